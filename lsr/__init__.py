@@ -1,0 +1,20 @@
+"""LSR adapters: fine-tuning through sums of Kronecker products, as a PEFT method.
+
+Importing this package registers the method `LSR` with PEFT, for `get_peft_model` and for loading saved adapters.
+
+Reference: Li & Sarwate 2025, "LSR-Adapt" (arXiv 2502.13568).
+"""
+
+from aenum import extend_enum
+from peft import PeftType
+from peft.utils import register_peft_method
+
+if "LSR" not in PeftType.__members__:  # PEFT's list of methods is closed: a plugin must add its member first
+    extend_enum(PeftType, "LSR", "LSR")
+
+from lsr.config import LsrConfig
+from lsr.model import LsrModel
+
+register_peft_method(name="lsr", config_cls=LsrConfig, model_cls=LsrModel, prefix="lsr_")
+
+__all__ = ["LsrConfig", "LsrModel"]

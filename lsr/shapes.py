@@ -1,0 +1,73 @@
+"""How a layer's widths split into Kronecker factor shapes.
+
+A width n (768, say) becomes `in_shape` (n1, ..., nD) with n <= n1 * ... * nD: the factors span a slightly wider matrix,
+of which the first n columns are used. So every width works, prime ones too.
+"""
+
+from functools import cache, lru_cache
+from math import prod
+
+MAX_PADDING = 0.02  # of the width: what a better split may waste
+
+
+@lru_cache(maxsize=256)
+def split_width(width: int, rank_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape (n1, ..., nD), n1 * ... * nD >= width, with the fewest stored numbers r1*n1 + ... + rD*nD.
+
+    The product exceeds the width by at most 2 %. Among equals the least padding wins, then the longest first factor:
+    the first factor is the one that starts at zero on the output side, the others are its frame.
+
+    Raises:
+        ValueError: if the width is not positive, or there are fewer than two factors.
+    """
+    if width < 1 or len(rank_shape) < 2:
+        raise ValueError(f"a split needs a width >= 1 and two factors or more, got {width} and {rank_shape}")
+    largest = width + int(MAX_PADDING * width)
+
+    @cache
+    def best(needed: int, allowed: int, position: int) -> tuple[int, int, tuple[int, ...]] | None:
+        """Least (cost, product, shape) of factors `position`... with needed <= product <= allowed."""
+        rank = rank_shape[position]
+        if position == len(rank_shape) - 1:
+            return rank * needed, needed, (needed,)
+        found = None
+        for size in range(allowed, 0, -1):
+            rest = (
+                best(-(-needed // size), allowed // size, position + 1)
+                if size * -(-needed // size) <= allowed
+                else None
+            )
+            if rest is None:
+                continue
+            candidate = (rank * size + rest[0], size * rest[1], (size, *rest[2]))
+            if found is None or candidate[:2] < found[:2]:
+                found = candidate
+        return found
+
+    shape = best(width, largest, 0)
+    assert shape is not None  # (width, 1, ..., 1) always fits
+    return shape[2]
+
+
+def count_parameters(
+    separation_rank: int,
+    rank_shape: tuple[int, ...],
+    in_shape: tuple[int, ...],
+    out_shape: tuple[int, ...],
+) -> int:
+    """Return s * sum_i r_i (n_i + m_i), the numbers that one adapted layer stores.
+
+    Reference: Li & Sarwate 2025 (arXiv 2502.13568): 3,584 for 768 x 768 as 32 * 24, ranks 2 * 2, s = 16.
+    """
+    return separation_rank * sum(
+        rank * (columns + rows) for rank, columns, rows in zip(rank_shape, in_shape, out_shape, strict=True)
+    )
+
+
+def max_separation_rank(rank_shape: tuple[int, ...], width_shape: tuple[int, ...]) -> int:
+    """Return the number of Kronecker terms that suffices for any matrix of this form: more would be redundant.
+
+    It is the product of all rearranged mode sizes r_i * n_i but the largest; for two factors min(r1 n1, r2 n2).
+    """
+    modes = [rank * width for rank, width in zip(rank_shape, width_shape, strict=True)]
+    return prod(modes) // max(modes)

@@ -1,0 +1,63 @@
+"""Every path that a stage reads or writes, once, and the writers: whole or not at all, the same bytes every time."""
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+TOKENS = Path("artifacts/tokens")
+INIT = Path("artifacts/init")
+ADAPTER = Path("artifacts/adapter")
+
+TOKENIZE_METRICS = Path("reports/tokenize/metrics.json")
+TOKENIZE_LENGTHS = Path("reports/tokenize/lengths.csv")
+FACTORIZE_METRICS = Path("reports/factorize/metrics.json")
+FACTORIZE_LAYERS = Path("reports/factorize/layers.csv")
+FACTORIZE_CURVE = Path("reports/factorize/separation.csv")
+FACTORIZE_PICTURE = Path("reports/factorize/separation.png")
+TRAIN_METRICS = Path("reports/train/metrics.json")
+TRAIN_CURVES = Path("reports/train/curves")
+EVALUATE_METRICS = Path("reports/evaluate/metrics.json")
+EVALUATE_PREDICTIONS = Path("reports/evaluate/predictions.csv")
+EVALUATE_PICTURE = Path("reports/evaluate/predictions.png")
+
+Value = str | int | float
+
+
+def tokens(split: str) -> Path:
+    """Return the Parquet file of a split: train, validation or test."""
+    return TOKENS / f"{split}.parquet"
+
+
+def write_metrics(path: Path, metrics: Mapping[str, Value]) -> None:
+    """Write flat JSON with sorted keys and floats of six digits, so that a diff shows real changes only."""
+    rounded = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in metrics.items()}
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(rounded, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Value]]) -> None:
+    """Write a table with a header line; floats have six digits."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in rows)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, for a file or a folder; it takes the place of `path` when all went well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        if path.is_dir():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        temporary.unlink(missing_ok=True)

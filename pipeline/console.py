@@ -1,0 +1,80 @@
+"""What a person sees: progress and one closing table a stage. Off a terminal, the same as plain lines."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+console = Console(highlight=False, markup=False, emoji=False)  # names such as [x] and :x: are shown as they are
+SECONDS_BETWEEN_LINES = 5.0
+Item = TypeVar("Item")
+Cell = str | int | float
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.1f} {task.fields['unit']}/s" if speed else "", style="progress.data.speed")
+
+
+@contextmanager
+def progress(description: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """Show a bar with rate and remaining time; yield a function that takes the number of units just done."""
+    if not console.is_terminal:
+        yield _plain_progress(description, total, unit)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(description, total=total, unit=unit)
+        yield lambda done: bar.advance(task, done)
+
+
+def _plain_progress(description: str, total: int, unit: str) -> Callable[[int], None]:
+    start = last = time.monotonic()
+    count = 0
+
+    def advance(done: int) -> None:
+        nonlocal count, last
+        count += done
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES:
+            last, rate = now, count / (now - start)
+            left = f"{(total - count) / rate:.0f} s left"
+            console.print(f"{description}: {count}/{total} {unit}, {rate:.1f} {unit}/s, {left}", soft_wrap=True)
+
+    return advance
+
+
+def track(items: Iterable[Item], description: str, total: int, unit: str) -> Iterator[Item]:
+    """Yield the items, one step of progress each."""
+    with progress(description, total, unit) as advance:
+        for item in items:
+            yield item
+            advance(1)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
+    """Print a table; numbers are right-aligned."""
+    cells = [[_shown(cell) for cell in row] for row in rows]
+    if not console.is_terminal:
+        console.print(f"{title}: {' | '.join(columns)}", soft_wrap=True)
+        for row in cells:
+            console.print(f"  {' | '.join(row)}", soft_wrap=True)
+        return
+    grid = Table(title=title, title_justify="left")
+    for position, column in enumerate(columns):
+        grid.add_column(column, justify="left" if position == 0 else "right")
+    for row in cells:
+        grid.add_row(*row)
+    console.print(grid)
+
+
+def _shown(cell: Cell) -> str:
+    if isinstance(cell, float):
+        return f"{cell:.4g}"
+    return f"{cell:,}" if isinstance(cell, int) else cell

@@ -1,0 +1,177 @@
+"""The pictures of the reports: PNG, the same bytes for the same numbers, in colours safe for colour-blind readers."""
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import takewhile
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps, style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
+
+from pipeline.artifacts import replacing
+
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+DOTS_PER_INCH = 150
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#595959"  # the first two from Okabe & Ito's colour-blind safe set
+CLASSES_WITH_NUMBERS = 12  # above this, numbers of 9 points no longer fit their cells
+LONGEST_LABEL = 30  # letters
+LINES_WITH_LEGEND = 12
+
+
+def confusion_matrix(
+    path: Path, actual: Sequence[int], predicted: Sequence[int], names: Sequence[str], title: str
+) -> None:
+    """Draw how often each class (a row) was taken for each (a column); the colour is the share of the row.
+
+    Up to 12 classes, each cell says count and share.
+
+    Raises:
+        ValueError: if a class number is not an index of `names`.
+    """
+    counts = _confusion_counts(actual, predicted, len(names))
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    with_numbers = len(names) <= CLASSES_WITH_NUMBERS
+    side = max(2.4, (0.62 if with_numbers else 0.24) * len(names))
+    with _picture(path, side + 2.4, side + 1.5) as figure:
+        axes = figure.subplots()
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        if with_numbers:
+            _write_cells(axes, counts, shares)
+        places = range(len(names))
+        labels = [name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL - 1]}…" for name in names]
+        upright = max(map(len, labels)) * 0.09 > side / len(names)
+        axes.set_xticks(places, labels, rotation=90 if upright else 0)
+        axes.set_yticks(places, labels)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set(xlabel="predicted class", ylabel="actual class")
+        figure.colorbar(
+            image, ax=axes, label="share of the actual class", format=PercentFormatter(1), shrink=0.8
+        ).outline.set_visible(False)
+        _entitle(figure, title)
+
+
+def scatter(
+    path: Path, actual: Sequence[float], predicted: Sequence[float], low: float, high: float, title: str
+) -> None:
+    """Draw predicted over actual numbers and the line where both agree; the axes span `low` to `high` or further."""
+    low, high = min(low, *actual, *predicted), max(high, *actual, *predicted)
+    margin = 0.03 * (high - low)
+    with _picture(path, 5.2, 5.2) as figure:
+        axes = figure.subplots()
+        axes.axline((low, low), slope=1, color=ORANGE, linewidth=1.5, label="predicted = actual")
+        alpha = float(np.clip(16 / np.sqrt(len(actual)), 0.06, 0.8))
+        axes.scatter(actual, predicted, s=16, color=BLUE, alpha=alpha, linewidths=0)
+        axes.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin), aspect="equal")
+        axes.set(xlabel="actual (unit of the label)", ylabel="predicted (unit of the label)")
+        axes.grid(color="#E5E5E5", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.legend(loc="upper left")
+        _entitle(figure, title)
+
+
+def separation_curves(path: Path, curves: Mapping[str, Sequence[float]], chosen: int, title: str) -> None:
+    """Draw each layer's relative error against separation rank 1, 2, ...; a line marks the `chosen` separation rank.
+
+    Layers are coloured from first to last. Up to 12 have a legend; more have a colour bar.
+    """
+    colours = _colours(len(curves))
+    width = max(1.0, 1.6 - 0.02 * len(curves))
+    with _picture(path, 7.2, 4.2) as figure:
+        axes = figure.subplots()
+        labels = _distinct_parts(list(curves))
+        for label, values, colour in zip(labels, curves.values(), colours, strict=True):
+            axes.plot(range(1, len(values) + 1), values, color=colour, linewidth=width, label=label)
+        _mark(axes, chosen)
+        axes.set(
+            xlabel="separation rank (number of Kronecker terms)", ylabel="relative error (ratio of Frobenius norms)"
+        )
+        longest = max(chosen, *(len(values) for values in curves.values()))
+        axes.set(xlim=(0.5, longest + 0.5), ylim=(0, None))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(color="#E5E5E5", linewidth=0.6)
+        if len(curves) <= LINES_WITH_LEGEND:
+            figure.legend(loc="outside right upper", title="layer", alignment="left")
+        else:
+            _layer_bar(figure, axes, len(curves))
+        _entitle(figure, title)
+
+
+def note(path: Path, text: str) -> None:
+    """Write a picture that holds one line, where there is nothing to draw."""
+    with _picture(path, 6.0, 1.0) as figure:
+        figure.text(0.5, 0.5, text, ha="center", va="center")
+
+
+@contextmanager
+def _picture(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """Yield a figure of so many inches; write it when all went well. A matplotlibrc of the user's has no say."""
+    with style.context(["default", STYLE]):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+        with replacing(path) as temporary:
+            # Without its name and version, the file is the same under the next matplotlib that draws the same.
+            figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+
+
+def _entitle(figure: Figure, title: str) -> None:
+    letters = int(figure.get_figwidth() * 11.5)  # of 11 points, as wide as the figure
+    figure.suptitle(textwrap.fill(title, letters), x=0.01, ha="left", fontsize=11)
+
+
+def _confusion_counts(actual: Sequence[int], predicted: Sequence[int], classes: int) -> NDArray[np.int64]:
+    pairs = np.array([actual, predicted], dtype=np.int64)
+    if pairs.size and not 0 <= pairs.min() <= pairs.max() < classes:
+        raise ValueError(f"class numbers must be in [0, {classes - 1}], got {pairs.min()} to {pairs.max()}")
+    counts = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(counts, tuple(pairs), 1)
+    return counts
+
+
+def _write_cells(axes: Axes, counts: NDArray[np.int64], shares: NDArray[np.float64]) -> None:
+    for (row, column), count in np.ndenumerate(counts):
+        share = shares[row, column]
+        axes.text(column, row, f"{count:,}\n{share:.0%}", ha="center", va="center", color="w" if share > 0.5 else "k")
+
+
+def _colours(number: int) -> NDArray[np.float64]:  # (number, 4)
+    return colormaps["viridis"](np.linspace(0, 0.9, number))  # its last tenth is too pale on white
+
+
+def _mark(axes: Axes, chosen: int) -> None:
+    axes.axvline(chosen, color=ORANGE, linewidth=1.5, linestyle="--")
+    axes.annotate(
+        f"chosen: {chosen}", (chosen, 1), xycoords=("data", "axes fraction"), xytext=(0, 2),
+        textcoords="offset points", ha="center", va="bottom", color=ORANGE,
+    )  # fmt: skip
+
+
+def _layer_bar(figure: Figure, axes: Axes, layers: int) -> None:
+    scale = ScalarMappable(Normalize(1, layers), ListedColormap(_colours(256)))
+    figure.colorbar(scale, ax=axes, label="layer, from first to last", ticks=MaxNLocator(integer=True))
+
+
+def _distinct_parts(names: Sequence[str]) -> list[str]:
+    """Leave out the dotted parts that all names share: `layer.0.attention.query` becomes `0.query`."""
+    parts = [name.split(".") for name in names]
+    if len(parts) == 1:
+        return [".".join(parts[0][-2:])]
+    if len({len(name) for name in parts}) > 1:
+        shared = len(list(takewhile(lambda words: len(set(words)) == 1, zip(*parts, strict=False))))
+        return [".".join(name[shared:]) for name in parts]
+    varying = [place for place, words in enumerate(zip(*parts, strict=True)) if len(set(words)) > 1]
+    return [".".join(name[place] for place in varying) for name in parts]

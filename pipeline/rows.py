@@ -1,0 +1,197 @@
+"""The schemas of the tables pipeline/datasets.yaml and pipeline/models.yaml: one row a data set, one a model."""
+
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+
+def _all_different(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError("names must differ from each other")
+    return names
+
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Pinned = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.+!_-]+$", description="name==version")]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Split = Literal["train", "validation", "test"]
+
+# The official scores of the tasks at hand. The first metric of a row is the one that selects the best checkpoint.
+ClassificationMetric = Literal["accuracy", "f1", "macro_f1", "matthews_correlation"]
+RegressionMetric = Literal["pearson", "spearman"]
+
+
+class Row(BaseModel):
+    """What all rows share: no unknown key, no change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class HubSource(Row):
+    """A repository on the Hugging Face hub, or a local folder of the same form, read by `datasets.load_dataset`."""
+
+    kind: Literal["hub"]
+    path: str
+    config: str | None = None
+    revision: str | None = Field(None, description="a commit, so that the row stands for the content")
+    splits: dict[Split, str] = Field(min_length=1, description="our split -> the repository's name for it")
+
+    @property
+    def provides(self) -> set[Split]:
+        """The splits that need no cutting."""
+        return set(self.splits)
+
+
+class FilesSource(Row):
+    """Files on disk, one a split; the ending (csv, tsv, jsonl, parquet) says how each is read."""
+
+    kind: Literal["files"]
+    files: dict[Split, str] = Field(min_length=1, description="paths from the root of the repository, or absolute")
+
+    @property
+    def provides(self) -> set[Split]:
+        """The splits that need no cutting."""
+        return set(self.files)
+
+
+class PackageSource(Row):
+    """One file inside a source distribution of the package index, pinned by version and sha256."""
+
+    kind: Literal["package"]
+    package: Pinned
+    sha256: Sha256
+    members: tuple[str, ...] = Field(min_length=1, description="path in the archive, then in the archive found there")
+    columns: tuple[str, ...] = Field(min_length=1, description="names of the tab-separated columns; there is no header")
+
+    @property
+    def provides(self) -> set[Split]:
+        """The splits that need no cutting: one file has no splits of its own, all of it is train."""
+        return {"train"}
+
+
+class Classes(Row):
+    """A label column that holds a class: its number, or its name."""
+
+    column: str
+    names: Annotated[tuple[str, ...], AfterValidator(_all_different)] = Field(
+        min_length=2, description="in the order of the class numbers"
+    )
+
+
+class Threshold(Row):
+    """Two classes cut from a number: above the threshold or not. Numbers too close to it are left out."""
+
+    column: str
+    names: Annotated[tuple[str, str], AfterValidator(_all_different)] = Field(description="not above, above")
+    above: float
+    margin: float = Field(0.0, ge=0, description="rows with |number - above| < margin are left out")
+
+
+class Number(Row):
+    """A number to predict: regression."""
+
+    column: str
+    low: float = Field(description="least possible value, for plots")
+    high: float = Field(description="greatest possible value, for plots")
+
+    @model_validator(mode="after")
+    def _low_is_below_high(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low must be below high, got {self.low:g} and {self.high:g}")
+        return self
+
+
+def _label_form(label: Any) -> str:
+    """A label has no `kind`: its keys tell. One form alone is checked, so that a mistake is reported once."""
+    if not isinstance(label, dict):
+        return type(label).__name__ if isinstance(label, Row) else "Classes"
+    return (
+        "Number" if {"low", "high"} & label.keys() else "Threshold" if {"above", "margin"} & label.keys() else "Classes"
+    )
+
+
+Label = Annotated[
+    Annotated[Classes, Tag("Classes")] | Annotated[Threshold, Tag("Threshold")] | Annotated[Number, Tag("Number")],
+    Discriminator(_label_form),
+]
+
+
+class DatasetRow(Row):
+    """One data set: where it comes from, which columns are text and label, how it is split and how it is scored."""
+
+    source: HubSource | FilesSource | PackageSource = Field(discriminator="kind")
+    text: Annotated[tuple[str, ...], AfterValidator(_all_different)] = Field(
+        min_length=1, max_length=2, description="one text column, or a pair"
+    )
+    label: Label
+    metrics: tuple[ClassificationMetric | RegressionMetric, ...] = Field(min_length=1)
+    cut: dict[Literal["validation", "test"], Share] = Field({}, description="splits to cut from train, as shares")
+    select_on: Literal["validation", "test"] = Field(
+        "validation",
+        description="test: choose the checkpoint on the scored split, as the usual GLUE scripts do; "
+        "then no validation is cut, and its rows stay in train",
+    )
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the label is a number rather than a class."""
+        return isinstance(self.label, Number)
+
+    @property
+    def num_labels(self) -> int:
+        """Outputs of the head: the number of classes, or 1."""
+        return 1 if isinstance(self.label, Number) else len(self.label.names)
+
+    @model_validator(mode="after")
+    def _splits_cover_the_three(self) -> Self:
+        have = self.source.provides
+        if "train" not in have:
+            raise ValueError("the source must provide train")
+        if both := have & set(self.cut):
+            raise ValueError(f"{', '.join(sorted(both))} is both in the source and cut from train; keep one")
+        needed = {"test"} if self.select_on == "test" else {"validation", "test"}
+        if missing := needed - have - set(self.cut):
+            raise ValueError(
+                f"nothing provides {', '.join(sorted(missing))}: name it in the source, or cut it from train"
+            )
+        if self.select_on == "test" and "validation" in have:
+            raise ValueError("select_on: test leaves no use for the validation split; remove it from the source")
+        if sum(self.cut.values()) >= 1:
+            raise ValueError(f"the cut shares must leave rows for train, got a sum of {sum(self.cut.values()):g}")
+        return self
+
+    @model_validator(mode="after")
+    def _metrics_fit_the_label(self) -> Self:
+        fitting = get_args(RegressionMetric if self.is_regression else ClassificationMetric)
+        if wrong := [metric for metric in self.metrics if metric not in fitting]:
+            raise ValueError(f"metrics {wrong} do not fit this label; allowed are {list(fitting)}")
+        if "f1" in self.metrics and self.num_labels != 2:
+            raise ValueError("f1 scores the second of two classes; use macro_f1 for more")
+        return self
+
+
+class HubModel(Row):
+    """A model repository on the Hugging Face hub, or a local folder of the same form, read by `from_pretrained`."""
+
+    kind: Literal["hub"]
+    path: str
+    revision: str | None = Field(None, description="a commit, so that the row stands for the content")
+
+
+class PackageModel(Row):
+    """A model folder that an installed package carries."""
+
+    kind: Literal["package"]
+    package: Pinned
+    folder: str = Field(description="the folder with config.json, from the package's root")
+    sha256: Sha256 = Field(description="of model.safetensors")
+    same_as: str = Field(description="the hub repository of the same weights: what a saved adapter names as its base")
+    revision: str | None = Field(None, description="the commit of that repository")
+
+
+class ModelRow(Row):
+    """One base model: where it comes from, which layers are adapted by default, and which module is its head."""
+
+    source: HubModel | PackageModel = Field(discriminator="kind")
+    target_modules: tuple[str, ...] = Field(min_length=1, description="name endings of the layers to adapt")
+    head: tuple[str, ...] = Field(min_length=1, description="freshly drawn modules: always trained and saved")

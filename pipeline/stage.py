@@ -1,0 +1,31 @@
+"""How a stage starts and how it fails: `if __name__ == "__main__": stage.run(main, View)`."""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from pipeline import params
+from pipeline.errors import UserError
+
+
+def run(main: Callable[[params.AnyView], None], view: type[params.AnyView]) -> None:
+    """Check params.yaml, run the stage, and turn a user's mistake into plain lines.
+
+    Raises:
+        SystemExit: with code 2 after a mistake in params, data or model, 130 after Ctrl-C.
+    """
+    module = sys.modules[main.__module__]
+    argparse.ArgumentParser(
+        prog=f"python -m {module.__spec__.name if module.__spec__ else module.__name__}",
+        description=module.__doc__,
+        epilog="It takes no arguments: all values are in params.yaml.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
+    try:
+        main(params.load(view))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped; nothing was half written", file=sys.stderr)
+        raise SystemExit(130) from None

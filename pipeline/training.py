@@ -1,0 +1,135 @@
+"""What transformers' Trainer needs from us: its arguments, the parameter groups, batches, scores and a progress bar."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from pyarrow import parquet
+from torch import nn
+from transformers import (
+    EvalPrediction,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from pipeline import artifacts, scores
+from pipeline.params import TrainView
+from pipeline.rows import DatasetRow
+
+LOGS_A_RUN = 100  # points of the loss curve
+INPUTS = ("input_ids", "token_type_ids", "length", "label")
+
+
+def load_tokens(split: str) -> Dataset:
+    """Return a tokenized split as the Trainer takes it, in memory: without the text, and without a copy in a cache."""
+    path = artifacts.tokens(split)
+    columns = [name for name in parquet.read_schema(path).names if name in INPUTS]
+    return Dataset(parquet.read_table(path, columns=columns))
+
+
+def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> TrainingArguments:
+    """Translate our train section into the Trainer's words; everything that could report elsewhere is off."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=view.train.epochs,
+        per_device_train_batch_size=max(1, view.train.batch_size // world),
+        per_device_eval_batch_size=4 * view.train.batch_size,
+        warmup_steps=round(view.train.warmup_share * view.train.epochs * steps_an_epoch),
+        lr_scheduler_type="linear",
+        train_sampling_strategy="group_by_length",
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
+        greater_is_better=True,
+        logging_steps=max(1, view.train.epochs * steps_an_epoch // LOGS_A_RUN),
+        seed=view.seed,
+        data_seed=view.seed,
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:
+    """Return AdamW with the adapter's and the head's own learning rates; biases and norms do not decay."""
+    head_rate = view.train.head_learning_rate
+    adapter_rate = getattr(view.section, "learning_rate", head_rate)
+    no_decay = {id(p) for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            in_head = any(part in view.base_model.head for part in name.split("."))
+            decays = "bias" not in name.rpartition("modules_to_save")[2] and id(parameter) not in no_decay
+            key = (head_rate if in_head else adapter_rate, view.train.weight_decay if decays else 0.0)
+            groups.setdefault(key, []).append(parameter)
+    return torch.optim.AdamW([{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()])
+
+
+def scorer(row: DatasetRow) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Return the Trainer's metrics function: the task's official ones, and the first of them as `score`."""
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        found = scores.score(
+            row.metrics, predicted(np.asarray(prediction.predictions), row), np.asarray(prediction.label_ids)
+        )
+        return {"score": found[row.metrics[0]], **found}
+
+    return compute
+
+
+def predicted(
+    logits: np.ndarray,  # (examples, labels)
+    row: DatasetRow,
+) -> np.ndarray:  # (examples,)
+    """Return class numbers, or the predicted numbers of a regression."""
+    return logits[:, 0] if row.is_regression else logits.argmax(axis=1)
+
+
+def checkpoint_folder(view: TrainView, inputs: Sequence[Path]) -> Path:
+    """Return a folder named by all that determines the result: a killed run goes on there, no other run finds it.
+
+    DVC deletes a stage's outs before it runs the stage, and runs experiments in temporary copies: so the folder is no
+    out and lies in the original repository.
+    """
+    digest = hashlib.sha256(json.dumps(view.model_dump(mode="json"), sort_keys=True).encode())
+    paths = sorted(path for root in inputs for path in (root, *root.rglob("*")) if path.suffix != ".pyc")
+    for path in paths:
+        if path.is_file():
+            digest.update(path.as_posix().encode() + path.read_bytes())
+    return Path(os.environ.get("DVC_ROOT", "."), ".checkpoints", digest.hexdigest()[:16])
+
+
+class Progress(TrainerCallback):
+    """Advances a progress bar by each optimizer step."""
+
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        self.advance = advance
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Count the steps of a resumed run that were done before."""
+        self.advance(state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Count one step."""
+        self.advance(1)
+
+
+def curves(history: Sequence[dict[str, float]]) -> dict[str, list[tuple[int, float]]]:
+    """Return the Trainer's log as one series a name: (optimizer step, value)."""
+    names = {"loss": "loss", "eval_loss": "validation_loss", "eval_score": "validation_score"}
+    return {
+        series: [(int(entry["step"]), float(entry[key])) for entry in history if key in entry]
+        for key, series in names.items()
+    }

@@ -1,0 +1,164 @@
+"""Turn the texts of a data set into tokens. Reads params.yaml and the rows of the data set and the model in pipeline/.
+
+Writes artifacts/tokens/{train,validation,test}.parquet, reports/tokenize/metrics.json and reports/tokenize/lengths.csv.
+Lengths in the reports are those of whole texts, before `max_length` cuts them: they say what another value would cost.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import artifacts, console, datasets, params, stage
+from pipeline.errors import UserError
+from pipeline.rows import DatasetRow, Number
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BATCH = 1000  # texts a call of the tokenizer
+BINS = 30
+CLASSES_SHOWN = 4
+
+
+class Tokens(NamedTuple):
+    """One split: what is stored, and how many tokens each whole text has."""
+
+    table: pa.Table
+    lengths: np.ndarray  # (rows,), before max_length cuts
+
+
+def tokenize(
+    texts: pd.DataFrame,
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int,
+    advance: Callable[[int], None] = lambda done: None,
+) -> Tokens:
+    """Return the tokens of each row of `texts` (text, perhaps text_pair, label), at most `max_length` each.
+
+    There is no padding and no attention mask: it would be all ones. Of a pair, the longer text is cut first.
+    """
+    names = [name for name in ("input_ids", "token_type_ids") if name in tokenizer.model_input_names]
+    columns: dict[str, list[list[int]]] = {name: [] for name in names}
+    lengths: list[int] = []
+    for start in range(0, len(texts), BATCH):
+        batch = texts.iloc[start : start + BATCH]
+        encoded, whole = _encode(batch, tokenizer, max_length)
+        for name in names:
+            columns[name] += encoded[name]
+        lengths += whole
+        advance(len(batch))
+    arrays = {name: pa.array(values, pa.list_(pa.int32())) for name, values in columns.items()}
+    arrays["length"] = pa.array([len(ids) for ids in columns["input_ids"]], pa.int32())
+    arrays["label"] = pa.array(texts["label"].to_numpy())
+    arrays |= {name: pa.array(texts[name].tolist(), pa.string()) for name in ("text", "text_pair") if name in texts}
+    return Tokens(pa.table(arrays), np.array(lengths))
+
+
+def _encode(
+    batch: pd.DataFrame, tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> tuple[dict[str, list[list[int]]], list[int]]:
+    """Tokens by column, and the length of each whole text. Only the few texts that are too long are encoded twice."""
+    pair = batch["text_pair"].tolist() if "text_pair" in batch else None
+    options = {"return_attention_mask": False, "verbose": False}  # not verbose: no warning about texts to be cut
+    encoded = dict(tokenizer(batch["text"].tolist(), pair, **options))
+    whole = [len(ids) for ids in encoded["input_ids"]]
+    for position in (position for position, length in enumerate(whole) if length > max_length):
+        texts = batch.iloc[position]
+        shorter = tokenizer(texts["text"], texts.get("text_pair"), truncation=True, max_length=max_length, **options)
+        for name, values in encoded.items():
+            values[position] = shorter[name]
+    return encoded, whole
+
+
+def summarize(split: str, tokens: Tokens, row: DatasetRow, max_length: int) -> dict[str, artifacts.Value]:
+    """Return the metrics of a split: rows, labels, lengths in tokens, and the share of texts that are cut."""
+    metrics: dict[str, artifacts.Value] = {"rows": len(tokens.lengths)}
+    labels = tokens.table["label"].to_numpy()
+    if isinstance(row.label, Number):
+        metrics |= {"label_mean": float(labels.mean()), "label_std": float(labels.std())}
+    else:
+        shares = np.bincount(labels, minlength=row.num_labels) / len(labels)
+        metrics |= {f"share_{name}": float(share) for name, share in zip(row.label.names, shares, strict=True)}
+    for percent in (50, 95, 99):  # "higher": a length that occurs, not one between two
+        metrics[f"tokens_p{percent}"] = int(np.percentile(tokens.lengths, percent, method="higher"))
+    metrics["tokens_max"] = int(tokens.lengths.max())
+    metrics["truncated_share"] = float((tokens.lengths > max_length).mean())
+    return {f"{split}_{name}": value for name, value in metrics.items()}
+
+
+def histogram(lengths: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield the lower edge (tokens) of each bin and its number of texts; bins are equally wide and begin at 0."""
+    width = -(-(int(lengths.max()) + 1) // BINS)
+    for number, rows in enumerate(np.bincount(lengths // width)):
+        yield number * width, int(rows)
+
+
+def check_max_length(tokenizer: "PreTrainedTokenizerBase", max_length: int) -> None:
+    """Refuse texts that are longer than the model takes.
+
+    Raises:
+        UserError: if `max_length` is above the model's limit; a tokenizer without a limit says 1e30.
+    """
+    if max_length > tokenizer.model_max_length:
+        raise UserError(
+            f"{params.PARAMS}: tokenize.max_length: the model takes at most {tokenizer.model_max_length} tokens, "
+            f"got {max_length}"
+        )
+
+
+def main(view: params.TokenizeView) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said aloud, so that no later fork warns about it
+    max_length = view.tokenize.max_length
+    splits, dropped = datasets.load(view.dataset, view.data)
+    from pipeline import models  # seconds of import: after all that can be refused without it
+
+    tokenizer = models.load_tokenizer(view.base_model)
+    check_max_length(tokenizer, max_length)
+    with console.progress("tokenize", sum(len(texts) for texts in splits.values()), "texts") as advance:
+        tokens = {split: tokenize(texts, tokenizer, max_length, advance) for split, texts in splits.items()}
+    metrics: dict[str, artifacts.Value] = {f"rows_dropped_{reason}": count for reason, count in dropped.items()}
+    for split, its_tokens in tokens.items():
+        metrics |= summarize(split, its_tokens, view.dataset, max_length)
+    with artifacts.replacing(artifacts.TOKENS) as folder:
+        folder.mkdir()
+        for split, its_tokens in tokens.items():
+            pq.write_table(its_tokens.table, folder / artifacts.tokens(split).name, compression="zstd")
+    artifacts.write_csv(artifacts.TOKENIZE_LENGTHS, ("length", "rows"), histogram(tokens["train"].lengths))
+    artifacts.write_metrics(artifacts.TOKENIZE_METRICS, metrics)
+    _report(view, metrics)
+
+
+def _report(view: params.TokenizeView, metrics: Mapping[str, artifacts.Value]) -> None:
+    columns = ("split", "rows", "labels", "p50", "p95", "truncated")
+    rows = [
+        (
+            split,
+            metrics[f"{split}_rows"],
+            _shown_labels(split, view.dataset, metrics),
+            metrics[f"{split}_tokens_p50"],
+            metrics[f"{split}_tokens_p95"],
+            f"{metrics[f'{split}_truncated_share']:.1%}",
+        )
+        for split in datasets.SPLITS
+    ]
+    console.table(f"{view.data}: tokens of whole texts, cut at {view.tokenize.max_length}", columns, rows)
+    reasons = ", ".join(f"{metrics[f'rows_dropped_{reason}']} {reason}" for reason in datasets.DROPPED)
+    console.console.print(f"rows left out: {reasons.replace('_', ' ')}", soft_wrap=True)
+
+
+def _shown_labels(split: str, row: DatasetRow, metrics: Mapping[str, artifacts.Value]) -> str:
+    if isinstance(row.label, Number):
+        return f"mean {metrics[f'{split}_label_mean']:.3g}"
+    shares = [metrics[f"{split}_share_{name}"] for name in row.label.names]
+    if len(shares) > CLASSES_SHOWN:
+        return f"{len(shares)} classes, {min(shares):.1%} to {max(shares):.1%}"
+    return ", ".join(f"{name} {share:.0%}" for name, share in zip(row.label.names, shares, strict=True))
+
+
+if __name__ == "__main__":
+    stage.run(main, params.TokenizeView)

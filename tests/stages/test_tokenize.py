@@ -1,0 +1,227 @@
+"""Texts become tokens: the numbers of the tokenizer, the files, the report, and the same bytes twice."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from pipeline import artifacts, params
+from pipeline.errors import UserError
+from pipeline.rows import DatasetRow, ModelRow
+from stages import tokenize as stage
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "very"]
+
+
+def save_tokenizer(folder, **settings):
+    """A tokenizer of a few whole words, with BERT's special tokens."""
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    settings.setdefault("model_input_names", ["input_ids", "token_type_ids", "attention_mask"])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **settings).save_pretrained(folder)
+    # As in every model folder: AutoTokenizer asks it which tokenizer there is.
+    (Path(folder) / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    return str(folder)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_tokenizer(tmp_path / "model", model_max_length=32)
+
+
+@pytest.fixture
+def tokenizer(folder):
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def texts(*rows):
+    return pd.DataFrame(rows, columns=["text", "text_pair", "label"] if len(rows[0]) == 3 else ["text", "label"])
+
+
+# The function
+
+
+def test_tokens_are_those_of_the_tokenizer(tokenizer):
+    table, lengths = stage.tokenize(texts(("good film", 1), ("bad", 0)), tokenizer, 8)
+    assert table.to_pydict() == {
+        "input_ids": [[2, 4, 6, 3], [2, 5, 3]],
+        "token_type_ids": [[0, 0, 0, 0], [0, 0, 0]],
+        "length": [4, 3],
+        "label": [1, 0],
+        "text": ["good film", "bad"],
+    }
+    assert lengths.tolist() == [4, 3]
+
+
+def test_of_a_pair_both_texts_are_encoded_and_marked(tokenizer):
+    table, _ = stage.tokenize(texts(("good", "bad film", 1)), tokenizer, 8)
+    assert table["input_ids"].to_pylist() == [[2, 4, 3, 5, 6, 3]]
+    assert table["token_type_ids"].to_pylist() == [[0, 0, 0, 1, 1, 1]]
+    assert table["text_pair"].to_pylist() == ["bad film"]
+
+
+def test_a_long_text_is_cut_and_its_whole_length_is_known(tokenizer):
+    table, lengths = stage.tokenize(texts(("very " * 50, 1), ("good", 0)), tokenizer, 8)
+    assert table["input_ids"].to_pylist() == [[2, *[7] * 6, 3], [2, 4, 3]]
+    assert table["length"].to_pylist() == [8, 3]
+    assert lengths.tolist() == [52, 3]
+
+
+def test_a_pair_is_cut_as_the_tokenizer_cuts_it(tokenizer):
+    pair = ("good " * 20, "bad " * 3)
+    table, lengths = stage.tokenize(texts((*pair, 1)), tokenizer, 12)
+    assert table["input_ids"].to_pylist() == [tokenizer(*pair, truncation=True, max_length=12)["input_ids"]]
+    assert table["length"].to_pylist() == [12]
+    assert lengths.tolist() == [26]
+
+
+def test_a_model_without_token_types_gets_none(tmp_path):
+    folder = save_tokenizer(tmp_path / "model", model_input_names=["input_ids", "attention_mask"])
+    table, _ = stage.tokenize(texts(("good", 1)), AutoTokenizer.from_pretrained(folder), 8)
+    assert table.column_names == ["input_ids", "length", "label", "text"]
+
+
+def test_batches_change_nothing(tokenizer, monkeypatch):
+    rows = texts(*((f"{'very ' * (number % 12)}good", number % 2) for number in range(25)))
+    whole, _ = stage.tokenize(rows, tokenizer, 8)
+    monkeypatch.setattr(stage, "BATCH", 4)
+    done = []
+    batched, _ = stage.tokenize(rows, tokenizer, 8, done.append)
+    assert batched.equals(whole)
+    assert done == [4, 4, 4, 4, 4, 4, 1]
+
+
+def test_a_number_to_predict_stays_a_float(tokenizer):
+    table, _ = stage.tokenize(texts(("good", 1.5)), tokenizer, 8)
+    assert table["label"].to_pylist() == [1.5]
+
+
+@pytest.mark.parametrize("longest", [1, 29, 30, 31, 128, 1000])
+def test_the_histogram_holds_every_length_in_at_most_thirty_equal_bins(longest):
+    lengths = np.arange(1, longest + 1)
+    edges, rows = zip(*stage.histogram(lengths), strict=True)
+    width = edges[1] if len(edges) > 1 else longest + 1
+    assert edges == tuple(range(0, len(edges) * width, width))
+    assert len(edges) <= stage.BINS
+    assert rows == tuple(int(((lengths >= edge) & (lengths < edge + width)).sum()) for edge in edges)
+    assert sum(rows) == longest
+
+
+# The stage
+
+
+@pytest.fixture
+def view(tmp_path, folder, monkeypatch):
+    """A function from max_length and label to what the stage sees, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    rows = {
+        "train": [("good film", 1), ("bad film", 0), ("very good", 1), ("very " * 20, 1), ("Good  film", 1), ("", 0)],
+        "validation": [("good", 1)],
+        "test": [("bad", 0), ("very bad", 0)],
+    }
+    for split, lines in rows.items():
+        pd.DataFrame(lines, columns=["sentence", "label"]).to_csv(f"{split}.csv", index=False)
+
+    def build(max_length=8, label=None, metrics=("accuracy",)):
+        source = {"kind": "files", "files": {split: f"{split}.csv" for split in rows}}
+        label = label or {"column": "label", "names": ["negative", "positive"]}
+        return params.TokenizeView.model_construct(
+            data="mine",
+            model="tiny",
+            tokenize=params.TokenizeParams(max_length=max_length),
+            dataset=DatasetRow(source=source, text=["sentence"], label=label, metrics=metrics),
+            base_model=ModelRow.model_validate(
+                {"source": {"kind": "hub", "path": folder}, "target_modules": ["query"], "head": ["classifier"]}
+            ),
+        )
+
+    return build
+
+
+def test_the_stage_writes_a_file_a_split(view):
+    stage.main(view())
+    assert sorted(path.name for path in artifacts.TOKENS.iterdir()) == [
+        "test.parquet",
+        "train.parquet",
+        "validation.parquet",
+    ]
+    test = pq.read_table(artifacts.tokens("test")).to_pydict()
+    assert test["input_ids"] == [[2, 5, 3], [2, 7, 5, 3]]
+    assert test["text"] == ["bad", "very bad"]
+
+
+def test_the_report_counts_rows_lengths_and_what_was_left_out(view):
+    stage.main(view())
+    metrics = json.loads(artifacts.TOKENIZE_METRICS.read_text())
+    assert {name: value for name, value in metrics.items() if name.startswith(("train", "rows"))} == {
+        "train_rows": 4,
+        "train_share_negative": 0.25,
+        "train_share_positive": 0.75,
+        "train_tokens_p50": 4,
+        "train_tokens_p95": 22,
+        "train_tokens_p99": 22,
+        "train_tokens_max": 22,
+        "train_truncated_share": 0.25,
+        "rows_dropped_duplicate": 1,
+        "rows_dropped_missing": 1,
+        "rows_dropped_within_margin": 0,
+    }
+    assert artifacts.TOKENIZE_LENGTHS.read_text().splitlines()[:6] == ["length,rows", "0,0", "1,0", "2,0", "3,0", "4,3"]
+
+
+def test_the_report_of_a_regression_has_mean_and_deviation(view):
+    stage.main(view(label={"column": "label", "low": 0, "high": 1}, metrics=("pearson",)))
+    metrics = json.loads(artifacts.TOKENIZE_METRICS.read_text())
+    assert metrics["train_label_mean"] == 0.75
+    assert metrics["train_label_std"] == pytest.approx(0.433013)
+    assert "train_share_negative" not in metrics
+
+
+def test_the_closing_table_shows_every_split(view, capfd):
+    stage.main(view())
+    out, err = capfd.readouterr()
+    assert out.splitlines() == [
+        "mine: tokens of whole texts, cut at 8: split | rows | labels | p50 | p95 | truncated",
+        "  train | 4 | negative 25%, positive 75% | 4 | 22 | 25.0%",
+        "  validation | 1 | negative 0%, positive 100% | 3 | 3 | 0.0%",
+        "  test | 2 | negative 100%, positive 0% | 4 | 4 | 0.0%",
+        "rows left out: 1 missing, 0 within margin, 1 duplicate",
+    ]
+    assert err == ""
+
+
+def test_two_runs_write_the_same_bytes(view):
+    def written():
+        stage.main(view())
+        return {path: path.read_bytes() for path in Path().glob("[ar]*/**/*") if path.is_file()}
+
+    first = written()
+    assert len(first) == 5
+    assert written() == first
+
+
+def test_a_length_beyond_the_model_is_refused_with_the_limit(view):
+    with pytest.raises(UserError, match=r"tokenize.max_length: the model takes at most 32 tokens, got 33"):
+        stage.main(view(max_length=33))
+
+
+def test_a_tokenizer_without_a_limit_takes_any_length(tmp_path):
+    stage.check_max_length(AutoTokenizer.from_pretrained(save_tokenizer(tmp_path / "model")), 8192)
+
+
+def test_a_refused_run_leaves_the_tokens_of_the_last_one(view):
+    stage.main(view())
+    before = artifacts.tokens("train").read_bytes()
+    Path("test.csv").write_text("sentence,label\ngood,perhaps\n")
+    with pytest.raises(UserError, match="label 'perhaps' is no class"):
+        stage.main(view())
+    assert artifacts.tokens("train").read_bytes() == before
