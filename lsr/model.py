@@ -10,7 +10,7 @@ import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, ModulesToSaveWrapper
-from peft.utils.other import get_pattern_key
+from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
 from torch import nn
 
 from lsr.config import PATTERNS, LsrConfig
@@ -70,8 +70,12 @@ class LsrModel(BaseTuner):
         _check_names(config, names)
         # PEFT fills in default and all-linear targets later; a wrong pattern should leave the model as it was.
         config = cast("LsrConfig", self._prepare_adapter_config(config, self.get_model_config(model)))
+        is_open = config.target_modules == "all-linear"
         config = cast("LsrConfig", _maybe_include_all_linear_layers(config, model))
-        _check_patterns(config, [name for name in names if self._check_target_module_exists(config, name)])
+        adapted = [name for name in names if self._check_target_module_exists(config, name)]
+        if is_open:  # PEFT lists excluded layers and parts of wrapped heads too, which a fresh model may not have
+            config.target_modules = sorted(adapted)
+        _check_patterns(config, adapted)
         super().inject_adapter(
             model,
             adapter_name,
@@ -114,6 +118,17 @@ class LsrModel(BaseTuner):
         if isinstance(parent, nn.TransformerEncoderLayer):
             # Its fast path in evaluation reads the base weights, past the adapters; zero keeps it from being taken.
             parent.activation_relu_or_gelu = 0
+
+    @classmethod
+    def _get_learnable_bias_state_dict(
+        cls, model: nn.Module, state_dict: dict[str, torch.Tensor], config: PeftConfig
+    ) -> dict[str, torch.Tensor]:
+        # With bias="all" PEFT would also write the biases of a replaced head, and those of the new head a second time.
+        wrapped = tuple(
+            f"{name}." for name, module in model.named_modules() if isinstance(module, AuxiliaryTrainingWrapper)
+        )
+        biases = super()._get_learnable_bias_state_dict(model, state_dict, config)
+        return {name: value for name, value in biases.items() if not name.startswith(wrapped)}
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT's version reads the weight of the child, which a head of several layers (RoBERTa's) does not have.

@@ -14,6 +14,7 @@ from peft import PeftModel
 from pyarrow import parquet
 from torch import nn
 from transformers import (
+    DataCollatorWithPadding,
     EvalPrediction,
     TrainerCallback,
     TrainerControl,
@@ -22,18 +23,31 @@ from transformers import (
 )
 
 from pipeline import artifacts, scores
+from pipeline.errors import UserError
+from pipeline.models import load_tokenizer
 from pipeline.params import TrainView
-from pipeline.rows import DatasetRow
+from pipeline.rows import DatasetRow, ModelRow
 
 LOGS_A_RUN = 100  # points of the loss curve
 INPUTS = ("input_ids", "token_type_ids", "length", "label")
 
 
 def load_tokens(split: str) -> Dataset:
-    """Return a tokenized split as the Trainer takes it, in memory: without the text, and without a copy in a cache."""
+    """Return a tokenized split as the Trainer takes it, in memory: without the text, and without a copy in a cache.
+
+    Raises:
+        UserError: if the split has not been tokenized.
+    """
     path = artifacts.tokens(split)
+    if not path.is_file():
+        raise UserError(f"{path}: not found; run python -m stages.tokenize before, or dvc repro")
     columns = [name for name in parquet.read_schema(path).names if name in INPUTS]
     return Dataset(parquet.read_table(path, columns=columns))
+
+
+def collator(row: ModelRow) -> DataCollatorWithPadding:
+    """Return what makes a batch of examples: padded to its longest one, with a mask."""
+    return DataCollatorWithPadding(load_tokenizer(row))
 
 
 def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> TrainingArguments:

@@ -12,7 +12,6 @@ from peft import PeftModel
 from pyarrow import parquet
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DataCollatorWithPadding
 
 from pipeline import adapters, artifacts, console, inference, models, params, plots, scores, stage, training
 from pipeline.rows import DatasetRow, Number
@@ -53,7 +52,7 @@ def evaluate(outcome: Outcome, dataset: DatasetRow, resamples: int) -> dict[str,
 def outcome_of(model: PeftModel, view: params.EvaluateView) -> Outcome:
     """Run the model over the test split, once with the adapter beside its base and once merged into it."""
     tokens = training.load_tokens("test")
-    collate = DataCollatorWithPadding(models.load_tokenizer(view.base_model))
+    collate = training.collator(view.base_model)
     with console.progress("evaluate", 2 * len(tokens), "examples") as advance:
         beside = inference.logits(model, tokens, collate, view.evaluate.batch_size, advance)
         model.merge_adapter()

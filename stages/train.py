@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from peft import PeftModel
-from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, set_seed
+from transformers import PrinterCallback, Trainer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from pipeline import adapters, artifacts, console, models, params, stage, training
@@ -36,7 +36,7 @@ def main(view: params.TrainView) -> None:
         args=training.training_arguments(view, steps_an_epoch, checkpoints),
         train_dataset=split["train"],
         eval_dataset=split["validation"],
-        data_collator=DataCollatorWithPadding(models.load_tokenizer(view.base_model)),
+        data_collator=training.collator(view.base_model),
         compute_metrics=training.scorer(view.dataset),
         optimizers=(training.optimizer(model, view), None),
     )

@@ -6,6 +6,7 @@ from torch.testing import assert_close
 
 from lsr import LsrConfig
 from lsr.model import adapted_layers
+from tests.tiny_models import logits, tiny
 
 CONFIGS = {
     "two factors": {"rank_shape": (2, 2)},
@@ -67,3 +68,10 @@ def test_a_padded_width_compiles_too():
     assert layer.out_shape["default"] == (9, 6)
     x = torch.randn(5, 12)
     assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x))
+
+
+def test_a_whole_adapted_transformer_is_one_graph():
+    model = get_peft_model(
+        tiny("bert"), LsrConfig(task_type="SEQ_CLS", separation_rank=2, init_weights=False, seed=0)
+    ).eval()
+    assert_close(logits(torch.compile(model, backend="eager", fullgraph=True)), logits(model))

@@ -1,4 +1,5 @@
 from functools import reduce
+from itertools import pairwise
 from math import prod
 
 import numpy as np
@@ -72,9 +73,7 @@ def test_factors_that_do_not_pair_up_are_refused_with_their_shapes(shapes):
 @given(factor_lists(most=4))
 def test_the_rearranged_kronecker_product_is_the_outer_product_of_its_factors(factors):
     single = [factor[0] for factor in factors]
-    rearranged = rearrange(
-        reduce(torch.kron, single), tuple(len(f) for f in single), tuple(f.shape[1] for f in single)
-    )
+    rearranged = rearrange(reduce(torch.kron, single), tuple(len(f) for f in single), tuple(f.shape[1] for f in single))
     outer = reduce(lambda left, right: torch.tensordot(left, right, 0), [factor.flatten() for factor in single])
     assert_close(rearranged, outer)
 
@@ -123,7 +122,7 @@ def test_the_error_falls_with_every_further_term_and_ends_at_zero(shapes, seed):
     rows, columns, limit = shapes
     matrix = matrix_of(rows, columns, seed=seed)
     errors = [relative_error(matrix, nearest_kron_sum(matrix, rows, columns, rank)) for rank in range(1, limit + 1)]
-    assert all(after < before + 1e-12 for before, after in zip(errors, errors[1:], strict=False))
+    assert all(after < before + 1e-12 for before, after in pairwise(errors))
     assert errors[-1] < 1e-12
 
 

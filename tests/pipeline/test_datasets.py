@@ -117,6 +117,13 @@ def test_the_first_of_two_equal_texts_in_train_stays(make):
     assert loaded.dropped == {"missing": 0, "within_margin": 0, "duplicate": 2}
 
 
+@pytest.mark.parametrize(
+    "other", ["hello  world", "HELLO WORLD", "\u210cello world", "hello\u3000world ", "hel\u2113o world"]
+)
+def test_texts_are_the_same_whatever_their_case_spacing_and_typography(other):
+    assert datasets.fold(other) == datasets.fold("Hello world") == "hello world"
+
+
 def test_a_text_of_another_split_of_the_source_leaves_train(make):
     row = make(train=sentences(20), validation=[("Sentence number 3", 0)], test=[("SENTENCE NUMBER 4", 0)])
     loaded = datasets.load(row, "mine")
@@ -132,13 +139,14 @@ def test_a_cut_split_never_shares_a_sentence_with_train(make):
 
 
 def test_pairs_are_equal_only_if_both_texts_are(make):
-    pairs = [("a", "b", 0), ("a", "c", 1), ("b", "a", 0), ("A", "B", 1), ("a b", "", 0), ("a", "b c", 1)]
+    pairs = [("a", "b", 0), ("a", "c", 1), ("b", "a", 0), ("A", "B", 1), ("a b", "c", 0), ("a", "b c", 1), ("x", "", 0)]
     row = make(text=("one", "two"), train=pairs, validation=[("v", "v", 0)], test=[("t", "t", 0), ("a", "c", 0)])
     loaded = datasets.load(row, "mine")
     assert list(loaded.splits["train"].columns) == ["text", "text_pair", "label"]
     assert set(zip(loaded.splits["train"]["text"], loaded.splits["train"]["text_pair"], strict=True)) == {
         ("a", "b"),
         ("b", "a"),
+        ("a b", "c"),
         ("a", "b c"),
     }
     assert loaded.dropped == {"missing": 1, "within_margin": 0, "duplicate": 2}

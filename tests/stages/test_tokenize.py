@@ -76,6 +76,18 @@ def test_a_long_text_is_cut_and_its_whole_length_is_known(tokenizer):
     assert lengths.tolist() == [52, 3]
 
 
+def test_only_texts_that_are_longer_than_the_limit_are_cut(tokenizer):
+    table, lengths = stage.tokenize(texts(("very " * 6, 1), ("very " * 7, 0)), tokenizer, 8)
+    assert table["length"].to_pylist() == [8, 8]
+    row = DatasetRow(
+        source={"kind": "files", "files": dict.fromkeys(("train", "validation", "test"), "x.csv")},
+        text=["text"],
+        label={"column": "label", "names": ["bad", "good"]},
+        metrics=["accuracy"],
+    )
+    assert stage.summarize("train", stage.Tokens(table, lengths), row, 8)["train_truncated_share"] == 0.5
+
+
 def test_a_pair_is_cut_as_the_tokenizer_cuts_it(tokenizer):
     pair = ("good " * 20, "bad " * 3)
     table, lengths = stage.tokenize(texts((*pair, 1)), tokenizer, 12)

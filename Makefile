@@ -1,0 +1,36 @@
+# Each target sets up what it needs: a virtual environment in .venv, installed once per change of the pinned versions.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Stages and DVC find `python` and `dvc` on the PATH.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: repro test check clean
+
+## repro: fine-tune the default model on the default data: tokenize, factorize-init, train, evaluate
+repro: $(READY)
+	dvc repro
+	@dvc metrics show --md reports/evaluate/metrics.json
+
+## test: the whole test suite
+test: $(READY)
+	pytest
+
+## check: the test suite, and what keeps the code in shape: ruff, mypy, import-linter
+check: $(READY)
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+	pytest
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	pip install --quiet --constraint constraints.txt --editable '.[pipeline,demo,dev]'
+	@touch $@
+
+## clean: remove the environment and what is not tracked by Git; DVC's cache stays
+clean:
+	rm -rf $(VENV) .checkpoints *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,293 @@
+"""The stages after one another on a tiny RoBERTa and a GLUE-shaped folder, in this process, for each adapter."""
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import EvalPrediction
+
+from pipeline import adapters, artifacts, inference, models, params, training
+from pipeline.errors import UserError
+from stages import evaluate, factorize_init, tokenize, train
+from tests import workspace
+
+ADAPTERS = ("lsr", "lora", "full", "head")
+
+
+@pytest.fixture
+def at(tmp_path, monkeypatch):
+    """A function that makes the workspace, with changes to params.yaml, and goes there."""
+
+    def make(**changes):
+        workspace.make(tmp_path, **changes)
+        monkeypatch.chdir(tmp_path)
+        return tmp_path
+
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    return make
+
+
+def run(*stages):
+    for stage, view in stages:
+        stage.main(params.load(view))
+
+
+TOKENIZE = (tokenize, params.TokenizeView)
+FACTORIZE = (factorize_init, params.FactorizeInitView)
+TRAIN = (train, params.TrainView)
+EVALUATE = (evaluate, params.EvaluateView)
+
+
+def report(path):
+    return json.loads(path.read_text())
+
+
+def digests(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(folder).rglob("*.*"))}
+
+
+def base_model(view):
+    torch.manual_seed(view.seed)
+    return models.load_base_model(view.base_model, view.dataset)
+
+
+def logits(model):
+    torch.manual_seed(0)
+    ids = torch.randint(5, 50, (3, 9))
+    with torch.no_grad():
+        return model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_an_untrained_adapter_leaves_the_base_model_as_it_was(at, adapter):
+    at(adapter=adapter)
+    run(FACTORIZE)
+    view = params.load(params.TrainView)
+    model = adapters.load_adapter(base_model(view), artifacts.INIT, trainable=False)
+    assert torch.equal(logits(model), logits(base_model(view)))
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_a_run_scores_the_adapter_that_it_trained(at, adapter):
+    at(adapter=adapter)
+    run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
+    scores, trained = report(artifacts.EVALUATE_METRICS), report(artifacts.TRAIN_METRICS)
+    assert scores["score"] == scores["accuracy"] == pytest.approx(1.0, abs=0.5)
+    assert scores["accuracy_low"] <= scores["accuracy"] <= scores["accuracy_high"]
+    assert scores["merge_difference"] < 1e-5
+    assert scores["adapter_bytes"] == (artifacts.ADAPTER / adapters.WEIGHTS).stat().st_size
+    for count in ("adapter_parameters", "head_parameters", "base_parameters"):
+        assert scores[count] == trained[count] == report(artifacts.FACTORIZE_METRICS)[count]
+    rows = list(csv.DictReader(artifacts.EVALUATE_PREDICTIONS.open(newline="")))
+    assert len(rows) == scores["examples"] == 40
+    right = np.mean([row["actual"] == row["predicted"] for row in rows])
+    assert right == pytest.approx(scores["accuracy"])
+    assert rows[0]["text"].startswith("the ")
+    assert artifacts.EVALUATE_PICTURE.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_exactly_the_adapter_and_the_head_move(at, adapter):
+    at(adapter=adapter)
+    run(TOKENIZE, FACTORIZE, TRAIN)
+    before, after = (load_file(folder / adapters.WEIGHTS) for folder in (artifacts.INIT, artifacts.ADAPTER))
+    assert before.keys() == after.keys()
+    # The Trainer gives RoBERTa one kind of text only and pads with position 1: those rows get no gradient.
+    assert {name for name in before if torch.equal(before[name], after[name])} == set()
+    view = params.load(params.TrainView)
+    model = PeftModel.from_pretrained(base_model(view), artifacts.ADAPTER)
+    with model.disable_adapter():
+        assert torch.equal(logits(model), logits(base_model(view)))
+    assert not torch.equal(logits(model), logits(base_model(view)))
+
+
+def test_parameters_are_counted_apart(at):
+    at(adapter="lsr")
+    run(FACTORIZE)
+    counts = report(artifacts.FACTORIZE_METRICS)
+    # 24 = 6 * 4: s * (2*6 + 2*4) * 2 sides * 4 layers; the head has a dense layer and two outputs.
+    assert counts["adapter_parameters"] == 2 * (2 * 6 + 2 * 4) * 2 * 4
+    assert counts["head_parameters"] == 24 * 24 + 24 + 24 * 2 + 2
+    stored = load_file(artifacts.INIT / adapters.WEIGHTS)
+    assert sum(map(torch.numel, stored.values())) == counts["adapter_parameters"] + counts["head_parameters"]
+
+
+def test_the_best_epoch_is_what_is_written(at):
+    at(train={"epochs": 3}, lsr={"learning_rate": 0.05})
+    run(TOKENIZE, FACTORIZE, TRAIN)
+    view = params.load(params.TrainView)
+    model = adapters.load_adapter(base_model(view), artifacts.ADAPTER, trainable=False)
+    split = training.load_tokens("validation")
+    outputs = inference.logits(model, split, training.collator(view.base_model), 16, lambda done: None)
+    labels = np.array(split["label"])
+    found = training.scorer(view.dataset)(EvalPrediction(outputs.numpy(), labels))["score"]
+    assert found == pytest.approx(report(artifacts.TRAIN_METRICS)["best_score"], abs=1e-6)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_two_runs_write_the_same_bytes(at, adapter):
+    at(adapter=adapter)
+    run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
+    first = digests("artifacts") | digests("reports")
+    run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
+    assert digests("artifacts") | digests("reports") == first
+
+
+class KilledError(Exception):
+    pass
+
+
+def kill_in_the_second_epoch(self, args, state, control, **_):
+    if state.epoch > 1.3:
+        raise KilledError
+
+
+def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(at, monkeypatch):
+    at(train={"epochs": 3}, lsr={"dropout": 0.1})
+    run(TOKENIZE, FACTORIZE, TRAIN)
+    undisturbed = digests("artifacts/adapter") | digests("reports/train")
+    assert not list(Path(".checkpoints").iterdir())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Progress, "on_step_end", kill_in_the_second_epoch)
+        with pytest.raises(KilledError):
+            run(TRAIN)
+    assert len(list(Path(".checkpoints").iterdir())) == 1
+    steps = []
+    monkeypatch.setattr(
+        training.Progress, "on_step_end", lambda self, args, state, *_, **__: steps.append(state.global_step)
+    )
+    run(TRAIN)
+    assert digests("artifacts/adapter") | digests("reports/train") == undisturbed
+    assert steps[0] > 1
+    assert not list(Path(".checkpoints").iterdir())
+
+
+def test_a_checkpoint_of_other_params_is_not_taken_up(at):
+    at()
+    run(TOKENIZE, FACTORIZE)
+    view = params.load(params.TrainView)
+    here = training.checkpoint_folder(view, train.INPUTS)
+    changed = view.model_copy(update={"seed": 1})
+    assert training.checkpoint_folder(changed, train.INPUTS) != here
+    artifacts.INIT.joinpath("adapter_config.json").write_text("{}")
+    assert training.checkpoint_folder(view, train.INPUTS) != here
+
+
+def test_the_head_has_its_own_learning_rate(at):
+    at(train={"head_learning_rate": 0.5}, lsr={"learning_rate": 0.25})
+    run(FACTORIZE)
+    view = params.load(params.TrainView)
+    model = adapters.load_adapter(base_model(view), artifacts.INIT, trainable=True)
+    optimizer = training.optimizer(model, view)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            assert group["lr"] == (0.5 if ".classifier." in names[id(parameter)] else 0.25)
+            assert (group["weight_decay"] == 0) == names[id(parameter)].endswith(".bias")
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 4 * 4 + 4
+
+
+def test_a_regression_is_scored_by_its_correlations(at):
+    at(data="ratings")
+    run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
+    scores = report(artifacts.EVALUATE_METRICS)
+    assert scores["score"] == scores["pearson"]
+    assert {"spearman_low", "spearman_high", "loss"} <= scores.keys()
+    assert "calibration_error" not in scores
+    rows = list(csv.DictReader(artifacts.EVALUATE_PREDICTIONS.open(newline="")))
+    assert {row["actual_group"] for row in rows} == {"0: 0 to 0.4", "9: 3.6 to 4"}
+
+
+@pytest.mark.parametrize("init", ["random", "row_space"])
+def test_the_start_says_what_it_captures(at, init):
+    at(lsr={"init": init})
+    run(FACTORIZE)
+    found = report(artifacts.FACTORIZE_METRICS)
+    rows = list(csv.DictReader(artifacts.FACTORIZE_LAYERS.open(newline="")))
+    assert len(rows) == 4
+    assert found["overlap"] == pytest.approx(np.mean([float(row["overlap"]) for row in rows]), abs=1e-5)
+    assert (found["overlap"] > 1.5 * found["overlap_random"]) == (init == "row_space")
+    curve = [float(row["relative_error"]) for row in csv.DictReader(artifacts.FACTORIZE_CURVE.open(newline=""))]
+    assert curve == sorted(curve, reverse=True)
+    assert curve[-1] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_seed_draws_other_factors_and_another_head(at):
+    at(lsr={"init": "random"})
+    run(FACTORIZE)
+    first = load_file(artifacts.INIT / adapters.WEIGHTS)
+    at_seed = workspace.read_yaml(Path("params.yaml")) | {"seed": 1}
+    workspace.write_yaml(Path("params.yaml"), at_seed)
+    run(FACTORIZE)
+    second = load_file(artifacts.INIT / adapters.WEIGHTS)
+    same = {name.rpartition(".")[2] for name in first if torch.equal(first[name], second[name])}
+    assert same == {"bias", "lsr_B1"}
+
+
+def test_no_path_of_this_machine_is_in_an_adapter(at):
+    folder = at()
+    run(FACTORIZE)
+    written = (artifacts.INIT / "adapter_config.json").read_text()
+    assert str(folder) not in written
+    assert json.loads(written)["base_model_name_or_path"] == "tiny-roberta"
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lsr": {"separation_rank": 999}}, ["params.yaml: lsr", "separation_rank must be in [1, 8]", "999"]),
+        ({"lsr": {"in_shape": [2, 3]}}, ["in_shape", "such as [6, 4]"]),
+        ({"lsr": {"target_modules": ["query", "valeu"]}}, ["no layer is named 'valeu'", "did you mean 'value'"]),
+        ({"lsr": {"target_modules": ["word_embeddings"]}}, ["word_embeddings", "cannot be adapted", "Embedding"]),
+        ({"adapter": "lora", "lora": {"target_modules": ["nothing"]}}, ["params.yaml: lora", "nothing"]),
+    ],
+)
+def test_a_section_that_does_not_fit_the_model_is_one_line(at, changes, words):
+    at(**changes)
+    with pytest.raises(UserError) as error:
+        run(FACTORIZE)
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+    assert not Path("artifacts").exists()
+
+
+def test_a_stage_without_the_one_before_says_so(at):
+    at()
+    with pytest.raises(UserError, match=r"artifacts/init: no adapter here"):
+        run(TRAIN)
+    run(FACTORIZE)
+    with pytest.raises(UserError, match=r"artifacts/tokens/train.parquet: not found"):
+        run(TRAIN)
+
+
+def test_an_adapter_of_another_base_model_is_refused(at):
+    folder = at()
+    run(TOKENIZE, FACTORIZE, TRAIN)
+    view = params.load(params.EvaluateView)
+    wider = workspace.SIZES | {"hidden_size": 32}
+    (folder / "tiny-roberta").rename(folder / "narrow")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workspace, "SIZES", wider)
+        workspace.save_tiny_roberta(folder / "tiny-roberta")
+    with pytest.raises(UserError, match=r"artifacts/adapter: does not fit the base model"):
+        adapters.load_adapter(base_model(params.load(params.TrainView)), artifacts.ADAPTER, trainable=False)
+    assert view.base_model.head == ("classifier",)
+
+
+def test_a_model_that_is_not_there_is_one_line(at):
+    folder = at()
+    (folder / "tiny-roberta").rename(folder / "elsewhere")
+    with pytest.raises(UserError, match=r"pipeline/models.yaml: cannot load tiny-roberta") as error:
+        run(FACTORIZE)
+    assert "\n" not in str(error.value)

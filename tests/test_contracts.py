@@ -1,0 +1,149 @@
+"""dvc.yaml, params.yaml and the code say the same: otherwise DVC would call a stale result up to date."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from pipeline import params
+from tests.workspace import ROOT, read_yaml
+
+DVC = read_yaml(ROOT / "dvc.yaml")
+STAGES = DVC["stages"]
+
+
+def view_of(stage):
+    return getattr(params, stage.title().replace("-", "") + "View")
+
+
+def module_of(stage):
+    return ROOT / "stages" / f"{stage.replace('-', '_')}.py"
+
+
+def declared_params(stage):
+    for entry in STAGES[stage]["params"]:
+        yield from (
+            [entry] if isinstance(entry, str) else (f"{path}:{key}" for path, keys in entry.items() for key in keys)
+        )
+
+
+def source(module):
+    base = ROOT.joinpath(*module.split("."))
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+
+
+def imports(path):
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) + 1 - node.level] if node.level else ()
+            stem = ".".join((*start, *filter(None, [node.module])))
+            yield from (stem, *(f"{stem}.{alias.name}" for alias in node.names))
+
+
+def closure(path, seen):
+    """All files of ours that a file imports, directly or not."""
+    if path and path not in seen:
+        seen.add(path)
+        for parts in (name.split(".") for name in imports(path)):
+            for end in range(1, len(parts) + 1):
+                closure(source(".".join(parts[:end])), seen)
+    return seen
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_declares_exactly_what_its_view_sees(stage):
+    expected = {params.DECLARED.get(field, field) for field in view_of(stage).model_fields}
+    assert set(declared_params(stage)) == expected
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_every_file_that_it_imports(stage):
+    deps = [ROOT / dep for dep in STAGES[stage]["deps"]]
+    used = closure(module_of(stage), set())
+    assert not [path for path in used if path.stat().st_size and not any(path == d or d in path.parents for d in deps)]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_no_file_that_it_does_not_import(stage):
+    used = closure(module_of(stage), set())
+    code = [ROOT / dep for dep in STAGES[stage]["deps"] if not dep.startswith("artifacts/")]
+    assert not [dep for dep in code if not any(dep == path or dep in path.parents for path in used)]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_is_run_as_a_module_and_described(stage):
+    assert f"python -m stages.{module_of(stage).stem}" in STAGES[stage]["cmd"].replace(
+        "\\${LSR_LAUNCH:-python}", "python"
+    )
+    assert STAGES[stage]["desc"].endswith(".")
+
+
+def outputs(stage):
+    for kind in ("outs", "metrics", "plots"):
+        for entry in STAGES[stage].get(kind, []):
+            path, options = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
+            yield kind, path, options
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_metrics_and_plots_go_to_git_and_artifacts_to_the_cache(stage):
+    for kind, path, options in outputs(stage):
+        assert (options.get("cache") is False) == (kind != "outs"), path
+        assert path.startswith("artifacts/" if kind == "outs" else "reports/")
+
+
+def test_every_output_is_a_path_of_pipeline_artifacts():
+    tree = ast.parse((ROOT / "pipeline/artifacts.py").read_text())
+    known = {
+        node.args[0].value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "id", "") == "Path"
+        and isinstance(node.args[0], ast.Constant)
+    }
+    assert {path for stage in STAGES for _, path, _ in outputs(stage)} == known
+
+
+def test_artifacts_alone_writes_paths_of_artifacts_and_reports():
+    for path in [*(ROOT / "pipeline").glob("*.py"), *(ROOT / "stages").glob("*.py")]:
+        strings = [n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)]
+        here = [text for text in strings if isinstance(text, str) and text.startswith(("artifacts/", "reports/"))]
+        assert not here or path.name == "artifacts.py", path
+
+
+def test_every_section_is_seen_by_a_stage():
+    seen = {field for stage in STAGES for field in view_of(stage).model_fields}
+    assert set(params.Params.model_fields) <= seen | set(params.ADAPTERS)
+    assert set(params.Params.model_fields["adapter"].annotation.__args__) == set(params.ADAPTERS)
+
+
+def test_the_lsr_section_has_the_fields_of_the_config():
+    from lsr import LsrConfig
+
+    renamed = {"init": "init_weights"}
+    fields = {renamed.get(name, name) for name in params.LsrParams.model_fields} - {"learning_rate"}
+    assert fields <= set(LsrConfig.__dataclass_fields__)
+
+
+def test_the_table_of_models_is_a_dep_by_row_and_not_as_a_file():
+    deps = {dep for stage in STAGES.values() for dep in stage["deps"]}
+    assert not deps & {"pipeline", "pipeline/datasets.yaml", "pipeline/models.yaml", "params.yaml"}
+
+
+@pytest.mark.parametrize("module", ["pipeline.params", "pipeline.artifacts", "pipeline.console"])
+def test_light_modules_do_without_the_heavy_ones(module):
+    heavy = {"torch", "transformers", "datasets", "matplotlib", "peft"}
+    code = f"import sys, {module}; print(*{heavy} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
+
+
+def test_the_default_params_are_valid(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for stage in STAGES:
+        view = params.load(view_of(stage))
+        assert set(view.model_fields_set) == set(view_of(stage).model_fields)

@@ -1,0 +1,116 @@
+"""A folder in which the stages run: params, the two tables, a tiny RoBERTa and a GLUE-shaped data set, all local."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from ruamel.yaml import YAML
+from tokenizers import ByteLevelBPETokenizer
+from transformers import RobertaConfig, RobertaForSequenceClassification, RobertaTokenizerFast
+
+ROOT = Path(__file__).parents[1]
+SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40}
+TINY_ROW = {"target_modules": ["query", "value"], "head": ["classifier"]}
+GLUE_ROW = {
+    "text": ["sentence1", "sentence2"],
+    "label": {"column": "label", "names": ["not_equivalent", "equivalent"]},
+    "metrics": ["accuracy", "f1"],
+    "cut": {"validation": 0.2},
+}
+RATING_ROW = {
+    "text": ["sentence1"],
+    "label": {"column": "rating", "low": 0.0, "high": 4.0},
+    "metrics": ["pearson", "spearman"],
+    "cut": {"validation": 0.2, "test": 0.2},
+}
+SMALL = {
+    "data": "glue",
+    "model": "tiny",
+    "tokenize": {"max_length": 24},
+    "train": {"epochs": 2, "batch_size": 16},
+    "evaluate": {"resamples": 100},
+    "lsr": {"separation_rank": 2},
+}
+
+
+def make(folder: Path, **changes: Any) -> Path:
+    """Fill a folder, which may be a copy of the repository, and return it; `changes` are merged into params.yaml."""
+    save_tiny_roberta(folder / "tiny-roberta")
+    save_glue(folder / "glue")
+    save_ratings(folder / "ratings.csv")
+    model = {"tiny": {"source": {"kind": "hub", "path": "tiny-roberta"}, **TINY_ROW}}
+    splits = {"train": "train", "test": "validation"}
+    data = {
+        "glue": {"source": {"kind": "hub", "path": "glue", "config": "mrpc", "splits": splits}, **GLUE_ROW},
+        "ratings": {"source": {"kind": "files", "files": {"train": "ratings.csv"}}, **RATING_ROW},
+    }
+    write_yaml(folder / "pipeline/models.yaml", read_yaml(ROOT / "pipeline/models.yaml") | model)
+    write_yaml(folder / "pipeline/datasets.yaml", read_yaml(ROOT / "pipeline/datasets.yaml") | data)
+    params = merged(read_yaml(ROOT / "params.yaml"), SMALL)
+    write_yaml(folder / "params.yaml", merged(params, changes))
+    return folder
+
+
+def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return nested values with some of them changed."""
+    inner = {key: merged(values[key], new) for key, new in changes.items() if isinstance(new, dict)}
+    return values | changes | inner
+
+
+def read_yaml(path: Path) -> Any:
+    return YAML(typ="safe", pure=True).load(path)
+
+
+def write_yaml(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        YAML(typ="safe", pure=True).dump(content, file)
+
+
+def sentences(count: int) -> list[tuple[str, str, int]]:
+    """Pairs that either say the same of an animal or do not: 1 and 0 in turn."""
+    animals = ("cat", "dog", "owl", "fox", "hen")
+    places = ("garden", "barn", "forest", "river")
+    pairs = []
+    for number in range(count):
+        first = f"the {animals[number % 5]} number {number} sleeps in the {places[number % 4]}"
+        same = number % 2
+        pairs.append((first, first.replace("sleeps", "rests") if same else f"nobody saw {number} today at all", same))
+    return pairs
+
+
+def save_glue(folder: Path) -> None:
+    """A repository as the hub has it: a card that names the config, one Parquet file a split, hidden test labels."""
+    rows = [
+        {"sentence1": a, "sentence2": b, "label": label, "idx": i} for i, (a, b, label) in enumerate(sentences(200))
+    ]
+    table = pd.DataFrame(rows)
+    (folder / "mrpc").mkdir(parents=True)
+    table[:160].to_parquet(folder / "mrpc/train-00000.parquet", index=False)
+    table[160:].to_parquet(folder / "mrpc/validation-00000.parquet", index=False)
+    table[:5].assign(label=-1).to_parquet(folder / "mrpc/test-00000.parquet", index=False)
+    files = "".join(f"  - split: {split}\n    path: mrpc/{split}-*\n" for split in ("train", "validation", "test"))
+    card = f"---\nconfigs:\n- config_name: mrpc\n  data_files:\n{files}---\n"
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def save_ratings(path: Path) -> None:
+    rows = [(sentence, 4 * label + (i % 5) / 50) for i, (sentence, _, label) in enumerate(sentences(150))]
+    pd.DataFrame(rows, columns=["sentence1", "rating"]).to_csv(path, index=False)
+
+
+def save_tiny_roberta(folder: Path) -> None:
+    """A folder that `from_pretrained` loads like the hub's: random weights, a tokenizer trained on the sentences."""
+    bpe = ByteLevelBPETokenizer()
+    texts = [text for *pair, _ in sentences(200) for text in pair]
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    bpe.train_from_iterator(texts, vocab_size=400, min_frequency=1, special_tokens=special, show_progress=False)
+    folder.mkdir(parents=True)
+    bpe.save_model(str(folder))
+    tokenizer = RobertaTokenizerFast.from_pretrained(str(folder), model_max_length=30)
+    tokenizer.save_pretrained(folder)
+    config = RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=34, pad_token_id=1, **SIZES)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        RobertaForSequenceClassification(config).roberta.save_pretrained(folder)
