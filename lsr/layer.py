@@ -134,6 +134,8 @@ class LsrLayer(BaseTunerLayer):
         Raises:
             ValueError: if the base weight has no such vectors; names the layer.
         """
+        if self.factors(adapter_name)[0][0].is_meta:
+            return  # no values yet: they are about to be loaded
         try:
             a = row_space_factors(
                 self.base_matrix(),

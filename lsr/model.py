@@ -83,9 +83,7 @@ class LsrModel(BaseTuner):
             low_cpu_mem_usage=low_cpu_mem_usage,
             state_dict=state_dict,
         )
-        if low_cpu_mem_usage:  # the factors have no values yet: they are about to be loaded
-            config.mark_started()
-        elif isinstance(config.init_weights, str):
+        if isinstance(config.init_weights, str):
             for _ in start_factors(self, adapter_name):
                 pass
 

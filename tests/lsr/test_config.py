@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftConfig, get_peft_model
 
-from lsr import LsrConfig
+from lsr import LsrConfig, layer
 from lsr.model import start_factors
 from tests.tiny_models import tiny
 
@@ -108,6 +108,13 @@ def test_before_injection_the_initialisation_is_written_as_it_is(init):
 def test_after_injection_a_named_initialisation_is_written_as_true(init):
     config = LsrConfig(separation_rank=2, init_weights=init)
     model = get_peft_model(tiny("bert"), config)
+    assert model.peft_config["default"].to_dict()["init_weights"] is True
+
+
+def test_factors_that_wait_for_a_file_are_never_started(monkeypatch):
+    monkeypatch.setattr(layer, "row_space_factors", lambda *_: pytest.fail("a decomposition was computed"))
+    model = get_peft_model(tiny("bert"), LsrConfig(separation_rank=2, init_weights="row_space"), low_cpu_mem_usage=True)
+    assert {parameter.device.type for name, parameter in model.named_parameters() if ".lsr_" in name} == {"meta"}
     assert model.peft_config["default"].to_dict()["init_weights"] is True
 
 

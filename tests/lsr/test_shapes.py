@@ -9,7 +9,7 @@ from peft import get_peft_model
 from torch import nn
 
 from lsr import LsrConfig
-from lsr.separable import kron_sum, nearest_kron_sum
+from lsr.separable import kron_sum, nearest_kron_sum, rearrange
 from lsr.shapes import MAX_PADDING, count_parameters, max_separation_rank, split_width
 
 RANKS = st.lists(st.integers(1, 5), min_size=2, max_size=3).map(tuple)
@@ -55,7 +55,7 @@ def test_no_triple_of_factors_is_cheaper(width, rank_shape):
     assert cost(found, rank_shape) == min(cost(shape, rank_shape) for shape in allowed_shapes(width, 3))
 
 
-@pytest.mark.parametrize("width", [6, 50, 60, 100, 101])
+@pytest.mark.parametrize("width", [6, 50, 75, 101, 113])  # 75 and 113 tie between two paddings at (1, 4)
 @pytest.mark.parametrize("rank_shape", [(2, 2), (1, 4), (3, 2)])
 def test_among_equally_cheap_splits_the_least_padding_wins_then_the_longest_first_factor(width, rank_shape):
     order = sorted(
@@ -116,6 +116,19 @@ def test_any_matrix_is_represented_exactly_by_the_most_terms(sizes, seed):
     matrix = torch.randn(r1 * r2, n1 * n2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     factors = nearest_kron_sum(matrix, (r1, r2), (n1, n2), max_separation_rank((r1, r2), (n1, n2)))
     torch.testing.assert_close(kron_sum(*factors), matrix)
+
+
+def test_the_most_terms_of_three_factors_write_any_matrix_entry_by_entry():
+    rank_shape, shape = (2, 2, 2), (3, 4, 2)
+    modes = [6, 8, 4]
+    tensor = torch.randn(*modes, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    terms = max_separation_rank(rank_shape, shape)
+    assert terms == 24
+    units = [torch.eye(6, dtype=torch.float64).repeat_interleave(4, 0), torch.eye(4, dtype=torch.float64).repeat(6, 1)]
+    fibres = tensor.transpose(1, 2).reshape(terms, 8)  # along the largest mode, one for each pair of the other two
+    vectors = [units[0], fibres, units[1]]
+    factors = [v.reshape(terms, r, n) for v, r, n in zip(vectors, rank_shape, shape, strict=True)]
+    torch.testing.assert_close(rearrange(kron_sum(*factors), rank_shape, shape), tensor)
 
 
 def test_one_term_less_than_the_most_does_not_represent_every_matrix():
