@@ -101,7 +101,7 @@ def write_reports(
         plots.note(artifacts.FACTORIZE_PICTURE, f"adapter {view.adapter}: it has no Kronecker factors")
     if reports:
         shown = [(name, report.overlap, report.overlap_random, report.overlap_svd) for name, report in reports.items()]
-        title = "share of the weight's leading row space that A starts with (all columns in reports/factorize/layers.csv)"
+        title = "share of the leading row space that A starts with (more in reports/factorize/layers.csv)"
         console.table(title, ["layer", "this start", "a random start", "an SVD of equal size"], shown)
     console.table("factorize-init", ["what", "numbers"], list(counts.items()))
 
