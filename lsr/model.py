@@ -67,7 +67,7 @@ class LsrModel(BaseTuner):
         config = _config(self, adapter_name)
         inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, LsrLayer))
         names = [name for name, _ in model.named_modules() if name and not name.startswith(inside)]
-        _check_names(config, names)
+        check_names(config, names)
         # PEFT fills in default and all-linear targets later; a wrong pattern should leave the model as it was.
         config = cast("LsrConfig", self._prepare_adapter_config(config, self.get_model_config(model)))
         is_open = config.target_modules == "all-linear"
@@ -136,15 +136,12 @@ class LsrModel(BaseTuner):
             super()._replace_module(parent, child_name, new_module, child)
 
 
-def _override(pattern: dict[str, Value], layer_name: str, usual: Value) -> Value:
-    return pattern.get(get_pattern_key(list(pattern), layer_name), usual)
+def check_names(config: PeftConfig, names: list[str]) -> None:
+    """Refuse target_modules or exclude_modules of which an entry is no layer: PEFT skips it without a word.
 
-
-def _config(model: nn.Module, adapter_name: str) -> LsrConfig:
-    return cast("dict[str, LsrConfig]", model.peft_config)[adapter_name]
-
-
-def _check_names(config: LsrConfig, names: list[str]) -> None:
+    Raises:
+        ValueError: names the entry and the nearest layer.
+    """
     for field in ("target_modules", "exclude_modules"):
         value = getattr(config, field)
         for entry in sorted(value) if isinstance(value, set) else []:
@@ -152,6 +149,14 @@ def _check_names(config: LsrConfig, names: list[str]) -> None:
                 raise ValueError(f"{field}: no layer is named {entry!r}{_nearest(entry, names)}")
         if isinstance(value, str) and value != "all-linear" and not any(re.fullmatch(value, name) for name in names):
             raise ValueError(f"{field}: {value!r} matches no layer{_nearest(value, names)}")
+
+
+def _override(pattern: dict[str, Value], layer_name: str, usual: Value) -> Value:
+    return pattern.get(get_pattern_key(list(pattern), layer_name), usual)
+
+
+def _config(model: nn.Module, adapter_name: str) -> LsrConfig:
+    return cast("dict[str, LsrConfig]", model.peft_config)[adapter_name]
 
 
 def _check_patterns(config: LsrConfig, adapted: list[str]) -> None:

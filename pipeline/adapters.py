@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 import lsr
 from lsr.layer import LsrLayer
-from lsr.model import start_factors
+from lsr.model import check_names, start_factors
 from pipeline.errors import UserError
 from pipeline.models import public_name
 from pipeline.params import AdapterParams, FullParams, LoraParams, LsrParams, Targets
@@ -29,7 +29,10 @@ def add_adapter(base: PreTrainedModel, section: AdapterParams, row: ModelRow, se
         UserError: if the section does not fit the model.
     """
     try:
-        return peft.get_peft_model(base, _config(base, section, row, seed))
+        config = _config(base, section, row, seed)
+        if isinstance(section, LoraParams):  # LSR checks this itself
+            check_names(config, [name for name, _ in base.named_modules() if name])
+        return peft.get_peft_model(base, config)
     except (ValueError, TypeError) as error:
         raise UserError(f"params.yaml: {section_name(section)}: {error}") from None
 

@@ -249,7 +249,10 @@ def test_no_path_of_this_machine_is_in_an_adapter(at):
         ({"lsr": {"in_shape": [2, 3]}}, ["in_shape", "such as [6, 4]"]),
         ({"lsr": {"target_modules": ["query", "valeu"]}}, ["no layer is named 'valeu'", "did you mean 'value'"]),
         ({"lsr": {"target_modules": ["word_embeddings"]}}, ["word_embeddings", "cannot be adapted", "Embedding"]),
-        ({"adapter": "lora", "lora": {"target_modules": ["nothing"]}}, ["params.yaml: lora", "nothing"]),
+        (
+            {"adapter": "lora", "lora": {"target_modules": ["query", "valu"]}},
+            ["params.yaml: lora", "'valu'; did you mean"],
+        ),
     ],
 )
 def test_a_section_that_does_not_fit_the_model_is_one_line(at, changes, words):
