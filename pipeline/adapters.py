@@ -121,9 +121,12 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> Pef
         raise UserError(f"{folder}: no adapter here ({CONFIG} is missing); run the stage before, or dvc repro")
     try:
         # The factors are about to be loaded: drawing or decomposing them first would be for nothing.
-        return PeftModel.from_pretrained(base, folder, is_trainable=trainable, low_cpu_mem_usage=True)
+        model = PeftModel.from_pretrained(base, folder, is_trainable=trainable, low_cpu_mem_usage=True)
     except (ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"{folder}: does not fit the base model: {str(error).strip().splitlines()[0]}") from None
+    # The folder names a hub repository. PEFT would ask the hub about it whenever the Trainer saves a checkpoint.
+    model.peft_config["default"].base_model_name_or_path = base.name_or_path
+    return model
 
 
 def count_parameters(model: PeftModel, row: ModelRow) -> dict[str, int]:

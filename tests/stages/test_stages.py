@@ -239,6 +239,20 @@ def test_no_path_of_this_machine_is_in_an_adapter(at):
     assert json.loads(written)["base_model_name_or_path"] == "tiny-roberta"
 
 
+def test_saving_a_loaded_adapter_asks_no_hub(at, monkeypatch):
+    at()
+    run(FACTORIZE)
+    view = params.load(params.TrainView)
+    written = json.loads((artifacts.INIT / "adapter_config.json").read_text())
+    written["base_model_name_or_path"] = "someone/on-the-hub"
+    (artifacts.INIT / "adapter_config.json").write_text(json.dumps(written))
+    model = adapters.load_adapter(base_model(view), artifacts.INIT, trainable=True)
+    asked = []
+    monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", lambda *names: asked.append(names))
+    model.save_pretrained("saved")
+    assert asked == []
+
+
 # Mistakes
 
 
