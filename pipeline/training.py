@@ -52,11 +52,11 @@ def collator(row: ModelRow) -> DataCollatorWithPadding:
 
 def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> TrainingArguments:
     """Translate our train section into the Trainer's words; everything that could report elsewhere is off."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    devices = max(1, torch.cuda.device_count())  # the Trainer splits a batch over all GPUs that it sees
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=view.train.epochs,
-        per_device_train_batch_size=max(1, view.train.batch_size // world),
+        per_device_train_batch_size=max(1, view.train.batch_size // devices),
         per_device_eval_batch_size=4 * view.train.batch_size,
         warmup_steps=round(view.train.warmup_share * view.train.epochs * steps_an_epoch),
         lr_scheduler_type="linear",
@@ -85,7 +85,7 @@ def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             in_head = any(part in view.base_model.head for part in name.split("."))
-            decays = "bias" not in name.rpartition("modules_to_save")[2] and id(parameter) not in no_decay
+            decays = not name.endswith(".bias") and id(parameter) not in no_decay
             key = (head_rate if in_head else adapter_rate, view.train.weight_decay if decays else 0.0)
             groups.setdefault(key, []).append(parameter)
     return torch.optim.AdamW([{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()])

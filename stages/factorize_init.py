@@ -16,6 +16,7 @@ from lsr.layer import LsrLayer
 from lsr.separable import condition_number, kron_sum, pad_columns, separation_errors
 from lsr.shapes import max_separation_rank
 from pipeline import adapters, artifacts, console, models, params, plots, stage
+from pipeline.errors import UserError
 
 MOST_RANKS_BY_SEARCH = 16  # with more than two factors each error is a search of its own
 
@@ -72,7 +73,10 @@ def main(view: params.FactorizeInitView) -> None:
         started = adapters.start(model, view.section)
         layers = sum(isinstance(module, LsrLayer) for module in model.modules())
         for name, layer in console.track(started, "factorize-init", layers, "layers"):
-            reports[name] = factorize_init(layer, "default", view.seed)
+            try:
+                reports[name] = factorize_init(layer, "default", view.seed)
+            except ValueError as error:  # a zero or broken weight; a start that reads it has refused it before
+                raise UserError(f"{view.model}: layer {name}: {error}") from None
     counts = adapters.count_parameters(model, view.base_model)
     with artifacts.replacing(artifacts.INIT) as folder:
         folder.mkdir()

@@ -42,8 +42,6 @@ def main(view: params.TrainView) -> None:
     )
     trainer.remove_callback(PrinterCallback)
     train(trainer, view.train.epochs * steps_an_epoch, checkpoints)
-    if not trainer.is_world_process_zero():
-        return
     with artifacts.replacing(artifacts.ADAPTER) as folder:
         folder.mkdir()
         adapters.save_adapter(model, folder, view.base_model)

@@ -76,9 +76,7 @@ def test_a_stage_depends_on_no_file_that_it_does_not_import(stage):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_is_run_as_a_module_and_described(stage):
-    assert f"python -m stages.{module_of(stage).stem}" in STAGES[stage]["cmd"].replace(
-        "\\${LSR_LAUNCH:-python}", "python"
-    )
+    assert STAGES[stage]["cmd"] == f"python -m stages.{module_of(stage).stem}"
     assert STAGES[stage]["desc"].endswith(".")
 
 

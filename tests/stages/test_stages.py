@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import EvalPrediction
 
 from pipeline import adapters, artifacts, inference, models, params, training
@@ -277,6 +277,22 @@ def test_a_section_that_does_not_fit_the_model_is_one_line(at, changes, words):
     for word in words:
         assert word in str(error.value)
     assert not Path("artifacts").exists()
+
+
+@pytest.mark.parametrize("init", ["random", "row_space"])
+@pytest.mark.parametrize(
+    ("value", "words"), [(0.0, "its largest entry is 0.0"), (float("nan"), "its largest entry is nan")]
+)
+def test_a_broken_weight_is_one_line_that_names_the_layer(at, init, value, words):
+    folder = at(lsr={"init": init})
+    path = folder / "tiny-roberta/model.safetensors"
+    weights = load_file(path)
+    weights["encoder.layer.1.attention.self.value.weight"].fill_(value)
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"encoder\.layer\.1\.attention\.self\.value") as error:
+        run(FACTORIZE)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_stage_without_the_one_before_says_so(at):
