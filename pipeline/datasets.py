@@ -28,19 +28,10 @@ class Loaded(NamedTuple):
     dropped: dict[str, int]
 
 
-def load_splits(row: DatasetRow, name: str) -> dict[str, pd.DataFrame]:
-    """Return train, validation and test with the columns text, text_pair (for a pair) and label.
+def load(row: DatasetRow, name: str) -> Loaded:
+    """Return train, validation and test with the columns text, text_pair (for a pair) and label; and the dropped rows.
 
     A class is an int, a number a float. `name` is the row's name, for messages.
-
-    Raises:
-        UserError: as `load`.
-    """
-    return load(row, name).splits
-
-
-def load(row: DatasetRow, name: str) -> Loaded:
-    """Return the tables of `load_splits` and the counts of dropped rows.
 
     Raises:
         UserError: if the source cannot be read, if a text or label is not what the row says, or if a split is empty or

@@ -22,6 +22,10 @@ NUMBER = {"column": "label", "low": 0, "high": 5}
 THRESHOLD = {**CLASSES, "above": 0.0, "margin": 0.5}
 
 
+def load_splits(row, name):
+    return datasets.load(row, name).splits
+
+
 def sentences(count):
     return [(f"sentence number {number}", number % 2) for number in range(count)]
 
@@ -62,7 +66,7 @@ def refusal(row):
 
 
 def test_cut_splits_and_train_hold_every_row_once(make):
-    splits = datasets.load_splits(make(train=sentences(500), cut={"validation": 0.1, "test": 0.2}), "mine")
+    splits = load_splits(make(train=sentences(500), cut={"validation": 0.1, "test": 0.2}), "mine")
     texts = pd.concat(splits.values())["text"]
     assert sorted(texts) == sorted(text for text, _ in sentences(500))
     assert list(splits) == ["train", "validation", "test"]
@@ -72,17 +76,17 @@ def test_cut_splits_and_train_hold_every_row_once(make):
 
 def test_a_cut_depends_on_no_other_row_and_not_on_the_order_of_the_source(make):
     cut = {"validation": 0.1, "test": 0.2}
-    whole = datasets.load_splits(make(train=sentences(500), cut=cut), "mine")
+    whole = load_splits(make(train=sentences(500), cut=cut), "mine")
     half = sentences(500)[::2] + sentences(500)[1:100:2]
     random.Random(0).shuffle(half)
-    part = datasets.load_splits(make(train=half, cut=cut), "mine")
+    part = load_splits(make(train=half, cut=cut), "mine")
     chosen = {text for text, _ in half}
     for split, table in whole.items():
         pd.testing.assert_frame_equal(part[split], table[table["text"].isin(chosen)].reset_index(drop=True))
 
 
 def test_a_cut_follows_the_sha256_of_the_text_and_orders_by_it(make):
-    splits = datasets.load_splits(make(train=sentences(200), cut={"validation": 0.1, "test": 0.2}), "mine")
+    splits = load_splits(make(train=sentences(200), cut={"validation": 0.1, "test": 0.2}), "mine")
     share = {
         split: [int(hashlib.sha256(text.encode()).hexdigest(), 16) / 2**256 for text in table["text"]]
         for split, table in splits.items()
@@ -94,13 +98,13 @@ def test_a_cut_follows_the_sha256_of_the_text_and_orders_by_it(make):
 
 def test_a_split_of_the_source_keeps_its_rows_and_their_order(make):
     test = [("b", 1), ("a", 0), ("b", 1), ("A", 0)]
-    splits = datasets.load_splits(make(train=sentences(100), test=test, cut={"validation": 0.2}), "mine")
+    splits = load_splits(make(train=sentences(100), test=test, cut={"validation": 0.2}), "mine")
     assert list(splits["test"].itertuples(index=False, name=None)) == test
 
 
 def test_select_on_test_chooses_on_the_test_split_and_leaves_all_other_rows_to_train(make):
     row = make(train=sentences(50), test=sentences(60)[50:], cut={"validation": 0.5}, select_on="test")
-    splits = datasets.load_splits(row, "mine")
+    splits = load_splits(row, "mine")
     pd.testing.assert_frame_equal(splits["validation"], splits["test"])
     assert len(splits["train"]) == 50
 
@@ -133,7 +137,7 @@ def test_a_text_of_another_split_of_the_source_leaves_train(make):
 
 def test_a_cut_split_never_shares_a_sentence_with_train(make):
     shouted = [(text.upper(), label) for text, label in sentences(300)]
-    splits = datasets.load_splits(make(train=sentences(300) + shouted, cut={"validation": 0.2, "test": 0.2}), "mine")
+    splits = load_splits(make(train=sentences(300) + shouted, cut={"validation": 0.2, "test": 0.2}), "mine")
     folded = {split: set(map(datasets.fold, table["text"])) for split, table in splits.items()}
     assert sum(map(len, folded.values())) == len(set().union(*folded.values())) == 300
 
@@ -171,7 +175,7 @@ def test_a_class_is_given_by_number_or_name(make):
 def test_names_that_are_numbers_are_names_and_not_positions(make):
     stars = {"column": "label", "names": ["1", "2", "3"]}
     train = [("a", 1), ("b", 2), ("c", "3")]
-    splits = datasets.load_splits(make(label=stars, train=train, validation=[("v", "1")], test=[("t", 3)]), "mine")
+    splits = load_splits(make(label=stars, train=train, validation=[("v", "1")], test=[("t", 3)]), "mine")
     assert dict(zip(splits["train"]["text"], splits["train"]["label"], strict=True)) == {"a": 0, "b": 1, "c": 2}
     assert splits["test"]["label"].tolist() == [2]
 
@@ -268,7 +272,7 @@ def test_every_format_gives_the_same_tables(tmp_path, ending, write):
     files = {split: str(tmp_path / f"{split}.{ending}") for split in ("train", "validation", "test")}
     for split, path in files.items():
         write(frame(split), path)
-    splits = datasets.load_splits(row_of(files), "mine")
+    splits = load_splits(row_of(files), "mine")
     for split in ("validation", "test"):
         pd.testing.assert_frame_equal(splits[split], frame(split)[["text", "label"]])
     assert sorted(splits["train"]["text"]) == sorted(frame("train")["text"])
@@ -286,22 +290,22 @@ def splits_of_text(tmp_path, ending, content):
 @pytest.mark.parametrize("word", ["NA", "null", "None", "nan", "N/A"])
 def test_words_that_look_like_a_missing_value_are_text_in_csv(tmp_path, word):
     row = splits_of_text(tmp_path, "csv", f"text,label\n{word},0\nother,1\n")
-    assert sorted(datasets.load_splits(row, "mine")["train"]["text"]) == sorted([word, "other"])
+    assert sorted(load_splits(row, "mine")["train"]["text"]) == sorted([word, "other"])
 
 
 def test_csv_has_quotes_line_breaks_in_texts_and_a_byte_order_mark(tmp_path):
     row = splits_of_text(tmp_path, "csv", '\ufefftext,label\r\n"a ""b"",\nc",0\r\n\r\nd,1\r\n')
-    assert sorted(datasets.load_splits(row, "mine")["train"]["text"]) == ['a "b",\nc', "d"]
+    assert sorted(load_splits(row, "mine")["train"]["text"]) == ['a "b",\nc', "d"]
 
 
 def test_csv_holds_long_texts(tmp_path):
     row = splits_of_text(tmp_path, "csv", f"text,label\n{'x' * 200_000},0\nd,1\n")
-    assert max(map(len, datasets.load_splits(row, "mine")["train"]["text"])) == 200_000
+    assert max(map(len, load_splits(row, "mine")["train"]["text"])) == 200_000
 
 
 def test_quotes_are_text_in_tsv(tmp_path):
     row = splits_of_text(tmp_path, "tsv", 'text\tlabel\n"open\t0\n"b" c\u2028d\t1\n')
-    assert sorted(datasets.load_splits(row, "mine")["train"]["text"]) == ['"b" c\u2028d', '"open']
+    assert sorted(load_splits(row, "mine")["train"]["text"]) == ['"b" c\u2028d', '"open']
 
 
 @pytest.mark.parametrize(
@@ -441,7 +445,7 @@ def glue(tmp_path, monkeypatch):
 
 
 def test_a_folder_of_the_form_of_glue_loads_off_line(glue):
-    splits = datasets.load_splits(glue(), "mine")
+    splits = load_splits(glue(), "mine")
     assert splits["test"]["text"].tolist() == [f"validation {n}" for n in range(10)]
     assert splits["test"]["text_pair"].tolist() == [f"other {n}" for n in range(10)]
     assert splits["test"]["label"].tolist() == [0, 1] * 5
@@ -449,7 +453,7 @@ def test_a_folder_of_the_form_of_glue_loads_off_line(glue):
 
 
 def test_loading_prints_nothing(glue, capfd):
-    datasets.load_splits(glue(), "mine")
+    load_splits(glue(), "mine")
     assert capfd.readouterr() == ("", "")
 
 
@@ -471,12 +475,12 @@ def test_a_mistake_in_the_source_is_one_clear_line(glue, source, message):
 
 def test_off_line_another_revision_in_the_cache_is_refused(glue, tmp_path):
     """`datasets` itself takes what it finds, with a warning."""
-    datasets.load_splits(glue(), "mine")
+    load_splits(glue(), "mine")
     cached = next((tmp_path / "cache/glue").glob("mrpc*"))
     loaded = next(cached.glob("0.0.0/*/dataset_info.json")).parent
     old, new = "a" * 40, "b" * 40
     shutil.copytree(loaded, tmp_path / f"cache/nobody___glue/mrpc/0.0.0/{old}")
-    assert len(datasets.load_splits(glue(path="nobody/glue", revision=old), "mine")["test"]) == 10
+    assert len(load_splits(glue(path="nobody/glue", revision=old), "mine")["test"]) == 10
     assert f"the local cache holds another revision of 'nobody/glue' than {new}" in refusal(
         glue(path="nobody/glue", revision=new)
     )
