@@ -21,13 +21,10 @@ def logits(
     device = next(model.parameters()).device
     lengths = torch.tensor(tokens["length"])
     order = lengths.argsort(descending=True, stable=True)
+    inputs = tokens.select_columns([name for name in tokens.column_names if name in ("input_ids", "token_type_ids")])
     found = []
     for indices in order.split(batch_size):
-        batch = collate(tokens.select_columns(_inputs(tokens))[indices.tolist()])
+        batch = collate(inputs[indices.tolist()])
         found.append(model(**{name: value.to(device) for name, value in batch.items()}).logits.float().cpu())
         advance(len(indices))
     return torch.cat(found)[order.argsort()]
-
-
-def _inputs(tokens: Dataset) -> list[str]:
-    return [name for name in tokens.column_names if name in ("input_ids", "token_type_ids")]

@@ -4,7 +4,7 @@ Reads the base model. Writes artifacts/init/ (an untrained PEFT adapter with its
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import prod
 from statistics import fmean
 
@@ -23,7 +23,7 @@ MOST_RANKS_BY_SEARCH = 16  # with more than two factors each error is a search o
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What the factor A of one layer captures of its weight. All values but the last two are fractions in [0, 1]."""
+    """What the factor A of one layer captures of its weight: overlaps and energies are fractions in [0, 1]."""
 
     overlap: float
     overlap_random: float
@@ -84,14 +84,11 @@ def main(view: params.FactorizeInitView) -> None:
     write_reports(reports, counts, view)
 
 
-LAYER_COLUMNS = ("overlap", "overlap_random", "overlap_svd", "energy", "energy_random", "energy_svd", "relative_error")
-
-
 def write_reports(
     reports: Mapping[str, LayerReport], counts: Mapping[str, int], view: params.FactorizeInitView
 ) -> None:
     """Write metrics, the table of layers, the curve and its picture, and print the closing table."""
-    columns = (*LAYER_COLUMNS, "condition_number")
+    columns = [field.name for field in fields(LayerReport) if field.name != "curve"]
     rows = [[name, *(getattr(report, column) for column in columns)] for name, report in reports.items()]
     means = {column: fmean(getattr(report, column) for report in reports.values()) for column in columns if reports}
     artifacts.write_metrics(artifacts.FACTORIZE_METRICS, {**counts, **means})
