@@ -4,6 +4,7 @@ A width n (768, say) becomes `in_shape` (n1, ..., nD) with n <= n1 * ... * nD: t
 of which the first n columns are used. So every width works, prime ones too.
 """
 
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from math import prod
 
@@ -11,11 +12,13 @@ MAX_PADDING = 0.02  # of the width: what a better split may waste
 
 
 @lru_cache(maxsize=256)
-def split_width(width: int, rank_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape (n1, ..., nD), n1 * ... * nD >= width, with the fewest stored numbers r1*n1 + ... + rD*nD.
+def split_width(width: int, rank_shape: tuple[int, ...], aspect: float = 1.0) -> tuple[int, ...]:
+    """Return the shape (n1, ..., nD), n1 * ... * nD >= width, with the least r1*n1 / aspect + r2*n2 + ... + rD*nD.
 
-    The product exceeds the width by at most 2 %. Among equals the least padding wins, then the longest first factor:
-    the first factor is the one that starts at zero on the output side, the others are its frame.
+    With aspect 1 these are the stored numbers. Above 1 the first factor gets longer, below 1 shorter; were sizes no
+    integers, r1*n1 = aspect * ri*ni at the least. The product exceeds the width by at most 2 %. Among equals the least
+    padding wins, then the longest first factor: the first factor is the one that starts at zero on the output side and
+    trains, the others are its frame.
 
     Raises:
         ValueError: if the width is not positive, or there are fewer than two factors.
@@ -25,9 +28,9 @@ def split_width(width: int, rank_shape: tuple[int, ...]) -> tuple[int, ...]:
     largest = width + int(MAX_PADDING * width)
 
     @cache
-    def best(needed: int, allowed: int, position: int) -> tuple[int, int, tuple[int, ...]] | None:
+    def best(needed: int, allowed: int, position: int) -> tuple[float, int, tuple[int, ...]] | None:
         """Least (cost, product, shape) of factors `position`... with needed <= product <= allowed."""
-        rank = rank_shape[position]
+        rank = rank_shape[position] if position else rank_shape[0] / aspect
         if position == len(rank_shape) - 1:
             return rank * needed, needed, (needed,)
         found = None
@@ -49,21 +52,6 @@ def split_width(width: int, rank_shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[2]
 
 
-def count_parameters(
-    separation_rank: int,
-    rank_shape: tuple[int, ...],
-    in_shape: tuple[int, ...],
-    out_shape: tuple[int, ...],
-) -> int:
-    """Return s * sum_i r_i (n_i + m_i), the numbers that one adapted layer stores.
-
-    Reference: Li & Sarwate 2025 (arXiv 2502.13568): 3,584 for 768 x 768 as 32 * 24, ranks 2 * 2, s = 16.
-    """
-    return separation_rank * sum(
-        rank * (columns + rows) for rank, columns, rows in zip(rank_shape, in_shape, out_shape, strict=True)
-    )
-
-
 def max_separation_rank(rank_shape: tuple[int, ...], width_shape: tuple[int, ...]) -> int:
     """Return the number of Kronecker terms that suffices for any matrix of this form: more would be redundant.
 
@@ -71,3 +59,49 @@ def max_separation_rank(rank_shape: tuple[int, ...], width_shape: tuple[int, ...
     """
     modes = [rank * width for rank, width in zip(rank_shape, width_shape, strict=True)]
     return prod(modes) // max(modes)
+
+
+@dataclass(frozen=True)
+class Form:
+    """The shapes of one adapted layer: A is r x n of n1 * ... * nD >= n columns, B is m x r."""
+
+    rank_shape: tuple[int, ...]  # (r1, ..., rD), r = r1 * ... * rD
+    in_shape: tuple[int, ...]  # (n1, ..., nD)
+    out_shape: tuple[int, ...]  # (m1, ..., mD)
+    separation_rank: int
+    in_features: int
+    out_features: int
+
+    @property
+    def rank(self) -> int:
+        """The rank r of the update."""
+        return prod(self.rank_shape)
+
+    @property
+    def in_width(self) -> int:
+        """The columns that the factors of A span, padding included."""
+        return prod(self.in_shape)
+
+    @property
+    def out_width(self) -> int:
+        """The rows that the factors of B span, padding included."""
+        return prod(self.out_shape)
+
+    @property
+    def max_separation_rank(self) -> int:
+        """The number of terms above which A or B has redundant ones."""
+        return min(max_separation_rank(self.rank_shape, shape) for shape in (self.in_shape, self.out_shape))
+
+    @property
+    def parameters(self) -> int:
+        """The numbers in all factors, s * sum_i r_i (n_i + m_i).
+
+        Reference: Li & Sarwate 2025 (arXiv 2502.13568): 3,584 for 768 x 768 as 32 * 24, ranks 2 * 2, s = 16.
+        """
+        sizes = zip(self.rank_shape, self.in_shape, self.out_shape, strict=True)
+        return self.separation_rank * sum(rank * (columns + rows) for rank, columns, rows in sizes)
+
+    @property
+    def first_parameters(self) -> int:
+        """The numbers in A1 and B1, which alone train where frames are frozen."""
+        return self.separation_rank * self.rank_shape[0] * (self.in_shape[0] + self.out_shape[0])

@@ -10,7 +10,7 @@ from torch import nn
 
 from lsr import LsrConfig
 from lsr.separable import kron_sum, nearest_kron_sum, rearrange
-from lsr.shapes import MAX_PADDING, count_parameters, max_separation_rank, split_width
+from lsr.shapes import MAX_PADDING, Form, max_separation_rank, split_width
 
 RANKS = st.lists(st.integers(1, 5), min_size=2, max_size=3).map(tuple)
 
@@ -86,7 +86,7 @@ def test_a_split_without_width_or_factors_is_refused(width, rank_shape):
 
 
 def test_the_case_of_the_paper_counts_3584_numbers():
-    assert count_parameters(16, (2, 2), (32, 24), (32, 24)) == 3584
+    assert Form((2, 2), (32, 24), (32, 24), 16, 768, 768).parameters == 3584
 
 
 def test_an_adapted_768_by_768_layer_trains_3584_numbers():
@@ -101,7 +101,21 @@ def test_the_count_is_that_of_the_factors(terms, rank_shape, columns, rows):
     in_shape, out_shape = split_width(columns, rank_shape), split_width(rows, rank_shape)
     shapes = [*zip(rank_shape, in_shape, strict=True), *zip(out_shape, rank_shape, strict=True)]
     stored = sum(torch.empty(terms, *shape).numel() for shape in shapes)
-    assert count_parameters(terms, rank_shape, in_shape, out_shape) == stored
+    form = Form(rank_shape, in_shape, out_shape, terms, columns, rows)
+    assert form.parameters == stored
+    assert form.first_parameters == terms * rank_shape[0] * (in_shape[0] + out_shape[0])
+
+
+def test_the_most_terms_of_a_layer_are_those_of_its_tighter_side():
+    assert Form((2, 2), (32, 24), (3, 2), 1, 768, 6).max_separation_rank == 4
+
+
+@pytest.mark.parametrize("width", [384, 768, 1021])
+@pytest.mark.parametrize("aspect", [8, 4, 2, 1 / 2, 1 / 4, 1 / 8])
+def test_the_aspect_is_the_ratio_of_the_first_factor_to_the_second(width, aspect):
+    first, second = split_width(width, (2, 2), aspect)
+    assert width <= first * second <= 1.02 * width
+    assert first / second == pytest.approx(aspect, rel=0.5)
 
 
 @given(st.tuples(*[st.integers(1, 6)] * 4))
