@@ -2,6 +2,8 @@
 
 import hashlib
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any, cast
 
@@ -12,19 +14,29 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
 from lsr.config import LsrConfig
-from lsr.factorize import random_factors, row_space_factors
+from lsr.factorize import Start, begin, random_factors
+from lsr.fixed import FixedPart
 from lsr.functional import add_low_rank
 from lsr.separable import kron_sum
-from lsr.shapes import count_parameters, max_separation_rank, split_width
+from lsr.shapes import Form, split_width
 
 ADAPTABLE = (nn.Linear, Conv1D)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many numbers an adapter has: `trained` ones, `stored` ones (slots too), and `effective` ones (frames too)."""
+
+    trained: int
+    stored: int
+    effective: int
 
 
 class LsrLayer(BaseTunerLayer):
     """The factors of a layer's adapters, by adapter name: `lsr_A1`, `lsr_A2`, ..., `lsr_B1`, `lsr_B2`, ..."""
 
     adapter_layer_names: tuple[str, ...] = ()  # grows with the number of Kronecker factors, see _make_room
-    other_param_names = ("lsr_dropout", "rank_shape", "separation_rank", "in_shape", "out_shape", "scaling")
+    other_param_names = ("lsr_dropout", "lsr_fixed", "form", "scaling", "residual")
 
     def __init__(self, base_layer: nn.Module, layer_name: str) -> None:
         base = base_layer.get_base_layer() if isinstance(base_layer, BaseTunerLayer) else base_layer
@@ -47,11 +59,10 @@ class LsrLayer(BaseTunerLayer):
         rows, columns = base.weight.shape
         self.in_features, self.out_features = (rows, columns) if self.is_transposed else (columns, rows)
         self.lsr_dropout = nn.ModuleDict({})
-        self.rank_shape: dict[str, tuple[int, ...]] = {}
-        self.separation_rank: dict[str, int] = {}
-        self.in_shape: dict[str, tuple[int, ...]] = {}
-        self.out_shape: dict[str, tuple[int, ...]] = {}
+        self.lsr_fixed = nn.ModuleDict({})
+        self.form: dict[str, Form] = {}
         self.scaling: dict[str, float] = {}
+        self.residual: dict[str, str] = {}
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
 
@@ -68,31 +79,49 @@ class LsrLayer(BaseTunerLayer):
         Raises:
             ValueError: if the shapes do not fit the layer; names the layer and what would fit.
         """
-        in_shape = self._shape("in_shape", config.in_shape, self.in_features, rank_shape)
-        out_shape = self._shape("out_shape", config.out_shape, self.out_features, rank_shape)
-        limit = min(max_separation_rank(rank_shape, in_shape), max_separation_rank(rank_shape, out_shape))
-        if separation_rank > limit:
-            shapes = f"{self.out_features} x {self.in_features} as {list(out_shape)} x {list(in_shape)}"
-            raise ValueError(
-                f"layer {self.layer_name!r}: separation_rank must be in [1, {limit}] for {shapes} and "
-                f"rank_shape {list(rank_shape)}, got {separation_rank}"
-            )
-        self.rank_shape[adapter_name] = rank_shape
-        self.separation_rank[adapter_name] = separation_rank
-        self.in_shape[adapter_name] = in_shape
-        self.out_shape[adapter_name] = out_shape
+        form = self.make_form(config, rank_shape, separation_rank)
+        self.form[adapter_name] = form
         self.scaling[adapter_name] = config.scaling(rank_shape, alpha)
+        self.residual[adapter_name] = config.residual
         self.lsr_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.lsr_fixed[adapter_name] = FixedPart()
         self._make_room(len(rank_shape))
-        self.reset_factors(adapter_name, zero=config.init_weights is not False, seed=config.seed)
+        zero = config.init_weights is not False
+        self._set_start(adapter_name, Start(*random_factors(form, zero, self._generator(config.seed))), config)
+        if config.align:  # room for what a file holds
+            self._set_slots(adapter_name, "in_slots", torch.arange(self.in_features))
+            if config.fits_outputs:
+                self._set_slots(adapter_name, "out_slots", torch.arange(self.out_features))
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
+    def make_form(self, config: LsrConfig, rank_shape: tuple[int, ...], separation_rank: int) -> Form:
+        """Return the shapes of an adapter of this layer.
+
+        Raises:
+            ValueError: if they do not fit the layer; names the layer and what would fit.
+        """
+        form = Form(
+            rank_shape,
+            self._shape("in_shape", config.in_shape, self.in_features, rank_shape, config.aspect),
+            self._shape("out_shape", config.out_shape, self.out_features, rank_shape, config.aspect),
+            separation_rank,
+            self.in_features,
+            self.out_features,
+        )
+        if separation_rank > form.max_separation_rank:
+            shapes = f"{self.out_features} x {self.in_features} as {list(form.out_shape)} x {list(form.in_shape)}"
+            raise ValueError(
+                f"layer {self.layer_name!r}: separation_rank must be in [1, {form.max_separation_rank}] for {shapes} "
+                f"and rank_shape {list(rank_shape)}, got {separation_rank}"
+            )
+        return form
+
     def _shape(
-        self, field: str, given: tuple[int, ...] | None, width: int, rank_shape: tuple[int, ...]
+        self, field: str, given: tuple[int, ...] | None, width: int, rank_shape: tuple[int, ...], aspect: float
     ) -> tuple[int, ...]:
         if given is None:
-            return split_width(width, rank_shape)
+            return split_width(width, rank_shape, aspect)
         if len(given) != len(rank_shape) or prod(given) < width:
             raise ValueError(
                 f"layer {self.layer_name!r}: {field} must hold {len(rank_shape)} sizes with a product >= {width}, "
@@ -109,44 +138,102 @@ class LsrLayer(BaseTunerLayer):
         self.adapter_layer_names = tuple(dict.fromkeys([*self.adapter_layer_names, *names]))
 
     def factors(self, adapter_name: str) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the factors of A, (s, r_i, n_i) each, and those of B, (s, m_i, r_i) each."""
-        count = len(self.rank_shape[adapter_name])
-        a, b = ([getattr(self, f"lsr_{side}{i}")[adapter_name] for i in range(1, count + 1)] for side in "AB")
+        """Return the factors of A, (s, r_i, n_i) each, and those of B, (s, m_i, r_i) each, frozen ones too."""
+        positions = range(1, len(self.form[adapter_name].rank_shape) + 1)
+        a, b = ([self._factor(adapter_name, side, position) for position in positions] for side in "AB")
         return a, b
 
-    def reset_factors(self, adapter_name: str, *, zero: bool, seed: int | None) -> None:
-        """Draw all factors anew; `zero` makes B1 zero, so that the model is unchanged."""
-        a, b = random_factors(
-            self.rank_shape[adapter_name],
-            self.in_shape[adapter_name],
-            self.out_shape[adapter_name],
-            self.in_features,
-            self.separation_rank[adapter_name],
-            zero,
-            self._generator(seed),
-        )
-        self._set_factors(adapter_name, "A", a)
-        self._set_factors(adapter_name, "B", b)
+    def _factor(self, adapter_name: str, side: str, position: int) -> Tensor:
+        frozen = self.fixed(adapter_name).frame(side, position)
+        return getattr(self, f"lsr_{side}{position}")[adapter_name] if frozen is None else frozen
 
-    def start_from_row_space(self, adapter_name: str, seed: int | None) -> None:
-        """Replace the factors of A by the nearest Kronecker sum to the leading right singular vectors of W.
+    def fixed(self, adapter_name: str) -> FixedPart:
+        """Return what of the adapter does not train."""
+        return cast("FixedPart", self.lsr_fixed[adapter_name])
+
+    def start(self, adapter_name: str, config: LsrConfig, statistic: Tensor | None = None) -> Start | None:
+        """Give the factors the start that the configuration names; None if they have no values yet (meta tensors).
 
         Raises:
-            ValueError: if the base weight has no such vectors; names the layer.
+            ValueError: if the base weight or the statistic does not allow it; names the layer.
         """
         if self.factors(adapter_name)[0][0].is_meta:
-            return  # no values yet: they are about to be loaded
+            return None  # about to be loaded
+        start = self._begin(adapter_name, config, statistic)
+        self._set_start(adapter_name, start, config)
+        self._subtract(adapter_name, start)
+        return start
+
+    def start_again(self, adapter_name: str, config: LsrConfig) -> Start:
+        """Make again what a file does not hold, frames and what to subtract; the trained factors stay as they are.
+
+        Raises:
+            ValueError: if the base weight does not allow it; names the layer.
+        """
+        start = self._begin(adapter_name, config, None)
+        if config.frames == "frozen":
+            self._freeze(adapter_name, start, config)
+        self._subtract(adapter_name, start)
+        return start
+
+    def check_values(self) -> None:
+        """Check that the base weight can be decomposed.
+
+        Raises:
+            ValueError: if it is a meta tensor; names the layer.
+        """
+        if self.base_parameter().is_meta:
+            raise ValueError(f"layer {self.layer_name!r}: cannot start from a base weight without values")
+
+    def _begin(self, adapter_name: str, config: LsrConfig, statistic: Tensor | None) -> Start:
         try:
-            a = row_space_factors(
+            return begin(
+                config.start,
                 self.base_matrix(),
-                self.rank_shape[adapter_name],
-                self.in_shape[adapter_name],
-                self.separation_rank[adapter_name],
-                seed or 0,
+                self.form[adapter_name],
+                generator=self._generator(config.seed),
+                seed=config.seed or 0,
+                zero=config.init_weights is not False,
+                scaling=self.scaling[adapter_name],
+                residual=config.residual,
+                align=config.align,
+                statistic=statistic,
             )
         except ValueError as error:
             raise ValueError(f"layer {self.layer_name!r}: {error}") from None
-        self._set_factors(adapter_name, "A", a)
+
+    def _set_start(self, adapter_name: str, start: Start, config: LsrConfig) -> None:
+        """Set the factors; frozen ones become buffers, which are stored if they cannot be made again."""
+        frozen = config.frames == "frozen"
+        for side, factors in (("A", start.a), ("B", start.b)):
+            for position, factor in enumerate(factors[:1] if frozen else factors, start=1):
+                self._set_factor(adapter_name, f"{side}{position}", factor)
+        if frozen:
+            self._freeze(adapter_name, start, config)
+        for name, slots in (("in_slots", start.in_slots), ("out_slots", start.out_slots)):
+            if slots is not None:
+                self._set_slots(adapter_name, name, slots)
+
+    def _freeze(self, adapter_name: str, start: Start, config: LsrConfig) -> None:
+        for side, factors in (("A", start.a), ("B", start.b)):
+            self.fixed(adapter_name).set_frame(side, self._like_factors(factors[1:]), stored=not config.can_start_again)
+
+    def _set_slots(self, adapter_name: str, name: str, slots: Tensor) -> None:
+        form = self.form[adapter_name]
+        width = form.in_width if name == "in_slots" else form.out_width
+        self.fixed(adapter_name).set_slots(name, slots.to(self.base_parameter().device), width)
+
+    def _subtract(self, adapter_name: str, start: Start) -> None:
+        if self.residual[adapter_name] != "zero":
+            for side, factors in (("A", start.a), ("B", start.b)):
+                self.fixed(adapter_name).set_start(side, self._like_factors(factors))
+            self.settle()
+
+    def settle(self) -> None:
+        """Bring the base weight in line with the adapters' state, where it depends on it."""
+
+    def release(self) -> None:
+        """Make the base weight the pretrained one, whatever the adapters' state asks for."""
 
     def _generator(self, seed: int | None) -> torch.Generator | None:
         """Mix the seed with the layer's name: a layer starts the same whatever other layers are adapted."""
@@ -155,44 +242,99 @@ class LsrLayer(BaseTunerLayer):
         digest = hashlib.sha256(f"{seed}:{self.layer_name}".encode()).digest()
         return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little"))
 
-    def _set_factors(self, adapter_name: str, side: str, values: list[Tensor]) -> None:
-        for position, value in enumerate(values, start=1):
-            existing = getattr(self, f"lsr_{side}{position}")
-            if adapter_name in existing:
-                with torch.no_grad():
-                    existing[adapter_name].copy_(value)
-            else:
-                existing[adapter_name] = nn.Parameter(value.float())
+    def _set_factor(self, adapter_name: str, name: str, value: Tensor) -> None:
+        existing = getattr(self, f"lsr_{name}")
+        if adapter_name in existing:
+            with torch.no_grad():
+                existing[adapter_name].copy_(value)
+        else:
+            existing[adapter_name] = nn.Parameter(self._like_factors([value])[0])
+
+    def _like_factors(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Return tensors where the base weight is, in float32 at least."""
+        weight = self.base_parameter()
+        return [value.to(weight.device, torch.promote_types(weight.dtype, torch.float32)) for value in values]
 
     def base_parameter(self) -> nn.Parameter:
         """Return the base layer's weight, in the base layer's layout."""
         return cast("nn.Parameter", self.get_base_layer().weight)
 
     def base_matrix(self) -> Tensor:  # (out_features, in_features)
-        """Return the frozen weight as y = W x has it."""
-        weight = self.base_parameter().detach()
+        """Return the pretrained weight as y = W x has it."""
+        weight = self.pretrained_weight()
         return weight.T if self.is_transposed else weight
 
+    def pretrained_weight(self) -> Tensor:
+        """Return the pretrained weight in the base layer's layout, also while adapters are merged or folded into it."""
+        return self.base_parameter().detach()
+
     def collapse(self, adapter_name: str) -> tuple[Tensor, Tensor]:  # (r, in_features), (out_features, r)
-        """Return A and B as matrices: the LoRA that this adapter is."""
-        a, b = self.factors(adapter_name)
-        return kron_sum(*a)[:, : self.in_features], kron_sum(*b)[: self.out_features]
+        """Return A and B as matrices: what the layer adds to its base layer, without the scaling.
+
+        With the residual `frozen` they have 2r rows and columns, [A; A - A0] and [B - B0, B0]: their product is
+        B A - B0 A0, and exactly zero at the start.
+        """
+        a, b = self._matrices(adapter_name, *self.factors(adapter_name))
+        if self.residual[adapter_name] == "frozen" and self.fixed(adapter_name).has_start:
+            a0, b0 = self._start_matrices(adapter_name)
+            return torch.cat([a, a - a0]), torch.cat([b - b0, b0], dim=1)
+        return a, b
+
+    def as_lora(self, adapter_name: str) -> tuple[Tensor, Tensor]:  # (r or 2r, in_features), (out_features, r or 2r)
+        """Return A and B such that scaling * B A is the whole update of the pretrained weight.
+
+        With the residual `fold` they are [A; A0] and [B, -B0]; otherwise what `collapse` returns.
+        """
+        a, b = self.collapse(adapter_name)
+        if self.residual[adapter_name] == "fold" and self.fixed(adapter_name).has_start:
+            a0, b0 = self._start_matrices(adapter_name)
+            return torch.cat([a, a0.to(a.dtype)]), torch.cat([b, -b0.to(b.dtype)], dim=1)
+        return a, b
+
+    def _start_matrices(self, adapter_name: str) -> tuple[Tensor, Tensor]:
+        count = len(self.form[adapter_name].rank_shape)
+        fixed = self.fixed(adapter_name)
+        return self._matrices(adapter_name, fixed.start("A", count), fixed.start("B", count))
+
+    def _matrices(self, adapter_name: str, a: list[Tensor], b: list[Tensor]) -> tuple[Tensor, Tensor]:
+        fixed = self.fixed(adapter_name)
+        full_a, full_b = kron_sum(*a), kron_sum(*b)
+        return (
+            full_a[:, : self.in_features] if fixed.in_slots is None else full_a[:, fixed.in_slots.int()],
+            full_b[: self.out_features] if fixed.out_slots is None else full_b[fixed.out_slots.int()],
+        )
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
-        """Return scaling * B A in the layout of the base weight, in float32 at least."""
-        a, b = self.collapse(adapter_name)
+        """Return scaling * B A less what the adapter started at, in the base weight's layout, in float32 at least."""
+        return self._update(adapter_name, *self.as_lora(adapter_name))
+
+    def _update(self, adapter_name: str, a: Tensor, b: Tensor) -> Tensor:
         precise = torch.promote_types(a.dtype, torch.float32)
         delta = self.scaling[adapter_name] * (b.to(precise) @ a.to(precise))
         return delta.T if self.is_transposed else delta
 
-    def count_parameters(self, adapter_name: str) -> int:
-        """Return how many numbers the adapter stores in this layer."""
-        return count_parameters(
-            self.separation_rank[adapter_name],
-            self.rank_shape[adapter_name],
-            self.in_shape[adapter_name],
-            self.out_shape[adapter_name],
-        )
+    def sizes(self, adapter_name: str) -> Sizes:
+        """Return how many numbers the adapter trains, stores and works with in this layer."""
+        form, fixed = self.form[adapter_name], self.fixed(adapter_name)
+        trained = form.first_parameters if fixed.frame("A", 2) is not None else form.parameters
+        return Sizes(trained, trained + fixed.stored_numbers(), form.parameters)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """Move the adapter, but leave its dtype: rounding factors to that of the base layer would change the start."""
+        target = device if device is not None else self.base_parameter().device
+        if target.type == "meta":
+            return
+        for name in (*self.adapter_layer_names, "lsr_fixed"):
+            holder = getattr(self, name)
+            if adapter_name in holder and not any(p.is_meta for p in holder.parameters()):
+                holder[adapter_name] = holder[adapter_name].to(target)
+
+    def use_base_dtype(self, adapter_name: str) -> None:
+        """Round the trained factors to the dtype of the base weight."""
+        for name in self.adapter_layer_names:
+            holder = getattr(self, name)
+            if adapter_name in holder:
+                holder[adapter_name].data = holder[adapter_name].to(self.base_parameter().dtype)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Return True: PEFT may convert any LSR adapter."""
@@ -202,14 +344,14 @@ class LsrLayer(BaseTunerLayer):
 class LsrLinear(nn.Module, LsrLayer):
     """nn.Linear or Conv1D with LSR adapters: y = W x + b + scaling * B A x for each active adapter."""
 
-    _unmerged_weight: Tensor | None
+    _pretrained_weight: Tensor | None
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, layer_name: str) -> None:
         nn.Module.__init__(self)
         LsrLayer.__init__(self, base_layer, layer_name)
         self._active_adapter = adapter_name
-        # Not persistent: it is a memory of the base weight while merged, never part of a state dict.
-        self.register_buffer("_unmerged_weight", None, persistent=False)
+        # Not persistent: W while adapters are merged or folded into the base weight, never part of a state dict.
+        self.register_buffer("_pretrained_weight", None, persistent=False)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # (..., in_features) -> (..., out_features)
         """Return the base layer's output plus that of the active adapters."""
@@ -224,8 +366,44 @@ class LsrLinear(nn.Module, LsrLayer):
                 result = add_low_rank(result, self.lsr_dropout[adapter_name](x), a, b, self.scaling[adapter_name])
         return result
 
+    def pretrained_weight(self) -> Tensor:
+        """Return the pretrained weight in the base layer's layout, also while adapters are merged or folded into it."""
+        return super().pretrained_weight() if self._pretrained_weight is None else self._pretrained_weight
+
+    def settle(self) -> None:
+        """Make the base weight W plus the merged updates, or W less the starts of active adapters that fold theirs.
+
+        It is always computed from W, which is kept meanwhile: so nothing adds up, and W comes back bit for bit.
+        """
+        if self.merged_adapters:
+            updates = [self.get_delta_weight(name) for name in self.merged_adapters]
+        else:
+            updates = [-self._update(name, *self._start_matrices(name)) for name in self._folded()]
+        if not updates:
+            self.release()
+            return
+        weight, pretrained = self.base_parameter(), self.pretrained_weight()
+        total = pretrained.to(torch.promote_types(weight.dtype, torch.float32))
+        for update in updates:
+            total = total + update.detach()
+        weight.data, self._pretrained_weight = total.to(weight.dtype), pretrained
+
+    def _folded(self) -> list[str]:
+        folding = [n for n in self.active_adapters if self.residual.get(n) == "fold" and self.fixed(n).has_start]
+        return [] if self.disable_adapters else folding
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Choose the active adapters; PEFT calls it."""
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+        self.settle()
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Switch all adapters on or off; PEFT calls it."""
+        super().enable_adapters(enabled)
+        self.settle()
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add the adapters to the base weight, in float32; the original weight is kept for `unmerge`.
+        """Add the adapters to the base weight, in float32; the pretrained weight is kept for `unmerge`.
 
         Raises:
             ValueError: with `safe_merge`, if the merged weight is not finite; the base weight is then unchanged.
@@ -233,26 +411,26 @@ class LsrLinear(nn.Module, LsrLayer):
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.scaling]
         if not names:
             return
-        weight = self.base_parameter()
-        merged = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-        for name in names:
-            merged = merged + self.get_delta_weight(name).detach()
-        merged = merged.to(weight.dtype)
-        if safe_merge and not torch.isfinite(merged).all():
-            raise ValueError(f"NaNs detected in the merged weights of {self.layer_name!r}: one of {names} seems broken")
-        if self._unmerged_weight is None:
-            self._unmerged_weight = weight.data
-        weight.data = merged
+        before = list(self.merged_adapters)
         self.merged_adapters.extend(names)
+        self.settle()
+        if safe_merge and not torch.isfinite(self.base_parameter()).all():
+            self.merged_adapters[:] = before
+            self.settle()
+            raise ValueError(f"NaNs detected in the merged weights of {self.layer_name!r}: one of {names} seems broken")
 
     def unmerge(self) -> None:
         """Put the original weight back, bit for bit; subtracting the update would leave rounding errors."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        self.base_parameter().data = cast("Tensor", self._unmerged_weight)
-        self._unmerged_weight = None
         self.merged_adapters.clear()
+        self.settle()
+
+    def release(self) -> None:
+        """Make the base weight the pretrained one, whatever the adapters' state asks for."""
+        if self._pretrained_weight is not None:
+            self.base_parameter().data, self._pretrained_weight = self._pretrained_weight, None
 
     def __repr__(self) -> str:
         return f"lsr.{super().__repr__()}"

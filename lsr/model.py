@@ -2,9 +2,9 @@
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from peft import PeftConfig
@@ -13,10 +13,17 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, Modul
 from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
 from torch import nn
 
-from lsr.config import PATTERNS, LsrConfig
+from lsr import recipes
+from lsr.budget import captured_shares, spread_terms
+from lsr.config import DATA_STARTS, PATTERNS, LsrConfig
+from lsr.factorize import Start
 from lsr.layer import LsrLayer, LsrLinear
+from lsr.separable import pad_columns
+from lsr.spectrum import leading_row_space
+from lsr.statistics import input_covariances, weight_gradients
 
 Value = TypeVar("Value")
+MOST_TERMS_BY_SEARCH = 16
 
 
 def adapted_layers(model: nn.Module) -> dict[str, LsrLayer]:
@@ -24,22 +31,66 @@ def adapted_layers(model: nn.Module) -> dict[str, LsrLayer]:
     return {module.layer_name: module for module in model.modules() if isinstance(module, LsrLayer)}
 
 
-def start_factors(model: nn.Module, adapter_name: str = "default") -> Iterator[tuple[str, LsrLayer]]:
+def start_factors(
+    model: nn.Module, adapter_name: str = "default", statistics: Mapping[str, torch.Tensor] | None = None
+) -> Iterator[tuple[str, LsrLayer, Start]]:
     """Give each layer's factors the start that the adapter's `init_weights` names; yield each layer when it is done.
 
     `get_peft_model` does this by itself. It is a generator for callers that show progress: then build the model from a
-    config with `init_weights=True`, set the name on `model.peft_config[adapter_name]`, and exhaust this.
+    config with `deferred=True` and exhaust this. `statistics` holds what `gradient` and `activation` decompose, by
+    layer name; see `start_from_examples`.
 
     Raises:
-        ValueError: if a base weight does not allow the start; names the layer.
+        ValueError: if a base weight or statistic does not allow the start; names the layer.
     """
     config = _config(model, adapter_name)
+    recipe: dict[str, recipes.Entry] = {}
     for name, layer in adapted_layers(model).items():
         if adapter_name in layer.scaling:
-            if config.init_weights == "row_space":
-                layer.start_from_row_space(adapter_name, config.seed)
-            yield name, layer
-    config.mark_started()
+            start = layer.start(adapter_name, config, (statistics or {}).get(name))
+            if start is None:
+                return  # the factors are about to be loaded
+            if config.needs_start_again:
+                recipe[name] = recipes.entry(layer, start, config)
+            yield name, layer, start
+    config.deferred = False
+    config.remember(recipes.describe(recipe))
+
+
+def start_from_examples(
+    model: nn.Module, batches: Iterable[Mapping[str, torch.Tensor]], adapter_name: str = "default"
+) -> None:
+    """Start an adapter whose `init_weights` is `gradient` or `activation` from a few hundred examples, before training.
+
+    Each batch goes into `model(**batch)` on the model's device; `gradient` needs labels in it, so that there is a loss.
+    `get_peft_model` alone leaves such an adapter at a random start.
+
+    Raises:
+        ValueError: if the adapter starts otherwise, or the examples do not allow it; names the layer.
+    """
+    statistics = collect_statistics(model, batches, adapter_name)
+    for _ in start_factors(model, adapter_name, statistics):
+        pass
+
+
+def collect_statistics(
+    model: nn.Module, batches: Iterable[Mapping[str, torch.Tensor]], adapter_name: str = "default"
+) -> dict[str, torch.Tensor]:
+    """Return what the start of an adapter decomposes, by layer name: gradients (m, n) or input covariances (n, n).
+
+    Raises:
+        ValueError: if the adapter starts from something else, or there are no examples.
+    """
+    config = _config(model, adapter_name)
+    if config.start not in DATA_STARTS:
+        raise ValueError(
+            f"init_weights must be one of {list(DATA_STARTS)} to start from examples, got {config.start!r}"
+        )
+    bases = {
+        name: layer.get_base_layer() for name, layer in adapted_layers(model).items() if adapter_name in layer.scaling
+    }
+    collect = weight_gradients if config.start == "gradient" else input_covariances
+    return collect(model, bases, batches)
 
 
 class LsrModel(BaseTuner):
@@ -76,6 +127,8 @@ class LsrModel(BaseTuner):
         if is_open:  # PEFT lists excluded layers and parts of wrapped heads too, which a fresh model may not have
             config.target_modules = sorted(adapted)
         _check_patterns(config, adapted)
+        if config.separation_rank == "auto" and config.recipe is None:
+            config.separation_rank_pattern = spread_budget(model, config, adapted)
         super().inject_adapter(
             model,
             adapter_name,
@@ -83,7 +136,9 @@ class LsrModel(BaseTuner):
             low_cpu_mem_usage=low_cpu_mem_usage,
             state_dict=state_dict,
         )
-        if isinstance(config.init_weights, str):
+        if config.recipe is not None:
+            recipes.start_again(adapted_layers(model), adapter_name, config)
+        elif not (config.deferred or config.start in DATA_STARTS):
             for _ in start_factors(self, adapter_name):
                 pass
 
@@ -106,7 +161,8 @@ class LsrModel(BaseTuner):
         config = cast("LsrConfig", peft_config)
         layer = target if isinstance(target, LsrLinear) else LsrLinear(target, adapter_name, current_key)
         rank_shape = _override(config.rank_pattern, current_key, config.rank_shape)
-        separation_rank = _override(config.separation_rank_pattern, current_key, config.separation_rank)
+        terms = cast("int", config.separation_rank)  # 'auto' has filled the pattern
+        separation_rank = _override(config.separation_rank_pattern, current_key, terms)
         alpha = _override(config.alpha_pattern, current_key, config.alpha)
         layer.update_layer(adapter_name, config, rank_shape, separation_rank, alpha)
         if layer is not target:
@@ -116,6 +172,24 @@ class LsrModel(BaseTuner):
         if isinstance(parent, nn.TransformerEncoderLayer):
             # Its fast path in evaluation reads the base weights, past the adapters; zero keeps it from being taken.
             parent.activation_relu_or_gelu = 0
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        # Our factors are float32 from the start, whatever the base model is. Who asks for no such care gets its dtype.
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype=autocast_adapter_dtype)
+        if not autocast_adapter_dtype:
+            for layer in adapted_layers(self).values():
+                layer.use_base_dtype(adapter_name)
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> Any:  # the model, though PEFT's annotation says None
+        for layer in adapted_layers(self).values():
+            layer.release()  # a folded start belongs to the adapter, not to the model that remains
+        return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
 
     @classmethod
     def _get_learnable_bias_state_dict(
@@ -149,6 +223,32 @@ def check_names(config: PeftConfig, names: list[str]) -> None:
                 raise ValueError(f"{field}: no layer is named {entry!r}{_nearest(entry, names)}")
         if isinstance(value, str) and value != "all-linear" and not any(re.fullmatch(value, name) for name in names):
             raise ValueError(f"{field}: {value!r} matches no layer{_nearest(value, names)}")
+
+
+def spread_budget(model: nn.Module, config: LsrConfig, names: list[str]) -> dict[str, int]:
+    """Return the separation rank of each layer: together at most `config.budget` trained numbers.
+
+    What a layer gains by one more term is the share of its leading row space, whatever the size of its weight.
+
+    Raises:
+        ValueError: if a weight has no row space (names the layer), or the budget cannot hold one term a layer.
+    """
+    budget = cast("int", config.budget)
+    gains, costs = {}, {}
+    for name in names:
+        module = model.get_submodule(name)
+        layer = module if isinstance(module, LsrLayer) else LsrLinear(module, "budget", name)
+        form = layer.make_form(config, _override(config.rank_pattern, name, config.rank_shape), separation_rank=1)
+        costs[name] = form.first_parameters if config.frames == "frozen" else form.parameters
+        most = min(form.max_separation_rank, max(1, budget // costs[name]))
+        if len(form.rank_shape) > 2:  # each point of the curve is a search of its own
+            most = min(most, MOST_TERMS_BY_SEARCH)
+        try:
+            rows = pad_columns(leading_row_space(layer.base_matrix(), form.rank), form.in_width)
+        except ValueError as error:
+            raise ValueError(f"layer {name!r}: {error}") from None
+        gains[name] = captured_shares(rows, form.rank_shape, form.in_shape, most)
+    return spread_terms(gains, costs, budget)
 
 
 def _override(pattern: dict[str, Value], layer_name: str, usual: Value) -> Value:

@@ -101,13 +101,76 @@ def nearest_kron_sum(
         raise ValueError(f"separation_rank must be in [1, {limit}] for these shapes, got {separation_rank}")
     with tl.backend_context("numpy", local_threadsafe=True):
         weights, vectors = (_svd_terms if tensor.ndim == 2 else _cp_terms)(tensor, separation_rank, seed)
+    columns = [torch.from_numpy(side) for side in vectors]
+    return _in_convention(torch.from_numpy(weights), columns, row_shape, column_shape)
+
+
+def recondition(
+    *factors: Tensor,  # (s, p_i, q_i) each
+) -> list[Tensor]:  # the same shapes
+    """Return factors of the same sum in the convention of `nearest_kron_sum`, largest term first.
+
+    D = 2: orthogonal terms, hence the condition number 1, from a QR decomposition of both factors and an SVD of their
+    s x s core; the matrix is not formed. D > 2: a sum has no orthogonal form; its terms are made unit and sorted.
+
+    Raises:
+        ValueError: if two factors have more terms than a term of one of them has entries: they cannot be orthogonal.
+    """
+    columns = [factor.flatten(1).T for factor in factors]
+    least, count = min(map(len, columns)), len(factors[0])
+    if len(columns) == 2 and count > least:
+        raise ValueError(f"at most {least} terms of these factors can be orthogonal, got {count}")
+    weights, vectors = (_orthogonal_terms if len(columns) == 2 else _unit_terms)(columns)
+    return _in_convention(weights, vectors, [f.shape[1] for f in factors], [f.shape[2] for f in factors])
+
+
+def balance(
+    *factors: Tensor,  # (s, p_i, q_i) each
+) -> list[Tensor]:  # the same shapes
+    """Return factors of the same sum in which all factors of a term have one length, `||F_i[k]|| = sigma_k^(1/D)`.
+
+    A term of weight zero stays as it is: with all its factors zero, no gradient would ever reach it.
+    """
+    lengths = torch.stack([factor.flatten(1).norm(dim=1) for factor in factors])  # (D, s)
+    weights = lengths.prod(dim=0)
+    scales = torch.where(weights > 0, weights ** (1 / len(factors)) / lengths, 1.0)
+    return [factor * scale[:, None, None] for factor, scale in zip(factors, scales, strict=True)]
+
+
+def _in_convention(
+    weights: Tensor,  # (s,)
+    vectors: list[Tensor],  # D of (p_i * q_i, s), unit columns
+    row_shape: Sequence[int],
+    column_shape: Sequence[int],
+) -> list[Tensor]:  # D factors, (s, p_i, q_i)
+    """Put weights and signs into the first factor, so that the largest entry of each other column is positive."""
     signs = [_canonical_signs(columns) for columns in vectors[1:]]
-    vectors[1:] = [columns * sign for columns, sign in zip(vectors[1:], signs, strict=True)]
-    vectors[0] = vectors[0] * weights * np.prod(signs, axis=0)
-    return [
-        torch.from_numpy(np.ascontiguousarray(columns.T)).reshape(separation_rank, p, q)
-        for columns, p, q in zip(vectors, row_shape, column_shape, strict=True)
+    frame = [columns * sign for columns, sign in zip(vectors[1:], signs, strict=True)]
+    first = vectors[0] * weights * torch.stack(signs).prod(dim=0)
+    return [columns.T.reshape(-1, p, q) for columns, p, q in zip([first, *frame], row_shape, column_shape, strict=True)]
+
+
+def _canonical_signs(columns: Tensor) -> Tensor:  # (size, s) -> (s,)
+    largest = columns.gather(0, columns.abs().argmax(dim=0, keepdim=True))[0]
+    return torch.where(largest < 0, -1.0, 1.0).to(columns.dtype)
+
+
+def _orthogonal_terms(columns: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    (left, left_core), (right, right_core) = (torch.linalg.qr(side) for side in columns)
+    u, sigma, vt = torch.linalg.svd(left_core @ right_core.T)
+    return sigma, [left @ u, right @ vt.T]
+
+
+def _unit_terms(columns: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    lengths = torch.stack([side.norm(dim=0) for side in columns])  # (D, s)
+    weights = lengths.prod(dim=0)
+    order = weights.argsort(descending=True, stable=True)
+    # A zero has no direction: any will do, such as the first axis.
+    units = [
+        torch.where(length > 0, side / length, torch.eye(len(side), 1, dtype=side.dtype))
+        for side, length in zip(columns, lengths, strict=True)
     ]
+    return weights[order], [side[:, order] for side in units]
 
 
 def _svd_terms(matrix: np.ndarray, rank: int, seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -143,11 +206,6 @@ def _cp_terms(tensor: np.ndarray, rank: int, seed: int) -> tuple[np.ndarray, lis
     weights = np.linalg.lstsq(gram, overlaps, rcond=None)[0]
     order = np.argsort(-np.abs(weights), kind="stable")
     return weights[order], [columns[:, order] for columns in vectors]
-
-
-def _canonical_signs(columns: np.ndarray) -> np.ndarray:  # (size, s) -> (s,)
-    largest = columns[np.abs(columns).argmax(axis=0), np.arange(columns.shape[1])]
-    return np.where(largest < 0, -1.0, 1.0)
 
 
 def separation_errors(

@@ -65,7 +65,7 @@ def test_a_compiled_layer_with_two_active_adapters_is_one_graph():
 
 def test_a_padded_width_compiles_too():
     layer = adapted({}, out_features=53)
-    assert layer.out_shape["default"] == (9, 6)
+    assert layer.form["default"].out_shape == (9, 6)
     x = torch.randn(5, 12)
     assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x))
 

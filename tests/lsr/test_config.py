@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 from peft import PeftConfig, get_peft_model
 
 from lsr import LsrConfig, layer
+from lsr.config import INITIALISATIONS
 from lsr.model import start_factors
 from tests.tiny_models import tiny
+
+WORDS = list(INITIALISATIONS)
 
 ROOT = Path(__file__).parents[2]
 SHAPES = st.lists(st.integers(1, 8), min_size=2, max_size=3).map(tuple)
@@ -104,18 +107,18 @@ def test_before_injection_the_initialisation_is_written_as_it_is(init):
     assert LsrConfig(init_weights=init).to_dict()["init_weights"] is init
 
 
-@pytest.mark.parametrize("init", ["random", "row_space"])
-def test_after_injection_a_named_initialisation_is_written_as_true(init):
+@pytest.mark.parametrize("init", ["random", "row_space", "principal"])
+def test_after_injection_a_recipe_says_that_the_factors_have_their_start(init):
     config = LsrConfig(separation_rank=2, init_weights=init)
-    model = get_peft_model(tiny("bert"), config)
-    assert model.peft_config["default"].to_dict()["init_weights"] is True
+    written = get_peft_model(tiny("bert"), config).peft_config["default"].to_dict()
+    assert (written["init_weights"], written["recipe"]) == (init, {})
 
 
 def test_factors_that_wait_for_a_file_are_never_started(monkeypatch):
-    monkeypatch.setattr(layer, "row_space_factors", lambda *_: pytest.fail("a decomposition was computed"))
+    monkeypatch.setattr(layer, "begin", lambda *_, **__: pytest.fail("a decomposition was computed"))
     model = get_peft_model(tiny("bert"), LsrConfig(separation_rank=2, init_weights="row_space"), low_cpu_mem_usage=True)
     assert {parameter.device.type for name, parameter in model.named_parameters() if ".lsr_" in name} == {"meta"}
-    assert model.peft_config["default"].to_dict()["init_weights"] is True
+    assert model.peft_config["default"].to_dict()["recipe"] is None
 
 
 def test_a_configuration_starts_a_second_model_as_it_did_the_first():
@@ -125,15 +128,14 @@ def test_a_configuration_starts_a_second_model_as_it_did_the_first():
     assert config.init_weights == "row_space"
 
 
-def test_the_name_stays_while_the_start_is_not_finished():
-    model = get_peft_model(tiny("bert"), LsrConfig(separation_rank=2))
+def test_a_deferred_start_has_no_recipe_until_it_is_finished():
+    model = get_peft_model(tiny("bert"), LsrConfig(separation_rank=2, init_weights="row_space", deferred=True))
     config = model.peft_config["default"]
-    config.init_weights = "row_space"
     steps = start_factors(model)
     next(steps)
-    assert config.to_dict()["init_weights"] == "row_space"
+    assert (config.to_dict()["recipe"], config.deferred) == (None, True)
     assert len(list(steps)) == 3
-    assert config.to_dict()["init_weights"] is True
+    assert (config.to_dict()["recipe"], config.deferred) == ({}, False)
 
 
 # The scaling
@@ -156,13 +158,16 @@ def test_the_scaling_counts_the_true_rank_and_never_the_terms(stabilized, expect
         ({"rank_shape": ()}, "rank_shape must hold two or more ranks >= 1, got []"),
         ({"rank_shape": (2, 0)}, "rank_shape must hold two or more ranks >= 1, got [2, 0]"),
         ({"rank_pattern": {"key": (0, 2)}}, "rank_pattern['key'] must hold two or more ranks >= 1, got [0, 2]"),
-        ({"separation_rank": 0}, "separation_rank must be >= 1, got 0"),
+        ({"separation_rank": 0}, "separation_rank must be >= 1 or auto, got 0"),
         ({"separation_rank_pattern": {"key": -1}}, "separation_rank_pattern['key'] must be >= 1, got -1"),
         ({"in_shape": (24,)}, "in_shape must hold 2 sizes >= 1, as rank_shape does, got [24]"),
         ({"out_shape": (4, 3, 2)}, "out_shape must hold 2 sizes >= 1, as rank_shape does, got [4, 3, 2]"),
         ({"out_shape": (0, 9)}, "out_shape must hold 2 sizes >= 1, as rank_shape does, got [0, 9]"),
-        ({"init_weights": "rowspace"}, "init_weights must be a bool or one of ['random', 'row_space'], got 'rowspace'"),
-        ({"init_weights": None}, "init_weights must be a bool or one of ['random', 'row_space'], got None"),
+        (
+            {"init_weights": "rowspace"},
+            f"init_weights must be a bool or one of {WORDS}, got 'rowspace'",
+        ),
+        ({"init_weights": None}, f"init_weights must be a bool or one of {WORDS}, got None"),
         ({"dropout": 1.0}, "dropout must be in [0, 1), got 1.0"),
         ({"dropout": -0.1}, "dropout must be in [0, 1), got -0.1"),
         ({"bias": "lora_only"}, "bias must be 'none', 'all' or 'lsr_only', got 'lora_only'"),

@@ -1,44 +1,34 @@
-import re
 from math import prod
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from lsr import factorize
-from lsr.factorize import captured_by_rows, captured_by_svd, leading_row_space, random_factors, row_space_factors
+from lsr.captured import captured_by_rows
+from lsr.factorize import Start, random_factors, row_space_start
 from lsr.separable import kron_sum
-from lsr.shapes import max_separation_rank, split_width
+from lsr.shapes import Form, max_separation_rank, split_width
+from lsr.spectrum import leading_row_space
+from tests.lsr.matrices import decaying, normal
 
 RANKS = {2: (2, 2), 3: (2, 2, 2)}
 
 
-def normal(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+def form_of(rows, columns, rank_shape=(2, 2), terms=4):
+    return Form(rank_shape, split_width(columns, rank_shape), split_width(rows, rank_shape), terms, columns, rows)
 
 
-def decaying(rows, columns, seed=0):
-    """A weight with well separated singular values 1, 1/2, 1/3, ..."""
-    count = min(rows, columns)
-    left = torch.linalg.qr(normal(rows, count, seed=seed)).Q
-    right = torch.linalg.qr(normal(columns, count, seed=seed + 1)).Q
-    return (left / torch.arange(1, count + 1)) @ right.T
+def draw(terms=4, width=768, rank_shape=(2, 2), *, zero=True, seed=0):
+    return random_factors(form_of(width, width, rank_shape, terms), zero, torch.Generator().manual_seed(seed))
+
+
+def row_space(weight, rank_shape, terms, seed=0):
+    form = form_of(*weight.shape, rank_shape, terms)
+    return row_space_start(weight, form, Start(*random_factors(form, True, None)), seed=seed).a
 
 
 def orthogonal(size, seed=0):
     return torch.linalg.qr(normal(size, size, seed=seed)).Q
-
-
-def draw(terms=4, width=768, rank_shape=(2, 2), *, zero=True, seed=0):
-    shape = split_width(width, rank_shape)
-    return random_factors(rank_shape, shape, shape, width, terms, zero, torch.Generator().manual_seed(seed))
-
-
-def row_space(weight, rank_shape, terms, seed=0):
-    return row_space_factors(weight, rank_shape, split_width(weight.shape[1], rank_shape), terms, seed)
 
 
 # Random factors
@@ -95,46 +85,6 @@ def test_factors_have_values_even_where_new_tensors_have_none():
     with torch.device("meta"):
         a, b = draw()
     assert {factor.device.type for factor in (*a, *b)} == {"cpu"}
-
-
-# The leading row space
-
-
-@given(st.integers(1, 8), st.integers(1, 8), st.data())
-def test_the_leading_rows_are_orthonormal_and_hold_the_largest_energy(rows, columns, data):
-    rank = data.draw(st.integers(1, min(rows, columns)))
-    weight = normal(rows, columns, seed=rows)
-    leading = leading_row_space(weight, rank)
-    assert_close(leading @ leading.T, torch.eye(rank, dtype=torch.float64))
-    assert_close((weight @ leading.T).norm(), torch.linalg.svdvals(weight)[:rank].norm())
-
-
-def test_the_largest_entry_of_each_leading_row_is_positive():
-    leading = leading_row_space(normal(12, 9), 5)
-    assert (leading.gather(1, leading.abs().argmax(dim=1, keepdim=True)) > 0).all()
-
-
-@pytest.mark.parametrize("shape", [(40, 30), (30, 40)])
-def test_the_randomised_svd_of_a_wide_weight_finds_the_same_rows(monkeypatch, shape):
-    weight = decaying(*shape)
-    full = leading_row_space(weight, 4)
-    monkeypatch.setattr(factorize, "FULL_SVD_UP_TO", 29)
-    assert_close(leading_row_space(weight, 4), full, atol=1e-6, rtol=0)
-
-
-def test_the_randomised_svd_is_another_way_than_the_full_one(monkeypatch):
-    weight = normal(80, 80)
-    full = leading_row_space(weight, 4)
-    monkeypatch.setattr(factorize, "FULL_SVD_UP_TO", 79)
-    assert not torch.equal(leading_row_space(weight, 4), full)
-
-
-def test_the_randomised_svd_gives_the_same_bytes_and_leaves_numpys_random_numbers_alone(monkeypatch):
-    monkeypatch.setattr(factorize, "FULL_SVD_UP_TO", 1)
-    state = np.random.get_state()[1].copy()
-    one, two = (leading_row_space(normal(40, 30), 4, seed=3).numpy().tobytes() for _ in range(2))
-    assert one == two
-    assert np.array_equal(np.random.get_state()[1], state)
 
 
 # Row-space factors
@@ -214,78 +164,3 @@ def test_row_space_factors_come_as_the_same_bytes(rank_shape):
 def test_a_trainable_weight_gives_factors_without_a_gradient(rank_shape):
     factors = row_space(decaying(20, 24).requires_grad_(), rank_shape, 4)
     assert not any(factor.requires_grad for factor in factors)
-
-
-@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
-def test_a_weight_without_a_row_space_is_refused_with_its_largest_entry(value):
-    weight = torch.zeros(8, 8)
-    weight[3, 4] = value
-    with pytest.raises(ValueError, match=f"no row space to start from: its largest entry is {value}"):
-        row_space(weight, (2, 2), 2)
-
-
-@pytest.mark.parametrize("shape", [(3, 8), (8, 3)])
-def test_a_rank_beyond_the_weight_is_refused_with_the_bounds(shape):
-    message = f"the rank must be in [1, 3] for a weight {shape}, got 4"
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        row_space(normal(*shape), (2, 2), 2)
-
-
-# What is captured
-
-
-def test_rows_that_span_everything_capture_everything():
-    weight = normal(10, 8)
-    captured = captured_by_rows(weight, leading_row_space(weight, 4), normal(8, 8, seed=1))
-    assert (captured.overlap, captured.energy) == (pytest.approx(1), pytest.approx(1))
-
-
-def test_rows_that_are_orthogonal_to_the_leading_ones_overlap_with_none():
-    weight = decaying(8, 8)
-    rows = leading_row_space(weight, 8)
-    captured = captured_by_rows(weight, rows[:4], rows[4:])
-    assert captured.overlap == pytest.approx(0, abs=1e-12)
-    assert 0 < captured.energy < 0.5
-
-
-@given(st.integers(1, 7))
-def test_more_rows_never_capture_less(count):
-    weight, rows = normal(10, 8), normal(8, 8, seed=1)
-    leading = leading_row_space(weight, 4)
-    fewer, more = (captured_by_rows(weight, leading, rows[:size]) for size in (count, count + 1))
-    assert fewer.overlap <= more.overlap + 1e-12
-    assert fewer.energy <= more.energy + 1e-12
-
-
-def test_storing_as_many_numbers_as_the_weight_captures_everything():
-    captured = captured_by_svd(normal(10, 8), 4, 64)
-    assert (captured.overlap, captured.energy) == (1.0, pytest.approx(1))
-
-
-def test_storing_more_numbers_than_the_weight_has_captures_no_more_than_everything():
-    captured = captured_by_svd(normal(10, 8), 4, 6400)
-    assert (captured.overlap, captured.energy) == (1.0, pytest.approx(1))
-
-
-@given(st.integers(0, 79))
-def test_one_more_stored_number_never_captures_less(stored):
-    weight = normal(10, 8)
-    fewer, more = captured_by_svd(weight, 4, stored), captured_by_svd(weight, 4, stored + 1)
-    assert fewer.overlap <= more.overlap
-    assert fewer.energy <= more.energy + 1e-12
-
-
-@pytest.mark.parametrize("vectors", range(1, 5))
-def test_both_measures_agree_where_the_rows_are_the_leading_singular_vectors(vectors):
-    weight = normal(10, 8)
-    by_rows = captured_by_rows(weight, leading_row_space(weight, 4), leading_row_space(weight, vectors))
-    by_svd = captured_by_svd(weight, 4, vectors * 8)
-    assert by_rows.overlap == pytest.approx(by_svd.overlap)
-    assert by_rows.energy == pytest.approx(by_svd.energy)
-
-
-def test_half_a_stored_vector_counts_half():
-    weight = normal(10, 8)
-    one, half, two = (captured_by_svd(weight, 4, stored) for stored in (8, 12, 16))
-    assert half.overlap == pytest.approx((one.overlap + two.overlap) / 2)
-    assert half.energy == pytest.approx((one.energy + two.energy) / 2)

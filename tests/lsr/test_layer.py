@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from transformers.pytorch_utils import Conv1D
 
 from lsr import LsrConfig
-from lsr.layer import LsrLinear
+from lsr.layer import LsrLinear, Sizes
 from lsr.separable import kron_sum
 
 WIDTHS = st.integers(1, 9)
@@ -224,7 +224,7 @@ def test_without_a_seed_torchs_random_numbers_decide():
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_row_space_start_spans_the_leading_rows_of_the_weight_in_either_layout(transposed):
     layer = adapt(base(6, 9, transposed=transposed), separation_rank=4, in_shape=(3, 2), out_shape=(3, 3))
-    layer.start_from_row_space("default", 0)
+    layer.start("default", LsrConfig(init_weights="row_space", seed=0))
     a, _ = layer.collapse("default")
     weight = layer.weight.T if transposed else layer.weight
     leading = torch.linalg.svd(weight).Vh[:4]
@@ -237,14 +237,15 @@ def test_a_weight_without_a_row_space_is_refused_by_name(value):
     layer = adapt(base(6, 4), "encoder.query")
     layer.weight.data.fill_(value)
     with pytest.raises(ValueError, match=r"layer 'encoder.query': the weight has no row space"):
-        layer.start_from_row_space("default", 0)
+        layer.start("default", LsrConfig(init_weights="row_space"))
 
 
 @given(WIDTHS, WIDTHS, RANK_SHAPES)
 def test_the_count_is_that_of_the_stored_numbers(n, m, rank_shape):
     layer = adapt(base(n, m), rank_shape=rank_shape)
     a, b = layer.factors("default")
-    assert layer.count_parameters("default") == sum(factor.numel() for factor in (*a, *b))
+    numbers = sum(factor.numel() for factor in (*a, *b))
+    assert layer.sizes("default") == Sizes(trained=numbers, stored=numbers, effective=numbers)
 
 
 # Layers that cannot be adapted

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 
-from lsr import LsrConfig, LsrModel, factorize
+from lsr import LsrConfig, LsrModel, spectrum
 from lsr import layer as layer_module
 from lsr.layer import LsrLayer
 from lsr.model import adapted_layers
@@ -33,7 +33,10 @@ class Case:
 
     def config(self, **fields):
         usual = {"task_type": "SEQ_CLS", "rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0}
-        return LsrConfig(**copy.deepcopy({**usual, **self.fields, **fields}))
+        chosen = copy.deepcopy({**usual, **self.fields, **fields})
+        if chosen.get("init_weights") is False:  # all random: nothing to align or to subtract
+            chosen = {name: value for name, value in chosen.items() if name not in ("align", "residual")}
+        return LsrConfig(**chosen)
 
     def adapted(self, **fields):
         return get_peft_model(tiny(self.model), self.config(**fields)).eval()
@@ -47,6 +50,14 @@ CASES = {
     "dropout": Case("distilbert", 4, {"dropout": 0.3}, ("pre_classifier", "classifier")),
     "row space": Case("roberta", 4, {"init_weights": "row_space"}),
     "row space, three factors": Case("bert", 4, {"init_weights": "row_space", "rank_shape": (2, 2, 2)}),
+    "principal": Case("bert", 4, {"init_weights": "principal"}),
+    "aligned": Case("bert-padded", 4, {"init_weights": "row_space", "align": True}),
+    "both sides aligned": Case("bert-padded", 4, {"init_weights": "minor", "align": True, "residual": "frozen"}),
+    "frozen copy": Case("roberta", 4, {"init_weights": "principal", "residual": "frozen"}),
+    "frozen frames": Case("bert", 4, {"frames": "frozen", "aspect": 2}),
+    "frozen frames of the weight": Case("roberta", 4, {"init_weights": "row_space", "frames": "frozen"}),
+    "frozen frames that are stored": Case("bert", 4, {"frames": "frozen", "seed": None}),
+    "budget": Case("bert", 4, {"separation_rank": "auto", "budget": 900}),
     "padded width": Case(
         "bert-padded", 6, {"target_modules": ["query", "intermediate.dense", "attention.output.dense"]}
     ),
@@ -157,7 +168,7 @@ def test_patterns_choose_rank_terms_and_alpha_of_single_layers():
     layers = adapted_layers(CASES["patterns"].adapted())
     prefix = "bert.encoder.layer."
     chosen = {
-        name.removeprefix(prefix): (layer.rank_shape["default"], layer.separation_rank["default"])
+        name.removeprefix(prefix): (layer.form["default"].rank_shape, layer.form["default"].separation_rank)
         for name, layer in layers.items()
     }
     assert chosen == {
@@ -175,13 +186,13 @@ def test_patterns_choose_rank_terms_and_alpha_of_single_layers():
 
 
 def test_a_padded_case_is_padded():
-    shapes = {layer.in_shape["default"] for layer in adapted_layers(CASES["padded width"].adapted()).values()}
+    shapes = {layer.form["default"].in_shape for layer in adapted_layers(CASES["padded width"].adapted()).values()}
     assert shapes == {(9, 7)}  # 63 for a width of 62
 
 
 def test_own_shapes_are_used():
     for layer in adapted_layers(CASES["own shapes"].adapted()).values():
-        assert (layer.in_shape["default"], layer.out_shape["default"]) == ((5, 5), (2, 13))
+        assert (layer.form["default"].in_shape, layer.form["default"].out_shape) == ((5, 5), (2, 13))
 
 
 # Training
@@ -289,8 +300,10 @@ def test_the_file_holds_the_factors_the_heads_and_the_chosen_biases(case, tmp_pa
         name.replace(".modules_to_save.default", "").removesuffix(".default"): parameter.numel()
         for name, parameter in trainable(model).items()
     }
-    assert {name: tensor.numel() for name, tensor in written.items()} == expected
-    counted = sum(layer.count_parameters("default") for layer in adapted_layers(model).values())
+    fixed = {name for name in written if ".lsr_fixed." in name}
+    assert {name: tensor.numel() for name, tensor in written.items() if name not in fixed} == expected
+    assert all(name.endswith("_slots") for name in fixed) or case.fields["seed"] is None
+    counted = sum(layer.sizes("default").stored for layer in adapted_layers(model).values())
     assert sum(tensor.numel() for name, tensor in written.items() if ".lsr_" in name) == counted
 
 
@@ -311,8 +324,8 @@ def test_loading_decomposes_nothing(tmp_path, monkeypatch, low_cpu_mem_usage):
     def refuse(*args, **kwargs):
         raise AssertionError("a decomposition was computed")
 
-    monkeypatch.setattr(layer_module, "row_space_factors", refuse)
-    monkeypatch.setattr(factorize, "svd_interface", refuse)
+    monkeypatch.setattr(layer_module, "begin", refuse)
+    monkeypatch.setattr(spectrum, "svd_interface", refuse)
     loaded = PeftModel.from_pretrained(tiny(case.model), str(tmp_path), low_cpu_mem_usage=low_cpu_mem_usage)
     assert torch.equal(logits(loaded), logits(model))
 
