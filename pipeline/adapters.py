@@ -1,18 +1,20 @@
 """The chosen adapter section becomes a PEFT model: the only module that knows both params and PEFT's configs."""
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import cast
 
 import peft
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType
 from peft.utils.constants import DUMMY_TARGET_MODULES
+from torch import Tensor
 from transformers import PreTrainedModel
 
 import lsr
+from lsr.factorize import Start
 from lsr.layer import LsrLayer
-from lsr.model import check_names, start_factors
+from lsr.model import check_names, collect_statistics, start_factors
 from pipeline.errors import UserError
 from pipeline.models import public_name
 from pipeline.params import AdapterParams, FullParams, LoraParams, LsrParams, Targets
@@ -37,17 +39,33 @@ def add_adapter(base: PreTrainedModel, section: AdapterParams, row: ModelRow, se
         raise UserError(f"params.yaml: {section_name(section)}: {error}") from None
 
 
-def start(model: PeftModel, section: LsrParams) -> Iterator[tuple[str, LsrLayer]]:
-    """Give the factors their start from the pretrained weights, layer by layer; yield each layer's name and layer.
+def start(
+    model: PeftModel, section: LsrParams, batches: Iterable[Mapping[str, Tensor]]
+) -> Iterator[tuple[str, LsrLayer, Start]]:
+    """Give the factors their start, layer by layer; yield each layer's name, the layer and what it started from.
+
+    `batches` of labelled examples are read where the start looks at data, before the first layer.
 
     Raises:
-        UserError: if a weight does not allow it.
+        UserError: if a weight or the examples do not allow it.
     """
-    cast("lsr.LsrConfig", model.peft_config["default"]).init_weights = section.init
     try:
-        yield from start_factors(model)
+        statistics = collect_statistics(model, batches) if section.reads_examples else None
+        yield from start_factors(model, statistics=statistics)
     except ValueError as error:
         raise UserError(f"params.yaml: lsr.init: {error}") from None
+
+
+def learning_rate(parameter: str, section: AdapterParams) -> float | None:
+    """Return the peak learning rate of an adapter's parameter by its name; None where the section has none."""
+    rate: float | None = getattr(section, "learning_rate", None)
+    if rate is None or not isinstance(section, LsrParams):
+        return rate
+    factor = re.search(r"lsr_([AB])(\d+)", parameter)
+    if factor is None:
+        return rate
+    side, position = factor.groups()
+    return rate * (section.b_rate if side == "B" else 1.0) * (section.frame_rate if position != "1" else 1.0)
 
 
 def section_name(section: AdapterParams) -> str:
@@ -62,10 +80,17 @@ def _config(base: PreTrainedModel, section: AdapterParams, row: ModelRow, seed: 
             task_type=TaskType.SEQ_CLS,
             rank_shape=section.rank_shape,
             separation_rank=section.separation_rank,
+            budget=None if section.budget == "none" else section.budget,
             alpha=section.alpha,
             rank_stabilized=section.rank_stabilized,
             in_shape=None if section.in_shape == "auto" else section.in_shape,
             out_shape=None if section.out_shape == "auto" else section.out_shape,
+            aspect=section.aspect,
+            init_weights=section.init,
+            deferred=True,
+            residual=section.residual,
+            frames=section.frames,
+            align=section.align,
             dropout=section.dropout,
             seed=seed,
             target_modules=_targets(section.target_modules, row),
@@ -130,7 +155,7 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> Pef
 
 
 def count_parameters(model: PeftModel, row: ModelRow) -> dict[str, int]:
-    """Return how many numbers the adapter, the head and the frozen base model have, apart."""
+    """Return how many numbers the adapter trains, stores and works with, and those of the head and the frozen base."""
     counts = {"adapter_parameters": 0, "head_parameters": 0, "base_parameters": 0}
     prefix = str(model.base_model.prefix)
     for name, parameter in model.named_parameters():
@@ -143,4 +168,8 @@ def count_parameters(model: PeftModel, row: ModelRow) -> dict[str, int]:
             counts["adapter_parameters"] += parameter.numel()
         else:
             counts["base_parameters"] += parameter.numel()
+    sizes = [module.sizes("default") for module in model.modules() if isinstance(module, LsrLayer)]
+    trained = counts["adapter_parameters"]
+    counts["adapter_stored"] = trained + sum(size.stored - size.trained for size in sizes)
+    counts["adapter_effective"] = trained + sum(size.effective - size.trained for size in sizes)
     return counts

@@ -18,11 +18,14 @@ FACTORIZE_METRICS = Path("reports/factorize/metrics.json")
 FACTORIZE_LAYERS = Path("reports/factorize/layers.csv")
 FACTORIZE_CURVE = Path("reports/factorize/separation.csv")
 FACTORIZE_PICTURE = Path("reports/factorize/separation.png")
+FACTORIZE_BUDGET = Path("reports/factorize/budget.png")
+FACTORIZE_COST = Path("reports/factorize/cost.json")
 TRAIN_METRICS = Path("reports/train/metrics.json")
 TRAIN_CURVES = Path("reports/train/curves")
 EVALUATE_METRICS = Path("reports/evaluate/metrics.json")
 EVALUATE_PREDICTIONS = Path("reports/evaluate/predictions.csv")
 EVALUATE_PICTURE = Path("reports/evaluate/predictions.png")
+UNTRACKED = (FACTORIZE_COST,)  # seconds and bytes differ between runs: no outs of DVC's, and ignored by Git
 
 Value = str | int | float
 

@@ -74,6 +74,16 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) ->
     console.print(grid)
 
 
+def line(text: str) -> None:
+    """Print one line, unbroken."""
+    console.print(text, soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """Print one line that should not be overlooked."""
+    console.print(text, style="yellow", soft_wrap=True)
+
+
 def _shown(cell: Cell) -> str:
     if isinstance(cell, float):
         return f"{cell:.4g}"

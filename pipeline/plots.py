@@ -29,6 +29,8 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#595959"  # the first two from Okabe
 CLASSES_WITH_NUMBERS = 12  # above this, numbers of 9 points no longer fit their cells
 LONGEST_LABEL = 30  # letters
 LINES_WITH_LEGEND = 12
+LONGEST_BUDGET = 12  # inches
+LABELS_OF_A_BUDGET = 50
 
 
 def confusion_matrix(
@@ -83,8 +85,8 @@ def scatter(
         _entitle(figure, title)
 
 
-def separation_curves(path: Path, curves: Mapping[str, Sequence[float]], chosen: int, title: str) -> None:
-    """Draw each layer's relative error against separation rank 1, 2, ...; a line marks the `chosen` separation rank.
+def separation_curves(path: Path, curves: Mapping[str, Sequence[float]], chosen: Mapping[str, int], title: str) -> None:
+    """Draw each layer's relative error against separation rank 1, 2, ...; dots mark the `chosen` separation ranks.
 
     Layers are coloured from first to last. Up to 12 have a legend; more have a colour bar.
     """
@@ -92,14 +94,17 @@ def separation_curves(path: Path, curves: Mapping[str, Sequence[float]], chosen:
     width = max(1.0, 1.6 - 0.02 * len(curves))
     with _picture(path, 7.2, 4.2) as figure:
         axes = figure.subplots()
-        labels = _distinct_parts(list(curves))
-        for label, values, colour in zip(labels, curves.values(), colours, strict=True):
-            axes.plot(range(1, len(values) + 1), values, color=colour, linewidth=width, label=label)
-        _mark(axes, chosen)
+        labels = distinct_parts(list(curves))
+        for label, (name, values), colour in zip(labels, curves.items(), colours, strict=True):
+            marked = [chosen[name] - 1] if chosen[name] <= len(values) else []
+            ranks = range(1, len(values) + 1)
+            axes.plot(ranks, values, "-o", color=colour, linewidth=width, markersize=4, markevery=marked, label=label)
+        if len(set(chosen.values())) == 1:
+            _mark(axes, next(iter(chosen.values())))
         axes.set(
             xlabel="separation rank (number of Kronecker terms)", ylabel="relative error (ratio of Frobenius norms)"
         )
-        longest = max(chosen, *(len(values) for values in curves.values()))
+        longest = max(*chosen.values(), *(len(values) for values in curves.values()))
         axes.set(xlim=(0.5, longest + 0.5), ylim=(0, None))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(color="#E5E5E5", linewidth=0.6)
@@ -108,6 +113,40 @@ def separation_curves(path: Path, curves: Mapping[str, Sequence[float]], chosen:
         else:
             _layer_bar(figure, axes, len(curves))
         _entitle(figure, title)
+
+
+def budget(path: Path, terms: Mapping[str, int], errors: Mapping[str, float], title: str) -> None:
+    """Draw each layer's separation rank as a bar, coloured by the relative error that so many terms leave."""
+    height = min(LONGEST_BUDGET, 1.6 + 0.2 * len(terms))
+    with _picture(path, 7.2, height) as figure:
+        axes = figure.subplots()
+        scale = ScalarMappable(Normalize(0, 1), "viridis")
+        colours = scale.to_rgba(np.array([errors[name] for name in terms]))
+        places = range(len(terms))
+        axes.barh(places, list(terms.values()), color=colours, height=0.8)
+        labels = distinct_parts(list(terms))
+        every = -(-len(terms) // LABELS_OF_A_BUDGET)  # rounded up
+        axes.set_yticks(places[::every], labels[::every])
+        axes.set_ylim(len(terms) - 0.4, -0.6)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="separation rank (number of Kronecker terms)", ylabel="layer")
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x", color="#E5E5E5", linewidth=0.6)
+        axes.set_axisbelow(True)
+        figure.colorbar(scale, ax=axes, label="relative error").outline.set_visible(False)
+        _entitle(figure, title)
+
+
+def distinct_parts(names: Sequence[str]) -> list[str]:
+    """Leave out the dotted parts that all names share: `layer.0.attention.query` becomes `0.query`."""
+    parts = [name.split(".") for name in names]
+    if len(parts) == 1:
+        return [".".join(parts[0][-2:])]
+    if len({len(name) for name in parts}) > 1:
+        shared = len(list(takewhile(lambda words: len(set(words)) == 1, zip(*parts, strict=False))))
+        return [".".join(name[shared:]) for name in parts]
+    varying = [place for place, words in enumerate(zip(*parts, strict=True)) if len(set(words)) > 1]
+    return [".".join(name[place] for place in varying) for name in parts]
 
 
 def note(path: Path, text: str) -> None:
@@ -163,15 +202,3 @@ def _mark(axes: Axes, chosen: int) -> None:
 def _layer_bar(figure: Figure, axes: Axes, layers: int) -> None:
     scale = ScalarMappable(Normalize(1, layers), ListedColormap(_colours(256)))
     figure.colorbar(scale, ax=axes, label="layer, from first to last", ticks=MaxNLocator(integer=True))
-
-
-def _distinct_parts(names: Sequence[str]) -> list[str]:
-    """Leave out the dotted parts that all names share: `layer.0.attention.query` becomes `0.query`."""
-    parts = [name.split(".") for name in names]
-    if len(parts) == 1:
-        return [".".join(parts[0][-2:])]
-    if len({len(name) for name in parts}) > 1:
-        shared = len(list(takewhile(lambda words: len(set(words)) == 1, zip(*parts, strict=False))))
-        return [".".join(name[shared:]) for name in parts]
-    varying = [place for place, words in enumerate(zip(*parts, strict=True)) if len(set(words)) > 1]
-    return [".".join(name[place] for place in varying) for name in parts]

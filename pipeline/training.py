@@ -1,4 +1,4 @@
-"""What transformers' Trainer needs from us: its arguments, the parameter groups, batches, scores and a progress bar."""
+"""What transformers' Trainer needs from us: its arguments, the parameter groups, scores and a progress bar."""
 
 import hashlib
 import json
@@ -9,12 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from peft import PeftModel
-from pyarrow import parquet
 from torch import nn
 from transformers import (
-    DataCollatorWithPadding,
     EvalPrediction,
     TrainerCallback,
     TrainerControl,
@@ -22,32 +19,11 @@ from transformers import (
     TrainingArguments,
 )
 
-from pipeline import artifacts, scores
-from pipeline.errors import UserError
-from pipeline.models import load_tokenizer
+from pipeline import adapters, scores
 from pipeline.params import TrainView
-from pipeline.rows import DatasetRow, ModelRow
+from pipeline.rows import DatasetRow
 
 LOGS_A_RUN = 100  # points of the loss curve
-INPUTS = ("input_ids", "token_type_ids", "length", "label")
-
-
-def load_tokens(split: str) -> Dataset:
-    """Return a tokenized split as the Trainer takes it, in memory: without the text, and without a copy in a cache.
-
-    Raises:
-        UserError: if the split has not been tokenized.
-    """
-    path = artifacts.tokens(split)
-    if not path.is_file():
-        raise UserError(f"{path}: not found; run python -m stages.tokenize before, or dvc repro")
-    columns = [name for name in parquet.read_schema(path).names if name in INPUTS]
-    return Dataset(parquet.read_table(path, columns=columns))
-
-
-def collator(row: ModelRow) -> DataCollatorWithPadding:
-    """Return what makes a batch of examples: padded to its longest one, with a mask."""
-    return DataCollatorWithPadding(load_tokenizer(row))
 
 
 def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> TrainingArguments:
@@ -79,14 +55,14 @@ def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> Tr
 def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:
     """Return AdamW with the adapter's and the head's own learning rates; biases and norms do not decay."""
     head_rate = view.train.head_learning_rate
-    adapter_rate = getattr(view.section, "learning_rate", head_rate)
     no_decay = {id(p) for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             in_head = any(part in view.base_model.head for part in name.split("."))
             decays = not name.endswith(".bias") and id(parameter) not in no_decay
-            key = (head_rate if in_head else adapter_rate, view.train.weight_decay if decays else 0.0)
+            rate = None if in_head else adapters.learning_rate(name, view.section)
+            key = (head_rate if rate is None else rate, view.train.weight_decay if decays else 0.0)
             groups.setdefault(key, []).append(parameter)
     return torch.optim.AdamW([{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()])
 

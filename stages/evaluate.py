@@ -13,7 +13,7 @@ from pyarrow import parquet
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline import adapters, artifacts, console, inference, models, params, plots, scores, stage, training
+from pipeline import adapters, artifacts, console, inference, models, params, plots, scores, stage, tokens, training
 from pipeline.rows import DatasetRow, Number
 
 GROUPS = 10  # equal parts of a regression's range, for the plot of actual against predicted
@@ -51,13 +51,13 @@ def evaluate(outcome: Outcome, dataset: DatasetRow, resamples: int) -> dict[str,
 
 def outcome_of(model: PeftModel, view: params.EvaluateView) -> Outcome:
     """Run the model over the test split, once with the adapter beside its base and once merged into it."""
-    tokens = training.load_tokens("test")
-    collate = training.collator(view.base_model)
-    with console.progress("evaluate", 2 * len(tokens), "examples") as advance:
-        beside = inference.logits(model, tokens, collate, view.evaluate.batch_size, advance)
+    test = tokens.load_tokens("test")
+    collate = tokens.collator(view.base_model)
+    with console.progress("evaluate", 2 * len(test), "examples") as advance:
+        beside = inference.logits(model, test, collate, view.evaluate.batch_size, advance)
         model.merge_adapter()
-        merged = inference.logits(model, tokens, collate, view.evaluate.batch_size, advance)
-    return Outcome(beside, torch.tensor(tokens["label"]), float((beside - merged).abs().max()))
+        merged = inference.logits(model, test, collate, view.evaluate.batch_size, advance)
+    return Outcome(beside, torch.tensor(test["label"]), float((beside - merged).abs().max()))
 
 
 def main(view: params.EvaluateView) -> None:

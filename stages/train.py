@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import PrinterCallback, Trainer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from pipeline import adapters, artifacts, console, models, params, stage, training
+from pipeline import adapters, artifacts, console, models, params, stage, tokens, training
 
 # What a checkpoint depends on beside the view: the stage's own deps.
 INPUTS = [Path("stages/train.py"), Path("pipeline"), Path("lsr"), artifacts.TOKENS, artifacts.INIT]
@@ -28,7 +28,7 @@ def main(view: params.TrainView) -> None:
     set_seed(view.seed)
     base = models.load_base_model(view.base_model, view.dataset)
     model = adapters.load_adapter(base, artifacts.INIT, trainable=True)
-    split = {name: training.load_tokens(name) for name in ("train", "validation")}
+    split = {name: tokens.load_tokens(name) for name in ("train", "validation")}
     steps_an_epoch = math.ceil(len(split["train"]) / view.train.batch_size)
     checkpoints = training.checkpoint_folder(view, INPUTS)
     trainer = Trainer(
@@ -36,7 +36,7 @@ def main(view: params.TrainView) -> None:
         args=training.training_arguments(view, steps_an_epoch, checkpoints),
         train_dataset=split["train"],
         eval_dataset=split["validation"],
-        data_collator=training.collator(view.base_model),
+        data_collator=tokens.collator(view.base_model),
         compute_metrics=training.scorer(view.dataset),
         optimizers=(training.optimizer(model, view), None),
     )

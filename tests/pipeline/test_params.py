@@ -164,6 +164,10 @@ MISTAKES = [
     ("lsr.rank_shape", [2, "x"], "lsr.rank_shape.1: input should be a valid integer, unable to parse string as"),
     ("lsr.target_modules", [], "lsr.target_modules: input should be a valid string or a list of at least 1, got []"),
     ("lora.target_modules", ["query", 3], "lora.target_modules.1: input should be a valid string, got 3"),
+    ("lsr.init", "rowspace", "lsr.init: input should be 'random', 'row_space', 'principal', 'minor', 'cp', 'gradient'"),
+    ("lsr.separation_rank", "auto", "lsr: separation_rank auto and a budget need each other, got auto and none"),
+    ("lsr.budget", 7680, "lsr: separation_rank auto and a budget need each other, got 4 and 7680"),
+    ("lsr.residual", "fold", "lsr: residual fold needs init principal, minor or cp, got row_space"),
     ("data", "movie-reviws", "data: no row 'movie-reviws' in pipeline/datasets.yaml; did you mean movie-reviews?"),
     ("data", "a.b", "data: string should match pattern '^[A-Za-z0-9_-]+$', got 'a.b'"),
     ("model", "minilmm", "model: no row 'minilmm' in pipeline/models.yaml; did you mean minilm?; rows: minilm, "),
@@ -175,6 +179,13 @@ def test_a_mistake_is_one_line(workspace, key, value, message):
     change("params.yaml", key, value)
     (line,) = refusal()
     assert line.startswith(f"params.yaml: {message}")
+
+
+def test_an_order_is_not_searched_for_a_start_that_has_no_target(workspace):
+    change("params.yaml", "lsr.init", "random")
+    change("params.yaml", "lsr.align", True)
+    message = "align needs init row_space, principal, minor, gradient or activation, got random"
+    assert refusal() == [f"params.yaml: lsr: {message}"]
 
 
 def test_a_misspelt_key_is_not_reported_as_missing_too(workspace):

@@ -34,15 +34,21 @@ def curves(layers, longest=8):
     return {f"encoder.layer.{k}.self.query": np.linspace(0.9, 0.1, longest - k % 2).tolist() for k in range(layers)}
 
 
+def chosen(layers, terms=4):
+    return dict.fromkeys(curves(layers), terms)
+
+
 DRAWINGS = {
     "two classes": lambda path: plots.confusion_matrix(path, *classes(2), ["no", "yes"], "two"),
     "thirty classes": lambda path: plots.confusion_matrix(
         path, *classes(30), [f"class {k}" for k in range(30)], "many"
     ),
     "numbers": lambda path: plots.scatter(path, [0.0, 2.0, 5.0], [1.0, 2.5, 4.0], 0, 5, "numbers"),
-    "few layers": lambda path: plots.separation_curves(path, curves(3), 4, "few"),
+    "few layers": lambda path: plots.separation_curves(path, curves(3), chosen(3), "few"),
+    "a budget": lambda path: plots.budget(path, chosen(3), dict.fromkeys(curves(3), 0.5), "few"),
+    "a large budget": lambda path: plots.budget(path, chosen(200), dict.fromkeys(curves(200), 0.5), "many"),
     "a note": lambda path: plots.note(path, "nothing to draw here"),
-    "many layers": lambda path: plots.separation_curves(path, curves(24), 4, "many"),
+    "many layers": lambda path: plots.separation_curves(path, curves(24), chosen(24), "many"),
 }
 
 
@@ -132,7 +138,7 @@ def test_the_more_points_the_more_transparent(tmp_path, figures):
 
 
 def test_a_curve_starts_at_separation_rank_one(tmp_path, figures):
-    plots.separation_curves(tmp_path / "picture.png", {"q": [0.5, 0.2, 0.0]}, 2, "one")
+    plots.separation_curves(tmp_path / "picture.png", {"q": [0.5, 0.2, 0.0]}, {"q": 2}, "one")
     curve, mark = figures[0].axes[0].lines
     assert curve.get_xydata().tolist() == [[1, 0.5], [2, 0.2], [3, 0.0]]
     assert mark.get_xdata() == [2, 2]
@@ -140,7 +146,7 @@ def test_a_curve_starts_at_separation_rank_one(tmp_path, figures):
 
 def test_up_to_twelve_layers_have_a_legend_and_more_a_colour_bar(tmp_path, figures):
     for layers in (12, 13):
-        plots.separation_curves(tmp_path / "picture.png", curves(layers), 4, "layers")
+        plots.separation_curves(tmp_path / "picture.png", curves(layers), chosen(layers), "layers")
     few, many = figures
     assert [text.get_text() for text in few.legends[0].get_texts()] == [str(k) for k in range(12)]
     assert (len(few.axes), len(many.axes), many.legends) == (1, 2, [])
@@ -148,7 +154,7 @@ def test_up_to_twelve_layers_have_a_legend_and_more_a_colour_bar(tmp_path, figur
 
 
 def test_the_chosen_rank_is_in_the_picture_even_beyond_the_curves(tmp_path, figures):
-    plots.separation_curves(tmp_path / "picture.png", curves(2), 20, "beyond")
+    plots.separation_curves(tmp_path / "picture.png", curves(2), chosen(2, 20), "beyond")
     assert figures[0].axes[0].get_xlim()[1] > 20
 
 
@@ -161,7 +167,7 @@ def test_the_chosen_rank_is_in_the_picture_even_beyond_the_curves(tmp_path, figu
     ],
 )
 def test_a_legend_names_only_what_differs(names, shown):
-    assert plots._distinct_parts(names) == shown
+    assert plots.distinct_parts(names) == shown
 
 
 def test_drawing_needs_no_window_system():
@@ -172,3 +178,18 @@ def test_drawing_needs_no_window_system():
 def test_the_picture_of_the_readme_is_what_its_script_draws():
     drawn = runpy.run_path(str(ROOT / "docs/picture.py"))["draw"]()
     assert (ROOT / "docs/lsr.svg").read_text(encoding="utf-8") == drawn
+
+
+def test_a_budget_has_a_bar_a_layer_as_long_as_its_separation_rank(figures, tmp_path):
+    terms = {"encoder.layer.0.query": 7, "encoder.layer.0.value": 2}
+    plots.budget(tmp_path / "picture.png", terms, dict.fromkeys(terms, 0.5), "spent")
+    axes = figures[-1].axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [7, 2]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["query", "value"]
+
+
+def test_different_separation_ranks_are_dots_without_a_line(figures, tmp_path):
+    terms = dict(zip(curves(2), (2, 5), strict=True))
+    plots.separation_curves(tmp_path / "picture.png", curves(2), terms, "dots")
+    lines = figures[-1].axes[0].lines
+    assert [line.get_markevery() for line in lines] == [[1], [4]]

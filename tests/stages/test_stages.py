@@ -12,7 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import EvalPrediction
 
-from pipeline import adapters, artifacts, inference, models, params, training
+from pipeline import adapters, artifacts, inference, models, params, tokens, training
 from pipeline.errors import UserError
 from stages import evaluate, factorize_init, tokenize, train
 from tests import workspace
@@ -49,7 +49,8 @@ def report(path):
 
 
 def digests(folder):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(folder).rglob("*.*"))}
+    tracked = [path for path in sorted(Path(folder).rglob("*.*")) if path not in artifacts.UNTRACKED]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tracked}
 
 
 def base_model(view):
@@ -123,8 +124,8 @@ def test_the_best_epoch_is_what_is_written(at):
     run(TOKENIZE, FACTORIZE, TRAIN)
     view = params.load(params.TrainView)
     model = adapters.load_adapter(base_model(view), artifacts.ADAPTER, trainable=False)
-    split = training.load_tokens("validation")
-    outputs = inference.logits(model, split, training.collator(view.base_model), 16, lambda done: None)
+    split = tokens.load_tokens("validation")
+    outputs = inference.logits(model, split, tokens.collator(view.base_model), 16, lambda done: None)
     labels = np.array(split["label"])
     found = training.scorer(view.dataset)(EvalPrediction(outputs.numpy(), labels))["score"]
     assert found == pytest.approx(report(artifacts.TRAIN_METRICS)["best_score"], abs=1e-6)
@@ -203,6 +204,55 @@ def test_a_regression_is_scored_by_its_correlations(at):
     assert "calibration_error" not in scores
     rows = list(csv.DictReader(artifacts.EVALUATE_PREDICTIONS.open(newline="")))
     assert {row["actual_group"] for row in rows} == {"0: 0 to 0.4", "9: 3.6 to 4"}
+
+
+STARTS = [
+    {"init": "principal", "residual": "fold", "align": True},
+    {"init": "minor", "residual": "frozen", "frames": "frozen"},
+    {"init": "cp", "rank_shape": [2, 2, 1]},
+    {"init": "gradient", "align": True, "examples": 20},
+    {"init": "activation", "frames": "frozen", "examples": 20},
+    {"init": "row_space", "separation_rank": "auto", "budget": 300, "b_rate": 4.0},
+    {"init": "random", "frames": "frozen", "aspect": 2.0},
+]
+
+
+@pytest.mark.parametrize("lsr", STARTS, ids=[f"{s['init']}-{i}" for i, s in enumerate(STARTS)])
+def test_every_start_is_chosen_by_a_word_and_trains(at, lsr):
+    at(lsr=lsr)
+    run(TOKENIZE, FACTORIZE)
+    view = params.load(params.TrainView)
+    model = adapters.load_adapter(base_model(view), artifacts.INIT, trainable=False)
+    assert logits(model) == pytest.approx(logits(base_model(view)), abs=1e-5)
+    first = digests(artifacts.INIT) | digests("reports")
+    run(FACTORIZE)
+    assert digests(artifacts.INIT) | digests("reports") == first
+    run(TRAIN, EVALUATE)
+    scores = report(artifacts.EVALUATE_METRICS)
+    assert scores["merge_difference"] < 1e-4
+    assert scores["adapter_parameters"] <= scores["adapter_stored"]
+    assert (scores["adapter_parameters"] < scores["adapter_effective"]) == (lsr.get("frames") == "frozen")
+
+
+def test_examples_are_read_only_by_a_start_that_looks_at_them(at):
+    at(lsr={"init": "gradient"})
+    with pytest.raises(UserError, match=r"artifacts/tokens/train.parquet: not found; run python -m stages.tokenize"):
+        run(FACTORIZE)
+
+
+def test_b_and_the_frames_have_their_own_learning_rates(at):
+    at(lsr={"learning_rate": 0.5, "b_rate": 4.0, "frame_rate": 0.25})
+    run(FACTORIZE)
+    view = params.load(params.TrainView)
+    model = adapters.load_adapter(base_model(view), artifacts.INIT, trainable=True)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates = {
+        names[id(parameter)].split(".lsr_")[1][:2]: group["lr"]
+        for group in training.optimizer(model, view).param_groups
+        for parameter in group["params"]
+        if ".lsr_" in names[id(parameter)]
+    }
+    assert rates == {"A1": 0.5, "A2": 0.125, "B1": 2.0, "B2": 0.5}
 
 
 @pytest.mark.parametrize("init", ["random", "row_space"])
