@@ -89,15 +89,24 @@ def align_product(
     a, b = product_start(_placed(target, out_slots, in_slots, shape), *shapes, seed)
     for _ in range(ROUNDS):
         a, b, _ = product_sweeps(_placed(target, out_slots, in_slots, shape), a, b, 1, 0.0)
-        full_a, full_b = kron_sum(*a), kron_sum(*b)
         before = out_slots, in_slots
-        in_slots = _best_slots(full_a, full_b.T @ full_b, times(full_b[out_slots].T, target))
-        out_slots = _best_slots(full_b.T, full_a @ full_a.T, times(full_a[:, in_slots], transposed(target)))
+        out_slots, in_slots = _better_slots(kron_sum(*a), kron_sum(*b), target, out_slots)
         if torch.equal(out_slots, before[0]) and torch.equal(in_slots, before[1]):
             break
     start = [norm * a[0], *a[1:]], b
     aligned = out_slots, in_slots, fit_product(_placed(matrix, out_slots, in_slots, shape), *shapes, start=start)
     return min(ordered, aligned, key=lambda found: found[2].error)
+
+
+def _better_slots(
+    full_a: Tensor,  # (r, N)
+    full_b: Tensor,  # (M, r)
+    target: Matrix,  # (m, n)
+    out_slots: Tensor,  # (m,)
+) -> tuple[Tensor, Tensor]:  # out_slots (m,), in_slots (n,)
+    """Return the best slots of the columns for these slots of the rows, and the best of the rows for those."""
+    in_slots = _best_slots(full_a, full_b.T @ full_b, times(full_b[out_slots].T, target))
+    return _best_slots(full_b.T, full_a @ full_a.T, times(full_a[:, in_slots], transposed(target))), in_slots
 
 
 def _best_slots(

@@ -65,7 +65,7 @@ def fit_product(
     start: tuple[Factors, Factors] | None = None,  # factors of A and of B
     seed: int = 0,
     sweeps: int = 200,
-    tolerance: float = 3e-4,
+    tolerance: float = 5e-4,
 ) -> ProductFit:
     """Minimise `||W - kron_sum(*b) @ kron_sum(*a)||_F` over the factors of both sides: a local optimum.
 
@@ -87,7 +87,8 @@ def fit_product(
         a, b = _equally_long(*start, 1 / norm)
     a, b, change = product_sweeps(target, a, b, sweeps, tolerance)
     _warn_if_stalled(change, sweeps)
-    a, b = (balance(*side) for side in _equally_long(recondition(*a), recondition(*b), norm))
+    a, b = _equally_long(*_in_balanced_basis(a, b), norm)
+    a, b = (balance(*recondition(*side)) for side in (a, b))
     return ProductFit(a, b, _distance(matrix, kron_sum(*b), kron_sum(*a)) / norm, change)
 
 
@@ -100,7 +101,7 @@ def fit_row_space(
     start: Factors | None = None,
     seed: int = 0,
     sweeps: int = 150,
-    tolerance: float = 3e-4,
+    tolerance: float = 5e-4,
 ) -> RowSpaceFit:
     """Minimise `||T - C kron_sum(*a)||_F` over the factors and any C (k x r): only the row space of A matters.
 
@@ -121,10 +122,10 @@ def fit_row_space(
     _check_start(start, separation_rank, rank_shape, in_shape)
     a, change = row_space_sweeps(target, start, sweeps, tolerance)
     _warn_if_stalled(change, sweeps)
-    first, *frame = recondition(*a)
-    first = rank**0.5 / torch.linalg.matrix_norm(kron_sum(*a)).clamp_min(TINY) * first
-    basis = torch.linalg.qr(kron_sum(*a).T).Q  # (N, r)
-    return RowSpaceFit([first, *frame], _distance_to_span(rows, basis) / norm, change)
+    first, *frame = recondition(*_in_orthonormal_basis(a))
+    full = kron_sum(first, *frame)
+    first = rank**0.5 / torch.linalg.matrix_norm(full).clamp_min(TINY) * first
+    return RowSpaceFit([first, *frame], _distance_to_span(rows, torch.linalg.qr(full.T).Q) / norm, change)
 
 
 def product_start(
@@ -227,30 +228,34 @@ def _alternate(
 
 
 def _in_balanced_basis(a: Factors, b: Factors) -> tuple[Factors, Factors]:
-    """Return factors of the same product B A with `B_i G_i^-1` and `G_i A_i`, such that B^T B and A A^T are alike.
+    """Return factors `G_i A_i` and `B_i G_i^-1` of the same product B A, such that A A^T and B^T B are alike.
 
-    The basis of the inner rank is free up to one G_i per factor. Steps let it drift, and over-relaxed ones far enough
-    to lose digits. With the partial traces L_A L_A^T of A A^T, L_B L_B^T of B^T B and L_B^T L_A = U S V^T, this is
-    G_i = S^-1/2 U^T L_B^T: both traces become S.
+    The basis of the inner rank is free, up to one G_i per factor. Steps let it drift, and over-relaxed ones far enough
+    to lose digits. With the partial traces L_A L_A^T of A A^T, L_B L_B^T of B^T B, and L_B^T L_A = U S V^T,
+    G_i = S^-1/2 U^T L_B^T makes both traces S.
     """
-    grams = _partial_grams(a), _partial_grams(_transposed_factors(b))
-    changes = []
-    for gram_a, gram_b in zip(*grams, strict=True):
+    a, b = list(a), list(b)
+    grams_a, grams_b = _partial_grams(a), _partial_grams(_transposed_factors(b))
+    # Each G_i holds the whole ratio of the norms of A and B, which must count once and not D times.
+    share = (grams_a[0].trace() / grams_b[0].trace()) ** ((1 - 1 / len(a)) / 4)
+    for position, (gram_a, gram_b) in enumerate(zip(grams_a, grams_b, strict=True)):
         lower_a, lower_b = torch.linalg.cholesky(gram_a), torch.linalg.cholesky(gram_b)
         u, values, _ = torch.linalg.svd(lower_b.T @ lower_a)
-        changes.append((lower_b @ u / values.sqrt()).T)
-    a = [change @ factor for change, factor in zip(changes, a, strict=True)]
-    return a, [torch.linalg.solve(change, factor, left=False) for change, factor in zip(changes, b, strict=True)]
+        change = share * (lower_b @ u / values.sqrt()).T
+        a[position] = change @ a[position]
+        b[position] = torch.linalg.solve(change, b[position], left=False)
+    return a, b
 
 
 def _in_orthonormal_basis(a: Factors) -> Factors:
-    """Return factors of the same row space with `G_i A_i`, such that the partial traces of A A^T are identities."""
-    lowers = [torch.linalg.cholesky(gram) for gram in _partial_grams(a)]
+    """Return factors `G_i A_i` of the same row space, such that the partial traces of A A^T are multiples of 1."""
+    grams = _partial_grams(a)
+    lowers = [torch.linalg.cholesky(gram / gram.diagonal().mean()) for gram in grams]
     return [torch.linalg.solve_triangular(lower, f, upper=False) for lower, f in zip(lowers, a, strict=True)]
 
 
-def _partial_grams(factors: Factors) -> list[Tensor]:  # of A: D of (r_i, r_i)
-    """Return A A^T summed over the diagonals of all factors but one, made positive definite."""
+def _partial_grams(factors: Factors) -> list[Tensor]:  # of A: D of (r_i, r_i), positive definite
+    """Return the traces of A A^T over all factors but one."""
     full = kron_sum(*factors).unflatten(0, [factor.shape[1] for factor in factors])
     unfolded = [full.movedim(position, 0).flatten(1) for position in range(len(factors))]
     return [_with_ridge(rows @ rows.T) for rows in unfolded]
@@ -329,10 +334,12 @@ def _transposed_factors(factors: Factors) -> Factors:
 
 
 def _equally_long(a: Factors, b: Factors, scale: float) -> tuple[Factors, Factors]:
-    """Scale the first factors such that A and B have one Frobenius norm and B A is multiplied by `scale`."""
-    lengths = [torch.linalg.matrix_norm(kron_sum(*side)).clamp_min(TINY) for side in (a, b)]
-    mean = (scale * lengths[0] * lengths[1]).sqrt()
-    return [mean / lengths[0] * a[0], *a[1:]], [mean / lengths[1] * b[0], *b[1:]]
+    """Scale the first factors such that A and B have one norm and B A is multiplied by `scale`; unless it is zero."""
+    length_a, length_b = (torch.linalg.matrix_norm(kron_sum(*side)) for side in (a, b))
+    if not length_a * length_b > 0:
+        return a, b
+    mean = (scale * length_a * length_b).sqrt()
+    return [mean / length_a * a[0], *a[1:]], [mean / length_b * b[0], *b[1:]]
 
 
 def normalised(

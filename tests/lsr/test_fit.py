@@ -93,7 +93,7 @@ def test_a_product_is_recovered_from_near_its_factors(count, terms, seed):
     assert fit_product(product(a, b), *FORMS[count], terms, start=tuple(near)).error < 1e-6
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(forms(), SEEDS)
 def test_the_error_of_a_product_is_its_relative_distance_to_the_matrix(form, seed):
     out_shape, rank_shape, in_shape, terms = form
@@ -102,7 +102,7 @@ def test_the_error_of_a_product_is_its_relative_distance_to_the_matrix(form, see
     assert found.error == pytest.approx(difference(product(found.a, found.b), matrix), rel=1e-9, abs=1e-12)
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(forms(), SEEDS)
 def test_no_sweep_moves_a_product_away_from_the_matrix(form, seed):
     out_shape, rank_shape, in_shape, terms = form
@@ -115,6 +115,19 @@ def test_no_sweep_moves_a_product_away_from_the_matrix(form, seed):
         assert distance <= before + 1e-9
 
 
+@pytest.mark.parametrize("form", [((2, 2), (2, 2), (2, 2)), ((2, 2, 2), (2, 2, 2), (2, 2, 4))])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_basis_between_a_and_b_does_not_drift(form, seed):
+    matrix = normal(prod(form[0]), prod(form[2]), seed=seed)
+    for start in (None, drawn_sides(1, *form, seed)):
+        found = fit_product(matrix, *form, 1, start=start)
+        a, b = kron_sum(*found.a), kron_sum(*found.b)
+        assert a.norm() * b.norm() < 3 * (b @ a).norm()
+        alike = zip(fit._partial_grams(found.a), fit._partial_grams(fit._transposed_factors(found.b)), strict=True)
+        for gram_a, gram_b in alike:
+            assert_close(gram_a, gram_b, atol=1e-4 * float(gram_a.trace()), rtol=0)
+
+
 @pytest.mark.parametrize("count", FORMS)
 def test_a_fitted_product_is_stationary_in_every_factor(count):
     matrix = decaying(*(prod(shape) for shape in FORMS[count][::2]))
@@ -125,7 +138,7 @@ def test_a_fitted_product_is_stationary_in_every_factor(count):
         assert factor.grad.norm() < 1e-5 * matrix.square().sum()
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(forms(), SEEDS)
 def test_a_fit_is_no_worse_than_its_sides_decomposed_one_by_one(form, seed):
     out_shape, rank_shape, in_shape, terms = form
@@ -138,7 +151,7 @@ def test_a_fit_is_no_worse_than_its_sides_decomposed_one_by_one(form, seed):
 
 
 @given(forms(), SEEDS)
-@settings(max_examples=15)
+@settings(max_examples=10)
 def test_with_all_terms_a_product_is_the_truncated_svd(form, seed):
     out_shape, rank_shape, in_shape, _ = form
     out_shape, rank_shape, in_shape = out_shape[:2], rank_shape[:2], in_shape[:2]
@@ -190,10 +203,10 @@ def test_the_error_of_an_exact_fit_does_not_cancel(is_pair):
 
 
 def test_a_pair_is_never_multiplied_out():
-    width = 200_000  # squared: 320 GB
+    width = 100_000  # squared: 80 GB
     pair = normal(width, 4), normal(4, width, seed=1)
     with pytest.warns(UserWarning, match="converge"):
-        found = fit_product(pair, (500, 400), (2, 2), (400, 500), 2, sweeps=1)
+        found = fit_product(pair, (400, 250), (2, 2), (250, 400), 2, sweeps=1)
     assert 0 < found.error < 1
 
 
@@ -335,7 +348,7 @@ def test_steps_on_three_factors_reach_the_error_of_tensorlys_parafac(seed):
 # A row space
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(forms(), SEEDS, st.integers(0, 3))
 def test_the_error_of_a_row_space_is_what_its_projection_leaves(form, seed, more):
     _, rank_shape, in_shape, terms = form
@@ -346,7 +359,7 @@ def test_the_error_of_a_row_space_is_what_its_projection_leaves(form, seed, more
     assert found.error == pytest.approx(difference(rows @ projection(found.a), rows), rel=1e-9, abs=1e-12)
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(forms(), SEEDS)
 def test_no_sweep_moves_a_row_space_away_from_the_rows(form, seed):
     _, rank_shape, in_shape, terms = form
@@ -359,7 +372,7 @@ def test_no_sweep_moves_a_row_space_away_from_the_rows(form, seed):
         assert distance <= before + 1e-6
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(forms(), SEEDS)
 def test_a_row_space_overlaps_no_less_than_the_nearest_kronecker_sum(form, seed):
     _, rank_shape, in_shape, terms = form
@@ -382,7 +395,7 @@ def test_a_row_space_overlaps_far_more_than_the_nearest_kronecker_sum_where_that
     assert fitted > 1.5 * plain
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(forms(), SEEDS)
 def test_with_all_terms_every_row_space_is_reached(form, seed):
     _, rank_shape, in_shape, _ = form

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from tensorly.decomposition import parafac, tensor_train_matrix
 from torch.testing import assert_close
 
-from lsr.separable import condition_number, kron_sum, nearest_kron_sum, pad_columns, rearrange, separation_errors
+from lsr.separable import (
+    balance,
+    condition_number,
+    kron_sum,
+    nearest_kron_sum,
+    pad_columns,
+    rearrange,
+    recondition,
+    separation_errors,
+)
 
 SIZES = st.integers(1, 4)
 SEEDS = st.integers(0, 999)
@@ -279,6 +288,97 @@ def test_a_zero_matrix_is_approximated_without_error(count):
     rows, columns = SHAPES[count]
     zero = torch.zeros(prod(rows), prod(columns), dtype=torch.float64)
     assert separation_errors(zero, rows, columns, (1, 2)) == [0.0, 0.0]
+
+
+# The same sum in other factors
+
+
+def with_as_many_terms_as_can_be_orthogonal(factors):
+    if len(factors) > 2:
+        return factors
+    limit = min(factor[0].numel() for factor in factors)
+    return [factor[:limit] for factor in factors]
+
+
+@given(factor_lists())
+def test_reconditioned_factors_have_the_same_sum(factors):
+    factors = with_as_many_terms_as_can_be_orthogonal(factors)
+    assert_close(kron_sum(*recondition(*factors)), kron_sum(*factors))
+
+
+@given(factor_lists(most=2))
+def test_two_reconditioned_factors_are_perfectly_conditioned(factors):
+    factors = with_as_many_terms_as_can_be_orthogonal(factors)
+    first, second = recondition(*factors)
+    terms = len(first)
+    assert condition_number(first, second) == pytest.approx(1)
+    assert_close(second.flatten(1) @ second.flatten(1).T, torch.eye(terms, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("digits", [2, 4, 6])
+def test_terms_that_cancel_are_reconditioned_to_one(digits):
+    left, right = normal(2, 2, 3, seed=1), normal(2, 3, 2, seed=2)
+    left[1] = -left[0] * (1 + 10.0**-digits)
+    right[1] = right[0]
+    assert condition_number(*recondition(left, right)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_two_reconditioned_factors_are_those_of_the_nearest_sum(seed):
+    factors = [normal(3, 2, 4, seed=seed), normal(3, 3, 5, seed=seed + 1)]
+    for one, two in zip(recondition(*factors), nearest_kron_sum(kron_sum(*factors), *SHAPES[2], 3), strict=True):
+        assert_close(one, two)
+
+
+@given(factor_lists(least=3))
+def test_more_reconditioned_factors_have_unit_terms_with_canonical_signs_largest_first(factors):
+    first, *frame = recondition(*factors)
+    sizes = first.flatten(1).norm(dim=1)
+    assert torch.equal(sizes, sizes.sort(descending=True).values)
+    for factor in frame:
+        terms = factor.flatten(1)
+        assert_close(terms.norm(dim=1), torch.ones(len(terms), dtype=torch.float64))
+        assert (terms.gather(1, terms.abs().argmax(dim=1, keepdim=True)) > 0).all()
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("zero", [0, 1])
+def test_a_reconditioned_term_of_weight_zero_keeps_a_unit_frame(count, zero):
+    factors = [normal(2, 2, 3, seed=seed) for seed in range(count)]
+    factors[zero][0] = 0
+    first, *frame = recondition(*factors)
+    assert first[1].norm() < 1e-12
+    for factor in frame:
+        assert_close(factor.flatten(1).norm(dim=1), torch.ones(2, dtype=torch.float64))
+    assert_close(kron_sum(first, *frame), kron_sum(*factors))
+
+
+def test_reconditioning_does_not_form_the_matrix():
+    first, second = recondition(normal(2, 1000, 500), normal(2, 500, 1000, seed=1))  # of a matrix of 2 TB
+    assert first.shape == (2, 1000, 500)
+    assert second.flatten(1).norm(dim=1).tolist() == pytest.approx([1, 1])
+
+
+def test_more_terms_than_can_be_orthogonal_are_refused_with_the_number():
+    with pytest.raises(ValueError, match=r"^at most 4 terms of these factors can be orthogonal, got 5$"):
+        recondition(normal(5, 2, 2), normal(5, 3, 3))
+
+
+@given(factor_lists())
+def test_balanced_factors_have_the_same_sum_and_one_length_per_term(factors):
+    balanced = balance(*factors)
+    assert_close(kron_sum(*balanced), kron_sum(*factors))
+    lengths = torch.stack([factor.flatten(1).norm(dim=1) for factor in balanced])
+    assert_close(lengths, lengths[:1].expand_as(lengths))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_balancing_leaves_a_term_of_weight_zero_its_frame(count):
+    factors = [normal(2, 2, 3, seed=seed) for seed in range(count)]
+    factors[0][1] = 0
+    for one, two in zip(balance(*factors), factors, strict=True):
+        assert torch.equal(one[1], two[1])
+        assert not torch.equal(one[0], two[0])
 
 
 # Conditioning and padding
