@@ -12,7 +12,6 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from lsr.fit import (
-    Matrix,
     ProductFit,
     RowSpaceFit,
     best_coefficients,
@@ -27,6 +26,7 @@ from lsr.fit import (
     transposed,
 )
 from lsr.separable import Shape, kron_sum
+from lsr.spectrum import Matrix
 
 # Of one sweep each: the less the factors have settled in one order, the better the next. 8 rounds of 40 sweeps capture
 # less of MiniLM's weights (rank 16, s = 8: 1.40 times as much as in order, against 1.52).

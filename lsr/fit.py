@@ -14,15 +14,14 @@ from functools import reduce
 from math import inf, isfinite, prod
 from typing import TypeVar
 
-import tensorly as tl
 import torch
-from tensorly.tenalg import svd_interface
 from torch import Tensor
 
-from lsr.separable import Shape, balance, kron_sum, nearest_kron_sum, pad_columns, rearrange, recondition
+from lsr import spectrum
+from lsr.separable import Shape, balance, kron_sum, nearest_kron_sum, rearrange, recondition
 from lsr.shapes import max_separation_rank
+from lsr.spectrum import Matrix, leading_svd
 
-Matrix = Tensor | tuple[Tensor, Tensor]
 Factors = list[Tensor]
 State = TypeVar("State")
 
@@ -31,7 +30,6 @@ RIDGE = 1e-10  # of the mean diagonal of a least-squares system, which is singul
 # in each factor. On MiniLM's weights, 20 sweeps with 1.7 capture what 60 capture with 1.
 OVER_RELAXATION = 1.7
 BLOCK = 1024  # rows that are compared at once, so that no second copy of a large matrix is made
-LARGE = 2**19  # entries of a dense matrix: above, it is multiplied in float32 and the SVD to start from is randomised
 TINY = torch.finfo(torch.float64).tiny  # keeps a division by zero finite
 STALLED = 1e-3  # relative change in the last sweep above which a fit has not converged
 
@@ -71,7 +69,8 @@ def fit_product(
 
     Starts from the nearest Kronecker sums of sqrt(S) V^T and U sqrt(S), the sides of the truncated SVD with canonical
     signs, and stops after a sweep that gains less than `tolerance` of what is captured, or of what is left if that is
-    less. No sweep loses, up to rounding.
+    less. No sweep loses, up to rounding. With more than two factors a best fit need not exist: terms may cancel, see
+    `condition_number`.
 
     Raises:
         ValueError: if the matrix is zero, not finite or of another shape, if the rank exceeds a side of it, if
@@ -137,7 +136,7 @@ def product_start(
     seed: int,
 ) -> tuple[Factors, Factors]:
     """Return where `fit_product` starts: the nearest Kronecker sums of both sides of the truncated SVD."""
-    left, values, right = _leading(target, prod(rank_shape), seed)
+    left, values, right = leading_svd(target, prod(rank_shape), seed)
     roots = values.sqrt()
     a = nearest_kron_sum(roots[:, None] * right, rank_shape, in_shape, separation_rank, seed)
     return a, nearest_kron_sum(left * roots, out_shape, rank_shape, separation_rank, seed)
@@ -157,7 +156,7 @@ def row_space_start(
     rank = prod(rank_shape)
     if isinstance(target, Tensor) and len(target) == rank:
         return nearest_kron_sum(target.double(), rank_shape, in_shape, separation_rank, seed)
-    return nearest_kron_sum(_leading(target, rank, seed)[2], rank_shape, in_shape, separation_rank, seed)
+    return nearest_kron_sum(leading_svd(target, rank, seed)[2], rank_shape, in_shape, separation_rank, seed)
 
 
 def product_sweeps(
@@ -367,7 +366,7 @@ def normalised(
     if norm == 0:
         raise ValueError("nothing to fit: the matrix is zero")
     if isinstance(matrix, Tensor):
-        return parts[0].to(torch.float32 if matrix.numel() > LARGE else torch.float64) / norm, norm
+        return parts[0].to(torch.float32 if matrix.numel() > spectrum.LARGE else torch.float64) / norm, norm
     return (left / norm, right), norm
 
 
@@ -384,40 +383,6 @@ def times(
 def transposed(matrix: Matrix) -> Matrix:
     """Return the transpose without a copy."""
     return matrix.T if isinstance(matrix, Tensor) else (matrix[1].T, matrix[0].T)
-
-
-def _leading(
-    target: Matrix,  # (M, N)
-    rank: int,
-    seed: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # (M, rank), (rank,), (rank, N), float64
-    """Return the leading part of the SVD; the largest entry of each right singular vector is positive.
-
-    Raises:
-        ValueError: if the rank exceeds a side of the matrix.
-    """
-    shape = (len(target), target.shape[1]) if isinstance(target, Tensor) else (len(target[0]), target[1].shape[1])
-    if rank > min(shape):
-        raise ValueError(f"the rank must be in [1, {min(shape)}] for a matrix {shape}, got {rank}")
-    if isinstance(target, Tensor):
-        method = "randomized_svd" if target.numel() > LARGE else "truncated_svd"
-        options = {"random_state": seed, "n_iter": 5, "n_oversamples": 16} if target.numel() > LARGE else {}
-        with tl.backend_context("numpy", local_threadsafe=True):
-            found = svd_interface(target.numpy(), method, n_eigenvecs=rank, **options)
-        left, values, right = (torch.from_numpy(part.copy()).double() for part in found)
-    else:
-        left, values, right = _svd_of_pair(*target, rank)
-    largest = right.gather(1, right.abs().argmax(dim=1, keepdim=True))
-    signs = torch.where(largest < 0, -1.0, 1.0).to(right.dtype)
-    return left * signs.T, values, right * signs
-
-
-def _svd_of_pair(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    if left.shape[1] < rank:  # the singular vectors of zeros complete the bases
-        left, right = pad_columns(left, rank), pad_columns(right.T, rank).T
-    (q_left, core_left), (q_right, core_right) = torch.linalg.qr(left), torch.linalg.qr(right.T)
-    u, values, vt = torch.linalg.svd(core_left @ core_right.T)
-    return (q_left @ u)[:, :rank], values[:rank], (vt @ q_right.T)[:rank]
 
 
 def _norm_of_pair(left: Tensor, right: Tensor) -> float:

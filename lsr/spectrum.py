@@ -1,11 +1,59 @@
-"""Singular subspaces of weights: what a start is fitted to. In float64, with canonical signs."""
+"""Singular subspaces of matrices: what a start is fitted to. In float64, with canonical signs.
+
+The sign of a pair of singular vectors is arbitrary and differs between LAPACK drivers, yet a flip changes the nearest
+Kronecker sum: so the largest entry of each right vector is made positive.
+"""
 
 import tensorly as tl
 import torch
 from tensorly.tenalg import svd_interface
 from torch import Tensor
 
-FULL_SVD_UP_TO = 1024  # smaller side of a weight; above it a seeded randomised SVD is as good and far faster
+from lsr.separable import pad_columns
+
+Matrix = Tensor | tuple[Tensor, Tensor]  # (M, N), or (M, k) and (k, N) whose product it is
+
+# Entries of a dense matrix: above, a seeded randomised SVD in float32 is as good as a full one and far faster.
+LARGE = 2**19
+
+
+def leading_svd(
+    matrix: Matrix,  # (M, N)
+    rank: int,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:  # (M, rank), (rank,), (rank, N), float64
+    """Return the leading part U, S, V^T of the SVD, with canonical signs.
+
+    Raises:
+        ValueError: if the rank exceeds a side of the matrix.
+    """
+    left, right = (matrix, matrix) if isinstance(matrix, Tensor) else matrix
+    shape = len(left), right.shape[1]
+    if not 1 <= rank <= min(shape):
+        raise ValueError(f"the rank must be in [1, {min(shape)}] for a matrix {shape}, got {rank}")
+    found = _svd_of_dense(matrix, rank, seed) if isinstance(matrix, Tensor) else _svd_of_pair(left, right, rank)
+    signs = _canonical_signs(found[2])
+    return found[0] * signs.T, found[1], found[2] * signs
+
+
+def _svd_of_dense(matrix: Tensor, rank: int, seed: int) -> tuple[Tensor, ...]:
+    dense = matrix.detach().cpu()
+    is_large = dense.numel() > LARGE
+    method = "randomized_svd" if is_large else "truncated_svd"
+    options = {"random_state": seed, "n_iter": 5, "n_oversamples": 16} if is_large else {}
+    with tl.backend_context("numpy", local_threadsafe=True):
+        found = svd_interface(
+            (dense.float() if is_large else dense.double()).numpy(), method, n_eigenvecs=rank, **options
+        )
+    return tuple(torch.from_numpy(part.copy()).double() for part in found)
+
+
+def _svd_of_pair(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, ...]:
+    if left.shape[1] < rank:  # the singular vectors of zeros complete the bases
+        left, right = pad_columns(left, rank), pad_columns(right.T, rank).T
+    (q_left, core_left), (q_right, core_right) = torch.linalg.qr(left), torch.linalg.qr(right.T)
+    u, values, vt = torch.linalg.svd(core_left @ core_right.T)
+    return (q_left @ u)[:, :rank], values[:rank], (vt @ q_right.T)[:rank]
 
 
 def leading_row_space(
@@ -15,13 +63,11 @@ def leading_row_space(
 ) -> Tensor:  # (rank, n), float64
     """Return the leading right singular vectors of a weight as orthonormal rows, with canonical signs.
 
-    The sign of a singular vector is arbitrary and differs between LAPACK drivers, yet a flip changes the nearest
-    Kronecker sum: so the largest entry of each row is made positive.
-
     Raises:
         ValueError: if the rank exceeds a side of the weight, or the weight is zero or not finite.
     """
-    return _leading(weight, rank, seed)[2]
+    _check(weight, rank)
+    return leading_svd(weight, rank, seed)[2]
 
 
 def leading_part(
@@ -34,19 +80,9 @@ def leading_part(
     Raises:
         ValueError: as `leading_row_space`.
     """
-    left, values, right = _leading(weight, rank, seed)
+    _check(weight, rank)
+    left, values, right = leading_svd(weight, rank, seed)
     return left * values.sqrt(), values.sqrt()[:, None] * right
-
-
-def _leading(weight: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    matrix = _checked(weight, rank).numpy()
-    method = "truncated_svd" if min(matrix.shape) <= FULL_SVD_UP_TO else "randomized_svd"
-    options = {} if method == "truncated_svd" else {"random_state": seed, "n_iter": 5, "n_oversamples": 16}
-    with tl.backend_context("numpy", local_threadsafe=True):
-        found = svd_interface(matrix, method, n_eigenvecs=rank, **options)
-    left, values, right = (torch.from_numpy(part.copy()) for part in found)
-    signs = _canonical_signs(right)
-    return left * signs.T, values, right * signs
 
 
 def trailing_part(
@@ -61,7 +97,8 @@ def trailing_part(
     Raises:
         ValueError: as `leading_row_space`.
     """
-    matrix = _checked(weight, rank)
+    _check(weight, rank)
+    matrix = weight.detach().to("cpu", torch.float64)
     is_wide = matrix.shape[0] < matrix.shape[1]
     if is_wide:
         left = torch.linalg.eigh(matrix @ matrix.T).eigenvectors[:, :rank]  # eigenvalues ascend
@@ -72,14 +109,12 @@ def trailing_part(
     return matrix @ rows.T, rows
 
 
-def _checked(weight: Tensor, rank: int) -> Tensor:
+def _check(weight: Tensor, rank: int) -> None:
     if not 1 <= rank <= min(weight.shape):
         raise ValueError(f"the rank must be in [1, {min(weight.shape)}] for a weight {tuple(weight.shape)}, got {rank}")
-    matrix = weight.detach().to("cpu", torch.float64)
-    largest = float(matrix.abs().max())
+    largest = float(weight.detach().abs().max())
     if not 0 < largest < float("inf"):
         raise ValueError(f"the weight has no row space to start from: its largest entry is {largest}")
-    return matrix
 
 
 def _canonical_signs(rows: Tensor) -> Tensor:  # (k, n) -> (k, 1)

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from tensorly.decomposition import parafac, tensor_train_matrix
 from torch.testing import assert_close
 
-from lsr import fit
+from lsr import fit, spectrum
 from lsr.fit import fit_product, fit_row_space, normalised, product_sweeps, row_space_sweeps
 from lsr.separable import condition_number, kron_sum, nearest_kron_sum, rearrange
 from lsr.shapes import max_separation_rank
+from lsr.spectrum import leading_svd
 
 SEEDS = st.integers(0, 999)
 FORMS = {2: ((8, 6), (2, 2), (6, 8)), 3: ((4, 3, 3), (2, 2, 1), (3, 4, 3))}  # out, rank and in shape
@@ -143,7 +144,7 @@ def test_a_fitted_product_is_stationary_in_every_factor(count):
 def test_a_fit_is_no_worse_than_its_sides_decomposed_one_by_one(form, seed):
     out_shape, rank_shape, in_shape, terms = form
     matrix = normal(prod(out_shape), prod(in_shape), seed=seed)
-    left, values, right = fit._leading(matrix, prod(rank_shape), 0)
+    left, values, right = leading_svd(matrix, prod(rank_shape), 0)
     a = nearest_kron_sum(values.sqrt()[:, None] * right, rank_shape, in_shape, terms)
     b = nearest_kron_sum(left * values.sqrt(), out_shape, rank_shape, terms)
     found = fit_product(matrix, out_shape, rank_shape, in_shape, terms)
@@ -241,7 +242,7 @@ def test_the_product_does_not_depend_on_the_signs_that_an_svd_returns(monkeypatc
         flips = np.random.default_rng(seed).choice([-1.0, 1.0], len(values))
         return (left * flips)[:, :n_eigenvecs], values[:n_eigenvecs], (right * flips[:, None])[:n_eigenvecs]
 
-    monkeypatch.setattr(fit, "svd_interface", svd)
+    monkeypatch.setattr(spectrum, "svd_interface", svd)
     other = fit_product(matrix, *PLAIN, 4)
     assert difference(product(other.a, other.b), product(plain.a, plain.b)) < 1e-4
 
@@ -260,16 +261,16 @@ def test_a_large_matrix_gives_nearly_the_same_product(monkeypatch, shape, dtype)
     forms = {48: (8, 6), 80: (8, 10)}
     matrix = decaying(*shape)
     small = fit_product(matrix, forms[shape[0]], (2, 2), forms[shape[1]], 4)
-    monkeypatch.setattr(fit, "LARGE", 1)
+    monkeypatch.setattr(spectrum, "LARGE", 1)
     large = fit_product(matrix.to(dtype), forms[shape[0]], (2, 2), forms[shape[1]], 4)
     assert not torch.equal(large.a[0], small.a[0])
     assert difference(product(large.a, large.b), product(small.a, small.b)) < 1e-4
     assert large.error == pytest.approx(difference(product(large.a, large.b), matrix), rel=1e-6)
 
 
-@pytest.mark.parametrize("limit", [1, fit.LARGE])
+@pytest.mark.parametrize("limit", [1, spectrum.LARGE])
 def test_the_same_matrix_gives_the_same_bytes_and_leaves_numpys_random_numbers_alone(monkeypatch, limit):
-    monkeypatch.setattr(fit, "LARGE", limit)
+    monkeypatch.setattr(spectrum, "LARGE", limit)
     state = np.random.get_state()[1].copy()
     one, two = (fit_product(normal(48, 48), *PLAIN, 4, seed=3) for _ in range(2))
     assert [f.numpy().tobytes() for f in (*one.a, *one.b)] == [f.numpy().tobytes() for f in (*two.a, *two.b)]
@@ -441,7 +442,7 @@ def test_a_row_space_has_unit_frames_and_the_norm_of_orthonormal_rows(count):
 def test_a_row_space_of_a_large_matrix_is_nearly_the_same(monkeypatch):
     rows = decaying(60, 48)
     small = fit_row_space(rows, *PLAIN[1:], 3)
-    monkeypatch.setattr(fit, "LARGE", 1)
+    monkeypatch.setattr(spectrum, "LARGE", 1)
     large = fit_row_space(rows.float(), *PLAIN[1:], 3)
     assert difference(projection(large.a), projection(small.a)) < 1e-4
 
