@@ -8,7 +8,8 @@ It is fitted at the norm 1, where what is captured of ||W||^2 is a fraction.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from math import inf, isfinite, prod
@@ -34,6 +35,17 @@ TINY = torch.finfo(torch.float64).tiny  # keeps a division by zero finite
 STALLED = 1e-3  # relative change in the last sweep above which a fit has not converged
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep torch to one thread: the products of a sweep are small, and two threads take twice as long as one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 @dataclass(frozen=True)
 class ProductFit:
     """Factors with B A near a matrix, balanced: ||A||_F = ||B||_F, and all factors of a term have one length."""
@@ -53,6 +65,7 @@ class RowSpaceFit:
     change: float  # relative gain in captured energy, 1 - error^2, in the last sweep
 
 
+@one_thread()
 def fit_product(
     matrix: Matrix,  # (M, N), or (M, k) and (k, N)
     out_shape: Shape,  # (m_1, ..., m_D), of product M
@@ -91,6 +104,7 @@ def fit_product(
     return ProductFit(a, b, _distance(matrix, kron_sum(*b), kron_sum(*a)) / norm, change)
 
 
+@one_thread()
 def fit_row_space(
     rows: Tensor,  # (k, N), k >= r
     rank_shape: Shape,  # (r_1, ..., r_D)
@@ -427,5 +441,5 @@ def _warn_if_stalled(change: float, sweeps: int) -> None:
     if change > STALLED:
         warnings.warn(
             f"the fit did not converge in {sweeps} sweeps: the last one still changed what it captures by {change:.1e}",
-            stacklevel=3,
+            stacklevel=4,  # the caller of a decorated fit
         )

@@ -277,6 +277,16 @@ def test_the_same_matrix_gives_the_same_bytes_and_leaves_numpys_random_numbers_a
     assert np.array_equal(np.random.get_state()[1], state)
 
 
+def test_a_fit_leaves_the_number_of_threads_alone(monkeypatch):
+    counts = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
+    fit_product(decaying(48, 48), *PLAIN, 2)
+    with pytest.raises(ValueError, match="nothing to fit"):
+        fit_row_space(torch.zeros(4, 48), *PLAIN[1:], 2)
+    assert counts == [1, 7, 1, 7]
+
+
 def test_a_trainable_matrix_gives_factors_without_a_gradient():
     found = fit_product(decaying(48, 48).requires_grad_(), *PLAIN, 2)
     rows = fit_row_space(decaying(48, 48)[:6].requires_grad_(), *PLAIN[1:], 2)
