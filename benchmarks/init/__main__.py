@@ -1,0 +1,89 @@
+"""Does the start of the factors help? Run every missing cell, then write the table to benchmarks/init/results/.
+
+What is compared is in benchmarks/init/experiment.py. A stopped run goes on where it was: finished cells are kept.
+"""
+
+import argparse
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from benchmarks.init import plan, report, store, summary
+from benchmarks.init.measure import Line, measure
+from pipeline import console
+from pipeline.errors import UserError
+
+RESULTS = Path("benchmarks/init/results")
+CELLS = RESULTS / "cells.jsonl"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what the command line asks for.
+
+    Raises:
+        SystemExit: with code 2 after a mistake in params, data or model, 130 after Ctrl-C.
+    """
+    options = _options(arguments)
+    try:
+        found = store.load(CELLS)
+        if not options.table:
+            run(options.only, options.workers, found)
+        if table := summary.rows(found):
+            report.write(table, RESULTS)
+        else:
+            console.console.print("no learning rate is tuned yet: there is nothing to compare")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped; finished cells are kept", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def run(only: str, workers: int, found: dict[str, Line]) -> None:
+    """Measure the missing cells whose names hold `only`, and add their lines to `found` and to the file.
+
+    Raises:
+        UserError: if a cell cannot run; finished cells are kept.
+    """
+    # Two processes of one thread each do more than one of two threads. They read this when they import torch.
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    spawn, silent = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_DFL)  # at Ctrl-C
+    pool = ProcessPoolExecutor(workers, spawn, initializer=signal.signal, initargs=silent)
+    with pool, console.progress("init", plan.count_missing(only, found), "cells") as advance:
+        try:
+            for cells in plan.batches(only, found):
+                for future in as_completed([pool.submit(measure, cell) for cell in cells]):
+                    line = future.result()
+                    store.append(CELLS, line)
+                    found[line["key"]] = line
+                    advance(1)
+        except BrokenProcessPool:
+            raise UserError("a worker was killed, perhaps for its memory: go on with --workers 1") from None
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.init", description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--workers",
+        type=int,
+        choices=range(1, 17),
+        default=2,
+        metavar="N",
+        help="processes of one thread each (default: 2)",
+    )
+    parser.add_argument("--only", default="", metavar="TEXT", help="run cells with TEXT in 'setting: method'")
+    parser.add_argument("--table", action="store_true", help="run nothing, write the table of the finished cells")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

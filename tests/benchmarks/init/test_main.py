@@ -1,0 +1,103 @@
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks.init import __main__ as program
+from benchmarks.init import experiment, plan, store
+from pipeline.errors import UserError
+
+ONLY = "tweets r=4 s=1: row space"
+
+
+class Pool:
+    """Runs what is submitted in this process, when its result is asked for."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, measure, cell):
+        return SimpleNamespace(result=partial(measure, cell))
+
+    def shutdown(self, cancel_futures):
+        assert cancel_futures
+
+
+@pytest.fixture(autouse=True)
+def results(monkeypatch, tmp_path):
+    monkeypatch.setattr(experiment, "numbers_a_term", lambda *form: 100)
+    monkeypatch.setattr(program, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(program, "as_completed", list)
+    monkeypatch.setattr(program, "RESULTS", tmp_path)
+    monkeypatch.setattr(program, "CELLS", tmp_path / "cells.jsonl")
+    return tmp_path
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """The cells that were measured; `measured.fail` is raised when there are as many as `measured.at`."""
+
+    class Cells(list):
+        fail, at = None, None
+
+    cells = Cells()
+
+    def measure(cell):
+        if cells.fail and len(cells) == cells.at:
+            raise cells.fail
+        cells.append(cell)
+        fields = {
+            "curve": [[1, 0.6], [2, 0.7]],
+            "last": 0.7,
+            "test": 0.7,
+            "trained": 100,
+            "stored": 100,
+            "seconds": 1.0,
+        }
+        return {"key": cell.key(), "rate": cell.rate, "seed": cell.seed, **fields}
+
+    monkeypatch.setattr(program, "measure", measure)
+    return cells
+
+
+def test_a_run_ends_with_the_table(measured, results, capsys):
+    program.main(["--only", ONLY])
+    assert len(measured) == len(store.load(results / "cells.jsonl")) == plan.count_missing(ONLY, {})
+    assert {path.name for path in results.iterdir()} == {
+        "cells.jsonl",
+        *(f"table.{e}" for e in ("csv", "json", "md", "png")),
+    }
+    assert "row space" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [(KeyboardInterrupt(), 130, "finished cells are kept"), (UserError("params.yaml: a mistake"), 2, "a mistake")],
+)
+def test_a_stopped_run_goes_on_where_it_was(error, code, words, measured, results, capsys):
+    measured.fail, measured.at = error, 11
+    with pytest.raises(SystemExit) as stopped:
+        program.main(["--only", ONLY])
+    assert stopped.value.code == code
+    assert words in capsys.readouterr().err
+    measured.fail = None
+    assert len(store.load(results / "cells.jsonl")) == 11
+    program.main(["--only", ONLY])
+    assert len(measured) == plan.count_missing(ONLY, {})
+
+
+def test_the_table_alone_runs_nothing(measured, results, capsys):
+    program.main(["--table"])
+    assert "nothing to compare" in capsys.readouterr().out
+    program.main(["--only", ONLY])
+    (results / "table.md").unlink()
+    count = len(measured)
+    program.main(["--table"])
+    assert (results / "table.md").is_file()
+    assert len(measured) == count
