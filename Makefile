@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Stages and DVC find `python` and `dvc` on the PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test check clean
+.PHONY: repro test check bench-init bench-factorize clean
 
 ## repro: fine-tune the default model on the default data: tokenize, factorize-init, train, evaluate
 repro: $(READY)
@@ -24,6 +24,14 @@ check: $(READY)
 	mypy
 	lint-imports
 	pytest
+
+## bench-init: compare all starts on real data; hours, goes on where it was stopped
+bench-init: $(READY)
+	python -m benchmarks.init
+
+## bench-factorize: time and memory of the starts beside torch's SVD
+bench-factorize: $(READY)
+	python -m benchmarks.factorize
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'

@@ -1,0 +1,96 @@
+"""What a start costs: seconds and memory beside torch's own decompositions, on one weight and on a model in shards.
+
+`starts` measures single weights, `stream` the layers of a model of 7 B parameters, read from a temporary folder.
+Results are in benchmarks/factorize/results/factorize.json.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.factorize import stream, summary
+from benchmarks.factorize.cases import Case, cases
+from benchmarks.factorize.measure import probe, process, seconds
+from pipeline import console
+from pipeline.errors import UserError
+
+ROUNDS = {384: 7, 768: 7, 1024: 5, 4096: 3}  # in each, all calls on a size take turns
+LAYERS = (8, 32)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what the command line asks for.
+
+    Raises:
+        SystemExit: with code 2 if something is wrong with the command line or the disk, 130 after Ctrl-C.
+    """
+    options = _options(arguments)
+    try:
+        if options.part in ("all", "starts"):
+            run_starts(ROUNDS, options.threads)
+        if options.part in ("all", "stream"):
+            run_stream(options.layers, options.threads)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped; parts that are done are kept", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def run_starts(rounds: Mapping[int, int], threads: int) -> None:
+    """Measure all calls on weights of these sizes, in so many rounds each; print and write the figures."""
+    where = summary.machine(threads)
+    turns = [case for size, count in rounds.items() for _ in range(count) for case in cases(size)]
+    times: dict[Case, list[float]] = {case: [] for case in turns}
+    with process(threads) as worker:
+        for case in console.track(turns, "time", len(turns), "calls"):
+            times[case].append(worker.submit(seconds, case).result())
+    rows = []
+    with process(threads, tasks=1) as worker:
+        for case in console.track(times, "memory", len(times), "calls"):
+            rows.append(summary.row(case, times, worker.submit(probe, case).result()))
+    summary.show_starts(rows)
+    summary.write("starts", where, rows)
+
+
+def run_stream(layers: Sequence[int], threads: int, size: int = stream.SIZE) -> None:
+    """Start so many layers of a model in shards, each number in a process of its own; print and write the figures.
+
+    Raises:
+        UserError: if there is no room for the shards.
+    """
+    where = summary.machine(threads)
+    with tempfile.TemporaryDirectory() as name, process(threads, tasks=1) as worker:
+        folder = Path(name)
+        stream.check_space(folder, max(layers), size)
+        worker.submit(stream.write_shards, folder, max(layers), size).result()
+        passes = [
+            worker.submit(stream.start_layers, folder, count, start).result()
+            for start in stream.STARTS
+            for count in layers
+        ]
+    summary.show_stream(passes)
+    summary.write("stream", where, passes)
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.factorize", description=__doc__.partition("\n")[0])
+    parser.add_argument("part", nargs="?", choices=("all", "starts", "stream"), default="all")
+    parser.add_argument("--threads", type=_positive, default=2, help="threads of each process (default: 2)")
+    parser.add_argument(
+        "--layers", type=_positive, nargs="+", default=LAYERS, help="of the model in shards (default: 8, then 32)"
+    )
+    return parser.parse_args(arguments)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    main()

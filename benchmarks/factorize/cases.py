@@ -1,0 +1,85 @@
+"""What is measured: the starts of lsr.factorize, and beside them torch's own decompositions of the same matrices."""
+
+from functools import lru_cache
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lsr.factorize import Start, begin
+from lsr.shapes import Form, split_width
+
+LARGEST_ALIGNED = 768  # the assignment problem takes time with the third power of the width
+FORMS = {4: ((2, 2), (2, 2, 1)), 16: ((4, 4), (4, 2, 2))}  # rank shapes of two factors and of three
+SEPARATION_RANKS = {4: 4, 16: 16}  # by rank
+SVD, LOWRANK = "torch.linalg.svd", "torch.svd_lowrank"
+LEADING = 256  # singular values above the noise
+BLOCK = 64
+
+
+class Case(NamedTuple):
+    """A call that is measured: a start, or one of torch's own."""
+
+    method: str  # a word of `lsr.factorize.begin`, SVD or LOWRANK
+    size: int
+    rank_shape: tuple[int, ...] = ()
+    separation_rank: int = 0
+    align: bool = False
+
+    @property
+    def name(self) -> str:
+        """The method in words."""
+        factors = f", {len(self.rank_shape)} factors" if len(self.rank_shape) > 2 else ""
+        return f"{self.method}{factors}{', aligned' if self.align else ''}"
+
+    @property
+    def rank(self) -> int:
+        """The rank r, 0 for a full SVD."""
+        return prod(self.rank_shape) if self.rank_shape else 0
+
+    @property
+    def form(self) -> Form:
+        """The shapes of the adapter of a square layer."""
+        shape = split_width(self.size, self.rank_shape)
+        return Form(self.rank_shape, shape, shape, self.separation_rank, self.size, self.size)
+
+    def run(self, weight: Tensor) -> Start | None:
+        """Decompose a weight (size, size); return the start, None after one of torch's own."""
+        if self.method == SVD:
+            torch.linalg.svd(weight)
+        elif self.method == LOWRANK:
+            torch.svd_lowrank(weight, q=self.rank, niter=5)
+        else:
+            return begin(self.method, weight, self.form, residual="fold", align=self.align)
+        return None
+
+
+def cases(size: int) -> list[Case]:
+    """Return all that is measured on the weight of a size: a full SVD first, then by rank."""
+    found = [Case(SVD, size)]
+    for rank, (two, three) in FORMS.items():
+        terms = SEPARATION_RANKS[rank]
+        found.append(Case(LOWRANK, size, two))
+        found += [Case(method, size, two, terms) for method in ("row_space", "principal", "minor", "cp")]
+        found.append(Case("cp", size, three, terms))
+        if size <= LARGEST_ALIGNED:
+            found += [Case(method, size, two, terms, align=True) for method in ("row_space", "principal", "minor")]
+    return found
+
+
+@lru_cache(maxsize=1)
+def decaying_weight(size: int, seed: int = 0) -> Tensor:  # (size, size), float32
+    """Return a weight with singular values that fall as k^-0.7 down to a floor of noise: the same one for one seed.
+
+    Its rows are drawn a few at a time, so that nothing but the weight is ever large: a peak of memory that is measured
+    afterwards cannot be that of the drawing.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    scales = torch.arange(1, LEADING + 1) ** -0.7
+    right = scales[:, None] * torch.randn(LEADING, size, generator=generator)
+    weight = torch.empty(size, size)
+    for rows in weight.split(BLOCK):
+        left = torch.randn(len(rows), LEADING, generator=generator)
+        rows.copy_(left @ right + torch.randn(len(rows), size, generator=generator))
+    return weight

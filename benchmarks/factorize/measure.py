@@ -1,0 +1,117 @@
+"""Seconds, memory and captured energy of one call, in processes that do nothing else."""
+
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from time import perf_counter
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.factorize.cases import Case, decaying_weight
+from lsr.captured import captured_by_lora, captured_by_rows, captured_by_svd, captured_by_update
+from lsr.factorize import Start
+from lsr.separable import kron_sum
+
+BYTES_OF_MAXRSS = 1 if sys.platform == "darwin" else 1024
+SMALL = 64
+
+
+class Probe(NamedTuple):
+    """What one call costs and gives. Captured energies are fractions of the target's; None for torch's own calls."""
+
+    peak: int  # bytes beyond those of the process with its weight
+    captured: float | None
+    captured_by_svd: float | None  # by the truncated SVD of as many stored numbers
+
+
+def process(threads: int, tasks: int | None = None) -> ProcessPoolExecutor:
+    """Return one process of so many threads, replaced by a fresh one after so many tasks."""
+    # numpy's BLAS and torch's read these when they are loaded.
+    os.environ |= {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}
+    # Forked from a server that has imported everything and done nothing yet.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return ProcessPoolExecutor(1, context, initializer=_prepare, initargs=(threads,), max_tasks_per_child=tasks)
+
+
+def _prepare(threads: int) -> None:
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # gone at Ctrl-C without a word
+
+
+def seconds(case: Case) -> float:
+    """Return the seconds of one call; the weight is drawn before."""
+    weight = decaying_weight(case.size)
+    before = perf_counter()
+    case.run(weight)
+    return perf_counter() - before
+
+
+def probe(case: Case) -> Probe:
+    """Return the memory and the captured energy of one call. It must be the first task of its process."""
+    case._replace(size=SMALL).run(decaying_weight(SMALL))  # loads and sets up what every later call finds there
+    weight = decaying_weight(case.size)
+    start, peak = peak_beyond(lambda: case.run(weight))
+    if start is None:
+        return Probe(peak, None, None)
+    return Probe(peak, *captured_energy(case, weight, start))
+
+
+def peak_beyond(call: Callable[[], Start | None]) -> tuple[Start | None, int]:
+    """Return what a call returns, and by how many bytes it raises the highest resident memory of this process.
+
+    The kernel keeps that mark (`ru_maxrss`), so no peak is missed between two samples, and it counts what every library
+    allocates, while tracemalloc sees Python's objects only. It is exact where the process has never been much larger
+    than it is before the call; so it is a young one, which was born with what the fork server has in memory.
+    """
+    before = peak_memory()
+    result = call()
+    return result, peak_memory() - before
+
+
+def peak_memory() -> int:
+    """Return the most bytes that this process has had in memory at once."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * BYTES_OF_MAXRSS
+
+
+def captured_energy(
+    case: Case,
+    weight: Tensor,  # (m, n)
+    start: Start,
+) -> tuple[float, float]:
+    """Return the share of the target's energy that a start captures, and that of the SVD of as many stored numbers.
+
+    `row_space`: ||W P||^2 / ||W||^2 with P the projection onto row(A), beside as many right singular vectors as the
+    numbers of A could store. The others: 1 - ||T - B A||^2 / ||T||^2, beside LoRA's best; T is the weight, or the
+    trailing part of it that `minor` aims at. A slot is a stored number too.
+    """
+    a, stored_a = _side(start.a, start.in_slots, axis=1, count=case.size)
+    b, stored_b = _side(start.b, start.out_slots, axis=0, count=case.size)
+    if case.method == "row_space":
+        assert start.rows is not None  # such a start says what it aims at
+        ours, svd = captured_by_rows(weight, start.rows, a), captured_by_svd(weight, case.rank, stored_a)
+        return ours.energy, svd.energy
+    target = weight.double()
+    if case.method == "minor":
+        assert start.rows is not None
+        target = target @ start.rows.T @ start.rows
+    return captured_by_update(target, b @ a), captured_by_lora(target, stored_a + stored_b)
+
+
+def _side(
+    factors: list[Tensor],
+    slots: Tensor | None,
+    axis: int,
+    count: int,
+) -> tuple[Tensor, int]:
+    """Return A or B as a layer uses it, and how many numbers store it."""
+    stored = sum(factor.numel() for factor in factors)
+    if slots is None:
+        return kron_sum(*factors).narrow(axis, 0, count), stored
+    return kron_sum(*factors).index_select(axis, slots), stored + count

@@ -1,0 +1,130 @@
+"""The figures as tables on the terminal and as one JSON file."""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+from benchmarks.factorize.cases import LOWRANK, SVD, Case
+from benchmarks.factorize.measure import Probe
+from benchmarks.factorize.stream import Pass
+from pipeline import artifacts, console
+
+RESULTS = Path("benchmarks/factorize/results/factorize.json")
+PACKAGES = ("torch", "numpy", "scipy", "tensorly", "safetensors")
+COLUMNS = ("call", "size", "r", "s", "seconds", "/ svd", "/ lowrank", "peak MB", "captured", "equal SVD", "target")
+Times = Mapping[Case, Sequence[float]]  # one a round: all cases of a size take turns
+
+
+class Target(NamedTuple):
+    """What a start may take."""
+
+    seconds: float
+    peak: float  # bytes
+
+    def verdict(self, seconds: float, peak: int) -> str:
+        """Return whether a start meets it, in a word."""
+        missed = [name for name, over in [("time", seconds >= self.seconds), ("memory", peak >= self.peak)] if over]
+        return f"misses {' and '.join(missed)}" if missed else "met"
+
+
+TARGETS = {(768, 16, 16): Target(0.1, float("inf")), (4096, 16, 16): Target(3.0, 1e9)}  # by size, r, s
+
+
+class Row(NamedTuple):
+    """A call on a weight: medians over the rounds."""
+
+    method: str
+    size: int
+    rank: int | None  # None: full
+    separation_rank: int | None  # None where nothing is separated
+    seconds: float
+    to_svd: float  # seconds / those of the full SVD in the same round, so that what slows both cancels
+    to_lowrank: float | None  # the same to torch.svd_lowrank of the same rank; None for the full SVD
+    peak_bytes: int
+    captured: float | None
+    captured_by_svd: float | None
+    target: str  # what became of the target, empty where there is none
+
+    def cells(self) -> list[console.Cell]:
+        """Return the fields as a table shows them: memory in MB, nothing where there is no value."""
+        fields: Sequence[Any] = self._replace(peak_bytes=self.peak_bytes // 10**6)
+        return ["" if value is None else value for value in fields]
+
+
+def row(case: Case, times: Times, probe: Probe) -> Row:
+    """Return the figures of a case beside those of torch's own calls on the same matrix."""
+    own = times[case]
+    by_method = {(other.method, other.rank): taken for other, taken in times.items() if other.size == case.size}
+    lowrank = by_method.get((LOWRANK, case.rank))
+    target = TARGETS.get((case.size, case.rank, case.separation_rank))
+    return Row(
+        method=case.name,
+        size=case.size,
+        rank=case.rank or None,
+        separation_rank=case.separation_rank or None,
+        seconds=median(own),
+        to_svd=_ratio(own, by_method[SVD, 0]),
+        to_lowrank=None if lowrank is None else _ratio(own, lowrank),
+        peak_bytes=probe.peak,
+        captured=probe.captured,
+        captured_by_svd=probe.captured_by_svd,
+        target=target.verdict(median(own), probe.peak) if target else "",
+    )
+
+
+def _ratio(times: Sequence[float], others: Sequence[float]) -> float:
+    return median(time / other for time, other in zip(times, others, strict=True))
+
+
+def show_starts(rows: Sequence[Row]) -> None:
+    """Print a table of the calls, and what the targets are."""
+    console.table("factorize: starts beside torch's own decompositions", COLUMNS, [row.cells() for row in rows])
+    for (size, rank, terms), target in TARGETS.items():
+        memory = f" and {target.peak / 1e9:g} GB beyond the weight" if target.peak < float("inf") else ""
+        console.line(f"target at {size} x {size}, r = {rank}, s = {terms}: under {target.seconds:g} s{memory}")
+
+
+def show_stream(passes: Sequence[Pass]) -> None:
+    """Print a table of the passes over the shards."""
+    cells: list[list[console.Cell]] = [
+        [p.start, p.layers, p.seconds, p.seconds_a_layer, p.peak // 10**6] for p in passes
+    ]
+    console.table("factorize: layers from shards", ["start", "layers", "seconds", "a layer", "peak MB"], cells)
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """Return what the figures depend on: the machine, what else it does now, and versions."""
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "load_average": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+    }
+
+
+def _cpu() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def write(part: str, where: Mapping[str, Any], figures: Sequence[Row | Pass], path: Path = RESULTS) -> None:
+    """Write one part of the results; the other one stays as it is."""
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known[part] = {"machine": where, "figures": [_rounded(figure._asdict()) for figure in figures]}
+    with artifacts.replacing(path) as temporary:
+        temporary.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _rounded(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in fields.items()}
