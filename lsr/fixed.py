@@ -41,7 +41,7 @@ class FixedPart(nn.Module):
 
     def frame(self, side: str, position: int) -> Tensor | None:
         """Return a frozen factor, or None if it trains."""
-        return getattr(self, f"frame_{side}{position}", None)
+        return self._buffers.get(f"frame_{side}{position}")
 
     def start(self, side: str, count: int) -> list[Tensor]:
         """Return all factors of a side that are subtracted."""

@@ -16,11 +16,17 @@ from transformers.pytorch_utils import Conv1D
 from lsr.config import LsrConfig
 from lsr.factorize import Start, begin, random_factors
 from lsr.fixed import FixedPart
-from lsr.functional import add_low_rank
+from lsr.functional import Side, adapted_linear, add_low_rank
 from lsr.separable import kron_sum
 from lsr.shapes import Form, split_width
 
 ADAPTABLE = (nn.Linear, Conv1D)
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Return whether calling a layer does nothing but the product of its class: no subclass, hook or patch."""
+    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    return type(layer) in ADAPTABLE and not hooks and "forward" not in layer.__dict__
 
 
 @dataclass(frozen=True)
@@ -144,8 +150,10 @@ class LsrLayer(BaseTunerLayer):
         return a, b
 
     def _factor(self, adapter_name: str, side: str, position: int) -> Tensor:
-        frozen = self.fixed(adapter_name).frame(side, position)
-        return getattr(self, f"lsr_{side}{position}")[adapter_name] if frozen is None else frozen
+        trained = getattr(self, f"lsr_{side}{position}")
+        if adapter_name in trained:
+            return cast("Tensor", trained[adapter_name])
+        return cast("Tensor", self.fixed(adapter_name).frame(side, position))
 
     def fixed(self, adapter_name: str) -> FixedPart:
         """Return what of the adapter does not train."""
@@ -280,6 +288,16 @@ class LsrLayer(BaseTunerLayer):
             return torch.cat([a, a - a0]), torch.cat([b - b0, b0], dim=1)
         return a, b
 
+    def operands(self, adapter_name: str) -> tuple[Side, Side]:
+        """Return A1 and A2, B1 and B2 where these are all of `collapse`, and otherwise its A and B, with None each."""
+        fixed = self.fixed(adapter_name)
+        plain = fixed.in_slots is None and fixed.out_slots is None and self.residual[adapter_name] != "frozen"
+        if plain and len(self.form[adapter_name].rank_shape) == 2:
+            (a1, a2), (b1, b2) = self.factors(adapter_name)
+            return (a1, a2), (b1, b2)
+        a, b = self.collapse(adapter_name)
+        return (a, None), (b, None)
+
     def as_lora(self, adapter_name: str) -> tuple[Tensor, Tensor]:  # (r or 2r, in_features), (out_features, r or 2r)
         """Return A and B such that scaling * B A is the whole update of the pretrained weight.
 
@@ -357,14 +375,26 @@ class LsrLinear(nn.Module, LsrLayer):
         """Return the base layer's output plus that of the active adapters."""
         if self.disable_adapters and self.merged:
             self.unmerge()
+        names = [] if self.disable_adapters or self.merged else [n for n in self.active_adapters if n in self.scaling]
+        if len(names) == 1 and not args and not kwargs and is_plain(self.base_layer):
+            return self._forward_fused(x, names[0])
         result = cast("Tensor", self.base_layer(x, *args, **kwargs))
-        if self.disable_adapters or self.merged:
-            return result
-        for adapter_name in self.active_adapters:
-            if adapter_name in self.scaling:
-                a, b = self.collapse(adapter_name)
-                result = add_low_rank(result, self.lsr_dropout[adapter_name](x), a, b, self.scaling[adapter_name])
+        for name in names:
+            a, b = self.collapse(name)
+            result = add_low_rank(result, self.lsr_dropout[name](x), a, b, self.scaling[name])
         return result
+
+    def _forward_fused(self, x: Tensor, adapter_name: str) -> Tensor:
+        weight = self.base_parameter()
+        dropout = self.lsr_dropout[adapter_name]
+        return adapted_linear(
+            x,
+            weight.T if self.is_transposed else weight,
+            cast("Tensor | None", self.base_layer.bias),
+            *self.operands(adapter_name),
+            self.scaling[adapter_name],
+            dropout.p if dropout.training and isinstance(dropout, nn.Dropout) else 0.0,
+        )
 
     def pretrained_weight(self) -> Tensor:
         """Return the pretrained weight in the base layer's layout, also while adapters are merged or folded into it."""

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from lsr.functional import add_low_rank
+from lsr.functional import adapted_linear, add_low_rank
+from lsr.separable import kron_sum
 
 SIZES = st.integers(1, 6)
 BATCHES = st.sampled_from([(), (2,), (2, 3), (0, 3), (0,)])
@@ -120,3 +121,146 @@ def test_autocast_computes_in_bfloat16_with_full_precision_gradients():
     assert total.dtype is torch.bfloat16
     assert {value.grad.dtype for value in (x, a, b)} == {torch.float32}
     assert_close(total.float(), layer(x) + 0.5 * x @ a.T @ b.T, atol=0.1, rtol=0.05)
+
+
+# The fused layer
+
+
+def sides(case, m, n, dtype=torch.float64):
+    """The factors of A and of B, and A and B themselves, of rank 4."""
+    if case == "matrices":
+        a, b = normal(4, n, seed=2, dtype=dtype), normal(m, 4, seed=3, dtype=dtype)
+        return [a, None, b, None], a, b
+    n1, m1 = -(-n // 3), -(-m // 3)  # padded unless 3 divides the width
+    shapes = [(5, 2, n1), (5, 2, 3), (5, m1, 2), (5, 3, 2)]
+    factors = [normal(*shape, seed=4 + i, dtype=dtype) for i, shape in enumerate(shapes)]
+    return factors, kron_sum(*factors[:2])[:, :n], kron_sum(*factors[2:])[:m]
+
+
+def fused(x, weight, bias, a1, a2, b1, b2, dropout=0.0):
+    torch.manual_seed(7)
+    return adapted_linear(x, weight, bias, (a1, a2), (b1, b2), 0.7, dropout)
+
+
+def kept_by(x, dropout):
+    torch.manual_seed(7)
+    return torch.empty(x.shape, dtype=torch.bool).bernoulli_(1 - dropout)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("case", ["factors", "matrices"])
+@given(BATCHES, SIZES, SIZES)
+def test_the_fused_layer_is_the_plain_formula(case, with_bias, dropout, batch, m, n):
+    x, weight, bias = normal(*batch, n), normal(m, n, seed=1), normal(m, seed=9) if with_bias else None
+    factors, a, b = sides(case, m, n)
+    dropped = x * kept_by(x, dropout) / (1 - dropout)
+    expected = F.linear(x, weight, bias) + 0.7 * F.linear(F.linear(dropped, a), b)
+    assert_close(fused(x, weight, bias, *factors, dropout), expected)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("case", ["factors", "matrices"])
+@pytest.mark.parametrize("n", [6, 5], ids=["exact", "padded"])
+def test_all_gradients_of_the_fused_layer_and_their_gradients_are_right(case, dropout, n):
+    factors, _, _ = sides(case, 7, n)
+    values = [normal(3, n), normal(7, n, seed=1), normal(7, seed=9), *factors]
+    values = [value if value is None else value.requires_grad_() for value in values]
+    assert torch.autograd.gradcheck(lambda *args: fused(*args, dropout), values)
+    assert torch.autograd.gradgradcheck(lambda *args: fused(*args, dropout), values)
+
+
+@pytest.mark.parametrize("wanted", range(7), ids=["x", "weight", "bias", "A1", "A2", "B1", "B2"])
+def test_a_single_gradient_can_be_asked_for(wanted):
+    factors, _, _ = sides("factors", 7, 6)
+    values = [normal(3, 6), normal(7, 6, seed=1), normal(7, seed=9), *factors]
+    values[wanted].requires_grad_()
+    (gradient,) = torch.autograd.grad(fused(*values).square().sum(), values[wanted])
+    x, weight, bias, a1, a2, b1, b2 = values
+    update = 0.7 * kron_sum(b1, b2)[:7] @ kron_sum(a1, a2)
+    (expected,) = torch.autograd.grad((F.linear(x, weight, bias) + x @ update.T).square().sum(), values[wanted])
+    assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("layout", ["transposed", "strided", "expanded"])
+def test_a_non_contiguous_input_of_the_fused_layer_gives_the_same(layout):
+    x = {
+        "transposed": normal(6, 3, 2).permute(2, 1, 0),
+        "strided": normal(2, 3, 12)[..., ::2],
+        "expanded": normal(1, 3, 6).expand(2, 3, 6),
+    }[layout].requires_grad_()
+    factors, _, _ = sides("factors", 7, 6)
+    weight = normal(7, 6, seed=1)
+    output = fused(x, weight, None, *factors)
+    assert_close(output, fused(x.contiguous(), weight, None, *factors))
+    (gradient,) = torch.autograd.grad(output.square().sum(), x)
+    copied = x.detach().contiguous().requires_grad_()
+    assert_close(gradient, torch.autograd.grad(fused(copied, weight, None, *factors).square().sum(), copied)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_low_precision_activations_give_the_fused_factors_full_precision_gradients(dtype):
+    factors, _, _ = sides("factors", 12, 9, torch.float32)
+    factors = [factor.requires_grad_() for factor in factors]
+    x, weight = normal(20, 9, dtype=dtype), normal(12, 9, seed=1, dtype=dtype)
+    output = fused(x, weight, None, *factors)
+    gradients = torch.autograd.grad(output.double().square().sum(), factors)
+    assert output.dtype is dtype
+    assert {gradient.dtype for gradient in gradients} == {torch.float32}
+    exact = [factor.detach().double().requires_grad_() for factor in factors]
+    expected = fused(x.double(), weight.double(), None, *exact)
+    wanted = torch.autograd.grad(expected.square().sum(), exact)
+    expected = expected.detach()
+    tolerance = 20 * torch.finfo(dtype).eps
+    assert_close(output.double(), expected, atol=tolerance * float(expected.abs().max()), rtol=0)
+    for gradient, right in zip(gradients, wanted, strict=True):
+        assert_close(gradient.double(), right, atol=tolerance * float(right.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_only_the_input_and_a_mask_are_kept_for_the_backward_pass(dropout):
+    factors, _, _ = sides("factors", 12, 48, torch.float32)
+    x, weight = normal(200, 48, dtype=torch.float32).requires_grad_(), normal(12, 48, seed=1, dtype=torch.float32)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        fused(x, weight, None, *[factor.requires_grad_() for factor in factors], dropout)
+    as_large = [tensor for tensor in kept if tensor.numel() >= x.numel()]
+    assert [(t.dtype, t.shape) for t in as_large] == [
+        (torch.float32, x.shape),
+        *([(torch.bool, x.shape)] if dropout else []),
+    ]
+    assert as_large[0].data_ptr() == x.data_ptr()
+    assert sum(tensor.nbytes for tensor in kept if tensor.numel() < x.numel()) < x.nbytes / 4
+
+
+def test_autocast_casts_the_input_of_the_fused_layer_once():
+    factors, a, b = sides("factors", 12, 48, torch.float32)
+    leaves = [factor.requires_grad_() for factor in factors]
+    x, weight = normal(200, 48, dtype=torch.float32).requires_grad_(), normal(12, 48, seed=1, dtype=torch.float32)
+    kept = []
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        output = fused(x, weight, None, *leaves)
+    assert output.dtype is torch.bfloat16
+    assert [t.dtype for t in kept if t.numel() >= x.numel()] == [torch.bfloat16]
+    gradients = torch.autograd.grad(output.float().sum(), [x, *leaves])
+    assert {gradient.dtype for gradient in gradients} == {torch.float32}
+    assert_close(output.float(), F.linear(x, weight) + 0.7 * x @ a.T @ b.T, atol=1.0, rtol=0.05)
+
+
+def test_autocast_leaves_float64_alone():
+    factors, _, _ = sides("factors", 7, 6)
+    x, weight = normal(3, 6), normal(7, 6, seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = adapted_linear(x, weight, None, tuple(factors[:2]), tuple(factors[2:]), 0.7)
+    assert_close(inside, fused(x, weight, None, *factors))
+
+
+def test_the_fused_layer_drops_inputs_at_the_given_rate_and_keeps_the_mean():
+    x, weight = torch.ones(4000, 5, dtype=torch.float64), torch.zeros(1, 5, dtype=torch.float64)
+    a, b = torch.ones(1, 5, dtype=torch.float64) / 5, torch.ones(1, 1, dtype=torch.float64)
+    output = adapted_linear(x, weight, None, (a, None), (b, None), 1.0, 0.25)
+    assert_close(output.mean(), torch.tensor(1.0, dtype=torch.float64), atol=0.02, rtol=0)
+    assert_close(output.max(), torch.tensor(4 / 3, dtype=torch.float64))

@@ -105,6 +105,42 @@ def test_dropout_acts_on_the_inputs_of_the_adapter_alone_in_both_passes():
     assert not torch.allclose(results[0][0], layer.eval()(x))
 
 
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def hooked(m, n):
+    layer = nn.Linear(n, m).double()
+    layer.register_forward_hook(lambda layer, inputs, output: 2 * output)
+    return layer
+
+
+def patched(m, n):
+    layer = nn.Linear(n, m).double()
+    layer.forward = lambda x: 2 * nn.functional.linear(x, layer.weight, layer.bias)
+    return layer
+
+
+@pytest.mark.parametrize("make", [hooked, patched, lambda m, n: Doubled(n, m).double()], ids=["hook", "patch", "class"])
+def test_what_a_base_layer_does_beside_its_product_still_happens(make):
+    base_layer = make(4, 6)
+    x = normal(5, 6)
+    expected = 2 * nn.functional.linear(x, base_layer.weight, base_layer.bias)
+    layer = adapt(base_layer)
+    assert_close(layer(x), expected + nn.functional.linear(x, layer.get_delta_weight("default")))
+
+
+def test_a_trained_base_weight_gets_its_gradient():
+    layer, x = adapt(base(6, 4)), normal(5, 6)
+    layer.base_layer.requires_grad_(True)
+    layer(x).square().sum().backward()
+    weight, bias = layer.base_layer.weight, layer.base_layer.bias
+    total = nn.functional.linear(x, weight + layer.get_delta_weight("default"), bias).square().sum()
+    for found, expected in zip((weight.grad, bias.grad), torch.autograd.grad(total, (weight, bias)), strict=True):
+        assert_close(found, expected)
+
+
 def test_dropout_does_nothing_in_evaluation():
     layer, x = adapt(base(6, 4), dropout=0.5), normal(5, 6)
     assert_close(layer(x), layer.base_layer(x) + nn.functional.linear(x, layer.get_delta_weight("default")))

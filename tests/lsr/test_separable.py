@@ -16,6 +16,7 @@ from lsr.separable import (
     balance,
     condition_number,
     kron_sum,
+    kron_sum_gradients,
     nearest_kron_sum,
     pad_columns,
     rearrange,
@@ -62,6 +63,17 @@ def relative_error(matrix, factors):
 def test_a_kron_sum_is_the_sum_of_kronecker_products(factors):
     dense = sum(reduce(torch.kron, term) for term in zip(*factors, strict=True))
     assert_close(kron_sum(*factors), dense)
+
+
+@given(factor_lists(most=2), st.booleans())
+def test_the_gradients_of_both_factors_are_those_of_the_dense_sum(factors, is_cropped):
+    left, right = (factor.requires_grad_() for factor in factors)
+    total = kron_sum(left, right)
+    total = total[: max(1, len(total) - is_cropped), : max(1, total.shape[1] - is_cropped)]
+    gradient = normal(*total.shape, seed=5)
+    expected = torch.autograd.grad(total, (left, right), gradient)
+    for found, wanted in zip(kron_sum_gradients(gradient, left, right), expected, strict=True):
+        assert_close(found, wanted)
 
 
 @given(factor_lists(most=3))
