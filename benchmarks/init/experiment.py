@@ -1,7 +1,7 @@
 """What is compared: the methods, the settings they are compared in, and the protocol that all cells share.
 
-A cell is one training and its scores. Its key is a hash of all that determines the result but the code, so that a cell
-of a changed protocol is another cell and never mixes with the old ones.
+A cell is one training and its scores. Its key is a hash of all that determines the result but the code and the rows of
+data and model, so that a cell of a changed protocol is another cell and never mixes with the old ones.
 """
 
 import hashlib
@@ -41,15 +41,25 @@ SEEDS = range(5)  # the first one tunes the learning rate
 RATES = (0.002, 0.005, 0.012, 0.03)  # of the factors; of the head where it trains alone
 RATE_KEYS = {"lsr": "lsr.learning_rate", "lora": "lora.learning_rate", "head": "train.head_learning_rate"}
 UPDATE_SCALE = 4  # alpha / rank, so that one grid of learning rates does for all ranks
-PROTOCOL: Overrides = {
+PROTOCOL: Overrides = {  # of every field, so that params.yaml can change
     "model": "minilm",
     "adapter": "lsr",
     "train.epochs": 1,
     "train.batch_size": 8,
     "train.head_learning_rate": 0.01,  # a slower head adds noise between seeds, so soon after the start
+    "train.weight_decay": 0.01,
+    "train.warmup_share": 0.06,
+    "lsr.budget": "none",
+    "lsr.rank_stabilized": False,
     "lsr.residual": "zero",
     "lsr.frames": "trained",
     "lsr.align": False,
+    "lsr.examples": 256,
+    "lsr.dropout": 0.0,
+    "lsr.in_shape": "auto",
+    "lsr.out_shape": "auto",
+    "lsr.aspect": 1.0,
+    "lora.lora_dropout": 0.0,
 }
 
 BASELINE = "random"
@@ -62,8 +72,8 @@ METHODS: dict[str, Overrides] = {
     "principal, frozen copy": {"lsr.init": "principal", "lsr.residual": "frozen"},
     "minor, folded": {"lsr.init": "minor", "lsr.residual": "fold"},
     "CP": {"lsr.init": "cp"},
-    "gradient": {"lsr.init": "gradient", "lsr.examples": 256},
-    "activation": {"lsr.init": "activation", "lsr.examples": 256},
+    "gradient": {"lsr.init": "gradient"},
+    "activation": {"lsr.init": "activation"},
     "random, frozen frames": {"lsr.init": "random", "lsr.frames": "frozen"},
     "row space, frozen frames": {"lsr.init": "row_space", "lsr.frames": "frozen"},
 }
@@ -78,6 +88,17 @@ CP_RANKS: dict[tuple[int, ...], tuple[int, ...]] = {
 }  # three factors of the same rank
 
 EVERY = (*METHODS, *REFERENCES)
+EACH_START = (  # each word of lsr.init once, at a start that is not zero where it has one
+    BASELINE,
+    "row space",
+    "principal, folded",
+    "minor, folded",
+    "CP",
+    "gradient",
+    "activation",
+    "random, frozen frames",
+)
+ALL_BUT_A_TWIN = tuple(method for method in EVERY if method != "principal, frozen copy")  # in the end, the folded one
 FEW = ("random", "row space", "random, frozen frames", "row space, frozen frames")
 QUERY_VALUE = ("query", "value")
 VALUE_OUTPUT_INTERMEDIATE = ("value", "output.dense", "intermediate.dense")
@@ -102,7 +123,7 @@ class Setting(NamedTuple):
 
 SETTINGS = (  # with every method, or with a few for what else may matter
     Setting("movie-reviews r=4 s=1", "movie-reviews"),
-    Setting("movie-reviews r=4 s=4", "movie-reviews", separation_rank=4),
+    Setting("movie-reviews r=4 s=4", "movie-reviews", separation_rank=4, methods=ALL_BUT_A_TWIN),
     Setting(
         "movie-reviews r=4 s=4, value+output+intermediate",
         "movie-reviews",
@@ -117,16 +138,16 @@ SETTINGS = (  # with every method, or with a few for what else may matter
         target_modules="all-linear",
         methods=(*FEW, "LoRA r=1"),
     ),
-    Setting("tweets r=4 s=1", "tweets"),
-    Setting("amazon-reviews r=4 s=1", "amazon-reviews"),
-    Setting("movie-reviews r=16 s=2", "movie-reviews", (4, 4), 2),
+    Setting("tweets r=4 s=1", "tweets", methods=(*EACH_START, *REFERENCES)),
+    Setting("amazon-reviews r=4 s=1", "amazon-reviews", methods=(*EACH_START, *REFERENCES)),
+    Setting("movie-reviews r=16 s=2", "movie-reviews", (4, 4), 2, methods=(*EACH_START, *REFERENCES)),
     Setting(
         "movie-reviews r=4 s=4, rate groups",
         "movie-reviews",
         separation_rank=4,
         b_rate=4.0,  # as in LoRA+ (Hayou et al. 2024, arXiv 2402.12354)
         frame_rate=8.0,  # min(8, sqrt(n / s)): by how much less than a step of A1 a step of A2 moves A
-        methods=(*FEW, "gradient", "principal, frozen copy"),
+        methods=(BASELINE, "row space", "gradient", "principal, folded"),
     ),
 )
 
@@ -177,8 +198,11 @@ class Cell(NamedTuple):
         return _view(self.overrides(), self.name)
 
     def key(self) -> str:
-        """Return 16 hexadecimal digits that stand for the view, the sizes and the version."""
-        known = {"version": VERSION, "sizes": SIZES, "view": self.view().model_dump(mode="json")}
+        """Return 16 hexadecimal digits that stand for what this cell sets, the sizes and the version."""
+        chosen = self.overrides()
+        others = set(params.ADAPTERS) - {chosen["adapter"]}
+        own = {name: value for name, value in chosen.items() if name.partition(".")[0] not in others}
+        known = {"version": VERSION, "sizes": SIZES, **own}
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from benchmarks.init import experiment
 from benchmarks.init.experiment import METHODS, RATES, REFERENCES, SETTINGS, Cell, nearest_terms
 from pipeline.errors import UserError
+from pipeline.params import TrainParams
 
 CELL = Cell(SETTINGS[0], "row space", RATES[0], 0)
 
@@ -67,7 +68,6 @@ def test_a_section_takes_nothing_else_from_one_cell_to_the_next():
         ("SIZES", experiment.SIZES._replace(longest=9)),
         ("PROTOCOL", {**experiment.PROTOCOL, "train.epochs": 3}),
         ("UPDATE_SCALE", 3),
-        ("_committed", lambda: {**COMMITTED, "train": {**COMMITTED["train"], "weight_decay": 0.5}}),
     ],
 )
 def test_a_key_changes_with_the_protocol(name, value, monkeypatch):
@@ -77,14 +77,20 @@ def test_a_key_changes_with_the_protocol(name, value, monkeypatch):
     assert CELL.key() != before
 
 
-COMMITTED = experiment._committed()
+@pytest.mark.parametrize("method", ["row space", *REFERENCES])
+def test_a_cell_leaves_nothing_to_params(method):
+    chosen = Cell(SETTINGS[0], method, RATES[0], 0).overrides()
+    sections = {"train": TrainParams, chosen["adapter"]: type(Cell(SETTINGS[0], method, RATES[0], 0).view().section)}
+    fields = {f"{name}.{field}" for name, section in sections.items() for field in section.model_fields}
+    assert fields <= set(chosen)
 
 
-def test_a_key_does_not_change_with_what_no_cell_reads(monkeypatch):
-    before = CELL.key()
-    changed = {**COMMITTED, "seed": 9, "adapter": "full", "evaluate": {"batch_size": 1, "resamples": 100}}
-    monkeypatch.setattr(experiment, "_committed", lambda: changed)
-    assert CELL.key() == before
+def test_a_key_does_not_change_with_what_another_adapter_is_set_to(monkeypatch):
+    cell = Cell(SETTINGS[0], "LoRA r=1", RATES[0], 0)
+    before = cell.key(), CELL.key()
+    monkeypatch.setattr(experiment, "PROTOCOL", {**experiment.PROTOCOL, "lsr.aspect": 2.0})
+    assert cell.key() == before[0]
+    assert CELL.key() != before[1]
 
 
 def test_keys_tell_cells_apart_and_share_the_references():
