@@ -1,7 +1,7 @@
 """What a start costs: seconds and memory beside torch's own decompositions, on one weight and on a model in shards.
 
 `starts` measures single weights, `stream` the layers of a model of 7 B parameters, read from a temporary folder.
-Results are in benchmarks/factorize/results/factorize.json.
+Results are in benchmarks/results/factorize.json.
 """
 
 import argparse
@@ -10,12 +10,14 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.factorize import stream, summary
+from benchmarks import results
+from benchmarks.factorize import measure, stream, summary
 from benchmarks.factorize.cases import Case, cases
-from benchmarks.factorize.measure import probe, process, seconds
+from benchmarks.processes import in_fresh_process, process
 from pipeline import console
 from pipeline.errors import UserError
 
+RESULTS = results.FOLDER / "factorize.json"
 ROUNDS = {384: 7, 768: 7, 1024: 5, 4096: 3}  # in each, all calls on a size take turns
 LAYERS = (8, 32)
 
@@ -42,18 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run_starts(rounds: Mapping[int, int], threads: int) -> None:
     """Measure all calls on weights of these sizes, in so many rounds each; print and write the figures."""
-    where = summary.machine(threads)
+    where = results.machine(threads)
     turns = [case for size, count in rounds.items() for _ in range(count) for case in cases(size)]
     times: dict[Case, list[float]] = {case: [] for case in turns}
-    with process(threads) as worker:
+    with process(threads, measure.__name__) as worker:
         for case in console.track(turns, "time", len(turns), "calls"):
-            times[case].append(worker.submit(seconds, case).result())
+            times[case].append(worker.submit(measure.seconds, case).result())
     rows = []
-    with process(threads, tasks=1) as worker:
-        for case in console.track(times, "memory", len(times), "calls"):
-            rows.append(summary.row(case, times, worker.submit(probe, case).result()))
+    for case in console.track(times, "memory", len(times), "calls"):
+        rows.append(summary.row(case, times, in_fresh_process(threads, measure.probe, case)))
     summary.show_starts(rows)
-    summary.write("starts", where, rows)
+    results.write(RESULTS, "starts", where, [row._asdict() for row in rows])
 
 
 def run_stream(layers: Sequence[int], threads: int, size: int = stream.SIZE) -> None:
@@ -62,18 +63,18 @@ def run_stream(layers: Sequence[int], threads: int, size: int = stream.SIZE) -> 
     Raises:
         UserError: if there is no room for the shards.
     """
-    where = summary.machine(threads)
-    with tempfile.TemporaryDirectory() as name, process(threads, tasks=1) as worker:
+    where = results.machine(threads)
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         stream.check_space(folder, max(layers), size)
-        worker.submit(stream.write_shards, folder, max(layers), size).result()
+        in_fresh_process(threads, stream.write_shards, folder, max(layers), size)
         passes = [
-            worker.submit(stream.start_layers, folder, count, start).result()
+            in_fresh_process(threads, stream.start_layers, folder, count, start)
             for start in stream.STARTS
             for count in layers
         ]
     summary.show_stream(passes)
-    summary.write("stream", where, passes)
+    results.write(RESULTS, "stream", where, [found._asdict() for found in passes])
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

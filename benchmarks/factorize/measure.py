@@ -1,24 +1,16 @@
 """Seconds, memory and captured energy of one call, in processes that do nothing else."""
 
-import multiprocessing
-import os
-import resource
-import signal
-import sys
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from time import perf_counter
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from benchmarks.factorize.cases import Case, decaying_weight
+from benchmarks.processes import peak_beyond
 from lsr.captured import captured_by_lora, captured_by_rows, captured_by_svd, captured_by_update
 from lsr.factorize import Start
 from lsr.separable import kron_sum
 
-BYTES_OF_MAXRSS = 1 if sys.platform == "darwin" else 1024
 SMALL = 64
 
 
@@ -28,21 +20,6 @@ class Probe(NamedTuple):
     peak: int  # bytes beyond those of the process with its weight
     captured: float | None
     captured_by_svd: float | None  # by the truncated SVD of as many stored numbers
-
-
-def process(threads: int, tasks: int | None = None) -> ProcessPoolExecutor:
-    """Return one process of so many threads, replaced by a fresh one after so many tasks."""
-    # numpy's BLAS and torch's read these when they are loaded.
-    os.environ |= {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}
-    # Forked from a server that has imported everything and done nothing yet.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return ProcessPoolExecutor(1, context, initializer=_prepare, initargs=(threads,), max_tasks_per_child=tasks)
-
-
-def _prepare(threads: int) -> None:
-    torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # gone at Ctrl-C without a word
 
 
 def seconds(case: Case) -> float:
@@ -61,23 +38,6 @@ def probe(case: Case) -> Probe:
     if start is None:
         return Probe(peak, None, None)
     return Probe(peak, *captured_energy(case, weight, start))
-
-
-def peak_beyond(call: Callable[[], Start | None]) -> tuple[Start | None, int]:
-    """Return what a call returns, and by how many bytes it raises the highest resident memory of this process.
-
-    The kernel keeps that mark (`ru_maxrss`), so no peak is missed between two samples, and it counts what every library
-    allocates, while tracemalloc sees Python's objects only. It is exact where the process has never been much larger
-    than it is before the call; so it is a young one, which was born with what the fork server has in memory.
-    """
-    before = peak_memory()
-    result = call()
-    return result, peak_memory() - before
-
-
-def peak_memory() -> int:
-    """Return the most bytes that this process has had in memory at once."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * BYTES_OF_MAXRSS
 
 
 def captured_energy(

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.factorize.cases import Case, decaying_weight
-from benchmarks.factorize.measure import peak_memory
+from benchmarks.processes import peak_memory
 from pipeline import console
 from pipeline.errors import UserError
 

@@ -1,22 +1,14 @@
-"""The figures as tables on the terminal and as one JSON file."""
+"""The figures as tables on the terminal."""
 
-import json
-import os
-import platform
-import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 from benchmarks.factorize.cases import LOWRANK, SVD, Case
 from benchmarks.factorize.measure import Probe
 from benchmarks.factorize.stream import Pass
-from pipeline import artifacts, console
+from pipeline import console
 
-RESULTS = Path("benchmarks/factorize/results/factorize.json")
-PACKAGES = ("torch", "numpy", "scipy", "tensorly", "safetensors")
 COLUMNS = ("call", "size", "r", "s", "seconds", "/ svd", "/ lowrank", "peak MB", "captured", "equal SVD", "target")
 Times = Mapping[Case, Sequence[float]]  # one a round: all cases of a size take turns
 
@@ -96,35 +88,3 @@ def show_stream(passes: Sequence[Pass]) -> None:
         [p.start, p.layers, p.seconds, p.seconds_a_layer, p.peak // 10**6] for p in passes
     ]
     console.table("factorize: layers from shards", ["start", "layers", "seconds", "a layer", "peak MB"], cells)
-
-
-def machine(threads: int) -> dict[str, Any]:
-    """Return what the figures depend on: the machine, what else it does now, and versions."""
-    return {
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "load_average": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
-    }
-
-
-def _cpu() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def write(part: str, where: Mapping[str, Any], figures: Sequence[Row | Pass], path: Path = RESULTS) -> None:
-    """Write one part of the results; the other one stays as it is."""
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    known[part] = {"machine": where, "figures": [_rounded(figure._asdict()) for figure in figures]}
-    with artifacts.replacing(path) as temporary:
-        temporary.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _rounded(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in fields.items()}

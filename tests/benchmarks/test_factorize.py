@@ -1,5 +1,4 @@
 import json
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -10,19 +9,12 @@ from torch.testing import assert_close
 from benchmarks.factorize import __main__ as command
 from benchmarks.factorize import stream, summary
 from benchmarks.factorize.cases import LOWRANK, SVD, Case, cases, decaying_weight
-from benchmarks.factorize.measure import Probe, captured_energy, peak_beyond, process
+from benchmarks.factorize.measure import Probe, captured_energy
+from benchmarks.processes import in_fresh_process
 from lsr.separable import kron_sum
 from pipeline.errors import UserError
 
 PRIME = 53  # a width that has to be padded
-MB = 10**6
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch):
-    """Processes for measurements set these for good."""
-    for library in ("OMP", "MKL", "OPENBLAS"):
-        monkeypatch.setenv(f"{library}_NUM_THREADS", "1")
 
 
 def leading_energy(matrix, vectors):
@@ -104,18 +96,6 @@ def test_large_weights_are_not_aligned():
     assert not any(case.align for case in cases(1024))
 
 
-def hold(count):
-    """Hold 16 MB, then so many times 16 MB."""
-    torch.ones(4 * MB)
-    return torch.ones(4 * MB * count).sum() and None
-
-
-def test_the_peak_of_a_call_is_the_most_memory_that_it_held_at_once():
-    with process(threads=1, tasks=1) as worker:
-        _, peak = worker.submit(peak_beyond, partial(hold, 3)).result()
-    assert 47 * MB < peak < 56 * MB
-
-
 def test_a_ratio_is_the_median_of_the_ratios_within_the_rounds():
     times = {
         Case(SVD, 48): [1.0, 10.0, 3.0],
@@ -142,14 +122,6 @@ def test_a_target_is_met_below_it_in_time_and_in_memory(seconds, peak, verdict):
     assert summary.TARGETS[4096, 16, 16].verdict(seconds, peak) == verdict
 
 
-def test_the_results_of_one_part_leave_those_of_the_other(tmp_path):
-    path = tmp_path / "results" / "factorize.json"
-    for part, seconds in [("starts", 1.0), ("stream", 2.0), ("starts", 1 / 3)]:
-        summary.write(part, {"threads": 1}, [stream.Pass("principal", 4, seconds, 7)], path)
-    found = json.loads(path.read_text())
-    assert {part: found[part]["figures"][0]["seconds"] for part in found} == {"starts": 0.333333, "stream": 2.0}
-
-
 def test_the_weights_of_all_shards_are_read_in_bfloat16_and_all_are_different(tmp_path):
     stream.write_shards(tmp_path, 5, 32)
     written = [weight for path in sorted(tmp_path.iterdir()) for weight in load_file(path).values()]
@@ -164,8 +136,7 @@ def test_the_weights_of_all_shards_are_read_in_bfloat16_and_all_are_different(tm
 
 def test_the_memory_of_a_pass_does_not_grow_with_its_layers(tmp_path):
     stream.write_shards(tmp_path, 12, 512)
-    with process(threads=1, tasks=1) as worker:
-        few, many = (worker.submit(stream.start_layers, tmp_path, layers, "principal").result() for layers in (2, 12))
+    few, many = (in_fresh_process(1, stream.start_layers, tmp_path, layers, "principal") for layers in (2, 12))
     kept = 10 * 2 * 512**2 * torch.bfloat16.itemsize  # what it would grow by if it kept what it reads
     assert many.peak - few.peak < kept / 2
 
@@ -200,7 +171,7 @@ def test_the_command_writes_a_figure_for_each_call_and_each_pass(tmp_path, monke
     monkeypatch.setattr(command, "cases", lambda size: measured)
     command.run_starts({48: 2}, threads=1)
     command.run_stream([1, 2], threads=1, size=64)
-    found = json.loads(summary.RESULTS.read_text())
+    found = json.loads(command.RESULTS.read_text())
     starts = {(row["method"], row["rank"] or 0): row for row in found["starts"]["figures"]}
     assert set(starts) == {(case.name, case.rank) for case in measured}
     assert starts[SVD, 0]["to_svd"] == starts[LOWRANK, 4]["to_lowrank"] == 1

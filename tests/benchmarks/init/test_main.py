@@ -7,7 +7,7 @@ from benchmarks.init import __main__ as program
 from benchmarks.init import experiment, plan, store
 from pipeline.errors import UserError
 
-ONLY = "tweets r=4 s=1: row space"
+ONLY = "movie-reviews r=4 s=1: row space"
 
 
 class Pool:

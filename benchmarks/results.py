@@ -1,0 +1,47 @@
+"""Where benchmarks leave their figures, and on which machine these were measured."""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pipeline import artifacts
+
+FOLDER = Path("benchmarks/results")
+PACKAGES = ("torch", "transformers", "peft", "numpy", "scipy", "tensorly", "safetensors")
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """Return what the figures depend on: the machine, what else it does now, and versions."""
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "load_average": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+    }
+
+
+def _cpu() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def write(path: Path, part: str, where: Mapping[str, Any], figures: Iterable[Mapping[str, Any]]) -> None:
+    """Write one part of a file of results; the others stay as they are."""
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known[part] = {"machine": where, "figures": [_rounded(figure) for figure in figures]}
+    with artifacts.replacing(path) as temporary:
+        temporary.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _rounded(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in fields.items()}
