@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Stages and DVC find `python` and `dvc` on the PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test check bench-init bench-factorize clean
+.PHONY: repro test check bench bench-init bench-factorize clean
 
 ## repro: fine-tune the default model on the default data: tokenize, factorize-init, train, evaluate
 repro: $(READY)
@@ -24,6 +24,10 @@ check: $(READY)
 	mypy
 	lint-imports
 	pytest
+
+## bench: what an adapter costs in time and memory, beside other methods
+bench: $(READY)
+	python -m benchmarks.speed
 
 ## bench-init: compare all starts on real data; hours, goes on where it was stopped
 bench-init: $(READY)

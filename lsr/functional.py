@@ -107,7 +107,7 @@ class _AdaptedLinear(torch.autograd.Function):
             gradient.sum(0) if of_bias else None,
             None,
             None,
-            *_side_gradients(down.T @ _masked(x, kept) if down is not None and of_a else None, a1, a2),
+            *_side_gradients(down.T.contiguous() @ _masked(x, kept) if down is not None and of_a else None, a1, a2),
             *_side_gradients((up.T @ gradient).T if up is not None else None, b1, b2),
         )
 

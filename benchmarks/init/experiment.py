@@ -7,19 +7,15 @@ data and model, so that a cell of a changed protocol is another cell and never m
 import hashlib
 import json
 from collections.abc import Mapping
-from copy import deepcopy
 from functools import cache
 from math import prod
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from peft import PeftModel
-from pydantic import ValidationError
-from ruamel.yaml import YAML
 
-from pipeline import adapters, mistakes, models, params
-from pipeline.errors import UserError
-from pipeline.params import Params, Targets, TrainView
+from benchmarks.views import changed
+from pipeline import adapters, models, params
+from pipeline.params import Targets, TrainView
 from pipeline.rows import ModelRow
 
 Overrides = Mapping[str, Any]  # dotted keys of params.yaml
@@ -195,7 +191,7 @@ class Cell(NamedTuple):
         Raises:
             UserError: if params.yaml knows no such keys or values.
         """
-        return _view(self.overrides(), self.name)
+        return changed(self.overrides(), self.name)
 
     def key(self) -> str:
         """Return 16 hexadecimal digits that stand for what this cell sets, the sizes and the version."""
@@ -215,7 +211,7 @@ def nearest_terms(budget: int, numbers_a_term: int) -> int:
 def numbers_a_term(data: str, rank_shape: tuple[int, ...], target_modules: Targets, frames: str) -> int:
     """Return how many numbers one Kronecker term trains in all target layers together; the model is built to see."""
     form = {"lsr.rank_shape": rank_shape, "lsr.target_modules": target_modules, "lsr.frames": frames}
-    view = _view({**PROTOCOL, "data": data, "lsr.init": "random", "lsr.separation_rank": 1, **form}, "one term")
+    view = changed({**PROTOCOL, "data": data, "lsr.init": "random", "lsr.separation_rank": 1, **form}, "one term")
     base = models.load_base_model(view.base_model, view.dataset)
     return trained_numbers(adapters.add_adapter(base, view.section, view.base_model, 0), view.base_model)
 
@@ -227,30 +223,3 @@ def trained_numbers(model: PeftModel, row: ModelRow) -> int:
         for name, parameter in model.named_parameters()
         if parameter.requires_grad and not set(row.head) & set(name.split("."))
     )
-
-
-def _view(overrides: Overrides, name: str) -> TrainView:
-    content = deepcopy(_committed())
-    for key, value in overrides.items():
-        section, _, field = key.rpartition(".")
-        (content[section] if section else content)[field] = value
-    try:
-        checked = Params.model_validate(content)
-    except ValidationError as error:
-        where = Path("benchmarks/init/experiment.py")
-        raise UserError("\n".join(mistakes.lines(error, Params, content, where, (name,)))) from None
-    everything = {
-        **{field: getattr(checked, field) for field in Params.model_fields},
-        "section": getattr(checked, checked.adapter),
-        "dataset": _row("data", checked.data),
-        "base_model": _row("model", checked.model),
-    }
-    return TrainView.model_construct(**{field: everything[field] for field in TrainView.model_fields})
-
-
-@cache
-def _committed() -> dict[str, Any]:
-    return YAML(typ="safe", pure=True).load(params.PARAMS)
-
-
-_row = cache(params.load_row)  # the tables are long, and YAML is slow

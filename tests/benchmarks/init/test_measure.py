@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import views
 from benchmarks.init import experiment, measure
 from benchmarks.init.experiment import METHODS, RATES, REFERENCES, Cell, Setting, Sizes
 from pipeline import inference, tokens
 from tests import workspace
 
 SETTING = Setting("tiny", "glue", separation_rank=2)
-CACHES = (experiment._committed, experiment._row, experiment.numbers_a_term, measure._tokenized)
+CACHES = (views._committed, views._row, experiment.numbers_a_term, measure._tokenized)
 
 
 @pytest.fixture(scope="module")

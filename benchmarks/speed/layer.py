@@ -1,0 +1,159 @@
+"""One linear layer: forward alone, and forward and backward, with the frozen layer's lower bound beside."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from functools import partial
+from statistics import median
+from time import perf_counter
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.processes import in_fresh_process, peak_beyond, process
+from benchmarks.speed.methods import FROZEN, METHODS, PEER, adapted, trained
+from benchmarks.speed.timing import Times, overhead, ratio, take_turns
+from pipeline import console
+
+DTYPES = ("float32", "bfloat16")
+TOKENS = {384: (256, 2048, 16384), 768: (256, 2048, 16384), 1024: (256, 2048, 16384), 4096: (64, 256, 1024)}
+ROUNDS = {64: 40, 256: 40, 1024: 9, 2048: 21, 16384: 5}  # by tokens
+WITH_MEMORY = (768, 16384)  # width and tokens
+
+
+class Case(NamedTuple):
+    """A square layer and its input."""
+
+    width: int
+    tokens: int
+    dtype: str
+
+    @property
+    def name(self) -> str:
+        """The case in words."""
+        return f"d={self.width}, {self.tokens:,} tokens, {self.dtype}"
+
+
+CASES = tuple(Case(width, count, dtype) for dtype in DTYPES for width, counts in TOKENS.items() for count in counts)
+
+
+class Row(NamedTuple):
+    """A method on a layer. Seconds are medians; `bound_share` is the frozen layer's least possible time over them."""
+
+    width: int
+    tokens: int
+    dtype: str
+    method: str
+    forward_seconds: float
+    forward_least: float
+    forward_ratio: float  # to the frozen layer
+    forward_overhead: float  # over the frozen layer, as a share of LoRA's (r = 8)
+    both_seconds: float  # forward and backward
+    both_least: float
+    both_ratio: float
+    both_overhead: float
+    bound_share: float  # of forward and backward
+    peak_bytes: int | None  # of forward and backward, beyond model and input
+
+
+class Rates(NamedTuple):
+    """What the machine can do, measured."""
+
+    bytes_a_second: float
+    flops: dict[str, float]  # a second, by dtype
+
+
+def run(cases: tuple[Case, ...], threads: int, rounds: dict[int, int]) -> Iterator[Row]:
+    """Yield a row for each case and method."""
+    with process(threads, __name__) as worker:
+        rates = worker.submit(measured_rates).result()
+        for case in console.track(cases, "layer", len(cases), "cases"):
+            forward, both = worker.submit(times, case, rounds[case.tokens]).result()
+            has_peak = (case.width, case.tokens) == WITH_MEMORY
+            for method in METHODS:
+                peak = in_fresh_process(threads, peak_memory, case, method) if has_peak else None
+                yield _row(case, method, forward, both, rates, peak)
+
+
+def times(case: Case, rounds: int) -> tuple[Times, Times]:
+    """Return the seconds of forward passes, and of forward and backward passes, by method."""
+    layers, x, gradient = _operands(case, METHODS)
+    with torch.no_grad():
+        forward = take_turns({name: partial(layer, x) for name, layer in layers.items()}, rounds, _nothing)
+    x.requires_grad_()
+    calls = {name: _step(layer, x, gradient) for name, layer in layers.items()}
+    return forward, take_turns(calls, rounds, _nothing)
+
+
+def peak_memory(case: Case, method: str) -> int:
+    """Return the bytes that one forward and backward pass needs beyond the layer and its input."""
+    layers, x, gradient = _operands(case, (method,))
+    small_layers, small, small_gradient = _operands(case._replace(width=64, tokens=8), (method,))
+    _step(small_layers[method], small.requires_grad_(), small_gradient)()  # loads what every later call finds there
+    return peak_beyond(_step(layers[method], x.requires_grad_(), gradient))[1]
+
+
+def measured_rates() -> Rates:
+    """Return bytes a second of a copy (read and written), and operations a second of a large product."""
+    source, target = torch.ones(2**26), torch.zeros(2**26)
+    copied = 2 * source.nbytes / _least_seconds(lambda: target.copy_(source))
+    flops = {}
+    for name in DTYPES:
+        square = torch.ones(2048, 2048, dtype=getattr(torch, name))
+        flops[name] = 2 * 2048**3 / _least_seconds(partial(torch.mm, square, square))
+    return Rates(copied, flops)
+
+
+def bound(case: Case, rates: Rates) -> float:
+    """Return the least seconds of the frozen layer's two passes: each tensor moves once, at the measured rates."""
+    width, tokens, size = case.width, case.tokens, getattr(torch, case.dtype).itemsize
+    moved = (4 * tokens * width + 2 * width**2) * size
+    return max(moved / rates.bytes_a_second, 4 * tokens * width**2 / rates.flops[case.dtype])
+
+
+def _least_seconds(call: Callable[[], object]) -> float:
+    found = []
+    for _ in range(7):
+        begin = perf_counter()
+        call()
+        found.append(perf_counter() - begin)
+    return min(found)
+
+
+def _operands(case: Case, methods: tuple[str, ...]) -> tuple[dict[str, nn.Module], Tensor, Tensor]:
+    dtype = getattr(torch, case.dtype)
+    torch.manual_seed(0)
+    layers = {}
+    for method in methods:
+        model = nn.Sequential(OrderedDict(linear=nn.Linear(case.width, case.width, dtype=dtype)))
+        layers[method] = next(
+            module for name, module in adapted(model, method, ["linear"]).named_modules() if name.endswith("linear")
+        )
+    x, gradient = (torch.randn(case.tokens, case.width, dtype=dtype) for _ in range(2))
+    return layers, x, gradient
+
+
+def _step(layer: nn.Module, x: Tensor, gradient: Tensor) -> Callable[[], object]:
+    wanted = [x, *trained(layer)]
+    return lambda: torch.autograd.grad(layer(x), wanted, gradient)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _row(case: Case, method: str, forward: Times, both: Times, rates: Rates, peak: int | None) -> Row:
+    return Row(
+        *case,
+        method=method,
+        forward_seconds=median(forward[method]),
+        forward_least=min(forward[method]),
+        forward_ratio=ratio(forward[method], forward[FROZEN]),
+        forward_overhead=overhead(forward, method, FROZEN, PEER),
+        both_seconds=median(both[method]),
+        both_least=min(both[method]),
+        both_ratio=ratio(both[method], both[FROZEN]),
+        both_overhead=overhead(both, method, FROZEN, PEER),
+        bound_share=bound(case, rates) / median(both[method]),
+        peak_bytes=peak,
+    )

@@ -1,0 +1,136 @@
+"""From raw text to a target score: this pipeline beside PEFT's LoRA as examples of the Trainer often set it up."""
+
+import dataclasses
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+from datasets import Dataset
+from transformers import (
+    DataCollatorWithPadding,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+
+from benchmarks.processes import in_fresh_process
+from benchmarks.views import changed
+from pipeline import adapters, console, datasets, inference, models, params, scores, tokens, training
+from pipeline.params import TrainView
+from stages import tokenize
+
+DATA, MODEL, MAX_LENGTH, TARGET = "movie-reviews", "minilm", 128, 0.80
+EPOCHS = 4  # at most
+LOOKS = 40  # at the test score, while the clock stands still
+
+
+class Contender(NamedTuple):
+    """One way to train: an adapter, and whether texts are padded to one length, as many examples of the Trainer do."""
+
+    name: str
+    adapter: str
+    is_padded: bool
+
+
+CONTENDERS = (
+    Contender("this pipeline, LSR", "lsr", is_padded=False),
+    Contender("this pipeline, LoRA r=8", "lora", is_padded=False),
+    Contender("padded to 128, LoRA r=8", "lora", is_padded=True),
+)
+
+
+class Row(NamedTuple):
+    """How long a contender took."""
+
+    name: str
+    trained: int  # numbers of the adapter
+    seconds: float | None  # to the target score; None if it was not reached
+    steps: int
+    score: float  # on the test split, when it stopped
+
+
+def run(threads: int, epochs: int = EPOCHS) -> Iterator[Row]:
+    """Yield a row for each contender, in a process of its own."""
+    for contender in console.track(CONTENDERS, "race", len(CONTENDERS), "contenders"):
+        yield in_fresh_process(threads, race, contender, epochs)
+
+
+class StopWatch(TrainerCallback):
+    """Looks at the test score now and then, with the clock standing still; stops the training when it is reached."""
+
+    def __init__(self, begin: float, every: int, score: Any) -> None:
+        self.begin, self.every, self.score = begin, every, score
+        self.found, self.seconds, self.is_done = 0.0, 0.0, False
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Look, if it is time to."""
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            stopped = perf_counter()
+            self.seconds = stopped - self.begin
+            self.found = self.score()
+            self.is_done = control.should_training_stop = self.found >= TARGET
+            self.begin += perf_counter() - stopped
+
+
+def race(contender: Contender, epochs: int) -> Row:
+    """Train one contender until it has the target score on the test split."""
+    view = changed({"data": DATA, "model": MODEL, "adapter": contender.adapter}, contender.name)
+    texts, _ = datasets.load(view.dataset, DATA)
+    begin = perf_counter()
+    set_seed(view.seed)
+    splits = _tokens(view, texts)
+    model = adapters.add_adapter(
+        models.load_base_model(view.base_model, view.dataset), view.section, view.base_model, 0
+    )
+    if isinstance(view.section, params.LsrParams):
+        list(adapters.start(model, view.section, iter(())))
+    steps_an_epoch = math.ceil(len(splits["train"]) / view.train.batch_size)
+    collate = tokens.collator(view.base_model)
+    usual = DataCollatorWithPadding(collate.tokenizer, padding="max_length", max_length=MAX_LENGTH)
+
+    def score() -> float:
+        outputs = inference.logits(model, splits["test"], collate, 128, lambda done: None)
+        model.train()
+        predicted = training.predicted(outputs.numpy(), view.dataset)
+        return scores.score(["accuracy"], predicted, np.asarray(splits["test"]["label"]))["accuracy"]
+
+    watch = StopWatch(begin, max(1, epochs * steps_an_epoch // LOOKS), score)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = training.training_arguments(view, steps_an_epoch, Path(folder))
+        sampling = "random" if contender.is_padded else arguments.train_sampling_strategy
+        trainer = Trainer(
+            model=model,
+            args=dataclasses.replace(
+                arguments,
+                num_train_epochs=epochs,
+                train_sampling_strategy=sampling,
+                eval_strategy="no",
+                save_strategy="no",
+                load_best_model_at_end=False,
+            ),
+            train_dataset=splits["train"],
+            data_collator=usual if contender.is_padded else collate,
+            optimizers=(training.optimizer(model, view), None),
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(watch)
+        trainer.train()
+    count = adapters.count_parameters(model, view.base_model)["adapter_parameters"]
+    return Row(contender.name, count, watch.seconds if watch.is_done else None, trainer.state.global_step, watch.found)
+
+
+def _tokens(view: TrainView, texts: dict[str, Any]) -> dict[str, Dataset]:
+    tokenizer = models.load_tokenizer(view.base_model)
+    found = {}
+    for split in ("train", "test"):
+        table, _ = tokenize.tokenize(texts[split], tokenizer, MAX_LENGTH)
+        found[split] = Dataset(table.select([name for name in table.column_names if name in tokens.INPUTS]))
+    return found

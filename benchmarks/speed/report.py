@@ -1,0 +1,143 @@
+"""The figures as tables on the terminal and as a picture, and what became of the targets."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks.speed import layer, race, step
+from benchmarks.speed.methods import METHODS, OURS, PEER
+from pipeline import artifacts, console, plots
+
+SHOWN = (768, 2048, "float32")  # the layer of the picture and of the targets
+
+
+class Target(NamedTuple):
+    """What a figure must reach."""
+
+    words: str
+    found: float
+    wanted: float
+    at_most: bool = True
+
+    @property
+    def line(self) -> str:
+        """The target and what became of it."""
+        is_met = self.found <= self.wanted if self.at_most else self.found >= self.wanted
+        bound = "at most" if self.at_most else "at least"
+        return f"{self.words}: {self.found:.2f} ({bound} {self.wanted:g}: {'met' if is_met else 'missed'})"
+
+
+def show_layers(rows: Sequence[layer.Row]) -> None:
+    """Print a line for each case: times over the frozen layer's, then overheads over LoRA's."""
+    for field, title in (
+        ("forward_ratio", "layer, forward: time over the frozen layer's"),
+        ("both_ratio", "layer, forward and backward: time over the frozen layer's"),
+        ("both_overhead", f"layer, forward and backward: what is added to the frozen layer, over {PEER}'s"),
+        ("bound_share", "layer, forward and backward: least possible time of the frozen layer over the time"),
+    ):
+        console.table(title, ["case", *METHODS], [_line(case, found, field) for case, found in _cases(rows)])
+    peaks = [row for row in rows if row.peak_bytes is not None]
+    for case, found in _cases(peaks):
+        cells: list[list[console.Cell]] = [[row.method, (row.peak_bytes or 0) // 10**6] for row in found]
+        console.table(f"layer, forward and backward, {case.name}", ["method", "peak MB"], cells)
+
+
+def show_steps(rows: Sequence[step.Row]) -> None:
+    """Print a table of whole training steps."""
+    columns = ["method", "numbers", "ms a step", "examples/s", f"speed over {PEER}", "peak MB"]
+    for case in dict.fromkeys((row.model, row.targets) for row in rows):
+        found = [row for row in rows if (row.model, row.targets) == case]
+        cells: list[list[console.Cell]] = [
+            [r.method, r.trained, 1000 * r.seconds, r.examples_a_second, r.speed_to_lora, r.peak_bytes // 10**6]
+            for r in found
+        ]
+        console.table(f"step, {case[0]}, {case[1]}", columns, cells)
+
+
+def show_race(rows: Sequence[race.Row]) -> None:
+    """Print a table of the times to the target score."""
+    cells: list[list[console.Cell]] = [
+        [r.name, r.trained, "not reached" if r.seconds is None else r.seconds, r.steps, r.score] for r in rows
+    ]
+    title = f"race: seconds from text to a test accuracy of {race.TARGET:.2f}, {race.DATA}"
+    console.table(title, ["contender", "numbers", "seconds", "steps", "accuracy"], cells)
+
+
+def layer_targets(rows: Sequence[layer.Row]) -> Iterator[Target]:
+    """Yield what the adapter's cost on one layer must be."""
+    shown = {row.method: row for row in rows if row[:3] == SHOWN}
+    if shown:
+        ours = shown[OURS]
+        yield Target(f"overhead over {PEER}'s, forward", ours.forward_overhead, 0.2)
+        yield Target(f"overhead over {PEER}'s, forward and backward", ours.both_overhead, 0.35)
+    by_method = {row.method: row for row in rows if row.peak_bytes is not None and row.dtype == "float32"}
+    if by_method:
+        peak = (by_method[OURS].peak_bytes or 0) / (by_method[PEER].peak_bytes or 1)
+        yield Target(f"peak memory of the layer over {PEER}'s", peak, 1)
+
+
+def step_targets(rows: Sequence[step.Row]) -> Iterator[Target]:
+    """Yield what a whole step with all linear layers adapted must reach."""
+    for model in dict.fromkeys(row.model for row in rows):
+        found = {row.method: row for row in rows if (row.model, row.targets) == (model, "all linear")}
+        if found:
+            ours, lokr = found[OURS], found["LoKr r=8"]
+            speed = ours.examples_a_second / lokr.examples_a_second
+            yield Target(f"{model}, all linear, examples/s over {PEER}'s", ours.speed_to_lora, 1.15, at_most=False)
+            yield Target(f"{model}, all linear, examples/s over LoKr's", speed, 1.4, at_most=False)
+            yield Target(f"{model}, all linear, peak over {PEER}'s", ours.peak_bytes / found[PEER].peak_bytes, 1)
+
+
+def race_targets(rows: Sequence[race.Row]) -> Iterator[Target]:
+    """Yield how much sooner the target score must be there."""
+    ours, *_, padded = rows
+    if ours.seconds is not None and padded.seconds is not None:
+        yield Target("time to the score, padded LoRA's over ours", padded.seconds / ours.seconds, 2.5, at_most=False)
+
+
+def show_targets(targets: Iterable[Target]) -> None:
+    """Print a line a target."""
+    for target in targets:
+        console.line(target.line)
+
+
+def draw(path: Path, layers: Sequence[layer.Row], steps: Sequence[step.Row]) -> None:
+    """Draw what each method adds to a layer, and how fast it makes whole steps."""
+    shown = [row for row in layers if row[:3] == SHOWN]
+    width, count, dtype = SHOWN
+    with style.context(["default", plots.STYLE]):
+        figure = Figure(figsize=(10, 3.4), layout="constrained")
+        FigureCanvasAgg(figure)
+        left, right = figure.subplots(1, 2, sharey=True)
+        _bars(left, [row.method for row in shown], [100 * (row.both_ratio - 1) for row in shown])
+        left.set_xlabel("time added to the frozen layer, forward and backward, %")
+        left.set_title(f"one layer, d = {width}, {count:,} tokens, {dtype}", fontsize=9)
+        found = [row for row in steps if (row.model, row.targets) == ("RoBERTa-base", "all linear")]
+        _bars(right, [row.method for row in found], [row.examples_a_second for row in found])
+        right.set_xlabel("examples a second")
+        right.set_title("a training step of RoBERTa-base, all linear layers adapted", fontsize=9)
+        left.invert_yaxis()
+        with artifacts.replacing(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=plots.DOTS_PER_INCH, metadata={"Software": None})
+
+
+def _bars(axes: Axes, names: Sequence[str], values: Sequence[float]) -> None:
+    colours = [plots.ORANGE if name.startswith("LSR r") else plots.BLUE for name in names]
+    bars = axes.barh(names, values, color=colours)
+    axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+    axes.margins(x=0.12)
+    axes.tick_params(axis="y", length=0)
+
+
+def _line(case: layer.Case, rows: Sequence[layer.Row], field: str) -> list[console.Cell]:
+    return [case.name, *(float(f"{getattr(row, field):.3g}") for row in rows)]
+
+
+def _cases(rows: Sequence[layer.Row]) -> Iterator[tuple[layer.Case, list[layer.Row]]]:
+    for case in dict.fromkeys(layer.Case(*row[:3]) for row in rows):
+        yield case, [row for row in rows if row[:3] == case]

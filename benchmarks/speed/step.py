@@ -1,0 +1,114 @@
+"""A whole training step: forward, loss, backward and AdamW, on the shapes of two real models."""
+
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    RobertaConfig,
+)
+
+from benchmarks.processes import in_fresh_process, peak_beyond, process
+from benchmarks.speed.methods import METHODS, PEER, Targets, adapted, trained
+from benchmarks.speed.timing import Times, ratio, take_turns
+from pipeline import console
+
+SHAPES: dict[str, PretrainedConfig] = {  # with two labels and random weights, which take the same time
+    "MiniLM": BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536),
+    "RoBERTa-base": RobertaConfig(vocab_size=50265, max_position_embeddings=514),
+}
+TARGETS: dict[str, Targets] = {"q, v": ("query", "value"), "all linear": r".*\.encoder\..*(query|key|value|dense)"}
+BATCHES = {"MiniLM": (32, 32), "RoBERTa-base": (16, 32)}  # examples, tokens each
+HEAD = "classifier"
+
+
+class Case(NamedTuple):
+    """A model and which of its layers are adapted."""
+
+    model: str
+    targets: str
+
+
+class Row(NamedTuple):
+    """A method in a whole step."""
+
+    model: str
+    targets: str
+    method: str
+    trained: int  # numbers, without the head
+    seconds: float  # a step, median
+    examples_a_second: float
+    speed_to_lora: float  # examples a second over LoRA's (r = 8) in the same round, median
+    peak_bytes: int  # of a step, beyond the model
+
+
+CASES = tuple(Case(model, targets) for model in SHAPES for targets in TARGETS)
+
+
+def run(cases: tuple[Case, ...], threads: int, rounds: int) -> Iterator[Row]:
+    """Yield a row for each case and method; of the frozen model the head trains alone."""
+    for case in console.track(cases, "step", len(cases), "cases"):
+        with process(threads, __name__) as worker:
+            found, sizes = worker.submit(times, case, rounds).result()
+        for method in METHODS:
+            yield Row(
+                *case,
+                method=method,
+                trained=sizes[method],
+                seconds=median(found[method]),
+                examples_a_second=BATCHES[case.model][0] / median(found[method]),
+                speed_to_lora=ratio(found[PEER], found[method]),
+                peak_bytes=in_fresh_process(threads, peak_memory, case, method),
+            )
+
+
+def times(case: Case, rounds: int) -> tuple[Times, dict[str, int]]:
+    """Return the seconds of steps, and how many numbers train beside the head, by method."""
+    models = {method: _model(case, method) for method in METHODS}
+    sizes = {method: sum(p.numel() for p in _parameters(model)[0]) for method, model in models.items()}
+    calls = {method: step(model, *BATCHES[case.model]) for method, model in models.items()}
+    return take_turns(calls, rounds, lambda: None), sizes
+
+
+def peak_memory(case: Case, method: str) -> int:
+    """Return the bytes that two steps need beyond the model."""
+    call = step(_model(case, method), *BATCHES[case.model])
+    return peak_beyond(lambda: (call(), call()))[1]
+
+
+def step(model: nn.Module, examples: int, length: int) -> Callable[[], None]:
+    """Return a call that trains a model by one step on tokens drawn once."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 30000, (examples, length), generator=generator)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, 0] % 2}
+    optimizer = torch.optim.AdamW([p for group in _parameters(model) for p in group], lr=1e-3)
+
+    def run_step() -> None:
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run_step
+
+
+def _model(case: Case, method: str) -> nn.Module:
+    torch.manual_seed(0)
+    base: PreTrainedModel = AutoModelForSequenceClassification.from_config(SHAPES[case.model])
+    model = adapted(base, method, TARGETS[case.targets])
+    for name, parameter in model.named_parameters():
+        if HEAD in name.split("."):
+            parameter.requires_grad_()
+    return model.train()
+
+
+def _parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The trained parameters of the adapter and those of the head."""
+    head = {id(p) for name, p in model.named_parameters() if HEAD in name.split(".")}
+    both = trained(model)
+    return [p for p in both if id(p) not in head], [p for p in both if id(p) in head]

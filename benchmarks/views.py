@@ -1,0 +1,44 @@
+"""params.yaml with some keys changed, as the training sees it."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from functools import cache
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+
+from pipeline import mistakes, params
+from pipeline.errors import UserError
+from pipeline.params import Params, TrainView
+
+
+def changed(overrides: Mapping[str, Any], name: str) -> TrainView:
+    """Return what a training sees of params.yaml with these dotted keys changed; `name` says who asks.
+
+    Raises:
+        UserError: if params.yaml knows no such keys or values; one line each.
+    """
+    content = deepcopy(_committed())
+    for key, value in overrides.items():
+        section, _, field = key.rpartition(".")
+        (content[section] if section else content)[field] = value
+    try:
+        checked = Params.model_validate(content)
+    except ValidationError as error:
+        raise UserError("\n".join(mistakes.lines(error, Params, content, params.PARAMS, (name,)))) from None
+    everything = {
+        **{field: getattr(checked, field) for field in Params.model_fields},
+        "section": getattr(checked, checked.adapter),
+        "dataset": _row("data", checked.data),
+        "base_model": _row("model", checked.model),
+    }
+    return TrainView.model_construct(**{field: everything[field] for field in TrainView.model_fields})
+
+
+@cache
+def _committed() -> dict[str, Any]:
+    return YAML(typ="safe", pure=True).load(params.PARAMS)
+
+
+_row = cache(params.load_row)  # the tables are long, and YAML is slow

@@ -1,0 +1,177 @@
+import json
+import os
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+from transformers import BertConfig
+
+from benchmarks import views
+from benchmarks.speed import __main__ as command
+from benchmarks.speed import layer, race, report, step, timing
+from benchmarks.speed.methods import FROZEN, METHODS, OURS, PEER, TEXTBOOK, adapted, trained
+from tests import workspace
+
+SMALL = layer.Case(64, 8, "float32")
+TINY = BertConfig(vocab_size=30000, hidden_size=96, num_hidden_layers=1, num_attention_heads=2, intermediate_size=128)
+
+
+# Methods
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_fresh_layer_of_every_method_gives_what_the_frozen_one_gives(method):
+    layers, x, _ = layer._operands(SMALL, (method,))
+    base = layer._operands(SMALL, (FROZEN,))[0][FROZEN]
+    assert_close(layers[method](x), base(x))
+    assert bool(trained(layers[method])) == (method != FROZEN)
+
+
+def test_the_textbook_layer_is_the_fused_one_with_its_gradients():
+    torch.manual_seed(0)
+    model = adapted(nn.Sequential(nn.Linear(96, 95, dtype=torch.float64)), OURS, ["0"])
+    fused = model.base_model.model[0]
+    with torch.no_grad():
+        fused.lsr_B1["default"].normal_()
+    plain = adapted(nn.Sequential(nn.Linear(96, 95, dtype=torch.float64)), TEXTBOOK, ["0"]).base_model.model[0]
+    plain.base_layer = fused.base_layer
+    values = fused.factors("default")
+    for own, side in zip((plain.a, plain.b), values, strict=True):
+        for parameter, value in zip(own, side, strict=True):
+            parameter.data.copy_(value)
+    x = torch.randn(3, 96, dtype=torch.float64)
+    assert_close(plain(x), fused(x))
+    both = [[*plain.a, *plain.b], [*values[0], *values[1]]]
+    ours, theirs = (
+        torch.autograd.grad(which(x).square().sum(), wanted) for which, wanted in zip((plain, fused), both, strict=True)
+    )
+    for one, two in zip(ours, theirs, strict=True):
+        assert_close(one, two)
+
+
+# Times
+
+
+def test_calls_take_turns_and_the_first_round_does_not_count():
+    called, rounds = [], []
+    times = timing.take_turns(
+        {name: lambda name=name: called.append(name) for name in "ab"}, 3, lambda: rounds.append(len(called))
+    )
+    assert called == list("abababab")
+    assert rounds == [2, 4, 6, 8]
+    assert {name: len(found) for name, found in times.items()} == {"a": 3, "b": 3}
+
+
+def test_an_overhead_is_what_is_added_to_the_base_over_what_the_peer_adds():
+    times = {"base": [1.0, 10.0, 1.0], "peer": [3.0, 12.0, 3.0], "own": [1.5, 10.5, 9.0]}
+    assert timing.overhead(times, "own", "base", "peer") == 0.25
+    assert timing.overhead(times, "peer", "base", "peer") == 1
+    assert timing.ratio(times["peer"], times["base"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("target", "verdict"),
+    [
+        (report.Target("x", 0.2, 0.2), "x: 0.20 (at most 0.2: met)"),
+        (report.Target("x", 0.21, 0.2), "x: 0.21 (at most 0.2: missed)"),
+        (report.Target("x", 1.2, 1.15, at_most=False), "x: 1.20 (at least 1.15: met)"),
+        (report.Target("x", 1.1, 1.15, at_most=False), "x: 1.10 (at least 1.15: missed)"),
+    ],
+)
+def test_a_target_says_what_became_of_it(target, verdict):
+    assert target.line == verdict
+
+
+def test_the_bound_is_the_slower_of_moving_and_computing():
+    case = layer.Case(4, 10, "float32")
+    by_bytes = layer.Rates(1.0, {"float32": 1e12})
+    by_flops = layer.Rates(1e12, {"float32": 1.0})
+    assert layer.bound(case, by_bytes) == (4 * 10 * 4 + 2 * 16) * 4
+    assert layer.bound(case, by_flops) == 4 * 10 * 16
+
+
+# The parts
+
+
+def test_a_step_changes_what_trains_and_nothing_else(monkeypatch):
+    monkeypatch.setitem(step.SHAPES, "MiniLM", TINY)
+    model = step._model(step.Case("MiniLM", "q, v"), OURS)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    call = step.step(model, 4, 6)
+    for _ in range(3):
+        call()
+    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {"classifier", "lsr_A1", "lsr_B2"} <= {part for name in changed for part in name.split(".")}
+
+
+@pytest.mark.parametrize("targets", step.TARGETS)
+def test_a_step_runs_with_every_method(targets, monkeypatch):
+    monkeypatch.setitem(step.SHAPES, "MiniLM", TINY)
+    monkeypatch.setitem(step.BATCHES, "MiniLM", (2, 4))
+    times, sizes = step.times(step.Case("MiniLM", targets), rounds=1)
+    assert set(times) == set(sizes) == set(METHODS)
+    assert sizes[FROZEN] == 0
+    assert sizes[OURS] == sizes[TEXTBOOK] > sizes["LSR r=4 s=1"]
+    assert sizes[PEER] == 8 * sizes["LoRA r=1"]
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A workspace with a tiny RoBERTa and made-up sentences."""
+    monkeypatch.chdir(workspace.make(tmp_path))
+    monkeypatch.setattr(race, "DATA", "glue")
+    monkeypatch.setattr(race, "MODEL", "tiny")
+    for cache in (views._committed, views._row):
+        cache.cache_clear()
+    yield
+    for cache in (views._committed, views._row):
+        cache.cache_clear()
+
+
+@pytest.mark.parametrize("contender", race.CONTENDERS, ids=lambda contender: contender.name)
+def test_a_race_ends_at_the_target(contender, tiny, monkeypatch):
+    monkeypatch.setattr(race, "TARGET", 0.0)
+    found = race.race(contender, epochs=1)
+    assert found.steps == 1
+    assert found.seconds > 0
+    assert 0 <= found.score <= 1
+
+
+def test_a_race_that_misses_the_target_runs_to_its_end_without_a_time(tiny, monkeypatch):
+    monkeypatch.setattr(race, "TARGET", 1.1)
+    found = race.race(race.CONTENDERS[0], epochs=2)
+    assert found.seconds is None
+    assert found.steps > 2
+    assert found.steps % 2 == 0
+
+
+def test_the_command_writes_figures_and_the_picture(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "RESULTS", tmp_path / "speed.json")
+    monkeypatch.setattr(command, "PICTURE", tmp_path / "speed.png")
+    monkeypatch.setattr(layer, "WITH_MEMORY", SMALL[:2])
+    monkeypatch.setattr(report, "SHOWN", SMALL)
+    command.run_layer([SMALL], threads=1, rounds={8: 2})
+    rows = [step.Row("RoBERTa-base", "all linear", method, 1, 0.5, 2.0, 1.2, 10**6) for method in METHODS]
+    monkeypatch.setattr(step, "run", lambda *arguments: rows)
+    command.run_step([], threads=1, rounds=1)
+    command.draw()
+    found = json.loads((tmp_path / "speed.json").read_text())
+    assert [row["method"] for row in found["layer"]["figures"]] == list(METHODS)
+    assert all(row["peak_bytes"] is not None for row in found["layer"]["figures"])
+    assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
+    shown = capsys.readouterr().out
+    assert "overhead over LoRA r=8's, forward and backward" in shown
+    assert "RoBERTa-base, all linear, examples/s over LoKr's: 1.00 (at least 1.4: missed)" in shown
+
+
+def test_a_part_that_is_none_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["laier"])
+    assert "expected one of layer, step, race, got laier" in capsys.readouterr().err
+
+
+def test_all_cores_are_used_unless_asked_otherwise():
+    assert command._options([]).threads == os.cpu_count()
+    assert command._options(["--threads", "1", "step"]) == command._options(["step", "--threads", "1"])
