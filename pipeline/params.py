@@ -60,6 +60,8 @@ class TrainParams(Section):
     head_learning_rate: PositiveFloat = Field(description="peak, after warm-up; per optimizer step")
     weight_decay: NonNegativeFloat = Field(description="decoupled, on matrices and factors but not on biases and norms")
     warmup_share: float = Field(ge=0, le=1, description="share of all optimizer steps")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(description="of products; what trains stays in fp32")
+    compile: bool = Field(description="whether torch.compile makes the step faster, after a slow start")
 
 
 class EvaluateParams(Section):

@@ -1,8 +1,10 @@
 """What transformers' Trainer needs from us: its arguments, the parameter groups, scores and a progress bar."""
 
 import hashlib
+import importlib.util
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ from transformers import (
 )
 
 from pipeline import adapters, scores
-from pipeline.params import TrainView
+from pipeline.errors import UserError
+from pipeline.params import PARAMS, TrainParams, TrainView
 from pipeline.rows import DatasetRow
 
 LOGS_A_RUN = 100  # points of the loss curve
@@ -43,6 +46,10 @@ def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> Tr
         load_best_model_at_end=True,
         metric_for_best_model="score",
         greater_is_better=True,
+        use_cpu=not torch.accelerator.is_available(),  # else bf16 is refused where there is no GPU
+        bf16=view.train.precision == "bf16",
+        fp16=view.train.precision == "fp16",
+        torch_compile=view.train.compile,
         logging_steps=max(1, view.train.epochs * steps_an_epoch // LOGS_A_RUN),
         seed=view.seed,
         data_seed=view.seed,
@@ -50,6 +57,22 @@ def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> Tr
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+
+
+def check_machine(train: TrainParams) -> None:
+    """Check that this machine can train as the section says, before anything is loaded.
+
+    Raises:
+        UserError: if it cannot; says what it can.
+    """
+    on_gpu = torch.cuda.is_available()
+    if train.precision == "fp16" and not on_gpu:
+        raise UserError(f"{PARAMS}: train.precision: fp16 needs a GPU, and there is none; fp32 and bf16 need none")
+    if train.precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported():
+        raise UserError(f"{PARAMS}: train.precision: this GPU has no bf16; fp32 and fp16 run on it")
+    compiler = "triton" if on_gpu else os.environ.get("CXX", "g++")
+    if train.compile and not (importlib.util.find_spec(compiler) if on_gpu else shutil.which(compiler)):
+        raise UserError(f"{PARAMS}: train.compile: torch.compile needs {compiler}, which is not installed")
 
 
 def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:

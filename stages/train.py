@@ -25,6 +25,7 @@ def train(trainer: Trainer, steps: int, checkpoints: Path) -> None:
 
 
 def main(view: params.TrainView) -> None:
+    training.check_machine(view.train)
     set_seed(view.seed)
     base = models.load_base_model(view.base_model, view.dataset)
     model = adapters.load_adapter(base, artifacts.INIT, trainable=True)

@@ -152,6 +152,8 @@ MISTAKES = [
     ("train.epochs", 1.5, "train.epochs: input should be a valid integer, got a number with a fractional part, got"),
     ("train.epochs", 0, "train.epochs: input should be greater than 0, got 0"),
     ("train.warmup_share", 1.5, "train.warmup_share: input should be less than or equal to 1, got 1.5"),
+    ("train.precision", "bf32", "train.precision: input should be 'fp32', 'bf16' or 'fp16', got 'bf32'; did you mean"),
+    ("train.compile", "maybe", "train.compile: input should be a valid boolean, unable to interpret input"),
     ("tokenize.max_length", 7, "tokenize.max_length: input should be greater than or equal to 8, got 7"),
     ("seed", -1, "seed: input should be greater than or equal to 0, got -1"),
     ("lsr.learning_rate", float("inf"), "lsr.learning_rate: input should be a finite number, got inf"),

@@ -195,6 +195,54 @@ def test_the_head_has_its_own_learning_rate(at):
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 4 * 4 + 4
 
 
+@pytest.mark.parametrize("adapter", ["lsr", "lora"])
+def test_products_in_bf16_train_factors_in_fp32(at, adapter, monkeypatch):
+    at(adapter=adapter, train={"precision": "bf16"})
+    computed = set()
+    run(TOKENIZE, FACTORIZE)
+    forward = torch.nn.functional.linear
+
+    def linear(x, *others):
+        output = forward(x, *others)
+        computed.add(output.dtype)
+        return output
+
+    monkeypatch.setattr(torch.nn.functional, "linear", linear)
+    run(TRAIN)
+    assert torch.bfloat16 in computed
+    weights = load_file(artifacts.ADAPTER / adapters.WEIGHTS)
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    assert all(weight.isfinite().all() for weight in weights.values())
+    assert 0 <= report(artifacts.TRAIN_METRICS)["best_score"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("chosen", "has_gpu", "has_bf16", "missing", "words"),
+    [
+        ({"precision": "fp16"}, False, False, "", "train.precision: fp16 needs a GPU, and there is none; fp32 and"),
+        ({"precision": "bf16"}, True, False, "", "train.precision: this GPU has no bf16; fp32 and fp16 run on it"),
+        ({"compile": True}, False, False, "g++", r"train.compile: torch.compile needs g\+\+, which is not installed"),
+        ({"compile": True}, True, True, "triton", "train.compile: torch.compile needs triton, which is not installed"),
+    ],
+)
+def test_a_training_that_the_machine_cannot_do_is_refused(at, monkeypatch, chosen, has_gpu, has_bf16, missing, words):
+    at(train=chosen)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bf16)
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(training.shutil, "which", lambda name: None if name == missing else name)
+    monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: None if name == missing else name)
+    with pytest.raises(UserError, match=rf"params.yaml: {words}"):
+        run(TRAIN)
+
+
+def test_a_compiled_step_is_asked_of_the_trainer(at, tmp_path):
+    at(train={"compile": True})
+    view = params.load(params.TrainView)
+    training.check_machine(view.train)
+    assert training.training_arguments(view, 4, tmp_path).torch_compile
+
+
 def test_a_regression_is_scored_by_its_correlations(at):
     at(data="ratings")
     run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
