@@ -160,10 +160,10 @@ class LsrModel(BaseTuner):
     ) -> None:
         config = cast("LsrConfig", peft_config)
         layer = target if isinstance(target, LsrLinear) else LsrLinear(target, adapter_name, current_key)
-        rank_shape = _override(config.rank_pattern, current_key, config.rank_shape)
+        rank_shape = override(config.rank_pattern, current_key, config.rank_shape)
         terms = cast("int", config.separation_rank)  # 'auto' has filled the pattern
-        separation_rank = _override(config.separation_rank_pattern, current_key, terms)
-        alpha = _override(config.alpha_pattern, current_key, config.alpha)
+        separation_rank = override(config.separation_rank_pattern, current_key, terms)
+        alpha = override(config.alpha_pattern, current_key, config.alpha)
         layer.update_layer(adapter_name, config, rank_shape, separation_rank, alpha)
         if layer is not target:
             if adapter_name not in self.active_adapters:
@@ -238,7 +238,7 @@ def spread_budget(model: nn.Module, config: LsrConfig, names: list[str]) -> dict
     for name in names:
         module = model.get_submodule(name)
         layer = module if isinstance(module, LsrLayer) else LsrLinear(module, "budget", name)
-        form = layer.make_form(config, _override(config.rank_pattern, name, config.rank_shape), separation_rank=1)
+        form = layer.make_form(config, override(config.rank_pattern, name, config.rank_shape), separation_rank=1)
         costs[name] = form.first_parameters if config.frames == "frozen" else form.parameters
         most = min(form.max_separation_rank, max(1, budget // costs[name]))
         if len(form.rank_shape) > 2:  # each point of the curve is a search of its own
@@ -251,7 +251,8 @@ def spread_budget(model: nn.Module, config: LsrConfig, names: list[str]) -> dict
     return spread_terms(gains, costs, budget)
 
 
-def _override(pattern: dict[str, Value], layer_name: str, usual: Value) -> Value:
+def override(pattern: dict[str, Value], layer_name: str, usual: Value) -> Value:
+    """Return what a pattern of the configuration says of a layer, or what is usual."""
     return pattern.get(get_pattern_key(list(pattern), layer_name), usual)
 
 

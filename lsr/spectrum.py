@@ -56,6 +56,24 @@ def _svd_of_pair(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, ...]:
     return (q_left @ u)[:, :rank], values[:rank], (vt @ q_right.T)[:rank]
 
 
+def singular_values_of_pair(
+    left: Tensor,  # (M, k)
+    right: Tensor,  # (k, N)
+) -> Tensor:  # (k,) at most, float64, descending
+    """Return the singular values of `left @ right`, which is never formed; their length is its Frobenius norm."""
+    core_left, core_right = (torch.linalg.qr(side.detach().double(), mode="r").R for side in (left, right.T))
+    return torch.linalg.svdvals(core_left @ core_right.T)
+
+
+def distance_of_pairs(
+    one: tuple[Tensor, Tensor],  # (M, k), (k, N)
+    other: tuple[Tensor, Tensor],  # (M, l), (l, N)
+) -> float:
+    """Return the Frobenius distance of two products, neither of which is formed."""
+    left = torch.cat([one[0].double(), -other[0].double()], dim=1)
+    return float(singular_values_of_pair(left, torch.cat([one[1].double(), other[1].double()])).norm())
+
+
 def leading_row_space(
     weight: Tensor,  # (m, n)
     rank: int,

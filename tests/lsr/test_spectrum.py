@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from lsr import spectrum
-from lsr.spectrum import leading_part, leading_row_space, trailing_part
+from lsr.spectrum import (
+    distance_of_pairs,
+    leading_part,
+    leading_row_space,
+    singular_values_of_pair,
+    trailing_part,
+)
 from tests.lsr.matrices import decaying, normal
 
 
@@ -93,3 +99,23 @@ def test_the_signs_of_both_parts_do_not_depend_on_that_of_the_weight(part, shape
     _, right = part(weight, 4)
     assert_close(part(-weight, 4)[1], right, atol=1e-8, rtol=0)
     assert (right.gather(1, right.abs().argmax(dim=1, keepdim=True)) > 0).all()
+
+
+# Products that are not formed
+
+
+@pytest.mark.parametrize("inner", [1, 3, 30])
+def test_the_singular_values_of_a_pair_are_those_of_its_product(inner):
+    left, right = normal(12, inner), normal(inner, 9, seed=1)
+    count = min(inner, 9)
+    expected = torch.linalg.svdvals(left @ right)
+    assert_close(singular_values_of_pair(left, right)[:count], expected[:count])
+    assert float(singular_values_of_pair(left, right).norm()) == pytest.approx(float((left @ right).norm()))
+
+
+@pytest.mark.parametrize("inner", [1, 4, 20])
+def test_the_distance_of_pairs_is_that_of_their_products(inner):
+    one, other = (normal(12, 3), normal(3, 9, seed=1)), (normal(12, inner, seed=2), normal(inner, 9, seed=3))
+    expected = float((one[0] @ one[1] - other[0] @ other[1]).norm())
+    assert distance_of_pairs(one, other) == pytest.approx(expected, rel=1e-12)
+    assert distance_of_pairs(one, one) < 1e-13 * expected

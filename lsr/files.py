@@ -1,0 +1,128 @@
+"""Adapter folders on disk: read without running anything that they hold, written whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PICKLES = ("adapter_model.bin", "adapter_model.pt")
+PREFIX = "base_model.model."  # PEFT puts it before each tensor's name in the base model
+REPLACEABLE = (CONFIG, "config.json")  # a folder with one of these is an adapter or a checkpoint
+
+
+class InputError(ValueError):
+    """A mistake that the user can mend: one line that says where, what, and what is allowed."""
+
+
+def read_config(folder: Path, method: str | None = None) -> dict[str, Any]:
+    """Return the fields of an adapter's JSON, of the PEFT method that is asked for.
+
+    Raises:
+        InputError: if the folder is no adapter, or one of another method.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; needed: a folder with {CONFIG} and {WEIGHTS}")
+    path = folder / CONFIG
+    if not path.is_file():
+        raise InputError(f"{folder}: not an adapter folder, {CONFIG} is missing")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: no valid JSON: {error}") from None
+    if not isinstance(fields, dict) or not isinstance(fields.get("peft_type"), str):
+        raise InputError(f"{path}: not an adapter's configuration, it names no peft_type")
+    if method is not None and fields["peft_type"] != method:
+        raise InputError(f"{folder}: an adapter of the method {fields['peft_type']}; needed: {method}")
+    return fields
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Return an adapter's tensors by their names in the file.
+
+    Raises:
+        InputError: if there is no safetensors file, it is cut off or corrupt, or a value is not finite.
+    """
+    path = folder / WEIGHTS
+    if not path.is_file():
+        for name in PICKLES:
+            if (folder / name).exists():
+                raise InputError(
+                    f"{folder / name}: a pickle, which can run any code when it is read, so it is not; save the "
+                    f"adapter as {WEIGHTS}"
+                )
+        raise InputError(f"{folder}: {WEIGHTS} is missing")
+    try:
+        tensors = load_file(path, device="cpu")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path}: corrupt or cut off: {_first_line(error)}") from None
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InputError(f"{path}: {name} holds values that are not finite")
+    return tensors
+
+
+def write_adapter(folder: Path, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write JSON and tensors into a folder, the same bytes every time."""
+    text = json.dumps(dict(fields), indent=2, sort_keys=True)
+    (folder / CONFIG).write_text(f"{text}\n", encoding="utf-8")
+    own = {name: tensors[name].detach().cpu().clone().contiguous() for name in sorted(tensors)}
+    save_file(own, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def check_output(path: Path, sources: tuple[Path, ...], *, replace: bool) -> None:
+    """Check that a folder can be written, before anything is computed for it.
+
+    Raises:
+        InputError: if it exists and may not be replaced, or is a source or a folder around one.
+    """
+    target = path.resolve()
+    for source in (*sources, Path.cwd()):
+        if source.resolve().is_relative_to(target):
+            raise InputError(f"{path}: would replace {source}, which is read; choose another folder")
+    if not os.path.lexists(path):
+        return
+    if not replace:
+        raise InputError(f"{path}: exists; choose another folder, or replace it with --force")
+    if not path.is_dir() or path.is_symlink():
+        raise InputError(f"{path}: not a folder, so it is not replaced")
+    if any(path.iterdir()) and not any((path / name).is_file() for name in REPLACEABLE):
+        raise InputError(f"{path}: neither an adapter nor a checkpoint, so --force does not replace it")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path`; it takes the place of `path` when all went well, and else nothing changes.
+
+    Raises:
+        InputError: if the folder cannot be written.
+    """
+    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{word}") for word in ("new", "old"))
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in temporary.iterdir():  # safetensors lets nobody else read them, but a server may be another user
+            file.chmod(temporary.stat().st_mode & 0o666)
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+    except OSError as error:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
