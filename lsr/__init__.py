@@ -13,8 +13,9 @@ if "LSR" not in PeftType.__members__:  # PEFT's list of methods is closed: a plu
     extend_enum(PeftType, "LSR", "LSR")
 
 from lsr.config import LsrConfig
+from lsr.export import export_lora, export_merged
 from lsr.model import LsrModel, start_from_examples
 
 register_peft_method(name="lsr", config_cls=LsrConfig, model_cls=LsrModel, prefix="lsr_")
 
-__all__ = ["LsrConfig", "LsrModel", "start_from_examples"]
+__all__ = ["LsrConfig", "LsrModel", "export_lora", "export_merged", "start_from_examples"]

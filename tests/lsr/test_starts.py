@@ -330,4 +330,4 @@ def test_options_that_do_not_go_together_are_refused(fields, message):
 
 
 def test_the_public_names_are_exported():
-    assert set(lsr.__all__) == {"LsrConfig", "LsrModel", "start_from_examples"}
+    assert set(lsr.__all__) == {"LsrConfig", "LsrModel", "export_lora", "export_merged", "start_from_examples"}

@@ -1,0 +1,74 @@
+"""Trained tiny adapters in folders, each beside its base model."""
+
+import copy
+
+import torch
+from peft import get_peft_model
+
+from lsr import LsrConfig
+from tests.tiny_models import LABELS, tiny, tokens
+
+USUAL = {"task_type": "SEQ_CLS", "rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0}
+CASES = {  # what it shows: model, fields
+    "a head of one layer": ("bert", {}),
+    "a head of two layers": ("roberta", {}),
+    "a head of two modules": ("distilbert", {}),
+    "transposed weights": ("gpt2", {"target_modules": "all-linear"}),
+    "a language model": ("gpt2-causal", {"task_type": "CAUSAL_LM"}),
+    "no task": ("bert", {"task_type": None}),
+    "padded widths": ("bert-padded", {"target_modules": "all-linear"}),
+    "three factors": ("bert", {"rank_shape": (2, 2, 2)}),
+    "own shapes": ("bert", {"in_shape": (5, 5), "out_shape": (2, 13)}),
+    "rank stabilised": ("roberta", {"rank_stabilized": True}),
+    "folded": ("bert", {"init_weights": "principal", "residual": "fold"}),
+    "frozen copy": ("roberta", {"init_weights": "principal", "residual": "frozen"}),
+    "folded and transposed": (
+        "gpt2",
+        {"init_weights": "minor", "residual": "fold", "target_modules": ["c_attn", "c_proj"]},
+    ),
+    "aligned": ("bert-padded", {"init_weights": "row_space", "align": True}),
+    "both sides aligned": ("bert-padded", {"init_weights": "minor", "align": True, "residual": "frozen"}),
+    "frozen frames": ("bert", {"frames": "frozen"}),
+    "frozen frames that are stored": ("bert", {"frames": "frozen", "seed": None}),
+    "patterns": (
+        "bert",
+        {
+            "target_modules": ["query", "key", "value"],
+            "rank_pattern": {"query": (1, 2), r"layer\.1\..*value": (2, 1, 1)},
+            "separation_rank_pattern": {"key": 1},
+            "alpha_pattern": {"0.attention.self.query": 3},
+        },
+    ),
+    "biases of the adapted": ("bert", {"bias": "lsr_only"}),
+    "all biases": ("roberta", {"bias": "all"}),
+    "more saved whole": ("bert", {"modules_to_save": ["pooler"]}),
+}
+
+
+def train(model, steps=3):
+    """Move every factor, so that nothing is zero or as it started."""
+    labels = torch.arange(4) % LABELS
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    for _ in range(steps):
+        batch = tokens()
+        causal = "CAUSAL_LM" in str(model.peft_config["default"].task_type)
+        model(**batch, labels=batch["input_ids"] if causal else labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+def adapted(name, base, **fields):
+    """Return a trained adapter on a fresh tiny model, which is saved at `base`."""
+    model = tiny(name)
+    model.save_pretrained(str(base))
+    model.name_or_path = str(base)
+    torch.manual_seed(0)
+    return train(get_peft_model(model, LsrConfig(**copy.deepcopy({**USUAL, **fields}))))
+
+
+def save(name, folder, **fields):
+    """Save a trained adapter at `folder`/adapter and its base at `folder`/base; return the model."""
+    model = adapted(name, folder / "base", **fields)
+    model.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
+    return model
