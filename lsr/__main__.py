@@ -1,0 +1,156 @@
+"""`python -m lsr`: export, inspect, compress and prune adapters, from the command line.
+
+Tables are plain aligned text: it needs no further package, and reads the same in a terminal, a file or a pipe.
+"""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from torch import Tensor
+from transformers.utils import logging
+
+from lsr.export import DTYPES, export_lora, export_merged
+from lsr.files import InputError, check_output
+from lsr.loading import load_adapter, load_lora, load_plain, load_tokenizer, name_labels
+from lsr.parity import largest_difference, outputs, probe_ids
+
+MISTAKE = 2  # exit code
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and leave."""
+        self.exit(MISTAKE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def parser() -> Parser:
+    """Return the parser of the whole command line."""
+    top = Parser(prog="python -m lsr", description="Export, inspect, compress and prune LSR adapters.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_export(commands)
+    return top
+
+
+def _add_export(commands: Any) -> None:
+    command = commands.add_parser(
+        "export",
+        help="write an adapter as plain LoRA, or merged into its base model",
+        description="Write an LSR adapter as a plain PEFT LoRA folder (exact, no SVD) or merged into its base model, "
+        "and compare the outputs of what was written with those of the adapter.",
+    )
+    _add_adapter(command, "ADAPTER", "folder of an LSR adapter")
+    command.add_argument("--to", choices=("lora", "merged"), required=True, help="what to write")
+    _add_output(command)
+    command.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of what is written (float32)")
+    _add_base(command)
+    command.add_argument(
+        "--labels", nargs="+", metavar="NAME", help="with --to merged: names of the labels, for the config.json"
+    )
+    command.set_defaults(run=run_export)
+
+
+def _add_adapter(command: argparse.ArgumentParser, name: str, text: str) -> None:
+    command.add_argument("adapter", metavar=name, type=Path, help=text)
+
+
+def _add_output(command: argparse.ArgumentParser) -> None:
+    command.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="the folder to write")
+    command.add_argument(
+        "--force", action="store_true", help="replace OUT if it exists, and accept a loss of precision above 5 %%"
+    )
+
+
+def _add_base(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--base", metavar="FOLDER_OR_HUB_ID", help="the base model, if not the one that the adapter names"
+    )
+
+
+def run_export(options: argparse.Namespace) -> None:
+    """Write, load what was written, and print how far its outputs are from those of the adapter.
+
+    Raises:
+        InputError: if the options do not go together, or the adapter, its base or the output folder is not usable.
+    """
+    sources = (options.adapter, *([Path(options.base)] if options.base else []))
+    check_output(options.output, sources, replace=options.force)
+    if options.labels and options.to != "merged":
+        raise InputError("--labels: an adapter folder has no place for names of labels; only with --to merged")
+    model = load_adapter(options.adapter, options.base)
+    if options.labels:
+        name_labels(model, options.labels)
+    ids = probe_ids(model)
+    expected = outputs(model, ids)
+    dtype = DTYPES[options.dtype]
+    if options.to == "lora":
+        rounding = export_lora(model, options.output, dtype=dtype, force=options.force)
+    else:
+        tokenizer = load_tokenizer(options.adapter, options.base)
+        rounding = export_merged(model, options.output, dtype=dtype, tokenizer=tokenizer, force=options.force)
+        if tokenizer is None:
+            print("no tokenizer beside the adapter or its base model: add its files for a server")
+    print(f"{options.output}: {options.to}, {len(rounding.layers)} layers, {options.dtype}, {_size(options.output)}")
+    worst = rounding.worst
+    print(
+        f"error of the update by {options.dtype}: {rounding.total:.2g} in total, "
+        f"{rounding.layers[worst]:.2g} at most, in {worst}"
+    )
+    print(f"outputs for {len(ids)} x {ids.shape[1]} seeded token ids; the largest is {float(expected.abs().max()):.3g}")
+    rows = differences(options, ids, expected)
+    print(table(["format", "max |difference|"], [[name, f"{value:.2g}"] for name, value in rows]))
+
+
+def differences(options: argparse.Namespace, ids: Tensor, expected: Tensor) -> list[tuple[str, float]]:
+    """Return the largest difference to the adapter's outputs for each way to load what was written."""
+    if options.to == "merged":
+        found = outputs(load_plain(options.output, options.adapter), ids)
+        return [(f"merged, {options.dtype}", largest_difference(found, expected))]
+    model = load_lora(options.output, options.base)
+    beside = largest_difference(outputs(model, ids), expected)
+    merged = largest_difference(outputs(model.merge_and_unload(), ids), expected)
+    return [
+        (f"lora, {options.dtype}, beside its base", beside),
+        (f"lora, {options.dtype}, merged by PEFT", merged),
+    ]
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return aligned lines: the first column to the left, numbers to the right."""
+    lines = [list(columns), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
+    )
+
+
+def _size(folder: Path) -> str:
+    return f"{sum(path.stat().st_size for path in folder.iterdir() if path.is_file()):,} bytes"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit code."""
+    options = parser().parse_args(arguments)
+    _quiet()
+    try:
+        options.run(options)
+    except InputError as error:
+        print(f"python -m lsr {options.command}: {error}", file=sys.stderr)
+        return MISTAKE
+    return 0
+
+
+def _quiet() -> None:
+    """Leave out what PEFT and transformers say to those who train: a fresh head, progress bars, renamed attributes."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.simplefilter("ignore")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
