@@ -4,17 +4,23 @@ Tables are plain aligned text: it needs no further package, and reads the same i
 """
 
 import argparse
+import json
+import os
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
+from huggingface_hub.utils import logging as hub_logging
 from torch import Tensor
 from transformers.utils import logging
 
+from lsr.captured import ROUNDOFF, dtype_name
 from lsr.export import DTYPES, export_lora, export_merged
 from lsr.files import InputError, check_output
+from lsr.inspect import AdapterReport, LayerReport, inspect_adapter, shared_prefix
 from lsr.loading import load_adapter, load_lora, load_plain, load_tokenizer, name_labels
 from lsr.parity import largest_difference, outputs, probe_ids
 
@@ -34,6 +40,7 @@ def parser() -> Parser:
     top = Parser(prog="python -m lsr", description="Export, inspect, compress and prune LSR adapters.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_export(commands)
+    _add_inspect(commands)
     return top
 
 
@@ -53,6 +60,19 @@ def _add_export(commands: Any) -> None:
         "--labels", nargs="+", metavar="NAME", help="with --to merged: names of the labels, for the config.json"
     )
     command.set_defaults(run=run_export)
+
+
+def _add_inspect(commands: Any) -> None:
+    command = commands.add_parser(
+        "inspect",
+        help="show what an adapter holds, layer by layer",
+        description="Show sizes, condition numbers, size and singular values of the update, and the LoRA that equals "
+        "it, layer by layer. The base model is read if it is there.",
+    )
+    _add_adapter(command, "ADAPTER", "folder of an LSR adapter")
+    _add_base(command)
+    command.add_argument("--json", action="store_true", help="print JSON, with all singular values")
+    command.set_defaults(run=run_inspect)
 
 
 def _add_adapter(command: argparse.ArgumentParser, name: str, text: str) -> None:
@@ -106,6 +126,54 @@ def run_export(options: argparse.Namespace) -> None:
     print(table(["format", "max |difference|"], [[name, f"{value:.2g}"] for name, value in rows]))
 
 
+COLUMNS = (
+    *("layer", "out x in", "rank", "terms", "trained", "stored", "effective"),
+    *("κ(A)", "κ(B)", "κ(ΔW)", "‖ΔW‖/‖W‖", "singular values", "LoRA"),
+)
+SINGULAR_VALUES = 4  # in the table
+
+
+def run_inspect(options: argparse.Namespace) -> None:
+    """Print the report of an adapter."""
+    report = inspect_adapter(options.adapter, options.base)
+    if options.json:
+        print(json.dumps(asdict(report), indent=2, sort_keys=True))
+        return
+    prefix = shared_prefix(report.layers)
+    print(f"{options.adapter}: {len(report.layers)} layers of {prefix.rstrip('.') or 'the model'}, base {report.base}")
+    print(table(COLUMNS, [_row(name.removeprefix(prefix), layer) for name, layer in report.layers.items()]))
+    print(_totals(report))
+    if report.base_problem is not None:
+        print(f"without its base model, widths are what the factors span: {report.base_problem}")
+    for dtype in map(dtype_name, ROUNDOFF):
+        unfit = {name: layer.losses[dtype] for name, layer in report.layers.items() if dtype in layer.unfit_dtypes}
+        if unfit:
+            worst = max(unfit, key=lambda name: unfit[name])
+            print(f"{dtype} would lose {unfit[worst]:.0%} of the update in {worst}: its terms cancel; keep float32")
+
+
+def _row(name: str, layer: LayerReport) -> list[str]:
+    relative = "" if layer.relative_norm is None else f"{layer.relative_norm:.2g}"
+    leading = " ".join(f"{value:.2g}" for value in layer.singular_values[:SINGULAR_VALUES])
+    return [
+        *(name, f"{layer.out_features} x {layer.in_features}", f"{layer.rank}", f"{layer.separation_rank}"),
+        *(f"{count:,}" for count in (layer.trained, layer.stored, layer.effective)),
+        *(f"{value:.3g}" for value in (layer.condition_a, layer.condition_b, layer.condition_update)),
+        *(relative, leading, f"r={layer.lora_rank}: {layer.lora_numbers:,}"),
+    ]
+
+
+def _totals(report: AdapterReport) -> str:
+    sums = {
+        name: sum(getattr(layer, name) for layer in report.layers.values())
+        for name in ("trained", "stored", "effective", "lora_numbers")
+    }
+    return (
+        f"together {sums['trained']:,} trained, {sums['stored']:,} stored, {sums['effective']:,} effective, "
+        f"{sums['lora_numbers']:,} as LoRA; heads and biases {report.other_numbers:,}"
+    )
+
+
 def differences(options: argparse.Namespace, ids: Tensor, expected: Tensor) -> list[tuple[str, float]]:
     """Return the largest difference to the adapter's outputs for each way to load what was written."""
     if options.to == "merged":
@@ -139,9 +207,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _quiet()
     try:
         options.run(options)
+        sys.stdout.flush()
     except InputError as error:
         print(f"python -m lsr {options.command}: {error}", file=sys.stderr)
         return MISTAKE
+    except BrokenPipeError:  # whoever reads has had enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -149,6 +220,7 @@ def _quiet() -> None:
     """Leave out what PEFT and transformers say to those who train: a fresh head, progress bars, renamed attributes."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
     warnings.simplefilter("ignore")
 
 

@@ -7,11 +7,16 @@ import torch
 from torch import Tensor
 
 from lsr.separable import kron_sum
-from lsr.spectrum import leading_part
+from lsr.spectrum import leading_part, singular_values_of_pair
 
 # Unit roundoffs: with the condition number, the relative error that storing factors in a dtype causes in their product.
 ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
 TOLERATED_LOSS = 0.05  # relative error of the update from which on a dtype is warned about
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name without its module: bfloat16."""
+    return str(dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
@@ -87,5 +92,5 @@ def update_condition_number(
     sqrt(sum_k prod_i ||A_i[k]||^2) * sqrt(sum_k prod_i ||B_i[k]||^2) / ||B A||_F.
     """
     lengths = [torch.stack([f.double().flatten(1).norm(dim=1) for f in side]).prod(dim=0).norm() for side in (a, b)]
-    total = torch.linalg.matrix_norm(kron_sum(*b).double() @ kron_sum(*a).double())
+    total = singular_values_of_pair(kron_sum(*b), kron_sum(*a)).norm()
     return float(lengths[0] * lengths[1] / total) if total > 0 else 1.0

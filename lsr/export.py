@@ -15,7 +15,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from lsr.captured import TOLERATED_LOSS
+from lsr.captured import TOLERATED_LOSS, dtype_name
 from lsr.config import LsrConfig
 from lsr.files import PREFIX, InputError, check_output, write_adapter, writing
 from lsr.layer import LsrLayer
@@ -203,12 +203,8 @@ def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """
     written = tensor.to(dtype)
     if not torch.isfinite(written).all():
-        raise InputError(f"{_word(dtype)} cannot hold the weights of {name}: they overflow; use float32")
+        raise InputError(f"{dtype_name(dtype)} cannot hold the weights of {name}: they overflow; use float32")
     return written
-
-
-def _word(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _relative(errors: Mapping[str, float], lengths: Mapping[str, float]) -> Rounding:
@@ -221,6 +217,7 @@ def _relative(errors: Mapping[str, float], lengths: Mapping[str, float]) -> Roun
 def _check_rounding(rounding: Rounding, dtype: torch.dtype, force: bool) -> None:
     if rounding.total > TOLERATED_LOSS and not force:
         raise InputError(
-            f"{_word(dtype)} would lose {rounding.total:.1%} of the update ({rounding.layers[rounding.worst]:.1%} in "
-            f"{rounding.worst}), at most {TOLERATED_LOSS:.0%} is allowed; use float32, or --force"
+            f"{dtype_name(dtype)} would lose {rounding.total:.1%} of the update, "
+            f"{rounding.layers[rounding.worst]:.1%} of that in {rounding.worst}; "
+            f"at most {TOLERATED_LOSS:.0%} is allowed; use float32, or --force"
         )

@@ -24,6 +24,10 @@ class InputError(ValueError):
     """A mistake that the user can mend: one line that says where, what, and what is allowed."""
 
 
+class NoBaseError(InputError):
+    """The base model is not there, or cannot be loaded."""
+
+
 def read_config(folder: Path, method: str | None = None) -> dict[str, Any]:
     """Return the fields of an adapter's JSON, of the PEFT method that is asked for.
 

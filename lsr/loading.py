@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from transformers.utils.hub import cached_file
 
 from lsr.config import LsrConfig
-from lsr.files import CONFIG, PREFIX, WEIGHTS, InputError, read_config, read_tensors
+from lsr.files import CONFIG, PREFIX, WEIGHTS, InputError, NoBaseError, read_config, read_tensors
 from lsr.layer import LsrLayer, LsrLinear
 from lsr.model import adapted_layers, override
 from lsr.shapes import split_width
@@ -224,14 +224,12 @@ def _config(folder: Path) -> LsrConfig:
 
 
 def _named_base(fields: Mapping[str, Any], base: str | None) -> tuple[str, str | None]:
-    if base is not None:
-        if base.startswith((".", "/", "~")) and not Path(base).is_dir():
-            raise InputError(f"base model {base}: no such folder")
-        return base, None
-    name = fields.get("base_model_name_or_path")
+    name = base if base is not None else fields.get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
-        raise InputError(f"{CONFIG}: base_model_name_or_path names no base model; name it with --base")
-    return name, fields.get("revision")
+        raise NoBaseError(f"{CONFIG}: base_model_name_or_path names no base model; name it with --base")
+    if name.startswith((".", "/", "~")) and not Path(name).is_dir():  # a hub repository's name does not look so
+        raise NoBaseError(f"base model {name}: no such folder")
+    return name, None if base is not None else fields.get("revision")
 
 
 def _model_class(fields: Mapping[str, Any]) -> Any:
@@ -260,14 +258,14 @@ def _explained(name: str) -> Iterator[None]:
     """Turn what loading a model raises into one line.
 
     Raises:
-        InputError: for whatever went wrong.
+        NoBaseError: for whatever went wrong.
     """
     try:
         yield
-    except InputError:
-        raise
     except EXPLAINED as error:
-        raise InputError(
+        if isinstance(error, InputError):  # it is one line already
+            raise
+        raise NoBaseError(
             f"base model {name}: cannot be loaded: {_one_line(error)} (needed: a folder or hub repository with "
             "config.json and model.safetensors, see --base)"
         ) from None

@@ -276,7 +276,7 @@ def shrink(model, factor):
 def test_a_dtype_in_which_a_small_update_vanishes_is_refused(tmp_path):
     model = shrink(save("bert", tmp_path), 1e-3)
     with pytest.raises(
-        InputError, match=r"bfloat16 would lose [\d.]+% of the update .* in bert\.encoder.*, at most 5% is"
+        InputError, match=r"bfloat16 would lose [\d.]+% of the update, .* in bert\.encoder.*; at most 5% is"
     ):
         export_merged(model, tmp_path / "merged", dtype=torch.bfloat16)
     assert not (tmp_path / "merged").exists()

@@ -110,6 +110,47 @@ def test_help_leaves_with_zero(words, capsys):
     assert "usage: python -m lsr" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("more", [[], ["--base", "./base"]])
+def test_the_report_is_a_table_of_layers(folder, capsys, more):
+    lines = ok(capsys, "inspect", "adapter", *more).splitlines()
+    assert lines[0] == "adapter: 4 layers of bert.encoder.layer, base ./base"
+    assert re.split(r"  +", lines[1])[:3] == ["layer", "out x in", "rank"]
+    assert [line.split()[0] for line in lines[2:6]] == [
+        f"{i}.attention.self.{n}" for i in (0, 1) for n in ("query", "value")
+    ]
+    assert re.search(r"together 480 trained, 480 stored, 480 effective, 768 as LoRA; heads and biases 75", lines[6])
+    assert len(lines) == 7
+
+
+def test_the_report_as_json_has_all_of_it(folder, capsys):
+    found = json.loads(ok(capsys, "inspect", "adapter", "--json"))
+    layer = found["layers"]["bert.encoder.layer.0.attention.self.query"]
+    assert (layer["out_features"], layer["in_features"], layer["rank_shape"]) == (24, 24, [2, 2])
+    assert len(layer["singular_values"]) == layer["lora_rank"] == 4
+    assert found["base_problem"] is None
+
+
+def test_the_report_warns_of_terms_that_cancel(folder, capsys):
+    path = folder / "adapter" / WEIGHTS
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith("lsr_A1"))
+    tensors[name][1] = -tensors[name][0] * (1 + 1e-5)
+    second = name.replace("lsr_A1", "lsr_A2")
+    tensors[second][1] = tensors[second][0]
+    tensors[name][:2] *= 100
+    save_file(tensors, path)
+    text = ok(capsys, "inspect", "adapter")
+    assert re.search(
+        r"bfloat16 would lose \d+% of the update in bert\.encoder\..*: its terms cancel; keep float32", text
+    )
+
+
+def test_the_report_without_a_base_says_why(folder, capsys):
+    shutil.rmtree("base")
+    text = ok(capsys, "inspect", "adapter")
+    assert "without its base model, widths are what the factors span: base model ./base: no such folder" in text
+
+
 # A checkpoint for a server
 
 
@@ -366,6 +407,15 @@ def test_a_mistake_is_one_line(what, folder, capsys):
     assert not (folder / "exploded").exists()
     assert not list(folder.glob(".*"))
     assert what in ("the folder exists", "not ours to replace", "a file") or not (folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "what", ["another method", "cut off", "a pickle", "another width", "not finite", "other labels"]
+)
+def test_inspect_refuses_what_export_refuses(what, folder, capsys):
+    change, _, message = MISTAKES[what]
+    change(folder)
+    assert message.replace("BASE", "./base") in mistake(capsys, "inspect", "adapter")
 
 
 def test_force_replaces_an_export(folder, capsys):
