@@ -12,10 +12,22 @@ from peft.utils import register_peft_method
 if "LSR" not in PeftType.__members__:  # PEFT's list of methods is closed: a plugin must add its member first
     extend_enum(PeftType, "LSR", "LSR")
 
+from lsr.compress import compress_lora
 from lsr.config import LsrConfig
 from lsr.export import export_lora, export_merged
+from lsr.inspect import inspect_adapter
 from lsr.model import LsrModel, start_from_examples
+from lsr.prune import prune_adapter
 
 register_peft_method(name="lsr", config_cls=LsrConfig, model_cls=LsrModel, prefix="lsr_")
 
-__all__ = ["LsrConfig", "LsrModel", "export_lora", "export_merged", "start_from_examples"]
+__all__ = [
+    "LsrConfig",
+    "LsrModel",
+    "compress_lora",
+    "export_lora",
+    "export_merged",
+    "inspect_adapter",
+    "prune_adapter",
+    "start_from_examples",
+]

@@ -10,19 +10,22 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, NoReturn
 
-from huggingface_hub.utils import logging as hub_logging
 from torch import Tensor
 from transformers.utils import logging
 
 from lsr.captured import ROUNDOFF, dtype_name
+from lsr.certificate import Certificate
+from lsr.compress import compress_lora
 from lsr.export import DTYPES, export_lora, export_merged
 from lsr.files import InputError, check_output
 from lsr.inspect import AdapterReport, LayerReport, inspect_adapter, shared_prefix
 from lsr.loading import load_adapter, load_lora, load_plain, load_tokenizer, name_labels
 from lsr.parity import largest_difference, outputs, probe_ids
+from lsr.prune import prune_adapter
 
 MISTAKE = 2  # exit code
 
@@ -41,6 +44,8 @@ def parser() -> Parser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_export(commands)
     _add_inspect(commands)
+    _add_compress(commands)
+    _add_prune(commands)
     return top
 
 
@@ -75,15 +80,49 @@ def _add_inspect(commands: Any) -> None:
     command.set_defaults(run=run_inspect)
 
 
+def _add_compress(commands: Any) -> None:
+    command = commands.add_parser(
+        "compress",
+        help="write an existing LoRA as an LSR adapter",
+        description="Write an existing PEFT LoRA as an LSR adapter: the nearest one found, with its exact distance.",
+    )
+    _add_adapter(command, "LORA_ADAPTER", "folder of a LoRA adapter")
+    _add_output(command)
+    _add_terms(command)
+    command.add_argument(
+        "--rank-shape", nargs="+", type=int, metavar="R", help="ranks of the factors; without it each layer's own rank"
+    )
+    command.set_defaults(run=run_compress)
+
+
+def _add_prune(commands: Any) -> None:
+    command = commands.add_parser(
+        "prune",
+        help="write an LSR adapter with fewer terms",
+        description="Write a trained LSR adapter with fewer Kronecker terms: the nearest one found, with its exact "
+        "distance.",
+    )
+    _add_adapter(command, "ADAPTER", "folder of an LSR adapter")
+    _add_output(command)
+    _add_terms(command)
+    _add_base(command)
+    command.set_defaults(run=run_prune)
+
+
+def _add_terms(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--separation-rank", type=int, metavar="S", help="terms; with --error, the most")
+    command.add_argument(
+        "--error", type=float, metavar="E", help="fewest terms in each layer that leave a relative error of at most E"
+    )
+
+
 def _add_adapter(command: argparse.ArgumentParser, name: str, text: str) -> None:
     command.add_argument("adapter", metavar=name, type=Path, help=text)
 
 
-def _add_output(command: argparse.ArgumentParser) -> None:
+def _add_output(command: argparse.ArgumentParser, force: str = "replace OUT if it exists") -> None:
     command.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="the folder to write")
-    command.add_argument(
-        "--force", action="store_true", help="replace OUT if it exists, and accept a loss of precision above 5 %%"
-    )
+    command.add_argument("--force", action="store_true", help=force)
 
 
 def _add_base(command: argparse.ArgumentParser) -> None:
@@ -174,6 +213,47 @@ def _totals(report: AdapterReport) -> str:
     )
 
 
+def run_compress(options: argparse.Namespace) -> None:
+    """Write a LoRA as LSR, and print the certificate."""
+    certificate = compress_lora(
+        options.adapter,
+        options.output,
+        separation_rank=options.separation_rank,
+        error=options.error,
+        rank_shape=None if options.rank_shape is None else tuple(options.rank_shape),
+        force=options.force,
+    )
+    _show(options, certificate)
+
+
+def run_prune(options: argparse.Namespace) -> None:
+    """Write an adapter with fewer terms, and print the certificate."""
+    certificate = prune_adapter(
+        options.adapter,
+        options.output,
+        separation_rank=options.separation_rank,
+        error=options.error,
+        base=options.base,
+        force=options.force,
+    )
+    _show(options, certificate)
+
+
+def _show(options: argparse.Namespace, certificate: Certificate) -> None:
+    layers = certificate.layers
+    prefix = shared_prefix(layers)
+    rows = [
+        (name.removeprefix(prefix), f"{c.separation_rank}", f"{c.numbers_before:,}", f"{c.numbers:,}", f"{c.error:.4g}")
+        for name, c in layers.items()
+    ]
+    before, after = (sum(getattr(c, name) for c in layers.values()) for name in ("numbers_before", "numbers"))
+    rows.append(("together", "", f"{before:,}", f"{after:,}", f"{certificate.error:.4g}"))
+    print(f"{options.output}: {len(layers)} layers of {prefix.rstrip('.') or 'the model'}, {_size(options.output)}")
+    print(table(("layer", "terms", "numbers before", "after", "‖ΔW′ − ΔW‖/‖ΔW‖"), rows))
+    if after >= before:
+        print("no fewer numbers than before: allow a larger error, or fewer terms")
+
+
 def differences(options: argparse.Namespace, ids: Tensor, expected: Tensor) -> list[tuple[str, float]]:
     """Return the largest difference to the adapter's outputs for each way to load what was written."""
     if options.to == "merged":
@@ -220,7 +300,7 @@ def _quiet() -> None:
     """Leave out what PEFT and transformers say to those who train: a fresh head, progress bars, renamed attributes."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    hub_logging.set_verbosity_error()
+    getLogger("huggingface_hub").setLevel(ERROR)  # that it tries again, when there is no connection
     warnings.simplefilter("ignore")
 
 

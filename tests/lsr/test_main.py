@@ -102,7 +102,9 @@ def test_it_runs_as_a_module(folder):
     assert "max |difference|" in run.stdout
 
 
-@pytest.mark.parametrize("words", [["--help"], ["export", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], *([name, "--help"] for name in ("export", "inspect", "compress", "prune"))]
+)
 def test_help_leaves_with_zero(words, capsys):
     with pytest.raises(SystemExit) as left:
         main(words)
@@ -149,6 +151,59 @@ def test_the_report_without_a_base_says_why(folder, capsys):
     shutil.rmtree("base")
     text = ok(capsys, "inspect", "adapter")
     assert "without its base model, widths are what the factors span: base model ./base: no such folder" in text
+
+
+# Fewer numbers
+
+
+def test_compress_and_prune_print_a_certificate(folder, capsys):
+    ok(capsys, *export())
+    names = ["layer", "terms", "numbers before", "after", "‖ΔW′ − ΔW‖/‖ΔW‖"]
+    for words in (
+        ("compress", "out", "-o", "lsr", "--separation-rank", "2"),
+        ("prune", "adapter", "-o", "few", "--separation-rank", "2"),
+    ):
+        lines = ok(capsys, *words).splitlines()
+        assert lines[0].startswith(f"{words[3]}: 4 layers of bert.encoder.layer, ")
+        assert re.split(r"  +", lines[1]) == names
+        rows = [line.split() for line in lines[2:]]
+        assert [row[0] for row in rows] == [f"{i}.attention.self.{n}" for i in (0, 1) for n in ("query", "value")] + [
+            "together"
+        ]
+        assert {row[1] for row in rows[:-1]} == {"2"}
+        assert 0 < float(rows[-1][-1]) < 1
+        assert [int(number.replace(",", "")) for number in rows[-1][1:3]] == [
+            768 if words[0] == "compress" else 480,
+            320,
+        ]
+
+
+def test_compress_says_so_if_nothing_is_saved(folder, capsys):
+    ok(capsys, *export())
+    text = ok(capsys, "compress", "out", "-o", "lsr", "--separation-rank", "8", "--rank-shape", "2", "2")
+    assert "no fewer numbers than before: allow a larger error, or fewer terms" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["compress", "adapter", "-o", "few", "--error", "0.1"], "adapter: an adapter of the method LSR; needed: LORA"),
+        (["compress", "adapter", "-o", "few", "--separation-rank", "x"], "--separation-rank: invalid int value: 'x'"),
+        (["compress", "adapter", "-o", "adapter", "--error", "0.1", "--force"], "adapter: would replace adapter"),
+        (["prune", "adapter", "-o", "few"], "--separation-rank or --error is needed, or both"),
+        (
+            ["prune", "adapter", "-o", "few", "--separation-rank", "9"],
+            "--separation-rank must be below 3, the most terms",
+        ),
+        (["prune", "adapter", "-o", "base", "--error", "0.1"], "base: exists; choose another folder"),
+        (["prune", "adapter"], "the following arguments are required: -o/--output"),
+        (["shrink", "adapter"], "invalid choice: 'shrink'"),
+        ([], "the following arguments are required: COMMAND"),
+    ],
+)
+def test_mistakes_of_compress_and_prune_are_one_line(folder, capsys, words, message):
+    assert message in mistake(capsys, *words)
+    assert not (folder / "few").exists()
 
 
 # A checkpoint for a server

@@ -330,4 +330,7 @@ def test_options_that_do_not_go_together_are_refused(fields, message):
 
 
 def test_the_public_names_are_exported():
-    assert set(lsr.__all__) == {"LsrConfig", "LsrModel", "export_lora", "export_merged", "start_from_examples"}
+    names = {"LsrConfig", "LsrModel", "start_from_examples"}
+    after = {"compress_lora", "export_lora", "export_merged", "inspect_adapter", "prune_adapter"}
+    assert set(lsr.__all__) == names | after
+    assert all(callable(getattr(lsr, name)) for name in lsr.__all__)
