@@ -45,7 +45,7 @@ PROTOCOL: Overrides = {  # of every field, so that params.yaml can change
     "train.head_learning_rate": 0.01,  # a slower head adds noise between seeds, so soon after the start
     "train.weight_decay": 0.01,
     "train.warmup_share": 0.06,
-    "train.precision": "fp32",
+    "train.precision": "bf16",  # two thirds of the time of fp32 on a CPU with matrix units, the same scores
     "train.compile": False,
     "lsr.budget": "none",
     "lsr.rank_stabilized": False,

@@ -54,7 +54,7 @@ def markdown(table: Sequence[Row]) -> Iterator[str]:
 
 def _caption() -> Iterator[str]:
     rates = ", ".join(f"{rate:g}" for rate in RATES)
-    yield f"Test scores after one epoch of {SIZES.train:,} texts of at most {SIZES.longest} tokens, mean over"
+    yield f"Test scores after one epoch of {SIZES.train:,} texts of at most {SIZES.longest} tokens in bf16, mean over"
     yield f"{len(SEEDS)} seeds with a 95 % interval; up to {SIZES.test:,} test texts. The learning rate is the one of"
     yield f"{rates} with the best score on {SIZES.validation} validation texts, with the first seed and for each"
     yield "start; (edge): it is the least or the greatest of them, so another might be better."

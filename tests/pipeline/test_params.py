@@ -169,7 +169,7 @@ MISTAKES = [
     ("lsr.init", "rowspace", "lsr.init: input should be 'random', 'row_space', 'principal', 'minor', 'cp', 'gradient'"),
     ("lsr.separation_rank", "auto", "lsr: separation_rank auto and a budget need each other, got auto and none"),
     ("lsr.budget", 7680, "lsr: separation_rank auto and a budget need each other, got 4 and 7680"),
-    ("lsr.residual", "fold", "lsr: residual fold needs init principal, minor or cp, got row_space"),
+    ("lsr.residual", "fold", "lsr: residual fold needs init principal, minor or cp, got random"),
     ("data", "movie-reviws", "data: no row 'movie-reviws' in pipeline/datasets.yaml; did you mean movie-reviews?"),
     ("data", "a.b", "data: string should match pattern '^[A-Za-z0-9_-]+$', got 'a.b'"),
     ("model", "minilmm", "model: no row 'minilmm' in pipeline/models.yaml; did you mean minilm?; rows: minilm, "),
