@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import peft
@@ -66,6 +67,23 @@ def learning_rate(parameter: str, section: AdapterParams) -> float | None:
         return rate
     side, position = factor.groups()
     return rate * (section.b_rate if side == "B" else 1.0) * (section.frame_rate if position != "1" else 1.0)
+
+
+@contextmanager
+def merged(model: PeftModel) -> Iterator[None]:
+    """Merge LSR adapters into their base model for a while: outputs then cost what the base model's cost.
+
+    Other methods stay beside it. Their update is subtracted again afterwards, which would leave the base model changed
+    by rounding after each look at the validation split; LSR puts the very weights back.
+    """
+    if not any(isinstance(module, LsrLayer) for module in model.modules()):
+        yield
+        return
+    model.merge_adapter()
+    try:
+        yield
+    finally:
+        model.unmerge_adapter()
 
 
 def section_name(section: AdapterParams) -> str:

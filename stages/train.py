@@ -12,6 +12,7 @@ from transformers import PrinterCallback, Trainer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from pipeline import adapters, artifacts, console, models, params, stage, tokens, training
+from pipeline.trainer import MergingTrainer
 
 # What a checkpoint depends on beside the view: the stage's own deps.
 INPUTS = [Path("stages/train.py"), Path("pipeline"), Path("lsr"), artifacts.TOKENS, artifacts.INIT]
@@ -32,7 +33,7 @@ def main(view: params.TrainView) -> None:
     split = {name: tokens.load_tokens(name) for name in ("train", "validation")}
     steps_an_epoch = math.ceil(len(split["train"]) / view.train.batch_size)
     checkpoints = training.checkpoint_folder(view, INPUTS)
-    trainer = Trainer(
+    trainer = MergingTrainer(
         model=model,
         args=training.training_arguments(view, steps_an_epoch, checkpoints),
         train_dataset=split["train"],
