@@ -9,7 +9,7 @@ from pathlib import Path
 import peft
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType
 from peft.utils.constants import DUMMY_TARGET_MODULES
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import lsr
@@ -70,13 +70,13 @@ def learning_rate(parameter: str, section: AdapterParams) -> float | None:
 
 
 @contextmanager
-def merged(model: PeftModel) -> Iterator[None]:
+def merged(model: nn.Module) -> Iterator[None]:
     """Merge LSR adapters into their base model for a while: outputs then cost what the base model's cost.
 
     Other methods stay beside it. Their update is subtracted again afterwards, which would leave the base model changed
     by rounding after each look at the validation split; LSR puts the very weights back.
     """
-    if not any(isinstance(module, LsrLayer) for module in model.modules()):
+    if not (isinstance(model, PeftModel) and any(isinstance(module, LsrLayer) for module in model.modules())):
         yield
         return
     model.merge_adapter()

@@ -1,7 +1,8 @@
 """transformers' Trainer, looking at the validation split without the adapter's cost."""
 
-from typing import Any
+from typing import Any, cast
 
+from torch import nn
 from transformers import Trainer
 
 from pipeline import adapters
@@ -14,5 +15,5 @@ class MergingTrainer(Trainer):
         """Return the Trainer's metrics; the model is then as it was, bit for bit."""
         if self.args.bf16 or self.args.fp16:
             return super().evaluate(*args, **kwargs)
-        with adapters.merged(self.model):
+        with adapters.merged(cast("nn.Module", self.model)):
             return super().evaluate(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""What an adapter costs: one layer, a training step, and the way from text to a score, beside other methods.
+"""What an adapter costs: one layer, more terms, a training step, the way from text to a score; beside other methods.
 
 Results are in benchmarks/results/speed.json and speed.png.
 """
@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks import results
-from benchmarks.speed import layer, race, report, step
+from benchmarks.speed import layer, race, report, step, terms
 from pipeline.errors import UserError
 
-PARTS = ("layer", "step", "race")
+PARTS = ("layer", "terms", "step", "race")
 RESULTS = results.FOLDER / "speed.json"
 PICTURE = results.FOLDER / "speed.png"
 ROUNDS = 9  # of steps
@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if "layer" in parts:
             run_layer(layer.CASES, options.threads, layer.ROUNDS)
+        if "terms" in parts:
+            run_terms(options.threads)
         if "step" in parts:
             run_step(step.CASES, options.threads, ROUNDS)
         if "race" in parts:
@@ -50,6 +52,17 @@ def run_layer(cases: Sequence[layer.Case], threads: int, rounds: dict[int, int])
     report.show_layers(rows)
     report.show_targets(report.layer_targets(rows))
     results.write(RESULTS, "layer", where, [row._asdict() for row in rows])
+
+
+def run_terms(threads: int, rounds: int = terms.ROUNDS) -> None:
+    """Measure more and more terms, and both ways to apply them; print and write the figures."""
+    where = results.machine(threads)
+    rows = list(terms.run(threads, rounds))
+    growths = [row for row in rows if isinstance(row, terms.Growth)]
+    sides = [row for row in rows if isinstance(row, terms.Side)]
+    report.show_terms(growths, sides)
+    report.show_targets(report.terms_targets(growths))
+    results.write(RESULTS, "terms", where, [row._asdict() for row in rows])
 
 
 def run_step(cases: Sequence[step.Case], threads: int, rounds: int) -> None:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.speed import layer, race, step
+from benchmarks.speed import layer, race, step, terms
 from benchmarks.speed.methods import METHODS, OURS, PEER
 from pipeline import artifacts, console, plots
 
@@ -59,6 +59,31 @@ def show_steps(rows: Sequence[step.Row]) -> None:
         console.table(f"step, {case[0]}, {case[1]}", columns, cells)
 
 
+def show_terms(growths: Sequence[terms.Growth], sides: Sequence[terms.Side]) -> None:
+    """Print what more terms cost, and what the factors would save if they were applied one by one."""
+    title = (
+        f"terms: forward and backward, d={terms.WIDTH}, {terms.TOKENS:,} tokens, rank shape {list(terms.RANK_SHAPE)}"
+    )
+    console.table(
+        title,
+        ["s", "ms", "overhead over one term's"],
+        [[g.separation_rank, 1e3 * g.seconds, g.overhead] for g in growths],
+    )
+    cells: list[list[console.Cell]] = [
+        [
+            s.width,
+            str(list(s.rank_shape)),
+            s.separation_rank,
+            s.tokens,
+            *(1e3 * seconds for seconds in (s.layer_seconds, s.matrix_seconds, s.factors_seconds)),
+            f"{s.gain:+.1%}",
+        ]
+        for s in sides
+    ]
+    columns = ["d", "rank shape", "s", "tokens", "layer ms", "as a matrix", "by factors", "would save of the layer"]
+    console.table("terms: A x without gradients", columns, cells)
+
+
 def show_race(rows: Sequence[race.Row]) -> None:
     """Print a table of the times to the target score."""
     cells: list[list[console.Cell]] = [
@@ -91,6 +116,11 @@ def step_targets(rows: Sequence[step.Row]) -> Iterator[Target]:
             yield Target(f"{model}, all linear, examples/s over {PEER}'s", ours.speed_to_lora, 1.15, at_most=False)
             yield Target(f"{model}, all linear, examples/s over LoKr's", speed, 1.4, at_most=False)
             yield Target(f"{model}, all linear, peak over {PEER}'s", ours.peak_bytes / found[PEER].peak_bytes, 1)
+
+
+def terms_targets(growths: Sequence[terms.Growth]) -> Iterator[Target]:
+    """Yield how little the time may grow with the separation rank."""
+    yield Target(f"overhead of {growths[-1].separation_rank} terms over one term's", growths[-1].overhead, 1.1)
 
 
 def race_targets(rows: Sequence[race.Row]) -> Iterator[Target]:

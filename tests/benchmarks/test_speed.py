@@ -9,8 +9,9 @@ from transformers import BertConfig
 
 from benchmarks import views
 from benchmarks.speed import __main__ as command
-from benchmarks.speed import layer, race, report, step, timing
+from benchmarks.speed import layer, race, report, step, terms, timing
 from benchmarks.speed.methods import FROZEN, METHODS, OURS, PEER, TEXTBOOK, adapted, trained
+from lsr.separable import kron_sum
 from tests import workspace
 
 SMALL = layer.Case(64, 8, "float32")
@@ -94,6 +95,29 @@ def test_the_bound_is_the_slower_of_moving_and_computing():
 # The parts
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_factors_one_by_one_give_what_the_matrix_gives(count):
+    torch.manual_seed(0)
+    one, two = (torch.randn(count, *shape, dtype=torch.float64) for shape in ((2, 5), (3, 4)))
+    x = torch.randn(7, 20, dtype=torch.float64)
+    assert_close(terms.by_factors(x, one, two), x @ kron_sum(one, two).T)
+
+
+def test_more_terms_are_timed_over_one_term(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(terms, "WIDTH", 96)
+    monkeypatch.setattr(terms, "TOKENS", 8)
+    monkeypatch.setattr(terms, "SEPARATION_RANKS", (1, 3))
+    grown = terms.growth(rounds=2)
+    assert [row.separation_rank for row in grown] == [1, 3]
+    assert grown[0].overhead == 1
+    side = terms.side(96, (2, 2), 2, 5, 2)
+    monkeypatch.setattr(terms, "run", lambda *arguments: [*grown, side])
+    monkeypatch.setattr(command, "RESULTS", tmp_path / "speed.json")
+    command.run_terms(threads=1)
+    assert "overhead of 3 terms over one term's" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "speed.json").read_text())["terms"]["figures"]) == 3
+
+
 def test_a_step_changes_what_trains_and_nothing_else(monkeypatch):
     monkeypatch.setitem(step.SHAPES, "MiniLM", TINY)
     model = step._model(step.Case("MiniLM", "q, v"), OURS)
@@ -169,7 +193,7 @@ def test_the_command_writes_figures_and_the_picture(tmp_path, monkeypatch, capsy
 def test_a_part_that_is_none_is_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         command.main(["laier"])
-    assert "expected one of layer, step, race, got laier" in capsys.readouterr().err
+    assert "expected one of layer, terms, step, race, got laier" in capsys.readouterr().err
 
 
 def test_all_cores_are_used_unless_asked_otherwise():

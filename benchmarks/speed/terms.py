@@ -1,0 +1,107 @@
+"""What the Kronecker form costs in time: more terms, and factors that are applied one by one instead of as a matrix."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from peft import get_peft_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.processes import process
+from benchmarks.speed.timing import overhead, take_turns
+from lsr import LsrConfig
+from lsr.model import adapted_layers
+from lsr.separable import kron_sum
+from lsr.shapes import split_width
+from pipeline import console
+
+WIDTH, TOKENS = 768, 2048  # where more terms are timed
+RANK_SHAPE = (4, 4)  # 64 terms of rank 4 would be more than a layer of this width can use
+SEPARATION_RANKS = (1, 4, 16, 64)
+FROZEN = "frozen"
+ROUNDS = 41
+
+
+class Growth(NamedTuple):
+    """An adapter of so many terms on one layer, forward and backward."""
+
+    separation_rank: int
+    seconds: float  # median
+    overhead: float  # over the frozen layer, as a share of what one term adds
+
+
+class Side(NamedTuple):
+    """A x of one side, with A made once for all tokens or factor by factor, beside the frozen layer's W x."""
+
+    width: int
+    rank_shape: tuple[int, int]
+    separation_rank: int
+    tokens: int
+    layer_seconds: float  # median, W x
+    matrix_seconds: float
+    factors_seconds: float
+    gain: float  # what the factors would save of the layer's forward pass; negative: lose
+
+
+def run(threads: int, rounds: int = ROUNDS) -> Iterator[Growth | Side]:
+    """Yield the growth with the separation rank, then both ways for several shapes."""
+    shapes = list(product((768, 4096), ((2, 2), (4, 4), (8, 8)), (1, 2), (1, 64, 1024)))
+    with process(threads, __name__) as worker:
+        yield from worker.submit(growth, rounds).result()
+        for shape in console.track(shapes, "terms", len(shapes), "cases"):
+            yield worker.submit(side, *shape, rounds).result()
+
+
+def growth(rounds: int) -> list[Growth]:
+    """Time a layer with more and more terms."""
+    torch.manual_seed(0)
+    layers: dict[str, nn.Module] = {FROZEN: nn.Linear(WIDTH, WIDTH).requires_grad_(False)}
+    for count in SEPARATION_RANKS:
+        config = LsrConfig(target_modules=["0"], rank_shape=RANK_SHAPE, separation_rank=count)
+        model = get_peft_model(nn.Sequential(nn.Linear(WIDTH, WIDTH)), config)
+        layers[str(count)] = adapted_layers(model)["0"]
+    x, gradient = torch.randn(TOKENS, WIDTH, requires_grad=True), torch.randn(TOKENS, WIDTH)
+    times = take_turns({name: _step(layer, x, gradient) for name, layer in layers.items()}, rounds, lambda: None)
+    return [
+        Growth(count, median(times[str(count)]), overhead(times, str(count), FROZEN, str(SEPARATION_RANKS[0])))
+        for count in SEPARATION_RANKS
+    ]
+
+
+def side(width: int, rank_shape: tuple[int, int], count: int, tokens: int, rounds: int) -> Side:
+    """Time both ways, without gradients: they matter most where a decoder has a few tokens at a time."""
+    torch.manual_seed(0)
+    one, two = (
+        torch.randn(count, rank, size) for rank, size in zip(rank_shape, split_width(width, rank_shape), strict=True)
+    )
+    x, weight = torch.randn(tokens, width), torch.randn(width, width)
+    calls: dict[str, Callable[[], object]] = {
+        "layer": partial(F.linear, x, weight),
+        "matrix": lambda: x @ kron_sum(one, two).T,
+        "factors": partial(by_factors, x, one, two),
+    }
+    with torch.no_grad():
+        times = take_turns(calls, rounds, lambda: None)
+    saved = [matrix - factors for matrix, factors in zip(times["matrix"], times["factors"], strict=True)]
+    of_layer, of_matrix, of_factors = (median(times[name]) for name in ("layer", "matrix", "factors"))
+    return Side(width, rank_shape, count, tokens, of_layer, of_matrix, of_factors, median(saved) / of_layer)
+
+
+def by_factors(
+    x: Tensor,  # (T, q_1 * q_2)
+    one: Tensor,  # (s, p_1, q_1)
+    two: Tensor,  # (s, p_2, q_2)
+) -> Tensor:  # (T, p_1 * p_2)
+    """Return `x kron_sum(one, two)^T` without that matrix: `sum_k one_k X two_k^T` with X the row of x as q_1 x q_2."""
+    (count, p1, q1), (_, p2, q2) = one.shape, two.shape
+    inner = (x.reshape(-1, q2) @ two.reshape(count * p2, q2).T).view(len(x), q1 * count, p2)
+    return (one.permute(1, 2, 0).reshape(p1, q1 * count) @ inner).reshape(len(x), p1 * p2)
+
+
+def _step(layer: nn.Module, x: Tensor, gradient: Tensor) -> Callable[[], object]:
+    wanted = [x, *(parameter for parameter in layer.parameters() if parameter.requires_grad)]
+    return lambda: torch.autograd.grad(layer(x), wanted, gradient)
