@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
 from statistics import median
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from peft import get_peft_model
@@ -63,7 +63,7 @@ def growth(rounds: int) -> list[Growth]:
     for count in SEPARATION_RANKS:
         config = LsrConfig(target_modules=["0"], rank_shape=RANK_SHAPE, separation_rank=count)
         model = get_peft_model(nn.Sequential(nn.Linear(WIDTH, WIDTH)), config)
-        layers[str(count)] = adapted_layers(model)["0"]
+        layers[str(count)] = cast("nn.Module", adapted_layers(model)["0"])
     x, gradient = torch.randn(TOKENS, WIDTH, requires_grad=True), torch.randn(TOKENS, WIDTH)
     times = take_turns({name: _step(layer, x, gradient) for name, layer in layers.items()}, rounds, lambda: None)
     return [
