@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -51,6 +52,7 @@ def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> Tr
         fp16=view.train.precision == "fp16",
         torch_compile=view.train.compile,
         logging_steps=max(1, view.train.epochs * steps_an_epoch // LOGS_A_RUN),
+        logging_nan_inf_filter=False,  # it waits for the loss of every step, and hides that it is none
         seed=view.seed,
         data_seed=view.seed,
         report_to=[],
@@ -87,7 +89,8 @@ def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:
             rate = None if in_head else adapters.learning_rate(name, view.section)
             key = (head_rate if rate is None else rate, view.train.weight_decay if decays else 0.0)
             groups.setdefault(key, []).append(parameter)
-    return torch.optim.AdamW([{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()])
+    listed = [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+    return torch.optim.AdamW(listed, foreach=True)  # of many small tensors: a third of the time of one by one
 
 
 def scorer(row: DatasetRow) -> Callable[[EvalPrediction], dict[str, float]]:
@@ -137,6 +140,28 @@ class Progress(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Count one step."""
         self.advance(1)
+
+
+class StopAtDivergence(TrainerCallback):
+    """Ends a run whose loss is no number any more: nothing would bring it back."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float],
+        **_: Any,
+    ) -> None:
+        """Look at the loss.
+
+        Raises:
+            UserError: if it is infinite or NaN.
+        """
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise UserError(
+                f"train: the loss is {logs['loss']} after {state.global_step} steps: lower the learning rate"
+            )
 
 
 def curves(history: Sequence[dict[str, float]]) -> dict[str, list[tuple[int, float]]]:

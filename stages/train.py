@@ -43,6 +43,7 @@ def main(view: params.TrainView) -> None:
         optimizers=(training.optimizer(model, view), None),
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(training.StopAtDivergence())
     train(trainer, view.train.epochs * steps_an_epoch, checkpoints)
     with artifacts.replacing(artifacts.ADAPTER) as folder:
         folder.mkdir()

@@ -243,6 +243,14 @@ def test_a_compiled_step_is_asked_of_the_trainer(at, tmp_path):
     assert training.training_arguments(view, 4, tmp_path).torch_compile
 
 
+def test_a_training_that_diverges_ends_in_one_line(at):
+    at(lsr={"learning_rate": 1e30}, train={"head_learning_rate": 1e30})
+    run(TOKENIZE, FACTORIZE)
+    with pytest.raises(UserError, match=r"train: the loss is (nan|inf) after \d+ steps: lower the learning rate"):
+        run(TRAIN)
+    assert not artifacts.ADAPTER.exists()
+
+
 def test_a_regression_is_scored_by_its_correlations(at):
     at(data="ratings")
     run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
