@@ -11,6 +11,7 @@ from pathlib import Path
 TOKENS = Path("artifacts/tokens")
 INIT = Path("artifacts/init")
 ADAPTER = Path("artifacts/adapter")
+EXPORTS = Path("artifacts/exports")
 
 TOKENIZE_METRICS = Path("reports/tokenize/metrics.json")
 TOKENIZE_LENGTHS = Path("reports/tokenize/lengths.csv")
@@ -26,6 +27,8 @@ EVALUATE_METRICS = Path("reports/evaluate/metrics.json")
 EVALUATE_PREDICTIONS = Path("reports/evaluate/predictions.csv")
 EVALUATE_PICTURE = Path("reports/evaluate/predictions.png")
 UNTRACKED = (FACTORIZE_COST,)  # seconds and bytes differ between runs: no outs of DVC's, and ignored by Git
+
+PARITY = "parity.json"  # in EXPORTS
 
 Value = str | int | float
 

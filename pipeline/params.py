@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -18,6 +19,8 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 from ruamel.yaml import YAML
@@ -25,7 +28,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from pipeline import mistakes
 from pipeline.errors import UserError, nearest
-from pipeline.rows import DatasetRow, ModelRow, Row
+from pipeline.rows import DatasetRow, ModelRow, Row, all_different
 
 PARAMS = Path("params.yaml")
 TABLES: dict[str, tuple[Path, type[Row]]] = {
@@ -65,10 +68,13 @@ class TrainParams(Section):
 
 
 class EvaluateParams(Section):
-    """How the trained model is scored."""
+    """How the trained model is scored, and in which forms it is written for others."""
 
     batch_size: PositiveInt
     resamples: int = Field(ge=100, le=100_000, description="bootstrap resamples")
+    export: Annotated[tuple[Literal["lora", "merged"], ...], AfterValidator(all_different)] = Field(
+        description="lora: a plain PEFT LoRA folder; merged: a plain transformers checkpoint"
+    )
 
 
 class LsrParams(Section):
@@ -145,6 +151,16 @@ class Params(Section):
     lora: LoraParams
     full: FullParams
     head: HeadParams
+
+    @field_validator("evaluate")
+    @classmethod
+    def _an_export_as_lora_needs_lsr(cls, evaluate: EvaluateParams, info: ValidationInfo) -> EvaluateParams:
+        adapter = info.data.get("adapter", "lsr")  # what is no adapter at all is reported as such
+        if "lora" in evaluate.export and adapter != "lsr":
+            raise ValueError(
+                f"export: lora is for adapter lsr, and the adapter is {adapter}; allowed here are [] and [merged]"
+            )
+        return evaluate
 
 
 AdapterParams = LsrParams | LoraParams | FullParams | HeadParams

@@ -5,7 +5,12 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 
-def _all_different(names: tuple[str, ...]) -> tuple[str, ...]:
+def all_different(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Check a list of names for pydantic.
+
+    Raises:
+        ValueError: if a name comes twice.
+    """
     if len(set(names)) < len(names):
         raise ValueError("names must differ from each other")
     return names
@@ -73,7 +78,7 @@ class Classes(Row):
     """A label column that holds a class: its number, or its name."""
 
     column: str
-    names: Annotated[tuple[str, ...], AfterValidator(_all_different)] = Field(
+    names: Annotated[tuple[str, ...], AfterValidator(all_different)] = Field(
         min_length=2, description="in the order of the class numbers"
     )
 
@@ -82,7 +87,7 @@ class Threshold(Row):
     """Two classes cut from a number: above the threshold or not. Numbers too close to it are left out."""
 
     column: str
-    names: Annotated[tuple[str, str], AfterValidator(_all_different)] = Field(description="not above, above")
+    names: Annotated[tuple[str, str], AfterValidator(all_different)] = Field(description="not above, above")
     above: float
     margin: float = Field(0.0, ge=0, description="rows with |number - above| < margin are left out")
 
@@ -120,7 +125,7 @@ class DatasetRow(Row):
     """One data set: where it comes from, which columns are text and label, how it is split and how it is scored."""
 
     source: HubSource | FilesSource | PackageSource = Field(discriminator="kind")
-    text: Annotated[tuple[str, ...], AfterValidator(_all_different)] = Field(
+    text: Annotated[tuple[str, ...], AfterValidator(all_different)] = Field(
         min_length=1, max_length=2, description="one text column, or a pair"
     )
     label: Label

@@ -1,9 +1,10 @@
 """Score the trained adapter on the test split.
 
-Reads artifacts/tokens and artifacts/adapter. Writes reports/evaluate/.
+Reads artifacts/tokens and artifacts/adapter. Writes reports/evaluate/, and into artifacts/exports/ the forms that
+`evaluate.export` asks for, with parity.json, which says how far their logits are from the adapter's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,20 @@ from pyarrow import parquet
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline import adapters, artifacts, console, inference, models, params, plots, scores, stage, tokens, training
+from pipeline import (
+    adapters,
+    artifacts,
+    console,
+    exports,
+    inference,
+    models,
+    params,
+    plots,
+    scores,
+    stage,
+    tokens,
+    training,
+)
 from pipeline.rows import DatasetRow, Number
 
 GROUPS = 10  # equal parts of a regression's range, for the plot of actual against predicted
@@ -60,10 +74,32 @@ def outcome_of(model: PeftModel, view: params.EvaluateView) -> Outcome:
     return Outcome(beside, torch.tensor(test["label"]), float((beside - merged).abs().max()))
 
 
-def main(view: params.EvaluateView) -> None:
+def load_model(view: params.EvaluateView) -> PeftModel:
+    """Return the trained adapter beside its base."""
     base = models.load_base_model(view.base_model, view.dataset)
-    model = adapters.load_adapter(base, artifacts.ADAPTER, trainable=False)
+    return adapters.load_adapter(base, artifacts.ADAPTER, trainable=False)
+
+
+def export(view: params.EvaluateView, logits: Tensor) -> dict[str, float]:
+    """Write the forms that are asked for; return how far each, loaded again, is from the adapter's logits at most."""
+    test, collate = tokens.load_tokens("test"), tokens.collator(view.base_model)
+    differences: dict[str, float] = {}
+    with artifacts.replacing(artifacts.EXPORTS) as folder:
+        folder.mkdir()
+        for form in view.evaluate.export:
+            exports.write(form, load_model(view), folder / form, view.base_model)
+            loaded = exports.load(form, folder / form, models.load_base_model(view.base_model, view.dataset))
+            with console.progress(f"compare {form}", len(test), "examples") as advance:
+                found = inference.logits(loaded, test, collate, view.evaluate.batch_size, advance)
+            differences[form] = float((found - logits).abs().max())
+        artifacts.write_metrics(folder / artifacts.PARITY, differences)
+    return differences
+
+
+def main(view: params.EvaluateView) -> None:
+    model = load_model(view)
     outcome = outcome_of(model, view)
+    differences = export(view, outcome.logits)
     metrics = {
         **evaluate(outcome, view.dataset, view.evaluate.resamples),
         **adapters.count_parameters(model, view.base_model),
@@ -73,14 +109,18 @@ def main(view: params.EvaluateView) -> None:
     artifacts.write_metrics(artifacts.EVALUATE_METRICS, metrics)
     write_predictions(outcome, view.dataset)
     write_picture(outcome, view)
-    rows = [
-        (name, metrics[name], f"{metrics[f'{name}_low']:.4f} to {metrics[f'{name}_high']:.4f}")
-        for name in view.dataset.metrics
-    ]
-    rest = [
-        (name, value, "") for name, value in metrics.items() if not name.startswith(("score", *view.dataset.metrics))
-    ]
+    report(metrics, differences, view)
+
+
+def report(metrics: Mapping[str, float], differences: Mapping[str, float], view: params.EvaluateView) -> None:
+    """Print the closing table, and one of the exports if there are any."""
+    names = view.dataset.metrics
+    rows = [(name, metrics[name], f"{metrics[f'{name}_low']:.4f} to {metrics[f'{name}_high']:.4f}") for name in names]
+    rest = [(name, value, "") for name, value in metrics.items() if not name.startswith(("score", *names))]
     console.table(f"evaluate: {view.data}", ["metric", "value", "95 % interval"], [*rows, *rest])
+    if differences:
+        exported = [(form, value, str(artifacts.EXPORTS / form)) for form, value in differences.items()]
+        console.table("exports, loaded again", ["form", "largest difference of logits", "folder"], exported)
 
 
 def write_predictions(outcome: Outcome, dataset: DatasetRow) -> None:

@@ -154,6 +154,10 @@ MISTAKES = [
     ("train.warmup_share", 1.5, "train.warmup_share: input should be less than or equal to 1, got 1.5"),
     ("train.precision", "bf32", "train.precision: input should be 'fp32', 'bf16' or 'fp16', got 'bf32'; did you mean"),
     ("train.compile", "maybe", "train.compile: input should be a valid boolean, unable to interpret input"),
+    ("evaluate.export", ..., "evaluate.export: this key is required"),
+    ("evaluate.export", "lora", "evaluate.export: input should be a list, got 'lora'"),
+    ("evaluate.export", ["lroa"], "evaluate.export.0: input should be 'lora' or 'merged', got 'lroa'; did you"),
+    ("evaluate.export", ["lora", "lora"], "evaluate.export: names must differ from each other, got ['lora', 'lora']"),
     ("tokenize.max_length", 7, "tokenize.max_length: input should be greater than or equal to 8, got 7"),
     ("seed", -1, "seed: input should be greater than or equal to 0, got -1"),
     ("lsr.learning_rate", float("inf"), "lsr.learning_rate: input should be a finite number, got inf"),
@@ -188,6 +192,23 @@ def test_an_order_is_not_searched_for_a_start_that_has_no_target(workspace):
     change("params.yaml", "lsr.align", True)
     message = "align needs init row_space, principal, minor, gradient or activation, got random"
     assert refusal() == [f"params.yaml: lsr: {message}"]
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full", "head"])
+def test_only_an_lsr_adapter_is_exported_as_lora(workspace, adapter):
+    change("params.yaml", "adapter", adapter)
+    change("params.yaml", "evaluate.export", ["merged"])
+    assert params.load(params.EvaluateView).evaluate.export == ("merged",)
+    change("params.yaml", "evaluate.export", ["lora", "merged"])
+    message = f"export: lora is for adapter lsr, and the adapter is {adapter}; allowed here are [] and [merged]"
+    assert refusal() == [f"params.yaml: evaluate: {message}"]
+
+
+def test_an_unknown_adapter_is_reported_once_beside_an_export(workspace):
+    change("params.yaml", "adapter", "lro")
+    change("params.yaml", "evaluate.export", ["lora"])
+    (line,) = refusal()
+    assert line.startswith("params.yaml: adapter: input should be")
 
 
 def test_a_misspelt_key_is_not_reported_as_missing_too(workspace):

@@ -10,8 +10,9 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import EvalPrediction
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction
 
+from lsr.model import adapted_layers
 from pipeline import adapters, artifacts, inference, models, params, tokens, training
 from pipeline.errors import UserError
 from stages import evaluate, factorize_init, tokenize, train
@@ -50,11 +51,15 @@ def report(path):
 
 def digests(folder):
     tracked = [path for path in sorted(Path(folder).rglob("*.*")) if path not in artifacts.UNTRACKED]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tracked}
+    return {path.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in tracked}
 
 
 def base_model(view):
     torch.manual_seed(view.seed)
+    return base_of(view)
+
+
+def base_of(view):
     return models.load_base_model(view.base_model, view.dataset)
 
 
@@ -260,6 +265,87 @@ def test_a_regression_is_scored_by_its_correlations(at):
     assert "calibration_error" not in scores
     rows = list(csv.DictReader(artifacts.EVALUATE_PREDICTIONS.open(newline="")))
     assert {row["actual_group"] for row in rows} == {"0: 0 to 0.4", "9: 3.6 to 4"}
+
+
+def exported(words):
+    """Run the pipeline, and return what the exports say beside the adapter."""
+    run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
+    assert {path.name for path in artifacts.EXPORTS.iterdir()} == {"parity.json", *words}
+    return report(artifacts.EXPORTS / "parity.json")
+
+
+def test_without_a_word_nothing_is_exported(at, capsys):
+    at()
+    assert exported([]) == {}
+    assert "exports" not in capsys.readouterr().out
+
+
+def test_both_forms_are_written_and_compared(at, capsys):
+    folder = at(lsr={"learning_rate": 0.1}, evaluate={"export": ["merged", "lora"]})
+    differences = exported(["lora", "merged"])
+    assert differences.keys() == {"lora", "merged"}
+    assert all(value < 1e-5 for value in differences.values())
+    shown = capsys.readouterr().out
+    assert f"  lora | {differences['lora']:.4g} | artifacts/exports/lora" in shown
+    assert "  merged | " in shown
+
+    view = params.load(params.EvaluateView)
+    model = adapters.load_adapter(base_of(view), artifacts.ADAPTER, trainable=False)
+    expected = logits(model)
+    for layer in adapted_layers(model).values():
+        layer.scaling["default"] = 0.0
+    assert (logits(model) - expected).abs().max() > 1e-3  # the update is no small thing that could be lost unseen
+    merged = AutoModelForSequenceClassification.from_pretrained("artifacts/exports/merged")
+    assert logits(merged) == pytest.approx(expected, abs=1e-5)
+    assert merged.config.id2label == {0: "not_equivalent", 1: "equivalent"}
+    assert not any("lsr" in name or "lora" in name for name in merged.state_dict())
+    assert AutoTokenizer.from_pretrained("artifacts/exports/merged")("the cat")["input_ids"][0] == 0
+    plain = PeftModel.from_pretrained(base_of(view), "artifacts/exports/lora")
+    assert logits(plain) == pytest.approx(expected, abs=1e-5)
+    config = report(Path("artifacts/exports/lora/adapter_config.json"))
+    assert (config["peft_type"], config["base_model_name_or_path"]) == ("LORA", "tiny-roberta")
+    for path in artifacts.EXPORTS.rglob("*.json"):
+        assert str(folder) not in path.read_text(), path
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full", "head"])
+def test_any_adapter_is_exported_merged(at, adapter):
+    at(adapter=adapter, evaluate={"export": ["merged"]})
+    assert exported(["merged"])["merged"] < 1e-5
+    view = params.load(params.EvaluateView)
+    merged = AutoModelForSequenceClassification.from_pretrained("artifacts/exports/merged")
+    beside = adapters.load_adapter(base_of(view), artifacts.ADAPTER, trainable=False)
+    assert logits(merged) == pytest.approx(logits(beside), abs=1e-5)
+
+
+def test_a_subtracted_start_is_exported_with_its_regression_head(at):
+    start = {"init": "principal", "residual": "fold"}
+    at(data="ratings", lsr=start, evaluate={"export": ["lora", "merged"]})
+    assert all(value < 1e-4 for value in exported(["lora", "merged"]).values())
+
+
+def test_exports_have_the_same_bytes_every_time_and_leave_with_their_word(at):
+    at(evaluate={"export": ["lora", "merged"]})
+    exported(["lora", "merged"])
+    first = digests(artifacts.EXPORTS)
+    run(EVALUATE)
+    assert digests(artifacts.EXPORTS) == first
+    everything = workspace.read_yaml(Path("params.yaml"))
+    workspace.write_yaml(Path("params.yaml"), workspace.merged(everything, {"evaluate": {"export": []}}))
+    run(EVALUATE)
+    assert list(digests(artifacts.EXPORTS)) == ["artifacts/exports/parity.json"]
+
+
+def test_an_export_that_is_refused_is_one_line_and_leaves_the_old_one(at):
+    at(adapter="lora")
+    exported([])
+    before = digests(artifacts.EXPORTS)
+    changed = {"adapter": "lsr", "evaluate": {"export": ["lora"]}}  # by hand, without training again
+    workspace.write_yaml(Path("params.yaml"), workspace.merged(workspace.read_yaml(Path("params.yaml")), changed))
+    with pytest.raises(UserError) as error:
+        run(EVALUATE)
+    assert str(error.value) == "params.yaml: evaluate.export: lora: the model has no LSR adapter 'default'"
+    assert digests(artifacts.EXPORTS) == before
 
 
 STARTS = [
