@@ -371,8 +371,12 @@ class LsrLinear(nn.Module, LsrLayer):
         # Not persistent: W while adapters are merged or folded into the base weight, never part of a state dict.
         self.register_buffer("_pretrained_weight", None, persistent=False)
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # (..., in_features) -> (..., out_features)
-        """Return the base layer's output plus that of the active adapters."""
+    def forward(  # (..., in_features) -> (..., out_features)
+        self, x: Tensor, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Return the base layer's output plus that of the active adapters, or in row i that of `adapter_names[i]`."""
+        if adapter_names is not None:
+            return self._forward_rows(x, adapter_names, *args, **kwargs)
         if self.disable_adapters and self.merged:
             self.unmerge()
         names = [] if self.disable_adapters or self.merged else [n for n in self.active_adapters if n in self.scaling]
@@ -382,6 +386,14 @@ class LsrLinear(nn.Module, LsrLayer):
         for name in names:
             a, b = self.collapse(name)
             result = add_low_rank(result, self.lsr_dropout[name](x), a, b, self.scaling[name])
+        return result
+
+    def _forward_rows(self, x: Tensor, adapter_names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
+        result = cast("Tensor", self.base_layer(x, *args, **kwargs))
+        for name, scaling in self.scaling.items():
+            rows = [row for row, chosen in enumerate(adapter_names) if chosen == name]
+            if rows:  # the whole update, as the base weight is the pretrained one here
+                result[rows] = add_low_rank(result[rows], x[rows], *self.as_lora(name), scaling)
         return result
 
     def _forward_fused(self, x: Tensor, adapter_name: str) -> Tensor:

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar, cast
 
 import torch
@@ -18,6 +18,7 @@ from lsr.budget import captured_shares, spread_terms
 from lsr.config import DATA_STARTS, PATTERNS, LsrConfig
 from lsr.factorize import Start
 from lsr.layer import LsrLayer, LsrLinear
+from lsr.mixed import copies_of_a_row, rows_choose
 from lsr.separable import pad_columns
 from lsr.spectrum import leading_row_space
 from lsr.statistics import input_covariances, weight_gradients
@@ -144,9 +145,9 @@ class LsrModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: object, **kwargs: object) -> Iterator[None]:
-        if kwargs.get("adapter_names") is not None:  # PEFT would drop it without a word
-            raise ValueError("adapter_names: LSR adapters cannot differ within one batch; use set_adapter")
-        yield
+        names = cast("list[str] | None", kwargs.get("adapter_names"))
+        with nullcontext() if names is None else rows_choose(self, names, copies_of_a_row(kwargs)):
+            yield
 
     def _create_and_replace(
         self,

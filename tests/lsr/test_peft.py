@@ -507,12 +507,6 @@ def test_a_second_adapter_may_sit_on_other_layers(tmp_path):
     assert torch.equal(logits(PeftModel.from_pretrained(tiny("bert"), str(tmp_path / "second"))), logits(alone))
 
 
-def test_different_adapters_within_one_batch_are_refused():
-    model = with_two(CASES["two factors"])
-    with pytest.raises(ValueError, match="adapter_names: LSR adapters cannot differ within one batch"):
-        model(**tokens(), adapter_names=["default", "second", "default", "second"])
-
-
 def test_copies_of_a_model_are_independent():
     model = with_two(CASES["two factors"])
     twin = copy.deepcopy(model)
