@@ -3,12 +3,9 @@
 A certificate is the exact relative distance of what is written to what was there.
 """
 
-import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 from torch import Tensor
 
@@ -16,8 +13,6 @@ from lsr.config import LsrConfig
 from lsr.files import PREFIX, InputError, write_adapter, writing
 from lsr.reduce import Reduced, Update, fewest_terms, fit_update, total_error
 from lsr.shapes import Form
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -111,28 +106,12 @@ def _certificate(name: str, part: Part, tensors: Mapping[str, Tensor]) -> LayerC
 
 
 def _with_shapes(config: LsrConfig, parts: Mapping[str, Part]) -> LsrConfig:
-    """Return the configuration with the most frequent shapes, and those of other layers by their names."""
-    rank_shape, rank_pattern = _usual({name: part.form.rank_shape for name, part in parts.items()})
-    terms, term_pattern = _usual({name: part.reduced.separation_rank for name, part in parts.items()})
-    alpha, alpha_pattern = _usual({name: part.scaling * part.form.rank for name, part in parts.items()})
-    return replace(
-        config,
-        rank_shape=rank_shape,
-        rank_pattern=rank_pattern,
-        separation_rank=terms,
-        separation_rank_pattern=term_pattern,
-        alpha=alpha,
-        alpha_pattern=alpha_pattern,
-        rank_stabilized=False,
-        inference_mode=True,
-        recipe={},  # nothing is started again
+    shaped = config.with_layers(
+        {name: part.form.rank_shape for name, part in parts.items()},
+        {name: part.reduced.separation_rank for name, part in parts.items()},
+        {name: part.scaling for name, part in parts.items()},
     )
-
-
-def _usual(values: Mapping[str, Value]) -> tuple[Value, dict[str, Value]]:
-    """Return the most frequent value, and those of the other layers by a pattern that matches only them."""
-    usual = Counter(values.values()).most_common(1)[0][0]
-    return usual, {re.escape(name): value for name, value in values.items() if value != usual}
+    return replace(shaped, inference_mode=True)
 
 
 def check_values(separation_rank: int | None, error: float | None, rank_shape: tuple[int, ...] | None) -> None:

@@ -1,11 +1,15 @@
 """LsrConfig: what a user chooses of an LSR adapter."""
 
 import re
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from math import prod, sqrt
-from typing import Any
+from typing import Any, TypeVar
 
 from peft import PeftConfig, PeftType
+
+Value = TypeVar("Value")
 
 # By what they look at: a start that is a function of the seed or of the weight alone can be made again when loading.
 PRODUCT_STARTS = ("principal", "minor", "cp")  # they fit A and B, so these may also start at a non-zero update
@@ -232,6 +236,33 @@ class LsrConfig(PeftConfig):
         rank = prod(rank_shape)
         return alpha / sqrt(rank) if self.rank_stabilized else alpha / rank
 
+    def with_layers(
+        self,
+        rank_shapes: Mapping[str, tuple[int, ...]],
+        separation_ranks: Mapping[str, int],
+        scalings: Mapping[str, float],
+    ) -> "LsrConfig":
+        """Return the configuration of an adapter whose factors are there, with these values for its layers.
+
+        The most frequent values become the usual ones, those of other layers a pattern that matches only them.
+        """
+        alphas = {name: scaling * prod(rank_shapes[name]) for name, scaling in scalings.items()}
+        rank_shape, rank_pattern = _most_frequent(rank_shapes)
+        terms, term_pattern = _most_frequent(separation_ranks)
+        alpha, alpha_pattern = _most_frequent(alphas)
+        return replace(
+            self,
+            rank_shape=rank_shape,
+            rank_pattern=rank_pattern,
+            separation_rank=terms,
+            separation_rank_pattern=term_pattern,
+            budget=None,
+            alpha=alpha,
+            alpha_pattern=alpha_pattern,
+            rank_stabilized=False,
+            recipe={},  # nothing is started again
+        )
+
     @property
     def start(self) -> str:
         """The word that says how factors start; False has one too, for only its B differs."""
@@ -264,3 +295,9 @@ class LsrConfig(PeftConfig):
         if self.modules_to_save:  # PEFT appends the names of the usual heads each time that an adapter is loaded
             fields["modules_to_save"] = list(dict.fromkeys(self.modules_to_save))
         return fields
+
+
+def _most_frequent(values: Mapping[str, Value]) -> tuple[Value, dict[str, Value]]:
+    """Return the most frequent value, and those of the other layers by a pattern that matches only them."""
+    usual = Counter(values.values()).most_common(1)[0][0]
+    return usual, {re.escape(name): value for name, value in values.items() if value != usual}

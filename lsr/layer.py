@@ -93,7 +93,7 @@ class LsrLayer(BaseTunerLayer):
         self.lsr_fixed[adapter_name] = FixedPart()
         self._make_room(len(rank_shape))
         zero = config.init_weights is not False
-        self._set_start(adapter_name, Start(*random_factors(form, zero, self._generator(config.seed))), config)
+        self.set_start(adapter_name, Start(*random_factors(form, zero, self._generator(config.seed))), config)
         if config.align:  # room for what a file holds
             self._set_slots(adapter_name, "in_slots", torch.arange(self.in_features))
             if config.fits_outputs:
@@ -168,7 +168,7 @@ class LsrLayer(BaseTunerLayer):
         if self.factors(adapter_name)[0][0].is_meta:
             return None  # about to be loaded
         start = self._begin(adapter_name, config, statistic)
-        self._set_start(adapter_name, start, config)
+        self.set_start(adapter_name, start, config)
         self._subtract(adapter_name, start)
         return start
 
@@ -210,7 +210,7 @@ class LsrLayer(BaseTunerLayer):
         except ValueError as error:
             raise ValueError(f"layer {self.layer_name!r}: {error}") from None
 
-    def _set_start(self, adapter_name: str, start: Start, config: LsrConfig) -> None:
+    def set_start(self, adapter_name: str, start: Start, config: LsrConfig) -> None:
         """Set the factors; frozen ones become buffers, which are stored if they cannot be made again."""
         frozen = config.frames == "frozen"
         for side, factors in (("A", start.a), ("B", start.b)):

@@ -22,6 +22,7 @@ from lsr.mixed import copies_of_a_row, rows_choose
 from lsr.separable import pad_columns
 from lsr.spectrum import leading_row_space
 from lsr.statistics import input_covariances, weight_gradients
+from lsr.weighted import EXACT, check_request, sum_adapters
 
 Value = TypeVar("Value")
 MOST_TERMS_BY_SEARCH = 16
@@ -148,6 +149,39 @@ class LsrModel(BaseTuner):
         names = cast("list[str] | None", kwargs.get("adapter_names"))
         with nullcontext() if names is None else rows_choose(self, names, copies_of_a_row(kwargs)):
             yield
+
+    def add_weighted_adapter(
+        self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = EXACT
+    ) -> None:
+        """Add the weighted sum of adapters as an adapter of its own, not active yet: exact, with ranks that add up.
+
+        Its rank shape is (sum of all r1, r2, ...), and its terms are those of all adapters. A module that one of them
+        has trained whole is copied.
+
+        Raises:
+            ValueError: if the sum has no exact form as an LSR adapter; says why, and leaves the model as it was.
+        """
+        configs = cast("dict[str, LsrConfig]", self.peft_config)
+        check_request(configs, adapters, weights, adapter_name, combination_type)
+        owners = self._owners_of_heads(adapters)
+        config, starts = sum_adapters(adapted_layers(self), configs, adapters, weights)
+        self.peft_config[adapter_name] = config
+        self.inject_adapter(self.model, adapter_name)
+        for name, layer in adapted_layers(self).items():
+            if name in starts:
+                layer.set_start(adapter_name, starts[name], config)
+        for wrapper, owner in owners:
+            wrapper.modules_to_save[adapter_name].load_state_dict(wrapper.modules_to_save[owner].state_dict())
+
+    def _owners_of_heads(self, adapters: list[str]) -> list[tuple[ModulesToSaveWrapper, str]]:
+        found = []
+        for name, module in self.model.named_modules():
+            if isinstance(module, ModulesToSaveWrapper):
+                owners = [owner for owner in dict.fromkeys(adapters) if owner in module.modules_to_save]
+                if len(owners) > 1:
+                    raise ValueError(f"modules_to_save: {owners} have each trained {name!r} whole: they have no sum")
+                found += [(module, owner) for owner in owners]
+        return found
 
     def _create_and_replace(
         self,
