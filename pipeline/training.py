@@ -150,7 +150,7 @@ class StopAtDivergence(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, float],
+        logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
         """Look at the loss.
@@ -158,10 +158,9 @@ class StopAtDivergence(TrainerCallback):
         Raises:
             UserError: if it is infinite or NaN.
         """
-        if not math.isfinite(logs.get("loss", 0.0)):
-            raise UserError(
-                f"train: the loss is {logs['loss']} after {state.global_step} steps: lower the learning rate"
-            )
+        loss = (logs or {}).get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise UserError(f"train: the loss is {loss} after {state.global_step} steps: lower the learning rate")
 
 
 def curves(history: Sequence[dict[str, float]]) -> dict[str, list[tuple[int, float]]]:
