@@ -1,11 +1,14 @@
-"""Logits of a model over a tokenized split."""
+"""Logits of a model over a tokenized split, and what they predict."""
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import DataCollatorWithPadding
+
+from pipeline.rows import DatasetRow
 
 
 @torch.inference_mode()
@@ -28,3 +31,11 @@ def logits(
         found.append(model(**{name: value.to(device) for name, value in batch.items()}).logits.float().cpu())
         advance(len(indices))
     return torch.cat(found)[order.argsort()]
+
+
+def predicted(
+    logits: np.ndarray,  # (examples, labels)
+    row: DatasetRow,
+) -> np.ndarray:  # (examples,)
+    """Return class numbers, or the predicted numbers of a regression."""
+    return logits[:, 0] if row.is_regression else logits.argmax(axis=1)

@@ -22,7 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from pipeline import adapters, scores
+from pipeline import adapters, inference, scores
 from pipeline.errors import UserError
 from pipeline.params import PARAMS, TrainParams, TrainView
 from pipeline.rows import DatasetRow
@@ -98,19 +98,11 @@ def scorer(row: DatasetRow) -> Callable[[EvalPrediction], dict[str, float]]:
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         found = scores.score(
-            row.metrics, predicted(np.asarray(prediction.predictions), row), np.asarray(prediction.label_ids)
+            row.metrics, inference.predicted(np.asarray(prediction.predictions), row), np.asarray(prediction.label_ids)
         )
         return {"score": found[row.metrics[0]], **found}
 
     return compute
-
-
-def predicted(
-    logits: np.ndarray,  # (examples, labels)
-    row: DatasetRow,
-) -> np.ndarray:  # (examples,)
-    """Return class numbers, or the predicted numbers of a regression."""
-    return logits[:, 0] if row.is_regression else logits.argmax(axis=1)
 
 
 def checkpoint_folder(view: TrainView, inputs: Sequence[Path]) -> Path:

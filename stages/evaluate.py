@@ -14,20 +14,7 @@ from pyarrow import parquet
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline import (
-    adapters,
-    artifacts,
-    console,
-    exports,
-    inference,
-    models,
-    params,
-    plots,
-    scores,
-    stage,
-    tokens,
-    training,
-)
+from pipeline import adapters, artifacts, console, exports, inference, models, params, plots, scores, stage, tokens
 from pipeline.rows import DatasetRow, Number
 
 GROUPS = 10  # equal parts of a regression's range, for the plot of actual against predicted
@@ -48,7 +35,7 @@ def evaluate(outcome: Outcome, dataset: DatasetRow, resamples: int) -> dict[str,
     `score` is the first metric; `loss` is in nats per example, or the mean squared error of a regression.
     """
     labels = outcome.labels.numpy()
-    predicted = training.predicted(outcome.logits.numpy(), dataset)
+    predicted = inference.predicted(outcome.logits.numpy(), dataset)
     found = scores.score(dataset.metrics, predicted, labels)
     bounds = scores.intervals(dataset.metrics, predicted, labels, resamples)
     metrics = {"score": found[dataset.metrics[0]], **found, "merge_difference": outcome.merge_difference}
@@ -128,7 +115,7 @@ def write_predictions(outcome: Outcome, dataset: DatasetRow) -> None:
     path = artifacts.tokens("test")
     texts = [name for name in parquet.read_schema(path).names if name in ("text", "text_pair")]
     table = parquet.read_table(path, columns=texts)
-    predicted = training.predicted(outcome.logits.numpy(), dataset)
+    predicted = inference.predicted(outcome.logits.numpy(), dataset)
     columns: dict[str, Sequence[artifacts.Value]] = {name: table[name].to_pylist() for name in texts}
     if isinstance(dataset.label, Number):
         columns |= {"actual": outcome.labels.tolist(), "predicted": predicted.tolist()}
@@ -151,7 +138,7 @@ def groups(values: np.ndarray, label: Number) -> list[str]:
 
 def write_picture(outcome: Outcome, view: params.EvaluateView) -> None:
     """Draw the confusion matrix, or the scatter plot of a regression."""
-    predicted, label = training.predicted(outcome.logits.numpy(), view.dataset), view.dataset.label
+    predicted, label = inference.predicted(outcome.logits.numpy(), view.dataset), view.dataset.label
     title = f"{view.model} on {view.data}, test split"
     if isinstance(label, Number):
         plots.scatter(

@@ -102,7 +102,7 @@ def _score(model: PeftModel, view: TrainView, split: Dataset) -> float:
     collate = tokens.collator(view.base_model)
     outputs = inference.logits(model, split, collate, EXAMPLES_AT_ONCE, lambda done: None)
     metric = view.dataset.metrics[0]
-    predicted = training.predicted(outputs.numpy(), view.dataset)
+    predicted = inference.predicted(outputs.numpy(), view.dataset)
     return scores.score([metric], predicted, np.asarray(split["label"]))[metric]
 
 

@@ -99,7 +99,7 @@ def race(contender: Contender, epochs: int) -> Row:
     def score() -> float:
         outputs = inference.logits(model, splits["test"], collate, 128, lambda done: None)
         model.train()
-        predicted = training.predicted(outputs.numpy(), view.dataset)
+        predicted = inference.predicted(outputs.numpy(), view.dataset)
         return scores.score(["accuracy"], predicted, np.asarray(splits["test"]["label"]))["accuracy"]
 
     watch = StopWatch(begin, max(1, epochs * steps_an_epoch // LOOKS), score)
