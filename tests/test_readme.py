@@ -26,6 +26,13 @@ def test_the_result_table_is_that_of_the_committed_reports():
         assert f"{found[name]:,}" in README, name
 
 
+def test_the_table_of_starts_is_that_of_the_committed_comparison():
+    found = (ROOT / "benchmarks/results/init/table.md").read_text(encoding="utf-8")
+    overview = re.search(r"^\| start \|.*?\n\n", found, re.DOTALL | re.MULTILINE)
+    assert overview is not None
+    assert overview.group() in README
+
+
 @pytest.mark.parametrize("block", blocks("yaml"))
 def test_a_row_that_is_shown_is_valid(block):
     (row,) = YAML(typ="safe", pure=True).load(block).values()
