@@ -4,20 +4,23 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from logging import ERROR, getLogger
 from pathlib import Path
 
 import peft
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import lsr
+from lsr import loading
 from lsr.factorize import Start
+from lsr.files import InputError, read_config
 from lsr.layer import LsrLayer
 from lsr.model import check_names, collect_statistics, start_factors
 from pipeline.errors import UserError
-from pipeline.models import public_name
+from pipeline.models import installed_folder, public_name
 from pipeline.params import AdapterParams, FullParams, LoraParams, LsrParams, Targets
 from pipeline.rows import ModelRow
 
@@ -170,6 +173,28 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> Pef
     # The folder names a hub repository. PEFT would ask the hub about it whenever the Trainer saves a checkpoint.
     model.peft_config["default"].base_model_name_or_path = base.name_or_path
     return model
+
+
+def open_adapter(folder: Path, base: str | None) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """Return a trained adapter, of LSR or LoRA or none, beside the base model that it names, and the tokenizer.
+
+    `base` is a folder or hub repository instead of the named one. A named one that a row of pipeline/models.yaml has
+    as an installed package is taken from there.
+
+    Raises:
+        UserError: if the folder is no such adapter, or its base model or tokenizer is not there or does not fit.
+    """
+    getLogger("huggingface_hub").setLevel(ERROR)  # that it tries again, when there is no connection
+    try:
+        fields = read_config(folder)
+        name = base or installed_folder(str(fields.get("base_model_name_or_path")))
+        load = loading.load_adapter if fields["peft_type"] == loading.METHOD else loading.load_lora
+        model, tokenizer = load(folder, name), loading.load_tokenizer(folder, name)
+    except InputError as error:
+        raise UserError(str(error)) from None
+    if tokenizer is None:
+        raise UserError(f"{folder}: no tokenizer beside the adapter or its base model; see --base")
+    return model, tokenizer
 
 
 def count_parameters(model: PeftModel, row: ModelRow) -> dict[str, int]:

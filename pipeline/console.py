@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 console = Console(highlight=False, markup=False, emoji=False)  # names such as [x] and :x: are shown as they are
+errors = Console(highlight=False, markup=False, emoji=False, stderr=True)  # for commands whose output others read
 SECONDS_BETWEEN_LINES = 5.0
 Item = TypeVar("Item")
 Cell = str | int | float
@@ -23,18 +24,18 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def progress(description: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def progress(description: str, total: int, unit: str, to: Console = console) -> Iterator[Callable[[int], None]]:
     """Show a bar with rate and remaining time; yield a function that takes the number of units just done."""
-    if not console.is_terminal:
-        yield _plain_progress(description, total, unit)
+    if not to.is_terminal:
+        yield _plain_progress(description, total, unit, to)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=to) as bar:
         task = bar.add_task(description, total=total, unit=unit)
         yield lambda done: bar.advance(task, done)
 
 
-def _plain_progress(description: str, total: int, unit: str) -> Callable[[int], None]:
+def _plain_progress(description: str, total: int, unit: str, to: Console) -> Callable[[int], None]:
     start = last = time.monotonic()
     count = 0
 
@@ -45,7 +46,7 @@ def _plain_progress(description: str, total: int, unit: str) -> Callable[[int], 
         if now - last >= SECONDS_BETWEEN_LINES:
             last, rate = now, count / (now - start)
             left = f"{(total - count) / rate:.0f} s left"
-            console.print(f"{description}: {count}/{total} {unit}, {rate:.1f} {unit}/s, {left}", soft_wrap=True)
+            to.print(f"{description}: {count}/{total} {unit}, {rate:.1f} {unit}/s, {left}", soft_wrap=True)
 
     return advance
 

@@ -16,6 +16,7 @@ import pandas as pd
 from pipeline import labels, params, sources
 from pipeline.errors import UserError
 from pipeline.rows import DatasetRow, Number
+from pipeline.texts import checked_text, is_missing
 
 SPLITS = ("train", "validation", "test")
 DROPPED = ("missing", "within_margin", "duplicate")
@@ -65,11 +66,11 @@ def _usable(columns: sources.Columns, row: DatasetRow, where: str, dropped: Coun
         zip(columns[row.label.column], *(columns[column] for column in row.text), strict=True), start=1
     ):
         try:
-            if _is_missing(value) or any(_is_missing(text) for text in texts):
+            if is_missing(value) or any(is_missing(text) for text in texts):
                 dropped["missing"] += 1
                 continue
             label = reader(value)
-            checked = [_checked_text(text) for text in texts]
+            checked = [checked_text(text) for text in texts]
         except ValueError as error:
             raise UserError(f"{where}: row {number}: {error}") from None
         if label is None:
@@ -78,20 +79,6 @@ def _usable(columns: sources.Columns, row: DatasetRow, where: str, dropped: Coun
         for key, kept_value in zip(kept, (*checked, label), strict=True):
             kept[key].append(kept_value)
     return pd.DataFrame({**kept, "label": pd.Series(kept["label"], dtype=float if row.is_regression else int)})
-
-
-def _is_missing(value: object) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
-
-
-def _checked_text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"a text must be text, got {value!r}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError(f"a text must be valid Unicode, got {value!r}") from None
-    return value
 
 
 def _distinct(splits: Mapping[str, pd.DataFrame], dropped: Counter[str]) -> pd.DataFrame:

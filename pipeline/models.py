@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
+from pipeline import params
 from pipeline.errors import UserError
 from pipeline.rows import DatasetRow, HubModel, ModelRow, Number, PackageModel
 
@@ -67,6 +68,17 @@ def load_tokenizer(row: ModelRow) -> "PreTrainedTokenizerBase":
 def public_name(row: ModelRow) -> tuple[str, str | None]:
     """Return the name and revision under which others find the base model: no path of this machine."""
     return (row.source.same_as if isinstance(row.source, PackageModel) else row.source.path), row.source.revision
+
+
+def installed_folder(name: str) -> str | None:
+    """Return the folder of the package that pipeline/models.yaml says is the same as a hub repository, or None.
+
+    Raises:
+        UserError: if there is such a package, but it is not installed or not what the row pins.
+    """
+    sources = [row.source for row in params.load_rows("model").values()]
+    same = [source for source in sources if isinstance(source, PackageModel) and source.same_as == name]
+    return str(_package_folder(same[0])) if same else None
 
 
 def _source(row: ModelRow) -> tuple[str, str | None]:

@@ -193,12 +193,13 @@ class FactorizeInitView(View):
 
 
 class TrainView(View):
-    """Of stages/train.py."""
+    """Of stages/train.py. What it leaves says how long the texts were."""
 
     data: Word
     model: Word
     adapter: str
     seed: int
+    tokenize: TokenizeParams
     train: TrainParams
     section: AdapterParams
     dataset: DatasetRow
@@ -251,6 +252,16 @@ def load_row(word: str, name: str) -> Any:
     if name not in rows:
         raise UserError(f"{PARAMS}: {word}: no row {name!r} in {path}{nearest(name, rows)}; rows: {', '.join(rows)}")
     return _validate(schema, rows[name], path, (name,))
+
+
+def load_rows(word: str) -> dict[str, Any]:
+    """Return all rows of the table that `word` ("data" or "model") chooses from, by name.
+
+    Raises:
+        UserError: if the table or a row is broken.
+    """
+    path, schema = TABLES[word]
+    return {name: _validate(schema, row, path, (name,)) for name, row in _read(path).items()}
 
 
 def _read(path: Path) -> dict[str, Any]:

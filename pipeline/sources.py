@@ -25,14 +25,19 @@ def read(row: DatasetRow, where: str) -> dict[Split, Columns]:
         case HubSource() as source:
             tables = {split: _hub(source, split, f"{where}: {split}") for split in source.splits}
         case FilesSource() as source:
-            tables = {split: _file(Path(path), f"{where}: {split}") for split, path in source.files.items()}
+            tables = {split: read_file(Path(path), f"{where}: {split}") for split, path in source.files.items()}
         case PackageSource() as source:
             tables = {"train": _package(source, where)}
     wanted = (*row.text, row.label.column)
-    return {split: _select(table, wanted, f"{where}: {split}") for split, table in tables.items()}
+    return {split: select(table, wanted, f"{where}: {split}") for split, table in tables.items()}
 
 
-def _select(table: Columns, wanted: Iterable[str], where: str) -> Columns:
+def select(table: Columns, wanted: Iterable[str], where: str) -> Columns:
+    """Return some columns of a table; errors begin with `where`.
+
+    Raises:
+        UserError: if one is not there; the message lists what there is.
+    """
     for column in wanted:
         if column not in table:
             there = f"columns: {', '.join(table)}" if table else "there are no columns"
@@ -69,7 +74,12 @@ def _why_not_loaded(source: HubSource, error: Exception) -> str:
     return f"{source.path!r} is no folder here and {reason}; `path` also takes a local folder of the same form"
 
 
-def _file(path: Path, where: str) -> Columns:
+def read_file(path: Path, where: str) -> Columns:
+    """Return all columns of a file, read by its ending; errors begin with `where`.
+
+    Raises:
+        UserError: if it is not there, or is not what its ending says.
+    """
     if path.suffix not in _READERS:
         raise UserError(f"{where}: {path}: the ending must be one of {', '.join(_READERS)}")
     try:

@@ -4,6 +4,7 @@ Reads artifacts/tokens and artifacts/adapter. Writes reports/evaluate/, and into
 `evaluate.export` asks for, with parity.json, which says how far their logits are from the adapter's.
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,20 @@ from pyarrow import parquet
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline import adapters, artifacts, console, exports, inference, models, params, plots, scores, stage, tokens
+from pipeline import (
+    adapters,
+    artifacts,
+    console,
+    exports,
+    inference,
+    models,
+    params,
+    plots,
+    scores,
+    stage,
+    task,
+    tokens,
+)
 from pipeline.rows import DatasetRow, Number
 
 GROUPS = 10  # equal parts of a regression's range, for the plot of actual against predicted
@@ -75,6 +89,8 @@ def export(view: params.EvaluateView, logits: Tensor) -> dict[str, float]:
         folder.mkdir()
         for form in view.evaluate.export:
             exports.write(form, load_model(view), folder / form, view.base_model)
+            if form == "lora":  # a checkpoint has its own place for this
+                shutil.copy(artifacts.ADAPTER / task.FILE, folder / form)
             loaded = exports.load(form, folder / form, models.load_base_model(view.base_model, view.dataset))
             with console.progress(f"compare {form}", len(test), "examples") as advance:
                 found = inference.logits(loaded, test, collate, view.evaluate.batch_size, advance)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pipeline import artifacts, console, datasets, params, stage
 from pipeline.errors import UserError
 from pipeline.rows import DatasetRow, Number
+from pipeline.texts import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,7 +48,8 @@ def tokenize(
     lengths: list[int] = []
     for start in range(0, len(texts), BATCH):
         batch = texts.iloc[start : start + BATCH]
-        encoded, whole = _encode(batch, tokenizer, max_length)
+        pairs = batch["text_pair"].tolist() if "text_pair" in batch else None
+        encoded, whole = encode(batch["text"].tolist(), pairs, tokenizer, max_length)
         for name in names:
             columns[name] += encoded[name]
         lengths += whole
@@ -57,22 +59,6 @@ def tokenize(
     arrays["label"] = pa.array(texts["label"].to_numpy())
     arrays |= {name: pa.array(texts[name].tolist(), pa.string()) for name in ("text", "text_pair") if name in texts}
     return Tokens(pa.table(arrays), np.array(lengths))
-
-
-def _encode(
-    batch: pd.DataFrame, tokenizer: "PreTrainedTokenizerBase", max_length: int
-) -> tuple[dict[str, list[list[int]]], list[int]]:
-    """Tokens by column, and the length of each whole text. Only the few texts that are too long are encoded twice."""
-    pair = batch["text_pair"].tolist() if "text_pair" in batch else None
-    options = {"return_attention_mask": False, "verbose": False}  # not verbose: no warning about texts to be cut
-    encoded = dict(tokenizer(batch["text"].tolist(), pair, **options))
-    whole = [len(ids) for ids in encoded["input_ids"]]
-    for position in (position for position, length in enumerate(whole) if length > max_length):
-        texts = batch.iloc[position]
-        shorter = tokenizer(texts["text"], texts.get("text_pair"), truncation=True, max_length=max_length, **options)
-        for name, values in encoded.items():
-            values[position] = shorter[name]
-    return encoded, whole
 
 
 def summarize(split: str, tokens: Tokens, row: DatasetRow, max_length: int) -> dict[str, artifacts.Value]:

@@ -1,6 +1,7 @@
 """Fit the adapter and the head; everything else stays frozen.
 
-Reads artifacts/tokens and artifacts/init. Writes artifacts/adapter/ (the best epoch's PEFT adapter) and reports/train/.
+Reads artifacts/tokens and artifacts/init. Writes artifacts/adapter/ (the best epoch's PEFT adapter, and
+task.json: what it reads and says) and reports/train/.
 """
 
 import math
@@ -12,6 +13,7 @@ from transformers import PrinterCallback, Trainer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from pipeline import adapters, artifacts, console, models, params, stage, tokens, training
+from pipeline.task import Task
 from pipeline.trainer import MergingTrainer
 
 # What a checkpoint depends on beside the view: the stage's own deps.
@@ -48,6 +50,7 @@ def main(view: params.TrainView) -> None:
     with artifacts.replacing(artifacts.ADAPTER) as folder:
         folder.mkdir()
         adapters.save_adapter(model, folder, view.base_model)
+        Task.of(view.dataset, view.tokenize.max_length).write(folder)
     write_reports(trainer, model, view)
     shutil.rmtree(checkpoints)
 

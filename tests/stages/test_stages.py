@@ -280,6 +280,16 @@ def test_without_a_word_nothing_is_exported(at, capsys):
     assert "exports" not in capsys.readouterr().out
 
 
+def test_the_adapter_says_what_it_reads_and_what_its_head_says(at):
+    at()
+    run(TOKENIZE, FACTORIZE, TRAIN)
+    assert report(artifacts.ADAPTER / "task.json") == {
+        "columns": ["sentence1", "sentence2"],
+        "labels": ["not_equivalent", "equivalent"],
+        "max_length": 24,
+    }
+
+
 def test_both_forms_are_written_and_compared(at, capsys):
     folder = at(lsr={"learning_rate": 0.1}, evaluate={"export": ["merged", "lora"]})
     differences = exported(["lora", "merged"])
