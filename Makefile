@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # Stages and DVC find `python` and `dvc` on the PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test check bench bench-init bench-factorize clean
+.PHONY: repro test check docs bench bench-init bench-factorize clean
 
 ## repro: fine-tune the default model on the default data: tokenize, factorize-init, train, evaluate
 repro: $(READY)
@@ -24,6 +24,11 @@ check: $(READY)
 	mypy
 	lint-imports
 	pytest
+
+## docs: write docs/api.md and the picture of the README from the code
+docs: $(READY)
+	python docs/api.py
+	python docs/picture.py
 
 ## bench: what an adapter costs in time and memory, beside other methods
 bench: $(READY)

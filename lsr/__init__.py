@@ -5,6 +5,9 @@ Importing this package registers the method `LSR` with PEFT, for `get_peft_model
 Reference: Li & Sarwate 2025, "LSR-Adapt" (arXiv 2502.13568).
 """
 
+from importlib.metadata import version
+from typing import Any
+
 from aenum import extend_enum
 from peft import PeftType
 from peft.utils import register_peft_method
@@ -31,3 +34,14 @@ __all__ = [
     "prune_adapter",
     "start_from_examples",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Return `__version__`, that of the installed package: a source tree that is not installed has none.
+
+    Raises:
+        AttributeError: for any other name.
+    """
+    if name == "__version__":
+        return version("lsr-adapt")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
