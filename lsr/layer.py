@@ -243,6 +243,17 @@ class LsrLayer(BaseTunerLayer):
     def release(self) -> None:
         """Make the base weight the pretrained one, whatever the adapters' state asks for."""
 
+    def check_merge(self, adapter_names: list[str] | None) -> None:
+        """Raise what a safe merge of these adapters would raise, and change nothing."""
+        before = list(self.merged_adapters)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the merge itself will warn
+                self.merge(safe_merge=True, adapter_names=adapter_names)
+        finally:
+            self.merged_adapters[:] = before
+            self.settle()
+
     def _generator(self, seed: int | None) -> torch.Generator | None:
         """Mix the seed with the layer's name: a layer starts the same whatever other layers are adapted."""
         if seed is None:
@@ -370,6 +381,8 @@ class LsrLinear(nn.Module, LsrLayer):
         self._active_adapter = adapter_name
         # Not persistent: W while adapters are merged or folded into the base weight, never part of a state dict.
         self.register_buffer("_pretrained_weight", None, persistent=False)
+        # The base layer's own parameter meanwhile: embeddings may share it, and these must not change with the head.
+        self._lent: tuple[nn.Parameter, ...] = ()  # a tuple, which nn.Module does not register
 
     def forward(  # (..., in_features) -> (..., out_features)
         self, x: Tensor, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any
@@ -415,7 +428,8 @@ class LsrLinear(nn.Module, LsrLayer):
     def settle(self) -> None:
         """Make the base weight W plus the merged updates, or W less the starts of active adapters that fold theirs.
 
-        It is always computed from W, which is kept meanwhile: so nothing adds up, and W comes back bit for bit.
+        It is always computed from W, which is kept meanwhile: so nothing adds up, and W comes back bit for bit. What
+        shares W with the base layer, as embeddings do with a tied head, keeps W.
         """
         if self.merged_adapters:
             updates = [self.get_delta_weight(name) for name in self.merged_adapters]
@@ -428,7 +442,11 @@ class LsrLinear(nn.Module, LsrLayer):
         total = pretrained.to(torch.promote_types(weight.dtype, torch.float32))
         for update in updates:
             total = total + update.detach()
-        weight.data, self._pretrained_weight = total.to(weight.dtype), pretrained
+        if not self._lent:
+            self._lent, self._pretrained_weight = (weight,), pretrained
+            self.get_base_layer().weight = nn.Parameter(total.to(weight.dtype), requires_grad=weight.requires_grad)
+        else:
+            weight.data = total.to(weight.dtype)
 
     def _folded(self) -> list[str]:
         folding = [n for n in self.active_adapters if self.residual.get(n) == "fold" and self.fixed(n).has_start]
@@ -472,7 +490,9 @@ class LsrLinear(nn.Module, LsrLayer):
     def release(self) -> None:
         """Make the base weight the pretrained one, whatever the adapters' state asks for."""
         if self._pretrained_weight is not None:
-            self.base_parameter().data, self._pretrained_weight = self._pretrained_weight, None
+            (weight,) = self._lent
+            weight.data, self._pretrained_weight = self._pretrained_weight, None
+            self.get_base_layer().weight, self._lent = weight, ()
 
     def __repr__(self) -> str:
         return f"lsr.{super().__repr__()}"

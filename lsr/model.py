@@ -126,7 +126,8 @@ class LsrModel(BaseTuner):
         is_open = config.target_modules == "all-linear"
         config = cast("LsrConfig", _maybe_include_all_linear_layers(config, model))
         adapted = [name for name in names if self._check_target_module_exists(config, name)]
-        if is_open:  # PEFT lists excluded layers and parts of wrapped heads too, which a fresh model may not have
+        if is_open:  # PEFT lists excluded layers too, and heads that train whole, DistilBERT's first for one
+            adapted = [name for name in adapted if not _is_trained_whole(config, name)]
             config.target_modules = sorted(adapted)
         _check_patterns(config, adapted)
         if config.separation_rank == "auto" and config.recipe is None:
@@ -215,6 +216,24 @@ class LsrModel(BaseTuner):
             for layer in adapted_layers(self).values():
                 layer.use_base_dtype(adapter_name)
 
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Add adapters to the base weights: those with these names, or the active ones.
+
+        Raises:
+            ValueError: if there is no adapter of such a name, or, with `safe_merge`, if a merged weight would not be
+                finite; all base weights are then unchanged.
+        """
+        self._check_merge(adapter_names, safe_merge)
+        super().merge_adapter(adapter_names, safe_merge=safe_merge)
+
+    def _check_merge(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
+        known = list(self.peft_config)
+        for name in adapter_names if isinstance(adapter_names, list) else []:  # PEFT explains what is no list
+            if name not in known:
+                raise ValueError(f"adapter_names: no adapter is named {name!r}; there are {known}")
+        for layer in adapted_layers(self).values() if safe_merge else []:
+            layer.check_merge(adapter_names)
+
     def _unload_and_optionally_merge(
         self,
         merge: bool = True,
@@ -222,6 +241,8 @@ class LsrModel(BaseTuner):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> Any:  # the model, though PEFT's annotation says None
+        if merge:
+            self._check_merge(adapter_names, safe_merge)
         for layer in adapted_layers(self).values():
             layer.release()  # a folded start belongs to the adapter, not to the model that remains
         return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
@@ -293,6 +314,13 @@ def override(pattern: dict[str, Value], layer_name: str, usual: Value) -> Value:
 
 def _config(model: nn.Module, adapter_name: str) -> LsrConfig:
     return cast("dict[str, LsrConfig]", model.peft_config)[adapter_name]
+
+
+def _is_trained_whole(config: LsrConfig, name: str) -> bool:
+    """Return whether a layer is one of modules_to_save or inside one, by PEFT's rule: a name's ending, dot or not."""
+    parts = name.split(".")
+    paths = (".".join(parts[: i + 1]) for i in range(len(parts)))
+    return any(path.endswith(tuple(config.modules_to_save or ())) for path in paths)
 
 
 def _check_patterns(config: LsrConfig, adapted: list[str]) -> None:
