@@ -20,7 +20,12 @@ from lsr.inspect import AdapterReport, LayerReport
 
 PAGE = Path(__file__).with_name("api.md")
 GROUPS = {
-    "Adapt a model": (lsr.LsrConfig, lsr.start_from_examples, lsr.LsrModel),
+    "Adapt a model": (
+        lsr.LsrConfig,
+        lsr.start_from_examples,
+        lsr.LsrModel,
+        lsr.LsrModel.add_weighted_adapter,
+    ),
     "After training": (
         lsr.inspect_adapter,
         lsr.export_lora,
@@ -49,8 +54,8 @@ def page() -> str:
 
 
 def _entry(member: Any) -> str:
-    public = member.__name__ in lsr.__all__
-    name = f"lsr.{member.__name__}" if public else f"{member.__module__}.{member.__name__}"
+    public = member.__qualname__.partition(".")[0] in lsr.__all__
+    name = f"{'lsr' if public else member.__module__}.{member.__qualname__}"
     parts = [f"### `{name}`\n", *_form(member, name), _prose(inspect.getdoc(member) or "")]
     if member is lsr.LsrConfig:
         parts.append(_table_of_fields(member))
@@ -78,8 +83,10 @@ def _tree(member: Any) -> ast.FunctionDef | ast.ClassDef:
 def _signature(node: ast.FunctionDef, name: str) -> str:
     """Return a signature with its types, one argument a line."""
     arguments = node.args
+    if arguments.args[0].arg == "self":
+        del arguments.args[0]
     first_default = len(arguments.args) - len(arguments.defaults)
-    defaults = [None] * first_default + [*arguments.defaults]
+    defaults = [*[None] * first_default, *arguments.defaults]
     lines = [_argument(argument, value) for argument, value in zip(arguments.args, defaults, strict=True)]
     if arguments.kwonlyargs:
         lines.append("*")
