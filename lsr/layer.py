@@ -444,7 +444,7 @@ class LsrLinear(nn.Module, LsrLayer):
             total = total + update.detach()
         if not self._lent:
             self._lent, self._pretrained_weight = (weight,), pretrained
-            self.get_base_layer().weight = nn.Parameter(total.to(weight.dtype), requires_grad=weight.requires_grad)
+            self._set_base_parameter(nn.Parameter(total.to(weight.dtype), requires_grad=weight.requires_grad))
         else:
             weight.data = total.to(weight.dtype)
 
@@ -492,7 +492,12 @@ class LsrLinear(nn.Module, LsrLayer):
         if self._pretrained_weight is not None:
             (weight,) = self._lent
             weight.data, self._pretrained_weight = self._pretrained_weight, None
-            self.get_base_layer().weight, self._lent = weight, ()
+            self._set_base_parameter(weight)
+            self._lent = ()
+
+    def _set_base_parameter(self, weight: nn.Parameter) -> None:
+        # Not by attribute: while PEFT loads with low_cpu_mem_usage, whatever is assigned so loses its values.
+        self.get_base_layer()._parameters["weight"] = weight
 
     def __repr__(self) -> str:
         return f"lsr.{super().__repr__()}"

