@@ -16,7 +16,7 @@ def hold(count):
 
 def test_the_peak_of_a_call_is_the_most_memory_that_it_held_at_once():
     _, peak = in_fresh_process(1, peak_beyond, partial(hold, 3))
-    assert 47 * MB < peak < 56 * MB
+    assert 40 * MB < peak < 60 * MB  # 48 and what importing this module has held for a moment, or the first sum holds
 
 
 def test_no_process_is_used_twice():
