@@ -181,6 +181,7 @@ class LsrLayer(BaseTunerLayer):
         start = self._begin(adapter_name, config, None)
         if config.frames == "frozen":
             self._freeze(adapter_name, start, config)
+        self._order(adapter_name, start)  # the file's is read later, and what is subtracted now must be in order
         self._subtract(adapter_name, start)
         return start
 
@@ -218,6 +219,9 @@ class LsrLayer(BaseTunerLayer):
                 self._set_factor(adapter_name, f"{side}{position}", factor)
         if frozen:
             self._freeze(adapter_name, start, config)
+        self._order(adapter_name, start)
+
+    def _order(self, adapter_name: str, start: Start) -> None:
         for name, slots in (("in_slots", start.in_slots), ("out_slots", start.out_slots)):
             if slots is not None:
                 self._set_slots(adapter_name, name, slots)

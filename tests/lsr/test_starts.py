@@ -334,3 +334,15 @@ def test_the_public_names_are_exported():
     after = {"compress_lora", "export_lora", "export_merged", "inspect_adapter", "prune_adapter"}
     assert set(lsr.__all__) == names | after
     assert all(callable(getattr(lsr, name)) for name in lsr.__all__)
+
+
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+def test_a_folded_start_in_a_searched_order_is_subtracted_in_that_order_when_it_is_loaded(tmp_path, low_cpu_mem_usage):
+    base = tiny("roberta")
+    expected = logits(base)
+    config = LsrConfig(task_type="SEQ_CLS", init_weights="principal", residual="fold", align=True, separation_rank=2)
+    get_peft_model(base, config).save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny("roberta"), tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
+    slots = [layer.fixed("default").in_slots for layer in adapted_layers(loaded).values()]
+    assert any((found != torch.arange(len(found))).any() for found in slots)
+    assert_close(logits(loaded.eval()), expected)
