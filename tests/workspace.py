@@ -29,7 +29,7 @@ SMALL = {
     "model": "tiny",
     "tokenize": {"max_length": 24},
     "train": {"epochs": 2, "batch_size": 16},
-    "evaluate": {"resamples": 100},
+    "evaluate": {"resamples": 100, "export": []},
     "lsr": {"separation_rank": 2},
 }
 
