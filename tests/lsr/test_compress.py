@@ -13,6 +13,7 @@ from lsr import compress_lora, export_lora
 from lsr.files import CONFIG, WEIGHTS, InputError
 from lsr.loading import load_adapter
 from lsr.model import adapted_layers
+from tests.lsr.distances import check_certificate, updates
 from tests.lsr.saved import CASES, adapted, train
 from tests.tiny_models import logits, tiny
 
@@ -57,15 +58,6 @@ def save_lora(name, folder, **fields):
     return model
 
 
-def updates(model):
-    """The update of each layer by its name in the base model, in float64."""
-    return {
-        name.removeprefix("base_model.model."): module.get_delta_weight("default").detach().double()
-        for name, module in model.named_modules()
-        if hasattr(module, "get_delta_weight") and "default" in module.scaling
-    }
-
-
 def compressed(case, folder, **options):
     name, fields = LORAS[case]
     model = save_lora(name, folder, **fields)
@@ -77,17 +69,7 @@ def compressed(case, folder, **options):
 @each_lora
 def test_certificates_are_distances_of_the_loaded_models(case, options, tmp_path):
     model, certificate, loaded = compressed(case, tmp_path, **options)
-    before, after = updates(model), updates(loaded)
-    assert before.keys() == after.keys() == certificate.layers.keys()
-    for name, update in before.items():
-        shown = certificate.layers[name]
-        assert shown.error == pytest.approx(float((after[name] - update).norm() / update.norm()), abs=1e-5)
-        assert shown.error <= options.get("error", 1)
-    missing, whole = (
-        torch.cat([value.flatten() for value in values])
-        for values in ([after[n] - before[n] for n in before], before.values())
-    )
-    assert certificate.error == pytest.approx(float(missing.norm() / whole.norm()), abs=1e-5)
+    check_certificate(certificate, model, loaded, options.get("error", 1))
     written = load_file(tmp_path / "lsr" / WEIGHTS)
     assert sum(layer.numbers for layer in certificate.layers.values()) == sum(
         t.numel() for n, t in written.items() if ".lsr_" in n
