@@ -1,15 +1,33 @@
 """The one exception that means "the user can mend this": shown as plain lines, never as a traceback."""
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
     """A mistake in params, data or model that the user can mend.
 
-    The message is one line a mistake: where, what, and what is allowed. `pipeline.stage.run` prints it and leaves with
-    exit code 2.
+    The message is one line a mistake: where, what, and what is allowed. `leaving_in_plain_lines` prints it.
     """
+
+
+@contextmanager
+def leaving_in_plain_lines(stopped: str) -> Iterator[None]:
+    """Print a user's mistake, or at Ctrl-C what `stopped` says, and leave.
+
+    Raises:
+        SystemExit: with code 2 after a mistake, 130 after Ctrl-C.
+    """
+    try:
+        yield
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print(stopped, file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def nearest(word: object, known: Iterable[object]) -> str:

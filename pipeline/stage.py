@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 
 from pipeline import params
-from pipeline.errors import UserError
+from pipeline.errors import leaving_in_plain_lines
 
 
 def run(main: Callable[[params.AnyView], None], view: type[params.AnyView]) -> None:
@@ -21,11 +21,5 @@ def run(main: Callable[[params.AnyView], None], view: type[params.AnyView]) -> N
         epilog="It takes no arguments: all values are in params.yaml.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args()
-    try:
+    with leaving_in_plain_lines("stopped; nothing was half written"):
         main(params.load(view))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("stopped; nothing was half written", file=sys.stderr)
-        raise SystemExit(130) from None

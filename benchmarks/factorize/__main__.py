@@ -5,7 +5,6 @@ Results are in benchmarks/results/factorize.json.
 """
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from benchmarks.factorize import measure, stream, summary
 from benchmarks.factorize.cases import Case, cases
 from benchmarks.processes import in_fresh_process, process
 from pipeline import console
-from pipeline.errors import UserError
+from pipeline.errors import leaving_in_plain_lines
 
 RESULTS = results.FOLDER / "factorize.json"
 ROUNDS = {384: 7, 768: 7, 1024: 5, 4096: 3}  # in each, all calls on a size take turns
@@ -29,17 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: with code 2 if something is wrong with the command line or the disk, 130 after Ctrl-C.
     """
     options = _options(arguments)
-    try:
+    with leaving_in_plain_lines("stopped; parts that are done are kept"):
         if options.part in ("all", "starts"):
             run_starts(ROUNDS, options.threads)
         if options.part in ("all", "stream"):
             run_stream(options.layers, options.threads)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("stopped; parts that are done are kept", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 def run_starts(rounds: Mapping[int, int], threads: int) -> None:

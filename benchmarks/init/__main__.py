@@ -7,7 +7,6 @@ import argparse
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -16,7 +15,7 @@ from benchmarks import results
 from benchmarks.init import plan, report, store, summary
 from benchmarks.init.measure import Line, measure
 from pipeline import console
-from pipeline.errors import UserError
+from pipeline.errors import UserError, leaving_in_plain_lines
 
 RESULTS = results.FOLDER / "init"
 CELLS = RESULTS / "cells.jsonl"
@@ -29,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: with code 2 after a mistake in params, data or model, 130 after Ctrl-C.
     """
     options = _options(arguments)
-    try:
+    with leaving_in_plain_lines("stopped; finished cells are kept"):
         found = store.load(CELLS)
         if not options.table:
             run(options.only, options.workers, found)
@@ -37,12 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             report.write(table, RESULTS)
         else:
             console.console.print("no learning rate is tuned yet: there is nothing to compare")
-    except UserError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("stopped; finished cells are kept", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 def run(only: str, workers: int, found: dict[str, Line]) -> None:

@@ -6,17 +6,18 @@ Results are in benchmarks/results/speed.json and speed.png.
 import argparse
 import json
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, TypeVar
 
 from benchmarks import results
 from benchmarks.speed import layer, race, report, step, terms
-from pipeline.errors import UserError
+from pipeline.errors import leaving_in_plain_lines
 
 PARTS = ("layer", "terms", "step", "race")
 RESULTS = results.FOLDER / "speed.json"
 PICTURE = results.FOLDER / "speed.png"
 ROUNDS = 9  # of steps
+Row = TypeVar("Row", bound=NamedTuple)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     options = _options(arguments)
     parts = options.parts or PARTS
-    try:
+    with leaving_in_plain_lines("stopped; parts that are done are kept"):
         if "layer" in parts:
             run_layer(layer.CASES, options.threads, layer.ROUNDS)
         if "terms" in parts:
@@ -36,51 +37,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run_step(step.CASES, options.threads, ROUNDS)
         if "race" in parts:
             run_race(options.threads)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("stopped; parts that are done are kept", file=sys.stderr)
-        raise SystemExit(130) from None
     draw()
 
 
 def run_layer(cases: Sequence[layer.Case], threads: int, rounds: dict[int, int]) -> None:
     """Measure single layers; print and write the figures."""
-    where = results.machine(threads)
-    rows = list(layer.run(tuple(cases), threads, rounds))
-    report.show_layers(rows)
-    report.show_targets(report.layer_targets(rows))
-    results.write(RESULTS, "layer", where, [row._asdict() for row in rows])
+    rows = layer.run(tuple(cases), threads, rounds)
+    _publish("layer", threads, rows, report.show_layers, report.layer_targets)
 
 
 def run_terms(threads: int, rounds: int = terms.ROUNDS) -> None:
     """Measure more and more terms, and both ways to apply them; print and write the figures."""
-    where = results.machine(threads)
-    rows = list(terms.run(threads, rounds))
-    growths = [row for row in rows if isinstance(row, terms.Growth)]
-    sides = [row for row in rows if isinstance(row, terms.Side)]
-    report.show_terms(growths, sides)
-    report.show_targets(report.terms_targets(growths))
-    results.write(RESULTS, "terms", where, [row._asdict() for row in rows])
+    _publish("terms", threads, terms.run(threads, rounds), report.show_terms, report.terms_targets)
 
 
 def run_step(cases: Sequence[step.Case], threads: int, rounds: int) -> None:
     """Measure whole training steps; print and write the figures."""
-    where = results.machine(threads)
-    rows = list(step.run(tuple(cases), threads, rounds))
-    report.show_steps(rows)
-    report.show_targets(report.step_targets(rows))
-    results.write(RESULTS, "step", where, [row._asdict() for row in rows])
+    _publish("step", threads, step.run(tuple(cases), threads, rounds), report.show_steps, report.step_targets)
 
 
 def run_race(threads: int, epochs: int = race.EPOCHS) -> None:
     """Measure the way from text to a score; print and write the figures."""
-    where = results.machine(threads)
-    rows = list(race.run(threads, epochs))
-    report.show_race(rows)
-    report.show_targets(report.race_targets(rows))
-    results.write(RESULTS, "race", where, [row._asdict() for row in rows])
+    _publish("race", threads, race.run(threads, epochs), report.show_race, report.race_targets)
+
+
+def _publish(
+    part: str,
+    threads: int,
+    measured: Iterable[Row],  # measures each row when it is asked for
+    show: Callable[[Sequence[Row]], None],
+    targets: Callable[[Sequence[Row]], Iterable[report.Target]],
+) -> None:
+    where = results.machine(threads)  # what else the machine does, before it does this
+    rows = list(measured)
+    show(rows)
+    report.show_targets(targets(rows))
+    results.write(RESULTS, part, where, [row._asdict() for row in rows])
 
 
 def draw() -> None:

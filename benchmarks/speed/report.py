@@ -59,8 +59,9 @@ def show_steps(rows: Sequence[step.Row]) -> None:
         console.table(f"step, {case[0]}, {case[1]}", columns, cells)
 
 
-def show_terms(growths: Sequence[terms.Growth], sides: Sequence[terms.Side]) -> None:
+def show_terms(rows: Sequence[terms.Growth | terms.Side]) -> None:
     """Print what more terms cost, and what the factors would save if they were applied one by one."""
+    growths, sides = _growths(rows), [row for row in rows if isinstance(row, terms.Side)]
     title = (
         f"terms: forward and backward, d={terms.WIDTH}, {terms.TOKENS:,} tokens, rank shape {list(terms.RANK_SHAPE)}"
     )
@@ -118,9 +119,10 @@ def step_targets(rows: Sequence[step.Row]) -> Iterator[Target]:
             yield Target(f"{model}, all linear, peak over {PEER}'s", ours.peak_bytes / found[PEER].peak_bytes, 1)
 
 
-def terms_targets(growths: Sequence[terms.Growth]) -> Iterator[Target]:
+def terms_targets(rows: Sequence[terms.Growth | terms.Side]) -> Iterator[Target]:
     """Yield how little the time may grow with the separation rank."""
-    yield Target(f"overhead of {growths[-1].separation_rank} terms over one term's", growths[-1].overhead, 1.1)
+    most = _growths(rows)[-1]
+    yield Target(f"overhead of {most.separation_rank} terms over one term's", most.overhead, 1.1)
 
 
 def race_targets(rows: Sequence[race.Row]) -> Iterator[Target]:
@@ -166,6 +168,10 @@ def _bars(axes: Axes, names: Sequence[str], values: Sequence[float]) -> None:
 
 def _line(case: layer.Case, rows: Sequence[layer.Row], field: str) -> list[console.Cell]:
     return [case.name, *(float(f"{getattr(row, field):.3g}") for row in rows)]
+
+
+def _growths(rows: Sequence[terms.Growth | terms.Side]) -> list[terms.Growth]:
+    return [row for row in rows if isinstance(row, terms.Growth)]
 
 
 def _cases(rows: Sequence[layer.Row]) -> Iterator[tuple[layer.Case, list[layer.Row]]]:
