@@ -12,6 +12,7 @@ from transformers import (
     BertConfig,
     DistilBertConfig,
     GPT2Config,
+    LlamaConfig,
     PretrainedConfig,
     RobertaConfig,
 )
@@ -53,15 +54,30 @@ DISTILBERT_SIZES = {
     "attention_dropout": 0.0,
     "seq_classif_dropout": 0.0,
 }
+LLAMA_SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 20,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 
 CONFIGS: dict[str, PretrainedConfig] = {
     "bert": BertConfig(hidden_size=24, **BERT_SIZES, **NO_DROPOUT),
     # 62 is split as 63 = 9 * 7: its factors are padded.
     "bert-padded": BertConfig(hidden_size=62, **BERT_SIZES, **NO_DROPOUT),
+    # 4-bit layers of bitsandbytes want more on some CPUs than 24.
+    "bert-wide": BertConfig(hidden_size=64, **BERT_SIZES, **NO_DROPOUT),
     "roberta": RobertaConfig(hidden_size=24, pad_token_id=1, **BERT_SIZES, **NO_DROPOUT),
     "distilbert": DistilBertConfig(**DISTILBERT_SIZES),
     "gpt2": GPT2Config(**GPT2_SIZES),
     "gpt2-causal": GPT2Config(**GPT2_SIZES),
+    "llama-causal": LlamaConfig(**LLAMA_SIZES),
 }
 
 

@@ -527,8 +527,9 @@ def probe_reports(subject, folder):
     check(model.get_model_status().merged_adapters == ["default"], "a merged adapter is not reported")
 
 
-MODELS = ("bert", "roberta", "distilbert", "gpt2", "gpt2-causal")
-CLASSIFIERS = MODELS[:-1]
+CLASSIFIERS = ("bert", "roberta", "distilbert", "gpt2")
+LANGUAGE_MODELS = ("gpt2-causal", "llama-causal")
+MODELS = (*CLASSIFIERS, *LANGUAGE_MODELS)
 EVERY = "every"  # configuration of LSR, see CASES
 
 
@@ -544,7 +545,7 @@ class Behaviour:
 BEHAVIOURS = {
     "a fresh adapter changes no bit": Behaviour(probe_fresh, EVERY),
     "training moves all of it, and no base weight": Behaviour(probe_training),
-    "`Trainer`: training, resumed from a checkpoint": Behaviour(probe_trainer, shown_on="gpt2-causal"),
+    "`Trainer`: training, resumed from a checkpoint": Behaviour(probe_trainer, shown_on="llama-causal"),
     "gradient checkpointing, frozen embeddings": Behaviour(probe_checkpointing),
     "`save_pretrained`, `from_pretrained`: bit for bit": Behaviour(probe_loading, EVERY),
     "`low_cpu_mem_usage=True`": Behaviour(probe_meta_loading, EVERY),
@@ -552,7 +553,7 @@ BEHAVIOURS = {
     "safetensors and JSON, no pickle": Behaviour(probe_no_pickles),
     "`is_trainable=True`: training goes on": Behaviour(probe_further_training),
     "`AutoPeftModelForSequenceClassification`": Behaviour(probe_auto_class, CLASSIFIERS),
-    "`AutoPeftModelForCausalLM`": Behaviour(probe_auto_class, ("gpt2-causal",), "gpt2-causal"),
+    "`AutoPeftModelForCausalLM`": Behaviour(probe_auto_class, LANGUAGE_MODELS, "llama-causal"),
     "`get_`, `set_peft_model_state_dict`": Behaviour(probe_state_dict),
     "`load_adapter`": Behaviour(probe_load_adapter),
     "`save_pretrained(selected_adapters=...)`": Behaviour(probe_selected_adapters),

@@ -28,8 +28,9 @@ TARGETS = {
     "distilbert": ["q_lin", "v_lin"],
     "gpt2": ["c_attn"],
     "gpt2-causal": ["c_attn"],
+    "llama-causal": ["q_proj", "v_proj"],
 }
-HEADS = {"distilbert": ("pre_classifier", "classifier"), "gpt2": ("score",), "gpt2-causal": ()}
+HEADS = {"distilbert": ("pre_classifier", "classifier"), "gpt2": ("score",), "gpt2-causal": (), "llama-causal": ()}
 HEADLESS = {"task_type": None}  # fields of an adapter beside which nothing is trained whole
 TOLERANCE = 1e-5
 
@@ -104,7 +105,9 @@ def layers(model):
 def loss(model):
     batch = tokens()
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    labels = batch["input_ids"] if "LMHead" in type(base).__name__ else torch.arange(4) % LABELS
+    labels = (
+        batch["input_ids"] if type(base).__name__.endswith(("LMHeadModel", "ForCausalLM")) else torch.arange(4) % LABELS
+    )
     return model(**batch, labels=labels).loss
 
 
@@ -212,4 +215,5 @@ CASES = {  # LSR's configurations
     "more saved whole": Subject("bert", {"modules_to_save": ["pooler"]}, ("classifier", "pooler"), layers=4),
     "transposed weights": Subject("gpt2", {"target_modules": "all-linear"}, layers=8),
     "a language model": Subject("gpt2-causal", layers=2),
+    "grouped queries": Subject("llama-causal", layers=4),
 }
