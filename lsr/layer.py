@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
@@ -27,6 +28,11 @@ def is_plain(layer: nn.Module) -> bool:
     """Return whether calling a layer does nothing but the product of its class: no subclass, hook or patch."""
     hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
     return type(layer) in ADAPTABLE and not hooks and "forward" not in layer.__dict__
+
+
+def is_quantised(layer: nn.Module) -> bool:
+    """Return whether a layer is one of bitsandbytes, with 8 or 4 bits a number."""
+    return type(layer.weight).__name__ in ("Int8Params", "Params4bit")
 
 
 @dataclass(frozen=True)
@@ -54,15 +60,18 @@ class LsrLayer(BaseTunerLayer):
                 f"layer {layer_name!r} cannot be adapted: nn.MultiheadAttention reads its weight and never "
                 "calls it; leave it out with exclude_modules"
             )
-        if not base.weight.is_floating_point():
+        if not base.weight.is_floating_point() and not is_quantised(base):
             raise TypeError(
-                f"layer {layer_name!r} cannot be adapted: its weight is quantised, got the dtype {base.weight.dtype}"
+                f"layer {layer_name!r} cannot be adapted: its weight is quantised, got the dtype {base.weight.dtype}; "
+                "of quantised layers, those of bitsandbytes can"
             )
         self.base_layer = base_layer
         self.layer_name = layer_name
         # Conv1D of GPT-2 keeps its weight transposed: (in_features, out_features).
         self.is_transposed = isinstance(base, Conv1D)
         rows, columns = base.weight.shape
+        if is_quantised(base):  # a packed weight has another shape
+            rows, columns = cast("int", base.out_features), cast("int", base.in_features)
         self.in_features, self.out_features = (rows, columns) if self.is_transposed else (columns, rows)
         self.lsr_dropout = nn.ModuleDict({})
         self.lsr_fixed = nn.ModuleDict({})
@@ -83,8 +92,12 @@ class LsrLayer(BaseTunerLayer):
         """Add an adapter, with factors as `config.init_weights` says; a named initialisation comes later.
 
         Raises:
-            ValueError: if the shapes do not fit the layer; names the layer and what would fit.
+            ValueError: if the shapes do not fit the layer, or it is quantised and would be changed; names the layer.
         """
+        if config.residual == "fold" and is_quantised(self.get_base_layer()):
+            raise ValueError(
+                f"layer {self.layer_name!r}: its weight is quantised, and residual='fold' would change it; use 'frozen'"
+            )
         form = self.make_form(config, rank_shape, separation_rank)
         self.form[adapter_name] = form
         self.scaling[adapter_name] = config.scaling(rank_shape, alpha)
@@ -247,6 +260,18 @@ class LsrLayer(BaseTunerLayer):
     def release(self) -> None:
         """Make the base weight the pretrained one, whatever the adapters' state asks for."""
 
+    def check_mergeable(self) -> None:
+        """Check that the base weight can take a sum.
+
+        Raises:
+            ValueError: if it is quantised: the sum would be rounded to a few bits; names the layer.
+        """
+        if is_quantised(self.get_base_layer()):
+            raise ValueError(
+                f"layer {self.layer_name!r}: its weight is quantised, and merging would round it again; load the "
+                "adapter on the base model in full precision to merge it, or export it as LoRA"
+            )
+
     def check_merge(self, adapter_names: list[str] | None) -> None:
         """Raise what a safe merge of these adapters would raise, and change nothing."""
         before = list(self.merged_adapters)
@@ -289,7 +314,16 @@ class LsrLayer(BaseTunerLayer):
 
     def pretrained_weight(self) -> Tensor:
         """Return the pretrained weight in the base layer's layout, also while adapters are merged or folded into it."""
-        return self.base_parameter().detach()
+        return self._dequantised() if is_quantised(self.get_base_layer()) else self.base_parameter().detach()
+
+    def _dequantised(self) -> Tensor:
+        if getattr(getattr(self.base_parameter(), "quant_state", None), "packing_format_for_cpu", False):
+            # bitsandbytes unpacks it as if it were in the usual order, without a word.
+            raise ValueError(
+                f"layer {self.layer_name!r}: its 4-bit weight was packed for this CPU when the model was first used; "
+                "start or load adapters before that"
+            )
+        return cast("Tensor", dequantize_module_weight(self.get_base_layer())).detach()
 
     def collapse(self, adapter_name: str) -> tuple[Tensor, Tensor]:  # (r, in_features), (out_features, r)
         """Return A and B as matrices: what the layer adds to its base layer, without the scaling.
@@ -363,7 +397,9 @@ class LsrLayer(BaseTunerLayer):
                 holder[adapter_name] = holder[adapter_name].to(target)
 
     def use_base_dtype(self, adapter_name: str) -> None:
-        """Round the trained factors to the dtype of the base weight."""
+        """Round the trained factors to the dtype of the base weight, unless that is quantised."""
+        if is_quantised(self.get_base_layer()):
+            return
         for name in self.adapter_layer_names:
             holder = getattr(self, name)
             if adapter_name in holder:
@@ -470,11 +506,13 @@ class LsrLinear(nn.Module, LsrLayer):
         """Add the adapters to the base weight, in float32; the pretrained weight is kept for `unmerge`.
 
         Raises:
-            ValueError: with `safe_merge`, if the merged weight is not finite; the base weight is then unchanged.
+            ValueError: if the base weight is quantised; with `safe_merge`, if the merged weight is not finite. The base
+                weight is then unchanged.
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.scaling]
         if not names:
             return
+        self.check_mergeable()
         before = list(self.merged_adapters)
         self.merged_adapters.extend(names)
         self.settle()

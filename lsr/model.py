@@ -220,8 +220,8 @@ class LsrModel(BaseTuner):
         """Add adapters to the base weights: those with these names, or the active ones.
 
         Raises:
-            ValueError: if there is no adapter of such a name, or, with `safe_merge`, if a merged weight would not be
-                finite; all base weights are then unchanged.
+            ValueError: if there is no adapter of such a name, a base weight is quantised, or, with `safe_merge`, a
+                merged weight would not be finite; all base weights are then unchanged.
         """
         self._check_merge(adapter_names, safe_merge)
         super().merge_adapter(adapter_names, safe_merge=safe_merge)
@@ -231,8 +231,10 @@ class LsrModel(BaseTuner):
         for name in adapter_names if isinstance(adapter_names, list) else []:  # PEFT explains what is no list
             if name not in known:
                 raise ValueError(f"adapter_names: no adapter is named {name!r}; there are {known}")
-        for layer in adapted_layers(self).values() if safe_merge else []:
-            layer.check_merge(adapter_names)
+        for layer in adapted_layers(self).values():
+            layer.check_mergeable()
+            if safe_merge:
+                layer.check_merge(adapter_names)
 
     def _unload_and_optionally_merge(
         self,
