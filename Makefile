@@ -25,10 +25,11 @@ check: $(READY)
 	lint-imports
 	pytest
 
-## docs: write docs/api.md and the picture of the README from the code
+## docs: write docs/api.md, docs/capabilities.md and the picture of the README from the code
 docs: $(READY)
 	python docs/api.py
 	python docs/picture.py
+	python -m docs.capabilities
 
 ## bench: what an adapter costs in time and memory, beside other methods
 bench: $(READY)
