@@ -163,10 +163,8 @@ class LsrLayer(BaseTunerLayer):
         return a, b
 
     def _factor(self, adapter_name: str, side: str, position: int) -> Tensor:
-        trained = getattr(self, f"lsr_{side}{position}")
-        if adapter_name in trained:
-            return cast("Tensor", trained[adapter_name])
-        return cast("Tensor", self.fixed(adapter_name).frame(side, position))
+        trained = getattr(self, f"lsr_{side}{position}")._parameters.get(adapter_name)
+        return cast("Tensor", self.fixed(adapter_name).frame(side, position) if trained is None else trained)
 
     def fixed(self, adapter_name: str) -> FixedPart:
         """Return what of the adapter does not train."""
@@ -450,12 +448,12 @@ class LsrLinear(nn.Module, LsrLayer):
         return result
 
     def _forward_fused(self, x: Tensor, adapter_name: str) -> Tensor:
-        weight = self.base_parameter()
-        dropout = self.lsr_dropout[adapter_name]
+        base, dropout = self.base_layer, self.lsr_dropout[adapter_name]
+        weight = cast("Tensor", base.weight)
         return adapted_linear(
             x,
             weight.T if self.is_transposed else weight,
-            cast("Tensor | None", self.base_layer.bias),
+            cast("Tensor | None", base.bias),
             *self.operands(adapter_name),
             self.scaling[adapter_name],
             dropout.p if dropout.training and isinstance(dropout, nn.Dropout) else 0.0,

@@ -44,9 +44,25 @@ def kron_sum(
     left, right = factors[0], factors[1]
     for factor in factors[2:]:
         right = _kron_each(right, factor)
-    (_, p1, q1), (_, p2, q2) = left.shape, right.shape
-    blocks = (left.flatten(1).T @ right.flatten(1)).view(p1, q1, p2, q2)
-    return blocks.transpose(1, 2).reshape(p1 * p2, q1 * q2)
+    (count, p1, q1), (_, p2, q2) = left.shape, right.shape
+    blocks = left.reshape(count, -1).T @ right.reshape(count, -1)
+    return blocks.view(p1, q1, p2, q2).transpose(1, 2).reshape(p1 * p2, q1 * q2)
+
+
+def kron_sum_product(
+    x: Tensor,  # (T, <= q_1 * q_2), what is missing being zero
+    left: Tensor,  # (s, p_1, q_1)
+    right: Tensor,  # (s, p_2, q_2)
+) -> Tensor:  # (T, p_1 * p_2)
+    """Return `x kron_sum(left, right)^T` without that matrix: `sum_k left_k X right_k^T` with X a row as q_1 x q_2.
+
+    Reference: `(A ⊗ B) vec X`, Van Loan, "The ubiquitous Kronecker product", 2000.
+    """
+    (count, p1, q1), (_, p2, q2) = left.shape, right.shape
+    if x.shape[1] != q1 * q2:
+        x = pad_columns(x, q1 * q2)
+    inner = (x.reshape(-1, q2) @ right.reshape(count * p2, q2).T).view(len(x), q1 * count, p2)
+    return (left.permute(1, 2, 0).reshape(p1, q1 * count) @ inner).reshape(len(x), p1 * p2)
 
 
 def kron_sum_gradients(

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from lsr import functional
 from lsr.functional import adapted_linear, add_low_rank
 from lsr.separable import kron_sum
 
@@ -142,6 +143,9 @@ def fused(x, weight, bias, a1, a2, b1, b2, dropout=0.0):
     return adapted_linear(x, weight, bias, (a1, a2), (b1, b2), 0.7, dropout)
 
 
+TOKENS = pytest.mark.parametrize("tokens", [3, 16], ids=["added to outputs", "added to the weight"])  # 7 x 6 or so
+
+
 def kept_by(x, dropout):
     torch.manual_seed(7)
     return torch.empty(x.shape, dtype=torch.bool).bernoulli_(1 - dropout)
@@ -150,7 +154,7 @@ def kept_by(x, dropout):
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("case", ["factors", "matrices"])
-@given(BATCHES, SIZES, SIZES)
+@given(BATCHES | st.just((4, 6)), SIZES, SIZES)
 def test_the_fused_layer_is_the_plain_formula(case, with_bias, dropout, batch, m, n):
     x, weight, bias = normal(*batch, n), normal(m, n, seed=1), normal(m, seed=9) if with_bias else None
     factors, a, b = sides(case, m, n)
@@ -162,18 +166,20 @@ def test_the_fused_layer_is_the_plain_formula(case, with_bias, dropout, batch, m
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("case", ["factors", "matrices"])
 @pytest.mark.parametrize("n", [6, 5], ids=["exact", "padded"])
-def test_all_gradients_of_the_fused_layer_and_their_gradients_are_right(case, dropout, n):
+@TOKENS
+def test_all_gradients_of_the_fused_layer_and_their_gradients_are_right(tokens, case, dropout, n):
     factors, _, _ = sides(case, 7, n)
-    values = [normal(3, n), normal(7, n, seed=1), normal(7, seed=9), *factors]
+    values = [normal(tokens, n), normal(7, n, seed=1), normal(7, seed=9), *factors]
     values = [value if value is None else value.requires_grad_() for value in values]
     assert torch.autograd.gradcheck(lambda *args: fused(*args, dropout), values)
     assert torch.autograd.gradgradcheck(lambda *args: fused(*args, dropout), values)
 
 
 @pytest.mark.parametrize("wanted", range(7), ids=["x", "weight", "bias", "A1", "A2", "B1", "B2"])
-def test_a_single_gradient_can_be_asked_for(wanted):
+@TOKENS
+def test_a_single_gradient_can_be_asked_for(tokens, wanted):
     factors, _, _ = sides("factors", 7, 6)
-    values = [normal(3, 6), normal(7, 6, seed=1), normal(7, seed=9), *factors]
+    values = [normal(tokens, 6), normal(7, 6, seed=1), normal(7, seed=9), *factors]
     values[wanted].requires_grad_()
     (gradient,) = torch.autograd.grad(fused(*values).square().sum(), values[wanted])
     x, weight, bias, a1, a2, b1, b2 = values
@@ -196,6 +202,79 @@ def test_a_non_contiguous_input_of_the_fused_layer_gives_the_same(layout):
     (gradient,) = torch.autograd.grad(output.square().sum(), x)
     copied = x.detach().contiguous().requires_grad_()
     assert_close(gradient, torch.autograd.grad(fused(copied, weight, None, *factors).square().sum(), copied)[0])
+
+
+# The ways to apply the update
+
+
+@given(BATCHES | st.just((4, 6)), SIZES, SIZES, st.integers(1, 3), st.booleans())
+def test_without_gradients_the_fused_layer_gives_the_same(batch, m, n, count, is_transposed):
+    n1, m1 = -(-n // 3), -(-m // 3)
+    a, b = (
+        [normal(count, *shape, seed=i) for i, shape in enumerate(shapes)]
+        for shapes in ([(4, n1), (2, 3)], [(m1, 4), (3, 2)])
+    )
+    weight = normal(n, m, seed=1).T if is_transposed else normal(m, n, seed=1)
+    x, bias = normal(*batch, n), normal(m, seed=9)
+    with torch.no_grad():
+        output = fused(x, weight, bias, *a, *b)
+    assert_close(output, fused(x, weight, bias, *a, *b))
+    update = 0.7 * kron_sum(*b)[:m] @ kron_sum(*a)[:, :n]
+    assert_close(output, F.linear(x, weight, bias) + F.linear(x, update))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rank", "count", "is_by_factors"),
+    [(1, 2, 16, True), (64, 8, 1, True), (1, 8, 64, True), (65, 8, 1, False), (64, 2, 16, False)],
+)
+def test_few_tokens_pass_through_the_factors_one_by_one(tokens, rank, count, is_by_factors, monkeypatch):
+    factors = [normal(count, *shape, seed=2) for shape in [(rank, 32), (rank, 24), (24, rank), (32, rank)]]
+    x, weight = normal(tokens, 768), normal(768, 768, seed=1)
+    expected = fused(x, weight, None, *factors)
+    made = []
+    monkeypatch.setattr(functional, "kron_sum", lambda *sides: made.append(sides) or kron_sum(*sides))
+    with torch.no_grad():
+        assert_close(fused(x, weight, None, *factors), expected)
+    assert (not made) == is_by_factors
+
+
+@pytest.fixture
+def precision():
+    yield torch.set_float32_matmul_precision
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("case", ["bfloat16", "float16", "TF32", "float32"])
+def test_the_update_is_added_to_the_weight_only_where_nothing_of_it_is_lost(case, precision):
+    """In 8 bits 1 + 1/1024 is 1, so an update of that size would be lost."""
+    if case == "TF32":
+        precision("high")
+    dtype = torch.float32 if case == "TF32" else getattr(torch, case)
+    x = torch.zeros(64, 4, dtype=dtype)
+    weight = torch.ones(4, 4, dtype=dtype)
+    a, b = torch.ones(1, 4), torch.full((4, 1), 2**-10)
+    assert functional._is_cheaper_in_weight(x, weight, None) == (case == "float32")
+    x[:, 0], x[:, 1] = 1, -1
+    a[0, 1] = -1
+    total = adapted_linear(x, weight, None, (a, None), (b, None), 1.0)
+    assert_close(total, torch.full_like(total, 2**-9))
+
+
+@pytest.mark.parametrize("tokens", [1, 2000])
+def test_an_update_of_zero_changes_no_bit(tokens):
+    a, b = normal(4, 48, dtype=torch.float32), torch.zeros(96, 4)
+    x, weight = normal(tokens, 48, dtype=torch.float32, seed=1), normal(96, 48, dtype=torch.float32, seed=2)
+    assert torch.equal(adapted_linear(x, weight, None, (a, None), (b, None), 3.0), F.linear(x, weight))
+
+
+def test_the_weight_itself_is_left_alone():
+    weight = normal(4, 4, dtype=torch.float32)
+    before = weight.clone()
+    adapted_linear(torch.ones(64, 4), weight, None, (torch.ones(1, 4), None), (torch.ones(4, 1), None), 1.0)
+    assert torch.equal(weight, before)
+
+
+# Precision and what is kept
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -17,6 +17,7 @@ from lsr.separable import (
     condition_number,
     kron_sum,
     kron_sum_gradients,
+    kron_sum_product,
     nearest_kron_sum,
     pad_columns,
     rearrange,
@@ -74,6 +75,13 @@ def test_the_gradients_of_both_factors_are_those_of_the_dense_sum(factors, is_cr
     expected = torch.autograd.grad(total, (left, right), gradient)
     for found, wanted in zip(kron_sum_gradients(gradient, left, right), expected, strict=True):
         assert_close(found, wanted)
+
+
+@given(factor_lists(most=2), st.integers(0, 3), st.integers(0, 2))
+def test_a_product_by_factors_is_that_of_the_matrix(factors, tokens, missing):
+    matrix = kron_sum(*factors)
+    x = normal(tokens, max(matrix.shape[1] - missing, 1))
+    assert_close(kron_sum_product(x, *factors), x @ matrix[:, : x.shape[1]].T)
 
 
 @given(factor_lists(most=3))
