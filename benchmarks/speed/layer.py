@@ -79,10 +79,10 @@ def times(case: Case, rounds: int) -> tuple[Times, Times]:
     """Return the seconds of forward passes, and of forward and backward passes, by method."""
     layers, x, gradient = _operands(case, METHODS)
     with torch.no_grad():
-        forward = take_turns({name: partial(layer, x) for name, layer in layers.items()}, rounds, _nothing)
+        forward = take_turns({name: partial(layer, x) for name, layer in layers.items()}, rounds, _nothing, twice=True)
     x.requires_grad_()
     calls = {name: _step(layer, x, gradient) for name, layer in layers.items()}
-    return forward, take_turns(calls, rounds, _nothing)
+    return forward, take_turns(calls, rounds, _nothing, twice=True)
 
 
 def peak_memory(case: Case, method: str) -> int:

@@ -60,7 +60,7 @@ def show_steps(rows: Sequence[step.Row]) -> None:
 
 
 def show_terms(rows: Sequence[terms.Growth | terms.Side]) -> None:
-    """Print what more terms cost, and what the factors would save if they were applied one by one."""
+    """Print what more terms cost, and what the factors save where they are applied one by one."""
     growths, sides = _growths(rows), [row for row in rows if isinstance(row, terms.Side)]
     title = (
         f"terms: forward and backward, d={terms.WIDTH}, {terms.TOKENS:,} tokens, rank shape {list(terms.RANK_SHAPE)}"
@@ -78,10 +78,21 @@ def show_terms(rows: Sequence[terms.Growth | terms.Side]) -> None:
             s.tokens,
             *(1e3 * seconds for seconds in (s.layer_seconds, s.matrix_seconds, s.factors_seconds)),
             f"{s.gain:+.1%}",
+            "factors" if s.is_chosen else "matrix",
         ]
         for s in sides
     ]
-    columns = ["d", "rank shape", "s", "tokens", "layer ms", "as a matrix", "by factors", "would save of the layer"]
+    columns = [
+        "d",
+        "rank shape",
+        "s",
+        "tokens",
+        "layer ms",
+        "as a matrix",
+        "by factors",
+        "saves of the layer",
+        "chosen",
+    ]
     console.table("terms: A x without gradients", columns, cells)
 
 

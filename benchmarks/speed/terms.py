@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from benchmarks.processes import process
 from benchmarks.speed.timing import overhead, take_turns
 from lsr import LsrConfig
+from lsr.functional import is_cheaper_by_factors
 from lsr.model import adapted_layers
-from lsr.separable import kron_sum
+from lsr.separable import kron_sum, kron_sum_product
 from lsr.shapes import split_width
 from pipeline import console
 
@@ -44,12 +45,13 @@ class Side(NamedTuple):
     layer_seconds: float  # median, W x
     matrix_seconds: float
     factors_seconds: float
-    gain: float  # what the factors would save of the layer's forward pass; negative: lose
+    gain: float  # what the factors save of the layer's forward pass; negative: lose
+    is_chosen: bool  # by the layer
 
 
 def run(threads: int, rounds: int = ROUNDS) -> Iterator[Growth | Side]:
     """Yield the growth with the separation rank, then both ways for several shapes."""
-    shapes = list(product((768, 4096), ((2, 2), (4, 4), (8, 8)), (1, 2), (1, 64, 1024)))
+    shapes = list(product((768, 4096), ((2, 2), (4, 4), (8, 8)), (1, 2, 16), (1, 64, 1024)))
     with process(threads, __name__) as worker:
         yield from worker.submit(growth, rounds).result()
         for shape in console.track(shapes, "terms", len(shapes), "cases"):
@@ -82,24 +84,14 @@ def side(width: int, rank_shape: tuple[int, int], count: int, tokens: int, round
     calls: dict[str, Callable[[], object]] = {
         "layer": partial(F.linear, x, weight),
         "matrix": lambda: x @ kron_sum(one, two).T,
-        "factors": partial(by_factors, x, one, two),
+        "factors": partial(kron_sum_product, x, one, two),
     }
     with torch.no_grad():
         times = take_turns(calls, rounds, lambda: None)
     saved = [matrix - factors for matrix, factors in zip(times["matrix"], times["factors"], strict=True)]
     of_layer, of_matrix, of_factors = (median(times[name]) for name in ("layer", "matrix", "factors"))
-    return Side(width, rank_shape, count, tokens, of_layer, of_matrix, of_factors, median(saved) / of_layer)
-
-
-def by_factors(
-    x: Tensor,  # (T, q_1 * q_2)
-    one: Tensor,  # (s, p_1, q_1)
-    two: Tensor,  # (s, p_2, q_2)
-) -> Tensor:  # (T, p_1 * p_2)
-    """Return `x kron_sum(one, two)^T` without that matrix: `sum_k one_k X two_k^T` with X the row of x as q_1 x q_2."""
-    (count, p1, q1), (_, p2, q2) = one.shape, two.shape
-    inner = (x.reshape(-1, q2) @ two.reshape(count * p2, q2).T).view(len(x), q1 * count, p2)
-    return (one.permute(1, 2, 0).reshape(p1, q1 * count) @ inner).reshape(len(x), p1 * p2)
+    gain, is_chosen = median(saved) / of_layer, is_cheaper_by_factors(tokens, one, two)
+    return Side(width, rank_shape, count, tokens, of_layer, of_matrix, of_factors, gain, is_chosen)
 
 
 def _step(layer: nn.Module, x: Tensor, gradient: Tensor) -> Callable[[], object]:

@@ -9,11 +9,19 @@ import torch
 Times = dict[str, list[float]]  # seconds, one a round, by method
 
 
-def take_turns(calls: Mapping[str, Callable[[], object]], rounds: int, advance: Callable[[], None]) -> Times:
-    """Return the seconds of each call in each round, after one round that does not count."""
+def take_turns(
+    calls: Mapping[str, Callable[[], object]], rounds: int, advance: Callable[[], None], *, twice: bool = False
+) -> Times:
+    """Return the seconds of each call in each round, after one round that does not count.
+
+    With `twice` the second of two calls in a row is timed: in a model a layer runs after others like it, whose code is
+    in the caches, and not after layers of all other methods.
+    """
     times: Times = {name: [] for name in calls}
     for number in range(rounds + 1):
         for name, call in calls.items():
+            if twice:
+                call()
             begin = perf_counter()
             call()
             if torch.cuda.is_available():

@@ -11,7 +11,6 @@ from benchmarks import views
 from benchmarks.speed import __main__ as command
 from benchmarks.speed import layer, race, report, step, terms, timing
 from benchmarks.speed.methods import FROZEN, METHODS, OURS, PEER, TEXTBOOK, adapted, trained
-from lsr.separable import kron_sum
 from tests import workspace
 
 SMALL = layer.Case(64, 8, "float32")
@@ -64,6 +63,15 @@ def test_calls_take_turns_and_the_first_round_does_not_count():
     assert {name: len(found) for name, found in times.items()} == {"a": 3, "b": 3}
 
 
+def test_the_second_of_two_calls_in_a_row_is_timed():
+    called = []
+    times = timing.take_turns(
+        {name: lambda name=name: called.append(name) for name in "ab"}, 1, lambda: None, twice=True
+    )
+    assert called == list("aabbaabb")
+    assert {name: len(found) for name, found in times.items()} == {"a": 1, "b": 1}
+
+
 def test_an_overhead_is_what_is_added_to_the_base_over_what_the_peer_adds():
     times = {"base": [1.0, 10.0, 1.0], "peer": [3.0, 12.0, 3.0], "own": [1.5, 10.5, 9.0]}
     assert timing.overhead(times, "own", "base", "peer") == 0.25
@@ -93,14 +101,6 @@ def test_the_bound_is_the_slower_of_moving_and_computing():
 
 
 # The parts
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_factors_one_by_one_give_what_the_matrix_gives(count):
-    torch.manual_seed(0)
-    one, two = (torch.randn(count, *shape, dtype=torch.float64) for shape in ((2, 5), (3, 4)))
-    x = torch.randn(7, 20, dtype=torch.float64)
-    assert_close(terms.by_factors(x, one, two), x @ kron_sum(one, two).T)
 
 
 def test_more_terms_are_timed_over_one_term(monkeypatch, tmp_path, capsys):
