@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from torch import Tensor
 from transformers.utils import logging
 
-from lsr.captured import ROUNDOFF, dtype_name
+from lsr.captured import ROUNDOFF, TOLERATED_LOSS, dtype_name
 from lsr.certificate import Certificate
 from lsr.compress import compress_lora
 from lsr.export import DTYPES, export_lora, export_merged
@@ -58,7 +58,7 @@ def _add_export(commands: Any) -> None:
     )
     _add_adapter(command, "ADAPTER", "folder of an LSR adapter")
     command.add_argument("--to", choices=("lora", "merged"), required=True, help="what to write")
-    _add_output(command)
+    _add_output(command, f"replace OUT if it exists, and let --dtype lose over {TOLERATED_LOSS:.0%}% of the update")
     command.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of what is written (float32)")
     _add_base(command)
     command.add_argument(
