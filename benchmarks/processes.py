@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
@@ -32,6 +33,9 @@ def in_fresh_process(threads: int, call: Callable[..., Result], *arguments: obje
 
 
 def _prepare(threads: int) -> None:
+    warnings.simplefilter(
+        "ignore", FutureWarning
+    )  # PEFT's, of transformers: nothing that a reader of tables could change
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # gone at Ctrl-C without a word
 

@@ -425,7 +425,11 @@ class LsrLinear(nn.Module, LsrLayer):
     def forward(  # (..., in_features) -> (..., out_features)
         self, x: Tensor, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any
     ) -> Tensor:
-        """Return the base layer's output plus that of the active adapters, or in row i that of `adapter_names[i]`."""
+        """Return the base layer's output plus that of the active adapters, or in row i that of `adapter_names[i]`.
+
+        One adapter on a plain layer is one node with it (`adapted_linear`). Several active adapters, rows of several,
+        further arguments, and a base layer that is hooked, patched or quantised take the usual way (`add_low_rank`).
+        """
         if adapter_names is not None:
             return self._forward_rows(x, adapter_names, *args, **kwargs)
         if self.disable_adapters and self.merged:

@@ -10,6 +10,7 @@ from pipeline import params
 from pipeline.rows import DatasetRow, ModelRow
 from tests.workspace import ROOT, read_yaml
 
+SPEED = ROOT / "benchmarks/results/speed.json"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -31,6 +32,26 @@ def test_the_table_of_starts_is_that_of_the_committed_comparison():
     overview = re.search(r"^\| start \|.*?\n\n", found, re.DOTALL | re.MULTILINE)
     assert overview is not None
     assert overview.group() in README
+
+
+def test_the_figures_of_speed_are_those_of_the_committed_run():
+    parts = {name: part["figures"] for name, part in json.loads(SPEED.read_text(encoding="utf-8")).items()}
+    (names, lines), *_ = re.findall(r"^\| tokens \| (LSR.*?) \|\n\|[-|]+\n((?:\|.*\n)+)", README, re.MULTILINE)
+    ratios = {
+        tuple(row[key] for key in ("width", "tokens", "dtype", "method")): row["both_ratio"] for row in parts["layer"]
+    }
+    for line in lines.splitlines():
+        tokens, *cells = line.strip("| ").split(" | ")
+        count, _, dtype = tokens.partition(", ")
+        case = (768, int(count.replace(",", "")), {"": "float32", "bf16": "bfloat16"}[dtype])
+        assert cells == [f"{ratios[*case, name]:#.3g}" for name in names.split(" | ")]
+    most = max((row for row in parts["terms"] if "overhead" in row), key=lambda row: row["separation_rank"])
+    assert f"{most['separation_rank']} terms add {most['overhead']:.2f} times" in README
+    for row in parts["step"]:
+        if row["method"] == "LSR r=4 s=16" and row["targets"] == "all linear":
+            assert f"{row['speed_to_lora']:.2f}" in README
+    for row in parts["race"]:
+        assert re.search(rf"\b{row['seconds']:.0f} s\b", README), row
 
 
 @pytest.mark.parametrize("block", blocks("yaml"))
