@@ -90,8 +90,17 @@ def _is_cheaper_in_weight(
     m, n = weight.shape
     if torch.compiler.is_compiling() or kept is not None or len(x) * (m + n) < 3 * m * n:
         return False
-    is_exact = x.dtype is torch.float32 and torch.get_float32_matmul_precision() == "highest"
-    return is_exact or x.dtype is torch.float64
+    return x.dtype is torch.float64 or (x.dtype is torch.float32 and _is_full_precision(x.device.type))
+
+
+def _is_full_precision(device_type: str) -> bool:
+    """Return whether products of float32 matrices round nothing to TF32 or bfloat16 first."""
+    backend = {"cuda": torch.backends.cuda, "cpu": torch.backends.mkldnn}.get(device_type)
+    if backend is None:
+        return False
+    # torch 2.9 brought a setting for each backend; once one is set, it refuses to say the general one.
+    precision = getattr(getattr(backend, "matmul", None), "fp32_precision", None)
+    return torch.get_float32_matmul_precision() == "highest" if precision is None else precision in ("none", "ieee")
 
 
 def is_cheaper_by_factors(

@@ -238,22 +238,50 @@ def test_few_tokens_pass_through_the_factors_one_by_one(tokens, rank, count, is_
     assert (not made) == is_by_factors
 
 
+class OldBackend:
+    """Of torch 2.8 and before, which has one setting for all backends."""
+
+
+def for_cpus(value):
+    torch.backends.mkldnn.matmul.fp32_precision = value
+
+
+SETTINGS = {
+    "as torch starts": lambda: None,
+    "old torch": lambda: setattr(torch.backends, "mkldnn", OldBackend()),
+    "all of float32": lambda: for_cpus("ieee"),
+    "TF32 everywhere": lambda: torch.set_float32_matmul_precision("high"),
+    "TF32 on CPUs": lambda: for_cpus("tf32"),
+    "bfloat16 on CPUs": lambda: for_cpus("bf16"),
+}
+
+
 @pytest.fixture
-def precision():
-    yield torch.set_float32_matmul_precision
+def setting(request, monkeypatch):
+    """How exactly products of float32 matrices are computed; its name."""
+    monkeypatch.setattr(torch.backends, "mkldnn", torch.backends.mkldnn)  # comes back
+    SETTINGS[request.param]()
+    yield request.param
+    monkeypatch.undo()
+    for_cpus("none")
     torch.set_float32_matmul_precision("highest")
 
 
-@pytest.mark.parametrize("case", ["bfloat16", "float16", "TF32", "float32"])
-def test_the_update_is_added_to_the_weight_only_where_nothing_of_it_is_lost(case, precision):
-    """In 8 bits 1 + 1/1024 is 1, so an update of that size would be lost."""
-    if case == "TF32":
-        precision("high")
-    dtype = torch.float32 if case == "TF32" else getattr(torch, case)
+@pytest.mark.parametrize("setting", SETTINGS, indirect=True)
+def test_a_setting_that_rounds_float32_is_seen(setting):
+    assert functional._is_full_precision("cpu") == (not setting.startswith(("TF32", "bfloat16")))
+    assert not functional._is_full_precision("xpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("setting", ["as torch starts", "TF32 on CPUs"], indirect=True)
+def test_the_update_is_added_to_the_weight_only_where_nothing_of_it_is_lost(setting, dtype):
+    """With the 8 bits of bfloat16 1 + 1/1024 is 1, so an update of that size would be lost."""
     x = torch.zeros(64, 4, dtype=dtype)
     weight = torch.ones(4, 4, dtype=dtype)
-    a, b = torch.ones(1, 4), torch.full((4, 1), 2**-10)
-    assert functional._is_cheaper_in_weight(x, weight, None) == (case == "float32")
+    a, b = torch.ones(1, 4, dtype=dtype), torch.full((4, 1), 2**-10, dtype=dtype)
+    exact = [torch.float64, *([torch.float32] if setting == "as torch starts" else [])]
+    assert functional._is_cheaper_in_weight(x, weight, None) == (dtype in exact)
     x[:, 0], x[:, 1] = 1, -1
     a[0, 1] = -1
     total = adapted_linear(x, weight, None, (a, None), (b, None), 1.0)
