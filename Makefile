@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# One worker a core, each with the neighbouring tests of one file, which share what they set up.
+PYTEST := pytest -n auto --maxprocesses 8 --dist worksteal
 # Stages and DVC find `python` and `dvc` on the PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -15,7 +17,7 @@ repro: $(READY)
 
 ## test: the whole test suite
 test: $(READY)
-	pytest
+	$(PYTEST)
 
 ## check: the test suite, and what keeps the code in shape: ruff, mypy, import-linter
 check: $(READY)
@@ -23,7 +25,7 @@ check: $(READY)
 	ruff format --check .
 	mypy
 	lint-imports
-	pytest
+	$(PYTEST)
 
 ## docs: write docs/api.md, docs/capabilities.md and the picture of the README from the code
 docs: $(READY)
