@@ -33,9 +33,7 @@ def in_fresh_process(threads: int, call: Callable[..., Result], *arguments: obje
 
 
 def _prepare(threads: int) -> None:
-    warnings.simplefilter(
-        "ignore", FutureWarning
-    )  # PEFT's, of transformers: nothing that a reader of tables could change
+    warnings.simplefilter("ignore", FutureWarning)  # how PEFT calls transformers is nothing to change here
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # gone at Ctrl-C without a word
 

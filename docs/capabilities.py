@@ -72,15 +72,6 @@ def page(columns: Mapping[str, Mapping[str, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def read_column(text: str, method: str) -> dict[str, str]:
-    """Return what a page says of a method, as `column` does."""
-    reasons = dict(re.findall(r"^(\d+)\. (.*)$", text, re.MULTILINE))
-    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line[:2] == "| "]
-    place = rows[0].index(method)
-    found = {row[0]: row[place] for row in rows[1:-1]}
-    return {name: reasons[cell.strip("no []")] if cell.startswith("no ") else cell for name, cell in found.items()}
-
-
 def main() -> None:
     """Ask all methods and write the page."""
     PAGE.write_text(page({method: column(method) for method in METHODS}), encoding="utf-8")
