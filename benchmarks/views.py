@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from pipeline import mistakes, params
+from pipeline import params
 from pipeline.errors import UserError
-from pipeline.params import Params, TrainView
+from pipeline.params import Params, TrainView, mistakes
 
 
 def changed(overrides: Mapping[str, Any], name: str) -> TrainView:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import lsr
-from lsr.certificate import Certificate, LayerCertificate
-from lsr.export import Rounding
-from lsr.files import InputError
-from lsr.inspect import AdapterReport, LayerReport
+from lsr.convert.certificate import Certificate, LayerCertificate
+from lsr.convert.export import Rounding
+from lsr.convert.files import InputError
+from lsr.convert.inspect import AdapterReport, LayerReport
 
 PAGE = Path(__file__).with_name("api.md")
 GROUPS = {

@@ -5,8 +5,9 @@ Importing this package registers the method `LSR` with PEFT, for `get_peft_model
 Reference: Li & Sarwate 2025, "LSR-Adapt" (arXiv 2502.13568).
 """
 
+from importlib import import_module
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aenum import extend_enum
 from peft import PeftType
@@ -15,12 +16,22 @@ from peft.utils import register_peft_method
 if "LSR" not in PeftType.__members__:  # PEFT's list of methods is closed: a plugin must add its member first
     extend_enum(PeftType, "LSR", "LSR")
 
-from lsr.compress import compress_lora
-from lsr.config import LsrConfig
-from lsr.export import export_lora, export_merged
-from lsr.inspect import inspect_adapter
-from lsr.model import LsrModel, start_from_examples
-from lsr.prune import prune_adapter
+from lsr.tuner.config import LsrConfig
+from lsr.tuner.model import LsrModel, start_from_examples
+
+if TYPE_CHECKING:  # what type checkers read; when they run, `__getattr__` loads these on first use
+    from lsr.convert.compress import compress_lora
+    from lsr.convert.export import export_lora, export_merged
+    from lsr.convert.inspect import inspect_adapter
+    from lsr.convert.prune import prune_adapter
+
+CONVERSIONS = {
+    "compress_lora": "compress",
+    "export_lora": "export",
+    "export_merged": "export",
+    "inspect_adapter": "inspect",
+    "prune_adapter": "prune",
+}
 
 register_peft_method(name="lsr", config_cls=LsrConfig, model_cls=LsrModel, prefix="lsr_")
 
@@ -37,11 +48,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Return `__version__`, that of the installed package: a source tree that is not installed has none.
+    """Return `__version__`, that of the installed package, or a conversion, whose module is loaded now.
 
     Raises:
-        AttributeError: for any other name.
+        AttributeError: for any other name, and for the version of a source tree that is not installed.
     """
+    if name in CONVERSIONS:
+        return getattr(import_module(f"lsr.convert.{CONVERSIONS[name]}"), name)
     if name == "__version__":
         return version("lsr-adapt")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,15 +17,15 @@ from typing import Any, NoReturn
 from torch import Tensor
 from transformers.utils import logging
 
-from lsr.captured import ROUNDOFF, TOLERATED_LOSS, dtype_name
-from lsr.certificate import Certificate
-from lsr.compress import compress_lora
-from lsr.export import DTYPES, export_lora, export_merged
-from lsr.files import InputError, check_output
-from lsr.inspect import AdapterReport, LayerReport, inspect_adapter, shared_prefix
-from lsr.loading import load_adapter, load_lora, load_plain, load_tokenizer, name_labels
-from lsr.parity import largest_difference, outputs, probe_ids
-from lsr.prune import prune_adapter
+from lsr.convert.certificate import Certificate
+from lsr.convert.compress import compress_lora
+from lsr.convert.export import DTYPES, export_lora, export_merged
+from lsr.convert.files import InputError, check_output
+from lsr.convert.inspect import AdapterReport, LayerReport, inspect_adapter, shared_prefix
+from lsr.convert.loading import load_adapter, load_lora, load_plain, load_tokenizer, name_labels
+from lsr.convert.parity import largest_difference, outputs, probe_ids
+from lsr.convert.prune import prune_adapter
+from lsr.init.quality import ROUNDOFF, TOLERATED_LOSS, dtype_name
 
 MISTAKE = 2  # exit code
 

@@ -15,21 +15,11 @@ from pyarrow import parquet
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline import (
-    adapters,
-    artifacts,
-    console,
-    exports,
-    inference,
-    models,
-    params,
-    plots,
-    scores,
-    stage,
-    task,
-    tokens,
-)
-from pipeline.rows import DatasetRow, Number
+from pipeline import artifacts, console, params, stage
+from pipeline.data import tokens
+from pipeline.evaluation import inference, plots, scores
+from pipeline.methods import adapters, base_models, exports, task
+from pipeline.params.rows import DatasetRow, Number
 
 GROUPS = 10  # equal parts of a regression's range, for the plot of actual against predicted
 
@@ -67,7 +57,7 @@ def evaluate(outcome: Outcome, dataset: DatasetRow, resamples: int) -> dict[str,
 def outcome_of(model: PeftModel, view: params.EvaluateView) -> Outcome:
     """Run the model over the test split, once with the adapter beside its base and once merged into it."""
     test = tokens.load_tokens("test")
-    collate = tokens.collator(view.base_model)
+    collate = tokens.collator(base_models.load_tokenizer(view.base_model))
     with console.progress("evaluate", 2 * len(test), "examples") as advance:
         beside = inference.logits(model, test, collate, view.evaluate.batch_size, advance)
         model.merge_adapter()
@@ -77,13 +67,13 @@ def outcome_of(model: PeftModel, view: params.EvaluateView) -> Outcome:
 
 def load_model(view: params.EvaluateView) -> PeftModel:
     """Return the trained adapter beside its base."""
-    base = models.load_base_model(view.base_model, view.dataset)
+    base = base_models.load_base_model(view.base_model, view.dataset)
     return adapters.load_adapter(base, artifacts.ADAPTER, trainable=False)
 
 
 def export(view: params.EvaluateView, logits: Tensor) -> dict[str, float]:
     """Write the forms that are asked for; return how far each, loaded again, is from the adapter's logits at most."""
-    test, collate = tokens.load_tokens("test"), tokens.collator(view.base_model)
+    test, collate = tokens.load_tokens("test"), tokens.collator(base_models.load_tokenizer(view.base_model))
     differences: dict[str, float] = {}
     with artifacts.replacing(artifacts.EXPORTS) as folder:
         folder.mkdir()
@@ -91,7 +81,7 @@ def export(view: params.EvaluateView, logits: Tensor) -> dict[str, float]:
             exports.write(form, load_model(view), folder / form, view.base_model)
             if form == "lora":  # a checkpoint has its own place for this
                 shutil.copy(artifacts.ADAPTER / task.FILE, folder / form)
-            loaded = exports.load(form, folder / form, models.load_base_model(view.base_model, view.dataset))
+            loaded = exports.load(form, folder / form, base_models.load_base_model(view.base_model, view.dataset))
             with console.progress(f"compare {form}", len(test), "examples") as advance:
                 found = inference.logits(loaded, test, collate, view.evaluate.batch_size, advance)
             differences[form] = float((found - logits).abs().max())

@@ -15,7 +15,10 @@ from time import perf_counter
 import torch
 from transformers import set_seed
 
-from lsr.captured import (
+from lsr.algebra.separable import condition_number, kron_sum, pad_columns, separation_errors
+from lsr.algebra.spectrum import leading_row_space
+from lsr.init.factorize import Start, random_factors
+from lsr.init.quality import (
     ROUNDOFF,
     TOLERATED_LOSS,
     captured_by_lora,
@@ -24,12 +27,12 @@ from lsr.captured import (
     captured_by_update,
     update_condition_number,
 )
-from lsr.factorize import Start, random_factors
-from lsr.layer import LsrLayer
-from lsr.separable import condition_number, kron_sum, pad_columns, separation_errors
-from lsr.spectrum import leading_row_space
-from pipeline import adapters, artifacts, console, models, params, plots, stage, tokens
+from lsr.tuner.layer import LsrLayer
+from pipeline import artifacts, console, params, stage
+from pipeline.data import tokens
 from pipeline.errors import UserError
+from pipeline.evaluation import plots
+from pipeline.methods import adapters, base_models
 
 MOST_RANKS_BY_SEARCH = 16  # with more than two factors each error is a search of its own
 LAYERS_SHOWN = 24  # in the terminal; the file has all
@@ -111,11 +114,11 @@ def separation_curve(
 
 def main(view: params.FactorizeInitView) -> None:
     set_seed(view.seed)  # the head is drawn when the checkpoint loads
-    base = models.load_base_model(view.base_model, view.dataset)
+    base = base_models.load_base_model(view.base_model, view.dataset)
     model = adapters.add_adapter(base, view.section, view.base_model, view.seed)
     reports, seconds = {}, 0.0
     if isinstance(view.section, params.LsrParams):
-        examples = tokens.sample(view.base_model, view.section.examples, view.seed)
+        examples = tokens.sample(base_models.load_tokenizer(view.base_model), view.section.examples, view.seed)
         started = adapters.start(model, view.section, examples)
         layers = sum(isinstance(module, LsrLayer) for module in model.modules())
         before = perf_counter()

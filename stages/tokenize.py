@@ -13,10 +13,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import artifacts, console, datasets, params, stage
+from pipeline import artifacts, console, params, stage
+from pipeline.data import datasets
+from pipeline.data.texts import encode
 from pipeline.errors import UserError
-from pipeline.rows import DatasetRow, Number
-from pipeline.texts import encode
+from pipeline.params.rows import DatasetRow, Number
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -101,9 +102,9 @@ def main(view: params.TokenizeView) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said aloud, so that no later fork warns about it
     max_length = view.tokenize.max_length
     splits, dropped = datasets.load(view.dataset, view.data)
-    from pipeline import models  # seconds of import: after all that can be refused without it
+    from pipeline.methods import base_models  # seconds of import: after all that can be refused without it
 
-    tokenizer = models.load_tokenizer(view.base_model)
+    tokenizer = base_models.load_tokenizer(view.base_model)
     check_max_length(tokenizer, max_length)
     with console.progress("tokenize", sum(len(texts) for texts in splits.values()), "texts") as advance:
         tokens = {split: tokenize(texts, tokenizer, max_length, advance) for split, texts in splits.items()}

@@ -12,9 +12,12 @@ from peft import PeftModel
 from transformers import PrinterCallback, Trainer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from pipeline import adapters, artifacts, console, models, params, stage, tokens, training
-from pipeline.task import Task
-from pipeline.trainer import MergingTrainer
+from pipeline import artifacts, console, params, stage
+from pipeline.data import tokens
+from pipeline.methods import adapters, base_models
+from pipeline.methods.task import Task
+from pipeline.training import arguments
+from pipeline.training.trainer import MergingTrainer
 
 # What a checkpoint depends on beside the view: the stage's own deps.
 INPUTS = [Path("stages/train.py"), Path("pipeline"), Path("lsr"), artifacts.TOKENS, artifacts.INIT]
@@ -23,29 +26,29 @@ INPUTS = [Path("stages/train.py"), Path("pipeline"), Path("lsr"), artifacts.TOKE
 def train(trainer: Trainer, steps: int, checkpoints: Path) -> None:
     """Fit the model with a progress bar, from the last checkpoint if a run with the same inputs was cut off."""
     with console.progress("train", steps, "steps") as advance:
-        trainer.add_callback(training.Progress(advance))
+        trainer.add_callback(arguments.Progress(advance))
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None)
 
 
 def main(view: params.TrainView) -> None:
-    training.check_machine(view.train)
+    arguments.check_machine(view.train)
     set_seed(view.seed)
-    base = models.load_base_model(view.base_model, view.dataset)
+    base = base_models.load_base_model(view.base_model, view.dataset)
     model = adapters.load_adapter(base, artifacts.INIT, trainable=True)
     split = {name: tokens.load_tokens(name) for name in ("train", "validation")}
     steps_an_epoch = math.ceil(len(split["train"]) / view.train.batch_size)
-    checkpoints = training.checkpoint_folder(view, INPUTS)
+    checkpoints = arguments.checkpoint_folder(view, INPUTS)
     trainer = MergingTrainer(
         model=model,
-        args=training.training_arguments(view, steps_an_epoch, checkpoints),
+        args=arguments.training_arguments(view, steps_an_epoch, checkpoints),
         train_dataset=split["train"],
         eval_dataset=split["validation"],
-        data_collator=tokens.collator(view.base_model),
-        compute_metrics=training.scorer(view.dataset),
-        optimizers=(training.optimizer(model, view), None),
+        data_collator=tokens.collator(base_models.load_tokenizer(view.base_model)),
+        compute_metrics=arguments.scorer(view.dataset),
+        optimizers=(arguments.optimizer(model, view), None),
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(training.StopAtDivergence())
+    trainer.add_callback(arguments.StopAtDivergence())
     train(trainer, view.train.epochs * steps_an_epoch, checkpoints)
     with artifacts.replacing(artifacts.ADAPTER) as folder:
         folder.mkdir()
@@ -57,7 +60,7 @@ def main(view: params.TrainView) -> None:
 
 def write_reports(trainer: Trainer, model: PeftModel, view: params.TrainView) -> None:
     """Write metrics and curves, and print the closing table."""
-    curves = training.curves(trainer.state.log_history)
+    curves = arguments.curves(trainer.state.log_history)
     with artifacts.replacing(artifacts.TRAIN_CURVES) as folder:
         for name, points in curves.items():
             artifacts.write_csv(folder / f"{name}.csv", ["step", name], points)

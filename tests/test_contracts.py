@@ -108,7 +108,7 @@ def test_every_output_is_a_path_of_pipeline_artifacts():
 
 
 def test_artifacts_alone_writes_paths_of_artifacts_and_reports():
-    for path in [*(ROOT / "pipeline").glob("*.py"), *(ROOT / "stages").glob("*.py")]:
+    for path in [*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "stages").glob("*.py")]:
         strings = [n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)]
         here = [text for text in strings if isinstance(text, str) and text.startswith(("artifacts/", "reports/"))]
         assert not here or path.name == "artifacts.py", path

@@ -96,7 +96,7 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_holds_lsr_and_nothing_else(wheel):
     names = {name for name in wheel[0] if ".dist-info/" not in name}
-    assert names == {f"lsr/{path.name}" for path in (ROOT / "lsr").glob("*.py")} | {"lsr/py.typed"}
+    assert names == {path.relative_to(ROOT).as_posix() for path in (ROOT / "lsr").rglob("*.py")} | {"lsr/py.typed"}
 
 
 def test_the_wheel_asks_for_the_packages_of_the_method_alone(wheel):

@@ -7,7 +7,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline import params
-from pipeline.rows import DatasetRow, ModelRow
+from pipeline.params.rows import DatasetRow, ModelRow
 from tests.workspace import ROOT, read_yaml
 
 SPEED = ROOT / "benchmarks/results/speed.json"

@@ -1,4 +1,4 @@
-"""What is measured: the starts of lsr.factorize, and beside them torch's own decompositions of the same matrices."""
+"""What is measured: the starts of lsr.init.factorize, and torch's own decompositions of the same matrices."""
 
 from functools import lru_cache
 from math import prod
@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lsr.factorize import Start, begin
-from lsr.shapes import Form, split_width
+from lsr.algebra.shapes import Form, split_width
+from lsr.init.factorize import Start, begin
 
 LARGEST_ALIGNED = 768  # the assignment problem takes time with the third power of the width
 FORMS = {4: ((2, 2), (2, 2, 1)), 16: ((4, 4), (4, 2, 2))}  # rank shapes of two factors and of three
@@ -21,7 +21,7 @@ BLOCK = 64
 class Case(NamedTuple):
     """A call that is measured: a start, or one of torch's own."""
 
-    method: str  # a word of `lsr.factorize.begin`, SVD or LOWRANK
+    method: str  # a word of `lsr.init.factorize.begin`, SVD or LOWRANK
     size: int
     rank_shape: tuple[int, ...] = ()
     separation_rank: int = 0

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from benchmarks.factorize.cases import Case, decaying_weight
 from benchmarks.processes import peak_beyond
-from lsr.captured import captured_by_lora, captured_by_rows, captured_by_svd, captured_by_update
-from lsr.factorize import Start
-from lsr.separable import kron_sum
+from lsr.algebra.separable import kron_sum
+from lsr.init.factorize import Start
+from lsr.init.quality import captured_by_lora, captured_by_rows, captured_by_svd, captured_by_update
 
 SMALL = 64
 

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 from peft import PeftModel
 
 from benchmarks.views import changed
-from pipeline import adapters, models, params
+from pipeline import params
+from pipeline.methods import adapters, base_models
 from pipeline.params import Targets, TrainView
-from pipeline.rows import ModelRow
+from pipeline.params.rows import ModelRow
 
 Overrides = Mapping[str, Any]  # dotted keys of params.yaml
 
@@ -214,7 +215,7 @@ def numbers_a_term(data: str, rank_shape: tuple[int, ...], target_modules: Targe
     """Return how many numbers one Kronecker term trains in all target layers together; the model is built to see."""
     form = {"lsr.rank_shape": rank_shape, "lsr.target_modules": target_modules, "lsr.frames": frames}
     view = changed({**PROTOCOL, "data": data, "lsr.init": "random", "lsr.separation_rank": 1, **form}, "one term")
-    base = models.load_base_model(view.base_model, view.dataset)
+    base = base_models.load_base_model(view.base_model, view.dataset)
     return trained_numbers(adapters.add_adapter(base, view.section, view.base_model, 0), view.base_model)
 
 

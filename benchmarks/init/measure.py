@@ -17,8 +17,12 @@ from transformers import PrinterCallback, Trainer, set_seed
 
 from benchmarks.init import experiment
 from benchmarks.init.experiment import Cell, Sizes, trained_numbers
-from pipeline import adapters, datasets, inference, models, params, scores, tokens, training
+from pipeline import params
+from pipeline.data import datasets, tokens
+from pipeline.evaluation import inference, scores
+from pipeline.methods import adapters, base_models
 from pipeline.params import LsrParams, TrainView
+from pipeline.training import arguments
 from stages import tokenize
 
 EXAMPLES_AT_ONCE = 64  # where no gradient is needed
@@ -54,7 +58,7 @@ def measure(cell: Cell) -> Line:
 
 def _started(view: TrainView, train: Dataset) -> PeftModel:
     set_seed(view.seed)  # the head is drawn when the checkpoint loads: all methods have the same one
-    base = models.load_base_model(view.base_model, view.dataset)
+    base = base_models.load_base_model(view.base_model, view.dataset)
     model = adapters.add_adapter(base, view.section, view.base_model, view.seed)
     if isinstance(view.section, LsrParams):
         batches = _batches(train.select(range(min(view.section.examples, len(train)))), view)
@@ -64,7 +68,7 @@ def _started(view: TrainView, train: Dataset) -> PeftModel:
 
 
 def _batches(examples: Dataset, view: TrainView) -> Iterator[dict[str, Tensor]]:
-    collate = tokens.collator(view.base_model)
+    collate = tokens.collator(base_models.load_tokenizer(view.base_model))
     for batch in examples.remove_columns("length").iter(EXAMPLES_AT_ONCE):
         yield dict(collate(batch))
 
@@ -77,7 +81,7 @@ def _train(model: PeftModel, view: TrainView, splits: dict[str, Dataset]) -> lis
         trainer = Trainer(
             model=model,
             args=dataclasses.replace(
-                training.training_arguments(view, steps_an_epoch, Path(folder)),
+                arguments.training_arguments(view, steps_an_epoch, Path(folder)),
                 per_device_eval_batch_size=EXAMPLES_AT_ONCE,
                 eval_strategy="steps",
                 eval_steps=math.ceil(steps / experiment.SIZES.evaluations),
@@ -86,20 +90,20 @@ def _train(model: PeftModel, view: TrainView, splits: dict[str, Dataset]) -> lis
             ),
             train_dataset=splits["train"],
             eval_dataset=splits["validation"],
-            data_collator=tokens.collator(view.base_model),
-            compute_metrics=training.scorer(view.dataset),
-            optimizers=(training.optimizer(model, view), None),
+            data_collator=tokens.collator(base_models.load_tokenizer(view.base_model)),
+            compute_metrics=arguments.scorer(view.dataset),
+            optimizers=(arguments.optimizer(model, view), None),
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        curve = training.curves(trainer.state.log_history)["validation_score"]
+        curve = arguments.curves(trainer.state.log_history)["validation_score"]
         if curve[-1][0] < steps:
             curve.append((steps, trainer.evaluate()["eval_score"]))
     return curve
 
 
 def _score(model: PeftModel, view: TrainView, split: Dataset) -> float:
-    collate = tokens.collator(view.base_model)
+    collate = tokens.collator(base_models.load_tokenizer(view.base_model))
     outputs = inference.logits(model, split, collate, EXAMPLES_AT_ONCE, lambda done: None)
     metric = view.dataset.metrics[0]
     predicted = inference.predicted(outputs.numpy(), view.dataset)
@@ -113,7 +117,7 @@ def _splits(view: TrainView) -> dict[str, Dataset]:
 @cache
 def _tokenized(data: str, model: str, sizes: Sizes) -> dict[str, Dataset]:
     """The first rows of each split as tokens; outside train the longest first, so that batches have little padding."""
-    tokenizer = models.load_tokenizer(params.load_row("model", model))
+    tokenizer = base_models.load_tokenizer(params.load_row("model", model))
     texts, _ = datasets.load(params.load_row("data", data), data)
     found = {}
     for split in datasets.SPLITS:

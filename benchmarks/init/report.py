@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 from benchmarks.init.experiment import BASELINE, METHODS, RATES, REFERENCES, SEEDS, SIZES
 from benchmarks.init.summary import SHARE, Row
-from pipeline import artifacts, console, plots
+from pipeline import artifacts, console
+from pipeline.evaluation import plots
 
 COLUMNS = ("start", "numbers", "learning rate", "test score", f"over {BASELINE}", "steps")
 PANELS_ABREAST = 4

@@ -8,7 +8,7 @@ from peft import LoKrConfig, LoraConfig, PeftConfig, VeraConfig, get_peft_model
 from torch import Tensor, nn
 
 from lsr import LsrConfig
-from lsr.layer import LsrLinear
+from lsr.tuner.layer import LsrLinear
 
 Targets = Sequence[str] | str
 

@@ -23,8 +23,12 @@ from transformers import (
 
 from benchmarks.processes import in_fresh_process
 from benchmarks.views import changed
-from pipeline import adapters, console, datasets, inference, models, params, scores, tokens, training
+from pipeline import console, params
+from pipeline.data import datasets, tokens
+from pipeline.evaluation import inference, scores
+from pipeline.methods import adapters, base_models
 from pipeline.params import TrainView
+from pipeline.training import arguments
 from stages import tokenize
 
 DATA, MODEL, MAX_LENGTH, TARGET = "movie-reviews", "minilm", 128, 0.80
@@ -88,12 +92,12 @@ def race(contender: Contender, epochs: int) -> Row:
     set_seed(view.seed)
     splits = _tokens(view, texts)
     model = adapters.add_adapter(
-        models.load_base_model(view.base_model, view.dataset), view.section, view.base_model, 0
+        base_models.load_base_model(view.base_model, view.dataset), view.section, view.base_model, 0
     )
     if isinstance(view.section, params.LsrParams):
         list(adapters.start(model, view.section, iter(())))
     steps_an_epoch = math.ceil(len(splits["train"]) / view.train.batch_size)
-    collate = tokens.collator(view.base_model)
+    collate = tokens.collator(base_models.load_tokenizer(view.base_model))
     usual = DataCollatorWithPadding(collate.tokenizer, padding="max_length", max_length=MAX_LENGTH)
 
     def score() -> float:
@@ -104,12 +108,12 @@ def race(contender: Contender, epochs: int) -> Row:
 
     watch = StopWatch(begin, max(1, epochs * steps_an_epoch // LOOKS), score)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = training.training_arguments(view, steps_an_epoch, Path(folder))
-        sampling = "random" if contender.is_padded else arguments.train_sampling_strategy
+        settings = arguments.training_arguments(view, steps_an_epoch, Path(folder))
+        sampling = "random" if contender.is_padded else settings.train_sampling_strategy
         trainer = Trainer(
             model=model,
             args=dataclasses.replace(
-                arguments,
+                settings,
                 num_train_epochs=epochs,
                 train_sampling_strategy=sampling,
                 eval_strategy="no",
@@ -118,7 +122,7 @@ def race(contender: Contender, epochs: int) -> Row:
             ),
             train_dataset=splits["train"],
             data_collator=usual if contender.is_padded else collate,
-            optimizers=(training.optimizer(model, view), None),
+            optimizers=(arguments.optimizer(model, view), None),
         )
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(watch)
@@ -128,7 +132,7 @@ def race(contender: Contender, epochs: int) -> Row:
 
 
 def _tokens(view: TrainView, texts: dict[str, Any]) -> dict[str, Dataset]:
-    tokenizer = models.load_tokenizer(view.base_model)
+    tokenizer = base_models.load_tokenizer(view.base_model)
     found = {}
     for split in ("train", "test"):
         table, _ = tokenize.tokenize(texts[split], tokenizer, MAX_LENGTH)

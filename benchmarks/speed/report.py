@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from benchmarks.speed import layer, race, step, terms
 from benchmarks.speed.methods import METHODS, OURS, PEER
-from pipeline import artifacts, console, plots
+from pipeline import artifacts, console
+from pipeline.evaluation import plots
 
 SHOWN = (768, 2048, "float32")  # the layer of the picture and of the targets
 

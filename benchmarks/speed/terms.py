@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from benchmarks.processes import process
 from benchmarks.speed.timing import overhead, take_turns
 from lsr import LsrConfig
-from lsr.functional import is_cheaper_by_factors
-from lsr.model import adapted_layers
-from lsr.separable import kron_sum, kron_sum_product
-from lsr.shapes import split_width
+from lsr.algebra.separable import kron_sum, kron_sum_product
+from lsr.algebra.shapes import split_width
+from lsr.tuner.functional import is_cheaper_by_factors
+from lsr.tuner.model import adapted_layers
 from pipeline import console
 
 WIDTH, TOKENS = 768, 2048  # where more terms are timed

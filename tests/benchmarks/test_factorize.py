@@ -11,7 +11,7 @@ from benchmarks.factorize import stream, summary
 from benchmarks.factorize.cases import LOWRANK, SVD, Case, cases, decaying_weight
 from benchmarks.factorize.measure import Probe, captured_energy
 from benchmarks.processes import in_fresh_process
-from lsr.separable import kron_sum
+from lsr.algebra.separable import kron_sum
 from pipeline.errors import UserError
 
 PRIME = 53  # a width that has to be padded

@@ -12,9 +12,13 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction
 
-from lsr.model import adapted_layers
-from pipeline import adapters, artifacts, inference, models, params, tokens, training
+from lsr.tuner.model import adapted_layers
+from pipeline import artifacts, params
+from pipeline.data import tokens
 from pipeline.errors import UserError
+from pipeline.evaluation import inference
+from pipeline.methods import adapters, base_models
+from pipeline.training import arguments
 from stages import evaluate, factorize_init, tokenize, train
 from tests import workspace
 
@@ -60,7 +64,7 @@ def base_model(view):
 
 
 def base_of(view):
-    return models.load_base_model(view.base_model, view.dataset)
+    return base_models.load_base_model(view.base_model, view.dataset)
 
 
 def logits(model):
@@ -130,9 +134,11 @@ def test_the_best_epoch_is_what_is_written(at):
     view = params.load(params.TrainView)
     model = adapters.load_adapter(base_model(view), artifacts.ADAPTER, trainable=False)
     split = tokens.load_tokens("validation")
-    outputs = inference.logits(model, split, tokens.collator(view.base_model), 16, lambda done: None)
+    outputs = inference.logits(
+        model, split, tokens.collator(base_models.load_tokenizer(view.base_model)), 16, lambda done: None
+    )
     labels = np.array(split["label"])
-    found = training.scorer(view.dataset)(EvalPrediction(outputs.numpy(), labels))["score"]
+    found = arguments.scorer(view.dataset)(EvalPrediction(outputs.numpy(), labels))["score"]
     assert found == pytest.approx(report(artifacts.TRAIN_METRICS)["best_score"], abs=1e-6)
 
 
@@ -161,13 +167,13 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(at, monkeypatch)
     assert not list(Path(".checkpoints").iterdir())
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Progress, "on_step_end", kill_in_the_second_epoch)
+        patch.setattr(arguments.Progress, "on_step_end", kill_in_the_second_epoch)
         with pytest.raises(KilledError):
             run(TRAIN)
     assert len(list(Path(".checkpoints").iterdir())) == 1
     steps = []
     monkeypatch.setattr(
-        training.Progress, "on_step_end", lambda self, args, state, *_, **__: steps.append(state.global_step)
+        arguments.Progress, "on_step_end", lambda self, args, state, *_, **__: steps.append(state.global_step)
     )
     run(TRAIN)
     assert digests("artifacts/adapter") | digests("reports/train") == undisturbed
@@ -179,11 +185,11 @@ def test_a_checkpoint_of_other_params_is_not_taken_up(at):
     at()
     run(TOKENIZE, FACTORIZE)
     view = params.load(params.TrainView)
-    here = training.checkpoint_folder(view, train.INPUTS)
+    here = arguments.checkpoint_folder(view, train.INPUTS)
     changed = view.model_copy(update={"seed": 1})
-    assert training.checkpoint_folder(changed, train.INPUTS) != here
+    assert arguments.checkpoint_folder(changed, train.INPUTS) != here
     artifacts.INIT.joinpath("adapter_config.json").write_text("{}")
-    assert training.checkpoint_folder(view, train.INPUTS) != here
+    assert arguments.checkpoint_folder(view, train.INPUTS) != here
 
 
 def test_the_head_has_its_own_learning_rate(at):
@@ -191,7 +197,7 @@ def test_the_head_has_its_own_learning_rate(at):
     run(FACTORIZE)
     view = params.load(params.TrainView)
     model = adapters.load_adapter(base_model(view), artifacts.INIT, trainable=True)
-    optimizer = training.optimizer(model, view)
+    optimizer = arguments.optimizer(model, view)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -235,8 +241,8 @@ def test_a_training_that_the_machine_cannot_do_is_refused(at, monkeypatch, chose
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bf16)
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(training.shutil, "which", lambda name: None if name == missing else name)
-    monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: None if name == missing else name)
+    monkeypatch.setattr(arguments.shutil, "which", lambda name: None if name == missing else name)
+    monkeypatch.setattr(arguments.importlib.util, "find_spec", lambda name: None if name == missing else name)
     with pytest.raises(UserError, match=rf"params.yaml: {words}"):
         run(TRAIN)
 
@@ -244,8 +250,8 @@ def test_a_training_that_the_machine_cannot_do_is_refused(at, monkeypatch, chose
 def test_a_compiled_step_is_asked_of_the_trainer(at, tmp_path):
     at(train={"compile": True})
     view = params.load(params.TrainView)
-    training.check_machine(view.train)
-    assert training.training_arguments(view, 4, tmp_path).torch_compile
+    arguments.check_machine(view.train)
+    assert arguments.training_arguments(view, 4, tmp_path).torch_compile
 
 
 def test_a_training_that_diverges_ends_in_one_line(at):
@@ -400,7 +406,7 @@ def test_b_and_the_frames_have_their_own_learning_rates(at):
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     rates = {
         names[id(parameter)].split(".lsr_")[1][:2]: group["lr"]
-        for group in training.optimizer(model, view).param_groups
+        for group in arguments.optimizer(model, view).param_groups
         for parameter in group["params"]
         if ".lsr_" in names[id(parameter)]
     }

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pipeline import artifacts, params
 from pipeline.errors import UserError
-from pipeline.rows import DatasetRow, ModelRow
+from pipeline.params.rows import DatasetRow, ModelRow
 from stages import tokenize as stage
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "very"]

@@ -7,7 +7,9 @@ import torch
 from benchmarks import views
 from benchmarks.init import experiment, measure
 from benchmarks.init.experiment import METHODS, RATES, REFERENCES, Cell, Setting, Sizes
-from pipeline import inference, tokens
+from pipeline.data import tokens
+from pipeline.evaluation import inference
+from pipeline.methods import base_models
 from tests import workspace
 
 SETTING = Setting("tiny", "glue", separation_rank=2)
@@ -87,7 +89,7 @@ def test_methods_start_with_the_same_head_and_the_same_model(tiny):
         inference.logits(
             measure._started(view, measure._splits(view)["train"]),
             measure._splits(view)["test"],
-            tokens.collator(view.base_model),
+            tokens.collator(base_models.load_tokenizer(view.base_model)),
             8,
             int,
         )

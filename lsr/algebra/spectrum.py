@@ -1,0 +1,140 @@
+"""Singular subspaces of matrices: what a start is fitted to. In float64, with canonical signs.
+
+The sign of a pair of singular vectors is arbitrary and differs between LAPACK drivers, yet a flip changes the nearest
+Kronecker sum: so the largest entry of each right vector is made positive.
+"""
+
+import tensorly as tl
+import torch
+from tensorly.tenalg import svd_interface
+from torch import Tensor
+
+from lsr.algebra.separable import pad_columns
+
+Matrix = Tensor | tuple[Tensor, Tensor]  # (M, N), or (M, k) and (k, N) whose product it is
+
+# Entries of a dense matrix: above, a seeded randomised SVD in float32 is as good as a full one and far faster.
+LARGE = 2**19
+
+
+def leading_svd(
+    matrix: Matrix,  # (M, N)
+    rank: int,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:  # (M, rank), (rank,), (rank, N), float64
+    """Return the leading part U, S, V^T of the SVD, with canonical signs.
+
+    Raises:
+        ValueError: if the rank exceeds a side of the matrix.
+    """
+    left, right = (matrix, matrix) if isinstance(matrix, Tensor) else matrix
+    shape = len(left), right.shape[1]
+    if not 1 <= rank <= min(shape):
+        raise ValueError(f"the rank must be in [1, {min(shape)}] for a matrix {shape}, got {rank}")
+    found = _svd_of_dense(matrix, rank, seed) if isinstance(matrix, Tensor) else _svd_of_pair(left, right, rank)
+    signs = _canonical_signs(found[2])
+    return found[0] * signs.T, found[1], found[2] * signs
+
+
+def _svd_of_dense(matrix: Tensor, rank: int, seed: int) -> tuple[Tensor, ...]:
+    dense = matrix.detach().cpu()
+    is_large = dense.numel() > LARGE
+    method = "randomized_svd" if is_large else "truncated_svd"
+    options = {"random_state": seed, "n_iter": 5, "n_oversamples": 16} if is_large else {}
+    with tl.backend_context("numpy", local_threadsafe=True):
+        found = svd_interface(
+            (dense.float() if is_large else dense.double()).numpy(), method, n_eigenvecs=rank, **options
+        )
+    return tuple(torch.from_numpy(part.copy()).double() for part in found)
+
+
+def _svd_of_pair(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, ...]:
+    if left.shape[1] < rank:  # the singular vectors of zeros complete the bases
+        left, right = pad_columns(left, rank), pad_columns(right.T, rank).T
+    (q_left, core_left), (q_right, core_right) = torch.linalg.qr(left), torch.linalg.qr(right.T)
+    u, values, vt = torch.linalg.svd(core_left @ core_right.T)
+    return (q_left @ u)[:, :rank], values[:rank], (vt @ q_right.T)[:rank]
+
+
+def singular_values_of_pair(
+    left: Tensor,  # (M, k)
+    right: Tensor,  # (k, N)
+) -> Tensor:  # (k,) at most, float64, descending
+    """Return the singular values of `left @ right`, which is never formed; their length is its Frobenius norm."""
+    core_left, core_right = (torch.linalg.qr(side.detach().double(), mode="r").R for side in (left, right.T))
+    return torch.linalg.svdvals(core_left @ core_right.T)
+
+
+def distance_of_pairs(
+    one: tuple[Tensor, Tensor],  # (M, k), (k, N)
+    other: tuple[Tensor, Tensor],  # (M, l), (l, N)
+) -> float:
+    """Return the Frobenius distance of two products, neither of which is formed."""
+    left = torch.cat([one[0].double(), -other[0].double()], dim=1)
+    return float(singular_values_of_pair(left, torch.cat([one[1].double(), other[1].double()])).norm())
+
+
+def leading_row_space(
+    weight: Tensor,  # (m, n)
+    rank: int,
+    seed: int = 0,
+) -> Tensor:  # (rank, n), float64
+    """Return the leading right singular vectors of a weight as orthonormal rows, with canonical signs.
+
+    Raises:
+        ValueError: if the rank exceeds a side of the weight, or the weight is zero or not finite.
+    """
+    _check(weight, rank)
+    return leading_svd(weight, rank, seed)[2]
+
+
+def leading_part(
+    weight: Tensor,  # (m, n)
+    rank: int,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:  # (m, rank), (rank, n), float64
+    """Return U_r S_r^1/2 and S_r^1/2 V_r^T of the truncated SVD, with canonical signs.
+
+    Raises:
+        ValueError: as `leading_row_space`.
+    """
+    _check(weight, rank)
+    left, values, right = leading_svd(weight, rank, seed)
+    return left * values.sqrt(), values.sqrt()[:, None] * right
+
+
+def trailing_part(
+    weight: Tensor,  # (m, n)
+    rank: int,
+) -> tuple[Tensor, Tensor]:  # (m, rank), (rank, n), float64
+    """Return the part of the weight with its `rank` smallest singular values, U_t S_t and V_t^T, rows orthonormal.
+
+    They come from the eigenvectors of the smaller of W W^T and W^T W: a randomised method finds leading ones only, and
+    a full SVD costs several times as much. It resolves singular values above 1e-8 of the largest.
+
+    Raises:
+        ValueError: as `leading_row_space`.
+    """
+    _check(weight, rank)
+    matrix = weight.detach().to("cpu", torch.float64)
+    is_wide = matrix.shape[0] < matrix.shape[1]
+    if is_wide:
+        left = torch.linalg.eigh(matrix @ matrix.T).eigenvectors[:, :rank]  # eigenvalues ascend
+        rows = torch.linalg.qr((left.T @ matrix).T).Q.T
+    else:
+        rows = torch.linalg.eigh(matrix.T @ matrix).eigenvectors[:, :rank].T
+    rows = rows * _canonical_signs(rows)
+    return matrix @ rows.T, rows
+
+
+def _check(weight: Tensor, rank: int) -> None:
+    if not 1 <= rank <= min(weight.shape):
+        raise ValueError(f"the rank must be in [1, {min(weight.shape)}] for a weight {tuple(weight.shape)}, got {rank}")
+    largest = float(weight.detach().abs().max())
+    if not 0 < largest < float("inf"):
+        raise ValueError(f"the weight has no row space to start from: its largest entry is {largest}")
+
+
+def _canonical_signs(rows: Tensor) -> Tensor:  # (k, n) -> (k, 1)
+    largest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True))
+    return torch.where(largest < 0, -1.0, 1.0).to(rows.dtype)

@@ -1,0 +1,223 @@
+"""A trained LSR adapter as what others read: a plain PEFT LoRA folder, or a plain transformers checkpoint.
+
+The LoRA is exact, for A and B of LSR are LoRA factors: no SVD, and the scaling is folded into B.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor, nn
+
+from lsr.algebra.spectrum import distance_of_pairs, singular_values_of_pair
+from lsr.convert.files import PREFIX, InputError, check_output, write_adapter, writing
+from lsr.init.quality import TOLERATED_LOSS, dtype_name
+from lsr.tuner.config import LsrConfig
+from lsr.tuner.layer import LsrLayer
+from lsr.tuner.model import adapted_layers
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+BIASES = {"none": "none", "all": "all", "lsr_only": "lora_only"}
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What writing an update in a dtype costs: relative errors, ||written - update||_F / ||update||_F."""
+
+    layers: dict[str, float]
+    total: float  # of all layers as one long vector
+
+    @property
+    def worst(self) -> str:
+        """The layer with the largest error."""
+        return max(self.layers, key=lambda name: self.layers[name])
+
+
+def export_lora(
+    model: PeftModel,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    adapter_name: str = "default",
+    force: bool = False,
+) -> Rounding:
+    """Write an LSR adapter as a LoRA folder, which PEFT loads without this package: the same update, head and biases.
+
+    Each layer has its true rank (twice that if its start is subtracted) and the scaling 1. Same bytes every time.
+
+    Raises:
+        InputError: if the folder exists and `force` is false, or the dtype loses more of the update than
+            `lsr.init.quality.TOLERATED_LOSS` and `force` is false, or overflows.
+    """
+    folder = Path(folder)
+    check_output(folder, (), replace=force)
+    layers = _layers_of(model, adapter_name)
+    pairs = {name: lora_pair(layer, adapter_name) for name, layer in layers.items()}
+    rounding = _rounding_of_pairs(pairs, dtype)
+    _check_rounding(rounding, dtype, force)
+    tensors = {
+        key: value
+        for key, value in get_peft_model_state_dict(
+            model, adapter_name=adapter_name, save_embedding_layers=False
+        ).items()
+        if not re.fullmatch(r".*\.lsr_([AB]\d+|fixed\..*)", key)  # the head and the trained biases remain
+    }
+    for name, (left, right) in pairs.items():
+        tensors |= {f"{PREFIX}{name}.lora_A.weight": right, f"{PREFIX}{name}.lora_B.weight": left}
+    fields = _lora_fields(model, adapter_name, layers, pairs)
+    with writing(folder) as new:
+        write_adapter(new, fields, {name: rounded(name, tensor, dtype) for name, tensor in tensors.items()})
+    return rounding
+
+
+def export_merged(
+    model: PeftModel,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    adapter_name: str = "default",
+    tokenizer: Any = None,
+    force: bool = False,
+) -> Rounding:
+    """Write the base model with the update added to its weights, and a tokenizer if there is one; `model` is used up.
+
+    Raises:
+        InputError: as `export_lora`.
+    """
+    folder = Path(folder)
+    check_output(folder, (), replace=force)
+    rounding = _rounding_of_merge(_layers_of(model, adapter_name), adapter_name, dtype)
+    _check_rounding(rounding, dtype, force)
+    model.set_adapter(adapter_name)
+    plain = cast("Any", model.merge_and_unload())
+    for name, parameter in plain.named_parameters():
+        parameter.data = rounded(name, parameter.data, dtype)
+    plain.to(dtype)  # buffers, and what the configuration says
+    with writing(folder) as new:
+        plain.save_pretrained(str(new))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(new))
+    return rounding
+
+
+def lora_pair(layer: LsrLayer, adapter_name: str) -> tuple[Tensor, Tensor]:  # (m, r or 2r), (r or 2r, n)
+    """Return B, with the scaling in it, and A: their product is the whole update of the layer."""
+    a, b = layer.as_lora(adapter_name)
+    return layer.scaling[adapter_name] * b.detach(), a.detach()
+
+
+def _layers_of(model: PeftModel, adapter_name: str) -> dict[str, LsrLayer]:
+    layers = {name: layer for name, layer in adapted_layers(model).items() if adapter_name in layer.scaling}
+    if not layers:
+        raise InputError(f"the model has no LSR adapter {adapter_name!r}")
+    return layers
+
+
+def _lora_fields(
+    model: PeftModel,
+    adapter_name: str,
+    layers: Mapping[str, LsrLayer],
+    pairs: Mapping[str, tuple[Tensor, Tensor]],
+) -> dict[str, Any]:
+    """Return what adapter_config.json says: only keys that old versions of PEFT and other readers know."""
+    config = cast("LsrConfig", model.peft_config[adapter_name])
+    ranks = {name: len(right) for name, (_, right) in pairs.items()}
+    usual = min(Counter(ranks.values()).items(), key=lambda item: (-item[1], item[0]))[0]
+    # PEFT matches these as regular expressions.
+    pattern = {re.escape(name): rank for name, rank in ranks.items() if rank != usual}
+    return {
+        **({} if config.task_type else {"auto_mapping": _class_of(model.get_base_model())}),
+        "peft_type": "LORA",
+        "task_type": config.task_type,
+        "base_model_name_or_path": config.base_model_name_or_path,
+        "revision": config.revision,
+        "inference_mode": True,
+        "r": usual,
+        "lora_alpha": usual,
+        "lora_dropout": 0.0,
+        "rank_pattern": pattern,
+        "alpha_pattern": pattern,
+        "target_modules": _targets(model, list(ranks)),
+        "modules_to_save": _saved_whole(model, config),
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "bias": BIASES[config.bias],
+        "fan_in_fan_out": any(layer.is_transposed for layer in layers.values()),
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "use_dora": False,
+    }
+
+
+def _class_of(base: nn.Module) -> dict[str, str]:
+    """Return how PEFT names the class of a base model where no task says it."""
+    return {"base_model_class": type(base).__name__, "parent_library": type(base).__module__}
+
+
+def _targets(model: PeftModel, names: list[str]) -> list[str] | str:
+    """Return full names; or, as PEFT takes a name for an ending, one expression if another layer ends like one."""
+    endings = tuple(f".{name}" for name in names)
+    modules = [key.removeprefix(PREFIX) for key, _ in model.named_modules()]
+    if any(module.endswith(endings) for module in modules if module not in names):
+        return "|".join(re.escape(name) for name in sorted(names))
+    return sorted(names)
+
+
+def _saved_whole(model: PeftModel, config: LsrConfig) -> list[str] | None:
+    """Return those entries of modules_to_save that the model has: PEFT adds the names of all usual heads."""
+    wrapped = [name for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)]
+    entries = [entry for entry in config.modules_to_save or [] if any(name.endswith(entry) for name in wrapped)]
+    return sorted(set(entries)) or None
+
+
+def _rounding_of_pairs(pairs: Mapping[str, tuple[Tensor, Tensor]], dtype: torch.dtype) -> Rounding:
+    written = {name: [rounded(name, side, dtype) for side in pair] for name, pair in pairs.items()}
+    return _relative(
+        {name: distance_of_pairs((written[name][0], written[name][1]), pair) for name, pair in pairs.items()},
+        {name: float(singular_values_of_pair(*pair).norm()) for name, pair in pairs.items()},
+    )
+
+
+def _rounding_of_merge(layers: Mapping[str, LsrLayer], adapter_name: str, dtype: torch.dtype) -> Rounding:
+    """Measure ||round(W + ΔW) - W - ΔW||: where an entry of ΔW is below half a step of that of W, it vanishes."""
+    errors, lengths = {}, {}
+    for name, layer in layers.items():
+        weight, update = layer.pretrained_weight().float(), layer.get_delta_weight(adapter_name).detach()
+        written = rounded(name, weight + update, dtype).double()
+        errors[name] = float((written - weight.double() - update.double()).norm())
+        lengths[name] = float(update.double().norm())
+    return _relative(errors, lengths)
+
+
+def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor in a dtype.
+
+    Raises:
+        InputError: if it overflows; names it.
+    """
+    written = tensor.to(dtype)
+    if not torch.isfinite(written).all():
+        raise InputError(f"{dtype_name(dtype)} cannot hold the weights of {name}: they overflow; use float32")
+    return written
+
+
+def _relative(errors: Mapping[str, float], lengths: Mapping[str, float]) -> Rounding:
+    """Divide by the lengths of the updates; an update of zero that stays zero has the error 0."""
+    layers = {name: errors[name] / lengths[name] if lengths[name] else 0.0 for name in errors}
+    total, length = (float(torch.tensor(list(v.values()), dtype=torch.float64).norm()) for v in (errors, lengths))
+    return Rounding(layers, total / length if length else 0.0)
+
+
+def _check_rounding(rounding: Rounding, dtype: torch.dtype, force: bool) -> None:
+    if rounding.total > TOLERATED_LOSS and not force:
+        raise InputError(
+            f"{dtype_name(dtype)} would lose {rounding.total:.1%} of the update, "
+            f"{rounding.layers[rounding.worst]:.1%} of that in {rounding.worst}; "
+            f"at most {TOLERATED_LOSS:.0%} is allowed; use float32, or --force"
+        )

@@ -1,0 +1,138 @@
+"""What a trained adapter is, layer by layer: sizes, the update's spectrum, conditioning, the LoRA that equals it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from torch import Tensor
+
+from lsr.algebra.separable import condition_number, kron_sum
+from lsr.algebra.spectrum import singular_values_of_pair
+from lsr.convert.files import PREFIX, NoBaseError, read_config, read_tensors
+from lsr.convert.loading import ADAPTER, load_adapter, load_layers
+from lsr.init.quality import ROUNDOFF, TOLERATED_LOSS, dtype_name, update_condition_number
+from lsr.tuner.layer import LsrLayer
+from lsr.tuner.model import adapted_layers
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One adapted layer. Norms are Frobenius norms, condition numbers 1 or more where no digits are lost."""
+
+    out_features: int
+    in_features: int
+    out_shape: tuple[int, ...]
+    in_shape: tuple[int, ...]
+    rank_shape: tuple[int, ...]
+    rank: int
+    separation_rank: int
+    trained: int
+    stored: int
+    effective: int
+    condition_a: float
+    condition_b: float
+    condition_update: float
+    norm: float  # ||ΔW||
+    relative_norm: float | None  # ||ΔW|| / ||W||; None without the base model
+    singular_values: tuple[float, ...]  # of ΔW, all that can differ from zero
+    lora_rank: int  # of the LoRA that is the same update
+    lora_numbers: int
+    losses: dict[str, float]  # dtype -> relative error of the update if its factors were stored in it
+
+    @property
+    def unfit_dtypes(self) -> list[str]:
+        """The dtypes that would lose more of the update than is tolerated."""
+        return [name for name, loss in self.losses.items() if loss > TOLERATED_LOSS]
+
+
+@dataclass(frozen=True)
+class AdapterReport:
+    """All layers by name, the numbers beside them, and why the base model was left out, if it was."""
+
+    layers: dict[str, LayerReport]
+    other_numbers: int  # in the file: heads and biases
+    base: str | None
+    base_problem: str | None
+
+
+def inspect_adapter(folder: str | Path, base: str | None = None) -> AdapterReport:
+    """Return what an LSR adapter's folder holds.
+
+    Without `base`, the base model that the adapter names is loaded if it is there. If it is not, widths are what the
+    factors span, padding included, and nothing is known of ||W||.
+
+    Raises:
+        InputError: if the folder is no LSR adapter, or does not fit its base model.
+        NoBaseError: if there is no such base model as `base`.
+    """
+    folder = Path(folder)
+    fields, tensors = read_config(folder, "LSR"), read_tensors(folder)
+    problem = None
+    try:
+        layers = adapted_layers(load_adapter(folder, base))
+    except NoBaseError as error:
+        if base is not None:
+            raise
+        layers, problem = load_layers(folder), str(error)
+    others = sum(t.numel() for name, t in tensors.items() if ".lsr_" not in name.removeprefix(PREFIX))
+    reports = {name: inspect_layer(layer, has_base=problem is None) for name, layer in layers.items()}
+    return AdapterReport(reports, others, base or fields.get("base_model_name_or_path"), problem)
+
+
+def inspect_layer(layer: LsrLayer, *, has_base: bool = True, adapter_name: str = ADAPTER) -> LayerReport:
+    """Measure one adapted layer; nothing of the size of its weight is made."""
+    form, sizes = layer.form[adapter_name], layer.sizes(adapter_name)
+    a, b = ([factor.detach().double() for factor in side] for side in layer.factors(adapter_name))
+    right, left = (side.detach() for side in layer.as_lora(adapter_name))
+    values = layer.scaling[adapter_name] * singular_values_of_pair(left, right)
+    norm = float(values.norm())
+    conditions = condition_number(*a), condition_number(*b), _condition_of_update(a, b, layer, adapter_name, norm)
+    weight = float(layer.pretrained_weight().double().norm()) if has_base else None
+    return LayerReport(
+        out_features=layer.out_features,
+        in_features=layer.in_features,
+        out_shape=form.out_shape,
+        in_shape=form.in_shape,
+        rank_shape=form.rank_shape,
+        rank=prod(form.rank_shape),
+        separation_rank=form.separation_rank,
+        trained=sizes.trained,
+        stored=sizes.stored,
+        effective=sizes.effective,
+        condition_a=conditions[0],
+        condition_b=conditions[1],
+        condition_update=conditions[2],
+        norm=norm,
+        relative_norm=norm / weight if weight else None,
+        singular_values=tuple(values.tolist()),
+        lora_rank=len(right),
+        lora_numbers=len(right) * (layer.in_features + layer.out_features),
+        losses={dtype_name(dtype): roundoff * max(conditions) for dtype, roundoff in ROUNDOFF.items()},
+    )
+
+
+def _condition_of_update(
+    a: list[Tensor],  # (s, r_i, n_i) each
+    b: list[Tensor],  # (s, m_i, r_i) each
+    layer: LsrLayer,
+    adapter_name: str,
+    norm: float,
+) -> float:
+    """Return the condition number of ΔW in its terms; where a start is subtracted, that is cancellation too."""
+    condition = update_condition_number(a, b)
+    if layer.residual[adapter_name] == "zero" or norm == 0:
+        return condition
+    whole = abs(layer.scaling[adapter_name]) * float(singular_values_of_pair(kron_sum(*b), kron_sum(*a)).norm())
+    return condition * whole / norm
+
+
+def shared_prefix(names: Mapping[str, object]) -> str:
+    """Return the leading parts that all names have, with a dot at the end, but for the last part of each."""
+    parts = [name.split(".")[:-1] for name in names]
+    shared = []
+    for column in zip(*parts, strict=False):
+        if len(set(column)) > 1:
+            break
+        shared.append(column[0])
+    return "".join(f"{part}." for part in shared)

@@ -1,0 +1,43 @@
+"""Whether two models say the same: the largest difference of their outputs on token ids that are always the same."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lsr.convert.files import InputError
+
+ROWS, LENGTH, SEED = 8, 16, 0
+RESERVED = 2  # positions that RoBERTa's embeddings keep for padding
+
+
+def probe_ids(model: Any) -> Tensor:  # (ROWS, LENGTH), less where the model has fewer positions
+    """Return seeded token ids of the model's vocabulary.
+
+    Raises:
+        InputError: if the model reads no token ids.
+    """
+    embeddings = model.get_input_embeddings()
+    if not isinstance(embeddings, nn.Embedding):
+        raise InputError(f"{type(model).__name__} reads no token ids, so outputs cannot be compared")
+    positions = getattr(model.config, "max_position_embeddings", None) or LENGTH + RESERVED
+    generator = torch.Generator().manual_seed(SEED)
+    shape = ROWS, max(1, min(LENGTH, positions - RESERVED))
+    return torch.randint(embeddings.num_embeddings, shape, generator=generator)
+
+
+@torch.no_grad()
+def outputs(
+    model: Any,
+    ids: Tensor,  # (rows, length)
+) -> Tensor:  # float64
+    """Return the model's first output, its logits if it has a head, row by row: so no padding token is needed."""
+    inputs = [{"input_ids": row[None]} for row in ids]
+    if model.config.is_encoder_decoder:
+        inputs = [{**row, "decoder_input_ids": row["input_ids"]} for row in inputs]
+    return torch.cat([model(**row, return_dict=True)[0].double() for row in inputs])
+
+
+def largest_difference(one: Tensor, other: Tensor) -> float:
+    """Return max |one - other|."""
+    return float((one - other).abs().max())

@@ -1,0 +1,1 @@
+"""How factors start: one initialization a file, what examples say about a layer, and what a start holds."""

@@ -1,0 +1,96 @@
+"""What a start holds of its weight, beside what other adapters of its size could, and how well conditioned it is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lsr.algebra.separable import kron_sum
+from lsr.algebra.spectrum import leading_part, singular_values_of_pair
+
+# Unit roundoffs: with the condition number, the relative error that storing factors in a dtype causes in their product.
+ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
+TOLERATED_LOSS = 0.05  # relative error of the update from which on a dtype is warned about
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name without its module: bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True)
+class Captured:
+    """How much of a weight's leading row space a factor A reaches. All values are fractions in [0, 1]."""
+
+    overlap: float  # mean squared cosine between row(A) and the r leading right singular vectors
+    energy: float  # ||W P||^2 / ||W||^2 with P the projection onto row(A)
+
+
+def captured_by_rows(
+    weight: Tensor,  # (m, n)
+    leading: Tensor,  # (r, n), orthonormal rows
+    a: Tensor,  # (r', n)
+) -> Captured:
+    """Return what the row space of `a` holds of the leading rows and of the weight itself."""
+    basis = torch.linalg.qr(a.double().T).Q  # (n, r')
+    weight = weight.detach().double()
+    overlap = (leading @ basis).square().sum() / len(leading)
+    energy = (weight @ basis).square().sum() / weight.square().sum()
+    return Captured(float(overlap), float(energy))
+
+
+def captured_by_svd(
+    weight: Tensor,  # (m, n)
+    rank: int,
+    stored: int,
+) -> Captured:
+    """Return what the leading right singular vectors hold that fit into `stored` numbers: what LoRA's A could hold.
+
+    `stored / n` vectors; a fraction of a vector counts as that fraction of what it would add.
+    """
+    vectors = stored / weight.shape[1]
+    return Captured(min(vectors / rank, 1.0), _leading_energy(weight, vectors))
+
+
+def captured_by_update(
+    weight: Tensor,  # (m, n)
+    update: Tensor,  # (m, n)
+) -> float:
+    """Return 1 - ||W - update||_F^2 / ||W||_F^2: 1 for the weight itself, 0 for zero, negative for what leads away."""
+    weight = weight.detach().double()
+    return 1 - float((weight - update.double()).square().sum() / weight.square().sum())
+
+
+def captured_by_lora(
+    weight: Tensor,  # (m, n)
+    stored: int,
+) -> float:
+    """Return what the best LoRA of `stored` numbers captures of the weight: the truncated SVD (Eckart & Young 1936).
+
+    A rank costs m + n numbers; a fraction of one counts as that fraction of what it would add.
+    """
+    return _leading_energy(weight, stored / sum(weight.shape))
+
+
+def _leading_energy(weight: Tensor, count: float) -> float:
+    whole = int(count)
+    if whole >= min(weight.shape):
+        return 1.0
+    left, _ = leading_part(weight, whole + 1)
+    energies = left.square().sum(dim=0).square()  # columns of U S^1/2
+    captured = float(energies[:whole].sum() + (count - whole) * energies[whole])
+    return captured / float(weight.detach().double().square().sum())
+
+
+def update_condition_number(
+    a: Sequence[Tensor],  # (s, r_i, n_i) each
+    b: Sequence[Tensor],  # (s, m_i, r_i) each
+) -> float:
+    """Return the condition number of B A in its terms, 1 for a zero product: cancellation within and between A and B.
+
+    sqrt(sum_k prod_i ||A_i[k]||^2) * sqrt(sum_k prod_i ||B_i[k]||^2) / ||B A||_F.
+    """
+    lengths = [torch.stack([f.double().flatten(1).norm(dim=1) for f in side]).prod(dim=0).norm() for side in (a, b)]
+    total = singular_values_of_pair(kron_sum(*b), kron_sum(*a)).norm()
+    return float(lengths[0] * lengths[1] / total) if total > 0 else 1.0

@@ -1,0 +1,260 @@
+"""The arithmetic of an adapted layer: a plain form for every case, and a fused one for the usual case."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lsr.algebra.separable import kron_sum, kron_sum_gradients, kron_sum_product
+
+Side = tuple[Tensor, Tensor | None]  # a matrix, or its two Kronecker factors
+
+FEW_TOKENS = 64
+
+
+def add_low_rank(
+    result: Tensor,  # (..., m): W x + b
+    x: Tensor,  # (..., n)
+    a: Tensor,  # (r, n)
+    b: Tensor,  # (m, r)
+    scaling: float,
+) -> Tensor:  # (..., m)
+    """Return `result + scaling * B A x`; the m x n update itself is never formed.
+
+    The small factors are cast to the dtype of x, never x to theirs: a copy of the activations would cost more than the
+    adapter. Scaling and addition happen inside the second product.
+    """
+    hidden = F.linear(x, a.to(x.dtype)).reshape(-1, len(a))
+    total = torch.addmm(result.reshape(-1, len(b)), hidden.to(result.dtype), b.to(result.dtype).T, alpha=scaling)
+    return total.view(result.shape)
+
+
+def adapted_linear(
+    x: Tensor,  # (..., n)
+    weight: Tensor,  # (m, n)
+    bias: Tensor | None,  # (m,)
+    a: Side,  # A (r, n) and None, or A1 (s, r_1, n_1) and A2 (s, r_2, n_2)
+    b: Side,  # B (m, r) and None, or B1 (s, m_1, r_1) and B2 (s, m_2, r_2)
+    scaling: float,
+    dropout: float = 0.0,
+) -> Tensor:  # (..., m)
+    """Return `W x + bias + scaling * B A drop(x)`, with `drop(x)` x itself or its inverted dropout.
+
+    What costs time in an adapter is not its products but passes over activations, and in small models the number of
+    operations. So all is one node, and for the backward pass nothing is kept but x, the small A, B and A x, and a
+    Boolean mask if there is dropout. Three ways to apply the update are equal but for rounding, and tokens and shapes
+    choose between them:
+
+    - many tokens, in full precision: a passing `W + scaling * B A` takes the place of W, without a pass over outputs or
+      gradients (`_is_cheaper_in_weight`);
+    - otherwise B A x is added into the output of W inside a product, and so is its gradient with respect to x;
+    - few tokens without gradients, as a decoder has them: factor by factor, without A and B (`is_cheaper_by_factors`).
+
+    Under autocast x is cast once, for W and A. Factors are cast to the dtype of x, never x to theirs. Gradients of
+    gradients are exact too.
+    """
+    dtype = _autocast_dtype(x)
+    if dtype is not None:
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    flat = x.reshape(-1, x.shape[-1])
+    kept = None
+    if dropout:
+        kept = torch.empty_like(flat, dtype=torch.bool).bernoulli_(1 - dropout)
+        scaling /= 1 - dropout
+    if torch.is_grad_enabled():
+        total = _AdaptedLinear.apply(flat, weight, bias, kept, scaling, *a, *b)
+    else:
+        total = _without_gradients(flat, weight, bias, kept, scaling, a, b)
+    return total.view(*x.shape[:-1], weight.shape[0])
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """Return what autocast would compute a product of x in; None if it leaves x alone."""
+    if not torch.is_autocast_enabled(x.device.type) or x.dtype is torch.float64:
+        return None
+    return torch.get_autocast_dtype(x.device.type)
+
+
+def _is_cheaper_in_weight(
+    x: Tensor,  # (T, n)
+    weight: Tensor,  # (m, n)
+    kept: Tensor | None,  # (T, n), bool
+) -> bool:
+    """Return whether to add the update to a copy of W, which takes time for each weight, and none for a token.
+
+    The copy is then at most a third of the size of input and output. Only where nothing is rounded to fewer bits than
+    the factors have: in bfloat16 or TF32 a small update would be lost in W. Not while compiling, as a graph should hold
+    for any number of tokens.
+    """
+    m, n = weight.shape
+    if torch.compiler.is_compiling() or kept is not None or len(x) * (m + n) < 3 * m * n:
+        return False
+    return x.dtype is torch.float64 or (x.dtype is torch.float32 and _is_full_precision(x.device.type))
+
+
+def _is_full_precision(device_type: str) -> bool:
+    """Return whether products of float32 matrices round nothing to TF32 or bfloat16 first."""
+    backend = {"cuda": torch.backends.cuda, "cpu": torch.backends.mkldnn}.get(device_type)
+    if backend is None:
+        return False
+    # torch 2.9 brought a setting for each backend; once one is set, it refuses to say the general one.
+    precision = getattr(getattr(backend, "matmul", None), "fp32_precision", None)
+    return torch.get_float32_matmul_precision() == "highest" if precision is None else precision in ("none", "ieee")
+
+
+def is_cheaper_by_factors(
+    tokens: int,
+    one: Tensor,  # (s, p_1, q_1)
+    two: Tensor,  # (s, p_2, q_2)
+) -> bool:
+    """Return whether for a few tokens `kron_sum_product` takes at most two thirds of the multiplications of a matrix.
+
+    It is then the faster one (`python -m benchmarks.speed terms`). With more tokens the matrix pays: its products are
+    the more regular ones.
+    """
+    (count, p1, q1), (_, p2, q2) = one.shape, two.shape
+    by_matrix = p1 * p2 * q1 * q2 * (count + tokens)
+    by_factors = tokens * count * p2 * q1 * (q2 + p1)
+    return tokens <= FEW_TOKENS and 3 * by_factors < 2 * by_matrix
+
+
+def _without_gradients(
+    x: Tensor,  # (T, n)
+    weight: Tensor,  # (m, n)
+    bias: Tensor | None,
+    kept: Tensor | None,  # (T, n), bool
+    scaling: float,
+    a: Side,
+    b: Side,
+) -> Tensor:  # (T, m)
+    by_factors = [two is not None and is_cheaper_by_factors(len(x), one, two) for one, two in (a, b)]
+    if not any(by_factors) or _is_cheaper_in_weight(x, weight, kept):
+        return _forward(x, weight, bias, kept, scaling, *_matrices(x, weight, a, b))[0]
+    hidden = _product(_masked(x, kept), a, by_factors[0])
+    return F.linear(x, weight, bias).add_(_product(hidden, b, by_factors[1])[:, : len(weight)], alpha=scaling)
+
+
+def _product(
+    x: Tensor,  # (T, n)
+    side: Side,
+    by_factors: bool,
+) -> Tensor:  # (T, rows of the side's matrix)
+    one, two = side
+    if two is not None and by_factors:
+        return kron_sum_product(x, one.to(x.dtype), two.to(x.dtype))
+    matrix = one if two is None else kron_sum(one, two)
+    return x @ matrix[:, : x.shape[1]].to(x.dtype).T
+
+
+def _forward(
+    x: Tensor,  # (T, n)
+    weight: Tensor,  # (m, n)
+    bias: Tensor | None,
+    kept: Tensor | None,  # (T, n), bool
+    scaling: float,
+    a: Tensor,  # (r, n)
+    b: Tensor,  # (m, r)
+) -> tuple[Tensor, Tensor | None]:  # (T, m), and A drop(x) as (r, T) where it is made
+    if _is_cheaper_in_weight(x, weight, kept):
+        return F.linear(x, _updated(weight, a, b, scaling), bias), None
+    hidden = a @ _masked(x, kept).T
+    return F.linear(x, weight, bias).addmm_(hidden.T, b.T, alpha=scaling), hidden
+
+
+class _AdaptedLinear(torch.autograd.Function):
+    """See `adapted_linear`. Skinny products are written as (r, n) (n, T), which is two to three times faster."""
+
+    # Without setup_context, which would cost as much time as all else here where there are few tokens: apply() then
+    # binds its arguments by name. So torch.func refuses this node.
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,  # (T, n)
+        weight: Tensor,  # (m, n)
+        bias: Tensor | None,  # (m,)
+        kept: Tensor | None,  # (T, n), bool
+        scaling: float,
+        a1: Tensor,  # no *operands: torch.compile tells by the number of parameters whether there is a context
+        a2: Tensor | None,
+        b1: Tensor,
+        b2: Tensor | None,
+    ) -> Tensor:  # (T, m)
+        a, b = _matrices(x, weight, (a1, a2), (b1, b2))
+        output, hidden = _forward(x, weight, bias, kept, scaling, a, b)
+        ctx.scaling = scaling
+        ctx.save_for_backward(x, weight, kept, hidden, a, b, a1, a2, b1, b2)
+        return output
+
+    @staticmethod
+    def backward(
+        ctx: Any,
+        gradient: Tensor,  # (T, m)
+    ) -> tuple[Tensor | None, ...]:
+        x, weight, kept, hidden, a, b, a1, a2, b1, b2 = ctx.saved_tensors
+        if torch.is_grad_enabled():  # gradients of gradients reach the factors through A and B
+            (a, b), hidden = _matrices(x, weight, (a1, a2), (b1, b2)), None
+        of_x, of_weight, of_bias, _, _, of_a1, of_a2, of_b1, of_b2 = ctx.needs_input_grad
+        of_a, of_b = of_a1 or of_a2, of_b1 or of_b2
+        down = b.T @ gradient.T * ctx.scaling if of_x or of_a else None  # (r, T)
+        if hidden is None and of_b:
+            hidden = a @ _masked(x, kept).T  # (r, T)
+        return (
+            _input_gradient(gradient, x, weight, kept, ctx.scaling, a, b, down) if down is not None and of_x else None,
+            gradient.T @ x if of_weight else None,
+            gradient.sum(0) if of_bias else None,
+            None,
+            None,
+            *_side_gradients(down @ _masked(x, kept) if down is not None and of_a else None, a1, a2),
+            *_side_gradients((hidden @ gradient).T * ctx.scaling if of_b else None, b1, b2),
+        )
+
+
+def _matrices(
+    x: Tensor,  # (T, n)
+    weight: Tensor,  # (m, n)
+    a: Side,
+    b: Side,
+) -> tuple[Tensor, Tensor]:  # (r, n), (m, r)
+    full_a, full_b = (one if two is None else kron_sum(one, two) for one, two in (a, b))
+    return full_a[:, : x.shape[1]].to(x.dtype), full_b[: weight.shape[0]].to(x.dtype)
+
+
+def _side_gradients(
+    gradient: Tensor | None,  # of A or B; None if nobody wants it
+    one: Tensor,
+    two: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    if gradient is None:
+        return None, None
+    gradient = gradient.to(one.dtype)
+    return (gradient, None) if two is None else kron_sum_gradients(gradient, one, two)
+
+
+def _input_gradient(
+    gradient: Tensor,  # (T, m)
+    x: Tensor,  # (T, n)
+    weight: Tensor,  # (m, n)
+    kept: Tensor | None,  # (T, n), bool
+    scaling: float,
+    a: Tensor,  # (r, n)
+    b: Tensor,  # (m, r)
+    down: Tensor,  # (r, T): scaling * B^T gradient^T
+) -> Tensor:  # (T, n)
+    if _is_cheaper_in_weight(x, weight, kept):
+        return gradient @ _updated(weight, a, b, scaling)
+    through_base = gradient @ weight
+    return through_base.addmm_(down.T, a) if kept is None else through_base.add_(_masked(down.T @ a, kept))
+
+
+def _updated(
+    weight: Tensor,  # (m, n)
+    a: Tensor,  # (r, n)
+    b: Tensor,  # (m, r)
+    scaling: float,
+) -> Tensor:  # (m, n)
+    return weight.clone().addmm_(b, a, alpha=scaling)  # torch.addmm takes twice as long on CPUs
+
+
+def _masked(x: Tensor, kept: Tensor | None) -> Tensor:
+    return x if kept is None else x * kept

@@ -1,0 +1,70 @@
+"""The rows of one batch through different adapters: PEFT's argument `adapter_names`."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+from lsr.tuner.layer import LsrLayer
+
+BASE = "__base__"  # PEFT's word for a row that passes through no adapter
+
+
+@contextmanager
+def rows_choose(
+    model: nn.Module,
+    names: Sequence[str],  # of an adapter or BASE, one a row
+    copies: int = 1,
+) -> Iterator[None]:
+    """Have row i of each batch pass through adapter `names[i]` and its trained head alone, whatever is active.
+
+    In generation, beams and several answers to one prompt are `copies` rows in a row, which share a name. Meanwhile the
+    base weights are the pretrained ones, also where an active adapter folds its start into them.
+
+    Raises:
+        ValueError: if a name is of no adapter, the model is in training mode, or adapters are merged; while it is
+            active, if a batch has another number of rows than there are names.
+    """
+    layers = [module for module in model.modules() if isinstance(module, LsrLayer)]
+    _check(model, layers, names)
+
+    def choose(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
+        return args, {**kwargs, "adapter_names": _repeated(names, len(args[0]), copies)}
+
+    choosing = [module for module in model.modules() if isinstance(module, LsrLayer | AuxiliaryTrainingWrapper)]
+    handles = [module.register_forward_pre_hook(choose, with_kwargs=True) for module in choosing]
+    try:
+        for layer in layers:
+            layer.release()
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for layer in layers:
+            layer.settle()
+
+
+def copies_of_a_row(arguments: Mapping[str, Any]) -> int:
+    """Return how many rows `generate` makes of one, from its arguments."""
+    given = arguments.get("generation_config")
+    counts = [arguments.get(name) or getattr(given, name, None) or 1 for name in ("num_beams", "num_return_sequences")]
+    return max(counts)
+
+
+def _check(model: nn.Module, layers: Sequence[LsrLayer], names: Sequence[str]) -> None:
+    known = sorted({name for layer in layers for name in layer.scaling})
+    for name in names:
+        if name not in known and name != BASE:
+            raise ValueError(f"adapter_names: no adapter is named {name!r}; there are {known} and {BASE!r}")
+    if model.training:
+        raise ValueError("adapter_names is for evaluation only: call eval() on the model first")
+    if any(layer.merged for layer in layers):
+        raise ValueError("adapter_names: adapters are merged into the base weights; call unmerge_adapter() first")
+
+
+def _repeated(names: Sequence[str], rows: int, copies: int) -> list[str]:
+    if rows not in (len(names), copies * len(names)):
+        raise ValueError(f"adapter_names must hold one name a row of the batch, {rows}, got {len(names)}")
+    return [name for name in names for _ in range(rows // len(names))] if names else []

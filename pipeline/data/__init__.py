@@ -1,0 +1,1 @@
+"""From a row of datasets.yaml to tokenized splits."""

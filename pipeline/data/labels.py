@@ -1,0 +1,69 @@
+"""How the value of a label column becomes a class number, or a number."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.errors import nearest
+from pipeline.params.rows import Classes, Number, Threshold
+
+Reader = Callable[[object], float | None]
+HIDDEN = "-1"  # what GLUE writes in the label column of a test split
+
+
+def reader(label: Classes | Threshold | Number) -> Reader:
+    """Return the function from a value that is not missing to a class (int) or a number (float).
+
+    It returns None for a value within the margin of a threshold. It raises ValueError for any value that the label does
+    not allow.
+    """
+    match label:
+        case Classes():
+            return _class_reader(label)
+        case Threshold():
+            return lambda value: _side(_number(value), label)
+        case Number():
+            return lambda value: _shown_number(_number(value), label)
+
+
+def _class_reader(label: Classes) -> Reader:
+    classes: dict[object, int] = {name: number for number, name in enumerate(label.names)}
+    # Names such as "1" ... "5" are what the file says, so there the position in the list is no second name.
+    if not any(name.lstrip("-").isdecimal() for name in label.names):
+        classes |= {str(number): number for number in range(len(label.names))}
+
+    def read(value: object) -> int:
+        key = value if isinstance(value, str) else _plain(value)
+        if key in classes:
+            return classes[key]
+        if key == HIDDEN:
+            raise ValueError("the label is -1: the labels of this split are hidden; choose another split")
+        allowed = ", ".join(str(key) for key in classes)
+        raise ValueError(f"label {value!r} is no class; allowed: {allowed}{nearest(value, label.names)}")
+
+    return read
+
+
+def _plain(value: object) -> str:
+    """True and 1.0 are the class number 1."""
+    return str(int(value)) if isinstance(value, int | float) and value == value // 1 else str(value)
+
+
+def _side(number: float, label: Threshold) -> int | None:
+    return None if abs(number - label.above) < label.margin else int(number > label.above)
+
+
+def _shown_number(number: float, label: Number) -> float:
+    if number == float(HIDDEN) < label.low:
+        raise ValueError("the label is -1: the labels of this split are hidden; choose another split")
+    return number
+
+
+def _number(value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"label {value!r} is not a finite number")
+    return number

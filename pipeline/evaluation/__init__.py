@@ -1,0 +1,1 @@
+"""Outputs, scores and pictures."""

@@ -1,0 +1,41 @@
+"""Logits of a model over a tokenized split, and what they predict."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import DataCollatorWithPadding
+
+from pipeline.params.rows import DatasetRow
+
+
+@torch.inference_mode()
+def logits(
+    model: nn.Module,
+    tokens: Dataset,
+    collate: DataCollatorWithPadding,
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> Tensor:  # (examples, labels), float32, on the CPU, in the order of the split
+    """Return the model's output for each example; batches hold examples of like length, so that little is padded."""
+    model.eval()
+    device = next(model.parameters()).device
+    lengths = torch.tensor(tokens["length"])
+    order = lengths.argsort(descending=True, stable=True)
+    inputs = tokens.select_columns([name for name in tokens.column_names if name in ("input_ids", "token_type_ids")])
+    found = []
+    for indices in order.split(batch_size):
+        batch = collate(inputs[indices.tolist()])
+        found.append(model(**{name: value.to(device) for name, value in batch.items()}).logits.float().cpu())
+        advance(len(indices))
+    return torch.cat(found)[order.argsort()]
+
+
+def predicted(
+    logits: np.ndarray,  # (examples, labels)
+    row: DatasetRow,
+) -> np.ndarray:  # (examples,)
+    """Return class numbers, or the predicted numbers of a regression."""
+    return logits[:, 0] if row.is_regression else logits.argmax(axis=1)

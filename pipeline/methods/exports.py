@@ -1,0 +1,47 @@
+"""A trained adapter in the forms that others load: a plain PEFT LoRA folder, or a plain transformers checkpoint."""
+
+from pathlib import Path
+from typing import Any, cast
+
+from peft import PeftModel
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+import lsr
+from lsr.convert.files import InputError, writing
+from pipeline.errors import UserError
+from pipeline.methods import adapters, base_models
+from pipeline.params import PARAMS
+from pipeline.params.rows import ModelRow
+
+
+def write(form: str, model: PeftModel, folder: Path, row: ModelRow) -> None:
+    """Write a model's adapter in a form, "lora" or "merged", the same bytes every time; `model` may be used up.
+
+    Raises:
+        UserError: if it cannot be written in this form.
+    """
+    config = model.peft_config["default"]
+    config.base_model_name_or_path, config.revision = base_models.public_name(row)
+    try:
+        if form == "lora":
+            lsr.export_lora(model, folder)
+        elif isinstance(config, lsr.LsrConfig):
+            lsr.export_merged(model, folder, tokenizer=base_models.load_tokenizer(row))
+        else:
+            _write_merged(model, folder, row)
+    except InputError as error:
+        raise UserError(f"{PARAMS}: evaluate.export: {form}: {error}") from None
+
+
+def _write_merged(model: PeftModel, folder: Path, row: ModelRow) -> None:
+    with writing(folder) as new:
+        cast("Any", model.merge_and_unload()).save_pretrained(str(new))
+        base_models.load_tokenizer(row).save_pretrained(str(new))
+
+
+def load(form: str, folder: Path, base: PreTrainedModel) -> nn.Module:
+    """Return what `write` has written, a LoRA on the base model, as those load it who do not know this package."""
+    if form == "lora":
+        return adapters.load_adapter(base, folder, trainable=False)
+    return AutoModelForSequenceClassification.from_pretrained(str(folder))

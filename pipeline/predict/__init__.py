@@ -1,0 +1,1 @@
+"""`python -m pipeline.predict`: what a trained adapter says of new texts."""

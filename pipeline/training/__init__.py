@@ -1,0 +1,1 @@
+"""What fits an adapter: the Trainer, its arguments and its callbacks."""

@@ -1,0 +1,165 @@
+"""What transformers' Trainer needs from us: its arguments, the parameter groups, scores and a progress bar."""
+
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import (
+    EvalPrediction,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from pipeline.errors import UserError
+from pipeline.evaluation import inference, scores
+from pipeline.methods import adapters
+from pipeline.params import PARAMS, TrainParams, TrainView
+from pipeline.params.rows import DatasetRow
+
+LOGS_A_RUN = 100  # points of the loss curve
+
+
+def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> TrainingArguments:
+    """Translate our train section into the Trainer's words; everything that could report elsewhere is off."""
+    devices = max(1, torch.cuda.device_count())  # the Trainer splits a batch over all GPUs that it sees
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=view.train.epochs,
+        per_device_train_batch_size=max(1, view.train.batch_size // devices),
+        per_device_eval_batch_size=4 * view.train.batch_size,
+        warmup_steps=round(view.train.warmup_share * view.train.epochs * steps_an_epoch),
+        lr_scheduler_type="linear",
+        train_sampling_strategy="group_by_length",
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
+        greater_is_better=True,
+        use_cpu=not torch.accelerator.is_available(),  # else bf16 is refused where there is no GPU
+        bf16=view.train.precision == "bf16",
+        fp16=view.train.precision == "fp16",
+        torch_compile=view.train.compile,
+        logging_steps=max(1, view.train.epochs * steps_an_epoch // LOGS_A_RUN),
+        logging_nan_inf_filter=False,  # it waits for the loss of every step, and hides that it is none
+        seed=view.seed,
+        data_seed=view.seed,
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+def check_machine(train: TrainParams) -> None:
+    """Check that this machine can train as the section says, before anything is loaded.
+
+    Raises:
+        UserError: if it cannot; says what it can.
+    """
+    on_gpu = torch.cuda.is_available()
+    if train.precision == "fp16" and not on_gpu:
+        raise UserError(f"{PARAMS}: train.precision: fp16 needs a GPU, and there is none; fp32 and bf16 need none")
+    if train.precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported():
+        raise UserError(f"{PARAMS}: train.precision: this GPU has no bf16; fp32 and fp16 run on it")
+    compiler = "triton" if on_gpu else os.environ.get("CXX", "g++")
+    if train.compile and not (importlib.util.find_spec(compiler) if on_gpu else shutil.which(compiler)):
+        raise UserError(f"{PARAMS}: train.compile: torch.compile needs {compiler}, which is not installed")
+
+
+def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:
+    """Return AdamW with the adapter's and the head's own learning rates; biases and norms do not decay."""
+    head_rate = view.train.head_learning_rate
+    no_decay = {id(p) for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            in_head = any(part in view.base_model.head for part in name.split("."))
+            decays = not name.endswith(".bias") and id(parameter) not in no_decay
+            rate = None if in_head else adapters.learning_rate(name, view.section)
+            key = (head_rate if rate is None else rate, view.train.weight_decay if decays else 0.0)
+            groups.setdefault(key, []).append(parameter)
+    listed = [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+    return torch.optim.AdamW(listed, foreach=True)  # of many small tensors: a third of the time of one by one
+
+
+def scorer(row: DatasetRow) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Return the Trainer's metrics function: the task's official ones, and the first of them as `score`."""
+
+    def compute(prediction: EvalPrediction) -> dict[str, float]:
+        found = scores.score(
+            row.metrics, inference.predicted(np.asarray(prediction.predictions), row), np.asarray(prediction.label_ids)
+        )
+        return {"score": found[row.metrics[0]], **found}
+
+    return compute
+
+
+def checkpoint_folder(view: TrainView, inputs: Sequence[Path]) -> Path:
+    """Return a folder named by all that determines the result: a killed run goes on there, no other run finds it.
+
+    DVC deletes a stage's outs before it runs the stage, and runs experiments in temporary copies: so the folder is no
+    out and lies in the original repository.
+    """
+    digest = hashlib.sha256(json.dumps(view.model_dump(mode="json"), sort_keys=True).encode())
+    paths = sorted(path for root in inputs for path in (root, *root.rglob("*")) if path.suffix != ".pyc")
+    for path in paths:
+        if path.is_file():
+            digest.update(path.as_posix().encode() + path.read_bytes())
+    return Path(os.environ.get("DVC_ROOT", "."), ".checkpoints", digest.hexdigest()[:16])
+
+
+class Progress(TrainerCallback):
+    """Advances a progress bar by each optimizer step."""
+
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        self.advance = advance
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Count the steps of a resumed run that were done before."""
+        self.advance(state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Count one step."""
+        self.advance(1)
+
+
+class StopAtDivergence(TrainerCallback):
+    """Ends a run whose loss is no number any more: nothing would bring it back."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Look at the loss.
+
+        Raises:
+            UserError: if it is infinite or NaN.
+        """
+        loss = (logs or {}).get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise UserError(f"train: the loss is {loss} after {state.global_step} steps: lower the learning rate")
+
+
+def curves(history: Sequence[dict[str, float]]) -> dict[str, list[tuple[int, float]]]:
+    """Return the Trainer's log as one series a name: (optimizer step, value)."""
+    names = {"loss": "loss", "eval_loss": "validation_loss", "eval_score": "validation_score"}
+    return {
+        series: [(int(entry["step"]), float(entry[key])) for entry in history if key in entry]
+        for key, series in names.items()
+    }

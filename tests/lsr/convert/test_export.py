@@ -1,0 +1,299 @@
+"""Exports say what the adapter says: to plain PEFT in a process without this package, and to plain transformers."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.testing import assert_close
+from transformers import AutoModelForSequenceClassification
+
+from lsr import LsrConfig, export_lora, export_merged
+from lsr.convert.files import PREFIX, InputError
+from lsr.convert.loading import load_adapter
+from lsr.init.quality import TOLERATED_LOSS
+from lsr.tuner.model import adapted_layers
+from tests.lsr.saved import CASES, adapted, save
+from tests.tiny_models import logits, tiny, tokens
+
+each_case = pytest.mark.parametrize("case", CASES)
+PORTABLE = {
+    *("alpha_pattern", "base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "init_lora_weights"),
+    *("layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout", "modules_to_save", "peft_type", "r"),
+    *("rank_pattern", "revision", "target_modules", "task_type", "use_dora", "use_rslora"),
+}
+# A reader who has PEFT alone: `import lsr` fails there, as it does where it is not installed.
+READER = """
+import json, sys, warnings
+from pathlib import Path
+sys.modules["lsr"] = None
+import torch, transformers
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+torch.set_num_threads(1)
+warnings.simplefilter("error")  # such as that of a missing key, or of a wrong fan_in_fan_out
+warnings.filterwarnings("ignore", category=FutureWarning)
+found = {}
+for folder in sorted(path for path in Path(sys.argv[1]).iterdir() if path.is_dir()):
+    kind = json.loads((folder / "base/config.json").read_text())["architectures"][0]
+    base = getattr(transformers, kind).from_pretrained(str(folder / "base"))
+    model = PeftModel.from_pretrained(base, str(folder / "lora")).eval()
+    inputs = load_file(Path(sys.argv[1]) / "tokens.safetensors")
+    with torch.no_grad():
+        found[f"{folder.name}.beside"] = model(**inputs).logits
+        found[f"{folder.name}.merged"] = model.merge_and_unload()(**inputs).logits
+save_file(found, Path(sys.argv[1]) / "found.safetensors")
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """All cases: what the adapters say, their LoRA folders, and what a reader without this package makes of them."""
+    folder, expected = tmp_path_factory.mktemp("exported"), {}
+    for position, (case, (name, fields)) in enumerate(CASES.items()):
+        model = adapted(name, folder / str(position) / "base", **fields)
+        expected[case] = logits(model)
+        export_lora(model, folder / str(position) / "lora")
+    save_file(tokens(), folder / "tokens.safetensors")
+    run = subprocess.run(
+        [sys.executable, "-c", READER, str(folder)],
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    found = load_file(folder / "found.safetensors")
+    return {
+        case: (
+            expected[case],
+            folder / str(position) / "lora",
+            found[f"{position}.beside"],
+            found[f"{position}.merged"],
+        )
+        for position, case in enumerate(CASES)
+    }
+
+
+# LoRA
+
+
+@each_case
+def test_peft_without_this_package_says_the_same(exported, case):
+    expected, _, beside, merged = exported[case]
+    assert_close(beside, expected, atol=2e-6, rtol=2e-6)
+    assert_close(merged, expected, atol=1e-5, rtol=1e-5)
+
+
+@each_case
+def test_the_file_says_only_what_old_readers_know(exported, case):
+    fields = json.loads((exported[case][1] / "adapter_config.json").read_text())
+    assert fields.keys() - {"auto_mapping"} == PORTABLE
+    assert fields["lora_alpha"] == fields["r"]
+    assert fields["alpha_pattern"] == fields["rank_pattern"]
+    assert fields["target_modules"] == sorted(fields["target_modules"])
+    assert (fields["task_type"] is None) == ("auto_mapping" in fields)
+
+
+@each_case
+def test_the_tensors_are_plain_float32_and_named_as_peft_names_them(exported, case):
+    folder = exported[case][1]
+    fields, tensors = (
+        json.loads((folder / "adapter_config.json").read_text()),
+        load_file(folder / "adapter_model.safetensors"),
+    )
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    factors = {name for name in tensors if ".lora_" in name}
+    ends = {f"{PREFIX}{layer}.lora_{side}.weight" for layer in fields["target_modules"] for side in "AB"}
+    assert factors == ends
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def read(folder):
+    return json.loads((folder / "adapter_config.json").read_text()), load_file(folder / "adapter_model.safetensors")
+
+
+def test_the_rank_is_the_true_one_and_twice_that_with_a_subtracted_start(exported):
+    ranks = {case: read(folder)[0]["r"] for case, (_, folder, _, _) in exported.items()}
+    assert ranks["a head of one layer"] == 4
+    assert ranks["folded"] == ranks["frozen copy"] == ranks["both sides aligned"] == 8
+
+
+def test_ranks_that_differ_are_named_by_escaped_paths(exported):
+    fields, tensors = read(exported["patterns"][1])
+    ranks = {
+        re.escape(name[len(PREFIX) : -len(".lora_A.weight")]): len(v) for name, v in tensors.items() if "lora_A" in name
+    }
+    assert set(ranks.values()) == {2, 4}
+    assert fields["rank_pattern"] == {name: rank for name, rank in ranks.items() if rank != fields["r"]}
+
+
+@pytest.mark.parametrize(
+    ("case", "head"),
+    [
+        ("a head of one layer", {"classifier.weight", "classifier.bias"}),
+        (
+            "a head of two layers",
+            {f"classifier.{part}.{kind}" for part in ("dense", "out_proj") for kind in ("weight", "bias")},
+        ),
+        ("a language model", set()),
+        (
+            "more saved whole",
+            {"classifier.weight", "classifier.bias", "bert.pooler.dense.weight", "bert.pooler.dense.bias"},
+        ),
+    ],
+)
+def test_the_whole_head_is_kept_and_nothing_else(exported, case, head):
+    names = {name.removeprefix(PREFIX) for name in read(exported[case][1])[1]}
+    assert {name for name in names if ".lora_" not in name} == head
+
+
+def test_the_same_adapter_gives_the_same_bytes(tmp_path):
+    model = save(
+        "roberta", tmp_path, target_modules=["query", "key", "value", "dense"], exclude_modules=["classifier.dense"]
+    )
+    export_lora(model, tmp_path / "one")
+    export_lora(load_adapter(tmp_path / "adapter"), tmp_path / "two")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert {path.name for path in (tmp_path / "one").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_transformers_loads_the_lora_itself(tmp_path):
+    model = save("roberta", tmp_path)
+    export_lora(model, tmp_path / "lora")
+    base = AutoModelForSequenceClassification.from_pretrained(str(tmp_path / "base"))
+    base.load_adapter(str(tmp_path / "lora"))
+    assert_close(logits(base.eval()), logits(model), atol=2e-6, rtol=2e-6)
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.q(x)
+
+
+class Nested(nn.Module):
+    """The name of one layer, `block.q`, is an ending of another's, `inner.block.q`."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.ModuleDict({"block": Block()})
+        self.block = Block()
+
+    def forward(self, x):
+        return self.inner["block"](self.block(x))
+
+
+def test_a_layer_whose_name_ends_like_an_adapted_one_stays_as_it_is(tmp_path):
+    torch.manual_seed(0)
+    base = Nested()
+    model = get_peft_model(base, LsrConfig(target_modules=r"block\.q", init_weights=False, separation_rank=1))
+    x = torch.randn(3, 6)
+    expected = model(x)
+    export_lora(model, tmp_path / "lora")
+    again = Nested()
+    again.load_state_dict(
+        {name.replace("base_layer.", ""): value for name, value in model.unload().state_dict().items()}
+    )
+    loaded = PeftModel.from_pretrained(again, str(tmp_path / "lora"))
+    assert not any("inner" in name for name, _ in loaded.named_parameters() if "lora_" in name)
+    assert_close(loaded(x), expected)
+
+
+def test_an_export_needs_an_lsr_adapter(tmp_path):
+    with pytest.raises(InputError, match="the model has no LSR adapter 'default'"):
+        export_lora(get_peft_model(tiny("bert"), LoraConfig(target_modules=["query"])), tmp_path / "lora")
+
+
+# Merged
+
+
+@each_case
+def test_the_merged_checkpoint_says_the_same_to_plain_transformers(case, tmp_path):
+    name, fields = CASES[case]
+    model = adapted(name, tmp_path / "base", **fields)
+    expected = logits(model)
+    export_merged(model, tmp_path / "merged")
+    loaded = type(tiny(name)).from_pretrained(str(tmp_path / "merged")).eval()
+    assert loaded.state_dict().keys() == tiny(name).state_dict().keys()
+    assert_close(logits(loaded), expected, atol=1e-5, rtol=1e-5)
+
+
+# Precision
+
+
+def test_the_error_of_a_merge_is_that_of_the_rounded_weights(tmp_path):
+    model = save("bert", tmp_path)
+    deltas = {n: layer.get_delta_weight("default").detach().double() for n, layer in adapted_layers(model).items()}
+    found = export_merged(model, tmp_path / "merged", dtype=torch.bfloat16, force=True)
+    written = load_file(tmp_path / "merged/model.safetensors")
+    assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}
+    errors = {}
+    for name, delta in deltas.items():
+        errors[name] = (
+            written[f"{name}.weight"].double() - tiny("bert").get_submodule(name).weight.detach().double() - delta
+        )
+        assert found.layers[name] == pytest.approx(float(errors[name].norm() / delta.norm()), rel=1e-5)
+    total = (
+        torch.stack([e.norm() for e in errors.values()]).norm()
+        / torch.stack([d.norm() for d in deltas.values()]).norm()
+    )
+    assert found.total == pytest.approx(float(total), rel=1e-5)
+    assert found.layers[found.worst] == max(found.layers.values())
+
+
+def test_a_lora_in_half_precision_has_the_error_of_its_rounded_product(tmp_path):
+    model = save("bert", tmp_path)
+    found = export_lora(model, tmp_path / "lora", dtype=torch.float16)
+    written = load_file(tmp_path / "lora/adapter_model.safetensors")
+    assert {tensor.dtype for tensor in written.values()} == {torch.float16}
+    for name, layer in adapted_layers(model).items():
+        a, b = (written[f"{PREFIX}{name}.lora_{side}.weight"].double() for side in "AB")
+        delta = layer.get_delta_weight("default").detach().double()
+        assert found.layers[name] == pytest.approx(float((b @ a - delta).norm() / delta.norm()), rel=1e-2)
+    assert 0 < found.total < 1e-3
+
+
+def shrink(model, factor):
+    for layer in adapted_layers(model).values():
+        layer.lsr_B1["default"].data *= factor
+    return model
+
+
+def test_a_dtype_in_which_a_small_update_vanishes_is_refused(tmp_path):
+    model = shrink(save("bert", tmp_path), 1e-3)
+    with pytest.raises(
+        InputError, match=r"bfloat16 would lose [\d.]+% of the update, .* in bert\.encoder.*; at most 5% is"
+    ):
+        export_merged(model, tmp_path / "merged", dtype=torch.bfloat16)
+    assert not (tmp_path / "merged").exists()
+    assert export_merged(model, tmp_path / "merged", dtype=torch.bfloat16, force=True).total > TOLERATED_LOSS
+
+
+def test_a_small_update_survives_as_lora(tmp_path):
+    model = shrink(save("bert", tmp_path), 1e-3)
+    assert export_lora(model, tmp_path / "lora", dtype=torch.bfloat16).total < TOLERATED_LOSS
+
+
+def test_an_overflow_is_refused_even_by_force(tmp_path):
+    model = shrink(save("bert", tmp_path), 1e6)
+    with pytest.raises(InputError, match=r"float16 cannot hold the weights of bert\.encoder\.layer.*they overflow"):
+        export_lora(model, tmp_path / "lora", dtype=torch.float16, force=True)
+
+
+def test_a_fresh_adapter_loses_nothing(tmp_path):
+    model = get_peft_model(tiny("bert"), LsrConfig(target_modules=["query"], separation_rank=2))
+    assert export_lora(model, tmp_path / "lora", dtype=torch.bfloat16).total == 0

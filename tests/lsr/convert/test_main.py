@@ -1,0 +1,501 @@
+"""The command line: what it prints, and one line with exit code 2 for each mistake."""
+
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
+
+from lsr import LsrConfig
+from lsr.__main__ import main
+from lsr.convert.files import InputError, writing
+from tests.lsr.saved import CASES, USUAL, save, train
+from tests.tiny_models import BERT_SIZES, VOCABULARY, tiny
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    """An adapter of BERT's with its base, which nobody changes."""
+    folder = tmp_path_factory.mktemp("originals")
+    save("bert", folder)
+    return folder
+
+
+@pytest.fixture
+def folder(originals, tmp_path, monkeypatch):
+    """A working directory with adapter/ and base/."""
+    for name in ("adapter", "base"):
+        shutil.copytree(originals / name, tmp_path / name)
+    edit(tmp_path / "adapter" / CONFIG, base_model_name_or_path="./base")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def ok(capsys, *words):
+    """Run a command that should work; return what it prints."""
+    assert main(words) == 0, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def mistake(capsys, *words):
+    """Run a command that should be refused; return its one line."""
+    try:
+        code = main(words)
+    except SystemExit as left:
+        code = left.code
+    printed = capsys.readouterr()
+    assert code == 2, printed.out
+    (line,) = printed.err.splitlines()
+    return line
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def export(to="lora", *more):
+    return ("export", "adapter", "--to", to, "-o", "out", *more)
+
+
+# What it prints
+
+
+@pytest.mark.parametrize(
+    "case", ["a head of one layer", "a head of two layers", "transposed weights", "folded", "a language model"]
+)
+@pytest.mark.parametrize("to", ["lora", "merged"])
+def test_the_outputs_of_an_export_are_those_of_the_adapter(case, to, tmp_path, capsys, monkeypatch):
+    name, fields = CASES[case]
+    save(name, tmp_path, **fields)
+    monkeypatch.chdir(tmp_path)
+    lines = ok(capsys, *export(to)).splitlines()
+    header = next(i for i, line in enumerate(lines) if re.fullmatch(r"format +max \|difference\|", line))
+    found = {line.rsplit(maxsplit=1)[0]: float(line.rsplit(maxsplit=1)[1]) for line in lines[header + 1 :]}
+    names = {"lora": ["lora, float32, beside its base", "lora, float32, merged by PEFT"], "merged": ["merged, float32"]}
+    assert list(found) == names[to]
+    assert max(found.values()) < 1e-5
+
+
+def test_a_rounded_export_shows_its_error_and_its_difference(folder, capsys):
+    text = ok(capsys, *export("lora", "--dtype", "bfloat16"))
+    assert 1e-4 < float(re.search(r"error of the update by bfloat16: ([\d.e-]+) in total", text)[1]) < 0.05
+    assert 0 < float(re.search(r"merged by PEFT +(\S+)", text)[1]) < 0.05
+    assert {tensor.dtype for tensor in load_file("out/" + WEIGHTS).values()} == {torch.bfloat16}
+
+
+def test_it_runs_as_a_module(folder):
+    words = [sys.executable, "-m", "lsr", *export()]
+    run = subprocess.run(
+        words, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "max |difference|" in run.stdout
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], *([name, "--help"] for name in ("export", "inspect", "compress", "prune"))]
+)
+def test_help_leaves_with_zero(words, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 0
+    assert "usage: python -m lsr" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more", [[], ["--base", "./base"]])
+def test_the_report_is_a_table_of_layers(folder, capsys, more):
+    lines = ok(capsys, "inspect", "adapter", *more).splitlines()
+    assert lines[0] == "adapter: 4 layers of bert.encoder.layer, base ./base"
+    assert re.split(r"  +", lines[1])[:3] == ["layer", "out x in", "rank"]
+    assert [line.split()[0] for line in lines[2:6]] == [
+        f"{i}.attention.self.{n}" for i in (0, 1) for n in ("query", "value")
+    ]
+    assert re.search(r"together 480 trained, 480 stored, 480 effective, 768 as LoRA; heads and biases 75", lines[6])
+    assert len(lines) == 7
+
+
+def test_the_report_as_json_has_all_of_it(folder, capsys):
+    found = json.loads(ok(capsys, "inspect", "adapter", "--json"))
+    layer = found["layers"]["bert.encoder.layer.0.attention.self.query"]
+    assert (layer["out_features"], layer["in_features"], layer["rank_shape"]) == (24, 24, [2, 2])
+    assert len(layer["singular_values"]) == layer["lora_rank"] == 4
+    assert found["base_problem"] is None
+
+
+def test_the_report_warns_of_terms_that_cancel(folder, capsys):
+    path = folder / "adapter" / WEIGHTS
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith("lsr_A1"))
+    tensors[name][1] = -tensors[name][0] * (1 + 1e-5)
+    second = name.replace("lsr_A1", "lsr_A2")
+    tensors[second][1] = tensors[second][0]
+    tensors[name][:2] *= 100
+    save_file(tensors, path)
+    text = ok(capsys, "inspect", "adapter")
+    assert re.search(
+        r"bfloat16 would lose \d+% of the update in bert\.encoder\..*: its terms cancel; keep float32", text
+    )
+
+
+def test_the_report_without_a_base_says_why(folder, capsys):
+    shutil.rmtree("base")
+    text = ok(capsys, "inspect", "adapter")
+    assert "without its base model, widths are what the factors span: base model ./base: no such folder" in text
+
+
+# Fewer numbers
+
+
+def test_compress_and_prune_print_a_certificate(folder, capsys):
+    ok(capsys, *export())
+    names = ["layer", "terms", "numbers before", "after", "‖ΔW′ − ΔW‖/‖ΔW‖"]
+    for words in (
+        ("compress", "out", "-o", "lsr", "--separation-rank", "2"),
+        ("prune", "adapter", "-o", "few", "--separation-rank", "2"),
+    ):
+        lines = ok(capsys, *words).splitlines()
+        assert lines[0].startswith(f"{words[3]}: 4 layers of bert.encoder.layer, ")
+        assert re.split(r"  +", lines[1]) == names
+        rows = [line.split() for line in lines[2:]]
+        assert [row[0] for row in rows] == [f"{i}.attention.self.{n}" for i in (0, 1) for n in ("query", "value")] + [
+            "together"
+        ]
+        assert {row[1] for row in rows[:-1]} == {"2"}
+        assert 0 < float(rows[-1][-1]) < 1
+        assert [int(number.replace(",", "")) for number in rows[-1][1:3]] == [
+            768 if words[0] == "compress" else 480,
+            320,
+        ]
+
+
+def test_compress_says_so_if_nothing_is_saved(folder, capsys):
+    ok(capsys, *export())
+    text = ok(capsys, "compress", "out", "-o", "lsr", "--separation-rank", "8", "--rank-shape", "2", "2")
+    assert "no fewer numbers than before: allow a larger error, or fewer terms" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["compress", "adapter", "-o", "few", "--error", "0.1"], "adapter: an adapter of the method LSR; needed: LORA"),
+        (["compress", "adapter", "-o", "few", "--separation-rank", "x"], "--separation-rank: invalid int value: 'x'"),
+        (["compress", "adapter", "-o", "adapter", "--error", "0.1", "--force"], "adapter: would replace adapter"),
+        (["prune", "adapter", "-o", "few"], "--separation-rank or --error is needed, or both"),
+        (
+            ["prune", "adapter", "-o", "few", "--separation-rank", "9"],
+            "--separation-rank must be below 3, the most terms",
+        ),
+        (["prune", "adapter", "-o", "base", "--error", "0.1"], "base: exists; choose another folder"),
+        (["prune", "adapter"], "the following arguments are required: -o/--output"),
+        (["shrink", "adapter"], "invalid choice: 'shrink'"),
+        ([], "the following arguments are required: COMMAND"),
+    ],
+)
+def test_mistakes_of_compress_and_prune_are_one_line(folder, capsys, words, message):
+    assert message in mistake(capsys, *words)
+    assert not (folder / "few").exists()
+
+
+# A checkpoint for a server
+
+
+def save_tokenizer(path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(VOCABULARY - 5))]
+    (path / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(vocab=str(path / "vocab.txt")).save_pretrained(str(path))
+
+
+@pytest.mark.parametrize("place", ["adapter", "base"])
+def test_a_merged_checkpoint_brings_the_tokenizer_along(place, folder, capsys):
+    save_tokenizer(folder / place)
+    assert "no tokenizer" not in ok(capsys, *export("merged"))
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= {
+        path.name for path in (folder / "out").iterdir()
+    }
+
+
+def test_without_a_tokenizer_it_says_so(folder, capsys):
+    assert "no tokenizer beside the adapter or its base model" in ok(capsys, *export("merged"))
+
+
+def test_labels_are_named_in_the_checkpoint(folder, capsys):
+    ok(capsys, *export("merged", "--labels", "bad", "fair", "good"))
+    config = json.loads((folder / "out/config.json").read_text())
+    assert config["id2label"] == {"0": "bad", "1": "fair", "2": "good"}
+    assert config["label2id"] == {"bad": 0, "fair": 1, "good": 2}
+    assert config["architectures"] == ["BertForSequenceClassification"]
+
+
+def test_others_may_read_what_is_written(folder, capsys):
+    ok(capsys, *export())
+    modes = {path.stat().st_mode for path in (folder / "out").iterdir()}
+    (folder / "plain").touch()
+    assert modes == {(folder / "plain").stat().st_mode}
+
+
+# The base model
+
+
+def test_a_base_without_a_head_gets_one_of_the_adapters_labels(folder, capsys):
+    plain = tiny("bert").bert
+    plain.config.num_labels = 2  # what a configuration says that says nothing
+    plain.save_pretrained("other")
+    edit(folder / "adapter" / CONFIG, base_model_name_or_path="nowhere/no-such-model")
+    assert "merged, float32" in ok(capsys, *export("merged", "--base", "other"))
+    assert len(json.loads((folder / "out/config.json").read_text())["id2label"]) == 3
+
+
+def test_a_base_in_half_precision_is_taken_as_it_is(folder, capsys):
+    tiny("bert").bfloat16().save_pretrained("base")
+    text = ok(capsys, *export())
+    assert float(re.search(r"beside its base +(\S+)", text)[1]) < 1e-6
+
+
+def test_a_folded_start_on_a_base_in_half_precision_is_made_again(folder, capsys):
+    base = tiny("bert").bfloat16()
+    base.save_pretrained("base")
+    config = LsrConfig(**USUAL, init_weights="principal", residual="fold")
+    model = train(get_peft_model(base, config))
+    model.peft_config["default"].base_model_name_or_path = "base"
+    model.save_pretrained("adapter", save_embedding_layers=False)
+    text = ok(capsys, *export())
+    assert float(re.search(r"beside its base +(\S+)", text)[1]) < 1e-5
+
+
+# Mistakes
+
+
+def break_nothing(folder):
+    pass
+
+
+def remove(*names):
+    def change(folder):
+        for name in names:
+            (folder / name).unlink()
+
+    return change
+
+
+def cut(name, size):
+    def change(folder):
+        (folder / name).write_bytes((folder / name).read_bytes()[:size])
+
+    return change
+
+
+def write(name, content):
+    def change(folder):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+
+    return change
+
+
+def configure(**changes):
+    return lambda folder: edit(folder / "adapter" / CONFIG, **changes)
+
+
+class Explosive:
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+def as_pickle(name):
+    def change(folder):
+        (folder / "adapter" / WEIGHTS).unlink()
+        (folder / "adapter" / name).write_bytes(pickle.dumps(Explosive()))
+
+    return change
+
+
+def with_tensors(change):
+    def apply(folder):
+        path = folder / "adapter" / WEIGHTS
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path)
+
+    return apply
+
+
+def poison(tensors):
+    next(value for name, value in tensors.items() if "lsr_A1" in name)[0, 0, 0] = float("nan")
+
+
+def drop(ending):
+    return lambda tensors: tensors.pop(next(name for name in tensors if name.endswith(ending)))
+
+
+def relabel(tensors):
+    tensors["base_model.model.classifier.bias"] = torch.zeros(4)
+
+
+def as_lora(folder):
+    model = get_peft_model(tiny("bert"), LoraConfig(target_modules=["query"], task_type="SEQ_CLS"))
+    shutil.rmtree(folder / "adapter")
+    model.save_pretrained("adapter", save_embedding_layers=False)
+
+
+def base_of(width=24, labels=3, **more):
+    sizes = {**BERT_SIZES, "num_labels": labels, **more}
+
+    def change(folder):
+        torch.manual_seed(0)
+        BertForSequenceClassification(BertConfig(hidden_size=width, **sizes)).save_pretrained("base")
+
+    return change
+
+
+def half_a_base(folder):
+    BertModel(BertConfig(hidden_size=24, **BERT_SIZES), add_pooling_layer=False).save_pretrained("base")
+
+
+def base_as_pickle(folder):
+    torch.save(load_file("base/model.safetensors"), "base/pytorch_model.bin")
+    (folder / "base/model.safetensors").unlink()
+
+
+MISTAKES = {  # what is wrong: what is done to the folder, the words after export, what the line says
+    "no folder": (shutil.rmtree, None, "adapter: no such folder"),
+    "no adapter": (remove(f"adapter/{CONFIG}"), None, f"adapter: not an adapter folder, {CONFIG} is missing"),
+    "no JSON": (write(f"adapter/{CONFIG}", b"{"), None, f"adapter/{CONFIG}: no valid JSON"),
+    "binary JSON": (write(f"adapter/{CONFIG}", b"\xff\xfe\x00"), None, f"adapter/{CONFIG}: no valid JSON"),
+    "another JSON": (write(f"adapter/{CONFIG}", b"[]"), None, f"adapter/{CONFIG}: not an adapter's configuration"),
+    "another method": (as_lora, None, "adapter: an adapter of the method LORA; needed: LSR"),
+    "a bad field": (configure(rank_shape=[2]), None, f"adapter/{CONFIG}: rank_shape must hold two or more ranks >= 1"),
+    "a bad type": (configure(rank_shape=None), None, f"adapter/{CONFIG}: "),
+    "a bad task": (configure(task_type="CHESS"), None, "Invalid task type: 'CHESS'. Must be one of"),
+    "no weights": (remove(f"adapter/{WEIGHTS}"), None, f"adapter: {WEIGHTS} is missing"),
+    "cut off": (cut(f"adapter/{WEIGHTS}", 2000), None, f"adapter/{WEIGHTS}: corrupt or cut off"),
+    "cut off in its header": (cut(f"adapter/{WEIGHTS}", 20), None, f"adapter/{WEIGHTS}: corrupt or cut off"),
+    "empty": (cut(f"adapter/{WEIGHTS}", 0), None, f"adapter/{WEIGHTS}: corrupt or cut off"),
+    "no safetensors": (write(f"adapter/{WEIGHTS}", b"\x80\x04" * 99), None, f"adapter/{WEIGHTS}: corrupt or cut off"),
+    "a pickle": (as_pickle("adapter_model.bin"), None, "adapter/adapter_model.bin: a pickle, which can run any code"),
+    "another pickle": (as_pickle("adapter_model.pt"), None, "adapter/adapter_model.pt: a pickle"),
+    "not finite": (with_tensors(poison), None, "lsr_A1 holds values that are not finite"),
+    "a factor is missing": (with_tensors(drop("1.attention.self.value.lsr_B2")), None, "lsr_B2 is missing"),
+    "a head is missing": (with_tensors(drop("classifier.bias")), None, "classifier.bias"),
+    "another head": (with_tensors(relabel), None, "classifier.bias is 4 in the adapter and 3 here"),
+    "other terms": (configure(separation_rank=2), None, "adapter: does not fit the base model"),
+    "another width": (
+        base_of(width=32),
+        None,
+        "adapter: layer 'bert.encoder.layer.0.attention.self.query': the adapter is for a base model of another width: "
+        "its first input factor is of size 6, an input width of 32 needs 8",
+    ),
+    "fewer layers": (
+        base_of(num_hidden_layers=1),
+        None,
+        "adapts a layer 'bert.encoder.layer.1.attention.self.query', which the base model does not have",
+    ),
+    "other labels": (
+        base_of(labels=5),
+        None,
+        "base model BASE: classifier.bias is 5, the adapter is for 3",
+    ),
+    "half a base": (
+        half_a_base,
+        None,
+        "base model BASE: bert.pooler.dense.bias is missing, and the adapter does not hold it either",
+    ),
+    "no base": (configure(base_model_name_or_path=None), None, "names no base model; name it with --base"),
+    "a base that is nowhere": (
+        configure(base_model_name_or_path="nowhere/no-such-model"),
+        None,
+        "base model nowhere/no-such-model: cannot be loaded",
+    ),
+    "no such base": (break_nothing, ["--base", "./nowhere"], "base model ./nowhere: no such folder"),
+    "a base of pickles": (base_as_pickle, None, "base model BASE: cannot be loaded"),
+    "a base that is cut off": (cut("base/model.safetensors", 3000), None, "base model BASE: cannot be loaded"),
+    "the folder exists": (
+        write("out/notes.txt", b""),
+        None,
+        "out: exists; choose another folder, or replace it with --force",
+    ),
+    "not ours to replace": (
+        write("out/notes.txt", b""),
+        ["--force"],
+        "out: neither an adapter nor a checkpoint, so --force does not replace it",
+    ),
+    "a file": (write("out", b""), ["--force"], "out: not a folder, so it is not replaced"),
+    "the adapter itself": (
+        break_nothing,
+        ["-o", "adapter", "--force"],
+        "adapter: would replace adapter, which is read",
+    ),
+    "a folder around it": (break_nothing, ["-o", ".", "--force"], ".: would replace"),
+    "no parent to write": (write("file", b""), ["-o", "file/out"], "file/out: cannot be written"),
+    "another format": (break_nothing, ["--to", "onnx"], "--to: invalid choice: 'onnx' (choose from"),
+    "another dtype": (break_nothing, ["--dtype", "int8"], "--dtype: invalid choice: 'int8' (choose from"),
+    "labels of a LoRA": (break_nothing, ["--labels", "a", "b", "c"], "--labels: an adapter folder has no place"),
+    "too few labels": (
+        break_nothing,
+        ["--to", "merged", "--labels", "a", "b"],
+        "--labels: needs 3 different names, one a label of the head, got a b",
+    ),
+    "labels of one name": (
+        break_nothing,
+        ["--to", "merged", "--labels", "a", "a", "b"],
+        "--labels: needs 3 different names",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MISTAKES)
+def test_a_mistake_is_one_line(what, folder, capsys):
+    change, more, message = MISTAKES[what]
+    change(folder / "adapter" if change is shutil.rmtree else folder)
+    line = mistake(capsys, *export("lora", *(more or [])))
+    assert line.startswith("python -m lsr export: ")
+    assert message.replace("BASE", "./base") in line
+    assert not (folder / "exploded").exists()
+    assert not list(folder.glob(".*"))
+    assert what in ("the folder exists", "not ours to replace", "a file") or not (folder / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "what", ["another method", "cut off", "a pickle", "another width", "not finite", "other labels"]
+)
+def test_inspect_refuses_what_export_refuses(what, folder, capsys):
+    change, _, message = MISTAKES[what]
+    change(folder)
+    assert message.replace("BASE", "./base") in mistake(capsys, "inspect", "adapter")
+
+
+def test_force_replaces_an_export(folder, capsys):
+    ok(capsys, *export())
+    before = (folder / "out" / WEIGHTS).read_bytes()
+    (folder / "out" / "more").touch()
+    ok(capsys, *export("lora", "--force"))
+    assert (folder / "out" / WEIGHTS).read_bytes() == before
+    assert not (folder / "out" / "more").exists()
+
+
+def test_what_fails_half_way_leaves_the_old_folder(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/old").touch()
+
+    def write_half(folder):
+        with writing(folder) as new:
+            (new / "half").touch()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_half(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["old"]
+
+
+def test_a_mistake_is_a_value_error_in_python():
+    assert issubclass(InputError, ValueError)

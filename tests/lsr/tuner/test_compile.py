@@ -1,0 +1,77 @@
+import pytest
+import torch
+from peft import get_peft_model
+from torch import nn
+from torch.testing import assert_close
+
+from lsr import LsrConfig
+from lsr.tuner.model import adapted_layers
+from tests.tiny_models import logits, tiny
+
+CONFIGS = {
+    "two factors": {"rank_shape": (2, 2)},
+    "three factors": {"rank_shape": (2, 1, 2)},
+    "dropout in evaluation": {"dropout": 0.5},
+}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def adapted(config, out_features=10):
+    torch.manual_seed(0)
+    model = get_peft_model(
+        nn.Sequential(nn.Linear(12, out_features)),
+        LsrConfig(target_modules=["0"], separation_rank=2, alpha=3, init_weights=False, **config),
+    )
+    return adapted_layers(model)["0"].eval()
+
+
+def output_and_gradients(function, layer, x):
+    layer.zero_grad()
+    x = x.clone().requires_grad_()
+    output = function(x)
+    output.square().sum().backward()
+    return [output.detach(), x.grad, *[p.grad.clone() for p in layer.parameters() if p.requires_grad]]
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_a_compiled_layer_is_one_graph_and_equals_the_eager_one(config, backend):
+    layer = adapted(config)
+    x = torch.randn(5, 12)
+    compiled = torch.compile(layer, backend=backend, fullgraph=True)
+    for one, two in zip(output_and_gradients(compiled, layer, x), output_and_gradients(layer, layer, x), strict=True):
+        assert_close(one, two)
+
+
+def test_the_compiler_reports_no_graph_break():
+    layer = adapted({})
+    report = torch._dynamo.explain(layer)(torch.randn(5, 12))
+    assert (report.graph_count, report.graph_break_count) == (1, 0)
+
+
+def test_a_compiled_layer_with_two_active_adapters_is_one_graph():
+    layer = adapted({})
+    layer.update_layer("other", LsrConfig(rank_shape=(2, 1, 1), init_weights=False), (2, 1, 1), 1, 5)
+    layer.set_adapter(["default", "other"])
+    x = torch.randn(5, 12)
+    assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x))
+
+
+def test_a_padded_width_compiles_too():
+    layer = adapted({}, out_features=53)
+    assert layer.form["default"].out_shape == (9, 6)
+    x = torch.randn(5, 12)
+    assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x))
+
+
+def test_a_whole_adapted_transformer_is_one_graph():
+    model = get_peft_model(
+        tiny("bert"), LsrConfig(task_type="SEQ_CLS", separation_rank=2, init_weights=False, seed=0)
+    ).eval()
+    assert_close(logits(torch.compile(model, backend="eager", fullgraph=True)), logits(model))

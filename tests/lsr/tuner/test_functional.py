@@ -1,0 +1,373 @@
+from math import prod
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from lsr.algebra.separable import kron_sum
+from lsr.tuner import functional
+from lsr.tuner.functional import adapted_linear, add_low_rank
+
+SIZES = st.integers(1, 6)
+BATCHES = st.sampled_from([(), (2,), (2, 3), (0, 3), (0,)])
+
+
+def normal(*shape, dtype=torch.float64, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def operands(batch, m, n, r, dtype=torch.float64):
+    """result, x, A, B."""
+    return (
+        normal(*batch, m, dtype=dtype),
+        normal(*batch, n, dtype=dtype, seed=1),
+        normal(r, n, seed=2, dtype=dtype),
+        normal(m, r, seed=3, dtype=dtype),
+    )
+
+
+@given(BATCHES, SIZES, SIZES, SIZES, st.sampled_from([1.0, -0.5, 0.0, 7.25]))
+def test_it_adds_the_dense_update(batch, m, n, r, scaling):
+    result, x, a, b = operands(batch, m, n, r)
+    assert_close(add_low_rank(result, x, a, b, scaling), result + F.linear(x, scaling * b @ a))
+
+
+@given(BATCHES, SIZES, SIZES, SIZES)
+def test_the_result_keeps_the_shape_and_the_input_is_left_alone(batch, m, n, r):
+    given_values = operands(batch, m, n, r)
+    before = [value.clone() for value in given_values]
+    assert add_low_rank(*given_values, 2.0).shape == (*batch, m)
+    assert all(torch.equal(value, old) for value, old in zip(given_values, before, strict=True))
+
+
+@given(BATCHES.filter(prod), SIZES, SIZES, SIZES)
+def test_all_four_gradients_are_right(batch, m, n, r):
+    values = [value.requires_grad_() for value in operands(batch, m, n, r)]
+    assert torch.autograd.gradcheck(lambda *args: add_low_rank(*args, 0.7), values)
+
+
+def test_no_tokens_give_zero_gradients_to_the_factors():
+    result, x, a, b = operands((0, 3), 4, 5, 2)
+    a.requires_grad_()
+    b.requires_grad_()
+    add_low_rank(result, x, a, b, 2.0).sum().backward()
+    assert torch.equal(a.grad, torch.zeros_like(a))
+    assert torch.equal(b.grad, torch.zeros_like(b))
+
+
+@pytest.mark.parametrize("layout", ["transposed", "strided", "expanded"])
+def test_a_non_contiguous_input_and_result_give_the_same_sum(layout):
+    _, _, a, b = operands((), 4, 6, 2)
+    x, result = {
+        "transposed": (normal(6, 3, 2).permute(2, 1, 0), normal(4, 3, 2, seed=1).permute(2, 1, 0)),
+        "strided": (normal(2, 3, 12)[..., ::2], normal(2, 3, 8, seed=1)[..., ::2]),
+        "expanded": (normal(1, 3, 6).expand(2, 3, 6), normal(1, 3, 4, seed=1).expand(2, 3, 4)),
+    }[layout]
+    assert not x.is_contiguous()
+    assert_close(add_low_rank(result, x, a, b, 2.0), result + F.linear(x, 2.0 * b @ a))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("factor_dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_result_keeps_its_dtype_whatever_that_of_the_factors(dtype, factor_dtype):
+    result, x, a, b = operands((2, 3), 4, 5, 2, dtype)
+    total = add_low_rank(result, x, a.to(factor_dtype), b.to(factor_dtype), 0.5)
+    assert total.dtype is dtype
+    dense = result.double() + 0.5 * x.double() @ a.double().T @ b.double().T
+    assert_close(total.double(), dense, atol=8 * max(torch.finfo(dtype).eps, torch.finfo(factor_dtype).eps), rtol=0.05)
+
+
+def saved_bytes_and_gradients(x, a, b, result):
+    """Run forward and backward; return every tensor that the forward pass keeps for the backward pass."""
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        total = add_low_rank(result, x, a, b, 0.5)
+    total.float().square().sum().backward()
+    return kept
+
+
+def test_low_precision_activations_give_full_precision_gradients_to_the_factors():
+    result, x, a, b = operands((2, 3), 4, 5, 2, torch.bfloat16)
+    a, b = a.float().requires_grad_(), b.float().requires_grad_()
+    saved_bytes_and_gradients(x, a, b, result)
+    assert (a.grad.dtype, b.grad.dtype) == (torch.float32, torch.float32)
+    assert a.grad.any()
+    assert b.grad.any()
+
+
+def test_the_activations_are_never_copied_into_the_dtype_of_the_factors():
+    result, x, a, b = operands((16, 16), 40, 50, 2, torch.bfloat16)
+    x.requires_grad_()
+    kept = saved_bytes_and_gradients(x, a.float().requires_grad_(), b.float().requires_grad_(), result)
+    as_large = [tensor for tensor in kept if tensor.numel() >= x.numel()]
+    assert {tensor.data_ptr() for tensor in as_large} == {x.data_ptr()}
+    assert sum(tensor.nbytes for tensor in kept if tensor not in set(as_large)) < x.nbytes / 4
+
+
+def test_autocast_computes_in_bfloat16_with_full_precision_gradients():
+    layer = nn.Linear(5, 4)
+    x, a, b = (normal(*shape, dtype=torch.float32).requires_grad_() for shape in ((2, 5), (2, 5), (4, 2)))
+    with torch.autocast("cpu", torch.bfloat16):
+        total = add_low_rank(layer(x), x, a, b, 0.5)
+    total.float().sum().backward()
+    assert total.dtype is torch.bfloat16
+    assert {value.grad.dtype for value in (x, a, b)} == {torch.float32}
+    assert_close(total.float(), layer(x) + 0.5 * x @ a.T @ b.T, atol=0.1, rtol=0.05)
+
+
+# The fused layer
+
+
+def sides(case, m, n, dtype=torch.float64):
+    """The factors of A and of B, and A and B themselves, of rank 4."""
+    if case == "matrices":
+        a, b = normal(4, n, seed=2, dtype=dtype), normal(m, 4, seed=3, dtype=dtype)
+        return [a, None, b, None], a, b
+    n1, m1 = -(-n // 3), -(-m // 3)  # padded unless 3 divides the width
+    shapes = [(5, 2, n1), (5, 2, 3), (5, m1, 2), (5, 3, 2)]
+    factors = [normal(*shape, seed=4 + i, dtype=dtype) for i, shape in enumerate(shapes)]
+    return factors, kron_sum(*factors[:2])[:, :n], kron_sum(*factors[2:])[:m]
+
+
+def fused(x, weight, bias, a1, a2, b1, b2, dropout=0.0):
+    torch.manual_seed(7)
+    return adapted_linear(x, weight, bias, (a1, a2), (b1, b2), 0.7, dropout)
+
+
+TOKENS = pytest.mark.parametrize("tokens", [3, 16], ids=["added to outputs", "added to the weight"])  # 7 x 6 or so
+
+
+def kept_by(x, dropout):
+    torch.manual_seed(7)
+    return torch.empty(x.shape, dtype=torch.bool).bernoulli_(1 - dropout)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("case", ["factors", "matrices"])
+@given(BATCHES | st.just((4, 6)), SIZES, SIZES)
+def test_the_fused_layer_is_the_plain_formula(case, with_bias, dropout, batch, m, n):
+    x, weight, bias = normal(*batch, n), normal(m, n, seed=1), normal(m, seed=9) if with_bias else None
+    factors, a, b = sides(case, m, n)
+    dropped = x * kept_by(x, dropout) / (1 - dropout)
+    expected = F.linear(x, weight, bias) + 0.7 * F.linear(F.linear(dropped, a), b)
+    assert_close(fused(x, weight, bias, *factors, dropout), expected)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("case", ["factors", "matrices"])
+@pytest.mark.parametrize("n", [6, 5], ids=["exact", "padded"])
+@TOKENS
+def test_all_gradients_of_the_fused_layer_and_their_gradients_are_right(tokens, case, dropout, n):
+    factors, _, _ = sides(case, 7, n)
+    values = [normal(tokens, n), normal(7, n, seed=1), normal(7, seed=9), *factors]
+    values = [value if value is None else value.requires_grad_() for value in values]
+    assert torch.autograd.gradcheck(lambda *args: fused(*args, dropout), values)
+    assert torch.autograd.gradgradcheck(lambda *args: fused(*args, dropout), values)
+
+
+@pytest.mark.parametrize("wanted", range(7), ids=["x", "weight", "bias", "A1", "A2", "B1", "B2"])
+@TOKENS
+def test_a_single_gradient_can_be_asked_for(tokens, wanted):
+    factors, _, _ = sides("factors", 7, 6)
+    values = [normal(tokens, 6), normal(7, 6, seed=1), normal(7, seed=9), *factors]
+    values[wanted].requires_grad_()
+    (gradient,) = torch.autograd.grad(fused(*values).square().sum(), values[wanted])
+    x, weight, bias, a1, a2, b1, b2 = values
+    update = 0.7 * kron_sum(b1, b2)[:7] @ kron_sum(a1, a2)
+    (expected,) = torch.autograd.grad((F.linear(x, weight, bias) + x @ update.T).square().sum(), values[wanted])
+    assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("layout", ["transposed", "strided", "expanded"])
+def test_a_non_contiguous_input_of_the_fused_layer_gives_the_same(layout):
+    x = {
+        "transposed": normal(6, 3, 2).permute(2, 1, 0),
+        "strided": normal(2, 3, 12)[..., ::2],
+        "expanded": normal(1, 3, 6).expand(2, 3, 6),
+    }[layout].requires_grad_()
+    factors, _, _ = sides("factors", 7, 6)
+    weight = normal(7, 6, seed=1)
+    output = fused(x, weight, None, *factors)
+    assert_close(output, fused(x.contiguous(), weight, None, *factors))
+    (gradient,) = torch.autograd.grad(output.square().sum(), x)
+    copied = x.detach().contiguous().requires_grad_()
+    assert_close(gradient, torch.autograd.grad(fused(copied, weight, None, *factors).square().sum(), copied)[0])
+
+
+# The ways to apply the update
+
+
+@given(BATCHES | st.just((4, 6)), SIZES, SIZES, st.integers(1, 3), st.booleans())
+def test_without_gradients_the_fused_layer_gives_the_same(batch, m, n, count, is_transposed):
+    n1, m1 = -(-n // 3), -(-m // 3)
+    a, b = (
+        [normal(count, *shape, seed=i) for i, shape in enumerate(shapes)]
+        for shapes in ([(4, n1), (2, 3)], [(m1, 4), (3, 2)])
+    )
+    weight = normal(n, m, seed=1).T if is_transposed else normal(m, n, seed=1)
+    x, bias = normal(*batch, n), normal(m, seed=9)
+    with torch.no_grad():
+        output = fused(x, weight, bias, *a, *b)
+    assert_close(output, fused(x, weight, bias, *a, *b))
+    update = 0.7 * kron_sum(*b)[:m] @ kron_sum(*a)[:, :n]
+    assert_close(output, F.linear(x, weight, bias) + F.linear(x, update))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rank", "count", "is_by_factors"),
+    [(1, 2, 16, True), (64, 8, 1, True), (1, 8, 64, True), (65, 8, 1, False), (64, 2, 16, False)],
+)
+def test_few_tokens_pass_through_the_factors_one_by_one(tokens, rank, count, is_by_factors, monkeypatch):
+    factors = [normal(count, *shape, seed=2) for shape in [(rank, 32), (rank, 24), (24, rank), (32, rank)]]
+    x, weight = normal(tokens, 768), normal(768, 768, seed=1)
+    expected = fused(x, weight, None, *factors)
+    made = []
+    monkeypatch.setattr(functional, "kron_sum", lambda *sides: made.append(sides) or kron_sum(*sides))
+    with torch.no_grad():
+        assert_close(fused(x, weight, None, *factors), expected)
+    assert (not made) == is_by_factors
+
+
+class OldBackend:
+    """Of torch 2.8 and before, which has one setting for all backends."""
+
+
+def for_cpus(value):
+    torch.backends.mkldnn.matmul.fp32_precision = value
+
+
+SETTINGS = {
+    "as torch starts": lambda: None,
+    "old torch": lambda: setattr(torch.backends, "mkldnn", OldBackend()),
+    "all of float32": lambda: for_cpus("ieee"),
+    "TF32 everywhere": lambda: torch.set_float32_matmul_precision("high"),
+    "TF32 on CPUs": lambda: for_cpus("tf32"),
+    "bfloat16 on CPUs": lambda: for_cpus("bf16"),
+}
+
+
+@pytest.fixture
+def setting(request, monkeypatch):
+    """How exactly products of float32 matrices are computed; its name."""
+    monkeypatch.setattr(torch.backends, "mkldnn", torch.backends.mkldnn)  # comes back
+    SETTINGS[request.param]()
+    yield request.param
+    monkeypatch.undo()
+    for_cpus("none")
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("setting", SETTINGS, indirect=True)
+def test_a_setting_that_rounds_float32_is_seen(setting):
+    assert functional._is_full_precision("cpu") == (not setting.startswith(("TF32", "bfloat16")))
+    assert not functional._is_full_precision("xpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("setting", ["as torch starts", "TF32 on CPUs"], indirect=True)
+def test_the_update_is_added_to_the_weight_only_where_nothing_of_it_is_lost(setting, dtype):
+    """With the 8 bits of bfloat16 1 + 1/1024 is 1, so an update of that size would be lost."""
+    x = torch.zeros(64, 4, dtype=dtype)
+    weight = torch.ones(4, 4, dtype=dtype)
+    a, b = torch.ones(1, 4, dtype=dtype), torch.full((4, 1), 2**-10, dtype=dtype)
+    exact = [torch.float64, *([torch.float32] if setting == "as torch starts" else [])]
+    assert functional._is_cheaper_in_weight(x, weight, None) == (dtype in exact)
+    x[:, 0], x[:, 1] = 1, -1
+    a[0, 1] = -1
+    total = adapted_linear(x, weight, None, (a, None), (b, None), 1.0)
+    assert_close(total, torch.full_like(total, 2**-9))
+
+
+@pytest.mark.parametrize("tokens", [1, 2000])
+def test_an_update_of_zero_changes_no_bit(tokens):
+    a, b = normal(4, 48, dtype=torch.float32), torch.zeros(96, 4)
+    x, weight = normal(tokens, 48, dtype=torch.float32, seed=1), normal(96, 48, dtype=torch.float32, seed=2)
+    assert torch.equal(adapted_linear(x, weight, None, (a, None), (b, None), 3.0), F.linear(x, weight))
+
+
+def test_the_weight_itself_is_left_alone():
+    weight = normal(4, 4, dtype=torch.float32)
+    before = weight.clone()
+    adapted_linear(torch.ones(64, 4), weight, None, (torch.ones(1, 4), None), (torch.ones(4, 1), None), 1.0)
+    assert torch.equal(weight, before)
+
+
+# Precision and what is kept
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_low_precision_activations_give_the_fused_factors_full_precision_gradients(dtype):
+    factors, _, _ = sides("factors", 12, 9, torch.float32)
+    factors = [factor.requires_grad_() for factor in factors]
+    x, weight = normal(20, 9, dtype=dtype), normal(12, 9, seed=1, dtype=dtype)
+    output = fused(x, weight, None, *factors)
+    gradients = torch.autograd.grad(output.double().square().sum(), factors)
+    assert output.dtype is dtype
+    assert {gradient.dtype for gradient in gradients} == {torch.float32}
+    exact = [factor.detach().double().requires_grad_() for factor in factors]
+    expected = fused(x.double(), weight.double(), None, *exact)
+    wanted = torch.autograd.grad(expected.square().sum(), exact)
+    expected = expected.detach()
+    tolerance = 20 * torch.finfo(dtype).eps
+    assert_close(output.double(), expected, atol=tolerance * float(expected.abs().max()), rtol=0)
+    for gradient, right in zip(gradients, wanted, strict=True):
+        assert_close(gradient.double(), right, atol=tolerance * float(right.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_only_the_input_and_a_mask_are_kept_for_the_backward_pass(dropout):
+    factors, _, _ = sides("factors", 12, 48, torch.float32)
+    x, weight = normal(200, 48, dtype=torch.float32).requires_grad_(), normal(12, 48, seed=1, dtype=torch.float32)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        fused(x, weight, None, *[factor.requires_grad_() for factor in factors], dropout)
+    as_large = [tensor for tensor in kept if tensor.numel() >= x.numel()]
+    assert [(t.dtype, t.shape) for t in as_large] == [
+        (torch.float32, x.shape),
+        *([(torch.bool, x.shape)] if dropout else []),
+    ]
+    assert as_large[0].data_ptr() == x.data_ptr()
+    assert sum(tensor.nbytes for tensor in kept if tensor.numel() < x.numel()) < x.nbytes / 4
+
+
+def test_autocast_casts_the_input_of_the_fused_layer_once():
+    factors, a, b = sides("factors", 12, 48, torch.float32)
+    leaves = [factor.requires_grad_() for factor in factors]
+    x, weight = normal(200, 48, dtype=torch.float32).requires_grad_(), normal(12, 48, seed=1, dtype=torch.float32)
+    kept = []
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        output = fused(x, weight, None, *leaves)
+    assert output.dtype is torch.bfloat16
+    assert [t.dtype for t in kept if t.numel() >= x.numel()] == [torch.bfloat16]
+    gradients = torch.autograd.grad(output.float().sum(), [x, *leaves])
+    assert {gradient.dtype for gradient in gradients} == {torch.float32}
+    assert_close(output.float(), F.linear(x, weight) + 0.7 * x @ a.T @ b.T, atol=1.0, rtol=0.05)
+
+
+def test_autocast_leaves_float64_alone():
+    factors, _, _ = sides("factors", 7, 6)
+    x, weight = normal(3, 6), normal(7, 6, seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = adapted_linear(x, weight, None, tuple(factors[:2]), tuple(factors[2:]), 0.7)
+    assert_close(inside, fused(x, weight, None, *factors))
+
+
+def test_the_fused_layer_drops_inputs_at_the_given_rate_and_keeps_the_mean():
+    x, weight = torch.ones(4000, 5, dtype=torch.float64), torch.zeros(1, 5, dtype=torch.float64)
+    a, b = torch.ones(1, 5, dtype=torch.float64) / 5, torch.ones(1, 1, dtype=torch.float64)
+    output = adapted_linear(x, weight, None, (a, None), (b, None), 1.0, 0.25)
+    assert_close(output.mean(), torch.tensor(1.0, dtype=torch.float64), atol=0.02, rtol=0)
+    assert_close(output.max(), torch.tensor(4 / 3, dtype=torch.float64))

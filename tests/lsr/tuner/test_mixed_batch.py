@@ -1,0 +1,130 @@
+"""Different adapters for the rows of one batch."""
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch.testing import assert_close
+from transformers import GenerationConfig
+
+from lsr import LsrConfig
+from lsr.tuner.model import adapted_layers
+from tests.tiny_models import logits, tiny, tokens
+
+USUAL = {"rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0, "init_weights": False}
+SHORT = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+NAMES = ["second", "__base__", "default", "second"]
+
+
+def with_two(name="bert", **fields):
+    model = get_peft_model(tiny(name), LsrConfig(**{**USUAL, **fields}))
+    model.add_adapter("second", LsrConfig(**{**USUAL, "rank_shape": (2, 1), "separation_rank": 2, "seed": 1}))
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.dim() == 3:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+def row_by_row(model):
+    rows = []
+    for i, name in enumerate(NAMES):
+        if name == "__base__":
+            with model.disable_adapter():
+                rows.append(logits(model)[i])
+        else:
+            model.set_adapter(name)
+            rows.append(logits(model)[i])
+    model.set_adapter("default")
+    return torch.stack(rows)
+
+
+def in_one_batch(model, names=NAMES):
+    with torch.no_grad():
+        return model(**tokens(), adapter_names=names).logits
+
+
+@pytest.mark.parametrize("residual", ["zero", "fold", "frozen"])
+@pytest.mark.parametrize("name", ["bert", "gpt2-causal"])
+def test_each_row_passes_through_its_adapter_whatever_is_active(name, residual):
+    model = with_two(name, init_weights="principal", residual=residual)
+    expected = row_by_row(model)
+    for active in ("default", "second"):
+        model.set_adapter(active)
+        before = logits(model)
+        assert_close(in_one_batch(model), expected)
+        assert torch.equal(logits(model), before)
+
+
+def test_heads_that_were_trained_whole_go_with_their_adapter():
+    model = with_two(modules_to_save=["classifier"])
+    model.base_model.model.classifier.modules_to_save["default"].bias.data += 1
+    (row,) = in_one_batch(model, ["__base__", "__base__", "default", "__base__"])[2:3]
+    assert_close(row, logits(model)[2])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"num_beams": 3, **SHORT},
+        {"num_beams": 3, "num_return_sequences": 2, **SHORT},
+        {"generation_config": GenerationConfig(num_beams=3, **SHORT)},
+    ],
+    ids=["beams", "several answers", "a configuration"],
+)
+def test_the_beams_of_a_row_share_its_adapter(arguments):
+    model = with_two("gpt2-causal")
+    ids = {"input_ids": tokens()["input_ids"][:, :5]}
+    mixed = model.generate(**ids, **arguments, adapter_names=["default", "second"] * 2)
+    for i, name in enumerate(("default", "second")):
+        model.set_adapter(name)
+        alone = model.generate(**ids, **arguments)
+        count = len(alone) // 4
+        assert torch.equal(mixed[i * count : (i + 1) * count], alone[i * count : (i + 1) * count])
+
+
+def test_sampled_answers_share_the_adapter_of_their_prompt():
+    model = with_two("gpt2-causal")
+    ids = tokens()["input_ids"][:2]
+    sampled = {"num_return_sequences": 3, "do_sample": True, "max_new_tokens": 2, "pad_token_id": 0}
+    assert len(model.generate(ids, **sampled, adapter_names=["default", "second"])) == 6
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["default", "secnod", "default", "default"],
+            r"no adapter is named 'secnod'; there are \['default', 'second'\]",
+        ),
+        (["default"], "adapter_names must hold one name a row of the batch, 4, got 1"),
+        ([], "adapter_names must hold one name a row of the batch, 4, got 0"),
+    ],
+)
+def test_wrong_names_are_refused_and_leave_the_model_usable(names, message):
+    model = with_two()
+    before = logits(model)
+    with pytest.raises(ValueError, match=message):
+        in_one_batch(model, names)
+    assert torch.equal(logits(model), before)
+
+
+def test_training_with_mixed_rows_is_refused():
+    with pytest.raises(ValueError, match=r"adapter_names is for evaluation only: call eval\(\)"):
+        in_one_batch(with_two().train())
+
+
+def test_merged_adapters_do_not_mix():
+    model = with_two()
+    model.merge_adapter()
+    with pytest.raises(ValueError, match=r"adapters are merged into the base weights; call unmerge_adapter\(\) first"):
+        in_one_batch(model)
+
+
+def test_an_adapter_may_sit_on_some_layers_only():
+    model = with_two()
+    model.add_adapter("third", LsrConfig(**{**USUAL, "target_modules": ["intermediate.dense"]}))
+    model.eval()
+    mixed = in_one_batch(model, ["third", "default", "third", "default"])
+    model.set_adapter("third")
+    assert_close(mixed[::2], logits(model)[::2])
+    assert len(adapted_layers(model)) == 6

@@ -1,0 +1,129 @@
+"""8-bit and 4-bit base layers of bitsandbytes: they train, save and load, and are never changed."""
+
+import copy
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+
+from lsr import LsrConfig
+from lsr.tuner.model import adapted_layers
+from tests.lsr.subjects import loss, stir, train, trainable
+from tests.tiny_models import logits, tiny
+
+bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+USUAL = {"task_type": "SEQ_CLS", "rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0}
+KINDS = {
+    "8 bit": lambda n, m, bias: bitsandbytes.nn.Linear8bitLt(n, m, bias, has_fp16_weights=False),
+    "4 bit": lambda n, m, bias: bitsandbytes.nn.Linear4bit(n, m, bias, quant_type="nf4"),
+}
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def quantised(kind):
+    """A small BERT whose queries and values have quantised weights."""
+    model = tiny("bert-wide")
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and name.endswith(("query", "value")):
+            layer = KINDS[kind](module.in_features, module.out_features, True)
+            layer.load_state_dict(module.state_dict())
+            model.set_submodule(name, layer.to("cpu"))  # moving it quantises it
+    return model.eval().requires_grad_(False)
+
+
+def adapted(kind, **fields):
+    return get_peft_model(quantised(kind), LsrConfig(**{**USUAL, **fields})).eval()
+
+
+@each_kind
+def test_the_weights_are_quantised_and_the_widths_known(kind):
+    layers = adapted_layers(adapted(kind)).values()
+    assert {layer.base_parameter().dtype for layer in layers} <= {torch.int8, torch.uint8}
+    assert {(layer.in_features, layer.out_features) for layer in layers} == {(64, 64)}
+
+
+@each_kind
+@pytest.mark.parametrize("fields", [{}, {"init_weights": "principal", "residual": "frozen"}], ids=["zero", "frozen"])
+def test_a_fresh_adapter_changes_no_bit(kind, fields):
+    assert torch.equal(logits(adapted(kind, **fields)), logits(quantised(kind)))
+
+
+@each_kind
+def test_it_trains_in_float32(kind):
+    model = adapted(kind)
+    losses, moved = train(model, steps=25)
+    assert losses[-1] < 0.9 * losses[0]
+    assert all(moved.values())
+    assert {parameter.dtype for parameter in trainable(model).values()} == {torch.float32}
+    with model.disable_adapter():
+        assert torch.equal(logits(model), logits(quantised(kind)))
+
+
+@each_kind
+@pytest.mark.parametrize("init", [True, "row_space"])
+@pytest.mark.parametrize("frames", ["trained", "frozen"])
+def test_an_adapter_comes_back_bit_for_bit(kind, init, frames, tmp_path):
+    model = stir(adapted(kind, init_weights=init, frames=frames))
+    model.save_pretrained(str(tmp_path))
+    assert torch.equal(logits(PeftModel.from_pretrained(quantised(kind), str(tmp_path))), logits(model))
+
+
+@each_kind
+def test_the_row_space_is_that_of_the_weight_that_computes(kind):
+    model = adapted(kind, init_weights="row_space", separation_rank=16)
+    layer = next(iter(adapted_layers(model).values()))
+    _, _, rows = torch.linalg.svd(layer.base_matrix().double())
+    a, _ = layer.collapse("default")
+    overlap = (rows[:4] @ torch.linalg.qr(a.detach().double().T).Q).square().sum() / 4
+    assert overlap > 0.999
+
+
+def test_a_weight_that_was_packed_for_the_cpu_is_not_misread():
+    model = adapted("4 bit")
+    layer = next(iter(adapted_layers(model).values()))
+    before = layer.base_matrix()
+    logits(model)
+    if layer.base_parameter().quant_state.packing_format_for_cpu:
+        with pytest.raises(ValueError, match="its 4-bit weight was packed for this CPU when the model was first used"):
+            layer.base_matrix()
+    else:
+        assert torch.equal(layer.base_matrix(), before)
+
+
+@each_kind
+def test_gradient_checkpointing_gives_gradients(kind):
+    model = stir(adapted(kind)).train()
+    model.gradient_checkpointing_enable()
+    model.enable_input_require_grads()
+    loss(model).backward()
+    assert all(parameter.grad is not None for parameter in trainable(model).values())
+
+
+@each_kind
+def test_merging_is_refused_and_changes_nothing(kind):
+    model = stir(adapted(kind))
+    before = logits(model)
+    for act in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(ValueError, match="its weight is quantised, and merging would round it again; load the"):
+            act()
+    assert torch.equal(logits(model), before)
+
+
+@each_kind
+def test_folding_a_start_is_refused(kind):
+    with pytest.raises(ValueError, match="its weight is quantised, and residual='fold' would change it; use 'frozen'"):
+        adapted(kind, init_weights="principal", residual="fold")
+
+
+@each_kind
+def test_a_copy_computes_the_same(kind):
+    model = stir(adapted(kind))
+    assert torch.equal(logits(copy.deepcopy(model)), logits(model))
+
+
+@each_kind
+def test_factors_stay_in_float32_where_the_weight_has_no_dtype_to_round_to(kind):
+    model = get_peft_model(quantised(kind), LsrConfig(**USUAL), autocast_adapter_dtype=False)
+    layer = next(iter(adapted_layers(model).values()))
+    assert {factor.dtype for side in layer.factors("default") for factor in side} == {torch.float32}

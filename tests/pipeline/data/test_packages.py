@@ -1,0 +1,123 @@
+"""Source distributions: fetched through pip from a folder of files, so without a network."""
+
+import hashlib
+import io
+import sys
+import tarfile
+import venv
+
+import pytest
+
+from pipeline.data import packages
+from pipeline.errors import UserError
+
+PYPROJECT = b'[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+BACKEND = b"""
+import pathlib
+def prepare_metadata_for_build_wheel(folder, settings=None):
+    info = pathlib.Path(folder, "toydata-1.0.dist-info")
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\\nName: toydata\\nVersion: 1.0\\n")
+    return info.name
+def build_wheel(*args, **kwargs): raise SystemError
+"""
+
+
+def tar_gz(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def sdist() -> bytes:
+    inner = tar_gz({"deep/words.txt": "é\n".encode(), "deep/other.txt": b""})
+    return tar_gz(
+        {
+            "toydata-1.0/PKG-INFO": b"Metadata-Version: 2.1\nName: toydata\nVersion: 1.0\n",
+            "toydata-1.0/pyproject.toml": PYPROJECT,
+            "toydata-1.0/backend.py": BACKEND,
+            "toydata-1.0/inner.tar.gz": inner,
+        }
+    )
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch, sdist):
+    """A folder that stands for the package index, and an empty cache."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    (folder / "toydata-1.0.tar.gz").write_bytes(sdist)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return folder
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_a_fetched_file_is_kept_and_used_again_without_the_index(index, sdist):
+    path = packages.fetch_sdist("toydata==1.0", sha256(sdist))
+    (index / "toydata-1.0.tar.gz").unlink()
+    assert packages.fetch_sdist("toydata==1.0", sha256(sdist)) == path
+    assert path.read_bytes() == sdist
+    assert [file.name for file in path.parent.iterdir()] == ["toydata-1.0.tar.gz"]
+
+
+def test_a_wrong_hash_is_refused_and_nothing_is_kept(index, tmp_path):
+    with pytest.raises(UserError, match=r"toydata==1.0: pip could not fetch it: mend sha256 in the row") as error:
+        packages.fetch_sdist("toydata==1.0", "0" * 64)
+    assert "\n" not in str(error.value)
+    assert not list((tmp_path / "cache/lsr-adapt").iterdir())
+
+
+def test_a_damaged_file_in_the_cache_is_refused(index, sdist):
+    path = packages.fetch_sdist("toydata==1.0", sha256(sdist))
+    path.write_bytes(sdist[:-1])
+    with pytest.raises(UserError, match="delete the file to fetch it again, or mend the row"):
+        packages.fetch_sdist("toydata==1.0", sha256(sdist))
+
+
+def test_an_index_without_the_package_is_explained_with_the_place_for_the_file(index, sdist, tmp_path):
+    (index / "toydata-1.0.tar.gz").unlink()
+    with pytest.raises(UserError) as error:
+        packages.fetch_sdist("toydata==1.0", sha256(sdist))
+    assert f"put the file at {tmp_path / 'cache/lsr-adapt/toydata-1.0.tar.gz'}" in str(error.value)
+    assert "No matching distribution found" in str(error.value)
+
+
+def test_a_python_without_pip_is_told_how_to_get_it(index, sdist, tmp_path, monkeypatch):
+    venv.create(tmp_path / "bare", with_pip=False, symlinks=True)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bare/bin/python"))
+    with pytest.raises(UserError, match=r"install pip \(python -m ensurepip\)"):
+        packages.fetch_sdist("toydata==1.0", sha256(sdist))
+
+
+def test_a_file_is_read_from_an_archive_in_the_archive(tmp_path, sdist):
+    archive = tmp_path / "a.tar.gz"
+    archive.write_bytes(sdist)
+    assert packages.read_member(archive, ("toydata-1.0/inner.tar.gz", "deep/words.txt")) == "é\n".encode()
+    assert list(tmp_path.iterdir()) == [archive]
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (("toydata-1.0/iner.tar.gz",), "a.tar.gz: no file 'toydata-1.0/iner.tar.gz'; did you mean toydata-1.0/inner"),
+        (("toydata-1.0/inner.tar.gz", "words.txt"), "inner.tar.gz: no file 'words.txt'; did you mean deep/words.txt"),
+        (("toydata-1.0/inner.tar.gz", "???"), "no file '???'; files: deep/words.txt, deep/other.txt"),
+        (("toydata-1.0/PKG-INFO", "x"), "a.tar.gz/toydata-1.0/PKG-INFO: not a readable tar.gz archive"),
+    ],
+)
+def test_a_member_that_is_not_there_is_named_with_near_ones(tmp_path, sdist, members, message):
+    archive = tmp_path / "a.tar.gz"
+    archive.write_bytes(sdist)
+    with pytest.raises(UserError) as error:
+        packages.read_member(archive, members)
+    assert message in str(error.value)

@@ -1,0 +1,109 @@
+"""A model row is loaded as pinned, or refused in one line."""
+
+import hashlib
+import sys
+from importlib.metadata import PackageNotFoundError
+
+import pytest
+import torch
+
+from pipeline.errors import UserError
+from pipeline.methods import base_models
+from pipeline.params.rows import DatasetRow, ModelRow
+from tests import workspace
+
+SPLITS = {"train": "train", "test": "validation"}
+PAIRS = DatasetRow.model_validate(
+    {"source": {"kind": "hub", "path": "glue", "config": "mrpc", "splits": SPLITS}, **workspace.GLUE_ROW}
+)
+RATINGS = DatasetRow.model_validate(
+    {"source": {"kind": "files", "files": {"train": "ratings.csv"}}, **workspace.RATING_ROW}
+)
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An importable package that carries the tiny model, and its row."""
+    folder = tmp_path / "carrying/model"
+    workspace.save_tiny_roberta(folder)
+    (tmp_path / "carrying/__init__.py").write_text("raise RuntimeError('the code of the package was run')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(base_models, "version", {"carrying": "1.0"}.__getitem__)
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    yield row(package="carrying==1.0", folder="carrying/model", sha256=digest)
+    sys.modules.pop("carrying", None)
+
+
+def row(head=("classifier",), **source):
+    source = (
+        {"kind": "package", "same_as": "someone/tiny", **source} if "package" in source else {"kind": "hub", **source}
+    )
+    return ModelRow.model_validate({"source": source, "target_modules": ["query"], "head": head})
+
+
+def test_the_head_fits_the_labels(package):
+    assert base_models.load_base_model(package, PAIRS).classifier.out_proj.out_features == 2
+    assert base_models.load_base_model(package, PAIRS).config.id2label == {0: "not_equivalent", 1: "equivalent"}
+    assert base_models.load_base_model(package, RATINGS).classifier.out_proj.out_features == 1
+
+
+def test_the_seed_decides_the_head_and_nothing_else(package):
+    loaded = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        loaded.append(base_models.load_base_model(package, PAIRS).state_dict())
+    same = [{name for name in loaded[0] if torch.equal(loaded[0][name], other[name])} for other in loaded[1:]]
+    assert same[0] == set(loaded[0])
+    assert set(loaded[0]) - same[1] == {"classifier.dense.weight", "classifier.out_proj.weight"}
+
+
+def test_a_package_is_known_to_others_by_its_public_name(package):
+    assert base_models.public_name(package) == ("someone/tiny", None)
+
+
+def test_the_tokenizer_comes_from_the_same_folder(package):
+    assert base_models.load_tokenizer(package)("the cat")["input_ids"][0] == 0
+
+
+def changed(model_row, **source):
+    return model_row.model_copy(update={"source": model_row.source.model_copy(update=source)})
+
+
+def test_weights_that_are_not_the_pinned_ones_are_refused(package):
+    with pytest.raises(UserError, match=r"model.safetensors of carrying==1.0 has sha256 [0-9a-f]{64}, not the row's"):
+        base_models.load_base_model(changed(package, sha256="0" * 64), PAIRS)
+
+
+def test_another_version_is_refused(package):
+    with pytest.raises(UserError, match=r"carrying has version 1.0, the row pins 2.0; install it with: pip install"):
+        base_models.load_base_model(changed(package, package="carrying==2.0"), PAIRS)
+
+
+def test_a_package_that_is_not_installed_says_how_to_install_it(package, monkeypatch):
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(base_models, "version", missing)
+    with pytest.raises(UserError, match=r"carrying==1.0 is not installed; install it with: pip install carrying==1.0"):
+        base_models.load_base_model(package, PAIRS)
+
+
+def test_a_folder_that_is_not_in_the_package_is_refused(package):
+    with pytest.raises(UserError, match=r"holds no carrying/other/model.safetensors"):
+        base_models.load_base_model(changed(package, folder="carrying/other"), PAIRS)
+
+
+def test_a_head_that_the_model_does_not_have_lists_its_modules(package):
+    with pytest.raises(UserError, match=r"head: the model has no module score; it has roberta, classifier"):
+        base_models.load_base_model(package.model_copy(update={"head": ("score",)}), PAIRS)
+
+
+def test_a_pickled_checkpoint_is_refused(tmp_path):
+    folder = tmp_path / "pickled"
+    workspace.save_tiny_roberta(folder)
+    weights = folder / "model.safetensors"
+    torch.save({}, folder / "pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(UserError, match="safetensors") as error:
+        base_models.load_base_model(row(path=str(folder)), PAIRS)
+    assert "\n" not in str(error.value)

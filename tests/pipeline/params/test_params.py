@@ -1,0 +1,326 @@
+"""Every mistake in params.yaml and in the two tables is one line that says how to mend it."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from pipeline import params
+from pipeline.errors import UserError
+
+ROOT = Path(__file__).parents[3]
+YAML_12 = YAML(typ="safe", pure=True)
+DATA_ROWS = list(YAML_12.load(ROOT / "pipeline/datasets.yaml"))
+MODEL_ROWS = list(YAML_12.load(ROOT / "pipeline/models.yaml"))
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    """A copy of the three files that a user writes, as the working directory."""
+    (tmp_path / "pipeline").mkdir()
+    for name in ("params.yaml", "pipeline/datasets.yaml", "pipeline/models.yaml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(path, content):
+    """Write content as YAML, as DVC does."""
+    yaml = YAML()
+    yaml.default_flow_style = False
+    with Path(path).open("w", encoding="utf-8") as file:
+        yaml.dump(content, file)
+
+
+def change(path, key, value):
+    """Set the dotted key; a value of ... deletes it."""
+    content = YAML_12.load(Path(path))
+    *sections, last = key.split(".")
+    section = content
+    for name in sections:
+        section = section[name]
+    if value is ...:
+        del section[last]
+    else:
+        section[last] = value
+    write(path, content)
+
+
+def refusal(load=lambda: params.load(params.TrainView)):
+    with pytest.raises(UserError) as error:
+        load()
+    return str(error.value).splitlines()
+
+
+# The files of the repository
+
+
+def test_the_keys_of_the_file_are_the_fields_of_the_schema_in_its_order():
+    content = YAML_12.load(ROOT / "params.yaml")
+    assert list(content) == list(params.Params.model_fields)
+    for name, section in content.items():
+        if isinstance(section, dict):
+            assert list(section) == list(params.Params.model_fields[name].annotation.model_fields)
+
+
+def test_the_adapters_are_the_sections_that_the_schema_knows():
+    assert set(params.ADAPTERS) <= set(params.Params.model_fields)
+    assert params.Params.model_fields["adapter"].annotation.__args__ == params.ADAPTERS
+
+
+@pytest.mark.parametrize("name", DATA_ROWS)
+def test_every_data_set_row_is_valid(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert params.load_row("data", name).metrics
+
+
+@pytest.mark.parametrize("name", MODEL_ROWS)
+def test_every_model_row_is_valid(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert params.load_row("model", name).target_modules
+
+
+@pytest.mark.parametrize("name", DATA_ROWS + MODEL_ROWS)
+def test_a_row_has_a_name_that_dvc_can_find(name):
+    assert re.fullmatch("[A-Za-z0-9_-]+", name)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in DATA_ROWS if "select_on" in YAML_12.load(ROOT / "pipeline/datasets.yaml")[name]]
+)
+def test_any_row_can_select_on_test_by_one_word(name, workspace):
+    change("pipeline/datasets.yaml", f"{name}.select_on", "test")
+    assert params.load_row("data", name).select_on == "test"
+
+
+def test_the_file_has_no_templates():
+    assert "${" not in (ROOT / "params.yaml").read_text()
+
+
+def test_only_the_schema_opens_the_file():
+    def names_it(path):
+        constants = (node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant))
+        return any(isinstance(value, str) and re.fullmatch(r"(.*/)?params\.yaml", value) for value in constants)
+
+    sources = [path for folder in ("lsr", "pipeline", "stages") for path in (ROOT / folder).rglob("*.py")]
+    assert [path.relative_to(ROOT).as_posix() for path in sources if names_it(path)] == ["pipeline/params.py"]
+
+
+# What a stage sees
+
+
+@pytest.mark.parametrize("adapter", params.ADAPTERS)
+def test_the_section_is_that_of_the_adapter(adapter, workspace):
+    change("params.yaml", "adapter", adapter)
+    view = params.load(params.TrainView)
+    assert type(view.section).__name__ == f"{adapter.title()}Params"
+
+
+@pytest.mark.parametrize("view", [params.TokenizeView, params.FactorizeInitView, params.TrainView, params.EvaluateView])
+def test_a_view_holds_its_fields_and_no_others(view, workspace):
+    assert set(vars(params.load(view))) == set(view.model_fields)
+
+
+def test_a_view_cannot_be_changed(workspace):
+    with pytest.raises(ValueError, match="frozen"):
+        params.load(params.TrainView).train.epochs = 7
+
+
+def test_a_float_as_dvc_writes_it_is_a_number(workspace):
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("learning_rate: 0.004", "learning_rate: 1e-05"))
+    assert params.load(params.TrainView).section.learning_rate == 1e-05
+
+
+# Mistakes
+
+MISTAKES = [
+    ("train.epochs", ..., "train.epochs: this key is required"),
+    ("train.batch_sise", 4, "train.batch_sise: no such key; did you mean batch_size?"),
+    ("lsr.zzz", 4, "lsr.zzz: no such key"),
+    ("sed", 0, "sed: no such key; did you mean seed?"),
+    ("head", ..., "head: this key is required"),
+    ("head", None, "head: must hold keys and values, or {} for none, got None"),
+    ("train", [1], "train: must hold keys and values, or {} for none, got [1]"),
+    ("train.epochs", "four", "train.epochs: input should be a valid integer, unable to parse string as an"),
+    ("train.epochs", 1.5, "train.epochs: input should be a valid integer, got a number with a fractional part, got"),
+    ("train.epochs", 0, "train.epochs: input should be greater than 0, got 0"),
+    ("train.warmup_share", 1.5, "train.warmup_share: input should be less than or equal to 1, got 1.5"),
+    ("train.precision", "bf32", "train.precision: input should be 'fp32', 'bf16' or 'fp16', got 'bf32'; did you mean"),
+    ("train.compile", "maybe", "train.compile: input should be a valid boolean, unable to interpret input"),
+    ("evaluate.export", ..., "evaluate.export: this key is required"),
+    ("evaluate.export", "lora", "evaluate.export: input should be a list, got 'lora'"),
+    ("evaluate.export", ["lroa"], "evaluate.export.0: input should be 'lora' or 'merged', got 'lroa'; did you"),
+    ("evaluate.export", ["lora", "lora"], "evaluate.export: names must differ from each other, got ['lora', 'lora']"),
+    ("tokenize.max_length", 7, "tokenize.max_length: input should be greater than or equal to 8, got 7"),
+    ("seed", -1, "seed: input should be greater than or equal to 0, got -1"),
+    ("lsr.learning_rate", float("inf"), "lsr.learning_rate: input should be a finite number, got inf"),
+    ("lsr.rank_stabilized", "maybe", "lsr.rank_stabilized: input should be a valid boolean, unable to interpret input"),
+    ("adapter", "lro", "adapter: input should be 'lsr', 'lora', 'full' or 'head', got 'lro'; did you mean lsr?"),
+    ("adapter", "train", "adapter: input should be 'lsr', 'lora', 'full' or 'head', got 'train'"),
+    ("lsr.in_shape", [2], "lsr.in_shape: input should be 'auto' or a list of at least 2, got [2]"),
+    ("lsr.in_shape", [2, 0], "lsr.in_shape.1: input should be greater than 0, got 0"),
+    ("lsr.in_shape", "atuo", "lsr.in_shape: input should be 'auto' or a list, got 'atuo'; did you mean auto?"),
+    ("lsr.rank_shape", [2, "x"], "lsr.rank_shape.1: input should be a valid integer, unable to parse string as"),
+    ("lsr.target_modules", [], "lsr.target_modules: input should be a valid string or a list of at least 1, got []"),
+    ("lora.target_modules", ["query", 3], "lora.target_modules.1: input should be a valid string, got 3"),
+    ("lsr.init", "rowspace", "lsr.init: input should be 'random', 'row_space', 'principal', 'minor', 'cp', 'gradient'"),
+    ("lsr.separation_rank", "auto", "lsr: separation_rank auto and a budget need each other, got auto and none"),
+    ("lsr.budget", 7680, "lsr: separation_rank auto and a budget need each other, got 4 and 7680"),
+    ("lsr.residual", "fold", "lsr: residual fold needs init principal, minor or cp, got random"),
+    ("data", "movie-reviws", "data: no row 'movie-reviws' in pipeline/datasets.yaml; did you mean movie-reviews?"),
+    ("data", "a.b", "data: string should match pattern '^[A-Za-z0-9_-]+$', got 'a.b'"),
+    ("model", "minilmm", "model: no row 'minilmm' in pipeline/models.yaml; did you mean minilm?; rows: minilm, "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value", "message"), MISTAKES)
+def test_a_mistake_is_one_line(workspace, key, value, message):
+    change("params.yaml", key, value)
+    (line,) = refusal()
+    assert line.startswith(f"params.yaml: {message}")
+
+
+def test_an_order_is_not_searched_for_a_start_that_has_no_target(workspace):
+    change("params.yaml", "lsr.init", "random")
+    change("params.yaml", "lsr.align", True)
+    message = "align needs init row_space, principal, minor, gradient or activation, got random"
+    assert refusal() == [f"params.yaml: lsr: {message}"]
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full", "head"])
+def test_only_an_lsr_adapter_is_exported_as_lora(workspace, adapter):
+    change("params.yaml", "adapter", adapter)
+    change("params.yaml", "evaluate.export", ["merged"])
+    assert params.load(params.EvaluateView).evaluate.export == ("merged",)
+    change("params.yaml", "evaluate.export", ["lora", "merged"])
+    message = f"export: lora is for adapter lsr, and the adapter is {adapter}; allowed here are [] and [merged]"
+    assert refusal() == [f"params.yaml: evaluate: {message}"]
+
+
+def test_an_unknown_adapter_is_reported_once_beside_an_export(workspace):
+    change("params.yaml", "adapter", "lro")
+    change("params.yaml", "evaluate.export", ["lora"])
+    (line,) = refusal()
+    assert line.startswith("params.yaml: adapter: input should be")
+
+
+def test_a_misspelt_key_is_not_reported_as_missing_too(workspace):
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("epochs:", "epoch:"))
+    assert refusal() == ["params.yaml: train.epoch: no such key; did you mean epochs?"]
+
+
+def test_all_mistakes_are_reported_at_once(workspace):
+    change("params.yaml", "train.epochs", 0)
+    change("params.yaml", "evaluate.resamples", 1)
+    assert [line.split(":")[1].strip() for line in refusal()] == ["train.epochs", "evaluate.resamples"]
+
+
+def test_a_mistake_in_an_unused_section_is_reported(workspace):
+    change("params.yaml", "lora.r", 0)
+    assert refusal(lambda: params.load(params.TokenizeView)) == [
+        "params.yaml: lora.r: input should be greater than 0, got 0"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"seed: [0\nx: 1\n", "params.yaml: not valid YAML: line 2: expected ',' or ']', but got ':'"),
+        (b"seed: 0\nseed: 1\n", 'params.yaml: not valid YAML: line 2: found duplicate key "seed"'),
+        (b"a:\n\tb: 1\n", "params.yaml: not valid YAML: line 2: found character '\\t' that cannot start any token"),
+        (b"data: \xff\n", "params.yaml: not valid YAML: unacceptable character #x00ff: invalid start byte"),
+        (b"", "params.yaml: must hold keys and values, got None"),
+        (b"- 1\n", "params.yaml: must hold keys and values, got [1]"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_line(workspace, content, message):
+    Path("params.yaml").write_bytes(content)
+    (line,) = refusal()
+    assert line.startswith(message)
+
+
+@pytest.mark.parametrize("name", ["params.yaml", "pipeline/datasets.yaml", "pipeline/models.yaml"])
+def test_a_file_that_is_not_there_is_one_line(workspace, name):
+    Path(name).unlink()
+    assert refusal() == [f"{name}: not found; run from the root of the repository"]
+
+
+ROW_MISTAKES = [
+    ("source.kind", "pakage", "kind: input should be 'hub', 'files', 'package', got 'pakage'; did you mean package?"),
+    ("source.kind", ..., "source.kind: this key is required"),
+    ("source.pack", "x", "source.pack: no such key; did you mean package?"),
+    ("source.package", ..., "source.package: this key is required"),
+    ("source.package", "-r==1", "source.package: string should match pattern"),
+    ("source.sha256", "z", "source.sha256: string should match pattern '^[0-9a-f]{64}$', got 'z'"),
+    ("source.columns", [], "source.columns: input should be a list of at least 1, got []"),
+    ("label", "rating", "label: must hold keys and values, or {} for none, got 'rating'"),
+    ("label.column", ..., "label.column: this key is required"),
+    ("label.margn", 1, "label.margn: no such key; did you mean margin?"),
+    ("label.margin", -1, "label.margin: input should be greater than or equal to 0, got -1"),
+    ("label.above", float("nan"), "label.above: input should be a finite number, got nan"),
+    ("label.names", ["a", "b", "c"], "label.names: input should be a list of at most 2, got ['a', 'b', 'c']"),
+    ("label.names", ["a", "a"], "label.names: names must differ from each other, got ['a', 'a']"),
+    ("label", {"column": "rating", "low": 4, "high": 4}, "label: low must be below high, got 4 and 4"),
+    ("text", "text", "text: input should be a list, got 'text'"),
+    ("metrics", ["accuracy", "f2"], "metrics.1: input should be 'accuracy', 'f1', 'macro_f1' or 'matt"),
+    ("metrics", ["pearson"], "movie-reviews: metrics ['pearson'] do not fit this label; allowed are ['accuracy',"),
+    ("cut.tset", 0.1, "cut.tset: input should be 'validation' or 'test', got 'tset'; did you mean test?"),
+    ("cut.test", ..., "movie-reviews: nothing provides test: name it in the source, or cut it from train"),
+    ("cut.test", 0.95, "movie-reviews: the cut shares must leave rows for train, got a sum of 1.05"),
+    ("select_on", "tset", "select_on: input should be 'validation' or 'test', got 'tset'; did you mean test?"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value", "message"), ROW_MISTAKES)
+def test_a_mistake_in_a_row_is_one_line(workspace, key, value, message):
+    change("pipeline/datasets.yaml", f"movie-reviews.{key}", value)
+    (line,) = refusal()
+    assert line.startswith("pipeline/datasets.yaml: movie-reviews")
+    assert message in line
+
+
+def test_select_on_test_leaves_no_use_for_a_validation_split_of_the_source(workspace):
+    change("pipeline/datasets.yaml", "mrpc.source.splits.validation", "test")
+    change("pipeline/datasets.yaml", "mrpc.cut", {})
+    change("pipeline/datasets.yaml", "mrpc.select_on", "test")
+    (line,) = refusal(lambda: params.load_row("data", "mrpc"))
+    assert "select_on: test leaves no use for the validation split; remove it from the source" in line
+
+
+# The command
+
+
+def run(folder, *command):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_command_says_what_would_run(workspace):
+    done = run(workspace, "-m", "pipeline.params")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "params.yaml: fine: lsr on minilm, movie-reviews, seed 0\n"
+
+
+def test_the_command_refuses_a_bad_file_without_a_traceback(workspace):
+    change("params.yaml", "train.epochs", 0)
+    done = run(workspace, "-m", "pipeline.params")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "params.yaml: train.epochs: input should be greater than 0, got 0\n"
+
+
+def test_the_check_imports_nothing_heavy(workspace):
+    code = "import sys; from pipeline import params; params.main(); print(sorted(sys.modules))"
+    modules = run(workspace, "-c", code).stdout
+    assert "'pydantic'" in modules
+    for heavy in ("torch", "transformers", "datasets", "peft", "matplotlib", "pandas", "numpy"):
+        assert f"'{heavy}'" not in modules

@@ -1,0 +1,412 @@
+"""The command that asks a trained adapter: what it says, and one line with exit code 2 for each mistake."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from transformers import AutoTokenizer
+
+from pipeline import artifacts, params
+from pipeline.methods import base_models
+from pipeline.predict import __main__ as predict
+from stages import evaluate, factorize_init, tokenize, train
+from tests import workspace
+
+STAGES = (
+    (tokenize, params.TokenizeView),
+    (factorize_init, params.FactorizeInitView),
+    (train, params.TrainView),
+    (evaluate, params.EvaluateView),
+)
+SENTENCE = "the cat number 3 sleeps in the barn"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A function that returns a folder after all four stages, which nobody changes."""
+    done = {}
+
+    def folder_of(name, **changes):
+        if name not in done:
+            folder = done[name] = workspace.make(tmp_path_factory.mktemp(name), **changes)
+            rows = workspace.read_yaml(folder / "pipeline/datasets.yaml")
+            rows["one-text"] = rows["glue"] | {"text": ["sentence1"]}
+            workspace.write_yaml(folder / "pipeline/datasets.yaml", rows)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(folder)
+                patch.delenv("DVC_ROOT", raising=False)
+                for stage, view in STAGES:
+                    stage.main(params.load(view))
+        return done[name]
+
+    return folder_of
+
+
+@pytest.fixture
+def at(trained, tmp_path, monkeypatch):
+    """A function that goes to a copy of a folder after all four stages."""
+
+    def go(name, **changes):
+        shutil.copytree(trained(name, **changes), tmp_path / "here")
+        monkeypatch.chdir(tmp_path / "here")
+        return tmp_path / "here"
+
+    return go
+
+
+@pytest.fixture
+def one(at):
+    """A folder with an adapter of one text."""
+    return at("one", data="one-text", lsr={"learning_rate": 0.05})
+
+
+@pytest.fixture
+def pairs(at):
+    """A folder with an adapter of pairs."""
+    return at("lsr", lsr={"learning_rate": 0.05}, evaluate={"export": ["lora", "merged"]})
+
+
+def ok(capsys, *words):
+    """Run a command that should work; return what it prints."""
+    capsys.readouterr()
+    code = predict.main(words)
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    return printed.out
+
+
+def mistake(capsys, *words):
+    """Run a command that should be refused; return its one line."""
+    capsys.readouterr()
+    try:
+        code = predict.main(words)
+    except SystemExit as left:
+        code = left.code
+    printed = capsys.readouterr()
+    assert (code, printed.out) == (2, "")
+    (line,) = printed.err.splitlines()
+    assert line.startswith("python -m pipeline.predict: ")
+    return line.removeprefix("python -m pipeline.predict: ")
+
+
+def typed(monkeypatch, content):
+    """Let standard input hold these bytes."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def table(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+# What it says
+
+
+@pytest.mark.parametrize("adapter", params.ADAPTERS)
+def test_it_says_what_the_pipeline_scored(at, capsys, adapter):
+    at(f"all-{adapter}", adapter=adapter, **({} if adapter == "head" else {adapter: {"learning_rate": 0.05}}))
+    scored = list(csv.DictReader(artifacts.EVALUATE_PREDICTIONS.open(newline="")))
+    asked = table(ok(capsys, "--file", str(artifacts.EVALUATE_PREDICTIONS), "--column", "text", "text_pair"))
+    assert [(row["text"], row["text_pair"], row["label"]) for row in asked] == [
+        (row["text"], row["text_pair"], row["predicted"]) for row in scored
+    ]
+    for row, expected in zip(asked, scored, strict=True):
+        assert float(row[f"p({row['label']})"]) == pytest.approx(float(expected["confidence"]), abs=1e-5)
+        assert float(row["p(not_equivalent)"]) + float(row["p(equivalent)"]) == pytest.approx(1, abs=2e-6)
+
+
+def test_the_exported_lora_says_the_same(pairs, capsys):
+    words = (SENTENCE, "nobody saw 3 today", "--json")
+    found = [json.loads(ok(capsys, "--adapter", f"artifacts/{name}", *words)) for name in ("adapter", "exports/lora")]
+    assert found[0].keys() == {"text", "text_pair", "label", "probabilities"}
+    assert found[0]["label"] == found[1]["label"]
+    assert found[0]["probabilities"] == pytest.approx(found[1]["probabilities"], abs=1e-5)
+
+
+def test_a_regression_says_a_number(at, capsys):
+    at("ratings", data="ratings")
+    scored = list(csv.DictReader(artifacts.EVALUATE_PREDICTIONS.open(newline="")))
+    asked = table(ok(capsys, *(row["text"] for row in scored)))
+    assert asked[0].keys() == {"text", "number"}
+    assert [float(row["number"]) for row in asked] == pytest.approx(
+        [float(row["predicted"]) for row in scored], abs=1e-5
+    )
+
+
+def test_the_batch_size_changes_neither_order_nor_outcome(one, capsys):
+    texts = [" ".join(SENTENCE.split()[:length]) for length in (7, 2, 5, 1, 8, 3)]
+    found = [table(ok(capsys, "--batch-size", size, *texts)) for size in ("1", "4", "32")]
+    assert [row["text"] for row in found[0]] == texts
+    assert len({row["p(equivalent)"] for row in found[0]}) > 1
+    for other in found[1:]:
+        for row, expected in zip(other, found[0], strict=True):
+            assert float(row["p(equivalent)"]) == pytest.approx(float(expected["p(equivalent)"]), abs=1e-5)
+
+
+def test_a_long_text_is_cut_as_in_training_and_counted(one, capsys):
+    long = " ".join(f"{SENTENCE} {number}" for number in range(20))
+    tokenizer = AutoTokenizer.from_pretrained("tiny-roberta")
+    assert len(tokenizer(long)["input_ids"]) > 24  # the max_length of the workspace
+    kept = tokenizer(long, truncation=True, max_length=24)["input_ids"]
+    rows = table(ok(capsys, long, tokenizer.decode(kept, skip_special_tokens=True)))
+    assert rows[0]["p(equivalent)"] == rows[1]["p(equivalent)"]
+    predict.main([long, "the cat"])
+    assert "1 of 2 texts cut at 24 tokens\n" in capsys.readouterr().err
+    predict.main([long, "the cat", "--max-length", "10"])
+    assert "1 of 2 texts cut at 10 tokens\n" in capsys.readouterr().err
+
+
+# Where texts come from
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
+def test_a_file_says_what_the_arguments_say(one, capsys, ending):
+    texts = [SENTENCE, "an owl, at night", "naïve ☃"]
+    frame = pd.DataFrame({"id": ["a", "b", "c"], "sentence1": texts})
+    path = f"in.{ending}"
+    match ending:
+        case "csv":
+            frame.to_csv(path, index=False)
+        case "tsv":
+            frame.to_csv(path, index=False, sep="\t")
+        case "jsonl":
+            frame.to_json(path, orient="records", lines=True)
+        case "parquet":
+            frame.to_parquet(path)
+    expected = ok(capsys, *texts)
+    assert ok(capsys, "--file", path) == expected
+    assert ok(capsys, "--file", path, "--column", "sentence1") == expected
+
+
+def test_the_only_column_needs_no_name(one, capsys):
+    Path("in.csv").write_text(f"whatever\n{SENTENCE}\n")
+    assert ok(capsys, "--file", "in.csv") == ok(capsys, SENTENCE)
+
+
+@pytest.mark.parametrize("words", [(), ("-",)])
+def test_standard_input_holds_one_text_a_line(one, capsys, monkeypatch, words):
+    typed(monkeypatch, f"\ufeff{SENTENCE}\r\nan owl\n".encode())
+    assert ok(capsys, *words) == ok(capsys, SENTENCE, "an owl")
+
+
+def test_pairs_are_two_arguments_a_line_with_a_tab_or_two_columns(pairs, capsys, monkeypatch):
+    expected = ok(capsys, SENTENCE, "an owl", "a fox", "a hen")
+    assert [(row["text"], row["text_pair"]) for row in table(expected)] == [(SENTENCE, "an owl"), ("a fox", "a hen")]
+    typed(monkeypatch, f"{SENTENCE}\tan owl\na fox\ta hen\n".encode())
+    assert ok(capsys) == expected
+    Path("in.csv").write_text(f"sentence2,sentence1\nan owl,{SENTENCE}\na hen,a fox\n")
+    assert ok(capsys, "--file", "in.csv") == expected
+    assert ok(capsys, "--file", "in.csv", "--column", "sentence1", "sentence2") == expected
+
+
+# Where the base model comes from
+
+
+def test_the_named_base_may_be_elsewhere(one, capsys):
+    expected = ok(capsys, SENTENCE)
+    Path("tiny-roberta").rename("moved")
+    assert "base model tiny-roberta: cannot be loaded" in mistake(capsys, SENTENCE)
+    assert ok(capsys, SENTENCE, "--base", "moved") == expected
+
+
+def test_a_base_that_an_installed_package_holds_needs_no_name(one, capsys, monkeypatch):
+    expected = ok(capsys, SENTENCE)
+    Path("carrying").mkdir()
+    Path("tiny-roberta").rename("carrying/model")
+    Path("carrying/__init__.py").write_text("raise RuntimeError('the code of the package was run')")
+    digest = hashlib.sha256(Path("carrying/model/model.safetensors").read_bytes()).hexdigest()
+    source = {"kind": "package", "package": "carrying==1.0", "folder": "carrying/model", "same_as": "someone/tiny"}
+    rows = workspace.read_yaml(Path("pipeline/models.yaml"))
+    row = {"source": {**source, "sha256": digest}, **workspace.TINY_ROW}
+    workspace.write_yaml(Path("pipeline/models.yaml"), rows | {"carried": row})
+    path = artifacts.ADAPTER / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "someone/tiny"}))
+    assert mistake(capsys, SENTENCE).startswith("pipeline/models.yaml: package carrying==1.0 is not installed; install")
+    monkeypatch.setattr(base_models, "version", {"carrying": "1.0"}.__getitem__)
+    monkeypatch.syspath_prepend(str(one))
+    assert ok(capsys, SENTENCE) == expected
+
+
+# Where it goes
+
+
+def test_a_file_is_written_by_its_ending(one, capsys):
+    printed = ok(capsys, SENTENCE), ok(capsys, SENTENCE, "--json")
+    assert ok(capsys, SENTENCE, "--out", "new/out.csv") == ""
+    assert ok(capsys, SENTENCE, "--out", "out.jsonl", "--json") == ""
+    assert (Path("new/out.csv").read_text(), Path("out.jsonl").read_text()) == printed
+
+
+def test_a_file_that_exists_is_replaced_only_by_force(one, capsys):
+    Path("out.csv").write_text("kept")
+    words = (SENTENCE, "--out", "out.csv")
+    assert mistake(capsys, *words) == "--out: out.csv: exists; choose another file, or replace it with --force"
+    assert Path("out.csv").read_text() == "kept"
+    ok(capsys, *words, "--force")
+    assert Path("out.csv").read_text().startswith("text,label,")
+
+
+def test_a_file_is_written_whole_or_not_at_all(one, capsys, monkeypatch):
+    Path("out.csv").write_text("kept")
+    before = set(Path().iterdir())
+
+    def full(self, rows):
+        raise OSError(28, "full")
+
+    monkeypatch.setattr(predict.csv.DictWriter, "writerows", full)
+    line = mistake_after_progress(capsys, SENTENCE, "--out", "out.csv", "--force")
+    assert line == "--out: out.csv: cannot be written: full"
+    assert Path("out.csv").read_text() == "kept"
+    assert set(Path().iterdir()) == before
+
+
+def mistake_after_progress(capsys, *words):
+    capsys.readouterr()
+    assert predict.main(words) == 2
+    return capsys.readouterr().err.splitlines()[-1].removeprefix("python -m pipeline.predict: ")
+
+
+def test_a_terminal_shows_a_table(one):
+    ours, theirs = os.openpty()
+    environment = os.environ | {"PYTHONPATH": str(workspace.ROOT), "COLUMNS": "100", "TERM": "xterm"}
+    command = [sys.executable, "-m", "pipeline.predict", SENTENCE]
+    run = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, env=environment, check=False)
+    os.close(theirs)
+    shown = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert (run.returncode, run.stderr) == (0, b"")
+    assert "┃" in shown
+    assert SENTENCE in shown
+    assert "p(equivalent)" in shown
+
+
+# Names of labels
+
+
+def test_without_a_task_the_labels_are_those_of_the_base_model_or_named(one, capsys):
+    named = ok(capsys, SENTENCE)
+    (artifacts.ADAPTER / "task.json").unlink()
+    assert ok(capsys, SENTENCE).startswith("text,label,p(LABEL_0),p(LABEL_1)\n")
+    predict.main([SENTENCE])
+    assert "artifacts/adapter: no task.json, which names the labels; see --labels\n" in capsys.readouterr().err
+    assert ok(capsys, SENTENCE, "--labels", "not_equivalent", "equivalent") == named
+
+
+# Mistakes
+
+
+MISTAKES = [
+    (("--batch-size", "0"), "argument --batch-size: must be a whole number above 0, got 0; see"),
+    (("--zzz",), "unrecognized arguments: --zzz; see python -m pipeline.predict --help"),
+    (("a", "--adapter", "nowhere"), "nowhere: not an adapter folder, adapter_config.json is missing"),
+    (("a", "--adapter", "artifacts/tokens"), "artifacts/tokens: not an adapter folder, adapter_config.json is missing"),
+    (("a", "--file", "in.csv"), "--file: texts are taken from the file or from the arguments, got both"),
+    (("a", "--column", "x"), "--column: names columns of --file, and there is none"),
+    (("--file", "nowhere.csv"), "--file: nowhere.csv: not found"),
+    (("--file", "in.txt"), "--file: in.txt: the ending must be one of .csv, .tsv, .jsonl, .json, .parquet"),
+    (("--file", "in.csv"), "--file: in.csv: no column sentence1, as in training; choose with --column; columns: "),
+    (("--file", "in.csv", "--column", "txet"), "--file: in.csv: no column 'txet'; did you mean text?; columns: "),
+    (("--file", "in.csv", "--column", "id", "text"), "--column: the adapter reads one text: needed: 1, got id text"),
+    (("--file", "in.csv", "--column", "text"), "--file: in.csv: row 2: is empty; needed: a text"),
+    (("--file", "empty.csv", "--column", "text"), "--file: empty.csv: empty; needed: at least one row"),
+    (("--file", "broken.csv"), "--file: broken.csv: line 2 has 3 columns, not 2"),
+    (("--file", "numbers.jsonl"), "--file: numbers.jsonl: row 1: a text must be text, got 3"),
+    (("a", " "), "text 2: is empty; needed: a text"),
+    (("a", "--out", "out.txt"), "--out: out.txt: the ending must be .csv or .jsonl"),
+    (("a", "--out", "out.csv", "--json"), "--out: out.csv: for JSON lines the ending must be .jsonl"),
+    (("a", "--out", "folder.csv", "--force"), "--out: folder.csv: is a folder; needed: a file"),
+    (("--file", "in.csv", "--out", "./in.csv", "--force"), "--out: in.csv: would replace the file that is read"),
+    (("a", "--labels", "x"), "--labels: labels: needed: 2 different names, one an output of the head, got x"),
+    (("a", "--max-length", "31"), "--max-length: the model takes at most 30 tokens, got 31"),
+    (("a", "--base", "./nowhere"), "base model ./nowhere: no such folder"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES)
+def test_a_mistake_is_one_line(one, capsys, words, message):
+    Path("in.csv").write_text("id,text\n1,a cat\n2, \n")
+    Path("empty.csv").write_text("id,text\n")
+    Path("broken.csv").write_text("id,text\n1,a,b\n")
+    Path("numbers.jsonl").write_text('{"sentence1": 3}\n')
+    Path("in.txt").touch()
+    Path("folder.csv").mkdir()
+    line = mistake(capsys, *words)
+    assert line.startswith(message)
+    assert Path("folder.csv").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "standard input: empty; needed: one text a line"),
+        (b"a\n\nb\n", "standard input: line 2: is empty; needed: a text"),
+        (b"a\xff\n", "standard input: not UTF-8: invalid start byte at byte 1"),
+    ],
+)
+def test_a_mistake_on_standard_input_is_one_line(one, capsys, monkeypatch, content, message):
+    typed(monkeypatch, content)
+    assert mistake(capsys) == message
+
+
+def test_a_mistake_in_pairs_is_one_line(pairs, capsys, monkeypatch):
+    assert mistake(capsys, "a", "b", "c") == "the adapter reads pairs: needed: an even number of texts, got 3"
+    typed(monkeypatch, b"a\tb\na\n")
+    assert mistake(capsys) == "standard input: line 2: needed: two texts with a tab between them"
+    Path("in.csv").write_text("sentence1,text\na,b\n")
+    message = "no column sentence1 and sentence2, as in training; choose with --column; columns: sentence1, text"
+    assert mistake(capsys, "--file", "in.csv") == f"--file: in.csv: {message}"
+    message = "--column: the adapter reads pairs of texts: needed: 2, got text"
+    assert mistake(capsys, "--file", "in.csv", "--column", "text") == message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "no valid JSON: Expecting property name"),
+        ('{"columns": ["a"], "max_length": 0, "labels": null}', "max_length: input should be greater than 0, got 0"),
+        ('{"columns": ["a"], "labels": null}', "max_length: this key is required"),
+        ('{"columns": ["a"], "labels": null, "max_length": 8}', "labels: needed: 2 different names, one an output of"),
+    ],
+)
+def test_a_broken_task_is_one_line(one, capsys, content, message):
+    (artifacts.ADAPTER / "task.json").write_text(content)
+    assert mistake(capsys, SENTENCE).startswith(f"artifacts/adapter/task.json: {message}")
+
+
+def test_a_pickled_adapter_is_refused(one, capsys):
+    (artifacts.ADAPTER / "adapter_model.safetensors").rename(artifacts.ADAPTER / "adapter_model.bin")
+    assert "adapter_model.bin: a pickle, which can run any code when it is read, so it is not" in mistake(capsys, "a")
+
+
+def test_a_method_that_the_pipeline_does_not_train_is_refused(one, capsys):
+    path = artifacts.ADAPTER / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"peft_type": "LOKR"}))
+    assert mistake(capsys, "a") == "artifacts/adapter: an adapter of the method LOKR; needed: LORA"
+
+
+def test_a_base_without_a_tokenizer_is_refused(one, capsys):
+    for path in Path("tiny-roberta").iterdir():
+        if path.name not in ("config.json", "model.safetensors"):
+            path.unlink()
+    message = "no tokenizer beside the adapter or its base model; see --base"
+    assert mistake(capsys, "a") == f"artifacts/adapter: {message}"
+
+
+def test_what_can_be_refused_at_once_waits_for_no_heavy_package(one):
+    code = """
+import sys
+from pipeline.predict import __main__ as predict
+predict.main(["--file", "nowhere.csv"])
+print(*sys.modules)
+"""
+    environment = os.environ | {"PYTHONPATH": str(workspace.ROOT)}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "--file: nowhere.csv: not found" in run.stderr
+    assert not {"torch", "transformers", "datasets", "peft", "pandas", "numpy"} & set(run.stdout.split())
