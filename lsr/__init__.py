@@ -17,7 +17,8 @@ if "LSR" not in PeftType.__members__:  # PEFT's list of methods is closed: a plu
     extend_enum(PeftType, "LSR", "LSR")
 
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.model import LsrModel, start_from_examples
+from lsr.tuner.model import LsrModel
+from lsr.tuner.start import start_from_examples
 
 if TYPE_CHECKING:  # what type checkers read; when they run, `__getattr__` loads these on first use
     from lsr.convert.compress import compress_lora

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from torch import Tensor
 from transformers.utils import logging
 
+from lsr.algebra.precision import ROUNDOFF, TOLERATED_LOSS, dtype_name
 from lsr.convert.certificate import Certificate
 from lsr.convert.compress import compress_lora
 from lsr.convert.export import DTYPES, export_lora, export_merged
@@ -25,7 +26,6 @@ from lsr.convert.inspect import AdapterReport, LayerReport, inspect_adapter, sha
 from lsr.convert.loading import load_adapter, load_lora, load_plain, load_tokenizer, name_labels
 from lsr.convert.parity import largest_difference, outputs, probe_ids
 from lsr.convert.prune import prune_adapter
-from lsr.init.quality import ROUNDOFF, TOLERATED_LOSS, dtype_name
 
 MISTAKE = 2  # exit code
 

@@ -12,13 +12,11 @@ MAX_PADDING = 0.02  # of the width: what a better split may waste
 
 
 @lru_cache(maxsize=256)
-def split_width(width: int, rank_shape: tuple[int, ...], aspect: float = 1.0) -> tuple[int, ...]:
-    """Return the shape (n1, ..., nD), n1 * ... * nD >= width, with the least r1*n1 / aspect + r2*n2 + ... + rD*nD.
+def split_width(width: int, rank_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape (n1, ..., nD), n1 * ... * nD >= width, of fewest parameters: r1*n1 + ... + rD*nD.
 
-    With aspect 1 these are the stored numbers. Above 1 the first factor gets longer, below 1 shorter; were sizes no
-    integers, r1*n1 = aspect * ri*ni at the least. The product exceeds the width by at most 2 %. Among equals the least
-    padding wins, then the longest first factor: the first factor is the one that starts at zero on the output side and
-    trains, the others are its frame.
+    The product exceeds the width by at most 2 %. Among equals the least padding wins, then the longest first factor:
+    the first factor is the one that starts at zero on the output side, the others are its frame.
 
     Raises:
         ValueError: if the width is not positive, or there are fewer than two factors.
@@ -28,9 +26,9 @@ def split_width(width: int, rank_shape: tuple[int, ...], aspect: float = 1.0) ->
     largest = width + int(MAX_PADDING * width)
 
     @cache
-    def best(needed: int, allowed: int, position: int) -> tuple[float, int, tuple[int, ...]] | None:
-        """Least (cost, product, shape) of factors `position`... with needed <= product <= allowed."""
-        rank = rank_shape[position] if position else rank_shape[0] / aspect
+    def best(needed: int, allowed: int, position: int) -> tuple[int, int, tuple[int, ...]] | None:
+        """Least (parameters, product, shape) of factors `position`... with needed <= product <= allowed."""
+        rank = rank_shape[position]
         if position == len(rank_shape) - 1:
             return rank * needed, needed, (needed,)
         found = None
@@ -94,7 +92,7 @@ class Form:
 
     @property
     def parameters(self) -> int:
-        """The numbers in all factors, s * sum_i r_i (n_i + m_i).
+        """The parameters of all factors, s * sum_i r_i (n_i + m_i).
 
         Reference: Li & Sarwate 2025 (arXiv 2502.13568): 3,584 for 768 x 768 as 32 * 24, ranks 2 * 2, s = 16.
         """
@@ -103,5 +101,5 @@ class Form:
 
     @property
     def first_parameters(self) -> int:
-        """The numbers in A1 and B1, which alone train where frames are frozen."""
+        """The parameters of A1 and B1, which alone train with `train="first"`."""
         return self.separation_rank * self.rank_shape[0] * (self.in_shape[0] + self.out_shape[0])

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from lsr.algebra.shapes import Form
-from lsr.convert.files import PREFIX, InputError, write_adapter, writing
+from lsr.convert.files import PREFIX, InputError, factor_key, write_adapter, writing
 from lsr.convert.refit import Reduced, Update, fewest_terms, fit_update, total_error
 from lsr.tuner.config import LsrConfig
 
@@ -82,7 +82,7 @@ def write_parts(
     output: Path,
     config: LsrConfig,
     parts: Mapping[str, Part],
-    others: Mapping[str, Tensor],  # heads, biases and slots, by their names in the file
+    others: Mapping[str, Tensor],  # heads and biases, by their names in the file
 ) -> Certificate:
     """Write an adapter's folder: the configuration with the shapes of the parts, their factors and what is beside them.
 
@@ -92,7 +92,7 @@ def write_parts(
     tensors = dict(others)
     for name, part in parts.items():
         for side, factors in (("A", part.reduced.a), ("B", part.reduced.b)):
-            tensors |= {f"{PREFIX}{name}.lsr_{side}{i}": factor for i, factor in enumerate(factors, start=1)}
+            tensors |= {factor_key(name, side, i): factor for i, factor in enumerate(factors, start=1)}
     with writing(output) as new:
         write_adapter(new, _with_shapes(config, parts).to_dict(), tensors)
     layers = {name: _certificate(name, part, tensors) for name, part in parts.items()}
@@ -106,11 +106,8 @@ def _certificate(name: str, part: Part, tensors: Mapping[str, Tensor]) -> LayerC
 
 
 def _with_shapes(config: LsrConfig, parts: Mapping[str, Part]) -> LsrConfig:
-    shaped = config.with_layers(
-        {name: part.form.rank_shape for name, part in parts.items()},
-        {name: part.reduced.separation_rank for name, part in parts.items()},
-        {name: part.scaling for name, part in parts.items()},
-    )
+    forms = {name: replace(part.form, separation_rank=part.reduced.separation_rank) for name, part in parts.items()}
+    shaped = config.with_layers(forms, {name: part.scaling for name, part in parts.items()})
     return replace(shaped, inference_mode=True)
 
 

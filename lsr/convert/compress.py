@@ -13,9 +13,8 @@ from torch import Tensor
 from lsr.algebra.shapes import Form, split_width
 from lsr.convert.certificate import Certificate, Part, check_values, reduce_layer, write_parts
 from lsr.convert.files import PREFIX, InputError, check_output, read_config, read_tensors
-from lsr.convert.refit import in_order, split_rank
-from lsr.tuner.config import LsrConfig
-from lsr.tuner.model import override
+from lsr.convert.refit import Update, split_rank
+from lsr.tuner.config import LsrConfig, override
 
 BIASES = {"none": "none", "all": "all", "lora_only": "lsr_only"}
 # Fields of LoRA that are read, or say nothing about the trained update.
@@ -56,7 +55,7 @@ def compress_lora(
     _check_limit(separation_rank, forms)
     parts = {}
     for name, (left, right) in pairs.items():
-        reduced = reduce_layer(name, in_order(left, right), forms[name], separation_rank, error)
+        reduced = reduce_layer(name, Update(left, right), forms[name], separation_rank, error)
         parts[name] = Part(forms[name], reduced, 1.0, left.numel() + right.numel())
     config = LsrConfig(
         task_type=lora.get("task_type"),

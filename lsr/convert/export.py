@@ -15,12 +15,12 @@ from peft import PeftModel, get_peft_model_state_dict
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
+from lsr.algebra.precision import TOLERATED_LOSS, dtype_name
 from lsr.algebra.spectrum import distance_of_pairs, singular_values_of_pair
-from lsr.convert.files import PREFIX, InputError, check_output, write_adapter, writing
-from lsr.init.quality import TOLERATED_LOSS, dtype_name
+from lsr.convert.files import FACTOR, PREFIX, InputError, check_output, write_adapter, writing
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.layer import LsrLayer
-from lsr.tuner.model import adapted_layers
+from lsr.tuner.linear import LsrLinear
+from lsr.tuner.start import layers_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BIASES = {"none": "none", "all": "all", "lsr_only": "lora_only"}
@@ -53,7 +53,7 @@ def export_lora(
 
     Raises:
         InputError: if the folder exists and `force` is false, or the dtype loses more of the update than
-            `lsr.init.quality.TOLERATED_LOSS` and `force` is false, or overflows.
+            `lsr.algebra.precision.TOLERATED_LOSS` and `force` is false, or overflows.
     """
     folder = Path(folder)
     check_output(folder, (), replace=force)
@@ -66,7 +66,7 @@ def export_lora(
         for key, value in get_peft_model_state_dict(
             model, adapter_name=adapter_name, save_embedding_layers=False
         ).items()
-        if not re.fullmatch(r".*\.lsr_([AB]\d+|fixed\..*)", key)  # the head and the trained biases remain
+        if not FACTOR.fullmatch(key)  # the head and the trained biases remain
     }
     for name, (left, right) in pairs.items():
         tensors |= {f"{PREFIX}{name}.lora_A.weight": right, f"{PREFIX}{name}.lora_B.weight": left}
@@ -106,14 +106,15 @@ def export_merged(
     return rounding
 
 
-def lora_pair(layer: LsrLayer, adapter_name: str) -> tuple[Tensor, Tensor]:  # (m, r or 2r), (r or 2r, n)
+def lora_pair(layer: LsrLinear, adapter_name: str) -> tuple[Tensor, Tensor]:  # (m, r or 2r), (r or 2r, n)
     """Return B, with the scaling in it, and A: their product is the whole update of the layer."""
-    a, b = layer.as_lora(adapter_name)
-    return layer.scaling[adapter_name] * b.detach(), a.detach()
+    adapter = layer.adapter(adapter_name)
+    a, b = adapter.as_lora()
+    return adapter.scaling * b.detach(), a.detach()
 
 
-def _layers_of(model: PeftModel, adapter_name: str) -> dict[str, LsrLayer]:
-    layers = {name: layer for name, layer in adapted_layers(model).items() if adapter_name in layer.scaling}
+def _layers_of(model: PeftModel, adapter_name: str) -> dict[str, LsrLinear]:
+    layers = layers_of(model, adapter_name)
     if not layers:
         raise InputError(f"the model has no LSR adapter {adapter_name!r}")
     return layers
@@ -122,7 +123,7 @@ def _layers_of(model: PeftModel, adapter_name: str) -> dict[str, LsrLayer]:
 def _lora_fields(
     model: PeftModel,
     adapter_name: str,
-    layers: Mapping[str, LsrLayer],
+    layers: Mapping[str, LsrLinear],
     pairs: Mapping[str, tuple[Tensor, Tensor]],
 ) -> dict[str, Any]:
     """Return what adapter_config.json says: only keys that old versions of PEFT and other readers know."""
@@ -184,7 +185,7 @@ def _rounding_of_pairs(pairs: Mapping[str, tuple[Tensor, Tensor]], dtype: torch.
     )
 
 
-def _rounding_of_merge(layers: Mapping[str, LsrLayer], adapter_name: str, dtype: torch.dtype) -> Rounding:
+def _rounding_of_merge(layers: Mapping[str, LsrLinear], adapter_name: str, dtype: torch.dtype) -> Rounding:
     """Measure ||round(W + ΔW) - W - ΔW||: where an entry of ΔW is below half a step of that of W, it vanishes."""
     errors, lengths = {}, {}
     for name, layer in layers.items():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
 PREFIX = "base_model.model."  # PEFT puts it before each tensor's name in the base model
+# The name of a factor in the file: its layer, and what the adapter calls it.
+FACTOR = re.compile(rf"{re.escape(PREFIX)}(.*)\.lsr_adapters\.((?:factor|start)_[AB]\d+)")
 REPLACEABLE = (CONFIG, "config.json")  # a folder with one of these is an adapter or a checkpoint
 
 
@@ -68,11 +71,16 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     try:
         tensors = load_file(path, device="cpu")
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path}: corrupt or cut off: {_first_line(error)}") from None
+        raise InputError(f"{path}: corrupt or cut off: {first_line(error)}") from None
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(f"{path}: {name} holds values that are not finite")
     return tensors
+
+
+def factor_key(layer_name: str, side: str, position: int) -> str:
+    """Return the name in the file of a layer's factor A1, A2, ..., B1, ..."""
+    return f"{PREFIX}{layer_name}.lsr_adapters.factor_{side}{position}"
 
 
 def write_adapter(folder: Path, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -128,5 +136,6 @@ def writing(path: Path) -> Iterator[Path]:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its name if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,19 +1,16 @@
 """What a trained adapter is, layer by layer: sizes, the update's spectrum, conditioning, the LoRA that equals it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from torch import Tensor
-
-from lsr.algebra.separable import condition_number, kron_sum
+from lsr.algebra.precision import TOLERATED_LOSS, Conditions, conditions_of
+from lsr.algebra.separable import kron_sum
 from lsr.algebra.spectrum import singular_values_of_pair
 from lsr.convert.files import PREFIX, NoBaseError, read_config, read_tensors
 from lsr.convert.loading import ADAPTER, load_adapter, load_layers
-from lsr.init.quality import ROUNDOFF, TOLERATED_LOSS, dtype_name, update_condition_number
-from lsr.tuner.layer import LsrLayer
-from lsr.tuner.model import adapted_layers
+from lsr.tuner.adapter import LsrAdapter
+from lsr.tuner.linear import LsrLinear, adapted_layers
 
 
 @dataclass(frozen=True)
@@ -80,14 +77,14 @@ def inspect_adapter(folder: str | Path, base: str | None = None) -> AdapterRepor
     return AdapterReport(reports, others, base or fields.get("base_model_name_or_path"), problem)
 
 
-def inspect_layer(layer: LsrLayer, *, has_base: bool = True, adapter_name: str = ADAPTER) -> LayerReport:
+def inspect_layer(layer: LsrLinear, *, has_base: bool = True, adapter_name: str = ADAPTER) -> LayerReport:
     """Measure one adapted layer; nothing of the size of its weight is made."""
-    form, sizes = layer.form[adapter_name], layer.sizes(adapter_name)
-    a, b = ([factor.detach().double() for factor in side] for side in layer.factors(adapter_name))
-    right, left = (side.detach() for side in layer.as_lora(adapter_name))
-    values = layer.scaling[adapter_name] * singular_values_of_pair(left, right)
+    adapter = layer.adapter(adapter_name)
+    form, sizes = adapter.form, adapter.sizes()
+    right, left = (side.detach() for side in adapter.as_lora())
+    values = adapter.scaling * singular_values_of_pair(left, right)
     norm = float(values.norm())
-    conditions = condition_number(*a), condition_number(*b), _condition_of_update(a, b, layer, adapter_name, norm)
+    conditions = _conditions(adapter, norm)
     weight = float(layer.pretrained_weight().double().norm()) if has_base else None
     return LayerReport(
         out_features=layer.out_features,
@@ -95,36 +92,31 @@ def inspect_layer(layer: LsrLayer, *, has_base: bool = True, adapter_name: str =
         out_shape=form.out_shape,
         in_shape=form.in_shape,
         rank_shape=form.rank_shape,
-        rank=prod(form.rank_shape),
+        rank=form.rank,
         separation_rank=form.separation_rank,
         trained=sizes.trained,
         stored=sizes.stored,
         effective=sizes.effective,
-        condition_a=conditions[0],
-        condition_b=conditions[1],
-        condition_update=conditions[2],
+        condition_a=conditions.a,
+        condition_b=conditions.b,
+        condition_update=conditions.update,
         norm=norm,
         relative_norm=norm / weight if weight else None,
         singular_values=tuple(values.tolist()),
         lora_rank=len(right),
         lora_numbers=len(right) * (layer.in_features + layer.out_features),
-        losses={dtype_name(dtype): roundoff * max(conditions) for dtype, roundoff in ROUNDOFF.items()},
+        losses=conditions.losses,
     )
 
 
-def _condition_of_update(
-    a: list[Tensor],  # (s, r_i, n_i) each
-    b: list[Tensor],  # (s, m_i, r_i) each
-    layer: LsrLayer,
-    adapter_name: str,
-    norm: float,
-) -> float:
-    """Return the condition number of ΔW in its terms; where a start is subtracted, that is cancellation too."""
-    condition = update_condition_number(a, b)
-    if layer.residual[adapter_name] == "zero" or norm == 0:
-        return condition
-    whole = abs(layer.scaling[adapter_name]) * float(singular_values_of_pair(kron_sum(*b), kron_sum(*a)).norm())
-    return condition * whole / norm
+def _conditions(adapter: LsrAdapter, norm: float) -> Conditions:
+    """Return the condition numbers of ΔW, of a given norm; where a start is subtracted, that is cancellation too."""
+    a, b = ([factor.detach().double() for factor in side] for side in adapter.factors())
+    found = conditions_of(a, b)
+    if not adapter.has_start or norm == 0:
+        return found
+    whole = abs(adapter.scaling) * float(singular_values_of_pair(kron_sum(*b), kron_sum(*a)).norm())
+    return replace(found, update=found.update * whole / norm)
 
 
 def shared_prefix(names: Mapping[str, object]) -> str:

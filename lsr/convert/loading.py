@@ -1,11 +1,8 @@
 """An LSR adapter's folder becomes a PEFT model on its base model, or, without a base model, its layers alone."""
 
 import importlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +14,19 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
-from lsr.algebra.shapes import split_width
-from lsr.convert.files import CONFIG, PREFIX, WEIGHTS, InputError, NoBaseError, read_config, read_tensors
+from lsr.convert.files import (
+    CONFIG,
+    FACTOR,
+    PREFIX,
+    WEIGHTS,
+    InputError,
+    NoBaseError,
+    first_line,
+    read_config,
+    read_tensors,
+)
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.layer import LsrLayer, LsrLinear
-from lsr.tuner.model import adapted_layers, override
+from lsr.tuner.linear import LsrLinear, adapted_layers
 
 METHOD = "LSR"
 ADAPTER = "default"
@@ -66,7 +71,7 @@ def load_adapter(folder: Path, base: str | None = None) -> PeftModel:
         # The factors are in the file: drawing or decomposing them first would be for nothing.
         adapted = PeftModel.from_pretrained(model, str(folder), low_cpu_mem_usage=True, torch_device="cpu")
     except EXPLAINED as error:
-        raise InputError(f"{folder}: does not fit the base model: {_one_line(error)}") from None
+        raise InputError(f"{folder}: does not fit the base model: {first_line(error)}") from None
     expected = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
     for name in sorted(expected ^ tensors.keys()):  # PEFT says nothing of the first kind and warns of the second
         problem = "is no part of this adapter on this base model" if name in tensors else "is missing"
@@ -114,7 +119,7 @@ def load_lora(folder: Path, base: str | None = None) -> PeftModel:
     try:
         return PeftModel.from_pretrained(model, str(folder), torch_device="cpu").float().eval()
     except EXPLAINED as error:
-        raise InputError(f"{folder}: does not fit the base model: {_one_line(error)}") from None
+        raise InputError(f"{folder}: does not fit the base model: {first_line(error)}") from None
 
 
 def load_plain(folder: Path, adapter: Path) -> PreTrainedModel:
@@ -162,63 +167,45 @@ def name_labels(model: PeftModel, names: Sequence[str]) -> None:
     model.config.label2id = {name: index for index, name in enumerate(names)}
 
 
-def load_layers(folder: Path) -> dict[str, LsrLayer]:
+def load_layers(folder: Path) -> dict[str, LsrLinear]:
     """Return an adapter's layers by name without a base model: their base weights have no values.
-
-    Where a layer's order of inputs or outputs is not stored, its width is what the factors span, padding included.
 
     Raises:
         InputError: if the folder is no LSR adapter, or its file does not hold all of it.
     """
     read_config(folder, METHOD)
     tensors, config = read_tensors(folder), _config(folder)
-    if config.needs_start_again:
-        raise InputError(f"{folder}: needs its base model: a part is made again from the start; name it with --base")
     layers: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        if found := re.fullmatch(rf"{re.escape(PREFIX)}(.*)\.(lsr_[AB]\d+|lsr_fixed)(\..*)?", key):
-            own = f"{found[2]}.{ADAPTER}{found[3] or ''}"
-            layers.setdefault(found[1], {})[own] = tensor
+        if found := FACTOR.fullmatch(key):
+            layers.setdefault(found[1], {})[f"lsr_adapters.{ADAPTER}.{found[2]}"] = tensor
     if not layers:
         raise InputError(f"{folder / WEIGHTS}: holds no LSR factors")
     try:
         return {name: _layer(name, config, state) for name, state in layers.items()}
     except (KeyError, ValueError, RuntimeError, IndexError) as error:
-        raise InputError(f"{folder}: {WEIGHTS} and {CONFIG} do not fit together: {_one_line(error)}") from None
+        raise InputError(f"{folder}: {WEIGHTS} and {CONFIG} do not fit together: {first_line(error)}") from None
 
 
-def _layer(name: str, config: LsrConfig, state: Mapping[str, Tensor]) -> LsrLayer:
-    rank_shape = override(config.rank_pattern, name, config.rank_shape)
-    in_shape, out_shape = (
-        tuple(_factor(state, name, side, position).shape[axis] for position in range(1, len(rank_shape) + 1))
-        for side, axis in (("A", 2), ("B", 1))
-    )
-    widths = (
-        len(state.get(f"lsr_fixed.{ADAPTER}.{slots}", range(prod(shape))))
-        for slots, shape in (("in_slots", in_shape), ("out_slots", out_shape))
-    )
-    layer = LsrLinear(torch.nn.utils.skip_init(nn.Linear, *widths, bias=False), ADAPTER, name)
-    own = replace(config, rank_shape=rank_shape, rank_pattern={}, in_shape=in_shape, out_shape=out_shape)
-    terms, alpha = len(_factor(state, name, "A", 1)), override(config.alpha_pattern, name, config.alpha)
-    layer.update_layer(ADAPTER, own, rank_shape, terms, alpha)
+def _layer(name: str, config: LsrConfig, state: Mapping[str, Tensor]) -> LsrLinear:
+    if config.resolved is None:
+        raise ValueError("resolved: the configuration does not say the shapes of the layers")
+    shapes = config.resolved.layer(name)
+    base = torch.nn.utils.skip_init(nn.Linear, shapes.in_features, shapes.out_features, bias=False)
+    layer = LsrLinear(base, ADAPTER, name)
+    layer.update_layer(ADAPTER, config)
+    layer.base_hashes.clear()  # there is no weight to compare with
     missing, unexpected = layer.load_state_dict(state, strict=False)
     for key in [*unexpected, *(key for key in missing if not key.startswith("base_layer."))]:
         raise ValueError(f"layer {name!r}: {key} is {'unexpected' if key in unexpected else 'missing'}")
     return layer
 
 
-def _factor(state: Mapping[str, Tensor], name: str, side: str, position: int) -> Tensor:
-    for key in (f"lsr_{side}{position}.{ADAPTER}", f"lsr_fixed.{ADAPTER}.frame_{side}{position}"):
-        if key in state:
-            return state[key]
-    raise ValueError(f"layer {name!r} has no {side}{position}")
-
-
 def _config(folder: Path) -> LsrConfig:
     try:
         config = LsrConfig.from_pretrained(str(folder))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{folder / CONFIG}: {_one_line(error)}") from None
+        raise InputError(f"{folder / CONFIG}: {first_line(error)}") from None
     assert isinstance(config, LsrConfig)
     return config
 
@@ -266,7 +253,7 @@ def _explained(name: str) -> Iterator[None]:
         if isinstance(error, InputError):  # it is one line already
             raise
         raise NoBaseError(
-            f"base model {name}: cannot be loaded: {_one_line(error)} (needed: a folder or hub repository with "
+            f"base model {name}: cannot be loaded: {first_line(error)} (needed: a folder or hub repository with "
             "config.json and model.safetensors, see --base)"
         ) from None
 
@@ -296,29 +283,14 @@ def _check_layers(folder: Path, model: nn.Module, config: LsrConfig, tensors: Ma
         InputError: names the first layer that does not fit.
     """
     modules = dict(model.named_modules())
-    for key in sorted(tensors):
-        name, found, side = key.removeprefix(PREFIX).partition(".lsr_")
-        if not found or side not in ("A1", "B1"):
-            continue
+    for name in sorted({found[1] for found in map(FACTOR.fullmatch, tensors) if found}):
         if name not in modules:
             raise InputError(f"{folder}: adapts a layer {name!r}, which the base model does not have")
-        layer, is_input = LsrLinear(modules[name], ADAPTER, name), side == "A1"
-        width = layer.in_features if is_input else layer.out_features
-        given = config.in_shape if is_input else config.out_shape
-        rank_shape = override(config.rank_pattern, name, config.rank_shape)
-        size = tensors[key].shape[2 if is_input else 1]
-        expected = (given or split_width(width, rank_shape, config.aspect))[0]
-        if size != expected:
-            what = "input" if is_input else "output"
-            raise InputError(
-                f"{folder}: layer {name!r}: the adapter is for a base model of another width: its first {what} factor "
-                f"is of size {size}, an {what} width of {width} needs {expected}"
-            )
+        try:
+            LsrLinear(modules[name], ADAPTER, name).make_form(config)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{folder}: {error}") from None
 
 
 def _by(shape: Any) -> str:
     return " x ".join(map(str, shape))
-
-
-def _one_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

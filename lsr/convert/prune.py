@@ -1,6 +1,5 @@
 """A trained LSR adapter written with fewer Kronecker terms, with a certificate of what that leaves out."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,13 +7,14 @@ import torch
 from torch import Tensor
 
 from lsr.algebra.separable import kron_sum
+from lsr.algebra.shapes import Form
 from lsr.convert.certificate import Certificate, Part, check_values, reduce_layer, write_parts
-from lsr.convert.files import InputError, check_output, read_tensors
+from lsr.convert.files import FACTOR, InputError, check_output, read_tensors
 from lsr.convert.loading import ADAPTER, load_adapter
 from lsr.convert.refit import Reduced, Update
+from lsr.tuner.adapter import LsrAdapter
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.layer import LsrLayer
-from lsr.tuner.model import adapted_layers
+from lsr.tuner.linear import adapted_layers
 
 
 def prune_adapter(
@@ -41,76 +41,47 @@ def prune_adapter(
     model = load_adapter(folder, base)
     config, layers = model.peft_config[ADAPTER], adapted_layers(model)
     assert isinstance(config, LsrConfig)
-    most = max(_terms(layer) for layer in layers.values())
+    most = max(_terms(layer.adapter(ADAPTER)) for layer in layers.values())
     if separation_rank is not None and separation_rank >= most and error is None:
         raise InputError(f"--separation-rank must be below {most}, the most terms of a layer, got {separation_rank}")
-    whole = _without_start(config)
-    parts = {name: _pruned(name, layer, whole, separation_rank, error) for name, layer in layers.items()}
-    others = {k: v for k, v in read_tensors(folder).items() if not re.search(r"\.lsr_([AB]\d+|fixed\.frame_\w+)$", k)}
-    return write_parts(output, whole, parts, others)
+    parts = {name: _pruned(name, layer.adapter(ADAPTER), separation_rank, error) for name, layer in layers.items()}
+    others = {key: value for key, value in read_tensors(folder).items() if not FACTOR.fullmatch(key)}
+    return write_parts(output, config, parts, others)
 
 
-def _without_start(config: LsrConfig) -> LsrConfig:
-    """Return the configuration of an adapter that stores all of its factors and subtracts none.
-
-    With a subtracted start, the update is that of factors of twice the rank: [B, -B0] and [A; A0]. Twice the aspect
-    leaves the automatic shapes as they are.
-    """
-    times = 1 if config.residual == "zero" else 2
-    return replace(
-        config,
-        residual="zero",
-        frames="trained",
-        deferred=False,
-        budget=None,
-        separation_rank=1,
-        recipe={},
-        separation_rank_pattern={},
-        rank_shape=_times(config.rank_shape, times),
-        rank_pattern={key: _times(shape, times) for key, shape in config.rank_pattern.items()},
-        aspect=times * config.aspect,
-    )
+def _terms(adapter: LsrAdapter) -> int:
+    """Return the terms that hold the whole update, the start that is subtracted included."""
+    return adapter.form.separation_rank * (2 if adapter.has_start else 1)
 
 
-def _times(rank_shape: tuple[int, ...], factor: int) -> tuple[int, ...]:
-    return factor * rank_shape[0], *rank_shape[1:]
+def _whole_form(adapter: LsrAdapter) -> Form:
+    """Return the form that holds the whole update, with one term: of twice the rank where a start is subtracted."""
+    first, *rest = adapter.form.rank_shape
+    return replace(adapter.form, rank_shape=(2 * first if adapter.has_start else first, *rest), separation_rank=1)
 
 
-def _terms(layer: LsrLayer) -> int:
-    """Return the terms that hold a layer's whole update, its subtracted start included."""
-    form = layer.form[ADAPTER]
-    return form.separation_rank * (1 if layer.residual[ADAPTER] == "zero" else 2)
-
-
-def _pruned(name: str, layer: LsrLayer, config: LsrConfig, separation_rank: int | None, error: float | None) -> Part:
-    times = 1 if layer.residual[ADAPTER] == "zero" else 2
-    form = layer.make_form(config, _times(layer.form[ADAPTER].rank_shape, times), separation_rank=1)
-    most = min(_terms(layer), form.max_separation_rank)
+def _pruned(name: str, adapter: LsrAdapter, separation_rank: int | None, error: float | None) -> Part:
+    form = _whole_form(adapter)
+    most = min(_terms(adapter), form.max_separation_rank)
     limit = most if separation_rank is None else min(separation_rank, most)
-    right, left = (side.detach() for side in layer.as_lora(ADAPTER))
-    fixed = layer.fixed(ADAPTER)
-    slots = (
-        torch.arange(count) if given is None else given
-        for count, given in ((len(left), fixed.out_slots), (right.shape[1], fixed.in_slots))
-    )
-    update = Update(left, right, *slots)
-    reduced = reduce_layer(name, update, form, limit, error, _sides(layer), _whole(layer, update))
-    return Part(form, reduced, layer.scaling[ADAPTER], layer.sizes(ADAPTER).stored)
+    right, left = (side.detach() for side in adapter.as_lora())
+    update = Update(left, right)
+    reduced = reduce_layer(name, update, form, limit, error, _sides(adapter), _whole(adapter, update))
+    return Part(form, reduced, adapter.scaling, adapter.sizes().stored)
 
 
-def _sides(layer: LsrLayer) -> tuple[Tensor, Tensor]:  # (m1 * ... * mD, r or 2r), (r or 2r, n1 * ... * nD)
+def _sides(adapter: LsrAdapter) -> tuple[Tensor, Tensor]:  # (m1 * ... * mD, r or 2r), (r or 2r, n1 * ... * nD)
     """Return B and A, or [B, -B0] and [A; A0], on all that the factors span: there they have as few terms as theirs."""
-    a, b = (kron_sum(*(factor.detach().double() for factor in side)) for side in layer.factors(ADAPTER))
-    if layer.residual[ADAPTER] == "zero":
+    a, b = (kron_sum(*(factor.detach().double() for factor in side)) for side in adapter.factors())
+    if not adapter.has_start:
         return b, a
-    fixed, count = layer.fixed(ADAPTER), len(layer.form[ADAPTER].rank_shape)
-    a0, b0 = (kron_sum(*(factor.double() for factor in fixed.start(side, count))) for side in "AB")
+    a0, b0 = (kron_sum(*(factor.double() for factor in side)) for side in adapter.start_factors())
     return torch.cat([b, -b0], dim=1), torch.cat([a, a0])
 
 
-def _whole(layer: LsrLayer, update: Update) -> Reduced | None:
-    """Return a layer's own factors, which leave nothing out; None where a start is subtracted from them."""
-    if layer.residual[ADAPTER] != "zero":
+def _whole(adapter: LsrAdapter, update: Update) -> Reduced | None:
+    """Return the adapter's own factors, which leave nothing out; None where a start is subtracted from them."""
+    if adapter.has_start:
         return None
-    a, b = ([factor.detach() for factor in side] for side in layer.factors(ADAPTER))
+    a, b = ([factor.detach() for factor in side] for side in adapter.factors())
     return Reduced(a, b, 0.0, update.norm)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from lsr.algebra.fit import Factors, fit_product
-from lsr.algebra.separable import kron_sum, nearest_kron_sum
+from lsr.algebra.separable import kron_sum, nearest_kron_sum, pad_columns
 from lsr.algebra.shapes import Form
 from lsr.algebra.spectrum import distance_of_pairs, singular_values_of_pair
-from lsr.init.factorize import random_factors
+from lsr.init.random import random_factors
 
 # Tighter than for a start, where training goes on: what is left out here is left out for good.
 SWEEPS = 200
@@ -28,12 +28,10 @@ EXACT = 1e-7  # relative distance that float32 does not resolve
 
 @dataclass(frozen=True)
 class Update:
-    """What is to be written: `left @ right`, and which row and column of the factors' span belongs to which of it."""
+    """What is to be written: `left @ right`, in the first rows and columns of what the factors span."""
 
     left: Tensor  # (m, k)
     right: Tensor  # (k, n)
-    out_slots: Tensor  # (m,) of 0 ... m1 * ... * mD - 1
-    in_slots: Tensor  # (n,) of 0 ... n1 * ... * nD - 1
 
     @property
     def norm(self) -> float:
@@ -41,12 +39,9 @@ class Update:
         return float(singular_values_of_pair(self.left, self.right).norm())
 
     def spread(self, form: Form) -> tuple[Tensor, Tensor]:  # (m1 * ... * mD, k), (k, n1 * ... * nD)
-        """Return both sides on the factors' span in float64, zero where nothing belongs."""
-        left = torch.zeros(form.out_width, self.left.shape[1], dtype=torch.float64)
-        right = torch.zeros(self.right.shape[0], form.in_width, dtype=torch.float64)
-        left[self.out_slots.long()] = self.left.detach().double()
-        right[:, self.in_slots.long()] = self.right.detach().double()
-        return left, right
+        """Return both sides on the factors' span in float64, zero in the padding."""
+        left, right = self.left.detach().double(), self.right.detach().double()
+        return pad_columns(left.T, form.out_width).T, pad_columns(right, form.in_width)
 
 
 @dataclass(frozen=True)
@@ -62,14 +57,6 @@ class Reduced:
     def separation_rank(self) -> int:
         """The number of terms."""
         return len(self.a[0])
-
-
-def in_order(
-    left: Tensor,  # (m, k)
-    right: Tensor,  # (k, n)
-) -> Update:
-    """Return an update whose rows and columns are the first of the factors' span."""
-    return Update(left, right, torch.arange(len(left)), torch.arange(right.shape[1]))
 
 
 def fit_update(
@@ -148,8 +135,9 @@ def _filled(
     """Return the pair of the update where it is used, and of B A elsewhere."""
     right, left = kron_sum(*a), kron_sum(*b)
     used_right, unused_left = torch.zeros_like(right), left.clone()
-    used_right[:, update.in_slots.long()] = right[:, update.in_slots.long()]
-    unused_left[update.out_slots.long()] = 0
+    rows, columns = len(update.left), update.right.shape[1]
+    used_right[:, :columns] = right[:, :columns]
+    unused_left[:rows] = 0
     # B A = its used columns of used rows, which the update replaces, of unused rows, and its unused columns.
     return torch.cat([pair[0], unused_left, left], dim=1), torch.cat([pair[1], used_right, right - used_right])
 
@@ -171,8 +159,8 @@ def drop_terms(
 
 def distance(update: Update, a: Factors, b: Factors) -> float:
     """Return ||update - B A||_F, of the rows and columns that are used."""
-    left = kron_sum(*(factor.double() for factor in b))[update.out_slots.long()]
-    right = kron_sum(*(factor.double() for factor in a))[:, update.in_slots.long()]
+    left = kron_sum(*(factor.double() for factor in b))[: len(update.left)]
+    right = kron_sum(*(factor.double() for factor in a))[:, : update.right.shape[1]]
     return distance_of_pairs((update.left, update.right), (left, right))
 
 

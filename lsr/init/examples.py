@@ -1,75 +1,15 @@
-"""What layers see, and what the loss wants of them, over a few batches: for initialisations that look at data.
+"""What the loss wants of layers, over a few batches of examples: for initializations that read the gradient.
 
 The layers are those that `model` calls; in a PEFT wrapper, the base layers. A batch goes into `model(**batch)` as it
-is, so it must be on the model's device. The statistics are float64, on the CPU.
+is, so it must be on the model's device. The gradients are float64, on the CPU.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-
-
-def input_covariances(
-    model: nn.Module,
-    layers: Mapping[str, nn.Module],
-    batches: Iterable[Mapping[str, Tensor]],
-) -> dict[str, Tensor]:  # (n, n) each
-    """Return the uncentred E[x x^T] of each layer's inputs x, over all tokens that `attention_mask` keeps.
-
-    One pass without dropout; only the sums are kept. The mask, (batch, tokens), selects from inputs (batch, tokens, n)
-    and (batch * tokens, n). Inputs of another form, a pooled (batch, n) say, count whole, as do all without a mask. A
-    layer that is called several times counts every call.
-
-    Raises:
-        ValueError: if there are no examples, a layer sees no token, or its inputs are not finite; names the layer.
-
-    Reference: EVA (Paischer et al. 2024, arXiv 2410.07170) and CorDA (Yang et al. 2024, arXiv 2406.05223), which start
-    from its eigenvectors.
-    """
-    moments = {name: _SecondMoment() for name in layers}
-    examples = 0
-    with _without_dropout(model), torch.no_grad(), ExitStack() as hooks:
-        for name, layer in layers.items():
-            hooks.enter_context(layer.register_forward_pre_hook(moments[name]))
-        for batch in batches:
-            for moment in moments.values():
-                moment.mask = batch.get("attention_mask")
-            model(**batch)
-            examples += _size(batch)
-    _check_examples(examples)
-    for name, moment in moments.items():
-        if not moment.tokens:
-            raise ValueError(f"layer {name!r} was never called, or the attention mask left none of its tokens")
-        _check_finite(name, "inputs", moment.total)
-    return {name: moment.total / moment.tokens for name, moment in moments.items()}
-
-
-class _SecondMoment:
-    """A forward pre-hook that adds up x x^T over the tokens that the mask keeps."""
-
-    def __init__(self) -> None:
-        self.mask: Tensor | None = None
-        self.total = torch.zeros((), dtype=torch.float64)
-        self.tokens = 0
-
-    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        rows = _kept_rows(inputs[0], self.mask).to("cpu", torch.float64)
-        self.total = torch.addmm(self.total, rows.T, rows)
-        self.tokens += len(rows)
-
-
-def _kept_rows(
-    x: Tensor,  # (..., n)
-    mask: Tensor | None,  # (batch, tokens)
-) -> Tensor:  # (kept tokens, n)
-    rows = x.reshape(-1, x.shape[-1])
-    # Some models (OPT, mixtures of experts) flatten batch and tokens before a layer.
-    if mask is None or x.shape[:-1] not in (mask.shape, (mask.numel(),)):
-        return rows
-    return rows[mask.flatten().bool()]
 
 
 def weight_gradients(
@@ -99,11 +39,13 @@ def weight_gradients(
                 total = totals.setdefault(name, torch.zeros(gradient.shape, dtype=torch.float64))
                 total.add_(gradient.to("cpu", torch.float64), alpha=_size(batch))
             examples += _size(batch)
-    _check_examples(examples)
+    if not examples:
+        raise ValueError("no examples: there is no batch to look at")
     for name in layers:
         if name not in totals:
             raise ValueError(f"layer {name!r} was never called, or the loss does not depend on it")
-        _check_finite(name, "gradients", totals[name])
+        if not torch.isfinite(totals[name]).all():
+            raise ValueError(f"layer {name!r}: its gradients over these examples are not finite")
     # Conv1D of GPT-2 keeps its weight transposed: (in_features, out_features).
     return {
         name: (totals[name] if isinstance(layer, nn.Linear) else totals[name].T.contiguous()) / examples
@@ -152,13 +94,3 @@ def _only_these_require_grad(model: nn.Module, weights: Sequence[nn.Parameter]) 
 
 def _size(batch: Mapping[str, Tensor]) -> int:
     return len(next(iter(batch.values())))
-
-
-def _check_examples(count: int) -> None:
-    if not count:
-        raise ValueError("no examples: there is no batch to look at")
-
-
-def _check_finite(layer_name: str, what: str, total: Tensor) -> None:
-    if not torch.isfinite(total).all():
-        raise ValueError(f"layer {layer_name!r}: its {what} over these examples are not finite")

@@ -1,22 +1,11 @@
-"""What a start holds of its weight, beside what other adapters of its size could, and how well conditioned it is."""
+"""What a start holds of its weight, beside what other adapters of its size could."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lsr.algebra.separable import kron_sum
-from lsr.algebra.spectrum import leading_part, singular_values_of_pair
-
-# Unit roundoffs: with the condition number, the relative error that storing factors in a dtype causes in their product.
-ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
-TOLERATED_LOSS = 0.05  # relative error of the update from which on a dtype is warned about
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Return the name without its module: bfloat16."""
-    return str(dtype).removeprefix("torch.")
+from lsr.algebra.spectrum import leading_part
 
 
 @dataclass(frozen=True)
@@ -81,16 +70,3 @@ def _leading_energy(weight: Tensor, count: float) -> float:
     energies = left.square().sum(dim=0).square()  # columns of U S^1/2
     captured = float(energies[:whole].sum() + (count - whole) * energies[whole])
     return captured / float(weight.detach().double().square().sum())
-
-
-def update_condition_number(
-    a: Sequence[Tensor],  # (s, r_i, n_i) each
-    b: Sequence[Tensor],  # (s, m_i, r_i) each
-) -> float:
-    """Return the condition number of B A in its terms, 1 for a zero product: cancellation within and between A and B.
-
-    sqrt(sum_k prod_i ||A_i[k]||^2) * sqrt(sum_k prod_i ||B_i[k]||^2) / ||B A||_F.
-    """
-    lengths = [torch.stack([f.double().flatten(1).norm(dim=1) for f in side]).prod(dim=0).norm() for side in (a, b)]
-    total = singular_values_of_pair(kron_sum(*b), kron_sum(*a)).norm()
-    return float(lengths[0] * lengths[1] / total) if total > 0 else 1.0

@@ -7,7 +7,7 @@ from typing import Any
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from lsr.tuner.layer import LsrLayer
+from lsr.tuner.linear import LsrLinear
 
 BASE = "__base__"  # PEFT's word for a row that passes through no adapter
 
@@ -27,13 +27,13 @@ def rows_choose(
         ValueError: if a name is of no adapter, the model is in training mode, or adapters are merged; while it is
             active, if a batch has another number of rows than there are names.
     """
-    layers = [module for module in model.modules() if isinstance(module, LsrLayer)]
+    layers = [module for module in model.modules() if isinstance(module, LsrLinear)]
     _check(model, layers, names)
 
     def choose(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
         return args, {**kwargs, "adapter_names": _repeated(names, len(args[0]), copies)}
 
-    choosing = [module for module in model.modules() if isinstance(module, LsrLayer | AuxiliaryTrainingWrapper)]
+    choosing = [module for module in model.modules() if isinstance(module, LsrLinear | AuxiliaryTrainingWrapper)]
     handles = [module.register_forward_pre_hook(choose, with_kwargs=True) for module in choosing]
     try:
         for layer in layers:
@@ -53,8 +53,8 @@ def copies_of_a_row(arguments: Mapping[str, Any]) -> int:
     return max(counts)
 
 
-def _check(model: nn.Module, layers: Sequence[LsrLayer], names: Sequence[str]) -> None:
-    known = sorted({name for layer in layers for name in layer.scaling})
+def _check(model: nn.Module, layers: Sequence[LsrLinear], names: Sequence[str]) -> None:
+    known = sorted({name for layer in layers for name in layer.lsr_adapters})
     for name in names:
         if name not in known and name != BASE:
             raise ValueError(f"adapter_names: no adapter is named {name!r}; there are {known} and {BASE!r}")

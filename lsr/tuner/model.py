@@ -1,98 +1,24 @@
 """LsrModel: puts LSR layers into a model, the way PEFT's own methods do."""
 
-import difflib
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, ModulesToSaveWrapper
-from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from lsr.algebra.separable import pad_columns
-from lsr.algebra.spectrum import leading_row_space
-from lsr.init.budget import captured_shares, spread_terms
-from lsr.init.examples import input_covariances, weight_gradients
-from lsr.init.factorize import Start
-from lsr.tuner import recipes
-from lsr.tuner.config import DATA_STARTS, PATTERNS, LsrConfig
-from lsr.tuner.layer import LsrLayer, LsrLinear
+from lsr.init import INITIALIZATIONS
+from lsr.tuner.config import LsrConfig
+from lsr.tuner.layer import LsrLayer
+from lsr.tuner.linear import LsrLinear, adapted_layers
 from lsr.tuner.mixed_batch import copies_of_a_row, rows_choose
+from lsr.tuner.start import config_of, forms_of, initialize_factors
+from lsr.tuner.targets import check_names, check_patterns, is_trained_whole
 from lsr.tuner.weighted_sum import EXACT, check_request, sum_adapters
-
-Value = TypeVar("Value")
-MOST_TERMS_BY_SEARCH = 16
-
-
-def adapted_layers(model: nn.Module) -> dict[str, LsrLayer]:
-    """Return the LSR layers of a model by their names in the base model, in the model's order."""
-    return {module.layer_name: module for module in model.modules() if isinstance(module, LsrLayer)}
-
-
-def start_factors(
-    model: nn.Module, adapter_name: str = "default", statistics: Mapping[str, torch.Tensor] | None = None
-) -> Iterator[tuple[str, LsrLayer, Start]]:
-    """Give each layer's factors the start that the adapter's `init_weights` names; yield each layer when it is done.
-
-    `get_peft_model` does this by itself. It is a generator for callers that show progress: then build the model from a
-    config with `deferred=True` and exhaust this. `statistics` holds what `gradient` and `activation` decompose, by
-    layer name; see `start_from_examples`.
-
-    Raises:
-        ValueError: if a base weight or statistic does not allow the start; names the layer.
-    """
-    config = _config(model, adapter_name)
-    recipe: dict[str, recipes.Entry] = {}
-    for name, layer in adapted_layers(model).items():
-        if adapter_name in layer.scaling:
-            start = layer.start(adapter_name, config, (statistics or {}).get(name))
-            if start is None:
-                return  # the factors are about to be loaded
-            if config.needs_start_again:
-                recipe[name] = recipes.entry(layer, start, config)
-            yield name, layer, start
-    config.deferred = False
-    config.remember(recipes.describe(recipe))
-
-
-def start_from_examples(
-    model: nn.Module, batches: Iterable[Mapping[str, torch.Tensor]], adapter_name: str = "default"
-) -> None:
-    """Start an adapter whose `init_weights` is `gradient` or `activation` from a few hundred examples, before training.
-
-    Each batch goes into `model(**batch)` on the model's device; `gradient` needs labels in it, so that there is a loss.
-    `get_peft_model` alone leaves such an adapter at a random start.
-
-    Raises:
-        ValueError: if the adapter starts otherwise, or the examples do not allow it; names the layer.
-    """
-    statistics = collect_statistics(model, batches, adapter_name)
-    for _ in start_factors(model, adapter_name, statistics):
-        pass
-
-
-def collect_statistics(
-    model: nn.Module, batches: Iterable[Mapping[str, torch.Tensor]], adapter_name: str = "default"
-) -> dict[str, torch.Tensor]:
-    """Return what the start of an adapter decomposes, by layer name: gradients (m, n) or input covariances (n, n).
-
-    Raises:
-        ValueError: if the adapter starts from something else, or there are no examples.
-    """
-    config = _config(model, adapter_name)
-    if config.start not in DATA_STARTS:
-        raise ValueError(
-            f"init_weights must be one of {list(DATA_STARTS)} to start from examples, got {config.start!r}"
-        )
-    bases = {
-        name: layer.get_base_layer() for name, layer in adapted_layers(model).items() if adapter_name in layer.scaling
-    }
-    collect = weight_gradients if config.start == "gradient" else input_covariances
-    return collect(model, bases, batches)
 
 
 class LsrModel(BaseTuner):
@@ -117,7 +43,7 @@ class LsrModel(BaseTuner):
         Raises:
             ValueError: if an entry of the configuration matches no layer; names the nearest.
         """
-        config = _config(self, adapter_name)
+        config = config_of(self, adapter_name)
         inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, LsrLayer))
         names = [name for name, _ in model.named_modules() if name and not name.startswith(inside)]
         check_names(config, names)
@@ -126,12 +52,10 @@ class LsrModel(BaseTuner):
         is_open = config.target_modules == "all-linear"
         config = cast("LsrConfig", _maybe_include_all_linear_layers(config, model))
         adapted = [name for name in names if self._check_target_module_exists(config, name)]
-        if is_open:  # PEFT lists excluded layers too, and heads that train whole, DistilBERT's first for one
-            adapted = [name for name in adapted if not _is_trained_whole(config, name)]
+        if is_open:  # PEFT lists excluded layers too, and modules_to_save, e.g. DistilBERT's pre_classifier
+            adapted = [name for name in adapted if not is_trained_whole(config, name)]
             config.target_modules = sorted(adapted)
-        _check_patterns(config, adapted)
-        if config.separation_rank == "auto" and config.recipe is None:
-            config.separation_rank_pattern = spread_budget(model, config, adapted)
+        check_patterns(config, adapted)
         super().inject_adapter(
             model,
             adapter_name,
@@ -139,10 +63,11 @@ class LsrModel(BaseTuner):
             low_cpu_mem_usage=low_cpu_mem_usage,
             state_dict=state_dict,
         )
-        if config.recipe is not None:
-            recipes.start_again(adapted_layers(model), adapter_name, config)
-        elif not (config.deferred or config.start in DATA_STARTS):
-            for _ in start_factors(self, adapter_name):
+        if config.is_saved:
+            return
+        config.remember(forms_of(self, adapter_name), {})
+        if INITIALIZATIONS[config.start].reads != "gradient":
+            for _ in initialize_factors(self, adapter_name):
                 pass
 
     @contextmanager
@@ -170,7 +95,7 @@ class LsrModel(BaseTuner):
         self.inject_adapter(self.model, adapter_name)
         for name, layer in adapted_layers(self).items():
             if name in starts:
-                layer.set_start(adapter_name, starts[name], config)
+                layer.adapter(adapter_name).set_factors(starts[name], layer.base_parameter())
         for wrapper, owner in owners:
             wrapper.modules_to_save[adapter_name].load_state_dict(wrapper.modules_to_save[owner].state_dict())
 
@@ -196,11 +121,7 @@ class LsrModel(BaseTuner):
     ) -> None:
         config = cast("LsrConfig", peft_config)
         layer = target if isinstance(target, LsrLinear) else LsrLinear(target, adapter_name, current_key)
-        rank_shape = override(config.rank_pattern, current_key, config.rank_shape)
-        terms = cast("int", config.separation_rank)  # 'auto' has filled the pattern
-        separation_rank = override(config.separation_rank_pattern, current_key, terms)
-        alpha = override(config.alpha_pattern, current_key, config.alpha)
-        layer.update_layer(adapter_name, config, rank_shape, separation_rank, alpha)
+        layer.update_layer(adapter_name, config)
         if layer is not target:
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)  # an additional adapter is not active yet
@@ -220,7 +141,7 @@ class LsrModel(BaseTuner):
         """Add adapters to the base weights: those with these names, or the active ones.
 
         Raises:
-            ValueError: if there is no adapter of such a name, a base weight is quantised, or, with `safe_merge`, a
+            ValueError: if there is no adapter of such a name, a base weight is quantized, or, with `safe_merge`, a
                 merged weight would not be finite; all base weights are then unchanged.
         """
         self._check_merge(adapter_names, safe_merge)
@@ -232,9 +153,7 @@ class LsrModel(BaseTuner):
             if name not in known:
                 raise ValueError(f"adapter_names: no adapter is named {name!r}; there are {known}")
         for layer in adapted_layers(self).values():
-            layer.check_mergeable()
-            if safe_merge:
-                layer.check_merge(adapter_names)
+            layer.check_merge(safe_merge, adapter_names)
 
     def _unload_and_optionally_merge(
         self,
@@ -266,77 +185,3 @@ class LsrModel(BaseTuner):
             setattr(parent, child_name, new_module)
         else:
             super()._replace_module(parent, child_name, new_module, child)
-
-
-def check_names(config: PeftConfig, names: list[str]) -> None:
-    """Refuse target_modules or exclude_modules of which an entry is no layer: PEFT skips it without a word.
-
-    Raises:
-        ValueError: names the entry and the nearest layer.
-    """
-    for field in ("target_modules", "exclude_modules"):
-        value = getattr(config, field)
-        for entry in sorted(value) if isinstance(value, set) else []:
-            if not any(f".{name}".endswith(f".{entry}") for name in names):
-                raise ValueError(f"{field}: no layer is named {entry!r}{_nearest(entry, names)}")
-        if isinstance(value, str) and value != "all-linear" and not any(re.fullmatch(value, name) for name in names):
-            raise ValueError(f"{field}: {value!r} matches no layer{_nearest(value, names)}")
-
-
-def spread_budget(model: nn.Module, config: LsrConfig, names: list[str]) -> dict[str, int]:
-    """Return the separation rank of each layer: together at most `config.budget` trained numbers.
-
-    What a layer gains by one more term is the share of its leading row space, whatever the size of its weight.
-
-    Raises:
-        ValueError: if a weight has no row space (names the layer), or the budget cannot hold one term a layer.
-    """
-    budget = cast("int", config.budget)
-    gains, costs = {}, {}
-    for name in names:
-        module = model.get_submodule(name)
-        layer = module if isinstance(module, LsrLayer) else LsrLinear(module, "budget", name)
-        form = layer.make_form(config, override(config.rank_pattern, name, config.rank_shape), separation_rank=1)
-        costs[name] = form.first_parameters if config.frames == "frozen" else form.parameters
-        most = min(form.max_separation_rank, max(1, budget // costs[name]))
-        if len(form.rank_shape) > 2:  # each point of the curve is a search of its own
-            most = min(most, MOST_TERMS_BY_SEARCH)
-        try:
-            rows = pad_columns(leading_row_space(layer.base_matrix(), form.rank), form.in_width)
-        except ValueError as error:
-            raise ValueError(f"layer {name!r}: {error}") from None
-        gains[name] = captured_shares(rows, form.rank_shape, form.in_shape, most)
-    return spread_terms(gains, costs, budget)
-
-
-def override(pattern: dict[str, Value], layer_name: str, usual: Value) -> Value:
-    """Return what a pattern of the configuration says of a layer, or what is usual."""
-    return pattern.get(get_pattern_key(list(pattern), layer_name), usual)
-
-
-def _config(model: nn.Module, adapter_name: str) -> LsrConfig:
-    return cast("dict[str, LsrConfig]", model.peft_config)[adapter_name]
-
-
-def _is_trained_whole(config: LsrConfig, name: str) -> bool:
-    """Return whether a layer is one of modules_to_save or inside one, by PEFT's rule: a name's ending, dot or not."""
-    parts = name.split(".")
-    paths = (".".join(parts[: i + 1]) for i in range(len(parts)))
-    return any(path.endswith(tuple(config.modules_to_save or ())) for path in paths)
-
-
-def _check_patterns(config: LsrConfig, adapted: list[str]) -> None:
-    for field in PATTERNS:
-        for pattern in getattr(config, field):
-            if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in adapted):
-                raise ValueError(f"{field}: {pattern!r} matches no adapted layer{_nearest(pattern, adapted)}")
-    indices = config.layers_to_transform
-    for index in [indices] if isinstance(indices, int) else indices or []:
-        if not any(f".{index}." in name for name in adapted):
-            raise ValueError(f"layers_to_transform: no adapted layer has the index {index}")
-
-
-def _nearest(word: str, names: list[str]) -> str:
-    endings = dict.fromkeys(name.rpartition(".")[2] for name in names)
-    near = difflib.get_close_matches(word, [ending for ending in endings if not ending.isdigit()], n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""

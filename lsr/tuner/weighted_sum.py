@@ -3,19 +3,17 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import ceil, isfinite
+from math import isfinite
+from typing import NoReturn
 
-import torch
-from torch import Tensor
-
+from lsr.algebra.shapes import Form, max_separation_rank
 from lsr.algebra.stacked import Product, sum_products
-from lsr.init.factorize import Start
+from lsr.init.initialization import Start
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.layer import LsrLayer
 
 AS_LORA = "; as LoRA (python -m lsr export --to lora) adapters can be combined in other ways"
 EXACT = "cat"  # PEFT's word for ranks that add up
-MOST_ROUNDOFF = 1e-9  # of a rank that is a product of floats
 
 
 def check_request(
@@ -56,100 +54,64 @@ def sum_adapters(
     Raises:
         ValueError: if the sum has no exact form of this kind; names the layer and why.
     """
-    products = {name: _products(layer, adapters, weights) for name, layer in layers.items()}
-    products = {name: found for name, found in products.items() if found}
-    config = _base_config(configs, adapters, list(products))
-    # Automatic shapes depend on r1 / aspect alone, so an aspect that grows as r1 does leaves them as they are. It is
-    # one for all layers: where fewer adapters sit on a layer than on others, rows of zeros fill up.
-    unit = {name: _first_rank_at_aspect_one(layers[name], configs, adapters) for name in products}
-    config.aspect = max(sum(p.first_rank for p in found) / unit[name] for name, found in products.items())
-    starts = {
-        name: _start(layers[name], config, adapters, found, ceil(config.aspect * unit[name] - MOST_ROUNDOFF))
-        for name, found in products.items()
-    }
-    ranks = {name: tuple(factor.shape[1] for factor in start.a) for name, start in starts.items()}
-    terms = {name: len(start.a[0]) for name, start in starts.items()}
-    return config.with_layers(ranks, terms, dict.fromkeys(starts, 1.0)), starts
+    forms, starts = {}, {}
+    for name, layer in layers.items():
+        if any(adapter in layer.lsr_adapters for adapter in adapters):
+            forms[name], starts[name] = _sum_in_layer(layer, adapters, weights)
+    config = _base_config(configs, adapters, list(forms))
+    return config.with_layers(forms, dict.fromkeys(forms, 1.0)), starts
+
+
+def _sum_in_layer(layer: LsrLayer, adapters: Sequence[str], weights: Sequence[float]) -> tuple[Form, Start]:
+    form = _common_form(layer, [name for name in adapters if name in layer.lsr_adapters])
+    products = _products(layer, adapters, weights)
+    rank_shape = (sum(product.first_rank for product in products), *form.rank_shape[1:])
+    most = min(max_separation_rank(rank_shape, shape) for shape in (form.in_shape, form.out_shape))
+    try:
+        a, b = sum_products(products, rank_shape[0], most)
+    except ValueError as error:
+        raise ValueError(f"layer {layer.layer_name!r}: {error}{AS_LORA}") from None
+    return replace(form, rank_shape=rank_shape, separation_rank=len(a[0])), Start(a, b)
+
+
+def _common_form(layer: LsrLayer, names: Sequence[str]) -> Form:
+    """Return the form of the first adapter, from which the others may differ in r1 and their terms alone."""
+    form = layer.adapter(names[0]).form
+    for name in names[1:]:
+        other = layer.adapter(name).form
+        for what in ("in_shape", "out_shape"):
+            if getattr(other, what) != getattr(form, what):
+                _refuse(layer, names[0], name, what, getattr(form, what), getattr(other, what))
+        if other.rank_shape[1:] != form.rank_shape[1:]:
+            _refuse(layer, names[0], name, "rank_shape after r1", form.rank_shape, other.rank_shape)
+    return form
 
 
 def _products(layer: LsrLayer, adapters: Sequence[str], weights: Sequence[float]) -> list[Product]:
     found = []
     for name, weight in zip(adapters, weights, strict=True):
-        if name in layer.scaling:
-            coefficient, fixed = weight * layer.scaling[name], layer.fixed(name)
-            a, b = ([factor.detach() for factor in side] for side in layer.factors(name))
+        if name in layer.lsr_adapters:
+            adapter = layer.adapter(name)
+            coefficient = weight * adapter.scaling
+            a, b = ([factor.detach() for factor in side] for side in adapter.factors())
             found.append(Product(coefficient, a, b))
-            if fixed.has_start:
-                found.append(Product(-coefficient, fixed.start("A", len(a)), fixed.start("B", len(b))))
+            if adapter.has_start:
+                found.append(Product(-coefficient, *adapter.start_factors()))
     return found
-
-
-def _first_rank_at_aspect_one(layer: LsrLayer, configs: Mapping[str, LsrConfig], adapters: Sequence[str]) -> float:
-    name = next(name for name in adapters if name in layer.scaling)
-    return layer.form[name].rank_shape[0] / configs[name].aspect
 
 
 def _base_config(configs: Mapping[str, LsrConfig], adapters: Sequence[str], layers: Sequence[str]) -> LsrConfig:
     chosen = [configs[name] for name in dict.fromkeys(adapters)]
-    # Whether a file has an order of inputs and outputs follows from the configuration: it must be one that has.
-    first = max(chosen, key=lambda config: (config.align, config.align and config.fits_outputs))
     fields = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
-    targets = {field: getattr(first, field) for field in fields}
+    targets = {field: getattr(chosen[0], field) for field in fields}
     if any(getattr(config, field) != value for config in chosen for field, value in targets.items()):
         targets = {**dict.fromkeys(fields), "target_modules": "|".join(map(re.escape, layers))}
     heads = dict.fromkeys(head for config in chosen for head in config.modules_to_save or [])
-    return replace(
-        first,
-        **targets,
-        modules_to_save=list(heads) or None,
-        residual="zero",
-        frames="trained",
-        deferred=False,
-        separation_rank=1,  # until the terms are known
-        separation_rank_pattern={},
-        budget=None,
-        recipe={},
-    )
+    return replace(chosen[0], **targets, modules_to_save=list(heads) or None)
 
 
-def _start(
-    layer: LsrLayer, config: LsrConfig, adapters: Sequence[str], products: Sequence[Product], first_rank: int
-) -> Start:
-    present = [name for name in adapters if name in layer.scaling]
-    form = layer.form[present[0]]
-    for name in present[1:]:
-        other = layer.form[name]
-        for what in ("in_shape", "out_shape"):
-            if getattr(other, what) != getattr(form, what):
-                raise _mismatch(layer, present[0], name, what, getattr(form, what), getattr(other, what))
-        if other.rank_shape[1:] != form.rank_shape[1:]:
-            raise _mismatch(layer, present[0], name, "rank_shape after r1", form.rank_shape, other.rank_shape)
-        if any(not torch.equal(*_slots(layer, side, present[0], name)) for side in ("in_slots", "out_slots")):
-            raise _mismatch(layer, present[0], name, "order of inputs and outputs", "its own", "another (align)")
-    rank_shape = (first_rank, *form.rank_shape[1:])
-    new = layer.make_form(replace(config, rank_shape=rank_shape), rank_shape, separation_rank=1)
-    if (new.in_shape, new.out_shape) != (form.in_shape, form.out_shape):
-        raise ValueError(
-            f"layer {layer.layer_name!r}: the automatic shapes {form.out_shape} x {form.in_shape} are others at the "
-            f"rank {rank_shape}: give the adapters in_shape and out_shape{AS_LORA}"
-        )
-    try:
-        a, b = sum_products(products, first_rank, new.max_separation_rank)
-    except ValueError as error:
-        raise ValueError(f"layer {layer.layer_name!r}: {error}{AS_LORA}") from None
-    fixed = layer.fixed(present[0])
-    return Start(a, b, fixed.in_slots, fixed.out_slots)
-
-
-def _slots(layer: LsrLayer, side: str, *adapters: str) -> list[Tensor]:
-    """Return which place in the factors' span each input or output has, by adapter."""
-    width = layer.in_features if side == "in_slots" else layer.out_features
-    given = [getattr(layer.fixed(name), side) for name in adapters]
-    return [torch.arange(width) if slots is None else slots.long().cpu() for slots in given]
-
-
-def _mismatch(layer: LsrLayer, first: str, other: str, what: str, one: object, two: object) -> ValueError:
-    return ValueError(
+def _refuse(layer: LsrLayer, first: str, other: str, what: str, one: object, two: object) -> NoReturn:
+    raise ValueError(
         f"layer {layer.layer_name!r}: adapters {first!r} and {other!r} differ in {what}, {one} and {two}, so their sum "
         f"is no sum of Kronecker products of these shapes{AS_LORA}"
     )

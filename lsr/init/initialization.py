@@ -1,0 +1,41 @@
+"""What every initialization reads of a layer, and what it returns: the interface of the files beside this one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lsr.algebra.shapes import Form
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an initialization may read; the same source gives the same bytes."""
+
+    form: Form
+    weight: Callable[[], Tensor]  # (m, n): called by those that read it alone, for some weights are dequantized first
+    scaling: float = 1.0
+    seed: int = 0  # of randomized decompositions
+    generator: torch.Generator | None = None  # of what is drawn; None: torch's global one
+    gradient: Tensor | None = None  # (m, n): dL/dW, mean over examples
+    zero: bool = True  # B1 = 0 where B is drawn
+
+
+@dataclass(frozen=True)
+class Start:
+    """Factors to start from."""
+
+    a: list[Tensor]  # (s, r_i, n_i) each
+    b: list[Tensor]  # (s, m_i, r_i) each
+    error: float | None = None  # relative distance of the fit to its target; None where nothing was fitted
+    rows: Tensor | None = None  # (r, n), orthonormal: the row space aimed at, where it is not the weight's leading one
+
+
+class Initialization(NamedTuple):
+    """A way to start. One that folds starts at a non-zero update, which is then subtracted from the base weight."""
+
+    reads: Literal["seed", "weight", "gradient"]
+    start: Callable[[Source], Start]
+    folds: bool = False

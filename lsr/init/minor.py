@@ -1,0 +1,22 @@
+"""A and B fitted together to the trailing singular part of the weight. The update it starts at is folded."""
+
+from dataclasses import replace
+
+from lsr.algebra.separable import pad_columns
+from lsr.algebra.spectrum import trailing_part
+from lsr.init.initialization import Source, Start
+from lsr.init.principal import fitted
+
+
+def start(source: Source) -> Start:
+    """Return the factors nearest to the part of the weight with its r smallest singular values.
+
+    Raises:
+        ValueError: if the weight is zero, not finite or too small.
+
+    Reference: MiLoRA (Wang et al. 2024, arXiv 2406.09044).
+    """
+    form = source.form
+    left, right = trailing_part(source.weight(), form.rank)
+    pair = pad_columns(left.T, form.out_width).T, pad_columns(right, form.in_width)
+    return replace(fitted(pair, source), rows=right)

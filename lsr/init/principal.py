@@ -1,0 +1,41 @@
+"""A and B fitted together to the weight, PiSSA under the Kronecker form. The update it starts at is folded."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lsr.algebra.fit import fit_product
+from lsr.algebra.separable import balance, pad_columns
+from lsr.init.initialization import Source, Start
+
+
+def start(source: Source) -> Start:
+    """Return the factors of min ||W - scaling * B A||_F, found by alternating least squares.
+
+    Raises:
+        ValueError: if the weight is zero, not finite or too small.
+
+    Reference: PiSSA (Meng et al. 2024, arXiv 2404.02948).
+    """
+    form = source.form
+    weight = source.weight().detach().to("cpu", torch.float64)
+    padded = pad_columns(pad_columns(weight, form.in_width).T, form.out_width).T
+    return fitted(padded, source)
+
+
+def fitted(
+    target: Tensor | tuple[Tensor, Tensor],  # (M, N), or (M, r) and (r, N) whose product it is; padded
+    source: Source,
+) -> Start:
+    """Return the factors nearest to a matrix, with the scaling spread over them."""
+    form = source.form
+    fit = fit_product(target, form.out_shape, form.rank_shape, form.in_shape, form.separation_rank, seed=source.seed)
+    return unscaled(Start(fit.a, fit.b, fit.error), source)
+
+
+def unscaled(start: Start, source: Source) -> Start:
+    """Return factors of one length a term whose product times the scaling is what B A was."""
+    share = source.scaling ** (-0.5 / len(source.form.rank_shape))  # of the scaling, for each factor of each side
+    a, b = ([share * factor for factor in balance(*side)] for side in (start.a, start.b))
+    return replace(start, a=a, b=b)

@@ -1,0 +1,73 @@
+"""Random factors of LoRA's size, and how large the others make theirs to match."""
+
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from lsr.algebra.separable import kron_sum
+from lsr.algebra.shapes import Form
+from lsr.init.initialization import Source, Start
+
+
+def start(source: Source) -> Start:
+    """Return `random_factors` of the source's form."""
+    return Start(*random_factors(source.form, source.zero, source.generator))
+
+
+def random_factors(
+    form: Form,
+    zero: bool,
+    generator: torch.Generator | None,
+) -> tuple[list[Tensor], list[Tensor]]:  # A factors (s, r_i, n_i), B factors (s, m_i, r_i), float32
+    """Draw factors such that A has the variance of LoRA's, 1 / (3 in_features), and B is zero.
+
+    A1 ~ N(0, 1/(3 n)), A2 and B2 ~ N(0, 1/s), further ones ~ N(0, 1); B1 = 0. Only B1 may be zero: with B2 = 0 too all
+    gradients would vanish. `zero=False` draws B1 as LoRA would draw B, so that the fresh adapter changes the model.
+
+    Reference: LoRA's kaiming_uniform(sqrt 5), Hu et al. 2021 (arXiv 2106.09685); here s enters the variance only.
+    """
+    frame = _frame_scales(form)
+    a_scales = [1 / sqrt(3 * form.in_features), *frame]
+    b_scales = [0.0 if zero else 1 / sqrt(3 * form.rank), *frame]
+
+    def draw(scale: float, *shape: int) -> Tensor:
+        return scale * torch.randn(form.separation_rank, *shape, generator=generator)
+
+    # The device is named: under `with torch.device("meta")` there would be nothing to draw.
+    with torch.device("cpu"):
+        a = [draw(scale, r, n) for scale, r, n in zip(a_scales, form.rank_shape, form.in_shape, strict=True)]
+        b = [draw(scale, m, r) for scale, r, m in zip(b_scales, form.rank_shape, form.out_shape, strict=True)]
+    return a, b
+
+
+def as_random_a(
+    factors: list[Tensor],  # (s, r_i, n_i), unit terms in all but the first
+    form: Form,
+) -> list[Tensor]:
+    """Scale A such that ||A||_F^2 = r / 3, LoRA's expectation, and its frame is as large as a random one.
+
+    Learning rates then carry over from random factors.
+    """
+    scaled = _with_random_frame(factors, form)
+    length = torch.linalg.matrix_norm(kron_sum(*scaled)[:, : form.in_features])
+    return [scaled[0] * (sqrt(form.rank / 3) / length), *scaled[1:]]
+
+
+def as_zero_b(
+    factors: list[Tensor],  # (s, m_i, r_i), unit terms in all but the first
+    form: Form,
+) -> list[Tensor]:
+    """Keep B's frame, as large as a random one, and make B1 zero."""
+    scaled = _with_random_frame(factors, form)
+    return [torch.zeros_like(scaled[0]), *scaled[1:]]
+
+
+def _with_random_frame(factors: list[Tensor], form: Form) -> list[Tensor]:
+    frame = zip(factors[1:], _frame_scales(form), strict=True)
+    return [factors[0], *(factor * (scale / factor.square().mean().sqrt()) for factor, scale in frame)]
+
+
+def _frame_scales(form: Form) -> list[float]:
+    """Root mean squares of all factors but the first: products with them then keep the size of the first."""
+    return [1 / sqrt(form.separation_rank)] + [1.0] * (len(form.rank_shape) - 2)

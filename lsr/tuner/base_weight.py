@@ -1,0 +1,65 @@
+"""The base layer's weight: which layers can be adapted, and what their weights are."""
+
+from typing import cast
+
+from peft.utils.integrations import dequantize_module_weight
+from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from transformers.pytorch_utils import Conv1D
+
+ADAPTABLE = (nn.Linear, Conv1D)
+
+
+def check_adaptable(base: nn.Module, layer_name: str) -> None:
+    """Check that a layer can have adapters.
+
+    Raises:
+        TypeError: if it cannot; names the layer and says why.
+    """
+    problem = f"layer {layer_name!r} cannot be adapted"
+    if not isinstance(base, ADAPTABLE):
+        kinds = " or ".join(kind.__name__ for kind in ADAPTABLE)
+        raise TypeError(f"{problem}: it must be {kinds}, got {type(base).__name__}")
+    if isinstance(base, NonDynamicallyQuantizableLinear):  # an adapter would have no effect, silently
+        raise TypeError(
+            f"{problem}: nn.MultiheadAttention reads its weight and never calls it; leave it out with exclude_modules"
+        )
+    if not base.weight.is_floating_point() and not is_quantized(base):
+        raise TypeError(
+            f"{problem}: its weight is quantized, got the dtype {base.weight.dtype}; "
+            "only the 8- and 4-bit layers of bitsandbytes are supported"
+        )
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Return whether calling a layer does nothing but the product of its class: no subclass, hook or patch."""
+    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    return type(layer) in ADAPTABLE and not hooks and "forward" not in layer.__dict__
+
+
+def is_quantized(layer: nn.Module) -> bool:
+    """Return whether a layer is one of bitsandbytes, with 8 or 4 bits a parameter."""
+    return type(layer.weight).__name__ in ("Int8Params", "Params4bit")
+
+
+def features(base: nn.Module) -> tuple[int, int]:
+    """Return in_features and out_features; Conv1D of GPT-2 keeps its weight transposed: (in_features, out_features)."""
+    if is_quantized(base):  # a packed weight has another shape
+        return cast("int", base.in_features), cast("int", base.out_features)
+    rows, columns = cast("Tensor", base.weight).shape
+    return (rows, columns) if isinstance(base, Conv1D) else (columns, rows)
+
+
+def dequantized(base: nn.Module, layer_name: str) -> Tensor:
+    """Return the weight of a layer of bitsandbytes.
+
+    Raises:
+        ValueError: if it was packed for this CPU; names the layer.
+    """
+    if getattr(getattr(base.weight, "quant_state", None), "packing_format_for_cpu", False):
+        # bitsandbytes unpacks it as if it were in the usual order, without a word.
+        raise ValueError(
+            f"layer {layer_name!r}: its 4-bit weight was packed for this CPU when the model was first used; "
+            "start or load adapters before that"
+        )
+    return cast("Tensor", dequantize_module_weight(base)).detach()

@@ -1,0 +1,26 @@
+"""Whether a base weight is the one that a folded initialization was subtracted from."""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def weight_hash(weight: Tensor) -> str:
+    """Return the SHA-256 of a pretrained weight's bytes, as the base layer stores them."""
+    return hashlib.sha256(weight.cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()
+
+
+def check_weight(weight: Tensor, expected: str, layer_name: str) -> None:
+    """Compare a pretrained weight with the hash in an adapter's file.
+
+    Raises:
+        ValueError: if it is another weight; names the layer.
+    """
+    if weight.is_meta:
+        raise ValueError(f"layer {layer_name!r}: cannot subtract a start from a base weight without values")
+    if weight_hash(weight) != expected:
+        raise ValueError(
+            f"layer {layer_name!r}: this is not the base model that the adapter was started from: the weight "
+            f"{tuple(weight.shape)} in {weight.dtype} has another hash"
+        )

@@ -1,0 +1,189 @@
+"""A linear layer that computes with its adapters, and takes them into its weight and out again."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from peft.tuners.tuners_utils import check_adapters_to_merge
+from torch import Tensor, nn
+
+from lsr.tuner.adapter import LsrAdapter
+from lsr.tuner.base_weight import is_plain, is_quantized
+from lsr.tuner.fingerprint import check_weight
+from lsr.tuner.functional import adapted_linear, add_low_rank
+from lsr.tuner.layer import LsrLayer
+
+
+class LsrLinear(nn.Module, LsrLayer):
+    """nn.Linear or Conv1D with LSR adapters: y = W x + b + scaling * B A x for each active adapter."""
+
+    _pretrained_weight: Tensor | None
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, layer_name: str) -> None:
+        nn.Module.__init__(self)
+        LsrLayer.__init__(self, base_layer, layer_name)
+        self._active_adapter = adapter_name
+        # Not persistent: W while adapters are merged or folded into the base weight, never part of a state dict.
+        self.register_buffer("_pretrained_weight", None, persistent=False)
+        # The base layer's own parameter meanwhile: embeddings may share it, and these must not change with the head.
+        self._lent: tuple[nn.Parameter, ...] = ()  # a tuple, which nn.Module does not register
+        self.register_load_state_dict_post_hook(_subtract_what_was_loaded)
+
+    def forward(  # (..., in_features) -> (..., out_features)
+        self, x: Tensor, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Return the base layer's output plus that of the active adapters, or in row i that of `adapter_names[i]`.
+
+        One adapter on a plain layer is one node with it (`adapted_linear`). Several active adapters, rows of several,
+        further arguments, and a base layer that is hooked, patched or quantized take the usual way (`add_low_rank`).
+        """
+        if adapter_names is not None:
+            return self._forward_rows(x, adapter_names, *args, **kwargs)
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        is_plainly_base = self.disable_adapters or self.merged
+        active = [] if is_plainly_base else [self.adapter(n) for n in self.active_adapters if n in self.lsr_adapters]
+        if len(active) == 1 and not args and not kwargs and is_plain(self.base_layer):
+            return self._forward_fused(x, active[0])
+        result = cast("Tensor", self.base_layer(x, *args, **kwargs))
+        for adapter in active:
+            result = add_low_rank(result, adapter.dropout(x), *adapter.collapse(), adapter.scaling)
+        return result
+
+    def _forward_rows(self, x: Tensor, adapter_names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
+        result = cast("Tensor", self.base_layer(x, *args, **kwargs))
+        for name in self.lsr_adapters:
+            rows = [row for row, chosen in enumerate(adapter_names) if chosen == name]
+            if rows:  # the whole update, as the base weight is the pretrained one here
+                adapter = self.adapter(name)
+                result[rows] = add_low_rank(result[rows], x[rows], *adapter.as_lora(), adapter.scaling)
+        return result
+
+    def _forward_fused(self, x: Tensor, adapter: LsrAdapter) -> Tensor:
+        base, dropout = self.base_layer, adapter.dropout
+        return adapted_linear(
+            x,
+            self.in_layout(cast("Tensor", base.weight)),
+            cast("Tensor | None", base.bias),
+            *adapter.operands(),
+            adapter.scaling,
+            dropout.p if dropout.training and isinstance(dropout, nn.Dropout) else 0.0,
+        )
+
+    def pretrained_weight(self) -> Tensor:
+        """Return the pretrained weight in the base layer's layout, also while adapters are merged or folded into it."""
+        return super().pretrained_weight() if self._pretrained_weight is None else self._pretrained_weight
+
+    def settle(self) -> None:
+        """Make the base weight W plus the merged updates, or W less the starts of active adapters that fold theirs.
+
+        It is always computed from W, which is kept meanwhile: so nothing adds up, and W comes back bit for bit. What
+        shares W with the base layer, as embeddings do with a tied head, keeps W.
+        """
+        if self.merged_adapters:
+            updates = [self.get_delta_weight(name) for name in self.merged_adapters]
+        else:
+            updates = [-self.in_layout(adapter.start_update()) for adapter in self._folded()]
+        if not updates:
+            self.release()
+            return
+        weight, pretrained = self.base_parameter(), self.pretrained_weight()
+        total = pretrained.to(torch.promote_types(weight.dtype, torch.float32))
+        for update in updates:
+            total = total + update.detach()
+        if not self._lent:
+            self._lent, self._pretrained_weight = (weight,), pretrained
+            self._set_base_parameter(nn.Parameter(total.to(weight.dtype), requires_grad=weight.requires_grad))
+        else:
+            weight.data = total.to(weight.dtype)
+
+    def _folded(self) -> list[LsrAdapter]:
+        active = [self.adapter(name) for name in self.active_adapters if name in self.lsr_adapters]
+        return [a for a in active if a.has_start and not a.is_meta and not self.disable_adapters]
+
+    def release(self) -> None:
+        """Make the base weight the pretrained one, whatever the adapters' state asks for."""
+        if self._pretrained_weight is not None:
+            (weight,) = self._lent
+            weight.data, self._pretrained_weight = self._pretrained_weight, None
+            self._set_base_parameter(weight)
+            self._lent = ()
+
+    def _set_base_parameter(self, weight: nn.Parameter) -> None:
+        # Not by attribute: while PEFT loads with low_cpu_mem_usage, whatever is assigned so loses its values.
+        self.get_base_layer()._parameters["weight"] = weight
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Choose the active adapters; PEFT calls it."""
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+        self.settle()
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Switch all adapters on or off; PEFT calls it."""
+        super().enable_adapters(enabled)
+        self.settle()
+
+    def check_merge(self, safe_merge: bool, adapter_names: list[str] | None) -> None:
+        """Raise what `merge` would raise for these adapters, and change nothing.
+
+        Raises:
+            ValueError: as `merge`.
+        """
+        if is_quantized(self.get_base_layer()):
+            raise ValueError(
+                f"layer {self.layer_name!r}: its weight is quantized, and merging would round it again; load the "
+                "adapter on the base model in full precision to merge it, or export it as LoRA"
+            )
+        if safe_merge:
+            before = list(self.merged_adapters)
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # the merge itself will warn
+                    self.merge(safe_merge=True, adapter_names=adapter_names)
+            finally:
+                self.merged_adapters[:] = before
+                self.settle()
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the adapters to the base weight, in float32; the pretrained weight is kept for `unmerge`.
+
+        Raises:
+            ValueError: if the base weight is quantized; with `safe_merge`, if the merged weight is not finite. The base
+                weight is then unchanged.
+        """
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.lsr_adapters]
+        if not names:
+            return
+        self.check_merge(False, names)
+        before = list(self.merged_adapters)
+        self.merged_adapters.extend(names)
+        self.settle()
+        if safe_merge and not torch.isfinite(self.base_parameter()).all():
+            self.merged_adapters[:] = before
+            self.settle()
+            raise ValueError(f"NaNs detected in the merged weights of {self.layer_name!r}: one of {names} seems broken")
+
+    def unmerge(self) -> None:
+        """Put the original weight back, bit for bit; subtracting the update would leave rounding errors."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        self.merged_adapters.clear()
+        self.settle()
+
+    def __repr__(self) -> str:
+        return f"lsr.{super().__repr__()}"
+
+
+def adapted_layers(model: nn.Module) -> dict[str, LsrLinear]:
+    """Return the LSR layers of a model by their names in the base model, in the model's order."""
+    return {module.layer_name: module for module in model.modules() if isinstance(module, LsrLinear)}
+
+
+def _subtract_what_was_loaded(layer: LsrLinear, _: object) -> None:
+    """Bring the base weight in line with starts that a file held, once it is known to be the one they belong to."""
+    for name, expected in layer.base_hashes.items():
+        if expected and not layer.adapter(name).is_meta:
+            check_weight(layer.pretrained_weight(), expected, layer.layer_name)
+    layer.settle()

@@ -1,0 +1,62 @@
+"""What an adapter was made with, layer by layer, as its file says: so that no file depends on how a width is split."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lsr.algebra.shapes import Form
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LayerShapes:
+    """The widths of a layer and their Kronecker factors."""
+
+    out_features: int
+    in_features: int
+    out_shape: Shape
+    in_shape: Shape
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The shapes of most layers, those of the others by name, and which base weights were changed."""
+
+    usual: LayerShapes
+    others: dict[str, LayerShapes] = field(default_factory=dict)
+    base_hashes: dict[str, str] = field(default_factory=dict)  # SHA-256 of the weight that a start is subtracted from
+
+    @classmethod
+    def of(cls, forms: Mapping[str, Form], base_hashes: Mapping[str, str]) -> "Resolved":
+        """Return it from the forms by layer."""
+        shapes = {
+            name: LayerShapes(form.out_features, form.in_features, form.out_shape, form.in_shape)
+            for name, form in forms.items()
+        }
+        usual = Counter(shapes.values()).most_common(1)[0][0]
+        return cls(usual, {n: its_shapes for n, its_shapes in shapes.items() if its_shapes != usual}, dict(base_hashes))
+
+    @classmethod
+    def from_fields(cls, fields: Any) -> "Resolved":
+        """Return it from what JSON says.
+
+        Raises:
+            ValueError: if that is something else.
+        """
+        try:
+            others = {str(name): _shapes(value) for name, value in fields["others"].items()}
+            hashes = {str(name): str(value) for name, value in fields["base_hashes"].items()}
+            return cls(_shapes(fields["usual"]), others, hashes)
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise ValueError(f"resolved: not what a saved adapter says of its layers: {str(fields)[:80]}") from None
+
+    def layer(self, name: str) -> LayerShapes:
+        """Return the shapes of a layer."""
+        return self.others.get(name, self.usual)
+
+
+def _shapes(fields: Mapping[str, Any]) -> LayerShapes:
+    out_shape, in_shape = (tuple(int(size) for size in fields[side]) for side in ("out_shape", "in_shape"))
+    return LayerShapes(int(fields["out_features"]), int(fields["in_features"]), out_shape, in_shape)

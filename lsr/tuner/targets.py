@@ -1,0 +1,52 @@
+"""Which layers a configuration names: a name that matches nothing is an error, where PEFT says nothing."""
+
+import difflib
+import re
+
+from peft import PeftConfig
+
+from lsr.tuner.config import PATTERNS, LsrConfig
+
+
+def check_names(config: PeftConfig, names: list[str]) -> None:
+    """Refuse target_modules or exclude_modules of which an entry is no layer: PEFT skips it without a word.
+
+    Raises:
+        ValueError: names the entry and the nearest layer.
+    """
+    for field in ("target_modules", "exclude_modules"):
+        value = getattr(config, field)
+        for entry in sorted(value) if isinstance(value, set) else []:
+            if not any(f".{name}".endswith(f".{entry}") for name in names):
+                raise ValueError(f"{field}: no layer is named {entry!r}{_nearest(entry, names)}")
+        if isinstance(value, str) and value != "all-linear" and not any(re.fullmatch(value, name) for name in names):
+            raise ValueError(f"{field}: {value!r} matches no layer{_nearest(value, names)}")
+
+
+def is_trained_whole(config: LsrConfig, name: str) -> bool:
+    """Return whether a layer is one of modules_to_save or inside one, by PEFT's rule: a name's ending, dot or not."""
+    parts = name.split(".")
+    paths = (".".join(parts[: i + 1]) for i in range(len(parts)))
+    return any(path.endswith(tuple(config.modules_to_save or ())) for path in paths)
+
+
+def check_patterns(config: LsrConfig, adapted: list[str]) -> None:
+    """Refuse a pattern or an index of which no adapted layer knows.
+
+    Raises:
+        ValueError: names the entry and the nearest layer.
+    """
+    for field in PATTERNS:
+        for pattern in getattr(config, field):
+            if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in adapted):
+                raise ValueError(f"{field}: {pattern!r} matches no adapted layer{_nearest(pattern, adapted)}")
+    indices = config.layers_to_transform
+    for index in [indices] if isinstance(indices, int) else indices or []:
+        if not any(f".{index}." in name for name in adapted):
+            raise ValueError(f"layers_to_transform: no adapted layer has the index {index}")
+
+
+def _nearest(word: str, names: list[str]) -> str:
+    endings = dict.fromkeys(name.rpartition(".")[2] for name in names)
+    near = difflib.get_close_matches(word, [ending for ending in endings if not ending.isdigit()], n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
