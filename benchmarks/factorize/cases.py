@@ -1,4 +1,4 @@
-"""What is measured: the starts of lsr.init.factorize, and torch's own decompositions of the same matrices."""
+"""What is measured: the initializations of lsr.init, and torch's own decompositions of the same matrices."""
 
 from functools import lru_cache
 from math import prod
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lsr.algebra.shapes import Form, split_width
-from lsr.init.factorize import Start, begin
+from lsr.init import INITIALIZATIONS
+from lsr.init.initialization import Source, Start
 
-LARGEST_ALIGNED = 768  # the assignment problem takes time with the third power of the width
 FORMS = {4: ((2, 2), (2, 2, 1)), 16: ((4, 4), (4, 2, 2))}  # rank shapes of two factors and of three
 SEPARATION_RANKS = {4: 4, 16: 16}  # by rank
 SVD, LOWRANK = "torch.linalg.svd", "torch.svd_lowrank"
@@ -19,19 +19,18 @@ BLOCK = 64
 
 
 class Case(NamedTuple):
-    """A call that is measured: a start, or one of torch's own."""
+    """A call that is measured: an initialization, or one of torch's own."""
 
-    method: str  # a word of `lsr.init.factorize.begin`, SVD or LOWRANK
+    method: str  # a word of `lsr.init.INITIALIZATIONS`, SVD or LOWRANK
     size: int
     rank_shape: tuple[int, ...] = ()
     separation_rank: int = 0
-    align: bool = False
 
     @property
     def name(self) -> str:
         """The method in words."""
         factors = f", {len(self.rank_shape)} factors" if len(self.rank_shape) > 2 else ""
-        return f"{self.method}{factors}{', aligned' if self.align else ''}"
+        return f"{self.method}{factors}"
 
     @property
     def rank(self) -> int:
@@ -51,7 +50,7 @@ class Case(NamedTuple):
         elif self.method == LOWRANK:
             torch.svd_lowrank(weight, q=self.rank, niter=5)
         else:
-            return begin(self.method, weight, self.form, residual="fold", align=self.align)
+            return INITIALIZATIONS[self.method].start(Source(self.form, lambda: weight))
         return None
 
 
@@ -63,8 +62,6 @@ def cases(size: int) -> list[Case]:
         found.append(Case(LOWRANK, size, two))
         found += [Case(method, size, two, terms) for method in ("row_space", "principal", "minor", "cp")]
         found.append(Case("cp", size, three, terms))
-        if size <= LARGEST_ALIGNED:
-            found += [Case(method, size, two, terms, align=True) for method in ("row_space", "principal", "minor")]
     return found
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from benchmarks.factorize.cases import Case, decaying_weight
 from benchmarks.processes import peak_beyond
 from lsr.algebra.separable import kron_sum
-from lsr.init.factorize import Start
+from lsr.init.initialization import Start
 from lsr.init.quality import captured_by_lora, captured_by_rows, captured_by_svd, captured_by_update
 
 SMALL = 64
@@ -19,7 +19,7 @@ class Probe(NamedTuple):
 
     peak: int  # bytes beyond those of the process with its weight
     captured: float | None
-    captured_by_svd: float | None  # by the truncated SVD of as many stored numbers
+    captured_by_svd: float | None  # by the truncated SVD of as many parameters
 
 
 def seconds(case: Case) -> float:
@@ -45,14 +45,14 @@ def captured_energy(
     weight: Tensor,  # (m, n)
     start: Start,
 ) -> tuple[float, float]:
-    """Return the share of the target's energy that a start captures, and that of the SVD of as many stored numbers.
+    """Return the share of the target's energy that a start captures, and that of the SVD of as many parameters.
 
     `row_space`: ||W P||^2 / ||W||^2 with P the projection onto row(A), beside as many right singular vectors as the
-    numbers of A could store. The others: 1 - ||T - B A||^2 / ||T||^2, beside LoRA's best; T is the weight, or the
-    trailing part of it that `minor` aims at. A slot is a stored number too.
+    parameters of A could store. The others: 1 - ||T - B A||^2 / ||T||^2, beside LoRA's best; T is the weight, or the
+    trailing part of it that `minor` aims at.
     """
-    a, stored_a = _side(start.a, start.in_slots, axis=1, count=case.size)
-    b, stored_b = _side(start.b, start.out_slots, axis=0, count=case.size)
+    a, b = kron_sum(*start.a)[:, : case.size], kron_sum(*start.b)[: case.size]
+    stored_a, stored_b = (sum(factor.numel() for factor in side) for side in (start.a, start.b))
     if case.method == "row_space":
         assert start.rows is not None  # such a start says what it aims at
         ours, svd = captured_by_rows(weight, start.rows, a), captured_by_svd(weight, case.rank, stored_a)
@@ -62,16 +62,3 @@ def captured_energy(
         assert start.rows is not None
         target = target @ start.rows.T @ start.rows
     return captured_by_update(target, b @ a), captured_by_lora(target, stored_a + stored_b)
-
-
-def _side(
-    factors: list[Tensor],
-    slots: Tensor | None,
-    axis: int,
-    count: int,
-) -> tuple[Tensor, int]:
-    """Return A or B as a layer uses it, and how many numbers store it."""
-    stored = sum(factor.numel() for factor in factors)
-    if slots is None:
-        return kron_sum(*factors).narrow(axis, 0, count), stored
-    return kron_sum(*factors).index_select(axis, slots), stored + count

@@ -8,7 +8,7 @@ from peft import LoKrConfig, LoraConfig, PeftConfig, VeraConfig, get_peft_model
 from torch import Tensor, nn
 
 from lsr import LsrConfig
-from lsr.tuner.layer import LsrLinear
+from lsr.tuner.linear import LsrLinear
 
 Targets = Sequence[str] | str
 
@@ -30,9 +30,10 @@ class TextbookLsr(nn.Module):
 
     def __init__(self, layer: LsrLinear) -> None:
         super().__init__()
-        a, b = layer.factors("default")
+        adapter = layer.adapter("default")
+        a, b = adapter.factors()
         self.a, self.b = (nn.ParameterList(side) for side in (a, b))  # (s, r_i, n_i) each, (s, m_i, r_i) each
-        self.base_layer, self.scaling = layer.get_base_layer(), layer.scaling["default"]
+        self.base_layer, self.scaling = layer.get_base_layer(), adapter.scaling
 
     def forward(self, x: Tensor) -> Tensor:
         """Return W x + scaling * B A x."""

@@ -17,7 +17,7 @@ from lsr import LsrConfig
 from lsr.algebra.separable import kron_sum, kron_sum_product
 from lsr.algebra.shapes import split_width
 from lsr.tuner.functional import is_cheaper_by_factors
-from lsr.tuner.model import adapted_layers
+from lsr.tuner.linear import adapted_layers
 from pipeline import console
 
 WIDTH, TOKENS = 768, 2048  # where more terms are timed

@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lsr.algebra.shapes import Form, split_width
 from lsr.init import INITIALIZATIONS
-from lsr.init.initialization import Source, Start
+from lsr.init.initialization import Initialization, Source, Start
 from lsr.init.random import random_factors
 from lsr.tuner.adapter import LsrAdapter, Sizes
 from lsr.tuner.base_weight import check_adaptable, dequantized, features, is_quantized
@@ -50,18 +50,15 @@ class LsrLayer(BaseTunerLayer):
         Raises:
             ValueError: if the shapes do not fit the layer, or it is quantized and would be changed; names the layer.
         """
-        folds = INITIALIZATIONS[config.start].folds
-        if folds and is_quantized(self.get_base_layer()):
-            raise ValueError(
-                f"layer {self.layer_name!r}: its weight is quantized, and init_weights={config.start!r} would change it"
-            )
+        initialization = INITIALIZATIONS[config.start]
+        self._check_can_fold(initialization)
         form = self.make_form(config)
         scaling = override(config.alpha_pattern, self.layer_name, config.alpha) / form.rank
         adapter = LsrAdapter(form, scaling, train=config.train, dropout=config.dropout)
         zero = config.init_weights is not False
         factors = random_factors(form, zero, self._generator(config.seed))
         adapter.set_factors(Start(*factors), self.base_parameter())
-        if folds and config.resolved is not None:
+        if initialization.folds and config.resolved is not None:
             adapter.make_room_for_start(self.base_parameter())
             self.base_hashes[adapter_name] = config.resolved.base_hashes.get(self.layer_name, "")
         self.lsr_adapters[adapter_name] = adapter
@@ -131,6 +128,7 @@ class LsrLayer(BaseTunerLayer):
         adapter, initialization = self.adapter(adapter_name), INITIALIZATIONS[config.start]
         if adapter.is_meta:
             return None
+        self._check_can_fold(initialization)
         source = Source(
             adapter.form,
             self.base_matrix,
@@ -149,6 +147,13 @@ class LsrLayer(BaseTunerLayer):
             adapter.subtract(start, self.base_parameter())
             self.settle()
         return start
+
+    def _check_can_fold(self, initialization: Initialization) -> None:
+        if initialization.folds and is_quantized(self.get_base_layer()):
+            raise ValueError(
+                f"layer {self.layer_name!r}: its weight is quantized, and an initialization that is subtracted from it "
+                f"would change it; use one of {[word for word, one in INITIALIZATIONS.items() if not one.folds]}"
+            )
 
     def _generator(self, seed: int | None) -> torch.Generator | None:
         """Mix the seed with the layer's name: a layer starts the same whatever other layers are adapted."""

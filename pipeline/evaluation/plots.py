@@ -115,28 +115,6 @@ def separation_curves(path: Path, curves: Mapping[str, Sequence[float]], chosen:
         _entitle(figure, title)
 
 
-def budget(path: Path, terms: Mapping[str, int], errors: Mapping[str, float], title: str) -> None:
-    """Draw each layer's separation rank as a bar, coloured by the relative error that so many terms leave."""
-    height = min(LONGEST_BUDGET, 1.6 + 0.2 * len(terms))
-    with _picture(path, 7.2, height) as figure:
-        axes = figure.subplots()
-        scale = ScalarMappable(Normalize(0, 1), "viridis")
-        colours = scale.to_rgba(np.array([errors[name] for name in terms]))
-        places = range(len(terms))
-        axes.barh(places, list(terms.values()), color=colours, height=0.8)
-        labels = distinct_parts(list(terms))
-        every = -(-len(terms) // LABELS_OF_A_BUDGET)  # rounded up
-        axes.set_yticks(places[::every], labels[::every])
-        axes.set_ylim(len(terms) - 0.4, -0.6)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set(xlabel="separation rank (number of Kronecker terms)", ylabel="layer")
-        axes.tick_params(axis="y", length=0)
-        axes.grid(axis="x", color="#E5E5E5", linewidth=0.6)
-        axes.set_axisbelow(True)
-        figure.colorbar(scale, ax=axes, label="relative error").outline.set_visible(False)
-        _entitle(figure, title)
-
-
 def distinct_parts(names: Sequence[str]) -> list[str]:
     """Leave out the dotted parts that all names share: `layer.0.attention.query` becomes `0.query`."""
     parts = [name.split(".") for name in names]

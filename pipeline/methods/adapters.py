@@ -1,7 +1,6 @@
 """The chosen adapter section becomes a PEFT model: the only module that knows both params and PEFT's configs."""
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +12,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import lsr
-from lsr.init.factorize import Start
+from lsr.init.initialization import Start
 from lsr.tuner.layer import LsrLayer
-from lsr.tuner.model import check_names, collect_statistics, start_factors
+from lsr.tuner.start import collect_gradients, initialize_factors
+from lsr.tuner.targets import check_names
 from pipeline.errors import UserError
 from pipeline.methods.base_models import public_name
 from pipeline.params import AdapterParams, FullParams, LoraParams, LsrParams, Targets
@@ -51,8 +51,8 @@ def start(
         UserError: if a weight or the examples do not allow it.
     """
     try:
-        statistics = collect_statistics(model, batches) if section.reads_examples else None
-        yield from start_factors(model, statistics=statistics)
+        gradients = collect_gradients(model, batches) if section.reads_examples else None
+        yield from initialize_factors(model, init_weights=section.init, gradients=gradients)
     except ValueError as error:
         raise UserError(f"params.yaml: lsr.init: {error}") from None
 
@@ -60,13 +60,7 @@ def start(
 def learning_rate(parameter: str, section: AdapterParams) -> float | None:
     """Return the peak learning rate of an adapter's parameter by its name; None where the section has none."""
     rate: float | None = getattr(section, "learning_rate", None)
-    if rate is None or not isinstance(section, LsrParams):
-        return rate
-    factor = re.search(r"lsr_([AB])(\d+)", parameter)
-    if factor is None:
-        return rate
-    side, position = factor.groups()
-    return rate * (section.b_rate if side == "B" else 1.0) * (section.frame_rate if position != "1" else 1.0)
+    return rate
 
 
 @contextmanager
@@ -98,17 +92,10 @@ def _config(base: PreTrainedModel, section: AdapterParams, row: ModelRow, seed: 
             task_type=TaskType.SEQ_CLS,
             rank_shape=section.rank_shape,
             separation_rank=section.separation_rank,
-            budget=None if section.budget == "none" else section.budget,
             alpha=section.alpha,
-            rank_stabilized=section.rank_stabilized,
             in_shape=None if section.in_shape == "auto" else section.in_shape,
             out_shape=None if section.out_shape == "auto" else section.out_shape,
-            aspect=section.aspect,
-            init_weights=section.init,
-            deferred=True,
-            residual=section.residual,
-            frames=section.frames,
-            align=section.align,
+            train=section.train,
             dropout=section.dropout,
             seed=seed,
             target_modules=_targets(section.target_modules, row),

@@ -1,6 +1,6 @@
 """The sections of params.yaml: one a stage, one a method."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
@@ -10,7 +10,6 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
-    model_validator,
 )
 
 from pipeline.params.rows import all_different
@@ -55,43 +54,24 @@ class EvaluateParams(Section):
 
 
 class LsrParams(Section):
-    """Fields of `lsr.LsrConfig`; `init` is its `init_weights`, `auto` and `none` its None."""
+    """Fields of `lsr.LsrConfig`; `init` is its `init_weights`, `auto` its None."""
 
     rank_shape: Shape
-    separation_rank: PositiveInt | Literal["auto"]
-    budget: PositiveInt | Literal["none"] = Field(description="trained numbers in all layers, for separation_rank auto")
+    separation_rank: PositiveInt
     alpha: PositiveFloat
-    rank_stabilized: bool
-    init: Literal["random", "row_space", "principal", "minor", "cp", "gradient", "activation"]
-    residual: Literal["zero", "fold", "frozen"]
-    frames: Literal["trained", "frozen"]
-    align: bool
-    examples: PositiveInt = Field(description="of the train split, that gradient and activation look at")
+    init: Literal["random", "row_space", "principal", "minor", "cp", "gradient"]
+    train: Literal["factors", "first"] = Field(description="all factors, or A1 and B1 alone")
+    examples: PositiveInt = Field(description="of the train split, that gradient looks at")
     dropout: Dropout
     in_shape: Literal["auto"] | Shape
     out_shape: Literal["auto"] | Shape
-    aspect: PositiveFloat
     target_modules: Targets
-    learning_rate: PositiveFloat = Field(description="of A1: peak, per optimizer step")
-    b_rate: PositiveFloat = Field(description="learning rate of B's factors, as a multiple")
-    frame_rate: PositiveFloat = Field(description="learning rate of A2, B2, ..., as a multiple, on top of b_rate")
-
-    @model_validator(mode="after")
-    def _options_go_together(self) -> Self:
-        if (self.separation_rank == "auto") == (self.budget == "none"):
-            raise ValueError(
-                f"separation_rank auto and a budget need each other, got {self.separation_rank} and {self.budget}"
-            )
-        if self.residual != "zero" and self.init not in ("principal", "minor", "cp"):
-            raise ValueError(f"residual {self.residual} needs init principal, minor or cp, got {self.init}")
-        if self.align and self.init in ("random", "cp"):
-            raise ValueError(f"align needs init row_space, principal, minor, gradient or activation, got {self.init}")
-        return self
+    learning_rate: PositiveFloat = Field(description="of the factors: peak, per optimizer step")
 
     @property
     def reads_examples(self) -> bool:
-        """Whether the start looks at tokens."""
-        return self.init in ("gradient", "activation")
+        """Whether the initialization looks at tokens."""
+        return self.init == "gradient"
 
 
 class LoraParams(Section):

@@ -12,7 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction
 
-from lsr.tuner.model import adapted_layers
+from lsr.tuner.linear import adapted_layers
 from pipeline import artifacts, params
 from pipeline.data import tokens
 from pipeline.errors import UserError

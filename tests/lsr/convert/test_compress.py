@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from lsr import compress_lora, export_lora
 from lsr.convert.files import CONFIG, WEIGHTS, InputError
 from lsr.convert.loading import load_adapter
-from lsr.tuner.model import adapted_layers
+from lsr.tuner.linear import adapted_layers
 from tests.lsr.distances import check_certificate, updates
 from tests.lsr.saved import CASES, adapted, train
 from tests.tiny_models import logits, tiny

@@ -19,7 +19,7 @@ from lsr import LsrConfig, export_lora, export_merged
 from lsr.convert.files import PREFIX, InputError
 from lsr.convert.loading import load_adapter
 from lsr.init.quality import TOLERATED_LOSS
-from lsr.tuner.model import adapted_layers
+from lsr.tuner.linear import adapted_layers
 from tests.lsr.saved import CASES, adapted, save
 from tests.tiny_models import logits, tiny, tokens
 

@@ -11,7 +11,7 @@ from lsr import export_lora
 from lsr.convert.files import InputError
 from lsr.convert.inspect import inspect_adapter, inspect_layer, shared_prefix
 from lsr.init.quality import ROUNDOFF, TOLERATED_LOSS
-from lsr.tuner.model import adapted_layers
+from lsr.tuner.linear import adapted_layers
 from tests.lsr.saved import CASES, save
 
 SUBTRACTED = ("folded", "frozen copy", "folded and transposed", "both sides aligned")

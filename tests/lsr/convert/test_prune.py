@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from lsr import prune_adapter
 from lsr.convert.files import CONFIG, WEIGHTS, InputError
 from lsr.convert.loading import load_adapter
-from lsr.tuner.model import adapted_layers
+from lsr.tuner.linear import adapted_layers
 from tests.lsr.distances import check_certificate
 from tests.lsr.saved import CASES, save
 from tests.tiny_models import logits

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 import lsr
 from lsr import LsrConfig, start_from_examples
-from lsr.tuner.model import adapted_layers
+from lsr.tuner.linear import adapted_layers
 from tests.tiny_models import LABELS, logits, tiny, tokens
 
 SHAPES = {"separation_rank": 3, "rank_shape": (2, 2), "alpha": 7, "seed": 0, "task_type": "SEQ_CLS"}

@@ -5,7 +5,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lsr import LsrConfig
-from lsr.tuner.model import adapted_layers
+from lsr.tuner.linear import adapted_layers
 from tests.tiny_models import logits, tiny
 
 CONFIGS = {

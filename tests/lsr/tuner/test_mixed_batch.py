@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from transformers import GenerationConfig
 
 from lsr import LsrConfig
-from lsr.tuner.model import adapted_layers
+from lsr.tuner.linear import adapted_layers
 from tests.tiny_models import logits, tiny, tokens
 
 USUAL = {"rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0, "init_weights": False}

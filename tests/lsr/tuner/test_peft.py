@@ -13,7 +13,7 @@ from lsr import LsrConfig, LsrModel
 from lsr.algebra import spectrum
 from lsr.tuner import layer as layer_module
 from lsr.tuner.layer import LsrLayer
-from lsr.tuner.model import adapted_layers
+from lsr.tuner.linear import adapted_layers
 from tests.lsr.subjects import CASES, METHODS, Subject, is_factor, train, trainable
 from tests.tiny_models import logits, tiny, tokens
 

@@ -8,7 +8,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from lsr import LsrConfig
-from lsr.tuner.model import adapted_layers
+from lsr.tuner.linear import adapted_layers
 from tests.lsr.subjects import loss, stir, train, trainable
 from tests.tiny_models import logits, tiny
 

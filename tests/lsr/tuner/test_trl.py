@@ -7,7 +7,7 @@ from peft import PeftModel
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lsr.tuner.model import adapted_layers
+from lsr.tuner.linear import adapted_layers
 from tests.lsr.subjects import Subject, is_factor
 from tests.tiny_models import VOCABULARY, logits, tiny
 

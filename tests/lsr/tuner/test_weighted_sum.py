@@ -8,7 +8,7 @@ from peft import PeftModel, get_peft_model
 from torch.testing import assert_close
 
 from lsr import LsrConfig
-from lsr.tuner.model import adapted_layers
+from lsr.tuner.linear import adapted_layers
 from tests.tiny_models import logits, tiny
 
 USUAL = {"rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0}
