@@ -29,8 +29,6 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#595959"  # the first two from Okabe
 CLASSES_WITH_NUMBERS = 12  # above this, numbers of 9 points no longer fit their cells
 LONGEST_LABEL = 30  # letters
 LINES_WITH_LEGEND = 12
-LONGEST_BUDGET = 12  # inches
-LABELS_OF_A_BUDGET = 50
 
 
 def confusion_matrix(

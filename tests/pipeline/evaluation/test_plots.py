@@ -45,8 +45,6 @@ DRAWINGS = {
     ),
     "numbers": lambda path: plots.scatter(path, [0.0, 2.0, 5.0], [1.0, 2.5, 4.0], 0, 5, "numbers"),
     "few layers": lambda path: plots.separation_curves(path, curves(3), chosen(3), "few"),
-    "a budget": lambda path: plots.budget(path, chosen(3), dict.fromkeys(curves(3), 0.5), "few"),
-    "a large budget": lambda path: plots.budget(path, chosen(200), dict.fromkeys(curves(200), 0.5), "many"),
     "a note": lambda path: plots.note(path, "nothing to draw here"),
     "many layers": lambda path: plots.separation_curves(path, curves(24), chosen(24), "many"),
 }
@@ -178,14 +176,6 @@ def test_drawing_needs_no_window_system():
 def test_the_picture_of_the_readme_is_what_its_script_draws():
     drawn = runpy.run_path(str(ROOT / "docs/picture.py"))["draw"]()
     assert (ROOT / "docs/lsr.svg").read_text(encoding="utf-8") == drawn
-
-
-def test_a_budget_has_a_bar_a_layer_as_long_as_its_separation_rank(figures, tmp_path):
-    terms = {"encoder.layer.0.query": 7, "encoder.layer.0.value": 2}
-    plots.budget(tmp_path / "picture.png", terms, dict.fromkeys(terms, 0.5), "spent")
-    axes = figures[-1].axes[0]
-    assert [bar.get_width() for bar in axes.patches] == [7, 2]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["query", "value"]
 
 
 def test_different_separation_ranks_are_dots_without_a_line(figures, tmp_path):

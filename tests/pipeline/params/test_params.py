@@ -161,7 +161,6 @@ MISTAKES = [
     ("tokenize.max_length", 7, "tokenize.max_length: input should be greater than or equal to 8, got 7"),
     ("seed", -1, "seed: input should be greater than or equal to 0, got -1"),
     ("lsr.learning_rate", float("inf"), "lsr.learning_rate: input should be a finite number, got inf"),
-    ("lsr.rank_stabilized", "maybe", "lsr.rank_stabilized: input should be a valid boolean, unable to interpret input"),
     ("adapter", "lro", "adapter: input should be 'lsr', 'lora', 'full' or 'head', got 'lro'; did you mean lsr?"),
     ("adapter", "train", "adapter: input should be 'lsr', 'lora', 'full' or 'head', got 'train'"),
     ("lsr.in_shape", [2], "lsr.in_shape: input should be 'auto' or a list of at least 2, got [2]"),
@@ -171,9 +170,8 @@ MISTAKES = [
     ("lsr.target_modules", [], "lsr.target_modules: input should be a valid string or a list of at least 1, got []"),
     ("lora.target_modules", ["query", 3], "lora.target_modules.1: input should be a valid string, got 3"),
     ("lsr.init", "rowspace", "lsr.init: input should be 'random', 'row_space', 'principal', 'minor', 'cp', 'gradient'"),
-    ("lsr.separation_rank", "auto", "lsr: separation_rank auto and a budget need each other, got auto and none"),
-    ("lsr.budget", 7680, "lsr: separation_rank auto and a budget need each other, got 4 and 7680"),
-    ("lsr.residual", "fold", "lsr: residual fold needs init principal, minor or cp, got random"),
+    ("lsr.train", "frames", "lsr.train: input should be 'factors' or 'first', got 'frames'"),
+    ("lsr.residual", "fold", "lsr.residual: no such key"),
     ("data", "movie-reviws", "data: no row 'movie-reviws' in pipeline/datasets.yaml; did you mean movie-reviews?"),
     ("data", "a.b", "data: string should match pattern '^[A-Za-z0-9_-]+$', got 'a.b'"),
     ("model", "minilmm", "model: no row 'minilmm' in pipeline/models.yaml; did you mean minilm?; rows: minilm, "),
@@ -185,13 +183,6 @@ def test_a_mistake_is_one_line(workspace, key, value, message):
     change("params.yaml", key, value)
     (line,) = refusal()
     assert line.startswith(f"params.yaml: {message}")
-
-
-def test_an_order_is_not_searched_for_a_start_that_has_no_target(workspace):
-    change("params.yaml", "lsr.init", "random")
-    change("params.yaml", "lsr.align", True)
-    message = "align needs init row_space, principal, minor, gradient or activation, got random"
-    assert refusal() == [f"params.yaml: lsr: {message}"]
 
 
 @pytest.mark.parametrize("adapter", ["lora", "full", "head"])

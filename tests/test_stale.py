@@ -1,0 +1,78 @@
+"""What an edit makes stale, asked of DVC itself: a change of a command line or an export never retrains."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+from dvc.repo import Repo
+
+from tests.workspace import ROOT, read_yaml
+
+STAGES = read_yaml(ROOT / "dvc.yaml")["stages"]
+MODEL = {"factorize-init", "train", "evaluate"}
+# Where a line is edited: the stages whose own dependencies it changes. What follows them runs again only if their
+# outputs change.
+STALE = {
+    "lsr/__init__.py": MODEL,
+    "lsr/algebra/fit.py": MODEL,
+    "lsr/init/random.py": MODEL,
+    "lsr/tuner/adapter.py": MODEL,
+    "lsr/convert/export.py": {"evaluate"},
+    "lsr/__main__.py": set(),
+    "pipeline/artifacts.py": set(STAGES),
+    "pipeline/params/schema.py": set(STAGES),
+    "pipeline/params/__main__.py": set(),
+    "pipeline/data/sources.py": {"tokenize"},
+    "pipeline/data/tokens.py": set(STAGES),
+    "pipeline/methods/base_models.py": set(STAGES),
+    "pipeline/methods/adapters.py": MODEL,
+    "pipeline/evaluation/scores.py": {"train", "evaluate"},
+    "pipeline/evaluation/plots.py": MODEL,
+    "pipeline/training/trainer.py": {"train"},
+    "pipeline/predict/__main__.py": set(),
+    "stages/train.py": {"train"},
+    "benchmarks/views.py": set(),
+    "README.md": set(),
+    "tests/workspace.py": set(),
+}
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """A copy of the repository in which every stage is up to date, with outputs that no stage made."""
+    folder = tmp_path_factory.mktemp("repository") / "copy"
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, tracked.splitlines()):
+        if not name.startswith(("reports/", "artifacts/", "dvc.lock")) and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    for stage in STAGES.values():
+        for kind in ("outs", "metrics", "plots"):
+            for entry in stage.get(kind, []):
+                path = folder / (entry if isinstance(entry, str) else next(iter(entry)))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text("{}")
+    with Repo(str(folder)) as repo:
+        repo.commit(force=True)
+        assert repo.status() == {}
+    return folder
+
+
+@pytest.mark.parametrize("path", STALE)
+def test_an_edit_makes_those_stages_stale_that_depend_on_it(path, repository):
+    file = repository / path
+    before = file.read_text()
+    try:
+        file.write_text(f"{before}\n")
+        with Repo(str(repository)) as repo:
+            assert set(json.loads(json.dumps(repo.status()))) == STALE[path]
+    finally:
+        file.write_text(before)
+
+
+def test_every_room_is_in_the_table():
+    rooms = {path.relative_to(ROOT).as_posix() for top in ("lsr", "pipeline") for path in (ROOT / top).iterdir()}
+    rooms = {room for room in rooms if (ROOT / room).is_dir() and not room.endswith("__pycache__")}
+    assert rooms <= {path.rpartition("/")[0] for path in STALE}
