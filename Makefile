@@ -8,7 +8,7 @@ PYTEST := pytest -n auto --maxprocesses 8 --dist worksteal
 # Stages and DVC find `python` and `dvc` on the PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test check docs bench bench-init bench-factorize clean
+.PHONY: repro test check docs bench bench-init bench-factorize bench-capabilities clean
 
 ## repro: fine-tune the default model on the default data: tokenize, factorize-init, train, evaluate
 repro: $(READY)
@@ -27,11 +27,11 @@ check: $(READY)
 	lint-imports
 	$(PYTEST)
 
-## docs: write docs/api.md, docs/capabilities.md and the picture of the README from the code
+## docs: write docs/api.md and the picture of the README from the code, docs/capabilities.md from its results
 docs: $(READY)
 	python docs/api.py
 	python docs/picture.py
-	python -m docs.capabilities
+	python docs/capabilities.py
 
 ## bench: what an adapter costs in time and memory, beside other methods
 bench: $(READY)
@@ -44,6 +44,10 @@ bench-init: $(READY)
 ## bench-factorize: time and memory of the starts beside torch's SVD
 bench-factorize: $(READY)
 	python -m benchmarks.factorize
+
+## bench-capabilities: which of PEFT's behaviors LSR and other methods have
+bench-capabilities: $(READY)
+	python -m benchmarks.capabilities
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
