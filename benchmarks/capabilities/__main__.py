@@ -6,13 +6,13 @@ Results are in benchmarks/results/capabilities.json; `make docs` writes docs/cap
 import json
 from importlib.metadata import version
 
-from benchmarks import results
+from benchmarks import figures
 from benchmarks.capabilities import answers
 from benchmarks.capabilities.subjects import METHODS
 from pipeline import artifacts, console
 from pipeline.errors import leaving_in_plain_lines
 
-RESULTS = results.FOLDER / "capabilities.json"
+RESULTS = figures.FOLDER / "capabilities.json"
 PACKAGES = ("peft", "transformers")
 
 

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 
-from benchmarks import results
+from benchmarks import figures
 from benchmarks.init import plan, report, store, summary
 from benchmarks.init.measure import Line, measure
 from pipeline import console
 from pipeline.errors import UserError, leaving_in_plain_lines
 
-RESULTS = results.FOLDER / "init"
+RESULTS = figures.FOLDER / "init"
 CELLS = RESULTS / "cells.jsonl"
 
 
