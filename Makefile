@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# One worker a core, each with the neighbouring tests of one file, which share what they set up.
+# One worker a core, each with the neighboring tests of one file, which share what they set up.
 PYTEST := pytest -n auto --maxprocesses 8 --dist worksteal
 # Stages and DVC find `python` and `dvc` on the PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -37,11 +37,11 @@ docs: $(READY)
 bench: $(READY)
 	python -m benchmarks.speed
 
-## bench-init: compare all starts on real data; hours, goes on where it was stopped
+## bench-init: compare the initializations on real data; hours, goes on where it was stopped
 bench-init: $(READY)
 	python -m benchmarks.init
 
-## bench-factorize: time and memory of the starts beside torch's SVD
+## bench-factorize: time and memory of the initializations beside torch's SVD
 bench-factorize: $(READY)
 	python -m benchmarks.factorize
 

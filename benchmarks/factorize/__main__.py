@@ -1,4 +1,4 @@
-"""What a start costs: seconds and memory beside torch's own decompositions, on one weight and on a model in shards.
+"""What an initialization costs beside torch's decompositions: seconds and memory, on one weight and on model shards.
 
 `starts` measures single weights, `stream` the layers of a model of 7 B parameters, read from a temporary folder.
 Results are in benchmarks/results/factorize.json.
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_starts(rounds: Mapping[int, int], threads: int) -> None:
-    """Measure all calls on weights of these sizes, in so many rounds each; print and write the figures."""
+    """Measure all calls on weights of these sizes, each in its number of rounds; print and write the figures."""
     where = figures.machine(threads)
     turns = [case for size, count in rounds.items() for _ in range(count) for case in cases(size)]
     times: dict[Case, list[float]] = {case: [] for case in turns}
@@ -51,7 +51,7 @@ def run_starts(rounds: Mapping[int, int], threads: int) -> None:
 
 
 def run_stream(layers: Sequence[int], threads: int, size: int = stream.SIZE) -> None:
-    """Start so many layers of a model in shards, each number in a process of its own; print and write the figures.
+    """Initialize layers of a model in shards, each count of them in a process of its own; print and write the figures.
 
     Raises:
         UserError: if there is no room for the shards.

@@ -1,4 +1,4 @@
-"""Does the start of the factors help? Run every missing cell, then write the table to benchmarks/results/init/.
+"""Does the initialization help? Run every missing cell, then write the table to benchmarks/results/init/.
 
 What is compared is in benchmarks/init/experiment.py. A stopped run goes on where it was: finished cells are kept.
 """

@@ -203,7 +203,7 @@ def terms(setting: Setting, train: str) -> int:
 
 
 def nearest_terms(budget: int, size: int) -> int:
-    """Return how many terms of a size, one or more, come nearest to the budget; of two numbers, the smaller."""
+    """Return how many terms of a size, one or more, come nearest to the budget; of two, the fewer."""
     return max(1, -(-(2 * budget - size) // (2 * size)))
 
 

@@ -111,7 +111,7 @@ def test_steps_to_a_score_are_the_first_that_reach_it():
     assert [steps_to(curve, score) for score in (0.5, 0.6, 0.7, 0.71)] == [10, 20, 20, None]
 
 
-def test_a_flat_row_has_three_numbers_an_estimate_and_no_nan():
+def test_a_flat_row_has_three_fields_an_estimate_and_no_nan():
     fields = row(finished("random", [0.5, 0.6], count=2), "random").flat()
     assert fields["test"] == pytest.approx(0.55)
     assert fields["test_low"] < 0.5 < 0.6 < fields["test_high"]
