@@ -72,9 +72,9 @@ def same(one: Tensor, other: Tensor, reason: str) -> None:
     check(torch.equal(one, other), reason)
 
 
-def near(one: Tensor, other: Tensor, reason: str) -> None:
+def near(one: Tensor, other: Tensor, reason: str, tolerance: float = TOLERANCE) -> None:
     """Check that two tensors differ by rounding at most."""
-    check(torch.allclose(one, other, atol=TOLERANCE, rtol=TOLERANCE), reason)
+    check(torch.allclose(one, other, atol=tolerance, rtol=tolerance), reason)
 
 
 def far(one: Tensor, other: Tensor) -> None:

@@ -50,6 +50,11 @@ class Subject:
         return HEADS.get(self.model, ("classifier",)) if self.heads is None else self.heads
 
     @property
+    def folds(self) -> bool:
+        """Whether the adapter's initial update is subtracted from the base weight."""
+        return self.fields.get("init_weights") in ("principal", "minor", "cp")
+
+    @property
     def is_causal(self) -> bool:
         """Whether the model is a language model."""
         return self.model.endswith("-causal")
