@@ -3,12 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# One worker a core, each with the neighbouring tests of one file, which share what they set up.
+# One worker a core, each with the neighboring tests of one file, which share what they set up.
 PYTEST := pytest -n auto --maxprocesses 8 --dist worksteal
 # Stages and DVC find `python` and `dvc` on the PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test check docs bench bench-init bench-factorize clean
+.PHONY: repro test check docs bench bench-init bench-factorize bench-capabilities clean
 
 ## repro: fine-tune the default model on the default data: tokenize, factorize-init, train, evaluate
 repro: $(READY)
@@ -27,23 +27,27 @@ check: $(READY)
 	lint-imports
 	$(PYTEST)
 
-## docs: write docs/api.md, docs/capabilities.md and the picture of the README from the code
+## docs: write docs/api.md and the picture of the README from the code, docs/capabilities.md from its results
 docs: $(READY)
 	python docs/api.py
 	python docs/picture.py
-	python -m docs.capabilities
+	python docs/capabilities.py
 
 ## bench: what an adapter costs in time and memory, beside other methods
 bench: $(READY)
 	python -m benchmarks.speed
 
-## bench-init: compare all starts on real data; hours, goes on where it was stopped
+## bench-init: compare the initializations on real data; hours, goes on where it was stopped
 bench-init: $(READY)
 	python -m benchmarks.init
 
-## bench-factorize: time and memory of the starts beside torch's SVD
+## bench-factorize: time and memory of the initializations beside torch's SVD
 bench-factorize: $(READY)
 	python -m benchmarks.factorize
+
+## bench-capabilities: which of PEFT's behaviors LSR and other methods have
+bench-capabilities: $(READY)
+	python -m benchmarks.capabilities
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'

@@ -18,7 +18,7 @@ BYTES_OF_MAXRSS = 1 if sys.platform == "darwin" else 1024
 
 
 def process(threads: int, module: str) -> ProcessPoolExecutor:
-    """Return one process of so many threads, forked from a server that has imported a module and done nothing yet."""
+    """Return one process, forked from a server that has imported a module and done nothing yet."""
     # numpy's BLAS and torch's read these when they are loaded.
     os.environ |= {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}
     context = multiprocessing.get_context("forkserver")

@@ -12,8 +12,10 @@ from pipeline import params
 from pipeline.errors import UserError
 from pipeline.params import Params, TrainView, mistakes
 
+Overrides = Mapping[str, Any]  # dotted keys of params.yaml
 
-def changed(overrides: Mapping[str, Any], name: str) -> TrainView:
+
+def changed(overrides: Overrides, name: str) -> TrainView:
     """Return what a training sees of params.yaml with these dotted keys changed; `name` says who asks.
 
     Raises:

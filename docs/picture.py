@@ -14,12 +14,12 @@ LORA_RANK = 8
 
 D_OUT, D_IN, RANK = (first * second for first, second in (OUT_SHAPE, IN_SHAPE, RANK_SHAPE))
 PAIRS = list(zip(OUT_SHAPE, RANK_SHAPE, IN_SHAPE, strict=True))  # of the first factors, of the second ones
-NUMBERS = SEPARATION_RANK * sum(n_out * r + r * n_in for n_out, r, n_in in PAIRS)
-LORA_NUMBERS = LORA_RANK * (D_OUT + D_IN)
+PARAMETERS = SEPARATION_RANK * sum(n_out * r + r * n_in for n_out, r, n_in in PAIRS)
+LORA_PARAMETERS = LORA_RANK * (D_OUT + D_IN)
 
 WIDTH, HEIGHT = 900, 572
 INK, MUTED, PAPER, LINE, WHITE = "#1f2933", "#5b6673", "#faf8f3", "#ddd8cc", "#ffffff"
-GREY, ORANGE, BLUE = "#ccd3dc", "#f0b27a", "#8fc1e3"
+GRAY, ORANGE, BLUE = "#ccd3dc", "#f0b27a", "#8fc1e3"
 DEEP_ORANGE, DEEP_BLUE = "#b3500a", "#0b63a5"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 STEP = 3  # drawn length of one row or column of a small factor
@@ -28,7 +28,7 @@ THIN = 16  # drawn thickness of a small factor
 
 def draw() -> str:
     """Return the picture as SVG text."""
-    title = f"ΔW = c (Σ B1 ⊗ B2) (Σ A1 ⊗ A2): {NUMBERS:,} numbers instead of LoRA's {LORA_NUMBERS:,}"
+    title = f"ΔW = c (Σ B1 ⊗ B2) (Σ A1 ⊗ A2): {PARAMETERS:,} numbers instead of LoRA's {LORA_PARAMETERS:,}"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" '
         f'role="img" font-family="{FONT}">',
@@ -44,23 +44,23 @@ def draw() -> str:
 
 
 def update(middle: float) -> list[str]:
-    """ΔW = c · B · A, centred on the height `middle`."""
+    """ΔW = c · B · A, centered on the height `middle`."""
     side, thin = 168, 28
     above, below = middle - side / 2 - 10, middle + side / 2 + 20
     return [
-        *_matrix(60, middle - side / 2, side, side, GREY),
+        *_matrix(60, middle - side / 2, side, side, GRAY),
         _text(144, middle + 8, "ΔW", size=24, bold=True),
-        _text(144, below, f"{D_OUT} × {D_IN}", colour=MUTED),
+        _text(144, below, f"{D_OUT} × {D_IN}", color=MUTED),
         _text(262, middle + 8, "=", size=24),
         _text(300, middle + 8, "c", size=24),
         _text(328, middle + 8, "·", size=24),
         *_matrix(356, middle - side / 2, thin, side, ORANGE, columns=RANK),
-        _text(370, above, "B", size=19, colour=DEEP_ORANGE, bold=True),
-        _text(370, below, f"{D_OUT} × {RANK}", colour=MUTED),
+        _text(370, above, "B", size=19, color=DEEP_ORANGE, bold=True),
+        _text(370, below, f"{D_OUT} × {RANK}", color=MUTED),
         _text(412, middle + 8, "·", size=24),
         *_matrix(440, middle - thin / 2, side, thin, BLUE, rows=RANK),
-        _text(524, middle - thin / 2 - 10, "A", size=19, colour=DEEP_BLUE, bold=True),
-        _text(524, middle + thin / 2 + 20, f"{RANK} × {D_IN}", colour=MUTED),
+        _text(524, middle - thin / 2 - 10, "A", size=19, color=DEEP_BLUE, bold=True),
+        _text(524, middle + thin / 2 + 20, f"{RANK} × {D_IN}", color=MUTED),
         _text(662, middle - 24, f"rank of ΔW ≤ r₁ · r₂ = {RANK}", anchor="start"),
         _text(662, middle + 4, f"scale c = α / {RANK}", anchor="start"),
         _text(662, middle + 32, "start: B1 = 0, so ΔW = 0", anchor="start"),
@@ -72,16 +72,16 @@ def sum_of_b(left: float, top: float) -> list[str]:
     parts = _panel(left, top, "B", "B1", "B2", DEEP_ORANGE)
     middle = top + 114
     for x, index in ((left + 68, 1), (left + 186, 2), (left + 340, SEPARATION_RANK)):
-        for centre, name, n_out, r in (
+        for center, name, n_out, r in (
             (x - 30, "B1", OUT_SHAPE[0], RANK_SHAPE[0]),
             (x + 30, "B2", OUT_SHAPE[1], RANK_SHAPE[1]),
         ):
             height = STEP * n_out
-            parts += _matrix(centre - THIN / 2, middle - height / 2, THIN, height, ORANGE, columns=r)
-            parts.append(_text(centre, middle - height / 2 - 7, name, sub=index))
+            parts += _matrix(center - THIN / 2, middle - height / 2, THIN, height, ORANGE, columns=r)
+            parts.append(_text(center, middle - height / 2 - 7, name, sub=index))
             if index == 1:
                 parts.append(
-                    _text(centre, middle + STEP * OUT_SHAPE[0] / 2 + 18, f"{n_out} × {r}", size=14, colour=MUTED)
+                    _text(center, middle + STEP * OUT_SHAPE[0] / 2 + 18, f"{n_out} × {r}", size=14, color=MUTED)
                 )
         parts.append(_text(x, middle + 7, "⊗", size=20))
     signs = ((left + 127, "+"), (left + 240, "+"), (left + 263, "⋯"), (left + 286, "+"))
@@ -92,54 +92,54 @@ def sum_of_a(left: float, top: float) -> list[str]:
     """A as a sum of Kronecker products: flat factors, term under term."""
     parts = _panel(left, top, "A", "A1", "A2", DEEP_BLUE)
     widths = [STEP * n_in for n_in in IN_SHAPE]
-    starts = (left + 110, left + 110 + widths[0] + 48)
+    lefts = (left + 110, left + 110 + widths[0] + 48)
     for middle, index in ((top + 80, 1), (top + 114, 2), (top + 168, SEPARATION_RANK)):
-        for start, width, r in zip(starts, widths, RANK_SHAPE, strict=True):
-            parts += _matrix(start, middle - THIN / 2, width, THIN, BLUE, rows=r)
+        for x, width, r in zip(lefts, widths, RANK_SHAPE, strict=True):
+            parts += _matrix(x, middle - THIN / 2, width, THIN, BLUE, rows=r)
         parts += [
-            _text(starts[0] - 22, middle + 6, "A1", sub=index),
-            _text(starts[1] - 24, middle + 7, "⊗", size=20),
-            _text(starts[1] + widths[1] + 24, middle + 6, "A2", sub=index),
+            _text(lefts[0] - 22, middle + 6, "A1", sub=index),
+            _text(lefts[1] - 24, middle + 7, "⊗", size=20),
+            _text(lefts[1] + widths[1] + 24, middle + 6, "A2", sub=index),
         ]
         if index > 1:
             parts.append(_text(left + 42, middle + 7, "+", size=20))
-    for start, width, r, n_in in zip(starts, widths, RANK_SHAPE, IN_SHAPE, strict=True):
-        parts.append(_text(start + width / 2, top + 65, f"{r} × {n_in}", size=14, colour=MUTED))
+    for x, width, r, n_in in zip(lefts, widths, RANK_SHAPE, IN_SHAPE, strict=True):
+        parts.append(_text(x + width / 2, top + 65, f"{r} × {n_in}", size=14, color=MUTED))
     return [*parts, _text(left + 42, top + 147, "⋮", size=20)]
 
 
 def caption(baseline: float) -> list[str]:
-    """The saving, in numbers."""
+    """The saving in parameters."""
     sizes = " + ".join(f"{n_out}·{r} + {r}·{n_in}" for n_out, r, n_in in PAIRS)
-    count = f"{SEPARATION_RANK} · ({sizes}) = {NUMBERS:,} for one layer of {D_OUT} × {D_IN}; shapes not to scale"
+    count = f"{SEPARATION_RANK} · ({sizes}) = {PARAMETERS:,} for one layer of {D_OUT} × {D_IN}; shapes not to scale"
     return [
         _text(
             WIDTH / 2,
             baseline,
-            f"{NUMBERS:,} numbers instead of LoRA’s {LORA_NUMBERS:,} (r = {LORA_RANK})",
+            f"{PARAMETERS:,} numbers instead of LoRA’s {LORA_PARAMETERS:,} (r = {LORA_RANK})",
             size=22,
             bold=True,
         ),
-        _text(WIDTH / 2, baseline + 28, count, colour=MUTED),
+        _text(WIDTH / 2, baseline + 28, count, color=MUTED),
     ]
 
 
-def _panel(left: float, top: float, whole: str, first: str, second: str, colour: str) -> list[str]:
+def _panel(left: float, top: float, whole: str, first: str, second: str, color: str) -> list[str]:
     return [
         _box(left, top, 408, 196, WHITE, LINE, radius=10),
         _text(
-            left + 18, top + 28, f"{whole} = Σₖ {first}ₖ ⊗ {second}ₖ", size=17, colour=colour, bold=True, anchor="start"
+            left + 18, top + 28, f"{whole} = Σₖ {first}ₖ ⊗ {second}ₖ", size=17, color=color, bold=True, anchor="start"
         ),
-        _text(left + 390, top + 28, f"s = {SEPARATION_RANK} terms", colour=MUTED, anchor="end"),
+        _text(left + 390, top + 28, f"s = {SEPARATION_RANK} terms", color=MUTED, anchor="end"),
     ]
 
 
-def _matrix(x: float, y: float, width: float, height: float, colour: str, rows: int = 1, columns: int = 1) -> list[str]:
+def _matrix(x: float, y: float, width: float, height: float, color: str, rows: int = 1, columns: int = 1) -> list[str]:
     """A filled box, cut into rows or columns by thin lines."""
     cuts = [(x + width * k / columns, y, 0, height) for k in range(1, columns)]
     cuts += [(x, y + height * k / rows, width, 0) for k in range(1, rows)]
     lines = [f'<path d="M{a:g} {b:g}l{right:g} {down:g}" stroke="{WHITE}"/>' for a, b, right, down in cuts]
-    return [_box(x, y, width, height, colour, colour), *lines]
+    return [_box(x, y, width, height, color, color), *lines]
 
 
 def _box(x: float, y: float, width: float, height: float, fill: str, stroke: str, radius: float = 2) -> str:
@@ -152,13 +152,13 @@ def _text(
     y: float,
     words: str,
     size: int = 15,
-    colour: str = INK,
+    color: str = INK,
     bold: bool = False,
     anchor: str = "middle",
     sub: int | None = None,
 ) -> str:
     index = "" if sub is None else f'<tspan dy="4" font-size="{size * 0.7:g}">{sub}</tspan>'
-    look = f'font-size="{size}" fill="{colour}" text-anchor="{anchor}"' + (' font-weight="600"' if bold else "")
+    look = f'font-size="{size}" fill="{color}" text-anchor="{anchor}"' + (' font-weight="600"' if bold else "")
     return f'<text x="{x:g}" y="{y:g}" {look}>{escape(words)}{index}</text>'
 
 

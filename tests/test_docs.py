@@ -35,6 +35,12 @@ def test_every_field_of_the_configuration_is_on_the_page():
         assert f"| `{name}` | `" in page
 
 
+@pytest.mark.parametrize("path", [*(ROOT / "docs").glob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
+def test_nothing_that_a_user_runs_imports_the_tests(path):
+    imported = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert not [node for node in imported if re.search(r"\btests\b", ast.unparse(node))]
+
+
 def test_the_version_is_said_once():
     assert lsr.__version__ == VERSION
     newest = re.search(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)[1]

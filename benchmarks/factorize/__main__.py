@@ -1,4 +1,4 @@
-"""What a start costs: seconds and memory beside torch's own decompositions, on one weight and on a model in shards.
+"""What an initialization costs beside torch's decompositions: seconds and memory, on one weight and on model shards.
 
 `starts` measures single weights, `stream` the layers of a model of 7 B parameters, read from a temporary folder.
 Results are in benchmarks/results/factorize.json.
@@ -9,14 +9,14 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks import results
+from benchmarks import figures
 from benchmarks.factorize import measure, stream, summary
 from benchmarks.factorize.cases import Case, cases
 from benchmarks.processes import in_fresh_process, process
 from pipeline import console
 from pipeline.errors import leaving_in_plain_lines
 
-RESULTS = results.FOLDER / "factorize.json"
+RESULTS = figures.FOLDER / "factorize.json"
 ROUNDS = {384: 7, 768: 7, 1024: 5, 4096: 3}  # in each, all calls on a size take turns
 LAYERS = (8, 32)
 
@@ -36,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_starts(rounds: Mapping[int, int], threads: int) -> None:
-    """Measure all calls on weights of these sizes, in so many rounds each; print and write the figures."""
-    where = results.machine(threads)
+    """Measure all calls on weights of these sizes, each in its number of rounds; print and write the figures."""
+    where = figures.machine(threads)
     turns = [case for size, count in rounds.items() for _ in range(count) for case in cases(size)]
     times: dict[Case, list[float]] = {case: [] for case in turns}
     with process(threads, measure.__name__) as worker:
@@ -47,16 +47,16 @@ def run_starts(rounds: Mapping[int, int], threads: int) -> None:
     for case in console.track(times, "memory", len(times), "calls"):
         rows.append(summary.row(case, times, in_fresh_process(threads, measure.probe, case)))
     summary.show_starts(rows)
-    results.write(RESULTS, "starts", where, [row._asdict() for row in rows])
+    figures.write(RESULTS, "starts", where, [row._asdict() for row in rows])
 
 
 def run_stream(layers: Sequence[int], threads: int, size: int = stream.SIZE) -> None:
-    """Start so many layers of a model in shards, each number in a process of its own; print and write the figures.
+    """Initialize layers of a model in shards, each count of them in a process of its own; print and write the figures.
 
     Raises:
         UserError: if there is no room for the shards.
     """
-    where = results.machine(threads)
+    where = figures.machine(threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         stream.check_space(folder, max(layers), size)
@@ -67,7 +67,7 @@ def run_stream(layers: Sequence[int], threads: int, size: int = stream.SIZE) -> 
             for count in layers
         ]
     summary.show_stream(passes)
-    results.write(RESULTS, "stream", where, [found._asdict() for found in passes])
+    figures.write(RESULTS, "stream", where, [found._asdict() for found in passes])
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

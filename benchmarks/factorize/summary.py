@@ -14,13 +14,13 @@ Times = Mapping[Case, Sequence[float]]  # one a round: all cases of a size take 
 
 
 class Target(NamedTuple):
-    """What a start may take."""
+    """What an initialization may take."""
 
     seconds: float
     peak: float  # bytes
 
     def verdict(self, seconds: float, peak: int) -> str:
-        """Return whether a start meets it, in a word."""
+        """Return whether an initialization meets it, in a word."""
         missed = [name for name, over in [("time", seconds >= self.seconds), ("memory", peak >= self.peak)] if over]
         return f"misses {' and '.join(missed)}" if missed else "met"
 
@@ -76,7 +76,7 @@ def _ratio(times: Sequence[float], others: Sequence[float]) -> float:
 
 def show_starts(rows: Sequence[Row]) -> None:
     """Print a table of the calls, and what the targets are."""
-    console.table("factorize: starts beside torch's own decompositions", COLUMNS, [row.cells() for row in rows])
+    console.table("factorize: initializations beside torch's decompositions", COLUMNS, [row.cells() for row in rows])
     for (size, rank, terms), target in TARGETS.items():
         memory = f" and {target.peak / 1e9:g} GB beyond the weight" if target.peak < float("inf") else ""
         console.line(f"target at {size} x {size}, r = {rank}, s = {terms}: under {target.seconds:g} s{memory}")
@@ -87,4 +87,4 @@ def show_stream(passes: Sequence[Pass]) -> None:
     cells: list[list[console.Cell]] = [
         [p.start, p.layers, p.seconds, p.seconds_a_layer, p.peak // 10**6] for p in passes
     ]
-    console.table("factorize: layers from shards", ["start", "layers", "seconds", "a layer", "peak MB"], cells)
+    console.table("factorize: layers from shards", ["initialization", "layers", "seconds", "a layer", "peak MB"], cells)

@@ -1,4 +1,4 @@
-"""Does the start of the factors help? Run every missing cell, then write the table to benchmarks/results/init/.
+"""Does the initialization help? Run every missing cell, then write the table to benchmarks/results/init/.
 
 What is compared is in benchmarks/init/experiment.py. A stopped run goes on where it was: finished cells are kept.
 """
@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 
-from benchmarks import results
+from benchmarks import figures
 from benchmarks.init import plan, report, store, summary
 from benchmarks.init.measure import Line, measure
 from pipeline import console
 from pipeline.errors import UserError, leaving_in_plain_lines
 
-RESULTS = results.FOLDER / "init"
+RESULTS = figures.FOLDER / "init"
 CELLS = RESULTS / "cells.jsonl"
 
 

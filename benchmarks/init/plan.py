@@ -46,8 +46,8 @@ def count_missing(only: str, found: Found) -> int:
     for setting in SETTINGS:
         for method in _chosen(setting, only):
             runs[tuning(setting, method)[RATES[0]].key()] = setting, method
-    known = [{*tuning(*run).values(), *seeds(*run, found)} for run in runs.values()]
-    done = sum(cell.key() in found for cells in known for cell in cells)
+    known = [{cell.key() for cell in (*tuning(*run).values(), *seeds(*run, found))} for run in runs.values()]
+    done = sum(len(keys & found.keys()) for keys in known)
     return len(runs) * (len(RATES) + len(SEEDS) - 1) - done
 
 

@@ -17,7 +17,7 @@ from benchmarks.init.summary import SHARE, Row
 from pipeline import artifacts, console
 from pipeline.evaluation import plots
 
-COLUMNS = ("start", "numbers", "learning rate", "test score", f"over {BASELINE}", "steps")
+COLUMNS = ("method", "parameters", "learning rate", "test score", f"over {BASELINE}", "steps")
 PANELS_ABREAST = 4
 
 
@@ -47,7 +47,7 @@ def markdown(table: Sequence[Row]) -> Iterator[str]:
     settings = _by_setting(table)
     yield from _caption()
     yield ""
-    yield from _lines(("start", *settings), overview(settings))
+    yield from _lines(("method", *settings), overview(settings))
     for setting, its_rows in settings.items():
         yield f"\n### {setting}\n"
         yield from _lines(COLUMNS, map(cells, its_rows))
@@ -58,15 +58,16 @@ def _caption() -> Iterator[str]:
     yield f"Test scores after one epoch of {SIZES.train:,} texts of at most {SIZES.longest} tokens in bf16, mean over"
     yield f"{len(SEEDS)} seeds with a 95 % interval; up to {SIZES.test:,} test texts. The learning rate is the one of"
     yield f"{rates} with the best score on {SIZES.validation} validation texts, with the first seed and for each"
-    yield "start; (edge): it is the least or the greatest of them, so another might be better."
+    yield "method; (edge): it is the least or the greatest of them, so another might be better."
     yield f"*Over {BASELINE}* is the mean difference to {BASELINE} with the same seed; **bold** where its interval"
     yield "excludes 0, as it does by chance alone once in twenty. *Steps* is when the mean validation score, taken"
-    yield f"{SIZES.evaluations} times, reaches {SHARE:.0%} of the best start's."
+    yield f"{SIZES.evaluations} times, reaches {SHARE:.0%} of what the best LSR method ends at."
+    yield "*(removed)*: the project no longer has it; its figures are kept, and it is never run again."
 
 
 def overview(settings: Mapping[str, Sequence[Row]]) -> Iterator[Sequence[str]]:
     """Yield for each method its test score in each setting, bold where it differs from the baseline's."""
-    for method in METHODS | REFERENCES:
+    for method in _methods(settings):
         found = [next((row for row in its_rows if row.method == method), None) for its_rows in settings.values()]
         yield method, *(_short(row) if row else "" for row in found)
 
@@ -74,7 +75,7 @@ def overview(settings: Mapping[str, Sequence[Row]]) -> Iterator[Sequence[str]]:
 def draw(path: Path, table: Sequence[Row]) -> None:
     """Draw the test scores with their intervals, a panel a setting; a line marks the baseline."""
     settings = _by_setting(table)
-    methods = list(METHODS | REFERENCES)
+    methods = _methods(settings)
     lines = -(-len(settings) // PANELS_ABREAST)
     with style.context(["default", plots.STYLE]):
         figure = Figure(figsize=(12, 0.6 + 3.2 * lines), layout="constrained")
@@ -92,12 +93,12 @@ def draw(path: Path, table: Sequence[Row]) -> None:
 
 def _panel(axes: Axes, setting: str, its_rows: Sequence[Row], methods: Sequence[str]) -> None:
     for row in its_rows:
-        colour = plots.ORANGE if row.method == BASELINE else plots.BLUE if row.method in METHODS else plots.GREY
+        color = plots.ORANGE if row.method == BASELINE else plots.GREY if row.method in REFERENCES else plots.BLUE
         place = methods.index(row.method)
-        axes.plot(row.test.mean, place, "o", color=colour, markersize=4)
-        axes.plot((row.test.low, row.test.high), (place, place), color=colour, linewidth=1.5)
+        axes.plot(row.test.mean, place, "o", color=color, markersize=4)
+        axes.plot((row.test.low, row.test.high), (place, place), color=color, linewidth=1.5)
         if row.method == BASELINE:
-            axes.axvline(row.test.mean, color=colour, linewidth=0.8, linestyle="--")
+            axes.axvline(row.test.mean, color=color, linewidth=0.8, linestyle="--")
     axes.set_title(fill(setting, 30), fontsize=9)
     axes.set_xlabel("test score")
     axes.tick_params(axis="y", length=0)
@@ -115,6 +116,11 @@ def _lines(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[st
     """The lines of a Markdown table."""
     for cells in (columns, ["---"] * len(columns), *rows):
         yield f"| {' | '.join(cells)} |"
+
+
+def _methods(settings: Mapping[str, Sequence[Row]]) -> list[str]:
+    """The methods of all settings; those that are removed stand last."""
+    return list(METHODS | REFERENCES | {row.method: {} for its_rows in settings.values() for row in its_rows})
 
 
 def _by_setting(table: Sequence[Row]) -> dict[str, list[Row]]:

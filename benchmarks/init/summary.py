@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 from scipy import stats
 
 from benchmarks.init import plan
-from benchmarks.init.experiment import BASELINE, METHODS, RATES, SETTINGS, Setting
+from benchmarks.init.experiment import BASELINE, RATES, REFERENCES, SETTINGS, Setting
 from benchmarks.init.measure import Line
 from benchmarks.init.plan import Found
 
-SHARE = 0.95  # of the best start's validation score: what all methods are timed to
+SHARE = 0.95  # of the validation score that the best LSR method ends at: what all methods are timed to
 
 
 class Estimate(NamedTuple):
@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
     setting: str
     method: str
-    trained: int  # numbers of the adapter
+    trained: int  # parameters of the adapter
     stored: int
     rate: float
     at_edge: bool  # of the grid: another rate might do better
@@ -41,7 +41,7 @@ class Row(NamedTuple):
     validation: float  # score of the trained models, mean over the seeds
     test: Estimate  # score of the trained models
     gain: Estimate  # test score minus that of the baseline with the same seed
-    steps: int | None  # until the mean validation score reaches SHARE of the best start's
+    steps: int | None  # until the mean validation score reaches SHARE of the best LSR method's
     seconds: float  # a cell, mean
 
     def flat(self) -> dict[str, Any]:
@@ -80,9 +80,9 @@ def rows(found: Found) -> list[Row]:
 
 
 def _rows_of(setting: Setting, found: Found) -> Iterator[Row]:
-    lines = {method: _by_seed(setting, method, found) for method in setting.methods}
+    lines = {method: _by_seed(setting, method, found) for method in (*setting.methods, *setting.removed)}
     curves = {method: mean_curve(list(its_lines.values())) for method, its_lines in lines.items() if its_lines}
-    best = max((curve[-1][1] for method, curve in curves.items() if method in METHODS), default=nan)
+    best = max((curve[-1][1] for method, curve in curves.items() if method not in REFERENCES), default=nan)
     for method, curve in curves.items():
         its_lines, baseline = lines[method], lines[BASELINE]
         shared = [seed for seed in its_lines if seed in baseline and method != BASELINE]

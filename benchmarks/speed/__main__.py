@@ -9,13 +9,13 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
-from benchmarks import results
+from benchmarks import figures
 from benchmarks.speed import layer, race, report, step, terms
 from pipeline.errors import leaving_in_plain_lines
 
 PARTS = ("layer", "terms", "step", "race")
-RESULTS = results.FOLDER / "speed.json"
-PICTURE = results.FOLDER / "speed.png"
+RESULTS = figures.FOLDER / "speed.json"
+PICTURE = figures.FOLDER / "speed.png"
 ROUNDS = 9  # of steps
 Row = TypeVar("Row", bound=NamedTuple)
 
@@ -68,11 +68,11 @@ def _publish(
     show: Callable[[Sequence[Row]], None],
     targets: Callable[[Sequence[Row]], Iterable[report.Target]],
 ) -> None:
-    where = results.machine(threads)  # what else the machine does, before it does this
+    where = figures.machine(threads)  # what else the machine does, before it does this
     rows = list(measured)
     show(rows)
     report.show_targets(targets(rows))
-    results.write(RESULTS, part, where, [row._asdict() for row in rows])
+    figures.write(RESULTS, part, where, [row._asdict() for row in rows])
 
 
 def draw() -> None:

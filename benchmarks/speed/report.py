@@ -50,7 +50,7 @@ def show_layers(rows: Sequence[layer.Row]) -> None:
 
 def show_steps(rows: Sequence[step.Row]) -> None:
     """Print a table of whole training steps."""
-    columns = ["method", "numbers", "ms a step", "examples/s", f"speed over {PEER}", "peak MB"]
+    columns = ["method", "parameters", "ms a step", "examples/s", f"speed over {PEER}", "peak MB"]
     for case in dict.fromkeys((row.model, row.targets) for row in rows):
         found = [row for row in rows if (row.model, row.targets) == case]
         cells: list[list[console.Cell]] = [
@@ -103,7 +103,7 @@ def show_race(rows: Sequence[race.Row]) -> None:
         [r.name, r.trained, "not reached" if r.seconds is None else r.seconds, r.steps, r.score] for r in rows
     ]
     title = f"race: seconds from text to a test accuracy of {race.TARGET:.2f}, {race.DATA}"
-    console.table(title, ["contender", "numbers", "seconds", "steps", "accuracy"], cells)
+    console.table(title, ["contender", "parameters", "seconds", "steps", "accuracy"], cells)
 
 
 def layer_targets(rows: Sequence[layer.Row]) -> Iterator[Target]:
@@ -171,8 +171,8 @@ def draw(path: Path, layers: Sequence[layer.Row], steps: Sequence[step.Row]) -> 
 
 
 def _bars(axes: Axes, names: Sequence[str], values: Sequence[float]) -> None:
-    colours = [plots.ORANGE if name.startswith("LSR r") else plots.BLUE for name in names]
-    bars = axes.barh(names, values, color=colours)
+    colors = [plots.ORANGE if name.startswith("LSR r") else plots.BLUE for name in names]
+    bars = axes.barh(names, values, color=colors)
     axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
     axes.margins(x=0.12)
     axes.tick_params(axis="y", length=0)

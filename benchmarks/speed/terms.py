@@ -28,7 +28,7 @@ ROUNDS = 41
 
 
 class Growth(NamedTuple):
-    """An adapter of so many terms on one layer, forward and backward."""
+    """An adapter with `separation_rank` terms on one layer, forward and backward."""
 
     separation_rank: int
     seconds: float  # median

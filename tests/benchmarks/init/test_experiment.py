@@ -14,8 +14,8 @@ CELL = Cell(SETTINGS[0], "row space", RATES[0], 0)
 
 @pytest.fixture(autouse=True)
 def one_size(monkeypatch):
-    """No model is built to count its numbers."""
-    monkeypatch.setattr(experiment, "numbers_a_term", lambda *form: 100)
+    """No model is built to count its parameters."""
+    monkeypatch.setattr(experiment, "parameters_a_term", lambda *form: 100)
 
 
 @given(budget=st.integers(1, 10_000), size=st.integers(1, 1_000))
@@ -27,27 +27,28 @@ def test_no_number_of_terms_is_nearer_to_the_budget(budget, size):
 
 
 def test_equal_budgets_get_equal_terms_and_smaller_terms_more_of_them(monkeypatch):
-    sizes = {"trained": 160, "frozen": 96}
-    monkeypatch.setattr(experiment, "numbers_a_term", lambda data, ranks, targets, frames: sizes[frames])
+    sizes = {"factors": 160, "first": 96}
+    monkeypatch.setattr(experiment, "parameters_a_term", lambda data, ranks, targets, train: sizes[train])
     found = {
         method: Cell(SETTINGS[1], method, RATES[0], 0).view().section.separation_rank
-        for method in ("random", "row space", "gradient", "random, frozen frames")
+        for method in ("random", "row space", "gradient", "random, train=first")
     }
-    assert found == {"random": 4, "row space": 4, "gradient": 4, "random, frozen frames": 7}
+    assert found == {"random": 4, "row space": 4, "gradient": 4, "random, train=first": 7}
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
-@pytest.mark.parametrize("method", METHODS | REFERENCES)
+@pytest.mark.parametrize(
+    ("setting", "method"), [(setting, method) for setting in SETTINGS for method in setting.methods], ids=str
+)
 def test_a_cell_sets_what_its_setting_method_rate_and_seed_say(setting, method):
     view = Cell(setting, method, 0.123, 3).view()
     assert (view.data, view.seed) == (setting.data, 3)
     if method in METHODS:
         assert view.section.learning_rate == 0.123
-        assert view.section.b_rate == setting.b_rate
         assert view.section.alpha == 4 * prod(setting.rank_shape)
         assert view.section.target_modules == setting.target_modules
         assert view.section.init == METHODS[method]["lsr.init"]
-        assert len(view.section.rank_shape) == 2 + (method == "CP")
+        assert view.section.train == METHODS[method].get("lsr.train", "factors")
+        assert view.section.rank_shape == setting.rank_shape
     elif view.adapter == "lora":
         assert view.section.learning_rate == 0.123
         assert view.section.lora_alpha == 2 * view.section.r
@@ -56,8 +57,8 @@ def test_a_cell_sets_what_its_setting_method_rate_and_seed_say(setting, method):
 
 
 def test_a_section_takes_nothing_else_from_one_cell_to_the_next():
-    Cell(SETTINGS[0], "row space, aligned", RATES[0], 0).view()
-    assert not CELL.view().section.align
+    Cell(SETTINGS[0], "row space, train=first", RATES[0], 0).view()
+    assert CELL.view().section.train == "factors"
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,7 @@ def test_a_cell_leaves_nothing_to_params(method):
 def test_a_key_does_not_change_with_what_another_adapter_is_set_to(monkeypatch):
     cell = Cell(SETTINGS[0], "LoRA r=1", RATES[0], 0)
     before = cell.key(), CELL.key()
-    monkeypatch.setattr(experiment, "PROTOCOL", {**experiment.PROTOCOL, "lsr.aspect": 2.0})
+    monkeypatch.setattr(experiment, "PROTOCOL", {**experiment.PROTOCOL, "lsr.dropout": 0.5})
     assert cell.key() == before[0]
     assert CELL.key() != before[1]
 

@@ -31,7 +31,7 @@ class Pool:
 
 @pytest.fixture(autouse=True)
 def results(monkeypatch, tmp_path):
-    monkeypatch.setattr(experiment, "numbers_a_term", lambda *form: 100)
+    monkeypatch.setattr(experiment, "parameters_a_term", lambda *form: 100)
     monkeypatch.setattr(program, "ProcessPoolExecutor", Pool)
     monkeypatch.setattr(program, "as_completed", list)
     monkeypatch.setattr(program, "RESULTS", tmp_path)

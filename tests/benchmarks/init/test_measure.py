@@ -6,14 +6,14 @@ import torch
 
 from benchmarks import views
 from benchmarks.init import experiment, measure
-from benchmarks.init.experiment import METHODS, RATES, REFERENCES, Cell, Setting, Sizes
+from benchmarks.init.experiment import METHODS, QUERY_VALUE, RATES, REFERENCES, Cell, Setting, Sizes
 from pipeline.data import tokens
 from pipeline.evaluation import inference
 from pipeline.methods import base_models
 from tests import workspace
 
 SETTING = Setting("tiny", "glue", separation_rank=2)
-CACHES = (views._committed, views._row, experiment.numbers_a_term, measure._tokenized)
+CACHES = (views._committed, views._row, experiment.parameters_a_term, measure._tokenized)
 
 
 @pytest.fixture(scope="module")
@@ -42,34 +42,34 @@ def test_a_cell_of_every_method_runs(tiny, method):
     assert line["best"] == max(score for _, score in line["curve"])
     assert 0 <= line["test"] <= 1
     assert line["test"] * 24 == pytest.approx(round(line["test"] * 24))
-    budget, size = 2 * 4 * 2 * (2 * 6 + 2 * 4), experiment.numbers_a_term("glue", (2, 2), ("query", "value"), "trained")
+    budget, size = 2 * 4 * 2 * (2 * 6 + 2 * 4), experiment.parameters_a_term("glue", (2, 2), QUERY_VALUE, "factors")
     assert size == budget / 2
     if method in METHODS:
         assert abs(line["trained"] - budget) <= size
-        assert line["stored"] >= line["trained"] or "frozen" in method
+        assert line["stored"] >= line["trained"]
 
 
-def test_frozen_frames_train_less_and_so_have_more_terms(tiny):
-    views = {method: Cell(SETTING, method, RATES[1], 0).view() for method in ("random", "random, frozen frames")}
-    trained, frozen = (
-        experiment.numbers_a_term("glue", (2, 2), ("query", "value"), word) for word in ("trained", "frozen")
+def test_first_factors_that_train_alone_are_smaller_and_so_have_more_terms(tiny):
+    views = {method: Cell(SETTING, method, RATES[1], 0).view() for method in ("random", "random, train=first")}
+    factors, first = (
+        experiment.parameters_a_term("glue", (2, 2), QUERY_VALUE, train) for train in ("factors", "first")
     )
-    assert frozen < trained
+    assert first < factors
     assert views["random"].section.separation_rank == 2
-    assert views["random, frozen frames"].section.separation_rank == experiment.nearest_terms(2 * trained, frozen)
+    assert views["random, train=first"].section.separation_rank == experiment.nearest_terms(2 * factors, first)
 
 
 @pytest.mark.parametrize("targets", [experiment.VALUE_OUTPUT_INTERMEDIATE, "all-linear"])
-def test_target_sets_train_equally_many_numbers_within_one_term(tiny, targets):
+def test_target_sets_train_equally_many_parameters_within_one_term(tiny, targets):
     setting = SETTING._replace(separation_rank=5, target_modules=targets)
-    size = experiment.numbers_a_term("glue", (2, 2), targets, "trained")
-    budget = 5 * experiment.numbers_a_term("glue", (2, 2), ("query", "value"), "trained")
+    size = experiment.parameters_a_term("glue", (2, 2), targets, "factors")
+    budget = 5 * experiment.parameters_a_term("glue", (2, 2), QUERY_VALUE, "factors")
     terms = Cell(setting, "random", RATES[0], 0).view().section.separation_rank
     assert terms == 1 or abs(terms * size - budget) <= size / 2
 
 
 def trained(method, seed):
-    """The trained numbers of a cell, adapter and head, after the training."""
+    """The trained parameters of a cell, adapter and head, after the training."""
     view = Cell(SETTING, method, RATES[1], seed).view()
     splits = measure._splits(view)
     model = measure._started(view, splits["train"])

@@ -8,7 +8,7 @@ SETTING = SETTINGS[0]
 
 @pytest.fixture(autouse=True)
 def one_size(monkeypatch):
-    monkeypatch.setattr(experiment, "numbers_a_term", lambda *form: 100)
+    monkeypatch.setattr(experiment, "parameters_a_term", lambda *form: 100)
 
 
 def lines(*cells, **fields):
@@ -54,9 +54,10 @@ def test_every_cell_runs_once_and_as_many_as_were_announced():
     ran = simulate("", {})
     assert len({cell.key() for cell in ran}) == len(ran) == announced
     chosen = [method for setting in SETTINGS for method in setting.methods]
-    starts = [method for method in chosen if method in METHODS]
+    ours = [method for method in chosen if method in METHODS]
+    assert all(cell.method in cell.setting.methods for cell in ran)  # nothing that is removed
     a_method = len(RATES) + len(SEEDS) - 1
-    assert a_method * len(starts) < announced < a_method * len(chosen)  # settings share references
+    assert a_method * len(ours) < announced < a_method * len(chosen)  # settings share references
 
 
 def test_a_setting_is_tuned_with_the_first_seed_before_its_seeds_run_at_the_best_rate():

@@ -18,6 +18,7 @@ TABLE = [
     row("random", at_edge=True, steps=None),
     row("row space", gain=Estimate(0.01, 0.002, 0.018)),
     row("gradient", gain=Estimate(0.01, -0.002, 0.022)),
+    row("CP, from zero (removed)"),
     row("LoRA r=8", SETTINGS[1].name, test=Estimate(0.85), trained=73728),
 ]
 
@@ -32,7 +33,7 @@ def test_the_four_files_say_the_same(tmp_path):
         assert list(fields) == list(line)
         assert {name: "" if value is None else str(value) for name, value in fields.items()} == line
     assert found[1]["gain_low"] == 0.002
-    assert found[3]["test_low"] is None
+    assert found[-1]["test_low"] is None
     assert imread(tmp_path / "results/table.png").std() > 0
 
 
@@ -46,7 +47,7 @@ def test_two_reports_have_the_same_bytes(tmp_path):
 @pytest.mark.parametrize(
     "line",
     [
-        "| start | movie-reviews r=4 s=1 | movie-reviews r=4 s=4 |",
+        "| method | movie-reviews r=4 s=1 | movie-reviews r=4 s=4 |",
         "| random | 0.800 ± 0.010 |  |",
         "| row space | **0.800** ± 0.010 |  |",  # its gain's interval excludes 0
         "| gradient | 0.800 ± 0.010 |  |",
@@ -59,6 +60,11 @@ def test_two_reports_have_the_same_bytes(tmp_path):
 )
 def test_the_markdown_holds(line):
     assert line in "\n".join(report.markdown(TABLE)).splitlines()
+
+
+def test_what_is_removed_stands_last_in_the_overview():
+    table = "\n".join(report.markdown(TABLE)).partition("\n\n###")[0].splitlines()
+    assert table[-1] == "| CP, from zero (removed) | 0.800 ± 0.010 |  |"
 
 
 def test_the_table_is_printed(tmp_path, capsys):

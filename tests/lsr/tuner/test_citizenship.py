@@ -1,11 +1,13 @@
-"""LSR behaves in PEFT as PEFT's own methods do: the matrix of behaviours and configurations."""
+"""LSR behaves in PEFT as PEFT's own methods do: the matrix of behaviors and configurations."""
 
 import re
 
 import pytest
 
-from tests.lsr.citizenship import BEHAVIOURS, EVERY
-from tests.lsr.subjects import CASES, Subject
+from benchmarks.capabilities.behavior import EVERY
+from benchmarks.capabilities.probes import BEHAVIORS
+from benchmarks.capabilities.subjects import Subject
+from tests.lsr.subjects import CASES
 
 REFUSED = {  # by PEFT or transformers themselves: what a user reads
     "`hotswap_adapter`": "Hotswapping only supports LORA but LSR was passed.",
@@ -13,21 +15,21 @@ REFUSED = {  # by PEFT or transformers themselves: what a user reads
     "transformers' `add_adapter`, `disable_adapters`, `delete_adapter`": "The version of PEFT you are using",
 }
 MATRIX = [
-    pytest.param(behaviour, subject, id=f"{behaviour.replace('`', '')}-{name}")
-    for behaviour, entry in BEHAVIOURS.items()
+    pytest.param(behavior, subject, id=f"{behavior.replace('`', '')}-{name}")
+    for behavior, entry in BEHAVIORS.items()
     for name, subject in (CASES if entry.on == EVERY else {model: Subject(model) for model in entry.on}).items()
 ]
 
 
-@pytest.mark.parametrize(("behaviour", "subject"), MATRIX)
-def test_a_behaviour_is_there_or_refused_in_words(behaviour, subject, tmp_path):
-    probe = BEHAVIOURS[behaviour].probe
-    if behaviour in REFUSED:
-        with pytest.raises(ValueError, match=re.escape(REFUSED[behaviour])):
+@pytest.mark.parametrize(("behavior", "subject"), MATRIX)
+def test_a_behavior_is_there_or_refused_in_words(behavior, subject, tmp_path):
+    probe = BEHAVIORS[behavior].probe
+    if behavior in REFUSED:
+        with pytest.raises(ValueError, match=re.escape(REFUSED[behavior])):
             probe(subject, tmp_path)
     else:
         probe(subject, tmp_path)
 
 
-def test_everything_that_is_refused_is_a_behaviour():
-    assert REFUSED.keys() <= BEHAVIOURS.keys()
+def test_everything_that_is_refused_is_a_behavior():
+    assert REFUSED.keys() <= BEHAVIORS.keys()

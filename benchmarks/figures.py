@@ -1,4 +1,4 @@
-"""Where benchmarks leave their figures, and on which machine these were measured."""
+"""Writing the figures of benchmarks, and the machine that they were measured on."""
 
 import json
 import os
@@ -35,10 +35,10 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def write(path: Path, part: str, where: Mapping[str, Any], figures: Iterable[Mapping[str, Any]]) -> None:
+def write(path: Path, part: str, where: Mapping[str, Any], measured: Iterable[Mapping[str, Any]]) -> None:
     """Write one part of a file of results; the others stay as they are."""
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    known[part] = {"machine": where, "figures": [_rounded(figure) for figure in figures]}
+    known[part] = {"machine": where, "figures": [_rounded(figure) for figure in measured]}
     with artifacts.replacing(path) as temporary:
         temporary.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

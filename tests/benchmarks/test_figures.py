@@ -1,17 +1,17 @@
 import json
 
-from benchmarks import results
+from benchmarks import figures
 
 
 def test_the_results_of_one_part_leave_those_of_the_other(tmp_path):
     path = tmp_path / "results" / "figures.json"
     for part, seconds in [("starts", 1.0), ("stream", 2.0), ("starts", 1 / 3)]:
-        results.write(path, part, {"threads": 1}, [{"call": "principal", "seconds": seconds}])
+        figures.write(path, part, {"threads": 1}, [{"call": "principal", "seconds": seconds}])
     found = json.loads(path.read_text())
     assert {part: found[part]["figures"][0]["seconds"] for part in found} == {"starts": 0.333333, "stream": 2.0}
 
 
 def test_a_machine_is_described_by_what_figures_depend_on():
-    found = results.machine(threads=3)
+    found = figures.machine(threads=3)
     assert found["threads"] == 3
     assert {"cpu", "cores", "load_average", "python", "torch", "peft"} <= set(found)

@@ -1,0 +1,36 @@
+"""Which of PEFT's behaviors LSR and other methods have: every probe for every method, on tiny models.
+
+Results are in benchmarks/results/capabilities.json; `make docs` writes docs/capabilities.md from them.
+"""
+
+import json
+from importlib.metadata import version
+
+from benchmarks import figures
+from benchmarks.capabilities import answers
+from benchmarks.capabilities.subjects import METHODS
+from pipeline import artifacts, console
+from pipeline.errors import leaving_in_plain_lines
+
+RESULTS = figures.FOLDER / "capabilities.json"
+PACKAGES = ("peft", "transformers")
+
+
+def main() -> None:
+    """Probe all methods and write their answers.
+
+    Raises:
+        SystemExit: with code 130 after Ctrl-C.
+    """
+    with leaving_in_plain_lines("stopped; nothing is written"):
+        methods = console.track(METHODS, "capabilities", len(METHODS), "methods")
+        columns = {method: answers.column(method) for method in methods}
+        found = {"versions": {package: version(package) for package in PACKAGES}, "methods": columns}
+        with artifacts.replacing(RESULTS) as temporary:
+            temporary.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        counts = [sum(text == answers.HAS for text in column.values()) for column in columns.values()]
+        console.table("capabilities: probes that pass", list(METHODS), [counts])
+
+
+if __name__ == "__main__":
+    main()

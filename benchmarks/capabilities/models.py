@@ -1,0 +1,113 @@
+"""Tiny random transformers, built from configs: nothing is downloaded."""
+
+import copy
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DistilBertConfig,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
+    RobertaConfig,
+)
+
+LABELS = 3
+VOCABULARY = 64
+Fields = dict[str, Any]  # of a configuration
+
+NO_DROPOUT: Fields = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+BERT_SIZES: Fields = {
+    "vocab_size": VOCABULARY,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 40,
+    "max_position_embeddings": 20,
+    "num_labels": LABELS,
+}
+GPT2_SIZES: Fields = {
+    "vocab_size": VOCABULARY,
+    "n_embd": 24,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_positions": 20,
+    "num_labels": LABELS,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+}
+DISTILBERT_SIZES: Fields = {
+    "vocab_size": VOCABULARY,
+    "dim": 24,
+    "n_layers": 2,
+    "n_heads": 2,
+    "hidden_dim": 40,
+    "max_position_embeddings": 20,
+    "num_labels": LABELS,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "seq_classif_dropout": 0.0,
+}
+LLAMA_SIZES: Fields = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 20,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+CONFIGS: dict[str, PretrainedConfig] = {
+    "bert": BertConfig(hidden_size=24, **BERT_SIZES, **NO_DROPOUT),
+    # 62 is split as 63 = 9 * 7: its factors are padded.
+    "bert-padded": BertConfig(hidden_size=62, **BERT_SIZES, **NO_DROPOUT),
+    # 4-bit layers of bitsandbytes want more on some CPUs than 24.
+    "bert-wide": BertConfig(hidden_size=64, **BERT_SIZES, **NO_DROPOUT),
+    "roberta": RobertaConfig(hidden_size=24, pad_token_id=1, **BERT_SIZES, **NO_DROPOUT),
+    "distilbert": DistilBertConfig(**DISTILBERT_SIZES),
+    "gpt2": GPT2Config(**GPT2_SIZES),
+    "gpt2-causal": GPT2Config(**GPT2_SIZES),
+    "llama-causal": LlamaConfig(**LLAMA_SIZES),
+}
+
+
+@cache
+def _built(name: str) -> nn.Module:
+    kind = AutoModelForCausalLM if name.endswith("-causal") else AutoModelForSequenceClassification
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = kind.from_config(CONFIGS[name]).eval()
+        for parameter in model.parameters():  # zeros and ones, such as fresh biases, would hide mistakes
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    return model
+
+
+def tiny(name: str) -> Any:
+    """Return a fresh copy of a model of `CONFIGS`, in evaluation mode, without dropout, always the same weights."""
+    return copy.deepcopy(_built(name))
+
+
+def tokens(rows: int = 4, length: int = 9) -> dict[str, Tensor]:
+    """Return token ids with a mask; the last rows end earlier."""
+    ids = torch.arange(rows * length).reshape(rows, length) * 7 % (VOCABULARY - 5) + 5
+    mask = torch.ones_like(ids)
+    mask[rows // 2 :, length - 2 :] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def logits(model: Any) -> Tensor:
+    """Return what the model says about `tokens()`."""
+    with torch.no_grad():
+        return model(**tokens()).logits

@@ -1,0 +1,12 @@
+"""What PEFT's users expect of a method: one probe a behavior, for LSR or any other method."""
+
+from benchmarks.capabilities.probes import adapters, merging, placement, precision, saving, training
+
+BEHAVIORS = (
+    training.BEHAVIORS
+    | saving.BEHAVIORS
+    | merging.BEHAVIORS
+    | adapters.BEHAVIORS
+    | placement.BEHAVIORS
+    | precision.BEHAVIORS
+)

@@ -1,0 +1,115 @@
+"""Several adapters on one model."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import Tensor
+
+from benchmarks.capabilities.behavior import Behavior
+from benchmarks.capabilities.checks import check, layers, near, same, stir, trainable
+from benchmarks.capabilities.models import logits, tiny, tokens
+from benchmarks.capabilities.subjects import HEADLESS, TARGETS, Subject
+
+NAMES = ["second", "__base__", "default", "second"]  # of rows
+
+
+def _disable(subject: Subject, folder: Path) -> None:
+    model = subject.stirred()
+    before = logits(model)
+    with model.disable_adapter():
+        same(logits(model), logits(tiny(subject.model)), "the disabled adapter changes the model")
+    same(logits(model), before, "enabled again, it computes something else")
+
+
+def _add_adapter(subject: Subject, folder: Path) -> None:
+    model = subject.stirred()
+    before = logits(model)
+    model.add_adapter("second", subject.second())
+    same(logits(model.eval()), before, "a second adapter changes the model before it is active")
+    check(model.active_adapters == ["default"], "a second adapter is active at once")
+    check(not any("second" in name for name in trainable(model)), "a second adapter trains before it is active")
+
+
+def _set_adapter(subject: Subject, folder: Path) -> None:
+    model = subject.with_two()
+    first = logits(model)
+    model.set_adapter("second")
+    alone = get_peft_model(tiny(subject.model), subject.second()).eval()
+    set_peft_model_state_dict(alone, get_peft_model_state_dict(model, adapter_name="second"))
+    same(logits(model), logits(alone), "the second adapter computes something else than alone")
+    check(not any(".default" in name for name in trainable(model)), "an inactive adapter trains")
+    model.set_adapter("default")
+    same(logits(model), first, "switching forth and back changes the first adapter")
+
+
+def _several_active(subject: Subject, folder: Path) -> None:
+    model = subject.with_two(**HEADLESS)
+    model.base_model.set_adapter(["default", "second"])
+    both = logits(model)
+    near(both, _with_updates(subject, model, {"default": 1, "second": 1}), "active adapters do not add up")
+    model.merge_adapter()
+    near(logits(model), both, "merged together, they compute something else")
+
+
+def _delete_adapter(subject: Subject, folder: Path) -> None:
+    model = subject.with_two()
+    first = logits(model)
+    model.delete_adapter("second")
+    same(logits(model), first, "deleting another adapter changes the active one")
+    check(not any("second" in name for name in model.state_dict()), "something of a deleted adapter is left")
+
+
+def _weighted(subject: Subject, folder: Path) -> None:
+    fields = HEADLESS
+    model = subject.stirred(**fields)
+    model.add_adapter("second", subject.config(**fields))
+    model.set_adapter("second")
+    stir(model, seed=1).eval()
+    model.add_weighted_adapter(["default", "second"], [0.5, -2.0], "sum", combination_type="cat")
+    model.set_adapter("sum")
+    near(logits(model), _with_updates(subject, model, {"default": 0.5, "second": -2.0}), "the sum is not exact")
+    model.save_pretrained(str(folder), selected_adapters=["sum"])
+    loaded = PeftModel.from_pretrained(tiny(subject.model), str(folder / "sum"))
+    same(logits(loaded), logits(model), "a loaded sum computes something else")
+
+
+def _mixed_batch(subject: Subject, folder: Path) -> None:
+    model = subject.with_two(**HEADLESS)
+    outputs = {}
+    for name in ("default", "second"):
+        model.set_adapter(name)
+        outputs[name] = logits(model)
+    with model.disable_adapter():
+        outputs["__base__"] = logits(model)
+    with torch.no_grad():
+        found = model(**tokens(), adapter_names=NAMES).logits
+    expected = torch.stack([outputs[name][row] for row, name in enumerate(NAMES)])
+    near(found, expected, "the adapters of rows are ignored")
+
+
+def _mixed_methods(subject: Subject, folder: Path) -> None:
+    model = get_peft_model(tiny(subject.model), subject.config(**HEADLESS), mixed=True)
+    model.add_adapter("second", LoraConfig(r=2, target_modules=TARGETS[subject.model]))
+
+
+def _with_updates(subject: Subject, model: Any, weights: dict[str, float]) -> Tensor:
+    """What the base model says with weights times the updates of adapters added."""
+    plain = tiny(subject.model)
+    for name, layer in layers(model).items():
+        update = sum(w * layer.get_delta_weight(adapter) for adapter, w in weights.items())
+        plain.get_submodule(name.removeprefix("base_model.model.")).weight.data += update
+    return logits(plain)
+
+
+BEHAVIORS = {
+    "`disable_adapter`: the base, bit for bit": Behavior(_disable),
+    "`add_adapter`": Behavior(_add_adapter),
+    "`set_adapter`": Behavior(_set_adapter),
+    "`delete_adapter`": Behavior(_delete_adapter),
+    "several active adapters": Behavior(_several_active),
+    "`add_weighted_adapter`, exact (`cat`)": Behavior(_weighted),
+    "`adapter_names`: each row its adapter": Behavior(_mixed_batch),
+    "`PeftMixedModel` with LoRA": Behavior(_mixed_methods, ("bert",)),
+}

@@ -1,0 +1,90 @@
+"""What is probed: PEFT methods with configurations on tiny models."""
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import LoKrConfig, LoraConfig, PeftConfig, VeraConfig, get_peft_model
+
+from benchmarks.capabilities.checks import stir
+from benchmarks.capabilities.models import Fields, tiny
+from lsr import LsrConfig
+
+METHODS: dict[str, tuple[type[PeftConfig], Fields, Fields]] = {  # configuration, fields of a first and a second adapter
+    "LSR": (
+        LsrConfig,
+        {"rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0},
+        {"rank_shape": (2, 1, 2), "separation_rank": 2, "alpha": 5, "seed": 1},
+    ),
+    "LoRA": (LoraConfig, {"r": 4, "lora_alpha": 7}, {"r": 2, "lora_alpha": 5}),
+    "LoKr": (LoKrConfig, {"r": 4, "alpha": 7}, {"r": 2, "alpha": 5}),
+    "VeRA": (VeraConfig, {"r": 16}, {"r": 16}),
+}
+TARGETS = {
+    "bert": ["query", "value"],
+    "bert-padded": ["query", "value"],
+    "roberta": ["query", "value"],
+    "distilbert": ["q_lin", "v_lin"],
+    "gpt2": ["c_attn"],
+    "gpt2-causal": ["c_attn"],
+    "llama-causal": ["q_proj", "v_proj"],
+}
+HEADS = {"distilbert": ("pre_classifier", "classifier"), "gpt2": ("score",), "gpt2-causal": (), "llama-causal": ()}
+HEADLESS: Fields = {"task_type": None}  # of an adapter that has no module saved whole
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One configuration of a method on one tiny model."""
+
+    model: str
+    fields: Fields = field(default_factory=dict)
+    heads: tuple[str, ...] | None = None  # None: those of the model
+    layers: int | None = None  # how many it should adapt, where a test says so
+    method: str = "LSR"
+
+    @property
+    def trained_whole(self) -> tuple[str, ...]:
+        """The names of modules that train whole."""
+        return HEADS.get(self.model, ("classifier",)) if self.heads is None else self.heads
+
+    @property
+    def folds(self) -> bool:
+        """Whether the adapter's initial update is subtracted from the base weight."""
+        return self.fields.get("init_weights") in ("principal", "minor", "cp")
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether the model is a language model."""
+        return self.model.endswith("-causal")
+
+    def config(self, **fields: Any) -> PeftConfig:
+        """Return the configuration of the first adapter."""
+        kind, usual, _ = METHODS[self.method]
+        task = "CAUSAL_LM" if self.is_causal else "SEQ_CLS"
+        targets = {} if self.method == "LSR" else {"target_modules": TARGETS[self.model]}  # PEFT's tables differ
+        return kind(**copy.deepcopy({"task_type": task, **targets, **usual, **self.fields, **fields}))
+
+    def second(self, **fields: Any) -> PeftConfig:
+        """Return the configuration of a second adapter, of another size where the method allows it."""
+        return Subject(self.model, METHODS[self.method][2], method=self.method).config(**fields)
+
+    def fresh(self, **fields: Any) -> Any:
+        """Return the model with a new adapter."""
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # not every method has a seed of its own
+            return get_peft_model(tiny(self.model), self.config(**fields)).eval()
+
+    def stirred(self, **fields: Any) -> Any:
+        """Return the model with an adapter in which nothing is zero or as initialized."""
+        return stir(self.fresh(**fields))
+
+    def with_two(self, **fields: Any) -> Any:
+        """Return the model with two stirred adapters, the first active."""
+        model = self.stirred(**fields)
+        model.add_adapter("second", self.second(**fields))
+        model.set_adapter("second")
+        stir(model, seed=1)
+        model.set_adapter("default")
+        return model.eval()
