@@ -144,6 +144,15 @@ def test_the_lsr_section_has_the_fields_of_the_config():
     assert fields <= set(LsrConfig.__dataclass_fields__)
 
 
+def test_every_method_has_a_row_that_knows_the_fields_of_its_section():
+    from pipeline.methods.table import METHODS
+
+    assert list(METHODS) == list(params.ADAPTERS.values())
+    for section in set(METHODS) - {params.LsrParams}:  # it is compared above
+        fields = set(section.model_fields) - {"learning_rate"}
+        assert fields <= set(METHODS[section].config.__dataclass_fields__), section
+
+
 def test_the_table_of_models_is_a_dep_by_row_and_not_as_a_file():
     deps = {dep for stage in STAGES.values() for dep in stage["deps"]}
     assert not deps & {"pipeline", "pipeline/datasets.yaml", "pipeline/models.yaml", "params.yaml"}

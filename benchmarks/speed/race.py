@@ -127,7 +127,7 @@ def race(contender: Contender, epochs: int) -> Row:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(watch)
         trainer.train()
-    count = adapters.count_parameters(model, view.base_model)["adapter_parameters"]
+    count = adapters.count_parameters(model, view.base_model)["adapter_trained"]
     return Row(contender.name, count, watch.seconds if watch.is_done else None, trainer.state.global_step, watch.found)
 
 

@@ -24,7 +24,7 @@ from transformers import (
 
 from pipeline.errors import UserError
 from pipeline.evaluation import inference, scores
-from pipeline.methods import adapters
+from pipeline.methods import adapters, table
 from pipeline.params import PARAMS, TrainParams, TrainView
 from pipeline.params.rows import DatasetRow
 
@@ -83,11 +83,12 @@ def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:
     head_rate = view.train.head_learning_rate
     no_decay = {id(p) for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    in_head = adapters.head_parameters(model, view.base_model)
+    rate_of = table.METHODS[type(view.section)].rate
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            in_head = any(part in view.base_model.head for part in name.split("."))
             decays = not name.endswith(".bias") and id(parameter) not in no_decay
-            rate = None if in_head else adapters.learning_rate(name, view.section)
+            rate = None if id(parameter) in in_head else rate_of(view.section, name)
             key = (head_rate if rate is None else rate, view.train.weight_decay if decays else 0.0)
             groups.setdefault(key, []).append(parameter)
     listed = [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]

@@ -71,7 +71,9 @@ def test_the_keys_of_the_file_are_the_fields_of_the_schema_in_its_order():
 
 def test_the_adapters_are_the_sections_that_the_schema_knows():
     assert set(params.ADAPTERS) <= set(params.Params.model_fields)
-    assert params.Params.model_fields["adapter"].annotation.__args__ == params.ADAPTERS
+    assert params.Params.model_fields["adapter"].annotation.__args__ == tuple(params.ADAPTERS)
+    for word, section in params.ADAPTERS.items():
+        assert params.Params.model_fields[word].annotation is section
 
 
 @pytest.mark.parametrize("name", DATA_ROWS)
