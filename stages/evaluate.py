@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from pipeline import artifacts, console, params, stage
 from pipeline.data import tokens
 from pipeline.evaluation import inference, plots, scores
-from pipeline.methods import adapters, base_models, exports, task
+from pipeline.methods import adapters, base_models, device, exports, task
 from pipeline.params.rows import DatasetRow, Number
 
 GROUPS = 10  # equal parts of a regression's range, for the plot of actual against predicted
@@ -90,7 +90,7 @@ def export(view: params.EvaluateView, logits: Tensor) -> dict[str, float]:
 
 
 def main(view: params.EvaluateView) -> None:
-    model = load_model(view, trainable=True)  # nothing trains, but it is counted
+    model = device.place(load_model(view, trainable=True))  # nothing trains, but it is counted
     outcome = outcome_of(model, view)
     differences = export(view, outcome.logits)
     metrics = {

@@ -14,7 +14,7 @@ from lsr.init.factorize import Start
 from lsr.tuner.layer import LsrLayer
 from lsr.tuner.model import check_names, collect_statistics, start_factors
 from pipeline.errors import UserError
-from pipeline.methods import table
+from pipeline.methods import device, table
 from pipeline.methods.base_models import public_name
 from pipeline.params import LsrParams, MethodParams
 from pipeline.params.rows import ModelRow
@@ -43,13 +43,17 @@ def start(
 ) -> Iterator[tuple[str, LsrLayer, Start]]:
     """Give the factors their start, layer by layer; yield each layer's name, the layer and what it started from.
 
-    `batches` of labelled examples are read where the start looks at data, before the first layer.
+    `batches` of labelled examples are read where the start looks at data, before the first layer: by the model on the
+    fastest device. The model is then where it was, for decompositions have the same bytes on one device only.
 
     Raises:
         UserError: if a weight or the examples do not allow it.
     """
     try:
-        statistics = collect_statistics(model, batches) if section.reads_examples else None
+        statistics = None
+        if section.reads_examples:
+            with device.placed(model):
+                statistics = collect_statistics(model, device.moved(batches, device.device_of(model)))
         yield from start_factors(model, statistics=statistics)
     except ValueError as error:
         raise UserError(f"params.yaml: lsr.init: {error}") from None
@@ -93,7 +97,7 @@ def save_adapter(model: PeftModel, folder: Path, row: ModelRow) -> None:
 
 
 def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> PeftModel:
-    """Return the base model with the adapter of a folder on it.
+    """Return the base model with the adapter of a folder on it, all of it on the device of the base model.
 
     Raises:
         UserError: if the folder is no adapter, or is one for another base model.
@@ -106,6 +110,7 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> Pef
             folder,
             is_trainable=trainable,
             low_cpu_mem_usage=True,  # drawing or decomposing factors that are about to be loaded would be for nothing
+            torch_device=str(base.device),  # else PEFT takes an accelerator, wherever the base model is
         )
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: does not fit the base model: {str(error).strip().splitlines()[0]}") from None

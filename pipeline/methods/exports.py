@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 import lsr
 from lsr.convert.files import InputError, writing
 from pipeline.errors import UserError
-from pipeline.methods import adapters, base_models
+from pipeline.methods import adapters, base_models, device
 from pipeline.params import PARAMS
 from pipeline.params.rows import ModelRow
 
@@ -41,7 +41,10 @@ def _write_merged(model: PeftModel, folder: Path, row: ModelRow) -> None:
 
 
 def load(form: str, folder: Path, base: PreTrainedModel) -> nn.Module:
-    """Return what `write` has written, a LoRA on the base model, as those load it who do not know this package."""
+    """Return what `write` has written, a LoRA on the base model, as those load it who do not know this package.
+
+    It is on the fastest device, as what it is compared with.
+    """
     if form == "lora":
-        return adapters.load_adapter(base, folder, trainable=False)
-    return AutoModelForSequenceClassification.from_pretrained(str(folder))
+        return device.place(adapters.load_adapter(base, folder, trainable=False))
+    return device.place(AutoModelForSequenceClassification.from_pretrained(str(folder)))

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from lsr.convert import loading
 from lsr.convert.files import InputError, read_config, read_tensors
 from pipeline.errors import UserError
-from pipeline.methods import adapters, table
+from pipeline.methods import adapters, device, table
 from pipeline.methods.base_models import installed_folder
 
 
@@ -19,7 +19,7 @@ def open_adapter(folder: Path, base: str | None) -> tuple[PeftModel, PreTrainedT
     """Return a trained adapter of any method beside the base model that it names, and the tokenizer.
 
     `base` is a folder or hub repository instead of the named one. A named one that a row of pipeline/models.yaml has
-    as an installed package is taken from there. The model is in evaluation mode.
+    as an installed package is taken from there. The model is in evaluation mode, on the fastest device.
 
     Raises:
         UserError: if the folder is no such adapter, or its base model or tokenizer is not there or does not fit.
@@ -33,7 +33,7 @@ def open_adapter(folder: Path, base: str | None) -> tuple[PeftModel, PreTrainedT
         raise UserError(str(error)) from None
     if tokenizer is None:
         raise UserError(f"{folder}: no tokenizer beside the adapter or its base model; see --base")
-    return model, tokenizer
+    return device.place(model), tokenizer
 
 
 def _load(folder: Path, fields: Mapping[str, Any], base: str | None) -> PeftModel:
