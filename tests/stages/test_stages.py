@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from pipeline.data import tokens
 from pipeline.errors import UserError
 from pipeline.evaluation import inference
 from pipeline.methods import adapters, base_models
-from pipeline.training import arguments
+from pipeline.training import arguments, callbacks
+from pipeline.training import run as training
 from stages import evaluate, factorize_init, tokenize, train
 from tests import workspace
 
@@ -167,13 +169,13 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(at, monkeypatch)
     assert not list(Path(".checkpoints").iterdir())
 
     with monkeypatch.context() as patch:
-        patch.setattr(arguments.Progress, "on_step_end", kill_in_the_second_epoch)
+        patch.setattr(callbacks.Progress, "on_step_end", kill_in_the_second_epoch)
         with pytest.raises(KilledError):
             run(TRAIN)
     assert len(list(Path(".checkpoints").iterdir())) == 1
     steps = []
     monkeypatch.setattr(
-        arguments.Progress, "on_step_end", lambda self, args, state, *_, **__: steps.append(state.global_step)
+        callbacks.Progress, "on_step_end", lambda self, args, state, *_, **__: steps.append(state.global_step)
     )
     run(TRAIN)
     assert digests("artifacts/adapter") | digests("reports/train") == undisturbed
@@ -185,11 +187,32 @@ def test_a_checkpoint_of_other_params_is_not_taken_up(at):
     at()
     run(TOKENIZE, FACTORIZE)
     view = params.load(params.TrainView)
-    here = arguments.checkpoint_folder(view, train.INPUTS)
-    changed = view.model_copy(update={"seed": 1})
-    assert arguments.checkpoint_folder(changed, train.INPUTS) != here
+    here = training.checkpoint_folder(view)
+    assert training.checkpoint_folder(view.model_copy(update={"seed": 1})) != here
+    section = view.section.model_copy(update={"alpha": 1.0})
+    assert training.checkpoint_folder(view.model_copy(update={"section": section})) != here
     artifacts.INIT.joinpath("adapter_config.json").write_text("{}")
-    assert arguments.checkpoint_folder(view, train.INPUTS) != here
+    assert training.checkpoint_folder(view) != here
+
+
+def test_a_checkpoint_is_orphaned_by_changes_of_what_trains_and_of_nothing_else(at, tmp_path, monkeypatch):
+    at()
+    run(TOKENIZE, FACTORIZE)
+    code = tmp_path / "code"
+    for name in ("lsr", "pipeline", "stages"):
+        shutil.copytree(workspace.ROOT / name, code / name)
+    shutil.copy(workspace.ROOT / "dvc.yaml", code)
+    view = params.load(params.TrainView)
+    here = training.checkpoint_folder(view)
+    monkeypatch.setattr(training, "CODE", code)
+    assert training.checkpoint_folder(view) == here  # wherever the code is: experiments run in copies
+    for changed in ("lsr/convert/export.py", "lsr/__main__.py", "pipeline/predict/inputs.py", "stages/evaluate.py"):
+        code.joinpath(changed).write_text("changed")
+        assert training.checkpoint_folder(view) == here, changed
+    for changed in ("lsr/tuner/model.py", "lsr/__init__.py", "pipeline/training/run.py", "stages/train.py"):
+        code.joinpath(changed).write_text("changed")
+        here, before = training.checkpoint_folder(view), here
+        assert here != before, changed
 
 
 def test_the_head_has_its_own_learning_rate(at):
