@@ -44,7 +44,7 @@ def write_reports(trainer: Trainer, model: PeftModel, view: params.TrainView) ->
         for name, points in curves.items():
             artifacts.write_csv(folder / f"{name}.csv", ["step", name], points)
     scores, losses = dict(curves["validation_score"]), dict(curves["validation_loss"])
-    best = max(scores, key=scores.__getitem__)
+    best = next(step for step in scores if step == trainer.state.best_global_step)
     metrics = {
         "best_epoch": 1 + list(scores).index(best),
         "best_score": scores[best],

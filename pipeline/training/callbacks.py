@@ -1,4 +1,4 @@
-"""What happens while the Trainer runs: progress, and an early end."""
+"""What happens while the Trainer runs: progress, an early end, and the choice among equals."""
 
 import math
 from collections.abc import Callable
@@ -43,3 +43,26 @@ class StopAtDivergence(TrainerCallback):
         loss = (logs or {}).get("loss", 0.0)
         if not math.isfinite(loss):
             raise UserError(f"train: the loss is {loss} after {state.global_step} steps: lower the learning rate")
+
+
+class LaterOfEquals(TrainerCallback):
+    """Of checkpoints with the best score, keeps the one with the lowest validation loss, and of these the last.
+
+    The Trainer keeps the first. It compares right after an evaluation, so a best score that should give way is
+    forgotten then; step and loss of the best are in its state, which a resumed run reads.
+    """
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Compare with the best evaluation before."""
+        if metrics is None or metrics["eval_score"] != state.best_metric:
+            return
+        losses = {entry["step"]: entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry}
+        if state.best_global_step is not None and metrics["eval_loss"] <= losses[state.best_global_step]:
+            state.best_metric = None

@@ -18,6 +18,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from pipeline import artifacts
 from pipeline.params import TrainView
 from pipeline.training import arguments
+from pipeline.training.callbacks import LaterOfEquals
 from pipeline.training.trainer import MergingTrainer
 
 CODE = Path(__file__).parents[2]  # where dvc.yaml is
@@ -50,7 +51,7 @@ def trainer_of(
         data_collator=collate,
         compute_metrics=arguments.scorer(view.dataset),
         optimizers=(arguments.optimizer(model, view), None),
-        callbacks=list(callbacks),
+        callbacks=[LaterOfEquals(), *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

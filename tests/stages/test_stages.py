@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction, Trainer
+from transformers.trainer_utils import EvalLoopOutput
 
 from lsr.tuner.model import adapted_layers
 from pipeline import artifacts, params
@@ -162,6 +163,11 @@ def kill_in_the_second_epoch(self, args, state, control, **_):
         raise KilledError
 
 
+def kill_in_the_last_epoch(self, args, state, control, **_):
+    if state.epoch > LAST - 0.7:
+        raise KilledError
+
+
 def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(at, monkeypatch):
     at(train={"epochs": 3}, lsr={"dropout": 0.1})
     run(TOKENIZE, FACTORIZE, TRAIN)
@@ -181,6 +187,44 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(at, monkeypatch)
     assert digests("artifacts/adapter") | digests("reports/train") == undisturbed
     assert steps[0] > 1
     assert not list(Path(".checkpoints").iterdir())
+
+
+LAST = 4  # epoch
+EQUALS = [  # validation scores and losses by epoch, and the epoch that is kept
+    ([(0.5, 1.0), (0.7, 0.5), (0.6, 0.1), (0.6, 0.1)], 2),  # the best score, whatever the loss
+    ([(0.7, 0.5), (0.7, 0.6), (0.7, 0.4), (0.7, 0.45)], 3),  # of equal scores the lowest loss
+    ([(0.7, 0.5), (0.7, 0.6), (0.6, 0.1), (0.7, 0.5)], LAST),  # of equal losses the last epoch
+    ([(0.7, 0.4), (0.7, 0.6), (0.6, 0.1), (0.7, 0.5)], 1),
+]
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+@pytest.mark.parametrize(("looks", "best"), EQUALS)
+def test_of_epochs_with_equal_scores_the_later_one_of_the_lower_loss_is_kept(at, monkeypatch, looks, best, is_killed):
+    at(train={"epochs": LAST})
+    run(TOKENIZE, FACTORIZE)
+    weights = {}
+
+    def evaluation_loop(trainer, *_, **__):
+        epoch = round(trainer.state.epoch)
+        weights[epoch] = {name: value.clone() for name, value in get_peft_model_state_dict(trainer.model).items()}
+        score, loss = looks[epoch - 1]
+        return EvalLoopOutput(None, None, {"eval_score": score, "eval_loss": loss}, 1)
+
+    monkeypatch.setattr(Trainer, "evaluation_loop", evaluation_loop)
+    if is_killed:
+        with monkeypatch.context() as patch:
+            patch.setattr(callbacks.Progress, "on_step_end", kill_in_the_last_epoch)
+            with pytest.raises(KilledError):
+                run(TRAIN)
+    run(TRAIN)
+    found = report(artifacts.TRAIN_METRICS)
+    assert (found["best_epoch"], found["best_score"]) == (best, looks[best - 1][0])
+    kept = load_file(artifacts.ADAPTER / adapters.WEIGHTS)
+    assert kept.keys() == weights[best].keys()
+    assert all(torch.equal(value, weights[best][name]) for name, value in kept.items())
+    others = [epoch for epoch in weights if epoch != best]
+    assert not any(torch.equal(next(iter(kept.values())), next(iter(weights[epoch].values()))) for epoch in others)
 
 
 def test_a_checkpoint_of_other_params_is_not_taken_up(at):
