@@ -43,3 +43,8 @@ def predicted(
 ) -> np.ndarray:  # (examples,)
     """Return class numbers, or the predicted numbers of a regression."""
     return logits[:, 0] if row.is_regression else logits.argmax(axis=1)
+
+
+def largest_difference(one: Tensor, other: Tensor) -> float:
+    """Return the largest absolute difference between two models' logits."""
+    return float((one - other).abs().max())

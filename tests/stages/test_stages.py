@@ -391,6 +391,17 @@ def test_both_forms_are_written_and_compared(at, capsys):
         assert str(folder) not in path.read_text(), path
 
 
+def test_one_tokenizer_is_loaded_and_one_set_of_predictions_made(at, monkeypatch):
+    at(evaluate={"export": ["merged", "lora"]})
+    run(TOKENIZE, FACTORIZE, TRAIN)
+    calls = []
+    for module, name in ((base_models, "load_tokenizer"), (inference, "predicted"), (tokens, "load_tokens")):
+        usual = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given, name=name, usual=usual: calls.append(name) or usual(*given))
+    run(EVALUATE)
+    assert sorted(calls) == ["load_tokenizer", "load_tokens", "predicted"]
+
+
 @pytest.mark.parametrize("adapter", ["lora", "full", "head"])
 def test_any_adapter_is_exported_merged(at, adapter):
     at(adapter=adapter, evaluate={"export": ["merged"]})
