@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from pipeline import params
 from pipeline.errors import UserError
 from pipeline.params import Params, TrainView, mistakes
+from pipeline.params.reading import seen_by
 
 Overrides = Mapping[str, Any]  # dotted keys of params.yaml
 
@@ -29,13 +30,7 @@ def changed(overrides: Overrides, name: str) -> TrainView:
         checked = Params.model_validate(content)
     except ValidationError as error:
         raise UserError("\n".join(mistakes.lines(error, Params, content, params.PARAMS, (name,)))) from None
-    everything = {
-        **{field: getattr(checked, field) for field in Params.model_fields},
-        "section": getattr(checked, checked.adapter),
-        "dataset": _row("data", checked.data),
-        "base_model": _row("model", checked.model),
-    }
-    return TrainView.model_construct(**{field: everything[field] for field in TrainView.model_fields})
+    return seen_by(TrainView, checked, _row)
 
 
 @cache

@@ -23,7 +23,7 @@ def test_the_result_table_is_that_of_the_committed_reports():
     for name in ("accuracy", "f1"):
         line = f"| {name} | {found[name]:.3f} | {found[f'{name}_low']:.3f} to {found[f'{name}_high']:.3f} |"
         assert line in README
-    for name in ("adapter_parameters", "head_parameters", "base_parameters", "adapter_bytes", "examples"):
+    for name in ("adapter_trained", "head_parameters", "base_parameters", "adapter_bytes", "examples"):
         assert f"{found[name]:,}" in README, name
 
 

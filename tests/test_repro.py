@@ -73,7 +73,7 @@ def test_experiments_switch_the_adapter_and_sweep_seeds_without_tokenizing_again
     output = command(repository, "dvc", "exp", "run", "--name", "lora", "-S", "adapter=lora", "-S", "lora.r=2")
     assert ran(output) == ["factorize-init", "train", "evaluate"]
     differences = json.loads(command(repository, "dvc", "metrics", "diff", "--json"))
-    counts = differences["reports/evaluate/metrics.json"]["adapter_parameters"]
+    counts = differences["reports/evaluate/metrics.json"]["adapter_trained"]
     assert counts == {"old": 320, "new": 2 * 48 * 4, "diff": 64}
     command(repository, "git", "restore", "--staged", "--worktree", ".")
     command(repository, "dvc", "checkout")

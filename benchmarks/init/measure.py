@@ -1,6 +1,5 @@
 """Run one cell: start the adapter, train it, score it."""
 
-import dataclasses
 import math
 import tempfile
 import time
@@ -13,16 +12,16 @@ import numpy as np
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor
-from transformers import PrinterCallback, Trainer, set_seed
+from transformers import set_seed
 
 from benchmarks.init import experiment
-from benchmarks.init.experiment import Cell, Sizes, trained_numbers
+from benchmarks.init.experiment import Cell, Sizes
 from pipeline import params
 from pipeline.data import datasets, tokens
 from pipeline.evaluation import inference, scores
 from pipeline.methods import adapters, base_models
 from pipeline.params import LsrParams, TrainView
-from pipeline.training import arguments
+from pipeline.training import arguments, run
 from stages import tokenize
 
 EXAMPLES_AT_ONCE = 64  # where no gradient is needed
@@ -41,6 +40,7 @@ def measure(cell: Cell) -> Line:
     model = _started(view, splits["train"])
     curve = _train(model, view, splits)
     test = _score(model, view, splits["test"])
+    counts = adapters.count_parameters(model, view.base_model)
     return {
         "key": cell.key(),
         "name": cell.name,
@@ -50,8 +50,8 @@ def measure(cell: Cell) -> Line:
         "best": max(score for _, score in curve),
         "last": curve[-1][1],
         "test": test,
-        "trained": trained_numbers(model, view.base_model),
-        "stored": adapters.count_parameters(model, view.base_model)["adapter_stored"],
+        "trained": counts["adapter_trained"],
+        "stored": counts["adapter_stored"],
         "seconds": round(time.perf_counter() - begin, 2),
     }
 
@@ -75,26 +75,20 @@ def _batches(examples: Dataset, view: TrainView) -> Iterator[dict[str, Tensor]]:
 
 def _train(model: PeftModel, view: TrainView, splits: dict[str, Dataset]) -> list[tuple[int, float]]:
     """Fit the adapter and the head; return the validation scores by optimizer step."""
-    steps_an_epoch = math.ceil(len(splits["train"]) / view.train.batch_size)
-    steps = steps_an_epoch * view.train.epochs
+    steps = view.train.epochs * run.steps_an_epoch(view, splits["train"])
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            model=model,
-            args=dataclasses.replace(
-                arguments.training_arguments(view, steps_an_epoch, Path(folder)),
-                per_device_eval_batch_size=EXAMPLES_AT_ONCE,
-                eval_strategy="steps",
-                eval_steps=math.ceil(steps / experiment.SIZES.evaluations),
-                save_strategy="no",
-                load_best_model_at_end=False,
-            ),
-            train_dataset=splits["train"],
-            eval_dataset=splits["validation"],
-            data_collator=tokens.collator(base_models.load_tokenizer(view.base_model)),
-            compute_metrics=arguments.scorer(view.dataset),
-            optimizers=(arguments.optimizer(model, view), None),
+        trainer = run.trainer_of(
+            view,
+            model,
+            splits,
+            tokens.collator(base_models.load_tokenizer(view.base_model)),
+            Path(folder),
+            per_device_eval_batch_size=EXAMPLES_AT_ONCE,
+            eval_strategy="steps",
+            eval_steps=math.ceil(steps / experiment.SIZES.evaluations),
+            save_strategy="no",
+            load_best_model_at_end=False,
         )
-        trainer.remove_callback(PrinterCallback)
         trainer.train()
         curve = arguments.curves(trainer.state.log_history)["validation_score"]
         if curve[-1][0] < steps:

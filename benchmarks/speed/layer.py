@@ -99,7 +99,7 @@ def measured_rates() -> Rates:
     copied = 2 * source.nbytes / _least_seconds(lambda: target.copy_(source))
     flops = {}
     for name in DTYPES:
-        # Transposed, as a linear layer has its weight: in bf16 some CPUs need a hundred times as long for others.
+        # Transposed, as a linear layer has its weight: other layouts take a hundred times as long without bf16 units.
         square = torch.ones(1024, 1024, dtype=getattr(torch, name))
         flops[name] = 2 * 1024**3 / _least_seconds(partial(torch.mm, square, square.T))
     return Rates(copied, flops)

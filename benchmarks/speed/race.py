@@ -1,7 +1,5 @@
 """From raw text to a target score: this pipeline beside PEFT's LoRA as examples of the Trainer often set it up."""
 
-import dataclasses
-import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +10,6 @@ import numpy as np
 from datasets import Dataset
 from transformers import (
     DataCollatorWithPadding,
-    PrinterCallback,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -28,7 +24,7 @@ from pipeline.data import datasets, tokens
 from pipeline.evaluation import inference, scores
 from pipeline.methods import adapters, base_models
 from pipeline.params import TrainView
-from pipeline.training import arguments
+from pipeline.training.run import steps_an_epoch, trainer_of
 from stages import tokenize
 
 DATA, MODEL, MAX_LENGTH, TARGET = "movie-reviews", "minilm", 128, 0.80
@@ -96,7 +92,6 @@ def race(contender: Contender, epochs: int) -> Row:
     )
     if isinstance(view.section, params.LsrParams):
         list(adapters.start(model, view.section, iter(())))
-    steps_an_epoch = math.ceil(len(splits["train"]) / view.train.batch_size)
     collate = tokens.collator(base_models.load_tokenizer(view.base_model))
     usual = DataCollatorWithPadding(collate.tokenizer, padding="max_length", max_length=MAX_LENGTH)
 
@@ -106,28 +101,23 @@ def race(contender: Contender, epochs: int) -> Row:
         predicted = inference.predicted(outputs.numpy(), view.dataset)
         return scores.score(["accuracy"], predicted, np.asarray(splits["test"]["label"]))["accuracy"]
 
-    watch = StopWatch(begin, max(1, epochs * steps_an_epoch // LOOKS), score)
+    watch = StopWatch(begin, max(1, epochs * steps_an_epoch(view, splits["train"]) // LOOKS), score)
     with tempfile.TemporaryDirectory() as folder:
-        settings = arguments.training_arguments(view, steps_an_epoch, Path(folder))
-        sampling = "random" if contender.is_padded else settings.train_sampling_strategy
-        trainer = Trainer(
-            model=model,
-            args=dataclasses.replace(
-                settings,
-                num_train_epochs=epochs,
-                train_sampling_strategy=sampling,
-                eval_strategy="no",
-                save_strategy="no",
-                load_best_model_at_end=False,
-            ),
-            train_dataset=splits["train"],
-            data_collator=usual if contender.is_padded else collate,
-            optimizers=(arguments.optimizer(model, view), None),
+        trainer = trainer_of(
+            view,
+            model,
+            splits,
+            usual if contender.is_padded else collate,
+            Path(folder),
+            [watch],
+            num_train_epochs=epochs,
+            eval_strategy="no",
+            save_strategy="no",
+            load_best_model_at_end=False,
+            **({"train_sampling_strategy": "random"} if contender.is_padded else {}),
         )
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(watch)
         trainer.train()
-    count = adapters.count_parameters(model, view.base_model)["adapter_parameters"]
+    count = adapters.count_parameters(model, view.base_model)["adapter_trained"]
     return Row(contender.name, count, watch.seconds if watch.is_done else None, trainer.state.global_step, watch.found)
 
 

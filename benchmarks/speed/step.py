@@ -5,6 +5,7 @@ from statistics import median
 from typing import NamedTuple
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -101,14 +102,16 @@ def _model(case: Case, method: str) -> nn.Module:
     torch.manual_seed(0)
     base: PreTrainedModel = AutoModelForSequenceClassification.from_config(SHAPES[case.model])
     model = adapted(base, method, TARGETS[case.targets])
-    for name, parameter in model.named_parameters():
-        if HEAD in name.split("."):
-            parameter.requires_grad_()
+    _head(model).requires_grad_()
     return model.train()
+
+
+def _head(model: nn.Module) -> nn.Module:
+    return (model.get_base_model() if isinstance(model, PeftModel) else model).get_submodule(HEAD)
 
 
 def _parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The trained parameters of the adapter and those of the head."""
-    head = {id(p) for name, p in model.named_parameters() if HEAD in name.split(".")}
+    head = {id(p) for p in _head(model).parameters()}
     both = trained(model)
     return [p for p in both if id(p) not in head], [p for p in both if id(p) in head]

@@ -8,6 +8,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import DataCollatorWithPadding
 
+from pipeline.methods.device import device_of
 from pipeline.params.rows import DatasetRow
 
 
@@ -19,16 +20,19 @@ def logits(
     batch_size: int,
     advance: Callable[[int], None],
 ) -> Tensor:  # (examples, labels), float32, on the CPU, in the order of the split
-    """Return the model's output for each example; batches hold examples of like length, so that little is padded."""
+    """Return the model's output for each example; batches hold examples of like length, so that little is padded.
+
+    Batches go to the device that the model is on.
+    """
     model.eval()
-    device = next(model.parameters()).device
+    where = device_of(model)
     lengths = torch.tensor(tokens["length"])
     order = lengths.argsort(descending=True, stable=True)
     inputs = tokens.select_columns([name for name in tokens.column_names if name in ("input_ids", "token_type_ids")])
     found = []
     for indices in order.split(batch_size):
         batch = collate(inputs[indices.tolist()])
-        found.append(model(**{name: value.to(device) for name, value in batch.items()}).logits.float().cpu())
+        found.append(model(**{name: value.to(where) for name, value in batch.items()}).logits.float().cpu())
         advance(len(indices))
     return torch.cat(found)[order.argsort()]
 
@@ -39,3 +43,8 @@ def predicted(
 ) -> np.ndarray:  # (examples,)
     """Return class numbers, or the predicted numbers of a regression."""
     return logits[:, 0] if row.is_regression else logits.argmax(axis=1)
+
+
+def largest_difference(one: Tensor, other: Tensor) -> float:
+    """Return the largest absolute difference between two models' logits."""
+    return float((one - other).abs().max())

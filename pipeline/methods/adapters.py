@@ -1,4 +1,4 @@
-"""The chosen adapter section becomes a PEFT model: the only module that knows both params and PEFT's configs."""
+"""Adapters on a base model: made from the chosen section, started, merged, saved, loaded and counted."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -6,38 +6,37 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import peft
-from peft import LoraConfig, PeftConfig, PeftModel, TaskType
-from peft.utils.constants import DUMMY_TARGET_MODULES
+from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-import lsr
 from lsr.init.initialization import Start
 from lsr.tuner.layer import LsrLayer
 from lsr.tuner.start import collect_gradients, initialize_factors
 from lsr.tuner.targets import check_names
 from pipeline.errors import UserError
+from pipeline.methods import device, table
 from pipeline.methods.base_models import public_name
-from pipeline.params import AdapterParams, FullParams, LoraParams, LsrParams, Targets
+from pipeline.params import LsrParams, MethodParams
 from pipeline.params.rows import ModelRow
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
 
-def add_adapter(base: PreTrainedModel, section: AdapterParams, row: ModelRow, seed: int) -> PeftModel:
+def add_adapter(base: PreTrainedModel, section: MethodParams, row: ModelRow, seed: int) -> PeftModel:
     """Return the base model with a fresh adapter; LSR factors are random until `start` is exhausted.
 
     Raises:
         UserError: if the section does not fit the model.
     """
     try:
-        config = _config(base, section, row, seed)
-        if isinstance(section, LoraParams):  # LSR checks this itself
+        config = table.config_of(section, base, row, seed)
+        if table.adapts_layers(section):  # LSR checks this itself
             check_names(config, [name for name, _ in base.named_modules() if name])
         return peft.get_peft_model(base, config)
     except (ValueError, TypeError) as error:
-        raise UserError(f"params.yaml: {section_name(section)}: {error}") from None
+        raise UserError(f"params.yaml: {section.word}: {error}") from None
 
 
 def start(
@@ -45,32 +44,30 @@ def start(
 ) -> Iterator[tuple[str, LsrLayer, Start]]:
     """Give the factors their start, layer by layer; yield each layer's name, the layer and what it started from.
 
-    `batches` of labelled examples are read where the start looks at data, before the first layer.
+    `batches` of labelled examples are read where the start looks at data, before the first layer: by the model on the
+    fastest device. The model is then where it was, for decompositions have the same bytes on one device only.
 
     Raises:
         UserError: if a weight or the examples do not allow it.
     """
     try:
-        gradients = collect_gradients(model, batches) if section.reads_examples else None
+        gradients = None
+        if section.reads_examples:
+            with device.placed(model):
+                gradients = collect_gradients(model, device.moved(batches, device.device_of(model)))
         yield from initialize_factors(model, init_weights=section.init, gradients=gradients)
     except ValueError as error:
         raise UserError(f"params.yaml: lsr.init: {error}") from None
 
 
-def learning_rate(parameter: str, section: AdapterParams) -> float | None:
-    """Return the peak learning rate of an adapter's parameter by its name; None where the section has none."""
-    rate: float | None = getattr(section, "learning_rate", None)
-    return rate
-
-
 @contextmanager
 def merged(model: nn.Module) -> Iterator[None]:
-    """Merge LSR adapters into their base model for a while: outputs then cost what the base model's cost.
+    """Merge an adapter into its base model for a while, if that is exact: outputs then cost what the base model's cost.
 
-    Other methods stay beside it. Their update is subtracted again afterwards, which would leave the base model changed
+    Most methods stay beside it. Their update is subtracted again afterwards, which would leave the base model changed
     by rounding after each look at the validation split; LSR puts the very weights back.
     """
-    if not (isinstance(model, PeftModel) and any(isinstance(module, LsrLayer) for module in model.modules())):
+    if not (isinstance(model, PeftModel) and table.method_of(model).merges_exactly):
         yield
         return
     model.merge_adapter()
@@ -78,47 +75,6 @@ def merged(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.unmerge_adapter()
-
-
-def section_name(section: AdapterParams) -> str:
-    """Return the word that chooses this section: lsr, lora, full or head."""
-    return type(section).__name__.removesuffix("Params").lower()
-
-
-def _config(base: PreTrainedModel, section: AdapterParams, row: ModelRow, seed: int) -> PeftConfig:
-    head = list(row.head)
-    if isinstance(section, LsrParams):
-        return lsr.LsrConfig(
-            task_type=TaskType.SEQ_CLS,
-            rank_shape=section.rank_shape,
-            separation_rank=section.separation_rank,
-            alpha=section.alpha,
-            in_shape=None if section.in_shape == "auto" else section.in_shape,
-            out_shape=None if section.out_shape == "auto" else section.out_shape,
-            train=section.train,
-            dropout=section.dropout,
-            seed=seed,
-            target_modules=_targets(section.target_modules, row),
-            modules_to_save=head,
-        )
-    if isinstance(section, LoraParams):
-        return LoraConfig(
-            task_type=TaskType.SEQ_CLS,
-            r=section.r,
-            lora_alpha=section.lora_alpha,
-            lora_dropout=section.lora_dropout,
-            target_modules=_targets(section.target_modules, row),
-            modules_to_save=head,
-        )
-    # PEFT has no method "everything" or "the head": an adapter of no layers that saves whole modules is just that.
-    whole = [name for name, _ in base.named_children()] if isinstance(section, FullParams) else head
-    return LoraConfig(task_type=TaskType.SEQ_CLS, target_modules=DUMMY_TARGET_MODULES, modules_to_save=whole)
-
-
-def _targets(targets: Targets, row: ModelRow) -> list[str] | str:
-    if targets == "default":
-        return list(row.target_modules)
-    return targets if isinstance(targets, str) else list(targets)
 
 
 def save_adapter(model: PeftModel, folder: Path, row: ModelRow) -> None:
@@ -142,7 +98,7 @@ def save_adapter(model: PeftModel, folder: Path, row: ModelRow) -> None:
 
 
 def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> PeftModel:
-    """Return the base model with the adapter of a folder on it.
+    """Return the base model with the adapter of a folder on it, all of it on the device of the base model.
 
     Raises:
         UserError: if the folder is no adapter, or is one for another base model.
@@ -150,31 +106,50 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> Pef
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: no adapter here ({CONFIG} is missing); run the stage before, or dvc repro")
     try:
-        # The factors are about to be loaded: drawing or decomposing them first would be for nothing.
-        model = PeftModel.from_pretrained(base, folder, is_trainable=trainable, low_cpu_mem_usage=True)
-    except (ValueError, RuntimeError, KeyError) as error:
+        model = PeftModel.from_pretrained(
+            base,
+            folder,
+            is_trainable=trainable,
+            low_cpu_mem_usage=True,  # drawing or decomposing factors that are about to be loaded would be for nothing
+            torch_device=str(base.device),  # else PEFT takes an accelerator, wherever the base model is
+        )
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: does not fit the base model: {str(error).strip().splitlines()[0]}") from None
     # The folder names a hub repository. PEFT would ask the hub about it whenever the Trainer saves a checkpoint.
     model.peft_config["default"].base_model_name_or_path = base.name_or_path
     return model
 
 
+def heads(model: PeftModel, row: ModelRow) -> dict[str, nn.Module]:
+    """Return the modules that a model row names as the head, by their full names."""
+    return {f"base_model.model.{name}": model.get_base_model().get_submodule(name) for name in row.head}
+
+
+def head_parameters(model: PeftModel, row: ModelRow) -> set[int]:
+    """Return the ids of the parameters of the head: what trains, and what that replaces."""
+    return {id(parameter) for head in heads(model, row).values() for parameter in head.parameters()}
+
+
 def count_parameters(model: PeftModel, row: ModelRow) -> dict[str, int]:
-    """Return how many numbers the adapter trains, stores and works with, and those of the head and the frozen base."""
-    counts = {"adapter_parameters": 0, "head_parameters": 0, "base_parameters": 0}
-    prefix = str(model.base_model.prefix)
-    for name, parameter in model.named_parameters():
-        parts = name.split(".")
-        saved_whole = "modules_to_save" in parts
-        if any(head in parts for head in row.head):
-            # The base model's own head, never trained, is replaced by the saved one: it counts nowhere.
-            counts["head_parameters"] += parameter.numel() if saved_whole else 0
-        elif saved_whole or any(part.startswith(prefix) for part in parts):
-            counts["adapter_parameters"] += parameter.numel()
-        else:
-            counts["base_parameters"] += parameter.numel()
-    sizes = [module.sizes("default") for module in model.modules() if isinstance(module, LsrLayer)]
-    trained = counts["adapter_parameters"]
-    counts["adapter_stored"] = trained + sum(size.stored - size.trained for size in sizes)
-    counts["adapter_effective"] = trained + sum(size.effective - size.trained for size in sizes)
-    return counts
+    """Return how many parameters the adapter has, in three ways, and how many the head and the frozen base have.
+
+    `adapter_trained` require grad; `adapter_stored` are in the adapter's file, the head left out; `adapter_effective`
+    shape the update, frozen ones included. The base model's own head, which the trained one replaces, counts nowhere.
+
+    Raises:
+        ValueError: if nothing requires grad, as in an adapter that was loaded for inference.
+    """
+    in_head, names = head_parameters(model, row), tuple(f"{name}." for name in heads(model, row))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise ValueError("nothing requires grad: load the adapter with trainable=True to count what trains")
+    adapter = sum(parameter.numel() for parameter in trained if id(parameter) not in in_head)
+    saved = get_peft_model_state_dict(model, save_embedding_layers=False)
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    return {
+        "adapter_trained": adapter,
+        "adapter_stored": sum(value.numel() for name, value in saved.items() if not name.startswith(names)),
+        "adapter_effective": adapter + table.method_of(model).frozen(model),
+        "head_parameters": sum(parameter.numel() for parameter in trained if id(parameter) in in_head),
+        "base_parameters": sum(parameter.numel() for parameter in frozen if id(parameter) not in in_head),
+    }

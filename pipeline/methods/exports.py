@@ -5,17 +5,17 @@ from typing import Any, cast
 
 from peft import PeftModel
 from torch import nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 import lsr
 from lsr.convert.files import InputError, writing
 from pipeline.errors import UserError
-from pipeline.methods import adapters, base_models
+from pipeline.methods import adapters, base_models, device
 from pipeline.params import PARAMS
-from pipeline.params.rows import ModelRow
+from pipeline.params.rows import DatasetRow, ModelRow
 
 
-def write(form: str, model: PeftModel, folder: Path, row: ModelRow) -> None:
+def write(form: str, model: PeftModel, folder: Path, row: ModelRow, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write a model's adapter in a form, "lora" or "merged", the same bytes every time; `model` may be used up.
 
     Raises:
@@ -27,21 +27,25 @@ def write(form: str, model: PeftModel, folder: Path, row: ModelRow) -> None:
         if form == "lora":
             lsr.export_lora(model, folder)
         elif isinstance(config, lsr.LsrConfig):
-            lsr.export_merged(model, folder, tokenizer=base_models.load_tokenizer(row))
+            lsr.export_merged(model, folder, tokenizer=tokenizer)
         else:
-            _write_merged(model, folder, row)
+            _write_merged(model, folder, tokenizer)
     except InputError as error:
         raise UserError(f"{PARAMS}: evaluate.export: {form}: {error}") from None
 
 
-def _write_merged(model: PeftModel, folder: Path, row: ModelRow) -> None:
+def _write_merged(model: PeftModel, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     with writing(folder) as new:
         cast("Any", model.merge_and_unload()).save_pretrained(str(new))
-        base_models.load_tokenizer(row).save_pretrained(str(new))
+        tokenizer.save_pretrained(str(new))
 
 
-def load(form: str, folder: Path, base: PreTrainedModel) -> nn.Module:
-    """Return what `write` has written, a LoRA on the base model, as those load it who do not know this package."""
+def load(form: str, folder: Path, row: ModelRow, dataset: DatasetRow) -> nn.Module:
+    """Return what `write` has written, a LoRA on its base model, as those load it who do not know this package.
+
+    It is on the fastest device, as what it is compared with.
+    """
     if form == "lora":
-        return adapters.load_adapter(base, folder, trainable=False)
-    return AutoModelForSequenceClassification.from_pretrained(str(folder))
+        base = base_models.load_base_model(row, dataset)
+        return device.place(adapters.load_adapter(base, folder, trainable=False))
+    return device.place(AutoModelForSequenceClassification.from_pretrained(str(folder)))

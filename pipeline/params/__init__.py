@@ -2,7 +2,6 @@
 
 from pipeline.params.reading import AnyView, load, load_row, load_rows
 from pipeline.params.schema import (
-    ADAPTERS,
     DECLARED,
     PARAMS,
     TABLES,
@@ -15,13 +14,14 @@ from pipeline.params.schema import (
     Word,
 )
 from pipeline.params.sections import (
-    AdapterParams,
+    ADAPTERS,
     Dropout,
     EvaluateParams,
     FullParams,
     HeadParams,
     LoraParams,
     LsrParams,
+    MethodParams,
     Section,
     Shape,
     Targets,
@@ -34,7 +34,6 @@ __all__ = [
     "DECLARED",
     "PARAMS",
     "TABLES",
-    "AdapterParams",
     "AnyView",
     "Dropout",
     "EvaluateParams",
@@ -44,6 +43,7 @@ __all__ = [
     "HeadParams",
     "LoraParams",
     "LsrParams",
+    "MethodParams",
     "Params",
     "Section",
     "Shape",

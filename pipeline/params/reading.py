@@ -3,6 +3,7 @@
 `load(View)` checks the whole file, then hands a stage the fields of its view and no others.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from pipeline.errors import UserError, nearest
 from pipeline.params import mistakes
-from pipeline.params.schema import PARAMS, TABLES, Params, View
+from pipeline.params.schema import PARAMS, TABLES, Common, Params, View
 
 AnyView = TypeVar("AnyView", bound=View)
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
@@ -24,12 +25,16 @@ def load(view: type[AnyView]) -> AnyView:
     Raises:
         UserError: with one line for each mistake, all at once.
     """
-    params = _validate(Params, _read(PARAMS), PARAMS, ())
+    return seen_by(view, _validate(Params, _read(PARAMS), PARAMS, ()), load_row)
+
+
+def seen_by(view: type[AnyView], params: Common, row_of: Callable[[str, str], Any]) -> AnyView:
+    """Return what a view sees of checked params; `row_of` returns a row by the word of its table and its name."""
     everything = {
-        **{name: getattr(params, name) for name in Params.model_fields},
+        **{name: getattr(params, name) for name in type(params).model_fields},
         "section": getattr(params, params.adapter),
-        "dataset": load_row("data", params.data),
-        "base_model": load_row("model", params.model),
+        "dataset": row_of("data", params.data),
+        "base_model": row_of("model", params.model),
     }
     # Already validated: `model_construct` keeps the frozen sections as they are.
     return view.model_construct(**{name: everything[name] for name in view.model_fields})

@@ -4,18 +4,15 @@ DVC knows which keys a stage depends on from dvc.yaml alone; a test holds the tw
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, SerializeAsAny, ValidationInfo, create_model, field_validator
 
 from pipeline.params.rows import DatasetRow, ModelRow, Row
 from pipeline.params.sections import (
-    AdapterParams,
+    ADAPTERS,
     EvaluateParams,
-    FullParams,
-    HeadParams,
-    LoraParams,
-    LsrParams,
+    MethodParams,
     Section,
     TokenizeParams,
     TrainParams,
@@ -26,35 +23,44 @@ TABLES: dict[str, tuple[Path, type[Row]]] = {
     "data": (Path("pipeline/datasets.yaml"), DatasetRow),
     "model": (Path("pipeline/models.yaml"), ModelRow),
 }
-ADAPTERS = ("lsr", "lora", "full", "head")
 
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", description="DVC splits keys on dots, so a word has none")]
 
 
-class Params(Section):
-    """All of params.yaml."""
+class Common(Section):
+    """What params.yaml holds beside the sections of the methods."""
 
     data: Word
     model: Word
-    adapter: Literal["lsr", "lora", "full", "head"]
+    adapter: str
     seed: int = Field(ge=0, lt=2**32)
     tokenize: TokenizeParams
     train: TrainParams
     evaluate: EvaluateParams
-    lsr: LsrParams
-    lora: LoraParams
-    full: FullParams
-    head: HeadParams
 
     @field_validator("evaluate")
     @classmethod
-    def _an_export_as_lora_needs_lsr(cls, evaluate: EvaluateParams, info: ValidationInfo) -> EvaluateParams:
-        adapter = info.data.get("adapter", "lsr")  # what is no adapter at all is reported as such
-        if "lora" in evaluate.export and adapter != "lsr":
+    def _the_method_has_the_forms_to_export(cls, evaluate: EvaluateParams, info: ValidationInfo) -> EvaluateParams:
+        method = ADAPTERS.get(info.data.get("adapter", ""))  # what is no adapter at all is reported as such
+        refused = [form for form in evaluate.export if method is not None and form not in method.exports]
+        if method is not None and refused:
+            able = " or ".join(word for word, section in ADAPTERS.items() if refused[0] in section.exports)
             raise ValueError(
-                f"export: lora is for adapter lsr, and the adapter is {adapter}; allowed here are [] and [merged]"
+                f"export: {refused[0]} is for adapter {able}, and the adapter is {method.word}; "
+                f"allowed here are [] and [{', '.join(method.exports)}]"
             )
         return evaluate
+
+
+def with_methods() -> type[Common]:
+    """Return the model of all of params.yaml: what is common, and the section of each method in ADAPTERS."""
+    fields: dict[str, Any] = {word: (section, ...) for word, section in ADAPTERS.items()}
+    fields["adapter"] = (Literal.__getitem__(tuple(ADAPTERS)), ...)
+    return create_model("Params", __base__=Common, **fields)
+
+
+Params = with_methods()
+Chosen = SerializeAsAny[MethodParams]  # with all fields of the method's own section
 
 
 class View(Section):
@@ -78,7 +84,7 @@ class FactorizeInitView(View):
     model: Word
     adapter: str
     seed: int
-    section: AdapterParams
+    section: Chosen
     dataset: DatasetRow
     base_model: ModelRow
 
@@ -92,7 +98,7 @@ class TrainView(View):
     seed: int
     tokenize: TokenizeParams
     train: TrainParams
-    section: AdapterParams
+    section: Chosen
     dataset: DatasetRow
     base_model: ModelRow
 

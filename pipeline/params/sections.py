@@ -1,6 +1,6 @@
 """The sections of params.yaml: one a stage, one a method."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -53,8 +53,18 @@ class EvaluateParams(Section):
     )
 
 
-class LsrParams(Section):
+class MethodParams(Section):
+    """The section of a method. Its row in pipeline/methods/table.py says how what it describes trains."""
+
+    word: ClassVar[str]  # the value of `adapter` that chooses it, and its key in params.yaml
+    exports: ClassVar[tuple[str, ...]] = ("merged",)  # the forms of evaluate.export that it has
+
+
+class LsrParams(MethodParams):
     """Fields of `lsr.LsrConfig`; `init` is its `init_weights`, `auto` its None."""
+
+    word = "lsr"
+    exports = ("lora", "merged")
 
     rank_shape: Shape
     separation_rank: PositiveInt
@@ -74,8 +84,10 @@ class LsrParams(Section):
         return self.init == "gradient"
 
 
-class LoraParams(Section):
+class LoraParams(MethodParams):
     """Fields of `peft.LoraConfig`."""
+
+    word = "lora"
 
     r: PositiveInt
     lora_alpha: PositiveInt
@@ -84,14 +96,18 @@ class LoraParams(Section):
     learning_rate: PositiveFloat = Field(description="of lora_A and lora_B: peak, per optimizer step")
 
 
-class FullParams(Section):
+class FullParams(MethodParams):
     """Every weight of the base model trains."""
+
+    word = "full"
 
     learning_rate: PositiveFloat = Field(description="of the base model: peak, per optimizer step")
 
 
-class HeadParams(Section):
+class HeadParams(MethodParams):
     """The head alone trains, at train.head_learning_rate."""
 
+    word = "head"
 
-AdapterParams = LsrParams | LoraParams | FullParams | HeadParams
+
+ADAPTERS: dict[str, type[MethodParams]] = {section.word: section for section in MethodParams.__subclasses__()}

@@ -158,7 +158,6 @@ def logits_of(
     model: Any, tokenizer: "PreTrainedTokenizerBase", given: Given, length: int, batch_size: int
 ) -> "Tensor":  # (texts, labels)
     """Return the model's outputs, with a progress bar, and say how many texts were cut."""
-    import torch
     from datasets import Dataset
     from transformers import DataCollatorWithPadding
 
@@ -168,7 +167,6 @@ def logits_of(
     if cut := sum(tokens > length for tokens in whole):
         console.errors.print(f"{cut} of {len(whole)} texts cut at {length} tokens", soft_wrap=True)
     tokens = Dataset.from_dict({**encoded, "length": [len(ids) for ids in encoded["input_ids"]]})
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     with console.progress("predict", len(whole), "texts", console.errors) as advance:
         return inference.logits(model, tokens, DataCollatorWithPadding(tokenizer), batch_size, advance)
 

@@ -1,22 +1,25 @@
 """A trained adapter of any method from its folder, beside the base model that it names."""
 
+from collections.abc import Mapping
 from logging import ERROR, getLogger
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from lsr.convert import loading
-from lsr.convert.files import InputError, read_config
+from lsr.convert.files import InputError, read_config, read_tensors
 from pipeline.errors import UserError
+from pipeline.methods import adapters, device, table
 from pipeline.methods.base_models import installed_folder
 
 
 def open_adapter(folder: Path, base: str | None) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """Return a trained adapter, of LSR or LoRA or none, beside the base model that it names, and the tokenizer.
+    """Return a trained adapter of any method beside the base model that it names, and the tokenizer.
 
     `base` is a folder or hub repository instead of the named one. A named one that a row of pipeline/models.yaml has
-    as an installed package is taken from there.
+    as an installed package is taken from there. The model is in evaluation mode, on the fastest device.
 
     Raises:
         UserError: if the folder is no such adapter, or its base model or tokenizer is not there or does not fit.
@@ -25,10 +28,19 @@ def open_adapter(folder: Path, base: str | None) -> tuple[PeftModel, PreTrainedT
     try:
         fields = read_config(folder)
         name = base or installed_folder(str(fields.get("base_model_name_or_path")))
-        load = loading.load_adapter if fields["peft_type"] == loading.METHOD else loading.load_lora
-        model, tokenizer = load(folder, name), loading.load_tokenizer(folder, name)
+        model, tokenizer = _load(folder, fields, name), loading.load_tokenizer(folder, name)
     except InputError as error:
         raise UserError(str(error)) from None
     if tokenizer is None:
         raise UserError(f"{folder}: no tokenizer beside the adapter or its base model; see --base")
-    return model, tokenizer
+    return device.place(model), tokenizer
+
+
+def _load(folder: Path, fields: Mapping[str, Any], base: str | None) -> PeftModel:
+    method, known = fields["peft_type"], table.peft_types()
+    if method not in known:
+        raise InputError(f"{folder}: an adapter of the method {method}; needed: {' or '.join(sorted(known))}")
+    if method == loading.METHOD:  # it says more of what does not fit
+        return loading.load_adapter(folder, base)
+    model = loading.load_base(fields, read_tensors(folder), base).float()
+    return adapters.load_adapter(model, folder, trainable=False).eval()

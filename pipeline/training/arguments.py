@@ -1,30 +1,20 @@
-"""What transformers' Trainer needs from us: its arguments, the parameter groups, scores and a progress bar."""
+"""What transformers' Trainer needs from us: its arguments, the parameter groups and scores; and what its log says."""
 
-import hashlib
 import importlib.util
-import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import (
-    EvalPrediction,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import EvalPrediction, TrainingArguments
 
 from pipeline.errors import UserError
 from pipeline.evaluation import inference, scores
-from pipeline.methods import adapters
+from pipeline.methods import adapters, device, table
 from pipeline.params import PARAMS, TrainParams, TrainView
 from pipeline.params.rows import DatasetRow
 
@@ -48,7 +38,7 @@ def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> Tr
         load_best_model_at_end=True,
         metric_for_best_model="score",
         greater_is_better=True,
-        use_cpu=not torch.accelerator.is_available(),  # else bf16 is refused where there is no GPU
+        use_cpu=device.fastest().type == "cpu",  # else bf16 is refused where there is no GPU
         bf16=view.train.precision == "bf16",
         fp16=view.train.precision == "fp16",
         torch_compile=view.train.compile,
@@ -83,11 +73,12 @@ def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:
     head_rate = view.train.head_learning_rate
     no_decay = {id(p) for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    in_head = adapters.head_parameters(model, view.base_model)
+    rate_of = table.METHODS[type(view.section)].rate
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            in_head = any(part in view.base_model.head for part in name.split("."))
             decays = not name.endswith(".bias") and id(parameter) not in no_decay
-            rate = None if in_head else adapters.learning_rate(name, view.section)
+            rate = None if id(parameter) in in_head else rate_of(view.section, name)
             key = (head_rate if rate is None else rate, view.train.weight_decay if decays else 0.0)
             groups.setdefault(key, []).append(parameter)
     listed = [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
@@ -104,56 +95,6 @@ def scorer(row: DatasetRow) -> Callable[[EvalPrediction], dict[str, float]]:
         return {"score": found[row.metrics[0]], **found}
 
     return compute
-
-
-def checkpoint_folder(view: TrainView, inputs: Sequence[Path]) -> Path:
-    """Return a folder named by all that determines the result: a killed run goes on there, no other run finds it.
-
-    DVC deletes a stage's outs before it runs the stage, and runs experiments in temporary copies: so the folder is no
-    out and lies in the original repository.
-    """
-    digest = hashlib.sha256(json.dumps(view.model_dump(mode="json"), sort_keys=True).encode())
-    paths = sorted(path for root in inputs for path in (root, *root.rglob("*")) if path.suffix != ".pyc")
-    for path in paths:
-        if path.is_file():
-            digest.update(path.as_posix().encode() + path.read_bytes())
-    return Path(os.environ.get("DVC_ROOT", "."), ".checkpoints", digest.hexdigest()[:16])
-
-
-class Progress(TrainerCallback):
-    """Advances a progress bar by each optimizer step."""
-
-    def __init__(self, advance: Callable[[int], None]) -> None:
-        self.advance = advance
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Count the steps of a resumed run that were done before."""
-        self.advance(state.global_step)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Count one step."""
-        self.advance(1)
-
-
-class StopAtDivergence(TrainerCallback):
-    """Ends a run whose loss is no number any more: nothing would bring it back."""
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        """Look at the loss.
-
-        Raises:
-            UserError: if it is infinite or NaN.
-        """
-        loss = (logs or {}).get("loss", 0.0)
-        if not math.isfinite(loss):
-            raise UserError(f"train: the loss is {loss} after {state.global_step} steps: lower the learning rate")
 
 
 def curves(history: Sequence[dict[str, float]]) -> dict[str, list[tuple[int, float]]]:

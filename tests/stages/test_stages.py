@@ -3,14 +3,16 @@
 import csv
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction, Trainer
+from transformers.trainer_utils import EvalLoopOutput
 
 from lsr.tuner.linear import adapted_layers
 from pipeline import artifacts, params
@@ -18,11 +20,12 @@ from pipeline.data import tokens
 from pipeline.errors import UserError
 from pipeline.evaluation import inference
 from pipeline.methods import adapters, base_models
-from pipeline.training import arguments
+from pipeline.training import arguments, callbacks
+from pipeline.training import run as training
 from stages import evaluate, factorize_init, tokenize, train
 from tests import workspace
 
-ADAPTERS = ("lsr", "lora", "full", "head")
+ADAPTERS = tuple(params.ADAPTERS)
 
 
 @pytest.fixture
@@ -92,7 +95,7 @@ def test_a_run_scores_the_adapter_that_it_trained(at, adapter):
     assert scores["accuracy_low"] <= scores["accuracy"] <= scores["accuracy_high"]
     assert scores["merge_difference"] < 1e-5
     assert scores["adapter_bytes"] == (artifacts.ADAPTER / adapters.WEIGHTS).stat().st_size
-    for count in ("adapter_parameters", "head_parameters", "base_parameters"):
+    for count in ("adapter_trained", "adapter_stored", "adapter_effective", "head_parameters", "base_parameters"):
         assert scores[count] == trained[count] == report(artifacts.FACTORIZE_METRICS)[count]
     rows = list(csv.DictReader(artifacts.EVALUATE_PREDICTIONS.open(newline="")))
     assert len(rows) == scores["examples"] == 40
@@ -122,10 +125,10 @@ def test_parameters_are_counted_apart(at):
     run(FACTORIZE)
     counts = report(artifacts.FACTORIZE_METRICS)
     # 24 = 6 * 4: s * (2*6 + 2*4) * 2 sides * 4 layers; the head has a dense layer and two outputs.
-    assert counts["adapter_parameters"] == 2 * (2 * 6 + 2 * 4) * 2 * 4
+    assert counts["adapter_trained"] == 2 * (2 * 6 + 2 * 4) * 2 * 4
     assert counts["head_parameters"] == 24 * 24 + 24 + 24 * 2 + 2
     stored = load_file(artifacts.INIT / adapters.WEIGHTS)
-    assert sum(map(torch.numel, stored.values())) == counts["adapter_parameters"] + counts["head_parameters"]
+    assert sum(map(torch.numel, stored.values())) == counts["adapter_trained"] + counts["head_parameters"]
 
 
 def test_the_best_epoch_is_what_is_written(at):
@@ -160,6 +163,11 @@ def kill_in_the_second_epoch(self, args, state, control, **_):
         raise KilledError
 
 
+def kill_in_the_last_epoch(self, args, state, control, **_):
+    if state.epoch > LAST - 0.7:
+        raise KilledError
+
+
 def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(at, monkeypatch):
     at(train={"epochs": 3}, lsr={"dropout": 0.1})
     run(TOKENIZE, FACTORIZE, TRAIN)
@@ -167,13 +175,13 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(at, monkeypatch)
     assert not list(Path(".checkpoints").iterdir())
 
     with monkeypatch.context() as patch:
-        patch.setattr(arguments.Progress, "on_step_end", kill_in_the_second_epoch)
+        patch.setattr(callbacks.Progress, "on_step_end", kill_in_the_second_epoch)
         with pytest.raises(KilledError):
             run(TRAIN)
     assert len(list(Path(".checkpoints").iterdir())) == 1
     steps = []
     monkeypatch.setattr(
-        arguments.Progress, "on_step_end", lambda self, args, state, *_, **__: steps.append(state.global_step)
+        callbacks.Progress, "on_step_end", lambda self, args, state, *_, **__: steps.append(state.global_step)
     )
     run(TRAIN)
     assert digests("artifacts/adapter") | digests("reports/train") == undisturbed
@@ -181,15 +189,74 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(at, monkeypatch)
     assert not list(Path(".checkpoints").iterdir())
 
 
+LAST = 4  # epoch
+EQUALS = [  # validation scores and losses by epoch, and the epoch that is kept
+    ([(0.5, 1.0), (0.7, 0.5), (0.6, 0.1), (0.6, 0.1)], 2),  # the best score, whatever the loss
+    ([(0.7, 0.5), (0.7, 0.6), (0.7, 0.4), (0.7, 0.45)], 3),  # of equal scores the lowest loss
+    ([(0.7, 0.5), (0.7, 0.6), (0.6, 0.1), (0.7, 0.5)], LAST),  # of equal losses the last epoch
+    ([(0.7, 0.4), (0.7, 0.6), (0.6, 0.1), (0.7, 0.5)], 1),
+]
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+@pytest.mark.parametrize(("looks", "best"), EQUALS)
+def test_of_epochs_with_equal_scores_the_later_one_of_the_lower_loss_is_kept(at, monkeypatch, looks, best, is_killed):
+    at(train={"epochs": LAST})
+    run(TOKENIZE, FACTORIZE)
+    weights = {}
+
+    def evaluation_loop(trainer, *_, **__):
+        epoch = round(trainer.state.epoch)
+        weights[epoch] = {name: value.clone() for name, value in get_peft_model_state_dict(trainer.model).items()}
+        score, loss = looks[epoch - 1]
+        return EvalLoopOutput(None, None, {"eval_score": score, "eval_loss": loss}, 1)
+
+    monkeypatch.setattr(Trainer, "evaluation_loop", evaluation_loop)
+    if is_killed:
+        with monkeypatch.context() as patch:
+            patch.setattr(callbacks.Progress, "on_step_end", kill_in_the_last_epoch)
+            with pytest.raises(KilledError):
+                run(TRAIN)
+    run(TRAIN)
+    found = report(artifacts.TRAIN_METRICS)
+    assert (found["best_epoch"], found["best_score"]) == (best, looks[best - 1][0])
+    kept = load_file(artifacts.ADAPTER / adapters.WEIGHTS)
+    assert kept.keys() == weights[best].keys()
+    assert all(torch.equal(value, weights[best][name]) for name, value in kept.items())
+    others = [epoch for epoch in weights if epoch != best]
+    assert not any(torch.equal(next(iter(kept.values())), next(iter(weights[epoch].values()))) for epoch in others)
+
+
 def test_a_checkpoint_of_other_params_is_not_taken_up(at):
     at()
     run(TOKENIZE, FACTORIZE)
     view = params.load(params.TrainView)
-    here = arguments.checkpoint_folder(view, train.INPUTS)
-    changed = view.model_copy(update={"seed": 1})
-    assert arguments.checkpoint_folder(changed, train.INPUTS) != here
+    here = training.checkpoint_folder(view)
+    assert training.checkpoint_folder(view.model_copy(update={"seed": 1})) != here
+    section = view.section.model_copy(update={"alpha": 1.0})
+    assert training.checkpoint_folder(view.model_copy(update={"section": section})) != here
     artifacts.INIT.joinpath("adapter_config.json").write_text("{}")
-    assert arguments.checkpoint_folder(view, train.INPUTS) != here
+    assert training.checkpoint_folder(view) != here
+
+
+def test_a_checkpoint_is_orphaned_by_changes_of_what_trains_and_of_nothing_else(at, tmp_path, monkeypatch):
+    at()
+    run(TOKENIZE, FACTORIZE)
+    code = tmp_path / "code"
+    for name in ("lsr", "pipeline", "stages"):
+        shutil.copytree(workspace.ROOT / name, code / name)
+    shutil.copy(workspace.ROOT / "dvc.yaml", code)
+    view = params.load(params.TrainView)
+    here = training.checkpoint_folder(view)
+    monkeypatch.setattr(training, "CODE", code)
+    assert training.checkpoint_folder(view) == here  # wherever the code is: experiments run in copies
+    for changed in ("lsr/convert/export.py", "lsr/__main__.py", "pipeline/predict/inputs.py", "stages/evaluate.py"):
+        code.joinpath(changed).write_text("changed")
+        assert training.checkpoint_folder(view) == here, changed
+    for changed in ("lsr/tuner/model.py", "lsr/__init__.py", "pipeline/training/run.py", "stages/train.py"):
+        code.joinpath(changed).write_text("changed")
+        here, before = training.checkpoint_folder(view), here
+        assert here != before, changed
 
 
 def test_the_head_has_its_own_learning_rate(at):
@@ -324,6 +391,17 @@ def test_both_forms_are_written_and_compared(at, capsys):
         assert str(folder) not in path.read_text(), path
 
 
+def test_one_tokenizer_is_loaded_and_one_set_of_predictions_made(at, monkeypatch):
+    at(evaluate={"export": ["merged", "lora"]})
+    run(TOKENIZE, FACTORIZE, TRAIN)
+    calls = []
+    for module, name in ((base_models, "load_tokenizer"), (inference, "predicted"), (tokens, "load_tokens")):
+        usual = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given, name=name, usual=usual: calls.append(name) or usual(*given))
+    run(EVALUATE)
+    assert sorted(calls) == ["load_tokenizer", "load_tokens", "predicted"]
+
+
 @pytest.mark.parametrize("adapter", ["lora", "full", "head"])
 def test_any_adapter_is_exported_merged(at, adapter):
     at(adapter=adapter, evaluate={"export": ["merged"]})
@@ -386,8 +464,8 @@ def test_every_start_is_chosen_by_a_word_and_trains(at, lsr):
     run(TRAIN, EVALUATE)
     scores = report(artifacts.EVALUATE_METRICS)
     assert scores["merge_difference"] < 1e-4
-    assert scores["adapter_parameters"] <= scores["adapter_stored"]
-    assert (scores["adapter_parameters"] < scores["adapter_effective"]) == (lsr.get("train") == "first")
+    assert scores["adapter_trained"] <= scores["adapter_stored"]
+    assert (scores["adapter_trained"] < scores["adapter_effective"]) == (lsr.get("train") == "first")
 
 
 def test_examples_are_read_only_by_a_start_that_looks_at_them(at):

@@ -59,7 +59,8 @@ def test_a_picture_has_the_same_bytes_every_time(draw, tmp_path):
 
 
 def test_a_picture_does_not_depend_on_the_users_matplotlibrc(tmp_path):
-    code = "from pathlib import Path; from pipeline import plots; plots.scatter(Path({!r}), [0, 1], [1, 0], 0, 1, 't')"
+    drawing = "plots.scatter(Path({!r}), [0, 1], [1, 0], 0, 1, 't')"
+    code = f"from pathlib import Path; from pipeline.evaluation import plots; {drawing}"
     (tmp_path / "matplotlibrc").write_text("font.size: 20\nlines.linewidth: 9\nsavefig.facecolor: red\n")
     for name, rc in (("plain.png", os.devnull), ("odd.png", str(tmp_path / "matplotlibrc"))):
         environment = os.environ | {"MATPLOTLIBRC": rc}

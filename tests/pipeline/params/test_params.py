@@ -71,7 +71,9 @@ def test_the_keys_of_the_file_are_the_fields_of_the_schema_in_its_order():
 
 def test_the_adapters_are_the_sections_that_the_schema_knows():
     assert set(params.ADAPTERS) <= set(params.Params.model_fields)
-    assert params.Params.model_fields["adapter"].annotation.__args__ == params.ADAPTERS
+    assert params.Params.model_fields["adapter"].annotation.__args__ == tuple(params.ADAPTERS)
+    for word, section in params.ADAPTERS.items():
+        assert params.Params.model_fields[word].annotation is section
 
 
 @pytest.mark.parametrize("name", DATA_ROWS)
@@ -109,7 +111,7 @@ def test_only_the_schema_opens_the_file():
         return any(isinstance(value, str) and re.fullmatch(r"(.*/)?params\.yaml", value) for value in constants)
 
     sources = [path for folder in ("lsr", "pipeline", "stages") for path in (ROOT / folder).rglob("*.py")]
-    assert [path.relative_to(ROOT).as_posix() for path in sources if names_it(path)] == ["pipeline/params.py"]
+    assert [path.relative_to(ROOT).as_posix() for path in sources if names_it(path)] == ["pipeline/params/schema.py"]
 
 
 # What a stage sees
@@ -310,7 +312,7 @@ def test_the_command_refuses_a_bad_file_without_a_traceback(workspace):
 
 
 def test_the_check_imports_nothing_heavy(workspace):
-    code = "import sys; from pipeline import params; params.main(); print(sorted(sys.modules))"
+    code = "import sys; from pipeline.params.__main__ import main; main(); print(sorted(sys.modules))"
     modules = run(workspace, "-c", code).stdout
     assert "'pydantic'" in modules
     for heavy in ("torch", "transformers", "datasets", "peft", "matplotlib", "pandas", "numpy"):

@@ -388,7 +388,7 @@ def test_a_pickled_adapter_is_refused(one, capsys):
 def test_a_method_that_the_pipeline_does_not_train_is_refused(one, capsys):
     path = artifacts.ADAPTER / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"peft_type": "LOKR"}))
-    assert mistake(capsys, "a") == "artifacts/adapter: an adapter of the method LOKR; needed: LORA"
+    assert mistake(capsys, "a") == "artifacts/adapter: an adapter of the method LOKR; needed: LORA or LSR"
 
 
 def test_a_base_without_a_tokenizer_is_refused(one, capsys):

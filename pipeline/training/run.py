@@ -1,0 +1,85 @@
+"""The one place that builds a Trainer: the stage, the comparison of starts and the race give it what differs."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from peft import PeftModel
+from ruamel.yaml import YAML
+from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from pipeline import artifacts
+from pipeline.params import TrainView
+from pipeline.training import arguments
+from pipeline.training.callbacks import LaterOfEquals
+from pipeline.training.trainer import MergingTrainer
+
+CODE = Path(__file__).parents[2]  # where dvc.yaml is
+
+
+def steps_an_epoch(view: TrainView, train: Dataset) -> int:
+    """Return the number of optimizer steps that go once through the train split."""
+    return math.ceil(len(train) / view.train.batch_size)
+
+
+def trainer_of(
+    view: TrainView,
+    model: PeftModel,
+    splits: Mapping[str, Dataset],
+    collate: DataCollatorWithPadding,
+    folder: Path,
+    callbacks: Sequence[TrainerCallback] = (),
+    **changes: Any,
+) -> Trainer:
+    """Return the Trainer that fits a model to the split `train`, looking at `validation` if there is one.
+
+    `folder` is for checkpoints; `changes` are fields of its TrainingArguments that are not to be as the view says.
+    """
+    chosen = arguments.training_arguments(view, steps_an_epoch(view, splits["train"]), folder)
+    trainer = MergingTrainer(
+        model=model,
+        args=dataclasses.replace(chosen, **changes),
+        train_dataset=splits["train"],
+        eval_dataset=splits.get("validation"),
+        data_collator=collate,
+        compute_metrics=arguments.scorer(view.dataset),
+        optimizers=(arguments.optimizer(model, view), None),
+        callbacks=[LaterOfEquals(), *callbacks],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def fit(trainer: Trainer) -> None:
+    """Fit the model, from the last checkpoint if a run with the same folder was cut off."""
+    folder = str(trainer.args.output_dir)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if Path(folder).is_dir() else None)
+
+
+def checkpoint_folder(view: TrainView) -> Path:
+    """Return a folder named by all that determines the result: a killed run goes on there, no other run finds it.
+
+    DVC deletes a stage's outs before it runs the stage, and runs experiments in temporary copies: so the folder is no
+    out and lies in the original repository.
+    """
+    digest = hashlib.sha256(json.dumps(view.model_dump(mode="json"), sort_keys=True).encode())
+    for name, path in sorted(_inputs()):
+        digest.update(name.encode() + path.read_bytes())
+    return Path(os.environ.get("DVC_ROOT", "."), ".checkpoints", digest.hexdigest()[:16])
+
+
+def _inputs() -> Iterator[tuple[str, Path]]:
+    """Yield the files that the training depends on beside its view, those of the stage's deps, with their names."""
+    deps = YAML(typ="safe", pure=True).load(CODE / "dvc.yaml")["stages"]["train"]["deps"]
+    for dep in map(Path, deps):
+        root = Path() if dep.parts[0] == artifacts.INIT.parts[0] else CODE
+        for path in (root / dep, *(root / dep).rglob("*")):
+            if path.is_file() and path.suffix != ".pyc":
+                yield path.relative_to(root).as_posix(), path

@@ -1,0 +1,131 @@
+"""Everything of a model is on one device, and moves as a whole: seen without an accelerator, on stand-ins for one."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from pipeline import artifacts, params
+from pipeline.evaluation import inference
+from pipeline.methods import adapters, base_models, device
+from pipeline.predict.opening import open_adapter
+from stages import evaluate, factorize_init, tokenize, train
+from tests import workspace
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+STAGES = (
+    (tokenize, params.TokenizeView),
+    (factorize_init, params.FactorizeInitView),
+    (train, params.TrainView),
+)
+
+
+def devices(model):
+    return {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+
+
+@pytest.fixture
+def at(tmp_path, monkeypatch):
+    """A function that runs the stages up to the training in a workspace, and stays there."""
+
+    def make(**changes):
+        monkeypatch.chdir(workspace.make(tmp_path, **changes))
+        for stage, view in STAGES:
+            stage.main(params.load(view))
+
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    return make
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    """A function that makes torch and PEFT find an accelerator: the meta device, unless it is another."""
+
+    def claim(found=META):
+        monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+        monkeypatch.setattr("torch.accelerator.current_accelerator", lambda: found)
+        monkeypatch.setattr("peft.peft_model.infer_device", lambda: str(found))
+        monkeypatch.setattr("peft.utils.save_and_load.infer_device", lambda: str(found))
+
+    return claim
+
+
+def test_without_an_accelerator_the_cpu_is_the_fastest(monkeypatch):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    assert device.fastest() == CPU
+
+
+@pytest.mark.parametrize("adapter", params.ADAPTERS)
+@pytest.mark.parametrize("trainable", [True, False])
+def test_an_adapter_is_loaded_to_the_device_of_its_base(at, accelerator, adapter, trainable):
+    at(adapter=adapter)
+    accelerator()
+    view = params.load(params.TrainView)
+    base = base_models.load_base_model(view.base_model, view.dataset)
+    assert devices(adapters.load_adapter(base, artifacts.ADAPTER, trainable=trainable)) == {CPU}
+
+
+@pytest.mark.parametrize("adapter", params.ADAPTERS)
+def test_a_model_moves_as_a_whole(at, accelerator, adapter):
+    at(adapter=adapter)
+    accelerator()
+    view = params.load(params.TrainView)
+    base = base_models.load_base_model(view.base_model, view.dataset)
+    model = adapters.load_adapter(base, artifacts.ADAPTER, trainable=False)
+    assert devices(device.place(model)) == {META}
+
+
+def test_evaluation_and_exports_are_asked_on_one_device(at, accelerator, monkeypatch):
+    at(evaluate={"export": ["lora", "merged"]})
+    accelerator()
+    seen = []
+
+    def logits(model, tokens, *_):
+        seen.append(devices(model))
+        return torch.eye(2)[torch.arange(len(tokens)) % 2]
+
+    monkeypatch.setattr(inference, "logits", logits)
+    evaluate.main(params.load(params.EvaluateView))
+    assert seen == [{META}] * 4  # beside the base, merged, and each export
+
+
+def test_predictions_are_asked_on_one_device(at, accelerator):
+    at(adapter="lora")
+    accelerator()
+    model, _ = open_adapter(artifacts.ADAPTER, None)
+    assert devices(model) == {META}
+    assert not model.training
+
+
+class Batch(dict):
+    """A batch whose values remember where they went."""
+
+    def __init__(self, went):
+        super().__init__(input_ids=SimpleNamespace(to=went.append))
+
+
+def test_examples_are_read_on_the_accelerator_and_factors_start_where_the_model_was(at, accelerator, monkeypatch):
+    at(lsr={"init": "gradient"})
+    view = params.load(params.TrainView)
+    base = base_models.load_base_model(view.base_model, view.dataset)
+    model = adapters.add_adapter(base, view.section, view.base_model, 0)
+    accelerator(torch.device("cuda"))
+    went, batches = [], []
+    # Nothing comes back from a stand-in with its values: what is asked is seen, and nothing moves.
+    monkeypatch.setattr(model, "to", lambda target: went.append(target) or model)
+    monkeypatch.setattr(device, "device_of", lambda _: (went or [CPU])[-1])
+
+    def statistics(model, examples):
+        assert went == [torch.device("cuda")]
+        list(examples)
+        return
+
+    def start(model, statistics):
+        assert went == [torch.device("cuda"), CPU]
+        yield from ()
+
+    monkeypatch.setattr(adapters, "collect_statistics", statistics)
+    monkeypatch.setattr(adapters, "start_factors", start)
+    assert list(adapters.start(model, view.section, [Batch(batches), Batch(batches)])) == []
+    assert went == [torch.device("cuda"), CPU]
+    assert batches == [torch.device("cuda")] * 2
