@@ -1,6 +1,7 @@
 """Initialize the factors of an adapter, layer by layer, from the seed, the weights or examples."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import cast
 
 from torch import Tensor, nn
@@ -43,19 +44,19 @@ def initialize_factors(
     `start_from_examples`.
 
     Raises:
-        ValueError: if a base weight or gradient does not allow the initialization; names the layer.
+        ValueError: if there is no such initialization, or a base weight or gradient does not allow it; names the layer.
     """
     config = config_of(model, adapter_name)
-    if init_weights is not None:
-        config.init_weights = init_weights
+    chosen = config if init_weights is None else replace(config, init_weights=init_weights)  # which checks the name
     hashes: dict[str, str] = {}
     for name, layer in layers_of(model, adapter_name).items():
-        start = layer.initialize(adapter_name, config, (gradients or {}).get(name))
+        start = layer.initialize(adapter_name, chosen, (gradients or {}).get(name))
         if start is None:
             return  # the factors are about to be loaded
-        if INITIALIZATIONS[config.start].folds:
+        if INITIALIZATIONS[chosen.start].folds:
             hashes[name] = weight_hash(layer.pretrained_weight())
         yield name, layer, start
+    config.init_weights = chosen.init_weights
     config.remember(forms_of(model, adapter_name), hashes)
 
 

@@ -63,7 +63,8 @@ def with_updates(subject, model, weights):
 
 
 def probe_fresh(subject, folder):
-    same(logits(subject.fresh()), logits(tiny(subject.model)), "a fresh adapter changes the model")
+    unchanged = near if subject.folds else same  # W less a start plus that start is rounded
+    unchanged(logits(subject.fresh()), logits(tiny(subject.model)), "a fresh adapter changes the model")
 
 
 def probe_training(subject, folder):
@@ -457,7 +458,10 @@ def probe_bfloat16(subject, folder):
     model = get_peft_model(copy.deepcopy(base), subject.config()).eval()
     factors = {name: p for name, p in trainable(model).items() if is_factor(name)}
     check({p.dtype for p in factors.values()} == {torch.float32}, "the adapter is not kept in float32")
-    same(logits(model), logits(base), "a fresh adapter changes a bfloat16 model")
+    if subject.folds:  # W less a start is rounded to eight bits
+        near(logits(model), logits(base), "a fresh adapter changes a bfloat16 model", tolerance=0.03)
+    else:
+        same(logits(model), logits(base), "a fresh adapter changes a bfloat16 model")
     train(model)
     model.save_pretrained(str(folder))
     same(logits(PeftModel.from_pretrained(base, str(folder))), logits(model), "loaded, it computes something else")
