@@ -37,7 +37,7 @@ def initialize_factors(
     init_weights: bool | str | None = None,
     gradients: Mapping[str, Tensor] | None = None,
 ) -> Iterator[tuple[str, LsrLayer, Start]]:
-    """Give each layer's factors their start; yield each layer when it is done.
+    """Initialize each layer's factors; yield each layer when it is done, with what it starts at.
 
     `get_peft_model` does this by itself. It is a generator for callers that show progress: they build the model with
     random factors, and name the initialization here. `gradients` holds what `gradient` reads, (m, n) by layer name; see
@@ -66,7 +66,7 @@ def start_from_examples(
     """Start an adapter whose `init_weights` is `gradient` from a few hundred examples, before training.
 
     Each batch, with labels, goes into `model(**batch)` on the model's device. `get_peft_model` alone leaves such an
-    adapter at a random start.
+    adapter with random factors.
 
     Raises:
         ValueError: if the adapter starts otherwise, or the examples do not allow it; names the layer.
