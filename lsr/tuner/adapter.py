@@ -56,6 +56,12 @@ class LsrAdapter(nn.Module):
             self.register_buffer(f"start_{name}", _moved(value, like))
         self.has_start = True
 
+    def forget_start(self) -> None:
+        """Subtract nothing any more."""
+        for name in [name for name in self._buffers if name.startswith("start_")]:
+            delattr(self, name)
+        self.has_start = False
+
     def make_room_for_start(self, like: Tensor) -> None:
         """Have buffers of zeros for what a file says is to subtract."""
         a, b = ([torch.zeros(factor.shape, device="cpu") for factor in side] for side in self.factors())
@@ -130,4 +136,4 @@ def _named(start: Start) -> Iterator[tuple[str, Tensor]]:
 
 
 def _moved(value: Tensor, like: Tensor) -> Tensor:
-    return value.detach().to(like.device, torch.promote_types(like.dtype, torch.float32))
+    return value.detach().to(like.device, torch.promote_types(like.dtype, torch.float32), copy=True)

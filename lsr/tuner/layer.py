@@ -94,18 +94,17 @@ class LsrLayer(BaseTunerLayer):
         Raises:
             ValueError: if they do not fit the layer; names the layer.
         """
-        if config.resolved is None:
-            return (
-                self._shape("in_shape", config.in_shape, self.in_features, rank_shape),
-                self._shape("out_shape", config.out_shape, self.out_features, rank_shape),
-            )
-        saved = config.resolved.layer(self.layer_name)
-        if (saved.out_features, saved.in_features) != (self.out_features, self.in_features):
+        saved = None if config.resolved is None else config.resolved.layer(self.layer_name)
+        if saved is not None and (saved.out_features, saved.in_features) != (self.out_features, self.in_features):
             raise ValueError(
                 f"layer {self.layer_name!r}: the adapter is for a layer of {saved.out_features} x {saved.in_features}, "
                 f"and this one is {self.out_features} x {self.in_features}"
             )
-        return saved.in_shape, saved.out_shape
+        given = config if saved is None else saved
+        return (
+            self._shape("in_shape", given.in_shape, self.in_features, rank_shape),
+            self._shape("out_shape", given.out_shape, self.out_features, rank_shape),
+        )
 
     def _shape(
         self, field: str, given: tuple[int, ...] | None, width: int, rank_shape: tuple[int, ...]
@@ -143,9 +142,10 @@ class LsrLayer(BaseTunerLayer):
         except ValueError as error:
             raise ValueError(f"layer {self.layer_name!r}: {error}") from None
         adapter.set_factors(start, self.base_parameter())
+        adapter.forget_start()
         if initialization.folds:
             adapter.subtract(start, self.base_parameter())
-            self.settle()
+        self.settle()
         return start
 
     def _check_can_fold(self, initialization: Initialization) -> None:
@@ -196,10 +196,10 @@ class LsrLayer(BaseTunerLayer):
             self.lsr_adapters[adapter_name].to(target)
 
     def use_base_dtype(self, adapter_name: str) -> None:
-        """Round the trained factors to the dtype of the base weight, unless that is quantized."""
+        """Round the adapter to the dtype of the base weight, unless that is quantized."""
         if adapter_name in self.lsr_adapters and not is_quantized(self.get_base_layer()):
-            for factor in self.adapter(adapter_name).parameters():
-                factor.data = factor.to(self.base_parameter().dtype)
+            self.adapter(adapter_name).to(self.base_parameter().dtype)
+            self.settle()
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Return True: PEFT may convert any LSR adapter."""

@@ -38,7 +38,7 @@ class LsrModel(BaseTuner):
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, torch.Tensor] | None = None,
     ) -> None:
-        """Put the adapter's layers in place and start their factors.
+        """Put the adapter's layers in place and initialize their factors.
 
         Raises:
             ValueError: if an entry of the configuration matches no layer; names the nearest.

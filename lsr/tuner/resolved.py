@@ -50,7 +50,7 @@ class Resolved:
             hashes = {str(name): str(value) for name, value in fields["base_hashes"].items()}
             return cls(_shapes(fields["usual"]), others, hashes)
         except (KeyError, TypeError, AttributeError, ValueError):
-            raise ValueError(f"resolved: not what a saved adapter says of its layers: {str(fields)[:80]}") from None
+            raise ValueError(f"resolved: not what a saved adapter says of its layers: {repr(fields)[:80]}") from None
 
     def layer(self, name: str) -> LayerShapes:
         """Return the shapes of a layer."""
@@ -59,4 +59,7 @@ class Resolved:
 
 def _shapes(fields: Mapping[str, Any]) -> LayerShapes:
     out_shape, in_shape = (tuple(int(size) for size in fields[side]) for side in ("out_shape", "in_shape"))
-    return LayerShapes(int(fields["out_features"]), int(fields["in_features"]), out_shape, in_shape)
+    out_features, in_features = int(fields["out_features"]), int(fields["in_features"])
+    if min(out_features, in_features, *out_shape, *in_shape) < 1:
+        raise ValueError("sizes must be >= 1")
+    return LayerShapes(out_features, in_features, out_shape, in_shape)

@@ -1,6 +1,7 @@
 """Initialize the factors of an adapter, layer by layer, from the seed, the weights or examples."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import cast
 
 from torch import Tensor, nn
@@ -36,26 +37,26 @@ def initialize_factors(
     init_weights: bool | str | None = None,
     gradients: Mapping[str, Tensor] | None = None,
 ) -> Iterator[tuple[str, LsrLayer, Start]]:
-    """Give each layer's factors their start; yield each layer when it is done.
+    """Initialize each layer's factors; yield each layer when it is done, with what it starts at.
 
     `get_peft_model` does this by itself. It is a generator for callers that show progress: they build the model with
     random factors, and name the initialization here. `gradients` holds what `gradient` reads, (m, n) by layer name; see
     `start_from_examples`.
 
     Raises:
-        ValueError: if a base weight or gradient does not allow the initialization; names the layer.
+        ValueError: if there is no such initialization, or a base weight or gradient does not allow it; names the layer.
     """
     config = config_of(model, adapter_name)
-    if init_weights is not None:
-        config.init_weights = init_weights
+    chosen = config if init_weights is None else replace(config, init_weights=init_weights)  # which checks the name
     hashes: dict[str, str] = {}
     for name, layer in layers_of(model, adapter_name).items():
-        start = layer.initialize(adapter_name, config, (gradients or {}).get(name))
+        start = layer.initialize(adapter_name, chosen, (gradients or {}).get(name))
         if start is None:
             return  # the factors are about to be loaded
-        if INITIALIZATIONS[config.start].folds:
+        if INITIALIZATIONS[chosen.start].folds:
             hashes[name] = weight_hash(layer.pretrained_weight())
         yield name, layer, start
+    config.init_weights = chosen.init_weights
     config.remember(forms_of(model, adapter_name), hashes)
 
 
@@ -65,7 +66,7 @@ def start_from_examples(
     """Start an adapter whose `init_weights` is `gradient` from a few hundred examples, before training.
 
     Each batch, with labels, goes into `model(**batch)` on the model's device. `get_peft_model` alone leaves such an
-    adapter at a random start.
+    adapter with random factors.
 
     Raises:
         ValueError: if the adapter starts otherwise, or the examples do not allow it; names the layer.

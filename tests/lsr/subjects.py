@@ -8,21 +8,18 @@ __all__ = ["CASES", "METHODS", "Subject", "is_factor", "loss", "stir", "train", 
 CASES = {  # LSR's configurations
     "two factors": Subject("bert", layers=4),
     "three factors": Subject("bert", {"rank_shape": (2, 2, 2)}, layers=4),
-    "rank stabilised": Subject("roberta", {"rank_stabilized": True}, layers=4),
     "alpha is the rank": Subject("roberta", {"alpha": 4}, layers=4),
     "dropout": Subject("distilbert", {"dropout": 0.3}, layers=4),
     "row space": Subject("roberta", {"init_weights": "row_space"}, layers=4),
     "row space, three factors": Subject("bert", {"init_weights": "row_space", "rank_shape": (2, 2, 2)}, layers=4),
     "principal": Subject("bert", {"init_weights": "principal"}, layers=4),
-    "aligned": Subject("bert-padded", {"init_weights": "row_space", "align": True}, layers=4),
-    "both sides aligned": Subject(
-        "bert-padded", {"init_weights": "minor", "align": True, "residual": "frozen"}, layers=4
-    ),
-    "frozen copy": Subject("roberta", {"init_weights": "principal", "residual": "frozen"}, layers=4),
-    "frozen frames": Subject("bert", {"frames": "frozen", "aspect": 2}, layers=4),
-    "frozen frames of the weight": Subject("roberta", {"init_weights": "row_space", "frames": "frozen"}, layers=4),
-    "frozen frames that are stored": Subject("bert", {"frames": "frozen", "seed": None}, layers=4),
-    "budget": Subject("bert", {"separation_rank": "auto", "budget": 900}, layers=4),
+    "principal, three factors": Subject("bert", {"init_weights": "principal", "rank_shape": (2, 2, 2)}, layers=4),
+    "minor, padded": Subject("bert-padded", {"init_weights": "minor"}, layers=4),
+    "cp, transposed": Subject("gpt2", {"init_weights": "cp"}, layers=2),
+    "only the first trains": Subject("bert", {"train": "first"}, layers=4),
+    "only the first trains, row space": Subject("roberta", {"init_weights": "row_space", "train": "first"}, layers=4),
+    "only the first trains, folded": Subject("bert", {"init_weights": "principal", "train": "first"}, layers=4),
+    "no seed": Subject("bert", {"seed": None}, layers=4),
     "padded width": Subject(
         "bert-padded", {"target_modules": ["query", "intermediate.dense", "attention.output.dense"]}, layers=6
     ),

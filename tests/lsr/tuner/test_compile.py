@@ -11,6 +11,8 @@ from tests.tiny_models import logits, tiny
 CONFIGS = {
     "two factors": {"rank_shape": (2, 2)},
     "three factors": {"rank_shape": (2, 1, 2)},
+    "frozen factors": {"train": "first"},
+    "a start that is subtracted": {"init_weights": "principal", "seed": 0},
     "dropout in evaluation": {"dropout": 0.5},
 }
 
@@ -26,7 +28,7 @@ def adapted(config, out_features=10):
     torch.manual_seed(0)
     model = get_peft_model(
         nn.Sequential(nn.Linear(12, out_features)),
-        LsrConfig(target_modules=["0"], separation_rank=2, alpha=3, init_weights=False, **config),
+        LsrConfig(target_modules=["0"], separation_rank=2, alpha=3, **{"init_weights": False, **config}),
     )
     return adapted_layers(model)["0"].eval()
 
@@ -57,7 +59,7 @@ def test_the_compiler_reports_no_graph_break():
 
 def test_a_compiled_layer_with_two_active_adapters_is_one_graph():
     layer = adapted({})
-    layer.update_layer("other", LsrConfig(rank_shape=(2, 1, 1), init_weights=False), (2, 1, 1), 1, 5)
+    layer.update_layer("other", LsrConfig(rank_shape=(2, 1, 1), separation_rank=1, alpha=5, init_weights=False))
     layer.set_adapter(["default", "other"])
     x = torch.randn(5, 12)
     assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x))
@@ -65,7 +67,7 @@ def test_a_compiled_layer_with_two_active_adapters_is_one_graph():
 
 def test_a_padded_width_compiles_too():
     layer = adapted({}, out_features=53)
-    assert layer.form["default"].out_shape == (9, 6)
+    assert layer.adapter("default").form.out_shape == (9, 6)
     x = torch.randn(5, 12)
     assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x))
 

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from peft import PeftConfig, get_peft_model
 
 from lsr import LsrConfig
-from lsr.tuner import layer
-from lsr.tuner.config import INITIALISATIONS
-from lsr.tuner.model import start_factors
+from lsr.algebra.shapes import Form
+from lsr.init import INITIALIZATIONS
+from lsr.tuner.config import override
+from lsr.tuner.resolved import LayerShapes
 from tests.tiny_models import tiny
 
-WORDS = list(INITIALISATIONS)
+WORDS = list(INITIALIZATIONS)
 
 ROOT = Path(__file__).parents[3]
 SHAPES = st.lists(st.integers(1, 8), min_size=2, max_size=3).map(tuple)
@@ -29,8 +30,8 @@ NAMES = st.lists(st.sampled_from(["query", "key", "value", "output.dense"]), min
     rank_shape=SHAPES,
     separation_rank=st.integers(1, 64),
     alpha=st.floats(0.1, 100),
-    rank_stabilized=st.booleans(),
-    init_weights=st.sampled_from([True, False, "random", "row_space"]),
+    init_weights=st.sampled_from([True, False, *WORDS]),
+    train=st.sampled_from(["factors", "first"]),
     seed=st.none() | st.integers(0, 2**40),
     dropout=st.floats(0, 0.9),
     target_modules=NAMES | st.just("all-linear") | st.just(r".*\.(query|key)"),
@@ -61,6 +62,7 @@ def test_shapes_come_back_as_tuples(tmp_path):
 # Four layers: from twenty targets on, PEFT shortens the list of all linear layers.
 SAVE_ADAPTERS = """
 import sys
+import torch
 from peft import get_peft_model
 from transformers import BertForSequenceClassification
 from lsr import LsrConfig
@@ -68,8 +70,10 @@ from tests.tiny_models import CONFIGS
 CONFIGS["bert"].num_hidden_layers = 4
 for name, targets in {"all": "all-linear", "usual": None, "list": ["value", "query", "output.dense", "key"]}.items():
     config = LsrConfig(
-        task_type="SEQ_CLS", separation_rank=1, target_modules=targets, exclude_modules=["pooler.dense", "embeddings"]
+        task_type="SEQ_CLS", separation_rank=1, target_modules=targets, exclude_modules=["pooler.dense", "embeddings"],
+        init_weights="cp", seed=0,
     )
+    torch.manual_seed(0)
     get_peft_model(BertForSequenceClassification(CONFIGS["bert"]), config).save_pretrained(f"{sys.argv[1]}/{name}")
 """
 
@@ -100,53 +104,77 @@ def test_heads_that_peft_appends_again_are_written_once():
     assert config.to_dict()["modules_to_save"] == ["classifier", "score"]
 
 
-# The name of the initialisation
+# The name of the initialization
 
 
 @pytest.mark.parametrize("init", [True, False, "random", "row_space"])
-def test_before_injection_the_initialisation_is_written_as_it_is(init):
+def test_before_injection_the_initialization_is_written_as_it_is(init):
     assert LsrConfig(init_weights=init).to_dict()["init_weights"] is init
 
 
-@pytest.mark.parametrize("init", ["random", "row_space", "principal"])
-def test_after_injection_a_recipe_says_that_the_factors_have_their_start(init):
-    config = LsrConfig(separation_rank=2, init_weights=init)
-    written = get_peft_model(tiny("bert"), config).peft_config["default"].to_dict()
-    assert (written["init_weights"], written["recipe"]) == (init, {})
+@pytest.mark.parametrize("init", WORDS)
+def test_what_was_made_is_written_and_the_object_can_start_a_second_model(init):
+    config = LsrConfig(separation_rank=2, init_weights=init, seed=0)
+    first = get_peft_model(tiny("bert"), config).state_dict()
+    written = config.to_dict()
+    assert (written["init_weights"], config.init_weights) == (init, init)
+    assert written["resolved"]["usual"] == {
+        "out_features": 24,
+        "in_features": 24,
+        "out_shape": (6, 4),
+        "in_shape": (6, 4),
+    }
+    assert len(written["resolved"]["base_hashes"]) == (4 if INITIALIZATIONS[init].folds else 0)
+    assert not config.is_saved
+    second = get_peft_model(tiny("bert"), config).state_dict()
+    assert first.keys() == second.keys()
+    assert all(first[name].equal(second[name]) for name in first)
 
 
-def test_factors_that_wait_for_a_file_are_never_started(monkeypatch):
-    monkeypatch.setattr(layer, "begin", lambda *_, **__: pytest.fail("a decomposition was computed"))
+def test_a_configuration_that_was_made_comes_back_as_one_of_a_file(tmp_path):
+    fields = {"target_modules": ["query", "intermediate.dense"], "init_weights": "minor", "separation_rank": 2}
+    config = LsrConfig(**fields, seed=0)
+    get_peft_model(tiny("bert"), config).save_pretrained(str(tmp_path / "one"))
+    loaded = LsrConfig.from_pretrained(str(tmp_path / "one"))
+    assert loaded.is_saved
+    assert loaded.resolved == config._made
+    assert len(loaded.resolved.others) == len(loaded.resolved.base_hashes) / 2 == 2
+    loaded.save_pretrained(str(tmp_path / "two"))
+    one, two = ((tmp_path / copy / "adapter_config.json").read_bytes() for copy in ("one", "two"))
+    assert one == two
+
+
+def test_factors_that_wait_for_a_file_are_never_initialized(monkeypatch):
+    fail = INITIALIZATIONS["row_space"]._replace(start=lambda _: pytest.fail("a decomposition was computed"))
+    monkeypatch.setitem(INITIALIZATIONS, "row_space", fail)
     model = get_peft_model(tiny("bert"), LsrConfig(separation_rank=2, init_weights="row_space"), low_cpu_mem_usage=True)
     assert {parameter.device.type for name, parameter in model.named_parameters() if ".lsr_" in name} == {"meta"}
-    assert model.peft_config["default"].to_dict()["recipe"] is None
 
 
-def test_a_configuration_starts_a_second_model_as_it_did_the_first():
-    config = LsrConfig(separation_rank=2, init_weights="row_space", seed=0)
-    first, second = (get_peft_model(tiny("bert"), config).state_dict() for _ in range(2))
-    assert all(first[name].equal(second[name]) for name in first)
-    assert config.init_weights == "row_space"
+# An adapter whose factors are there
 
 
-def test_a_deferred_start_has_no_recipe_until_it_is_finished():
-    model = get_peft_model(tiny("bert"), LsrConfig(separation_rank=2, init_weights="row_space", deferred=True))
-    config = model.peft_config["default"]
-    steps = start_factors(model)
-    next(steps)
-    assert (config.to_dict()["recipe"], config.deferred) == (None, True)
-    assert len(list(steps)) == 3
-    assert (config.to_dict()["recipe"], config.deferred) == ({}, False)
+def form(rank_shape, separation_rank, width=24):
+    return Form(rank_shape, (6, 4), (6, 4), separation_rank, width, width)
 
 
-# The scaling
-
-
-@pytest.mark.parametrize(("stabilized", "expected"), [(False, 16 / 8), (True, 16 / 8**0.5)])
-@pytest.mark.parametrize("separation_rank", [1, 16])
-def test_the_scaling_counts_the_true_rank_and_never_the_terms(stabilized, expected, separation_rank):
-    config = LsrConfig(rank_shape=(2, 4), alpha=16, rank_stabilized=stabilized, separation_rank=separation_rank)
-    assert config.scaling(config.rank_shape, config.alpha) == pytest.approx(expected)
+def test_with_layers_the_most_frequent_values_are_usual_and_the_others_patterns():
+    forms = {"a.query": form((2, 2), 3), "b.query": form((2, 2), 3), "a.value": form((4, 2), 5, width=23)}
+    made = LsrConfig(train="first", init_weights="principal", in_shape=(5, 5), seed=3).with_layers(
+        forms, {"a.query": 2.0, "b.query": 2.0, "a.value": 1.0}
+    )
+    assert (made.rank_shape, made.separation_rank, made.alpha) == ((2, 2), 3, 8)
+    for pattern, usual, expected in (
+        (made.rank_pattern, made.rank_shape, (4, 2)),
+        (made.separation_rank_pattern, made.separation_rank, 5),
+        (made.alpha_pattern, made.alpha, 8),
+    ):
+        assert override(pattern, "a.value", usual) == expected
+        assert override(pattern, "a.query", usual) == override(pattern, "b.query", usual) == usual
+    assert (made.train, made.init_weights, made.in_shape, made.seed) == ("factors", True, None, 3)
+    assert made.is_saved
+    assert made.resolved.layer("a.value") == LayerShapes(23, 23, (6, 4), (6, 4))
+    assert made.resolved.base_hashes == {}
 
 
 # Mistakes
@@ -159,7 +187,7 @@ def test_the_scaling_counts_the_true_rank_and_never_the_terms(stabilized, expect
         ({"rank_shape": ()}, "rank_shape must hold two or more ranks >= 1, got []"),
         ({"rank_shape": (2, 0)}, "rank_shape must hold two or more ranks >= 1, got [2, 0]"),
         ({"rank_pattern": {"key": (0, 2)}}, "rank_pattern['key'] must hold two or more ranks >= 1, got [0, 2]"),
-        ({"separation_rank": 0}, "separation_rank must be >= 1 or auto, got 0"),
+        ({"separation_rank": 0}, "separation_rank must be >= 1, got 0"),
         ({"separation_rank_pattern": {"key": -1}}, "separation_rank_pattern['key'] must be >= 1, got -1"),
         ({"in_shape": (24,)}, "in_shape must hold 2 sizes >= 1, as rank_shape does, got [24]"),
         ({"out_shape": (4, 3, 2)}, "out_shape must hold 2 sizes >= 1, as rank_shape does, got [4, 3, 2]"),
@@ -169,6 +197,9 @@ def test_the_scaling_counts_the_true_rank_and_never_the_terms(stabilized, expect
             f"init_weights must be a bool or one of {WORDS}, got 'rowspace'",
         ),
         ({"init_weights": None}, f"init_weights must be a bool or one of {WORDS}, got None"),
+        ({"init_weights": "activation"}, f"init_weights must be a bool or one of {WORDS}, got 'activation'"),
+        ({"separation_rank": "auto"}, "separation_rank must be >= 1, got 'auto'"),
+        ({"train": "frames"}, "train must be one of ['factors', 'first'], got 'frames'"),
         ({"dropout": 1.0}, "dropout must be in [0, 1), got 1.0"),
         ({"dropout": -0.1}, "dropout must be in [0, 1), got -0.1"),
         ({"bias": "lora_only"}, "bias must be 'none', 'all' or 'lsr_only', got 'lora_only'"),
@@ -191,9 +222,24 @@ def test_a_value_out_of_bounds_is_refused_with_what_is_allowed(fields, message):
         LsrConfig(**fields)
 
 
-def test_an_unknown_field_is_refused():
-    with pytest.raises(TypeError, match="r_shape"):
-        LsrConfig(r_shape=(2, 2))
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"r_shape": (2, 2)},
+        {"align": True},
+        {"residual": "fold"},
+        {"frames": "frozen"},
+        {"deferred": True},
+        {"rank_stabilized": True},
+        {"aspect": 2},
+        {"budget": 900},
+        {"recipe": {}},
+    ],
+    ids=str,
+)
+def test_an_unknown_field_is_refused(fields):
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{next(iter(fields))}'"):
+        LsrConfig(**fields)
 
 
 def test_every_field_says_what_it_is():

@@ -15,20 +15,20 @@ USUAL = {"rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0}
 PAIRS = {  # what it shows: model, fields of the first and of the second adapter
     "different seeds": ("bert", {}, {"seed": 1}),
     "different terms": ("bert", {}, {"separation_rank": 1}),
-    "different scalings": ("roberta", {"rank_stabilized": True}, {"alpha": 2}),
+    "different scalings": ("roberta", {}, {"alpha": 2}),
     "more terms than fit": ("bert", {"separation_rank": 6}, {"separation_rank": 5, "seed": 1}),
     "three factors": ("bert", {"rank_shape": (2, 2, 2)}, {"rank_shape": (2, 2, 2), "seed": 1}),
-    "frozen frames of one seed": ("bert", {"frames": "frozen", "aspect": 2}, {"frames": "frozen", "aspect": 2}),
-    "a frozen copy": ("bert", {"init_weights": "principal", "residual": "frozen"}, {}),
-    "a folded start": ("bert", {"init_weights": "principal", "residual": "fold"}, {}),
+    "frozen factors of one seed": ("bert", {"train": "first"}, {"train": "first"}),
+    "frozen factors of two seeds": ("bert", {"train": "first"}, {"train": "first", "seed": 1}),
+    "a folded start": ("bert", {"init_weights": "principal"}, {}),
+    "two folded starts": ("bert", {"init_weights": "principal"}, {"init_weights": "minor"}),
     "other layers": ("bert", {"target_modules": ["query"]}, {"target_modules": ["query", "intermediate.dense"]}),
     "own shapes and ranks": (
         "bert",
         {"in_shape": (5, 5), "out_shape": (5, 5), "rank_shape": (1, 2)},
         {"in_shape": (5, 5), "out_shape": (5, 5), "rank_shape": (3, 2)},
     ),
-    "one order of inputs": ("bert-padded", *2 * ({"init_weights": "row_space", "align": True},)),
-    "a budget": ("bert", *2 * ({"separation_rank": "auto", "budget": 900},)),
+    "padded widths": ("bert-padded", {}, {"init_weights": "principal", "seed": 1}),
     "patterns": ("bert", *2 * ({"rank_pattern": {"query": (1, 2)}, "alpha_pattern": {"0.attention.self.query": 3}},)),
     "transposed weights": ("gpt2-causal", {"target_modules": "all-linear"}, {"seed": 1, "target_modules": ["c_attn"]}),
 }
@@ -47,7 +47,7 @@ def with_two(name, first, second):
 
 
 def weighted(layer, weights):
-    return sum(weight * layer.get_delta_weight(name) for name, weight in weights.items() if name in layer.scaling)
+    return sum(weight * layer.get_delta_weight(name) for name, weight in weights.items() if name in layer.lsr_adapters)
 
 
 @each_pair
@@ -65,7 +65,7 @@ def test_the_sum_leaves_the_others_alone_until_it_is_active(name, first, second)
     model.add_weighted_adapter(["default", "second"], [1.0, 1.0], "sum")
     assert model.active_adapters == ["default"]
     assert torch.equal(logits(model), before)
-    assert not any(p.requires_grad for name, p in model.named_parameters() if name.endswith(".sum"))
+    assert not any(p.requires_grad for name, p in model.named_parameters() if ".lsr_adapters.sum." in name)
 
 
 @each_pair
@@ -85,8 +85,42 @@ def test_ranks_and_terms_add_up():
     assert (config.rank_shape, config.separation_rank, config.alpha) == ((4, 2), 5, 8)
 
 
-def test_frozen_frames_of_one_seed_need_no_more_terms():
-    model = with_two("bert", {"frames": "frozen"}, {"frames": "frozen"})
+def test_layers_on_which_fewer_adapters_sit_get_their_own_rank(tmp_path):
+    fields = {"target_modules": ["query", "intermediate.dense"], "separation_rank": 2, "alpha": 5}
+    model = with_two("bert", {}, {**fields, "init_weights": "principal"})
+    model.add_weighted_adapter(["default", "second"], [1.0, 0.5], "sum")
+    forms = {name: layer.adapter("sum").form for name, layer in adapted_layers(model).items()}
+    ranks = {  # r1 of each adapter and of the start that the second subtracts, and their terms
+        "query": ((6, 2), 7),
+        "value": ((2, 2), 3),
+        "dense": ((4, 2), 4),
+    }
+    assert {name: (form.rank_shape, form.separation_rank) for name, form in forms.items()} == {
+        name: ranks[name.rpartition(".")[2]] for name in forms
+    }
+    model.set_adapter("sum")
+    model.save_pretrained(str(tmp_path), selected_adapters=["sum"])
+    loaded = PeftModel.from_pretrained(tiny("bert").double(), str(tmp_path / "sum"))
+    found = {name: layer.adapter("default").form for name, layer in adapted_layers(loaded).items()}
+    assert found == forms
+    assert torch.equal(logits(loaded), logits(model))
+
+
+@pytest.mark.parametrize("init", ["principal", "minor", "cp"])
+def test_a_sum_of_folded_adapters_subtracts_nothing_from_the_base_weight(init):
+    model = with_two("bert-padded", {"init_weights": init}, {"init_weights": init, "seed": 1})
+    model.add_weighted_adapter(["default", "second"], [0.7, -2.0], "sum")
+    model.set_adapter("sum")
+    base = tiny("bert-padded").double()
+    for name, layer in adapted_layers(model).items():
+        assert not layer.adapter("sum").has_start
+        assert torch.equal(layer.base_parameter(), base.get_submodule(name).weight)
+        assert_close(layer.get_delta_weight("sum"), weighted(layer, {"default": 0.7, "second": -2.0}))
+    assert model.peft_config["sum"].resolved.base_hashes == {}
+
+
+def test_frozen_factors_of_one_seed_need_no_more_terms():
+    model = with_two("bert", {"train": "first"}, {"train": "first"})
     model.add_weighted_adapter(["default", "second"], [1.0, 1.0], "sum")
     assert model.peft_config["sum"].separation_rank == 3
 
@@ -147,11 +181,6 @@ def test_a_request_without_meaning_is_refused(arguments, message):
             {"in_shape": (5, 5), "out_shape": (5, 5)},
             {"in_shape": (5, 5), "out_shape": (5, 5), "rank_shape": (2, 1)},
             "differ in rank_shape after r1, (2, 2) and (2, 1)",
-        ),
-        (
-            {"init_weights": "minor", "align": True},
-            {"in_shape": (6, 4), "out_shape": (6, 4)},
-            "differ in order of inputs and outputs, its own and another (align)",
         ),
         ({"bias": "lsr_only"}, {}, "'default' trains biases too (bias='lsr_only')"),
         (*2 * ({"modules_to_save": ["classifier"]},), "modules_to_save: ['default', 'second'] have each trained"),

@@ -1,0 +1,35 @@
+"""Single layers with an adapter, for tests that need no model."""
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from lsr import LsrConfig
+from lsr.tuner.linear import LsrLinear
+
+
+def base(n, m, *, bias=True, transposed=False, dtype=torch.float64):
+    """A frozen layer, the same for the same widths."""
+    with torch.random.fork_rng():
+        torch.manual_seed(n * 10 + m)
+        layer = Conv1D(m, n) if transposed else nn.Linear(n, m, bias=bias)
+        nn.init.normal_(layer.weight)
+    return layer.to(dtype).requires_grad_(False)
+
+
+def config(**fields):
+    """A small configuration with both sides random."""
+    usual = {"rank_shape": (2, 2), "separation_rank": 1, "alpha": 3, "seed": 0, "init_weights": False}
+    return LsrConfig(**{**usual, **fields})
+
+
+def adapt(layer, name="layer", **fields):
+    """An LsrLinear with one adapter, both sides random unless said otherwise, in evaluation mode."""
+    adapted = LsrLinear(layer, "default", name)
+    adapted.update_layer("default", config(**fields))
+    return adapted.eval()
+
+
+def normal(*shape, dtype=torch.float64):
+    """Random numbers, always the same."""
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(dtype)

@@ -1,0 +1,253 @@
+from math import prod
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import get_peft_model
+from torch import nn
+from torch.testing import assert_close
+
+from lsr import LsrConfig
+from lsr.algebra.separable import kron_sum
+from tests.lsr.layers import adapt, base, config, normal
+
+WIDTHS = st.integers(1, 9)
+BATCHES = st.sampled_from([(), (2,), (2, 3), (0, 3)])
+RANK_SHAPES = st.sampled_from([(1, 1), (2, 2), (3, 1), (1, 2, 1)])
+
+
+# Forward, definition and merged weight
+
+
+@given(WIDTHS, WIDTHS, BATCHES, RANK_SHAPES, st.booleans(), st.booleans())
+def test_forward_equals_the_merged_weight(n, m, batch, rank_shape, bias, transposed):
+    layer = adapt(base(n, m, bias=bias, transposed=transposed), rank_shape=rank_shape)
+    x = normal(*batch, n)
+    adapted = layer(x)
+    assert adapted.shape == (*batch, m)
+    layer.merge()
+    assert_close(layer(x), adapted)
+
+
+@given(WIDTHS, WIDTHS, RANK_SHAPES, st.sampled_from([1, 5, 16.0]), st.booleans())
+def test_the_update_is_scaling_times_b_times_a(n, m, rank_shape, alpha, transposed):
+    layer = adapt(base(n, m, transposed=transposed), rank_shape=rank_shape, alpha=alpha)
+    a, b = layer.adapter("default").factors()
+    dense = kron_sum(*b)[:m] @ kron_sum(*a)[:, :n] * alpha / prod(rank_shape)
+    assert_close(layer.get_delta_weight("default"), dense.T if transposed else dense)
+
+
+@given(WIDTHS, WIDTHS, RANK_SHAPES)
+def test_the_update_has_no_more_than_the_stated_rank(n, m, rank_shape):
+    delta = adapt(base(n, m), rank_shape=rank_shape).get_delta_weight("default")
+    assert torch.linalg.matrix_rank(delta) <= prod(rank_shape)
+
+
+@given(WIDTHS, WIDTHS, RANK_SHAPES)
+def test_a_fresh_layer_changes_no_bit(n, m, rank_shape):
+    layer, x = adapt(base(n, m), rank_shape=rank_shape, init_weights=True), normal(3, n)
+    assert torch.equal(layer(x), base(n, m)(x))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("rank_shape", [(2, 2), (2, 1, 2)])
+def test_the_gradients_of_all_factors_are_right(rank_shape, transposed):
+    layer = adapt(base(5, 7, transposed=transposed), rank_shape=rank_shape, separation_rank=2)
+    names = [name for name, parameter in layer.named_parameters() if parameter.requires_grad]
+    assert len(names) == 2 * len(rank_shape)
+
+    def run(x, *values):
+        return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), x)
+
+    values = [layer.get_parameter(name).detach().clone().requires_grad_() for name in names]
+    assert torch.autograd.gradcheck(run, (normal(2, 5).requires_grad_(), *values))
+
+
+def test_dropout_acts_on_the_inputs_of_the_adapter_alone_in_both_passes():
+    layer = adapt(base(6, 4), dropout=0.5).train()
+    results = []
+    for forward in (
+        layer,
+        lambda x: (
+            layer.base_layer(x) + nn.functional.linear(nn.functional.dropout(x), layer.get_delta_weight("default"))
+        ),
+    ):
+        torch.manual_seed(0)
+        x = normal(5, 6).requires_grad_()
+        layer.zero_grad()
+        forward(x).square().sum().backward()
+        results.append([forward(x), x.grad, *[p.grad.clone() for p in layer.parameters() if p.requires_grad]])
+    for ours, slow in zip(*results, strict=True):
+        assert_close(ours, slow)
+    assert not torch.allclose(results[0][0], layer.eval()(x))
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def hooked(m, n):
+    layer = nn.Linear(n, m).double()
+    layer.register_forward_hook(lambda layer, inputs, output: 2 * output)
+    return layer
+
+
+def patched(m, n):
+    layer = nn.Linear(n, m).double()
+    layer.forward = lambda x: 2 * nn.functional.linear(x, layer.weight, layer.bias)
+    return layer
+
+
+@pytest.mark.parametrize("make", [hooked, patched, lambda m, n: Doubled(n, m).double()], ids=["hook", "patch", "class"])
+def test_what_a_base_layer_does_beside_its_product_still_happens(make):
+    base_layer = make(4, 6)
+    x = normal(5, 6)
+    expected = 2 * nn.functional.linear(x, base_layer.weight, base_layer.bias)
+    layer = adapt(base_layer)
+    assert_close(layer(x), expected + nn.functional.linear(x, layer.get_delta_weight("default")))
+
+
+def test_a_trained_base_weight_gets_its_gradient():
+    layer, x = adapt(base(6, 4)), normal(5, 6)
+    layer.base_layer.requires_grad_(True)
+    layer(x).square().sum().backward()
+    weight, bias = layer.base_layer.weight, layer.base_layer.bias
+    total = nn.functional.linear(x, weight + layer.get_delta_weight("default"), bias).square().sum()
+    for found, expected in zip((weight.grad, bias.grad), torch.autograd.grad(total, (weight, bias)), strict=True):
+        assert_close(found, expected)
+
+
+def test_dropout_does_nothing_in_evaluation():
+    layer, x = adapt(base(6, 4), dropout=0.5), normal(5, 6)
+    assert_close(layer(x), layer.base_layer(x) + nn.functional.linear(x, layer.get_delta_weight("default")))
+
+
+# Merging
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_unmerging_restores_every_bit_and_the_layout(dtype, transposed):
+    layer = adapt(base(6, 4, dtype=dtype, transposed=transposed))
+    before, stride = layer.weight.clone(), layer.weight.stride()
+    layer.merge()
+    assert not torch.equal(layer.weight, before)
+    assert layer.weight.stride() == stride
+    layer.unmerge()
+    assert torch.equal(layer.weight, before)
+    assert not layer.merged
+
+
+def test_a_half_precision_weight_is_merged_in_full_precision_and_rounded_once():
+    layer = adapt(base(6, 4, dtype=torch.bfloat16))
+    layer.update_layer("other", config(alpha=5, seed=1))
+    exact = layer.weight.float()
+    for name in ("default", "other"):
+        a, b = (side.float() for side in layer.adapter(name).collapse())
+        exact = exact + layer.adapter(name).scaling * (b @ a)
+    layer.merge(adapter_names=["default", "other"])
+    assert torch.equal(layer.weight, exact.to(torch.bfloat16))
+
+
+def test_merging_one_adapter_after_the_other_remembers_the_first_weight():
+    layer = adapt(base(6, 4))
+    layer.update_layer("other", config(rank_shape=(2, 1), alpha=5, seed=1))
+    before = layer.weight.clone()
+    layer.merge(adapter_names=["default"])
+    with pytest.warns(UserWarning, match="additionally merging other"):
+        layer.merge(adapter_names=["other"])
+    assert_close(layer.weight, before + layer.get_delta_weight("default") + layer.get_delta_weight("other"))
+    layer.unmerge()
+    assert torch.equal(layer.weight, before)
+
+
+def test_merging_twice_adds_the_update_once():
+    layer = adapt(base(6, 4))
+    layer.merge()
+    once = layer.weight.clone()
+    with pytest.warns(UserWarning, match="All adapters are already merged"):
+        layer.merge()
+    assert torch.equal(layer.weight, once)
+
+
+def test_unmerging_what_is_not_merged_warns_and_changes_nothing():
+    layer = adapt(base(6, 4))
+    before = layer.weight.clone()
+    with pytest.warns(UserWarning, match="Already unmerged"):
+        layer.unmerge()
+    assert torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_safe_merge_of_a_broken_adapter_raises_and_leaves_the_weight(value):
+    layer = adapt(base(6, 4), "encoder.query")
+    layer.update_layer("broken", config(rank_shape=(2, 1), alpha=5, seed=1))
+    layer.adapter("broken").factor_B2.data[0, 0, 0] = value
+    before = layer.weight.clone()
+    with pytest.raises(ValueError, match=r"NaNs detected in the merged weights of 'encoder.query': .*broken"):
+        layer.merge(safe_merge=True, adapter_names=["default", "broken"])
+    assert torch.equal(layer.weight, before)
+    assert not layer.merged
+
+
+def test_the_kept_weight_is_never_saved():
+    layer = adapt(base(6, 4))
+    keys = set(layer.state_dict())
+    layer.merge()
+    assert set(layer.state_dict()) == keys
+
+
+def test_disabling_a_merged_layer_gives_the_base_output_back():
+    layer, x = adapt(base(6, 4)), normal(3, 6)
+    layer.merge()
+    layer.enable_adapters(False)
+    assert torch.equal(layer(x), base(6, 4)(x))
+
+
+# In modules that transformers does not know
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.second(self.first(x).relu())
+
+
+def test_a_plain_module_is_adapted_trained_saved_and_loaded(tmp_path):
+    torch.manual_seed(0)
+    plain, x = Plain(), torch.randn(40, 6)
+    before = plain(x)
+    labels = (x[:, 0] > 0).long()
+    model = get_peft_model(plain, LsrConfig(target_modules=["first"], modules_to_save=["second"], separation_rank=2))
+    assert torch.equal(model(x), before)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    losses = []
+    for _ in range(40):
+        loss = nn.functional.cross_entropy(model(x), labels)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.5 * losses[0]
+    trained = model(x)
+    model.save_pretrained(str(tmp_path))
+    torch.manual_seed(0)
+    assert torch.equal(type(model).from_pretrained(Plain(), str(tmp_path))(x), trained)
+
+
+@pytest.mark.parametrize("targets", [["linear1"], ["linear1", "linear2"]])
+def test_torchs_own_encoder_layer_does_not_bypass_the_adapter_in_evaluation(targets):
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), 2)
+    model = get_peft_model(encoder.eval(), LsrConfig(target_modules=targets, separation_rank=2, init_weights=False))
+    x = torch.randn(2, 5, 8)
+    with torch.no_grad():
+        adapted = model.eval()(x)
+        plain = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), 2).eval()
+        plain.load_state_dict(model.merge_and_unload().state_dict())
+        assert_close(adapted, plain(x), atol=1e-5, rtol=1e-5)

@@ -1,0 +1,91 @@
+import json
+import re
+
+import pytest
+from peft import PeftConfig, PeftModel, get_peft_model
+
+from lsr import LsrConfig
+from lsr.algebra.shapes import Form
+from lsr.tuner.resolved import LayerShapes, Resolved
+from tests.tiny_models import tiny
+
+SQUARE = Form((2, 2), (6, 4), (6, 4), 3, 24, 24)
+WIDE = Form((2, 2), (6, 4), (8, 5), 3, 24, 40)
+USUAL = {"out_features": 24, "in_features": 24, "out_shape": [6, 4], "in_shape": [6, 4]}
+FIELDS = {"usual": USUAL, "others": {}, "base_hashes": {}}
+
+
+def saved(folder):
+    """An adapter's folder."""
+    get_peft_model(tiny("bert"), LsrConfig(separation_rank=2, seed=0)).save_pretrained(str(folder))
+    return folder
+
+
+def change(folder, resolved):
+    """Write something else about the layers into an adapter's folder."""
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "resolved": resolved}))
+
+
+def test_the_shapes_of_most_layers_are_usual_and_the_others_have_names():
+    found = Resolved.of({"a": SQUARE, "b": WIDE, "c": SQUARE}, {"a": "1f"})
+    assert found.usual == LayerShapes(24, 24, (6, 4), (6, 4))
+    assert found.others == {"b": LayerShapes(40, 24, (8, 5), (6, 4))}
+    assert found.base_hashes == {"a": "1f"}
+    assert [found.layer(name) for name in "abc"] == [found.usual, found.others["b"], found.usual]
+
+
+def test_it_comes_back_from_json():
+    config = LsrConfig(separation_rank=2)
+    config.remember({"a": SQUARE, "b": WIDE}, {"a": "1f"})
+    assert Resolved.from_fields(json.loads(json.dumps(config.to_dict()))["resolved"]) == config._made
+
+
+def test_the_split_of_a_file_is_used_and_not_a_new_one(tmp_path):
+    other = {**USUAL, "in_shape": [4, 6]}
+    change(saved(tmp_path), {**FIELDS, "usual": other})
+    with pytest.raises(RuntimeError, match="size mismatch"):  # the file's factors are those of the other split
+        PeftModel.from_pretrained(tiny("bert"), str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "resolved",
+    [
+        "a\nb",
+        [],
+        {},
+        {"usual": USUAL},
+        {**FIELDS, "others": []},
+        {**FIELDS, "base_hashes": None},
+        {**FIELDS, "usual": {**USUAL, "in_shape": 24}},
+        {**FIELDS, "usual": {**USUAL, "in_shape": ["six", 4]}},
+        {**FIELDS, "usual": {**USUAL, "in_shape": [-6, -4]}},
+        {**FIELDS, "usual": {**USUAL, "out_features": 0}},
+        {**FIELDS, "others": {"bert.encoder.layer.0.attention.self.query": {}}},
+    ],
+    ids=str,
+)
+def test_what_is_malformed_is_refused_in_one_line(resolved, tmp_path):
+    change(saved(tmp_path), resolved)
+    for load in (PeftConfig.from_pretrained, lambda folder: PeftModel.from_pretrained(tiny("bert"), folder)):
+        with pytest.raises(ValueError, match=r"^resolved: not what a saved adapter says of its layers: .+$") as found:
+            load(str(tmp_path))
+        assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("usual", "message"),
+    [
+        ({**USUAL, "in_shape": [24]}, "in_shape must hold 2 sizes with a product >= 24, such as [6, 4], got [24]"),
+        (
+            {**USUAL, "out_shape": [5, 4]},
+            "out_shape must hold 2 sizes with a product >= 24, such as [6, 4], got [5, 4]",
+        ),
+        ({**USUAL, "in_features": 20}, "the adapter is for a layer of 24 x 20, and this one is 24 x 24"),
+    ],
+)
+def test_shapes_that_do_not_fit_the_layer_are_refused_with_its_name(usual, message, tmp_path):
+    change(saved(tmp_path), {**FIELDS, "usual": usual})
+    message = f"layer 'bert.encoder.layer.0.attention.self.query': {message}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        PeftModel.from_pretrained(tiny("bert"), str(tmp_path))

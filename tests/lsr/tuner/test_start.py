@@ -1,0 +1,104 @@
+"""Factors that are initialized after the model was made are those that `get_peft_model` gives."""
+
+import re
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from torch.testing import assert_close
+
+from lsr import LsrConfig, start_from_examples
+from lsr.init import INITIALIZATIONS
+from lsr.tuner.linear import adapted_layers
+from lsr.tuner.start import collect_gradients, initialize_factors
+from tests.tiny_models import LABELS, logits, tiny, tokens
+
+USUAL = {"task_type": "SEQ_CLS", "rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0}
+MODELS = {"bert": {}, "bert-padded": {"rank_shape": (2, 1, 2)}, "gpt2": {"train": "first"}}
+BATCHES = [{**tokens(), "labels": torch.arange(4) % LABELS}]
+by_weight = pytest.mark.parametrize("init", [word for word in INITIALIZATIONS if word != "gradient"])
+each_model = pytest.mark.parametrize("name", MODELS)
+
+
+def made(name, init, **fields):
+    torch.manual_seed(0)
+    return get_peft_model(tiny(name), LsrConfig(**{**USUAL, **MODELS[name], **fields}, init_weights=init)).eval()
+
+
+def assert_same(one, two, folder):
+    """The same state, and the same bytes when saved, which load as what was saved."""
+    first, second = one.state_dict(), two.state_dict()
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    for model, path in ((one, folder / "one"), (two, folder / "two")):
+        model.save_pretrained(str(path))
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (folder / "one" / file).read_bytes() == (folder / "two" / file).read_bytes()
+
+
+@each_model
+@by_weight
+def test_factors_that_are_initialized_later_are_those_of_get_peft_model(name, init, tmp_path):
+    later = made(name, True)
+    assert len(list(initialize_factors(later, init_weights=init))) == len(adapted_layers(later))
+    assert_same(later, made(name, init), tmp_path)
+    assert torch.equal(logits(PeftModel.from_pretrained(tiny(name), str(tmp_path / "one"))), logits(later))
+
+
+@each_model
+def test_gradients_that_are_collected_first_give_what_start_from_examples_does(name, tmp_path):
+    later, usual = made(name, True), made(name, "gradient")
+    gradients = collect_gradients(later, BATCHES)
+    list(initialize_factors(later, init_weights="gradient", gradients=gradients))
+    start_from_examples(usual, BATCHES)
+    assert_same(later, usual, tmp_path)
+    assert torch.equal(logits(PeftModel.from_pretrained(tiny(name), str(tmp_path / "one"))), logits(later))
+
+
+@by_weight
+@pytest.mark.parametrize("before", ["random", "principal"])
+def test_nothing_of_an_earlier_initialization_is_left(before, init, tmp_path):
+    model = made("bert", before)
+    list(initialize_factors(model, init_weights=init))
+    assert_same(model, made("bert", init), tmp_path)
+
+
+def test_layers_are_yielded_as_they_are_done_with_what_they_start_at():
+    model = made("bert", True)
+    for name, layer, start in initialize_factors(model, init_weights="principal"):
+        assert layer is adapted_layers(model)[name]
+        for factor, value in zip(layer.adapter("default").factors()[0], start.a, strict=True):
+            assert_close(factor, value.float())
+
+
+def test_an_initialization_that_is_none_changes_nothing():
+    model = made("bert", "row_space")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"^init_weights must be a bool or one of .*, got 'prinzipal'$"):
+        list(initialize_factors(model, init_weights="prinzipal"))
+    assert model.peft_config["default"].init_weights == "row_space"
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_examples_are_for_the_gradient_alone():
+    message = "init_weights must be 'gradient' to start from examples, got 'row_space'"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        start_from_examples(made("bert", "row_space"), BATCHES)
+
+
+def test_a_gradient_needs_examples():
+    with pytest.raises(ValueError, match=r"^layer 'bert\..*query': .*'gradient' needs examples: see lsr.start_from_ex"):
+        list(initialize_factors(made("bert", "gradient")))
+
+
+@pytest.mark.parametrize("init", ["principal", "minor", "cp"])
+def test_in_the_dtype_of_the_base_what_is_subtracted_is_what_the_factors_are(init):
+    config = LsrConfig(**USUAL, init_weights=init)
+    model = get_peft_model(tiny("bert").bfloat16(), config, autocast_adapter_dtype=False)
+    for layer in adapted_layers(model).values():
+        adapter = layer.adapter("default")
+        assert {value.dtype for value in adapter.state_dict().values()} == {torch.bfloat16}
+        for factors, starts in zip(adapter.factors(), adapter.start_factors(), strict=True):
+            assert all(torch.equal(factor, start) for factor, start in zip(factors, starts, strict=True))
+        expected = layer.pretrained_weight().float() - adapter.start_update()
+        assert torch.equal(layer.base_parameter(), expected.bfloat16())

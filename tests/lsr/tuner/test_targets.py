@@ -1,0 +1,72 @@
+"""Names that match nothing are refused with the nearest one, and leave the model as it was."""
+
+import re
+
+import pytest
+from peft import get_peft_model
+
+from lsr import LsrConfig
+from lsr.tuner.layer import LsrLayer
+from tests.lsr.subjects import CASES
+from tests.tiny_models import tiny
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "message"),
+    [
+        (
+            {"target_modules": ["query", "valeu"]},
+            ValueError,
+            "target_modules: no layer is named 'valeu'; did you mean 'value'?",
+        ),
+        ({"target_modules": ["query", "zzz"]}, ValueError, "target_modules: no layer is named 'zzz'"),
+        ({"target_modules": ".*querry"}, ValueError, "target_modules: '.*querry' matches no layer"),
+        (
+            {"exclude_modules": ["quer"]},
+            ValueError,
+            "exclude_modules: no layer is named 'quer'; did you mean 'query'?",
+        ),
+        ({"exclude_modules": "quer.*"}, ValueError, "exclude_modules: 'quer.*' matches no layer"),
+        (
+            {"target_modules": ["word_embeddings"]},
+            TypeError,
+            "layer 'bert.embeddings.word_embeddings' cannot be adapted: it must be Linear or Conv1D, got Embedding",
+        ),
+        (
+            {"rank_pattern": {"quary": (1, 1)}},
+            ValueError,
+            "rank_pattern: 'quary' matches no adapted layer; did you mean 'query'?",
+        ),
+        (
+            {"separation_rank_pattern": {"intermediate.dense": 2}},  # a layer, but not an adapted one
+            ValueError,
+            "separation_rank_pattern: 'intermediate.dense' matches no adapted layer",
+        ),
+        ({"alpha_pattern": {"key": 2}}, ValueError, "alpha_pattern: 'key' matches no adapted layer"),
+        (
+            {"target_modules": ["query"], "layers_to_transform": [0, 2]},
+            ValueError,
+            "layers_to_transform: no adapted layer has the index 2",
+        ),
+    ],
+)
+def test_a_mistake_is_refused_with_its_name_and_what_is_there(fields, kind, message):
+    with pytest.raises(kind, match=re.escape(message)):
+        CASES["two factors"].fresh(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"target_modules": ["valeu"]}, {"alpha_pattern": {"key": 2}}, {"exclude_modules": ["quer"]}]
+)
+def test_a_name_that_matches_nothing_leaves_the_model_as_it_was(fields):
+    base = tiny("bert")
+    with pytest.raises(ValueError, match=r"no (adapted )?layer"):
+        get_peft_model(base, CASES["two factors"].config(**fields))
+    assert not any(isinstance(module, LsrLayer) for module in base.modules())
+
+
+def test_an_internal_part_of_an_adapted_layer_is_no_target():
+    model = CASES["two factors"].fresh()
+    with pytest.raises(ValueError, match="target_modules: no layer is named 'base_layer'"):
+        model.add_adapter("second", LsrConfig(target_modules=["base_layer"]))
+    assert list(model.peft_config) == ["default"]
