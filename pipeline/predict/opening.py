@@ -7,6 +7,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from lsr.convert import loading
+from lsr.convert.base_model import load_tokenizer
 from lsr.convert.files import InputError, read_config
 from pipeline.errors import UserError
 from pipeline.methods.base_models import installed_folder
@@ -26,7 +27,7 @@ def open_adapter(folder: Path, base: str | None) -> tuple[PeftModel, PreTrainedT
         fields = read_config(folder)
         name = base or installed_folder(str(fields.get("base_model_name_or_path")))
         load = loading.load_adapter if fields["peft_type"] == loading.METHOD else loading.load_lora
-        model, tokenizer = load(folder, name), loading.load_tokenizer(folder, name)
+        model, tokenizer = load(folder, name), load_tokenizer(folder, name)
     except InputError as error:
         raise UserError(str(error)) from None
     if tokenizer is None:

@@ -13,7 +13,7 @@ from tensorly.decomposition import parafac, tensor_train_matrix
 from torch.testing import assert_close
 
 from lsr.algebra import fit, spectrum
-from lsr.algebra.fit import fit_product, fit_row_space, normalised, product_sweeps, row_space_sweeps
+from lsr.algebra.fit import fit_product, fit_row_space, normalized, product_sweeps, row_space_sweeps
 from lsr.algebra.separable import condition_number, kron_sum, nearest_kron_sum, rearrange
 from lsr.algebra.shapes import max_separation_rank
 from lsr.algebra.spectrum import leading_svd
@@ -107,7 +107,7 @@ def test_the_error_of_a_product_is_its_relative_distance_to_the_matrix(form, see
 @given(forms(), SEEDS)
 def test_no_sweep_moves_a_product_away_from_the_matrix(form, seed):
     out_shape, rank_shape, in_shape, terms = form
-    target, _ = normalised(normal(prod(out_shape), prod(in_shape), seed=seed), prod(out_shape), prod(in_shape))
+    target, _ = normalized(normal(prod(out_shape), prod(in_shape), seed=seed), prod(out_shape), prod(in_shape))
     a, b = drawn_sides(terms, out_shape, rank_shape, in_shape, seed)
     distance = torch.dist(target, product(a, b))
     for _ in range(10):
@@ -374,7 +374,7 @@ def test_the_error_of_a_row_space_is_what_its_projection_leaves(form, seed, more
 @given(forms(), SEEDS)
 def test_no_sweep_moves_a_row_space_away_from_the_rows(form, seed):
     _, rank_shape, in_shape, terms = form
-    target, _ = normalised(normal(prod(rank_shape), prod(in_shape), seed=seed), prod(rank_shape), prod(in_shape))
+    target, _ = normalized(normal(prod(rank_shape), prod(in_shape), seed=seed), prod(rank_shape), prod(in_shape))
     a = drawn(terms, rank_shape, in_shape, seed)
     distance = torch.dist(target, target @ projection(a))
     for _ in range(10):
