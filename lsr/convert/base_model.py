@@ -66,7 +66,7 @@ def load_base(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], base: st
             ignore_mismatched_sizes=True,  # an own error is clearer
         )
     for key, found, wanted in sorted(info["mismatched_keys"]):
-        raise InputError(f"base model {name}: {key} is {_by(found)}, the adapter is for {_by(wanted)}")
+        raise InputError(f"base model {name}: {key} is {by(found)}, the adapter is for {by(wanted)}")
     for key in sorted(info["missing_keys"] - own.keys()):
         raise InputError(f"base model {name}: {key} is missing, and the adapter does not hold it either")
     return model
@@ -180,8 +180,9 @@ def _set_labels(config: PretrainedConfig, kind: Any, own: Mapping[str, Tensor], 
         if not differing:
             return
     key = differing[0]
-    raise InputError(f"base model {name}: {key} is {_by(own[key].shape)} in the adapter and {_by(shapes[key])} here")
+    raise InputError(f"base model {name}: {key} is {by(own[key].shape)} in the adapter and {by(shapes[key])} here")
 
 
-def _by(shape: Any) -> str:
+def by(shape: Sequence[int]) -> str:
+    """Return a shape as messages show it: 24 x 3."""
     return " x ".join(map(str, shape))

@@ -1,13 +1,13 @@
 """An LSR adapter's folder becomes a PEFT model on its base model, or, without a base model, its layers alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
 
-from lsr.convert.base_model import EXPLAINED, empty_base, load_base
+from lsr.convert.base_model import EXPLAINED, by, empty_base, load_base
 from lsr.convert.files import CONFIG, FACTOR, WEIGHTS, InputError, first_line, read_config, read_tensors
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.linear import LsrLinear, adapted_layers
@@ -26,7 +26,7 @@ def load_adapter(folder: Path, base: str | None = None) -> PeftModel:
         InputError: if the folder is no LSR adapter, or the base model is not there or does not fit it.
     """
     fields, tensors, config = read_config(folder, METHOD), read_tensors(folder), _config(folder)
-    _check_layers(folder, empty_base(fields, base), config, tensors)
+    _check_layers(folder, empty_base(fields, base), config, list(_layers(folder, config, tensors)))
     model = load_base(fields, tensors, base)
     try:
         # The factors are in the file: drawing or decomposing them first would be for nothing.
@@ -63,7 +63,10 @@ def load_layers(folder: Path) -> dict[str, LsrLinear]:
         InputError: if the folder is no LSR adapter, or its file does not hold all of it.
     """
     read_config(folder, METHOD)
-    tensors, config = read_tensors(folder), _config(folder)
+    return _layers(folder, _config(folder), read_tensors(folder))
+
+
+def _layers(folder: Path, config: LsrConfig, tensors: Mapping[str, Tensor]) -> dict[str, LsrLinear]:
     layers: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if found := FACTOR.fullmatch(key):
@@ -72,7 +75,7 @@ def load_layers(folder: Path) -> dict[str, LsrLinear]:
         raise InputError(f"{folder / WEIGHTS}: holds no LSR factors")
     try:
         return {name: _layer(name, config, state) for name, state in layers.items()}
-    except (KeyError, ValueError, RuntimeError, IndexError) as error:
+    except ValueError as error:
         raise InputError(f"{folder}: {WEIGHTS} and {CONFIG} do not fit together: {first_line(error)}") from None
 
 
@@ -84,9 +87,13 @@ def _layer(name: str, config: LsrConfig, state: Mapping[str, Tensor]) -> LsrLine
     layer = LsrLinear(base, ADAPTER, name)
     layer.update_layer(ADAPTER, config)
     layer.base_hashes.clear()  # there is no weight to compare with
-    missing, unexpected = layer.load_state_dict(state, strict=False)
-    for key in [*unexpected, *(key for key in missing if not key.startswith("base_layer."))]:
-        raise ValueError(f"layer {name!r}: {key} is {'unexpected' if key in unexpected else 'missing'}")
+    own = {key: value.shape for key, value in layer.state_dict().items() if not key.startswith("base_layer.")}
+    for key in sorted(own.keys() ^ state.keys()):
+        raise ValueError(f"layer {name!r}: {key} is {'missing' if key in own else 'no part of this adapter'}")
+    for key, tensor in state.items():
+        if tensor.shape != own[key]:
+            raise ValueError(f"layer {name!r}: {key} is {by(tensor.shape)}, and its configuration says {by(own[key])}")
+    layer.load_state_dict(state, strict=False)
     return layer
 
 
@@ -99,14 +106,14 @@ def _config(folder: Path) -> LsrConfig:
     return config
 
 
-def _check_layers(folder: Path, model: nn.Module, config: LsrConfig, tensors: Mapping[str, Tensor]) -> None:
+def _check_layers(folder: Path, model: nn.Module, config: LsrConfig, names: Sequence[str]) -> None:
     """Compare names and widths of the adapted layers with the base: PEFT's messages show shapes of factors.
 
     Raises:
         InputError: names the first layer that does not fit.
     """
     modules = dict(model.named_modules())
-    for name in sorted({found[1] for found in map(FACTOR.fullmatch, tensors) if found}):
+    for name in sorted(names):
         if name not in modules:
             raise InputError(f"{folder}: adapts a layer {name!r}, which the base model does not have")
         try:

@@ -60,7 +60,7 @@ class LsrLayer(BaseTunerLayer):
         adapter.set_factors(Start(*factors), self.base_parameter())
         if initialization.folds and config.resolved is not None:
             adapter.make_room_for_start(self.base_parameter())
-            self.base_hashes[adapter_name] = config.resolved.base_hashes.get(self.layer_name, "")
+            self.base_hashes[adapter_name] = config.resolved.base_hash(self.layer_name)
         self.lsr_adapters[adapter_name] = adapter
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
@@ -104,6 +104,11 @@ class LsrLayer(BaseTunerLayer):
             raise ValueError(
                 f"layer {self.layer_name!r}: the adapter is for a layer of {saved.out_features} x {saved.in_features}, "
                 f"and this one is {self.out_features} x {self.in_features}"
+            )
+        if not len(saved.in_shape) == len(saved.out_shape) == len(rank_shape):
+            raise ValueError(
+                f"layer {self.layer_name!r}: resolved has the shapes {list(saved.out_shape)} and "
+                f"{list(saved.in_shape)}, which do not go with the ranks {list(rank_shape)}"
             )
         return saved.in_shape, saved.out_shape
 

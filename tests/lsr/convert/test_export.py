@@ -16,11 +16,11 @@ from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification
 
 from lsr import LsrConfig, export_lora, export_merged
+from lsr.algebra.precision import TOLERATED_LOSS
 from lsr.convert.files import PREFIX, InputError
 from lsr.convert.loading import load_adapter
-from lsr.init.quality import TOLERATED_LOSS
 from lsr.tuner.linear import adapted_layers
-from tests.lsr.saved import CASES, adapted, save
+from tests.lsr.saved import CASES, FOLDED, adapted, save
 from tests.tiny_models import logits, tiny, tokens
 
 each_case = pytest.mark.parametrize("case", CASES)
@@ -125,7 +125,7 @@ def read(folder):
 def test_the_rank_is_the_true_one_and_twice_that_with_a_subtracted_start(exported):
     ranks = {case: read(folder)[0]["r"] for case, (_, folder, _, _) in exported.items()}
     assert ranks["a head of one layer"] == 4
-    assert ranks["folded"] == ranks["frozen copy"] == ranks["both sides aligned"] == 8
+    assert {ranks[case] for case in FOLDED} == {8}
 
 
 def test_ranks_that_differ_are_named_by_escaped_paths(exported):
@@ -269,7 +269,7 @@ def test_a_lora_in_half_precision_has_the_error_of_its_rounded_product(tmp_path)
 
 def shrink(model, factor):
     for layer in adapted_layers(model).values():
-        layer.lsr_B1["default"].data *= factor
+        layer.adapter("default").factors()[1][0].data *= factor
     return model
 
 
