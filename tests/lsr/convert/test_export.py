@@ -19,6 +19,7 @@ from lsr import LsrConfig, export_lora, export_merged
 from lsr.algebra.precision import TOLERATED_LOSS
 from lsr.convert.files import PREFIX, InputError
 from lsr.convert.loading import load_adapter
+from lsr.init import INITIALIZATIONS
 from lsr.tuner.linear import adapted_layers
 from tests.lsr.saved import CASES, FOLDED, adapted, save
 from tests.tiny_models import logits, tiny, tokens
@@ -294,6 +295,16 @@ def test_an_overflow_is_refused_even_by_force(tmp_path):
         export_lora(model, tmp_path / "lora", dtype=torch.float16, force=True)
 
 
-def test_a_fresh_adapter_loses_nothing(tmp_path):
-    model = get_peft_model(tiny("bert"), LsrConfig(target_modules=["query"], separation_rank=2))
-    assert export_lora(model, tmp_path / "lora", dtype=torch.bfloat16).total == 0
+@pytest.mark.parametrize("init", INITIALIZATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_fresh_adapter_loses_nothing(init, dtype, tmp_path):
+    fields = {"target_modules": ["query"], "separation_rank": 2, "init_weights": init}
+    model = get_peft_model(tiny("bert"), LsrConfig(**fields))
+    assert export_lora(model, tmp_path / "lora", dtype=dtype).total == 0
+
+
+@pytest.mark.parametrize("init", INITIALIZATIONS)
+def test_a_fresh_adapter_can_be_merged(init, tmp_path):
+    fields = {"target_modules": ["query"], "separation_rank": 2, "init_weights": init}
+    model = get_peft_model(tiny("bert"), LsrConfig(**fields)).eval()
+    assert export_merged(model, tmp_path / "merged").total == 0

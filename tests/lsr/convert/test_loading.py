@@ -1,6 +1,8 @@
 """An adapter's folder comes back as what was saved, and what does not fit is one clear line."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,6 +39,20 @@ BROKEN = {  # what is wrong with `resolved`: what it is
 def saved(case, folder):
     name, fields = CASES[case]
     return save(name, folder, **fields)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A plain adapter beside its base, which nobody changes."""
+    folder = tmp_path_factory.mktemp("original")
+    saved("a head of one layer", folder)
+    return folder / "adapter"
+
+
+@pytest.fixture
+def plain(original, tmp_path):
+    """A copy of it, on the same base."""
+    return Path(shutil.copytree(original, tmp_path / "adapter"))
 
 
 def edit(folder, **changes):
@@ -102,20 +118,18 @@ def test_a_folded_start_on_another_base_is_refused_in_one_line(tmp_path):
 
 @each_reader
 @pytest.mark.parametrize("resolved", BROKEN.values(), ids=BROKEN)
-def test_broken_shapes_are_one_line(resolved, read, tmp_path):
-    saved("a head of one layer", tmp_path)
-    edit(tmp_path / "adapter", resolved=resolved)
+def test_broken_shapes_are_one_line(resolved, read, plain):
+    edit(plain, resolved=resolved)
     with pytest.raises(InputError, match=rf"{CONFIG}: resolved: not what a saved adapter says of its layers") as raised:
-        read(tmp_path / "adapter")
+        read(plain)
     assert "\n" not in str(raised.value)
 
 
 @each_reader
-def test_a_file_without_shapes_is_refused(read, tmp_path):
-    saved("a head of one layer", tmp_path)
-    edit(tmp_path / "adapter", resolved=None)
+def test_a_file_without_shapes_is_refused(read, plain):
+    edit(plain, resolved=None)
     with pytest.raises(InputError, match="resolved: the configuration does not say the shapes of the layers"):
-        read(tmp_path / "adapter")
+        read(plain)
 
 
 @each_reader

@@ -252,6 +252,7 @@ def test_another_base_model_is_fine_where_nothing_is_subtracted(low_cpu_mem_usag
 
 
 @each_way
+@pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")
 def test_a_base_weight_without_values_is_refused_in_one_line(low_cpu_mem_usage, tmp_path):
     adapted(init_weights="principal").save_pretrained(str(tmp_path))
     with torch.device("meta"):
