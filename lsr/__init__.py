@@ -59,3 +59,8 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         return version("lsr-adapt")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the names of the module, those that are loaded on first use too."""
+    return sorted({*globals(), *__all__})

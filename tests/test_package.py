@@ -8,6 +8,7 @@ import zipfile
 
 import pytest
 
+import lsr
 from tests.workspace import ROOT
 
 # What the extras bring, by the names that are imported. accelerate is left out: PEFT needs it.
@@ -63,6 +64,42 @@ for start in starts:
 print("done")
 """
     assert python(code, tmp_path).splitlines()[-1] == "done"
+
+
+def test_conversions_are_loaded_on_first_use(tmp_path):
+    code = """
+import lsr
+
+def loaded():
+    return sorted(name for name in sys.modules if name.startswith("lsr.convert"))
+
+assert not loaded(), loaded()
+assert lsr.export_lora.__module__ == "lsr.convert.export"
+assert "lsr.convert.export" in loaded()
+assert "lsr.convert.compress" not in loaded()
+print("done")
+"""
+    assert python(code, tmp_path) == "done\n"
+
+
+def test_the_public_names_are_exported_and_shown_before_they_are_loaded(tmp_path):
+    code = """
+import lsr
+
+print(*lsr.__all__)
+print(*(set(lsr.__all__) - set(dir(lsr))))
+print(*(set(lsr.CONVERSIONS) - set(lsr.__all__)))
+print(all(callable(getattr(lsr, name)) for name in lsr.__all__))
+"""
+    names, hidden, private, callable_all = python(code, tmp_path).split("\n")[:4]
+    conversions = {"compress_lora", "export_lora", "export_merged", "inspect_adapter", "prune_adapter"}
+    assert set(names.split()) == {"LsrConfig", "LsrModel", "start_from_examples"} | conversions
+    assert (hidden, private, callable_all) == ("", "", "True")
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'lsr' has no attribute 'export_onnx'"):
+        lsr.export_onnx  # noqa: B018
 
 
 @pytest.mark.parametrize("words", [[], ["export"], ["inspect"], ["compress"], ["prune"]])

@@ -116,7 +116,7 @@ def nearest_kron_sum(
     separation_rank: int,
     seed: int = 0,
 ) -> list[Tensor]:  # D factors, (s, p_i, q_i)
-    """Return factors that minimise `||matrix - kron_sum(*factors)||_F`, largest term first.
+    """Return factors that minimize `||matrix - kron_sum(*factors)||_F`, largest term first.
 
     D = 2: the truncated SVD of `rearrange(matrix)`, the global optimum; its error is the tail of the singular values.
     D > 2: CP by alternating least squares (TensorLy's `parafac`), a local optimum from a seeded Gaussian start; a best

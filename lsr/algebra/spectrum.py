@@ -13,7 +13,7 @@ from lsr.algebra.separable import pad_columns
 
 Matrix = Tensor | tuple[Tensor, Tensor]  # (M, N), or (M, k) and (k, N) whose product it is
 
-# Entries of a dense matrix: above, a seeded randomised SVD in float32 is as good as a full one and far faster.
+# Entries of a dense matrix: above, a seeded randomized SVD in float32 is as good as a full one and far faster.
 LARGE = 2**19
 
 
@@ -109,7 +109,7 @@ def trailing_part(
 ) -> tuple[Tensor, Tensor]:  # (m, rank), (rank, n), float64
     """Return the part of the weight with its `rank` smallest singular values, U_t S_t and V_t^T, rows orthonormal.
 
-    They come from the eigenvectors of the smaller of W W^T and W^T W: a randomised method finds leading ones only, and
+    They come from the eigenvectors of the smaller of W W^T and W^T W: a randomized method finds leading ones only, and
     a full SVD costs several times as much. It resolves singular values above 1e-8 of the largest.
 
     Raises:

@@ -20,8 +20,8 @@ class LayerCertificate:
     """What became of one layer."""
 
     separation_rank: int
-    numbers_before: int
-    numbers: int
+    parameters_before: int
+    parameters: int
     error: float  # ||ΔW' - ΔW||_F / ||ΔW||_F
 
 
@@ -40,7 +40,7 @@ class Part:
     form: Form
     reduced: Reduced
     scaling: float
-    numbers_before: int
+    parameters_before: int
 
 
 def reduce_layer(
@@ -52,7 +52,7 @@ def reduce_layer(
     sides: tuple[Tensor, Tensor] | None = None,  # (m1 * ... * mD, r), (r, n1 * ... * nD), known to be separable
     whole: Reduced | None = None,  # what is there already
 ) -> Reduced:
-    """Return the fit with so many terms, or with the fewest that reach the error.
+    """Return the fit with `separation_rank` terms, or with the fewest that reach the error.
 
     Raises:
         InputError: if the layer cannot be fitted, or the error is out of reach; names the layer.
@@ -101,8 +101,8 @@ def write_parts(
 
 
 def _certificate(name: str, part: Part, tensors: Mapping[str, Tensor]) -> LayerCertificate:
-    numbers = sum(tensor.numel() for key, tensor in tensors.items() if key.startswith(f"{PREFIX}{name}.lsr_"))
-    return LayerCertificate(part.reduced.separation_rank, part.numbers_before, numbers, part.reduced.error)
+    parameters = sum(tensor.numel() for key, tensor in tensors.items() if key.startswith(f"{PREFIX}{name}.lsr_"))
+    return LayerCertificate(part.reduced.separation_rank, part.parameters_before, parameters, part.reduced.error)
 
 
 def _with_shapes(config: LsrConfig, parts: Mapping[str, Part]) -> LsrConfig:

@@ -23,6 +23,8 @@ from lsr.tuner.linear import LsrLinear
 from lsr.tuner.start import layers_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ROUNDOFF = 1e-12  # relative, of products in float64
+UPDATE_ROUNDOFF = 1e-6  # the same in float32, beside the start that is subtracted
 BIASES = {"none": "none", "all": "all", "lsr_only": "lora_only"}
 
 
@@ -180,9 +182,15 @@ def _saved_whole(model: PeftModel, config: LsrConfig) -> list[str] | None:
 def _rounding_of_pairs(pairs: Mapping[str, tuple[Tensor, Tensor]], dtype: torch.dtype) -> Rounding:
     written = {name: [rounded(name, side, dtype) for side in pair] for name, pair in pairs.items()}
     return _relative(
-        {name: distance_of_pairs((written[name][0], written[name][1]), pair) for name, pair in pairs.items()},
+        {name: _distance((written[name][0], written[name][1]), pair) for name, pair in pairs.items()},
         {name: float(singular_values_of_pair(*pair).norm()) for name, pair in pairs.items()},
     )
+
+
+def _distance(written: tuple[Tensor, Tensor], pair: tuple[Tensor, Tensor]) -> float:
+    """Return the distance of two products; 0 where it is roundoff, as it is for a fresh folded start less itself."""
+    found = distance_of_pairs(written, pair)
+    return found if found > ROUNDOFF * float(pair[0].norm() * pair[1].norm()) else 0.0
 
 
 def _rounding_of_merge(layers: Mapping[str, LsrLinear], adapter_name: str, dtype: torch.dtype) -> Rounding:
@@ -193,6 +201,9 @@ def _rounding_of_merge(layers: Mapping[str, LsrLinear], adapter_name: str, dtype
         written = rounded(name, weight + update, dtype).double()
         errors[name] = float((written - weight.double() - update.double()).norm())
         lengths[name] = float(update.double().norm())
+        adapter = layer.adapter(adapter_name)
+        if adapter.has_start and lengths[name] <= UPDATE_ROUNDOFF * float(adapter.start_update().norm()):
+            errors[name] = lengths[name] = 0.0  # a fresh start less itself
     return _relative(errors, lengths)
 
 

@@ -34,7 +34,7 @@ class LayerReport:
     relative_norm: float | None  # ||ΔW|| / ||W||; None without the base model
     singular_values: tuple[float, ...]  # of ΔW, all that can differ from zero
     lora_rank: int  # of the LoRA that is the same update
-    lora_numbers: int
+    lora_parameters: int
     losses: dict[str, float]  # dtype -> relative error of the update if its factors were stored in it
 
     @property
@@ -45,10 +45,10 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class AdapterReport:
-    """All layers by name, the numbers beside them, and why the base model was left out, if it was."""
+    """All layers by name, the parameters beside them, and why the base model was left out, if it was."""
 
     layers: dict[str, LayerReport]
-    other_numbers: int  # in the file: heads and biases
+    other_parameters: int  # in the file: heads and biases
     base: str | None
     base_problem: str | None
 
@@ -56,8 +56,8 @@ class AdapterReport:
 def inspect_adapter(folder: str | Path, base: str | None = None) -> AdapterReport:
     """Return what an LSR adapter's folder holds.
 
-    Without `base`, the base model that the adapter names is loaded if it is there. If it is not, widths are what the
-    factors span, padding included, and nothing is known of ||W||.
+    Without `base`, the base model that the adapter names is loaded if it is there. If it is not, nothing is known of
+    ||W||, and all else is the same.
 
     Raises:
         InputError: if the folder is no LSR adapter, or does not fit its base model.
@@ -104,7 +104,7 @@ def inspect_layer(layer: LsrLinear, *, has_base: bool = True, adapter_name: str 
         relative_norm=norm / weight if weight else None,
         singular_values=tuple(values.tolist()),
         lora_rank=len(right),
-        lora_numbers=len(right) * (layer.in_features + layer.out_features),
+        lora_parameters=len(right) * (layer.in_features + layer.out_features),
         losses=conditions.losses,
     )
 

@@ -11,10 +11,11 @@ from math import isqrt
 import torch
 from torch import Tensor
 
-from lsr.algebra.fit import Factors, fit_product
+from lsr.algebra.fit import fit_product
 from lsr.algebra.separable import kron_sum, nearest_kron_sum, pad_columns
 from lsr.algebra.shapes import Form
 from lsr.algebra.spectrum import distance_of_pairs, singular_values_of_pair
+from lsr.algebra.sweeps import Factors
 from lsr.init.random import random_factors
 
 # Tighter than for a start, where training goes on: what is left out here is left out for good.

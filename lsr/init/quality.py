@@ -34,7 +34,7 @@ def captured_by_svd(
     rank: int,
     stored: int,
 ) -> Captured:
-    """Return what the leading right singular vectors hold that fit into `stored` numbers: what LoRA's A could hold.
+    """Return what the leading right singular vectors hold that fit into `stored` parameters: what LoRA's A could hold.
 
     `stored / n` vectors; a fraction of a vector counts as that fraction of what it would add.
     """
@@ -55,9 +55,9 @@ def captured_by_lora(
     weight: Tensor,  # (m, n)
     stored: int,
 ) -> float:
-    """Return what the best LoRA of `stored` numbers captures of the weight: the truncated SVD (Eckart & Young 1936).
+    """Return what the best LoRA of `stored` parameters captures of the weight: the truncated SVD (Eckart & Young 1936).
 
-    A rank costs m + n numbers; a fraction of one counts as that fraction of what it would add.
+    A rank costs m + n parameters; a fraction of one counts as that fraction of what it would add.
     """
     return _leading_energy(weight, stored / sum(weight.shape))
 

@@ -183,7 +183,8 @@ def adapted_layers(model: nn.Module) -> dict[str, LsrLinear]:
 
 def _subtract_what_was_loaded(layer: LsrLinear, _: object) -> None:
     """Bring the base weight in line with starts that a file held, once it is known to be the one they belong to."""
+    pretrained = layer.pretrained_weight()
     for name, expected in layer.base_hashes.items():
-        if expected and not layer.adapter(name).is_meta:
-            check_weight(layer.pretrained_weight(), expected, layer.layer_name)
+        if pretrained.is_meta or not layer.adapter(name).is_meta:  # else this adapter is about to be loaded
+            check_weight(pretrained, expected, layer.layer_name)
     layer.settle()

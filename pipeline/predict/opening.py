@@ -9,6 +9,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from lsr.convert import loading
+from lsr.convert.base_model import load_tokenizer
 from lsr.convert.files import InputError, read_config, read_tensors
 from pipeline.errors import UserError
 from pipeline.methods import adapters, device, table
@@ -28,7 +29,7 @@ def open_adapter(folder: Path, base: str | None) -> tuple[PeftModel, PreTrainedT
     try:
         fields = read_config(folder)
         name = base or installed_folder(str(fields.get("base_model_name_or_path")))
-        model, tokenizer = _load(folder, fields, name), loading.load_tokenizer(folder, name)
+        model, tokenizer = _load(folder, fields, name), load_tokenizer(folder, name)
     except InputError as error:
         raise UserError(str(error)) from None
     if tokenizer is None:
@@ -42,5 +43,5 @@ def _load(folder: Path, fields: Mapping[str, Any], base: str | None) -> PeftMode
         raise InputError(f"{folder}: an adapter of the method {method}; needed: {' or '.join(sorted(known))}")
     if method == loading.METHOD:  # it says more of what does not fit
         return loading.load_adapter(folder, base)
-    model = loading.load_base(fields, read_tensors(folder), base).float()
+    model = load_base(fields, read_tensors(folder), base).float()
     return adapters.load_adapter(model, folder, trainable=False).eval()

@@ -36,10 +36,9 @@ def test_the_singular_values_of_a_weight_fall_as_a_power_down_to_a_floor():
     assert values[0] / values[200] < 200**0.7 / 1.5
 
 
-@pytest.mark.parametrize("align", [False, True])
 @pytest.mark.parametrize("method", ["principal", "minor"])
-def test_the_captured_energy_is_one_minus_the_squared_error_of_a_fit_without_padding(method, align):
-    case = Case(method, 48, (2, 2), 2, align)
+def test_the_captured_energy_is_one_minus_the_squared_error_of_a_fit_without_padding(method):
+    case = Case(method, 48, (2, 2), 2)
     weight = decaying_weight(48)
     start = case.run(weight)
     captured, _ = captured_energy(case, weight, start)
@@ -55,26 +54,23 @@ def test_the_captured_energy_of_cp_is_that_of_the_weight_and_not_of_its_leading_
     assert captured_energy(case, weight, start)[0] == pytest.approx(1 - float(left), rel=1e-9)
 
 
-@pytest.mark.parametrize("align", [False, True])
-def test_the_captured_energy_of_a_row_space_is_that_of_the_weight_projected_onto_it(align):
-    case = Case("row_space", PRIME, (2, 2), 2, align)
+def test_the_captured_energy_of_a_row_space_is_that_of_the_weight_projected_onto_it():
+    case = Case("row_space", PRIME, (2, 2), 2)
     weight = decaying_weight(PRIME)
     start = case.run(weight)
-    slots = torch.arange(PRIME) if start.in_slots is None else start.in_slots
-    a = kron_sum(*start.a)[:, slots]
+    a = kron_sum(*start.a)[:, :PRIME]
     projected = weight.double() @ torch.linalg.pinv(a) @ a
     expected = float(projected.square().sum() / weight.double().square().sum())
     assert captured_energy(case, weight, start)[0] == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("align", [False, True])
-def test_a_start_is_beside_an_svd_that_stores_as_many_numbers_slots_included(align):
+def test_a_start_is_beside_an_svd_of_as_many_parameters():
     weight = decaying_weight(PRIME)
-    a, both = Case("row_space", PRIME, (2, 2), 2, align), Case("principal", PRIME, (2, 2), 2, align)
-    in_a, slots = a.form.parameters / 2, 1 if align else 0  # slots of a side are as many numbers as a singular vector
-    assert captured_energy(a, weight, a.run(weight))[1] == pytest.approx(leading_energy(weight, in_a / PRIME + slots))
+    a, both = Case("row_space", PRIME, (2, 2), 2), Case("principal", PRIME, (2, 2), 2)
+    in_a, in_both = a.form.parameters / 2, both.form.parameters
+    assert captured_energy(a, weight, a.run(weight))[1] == pytest.approx(leading_energy(weight, in_a / PRIME))
     found = captured_energy(both, weight, both.run(weight))[1]
-    assert found == pytest.approx(leading_energy(weight, both.form.parameters / (2 * PRIME) + slots))
+    assert found == pytest.approx(leading_energy(weight, in_both / (2 * PRIME)))
 
 
 def test_the_svd_beside_minor_is_that_of_the_trailing_part():
@@ -89,11 +85,6 @@ def test_the_names_of_the_cases_of_a_size_tell_them_apart():
     for size in command.ROUNDS:
         names = [(case.name, case.rank) for case in cases(size)]
         assert len(set(names)) == len(names)
-
-
-def test_large_weights_are_not_aligned():
-    assert any(case.align for case in cases(768))
-    assert not any(case.align for case in cases(1024))
 
 
 def test_a_ratio_is_the_median_of_the_ratios_within_the_rounds():

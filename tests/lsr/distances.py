@@ -4,12 +4,18 @@ import pytest
 import torch
 
 
+def adapters_of(layer):
+    """What an LSR or a LoRA layer holds by adapter name."""
+    return layer.lsr_adapters if hasattr(layer, "lsr_adapters") else layer.scaling
+
+
 def updates(model):
     """The update of each layer by its name in the base model, in float64; of an LSR or a LoRA adapter."""
     return {
         name.removeprefix("base_model.model."): module.get_delta_weight("default").detach().double()
         for name, module in model.named_modules()
-        if hasattr(module, "get_delta_weight") and "default" in module.scaling
+        if hasattr(module, "get_delta_weight")
+        and "default" in getattr(module, "lsr_adapters", getattr(module, "scaling", ()))
     }
 
 

@@ -5,8 +5,8 @@ import copy
 import torch
 from peft import get_peft_model
 
+from benchmarks.capabilities.models import LABELS, tiny, tokens
 from lsr import LsrConfig
-from tests.tiny_models import LABELS, tiny, tokens
 
 USUAL = {"task_type": "SEQ_CLS", "rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0}
 CASES = {  # what it shows: model, fields
@@ -19,17 +19,13 @@ CASES = {  # what it shows: model, fields
     "padded widths": ("bert-padded", {"target_modules": "all-linear"}),
     "three factors": ("bert", {"rank_shape": (2, 2, 2)}),
     "own shapes": ("bert", {"in_shape": (5, 5), "out_shape": (2, 13)}),
-    "rank stabilised": ("roberta", {"rank_stabilized": True}),
-    "folded": ("bert", {"init_weights": "principal", "residual": "fold"}),
-    "frozen copy": ("roberta", {"init_weights": "principal", "residual": "frozen"}),
-    "folded and transposed": (
-        "gpt2",
-        {"init_weights": "minor", "residual": "fold", "target_modules": ["c_attn", "c_proj"]},
-    ),
-    "aligned": ("bert-padded", {"init_weights": "row_space", "align": True}),
-    "both sides aligned": ("bert-padded", {"init_weights": "minor", "align": True, "residual": "frozen"}),
-    "frozen frames": ("bert", {"frames": "frozen"}),
-    "frozen frames that are stored": ("bert", {"frames": "frozen", "seed": None}),
+    "folded": ("bert", {"init_weights": "principal"}),
+    "folded and transposed": ("gpt2", {"init_weights": "minor", "target_modules": ["c_attn", "c_proj"]}),
+    "folded and padded": ("bert-padded", {"init_weights": "cp"}),
+    "from the row space": ("bert-padded", {"init_weights": "row_space"}),
+    "first factors trained": ("bert", {"train": "first"}),
+    "first factors trained, drawn without a seed": ("roberta", {"train": "first", "seed": None}),
+    "folded, first factors trained": ("bert", {"init_weights": "principal", "train": "first"}),
     "patterns": (
         "bert",
         {
@@ -43,6 +39,8 @@ CASES = {  # what it shows: model, fields
     "all biases": ("roberta", {"bias": "all"}),
     "more saved whole": ("bert", {"modules_to_save": ["pooler"]}),
 }
+
+FOLDED = [case for case, (_, fields) in CASES.items() if fields.get("init_weights") in ("principal", "minor", "cp")]
 
 
 def train(model, steps=3):

@@ -1,9 +1,6 @@
 """LSR's configurations on tiny models, on which the tests run the probes of benchmarks/capabilities."""
 
-from benchmarks.capabilities.checks import is_factor, loss, stir, train, trainable
-from benchmarks.capabilities.subjects import METHODS, Subject
-
-__all__ = ["CASES", "METHODS", "Subject", "is_factor", "loss", "stir", "train", "trainable"]
+from benchmarks.capabilities.subjects import Subject
 
 CASES = {  # LSR's configurations
     "two factors": Subject("bert", layers=4),

@@ -5,73 +5,30 @@ from math import prod
 import numpy as np
 import pytest
 import scipy.linalg
-import tensorly
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensorly.decomposition import parafac, tensor_train_matrix
 from torch.testing import assert_close
 
-from lsr.algebra import fit, spectrum
-from lsr.algebra.fit import fit_product, fit_row_space, normalised, product_sweeps, row_space_sweeps
-from lsr.algebra.separable import condition_number, kron_sum, nearest_kron_sum, rearrange
+from lsr.algebra import spectrum
+from lsr.algebra.fit import fit_product, fit_row_space
+from lsr.algebra.separable import condition_number, kron_sum, nearest_kron_sum
 from lsr.algebra.shapes import max_separation_rank
 from lsr.algebra.spectrum import leading_svd
-
-SEEDS = st.integers(0, 999)
-FORMS = {2: ((8, 6), (2, 2), (6, 8)), 3: ((4, 3, 3), (2, 2, 1), (3, 4, 3))}  # out, rank and in shape
-PLAIN = ((8, 6), (2, 2), (6, 8))
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def orthogonal(size, seed=0):
-    return torch.linalg.qr(normal(size, size, seed=seed)).Q
-
-
-def decaying(rows, columns, seed=0):
-    """A matrix with well separated singular values 1, 1/2, 1/3, ..."""
-    count = min(rows, columns)
-    left, right = orthogonal(rows, seed)[:, :count], orthogonal(columns, seed + 1)[:, :count]
-    return (left / torch.arange(1, count + 1)) @ right.T
-
-
-def drawn(terms, row_shape, column_shape, seed=0):
-    return [
-        normal(terms, p, q, seed=seed + position)
-        for position, (p, q) in enumerate(zip(row_shape, column_shape, strict=True))
-    ]
-
-
-def drawn_sides(terms, out_shape, rank_shape, in_shape, seed=0):
-    """Factors of A and of B."""
-    return drawn(terms, rank_shape, in_shape, seed), drawn(terms, out_shape, rank_shape, seed + 10)
-
-
-def product(a, b):
-    return kron_sum(*b) @ kron_sum(*a)
-
-
-def difference(one, two):
-    return float(torch.dist(one, two) / two.norm())
-
-
-def projection(a):
-    basis = torch.linalg.qr(kron_sum(*a).T).Q
-    return basis @ basis.T
-
-
-@st.composite
-def forms(draw):
-    """Out, rank and in shape of two or three factors, and a number of terms that they can use."""
-    count = draw(st.integers(2, 3))
-    rank = draw(st.tuples(*[st.integers(1, 2)] * count))
-    out, in_ = (tuple(r * draw(st.integers(1, 3)) for r in rank) for _ in range(2))
-    limit = min(max_separation_rank(rank, out), max_separation_rank(rank, in_))
-    return out, rank, in_, draw(st.integers(1, limit))
-
+from tests.lsr.algebra.problems import (
+    FORMS,
+    PLAIN,
+    SEEDS,
+    decaying,
+    difference,
+    drawn,
+    drawn_sides,
+    forms,
+    normal,
+    orthogonal,
+    product,
+    projection,
+)
 
 # A product
 
@@ -101,32 +58,6 @@ def test_the_error_of_a_product_is_its_relative_distance_to_the_matrix(form, see
     matrix = normal(prod(out_shape), prod(in_shape), seed=seed)
     found = fit_product(matrix, out_shape, rank_shape, in_shape, terms)
     assert found.error == pytest.approx(difference(product(found.a, found.b), matrix), rel=1e-9, abs=1e-12)
-
-
-@settings(max_examples=10)
-@given(forms(), SEEDS)
-def test_no_sweep_moves_a_product_away_from_the_matrix(form, seed):
-    out_shape, rank_shape, in_shape, terms = form
-    target, _ = normalised(normal(prod(out_shape), prod(in_shape), seed=seed), prod(out_shape), prod(in_shape))
-    a, b = drawn_sides(terms, out_shape, rank_shape, in_shape, seed)
-    distance = torch.dist(target, product(a, b))
-    for _ in range(10):
-        a, b, _ = product_sweeps(target, a, b, 1, 0.0)
-        before, distance = distance, torch.dist(target, product(a, b))
-        assert distance <= before + 1e-9
-
-
-@pytest.mark.parametrize("form", [((2, 2), (2, 2), (2, 2)), ((2, 2, 2), (2, 2, 2), (2, 2, 4))])
-@pytest.mark.parametrize("seed", range(5))
-def test_the_basis_between_a_and_b_does_not_drift(form, seed):
-    matrix = normal(prod(form[0]), prod(form[2]), seed=seed)
-    for start in (None, drawn_sides(1, *form, seed)):
-        found = fit_product(matrix, *form, 1, start=start)
-        a, b = kron_sum(*found.a), kron_sum(*found.b)
-        assert a.norm() * b.norm() < 3 * (b @ a).norm()
-        alike = zip(fit._partial_grams(found.a), fit._partial_grams(fit._transposed_factors(found.b)), strict=True)
-        for gram_a, gram_b in alike:
-            assert_close(gram_a, gram_b, atol=1e-4 * float(gram_a.trace()), rtol=0)
 
 
 @pytest.mark.parametrize("count", FORMS)
@@ -313,49 +244,6 @@ def test_a_deficient_matrix_gives_finite_factors(kind):
     assert 0 <= found.error <= 1
 
 
-# TensorLy
-
-
-def steps(matrix, factors, count):
-    """Alternating least squares on A alone: B is the identity."""
-    for _ in range(count):
-        factors = fit._step(factors, torch.eye(len(matrix), dtype=torch.float64), matrix)
-    return factors
-
-
-def test_where_b_is_orthonormal_steps_on_a_end_at_tensorlys_tensor_train_matrix():
-    (r1, r2), (n1, n2) = rank_shape, in_shape = (3, 4), (4, 5)
-    matrix = decaying(12, 20)
-    found = steps(matrix, drawn(3, rank_shape, in_shape), 300)
-    cores = tensor_train_matrix(matrix.reshape(r1, r2, n1, n2).numpy(), rank=[1, 3, 1])
-    train = tensorly.tt_matrix_to_tensor(cores).reshape(r1 * r2, n1 * n2)
-    assert_close(kron_sum(*found).numpy(), train, atol=1e-6, rtol=0)
-
-
-def parafac_error(matrix, rank_shape, in_shape, terms, seed=0):
-    tensor = rearrange(matrix, rank_shape, in_shape).numpy()
-    cp = parafac(tensor, terms, init="random", n_iter_max=1000, tol=1e-10, random_state=seed)
-    return float(np.linalg.norm(tensor - tensorly.cp_to_tensor(cp)) / np.linalg.norm(tensor))
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_steps_on_three_factors_and_tensorlys_parafac_both_recover_a_separable_matrix(seed):
-    rank_shape, in_shape = (2, 2, 2), (3, 4, 3)
-    matrix = kron_sum(*drawn(3, rank_shape, in_shape, seed))
-    found = steps(matrix, drawn(3, rank_shape, in_shape, 50 + seed), 500)
-    assert difference(kron_sum(*found), matrix) < 1e-6
-    assert parafac_error(matrix, rank_shape, in_shape, 3) < 1e-4
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_steps_on_three_factors_reach_the_error_of_tensorlys_parafac(seed):
-    rank_shape, in_shape = (2, 2, 2), (3, 4, 3)
-    matrix = normal(8, 36, seed=seed)
-    ours = min(difference(kron_sum(*steps(matrix, drawn(3, rank_shape, in_shape, s), 300)), matrix) for s in range(3))
-    theirs = min(parafac_error(matrix, rank_shape, in_shape, 3, s) for s in range(3))
-    assert ours == pytest.approx(theirs, rel=0.02)
-
-
 # A row space
 
 
@@ -368,19 +256,6 @@ def test_the_error_of_a_row_space_is_what_its_projection_leaves(form, seed, more
         return
     found = fit_row_space(rows, rank_shape, in_shape, terms)
     assert found.error == pytest.approx(difference(rows @ projection(found.a), rows), rel=1e-9, abs=1e-12)
-
-
-@settings(max_examples=10)
-@given(forms(), SEEDS)
-def test_no_sweep_moves_a_row_space_away_from_the_rows(form, seed):
-    _, rank_shape, in_shape, terms = form
-    target, _ = normalised(normal(prod(rank_shape), prod(in_shape), seed=seed), prod(rank_shape), prod(in_shape))
-    a = drawn(terms, rank_shape, in_shape, seed)
-    distance = torch.dist(target, target @ projection(a))
-    for _ in range(10):
-        a, _ = row_space_sweeps(target, a, 1, 0.0)
-        before, distance = distance, torch.dist(target, target @ projection(a))
-        assert distance <= before + 1e-6
 
 
 @settings(max_examples=10)

@@ -15,13 +15,14 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification
 
+from benchmarks.capabilities.models import logits, tiny, tokens
 from lsr import LsrConfig, export_lora, export_merged
+from lsr.algebra.precision import TOLERATED_LOSS
 from lsr.convert.files import PREFIX, InputError
 from lsr.convert.loading import load_adapter
-from lsr.init.quality import TOLERATED_LOSS
+from lsr.init import INITIALIZATIONS
 from lsr.tuner.linear import adapted_layers
-from tests.lsr.saved import CASES, adapted, save
-from tests.tiny_models import logits, tiny, tokens
+from tests.lsr.saved import CASES, FOLDED, adapted, save
 
 each_case = pytest.mark.parametrize("case", CASES)
 PORTABLE = {
@@ -125,7 +126,7 @@ def read(folder):
 def test_the_rank_is_the_true_one_and_twice_that_with_a_subtracted_start(exported):
     ranks = {case: read(folder)[0]["r"] for case, (_, folder, _, _) in exported.items()}
     assert ranks["a head of one layer"] == 4
-    assert ranks["folded"] == ranks["frozen copy"] == ranks["both sides aligned"] == 8
+    assert {ranks[case] for case in FOLDED} == {8}
 
 
 def test_ranks_that_differ_are_named_by_escaped_paths(exported):
@@ -269,7 +270,7 @@ def test_a_lora_in_half_precision_has_the_error_of_its_rounded_product(tmp_path)
 
 def shrink(model, factor):
     for layer in adapted_layers(model).values():
-        layer.lsr_B1["default"].data *= factor
+        layer.adapter("default").factors()[1][0].data *= factor
     return model
 
 
@@ -294,6 +295,16 @@ def test_an_overflow_is_refused_even_by_force(tmp_path):
         export_lora(model, tmp_path / "lora", dtype=torch.float16, force=True)
 
 
-def test_a_fresh_adapter_loses_nothing(tmp_path):
-    model = get_peft_model(tiny("bert"), LsrConfig(target_modules=["query"], separation_rank=2))
-    assert export_lora(model, tmp_path / "lora", dtype=torch.bfloat16).total == 0
+@pytest.mark.parametrize("init", INITIALIZATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_fresh_adapter_loses_nothing(init, dtype, tmp_path):
+    fields = {"target_modules": ["query"], "separation_rank": 2, "init_weights": init}
+    model = get_peft_model(tiny("bert"), LsrConfig(**fields))
+    assert export_lora(model, tmp_path / "lora", dtype=dtype).total == 0
+
+
+@pytest.mark.parametrize("init", INITIALIZATIONS)
+def test_a_fresh_adapter_can_be_merged(init, tmp_path):
+    fields = {"target_modules": ["query"], "separation_rank": 2, "init_weights": init}
+    model = get_peft_model(tiny("bert"), LsrConfig(**fields)).eval()
+    assert export_merged(model, tmp_path / "merged").total == 0

@@ -14,11 +14,11 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
 
+from benchmarks.capabilities.models import BERT_SIZES, VOCABULARY, tiny
 from lsr import LsrConfig
 from lsr.__main__ import main
 from lsr.convert.files import InputError, writing
 from tests.lsr.saved import CASES, USUAL, save, train
-from tests.tiny_models import BERT_SIZES, VOCABULARY, tiny
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -135,9 +135,9 @@ def test_the_report_as_json_has_all_of_it(folder, capsys):
 def test_the_report_warns_of_terms_that_cancel(folder, capsys):
     path = folder / "adapter" / WEIGHTS
     tensors = load_file(path)
-    name = next(name for name in tensors if name.endswith("lsr_A1"))
+    name = next(name for name in tensors if name.endswith("factor_A1"))
     tensors[name][1] = -tensors[name][0] * (1 + 1e-5)
-    second = name.replace("lsr_A1", "lsr_A2")
+    second = name.replace("factor_A1", "factor_A2")
     tensors[second][1] = tensors[second][0]
     tensors[name][:2] *= 100
     save_file(tensors, path)
@@ -150,15 +150,15 @@ def test_the_report_warns_of_terms_that_cancel(folder, capsys):
 def test_the_report_without_a_base_says_why(folder, capsys):
     shutil.rmtree("base")
     text = ok(capsys, "inspect", "adapter")
-    assert "without its base model, widths are what the factors span: base model ./base: no such folder" in text
+    assert "without its base model, ‖W‖ is unknown: base model ./base: no such folder" in text
 
 
-# Fewer numbers
+# Fewer parameters
 
 
 def test_compress_and_prune_print_a_certificate(folder, capsys):
     ok(capsys, *export())
-    names = ["layer", "terms", "numbers before", "after", "‖ΔW′ − ΔW‖/‖ΔW‖"]
+    names = ["layer", "terms", "parameters before", "after", "‖ΔW′ − ΔW‖/‖ΔW‖"]
     for words in (
         ("compress", "out", "-o", "lsr", "--separation-rank", "2"),
         ("prune", "adapter", "-o", "few", "--separation-rank", "2"),
@@ -181,7 +181,7 @@ def test_compress_and_prune_print_a_certificate(folder, capsys):
 def test_compress_says_so_if_nothing_is_saved(folder, capsys):
     ok(capsys, *export())
     text = ok(capsys, "compress", "out", "-o", "lsr", "--separation-rank", "8", "--rank-shape", "2", "2")
-    assert "no fewer numbers than before: allow a larger error, or fewer terms" in text
+    assert "not smaller than the input: allow a larger error, or fewer terms" in text
 
 
 @pytest.mark.parametrize(
@@ -261,10 +261,10 @@ def test_a_base_in_half_precision_is_taken_as_it_is(folder, capsys):
     assert float(re.search(r"beside its base +(\S+)", text)[1]) < 1e-6
 
 
-def test_a_folded_start_on_a_base_in_half_precision_is_made_again(folder, capsys):
+def test_a_folded_start_on_a_base_in_half_precision_is_subtracted_again(folder, capsys):
     base = tiny("bert").bfloat16()
     base.save_pretrained("base")
-    config = LsrConfig(**USUAL, init_weights="principal", residual="fold")
+    config = LsrConfig(**USUAL, init_weights="principal")
     model = train(get_peft_model(base, config))
     model.peft_config["default"].base_model_name_or_path = "base"
     model.save_pretrained("adapter", save_embedding_layers=False)
@@ -306,6 +306,17 @@ def configure(**changes):
     return lambda folder: edit(folder / "adapter" / CONFIG, **changes)
 
 
+def resolve(**changes):
+    """Change what the file says of the shapes of most layers."""
+
+    def change(folder):
+        path = folder / "adapter" / CONFIG
+        resolved = json.loads(path.read_text())["resolved"]
+        edit(path, resolved={**resolved, "usual": {**resolved["usual"], **changes}})
+
+    return change
+
+
 class Explosive:
     def __reduce__(self):
         return os.mkdir, ("exploded",)
@@ -330,7 +341,7 @@ def with_tensors(change):
 
 
 def poison(tensors):
-    next(value for name, value in tensors.items() if "lsr_A1" in name)[0, 0, 0] = float("nan")
+    next(value for name, value in tensors.items() if "factor_A1" in name)[0, 0, 0] = float("nan")
 
 
 def drop(ending):
@@ -375,6 +386,16 @@ MISTAKES = {  # what is wrong: what is done to the folder, the words after expor
     "another method": (as_lora, None, "adapter: an adapter of the method LORA; needed: LSR"),
     "a bad field": (configure(rank_shape=[2]), None, f"adapter/{CONFIG}: rank_shape must hold two or more ranks >= 1"),
     "a bad type": (configure(rank_shape=None), None, f"adapter/{CONFIG}: "),
+    "broken shapes": (
+        configure(resolved={"usual": {"in_shape": 3}}),
+        None,
+        f"adapter/{CONFIG}: resolved: not what a saved adapter says of its layers",
+    ),
+    "shapes of no layer": (
+        resolve(in_shape=[2, 2]),
+        None,
+        f"adapter/{CONFIG}: resolved: ",
+    ),
     "a bad task": (configure(task_type="CHESS"), None, "Invalid task type: 'CHESS'. Must be one of"),
     "no weights": (remove(f"adapter/{WEIGHTS}"), None, f"adapter: {WEIGHTS} is missing"),
     "cut off": (cut(f"adapter/{WEIGHTS}", 2000), None, f"adapter/{WEIGHTS}: corrupt or cut off"),
@@ -383,16 +404,36 @@ MISTAKES = {  # what is wrong: what is done to the folder, the words after expor
     "no safetensors": (write(f"adapter/{WEIGHTS}", b"\x80\x04" * 99), None, f"adapter/{WEIGHTS}: corrupt or cut off"),
     "a pickle": (as_pickle("adapter_model.bin"), None, "adapter/adapter_model.bin: a pickle, which can run any code"),
     "another pickle": (as_pickle("adapter_model.pt"), None, "adapter/adapter_model.pt: a pickle"),
-    "not finite": (with_tensors(poison), None, "lsr_A1 holds values that are not finite"),
-    "a factor is missing": (with_tensors(drop("1.attention.self.value.lsr_B2")), None, "lsr_B2 is missing"),
+    "not finite": (with_tensors(poison), None, "factor_A1 holds values that are not finite"),
+    "a factor is missing": (
+        with_tensors(drop("1.attention.self.value.lsr_adapters.factor_B2")),
+        None,
+        "factor_B2 is missing",
+    ),
     "a head is missing": (with_tensors(drop("classifier.bias")), None, "classifier.bias"),
     "another head": (with_tensors(relabel), None, "classifier.bias is 4 in the adapter and 3 here"),
-    "other terms": (configure(separation_rank=2), None, "adapter: does not fit the base model"),
+    "other terms": (
+        configure(separation_rank=2),
+        None,
+        f"adapter: {WEIGHTS} and {CONFIG} do not fit together: layer 'bert.encoder.layer.0.attention.self.query': "
+        "lsr_adapters.default.factor_A1 is 3 x 2 x 6, and its configuration says 2 x 2 x 6",
+    ),
+    "a start of another initialization": (
+        configure(init_weights="principal"),
+        None,
+        "resolved: base_hashes has no entry for layer 'bert.encoder.layer.0.attention.self.query'",
+    ),
+    "shapes of other ranks": (
+        configure(rank_shape=[2, 2, 1]),
+        None,
+        "layer 'bert.encoder.layer.0.attention.self.query': resolved has the shapes [6, 4] and [6, 4], which do not go "
+        "with the ranks [2, 2, 1]",
+    ),
     "another width": (
         base_of(width=32),
         None,
-        "adapter: layer 'bert.encoder.layer.0.attention.self.query': the adapter is for a base model of another width: "
-        "its first input factor is of size 6, an input width of 32 needs 8",
+        "adapter: layer 'bert.encoder.layer.0.attention.self.query': the adapter is for a layer of 24 x 24, and "
+        "this one is 32 x 32",
     ),
     "fewer layers": (
         base_of(num_hidden_layers=1),
@@ -465,7 +506,7 @@ def test_a_mistake_is_one_line(what, folder, capsys):
 
 
 @pytest.mark.parametrize(
-    "what", ["another method", "cut off", "a pickle", "another width", "not finite", "other labels"]
+    "what", ["another method", "cut off", "a pickle", "another width", "not finite", "other labels", "broken shapes"]
 )
 def test_inspect_refuses_what_export_refuses(what, folder, capsys):
     change, _, message = MISTAKES[what]

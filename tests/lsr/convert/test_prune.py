@@ -5,15 +5,14 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
+from benchmarks.capabilities.models import logits
 from lsr import prune_adapter
 from lsr.convert.files import CONFIG, WEIGHTS, InputError
 from lsr.convert.loading import load_adapter
 from lsr.tuner.linear import adapted_layers
 from tests.lsr.distances import check_certificate
-from tests.lsr.saved import CASES, save
-from tests.tiny_models import logits
+from tests.lsr.saved import CASES, FOLDED, save
 
-SUBTRACTED = ("folded", "frozen copy", "folded and transposed", "both sides aligned")
 each_case = pytest.mark.parametrize("case", CASES)
 
 
@@ -30,53 +29,46 @@ def test_certificates_are_distances_of_the_loaded_models(case, options, tmp_path
     model, certificate, loaded = pruned(case, tmp_path, **options)
     check_certificate(certificate, model, loaded, options.get("error", 1))
     for name, shown in certificate.layers.items():
-        assert shown.separation_rank == adapted_layers(loaded)[name].form["default"].separation_rank
+        assert shown.separation_rank == adapted_layers(loaded)[name].adapter("default").form.separation_rank
         assert shown.separation_rank <= options.get("separation_rank", 6)
 
 
 @each_case
-def test_the_file_holds_the_heads_the_slots_and_what_is_counted(case, tmp_path):
+def test_the_file_holds_the_heads_and_what_is_counted(case, tmp_path):
     model, certificate, _ = pruned(case, tmp_path, separation_rank=1)
     before, after = (load_file(tmp_path / name / WEIGHTS) for name in ("adapter", "pruned"))
-    kept = {name: value for name, value in before.items() if ".lsr_" not in name or name.endswith("_slots")}
-    assert kept.keys() == {name for name in after if ".lsr_" not in name or name.endswith("_slots")}
+    kept = {name: value for name, value in before.items() if ".lsr_" not in name}
+    assert kept.keys() == {name for name in after if ".lsr_" not in name}
     assert all(torch.equal(value, after[name]) for name, value in kept.items())
     counts = [sum(value.numel() for name, value in tensors.items() if ".lsr_" in name) for tensors in (before, after)]
     shown = certificate.layers.values()
-    assert counts == [sum(layer.numbers_before for layer in shown), sum(layer.numbers for layer in shown)]
+    assert counts == [sum(layer.parameters_before for layer in shown), sum(layer.parameters for layer in shown)]
     assert len(adapted_layers(model)) == len(shown)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case not in ("folded", "folded and transposed")])
+@pytest.mark.parametrize("case", CASES)
 def test_a_tiny_error_keeps_what_the_adapter_says(case, tmp_path):
     model, certificate, loaded = pruned(case, tmp_path, error=1e-4)
     assert certificate.error <= 1e-4
-    assert (certificate.error > 0) == (case in SUBTRACTED)  # there is no other file to copy
+    assert (certificate.error > 0) == (case in FOLDED)  # there is no other file to copy
     assert_close(logits(loaded), logits(model), atol=1e-4, rtol=1e-4)
 
 
 def test_nothing_of_the_start_is_needed_any_more(tmp_path):
     _, _, loaded = pruned("folded", tmp_path, separation_rank=2)
     config = loaded.peft_config["default"]
-    assert (config.residual, config.frames, config.recipe, config.rank_shape) == ("zero", "trained", {}, (4, 2))
-    assert not config.needs_start_again
+    assert (config.init_weights, config.train, config.resolved.base_hashes) == (True, "factors", {})
+    assert config.rank_shape == (4, 2)
     for layer in adapted_layers(loaded).values():
-        assert layer.form["default"].in_shape == (6, 4)  # as before, though the rank is another
+        assert layer.adapter("default").form.in_shape == (6, 4)  # as before, though the rank is another
 
 
 def test_a_layer_with_few_terms_stays_as_it_is(tmp_path):
     model, certificate, _ = pruned("patterns", tmp_path, separation_rank=2)
     for name, layer in adapted_layers(model).items():
         shown = certificate.layers[name]
-        assert (shown.error == 0) == (layer.form["default"].separation_rank <= 2)
-        assert shown.separation_rank == min(2, layer.form["default"].separation_rank)
-
-
-def test_a_spread_budget_gives_way_to_the_terms_that_are_left(tmp_path):
-    save("bert", tmp_path, separation_rank="auto", budget=900, init_weights="row_space")
-    prune_adapter(tmp_path / "adapter", tmp_path / "pruned", separation_rank=2)
-    config = load_adapter(tmp_path / "pruned").peft_config["default"]
-    assert (config.separation_rank, config.budget, config.separation_rank_pattern) == (2, None, {})
+        assert (shown.error == 0) == (layer.adapter("default").form.separation_rank <= 2)
+        assert shown.separation_rank == min(2, layer.adapter("default").form.separation_rank)
 
 
 def test_the_same_adapter_gives_the_same_bytes(tmp_path):

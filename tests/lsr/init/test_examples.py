@@ -8,20 +8,14 @@ from peft import get_peft_model
 from torch import nn
 from torch.testing import assert_close
 
+from benchmarks.capabilities.models import LABELS, tiny, tokens
 from lsr import LsrConfig
-from lsr.init.examples import input_covariances, weight_gradients
-from tests.tiny_models import LABELS, tiny, tokens
+from lsr.init.examples import weight_gradients
 
 LAYERS = {
     "bert": ["bert.encoder.layer.0.attention.self.query", "bert.encoder.layer.1.attention.self.query"],
     "gpt2": ["transformer.h.0.attn.c_attn", "transformer.h.1.attn.c_attn"],  # weights stored as (n, m)
 }
-BOTH = {"input_covariances": input_covariances, "weight_gradients": weight_gradients}
-
-
-@pytest.fixture(params=BOTH.values(), ids=BOTH)
-def measure(request):
-    return request.param
 
 
 def examples(rows=6, **changed):
@@ -64,112 +58,29 @@ class Tiny(nn.Module):
         return SimpleNamespace(loss=None if labels is None else (y.square().mean() + self.unused.bias.sum()))
 
 
-def moment(x):
-    rows = x.reshape(-1, x.shape[-1])
-    return rows.T @ rows / len(rows)
-
-
 def normal(*shape):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 
 
-# Input covariances
-
-
-def block_inputs(model, name, batch):
-    """What the first two attention blocks read, from the hidden states that the model itself returns."""
-    with torch.no_grad():
-        states = model(**batch, output_hidden_states=True).hidden_states[:2]
-        if name == "gpt2":
-            states = [block.ln_1(state) for block, state in zip(model.transformer.h, states, strict=True)]
-    return states
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_a_covariance_is_the_second_moment_of_what_the_layer_reads(name):
-    model, layers = double(name)
-    batch = examples()
-    kept = batch["attention_mask"].bool()
-    found = input_covariances(model, layers, split(batch, 1, 3, 2))
-    assert list(found) == list(layers)
-    for covariance, state in zip(found.values(), block_inputs(model, name, batch), strict=True):
-        assert_close(covariance, moment(state[kept]))
-
-
-def test_without_a_mask_every_token_counts():
-    model, layers = double("bert")
-    batch = {"input_ids": tokens()["input_ids"]}
-    found = input_covariances(model, layers, [batch])
-    for covariance, state in zip(found.values(), block_inputs(model, "bert", batch), strict=True):
-        assert_close(covariance, moment(state))
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_padding_changes_no_covariance(name):
-    model, layers = double(name)
-    batch = tokens()
-    one_by_one = [
-        {key: value[row : row + 1, : int(batch["attention_mask"][row].sum())] for key, value in batch.items()}
-        for row in range(4)
-    ]
-    padded, bare = input_covariances(model, layers, [batch]), input_covariances(model, layers, one_by_one)
-    for layer in layers:
-        assert_close(padded[layer], bare[layer])
-
-
-@given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.data())
-def test_any_mask_selects_its_tokens(lengths, data):
-    x = normal(len(lengths), 6, 3)
-    mask = torch.arange(6) < torch.tensor(lengths)[:, None]
-    dtype = data.draw(st.sampled_from([torch.bool, torch.int64, torch.float32]))
-    shape = data.draw(st.sampled_from([None, (-1, 3)]))  # some models flatten batch and tokens before a layer
-    model = Tiny(shape=shape)
-    batch = {"x": x, "attention_mask": mask.to(dtype)}
-    assert_close(input_covariances(model, {"it": model.layer}, [batch])["it"], moment(x[mask]))
-
-
-@pytest.mark.parametrize("shape", [(3, 3), (3, 1, 2, 3), (3, 5, 3)], ids=["pooled", "with one more axis", "longer"])
-def test_an_input_without_the_form_of_the_mask_counts_whole(shape):
-    x, model = normal(*shape), Tiny()
-    mask = torch.tensor([[1, 1], [1, 0], [0, 0]])
-    found = input_covariances(model, {"it": model.layer}, [{"x": x, "attention_mask": mask}])["it"]
-    assert_close(found, moment(x))
-
-
-def test_a_pooled_input_of_a_transformer_counts_whole():
-    model, _ = double("bert")
-    batch = examples(rows=9)  # as many rows as tokens
-    found = input_covariances(model, {"pooler": model.bert.pooler.dense}, split(batch, 4, 5))["pooler"]
-    with torch.no_grad():
-        first_tokens = model.bert(**tokens(rows=9)).last_hidden_state[:, 0]
-    assert_close(found, moment(first_tokens))
+# Values
 
 
 @settings(max_examples=10)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4))
-def test_the_cut_into_batches_changes_no_statistic(sizes):
+def test_the_cut_into_batches_changes_no_gradient(sizes):
     model, layers = double("gpt2")
     batch = examples(rows=sum(sizes))
-    for measured in BOTH.values():
-        whole, parts = (measured(model, layers, batches) for batches in ([batch], split(batch, *sizes)))
-        for layer in layers:
-            assert_close(parts[layer], whole[layer])
+    whole, parts = (weight_gradients(model, layers, batches) for batches in ([batch], split(batch, *sizes)))
+    for layer in layers:
+        assert_close(parts[layer], whole[layer])
 
 
-def test_every_call_of_a_layer_counts():
-    x, model = normal(2, 3), Tiny(calls=2)
-    assert_close(input_covariances(model, {"it": model.layer}, [{"x": x}])["it"], moment(x))
-
-
-def test_covariances_keep_no_graph():
-    model, layers = double("bert")
-    outputs = []
-    with model.register_forward_hook(lambda module, inputs, output: outputs.append(output.logits)):
-        input_covariances(model, layers, [tokens()])
-    assert not outputs[0].requires_grad
-
-
-# Weight gradients
+@pytest.mark.parametrize("shape", [None, (-1, 3)])
+def test_every_call_of_a_layer_counts(shape):
+    x, model = normal(2, 3), Tiny(calls=2, shape=shape)
+    (found,) = weight_gradients(model, {"it": model.layer}, [{"x": x, "labels": torch.zeros(2)}]).values()
+    model(x, labels=torch.zeros(2)).loss.backward()
+    assert_close(found, model.layer.weight.grad)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -230,43 +141,43 @@ def test_gradients_are_computed_under_no_grad_too():
         assert torch.equal(found[layer], expected[layer])
 
 
-# Both
+# What a measurement leaves alone
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_statistics_are_float64_on_the_cpu(measure, dtype):
+def test_gradients_are_float64_on_the_cpu(dtype):
     model = tiny("gpt2").to(dtype)
-    found = measure(model, select(model, LAYERS["gpt2"]), [examples()])
+    found = weight_gradients(model, select(model, LAYERS["gpt2"]), [examples()])
     assert all((value.dtype, value.device.type) == (torch.float64, "cpu") for value in found.values())
 
 
-def test_batches_are_read_once(measure):
+def test_batches_are_read_once():
     model, layers = double("bert")
-    found = measure(model, layers, iter(split(examples(), 2, 4)))
-    expected = measure(model, layers, split(examples(), 2, 4))
+    found = weight_gradients(model, layers, iter(split(examples(), 2, 4)))
+    expected = weight_gradients(model, layers, split(examples(), 2, 4))
     assert all(torch.equal(found[layer], expected[layer]) for layer in layers)
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_two_runs_give_the_same_bytes(measure, name):
+def test_two_runs_give_the_same_bytes(name):
     def run():
         model = tiny(name)
-        found = measure(model, select(model, LAYERS[name]), split(examples(), 2, 4))
+        found = weight_gradients(model, select(model, LAYERS[name]), split(examples(), 2, 4))
         return [value.numpy().tobytes() for value in found.values()]
 
     assert run() == run()
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_frozen_layers_in_a_peft_model_give_the_same(measure, name):
+def test_frozen_layers_in_a_peft_model_give_the_same(name):
     model, layers = double(name)
-    expected = measure(model, layers, [examples()])
+    expected = weight_gradients(model, layers, [examples()])
     config = LsrConfig(
         task_type="SEQ_CLS", rank_shape=(2, 2), separation_rank=2, target_modules=list(layers), dropout=0.5, seed=0
     )
     wrapped = get_peft_model(tiny(name).double(), config, autocast_adapter_dtype=False)
     inside = select(wrapped, [f"base_model.model.{layer}.base_layer" for layer in layers])
-    found = measure(wrapped, inside, [examples()])
+    found = weight_gradients(wrapped, inside, [examples()])
     for value, wanted in zip(found.values(), expected.values(), strict=True):
         assert_close(value, wanted)
 
@@ -296,57 +207,50 @@ def state(model):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_measurement_leaves_the_model_as_it_was(measure, name):
+def test_a_measurement_leaves_the_model_as_it_was(name):
     model, layers = with_dropout(name)
     before = state(model)
-    measure(model, layers, split(examples(), 2, 4))
+    weight_gradients(model, layers, split(examples(), 2, 4))
     assert state(model) == before
 
 
-def test_a_failed_measurement_leaves_the_model_as_it_was(measure):
+def test_a_failed_measurement_leaves_the_model_as_it_was():
     model, layers = with_dropout("bert")
     before = state(model)
     with pytest.raises(IndexError):
-        measure(model, layers, [examples(), examples(input_ids=torch.full((6, 9), 10**6))])
+        weight_gradients(model, layers, [examples(), examples(input_ids=torch.full((6, 9), 10**6))])
     assert state(model) == before
 
 
-def test_dropout_is_off_while_measuring(measure):
+def test_dropout_is_off_while_measuring():
     model, layers = with_dropout("bert")
     plain = tiny("bert").double()
-    expected = measure(plain, select(plain, LAYERS["bert"]), [examples()])
-    found = measure(model, layers, [examples()])
+    expected = weight_gradients(plain, select(plain, LAYERS["bert"]), [examples()])
+    found = weight_gradients(model, layers, [examples()])
     assert all(torch.equal(found[layer], expected[layer]) for layer in layers)
 
 
 # Errors
 
 
-def test_no_batch_is_an_error(measure):
+def test_no_batch_is_an_error():
     model, layers = double("bert")
     with pytest.raises(ValueError, match="no examples"):
-        measure(model, layers, [])
+        weight_gradients(model, layers, [])
 
 
-def test_a_layer_that_is_never_called_is_named(measure):
+def test_a_layer_that_is_never_called_is_named():
     model = Tiny()
     layers = {"used": model.layer, "idle": model.unused}
     with pytest.raises(ValueError, match="layer 'idle' was never called"):
-        measure(model, layers, [{"x": normal(2, 3), "labels": torch.zeros(2)}])
+        weight_gradients(model, layers, [{"x": normal(2, 3), "labels": torch.zeros(2)}])
 
 
-def test_a_layer_outside_the_model_is_named_and_left_frozen(measure):
+def test_a_layer_outside_the_model_is_named_and_left_frozen():
     model, outside = tiny("bert"), nn.Linear(2, 2).requires_grad_(False)
     with pytest.raises(ValueError, match="layer 'outside' was never called"):
-        measure(model, {"outside": outside}, [examples()])
+        weight_gradients(model, {"outside": outside}, [examples()])
     assert not outside.weight.requires_grad
-
-
-def test_a_mask_that_keeps_nothing_is_an_error():
-    model = Tiny()
-    batch = {"x": normal(2, 4, 3), "attention_mask": torch.zeros(2, 4)}
-    with pytest.raises(ValueError, match="layer 'it' was never called, or the attention mask left none of its tokens"):
-        input_covariances(model, {"it": model.layer}, [batch])
 
 
 def test_gradients_need_labels():
@@ -360,13 +264,6 @@ def with_broken_values():
     model, layers = double("bert")
     model.bert.encoder.layer[0].attention.self.value.bias.data[0] = torch.nan
     return model, layers
-
-
-def test_inputs_that_are_not_finite_name_the_layer():
-    model, layers = with_broken_values()
-    _, second = layers
-    with pytest.raises(ValueError, match=rf"layer '{second}': its inputs over these examples are not finite"):
-        input_covariances(model, layers, [examples()])
 
 
 def test_gradients_that_are_not_finite_name_the_layer():

@@ -1,4 +1,4 @@
-"""Every start on a model: what it leaves unchanged, what its file holds, and how it comes back."""
+"""Every initialization on a model: what it leaves unchanged, what its file holds, and how it comes back."""
 
 import copy
 import json
@@ -9,25 +9,38 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-import lsr
+from benchmarks.capabilities.models import LABELS, logits, tiny, tokens
 from lsr import LsrConfig, start_from_examples
+from lsr.init import INITIALIZATIONS
 from lsr.tuner.linear import adapted_layers
-from tests.tiny_models import LABELS, logits, tiny, tokens
 
 SHAPES = {"separation_rank": 3, "rank_shape": (2, 2), "alpha": 7, "seed": 0, "task_type": "SEQ_CLS"}
-WEIGHT_STARTS = ("row_space", "principal", "minor", "cp")
-PRODUCT_STARTS = ("principal", "minor", "cp")
+FOLDED = [word for word, one in INITIALIZATIONS.items() if one.folds]
+UNFOLDED = [word for word, one in INITIALIZATIONS.items() if not one.folds]
 MODELS = ("bert", "bert-padded", "gpt2")  # Conv1D is the other layout
 
 each_model = pytest.mark.parametrize("name", MODELS)
+each_way = pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+each_word = pytest.mark.parametrize("init", INITIALIZATIONS)
+each_folded = pytest.mark.parametrize("init", FOLDED)
+each_part = pytest.mark.parametrize("part", ["factors", "first"])
 
 
 def adapted(name="bert", **fields):
-    return get_peft_model(tiny(name), LsrConfig(**{**SHAPES, **fields})).eval()
+    """A model whose adapter has started, from examples too."""
+    model = get_peft_model(tiny(name), LsrConfig(**{**SHAPES, **fields})).eval()
+    if fields.get("init_weights") == "gradient":
+        start_from_examples(model, examples())
+    return model
 
 
 def base_weights(model):
     return {name: layer.base_parameter().detach().clone() for name, layer in adapted_layers(model).items()}
+
+
+def tensors_of(model):
+    """Factors and starts by name: parameters and buffers."""
+    return {name: value for name, value in model.state_dict().items() if ".lsr_adapters." in name}
 
 
 def train(model, steps=3):
@@ -49,77 +62,76 @@ def reload(model, folder, base="bert", **options):
     return PeftModel.from_pretrained(tiny(base), str(folder), **options).eval()
 
 
+def forbid_initializations(monkeypatch):
+    """Have every initialization fail: nothing may be decomposed while loading."""
+
+    def fail(source):
+        raise AssertionError("an initialization ran while loading")
+
+    for word, one in INITIALIZATIONS.items():
+        monkeypatch.setitem(INITIALIZATIONS, word, one._replace(start=fail))
+
+
 # A fresh adapter
 
 
 @each_model
-@pytest.mark.parametrize("align", [False, True])
-@pytest.mark.parametrize("init", WEIGHT_STARTS)
-def test_a_fresh_adapter_with_b1_zero_changes_no_bit(name, init, align):
-    model = adapted(name, init_weights=init, align=align and init != "cp")
-    assert torch.equal(logits(model), logits(tiny(name)))
+@pytest.mark.parametrize("init", UNFOLDED)
+def test_a_fresh_adapter_with_b1_zero_changes_no_bit(name, init):
+    assert torch.equal(logits(adapted(name, init_weights=init)), logits(tiny(name)))
 
 
 @each_model
-@pytest.mark.parametrize("init", PRODUCT_STARTS)
-def test_a_fresh_adapter_with_a_frozen_copy_changes_no_bit(name, init):
-    assert torch.equal(logits(adapted(name, init_weights=init, residual="frozen")), logits(tiny(name)))
-
-
-@each_model
-@pytest.mark.parametrize("init", PRODUCT_STARTS)
+@each_folded
 def test_a_fresh_folded_adapter_changes_rounding_alone(name, init):
-    assert_close(logits(adapted(name, init_weights=init, residual="fold")), logits(tiny(name)), atol=1e-5, rtol=1e-5)
+    assert_close(logits(adapted(name, init_weights=init)), logits(tiny(name)), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("residual", ["fold", "frozen"])
-@pytest.mark.parametrize("init", PRODUCT_STARTS)
-def test_a_subtracted_start_is_not_zero(init, residual):
-    for layer in adapted_layers(adapted(init_weights=init, residual=residual)).values():
-        a, b = layer._matrices("default", *layer.factors("default"))
+@each_folded
+def test_a_subtracted_start_is_not_zero(init):
+    for layer in adapted_layers(adapted(init_weights=init)).values():
+        a, b = layer.adapter("default").collapse()
         assert (b @ a).norm() > 0.05 * layer.base_matrix().norm() if init != "minor" else (b @ a).norm() > 0
 
 
-@pytest.mark.parametrize("residual", ["zero", "fold", "frozen"])
-@pytest.mark.parametrize("frames", ["trained", "frozen"])
-def test_every_trained_factor_moves(frames, residual):
-    model = adapted(init_weights="principal", residual=residual, frames=frames)
-    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+@each_word
+@each_part
+def test_every_trained_factor_moves_and_every_frozen_one_stays(part, init):
+    model = adapted(init_weights=init, train=part)
+    before, trained = copy.deepcopy(tensors_of(model)), {n for n, p in model.named_parameters() if p.requires_grad}
     train(model)
-    trained = dict(model.named_parameters())
-    assert not [name for name, value in before.items() if torch.equal(value, trained[name])]
-    assert any(".lsr_A2" in name for name in before) == (frames == "trained")
+    moved = {name for name, value in tensors_of(model).items() if not torch.equal(value, before[name])}
+    assert moved == trained & before.keys()
+    ends = {name.rpartition(".")[2] for name in moved}
+    assert ends == {"factor_A1", "factor_B1"} | ({"factor_A2", "factor_B2"} if part == "factors" else set())
 
 
-@pytest.mark.parametrize("residual", ["fold", "frozen"])
-def test_what_moves_is_the_difference_to_the_start(residual):
-    model = adapted(init_weights="principal", residual=residual)
-    starts = {name: copy.deepcopy(layer.factors("default")) for name, layer in adapted_layers(model).items()}
+@each_folded
+def test_what_moves_is_the_difference_to_the_start(init):
+    model = adapted(init_weights=init)
+    starts = {name: layer.adapter("default").collapse() for name, layer in adapted_layers(model).items()}
+    starts = {name: (b @ a).detach() for name, (a, b) in starts.items()}
     train(model)
     for name, layer in adapted_layers(model).items():
-        before, after = (
-            (lambda a, b: b @ a)(*layer._matrices("default", *sides))
-            for sides in (starts[name], layer.factors("default"))
-        )
+        adapter = layer.adapter("default")
+        a, b = adapter.collapse()
         delta = layer.get_delta_weight("default")
-        assert_close(delta, layer.scaling["default"] * (after - before), atol=1e-6, rtol=1e-4)
-        assert torch.linalg.matrix_rank(delta) <= 2 * layer.form["default"].rank
+        assert_close(delta, adapter.scaling * (b @ a - starts[name]), atol=1e-6, rtol=1e-4)
+        assert torch.linalg.matrix_rank(delta) <= 2 * adapter.form.rank
 
 
 # Forward = merged = LoRA
 
 
 @each_model
-@pytest.mark.parametrize("align", [False, True])
-@pytest.mark.parametrize("residual", ["zero", "fold", "frozen"])
-@pytest.mark.parametrize("init", ["principal", "minor"])
-def test_forward_and_merged_and_lora_agree(name, init, residual, align):
-    model = train(adapted(name, init_weights=init, residual=residual, align=align))
+@pytest.mark.parametrize("init", ["random", "row_space", "principal", "minor"])
+def test_forward_and_merged_and_lora_agree(name, init):
+    model = train(adapted(name, init_weights=init))
     expected = logits(model)
     plain = tiny(name)
     for layer_name, layer in adapted_layers(model).items():
-        a, b = layer.as_lora("default")
-        update = layer.scaling["default"] * (b @ a)
+        a, b = layer.adapter("default").as_lora()
+        update = layer.adapter("default").scaling * (b @ a)
         plain.get_submodule(layer_name).weight.data += update.T if layer.is_transposed else update
     head = next(n for n, _ in plain.named_children() if n in ("classifier", "score"))
     trained_head = getattr(model.base_model.model, head).modules_to_save["default"]
@@ -136,7 +148,7 @@ def test_forward_and_merged_and_lora_agree(name, init, residual, align):
 
 
 def folded(**fields):
-    return adapted(init_weights="principal", residual="fold", **fields)
+    return adapted(**{"init_weights": "principal", **fields})
 
 
 def test_a_folded_start_changes_base_weights_in_memory_and_disabling_brings_the_bits_back():
@@ -167,106 +179,155 @@ def test_a_second_adapter_starts_from_the_pretrained_weight_and_not_from_the_fol
     model.add_adapter("second", LsrConfig(**SHAPES, init_weights="row_space"))
     alone = adapted(init_weights="row_space")
     for one, two in zip(adapted_layers(model).values(), adapted_layers(alone).values(), strict=True):
-        for first, second in zip(one.factors("second")[0], two.factors("default")[0], strict=True):
+        for first, second in zip(one.adapter("second").factors()[0], two.adapter("default").factors()[0], strict=True):
             assert torch.equal(first, second)
 
 
 # Files
 
 
-@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
-@pytest.mark.parametrize("frames", ["trained", "frozen"])
-@pytest.mark.parametrize(
-    ("init", "residual"),
-    [("random", "zero"), ("row_space", "zero"), *[(i, r) for i in PRODUCT_STARTS for r in ("zero", "fold", "frozen")]],
-)
-def test_an_adapter_comes_back_bit_for_bit(init, residual, frames, low_cpu_mem_usage, tmp_path):
-    model = train(adapted(init_weights=init, residual=residual, frames=frames))
-    expected = logits(model.eval())
-    assert torch.equal(logits(reload(model, tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)), expected)
+@each_way
+@each_part
+@each_word
+def test_an_adapter_comes_back_bit_for_bit_and_nothing_is_decomposed(
+    init, part, low_cpu_mem_usage, tmp_path, monkeypatch
+):
+    model = train(adapted(init_weights=init, train=part)).eval()
+    expected, tensors, weights = logits(model), tensors_of(model), base_weights(model)
+    forbid_initializations(monkeypatch)
+    loaded = reload(model, tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
+    assert tensors_of(loaded).keys() == tensors.keys()
+    assert all(torch.equal(value, tensors[name]) for name, value in tensors_of(loaded).items())
+    assert all(torch.equal(weight, weights[name]) for name, weight in base_weights(loaded).items())
+    assert torch.equal(logits(loaded), expected)
 
 
-def test_what_can_be_made_again_is_not_in_the_file(tmp_path):
-    adapted(init_weights="principal", residual="fold", frames="frozen").save_pretrained(str(tmp_path))
-    names = [name.split(".lsr_")[1] for name in load_file(tmp_path / "adapter_model.safetensors") if ".lsr_" in name]
-    assert set(names) == {"A1", "B1"}
+@each_way
+def test_frozen_factors_drawn_without_a_seed_come_back_too(low_cpu_mem_usage, tmp_path):
+    model = train(adapted(train="first", seed=None)).eval()
+    assert torch.equal(logits(reload(model, tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)), logits(model))
 
 
-@pytest.mark.parametrize("fields", [{"seed": None}, {"init_weights": "activation"}])
-def test_frames_that_cannot_be_made_again_are_stored(fields, tmp_path):
-    model = adapted(frames="frozen", **fields)
-    if "init_weights" in fields:
-        start_from_examples(model, examples())
-    loaded = reload(train(model), tmp_path)
-    assert any("frame_A2" in name for name in load_file(tmp_path / "adapter_model.safetensors"))
-    assert torch.equal(logits(loaded), logits(model.eval()))
+@each_part
+@each_word
+def test_the_file_holds_every_factor_and_the_start_if_that_is_folded(init, part, tmp_path):
+    adapted(init_weights=init, train=part).save_pretrained(str(tmp_path))
+    names = [n for n in load_file(tmp_path / "adapter_model.safetensors") if ".lsr_adapters." in n]
+    kinds = ("factor", "start") if init in FOLDED else ("factor",)
+    assert {n.rpartition(".")[2] for n in names} == {f"{k}_{side}{i}" for k in kinds for side in "AB" for i in (1, 2)}
+    assert len(names) == 4 * 4 * len(kinds)
 
 
-def test_the_order_of_inputs_is_stored_and_comes_back(tmp_path):
-    model = train(adapted("bert-padded", init_weights="row_space", align=True))
-    layer = next(iter(adapted_layers(model).values()))
-    slots = layer.fixed("default").in_slots
-    assert len(set(slots.tolist())) == layer.in_features
-    assert 0 <= slots.min() <= slots.max() < layer.form["default"].in_width
-    expected = logits(model.eval())
-    assert torch.equal(logits(reload(model, tmp_path, "bert-padded")), expected)
+@each_way
+@each_folded
+def test_a_loaded_start_is_subtracted_from_the_base_weight(init, low_cpu_mem_usage, tmp_path):
+    loaded = reload(adapted(init_weights=init), tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
+    assert_close(logits(loaded), logits(tiny("bert")), atol=1e-5, rtol=1e-5)
+    for name, layer in adapted_layers(loaded).items():
+        pretrained = tiny("bert").get_submodule(name).weight
+        assert_close(layer.base_parameter(), pretrained - layer.adapter("default").start_update())
+        assert not torch.equal(layer.base_parameter(), pretrained)
+        assert torch.equal(layer.pretrained_weight(), pretrained)
 
 
-@pytest.mark.parametrize("fields", [{"residual": "fold"}, {"residual": "frozen"}, {"frames": "frozen"}])
-def test_another_base_model_is_refused_by_the_name_of_the_layer(fields, tmp_path):
-    adapted(init_weights="principal", **fields).save_pretrained(str(tmp_path))
+@each_way
+@each_part
+def test_another_base_model_is_refused_by_the_name_of_the_layer(part, low_cpu_mem_usage, tmp_path):
+    adapted(init_weights="principal", train=part).save_pretrained(str(tmp_path))
     other = tiny("bert")
     other.bert.encoder.layer[1].attention.self.value.weight.data[0, 0] += 1e-6
     message = r"layer 'bert.encoder.layer.1.attention.self.value': this is not the base model .* has another hash"
     with pytest.raises(ValueError, match=message):
-        PeftModel.from_pretrained(other, str(tmp_path))
+        PeftModel.from_pretrained(other, str(tmp_path), low_cpu_mem_usage=low_cpu_mem_usage)
 
 
-def test_a_start_that_comes_out_differently_is_refused(tmp_path):
-    adapted(frames="frozen").save_pretrained(str(tmp_path))
-    path = tmp_path / "adapter_config.json"
-    config = json.loads(path.read_text())
-    first = next(iter(config["recipe"]["layers"].values()))
-    assert first["weight"] is None  # a random start does not depend on it
-    first["probe"][1] += 0.01
-    path.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="the start 'random' comes out differently here"):
-        PeftModel.from_pretrained(tiny("bert"), str(tmp_path))
+@each_way
+def test_another_base_model_is_fine_where_nothing_is_subtracted(low_cpu_mem_usage, tmp_path):
+    adapted(init_weights="row_space", train="first").save_pretrained(str(tmp_path))
+    other = tiny("bert")
+    other.bert.encoder.layer[1].attention.self.value.weight.data[0, 0] += 1e-6
+    expected = logits(other)
+    loaded = PeftModel.from_pretrained(other, str(tmp_path), low_cpu_mem_usage=low_cpu_mem_usage)
+    assert torch.equal(logits(loaded.eval()), expected)
 
 
-def test_a_base_weight_without_values_is_refused(tmp_path):
-    adapted(init_weights="principal", residual="fold").save_pretrained(str(tmp_path))
+@each_way
+@pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")
+def test_a_base_weight_without_values_is_refused_in_one_line(low_cpu_mem_usage, tmp_path):
+    adapted(init_weights="principal").save_pretrained(str(tmp_path))
     with torch.device("meta"):
         empty = type(tiny("bert"))(tiny("bert").config)
-    with pytest.raises(ValueError, match=r"layer 'bert\.encoder.*': cannot start from a base weight without values"):
-        PeftModel.from_pretrained(empty, str(tmp_path))
+    message = r"^layer 'bert\.encoder.*': cannot subtract a start from a base weight without values$"
+    with pytest.raises(ValueError, match=message):
+        PeftModel.from_pretrained(empty, str(tmp_path), low_cpu_mem_usage=low_cpu_mem_usage)
 
 
-def test_sizes_tell_what_is_trained_from_what_is_stored_and_used():
-    model = adapted("bert-padded", init_weights="row_space", frames="frozen", align=True)
-    for layer in adapted_layers(model).values():
-        form, sizes = layer.form["default"], layer.sizes("default")
-        assert sizes.trained == form.first_parameters < sizes.effective == form.parameters
-        assert sizes.stored == sizes.trained + layer.in_features
+@each_way
+def test_a_file_without_the_hash_of_a_weight_is_refused(low_cpu_mem_usage, tmp_path):
+    adapted(init_weights="principal").save_pretrained(str(tmp_path))
+    path = tmp_path / "adapter_config.json"
+    fields = json.loads(path.read_text())
+    fields["resolved"]["base_hashes"].popitem()
+    path.write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=r"resolved: base_hashes has no entry for layer 'bert\.encoder\..*'"):
+        PeftModel.from_pretrained(tiny("bert"), str(tmp_path), low_cpu_mem_usage=low_cpu_mem_usage)
+
+
+@each_way
+@pytest.mark.parametrize("name", ["bert", "bert-padded"])
+@each_word
+def test_the_file_does_not_depend_on_how_a_width_is_split(name, init, low_cpu_mem_usage, tmp_path, monkeypatch):
+    model = train(adapted(name, init_weights=init)).eval()
+    model.save_pretrained(str(tmp_path))
+    monkeypatch.setattr("lsr.tuner.layer.split_width", lambda width, rank_shape: (width, 2))
+    assert {layer.adapter("default").form.in_shape for layer in adapted_layers(adapted(name)).values()} != {
+        layer.adapter("default").form.in_shape for layer in adapted_layers(model).values()
+    }
+    loaded = PeftModel.from_pretrained(tiny(name), str(tmp_path), low_cpu_mem_usage=low_cpu_mem_usage)
+    assert torch.equal(logits(loaded.eval()), logits(model))
+
+
+@each_part
+@each_word
+def test_sizes_tell_what_is_trained_from_what_is_stored_and_used(init, part):
+    model = adapted("bert-padded", init_weights=init, train=part)
+    for name, layer in adapted_layers(model).items():
+        form, sizes = layer.adapter("default").form, layer.sizes("default")
+        own = [value for key, value in tensors_of(model).items() if f"{name}.lsr_adapters." in key]
+        trained = [p for p in layer.adapter("default").parameters() if p.requires_grad]
+        assert sizes.trained == sum(p.numel() for p in trained)
+        assert sizes.stored == sum(value.numel() for value in own)
+        assert sizes.effective == form.parameters
+
+
+@pytest.mark.parametrize("init", ["random", "principal"])
+@each_part
+@each_way
+def test_what_is_loaded_trains_only_if_that_is_asked_for(part, init, low_cpu_mem_usage, tmp_path):
+    model = adapted(init_weights=init, train=part)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    loaded = reload(model, tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
+    assert not [name for name, parameter in loaded.named_parameters() if parameter.requires_grad]
+    again = reload(model, tmp_path, low_cpu_mem_usage=low_cpu_mem_usage, is_trainable=True)
+    assert {name for name, parameter in again.named_parameters() if parameter.requires_grad} == trained
+    assert {name.rpartition(".")[2] for name in trained} == {
+        *("weight", "bias", "factor_A1", "factor_B1"),  # of the head, and of the factors
+        *(("factor_A2", "factor_B2") if part == "factors" else ()),
+    }
 
 
 # Starts from examples
 
 
-@pytest.mark.parametrize("init", ["gradient", "activation"])
-@pytest.mark.parametrize("align", [False, True])
-def test_a_start_from_examples_changes_no_bit_and_differs_from_a_random_one(init, align):
-    model = adapted(init_weights=init, align=align)
-    random = copy.deepcopy(model)
-    start_from_examples(model, examples())
+def test_a_start_from_examples_changes_no_bit_and_differs_from_a_random_one():
+    model, random = adapted(init_weights="gradient"), adapted(init_weights="random")
     assert torch.equal(logits(model), logits(tiny("bert")))
     for one, two in zip(adapted_layers(model).values(), adapted_layers(random).values(), strict=True):
-        assert not torch.equal(one.factors("default")[0][0], two.factors("default")[0][0])
+        assert not torch.equal(one.adapter("default").factors()[0][0], two.adapter("default").factors()[0][0])
 
 
 def test_the_gradient_start_points_along_the_gradient():
     model = adapted(init_weights="gradient", separation_rank=8, rank_shape=(2, 2))
-    start_from_examples(model, examples())
     plain = tiny("bert")
     plain.load_state_dict(adapted(init_weights="gradient").unload().state_dict())
     total = 0
@@ -275,74 +336,28 @@ def test_the_gradient_start_points_along_the_gradient():
     total.backward()
     for name, layer in adapted_layers(model).items():
         gradient = plain.get_submodule(name).weight.grad
-        a, _ = layer.collapse("default")
+        a, _ = layer.adapter("default").collapse()
         basis = torch.linalg.qr(a.detach().T).Q
         assert (gradient @ basis).norm() > 0.5 * gradient.norm()
 
 
 def test_examples_for_a_start_that_reads_none_are_refused():
-    with pytest.raises(ValueError, match=r"init_weights must be one of \['gradient', 'activation'\]"):
+    with pytest.raises(ValueError, match="init_weights must be 'gradient' to start from examples, got 'row_space'"):
         start_from_examples(adapted(init_weights="row_space"), examples())
 
 
 def test_a_start_from_examples_without_examples_is_refused():
     with pytest.raises(ValueError, match="no examples"):
-        start_from_examples(adapted(init_weights="gradient"), [])
-
-
-# Budget
-
-
-@pytest.mark.parametrize("frames", ["trained", "frozen"])
-def test_a_budget_is_never_exceeded_and_its_ranks_are_in_the_file(frames, tmp_path):
-    model = adapted(init_weights="row_space", separation_rank="auto", budget=900, frames=frames)
-    layers = adapted_layers(model)
-    assert 450 < sum(layer.sizes("default").trained for layer in layers.values()) <= 900
-    loaded = reload(model, tmp_path)
-    written = json.loads((tmp_path / "adapter_config.json").read_text())
-    expected = {name: layer.form["default"].separation_rank for name, layer in layers.items()}
-    assert written["separation_rank_pattern"] == expected
-    assert {n: layer.form["default"].separation_rank for n, layer in adapted_layers(loaded).items()} == expected
-
-
-def test_a_budget_below_one_term_a_layer_is_refused_with_the_least():
-    least = sum(layer.form["default"].parameters for layer in adapted_layers(adapted(separation_rank=1)).values())
-    with pytest.raises(ValueError, match=rf"a budget of {least - 1} .* {least}"):
-        adapted(separation_rank="auto", budget=least - 1)
-    assert adapted(separation_rank="auto", budget=least)
+        start_from_examples(get_peft_model(tiny("bert"), LsrConfig(**SHAPES, init_weights="gradient")), [])
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"separation_rank": "auto"}, "separation_rank='auto' and budget need each other"),
-        ({"budget": 100}, "separation_rank='auto' and budget need each other"),
-        ({"residual": "fold"}, r"residual='fold' needs a start that fits B too, one of \['principal', 'minor', 'cp'\]"),
-        ({"residual": "keep"}, r"residual must be one of \['zero', 'fold', 'frozen'\], got 'keep'"),
-        ({"frames": "fixed"}, r"frames must be one of \['trained', 'frozen'\], got 'fixed'"),
-        ({"align": True}, r"align needs init_weights to be one of \['row_space', .*\], got True"),
-        ({"aspect": 0}, "aspect must be a number > 0, got 0"),
+        ({"train": "frozen"}, r"train must be one of \['factors', 'first'\], got 'frozen'"),
+        ({"init_weights": "activation"}, r"init_weights must be a bool or one of \['random', .*\], got 'activation'"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(fields, message):
+def test_words_that_mean_nothing_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         LsrConfig(**{"separation_rank": 3, **fields})
-
-
-def test_the_public_names_are_exported():
-    names = {"LsrConfig", "LsrModel", "start_from_examples"}
-    after = {"compress_lora", "export_lora", "export_merged", "inspect_adapter", "prune_adapter"}
-    assert set(lsr.__all__) == names | after
-    assert all(callable(getattr(lsr, name)) for name in lsr.__all__)
-
-
-@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
-def test_a_folded_start_in_a_searched_order_is_subtracted_in_that_order_when_it_is_loaded(tmp_path, low_cpu_mem_usage):
-    base = tiny("roberta")
-    expected = logits(base)
-    config = LsrConfig(task_type="SEQ_CLS", init_weights="principal", residual="fold", align=True, separation_rank=2)
-    get_peft_model(base, config).save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(tiny("roberta"), tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)
-    slots = [layer.fixed("default").in_slots for layer in adapted_layers(loaded).values()]
-    assert any((found != torch.arange(len(found))).any() for found in slots)
-    assert_close(logits(loaded.eval()), expected)

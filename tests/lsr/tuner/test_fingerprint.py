@@ -5,9 +5,9 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 
+from benchmarks.capabilities.models import logits, tiny
 from lsr import LsrConfig
 from lsr.tuner.fingerprint import check_weight, weight_hash
-from tests.tiny_models import logits, tiny
 
 FIELDS = {"task_type": "SEQ_CLS", "separation_rank": 2, "seed": 0}
 LAYER = "bert.encoder.layer.1.attention.self.value"

@@ -9,11 +9,13 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 
+from benchmarks.capabilities.checks import is_factor, train, trainable
+from benchmarks.capabilities.models import logits, tiny, tokens
+from benchmarks.capabilities.subjects import METHODS, Subject
 from lsr import LsrConfig, LsrModel
 from lsr.tuner.layer import LsrLayer
 from lsr.tuner.linear import adapted_layers
-from tests.lsr.subjects import CASES, METHODS, Subject, is_factor, train, trainable
-from tests.tiny_models import logits, tiny, tokens
+from tests.lsr.subjects import CASES
 
 _, _, SECOND = METHODS["LSR"]
 HEAD_MODELS = {  # a head of one layer, of several inside one module, of two modules, without a bias

@@ -7,11 +7,11 @@ import torch
 from peft import get_peft_model
 from torch.testing import assert_close
 
+from benchmarks.capabilities.checks import loss, trainable
+from benchmarks.capabilities.models import logits, tiny
 from lsr import LsrConfig
 from lsr.tuner.linear import adapted_layers
 from tests.lsr.layers import adapt, base, normal
-from tests.lsr.subjects import loss, trainable
-from tests.tiny_models import logits, tiny
 
 FORMS = {
     "two factors": {},

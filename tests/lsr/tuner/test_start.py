@@ -7,11 +7,11 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch.testing import assert_close
 
+from benchmarks.capabilities.models import LABELS, logits, tiny, tokens
 from lsr import LsrConfig, start_from_examples
 from lsr.init import INITIALIZATIONS
 from lsr.tuner.linear import adapted_layers
 from lsr.tuner.start import collect_gradients, initialize_factors
-from tests.tiny_models import LABELS, logits, tiny, tokens
 
 USUAL = {"task_type": "SEQ_CLS", "rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0}
 MODELS = {"bert": {}, "bert-padded": {"rank_shape": (2, 1, 2)}, "gpt2": {"train": "first"}}

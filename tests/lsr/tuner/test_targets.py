@@ -5,10 +5,10 @@ import re
 import pytest
 from peft import get_peft_model
 
+from benchmarks.capabilities.models import tiny
 from lsr import LsrConfig
 from lsr.tuner.layer import LsrLayer
 from tests.lsr.subjects import CASES
-from tests.tiny_models import tiny
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,188 @@
+"""The base model of an adapter: found by its name, loaded with a head like the adapter's, its tokenizer and labels."""
+
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import PeftModel
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
+
+from lsr.convert.files import CONFIG, PREFIX, InputError, NoBaseError, first_line, read_config
+
+CLASSES = {  # by PEFT's task_type
+    "SEQ_CLS": transformers.AutoModelForSequenceClassification,
+    "TOKEN_CLS": transformers.AutoModelForTokenClassification,
+    "CAUSAL_LM": transformers.AutoModelForCausalLM,
+    "SEQ_2_SEQ_LM": transformers.AutoModelForSeq2SeqLM,
+    "QUESTION_ANS": transformers.AutoModelForQuestionAnswering,
+    "FEATURE_EXTRACTION": transformers.AutoModel,
+}
+VOCABULARIES = (
+    *("tokenizer.json", "vocab.txt", "vocab.json"),
+    *("spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
+)
+EXPLAINED = (
+    *(OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, ImportError, AssertionError),
+    SafetensorError,
+)
+
+
+def empty_base(fields: Mapping[str, Any], base: str | None = None) -> PreTrainedModel:
+    """Return the base model that an adapter's fields name, or `base`, without values: on the meta device.
+
+    Raises:
+        InputError: if it is not there.
+    """
+    name, revision = _named_base(fields, base)
+    with _explained(name):
+        return _skeleton(_model_class(fields), AutoConfig.from_pretrained(name, revision=revision))
+
+
+def load_base(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], base: str | None = None) -> PreTrainedModel:
+    """Return the base model that an adapter's fields name, or `base`, with a head like that of the adapter's tensors.
+
+    Raises:
+        InputError: if it is not there, cannot be loaded, or has weights for another number of labels.
+    """
+    name, revision = _named_base(fields, base)
+    kind = _model_class(fields)
+    own = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
+    with _explained(name):
+        config = AutoConfig.from_pretrained(name, revision=revision)
+        _set_labels(config, kind, own, name)
+        model, info = kind.from_pretrained(
+            name,
+            config=config,
+            revision=revision,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # an own error is clearer
+        )
+    for key, found, wanted in sorted(info["mismatched_keys"]):
+        raise InputError(f"base model {name}: {key} is {by(found)}, the adapter is for {by(wanted)}")
+    for key in sorted(info["missing_keys"] - own.keys()):
+        raise InputError(f"base model {name}: {key} is missing, and the adapter does not hold it either")
+    return model
+
+
+def load_plain(folder: Path, adapter: Path) -> PreTrainedModel:
+    """Return a merged checkpoint, in evaluation mode and float32, as a model of the adapter's task.
+
+    Raises:
+        InputError: if it cannot be loaded.
+    """
+    with _explained(str(folder)):
+        return _model_class(read_config(adapter)).from_pretrained(str(folder)).float().eval()
+
+
+def load_tokenizer(folder: Path, base: str | None = None) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer in the adapter's folder, or else that of its base model; None if neither has one.
+
+    Raises:
+        InputError: if its files cannot be read.
+    """
+    named, revision = _named_base(read_config(folder), base)
+    for name, version in ((str(folder), None), (named, revision)):
+        # Without these files transformers makes up a tokenizer of five words.
+        if any(_has_file(name, version, file) for file in VOCABULARIES):
+            with _explained(name):
+                return AutoTokenizer.from_pretrained(name, revision=version)
+    return None
+
+
+def _has_file(name: str, revision: str | None, file: str) -> bool:
+    try:
+        return cached_file(name, file, revision=revision) is not None
+    except (OSError, ValueError):
+        return False
+
+
+def name_labels(model: PeftModel, names: Sequence[str]) -> None:
+    """Name the labels in the configuration of the base model.
+
+    Raises:
+        InputError: if there are more or fewer names than labels, or a name comes twice.
+    """
+    count = model.config.num_labels
+    if len(names) != count or len(set(names)) != count:
+        raise InputError(f"--labels: needs {count} different names, one a label of the head, got {' '.join(names)}")
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: index for index, name in enumerate(names)}
+
+
+def _named_base(fields: Mapping[str, Any], base: str | None) -> tuple[str, str | None]:
+    name = base if base is not None else fields.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise NoBaseError(f"{CONFIG}: base_model_name_or_path names no base model; name it with --base")
+    if name.startswith((".", "/", "~")) and not Path(name).is_dir():  # a hub repository's name does not look so
+        raise NoBaseError(f"base model {name}: no such folder")
+    return name, None if base is not None else fields.get("revision")
+
+
+def _model_class(fields: Mapping[str, Any]) -> Any:
+    task = fields.get("task_type")
+    if task in CLASSES:
+        return CLASSES[task]
+    # Without a task PEFT writes the class instead; only classes of transformers are looked up.
+    mapping = fields.get("auto_mapping") or {}
+    module, name = str(mapping.get("parent_library", "")), str(mapping.get("base_model_class", ""))
+    if not module.startswith("transformers."):
+        return transformers.AutoModel
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        raise InputError(f"{CONFIG}: auto_mapping names a class {module}.{name} that is not there") from None
+
+
+def _skeleton(kind: Any, config: PretrainedConfig) -> PreTrainedModel:
+    """Return a model without values."""
+    with torch.device("meta"):
+        return kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn what loading a model raises into one line.
+
+    Raises:
+        NoBaseError: for whatever went wrong.
+    """
+    try:
+        yield
+    except EXPLAINED as error:
+        if isinstance(error, InputError):  # it is one line already
+            raise
+        raise NoBaseError(
+            f"base model {name}: cannot be loaded: {first_line(error)} (needed: a folder or hub repository with "
+            "config.json and model.safetensors, see --base)"
+        ) from None
+
+
+def _set_labels(config: PretrainedConfig, kind: Any, own: Mapping[str, Tensor], name: str) -> None:
+    """Give the configuration the number of labels with which the head has the shapes of the adapter's tensors.
+
+    Raises:
+        InputError: if there is no such number.
+    """
+    candidates = sorted({len(value) for key, value in own.items() if value.dim() == 2 and ".lsr_" not in key})
+    for count in dict.fromkeys([int(config.num_labels or 0), *candidates]):
+        if count != config.num_labels:
+            config.num_labels = count
+        shapes = {key: value.shape for key, value in _skeleton(kind, config).state_dict().items()}
+        differing = [key for key, value in own.items() if shapes.get(key, value.shape) != value.shape]
+        if not differing:
+            return
+    key = differing[0]
+    raise InputError(f"base model {name}: {key} is {by(own[key].shape)} in the adapter and {by(shapes[key])} here")
+
+
+def by(shape: Sequence[int]) -> str:
+    """Return a shape as messages show it: 24 x 3."""
+    return " x ".join(map(str, shape))

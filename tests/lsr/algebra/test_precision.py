@@ -1,0 +1,45 @@
+import pytest
+import torch
+
+from lsr.algebra.precision import ROUNDOFF, Conditions, conditions_of, dtype_name, update_condition_number
+from lsr.algebra.separable import condition_number, kron_sum
+from tests.lsr.matrices import normal
+
+
+def test_a_single_term_of_rank_one_and_a_zero_update_have_the_condition_number_one():
+    a, b = [normal(1, 1, 3), normal(1, 1, 4, seed=1)], [normal(1, 5, 1, seed=2), normal(1, 2, 1, seed=3)]
+    assert update_condition_number(a, b) == pytest.approx(1)
+    assert update_condition_number(a, [0 * b[0], b[1]]) == 1
+
+
+def test_terms_that_cancel_in_the_product_have_a_large_condition_number():
+    a = [normal(1, 2, 3), normal(1, 2, 4, seed=1)]
+    b = [normal(1, 3, 2, seed=2).repeat(2, 1, 1), normal(1, 3, 2, seed=3).repeat(2, 1, 1)]
+    b[0][1] *= -0.999
+    assert update_condition_number(a, b) > 500
+    lengths = [torch.stack([f.flatten(1).norm(dim=1) for f in side]).prod(dim=0).norm() for side in (a, b)]
+    dense = (kron_sum(*b) @ kron_sum(*a)).norm()
+    assert update_condition_number(a, b) == pytest.approx(float(lengths[0] * lengths[1] / dense))
+
+
+@pytest.mark.parametrize("dtype", ROUNDOFF)
+def test_a_roundoff_is_the_largest_relative_error_of_one_value(dtype):
+    values = torch.linspace(1, 2, 10001, dtype=torch.float64)
+    errors = (values.to(dtype).double() - values).abs() / values
+    assert 0.9 * ROUNDOFF[dtype] < float(errors.max()) <= ROUNDOFF[dtype]
+
+
+def test_the_conditions_of_an_update_are_those_of_its_sides_and_of_its_product():
+    a, b = [normal(2, 2, 3), normal(2, 2, 4, seed=1)], [normal(2, 3, 2, seed=2), normal(2, 5, 2, seed=3)]
+    found = conditions_of(a, b)
+    assert (found.a, found.b) == (condition_number(*a), condition_number(*b))
+    assert found.update == update_condition_number(a, b)
+
+
+@pytest.mark.parametrize("worst", range(3))
+def test_the_worst_condition_decides_what_a_dtype_loses(worst):
+    conditions = [2.0, 3.0, 4.0]
+    conditions[worst] = 10.0
+    losses = Conditions(*conditions).losses
+    assert losses == {dtype_name(dtype): 10 * roundoff for dtype, roundoff in ROUNDOFF.items()}
+    assert list(losses) == ["bfloat16", "float16", "float32"]
