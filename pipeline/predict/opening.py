@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from lsr.convert import loading
-from lsr.convert.base_model import load_tokenizer
+from lsr.convert.base_model import load_base, load_tokenizer
 from lsr.convert.files import InputError, read_config, read_tensors
 from pipeline.errors import UserError
 from pipeline.methods import adapters, device, table
