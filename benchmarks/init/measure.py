@@ -32,7 +32,7 @@ def measure(cell: Cell) -> Line:
     """Return what one training came to, with the cell's key.
 
     `curve` holds (optimizer step, validation score) pairs; `best` is the highest of these scores, `last` that of the
-    trained model. `test` is the trained model's score, `stored` counts frozen numbers too.
+    trained model. `test` is the trained model's score, `stored` counts the elements of its file.
     """
     begin = time.perf_counter()
     view = cell.view()

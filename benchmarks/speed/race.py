@@ -51,7 +51,7 @@ class Row(NamedTuple):
     """How long a contender took."""
 
     name: str
-    trained: int  # numbers of the adapter
+    trained: int  # parameters of the adapter
     seconds: float | None  # to the target score; None if it was not reached
     steps: int
     score: float  # on the test split, when it stopped

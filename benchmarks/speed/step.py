@@ -42,7 +42,7 @@ class Row(NamedTuple):
     model: str
     targets: str
     method: str
-    trained: int  # numbers, without the head
+    trained: int  # parameters, without the head
     seconds: float  # a step, median
     examples_a_second: float
     speed_to_lora: float  # examples a second over LoRA's (r = 8) in the same round, median
@@ -70,7 +70,7 @@ def run(cases: tuple[Case, ...], threads: int, rounds: int) -> Iterator[Row]:
 
 
 def times(case: Case, rounds: int) -> tuple[Times, dict[str, int]]:
-    """Return the seconds of steps, and how many numbers train beside the head, by method."""
+    """Return the seconds of steps, and how many parameters train beside the head, by method."""
     models = {method: _model(case, method) for method in METHODS}
     sizes = {method: sum(p.numel() for p in _parameters(model)[0]) for method, model in models.items()}
     calls = {method: step(model, *BATCHES[case.model]) for method, model in models.items()}

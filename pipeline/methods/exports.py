@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from peft import PeftModel
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
@@ -35,6 +36,11 @@ def write(form: str, model: PeftModel, folder: Path, row: ModelRow, tokenizer: P
 
 
 def _write_merged(model: PeftModel, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    # PEFT does this when it unloads, but of most methods not for a head of several layers, as RoBERTa has one.
+    for name, module in list(model.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.modules_to_save["default"])
     with writing(folder) as new:
         cast("Any", model.merge_and_unload()).save_pretrained(str(new))
         tokenizer.save_pretrained(str(new))

@@ -18,11 +18,6 @@ from pipeline.params import FullParams, HeadParams, LoraParams, LsrParams, Metho
 from pipeline.params.rows import ModelRow
 
 
-def same_names(section: Any, seed: int) -> dict[str, Any]:
-    """Return no field beside those that the section and the configuration call the same."""
-    return {}
-
-
 def lsr_names(section: Any, seed: int) -> dict[str, Any]:
     """Return the fields of LsrConfig that are no words of params.yaml, or other ones; it is initialized later."""
     automatic = {name: None for name in ("in_shape", "out_shape") if getattr(section, name) == "auto"}
@@ -44,11 +39,6 @@ def one_rate(section: Any, parameter: str) -> float | None:
     return getattr(section, "learning_rate", None)
 
 
-def nothing(model: PeftModel) -> int:
-    """Return that all of an adapter's parameters train."""
-    return 0
-
-
 def frozen_frames(model: PeftModel) -> int:
     """Return how many elements of LSR's factors are frozen."""
     sizes = [layer.sizes("default") for layer in adapted_layers(model).values()]
@@ -57,14 +47,14 @@ def frozen_frames(model: PeftModel) -> int:
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table."""
+    """One row of the table. A field of the section that the configuration has too is taken as it is."""
 
     config: type[PeftConfig]
-    fields: Callable[[Any, int], dict[str, Any]] = same_names  # of the configuration, from the section and the seed
+    fields: Callable[[Any, int], dict[str, Any]] = lambda section, seed: {}  # others of the configuration
     whole: Callable[[PreTrainedModel, ModelRow], list[str]] = the_head  # modules that train and are saved whole
     rate: Callable[[Any, str], float | None] = one_rate  # peak learning rate, from the section and a parameter's name
     merges_exactly: bool = False  # whether unmerging puts the very weights back
-    frozen: Callable[[PeftModel], int] = nothing  # elements that shape the update and do not train
+    frozen: Callable[[PeftModel], int] = lambda model: 0  # elements that shape the update and do not train
 
 
 METHODS: dict[type[MethodParams], Method] = {

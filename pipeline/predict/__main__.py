@@ -17,6 +17,7 @@ from pipeline.data.texts import encode
 from pipeline.errors import UserError
 from pipeline.methods import task
 from pipeline.methods.task import Task
+from pipeline.params import ADAPTERS
 from pipeline.predict import inputs
 from pipeline.predict.inputs import Given
 
@@ -43,7 +44,7 @@ def parser() -> Parser:
     """Return the parser of the command line."""
     top = Parser(
         prog=PROGRAM,
-        description="Print what a trained adapter (lsr, lora, full or head) says of texts: a label and the probability "
+        description=f"Print what a trained adapter ({', '.join(ADAPTERS)}) says of texts: a label and the probability "
         "of each, or a number. On a terminal it is a table, elsewhere CSV.",
         epilog="An adapter of pairs takes two arguments, two columns of a file, or a line of standard input with a tab "
         "between the two texts.",

@@ -59,7 +59,7 @@ def at(tmp_path, monkeypatch):
     """A function that makes the workspace with a chosen adapter, and goes there."""
 
     def make(adapter, **section):
-        workspace.make(tmp_path)
+        workspace.make(tmp_path, evaluate={"export": ["merged"]})
         path = tmp_path / "params.yaml"
         content = workspace.read_yaml(path)
         changes = {"adapter": adapter, adapter: {**content.get(adapter, {}), **section}}
@@ -91,6 +91,7 @@ def test_a_section_and_a_row_make_a_method_that_goes_through_all_stages(at, monk
     assert {name for name in before if torch.equal(before[name], after[name])} == set()
     found = json.loads(artifacts.EVALUATE_METRICS.read_text())
     assert found["merge_difference"] < 1e-5
+    assert json.loads((artifacts.EXPORTS / artifacts.PARITY).read_text())["merged"] < 1e-5
     assert found["adapter_trained"] == found["adapter_stored"] == found["adapter_effective"] > 0
     assert sum(value.numel() for value in after.values()) == found["adapter_stored"] + found["head_parameters"]
     capsys.readouterr()
