@@ -178,13 +178,14 @@ def _in_convention(
     column_shape: Sequence[int],
 ) -> list[Tensor]:  # D factors, (s, p_i, q_i)
     """Put weights and signs into the first factor, so that the largest entry of each other column is positive."""
-    signs = [_canonical_signs(columns) for columns in vectors[1:]]
+    signs = [canonical_signs(columns) for columns in vectors[1:]]
     frame = [columns * sign for columns, sign in zip(vectors[1:], signs, strict=True)]
     first = vectors[0] * weights * torch.stack(signs).prod(dim=0)
     return [columns.T.reshape(-1, p, q) for columns, p, q in zip([first, *frame], row_shape, column_shape, strict=True)]
 
 
-def _canonical_signs(columns: Tensor) -> Tensor:  # (size, s) -> (s,)
+def canonical_signs(columns: Tensor) -> Tensor:  # (size, s) -> (s,)
+    """Return the signs that make the largest entry of each column positive."""
     largest = columns.gather(0, columns.abs().argmax(dim=0, keepdim=True))[0]
     return torch.where(largest < 0, -1.0, 1.0).to(columns.dtype)
 

@@ -9,7 +9,7 @@ import torch
 from tensorly.tenalg import svd_interface
 from torch import Tensor
 
-from lsr.algebra.separable import pad_columns
+from lsr.algebra.separable import canonical_signs, pad_columns
 
 Matrix = Tensor | tuple[Tensor, Tensor]  # (M, N), or (M, k) and (k, N) whose product it is
 
@@ -32,7 +32,7 @@ def leading_svd(
     if not 1 <= rank <= min(shape):
         raise ValueError(f"the rank must be in [1, {min(shape)}] for a matrix {shape}, got {rank}")
     found = _svd_of_dense(matrix, rank, seed) if isinstance(matrix, Tensor) else _svd_of_pair(left, right, rank)
-    signs = _canonical_signs(found[2])
+    signs = canonical_signs(found[2].T)[:, None]
     return found[0] * signs.T, found[1], found[2] * signs
 
 
@@ -123,7 +123,7 @@ def trailing_part(
         rows = torch.linalg.qr((left.T @ matrix).T).Q.T
     else:
         rows = torch.linalg.eigh(matrix.T @ matrix).eigenvectors[:, :rank].T
-    rows = rows * _canonical_signs(rows)
+    rows = rows * canonical_signs(rows.T)[:, None]
     return matrix @ rows.T, rows
 
 
@@ -133,8 +133,3 @@ def _check(weight: Tensor, rank: int) -> None:
     largest = float(weight.detach().abs().max())
     if not 0 < largest < float("inf"):
         raise ValueError(f"the weight has no row space to start from: its largest entry is {largest}")
-
-
-def _canonical_signs(rows: Tensor) -> Tensor:  # (k, n) -> (k, 1)
-    largest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True))
-    return torch.where(largest < 0, -1.0, 1.0).to(rows.dtype)

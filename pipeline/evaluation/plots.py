@@ -1,4 +1,4 @@
-"""The pictures of the reports: PNG, the same bytes for the same numbers, in colours safe for colour-blind readers."""
+"""The pictures of the reports: PNG, the same bytes for the same numbers, in colors safe for color-blind readers."""
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ STYLE = {
     "legend.frameon": False,
 }
 DOTS_PER_INCH = 150
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#595959"  # the first two from Okabe & Ito's colour-blind safe set
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#595959"  # the first two from Okabe & Ito's color-blind safe set
 CLASSES_WITH_NUMBERS = 12  # above this, numbers of 9 points no longer fit their cells
 LONGEST_LABEL = 30  # letters
 LINES_WITH_LEGEND = 12
@@ -34,7 +34,7 @@ LINES_WITH_LEGEND = 12
 def confusion_matrix(
     path: Path, actual: Sequence[int], predicted: Sequence[int], names: Sequence[str], title: str
 ) -> None:
-    """Draw how often each class (a row) was taken for each (a column); the colour is the share of the row.
+    """Draw how often each class (a row) was taken for each (a column); the color is the share of the row.
 
     Up to 12 classes, each cell says count and share.
 
@@ -86,17 +86,17 @@ def scatter(
 def separation_curves(path: Path, curves: Mapping[str, Sequence[float]], chosen: Mapping[str, int], title: str) -> None:
     """Draw each layer's relative error against separation rank 1, 2, ...; dots mark the `chosen` separation ranks.
 
-    Layers are coloured from first to last. Up to 12 have a legend; more have a colour bar.
+    Layers are colored from first to last. Up to 12 have a legend; more have a color bar.
     """
-    colours = _colours(len(curves))
+    colors = _colors(len(curves))
     width = max(1.0, 1.6 - 0.02 * len(curves))
     with _picture(path, 7.2, 4.2) as figure:
         axes = figure.subplots()
         labels = distinct_parts(list(curves))
-        for label, (name, values), colour in zip(labels, curves.items(), colours, strict=True):
+        for label, (name, values), color in zip(labels, curves.items(), colors, strict=True):
             marked = [chosen[name] - 1] if chosen[name] <= len(values) else []
             ranks = range(1, len(values) + 1)
-            axes.plot(ranks, values, "-o", color=colour, linewidth=width, markersize=4, markevery=marked, label=label)
+            axes.plot(ranks, values, "-o", color=color, linewidth=width, markersize=4, markevery=marked, label=label)
         if len(set(chosen.values())) == 1:
             _mark(axes, next(iter(chosen.values())))
         axes.set(
@@ -163,7 +163,7 @@ def _write_cells(axes: Axes, counts: NDArray[np.int64], shares: NDArray[np.float
         axes.text(column, row, f"{count:,}\n{share:.0%}", ha="center", va="center", color="w" if share > 0.5 else "k")
 
 
-def _colours(number: int) -> NDArray[np.float64]:  # (number, 4)
+def _colors(number: int) -> NDArray[np.float64]:  # (number, 4)
     return colormaps["viridis"](np.linspace(0, 0.9, number))  # its last tenth is too pale on white
 
 
@@ -176,5 +176,5 @@ def _mark(axes: Axes, chosen: int) -> None:
 
 
 def _layer_bar(figure: Figure, axes: Axes, layers: int) -> None:
-    scale = ScalarMappable(Normalize(1, layers), ListedColormap(_colours(256)))
+    scale = ScalarMappable(Normalize(1, layers), ListedColormap(_colors(256)))
     figure.colorbar(scale, ax=axes, label="layer, from first to last", ticks=MaxNLocator(integer=True))

@@ -90,7 +90,7 @@ class FactorizeInitView(View):
 
 
 class TrainView(View):
-    """Of stages/train.py. What it leaves says how long the texts were."""
+    """Of stages/train.py. Its task.json records max_length."""
 
     data: Word
     model: Word

@@ -136,7 +136,7 @@ def labels_of(model: Any, options: argparse.Namespace, known: Task | None) -> Se
         return None
     if labels is None or len(labels) != count or len(set(labels)) != count:
         got = "none" if labels is None else " ".join(labels)
-        raise UserError(f"{where}: labels: needed: {count} different names, one an output of the head, got {got}")
+        raise UserError(f"{where}: labels: {count} different names are needed, one an output of the head, got {got}")
     return labels
 
 

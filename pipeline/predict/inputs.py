@@ -58,8 +58,10 @@ def of_file(path: Path, columns: Sequence[str] | None, task: Task | None) -> Giv
     chosen = _usual(table, task, where) if columns is None else columns
     width = min(2, len(chosen)) if task is None else len(task.columns)
     if len(chosen) != width:
-        reads = "one text" if width == 1 else "pairs of texts"
-        raise UserError(f"--column: the adapter reads {reads}: needed: {width}, got {' '.join(chosen)}")
+        reads = (
+            "1 name, as the adapter reads one text" if width == 1 else "2 names, as the adapter reads pairs of texts"
+        )
+        raise UserError(f"--column needs {reads}, got {' '.join(chosen)}")
     found = list(sources.select(table, chosen, where).values())
     if not found[0]:
         raise UserError(f"{where}: empty; needed: at least one row")

@@ -43,7 +43,7 @@ def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> Tr
         fp16=view.train.precision == "fp16",
         torch_compile=view.train.compile,
         logging_steps=max(1, view.train.epochs * steps_an_epoch // LOGS_A_RUN),
-        logging_nan_inf_filter=False,  # it waits for the loss of every step, and hides that it is none
+        logging_nan_inf_filter=False,  # it waits for the loss of every step, and hides NaN and inf
         seed=view.seed,
         data_seed=view.seed,
         report_to=[],

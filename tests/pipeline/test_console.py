@@ -1,4 +1,4 @@
-"""Off a terminal all output is plain lines: no colour, no control characters, no bar."""
+"""Off a terminal all output is plain lines: no color, no control characters, no bar."""
 
 import pytest
 

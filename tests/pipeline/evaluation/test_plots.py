@@ -143,7 +143,7 @@ def test_a_curve_starts_at_separation_rank_one(tmp_path, figures):
     assert mark.get_xdata() == [2, 2]
 
 
-def test_up_to_twelve_layers_have_a_legend_and_more_a_colour_bar(tmp_path, figures):
+def test_up_to_twelve_layers_have_a_legend_and_more_a_color_bar(tmp_path, figures):
     for layers in (12, 13):
         plots.separation_curves(tmp_path / "picture.png", curves(layers), chosen(layers), "layers")
     few, many = figures

@@ -323,7 +323,7 @@ MISTAKES = [
     (("a", "--out", "out.csv", "--json"), "--out: out.csv: for JSON lines the ending must be .jsonl"),
     (("a", "--out", "folder.csv", "--force"), "--out: folder.csv: is a folder; needed: a file"),
     (("--file", "in.csv", "--out", "./in.csv", "--force"), "--out: in.csv: would replace the file that is read"),
-    (("a", "--labels", "x"), "--labels: labels: needed: 2 different names, one an output of the head, got x"),
+    (("a", "--labels", "x"), "--labels: labels: 2 different names are needed, one an output of the head, got x"),
     (("a", "--max-length", "31"), "--max-length: the model takes at most 30 tokens, got 31"),
     (("a", "--base", "./nowhere"), "base model ./nowhere: no such folder"),
 ]  # fmt: skip
@@ -362,7 +362,7 @@ def test_a_mistake_in_pairs_is_one_line(pairs, capsys, monkeypatch):
     Path("in.csv").write_text("sentence1,text\na,b\n")
     message = "no column sentence1 and sentence2, as in training; choose with --column; columns: sentence1, text"
     assert mistake(capsys, "--file", "in.csv") == f"--file: in.csv: {message}"
-    message = "--column: the adapter reads pairs of texts: needed: 2, got text"
+    message = "--column needs 2 names, as the adapter reads pairs of texts, got text"
     assert mistake(capsys, "--file", "in.csv", "--column", "text") == message
 
 
@@ -372,7 +372,10 @@ def test_a_mistake_in_pairs_is_one_line(pairs, capsys, monkeypatch):
         ("{", "no valid JSON: Expecting property name"),
         ('{"columns": ["a"], "max_length": 0, "labels": null}', "max_length: input should be greater than 0, got 0"),
         ('{"columns": ["a"], "labels": null}', "max_length: this key is required"),
-        ('{"columns": ["a"], "labels": null, "max_length": 8}', "labels: needed: 2 different names, one an output of"),
+        (
+            '{"columns": ["a"], "labels": null, "max_length": 8}',
+            "labels: 2 different names are needed, one an output",
+        ),
     ],
 )
 def test_a_broken_task_is_one_line(one, capsys, content, message):
