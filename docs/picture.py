@@ -28,7 +28,7 @@ THIN = 16  # drawn thickness of a small factor
 
 def draw() -> str:
     """Return the picture as SVG text."""
-    title = f"ΔW = c (Σ B1 ⊗ B2) (Σ A1 ⊗ A2): {PARAMETERS:,} numbers instead of LoRA's {LORA_PARAMETERS:,}"
+    title = f"ΔW = c (Σ B1 ⊗ B2) (Σ A1 ⊗ A2): {PARAMETERS:,} parameters instead of LoRA's {LORA_PARAMETERS:,}"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" '
         f'role="img" font-family="{FONT}">',
@@ -116,7 +116,7 @@ def caption(baseline: float) -> list[str]:
         _text(
             WIDTH / 2,
             baseline,
-            f"{PARAMETERS:,} numbers instead of LoRA’s {LORA_PARAMETERS:,} (r = {LORA_RANK})",
+            f"{PARAMETERS:,} parameters instead of LoRA’s {LORA_PARAMETERS:,} (r = {LORA_RANK})",
             size=22,
             bold=True,
         ),
