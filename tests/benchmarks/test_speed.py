@@ -33,10 +33,10 @@ def test_the_textbook_layer_is_the_fused_one_with_its_gradients():
     model = adapted(nn.Sequential(nn.Linear(96, 95, dtype=torch.float64)), OURS, ["0"])
     fused = model.base_model.model[0]
     with torch.no_grad():
-        fused.lsr_B1["default"].normal_()
+        fused.adapter("default").factor_B1.normal_()
     plain = adapted(nn.Sequential(nn.Linear(96, 95, dtype=torch.float64)), TEXTBOOK, ["0"]).base_model.model[0]
     plain.base_layer = fused.base_layer
-    values = fused.factors("default")
+    values = fused.adapter("default").factors()
     for own, side in zip((plain.a, plain.b), values, strict=True):
         for parameter, value in zip(own, side, strict=True):
             parameter.data.copy_(value)
@@ -127,7 +127,7 @@ def test_a_step_changes_what_trains_and_nothing_else(monkeypatch):
         call()
     changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     assert changed == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert {"classifier", "lsr_A1", "lsr_B2"} <= {part for name in changed for part in name.split(".")}
+    assert {"classifier", "factor_A1", "factor_B2"} <= {part for name in changed for part in name.split(".")}
 
 
 @pytest.mark.parametrize("targets", step.TARGETS)

@@ -376,7 +376,7 @@ def test_both_forms_are_written_and_compared(at, capsys):
     model = adapters.load_adapter(base_of(view), artifacts.ADAPTER, trainable=False)
     expected = logits(model)
     for layer in adapted_layers(model).values():
-        layer.scaling["default"] = 0.0
+        layer.adapter("default").scaling = 0.0
     assert (logits(model) - expected).abs().max() > 1e-3  # the update is no small thing that could be lost unseen
     merged = AutoModelForSequenceClassification.from_pretrained("artifacts/exports/merged")
     assert logits(merged) == pytest.approx(expected, abs=1e-5)
@@ -497,7 +497,7 @@ def test_the_seed_draws_other_factors_and_another_head(at):
     run(FACTORIZE)
     second = load_file(artifacts.INIT / adapters.WEIGHTS)
     same = {name.rpartition(".")[2] for name in first if torch.equal(first[name], second[name])}
-    assert same == {"bias", "lsr_B1"}
+    assert same == {"bias", "factor_B1"}
 
 
 def test_no_path_of_this_machine_is_in_an_adapter(at):
