@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data import packages
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, first_line, nearest
 from pipeline.params.rows import DatasetRow, FilesSource, HubSource, PackageSource, Split
 
 Columns = dict[str, list[Any]]
@@ -67,8 +67,8 @@ def _why_not_loaded(source: HubSource, error: Exception) -> str:
     import datasets
 
     if not isinstance(error, OSError) or Path(source.path).is_dir():
-        return f"cannot load {source.path!r}: {_first_line(error)}"
-    reason = f"not reachable on the hub ({_first_line(error)})"
+        return f"cannot load {source.path!r}: {first_line(error)}"
+    reason = f"not reachable on the hub ({first_line(error)})"
     if datasets.config.HF_HUB_OFFLINE:
         reason = "not in the local cache, and offline mode is on (HF_HUB_OFFLINE)"
     return f"{source.path!r} is no folder here and {reason}; `path` also takes a local folder of the same form"
@@ -89,11 +89,7 @@ def read_file(path: Path, where: str) -> Columns:
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: {path}: not UTF-8: {error.reason} at byte {error.start}") from None
     except (OSError, ValueError, csv.Error) as error:  # pyarrow's errors are ValueErrors and OSErrors
-        raise UserError(f"{where}: {path}: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{where}: {path}: {first_line(error)}") from None
 
 
 def _comma_separated(path: Path) -> Columns:

@@ -16,7 +16,7 @@ import lsr
 from lsr.init.factorize import Start
 from lsr.tuner.layer import LsrLayer
 from lsr.tuner.model import check_names, collect_statistics, start_factors
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.methods.base_models import public_name
 from pipeline.params import AdapterParams, FullParams, LoraParams, LsrParams, Targets
 from pipeline.params.rows import ModelRow
@@ -166,7 +166,7 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> Pef
         # The factors are about to be loaded: drawing or decomposing them first would be for nothing.
         model = PeftModel.from_pretrained(base, folder, is_trainable=trainable, low_cpu_mem_usage=True)
     except (ValueError, RuntimeError, KeyError) as error:
-        raise UserError(f"{folder}: does not fit the base model: {str(error).strip().splitlines()[0]}") from None
+        raise UserError(f"{folder}: does not fit the base model: {first_line(error)}") from None
     # The folder names a hub repository. PEFT would ask the hub about it whenever the Trainer saves a checkpoint.
     model.peft_config["default"].base_model_name_or_path = base.name_or_path
     return model
