@@ -52,6 +52,15 @@ class FilesSource(Row):
 
     kind: Literal["files"]
     files: dict[Split, str] = Field(min_length=1, description="paths from the root of the repository, or absolute")
+    columns: Annotated[tuple[str, ...], AfterValidator(all_different)] | None = Field(
+        None, min_length=1, description="names of the columns of csv and tsv files that have no header"
+    )
+
+    @model_validator(mode="after")
+    def _columns_are_for_files_without_a_header(self) -> Self:
+        if self.columns and (wrong := [path for path in self.files.values() if not path.endswith((".csv", ".tsv"))]):
+            raise ValueError(f"columns are for csv and tsv files, got {', '.join(wrong)}")
+        return self
 
     @property
     def provides(self) -> set[Split]:
