@@ -102,11 +102,15 @@ class Threshold(Row):
 
 
 class Number(Row):
-    """A number to predict: regression."""
+    """A number to predict: regression.
+
+    A label outside of `low` to `high` is refused, so they are the ends of the scale, not of what happens to occur;
+    plots have them as the ends of their axes. Predictions are not cut to them.
+    """
 
     column: str
-    low: float = Field(description="least possible value, for plots")
-    high: float = Field(description="greatest possible value, for plots")
+    low: float = Field(description="least possible label")
+    high: float = Field(description="greatest possible label")
 
     @model_validator(mode="after")
     def _low_is_below_high(self) -> Self:

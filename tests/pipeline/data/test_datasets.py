@@ -233,6 +233,12 @@ def test_a_number_that_is_not_finite_is_refused(make, value):
     assert f"train: row 3: label {value!r} is not a finite number" in refusal(row)
 
 
+@pytest.mark.parametrize("value", [5.01, -0.5, "17", 1e300])
+def test_a_number_outside_of_the_range_is_refused_with_its_row(make, value):
+    row = make(label=NUMBER, train=[("low", 0), ("high", 5.0), ("x", value)], validation=[("v", 0)], test=[("t", 5)])
+    assert f"train: row 3: label {float(value):g} is not in the row's range, 0 to 5" in refusal(row)
+
+
 # Missing values, and splits that are left without rows
 
 
