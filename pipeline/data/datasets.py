@@ -69,10 +69,13 @@ def load(row: DatasetRow, name: str) -> Loaded:
         shares = {split: share for split, share in row.cut.items() if split == "test" or row.select_on == "validation"}
         chosen |= _cut(train, positions, shares)
         if row.select_on == "test":
-            chosen["validation"], usable["validation"] = chosen["test"], usable.get("test", usable["train"])
+            chosen["validation"] = chosen["test"]
         chosen = {split: chosen[split] for split in SPLITS}
         _check_filled(chosen, usable["train"].labels, row, where, dropped)
-        splits = {split: _mapped(usable.get(split, usable["train"]).path, rows) for split, rows in chosen.items()}
+        mapped = _mapped({split: found.path for split, found in usable.items()})
+        splits = {split: mapped.get(split, mapped["train"]).select(rows) for split, rows in chosen.items()}
+        if row.select_on == "test":
+            splits["validation"] = splits["test"]
     return Loaded(splits, dict(dropped), conflicting)
 
 
@@ -178,11 +181,11 @@ def _cut(train: np.ndarray, position: np.ndarray, shares: Mapping[Any, float]) -
     return {split: part for split, part in parts.items() if split in shares or split == "train"}
 
 
-def _mapped(path: Path, rows: np.ndarray) -> "Dataset":
-    """Some rows of a file; where it is mapped, its name can go."""
+def _mapped(paths: Mapping[str, Path]) -> dict[str, "Dataset"]:
+    """Each file, once, however many splits are cut from it; its name can go."""
     from datasets import Dataset  # a second of import: after all that can be refused without it
 
-    return Dataset.from_file(str(path)).select(rows)
+    return {split: Dataset.from_file(str(path)) for split, path in paths.items()}
 
 
 def _check_filled(

@@ -105,12 +105,17 @@ def _hub(source: HubSource, split: Split, choice: _Choice) -> Table:
     import datasets  # heavy, and the other two sources do without
 
     datasets.disable_progress_bars()
+    is_folder = Path(source.path).is_dir()
+    # The cache of `datasets` knows a folder by its path: of an edited file it gives the old rows, or refuses the new.
+    anew = {"download_mode": "reuse_cache_if_exists", "verification_mode": "no_checks"} if is_folder else {}
     try:
-        loaded = datasets.load_dataset(source.path, source.config, revision=source.revision, split=source.splits[split])
+        loaded = datasets.load_dataset(
+            source.path, source.config, revision=source.revision, split=source.splits[split], **anew
+        )
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"{choice.where}: {_why_not_loaded(source, error)}") from None
     # Off line, `datasets` takes any revision that it finds in its cache; the folder there is named by the commit.
-    pinned = source.revision and len(source.revision) == 40 and not Path(source.path).is_dir()
+    pinned = source.revision and len(source.revision) == 40 and not is_folder
     if pinned and not any(source.revision in Path(file["filename"]).parts for file in loaded.cache_files):
         raise UserError(
             f"{choice.where}: the local cache holds another revision of {source.path!r} than {source.revision}; "

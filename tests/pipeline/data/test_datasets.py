@@ -553,6 +553,13 @@ def test_a_folder_of_the_form_of_glue_loads_off_line(glue):
     assert len(splits["train"]) + len(splits["validation"]) == 60
 
 
+def test_an_edited_folder_gives_its_new_rows(glue, tmp_path):
+    load_splits(glue(), "mine")
+    path = tmp_path / "glue/mrpc/validation-00000-of-00001.parquet"
+    pq.write_table(pq.read_table(path).slice(0, 4), path)
+    assert load_splits(glue(), "mine")["test"]["text"].tolist() == [f"validation {n}" for n in range(4)]
+
+
 def test_loading_prints_nothing(glue, capfd):
     load_splits(glue(), "mine")
     assert capfd.readouterr() == ("", "")
