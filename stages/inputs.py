@@ -36,7 +36,7 @@ def _named(source: FilesSource | HubSource | PackageSource | HubModel | PackageM
         yield from map(Path, source.files.values())
     elif isinstance(source, HubSource | HubModel):
         path = Path(source.path)
-        if path.is_dir() or path.is_absolute() or path.parts[0] in (*WATCHED, ".."):
+        if path.is_dir() or path.is_absolute() or any(map(path.is_relative_to, (*WATCHED, ".."))):
             yield path
 
 
@@ -48,7 +48,7 @@ def _check(path: Path, where: str) -> None:
             f"{where}: {path}: DVC does not notice when a file outside of the repository changes; a link in "
             "data/ or models/ to the file itself is noticed"
         )
-    elif path.parts[0] not in WATCHED or ".." in path.parts:
+    elif ".." in path.parts or not any(map(path.is_relative_to, WATCHED)):
         raise UserError(f"{where}: {path}: DVC notices changes in data/ and models/ alone; move it there")
     elif linked := [folder for folder in (path, *path.parents) if folder.is_dir() and folder.is_symlink()]:
         raise UserError(f"{where}: {linked[0]}: DVC does not follow a link to a folder; link its files one by one")

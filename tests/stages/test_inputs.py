@@ -91,9 +91,10 @@ def test_a_file_that_dvc_does_not_watch_is_refused(path):
     assert f"{path}: DVC notices changes in data/ and models/ alone; move it there" in refusal(files(train=path))
 
 
-def test_a_folder_beside_the_watched_ones_is_refused():
+@pytest.mark.parametrize("path", ["mine", "."])
+def test_a_folder_beside_the_watched_ones_is_refused(path):
     Path("mine").mkdir()
-    assert "mine: DVC notices changes in data/ and models/ alone" in refusal(HubModel(kind="hub", path="mine"))
+    assert f"{path}: DVC notices changes in data/ and models/ alone" in refusal(HubModel(kind="hub", path=path))
 
 
 def test_a_link_to_a_file_is_followed_and_one_to_a_folder_is_refused(tmp_path):
