@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+DATA_FILES = Path("artifacts/data-files.json")
+MODEL_FILES = Path("artifacts/model-files.json")
 TOKENS = Path("artifacts/tokens")
 INIT = Path("artifacts/init")
 ADAPTER = Path("artifacts/adapter")

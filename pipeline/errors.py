@@ -34,3 +34,8 @@ def nearest(word: object, known: Iterable[object]) -> str:
     """Return "; did you mean X?" for the known word that is most like `word`, or nothing."""
     near = difflib.get_close_matches(str(word), [str(name) for name in known], n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its kind if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

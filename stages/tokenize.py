@@ -6,10 +6,11 @@ Lengths in the reports are those of whole texts, before `max_length` cuts them: 
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -20,22 +21,24 @@ from pipeline.errors import UserError
 from pipeline.params.rows import DatasetRow, Number
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 BATCH = 1000  # texts a call of the tokenizer
+WRITTEN = 50_000  # texts that are written at once: a row group of Parquet
 BINS = 30
 CLASSES_SHOWN = 4
 
 
 class Tokens(NamedTuple):
-    """One split: what is stored, and how many tokens each whole text has."""
+    """One split or a part of it: what is stored, and how many tokens each whole text has."""
 
     table: pa.Table
     lengths: np.ndarray  # (rows,), before max_length cuts
 
 
 def tokenize(
-    texts: pd.DataFrame,
+    texts: "Dataset",
     tokenizer: "PreTrainedTokenizerBase",
     max_length: int,
     advance: Callable[[int], None] = lambda done: None,
@@ -45,36 +48,56 @@ def tokenize(
     There is no padding and no attention mask: it would be all ones. Of a pair, the longer text is cut first.
     """
     names = [name for name in ("input_ids", "token_type_ids") if name in tokenizer.model_input_names]
-    columns: dict[str, list[list[int]]] = {name: [] for name in names}
+    tables: list[pa.Table] = []
     lengths: list[int] = []
-    for start in range(0, len(texts), BATCH):
-        batch = texts.iloc[start : start + BATCH]
-        pairs = batch["text_pair"].tolist() if "text_pair" in batch else None
-        encoded, whole = encode(batch["text"].tolist(), pairs, tokenizer, max_length)
-        for name in names:
-            columns[name] += encoded[name]
+    for batch in texts.with_format("arrow").iter(BATCH):
+        columns = {name: batch[name].to_pylist() for name in ("text", "text_pair") if name in batch.column_names}
+        encoded, whole = encode(columns["text"], columns.get("text_pair"), tokenizer, max_length)
+        arrays: dict[str, pa.Array | pa.ChunkedArray] = {
+            name: pa.array(encoded[name], pa.list_(pa.int32())) for name in names
+        }
+        arrays["length"] = pa.array(map(len, encoded["input_ids"]), pa.int32())
+        arrays |= {name: batch[name] for name in ("label", *columns)}
+        tables.append(pa.table(arrays))
         lengths += whole
         advance(len(batch))
-    arrays = {name: pa.array(values, pa.list_(pa.int32())) for name, values in columns.items()}
-    arrays["length"] = pa.array([len(ids) for ids in columns["input_ids"]], pa.int32())
-    arrays["label"] = pa.array(texts["label"].to_numpy())
-    arrays |= {name: pa.array(texts[name].tolist(), pa.string()) for name in ("text", "text_pair") if name in texts}
-    return Tokens(pa.table(arrays), np.array(lengths))
+    return Tokens(pa.concat_tables(tables).combine_chunks(), np.array(lengths))
 
 
-def summarize(split: str, tokens: Tokens, row: DatasetRow, max_length: int) -> dict[str, artifacts.Value]:
+def write(
+    path: Path,
+    texts: "Dataset",
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int,
+    advance: Callable[[int], None],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Write the tokens of a split, a part of its rows at a time; return the label and the whole length of each row."""
+    parts = (texts.select(range(at, min(at + WRITTEN, len(texts)))) for at in range(0, len(texts), WRITTEN))
+    tokens = (tokenize(part, tokenizer, max_length, advance) for part in parts)
+    first = next(tokens)
+    found = []
+    with pq.ParquetWriter(path, first.table.schema, compression="zstd") as writer:
+        for table, lengths in chain([first], tokens):
+            writer.write_table(table)
+            found.append((table["label"].to_numpy(), lengths))
+    labels, lengths = (np.concatenate(values) for values in zip(*found, strict=True))
+    return labels, lengths
+
+
+def summarize(
+    split: str, labels: np.ndarray, lengths: np.ndarray, row: DatasetRow, max_length: int
+) -> dict[str, artifacts.Value]:
     """Return the metrics of a split: rows, labels, lengths in tokens, and the share of texts that are cut."""
-    metrics: dict[str, artifacts.Value] = {"rows": len(tokens.lengths)}
-    labels = tokens.table["label"].to_numpy()
+    metrics: dict[str, artifacts.Value] = {"rows": len(lengths)}
     if isinstance(row.label, Number):
         metrics |= {"label_mean": float(labels.mean()), "label_std": float(labels.std())}
     else:
         shares = np.bincount(labels, minlength=row.num_labels) / len(labels)
         metrics |= {f"share_{name}": float(share) for name, share in zip(row.label.names, shares, strict=True)}
     for percent in (50, 95, 99):  # "higher": a length that occurs, not one between two
-        metrics[f"tokens_p{percent}"] = int(np.percentile(tokens.lengths, percent, method="higher"))
-    metrics["tokens_max"] = int(tokens.lengths.max())
-    metrics["truncated_share"] = float((tokens.lengths > max_length).mean())
+        metrics[f"tokens_p{percent}"] = int(np.percentile(lengths, percent, method="higher"))
+    metrics["tokens_max"] = int(lengths.max())
+    metrics["truncated_share"] = float((lengths > max_length).mean())
     return {f"{split}_{name}": value for name, value in metrics.items()}
 
 
@@ -101,21 +124,22 @@ def check_max_length(tokenizer: "PreTrainedTokenizerBase", max_length: int) -> N
 def main(view: params.TokenizeView) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said aloud, so that no later fork warns about it
     max_length = view.tokenize.max_length
-    splits, dropped = datasets.load(view.dataset, view.data)
+    splits, dropped, conflicting = datasets.load(view.dataset, view.data)
     from pipeline.methods import base_models  # seconds of import: after all that can be refused without it
 
     tokenizer = base_models.load_tokenizer(view.base_model)
     check_max_length(tokenizer, max_length)
-    with console.progress("tokenize", sum(len(texts) for texts in splits.values()), "texts") as advance:
-        tokens = {split: tokenize(texts, tokenizer, max_length, advance) for split, texts in splits.items()}
     metrics: dict[str, artifacts.Value] = {f"rows_dropped_{reason}": count for reason, count in dropped.items()}
-    for split, its_tokens in tokens.items():
-        metrics |= summarize(split, its_tokens, view.dataset, max_length)
-    with artifacts.replacing(artifacts.TOKENS) as folder:
+    metrics["rows_conflicting"] = conflicting
+    whole = {}
+    total = sum(len(texts) for texts in splits.values())
+    with artifacts.replacing(artifacts.TOKENS) as folder, console.progress("tokenize", total, "texts") as advance:
         folder.mkdir()
-        for split, its_tokens in tokens.items():
-            pq.write_table(its_tokens.table, folder / artifacts.tokens(split).name, compression="zstd")
-    artifacts.write_csv(artifacts.TOKENIZE_LENGTHS, ("length", "rows"), histogram(tokens["train"].lengths))
+        for split, texts in splits.items():
+            path = folder / artifacts.tokens(split).name
+            labels, whole[split] = write(path, texts, tokenizer, max_length, advance)
+            metrics |= summarize(split, labels, whole[split], view.dataset, max_length)
+    artifacts.write_csv(artifacts.TOKENIZE_LENGTHS, ("length", "rows"), histogram(whole["train"]))
     artifacts.write_metrics(artifacts.TOKENIZE_METRICS, metrics)
     _report(view, metrics)
 
@@ -135,7 +159,8 @@ def _report(view: params.TokenizeView, metrics: Mapping[str, artifacts.Value]) -
     ]
     console.table(f"{view.data}: tokens of whole texts, cut at {view.tokenize.max_length}", columns, rows)
     reasons = ", ".join(f"{metrics[f'rows_dropped_{reason}']} {reason}" for reason in datasets.DROPPED)
-    console.console.print(f"rows left out: {reasons.replace('_', ' ')}", soft_wrap=True)
+    conflicts = f"{metrics['rows_conflicting']} of them with another label than the row that stays"
+    console.line(f"rows left out: {reasons.replace('_', ' ')}, {conflicts}")
 
 
 def _shown_labels(split: str, row: DatasetRow, metrics: Mapping[str, artifacts.Value]) -> str:

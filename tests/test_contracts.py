@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from pipeline import artifacts, params
+from stages.inputs import WATCHED
 from tests.workspace import ROOT, read_yaml
 
 DVC = read_yaml(ROOT / "dvc.yaml")
@@ -85,8 +86,13 @@ def test_a_stage_depends_on_every_file_that_it_imports(stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_depends_on_no_file_that_it_does_not_import(stage):
     used = closure(module_of(stage), set())
-    code = [ROOT / dep for dep in STAGES[stage]["deps"] if not dep.startswith("artifacts/")]
+    code = [ROOT / dep for dep in STAGES[stage]["deps"] if not dep.startswith("artifacts/") and dep not in WATCHED]
     assert not [dep for dep in code if not any(dep == path or dep in path.parents for path in used)]
+
+
+def test_the_folders_of_users_are_there_and_watched():
+    assert set(WATCHED) <= set(STAGES["inputs"]["deps"])
+    assert all((ROOT / folder / "README.md").is_file() for folder in WATCHED)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from tests import workspace
@@ -29,17 +30,37 @@ def command(folder, *words, code=0):
     return run.stdout + run.stderr
 
 
+def move_where_dvc_watches(folder):
+    for old, new in {"glue": "data", "ratings.csv": "data", "tiny-roberta": "models"}.items():
+        shutil.move(folder / old, folder / new / old)
+    model = workspace.read_yaml(folder / "pipeline/models.yaml")["tiny"]
+    add_row(folder, "models", "tiny", workspace.merged(model, {"source": {"path": "models/tiny-roberta"}}))
+    rows = workspace.read_yaml(folder / "pipeline/datasets.yaml")
+    add_row(folder, "datasets", "glue", workspace.merged(rows["glue"], {"source": {"path": "data/glue"}}))
+    add_row(folder, "datasets", "ratings", files_row("data/ratings.csv"))
+
+
+def add_row(folder, table, name, row):
+    path = folder / f"pipeline/{table}.yaml"
+    workspace.write_yaml(path, workspace.read_yaml(path) | {name: row})
+
+
+def files_row(path):
+    return {"source": {"kind": "files", "files": {"train": str(path)}}, **workspace.RATING_ROW}
+
+
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
     """A Git repository with our code and a tiny configuration, after its first `dvc repro`, committed."""
     folder = tmp_path_factory.mktemp("repository")
-    for name in ("lsr", "pipeline", "stages"):
+    for name in ("lsr", "pipeline", "stages", "data", "models"):
         shutil.copytree(workspace.ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(workspace.ROOT / name, folder / name)
     (folder / ".dvc").mkdir()
     shutil.copy(workspace.ROOT / ".dvc/config", folder / ".dvc/config")
     workspace.make(folder)
+    move_where_dvc_watches(folder)
     command(folder, "git", "init", "--quiet")
     command(folder, "dvc", "repro")
     command(folder, "git", "add", "--all")
@@ -67,6 +88,66 @@ def test_a_value_of_another_adapter_changes_nothing(repository):
     workspace.write_yaml(repository / "params.yaml", workspace.merged(params, {"lora": {"r": 5}}))
     assert "up to date" in command(repository, "dvc", "status")
     command(repository, "git", "checkout", "--quiet", "params.yaml")
+
+
+@pytest.fixture
+def restored(repository):
+    """The repository, which is as committed after the test."""
+    yield repository
+    command(repository, "git", "reset", "--quiet", "--hard")
+    command(repository, "git", "clean", "--quiet", "--force", "data", "models")
+    command(repository, "dvc", "checkout", "--quiet")
+    assert "up to date" in command(repository, "dvc", "status")
+
+
+def changed_stages(repository):
+    return set(json.loads(command(repository, "dvc", "status", "--json")))
+
+
+def test_an_edited_file_of_the_chosen_data_is_noticed(restored):
+    path = restored / "data/glue/mrpc/train-00000.parquet"
+    pd.read_parquet(path)[:100].to_parquet(path)
+    assert ran(command(restored, "dvc", "repro", "tokenize")) == ["inputs", "tokenize"]
+    metrics = json.loads((restored / "reports/tokenize/metrics.json").read_text())
+    assert metrics["train_rows"] + metrics["validation_rows"] == 100
+
+
+def test_an_edited_file_of_the_chosen_model_is_noticed(restored):
+    with (restored / "models/tiny-roberta/config.json").open("a") as file:
+        file.write("\n")
+    assert ran(command(restored, "dvc", "repro", "inputs")) == ["inputs"]
+    assert changed_stages(restored) == {"tokenize", "factorize-init", "train", "evaluate"}
+
+
+def test_a_file_that_no_chosen_row_names_runs_nothing_else(restored):
+    (restored / "data/ratings.csv").write_text("sentence1,rating\n")
+    (restored / "models/other").mkdir()
+    (restored / "models/other/config.json").write_text("{}")
+    assert ran(command(restored, "dvc", "repro")) == ["inputs"]
+    assert ran(command(restored, "dvc", "repro")) == []
+
+
+def test_a_deleted_file_is_noticed(restored):
+    shutil.rmtree(restored / "data/glue")
+    output = command(restored, "dvc", "repro", code=255)
+    assert "pipeline/datasets.yaml: glue: data/glue: not found; paths start at the root of the repository" in output
+    assert "Traceback" not in output
+
+
+def test_a_temporary_copy_says_which_file_git_does_not_track(restored, tmp_path):
+    shutil.copy(restored / "data/ratings.csv", restored / "data/mine.csv")
+    shutil.copy(restored / "data/ratings.csv", tmp_path / "elsewhere.csv")
+    add_row(restored, "datasets", "mine", files_row("data/mine.csv"))
+    add_row(restored, "datasets", "absolute", files_row(tmp_path / "elsewhere.csv"))
+    output = command(restored, "dvc", "exp", "run", "--temp", "-S", "data=mine", code=255)
+    assert "mine: data/mine.csv: not found here" in output
+    assert "git add data/mine.csv, or name it by its absolute path" in output
+    command(restored, "git", "add", "data/mine.csv")
+    command(restored, "dvc", "exp", "run", "--queue", "--name", "own", "-S", "data=mine,absolute")
+    command(restored, "dvc", "exp", "run", "--run-all")
+    shown = command(restored, "dvc", "queue", "status")
+    assert (shown.count("Success"), shown.count("Failed")) == (2, 0)
+    command(restored, "dvc", "exp", "remove", "own-1", "own-2")
 
 
 def test_experiments_switch_the_adapter_and_sweep_seeds_without_tokenizing_again(repository):

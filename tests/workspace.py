@@ -96,7 +96,7 @@ def save_glue(folder: Path) -> None:
 
 
 def save_ratings(path: Path) -> None:
-    rows = [(sentence, 4 * label + (i % 5) / 50) for i, (sentence, _, label) in enumerate(sentences(150))]
+    rows = [(sentence, abs(4 * label - (i % 5) / 50)) for i, (sentence, _, label) in enumerate(sentences(150))]
     pd.DataFrame(rows, columns=["sentence1", "rating"]).to_csv(path, index=False)
 
 

@@ -112,7 +112,7 @@ def _splits(view: TrainView) -> dict[str, Dataset]:
 def _tokenized(data: str, model: str, sizes: Sizes) -> dict[str, Dataset]:
     """The first rows of each split as tokens; outside train the longest first, so that batches have little padding."""
     tokenizer = base_models.load_tokenizer(params.load_row("model", model))
-    texts, _ = datasets.load(params.load_row("data", data), data)
+    texts = datasets.load(params.load_row("data", data), data).splits
     found = {}
     for split in datasets.SPLITS:
         table, lengths = tokenize.tokenize(texts[split], tokenizer, sizes.longest)

@@ -83,7 +83,7 @@ class StopWatch(TrainerCallback):
 def race(contender: Contender, epochs: int) -> Row:
     """Train one contender until it has the target score on the test split."""
     view = changed({"data": DATA, "model": MODEL, "adapter": contender.adapter}, contender.name)
-    texts, _ = datasets.load(view.dataset, DATA)
+    texts = datasets.load(view.dataset, DATA).splits
     begin = perf_counter()
     set_seed(view.seed)
     splits = _tokens(view, texts)

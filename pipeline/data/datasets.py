@@ -3,21 +3,29 @@
 What keeps the scores honest is decided here. A split that the source provides is used as it is. A split that is cut
 from train is cut by a hash of the text: whether a sentence is in it depends on that sentence alone, not on a seed, the
 order of the source or other rows. No sentence of train stands a second time in train, nor in another split.
+
+Texts go to a file that is mapped into memory; what stays there of a row is a hash of its texts, its label and a number.
 """
 
 import hashlib
+import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import pandas as pd
+import numpy as np
+import pyarrow as pa
 
-from pipeline import params
+from pipeline import console, params
 from pipeline.data import labels, sources
 from pipeline.data.texts import checked_text, is_missing
 from pipeline.errors import UserError
 from pipeline.params.rows import DatasetRow, Number
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 SPLITS = ("train", "validation", "test")
 DROPPED = ("missing", "within_margin", "duplicate")
@@ -26,8 +34,17 @@ DROPPED = ("missing", "within_margin", "duplicate")
 class Loaded(NamedTuple):
     """The tables by split, and how many rows are not in them, for each of the reasons DROPPED."""
 
-    splits: dict[str, pd.DataFrame]
+    splits: dict[str, "Dataset"]
     dropped: dict[str, int]
+    conflicting: int  # duplicates whose label is not that of the row which stays
+
+
+class _Usable(NamedTuple):
+    """The rows of a split that have all texts and a label to keep: the texts are in the file, in their order."""
+
+    path: Path
+    digests: np.ndarray  # (rows, 2) of uint64: the first half of the SHA-256 of the folded texts
+    labels: np.ndarray  # (rows,)
 
 
 def load(row: DatasetRow, name: str) -> Loaded:
@@ -41,30 +58,67 @@ def load(row: DatasetRow, name: str) -> Loaded:
     """
     where = f"{params.TABLES['data'][0]}: {name}"
     dropped = Counter(dict.fromkeys(DROPPED, 0))
-    splits: dict[str, pd.DataFrame] = {}
-    for split, columns in sources.read(row, where).items():
-        splits[split] = _usable(columns, row, f"{where}: {split}", dropped)
-    train = _distinct(splits, dropped)
-    shares = {split: share for split, share in row.cut.items() if split == "test" or row.select_on == "validation"}
-    splits |= _cut(train, shares)
-    if row.select_on == "test":
-        splits["validation"] = splits["test"]
-    splits = {split: splits[split].reset_index(drop=True) for split in SPLITS}
-    _check_filled(splits, row, where, dropped)
-    return Loaded(splits, dict(dropped))
+    with tempfile.TemporaryDirectory(prefix="lsr-adapt-") as folder:
+        usable: dict[str, _Usable] = {
+            split: _usable(table, row, f"{where}: {split}", dropped, Path(folder, split))
+            for split, table in sources.read(row, where).items()
+        }
+        train, positions, conflicting = _distinct(usable)
+        dropped["duplicate"] = len(usable["train"].labels) - len(train)
+        chosen: dict[str, np.ndarray] = {split: np.arange(len(found.labels)) for split, found in usable.items()}
+        shares = {split: share for split, share in row.cut.items() if split == "test" or row.select_on == "validation"}
+        chosen |= _cut(train, positions, shares)
+        if row.select_on == "test":
+            chosen["validation"] = chosen["test"]
+        chosen = {split: chosen[split] for split in SPLITS}
+        _check_filled(chosen, usable["train"].labels, row, where, dropped)
+        mapped = _mapped({split: found.path for split, found in usable.items()})
+        splits = {split: mapped.get(split, mapped["train"]).select(rows) for split, rows in chosen.items()}
+        if row.select_on == "test":
+            splits["validation"] = splits["test"]
+    return Loaded(splits, dict(dropped), conflicting)
 
 
-def _usable(columns: sources.Columns, row: DatasetRow, where: str, dropped: Counter[str]) -> pd.DataFrame:
-    """The rows that have all texts and a label to keep, in their order.
+def _usable(table: sources.Table, row: DatasetRow, where: str, dropped: Counter[str], path: Path) -> _Usable:
+    """Write the rows that have all texts and a label to keep.
 
     Raises:
         UserError: for a text or label that is neither missing nor allowed; the message has the number of the row.
     """
     names = ("text", "text_pair")[: len(row.text)]
+    kind = pa.float64() if row.is_regression else pa.int64()
+    schema = pa.schema({**dict.fromkeys(names, pa.string()), "label": kind})
+    digests, found = [np.empty((0, 2), np.uint64)], [np.empty(0, kind.to_pandas_dtype())]
+    number = behind = 0
+    with (
+        pa.OSFile(str(path), "wb") as file,
+        pa.ipc.new_stream(file, schema) as writer,
+        console.progress(f"read {where.rpartition(' ')[2]}", table.total, table.unit) as advance,
+    ):
+        for done, columns in table.batches:
+            kept = _kept(columns, row, names, where, number, dropped)
+            number += len(columns[row.label.column])
+            digests.append(_digests([kept[name] for name in names]))
+            found.append(np.array(kept["label"], kind.to_pandas_dtype()))
+            writer.write_batch(pa.RecordBatch.from_pydict(kept, schema=schema))
+            if done > behind:
+                advance(done - behind)
+                behind = done
+    return _Usable(path, np.concatenate(digests), np.concatenate(found))
+
+
+def _kept(
+    columns: sources.Columns, row: DatasetRow, names: tuple[str, ...], where: str, begin: int, dropped: Counter[str]
+) -> dict[str, list[Any]]:
+    """The rows of a batch that have all texts and a label to keep; `begin` rows came before.
+
+    Raises:
+        UserError: for a text or label that is neither missing nor allowed; the message has the number of the row.
+    """
     reader = labels.reader(row.label)
     kept: dict[str, list[Any]] = {name: [] for name in (*names, "label")}
     for number, (value, *texts) in enumerate(
-        zip(columns[row.label.column], *(columns[column] for column in row.text), strict=True), start=1
+        zip(columns[row.label.column], *(columns[column] for column in row.text), strict=True), start=begin + 1
     ):
         try:
             if is_missing(value) or any(is_missing(text) for text in texts):
@@ -79,27 +133,14 @@ def _usable(columns: sources.Columns, row: DatasetRow, where: str, dropped: Coun
             continue
         for key, kept_value in zip(kept, (*checked, label), strict=True):
             kept[key].append(kept_value)
-    return pd.DataFrame({**kept, "label": pd.Series(kept["label"], dtype=float if row.is_regression else int)})
+    return kept
 
 
-def _distinct(splits: Mapping[str, pd.DataFrame], dropped: Counter[str]) -> pd.DataFrame:
-    """Train without the texts that are in it twice or in another split, in the order of `position`, a new column."""
-    folded = {split: _folded(table) for split, table in splits.items()}
-    train = splits["train"].assign(folded=folded.pop("train"))
-    taken = {text for texts in folded.values() for text in texts}
-    fresh = train[~train["folded"].isin(taken) & ~train["folded"].duplicated()]
-    dropped["duplicate"] = len(train) - len(fresh)
-    return (
-        fresh.assign(position=[_position(text) for text in fresh["folded"]])
-        .drop(columns="folded")
-        .sort_values("position")
-    )
-
-
-def _folded(table: pd.DataFrame) -> list[str]:
-    """Per row, its texts as they are compared: the same for a reader who ignores case, spacing and typography."""
-    texts = [table[column] for column in ("text", "text_pair") if column in table]
-    return ["\n".join(fold(text) for text in row) for row in zip(*texts, strict=True)]
+def _digests(texts: list[list[str]]) -> np.ndarray:
+    """Per row, half of the SHA-256 of its texts as they are compared, as two numbers."""
+    folded = ("\n".join(fold(text) for text in row) for row in zip(*texts, strict=True))
+    content = b"".join(hashlib.sha256(text.encode()).digest()[:16] for text in folded)
+    return np.frombuffer(content, ">u8").reshape(-1, 2).astype(np.uint64)
 
 
 def fold(text: str) -> str:
@@ -108,32 +149,56 @@ def fold(text: str) -> str:
     return " ".join(folded.split())
 
 
-def _position(folded: str) -> float:
-    """A number in [0, 1), evenly spread over texts; 52 bits of the hash, so that no rounding reaches 1."""
-    return int(hashlib.sha256(folded.encode()).hexdigest()[:13], 16) / 16**13
+def _distinct(usable: Mapping[str, _Usable]) -> tuple[np.ndarray, np.ndarray, int]:
+    """The rows of train without those whose texts stand before in train or in another split, and what follows them.
+
+    They are in the order of their positions, which are numbers in [0, 1), evenly spread over texts: 52 bits of the
+    hash, so that no rounding reaches 1. Last is how many left rows have another label than the one that stays.
+    """
+    parts = [*(found for split, found in usable.items() if split != "train"), usable["train"]]
+    digests = np.concatenate([part.digests for part in parts])
+    found = np.concatenate([part.labels for part in parts])
+    held_out = len(found) - len(usable["train"].labels)
+    order = np.lexsort(digests.T[::-1])  # stable: of equal texts, other splits come first, then train in its order
+    digests, found = digests[order], found[order]
+    is_first = np.ones(len(order), bool)
+    is_first[1:] = (digests[1:] != digests[:-1]).any(axis=1)
+    is_train = order >= held_out
+    stays = found[is_first][np.cumsum(is_first) - 1]  # of each row, the label of the first one with its texts
+    conflicting = int((is_train & (found != stays)).sum())
+    fresh = is_first & is_train
+    return order[fresh] - held_out, (digests[fresh, 0] >> 12) / 2.0**52, conflicting
 
 
-def _cut(train: pd.DataFrame, shares: Mapping[Any, float]) -> dict[str, pd.DataFrame]:
+def _cut(train: np.ndarray, position: np.ndarray, shares: Mapping[Any, float]) -> dict[str, np.ndarray]:
     """The cut splits and the rest, train: [0, test), [test, test + validation) and what is above, of `position`."""
-    position, texts = train["position"], train.drop(columns="position")
     test, validation = shares.get("test", 0.0), shares.get("validation", 0.0)
     parts = {
-        "test": texts[position < test],
-        "validation": texts[(position >= test) & (position < test + validation)],
-        "train": texts[position >= test + validation],
+        "test": train[position < test],
+        "validation": train[(position >= test) & (position < test + validation)],
+        "train": train[position >= test + validation],
     }
     return {split: part for split, part in parts.items() if split in shares or split == "train"}
 
 
-def _check_filled(splits: Mapping[str, pd.DataFrame], row: DatasetRow, where: str, dropped: Mapping[str, int]) -> None:
-    sizes = ", ".join(f"{split} {len(table)}" for split, table in splits.items())
-    for split, table in splits.items():
-        if table.empty:
+def _mapped(paths: Mapping[str, Path]) -> dict[str, "Dataset"]:
+    """Each file, once, however many splits are cut from it; its name can go."""
+    from datasets import Dataset  # a second of import: after all that can be refused without it
+
+    return {split: Dataset.from_file(str(path)) for split, path in paths.items()}
+
+
+def _check_filled(
+    rows: Mapping[str, np.ndarray], found: np.ndarray, row: DatasetRow, where: str, dropped: Mapping[str, int]
+) -> None:
+    sizes = ", ".join(f"{split} {len(chosen)}" for split, chosen in rows.items())
+    for split, chosen in rows.items():
+        if not len(chosen):
             reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
             raise UserError(f"{where}: {split} is empty; rows: {sizes}; dropped: {reasons}")
     if isinstance(row.label, Number):
         return
-    counts = splits["train"]["label"].value_counts().reindex(range(row.num_labels), fill_value=0)
-    if (counts == 0).any():
+    counts = np.bincount(found[rows["train"]], minlength=row.num_labels)
+    if not counts.all():
         shown = ", ".join(f"{name} {count}" for name, count in zip(row.label.names, counts, strict=True))
         raise UserError(f"{where}: train has no row of a class; rows a class: {shown}")

@@ -23,7 +23,7 @@ def reader(label: Classes | Threshold | Number) -> Reader:
         case Threshold():
             return lambda value: _side(_number(value), label)
         case Number():
-            return lambda value: _shown_number(_number(value), label)
+            return lambda value: _within(_number(value), label)
 
 
 def _class_reader(label: Classes) -> Reader:
@@ -53,9 +53,11 @@ def _side(number: float, label: Threshold) -> int | None:
     return None if abs(number - label.above) < label.margin else int(number > label.above)
 
 
-def _shown_number(number: float, label: Number) -> float:
+def _within(number: float, label: Number) -> float:
     if number == float(HIDDEN) < label.low:
         raise ValueError("the label is -1: the labels of this split are hidden; choose another split")
+    if not label.low <= number <= label.high:
+        raise ValueError(f"label {number:g} is not in the row's range, {label.low:g} to {label.high:g}")
     return number
 
 

@@ -14,7 +14,7 @@ from lsr.init.initialization import Start
 from lsr.tuner.layer import LsrLayer
 from lsr.tuner.start import collect_gradients, initialize_factors
 from lsr.tuner.targets import check_names
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.methods import device, table
 from pipeline.methods.base_models import public_name
 from pipeline.params import LsrParams, MethodParams
@@ -114,7 +114,7 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> Pef
             torch_device=str(base.device),  # else PEFT takes an accelerator, wherever the base model is
         )
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}: does not fit the base model: {str(error).strip().splitlines()[0]}") from None
+        raise UserError(f"{folder}: does not fit the base model: {first_line(error)}") from None
     # The folder names a hub repository. PEFT would ask the hub about it whenever the Trainer saves a checkpoint.
     model.peft_config["default"].base_model_name_or_path = base.name_or_path
     return model

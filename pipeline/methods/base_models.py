@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from pipeline import params
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.params.rows import DatasetRow, HubModel, ModelRow, Number, PackageModel
 
 if TYPE_CHECKING:  # importing a model class takes seconds, and the stage tokenize has no model
@@ -124,8 +124,8 @@ class _Explained:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if isinstance(error, OSError | ValueError):
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
-                f"pipeline/models.yaml: cannot load {self.name}: {reason} (needed: a folder or hub repository with "
-                "config.json, a tokenizer and model.safetensors; a hub needs a connection unless it is cached)"
+                f"pipeline/models.yaml: cannot load {self.name}: {first_line(error)} (needed: a folder or hub "
+                "repository with config.json, a tokenizer and model.safetensors; "
+                "a hub needs a connection unless it is cached)"
             ) from None

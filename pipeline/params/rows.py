@@ -52,6 +52,15 @@ class FilesSource(Row):
 
     kind: Literal["files"]
     files: dict[Split, str] = Field(min_length=1, description="paths from the root of the repository, or absolute")
+    columns: Annotated[tuple[str, ...], AfterValidator(all_different)] | None = Field(
+        None, min_length=1, description="names of the columns of csv and tsv files that have no header"
+    )
+
+    @model_validator(mode="after")
+    def _columns_are_for_files_without_a_header(self) -> Self:
+        if self.columns and (wrong := [path for path in self.files.values() if not path.endswith((".csv", ".tsv"))]):
+            raise ValueError(f"columns are for csv and tsv files, got {', '.join(wrong)}")
+        return self
 
     @property
     def provides(self) -> set[Split]:
@@ -93,11 +102,15 @@ class Threshold(Row):
 
 
 class Number(Row):
-    """A number to predict: regression."""
+    """A number to predict: regression.
+
+    A label outside of `low` to `high` is refused, so they are the ends of the scale, not of what happens to occur;
+    plots have them as the ends of their axes. Predictions are not cut to them.
+    """
 
     column: str
-    low: float = Field(description="least possible value, for plots")
-    high: float = Field(description="greatest possible value, for plots")
+    low: float = Field(description="least possible label")
+    high: float = Field(description="greatest possible label")
 
     @model_validator(mode="after")
     def _low_is_below_high(self) -> Self:

@@ -67,6 +67,15 @@ class View(Section):
     """What one stage sees. dvc.yaml declares the same: DECLARED says how a field that is no key is written there."""
 
 
+class InputsView(View):
+    """Of stages/inputs.py."""
+
+    data: Word
+    model: Word
+    dataset: DatasetRow
+    base_model: ModelRow
+
+
 class TokenizeView(View):
     """Of stages/tokenize.py."""
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -44,7 +45,8 @@ def tokenizer(folder):
 
 
 def texts(*rows):
-    return pd.DataFrame(rows, columns=["text", "text_pair", "label"] if len(rows[0]) == 3 else ["text", "label"])
+    columns = ["text", "text_pair", "label"] if len(rows[0]) == 3 else ["text", "label"]
+    return Dataset.from_dict(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True)))
 
 
 # The function
@@ -85,7 +87,7 @@ def test_only_texts_that_are_longer_than_the_limit_are_cut(tokenizer):
         label={"column": "label", "names": ["bad", "good"]},
         metrics=["accuracy"],
     )
-    assert stage.summarize("train", stage.Tokens(table, lengths), row, 8)["train_truncated_share"] == 0.5
+    assert stage.summarize("train", table["label"].to_numpy(), lengths, row, 8)["train_truncated_share"] == 0.5
 
 
 def test_a_pair_is_cut_as_the_tokenizer_cuts_it(tokenizer):
@@ -186,8 +188,28 @@ def test_the_report_counts_rows_lengths_and_what_was_left_out(view):
         "rows_dropped_duplicate": 1,
         "rows_dropped_missing": 1,
         "rows_dropped_within_margin": 0,
+        "rows_conflicting": 0,
     }
     assert artifacts.TOKENIZE_LENGTHS.read_text().splitlines()[:6] == ["length,rows", "0,0", "1,0", "2,0", "3,0", "4,3"]
+
+
+def test_duplicates_that_contradict_the_row_which_stays_are_counted_and_said(view, capfd):
+    with Path("train.csv").open("a") as file:
+        file.write("GOOD film,0\nGOOD FILM,1\nvery bad,1\nbad,0\n")
+    stage.main(view())
+    metrics = json.loads(artifacts.TOKENIZE_METRICS.read_text())
+    assert (metrics["rows_dropped_duplicate"], metrics["rows_conflicting"]) == (5, 2)
+    assert "5 duplicate, 2 of them with another label than the row that stays\n" in capfd.readouterr().out
+
+
+def test_a_split_that_is_written_in_parts_holds_the_same_rows(view, monkeypatch):
+    stage.main(view())
+    whole = {split: pq.read_table(artifacts.tokens(split)) for split in ("train", "validation", "test")}
+    monkeypatch.setattr(stage, "WRITTEN", 3)
+    stage.main(view())
+    assert pq.ParquetFile(artifacts.tokens("train")).num_row_groups == 2
+    for split, table in whole.items():
+        assert pq.read_table(artifacts.tokens(split)).equals(table)
 
 
 def test_the_report_of_a_regression_has_mean_and_deviation(view):
@@ -206,7 +228,7 @@ def test_the_closing_table_shows_every_split(view, capfd):
         "  train | 4 | negative 25%, positive 75% | 4 | 22 | 25.0%",
         "  validation | 1 | negative 0%, positive 100% | 3 | 3 | 0.0%",
         "  test | 2 | negative 100%, positive 0% | 4 | 4 | 0.0%",
-        "rows left out: 1 missing, 0 within margin, 1 duplicate",
+        "rows left out: 1 missing, 0 within margin, 1 duplicate, 0 of them with another label than the row that stays",
     ]
     assert err == ""
 

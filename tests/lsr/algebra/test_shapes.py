@@ -110,14 +110,6 @@ def test_the_most_terms_of_a_layer_are_those_of_its_tighter_side():
     assert Form((2, 2), (32, 24), (3, 2), 1, 768, 6).max_separation_rank == 4
 
 
-@pytest.mark.parametrize("width", [384, 768, 1021])
-@pytest.mark.parametrize("aspect", [8, 4, 2, 1 / 2, 1 / 4, 1 / 8])
-def test_the_aspect_is_the_ratio_of_the_first_factor_to_the_second(width, aspect):
-    first, second = split_width(width, (2, 2), aspect)
-    assert width <= first * second <= 1.02 * width
-    assert first / second == pytest.approx(aspect, rel=0.5)
-
-
 @given(st.tuples(*[st.integers(1, 6)] * 4))
 def test_the_most_terms_of_two_factors_is_the_smaller_mode(sizes):
     r1, r2, n1, n2 = sizes

@@ -6,6 +6,10 @@ import json
 import random
 import shutil
 import tarfile
+import tempfile
+import tracemalloc
+from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data import datasets
+from pipeline.data import datasets, sources
 from pipeline.errors import UserError
-from pipeline.params.rows import DatasetRow
+from pipeline.params.rows import DatasetRow, FilesSource
 
 CLASSES = {"column": "label", "names": ["bad", "good"]}
 NUMBER = {"column": "label", "low": 0, "high": 5}
@@ -23,7 +27,11 @@ THRESHOLD = {**CLASSES, "above": 0.0, "margin": 0.5}
 
 
 def load_splits(row, name):
-    return datasets.load(row, name).splits
+    return frames(datasets.load(row, name))
+
+
+def frames(loaded):
+    return {split: table.to_pandas() for split, table in loaded.splits.items()}
 
 
 def sentences(count):
@@ -115,9 +123,8 @@ def test_select_on_test_chooses_on_the_test_split_and_leaves_all_other_rows_to_t
 def test_the_first_of_two_equal_texts_in_train_stays(make):
     twice = [*sentences(20), ("  SENTENCE\u00a0number\t0 ", 1), ("\uff53entence number 1", 0)]
     loaded = datasets.load(make(train=twice, validation=[("v", 0)], test=[("t", 0)]), "mine")
-    assert sorted(zip(loaded.splits["train"]["text"], loaded.splits["train"]["label"], strict=True)) == sorted(
-        sentences(20)
-    )
+    train = frames(loaded)["train"]
+    assert sorted(zip(train["text"], train["label"], strict=True)) == sorted(sentences(20))
     assert loaded.dropped == {"missing": 0, "within_margin": 0, "duplicate": 2}
 
 
@@ -146,14 +153,23 @@ def test_pairs_are_equal_only_if_both_texts_are(make):
     pairs = [("a", "b", 0), ("a", "c", 1), ("b", "a", 0), ("A", "B", 1), ("a b", "c", 0), ("a", "b c", 1), ("x", "", 0)]
     row = make(text=("one", "two"), train=pairs, validation=[("v", "v", 0)], test=[("t", "t", 0), ("a", "c", 0)])
     loaded = datasets.load(row, "mine")
-    assert list(loaded.splits["train"].columns) == ["text", "text_pair", "label"]
-    assert set(zip(loaded.splits["train"]["text"], loaded.splits["train"]["text_pair"], strict=True)) == {
+    train = frames(loaded)["train"]
+    assert list(train.columns) == ["text", "text_pair", "label"]
+    assert set(zip(train["text"], train["text_pair"], strict=True)) == {
         ("a", "b"),
         ("b", "a"),
         ("a b", "c"),
         ("a", "b c"),
     }
     assert loaded.dropped == {"missing": 1, "within_margin": 0, "duplicate": 2}
+
+
+def test_duplicates_with_another_label_than_the_row_that_stays_are_counted(make):
+    train = [("a", 0), ("A", 1), ("a ", 0), ("b", 1), ("c", 0), ("B", 0), ("v", 1), ("V", 0)]
+    loaded = datasets.load(make(train=train, validation=[("v", 1)], test=[("t", 0)]), "mine")
+    assert loaded.dropped["duplicate"] == 5
+    assert loaded.conflicting == 3  # A against a, B against b, V against v of validation
+    assert set(map(tuple, frames(loaded)["train"].itertuples(index=False))) == {("a", 0), ("b", 1), ("c", 0)}
 
 
 # Labels
@@ -163,7 +179,7 @@ def labels_of(make, label, values):
     numbered = [(f"text {number}", value) for number, value in enumerate(values)]
     train = [("low", -1), ("high", 1)] if "above" in label else sentences(4)
     loaded = datasets.load(make(label=label, train=train, validation=[("v", 1)], test=numbered), "mine")
-    return loaded.splits["test"]["label"], loaded.dropped
+    return frames(loaded)["test"]["label"], loaded.dropped
 
 
 def test_a_class_is_given_by_number_or_name(make):
@@ -215,6 +231,12 @@ def test_numbers_are_floats(make):
 def test_a_number_that_is_not_finite_is_refused(make, value):
     row = make(label=NUMBER, train=[*sentences(2), ("x", value)], validation=[("v", 0)], test=[("t", 0)])
     assert f"train: row 3: label {value!r} is not a finite number" in refusal(row)
+
+
+@pytest.mark.parametrize("value", [5.01, -0.5, "17", 1e300])
+def test_a_number_outside_of_the_range_is_refused_with_its_row(make, value):
+    row = make(label=NUMBER, train=[("low", 0), ("high", 5.0), ("x", value)], validation=[("v", 0)], test=[("t", 5)])
+    assert f"train: row 3: label {float(value):g} is not in the row's range, 0 to 5" in refusal(row)
 
 
 # Missing values, and splits that are left without rows
@@ -304,8 +326,15 @@ def test_csv_holds_long_texts(tmp_path):
 
 
 def test_quotes_are_text_in_tsv(tmp_path):
-    row = splits_of_text(tmp_path, "tsv", 'text\tlabel\n"open\t0\n"b" c\u2028d\t1\n')
-    assert sorted(load_splits(row, "mine")["train"]["text"]) == ['"b" c\u2028d', '"open']
+    row = splits_of_text(tmp_path, "tsv", 'text\tlabel\n"open\t0\r\n"b" c\u2028d\re\t1\n')
+    assert sorted(load_splits(row, "mine")["train"]["text"]) == ['"b" c\u2028d\re', '"open']
+
+
+def test_dates_are_text_and_classes_in_json(tmp_path):
+    row = splits_of_text(
+        tmp_path, "jsonl", '{"text": "2024-01-02", "label": 0}\n{"text": "2024-01-03", "label": "1"}\n'
+    )
+    assert sorted(load_splits(row, "mine")["train"]["text"]) == ["2024-01-02", "2024-01-03"]
 
 
 @pytest.mark.parametrize(
@@ -315,6 +344,7 @@ def test_quotes_are_text_in_tsv(tmp_path):
         ("csv", "", "mine: train: no column 'text'; there are no columns"),
         ("csv", "text,label\na,b,0\n", "train.csv: line 2 has 3 columns, not 2"),
         ("csv", 'text,label\n"a,0\n', "train.csv: unexpected end of data"),
+        ("csv", 'text,label\n"a\nb",0\n"c\n"d,0\n', "expected after '\"', in the row that begins on line 4"),
         ("csv", "text,text\na,0\n", "train.csv: columns must differ from each other, got text, text"),
         ("tsv", "text\tlabel\na\n", "train.tsv: line 2 has 1 columns, not 2"),
         ("jsonl", '{"text": "a", "label": 0}\n{"text"\n', "train.jsonl: line 2 is not JSON"),
@@ -329,8 +359,8 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path, ending, content, message)
 
 def test_a_file_that_is_not_utf8_is_refused(tmp_path):
     row = splits_of_text(tmp_path, "csv", "")
-    (tmp_path / "train.csv").write_bytes("text,label\ncafé,1\n".encode("latin-1"))
-    assert "train.csv: not UTF-8" in refusal(row)
+    (tmp_path / "train.csv").write_bytes("text,label\nü,0\n".encode() + "café,1\n".encode("latin-1"))
+    assert "train.csv: not UTF-8: invalid continuation byte at byte 19, on line 3" in refusal(row)
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):
@@ -350,6 +380,77 @@ def test_integers_with_a_null_in_parquet_stay_classes(tmp_path):
     loaded = datasets.load(row, "mine")
     assert sorted(loaded.splits["train"]["label"]) == [0, 1]
     assert loaded.dropped["missing"] == 1
+
+
+def test_columns_are_named_where_the_files_have_no_header(tmp_path):
+    """As GLUE's CoLA: source, label, the author's mark, sentence."""
+    lines = ["gj04\t1\t\tOur friends won't buy this.", 'gj04\t0\t*\t"Bill whistled past.']
+    files = {split: str(tmp_path / f"{split}.tsv") for split in ("train", "validation", "test")}
+    for path in files.values():
+        Path(path).write_text("\n".join(f"{line} {path}" for line in lines) + "\n")
+    source = {"kind": "files", "files": files, "columns": ["source", "label", "mark", "text"]}
+    row = DatasetRow(source=source, text=["text"], label=CLASSES, metrics=["accuracy"])
+    test = load_splits(row, "mine")["test"]
+    assert test["text"].tolist() == [f"{line.rsplit(chr(9), 1)[1]} {files['test']}" for line in lines]
+    assert test["label"].tolist() == [1, 0]
+    Path(files["test"]).write_text("text\t1\n")
+    assert "test.tsv: line 1 has 2 columns, not 4" in refusal(row)
+
+
+def test_columns_of_a_file_that_names_its_own_are_refused():
+    with pytest.raises(ValueError, match=r"columns are for csv and tsv files, got b\.jsonl"):
+        FilesSource(kind="files", files={"train": "a.tsv", "test": "b.jsonl"}, columns=["text", "label"])
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
+def test_batches_change_nothing(tmp_path, monkeypatch, ending):
+    write = {
+        "csv": lambda table, path: table.to_csv(path, index=False),
+        "tsv": lambda table, path: table.to_csv(path, index=False, sep="\t"),
+        "jsonl": lambda table, path: table.to_json(path, orient="records", lines=True),
+        "parquet": lambda table, path: table.to_parquet(path, row_group_size=7),
+    }[ending]
+    files = {split: str(tmp_path / f"{split}.{ending}") for split in ("train", "validation", "test")}
+    for split, path in files.items():
+        write(pd.DataFrame([(f"{split} {n % 30}", n % 2) for n in range(50)], columns=["text", "label"]), path)
+    whole = load_splits(row_of(files), "mine")
+    monkeypatch.setattr(sources, "BATCH", 8)
+    for split, table in load_splits(row_of(files), "mine").items():
+        pd.testing.assert_frame_equal(table, whole[split])
+
+
+def test_rows_are_counted_from_the_first_one_of_the_file(make, monkeypatch):
+    monkeypatch.setattr(sources, "BATCH", 8)
+    row = make(train=[*sentences(20), ("x", "y")], validation=[("v", 0)], test=[("t", 0)])
+    assert "train: row 21: label 'y' is no class" in refusal(row)
+
+
+def test_what_is_wrong_with_the_last_file_does_not_wait_for_the_rows_of_the_first(tmp_path):
+    row = splits_of_text(tmp_path, "csv", "text,label\na,perhaps\n")
+    (tmp_path / "test.csv").write_text("texts,label\n")
+    files = row.source.files | {"test": str(tmp_path / "test.csv")}
+    assert "mine: test: no column 'text'; did you mean texts?" in refusal(row_of(files))
+
+
+def test_texts_of_a_split_are_never_all_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "BATCH", 100)
+    row = splits_of_text(tmp_path, "csv", "text,label\n" + "".join(f"{n} {'x' * 2000},{n % 2}\n" for n in range(5000)))
+    import_module("datasets")  # its own memory does not count
+    tracemalloc.start()
+    loaded = datasets.load(row, "mine")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(loaded.splits["train"]) == 5000
+    assert peak < 3e6  # bytes, beside 10e6 of texts
+
+
+def test_no_file_is_left_behind(make, tmp_path, monkeypatch):
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    loaded = datasets.load(make(train=sentences(20), validation=[("v", 0)], test=[("t", 0)]), "mine")
+    assert list(folder.iterdir()) == []
+    assert loaded.splits["test"][0] == {"text": "t", "label": 0}
 
 
 # Packages
@@ -386,10 +487,10 @@ def archive(files):
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 def test_a_package_file_has_no_quoting_and_either_line_end(tmp_path, monkeypatch, line_end):
     lines = [f'{number}\t{number % 5 - 2}\t"open number {number} ü\u0085x' for number in range(100)]
-    splits, dropped = datasets.load(package_row(tmp_path, monkeypatch, line_end.join(lines).encode()), "mine")
-    texts = pd.concat(splits.values())["text"]
+    loaded = datasets.load(package_row(tmp_path, monkeypatch, line_end.join(lines).encode()), "mine")
+    texts = pd.concat(frames(loaded).values())["text"]
     assert sorted(texts) == sorted(line.split("\t")[2] for number, line in enumerate(lines) if number % 5 != 2)
-    assert dropped["within_margin"] == 20
+    assert loaded.dropped["within_margin"] == 20
 
 
 def test_a_line_of_a_package_file_with_another_number_of_columns_is_refused(tmp_path, monkeypatch):
@@ -450,6 +551,13 @@ def test_a_folder_of_the_form_of_glue_loads_off_line(glue):
     assert splits["test"]["text_pair"].tolist() == [f"other {n}" for n in range(10)]
     assert splits["test"]["label"].tolist() == [0, 1] * 5
     assert len(splits["train"]) + len(splits["validation"]) == 60
+
+
+def test_an_edited_folder_gives_its_new_rows(glue, tmp_path):
+    load_splits(glue(), "mine")
+    path = tmp_path / "glue/mrpc/validation-00000-of-00001.parquet"
+    pq.write_table(pq.read_table(path).slice(0, 4), path)
+    assert load_splits(glue(), "mine")["test"]["text"].tolist() == [f"validation {n}" for n in range(4)]
 
 
 def test_loading_prints_nothing(glue, capfd):

@@ -1,0 +1,88 @@
+"""Say what the chosen rows name on this disk, by content. Reads params.yaml, the two rows and the files they name.
+
+Writes artifacts/data-files.json and artifacts/model-files.json: the SHA-256 of each file; {} where a row names no file
+here. The other stages depend on these two and not on all of data/ and models/: a file that no chosen row names is
+nothing to them.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline import artifacts, console, params, stage
+from pipeline.errors import UserError
+from pipeline.params.rows import FilesSource, HubModel, HubSource, PackageModel, PackageSource
+
+WATCHED = ("data", "models")  # dvc.yaml has them as deps of this stage
+
+
+def inputs(source: FilesSource | HubSource | PackageSource | HubModel | PackageModel, where: str) -> dict[str, str]:
+    """Return the SHA-256 of each file on this disk that a row names; errors begin with `where`.
+
+    Raises:
+        UserError: if a file or folder is not there, or is where DVC would not notice that it changes.
+    """
+    found: dict[str, str] = {}
+    for path in _named(source):
+        _check(path, where)
+        found |= {file.as_posix(): _sha256(file) for file in _files(path)}
+    return found
+
+
+def _named(source: FilesSource | HubSource | PackageSource | HubModel | PackageModel) -> Iterator[Path]:
+    """Files and folders here. A hub's repository is none, unless a folder has its name or it can only be a path."""
+    if isinstance(source, FilesSource):
+        yield from map(Path, source.files.values())
+    elif isinstance(source, HubSource | HubModel):
+        path = Path(source.path)
+        if path.is_dir() or path.is_absolute() or any(map(path.is_relative_to, (*WATCHED, ".."))):
+            yield path
+
+
+def _check(path: Path, where: str) -> None:
+    if not path.exists():
+        raise UserError(f"{where}: {path}: not found{_in_the_original(path)}")
+    if path.is_absolute():
+        console.warn(
+            f"{where}: {path}: DVC does not notice when a file outside of the repository changes; a link in "
+            "data/ or models/ to the file itself is noticed"
+        )
+    elif ".." in path.parts or not any(map(path.is_relative_to, WATCHED)):
+        raise UserError(f"{where}: {path}: DVC notices changes in data/ and models/ alone; move it there")
+    elif linked := [folder for folder in (path, *path.parents) if folder.is_dir() and folder.is_symlink()]:
+        raise UserError(f"{where}: {linked[0]}: DVC does not follow a link to a folder; link its files one by one")
+
+
+def _in_the_original(path: Path) -> str:
+    """What to do about a file that the repository has, but not this temporary copy of it."""
+    original = os.environ.get("DVC_ROOT", ".")
+    if path.is_absolute() or not Path(original, path).exists():
+        return "; paths start at the root of the repository"
+    copy = "an experiment with --temp or from the queue runs in a copy of what Git tracks"
+    return f" here, but in {original}: {copy}; git add {path}, or name it by its absolute path"
+
+
+def _files(path: Path) -> list[Path]:
+    """The file itself, or all in the folder but hidden ones."""
+    if not path.is_dir():
+        return [path]
+    below = (file for file in path.rglob("*") if file.is_file())
+    return [file for file in below if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def main(view: params.InputsView) -> None:
+    for word, name, row, path in (
+        ("data", view.data, view.dataset, artifacts.DATA_FILES),
+        ("model", view.model, view.base_model, artifacts.MODEL_FILES),
+    ):
+        artifacts.write_metrics(path, inputs(row.source, f"{params.TABLES[word][0]}: {name}"))
+
+
+if __name__ == "__main__":
+    stage.run(main, params.InputsView)

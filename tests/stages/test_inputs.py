@@ -1,0 +1,129 @@
+"""What the chosen rows name on this disk is told by content, or refused where DVC would not notice a change."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline import artifacts, params
+from pipeline.errors import UserError
+from pipeline.params.rows import DatasetRow, FilesSource, HubModel, HubSource, ModelRow, PackageModel
+from stages import inputs as stage
+
+
+@pytest.fixture(autouse=True)
+def repository(tmp_path, monkeypatch):
+    """An empty repository with the two folders, as the working directory."""
+    folder = tmp_path / "repository"
+    for name in stage.WATCHED:
+        (folder / name).mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    return folder
+
+
+def files(**paths):
+    return FilesSource(kind="files", files=paths)
+
+
+def sha256(content):
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def refusal(source):
+    with pytest.raises(UserError) as error:
+        stage.inputs(source, "table: mine")
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith("table: mine: ")
+    return str(error.value)
+
+
+def test_files_are_told_by_their_content():
+    Path("data/a.csv").write_text("a")
+    Path("data/b.csv").write_text("b")
+    Path("data/other.csv").write_text("c")
+    found = stage.inputs(files(train="data/a.csv", test="data/b.csv"), "")
+    assert found == {"data/a.csv": sha256("a"), "data/b.csv": sha256("b")}
+
+
+@pytest.mark.parametrize("kind", [HubModel, HubSource])
+def test_a_folder_is_told_by_all_its_files_but_hidden_ones(kind):
+    Path("models/mine/deep").mkdir(parents=True)
+    Path("models/mine/.cache").mkdir()
+    for name in ("config.json", "deep/x", ".hidden", ".cache/y"):
+        Path("models/mine", name).write_text(name)
+    splits = {"splits": {"train": "train"}} if kind is HubSource else {}
+    found = stage.inputs(kind(kind="hub", path="models/mine", **splits), "")
+    assert found == {"models/mine/config.json": sha256("config.json"), "models/mine/deep/x": sha256("deep/x")}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        HubModel(kind="hub", path="FacebookAI/roberta-base"),
+        HubSource(kind="hub", path="nyu-mll/glue", splits={"train": "train"}),
+        PackageModel(kind="package", package="a==1", folder="a", sha256="0" * 64, same_as="b/c"),
+    ],
+)
+def test_what_lies_elsewhere_has_no_file_here(source):
+    assert stage.inputs(source, "") == {}
+
+
+@pytest.mark.parametrize("source", [files(train="data/no"), HubModel(kind="hub", path="models/no")])
+def test_what_is_not_there_is_refused(source):
+    assert "/no: not found; paths start at the root of the repository" in refusal(source)
+
+
+def test_a_temporary_copy_that_lacks_a_file_says_how_to_bring_it(repository, monkeypatch):
+    (repository.parent / "original/data").mkdir(parents=True)
+    (repository.parent / "original/data/a.csv").write_text("a")
+    monkeypatch.setenv("DVC_ROOT", str(repository.parent / "original"))
+    message = refusal(files(train="data/a.csv"))
+    assert f"data/a.csv: not found here, but in {repository.parent}/original: an experiment with --temp" in message
+    assert message.endswith("git add data/a.csv, or name it by its absolute path")
+
+
+@pytest.mark.parametrize("path", ["a.csv", "data/../a.csv", "../repository/data/a.csv"])
+def test_a_file_that_dvc_does_not_watch_is_refused(path):
+    for name in ("a.csv", "data/a.csv"):
+        Path(name).write_text("a")
+    assert f"{path}: DVC notices changes in data/ and models/ alone; move it there" in refusal(files(train=path))
+
+
+@pytest.mark.parametrize("path", ["mine", "."])
+def test_a_folder_beside_the_watched_ones_is_refused(path):
+    Path("mine").mkdir()
+    assert f"{path}: DVC notices changes in data/ and models/ alone" in refusal(HubModel(kind="hub", path=path))
+
+
+def test_a_link_to_a_file_is_followed_and_one_to_a_folder_is_refused(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far/a.csv").write_text("a")
+    Path("data/a.csv").symlink_to(tmp_path / "far/a.csv")
+    Path("data/far").symlink_to(tmp_path / "far")
+    assert stage.inputs(files(train="data/a.csv"), "") == {"data/a.csv": sha256("a")}
+    for source in (files(train="data/far/a.csv"), HubModel(kind="hub", path="data/far")):
+        assert "data/far: DVC does not follow a link to a folder; link its files one by one" in refusal(source)
+
+
+def test_an_absolute_path_is_read_with_a_word_of_what_dvc_does_not_see(tmp_path, capfd):
+    (tmp_path / "a.csv").write_text("a")
+    assert stage.inputs(files(train=str(tmp_path / "a.csv")), "table: mine") == {f"{tmp_path}/a.csv": sha256("a")}
+    assert f"table: mine: {tmp_path}/a.csv: DVC does not notice when a file outside" in capfd.readouterr().out
+
+
+def test_the_stage_writes_a_file_a_row():
+    Path("data/a.csv").write_text("a")
+    label = {"column": "label", "names": ["bad", "good"]}
+    cut = {"validation": 0.1, "test": 0.1}
+    source = files(train="data/a.csv")
+    view = params.InputsView.model_construct(
+        data="mine",
+        model="tiny",
+        dataset=DatasetRow(source=source, text=["text"], label=label, metrics=["accuracy"], cut=cut),
+        base_model=ModelRow(source={"kind": "hub", "path": "a/b"}, target_modules=["query"], head=["classifier"]),
+    )
+    stage.main(view)
+    assert json.loads(artifacts.DATA_FILES.read_text()) == {"data/a.csv": sha256("a")}
+    assert json.loads(artifacts.MODEL_FILES.read_text()) == {}
