@@ -115,17 +115,17 @@ def test_examples_are_read_on_the_accelerator_and_factors_start_where_the_model_
     monkeypatch.setattr(model, "to", lambda target: went.append(target) or model)
     monkeypatch.setattr(device, "device_of", lambda _: (went or [CPU])[-1])
 
-    def statistics(model, examples):
+    def gradients(model, examples):
         assert went == [torch.device("cuda")]
         list(examples)
         return
 
-    def start(model, statistics):
+    def start(model, init_weights, gradients):
         assert went == [torch.device("cuda"), CPU]
         yield from ()
 
-    monkeypatch.setattr(adapters, "collect_statistics", statistics)
-    monkeypatch.setattr(adapters, "start_factors", start)
+    monkeypatch.setattr(adapters, "collect_gradients", gradients)
+    monkeypatch.setattr(adapters, "initialize_factors", start)
     assert list(adapters.start(model, view.section, [Batch(batches), Batch(batches)])) == []
     assert went == [torch.device("cuda"), CPU]
     assert batches == [torch.device("cuda")] * 2
