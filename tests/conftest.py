@@ -15,3 +15,8 @@ settings.load_profile("no_deadline")
 
 # Models this small lose more to waking threads than they gain; and sums keep one order, which `torch.equal` needs.
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    """Put what runs whole pipelines first: last, it would leave all workers but one without work for minutes."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)

@@ -171,7 +171,7 @@ MISTAKES = [
     ("lsr.rank_shape", [2, "x"], "lsr.rank_shape.1: input should be a valid integer, unable to parse string as"),
     ("lsr.target_modules", [], "lsr.target_modules: input should be a valid string or a list of at least 1, got []"),
     ("lora.target_modules", ["query", 3], "lora.target_modules.1: input should be a valid string, got 3"),
-    ("lsr.init", "rowspace", "lsr.init: input should be 'random', 'row_space', 'principal', 'minor', 'cp' or 'gradient'"),
+    ("lsr.init", "rowspace", "lsr.init: input should be 'random', 'row_space', 'principal', 'minor', 'cp' or 'gra"),
     ("lsr.train", "frames", "lsr.train: input should be 'factors' or 'first', got 'frames'"),
     ("lsr.residual", "fold", "lsr.residual: no such key"),
     ("data", "movie-reviws", "data: no row 'movie-reviws' in pipeline/datasets.yaml; did you mean movie-reviews?"),

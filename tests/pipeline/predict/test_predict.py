@@ -313,7 +313,7 @@ MISTAKES = [
     (("--file", "in.txt"), "--file: in.txt: the ending must be one of .csv, .tsv, .jsonl, .json, .parquet"),
     (("--file", "in.csv"), "--file: in.csv: no column sentence1, as in training; choose with --column; columns: "),
     (("--file", "in.csv", "--column", "txet"), "--file: in.csv: no column 'txet'; did you mean text?; columns: "),
-    (("--file", "in.csv", "--column", "id", "text"), "--column needs 1 name, as the adapter reads one text, got id text"),
+    (("--file", "in.csv", "--column", "id", "text"), "--column needs 1 name, as the adapter reads one text, got id"),
     (("--file", "in.csv", "--column", "text"), "--file: in.csv: row 2: is empty; needed: a text"),
     (("--file", "empty.csv", "--column", "text"), "--file: empty.csv: empty; needed: at least one row"),
     (("--file", "broken.csv"), "--file: broken.csv: line 2 has 3 columns, not 2"),
