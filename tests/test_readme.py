@@ -70,7 +70,7 @@ def test_an_override_that_is_shown_names_a_key(override):
 
 def test_the_folders_of_the_layout_are_there():
     names = re.findall(r"^    (\w+)/ ", README, re.MULTILINE)
-    assert {"lsr", "pipeline", "stages", "benchmarks", "tests", "reports", "docs"} == set(names)
+    assert {"lsr", "pipeline", "stages", "data", "benchmarks", "tests", "reports", "docs"} == set(names)
     assert all((ROOT / name).is_dir() for name in names)
 
 
