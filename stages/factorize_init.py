@@ -11,6 +11,7 @@ from time import perf_counter
 from peft import PeftModel
 from transformers import set_seed
 
+from lsr.algebra.precision import TOLERATED_LOSS
 from lsr.tuner.linear import adapted_layers
 from lsr.tuner.start_report import StartReport, report_start
 from pipeline import artifacts, console, params, stage
@@ -54,7 +55,7 @@ def main(view: params.FactorizeInitView) -> None:
     columns = {name: report.columns() for name, report in reports.items()}
     curves = {name: report.curve for name, report in reports.items()}
     counts = adapters.count_parameters(model, view.base_model)
-    start_report.write(columns, curves, counts, view.model, view.adapter)
+    start_report.write(columns, curves, counts, view.model, view.adapter, TOLERATED_LOSS)
     write_cost(seconds)
 
 

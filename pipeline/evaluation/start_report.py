@@ -9,7 +9,6 @@ from pipeline.evaluation import plots
 
 LAYERS_SHOWN = 24  # in the terminal; the file has all
 COUNTED = ("trained", "stored", "effective", "separation_rank")
-TOLERATED_LOSS = 0.05  # relative error of the update from which on a dtype is warned about
 
 Columns = Mapping[str, Any]  # of one layer, by name; None where nothing was fitted
 
@@ -20,6 +19,7 @@ def write(
     counts: Mapping[str, int],
     model: str,
     adapter: str,
+    tolerated_loss: float,  # relative error of the update from which on a dtype is warned about
 ) -> None:
     """Write all of the stage's reports, and print its tables; `layers` is empty where nothing is factorized."""
     columns = list(next(iter(layers.values()), {}))
@@ -36,13 +36,13 @@ def write(
         terms = {name: report["separation_rank"] for name, report in layers.items()}
         title = f"{model}: how separable is the row space that A aims at?"
         plots.separation_curves(artifacts.FACTORIZE_PICTURE, curves, terms, title)
-        show(layers)
+        show(layers, tolerated_loss)
     else:
         plots.note(artifacts.FACTORIZE_PICTURE, f"adapter {adapter}: it has no Kronecker factors")
     console.table("factorize-init", ["what", "parameters"], list(counts.items()))
 
 
-def show(layers: Mapping[str, Columns]) -> None:
+def show(layers: Mapping[str, Columns], tolerated_loss: float) -> None:
     """Print the table of layers, and a line for each dtype in which an update would lose its precision."""
     title = "how much of the row space aimed at A starts with"
     if len(layers) > LAYERS_SHOWN:
@@ -56,7 +56,7 @@ def show(layers: Mapping[str, Columns]) -> None:
     for dtype in ("bf16", "fp16", "fp32"):
         worst = max(layers, key=lambda name: layers[name][f"loss_{dtype}"])
         loss = layers[worst][f"loss_{dtype}"]
-        if loss > TOLERATED_LOSS:
+        if loss > tolerated_loss:
             console.warn(f"{dtype} would lose {loss:.0%} of the update in {worst}: its terms cancel; keep fp32")
 
 
