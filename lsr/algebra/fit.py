@@ -89,7 +89,7 @@ def fit_product(
     """
     _check_terms(separation_rank, rank_shape, in_shape, out_shape)
     target, norm = normalized(matrix, prod(out_shape), prod(in_shape))
-    if start is None:
+    if start is None or len(rank_shape) == 1:  # then it is the best one
         a, b = product_start(target, out_shape, rank_shape, in_shape, separation_rank, seed)
     else:
         _check_start(start[0], separation_rank, rank_shape, in_shape)
@@ -128,7 +128,7 @@ def fit_row_space(
     if len(rows) < rank:
         raise ValueError(f"a row space of rank {rank} needs as many rows or more to fit, got {len(rows)}")
     target, norm = normalized(rows, len(rows), prod(in_shape))
-    if start is None:
+    if start is None or len(rank_shape) == 1:
         start = row_space_start(target, rank_shape, in_shape, separation_rank, seed)
     _check_start(start, separation_rank, rank_shape, in_shape)
     a, change = row_space_sweeps(target, start, sweeps, tolerance)

@@ -32,15 +32,18 @@ def kron_sum(
     """Return `sum_k factors[0][k] ⊗ ... ⊗ factors[-1][k]` as one matrix.
 
     One product over s of the first factor with all the others, then a permuted copy (the rearrangement identity):
-    nothing of size s * p * q is made when there are two factors, and nothing else is kept for the backward pass.
+    nothing of size s * p * q is made when there are two factors, and nothing else is kept for the backward pass. One
+    factor is the matrix itself.
 
     Raises:
-        ValueError: if there are fewer than two factors or they differ in their number of terms.
+        ValueError: if there are no factors or they differ in their number of terms.
 
     Reference: Van Loan & Pitsianis, "Approximation with Kronecker products", 1993.
     """
-    if len(factors) < 2 or any(factor.shape[0] != factors[0].shape[0] for factor in factors[1:]):
-        raise ValueError(f"expected two factors or more with equal terms, got {[tuple(f.shape) for f in factors]}")
+    if not factors or any(factor.shape[0] != factors[0].shape[0] for factor in factors[1:]):
+        raise ValueError(f"expected a factor or more with equal terms, got {[tuple(f.shape) for f in factors]}")
+    if len(factors) == 1:
+        return factors[0][0] if len(factors[0]) == 1 else factors[0].sum(dim=0)
     left, right = factors[0], factors[1]
     for factor in factors[2:]:
         right = _kron_each(right, factor)
@@ -118,6 +121,7 @@ def nearest_kron_sum(
 ) -> list[Tensor]:  # D factors, (s, p_i, q_i)
     """Return factors that minimize `||matrix - kron_sum(*factors)||_F`, largest term first.
 
+    D = 1: the matrix itself.
     D = 2: the truncated SVD of `rearrange(matrix)`, the global optimum; its error is the tail of the singular values.
     D > 2: CP by alternating least squares (TensorLy's `parafac`), a local optimum from a seeded Gaussian start; a best
     one need not exist, which the small l2 penalty answers.
@@ -133,6 +137,8 @@ def nearest_kron_sum(
     limit = tensor.size // max(tensor.shape)
     if not 1 <= separation_rank <= limit:
         raise ValueError(f"separation_rank must be in [1, {limit}] for these shapes, got {separation_rank}")
+    if tensor.ndim == 1:
+        return [matrix[None].clone()]
     with tl.backend_context("numpy", local_threadsafe=True):
         weights, vectors = (_svd_terms if tensor.ndim == 2 else _cp_terms)(tensor, separation_rank, seed)
     columns = [torch.from_numpy(side) for side in vectors]
@@ -146,10 +152,13 @@ def recondition(
 
     D = 2: orthogonal terms, hence the condition number 1, from a QR decomposition of both factors and an SVD of their
     s x s core; the matrix is not formed. D > 2: a sum has no orthogonal form; its terms are made unit and sorted.
+    D = 1: there is nothing to choose.
 
     Raises:
         ValueError: if two factors have more terms than a term of one of them has entries: they cannot be orthogonal.
     """
+    if len(factors) == 1:
+        return list(factors)
     columns = [factor.flatten(1).T for factor in factors]
     least, count = min(map(len, columns)), len(factors[0])
     if len(columns) == 2 and count > least:

@@ -19,10 +19,10 @@ def split_width(width: int, rank_shape: tuple[int, ...]) -> tuple[int, ...]:
     the first factor is the one that starts at zero on the output side, the others are its frame.
 
     Raises:
-        ValueError: if the width is not positive, or there are fewer than two factors.
+        ValueError: if the width is not positive, or there are no factors.
     """
-    if width < 1 or len(rank_shape) < 2:
-        raise ValueError(f"a split needs a width >= 1 and two factors or more, got {width} and {rank_shape}")
+    if width < 1 or not rank_shape:
+        raise ValueError(f"a split needs a width >= 1 and a factor or more, got {width} and {rank_shape}")
     largest = width + int(MAX_PADDING * width)
 
     @cache
@@ -53,7 +53,8 @@ def split_width(width: int, rank_shape: tuple[int, ...]) -> tuple[int, ...]:
 def max_separation_rank(rank_shape: tuple[int, ...], width_shape: tuple[int, ...]) -> int:
     """Return the number of Kronecker terms that suffices for any matrix of this form: more would be redundant.
 
-    It is the product of all rearranged mode sizes r_i * n_i but the largest; for two factors min(r1 n1, r2 n2).
+    It is the product of all rearranged mode sizes r_i * n_i but the largest; for two factors min(r1 n1, r2 n2), and 1
+    for one factor, which is the whole matrix.
     """
     modes = [rank * width for rank, width in zip(rank_shape, width_shape, strict=True)]
     return prod(modes) // max(modes)

@@ -32,7 +32,12 @@ def product_sweeps(
     sweeps: int,
     tolerance: float,
 ) -> tuple[Factors, Factors, float]:
-    """Return the factors after at most so many sweeps of `fit_product`, and its `change`: the loop alone."""
+    """Return the factors after at most so many sweeps of `fit_product`, and its `change`: the loop alone.
+
+    One factor a side needs no sweep: the truncated SVD, from which it starts, is the best of its rank.
+    """
+    if len(a) == 1:
+        return a, b, 0.0
 
     def sweep(sides: tuple[Factors, Factors]) -> tuple[tuple[Factors, Factors], float]:
         a, b = in_balanced_basis(*sides)
@@ -55,7 +60,12 @@ def row_space_sweeps(
     sweeps: int,
     tolerance: float,
 ) -> tuple[Factors, float]:
-    """Return the factors after at most so many sweeps of `fit_row_space`, and its `change`: the loop alone."""
+    """Return the factors after at most so many sweeps of `fit_row_space`, and its `change`: the loop alone.
+
+    One factor needs no sweep: the leading singular vectors, from which it starts, span the best of its rank.
+    """
+    if len(a) == 1:
+        return a, 0.0
 
     def sweep(a: Factors) -> tuple[Factors, float]:
         a = in_orthonormal_basis(a)

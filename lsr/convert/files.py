@@ -18,8 +18,8 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
 PREFIX = "base_model.model."  # PEFT puts it before each tensor's name in the base model
-# The name of a factor in the file: its layer, and what the adapter calls it.
-FACTOR = re.compile(rf"{re.escape(PREFIX)}(.*)\.lsr_adapters\.((?:factor|start)_[AB]\d+)")
+# The name of a factor or core in the file: its layer, and what the adapter calls it.
+FACTOR = re.compile(rf"{re.escape(PREFIX)}(.*)\.lsr_adapters\.((?:factor|scale|start)_[AB]\d+|core)")
 REPLACEABLE = (CONFIG, "config.json")  # a folder with one of these is an adapter or a checkpoint
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lsr.algebra.precision import TOLERATED_LOSS, Conditions, conditions_of
+from lsr.algebra.precision import TOLERATED_LOSS, Conditions, conditions_of, update_condition_number
 from lsr.algebra.separable import kron_sum
 from lsr.algebra.spectrum import singular_values_of_pair
 from lsr.convert.files import PREFIX, NoBaseError, read_config, read_tensors
@@ -112,6 +112,9 @@ def inspect_layer(layer: LsrLinear, *, has_base: bool = True, adapter_name: str 
 def _conditions(adapter: LsrAdapter, norm: float) -> Conditions:
     """Return the condition numbers of ΔW, of a given norm; where a start is subtracted, that is cancellation too."""
     a, b = ([factor.detach().double() for factor in side] for side in adapter.factors())
+    if adapter.has_core:
+        right, left = (side.detach().double() for side in adapter.collapse())
+        return replace(conditions_of(a, b), update=update_condition_number([right[None]], [left[None]]))
     found = conditions_of(a, b)
     if not adapter.has_start or norm == 0:
         return found

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lsr.convert.base_model import EXPLAINED, by, empty_base, load_base
 from lsr.convert.files import CONFIG, FACTOR, WEIGHTS, InputError, first_line, read_config, read_tensors
 from lsr.tuner.config import LsrConfig
+from lsr.tuner.family import Holders, read_family
 from lsr.tuner.linear import LsrLinear, adapted_layers
 
 METHOD = "LSR"
@@ -73,19 +74,24 @@ def _layers(folder: Path, config: LsrConfig, tensors: Mapping[str, Tensor]) -> d
             layers.setdefault(found[1], {})[f"lsr_adapters.{ADAPTER}.{found[2]}"] = tensor
     if not layers:
         raise InputError(f"{folder / WEIGHTS}: holds no LSR factors")
+    # Where factors are shared, the layer that stores them comes first, as on a model.
+    first = sorted(layers, key=lambda name: not any(".factor_" in key for key in layers[name]))
     try:
-        return {name: _layer(name, config, state) for name, state in layers.items()}
+        holders = Holders(config, (), read_family(config))
+        made = {name: _layer(name, config, holders, layers[name]) for name in first}
+        return {name: made[name] for name in layers}
     except ValueError as error:
         raise InputError(f"{folder}: {WEIGHTS} and {CONFIG} do not fit together: {first_line(error)}") from None
 
 
-def _layer(name: str, config: LsrConfig, state: Mapping[str, Tensor]) -> LsrLinear:
+def _layer(name: str, config: LsrConfig, holders: Holders, state: Mapping[str, Tensor]) -> LsrLinear:
     if config.resolved is None:
         raise ValueError("resolved: the configuration does not say the shapes of the layers")
     shapes = config.resolved.layer(name)
     base = torch.nn.utils.skip_init(nn.Linear, shapes.in_features, shapes.out_features, bias=False)
     layer = LsrLinear(base, ADAPTER, name)
-    layer.update_layer(ADAPTER, config)
+    layer.update_layer(ADAPTER, config, holders.holder(layer))
+    holders.add(layer, ADAPTER)
     layer.base_hashes.clear()  # there is no weight to compare with
     own = {key: value.shape for key, value in layer.state_dict().items() if not key.startswith("base_layer.")}
     for key in sorted(own.keys() ^ state.keys()):

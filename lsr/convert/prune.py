@@ -41,6 +41,8 @@ def prune_adapter(
     model = load_adapter(folder, base)
     config, layers = model.peft_config[ADAPTER], adapted_layers(model)
     assert isinstance(config, LsrConfig)
+    if config.has_core or len(config.rank_shape) < 2:
+        raise InputError(f"{folder}: has no Kronecker terms to drop, or a core between them (train: {config.train})")
     most = max(_terms(layer.adapter(ADAPTER)) for layer in layers.values())
     if separation_rank is not None and separation_rank >= most and error is None:
         raise InputError(f"--separation-rank must be below {most}, the most terms of a layer, got {separation_rank}")

@@ -1,9 +1,12 @@
-"""A and B's frame from the leading singular vectors of the loss gradient; B1 = 0."""
+"""A and B's frame from the leading singular vectors of the loss gradient; B1 = 0, or a core between both frames is."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+from lsr.algebra.frames import leading_frames
 from lsr.algebra.separable import nearest_kron_sum, pad_columns
-from lsr.algebra.spectrum import leading_row_space
+from lsr.algebra.spectrum import Matrix
+from lsr.init.frames import as_factors
 from lsr.init.initialization import Source, Start
 from lsr.init.random import as_zero_b
 from lsr.init.row_space import in_row_space
@@ -19,9 +22,29 @@ def start(source: Source) -> Start:
 
     Reference: LoRA-GA (Wang et al. 2024, arXiv 2407.05000), LoRA-One (Zhang et al. 2025, arXiv 2502.01235).
     """
-    if source.gradient is None:
-        raise ValueError("the initialization 'gradient' needs examples: see lsr.start_from_examples")
     form = source.form
-    columns = pad_columns(leading_row_space(source.gradient.T, form.rank, source.seed), form.out_width).T
+    left, right = leading_frames(_gradients([source]), form.rank, source.seed)
+    columns = pad_columns(left.T, form.out_width).T
     b = nearest_kron_sum(columns, form.out_shape, form.rank_shape, form.separation_rank, source.seed)
-    return replace(in_row_space(source.gradient, source), b=as_zero_b(b, form))
+    return replace(in_row_space(right, source), b=as_zero_b(b, form))
+
+
+def frames(sources: Sequence[Source]) -> Start:
+    """Return the leading singular vectors of the gradient; of several layers and data sets, those of all at once.
+
+    The directions alone count: frames scaled by the singular values learn less.
+
+    Raises:
+        ValueError: as `start`.
+
+    Reference: LoRA-SB (Ponkshe et al. 2024, arXiv 2411.19557), which takes the first full gradient.
+    """
+    first = sources[0]
+    return as_factors(*leading_frames(_gradients(sources), first.form.rank, first.seed), first)
+
+
+def _gradients(sources: Sequence[Source]) -> list[Matrix]:
+    gradients = [gradient for source in sources for gradient in source.gradients]
+    if not gradients:
+        raise ValueError("the initialization 'gradient' needs examples: see lsr.start_from_examples")
+    return gradients

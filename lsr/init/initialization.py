@@ -1,6 +1,6 @@
 """What every initialization reads of a layer, and what it returns: the interface of the files beside this one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lsr.algebra.shapes import Form
+from lsr.algebra.spectrum import Matrix
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Source:
     scaling: float = 1.0
     seed: int = 0  # of randomized decompositions
     generator: torch.Generator | None = None  # of what is drawn; None: torch's global one
-    gradient: Tensor | None = None  # (m, n): dL/dW, mean over examples
+    gradients: Sequence[Matrix] = ()  # dL/dW, (m, n), mean over examples: one of each data set
     zero: bool = True  # B1 = 0 where B is drawn
 
 
@@ -34,8 +35,13 @@ class Start:
 
 
 class Initialization(NamedTuple):
-    """A way to start. One that folds starts at a non-zero update, which is then subtracted from the base weight."""
+    """A way to start.
+
+    `start` makes factors that train: B A = 0, or, where it `folds`, an update that is subtracted from the base weight.
+    `frames` makes those around a core, for one layer or for all that share them; None where it has no such meaning.
+    """
 
     reads: Literal["seed", "weight", "gradient"]
     start: Callable[[Source], Start]
     folds: bool = False
+    frames: Callable[[Sequence[Source]], Start] | None = None

@@ -1,9 +1,12 @@
 """A and B fitted together to the trailing singular part of the weight. The update it starts at is folded."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+from lsr.algebra.frames import trailing_frames
 from lsr.algebra.separable import pad_columns
 from lsr.algebra.spectrum import trailing_part
+from lsr.init.frames import as_factors
 from lsr.init.initialization import Source, Start
 from lsr.init.principal import fitted
 
@@ -20,3 +23,13 @@ def start(source: Source) -> Start:
     left, right = trailing_part(source.weight(), form.rank)
     pair = pad_columns(left.T, form.out_width).T, pad_columns(right, form.in_width)
     return replace(fitted(pair, source), rows=right)
+
+
+def frames(sources: Sequence[Source]) -> Start:
+    """Return the singular vectors of the smallest singular values of the weight, or of several weights at once.
+
+    Raises:
+        ValueError: as `start`.
+    """
+    first = sources[0]
+    return as_factors(*trailing_frames([source.weight() for source in sources], first.form.rank), first)

@@ -1,12 +1,15 @@
 """A and B fitted together to the weight, PiSSA under the Kronecker form. The update it starts at is folded."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lsr.algebra.fit import fit_product
+from lsr.algebra.frames import leading_frames
 from lsr.algebra.separable import balance, pad_columns
+from lsr.init.frames import as_factors
 from lsr.init.initialization import Source, Start
 
 
@@ -22,6 +25,18 @@ def start(source: Source) -> Start:
     weight = source.weight().detach().to("cpu", torch.float64)
     padded = pad_columns(pad_columns(weight, form.in_width).T, form.out_width).T
     return fitted(padded, source)
+
+
+def frames(sources: Sequence[Source]) -> Start:
+    """Return the leading singular vectors of the weight, or of several weights at once.
+
+    Raises:
+        ValueError: as `start`.
+
+    Reference: LoRA-XS (Bałazy et al. 2024, arXiv 2405.17604), whose B is scaled by the singular values.
+    """
+    first = sources[0]
+    return as_factors(*leading_frames([source.weight() for source in sources], first.form.rank, first.seed), first)
 
 
 def fitted(

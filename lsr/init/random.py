@@ -70,4 +70,4 @@ def _with_random_frame(factors: list[Tensor], form: Form) -> list[Tensor]:
 
 def _frame_scales(form: Form) -> list[float]:
     """Root mean squares of all factors but the first: products with them then keep the size of the first."""
-    return [1 / sqrt(form.separation_rank)] + [1.0] * (len(form.rank_shape) - 2)
+    return [1 / sqrt(form.separation_rank), *[1.0] * len(form.rank_shape)][: len(form.rank_shape) - 1]

@@ -4,26 +4,34 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from peft import PeftConfig, PeftType
 from peft.utils.other import get_pattern_key
 
 from lsr.algebra.shapes import Form
 from lsr.init import INITIALIZATIONS
+from lsr.tuner.factors import STORAGE
 from lsr.tuner.resolved import Resolved
 
 Value = TypeVar("Value")
 
 PATTERNS = ("rank_pattern", "separation_rank_pattern", "alpha_pattern")
-TRAINED = ("factors", "first")
+SHARED = ("none", "layers")
+CORED = ("core", "all")  # what trains where there is a core
+TRAINED = ("factors", "first", *CORED)
+OWN = "own"
+TERMS = 16  # the separation rank where none is given, and there are two factors or more
 
 
 @dataclass
 class LsrConfig(PeftConfig):
-    """Configuration of an LSR adapter: ΔW = alpha / r * (sum_k B1_k ⊗ B2_k)(sum_k A1_k ⊗ A2_k).
+    """Configuration of an LSR adapter: ΔW = alpha / r * (sum_k B1_k ⊗ B2_k) R (sum_k A1_k ⊗ A2_k).
 
-    The update has rank r = r1 * r2 * ..., the product of `rank_shape`. The separation rank never enters the scaling.
+    The update has rank r = r1 * r2 * ..., the product of `rank_shape`; with one factor a side A and B are dense. The
+    core R is r x r where `train` is `core` or `all`, and the identity elsewhere. With `share="layers"` all layers of a
+    kind, which differ in their index alone, have the same A and B and each a core of its own.
 
     Raises:
         ValueError: if a value is out of bounds, names what is allowed.
@@ -33,11 +41,24 @@ class LsrConfig(PeftConfig):
 
     rank_shape: tuple[int, ...] = field(
         default=(2, 2),
-        metadata={"help": "Ranks (r1, r2, ...) of the Kronecker factors, one a factor; their product is the rank."},
+        metadata={
+            "help": "Ranks (r1, r2, ...) of the Kronecker factors, one a factor; their product is the rank. (r,): A "
+            "and B are dense."
+        },
     )
-    separation_rank: int = field(
-        default=16,
-        metadata={"help": "Number of Kronecker terms in each of A and B: how many parameters describe them."},
+    separation_rank: int | None = field(
+        default=None,
+        metadata={
+            "help": "Number of Kronecker terms in each of A and B: how many parameters describe them. None: "
+            f"{TERMS}, or 1 where there is one factor."
+        },
+    )
+    share: str = field(
+        default="none",
+        metadata={
+            "help": "'none': each layer has its own A and B. 'layers': all layers of a kind have the same, and each has "
+            "a core."
+        },
     )
     alpha: float = field(default=16, metadata={"help": "Numerator of the scaling, alpha / rank."})
     in_shape: tuple[int, ...] | None = field(
@@ -55,12 +76,28 @@ class LsrConfig(PeftConfig):
             "singular vectors of the weight. 'principal', 'minor': A and B fitted together to the weight or to its "
             "trailing singular part; 'cp': the factors of its truncated SVD decomposed one by one; what these three "
             "start at is subtracted from the base weight, in memory only. 'gradient': A and B's frame from examples, "
-            "see `lsr.start_from_examples`. False: all random, for tests. The fresh model is unchanged but for False."
+            "see `lsr.start_from_examples`. Around a core, which starts at zero, A and B are frames: orthonormal "
+            "directions that are random, or singular vectors of the weight, leading ('principal') or trailing "
+            "('minor'), or of the gradient. False: all random, for tests. The fresh model is unchanged but for False."
         },
     )
     train: str = field(
         default="factors",
-        metadata={"help": "'factors': all of them. 'first': A1 and B1 alone; A2, B2, ... keep what they start with."},
+        metadata={
+            "help": "'factors': all of them. 'first': A1 and B1 alone; A2, B2, ... keep what they start with. 'core': "
+            "a core between A and B, which are frozen frames. 'all': the core and all factors."
+        },
+    )
+    frames: str = field(
+        default=OWN,
+        metadata={
+            "help": "Where frozen frames are: 'own', or the folder or hub repository of an adapter whose frames this "
+            "one holds too: it trains and stores its core alone. `init_weights` and `frames_dtype` are then theirs."
+        },
+    )
+    frames_dtype: str = field(
+        default="float32",
+        metadata={"help": f"What frozen frames are rounded to before training, and stored in: {', '.join(STORAGE)}."},
     )
     seed: int | None = field(
         default=None,
@@ -111,6 +148,8 @@ class LsrConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = PeftType("LSR")
         self.rank_shape = tuple(self.rank_shape)
+        if self.separation_rank is None:
+            self.separation_rank = TERMS if len(self.rank_shape) > 1 else 1
         self.in_shape = tuple(self.in_shape) if self.in_shape is not None else None
         self.out_shape = tuple(self.out_shape) if self.out_shape is not None else None
         self.rank_pattern = {name: tuple(shape) for name, shape in self.rank_pattern.items()}
@@ -120,14 +159,16 @@ class LsrConfig(PeftConfig):
             value = getattr(self, name)
             setattr(self, name, set(value) if isinstance(value, list | tuple) else value)
         self._made: Resolved | None = None  # what files will say once the adapter is made
+        self.folder: Path | None = None  # where it was read from, if it was
         self._check_shapes()
         self._check_choices()
+        self._check_combinations()
         self._check_expressions()
 
     def _check_shapes(self) -> None:
         for name, shape in self._with_pattern("rank_shape", "rank_pattern").items():
-            if len(shape) < 2 or min(shape) < 1:
-                raise ValueError(f"{name} must hold two or more ranks >= 1, got {list(shape)}")
+            if not shape or min(shape) < 1:
+                raise ValueError(f"{name} must hold one or more ranks >= 1, got {list(shape)}")
         for name, s in self._with_pattern("separation_rank", "separation_rank_pattern").items():
             if not (isinstance(s, int) and s >= 1):
                 raise ValueError(f"{name} must be >= 1, got {s!r}")
@@ -143,8 +184,9 @@ class LsrConfig(PeftConfig):
             raise ValueError(
                 f"init_weights must be a bool or one of {list(INITIALIZATIONS)}, got {self.init_weights!r}"
             )
-        if self.train not in TRAINED:
-            raise ValueError(f"train must be one of {list(TRAINED)}, got {self.train!r}")
+        for name, allowed in (("train", TRAINED), ("share", SHARED), ("frames_dtype", list(STORAGE))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.bias not in ("none", "all", "lsr_only"):
@@ -157,6 +199,30 @@ class LsrConfig(PeftConfig):
                     )
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("layers_pattern needs layers_to_transform, got None")
+
+    def _check_combinations(self) -> None:
+        if self.share == "layers" and not self.has_core:
+            raise ValueError(
+                f"share='layers' needs train to be one of {list(CORED)}, got {self.train!r}: without a core of its own "
+                "each layer would have the same update"
+            )
+        if len(self.rank_shape) == 1 and self.separation_rank != 1:
+            raise ValueError(
+                "separation_rank must be 1 where rank_shape holds one rank, for A and B are dense then, got "
+                f"{self.separation_rank}"
+            )
+        for name, usual in (("frames", OWN), ("frames_dtype", "float32")):
+            if self.train != "core" and getattr(self, name) != usual:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} needs train='core': factors that train are the adapter's own and "
+                    f"in float32, got train={self.train!r}"
+                )
+        framing = [word for word, one in INITIALIZATIONS.items() if one.frames is not None]
+        if self.has_core and self.start not in framing:
+            raise ValueError(
+                f"init_weights={self.start!r} makes no frames for a core (train={self.train!r}); "
+                f"it must be one of {framing}"
+            )
 
     def _check_expressions(self) -> None:
         for name in ("target_modules", "exclude_modules", *PATTERNS):
@@ -180,13 +246,51 @@ class LsrConfig(PeftConfig):
         return self.init_weights if isinstance(self.init_weights, str) else "random"
 
     @property
+    def has_core(self) -> bool:
+        """Whether a core stands between A and B."""
+        return self.train in CORED
+
+    @property
+    def folds(self) -> bool:
+        """Whether what it starts at is subtracted from the base weights: a core starts at zero."""
+        return INITIALIZATIONS[self.start].folds and not self.has_core
+
+    @property
+    def needs_examples(self) -> bool:
+        """Whether its initialization reads gradients, which only examples give."""
+        return self.frames == OWN and INITIALIZATIONS[self.start].reads == "gradient"
+
+    @property
     def is_saved(self) -> bool:
         """Whether the factors are in a file, so that none need to be initialized."""
         return self.resolved is not None
 
-    def remember(self, forms: Mapping[str, Form], base_hashes: Mapping[str, str]) -> None:
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any) -> Any:
+        """Return the configuration in a folder or hub repository, as PEFT does, and remember the folder."""
+        config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        folder = Path(pretrained_model_name_or_path, subfolder or "")
+        if isinstance(config, cls) and folder.is_dir():
+            config.folder = folder
+        return config
+
+    def remember(
+        self, forms: Mapping[str, Form], base_hashes: Mapping[str, str] | None = None, frames_hash: str | None = None
+    ) -> None:
         """Have files say what is known of a finished adapter; this object can still start another model."""
-        self._made = Resolved.of(forms, base_hashes)
+        self._made = Resolved.of(forms, base_hashes or {}, frames_hash)
+
+    def ranks(self, layer_name: str) -> tuple[int, ...]:
+        """Return the rank shape of a layer."""
+        return override(self.rank_pattern, layer_name, self.rank_shape)
+
+    def terms(self, layer_name: str) -> int:
+        """Return the separation rank of a layer."""
+        return override(self.separation_rank_pattern, layer_name, cast("int", self.separation_rank))
+
+    def scaling(self, layer_name: str, form: Form) -> float:
+        """Return what the product of a layer's factors is multiplied by."""
+        return override(self.alpha_pattern, layer_name, self.alpha) / form.rank
 
     def with_layers(self, forms: Mapping[str, Form], scalings: Mapping[str, float]) -> "LsrConfig":
         """Return the configuration of an adapter whose factors are there, of these shapes and scalings by layer.
@@ -206,6 +310,9 @@ class LsrConfig(PeftConfig):
             alpha_pattern=_as_pattern(alpha_pattern),
             init_weights=True,
             train="factors",
+            share="none",
+            frames=OWN,
+            frames_dtype="float32",
             in_shape=None,
             out_shape=None,
             resolved=Resolved.of(forms, {}),

@@ -1,6 +1,7 @@
 """What PEFT calls a tuner layer: the adapters of one layer by name, their shapes and how they are initialized."""
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import cast
 
@@ -10,12 +11,16 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lsr.algebra.shapes import Form, split_width
+from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS
-from lsr.init.initialization import Initialization, Source, Start
+from lsr.init.frames import random_frames
+from lsr.init.initialization import Source, Start
 from lsr.init.random import random_factors
 from lsr.tuner.adapter import LsrAdapter, Sizes
 from lsr.tuner.base_weight import check_adaptable, dequantized, features, is_quantized
-from lsr.tuner.config import LsrConfig, override
+from lsr.tuner.config import LsrConfig
+from lsr.tuner.factors import LsrFactors
+from lsr.tuner.kinds import Kind, kind_of
 
 
 class LsrLayer(BaseTunerLayer):
@@ -32,6 +37,7 @@ class LsrLayer(BaseTunerLayer):
         self.is_transposed = isinstance(base, Conv1D)
         self.in_features, self.out_features = features(base)
         self.lsr_adapters = nn.ModuleDict({})
+        self.lsr_frames = nn.ModuleDict({})  # by hash: frames from elsewhere, which adapters of any layer may hold
         self.base_hashes: dict[str, str] = {}  # of the weight that a loaded adapter's start is subtracted from
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
@@ -44,26 +50,48 @@ class LsrLayer(BaseTunerLayer):
         """Return how many parameters an adapter trains, stores and works with in this layer."""
         return self.adapter(adapter_name).sizes()
 
-    def update_layer(self, adapter_name: str, config: LsrConfig) -> None:
-        """Add an adapter with random factors; another initialization comes later.
+    def kind(self, config: LsrConfig) -> Kind:
+        """Return what the layers that share factors with this one have in common with it.
+
+        Raises:
+            ValueError: as `make_form`.
+        """
+        return kind_of(self.layer_name, self.make_form(config))
+
+    def update_layer(self, adapter_name: str, config: LsrConfig, holder: LsrFactors | None = None) -> None:
+        """Add an adapter with random factors, or with those of a holder; another initialization comes later.
 
         Raises:
             ValueError: if the shapes do not fit the layer, or it is quantized and would be changed; names the layer.
         """
-        initialization = INITIALIZATIONS[config.start]
-        self._check_can_fold(initialization)
+        folds = config.folds
+        self._check_can_fold(folds)
         form = self.make_form(config)
-        scaling = override(config.alpha_pattern, self.layer_name, config.alpha) / form.rank
-        adapter = LsrAdapter(form, scaling, train=config.train, dropout=config.dropout)
-        zero = config.init_weights is not False
-        factors = random_factors(form, zero, self._generator(config.seed))
-        adapter.set_factors(Start(*factors), self.base_parameter())
-        if initialization.folds and config.resolved is not None:
+        scaling = config.scaling(self.layer_name, form)
+        adapter = LsrAdapter(
+            form, scaling, train=config.train, dropout=config.dropout, storage=config.frames_dtype, holder=holder
+        )
+        if holder is None:
+            adapter.set_factors(self._random_start(config, form), self.base_parameter())
+        if adapter.has_core:
+            adapter.add_core(self._random_core(config, form), self.base_parameter())
+        if folds and config.resolved is not None:
             adapter.make_room_for_start(self.base_parameter())
             self.base_hashes[adapter_name] = config.resolved.base_hash(self.layer_name)
         self.lsr_adapters[adapter_name] = adapter
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _random_start(self, config: LsrConfig, form: Form) -> Start:
+        if config.has_core:
+            return random_frames([self._source(config, form)])
+        return Start(*random_factors(form, config.init_weights is not False, self._generator(config)))
+
+    def _random_core(self, config: LsrConfig, form: Form) -> Tensor:
+        with torch.device("cpu"):
+            if config.init_weights is not False:
+                return torch.zeros(form.rank, form.rank)
+            return torch.randn(form.rank, form.rank, generator=self._generator(config, "core")) / form.rank**0.5
 
     def make_form(self, config: LsrConfig) -> Form:
         """Return the shapes of an adapter of this layer.
@@ -71,8 +99,7 @@ class LsrLayer(BaseTunerLayer):
         Raises:
             ValueError: if they do not fit the layer; names the layer and what would fit.
         """
-        rank_shape = override(config.rank_pattern, self.layer_name, config.rank_shape)
-        terms = override(config.separation_rank_pattern, self.layer_name, config.separation_rank)
+        rank_shape, terms = config.ranks(self.layer_name), config.terms(self.layer_name)
         form = Form(
             rank_shape,
             *self._shapes(config, rank_shape),
@@ -80,6 +107,12 @@ class LsrLayer(BaseTunerLayer):
             in_features=self.in_features,
             out_features=self.out_features,
         )
+        smaller = min(self.in_features, self.out_features)
+        if form.rank > smaller and (config.has_core or len(rank_shape) == 1):
+            raise ValueError(
+                f"layer {self.layer_name!r}: the rank must be in [1, {smaller}], the smaller side of "
+                f"{self.out_features} x {self.in_features}, got {form.rank}"
+            )
         if terms > form.max_separation_rank:
             shapes = f"{self.out_features} x {self.in_features} as {list(form.out_shape)} x {list(form.in_shape)}"
             raise ValueError(
@@ -118,48 +151,64 @@ class LsrLayer(BaseTunerLayer):
             )
         return given
 
-    def initialize(self, adapter_name: str, config: LsrConfig, gradient: Tensor | None = None) -> Start | None:
+    def initialize(
+        self,
+        adapter_name: str,
+        config: LsrConfig,
+        gradients: Mapping[str, Sequence[Matrix]] | None = None,
+        sharing: Sequence["LsrLayer"] = (),
+    ) -> Start | None:
         """Give the factors the start that the configuration names; None if they have no values yet (meta tensors).
 
+        `gradients` are those of layers by name, (m, n), one of each data set. `sharing` are the other layers that share
+        the factors.
+
         Raises:
-            ValueError: if the base weight or the gradient does not allow it; names the layer.
+            ValueError: if a base weight or gradient does not allow it; names the layer.
         """
         adapter, initialization = self.adapter(adapter_name), INITIALIZATIONS[config.start]
         if adapter.is_meta:
             return None
-        self._check_can_fold(initialization)
-        source = Source(
-            adapter.form,
-            self.base_matrix,
-            scaling=adapter.scaling,
-            seed=config.seed or 0,
-            generator=self._generator(config.seed),
-            gradient=gradient,
-            zero=config.init_weights is not False,
-        )
+        self._check_can_fold(config.folds)
+        sources = [layer._source(config, adapter.form, gradients or {}) for layer in (self, *sharing)]
         try:
-            start = initialization.start(source)
+            if adapter.has_core:
+                assert initialization.frames is not None  # as the configuration has checked
+                start = initialization.frames(sources)
+            else:
+                start = initialization.start(sources[0])
         except ValueError as error:
             raise ValueError(f"layer {self.layer_name!r}: {error}") from None
         adapter.set_factors(start, self.base_parameter())
         adapter.forget_start()
-        if initialization.folds:
+        if config.folds:
             adapter.subtract(start, self.base_parameter())
         self.settle()
         return start
 
-    def _check_can_fold(self, initialization: Initialization) -> None:
-        if initialization.folds and is_quantized(self.get_base_layer()):
+    def _source(self, config: LsrConfig, form: Form, gradients: Mapping[str, Sequence[Matrix]] | None = None) -> Source:
+        return Source(
+            form,
+            self.base_matrix,
+            scaling=config.scaling(self.layer_name, form),
+            seed=config.seed or 0,
+            generator=self._generator(config),
+            gradients=(gradients or {}).get(self.layer_name, ()),
+            zero=config.init_weights is not False,
+        )
+
+    def _check_can_fold(self, folds: bool) -> None:
+        if folds and is_quantized(self.get_base_layer()):
             raise ValueError(
                 f"layer {self.layer_name!r}: its weight is quantized, and an initialization that is subtracted from it "
                 f"would change it; use one of {[word for word, one in INITIALIZATIONS.items() if not one.folds]}"
             )
 
-    def _generator(self, seed: int | None) -> torch.Generator | None:
+    def _generator(self, config: LsrConfig, part: str = "") -> torch.Generator | None:
         """Mix the seed with the layer's name: a layer starts the same whatever other layers are adapted."""
-        if seed is None:
+        if config.seed is None:
             return None
-        digest = hashlib.sha256(f"{seed}:{self.layer_name}".encode()).digest()
+        digest = hashlib.sha256(f"{config.seed}:{self.layer_name}{part}".encode()).digest()
         return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little"))
 
     def settle(self) -> None:
@@ -194,6 +243,7 @@ class LsrLayer(BaseTunerLayer):
         target = device if device is not None else self.base_parameter().device
         if adapter_name in self.lsr_adapters and target.type != "meta" and not self.adapter(adapter_name).is_meta:
             self.lsr_adapters[adapter_name].to(target)
+            self.lsr_frames.to(target)
 
     def use_base_dtype(self, adapter_name: str) -> None:
         """Round the adapter to the dtype of the base weight, unless that is quantized."""

@@ -1,6 +1,7 @@
 """LsrModel: puts LSR layers into a model, the way PEFT's own methods do."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
@@ -11,13 +12,14 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, Modul
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from lsr.init import INITIALIZATIONS
 from lsr.tuner.config import LsrConfig
+from lsr.tuner.family import Family, Holders, drop_unused_frames, read_family
+from lsr.tuner.kinds import Kind, kind_of
 from lsr.tuner.layer import LsrLayer
 from lsr.tuner.linear import LsrLinear, adapted_layers
 from lsr.tuner.mixed_batch import copies_of_a_row, rows_choose
 from lsr.tuner.start import config_of, forms_of, initialize_factors
-from lsr.tuner.targets import check_names, check_patterns, is_trained_whole
+from lsr.tuner.targets import check_names, check_patterns, check_shared, is_trained_whole
 from lsr.tuner.weighted_sum import EXACT, check_request, sum_adapters
 
 
@@ -56,6 +58,9 @@ class LsrModel(BaseTuner):
             adapted = [name for name in adapted if not is_trained_whole(config, name)]
             config.target_modules = sorted(adapted)
         check_patterns(config, adapted)
+        family = read_family(config)
+        _check_forms(model, adapted, config, family)
+        self._holders = Holders(config, adapted_layers(model).values(), family)
         super().inject_adapter(
             model,
             adapter_name,
@@ -65,8 +70,8 @@ class LsrModel(BaseTuner):
         )
         if config.is_saved:
             return
-        config.remember(forms_of(self, adapter_name), {})
-        if INITIALIZATIONS[config.start].reads != "gradient":
+        config.remember(forms_of(self, adapter_name), frames_hash=None if family is None else family.sha256)
+        if family is None and not config.needs_examples:
             for _ in initialize_factors(self, adapter_name):
                 pass
 
@@ -121,7 +126,8 @@ class LsrModel(BaseTuner):
     ) -> None:
         config = cast("LsrConfig", peft_config)
         layer = target if isinstance(target, LsrLinear) else LsrLinear(target, adapter_name, current_key)
-        layer.update_layer(adapter_name, config)
+        layer.update_layer(adapter_name, config, self._holders.holder(layer))
+        self._holders.add(layer, adapter_name)
         if layer is not target:
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)  # an additional adapter is not active yet
@@ -136,6 +142,32 @@ class LsrModel(BaseTuner):
         if not autocast_adapter_dtype:
             for layer in adapted_layers(self).values():
                 layer.use_base_dtype(adapter_name)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter, and frames that no other one holds.
+
+        Raises:
+            ValueError: if there is none of this name, or it is merged.
+        """
+        super().delete_adapter(adapter_name)
+        drop_unused_frames(adapted_layers(self).values())
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        # PEFT leaves out what is missing, and warns of what is too much: a core without its frames is no adapter.
+        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        expected = {
+            f"{name}.lsr_adapters.{adapter_name}.{key}"
+            for name, layer in model.named_modules()
+            if isinstance(layer, LsrLayer) and adapter_name in layer.lsr_adapters
+            for key in layer.adapter(adapter_name).state_dict()
+        }
+        for key in sorted(expected ^ {key for key in remapped if ".lsr_adapters." in key}):
+            problem = "is missing" if key in expected else "is no part of this adapter on this base model"
+            raise ValueError(f"the adapter's file: {key.replace(f'.{adapter_name}.', '.')} {problem}")
+        return remapped
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """Add adapters to the base weights: those with these names, or the active ones.
@@ -185,3 +217,21 @@ class LsrModel(BaseTuner):
             setattr(parent, child_name, new_module)
         else:
             super()._replace_module(parent, child_name, new_module, child)
+
+
+def _check_forms(model: nn.Module, names: Sequence[str], config: LsrConfig, family: Family | None) -> None:
+    """Find out whether all layers can have the adapter, while the model is still as it was.
+
+    Raises:
+        ValueError: if a layer cannot, or has nothing to share; or TypeError, as `LsrLinear`. Names the layer.
+    """
+    kinds: Counter[Kind] = Counter()
+    for name in names:
+        module = model.get_submodule(name)
+        layer = module if isinstance(module, LsrLinear) else LsrLinear(module, "", name)
+        form = layer.make_form(config)
+        if family is not None:
+            family.owner(name, form)
+        kinds[kind_of(name, form)] += 1
+    if config.share == "layers" and family is None:
+        check_shared(kinds)

@@ -28,16 +28,19 @@ class Resolved:
     usual: LayerShapes
     others: dict[str, LayerShapes] = field(default_factory=dict)
     base_hashes: dict[str, str] = field(default_factory=dict)  # SHA-256 of the weight that a start is subtracted from
+    frames_hash: str | None = None  # SHA-256 of frames that are elsewhere
 
     @classmethod
-    def of(cls, forms: Mapping[str, Form], base_hashes: Mapping[str, str]) -> "Resolved":
+    def of(
+        cls, forms: Mapping[str, Form], base_hashes: Mapping[str, str], frames_hash: str | None = None
+    ) -> "Resolved":
         """Return it from the forms by layer."""
         shapes = {
             name: LayerShapes(form.out_features, form.in_features, form.out_shape, form.in_shape)
             for name, form in forms.items()
         }
         usual = Counter(shapes.values()).most_common(1)[0][0]
-        return cls(usual, {n: its_shapes for n, its_shapes in shapes.items() if its_shapes != usual}, dict(base_hashes))
+        return cls(usual, {n: its for n, its in shapes.items() if its != usual}, dict(base_hashes), frames_hash)
 
     @classmethod
     def from_fields(cls, fields: Any) -> "Resolved":
@@ -49,7 +52,8 @@ class Resolved:
         try:
             others = {str(name): _shapes(value) for name, value in fields["others"].items()}
             hashes = {str(name): str(value) for name, value in fields["base_hashes"].items()}
-            return cls(_shapes(fields["usual"]), others, hashes)
+            frames_hash = fields.get("frames_hash")
+            return cls(_shapes(fields["usual"]), others, hashes, None if frames_hash is None else str(frames_hash))
         except (KeyError, TypeError, AttributeError, ValueError):
             raise ValueError(f"resolved: not what a saved adapter says of its layers: {repr(fields)[:80]}") from None
 

@@ -1,24 +1,45 @@
-"""Initialize the factors of an adapter, layer by layer, from the seed, the weights or examples."""
+"""Initialize the factors of an adapter, layer by layer or kind by kind, from the seed, the weights or examples."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
 from lsr.algebra.shapes import Form
-from lsr.init import INITIALIZATIONS
+from lsr.algebra.spectrum import Matrix
 from lsr.init.examples import weight_gradients
 from lsr.init.initialization import Start
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.fingerprint import weight_hash
-from lsr.tuner.layer import LsrLayer
+from lsr.tuner.kinds import Kind, kind_of
 from lsr.tuner.linear import LsrLinear, adapted_layers
+
+
+class Started(NamedTuple):
+    """A layer that has been initialized, or all layers that share its factors, the owner first."""
+
+    name: str  # of the layer, or of the kind, with its indices left out
+    layers: tuple[LsrLinear, ...]
+    start: Start
 
 
 def layers_of(model: nn.Module, adapter_name: str) -> dict[str, LsrLinear]:
     """Return those of `adapted_layers` that an adapter is on."""
     return {name: layer for name, layer in adapted_layers(model).items() if adapter_name in layer.lsr_adapters}
+
+
+def groups_of(model: nn.Module, adapter_name: str) -> dict[str, list[LsrLinear]]:
+    """Return the layers of an adapter by what has factors of its own: a layer, or a kind whose layers share them."""
+    layers = layers_of(model, adapter_name)
+    if config_of(model, adapter_name).share == "none":
+        return {name: [layer] for name, layer in layers.items()}
+    kinds: dict[Kind, list[LsrLinear]] = {}
+    for name, layer in layers.items():
+        kinds.setdefault(kind_of(name, layer.adapter(adapter_name).form), []).append(layer)
+    patterns = Counter(kind.pattern for kind in kinds)
+    return {str(kind) if patterns[kind.pattern] > 1 else kind.pattern: group for kind, group in kinds.items()}
 
 
 def forms_of(model: nn.Module, adapter_name: str) -> dict[str, Form]:
@@ -35,27 +56,28 @@ def initialize_factors(
     model: nn.Module,
     adapter_name: str = "default",
     init_weights: bool | str | None = None,
-    gradients: Mapping[str, Tensor] | None = None,
-) -> Iterator[tuple[str, LsrLayer, Start]]:
-    """Initialize each layer's factors; yield each layer when it is done, with what it starts at.
+    gradients: Sequence[Mapping[str, Matrix]] = (),
+) -> Iterator[Started]:
+    """Initialize the factors of each layer, or of each kind that shares them; yield it when it is done.
 
     `get_peft_model` does this by itself. It is a generator for callers that show progress: they build the model with
-    random factors, and name the initialization here. `gradients` holds what `gradient` reads, (m, n) by layer name; see
-    `start_from_examples`.
+    random factors, and name the initialization here. `gradients` holds what `gradient` reads, (m, n) by layer name, of
+    one data set or of several, whose frames are pooled; see `start_from_examples`.
 
     Raises:
         ValueError: if there is no such initialization, or a base weight or gradient does not allow it; names the layer.
     """
     config = config_of(model, adapter_name)
     chosen = config if init_weights is None else replace(config, init_weights=init_weights)  # which checks the name
+    by_layer = {name: [found[name] for found in gradients] for name in layers_of(model, adapter_name)}
     hashes: dict[str, str] = {}
-    for name, layer in layers_of(model, adapter_name).items():
-        start = layer.initialize(adapter_name, chosen, (gradients or {}).get(name))
+    for name, (owner, *sharing) in groups_of(model, adapter_name).items():
+        start = owner.initialize(adapter_name, chosen, by_layer, sharing)
         if start is None:
             return  # the factors are about to be loaded
-        if INITIALIZATIONS[chosen.start].folds:
-            hashes[name] = weight_hash(layer.pretrained_weight())
-        yield name, layer, start
+        if chosen.folds:
+            hashes[owner.layer_name] = weight_hash(owner.pretrained_weight())
+        yield Started(name, (owner, *sharing), start)
     config.init_weights = chosen.init_weights
     config.remember(forms_of(model, adapter_name), hashes)
 
@@ -72,16 +94,16 @@ def start_from_examples(
         ValueError: if the adapter starts otherwise, or the examples do not allow it; names the layer.
     """
     config = config_of(model, adapter_name)
-    if INITIALIZATIONS[config.start].reads != "gradient":
+    if not config.needs_examples:
         raise ValueError(f"init_weights must be 'gradient' to start from examples, got {config.start!r}")
     gradients = collect_gradients(model, batches, adapter_name)
-    for _ in initialize_factors(model, adapter_name, gradients=gradients):
+    for _ in initialize_factors(model, adapter_name, gradients=[gradients]):
         pass
 
 
 def collect_gradients(
     model: nn.Module, batches: Iterable[Mapping[str, Tensor]], adapter_name: str = "default"
-) -> dict[str, Tensor]:
+) -> Mapping[str, Matrix]:
     """Return the mean gradient (m, n) over examples of each layer that an adapter is on, by layer name.
 
     Raises:

@@ -2,10 +2,12 @@
 
 import difflib
 import re
+from collections.abc import Mapping
 
 from peft import PeftConfig
 
 from lsr.tuner.config import PATTERNS, LsrConfig
+from lsr.tuner.kinds import Kind
 
 
 def check_names(config: PeftConfig, names: list[str]) -> None:
@@ -44,6 +46,20 @@ def check_patterns(config: LsrConfig, adapted: list[str]) -> None:
     for index in [indices] if isinstance(indices, int) else indices or []:
         if not any(f".{index}." in name for name in adapted):
             raise ValueError(f"layers_to_transform: no adapted layer has the index {index}")
+
+
+def check_shared(kinds: Mapping[Kind, int]) -> None:
+    """Refuse to share factors where a kind has one layer: there is nothing to share.
+
+    Raises:
+        ValueError: names the kind.
+    """
+    for kind, count in kinds.items():
+        if count < 2:
+            raise ValueError(
+                f"share='layers' needs two layers or more of a kind, and there is one {kind}; use share='none', or "
+                "leave it out"
+            )
 
 
 def _nearest(word: str, names: list[str]) -> str:

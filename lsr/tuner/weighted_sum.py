@@ -6,9 +6,12 @@ from dataclasses import replace
 from math import isfinite
 from typing import NoReturn
 
+from torch import Tensor
+
 from lsr.algebra.shapes import Form, max_separation_rank
 from lsr.algebra.stacked import Product, sum_products
 from lsr.init.initialization import Start
+from lsr.tuner.adapter import LsrAdapter
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.layer import LsrLayer
 
@@ -93,11 +96,25 @@ def _products(layer: LsrLayer, adapters: Sequence[str], weights: Sequence[float]
         if name in layer.lsr_adapters:
             adapter = layer.adapter(name)
             coefficient = weight * adapter.scaling
-            a, b = ([factor.detach() for factor in side] for side in adapter.factors())
+            a, b = ([factor.detach() for factor in side] for side in _exact_factors(layer, adapter))
             found.append(Product(coefficient, a, b))
             if adapter.has_start:
                 found.append(Product(-coefficient, *adapter.start_factors()))
     return found
+
+
+def _exact_factors(layer: LsrLayer, adapter: LsrAdapter) -> tuple[list[Tensor], list[Tensor]]:
+    """Return factors whose product is the update without its scaling; a core becomes part of a dense A.
+
+    Raises:
+        ValueError: if there is a core between Kronecker factors; names the layer.
+    """
+    if not adapter.has_core:
+        return adapter.factors()
+    if len(adapter.form.rank_shape) > 1:
+        raise ValueError(f"layer {layer.layer_name!r}: with a core its update is no sum of Kronecker products{AS_LORA}")
+    a, b = adapter.collapse()
+    return [a[None]], [b[None]]
 
 
 def _base_config(configs: Mapping[str, LsrConfig], adapters: Sequence[str], layers: Sequence[str]) -> LsrConfig:

@@ -79,9 +79,9 @@ def test_the_smallest_widths_split_without_padding(width, expected):
     assert split_width(width, (2, 2)) == expected
 
 
-@pytest.mark.parametrize(("width", "rank_shape"), [(0, (2, 2)), (-3, (2, 2)), (8, (2,)), (8, ())])
+@pytest.mark.parametrize(("width", "rank_shape"), [(0, (2, 2)), (-3, (2, 2)), (8, ())])
 def test_a_split_without_width_or_factors_is_refused(width, rank_shape):
-    with pytest.raises(ValueError, match="a split needs a width >= 1 and two factors or more, got"):
+    with pytest.raises(ValueError, match="a split needs a width >= 1 and a factor or more, got"):
         split_width(width, rank_shape)
 
 

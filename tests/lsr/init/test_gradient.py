@@ -17,7 +17,7 @@ def source(rows=20, columns=24, rank_shape=(2, 2), terms=3, seed=0):
     """A weight that has nothing to do with the gradient."""
     weight = normal(rows, columns, seed=7)
     generator = torch.Generator().manual_seed(0)
-    return source_of(weight, rank_shape, terms, gradient=decaying(rows, columns, seed=seed), generator=generator)
+    return source_of(weight, rank_shape, terms, gradients=[decaying(rows, columns, seed=seed)], generator=generator)
 
 
 @pytest.mark.parametrize("columns", [24, 26])
@@ -25,14 +25,15 @@ def test_a_with_all_terms_spans_the_leading_rows_of_the_gradient(columns):
     terms = max_separation_rank((2, 2), split_width(columns, (2, 2)))
     given = source(20, columns, terms=terms)
     a = kron_sum(*gradient.start(given).a)[:, :columns]
-    assert captured_by_rows(given.gradient, leading_row_space(given.gradient, 4), a).overlap == pytest.approx(1)
+    (target,) = given.gradients
+    assert captured_by_rows(target, leading_row_space(target, 4), a).overlap == pytest.approx(1)
 
 
 @each_count
 def test_a_is_what_row_space_makes_of_the_gradient_as_a_weight(rank_shape):
     given = source(rank_shape=rank_shape)
     found = gradient.start(given)
-    expected = row_space.start(source_of(given.gradient, rank_shape, 3))
+    expected = row_space.start(source_of(given.gradients[0], rank_shape, 3))
     assert all(torch.equal(one, two) for one, two in zip(found.a, expected.a, strict=True))
     assert torch.equal(found.rows, expected.rows)
 
@@ -58,5 +59,5 @@ def test_without_a_gradient_it_says_where_one_comes_from():
 
 @pytest.mark.parametrize("value", [0.0, torch.nan])
 def test_a_gradient_without_a_row_space_is_refused(value):
-    with pytest.raises(ValueError, match="no row space to start from"):
-        gradient.start(source_of(decaying(20, 24), gradient=torch.full((20, 24), value)))
+    with pytest.raises(ValueError, match="no directions to take frames from"):
+        gradient.start(source_of(decaying(20, 24), gradients=[torch.full((20, 24), value)]))

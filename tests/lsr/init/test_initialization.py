@@ -32,7 +32,7 @@ def source_for(word, rank_shape=(2, 2), terms=3):
         scaling=0.7,
         seed=3,
         generator=torch.Generator().manual_seed(5),
-        gradient=matrix if reads == "gradient" else None,
+        gradients=[matrix] if reads == "gradient" else (),
     )
 
 

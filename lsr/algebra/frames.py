@@ -1,0 +1,123 @@
+"""Frames: orthonormal bases of a few outputs and inputs that hold most of a matrix, or of several at once.
+
+For one matrix they are its leading singular vectors. For several, stacked to a tensor (L, m, n), they are the two
+factors of its Tucker decomposition over rows and columns: each matrix is then B R_l A, with a core R_l of its own.
+"""
+
+from collections.abc import Sequence
+
+import tensorly as tl
+import torch
+from tensorly.decomposition import partial_tucker
+from torch import Tensor
+
+from lsr.algebra import spectrum
+from lsr.algebra.separable import canonical_signs
+from lsr.algebra.spectrum import Matrix, leading_svd, singular_values_of_pair, trailing_part
+
+OVERSAMPLED = 16  # singular vectors beside twice the rank that stand for a large matrix
+TOLERANCE = 1e-6  # change of the relative error, below which the iteration stops
+
+
+def leading_frames(
+    matrices: Sequence[Matrix],  # (m, n) each, or (m, k) and (k, n) whose product it is
+    rank: int,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:  # (m, rank) with orthonormal columns, (rank, n) with orthonormal rows, float64
+    """Return B and A that maximize `sum_l ||B^T G_l A^T||_F^2 / ||G_l||_F^2`, leading directions first.
+
+    Each matrix counts with norm 1, so that none drowns the others. Signs are canonical: the largest entry of each row
+    of A and of each column of B is positive. Large matrices are first replaced by their leading
+    singular parts.
+
+    Raises:
+        ValueError: if the rank exceeds a side, or a matrix is zero or not finite.
+
+    Reference: for one, Eckart & Young 1936; for several, higher-order orthogonal iteration from the HOSVD, De
+    Lathauwer, De Moor & Vandewalle 2000.
+    """
+    if len(matrices) == 1:
+        _norm(matrices[0])
+        left, _, right = leading_svd(matrices[0], rank, seed)
+        return left * canonical_signs(left), right
+    stack, outer, inner = _compressed(matrices, rank, seed)
+    if rank > min(stack.shape[1:]):  # of matrices that have fewer directions together
+        stack, outer, inner = _dense(matrices), None, None
+        if rank > min(stack.shape[1:]):
+            raise ValueError(f"the rank must be in [1, {min(stack.shape[1:])}] for these matrices, got {rank}")
+    with tl.backend_context("numpy", local_threadsafe=True):
+        (_, (left, right)), _ = partial_tucker(
+            stack.numpy(), [rank, rank], modes=[1, 2], init="svd", tol=TOLERANCE, random_state=seed
+        )
+    columns, rows = torch.from_numpy(left.copy()), torch.from_numpy(right.copy())
+    if outer is not None and inner is not None:
+        columns, rows = outer @ columns, inner @ rows
+    return columns * canonical_signs(columns), (rows * canonical_signs(rows)).T.contiguous()
+
+
+def trailing_frames(
+    matrices: Sequence[Tensor],  # (m, n) each
+    rank: int,
+) -> tuple[Tensor, Tensor]:  # (m, rank) with orthonormal columns, (rank, n) with orthonormal rows, float64
+    """Return the directions of outputs and inputs in which the matrices, each with norm 1, are smallest together.
+
+    Raises:
+        ValueError: as `leading_frames`.
+    """
+    stack = _dense(matrices)
+    _, rows = trailing_part(stack.flatten(0, 1), rank)
+    _, columns = trailing_part(stack.mT.flatten(0, 1), rank)
+    return columns.T.contiguous(), rows
+
+
+def captured_energies(
+    matrices: Sequence[Matrix],
+    left: Tensor,  # (m, r), orthonormal columns
+    right: Tensor,  # (r, n), orthonormal rows
+) -> list[float]:
+    """Return `||B^T G A^T||_F^2 / ||G||_F^2` for each matrix: the fraction that a core between the frames can hold."""
+    return [float(_between(matrix, left, right).square().sum()) / _norm(matrix) ** 2 for matrix in matrices]
+
+
+def _between(matrix: Matrix, left: Tensor, right: Tensor) -> Tensor:  # (r, r)
+    if isinstance(matrix, Tensor):
+        return left.T @ matrix.detach().double() @ right.T
+    return (left.T @ matrix[0]) @ (matrix[1] @ right.T)
+
+
+def _compressed(matrices: Sequence[Matrix], rank: int, seed: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return the stack (L, p, q) of normed matrices, and the orthonormal (m, p) and (n, q) it is to be multiplied by."""
+    if all(isinstance(matrix, Tensor) and matrix.numel() <= spectrum.LARGE for matrix in matrices):
+        return _dense(matrices), None, None
+    pairs = []
+    for matrix in matrices:
+        norm = _norm(matrix)
+        count = min(2 * rank + OVERSAMPLED, *_shape(matrix))
+        left, values, right = leading_svd(matrix, count, seed)
+        pairs.append((left * (values / norm), right))
+    outer = torch.linalg.qr(torch.cat([left for left, _ in pairs], dim=1)).Q
+    inner = torch.linalg.qr(torch.cat([right for _, right in pairs]).T).Q
+    return torch.stack([(outer.T @ left) @ (right @ inner) for left, right in pairs]), outer, inner
+
+
+def _dense(matrices: Sequence[Matrix]) -> Tensor:  # (L, m, n)
+    full = [matrix if isinstance(matrix, Tensor) else matrix[0] @ matrix[1] for matrix in matrices]
+    return torch.stack([matrix.detach().to("cpu", torch.float64) / _norm(matrix) for matrix in full])
+
+
+def _shape(matrix: Matrix) -> tuple[int, int]:
+    left, right = (matrix, matrix) if isinstance(matrix, Tensor) else matrix
+    return len(left), right.shape[1]
+
+
+def _norm(matrix: Matrix) -> float:
+    """Return the Frobenius norm.
+
+    Raises:
+        ValueError: if it is zero or not finite.
+    """
+    values = matrix.detach().double() if isinstance(matrix, Tensor) else singular_values_of_pair(*matrix)
+    norm = float(torch.linalg.vector_norm(values))
+    if not 0 < norm < float("inf"):
+        raise ValueError(f"there are no directions to take frames from: the norm of a matrix is {norm}")
+    return norm

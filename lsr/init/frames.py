@@ -1,0 +1,67 @@
+"""Unit frames in the form of an adapter's factors, for cores: for one layer, or for all layers that share them."""
+
+from collections.abc import Sequence
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from lsr.algebra.fit import fit_row_space
+from lsr.algebra.separable import kron_sum, pad_columns
+from lsr.algebra.shapes import Form
+from lsr.init.initialization import Source, Start
+
+
+def as_factors(
+    left: Tensor,  # (m, r), orthonormal columns
+    right: Tensor,  # (r, n), orthonormal rows
+    source: Source,
+) -> Start:
+    """Return factors whose B spans the columns of `left` and whose A the rows of `right`, both of norm sqrt(r).
+
+    With one factor a side these are `left` and `right` themselves. With more they are as near as sums of
+    `separation_rank` Kronecker products come: the basis within a frame is free, for a core learns any.
+    """
+    form = source.form
+    if len(form.rank_shape) == 1:
+        return Start([right[None].contiguous()], [left[None].contiguous()], 0.0)
+    a, error_a = _fitted(right, form, form.in_shape, source.seed)
+    b, error_b = _fitted(left.T, form, form.out_shape, source.seed)
+    return Start(a, [factor.mT.contiguous() for factor in b], max(error_a, error_b))
+
+
+def _fitted(rows: Tensor, form: Form, width_shape: tuple[int, ...], seed: int) -> tuple[list[Tensor], float]:
+    padded = pad_columns(rows, torch.Size(width_shape).numel())
+    fit = fit_row_space(padded, form.rank_shape, width_shape, form.separation_rank, seed=seed)
+    return unit(fit.a, rows.shape[1]), fit.error
+
+
+def unit(
+    factors: Sequence[Tensor],  # (s, r_i, n_i) each
+    width: int,  # of the n_1 * ... * n_D columns, those that are used
+) -> list[Tensor]:
+    """Scale the factors alike such that the rows of their sum have norm 1 in the mean."""
+    full = kron_sum(*factors)[:, :width]
+    scale = (sqrt(len(full)) / torch.linalg.matrix_norm(full)) ** (1 / len(factors))
+    return [factor * scale for factor in factors]
+
+
+def random_frames(sources: Sequence[Source]) -> Start:
+    """Draw orthonormal frames, with one factor a side; with more, Gaussian factors of the same size."""
+    source = sources[0]
+    form = source.form
+
+    def draw(width_shape: tuple[int, ...]) -> list[Tensor]:
+        sizes = zip(form.rank_shape, width_shape, strict=True)
+        return [
+            torch.randn(form.separation_rank, r, n, generator=source.generator, dtype=torch.float64) for r, n in sizes
+        ]
+
+    # The device is named: under `with torch.device("meta")` there would be nothing to draw.
+    with torch.device("cpu"):
+        a, b = draw(form.in_shape), draw(form.out_shape)
+    if len(form.rank_shape) == 1:
+        a, b = ([torch.linalg.qr(side[0][0].T).Q.T[None].contiguous()] for side in (a, b))
+    else:
+        a, b = unit(a, form.in_features), unit(b, form.out_features)
+    return Start(a, [factor.mT.contiguous() for factor in b])

@@ -1,0 +1,121 @@
+"""The factors of A and of B: of one adapter of a layer, or of several that share them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lsr.algebra.separable import kron_sum
+from lsr.algebra.shapes import Form
+from lsr.init.initialization import Start
+
+STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+LARGEST_INT8 = 127
+
+
+class LsrFactors(nn.Module):
+    """`factor_A1` (s, r_1, n_1), ..., `factor_B1` (s, m_1, r_1), ...: parameters where they train, buffers where not.
+
+    Buffers are kept in a dtype of STORAGE, rounded when they are set: what is trained on is what is stored. int8 has a
+    scale for each direction of the rank, `scale_A1` (s, r_1, 1), ..., `scale_B1` (s, 1, r_1), ...
+
+    They know their shapes but no layer, so layers of one shape may hold one and the same object.
+    """
+
+    def __init__(
+        self, form: Form, train: str = "factors", storage: str = "float32", *, persistent: bool = True
+    ) -> None:
+        super().__init__()
+        self.form = form
+        self.trained_part = train
+        self.storage = storage
+        self.is_persistent = persistent  # whether a state dict holds buffers
+
+    def trains(self, name: str) -> bool:
+        """Return whether a factor, A1 or B2 say, is a parameter."""
+        return self.trained_part in ("factors", "all") or (self.trained_part == "first" and name.endswith("1"))
+
+    def set_factors(self, start: Start, like: Tensor) -> None:
+        """Take the factors of a start: new ones on the device of `like`, a base weight, and in float32 at least."""
+        for name, value in named(start):
+            existing = self._parameters.get(f"factor_{name}")
+            if existing is not None:
+                with torch.no_grad():
+                    existing.copy_(value)
+            elif self.trains(name):
+                self.register_parameter(f"factor_{name}", nn.Parameter(moved(value, like)))
+            else:
+                self._store(name, moved(value, like))
+
+    def _store(self, name: str, value: Tensor) -> None:
+        if self.storage == "int8":
+            scale = value.abs().amax(dim=_along(name), keepdim=True) / LARGEST_INT8
+            value = torch.where(scale > 0, value / scale, 0.0).round().to(torch.int8)
+            self._set_buffer(f"scale_{name}", scale.float())
+        elif self.storage != "float32":
+            value = value.to(STORAGE[self.storage])
+        self._set_buffer(f"factor_{name}", value)
+
+    def _set_buffer(self, name: str, value: Tensor) -> None:
+        existing = self._buffers.get(name)
+        if existing is None:
+            self.register_buffer(name, value, persistent=self.is_persistent)
+        else:
+            existing.copy_(value)
+
+    def load(self, tensors: Mapping[str, Tensor], like: Tensor) -> None:
+        """Take stored tensors, `factor_A1`, `scale_A1` and so on, as they are, on the device of a base weight.
+
+        Raises:
+            ValueError: if one is missing, too much, or of another shape or dtype; names it.
+        """
+        a, b = (
+            [torch.zeros(self.form.separation_rank, *sizes) for sizes in side]
+            for side in (
+                zip(self.form.rank_shape, self.form.in_shape, strict=True),
+                zip(self.form.out_shape, self.form.rank_shape, strict=True),
+            )
+        )
+        self.set_factors(Start(a, b), torch.empty(0))
+        for name in sorted(self._buffers.keys() ^ tensors.keys()):
+            raise ValueError(f"{name} is {'missing' if name in self._buffers else 'no part of these frames'}")
+        for name, room in list(self._buffers.items()):
+            value = tensors[name]
+            if room is not None and (room.shape, room.dtype) != (value.shape, value.dtype):
+                raise ValueError(
+                    f"{name} is {tuple(value.shape)} in {value.dtype}, needed: {tuple(room.shape)} in {room.dtype}"
+                )
+            self._buffers[name] = value.to(like.device)
+
+    def factors(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the factors of A, (s, r_i, n_i) each, and those of B, (s, m_i, r_i) each, in float32 at least."""
+        a, b = ([self._factor(f"{side}{i}") for i in range(1, len(self.form.rank_shape) + 1)] for side in "AB")
+        return a, b
+
+    def _factor(self, name: str) -> Tensor:
+        value: Tensor = getattr(self, f"factor_{name}")
+        if value.dtype is torch.int8:
+            scale: Tensor = getattr(self, f"scale_{name}")
+            return value * scale
+        return value.float() if self.storage == "bfloat16" else value
+
+    def matrices(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return A (r, in_features) and B (out_features, r) of factors: without what pads them."""
+        return kron_sum(*a)[:, : self.form.in_features], kron_sum(*b)[: self.form.out_features]
+
+
+def named(start: Start) -> Iterator[tuple[str, Tensor]]:
+    """Yield the factors of a start with their names: A1, A2, ..., B1, B2, ..."""
+    for side, factors in (("A", start.a), ("B", start.b)):
+        for position, factor in enumerate(factors, start=1):
+            yield f"{side}{position}", factor
+
+
+def moved(value: Tensor, like: Tensor) -> Tensor:
+    """Return a copy on the device of a base weight, in its dtype or float32, whichever is more precise."""
+    return value.detach().to(like.device, torch.promote_types(like.dtype, torch.float32), copy=True)
+
+
+def _along(name: str) -> int:
+    """Return the axis of a factor that is no rank: columns of A, rows of B."""
+    return 2 if name.startswith("A") else 1

@@ -1,0 +1,198 @@
+"""Frames that many adapters hold: read from the folder of one of them, told apart by their hash."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lsr.algebra.shapes import Form
+from lsr.tuner.config import OWN, LsrConfig
+from lsr.tuner.factors import LsrFactors
+from lsr.tuner.kinds import Kind, kind_of
+from lsr.tuner.layer import LsrLayer
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX, INFIX = "base_model.model.", ".lsr_adapters."
+PARTS = ("factor_", "scale_")
+
+Owner = Kind | str  # a kind whose layers share their frames, or the name of a layer
+Tensors = Mapping[str, Tensor]  # factor_A1, scale_A1, ...
+
+
+@dataclass(frozen=True)
+class Family:
+    """Frames by who owns them."""
+
+    source: str
+    share: str
+    storage: str
+    frames: Mapping[Owner, tuple[Form, Tensors]]
+    sha256: str
+
+    def owner(self, layer_name: str, form: Form) -> Owner:
+        """Return under what a layer finds its frames.
+
+        Raises:
+            ValueError: if there are none of its form; names the layer.
+        """
+        owner = _owner(self.share, layer_name, form)
+        if owner in self.frames and self.frames[owner][0] == form:
+            return owner
+        have = self.frames[owner][0] if owner in self.frames else None
+        theirs = "none for this layer and form" if have is None else f"for it {_described(have)}"
+        raise ValueError(
+            f"layer {layer_name!r}: the adapter needs frames of {_described(form)}, and {self.source!r} holds {theirs}"
+        )
+
+
+def read_family(config: LsrConfig) -> Family | None:
+    """Return the frames that a configuration names; None for an adapter's own.
+
+    A relative folder may also lie beside the adapter's own folder.
+
+    Raises:
+        ValueError: if there is no such adapter, its files are broken, it holds no frames of its own, shares them in
+            another way, or holds others than those that a saved adapter was trained on.
+    """
+    if config.frames == OWN:
+        return None
+    source = config.frames
+    try:
+        theirs, tensors = _read(source, config.folder)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"frames: no LSR adapter can be read from {source!r}: {line}") from None
+    if theirs.frames != OWN:
+        raise ValueError(f"frames: {source!r} holds a core alone; its frames are in {theirs.frames!r}: name these")
+    if theirs.share != config.share:
+        raise ValueError(f"frames: those in {source!r} need share={theirs.share!r}, got {config.share!r}")
+    if not tensors:
+        raise ValueError(f"frames: {source!r} holds no factors")
+    found = frames_hash(tensors)
+    expected = config.resolved.frames_hash if config.resolved is not None else None
+    if expected is not None and found != expected:
+        raise ValueError(
+            f"frames: those in {source!r} have the hash {found[:12]}, and the adapter was trained on others, "
+            f"{expected[:12]}"
+        )
+    forms = {name: form_in_file(theirs, name) for name in tensors}
+    owners = {_owner(theirs.share, name, forms[name]): (forms[name], tensors[name]) for name in tensors}
+    return Family(source, theirs.share, theirs.frames_dtype, owners, found)
+
+
+def _read(source: str, beside: Path | None) -> tuple[LsrConfig, dict[str, dict[str, Tensor]]]:
+    places = [Path(source), *([] if beside is None else [beside / source, beside.parent / source])]
+    folder = next((str(place) for place in places if (place / CONFIG).is_file()), source)
+    config = LsrConfig.from_pretrained(folder)
+    if not isinstance(config, LsrConfig) or config.resolved is None:
+        raise ValueError("it is no saved adapter of the method LSR")
+    local = Path(folder) / WEIGHTS
+    file = load_file(local if Path(folder).is_dir() else hf_hub_download(folder, WEIGHTS), device="cpu")
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for key, value in file.items():
+        layer, infix, name = key.removeprefix(PREFIX).partition(INFIX)
+        if infix and name.startswith(PARTS):
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise ValueError(f"{key} holds values that are not finite")
+            tensors.setdefault(layer, {})[name] = value
+    return config, tensors
+
+
+def form_in_file(config: LsrConfig, layer_name: str) -> Form:
+    """Return the form of a layer of a saved adapter."""
+    assert config.resolved is not None
+    shapes = config.resolved.layer(layer_name)
+    return Form(
+        config.ranks(layer_name),
+        shapes.in_shape,
+        shapes.out_shape,
+        config.terms(layer_name),
+        shapes.in_features,
+        shapes.out_features,
+    )
+
+
+def frames_hash(tensors: Mapping[str, Tensors]) -> str:
+    """Return the SHA-256 of frames by layer: names, dtypes, shapes and bytes."""
+    digest = hashlib.sha256()
+    for layer in sorted(tensors):
+        for name, value in sorted(tensors[layer].items()):
+            own = value.detach().cpu().contiguous()
+            digest.update(f"{layer} {name} {own.dtype} {tuple(own.shape)}\n".encode())
+            digest.update(own.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class Holders:
+    """Who holds the factors of the layers of an adapter that is being made: the first layer of a kind, or a family.
+
+    Frames of a family are registered in the first layer that needs them, by their hash: so they move with the model,
+    and adapters that come later find them there.
+    """
+
+    def __init__(self, config: LsrConfig, layers: Iterable[LsrLayer], family: Family | None) -> None:
+        self.config = config
+        self.family = family
+        self.found: dict[Owner, LsrFactors] = {}
+        for layer in layers if family is not None else ():
+            for key, frames in layer.lsr_frames.items():
+                if family is not None and key == family.sha256:
+                    held = cast("LsrFactors", frames)
+                    self.found[_owner(family.share, layer.layer_name, held.form)] = held
+
+    def holder(self, layer: LsrLayer) -> LsrFactors | None:
+        """Return what holds the factors of a layer; None if it is to have its own.
+
+        Raises:
+            ValueError: if the form does not fit the layer, or a family has no frames of it; names the layer.
+        """
+        form = layer.make_form(self.config)
+        if self.family is None:
+            return self.found.get(kind_of(layer.layer_name, form)) if self.config.share == "layers" else None
+        owner = self.family.owner(layer.layer_name, form)
+        if owner not in self.found:
+            self.found[owner] = layer.lsr_frames[self.family.sha256] = self._frames(owner, layer.base_parameter())
+        return self.found[owner]
+
+    def add(self, layer: LsrLayer, adapter_name: str) -> None:
+        """Have later layers of its kind share the factors of a layer, if it is the first."""
+        adapter = layer.adapter(adapter_name)
+        if self.family is None and self.config.share == "layers":
+            self.found.setdefault(kind_of(layer.layer_name, adapter.form), adapter)
+
+    def _frames(self, owner: Owner, like: Tensor) -> LsrFactors:
+        assert self.family is not None
+        form, tensors = self.family.frames[owner]
+        frames = LsrFactors(form, "core", self.family.storage, persistent=False)
+        try:
+            frames.load(tensors, like)
+        except ValueError as error:
+            raise ValueError(f"frames: {self.family.source!r}: {error}") from None
+        return frames
+
+
+def drop_unused_frames(layers: Iterable[LsrLayer]) -> None:
+    """Forget the frames that no adapter holds any more."""
+    layers = list(layers)
+    used = {id(layer.adapter(name).frames) for layer in layers for name in layer.lsr_adapters}
+    for layer in layers:
+        for key, frames in list(layer.lsr_frames.items()):
+            if id(frames) not in used:
+                del layer.lsr_frames[key]
+
+
+def _owner(share: str, layer_name: str, form: Form) -> Owner:
+    return kind_of(layer_name, form) if share == "layers" else layer_name
+
+
+def _described(form: Form) -> str:
+    terms = f", separation_rank {form.separation_rank}" if len(form.rank_shape) > 1 else ""
+    shapes = f" as {list(form.out_shape)} x {list(form.in_shape)}" if len(form.rank_shape) > 1 else ""
+    return f"rank_shape {list(form.rank_shape)}{terms} for {form.out_features} x {form.in_features}{shapes}"
