@@ -68,15 +68,12 @@ def load(row: DatasetRow, name: str) -> Loaded:
         chosen: dict[str, np.ndarray] = {split: np.arange(len(found.labels)) for split, found in usable.items()}
         shares = {split: share for split, share in row.cut.items() if split == "test" or row.select_on == "validation"}
         chosen |= _cut(train, positions, shares)
-        if row.select_on == "test":
-            chosen["validation"] = chosen["test"]
-        chosen = {split: chosen[split] for split in SPLITS}
+        chosen = {split: chosen[split] for split in SPLITS if split in chosen}
         _check_filled(chosen, usable["train"].labels, row, where, dropped)
         mapped = _mapped({split: found.path for split, found in usable.items()})
         splits = {split: mapped.get(split, mapped["train"]).select(rows) for split, rows in chosen.items()}
-        if row.select_on == "test":
-            splits["validation"] = splits["test"]
-    return Loaded(splits, dict(dropped), conflicting)
+    # Only a row with select_on: test has no validation split; its choice is made on test.
+    return Loaded({split: splits.get(split, splits["test"]) for split in SPLITS}, dict(dropped), conflicting)
 
 
 def _usable(table: sources.Table, row: DatasetRow, where: str, dropped: Counter[str], path: Path) -> _Usable:

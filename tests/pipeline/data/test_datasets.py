@@ -117,6 +117,11 @@ def test_select_on_test_chooses_on_the_test_split_and_leaves_all_other_rows_to_t
     assert len(splits["train"]) == 50
 
 
+def test_select_on_test_takes_a_test_split_that_is_larger_than_train(make):
+    splits = load_splits(make(train=sentences(10), test=sentences(60)[10:], select_on="test"), "mine")
+    assert {split: len(table) for split, table in splits.items()} == {"train": 10, "validation": 50, "test": 50}
+
+
 # Duplicates
 
 
