@@ -18,7 +18,7 @@ from pipeline import artifacts, console, params, stage
 from pipeline.data import datasets
 from pipeline.data.texts import encode
 from pipeline.errors import UserError
-from pipeline.params.rows import DatasetRow, Number
+from pipeline.params.rows import DatasetRow
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -89,11 +89,11 @@ def summarize(
 ) -> dict[str, artifacts.Value]:
     """Return the metrics of a split: rows, labels, lengths in tokens, and the share of texts that are cut."""
     metrics: dict[str, artifacts.Value] = {"rows": len(lengths)}
-    if isinstance(row.label, Number):
+    if row.is_regression:
         metrics |= {"label_mean": float(labels.mean()), "label_std": float(labels.std())}
     else:
         shares = np.bincount(labels, minlength=row.num_labels) / len(labels)
-        metrics |= {f"share_{name}": float(share) for name, share in zip(row.label.names, shares, strict=True)}
+        metrics |= {f"share_{name}": float(share) for name, share in zip(row.names, shares, strict=True)}
     for percent in (50, 95, 99):  # "higher": a length that occurs, not one between two
         metrics[f"tokens_p{percent}"] = int(np.percentile(lengths, percent, method="higher"))
     metrics["tokens_max"] = int(lengths.max())
@@ -164,12 +164,12 @@ def _report(view: params.TokenizeView, metrics: Mapping[str, artifacts.Value]) -
 
 
 def _shown_labels(split: str, row: DatasetRow, metrics: Mapping[str, artifacts.Value]) -> str:
-    if isinstance(row.label, Number):
+    if row.is_regression:
         return f"mean {metrics[f'{split}_label_mean']:.3g}"
-    shares = [metrics[f"{split}_share_{name}"] for name in row.label.names]
+    shares = [metrics[f"{split}_share_{name}"] for name in row.names]
     if len(shares) > CLASSES_SHOWN:
         return f"{len(shares)} classes, {min(shares):.1%} to {max(shares):.1%}"
-    return ", ".join(f"{name} {share:.0%}" for name, share in zip(row.label.names, shares, strict=True))
+    return ", ".join(f"{name} {share:.0%}" for name, share in zip(row.names, shares, strict=True))
 
 
 if __name__ == "__main__":

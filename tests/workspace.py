@@ -24,6 +24,7 @@ RATING_ROW = {
     "metrics": ["pearson", "spearman"],
     "cut": {"validation": 0.2, "test": 0.2},
 }
+COMPARISON_ROW = {**RATING_ROW, "pairs": {"margin": 1.0}, "metrics": ["accuracy", "f1"]}
 SMALL = {
     "data": "glue",
     "model": "tiny",
@@ -44,6 +45,7 @@ def make(folder: Path, **changes: Any) -> Path:
     data = {
         "glue": {"source": {"kind": "hub", "path": "glue", "config": "mrpc", "splits": splits}, **GLUE_ROW},
         "ratings": {"source": {"kind": "files", "files": {"train": "ratings.csv"}}, **RATING_ROW},
+        "comparisons": {"source": {"kind": "files", "files": {"train": "ratings.csv"}}, **COMPARISON_ROW},
     }
     write_yaml(folder / "pipeline/models.yaml", read_yaml(ROOT / "pipeline/models.yaml") | model)
     write_yaml(folder / "pipeline/datasets.yaml", read_yaml(ROOT / "pipeline/datasets.yaml") | data)

@@ -2,7 +2,8 @@
 
 What keeps the scores honest is decided here. A split that the source provides is used as it is. A split that is cut
 from train is cut by a hash of the text: whether a sentence is in it depends on that sentence alone, not on a seed, the
-order of the source or other rows. No sentence of train stands a second time in train, nor in another split.
+order of the source or other rows. No sentence of train stands a second time in train, nor in another split. Pairs of
+rated sentences are made last, inside each split.
 
 Texts go to a file that is mapped into memory; what stays there of a row is a hash of its texts, its label and a number.
 """
@@ -19,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import console, params
-from pipeline.data import labels, sources
+from pipeline.data import labels, pairs, sources
 from pipeline.data.texts import checked_text, is_missing
 from pipeline.errors import UserError
 from pipeline.params.rows import DatasetRow, Number
@@ -32,7 +33,10 @@ DROPPED = ("missing", "within_margin", "duplicate")
 
 
 class Loaded(NamedTuple):
-    """The tables by split, and how many rows are not in them, for each of the reasons DROPPED."""
+    """The tables by split, and how many rows are not in them, for each of the reasons DROPPED.
+
+    Of a row with `pairs`, `within_margin` counts pairs.
+    """
 
     splits: dict[str, "Dataset"]
     dropped: dict[str, int]
@@ -69,9 +73,17 @@ def load(row: DatasetRow, name: str) -> Loaded:
         shares = {split: share for split, share in row.cut.items() if split == "test" or row.select_on == "validation"}
         chosen |= _cut(train, positions, shares)
         chosen = {split: chosen[split] for split in SPLITS if split in chosen}
-        _check_filled(chosen, usable["train"].labels, row, where, dropped)
-        mapped = _mapped({split: found.path for split, found in usable.items()})
+        tables = {split: usable.get(split, usable["train"]) for split in chosen}
+        paired = None if row.pairs is None else _paired(tables, chosen, row.pairs.margin, dropped)
+        if paired is None:
+            found = {split: tables[split].labels[rows] for split, rows in chosen.items()}
+        else:
+            found = {split: made.labels for split, made in paired.items()}
+        _check_filled(found, row, where, dropped)
+        mapped = _mapped({split: part.path for split, part in usable.items()})
         splits = {split: mapped.get(split, mapped["train"]).select(rows) for split, rows in chosen.items()}
+        if paired is not None:
+            splits = _written(paired, splits, Path(folder))
     # Only a row with select_on: test has no validation split; its choice is made on test.
     return Loaded({split: splits.get(split, splits["test"]) for split in SPLITS}, dict(dropped), conflicting)
 
@@ -83,7 +95,7 @@ def _usable(table: sources.Table, row: DatasetRow, where: str, dropped: Counter[
         UserError: for a text or label that is neither missing nor allowed; the message has the number of the row.
     """
     names = ("text", "text_pair")[: len(row.text)]
-    kind = pa.float64() if row.is_regression else pa.int64()
+    kind = pa.float64() if isinstance(row.label, Number) else pa.int64()
     schema = pa.schema({**dict.fromkeys(names, pa.string()), "label": kind})
     digests, found = [np.empty((0, 2), np.uint64)], [np.empty(0, kind.to_pandas_dtype())]
     number = behind = 0
@@ -185,17 +197,41 @@ def _mapped(paths: Mapping[str, Path]) -> dict[str, "Dataset"]:
     return {split: Dataset.from_file(str(path)) for split, path in paths.items()}
 
 
+def _paired(
+    tables: Mapping[str, _Usable], chosen: Mapping[str, np.ndarray], margin: float, dropped: Counter[str]
+) -> dict[str, pairs.Paired]:
+    """The pairs of each split. Those of test are disjoint: the intervals of its scores need independent examples."""
+    paired = {
+        split: pairs.pair(tables[split].digests[rows], tables[split].labels[rows], margin, disjoint=split == "test")
+        for split, rows in chosen.items()
+    }
+    for made in paired.values():
+        dropped["within_margin"] += made.within_margin
+        dropped["duplicate"] += made.duplicate
+    return paired
+
+
+def _written(paired: Mapping[str, pairs.Paired], splits: Mapping[str, "Dataset"], folder: Path) -> dict[str, "Dataset"]:
+    paths = {split: folder / f"{split}-pairs" for split in paired}
+    for split, made in paired.items():
+        pairs.write(made, splits[split], paths[split])
+    return _mapped(paths)
+
+
 def _check_filled(
-    rows: Mapping[str, np.ndarray], found: np.ndarray, row: DatasetRow, where: str, dropped: Mapping[str, int]
+    found: Mapping[str, np.ndarray],  # the labels of each split
+    row: DatasetRow,
+    where: str,
+    dropped: Mapping[str, int],
 ) -> None:
-    sizes = ", ".join(f"{split} {len(chosen)}" for split, chosen in rows.items())
-    for split, chosen in rows.items():
-        if not len(chosen):
+    sizes = ", ".join(f"{split} {len(values)}" for split, values in found.items())
+    for split, values in found.items():
+        if not len(values):
             reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
             raise UserError(f"{where}: {split} is empty; rows: {sizes}; dropped: {reasons}")
-    if isinstance(row.label, Number):
+    if row.is_regression:
         return
-    counts = np.bincount(found[rows["train"]], minlength=row.num_labels)
+    counts = np.bincount(found["train"], minlength=row.num_labels)
     if not counts.all():
-        shown = ", ".join(f"{name} {count}" for name, count in zip(row.label.names, counts, strict=True))
+        shown = ", ".join(f"{name} {count}" for name, count in zip(row.names, counts, strict=True))
         raise UserError(f"{where}: train has no row of a class; rows a class: {shown}")

@@ -20,12 +20,12 @@ def write_predictions(outcome: Outcome) -> None:
     table = parquet.read_table(path, columns=texts)
     columns: dict[str, Sequence[artifacts.Value]] = {name: table[name].to_pylist() for name in texts}
     both = {"actual": outcome.labels.tolist(), "predicted": outcome.predicted.tolist()}
-    label = outcome.dataset.label
-    if isinstance(label, Number):
+    names, label = outcome.dataset.names, outcome.dataset.label
+    if isinstance(label, Number) and not names:
         grouped = {f"{name}_group": groups(values, label.low, label.high, GROUPS) for name, values in both.items()}
         columns |= {**both, **grouped}
     else:
-        named = {name: [label.names[number] for number in numbers] for name, numbers in both.items()}
+        named = {name: [names[number] for number in numbers] for name, numbers in both.items()}
         columns |= {**named, **{f"{name}_group": values for name, values in named.items()}}
         columns["confidence"] = outcome.probabilities.amax(dim=1).tolist()
     artifacts.write_csv(artifacts.EVALUATE_PREDICTIONS, list(columns), zip(*columns.values(), strict=True))
@@ -33,12 +33,12 @@ def write_predictions(outcome: Outcome) -> None:
 
 def draw(outcome: Outcome, title: str) -> None:
     """Draw the confusion matrix, or the scatter plot of a regression."""
-    label = outcome.dataset.label
+    names, label = outcome.dataset.names, outcome.dataset.label
     both = outcome.labels.tolist(), outcome.predicted.tolist()
-    if isinstance(label, Number):
+    if isinstance(label, Number) and not names:
         plots.scatter(artifacts.EVALUATE_PICTURE, *both, label.low, label.high, title)
     else:
-        plots.confusion_matrix(artifacts.EVALUATE_PICTURE, *both, label.names, title)
+        plots.confusion_matrix(artifacts.EVALUATE_PICTURE, *both, names, title)
 
 
 def show(metrics: Mapping[str, float], differences: Mapping[str, float], view: EvaluateView) -> None:

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from pipeline import params
 from pipeline.errors import UserError, first_line
-from pipeline.params.rows import DatasetRow, HubModel, ModelRow, Number, PackageModel
+from pipeline.params.rows import DatasetRow, HubModel, ModelRow, PackageModel
 
 if TYPE_CHECKING:  # importing a model class takes seconds, and the stage tokenize has no model
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,7 +33,7 @@ def load_base_model(row: ModelRow, dataset: DatasetRow) -> "PreTrainedModel":
     from transformers import AutoModelForSequenceClassification
 
     path, revision = _source(row)
-    names = [] if isinstance(dataset.label, Number) else dataset.label.names
+    names = dataset.names
     labels = (
         {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}} if names else {}
     )

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from pipeline.errors import UserError
 from pipeline.params import mistakes
-from pipeline.params.rows import DatasetRow, Number
+from pipeline.params.rows import DatasetRow
 
 CONFIG, FILE = "adapter_config.json", "task.json"
 
@@ -28,8 +28,7 @@ class Task(BaseModel):
     @classmethod
     def of(cls, dataset: DatasetRow, max_length: int) -> Self:
         """Return the task of a data set."""
-        labels = None if isinstance(dataset.label, Number) else dataset.label.names
-        return cls(columns=dataset.text, labels=labels, max_length=max_length)
+        return cls(columns=dataset.columns, labels=dataset.names or None, max_length=max_length)
 
     def write(self, folder: Path) -> None:
         """Write the file into an adapter's folder."""

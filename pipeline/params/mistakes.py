@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import NoneType
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -102,10 +103,16 @@ def _keys_around(schema: Any, loc: tuple[int | str, ...]) -> list[str]:
     """The keys that the section around `loc` knows."""
     for part in loc[:-1]:
         if isinstance(schema, type) and issubclass(schema, BaseModel):
-            schema = schema.model_fields[str(part)].annotation
+            schema = _given(schema.model_fields[str(part)].annotation)
         else:  # a union, and `part` is the tag of a member
             schema = next((member for member in map(_bare, get_args(schema)) if _tag(member) == part), None)
     return list(schema.model_fields) if isinstance(schema, type) and issubclass(schema, BaseModel) else []
+
+
+def _given(annotation: Any) -> Any:
+    """Of a section that may be left out, the section."""
+    members = get_args(annotation)
+    return members[0] if members[1:] == (NoneType,) else annotation
 
 
 def _bare(annotation: Any) -> Any:

@@ -24,6 +24,7 @@ Split = Literal["train", "validation", "test"]
 # The official scores of the tasks at hand. The first metric of a row is the one that selects the best checkpoint.
 ClassificationMetric = Literal["accuracy", "f1", "macro_f1", "matthews_correlation"]
 RegressionMetric = Literal["pearson", "spearman"]
+COMPARED = ("first", "second")  # the classes of pairs: which of the two has the greater number
 
 
 class Row(BaseModel):
@@ -134,6 +135,12 @@ Label = Annotated[
 ]
 
 
+class Pairs(Row):
+    """Two classes made of numbers: which of two texts has the greater one. The texts are rows of the same split."""
+
+    margin: float = Field(gt=0, description="pairs whose numbers differ by less are left out, as equal ones must be")
+
+
 class DatasetRow(Row):
     """One data set: where it comes from, which columns are text and label, how it is split and how it is scored."""
 
@@ -142,6 +149,7 @@ class DatasetRow(Row):
         min_length=1, max_length=2, description="one text column, or a pair"
     )
     label: Label
+    pairs: Pairs | None = Field(None, description="compare rows that have a number, instead of predicting it")
     metrics: tuple[ClassificationMetric | RegressionMetric, ...] = Field(min_length=1)
     cut: dict[Literal["validation", "test"], Share] = Field({}, description="splits to cut from train, as shares")
     select_on: Literal["validation", "test"] = Field(
@@ -152,13 +160,25 @@ class DatasetRow(Row):
 
     @property
     def is_regression(self) -> bool:
-        """Whether the label is a number rather than a class."""
-        return isinstance(self.label, Number)
+        """Whether the model predicts a number rather than a class."""
+        return not self.names
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes that the model predicts, in the order of their numbers; none where it predicts a number."""
+        if isinstance(self.label, Number):
+            return () if self.pairs is None else COMPARED
+        return self.label.names
 
     @property
     def num_labels(self) -> int:
         """Outputs of the head: the number of classes, or 1."""
-        return 1 if isinstance(self.label, Number) else len(self.label.names)
+        return len(self.names) or 1
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the texts that the model reads: those of the source, or what a pair made of one text has."""
+        return self.text if self.pairs is None else (self.text[0], f"{self.text[0]}_pair")
 
     @model_validator(mode="after")
     def _splits_cover_the_three(self) -> Self:
@@ -176,6 +196,16 @@ class DatasetRow(Row):
             raise ValueError("select_on: test leaves no use for the validation split; remove it from the source")
         if sum(self.cut.values()) >= 1:
             raise ValueError(f"the cut shares must leave rows for train, got a sum of {sum(self.cut.values()):g}")
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_compare_numbers_of_texts(self) -> Self:
+        if self.pairs is None:
+            return self
+        if not isinstance(self.label, Number):
+            raise ValueError("pairs compare numbers: the label needs low and high, and no names")
+        if len(self.text) != 1:
+            raise ValueError(f"pairs are made of one text column, got {', '.join(self.text)}")
         return self
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -339,6 +340,25 @@ def test_a_regression_is_scored_by_its_correlations(at):
     assert "calibration_error" not in scores
     rows = list(csv.DictReader(artifacts.EVALUATE_PREDICTIONS.open(newline="")))
     assert {row["actual_group"] for row in rows} == {"0: 0 to 0.4", "9: 3.6 to 4"}
+
+
+def test_rated_texts_are_compared_in_pairs(at):
+    at(data="comparisons")
+    run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
+    assert report(artifacts.ADAPTER / "task.json") == {
+        "columns": ["sentence1", "sentence1_pair"],
+        "labels": ["first", "second"],
+        "max_length": 24,
+    }
+    assert {"accuracy_low", "f1", "calibration_error"} <= report(artifacts.EVALUATE_METRICS).keys()
+    ratings = pd.read_csv("ratings.csv")
+    rated = dict(zip(ratings["sentence1"], ratings["rating"], strict=True))
+    rows = list(csv.DictReader(artifacts.EVALUATE_PREDICTIONS.open(newline="")))
+    for row in rows:
+        higher = "first" if rated[row["text"]] > rated[row["text_pair"]] else "second"
+        assert row["actual"] == row["actual_group"] == higher
+    assert len(rows) > 3
+    assert artifacts.EVALUATE_PICTURE.is_file()
 
 
 def exported(words):

@@ -9,6 +9,7 @@ import tarfile
 import tempfile
 import tracemalloc
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -276,6 +277,77 @@ def test_an_empty_split_is_refused_with_counts(make):
 def test_a_class_without_a_row_in_train_is_refused_with_counts(make):
     row = make(train=[("a", 1), ("b", 1)], validation=[("v", 0)], test=[("t", 0)])
     assert "train has no row of a class; rows a class: bad 0, good 2" in refusal(row)
+
+
+# Pairs of rated texts
+
+
+def rated(count, begin=0):
+    return [(f"sentence number {number}", number * 37 % 51 / 10) for number in range(begin, begin + count)]
+
+
+def rated_row(make, margin=1.0, **settings):
+    return make(label=NUMBER, metrics=["accuracy"], pairs={"margin": margin}, **settings)
+
+
+def test_pairs_are_the_rows_of_the_same_row_without_pairs_split_by_split(make):
+    cut = {"validation": 0.2, "test": 0.2}
+    single = load_splits(make(label=NUMBER, train=rated(300), cut=cut), "mine")
+    loaded = datasets.load(rated_row(make, train=rated(300), cut=cut), "mine")
+    left_out = 0
+    for split, table in frames(loaded).items():
+        rows = list(single[split].itertuples(index=False, name=None))  # in the order of their hashes
+        both = list(zip(rows[::2], rows[1::2], strict=False)) if split == "test" else list(pairwise(rows))
+        expected = [(a, b, int(x < y)) for (a, x), (b, y) in both if abs(x - y) >= 1]
+        assert list(table.itertuples(index=False, name=None)) == expected
+        assert list(table.columns) == ["text", "text_pair", "label"]
+        left_out += len(both) - len(expected)
+    assert loaded.dropped == {"missing": 0, "within_margin": left_out, "duplicate": 0}
+
+
+def test_the_order_of_the_source_changes_no_pair(make):
+    shuffled = random.Random(0).sample(rated(200), 200)
+    test = rated(40, begin=500)
+    one, other = (
+        load_splits(rated_row(make, train=train, test=held_out, cut={"validation": 0.2}), "mine")
+        for train, held_out in ((rated(200), test), (shuffled, test[::-1]))
+    )
+    for split, table in one.items():
+        pd.testing.assert_frame_equal(table, other[split])
+
+
+def test_no_sentence_is_in_the_pairs_of_two_splits_nor_twice_in_those_of_test(make):
+    shouted = [(text.upper(), number) for text, number in rated(300)]
+    row = rated_row(make, train=rated(300) + shouted, cut={"validation": 0.2, "test": 0.2})
+    folded = {
+        split: [datasets.fold(text) for name in ("text", "text_pair") for text in table[name]]
+        for split, table in load_splits(row, "mine").items()
+    }
+    assert sum(len(set(texts)) for texts in folded.values()) == len(set().union(*folded.values())) > 200
+    assert len(set(folded["test"])) == len(folded["test"])
+
+
+def test_select_on_test_makes_the_pairs_of_test_once(make):
+    row = rated_row(make, train=rated(30), test=rated(100, begin=500), select_on="test")
+    loaded = datasets.load(row, "mine")
+    splits = frames(loaded)
+    pd.testing.assert_frame_equal(splits["validation"], splits["test"])
+    assert len(splits["train"]) + len(splits["test"]) + loaded.dropped["within_margin"] == 29 + 50
+
+
+def test_pairs_that_are_all_within_the_margin_are_refused_with_counts(make):
+    row = rated_row(make, margin=5, train=rated(20), validation=[("v", 0), ("w", 4)], test=[("t", 0), ("u", 5)])
+    assert "train is empty; rows: train 0, validation 0, test 1; dropped: missing 0, within_margin 20" in refusal(row)
+
+
+def test_pairs_leave_no_file_behind(make, tmp_path, monkeypatch):
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    held_out = {"validation": [("v", 0), ("w", 4)], "test": [("t", 0), ("u", 5)]}
+    loaded = datasets.load(rated_row(make, train=rated(20), **held_out), "mine")
+    assert list(folder.iterdir()) == []
+    assert {loaded.splits["test"][0][name] for name in ("text", "text_pair")} == {"t", "u"}
 
 
 # Files

@@ -19,6 +19,9 @@ PAIRS = DatasetRow.model_validate(
 RATINGS = DatasetRow.model_validate(
     {"source": {"kind": "files", "files": {"train": "ratings.csv"}}, **workspace.RATING_ROW}
 )
+COMPARISONS = DatasetRow.model_validate(
+    {"source": {"kind": "files", "files": {"train": "ratings.csv"}}, **workspace.COMPARISON_ROW}
+)
 
 
 @pytest.fixture
@@ -45,6 +48,8 @@ def test_the_head_fits_the_labels(package):
     assert base_models.load_base_model(package, PAIRS).classifier.out_proj.out_features == 2
     assert base_models.load_base_model(package, PAIRS).config.id2label == {0: "not_equivalent", 1: "equivalent"}
     assert base_models.load_base_model(package, RATINGS).classifier.out_proj.out_features == 1
+    compares = base_models.load_base_model(package, COMPARISONS).config
+    assert (compares.id2label, compares.problem_type) == ({0: "first", 1: "second"}, "single_label_classification")
 
 
 def test_the_seed_decides_the_head_and_nothing_else(package):

@@ -262,6 +262,11 @@ ROW_MISTAKES = [
     ("label.names", ["a", "b", "c"], "label.names: input should be a list of at most 2, got ['a', 'b', 'c']"),
     ("label.names", ["a", "a"], "label.names: names must differ from each other, got ['a', 'a']"),
     ("label", {"column": "rating", "low": 4, "high": 4}, "label: low must be below high, got 4 and 4"),
+    ("pairs", {"margin": 1}, "movie-reviews: pairs compare numbers: the label needs low and high, and no names"),
+    ("pairs", {"margin": 0}, "pairs.margin: input should be greater than 0, got 0"),
+    ("pairs", {}, "pairs.margin: this key is required"),
+    ("pairs", 1, "pairs: must hold keys and values, or {} for none, got 1"),
+    ("pairs", {"margn": 1}, "pairs.margn: no such key; did you mean margin?"),
     ("text", "text", "text: input should be a list, got 'text'"),
     ("metrics", ["accuracy", "f2"], "metrics.1: input should be 'accuracy', 'f1', 'macro_f1' or 'matt"),
     ("metrics", ["pearson"], "movie-reviews: metrics ['pearson'] do not fit this label; allowed are ['accuracy',"),
@@ -278,6 +283,18 @@ def test_a_mistake_in_a_row_is_one_line(workspace, key, value, message):
     (line,) = refusal()
     assert line.startswith("pipeline/datasets.yaml: movie-reviews")
     assert message in line
+
+
+def test_pairs_are_made_of_one_text_column(workspace):
+    change("pipeline/datasets.yaml", "movie-pairs.text", ["text", "id"])
+    (line,) = refusal(lambda: params.load_row("data", "movie-pairs"))
+    assert line.endswith("movie-pairs: pairs are made of one text column, got text, id")
+
+
+def test_pairs_are_no_regression(workspace):
+    change("pipeline/datasets.yaml", "movie-pairs.metrics", ["pearson"])
+    (line,) = refusal(lambda: params.load_row("data", "movie-pairs"))
+    assert "metrics ['pearson'] do not fit this label; allowed are ['accuracy'," in line
 
 
 def test_select_on_test_leaves_no_use_for_a_validation_split_of_the_source(workspace):
