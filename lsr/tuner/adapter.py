@@ -64,9 +64,14 @@ class LsrAdapter(LsrFactors):
         """Whether a core stands between A and B."""
         return self.trained_part in ("core", "all")
 
-    def add_core(self, value: Tensor, like: Tensor) -> None:  # (r, r)
-        """Have a core: on the device of `like`, a base weight, and in float32 at least."""
-        self.register_parameter("core", nn.Parameter(moved(value, like)))
+    def set_core(self, value: Tensor, like: Tensor) -> None:  # (r, r)
+        """Take a core: a new one on the device of `like`, a base weight, and in float32 at least."""
+        existing = self._parameters.get("core")
+        if existing is None:
+            self.register_parameter("core", nn.Parameter(moved(value, like)))
+        else:
+            with torch.no_grad():
+                existing.copy_(value)
 
     def subtract(self, start: Start, like: Tensor) -> None:
         """Keep a start as what to subtract."""
@@ -112,7 +117,10 @@ class LsrAdapter(LsrFactors):
     def collapse(self) -> tuple[Tensor, Tensor]:  # (r, in_features), (out_features, r)
         """Return R A and B as matrices: what is added to the base layer as it is now, without the scaling."""
         a, b = self.matrices(*self.factors())
-        return (self.core @ a if self.has_core else a), b
+        if not self.has_core:
+            return a, b
+        precise = torch.promote_types(self.core.dtype, a.dtype)  # frames that are rounded come in float32
+        return self.core.to(precise) @ a.to(precise), b
 
     def operands(self) -> tuple[Side, Side]:
         """Return A1 and A2, B1 and B2 where these are all of the update; else the two of `collapse`, with None each."""

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from typing import cast
 
@@ -48,7 +49,10 @@ class LsrLayer(BaseTunerLayer):
 
     def sizes(self, adapter_name: str) -> Sizes:
         """Return how many parameters an adapter trains, stores and works with in this layer."""
-        return self.adapter(adapter_name).sizes()
+        adapter = self.adapter(adapter_name)
+        sizes = adapter.sizes()
+        is_kept_here = any(frames is adapter.frames for frames in self.lsr_frames.values())
+        return replace(sizes, effective=sizes.effective + adapter.form.parameters) if is_kept_here else sizes
 
     def kind(self, config: LsrConfig) -> Kind:
         """Return what the layers that share factors with this one have in common with it.
@@ -74,7 +78,7 @@ class LsrLayer(BaseTunerLayer):
         if holder is None:
             adapter.set_factors(self._random_start(config, form), self.base_parameter())
         if adapter.has_core:
-            adapter.add_core(self._random_core(config, form), self.base_parameter())
+            adapter.set_core(self._random_core(config, form), self.base_parameter())
         if folds and config.resolved is not None:
             adapter.make_room_for_start(self.base_parameter())
             self.base_hashes[adapter_name] = config.resolved.base_hash(self.layer_name)
@@ -160,6 +164,8 @@ class LsrLayer(BaseTunerLayer):
     ) -> Start | None:
         """Give the factors the start that the configuration names; None if they have no values yet (meta tensors).
 
+        Cores start again too.
+
         `gradients` are those of layers by name, (m, n), one of each data set. `sharing` are the other layers that share
         the factors.
 
@@ -180,6 +186,8 @@ class LsrLayer(BaseTunerLayer):
         except ValueError as error:
             raise ValueError(f"layer {self.layer_name!r}: {error}") from None
         adapter.set_factors(start, self.base_parameter())
+        for layer in (self, *sharing) if adapter.has_core else ():
+            layer.adapter(adapter_name).set_core(layer._random_core(config, adapter.form), layer.base_parameter())
         adapter.forget_start()
         if config.folds:
             adapter.subtract(start, self.base_parameter())
