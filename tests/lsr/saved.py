@@ -54,7 +54,11 @@ CASES = {  # what it shows: model, fields
 }
 
 FOLDED = [case for case, (_, fields) in CASES.items() if LsrConfig(**fields).folds]
-CORED = [case for case, (_, fields) in CASES.items() if LsrConfig(**fields).has_core]
+SPLIT = [  # into Kronecker factors, and nothing between them
+    case
+    for case, (_, fields) in CASES.items()
+    if len(LsrConfig(**fields).rank_shape) > 1 and not LsrConfig(**fields).has_core
+]
 
 
 def train(model, steps=3):

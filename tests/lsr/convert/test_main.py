@@ -71,7 +71,11 @@ def export(to="lora", *more):
 
 
 @pytest.mark.parametrize(
-    "case", ["a head of one layer", "a head of two layers", "transposed weights", "folded", "a language model"]
+    "case",
+    [
+        *("a head of one layer", "a head of two layers", "transposed weights", "folded", "a language model"),
+        *("one factor", "a core between padded factors", "shared and transposed", "shared, rounded to int8"),
+    ],
 )
 @pytest.mark.parametrize("to", ["lora", "merged"])
 def test_the_outputs_of_an_export_are_those_of_the_adapter(case, to, tmp_path, capsys, monkeypatch):
@@ -384,7 +388,7 @@ MISTAKES = {  # what is wrong: what is done to the folder, the words after expor
     "binary JSON": (write(f"adapter/{CONFIG}", b"\xff\xfe\x00"), None, f"adapter/{CONFIG}: no valid JSON"),
     "another JSON": (write(f"adapter/{CONFIG}", b"[]"), None, f"adapter/{CONFIG}: not an adapter's configuration"),
     "another method": (as_lora, None, "adapter: an adapter of the method LORA; needed: LSR"),
-    "a bad field": (configure(rank_shape=[2]), None, f"adapter/{CONFIG}: rank_shape must hold two or more ranks >= 1"),
+    "a bad field": (configure(rank_shape=[0]), None, f"adapter/{CONFIG}: rank_shape must hold one or more ranks >= 1"),
     "a bad type": (configure(rank_shape=None), None, f"adapter/{CONFIG}: "),
     "broken shapes": (
         configure(resolved={"usual": {"in_shape": 3}}),
@@ -540,3 +544,67 @@ def test_what_fails_half_way_leaves_the_old_folder(tmp_path):
 
 def test_a_mistake_is_a_value_error_in_python():
     assert issubclass(InputError, ValueError)
+
+
+# Factors that layers share, and those of another adapter
+
+
+def shared(tmp_path, monkeypatch, **fields):
+    """A working directory with adapter/ and base/; return the tensors of the adapter."""
+    name, usual = CASES["shared"]
+    save(name, tmp_path, **usual, **fields)
+    monkeypatch.chdir(tmp_path)
+    return load_file("adapter/" + WEIGHTS)
+
+
+def query(layer, part):
+    return f"base_model.model.bert.encoder.layer.{layer}.attention.self.query.lsr_adapters.{part}"
+
+
+@pytest.mark.parametrize(
+    ("gone", "more", "message"),
+    [
+        (query(0, "factor_A1"), {}, "query': lsr_adapters.default.factor_A1 is missing"),
+        (query(1, "core"), {}, "1.attention.self.query"),
+        (None, {query(1, "factor_A1"): query(0, "factor_A1")}, "factor_A1"),
+        (query(0, "factor_A1"), {query(1, "factor_A1"): query(0, "factor_A1")}, "factor_A1"),
+    ],
+    ids=["missing", "no core", "doubled", "in another layer"],
+)
+@pytest.mark.parametrize(
+    "words", [("inspect", "adapter"), export(), ("prune", "adapter", "-o", "out", "--error", "0.5")]
+)
+def test_shared_factors_that_are_missing_or_doubled_are_one_line(
+    gone, more, message, words, tmp_path, capsys, monkeypatch
+):
+    tensors = shared(tmp_path, monkeypatch)
+    copied = {key: tensors[source].clone() for key, source in more.items()}
+    save_file({key: value for key, value in tensors.items() if key != gone} | copied, "adapter/" + WEIGHTS)
+    line = mistake(capsys, *words)
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_core_has_no_terms_to_prune(tmp_path, capsys, monkeypatch):
+    shared(tmp_path, monkeypatch)
+    line = mistake(capsys, "prune", "adapter", "-o", "out", "--error", "0.5")
+    assert line.endswith("adapter: has no Kronecker terms to drop, or a core between them (train: core)")
+
+
+def test_the_report_counts_what_is_shared_once(tmp_path, capsys, monkeypatch):
+    shared(tmp_path, monkeypatch)
+    text = ok(capsys, "inspect", "adapter")
+    assert "together 64 trained, 448 stored, 448 effective, 768 as LoRA" in text  # four cores, two A and B
+
+
+def test_frames_that_are_gone_are_one_line(tmp_path, capsys, monkeypatch):
+    shared(tmp_path, monkeypatch)
+    config = LsrConfig(task_type="SEQ_CLS", rank_shape=(4,), train="core", share="layers", frames="adapter", seed=0)
+    base = tiny("bert")
+    base.name_or_path = "./base"
+    train(get_peft_model(base, config)).save_pretrained("second")
+    assert "together 64 trained, 64 stored, 448 effective" in ok(capsys, "inspect", "second")
+    ok(capsys, "export", "second", "--to", "lora", "-o", "out")
+    shutil.rmtree("adapter")
+    for words in (("inspect", "second"), ("export", "second", "--to", "lora", "-o", "again")):
+        assert "frames: no LSR adapter can be read from 'adapter': " in mistake(capsys, *words)

@@ -11,9 +11,9 @@ from lsr.convert.files import CONFIG, WEIGHTS, InputError
 from lsr.convert.loading import load_adapter
 from lsr.tuner.linear import adapted_layers
 from tests.lsr.distances import check_certificate
-from tests.lsr.saved import CASES, FOLDED, save
+from tests.lsr.saved import CASES, FOLDED, SPLIT, save
 
-each_case = pytest.mark.parametrize("case", CASES)
+each_case = pytest.mark.parametrize("case", SPLIT)
 
 
 def pruned(case, folder, **options):
@@ -46,7 +46,7 @@ def test_the_file_holds_the_heads_and_what_is_counted(case, tmp_path):
     assert len(adapted_layers(model)) == len(shown)
 
 
-@pytest.mark.parametrize("case", CASES)
+@each_case
 def test_a_tiny_error_keeps_what_the_adapter_says(case, tmp_path):
     model, certificate, loaded = pruned(case, tmp_path, error=1e-4)
     assert certificate.error <= 1e-4
@@ -77,6 +77,16 @@ def test_the_same_adapter_gives_the_same_bytes(tmp_path):
         prune_adapter(tmp_path / "adapter", tmp_path / name, separation_rank=2)
     for name in (CONFIG, WEIGHTS):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+@pytest.mark.parametrize("case", sorted(CASES.keys() - set(SPLIT)))
+def test_dense_sides_and_cores_have_no_terms_to_drop(case, tmp_path):
+    name, fields = CASES[case]
+    save(name, tmp_path, **fields)
+    with pytest.raises(InputError, match=r"adapter: has no Kronecker terms to drop, or a core between") as found:
+        prune_adapter(tmp_path / "adapter", tmp_path / "pruned", error=0.5)
+    assert "\n" not in str(found.value)
+    assert not (tmp_path / "pruned").exists()
 
 
 @pytest.mark.parametrize(

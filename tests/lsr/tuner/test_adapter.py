@@ -21,9 +21,11 @@ FORMS = st.sampled_from(
         Form((2, 3), (3, 2), (2, 4), 4, 6, 8),
         Form((3, 1), (3, 3), (2, 4), 2, 8, 7),  # padded
         Form((2, 1, 2), (2, 2, 2), (3, 1, 3), 2, 7, 8),
+        Form((3,), (7,), (5,), 1, 7, 5),
     ]
 )
 PARTS = st.sampled_from(["factors", "first"])
+CORED = st.sampled_from(["core", "all"])
 FORM = Form((2, 3), (3, 2), (2, 4), 4, 5, 7)
 
 
@@ -94,6 +96,64 @@ def test_the_operands_are_two_factors_or_whole_matrices(form):
         else:
             assert two is None
             assert torch.equal(one, matrix)
+
+
+def cored(form, train="core", holder=None):
+    """An adapter with a core, whose factors are its own or a holder's; and the core."""
+    adapter = LsrAdapter(form, 1.5, train=train, holder=holder)
+    if holder is None:
+        adapter.set_factors(factors(form), LIKE)
+    core = torch.randn(form.rank, form.rank, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    adapter.set_core(core, LIKE)
+    return adapter, core
+
+
+@given(FORMS, CORED, st.booleans())
+def test_a_core_stands_between_both_sides(form, train, is_held):
+    holder = make(form) if is_held else None
+    adapter, core = cored(form, train, holder)
+    start = factors(form)
+    expected = dense(start.b)[: form.out_features] @ core @ dense(start.a)[:, : form.in_features]
+    assert_close(adapter.update(), 1.5 * expected)
+    (right, none), (left, nothing) = adapter.operands()
+    assert none is nothing is None
+    assert_close(left @ right, expected)
+    a, b = adapter.as_lora()
+    assert_close(b @ a, expected)
+
+
+@given(FORMS, CORED)
+def test_a_core_counts_and_what_is_held_counts_elsewhere(form, train):
+    (own, _), held = cored(form, train), cored(form, train, make(form, train=train))[0]
+    square = form.rank**2
+    trained = square + (form.parameters if train == "all" else 0)
+    assert own.sizes() == Sizes(trained, square + form.parameters, square + form.parameters)
+    assert held.sizes() == Sizes(square, square, square)
+    assert set(held.state_dict()) == {"core"}
+
+
+def test_whether_it_trains_is_said_of_what_it_holds_too():
+    holder = make()
+    adapter, _ = cored(FORM, "all", holder)
+    for trains in (False, True):
+        adapter.requires_grad_(trains)
+        assert {p.requires_grad for p in (*adapter.parameters(), *holder.parameters())} == {trains}
+
+
+def test_another_core_is_set_in_place():
+    adapter, core = cored(FORM)
+    before = adapter.core
+    adapter.set_core(2 * core, LIKE)
+    assert adapter.core is before
+    assert torch.equal(adapter.core, 2 * core)
+
+
+def test_a_copy_of_both_shares_and_one_alone_has_a_holder_of_its_own():
+    holder = make()
+    adapter, _ = cored(FORM, "all", holder)
+    twin, one = copy.deepcopy((adapter, holder))
+    assert twin.frames is one is not holder
+    assert copy.deepcopy(adapter).frames is not holder
 
 
 @given(FORMS, PARTS, st.booleans())

@@ -13,6 +13,10 @@ CONFIGS = {
     "three factors": {"rank_shape": (2, 1, 2)},
     "frozen factors": {"train": "first"},
     "a start that is subtracted": {"init_weights": "principal", "seed": 0},
+    "one factor": {"rank_shape": (4,), "separation_rank": 1},
+    "a core": {"train": "core"},
+    "a core and factors": {"rank_shape": (4,), "separation_rank": 1, "train": "all"},
+    "a core between rounded frames": {"train": "core", "frames_dtype": "int8"},
     "dropout in evaluation": {"dropout": 0.5},
 }
 
@@ -28,7 +32,7 @@ def adapted(config, out_features=10):
     torch.manual_seed(0)
     model = get_peft_model(
         nn.Sequential(nn.Linear(12, out_features)),
-        LsrConfig(target_modules=["0"], separation_rank=2, alpha=3, **{"init_weights": False, **config}),
+        LsrConfig(**{"target_modules": ["0"], "separation_rank": 2, "alpha": 3, "init_weights": False, **config}),
     )
     return adapted_layers(model)["0"].eval()
 
@@ -72,8 +76,9 @@ def test_a_padded_width_compiles_too():
     assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x))
 
 
-def test_a_whole_adapted_transformer_is_one_graph():
+@pytest.mark.parametrize("fields", [{}, {"share": "layers", "train": "core"}, {"share": "layers", "train": "all"}])
+def test_a_whole_adapted_transformer_is_one_graph(fields):
     model = get_peft_model(
-        tiny("bert"), LsrConfig(task_type="SEQ_CLS", separation_rank=2, init_weights=False, seed=0)
+        tiny("bert"), LsrConfig(task_type="SEQ_CLS", separation_rank=2, init_weights=False, seed=0, **fields)
     ).eval()
     assert_close(logits(torch.compile(model, backend="eager", fullgraph=True)), logits(model))

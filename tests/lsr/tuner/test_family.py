@@ -13,8 +13,11 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
+from benchmarks.capabilities.behavior import EVERY
 from benchmarks.capabilities.checks import stir, train, trainable
 from benchmarks.capabilities.models import logits, tiny, tokens
+from benchmarks.capabilities.probes import BEHAVIORS
+from benchmarks.capabilities.subjects import Subject
 from lsr import LsrConfig, export_lora, start_from_examples
 from lsr.convert.files import InputError
 from lsr.convert.inspect import inspect_adapter
@@ -22,6 +25,7 @@ from lsr.convert.loading import load_adapter, load_layers, load_lora
 from lsr.tuner.family import frames_hash
 from lsr.tuner.linear import adapted_layers
 from lsr.tuner.start import initialize_factors
+from tests.lsr.tuner.test_citizenship import REFUSED
 
 USUAL = {"task_type": "SEQ_CLS", "rank_shape": (4,), "alpha": 7, "seed": 0, "train": "core"}
 FAMILIES = {  # fields of the adapter whose frames they are
@@ -308,6 +312,26 @@ def test_initializing_such_an_adapter_leaves_its_frames_and_what_its_file_says(t
     assert model.state_dict().keys() == before
     model.save_pretrained(str(tmp_path / "two"))
     assert json.loads((tmp_path / "two" / CONFIG).read_text())["resolved"]["frames_hash"] is not None
+
+
+# What the probe needs that the family does not have: other ranks, other layers.
+OUT_OF_REACH = ("`rank_pattern`", '`target_modules="all-linear"`')
+
+
+@pytest.mark.parametrize(
+    "behavior",
+    [
+        name
+        for name, entry in BEHAVIORS.items()
+        if (entry.on == EVERY or "bert" in entry.on) and name not in (*REFUSED, *OUT_OF_REACH)
+    ],
+)
+def test_a_behavior_of_adapters_is_there(behavior, tmp_path):
+    first(tmp_path / "one", share="layers")
+    fields = {"separation_rank": None, "share": "layers", "frames": str(tmp_path / "one")}
+    subject = Subject("bert", {**USUAL, **fields})
+    (tmp_path / "probe").mkdir()
+    BEHAVIORS[behavior].probe(subject, tmp_path / "probe")
 
 
 # Without the model, as LoRA, as a report

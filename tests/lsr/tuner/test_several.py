@@ -18,6 +18,15 @@ PAIRS = {  # fields of the first and of the second adapter
     "a folded one first": ({"init_weights": "principal"}, {}),
     "a folded one second": ({}, {"init_weights": "minor"}),
     "two folded ones": ({"init_weights": "principal"}, {"init_weights": "cp", "rank_shape": (2, 1, 2)}),
+    "a shared core second": ({}, {"train": "core", "share": "layers"}),
+    "two shared ones": (
+        {"train": "core", "share": "layers", "rank_shape": (4,), "separation_rank": 1},
+        {"train": "all", "share": "layers"},
+    ),
+    "a folded one beside a core": (
+        {"init_weights": "principal"},
+        {"train": "core", "init_weights": "principal", "frames_dtype": "int8"},
+    ),
     "a folded one on other layers": ({}, {"init_weights": "principal", "target_modules": ["intermediate.dense"]}),
 }
 each_pair = pytest.mark.parametrize(("first", "second"), PAIRS.values(), ids=PAIRS)

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from benchmarks.capabilities.models import LABELS, logits, tiny, tokens
 from lsr import LsrConfig, start_from_examples
+from lsr.algebra.frames import leading_frames
 from lsr.init import INITIALIZATIONS
 from lsr.tuner.linear import adapted_layers
 from lsr.tuner.start import collect_gradients, initialize_factors
@@ -53,6 +54,39 @@ def test_gradients_that_are_collected_first_give_what_start_from_examples_does(n
     start_from_examples(usual, BATCHES)
     assert_same(later, usual, tmp_path)
     assert torch.equal(logits(PeftModel.from_pretrained(tiny(name), str(tmp_path / "one"))), logits(later))
+
+
+@pytest.mark.parametrize("share", ["none", "layers"])
+def test_frames_are_those_of_all_data_sets_and_of_all_layers_that_share_them(share):
+    """Against the frames of the very matrices; a pair of thin matrices is as good as their product."""
+    core = {"rank_shape": (4,), "separation_rank": 1, "train": "core", "share": share}
+    model = made("bert", "gradient", **core)
+    one = collect_gradients(model, BATCHES)
+    two = collect_gradients(model, [{**tokens(3, 7), "labels": torch.arange(3) % LABELS}])
+    pairs = {name: (gradient, torch.eye(24, dtype=torch.float64)) for name, gradient in two.items()}
+    started = list(initialize_factors(model, gradients=[one, pairs]))
+    assert len(started) == (2 if share == "layers" else 4)
+    for _, layers, start in started:
+        names = [layer.layer_name for layer in layers]
+        left, right = leading_frames([found[name] for name in names for found in (one, two)], 4)
+        assert_close(start.b[0][0], left, atol=1e-5, rtol=0)
+        assert_close(start.a[0][0], right, atol=1e-5, rtol=0)
+        for layer in layers:
+            (a,), (b,) = layer.adapter("default").factors()
+            assert torch.equal(a, start.a[0].float())
+            assert torch.equal(b, start.b[0].float())
+    assert torch.equal(logits(model), logits(tiny("bert")))
+
+
+def test_factors_that_train_start_from_all_data_sets_too():
+    model = made("bert", "gradient", rank_shape=(4,), separation_rank=1)
+    one = collect_gradients(model, BATCHES)
+    two = collect_gradients(model, [{**tokens(3, 7), "labels": torch.arange(3) % LABELS}])
+    for name, _, start in initialize_factors(model, gradients=[one, two]):
+        _, right = leading_frames([one[name], two[name]], 4)
+        basis = torch.linalg.qr(start.a[0][0].double().T).Q
+        assert_close(basis @ basis.T, right.T @ right, atol=1e-6, rtol=0)
+        assert not start.b[0].any()
 
 
 @by_weight
