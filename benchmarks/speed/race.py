@@ -25,7 +25,6 @@ from pipeline.evaluation import inference, scores
 from pipeline.methods import adapters, base_models
 from pipeline.params import TrainView
 from pipeline.training.run import steps_an_epoch, trainer_of
-from stages import tokenize
 
 DATA, MODEL, MAX_LENGTH, TARGET = "movie-reviews", "minilm", 128, 0.80
 EPOCHS = 4  # at most
@@ -125,6 +124,6 @@ def _tokens(view: TrainView, texts: dict[str, Any]) -> dict[str, Dataset]:
     tokenizer = base_models.load_tokenizer(view.base_model)
     found = {}
     for split in ("train", "test"):
-        table, _ = tokenize.tokenize(texts[split], tokenizer, MAX_LENGTH)
+        table, _ = tokenize(texts[split], tokenizer, MAX_LENGTH)
         found[split] = Dataset(table.select([name for name in table.column_names if name in tokens.INPUTS]))
     return found

@@ -79,6 +79,23 @@ def captured_energies(
     return [float(_between(matrix, left, right).square().sum()) / _norm(matrix) ** 2 for matrix in matrices]
 
 
+def nested_energies(
+    matrices: Sequence[Matrix],
+    most: int,
+    seed: int = 0,
+) -> list[float]:
+    """Return the mean of `captured_energies` in the first 1, 2, ... directions of the leading frames of `most`.
+
+    For one matrix it is the cumulated spectrum; for several, frames of fewer directions could hold a little more.
+    """
+    left, right = leading_frames(matrices, most, seed)
+    total = torch.zeros(most, dtype=torch.float64)
+    for matrix in matrices:
+        squares = (_between(matrix, left, right) / _norm(matrix)).square()
+        total += squares.cumsum(0).cumsum(1).diagonal()
+    return (total / len(matrices)).tolist()
+
+
 def _between(matrix: Matrix, left: Tensor, right: Tensor) -> Tensor:  # (r, r)
     if isinstance(matrix, Tensor):
         return left.T @ matrix.detach().double() @ right.T
@@ -86,7 +103,7 @@ def _between(matrix: Matrix, left: Tensor, right: Tensor) -> Tensor:  # (r, r)
 
 
 def _compressed(matrices: Sequence[Matrix], rank: int, seed: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return the stack (L, p, q) of normed matrices, and the orthonormal (m, p) and (n, q) it is to be multiplied by."""
+    """Return the stack (L, p, q) of normed matrices, and orthonormal (m, p) and (n, q) to multiply it by."""
     if all(isinstance(matrix, Tensor) and matrix.numel() <= spectrum.LARGE for matrix in matrices):
         return _dense(matrices), None, None
     pairs = []

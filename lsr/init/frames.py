@@ -15,18 +15,18 @@ from lsr.init.initialization import Source, Start
 def as_factors(
     left: Tensor,  # (m, r), orthonormal columns
     right: Tensor,  # (r, n), orthonormal rows
-    source: Source,
+    form: Form,
+    seed: int,
 ) -> Start:
     """Return factors whose B spans the columns of `left` and whose A the rows of `right`, both of norm sqrt(r).
 
     With one factor a side these are `left` and `right` themselves. With more they are as near as sums of
     `separation_rank` Kronecker products come: the basis within a frame is free, for a core learns any.
     """
-    form = source.form
     if len(form.rank_shape) == 1:
         return Start([right[None].contiguous()], [left[None].contiguous()], 0.0)
-    a, error_a = _fitted(right, form, form.in_shape, source.seed)
-    b, error_b = _fitted(left.T, form, form.out_shape, source.seed)
+    a, error_a = _fitted(right, form, form.in_shape, seed)
+    b, error_b = _fitted(left.T, form, form.out_shape, seed)
     return Start(a, [factor.mT.contiguous() for factor in b], max(error_a, error_b))
 
 

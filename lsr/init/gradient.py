@@ -40,7 +40,7 @@ def frames(sources: Sequence[Source]) -> Start:
     Reference: LoRA-SB (Ponkshe et al. 2024, arXiv 2411.19557), which takes the first full gradient.
     """
     first = sources[0]
-    return as_factors(*leading_frames(_gradients(sources), first.form.rank, first.seed), first)
+    return as_factors(*leading_frames(_gradients(sources), first.form.rank, first.seed), first.form, first.seed)
 
 
 def _gradients(sources: Sequence[Source]) -> list[Matrix]:

@@ -36,7 +36,9 @@ def frames(sources: Sequence[Source]) -> Start:
     Reference: LoRA-XS (Bałazy et al. 2024, arXiv 2405.17604), whose B is scaled by the singular values.
     """
     first = sources[0]
-    return as_factors(*leading_frames([source.weight() for source in sources], first.form.rank, first.seed), first)
+    return as_factors(
+        *leading_frames([source.weight() for source in sources], first.form.rank, first.seed), first.form, first.seed
+    )
 
 
 def fitted(

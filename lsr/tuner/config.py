@@ -56,8 +56,8 @@ class LsrConfig(PeftConfig):
     share: str = field(
         default="none",
         metadata={
-            "help": "'none': each layer has its own A and B. 'layers': all layers of a kind have the same, and each has "
-            "a core."
+            "help": "'none': each layer has its own A and B. 'layers': all layers of a kind have the same, and each "
+            "has a core."
         },
     )
     alpha: float = field(default=16, metadata={"help": "Numerator of the scaling, alpha / rank."})

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, cast
 
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from lsr.algebra.shapes import Form
 from lsr.algebra.spectrum import Matrix
-from lsr.init.examples import weight_gradients
+from lsr.init.head import STEPS, examples_gradients
 from lsr.init.initialization import Start
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.fingerprint import weight_hash
@@ -83,12 +84,19 @@ def initialize_factors(
 
 
 def start_from_examples(
-    model: nn.Module, batches: Iterable[Mapping[str, Tensor]], adapter_name: str = "default"
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    adapter_name: str = "default",
+    *,
+    head_steps: int = STEPS,
+    seed: int = 0,
 ) -> None:
     """Start an adapter whose `init_weights` is `gradient` from a few hundred examples, before training.
 
-    Each batch, with labels, goes into `model(**batch)` on the model's device. `get_peft_model` alone leaves such an
-    adapter with random factors.
+    Each batch, with labels, goes into `model(**batch)` on the model's device. A head that is trained beside the adapter
+    (`modules_to_save`) is first fitted to the examples by so many steps, for the gradient through a fresh one says
+    little; training starts from the fresh one all the same. `get_peft_model` alone leaves such an adapter with random
+    factors.
 
     Raises:
         ValueError: if the adapter starts otherwise, or the examples do not allow it; names the layer.
@@ -96,18 +104,24 @@ def start_from_examples(
     config = config_of(model, adapter_name)
     if not config.needs_examples:
         raise ValueError(f"init_weights must be 'gradient' to start from examples, got {config.start!r}")
-    gradients = collect_gradients(model, batches, adapter_name)
+    gradients = collect_gradients(model, batches, adapter_name, head_steps=head_steps, seed=seed)
     for _ in initialize_factors(model, adapter_name, gradients=[gradients]):
         pass
 
 
 def collect_gradients(
-    model: nn.Module, batches: Iterable[Mapping[str, Tensor]], adapter_name: str = "default"
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    adapter_name: str = "default",
+    *,
+    head_steps: int = STEPS,
+    seed: int = 0,
 ) -> Mapping[str, Matrix]:
     """Return the mean gradient (m, n) over examples of each layer that an adapter is on, by layer name.
 
     Raises:
-        ValueError: as `lsr.init.examples.weight_gradients`.
+        ValueError: as `lsr.init.head.examples_gradients`.
     """
     bases = {name: layer.get_base_layer() for name, layer in layers_of(model, adapter_name).items()}
-    return weight_gradients(model, bases, batches)
+    heads = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
+    return examples_gradients(model, bases, batches, heads, steps=head_steps, seed=seed)

@@ -1,7 +1,7 @@
 """Adapters on a base model: made from the chosen section, started, merged, saved, loaded and counted."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,9 +10,11 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lsr.init.initialization import Start
-from lsr.tuner.layer import LsrLayer
-from lsr.tuner.start import collect_gradients, initialize_factors
+from lsr.algebra.spectrum import Matrix
+from lsr.init.head import examples_gradients
+from lsr.tuner.config import OWN
+from lsr.tuner.linear import adapted_layers
+from lsr.tuner.start import Started, initialize_factors
 from lsr.tuner.targets import check_names
 from pipeline.errors import UserError, first_line
 from pipeline.methods import device, table
@@ -25,7 +27,7 @@ CONFIG = "adapter_config.json"
 
 
 def add_adapter(base: PreTrainedModel, section: MethodParams, row: ModelRow, seed: int) -> PeftModel:
-    """Return the base model with a fresh adapter; LSR factors are random until `start` is exhausted.
+    """Return the base model with a fresh adapter; LSR factors of its own are random until `start` is exhausted.
 
     Raises:
         UserError: if the section does not fit the model.
@@ -39,22 +41,50 @@ def add_adapter(base: PreTrainedModel, section: MethodParams, row: ModelRow, see
         raise UserError(f"params.yaml: {section.word}: {error}") from None
 
 
-def start(
-    model: PeftModel, section: LsrParams, batches: Iterable[Mapping[str, Tensor]]
-) -> Iterator[tuple[str, LsrLayer, Start]]:
-    """Give the factors their start, layer by layer; yield each layer's name, the layer and what it started from.
+def gradients(
+    model: PreTrainedModel | PeftModel,
+    adapted: PeftModel,
+    batches: Iterable[Mapping[str, Tensor]],
+    row: ModelRow,
+    section: LsrParams,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,  # told how many of how many batches are done
+) -> dict[str, Matrix]:
+    """Return the gradients of the layers that an adapter is on, through a head that is fitted to the examples first.
 
-    `batches` of labelled examples are read where the start looks at data, before the first layer: by the model on the
-    fastest device. The model is then where it was, for decompositions have the same bytes on one device only.
+    `model` is the adapted one, or a base model with another data set's head. It is read on the fastest device, and is
+    then where it was, for decompositions have the same bytes on one device only.
 
     Raises:
-        UserError: if a weight or the examples do not allow it.
+        UserError: if the examples or the head do not allow it.
     """
+    names = adapted_layers(adapted)
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    layers = {
+        name: layer.get_base_layer() if model is adapted else base.get_submodule(name) for name, layer in names.items()
+    }
+    head = [base.get_submodule(name) for name in row.head]
     try:
-        gradients = None
-        if section.reads_examples:
-            with device.placed(model):
-                gradients = collect_gradients(model, device.moved(batches, device.device_of(model)))
+        with device.placed(model):
+            examples = device.moved(batches, device.device_of(model))
+            return examples_gradients(
+                model, layers, examples, head, steps=section.head_steps, seed=seed, progress=progress
+            )
+    except ValueError as error:
+        raise UserError(f"params.yaml: lsr.init: {error}") from None
+
+
+def start(model: PeftModel, section: LsrParams, gradients: Sequence[Mapping[str, Matrix]] = ()) -> Iterator[Started]:
+    """Give the factors their start, layer by layer, or kind by kind where they are shared; yield each when it is done.
+
+    `gradients` are those of the data sets that the initialization looks at.
+
+    Raises:
+        UserError: if a weight or a gradient does not allow it.
+    """
+    if section.frames != OWN:
+        return  # they are there
+    try:
         yield from initialize_factors(model, init_weights=section.init, gradients=gradients)
     except ValueError as error:
         raise UserError(f"params.yaml: lsr.init: {error}") from None

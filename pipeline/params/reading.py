@@ -14,6 +14,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from pipeline.errors import UserError, nearest
 from pipeline.params import mistakes
 from pipeline.params.schema import PARAMS, TABLES, Common, Params, View
+from pipeline.params.sections import LsrParams
 
 AnyView = TypeVar("AnyView", bound=View)
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
@@ -30,11 +31,14 @@ def load(view: type[AnyView]) -> AnyView:
 
 def seen_by(view: type[AnyView], params: Common, row_of: Callable[[str, str], Any]) -> AnyView:
     """Return what a view sees of checked params; `row_of` returns a row by the word of its table and its name."""
+    lsr = getattr(params, LsrParams.word)
     everything = {
         **{name: getattr(params, name) for name in type(params).model_fields},
         "section": getattr(params, params.adapter),
         "dataset": row_of("data", params.data),
         "base_model": row_of("model", params.model),
+        "frames": lsr.frames,
+        "pooled": {name: row_of("data", name) for name in lsr.frames_from},
     }
     # Already validated: `model_construct` keeps the frozen sections as they are.
     return view.model_construct(**{name: everything[name] for name in view.model_fields})

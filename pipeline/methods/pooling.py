@@ -1,0 +1,56 @@
+"""The gradients that frames are made from: of the chosen data set, or of several that are pooled."""
+
+from collections.abc import Iterable, Mapping
+
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel, set_seed
+
+from lsr.algebra.spectrum import Matrix
+from pipeline import console
+from pipeline.data import tokens
+from pipeline.methods import adapters, base_models
+from pipeline.params import FactorizeInitView, LsrParams
+
+
+def gradients(model: PeftModel, view: FactorizeInitView) -> list[dict[str, Matrix]]:
+    """Return the gradients of the layers that the adapter is on, one for each data set, through fitted heads.
+
+    Those of pooled rows do not depend on the row that is chosen: each has the first of its examples, and a head drawn
+    from the seed. So all adapters of one pool start with the same frames, bit for bit.
+
+    Raises:
+        UserError: if examples or their head do not allow it.
+    """
+    assert isinstance(view.section, LsrParams)
+    count, tokenizer = view.section.examples, base_models.load_tokenizer(view.base_model)
+    if not view.pooled:
+        return [_gradients(model, model, tokens.sample(tokenizer, count, view.seed), view, view.data)]
+    found = []
+    for name, row in view.pooled.items():
+        set_seed(view.seed)  # the head is drawn when the checkpoint loads
+        base = base_models.load_base_model(view.base_model, row)
+        examples = tokens.first(row, name, tokenizer, count, view.tokenize.max_length)
+        found.append(_gradients(base, model, examples, view, name))
+    return found
+
+
+def _gradients(
+    model: PreTrainedModel | PeftModel,
+    adapted: PeftModel,
+    examples: Iterable[Mapping[str, Tensor]],
+    view: FactorizeInitView,
+    name: str,
+) -> dict[str, Matrix]:
+    assert isinstance(view.section, LsrParams)
+    batches = list(examples)
+    passes = 2 if view.section.head_steps else 1
+    with console.progress(f"gradients of {name}", passes * len(batches), "batches") as advance:
+        shown = 0
+
+        def show(done: int, _: int) -> None:
+            nonlocal shown
+            advance(done - shown)
+            shown = done
+
+        return adapters.gradients(model, adapted, batches, view.base_model, view.section, view.seed, show)
