@@ -9,10 +9,7 @@ from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from pipeline import artifacts
-from pipeline.data import datasets
-from pipeline.data.texts import tokenize
 from pipeline.errors import UserError
-from pipeline.params.rows import DatasetRow
 
 INPUTS = ("input_ids", "token_type_ids", "length", "label")
 SAMPLE_BATCH = 32  # examples
@@ -47,21 +44,3 @@ def sample(tokenizer: PreTrainedTokenizerBase, count: int, seed: int) -> Iterato
     drawn = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))[:count]
     for indices in drawn.split(SAMPLE_BATCH):
         yield dict(collate(tokens[indices.tolist()]))
-
-
-def first(
-    row: DatasetRow, name: str, tokenizer: PreTrainedTokenizerBase, count: int, max_length: int
-) -> Iterator[dict[str, Tensor]]:
-    """Yield labelled batches of the first `count` examples of the train split of any row, or of all if it has fewer.
-
-    They are a random sample, as splits are in the order of a hash.
-
-    Raises:
-        UserError: as `pipeline.data.datasets.load`.
-    """
-    train = datasets.load(row, name).splits["train"]
-    table, _ = tokenize(train.select(range(min(count, len(train)))), tokenizer, max_length)
-    found = Dataset(table.select([column for column in table.column_names if column in INPUTS and column != "length"]))
-    collate = collator(tokenizer)
-    for batch in found.iter(SAMPLE_BATCH):
-        yield dict(collate(batch))

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, set_seed
 
 from lsr.algebra.spectrum import Matrix
 from pipeline import console
-from pipeline.data import tokens
+from pipeline.data import examples, tokens
 from pipeline.methods import adapters, base_models
 from pipeline.params import FactorizeInitView, LsrParams
 
@@ -30,22 +30,22 @@ def gradients(model: PeftModel, view: FactorizeInitView) -> list[dict[str, Matri
     for name, row in view.pooled.items():
         set_seed(view.seed)  # the head is drawn when the checkpoint loads
         base = base_models.load_base_model(view.base_model, row)
-        examples = tokens.first(row, name, tokenizer, count, view.tokenize.max_length)
-        found.append(_gradients(base, model, examples, view, name))
+        batches = examples.first(row, name, tokenizer, count, view.tokenize.max_length)
+        found.append(_gradients(base, model, batches, view, name))
     return found
 
 
 def _gradients(
     model: PreTrainedModel | PeftModel,
     adapted: PeftModel,
-    examples: Iterable[Mapping[str, Tensor]],
+    batches: Iterable[Mapping[str, Tensor]],
     view: FactorizeInitView,
     name: str,
 ) -> dict[str, Matrix]:
     assert isinstance(view.section, LsrParams)
-    batches = list(examples)
+    listed = list(batches)
     passes = 2 if view.section.head_steps else 1
-    with console.progress(f"gradients of {name}", passes * len(batches), "batches") as advance:
+    with console.progress(f"gradients of {name}", passes * len(listed), "batches") as advance:
         shown = 0
 
         def show(done: int, _: int) -> None:
@@ -53,4 +53,4 @@ def _gradients(
             advance(done - shown)
             shown = done
 
-        return adapters.gradients(model, adapted, batches, view.base_model, view.section, view.seed, show)
+        return adapters.gradients(model, adapted, listed, view.base_model, view.section, view.seed, show)
