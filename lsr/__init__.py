@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # what type checkers read; when they run, `__getattr__` loads
     from lsr.convert.compress import compress_lora
     from lsr.convert.export import export_lora, export_merged
     from lsr.convert.inspect import inspect_adapter
+    from lsr.convert.pool import pool_frames
     from lsr.convert.prune import prune_adapter
 
 CONVERSIONS = {
@@ -31,6 +32,7 @@ CONVERSIONS = {
     "export_lora": "export",
     "export_merged": "export",
     "inspect_adapter": "inspect",
+    "pool_frames": "pool",
     "prune_adapter": "prune",
 }
 
@@ -43,6 +45,7 @@ __all__ = [
     "export_lora",
     "export_merged",
     "inspect_adapter",
+    "pool_frames",
     "prune_adapter",
     "start_from_examples",
 ]

@@ -80,7 +80,7 @@ def inspect_adapter(folder: str | Path, base: str | None = None) -> AdapterRepor
 def inspect_layer(layer: LsrLinear, *, has_base: bool = True, adapter_name: str = ADAPTER) -> LayerReport:
     """Measure one adapted layer; nothing of the size of its weight is made."""
     adapter = layer.adapter(adapter_name)
-    form, sizes = adapter.form, adapter.sizes()
+    form, sizes = adapter.form, layer.sizes(adapter_name)
     right, left = (side.detach() for side in adapter.as_lora())
     values = adapter.scaling * singular_values_of_pair(left, right)
     norm = float(values.norm())

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from typing import cast
 
@@ -48,7 +49,11 @@ class LsrLayer(BaseTunerLayer):
 
     def sizes(self, adapter_name: str) -> Sizes:
         """Return how many parameters an adapter trains, stores and works with in this layer."""
-        return self.adapter(adapter_name).sizes()
+        adapter = self.adapter(adapter_name)
+        sizes = adapter.sizes()
+        if any(adapter.frames is frames for frames in self.lsr_frames.values()):  # this layer keeps them
+            return replace(sizes, effective=sizes.effective + adapter.form.parameters)
+        return sizes
 
     def kind(self, config: LsrConfig) -> Kind:
         """Return what the layers that share factors with this one have in common with it.
