@@ -6,9 +6,11 @@ factors of its Tucker decomposition over rows and columns: each matrix is then B
 
 from collections.abc import Sequence
 
+import numpy as np
 import tensorly as tl
 import torch
-from tensorly.decomposition import partial_tucker
+from tensorly.cp_tensor import CPTensor
+from tensorly.decomposition import parafac, partial_tucker
 from torch import Tensor
 
 from lsr.algebra import spectrum
@@ -16,6 +18,8 @@ from lsr.algebra.separable import canonical_signs
 from lsr.algebra.spectrum import Matrix, leading_svd, singular_values_of_pair, trailing_part
 
 OVERSAMPLED = 16  # singular vectors beside twice the rank that stand for a large matrix
+SWEEPS = 200
+PENALTY = 1e-3  # keeps terms of CP from cancelling, as in `lsr.algebra.separable`
 TOLERANCE = 1e-6  # change of the relative error, below which the iteration stops
 
 
@@ -52,6 +56,40 @@ def leading_frames(
     columns, rows = torch.from_numpy(left.copy()), torch.from_numpy(right.copy())
     if outer is not None and inner is not None:
         columns, rows = outer @ columns, inner @ rows
+    return columns * canonical_signs(columns), (rows * canonical_signs(rows)).T.contiguous()
+
+
+def paired_frames(
+    matrices: Sequence[Matrix],  # (m, n) each, or (m, k) and (k, n) whose product it is
+    rank: int,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:  # (m, rank) with unit columns, (rank, n) with unit rows, float64
+    """Return B and A such that `B diag(d_l) A` is near each matrix, of norm 1, with a diagonal of its own.
+
+    For one matrix these are its leading singular vectors. For several it is their separated representation over layers,
+    rows and columns: the CP decomposition of the stack, which TensorLy finds from the SVDs of its unfoldings.
+
+    Raises:
+        ValueError: as `leading_frames`.
+
+    Reference: Beylkin & Mohlenkamp 2005 (separated representations); Carroll & Chang 1970 (CP).
+    """
+    if len(matrices) == 1:
+        return leading_frames(matrices, rank, seed)
+    stack, outer, inner = _compressed(matrices, rank, seed)
+    if rank > min(stack.shape[1:]):
+        raise ValueError(f"the rank must be in [1, {min(stack.shape[1:])}] for these matrices, got {rank}")
+    draws = np.random.default_rng(seed)
+    start = CPTensor((np.ones(rank), [draws.standard_normal((size, rank)) for size in stack.shape]))
+    left, right = leading_frames(matrices, rank, seed)
+    start.factors[1] = (left if outer is None else outer.T @ left).numpy().copy()
+    start.factors[2] = (right.T if inner is None else inner.T @ right.T).numpy().copy()
+    with tl.backend_context("numpy", local_threadsafe=True):
+        found = parafac(stack.numpy(), rank, init=start, n_iter_max=SWEEPS, tol=TOLERANCE, l2_reg=PENALTY)
+    weights, columns, rows = (torch.from_numpy(factor.copy()) for factor in found.factors)
+    order = (weights.norm(dim=0) * columns.norm(dim=0) * rows.norm(dim=0)).argsort(descending=True, stable=True)
+    columns, rows = (side[:, order] / side[:, order].norm(dim=0) for side in (columns, rows))
+    columns, rows = (columns if outer is None else outer @ columns), (rows if inner is None else inner @ rows)
     return columns * canonical_signs(columns), (rows * canonical_signs(rows)).T.contiguous()
 
 

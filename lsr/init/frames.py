@@ -7,14 +7,27 @@ import torch
 from torch import Tensor
 
 from lsr.algebra.fit import fit_row_space
+from lsr.algebra.frames import leading_frames, paired_frames
 from lsr.algebra.separable import kron_sum, pad_columns
 from lsr.algebra.shapes import Form
+from lsr.algebra.spectrum import Matrix
 from lsr.init.initialization import Source, Start
 
 
+def framed(matrices: Sequence[Matrix], source: Source) -> Start:
+    """Return the frames that hold most of one matrix, or of several together, in the form of a source.
+
+    Raises:
+        ValueError: as `lsr.algebra.frames.leading_frames`.
+    """
+    form = source.form
+    frames = (paired_frames if source.paired else leading_frames)(matrices, form.rank, source.seed)
+    return as_factors(*frames, form, source.seed)
+
+
 def as_factors(
-    left: Tensor,  # (m, r), orthonormal columns
-    right: Tensor,  # (r, n), orthonormal rows
+    left: Tensor,  # (m, r), unit columns
+    right: Tensor,  # (r, n), unit rows
     form: Form,
     seed: int,
 ) -> Start:

@@ -28,7 +28,9 @@ class Sizes:
 class LsrAdapter(LsrFactors):
     """The update ΔW = scaling * (B R A - B0 A0).
 
-    R is `core` (r, r), a parameter that starts at zero, where `train` is `core` or `all`; elsewhere it is the identity.
+    R is `core`, a parameter that starts at zero, where `train` is `core` or `all`: (r, r), or (r,), its diagonal.
+    Without one it is the identity.
+
     B0 A0 is what the adapter started at, where its initialization folds that: `start_A1`, ..., `start_B1`, ... are
     buffers in the shapes of the factors.
 
@@ -64,7 +66,7 @@ class LsrAdapter(LsrFactors):
         """Whether a core stands between A and B."""
         return self.trained_part in ("core", "all")
 
-    def add_core(self, value: Tensor, like: Tensor) -> None:  # (r, r)
+    def add_core(self, value: Tensor, like: Tensor) -> None:  # (r, r) or (r,)
         """Have a core: on the device of `like`, a base weight, and in float32 at least."""
         self.register_parameter("core", nn.Parameter(moved(value, like)))
 
@@ -112,7 +114,9 @@ class LsrAdapter(LsrFactors):
     def collapse(self) -> tuple[Tensor, Tensor]:  # (r, in_features), (out_features, r)
         """Return R A and B as matrices: what is added to the base layer as it is now, without the scaling."""
         a, b = self.matrices(*self.factors())
-        return (self.core @ a if self.has_core else a), b
+        if not self.has_core:
+            return a, b
+        return (self.core @ a if self.core.dim() == 2 else self.core[:, None] * a), b
 
     def operands(self) -> tuple[Side, Side]:
         """Return A1 and A2, B1 and B2 where these are all of the update; else the two of `collapse`, with None each."""
@@ -147,7 +151,7 @@ class LsrAdapter(LsrFactors):
 
     def sizes(self) -> Sizes:
         """Return how many parameters it trains, stores and works with; those that it shares count with their owner."""
-        core = self.form.rank**2 if self.has_core else 0
+        core = self.core.numel() if self.has_core else 0
         trained = sum(parameter.numel() for parameter in self.parameters())
         stored = sum(value.numel() for value in self.state_dict().values())
         return Sizes(trained, stored, core if self._holder else self.form.parameters + core)

@@ -88,6 +88,13 @@ class LsrConfig(PeftConfig):
             "a core between A and B, which are frozen frames. 'all': the core and all factors."
         },
     )
+    core: str = field(
+        default="full",
+        metadata={
+            "help": "Where there is a core, 'full': r x r. 'diagonal': its r diagonal entries, so that the i-th "
+            "direction of A goes to the i-th of B alone; it needs one rank in rank_shape."
+        },
+    )
     frames: str = field(
         default=OWN,
         metadata={
@@ -184,7 +191,8 @@ class LsrConfig(PeftConfig):
             raise ValueError(
                 f"init_weights must be a bool or one of {list(INITIALIZATIONS)}, got {self.init_weights!r}"
             )
-        for name, allowed in (("train", TRAINED), ("share", SHARED), ("frames_dtype", list(STORAGE))):
+        words = {"train": TRAINED, "core": ("full", "diagonal"), "share": SHARED, "frames_dtype": tuple(STORAGE)}
+        for name, allowed in words.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}")
         if not 0 <= self.dropout < 1:
@@ -210,6 +218,11 @@ class LsrConfig(PeftConfig):
             raise ValueError(
                 "separation_rank must be 1 where rank_shape holds one rank, for A and B are dense then, got "
                 f"{self.separation_rank}"
+            )
+        if self.core == "diagonal" and not (self.has_core and len(self.rank_shape) == 1):
+            raise ValueError(
+                "core='diagonal' needs train='core' or 'all', and one rank in rank_shape, got "
+                f"train={self.train!r} and rank_shape={list(self.rank_shape)}"
             )
         for name, usual in (("frames", OWN), ("frames_dtype", "float32")):
             if self.train != "core" and getattr(self, name) != usual:
@@ -310,6 +323,7 @@ class LsrConfig(PeftConfig):
             alpha_pattern=_as_pattern(alpha_pattern),
             init_weights=True,
             train="factors",
+            core="full",
             share="none",
             frames=OWN,
             frames_dtype="float32",

@@ -93,10 +93,11 @@ class LsrLayer(BaseTunerLayer):
         return Start(*random_factors(form, config.init_weights is not False, self._generator(config)))
 
     def _random_core(self, config: LsrConfig, form: Form) -> Tensor:
+        shape = (form.rank, form.rank) if config.core == "full" else (form.rank,)
         with torch.device("cpu"):
             if config.init_weights is not False:
-                return torch.zeros(form.rank, form.rank)
-            return torch.randn(form.rank, form.rank, generator=self._generator(config, "core")) / form.rank**0.5
+                return torch.zeros(shape)
+            return torch.randn(shape, generator=self._generator(config, "core")) / form.rank**0.5
 
     def make_form(self, config: LsrConfig) -> Form:
         """Return the shapes of an adapter of this layer.
@@ -200,6 +201,7 @@ class LsrLayer(BaseTunerLayer):
             generator=self._generator(config),
             gradients=(gradients or {}).get(self.layer_name, ()),
             zero=config.init_weights is not False,
+            paired=config.core == "diagonal",
         )
 
     def _check_can_fold(self, folds: bool) -> None:

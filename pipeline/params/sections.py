@@ -77,6 +77,7 @@ class LsrParams(MethodParams):
     train: Literal["factors", "first", "core", "all"] = Field(
         description="all factors; A1 and B1; a core between frozen frames; the core and the factors"
     )
+    core: Literal["full", "diagonal"]
     init: Literal["random", "row_space", "principal", "minor", "cp", "gradient"]
     frames: str = Field(min_length=1, description="own, or the folder or hub repository of an adapter with the frames")
     frames_from: Annotated[tuple[Word, ...], AfterValidator(all_different)] = Field(
