@@ -116,7 +116,8 @@ class LsrAdapter(LsrFactors):
         a, b = self.matrices(*self.factors())
         if not self.has_core:
             return a, b
-        return (self.core @ a if self.core.dim() == 2 else self.core[:, None] * a), b
+        core = self.core.to(a.dtype)
+        return (core @ a if core.dim() == 2 else core[:, None] * a), b
 
     def operands(self) -> tuple[Side, Side]:
         """Return A1 and A2, B1 and B2 where these are all of the update; else the two of `collapse`, with None each."""

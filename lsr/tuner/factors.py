@@ -97,7 +97,7 @@ class LsrFactors(nn.Module):
         if value.dtype is torch.int8:
             scale: Tensor = getattr(self, f"scale_{name}")
             return value * scale
-        return value.float() if self.storage == "bfloat16" else value
+        return value.to(torch.promote_types(value.dtype, torch.float32)) if self.storage == "bfloat16" else value
 
     def matrices(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return A (r, in_features) and B (out_features, r) of factors: without what pads them."""
