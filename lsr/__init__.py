@@ -18,7 +18,7 @@ if "LSR" not in PeftType.__members__:  # PEFT's list of methods is closed: a plu
 
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.model import LsrModel
-from lsr.tuner.start import start_from_examples
+from lsr.tuner.start import allocate_ranks, start_from_examples
 
 if TYPE_CHECKING:  # what type checkers read; when they run, `__getattr__` loads these on first use
     from lsr.convert.compress import compress_lora
@@ -41,6 +41,7 @@ register_peft_method(name="lsr", config_cls=LsrConfig, model_cls=LsrModel, prefi
 __all__ = [
     "LsrConfig",
     "LsrModel",
+    "allocate_ranks",
     "compress_lora",
     "export_lora",
     "export_merged",

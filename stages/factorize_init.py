@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import NamedTuple
 
 from peft import PeftModel
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 
 from lsr.algebra.precision import TOLERATED_LOSS
 from lsr.tuner.start import groups_of
@@ -32,48 +32,43 @@ class Measured(NamedTuple):
     seconds: float
 
 
-def factorize_init(model: PeftModel, view: params.FactorizeInitView) -> Measured:
-    """Initialize an LSR adapter, and measure it.
+def factorize_init(base: PreTrainedModel, view: params.FactorizeInitView) -> tuple[PeftModel, Measured]:
+    """Put an adapter on a base model, initialize it if it is LSR's, and measure that.
 
     Raises:
-        UserError: if a weight or the examples do not allow it.
+        UserError: if the section does not fit the model, or a weight or the examples do not allow it.
     """
-    section = view.section
-    assert isinstance(section, params.LsrParams)
-    layers: dict[str, StartReport] = {}
-    frames: dict[str, FramesReport] = {}
-    before = perf_counter()
-    gradients = pooling.gradients(model, view) if section.reads_examples else []
-    seconds = perf_counter() - before
-    started, before = adapters.start(model, section, gradients), perf_counter()
+    section, measured, begin = view.section, Measured({}, {}, 0.0), perf_counter()
+    if not isinstance(section, params.LsrParams):
+        return adapters.add_adapter(base, section, view.base_model, view.seed), measured
+    gradients = pooling.gradients(base, view) if section.reads_examples else []
+    model = adapters.add_adapter(base, section, view.base_model, view.seed, gradients)
+    started = adapters.start(model, section, gradients)
+    seconds, before = perf_counter() - begin, perf_counter()
     for one in console.track(started, "factorize-init", len(groups_of(model, "default")), "starts"):
         seconds += perf_counter() - before
         try:
             if section.train in ("core", "all"):
-                frames[one.name] = report_frames(one, gradients, view.seed)
+                measured.frames[one.name] = report_frames(one, gradients, view.seed)
             else:
-                layers[one.name] = report_start(one.layers[0], one.start, view.seed)
+                measured.layers[one.name] = report_start(one.layers[0], one.start, view.seed)
         except ValueError as error:  # a zero or broken weight; an initialization that reads it has refused it before
             raise UserError(f"{view.model}: {one.name}: {error}") from None
         before = perf_counter()
-    return Measured(layers, frames, seconds)
+    return model, measured._replace(seconds=seconds)
 
 
 def main(view: params.FactorizeInitView) -> None:
     set_seed(view.seed)  # the head is drawn when the checkpoint loads
-    base = base_models.load_base_model(view.base_model, view.dataset)
-    model = adapters.add_adapter(base, view.section, view.base_model, view.seed)
-    is_lsr = isinstance(view.section, params.LsrParams)
-    layers, frames, seconds = factorize_init(model, view) if is_lsr else Measured({}, {}, 0.0)
+    model, (layers, frames, seconds) = factorize_init(base_models.load_base_model(view.base_model, view.dataset), view)
     with artifacts.replacing(artifacts.INIT) as folder:
         folder.mkdir()
         adapters.save_adapter(model, folder, view.base_model)
-    counts = adapters.count_parameters(model, view.base_model)
     start_report.write(
         {name: report.columns() for name, report in (layers | frames).items()},
         {name: start_report.Separation(one.curve, one.separation_rank) for name, one in layers.items()},
         {name: plots.Frames(one.curves(), one.rank, _by_terms(one)) for name, one in frames.items()},
-        counts,
+        adapters.count_parameters(model, view.base_model),
         view.model,
         view.adapter,
         TOLERATED_LOSS,

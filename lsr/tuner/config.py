@@ -22,6 +22,7 @@ SHARED = ("none", "layers")
 CORED = ("core", "all")  # what trains where there is a core
 TRAINED = ("factors", "first", *CORED)
 OWN = "own"
+DIAGONAL = 4  # what alpha is divided by where the core is diagonal: the rank of the full core with the same step
 TERMS = 16  # the separation rank where none is given, and there are two factors or more
 
 
@@ -302,8 +303,26 @@ class LsrConfig(PeftConfig):
         return override(self.separation_rank_pattern, layer_name, cast("int", self.separation_rank))
 
     def scaling(self, layer_name: str, form: Form) -> float:
-        """Return what the product of a layer's factors is multiplied by."""
-        return override(self.alpha_pattern, layer_name, self.alpha) / form.rank
+        """Return what the product of a layer's factors is multiplied by: alpha / r.
+
+        In a diagonal core each direction moves by itself, however many there are: it is alpha / 4 there.
+        """
+        alpha = override(self.alpha_pattern, layer_name, self.alpha)
+        return alpha / (DIAGONAL if self.core == "diagonal" else form.rank)
+
+    def with_ranks(self, ranks: Mapping[str, int]) -> "LsrConfig":
+        """Return the configuration of an adapter with dense frames of these ranks, on these layers alone."""
+        usual, others = _most_frequent({name: (rank,) for name, rank in ranks.items()})
+        return replace(
+            self,
+            rank_shape=usual,
+            separation_rank=1,
+            rank_pattern=_as_pattern(others),
+            target_modules=list(ranks),
+            exclude_modules=None,
+            layers_to_transform=None,
+            layers_pattern=None,
+        )
 
     def with_layers(self, forms: Mapping[str, Form], scalings: Mapping[str, float]) -> "LsrConfig":
         """Return the configuration of an adapter whose factors are there, of these shapes and scalings by layer.

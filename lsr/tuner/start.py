@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from lsr.algebra.shapes import Form
 from lsr.algebra.spectrum import Matrix
+from lsr.init.allocation import allocate
 from lsr.init.head import STEPS, examples_gradients
 from lsr.init.initialization import Start
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.fingerprint import weight_hash
 from lsr.tuner.kinds import Kind, kind_of
 from lsr.tuner.linear import LsrLinear, adapted_layers
+from lsr.tuner.targets import target_names
 
 
 class Started(NamedTuple):
@@ -125,3 +127,26 @@ def collect_gradients(
     bases = {name: layer.get_base_layer() for name, layer in layers_of(model, adapter_name).items()}
     heads = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
     return examples_gradients(model, bases, batches, heads, steps=head_steps, seed=seed)
+
+
+def allocate_ranks(
+    config: LsrConfig,
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    budget: int,
+    *,
+    head_steps: int = STEPS,
+    seed: int = 0,
+) -> LsrConfig:
+    """Return the configuration with `budget` directions, each in the layer of a base model where it counts most.
+
+    Those are the largest singular values of the gradients of all layers that the configuration names, through a head
+    (`modules_to_save`) that is fitted first, as in `start_from_examples`, which comes after `get_peft_model`.
+
+    Raises:
+        ValueError: if the examples do not allow it, or the budget is out of bounds.
+    """
+    layers = {name: model.get_submodule(name) for name in target_names(model, config)}
+    heads = [model.get_submodule(name) for name in config.modules_to_save or ()]
+    found = examples_gradients(model, layers, batches, heads, steps=head_steps, seed=seed)
+    return config.with_ranks(allocate([found], budget, seed))

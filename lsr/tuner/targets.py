@@ -3,8 +3,12 @@
 import difflib
 import re
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import cast
 
 from peft import PeftConfig
+from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
+from torch import nn
 
 from lsr.tuner.config import PATTERNS, LsrConfig
 from lsr.tuner.kinds import Kind
@@ -23,6 +27,20 @@ def check_names(config: PeftConfig, names: list[str]) -> None:
                 raise ValueError(f"{field}: no layer is named {entry!r}{_nearest(entry, names)}")
         if isinstance(value, str) and value != "all-linear" and not any(re.fullmatch(value, name) for name in names):
             raise ValueError(f"{field}: {value!r} matches no layer{_nearest(value, names)}")
+
+
+def target_names(model: nn.Module, config: LsrConfig) -> list[str]:
+    """Return the layers of a base model that a configuration adapts; its target_modules must not be None.
+
+    Raises:
+        ValueError: if an entry of it names no layer.
+    """
+    names = [name for name, _ in model.named_modules() if name]
+    check_names(config, names)
+    open_config = cast("LsrConfig", _maybe_include_all_linear_layers(replace(config), model))
+    found = [name for name in names if check_target_module_exists(open_config, name)]
+    is_open = config.target_modules == "all-linear"
+    return [name for name in found if not (is_open and is_trained_whole(config, name))]
 
 
 def is_trained_whole(config: LsrConfig, name: str) -> bool:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import peft
 from peft import PeftModel, get_peft_model_state_dict
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lsr.algebra.spectrum import Matrix
+from lsr.init.allocation import allocate
 from lsr.init.head import examples_gradients
-from lsr.tuner.config import OWN
-from lsr.tuner.linear import adapted_layers
+from lsr.tuner import targets
+from lsr.tuner.config import OWN, LsrConfig
 from lsr.tuner.start import Started, initialize_factors
 from lsr.tuner.targets import check_names
 from pipeline.errors import UserError, first_line
@@ -26,7 +28,25 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
 
-def add_adapter(base: PreTrainedModel, section: MethodParams, row: ModelRow, seed: int) -> PeftModel:
+def target_names(base: PreTrainedModel, section: MethodParams, row: ModelRow, seed: int) -> list[str]:
+    """Return the layers of a base model that a section adapts.
+
+    Raises:
+        UserError: if the section does not fit the model.
+    """
+    try:
+        return targets.target_names(base, cast("LsrConfig", table.config_of(section, base, row, seed)))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"params.yaml: {section.word}: {error}") from None
+
+
+def add_adapter(
+    base: PreTrainedModel,
+    section: MethodParams,
+    row: ModelRow,
+    seed: int,
+    gradients: Sequence[Mapping[str, Matrix]] = (),  # what a budget is spent by
+) -> PeftModel:
     """Return the base model with a fresh adapter; LSR factors of its own are random until `start` is exhausted.
 
     Raises:
@@ -34,6 +54,8 @@ def add_adapter(base: PreTrainedModel, section: MethodParams, row: ModelRow, see
     """
     try:
         config = table.config_of(section, base, row, seed)
+        if isinstance(section, LsrParams) and section.budget != "none":
+            config = cast("LsrConfig", config).with_ranks(allocate(gradients, section.budget, seed))
         if table.adapts_layers(section):  # LSR checks this itself
             check_names(config, [name for name, _ in base.named_modules() if name])
         return peft.get_peft_model(base, config)
@@ -42,33 +64,29 @@ def add_adapter(base: PreTrainedModel, section: MethodParams, row: ModelRow, see
 
 
 def gradients(
-    model: PreTrainedModel | PeftModel,
-    adapted: PeftModel,
+    base: PreTrainedModel,
+    names: Sequence[str],
     batches: Iterable[Mapping[str, Tensor]],
     row: ModelRow,
     section: LsrParams,
     seed: int,
     progress: Callable[[int, int], None] | None = None,  # told how many of how many batches are done
 ) -> dict[str, Matrix]:
-    """Return the gradients of the layers that an adapter is on, through a head that is fitted to the examples first.
+    """Return the gradients of layers of a base model, through a head that is fitted to the examples first.
 
-    `model` is the adapted one, or a base model with another data set's head. It is read on the fastest device, and is
-    then where it was, for decompositions have the same bytes on one device only.
+    The model is read on the fastest device, and is then where it was, for decompositions have the same bytes on one
+    device only.
 
     Raises:
         UserError: if the examples or the head do not allow it.
     """
-    names = adapted_layers(adapted)
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    layers = {
-        name: layer.get_base_layer() if model is adapted else base.get_submodule(name) for name, layer in names.items()
-    }
+    layers = {name: base.get_submodule(name) for name in names}
     head = [base.get_submodule(name) for name in row.head]
     try:
-        with device.placed(model):
-            examples = device.moved(batches, device.device_of(model))
+        with device.placed(base):
+            examples = device.moved(batches, device.device_of(base))
             return examples_gradients(
-                model, layers, examples, head, steps=section.head_steps, seed=seed, progress=progress
+                base, layers, examples, head, steps=section.head_steps, seed=seed, progress=progress
             )
     except ValueError as error:
         raise UserError(f"params.yaml: lsr.init: {error}") from None

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 
-from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
@@ -13,8 +12,10 @@ from pipeline.methods import adapters, base_models
 from pipeline.params import FactorizeInitView, LsrParams
 
 
-def gradients(model: PeftModel, view: FactorizeInitView) -> list[dict[str, Matrix]]:
-    """Return the gradients of the layers that the adapter is on, one for each data set, through fitted heads.
+def gradients(base: PreTrainedModel, view: FactorizeInitView) -> list[dict[str, Matrix]]:
+    """Return the gradients of the layers that are to be adapted, one for each data set, through fitted heads.
+
+    `base` is the model of the chosen data set, which is read as it is and then as it was.
 
     Those of pooled rows do not depend on the row that is chosen: each has the first of its examples, and a head drawn
     from the seed. So all adapters of one pool start with the same frames, bit for bit.
@@ -25,25 +26,24 @@ def gradients(model: PeftModel, view: FactorizeInitView) -> list[dict[str, Matri
     assert isinstance(view.section, LsrParams)
     count, tokenizer = view.section.examples, base_models.load_tokenizer(view.base_model)
     if not view.pooled:
-        return [_gradients(model, model, tokens.sample(tokenizer, count, view.seed), view, view.data)]
+        return [_gradients(base, tokens.sample(tokenizer, count, view.seed), view, view.data)]
     found = []
     for name, row in view.pooled.items():
         set_seed(view.seed)  # the head is drawn when the checkpoint loads
-        base = base_models.load_base_model(view.base_model, row)
+        other = base_models.load_base_model(view.base_model, row)
         batches = examples.first(row, name, tokenizer, count, view.tokenize.max_length)
-        found.append(_gradients(base, model, batches, view, name))
+        found.append(_gradients(other, batches, view, name))
     return found
 
 
 def _gradients(
-    model: PreTrainedModel | PeftModel,
-    adapted: PeftModel,
+    base: PreTrainedModel,
     batches: Iterable[Mapping[str, Tensor]],
     view: FactorizeInitView,
     name: str,
 ) -> dict[str, Matrix]:
     assert isinstance(view.section, LsrParams)
-    listed = list(batches)
+    listed, names = list(batches), adapters.target_names(base, view.section, view.base_model, view.seed)
     passes = 2 if view.section.head_steps else 1
     with console.progress(f"gradients of {name}", passes * len(listed), "batches") as advance:
         shown = 0
@@ -53,4 +53,4 @@ def _gradients(
             advance(done - shown)
             shown = done
 
-        return adapters.gradients(model, adapted, listed, view.base_model, view.section, view.seed, show)
+        return adapters.gradients(base, names, listed, view.base_model, view.section, view.seed, show)

@@ -87,6 +87,9 @@ class LsrParams(MethodParams):
     alpha: PositiveFloat
     examples: PositiveInt = Field(description="of the train split, that gradient looks at")
     head_steps: NonNegativeInt = Field(description="that fit the head before gradient looks at them")
+    budget: Literal["none"] | PositiveInt = Field(
+        description="directions of diagonal cores over all target layers, where the gradient has the largest"
+    )
     dropout: Dropout
     in_shape: Literal["auto"] | Shape
     out_shape: Literal["auto"] | Shape
@@ -101,6 +104,15 @@ class LsrParams(MethodParams):
                 f"frames_from: pools gradients, so it needs init: gradient and frames: own; got init: {self.init} and "
                 f"frames: {self.frames}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _a_budget_is_spent_by_the_gradient(self) -> Self:
+        needed = {"init": "gradient", "frames": "own", "share": "none", "train": "core", "core": "diagonal"}
+        wrong = [f"{name}: {getattr(self, name)}" for name, value in needed.items() if getattr(self, name) != value]
+        if self.budget != "none" and wrong:
+            rules = ", ".join(f"{name}: {value}" for name, value in needed.items())
+            raise ValueError(f"budget: needs {rules}; got {', '.join(wrong)}")
         return self
 
     @property
