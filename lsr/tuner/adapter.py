@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lsr.algebra.shapes import Form
 from lsr.init.initialization import Start
-from lsr.tuner.factors import LsrFactors, moved, named
+from lsr.tuner.factors import BITS, LsrFactors, moved, named
 from lsr.tuner.functional import Side
 
 
@@ -154,5 +154,7 @@ class LsrAdapter(LsrFactors):
         """Return how many parameters it trains, stores and works with; those that it shares count with their owner."""
         core = self.core.numel() if self.has_core else 0
         trained = sum(parameter.numel() for parameter in self.parameters())
-        stored = sum(value.numel() for value in self.state_dict().values())
+        stored = sum(
+            value.numel() * (BITS if value.dtype is torch.uint8 else 1) for value in self.state_dict().values()
+        )
         return Sizes(trained, stored, core if self._holder else self.form.parameters + core)

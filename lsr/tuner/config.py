@@ -220,6 +220,8 @@ class LsrConfig(PeftConfig):
                 "separation_rank must be 1 where rank_shape holds one rank, for A and B are dense then, got "
                 f"{self.separation_rank}"
             )
+        if self.frames_dtype == "sign" and len(self.rank_shape) > 1:
+            raise ValueError(f"frames_dtype='sign' needs one rank in rank_shape, got {list(self.rank_shape)}")
         if self.core == "diagonal" and not (self.has_core and len(self.rank_shape) == 1):
             raise ValueError(
                 "core='diagonal' needs train='core' or 'all', and one rank in rank_shape, got "

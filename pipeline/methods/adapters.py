@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import cast
 
 import peft
+import torch
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -16,6 +17,7 @@ from lsr.init.allocation import allocate
 from lsr.init.head import examples_gradients
 from lsr.tuner import targets
 from lsr.tuner.config import OWN, LsrConfig
+from lsr.tuner.factors import BITS
 from lsr.tuner.start import Started, initialize_factors
 from lsr.tuner.targets import check_names
 from pipeline.errors import UserError, first_line
@@ -196,8 +198,13 @@ def count_parameters(model: PeftModel, row: ModelRow) -> dict[str, int]:
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     return {
         "adapter_trained": adapter,
-        "adapter_stored": sum(value.numel() for name, value in saved.items() if not name.startswith(names)),
+        "adapter_stored": sum(_entries(value) for name, value in saved.items() if not name.startswith(names)),
         "adapter_effective": adapter + table.method_of(model).frozen(model),
         "head_parameters": sum(parameter.numel() for parameter in trained if id(parameter) in in_head),
         "base_parameters": sum(parameter.numel() for parameter in frozen if id(parameter) not in in_head),
     }
+
+
+def _entries(value: Tensor) -> int:
+    """Return the entries that a stored tensor stands for: of signs, eight are in a byte."""
+    return value.numel() * (BITS if value.dtype is torch.uint8 else 1)

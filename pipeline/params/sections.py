@@ -83,7 +83,9 @@ class LsrParams(MethodParams):
     frames_from: Annotated[tuple[Word, ...], AfterValidator(all_different)] = Field(
         description="data rows whose gradients make the frames together; none: the chosen one's"
     )
-    frames_dtype: Literal["float32", "bfloat16", "int8"] = Field(description="of frozen frames, before training")
+    frames_dtype: Literal["float32", "bfloat16", "int8", "sign"] = Field(
+        description="of frozen frames, before training"
+    )
     alpha: PositiveFloat
     examples: PositiveInt = Field(description="of the train split, that gradient looks at")
     head_steps: NonNegativeInt = Field(description="that fit the head before gradient looks at them")
