@@ -18,8 +18,8 @@ class LsrFactors(nn.Module):
     """`factor_A1` (s, r_1, n_1), ..., `factor_B1` (s, m_1, r_1), ...: parameters where they train, buffers where not.
 
     Buffers are kept in a dtype of STORAGE, rounded when they are set: what is trained on is what is stored. int8 has a
-    scale for each direction of the rank, `scale_A1` (s, r_1, 1), ..., `scale_B1` (s, 1, r_1), ... Of dense frames `sign`
-    keeps one bit an entry, eight of them in a byte: unit directions of equal entries.
+    scale for each direction of the rank, `scale_A1` (s, r_1, 1), ..., `scale_B1` (s, 1, r_1), ... `sign` keeps of dense
+    frames one bit an entry, eight of them in a byte: unit directions of equal entries.
 
     They know their shapes but no layer, so layers of one shape may hold one and the same object.
     """
