@@ -52,7 +52,8 @@ class Subject:
     @property
     def folds(self) -> bool:
         """Whether the adapter's initial update is subtracted from the base weight."""
-        return self.fields.get("init_weights") in ("principal", "minor", "cp")
+        config = self.config()
+        return isinstance(config, LsrConfig) and config.folds
 
     @property
     def is_causal(self) -> bool:

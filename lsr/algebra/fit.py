@@ -19,7 +19,7 @@ from torch import Tensor
 from lsr.algebra import spectrum
 from lsr.algebra.separable import Shape, balance, kron_sum, nearest_kron_sum, recondition
 from lsr.algebra.shapes import max_separation_rank
-from lsr.algebra.spectrum import Matrix, leading_svd
+from lsr.algebra.spectrum import Matrix, leading_svd, norm_of_pair
 from lsr.algebra.sweeps import (
     TINY,
     Factors,
@@ -199,7 +199,7 @@ def normalized(
         norm = float(torch.linalg.vector_norm(parts[0], dtype=torch.float64))
     else:
         left, right = parts = [part.double() for part in parts]
-        norm = _norm_of_pair(left, right)
+        norm = norm_of_pair(left, right)
     if not isfinite(norm):
         raise ValueError(f"expected a finite matrix to fit, got one of norm {norm}")
     if norm == 0:
@@ -209,11 +209,6 @@ def normalized(
     return (left / norm, right), norm
 
 
-def _norm_of_pair(left: Tensor, right: Tensor) -> float:
-    """Return `||left @ right||_F` from the triangles of QR decompositions: nothing cancels, nothing large is formed."""
-    return float(torch.linalg.matrix_norm(torch.linalg.qr(left, mode="r").R @ torch.linalg.qr(right.T, mode="r").R.T))
-
-
 def _distance(
     matrix: Matrix,  # (M, N)
     left: Tensor,  # (M, r)
@@ -221,7 +216,7 @@ def _distance(
 ) -> float:
     """Return `||matrix - left @ right||_F` from the entries: ||W||^2 minus what is captured would cancel."""
     if not isinstance(matrix, Tensor):
-        return _norm_of_pair(torch.cat([matrix[0], -left], dim=1), torch.cat([matrix[1], right]))
+        return norm_of_pair(torch.cat([matrix[0], -left], dim=1), torch.cat([matrix[1], right]))
     blocks = zip(matrix.detach().split(BLOCK), left.split(BLOCK), strict=True)
     return float(torch.stack([(rows.double() - part @ right).norm() for rows, part in blocks]).norm())
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lsr.algebra import spectrum
 from lsr.algebra.separable import canonical_signs
-from lsr.algebra.spectrum import Matrix, leading_svd, singular_values_of_pair, trailing_part
+from lsr.algebra.spectrum import Matrix, leading_svd, norm_of_pair, trailing_part
 
 OVERSAMPLED = 16  # singular vectors beside twice the rank that stand for a large matrix
 SWEEPS = 200
@@ -31,8 +31,7 @@ def leading_frames(
     """Return B and A that maximize `sum_l ||B^T G_l A^T||_F^2 / ||G_l||_F^2`, leading directions first.
 
     Each matrix counts with norm 1, so that none drowns the others. Signs are canonical: the largest entry of each row
-    of A and of each column of B is positive. Large matrices are first replaced by their leading
-    singular parts.
+    of A and of each column of B is positive. Large matrices are first replaced by their leading singular parts.
 
     Raises:
         ValueError: if the rank exceeds a side, or a matrix is zero or not finite.
@@ -40,15 +39,11 @@ def leading_frames(
     Reference: for one, Eckart & Young 1936; for several, higher-order orthogonal iteration from the HOSVD, De
     Lathauwer, De Moor & Vandewalle 2000.
     """
+    _check(matrices, rank)
     if len(matrices) == 1:
-        _norm(matrices[0])
         left, _, right = leading_svd(matrices[0], rank, seed)
         return left * canonical_signs(left), right
     stack, outer, inner = _compressed(matrices, rank, seed)
-    if rank > min(stack.shape[1:]):  # of matrices that have fewer directions together
-        stack, outer, inner = _dense(matrices), None, None
-        if rank > min(stack.shape[1:]):
-            raise ValueError(f"the rank must be in [1, {min(stack.shape[1:])}] for these matrices, got {rank}")
     with tl.backend_context("numpy", local_threadsafe=True):
         (_, (left, right)), _ = partial_tucker(
             stack.numpy(), [rank, rank], modes=[1, 2], init="svd", tol=TOLERANCE, random_state=seed
@@ -102,6 +97,7 @@ def trailing_frames(
     Raises:
         ValueError: as `leading_frames`.
     """
+    _check(matrices, rank)
     stack = _dense(matrices)
     _, rows = trailing_part(stack.flatten(0, 1), rank)
     _, columns = trailing_part(stack.mT.flatten(0, 1), rank)
@@ -165,14 +161,17 @@ def _shape(matrix: Matrix) -> tuple[int, int]:
     return len(left), right.shape[1]
 
 
-def _norm(matrix: Matrix) -> float:
-    """Return the Frobenius norm.
+def _check(matrices: Sequence[Matrix], rank: int) -> None:
+    smaller = min(_shape(matrices[0]))
+    if not 1 <= rank <= smaller:
+        raise ValueError(f"the rank must be in [1, {smaller}] for matrices {_shape(matrices[0])}, got {rank}")
+    for norm in map(_norm, matrices):
+        if not 0 < norm < float("inf"):
+            raise ValueError(f"there are no directions to take frames from: the norm of a matrix is {norm}")
 
-    Raises:
-        ValueError: if it is zero or not finite.
-    """
-    values = matrix.detach().double() if isinstance(matrix, Tensor) else singular_values_of_pair(*matrix)
-    norm = float(torch.linalg.vector_norm(values))
-    if not 0 < norm < float("inf"):
-        raise ValueError(f"there are no directions to take frames from: the norm of a matrix is {norm}")
-    return norm
+
+def _norm(matrix: Matrix) -> float:
+    """Return the Frobenius norm."""
+    if isinstance(matrix, Tensor):
+        return float(torch.linalg.vector_norm(matrix.detach(), dtype=torch.float64))
+    return norm_of_pair(*matrix)

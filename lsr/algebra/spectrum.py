@@ -65,6 +65,18 @@ def singular_values_of_pair(
     return torch.linalg.svdvals(core_left @ core_right.T)
 
 
+def norm_of_pair(
+    left: Tensor,  # (M, k)
+    right: Tensor,  # (k, N)
+) -> float:
+    """Return `||left @ right||_F` from the triangles of QR decompositions: nothing cancels, nothing large is formed.
+
+    It is not finite where an entry is not.
+    """
+    core_left, core_right = (torch.linalg.qr(side.detach().double(), mode="r").R for side in (left, right.T))
+    return float(torch.linalg.matrix_norm(core_left @ core_right.T))
+
+
 def distance_of_pairs(
     one: tuple[Tensor, Tensor],  # (M, k), (k, N)
     other: tuple[Tensor, Tensor],  # (M, l), (l, N)

@@ -66,9 +66,14 @@ class LsrAdapter(LsrFactors):
         """Whether a core stands between A and B."""
         return self.trained_part in ("core", "all")
 
-    def add_core(self, value: Tensor, like: Tensor) -> None:  # (r, r) or (r,)
-        """Have a core: on the device of `like`, a base weight, and in float32 at least."""
-        self.register_parameter("core", nn.Parameter(moved(value, like)))
+    def set_core(self, value: Tensor, like: Tensor) -> None:  # (r, r) or (r,)
+        """Take a core: a new one on the device of `like`, a base weight, and in float32 at least."""
+        existing = self._parameters.get("core")
+        if existing is None:
+            self.register_parameter("core", nn.Parameter(moved(value, like)))
+        else:
+            with torch.no_grad():
+                existing.copy_(value)
 
     def subtract(self, start: Start, like: Tensor) -> None:
         """Keep a start as what to subtract."""
@@ -116,7 +121,8 @@ class LsrAdapter(LsrFactors):
         a, b = self.matrices(*self.factors())
         if not self.has_core:
             return a, b
-        core = self.core.to(a.dtype)
+        precise = torch.promote_types(self.core.dtype, a.dtype)  # frames that are rounded come in float32
+        core, a = self.core.to(precise), a.to(precise)
         return (core @ a if core.dim() == 2 else core[:, None] * a), b
 
     def operands(self) -> tuple[Side, Side]:

@@ -70,6 +70,8 @@ class LsrFactors(nn.Module):
     def load(self, tensors: Mapping[str, Tensor], like: Tensor) -> None:
         """Take stored tensors, `factor_A1`, `scale_A1` and so on, as they are, on the device of a base weight.
 
+        Those that are not rounded get its dtype, or float32, whichever is more precise.
+
         Raises:
             ValueError: if one is missing, too much, or of another shape or dtype; names it.
         """
@@ -85,11 +87,15 @@ class LsrFactors(nn.Module):
             raise ValueError(f"{name} is {'missing' if name in self._buffers else 'no part of these frames'}")
         for name, room in list(self._buffers.items()):
             value = tensors[name]
-            if room is not None and (room.shape, room.dtype) != (value.shape, value.dtype):
+            if room is not None and (room.shape, self._stored(room)) != (value.shape, self._stored(value)):
                 raise ValueError(
                     f"{name} is {tuple(value.shape)} in {value.dtype}, needed: {tuple(room.shape)} in {room.dtype}"
                 )
-            self._buffers[name] = value.to(like.device)
+            self._buffers[name] = moved(value, like) if self.storage == "float32" else value.to(like.device)
+
+    def _stored(self, value: Tensor) -> torch.dtype:
+        """Return the dtype of a tensor; one of all dtypes that are as good where nothing is rounded."""
+        return torch.float32 if self.storage == "float32" and value.is_floating_point() else value.dtype
 
     def factors(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return the factors of A, (s, r_i, n_i) each, and those of B, (s, m_i, r_i) each, in float32 at least."""

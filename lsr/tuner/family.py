@@ -83,6 +83,11 @@ def read_family(config: LsrConfig) -> Family | None:
             f"{expected[:12]}"
         )
     forms = {name: form_in_file(theirs, name) for name in tensors}
+    for name, form in forms.items():
+        try:
+            _frames(form, theirs.frames_dtype, tensors[name], torch.empty(0))
+        except ValueError as error:
+            raise ValueError(f"frames: {source!r}: layer {name!r}: {error}") from None
     owners = {_owner(theirs.share, name, forms[name]): (forms[name], tensors[name]) for name in tensors}
     return Family(source, theirs.share, theirs.frames_dtype, owners, found)
 
@@ -158,7 +163,8 @@ class Holders:
             return self.found.get(kind_of(layer.layer_name, form)) if self.config.share == "layers" else None
         owner = self.family.owner(layer.layer_name, form)
         if owner not in self.found:
-            self.found[owner] = layer.lsr_frames[self.family.sha256] = self._frames(owner, layer.base_parameter())
+            frames = _frames(form, self.family.storage, self.family.frames[owner][1], layer.base_parameter())
+            self.found[owner] = layer.lsr_frames[self.family.sha256] = frames
         return self.found[owner]
 
     def add(self, layer: LsrLayer, adapter_name: str) -> None:
@@ -166,16 +172,6 @@ class Holders:
         adapter = layer.adapter(adapter_name)
         if self.family is None and self.config.share == "layers":
             self.found.setdefault(kind_of(layer.layer_name, adapter.form), adapter)
-
-    def _frames(self, owner: Owner, like: Tensor) -> LsrFactors:
-        assert self.family is not None
-        form, tensors = self.family.frames[owner]
-        frames = LsrFactors(form, "core", self.family.storage, persistent=False)
-        try:
-            frames.load(tensors, like)
-        except ValueError as error:
-            raise ValueError(f"frames: {self.family.source!r}: {error}") from None
-        return frames
 
 
 def drop_unused_frames(layers: Iterable[LsrLayer]) -> None:
@@ -186,6 +182,12 @@ def drop_unused_frames(layers: Iterable[LsrLayer]) -> None:
         for key, frames in list(layer.lsr_frames.items()):
             if id(frames) not in used:
                 del layer.lsr_frames[key]
+
+
+def _frames(form: Form, storage: str, tensors: Tensors, like: Tensor) -> LsrFactors:
+    frames = LsrFactors(form, "core", storage, persistent=False)
+    frames.load(tensors, like)
+    return frames
 
 
 def _owner(share: str, layer_name: str, form: Form) -> Owner:

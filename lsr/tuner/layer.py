@@ -21,7 +21,6 @@ from lsr.tuner.adapter import LsrAdapter, Sizes
 from lsr.tuner.base_weight import check_adaptable, dequantized, features, is_quantized
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.factors import LsrFactors
-from lsr.tuner.kinds import Kind, kind_of
 
 
 class LsrLayer(BaseTunerLayer):
@@ -51,17 +50,8 @@ class LsrLayer(BaseTunerLayer):
         """Return how many parameters an adapter trains, stores and works with in this layer."""
         adapter = self.adapter(adapter_name)
         sizes = adapter.sizes()
-        if any(adapter.frames is frames for frames in self.lsr_frames.values()):  # this layer keeps them
-            return replace(sizes, effective=sizes.effective + adapter.form.parameters)
-        return sizes
-
-    def kind(self, config: LsrConfig) -> Kind:
-        """Return what the layers that share factors with this one have in common with it.
-
-        Raises:
-            ValueError: as `make_form`.
-        """
-        return kind_of(self.layer_name, self.make_form(config))
+        is_kept_here = any(frames is adapter.frames for frames in self.lsr_frames.values())
+        return replace(sizes, effective=sizes.effective + adapter.form.parameters) if is_kept_here else sizes
 
     def update_layer(self, adapter_name: str, config: LsrConfig, holder: LsrFactors | None = None) -> None:
         """Add an adapter with random factors, or with those of a holder; another initialization comes later.
@@ -79,7 +69,7 @@ class LsrLayer(BaseTunerLayer):
         if holder is None:
             adapter.set_factors(self._random_start(config, form), self.base_parameter())
         if adapter.has_core:
-            adapter.add_core(self._random_core(config, form), self.base_parameter())
+            adapter.set_core(self._random_core(config, form), self.base_parameter())
         if folds and config.resolved is not None:
             adapter.make_room_for_start(self.base_parameter())
             self.base_hashes[adapter_name] = config.resolved.base_hash(self.layer_name)
@@ -166,6 +156,8 @@ class LsrLayer(BaseTunerLayer):
     ) -> Start | None:
         """Give the factors the start that the configuration names; None if they have no values yet (meta tensors).
 
+        Cores start again too.
+
         `gradients` are those of layers by name, (m, n), one of each data set. `sharing` are the other layers that share
         the factors.
 
@@ -186,6 +178,8 @@ class LsrLayer(BaseTunerLayer):
         except ValueError as error:
             raise ValueError(f"layer {self.layer_name!r}: {error}") from None
         adapter.set_factors(start, self.base_parameter())
+        for layer in (self, *sharing) if adapter.has_core else ():
+            layer.adapter(adapter_name).set_core(layer._random_core(config, adapter.form), layer.base_parameter())
         adapter.forget_start()
         if config.folds:
             adapter.subtract(start, self.base_parameter())

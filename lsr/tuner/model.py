@@ -61,13 +61,16 @@ class LsrModel(BaseTuner):
         family = read_family(config)
         _check_forms(model, adapted, config, family)
         self._holders = Holders(config, adapted_layers(model).values(), family)
-        super().inject_adapter(
-            model,
-            adapter_name,
-            autocast_adapter_dtype=autocast_adapter_dtype,
-            low_cpu_mem_usage=low_cpu_mem_usage,
-            state_dict=state_dict,
-        )
+        try:
+            super().inject_adapter(
+                model,
+                adapter_name,
+                autocast_adapter_dtype=autocast_adapter_dtype,
+                low_cpu_mem_usage=low_cpu_mem_usage,
+                state_dict=state_dict,
+            )
+        finally:
+            del self._holders  # else frames would live on here after their last adapter
         if config.is_saved:
             return
         config.remember(forms_of(self, adapter_name), frames_hash=None if family is None else family.sha256)
@@ -97,7 +100,11 @@ class LsrModel(BaseTuner):
         owners = self._owners_of_heads(adapters)
         config, starts = sum_adapters(adapted_layers(self), configs, adapters, weights)
         self.peft_config[adapter_name] = config
-        self.inject_adapter(self.model, adapter_name)
+        try:
+            self.inject_adapter(self.model, adapter_name)
+        except ValueError:  # ranks that add up to more than a side of a layer
+            del self.peft_config[adapter_name]
+            raise
         for name, layer in adapted_layers(self).items():
             if name in starts:
                 layer.adapter(adapter_name).set_factors(starts[name], layer.base_parameter())

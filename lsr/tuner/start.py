@@ -13,7 +13,7 @@ from lsr.algebra.spectrum import Matrix
 from lsr.init.allocation import allocate
 from lsr.init.head import STEPS, examples_gradients
 from lsr.init.initialization import Start
-from lsr.tuner.config import LsrConfig
+from lsr.tuner.config import OWN, LsrConfig
 from lsr.tuner.fingerprint import weight_hash
 from lsr.tuner.kinds import Kind, kind_of
 from lsr.tuner.linear import LsrLinear, adapted_layers
@@ -65,12 +65,15 @@ def initialize_factors(
 
     `get_peft_model` does this by itself. It is a generator for callers that show progress: they build the model with
     random factors, and name the initialization here. `gradients` holds what `gradient` reads, (m, n) by layer name, of
-    one data set or of several, whose frames are pooled; see `start_from_examples`.
+    one data set or of several, whose frames are pooled; see `start_from_examples`. Where frames come from elsewhere,
+    nothing is initialized.
 
     Raises:
         ValueError: if there is no such initialization, or a base weight or gradient does not allow it; names the layer.
     """
     config = config_of(model, adapter_name)
+    if config.frames != OWN:
+        return  # they are what they are
     chosen = config if init_weights is None else replace(config, init_weights=init_weights)  # which checks the name
     by_layer = {name: [found[name] for found in gradients] for name in layers_of(model, adapter_name)}
     hashes: dict[str, str] = {}
@@ -104,6 +107,8 @@ def start_from_examples(
         ValueError: if the adapter starts otherwise, or the examples do not allow it; names the layer.
     """
     config = config_of(model, adapter_name)
+    if config.frames != OWN:
+        raise ValueError(f"frames: those of {config.frames!r} do not start again, from examples neither")
     if not config.needs_examples:
         raise ValueError(f"init_weights must be 'gradient' to start from examples, got {config.start!r}")
     gradients = collect_gradients(model, batches, adapter_name, head_steps=head_steps, seed=seed)

@@ -35,12 +35,26 @@ CASES = {  # what it shows: model, fields
             "alpha_pattern": {"0.attention.self.query": 3},
         },
     ),
+    "one factor": ("bert", {"rank_shape": (4,), "separation_rank": None}),
+    "one factor, folded": ("gpt2", {"rank_shape": (4,), "separation_rank": None, "init_weights": "principal"}),
+    "a core": ("bert", {"rank_shape": (4,), "separation_rank": None, "train": "core"}),
+    "a core between padded factors": ("bert-padded", {"train": "core", "init_weights": "principal"}),
+    "a core and factors": ("roberta", {"train": "all"}),
+    "a core, rounded to bfloat16": ("bert", {"train": "core", "frames_dtype": "bfloat16"}),
+    "a core, rounded to int8": ("bert-padded", {"train": "core", "frames_dtype": "int8"}),
+    "shared": ("bert", {"train": "core", "share": "layers", "rank_shape": (4,), "separation_rank": None}),
+    "shared and transposed": (
+        "gpt2",
+        {"train": "all", "share": "layers", "target_modules": "all-linear", "seed": None},
+    ),
+    "shared, rounded to int8": ("distilbert", {"train": "core", "share": "layers", "frames_dtype": "int8"}),
     "biases of the adapted": ("bert", {"bias": "lsr_only"}),
     "all biases": ("roberta", {"bias": "all"}),
     "more saved whole": ("bert", {"modules_to_save": ["pooler"]}),
 }
 
-FOLDED = [case for case, (_, fields) in CASES.items() if fields.get("init_weights") in ("principal", "minor", "cp")]
+FOLDED = [case for case, (_, fields) in CASES.items() if LsrConfig(**fields).folds]
+CORED = [case for case, (_, fields) in CASES.items() if LsrConfig(**fields).has_core]
 
 
 def train(model, steps=3):

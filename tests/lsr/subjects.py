@@ -1,6 +1,27 @@
 """LSR's configurations on tiny models, on which the tests run the probes of benchmarks/capabilities."""
 
+from typing import Any
+
 from benchmarks.capabilities.subjects import Subject
+
+DENSE: dict[str, Any] = {"rank_shape": (4,), "separation_rank": None}
+SHARED: dict[str, Any] = {"share": "layers", "train": "core", "init_weights": "principal"}
+FAMILY = {  # one factor a side, cores, and factors that layers share
+    "one factor": Subject("bert", DENSE, layers=4),
+    "a core": Subject("bert", {**DENSE, "train": "core", "init_weights": "principal"}, layers=4),
+    "a core between Kronecker factors": Subject("bert-padded", {"train": "core", "init_weights": "minor"}, layers=4),
+    "a core and factors": Subject("distilbert", {"train": "all"}, layers=4),
+    "a core, rounded to bfloat16": Subject("roberta", {**DENSE, "train": "core", "frames_dtype": "bfloat16"}, layers=4),
+    "a core, rounded to int8": Subject("bert", {"train": "core", "frames_dtype": "int8"}, layers=4),
+    "shared": Subject("bert", {**DENSE, **SHARED}, layers=4),
+    "shared, six kinds": Subject(
+        "bert", {**SHARED, "target_modules": r".*encoder.*\.(query|key|value|dense)"}, layers=12
+    ),
+    "shared, transposed": Subject("gpt2", {**SHARED, "target_modules": ["c_attn", "c_proj", "c_fc"]}, layers=8),
+    "shared, grouped queries": Subject("llama-causal", {**DENSE, **SHARED, "train": "all"}, layers=4),
+    "shared, all of it trains": Subject("roberta", {**SHARED, "train": "all", "init_weights": True}, layers=4),
+    "shared, rounded to int8": Subject("distilbert", {**DENSE, **SHARED, "frames_dtype": "int8"}, layers=4),
+}
 
 CASES = {  # LSR's configurations
     "two factors": Subject("bert", layers=4),
@@ -44,4 +65,6 @@ CASES = {  # LSR's configurations
     "transposed weights": Subject("gpt2", {"target_modules": "all-linear"}, layers=8),
     "a language model": Subject("gpt2-causal", layers=2),
     "grouped queries": Subject("llama-causal", layers=4),
+    "one factor, principal": Subject("gpt2", {**DENSE, "init_weights": "principal"}, layers=2),
+    **FAMILY,
 }

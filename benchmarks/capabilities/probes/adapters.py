@@ -98,7 +98,8 @@ def _with_updates(subject: Subject, model: Any, weights: dict[str, float]) -> Te
     """What the base model says with weights times the updates of adapters added."""
     plain = tiny(subject.model)
     for name, layer in layers(model).items():
-        update = sum(w * layer.get_delta_weight(adapter) for adapter, w in weights.items())
+        there = layer._get_available_adapters()
+        update = sum(w * layer.get_delta_weight(adapter) for adapter, w in weights.items() if adapter in there)
         plain.get_submodule(name.removeprefix("base_model.model.")).weight.data += update
     return logits(plain)
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from lsr.init import INITIALIZATIONS
 from lsr.init.initialization import Source
@@ -11,7 +12,7 @@ from tests.lsr.init.forms import RANKS, as_bytes, form_of
 from tests.lsr.matrices import decaying
 
 each_word = pytest.mark.parametrize("word", INITIALIZATIONS)
-each_count = pytest.mark.parametrize("rank_shape", RANKS.values(), ids=RANKS)
+each_count = pytest.mark.parametrize("rank_shape", [(4,), *RANKS.values()], ids=[1, *RANKS])
 WIDTHS = (20, 26)  # 26 is padded to 27 or more
 OF_WEIGHTS = [word for word, one in INITIALIZATIONS.items() if one.reads == "weight"]
 FOLDED = [word for word, one in INITIALIZATIONS.items() if one.folds]
@@ -22,12 +23,16 @@ def unread():
     raise AssertionError("the weight was read")
 
 
-def source_for(word, rank_shape=(2, 2), terms=3):
+def terms_of(rank_shape):
+    return 1 if len(rank_shape) == 1 else 3
+
+
+def source_for(word, rank_shape=(2, 2)):
     """Only what the initialization says that it reads."""
     matrix = decaying(*WIDTHS)
     reads = INITIALIZATIONS[word].reads
     return Source(
-        form_of(*WIDTHS, rank_shape, terms),
+        form_of(*WIDTHS, rank_shape, terms_of(rank_shape)),
         (lambda: matrix) if reads == "weight" else unread,
         scaling=0.7,
         seed=3,
@@ -43,13 +48,13 @@ def start_of(word, *arguments):
 @each_count
 @each_word
 def test_it_reads_what_it_says_and_returns_finite_factors_of_the_form(word, rank_shape):
-    form = form_of(*WIDTHS, rank_shape, 3)
+    form, terms = form_of(*WIDTHS, rank_shape, terms_of(rank_shape)), terms_of(rank_shape)
     start = start_of(word, rank_shape)
     assert [tuple(factor.shape) for factor in start.a] == [
-        (3, r, n) for r, n in zip(rank_shape, form.in_shape, strict=True)
+        (terms, r, n) for r, n in zip(rank_shape, form.in_shape, strict=True)
     ]
     assert [tuple(factor.shape) for factor in start.b] == [
-        (3, m, r) for r, m in zip(rank_shape, form.out_shape, strict=True)
+        (terms, m, r) for r, m in zip(rank_shape, form.out_shape, strict=True)
     ]
     assert all(torch.isfinite(factor).all() for factor in (*start.a, *start.b))
 
@@ -57,8 +62,8 @@ def test_it_reads_what_it_says_and_returns_finite_factors_of_the_form(word, rank
 @pytest.mark.parametrize("word", [word for word, one in INITIALIZATIONS.items() if one.reads != "seed"])
 def test_what_it_says_it_reads_decides(word):
     other = decaying(*WIDTHS, seed=9)
-    reads = "weight" if INITIALIZATIONS[word].reads == "weight" else "gradient"
-    changed = replace(source_for(word), **{reads: (lambda: other) if reads == "weight" else other})
+    changes = {"weight": lambda: other} if INITIALIZATIONS[word].reads == "weight" else {"gradients": [other]}
+    changed = replace(source_for(word), **changes)
     assert as_bytes(INITIALIZATIONS[word].start(changed)) != as_bytes(start_of(word))
 
 
@@ -106,3 +111,17 @@ def test_a_weight_of_fewer_rows_than_the_rank_is_refused(word):
 
 def test_those_that_fold_fit_both_sides():
     assert FOLDED == ["principal", "minor", "cp"]
+
+
+@each_word
+def test_with_one_factor_a_side_a_spans_singular_vectors_and_what_is_folded_is_a_singular_part(word):
+    start, matrix = start_of(word, (4,)), decaying(*WIDTHS)
+    (a,), (b,) = start.a, start.b
+    u, values, vt = torch.linalg.svd(matrix, full_matrices=False)
+    chosen = slice(-4, None) if word == "minor" else slice(4)
+    if INITIALIZATIONS[word].folds:
+        part = u[:, chosen] * values[chosen] @ vt[chosen]
+        assert_close(0.7 * b[0] @ a[0], part, atol=1e-8, rtol=0)
+    elif word != "random":
+        basis = torch.linalg.qr(a[0].double().T).Q
+        assert_close(basis @ basis.T, vt[chosen].T @ vt[chosen], atol=1e-6, rtol=0)

@@ -354,7 +354,7 @@ def test_a_start_from_examples_without_examples_is_refused():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"train": "frozen"}, r"train must be one of \['factors', 'first'\], got 'frozen'"),
+        ({"train": "frozen"}, r"train must be one of \['factors', 'first', 'core', 'all'\], got 'frozen'"),
         ({"init_weights": "activation"}, r"init_weights must be a bool or one of \['random', .*\], got 'activation'"),
     ],
 )

@@ -52,6 +52,34 @@ def test_a_saved_configuration_comes_back_equal(tmp_path_factory, **fields):
     assert loaded == config
 
 
+@given(
+    rank_shape=st.lists(st.integers(1, 8), min_size=1, max_size=3).map(tuple),
+    init_weights=st.sampled_from([True, False, "random", "principal", "minor", "gradient"]),
+    share=st.sampled_from(["none", "layers"]),
+    choice=st.just({"train": "all"})
+    | st.fixed_dictionaries(
+        {
+            "train": st.just("core"),
+            "frames": st.sampled_from(["own", "../frames", "someone/frames"]),
+            "frames_dtype": st.sampled_from(["float32", "bfloat16", "int8"]),
+        }
+    ),
+)
+def test_a_saved_configuration_with_a_core_comes_back_equal(tmp_path_factory, choice, **fields):
+    config = LsrConfig(**fields, **choice)
+    folder = tmp_path_factory.mktemp("config")
+    config.save_pretrained(str(folder))
+    loaded = PeftConfig.from_pretrained(str(folder))
+    loaded.inference_mode = config.inference_mode
+    assert loaded == config
+    assert LsrConfig.from_pretrained(str(folder)).folder == folder
+
+
+@pytest.mark.parametrize(("rank_shape", "terms"), [((4,), 1), ((2, 2), 16), ((2, 2, 2), 16)])
+def test_without_a_number_of_terms_dense_sides_have_one(rank_shape, terms):
+    assert LsrConfig(rank_shape=rank_shape).separation_rank == terms
+
+
 def test_shapes_come_back_as_tuples(tmp_path):
     shapes = {"rank_shape": (2, 2), "in_shape": (6, 4), "out_shape": (8, 5), "rank_pattern": {"query": (1, 4)}}
     LsrConfig(**shapes).save_pretrained(str(tmp_path))
@@ -183,10 +211,10 @@ def test_with_layers_the_most_frequent_values_are_usual_and_the_others_patterns(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"rank_shape": (2,)}, "rank_shape must hold two or more ranks >= 1, got [2]"),
-        ({"rank_shape": ()}, "rank_shape must hold two or more ranks >= 1, got []"),
-        ({"rank_shape": (2, 0)}, "rank_shape must hold two or more ranks >= 1, got [2, 0]"),
-        ({"rank_pattern": {"key": (0, 2)}}, "rank_pattern['key'] must hold two or more ranks >= 1, got [0, 2]"),
+        ({"rank_shape": (0,)}, "rank_shape must hold one or more ranks >= 1, got [0]"),
+        ({"rank_shape": ()}, "rank_shape must hold one or more ranks >= 1, got []"),
+        ({"rank_shape": (2, 0)}, "rank_shape must hold one or more ranks >= 1, got [2, 0]"),
+        ({"rank_pattern": {"key": (0, 2)}}, "rank_pattern['key'] must hold one or more ranks >= 1, got [0, 2]"),
         ({"separation_rank": 0}, "separation_rank must be >= 1, got 0"),
         ({"separation_rank_pattern": {"key": -1}}, "separation_rank_pattern['key'] must be >= 1, got -1"),
         ({"in_shape": (24,)}, "in_shape must hold 2 sizes >= 1, as rank_shape does, got [24]"),
@@ -199,7 +227,41 @@ def test_with_layers_the_most_frequent_values_are_usual_and_the_others_patterns(
         ({"init_weights": None}, f"init_weights must be a bool or one of {WORDS}, got None"),
         ({"init_weights": "activation"}, f"init_weights must be a bool or one of {WORDS}, got 'activation'"),
         ({"separation_rank": "auto"}, "separation_rank must be >= 1, got 'auto'"),
-        ({"train": "frames"}, "train must be one of ['factors', 'first'], got 'frames'"),
+        ({"train": "frames"}, "train must be one of ['factors', 'first', 'core', 'all'], got 'frames'"),
+        ({"share": "all"}, "share must be one of ['none', 'layers'], got 'all'"),
+        (
+            {"train": "core", "frames_dtype": "int4"},
+            "frames_dtype must be one of ['float32', 'bfloat16', 'int8'], got 'int4'",
+        ),
+        (
+            {"share": "layers"},
+            "share='layers' needs train to be one of ['core', 'all'], got 'factors': without a core of its own each "
+            "layer would have the same update",
+        ),
+        ({"share": "layers", "train": "first"}, "share='layers' needs train to be one of ['core', 'all'], got 'first'"),
+        (
+            {"rank_shape": (4,), "separation_rank": 2},
+            "separation_rank must be 1 where rank_shape holds one rank, for A and B are dense then, got 2",
+        ),
+        *(
+            (
+                {"train": train, **fields},
+                f"{name}={value!r} needs train='core': factors that train are the adapter's own and in float32, got "
+                f"train={train!r}",
+            )
+            for train in ("factors", "first", "all")
+            for fields in ({"frames": "./other"}, {"frames_dtype": "bfloat16"}, {"frames_dtype": "int8"})
+            for name, value in fields.items()
+        ),
+        *(
+            (
+                {"train": train, "init_weights": init},
+                f"init_weights={init!r} makes no frames for a core (train={train!r}); it must be one of ['random', "
+                "'principal', 'minor', 'gradient']",
+            )
+            for train in ("core", "all")
+            for init in ("row_space", "cp")
+        ),
         ({"dropout": 1.0}, "dropout must be in [0, 1), got 1.0"),
         ({"dropout": -0.1}, "dropout must be in [0, 1), got -0.1"),
         ({"bias": "lora_only"}, "bias must be 'none', 'all' or 'lsr_only', got 'lora_only'"),
@@ -228,7 +290,6 @@ def test_a_value_out_of_bounds_is_refused_with_what_is_allowed(fields, message):
         {"r_shape": (2, 2)},
         {"align": True},
         {"residual": "fold"},
-        {"frames": "frozen"},
         {"deferred": True},
         {"rank_stabilized": True},
         {"aspect": 2},

@@ -49,7 +49,7 @@ def test_factors_that_are_initialized_later_are_those_of_get_peft_model(name, in
 def test_gradients_that_are_collected_first_give_what_start_from_examples_does(name, tmp_path):
     later, usual = made(name, True), made(name, "gradient")
     gradients = collect_gradients(later, BATCHES)
-    list(initialize_factors(later, init_weights="gradient", gradients=gradients))
+    list(initialize_factors(later, init_weights="gradient", gradients=[gradients]))
     start_from_examples(usual, BATCHES)
     assert_same(later, usual, tmp_path)
     assert torch.equal(logits(PeftModel.from_pretrained(tiny(name), str(tmp_path / "one"))), logits(later))
@@ -65,7 +65,7 @@ def test_nothing_of_an_earlier_initialization_is_left(before, init, tmp_path):
 
 def test_layers_are_yielded_as_they_are_done_with_what_they_start_at():
     model = made("bert", True)
-    for name, layer, start in initialize_factors(model, init_weights="principal"):
+    for name, (layer,), start in initialize_factors(model, init_weights="principal"):
         assert layer is adapted_layers(model)[name]
         for factor, value in zip(layer.adapter("default").factors()[0], start.a, strict=True):
             assert_close(factor, value.float())

@@ -1,0 +1,254 @@
+"""Frames against dense references: singular vectors for one matrix, energies of projections for several."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from lsr.algebra import spectrum
+from lsr.algebra.frames import captured_energies, leading_frames, trailing_frames
+from tests.lsr.matrices import decaying, normal
+
+BOTH = {"leading": leading_frames, "trailing": trailing_frames}
+each_way = pytest.mark.parametrize("frames", BOTH.values(), ids=BOTH)
+
+
+@st.composite
+def problems(draw, least=1):
+    """Matrices of one shape, of very different norms, and a rank."""
+    rows, columns, count = draw(st.integers(1, 7)), draw(st.integers(1, 7)), draw(st.integers(least, 4))
+    seed = draw(st.integers(0, 99))
+    matrices = [10.0 ** (3 * i) * normal(rows, columns, seed=seed + i) for i in range(count)]
+    return matrices, draw(st.integers(1, min(rows, columns)))
+
+
+def related(count=3, rows=20, columns=24, rank=4, noise=0.05):
+    """Matrices B R_l A with one A and B, and noise."""
+    left, right = (torch.linalg.qr(normal(size, rank, seed=size)).Q for size in (rows, columns))
+    return [
+        left @ normal(rank, rank, seed=i) @ right.T + noise * normal(rows, columns, seed=50 + i) for i in range(count)
+    ], (left, right.T)
+
+
+def energy(matrices, left, right):
+    """The sum over matrices of the fraction between two projections, from dense projections in numpy."""
+    total = 0.0
+    for matrix in matrices:
+        kept = left.numpy() @ left.numpy().T @ matrix.numpy() @ right.numpy().T @ right.numpy()
+        total += np.linalg.norm(kept) ** 2 / np.linalg.norm(matrix.numpy()) ** 2
+    return total
+
+
+def as_bytes(frames):
+    return [side.numpy().tobytes() for side in frames]
+
+
+# Both
+
+
+@each_way
+@given(problems())
+def test_frames_are_orthonormal_with_canonical_signs(frames, problem):
+    matrices, rank = problem
+    left, right = frames(matrices, rank)
+    assert (left.shape, right.shape) == ((len(matrices[0]), rank), (rank, matrices[0].shape[1]))
+    for rows in (left.T, right):
+        assert rows.dtype is torch.float64
+        assert_close(rows @ rows.T, torch.eye(rank, dtype=torch.float64))
+        assert (rows.gather(1, rows.abs().argmax(dim=1, keepdim=True)) > 0).all()
+
+
+@each_way
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("large", [2**19, 1])
+def test_the_same_matrices_give_the_same_bytes(frames, count, large, monkeypatch):
+    monkeypatch.setattr(spectrum, "LARGE", large)
+    matrices, _ = related(count)
+    state = np.random.get_state()[1].copy()
+    assert as_bytes(frames(matrices, 4)) == as_bytes(frames(matrices, 4))
+    assert np.array_equal(np.random.get_state()[1], state)
+
+
+@each_way
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_norms_of_the_matrices_do_not_matter(frames, count):
+    matrices, _ = related(count)
+    scaled = [10.0**power * matrix for power, matrix in zip((5, -4, 0), matrices, strict=False)]
+    for one, two in zip(frames(matrices, 4), frames(scaled, 4), strict=True):
+        assert_close(one, two, atol=1e-6, rtol=0)
+
+
+@each_way
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("rank", [0, 7])
+def test_a_rank_above_a_side_is_refused_with_what_is_allowed(frames, count, rank):
+    matrices = [normal(9, 6, seed=i) for i in range(count)]
+    with pytest.raises(ValueError, match=re.escape("the rank must be in [1, 6] for ")):
+        frames(matrices, rank)
+
+
+@each_way
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("position", [0, 1])
+@pytest.mark.parametrize("large", [2**19, 1])
+def test_a_matrix_without_directions_is_refused(frames, value, position, large, monkeypatch):
+    monkeypatch.setattr(spectrum, "LARGE", large)
+    matrices = [normal(6, 8), normal(6, 8, seed=1)]
+    matrices[position] = torch.full((6, 8), value)
+    with pytest.raises(ValueError, match="there are no directions to take frames from: the norm of a matrix is"):
+        frames(matrices, 2)
+    with pytest.raises(ValueError, match="there are no directions to take frames from: the norm of a matrix is"):
+        frames([matrices[position]], 2)
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_pair_without_directions_is_refused(value, count):
+    pairs = [(normal(6, 3), normal(3, 8))] * (count - 1) + [(torch.full((6, 3), value), normal(3, 8))]
+    with pytest.raises(ValueError, match="there are no directions to take frames from: the norm of a matrix is"):
+        leading_frames(pairs, 2)
+
+
+# Leading ones
+
+
+@given(problems())
+def test_of_one_matrix_they_are_the_leading_singular_vectors(problem):
+    (matrix, *_), rank = problem
+    left, right = leading_frames([matrix], rank)
+    u, values, vt = np.linalg.svd(matrix.numpy(), full_matrices=False)
+    between = np.abs((left.T @ matrix @ right.T).numpy())
+    assert_close(torch.from_numpy(between), torch.diag(torch.from_numpy(values[:rank])), atol=1e-9, rtol=1e-9)
+    for found, expected in ((left, u[:, :rank]), (right.T, vt[:rank].T)):
+        assert_close(found @ found.T, torch.from_numpy(expected @ expected.T), atol=1e-7, rtol=0)
+
+
+@given(problems())
+def test_captured_energies_are_those_of_dense_projections(problem):
+    matrices, rank = problem
+    left, right = leading_frames(matrices, rank)
+    found = captured_energies(matrices, left, right)
+    assert len(found) == len(matrices)
+    assert sum(found) == pytest.approx(energy(matrices, left, right))
+    pairs = [(matrix, torch.eye(matrix.shape[1], dtype=torch.float64)) for matrix in matrices]
+    assert captured_energies(pairs, left, right) == pytest.approx(found)
+
+
+@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5))
+def test_frames_of_full_rank_hold_everything(count, rows, columns):
+    rank = min(rows, columns)
+    matrices = [normal(rows, rank, seed=i) @ normal(rank, columns, seed=7) for i in range(count)]
+    left, right = leading_frames([matrix[:rank, :rank] for matrix in matrices], rank)
+    assert sum(captured_energies([m[:rank, :rank] for m in matrices], left, right)) == pytest.approx(count)
+
+
+def test_matrices_between_common_frames_are_held_whole_and_their_frames_found():
+    matrices, (left, right) = related(noise=0)
+    found = leading_frames(matrices, 4)
+    assert captured_energies(matrices, *found) == pytest.approx([1, 1, 1])
+    assert_close(found[0] @ found[0].T, left @ left.T)
+    assert_close(found[1].T @ found[1], right.T @ right)
+
+
+@settings(max_examples=25)
+@given(problems(least=2), st.integers(0, 20))
+def test_no_frames_at_random_hold_more_nor_those_of_the_stacked_matrices(problem, seed):
+    """The HOSVD, from which the iteration starts, is a lower bound; the best of each matrix alone an upper one."""
+    matrices, rank = problem
+    held = energy(matrices, *leading_frames(matrices, rank))
+    normed = [matrix / matrix.norm() for matrix in matrices]
+    rows = torch.linalg.svd(torch.cat(normed), full_matrices=False).Vh[:rank]
+    columns = torch.linalg.svd(torch.cat(normed, dim=1), full_matrices=False).U[:, :rank]
+    assert held >= energy(matrices, columns, rows) - 1e-6
+    drawn = (torch.linalg.qr(normal(size, rank, seed=seed)).Q for size in matrices[0].shape)
+    left, right = drawn
+    assert held >= energy(matrices, left, right.T) - 1e-9
+    assert held <= sum(float(torch.linalg.svdvals(matrix)[:rank].square().sum()) for matrix in normed) + 1e-9
+
+
+def test_neither_side_can_be_improved_alone():
+    """At the optimum each side is the leading singular vectors of what the other side leaves of all matrices."""
+    matrices, _ = related(noise=0.3)
+    left, right = leading_frames(matrices, 4)
+    normed = [matrix / matrix.norm() for matrix in matrices]
+    best_left = torch.linalg.svd(torch.cat([m @ right.T for m in normed], dim=1)).U[:, :4]
+    best_right = torch.linalg.svd(torch.cat([left.T @ m for m in normed])).Vh[:4]
+    held = energy(matrices, left, right)
+    assert energy(matrices, best_left, right) <= held + 1e-4
+    assert energy(matrices, left, best_right) <= held + 1e-4
+
+
+def test_leading_directions_come_first():
+    matrices, _ = related(noise=0.3)
+    left, right = leading_frames(matrices, 6)
+    between = torch.stack([left.T @ (m / m.norm()) @ right.T for m in matrices])
+    for axis in (1, 2):
+        energies = between.square().sum(dim=[0, 3 - axis])
+        assert torch.equal(energies, energies.sort(descending=True).values)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_large_matrices_are_replaced_by_their_leading_parts(count, monkeypatch):
+    matrices = [decaying(40, 30, seed=i) for i in range(count)]
+    dense = energy(matrices, *leading_frames(matrices, 3))
+    monkeypatch.setattr(spectrum, "LARGE", 1)
+    left, right = leading_frames(matrices, 3)
+    assert (left.shape, right.shape) == ((40, 3), (3, 30))
+    assert_close(left.T @ left, torch.eye(3, dtype=torch.float64), atol=1e-5, rtol=0)
+    assert_close(right @ right.T, torch.eye(3, dtype=torch.float64), atol=1e-5, rtol=0)
+    assert energy(matrices, left, right) == pytest.approx(dense, rel=1e-3)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_pairs_have_the_frames_of_their_products(count):
+    pairs = [(decaying(20, 5, seed=i), decaying(5, 24, seed=i + 9)) for i in range(count)]
+    dense = [left @ right for left, right in pairs]
+    for one, two in zip(leading_frames(pairs, 3), leading_frames(dense, 3), strict=True):
+        assert_close(one, two, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_pairs_of_fewer_directions_than_the_rank_have_orthonormal_frames_too(count):
+    pairs = [(normal(20, 1, seed=i), normal(1, 24, seed=i)) for i in range(count)]
+    left, right = leading_frames(pairs, 6)
+    assert_close(left.T @ left, torch.eye(6, dtype=torch.float64))
+    assert_close(right @ right.T, torch.eye(6, dtype=torch.float64))
+    assert captured_energies(pairs, left, right) == pytest.approx([1] * count)
+
+
+# Trailing ones
+
+
+@pytest.mark.parametrize("shape", [(9, 9), (12, 7), (7, 12)])
+def test_of_one_matrix_they_are_the_trailing_singular_vectors(shape):
+    matrix = decaying(*shape)
+    left, right = trailing_frames([matrix], 3)
+    u, values, vt = np.linalg.svd(matrix.numpy(), full_matrices=False)
+    between = torch.from_numpy(np.sort(np.abs(np.diag((left.T @ matrix @ right.T).numpy()))))
+    assert_close(between, torch.from_numpy(np.sort(values[-3:])), atol=1e-7, rtol=0)
+    for found, expected in ((left, u[:, -3:]), (right.T, vt[-3:].T)):
+        assert_close(found @ found.T, torch.from_numpy(expected @ expected.T), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_no_rows_at_random_hold_less_of_several_matrices(count):
+    matrices = [10.0**i * normal(12, 9, seed=i) for i in range(count)]
+    left, right = trailing_frames(matrices, 3)
+
+    def held(rows, columns):
+        """What of all matrices, each of norm 1, lies in the rows, and in the columns."""
+        normed = [matrix / matrix.norm() for matrix in matrices]
+        return (
+            sum(float((matrix @ rows.T).norm() ** 2) for matrix in normed),
+            sum(float((columns.T @ matrix).norm() ** 2) for matrix in normed),
+        )
+
+    least = held(right, left)
+    for seed in range(20):
+        rows, columns = (torch.linalg.qr(normal(size, 3, seed=seed)).Q for size in (9, 12))
+        for ours, theirs in zip(least, held(rows.T, columns), strict=True):
+            assert ours <= theirs

@@ -1,0 +1,161 @@
+"""Frozen factors are rounded once, when they are set: what is stored is what is computed with."""
+
+import re
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from lsr.algebra.shapes import Form
+from lsr.init.initialization import Start
+from lsr.tuner.factors import LARGEST_INT8, LsrFactors
+
+LIKE = torch.zeros(1)
+FORMS = {
+    "one factor": Form((3,), (7,), (5,), 1, 7, 5),
+    "two factors": Form((2, 3), (3, 2), (2, 4), 4, 5, 7),
+    "three factors": Form((2, 1, 2), (2, 2, 2), (3, 1, 3), 2, 7, 8),
+}
+each_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+each_storage = pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8"])
+
+
+def start_of(form, seed=0, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return scale * torch.randn(form.separation_rank, *shape, generator=generator)
+
+    return Start(
+        [draw(r, n) for r, n in zip(form.rank_shape, form.in_shape, strict=True)],
+        [draw(m, r) for r, m in zip(form.rank_shape, form.out_shape, strict=True)],
+    )
+
+
+def frozen(form, storage="float32", **options):
+    factors = LsrFactors(form, "core", storage, **options)
+    factors.set_factors(start_of(form), LIKE)
+    return factors
+
+
+@each_form
+@each_storage
+def test_frozen_factors_are_buffers_of_the_storage_and_read_in_float32(form, storage):
+    factors = frozen(form, storage)
+    assert not list(factors.parameters())
+    state = factors.state_dict()
+    stored = {value.dtype for name, value in state.items() if name.startswith("factor_")}
+    assert stored == {getattr(torch, storage)}
+    assert any(name.startswith("scale_") for name in state) == (storage == "int8")
+    assert {factor.dtype for side in factors.factors() for factor in side} == {torch.float32}
+
+
+@each_form
+def test_bfloat16_is_the_nearest_one(form):
+    for found, given_ones in zip(frozen(form, "bfloat16").factors(), (start_of(form).a, start_of(form).b), strict=True):
+        assert all(torch.equal(one, two.bfloat16().float()) for one, two in zip(found, given_ones, strict=True))
+
+
+@given(st.sampled_from(list(FORMS.values())), st.integers(0, 99), st.floats(1e-6, 1e6))
+def test_int8_is_off_by_half_a_step_of_its_direction_at_most(form, seed, scale):
+    """A direction is a row of a factor of A and a column of one of B: its largest entry is 127 steps."""
+    start, factors = start_of(form, seed, scale), LsrFactors(form, "core", "int8")
+    factors.set_factors(start, LIKE)
+    for side, axis, found, given_ones in zip("AB", (2, 1), factors.factors(), (start.a, start.b), strict=True):
+        for position, (one, two) in enumerate(zip(found, given_ones, strict=True), start=1):
+            step = two.abs().amax(dim=axis, keepdim=True) / LARGEST_INT8
+            assert ((one - two).abs() <= step * (0.5 + 1e-4)).all()
+            stored = getattr(factors, f"factor_{side}{position}")
+            assert (stored.abs().amax(dim=axis) == LARGEST_INT8).all()
+            assert getattr(factors, f"scale_{side}{position}").shape == step.shape
+
+
+def test_a_direction_of_zeros_stays_zero_in_int8():
+    form = FORMS["one factor"]
+    start = start_of(form)
+    start.a[0][0, 1] = 0
+    factors = LsrFactors(form, "core", "int8")
+    factors.set_factors(start, LIKE)
+    a, _ = factors.factors()
+    assert not a[0][0, 1].any()
+    assert torch.isfinite(a[0]).all()
+
+
+@each_form
+@each_storage
+def test_what_is_set_again_takes_the_place_of_what_was_there(form, storage):
+    factors, other = frozen(form, storage), LsrFactors(form, "core", storage)
+    buffers = dict(factors.named_buffers())
+    for each in (factors, other):
+        each.set_factors(start_of(form, seed=5), LIKE)
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in factors.state_dict().items())
+    assert all(value is buffers[name] for name, value in factors.named_buffers())
+
+
+@each_form
+@each_storage
+def test_rounding_twice_changes_nothing(form, storage):
+    factors = frozen(form, storage)
+    a, b = ([factor.clone() for factor in side] for side in factors.factors())
+    factors.set_factors(Start(a, b), LIKE)
+    for found, before in zip(factors.factors(), (a, b), strict=True):
+        assert_close(found, before, rtol=1e-6, atol=0)
+
+
+@each_form
+@each_storage
+def test_what_is_loaded_has_the_bits_of_what_was_stored(form, storage):
+    factors, other = frozen(form, storage), LsrFactors(form, "core", storage, persistent=False)
+    other.load(factors.state_dict(), LIKE)
+    assert not other.state_dict()
+    for one, two in zip(factors.factors(), other.factors(), strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(one, two, strict=True))
+
+
+@each_form
+def test_float32_ones_are_as_precise_as_the_base_weight_when_they_are_loaded(form):
+    """Of an adapter in float64, and beside a base in float64."""
+    single = frozen(form)
+    double = LsrFactors(form, "core")
+    double.set_factors(start_of(form), LIKE.double())
+    for stored, like in ((single, LIKE.double()), (double, LIKE.double()), (double, LIKE), (single, LIKE.bfloat16())):
+        factors = LsrFactors(form, "core", persistent=False)
+        factors.load(stored.state_dict(), like)
+        expected = torch.promote_types(like.dtype, torch.float32)
+        for found, given_ones in zip(factors.factors(), stored.factors(), strict=True):
+            assert {factor.dtype for factor in found} == {expected}
+            assert all(torch.equal(x, y.to(expected)) for x, y in zip(found, given_ones, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("storage", "change", "message"),
+    [
+        ("float32", {"factor_A1": None}, "factor_A1 is missing"),
+        ("float32", {"factor_A3": torch.zeros(1)}, "factor_A3 is no part of these frames"),
+        ("float32", {"scale_A1": torch.zeros(1)}, "scale_A1 is no part of these frames"),
+        ("int8", {"scale_B2": None}, "scale_B2 is missing"),
+        ("float32", {"factor_A1": torch.zeros(4, 2, 4)}, "factor_A1 is (4, 2, 4) in torch.float32, needed: (4, 2, 3)"),
+        ("float32", {"factor_A1": torch.zeros(4, 2, 3, dtype=torch.int8)}, "factor_A1 is (4, 2, 3) in torch.int8"),
+        ("bfloat16", {"factor_A1": torch.zeros(4, 2, 3)}, "factor_A1 is (4, 2, 3) in torch.float32, needed: (4, 2, 3)"),
+        ("int8", {"factor_A1": torch.zeros(4, 2, 3)}, "factor_A1 is (4, 2, 3) in torch.float32, needed: (4, 2, 3)"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused_by_name(storage, change, message):
+    form = FORMS["two factors"]
+    tensors = {**frozen(form, storage).state_dict(), **change}
+    factors = LsrFactors(form, "core", storage)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        factors.load({name: value for name, value in tensors.items() if value is not None}, LIKE)
+
+
+@each_form
+@pytest.mark.parametrize("train", ["factors", "first", "core", "all"])
+def test_what_trains_is_a_parameter(form, train):
+    factors = LsrFactors(form, train)
+    factors.set_factors(start_of(form), LIKE)
+    count = len(form.rank_shape)
+    trained = {"factors": count, "all": count, "first": 1, "core": 0}[train]
+    assert len(list(factors.parameters())) == 2 * trained
+    assert len(list(factors.buffers())) == 2 * (count - trained)

@@ -1,0 +1,222 @@
+"""Members of the family that others have written down: each equals its formula, in float64."""
+
+from functools import reduce
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.testing import assert_close
+
+from benchmarks.capabilities.checks import loss, trainable
+from benchmarks.capabilities.models import logits, tiny
+from lsr import LsrConfig
+from lsr.tuner.kinds import kind_of
+from lsr.tuner.linear import adapted_layers
+from tests.lsr.layers import adapt, base, normal
+
+STEPS = 5
+
+
+def lsr(name="bert", **fields):
+    config = {"rank_shape": (4,), "alpha": 7, "seed": 0, **fields}
+    return get_peft_model(tiny(name).double(), LsrConfig(**config), autocast_adapter_dtype=False)
+
+
+def adamw(model):
+    return torch.optim.AdamW(trainable(model).values(), lr=0.02, weight_decay=0.1)
+
+
+def step(model, optimizer):
+    optimizer.zero_grad()
+    now = loss(model)
+    now.backward()
+    optimizer.step()
+    return float(now)
+
+
+# LoRA: one factor a side
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama-causal"])
+def test_with_one_factor_a_side_it_is_lora_step_for_step(name):
+    """Reference: PEFT's LoRA with the same numbers, Hu et al. 2021 (arXiv 2106.09685)."""
+    task = {"task_type": "CAUSAL_LM" if name.endswith("causal") else "SEQ_CLS"}
+    ours = lsr(name, **task)
+    targets = sorted({layer.rpartition(".")[2] for layer in adapted_layers(ours)})
+    config = LoraConfig(r=4, lora_alpha=7, target_modules=targets, **task)
+    theirs = get_peft_model(tiny(name).double(), config, autocast_adapter_dtype=False)
+    theirs = theirs.double()
+    pairs = []
+    for layer_name, layer in adapted_layers(ours).items():
+        adapter, lora = layer.adapter("default"), theirs.base_model.model.get_submodule(layer_name)
+        own = (adapter.factor_A1, adapter.factor_B1)
+        for factor, other in zip(own, (lora.lora_A["default"].weight, lora.lora_B["default"].weight), strict=True):
+            factor.data.copy_(other[None])
+            pairs.append((factor, other))
+    heads = [(p, trainable(theirs)[name]) for name, p in trainable(ours).items() if "modules_to_save" in name]
+    assert ours.get_nb_trainable_parameters() == theirs.get_nb_trainable_parameters()
+    optimizers = [adamw(model) for model in (ours, theirs)]
+    for _ in range(STEPS):
+        one, two = (step(model, optimizer) for model, optimizer in zip((ours, theirs), optimizers, strict=True))
+        assert one == pytest.approx(two, rel=1e-9)
+    for mine, other in (*pairs, *heads):
+        assert_close(mine.reshape(other.shape), other, rtol=1e-7, atol=1e-9)
+    assert all(mine.any() for mine, _ in pairs)
+
+
+# LSR: the paper's own
+
+
+def test_the_usual_configuration_has_the_parameters_of_the_paper():
+    """Li & Sarwate 2025 (arXiv 2502.13568): 3,584 for a 768 x 768 layer with ranks (2, 2) and 16 terms."""
+    layer = adapt(base(768, 768, dtype=torch.float32), rank_shape=(2, 2), separation_rank=None)
+    sizes = layer.sizes("default")
+    assert (sizes.trained, sizes.stored, sizes.effective) == (3584, 3584, 3584)
+
+
+def test_the_update_is_that_of_its_dense_definition():
+    layer = adapt(base(12, 10), rank_shape=(2, 3), separation_rank=3, alpha=5)
+    adapter = layer.adapter("default")
+    factors = {name: value.detach().numpy() for name, value in adapter.named_parameters()}
+    a = sum(np.kron(factors["factor_A1"][k], factors["factor_A2"][k]) for k in range(3))
+    b = sum(np.kron(factors["factor_B1"][k], factors["factor_B2"][k]) for k in range(3))
+    update = torch.from_numpy(5 / 6 * b @ a)
+    x, plain = normal(7, 12), layer.get_base_layer()
+    expected = torch.nn.functional.linear(x, plain.weight + update, plain.bias)
+    assert_close(layer(x), expected)
+    assert_close(layer.get_delta_weight("default"), update)
+
+
+# LoRA-XS: a core between singular vectors
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_core_between_singular_vectors_is_lora_xs(transposed):
+    """W + c U_r S_r R V_r^T (Bałazy et al. 2024, arXiv 2405.17604): here S_r is in the core."""
+    layer = adapt(base(9, 12, transposed=transposed), rank_shape=(3,), separation_rank=None, alpha=6, train="core")
+    fields = {"rank_shape": (3,), "separation_rank": None, "train": "core", "init_weights": "principal"}
+    layer.initialize("default", LsrConfig(**fields, alpha=6))
+    adapter = layer.adapter("default")
+    weight = layer.base_matrix().numpy()
+    u, values, vt = np.linalg.svd(weight, full_matrices=False)
+    u, values, vt = u[:, :3], values[:3], vt[:3]
+    (a,), (b,) = adapter.factors()
+    signs = [np.diag(np.sign(np.diag(product))) for product in (b[0].numpy().T @ u, vt @ a[0].numpy().T)]
+    assert_close(a[0], torch.from_numpy(signs[1] @ vt))
+    assert_close(b[0], torch.from_numpy(u @ signs[0]))
+    theirs = normal(3, 3).numpy()
+    adapter.core.data = torch.from_numpy(signs[0] @ np.diag(values) @ theirs @ signs[1])
+    x = normal(5, 9).numpy()
+    expected = x @ (weight + 6 / 3 * u @ np.diag(values) @ theirs @ vt).T + layer.get_base_layer().bias.numpy()
+    assert_close(layer(torch.from_numpy(x)), torch.from_numpy(expected))
+
+
+def test_a_core_between_singular_vectors_trains_r_squared_parameters_a_layer():
+    model = lsr(train="core", init_weights="principal")
+    assert [parameter.shape for parameter in trainable(model).values()] == [(4, 4)] * len(adapted_layers(model))
+
+
+# LoTR: all layers of a kind have one A and B, and a core each
+
+
+class SharedLinear(nn.Module):
+    """W x + b + c B R A x with an A and B that other layers have too."""
+
+    def __init__(self, linear, a, b, scaling):
+        super().__init__()
+        self.linear, self.a, self.b, self.scaling = linear, a, b, scaling
+        self.core = nn.Parameter(torch.zeros(len(a), len(a), dtype=a.dtype))
+
+    def forward(self, x):
+        return self.linear(x) + self.scaling * (x @ self.a.T @ self.core.T @ self.b.T)
+
+
+def lotr(model):
+    """The same model in plain torch, with parameters by what they are called: A and B by kind, cores by layer."""
+    plain = tiny("bert").double().requires_grad_(False)
+    shared, cores = {}, {}
+    for name, layer in adapted_layers(model).items():
+        adapter = layer.adapter("default")
+        kind = kind_of(name, adapter.form)
+        if kind not in shared:
+            shared[kind] = [nn.Parameter(matrix.detach().clone()) for matrix in adapter.matrices(*adapter.factors())]
+        made = SharedLinear(plain.get_submodule(name), *shared[kind], adapter.scaling)
+        made.core.data.copy_(adapter.core)
+        plain.set_submodule(name, made)
+        cores[name] = made.core
+    return plain, shared, cores
+
+
+def sharing(**fields):
+    model = lsr(share="layers", train="all", init_weights=False, **fields)
+    for position, parameter in enumerate(trainable(model).values()):
+        parameter.data += 0.1 * normal(*parameter.shape) * (1 + position % 3)
+    return model
+
+
+def owners(model):
+    return {
+        kind_of(n, layer.adapter("default").form): layer.adapter("default").frames
+        for n, layer in reversed(adapted_layers(model).items())
+    }
+
+
+def test_shared_layers_are_lotr_step_for_step():
+    """ΔW_l = c B R_l A (Bershatsky et al. 2024, arXiv 2402.01376), with gradients from torch's autograd."""
+    model = sharing()
+    plain, shared, cores = lotr(model)
+    assert len(shared) == 2
+    assert_close(logits(model), logits(plain))
+    loss(model).backward()
+    loss(plain).backward()
+    for kind, holder in owners(model).items():
+        assert_close(holder.factor_A1.grad[0], shared[kind][0].grad)
+        assert_close(holder.factor_B1.grad[0], shared[kind][1].grad)
+    for name, layer in adapted_layers(model).items():
+        assert layer.adapter("default").core.grad.any()
+        assert_close(layer.adapter("default").core.grad, cores[name].grad)
+    theirs = torch.optim.AdamW(
+        [*cores.values(), *[side for pair in shared.values() for side in pair]], lr=0.02, weight_decay=0.1
+    )
+    ours = adamw(model)
+    for _ in range(STEPS):
+        one = step(model, ours)
+        assert one == pytest.approx(step(plain, theirs), rel=1e-9)
+    for kind, holder in owners(model).items():
+        assert_close(holder.factor_A1[0], shared[kind][0], rtol=1e-7, atol=1e-9)
+        assert_close(holder.factor_B1[0], shared[kind][1], rtol=1e-7, atol=1e-9)
+
+
+def test_the_gradient_of_shared_kronecker_factors_is_the_sum_over_layers():
+    """Each layer with factors of its own, of the same values: their gradients add up to that of the shared ones."""
+    fields = {"rank_shape": (2, 2), "separation_rank": 3, "train": "all", "init_weights": False}
+    model, apart = lsr(share="layers", **fields), lsr(**fields)
+    separate = adapted_layers(apart)
+    for name, layer in adapted_layers(model).items():
+        mine, other = layer.adapter("default"), separate[name].adapter("default")
+        other.core.data.copy_(mine.core)
+        for sides in zip(mine.factors(), other.factors(), strict=True):
+            for one, two in zip(*sides, strict=True):
+                two.data.copy_(one)
+    assert_close(logits(model), logits(apart))
+    for each in (model, apart):
+        loss(each).backward()
+    for kind, holder in owners(model).items():
+        alike = [layer.adapter("default") for name, layer in separate.items() if kind_of(name, holder.form) == kind]
+        assert len(alike) == 2
+        for name, factor in holder.named_parameters():
+            if name != "core":
+                assert factor.grad.any()
+                assert_close(factor.grad, sum(getattr(one, name).grad for one in alike))
+
+
+def test_shared_kronecker_factors_are_those_of_their_dense_definition():
+    model = sharing(rank_shape=(2, 2), separation_rank=3)
+    for layer in adapted_layers(model).values():
+        adapter = layer.adapter("default")
+        a, b = (
+            sum(reduce(torch.kron, terms) for terms in zip(*side, strict=True)) for side in adapter.frames.factors()
+        )
+        assert_close(layer.get_delta_weight("default"), 7 / 4 * b @ adapter.core @ a)
