@@ -15,7 +15,7 @@ from lsr.init.head import examples_gradients
 from lsr.tuner.config import OWN
 from lsr.tuner.linear import adapted_layers
 from lsr.tuner.start import Started, initialize_factors
-from lsr.tuner.targets import check_names
+from lsr.tuner.targets import check_indices, check_names
 from pipeline.errors import UserError, first_line
 from pipeline.methods import device, table
 from pipeline.methods.base_models import public_name
@@ -35,7 +35,9 @@ def add_adapter(base: PreTrainedModel, section: MethodParams, row: ModelRow, see
     try:
         config = table.config_of(section, base, row, seed)
         if table.adapts_layers(section):  # LSR checks this itself
-            check_names(config, [name for name, _ in base.named_modules() if name])
+            names = [name for name, _ in base.named_modules() if name]
+            check_names(config, names)
+            check_indices(config, names)
         return peft.get_peft_model(base, config)
     except (ValueError, TypeError) as error:
         raise UserError(f"params.yaml: {section.word}: {error}") from None
@@ -56,7 +58,7 @@ def gradients(
     then where it was, for decompositions have the same bytes on one device only.
 
     Raises:
-        UserError: if the examples or the head do not allow it.
+        ValueError: if the examples or the head do not allow it.
     """
     names = adapted_layers(adapted)
     base = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -64,14 +66,9 @@ def gradients(
         name: layer.get_base_layer() if model is adapted else base.get_submodule(name) for name, layer in names.items()
     }
     head = [base.get_submodule(name) for name in row.head]
-    try:
-        with device.placed(model):
-            examples = device.moved(batches, device.device_of(model))
-            return examples_gradients(
-                model, layers, examples, head, steps=section.head_steps, seed=seed, progress=progress
-            )
-    except ValueError as error:
-        raise UserError(f"params.yaml: lsr.init: {error}") from None
+    with device.placed(model):
+        examples = device.moved(batches, device.device_of(model))
+        return examples_gradients(model, layers, examples, head, steps=section.head_steps, seed=seed, progress=progress)
 
 
 def start(model: PeftModel, section: LsrParams, gradients: Sequence[Mapping[str, Matrix]] = ()) -> Iterator[Started]:
