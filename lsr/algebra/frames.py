@@ -77,13 +77,19 @@ def paired_frames(
     draws = np.random.default_rng(seed)
     start = CPTensor((np.ones(rank), [draws.standard_normal((size, rank)) for size in stack.shape]))
     left, right = leading_frames(matrices, rank, seed)
-    start.factors[1] = (left if outer is None else outer.T @ left).numpy().copy()
-    start.factors[2] = (right.T if inner is None else inner.T @ right.T).numpy().copy()
+    before = left if outer is None else outer.T @ left, right.T if inner is None else inner.T @ right.T
+    start.factors[1], start.factors[2] = (side.numpy().copy() for side in before)
     with tl.backend_context("numpy", local_threadsafe=True):
         found = parafac(stack.numpy(), rank, init=start, n_iter_max=SWEEPS, tol=TOLERANCE, l2_reg=PENALTY)
     weights, columns, rows = (torch.from_numpy(factor.copy()) for factor in found.factors)
-    order = (weights.norm(dim=0) * columns.norm(dim=0) * rows.norm(dim=0)).argsort(descending=True, stable=True)
-    columns, rows = (side[:, order] / side[:, order].norm(dim=0) for side in (columns, rows))
+    sizes = weights.norm(dim=0) * columns.norm(dim=0) * rows.norm(dim=0)
+    order = sizes.argsort(descending=True, stable=True)
+    # Where the matrices have fewer directions, the penalty leaves nothing of a term: its pair stays as it was.
+    gone = sizes <= sizes.max() * torch.finfo(sizes.dtype).eps
+    columns, rows = (
+        torch.where(gone, old, new / new.norm(dim=0))[:, order]
+        for old, new in zip(before, (columns, rows), strict=True)
+    )
     columns, rows = (columns if outer is None else outer @ columns), (rows if inner is None else inner @ rows)
     return columns * canonical_signs(columns), (rows * canonical_signs(rows)).T.contiguous()
 

@@ -51,7 +51,7 @@ def is_trained_whole(config: LsrConfig, name: str) -> bool:
 
 
 def check_patterns(config: LsrConfig, adapted: list[str]) -> None:
-    """Refuse a pattern or an index of which no adapted layer knows.
+    """Refuse a pattern or an index that no adapted layer has.
 
     Raises:
         ValueError: names the entry and the nearest layer.
@@ -60,9 +60,18 @@ def check_patterns(config: LsrConfig, adapted: list[str]) -> None:
         for pattern in getattr(config, field):
             if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in adapted):
                 raise ValueError(f"{field}: {pattern!r} matches no adapted layer{_nearest(pattern, adapted)}")
-    indices = config.layers_to_transform
+    check_indices(config, adapted)
+
+
+def check_indices(config: PeftConfig, names: list[str]) -> None:
+    """Refuse an index that none of these layers has: PEFT skips it without a word, unless it skips all.
+
+    Raises:
+        ValueError: names the index.
+    """
+    indices = getattr(config, "layers_to_transform", None)
     for index in [indices] if isinstance(indices, int) else indices or []:
-        if not any(f".{index}." in name for name in adapted):
+        if not any(f".{index}." in name for name in names):
             raise ValueError(f"layers_to_transform: no adapted layer has the index {index}")
 
 

@@ -19,7 +19,7 @@ from lsr.tuner import targets
 from lsr.tuner.config import OWN, LsrConfig
 from lsr.tuner.factors import BITS
 from lsr.tuner.start import Started, initialize_factors
-from lsr.tuner.targets import check_names
+from lsr.tuner.targets import check_indices, check_names
 from pipeline.errors import UserError, first_line
 from pipeline.methods import device, table
 from pipeline.methods.base_models import public_name
@@ -59,7 +59,9 @@ def add_adapter(
         if isinstance(section, LsrParams) and section.budget != "none":
             config = cast("LsrConfig", config).with_ranks(allocate(gradients, section.budget, seed))
         if table.adapts_layers(section):  # LSR checks this itself
-            check_names(config, [name for name, _ in base.named_modules() if name])
+            names = [name for name, _ in base.named_modules() if name]
+            check_names(config, names)
+            check_indices(config, names)
         return peft.get_peft_model(base, config)
     except (ValueError, TypeError) as error:
         raise UserError(f"params.yaml: {section.word}: {error}") from None
@@ -80,18 +82,13 @@ def gradients(
     device only.
 
     Raises:
-        UserError: if the examples or the head do not allow it.
+        ValueError: if the examples or the head do not allow it.
     """
     layers = {name: base.get_submodule(name) for name in names}
     head = [base.get_submodule(name) for name in row.head]
-    try:
-        with device.placed(base):
-            examples = device.moved(batches, device.device_of(base))
-            return examples_gradients(
-                base, layers, examples, head, steps=section.head_steps, seed=seed, progress=progress
-            )
-    except ValueError as error:
-        raise UserError(f"params.yaml: lsr.init: {error}") from None
+    with device.placed(base):
+        examples = device.moved(batches, device.device_of(base))
+        return examples_gradients(base, layers, examples, head, steps=section.head_steps, seed=seed, progress=progress)
 
 
 def start(model: PeftModel, section: LsrParams, gradients: Sequence[Mapping[str, Matrix]] = ()) -> Iterator[Started]:

@@ -8,8 +8,9 @@ from transformers import PreTrainedModel, set_seed
 from lsr.algebra.spectrum import Matrix
 from pipeline import console
 from pipeline.data import examples, tokens
+from pipeline.errors import UserError
 from pipeline.methods import adapters, base_models
-from pipeline.params import FactorizeInitView, LsrParams
+from pipeline.params import PARAMS, FactorizeInitView, LsrParams
 
 
 def gradients(base: PreTrainedModel, view: FactorizeInitView) -> list[dict[str, Matrix]]:
@@ -21,12 +22,13 @@ def gradients(base: PreTrainedModel, view: FactorizeInitView) -> list[dict[str, 
     from the seed. So all adapters of one pool start with the same frames, bit for bit.
 
     Raises:
-        UserError: if examples or their head do not allow it.
+        UserError: if examples or their head do not allow it, or the chosen row's are not tokenized.
     """
     assert isinstance(view.section, LsrParams)
     count, tokenizer = view.section.examples, base_models.load_tokenizer(view.base_model)
     if not view.pooled:
-        return [_gradients(base, tokens.sample(tokenizer, count, view.seed), view, view.data)]
+        batches = tokens.sample(tokens.load_tokens("train"), tokenizer, count, view.seed)
+        return [_gradients(base, batches, view, view.data)]
     found = []
     for name, row in view.pooled.items():
         set_seed(view.seed)  # the head is drawn when the checkpoint loads
@@ -53,4 +55,7 @@ def _gradients(
             advance(done - shown)
             shown = done
 
-        return adapters.gradients(base, names, listed, view.base_model, view.section, view.seed, show)
+        try:
+            return adapters.gradients(base, names, listed, view.base_model, view.section, view.seed, show)
+        except ValueError as error:
+            raise UserError(f"{PARAMS}: lsr.init: {name}: {error}") from None

@@ -168,7 +168,7 @@ MISTAKES = [
     ("lsr.in_shape", [], "lsr.in_shape: input should be 'auto' or a list of at least 1, got []"),
     ("lsr.share", "kinds", "lsr.share: input should be 'none' or 'layers', got 'kinds'"),
     ("lsr.layers", [1, 1], "lsr.layers: input should be 'all' or names must differ from each other, got [1, 1]"),
-    ("lsr.frames_from", ["tweets", "twets"], "data: no row 'twets' in pipeline/datasets.yaml"),
+    ("lsr.frames_from", ["tweets", "twets"], "lsr.frames_from: no row 'twets' in pipeline/datasets.yaml; did you mean"),
     ("lsr.in_shape", [2, 0], "lsr.in_shape.1: input should be greater than 0, got 0"),
     ("lsr.in_shape", "atuo", "lsr.in_shape: input should be 'auto' or a list, got 'atuo'; did you mean auto?"),
     ("lsr.rank_shape", [2, "x"], "lsr.rank_shape.1: input should be a valid integer, unable to parse string as"),
