@@ -18,12 +18,13 @@ if "LSR" not in PeftType.__members__:  # PEFT's list of methods is closed: a plu
 
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.model import LsrModel
-from lsr.tuner.start import start_from_examples
+from lsr.tuner.start import allocate_ranks, start_from_examples
 
 if TYPE_CHECKING:  # what type checkers read; when they run, `__getattr__` loads these on first use
     from lsr.convert.compress import compress_lora
     from lsr.convert.export import export_lora, export_merged
     from lsr.convert.inspect import inspect_adapter
+    from lsr.convert.pool import pool_frames
     from lsr.convert.prune import prune_adapter
 
 CONVERSIONS = {
@@ -31,6 +32,7 @@ CONVERSIONS = {
     "export_lora": "export",
     "export_merged": "export",
     "inspect_adapter": "inspect",
+    "pool_frames": "pool",
     "prune_adapter": "prune",
 }
 
@@ -39,10 +41,12 @@ register_peft_method(name="lsr", config_cls=LsrConfig, model_cls=LsrModel, prefi
 __all__ = [
     "LsrConfig",
     "LsrModel",
+    "allocate_ranks",
     "compress_lora",
     "export_lora",
     "export_merged",
     "inspect_adapter",
+    "pool_frames",
     "prune_adapter",
     "start_from_examples",
 ]

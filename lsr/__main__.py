@@ -1,4 +1,4 @@
-"""`python -m lsr`: export, inspect, compress and prune adapters, from the command line."""
+"""`python -m lsr`: export, inspect, compress and prune adapters, and pool their frames, from the command line."""
 
 import argparse
 import os
@@ -12,9 +12,11 @@ from typing import Any, NoReturn
 from transformers.utils import logging
 
 from lsr.algebra.precision import TOLERATED_LOSS
-from lsr.convert.commands import run_compress, run_export, run_inspect, run_prune
+from lsr.convert.commands import run_compress, run_export, run_frames, run_inspect, run_prune
 from lsr.convert.export import DTYPES
 from lsr.convert.files import InputError
+from lsr.tuner.config import SHARED
+from lsr.tuner.factors import STORAGE
 
 MISTAKE = 2  # exit code
 
@@ -29,12 +31,15 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> Parser:
     """Return the parser of the whole command line."""
-    top = Parser(prog="python -m lsr", description="Export, inspect, compress and prune LSR adapters.")
+    top = Parser(
+        prog="python -m lsr", description="Export, inspect, compress and prune LSR adapters, and pool their frames."
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_export(commands)
     _add_inspect(commands)
     _add_compress(commands)
     _add_prune(commands)
+    _add_frames(commands)
     return top
 
 
@@ -96,6 +101,25 @@ def _add_prune(commands: Any) -> None:
     _add_terms(command)
     _add_base(command)
     command.set_defaults(run=run_prune)
+
+
+def _add_frames(commands: Any) -> None:
+    command = commands.add_parser(
+        "frames",
+        help="write frames that many adapters can hold",
+        description="Write frames that hold most of what adapters, of LSR or LoRA, have learned of each layer. New "
+        "adapters take them from that folder (`frames` of LsrConfig, or `lsr.frames`) and store a core alone.",
+    )
+    command.add_argument(
+        "--from", dest="sources", nargs="+", type=Path, required=True, metavar="ADAPTER", help="folders of adapters"
+    )
+    _add_output(command)
+    command.add_argument("--rank", type=int, metavar="R", help="of the frames; without it the largest of the adapters")
+    command.add_argument(
+        "--share", choices=SHARED, default="none", help="layers: one set for all layers of a kind (none)"
+    )
+    command.add_argument("--dtype", choices=tuple(STORAGE), default="float32", help="of the frames (float32)")
+    command.set_defaults(run=run_frames)
 
 
 def _add_terms(command: argparse.ArgumentParser) -> None:

@@ -1,62 +1,84 @@
 """Start the adapter from the seed, from the pretrained weights, or from what examples say about them.
 
-Reads the base model, and artifacts/tokens where `lsr.init` looks at examples. Writes artifacts/init/ (an untrained PEFT
-adapter with its head) and reports/factorize_init/.
+Reads the base model, and artifacts/tokens, or the rows that are pooled, where `lsr.init` looks at examples. Writes
+artifacts/init/ (an untrained PEFT adapter with its head) and reports/factorize_init/.
 """
 
 import resource
 import sys
+from collections.abc import Mapping
 from time import perf_counter
+from typing import NamedTuple
 
 from peft import PeftModel
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 
 from lsr.algebra.precision import TOLERATED_LOSS
-from lsr.tuner.linear import adapted_layers
-from lsr.tuner.start_report import StartReport, report_start
+from lsr.tuner.start import groups_of
+from lsr.tuner.start_report import FramesReport, StartReport, report_frames, report_start
 from pipeline import artifacts, console, params, stage
-from pipeline.data import tokens
 from pipeline.errors import UserError
-from pipeline.evaluation import start_report
-from pipeline.methods import adapters, base_models
+from pipeline.evaluation import plots, start_report
+from pipeline.methods import adapters, base_models, pooling
 
 BYTES_OF_MAXRSS = 1 if sys.platform == "darwin" else 1024
 
 
-def factorize_init(model: PeftModel, view: params.FactorizeInitView) -> tuple[dict[str, StartReport], float]:
-    """Initialize an LSR adapter; return what each layer starts with, and the seconds that it took, reports left out.
+class Measured(NamedTuple):
+    """What layers start with, by name, what frames of layers or kinds hold, and the seconds without measuring that."""
+
+    layers: dict[str, StartReport]
+    frames: dict[str, FramesReport]
+    seconds: float
+
+
+def factorize_init(base: PreTrainedModel, view: params.FactorizeInitView) -> tuple[PeftModel, Measured]:
+    """Put an adapter on a base model, initialize it if it is LSR's, and measure that.
 
     Raises:
-        UserError: if a weight or the examples do not allow it.
+        UserError: if the section does not fit the model, or a weight or the examples do not allow it.
     """
-    assert isinstance(view.section, params.LsrParams)
-    examples = tokens.sample(base_models.load_tokenizer(view.base_model), view.section.examples, view.seed)
-    started = adapters.start(model, view.section, examples)
-    reports, seconds, before = {}, 0.0, perf_counter()
-    for name, layer, start in console.track(started, "factorize-init", len(adapted_layers(model)), "layers"):
+    section, measured, begin = view.section, Measured({}, {}, 0.0), perf_counter()
+    if not isinstance(section, params.LsrParams):
+        return adapters.add_adapter(base, section, view.base_model, view.seed), measured
+    gradients = pooling.gradients(base, view) if section.reads_examples else []
+    model = adapters.add_adapter(base, section, view.base_model, view.seed, gradients)
+    started = adapters.start(model, section, gradients)
+    seconds, before = perf_counter() - begin, perf_counter()
+    for one in console.track(started, "factorize-init", len(groups_of(model, "default")), "starts"):
         seconds += perf_counter() - before
         try:
-            reports[name] = report_start(layer, start, view.seed)
+            if section.train in ("core", "all"):
+                measured.frames[one.name] = report_frames(one, gradients, view.seed)
+            else:
+                measured.layers[one.name] = report_start(one.layers[0], one.start, view.seed)
         except ValueError as error:  # a zero or broken weight; an initialization that reads it has refused it before
-            raise UserError(f"{view.model}: layer {name}: {error}") from None
+            raise UserError(f"{view.model}: {one.name}: {error}") from None
         before = perf_counter()
-    return reports, seconds
+    return model, measured._replace(seconds=seconds)
 
 
 def main(view: params.FactorizeInitView) -> None:
     set_seed(view.seed)  # the head is drawn when the checkpoint loads
-    base = base_models.load_base_model(view.base_model, view.dataset)
-    model = adapters.add_adapter(base, view.section, view.base_model, view.seed)
-    is_lsr = isinstance(view.section, params.LsrParams)
-    reports, seconds = factorize_init(model, view) if is_lsr else ({}, 0.0)
+    model, (layers, frames, seconds) = factorize_init(base_models.load_base_model(view.base_model, view.dataset), view)
     with artifacts.replacing(artifacts.INIT) as folder:
         folder.mkdir()
         adapters.save_adapter(model, folder, view.base_model)
-    columns = {name: report.columns() for name, report in reports.items()}
-    curves = {name: report.curve for name, report in reports.items()}
-    counts = adapters.count_parameters(model, view.base_model)
-    start_report.write(columns, curves, counts, view.model, view.adapter, TOLERATED_LOSS)
+    start_report.write(
+        {name: report.columns() for name, report in (layers | frames).items()},
+        {name: start_report.Separation(one.curve, one.separation_rank) for name, one in layers.items()},
+        {name: plots.Frames(one.curves(), one.rank, _by_terms(one)) for name, one in frames.items()},
+        adapters.count_parameters(model, view.base_model),
+        view.model,
+        view.adapter,
+        TOLERATED_LOSS,
+    )
     write_cost(seconds)
+
+
+def _by_terms(report: FramesReport) -> Mapping[int, float]:
+    """Return the energy by Kronecker terms: of the gradient, or of the weight where no gradient is read."""
+    return report.by_terms.get("gradient", report.by_terms["weight"])
 
 
 def write_cost(seconds: float) -> None:

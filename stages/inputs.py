@@ -1,8 +1,8 @@
 """Say what the chosen rows name on this disk, by content. Reads params.yaml, the two rows and the files they name.
 
-Writes artifacts/data-files.json and artifacts/model-files.json: the SHA-256 of each file; {} where a row names no file
-here. The other stages depend on these two and not on all of data/ and models/: a file that no chosen row names is
-nothing to them.
+Writes artifacts/data-files.json, model-files.json and frames-files.json: the SHA-256 of each file; {} where none is
+named here. The last is about `lsr.frames` and the rows of `lsr.frames_from`, and holds these rows too. The other stages
+depend on the three and not on all of data/ and models/: a file that nothing chosen names is nothing to them.
 """
 
 import hashlib
@@ -17,8 +17,12 @@ from pipeline.params.rows import FilesSource, HubModel, HubSource, PackageModel,
 WATCHED = ("data", "models")  # dvc.yaml has them as deps of this stage
 
 
-def inputs(source: FilesSource | HubSource | PackageSource | HubModel | PackageModel, where: str) -> dict[str, str]:
-    """Return the SHA-256 of each file on this disk that a row names; errors begin with `where`.
+# Of a row; or a folder or hub repository.
+Source = FilesSource | HubSource | PackageSource | HubModel | PackageModel | str
+
+
+def inputs(source: Source, where: str) -> dict[str, str]:
+    """Return the SHA-256 of each file on this disk that a source names; errors begin with `where`.
 
     Raises:
         UserError: if a file or folder is not there, or is where DVC would not notice that it changes.
@@ -30,12 +34,12 @@ def inputs(source: FilesSource | HubSource | PackageSource | HubModel | PackageM
     return found
 
 
-def _named(source: FilesSource | HubSource | PackageSource | HubModel | PackageModel) -> Iterator[Path]:
+def _named(source: Source) -> Iterator[Path]:
     """Files and folders here. A hub's repository is none, unless a folder has its name or it can only be a path."""
     if isinstance(source, FilesSource):
         yield from map(Path, source.files.values())
-    elif isinstance(source, HubSource | HubModel):
-        path = Path(source.path)
+    elif isinstance(source, HubSource | HubModel | str):
+        path = Path(source if isinstance(source, str) else source.path)
         if path.is_dir() or path.is_absolute() or any(map(path.is_relative_to, (*WATCHED, ".."))):
             yield path
 
@@ -82,6 +86,21 @@ def main(view: params.InputsView) -> None:
         ("model", view.model, view.base_model, artifacts.MODEL_FILES),
     ):
         artifacts.write_metrics(path, inputs(row.source, f"{params.TABLES[word][0]}: {name}"))
+    artifacts.write_metrics(artifacts.FRAMES_FILES, frames_inputs(view))
+
+
+def frames_inputs(view: params.InputsView) -> dict[str, str]:
+    """Return the SHA-256 of each file of frames and pooled rows, and of each pooled row itself.
+
+    Raises:
+        UserError: as `inputs`.
+    """
+    found = {}
+    for name, row in view.pooled.items():
+        where = f"{params.TABLES['data'][0]}: {name}"
+        found[where] = hashlib.sha256(row.model_dump_json().encode()).hexdigest()
+        found |= inputs(row.source, where)
+    return found if view.frames == "own" else found | inputs(view.frames, f"{params.PARAMS}: lsr.frames")
 
 
 if __name__ == "__main__":

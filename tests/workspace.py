@@ -31,7 +31,14 @@ SMALL = {
     "tokenize": {"max_length": 24},
     "train": {"epochs": 2, "batch_size": 16},
     "evaluate": {"resamples": 100, "export": []},
-    "lsr": {"separation_rank": 2},
+    "lsr": {
+        "rank_shape": [2, 2],
+        "separation_rank": 2,
+        "share": "none",
+        "train": "factors",
+        "init": "random",
+        "alpha": 16,
+    },
 }
 
 

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
+from peft import PeftModel
 from transformers import (
     DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -19,13 +21,13 @@ from transformers import (
 
 from benchmarks.processes import in_fresh_process
 from benchmarks.views import changed
-from pipeline import console, params
+from pipeline import console
 from pipeline.data import datasets, tokens
+from pipeline.data.texts import tokenize
 from pipeline.evaluation import inference, scores
 from pipeline.methods import adapters, base_models
-from pipeline.params import TrainView
+from pipeline.params import LsrParams, TrainView
 from pipeline.training.run import steps_an_epoch, trainer_of
-from stages import tokenize
 
 DATA, MODEL, MAX_LENGTH, TARGET = "movie-reviews", "minilm", 128, 0.80
 EPOCHS = 4  # at most
@@ -90,10 +92,11 @@ def race(contender: Contender, epochs: int) -> Row:
     model = adapters.add_adapter(
         base_models.load_base_model(view.base_model, view.dataset), view.section, view.base_model, 0
     )
-    if isinstance(view.section, params.LsrParams):
-        list(adapters.start(model, view.section, iter(())))
-    collate = tokens.collator(base_models.load_tokenizer(view.base_model))
-    usual = DataCollatorWithPadding(collate.tokenizer, padding="max_length", max_length=MAX_LENGTH)
+    tokenizer = base_models.load_tokenizer(view.base_model)
+    if isinstance(view.section, LsrParams):
+        _start(model, view, view.section, splits["train"], tokenizer)
+    collate = tokens.collator(tokenizer)
+    usual = DataCollatorWithPadding(tokenizer, padding="max_length", max_length=MAX_LENGTH)
 
     def score() -> float:
         outputs = inference.logits(model, splits["test"], collate, 128, lambda done: None)
@@ -121,10 +124,22 @@ def race(contender: Contender, epochs: int) -> Row:
     return Row(contender.name, count, watch.seconds if watch.is_done else None, trainer.state.global_step, watch.found)
 
 
+def _start(
+    model: PeftModel, view: TrainView, section: LsrParams, train: Dataset, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Start the adapter as the stage factorize-init does, from the examples of the race if it looks at any."""
+    gradients = []
+    if section.reads_examples:
+        batches = tokens.sample(train, tokenizer, section.examples, view.seed)
+        gradients.append(adapters.gradients(model, model, batches, view.base_model, section, view.seed))
+    for _ in adapters.start(model, section, gradients):
+        pass
+
+
 def _tokens(view: TrainView, texts: dict[str, Any]) -> dict[str, Dataset]:
     tokenizer = base_models.load_tokenizer(view.base_model)
     found = {}
     for split in ("train", "test"):
-        table, _ = tokenize.tokenize(texts[split], tokenizer, MAX_LENGTH)
+        table, _ = tokenize(texts[split], tokenizer, MAX_LENGTH)
         found[split] = Dataset(table.select([name for name in table.column_names if name in tokens.INPUTS]))
     return found

@@ -6,9 +6,11 @@ factors of its Tucker decomposition over rows and columns: each matrix is then B
 
 from collections.abc import Sequence
 
+import numpy as np
 import tensorly as tl
 import torch
-from tensorly.decomposition import partial_tucker
+from tensorly.cp_tensor import CPTensor
+from tensorly.decomposition import parafac, partial_tucker
 from torch import Tensor
 
 from lsr.algebra import spectrum
@@ -16,6 +18,8 @@ from lsr.algebra.separable import canonical_signs
 from lsr.algebra.spectrum import Matrix, leading_svd, norm_of_pair, trailing_part
 
 OVERSAMPLED = 16  # singular vectors beside twice the rank that stand for a large matrix
+SWEEPS = 200
+PENALTY = 1e-3  # keeps terms of CP from cancelling, as in `lsr.algebra.separable`
 TOLERANCE = 1e-6  # change of the relative error, below which the iteration stops
 
 
@@ -50,6 +54,46 @@ def leading_frames(
     return columns * canonical_signs(columns), (rows * canonical_signs(rows)).T.contiguous()
 
 
+def paired_frames(
+    matrices: Sequence[Matrix],  # (m, n) each, or (m, k) and (k, n) whose product it is
+    rank: int,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:  # (m, rank) with unit columns, (rank, n) with unit rows, float64
+    """Return B and A such that `B diag(d_l) A` is near each matrix, of norm 1, with a diagonal of its own.
+
+    For one matrix these are its leading singular vectors. For several it is their separated representation over layers,
+    rows and columns: the CP decomposition of the stack, which TensorLy finds from the SVDs of its unfoldings.
+
+    Raises:
+        ValueError: as `leading_frames`.
+
+    Reference: Beylkin & Mohlenkamp 2005 (separated representations); Carroll & Chang 1970 (CP).
+    """
+    if len(matrices) == 1:
+        return leading_frames(matrices, rank, seed)
+    stack, outer, inner = _compressed(matrices, rank, seed)
+    if rank > min(stack.shape[1:]):
+        raise ValueError(f"the rank must be in [1, {min(stack.shape[1:])}] for these matrices, got {rank}")
+    draws = np.random.default_rng(seed)
+    start = CPTensor((np.ones(rank), [draws.standard_normal((size, rank)) for size in stack.shape]))
+    left, right = leading_frames(matrices, rank, seed)
+    before = left if outer is None else outer.T @ left, right.T if inner is None else inner.T @ right.T
+    start.factors[1], start.factors[2] = (side.numpy().copy() for side in before)
+    with tl.backend_context("numpy", local_threadsafe=True):
+        found = parafac(stack.numpy(), rank, init=start, n_iter_max=SWEEPS, tol=TOLERANCE, l2_reg=PENALTY)
+    weights, columns, rows = (torch.from_numpy(factor.copy()) for factor in found.factors)
+    sizes = weights.norm(dim=0) * columns.norm(dim=0) * rows.norm(dim=0)
+    order = sizes.argsort(descending=True, stable=True)
+    # Where the matrices have fewer directions, the penalty leaves nothing of a term: its pair stays as it was.
+    gone = sizes <= sizes.max() * torch.finfo(sizes.dtype).eps
+    columns, rows = (
+        torch.where(gone, old, new / new.norm(dim=0))[:, order]
+        for old, new in zip(before, (columns, rows), strict=True)
+    )
+    columns, rows = (columns if outer is None else outer @ columns), (rows if inner is None else inner @ rows)
+    return columns * canonical_signs(columns), (rows * canonical_signs(rows)).T.contiguous()
+
+
 def trailing_frames(
     matrices: Sequence[Tensor],  # (m, n) each
     rank: int,
@@ -75,6 +119,23 @@ def captured_energies(
     return [float(_between(matrix, left, right).square().sum()) / _norm(matrix) ** 2 for matrix in matrices]
 
 
+def nested_energies(
+    matrices: Sequence[Matrix],
+    most: int,
+    seed: int = 0,
+) -> list[float]:
+    """Return the mean of `captured_energies` in the first 1, 2, ... directions of the leading frames of `most`.
+
+    For one matrix it is the cumulated spectrum; for several, frames of fewer directions could hold a little more.
+    """
+    left, right = leading_frames(matrices, most, seed)
+    total = torch.zeros(most, dtype=torch.float64)
+    for matrix in matrices:
+        squares = (_between(matrix, left, right) / _norm(matrix)).square()
+        total += squares.cumsum(0).cumsum(1).diagonal()
+    return (total / len(matrices)).tolist()
+
+
 def _between(matrix: Matrix, left: Tensor, right: Tensor) -> Tensor:  # (r, r)
     if isinstance(matrix, Tensor):
         return left.T @ matrix.detach().double() @ right.T
@@ -82,7 +143,7 @@ def _between(matrix: Matrix, left: Tensor, right: Tensor) -> Tensor:  # (r, r)
 
 
 def _compressed(matrices: Sequence[Matrix], rank: int, seed: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return the stack (L, p, q) of normed matrices, and the orthonormal (m, p) and (n, q) that go around it."""
+    """Return the stack (L, p, q) of normed matrices, and orthonormal (m, p) and (n, q) to multiply it by."""
     if all(isinstance(matrix, Tensor) and matrix.numel() <= spectrum.LARGE for matrix in matrices):
         return _dense(matrices), None, None
     pairs = []

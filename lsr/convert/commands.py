@@ -20,6 +20,7 @@ from lsr.convert.files import InputError, check_output
 from lsr.convert.inspect import AdapterReport, LayerReport, inspect_adapter, shared_prefix
 from lsr.convert.loading import load_adapter, load_lora
 from lsr.convert.parity import largest_difference, outputs, probe_ids
+from lsr.convert.pool import pool_frames
 from lsr.convert.prune import prune_adapter
 
 COLUMNS = (
@@ -128,6 +129,27 @@ def run_prune(options: argparse.Namespace) -> None:
         force=options.force,
     )
     _show(options, certificate)
+
+
+def run_frames(options: argparse.Namespace) -> None:
+    """Write frames of several adapters, and print how much they hold of each."""
+    reports = pool_frames(
+        options.sources,
+        options.output,
+        rank=options.rank,
+        share=options.share,
+        dtype=options.dtype,
+        force=options.force,
+    )
+    prefix = shared_prefix(reports)
+    names = [str(source) for source in options.sources]
+    print(f"{options.output}: frames of {len(reports)} layers or kinds, {_size(options.output)}")
+    rows = [
+        [name.removeprefix(prefix), f"{one.layers}", f"{one.rank}", f"{one.parameters:,}"]
+        + [f"{one.energy[source]:.1%}" for source in names]
+        for name, one in reports.items()
+    ]
+    print(table(("frames of", "layers", "rank", "parameters", *(f"held of {name}" for name in names)), rows))
 
 
 def _show(options: argparse.Namespace, certificate: Certificate) -> None:

@@ -1,27 +1,46 @@
 """What the loss wants of layers, over a few batches of examples: for initializations that read the gradient.
 
-The layers are those that `model` calls; in a PEFT wrapper, the base layers. A batch goes into `model(**batch)` as it
-is, so it must be on the model's device. The gradients are float64, on the CPU.
+The layers are those that `model` calls; in a PEFT wrapper, the base layers. The gradients are float64, on the CPU.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import cast
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from lsr.algebra.sketch import Sketch
+from lsr.algebra.spectrum import Matrix
+from lsr.init.passes import Batch, loss_of, size_of, undisturbed
+
+DENSE_ENTRIES = 2**24  # of a layer: 128 MiB in float64
+SKETCH_RANK = 64
 
 
 def weight_gradients(
     model: nn.Module,
     layers: Mapping[str, nn.Module],
-    batches: Iterable[Mapping[str, Tensor]],
-) -> dict[str, Tensor]:  # (m, n) each
+    batches: Iterable[Batch],
+    *,
+    dense_entries: int = DENSE_ENTRIES,
+    rank: int = SKETCH_RANK,
+    seed: int = 0,
+    centered: bool = False,
+    progress: Callable[[int], None] | None = None,  # told after each batch how many are done
+) -> dict[str, Matrix]:  # (m, n) each
     """Return the mean over all examples of dL/dW for each layer, with W as in y = W x whatever layout the layer has.
 
     `model(**batch).loss` is taken as the mean over the batch's examples: a batch weighs as many as it has. One pass
     without dropout. Frozen weights get a gradient too, and nothing else does; parameters, their `requires_grad` and
     their `grad` stay as they were.
+
+    A layer's gradient is added to its total, and freed, before the backward pass comes to the next layer. The total of
+    a layer of more than `dense_entries` is a sketch, and a pair (m, k), (k, n) is returned that approximates it as well
+    as matrices of `rank` about can; see `lsr.algebra.sketch`. `seed` draws what sketches need.
+
+    `centered` leaves out what a change of the bias does as well: the direction of the mean input x of each layer, over
+    all tokens that an `attention_mask` lets through. In some layers most of the gradient is there.
 
     Raises:
         ValueError: if there are no examples or no loss, or a layer was never called or its gradient is not finite;
@@ -30,67 +49,104 @@ def weight_gradients(
     Reference: LoRA-GA (Wang et al. 2024, arXiv 2407.05000), LoRA-One (Zhang et al. 2025, arXiv 2502.01235), which start
     from its singular vectors.
     """
-    weights = {name: cast("nn.Parameter", layer.weight) for name, layer in layers.items()}
-    totals: dict[str, Tensor] = {}
+    totals = {_weight(layer): _Total(layer, dense_entries, rank, seed) for layer in layers.values()}
+    means: dict[str, Tensor] = {}
     examples = 0
-    with _without_dropout(model), _only_these_require_grad(model, list(weights.values())):
-        for batch in batches:
-            for name, gradient in _loss_gradients(model, batch, weights).items():
-                total = totals.setdefault(name, torch.zeros(gradient.shape, dtype=torch.float64))
-                total.add_(gradient.to("cpu", torch.float64), alpha=_size(batch))
-            examples += _size(batch)
+    with undisturbed(model, totals):
+        for done, batch in enumerate(batches, 1):
+            with _watched_inputs(layers, batch, means) if centered else nullcontext():
+                _add_gradients(model, batch, totals)
+            examples += size_of(batch)
+            if progress:
+                progress(done)
     if not examples:
         raise ValueError("no examples: there is no batch to look at")
-    for name in layers:
-        if name not in totals:
-            raise ValueError(f"layer {name!r} was never called, or the loss does not depend on it")
-        if not torch.isfinite(totals[name]).all():
-            raise ValueError(f"layer {name!r}: its gradients over these examples are not finite")
-    # Conv1D of GPT-2 keeps its weight transposed: (in_features, out_features).
-    return {
-        name: (totals[name] if isinstance(layer, nn.Linear) else totals[name].T.contiguous()) / examples
-        for name, layer in layers.items()
-    }
+    found = {name: _mean(totals[_weight(layer)], examples, name) for name, layer in layers.items()}
+    return {name: _without(matrix, means[name]) for name, matrix in found.items()} if centered else found
 
 
-def _loss_gradients(
-    model: nn.Module, batch: Mapping[str, Tensor], weights: Mapping[str, nn.Parameter]
-) -> dict[str, Tensor]:  # of the weights that the loss depends on, in the layer's layout
-    with torch.enable_grad():
-        loss = getattr(model(**batch), "loss", None)
-    if loss is None:
-        raise ValueError(f"the model returned no loss: batches need labels, these have {', '.join(batch)}")
-    if not loss.requires_grad:
-        return {}
-    gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-    return {name: gradient for name, gradient in zip(weights, gradients, strict=True) if gradient is not None}
+class _Total:
+    """The sum of the gradients of a layer, (m, n); there is none before the first."""
+
+    def __init__(self, layer: nn.Module, dense_entries: int, rank: int, seed: int) -> None:
+        # Conv1D of GPT-2 keeps its weight transposed: (in_features, out_features).
+        self._is_transposed = not isinstance(layer, nn.Linear)
+        self._is_dense = _weight(layer).numel() <= dense_entries
+        self._rank, self._seed = rank, seed
+        self.value: Tensor | Sketch | None = None
+
+    def add(self, gradient: Tensor, times: int) -> None:
+        """Add a gradient of the weight, in its layout."""
+        matrix = gradient.T if self._is_transposed else gradient
+        if self.value is None:
+            shape = tuple(matrix.shape)
+            dense = self._is_dense
+            self.value = torch.zeros(shape, dtype=torch.float64) if dense else Sketch(shape, self._rank, self._seed)
+        if isinstance(self.value, Sketch):
+            self.value.add(matrix, times)
+        else:
+            self.value.add_(matrix.to("cpu", torch.float64), alpha=times)
+
+
+def _add_gradients(model: nn.Module, batch: Batch, totals: Mapping[nn.Parameter, _Total]) -> None:
+    def add(weight: Tensor) -> None:
+        totals[cast("nn.Parameter", weight)].add(cast("Tensor", weight.grad), size_of(batch))
+        weight.grad = None  # before the next layer has its own
+
+    hooks = [weight.register_post_accumulate_grad_hook(add) for weight in totals]
+    try:
+        with torch.enable_grad():
+            loss = loss_of(model, batch)
+            if loss.requires_grad:
+                loss.backward(inputs=list(totals))
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager
-def _without_dropout(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode, and afterwards back into its own: they need not agree."""
-    modes = {module: module.training for module in model.modules()}
+def _watched_inputs(layers: Mapping[str, nn.Module], batch: Batch, sums: dict[str, Tensor]) -> Iterator[None]:
+    """Add what enters each layer to its sum over all tokens, (n,)."""
+    mask = batch.get("attention_mask")
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def add(_: nn.Module, args: tuple[Any, ...]) -> None:
+            rows = args[0].detach().flatten(0, -2)
+            if mask is not None and mask.numel() == len(rows):
+                rows = rows[mask.flatten().bool()]
+            total = rows.sum(dim=0, dtype=torch.float64).cpu()
+            sums[name] = sums[name] + total if name in sums else total
+
+        return add
+
+    hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
     try:
-        model.eval()
         yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        for hook in hooks:
+            hook.remove()
 
 
-@contextmanager
-def _only_these_require_grad(model: nn.Module, weights: Sequence[nn.Parameter]) -> Iterator[None]:
-    flags = {parameter: parameter.requires_grad for parameter in (*model.parameters(), *weights)}
-    try:
-        for parameter in flags:
-            parameter.requires_grad_(False)
-        for weight in weights:
-            weight.requires_grad_(True)
-        yield
-    finally:
-        for parameter, required in flags.items():
-            parameter.requires_grad_(required)
+def _without(matrix: Matrix, direction: Tensor) -> Matrix:  # (m, n), (n,)
+    """Return G (I - d d^T / ||d||^2); G itself where the direction is none."""
+    length = direction.norm()
+    unit = direction / length if length > 0 else direction
+    left, right = (None, matrix) if isinstance(matrix, Tensor) else matrix
+    rest = right - (right @ unit)[:, None] * unit
+    return rest if left is None else (left, rest)
 
 
-def _size(batch: Mapping[str, Tensor]) -> int:
-    return len(next(iter(batch.values())))
+def _mean(total: _Total, examples: int, name: str) -> Matrix:
+    value = total.value
+    if value is None:
+        raise ValueError(f"layer {name!r} was never called, or the loss does not depend on it")
+    if not (value.is_finite() if isinstance(value, Sketch) else torch.isfinite(value).all()):
+        raise ValueError(f"layer {name!r}: its gradients over these examples are not finite")
+    if isinstance(value, Tensor):
+        return value / examples
+    left, right = value.pair()
+    return left, right / examples
+
+
+def _weight(layer: nn.Module) -> nn.Parameter:
+    return cast("nn.Parameter", layer.weight)

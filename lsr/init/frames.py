@@ -7,26 +7,39 @@ import torch
 from torch import Tensor
 
 from lsr.algebra.fit import fit_row_space
+from lsr.algebra.frames import leading_frames, paired_frames
 from lsr.algebra.separable import kron_sum, pad_columns
 from lsr.algebra.shapes import Form
+from lsr.algebra.spectrum import Matrix
 from lsr.init.initialization import Source, Start
 
 
+def framed(matrices: Sequence[Matrix], source: Source) -> Start:
+    """Return the frames that hold most of one matrix, or of several together, in the form of a source.
+
+    Raises:
+        ValueError: as `lsr.algebra.frames.leading_frames`.
+    """
+    form = source.form
+    frames = (paired_frames if source.paired else leading_frames)(matrices, form.rank, source.seed)
+    return as_factors(*frames, form, source.seed)
+
+
 def as_factors(
-    left: Tensor,  # (m, r), orthonormal columns
-    right: Tensor,  # (r, n), orthonormal rows
-    source: Source,
+    left: Tensor,  # (m, r), unit columns
+    right: Tensor,  # (r, n), unit rows
+    form: Form,
+    seed: int,
 ) -> Start:
     """Return factors whose B spans the columns of `left` and whose A the rows of `right`, both of norm sqrt(r).
 
     With one factor a side these are `left` and `right` themselves. With more they are as near as sums of
     `separation_rank` Kronecker products come: the basis within a frame is free, for a core learns any.
     """
-    form = source.form
     if len(form.rank_shape) == 1:
         return Start([right[None].contiguous()], [left[None].contiguous()], 0.0)
-    a, error_a = _fitted(right, form, form.in_shape, source.seed)
-    b, error_b = _fitted(left.T, form, form.out_shape, source.seed)
+    a, error_a = _fitted(right, form, form.in_shape, seed)
+    b, error_b = _fitted(left.T, form, form.out_shape, seed)
     return Start(a, [factor.mT.contiguous() for factor in b], max(error_a, error_b))
 
 

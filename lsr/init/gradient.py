@@ -6,7 +6,7 @@ from dataclasses import replace
 from lsr.algebra.frames import leading_frames
 from lsr.algebra.separable import nearest_kron_sum, pad_columns
 from lsr.algebra.spectrum import Matrix
-from lsr.init.frames import as_factors
+from lsr.init.frames import framed
 from lsr.init.initialization import Source, Start
 from lsr.init.random import as_zero_b
 from lsr.init.row_space import in_row_space
@@ -39,8 +39,7 @@ def frames(sources: Sequence[Source]) -> Start:
 
     Reference: LoRA-SB (Ponkshe et al. 2024, arXiv 2411.19557), which takes the first full gradient.
     """
-    first = sources[0]
-    return as_factors(*leading_frames(_gradients(sources), first.form.rank, first.seed), first)
+    return framed(_gradients(sources), sources[0])
 
 
 def _gradients(sources: Sequence[Source]) -> list[Matrix]:

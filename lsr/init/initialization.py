@@ -22,6 +22,7 @@ class Source:
     generator: torch.Generator | None = None  # of what is drawn; None: torch's global one
     gradients: Sequence[Matrix] = ()  # dL/dW, (m, n), mean over examples: one of each data set
     zero: bool = True  # B1 = 0 where B is drawn
+    paired: bool = False  # whether frames are for a diagonal core: the i-th direction of B goes with the i-th of A
 
 
 @dataclass(frozen=True)

@@ -32,4 +32,6 @@ def frames(sources: Sequence[Source]) -> Start:
         ValueError: as `start`.
     """
     first = sources[0]
-    return as_factors(*trailing_frames([source.weight() for source in sources], first.form.rank), first)
+    return as_factors(
+        *trailing_frames([source.weight() for source in sources], first.form.rank), first.form, first.seed
+    )

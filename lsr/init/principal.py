@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from lsr.algebra.fit import fit_product
-from lsr.algebra.frames import leading_frames
 from lsr.algebra.separable import balance, pad_columns
-from lsr.init.frames import as_factors
+from lsr.init.frames import framed
 from lsr.init.initialization import Source, Start
 
 
@@ -35,8 +34,7 @@ def frames(sources: Sequence[Source]) -> Start:
 
     Reference: LoRA-XS (Bałazy et al. 2024, arXiv 2405.17604), whose B is scaled by the singular values.
     """
-    first = sources[0]
-    return as_factors(*leading_frames([source.weight() for source in sources], first.form.rank, first.seed), first)
+    return framed([source.weight() for source in sources], sources[0])
 
 
 def fitted(

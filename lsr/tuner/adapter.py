@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lsr.algebra.shapes import Form
 from lsr.init.initialization import Start
-from lsr.tuner.factors import LsrFactors, moved, named
+from lsr.tuner.factors import BITS, LsrFactors, moved, named
 from lsr.tuner.functional import Side
 
 
@@ -28,7 +28,9 @@ class Sizes:
 class LsrAdapter(LsrFactors):
     """The update ΔW = scaling * (B R A - B0 A0).
 
-    R is `core` (r, r), a parameter that starts at zero, where `train` is `core` or `all`; elsewhere it is the identity.
+    R is `core`, a parameter that starts at zero, where `train` is `core` or `all`: (r, r), or (r,), its diagonal.
+    Without one it is the identity.
+
     B0 A0 is what the adapter started at, where its initialization folds that: `start_A1`, ..., `start_B1`, ... are
     buffers in the shapes of the factors.
 
@@ -64,7 +66,7 @@ class LsrAdapter(LsrFactors):
         """Whether a core stands between A and B."""
         return self.trained_part in ("core", "all")
 
-    def set_core(self, value: Tensor, like: Tensor) -> None:  # (r, r)
+    def set_core(self, value: Tensor, like: Tensor) -> None:  # (r, r) or (r,)
         """Take a core: a new one on the device of `like`, a base weight, and in float32 at least."""
         existing = self._parameters.get("core")
         if existing is None:
@@ -120,7 +122,8 @@ class LsrAdapter(LsrFactors):
         if not self.has_core:
             return a, b
         precise = torch.promote_types(self.core.dtype, a.dtype)  # frames that are rounded come in float32
-        return self.core.to(precise) @ a.to(precise), b
+        core, a = self.core.to(precise), a.to(precise)
+        return (core @ a if core.dim() == 2 else core[:, None] * a), b
 
     def operands(self) -> tuple[Side, Side]:
         """Return A1 and A2, B1 and B2 where these are all of the update; else the two of `collapse`, with None each."""
@@ -155,7 +158,9 @@ class LsrAdapter(LsrFactors):
 
     def sizes(self) -> Sizes:
         """Return how many parameters it trains, stores and works with; those that it shares count with their owner."""
-        core = self.form.rank**2 if self.has_core else 0
+        core = self.core.numel() if self.has_core else 0
         trained = sum(parameter.numel() for parameter in self.parameters())
-        stored = sum(value.numel() for value in self.state_dict().values())
+        stored = sum(
+            value.numel() * (BITS if value.dtype is torch.uint8 else 1) for value in self.state_dict().values()
+        )
         return Sizes(trained, stored, core if self._holder else self.form.parameters + core)

@@ -22,6 +22,7 @@ SHARED = ("none", "layers")
 CORED = ("core", "all")  # what trains where there is a core
 TRAINED = ("factors", "first", *CORED)
 OWN = "own"
+DIAGONAL = 8  # what alpha is divided by where the core is diagonal: each direction moves by itself, whatever r is
 TERMS = 16  # the separation rank where none is given, and there are two factors or more
 
 
@@ -86,6 +87,13 @@ class LsrConfig(PeftConfig):
         metadata={
             "help": "'factors': all of them. 'first': A1 and B1 alone; A2, B2, ... keep what they start with. 'core': "
             "a core between A and B, which are frozen frames. 'all': the core and all factors."
+        },
+    )
+    core: str = field(
+        default="full",
+        metadata={
+            "help": "Where there is a core, 'full': r x r. 'diagonal': its r diagonal entries, so that the i-th "
+            "direction of A goes to the i-th of B alone; it needs one rank in rank_shape."
         },
     )
     frames: str = field(
@@ -184,7 +192,8 @@ class LsrConfig(PeftConfig):
             raise ValueError(
                 f"init_weights must be a bool or one of {list(INITIALIZATIONS)}, got {self.init_weights!r}"
             )
-        for name, allowed in (("train", TRAINED), ("share", SHARED), ("frames_dtype", list(STORAGE))):
+        words = {"train": TRAINED, "core": ("full", "diagonal"), "share": SHARED, "frames_dtype": tuple(STORAGE)}
+        for name, allowed in words.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}")
         if not 0 <= self.dropout < 1:
@@ -210,6 +219,13 @@ class LsrConfig(PeftConfig):
             raise ValueError(
                 "separation_rank must be 1 where rank_shape holds one rank, for A and B are dense then, got "
                 f"{self.separation_rank}"
+            )
+        if self.frames_dtype == "sign" and len(self.rank_shape) > 1:
+            raise ValueError(f"frames_dtype='sign' needs one rank in rank_shape, got {list(self.rank_shape)}")
+        if self.core == "diagonal" and not (self.has_core and len(self.rank_shape) == 1):
+            raise ValueError(
+                "core='diagonal' needs train='core' or 'all', and one rank in rank_shape, got "
+                f"train={self.train!r} and rank_shape={list(self.rank_shape)}"
             )
         for name, usual in (("frames", OWN), ("frames_dtype", "float32")):
             if self.train != "core" and getattr(self, name) != usual:
@@ -289,8 +305,26 @@ class LsrConfig(PeftConfig):
         return override(self.separation_rank_pattern, layer_name, cast("int", self.separation_rank))
 
     def scaling(self, layer_name: str, form: Form) -> float:
-        """Return what the product of a layer's factors is multiplied by."""
-        return override(self.alpha_pattern, layer_name, self.alpha) / form.rank
+        """Return what the product of a layer's factors is multiplied by: alpha / r.
+
+        In a diagonal core each direction moves by itself, however many there are: it is alpha / 8 there.
+        """
+        alpha = override(self.alpha_pattern, layer_name, self.alpha)
+        return alpha / (DIAGONAL if self.core == "diagonal" else form.rank)
+
+    def with_ranks(self, ranks: Mapping[str, int]) -> "LsrConfig":
+        """Return the configuration of an adapter with dense frames of these ranks, on these layers alone."""
+        usual, others = _most_frequent({name: (rank,) for name, rank in ranks.items()})
+        return replace(
+            self,
+            rank_shape=usual,
+            separation_rank=1,
+            rank_pattern=_as_pattern(others),
+            target_modules=list(ranks),
+            exclude_modules=None,
+            layers_to_transform=None,
+            layers_pattern=None,
+        )
 
     def with_layers(self, forms: Mapping[str, Form], scalings: Mapping[str, float]) -> "LsrConfig":
         """Return the configuration of an adapter whose factors are there, of these shapes and scalings by layer.
@@ -310,6 +344,7 @@ class LsrConfig(PeftConfig):
             alpha_pattern=_as_pattern(alpha_pattern),
             init_weights=True,
             train="factors",
+            core="full",
             share="none",
             frames=OWN,
             frames_dtype="float32",

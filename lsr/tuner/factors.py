@@ -9,15 +9,17 @@ from lsr.algebra.separable import kron_sum
 from lsr.algebra.shapes import Form
 from lsr.init.initialization import Start
 
-STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8, "sign": torch.uint8}
 LARGEST_INT8 = 127
+BITS = 8
 
 
 class LsrFactors(nn.Module):
     """`factor_A1` (s, r_1, n_1), ..., `factor_B1` (s, m_1, r_1), ...: parameters where they train, buffers where not.
 
     Buffers are kept in a dtype of STORAGE, rounded when they are set: what is trained on is what is stored. int8 has a
-    scale for each direction of the rank, `scale_A1` (s, r_1, 1), ..., `scale_B1` (s, 1, r_1), ...
+    scale for each direction of the rank, `scale_A1` (s, r_1, 1), ..., `scale_B1` (s, 1, r_1), ... `sign` keeps of dense
+    frames one bit an entry, eight of them in a byte: unit directions of equal entries.
 
     They know their shapes but no layer, so layers of one shape may hold one and the same object.
     """
@@ -48,7 +50,9 @@ class LsrFactors(nn.Module):
                 self._store(name, moved(value, like))
 
     def _store(self, name: str, value: Tensor) -> None:
-        if self.storage == "int8":
+        if self.storage == "sign":
+            value = pack_signs(value[0] if name.startswith("A") else value[0].T)
+        elif self.storage == "int8":
             scale = value.abs().amax(dim=_along(name), keepdim=True) / LARGEST_INT8
             value = torch.where(scale > 0, value / scale, 0.0).round().to(torch.int8)
             self._set_buffer(f"scale_{name}", scale.float())
@@ -100,10 +104,14 @@ class LsrFactors(nn.Module):
 
     def _factor(self, name: str) -> Tensor:
         value: Tensor = getattr(self, f"factor_{name}")
+        if value.dtype is torch.uint8:
+            is_a = name.startswith("A")
+            rows = unpack_signs(value, self.form.in_features if is_a else self.form.out_features)
+            return (rows if is_a else rows.T)[None]
         if value.dtype is torch.int8:
             scale: Tensor = getattr(self, f"scale_{name}")
             return value * scale
-        return value.float() if self.storage == "bfloat16" else value
+        return value.to(torch.promote_types(value.dtype, torch.float32)) if self.storage == "bfloat16" else value
 
     def matrices(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return A (r, in_features) and B (out_features, r) of factors: without what pads them."""
@@ -120,6 +128,22 @@ def named(start: Start) -> Iterator[tuple[str, Tensor]]:
 def moved(value: Tensor, like: Tensor) -> Tensor:
     """Return a copy on the device of a base weight, in its dtype or float32, whichever is more precise."""
     return value.detach().to(like.device, torch.promote_types(like.dtype, torch.float32), copy=True)
+
+
+def pack_signs(rows: Tensor) -> Tensor:  # (r, n) -> (r, ceil(n / 8)), uint8
+    """Return the signs of rows as bits, 1 for what is not negative; the first entry is the lowest bit of a byte."""
+    bits = torch.nn.functional.pad((rows >= 0).to(torch.uint8), (0, -rows.shape[1] % BITS))
+    return (bits.unflatten(1, (-1, BITS)) << _places(rows.device)).sum(dim=2, dtype=torch.uint8)
+
+
+def unpack_signs(packed: Tensor, width: int) -> Tensor:  # (r, ceil(n / 8)), uint8 -> (r, n)
+    """Return rows of norm 1 whose entries have these signs."""
+    bits = (packed[:, :, None] >> _places(packed.device)) & 1
+    return (2.0 * bits.flatten(1)[:, :width] - 1) / width**0.5
+
+
+def _places(device: torch.device) -> Tensor:  # (8,)
+    return torch.arange(BITS, dtype=torch.uint8, device=device)
 
 
 def _along(name: str) -> int:

@@ -21,7 +21,6 @@ from lsr.tuner.adapter import LsrAdapter, Sizes
 from lsr.tuner.base_weight import check_adaptable, dequantized, features, is_quantized
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.factors import LsrFactors
-from lsr.tuner.kinds import Kind, kind_of
 
 
 class LsrLayer(BaseTunerLayer):
@@ -54,14 +53,6 @@ class LsrLayer(BaseTunerLayer):
         is_kept_here = any(frames is adapter.frames for frames in self.lsr_frames.values())
         return replace(sizes, effective=sizes.effective + adapter.form.parameters) if is_kept_here else sizes
 
-    def kind(self, config: LsrConfig) -> Kind:
-        """Return what the layers that share factors with this one have in common with it.
-
-        Raises:
-            ValueError: as `make_form`.
-        """
-        return kind_of(self.layer_name, self.make_form(config))
-
     def update_layer(self, adapter_name: str, config: LsrConfig, holder: LsrFactors | None = None) -> None:
         """Add an adapter with random factors, or with those of a holder; another initialization comes later.
 
@@ -92,10 +83,11 @@ class LsrLayer(BaseTunerLayer):
         return Start(*random_factors(form, config.init_weights is not False, self._generator(config)))
 
     def _random_core(self, config: LsrConfig, form: Form) -> Tensor:
+        shape = (form.rank, form.rank) if config.core == "full" else (form.rank,)
         with torch.device("cpu"):
             if config.init_weights is not False:
-                return torch.zeros(form.rank, form.rank)
-            return torch.randn(form.rank, form.rank, generator=self._generator(config, "core")) / form.rank**0.5
+                return torch.zeros(shape)
+            return torch.randn(shape, generator=self._generator(config, "core")) / form.rank**0.5
 
     def make_form(self, config: LsrConfig) -> Form:
         """Return the shapes of an adapter of this layer.
@@ -203,6 +195,7 @@ class LsrLayer(BaseTunerLayer):
             generator=self._generator(config),
             gradients=(gradients or {}).get(self.layer_name, ()),
             zero=config.init_weights is not False,
+            paired=config.core == "diagonal",
         )
 
     def _check_can_fold(self, folds: bool) -> None:

@@ -5,16 +5,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, cast
 
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from lsr.algebra.shapes import Form
 from lsr.algebra.spectrum import Matrix
-from lsr.init.examples import weight_gradients
+from lsr.init.allocation import allocate
+from lsr.init.head import STEPS, examples_gradients
 from lsr.init.initialization import Start
 from lsr.tuner.config import OWN, LsrConfig
 from lsr.tuner.fingerprint import weight_hash
 from lsr.tuner.kinds import Kind, kind_of
 from lsr.tuner.linear import LsrLinear, adapted_layers
+from lsr.tuner.targets import target_names
 
 
 class Started(NamedTuple):
@@ -86,12 +89,19 @@ def initialize_factors(
 
 
 def start_from_examples(
-    model: nn.Module, batches: Iterable[Mapping[str, Tensor]], adapter_name: str = "default"
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    adapter_name: str = "default",
+    *,
+    head_steps: int = STEPS,
+    seed: int = 0,
 ) -> None:
     """Start an adapter whose `init_weights` is `gradient` from a few hundred examples, before training.
 
-    Each batch, with labels, goes into `model(**batch)` on the model's device. `get_peft_model` alone leaves such an
-    adapter with random factors.
+    Each batch, with labels, goes into `model(**batch)` on the model's device. A head that is trained beside the adapter
+    (`modules_to_save`) is first fitted to the examples by so many steps, for the gradient through a fresh one says
+    little; training starts from the fresh one all the same. `get_peft_model` alone leaves such an adapter with random
+    factors.
 
     Raises:
         ValueError: if the adapter starts otherwise, or the examples do not allow it; names the layer.
@@ -101,18 +111,47 @@ def start_from_examples(
         raise ValueError(f"frames: those of {config.frames!r} do not start again, from examples neither")
     if not config.needs_examples:
         raise ValueError(f"init_weights must be 'gradient' to start from examples, got {config.start!r}")
-    gradients = collect_gradients(model, batches, adapter_name)
+    gradients = collect_gradients(model, batches, adapter_name, head_steps=head_steps, seed=seed)
     for _ in initialize_factors(model, adapter_name, gradients=[gradients]):
         pass
 
 
 def collect_gradients(
-    model: nn.Module, batches: Iterable[Mapping[str, Tensor]], adapter_name: str = "default"
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    adapter_name: str = "default",
+    *,
+    head_steps: int = STEPS,
+    seed: int = 0,
 ) -> Mapping[str, Matrix]:
     """Return the mean gradient (m, n) over examples of each layer that an adapter is on, by layer name.
 
     Raises:
-        ValueError: as `lsr.init.examples.weight_gradients`.
+        ValueError: as `lsr.init.head.examples_gradients`.
     """
     bases = {name: layer.get_base_layer() for name, layer in layers_of(model, adapter_name).items()}
-    return weight_gradients(model, bases, batches)
+    heads = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
+    return examples_gradients(model, bases, batches, heads, steps=head_steps, seed=seed)
+
+
+def allocate_ranks(
+    config: LsrConfig,
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    budget: int,
+    *,
+    head_steps: int = STEPS,
+    seed: int = 0,
+) -> LsrConfig:
+    """Return the configuration with `budget` directions, each in the layer of a base model where it counts most.
+
+    Those are the largest singular values of the gradients of all layers that the configuration names, through a head
+    (`modules_to_save`) that is fitted first, as in `start_from_examples`, which comes after `get_peft_model`.
+
+    Raises:
+        ValueError: if the examples do not allow it, or the budget is out of bounds.
+    """
+    layers = {name: model.get_submodule(name) for name in target_names(model, config)}
+    heads = [model.get_submodule(name) for name in config.modules_to_save or ()]
+    found = examples_gradients(model, layers, batches, heads, steps=head_steps, seed=seed)
+    return config.with_ranks(allocate([found], budget, seed))

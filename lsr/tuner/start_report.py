@@ -1,21 +1,29 @@
-"""What a layer's start holds of its weight, beside a random factor of its form and an SVD of as many parameters."""
+"""What a start holds of what it was made from: a layer's factors of its weight, frames of weights and gradients."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
+from statistics import fmean
 
 import torch
 from torch import Tensor
 
+from lsr.algebra.frames import captured_energies, leading_frames, nested_energies
 from lsr.algebra.precision import Conditions, conditions_of
 from lsr.algebra.separable import kron_sum, pad_columns, separation_errors
-from lsr.algebra.spectrum import leading_row_space
+from lsr.algebra.shapes import Form
+from lsr.algebra.spectrum import Matrix, leading_row_space
+from lsr.init.frames import as_factors
 from lsr.init.initialization import Start
 from lsr.init.quality import Captured, captured_by_lora, captured_by_rows, captured_by_svd, captured_by_update
 from lsr.init.random import random_factors
 from lsr.tuner.adapter import Sizes
 from lsr.tuner.layer import LsrLayer
+from lsr.tuner.start import Started
 
 MOST_RANKS_BY_SEARCH = 16  # with more than two factors each error is a search of its own
+MOST_RANKS_OF_FRAMES = 32
+MOST_TERMS_OF_FRAMES = 64
 
 
 @dataclass(frozen=True)
@@ -96,3 +104,93 @@ def separation_curve(
         most = min(most, MOST_RANKS_BY_SEARCH)
     padded = pad_columns(rows, prod(in_shape))
     return tuple(separation_errors(padded, rank_shape, in_shape, range(1, most + 1), seed))
+
+
+@dataclass(frozen=True)
+class FramesReport:
+    """What the frames of a layer, or of a kind whose layers share them, hold. Energies are fractions.
+
+    An energy is the mean over the layers of ||B^T G A^T||_F^2 / ||G||_F^2 with G the gradient or the weight.
+    """
+
+    layers: int
+    rank: int
+    separation_rank: int
+    sizes: Sizes  # of all the layers together
+    energy: Mapping[str, float]  # by what is held, gradient or weight: in the frames as they are
+    own: Mapping[str, Sequence[float]]  # in frames of rank 1, 2, ... that each layer has for itself: its spectrum
+    shared: Mapping[str, Sequence[float]]  # in the best frames that all of them share; nothing for one layer
+    by_terms: Mapping[str, Mapping[int, float]]  # in frames of this rank of so many Kronecker terms
+    error: float | None  # of the fit of Kronecker terms to dense frames
+
+    def curves(self) -> dict[str, Sequence[float]]:
+        """Return the curves over the rank by what they show."""
+        own = {f"{what}, own frames": curve for what, curve in self.own.items()}
+        return own | {f"{what}, shared frames": curve for what, curve in self.shared.items()}
+
+    def columns(self) -> dict[str, float | int | None]:
+        """Return all but the curves by name, flat."""
+        return {
+            "layers": self.layers,
+            "rank": self.rank,
+            "separation_rank": self.separation_rank,
+            "trained": self.sizes.trained,
+            "stored": self.sizes.stored,
+            "effective": self.sizes.effective,
+            **{f"energy_{what}": energy for what, energy in self.energy.items()},
+            **{f"energy_{what}_own": curve[self.rank - 1] for what, curve in self.own.items()},
+            "error": self.error,
+        }
+
+
+def report_frames(
+    started: Started,
+    gradients: Sequence[Mapping[str, Matrix]],
+    seed: int,
+    adapter_name: str = "default",
+) -> FramesReport:
+    """Measure the frames that a layer or kind has just been given.
+
+    Raises:
+        ValueError: if a weight or gradient is zero or not finite.
+    """
+    layers = started.layers
+    form = layers[0].adapter(adapter_name).form
+    sizes = [layer.sizes(adapter_name) for layer in layers]
+    most = max(form.rank, min(MOST_RANKS_OF_FRAMES, form.in_features, form.out_features))
+    targets: dict[str, list[Matrix]] = {
+        "gradient": [found[layer.layer_name] for layer in layers for found in gradients],
+        "weight": [layer.base_matrix() for layer in layers],
+    }
+    held = {what: matrices for what, matrices in targets.items() if matrices}
+    return FramesReport(
+        layers=len(layers),
+        rank=form.rank,
+        separation_rank=form.separation_rank,
+        sizes=Sizes(*(sum(getattr(size, name) for size in sizes) for name in ("trained", "stored", "effective"))),
+        energy={what: _energy(matrices, started.start, form) for what, matrices in held.items()},
+        own={what: _mean_of([nested_energies([m], most, seed) for m in ms]) for what, ms in held.items()},
+        shared={what: nested_energies(ms, most, seed) for what, ms in held.items() if len(layers) > 1},
+        by_terms={what: _by_terms(matrices, form, seed) for what, matrices in held.items()},
+        error=started.start.error,
+    )
+
+
+def _energy(matrices: Sequence[Matrix], start: Start, form: Form) -> float:
+    right, left = kron_sum(*start.a)[:, : form.in_features], kron_sum(*start.b)[: form.out_features]
+    bases = torch.linalg.qr(left.double()).Q, torch.linalg.qr(right.double().T).Q.T
+    return fmean(captured_energies(matrices, *bases))
+
+
+def _by_terms(matrices: Sequence[Matrix], form: Form, seed: int) -> dict[int, float]:
+    """Return the energy in the leading frames as 1, 2, 4, ... Kronecker terms hold them; nothing for dense frames."""
+    if len(form.rank_shape) == 1:
+        return {}
+    left, right = leading_frames(matrices, form.rank, seed)
+    counts = {*(2**power for power in range(form.max_separation_rank.bit_length())), form.separation_rank}
+    forms = [replace(form, separation_rank=terms) for terms in sorted(counts) if terms <= MOST_TERMS_OF_FRAMES]
+    return {one.separation_rank: _energy(matrices, as_factors(left, right, one, seed), one) for one in forms}
+
+
+def _mean_of(curves: Sequence[Sequence[float]]) -> list[float]:
+    return [fmean(values) for values in zip(*curves, strict=True)]

@@ -3,8 +3,12 @@
 import difflib
 import re
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import cast
 
 from peft import PeftConfig
+from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
+from torch import nn
 
 from lsr.tuner.config import PATTERNS, LsrConfig
 from lsr.tuner.kinds import Kind
@@ -25,6 +29,20 @@ def check_names(config: PeftConfig, names: list[str]) -> None:
             raise ValueError(f"{field}: {value!r} matches no layer{_nearest(value, names)}")
 
 
+def target_names(model: nn.Module, config: LsrConfig) -> list[str]:
+    """Return the layers of a base model that a configuration adapts; its target_modules must not be None.
+
+    Raises:
+        ValueError: if an entry of it names no layer.
+    """
+    names = [name for name, _ in model.named_modules() if name]
+    check_names(config, names)
+    open_config = cast("LsrConfig", _maybe_include_all_linear_layers(replace(config), model))
+    found = [name for name in names if check_target_module_exists(open_config, name)]
+    is_open = config.target_modules == "all-linear"
+    return [name for name in found if not (is_open and is_trained_whole(config, name))]
+
+
 def is_trained_whole(config: LsrConfig, name: str) -> bool:
     """Return whether a layer is one of modules_to_save or inside one, by PEFT's rule: a name's ending, dot or not."""
     parts = name.split(".")
@@ -33,7 +51,7 @@ def is_trained_whole(config: LsrConfig, name: str) -> bool:
 
 
 def check_patterns(config: LsrConfig, adapted: list[str]) -> None:
-    """Refuse a pattern or an index of which no adapted layer knows.
+    """Refuse a pattern or an index that no adapted layer has.
 
     Raises:
         ValueError: names the entry and the nearest layer.
@@ -42,9 +60,18 @@ def check_patterns(config: LsrConfig, adapted: list[str]) -> None:
         for pattern in getattr(config, field):
             if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in adapted):
                 raise ValueError(f"{field}: {pattern!r} matches no adapted layer{_nearest(pattern, adapted)}")
-    indices = config.layers_to_transform
+    check_indices(config, adapted)
+
+
+def check_indices(config: PeftConfig, names: list[str]) -> None:
+    """Refuse an index that none of these layers has: PEFT skips it without a word, unless it skips all.
+
+    Raises:
+        ValueError: names the index.
+    """
+    indices = getattr(config, "layers_to_transform", None)
     for index in [indices] if isinstance(indices, int) else indices or []:
-        if not any(f".{index}." in name for name in adapted):
+        if not any(f".{index}." in name for name in names):
             raise ValueError(f"layers_to_transform: no adapted layer has the index {index}")
 
 

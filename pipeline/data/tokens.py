@@ -33,13 +33,9 @@ def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:
     return DataCollatorWithPadding(tokenizer)
 
 
-def sample(tokenizer: PreTrainedTokenizerBase, count: int, seed: int) -> Iterator[dict[str, Tensor]]:
-    """Yield labelled batches of `count` examples drawn from the train split, or of all if it has fewer.
-
-    Raises:
-        UserError: if the train split has not been tokenized.
-    """
-    tokens = load_tokens("train").remove_columns("length")
+def sample(split: Dataset, tokenizer: PreTrainedTokenizerBase, count: int, seed: int) -> Iterator[dict[str, Tensor]]:
+    """Yield labelled batches of `count` examples drawn from a tokenized split, or of all if it has fewer."""
+    tokens = split.remove_columns("length")
     collate = collator(tokenizer)
     drawn = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))[:count]
     for indices in drawn.split(SAMPLE_BATCH):

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib import colormaps, style
@@ -29,6 +30,7 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#595959"  # the first two from Okabe
 CLASSES_WITH_NUMBERS = 12  # above this, numbers of 9 points no longer fit their cells
 LONGEST_LABEL = 30  # letters
 LINES_WITH_LEGEND = 12
+PANELS = 12
 
 
 def confusion_matrix(
@@ -111,6 +113,53 @@ def separation_curves(path: Path, curves: Mapping[str, Sequence[float]], chosen:
         else:
             _layer_bar(figure, axes, len(curves))
         _entitle(figure, title)
+
+
+class Frames(NamedTuple):
+    """How much frames of a layer or kind hold: shares of the energy."""
+
+    curves: Mapping[str, Sequence[float]]  # by what they show, in frames of rank 1, 2, ...
+    rank: int
+    by_terms: Mapping[int, float]  # at this rank, by the number of Kronecker terms
+
+
+def captured_energies(path: Path, frames: Mapping[str, Frames], title: str) -> None:
+    """Draw a panel a layer or kind: a line for each curve over the rank of frames, and a dot at the chosen rank.
+
+    Where frames are Kronecker sums, a dotted line over their number of terms. Up to 12 panels, the first ones.
+    """
+    shown = dict(list(frames.items())[:PANELS])
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    with _picture(path, 3.2 * columns + 1.2, 2.5 * rows + 0.9) as figure:
+        panels = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
+        for axes, one, label in zip(panels, shown.values(), distinct_parts(list(shown)), strict=False):
+            _draw_energies(axes, one)
+            axes.set_title(label, fontsize="medium")
+        for axes in panels[len(shown) :]:
+            axes.set_visible(False)
+        for axes in panels[: len(shown)][-columns:]:
+            axes.set_xlabel("rank of the frames")
+        figure.supylabel("share of the energy", fontsize="medium")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        _entitle(figure, title)
+
+
+def _draw_energies(axes: Axes, one: Frames) -> None:
+    for name, values in one.curves.items():
+        color = ORANGE if name.startswith("gradient") else BLUE
+        style = "--" if name.endswith("shared frames") else "-"
+        ranks = range(1, len(values) + 1)
+        axes.plot(ranks, values, "o", linestyle=style, color=color, markersize=4, markevery=[one.rank - 1], label=name)
+    if one.by_terms:
+        axes.plot(
+            list(one.by_terms), list(one.by_terms.values()), ":", color=GREY, label="at this rank, by Kronecker terms"
+        )
+    axes.axvline(one.rank, color=GREY, linewidth=0.8)
+    axes.set(xlim=(0.5, None), ylim=(0, 1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(color="#E5E5E5", linewidth=0.6)
 
 
 def distinct_parts(names: Sequence[str]) -> list[str]:

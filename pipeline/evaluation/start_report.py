@@ -1,57 +1,64 @@
-"""The reports of factorize-init: metrics, a table of layers, a curve and its picture."""
+"""The reports of factorize-init: metrics, a table of layers or kinds, curves and their picture."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline import artifacts, console
 from pipeline.evaluation import plots
+from pipeline.evaluation.plots import Frames
 
-LAYERS_SHOWN = 24  # in the terminal; the file has all
-COUNTED = ("trained", "stored", "effective", "separation_rank")
+SHOWN = 24  # layers in the terminal; the file has all
+COUNTED = ("trained", "stored", "effective", "separation_rank", "layers", "rank")
 
-Columns = Mapping[str, Any]  # of one layer, by name; None where nothing was fitted
+Columns = Mapping[str, Any]  # of one layer or kind, by name; None where nothing was fitted
+
+
+class Separation(NamedTuple):
+    """How separable the row space is that a layer's A aims at."""
+
+    errors: Sequence[float]  # relative, at separation rank 1, 2, ...
+    separation_rank: int
 
 
 def write(
-    layers: Mapping[str, Columns],
-    curves: Mapping[str, Sequence[float]],  # by layer: relative error at separation rank 1, 2, ...
+    columns: Mapping[str, Columns],
+    separation: Mapping[str, Separation],
+    frames: Mapping[str, Frames],
     counts: Mapping[str, int],
     model: str,
     adapter: str,
     tolerated_loss: float,  # relative error of the update from which on a dtype is warned about
 ) -> None:
-    """Write all of the stage's reports, and print its tables; `layers` is empty where nothing is factorized."""
-    columns = list(next(iter(layers.values()), {}))
-    means = {
-        column: fmean(report[column] for report in layers.values())
-        for column in columns
-        if column not in COUNTED and None not in [report[column] for report in layers.values()]
-    }
-    artifacts.write_metrics(artifacts.FACTORIZE_METRICS, {**counts, **means})
-    rows = [[name, *("" if value is None else value for value in report.values())] for name, report in layers.items()]
-    artifacts.write_csv(artifacts.FACTORIZE_LAYERS, ["layer", *columns], rows)
-    artifacts.write_csv(artifacts.FACTORIZE_CURVE, ["separation_rank", "relative_error"], mean_curve(curves))
-    if layers:
-        terms = {name: report["separation_rank"] for name, report in layers.items()}
+    """Write all of the stage's reports, and print its tables: of layers, of frames, or of nothing."""
+    artifacts.write_metrics(artifacts.FACTORIZE_METRICS, {**counts, **_means(columns)})
+    names = list(next(iter(columns.values()), {}))
+    rows = [[name, *("" if value is None else value for value in row.values())] for name, row in columns.items()]
+    artifacts.write_csv(artifacts.FACTORIZE_LAYERS, ["layer", *names], rows)
+    errors = {name: one.errors for name, one in separation.items()}
+    artifacts.write_csv(artifacts.FACTORIZE_CURVE, ["separation_rank", "relative_error"], mean_curve(errors))
+    artifacts.write_csv(artifacts.FACTORIZE_FRAMES, ["rank", "energy", "frames"], mean_energies(frames))
+    if separation:
+        terms = {name: one.separation_rank for name, one in separation.items()}
         title = f"{model}: how separable is the row space that A aims at?"
-        plots.separation_curves(artifacts.FACTORIZE_PICTURE, curves, terms, title)
-        show(layers, tolerated_loss)
+        plots.separation_curves(artifacts.FACTORIZE_PICTURE, errors, terms, title)
+        show(columns, tolerated_loss)
+    elif frames:
+        plots.captured_energies(artifacts.FACTORIZE_PICTURE, frames, f"{model}: how much do frames of a rank hold?")
+        show_frames(columns)
     else:
-        plots.note(artifacts.FACTORIZE_PICTURE, f"adapter {adapter}: it has no Kronecker factors")
+        plots.note(artifacts.FACTORIZE_PICTURE, f"adapter {adapter}: it has no factors that start from anything")
     console.table("factorize-init", ["what", "parameters"], list(counts.items()))
 
 
 def show(layers: Mapping[str, Columns], tolerated_loss: float) -> None:
     """Print the table of layers, and a line for each dtype in which an update would lose its precision."""
-    title = "how much of the row space aimed at A starts with"
-    if len(layers) > LAYERS_SHOWN:
-        title = f"{title}: {LAYERS_SHOWN} of {len(layers)} layers"
     shown = [
         (name, r["separation_rank"], r["overlap"], r["overlap_random"], r["overlap_svd"], r["error"] or "")
         for name, r in zip(plots.distinct_parts(list(layers)), layers.values(), strict=True)
     ]
-    console.table(title, ["layer", "terms", "start", "random", "SVD of equal size", "error"], shown[:LAYERS_SHOWN])
+    title = _title("how much of the row space aimed at A starts with", layers)
+    console.table(title, ["layer", "terms", "start", "random", "SVD of equal size", "error"], shown[:SHOWN])
     console.line(f"all columns: {artifacts.FACTORIZE_LAYERS}")
     for dtype in ("bf16", "fp16", "fp32"):
         worst = max(layers, key=lambda name: layers[name][f"loss_{dtype}"])
@@ -60,7 +67,43 @@ def show(layers: Mapping[str, Columns], tolerated_loss: float) -> None:
             console.warn(f"{dtype} would lose {loss:.0%} of the update in {worst}: its terms cancel; keep fp32")
 
 
+def show_frames(kinds: Mapping[str, Columns]) -> None:
+    """Print the table of kinds, or of layers with frames of their own."""
+    energies = [name for name in next(iter(kinds.values())) if name.startswith("energy_")]
+    shown = [
+        (name, row["layers"], row["rank"], *(row[energy] for energy in energies))
+        for name, row in zip(plots.distinct_parts(list(kinds)), kinds.values(), strict=True)
+    ]
+    heads = [name.removeprefix("energy_").replace("_", ", ") for name in energies]
+    console.table(
+        _title("share of the energy that the frames hold", kinds),
+        ["frames of", "layers", "rank", *heads],
+        shown[:SHOWN],
+    )
+    console.line(f"all columns: {artifacts.FACTORIZE_LAYERS}")
+
+
 def mean_curve(curves: Mapping[str, Sequence[float]]) -> list[tuple[int, float]]:
     """Return (separation rank, mean error over the layers that can have it), so that all layers are one line."""
     longest = max(map(len, curves.values()), default=0)
     return [(s, fmean(c[s - 1] for c in curves.values() if len(c) >= s)) for s in range(1, longest + 1)]
+
+
+def mean_energies(frames: Mapping[str, Frames]) -> Iterator[tuple[int, float, str]]:
+    """Yield (rank, mean energy over layers or kinds, what frames hold of what), one line a name."""
+    for name in dict.fromkeys(name for one in frames.values() for name in one.curves):
+        curves = {key: one.curves[name] for key, one in frames.items() if name in one.curves}
+        for rank, energy in mean_curve(curves):
+            yield rank, energy, name
+
+
+def _means(columns: Mapping[str, Columns]) -> dict[str, float]:
+    return {
+        name: fmean(row[name] for row in columns.values())
+        for name in next(iter(columns.values()), {})
+        if name not in COUNTED and None not in [row[name] for row in columns.values()]
+    }
+
+
+def _title(text: str, rows: Mapping[str, object]) -> str:
+    return f"{text}: {SHOWN} of {len(rows)}" if len(rows) > SHOWN else text

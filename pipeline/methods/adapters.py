@@ -1,19 +1,25 @@
 """Adapters on a base model: made from the chosen section, started, merged, saved, loaded and counted."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import peft
+import torch
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lsr.init.initialization import Start
-from lsr.tuner.layer import LsrLayer
-from lsr.tuner.start import collect_gradients, initialize_factors
-from lsr.tuner.targets import check_names
+from lsr.algebra.spectrum import Matrix
+from lsr.init.allocation import allocate
+from lsr.init.head import examples_gradients
+from lsr.tuner import targets
+from lsr.tuner.config import OWN, LsrConfig
+from lsr.tuner.factors import BITS
+from lsr.tuner.start import Started, initialize_factors
+from lsr.tuner.targets import check_indices, check_names
 from pipeline.errors import UserError, first_line
 from pipeline.methods import device, table
 from pipeline.methods.base_models import public_name
@@ -24,37 +30,78 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
 
-def add_adapter(base: PreTrainedModel, section: MethodParams, row: ModelRow, seed: int) -> PeftModel:
-    """Return the base model with a fresh adapter; LSR factors are random until `start` is exhausted.
+def target_names(base: PreTrainedModel, section: MethodParams, row: ModelRow, seed: int) -> list[str]:
+    """Return the layers of a base model that a section adapts.
+
+    Raises:
+        UserError: if the section does not fit the model.
+    """
+    try:
+        return targets.target_names(base, cast("LsrConfig", table.config_of(section, base, row, seed)))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"params.yaml: {section.word}: {error}") from None
+
+
+def add_adapter(
+    base: PreTrainedModel,
+    section: MethodParams,
+    row: ModelRow,
+    seed: int,
+    gradients: Sequence[Mapping[str, Matrix]] = (),  # what a budget is spent by
+) -> PeftModel:
+    """Return the base model with a fresh adapter; LSR factors of its own are random until `start` is exhausted.
 
     Raises:
         UserError: if the section does not fit the model.
     """
     try:
         config = table.config_of(section, base, row, seed)
+        if isinstance(section, LsrParams) and section.budget != "none":
+            config = cast("LsrConfig", config).with_ranks(allocate(gradients, section.budget, seed))
         if table.adapts_layers(section):  # LSR checks this itself
-            check_names(config, [name for name, _ in base.named_modules() if name])
+            names = [name for name, _ in base.named_modules() if name]
+            check_names(config, names)
+            check_indices(config, names)
         return peft.get_peft_model(base, config)
     except (ValueError, TypeError) as error:
         raise UserError(f"params.yaml: {section.word}: {error}") from None
 
 
-def start(
-    model: PeftModel, section: LsrParams, batches: Iterable[Mapping[str, Tensor]]
-) -> Iterator[tuple[str, LsrLayer, Start]]:
-    """Give the factors their start, layer by layer; yield each layer's name, the layer and what it started from.
+def gradients(
+    base: PreTrainedModel,
+    names: Sequence[str],
+    batches: Iterable[Mapping[str, Tensor]],
+    row: ModelRow,
+    section: LsrParams,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,  # told how many of how many batches are done
+) -> dict[str, Matrix]:
+    """Return the gradients of layers of a base model, through a head that is fitted to the examples first.
 
-    `batches` of labelled examples are read where the start looks at data, before the first layer: by the model on the
-    fastest device. The model is then where it was, for decompositions have the same bytes on one device only.
+    The model is read on the fastest device, and is then where it was, for decompositions have the same bytes on one
+    device only.
 
     Raises:
-        UserError: if a weight or the examples do not allow it.
+        ValueError: if the examples or the head do not allow it.
     """
+    layers = {name: base.get_submodule(name) for name in names}
+    head = [base.get_submodule(name) for name in row.head]
+    with device.placed(base):
+        examples = device.moved(batches, device.device_of(base))
+        return examples_gradients(base, layers, examples, head, steps=section.head_steps, seed=seed, progress=progress)
+
+
+def start(model: PeftModel, section: LsrParams, gradients: Sequence[Mapping[str, Matrix]] = ()) -> Iterator[Started]:
+    """Give the factors their start, layer by layer, or kind by kind where they are shared; yield each when it is done.
+
+    `gradients` are those of the data sets that the initialization looks at.
+
+    Raises:
+        UserError: if a weight or a gradient does not allow it.
+    """
+    if section.frames != OWN:
+        return  # they are there
     try:
-        gradients = None
-        if section.reads_examples:
-            with device.placed(model):
-                gradients = collect_gradients(model, device.moved(batches, device.device_of(model)))
         yield from initialize_factors(model, init_weights=section.init, gradients=gradients)
     except ValueError as error:
         raise UserError(f"params.yaml: lsr.init: {error}") from None
@@ -148,8 +195,13 @@ def count_parameters(model: PeftModel, row: ModelRow) -> dict[str, int]:
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     return {
         "adapter_trained": adapter,
-        "adapter_stored": sum(value.numel() for name, value in saved.items() if not name.startswith(names)),
+        "adapter_stored": sum(_entries(value) for name, value in saved.items() if not name.startswith(names)),
         "adapter_effective": adapter + table.method_of(model).frozen(model),
         "head_parameters": sum(parameter.numel() for parameter in trained if id(parameter) in in_head),
         "base_parameters": sum(parameter.numel() for parameter in frozen if id(parameter) not in in_head),
     }
+
+
+def _entries(value: Tensor) -> int:
+    """Return the entries that a stored tensor stands for: of signs, eight are in a byte."""
+    return value.numel() * (BITS if value.dtype is torch.uint8 else 1)

@@ -21,7 +21,12 @@ from pipeline.params.rows import ModelRow
 def lsr_names(section: Any, seed: int) -> dict[str, Any]:
     """Return the fields of LsrConfig that are no words of params.yaml, or other ones; it is initialized later."""
     automatic = {name: None for name in ("in_shape", "out_shape") if getattr(section, name) == "auto"}
-    return {"seed": seed, **automatic}
+    return {"seed": seed, **chosen_layers(section, seed), **automatic}
+
+
+def chosen_layers(section: Any, seed: int) -> dict[str, Any]:
+    """Return which layers of the base model are adapted, as PEFT calls it."""
+    return {"layers_to_transform": None if section.layers == "all" else list(section.layers)}
 
 
 def the_head(base: PreTrainedModel, row: ModelRow) -> list[str]:
@@ -59,7 +64,7 @@ class Method:
 
 METHODS: dict[type[MethodParams], Method] = {
     LsrParams: Method(lsr.LsrConfig, fields=lsr_names, merges_exactly=True, frozen=frozen_frames),
-    LoraParams: Method(LoraConfig),
+    LoraParams: Method(LoraConfig, fields=chosen_layers),
     # PEFT has no method "everything" or "the head": an adapter of no layers that saves whole modules is just that.
     FullParams: Method(LoraConfig, whole=every_module),
     HeadParams: Method(LoraConfig),

@@ -1,6 +1,7 @@
 """The schema of params.yaml and of the two tables, and what each stage sees of them."""
 
 from pipeline.params.reading import AnyView, load, load_row, load_rows
+from pipeline.params.rows import Word
 from pipeline.params.schema import (
     DECLARED,
     PARAMS,
@@ -12,7 +13,6 @@ from pipeline.params.schema import (
     TokenizeView,
     TrainView,
     View,
-    Word,
 )
 from pipeline.params.sections import (
     ADAPTERS,

@@ -14,6 +14,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from pipeline.errors import UserError, nearest
 from pipeline.params import mistakes
 from pipeline.params.schema import PARAMS, TABLES, Common, Params, View
+from pipeline.params.sections import LsrParams
 
 AnyView = TypeVar("AnyView", bound=View)
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
@@ -28,20 +29,23 @@ def load(view: type[AnyView]) -> AnyView:
     return seen_by(view, _validate(Params, _read(PARAMS), PARAMS, ()), load_row)
 
 
-def seen_by(view: type[AnyView], params: Common, row_of: Callable[[str, str], Any]) -> AnyView:
-    """Return what a view sees of checked params; `row_of` returns a row by the word of its table and its name."""
+def seen_by(view: type[AnyView], params: Common, row_of: Callable[[str, str, str], Any]) -> AnyView:
+    """Return what a view sees of checked params; `row_of` is `load_row`, or does the same."""
+    lsr = getattr(params, LsrParams.word)
     everything = {
         **{name: getattr(params, name) for name in type(params).model_fields},
         "section": getattr(params, params.adapter),
-        "dataset": row_of("data", params.data),
-        "base_model": row_of("model", params.model),
+        "dataset": row_of("data", params.data, "data"),
+        "base_model": row_of("model", params.model, "model"),
+        "frames": lsr.frames,
+        "pooled": {name: row_of("data", name, "lsr.frames_from") for name in lsr.frames_from},
     }
     # Already validated: `model_construct` keeps the frozen sections as they are.
     return view.model_construct(**{name: everything[name] for name in view.model_fields})
 
 
-def load_row(word: str, name: str) -> Any:
-    """Return the row `name` of the table that `word` ("data" or "model") chooses from.
+def load_row(word: str, name: str, key: str | None = None) -> Any:
+    """Return the row `name` of the table that `word` ("data" or "model") chooses from; `key` says which key names it.
 
     Raises:
         UserError: if there is no such row (the message lists those there are), or if it does not fit the schema.
@@ -49,7 +53,9 @@ def load_row(word: str, name: str) -> Any:
     path, schema = TABLES[word]
     rows = _read(path)
     if name not in rows:
-        raise UserError(f"{PARAMS}: {word}: no row {name!r} in {path}{nearest(name, rows)}; rows: {', '.join(rows)}")
+        raise UserError(
+            f"{PARAMS}: {key or word}: no row {name!r} in {path}{nearest(name, rows)}; rows: {', '.join(rows)}"
+        )
     return _validate(schema, rows[name], path, (name,))
 
 

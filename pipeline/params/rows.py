@@ -16,6 +16,7 @@ def all_different(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", description="DVC splits keys on dots, so a word has none")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Pinned = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.+!_-]+$", description="name==version")]
 Share = Annotated[float, Field(ge=0, lt=1)]

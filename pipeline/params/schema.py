@@ -4,11 +4,11 @@ DVC knows which keys a stage depends on from dvc.yaml alone; a test holds the tw
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationInfo, create_model, field_validator
 
-from pipeline.params.rows import DatasetRow, ModelRow, Row
+from pipeline.params.rows import DatasetRow, ModelRow, Row, Word
 from pipeline.params.sections import (
     ADAPTERS,
     EvaluateParams,
@@ -23,8 +23,6 @@ TABLES: dict[str, tuple[Path, type[Row]]] = {
     "data": (Path("pipeline/datasets.yaml"), DatasetRow),
     "model": (Path("pipeline/models.yaml"), ModelRow),
 }
-
-Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", description="DVC splits keys on dots, so a word has none")]
 
 
 class Common(Section):
@@ -68,12 +66,14 @@ class View(Section):
 
 
 class InputsView(View):
-    """Of stages/inputs.py."""
+    """Of stages/inputs.py. The frames of another adapter are files too, and so may be the rows that are pooled."""
 
     data: Word
     model: Word
     dataset: DatasetRow
     base_model: ModelRow
+    frames: str
+    pooled: dict[str, DatasetRow]
 
 
 class TokenizeView(View):
@@ -93,9 +93,11 @@ class FactorizeInitView(View):
     model: Word
     adapter: str
     seed: int
+    tokenize: TokenizeParams
     section: Chosen
     dataset: DatasetRow
     base_model: ModelRow
+    pooled: dict[str, DatasetRow]
 
 
 class TrainView(View):
@@ -126,4 +128,7 @@ DECLARED = {
     "section": "${adapter}",
     "dataset": f"{TABLES['data'][0]}:${{data}}",
     "base_model": f"{TABLES['model'][0]}:${{model}}",
+    "frames": "lsr.frames",
+    # A list cannot name keys: the rows that it names are locked by their content, which the stage `inputs` writes down.
+    "pooled": "lsr.frames_from",
 }

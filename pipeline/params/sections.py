@@ -1,6 +1,6 @@
 """The sections of params.yaml: one a stage, one a method."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -8,15 +8,20 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    model_validator,
 )
 
-from pipeline.params.rows import all_different
+from pipeline.params.rows import Word, all_different
 
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 Targets = str | Annotated[tuple[str, ...], Field(min_length=1)]
-Shape = Annotated[tuple[PositiveInt, ...], Field(min_length=2)]
+Shape = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+Layers = (
+    Literal["all"] | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), AfterValidator(all_different)]
+)  # indices of the base model's layers
 
 
 class Section(BaseModel):
@@ -61,27 +66,61 @@ class MethodParams(Section):
 
 
 class LsrParams(MethodParams):
-    """Fields of `lsr.LsrConfig`; `init` is its `init_weights`, `auto` its None."""
+    """Fields of `lsr.LsrConfig`; `init` is its `init_weights`, `layers` its `layers_to_transform`, `auto` its None."""
 
     word = "lsr"
     exports = ("lora", "merged")
 
     rank_shape: Shape
     separation_rank: PositiveInt
-    alpha: PositiveFloat
+    share: Literal["none", "layers"] = Field(description="whether all layers of a kind have one A and B")
+    train: Literal["factors", "first", "core", "all"] = Field(
+        description="all factors; A1 and B1; a core between frozen frames; the core and the factors"
+    )
+    core: Literal["full", "diagonal"]
     init: Literal["random", "row_space", "principal", "minor", "cp", "gradient"]
-    train: Literal["factors", "first"] = Field(description="all factors, or A1 and B1 alone")
+    frames: str = Field(min_length=1, description="own, or the folder or hub repository of an adapter with the frames")
+    frames_from: Annotated[tuple[Word, ...], AfterValidator(all_different)] = Field(
+        description="data rows whose gradients make the frames together; none: the chosen one's"
+    )
+    frames_dtype: Literal["float32", "bfloat16", "int8", "sign"] = Field(
+        description="of frozen frames, before training"
+    )
+    alpha: PositiveFloat
     examples: PositiveInt = Field(description="of the train split, that gradient looks at")
+    head_steps: NonNegativeInt = Field(description="that fit the head before gradient looks at them")
+    budget: Literal["none"] | PositiveInt = Field(
+        description="directions of diagonal cores over all target layers, where the gradient has the largest"
+    )
     dropout: Dropout
     in_shape: Literal["auto"] | Shape
     out_shape: Literal["auto"] | Shape
     target_modules: Targets
-    learning_rate: PositiveFloat = Field(description="of the factors: peak, per optimizer step")
+    layers: Layers
+    learning_rate: PositiveFloat = Field(description="of factors and cores: peak, per optimizer step")
+
+    @model_validator(mode="after")
+    def _frames_are_pooled_from_gradients(self) -> Self:
+        if self.frames_from and (self.init != "gradient" or self.frames != "own"):
+            raise ValueError(
+                f"frames_from: pools gradients, so it needs init: gradient and frames: own; got init: {self.init} and "
+                f"frames: {self.frames}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_budget_is_spent_by_the_gradient(self) -> Self:
+        needed = {"init": "gradient", "frames": "own", "share": "none", "train": "core", "core": "diagonal"}
+        wrong = [f"{name}: {getattr(self, name)}" for name, value in needed.items() if getattr(self, name) != value]
+        if self.budget != "none" and wrong:
+            rules = ", ".join(f"{name}: {value}" for name, value in needed.items())
+            raise ValueError(f"budget: needs {rules}; got {', '.join(wrong)}")
+        return self
 
     @property
     def reads_examples(self) -> bool:
         """Whether the initialization looks at tokens."""
-        return self.init == "gradient"
+        return self.init == "gradient" and self.frames == "own"
 
 
 class LoraParams(MethodParams):
@@ -93,6 +132,7 @@ class LoraParams(MethodParams):
     lora_alpha: PositiveInt
     lora_dropout: Dropout
     target_modules: Targets
+    layers: Layers
     learning_rate: PositiveFloat = Field(description="of lora_A and lora_B: peak, per optimizer step")
 
 

@@ -27,6 +27,12 @@ def files(**paths):
     return FilesSource(kind="files", files=paths)
 
 
+def row(path):
+    label = {"column": "label", "names": ["bad", "good"]}
+    cut = {"validation": 0.1, "test": 0.1}
+    return DatasetRow(source=files(train=path), text=["text"], label=label, metrics=["accuracy"], cut=cut)
+
+
 def sha256(content):
     return hashlib.sha256(content.encode()).hexdigest()
 
@@ -115,15 +121,59 @@ def test_an_absolute_path_is_read_with_a_word_of_what_dvc_does_not_see(tmp_path,
 
 def test_the_stage_writes_a_file_a_row():
     Path("data/a.csv").write_text("a")
-    label = {"column": "label", "names": ["bad", "good"]}
-    cut = {"validation": 0.1, "test": 0.1}
-    source = files(train="data/a.csv")
     view = params.InputsView.model_construct(
         data="mine",
         model="tiny",
-        dataset=DatasetRow(source=source, text=["text"], label=label, metrics=["accuracy"], cut=cut),
+        dataset=row("data/a.csv"),
         base_model=ModelRow(source={"kind": "hub", "path": "a/b"}, target_modules=["query"], head=["classifier"]),
+        frames="own",
+        pooled={},
     )
     stage.main(view)
     assert json.loads(artifacts.DATA_FILES.read_text()) == {"data/a.csv": sha256("a")}
     assert json.loads(artifacts.MODEL_FILES.read_text()) == {}
+    assert json.loads(artifacts.FRAMES_FILES.read_text()) == {}
+
+
+def view_of(frames="own", **pooled):
+    return params.InputsView.model_construct(frames=frames, pooled=pooled)
+
+
+def test_pooled_rows_are_told_by_what_they_say_and_by_their_files():
+    Path("data/a.csv").write_text("a")
+    Path("data/b.csv").write_text("b")
+    usual = row("data/a.csv")
+    found = stage.frames_inputs(view_of(one=usual, other=row("data/b.csv")))
+    names = [f"pipeline/datasets.yaml: {name}" for name in ("one", "other")]
+    assert found.keys() == {*names, "data/a.csv", "data/b.csv"}
+    assert found["data/b.csv"] == sha256("b")
+    assert stage.frames_inputs(view_of(one=usual))[names[0]] == found[names[0]]
+    changed = usual.model_copy(update={"metrics": ("f1",)})
+    assert stage.frames_inputs(view_of(one=changed))[names[0]] != found[names[0]]
+    with pytest.raises(UserError, match=r"pipeline/datasets.yaml: one: data/no.csv: not found; paths start at"):
+        stage.frames_inputs(view_of(one=row("data/no.csv")))
+
+
+def test_frames_in_a_folder_are_told_by_its_files_and_those_of_a_hub_by_none():
+    Path("models/family").mkdir()
+    Path("models/family/adapter_config.json").write_text("{}")
+    assert stage.frames_inputs(view_of("models/family")) == {"models/family/adapter_config.json": sha256("{}")}
+    assert stage.frames_inputs(view_of("someone/family")) == {}
+
+
+@pytest.mark.parametrize("path", ["artifacts/init", "models/../family", "../family"])
+def test_frames_where_dvc_does_not_watch_are_refused(path):
+    for folder in ("artifacts/init", "family", "../family"):
+        Path(folder).mkdir(parents=True)
+    with pytest.raises(UserError) as error:
+        stage.frames_inputs(view_of(path))
+    alone = "DVC notices changes in data/ and models/ alone; move it there"
+    assert str(error.value) == f"params.yaml: lsr.frames: {path}: {alone}"
+
+
+def test_a_folder_of_frames_that_is_not_there_is_refused():
+    with pytest.raises(UserError) as error:
+        stage.frames_inputs(view_of("models/no"))
+    assert (
+        str(error.value) == "params.yaml: lsr.frames: models/no: not found; paths start at the root of the repository"
+    )

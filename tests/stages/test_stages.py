@@ -1,7 +1,6 @@
 """The stages after one another on a tiny RoBERTa and a GLUE-shaped folder, in this process, for each adapter."""
 
 import csv
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -24,8 +23,19 @@ from pipeline.evaluation import inference
 from pipeline.methods import adapters, base_models
 from pipeline.training import arguments, callbacks
 from pipeline.training import run as training
-from stages import evaluate, factorize_init, tokenize, train
 from tests import workspace
+from tests.stages.running import (
+    EVALUATE,
+    FACTORIZE,
+    TOKENIZE,
+    TRAIN,
+    base_model,
+    base_of,
+    digests,
+    logits,
+    report,
+    run,
+)
 
 ADAPTERS = tuple(params.ADAPTERS)
 
@@ -41,42 +51,6 @@ def at(tmp_path, monkeypatch):
 
     monkeypatch.delenv("DVC_ROOT", raising=False)
     return make
-
-
-def run(*stages):
-    for stage, view in stages:
-        stage.main(params.load(view))
-
-
-TOKENIZE = (tokenize, params.TokenizeView)
-FACTORIZE = (factorize_init, params.FactorizeInitView)
-TRAIN = (train, params.TrainView)
-EVALUATE = (evaluate, params.EvaluateView)
-
-
-def report(path):
-    return json.loads(path.read_text())
-
-
-def digests(folder):
-    tracked = [path for path in sorted(Path(folder).rglob("*.*")) if path not in artifacts.UNTRACKED]
-    return {path.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in tracked}
-
-
-def base_model(view):
-    torch.manual_seed(view.seed)
-    return base_of(view)
-
-
-def base_of(view):
-    return base_models.load_base_model(view.base_model, view.dataset)
-
-
-def logits(model):
-    torch.manual_seed(0)
-    ids = torch.randint(5, 50, (3, 9))
-    with torch.no_grad():
-        return model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)

@@ -65,6 +65,33 @@ def normal(*shape):
 # Values
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_centered_gradients_have_nothing_along_the_mean_input(name):
+    model, layers = double(name)
+    mask = torch.ones(6, 5, dtype=torch.long)
+    mask[1, 3:] = mask[4, 2:] = 0
+    batch = examples(attention_mask=mask)
+    batch["input_ids"] = batch["input_ids"][:, :5]
+    inputs = {}
+    for layer_name, layer in layers.items():
+        layer.register_forward_pre_hook(lambda _, args, key=layer_name: inputs.update({key: args[0].detach()}))
+    usual, centered = (weight_gradients(model, layers, [batch], centered=c) for c in (False, True))
+    for layer in layers:
+        mean = inputs[layer].reshape(30, -1)[mask.flatten().bool()].mean(dim=0)
+        expected = usual[layer] - torch.outer(usual[layer] @ mean, mean) / mean.dot(mean)
+        assert_close(centered[layer], expected)
+        assert float((usual[layer] @ mean).norm()) > 1e3 * float((centered[layer] @ mean).norm())
+
+
+def test_sketched_gradients_are_centered_as_dense_ones_are():
+    model, layers = double("bert")
+    batches = split(examples(), 4, 2)
+    dense = weight_gradients(model, layers, batches, centered=True)
+    pairs = weight_gradients(model, layers, batches, centered=True, dense_entries=1, rank=12)
+    for layer, (left, right) in pairs.items():
+        assert_close(left @ right, dense[layer])
+
+
 @settings(max_examples=10)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4))
 def test_the_cut_into_batches_changes_no_gradient(sizes):
@@ -141,6 +168,77 @@ def test_gradients_are_computed_under_no_grad_too():
         assert torch.equal(found[layer], expected[layer])
 
 
+def test_progress_is_told_after_each_batch():
+    model, layers = double("bert")
+    told = []
+    weight_gradients(model, layers, split(examples(), 1, 2, 3), progress=told.append)
+    assert told == [1, 2, 3]
+
+
+# Memory
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_no_more_than_one_gradient_of_a_weight_is_alive(name):
+    model, layers = double(name)
+    alive = []
+
+    def count(_):
+        alive.append(sum(layer.weight.grad is not None for layer in layers.values()))
+
+    for layer in layers.values():  # before the hooks that free them
+        layer.weight.register_post_accumulate_grad_hook(count)
+    weight_gradients(model, layers, split(examples(), 2, 4))
+    assert alive == [1, 1] * len(layers)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_large_layer_gives_a_pair_whose_product_is_its_gradient(name):
+    """With six examples of nine tokens, and 24 columns, the gradient has the full rank."""
+    model, layers = double(name)
+    dense = weight_gradients(model, layers, split(examples(), 2, 4))
+    found = weight_gradients(model, layers, split(examples(), 2, 4), dense_entries=24 * 24 - 1, rank=12)
+    for layer, (left, right) in found.items():
+        assert (left.shape[0], right.shape[1]) == dense[layer].shape
+        assert_close(left @ right, dense[layer], rtol=1e-6, atol=1e-9)
+
+
+def test_a_gradient_of_low_rank_is_exact_in_a_small_sketch():
+    """One example of three numbers: the outer product of two vectors."""
+    x, model = normal(1, 3), Tiny()
+    batches, layers = [{"x": x, "labels": torch.zeros(1)}], {"it": model.layer}
+    left, right = weight_gradients(model, layers, batches, dense_entries=0, rank=1)["it"]
+    assert_close(left @ right, weight_gradients(model, layers, batches)["it"])
+
+
+def test_the_entries_of_a_layer_decide_whether_it_is_sketched():
+    model = tiny("bert").double()
+    layers = select(model, ["bert.encoder.layer.0.attention.self.query", "bert.encoder.layer.0.intermediate.dense"])
+    query, dense = weight_gradients(model, layers, [examples()], dense_entries=24 * 24, rank=2).values()
+    assert query.shape == (24, 24)
+    assert [side.shape for side in dense] == [(40, 5), (5, 24)]
+
+
+def test_the_seed_draws_what_a_sketch_needs():
+    model, layers = double("bert")
+    one, two, other = (
+        weight_gradients(model, layers, [examples()], dense_entries=0, rank=2, seed=seed) for seed in (0, 0, 1)
+    )
+    for layer in layers:
+        assert all(torch.equal(x, y) for x, y in zip(one[layer], two[layer], strict=True))
+        assert not torch.equal(one[layer][0], other[layer][0])
+
+
+def test_layers_with_one_weight_have_one_gradient():
+    model, layers = double("bert")
+    first, second = layers.values()
+    second.weight = first.weight
+    model(**examples()).loss.backward()
+    found = weight_gradients(model, layers, [examples()])
+    for gradient in found.values():
+        assert_close(gradient, first.weight.grad)
+
+
 # What a measurement leaves alone
 
 
@@ -149,6 +247,17 @@ def test_gradients_are_float64_on_the_cpu(dtype):
     model = tiny("gpt2").to(dtype)
     found = weight_gradients(model, select(model, LAYERS["gpt2"]), [examples()])
     assert all((value.dtype, value.device.type) == (torch.float64, "cpu") for value in found.values())
+
+
+def test_random_numbers_go_on_as_if_nothing_had_been():
+    class Drawing(Tiny):
+        def forward(self, x, **fields):
+            return super().forward(x + torch.randn(x.shape), **fields)
+
+    model = Drawing()
+    before = torch.get_rng_state()
+    weight_gradients(model, {"it": model.layer}, [{"x": normal(2, 3), "labels": torch.zeros(2)}])
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_batches_are_read_once():
@@ -266,8 +375,9 @@ def with_broken_values():
     return model, layers
 
 
-def test_gradients_that_are_not_finite_name_the_layer():
+@pytest.mark.parametrize("entries", [0, 10**6], ids=["sketch", "dense"])
+def test_gradients_that_are_not_finite_name_the_layer(entries):
     model, layers = with_broken_values()
     first, _ = layers
     with pytest.raises(ValueError, match=rf"layer '{first}': its gradients over these examples are not finite"):
-        weight_gradients(model, layers, [examples()])
+        weight_gradients(model, layers, [examples()], dense_entries=entries)

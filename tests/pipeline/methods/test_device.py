@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lsr.tuner.linear import adapted_layers
 from pipeline import artifacts, params
 from pipeline.evaluation import inference
 from pipeline.methods import adapters, base_models, device
@@ -104,7 +105,7 @@ class Batch(dict):
         super().__init__(input_ids=SimpleNamespace(to=went.append))
 
 
-def test_examples_are_read_on_the_accelerator_and_factors_start_where_the_model_was(at, accelerator, monkeypatch):
+def test_examples_are_read_on_the_accelerator_and_the_model_is_then_where_it_was(at, accelerator, monkeypatch):
     at(lsr={"init": "gradient"})
     view = params.load(params.TrainView)
     base = base_models.load_base_model(view.base_model, view.dataset)
@@ -115,17 +116,14 @@ def test_examples_are_read_on_the_accelerator_and_factors_start_where_the_model_
     monkeypatch.setattr(model, "to", lambda target: went.append(target) or model)
     monkeypatch.setattr(device, "device_of", lambda _: (went or [CPU])[-1])
 
-    def gradients(model, examples):
+    def gradients(model, layers, examples, head, **_):
         assert went == [torch.device("cuda")]
         list(examples)
-        return
+        return dict.fromkeys(layers)
 
-    def start(model, init_weights, gradients):
-        assert went == [torch.device("cuda"), CPU]
-        yield from ()
-
-    monkeypatch.setattr(adapters, "collect_gradients", gradients)
-    monkeypatch.setattr(adapters, "initialize_factors", start)
-    assert list(adapters.start(model, view.section, [Batch(batches), Batch(batches)])) == []
+    monkeypatch.setattr(adapters, "examples_gradients", gradients)
+    examples = [Batch(batches), Batch(batches)]
+    found = adapters.gradients(model, model, examples, view.base_model, view.section, view.seed)
+    assert found.keys() == adapted_layers(model).keys()
     assert went == [torch.device("cuda"), CPU]
     assert batches == [torch.device("cuda")] * 2

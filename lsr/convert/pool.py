@@ -1,0 +1,177 @@
+"""Frames that several trained adapters could have held, as a folder that new adapters take them from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lsr.algebra.frames import captured_energies, leading_frames
+from lsr.algebra.shapes import Form
+from lsr.convert.compress import lora_pairs
+from lsr.convert.files import (
+    CONFIG,
+    PREFIX,
+    InputError,
+    check_output,
+    read_config,
+    read_tensors,
+    write_adapter,
+    writing,
+)
+from lsr.convert.loading import ADAPTER, load_layers
+from lsr.init.initialization import Start
+from lsr.tuner.config import SHARED, LsrConfig
+from lsr.tuner.factors import STORAGE, LsrFactors
+from lsr.tuner.kinds import kind_of
+
+Pair = tuple[Tensor, Tensor]  # (m, k), (k, n): an update is their product
+
+
+@dataclass(frozen=True)
+class PooledFrames:
+    """Frames of one layer or kind: a share of the energy is 1 - ||ΔW - P ΔW Q||^2 / ||ΔW||^2."""
+
+    layers: int
+    rank: int
+    parameters: int
+    energy: dict[str, float]  # by the adapter's folder: held of its updates, mean over the layers
+
+
+def pool_frames(
+    adapters: Sequence[str | Path],
+    output: str | Path,
+    *,
+    rank: int | None = None,
+    share: str = "none",
+    dtype: str = "float32",
+    force: bool = False,
+) -> dict[str, PooledFrames]:
+    """Write frames that hold as much as they can of what the adapters, of LSR or LoRA, have learned of each layer.
+
+    The updates of all adapters, each with norm 1, are decomposed together, as in `lsr.algebra.frames`. An adapter that
+    has learned nothing yet counts with its frames. The folder is an adapter with the core zero: `frames` of LsrConfig
+    may name it. Without `rank` frames have the largest rank of the adapters.
+
+    Raises:
+        InputError: if a folder is no adapter of LSR or LoRA, they adapt different layers or base models, or a value is
+            not usable.
+    """
+    folders, output = [Path(folder) for folder in adapters], Path(output)
+    for name, value, allowed in (("--share", share, SHARED), ("--dtype", dtype, STORAGE)):
+        if value not in allowed:
+            raise InputError(f"{name} must be one of {', '.join(allowed)}, got {value}")
+    check_output(output, tuple(folders), replace=force)
+    fields = [read_config(folder) for folder in folders]
+    updates = {str(folder): _updates(folder, its["peft_type"]) for folder, its in zip(folders, fields, strict=True)}
+    shapes = _common_shapes(updates)
+    chosen = rank or max(len(right) for pairs in updates.values() for _, right in pairs.values())
+    groups = _groups(shapes, chosen, share)
+    tensors: dict[str, Tensor] = {}
+    reports: dict[str, PooledFrames] = {}
+    for name, layers in groups.items():
+        frames, reports[name] = _pooled(name, layers, updates, shapes[layers[0]], chosen, dtype)
+        tensors |= {f"{PREFIX}{layers[0]}.lsr_adapters.{key}": value for key, value in frames.items()}
+    zero = torch.zeros(chosen, chosen)
+    tensors |= {f"{PREFIX}{layer}.lsr_adapters.core": zero for layers in groups.values() for layer in layers}
+    with writing(output) as new:
+        write_adapter(new, _fields(fields, shapes, chosen, share, dtype), tensors)
+    return reports
+
+
+def _updates(folder: Path, method: str) -> dict[str, Pair]:
+    """Return what an adapter has learned of each layer; where that is nothing, what it could."""
+    if method == "LORA":
+        return lora_pairs(folder, read_config(folder, "LORA"), read_tensors(folder))[0]
+    read_config(folder, "LSR")
+    found = {}
+    for name, layer in load_layers(folder).items():
+        adapter = layer.adapter(ADAPTER)
+        right, left = (side.detach().double() for side in adapter.as_lora())
+        if not (left @ right).any():
+            right, left = (side.detach().double() for side in adapter.matrices(*adapter.factors()))
+        found[name] = left, right
+    return found
+
+
+def _common_shapes(updates: Mapping[str, Mapping[str, Pair]]) -> dict[str, tuple[int, int]]:
+    shapes = {
+        folder: {name: (len(left), right.shape[1]) for name, (left, right) in pairs.items()}
+        for folder, pairs in updates.items()
+    }
+    (first, expected), *others = shapes.items()
+    for folder, found in others:
+        for name in sorted(found.keys() ^ expected.keys()):
+            raise InputError(f"{folder if name in found else first}: adapts {name!r}, which not all adapters do")
+        for name, shape in found.items():
+            if shape != expected[name]:
+                raise InputError(f"{folder}: layer {name!r} is {shape[0]} x {shape[1]}, and not as in {first}")
+    return expected
+
+
+def _groups(shapes: Mapping[str, tuple[int, int]], rank: int, share: str) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name, shape in shapes.items():
+        if not 1 <= rank <= min(shape):
+            raise InputError(f"--rank must be in [1, {min(shape)}] for layer {name!r}, got {rank}")
+        key = str(kind_of(name, _form(shape, rank))) if share == "layers" else name
+        groups.setdefault(key, []).append(name)
+    for kind, layers in groups.items():
+        if share == "layers" and len(layers) < 2:
+            raise InputError(f"--share layers needs two layers or more of a kind, and there is one {kind}")
+    return groups
+
+
+def _pooled(
+    name: str,
+    layers: Sequence[str],
+    updates: Mapping[str, Mapping[str, Pair]],
+    shape: tuple[int, int],
+    rank: int,
+    dtype: str,
+) -> tuple[dict[str, Tensor], PooledFrames]:
+    try:
+        left, right = leading_frames([pairs[layer] for pairs in updates.values() for layer in layers], rank)
+    except ValueError as error:
+        raise InputError(f"layer {name!r}: {error}") from None
+    frames = LsrFactors(_form(shape, rank), "core", dtype)
+    frames.set_factors(Start([right[None]], [left[None]]), torch.empty(0))
+    energy = {
+        folder: fmean(captured_energies([pairs[layer] for layer in layers], left, right))
+        for folder, pairs in updates.items()
+    }
+    state = frames.state_dict()
+    return state, PooledFrames(len(layers), rank, sum(value.numel() for value in state.values()), energy)
+
+
+def _fields(
+    given: Sequence[Mapping[str, Any]],
+    shapes: Mapping[str, tuple[int, int]],
+    rank: int,
+    share: str,
+    dtype: str,
+) -> dict[str, Any]:
+    bases = {str(fields.get("base_model_name_or_path")) for fields in given}
+    if len(bases) > 1:
+        raise InputError(f"{CONFIG}: the adapters are of different base models: {', '.join(sorted(bases))}")
+    first = given[0]
+    config = LsrConfig(
+        rank_shape=(rank,),
+        share=share,
+        train="core",
+        frames_dtype=dtype,
+        base_model_name_or_path=first.get("base_model_name_or_path"),
+        revision=first.get("revision"),
+        target_modules=sorted(shapes),
+        inference_mode=True,
+    )
+    config.remember({name: _form(shape, rank) for name, shape in shapes.items()})
+    return config.to_dict()
+
+
+def _form(shape: tuple[int, int], rank: int) -> Form:
+    rows, columns = shape
+    return Form((rank,), (columns,), (rows,), 1, columns, rows)

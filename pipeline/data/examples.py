@@ -1,0 +1,30 @@
+"""Examples of any row of the table, whatever row is chosen: for what is made from several data sets."""
+
+from collections.abc import Iterator
+
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.data import datasets
+from pipeline.data.texts import tokenize
+from pipeline.data.tokens import INPUTS, SAMPLE_BATCH, collator
+from pipeline.params.rows import DatasetRow
+
+
+def first(
+    row: DatasetRow, name: str, tokenizer: PreTrainedTokenizerBase, count: int, max_length: int
+) -> Iterator[dict[str, Tensor]]:
+    """Yield labelled batches of the first `count` examples of the train split of any row, or of all if it has fewer.
+
+    They are a random sample, as splits are in the order of a hash.
+
+    Raises:
+        UserError: as `pipeline.data.datasets.load`.
+    """
+    train = datasets.load(row, name).splits["train"]
+    table, _ = tokenize(train.select(range(min(count, len(train)))), tokenizer, max_length)
+    found = Dataset(table.select([column for column in table.column_names if column in INPUTS and column != "length"]))
+    collate = collator(tokenizer)
+    for batch in found.iter(SAMPLE_BATCH):
+        yield dict(collate(batch))

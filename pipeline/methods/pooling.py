@@ -1,0 +1,61 @@
+"""The gradients that frames are made from: of the chosen data set, or of several that are pooled."""
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+from transformers import PreTrainedModel, set_seed
+
+from lsr.algebra.spectrum import Matrix
+from pipeline import console
+from pipeline.data import examples, tokens
+from pipeline.errors import UserError
+from pipeline.methods import adapters, base_models
+from pipeline.params import PARAMS, FactorizeInitView, LsrParams
+
+
+def gradients(base: PreTrainedModel, view: FactorizeInitView) -> list[dict[str, Matrix]]:
+    """Return the gradients of the layers that are to be adapted, one for each data set, through fitted heads.
+
+    `base` is the model of the chosen data set, which is read as it is and then as it was.
+
+    Those of pooled rows do not depend on the row that is chosen: each has the first of its examples, and a head drawn
+    from the seed. So all adapters of one pool start with the same frames, bit for bit.
+
+    Raises:
+        UserError: if examples or their head do not allow it, or the chosen row's are not tokenized.
+    """
+    assert isinstance(view.section, LsrParams)
+    count, tokenizer = view.section.examples, base_models.load_tokenizer(view.base_model)
+    if not view.pooled:
+        batches = tokens.sample(tokens.load_tokens("train"), tokenizer, count, view.seed)
+        return [_gradients(base, batches, view, view.data)]
+    found = []
+    for name, row in view.pooled.items():
+        set_seed(view.seed)  # the head is drawn when the checkpoint loads
+        other = base_models.load_base_model(view.base_model, row)
+        batches = examples.first(row, name, tokenizer, count, view.tokenize.max_length)
+        found.append(_gradients(other, batches, view, name))
+    return found
+
+
+def _gradients(
+    base: PreTrainedModel,
+    batches: Iterable[Mapping[str, Tensor]],
+    view: FactorizeInitView,
+    name: str,
+) -> dict[str, Matrix]:
+    assert isinstance(view.section, LsrParams)
+    listed, names = list(batches), adapters.target_names(base, view.section, view.base_model, view.seed)
+    passes = 2 if view.section.head_steps else 1
+    with console.progress(f"gradients of {name}", passes * len(listed), "batches") as advance:
+        shown = 0
+
+        def show(done: int, _: int) -> None:
+            nonlocal shown
+            advance(done - shown)
+            shown = done
+
+        try:
+            return adapters.gradients(base, names, listed, view.base_model, view.section, view.seed, show)
+        except ValueError as error:
+            raise UserError(f"{PARAMS}: lsr.init: {name}: {error}") from None

@@ -1,0 +1,47 @@
+"""The stages in this process, and what they have written."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+from pipeline import artifacts, params
+from pipeline.methods import base_models
+from stages import evaluate, factorize_init, inputs, tokenize, train
+
+INPUTS = (inputs, params.InputsView)
+TOKENIZE = (tokenize, params.TokenizeView)
+FACTORIZE = (factorize_init, params.FactorizeInitView)
+TRAIN = (train, params.TrainView)
+EVALUATE = (evaluate, params.EvaluateView)
+
+
+def run(*stages):
+    for stage, view in stages:
+        stage.main(params.load(view))
+
+
+def report(path):
+    return json.loads(path.read_text())
+
+
+def digests(folder):
+    tracked = [path for path in sorted(Path(folder).rglob("*.*")) if path not in artifacts.UNTRACKED]
+    return {path.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in tracked}
+
+
+def base_model(view):
+    torch.manual_seed(view.seed)
+    return base_of(view)
+
+
+def base_of(view):
+    return base_models.load_base_model(view.base_model, view.dataset)
+
+
+def logits(model):
+    torch.manual_seed(0)
+    ids = torch.randint(5, 50, (3, 9))
+    with torch.no_grad():
+        return model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits

@@ -1,0 +1,337 @@
+"""Frames around a core: what the stages make of every word of the family, pooled, and held from a folder."""
+
+import csv
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from lsr.tuner.linear import adapted_layers
+from pipeline import artifacts, params
+from pipeline.errors import UserError
+from pipeline.methods import adapters
+from tests import workspace
+from tests.stages.running import (
+    EVALUATE,
+    FACTORIZE,
+    TOKENIZE,
+    TRAIN,
+    base_model,
+    base_of,
+    digests,
+    logits,
+    report,
+    run,
+)
+
+WIDTH, RANK, LAYERS = 24, 3, 2  # of the tiny model, whose queries and values are two kinds
+FAMILY = {
+    "rank_shape": [RANK],
+    "separation_rank": 1,
+    "share": "layers",
+    "train": "core",
+    "init": "gradient",
+    "examples": 40,
+    "head_steps": 5,
+}
+POOL = ["glue", "ratings"]
+HELD = "models/family"
+WEIGHTS = artifacts.INIT / adapters.WEIGHTS
+
+
+@pytest.fixture(scope="module")
+def tokenized(tmp_path_factory):
+    """A workspace with its tokens, and an adapter of FAMILY where others hold its frames."""
+    folder = workspace.make(tmp_path_factory.mktemp("workspace"), lsr=FAMILY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run(TOKENIZE, FACTORIZE)
+        Path(HELD).parent.mkdir()
+        artifacts.INIT.rename(HELD)
+        shutil.rmtree("reports")
+    return folder
+
+
+@pytest.fixture
+def at(tokenized, tmp_path, monkeypatch):
+    """A function that goes to a copy of the workspace, and has `lsr` and other keys there as given."""
+    folder = shutil.copytree(tokenized, tmp_path / "workspace")
+    usual = workspace.read_yaml(folder / "params.yaml")
+
+    def choose(lsr=None, **changes):
+        content = workspace.merged(workspace.merged(usual, {"lsr": lsr or {}}), changes)
+        workspace.write_yaml(folder / "params.yaml", content)
+        monkeypatch.chdir(folder)
+
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    return choose
+
+
+def table(path):
+    return list(csv.DictReader(path.open(newline="")))
+
+
+def factors_in(weights):
+    return {name: value for name, value in weights.items() if ".factor_" in name or ".scale_" in name}
+
+
+def refusal(*stages):
+    with pytest.raises(UserError) as error:
+        run(*stages)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# Words
+
+
+@pytest.mark.parametrize("init", ["gradient", "principal", "minor", "random"])
+@pytest.mark.parametrize("share", ["none", "layers"])
+@pytest.mark.parametrize("train", ["core", "all"])
+def test_every_word_starts_an_adapter_and_reports_its_frames(at, train, share, init):
+    at({"train": train, "share": share, "init": init})
+    run(FACTORIZE)
+    view = params.load(params.TrainView)
+    model = adapters.load_adapter(base_model(view), artifacts.INIT, trainable=True)
+    assert torch.equal(logits(model), logits(base_model(view)))
+
+    found = report(artifacts.FACTORIZE_METRICS)
+    cores, frames = 2 * LAYERS * RANK**2, 2 * (1 if share == "layers" else LAYERS) * 2 * RANK * WIDTH
+    assert found["adapter_trained"] == cores + (frames if train == "all" else 0)
+    assert found["adapter_stored"] == found["adapter_effective"] == cores + frames
+
+    held = ["gradient", "weight"] if init == "gradient" else ["weight"]
+    rows = table(artifacts.FACTORIZE_LAYERS)
+    assert len(rows) == (2 if share == "layers" else 2 * LAYERS)
+    for what in held:
+        energies = [float(row[f"energy_{what}"]) for row in rows]
+        assert found[f"energy_{what}"] == pytest.approx(np.mean(energies), rel=1e-5)
+        assert all(
+            0 < energy <= float(row[f"energy_{what}_own"]) + 1e-6 for energy, row in zip(energies, rows, strict=True)
+        )
+    assert [name for name in rows[0] if name.startswith("energy_")] == [
+        *(f"energy_{what}" for what in held),
+        *(f"energy_{what}_own" for what in held),
+    ]
+
+    curves = table(artifacts.FACTORIZE_FRAMES)
+    whose = ["own", "shared"] if share == "layers" else ["own"]
+    assert {row["frames"] for row in curves} == {f"{what}, {who} frames" for what in held for who in whose}
+    for name in {row["frames"] for row in curves}:
+        values = [float(row["energy"]) for row in curves if row["frames"] == name]
+        assert len(values) == WIDTH
+        assert values == sorted(values)
+        assert values[-1] == pytest.approx(1, abs=1e-5)
+    assert table(artifacts.FACTORIZE_CURVE) == []
+    assert artifacts.FACTORIZE_PICTURE.read_bytes().startswith(b"\x89PNG")
+
+    first = digests(artifacts.INIT) | digests("reports")
+    run(FACTORIZE)
+    assert digests(artifacts.INIT) | digests("reports") == first
+
+
+@pytest.mark.parametrize("share", ["none", "layers"])
+def test_the_energies_are_those_of_the_weights_between_the_frames_that_are_written(at, share):
+    at({"init": "random", "share": share})
+    run(FACTORIZE)
+    view = params.load(params.TrainView)
+    layers = adapted_layers(adapters.load_adapter(base_model(view), artifacts.INIT, trainable=False))
+    energies = []
+    for layer in layers.values():
+        (a,), (b,) = layer.adapter("default").factors()
+        weight = layer.base_matrix().double()
+        left, right = torch.linalg.qr(b[0].double()).Q, torch.linalg.qr(a[0].T.double()).Q
+        energies.append(float((left.T @ weight @ right).square().sum() / weight.square().sum()))
+    assert report(artifacts.FACTORIZE_METRICS)["energy_weight"] == pytest.approx(np.mean(energies), rel=1e-5)
+
+
+def test_frames_of_a_layer_hold_what_its_spectrum_says(at):
+    at({"share": "none"})
+    run(FACTORIZE)
+    for row in table(artifacts.FACTORIZE_LAYERS):
+        assert float(row["energy_gradient"]) == pytest.approx(float(row["energy_gradient_own"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("words", [{}, {"train": "all"}, {"core": "diagonal"}, {"frames_dtype": "int8"}])
+def test_an_adapter_with_a_core_is_trained_scored_and_exported(at, words):
+    at({**words, "learning_rate": 0.1}, evaluate={"export": ["lora", "merged"]})
+    run(FACTORIZE, TRAIN, EVALUATE)
+    before, after = load_file(WEIGHTS), load_file(artifacts.ADAPTER / adapters.WEIGHTS)
+    frozen = set() if words.get("train") == "all" else set(factors_in(before))
+    assert {name for name in before if torch.equal(before[name], after[name])} == frozen
+    found = report(artifacts.EVALUATE_METRICS)
+    assert found["merge_difference"] < 1e-5
+    assert all(value < 1e-5 for value in report(artifacts.EXPORTS / artifacts.PARITY).values())
+
+
+def test_a_diagonal_core_has_frames_where_gradients_have_fewer_directions_than_the_rank(at):
+    at({"core": "diagonal"})  # the head has two outputs: the gradients of a layer have few directions
+    run(FACTORIZE)
+    assert all(value.isfinite().all() for value in load_file(WEIGHTS).values())
+    assert all(math.isfinite(value) for value in report(artifacts.FACTORIZE_METRICS).values())
+
+
+@pytest.mark.parametrize("word", ["lsr", "lora"])
+def test_chosen_layers_alone_are_adapted(at, word):
+    at({"share": "none", "layers": [1]}, adapter=word, lora={"layers": [1]})
+    run(FACTORIZE)
+    stored = [name for name in load_file(WEIGHTS) if ".classifier." not in name]
+    adapted = {
+        name.partition(".self.")[0] + ".self." + name.partition(".self.")[2].partition(".")[0] for name in stored
+    }
+    layer = "base_model.model.roberta.encoder.layer.1.attention.self"
+    assert adapted == {f"{layer}.query", f"{layer}.value"}
+
+
+# Pools
+
+
+def test_all_members_of_a_pool_have_the_same_frames_whatever_row_is_chosen(at):
+    written = {}
+    for data in POOL:
+        at({"frames_from": POOL}, data=data)
+        run(FACTORIZE)
+        written[data] = load_file(WEIGHTS)
+    one, two = map(factors_in, written.values())
+    assert one.keys() == two.keys()
+    assert len(one) == 4
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    heads = [
+        next(value for name, value in found.items() if name.endswith("out_proj.weight")) for found in written.values()
+    ]
+    assert [len(head) for head in heads] == [2, 1]
+
+
+def test_a_pool_needs_no_tokens_of_the_chosen_row_and_counts_all_its_rows(at):
+    found = {}
+    for rows in (POOL, POOL[:1], POOL[1:]):
+        at({"frames_from": rows})
+        shutil.rmtree(artifacts.TOKENS, ignore_errors=True)
+        run(FACTORIZE)
+        found[tuple(rows)] = factors_in(load_file(WEIGHTS))
+    names = next(iter(found.values()))
+    for name in names:
+        values = [one[name] for one in found.values()]
+        assert not any(torch.equal(values[i], values[j]) for i in range(3) for j in range(i))
+
+
+# Folders of frames
+
+
+@pytest.mark.parametrize(
+    ("share", "train", "storage"),
+    [("layers", "core", "float32"), ("none", "all", "float32"), ("layers", "core", "int8")],
+)
+def test_an_adapter_that_holds_frames_is_a_core_alone_through_all_stages(at, share, train, storage):
+    at({"share": share, "train": train, "frames_dtype": storage})
+    run(FACTORIZE)
+    shutil.rmtree(HELD)
+    artifacts.INIT.rename(HELD)
+    at({"frames": HELD, "share": share, "learning_rate": 0.1}, evaluate={"export": ["lora", "merged"]})
+    run(FACTORIZE, TRAIN, EVALUATE)
+    stored = [name for name in load_file(artifacts.ADAPTER / adapters.WEIGHTS) if ".classifier." not in name]
+    assert len(stored) == 2 * LAYERS
+    assert all(name.endswith(".core") for name in stored)
+    found, cores = report(artifacts.EVALUATE_METRICS), 2 * LAYERS * RANK**2
+    assert found["adapter_trained"] == found["adapter_stored"] == cores
+    assert found["adapter_effective"] == cores + 2 * (1 if share == "layers" else LAYERS) * 2 * RANK * WIDTH
+    assert found["merge_difference"] < 1e-5
+    assert all(value < 1e-5 for value in report(artifacts.EXPORTS / artifacts.PARITY).values())
+    assert table(artifacts.FACTORIZE_LAYERS) == []
+
+    view = params.load(params.EvaluateView)
+    expected = logits(adapters.load_adapter(base_of(view), artifacts.ADAPTER, trainable=False))
+    assert (expected - logits(without_cores(view))).abs().max() > 1e-3  # the update is no small thing
+    shutil.rmtree(HELD)  # what is exported needs no frames
+    plain = PeftModel.from_pretrained(base_of(view), artifacts.EXPORTS / "lora")
+    assert logits(plain) == pytest.approx(expected, abs=1e-5)
+
+
+def without_cores(view):
+    model = adapters.load_adapter(base_of(view), artifacts.ADAPTER, trainable=False)
+    for layer in adapted_layers(model).values():
+        layer.adapter("default").scaling = 0.0
+    return model
+
+
+def test_an_adapter_of_another_task_has_the_very_factors_of_the_folder(at):
+    at({"frames": HELD}, data="ratings")
+    run(FACTORIZE)
+    view = params.load(params.TrainView)
+    layers = adapted_layers(adapters.load_adapter(base_model(view), artifacts.INIT, trainable=False))
+    held = factors_in(load_file(Path(HELD) / adapters.WEIGHTS))
+    for name, layer in layers.items():
+        (a,), (b,) = layer.adapter("default").factors()
+        kind = name.rpartition(".")[2]
+        theirs = {key.rpartition("_")[2]: value for key, value in held.items() if f".{kind}." in key}
+        assert torch.equal(a, theirs["A1"])
+        assert torch.equal(b, theirs["B1"])
+
+
+def test_an_adapter_on_frames_that_have_changed_is_refused_in_one_line(at):
+    at({"frames": HELD})
+    run(FACTORIZE)
+    path = Path(HELD) / adapters.WEIGHTS
+    changed = {name: value * 2 if ".factor_A1" in name else value for name, value in load_file(path).items()}
+    save_file(changed, path, metadata={"format": "pt"})
+    message = refusal(TRAIN)
+    assert message.startswith("artifacts/init: does not fit the base model: frames: those in 'models/family' have the")
+    run(FACTORIZE)  # as DVC does, for the stage inputs notices
+    run(TRAIN)
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            {"layers": [0]},
+            "params.yaml: lsr: share='layers' needs two layers or more of a kind, and there is one "
+            "roberta.encoder.layer.*.attention.self.query (24 x 24); use share='none'",
+        ),
+        ({"layers": [0, 7]}, "params.yaml: lsr: layers_to_transform: no adapted layer has the index 7"),
+        ({"frames": "someone/on-the-hub"}, "params.yaml: lsr: frames: no LSR adapter can be read from 'someone/on-the"),
+        ({"frames": HELD, "train": "all"}, "params.yaml: lsr: frames='models/family' needs train='core'"),
+        ({"frames": HELD, "rank_shape": [4]}, "params.yaml: lsr: layer 'roberta.encoder.layer.0.attention.self.query'"),
+        ({"frames": HELD, "share": "none"}, "params.yaml: lsr: frames: those in 'models/family' need share='layers'"),
+        ({"train": "factors"}, "params.yaml: lsr: share='layers' needs train to be one of ['core', 'all']"),
+        ({"init": "row_space"}, "params.yaml: lsr.init: init_weights='row_space' makes no frames for a core"),
+        ({"init": "cp"}, "params.yaml: lsr.init: init_weights='cp' makes no frames for a core"),
+    ],
+)
+def test_words_that_do_not_go_together_are_one_line(at, words, said):
+    at(words)
+    before = digests("artifacts")
+    assert refusal(FACTORIZE).startswith(said)
+    assert digests("artifacts") == before
+
+
+@pytest.mark.parametrize("layers", [[7], [0, 7]])
+def test_an_index_that_no_layer_has_is_refused_for_lora_too(at, layers):
+    at(adapter="lora", lora={"layers": layers})
+    assert refusal(FACTORIZE) == "params.yaml: lora: layers_to_transform: no adapted layer has the index 7"
+
+
+def test_examples_of_one_class_have_no_gradient_to_look_at(at):
+    at()
+    path = artifacts.tokens("train")
+    tokens = pq.read_table(path)
+    labels = pa.array([1] * len(tokens), tokens.schema.field("label").type)
+    pq.write_table(tokens.set_column(tokens.column_names.index("label"), "label", labels), path)
+    assert refusal(FACTORIZE) == "params.yaml: lsr.init: glue: all 40 examples have the label 1: a head needs two"
+
+
+def test_a_pooled_row_of_one_label_is_named(at):
+    at({"frames_from": POOL})
+    pd.read_csv("ratings.csv").assign(rating=2.0).to_csv("ratings.csv", index=False)
+    assert refusal(FACTORIZE) == "params.yaml: lsr.init: ratings: all 40 examples have the label 2.0: a head needs two"
