@@ -62,6 +62,7 @@ COMMON: Overrides = {
     "train.warmup_share": 0.06,
     "train.compile": False,
     "lsr.share": "none",
+    "lsr.core": "full",
     "lsr.frames": "own",
     "lsr.frames_from": (),
     "lsr.frames_dtype": "float32",

@@ -11,8 +11,8 @@ from transformers import DataCollatorWithPadding
 from benchmarks.family.experiment import Sizes
 from pipeline import params
 from pipeline.data import datasets, tokens
+from pipeline.data.texts import tokenize
 from pipeline.methods import base_models
-from stages import tokenize
 
 
 @cache
@@ -22,7 +22,7 @@ def splits(data: str, model: str, max_length: int, sizes: Sizes) -> dict[str, Da
     texts = datasets.load(params.load_row("data", data), data).splits
     found = {}
     for split in datasets.SPLITS:
-        table, lengths = tokenize.tokenize(texts[split], tokenizer, max_length)
+        table, lengths = tokenize(texts[split], tokenizer, max_length)
         table = table.select([name for name in table.column_names if name in tokens.INPUTS])
         if sizes.longest is not None:
             table = table.filter(lengths <= sizes.longest)

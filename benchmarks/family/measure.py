@@ -15,7 +15,6 @@ from benchmarks.family import experiment, inputs
 from benchmarks.family.experiment import Cell
 from benchmarks.family.gradients import gradients
 from lsr.algebra.spectrum import Matrix
-from lsr.tuner.start import initialize_factors
 from pipeline.evaluation import inference, scores
 from pipeline.methods import adapters, base_models
 from pipeline.params import LsrParams, TrainView
@@ -63,7 +62,7 @@ def started(cell: Cell) -> PeftModel:
     base = base_models.load_base_model(view.base_model, view.dataset)
     model = adapters.add_adapter(base, view.section, view.base_model, view.seed)
     if isinstance(view.section, LsrParams):
-        for _ in initialize_factors(model, init_weights=view.section.init, gradients=found):
+        for _ in adapters.start(model, view.section, found):
             pass
     return model
 

@@ -1,6 +1,7 @@
 """The methods that are compared, by what each sets in params.yaml: forms of LSR, and their rivals.
 
-Query and value layers of MiniLM are 12 matrices of 384 x 384: a core of rank r trains r^2 numbers in each, LoRA 768 r.
+Query and value layers of MiniLM are 12 matrices of 384 x 384: a core of rank r trains r^2 numbers in each, a diagonal
+one r, LoRA 768 r. All of its linear layers are 36.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ RUNS: Mapping[int, tuple[Layers, ...]] = {  # consecutive layers: the first ones
     2: ((1, 2), (2, 3), (3, 4), (4, 5)),
     3: ((1, 2, 3), (2, 3, 4), (3, 4, 5)),
 }
+ALL_LINEAR = ("query", "key", "value", "output.dense", "intermediate.dense")
 FULL_SCALE = 0.01  # every weight trains at a hundredth of the rates of adapters
 HEAD_SCALE = 5.0  # a head that trains alone, at higher ones
 CORE_ALPHA = 24.0  # alpha / rank is the scaling, so that one grid of rates does for all ranks
@@ -61,8 +63,13 @@ def core(rank: int, **others: object) -> Overrides:
     }
 
 
+def diagonal(rank: int, **others: object) -> Overrides:
+    """Return the same with a diagonal core: r numbers a layer."""
+    return core(rank, core="diagonal", **others)
+
+
 def shared(rank: int, train: str = "all", **others: object) -> Overrides:
-    """Return the same with frames that all layers of a kind share, which train too."""
+    """Return a core between frames that all layers of a kind share, which train too."""
     return core(rank, train=train, share="layers", **others)
 
 
@@ -85,16 +92,19 @@ def lora(rank: int) -> Overrides:
 
 METHODS: Mapping[str, Method] = {
     # about 100 trained parameters
-    "core r=2": Method("core", core(2)),
+    "diagonal r=2, all linear": Method("core", diagonal(2, target_modules=ALL_LINEAR)),
+    "diagonal r=8": Method("core", diagonal(8)),
     "core r=4, last three layers": Method("core", core(4), LAST_THREE, is_long=True),
-    "core r=4, value": Method("core", core(4, target_modules=("value",))),
-    "shared core r=2": Method("core", shared(2, train="core")),
     # 200
+    "diagonal r=12": Method("core", diagonal(12), is_long=True),
+    "pooled diagonal r=12": Method("pooled", diagonal(12), pool="pooled"),
     "core r=4": Method("core", core(4), is_long=True),
     "shared core r=4": Method("core", shared(4, train="core")),
     "pooled core r=4": Method("pooled", core(4), pool="pooled", is_long=True),
     "left-out core r=4": Method("pooled", core(4), pool="left out"),
-    # 1,000 to 2,000
+    # 300 to 2,000
+    "diagonal r=8, all linear": Method("core", diagonal(8, target_modules=ALL_LINEAR), is_long=True),
+    "diagonal r=24, all linear": Method("core", diagonal(24, target_modules=ALL_LINEAR)),
     "core r=9": Method("core", core(9)),
     "core r=12": Method("core", core(12), is_long=True),
     "core r=12, int8 frames": Method("core", core(12, frames_dtype="int8")),
@@ -104,6 +114,7 @@ METHODS: Mapping[str, Method] = {
     "shared r=2, value": Method("shared", shared(2, target_modules=("value",))),
     # 3,000 to 30,000
     "shared r=2": Method("shared", shared(2), is_long=True),
+    "shared diagonal r=2": Method("shared", shared(2, core="diagonal")),
     "shared r=3": Method("shared", shared(3), is_long=True),
     "core r=20": Method("core", core(20)),
     "shared r=5": Method("shared", shared(5)),

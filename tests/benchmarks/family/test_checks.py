@@ -42,12 +42,12 @@ def target(monkeypatch):
 
 
 def test_a_difference_must_reach_the_least_one(target):
-    table = [row("core r=2", [0.68, 0.70, 0.72]), row(FEW, [0.70, 0.72, 0.74], 1536)]
+    table = [row("diagonal r=8", [0.68, 0.70, 0.72]), row(FEW, [0.70, 0.72, 0.74], 1536)]
     for least, holds in ((-0.021, True), (-0.019, False)):
         target("trained", 100, (FEW,), least)
         (found,) = checks.checks(table)
         assert found.difference.mean == pytest.approx(-0.02)
-        assert (found.ours, found.rival, found.holds) == ("core r=2", FEW, holds)
+        assert (found.ours, found.rival, found.holds) == ("diagonal r=8", FEW, holds)
 
 
 @pytest.mark.parametrize(("gain", "holds"), [(0.011, False), (0.013, True)])
@@ -67,15 +67,15 @@ def test_one_seed_says_nothing_of_errors(target):
 def test_the_best_on_validation_within_the_budget_stands_for_lsr(target):
     target("trained", 100, (FEW,), 0.0)
     table = [
-        row("core r=2", [0.9], validation=0.5),
-        row("shared core r=2", [0.6], validation=0.6),
+        row("diagonal r=8", [0.9], validation=0.5),
+        row("core r=4, last three layers", [0.6], validation=0.6),
         row("core r=4", [0.9], trained=192, validation=0.9),
         row("pooled core r=4", [0.9], validation=0.9),  # frames of its own are asked for
         row("LoRA-XS r=12", [0.9], validation=0.9),
         row(FEW, [0.7]),
     ]
     (found,) = checks.checks(table)
-    assert (found.ours, found.holds) == ("shared core r=2", False)
+    assert (found.ours, found.holds) == ("core r=4, last three layers", False)
 
 
 def test_rivals_are_within_the_budget_of_what_is_stored(target):
@@ -98,12 +98,16 @@ def test_a_named_method_is_the_only_one(target):
 
 def test_data_sets_without_both_are_left_out(target):
     target("trained", 100, (FEW,), 0.0)
-    table = [row("core r=2", [0.7]), row("core r=2", [0.7], data="movie-pairs"), row(FEW, [0.6], data="movie-pairs")]
+    table = [
+        row("diagonal r=8", [0.7]),
+        row("diagonal r=8", [0.7], data="movie-pairs"),
+        row(FEW, [0.6], data="movie-pairs"),
+    ]
     assert [check.data for check in checks.checks(table)] == ["movie-pairs"]
 
 
 def test_a_check_is_json():
-    table = [row("core r=2", [0.7]), row(FEW, [0.6])]
+    table = [row("diagonal r=8", [0.7]), row(FEW, [0.6])]
     (first, *_) = checks.checks(table)
     found = json.loads(json.dumps(first.flat()))
     assert found["difference"]["mean"] == pytest.approx(0.1)

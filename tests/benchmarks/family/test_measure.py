@@ -13,7 +13,16 @@ from tests import workspace
 
 SMALL = Sizes(train=36, validation=16, test=24, longest=24)
 OF_EACH = (  # one of every kind of form, in all layers
-    *("core r=4", "core r=12, int8 frames", "shared core r=4", "pooled core r=4", "left-out core r=4", "shared r=2"),
+    *(
+        "diagonal r=12",
+        "diagonal r=8, all linear",
+        "core r=4",
+        "core r=12, int8 frames",
+        "shared core r=4",
+        "pooled core r=4",
+        "left-out core r=4",
+        "shared r=2",
+    ),
     *("shared r=2, value", "LSR r=4 s=4", "LoRA r=1", "LoRA-XS r=12", "LoRA-SB r=12", "head alone", "every weight"),
 )
 CACHES = (views._committed, views._row, inputs.splits, gradients.gradients)
@@ -55,9 +64,11 @@ def test_a_cell_of_every_kind_runs(tiny, method):
 
 def test_what_is_counted_is_that_of_four_layers_of_24_by_24(tiny):
     lines = {
-        method: measure.measure(cell(method)) for method in ("core r=4", "pooled core r=4", "shared r=2", "LoRA r=1")
+        method: measure.measure(cell(method))
+        for method in ("diagonal r=12", "core r=4", "pooled core r=4", "shared r=2", "LoRA r=1")
     }
     assert {method: (line["trained"], line["stored"], line["pooled"]) for method, line in lines.items()} == {
+        "diagonal r=12": (4 * 12, 4 * (12 + 12 * 48), 0),
         "core r=4": (4 * 16, 4 * (16 + 4 * 48), 0),
         "pooled core r=4": (4 * 16, 4 * 16, 4 * 4 * 48),
         "shared r=2": (2 * 2 * 48 + 4 * 4, 2 * 2 * 48 + 4 * 4, 0),
