@@ -23,6 +23,7 @@ ALL_LINEAR = ("query", "key", "value", "output.dense", "intermediate.dense")
 FULL_SCALE = 0.01  # every weight trains at a hundredth of the rates of adapters
 HEAD_SCALE = 5.0  # a head that trains alone, at higher ones
 CORE_ALPHA = 24.0  # alpha / rank is the scaling, so that one grid of rates does for all ranks
+DIAGONAL_SCALING = 6.0  # at any rank: each direction moves by itself
 FACTOR_ALPHA = 16.0  # of factors without a core, at rank 4
 LORA_SCALING = 2
 
@@ -65,7 +66,7 @@ def core(rank: int, **others: object) -> Overrides:
 
 def diagonal(rank: int, **others: object) -> Overrides:
     """Return the same with a diagonal core: r numbers a layer."""
-    return core(rank, core="diagonal", **others)
+    return core(rank, core="diagonal", alpha=DIAGONAL_SCALING * rank, **others)
 
 
 def shared(rank: int, train: str = "all", **others: object) -> Overrides:
@@ -114,7 +115,7 @@ METHODS: Mapping[str, Method] = {
     "shared r=2, value": Method("shared", shared(2, target_modules=("value",))),
     # 3,000 to 30,000
     "shared r=2": Method("shared", shared(2), is_long=True),
-    "shared diagonal r=2": Method("shared", shared(2, core="diagonal")),
+    "shared diagonal r=2": Method("shared", diagonal(2, share="layers", train="all")),
     "shared r=3": Method("shared", shared(3), is_long=True),
     "core r=20": Method("core", core(20)),
     "shared r=5": Method("shared", shared(5)),
