@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from benchmarks.family.experiment import DATA
+from benchmarks.family.methods import METHODS, OURS, Pool
 from benchmarks.family.summary import Estimate, Row, difference
 
 FEW = ("LoRA r=1, one layer", "LoRA r=1, two layers", "LoRA r=1, three layers")
-OWN = ("core", "shared", "factors")  # groups of LSR whose adapters have frames of their own
 
 
 class Target(NamedTuple):
@@ -22,21 +22,15 @@ class Target(NamedTuple):
     rivals: tuple[str, ...]  # those within the budget too, where what is stored is counted
     least: float = 0.0  # difference
     errors: float = 0.0  # standard errors that the difference is to be above it
-    methods: tuple[str, ...] = ()  # of LSR; none: all within the budget that have frames of their own
+    pool: Pool = "own"  # whose gradients make the frames of LSR
 
 
 TARGETS = (
     Target("100 trained, beside LoRA r=1 in its best layer: -0.02", "trained", 100, FEW[:1], -0.02),
     Target("2,000 trained, beside LoRA r=1: -0.005", "trained", 2000, ("LoRA r=1",), -0.005),
-    Target("pooled frames, beside LoRA r=1: -0.01", "trained", 200, ("LoRA r=1",), -0.01, 0, ("pooled core r=4",)),
+    Target("pooled frames, beside LoRA r=1: -0.01", "trained", 200, ("LoRA r=1",), -0.01, pool="pooled"),
     Target(
-        "pooled frames of other texts, beside LoRA r=1: -0.02",
-        "trained",
-        200,
-        ("LoRA r=1",),
-        -0.02,
-        0,
-        ("left-out core r=4",),
+        "pooled frames of other texts, beside LoRA r=1: -0.02", "trained", 200, ("LoRA r=1",), -0.02, pool="left out"
     ),
     # The budgets are those of LoRA in one, two and three layers, and a few numbers for cores.
     Target("1,500 stored, beside LoRA r=1 in its best layers: two errors above", "stored", 1560, FEW, 0.0, 2),
@@ -82,7 +76,7 @@ def _check(target: Target, ours: Row, rival: Row) -> Check:
 
 def _ours(target: Target, rows: Sequence[Row]) -> list[Row]:
     within = [row for row in rows if getattr(row, target.counted) <= target.most]
-    return [row for row in within if (row.method in target.methods if target.methods else row.group in OWN)]
+    return [row for row in within if row.group in OURS and METHODS[row.method].pool == target.pool]
 
 
 def _rivals(target: Target, rows: Sequence[Row]) -> list[Row]:

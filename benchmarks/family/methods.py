@@ -37,7 +37,7 @@ GROUPS = {  # of methods, by the words of the legend
     "svd": "LoRA-XS, LoRA-SB",
     "ends": "head alone, every weight",
 }
-OURS = ("core", "pooled", "shared")
+OURS = ("core", "pooled", "shared", "factors")
 
 
 class Method(NamedTuple):
@@ -103,9 +103,11 @@ METHODS: Mapping[str, Method] = {
     "shared core r=4": Method("core", shared(4, train="core")),
     "pooled core r=4": Method("pooled", core(4), pool="pooled", is_long=True),
     "left-out core r=4": Method("pooled", core(4), pool="left out"),
+    "left-out diagonal r=12": Method("pooled", diagonal(12), pool="left out"),
     # 300 to 2,000
     "diagonal r=8, all linear": Method("core", diagonal(8, target_modules=ALL_LINEAR), is_long=True),
     "diagonal r=24, all linear": Method("core", diagonal(24, target_modules=ALL_LINEAR)),
+    "diagonal r=42, all linear": Method("core", diagonal(42, target_modules=ALL_LINEAR)),
     "core r=9": Method("core", core(9)),
     "core r=12": Method("core", core(12), is_long=True),
     "core r=12, int8 frames": Method("core", core(12, frames_dtype="int8")),
@@ -130,6 +132,7 @@ METHODS: Mapping[str, Method] = {
     "LoRA r=1": Method("lora", lora(1), is_long=True),
     "LoRA r=2": Method("lora", lora(2)),
     "LoRA r=8": Method("lora", lora(8), is_long=True),
+    "LoRA r=1, all linear": Method("lora", {**lora(1), "lora.target_modules": ALL_LINEAR}),
     "LoRA-XS r=12": Method("svd", core(12, init="principal")),
     "LoRA-SB r=12": Method("svd", core(12, head_steps=0)),
     "head alone": Method("ends", {"adapter": "head"}, scale=HEAD_SCALE, is_long=True),

@@ -90,10 +90,12 @@ def test_rivals_are_within_the_budget_of_what_is_stored(target):
     assert found.rival == checks.FEW[1]
 
 
-def test_a_named_method_is_the_only_one(target):
-    target("trained", 200, ("LoRA r=1",), -0.01, methods=("pooled core r=4",))
-    table = [row("pooled core r=4", [0.70]), row("core r=4", [0.9], validation=0.9), row("LoRA r=1", [0.705], 9216)]
-    assert [(check.ours, check.holds) for check in checks.checks(table)] == [("pooled core r=4", True)]
+@pytest.mark.parametrize(("pool", "ours"), [("pooled", "pooled core r=4"), ("left out", "left-out core r=4")])
+def test_frames_are_made_of_the_gradients_that_are_asked_for(target, pool, ours):
+    target("trained", 200, ("LoRA r=1",), -0.01, pool=pool)
+    others = [row(name, [0.70]) for name in ("pooled core r=4", "left-out core r=4")]
+    table = [*others, row("core r=4", [0.9], validation=0.9), row("LoRA r=1", [0.705], 9216)]
+    assert [(check.ours, check.holds) for check in checks.checks(table)] == [(ours, True)]
 
 
 def test_data_sets_without_both_are_left_out(target):
@@ -116,5 +118,6 @@ def test_a_check_is_json():
 
 def test_targets_name_methods_that_there_are():
     for target in TARGETS:
-        assert set(target.rivals) | set(target.methods) <= set(METHODS)
+        assert set(target.rivals) <= set(METHODS)
+        assert any(method.pool == target.pool for method in METHODS.values())
     assert len({target.words for target in TARGETS}) == len(TARGETS)
