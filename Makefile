@@ -8,7 +8,7 @@ PYTEST := pytest -n auto --maxprocesses 8 --dist worksteal
 # Stages and DVC find `python` and `dvc` on the PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test check docs bench bench-init bench-factorize bench-capabilities clean
+.PHONY: repro test check docs bench bench-family bench-factorize bench-capabilities clean
 
 ## repro: fine-tune the default model on the default data: tokenize, factorize-init, train, evaluate
 repro: $(READY)
@@ -37,9 +37,9 @@ docs: $(READY)
 bench: $(READY)
 	python -m benchmarks.speed
 
-## bench-init: compare the initializations on real data; hours, goes on where it was stopped
-bench-init: $(READY)
-	python -m benchmarks.init
+## bench-family: scores by parameters of the forms of LSR and of their rivals; hours, goes on where it was stopped
+bench-family: $(READY)
+	python -m benchmarks.family
 
 ## bench-factorize: time and memory of the initializations beside torch's SVD
 bench-factorize: $(READY)

@@ -27,13 +27,6 @@ def test_the_result_table_is_that_of_the_committed_reports():
         assert f"{found[name]:,}" in README, name
 
 
-def test_the_table_of_initializations_is_that_of_the_committed_comparison():
-    found = (ROOT / "benchmarks/results/init/table.md").read_text(encoding="utf-8")
-    overview = re.search(r"^\| method \|.*?\n\n", found, re.DOTALL | re.MULTILINE)
-    assert overview is not None
-    assert overview.group() in README
-
-
 def test_the_figures_of_speed_are_those_of_the_committed_run():
     parts = {name: part["figures"] for name, part in json.loads(SPEED.read_text(encoding="utf-8")).items()}
     (names, lines), *_ = re.findall(r"^\| tokens \| (LSR.*?) \|\n\|[-|]+\n((?:\|.*\n)+)", README, re.MULTILINE)

@@ -1,6 +1,7 @@
-"""Does the initialization help? Run every missing cell, then write the table to benchmarks/results/init/.
+"""Which form of LSR wins with how many parameters? Run every missing cell, then write benchmarks/results/family/.
 
-What is compared is in benchmarks/init/experiment.py. A stopped run goes on where it was: finished cells are kept.
+What is compared is in benchmarks/family/methods.py and experiment.py. A stopped run goes on where it was: finished
+cells are kept.
 """
 
 import argparse
@@ -12,12 +13,13 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 
 from benchmarks import figures
-from benchmarks.init import plan, report, store, summary
-from benchmarks.init.measure import Line, measure
+from benchmarks.family import plan, report, store, summary
+from benchmarks.family.experiment import PROTOCOLS
+from benchmarks.family.measure import Line, measure
 from pipeline import console
 from pipeline.errors import UserError, leaving_in_plain_lines
 
-RESULTS = figures.FOLDER / "init"
+RESULTS = figures.FOLDER / "family"
 CELLS = RESULTS / "cells.jsonl"
 
 
@@ -31,14 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with leaving_in_plain_lines("stopped; finished cells are kept"):
         found = store.load(CELLS)
         if not options.table:
-            run(options.only, options.workers, found)
+            run(options.protocol, options.only, options.workers, found)
         if table := summary.rows(found):
             report.write(table, RESULTS)
         else:
             console.console.print("no learning rate is tuned yet: there is nothing to compare")
 
 
-def run(only: str, workers: int, found: dict[str, Line]) -> None:
+def run(protocol: str, only: str, workers: int, found: dict[str, Line]) -> None:
     """Measure the missing cells whose names hold `only`, and add their lines to `found` and to the file.
 
     Raises:
@@ -48,9 +50,10 @@ def run(only: str, workers: int, found: dict[str, Line]) -> None:
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     spawn, silent = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_DFL)  # at Ctrl-C
     pool = ProcessPoolExecutor(workers, spawn, initializer=signal.signal, initargs=silent)
-    with pool, console.progress("init", plan.count_missing(only, found), "cells") as advance:
+    most = plan.count_missing(protocol, only, found)
+    with pool, console.progress(f"family, {protocol}: at most", most, "cells") as advance:
         try:
-            for cells in plan.batches(only, found):
+            for cells in plan.batches(protocol, only, found):
                 for future in as_completed([pool.submit(measure, cell) for cell in cells]):
                     line = future.result()
                     store.append(CELLS, line)
@@ -64,7 +67,7 @@ def run(only: str, workers: int, found: dict[str, Line]) -> None:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.init", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.family", description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--workers",
         type=int,
@@ -73,7 +76,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="processes of one thread each (default: 2)",
     )
-    parser.add_argument("--only", default="", metavar="TEXT", help="run cells with TEXT in 'setting: method'")
+    parser.add_argument("--protocol", choices=list(PROTOCOLS), default="short", help="how to train (default: short)")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="run cells with TEXT in their name, as 'short tweets: core r=4'"
+    )
     parser.add_argument("--table", action="store_true", help="run nothing, write the table of the finished cells")
     return parser.parse_args(arguments)
 

@@ -3,11 +3,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.init import __main__ as program
-from benchmarks.init import experiment, plan, store
+from benchmarks.family import __main__ as program
+from benchmarks.family import plan, store
 from pipeline.errors import UserError
+from tests.benchmarks.family.made_up import line
 
-ONLY = "movie-reviews r=4 s=1: row space"
+ONLY = "short movie-reviews: core r=4"
+MOST = plan.count_missing("short", ONLY, {})
 
 
 class Pool:
@@ -31,7 +33,6 @@ class Pool:
 
 @pytest.fixture(autouse=True)
 def results(monkeypatch, tmp_path):
-    monkeypatch.setattr(experiment, "parameters_a_term", lambda *form: 100)
     monkeypatch.setattr(program, "ProcessPoolExecutor", Pool)
     monkeypatch.setattr(program, "as_completed", list)
     monkeypatch.setattr(program, "RESULTS", tmp_path)
@@ -52,15 +53,7 @@ def measured(monkeypatch):
         if cells.fail and len(cells) == cells.at:
             raise cells.fail
         cells.append(cell)
-        fields = {
-            "curve": [[1, 0.6], [2, 0.7]],
-            "last": 0.7,
-            "test": 0.7,
-            "trained": 100,
-            "stored": 100,
-            "seconds": 1.0,
-        }
-        return {"key": cell.key(), "rate": cell.rate, "seed": cell.seed, **fields}
+        return line(cell, validation=cell.rate, test=0.7)[cell.key()]
 
     monkeypatch.setattr(program, "measure", measure)
     return cells
@@ -68,12 +61,12 @@ def measured(monkeypatch):
 
 def test_a_run_ends_with_the_table(measured, results, capsys):
     program.main(["--only", ONLY])
-    assert len(measured) == len(store.load(results / "cells.jsonl")) == plan.count_missing(ONLY, {})
+    assert len(measured) == len(store.load(results / "cells.jsonl")) == MOST
     assert {path.name for path in results.iterdir()} == {
         "cells.jsonl",
-        *(f"table.{e}" for e in ("csv", "json", "md", "png")),
+        *(f"table.{ending}" for ending in ("json", "md", "png")),
     }
-    assert "row space" in capsys.readouterr().out
+    assert "core r=4, last three layers" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -89,7 +82,7 @@ def test_a_stopped_run_goes_on_where_it_was(error, code, words, measured, result
     measured.fail = None
     assert len(store.load(results / "cells.jsonl")) == 11
     program.main(["--only", ONLY])
-    assert len(measured) == plan.count_missing(ONLY, {})
+    assert len(measured) == MOST
 
 
 def test_the_table_alone_runs_nothing(measured, results, capsys):

@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from benchmarks.init.measure import Line
+from benchmarks.family.measure import Line
 from pipeline.errors import UserError
 
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from benchmarks.init import store
+from benchmarks.family import store
 from pipeline.errors import UserError
 
 LINES = [{"key": "a", "test": 0.1}, {"key": "b", "test": 0.2}]

@@ -1,0 +1,183 @@
+"""What is compared, on which data and by which protocol: all that determines a cell.
+
+A cell is one training and its scores. Its key is a hash of all that determines the result but the code and the rows of
+data and model, so that a cell of a changed protocol is another cell and never mixes with the old ones.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from benchmarks.family.methods import METHODS, Layers
+from benchmarks.views import Overrides, changed
+from pipeline import params
+from pipeline.params import TrainView
+
+VERSION = 1  # raise it when changed code makes the old cells wrong: all are then run again
+SEEDS = range(5)  # the first one tunes, and is one of the five that are reported
+GRID = (0.0015, 0.003, 0.006, 0.012)  # learning rates, times the scale of a method
+STEP = 2.0  # beyond the grid, where its best is at an edge
+
+
+class Sizes(NamedTuple):
+    """How much of each split a cell sees; None is all. The first rows are a random sample: splits are hashed."""
+
+    train: int | None = None
+    validation: int | None = None
+    test: int | None = None
+    longest: int | None = None  # tokens; longer texts are left out
+
+
+SHORT = Sizes(train=960, validation=250, test=1000, longest=24)
+
+
+class Data(NamedTuple):
+    """A data set, and how much of it the short protocol sees. Those of one source have the same texts."""
+
+    source: str
+    short: Sizes = SHORT
+
+
+DATA: Mapping[str, Data] = {
+    "movie-reviews": Data("movies"),
+    "tweets": Data("tweets"),
+    "amazon-reviews": Data("products"),
+    "movie-ratings": Data("movies"),  # a number
+    "movie-pairs": Data("movies", SHORT._replace(train=2880, validation=500, longest=64)),  # two texts: harder, longer
+}
+
+
+class Protocol(NamedTuple):
+    """How all methods train: every field of params.yaml, so that the file can change."""
+
+    overrides: Overrides
+    sees_all: bool  # of each data set, or Data.short
+
+
+COMMON: Overrides = {
+    "model": "minilm",
+    "tokenize.max_length": 128,
+    "train.weight_decay": 0.01,
+    "train.warmup_share": 0.06,
+    "train.compile": False,
+    "lsr.share": "none",
+    "lsr.core": "full",
+    "lsr.frames": "own",
+    "lsr.frames_from": (),
+    "lsr.frames_dtype": "float32",
+    "lsr.examples": 1024,
+    "lsr.head_steps": 60,
+    "lsr.dropout": 0.0,
+    "lsr.in_shape": "auto",
+    "lsr.out_shape": "auto",
+    "lsr.target_modules": ("query", "value"),
+    "lora.target_modules": ("query", "value"),
+    "lora.lora_dropout": 0.0,
+}
+PROTOCOLS: Mapping[str, Protocol] = {
+    "short": Protocol(
+        {
+            **COMMON,
+            "train.epochs": 1,
+            "train.batch_size": 8,
+            "train.head_learning_rate": 0.01,  # a slower head adds noise between seeds, so early
+            "train.precision": "bf16",  # two thirds of the time of fp32 on a CPU with matrix units, the same scores
+        },
+        sees_all=False,
+    ),
+    "long": Protocol(
+        {
+            **COMMON,
+            "train.epochs": 3,
+            "train.batch_size": 32,
+            "train.head_learning_rate": 0.002,
+            "train.precision": "fp32",
+        },
+        sees_all=True,
+    ),
+}
+RATE_KEYS = {
+    "lsr": "lsr.learning_rate",
+    "lora": "lora.learning_rate",
+    "full": "full.learning_rate",
+    "head": "train.head_learning_rate",
+}
+
+
+class Run(NamedTuple):
+    """A method on a data set in a protocol: what is tuned by itself, and has a row in the table."""
+
+    protocol: str
+    data: str
+    method: str
+
+    @property
+    def name(self) -> str:
+        """The three words."""
+        return f"{self.protocol} {self.data}: {self.method}"
+
+    def rates(self) -> tuple[float, ...]:
+        """Return the learning rates of the grid."""
+        return tuple(_rounded(rate * METHODS[self.method].scale) for rate in GRID)
+
+
+class Cell(NamedTuple):
+    """One training and its scores: a run in some layers at a learning rate, with a seed."""
+
+    run: Run
+    layers: Layers
+    rate: float
+    seed: int
+
+    def overrides(self) -> dict[str, Any]:
+        """Return what this cell sets in params.yaml, by dotted keys."""
+        method = METHODS[self.run.method]
+        chosen = {**PROTOCOLS[self.run.protocol].overrides, **method.overrides, "data": self.run.data}
+        if chosen["adapter"] in ("lsr", "lora"):
+            chosen[f"{chosen['adapter']}.layers"] = self.layers
+        if method.pool != "own":
+            chosen["lsr.frames_from"] = pool(self.run.data, leave_out=method.pool == "left out")
+        return chosen | {RATE_KEYS[chosen["adapter"]]: self.rate, "seed": self.seed}
+
+    def sizes(self) -> Sizes:
+        """Return how much of the data it sees."""
+        return sizes(self.run.protocol, self.run.data)
+
+    def view(self) -> TrainView:
+        """Return what the training sees of params.yaml.
+
+        Raises:
+            UserError: if params.yaml knows no such keys or values.
+        """
+        return changed(self.overrides(), self.run.name)
+
+    def key(self) -> str:
+        """Return 16 hexadecimal digits that stand for what this cell sets, the sizes and the version."""
+        chosen = self.overrides()
+        others = set(params.ADAPTERS) - {chosen["adapter"]}
+        own = {name: value for name, value in chosen.items() if name.partition(".")[0] not in others}
+        seen = {name: sizes(self.run.protocol, name) for name in (self.run.data, *own.get("lsr.frames_from", ()))}
+        known = {"version": VERSION, "sizes": seen, **own}
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def sizes(protocol: str, data: str) -> Sizes:
+    """Return how much of a data set a protocol sees."""
+    return Sizes() if PROTOCOLS[protocol].sees_all else DATA[data].short
+
+
+def pool(data: str, *, leave_out: bool) -> tuple[str, ...]:
+    """Return the data sets whose gradients make pooled frames: all, or those that share no text with this one."""
+    return tuple(name for name, row in DATA.items() if not (leave_out and row.source == DATA[data].source))
+
+
+def beyond(rate: float, grid: tuple[float, ...]) -> float | None:
+    """Return the next rate outside of the grid, where a rate is at its edge."""
+    if rate == min(grid):
+        return _rounded(rate / STEP)
+    return _rounded(rate * STEP) if rate == max(grid) else None
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.6g}")  # a product has digits that no one means, and they would be in the key

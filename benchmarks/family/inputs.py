@@ -1,0 +1,43 @@
+"""What cells read: the tokens of a data set, as much of them as a protocol sees."""
+
+from collections.abc import Iterator
+from functools import cache
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import DataCollatorWithPadding
+
+from benchmarks.family.experiment import Sizes
+from pipeline import params
+from pipeline.data import datasets, tokens
+from pipeline.data.texts import tokenize
+from pipeline.methods import base_models
+
+
+@cache
+def splits(data: str, model: str, max_length: int, sizes: Sizes) -> dict[str, Dataset]:
+    """Return the first rows of each split as tokens, cut at `max_length`; none is longer than the sizes allow."""
+    tokenizer = base_models.load_tokenizer(params.load_row("model", model))
+    texts = datasets.load(params.load_row("data", data), data).splits
+    found = {}
+    for split in datasets.SPLITS:
+        table, lengths = tokenize(texts[split], tokenizer, max_length)
+        table = table.select([name for name in table.column_names if name in tokens.INPUTS])
+        if sizes.longest is not None:
+            table = table.filter(lengths <= sizes.longest)
+        found[split] = Dataset(table.slice(0, getattr(sizes, split)))
+    return found
+
+
+def collator(model: str) -> DataCollatorWithPadding:
+    """Return what makes a batch of examples for a row of pipeline/models.yaml."""
+    return tokens.collator(base_models.load_tokenizer(params.load_row("model", model)))
+
+
+def sample(train: Dataset, count: int, seed: int, collate: DataCollatorWithPadding) -> Iterator[dict[str, Tensor]]:
+    """Yield labelled batches of `count` examples drawn from a train split, as the pipeline draws them."""
+    drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:count]
+    rows = train.remove_columns("length")
+    for indices in drawn.split(tokens.SAMPLE_BATCH):
+        yield dict(collate(rows[indices.tolist()]))

@@ -1,0 +1,109 @@
+"""Run one cell: start the adapter, train it, score it."""
+
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from datasets import Dataset
+from peft import PeftModel
+from transformers import set_seed
+
+from benchmarks.family import experiment, inputs
+from benchmarks.family.experiment import Cell
+from benchmarks.family.gradients import gradients
+from lsr.algebra.spectrum import Matrix
+from pipeline.evaluation import inference, scores
+from pipeline.methods import adapters, base_models
+from pipeline.params import LsrParams, TrainView
+from pipeline.training import run
+
+AT_ONCE = 64  # examples, where no gradient is needed
+Line = dict[str, Any]  # of JSON
+
+
+def measure(cell: Cell) -> Line:
+    """Return what one training came to, with the cell's key.
+
+    `validation` and `test` are scores of the trained model, in fp32: no better step before is chosen. `stored` counts
+    the elements of the adapter's file. Frames that are pooled are made for many adapters: each stores its core alone,
+    and `pooled` counts the frames.
+    """
+    begin = time.perf_counter()
+    view = cell.view()
+    splits = inputs.splits(view.data, view.model, view.tokenize.max_length, cell.sizes())
+    model = started(cell)
+    train(model, view, splits)
+    counts = adapters.count_parameters(model, view.base_model)
+    trained, stored = counts["adapter_trained"], counts["adapter_stored"]
+    pooled = stored - trained if getattr(view.section, "frames_from", ()) else 0
+    return {
+        "key": cell.key(),
+        "name": cell.run.name,
+        "layers": cell.layers,
+        "rate": cell.rate,
+        "seed": cell.seed,
+        "validation": _score(model, view, splits["validation"]),
+        "test": _score(model, view, splits["test"]),
+        "trained": trained,
+        "stored": stored - pooled,
+        "pooled": pooled,
+        "seconds": round(time.perf_counter() - begin, 2),
+    }
+
+
+def started(cell: Cell) -> PeftModel:
+    """Return the base model with the adapter of a cell, before training."""
+    view = cell.view()
+    found = _gradients(cell, view.section) if isinstance(view.section, LsrParams) else []
+    set_seed(view.seed)  # the head is drawn when the checkpoint loads: all methods have the same one
+    base = base_models.load_base_model(view.base_model, view.dataset)
+    model = adapters.add_adapter(base, view.section, view.base_model, view.seed)
+    if isinstance(view.section, LsrParams):
+        for _ in adapters.start(model, view.section, found):
+            pass
+    return model
+
+
+def _gradients(cell: Cell, section: LsrParams) -> list[Mapping[str, Matrix]]:
+    """Those of the data sets that make the frames: the cell's own, or a pool."""
+    if not section.reads_examples:
+        return []
+    view = cell.view()
+    return [
+        gradients(
+            data,
+            view.model,
+            view.tokenize.max_length,
+            experiment.sizes(cell.run.protocol, data),
+            cast("tuple[str, ...]", section.target_modules),
+            section.examples,
+            section.head_steps,
+            view.seed,
+        )
+        for data in section.frames_from or (view.data,)
+    ]
+
+
+def train(model: PeftModel, view: TrainView, splits: dict[str, Dataset]) -> None:
+    """Fit the adapter and the head."""
+    with tempfile.TemporaryDirectory() as folder:
+        run.trainer_of(
+            view,
+            model,
+            splits,
+            inputs.collator(view.model),
+            Path(folder),
+            eval_strategy="no",
+            save_strategy="no",
+            load_best_model_at_end=False,
+        ).train()
+
+
+def _score(model: PeftModel, view: TrainView, split: Dataset) -> float:
+    outputs = inference.logits(model, split, inputs.collator(view.model), AT_ONCE, lambda done: None)
+    known = np.nan_to_num(outputs.numpy())  # a training that diverged says the same of every example
+    metric = view.dataset.metrics[0]
+    return scores.score([metric], inference.predicted(known, view.dataset), np.asarray(split["label"]))[metric]

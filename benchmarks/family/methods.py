@@ -1,0 +1,145 @@
+"""The methods that are compared, by what each sets in params.yaml: forms of LSR, and their rivals.
+
+Query and value layers of MiniLM are 12 matrices of 384 x 384: a core of rank r trains r^2 numbers in each, a diagonal
+one r, LoRA 768 r. All of its linear layers are 36.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Literal, NamedTuple
+
+from benchmarks.views import Overrides
+
+Layers = tuple[int, ...] | Literal["all"]
+Pool = Literal["own", "pooled", "left out"]
+
+ALL: tuple[Layers, ...] = ("all",)
+LAST_THREE: tuple[Layers, ...] = ((3, 4, 5),)
+RUNS: Mapping[int, tuple[Layers, ...]] = {  # consecutive layers: the first ones of the model never came near the best
+    1: ((2,), (3,), (4,), (5,)),
+    2: ((1, 2), (2, 3), (3, 4), (4, 5)),
+    3: ((1, 2, 3), (2, 3, 4), (3, 4, 5)),
+}
+ALL_LINEAR = ("query", "key", "value", "output.dense", "intermediate.dense")
+FULL_SCALE = 0.01  # every weight trains at a hundredth of the rates of adapters
+HEAD_SCALE = 5.0  # a head that trains alone, at higher ones
+CORE_ALPHA = 24.0  # alpha / rank is the scaling, so that one grid of rates does for all ranks
+DIAGONAL_SCALING = 6.0  # at any rank: each direction moves by itself
+FACTOR_ALPHA = 16.0  # of factors without a core, at rank 4
+LORA_SCALING = 2
+
+GROUPS = {  # of methods, by the words of the legend
+    "core": "LSR, core in frames of its own gradient",
+    "pooled": "LSR, core in frames of pooled gradients",
+    "shared": "LSR, frames shared by layers, all trains",
+    "factors": "LSR of 2025, Kronecker factors",
+    "lora": "LoRA, all layers",
+    "few": "LoRA r=1, its best few layers",
+    "svd": "LoRA-XS, LoRA-SB",
+    "ends": "head alone, every weight",
+}
+OURS = ("core", "pooled", "shared", "factors")
+
+
+class Method(NamedTuple):
+    """What a method sets, and what is tuned of it."""
+
+    group: str  # a key of GROUPS
+    overrides: Overrides
+    places: tuple[Layers, ...] = ALL  # layers to choose from, by the validation score as the rate
+    pool: Pool = "own"  # whose gradients make the frames: see `experiment.pool`
+    scale: float = 1.0  # what the grid of learning rates is multiplied by
+    is_long: bool = False  # whether it runs in the long protocol too
+
+
+def core(rank: int, **others: object) -> Overrides:
+    """Return a trained core between dense frames, which are frozen."""
+    return {
+        "adapter": "lsr",
+        "lsr.rank_shape": (rank,),
+        "lsr.separation_rank": 1,
+        "lsr.train": "core",
+        "lsr.init": "gradient",
+        "lsr.alpha": CORE_ALPHA,
+        **{f"lsr.{name}": value for name, value in others.items()},
+    }
+
+
+def diagonal(rank: int, **others: object) -> Overrides:
+    """Return the same with a diagonal core: r numbers a layer."""
+    return core(rank, core="diagonal", alpha=DIAGONAL_SCALING * rank, **others)
+
+
+def shared(rank: int, train: str = "all", **others: object) -> Overrides:
+    """Return a core between frames that all layers of a kind share, which train too."""
+    return core(rank, train=train, share="layers", **others)
+
+
+def kronecker(terms: int) -> Overrides:
+    """Return the adapter of the LSR paper: Kronecker factors in rank shape (2, 2), all of which train."""
+    return {
+        "adapter": "lsr",
+        "lsr.rank_shape": (2, 2),
+        "lsr.separation_rank": terms,
+        "lsr.train": "factors",
+        "lsr.init": "random",
+        "lsr.alpha": FACTOR_ALPHA,
+    }
+
+
+def lora(rank: int) -> Overrides:
+    """Return LoRA as PEFT has it."""
+    return {"adapter": "lora", "lora.r": rank, "lora.lora_alpha": LORA_SCALING * rank}
+
+
+METHODS: Mapping[str, Method] = {
+    # about 100 trained parameters
+    "diagonal r=2, all linear": Method("core", diagonal(2, target_modules=ALL_LINEAR)),
+    "diagonal r=8": Method("core", diagonal(8)),
+    "core r=4, last three layers": Method("core", core(4), LAST_THREE, is_long=True),
+    # 200
+    "diagonal r=12": Method("core", diagonal(12), is_long=True),
+    "pooled diagonal r=12": Method("pooled", diagonal(12), pool="pooled"),
+    "core r=4": Method("core", core(4), is_long=True),
+    "shared core r=4": Method("core", shared(4, train="core")),
+    "pooled core r=4": Method("pooled", core(4), pool="pooled", is_long=True),
+    "left-out core r=4": Method("pooled", core(4), pool="left out"),
+    "left-out diagonal r=12": Method("pooled", diagonal(12), pool="left out"),
+    # 300 to 2,000
+    "diagonal r=8, all linear": Method("core", diagonal(8, target_modules=ALL_LINEAR), is_long=True),
+    "diagonal r=24, all linear": Method("core", diagonal(24, target_modules=ALL_LINEAR)),
+    "diagonal r=42, all linear": Method("core", diagonal(42, target_modules=ALL_LINEAR)),
+    "core r=9": Method("core", core(9)),
+    "core r=12": Method("core", core(12), is_long=True),
+    "core r=12, int8 frames": Method("core", core(12, frames_dtype="int8")),
+    "shared core r=12": Method("core", shared(12, train="core")),
+    "pooled core r=12": Method("pooled", core(12), pool="pooled"),
+    "shared r=1": Method("shared", shared(1)),
+    "shared r=2, value": Method("shared", shared(2, target_modules=("value",))),
+    # 3,000 to 30,000
+    "shared r=2": Method("shared", shared(2), is_long=True),
+    "shared diagonal r=2": Method("shared", diagonal(2, share="layers", train="all")),
+    "shared r=3": Method("shared", shared(3), is_long=True),
+    "core r=20": Method("core", core(20)),
+    "shared r=5": Method("shared", shared(5)),
+    "shared r=6": Method("shared", shared(6)),
+    "shared r=16": Method("shared", shared(16)),
+    "LSR r=4 s=4": Method("factors", kronecker(4), is_long=True),
+    "LSR r=4 s=16": Method("factors", kronecker(16)),
+    # rivals
+    "LoRA r=1, one layer": Method("few", lora(1), RUNS[1], is_long=True),
+    "LoRA r=1, two layers": Method("few", lora(1), RUNS[2]),
+    "LoRA r=1, three layers": Method("few", lora(1), RUNS[3], is_long=True),
+    "LoRA r=1": Method("lora", lora(1), is_long=True),
+    "LoRA r=2": Method("lora", lora(2)),
+    "LoRA r=8": Method("lora", lora(8), is_long=True),
+    "LoRA r=1, all linear": Method("lora", {**lora(1), "lora.target_modules": ALL_LINEAR}),
+    "LoRA-XS r=12": Method("svd", core(12, init="principal")),
+    "LoRA-SB r=12": Method("svd", core(12, head_steps=0)),
+    "head alone": Method("ends", {"adapter": "head"}, scale=HEAD_SCALE, is_long=True),
+    "every weight": Method("ends", {"adapter": "full"}, scale=FULL_SCALE, is_long=True),
+}
+
+
+def of_protocol(protocol: str) -> Iterator[str]:
+    """Yield the names of the methods that run in a protocol."""
+    yield from (name for name, method in METHODS.items() if method.is_long or protocol == "short")
