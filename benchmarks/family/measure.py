@@ -60,7 +60,7 @@ def started(cell: Cell) -> PeftModel:
     found = _gradients(cell, view.section) if isinstance(view.section, LsrParams) else []
     set_seed(view.seed)  # the head is drawn when the checkpoint loads: all methods have the same one
     base = base_models.load_base_model(view.base_model, view.dataset)
-    model = adapters.add_adapter(base, view.section, view.base_model, view.seed)
+    model = adapters.add_adapter(base, view.section, view.base_model, view.seed, found)
     if isinstance(view.section, LsrParams):
         for _ in adapters.start(model, view.section, found):
             pass

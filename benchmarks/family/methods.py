@@ -13,17 +13,16 @@ Layers = tuple[int, ...] | Literal["all"]
 Pool = Literal["own", "pooled", "left out"]
 
 ALL: tuple[Layers, ...] = ("all",)
-LAST_THREE: tuple[Layers, ...] = ((3, 4, 5),)
-RUNS: Mapping[int, tuple[Layers, ...]] = {  # consecutive layers: the first ones of the model never came near the best
-    1: ((2,), (3,), (4,), (5,)),
-    2: ((1, 2), (2, 3), (3, 4), (4, 5)),
-    3: ((1, 2, 3), (2, 3, 4), (3, 4, 5)),
+RUNS: Mapping[int, tuple[Layers, ...]] = {  # consecutive layers: earlier ones never came near the best
+    1: ((4,), (5,)),
+    2: ((3, 4), (4, 5)),
+    3: ((2, 3, 4), (3, 4, 5)),
 }
 ALL_LINEAR = ("query", "key", "value", "output.dense", "intermediate.dense")
 FULL_SCALE = 0.01  # every weight trains at a hundredth of the rates of adapters
 HEAD_SCALE = 5.0  # a head that trains alone, at higher ones
-CORE_ALPHA = 24.0  # alpha / rank is the scaling, so that one grid of rates does for all ranks
-DIAGONAL_SCALING = 6.0  # at any rank: each direction moves by itself
+# alpha / rank is the scaling, alpha / 8 of a diagonal core: so one grid of rates does for all ranks.
+CORE_ALPHA = 24.0
 FACTOR_ALPHA = 16.0  # of factors without a core, at rank 4
 LORA_SCALING = 2
 
@@ -66,7 +65,12 @@ def core(rank: int, **others: object) -> Overrides:
 
 def diagonal(rank: int, **others: object) -> Overrides:
     """Return the same with a diagonal core: r numbers a layer."""
-    return core(rank, core="diagonal", alpha=DIAGONAL_SCALING * rank, **others)
+    return core(rank, core="diagonal", **others)
+
+
+def directions(budget: int) -> Overrides:
+    """Return diagonal cores in all linear layers that have so many entries together."""
+    return diagonal(1, budget=budget, target_modules=ALL_LINEAR)
 
 
 def shared(rank: int, train: str = "all", **others: object) -> Overrides:
@@ -94,37 +98,22 @@ def lora(rank: int) -> Overrides:
 METHODS: Mapping[str, Method] = {
     # about 100 trained parameters
     "diagonal r=2, all linear": Method("core", diagonal(2, target_modules=ALL_LINEAR)),
-    "diagonal r=8": Method("core", diagonal(8)),
-    "core r=4, last three layers": Method("core", core(4), LAST_THREE, is_long=True),
+    "96 directions, all linear": Method("core", directions(96), is_long=True),
     # 200
     "diagonal r=12": Method("core", diagonal(12), is_long=True),
     "pooled diagonal r=12": Method("pooled", diagonal(12), pool="pooled"),
-    "core r=4": Method("core", core(4), is_long=True),
-    "shared core r=4": Method("core", shared(4, train="core")),
-    "pooled core r=4": Method("pooled", core(4), pool="pooled", is_long=True),
-    "left-out core r=4": Method("pooled", core(4), pool="left out"),
     "left-out diagonal r=12": Method("pooled", diagonal(12), pool="left out"),
     # 300 to 2,000
-    "diagonal r=8, all linear": Method("core", diagonal(8, target_modules=ALL_LINEAR), is_long=True),
-    "diagonal r=24, all linear": Method("core", diagonal(24, target_modules=ALL_LINEAR)),
-    "diagonal r=42, all linear": Method("core", diagonal(42, target_modules=ALL_LINEAR)),
-    "core r=9": Method("core", core(9)),
+    "400 directions, all linear": Method("core", directions(400), is_long=True),
+    "1,500 directions, all linear": Method("core", directions(1500), is_long=True),
     "core r=12": Method("core", core(12), is_long=True),
-    "core r=12, int8 frames": Method("core", core(12, frames_dtype="int8")),
-    "shared core r=12": Method("core", shared(12, train="core")),
-    "pooled core r=12": Method("pooled", core(12), pool="pooled"),
-    "shared r=1": Method("shared", shared(1)),
     "shared r=2, value": Method("shared", shared(2, target_modules=("value",))),
     # 3,000 to 30,000
     "shared r=2": Method("shared", shared(2), is_long=True),
-    "shared diagonal r=2": Method("shared", diagonal(2, share="layers", train="all")),
     "shared r=3": Method("shared", shared(3), is_long=True),
-    "core r=20": Method("core", core(20)),
-    "shared r=5": Method("shared", shared(5)),
     "shared r=6": Method("shared", shared(6)),
     "shared r=16": Method("shared", shared(16)),
     "LSR r=4 s=4": Method("factors", kronecker(4), is_long=True),
-    "LSR r=4 s=16": Method("factors", kronecker(16)),
     # rivals
     "LoRA r=1, one layer": Method("few", lora(1), RUNS[1], is_long=True),
     "LoRA r=1, two layers": Method("few", lora(1), RUNS[2]),
