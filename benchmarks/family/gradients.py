@@ -40,5 +40,11 @@ def gradients(
     batches = inputs.sample(train, examples, seed, inputs.collator(model))
     head = [base.get_submodule(name) for name in row.head]
     return examples_gradients(
-        base, layers, device.moved(batches, device.device_of(base)), head, steps=head_steps, seed=seed
+        base,
+        layers,
+        device.moved(batches, device.device_of(base)),
+        head,
+        steps=head_steps,
+        seed=seed,
+        centered=head_steps > 0,  # LoRA-SB has neither: it takes the gradient as it is, through the fresh head
     )

@@ -4,8 +4,8 @@ import pytest
 
 from benchmarks.family import checks
 from benchmarks.family.checks import TARGETS, Target
-from benchmarks.family.methods import METHODS
 from benchmarks.family.summary import Row, estimate
+from tests.benchmarks.family.made_up import REAL
 
 FEW = "LoRA r=1, one layer"
 
@@ -42,40 +42,40 @@ def target(monkeypatch):
 
 
 def test_a_difference_must_reach_the_least_one(target):
-    table = [row("diagonal r=8", [0.68, 0.70, 0.72]), row(FEW, [0.70, 0.72, 0.74], 1536)]
+    table = [row("diagonal r=12", [0.68, 0.70, 0.72]), row(FEW, [0.70, 0.72, 0.74], 1536)]
     for least, holds in ((-0.021, True), (-0.019, False)):
         target("trained", 100, (FEW,), least)
         (found,) = checks.checks(table)
         assert found.difference.mean == pytest.approx(-0.02)
-        assert (found.ours, found.rival, found.holds) == ("diagonal r=8", FEW, holds)
+        assert (found.ours, found.rival, found.holds) == ("diagonal r=12", FEW, holds)
 
 
 @pytest.mark.parametrize(("gain", "holds"), [(0.011, False), (0.013, True)])
 def test_two_errors_above_is_more_than_above(target, gain, holds):
     # Differences of gain - 0.01, gain and gain + 0.01 have the standard error 0.01 / sqrt(3): two are 0.0115.
-    table = [row("shared r=1", [0.6 + gain, 0.7 + gain, 0.8 + gain]), row(FEW, [0.61, 0.70, 0.79])]
+    table = [row("shared r=2", [0.6 + gain, 0.7 + gain, 0.8 + gain]), row(FEW, [0.61, 0.70, 0.79])]
     target("stored", 1560, (FEW,), 0.0, 2)
     assert [check.holds for check in checks.checks(table)] == [holds]
 
 
 def test_one_seed_says_nothing_of_errors(target):
     target("stored", 1560, (FEW,), 0.0, 2)
-    table = [row("shared r=1", [0.9]), row(FEW, [0.5])]
+    table = [row("shared r=2", [0.9]), row(FEW, [0.5])]
     assert [check.holds for check in checks.checks(table)] == [False]
 
 
 def test_the_best_on_validation_within_the_budget_stands_for_lsr(target):
     target("trained", 100, (FEW,), 0.0)
     table = [
-        row("diagonal r=8", [0.9], validation=0.5),
-        row("core r=4, last three layers", [0.6], validation=0.6),
+        row("diagonal r=12", [0.9], validation=0.5),
+        row("core r=4, last layers", [0.6], validation=0.6),
         row("core r=4", [0.9], trained=192, validation=0.9),
         row("pooled core r=4", [0.9], validation=0.9),  # frames of its own are asked for
         row("LoRA-XS r=12", [0.9], validation=0.9),
         row(FEW, [0.7]),
     ]
     (found,) = checks.checks(table)
-    assert (found.ours, found.holds) == ("core r=4, last three layers", False)
+    assert (found.ours, found.holds) == ("core r=4, last layers", False)
 
 
 def test_rivals_are_within_the_budget_of_what_is_stored(target):
@@ -101,15 +101,15 @@ def test_frames_are_made_of_the_gradients_that_are_asked_for(target, pool, ours)
 def test_data_sets_without_both_are_left_out(target):
     target("trained", 100, (FEW,), 0.0)
     table = [
-        row("diagonal r=8", [0.7]),
-        row("diagonal r=8", [0.7], data="movie-pairs"),
+        row("diagonal r=12", [0.7]),
+        row("diagonal r=12", [0.7], data="movie-pairs"),
         row(FEW, [0.6], data="movie-pairs"),
     ]
     assert [check.data for check in checks.checks(table)] == ["movie-pairs"]
 
 
 def test_a_check_is_json():
-    table = [row("diagonal r=8", [0.7]), row(FEW, [0.6])]
+    table = [row("diagonal r=12", [0.7]), row(FEW, [0.6])]
     (first, *_) = checks.checks(table)
     found = json.loads(json.dumps(first.flat()))
     assert found["difference"]["mean"] == pytest.approx(0.1)
@@ -118,6 +118,6 @@ def test_a_check_is_json():
 
 def test_targets_name_methods_that_there_are():
     for target in TARGETS:
-        assert set(target.rivals) <= set(METHODS)
-        assert any(method.pool == target.pool for method in METHODS.values())
+        assert set(target.rivals) <= set(REAL)
+        assert any(method.pool == target.pool for method in REAL.values())
     assert len({target.words for target in TARGETS}) == len(TARGETS)

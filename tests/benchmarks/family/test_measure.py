@@ -7,24 +7,13 @@ import torch
 from benchmarks import views
 from benchmarks.family import experiment, gradients, inputs, measure
 from benchmarks.family.experiment import PROTOCOLS, Cell, Data, Run, Sizes
-from benchmarks.family.methods import METHODS
+from benchmarks.family.methods import ALL
 from pipeline.evaluation import inference
 from tests import workspace
+from tests.benchmarks.family.made_up import TABLE
 
 SMALL = Sizes(train=36, validation=16, test=24, longest=24)
-OF_EACH = (  # one of every kind of form, in all layers
-    *(
-        "diagonal r=12",
-        "diagonal r=8, all linear",
-        "core r=4",
-        "core r=12, int8 frames",
-        "shared core r=4",
-        "pooled core r=4",
-        "left-out core r=4",
-        "shared r=2",
-    ),
-    *("shared r=2, value", "LSR r=4 s=4", "LoRA r=1", "LoRA-XS r=12", "LoRA-SB r=12", "head alone", "every weight"),
-)
+OF_EACH = [name for name, method in TABLE.items() if method.places == ALL]  # a tiny model has two layers
 CACHES = (views._committed, views._row, inputs.splits, gradients.gradients)
 RATE = 0.003
 
@@ -63,10 +52,8 @@ def test_a_cell_of_every_kind_runs(tiny, method):
 
 
 def test_what_is_counted_is_that_of_four_layers_of_24_by_24(tiny):
-    lines = {
-        method: measure.measure(cell(method))
-        for method in ("diagonal r=12", "core r=4", "pooled core r=4", "shared r=2", "LoRA r=1")
-    }
+    methods = ("diagonal r=12", "core r=4", "pooled core r=4", "shared r=2", "LoRA r=1")
+    lines = {method: measure.measure(cell(method)) for method in methods}
     assert {method: (line["trained"], line["stored"], line["pooled"]) for method, line in lines.items()} == {
         "diagonal r=12": (4 * 12, 4 * (12 + 12 * 48), 0),
         "core r=4": (4 * 16, 4 * (16 + 4 * 48), 0),
@@ -74,6 +61,10 @@ def test_what_is_counted_is_that_of_four_layers_of_24_by_24(tiny):
         "shared r=2": (2 * 2 * 48 + 4 * 4, 2 * 2 * 48 + 4 * 4, 0),
         "LoRA r=1": (4 * 48, 4 * 48, 0),
     }
+
+
+def test_directions_are_as_many_as_are_named(tiny):
+    assert measure.measure(cell("9 directions, all linear"))["trained"] == 9
 
 
 def test_a_few_layers_are_those_that_are_named(tiny):
@@ -157,7 +148,3 @@ def test_a_training_that_diverged_scores_as_a_constant_does(tiny):
             value.fill_(torch.nan)
     labels = np.array(splits["test"]["label"])
     assert measure._score(model, view, splits["test"]) == np.mean(labels == 0)
-
-
-def test_every_method_is_run_by_one_of_its_kind():
-    assert {METHODS[method].group for method in OF_EACH} | {"few"} == {method.group for method in METHODS.values()}

@@ -1,9 +1,8 @@
 import pytest
 
 from benchmarks.family import experiment, plan
-from benchmarks.family.experiment import DATA, GRID, SEEDS, STEP, Cell, Run
-from benchmarks.family.methods import METHODS
-from tests.benchmarks.family.made_up import RUN, line
+from benchmarks.family.experiment import DATA, SEEDS, STEP, Cell, Run
+from tests.benchmarks.family.made_up import GRID, PLACES, RUN, TABLE, line
 
 PLACED = RUN._replace(method="LoRA r=1, one layer")
 
@@ -28,13 +27,11 @@ def test_of_two_best_rates_the_smaller_is_taken():
 
 
 def test_layers_are_tuned_as_the_rate_is():
-    count = len(METHODS[PLACED.method].places)
+    count = len(PLACES)
     scores = [0.1] * len(GRID) * count
     scores[2 * len(GRID) + 1] = 0.9
-    assert plan.tuned(PLACED, tried(PLACED, scores)) == Cell(
-        PLACED, METHODS[PLACED.method].places[2], GRID[1], SEEDS[0]
-    )
-    assert all(cell.layers == METHODS[PLACED.method].places[2] for cell in plan.seeds(PLACED, tried(PLACED, scores)))
+    assert plan.tuned(PLACED, tried(PLACED, scores)) == Cell(PLACED, PLACES[2], GRID[1], SEEDS[0])
+    assert all(cell.layers == PLACES[2] for cell in plan.seeds(PLACED, tried(PLACED, scores)))
 
 
 def test_nothing_is_tuned_and_no_seed_runs_before_all_rates_are_there():
@@ -79,12 +76,12 @@ def test_every_cell_runs_once_and_no_more_than_were_announced():
     assert len({cell.key() for cell in ran}) == len(ran)
     runs = plan.runs("short")
     assert len(ran) == announced - len(runs)  # no best was at an edge
-    assert len(runs) == len(METHODS) * len(DATA)
+    assert len(runs) == len(TABLE) * len(DATA)
     assert len(simulate("", {}, lambda cell: cell.rate)) == announced
 
 
 def test_a_run_is_tuned_with_the_first_seed_before_its_seeds_run():
-    ran = simulate("tweets: core r=12", {}, lambda cell: cell.rate)
+    ran = simulate("tweets: diagonal r=12", {}, lambda cell: cell.rate)
     first = [cell for cell in ran if cell.seed == SEEDS[0]]
     assert ran[: len(first)] == first
     assert {cell.rate for cell in ran if cell.seed != SEEDS[0]} == {GRID[-1] * STEP}
@@ -109,8 +106,8 @@ def test_only_chooses_by_the_words_of_protocol_data_and_method():
     assert plan.count_missing("short", "no such words", {}) == 0
     assert plan.runs("long", "short") == []
     assert plan.runs("long", "tweets: core r=4") == [
-        Run("long", "tweets", "core r=4, last three layers"),
         Run("long", "tweets", "core r=4"),
+        Run("long", "tweets", "core r=4, last layers"),
     ]
 
 

@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from benchmarks.family import plan, summary
-from benchmarks.family.experiment import GRID
 from benchmarks.family.summary import PEERS, Estimate, estimate
-from tests.benchmarks.family.made_up import RUN, finished
+from tests.benchmarks.family.made_up import GRID, PLACES, RUN, finished
 
 PEER, OTHER = (RUN._replace(method=peer) for peer in PEERS)
 
@@ -64,9 +63,9 @@ def test_only_seeds_that_both_have_make_a_difference():
 
 
 def test_the_table_is_of_the_rate_and_the_layers_as_tuned():
-    few = RUN._replace(method="LoRA r=1, two layers")
-    found = row(finished(few, [0.5] * 5, rate=GRID[2], place=(3, 4)), few.method)
-    assert (found.rate, found.layers, found.test.mean, found.at_edge) == (GRID[2], "3, 4", 0.5, False)
+    few = RUN._replace(method="LoRA r=1, one layer")
+    found = row(finished(few, [0.5] * 5, rate=GRID[2], place=PLACES[2]), few.method)
+    assert (found.rate, found.layers, found.test.mean, found.at_edge) == (GRID[2], "1, 3", 0.5, False)
 
 
 def test_the_best_beyond_the_grid_is_said_to_be_at_the_edge():
