@@ -6,6 +6,7 @@ depend on the three and not on all of data/ and models/: a file that nothing cho
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,6 @@ from pipeline.errors import UserError
 from pipeline.params.rows import FilesSource, HubModel, HubSource, PackageModel, PackageSource
 
 WATCHED = ("data", "models")  # dvc.yaml has them as deps of this stage
-
 
 # Of a row; or a folder or hub repository.
 Source = FilesSource | HubSource | PackageSource | HubModel | PackageModel | str
@@ -98,7 +98,8 @@ def frames_inputs(view: params.InputsView) -> dict[str, str]:
     found = {}
     for name, row in view.pooled.items():
         where = f"{params.TABLES['data'][0]}: {name}"
-        found[where] = hashlib.sha256(row.model_dump_json().encode()).hexdigest()
+        content = json.dumps(row.model_dump(mode="json"), sort_keys=True)  # as DVC, which takes keys in any order
+        found[where] = hashlib.sha256(content.encode()).hexdigest()
         found |= inputs(row.source, where)
     return found if view.frames == "own" else found | inputs(view.frames, f"{params.PARAMS}: lsr.frames")
 

@@ -146,7 +146,7 @@ def test_the_lsr_section_has_the_fields_of_the_config():
     from lsr import LsrConfig
 
     renamed = {"init": "init_weights", "layers": "layers_to_transform"}
-    of_the_pipeline = {"learning_rate", "examples", "head_steps", "frames_from"}
+    of_the_pipeline = {"learning_rate", "examples", "head_steps", "frames_from", "budget"}
     fields = {renamed.get(name, name) for name in params.LsrParams.model_fields} - of_the_pipeline
     assert fields <= set(LsrConfig.__dataclass_fields__)
 

@@ -92,8 +92,8 @@ print(*(set(lsr.CONVERSIONS) - set(lsr.__all__)))
 print(all(callable(getattr(lsr, name)) for name in lsr.__all__))
 """
     names, hidden, private, callable_all = python(code, tmp_path).split("\n")[:4]
-    conversions = {"compress_lora", "export_lora", "export_merged", "inspect_adapter", "prune_adapter"}
-    assert set(names.split()) == {"LsrConfig", "LsrModel", "start_from_examples"} | conversions
+    conversions = {"compress_lora", "export_lora", "export_merged", "inspect_adapter", "pool_frames", "prune_adapter"}
+    assert set(names.split()) == {"LsrConfig", "LsrModel", "allocate_ranks", "start_from_examples"} | conversions
     assert (hidden, private, callable_all) == ("", "", "True")
 
 

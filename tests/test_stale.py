@@ -3,11 +3,14 @@
 import shutil
 import subprocess
 from contextlib import chdir
+from pathlib import Path
 
 import pytest
 from dvc.repo import Repo
 
-from tests.workspace import ROOT, read_yaml
+from pipeline import params
+from stages import inputs
+from tests.workspace import ROOT, merged, read_yaml, write_yaml
 
 STAGES = read_yaml(ROOT / "dvc.yaml")["stages"]
 MODEL = {"factorize-init", "train", "evaluate"}
@@ -26,6 +29,7 @@ STALE = {
     "pipeline/params/__main__.py": set(),
     "pipeline/data/sources.py": {"tokenize", "factorize-init"},
     "pipeline/data/tokens.py": ROWS,
+    "pipeline/data/examples.py": {"tokenize", "factorize-init"},
     "pipeline/methods/base_models.py": ROWS,
     "pipeline/methods/adapters.py": MODEL,
     "pipeline/methods/pooling.py": MODEL,
@@ -79,6 +83,89 @@ def test_an_edit_makes_those_stages_stale_that_depend_on_it(path, repository):
         file.unlink()
         if before is not None:
             file.write_text(before)
+
+
+@pytest.fixture
+def chosen(repository):
+    """A function that has other values in params.yaml and everything up to date; afterwards it is as before."""
+    before = {name: (repository / name).read_text() for name in ("params.yaml", "pipeline/datasets.yaml")}
+
+    def choose(**changes):
+        write_yaml(repository / "params.yaml", merged(read_yaml(repository / "params.yaml"), changes))
+        inputs.main(params.load(params.InputsView))
+        with Repo() as repo:
+            repo.commit(force=True)
+            assert repo.status() == {}
+
+    with chdir(repository):
+        yield choose
+        for name, content in before.items():
+            (repository / name).write_text(content)
+        inputs.main(params.load(params.InputsView))
+        with Repo() as repo:
+            repo.commit(force=True)
+
+
+def stale():
+    """What is stale now, and what once the stage inputs has run."""
+    with Repo() as repo:
+        first = set(repo.status())
+        inputs.main(params.load(params.InputsView))
+        repo.commit("inputs", force=True)
+        return first, set(repo.status())
+
+
+def change_row(name, **changes):
+    path = Path("pipeline/datasets.yaml")
+    rows = read_yaml(path)
+    write_yaml(path, rows | {name: merged(rows[name], changes)})
+
+
+POOL = ["movie-reviews", "tweets"]
+
+
+@pytest.mark.parametrize(
+    ("row", "then"),
+    [("tweets", {"factorize-init"}), ("editorials", set()), ("movie-reviews", ROWS)],  # pooled, neither, chosen
+)
+def test_a_change_of_a_pooled_row_is_noticed_and_starts_the_adapter_again_alone(chosen, row, then):
+    chosen(lsr={"frames_from": POOL})
+    change_row(row, cut={"validation": 0.125})
+    first, found = stale()
+    assert "inputs" in first
+    assert found == then
+
+
+@pytest.mark.parametrize(("path", "then"), [("models/family", {"factorize-init"}), ("models/other", set())])
+def test_a_change_of_the_frames_that_are_held_starts_the_adapter_again_alone(chosen, repository, path, then):
+    files = [repository / f"models/{name}/adapter_model.safetensors" for name in ("family", "other")]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("old")
+    try:
+        chosen(lsr={"frames": "models/family", "train": "core"})
+        (repository / path / "adapter_model.safetensors").write_text("new")
+        assert stale() == ({"inputs"}, then)
+    finally:
+        for file in files:
+            shutil.rmtree(file.parent)
+
+
+@pytest.mark.parametrize(
+    ("changes", "then"),
+    [
+        ({"lsr": {"frames_from": POOL}}, {"factorize-init", "train"}),
+        ({"lsr": {"examples": 8}}, {"factorize-init", "train"}),
+        ({"lora": {"layers": [0]}}, set()),
+        ({"tokenize": {"max_length": 64}}, {"tokenize", "factorize-init", "train"}),
+        ({"evaluate": {"resamples": 100}}, {"evaluate"}),
+    ],
+)
+def test_a_value_makes_those_stages_stale_that_read_it(chosen, repository, changes, then):
+    chosen()
+    write_yaml(repository / "params.yaml", merged(read_yaml(repository / "params.yaml"), changes))
+    _, found = stale()
+    assert found == then
 
 
 def test_every_room_is_in_the_table():

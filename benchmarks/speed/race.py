@@ -11,6 +11,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import (
     DataCollatorWithPadding,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
     TrainerControl,
@@ -89,12 +90,9 @@ def race(contender: Contender, epochs: int) -> Row:
     begin = perf_counter()
     set_seed(view.seed)
     splits = _tokens(view, texts)
-    model = adapters.add_adapter(
-        base_models.load_base_model(view.base_model, view.dataset), view.section, view.base_model, 0
-    )
     tokenizer = base_models.load_tokenizer(view.base_model)
-    if isinstance(view.section, LsrParams):
-        _start(model, view, view.section, splits["train"], tokenizer)
+    base = base_models.load_base_model(view.base_model, view.dataset)
+    model = _adapted(base, view, splits["train"], tokenizer)
     collate = tokens.collator(tokenizer)
     usual = DataCollatorWithPadding(tokenizer, padding="max_length", max_length=MAX_LENGTH)
 
@@ -124,16 +122,18 @@ def race(contender: Contender, epochs: int) -> Row:
     return Row(contender.name, count, watch.seconds if watch.is_done else None, trainer.state.global_step, watch.found)
 
 
-def _start(
-    model: PeftModel, view: TrainView, section: LsrParams, train: Dataset, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """Start the adapter as the stage factorize-init does, from the examples of the race if it looks at any."""
-    gradients = []
-    if section.reads_examples:
+def _adapted(base: PreTrainedModel, view: TrainView, train: Dataset, tokenizer: PreTrainedTokenizerBase) -> PeftModel:
+    """Return the model with an adapter that starts as in factorize-init, from examples of the race if it needs any."""
+    section, gradients = view.section, []
+    if isinstance(section, LsrParams) and section.reads_examples:
+        names = adapters.target_names(base, section, view.base_model, view.seed)
         batches = tokens.sample(train, tokenizer, section.examples, view.seed)
-        gradients.append(adapters.gradients(model, model, batches, view.base_model, section, view.seed))
-    for _ in adapters.start(model, section, gradients):
-        pass
+        gradients.append(adapters.gradients(base, names, batches, view.base_model, section, view.seed))
+    model = adapters.add_adapter(base, section, view.base_model, view.seed, gradients)
+    if isinstance(section, LsrParams):
+        for _ in adapters.start(model, section, gradients):
+            pass
+    return model
 
 
 def _tokens(view: TrainView, texts: dict[str, Any]) -> dict[str, Dataset]:

@@ -141,10 +141,20 @@ def test_a_step_runs_with_every_method(targets, monkeypatch):
     assert sizes[PEER] == 8 * sizes["LoRA r=1"]
 
 
+FAMILY = {
+    "rank_shape": [3],
+    "separation_rank": 1,
+    "share": "layers",
+    "train": "all",
+    "init": "gradient",
+    "examples": 40,
+}
+
+
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """A workspace with a tiny RoBERTa and made-up sentences."""
-    monkeypatch.chdir(workspace.make(tmp_path))
+    """A workspace with a tiny RoBERTa and made-up sentences, and the adapter of the default run."""
+    monkeypatch.chdir(workspace.make(tmp_path, lsr=FAMILY))
     monkeypatch.setattr(race, "DATA", "glue")
     monkeypatch.setattr(race, "MODEL", "tiny")
     for cache in (views._committed, views._row):
@@ -159,6 +169,7 @@ def test_a_race_ends_at_the_target(contender, tiny, monkeypatch):
     monkeypatch.setattr(race, "TARGET", 0.0)
     found = race.race(contender, epochs=1)
     assert found.steps == 1
+    assert found.trained == (2 * 2 * 3 * 24 + 4 * 3**2 if contender.adapter == "lsr" else 4 * 8 * 2 * 24)
     assert found.seconds > 0
     assert 0 <= found.score <= 1
 

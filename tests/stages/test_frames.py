@@ -160,7 +160,7 @@ def test_frames_of_a_layer_hold_what_its_spectrum_says(at):
         assert float(row["energy_gradient"]) == pytest.approx(float(row["energy_gradient_own"]), rel=1e-5)
 
 
-@pytest.mark.parametrize("words", [{}, {"train": "all"}, {"core": "diagonal"}, {"frames_dtype": "int8"}])
+@pytest.mark.parametrize("words", [{}, {"train": "all"}, {"core": "diagonal"}, {"frames_dtype": "sign"}])
 def test_an_adapter_with_a_core_is_trained_scored_and_exported(at, words):
     at({**words, "learning_rate": 0.1}, evaluate={"export": ["lora", "merged"]})
     run(FACTORIZE, TRAIN, EVALUATE)
@@ -189,6 +189,16 @@ def test_chosen_layers_alone_are_adapted(at, word):
     }
     layer = "base_model.model.roberta.encoder.layer.1.attention.self"
     assert adapted == {f"{layer}.query", f"{layer}.value"}
+
+
+def test_a_budget_of_directions_is_spent_over_the_layers(at):
+    budget = 7
+    at({"share": "none", "core": "diagonal", "budget": budget})
+    run(FACTORIZE)
+    cores = [value for name, value in load_file(WEIGHTS).items() if name.endswith(".core")]
+    assert sum(map(len, cores)) == report(artifacts.FACTORIZE_METRICS)["adapter_trained"] == budget
+    run(TRAIN, EVALUATE)
+    assert report(artifacts.EVALUATE_METRICS)["adapter_trained"] == budget
 
 
 # Pools
@@ -306,6 +316,14 @@ def test_an_adapter_on_frames_that_have_changed_is_refused_in_one_line(at):
         ({"frames": HELD, "share": "none"}, "params.yaml: lsr: frames: those in 'models/family' need share='layers'"),
         ({"train": "factors"}, "params.yaml: lsr: share='layers' needs train to be one of ['core', 'all']"),
         ({"init": "row_space"}, "params.yaml: lsr.init: init_weights='row_space' makes no frames for a core"),
+        (
+            {"budget": 7},
+            "params.yaml: lsr: budget: needs init: gradient, frames: own, share: none, train: core, core: ",
+        ),
+        (
+            {"budget": 999, "share": "none", "core": "diagonal"},
+            "params.yaml: lsr: the budget must be in [1, 96], at most 64 directions a layer, got 999",
+        ),
         ({"init": "cp"}, "params.yaml: lsr.init: init_weights='cp' makes no frames for a core"),
     ],
 )

@@ -38,6 +38,13 @@ def chosen(layers, terms=4):
     return dict.fromkeys(curves(layers), terms)
 
 
+def frames(kinds, longest=8, rank=3, terms=False):
+    rising = {"gradient, own frames": 0.9, "gradient, shared frames": 0.7, "weight, own frames": 0.3}
+    curves = {name: (np.linspace(0, 1, longest + 1)[1:] ** (1 - most)).tolist() for name, most in rising.items()}
+    by_terms = {1: 0.1, 2: 0.3, 4: 0.8} if terms else {}
+    return {f"encoder.layer.*.self.part{k}": plots.Frames(curves, rank, by_terms) for k in range(kinds)}
+
+
 DRAWINGS = {
     "two classes": lambda path: plots.confusion_matrix(path, *classes(2), ["no", "yes"], "two"),
     "thirty classes": lambda path: plots.confusion_matrix(
@@ -47,6 +54,8 @@ DRAWINGS = {
     "few layers": lambda path: plots.separation_curves(path, curves(3), chosen(3), "few"),
     "a note": lambda path: plots.note(path, "nothing to draw here"),
     "many layers": lambda path: plots.separation_curves(path, curves(24), chosen(24), "many"),
+    "frames of one kind": lambda path: plots.captured_energies(path, frames(1), "one"),
+    "frames of many kinds": lambda path: plots.captured_energies(path, frames(14, terms=True), "many"),
 }
 
 
@@ -184,3 +193,30 @@ def test_different_separation_ranks_are_dots_without_a_line(figures, tmp_path):
     plots.separation_curves(tmp_path / "picture.png", curves(2), terms, "dots")
     lines = figures[-1].axes[0].lines
     assert [line.get_markevery() for line in lines] == [[1], [4]]
+
+
+def test_a_panel_a_kind_shows_each_curve_from_rank_one_with_a_dot_at_the_chosen_rank(figures, tmp_path):
+    plots.captured_energies(tmp_path / "picture.png", frames(2), "two")
+    panels = [axes for axes in figures[0].axes if axes.get_visible()]
+    assert [axes.get_title() for axes in panels] == ["part0", "part1"]
+    for axes, one in zip(panels, frames(2).values(), strict=True):
+        *lines, mark = axes.lines
+        assert [line.get_xydata().tolist() for line in lines] == [
+            [[rank, energy] for rank, energy in enumerate(curve, 1)] for curve in one.curves.values()
+        ]
+        assert [line.get_markevery() for line in lines] == [[2]] * 3
+        assert list(mark.get_xdata()) == [3, 3]
+        assert axes.get_ylim() == (0, 1)
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == list(one.curves)
+
+
+def test_frames_of_kronecker_terms_have_a_line_over_their_number(figures, tmp_path):
+    plots.captured_energies(tmp_path / "picture.png", frames(1, terms=True), "one")
+    dotted = figures[0].axes[0].lines[3]
+    assert dotted.get_xydata().tolist() == [[1, 0.1], [2, 0.3], [4, 0.8]]
+    assert dotted.get_label() == "at this rank, by Kronecker terms"
+
+
+def test_the_first_twelve_kinds_have_a_panel(figures, tmp_path):
+    plots.captured_energies(tmp_path / "picture.png", frames(14), "many")
+    assert [axes.get_title() for axes in figures[0].axes] == [f"part{k}" for k in range(12)]

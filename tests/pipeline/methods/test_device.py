@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lsr.tuner.linear import adapted_layers
 from pipeline import artifacts, params
 from pipeline.evaluation import inference
 from pipeline.methods import adapters, base_models, device
@@ -109,11 +108,11 @@ def test_examples_are_read_on_the_accelerator_and_the_model_is_then_where_it_was
     at(lsr={"init": "gradient"})
     view = params.load(params.TrainView)
     base = base_models.load_base_model(view.base_model, view.dataset)
-    model = adapters.add_adapter(base, view.section, view.base_model, 0)
+    names = adapters.target_names(base, view.section, view.base_model, view.seed)
     accelerator(torch.device("cuda"))
     went, batches = [], []
     # Nothing comes back from a stand-in with its values: what is asked is seen, and nothing moves.
-    monkeypatch.setattr(model, "to", lambda target: went.append(target) or model)
+    monkeypatch.setattr(base, "to", lambda target: went.append(target) or base)
     monkeypatch.setattr(device, "device_of", lambda _: (went or [CPU])[-1])
 
     def gradients(model, layers, examples, head, **_):
@@ -123,7 +122,8 @@ def test_examples_are_read_on_the_accelerator_and_the_model_is_then_where_it_was
 
     monkeypatch.setattr(adapters, "examples_gradients", gradients)
     examples = [Batch(batches), Batch(batches)]
-    found = adapters.gradients(model, model, examples, view.base_model, view.section, view.seed)
-    assert found.keys() == adapted_layers(model).keys()
+    found = adapters.gradients(base, names, examples, view.base_model, view.section, view.seed)
+    assert list(found) == names
+    assert len(names) == 4
     assert went == [torch.device("cuda"), CPU]
     assert batches == [torch.device("cuda")] * 2

@@ -129,6 +129,16 @@ def test_what_trains_is_what_requires_grad_and_what_is_stored_is_in_the_file(at,
     assert found["base_parameters"] == sum(value.numel() for value in base.roberta.parameters())
 
 
+def test_the_default_adapter_is_shared_by_the_layers_of_a_kind(monkeypatch):
+    monkeypatch.chdir(workspace.ROOT)
+    model, view = fresh()
+    found = adapters.count_parameters(model, view.base_model)
+    kinds, layers, width, rank = 2, 6, 384, 3
+    assert found["adapter_trained"] == kinds * (2 * rank * width + layers * rank**2) == 4716
+    assert found["adapter_trained"] == found["adapter_stored"] == found["adapter_effective"]
+    assert view.section.reads_examples
+
+
 def test_a_layer_that_is_called_like_the_head_is_no_head(at):
     at("lora", target_modules=["query"])
     model, view = fresh()

@@ -169,6 +169,12 @@ MISTAKES = [
     ("lsr.share", "kinds", "lsr.share: input should be 'none' or 'layers', got 'kinds'"),
     ("lsr.layers", [1, 1], "lsr.layers: input should be 'all' or names must differ from each other, got [1, 1]"),
     ("lsr.frames_from", ["tweets", "twets"], "lsr.frames_from: no row 'twets' in pipeline/datasets.yaml; did you mean"),
+    ("lsr.frames_from", ["tweets", "tweets"], "lsr.frames_from: names must differ from each other, got ['tweets', 't"),
+    ("lsr.frames", "", "lsr.frames: string should have at least 1 character, got ''"),
+    ("lsr.frames_dtype", "int4", "lsr.frames_dtype: input should be 'float32', 'bfloat16' or 'int8', got 'int4'"),
+    ("lsr.core", "diag", "lsr.core: input should be 'full' or 'diagonal', got 'diag'"),
+    ("lsr.rank_shape", [], "lsr.rank_shape: input should be a list of at least 1, got []"),
+    ("lora.layers", [-1], "lora.layers.0: input should be greater than or equal to 0, got -1"),
     ("lsr.in_shape", [2, 0], "lsr.in_shape.1: input should be greater than 0, got 0"),
     ("lsr.in_shape", "atuo", "lsr.in_shape: input should be 'auto' or a list, got 'atuo'; did you mean auto?"),
     ("lsr.rank_shape", [2, "x"], "lsr.rank_shape.1: input should be a valid integer, unable to parse string as"),
@@ -217,6 +223,31 @@ def test_all_mistakes_are_reported_at_once(workspace):
     change("params.yaml", "train.epochs", 0)
     change("params.yaml", "evaluate.resamples", 1)
     assert [line.split(":")[1].strip() for line in refusal()] == ["train.epochs", "evaluate.resamples"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "got"),
+    [
+        ({"lsr.init": "principal"}, "init: principal and frames: own"),
+        ({"lsr.frames": "models/family"}, "init: gradient and frames: models/family"),
+    ],
+)
+def test_rows_are_pooled_where_their_gradients_make_the_frames(workspace, changes, got):
+    change("params.yaml", "lsr.frames_from", ["movie-reviews", "tweets"])
+    assert set(params.load(params.FactorizeInitView).pooled) == {"movie-reviews", "tweets"}
+    for key, value in changes.items():
+        change("params.yaml", key, value)
+    needs = "pools gradients, so it needs init: gradient and frames: own"
+    assert refusal() == [f"params.yaml: lsr: frames_from: {needs}; got {got}"]
+
+
+@pytest.mark.parametrize("view", [params.InputsView, params.FactorizeInitView])
+def test_a_pooled_row_is_checked_like_the_chosen_one(workspace, view):
+    change("params.yaml", "lsr.frames_from", ["tweets"])
+    change("pipeline/datasets.yaml", "tweets.metrics", [])
+    assert refusal(lambda: params.load(view)) == [
+        "pipeline/datasets.yaml: tweets.metrics: input should be a list of at least 1, got []"
+    ]
 
 
 def test_a_mistake_in_an_unused_section_is_reported(workspace):
