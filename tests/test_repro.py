@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests import workspace
 
@@ -95,7 +96,7 @@ def restored(repository):
     """The repository, which is as committed after the test."""
     yield repository
     command(repository, "git", "reset", "--quiet", "--hard")
-    command(repository, "git", "clean", "--quiet", "--force", "data", "models")
+    command(repository, "git", "clean", "--quiet", "--force", "-d", "data", "models")
     command(repository, "dvc", "checkout", "--quiet")
     assert "up to date" in command(repository, "dvc", "status")
 
@@ -125,6 +126,39 @@ def test_a_file_that_no_chosen_row_names_runs_nothing_else(restored):
     (restored / "models/other/config.json").write_text("{}")
     assert ran(command(restored, "dvc", "repro")) == ["inputs"]
     assert ran(command(restored, "dvc", "repro")) == []
+
+
+def choose_lsr(folder, **words):
+    path = folder / "params.yaml"
+    workspace.write_yaml(path, workspace.merged(workspace.read_yaml(path), {"lsr": words}))
+
+
+def test_frames_are_pooled_once_and_held_by_an_adapter_that_starts_again_when_they_change(restored):
+    words = {"rank_shape": [3], "separation_rank": 1, "train": "core", "init": "gradient", "examples": 40}
+    choose_lsr(restored, **words, frames_from=["glue", "ratings"])
+    assert ran(command(restored, "dvc", "repro", "factorize-init")) == ["inputs", "factorize-init"]
+    (restored / "data/ratings.csv").write_text((restored / "data/ratings.csv").read_text() + "one more,1.0\n")
+    assert ran(command(restored, "dvc", "repro", "factorize-init")) == ["inputs", "factorize-init"]
+
+    family = restored / "models/family"
+    shutil.copytree(restored / "artifacts/init", family)
+    choose_lsr(restored, frames="models/family", frames_from=[])
+    everything = ["inputs", "factorize-init", "train", "evaluate"]
+    assert ran(command(restored, "dvc", "repro")) == everything
+    metrics = json.loads((restored / "reports/evaluate/metrics.json").read_text())
+    assert metrics["adapter_trained"] == metrics["adapter_stored"] == 4 * 3**2
+    weights = load_file(family / "adapter_model.safetensors")
+    changed = {name: -value if ".factor_A1" in name else value for name, value in weights.items()}
+    save_file(changed, family / "adapter_model.safetensors", metadata={"format": "pt"})
+    assert ran(command(restored, "dvc", "repro")) == everything
+
+
+def test_frames_where_dvc_does_not_watch_are_one_line(restored):
+    choose_lsr(restored, train="core", frames="artifacts/adapter")
+    output = command(restored, "dvc", "repro", code=255)
+    alone = "DVC notices changes in data/ and models/ alone; move it there"
+    assert f"params.yaml: lsr.frames: artifacts/adapter: {alone}" in output
+    assert "Traceback" not in output
 
 
 def test_a_deleted_file_is_noticed(restored):
