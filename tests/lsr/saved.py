@@ -42,6 +42,14 @@ CASES = {  # what it shows: model, fields
     "a core and factors": ("roberta", {"train": "all"}),
     "a core, rounded to bfloat16": ("bert", {"train": "core", "frames_dtype": "bfloat16"}),
     "a core, rounded to int8": ("bert-padded", {"train": "core", "frames_dtype": "int8"}),
+    "a core, rounded to signs": (
+        "bert",
+        {"rank_shape": (4,), "separation_rank": None, "train": "core", "frames_dtype": "sign"},
+    ),
+    "a diagonal core": (
+        "gpt2",
+        {"rank_shape": (4,), "separation_rank": None, "train": "all", "core": "diagonal", "share": "layers"},
+    ),
     "shared": ("bert", {"train": "core", "share": "layers", "rank_shape": (4,), "separation_rank": None}),
     "shared and transposed": (
         "gpt2",
@@ -59,6 +67,11 @@ SPLIT = [  # into Kronecker factors, and nothing between them
     for case, (_, fields) in CASES.items()
     if len(LsrConfig(**fields).rank_shape) > 1 and not LsrConfig(**fields).has_core
 ]
+
+
+def entries(tensor):
+    """How many numbers a tensor of a file holds: eight signs a byte."""
+    return tensor.numel() * (8 if tensor.dtype is torch.uint8 else 1)
 
 
 def train(model, steps=3):

@@ -13,6 +13,11 @@ FAMILY = {  # one factor a side, cores, and factors that layers share
     "a core and factors": Subject("distilbert", {"train": "all"}, layers=4),
     "a core, rounded to bfloat16": Subject("roberta", {**DENSE, "train": "core", "frames_dtype": "bfloat16"}, layers=4),
     "a core, rounded to int8": Subject("bert", {"train": "core", "frames_dtype": "int8"}, layers=4),
+    "a core, rounded to signs": Subject("bert", {**DENSE, "train": "core", "frames_dtype": "sign"}, layers=4),
+    "a diagonal core": Subject(
+        "bert", {**DENSE, "train": "core", "core": "diagonal", "init_weights": "principal"}, layers=4
+    ),
+    "shared, diagonal cores": Subject("gpt2", {**DENSE, **SHARED, "train": "all", "core": "diagonal"}, layers=2),
     "shared": Subject("bert", {**DENSE, **SHARED}, layers=4),
     "shared, six kinds": Subject(
         "bert", {**SHARED, "target_modules": r".*encoder.*\.(query|key|value|dense)"}, layers=12

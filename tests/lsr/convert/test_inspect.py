@@ -12,7 +12,7 @@ from lsr.algebra.precision import ROUNDOFF, TOLERATED_LOSS
 from lsr.convert.files import InputError
 from lsr.convert.inspect import inspect_adapter, inspect_layer, shared_prefix
 from lsr.tuner.linear import adapted_layers
-from tests.lsr.saved import CASES, FOLDED, save
+from tests.lsr.saved import CASES, FOLDED, entries, save
 
 
 def report(case, folder, base=None):
@@ -50,7 +50,7 @@ def test_sizes_are_those_of_the_layers_and_of_the_exported_lora(case, tmp_path):
     assert sum(t.numel() for n, t in lora.items() if ".lora_" in n) == sum(
         r.lora_parameters for r in found.layers.values()
     )
-    assert sum(t.numel() for n, t in adapter.items() if ".lsr_" in n) == sum(r.stored for r in found.layers.values())
+    assert sum(entries(t) for n, t in adapter.items() if ".lsr_" in n) == sum(r.stored for r in found.layers.values())
     assert sum(t.numel() for n, t in adapter.items() if ".lsr_" not in n) == found.other_parameters
     for name, layer in adapted_layers(model).items():
         sizes, shown = layer.sizes("default"), found.layers[name]

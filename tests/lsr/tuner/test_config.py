@@ -231,7 +231,7 @@ def test_with_layers_the_most_frequent_values_are_usual_and_the_others_patterns(
         ({"share": "all"}, "share must be one of ['none', 'layers'], got 'all'"),
         (
             {"train": "core", "frames_dtype": "int4"},
-            "frames_dtype must be one of ['float32', 'bfloat16', 'int8'], got 'int4'",
+            "frames_dtype must be one of ['float32', 'bfloat16', 'int8', 'sign'], got 'int4'",
         ),
         (
             {"share": "layers"},

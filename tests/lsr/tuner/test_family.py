@@ -35,6 +35,7 @@ FAMILIES = {  # fields of the adapter whose frames they are
     "shared, two factors": {"share": "layers", "rank_shape": (2, 2), "separation_rank": 3},
     "rounded to bfloat16": {"frames_dtype": "bfloat16"},
     "rounded to int8": {"frames_dtype": "int8", "share": "layers"},
+    "rounded to signs": {"frames_dtype": "sign"},
     "trained frames": {"train": "all", "share": "layers"},
 }
 QUERY = "bert.encoder.layer.0.attention.self.query"

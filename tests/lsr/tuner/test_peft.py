@@ -15,6 +15,7 @@ from benchmarks.capabilities.subjects import METHODS, Subject
 from lsr import LsrConfig, LsrModel
 from lsr.tuner.layer import LsrLayer
 from lsr.tuner.linear import adapted_layers
+from tests.lsr.saved import entries
 from tests.lsr.subjects import CASES
 
 _, _, SECOND = METHODS["LSR"]
@@ -150,7 +151,7 @@ def test_the_file_holds_the_factors_the_heads_and_the_chosen_biases(case, tmp_pa
     assert {name: tensor.shape for name, tensor in written.items()} == {n: v.shape for n, v in expected.items()}
     assert all(torch.equal(tensor, expected[name]) for name, tensor in written.items())
     counted = sum(layer.sizes("default").stored for layer in adapted_layers(model).values())
-    assert sum(tensor.numel() for name, tensor in written.items() if ".lsr_" in name) == counted
+    assert sum(entries(tensor) for name, tensor in written.items() if ".lsr_" in name) == counted
 
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
