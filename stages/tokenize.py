@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline import artifacts, console, params, stage
 from pipeline.data import datasets
-from pipeline.data.texts import tokenize
+from pipeline.data.encoding import tokenize
 from pipeline.errors import UserError
 from pipeline.params.rows import DatasetRow
 

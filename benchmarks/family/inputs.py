@@ -11,7 +11,7 @@ from transformers import DataCollatorWithPadding
 from benchmarks.family.experiment import Sizes
 from pipeline import params
 from pipeline.data import datasets, tokens
-from pipeline.data.texts import tokenize
+from pipeline.data.encoding import tokenize
 from pipeline.methods import base_models
 
 

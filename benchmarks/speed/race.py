@@ -24,7 +24,7 @@ from benchmarks.processes import in_fresh_process
 from benchmarks.views import changed
 from pipeline import console
 from pipeline.data import datasets, tokens
-from pipeline.data.texts import tokenize
+from pipeline.data.encoding import tokenize
 from pipeline.evaluation import inference, scores
 from pipeline.methods import adapters, base_models
 from pipeline.params import LsrParams, TrainView

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.data import datasets
-from pipeline.data.texts import tokenize
+from pipeline.data.encoding import tokenize
 from pipeline.data.tokens import INPUTS, SAMPLE_BATCH, collator
 from pipeline.params.rows import DatasetRow
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pipeline import artifacts, params
-from pipeline.data import texts as data_texts
+from pipeline.data import encoding
 from pipeline.errors import UserError
 from pipeline.params.rows import DatasetRow, ModelRow
 from stages import tokenize as stage
@@ -108,7 +108,7 @@ def test_a_model_without_token_types_gets_none(tmp_path):
 def test_batches_change_nothing(tokenizer, monkeypatch):
     rows = texts(*((f"{'very ' * (number % 12)}good", number % 2) for number in range(25)))
     whole, _ = stage.tokenize(rows, tokenizer, 8)
-    monkeypatch.setattr(data_texts, "BATCH", 4)
+    monkeypatch.setattr(encoding, "BATCH", 4)
     done = []
     batched, _ = stage.tokenize(rows, tokenizer, 8, done.append)
     assert batched.equals(whole)
