@@ -119,6 +119,20 @@ def captured_energies(
     return [float(_between(matrix, left, right).square().sum()) / _norm(matrix) ** 2 for matrix in matrices]
 
 
+def paired_energies(
+    matrices: Sequence[Matrix],
+    left: Tensor,  # (m, r), unit columns
+    right: Tensor,  # (r, n), unit rows
+) -> list[float]:
+    """Return `1 - min_d ||G - B diag(d) A||_F^2 / ||G||_F^2` for each matrix: what a diagonal core can hold."""
+    gram = (left.T @ left) * (right @ right.T)
+    found = []
+    for matrix in matrices:
+        aim = _between(matrix, left, right).diagonal() / _norm(matrix)
+        found.append(float(aim @ torch.linalg.lstsq(gram, aim[:, None], driver="gelsd").solution[:, 0]))
+    return found
+
+
 def nested_energies(
     matrices: Sequence[Matrix],
     most: int,

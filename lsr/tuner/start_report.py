@@ -8,7 +8,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from lsr.algebra.frames import captured_energies, leading_frames, nested_energies
+from lsr.algebra.frames import captured_energies, leading_frames, nested_energies, paired_energies
 from lsr.algebra.precision import Conditions, conditions_of
 from lsr.algebra.separable import kron_sum, pad_columns, separation_errors
 from lsr.algebra.shapes import Form
@@ -155,7 +155,8 @@ def report_frames(
         ValueError: if a weight or gradient is zero or not finite.
     """
     layers = started.layers
-    form = layers[0].adapter(adapter_name).form
+    adapter = layers[0].adapter(adapter_name)
+    form, is_diagonal = adapter.form, adapter.core.dim() == 1
     sizes = [layer.sizes(adapter_name) for layer in layers]
     most = max(form.rank, min(MOST_RANKS_OF_FRAMES, form.in_features, form.out_features))
     targets: dict[str, list[Matrix]] = {
@@ -168,7 +169,7 @@ def report_frames(
         rank=form.rank,
         separation_rank=form.separation_rank,
         sizes=Sizes(*(sum(getattr(size, name) for size in sizes) for name in ("trained", "stored", "effective"))),
-        energy={what: _energy(matrices, started.start, form) for what, matrices in held.items()},
+        energy={what: _energy(matrices, started.start, form, is_diagonal) for what, matrices in held.items()},
         own={what: _mean_of([nested_energies([m], most, seed) for m in ms]) for what, ms in held.items()},
         shared={what: nested_energies(ms, most, seed) for what, ms in held.items() if len(layers) > 1},
         by_terms={what: _by_terms(matrices, form, seed) for what, matrices in held.items()},
@@ -176,8 +177,10 @@ def report_frames(
     )
 
 
-def _energy(matrices: Sequence[Matrix], start: Start, form: Form) -> float:
+def _energy(matrices: Sequence[Matrix], start: Start, form: Form, is_diagonal: bool = False) -> float:
     right, left = kron_sum(*start.a)[:, : form.in_features], kron_sum(*start.b)[: form.out_features]
+    if is_diagonal:
+        return fmean(paired_energies(matrices, left.double(), right.double()))
     bases = torch.linalg.qr(left.double()).Q, torch.linalg.qr(right.double().T).Q.T
     return fmean(captured_energies(matrices, *bases))
 

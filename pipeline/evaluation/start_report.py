@@ -47,7 +47,7 @@ def write(
         plots.captured_energies(artifacts.FACTORIZE_PICTURE, frames, f"{model}: how much do frames of a rank hold?")
         show_frames(columns)
     else:
-        plots.note(artifacts.FACTORIZE_PICTURE, f"adapter {adapter}: it has no factors that start from anything")
+        plots.note(artifacts.FACTORIZE_PICTURE, f"adapter {adapter}: nothing of it is made here")
     console.table("factorize-init", ["what", "parameters"], list(counts.items()))
 
 

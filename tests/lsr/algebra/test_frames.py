@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from lsr.algebra import spectrum
-from lsr.algebra.frames import captured_energies, leading_frames, trailing_frames
+from lsr.algebra.frames import captured_energies, leading_frames, paired_energies, paired_frames, trailing_frames
 from tests.lsr.matrices import decaying, normal
 
 BOTH = {"leading": leading_frames, "trailing": trailing_frames}
@@ -252,3 +252,15 @@ def test_no_rows_at_random_hold_less_of_several_matrices(count):
         rows, columns = (torch.linalg.qr(normal(size, 3, seed=seed)).Q for size in (9, 12))
         for ours, theirs in zip(least, held(rows.T, columns), strict=True):
             assert ours <= theirs
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_paired_energies_are_those_of_the_nearest_diagonal_core(count):
+    matrices = [decaying(12, 9, seed=seed) for seed in range(count)]
+    left, right = paired_frames(matrices, 4)
+    terms = torch.stack([torch.outer(b, a).flatten() for b, a in zip(left.T, right, strict=True)], dim=1)
+    for matrix, energy in zip(matrices, paired_energies(matrices, left, right), strict=True):
+        rest = matrix.flatten() - terms @ torch.linalg.lstsq(terms, matrix.flatten()[:, None]).solution[:, 0]
+        assert energy == pytest.approx(1 - float(rest.square().sum() / matrix.square().sum()))
+        if count == 1:
+            assert energy == pytest.approx(captured_energies([matrix], left, right)[0])
