@@ -17,12 +17,14 @@ from lsr.convert.certificate import Certificate, LayerCertificate
 from lsr.convert.export import Rounding
 from lsr.convert.files import InputError
 from lsr.convert.inspect import AdapterReport, LayerReport
+from lsr.convert.pool import PooledFrames
 
 PAGE = Path(__file__).with_name("api.md")
 GROUPS = {
     "Adapt a model": (
         lsr.LsrConfig,
         lsr.start_from_examples,
+        lsr.allocate_ranks,
         lsr.LsrModel,
         lsr.LsrModel.add_weighted_adapter,
     ),
@@ -32,8 +34,17 @@ GROUPS = {
         lsr.export_merged,
         lsr.prune_adapter,
         lsr.compress_lora,
+        lsr.pool_frames,
     ),
-    "What they return and raise": (AdapterReport, LayerReport, Rounding, Certificate, LayerCertificate, InputError),
+    "What they return and raise": (
+        AdapterReport,
+        LayerReport,
+        Rounding,
+        Certificate,
+        LayerCertificate,
+        PooledFrames,
+        InputError,
+    ),
 }
 INTRODUCTION = """# The API of lsr
 
