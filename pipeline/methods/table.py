@@ -44,6 +44,15 @@ def one_rate(section: Any, parameter: str) -> float | None:
     return getattr(section, "learning_rate", None)
 
 
+def lsr_rate(section: Any, parameter: str) -> float:
+    """Return the learning rate of a parameter of LSR: that of A2 and B2 is smaller by sqrt(s), as their entries are.
+
+    A step of Adam is as large for every entry, so at one rate these would turn sqrt(s) times faster than A1 does.
+    """
+    is_small = parameter.endswith((".factor_A2", ".factor_B2")) and section.train in ("factors", "first")
+    return section.learning_rate / (section.separation_rank**0.5 if is_small else 1.0)
+
+
 def frozen_frames(model: PeftModel) -> int:
     """Return how many elements of LSR's factors are frozen."""
     sizes = [layer.sizes("default") for layer in adapted_layers(model).values()]
@@ -63,7 +72,7 @@ class Method:
 
 
 METHODS: dict[type[MethodParams], Method] = {
-    LsrParams: Method(lsr.LsrConfig, fields=lsr_names, merges_exactly=True, frozen=frozen_frames),
+    LsrParams: Method(lsr.LsrConfig, fields=lsr_names, rate=lsr_rate, merges_exactly=True, frozen=frozen_frames),
     LoraParams: Method(LoraConfig, fields=chosen_layers),
     # PEFT has no method "everything" or "the head": an adapter of no layers that saves whole modules is just that.
     FullParams: Method(LoraConfig, whole=every_module),

@@ -235,8 +235,9 @@ def test_a_checkpoint_is_orphaned_by_changes_of_what_trains_and_of_nothing_else(
         assert here != before, changed
 
 
-def test_the_head_has_its_own_learning_rate(at):
-    at(train={"head_learning_rate": 0.5}, lsr={"learning_rate": 0.25})
+def test_the_head_and_the_small_factors_have_their_own_learning_rates(at):
+    at(train={"head_learning_rate": 0.5}, lsr={"learning_rate": 0.25, "separation_rank": 4})
+    rates = {".classifier.": 0.5, ".factor_A2": 0.125, ".factor_B2": 0.125}  # 1 / sqrt(4) of the others'
     run(FACTORIZE)
     view = params.load(params.TrainView)
     model = adapters.load_adapter(base_model(view), artifacts.INIT, trainable=True)
@@ -244,7 +245,8 @@ def test_the_head_has_its_own_learning_rate(at):
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            assert group["lr"] == (0.5 if ".classifier." in names[id(parameter)] else 0.25)
+            name = names[id(parameter)]
+            assert group["lr"] == next((rate for part, rate in rates.items() if part in name), 0.25)
             assert (group["weight_decay"] == 0) == names[id(parameter)].endswith(".bias")
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 4 * 4 + 4
 
