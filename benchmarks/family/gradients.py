@@ -46,5 +46,4 @@ def gradients(
         head,
         steps=head_steps,
         seed=seed,
-        centered=head_steps > 0,  # LoRA-SB has neither: it takes the gradient as it is, through the fresh head
     )

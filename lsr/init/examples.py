@@ -3,9 +3,8 @@
 The layers are those that `model` calls; in a PEFT wrapper, the base layers. The gradients are float64, on the CPU.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,6 @@ def weight_gradients(
     dense_entries: int = DENSE_ENTRIES,
     rank: int = SKETCH_RANK,
     seed: int = 0,
-    centered: bool = False,
     progress: Callable[[int], None] | None = None,  # told after each batch how many are done
 ) -> dict[str, Matrix]:  # (m, n) each
     """Return the mean over all examples of dL/dW for each layer, with W as in y = W x whatever layout the layer has.
@@ -39,9 +37,6 @@ def weight_gradients(
     a layer of more than `dense_entries` is a sketch, and a pair (m, k), (k, n) is returned that approximates it as well
     as matrices of `rank` about can; see `lsr.algebra.sketch`. `seed` draws what sketches need.
 
-    `centered` leaves out what a change of the bias does as well: the direction of the mean input x of each layer, over
-    all tokens that an `attention_mask` lets through. In some layers most of the gradient is there.
-
     Raises:
         ValueError: if there are no examples or no loss, or a layer was never called or its gradient is not finite;
             names the layer.
@@ -50,19 +45,16 @@ def weight_gradients(
     from its singular vectors.
     """
     totals = {_weight(layer): _Total(layer, dense_entries, rank, seed) for layer in layers.values()}
-    means: dict[str, Tensor] = {}
     examples = 0
     with undisturbed(model, totals):
         for done, batch in enumerate(batches, 1):
-            with _watched_inputs(layers, batch, means) if centered else nullcontext():
-                _add_gradients(model, batch, totals)
+            _add_gradients(model, batch, totals)
             examples += size_of(batch)
             if progress:
                 progress(done)
     if not examples:
         raise ValueError("no examples: there is no batch to look at")
-    found = {name: _mean(totals[_weight(layer)], examples, name) for name, layer in layers.items()}
-    return {name: _without(matrix, means[name]) for name, matrix in found.items()} if centered else found
+    return {name: _mean(totals[_weight(layer)], examples, name) for name, layer in layers.items()}
 
 
 class _Total:
@@ -102,38 +94,6 @@ def _add_gradients(model: nn.Module, batch: Batch, totals: Mapping[nn.Parameter,
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@contextmanager
-def _watched_inputs(layers: Mapping[str, nn.Module], batch: Batch, sums: dict[str, Tensor]) -> Iterator[None]:
-    """Add what enters each layer to its sum over all tokens, (n,)."""
-    mask = batch.get("attention_mask")
-
-    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def add(_: nn.Module, args: tuple[Any, ...]) -> None:
-            rows = args[0].detach().flatten(0, -2)
-            if mask is not None and mask.numel() == len(rows):
-                rows = rows[mask.flatten().bool()]
-            total = rows.sum(dim=0, dtype=torch.float64).cpu()
-            sums[name] = sums[name] + total if name in sums else total
-
-        return add
-
-    hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _without(matrix: Matrix, direction: Tensor) -> Matrix:  # (m, n), (n,)
-    """Return G (I - d d^T / ||d||^2); G itself where the direction is none."""
-    length = direction.norm()
-    unit = direction / length if length > 0 else direction
-    left, right = (None, matrix) if isinstance(matrix, Tensor) else matrix
-    rest = right - (right @ unit)[:, None] * unit
-    return rest if left is None else (left, rest)
 
 
 def _mean(total: _Total, examples: int, name: str) -> Matrix:

@@ -31,7 +31,6 @@ def examples_gradients(
     cache_bytes: int = CACHE_BYTES,
     dense_entries: int = DENSE_ENTRIES,
     rank: int = SKETCH_RANK,
-    centered: bool = True,
     progress: Callable[[int, int], None] | None = None,  # told after each batch of a pass how many of how many are done
 ) -> dict[str, Matrix]:  # (m, n) each
     """Return `weight_gradients` of the layers through a fitted head, which is then as it was; see `fitted_head`.
@@ -53,14 +52,7 @@ def examples_gradients(
         model, head, listed, steps=steps, rate=rate, seed=seed, cache_bytes=cache_bytes, progress=after(0)
     ):
         return weight_gradients(
-            model,
-            layers,
-            listed,
-            dense_entries=dense_entries,
-            rank=rank,
-            seed=seed,
-            centered=centered,
-            progress=after(start),
+            model, layers, listed, dense_entries=dense_entries, rank=rank, seed=seed, progress=after(start)
         )
 
 

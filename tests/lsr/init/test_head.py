@@ -212,7 +212,7 @@ def test_without_steps_the_head_is_the_fresh_one():
     model, layers, head = made("bert")
     assert labels_seen(model, head, batches(2, 4), steps=0) == []
     found = examples_gradients(model, layers, batches(2, 4), head, steps=0)
-    assert_close(found, weight_gradients(model, layers, batches(2, 4), centered=True), rtol=0, atol=0)
+    assert_close(found, weight_gradients(model, layers, batches(2, 4)), rtol=0, atol=0)
 
 
 # The cost
@@ -263,9 +263,9 @@ def test_gradients_are_those_through_the_fitted_head(name):
     values = fitted_values(model, head, batches(2, 4), steps=20, rate=0.02, seed=4)
     for parameter, value in zip([p for module in head for p in module.parameters()], values, strict=True):
         parameter.data = value
-    expected = weight_gradients(model, layers, batches(2, 4), centered=True)
+    expected = weight_gradients(model, layers, batches(2, 4))
     assert_close(found, expected)
-    fresh = weight_gradients(*made(name)[:2], batches(2, 4), centered=True)
+    fresh = weight_gradients(*made(name)[:2], batches(2, 4))
     assert not torch.allclose(found[QUERIES[name]], fresh[QUERIES[name]])
 
 
@@ -302,7 +302,7 @@ def test_a_language_model_is_looked_at_through_the_head_it_has(name):
     batch = {**tokens(), "labels": tokens()["input_ids"]}
     told = []
     found = examples_gradients(model, layers, [batch, batch], progress=lambda *counts: told.append(counts))
-    assert_close(found, weight_gradients(model, layers, [batch, batch], centered=True), rtol=0, atol=0)
+    assert_close(found, weight_gradients(model, layers, [batch, batch]), rtol=0, atol=0)
     assert told == [(1, 2), (2, 2)]
 
 

@@ -327,12 +327,12 @@ def test_a_start_from_examples_changes_no_bit_and_differs_from_a_random_one():
         assert not torch.equal(one.adapter("default").factors()[0][0], two.adapter("default").factors()[0][0])
 
 
-def test_the_gradient_start_points_along_the_gradient_without_what_a_bias_could_do():
+def test_the_gradient_start_points_along_the_gradient():
     model = adapted(init_weights="gradient", separation_rank=8, rank_shape=(2, 2))
     plain = tiny("bert")
     plain.load_state_dict(adapted(init_weights="gradient").unload().state_dict())
     layers = {name: plain.get_submodule(name) for name in adapted_layers(model)}
-    gradients = weight_gradients(plain, layers, examples(), centered=True)
+    gradients = weight_gradients(plain, layers, examples())
     for name, layer in adapted_layers(model).items():
         a, _ = layer.adapter("default").collapse()
         basis = torch.linalg.qr(a.detach().double().T).Q

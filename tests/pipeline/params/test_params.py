@@ -171,7 +171,7 @@ MISTAKES = [
     ("lsr.frames_from", ["tweets", "twets"], "lsr.frames_from: no row 'twets' in pipeline/datasets.yaml; did you mean"),
     ("lsr.frames_from", ["tweets", "tweets"], "lsr.frames_from: names must differ from each other, got ['tweets', 't"),
     ("lsr.frames", "", "lsr.frames: string should have at least 1 character, got ''"),
-    ("lsr.frames_dtype", "int4", "lsr.frames_dtype: input should be 'float32', 'bfloat16', 'int8' or 'sign', got 'int4'"),
+    ("lsr.frames_dtype", "int4", "lsr.frames_dtype: input should be 'float32', 'bfloat16', 'int8' or 'sign', got"),
     ("lsr.core", "diag", "lsr.core: input should be 'full' or 'diagonal', got 'diag'"),
     ("lsr.rank_shape", [], "lsr.rank_shape: input should be a list of at least 1, got []"),
     ("lora.layers", [-1], "lora.layers.0: input should be greater than or equal to 0, got -1"),
