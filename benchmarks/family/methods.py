@@ -21,7 +21,7 @@ RUNS: Mapping[int, tuple[Layers, ...]] = {  # consecutive layers: earlier ones n
 ALL_LINEAR = ("query", "key", "value", "output.dense", "intermediate.dense")
 FULL_SCALE = 0.01  # every weight trains at a hundredth of the rates of adapters
 HEAD_SCALE = 5.0  # a head that trains alone, at higher ones
-# alpha / rank is the scaling, alpha / 8 of a diagonal core: so one grid of rates does for all ranks.
+# alpha / rank is the scaling, alpha / 16 of a diagonal core: so one grid of rates does for all ranks.
 CORE_ALPHA = 24.0
 FACTOR_ALPHA = 16.0  # of factors without a core, at rank 4
 LORA_SCALING = 2

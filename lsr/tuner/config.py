@@ -22,7 +22,7 @@ SHARED = ("none", "layers")
 CORED = ("core", "all")  # what trains where there is a core
 TRAINED = ("factors", "first", *CORED)
 OWN = "own"
-DIAGONAL = 8  # what alpha is divided by where the core is diagonal: each direction moves by itself, whatever r is
+DIAGONAL = 16  # what alpha is divided by where the core is diagonal: each direction moves by itself, whatever r is
 TERMS = 16  # the separation rank where none is given, and there are two factors or more
 
 
@@ -307,7 +307,7 @@ class LsrConfig(PeftConfig):
     def scaling(self, layer_name: str, form: Form) -> float:
         """Return what the product of a layer's factors is multiplied by: alpha / r.
 
-        In a diagonal core each direction moves by itself, however many there are: it is alpha / 8 there.
+        In a diagonal core each direction moves by itself, however many there are: it is alpha / 16 there.
         """
         alpha = override(self.alpha_pattern, layer_name, self.alpha)
         return alpha / (DIAGONAL if self.core == "diagonal" else form.rank)

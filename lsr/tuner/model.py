@@ -59,7 +59,7 @@ class LsrModel(BaseTuner):
             config.target_modules = sorted(adapted)
         check_patterns(config, adapted)
         family = read_family(config)
-        _check_forms(model, adapted, config, family)
+        check_forms(model, adapted, config, family)
         self._holders = Holders(config, adapted_layers(model).values(), family)
         try:
             super().inject_adapter(
@@ -226,7 +226,7 @@ class LsrModel(BaseTuner):
             super()._replace_module(parent, child_name, new_module, child)
 
 
-def _check_forms(model: nn.Module, names: Sequence[str], config: LsrConfig, family: Family | None) -> None:
+def check_forms(model: nn.Module, names: Sequence[str], config: LsrConfig, family: Family | None = None) -> None:
     """Find out whether all layers can have the adapter, while the model is still as it was.
 
     Raises:

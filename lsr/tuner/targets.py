@@ -33,14 +33,16 @@ def target_names(model: nn.Module, config: LsrConfig) -> list[str]:
     """Return the layers of a base model that a configuration adapts; its target_modules must not be None.
 
     Raises:
-        ValueError: if an entry of it names no layer.
+        ValueError: if an entry of it, a pattern or an index names no layer.
     """
     names = [name for name, _ in model.named_modules() if name]
     check_names(config, names)
     open_config = cast("LsrConfig", _maybe_include_all_linear_layers(replace(config), model))
     found = [name for name in names if check_target_module_exists(open_config, name)]
     is_open = config.target_modules == "all-linear"
-    return [name for name in found if not (is_open and is_trained_whole(config, name))]
+    adapted = [name for name in found if not (is_open and is_trained_whole(config, name))]
+    check_patterns(config, adapted)
+    return adapted
 
 
 def is_trained_whole(config: LsrConfig, name: str) -> bool:

@@ -18,6 +18,7 @@ from lsr.init.head import examples_gradients
 from lsr.tuner import targets
 from lsr.tuner.config import OWN, LsrConfig
 from lsr.tuner.factors import BITS
+from lsr.tuner.model import check_forms
 from lsr.tuner.start import Started, initialize_factors
 from lsr.tuner.targets import check_indices, check_names
 from pipeline.errors import UserError, first_line
@@ -31,13 +32,17 @@ CONFIG = "adapter_config.json"
 
 
 def target_names(base: PreTrainedModel, section: MethodParams, row: ModelRow, seed: int) -> list[str]:
-    """Return the layers of a base model that a section adapts.
+    """Return the layers of a base model that a section adapts, all of which can have its adapter.
 
     Raises:
         UserError: if the section does not fit the model.
     """
     try:
-        return targets.target_names(base, cast("LsrConfig", table.config_of(section, base, row, seed)))
+        config = cast("LsrConfig", table.config_of(section, base, row, seed))
+        names = targets.target_names(base, config)
+        if isinstance(section, LsrParams) and section.budget == "none":  # which chooses ranks and layers later
+            check_forms(base, names, config)
+        return names
     except (ValueError, TypeError) as error:
         raise UserError(f"params.yaml: {section.word}: {error}") from None
 

@@ -136,7 +136,7 @@ def test_a_view_cannot_be_changed(workspace):
 
 def test_a_float_as_dvc_writes_it_is_a_number(workspace):
     text = Path("params.yaml").read_text()
-    Path("params.yaml").write_text(text.replace("learning_rate: 0.004", "learning_rate: 1e-05"))
+    Path("params.yaml").write_text(re.sub(r"\blearning_rate: \S+", "learning_rate: 1e-05", text))
     assert params.load(params.TrainView).section.learning_rate == 1e-05
 
 
