@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
 
 from lsr.algebra.precision import TOLERATED_LOSS
+from lsr.tuner.config import CORED
 from lsr.tuner.start import groups_of
 from lsr.tuner.start_report import FramesReport, StartReport, report_frames, report_start
 from pipeline import artifacts, console, params, stage
@@ -48,7 +49,7 @@ def factorize_init(base: PreTrainedModel, view: params.FactorizeInitView) -> tup
     for one in console.track(started, "factorize-init", len(groups_of(model, "default")), "starts"):
         seconds += perf_counter() - before
         try:
-            if section.train in ("core", "all"):
+            if section.train in CORED:
                 measured.frames[one.name] = report_frames(one, gradients, view.seed)
             else:
                 measured.layers[one.name] = report_start(one.layers[0], one.start, view.seed)

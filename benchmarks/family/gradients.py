@@ -12,9 +12,8 @@ from transformers import set_seed
 from benchmarks.family import inputs
 from benchmarks.family.experiment import Sizes
 from lsr.algebra.spectrum import Matrix
-from lsr.init.head import examples_gradients
 from pipeline import params
-from pipeline.methods import base_models, device
+from pipeline.methods import adapters, base_models
 
 KEPT = 8  # data sets by seed: 14 MB each, for query and value of MiniLM
 
@@ -33,17 +32,9 @@ def gradients(
     """Return the mean gradients over examples of the train split."""
     set_seed(seed)  # the head is drawn when the checkpoint loads
     row = params.load_row("model", model)
-    base = device.place(base_models.load_base_model(row, params.load_row("data", data)))
+    base = base_models.load_base_model(row, params.load_row("data", data))
     endings = tuple(f".{target}" for target in targets)
-    layers = {name: module for name, module in base.named_modules() if name.endswith(endings)}
+    names = [name for name, _ in base.named_modules() if name.endswith(endings)]
     train = inputs.splits(data, model, max_length, sizes)["train"]
     batches = inputs.sample(train, examples, seed, inputs.collator(model))
-    head = [base.get_submodule(name) for name in row.head]
-    return examples_gradients(
-        base,
-        layers,
-        device.moved(batches, device.device_of(base)),
-        head,
-        steps=head_steps,
-        seed=seed,
-    )
+    return adapters.gradients(base, names, batches, row, head_steps, seed)

@@ -128,7 +128,7 @@ def _adapted(base: PreTrainedModel, view: TrainView, train: Dataset, tokenizer: 
     if isinstance(section, LsrParams) and section.reads_examples:
         names = adapters.target_names(base, section, view.base_model, view.seed)
         batches = tokens.sample(train, tokenizer, section.examples, view.seed)
-        gradients.append(adapters.gradients(base, names, batches, view.base_model, section, view.seed))
+        gradients.append(adapters.gradients(base, names, batches, view.base_model, section.head_steps, view.seed))
     model = adapters.add_adapter(base, section, view.base_model, view.seed, gradients)
     if isinstance(section, LsrParams):
         for _ in adapters.start(model, section, gradients):

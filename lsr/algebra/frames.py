@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lsr.algebra import spectrum
 from lsr.algebra.separable import canonical_signs
-from lsr.algebra.spectrum import Matrix, leading_svd, norm_of_pair, trailing_part
+from lsr.algebra.spectrum import Matrix, leading_svd, norm_of, shape_of, trailing_part
 
 OVERSAMPLED = 16  # singular vectors beside twice the rank that stand for a large matrix
 SWEEPS = 200
@@ -44,14 +44,8 @@ def leading_frames(
         left, _, right = leading_svd(matrices[0], rank, seed)
         return left * canonical_signs(left), right
     stack, outer, inner = _compressed(matrices, rank, seed)
-    with tl.backend_context("numpy", local_threadsafe=True):
-        (_, (left, right)), _ = partial_tucker(
-            stack.numpy(), [rank, rank], modes=[1, 2], init="svd", tol=TOLERANCE, random_state=seed
-        )
-    columns, rows = torch.from_numpy(left.copy()), torch.from_numpy(right.copy())
-    if outer is not None and inner is not None:
-        columns, rows = outer @ columns, inner @ rows
-    return columns * canonical_signs(columns), (rows * canonical_signs(rows)).T.contiguous()
+    columns, rows = _tucker(stack, rank, seed)
+    return _in_convention(columns, rows, outer, inner)
 
 
 def paired_frames(
@@ -62,7 +56,7 @@ def paired_frames(
     """Return B and A such that `B diag(d_l) A` is near each matrix, of norm 1, with a diagonal of its own.
 
     For one matrix these are its leading singular vectors. For several it is their separated representation over layers,
-    rows and columns: the CP decomposition of the stack, which TensorLy finds from the SVDs of its unfoldings.
+    rows and columns: the CP decomposition of the stack, which TensorLy finds from its leading frames.
 
     Raises:
         ValueError: as `leading_frames`.
@@ -71,14 +65,11 @@ def paired_frames(
     """
     if len(matrices) == 1:
         return leading_frames(matrices, rank, seed)
+    _check(matrices, rank)
     stack, outer, inner = _compressed(matrices, rank, seed)
-    if rank > min(stack.shape[1:]):
-        raise ValueError(f"the rank must be in [1, {min(stack.shape[1:])}] for these matrices, got {rank}")
-    draws = np.random.default_rng(seed)
-    start = CPTensor((np.ones(rank), [draws.standard_normal((size, rank)) for size in stack.shape]))
-    left, right = leading_frames(matrices, rank, seed)
-    before = left if outer is None else outer.T @ left, right.T if inner is None else inner.T @ right.T
-    start.factors[1], start.factors[2] = (side.numpy().copy() for side in before)
+    before = _tucker(stack, rank, seed)
+    draws = np.random.default_rng(seed).standard_normal((len(stack), rank))
+    start = CPTensor((np.ones(rank), [draws, *(side.numpy().copy() for side in before)]))
     with tl.backend_context("numpy", local_threadsafe=True):
         found = parafac(stack.numpy(), rank, init=start, n_iter_max=SWEEPS, tol=TOLERANCE, l2_reg=PENALTY)
     weights, columns, rows = (torch.from_numpy(factor.copy()) for factor in found.factors)
@@ -90,7 +81,25 @@ def paired_frames(
         torch.where(gone, old, new / new.norm(dim=0))[:, order]
         for old, new in zip(before, (columns, rows), strict=True)
     )
-    columns, rows = (columns if outer is None else outer @ columns), (rows if inner is None else inner @ rows)
+    return _in_convention(columns, rows, outer, inner)
+
+
+def _tucker(stack: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor]:  # (p, rank), (q, rank), orthonormal
+    with tl.backend_context("numpy", local_threadsafe=True):
+        (_, (left, right)), _ = partial_tucker(
+            stack.numpy(), [rank, rank], modes=[1, 2], init="svd", tol=TOLERANCE, random_state=seed
+        )
+    return torch.from_numpy(left.copy()), torch.from_numpy(right.copy())
+
+
+def _in_convention(
+    columns: Tensor,  # (p, rank)
+    rows: Tensor,  # (q, rank)
+    outer: Tensor | None,  # (m, p)
+    inner: Tensor | None,  # (n, q)
+) -> tuple[Tensor, Tensor]:  # (m, rank), (rank, n)
+    if outer is not None and inner is not None:
+        columns, rows = outer @ columns, inner @ rows
     return columns * canonical_signs(columns), (rows * canonical_signs(rows)).T.contiguous()
 
 
@@ -116,7 +125,7 @@ def captured_energies(
     right: Tensor,  # (r, n), orthonormal rows
 ) -> list[float]:
     """Return `||B^T G A^T||_F^2 / ||G||_F^2` for each matrix: the fraction that a core between the frames can hold."""
-    return [float(_between(matrix, left, right).square().sum()) / _norm(matrix) ** 2 for matrix in matrices]
+    return [float(_between(matrix, left, right).square().sum()) / norm_of(matrix) ** 2 for matrix in matrices]
 
 
 def paired_energies(
@@ -128,7 +137,7 @@ def paired_energies(
     gram = (left.T @ left) * (right @ right.T)
     found = []
     for matrix in matrices:
-        aim = _between(matrix, left, right).diagonal() / _norm(matrix)
+        aim = _between(matrix, left, right).diagonal() / norm_of(matrix)
         found.append(float(aim @ torch.linalg.lstsq(gram, aim[:, None], driver="gelsd").solution[:, 0]))
     return found
 
@@ -145,7 +154,7 @@ def nested_energies(
     left, right = leading_frames(matrices, most, seed)
     total = torch.zeros(most, dtype=torch.float64)
     for matrix in matrices:
-        squares = (_between(matrix, left, right) / _norm(matrix)).square()
+        squares = (_between(matrix, left, right) / norm_of(matrix)).square()
         total += squares.cumsum(0).cumsum(1).diagonal()
     return (total / len(matrices)).tolist()
 
@@ -162,8 +171,8 @@ def _compressed(matrices: Sequence[Matrix], rank: int, seed: int) -> tuple[Tenso
         return _dense(matrices), None, None
     pairs = []
     for matrix in matrices:
-        norm = _norm(matrix)
-        count = min(2 * rank + OVERSAMPLED, *_shape(matrix))
+        norm = norm_of(matrix)
+        count = min(2 * rank + OVERSAMPLED, *shape_of(matrix))
         left, values, right = leading_svd(matrix, count, seed)
         pairs.append((left * (values / norm), right))
     outer = torch.linalg.qr(torch.cat([left for left, _ in pairs], dim=1)).Q
@@ -173,25 +182,13 @@ def _compressed(matrices: Sequence[Matrix], rank: int, seed: int) -> tuple[Tenso
 
 def _dense(matrices: Sequence[Matrix]) -> Tensor:  # (L, m, n)
     full = [matrix if isinstance(matrix, Tensor) else matrix[0] @ matrix[1] for matrix in matrices]
-    return torch.stack([matrix.detach().to("cpu", torch.float64) / _norm(matrix) for matrix in full])
-
-
-def _shape(matrix: Matrix) -> tuple[int, int]:
-    left, right = (matrix, matrix) if isinstance(matrix, Tensor) else matrix
-    return len(left), right.shape[1]
+    return torch.stack([matrix.detach().to("cpu", torch.float64) / norm_of(matrix) for matrix in full])
 
 
 def _check(matrices: Sequence[Matrix], rank: int) -> None:
-    smaller = min(_shape(matrices[0]))
+    smaller = min(shape_of(matrices[0]))
     if not 1 <= rank <= smaller:
-        raise ValueError(f"the rank must be in [1, {smaller}] for matrices {_shape(matrices[0])}, got {rank}")
-    for norm in map(_norm, matrices):
+        raise ValueError(f"the rank must be in [1, {smaller}] for matrices {shape_of(matrices[0])}, got {rank}")
+    for norm in map(norm_of, matrices):
         if not 0 < norm < float("inf"):
             raise ValueError(f"there are no directions to take frames from: the norm of a matrix is {norm}")
-
-
-def _norm(matrix: Matrix) -> float:
-    """Return the Frobenius norm."""
-    if isinstance(matrix, Tensor):
-        return float(torch.linalg.vector_norm(matrix.detach(), dtype=torch.float64))
-    return norm_of_pair(*matrix)

@@ -27,11 +27,10 @@ def leading_svd(
     Raises:
         ValueError: if the rank exceeds a side of the matrix.
     """
-    left, right = (matrix, matrix) if isinstance(matrix, Tensor) else matrix
-    shape = len(left), right.shape[1]
+    shape = shape_of(matrix)
     if not 1 <= rank <= min(shape):
         raise ValueError(f"the rank must be in [1, {min(shape)}] for a matrix {shape}, got {rank}")
-    found = _svd_of_dense(matrix, rank, seed) if isinstance(matrix, Tensor) else _svd_of_pair(left, right, rank)
+    found = _svd_of_dense(matrix, rank, seed) if isinstance(matrix, Tensor) else _svd_of_pair(*matrix, rank)
     signs = canonical_signs(found[2].T)[:, None]
     return found[0] * signs.T, found[1], found[2] * signs
 
@@ -75,6 +74,19 @@ def norm_of_pair(
     """
     core_left, core_right = (torch.linalg.qr(side.detach().double(), mode="r").R for side in (left, right.T))
     return float(torch.linalg.matrix_norm(core_left @ core_right.T))
+
+
+def shape_of(matrix: Matrix) -> tuple[int, int]:
+    """Return (M, N)."""
+    left, right = (matrix, matrix) if isinstance(matrix, Tensor) else matrix
+    return len(left), right.shape[1]
+
+
+def norm_of(matrix: Matrix) -> float:
+    """Return the Frobenius norm; it is not finite where an entry is not."""
+    if isinstance(matrix, Tensor):
+        return float(torch.linalg.vector_norm(matrix.detach(), dtype=torch.float64))
+    return norm_of_pair(*matrix)
 
 
 def distance_of_pairs(

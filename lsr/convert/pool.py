@@ -25,7 +25,7 @@ from lsr.convert.files import (
 from lsr.convert.loading import ADAPTER, load_layers
 from lsr.init.initialization import Start
 from lsr.tuner.config import SHARED, LsrConfig
-from lsr.tuner.factors import STORAGE, LsrFactors
+from lsr.tuner.factors import STORAGE, LsrFactors, entries
 from lsr.tuner.kinds import kind_of
 
 Pair = tuple[Tensor, Tensor]  # (m, k), (k, n): an update is their product
@@ -66,9 +66,10 @@ def pool_frames(
             raise InputError(f"{name} must be one of {', '.join(allowed)}, got {value}")
     check_output(output, tuple(folders), replace=force)
     fields = [read_config(folder) for folder in folders]
-    updates = {str(folder): _updates(folder, its["peft_type"]) for folder, its in zip(folders, fields, strict=True)}
+    updates = {str(folder): _updates(folder, its) for folder, its in zip(folders, fields, strict=True)}
     shapes = _common_shapes(updates)
-    chosen = rank or max(len(right) for pairs in updates.values() for _, right in pairs.values())
+    largest = max(len(right) for pairs in updates.values() for _, right in pairs.values())
+    chosen = largest if rank is None else rank
     groups = _groups(shapes, chosen, share)
     tensors: dict[str, Tensor] = {}
     reports: dict[str, PooledFrames] = {}
@@ -82,11 +83,10 @@ def pool_frames(
     return reports
 
 
-def _updates(folder: Path, method: str) -> dict[str, Pair]:
+def _updates(folder: Path, fields: Mapping[str, Any]) -> dict[str, Pair]:
     """Return what an adapter has learned of each layer; where that is nothing, what it could."""
-    if method == "LORA":
-        return lora_pairs(folder, read_config(folder, "LORA"), read_tensors(folder))[0]
-    read_config(folder, "LSR")
+    if fields["peft_type"] == "LORA":
+        return lora_pairs(folder, fields, read_tensors(folder))[0]
     found = {}
     for name, layer in load_layers(folder).items():
         adapter = layer.adapter(ADAPTER)
@@ -144,7 +144,7 @@ def _pooled(
         for folder, pairs in updates.items()
     }
     state = frames.state_dict()
-    return state, PooledFrames(len(layers), rank, sum(value.numel() for value in state.values()), energy)
+    return state, PooledFrames(len(layers), rank, sum(map(entries, state.values())), energy)
 
 
 def _fields(

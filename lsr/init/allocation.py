@@ -1,11 +1,13 @@
 """How many directions each layer gets, of a number for all of them: where the gradient has the largest ones."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from math import hypot
 
 import torch
 from torch import Tensor
 
-from lsr.algebra.spectrum import Matrix, leading_svd, singular_values_of_pair
+from lsr.algebra.spectrum import Matrix, leading_svd, norm_of, shape_of
 
 MOST = 64  # directions of one layer
 
@@ -22,30 +24,26 @@ def allocate(
     Raises:
         ValueError: if the budget is not positive or larger than what the layers can have, or all gradients are zero.
     """
-    values = {name: _values([found[name] for found in gradients], _norms(gradients), seed) for name in gradients[0]}
+    norms = _norms(gradients)
+    values = {name: _values([found[name] for found in gradients], norms, seed) for name in gradients[0]}
     most = sum(map(len, values.values()))
     if not 1 <= budget <= most:
         raise ValueError(f"the budget must be in [1, {most}], at most {MOST} directions a layer, got {budget}")
     names = [name for name, found in values.items() for _ in found]
     order = torch.cat(list(values.values())).argsort(descending=True, stable=True)[:budget]
-    chosen = [names[index] for index in order.tolist()]
-    return {name: chosen.count(name) for name in values if name in chosen}
+    chosen = Counter(names[index] for index in order.tolist())
+    return {name: chosen[name] for name in values if name in chosen}
 
 
 def _norms(gradients: Sequence[Mapping[str, Matrix]]) -> list[float]:
-    norms = [float(torch.stack([_norm(matrix) for matrix in found.values()]).norm()) for found in gradients]
+    norms = [hypot(*map(norm_of, found.values())) for found in gradients]
     if not all(0 < norm < float("inf") for norm in norms):
         raise ValueError(f"there are no gradients to go by: their norm is {min(norms)}")
     return norms
 
 
-def _norm(matrix: Matrix) -> Tensor:
-    return matrix.double().norm() if isinstance(matrix, Tensor) else singular_values_of_pair(*matrix).norm()
-
-
 def _values(matrices: Sequence[Matrix], norms: Sequence[float], seed: int) -> Tensor:
-    sides = [(m, None) if isinstance(m, Tensor) else m for m in matrices]
-    count = min(MOST, *(min(len(left), (left if right is None else right).shape[1]) for left, right in sides))
+    count = min(MOST, *shape_of(matrices[0]))
     if len(matrices) == 1:
         return leading_svd(matrices[0], count, seed)[1] / norms[0]
     parts = []

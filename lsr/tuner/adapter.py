@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from lsr.algebra.shapes import Form
 from lsr.init.initialization import Start
-from lsr.tuner.factors import BITS, LsrFactors, moved, named
+from lsr.tuner.config import CORED
+from lsr.tuner.factors import LsrFactors, entries, moved, named
 from lsr.tuner.functional import Side
 
 
@@ -64,7 +65,7 @@ class LsrAdapter(LsrFactors):
     @property
     def has_core(self) -> bool:
         """Whether a core stands between A and B."""
-        return self.trained_part in ("core", "all")
+        return self.trained_part in CORED
 
     def set_core(self, value: Tensor, like: Tensor) -> None:  # (r, r) or (r,)
         """Take a core: a new one on the device of `like`, a base weight, and in float32 at least."""
@@ -160,7 +161,5 @@ class LsrAdapter(LsrFactors):
         """Return how many parameters it trains, stores and works with; those that it shares count with their owner."""
         core = self.core.numel() if self.has_core else 0
         trained = sum(parameter.numel() for parameter in self.parameters())
-        stored = sum(
-            value.numel() * (BITS if value.dtype is torch.uint8 else 1) for value in self.state_dict().values()
-        )
+        stored = sum(map(entries, self.state_dict().values()))
         return Sizes(trained, stored, core if self._holder else self.form.parameters + core)

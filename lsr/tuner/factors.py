@@ -130,6 +130,11 @@ def moved(value: Tensor, like: Tensor) -> Tensor:
     return value.detach().to(like.device, torch.promote_types(like.dtype, torch.float32), copy=True)
 
 
+def entries(value: Tensor) -> int:
+    """Return the entries that a stored tensor stands for: of signs, eight are in a byte."""
+    return value.numel() * (BITS if value.dtype is torch.uint8 else 1)
+
+
 def pack_signs(rows: Tensor) -> Tensor:  # (r, n) -> (r, ceil(n / 8)), uint8
     """Return the signs of rows as bits, 1 for what is not negative; the first entry is the lowest bit of a byte."""
     bits = torch.nn.functional.pad((rows >= 0).to(torch.uint8), (0, -rows.shape[1] % BITS))

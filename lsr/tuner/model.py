@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
+from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, ModulesToSaveWrapper
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
@@ -19,7 +19,7 @@ from lsr.tuner.layer import LsrLayer
 from lsr.tuner.linear import LsrLinear, adapted_layers
 from lsr.tuner.mixed_batch import copies_of_a_row, rows_choose
 from lsr.tuner.start import config_of, forms_of, initialize_factors
-from lsr.tuner.targets import check_names, check_patterns, check_shared, is_trained_whole
+from lsr.tuner.targets import adapted_names, check_names, check_shared
 from lsr.tuner.weighted_sum import EXACT, check_request, sum_adapters
 
 
@@ -51,13 +51,9 @@ class LsrModel(BaseTuner):
         check_names(config, names)
         # PEFT fills in default and all-linear targets later; a wrong pattern should leave the model as it was.
         config = cast("LsrConfig", self._prepare_adapter_config(config, self.get_model_config(model)))
-        is_open = config.target_modules == "all-linear"
-        config = cast("LsrConfig", _maybe_include_all_linear_layers(config, model))
-        adapted = [name for name in names if self._check_target_module_exists(config, name)]
-        if is_open:  # PEFT lists excluded layers too, and modules_to_save, e.g. DistilBERT's pre_classifier
-            adapted = [name for name in adapted if not is_trained_whole(config, name)]
+        adapted = adapted_names(model, config, names)
+        if config.target_modules == "all-linear":
             config.target_modules = sorted(adapted)
-        check_patterns(config, adapted)
         family = read_family(config)
         check_forms(model, adapted, config, family)
         self._holders = Holders(config, adapted_layers(model).values(), family)

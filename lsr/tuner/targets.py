@@ -37,10 +37,19 @@ def target_names(model: nn.Module, config: LsrConfig) -> list[str]:
     """
     names = [name for name, _ in model.named_modules() if name]
     check_names(config, names)
+    return adapted_names(model, config, names)
+
+
+def adapted_names(model: nn.Module, config: LsrConfig, names: list[str]) -> list[str]:
+    """Return those of a model's layers that a configuration adapts, which stays as it is.
+
+    Raises:
+        ValueError: if a pattern or an index names none of them.
+    """
     open_config = cast("LsrConfig", _maybe_include_all_linear_layers(replace(config), model))
-    found = [name for name in names if check_target_module_exists(open_config, name)]
-    is_open = config.target_modules == "all-linear"
-    adapted = [name for name in found if not (is_open and is_trained_whole(config, name))]
+    adapted = [name for name in names if check_target_module_exists(open_config, name)]
+    if config.target_modules == "all-linear":  # PEFT lists modules_to_save too, e.g. DistilBERT's pre_classifier
+        adapted = [name for name in adapted if not is_trained_whole(config, name)]
     check_patterns(config, adapted)
     return adapted
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import cast
 
 import peft
-import torch
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -17,7 +16,7 @@ from lsr.init.allocation import allocate
 from lsr.init.head import examples_gradients
 from lsr.tuner import targets
 from lsr.tuner.config import OWN, LsrConfig
-from lsr.tuner.factors import BITS
+from lsr.tuner.factors import entries
 from lsr.tuner.model import check_forms
 from lsr.tuner.start import Started, initialize_factors
 from lsr.tuner.targets import check_indices, check_names
@@ -77,7 +76,7 @@ def gradients(
     names: Sequence[str],
     batches: Iterable[Mapping[str, Tensor]],
     row: ModelRow,
-    section: LsrParams,
+    head_steps: int,
     seed: int,
     progress: Callable[[int, int], None] | None = None,  # told how many of how many batches are done
 ) -> dict[str, Matrix]:
@@ -93,7 +92,7 @@ def gradients(
     head = [base.get_submodule(name) for name in row.head]
     with device.placed(base):
         examples = device.moved(batches, device.device_of(base))
-        return examples_gradients(base, layers, examples, head, steps=section.head_steps, seed=seed, progress=progress)
+        return examples_gradients(base, layers, examples, head, steps=head_steps, seed=seed, progress=progress)
 
 
 def start(model: PeftModel, section: LsrParams, gradients: Sequence[Mapping[str, Matrix]] = ()) -> Iterator[Started]:
@@ -200,13 +199,8 @@ def count_parameters(model: PeftModel, row: ModelRow) -> dict[str, int]:
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     return {
         "adapter_trained": adapter,
-        "adapter_stored": sum(_entries(value) for name, value in saved.items() if not name.startswith(names)),
+        "adapter_stored": sum(entries(value) for name, value in saved.items() if not name.startswith(names)),
         "adapter_effective": adapter + table.method_of(model).frozen(model),
         "head_parameters": sum(parameter.numel() for parameter in trained if id(parameter) in in_head),
         "base_parameters": sum(parameter.numel() for parameter in frozen if id(parameter) not in in_head),
     }
-
-
-def _entries(value: Tensor) -> int:
-    """Return the entries that a stored tensor stands for: of signs, eight are in a byte."""
-    return value.numel() * (BITS if value.dtype is torch.uint8 else 1)

@@ -56,6 +56,6 @@ def _gradients(
             shown = done
 
         try:
-            return adapters.gradients(base, names, listed, view.base_model, view.section, view.seed, show)
+            return adapters.gradients(base, names, listed, view.base_model, view.section.head_steps, view.seed, show)
         except ValueError as error:
             raise UserError(f"{PARAMS}: lsr.init: {name}: {error}") from None

@@ -13,6 +13,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from transformers import PreTrainedModel
 
 import lsr
+from lsr.tuner.config import CORED
 from lsr.tuner.linear import adapted_layers
 from pipeline.params import FullParams, HeadParams, LoraParams, LsrParams, MethodParams
 from pipeline.params.rows import ModelRow
@@ -49,7 +50,7 @@ def lsr_rate(section: Any, parameter: str) -> float:
 
     A step of Adam is as large for every entry, so at one rate these would turn sqrt(s) times faster than A1 does.
     """
-    is_small = parameter.endswith((".factor_A2", ".factor_B2")) and section.train in ("factors", "first")
+    is_small = parameter.endswith((".factor_A2", ".factor_B2")) and section.train not in CORED
     return section.learning_rate / (section.separation_rank**0.5 if is_small else 1.0)
 
 

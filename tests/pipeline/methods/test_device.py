@@ -122,7 +122,7 @@ def test_examples_are_read_on_the_accelerator_and_the_model_is_then_where_it_was
 
     monkeypatch.setattr(adapters, "examples_gradients", gradients)
     examples = [Batch(batches), Batch(batches)]
-    found = adapters.gradients(base, names, examples, view.base_model, view.section, view.seed)
+    found = adapters.gradients(base, names, examples, view.base_model, view.section.head_steps, view.seed)
     assert list(found) == names
     assert len(names) == 4
     assert went == [torch.device("cuda"), CPU]

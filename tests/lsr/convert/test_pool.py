@@ -1,0 +1,107 @@
+"""Frames of trained adapters against dense projections of their updates."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+
+from benchmarks.capabilities.models import logits, tiny
+from lsr import LsrConfig, pool_frames
+from lsr.convert.files import InputError
+from lsr.tuner.linear import adapted_layers
+
+QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query"
+
+
+def saved(folder, seed=0, **fields):
+    """An adapter with random factors in a folder, and its updates by layer."""
+    usual = {"task_type": "SEQ_CLS", "rank_shape": (3,), "train": "core", "seed": seed, "init_weights": False}
+    model = get_peft_model(tiny("bert"), LsrConfig(**{**usual, **fields}))
+    model.save_pretrained(str(folder))
+    return {name: layer.adapter("default").update().detach().double() for name, layer in adapted_layers(model).items()}
+
+
+def frames_in(folder, prefix=QUERY):
+    tensors = load_file(folder / "adapter_model.safetensors")
+    a, b = (tensors[f"{prefix}.lsr_adapters.factor_{side}1"][0].double() for side in "AB")
+    return a, b, tensors
+
+
+def test_frames_of_one_adapter_hold_all_that_it_has_learned(tmp_path):
+    updates = saved(tmp_path / "one")
+    reports = pool_frames([tmp_path / "one"], tmp_path / "frames")
+    assert reports.keys() == updates.keys()
+    assert all(one.energy[str(tmp_path / "one")] == pytest.approx(1) for one in reports.values())
+    a, b, _ = frames_in(tmp_path / "frames")
+    update = updates[QUERY.removeprefix("base_model.model.")]
+    torch.testing.assert_close(b @ b.T @ update @ a.T @ a, update, rtol=1e-5, atol=1e-6)
+
+
+def test_pooled_frames_hold_the_shares_that_are_reported(tmp_path):
+    folders = [tmp_path / "one", tmp_path / "two"]
+    updates = [saved(folder, seed) for seed, folder in enumerate(folders)]
+    reports = pool_frames(folders, tmp_path / "frames", rank=4)
+    a, b, _ = frames_in(tmp_path / "frames")
+    name = QUERY.removeprefix("base_model.model.")
+    for folder, found in zip(folders, updates, strict=True):
+        held = (b.T @ found[name] @ a.T).square().sum() / found[name].square().sum()
+        assert 0.3 < reports[name].energy[str(folder)] < 1
+        assert reports[name].energy[str(folder)] == pytest.approx(float(held), abs=1e-5)
+
+
+def test_a_lora_takes_part(tmp_path):
+    model = get_peft_model(tiny("bert"), LoraConfig(task_type="SEQ_CLS", r=2, init_lora_weights=False))
+    model.save_pretrained(str(tmp_path / "lora"))
+    saved(tmp_path / "lsr")
+    reports = pool_frames([tmp_path / "lora", tmp_path / "lsr"], tmp_path / "frames", rank=5)
+    assert all(energy == pytest.approx(1) for one in reports.values() for energy in one.energy.values())
+
+
+@pytest.mark.parametrize("share", ["none", "layers"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "sign"])
+def test_the_folder_is_an_adapter_that_changes_nothing_and_counts_entries(tmp_path, share, dtype):
+    saved(tmp_path / "one")
+    reports = pool_frames([tmp_path / "one"], tmp_path / "frames", share=share, dtype=dtype)
+    assert [one.layers for one in reports.values()] == ([2, 2] if share == "layers" else [1] * 4)
+    scales = 6 if dtype == "int8" else 0
+    assert {one.parameters for one in reports.values()} == {2 * 3 * 24 + scales}
+    model = PeftModel.from_pretrained(tiny("bert"), str(tmp_path / "frames")).eval()
+    assert torch.equal(logits(model), logits(tiny("bert").eval()))
+
+
+MISTAKES = {
+    "no rank": ({"rank": 0}, r"--rank must be in \[1, 24\] for layer .*, got 0"),
+    "a rank": ({"rank": 25}, r"--rank must be in \[1, 24\] for layer"),
+    "a word": ({"share": "kinds"}, "--share must be one of none, layers, got kinds"),
+    "a dtype": ({"dtype": "int4"}, "--dtype must be one of float32, bfloat16, int8, sign, got int4"),
+}
+
+
+@pytest.mark.parametrize(("values", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_a_value_that_is_not_usable_is_one_line(tmp_path, values, message):
+    saved(tmp_path / "one")
+    with pytest.raises(InputError, match=message):
+        pool_frames([tmp_path / "one"], tmp_path / "frames", **values)
+    assert not (tmp_path / "frames").exists()
+
+
+def test_adapters_of_different_layers_or_bases_are_refused(tmp_path):
+    saved(tmp_path / "one")
+    saved(tmp_path / "two", target_modules=["query"])
+    with pytest.raises(InputError, match="which not all adapters do"):
+        pool_frames([tmp_path / "one", tmp_path / "two"], tmp_path / "frames")
+    saved(tmp_path / "three")
+    path = tmp_path / "three/adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": "another"}))
+    with pytest.raises(InputError, match=r"of different base models: .*another"):
+        pool_frames([tmp_path / "one", tmp_path / "three"], tmp_path / "frames")
+
+
+def test_what_is_no_adapter_of_either_method_is_refused(tmp_path):
+    saved(tmp_path / "one")
+    path = tmp_path / "one/adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "peft_type": "VERA"}))
+    with pytest.raises(InputError, match="an adapter of the method VERA; needed: LSR"):
+        pool_frames([tmp_path / "one"], tmp_path / "frames")
