@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lsr.algebra.spectrum import Matrix
 from lsr.init.examples import DENSE_ENTRIES, SKETCH_RANK, weight_gradients
 from lsr.init.features import Calls, backbone_of, features, given_back, tensors_in
 from lsr.init.passes import Batch, loss_of, undisturbed
+from lsr.init.steps import Group, PreciseAdamW, restored
 
 STEPS = 60
 RATE = 0.01
@@ -87,13 +88,10 @@ def fitted_head(
         yield
         return
     _check_labels(batches)
-    values = [parameter.detach().clone() for parameter in parameters]
-    try:
+    with restored(parameters):
         with undisturbed(model, parameters):
             _fit(model, parameters, batches, steps, rate, seed, cache_bytes, progress)
         yield
-    finally:
-        _set(parameters, values)
 
 
 def head_parameters(model: nn.Module, head: Sequence[nn.Module]) -> list[nn.Parameter]:
@@ -122,18 +120,14 @@ def _fit(
     backbone, draws = backbone_of(model), torch.Generator().manual_seed(seed)
     order = torch.randperm(len(batches), generator=draws).tolist()
     kept = _kept_features(model, backbone, batches, order, cache_bytes, progress)
-    # Steps are taken in float32 at least: in half precision, most are lost to rounding.
-    exact = [parameter.detach().to(_precise(parameter.dtype), copy=True) for parameter in parameters]
-    optimizer = torch.optim.AdamW(exact, lr=rate)
+    optimizer = PreciseAdamW([Group(parameters, rate)])
     for step, index in zip(range(1, steps + 1), _cycled(list(kept), draws), strict=False):
         with given_back(backbone, kept[index]), torch.enable_grad():
             loss = loss_of(model, batches[index])
         if not torch.isfinite(loss):
             raise ValueError(f"the loss of the head is not finite in step {step} of {steps} at the rate {rate}")
-        for value, gradient in zip(exact, _gradients(loss, parameters), strict=True):
-            value.grad = None if gradient is None else gradient.to(value.dtype)
-        optimizer.step()
-        _set(parameters, exact)
+        if not any(optimizer.step(loss)):
+            raise ValueError("the loss does not depend on the head: is it what the model calls?")
 
 
 def _kept_features(
@@ -161,23 +155,6 @@ def _cycled(indices: Sequence[int], draws: torch.Generator) -> Iterator[int]:
     """Return all of the indices again and again, each time in another order."""
     while True:
         yield from (indices[place] for place in torch.randperm(len(indices), generator=draws).tolist())
-
-
-def _gradients(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Sequence[Tensor | None]:
-    found = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else ()
-    if all(gradient is None for gradient in found):
-        raise ValueError("the loss does not depend on the head: is it what the model calls?")
-    return found
-
-
-def _set(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
-    with torch.no_grad():
-        for parameter, value in zip(parameters, values, strict=True):
-            parameter.copy_(value)
-
-
-def _precise(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _check_labels(batches: Sequence[Batch]) -> None:
