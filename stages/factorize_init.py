@@ -50,7 +50,7 @@ def factorize_init(base: PreTrainedModel, view: params.FactorizeInitView) -> tup
         seconds += perf_counter() - before
         try:
             if section.train in CORED:
-                measured.frames[one.name] = report_frames(one, gradients, view.seed)
+                measured.frames[one.name] = report_frames(one, gradients, view.seed, read=section.init)
             else:
                 measured.layers[one.name] = report_start(one.layers[0], one.start, view.seed)
         except ValueError as error:  # a zero or broken weight; an initialization that reads it has refused it before
@@ -78,8 +78,8 @@ def main(view: params.FactorizeInitView) -> None:
 
 
 def _by_terms(report: FramesReport) -> Mapping[int, float]:
-    """Return the energy by Kronecker terms: of the gradient, or of the weight where no gradient is read."""
-    return report.by_terms.get("gradient", report.by_terms["weight"])
+    """Return the energy by Kronecker terms: of what examples say, or of the weight where none are read."""
+    return next(iter(report.by_terms.values()))
 
 
 def write_cost(seconds: float) -> None:

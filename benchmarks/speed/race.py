@@ -27,6 +27,7 @@ from pipeline.data import datasets, tokens
 from pipeline.data.encoding import tokenize
 from pipeline.evaluation import inference, scores
 from pipeline.methods import adapters, base_models
+from pipeline.methods.pooling import BATCH
 from pipeline.params import LsrParams, TrainView
 from pipeline.training.run import steps_an_epoch, trainer_of
 
@@ -127,8 +128,10 @@ def _adapted(base: PreTrainedModel, view: TrainView, train: Dataset, tokenizer: 
     section, gradients = view.section, []
     if isinstance(section, LsrParams) and section.reads_examples:
         names = adapters.target_names(base, section, view.base_model, view.seed)
-        batches = tokens.sample(train, tokenizer, section.examples, view.seed)
-        gradients.append(adapters.gradients(base, names, batches, view.base_model, section.head_steps, view.seed))
+        batches = tokens.sample(train, tokenizer, section.examples, view.seed, BATCH[section.init])
+        gradients.append(
+            adapters.gradients(base, names, batches, view.base_model, section.init, section.head_steps, view.seed)
+        )
     model = adapters.add_adapter(base, section, view.base_model, view.seed, gradients)
     if isinstance(section, LsrParams):
         for _ in adapters.start(model, section, gradients):

@@ -5,8 +5,13 @@ the model unchanged: B1 = 0, or the core is, or, where an initialization folds, 
 base weight.
 """
 
+from collections.abc import Callable, Mapping
+
+from lsr.algebra.spectrum import Matrix
 from lsr.init import cp, frames, gradient, minor, principal, random, row_space
+from lsr.init.head import examples_gradients
 from lsr.init.initialization import Initialization
+from lsr.init.update import examples_updates
 
 INITIALIZATIONS = {
     "random": Initialization("seed", random.start, frames=frames.random_frames),
@@ -15,4 +20,8 @@ INITIALIZATIONS = {
     "minor": Initialization("weight", minor.start, folds=True, frames=minor.frames),
     "cp": Initialization("weight", cp.start, folds=True),
     "gradient": Initialization("gradient", gradient.start, frames=gradient.frames),
+    "update": Initialization("update", gradient.start, frames=gradient.frames),  # in place of the gradient
 }
+
+# What reads examples, by what initializations call it.
+READERS: Mapping[str, Callable[..., dict[str, Matrix]]] = {"gradient": examples_gradients, "update": examples_updates}

@@ -1,4 +1,7 @@
-"""A and B's frame from the leading singular vectors of the loss gradient; B1 = 0, or a core between both frames is."""
+"""A and B's frame from the leading singular vectors of the loss gradient; B1 = 0, or a core between both frames is.
+
+The same of the update that a short training makes: it is what gradients add up to.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -45,5 +48,5 @@ def frames(sources: Sequence[Source]) -> Start:
 def _gradients(sources: Sequence[Source]) -> list[Matrix]:
     gradients = [gradient for source in sources for gradient in source.gradients]
     if not gradients:
-        raise ValueError("the initialization 'gradient' needs examples: see lsr.start_from_examples")
+        raise ValueError("this initialization needs examples: see lsr.start_from_examples")
     return gradients

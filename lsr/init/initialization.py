@@ -20,7 +20,8 @@ class Source:
     scaling: float = 1.0
     seed: int = 0  # of randomized decompositions
     generator: torch.Generator | None = None  # of what is drawn; None: torch's global one
-    gradients: Sequence[Matrix] = ()  # dL/dW, (m, n), mean over examples: one of each data set
+    # What examples say of W, (m, n), one of each data set: the mean of dL/dW, or the update of a short training.
+    gradients: Sequence[Matrix] = ()
     zero: bool = True  # B1 = 0 where B is drawn
     paired: bool = False  # whether frames are for a diagonal core: the i-th direction of B goes with the i-th of A
 
@@ -42,7 +43,7 @@ class Initialization(NamedTuple):
     `frames` makes those around a core, for one layer or for all that share them; None where it has no such meaning.
     """
 
-    reads: Literal["seed", "weight", "gradient"]
+    reads: Literal["seed", "weight", "gradient", "update"]
     start: Callable[[Source], Start]
     folds: bool = False
     frames: Callable[[Sequence[Source]], Start] | None = None

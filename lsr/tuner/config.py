@@ -11,7 +11,7 @@ from peft import PeftConfig, PeftType
 from peft.utils.other import get_pattern_key
 
 from lsr.algebra.shapes import Form
-from lsr.init import INITIALIZATIONS
+from lsr.init import INITIALIZATIONS, READERS
 from lsr.tuner.factors import STORAGE
 from lsr.tuner.resolved import Resolved
 
@@ -22,7 +22,7 @@ SHARED = ("none", "layers")
 CORED = ("core", "all")  # what trains where there is a core
 TRAINED = ("factors", "first", *CORED)
 OWN = "own"
-DIAGONAL = 16  # what alpha is divided by where the core is diagonal: each direction moves by itself, whatever r is
+DIAGONAL = 8  # what alpha is divided by where the core is diagonal: each direction moves by itself, whatever r is
 TERMS = 16  # the separation rank where none is given, and there are two factors or more
 
 
@@ -76,10 +76,12 @@ class LsrConfig(PeftConfig):
             "help": "Name of the initialization. True or 'random': as LoRA. 'row_space': A from the leading right "
             "singular vectors of the weight. 'principal', 'minor': A and B fitted together to the weight or to its "
             "trailing singular part; 'cp': the factors of its truncated SVD decomposed one by one; what these three "
-            "start at is subtracted from the base weight, in memory only. 'gradient': A and B's frame from examples, "
-            "see `lsr.start_from_examples`. Around a core, which starts at zero, A and B are frames: orthonormal "
+            "start at is subtracted from the base weight, in memory only. 'gradient', 'update': A and B's frame from "
+            "the gradient over examples, or from the update that a short training on them makes; see "
+            "`lsr.start_from_examples`. Around a core, which starts at zero, A and B are frames: orthonormal "
             "directions that are random, or singular vectors of the weight, leading ('principal') or trailing "
-            "('minor'), or of the gradient. False: all random, for tests. The fresh model is unchanged but for False."
+            "('minor'), of the gradient or of the update. False: all random, for tests. The fresh model is unchanged "
+            "but for False."
         },
     )
     train: str = field(
@@ -273,8 +275,8 @@ class LsrConfig(PeftConfig):
 
     @property
     def needs_examples(self) -> bool:
-        """Whether its initialization reads gradients, which only examples give."""
-        return self.frames == OWN and INITIALIZATIONS[self.start].reads == "gradient"
+        """Whether its initialization reads what only examples give."""
+        return self.frames == OWN and INITIALIZATIONS[self.start].reads in READERS
 
     @property
     def is_saved(self) -> bool:
@@ -307,7 +309,7 @@ class LsrConfig(PeftConfig):
     def scaling(self, layer_name: str, form: Form) -> float:
         """Return what the product of a layer's factors is multiplied by: alpha / r.
 
-        In a diagonal core each direction moves by itself, however many there are: it is alpha / 16 there.
+        In a diagonal core each direction moves by itself, however many there are: it is alpha / 8 there.
         """
         alpha = override(self.alpha_pattern, layer_name, self.alpha)
         return alpha / (DIAGONAL if self.core == "diagonal" else form.rank)

@@ -1,7 +1,7 @@
 """Initialize the factors of an adapter, layer by layer or kind by kind, from the seed, the weights or examples."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, cast
 
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from lsr.algebra.shapes import Form
 from lsr.algebra.spectrum import Matrix
+from lsr.init import INITIALIZATIONS, READERS
 from lsr.init.allocation import allocate
-from lsr.init.head import STEPS, examples_gradients
+from lsr.init.head import STEPS
 from lsr.init.initialization import Start
 from lsr.tuner.config import OWN, LsrConfig
 from lsr.tuner.fingerprint import weight_hash
@@ -64,9 +65,9 @@ def initialize_factors(
     """Initialize the factors of each layer, or of each kind that shares them; yield it when it is done.
 
     `get_peft_model` does this by itself. It is a generator for callers that show progress: they build the model with
-    random factors, and name the initialization here. `gradients` holds what `gradient` reads, (m, n) by layer name, of
-    one data set or of several, whose frames are pooled; see `start_from_examples`. Where frames come from elsewhere,
-    nothing is initialized.
+    random factors, and name the initialization here. `gradients` holds what `gradient` or `update` reads, (m, n) by
+    layer name, of one data set or of several, whose frames are pooled; see `start_from_examples`. Where frames come
+    from elsewhere, nothing is initialized.
 
     Raises:
         ValueError: if there is no such initialization, or a base weight or gradient does not allow it; names the layer.
@@ -96,12 +97,12 @@ def start_from_examples(
     head_steps: int = STEPS,
     seed: int = 0,
 ) -> None:
-    """Start an adapter whose `init_weights` is `gradient` from a few hundred examples, before training.
+    """Start an adapter whose `init_weights` is `gradient` or `update` from a few hundred examples, before training.
 
     Each batch, with labels, goes into `model(**batch)` on the model's device. A head that is trained beside the adapter
     (`modules_to_save`) is first fitted to the examples by so many steps, for the gradient through a fresh one says
-    little; training starts from the fresh one all the same. `get_peft_model` alone leaves such an adapter with random
-    factors.
+    little; training starts from the fresh one all the same. `update` takes a step of training for each batch, so give
+    it many small ones, as of eight examples. `get_peft_model` alone leaves such an adapter with random factors.
 
     Raises:
         ValueError: if the adapter starts otherwise, or the examples do not allow it; names the layer.
@@ -110,7 +111,8 @@ def start_from_examples(
     if config.frames != OWN:
         raise ValueError(f"frames: those of {config.frames!r} do not start again, from examples neither")
     if not config.needs_examples:
-        raise ValueError(f"init_weights must be 'gradient' to start from examples, got {config.start!r}")
+        words = " or ".join(repr(word) for word, one in INITIALIZATIONS.items() if one.reads in READERS)
+        raise ValueError(f"init_weights must be {words} to start from examples, got {config.start!r}")
     gradients = collect_gradients(model, batches, adapter_name, head_steps=head_steps, seed=seed)
     for _ in initialize_factors(model, adapter_name, gradients=[gradients]):
         pass
@@ -124,14 +126,16 @@ def collect_gradients(
     head_steps: int = STEPS,
     seed: int = 0,
 ) -> Mapping[str, Matrix]:
-    """Return the mean gradient (m, n) over examples of each layer that an adapter is on, by layer name.
+    """Return what the initialization of an adapter reads of examples, (m, n) by layer name for the layers it is on.
+
+    That is the update of a short training for `update`, else the mean gradient.
 
     Raises:
-        ValueError: as `lsr.init.head.examples_gradients`.
+        ValueError: as `lsr.init.head.examples_gradients` and `lsr.init.update.examples_updates`.
     """
     bases = {name: layer.get_base_layer() for name, layer in layers_of(model, adapter_name).items()}
     heads = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
-    return examples_gradients(model, bases, batches, heads, steps=head_steps, seed=seed)
+    return _reader(config_of(model, adapter_name))(model, bases, batches, heads, steps=head_steps, seed=seed)
 
 
 def allocate_ranks(
@@ -145,13 +149,18 @@ def allocate_ranks(
 ) -> LsrConfig:
     """Return the configuration with `budget` directions, each in the layer of a base model where it counts most.
 
-    Those are the largest singular values of the gradients of all layers that the configuration names, through a head
-    (`modules_to_save`) that is fitted first, as in `start_from_examples`, which comes after `get_peft_model`.
+    Those are the largest singular values of the gradients of all layers that the configuration names, or of their
+    updates for `update`, with a head (`modules_to_save`) that is fitted first, as in `start_from_examples`, which comes
+    after `get_peft_model`.
 
     Raises:
         ValueError: if the examples do not allow it, or the budget is out of bounds.
     """
     layers = {name: model.get_submodule(name) for name in target_names(model, config)}
     heads = [model.get_submodule(name) for name in config.modules_to_save or ()]
-    found = examples_gradients(model, layers, batches, heads, steps=head_steps, seed=seed)
+    found = _reader(config)(model, layers, batches, heads, steps=head_steps, seed=seed)
     return config.with_ranks(allocate([found], budget, seed))
+
+
+def _reader(config: LsrConfig) -> Callable[..., dict[str, Matrix]]:
+    return READERS.get(INITIALIZATIONS[config.start].reads, READERS["gradient"])

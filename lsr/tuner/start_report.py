@@ -110,14 +110,14 @@ def separation_curve(
 class FramesReport:
     """What the frames of a layer, or of a kind whose layers share them, hold. Energies are fractions.
 
-    An energy is the mean over the layers of ||B^T G A^T||_F^2 / ||G||_F^2 with G the gradient or the weight.
+    An energy is the mean over the layers of ||B^T G A^T||_F^2 / ||G||_F^2 with G gradient, update or weight.
     """
 
     layers: int
     rank: int
     separation_rank: int
     sizes: Sizes  # of all the layers together
-    energy: Mapping[str, float]  # by what is held, gradient or weight: in the frames as they are
+    energy: Mapping[str, float]  # by what is held, gradient, update or weight: in the frames as they are
     own: Mapping[str, Sequence[float]]  # in frames of rank 1, 2, ... that each layer has for itself: its spectrum
     shared: Mapping[str, Sequence[float]]  # in the best frames that all of them share; nothing for one layer
     by_terms: Mapping[str, Mapping[int, float]]  # in frames of this rank of so many Kronecker terms
@@ -148,6 +148,7 @@ def report_frames(
     gradients: Sequence[Mapping[str, Matrix]],
     seed: int,
     adapter_name: str = "default",
+    read: str = "gradient",  # what `gradients` are: the gradient, or the update
 ) -> FramesReport:
     """Measure the frames that a layer or kind has just been given.
 
@@ -160,7 +161,7 @@ def report_frames(
     sizes = [layer.sizes(adapter_name) for layer in layers]
     most = max(form.rank, min(MOST_RANKS_OF_FRAMES, form.in_features, form.out_features))
     targets: dict[str, list[Matrix]] = {
-        "gradient": [found[layer.layer_name] for layer in layers for found in gradients],
+        read: [found[layer.layer_name] for layer in layers for found in gradients],
         "weight": [layer.base_matrix() for layer in layers],
     }
     held = {what: matrices for what, matrices in targets.items() if matrices}

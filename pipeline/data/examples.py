@@ -8,16 +8,16 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.data import datasets
 from pipeline.data.encoding import tokenize
-from pipeline.data.tokens import INPUTS, SAMPLE_BATCH, collator
+from pipeline.data.tokens import INPUTS, collator
 from pipeline.params.rows import DatasetRow
 
 
 def first(
-    row: DatasetRow, name: str, tokenizer: PreTrainedTokenizerBase, count: int, max_length: int
+    row: DatasetRow, name: str, tokenizer: PreTrainedTokenizerBase, count: int, max_length: int, size: int
 ) -> Iterator[dict[str, Tensor]]:
     """Yield labelled batches of the first `count` examples of the train split of any row, or of all if it has fewer.
 
-    They are a random sample, as splits are in the order of a hash.
+    A batch has `size` examples. They are a random sample, as splits are in the order of a hash.
 
     Raises:
         UserError: as `pipeline.data.datasets.load`.
@@ -26,5 +26,5 @@ def first(
     table, _ = tokenize(train.select(range(min(count, len(train)))), tokenizer, max_length)
     found = Dataset(table.select([column for column in table.column_names if column in INPUTS and column != "length"]))
     collate = collator(tokenizer)
-    for batch in found.iter(SAMPLE_BATCH):
+    for batch in found.iter(size):
         yield dict(collate(batch))

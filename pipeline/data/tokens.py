@@ -12,7 +12,6 @@ from pipeline import artifacts
 from pipeline.errors import UserError
 
 INPUTS = ("input_ids", "token_type_ids", "length", "label")
-SAMPLE_BATCH = 32  # examples
 
 
 def load_tokens(split: str) -> Dataset:
@@ -33,10 +32,12 @@ def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:
     return DataCollatorWithPadding(tokenizer)
 
 
-def sample(split: Dataset, tokenizer: PreTrainedTokenizerBase, count: int, seed: int) -> Iterator[dict[str, Tensor]]:
-    """Yield labelled batches of `count` examples drawn from a tokenized split, or of all if it has fewer."""
+def sample(
+    split: Dataset, tokenizer: PreTrainedTokenizerBase, count: int, seed: int, size: int
+) -> Iterator[dict[str, Tensor]]:
+    """Yield labelled batches of a size of `count` examples drawn from a tokenized split, or of all if it has fewer."""
     tokens = split.remove_columns("length")
     collate = collator(tokenizer)
     drawn = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))[:count]
-    for indices in drawn.split(SAMPLE_BATCH):
+    for indices in drawn.split(size):
         yield dict(collate(tokens[indices.tolist()]))

@@ -147,7 +147,7 @@ def captured_energies(path: Path, frames: Mapping[str, Frames], title: str) -> N
 
 def _draw_energies(axes: Axes, one: Frames) -> None:
     for name, values in one.curves.items():
-        color = ORANGE if name.startswith("gradient") else BLUE
+        color = BLUE if name.startswith("weight") else ORANGE
         style = "--" if name.endswith("shared frames") else "-"
         ranks = range(1, len(values) + 1)
         axes.plot(ranks, values, "o", linestyle=style, color=color, markersize=4, markevery=[one.rank - 1], label=name)

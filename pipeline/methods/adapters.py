@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lsr.algebra.spectrum import Matrix
+from lsr.init import INITIALIZATIONS, READERS
 from lsr.init.allocation import allocate
-from lsr.init.head import examples_gradients
 from lsr.tuner import targets
 from lsr.tuner.config import OWN, LsrConfig
 from lsr.tuner.factors import entries
@@ -76,11 +76,14 @@ def gradients(
     names: Sequence[str],
     batches: Iterable[Mapping[str, Tensor]],
     row: ModelRow,
+    init: str,
     head_steps: int,
     seed: int,
     progress: Callable[[int, int], None] | None = None,  # told how many of how many batches are done
 ) -> dict[str, Matrix]:
-    """Return the gradients of layers of a base model, through a head that is fitted to the examples first.
+    """Return the gradients of layers of a base model, or the updates of a short training, as an initialization reads.
+
+    The head is fitted to the examples first.
 
     The model is read on the fastest device, and is then where it was, for decompositions have the same bytes on one
     device only.
@@ -92,7 +95,8 @@ def gradients(
     head = [base.get_submodule(name) for name in row.head]
     with device.placed(base):
         examples = device.moved(batches, device.device_of(base))
-        return examples_gradients(base, layers, examples, head, steps=head_steps, seed=seed, progress=progress)
+        read = READERS[INITIALIZATIONS[init].reads]
+        return read(base, layers, examples, head, steps=head_steps, seed=seed, progress=progress)
 
 
 def start(model: PeftModel, section: LsrParams, gradients: Sequence[Mapping[str, Matrix]] = ()) -> Iterator[Started]:

@@ -1,4 +1,4 @@
-"""The gradients that frames are made from: of the chosen data set, or of several that are pooled."""
+"""The gradients or updates that frames are made from: of the chosen data set, or of several that are pooled."""
 
 from collections.abc import Iterable, Mapping
 
@@ -12,9 +12,11 @@ from pipeline.errors import UserError
 from pipeline.methods import adapters, base_models
 from pipeline.params import PARAMS, FactorizeInitView, LsrParams
 
+BATCH = {"gradient": 32, "update": 8}  # examples: a step is taken for each batch of the update
+
 
 def gradients(base: PreTrainedModel, view: FactorizeInitView) -> list[dict[str, Matrix]]:
-    """Return the gradients of the layers that are to be adapted, one for each data set, through fitted heads.
+    """Return the gradients or updates of the layers that are to be adapted, for each data set, with fitted heads.
 
     `base` is the model of the chosen data set, which is read as it is and then as it was.
 
@@ -26,14 +28,15 @@ def gradients(base: PreTrainedModel, view: FactorizeInitView) -> list[dict[str, 
     """
     assert isinstance(view.section, LsrParams)
     count, tokenizer = view.section.examples, base_models.load_tokenizer(view.base_model)
+    size = BATCH[view.section.init]
     if not view.pooled:
-        batches = tokens.sample(tokens.load_tokens("train"), tokenizer, count, view.seed)
+        batches = tokens.sample(tokens.load_tokens("train"), tokenizer, count, view.seed, size)
         return [_gradients(base, batches, view, view.data)]
     found = []
     for name, row in view.pooled.items():
         set_seed(view.seed)  # the head is drawn when the checkpoint loads
         other = base_models.load_base_model(view.base_model, row)
-        batches = examples.first(row, name, tokenizer, count, view.tokenize.max_length)
+        batches = examples.first(row, name, tokenizer, count, view.tokenize.max_length, size)
         found.append(_gradients(other, batches, view, name))
     return found
 
@@ -47,7 +50,7 @@ def _gradients(
     assert isinstance(view.section, LsrParams)
     listed, names = list(batches), adapters.target_names(base, view.section, view.base_model, view.seed)
     passes = 2 if view.section.head_steps else 1
-    with console.progress(f"gradients of {name}", passes * len(listed), "batches") as advance:
+    with console.progress(f"{view.section.init}s of {name}", passes * len(listed), "batches") as advance:
         shown = 0
 
         def show(done: int, _: int) -> None:
@@ -56,6 +59,8 @@ def _gradients(
             shown = done
 
         try:
-            return adapters.gradients(base, names, listed, view.base_model, view.section.head_steps, view.seed, show)
+            return adapters.gradients(
+                base, names, listed, view.base_model, view.section.init, view.section.head_steps, view.seed, show
+            )
         except ValueError as error:
             raise UserError(f"{PARAMS}: lsr.init: {name}: {error}") from None

@@ -22,6 +22,7 @@ Shape = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 Layers = (
     Literal["all"] | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), AfterValidator(all_different)]
 )  # indices of the base model's layers
+READ = ("gradient", "update")  # initializations of LSR that look at examples
 
 
 class Section(BaseModel):
@@ -78,19 +79,19 @@ class LsrParams(MethodParams):
         description="all factors; A1 and B1; a core between frozen frames; the core and the factors"
     )
     core: Literal["full", "diagonal"]
-    init: Literal["random", "row_space", "principal", "minor", "cp", "gradient"]
+    init: Literal["random", "row_space", "principal", "minor", "cp", "gradient", "update"]
     frames: str = Field(min_length=1, description="own, or the folder or hub repository of an adapter with the frames")
     frames_from: Annotated[tuple[Word, ...], AfterValidator(all_different)] = Field(
-        description="data rows whose gradients make the frames together; none: the chosen one's"
+        description="data rows whose gradients or updates make the frames together; none: the chosen one's"
     )
     frames_dtype: Literal["float32", "bfloat16", "int8", "sign"] = Field(
         description="of frozen frames, before training"
     )
     alpha: PositiveFloat
-    examples: PositiveInt = Field(description="of the train split, that gradient looks at")
-    head_steps: NonNegativeInt = Field(description="that fit the head before gradient looks at them")
+    examples: PositiveInt = Field(description="of the train split, that gradient and update look at")
+    head_steps: NonNegativeInt = Field(description="that fit the head before gradient and update look at them")
     budget: Literal["none"] | PositiveInt = Field(
-        description="directions of diagonal cores over all target layers, where the gradient has the largest"
+        description="directions of diagonal cores over all target layers, where gradient or update have the largest"
     )
     dropout: Dropout
     in_shape: Literal["auto"] | Shape
@@ -101,26 +102,32 @@ class LsrParams(MethodParams):
 
     @model_validator(mode="after")
     def _frames_are_pooled_from_gradients(self) -> Self:
-        if self.frames_from and (self.init != "gradient" or self.frames != "own"):
+        if self.frames_from and not self.reads_examples:
             raise ValueError(
-                f"frames_from: pools gradients, so it needs init: gradient and frames: own; got init: {self.init} and "
-                f"frames: {self.frames}"
+                "frames_from: pools what examples say, so it needs init: gradient or update, and frames: own; got "
+                f"init: {self.init} and frames: {self.frames}"
             )
         return self
 
     @model_validator(mode="after")
-    def _a_budget_is_spent_by_the_gradient(self) -> Self:
-        needed = {"init": "gradient", "frames": "own", "share": "none", "train": "core", "core": "diagonal"}
-        wrong = [f"{name}: {getattr(self, name)}" for name, value in needed.items() if getattr(self, name) != value]
+    def _a_budget_is_spent_by_what_examples_say(self) -> Self:
+        needed = {
+            "init": READ,
+            "frames": ("own",),
+            "share": ("none",),
+            "train": ("core", "all"),
+            "core": ("diagonal",),
+        }
+        wrong = [f"{name}: {getattr(self, name)}" for name, words in needed.items() if getattr(self, name) not in words]
         if self.budget != "none" and wrong:
-            rules = ", ".join(f"{name}: {value}" for name, value in needed.items())
+            rules = ", ".join(f"{name}: {' or '.join(words)}" for name, words in needed.items())
             raise ValueError(f"budget: needs {rules}; got {', '.join(wrong)}")
         return self
 
     @property
     def reads_examples(self) -> bool:
         """Whether the initialization looks at tokens."""
-        return self.init == "gradient" and self.frames == "own"
+        return self.init in READ and self.frames == "own"
 
 
 class LoraParams(MethodParams):

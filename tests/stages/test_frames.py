@@ -93,7 +93,7 @@ def refusal(*stages):
 # Words
 
 
-@pytest.mark.parametrize("init", ["gradient", "principal", "minor", "random"])
+@pytest.mark.parametrize("init", ["gradient", "update", "principal", "minor", "random"])
 @pytest.mark.parametrize("share", ["none", "layers"])
 @pytest.mark.parametrize("train", ["core", "all"])
 def test_every_word_starts_an_adapter_and_reports_its_frames(at, train, share, init):
@@ -108,7 +108,7 @@ def test_every_word_starts_an_adapter_and_reports_its_frames(at, train, share, i
     assert found["adapter_trained"] == cores + (frames if train == "all" else 0)
     assert found["adapter_stored"] == found["adapter_effective"] == cores + frames
 
-    held = ["gradient", "weight"] if init == "gradient" else ["weight"]
+    held = [init, "weight"] if init in ("gradient", "update") else ["weight"]
     rows = table(artifacts.FACTORIZE_LAYERS)
     assert len(rows) == (2 if share == "layers" else 2 * LAYERS)
     for what in held:
@@ -318,7 +318,7 @@ def test_an_adapter_on_frames_that_have_changed_is_refused_in_one_line(at):
         ({"init": "row_space"}, "params.yaml: lsr.init: init_weights='row_space' makes no frames for a core"),
         (
             {"budget": 7},
-            "params.yaml: lsr: budget: needs init: gradient, frames: own, share: none, train: core, core: ",
+            "params.yaml: lsr: budget: needs init: gradient or update, frames: own, share: none, train: core or all, ",
         ),
         (
             {"budget": 999, "share": "none", "core": "diagonal"},

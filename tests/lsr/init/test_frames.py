@@ -41,7 +41,7 @@ def matrices(start, source):
 
 
 def test_these_make_frames():
-    assert set(FRAMING) == {"random", "principal", "minor", "gradient"}
+    assert set(FRAMING) == {"random", "principal", "minor", "gradient", "update"}
 
 
 @each_word
@@ -72,6 +72,7 @@ def test_with_one_factor_they_are_the_directions_themselves(count):
         "principal": leading_frames(weights, 4),
         "minor": trailing_frames(weights, 4),
         "gradient": leading_frames(gradients, 4),
+        "update": leading_frames(gradients, 4),
     }.items():
         start = FRAMING[word](given_ones)
         for found, side in zip(matrices(start, given_ones[0]), expected, strict=True):
@@ -79,7 +80,7 @@ def test_with_one_factor_they_are_the_directions_themselves(count):
         assert start.error == 0
 
 
-@pytest.mark.parametrize("word", ["principal", "minor", "gradient"])
+@pytest.mark.parametrize("word", ["principal", "minor", "gradient", "update"])
 def test_with_all_terms_they_span_the_directions_and_with_fewer_say_what_is_left_out(word):
     """24 x 24 is not padded, where as many terms as a side allows hold any frame."""
     dense = sources(2, (4,), 24, 24)
@@ -118,5 +119,5 @@ def test_random_ones_are_those_of_the_first_layer_and_read_no_weight(rank_shape)
 
 
 def test_without_gradients_it_says_where_they_come_from():
-    with pytest.raises(ValueError, match=r"'gradient' needs examples: see lsr\.start_from_examples"):
+    with pytest.raises(ValueError, match=r"this initialization needs examples: see lsr\.start_from_examples"):
         FRAMING["gradient"]([source_of(normal(8, 8), (2,), 1)])

@@ -53,7 +53,7 @@ def test_the_frame_of_b_does_not_depend_on_what_is_drawn():
 
 
 def test_without_a_gradient_it_says_where_one_comes_from():
-    with pytest.raises(ValueError, match=r"'gradient' needs examples: see lsr\.start_from_examples"):
+    with pytest.raises(ValueError, match=r"this initialization needs examples: see lsr\.start_from_examples"):
         gradient.start(source_of(decaying(20, 24)))
 
 

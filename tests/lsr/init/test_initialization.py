@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lsr.init import INITIALIZATIONS
+from lsr.init import INITIALIZATIONS, READERS
 from lsr.init.initialization import Source
 from tests.lsr.init.forms import RANKS, as_bytes, form_of
 from tests.lsr.matrices import decaying
@@ -37,7 +37,7 @@ def source_for(word, rank_shape=(2, 2)):
         scaling=0.7,
         seed=3,
         generator=torch.Generator().manual_seed(5),
-        gradients=[matrix] if reads == "gradient" else (),
+        gradients=[matrix] if reads in READERS else (),
     )
 
 

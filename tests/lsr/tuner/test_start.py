@@ -10,14 +10,14 @@ from torch.testing import assert_close
 from benchmarks.capabilities.models import LABELS, logits, tiny, tokens
 from lsr import LsrConfig, start_from_examples
 from lsr.algebra.frames import leading_frames
-from lsr.init import INITIALIZATIONS
+from lsr.init import INITIALIZATIONS, READERS
 from lsr.tuner.linear import adapted_layers
 from lsr.tuner.start import collect_gradients, initialize_factors
 
 USUAL = {"task_type": "SEQ_CLS", "rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0}
 MODELS = {"bert": {}, "bert-padded": {"rank_shape": (2, 1, 2)}, "gpt2": {"train": "first"}}
 BATCHES = [{**tokens(), "labels": torch.arange(4) % LABELS}]
-by_weight = pytest.mark.parametrize("init", [word for word in INITIALIZATIONS if word != "gradient"])
+by_weight = pytest.mark.parametrize("init", [word for word, one in INITIALIZATIONS.items() if one.reads not in READERS])
 each_model = pytest.mark.parametrize("name", MODELS)
 
 
@@ -115,13 +115,15 @@ def test_an_initialization_that_is_none_changes_nothing():
 
 
 def test_examples_are_for_the_gradient_alone():
-    message = "init_weights must be 'gradient' to start from examples, got 'row_space'"
+    message = "init_weights must be 'gradient' or 'update' to start from examples, got 'row_space'"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         start_from_examples(made("bert", "row_space"), BATCHES)
 
 
 def test_a_gradient_needs_examples():
-    with pytest.raises(ValueError, match=r"^layer 'bert\..*query': .*'gradient' needs examples: see lsr.start_from_ex"):
+    with pytest.raises(
+        ValueError, match=r"^layer 'bert\..*query': .*this initialization needs examples: see lsr.start_from_ex"
+    ):
         list(initialize_factors(made("bert", "gradient")))
 
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lsr.init import READERS
 from pipeline import artifacts, params
 from pipeline.evaluation import inference
 from pipeline.methods import adapters, base_models, device
@@ -120,9 +121,9 @@ def test_examples_are_read_on_the_accelerator_and_the_model_is_then_where_it_was
         list(examples)
         return dict.fromkeys(layers)
 
-    monkeypatch.setattr(adapters, "examples_gradients", gradients)
+    monkeypatch.setitem(READERS, "gradient", gradients)
     examples = [Batch(batches), Batch(batches)]
-    found = adapters.gradients(base, names, examples, view.base_model, view.section.head_steps, view.seed)
+    found = adapters.gradients(base, names, examples, view.base_model, "gradient", view.section.head_steps, view.seed)
     assert list(found) == names
     assert len(names) == 4
     assert went == [torch.device("cuda"), CPU]

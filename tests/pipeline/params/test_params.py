@@ -180,7 +180,7 @@ MISTAKES = [
     ("lsr.rank_shape", [2, "x"], "lsr.rank_shape.1: input should be a valid integer, unable to parse string as"),
     ("lsr.target_modules", [], "lsr.target_modules: input should be a valid string or a list of at least 1, got []"),
     ("lora.target_modules", ["query", 3], "lora.target_modules.1: input should be a valid string, got 3"),
-    ("lsr.init", "rowspace", "lsr.init: input should be 'random', 'row_space', 'principal', 'minor', 'cp' or 'gra"),
+    ("lsr.init", "rowspace", "lsr.init: input should be 'random', 'row_space', 'principal', 'minor', 'cp', 'gra"),
     ("lsr.train", "frames", "lsr.train: input should be 'factors', 'first', 'core' or 'all', got 'frames'"),
     ("lsr.residual", "fold", "lsr.residual: no such key"),
     ("data", "movie-reviws", "data: no row 'movie-reviws' in pipeline/datasets.yaml; did you mean movie-reviews?"),
@@ -237,7 +237,7 @@ def test_rows_are_pooled_where_their_gradients_make_the_frames(workspace, change
     assert set(params.load(params.FactorizeInitView).pooled) == {"movie-reviews", "tweets"}
     for key, value in changes.items():
         change("params.yaml", key, value)
-    needs = "pools gradients, so it needs init: gradient and frames: own"
+    needs = "pools what examples say, so it needs init: gradient or update, and frames: own"
     assert refusal() == [f"params.yaml: lsr: frames_from: {needs}; got {got}"]
 
 

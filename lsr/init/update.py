@@ -1,0 +1,144 @@
+"""The update that a short training makes to each layer: where training goes, not only where it sets out to.
+
+A LoRA on each layer trains together with the head over the examples, once. The product of its factors is what the
+initialization reads, and nothing of it stays in the model.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lsr.algebra.spectrum import Matrix
+from lsr.init.head import STEPS, fitted_head, head_parameters
+from lsr.init.passes import Batch, loss_of, undisturbed
+from lsr.init.steps import Group, PreciseAdamW, restored
+
+RANK = 16
+RATE = 0.001
+HEAD_RATE = 0.002
+SCALING = 2.0
+LARGEST_NORM = 1.0  # of a step's gradient
+
+Pair = tuple[nn.Parameter, nn.Parameter]  # A (k, n), B (m, k)
+
+
+def examples_updates(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Iterable[Batch],
+    head: Sequence[nn.Module] = (),
+    *,
+    steps: int = STEPS,
+    rank: int = RANK,
+    rate: float = RATE,
+    head_rate: float = HEAD_RATE,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,  # told after each batch of a pass how many of how many are done
+) -> dict[str, Matrix]:  # (m, k) and (k, n) each
+    """Return the update of each layer as a product of two factors of a rank; the model and its head stay as they were.
+
+    The head is first fitted by so many steps, as `lsr.init.head.fitted_head` does it; then LoRA and head take a step of
+    AdamW for each batch, in the order of the batches, without dropout, at rates that go down to zero. Small batches are
+    best: eight examples, say. The batches are read once and kept. What is given alike comes back with the same bytes.
+
+    A step costs a forward pass and a backward pass to activations; of frozen weights no gradient is made, so they may
+    be quantized.
+
+    Raises:
+        ValueError: as `fitted_head`; if there are no examples, the loss is not finite, or it does not depend on a
+            layer; names the layer.
+
+    Reference: LoRA (Hu et al. 2021, arXiv 2106.09685), from which it differs in its end alone.
+    """
+    listed = list(batches)
+    if not listed:
+        raise ValueError("no examples: there is no batch to train on")
+    parameters = head_parameters(model, head)
+    start, total = (len(listed), 2 * len(listed)) if steps and parameters else (0, len(listed))
+
+    def after(start: int) -> Callable[[int], None] | None:
+        return None if progress is None else lambda done: progress(start + done, total)
+
+    pairs = _pairs(layers, rank, seed)
+    factors = [factor for pair in pairs.values() for factor in pair]
+    groups = [Group(factors, rate), Group(parameters, head_rate)]
+    with (
+        fitted_head(model, head, listed, steps=steps, seed=seed, progress=after(0)),
+        restored(parameters),
+        undisturbed(model, [*factors, *parameters]),
+        _added(layers, pairs),
+    ):
+        _train(model, list(pairs), groups, listed, after(start))
+    return {name: (SCALING * b.detach().cpu().double(), a.detach().cpu().double()) for name, (a, b) in pairs.items()}
+
+
+def _pairs(layers: Mapping[str, nn.Module], rank: int, seed: int) -> dict[str, Pair]:
+    """Return a LoRA of each layer in float32 at least, as it starts: A random, B zero."""
+    draws = torch.Generator().manual_seed(seed)
+    found = {}
+    for name, layer in layers.items():
+        n, m = _widths(layer)
+        a = torch.randn(rank, n, generator=draws) / (3 * n) ** 0.5  # the variance that LoRA's A has
+        like = layer.get_parameter("weight")
+        dtype = torch.promote_types(like.dtype, torch.float32) if like.is_floating_point() else torch.float32
+        found[name] = (
+            nn.Parameter(a.to(like.device, dtype)),
+            nn.Parameter(torch.zeros(m, rank, device=like.device, dtype=dtype)),
+        )
+    return found
+
+
+def _widths(layer: nn.Module) -> tuple[int, int]:  # n, m
+    if isinstance(layer, nn.Linear):  # packed weights of 4 bits have other shapes
+        return layer.in_features, layer.out_features
+    n, m = layer.get_parameter("weight").shape  # Conv1D keeps its weight transposed
+    return n, m
+
+
+@contextmanager
+def _added(layers: Mapping[str, nn.Module], pairs: Mapping[str, Pair]) -> Iterator[None]:
+    """Have each layer add the product of its pair to what it returns."""
+    handles = [layer.register_forward_hook(_adding(*pairs[name])) for name, layer in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _adding(a: nn.Parameter, b: nn.Parameter) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+    def add(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        x: Tensor = inputs[0]
+        return output + SCALING * F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype)).to(output.dtype)
+
+    return add
+
+
+def _train(
+    model: nn.Module,
+    names: Sequence[str],  # of the layers whose factors are the first group, two each
+    groups: Sequence[Group],
+    batches: Sequence[Batch],
+    progress: Callable[[int], None] | None,
+) -> None:
+    steps = PreciseAdamW(groups, largest_norm=LARGEST_NORM, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(steps.optimizer, lambda done: 1 - done / len(batches))
+    for done, batch in enumerate(batches, 1):
+        with torch.enable_grad():
+            loss = loss_of(model, batch)
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f"the loss is not finite in step {done} of {len(batches)} of the short training at the rate "
+                f"{groups[0].rate:g}"
+            )
+        reached = steps.step(loss)
+        for name, is_reached in zip(names, reached[::2], strict=False):
+            if not is_reached:
+                raise ValueError(f"layer {name!r} was never called, or the loss does not depend on it")
+        schedule.step()
+        if progress:
+            progress(done)
