@@ -47,7 +47,8 @@ def run(protocol: str, only: str, workers: int, found: dict[str, Line]) -> None:
         UserError: if a cell cannot run; finished cells are kept.
     """
     # Two processes of one thread each do more than one of two threads. They read this when they import torch.
-    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    # The kernels of products are kept by shape: batches of any length and layers of any rank have thousands of shapes.
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "4096"}
     spawn, silent = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_DFL)  # at Ctrl-C
     pool = ProcessPoolExecutor(workers, spawn, initializer=signal.signal, initargs=silent)
     most = plan.count_missing(protocol, only, found)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from benchmarks.family.methods import METHODS, Layers
+from benchmarks.family.methods import METHODS, Layers, Pool
 from benchmarks.views import Overrides, changed
 from pipeline import params
 from pipeline.params import TrainView
@@ -29,7 +29,7 @@ class Sizes(NamedTuple):
     longest: int | None = None  # tokens; longer texts are left out
 
 
-SHORT = Sizes(train=960, validation=250, test=1000, longest=24)
+SHORT = Sizes(train=960, validation=500, test=1000, longest=24)
 
 
 class Data(NamedTuple):
@@ -44,7 +44,7 @@ DATA: Mapping[str, Data] = {
     "tweets": Data("tweets"),
     "amazon-reviews": Data("products"),
     "movie-ratings": Data("movies"),  # a number
-    "movie-pairs": Data("movies", SHORT._replace(train=2880, validation=500, longest=64)),  # two texts: harder, longer
+    "movie-pairs": Data("movies", SHORT._replace(train=2880, longest=64)),  # two texts: harder, longer
 }
 
 
@@ -67,7 +67,7 @@ COMMON: Overrides = {
     "lsr.frames": "own",
     "lsr.frames_from": (),
     "lsr.frames_dtype": "float32",
-    "lsr.examples": 1024,
+    "lsr.examples": 2880,  # all that the short protocol trains on
     "lsr.head_steps": 60,
     "lsr.dropout": 0.0,
     "lsr.in_shape": "auto",
@@ -138,7 +138,7 @@ class Cell(NamedTuple):
         if chosen["adapter"] in ("lsr", "lora"):
             chosen[f"{chosen['adapter']}.layers"] = self.layers
         if method.pool != "own":
-            chosen["lsr.frames_from"] = pool(self.run.data, leave_out=method.pool == "left out")
+            chosen["lsr.frames_from"] = pool(self.run.data, method.pool)
         return chosen | {RATE_KEYS[chosen["adapter"]]: self.rate, "seed": self.seed}
 
     def sizes(self) -> Sizes:
@@ -168,9 +168,11 @@ def sizes(protocol: str, data: str) -> Sizes:
     return Sizes() if PROTOCOLS[protocol].sees_all else DATA[data].short
 
 
-def pool(data: str, *, leave_out: bool) -> tuple[str, ...]:
-    """Return the data sets whose gradients make pooled frames: all, or those that share no text with this one."""
-    return tuple(name for name, row in DATA.items() if not (leave_out and row.source == DATA[data].source))
+def pool(data: str, words: Pool) -> tuple[str, ...]:
+    """Return the data sets that make the frames: all, those that share no text with this one, or another one."""
+    if words in DATA:
+        return (words,)
+    return tuple(name for name, row in DATA.items() if words == "pooled" or row.source != DATA[data].source)
 
 
 def beyond(rate: float, grid: tuple[float, ...]) -> float | None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from functools import cache
 
+import pyarrow as pa
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -17,17 +18,22 @@ from pipeline.methods import base_models
 
 @cache
 def splits(data: str, model: str, max_length: int, sizes: Sizes) -> dict[str, Dataset]:
-    """Return the first rows of each split as tokens, cut at `max_length`; none is longer than the sizes allow."""
+    """Return the first rows of each split as tokens, cut at `max_length`; none is longer than the sizes allow.
+
+    Training rows beyond what the sizes allow fill up the validation split: it decides on rates, and small ones decide
+    badly.
+    """
     tokenizer = base_models.load_tokenizer(params.load_row("model", model))
     texts = datasets.load(params.load_row("data", data), data).splits
-    found = {}
+    tables = {}
     for split in datasets.SPLITS:
         table, lengths = tokenize(texts[split], tokenizer, max_length)
         table = table.select([name for name in table.column_names if name in tokens.INPUTS])
-        if sizes.longest is not None:
-            table = table.filter(lengths <= sizes.longest)
-        found[split] = Dataset(table.slice(0, getattr(sizes, split)))
-    return found
+        tables[split] = table if sizes.longest is None else table.filter(lengths <= sizes.longest)
+    if sizes.train is not None:
+        spare = tables["train"].slice(sizes.train)
+        tables["validation"] = pa.concat_tables([tables["validation"], spare])
+    return {split: Dataset(table.slice(0, getattr(sizes, split))) for split, table in tables.items()}
 
 
 def collator(model: str) -> DataCollatorWithPadding:
@@ -35,9 +41,11 @@ def collator(model: str) -> DataCollatorWithPadding:
     return tokens.collator(base_models.load_tokenizer(params.load_row("model", model)))
 
 
-def sample(train: Dataset, count: int, seed: int, collate: DataCollatorWithPadding) -> Iterator[dict[str, Tensor]]:
-    """Yield labelled batches of `count` examples drawn from a train split, as the pipeline draws them."""
+def sample(
+    train: Dataset, count: int, seed: int, size: int, collate: DataCollatorWithPadding
+) -> Iterator[dict[str, Tensor]]:
+    """Yield labelled batches of a size of `count` examples drawn from a train split, as the pipeline draws them."""
     drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:count]
     rows = train.remove_columns("length")
-    for indices in drawn.split(tokens.SAMPLE_BATCH):
+    for indices in drawn.split(size):
         yield dict(collate(rows[indices.tolist()]))

@@ -13,7 +13,7 @@ from transformers import set_seed
 
 from benchmarks.family import experiment, inputs
 from benchmarks.family.experiment import Cell
-from benchmarks.family.gradients import gradients
+from benchmarks.family.gradients import Reading, gradients
 from lsr.algebra.spectrum import Matrix
 from pipeline.evaluation import inference, scores
 from pipeline.methods import adapters, base_models
@@ -72,16 +72,20 @@ def _gradients(cell: Cell, section: LsrParams) -> list[Mapping[str, Matrix]]:
     if not section.reads_examples:
         return []
     view = cell.view()
+    targets = cast("tuple[str, ...]", section.target_modules)
     return [
         gradients(
-            data,
-            view.model,
-            view.tokenize.max_length,
-            experiment.sizes(cell.run.protocol, data),
-            cast("tuple[str, ...]", section.target_modules),
-            section.examples,
-            section.head_steps,
-            view.seed,
+            Reading(
+                section.init,
+                data,
+                view.model,
+                view.tokenize.max_length,
+                experiment.sizes(cell.run.protocol, data),
+                section.examples,
+                section.head_steps,
+                view.seed,
+            ),
+            targets,
         )
         for data in section.frames_from or (view.data,)
     ]

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from benchmarks.views import Overrides
 
 Layers = tuple[int, ...] | Literal["all"]
-Pool = Literal["own", "pooled", "left out"]
+Pool = str  # own, pooled, left out, or another data set: whose gradients or updates make the frames
 
 ALL: tuple[Layers, ...] = ("all",)
 RUNS: Mapping[int, tuple[Layers, ...]] = {  # consecutive layers: earlier ones never came near the best
@@ -21,15 +21,16 @@ RUNS: Mapping[int, tuple[Layers, ...]] = {  # consecutive layers: earlier ones n
 ALL_LINEAR = ("query", "key", "value", "output.dense", "intermediate.dense")
 FULL_SCALE = 0.01  # every weight trains at a hundredth of the rates of adapters
 HEAD_SCALE = 5.0  # a head that trains alone, at higher ones
-# alpha / rank is the scaling, alpha / 16 of a diagonal core: so one grid of rates does for all ranks.
+# alpha / rank is the scaling, alpha / 8 of a diagonal core: so one grid of rates does for all ranks.
 CORE_ALPHA = 24.0
 FACTOR_ALPHA = 16.0  # of factors without a core, at rank 4
 LORA_SCALING = 2
 
 GROUPS = {  # of methods, by the words of the legend
-    "core": "LSR, core in frames of its own gradient",
-    "pooled": "LSR, core in frames of pooled gradients",
-    "shared": "LSR, frames shared by layers, all trains",
+    "core": "LSR, core in frames of its own",
+    "pooled": "LSR, core in pooled frames",
+    "foreign": "LSR, core in frames of another data set",
+    "shared": "LSR, frames and core train",
     "factors": "LSR of 2025, Kronecker factors",
     "lora": "LoRA, all layers",
     "few": "LoRA r=1, its best few layers",
@@ -45,7 +46,8 @@ class Method(NamedTuple):
     group: str  # a key of GROUPS
     overrides: Overrides
     places: tuple[Layers, ...] = ALL  # layers to choose from, by the validation score as the rate
-    pool: Pool = "own"  # whose gradients make the frames: see `experiment.pool`
+    pool: Pool = "own"  # see `experiment.pool`
+    like: str = ""  # the method whose tuned learning rate it takes, without tries of its own
     scale: float = 1.0  # what the grid of learning rates is multiplied by
     is_long: bool = False  # whether it runs in the long protocol too
 
@@ -57,7 +59,7 @@ def core(rank: int, **others: object) -> Overrides:
         "lsr.rank_shape": (rank,),
         "lsr.separation_rank": 1,
         "lsr.train": "core",
-        "lsr.init": "gradient",
+        "lsr.init": "update",
         "lsr.alpha": CORE_ALPHA,
         **{f"lsr.{name}": value for name, value in others.items()},
     }
@@ -68,9 +70,14 @@ def diagonal(rank: int, **others: object) -> Overrides:
     return core(rank, core="diagonal", **others)
 
 
-def directions(budget: int) -> Overrides:
+def directions(budget: int, **others: object) -> Overrides:
     """Return diagonal cores in all linear layers that have so many entries together."""
-    return diagonal(1, budget=budget, target_modules=ALL_LINEAR)
+    return diagonal(1, budget=budget, target_modules=ALL_LINEAR, **others)
+
+
+def trained_directions(budget: int) -> Overrides:
+    """Return so many directions in query and value layers, which train with their cores."""
+    return diagonal(1, budget=budget, train="all")
 
 
 def shared(rank: int, train: str = "all", **others: object) -> Overrides:
@@ -96,22 +103,26 @@ def lora(rank: int) -> Overrides:
 
 
 METHODS: Mapping[str, Method] = {
-    # about 100 trained parameters
-    "diagonal r=2, all linear": Method("core", diagonal(2, target_modules=ALL_LINEAR)),
-    "96 directions, all linear": Method("core", directions(96), is_long=True),
-    # 200
-    "diagonal r=12": Method("core", diagonal(12), is_long=True),
-    "pooled diagonal r=12": Method("pooled", diagonal(12), pool="pooled"),
-    "left-out diagonal r=12": Method("pooled", diagonal(12), pool="left out"),
-    # 300 to 2,000
-    "400 directions, all linear": Method("core", directions(400), is_long=True),
-    "1,500 directions, all linear": Method("core", directions(1500), is_long=True),
+    # about 100 to 2,000 trained parameters
+    "96 directions": Method("core", directions(96), is_long=True),
+    "200 directions": Method("core", directions(200), is_long=True),
+    "200 directions, pooled": Method("pooled", directions(200), pool="pooled", is_long=True),
+    "200 directions, left out": Method("pooled", directions(200), pool="left out"),
+    **{
+        f"200 directions, of {data}": Method("foreign", directions(200), pool=data, like="200 directions")
+        for data in ("movie-reviews", "tweets", "amazon-reviews", "movie-ratings", "movie-pairs")
+    },
+    "200 directions, gradient": Method("core", directions(200, init="gradient")),
+    "400 directions": Method("core", directions(400), is_long=True),
     "core r=12": Method("core", core(12), is_long=True),
-    "shared r=2, value": Method("shared", shared(2, target_modules=("value",))),
-    # 3,000 to 30,000
-    "shared r=2": Method("shared", shared(2), is_long=True),
+    # 1,500 to 30,000, all of them trained
+    "2 directions, trained": Method("shared", trained_directions(2)),
+    "4 directions, trained": Method("shared", trained_directions(4)),
+    "6 directions, trained": Method("shared", trained_directions(6), is_long=True),
+    "11 directions, trained": Method("shared", trained_directions(11)),
+    "shared r=2": Method("shared", shared(2)),
     "shared r=3": Method("shared", shared(3), is_long=True),
-    "shared r=6": Method("shared", shared(6)),
+    "shared r=3, gradient": Method("shared", shared(3, init="gradient"), is_long=True),
     "shared r=16": Method("shared", shared(16)),
     "LSR r=4 s=4": Method("factors", kronecker(4), is_long=True),
     # rivals
@@ -121,9 +132,12 @@ METHODS: Mapping[str, Method] = {
     "LoRA r=1": Method("lora", lora(1), is_long=True),
     "LoRA r=2": Method("lora", lora(2)),
     "LoRA r=8": Method("lora", lora(8), is_long=True),
+    # An update costs up to an epoch more, so here is LoRA with as much.
+    "LoRA r=1, two epochs": Method("lora", {**lora(1), "train.epochs": 2}),
+    "LoRA r=8, two epochs": Method("lora", {**lora(8), "train.epochs": 2}),
     "LoRA r=1, all linear": Method("lora", {**lora(1), "lora.target_modules": ALL_LINEAR}),
     "LoRA-XS r=12": Method("svd", core(12, init="principal")),
-    "LoRA-SB r=12": Method("svd", core(12, head_steps=0)),
+    "LoRA-SB r=12": Method("svd", core(12, init="gradient", head_steps=0)),
     "head alone": Method("ends", {"adapter": "head"}, scale=HEAD_SCALE, is_long=True),
     "every weight": Method("ends", {"adapter": "full"}, scale=FULL_SCALE, is_long=True),
 }

@@ -57,7 +57,7 @@ def draw(path: Path, table: Sequence[Row]) -> None:
 
 
 def _panel(axes: Axes, data: str, rows: Sequence[Row]) -> None:
-    for row, place in _places([row for row in rows if row.method not in LINES]):
+    for row, place in _places([row for row in rows if row.group in MARKS]):
         color, marker = MARKS[row.group]
         if not isnan(row.test.low):
             axes.plot((place, place), (row.test.low, row.test.high), color=color, linewidth=1.2, alpha=0.7)

@@ -15,11 +15,13 @@ Found = Mapping[str, Line]  # by the keys of their cells
 def runs(protocol: str, only: str = "") -> list[Run]:
     """Return the runs of a protocol whose names hold `only`, by data set."""
     listed = [Run(protocol, data, method) for data in DATA for method in of_protocol(protocol)]
-    return [run for run in listed if only in run.name]
+    return [run for run in listed if only in run.name and METHODS[run.method].pool != run.data]
 
 
 def grid(run: Run) -> list[Cell]:
-    """Return the cells that tune a run: with the first seed."""
+    """Return the cells that tune a run, with the first seed; none where another run is tuned for it."""
+    if METHODS[run.method].like:
+        return []
     return [Cell(run, place, rate, SEEDS[0]) for place in METHODS[run.method].places for rate in run.rates()]
 
 
@@ -35,6 +37,9 @@ def tuned(run: Run, found: Found) -> Cell | None:
 
     The test score has no say.
     """
+    if like := METHODS[run.method].like:
+        other = tuned(run._replace(method=like), found)
+        return other and other._replace(run=run)
     return _best([*grid(run), *wider(run, found)], found)
 
 
@@ -69,13 +74,13 @@ def count_missing(protocol: str, only: str, found: Found) -> int:
 
 def _left(run: Run, found: Found) -> int:
     known = {cell.key() for cell in (*grid(run), *wider(run, found), *seeds(run, found))}
-    most = len(known) if tuned(run, found) else len(grid(run)) + 1 + len(SEEDS) - 1
+    most = len(known) if tuned(run, found) else len(SEEDS) + len(grid(run))
     return most - len(known & found.keys())
 
 
 def _best(cells: Sequence[Cell], found: Found) -> Cell | None:
     scores = [found[key]["validation"] for cell in cells if (key := cell.key()) in found]
-    return cells[scores.index(max(scores))] if len(scores) == len(cells) else None
+    return cells[scores.index(max(scores))] if scores and len(scores) == len(cells) else None
 
 
 def _missing(cells: Iterable[Cell], found: Found) -> list[Cell]:

@@ -75,8 +75,11 @@ def _caption() -> Iterator[str]:
         "The first seed tunes, and its run is also one of those that are reported.",
         "▲ and ▼: the 95 % interval of the difference to LoRA r=1 with the same seeds excludes 0, as it does by chance "
         "alone once in twenty.",
-        "Pooled frames are made of gradients on several data sets: of related texts, which a method on one data set "
-        "has not seen. They are stored once for many adapters (+). Left out: the data sets of the same texts.",
+        "Frames of directions and cores are made of the update of a short training on the same texts, once over them: "
+        "up to an epoch more than others see, so LoRA has rows with two epochs.",
+        "Pooled frames are made of the updates on all data sets: of related texts, which a method on one data set has "
+        "not seen. They are stored once for many adapters (+). Left out: without the data sets of the same texts. Of "
+        "another data set: at the rate that was tuned for the method's own frames.",
     )
     for point in points:
         yield from wrap(point, 119, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)

@@ -29,6 +29,7 @@ TABLE = {
     "shared core r=4": Method("core", shared(4, train="core")),
     "pooled core r=4": Method("pooled", core(4), pool="pooled"),
     "left-out core r=4": Method("pooled", core(4), pool="left out"),
+    "foreign core r=4": Method("foreign", core(4), pool="tweets", like="core r=4"),
     "shared r=2": Method("shared", shared(2)),
     "shared r=2, value": Method("shared", shared(2, target_modules=("value",))),
     "LSR r=4 s=4": Method("factors", kronecker(4)),

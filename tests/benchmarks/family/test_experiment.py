@@ -24,8 +24,8 @@ def test_a_cell_sets_what_its_method_rate_layers_and_seed_say(method, monkeypatc
         if view.adapter in ("lsr", "lora"):
             assert view.section.layers == place
         for name, value in chosen.overrides.items():
-            field = name.partition(".")[2]
-            assert not field or getattr(view.section, field) == value
+            section, _, field = name.partition(".")
+            assert not field or getattr(view.train if section == "train" else view.section, field) == value
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -107,12 +107,18 @@ def test_beyond_an_edge_is_one_step_further():
 
 
 def test_a_pool_leaves_out_all_data_sets_of_the_same_texts():
-    assert pool("tweets", leave_out=False) == tuple(DATA)
-    assert set(pool("movie-pairs", leave_out=True)) == {"tweets", "amazon-reviews"}
-    assert set(DATA) - set(pool("tweets", leave_out=True)) == {"tweets"}
+    assert pool("tweets", "pooled") == tuple(DATA)
+    assert set(pool("movie-pairs", "left out")) == {"tweets", "amazon-reviews"}
+    assert set(DATA) - set(pool("tweets", "left out")) == {"tweets"}
     left_out = Cell(Run("short", "movie-ratings", "left-out core r=4"), "all", GRID[0], 0).view()
     assert set(left_out.section.frames_from) == {"tweets", "amazon-reviews"}
     assert CELL.view().section.frames_from == ()
+
+
+def test_frames_of_another_data_set_are_made_of_that_one():
+    assert pool("movie-ratings", "tweets") == ("tweets",)
+    cell = Cell(Run("short", "movie-ratings", "foreign core r=4"), "all", GRID[0], 0)
+    assert cell.view().section.frames_from == ("tweets",)
 
 
 def test_the_long_protocol_sees_all_and_has_a_few_methods():

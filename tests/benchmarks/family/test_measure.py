@@ -14,7 +14,7 @@ from tests.benchmarks.family.made_up import TABLE
 
 SMALL = Sizes(train=36, validation=16, test=24, longest=24)
 OF_EACH = [name for name, method in TABLE.items() if method.places == ALL]  # a tiny model has two layers
-CACHES = (views._committed, views._row, inputs.splits, gradients.gradients)
+CACHES = (views._committed, views._row, inputs.splits, gradients._kept)
 RATE = 0.003
 
 
@@ -96,7 +96,7 @@ def trained(chosen):
 
 
 def test_a_cell_comes_out_the_same_whatever_ran_before(tiny):
-    gradients.gradients.cache_clear()
+    gradients._kept.cache_clear()
     first = trained(cell("core r=4"))
     trained(cell("LoRA r=8", "ratings", seed=1))
     trained(cell("pooled core r=4", "ratings"))
