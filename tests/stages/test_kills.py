@@ -108,10 +108,8 @@ def flip(path):
 
 DAMAGES = {
     "no optimizer": lambda path: (path / "optimizer.pt").unlink(),
-    "no scheduler": lambda path: (path / "scheduler.pt").unlink(),
     "no random state": lambda path: (path / "rng_state.pth").unlink(),
     "a flipped bit": lambda path: flip(path / "adapter_model.safetensors"),
-    "cut off": lambda path: os.truncate(path / "trainer_state.json", 100),
     "a stray file": lambda path: (path / "pytorch_model.bin").write_bytes(b"weights"),
     "empty": lambda path: (shutil.rmtree(path), path.mkdir()),
 }
@@ -145,17 +143,13 @@ class Bomb:
         return os.mkdir, ("bomb",)
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
+@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth"])
 def test_a_checkpoint_runs_no_code_even_where_its_sums_are_right(cut_off, name):
-    folder, undisturbed = cut_off
+    folder, _ = cut_off
     torch.save(Bomb(), last(folder) / name)
     checkpoints.seal(last(folder))
-    if name == "training_args.bin":  # nothing reads it
+    with pytest.raises(pickle.UnpicklingError):
         train()
-        assert written() == undisturbed
-    else:
-        with pytest.raises(pickle.UnpicklingError):
-            train()
     assert not Path("bomb").exists()
 
 
@@ -176,7 +170,12 @@ def train_held_up(folder, root, arrived, go):
     """Train in a folder, and wait at the first step until told to go on."""
     os.chdir(folder)
     os.environ["DVC_ROOT"] = str(root)
-    callbacks.Progress.on_step_end = lambda *_, **__: (arrived.set(), go.wait())
+
+    def wait(*_, **__):
+        arrived.set()
+        go.wait()
+
+    callbacks.Progress.on_step_end = wait
     train()
 
 
