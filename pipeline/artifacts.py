@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ EVALUATE_PICTURE = Path("reports/evaluate/predictions.png")
 UNTRACKED = (FACTORIZE_COST,)  # seconds and bytes differ between runs: no outs of DVC's, and ignored by Git
 
 PARITY = "parity.json"  # in EXPORTS
+LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<pid>[1-9]\d{0,6})(?P<old>\.old)?")  # see `replacing`
 
 Value = str | int | float
 
@@ -61,12 +63,59 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, for a file or a folder; it takes the place of `path` when all went well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    old = temporary.with_name(f"{temporary.name}.old")
     try:
         yield temporary
+        follow_umask(temporary)
         if path.is_dir():
-            shutil.rmtree(path)
+            path.rename(old)
         temporary.replace(path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
+        _put_back(old, path)
+        remove(temporary)
+
+
+def sweep() -> None:
+    """Remove what killed processes have left beside our paths; a folder that was about to be replaced comes back."""
+    for leftover in (*DATA_FILES.parent.glob(".*.*"), *TRAIN_METRICS.parent.parent.glob("*/.*.*")):
+        name = LEFTOVER.fullmatch(leftover.name)
+        if name is None or _is_running(int(name["pid"])):
+            continue
+        if name["old"]:
+            _put_back(leftover, leftover.with_name(name["name"]))
+        else:
+            remove(leftover)
+
+
+def follow_umask(path: Path) -> None:
+    """Give the files of a folder the permissions of new files: safetensors lets nobody else read what it writes."""
+    for file in path.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(path.stat().st_mode & 0o666)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+
+
+def _put_back(old: Path, path: Path) -> None:
+    """Return what was moved away to its place, or remove it if that is taken."""
+    if old.exists() and not path.exists():
+        old.rename(path)
+    remove(old)
+
+
+def _is_running(process: int) -> bool:
+    """Say whether another process has this number. This one has, as it begins, no temporary paths yet."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's
+        pass
+    return True

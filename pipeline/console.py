@@ -43,7 +43,7 @@ def _plain_progress(description: str, total: int, unit: str, to: Console) -> Cal
         nonlocal count, last
         count += done
         now = time.monotonic()
-        if now - last >= SECONDS_BETWEEN_LINES:
+        if count and now - last >= SECONDS_BETWEEN_LINES:  # a training says that it begins with 0 steps done
             last, rate = now, count / (now - start)
             left = f"{(total - count) / rate:.0f} s left"
             to.print(f"{description}: {count}/{total} {unit}, {rate:.1f} {unit}/s, {left}", soft_wrap=True)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from pipeline import params
+from pipeline import artifacts, params
 from pipeline.errors import leaving_in_plain_lines
 
 
@@ -22,4 +22,6 @@ def run(main: Callable[[params.AnyView], None], view: type[params.AnyView]) -> N
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args()
     with leaving_in_plain_lines("stopped; nothing was half written"):
-        main(params.load(view))
+        checked = params.load(view)
+        artifacts.sweep()
+        main(checked)

@@ -4,8 +4,6 @@ Reads artifacts/tokens and artifacts/init. Writes artifacts/adapter/ (the best e
 task.json: what it reads and says) and reports/train/.
 """
 
-import shutil
-
 from peft import PeftModel
 from transformers import Trainer, set_seed
 
@@ -13,28 +11,34 @@ from pipeline import artifacts, console, params, stage
 from pipeline.data import tokens
 from pipeline.methods import adapters, base_models
 from pipeline.methods.task import Task
-from pipeline.training import arguments, run
+from pipeline.training import arguments, run, run_folder
 from pipeline.training.callbacks import Progress, StopAtDivergence
+from pipeline.training.checkpoints import Checkpoints
 
 
 def main(view: params.TrainView) -> None:
     arguments.check_machine(view.train)
+    with run_folder.held(run.checkpoint_folder(view)) as checkpoints:
+        train(view, checkpoints)
+
+
+def train(view: params.TrainView, checkpoints: Checkpoints) -> None:
+    """Fit the adapter, from the last of the checkpoints if there is one, and write it and the reports."""
     set_seed(view.seed)
     base = base_models.load_base_model(view.base_model, view.dataset)
     model = adapters.load_adapter(base, artifacts.INIT, trainable=True)
     splits = {name: tokens.load_tokens(name) for name in ("train", "validation")}
     collate = tokens.collator(base_models.load_tokenizer(view.base_model))
-    checkpoints = run.checkpoint_folder(view)
     steps = view.train.epochs * run.steps_an_epoch(view, splits["train"])
     with console.progress("train", steps, "steps") as advance:
-        trainer = run.trainer_of(view, model, splits, collate, checkpoints, [StopAtDivergence(), Progress(advance)])
-        run.fit(trainer)
+        callbacks = [StopAtDivergence(), Progress(advance)]
+        trainer = run.trainer_of(view, model, splits, collate, checkpoints.aside, callbacks)
+        run.fit(trainer, checkpoints)
     with artifacts.replacing(artifacts.ADAPTER) as folder:
         folder.mkdir()
         adapters.save_adapter(model, folder, view.base_model)
         Task.of(view.dataset, view.tokenize.max_length).write(folder)
     write_reports(trainer, model, view)
-    shutil.rmtree(checkpoints)
 
 
 def write_reports(trainer: Trainer, model: PeftModel, view: params.TrainView) -> None:

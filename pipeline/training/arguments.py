@@ -34,7 +34,6 @@ def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> Tr
         train_sampling_strategy="group_by_length",
         eval_strategy="epoch",
         save_strategy="epoch",
-        save_total_limit=1,
         load_best_model_at_end=True,
         metric_for_best_model="score",
         greater_is_better=True,

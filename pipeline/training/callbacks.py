@@ -4,9 +4,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pipeline.errors import UserError
+
+LOSSES = {"loss": "loss", "eval_loss": "validation loss", "train_loss": "mean loss"}  # in the Trainer's log
 
 
 class Progress(TrainerCallback):
@@ -25,7 +28,7 @@ class Progress(TrainerCallback):
 
 
 class StopAtDivergence(TrainerCallback):
-    """Ends a run whose loss is no number any more: nothing would bring it back."""
+    """Ends a run whose loss or weights are no numbers any more: nothing would bring them back."""
 
     def on_log(
         self,
@@ -35,14 +38,35 @@ class StopAtDivergence(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Look at the loss.
+        """Look at the losses: of some steps, of the validation split, and at the end of all steps.
 
         Raises:
-            UserError: if it is infinite or NaN.
+            UserError: if one is infinite or NaN.
         """
-        loss = (logs or {}).get("loss", 0.0)
-        if not math.isfinite(loss):
-            raise UserError(f"train: the loss is {loss} after {state.global_step} steps: lower the learning rate")
+        for key, name in LOSSES.items():
+            loss = (logs or {}).get(key, 0.0)
+            if not math.isfinite(loss):
+                raise UserError(f"train: the {name} is {loss} after {state.global_step} steps: lower the learning rate")
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **_: Any,
+    ) -> None:
+        """Look at what has trained, as it will be saved.
+
+        Raises:
+            UserError: if a value is infinite or NaN.
+        """
+        for name, parameter in model.named_parameters() if model is not None else ():
+            if parameter.requires_grad and not parameter.isfinite().all():
+                raise UserError(
+                    f"train: {name} holds values that are not finite after {state.global_step} steps: lower the "
+                    "learning rate"
+                )
 
 
 class LaterOfEquals(TrainerCallback):

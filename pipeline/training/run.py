@@ -13,12 +13,12 @@ from datasets import Dataset
 from peft import PeftModel
 from ruamel.yaml import YAML
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from pipeline import artifacts
 from pipeline.params import TrainView
 from pipeline.training import arguments
 from pipeline.training.callbacks import LaterOfEquals
+from pipeline.training.checkpoints import Checkpoints, KeepWhole
 from pipeline.training.trainer import MergingTrainer
 
 CODE = Path(__file__).parents[2]  # where dvc.yaml is
@@ -57,10 +57,17 @@ def trainer_of(
     return trainer
 
 
-def fit(trainer: Trainer) -> None:
-    """Fit the model, from the last checkpoint if a run with the same folder was cut off."""
-    folder = str(trainer.args.output_dir)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if Path(folder).is_dir() else None)
+def fit(trainer: Trainer, checkpoints: Checkpoints) -> None:
+    """Fit the model, from the last whole checkpoint if a run was cut off; the Trainer's folder is the one aside.
+
+    Raises:
+        UserError: if the best checkpoint, which the model is at the end, was changed meanwhile.
+    """
+    newest = checkpoints.newest()
+    trainer.add_callback(KeepWhole(checkpoints))
+    trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+    if trainer.state.best_global_step is not None:
+        checkpoints.check(trainer.state.best_global_step)
 
 
 def checkpoint_folder(view: TrainView) -> Path:

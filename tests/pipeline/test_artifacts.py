@@ -1,8 +1,14 @@
 """The writers leave the whole new content or the whole old one, and the same bytes every time."""
 
+import os
+import stat
+import subprocess
+import sys
+
 import pytest
 
 from pipeline import artifacts
+from tests import deaths
 
 
 def names(folder):
@@ -68,3 +74,94 @@ def test_a_table_has_a_header_six_digits_and_line_feeds_only(tmp_path):
     path = tmp_path / "lengths.csv"
     artifacts.write_csv(path, ("name", "value"), [("a,b", 1 / 3), ("c", 4)])
     assert path.read_bytes() == b'name,value\n"a,b",0.333333\nc,4\n'
+
+
+def replace_a_folder():
+    with artifacts.replacing(artifacts.ADAPTER) as folder:
+        folder.mkdir()
+        for name in ("a.txt", "b.txt"):
+            (folder / name).write_text("new")
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+OLD, NEW = ({"a.txt": word, "b.txt": word} for word in ("old", "new"))
+
+
+def test_a_death_at_any_operation_leaves_the_old_folder_or_the_new_one_after_a_sweep(tmp_path, monkeypatch):
+    def fresh(name):
+        folder = tmp_path / name / artifacts.ADAPTER
+        folder.mkdir(parents=True)
+        for file in OLD:
+            (folder / file).write_text("old")
+        return tmp_path / name
+
+    done = deaths.operations(fresh("counted"), replace_a_folder)
+    taken = next(
+        number for number, operation in enumerate(done, start=1) if operation.startswith("os.rename artifacts/.")
+    )
+    for number in range(1, len(done) + 1):
+        folder = fresh(str(number))
+        deaths.die(folder, replace_a_folder, number)
+        monkeypatch.chdir(folder)
+        artifacts.sweep()
+        assert contents(artifacts.ADAPTER) == (NEW if number > taken else OLD), done[number - 1]
+        assert names(folder / "artifacts") == ["adapter"]
+
+
+def dead_process():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_only_what_dead_processes_left_beside_our_paths_is_swept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    dead, running = dead_process(), os.getppid()
+    swept = [f"artifacts/.adapter.{dead}/w", f"reports/train/.curves.{dead}/w", f"reports/train/.metrics.json.{dead}"]
+    swept += [f"artifacts/.adapter.{os.getpid()}/w"]  # of a process before this one with the same number
+    stays = [
+        f"artifacts/.init.{running}/w",
+        "artifacts/.gitignore",
+        "artifacts/.a.b",
+        "artifacts/.a.0",
+        "artifacts/x/w",
+    ]
+    stays += [f".adapter.{dead}", f"reports/a/b/.c.{dead}/w", "artifacts/.note.20260101"]
+    for name in swept + stays:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    artifacts.sweep()
+    assert set(contents(tmp_path)) == set(stays)
+
+
+def test_a_sweep_of_nothing_does_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    artifacts.sweep()
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_was_about_to_be_replaced_comes_back(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    old = tmp_path / f"artifacts/.adapter.{dead_process()}.old"
+    old.mkdir(parents=True)
+    (old / "w").write_text("old")
+    artifacts.sweep()
+    assert contents(tmp_path) == {"artifacts/adapter/w": "old"}
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_files_of_a_folder_follow_the_umask(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        with artifacts.replacing(tmp_path / "adapter") as folder:
+            (folder / "deeper").mkdir(parents=True)
+            for name, own in (("a", 0o600), ("deeper/b", 0o444), ("c", 0o755)):
+                (folder / name).touch()
+                (folder / name).chmod(own)
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "adapter").rglob("*") if path.is_file()]
+    assert [stat.S_IMODE(path.stat().st_mode) for path in files] == [mode] * 3

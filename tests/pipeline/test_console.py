@@ -38,5 +38,14 @@ def test_long_work_shows_rate_and_remaining_time_in_one_line(capsys, monkeypatch
     assert capsys.readouterr().out == "tokenize: 100/300 texts, 10.0 texts/s, 20 s left\n"
 
 
+def test_work_that_is_long_in_beginning_shows_no_rate(capsys, monkeypatch):
+    now = iter([0.0, 10.0, 11.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
+    with console.progress("train", 300, "steps") as advance:
+        advance(0)
+        advance(11)
+    assert capsys.readouterr().out == "train: 11/300 steps, 1.0 steps/s, 289 s left\n"
+
+
 def test_track_yields_every_item():
     assert list(console.track("abc", "letters", 3, "letters")) == ["a", "b", "c"]

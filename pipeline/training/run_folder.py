@@ -1,0 +1,100 @@
+"""The folders of runs in .checkpoints: one for each set of inputs, of one process at a time, few and not for ever."""
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pipeline import artifacts, console
+from pipeline.training.checkpoints import Checkpoints
+
+NAME = re.compile(r"([0-9a-f]{16})(\.lock)?")
+KEPT_RUNS = 8  # that were cut off and may be started again
+KEPT_DAYS = 30
+SECONDS_BETWEEN_LOOKS = 0.5
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[Checkpoints]:
+    """Yield the checkpoints of a run, alone with them; when all went well, the run needs them no more.
+
+    Another process with the same inputs waits until then, and trains for itself.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = _wait(folder)
+    try:
+        _remove_abandoned(folder)
+        checkpoints = Checkpoints(folder)
+        artifacts.remove(checkpoints.aside)
+        try:
+            yield checkpoints
+        except BaseException:
+            artifacts.remove(checkpoints.aside)  # a full disk would stay full
+            raise
+        with _gate(folder):
+            _remove(folder)
+    finally:
+        lock.release()
+
+
+def _wait(folder: Path) -> FileLock:
+    """Return the lock of a run once this process has it."""
+    is_told = False
+    while True:
+        with _gate(folder), suppress(Timeout):
+            lock = _lock(folder)
+            lock.acquire(timeout=0)
+            return lock
+        if not is_told:
+            console.warn(f"train: waits for another process that trains with the same inputs, in {folder}")
+            is_told = True
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def _remove_abandoned(own: Path) -> None:
+    """Remove the runs that nobody has started again for long, and the oldest of too many."""
+    with _gate(own):
+        others = {name[1] for path in own.parent.iterdir() if (name := NAME.fullmatch(path.name))} - {own.name}
+        ages = {own.with_name(name): _days_old(own.with_name(name)) for name in others}
+        young = sorted((path for path in ages if ages[path] <= KEPT_DAYS), key=ages.__getitem__)[: KEPT_RUNS - 1]
+        removed = [path for path in ages if path not in young and _is_removed(path)]
+    if removed:
+        console.line(f"train: removed {len(removed)} old runs that were cut off, from {own.parent}")
+
+
+def _days_old(folder: Path) -> float:
+    """Return the days since a run wrote its last checkpoint; of a lock without a folder, more than are kept."""
+    return (time.time() - folder.stat().st_mtime) / 86400 if folder.is_dir() else float("inf")
+
+
+def _is_removed(folder: Path) -> bool:
+    """Remove a run unless a process has it; say whether there was anything to remove."""
+    lock, is_there = _lock(folder), folder.is_dir()
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    _remove(folder)
+    lock.release()
+    return is_there
+
+
+def _remove(folder: Path) -> None:
+    """Remove a run, which this process has, and its lock."""
+    artifacts.remove(folder)
+    Path(_lock(folder).lock_file).unlink(missing_ok=True)
+
+
+def _lock(folder: Path) -> FileLock:
+    return FileLock(folder.with_suffix(".lock"))
+
+
+def _gate(folder: Path) -> FileLock:
+    """Return the lock that is held while locks of runs are taken or removed.
+
+    Without it, a process could wait for a lock whose file has been removed, and not see who takes a new one.
+    """
+    return FileLock(folder.with_name("lock"))
