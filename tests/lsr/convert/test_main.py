@@ -471,7 +471,7 @@ MISTAKES = {  # what is wrong: what is done to the folder, the words after expor
     "not ours to replace": (
         write("out/notes.txt", b""),
         ["--force"],
-        "out: neither an adapter nor a checkpoint, so --force does not replace it",
+        "out: holds notes.txt, which is no file of an adapter or checkpoint, so it is not replaced",
     ),
     "a file": (write("out", b""), ["--force"], "out: not a folder, so it is not replaced"),
     "the adapter itself": (
@@ -521,10 +521,90 @@ def test_inspect_refuses_what_export_refuses(what, folder, capsys):
 def test_force_replaces_an_export(folder, capsys):
     ok(capsys, *export())
     before = (folder / "out" / WEIGHTS).read_bytes()
-    (folder / "out" / "more").touch()
+    (folder / "out" / "config.json").touch()  # of a checkpoint that was there
     ok(capsys, *export("lora", "--force"))
     assert (folder / "out" / WEIGHTS).read_bytes() == before
-    assert not (folder / "out" / "more").exists()
+    assert not (folder / "out" / "config.json").exists()
+
+
+def tree(folder):
+    """What a folder holds, links as links."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+FOREIGN = {  # what a person has beside files of an adapter: what makes it
+    "thesis.tex": lambda path: path.write_text("all of it"),
+    ".git": lambda path: path.mkdir(),
+    "src": lambda path: path.mkdir(),
+    "model.safetensors.py": lambda path: path.write_text("pass"),
+    "vocab.txt": lambda path: path.symlink_to("../words.txt"),
+    "tokenizer.json": lambda path: path.mkdir(),
+}
+COMMANDS = {
+    "export": export("lora", "--force"),
+    "merged": export("merged", "--force"),
+    "compress": ("compress", "lora", "-o", "out", "--separation-rank", "1", "--force"),
+    "prune": ("prune", "adapter", "-o", "out", "--separation-rank", "1", "--force"),
+    "frames": ("frames", "--from", "adapter", "-o", "out", "--force"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_force_replaces_no_folder_with_a_file_of_somebody_else(command, name, folder, capsys):
+    shutil.copytree(folder / "base", folder / "out")  # a config.json, as any project may have one
+    (folder / "out" / CONFIG).write_text("{}")
+    FOREIGN[name](folder / "out" / name)
+    before = tree(folder)
+    line = mistake(capsys, *COMMANDS[command])
+    assert f"out: holds {name}, which is no file of an adapter or checkpoint, so it is not replaced" in line
+    assert tree(folder) == before
+
+
+def test_a_file_that_arrives_while_it_is_written_is_kept(tmp_path):
+    (tmp_path / "out").mkdir()
+
+    def write_while_others_do():
+        with writing(tmp_path / "out") as new:
+            (new / CONFIG).write_text("{}")
+            (tmp_path / "out" / "thesis.tex").write_text("all of it")
+
+    with pytest.raises(InputError, match=r"out: holds thesis\.tex"):
+        write_while_others_do()
+    assert tree(tmp_path) == {"out": None, "out/thesis.tex": b"all of it"}
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300, "x" * 230])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_name_that_no_disk_takes_is_refused_before_anything_is_read(command, name, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [name if word == "out" else word for word in COMMANDS[command]]
+    assert " name " in mistake(capsys, *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupt_between_the_two_renames_leaves_the_old_folder(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / CONFIG).write_text("old")
+    rename = type(tmp_path).rename
+
+    def interrupted(path, target):
+        if path.name.endswith(".new"):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(type(tmp_path), "rename", interrupted)
+
+    def write_new():
+        with writing(tmp_path / "out") as new:
+            (new / CONFIG).write_text("new")
+
+    with pytest.raises(KeyboardInterrupt):
+        write_new()
+    assert tree(tmp_path) == {"out": None, f"out/{CONFIG}": b"old"}
 
 
 def test_what_fails_half_way_leaves_the_old_folder(tmp_path):
