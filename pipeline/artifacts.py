@@ -3,10 +3,13 @@
 import csv
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from pipeline.errors import UserError
 
 DATA_FILES = Path("artifacts/data-files.json")
 MODEL_FILES = Path("artifacts/model-files.json")
@@ -32,6 +35,12 @@ EVALUATE_PICTURE = Path("reports/evaluate/predictions.png")
 UNTRACKED = (FACTORIZE_COST,)  # seconds and bytes differ between runs: no outs of DVC's, and ignored by Git
 
 PARITY = "parity.json"  # in EXPORTS
+# Files of the folders above: tokens, curves, adapters, checkpoints with their tokenizer. DVC may have them as links.
+WRITTEN = re.compile(
+    r".+\.(parquet|csv|safetensors)|parity\.json|task\.json|adapter_config\.json|(generation_)?config\.json|"
+    r"model\.safetensors\.index\.json|tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|"
+    r"chat_template\.jinja|vocab\.(txt|json)|merges\.txt|(spiece|sentencepiece\.bpe|tokenizer)\.model"
+)
 
 Value = str | int | float
 
@@ -58,15 +67,32 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Value]
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, for a file or a folder; it takes the place of `path` when all went well."""
+    """Yield a temporary path beside `path`, for a file or a folder; it takes the place of `path` when all went well.
+
+    Raises:
+        UserError: if `path` is a folder with a file that no stage writes: nobody else's work is deleted.
+    """
+    _check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}{ending}") for ending in ("", ".old"))
     try:
         yield temporary
         if path.is_dir():
-            shutil.rmtree(path)
+            _check_replaceable(path)  # again: since the first look, somebody may have put a file there
+            path.rename(old)
         temporary.replace(path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
+        if old.is_dir() and not path.exists():
+            old.rename(path)
+        for leftover in (temporary, old):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
         temporary.unlink(missing_ok=True)
+
+
+def _check_replaceable(path: Path) -> None:
+    for folder, folders, files in os.walk(path):  # nothing, where `path` is a file or not there
+        folders.sort()
+        for name in sorted(files):
+            if not WRITTEN.fullmatch(name):
+                raise UserError(f"{path}: holds {Path(folder, name)}, which no stage writes; move it elsewhere")
