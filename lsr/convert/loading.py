@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel
 from torch import Tensor, nn
 
 from lsr.convert.base_model import EXPLAINED, by, empty_base, load_base
@@ -12,6 +12,7 @@ from lsr.convert.files import CONFIG, FACTOR, WEIGHTS, InputError, first_line, r
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.family import Holders, read_family
 from lsr.tuner.linear import LsrLinear, adapted_layers
+from lsr.tuner.saved import check_saved, misfit
 
 METHOD = "LSR"
 ADAPTER = "default"
@@ -29,15 +30,7 @@ def load_adapter(folder: Path, base: str | None = None) -> PeftModel:
     fields, tensors, config = read_config(folder, METHOD), read_tensors(folder), _config(folder)
     _check_layers(folder, empty_base(fields, base), config, list(_layers(folder, config, tensors)))
     model = load_base(fields, tensors, base)
-    try:
-        # The factors are in the file: drawing or decomposing them first would be for nothing.
-        adapted = PeftModel.from_pretrained(model, str(folder), low_cpu_mem_usage=True, torch_device="cpu")
-    except EXPLAINED as error:
-        raise InputError(f"{folder}: does not fit the base model: {first_line(error)}") from None
-    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
-    for name in sorted(expected ^ tensors.keys()):  # PEFT says nothing of the first kind and warns of the second
-        problem = "is no part of this adapter on this base model" if name in tensors else "is missing"
-        raise InputError(f"{folder / WEIGHTS}: {name} {problem}")
+    adapted = _on_base(model, folder, tensors)
     adapted.float().eval()
     for layer in adapted_layers(adapted).values():
         layer.settle()  # a folded start was rounded to the dtype of the base
@@ -50,11 +43,21 @@ def load_lora(folder: Path, base: str | None = None) -> PeftModel:
     Raises:
         InputError: if the folder is no LoRA adapter, or the base model is not there or does not fit it.
     """
-    model = load_base(read_config(folder, "LORA"), read_tensors(folder), base).float()
+    fields, tensors = read_config(folder, "LORA"), read_tensors(folder)
+    return _on_base(load_base(fields, tensors, base).float(), folder, tensors).float().eval()
+
+
+def _on_base(base: nn.Module, folder: Path, tensors: Mapping[str, Tensor]) -> PeftModel:
     try:
-        return PeftModel.from_pretrained(model, str(folder), torch_device="cpu").float().eval()
+        # The factors are in the file: drawing or decomposing them first would be for nothing.
+        model = PeftModel.from_pretrained(base, str(folder), low_cpu_mem_usage=True, torch_device="cpu")
     except EXPLAINED as error:
-        raise InputError(f"{folder}: does not fit the base model: {first_line(error)}") from None
+        raise InputError(f"{folder}: does not fit the base model: {misfit(error)}") from None
+    try:
+        check_saved(model, {name: tensor.shape for name, tensor in tensors.items()})
+    except ValueError as error:
+        raise InputError(f"{folder / WEIGHTS}: {error}") from None
+    return model
 
 
 def load_layers(folder: Path) -> dict[str, LsrLinear]:
