@@ -161,7 +161,9 @@ def writing(path: Path) -> Iterator[Path]:
             path.rename(old)
         temporary.rename(path)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own words
-        raise InputError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or first_line(error)}") from None
+        raise InputError(
+            f"{path}: cannot be written: {getattr(error, 'strerror', None) or first_line(error)}"
+        ) from None
     finally:
         if os.path.lexists(old) and not os.path.lexists(path):
             old.rename(path)

@@ -1,4 +1,4 @@
-"""What an adapter's file holds, compared with what its model has: PEFT leaves out what is missing and skips the rest."""
+"""What an adapter's file holds, compared with what its model has: PEFT skips what is missing and what is too much."""
 
 from collections.abc import Mapping, Sequence
 
@@ -17,10 +17,14 @@ def check_saved(model: PeftModel, found: Mapping[str, Sequence[int]]) -> None:
     """
     expected: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
     for name in sorted(expected.keys() ^ found.keys()):
-        raise ValueError(f"{name} {'is missing' if name in expected else 'is no part of this adapter on this base model'}")
+        raise ValueError(
+            f"{name} {'is missing' if name in expected else 'is no part of this adapter on this base model'}"
+        )
     for name, tensor in expected.items():
         if tuple(tensor.shape) != tuple(found[name]):
-            raise ValueError(f"{name} is {tuple(found[name])}, and the adapter's configuration says {tuple(tensor.shape)}")
+            raise ValueError(
+                f"{name} is {tuple(found[name])}, and the adapter's configuration says {tuple(tensor.shape)}"
+            )
 
 
 def misfit(error: BaseException) -> str:

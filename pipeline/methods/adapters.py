@@ -187,7 +187,11 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> Pef
 
 
 def _shapes(path: Path) -> dict[str, Sequence[int]]:
-    """Return the shapes of a file's tensors by name."""
+    """Return the shapes of a file's tensors by name.
+
+    Raises:
+        UserError: if there is no such file, or it is broken.
+    """
     if not path.is_file():  # PEFT would look for a pickle
         raise UserError(f"{path.parent}: {path.name} is missing")
     try:

@@ -95,7 +95,9 @@ def test_no_tensor_may_be_missing(word, at):
 
 
 @pytest.mark.parametrize("word", params.ADAPTERS)
-@pytest.mark.parametrize("name", ["more", "base_model.model.roberta.encoder.layer.9.attention.self.query.lora_A.weight"])
+@pytest.mark.parametrize(
+    "name", ["more", "base_model.model.roberta.encoder.layer.9.attention.self.query.lora_A.weight"]
+)
 def test_no_tensor_may_be_too_much(word, name, at):
     folder = at(word)
     edit(folder, lambda tensors: tensors.update({name: torch.zeros(2, 2)}))
