@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lsr.algebra.precision import dtype_name
+
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
@@ -27,11 +29,25 @@ WRITTEN = re.compile(
     r"tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|chat_template\.jinja|"
     r"vocab\.(txt|json)|merges\.txt|(spiece|sentencepiece\.bpe|tokenizer)\.model"
 )
+LONGEST_LINE = 280  # characters of a message, which the name of a command goes before
+# Of factors, heads and biases; int8 and uint8 of rounded frames, int64 of what counts in modules that are saved whole.
+DTYPES = (
+    *(torch.float64, torch.float32, torch.bfloat16, torch.float16),
+    *(torch.int8, torch.uint8, torch.int64),
+)
 LONGEST_NAME = 200  # bytes: file systems allow 255, and the folder is written beside its place under a longer name
 
 
 class InputError(ValueError):
-    """A mistake that the user can mend: one line that says where, what, and what is allowed."""
+    """A mistake that the user can mend: one line that says where, what, and what is allowed.
+
+    A file may hold anything, so the line is bounded, whatever it shows of it.
+    """
+
+    def __str__(self) -> str:
+        line = " ".join(super().__str__().split("\n"))
+        half = (LONGEST_LINE - 3) // 2
+        return line if len(line) <= LONGEST_LINE else f"{line[:half]}...{line[-half:]}"
 
 
 class NoBaseError(InputError):
@@ -64,7 +80,8 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Return an adapter's tensors by their names in the file.
 
     Raises:
-        InputError: if there is no safetensors file, it is cut off or corrupt, or a value is not finite.
+        InputError: if there is no safetensors file, it is cut off or corrupt, a tensor is empty or of a dtype that no
+            adapter has, or a value is not finite.
     """
     path = folder / WEIGHTS
     if not path.is_file():
@@ -80,6 +97,9 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: corrupt or cut off: {first_line(error)}") from None
     for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES or not tensor.numel():
+            held = "no values" if not tensor.numel() else f"values of {dtype_name(tensor.dtype)}"
+            raise InputError(f"{path}: {name} holds {held}; needed: {', '.join(map(dtype_name, DTYPES))}")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(f"{path}: {name} holds values that are not finite")
     return tensors

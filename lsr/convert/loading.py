@@ -7,10 +7,12 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from lsr.algebra.precision import dtype_name
 from lsr.convert.base_model import EXPLAINED, by, empty_base, load_base
 from lsr.convert.files import CONFIG, FACTOR, WEIGHTS, InputError, first_line, read_config, read_tensors
-from lsr.tuner.config import LsrConfig
-from lsr.tuner.family import Holders, read_family
+from lsr.tuner.config import OWN, LsrConfig
+from lsr.tuner.factors import entries
+from lsr.tuner.family import Holders, form_in_file, read_family
 from lsr.tuner.linear import LsrLinear, adapted_layers
 from lsr.tuner.saved import check_saved, misfit
 
@@ -81,10 +83,28 @@ def _layers(folder: Path, config: LsrConfig, tensors: Mapping[str, Tensor]) -> d
     first = sorted(layers, key=lambda name: not any(".factor_" in key for key in layers[name]))
     try:
         holders = Holders(config, (), read_family(config))
+        _check_room(config, layers)
         made = {name: _layer(name, config, holders, layers[name]) for name in first}
         return {name: made[name] for name in layers}
-    except ValueError as error:
+    except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
         raise InputError(f"{folder}: {WEIGHTS} and {CONFIG} do not fit together: {first_line(error)}") from None
+
+
+def _check_room(config: LsrConfig, layers: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Refuse shapes that need more room than the file itself, before there is any: its author can write any number.
+
+    Raises:
+        ValueError: names the layer.
+    """
+    if config.resolved is None or config.frames != OWN:
+        return  # refused elsewhere, or held by the frames' own file
+    held = sum(map(entries, (tensor for its in layers.values() for tensor in its.values())))
+    for name in layers:
+        form = form_in_file(config, name)
+        if not len(form.rank_shape) == len(form.in_shape) == len(form.out_shape):
+            continue  # the layer says more of it
+        if (needed := form.parameters) > held:
+            raise ValueError(f"layer {name!r}: its configuration says {needed:,} entries, and the file holds {held:,}")
 
 
 def _layer(name: str, config: LsrConfig, holders: Holders, state: Mapping[str, Tensor]) -> LsrLinear:
@@ -96,12 +116,17 @@ def _layer(name: str, config: LsrConfig, holders: Holders, state: Mapping[str, T
     layer.update_layer(ADAPTER, config, holders.holder(layer))
     holders.add(layer, ADAPTER)
     layer.base_hashes.clear()  # there is no weight to compare with
-    own = {key: value.shape for key, value in layer.state_dict().items() if not key.startswith("base_layer.")}
+    own = {key: value for key, value in layer.state_dict().items() if not key.startswith("base_layer.")}
     for key in sorted(own.keys() ^ state.keys()):
         raise ValueError(f"layer {name!r}: {key} is {'missing' if key in own else 'no part of this adapter'}")
     for key, tensor in state.items():
-        if tensor.shape != own[key]:
-            raise ValueError(f"layer {name!r}: {key} is {by(tensor.shape)}, and its configuration says {by(own[key])}")
+        room = own[key]
+        if tensor.is_floating_point() != room.is_floating_point():
+            raise ValueError(f"layer {name!r}: {key} is of {dtype_name(tensor.dtype)}, not {dtype_name(room.dtype)}")
+        if tensor.shape != room.shape:
+            raise ValueError(
+                f"layer {name!r}: {key} is {by(tensor.shape)}, and its configuration says {by(room.shape)}"
+            )
     layer.load_state_dict(state, strict=False)
     return layer
 

@@ -381,6 +381,30 @@ def base_as_pickle(folder):
     (folder / "base/model.safetensors").unlink()
 
 
+def of_dtype(dtype):
+    def change(tensors):
+        name = next(name for name in tensors if "layer.0.attention.self.query.lsr_adapters.factor_A1" in name)
+        tensors[name] = tensors[name].to(dtype)
+
+    return change
+
+
+def emptied(tensors):
+    name = next(name for name in tensors if "factor_A1" in name)
+    tensors[name] = tensors[name][:0]
+
+
+def base_with_code(folder):
+    """A base that brings its own code, as `auto_map` says."""
+    (folder / "base/evil.py").write_text("import pathlib; pathlib.Path('exploded').touch()\n")
+    edit(folder / "base/config.json", auto_map={"AutoConfig": "evil.C", "AutoModel": "evil.M"}, model_type="evil")
+
+
+def of_no_task(name):
+    mapping = {"parent_library": "transformers.utils.hub", "base_model_class": name}
+    return configure(task_type=None, auto_mapping=mapping)
+
+
 MISTAKES = {  # what is wrong: what is done to the folder, the words after export, what the line says
     "no folder": (shutil.rmtree, None, "adapter: no such folder"),
     "no adapter": (remove(f"adapter/{CONFIG}"), None, f"adapter: not an adapter folder, {CONFIG} is missing"),
@@ -389,6 +413,21 @@ MISTAKES = {  # what is wrong: what is done to the folder, the words after expor
     "another JSON": (write(f"adapter/{CONFIG}", b"[]"), None, f"adapter/{CONFIG}: not an adapter's configuration"),
     "another method": (as_lora, None, "adapter: an adapter of the method LORA; needed: LSR"),
     "a bad field": (configure(rank_shape=[0]), None, f"adapter/{CONFIG}: rank_shape must hold one or more ranks >= 1"),
+    "a rank that is true": (configure(rank_shape=[True, 2]), None, "rank_shape must hold one or more ranks >= 1"),
+    "half a rank": (configure(rank_shape=[2.5, 2]), None, "rank_shape must hold one or more ranks >= 1, got [2.5, 2]"),
+    "a huge rank": (
+        configure(rank_shape=[10_000_000, 2]),
+        None,
+        "layer 'bert.encoder.layer.0.attention.self.query': its configuration says 360,000,048 entries, and the file "
+        "holds",
+    ),
+    "values that are true": (with_tensors(of_dtype(torch.bool)), None, "factor_A1 holds values of bool; needed: float"),
+    "complex values": (with_tensors(of_dtype(torch.complex64)), None, "factor_A1 holds values of complex64; needed:"),
+    "whole numbers": (with_tensors(of_dtype(torch.int64)), None, "factor_A1 is of int64, not float32"),
+    "no values": (with_tensors(emptied), None, "factor_A1 holds no values; needed: float64"),
+    "a base with code": (base_with_code, None, "base model BASE: cannot be loaded"),
+    "a base that is no model": (of_no_task("cached_file"), None, "cached_file, which is no class of models"),
+    "a long name": (configure(peft_type="x" * 10_000_000), None, "adapter: an adapter of the method xxx"),
     "a bad type": (configure(rank_shape=None), None, f"adapter/{CONFIG}: "),
     "broken shapes": (
         configure(resolved={"usual": {"in_shape": 3}}),
@@ -516,6 +555,17 @@ def test_inspect_refuses_what_export_refuses(what, folder, capsys):
     change, _, message = MISTAKES[what]
     change(folder)
     assert message.replace("BASE", "./base") in mistake(capsys, "inspect", "adapter")
+
+
+@pytest.mark.parametrize("stream", ["closed", "full", "ascii"])
+def test_an_output_that_takes_little_is_no_traceback(stream, folder):
+    shown = {"closed": ">&-", "full": ">/dev/full", "ascii": ""}[stream]
+    words = f"{sys.executable} -m lsr inspect adapter {shown}"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "ascii"}
+    run = subprocess.run(["sh", "-c", words], capture_output=True, text=True, check=False, env=env)
+    assert run.returncode == (1 if stream == "full" else 0), run.stderr
+    assert len(run.stderr.splitlines()) == (stream == "full")
+    assert ("\\u03ba(A)" in run.stdout) == (stream == "ascii")
 
 
 def test_force_replaces_an_export(folder, capsys):
