@@ -5,6 +5,8 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
+from io import TextIOWrapper
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,7 +20,7 @@ from lsr.convert.files import InputError
 from lsr.tuner.config import SHARED
 from lsr.tuner.factors import STORAGE
 
-MISTAKE = 2  # exit code
+MISTAKE, FAILED = 2, 1  # exit codes
 
 
 class Parser(argparse.ArgumentParser):
@@ -146,6 +148,7 @@ def _add_base(command: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit code."""
+    _open_streams()
     options = parser().parse_args(arguments)
     _quiet()
     try:
@@ -155,8 +158,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"python -m lsr {options.command}: {error}", file=sys.stderr)
         return MISTAKE
     except BrokenPipeError:  # whoever reads has had enough, such as `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
+    except OSError as error:  # a full disk behind standard output, or a name that no disk takes
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"python -m lsr {options.command}: {where}{error.strerror or error}", file=sys.stderr)
+        _drop_output()
+        return FAILED
     return 0
+
+
+def _open_streams() -> None:
+    """Let every text be printed: where standard output is closed it goes nowhere, and ASCII gets escapes."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 it stays open
+        elif isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """Have Python's own flush at the end find a stream that takes what is left."""
+    with suppress(OSError):  # it is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _quiet() -> None:

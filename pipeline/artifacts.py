@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.errors import UserError
+
 DATA_FILES = Path("artifacts/data-files.json")
 MODEL_FILES = Path("artifacts/model-files.json")
 FRAMES_FILES = Path("artifacts/frames-files.json")
@@ -34,6 +36,12 @@ UNTRACKED = (FACTORIZE_COST,)  # seconds and bytes differ between runs: no outs 
 
 PARITY = "parity.json"  # in EXPORTS
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<pid>[1-9]\d{0,6})(?P<old>\.old)?")  # see `replacing`
+# Files of the folders above: tokens, curves, adapters, checkpoints with their tokenizer. DVC may have them as links.
+WRITTEN = re.compile(
+    r".+\.(parquet|csv|safetensors)|parity\.json|task\.json|adapter_config\.json|(generation_)?config\.json|"
+    r"model\.safetensors\.index\.json|tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|"
+    r"chat_template\.jinja|vocab\.(txt|json)|merges\.txt|(spiece|sentencepiece\.bpe|tokenizer)\.model"
+)
 
 Value = str | int | float
 
@@ -60,14 +68,19 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Value]
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, for a file or a folder; it takes the place of `path` when all went well."""
+    """Yield a temporary path beside `path`, for a file or a folder; it takes the place of `path` when all went well.
+
+    Raises:
+        UserError: if `path` is a folder with a file that no stage writes: nobody else's work is deleted.
+    """
+    _check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    old = temporary.with_name(f"{temporary.name}.old")
+    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}{ending}") for ending in ("", ".old"))
     try:
         yield temporary
         follow_umask(temporary)
         if path.is_dir():
+            _check_replaceable(path)  # again: since the first look, somebody may have put a file there
             path.rename(old)
         temporary.replace(path)
     finally:
@@ -119,3 +132,11 @@ def _is_running(process: int) -> bool:
     except PermissionError:  # it is another user's
         pass
     return True
+
+
+def _check_replaceable(path: Path) -> None:
+    for folder, folders, files in os.walk(path):  # nothing, where `path` is a file or not there
+        folders.sort()
+        for name in sorted(files):
+            if not WRITTEN.fullmatch(name):
+                raise UserError(f"{path}: holds {Path(folder, name)}, which no stage writes; move it elsewhere")

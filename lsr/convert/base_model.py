@@ -28,6 +28,7 @@ VOCABULARIES = (
     *("tokenizer.json", "vocab.txt", "vocab.json"),
     *("spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
 )
+NO_CODE = {"trust_remote_code": False}  # without it transformers asks on the terminal whether to run a folder's code
 EXPLAINED = (
     *(OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, ImportError, AssertionError),
     SafetensorError,
@@ -42,7 +43,7 @@ def empty_base(fields: Mapping[str, Any], base: str | None = None) -> PreTrained
     """
     name, revision = _named_base(fields, base)
     with _explained(name):
-        return _skeleton(_model_class(fields), AutoConfig.from_pretrained(name, revision=revision))
+        return _skeleton(_model_class(fields), AutoConfig.from_pretrained(name, revision=revision, **NO_CODE))
 
 
 def load_base(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], base: str | None = None) -> PreTrainedModel:
@@ -55,7 +56,7 @@ def load_base(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], base: st
     kind = _model_class(fields)
     own = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
     with _explained(name):
-        config = AutoConfig.from_pretrained(name, revision=revision)
+        config = AutoConfig.from_pretrained(name, revision=revision, **NO_CODE)
         _set_labels(config, kind, own, name)
         model, info = kind.from_pretrained(
             name,
@@ -64,6 +65,7 @@ def load_base(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], base: st
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # an own error is clearer
+            **NO_CODE,
         )
     for key, found, wanted in sorted(info["mismatched_keys"]):
         raise InputError(f"base model {name}: {key} is {by(found)}, the adapter is for {by(wanted)}")
@@ -79,7 +81,7 @@ def load_plain(folder: Path, adapter: Path) -> PreTrainedModel:
         InputError: if it cannot be loaded.
     """
     with _explained(str(folder)):
-        return _model_class(read_config(adapter)).from_pretrained(str(folder)).float().eval()
+        return _model_class(read_config(adapter)).from_pretrained(str(folder), **NO_CODE).float().eval()
 
 
 def load_tokenizer(folder: Path, base: str | None = None) -> PreTrainedTokenizerBase | None:
@@ -93,7 +95,7 @@ def load_tokenizer(folder: Path, base: str | None = None) -> PreTrainedTokenizer
         # Without these files transformers makes up a tokenizer of five words.
         if any(_has_file(name, version, file) for file in VOCABULARIES):
             with _explained(name):
-                return AutoTokenizer.from_pretrained(name, revision=version)
+                return AutoTokenizer.from_pretrained(name, revision=version, **NO_CODE)
     return None
 
 
@@ -136,15 +138,18 @@ def _model_class(fields: Mapping[str, Any]) -> Any:
     if not module.startswith("transformers."):
         return transformers.AutoModel
     try:
-        return getattr(importlib.import_module(module), name)
+        kind = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
         raise InputError(f"{CONFIG}: auto_mapping names a class {module}.{name} that is not there") from None
+    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
+        raise InputError(f"{CONFIG}: auto_mapping names {module}.{name}, which is no class of models")
+    return kind
 
 
 def _skeleton(kind: Any, config: PretrainedConfig) -> PreTrainedModel:
     """Return a model without values."""
     with torch.device("meta"):
-        return kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
+        return kind.from_config(config, **NO_CODE) if hasattr(kind, "from_config") else kind(config)
 
 
 @contextmanager

@@ -14,17 +14,40 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lsr.algebra.precision import dtype_name
+
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
 PREFIX = "base_model.model."  # PEFT puts it before each tensor's name in the base model
 # The name of a factor or core in the file: its layer, and what the adapter calls it.
 FACTOR = re.compile(rf"{re.escape(PREFIX)}(.*)\.lsr_adapters\.((?:factor|scale|start)_[AB]\d+|core)")
-REPLACEABLE = (CONFIG, "config.json")  # a folder with one of these is an adapter or a checkpoint
+# What a command writes: an adapter, or a checkpoint with its tokenizer; `task.json` is the pipeline's.
+WRITTEN = re.compile(
+    r"adapter_config\.json|adapter_model\.safetensors|task\.json|"
+    r"(generation_)?config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|"
+    r"tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|chat_template\.jinja|"
+    r"vocab\.(txt|json)|merges\.txt|(spiece|sentencepiece\.bpe|tokenizer)\.model"
+)
+LONGEST_LINE = 280  # characters of a message, which the name of a command goes before
+# Of factors, heads and biases; int8 and uint8 of rounded frames, int64 of what counts in modules that are saved whole.
+DTYPES = (
+    *(torch.float64, torch.float32, torch.bfloat16, torch.float16),
+    *(torch.int8, torch.uint8, torch.int64),
+)
+LONGEST_NAME = 200  # bytes: file systems allow 255, and the folder is written beside its place under a longer name
 
 
 class InputError(ValueError):
-    """A mistake that the user can mend: one line that says where, what, and what is allowed."""
+    """A mistake that the user can mend: one line that says where, what, and what is allowed.
+
+    A file may hold anything, so the line is bounded, whatever it shows of it.
+    """
+
+    def __str__(self) -> str:
+        line = " ".join(super().__str__().split("\n"))
+        half = (LONGEST_LINE - 3) // 2
+        return line if len(line) <= LONGEST_LINE else f"{line[:half]}...{line[-half:]}"
 
 
 class NoBaseError(InputError):
@@ -57,7 +80,8 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Return an adapter's tensors by their names in the file.
 
     Raises:
-        InputError: if there is no safetensors file, it is cut off or corrupt, or a value is not finite.
+        InputError: if there is no safetensors file, it is cut off or corrupt, a tensor is empty or of a dtype that no
+            adapter has, or a value is not finite.
     """
     path = folder / WEIGHTS
     if not path.is_file():
@@ -73,6 +97,9 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: corrupt or cut off: {first_line(error)}") from None
     for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES or not tensor.numel():
+            held = "no values" if not tensor.numel() else f"values of {dtype_name(tensor.dtype)}"
+            raise InputError(f"{path}: {name} holds {held}; needed: {', '.join(map(dtype_name, DTYPES))}")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(f"{path}: {name} holds values that are not finite")
     return tensors
@@ -95,8 +122,9 @@ def check_output(path: Path, sources: tuple[Path, ...], *, replace: bool) -> Non
     """Check that a folder can be written, before anything is computed for it.
 
     Raises:
-        InputError: if it exists and may not be replaced, or is a source or a folder around one.
+        InputError: if it exists and may not be replaced, is a source or a folder around one, or its name is not usable.
     """
+    _check_name(path)
     target = path.resolve()
     for source in (*sources, Path.cwd()):
         if source.resolve().is_relative_to(target):
@@ -105,10 +133,34 @@ def check_output(path: Path, sources: tuple[Path, ...], *, replace: bool) -> Non
         return
     if not replace:
         raise InputError(f"{path}: exists; choose another folder, or replace it with --force")
+    check_replaceable(path)
+
+
+def _check_name(path: Path) -> None:
+    """Refuse a name that no file system takes.
+
+    Raises:
+        InputError: says how long it may be.
+    """
+    if "\0" in str(path):
+        raise InputError(f"{str(path)!r}: a name cannot hold a NUL character; choose another folder")
+    if (length := max(map(len, map(os.fsencode, path.parts)), default=0)) > LONGEST_NAME:
+        raise InputError(f"{path.name[:20]}...: a name of {length} bytes; at most {LONGEST_NAME} are allowed")
+
+
+def check_replaceable(path: Path) -> None:
+    """Check that an existing folder consists of files that a command writes: nobody else's work is deleted.
+
+    Raises:
+        InputError: if it is no folder, or names the first file or folder in it that is not of this package.
+    """
     if not path.is_dir() or path.is_symlink():
         raise InputError(f"{path}: not a folder, so it is not replaced")
-    if any(path.iterdir()) and not any((path / name).is_file() for name in REPLACEABLE):
-        raise InputError(f"{path}: neither an adapter nor a checkpoint, so --force does not replace it")
+    for file in sorted(path.iterdir()):
+        if not WRITTEN.fullmatch(file.name) or file.is_symlink() or not file.is_file():
+            raise InputError(
+                f"{path}: holds {file.name}, which is no file of an adapter or checkpoint, so it is not replaced"
+            )
 
 
 @contextmanager
@@ -124,14 +176,17 @@ def writing(path: Path) -> Iterator[Path]:
         yield temporary
         for file in temporary.iterdir():  # safetensors lets nobody else read them, but a server may be another user
             file.chmod(temporary.stat().st_mode & 0o666)
-        if path.exists():
+        if os.path.lexists(path):
+            check_replaceable(path)  # again: since the first look, somebody may have put a file there
             path.rename(old)
         temporary.rename(path)
-    except OSError as error:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own words
+        raise InputError(
+            f"{path}: cannot be written: {getattr(error, 'strerror', None) or first_line(error)}"
+        ) from None
     finally:
+        if os.path.lexists(old) and not os.path.lexists(path):
+            old.rename(path)
         for leftover in (temporary, old):
             shutil.rmtree(leftover, ignore_errors=True)
 

@@ -4,14 +4,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel
 from torch import Tensor, nn
 
+from lsr.algebra.precision import dtype_name
 from lsr.convert.base_model import EXPLAINED, by, empty_base, load_base
 from lsr.convert.files import CONFIG, FACTOR, WEIGHTS, InputError, first_line, read_config, read_tensors
-from lsr.tuner.config import LsrConfig
-from lsr.tuner.family import Holders, read_family
+from lsr.tuner.config import OWN, LsrConfig
+from lsr.tuner.factors import entries
+from lsr.tuner.family import Holders, form_in_file, read_family
 from lsr.tuner.linear import LsrLinear, adapted_layers
+from lsr.tuner.saved import check_saved, misfit
 
 METHOD = "LSR"
 ADAPTER = "default"
@@ -29,15 +32,7 @@ def load_adapter(folder: Path, base: str | None = None) -> PeftModel:
     fields, tensors, config = read_config(folder, METHOD), read_tensors(folder), _config(folder)
     _check_layers(folder, empty_base(fields, base), config, list(_layers(folder, config, tensors)))
     model = load_base(fields, tensors, base)
-    try:
-        # The factors are in the file: drawing or decomposing them first would be for nothing.
-        adapted = PeftModel.from_pretrained(model, str(folder), low_cpu_mem_usage=True, torch_device="cpu")
-    except EXPLAINED as error:
-        raise InputError(f"{folder}: does not fit the base model: {first_line(error)}") from None
-    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
-    for name in sorted(expected ^ tensors.keys()):  # PEFT says nothing of the first kind and warns of the second
-        problem = "is no part of this adapter on this base model" if name in tensors else "is missing"
-        raise InputError(f"{folder / WEIGHTS}: {name} {problem}")
+    adapted = _on_base(model, folder, tensors)
     adapted.float().eval()
     for layer in adapted_layers(adapted).values():
         layer.settle()  # a folded start was rounded to the dtype of the base
@@ -50,11 +45,21 @@ def load_lora(folder: Path, base: str | None = None) -> PeftModel:
     Raises:
         InputError: if the folder is no LoRA adapter, or the base model is not there or does not fit it.
     """
-    model = load_base(read_config(folder, "LORA"), read_tensors(folder), base).float()
+    fields, tensors = read_config(folder, "LORA"), read_tensors(folder)
+    return _on_base(load_base(fields, tensors, base).float(), folder, tensors).float().eval()
+
+
+def _on_base(base: nn.Module, folder: Path, tensors: Mapping[str, Tensor]) -> PeftModel:
     try:
-        return PeftModel.from_pretrained(model, str(folder), torch_device="cpu").float().eval()
+        # The factors are in the file: drawing or decomposing them first would be for nothing.
+        model = PeftModel.from_pretrained(base, str(folder), low_cpu_mem_usage=True, torch_device="cpu")
     except EXPLAINED as error:
-        raise InputError(f"{folder}: does not fit the base model: {first_line(error)}") from None
+        raise InputError(f"{folder}: does not fit the base model: {misfit(error)}") from None
+    try:
+        check_saved(model, {name: tensor.shape for name, tensor in tensors.items()})
+    except ValueError as error:
+        raise InputError(f"{folder / WEIGHTS}: {error}") from None
+    return model
 
 
 def load_layers(folder: Path) -> dict[str, LsrLinear]:
@@ -78,10 +83,28 @@ def _layers(folder: Path, config: LsrConfig, tensors: Mapping[str, Tensor]) -> d
     first = sorted(layers, key=lambda name: not any(".factor_" in key for key in layers[name]))
     try:
         holders = Holders(config, (), read_family(config))
+        _check_room(config, layers)
         made = {name: _layer(name, config, holders, layers[name]) for name in first}
         return {name: made[name] for name in layers}
-    except ValueError as error:
+    except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
         raise InputError(f"{folder}: {WEIGHTS} and {CONFIG} do not fit together: {first_line(error)}") from None
+
+
+def _check_room(config: LsrConfig, layers: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Refuse shapes that need more room than the file itself, before there is any: its author can write any number.
+
+    Raises:
+        ValueError: names the layer.
+    """
+    if config.resolved is None or config.frames != OWN:
+        return  # refused elsewhere, or held by the frames' own file
+    held = sum(map(entries, (tensor for its in layers.values() for tensor in its.values())))
+    for name in layers:
+        form = form_in_file(config, name)
+        if not len(form.rank_shape) == len(form.in_shape) == len(form.out_shape):
+            continue  # the layer says more of it
+        if (needed := form.parameters) > held:
+            raise ValueError(f"layer {name!r}: its configuration says {needed:,} entries, and the file holds {held:,}")
 
 
 def _layer(name: str, config: LsrConfig, holders: Holders, state: Mapping[str, Tensor]) -> LsrLinear:
@@ -93,12 +116,17 @@ def _layer(name: str, config: LsrConfig, holders: Holders, state: Mapping[str, T
     layer.update_layer(ADAPTER, config, holders.holder(layer))
     holders.add(layer, ADAPTER)
     layer.base_hashes.clear()  # there is no weight to compare with
-    own = {key: value.shape for key, value in layer.state_dict().items() if not key.startswith("base_layer.")}
+    own = {key: value for key, value in layer.state_dict().items() if not key.startswith("base_layer.")}
     for key in sorted(own.keys() ^ state.keys()):
         raise ValueError(f"layer {name!r}: {key} is {'missing' if key in own else 'no part of this adapter'}")
     for key, tensor in state.items():
-        if tensor.shape != own[key]:
-            raise ValueError(f"layer {name!r}: {key} is {by(tensor.shape)}, and its configuration says {by(own[key])}")
+        room = own[key]
+        if tensor.is_floating_point() != room.is_floating_point():
+            raise ValueError(f"layer {name!r}: {key} is of {dtype_name(tensor.dtype)}, not {dtype_name(room.dtype)}")
+        if tensor.shape != room.shape:
+            raise ValueError(
+                f"layer {name!r}: {key} is {by(tensor.shape)}, and its configuration says {by(room.shape)}"
+            )
     layer.load_state_dict(state, strict=False)
     return layer
 

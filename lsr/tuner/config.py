@@ -177,10 +177,10 @@ class LsrConfig(PeftConfig):
 
     def _check_shapes(self) -> None:
         for name, shape in self._with_pattern("rank_shape", "rank_pattern").items():
-            if not shape or min(shape) < 1:
+            if not shape or not all(map(_is_count, shape)):
                 raise ValueError(f"{name} must hold one or more ranks >= 1, got {list(shape)}")
         for name, s in self._with_pattern("separation_rank", "separation_rank_pattern").items():
-            if not (isinstance(s, int) and s >= 1):
+            if not _is_count(s):
                 raise ValueError(f"{name} must be >= 1, got {s!r}")
         for side in ("in_shape", "out_shape"):
             shape = getattr(self, side)
@@ -248,7 +248,7 @@ class LsrConfig(PeftConfig):
             for expression in [value] if isinstance(value, str) else value if isinstance(value, dict) else []:
                 try:
                     re.compile(expression)
-                except re.error as error:
+                except (re.error, RecursionError, OverflowError, TypeError) as error:
                     raise ValueError(f"{name}: {expression!r} is no regular expression: {error}") from None
 
     def _with_pattern(self, name: str, pattern: str) -> dict[str, Any]:
@@ -368,6 +368,10 @@ class LsrConfig(PeftConfig):
 def override(pattern: Mapping[str, Value], layer_name: str, usual: Value) -> Value:
     """Return what a pattern of the configuration says of a layer, or what is usual."""
     return pattern.get(get_pattern_key(list(pattern), layer_name), usual)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _most_frequent(values: Mapping[str, Value]) -> tuple[Value, dict[str, Value]]:

@@ -1,6 +1,7 @@
 """How the value of a label column becomes a class number, or a number."""
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ from pipeline.errors import nearest
 from pipeline.params.rows import Classes, Number, Threshold
 
 Reader = Callable[[object], float | None]
+WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})(\.0+)?", re.ASCII)
 HIDDEN = "-1"  # what GLUE writes in the label column of a test split
 
 
@@ -29,13 +31,17 @@ def reader(label: Classes | Threshold | Number) -> Reader:
 def _class_reader(label: Classes) -> Reader:
     classes: dict[object, int] = {name: number for number, name in enumerate(label.names)}
     # Names such as "1" ... "5" are what the file says, so there the position in the list is no second name.
-    if not any(name.lstrip("-").isdecimal() for name in label.names):
+    if not any(name.lstrip("-").isdecimal() for name in map(_plain, label.names)):
         classes |= {str(number): number for number in range(len(label.names))}
+    plain: dict[object, int] = {}
+    for key, number in classes.items():
+        plain.setdefault(_plain(key), number)
 
     def read(value: object) -> int:
-        key = value if isinstance(value, str) else _plain(value)
-        if key in classes:
-            return classes[key]
+        key = _plain(value)
+        for known, name in ((classes, value), (plain, key)):  # 1 and 1.0 may both be names: then each is its own
+            if isinstance(name, str) and name in known:
+                return known[name]
         if key == HIDDEN:
             raise ValueError("the label is -1: the labels of this split are hidden; choose another split")
         allowed = ", ".join(str(key) for key in classes)
@@ -45,8 +51,11 @@ def _class_reader(label: Classes) -> Reader:
 
 
 def _plain(value: object) -> str:
-    """True and 1.0 are the class number 1."""
-    return str(int(value)) if isinstance(value, int | float) and value == value // 1 else str(value)
+    """True, 1.0 and the text 1.0 are the class number 1: a number is the same in each format. 01 stays a text."""
+    if isinstance(value, int | float) and value == value // 1:
+        return str(int(value))
+    text = str(value)
+    return str(int(text.partition(".")[0])) if WHOLE.fullmatch(text) else text
 
 
 def _side(number: float, label: Threshold) -> int | None:

@@ -1,6 +1,7 @@
 """Adapters on a base model: made from the chosen section, started, merged, saved, loaded and counted."""
 
 import json
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import cast
 
 import peft
 from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -18,6 +20,7 @@ from lsr.tuner import targets
 from lsr.tuner.config import OWN, LsrConfig
 from lsr.tuner.factors import entries
 from lsr.tuner.model import check_forms
+from lsr.tuner.saved import check_saved, misfit
 from lsr.tuner.start import Started, initialize_factors
 from lsr.tuner.targets import check_indices, check_names
 from pipeline.errors import UserError, first_line
@@ -156,23 +159,46 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> Pef
     """Return the base model with the adapter of a folder on it, all of it on the device of the base model.
 
     Raises:
-        UserError: if the folder is no adapter, or is one for another base model.
+        UserError: if the folder is no adapter, lacks a part of one, or is one for another base model.
     """
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: no adapter here ({CONFIG} is missing); run the stage before, or dvc repro")
+    found = _shapes(folder / WEIGHTS)
+    with warnings.catch_warnings(record=True) as said:  # of what does not fit, an error says more
+        try:
+            model = PeftModel.from_pretrained(
+                base,
+                folder,
+                is_trainable=trainable,
+                low_cpu_mem_usage=True,  # drawing or decomposing factors that are about to be loaded is for nothing
+                torch_device=str(base.device),  # else PEFT takes an accelerator, wherever the base model is
+            )
+        except (ValueError, RuntimeError, KeyError, TypeError) as error:
+            raise UserError(f"{folder}: does not fit the base model: {misfit(error)}") from None
     try:
-        model = PeftModel.from_pretrained(
-            base,
-            folder,
-            is_trainable=trainable,
-            low_cpu_mem_usage=True,  # drawing or decomposing factors that are about to be loaded would be for nothing
-            torch_device=str(base.device),  # else PEFT takes an accelerator, wherever the base model is
-        )
-    except (ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}: does not fit the base model: {first_line(error)}") from None
+        check_saved(model, found)
+    except ValueError as error:
+        raise UserError(f"{folder / WEIGHTS}: {error}") from None
+    for one in said:
+        warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
     # The folder names a hub repository. PEFT would ask the hub about it whenever the Trainer saves a checkpoint.
     model.peft_config["default"].base_model_name_or_path = base.name_or_path
     return model
+
+
+def _shapes(path: Path) -> dict[str, Sequence[int]]:
+    """Return the shapes of a file's tensors by name.
+
+    Raises:
+        UserError: if there is no such file, or it is broken.
+    """
+    if not path.is_file():  # PEFT would look for a pickle
+        raise UserError(f"{path.parent}: {path.name} is missing")
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 it is no dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path}: corrupt or cut off: {first_line(error)}") from None
 
 
 def heads(model: PeftModel, row: ModelRow) -> dict[str, nn.Module]:

@@ -42,6 +42,7 @@ def load_base_model(row: ModelRow, dataset: DatasetRow) -> "PreTrainedModel":
             path,
             revision=revision,
             use_safetensors=True,
+            trust_remote_code=False,  # without it transformers asks on the terminal whether to run a folder's code
             num_labels=dataset.num_labels,
             problem_type="regression" if dataset.is_regression else "single_label_classification",
             **labels,
@@ -62,7 +63,7 @@ def load_tokenizer(row: ModelRow) -> "PreTrainedTokenizerBase":
     """
     path, revision = _source(row)
     with _Explained(row):
-        return AutoTokenizer.from_pretrained(path, revision=revision)
+        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
 
 
 def public_name(row: ModelRow) -> tuple[str, str | None]:

@@ -54,4 +54,5 @@ def load(form: str, folder: Path, row: ModelRow, dataset: DatasetRow) -> nn.Modu
     if form == "lora":
         base = base_models.load_base_model(row, dataset)
         return device.place(adapters.load_adapter(base, folder, trainable=False))
-    return device.place(AutoModelForSequenceClassification.from_pretrained(str(folder)))
+    model = AutoModelForSequenceClassification.from_pretrained(str(folder), trust_remote_code=False)
+    return device.place(model)

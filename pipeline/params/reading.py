@@ -10,12 +10,15 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
 
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, first_line, nearest
 from pipeline.params import mistakes
 from pipeline.params.schema import PARAMS, TABLES, Common, Params, View
 from pipeline.params.sections import LsrParams
 
+MOST_BYTES, MOST_DEEP, MOST_ALIASES = 1_000_000, 20, 20
+LONGEST_SCALAR = 1000  # characters without quotes: Python takes quadratic time for the digits of a number
 AnyView = TypeVar("AnyView", bound=View)
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
@@ -71,19 +74,95 @@ def load_rows(word: str) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = YAML(typ="safe", pure=True).load(path)
+        text = _content(path)
+        _check_events(text)
+        content = YAML(typ="safe", pure=True).load(text)
+        _check_words(content, "")
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run from the root of the repository") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1
+        line = error.problem_mark.line + 1 if error.problem_mark is not None else "?"
         raise UserError(f"{path}: not valid YAML: line {line}: {' '.join(str(error.problem).split())}") from None
     except YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except _TooMuchError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        # What ruamel raises where a value is none of its type: a date of month 13, a number of 5,000 digits.
+        raise UserError(f"{path}: not valid YAML: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold keys and values, got {content!r}")
     return content
+
+
+class _TooMuchError(Exception):
+    """A file that is valid YAML, and nothing that a person writes."""
+
+
+def _content(path: Path) -> bytes:
+    """Return what a file holds: no pipe that never ends, and no device behind a link.
+
+    Raises:
+        _TooMuchError: if it is no file, or a large one.
+    """
+    if path.exists() and not path.is_file():
+        raise _TooMuchError("not a file")
+    with path.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise _TooMuchError(f"a file of over {MOST_BYTES:,} bytes; at most that is allowed")
+    return content
+
+
+def _check_events(content: bytes) -> None:
+    """Refuse what makes a small file a large object, or a deep one, before any object is made.
+
+    An alias costs nothing by itself. What it stands for is looked at as often as it is named, so aliases of aliases
+    grow without end: none is allowed in what another one stands for.
+
+    Raises:
+        _TooMuchError: names the line.
+    """
+    anchors: list[bool] = []  # for each collection that is open, whether it has an anchor
+    aliases = 0
+    for event in YAML(typ="safe", pure=True).parse(content):
+        line = event.start_mark.line + 1
+        if getattr(event, "tag", None) is not None:
+            raise _TooMuchError(f"line {line}: a tag; values are written without one, such as 1, 1.5, true or [a, b]")
+        if isinstance(event, CollectionStartEvent):
+            anchors.append(event.anchor is not None)
+            if len(anchors) > MOST_DEEP:
+                raise _TooMuchError(f"line {line}: over {MOST_DEEP} levels deep; at most that is allowed")
+        elif isinstance(event, CollectionEndEvent):
+            anchors.pop()
+        elif isinstance(event, AliasEvent):
+            aliases += 1
+            if any(anchors):
+                raise _TooMuchError(f"line {line}: *{event.anchor} is in what another alias stands for; write it out")
+            if aliases > MOST_ALIASES:
+                raise _TooMuchError(f"line {line}: over {MOST_ALIASES} aliases; write some of them out")
+        elif isinstance(event, ScalarEvent) and event.implicit[0] and len(event.value) > LONGEST_SCALAR:
+            raise _TooMuchError(f"line {line}: a value of over {LONGEST_SCALAR} characters without quotes")
+
+
+def _check_words(content: Any, where: str) -> None:
+    """Refuse keys that are no words: a row named 1, or true, has another name for each reader.
+
+    Raises:
+        _TooMuchError: names the key.
+    """
+    if isinstance(content, dict):
+        for key, value in content.items():
+            if not isinstance(key, str):
+                raise _TooMuchError(
+                    f"{where}{key!r}: a key must be a word, got a {type(key).__name__}; put it in quotes"
+                )
+            _check_words(value, f"{where}{key}.")
+    elif isinstance(content, list):
+        for position, value in enumerate(content):
+            _check_words(value, f"{where}{position}.")
 
 
 def _validate(schema: type[AnyModel], content: Any, path: Path, prefix: tuple[str, ...]) -> AnyModel:

@@ -1,8 +1,11 @@
 """The schemas of the tables pipeline/datasets.yaml and pipeline/models.yaml: one row a data set, one a model."""
 
+import re
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, StrictFloat, Tag, model_validator
+
+from pipeline.errors import first_line
 
 
 def all_different(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -16,10 +19,26 @@ def all_different(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def compiles(expression: str) -> str:
+    """Check a regular expression for pydantic; a plain word is one.
+
+    Raises:
+        ValueError: if it does not compile.
+    """
+    try:
+        re.compile(expression)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"no regular expression: {first_line(error)}") from None
+    return expression
+
+
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", description="DVC splits keys on dots, so a word has none")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Pinned = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.+!_-]+$", description="name==version")]
-Share = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[StrictFloat, Field(ge=0, lt=1)]
+# Squares of labels are summed in float32, which ends at 3e38.
+Real = Annotated[StrictFloat, Field(ge=-1e15, le=1e15)]
+Margin = Annotated[StrictFloat, Field(le=1e15)]
 Split = Literal["train", "validation", "test"]
 
 # The official scores of the tasks at hand. The first metric of a row is the one that selects the best checkpoint.
@@ -99,8 +118,8 @@ class Threshold(Row):
 
     column: str
     names: Annotated[tuple[str, str], AfterValidator(all_different)] = Field(description="not above, above")
-    above: float
-    margin: float = Field(0.0, ge=0, description="rows with |number - above| < margin are left out")
+    above: Real
+    margin: Margin = Field(0.0, ge=0, description="rows with |number - above| < margin are left out")
 
 
 class Number(Row):
@@ -111,8 +130,8 @@ class Number(Row):
     """
 
     column: str
-    low: float = Field(description="least possible label")
-    high: float = Field(description="greatest possible label")
+    low: Real = Field(description="least possible label")
+    high: Real = Field(description="greatest possible label")
 
     @model_validator(mode="after")
     def _low_is_below_high(self) -> Self:
@@ -139,7 +158,7 @@ Label = Annotated[
 class Pairs(Row):
     """Two classes made of numbers: which of two texts has the greater one. The texts are rows of the same split."""
 
-    margin: float = Field(gt=0, description="pairs whose numbers differ by less are left out, as equal ones must be")
+    margin: Margin = Field(gt=0, description="pairs whose numbers differ by less are left out, as equal ones must be")
 
 
 class DatasetRow(Row):

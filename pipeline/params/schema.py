@@ -6,7 +6,7 @@ DVC knows which keys a stage depends on from dvc.yaml alone; a test holds the tw
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SerializeAsAny, ValidationInfo, create_model, field_validator
+from pydantic import Field, SerializeAsAny, StrictInt, ValidationInfo, create_model, field_validator
 
 from pipeline.params.rows import DatasetRow, ModelRow, Row, Word
 from pipeline.params.sections import (
@@ -31,7 +31,7 @@ class Common(Section):
     data: Word
     model: Word
     adapter: str
-    seed: int = Field(ge=0, lt=2**32)
+    seed: StrictInt = Field(ge=0, lt=2**32)
     tokenize: TokenizeParams
     train: TrainParams
     evaluate: EvaluateParams

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from pipeline import artifacts
+from pipeline.errors import UserError
 from tests import deaths
 
 
@@ -18,30 +19,56 @@ def names(folder):
 def test_a_folder_takes_the_place_of_an_existing_one(tmp_path):
     old = tmp_path / "tokens"
     old.mkdir()
-    (old / "stale.txt").write_text("old")
+    (old / "stale.csv").write_text("old")
     with artifacts.replacing(old) as folder:
         folder.mkdir()
-        (folder / "fresh.txt").write_text("new")
-        assert names(old) == ["stale.txt"]
-    assert names(old) == ["fresh.txt"]
+        (folder / "fresh.csv").write_text("new")
+        assert names(old) == ["stale.csv"]
+    assert names(old) == ["fresh.csv"]
     assert names(tmp_path) == ["tokens"]
 
 
 def test_a_folder_keeps_its_old_content_when_the_body_raises(tmp_path):
     old = tmp_path / "tokens"
     old.mkdir()
-    (old / "kept.txt").write_text("old")
+    (old / "kept.csv").write_text("old")
 
     def write_half():
         with artifacts.replacing(old) as folder:
             folder.mkdir()
-            (folder / "half.txt").write_text("new")
+            (folder / "half.csv").write_text("new")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         write_half()
-    assert names(old) == ["kept.txt"]
+    assert names(old) == ["kept.csv"]
     assert names(tmp_path) == ["tokens"]
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "lora/notes.md", ".git/HEAD", "config.json.orig"])
+@pytest.mark.parametrize("early", [True, False], ids=["before", "while it is written"])
+def test_a_folder_with_a_file_of_somebody_else_stays(name, early, tmp_path):
+    old = tmp_path / "exports"
+    old.mkdir()
+    (old / "parity.json").write_text("{}")
+
+    def put():
+        (old / name).parent.mkdir(exist_ok=True)
+        (old / name).write_text("mine")
+
+    def replace():
+        with artifacts.replacing(old) as folder:
+            assert not early, "it is refused before anything is computed"
+            folder.mkdir()
+            put()
+
+    if early:
+        put()
+    with pytest.raises(UserError, match=f"holds {old / name}, which no stage writes"):
+        replace()
+    assert (old / name).read_text() == "mine"
+    assert (old / "parity.json").exists()
+    assert names(tmp_path) == ["exports"]
 
 
 def test_a_file_keeps_its_old_content_when_the_body_raises(tmp_path):
@@ -79,7 +106,7 @@ def test_a_table_has_a_header_six_digits_and_line_feeds_only(tmp_path):
 def replace_a_folder():
     with artifacts.replacing(artifacts.ADAPTER) as folder:
         folder.mkdir()
-        for name in ("a.txt", "b.txt"):
+        for name in ("a.csv", "b.csv"):
             (folder / name).write_text("new")
 
 
@@ -87,7 +114,7 @@ def contents(folder):
     return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
-OLD, NEW = ({"a.txt": word, "b.txt": word} for word in ("old", "new"))
+OLD, NEW = ({"a.csv": word, "b.csv": word} for word in ("old", "new"))
 
 
 def test_a_death_at_any_operation_leaves_the_old_folder_or_the_new_one_after_a_sweep(tmp_path, monkeypatch):

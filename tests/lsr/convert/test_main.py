@@ -381,6 +381,30 @@ def base_as_pickle(folder):
     (folder / "base/model.safetensors").unlink()
 
 
+def of_dtype(dtype):
+    def change(tensors):
+        name = next(name for name in tensors if "layer.0.attention.self.query.lsr_adapters.factor_A1" in name)
+        tensors[name] = tensors[name].to(dtype)
+
+    return change
+
+
+def emptied(tensors):
+    name = next(name for name in tensors if "factor_A1" in name)
+    tensors[name] = tensors[name][:0]
+
+
+def base_with_code(folder):
+    """A base that brings its own code, as `auto_map` says."""
+    (folder / "base/evil.py").write_text("import pathlib; pathlib.Path('exploded').touch()\n")
+    edit(folder / "base/config.json", auto_map={"AutoConfig": "evil.C", "AutoModel": "evil.M"}, model_type="evil")
+
+
+def of_no_task(name):
+    mapping = {"parent_library": "transformers.utils.hub", "base_model_class": name}
+    return configure(task_type=None, auto_mapping=mapping)
+
+
 MISTAKES = {  # what is wrong: what is done to the folder, the words after export, what the line says
     "no folder": (shutil.rmtree, None, "adapter: no such folder"),
     "no adapter": (remove(f"adapter/{CONFIG}"), None, f"adapter: not an adapter folder, {CONFIG} is missing"),
@@ -389,6 +413,21 @@ MISTAKES = {  # what is wrong: what is done to the folder, the words after expor
     "another JSON": (write(f"adapter/{CONFIG}", b"[]"), None, f"adapter/{CONFIG}: not an adapter's configuration"),
     "another method": (as_lora, None, "adapter: an adapter of the method LORA; needed: LSR"),
     "a bad field": (configure(rank_shape=[0]), None, f"adapter/{CONFIG}: rank_shape must hold one or more ranks >= 1"),
+    "a rank that is true": (configure(rank_shape=[True, 2]), None, "rank_shape must hold one or more ranks >= 1"),
+    "half a rank": (configure(rank_shape=[2.5, 2]), None, "rank_shape must hold one or more ranks >= 1, got [2.5, 2]"),
+    "a huge rank": (
+        configure(rank_shape=[10_000_000, 2]),
+        None,
+        "layer 'bert.encoder.layer.0.attention.self.query': its configuration says 360,000,048 entries, and the file "
+        "holds",
+    ),
+    "values that are true": (with_tensors(of_dtype(torch.bool)), None, "factor_A1 holds values of bool; needed: float"),
+    "complex values": (with_tensors(of_dtype(torch.complex64)), None, "factor_A1 holds values of complex64; needed:"),
+    "whole numbers": (with_tensors(of_dtype(torch.int64)), None, "factor_A1 is of int64, not float32"),
+    "no values": (with_tensors(emptied), None, "factor_A1 holds no values; needed: float64"),
+    "a base with code": (base_with_code, None, "base model BASE: cannot be loaded"),
+    "a base that is no model": (of_no_task("cached_file"), None, "cached_file, which is no class of models"),
+    "a long name": (configure(peft_type="x" * 10_000_000), None, "adapter: an adapter of the method xxx"),
     "a bad type": (configure(rank_shape=None), None, f"adapter/{CONFIG}: "),
     "broken shapes": (
         configure(resolved={"usual": {"in_shape": 3}}),
@@ -471,7 +510,7 @@ MISTAKES = {  # what is wrong: what is done to the folder, the words after expor
     "not ours to replace": (
         write("out/notes.txt", b""),
         ["--force"],
-        "out: neither an adapter nor a checkpoint, so --force does not replace it",
+        "out: holds notes.txt, which is no file of an adapter or checkpoint, so it is not replaced",
     ),
     "a file": (write("out", b""), ["--force"], "out: not a folder, so it is not replaced"),
     "the adapter itself": (
@@ -518,13 +557,104 @@ def test_inspect_refuses_what_export_refuses(what, folder, capsys):
     assert message.replace("BASE", "./base") in mistake(capsys, "inspect", "adapter")
 
 
+@pytest.mark.parametrize("stream", ["closed", "full", "ascii"])
+def test_an_output_that_takes_little_is_no_traceback(stream, folder):
+    shown = {"closed": ">&-", "full": ">/dev/full", "ascii": ""}[stream]
+    words = f"{sys.executable} -m lsr inspect adapter {shown}"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "ascii"}
+    run = subprocess.run(["sh", "-c", words], capture_output=True, text=True, check=False, env=env)
+    assert run.returncode == (1 if stream == "full" else 0), run.stderr
+    assert len(run.stderr.splitlines()) == (stream == "full")
+    assert ("\\u03ba(A)" in run.stdout) == (stream == "ascii")
+
+
 def test_force_replaces_an_export(folder, capsys):
     ok(capsys, *export())
     before = (folder / "out" / WEIGHTS).read_bytes()
-    (folder / "out" / "more").touch()
+    (folder / "out" / "config.json").touch()  # of a checkpoint that was there
     ok(capsys, *export("lora", "--force"))
     assert (folder / "out" / WEIGHTS).read_bytes() == before
-    assert not (folder / "out" / "more").exists()
+    assert not (folder / "out" / "config.json").exists()
+
+
+def tree(folder):
+    """What a folder holds, links as links."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+FOREIGN = {  # what a person has beside files of an adapter: what makes it
+    "thesis.tex": lambda path: path.write_text("all of it"),
+    ".git": lambda path: path.mkdir(),
+    "src": lambda path: path.mkdir(),
+    "model.safetensors.py": lambda path: path.write_text("pass"),
+    "vocab.txt": lambda path: path.symlink_to("../words.txt"),
+    "tokenizer.json": lambda path: path.mkdir(),
+}
+COMMANDS = {
+    "export": export("lora", "--force"),
+    "merged": export("merged", "--force"),
+    "compress": ("compress", "lora", "-o", "out", "--separation-rank", "1", "--force"),
+    "prune": ("prune", "adapter", "-o", "out", "--separation-rank", "1", "--force"),
+    "frames": ("frames", "--from", "adapter", "-o", "out", "--force"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_force_replaces_no_folder_with_a_file_of_somebody_else(command, name, folder, capsys):
+    shutil.copytree(folder / "base", folder / "out")  # a config.json, as any project may have one
+    (folder / "out" / CONFIG).write_text("{}")
+    FOREIGN[name](folder / "out" / name)
+    before = tree(folder)
+    line = mistake(capsys, *COMMANDS[command])
+    assert f"out: holds {name}, which is no file of an adapter or checkpoint, so it is not replaced" in line
+    assert tree(folder) == before
+
+
+def test_a_file_that_arrives_while_it_is_written_is_kept(tmp_path):
+    (tmp_path / "out").mkdir()
+
+    def write_while_others_do():
+        with writing(tmp_path / "out") as new:
+            (new / CONFIG).write_text("{}")
+            (tmp_path / "out" / "thesis.tex").write_text("all of it")
+
+    with pytest.raises(InputError, match=r"out: holds thesis\.tex"):
+        write_while_others_do()
+    assert tree(tmp_path) == {"out": None, "out/thesis.tex": b"all of it"}
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300, "x" * 230])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_name_that_no_disk_takes_is_refused_before_anything_is_read(command, name, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [name if word == "out" else word for word in COMMANDS[command]]
+    assert " name " in mistake(capsys, *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupt_between_the_two_renames_leaves_the_old_folder(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / CONFIG).write_text("old")
+    rename = type(tmp_path).rename
+
+    def interrupted(path, target):
+        if path.name.endswith(".new"):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(type(tmp_path), "rename", interrupted)
+
+    def write_new():
+        with writing(tmp_path / "out") as new:
+            (new / CONFIG).write_text("new")
+
+    with pytest.raises(KeyboardInterrupt):
+        write_new()
+    assert tree(tmp_path) == {"out": None, f"out/{CONFIG}": b"old"}
 
 
 def test_what_fails_half_way_leaves_the_old_folder(tmp_path):

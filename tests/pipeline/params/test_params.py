@@ -1,6 +1,7 @@
 """Every mistake in params.yaml and in the two tables is one line that says how to mend it."""
 
 import ast
+import itertools
 import os
 import re
 import shutil
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from pipeline import params
@@ -150,12 +153,12 @@ MISTAKES = [
     ("head", ..., "head: this key is required"),
     ("head", None, "head: must hold keys and values, or {} for none, got None"),
     ("train", [1], "train: must hold keys and values, or {} for none, got [1]"),
-    ("train.epochs", "four", "train.epochs: input should be a valid integer, unable to parse string as an"),
-    ("train.epochs", 1.5, "train.epochs: input should be a valid integer, got a number with a fractional part, got"),
-    ("train.epochs", 0, "train.epochs: input should be greater than 0, got 0"),
+    ("train.epochs", "four", "train.epochs: input should be a valid integer, got 'four'"),
+    ("train.epochs", 1.5, "train.epochs: input should be a valid integer, got 1.5"),
+    ("train.epochs", 0, "train.epochs: input should be greater than or equal to 1, got 0"),
     ("train.warmup_share", 1.5, "train.warmup_share: input should be less than or equal to 1, got 1.5"),
     ("train.precision", "bf32", "train.precision: input should be 'fp32', 'bf16' or 'fp16', got 'bf32'; did you mean"),
-    ("train.compile", "maybe", "train.compile: input should be a valid boolean, unable to interpret input"),
+    ("train.compile", "maybe", "train.compile: input should be a valid boolean, got 'maybe'"),
     ("evaluate.export", ..., "evaluate.export: this key is required"),
     ("evaluate.export", "lora", "evaluate.export: input should be a list, got 'lora'"),
     ("evaluate.export", ["lroa"], "evaluate.export.0: input should be 'lora' or 'merged', got 'lroa'; did you"),
@@ -175,13 +178,33 @@ MISTAKES = [
     ("lsr.core", "diag", "lsr.core: input should be 'full' or 'diagonal', got 'diag'"),
     ("lsr.rank_shape", [], "lsr.rank_shape: input should be a list of at least 1, got []"),
     ("lora.layers", [-1], "lora.layers.0: input should be greater than or equal to 0, got -1"),
-    ("lsr.in_shape", [2, 0], "lsr.in_shape.1: input should be greater than 0, got 0"),
+    ("lsr.in_shape", [2, 0], "lsr.in_shape.1: input should be greater than or equal to 1, got 0"),
     ("lsr.in_shape", "atuo", "lsr.in_shape: input should be 'auto' or a list, got 'atuo'; did you mean auto?"),
-    ("lsr.rank_shape", [2, "x"], "lsr.rank_shape.1: input should be a valid integer, unable to parse string as"),
+    ("lsr.rank_shape", [2, "x"], "lsr.rank_shape.1: input should be a valid integer, got 'x'"),
     ("lsr.target_modules", [], "lsr.target_modules: input should be a valid string or a list of at least 1, got []"),
     ("lora.target_modules", ["query", 3], "lora.target_modules.1: input should be a valid string, got 3"),
     ("lsr.init", "rowspace", "lsr.init: input should be 'random', 'row_space', 'principal', 'minor', 'cp', 'gra"),
     ("lsr.train", "frames", "lsr.train: input should be 'factors', 'first', 'core' or 'all', got 'frames'"),
+    ("train.epochs", True, "train.epochs: input should be a valid integer, got True"),
+    ("train.epochs", 2.0, "train.epochs: input should be a valid integer, got 2.0"),
+    ("train.epochs", 10**400, "train.epochs: input should be less than or equal to 100000, got 1000"),
+    ("train.batch_size", 10**18, "train.batch_size: input should be less than or equal to 65536, got 1000"),
+    ("train.compile", 1, "train.compile: input should be a valid boolean, got 1"),
+    ("train.head_learning_rate", 1e300, "train.head_learning_rate: input should be less than or equal to 1, got 1e"),
+    ("train.warmup_share", True, "train.warmup_share: input should be a valid number, got True"),
+    ("train.weight_decay", 1e9, "train.weight_decay: input should be less than or equal to 1, got 1000000000.0"),
+    ("evaluate.batch_size", "32", "evaluate.batch_size: input should be a valid integer, got '32'"),
+    ("lora.r", 10**9, "lora.r: input should be less than or equal to 16384, got 1000000000"),
+    ("lora.lora_alpha", 10**9, "lora.lora_alpha: input should be less than or equal to 1000000, got 1000000000"),
+    ("full.learning_rate", 10**6, "full.learning_rate: input should be less than or equal to 1, got 1000000"),
+    ("full.learning_rate", 10**400, "full.learning_rate: input should be"),
+    ("lsr.learning_rate", 0, "lsr.learning_rate: input should be greater than 0, got 0"),
+    ("lsr.rank_shape", [1] * 12, "lsr.rank_shape: input should be a list of at most 6, got [1, 1, 1, 1, 1, 1, 1, 1,"),
+    ("lsr.rank_shape", [10**7, 2], "lsr.rank_shape.0: input should be less than or equal to 16384, got 10000000"),
+    ("lsr.rank_shape", [True, 2], "lsr.rank_shape.0: input should be a valid integer, got True"),
+    ("lsr.target_modules", "qu(ery", "lsr.target_modules: no regular expression: missing ), unterminated subpattern"),
+    ("lora.target_modules", "(" * 999, "lora.target_modules: no regular expression: "),
+    ("seed", True, "seed: input should be a valid integer, got True"),
     ("lsr.residual", "fold", "lsr.residual: no such key"),
     ("data", "movie-reviws", "data: no row 'movie-reviws' in pipeline/datasets.yaml; did you mean movie-reviews?"),
     ("data", "a.b", "data: string should match pattern '^[A-Za-z0-9_-]+$', got 'a.b'"),
@@ -253,7 +276,7 @@ def test_a_pooled_row_is_checked_like_the_chosen_one(workspace, view):
 def test_a_mistake_in_an_unused_section_is_reported(workspace):
     change("params.yaml", "lora.r", 0)
     assert refusal(lambda: params.load(params.TokenizeView)) == [
-        "params.yaml: lora.r: input should be greater than 0, got 0"
+        "params.yaml: lora.r: input should be greater than or equal to 1, got 0"
     ]
 
 
@@ -272,6 +295,112 @@ def test_a_file_that_cannot_be_read_is_one_line(workspace, content, message):
     Path("params.yaml").write_bytes(content)
     (line,) = refusal()
     assert line.startswith(message)
+
+
+BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in itertools.pairwise("abcdefghijklmnopqrst"))
+HOSTILE = {
+    "an alias bomb": (BOMB, "line 2: *a is in what another alias stands for; write it out"),
+    "an object in itself": ("a: &a [*a]\n", "line 1: *a is in what another alias stands for"),
+    "many aliases": ("a: &a 1\nb: [" + "*a, " * 21 + "]\n", "line 2: over 20 aliases"),
+    "a deep list": ("a: " + "[" * 600, "line 1: over 20 levels deep"),
+    "a very deep list": ("[" * 100_000, "line 1: over 20 levels deep"),
+    "deep keys": ("".join(f"{' ' * depth}a:\n" for depth in range(25)), "line 21: over 20 levels deep"),
+    "5,000 digits": ("seed: " + "1" * 5000, "line 1: a value of over 1000 characters without quotes"),
+    "5,000 digits of another base": ("seed: 0x" + "f" * 5000, "line 1: a value of over 1000 characters"),
+    "a tag of Python": ("a: !!python/object/apply:os.system [touch exploded]", "line 1: a tag; values are written"),
+    "a tag of YAML": ("a: !!set {x}", "line 1: a tag"),
+    "a month that is none": ("a: 2020-13-45", "not valid YAML: month must be in 1..12"),
+    "a number as a key": ("1: {a: b}", "1: a key must be a word, got a int; put it in quotes"),
+    "a number as an inner key": ("a:\n- 2: 3", "a.0.2: a key must be a word, got a int"),
+    "a list as a key": ("? [a]\n: b", "('a',): a key must be a word"),
+    "over a megabyte": ("#" * 1_000_001, "a file of over 1,000,000 bytes; at most that is allowed"),
+    "another version": ("%YAML 99.9\n---\na: b", "not valid YAML: line 1: found incompatible YAML document"),
+}
+
+
+@pytest.mark.parametrize("name", ["params.yaml", "pipeline/datasets.yaml", "pipeline/models.yaml"])
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile_yaml_is_one_line(workspace, what, name):
+    content, message = HOSTILE[what]
+    Path(name).write_text(content)
+    (line,) = refusal()
+    assert line.startswith(f"{name}: {message}")
+    assert not Path("exploded").exists()
+
+
+def test_an_alias_or_two_may_be_used(workspace):
+    text = Path("params.yaml").read_text().replace("  lora_dropout: 0.0", "  lora_dropout: *none")
+    Path("params.yaml").write_text(text.replace("  dropout: 0.0", "  dropout: &none 0.0"))
+    assert params.load(params.TrainView).section.dropout == 0
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "a folder"])
+def test_what_is_no_file_is_not_read(workspace, kind):
+    Path("params.yaml").unlink()
+    if kind == "a pipe":
+        os.mkfifo("params.yaml")
+    elif kind == "a device":
+        Path("params.yaml").symlink_to("/dev/zero")
+    else:
+        Path("params.yaml").mkdir()
+    assert refusal() == ["params.yaml: not a file"]
+
+
+def test_a_message_is_short_whatever_the_file_holds(workspace):
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("adapter: lsr", f"adapter: '{'x' * 500_000}'"))
+    (line,) = refusal()
+    assert line.startswith("params.yaml: adapter: input should be 'lsr', 'lora', 'full' or 'head', got 'xxx")
+    assert len(line) <= 300
+
+
+def test_so_is_the_number_of_messages(workspace):
+    write("params.yaml", {f"key{number}": number for number in range(100)})
+    *lines, last = refusal()
+    assert len(lines) == 20
+    assert re.fullmatch(r"and \d+ mistakes more", last)
+
+
+VALUES = st.one_of(
+    *(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9), st.dates()),
+    *(st.integers(-(10**30), 10**30), st.lists(st.integers(-1, 3) | st.text(max_size=3), max_size=13)),
+    st.dictionaries(st.text(max_size=4), st.integers(), max_size=2),
+)
+KEYS = [
+    key if inner is None else f"{key}.{inner}"
+    for key, section in YAML_12.load(ROOT / "params.yaml").items()
+    for inner in ([None, *section] if isinstance(section, dict) else [None])
+]
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(key=st.sampled_from(KEYS), value=VALUES)
+def test_any_value_is_valid_or_refused_in_short_lines(workspace, key, value):
+    shutil.copy(ROOT / "params.yaml", "params.yaml")
+    change("params.yaml", key, value)
+    before = Path("params.yaml").read_bytes()
+    try:
+        params.load(params.TrainView)
+    except UserError as error:
+        assert all(0 < len(line) <= 300 and line.startswith("params.yaml: ") for line in str(error).splitlines())  # noqa: PT017
+    assert Path("params.yaml").read_bytes() == before
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_file_is_valid_or_refused_in_short_lines(workspace, data):
+    content = bytearray((ROOT / "params.yaml").read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(content)))
+        content[at : at + data.draw(st.integers(0, 9))] = data.draw(
+            st.binary(max_size=6)
+            | st.sampled_from([b"&a ", b"*a", b"!!", b"[", b"{", b"? ", b"- ", b"\n", b"'", b"|", b"%"])
+        )
+    Path("params.yaml").write_bytes(content)
+    try:
+        params.load(params.TrainView)
+    except UserError as error:
+        assert all(0 < len(line) <= 300 for line in str(error).splitlines())  # noqa: PT017
 
 
 @pytest.mark.parametrize("name", ["params.yaml", "pipeline/datasets.yaml", "pipeline/models.yaml"])
@@ -296,6 +425,9 @@ ROW_MISTAKES = [
     ("label.names", ["a", "b", "c"], "label.names: input should be a list of at most 2, got ['a', 'b', 'c']"),
     ("label.names", ["a", "a"], "label.names: names must differ from each other, got ['a', 'a']"),
     ("label", {"column": "rating", "low": 4, "high": 4}, "label: low must be below high, got 4 and 4"),
+    ("label.above", 1e300, "label.above: input should be less than or equal to 1000000000000000, got 1e+300"),
+    ("label", {"column": "rating", "low": -1e300, "high": 1}, "label.low: input should be greater than or equal"),
+    ("label.margin", True, "label.margin: input should be a valid number, got True"),
     ("pairs", {"margin": 1}, "movie-reviews: pairs compare numbers: the label needs low and high, and no names"),
     ("pairs", {"margin": 0}, "pairs.margin: input should be greater than 0, got 0"),
     ("pairs", {}, "pairs.margin: this key is required"),

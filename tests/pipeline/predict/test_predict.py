@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from pipeline import artifacts, params
@@ -300,6 +301,22 @@ def test_without_a_task_the_labels_are_those_of_the_base_model_or_named(one, cap
 
 
 # Mistakes
+
+
+def test_an_exported_lora_without_a_factor_says_nothing(pairs, capsys):
+    path = artifacts.EXPORTS / "lora" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    gone = next(name for name in tensors if name.endswith("lora_B.weight"))
+    del tensors[gone]
+    save_file(tensors, path)
+    line = mistake(capsys, "a", "b", "--adapter", str(path.parent))
+    assert line == f"{path}: {gone} is missing"
+
+
+def test_an_lsr_adapter_that_calls_itself_lora_says_nothing(pairs, capsys):
+    path = artifacts.ADAPTER / "adapter_config.json"
+    path.write_text(path.read_text().replace('"peft_type": "LSR"', '"peft_type": "LORA"'))
+    assert ".lora_A.weight is missing" in mistake(capsys, "a", "b")
 
 
 MISTAKES = [

@@ -1,0 +1,139 @@
+"""An adapter's folder holds every tensor of its method in the right shape, or it is refused: PEFT would say nothing."""
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline import params
+from pipeline.errors import UserError
+from pipeline.methods import adapters, base_models
+from tests import workspace
+
+FOLDER = Path("adapter")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A workspace with a fresh adapter of each method, which nobody changes."""
+    folder = workspace.make(tmp_path_factory.mktemp("made"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        view = params.load(params.TrainView)
+        content = workspace.read_yaml(Path("params.yaml"))
+        for word, section in params.ADAPTERS.items():
+            model = adapters.add_adapter(base_of(view), section.model_validate(content[word]), view.base_model, seed=0)
+            (folder / word).mkdir()
+            adapters.save_adapter(model, folder / word, view.base_model)
+    return folder
+
+
+@pytest.fixture
+def at(made, tmp_path, monkeypatch):
+    """A function that puts a copy of a method's adapter at FOLDER."""
+
+    def go(word):
+        monkeypatch.chdir(made)
+        return shutil.copytree(made / word, tmp_path / FOLDER)
+
+    return go
+
+
+def base_of(view):
+    torch.manual_seed(0)
+    return base_models.load_base_model(view.base_model, view.dataset)
+
+
+def load(folder):
+    return adapters.load_adapter(base_of(params.load(params.TrainView)), folder, trainable=False)
+
+
+def edit(folder, change):
+    path = folder / adapters.WEIGHTS
+    tensors = load_file(path)
+    found = change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+    return found
+
+
+def refusal(folder):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with pytest.raises(UserError) as error:
+            load(folder)
+    assert not [one for one in said if one.category is UserWarning]  # the error says it all
+    (line,) = str(error.value).splitlines()
+    assert line.startswith(str(folder))
+    return line
+
+
+def names(folder):
+    return sorted(load_file(folder / adapters.WEIGHTS))
+
+
+@pytest.mark.parametrize("word", params.ADAPTERS)
+def test_what_is_whole_is_loaded(word, at):
+    folder = at(word)
+    assert not any(parameter.is_meta for parameter in load(folder).parameters())
+
+
+@pytest.mark.parametrize("word", params.ADAPTERS)
+def test_no_tensor_may_be_missing(word, at):
+    folder = at(word)
+    whole = names(folder)
+    for name in {whole[0], whole[-1], *(name for name in whole if "layer.1" in name and "query" in name)}:
+        taken = edit(folder, lambda tensors, name=name: tensors.pop(name))
+        line = refusal(folder)
+        assert "is missing" in line
+        assert name.rpartition("base_model.model.")[2].removesuffix(".weight") in line.replace(".default", "")
+        edit(folder, lambda tensors, name=name, taken=taken: tensors.update({name: taken}))
+    load(folder)
+
+
+@pytest.mark.parametrize("word", params.ADAPTERS)
+@pytest.mark.parametrize(
+    "name", ["more", "base_model.model.roberta.encoder.layer.9.attention.self.query.lora_A.weight"]
+)
+def test_no_tensor_may_be_too_much(word, name, at):
+    folder = at(word)
+    edit(folder, lambda tensors: tensors.update({name: torch.zeros(2, 2)}))
+    assert f"{name} is no part of this adapter on this base model" in refusal(folder)
+
+
+@pytest.mark.parametrize("word", params.ADAPTERS)
+def test_every_tensor_has_its_shape(word, at):
+    folder = at(word)
+    for name in (names(folder)[0], names(folder)[-1]):
+        whole = load_file(folder / adapters.WEIGHTS)[name]
+        for wrong in (torch.zeros(*whole.shape[:-1], whole.shape[-1] + 1), torch.zeros(1), torch.zeros(0)):
+            edit(folder, lambda tensors, name=name, wrong=wrong: tensors.update({name: wrong}))
+            refusal(folder)
+        edit(folder, lambda tensors, name=name, whole=whole: tensors.update({name: whole}))
+
+
+@pytest.mark.parametrize(("word", "label"), [("lsr", "LORA"), ("lora", "LSR"), ("head", "LSR")])
+def test_an_adapter_with_the_label_of_another_method_is_refused(word, label, at):
+    folder = at(word)
+    path = folder / adapters.CONFIG
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({**fields, "peft_type": label, "target_modules": ["query", "value"]}))
+    refusal(folder)
+
+
+@pytest.mark.parametrize("word", params.ADAPTERS)
+def test_a_pickle_is_not_read(word, at):
+    folder = at(word)
+    torch.save(load_file(folder / adapters.WEIGHTS), folder / "adapter_model.bin")
+    (folder / adapters.WEIGHTS).unlink()
+    assert refusal(folder) == f"{folder}: {adapters.WEIGHTS} is missing"
+
+
+def test_a_file_that_is_cut_off_is_one_line(at):
+    folder = at("lora")
+    path = folder / adapters.WEIGHTS
+    path.write_bytes(path.read_bytes()[:100])
+    assert refusal(folder).startswith(f"{path}: corrupt or cut off: ")
