@@ -12,7 +12,7 @@ from torch import nn
 from lsr.algebra.spectrum import Matrix
 from lsr.init.examples import DENSE_ENTRIES, SKETCH_RANK, weight_gradients
 from lsr.init.features import Calls, backbone_of, features, given_back, tensors_in
-from lsr.init.passes import Batch, loss_of, undisturbed
+from lsr.init.passes import Batch, loss_of, part_of, undisturbed
 from lsr.init.steps import Group, PreciseAdamW, restored
 
 STEPS = 60
@@ -46,14 +46,24 @@ def examples_gradients(
     fits = bool(steps and head_parameters(model, head))
     start, total = (len(listed), 2 * len(listed)) if fits else (0, len(listed))
 
-    def after(start: int) -> Callable[[int], None] | None:
-        return None if progress is None else lambda done: progress(start + done, total)
-
     with fitted_head(
-        model, head, listed, steps=steps, rate=rate, seed=seed, cache_bytes=cache_bytes, progress=after(0)
+        model,
+        head,
+        listed,
+        steps=steps,
+        rate=rate,
+        seed=seed,
+        cache_bytes=cache_bytes,
+        progress=part_of(progress, 0, total),
     ):
         return weight_gradients(
-            model, layers, listed, dense_entries=dense_entries, rank=rank, seed=seed, progress=after(start)
+            model,
+            layers,
+            listed,
+            dense_entries=dense_entries,
+            rank=rank,
+            seed=seed,
+            progress=part_of(progress, start, total),
         )
 
 

@@ -3,7 +3,7 @@
 A batch goes into `model(**batch)` as it is, so it must be on the model's device.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -22,6 +22,15 @@ def loss_of(model: nn.Module, batch: Batch) -> Tensor:  # ()
     if loss is None:
         raise ValueError(f"the model returned no loss: batches need labels, these have {', '.join(batch)}")
     return loss
+
+
+def part_of(
+    progress: Callable[[int, int], None] | None,  # told how many of how many batches are done
+    start: int,
+    total: int,
+) -> Callable[[int], None] | None:
+    """Return what one of several passes tells after each of its batches: those of the passes before are done."""
+    return None if progress is None else lambda done: progress(start + done, total)
 
 
 def size_of(batch: Batch) -> int:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lsr.algebra.spectrum import Matrix
 from lsr.init.head import STEPS, fitted_head, head_parameters
-from lsr.init.passes import Batch, loss_of, undisturbed
+from lsr.init.passes import Batch, loss_of, part_of, undisturbed
 from lsr.init.steps import Group, PreciseAdamW, restored
 
 RANK = 16
@@ -60,19 +60,16 @@ def examples_updates(
     parameters = head_parameters(model, head)
     start, total = (len(listed), 2 * len(listed)) if steps and parameters else (0, len(listed))
 
-    def after(start: int) -> Callable[[int], None] | None:
-        return None if progress is None else lambda done: progress(start + done, total)
-
     pairs = _pairs(layers, rank, seed)
     factors = [factor for pair in pairs.values() for factor in pair]
     groups = [Group(factors, rate), Group(parameters, head_rate)]
     with (
-        fitted_head(model, head, listed, steps=steps, seed=seed, progress=after(0)),
+        fitted_head(model, head, listed, steps=steps, seed=seed, progress=part_of(progress, 0, total)),
         restored(parameters),
         undisturbed(model, [*factors, *parameters]),
         _added(layers, pairs),
     ):
-        _train(model, list(pairs), groups, listed, after(start))
+        _train(model, list(pairs), groups, listed, part_of(progress, start, total))
     return {name: (SCALING * b.detach().cpu().double(), a.detach().cpu().double()) for name, (a, b) in pairs.items()}
 
 
