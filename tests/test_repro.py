@@ -202,6 +202,6 @@ def test_experiments_switch_the_adapter_and_sweep_seeds_without_tokenizing_again
 
 def test_a_bad_value_stops_before_anything_runs(repository):
     output = command(repository, "dvc", "exp", "run", "--temp", "-S", "train.epochs=0", code=255)
-    assert "params.yaml: train.epochs: input should be greater than 0, got 0" in output
+    assert "params.yaml: train.epochs: input should be greater than or equal to 1, got 0" in output
     assert "Traceback" not in output
     assert "up to date" in command(repository, "dvc", "status")

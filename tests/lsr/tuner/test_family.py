@@ -524,8 +524,9 @@ def test_a_saved_adapter_without_its_frames_is_refused_by_every_reader(damage, m
     hashed = rf"{message}|have the hash [0-9a-f]{{12}}, and the adapter was trained on others"
     refused(lambda: PeftModel.from_pretrained(tiny("bert"), str(tmp_path / "two")), hashed)
     for read in (load_adapter, load_layers, inspect_adapter):
-        with pytest.raises(InputError, match=hashed) as found:
+        with pytest.raises(InputError) as found:
             read(tmp_path / "two")
+        assert re.search(hashed, found.value.args[0])  # whole: long paths are cut in the line that is printed
         assert "\n" not in str(found.value)
 
 

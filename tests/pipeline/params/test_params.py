@@ -491,7 +491,7 @@ def test_the_command_refuses_a_bad_file_without_a_traceback(workspace):
     change("params.yaml", "train.epochs", 0)
     done = run(workspace, "-m", "pipeline.params")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "params.yaml: train.epochs: input should be greater than 0, got 0\n"
+    assert done.stderr == "params.yaml: train.epochs: input should be greater than or equal to 1, got 0\n"
 
 
 def test_the_check_imports_nothing_heavy(workspace):
