@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
@@ -149,6 +150,15 @@ def test_the_lsr_section_has_the_fields_of_the_config():
     of_the_pipeline = {"learning_rate", "examples", "head_steps", "frames_from", "budget"}
     fields = {renamed.get(name, name) for name in params.LsrParams.model_fields} - of_the_pipeline
     assert fields <= set(LsrConfig.__dataclass_fields__)
+
+
+def test_initializations_are_those_of_the_library_and_look_at_examples_where_its_do():
+    from lsr.init import INITIALIZATIONS, READERS
+    from pipeline.methods.pooling import BATCH
+    from pipeline.params.sections import READ, LsrParams
+
+    assert get_args(LsrParams.model_fields["init"].annotation) == tuple(INITIALIZATIONS)
+    assert set(READ) == set(BATCH) == {word for word, one in INITIALIZATIONS.items() if one.reads in READERS}
 
 
 def test_every_method_has_a_row_that_knows_the_fields_of_its_section():

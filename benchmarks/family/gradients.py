@@ -19,7 +19,8 @@ from benchmarks.family import experiment, inputs
 from benchmarks.family.experiment import Sizes
 from benchmarks.family.methods import ALL_LINEAR
 from lsr.algebra.spectrum import Matrix
-from pipeline import params
+from pipeline import artifacts, params
+from pipeline.data import tokens
 from pipeline.methods import adapters, base_models
 from pipeline.methods.pooling import BATCH
 
@@ -53,8 +54,8 @@ def _kept(reading: Reading) -> Mapping[str, Matrix]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
-            save_file(_flat(_made(reading)), path.with_suffix(".part"))
-            Path(path.with_suffix(".part")).replace(path)
+            with artifacts.replacing(path) as temporary:
+                save_file(_flat(_made(reading)), temporary)
     return _nested(load_file(path))
 
 
@@ -64,8 +65,8 @@ def _made(reading: Reading) -> dict[str, Matrix]:
     base = base_models.load_base_model(row, params.load_row("data", reading.data))
     names = [name for name, _ in base.named_modules() if name.endswith(_endings(ALL_LINEAR))]
     train = inputs.splits(reading.data, reading.model, reading.max_length, reading.sizes)["train"]
-    collate = inputs.collator(reading.model)
-    batches = inputs.sample(train, reading.examples, reading.seed, BATCH[reading.init], collate)
+    tokenizer = base_models.load_tokenizer(row)
+    batches = tokens.sample(train, tokenizer, reading.examples, reading.seed, BATCH[reading.init])
     return adapters.gradients(base, names, batches, row, reading.init, reading.head_steps, reading.seed)
 
 

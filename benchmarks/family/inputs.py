@@ -1,12 +1,9 @@
 """What cells read: the tokens of a data set, as much of them as a protocol sees."""
 
-from collections.abc import Iterator
 from functools import cache
 
 import pyarrow as pa
-import torch
 from datasets import Dataset
-from torch import Tensor
 from transformers import DataCollatorWithPadding
 
 from benchmarks.family.experiment import Sizes
@@ -39,13 +36,3 @@ def splits(data: str, model: str, max_length: int, sizes: Sizes) -> dict[str, Da
 def collator(model: str) -> DataCollatorWithPadding:
     """Return what makes a batch of examples for a row of pipeline/models.yaml."""
     return tokens.collator(base_models.load_tokenizer(params.load_row("model", model)))
-
-
-def sample(
-    train: Dataset, count: int, seed: int, size: int, collate: DataCollatorWithPadding
-) -> Iterator[dict[str, Tensor]]:
-    """Yield labelled batches of a size of `count` examples drawn from a train split, as the pipeline draws them."""
-    drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:count]
-    rows = train.remove_columns("length")
-    for indices in drawn.split(size):
-        yield dict(collate(rows[indices.tolist()]))

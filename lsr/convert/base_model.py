@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
-from lsr.convert.files import CONFIG, PREFIX, InputError, NoBaseError, first_line, read_config
+from lsr.convert.files import PREFIX, InputError, NoBaseError, read_config
+from lsr.tuner.saved import CONFIG, first_line
 
 CLASSES = {  # by PEFT's task_type
     "SEQ_CLS": transformers.AutoModelForSequenceClassification,

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from lsr.algebra.precision import dtype_name
 from lsr.convert.base_model import EXPLAINED, by, empty_base, load_base
-from lsr.convert.files import CONFIG, FACTOR, WEIGHTS, InputError, first_line, read_config, read_tensors
+from lsr.convert.files import FACTOR, InputError, read_config, read_tensors
 from lsr.tuner.config import OWN, LsrConfig
 from lsr.tuner.factors import entries
 from lsr.tuner.family import Holders, form_in_file, read_family
 from lsr.tuner.linear import LsrLinear, adapted_layers
-from lsr.tuner.saved import check_saved, misfit
+from lsr.tuner.saved import CONFIG, WEIGHTS, check_saved, first_line, misfit
 
 METHOD = "LSR"
 ADAPTER = "default"

@@ -13,7 +13,6 @@ from lsr.algebra.frames import captured_energies, leading_frames
 from lsr.algebra.shapes import Form
 from lsr.convert.compress import lora_pairs
 from lsr.convert.files import (
-    CONFIG,
     PREFIX,
     InputError,
     check_output,
@@ -27,6 +26,7 @@ from lsr.init.initialization import Start
 from lsr.tuner.config import SHARED, LsrConfig
 from lsr.tuner.factors import STORAGE, LsrFactors, entries
 from lsr.tuner.kinds import kind_of
+from lsr.tuner.saved import CONFIG
 
 Pair = tuple[Tensor, Tensor]  # (m, k), (k, n): an update is their product
 

@@ -57,6 +57,14 @@ def weight_gradients(
     return {name: _mean(totals[_weight(layer)], examples, name) for name, layer in layers.items()}
 
 
+def widths(layer: nn.Module) -> tuple[int, int]:
+    """Return in_features and out_features of a layer; Conv1D of GPT-2 keeps its weight so, transposed."""
+    if isinstance(layer, nn.Linear):  # packed weights, of 4 bits, have other shapes
+        return layer.in_features, layer.out_features
+    n, m = _weight(layer).shape
+    return n, m
+
+
 class _Total:
     """The sum of the gradients of a layer, (m, n); there is none before the first."""
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lsr.algebra.spectrum import Matrix
+from lsr.init.examples import widths
 from lsr.init.head import STEPS, fitted_head, head_parameters
 from lsr.init.passes import Batch, loss_of, part_of, undisturbed
 from lsr.init.steps import Group, PreciseAdamW, restored
@@ -78,7 +79,7 @@ def _pairs(layers: Mapping[str, nn.Module], rank: int, seed: int) -> dict[str, P
     draws = torch.Generator().manual_seed(seed)
     found = {}
     for name, layer in layers.items():
-        n, m = _widths(layer)
+        n, m = widths(layer)
         a = torch.randn(rank, n, generator=draws) / (3 * n) ** 0.5  # the variance that LoRA's A has
         like = layer.get_parameter("weight")
         dtype = torch.promote_types(like.dtype, torch.float32) if like.is_floating_point() else torch.float32
@@ -87,13 +88,6 @@ def _pairs(layers: Mapping[str, nn.Module], rank: int, seed: int) -> dict[str, P
             nn.Parameter(torch.zeros(m, rank, device=like.device, dtype=dtype)),
         )
     return found
-
-
-def _widths(layer: nn.Module) -> tuple[int, int]:  # n, m
-    if isinstance(layer, nn.Linear):  # packed weights of 4 bits have other shapes
-        return layer.in_features, layer.out_features
-    n, m = layer.get_parameter("weight").shape  # Conv1D keeps its weight transposed
-    return n, m
 
 
 @contextmanager

@@ -42,14 +42,6 @@ def is_quantized(layer: nn.Module) -> bool:
     return type(layer.weight).__name__ in ("Int8Params", "Params4bit")
 
 
-def features(base: nn.Module) -> tuple[int, int]:
-    """Return in_features and out_features; Conv1D of GPT-2 keeps its weight transposed: (in_features, out_features)."""
-    if is_quantized(base):  # a packed weight has another shape
-        return cast("int", base.in_features), cast("int", base.out_features)
-    rows, columns = cast("Tensor", base.weight).shape
-    return (rows, columns) if isinstance(base, Conv1D) else (columns, rows)
-
-
 def dequantized(base: nn.Module, layer_name: str) -> Tensor:
     """Return the weight of a layer of bitsandbytes.
 

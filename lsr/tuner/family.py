@@ -17,8 +17,8 @@ from lsr.tuner.config import OWN, LsrConfig
 from lsr.tuner.factors import LsrFactors
 from lsr.tuner.kinds import Kind, kind_of
 from lsr.tuner.layer import LsrLayer
+from lsr.tuner.saved import CONFIG, WEIGHTS, first_line
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX, INFIX = "base_model.model.", ".lsr_adapters."
 PARTS = ("factor_", "scale_")
 
@@ -67,8 +67,7 @@ def read_family(config: LsrConfig) -> Family | None:
     try:
         theirs, tensors = _read(source, config.folder)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"frames: no LSR adapter can be read from {source!r}: {line}") from None
+        raise ValueError(f"frames: no LSR adapter can be read from {source!r}: {first_line(error)}") from None
     if theirs.frames != OWN:
         raise ValueError(f"frames: {source!r} holds a core alone; its frames are in {theirs.frames!r}: name these")
     if theirs.share != config.share:

@@ -14,11 +14,12 @@ from transformers.pytorch_utils import Conv1D
 from lsr.algebra.shapes import Form, split_width
 from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS
+from lsr.init.examples import widths
 from lsr.init.frames import random_frames
 from lsr.init.initialization import Source, Start
 from lsr.init.random import random_factors
 from lsr.tuner.adapter import LsrAdapter, Sizes
-from lsr.tuner.base_weight import check_adaptable, dequantized, features, is_quantized
+from lsr.tuner.base_weight import check_adaptable, dequantized, is_quantized
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.factors import LsrFactors
 
@@ -35,7 +36,7 @@ class LsrLayer(BaseTunerLayer):
         self.base_layer = base_layer
         self.layer_name = layer_name
         self.is_transposed = isinstance(base, Conv1D)
-        self.in_features, self.out_features = features(base)
+        self.in_features, self.out_features = widths(base)
         self.lsr_adapters = nn.ModuleDict({})
         self.lsr_frames = nn.ModuleDict({})  # by hash: frames from elsewhere, which adapters of any layer may hold
         self.base_hashes: dict[str, str] = {}  # of the weight that a loaded adapter's start is subtracted from

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
 
 def check_saved(model: PeftModel, found: Mapping[str, Sequence[int]]) -> None:
     """Check that a file holds the tensors of a model's adapter of any method, its head and biases, and no others.
@@ -31,4 +33,9 @@ def misfit(error: BaseException) -> str:
     """Return what PEFT says when it loads a file that does not fit: a KeyError is a head's tensor that is missing."""
     if isinstance(error, KeyError):
         return f"{error.args[0]} is missing" if error.args else "a tensor is missing"
+    return first_line(error)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its name if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

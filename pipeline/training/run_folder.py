@@ -12,6 +12,7 @@ from pipeline import artifacts, console
 from pipeline.training.checkpoints import Checkpoints
 
 NAME = re.compile(r"([0-9a-f]{16})(\.lock)?")
+LOCK = ".lock"
 KEPT_RUNS = 8  # that were cut off and may be started again
 KEPT_DAYS = 30
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -85,11 +86,11 @@ def _is_removed(folder: Path) -> bool:
 def _remove(folder: Path) -> None:
     """Remove a run, which this process has, and its lock."""
     artifacts.remove(folder)
-    Path(_lock(folder).lock_file).unlink(missing_ok=True)
+    artifacts.remove(folder.with_suffix(LOCK))
 
 
 def _lock(folder: Path) -> FileLock:
-    return FileLock(folder.with_suffix(".lock"))
+    return FileLock(folder.with_suffix(LOCK))
 
 
 def _gate(folder: Path) -> FileLock:

@@ -11,9 +11,10 @@ from torch.testing import assert_close
 
 from benchmarks.capabilities.models import logits, tiny
 from lsr import compress_lora, export_lora
-from lsr.convert.files import CONFIG, WEIGHTS, InputError
+from lsr.convert.files import InputError
 from lsr.convert.loading import load_adapter
 from lsr.tuner.linear import adapted_layers
+from lsr.tuner.saved import CONFIG, WEIGHTS
 from tests.lsr.distances import check_certificate, updates
 from tests.lsr.saved import CASES, adapted, train
 
