@@ -5,19 +5,16 @@ cells are kept.
 """
 
 import argparse
-import multiprocessing
 import os
-import signal
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.process import BaseProcess
-from threading import Thread
 
 from benchmarks import figures
 from benchmarks.family import plan, report, store, summary
 from benchmarks.family.experiment import PROTOCOLS
 from benchmarks.family.measure import Line, measure
+from benchmarks.processes import workers_of_this_program
 from pipeline import console
 from pipeline.errors import UserError, leaving_in_plain_lines
 
@@ -51,7 +48,7 @@ def run(protocol: str, only: str, workers: int, found: dict[str, Line]) -> None:
     # Two processes of one thread each do more than one of two threads. They read this when they import torch.
     # The kernels of products are kept by shape: batches of any length and layers of any rank have thousands of shapes.
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "4096"}
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+    pool = workers_of_this_program(workers)
     most = plan.count_missing(protocol, only, found)
     with pool, console.progress(f"family, {protocol}: at most", most, "cells") as advance:
         try:
@@ -66,17 +63,6 @@ def run(protocol: str, only: str, workers: int, found: dict[str, Line]) -> None:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-def _end_with_parent() -> None:
-    """Have a worker be silent at Ctrl-C, and end when its parent is killed: it would wait for cells for ever."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    Thread(target=_end_after, args=(multiprocessing.parent_process(),), daemon=True).start()
-
-
-def _end_after(process: BaseProcess) -> None:
-    process.join()
-    os._exit(1)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

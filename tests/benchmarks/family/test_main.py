@@ -1,9 +1,4 @@
-import os
-import subprocess
-import sys
-import time
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -38,7 +33,7 @@ class Pool:
 
 @pytest.fixture(autouse=True)
 def results(monkeypatch, tmp_path):
-    monkeypatch.setattr(program, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(program, "workers_of_this_program", Pool)
     monkeypatch.setattr(program, "as_completed", list)
     monkeypatch.setattr(program, "RESULTS", tmp_path)
     monkeypatch.setattr(program, "CELLS", tmp_path / "cells.jsonl")
@@ -99,38 +94,3 @@ def test_the_table_alone_runs_nothing(measured, results, capsys):
     program.main(["--table"])
     assert (results / "table.md").is_file()
     assert len(measured) == count
-
-
-PARENT = """
-import multiprocessing, os, sys, time
-from concurrent.futures import ProcessPoolExecutor
-from benchmarks.family.__main__ import _end_with_parent
-
-if __name__ == "__main__":
-    pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
-    print(pool.submit(os.getpid).result(), flush=True)
-    time.sleep(600)
-"""
-
-
-def test_workers_end_with_a_program_that_is_killed(tmp_path):
-    path = tmp_path / "parent.py"
-    path.write_text(PARENT, encoding="utf-8")
-    with subprocess.Popen(
-        [sys.executable, path], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(Path.cwd())}
-    ) as parent:
-        worker = int(parent.stdout.readline())
-        parent.kill()
-    for _ in range(600):
-        if not is_running(worker):
-            return
-        time.sleep(0.1)
-    pytest.fail("the worker is still there")
-
-
-def is_running(process):
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
