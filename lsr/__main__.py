@@ -162,8 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads has had enough, such as `head`
         _drop_output()
     except OSError as error:  # a full disk behind standard output, or a name that no disk takes
-        where = f"{error.filename}: " if error.filename else ""
-        return _failed(FAILED, f"{program}: {where}{error.strerror or error}")
+        return _failed(FAILED, f"{program}: {error.filename or 'standard output'}: {error.strerror or error}")
     except MemoryError:
         return _failed(FAILED, f"{program}: not enough memory")
     return 0

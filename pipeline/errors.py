@@ -14,6 +14,7 @@ from pathlib import Path
 
 MISTAKE, FAILED, STOPPED = 2, 1, 130  # exit codes
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how packages in Rust say it: safetensors and tokenizers
+TORCH_SAVE = ("inline_container.cc", "iostream error")  # how it says so: in the middle, and at the end
 LONGEST_LINE, MOST_LINES = 300, 20
 LONGEST_WORD = 100  # that something similar is looked for: it takes quadratic time
 
@@ -117,10 +118,10 @@ def refused_by_disk(error: BaseException) -> str | None:
     """
     text = first_line(error)
     if isinstance(error, OSError):
-        return error.strerror or text
+        return os.strerror(error.errno) if error.errno else text  # Arrow says more, and less clearly
     if found := OS_ERROR.search(text):
         return os.strerror(int(found[1]))
-    return "a file cannot be written to its end" if "inline_container.cc" in text else None  # as torch.save says it
+    return "a file cannot be written to its end" if any(words in text for words in TORCH_SAVE) else None
 
 
 def nearest(word: object, known: Iterable[object]) -> str:

@@ -133,7 +133,7 @@ def _why_not_loaded(source: HubSource, error: Exception) -> str:
     import datasets
 
     if not isinstance(error, OSError) or Path(source.path).is_dir():
-        return f"cannot load {source.path!r}: {first_line(error)}"
+        return f"cannot load {source.path!r}: {first_line(error.__cause__ or error)}"  # a full disk for one
     reason = f"not reachable on the hub ({first_line(error)})"
     if datasets.config.HF_HUB_OFFLINE:
         reason = "not in the local cache, and offline mode is on (HF_HUB_OFFLINE)"
