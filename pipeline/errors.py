@@ -14,6 +14,7 @@ from pathlib import Path
 
 MISTAKE, FAILED, STOPPED = 2, 1, 130  # exit codes
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how packages in Rust say it: safetensors and tokenizers
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 TORCH_SAVE = ("inline_container.cc", "iostream error")  # how it says so: in the middle, and at the end
 LONGEST_LINE, MOST_LINES = 300, 20
 LONGEST_WORD = 100  # that something similar is looked for: it takes quadratic time
@@ -27,13 +28,17 @@ class UserError(Exception):
     """
 
     def __str__(self) -> str:
-        lines = super().__str__().splitlines()
+        lines = [line for line in super().__str__().split("\n") if line]
         more = [f"and {len(lines) - MOST_LINES} mistakes more"] if len(lines) > MOST_LINES else []
         return "\n".join([*map(clipped, lines[:MOST_LINES]), *more])
 
 
 def clipped(line: str) -> str:
-    """Return a line of at most LONGEST_LINE characters: where it begins, and how it ends, say most."""
+    """Return a line of at most LONGEST_LINE characters: where it begins, and how it ends, say most.
+
+    What a terminal would take for a command or the end of a line is escaped.
+    """
+    line = CONTROL.sub(lambda found: ascii(found[0])[1:-1], line)
     half = (LONGEST_LINE - 3) // 2
     return line if len(line) <= LONGEST_LINE else f"{line[:half]}...{line[-half:]}"
 

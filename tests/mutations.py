@@ -33,7 +33,7 @@ TENSORS: dict[str, Callable[[torch.Tensor], torch.Tensor | None]] = {
     "longer": lambda value: torch.cat([value, value]),
     "a number": lambda value: value.flatten()[0].clone(),
     "not finite": lambda value: value / 0,
-    "huge": lambda value: torch.full_like(value, 1e38),
+    "huge": lambda value: torch.full_like(value, 1e38, dtype=torch.float32),
     **{str(dtype): lambda value, dtype=dtype: value.to(dtype) for dtype in (torch.bool, torch.int64, torch.complex64)},
     **{str(dtype): lambda value, dtype=dtype: value.to(dtype) for dtype in (torch.float16, torch.float64)},
 }

@@ -32,7 +32,7 @@ VOCABULARIES = (
 )
 NO_CODE = {"trust_remote_code": False}  # without it transformers asks on the terminal whether to run a folder's code
 EXPLAINED = (
-    *(OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, ImportError, AssertionError),
+    *(OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, ImportError, AssertionError),
     SafetensorError,
 )
 

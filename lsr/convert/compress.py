@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import fields
-from math import prod, sqrt
+from math import isfinite, prod, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,8 @@ def _lora_scaling(folder: Path, lora: Mapping[str, Any], name: str, rank: int) -
     if expected != rank:
         raise InputError(f"{folder}: layer {name!r} has the rank {rank}, its configuration says {expected}")
     alpha = override(lora.get("alpha_pattern") or {}, name, lora.get("lora_alpha", LoraConfig().lora_alpha))
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not isfinite(alpha):
+        raise InputError(f"{folder}: layer {name!r}: its alpha must be a finite number, got {alpha!r}")
     return alpha / (sqrt(rank) if lora.get("use_rslora") else rank)
 
 
@@ -130,7 +132,7 @@ def _check_exact(folder: Path, lora: Mapping[str, Any]) -> None:
         raise InputError(
             f"{folder}: {key}={value!r} has no exact LSR form; needed: plain LoRA on the base's own weights"
         )
-    if lora.get("bias", "none") not in BIASES:
+    if str(lora.get("bias", "none")) not in BIASES:
         raise InputError(f"{folder}: bias must be one of {list(BIASES)}, got {lora['bias']!r}")
 
 

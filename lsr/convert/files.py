@@ -26,6 +26,7 @@ WRITTEN = re.compile(
     r"tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|chat_template\.jinja|"
     r"vocab\.(txt|json)|merges\.txt|(spiece|sentencepiece\.bpe|tokenizer)\.model"
 )
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what a terminal takes for a command or an end of a line
 LONGEST_LINE = 270  # characters of a message, which the name of a command goes before
 LONGEST_NAME = 200  # bytes: file systems allow 255, and the folder is written beside its place under a longer name
 
@@ -37,7 +38,7 @@ class InputError(ValueError):
     """
 
     def __str__(self) -> str:
-        line = " ".join(super().__str__().split("\n"))
+        line = CONTROL.sub(lambda found: ascii(found[0])[1:-1], super().__str__().replace("\n", " "))
         half = (LONGEST_LINE - 3) // 2
         return line if len(line) <= LONGEST_LINE else f"{line[:half]}...{line[-half:]}"
 

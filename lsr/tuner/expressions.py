@@ -92,6 +92,8 @@ def _expressions(config: Mapping[str, Any], most: int) -> Iterator[Expression]:
     for field, place in PLACES.items():
         value = config.get(field)
         words = [value] if isinstance(value, str) else value if isinstance(value, list | tuple | dict) else []
+        if field.endswith("_pattern") and field != "layers_pattern" and not isinstance(value, dict | None):
+            raise ValueError(f"{field}: must hold names of layers and values, got {value!r}")
         if len(words) > most:
             raise ValueError(f"{field}: {len(words):,} entries; at most {most:,} are allowed for these layers")
         for word in words:

@@ -34,6 +34,11 @@ def read_fields(path: Path) -> dict[str, Any]:
     fields = read_json(path)
     if not isinstance(fields, dict) or not isinstance(fields.get("peft_type"), str):
         raise ValueError(f"{path}: not an adapter's configuration, it names no peft_type")
+    if fields.get("megatron_config") is not None:
+        raise ValueError(f"{path}: megatron_config: PEFT would import any module that the file names; it is not read")
+    for name, value in fields.items():
+        if name.endswith("_config") and not isinstance(value, dict | None):
+            raise ValueError(f"{path}: {name}: must hold keys and values, got {value!r}")
     return fields
 
 
@@ -90,8 +95,13 @@ def check_saved(model: PeftModel, found: Mapping[str, Sequence[int]]) -> None:
     whatever shapes these have, so what differs there has been refused by PEFT.
 
     Raises:
-        ValueError: names the first tensor that is missing, is too much, or has another shape.
+        ValueError: names the first tensor that is missing, is too much, has another shape, or no numbers to multiply.
     """
+    for name, parameter in model.named_parameters():
+        if parameter.dtype is torch.int64:  # a head's: the model has taken the file's own tensor
+            raise ValueError(
+                f"{name.replace('.default', '')} holds values of int64, and the model computes with others"
+            )
     expected: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
     for name in sorted(expected.keys() ^ found.keys()):
         raise ValueError(

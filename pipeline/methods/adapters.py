@@ -183,7 +183,7 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> Pef
                 low_cpu_mem_usage=True,  # drawing or decomposing factors that are about to be loaded is for nothing
                 torch_device=str(base.device),  # else PEFT takes an accelerator, wherever the base model is
             )
-        except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError) as error:
             raise UserError(f"{folder}: does not fit the base model: {misfit(error)}") from None
     try:
         check_saved(model, found)

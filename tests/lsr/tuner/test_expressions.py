@@ -71,6 +71,7 @@ def test_words_and_single_repetitions_need_no_other_process(monkeypatch):
         ({"layers_pattern": "*"}, "layers_pattern: '*' takes over"),
         ({"target_modules": "(" * 500}, "is no regular expression: "),
         ({"exclude_modules": "(x)" * 5000}, "exclude_modules: an expression of 15,000 characters; at most 10,000"),
+        ({"alpha_pattern": "query"}, "alpha_pattern: must hold names of layers and values, got 'query'"),
         ({"rank_pattern": {f"layer{n}": 1 for n in range(1001)}}, "rank_pattern: 1,001 entries; at most 1,000 are all"),
     ],
 )
@@ -80,7 +81,7 @@ def test_what_is_no_expression_or_too_much_is_refused(config, message, hurry):
 
 
 def test_fields_of_other_types_are_none_of_its_business():
-    assert check_syntax({"target_modules": {"(", "q"}, "rank_pattern": 3, "modules_to_save": [1, None]}) == []
+    assert check_syntax({"target_modules": {"(", "q"}, "layers_pattern": 3, "modules_to_save": [1, None]}) == []
 
 
 @pytest.mark.parametrize("kind", [LoraConfig, LsrConfig])
