@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import fields
-from math import prod, sqrt
+from math import isfinite, prod, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from lsr.convert.certificate import Certificate, Part, check_values, reduce_laye
 from lsr.convert.files import PREFIX, InputError, check_output, read_config, read_tensors
 from lsr.convert.refit import Update, split_rank
 from lsr.tuner.config import LsrConfig, override
+from lsr.tuner.expressions import check_expressions
+from lsr.tuner.saved import CONFIG
 
 BIASES = {"none": "none", "all": "all", "lora_only": "lsr_only"}
 # Fields of LoRA that are read, or say nothing about the trained update.
@@ -79,7 +81,7 @@ def lora_pairs(
     """Return (scaling * B, A) of each layer of a LoRA by name, and the tensors that are no factors.
 
     Raises:
-        InputError: if a tensor is no matrix of a linear layer, or a factor is missing.
+        InputError: if a tensor is no matrix of a linear layer, a factor is missing, or an expression takes too long.
     """
     sides: dict[str, dict[str, Tensor]] = {}
     others = {}
@@ -93,6 +95,10 @@ def lora_pairs(
             others[key] = tensor
     if not sides:
         raise InputError(f"{folder}: holds no LoRA factors")
+    try:
+        check_expressions(lora, sides)
+    except ValueError as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from None
     pairs = {}
     for name, side in sides.items():
         if side.keys() != {"A", "B"} or len(side["A"]) != side["B"].shape[1]:
@@ -106,6 +112,8 @@ def _lora_scaling(folder: Path, lora: Mapping[str, Any], name: str, rank: int) -
     if expected != rank:
         raise InputError(f"{folder}: layer {name!r} has the rank {rank}, its configuration says {expected}")
     alpha = override(lora.get("alpha_pattern") or {}, name, lora.get("lora_alpha", LoraConfig().lora_alpha))
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not isfinite(alpha):
+        raise InputError(f"{folder}: layer {name!r}: its alpha must be a finite number, got {alpha!r}")
     return alpha / (sqrt(rank) if lora.get("use_rslora") else rank)
 
 
@@ -124,7 +132,7 @@ def _check_exact(folder: Path, lora: Mapping[str, Any]) -> None:
         raise InputError(
             f"{folder}: {key}={value!r} has no exact LSR form; needed: plain LoRA on the base's own weights"
         )
-    if lora.get("bias", "none") not in BIASES:
+    if str(lora.get("bias", "none")) not in BIASES:
         raise InputError(f"{folder}: bias must be one of {list(BIASES)}, got {lora['bias']!r}")
 
 

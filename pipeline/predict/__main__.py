@@ -6,15 +6,14 @@ Heavy packages are imported after all that can be refused without them.
 import argparse
 import csv
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
 from pipeline import artifacts, console
 from pipeline.data.texts import encode
-from pipeline.errors import UserError
+from pipeline.errors import MISTAKE, UserError, drop_output, flush_output, leaving_in_plain_lines
 from pipeline.methods import task
 from pipeline.methods.task import Task
 from pipeline.params import ADAPTERS
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PROGRAM = "python -m pipeline.predict"
-MISTAKE, STOPPED = 2, 130  # exit codes
 CSV, JSON_LINES = ".csv", ".jsonl"
 NO_LIMIT = 10**6  # tokens; a tokenizer that knows no limit says 1e30
 Record = dict[str, Any]  # of one text or pair
@@ -231,17 +229,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
     options = parser().parse_args(arguments)
     try:
-        predict(options)
-        sys.stdout.flush()
-    except UserError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return MISTAKE
-    except KeyboardInterrupt:
-        print("stopped; nothing was half written", file=sys.stderr)
-        return STOPPED
-    except BrokenPipeError:  # whoever reads has had enough, such as `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with leaving_in_plain_lines("stopped; nothing was half written", PROGRAM, before=f"{PROGRAM}: "):
+            run(options)
+    except SystemExit as left:
+        return cast("int", left.code)
     return 0
+
+
+def run(options: argparse.Namespace) -> None:
+    """Predict, for a reader who may have had enough at any time, such as `head`."""
+    try:
+        predict(options)
+        flush_output()
+    except BrokenPipeError:
+        drop_output()
 
 
 if __name__ == "__main__":

@@ -44,4 +44,4 @@ def _load(folder: Path, fields: Mapping[str, Any], base: str | None) -> PeftMode
     if method == loading.METHOD:  # it says more of what does not fit
         return loading.load_adapter(folder, base)
     model = load_base(fields, read_tensors(folder), base).float()
-    return adapters.load_adapter(model, folder, trainable=False).eval()
+    return adapters.load_adapter(model, folder, trainable=False).float().eval()

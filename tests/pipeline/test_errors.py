@@ -1,8 +1,12 @@
 """What a user reads of another library's error."""
 
+import errno
+import io
+import sys
+
 import pytest
 
-from pipeline.errors import first_line
+from pipeline.errors import UserError, first_line, leaving_in_plain_lines
 
 
 @pytest.mark.parametrize(
@@ -17,3 +21,39 @@ from pipeline.errors import first_line
 )
 def test_the_first_line_of_an_error_is_its_kind_where_it_says_nothing(error, line):
     assert first_line(error).strip() == line
+
+
+def test_a_message_is_one_line_for_a_terminal_too():
+    assert str(UserError("a\x1b[2J\x0cb\u2028c\nd")) == "a\\x1b[2J\\x0cb\\u2028c\nd"
+
+
+ENDS = {  # what happens: the exit code, and the line
+    UserError("params.yaml: seed: no"): (2, "before: params.yaml: seed: no"),
+    OSError(errno.ENOSPC, "full", "here"): (1, "program: here: No space left on device"),
+    OSError("it says more"): (1, "program: it says more"),
+    MemoryError(): (1, "program: not enough memory"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"): (1, "program: not enough memory"),
+    RuntimeError("Error: I/O error: no (os error 28)"): (1, "program: No space left on device"),
+    RuntimeError("[enforce fail at inline_container.cc:6] x"): (1, "program: a file cannot be written to its end"),
+    KeyboardInterrupt(): (130, "stopped"),
+}
+
+
+@pytest.mark.parametrize("error", ENDS, ids=repr)
+def test_what_a_user_or_the_machine_does_ends_in_one_line(error, capsys):
+    with pytest.raises(SystemExit) as left, leaving_in_plain_lines("stopped", "program", before="before: "):
+        raise error
+    assert (left.value.code, capsys.readouterr().err) == (ENDS[error][0], f"{ENDS[error][1]}\n")
+
+
+def test_what_the_program_does_wrong_keeps_its_traceback():
+    with pytest.raises(RuntimeError), leaving_in_plain_lines("stopped"):
+        raise RuntimeError("a bug")
+
+
+def test_ascii_gets_escapes(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "ascii"))
+    with leaving_in_plain_lines("stopped"):
+        print("κ")
+    assert raw.getvalue() == b"\\u03ba\n"

@@ -137,3 +137,27 @@ def test_a_file_that_is_cut_off_is_one_line(at):
     path = folder / adapters.WEIGHTS
     path.write_bytes(path.read_bytes()[:100])
     assert refusal(folder).startswith(f"{path}: corrupt or cut off: ")
+
+
+def test_a_head_of_whole_numbers_is_refused(at):
+    folder = at("lora")
+    name = next(name for name in names(folder) if name.endswith("out_proj.weight"))
+    edit(folder, lambda tensors: tensors.update({name: tensors[name].long()}))
+    assert "out_proj.weight holds values of int64, and the model computes with" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"megatron_config": {}}, "megatron_config: PEFT would import any module that the file names; it is not read"),
+        ({"eva_config": [1]}, "eva_config: must hold keys and values, got [1]"),
+        ({"rank_pattern": ["query"]}, "rank_pattern: must hold names of layers and values, got ['query']"),
+        ({"exclude_modules": "([a-z0-9.]+)+X"}, "exclude_modules: '([a-z0-9.]+)+X' takes over 0.5 s"),
+    ],
+)
+def test_what_a_configuration_would_do_is_refused(fields, words, at, monkeypatch):
+    monkeypatch.setattr("lsr.tuner.expressions.SECONDS", 0.5)
+    folder = at("lora")
+    path = folder / adapters.CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    assert words in refusal(folder)

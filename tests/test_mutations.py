@@ -1,0 +1,69 @@
+"""Whatever an adapter's folder or a data file holds is read, or refused in one short line."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lsr.__main__ import main
+from pipeline.data import datasets
+from pipeline.errors import UserError
+from pipeline.params.rows import DatasetRow
+from tests import mutations
+from tests.lsr.saved import CASES, save
+
+COUNT = 20  # of a kind
+COMMANDS = {
+    "inspect": ("inspect", "adapter"),
+    "export": ("export", "adapter", "--to", "lora", "-o", "out", "--force", "--base", "base"),
+    "prune": ("prune", "adapter", "-o", "out", "--force", "--separation-rank", "1"),
+}
+LABELS = [
+    {"column": "label", "names": ["0", "1"]},
+    {"column": "label", "low": -5.0, "high": 5.0},
+    {"column": "label", "names": ["a", "b"], "above": 0.5, "margin": 0.1},
+]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An adapter beside its base, which nobody changes."""
+    folder = tmp_path_factory.mktemp("whole")
+    name, fields = CASES["patterns"]
+    save(name, folder, **fields)
+    return folder
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_harmed_adapter_is_read_or_refused_in_one_line(command, whole, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lsr.tuner.expressions.SECONDS", 0.5)
+    shutil.copytree(whole / "base", "base")
+    for what, changes in mutations.examples(mutations.adapters(whole / "adapter"), COUNT, sum(map(ord, command))):
+        shutil.copytree(whole / "adapter", "adapter")
+        mutations.harm(Path("adapter"), changes)
+        code, said = main(COMMANDS[command]), capsys.readouterr().err
+        assert code in (0, 2), what
+        assert len(said.splitlines()) == (code != 0), what
+        assert len(said) <= 301, what
+        assert {path.name for path in tmp_path.iterdir()} <= {"adapter", "base", *({"out"} if code == 0 else ())}, what
+        for name in ("adapter", "out"):
+            shutil.rmtree(name, ignore_errors=True)
+
+
+def test_a_file_that_may_be_broken_is_read_or_refused_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("held.csv").write_text("text,label\nheld,0\nout,1\n")
+    for number, (ending, content) in enumerate(mutations.examples(mutations.data_files(), 5 * COUNT)):
+        files = {"train": f"train.{ending}", "validation": "held.csv", "test": "held.csv"}
+        Path(files["train"]).write_bytes(content)
+        label = LABELS[number % len(LABELS)]
+        metrics = ["pearson"] if "low" in label else ["accuracy"]
+        source = {"kind": "files", "files": files}
+        row = DatasetRow.model_validate({"source": source, "label": label, "text": ["text"], "metrics": metrics})
+        try:
+            datasets.load(row, "mine")
+        except UserError as error:
+            (line,) = str(error).splitlines()
+            assert len(line) <= 300
+        assert Path(files["train"]).read_bytes() == content
