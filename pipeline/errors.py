@@ -2,7 +2,7 @@
 
 import difflib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 LONGEST_LINE, MOST_LINES = 300, 20
@@ -29,8 +29,8 @@ def clipped(line: str) -> str:
 
 
 @contextmanager
-def leaving_in_plain_lines(stopped: str) -> Iterator[None]:
-    """Print a user's mistake, or at Ctrl-C what `stopped` says, and leave.
+def leaving_in_plain_lines(stopped: str, may_speak: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Print a user's mistake, or at Ctrl-C what `stopped` says, and leave; of several processes one may speak.
 
     Raises:
         SystemExit: with code 2 after a mistake, 130 after Ctrl-C.
@@ -38,10 +38,12 @@ def leaving_in_plain_lines(stopped: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(error, file=sys.stderr)
+        if may_speak():
+            print(error, file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print(stopped, file=sys.stderr)
+        if may_speak():
+            print(stopped, file=sys.stderr)
         raise SystemExit(130) from None
 
 

@@ -3,25 +3,46 @@
 import argparse
 import sys
 from collections.abc import Callable
+from enum import Enum
 
-from pipeline import artifacts, params
+from pipeline import artifacts, params, ranks
 from pipeline.errors import leaving_in_plain_lines
 
 
-def run(main: Callable[[params.AnyView], None], view: type[params.AnyView]) -> None:
+class Processes(Enum):
+    """What a stage does where a launcher has started several processes."""
+
+    ONE = "it is refused"
+    FIRST = "the first process does it all, and the others leave"
+    ALL = "they work together"
+
+
+def run(
+    main: Callable[[params.AnyView], None], view: type[params.AnyView], processes: Processes = Processes.ONE
+) -> None:
     """Check params.yaml, run the stage, and turn a user's mistake into plain lines.
 
     Raises:
         SystemExit: with code 2 after a mistake in params, data or model, 130 after Ctrl-C.
     """
     module = sys.modules[main.__module__]
+    name = module.__spec__.name if module.__spec__ else module.__name__
     argparse.ArgumentParser(
-        prog=f"python -m {module.__spec__.name if module.__spec__ else module.__name__}",
+        prog=f"python -m {name}",
         description=module.__doc__,
         epilog="It takes no arguments: all values are in params.yaml.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args()
-    with leaving_in_plain_lines("stopped; nothing was half written"):
-        checked = params.load(view)
-        artifacts.sweep()
-        main(checked)
+    with leaving_in_plain_lines("stopped; nothing was half written", ranks.may_speak):
+        if processes is Processes.ONE:
+            ranks.refuse_others(name)
+        elif processes is Processes.FIRST and not ranks.is_first():
+            return
+        elif processes is Processes.FIRST:
+            ranks.stay_alone()
+        with ranks.together():
+            checked = params.load(view)
+            if ranks.is_first():
+                artifacts.sweep()
+            ranks.wait()
+            main(checked)

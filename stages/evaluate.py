@@ -73,4 +73,4 @@ def export(
 
 
 if __name__ == "__main__":
-    stage.run(main, params.EvaluateView)
+    stage.run(main, params.EvaluateView, stage.Processes.FIRST)
