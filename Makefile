@@ -8,7 +8,7 @@ PYTEST := pytest -n auto --maxprocesses 8 --dist worksteal
 # Stages and DVC find `python` and `dvc` on the PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test check docs bench bench-family bench-factorize bench-capabilities clean
+.PHONY: repro test check docs bench bench-family bench-factorize bench-capabilities bench-rows clean
 
 ## repro: fine-tune the default model on the default data: tokenize, factorize-init, train, evaluate
 repro: $(READY)
@@ -48,6 +48,10 @@ bench-factorize: $(READY)
 ## bench-capabilities: which of PEFT's behaviors LSR and other methods have
 bench-capabilities: $(READY)
 	python -m benchmarks.capabilities
+
+## bench-rows: seconds and memory of the stages for three million rows; fails above 4 GB
+bench-rows: $(READY)
+	python -m benchmarks.rows
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
