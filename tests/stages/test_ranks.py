@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from pipeline import artifacts, params, stage
 from pipeline.errors import UserError
 from pipeline.methods import adapters
-from pipeline.training import callbacks
+from pipeline.training import arguments, callbacks
 from tests import deaths, workspace
 from tests.stages.running import FACTORIZE, TOKENIZE, TRAIN, report, run
 from tests.stages.test_kills import leftovers
@@ -170,10 +170,20 @@ def test_an_error_in_one_process_is_one_line_and_ends_all(at):
 def test_processes_that_cannot_share_a_batch_are_refused_in_one_line(at):
     codes, lines = together(3)
     assert codes == [2] * 3
-    assert lines == [
+    said = [line for line in lines if line.startswith("params.yaml: ")]  # torch adds that the first one has left
+    assert said == [
         "params.yaml: train.batch_size: 16 examples a step are no equal shares for 3 processes; these numbers can "
         "share them: 1, 2, 4, 8, 16"
     ]
+    assert not any("Traceback" in line for line in lines)
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_weights_that_a_launcher_would_share_out_are_refused_in_one_line(monkeypatch, kind):
+    monkeypatch.chdir(workspace.ROOT)
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    with pytest.raises(UserError, match=f"^train: {kind} is not supported: each process holds the whole model; leave"):
+        arguments.check_machine(params.load(params.TrainView).train)
 
 
 LAUNCHERS = {
