@@ -3,12 +3,23 @@
 import argparse
 import sys
 from collections.abc import Callable
+from enum import Enum
 
-from pipeline import artifacts, params
+from pipeline import artifacts, params, ranks
 from pipeline.errors import leaving_in_plain_lines
 
 
-def run(main: Callable[[params.AnyView], None], view: type[params.AnyView]) -> None:
+class Processes(Enum):
+    """What a stage does where a launcher has started several processes."""
+
+    ONE = "it is refused"
+    FIRST = "the first process does it all, and the others leave"
+    ALL = "they work together"
+
+
+def run(
+    main: Callable[[params.AnyView], None], view: type[params.AnyView], processes: Processes = Processes.ONE
+) -> None:
     """Check params.yaml, run the stage, and turn a user's mistake into plain lines.
 
     Raises:
@@ -16,14 +27,24 @@ def run(main: Callable[[params.AnyView], None], view: type[params.AnyView]) -> N
             Ctrl-C.
     """
     module = sys.modules[main.__module__]
-    program = f"python -m {module.__spec__.name if module.__spec__ else module.__name__}"
+    name = module.__spec__.name if module.__spec__ else module.__name__
+    program = f"python -m {name}"
     argparse.ArgumentParser(
         prog=program,
         description=module.__doc__,
         epilog="It takes no arguments: all values are in params.yaml.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args()
-    with leaving_in_plain_lines("stopped; nothing was half written", program):
-        checked = params.load(view)
-        artifacts.sweep()
-        main(checked)
+    with leaving_in_plain_lines("stopped; nothing was half written", program, may_speak=ranks.may_speak):
+        if processes is Processes.ONE:
+            ranks.refuse_others(name)
+        elif processes is Processes.FIRST and not ranks.is_first():
+            return
+        elif processes is Processes.FIRST:
+            ranks.stay_alone()
+        with ranks.together():
+            checked = params.load(view)
+            if ranks.is_first():
+                artifacts.sweep()
+            ranks.wait()
+            main(checked)
