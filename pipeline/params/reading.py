@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,10 +75,7 @@ def load_rows(word: str) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = _content(path)
-        _check_events(text)
-        content = YAML(typ="safe", pure=True).load(text)
-        _check_words(content, "")
+        content = _parsed(_content(path))
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run from the root of the repository") from None
     except OSError as error:
@@ -94,6 +92,19 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid YAML: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold keys and values, got {content!r}")
+    return content
+
+
+@lru_cache(maxsize=8)  # one command reads the tables once for each row that it needs, and nobody changes what is read
+def _parsed(text: bytes) -> Any:
+    """Return what a file's text holds.
+
+    Raises:
+        _TooMuchError: if it is valid YAML that nobody would write; or whatever ruamel raises.
+    """
+    _check_events(text)
+    content = YAML(typ="safe", pure=True).load(text)
+    _check_words(content, "")
     return content
 
 
