@@ -21,7 +21,7 @@ def check_names(config: PeftConfig, names: list[str]) -> None:
         ValueError: names the entry and the nearest layer.
     """
     for field in ("target_modules", "exclude_modules"):
-        value = getattr(config, field)
+        value = getattr(config, field, None)  # not every method can leave layers out
         for entry in sorted(value) if isinstance(value, set) else []:
             if not any(f".{name}".endswith(f".{entry}") for name in names):
                 raise ValueError(f"{field}: no layer is named {entry!r}{_nearest(entry, names)}")

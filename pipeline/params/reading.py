@@ -15,8 +15,8 @@ from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEv
 
 from pipeline.errors import UserError, first_line, nearest
 from pipeline.params import mistakes
+from pipeline.params.methods import LsrParams
 from pipeline.params.schema import PARAMS, TABLES, Common, Params, View
-from pipeline.params.sections import LsrParams
 
 MOST_BYTES, MOST_DEEP, MOST_ALIASES = 1_000_000, 20, 20
 LONGEST_SCALAR = 1000  # characters without quotes: Python takes quadratic time for the digits of a number
@@ -38,7 +38,7 @@ def seen_by(view: type[AnyView], params: Common, row_of: Callable[[str, str, str
     lsr = getattr(params, LsrParams.word)
     everything = {
         **{name: getattr(params, name) for name in type(params).model_fields},
-        "section": getattr(params, params.adapter),
+        "section": getattr(params, params.adapter).filled(),
         "dataset": row_of("data", params.data, "data"),
         "base_model": row_of("model", params.model, "model"),
         "frames": lsr.frames,
