@@ -29,8 +29,7 @@ def main(view: params.EvaluateView) -> None:
     model = device.place(load_model(view, trainable=True))  # nothing trains, but it is counted
     counts = adapters.count_parameters(model, view.base_model)
     beside = logits(model, "evaluate beside the base")
-    model.merge_adapter()
-    merged = logits(model, "evaluate merged")
+    merged = logits(model, "evaluate merged") if adapters.merge(model) else None
     outcome = Outcome.of(beside, test["label"][:], view.dataset)
     differences = export(view, tokenizer, logits, beside)
     metrics = {
@@ -38,7 +37,7 @@ def main(view: params.EvaluateView) -> None:
         **counts,
         "adapter_bytes": (artifacts.ADAPTER / adapters.WEIGHTS).stat().st_size,
         "examples": len(test),
-        "merge_difference": inference.largest_difference(beside, merged),
+        **({} if merged is None else {"merge_difference": inference.largest_difference(beside, merged)}),
     }
     artifacts.write_metrics(artifacts.EVALUATE_METRICS, metrics)
     report.write_predictions(outcome)

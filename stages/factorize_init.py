@@ -1,7 +1,7 @@
 """Start the adapter from the seed, from the pretrained weights, or from what examples say about them.
 
-Reads the base model, and artifacts/tokens, or the rows that are pooled, where `lsr.init` looks at examples. Writes
-artifacts/init/ (an untrained PEFT adapter with its head) and reports/factorize_init/.
+Reads the base model, and artifacts/tokens, or the rows that are pooled, where the initialization looks at examples.
+Writes artifacts/init/ (an untrained PEFT adapter with its head) and reports/factorize_init/.
 """
 
 import resource
@@ -20,7 +20,7 @@ from lsr.tuner.start_report import FramesReport, StartReport, report_frames, rep
 from pipeline import artifacts, console, params, stage
 from pipeline.errors import UserError
 from pipeline.evaluation import plots, start_report
-from pipeline.methods import adapters, base_models, pooling
+from pipeline.methods import adapters, base_models, eva, pooling
 
 BYTES_OF_MAXRSS = 1 if sys.platform == "darwin" else 1024
 
@@ -34,14 +34,17 @@ class Measured(NamedTuple):
 
 
 def factorize_init(base: PreTrainedModel, view: params.FactorizeInitView) -> tuple[PeftModel, Measured]:
-    """Put an adapter on a base model, initialize it if it is LSR's, and measure that.
+    """Put an adapter on a base model, initialize it, and measure that if it is LSR's.
 
     Raises:
         UserError: if the section does not fit the model, or a weight or the examples do not allow it.
     """
     section, measured, begin = view.section, Measured({}, {}, 0.0), perf_counter()
     if not isinstance(section, params.LsrParams):
-        return adapters.add_adapter(base, section, view.base_model, view.seed), measured
+        model = adapters.add_adapter(base, section, view.base_model, view.seed)
+        if isinstance(section, params.LoraParams) and section.reads_examples:
+            eva.start(model, pooling.examples_of(view, section.examples, pooling.BATCH["gradient"]))
+        return model, measured._replace(seconds=perf_counter() - begin)
     gradients = pooling.gradients(base, view) if section.reads_examples else []
     model = adapters.add_adapter(base, section, view.base_model, view.seed, gradients)
     started = adapters.start(model, section, gradients)

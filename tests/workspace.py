@@ -39,7 +39,18 @@ SMALL = {
         "init": "random",
         "alpha": 16,
     },
+    # Of sections whose values are for wider layers.
+    "vera": {"r": 16},
+    "fourierft": {"n_frequency": 30},
+    "vblora": {"num_vectors": 9, "vector_length": 8},
+    "unilora": {"theta_d_length": 50},
+    "tinylora": {"r": 2, "u": 3},
+    "c3a": {"block_size": 8},
+    "loraxs": {"r": 4},
+    "lorasb": {"r": 4, "examples": 32},
+    "peft": {"options": {"r": 2}},
 }
+MAIN = ("lsr", "lora", "full", "head")  # methods that stand for all where a test is about something else
 
 
 def make(folder: Path, **changes: Any) -> Path:

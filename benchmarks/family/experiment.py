@@ -76,6 +76,13 @@ COMMON: Overrides = {
     "lora.target_modules": ("query", "value"),
     "lora.lora_dropout": 0.0,
 }
+# Keys that params.yaml had not when the first cells were measured, and what was done then: they are in no cell's key.
+LATER: Overrides = {
+    "lora.use_rslora": False,
+    "lora.use_dora": False,
+    "lora.init": "random",
+    "lora.examples": 2880,
+}
 PROTOCOLS: Mapping[str, Protocol] = {
     "short": Protocol(
         {
@@ -151,7 +158,7 @@ class Cell(NamedTuple):
         Raises:
             UserError: if params.yaml knows no such keys or values.
         """
-        return changed(self.overrides(), self.run.name)
+        return changed({**LATER, **self.overrides()}, self.run.name)
 
     def key(self) -> str:
         """Return 16 hexadecimal digits that stand for what this cell sets, the sizes and the version."""

@@ -23,7 +23,7 @@ def check_names(config: PeftConfig, names: list[str]) -> None:
     """
     check_expressions(vars(config), names)
     for field in ("target_modules", "exclude_modules"):
-        value = getattr(config, field)
+        value = getattr(config, field, None)  # not every method can leave layers out
         for entry in sorted(value) if isinstance(value, set) else []:
             if not any(f".{name}".endswith(f".{entry}") for name in names):
                 raise ValueError(f"{field}: no layer is named {entry!r}{_nearest(entry, names)}")

@@ -1,5 +1,6 @@
 """Adapters on a base model: made from the chosen section, started, merged, saved, loaded and counted."""
 
+import copy
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -8,7 +9,9 @@ from pathlib import Path
 from typing import cast
 
 import peft
-from peft import PeftModel, get_peft_model_state_dict
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -23,15 +26,18 @@ from lsr.tuner.factors import entries
 from lsr.tuner.model import check_forms
 from lsr.tuner.saved import check_saved, misfit, read_fields
 from lsr.tuner.start import Started, initialize_factors
-from lsr.tuner.targets import check_indices, check_names, check_rank
+from lsr.tuner.targets import check_indices, check_names
 from pipeline.errors import UserError, first_line
-from pipeline.methods import device, table
+from pipeline.methods import device, placement, subtracted, table
 from pipeline.methods.base_models import public_name
-from pipeline.params import LsrParams, MethodParams
+from pipeline.params import PARAMS, LsrParams, MethodParams, PeftParams
 from pipeline.params.rows import ModelRow
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+MISFIT = (ValueError, TypeError)  # what a configuration or a method raises where a value does not fit a model
+# And what those of PEFT raise that no word here stands for: they have not been looked at.
+ANY_MISFIT = (*MISFIT, KeyError, AttributeError, IndexError, RuntimeError, AssertionError, ImportError)
 
 
 def target_names(base: PreTrainedModel, section: MethodParams, row: ModelRow, seed: int) -> list[str]:
@@ -47,7 +53,7 @@ def target_names(base: PreTrainedModel, section: MethodParams, row: ModelRow, se
             check_forms(base, names, config)
         return names
     except (ValueError, TypeError) as error:
-        raise UserError(f"params.yaml: {section.word}: {error}") from None
+        raise UserError(f"{PARAMS}: {section.word}: {error}") from None
 
 
 def add_adapter(
@@ -62,18 +68,57 @@ def add_adapter(
     Raises:
         UserError: if the section does not fit the model.
     """
+    explained = ANY_MISFIT if isinstance(section, PeftParams) else MISFIT
     try:
         config = table.config_of(section, base, row, seed)
-        if isinstance(section, LsrParams) and section.budget != "none":
-            config = cast("LsrConfig", config).with_ranks(allocate(gradients, section.budget, seed))
-        if table.adapts_layers(section):  # LSR checks this itself
-            names = [name for name, _ in base.named_modules() if name]
-            check_names(config, names)
-            check_indices(config, names)
-            check_rank(base, config, names)
-        return peft.get_peft_model(base, config)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"params.yaml: {section.word}: {error}") from None
+        if isinstance(section, LsrParams):  # which checks its layers itself
+            if section.budget != "none":
+                config = cast("LsrConfig", config).with_ranks(allocate(gradients, section.budget, seed))
+        elif placement.adapts_layers(section):
+            check_layers(base, section, config)
+        model = peft.get_peft_model(base, config)
+        if isinstance(section, PeftParams):
+            try_out(model)
+    except explained as error:
+        raise UserError(f"{PARAMS}: {section.word}: {_explained(error, section)}") from None
+    if subtracted.starts(config):
+        subtracted.remember(model)
+    return model
+
+
+def _explained(error: Exception, section: MethodParams) -> str:
+    """Return what an error says in one line, with PEFT's name of the method where the line begins with no key."""
+    line = first_line(error)
+    key = line.partition(":")[0].partition(".")[0]
+    if isinstance(section, PeftParams) and key not in type(section).model_fields:
+        return f"{section.type}: {line}"
+    return line
+
+
+def check_layers(base: PreTrainedModel, section: MethodParams, config: PeftConfig) -> None:
+    """Find out whether a section's method can adapt all layers that it names, while the model is still as it was.
+
+    Raises:
+        ValueError: names the key, and the first layer that it cannot.
+    """
+    modules = {name: module for name, module in base.named_modules() if name}
+    check_names(config, list(modules))
+    opened = _maybe_include_all_linear_layers(copy.copy(config), base)
+    adapted = [name for name in modules if check_target_module_exists(opened, name)]
+    check_indices(config, adapted)
+    if not isinstance(section, PeftParams):
+        for name in adapted:
+            table.check_layer(section, name, modules[name])
+
+
+def try_out(model: PeftModel) -> None:
+    """Ask a model once, so that a method which cannot work on it says so before it is trained.
+
+    Raises:
+        RuntimeError: or whatever the method raises.
+    """
+    with torch.no_grad():
+        model.eval()(**cast("PreTrainedModel", model.get_base_model()).dummy_inputs)
 
 
 def gradients(
@@ -117,7 +162,16 @@ def start(model: PeftModel, section: LsrParams, gradients: Sequence[Mapping[str,
     try:
         yield from initialize_factors(model, init_weights=section.init, gradients=gradients)
     except ValueError as error:
-        raise UserError(f"params.yaml: lsr.init: {error}") from None
+        raise UserError(f"{PARAMS}: {section.init_key}: {error}") from None
+
+
+def merge(model: PeftModel) -> bool:
+    """Merge an adapter into its base model, and return whether its method can do that."""
+    try:
+        model.merge_adapter()
+    except (NotImplementedError, AttributeError):  # what PEFT raises for methods that no weight can hold
+        return False
+    return True
 
 
 @contextmanager
@@ -150,10 +204,9 @@ def save_adapter(model: PeftModel, folder: Path, row: ModelRow) -> None:
     (folder / "README.md").unlink()  # PEFT's empty model card
     path = folder / CONFIG
     fields = json.loads(path.read_text(encoding="utf-8"))
-    # PEFT writes sets in hash order, which differs between processes.
-    for name in ("target_modules", "exclude_modules"):
-        if isinstance(fields.get(name), list):
-            fields[name] = sorted(fields[name])
+    for name, value in vars(config).items():
+        if isinstance(value, set):  # PEFT writes it in hash order, which differs between processes
+            fields[name] = sorted(value)
     path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -174,11 +227,13 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> Pef
     except ValueError as error:
         raise UserError(f"{folder / CONFIG}: {error}") from None
     found = _shapes(folder / WEIGHTS)
+    start = subtracted.configuration(folder / CONFIG)
     with warnings.catch_warnings(record=True) as said:  # of what does not fit, an error says more
         try:
             model = PeftModel.from_pretrained(
                 base,
                 folder,
+                config=start and subtracted.without_start(start),
                 is_trainable=trainable,
                 low_cpu_mem_usage=True,  # drawing or decomposing factors that are about to be loaded is for nothing
                 torch_device=str(base.device),  # else PEFT takes an accelerator, wherever the base model is
@@ -186,6 +241,8 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> Pef
         except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError) as error:
             raise UserError(f"{folder}: does not fit the base model: {misfit(error)}") from None
     try:
+        if start is not None:
+            subtracted.subtract(model, folder / WEIGHTS, start)
         check_saved(model, found)
     except ValueError as error:
         raise UserError(f"{folder / WEIGHTS}: {error}") from None

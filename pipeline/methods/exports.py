@@ -33,6 +33,9 @@ def write(form: str, model: PeftModel, folder: Path, row: ModelRow, tokenizer: P
             _write_merged(model, folder, tokenizer)
     except InputError as error:
         raise UserError(f"{PARAMS}: evaluate.export: {form}: {error}") from None
+    except (NotImplementedError, AttributeError):
+        kind = config.peft_type
+        raise UserError(f"{PARAMS}: evaluate.export: {form}: PEFT cannot merge an adapter of {kind}") from None
 
 
 def _write_merged(model: PeftModel, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,6 +1,6 @@
 """The gradients or updates that frames are made from: of the chosen data set, or of several that are pooled."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import Tensor
 from transformers import PreTrainedModel, set_seed
@@ -29,16 +29,26 @@ def gradients(base: PreTrainedModel, view: FactorizeInitView) -> list[dict[str, 
     assert isinstance(view.section, LsrParams)
     count, tokenizer = view.section.examples, base_models.load_tokenizer(view.base_model)
     size = BATCH[view.section.init]
-    if not view.pooled:
-        batches = tokens.sample(tokens.load_tokens("train"), tokenizer, count, view.seed, size)
-        return [_gradients(base, batches, view, view.data)]
+    if not view.section.frames_from:
+        return [_gradients(base, examples_of(view, count, size), view, view.data)]
     found = []
-    for name, row in view.pooled.items():
+    for name in view.section.frames_from:
+        row = view.pooled[name]
         set_seed(view.seed)  # the head is drawn when the checkpoint loads
         other = base_models.load_base_model(view.base_model, row)
         batches = examples.first(row, name, tokenizer, count, view.tokenize.max_length, size)
         found.append(_gradients(other, batches, view, name))
     return found
+
+
+def examples_of(view: FactorizeInitView, count: int, size: int) -> Iterator[dict[str, Tensor]]:
+    """Return batches of a size of `count` examples of the chosen row's train split.
+
+    Raises:
+        UserError: if it is not tokenized.
+    """
+    tokenizer = base_models.load_tokenizer(view.base_model)
+    return tokens.sample(tokens.load_tokens("train"), tokenizer, count, view.seed, size)
 
 
 def _gradients(

@@ -4,40 +4,46 @@ A row says which PEFT configuration the section becomes, which modules train who
 parameters train, and what merging and counting must know.
 """
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from peft import PEFT_TYPE_TO_CONFIG_MAPPING, LoraConfig, PeftConfig, PeftModel, TaskType
-from peft.utils.constants import DUMMY_TARGET_MODULES
+from peft import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    C3AConfig,
+    FourierFTConfig,
+    IA3Config,
+    LNTuningConfig,
+    LoKrConfig,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    TaskType,
+    TinyLoraConfig,
+    UniLoraConfig,
+    VBLoRAConfig,
+    VeraConfig,
+)
+from peft.tuners.tuners_utils import _get_tuner_state_dict_key_prefixes
+from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 import lsr
 from lsr.tuner.config import CORED
 from lsr.tuner.linear import adapted_layers
-from pipeline.params import FullParams, HeadParams, LoraParams, LsrParams, MethodParams
+from pipeline import params
+from pipeline.methods import checks, fields, other, placement
+from pipeline.methods.bitfit import BitfitConfig
+from pipeline.methods.kadaptation import KadaptationConfig
+from pipeline.params import FullParams, HeadParams, LoraParams, LsrParams, MethodParams, PeftParams
 from pipeline.params.rows import ModelRow
 
+# PEFT says this of layers that it adapts all the same, and of a start that is made with the model in memory.
+warnings.filterwarnings("ignore", "Unsupported layer type .*Norm|lora with eva initialization", module="peft")
 
-def lsr_names(section: Any, seed: int) -> dict[str, Any]:
-    """Return the fields of LsrConfig that are no words of params.yaml, or other ones; it is initialized later."""
-    automatic = {name: None for name in ("in_shape", "out_shape") if getattr(section, name) == "auto"}
-    return {"seed": seed, **chosen_layers(section, seed), **automatic}
-
-
-def chosen_layers(section: Any, seed: int) -> dict[str, Any]:
-    """Return which layers of the base model are adapted, as PEFT calls it."""
-    return {"layers_to_transform": None if section.layers == "all" else list(section.layers)}
-
-
-def the_head(base: PreTrainedModel, row: ModelRow) -> list[str]:
-    """Return the modules of the head."""
-    return list(row.head)
-
-
-def every_module(base: PreTrainedModel, row: ModelRow) -> list[str]:
-    """Return all modules of the model, the head among them."""
-    return [name for name, _ in base.named_children()]
+LINEAR = (nn.Linear, Conv1D)
 
 
 def one_rate(section: Any, parameter: str) -> float | None:
@@ -54,10 +60,23 @@ def lsr_rate(section: Any, parameter: str) -> float:
     return section.learning_rate / (section.separation_rank**0.5 if is_small else 1.0)
 
 
+def logits_rate(section: Any, parameter: str) -> float:
+    """Return the learning rate of a parameter of VB-LoRA: the choice of vectors has one of its own."""
+    return section.logits_learning_rate if "vblora_logits" in parameter else section.learning_rate
+
+
 def frozen_frames(model: PeftModel) -> int:
     """Return how many elements of LSR's factors are frozen."""
     sizes = [layer.sizes("default") for layer in adapted_layers(model).values()]
     return sum(size.effective - size.trained for size in sizes)
+
+
+def frozen_elements(model: PeftModel) -> int:
+    """Return how many elements of a method's own parameters and buffers do not train."""
+    own = tuple(f"{prefix}." for prefix in _get_tuner_state_dict_key_prefixes(model))
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    frozen = ((f"{name}.", tensor) for name, tensor in tensors if not tensor.requires_grad)
+    return sum(tensor.numel() for name, tensor in frozen if name.startswith(own))
 
 
 @dataclass(frozen=True)
@@ -66,24 +85,66 @@ class Method:
 
     config: type[PeftConfig]
     fields: Callable[[Any, int], dict[str, Any]] = lambda section, seed: {}  # others of the configuration
-    whole: Callable[[PreTrainedModel, ModelRow], list[str]] = the_head  # modules that train and are saved whole
+    targets: Callable[[Any, PreTrainedModel, ModelRow], dict[str, Any]] = placement.named_targets
+    layers: tuple[type[nn.Module], ...] = (
+        nn.Linear,
+    )  # kinds that it can adapt; LSR and PEFT's others say it themselves
+    check: Callable[[Any, nn.Module], None] = lambda section, layer: (
+        None
+    )  # whether a layer is of a size that it can adapt
+    whole: Callable[[PreTrainedModel, ModelRow], list[str]] = (
+        placement.the_head
+    )  # modules that train and are saved whole
     rate: Callable[[Any, str], float | None] = one_rate  # peak learning rate, from the section and a parameter's name
+    undecayed: tuple[str, ...] = ()  # parts of names of parameters that do not start at zero, nor mean nothing there
     merges_exactly: bool = False  # whether unmerging puts the very weights back
-    frozen: Callable[[PeftModel], int] = lambda model: 0  # elements that shape the update and do not train
+    frozen: Callable[[PeftModel], int] = frozen_elements  # elements that shape the update and do not train
 
 
 METHODS: dict[type[MethodParams], Method] = {
-    LsrParams: Method(lsr.LsrConfig, fields=lsr_names, rate=lsr_rate, merges_exactly=True, frozen=frozen_frames),
-    LoraParams: Method(LoraConfig, fields=chosen_layers),
+    LsrParams: Method(lsr.LsrConfig, fields=fields.lsr_names, rate=lsr_rate, merges_exactly=True, frozen=frozen_frames),
+    LoraParams: Method(
+        LoraConfig,
+        fields=fields.lora_names,
+        layers=(*LINEAR, nn.Embedding),
+        check=checks.lora,
+        undecayed=("lora_magnitude_vector",),
+    ),
     # PEFT has no method "everything" or "the head": an adapter of no layers that saves whole modules is just that.
-    FullParams: Method(LoraConfig, whole=every_module),
+    FullParams: Method(LoraConfig, whole=placement.every_module),
     HeadParams: Method(LoraConfig),
+    params.LokrParams: Method(LoKrConfig, fields=fields.lokr_names, check=checks.divides("decompose_factor")),
+    params.KronaParams: Method(LoKrConfig, fields=fields.krona_names, check=checks.divides("factor")),
+    params.KadaptationParams: Method(KadaptationConfig, fields=fields.chosen_layers, check=checks.divides("n")),
+    params.VeraParams: Method(VeraConfig, fields=fields.seeded("projection_prng_key"), layers=LINEAR),
+    params.FourierftParams: Method(
+        FourierFTConfig, fields=fields.seeded("random_loc_seed"), layers=LINEAR, check=checks.spectrum
+    ),
+    params.VbloraParams: Method(
+        VBLoRAConfig,
+        fields=fields.chosen_layers,
+        layers=LINEAR,
+        check=checks.divides("vector_length"),
+        rate=logits_rate,
+    ),
+    params.UniloraParams: Method(UniLoraConfig, fields=fields.seeded("proj_seed"), layers=LINEAR),
+    params.TinyloraParams: Method(
+        TinyLoraConfig, fields=fields.seeded("projection_seed"), layers=LINEAR, check=checks.directions
+    ),
+    params.C3aParams: Method(C3AConfig, fields=fields.c3a_names, check=checks.divides("block_size")),
+    # What these two become is a section of LSR: their rows are its.
+    params.LoraxsParams: Method(lsr.LsrConfig),
+    params.LorasbParams: Method(lsr.LsrConfig),
+    params.Ia3Params: Method(IA3Config, targets=placement.ia3_targets, layers=LINEAR, undecayed=("ia3_l",)),
+    params.BitfitParams: Method(BitfitConfig, targets=placement.biases),
+    params.LnTuningParams: Method(LNTuningConfig, targets=placement.norms),
+    PeftParams: Method(PeftConfig),
 }
 
 
-def adapts_layers(section: MethodParams) -> bool:
-    """Return whether a method adapts layers, rather than training modules whole and nothing else."""
-    return "target_modules" in type(section).model_fields
+def row_of(section: MethodParams) -> Method:
+    """Return the row of a section, or of the one that it is a special case of."""
+    return next(METHODS[kind] for kind in type(section).__mro__ if kind in METHODS)
 
 
 def config_of(section: MethodParams, base: PreTrainedModel, row: ModelRow, seed: int) -> PeftConfig:
@@ -92,33 +153,41 @@ def config_of(section: MethodParams, base: PreTrainedModel, row: ModelRow, seed:
     Raises:
         ValueError: if a value does not fit; or TypeError, whatever the configuration raises.
     """
-    method = METHODS[type(section)]
-    same = {name: value for name, value in section if name in method.config.__dataclass_fields__}
-    chosen: Mapping[str, Any] = {
-        **same,
-        **method.fields(section, seed),
+    method = row_of(section)
+    chosen = {
         "task_type": TaskType.SEQ_CLS,
-        "target_modules": _targets(section, row),
         "modules_to_save": method.whole(base, row),
+        **method.targets(section, base, row),
     }
-    return method.config(**chosen)
+    if isinstance(section, PeftParams):
+        return other.config_of(section, chosen)
+    same = {name: value for name, value in section if name in method.config.__dataclass_fields__}
+    return method.config(**same | method.fields(section, seed) | chosen)
 
 
-def _targets(section: Any, row: ModelRow) -> list[str] | str:
-    if not adapts_layers(section):
-        return DUMMY_TARGET_MODULES
-    if section.target_modules == "default":
-        return list(row.target_modules)
-    return section.target_modules if isinstance(section.target_modules, str) else list(section.target_modules)
+def check_layer(section: MethodParams, name: str, layer: nn.Module) -> None:
+    """Check that a section's method can adapt a layer.
+
+    Raises:
+        ValueError: names the key, the value and the layer.
+    """
+    method = row_of(section)
+    if not isinstance(layer, method.layers):
+        able = " or ".join(kind.__name__ for kind in method.layers)
+        raise ValueError(f"target_modules: {name} is of {type(layer).__name__}, and {section.word} adapts {able}")
+    try:
+        method.check(section, layer)
+    except ValueError as error:
+        raise ValueError(f"{error} {name}") from None
 
 
 def method_of(model: PeftModel) -> Method:
     """Return the row of the kind of adapter that a model has; those of one kind differ only in what they train."""
     kind = type(model.peft_config["default"])
-    return next(method for method in METHODS.values() if method.config is kind)
+    return next((method for method in METHODS.values() if method.config is kind), METHODS[PeftParams])
 
 
 def peft_types() -> list[str]:
-    """Return what the configuration files of the table's methods call them, such as LORA."""
-    kinds = {method.config for method in METHODS.values()}
-    return [str(name.value) for name, config in PEFT_TYPE_TO_CONFIG_MAPPING.items() if config in kinds]
+    """Return what the configuration files of all methods that can be trained here call them, such as LORA."""
+    chosen = {*(method.config for method in METHODS.values()), *other.kinds().values()}
+    return [str(kind.value) for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items() if config in chosen]

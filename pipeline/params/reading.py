@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,8 +16,8 @@ from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEv
 from pipeline.errors import UserError, first_line, nearest
 from pipeline.files import read_small
 from pipeline.params import mistakes
+from pipeline.params.methods import LsrParams
 from pipeline.params.schema import PARAMS, TABLES, Common, Params, View
-from pipeline.params.sections import LsrParams
 
 MOST_BYTES, MOST_DEEP, MOST_ALIASES = 1_000_000, 20, 20
 LONGEST_SCALAR = 1000  # characters without quotes: Python takes quadratic time for the digits of a number
@@ -38,7 +39,7 @@ def seen_by(view: type[AnyView], params: Common, row_of: Callable[[str, str, str
     lsr = getattr(params, LsrParams.word)
     everything = {
         **{name: getattr(params, name) for name in type(params).model_fields},
-        "section": getattr(params, params.adapter),
+        "section": getattr(params, params.adapter).filled(),
         "dataset": row_of("data", params.data, "data"),
         "base_model": row_of("model", params.model, "model"),
         "frames": lsr.frames,
@@ -75,10 +76,7 @@ def load_rows(word: str) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = read_small(path, MOST_BYTES)
-        _check_events(text)
-        content = YAML(typ="safe", pure=True).load(text)
-        _check_words(content, "")
+        content = _parsed(read_small(path, MOST_BYTES))
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run from the root of the repository") from None
     except OSError as error:
@@ -95,6 +93,19 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid YAML: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold keys and values, got {content!r}")
+    return content
+
+
+@lru_cache(maxsize=8)  # one command reads the tables once for each row that it needs, and nobody changes what is read
+def _parsed(text: bytes) -> Any:
+    """Return what a file's text holds.
+
+    Raises:
+        _TooMuchError: if it is valid YAML that nobody would write; or whatever ruamel raises.
+    """
+    _check_events(text)
+    content = YAML(typ="safe", pure=True).load(text)
+    _check_words(content, "")
     return content
 
 

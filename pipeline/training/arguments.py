@@ -79,16 +79,17 @@ def check_machine(train: TrainParams) -> None:
 
 
 def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:
-    """Return AdamW with the adapter's and the head's own learning rates; biases and norms do not decay."""
+    """Return AdamW with the adapter's and the head's own learning rates; biases, norms and the like do not decay."""
     head_rate = view.train.head_learning_rate
     no_decay = {id(p) for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     in_head = adapters.head_parameters(model, view.base_model)
-    rate_of = table.METHODS[type(view.section)].rate
+    method = table.row_of(view.section)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decays = not name.endswith(".bias") and id(parameter) not in no_decay
-            rate = None if id(parameter) in in_head else rate_of(view.section, name)
+            is_kept = name.endswith(".bias") or any(part in name for part in method.undecayed)
+            decays = not is_kept and id(parameter) not in no_decay
+            rate = None if id(parameter) in in_head else method.rate(view.section, name)
             key = (head_rate if rate is None else rate, view.train.weight_decay if decays else 0.0)
             groups.setdefault(key, []).append(parameter)
     listed = [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]

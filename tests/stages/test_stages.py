@@ -38,8 +38,6 @@ from tests.stages.running import (
     run,
 )
 
-ADAPTERS = tuple(params.ADAPTERS)
-
 
 @pytest.fixture
 def at(tmp_path, monkeypatch):
@@ -54,7 +52,7 @@ def at(tmp_path, monkeypatch):
     return make
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("adapter", workspace.MAIN)
 def test_an_untrained_adapter_leaves_the_base_model_as_it_was(at, adapter):
     at(adapter=adapter)
     run(FACTORIZE)
@@ -63,7 +61,7 @@ def test_an_untrained_adapter_leaves_the_base_model_as_it_was(at, adapter):
     assert torch.equal(logits(model), logits(base_model(view)))
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("adapter", workspace.MAIN)
 def test_a_run_scores_the_adapter_that_it_trained(at, adapter):
     at(adapter=adapter)
     run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
@@ -82,7 +80,7 @@ def test_a_run_scores_the_adapter_that_it_trained(at, adapter):
     assert artifacts.EVALUATE_PICTURE.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("adapter", workspace.MAIN)
 def test_exactly_the_adapter_and_the_head_move(at, adapter):
     at(adapter=adapter)
     run(TOKENIZE, FACTORIZE, TRAIN)
@@ -122,7 +120,7 @@ def test_the_best_epoch_is_what_is_written(at):
     assert found == pytest.approx(report(artifacts.TRAIN_METRICS)["best_score"], abs=1e-6)
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("adapter", workspace.MAIN)
 def test_two_runs_write_the_same_bytes(at, adapter):
     at(adapter=adapter)
     run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)

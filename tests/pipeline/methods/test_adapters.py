@@ -1,5 +1,6 @@
 """An adapter's folder holds every tensor of its method in the right shape, or it is refused: PEFT would say nothing."""
 
+import copy
 import json
 import shutil
 import warnings
@@ -15,6 +16,11 @@ from pipeline.methods import adapters, base_models
 from tests import workspace
 
 FOLDER = Path("adapter")
+FORMS = {
+    **{word: {} for word in params.ADAPTERS},
+    "lora-pissa": {"init": "pissa"},
+    "vera-seeded": {"save_projection": False},
+}
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +31,15 @@ def made(tmp_path_factory):
         patch.chdir(folder)
         view = params.load(params.TrainView)
         content = workspace.read_yaml(Path("params.yaml"))
-        for word, section in params.ADAPTERS.items():
-            model = adapters.add_adapter(base_of(view), section.model_validate(content[word]), view.base_model, seed=0)
+        base = base_of(view)
+        for word, section in FORMS.items():
+            kind = params.ADAPTERS[word.partition("-")[0]]
+            chosen = kind.model_validate(content[kind.word] | section).filled()
+            model = adapters.add_adapter(copy.deepcopy(base), chosen, view.base_model, seed=0)
             (folder / word).mkdir()
             adapters.save_adapter(model, folder / word, view.base_model)
-    return folder
+        patch.setattr(base_models, "load_base_model", lambda *_: copy.deepcopy(base))
+        yield folder
 
 
 @pytest.fixture
@@ -75,13 +85,13 @@ def names(folder):
     return sorted(load_file(folder / adapters.WEIGHTS))
 
 
-@pytest.mark.parametrize("word", params.ADAPTERS)
+@pytest.mark.parametrize("word", FORMS)
 def test_what_is_whole_is_loaded(word, at):
     folder = at(word)
     assert not any(parameter.is_meta for parameter in load(folder).parameters())
 
 
-@pytest.mark.parametrize("word", params.ADAPTERS)
+@pytest.mark.parametrize("word", FORMS)
 def test_no_tensor_may_be_missing(word, at):
     folder = at(word)
     whole = names(folder)
@@ -94,7 +104,7 @@ def test_no_tensor_may_be_missing(word, at):
     load(folder)
 
 
-@pytest.mark.parametrize("word", params.ADAPTERS)
+@pytest.mark.parametrize("word", FORMS)
 @pytest.mark.parametrize(
     "name", ["more", "base_model.model.roberta.encoder.layer.9.attention.self.query.lora_A.weight"]
 )
@@ -104,7 +114,7 @@ def test_no_tensor_may_be_too_much(word, name, at):
     assert f"{name} is no part of this adapter on this base model" in refusal(folder)
 
 
-@pytest.mark.parametrize("word", params.ADAPTERS)
+@pytest.mark.parametrize("word", FORMS)
 def test_every_tensor_has_its_shape(word, at):
     folder = at(word)
     for name in (names(folder)[0], names(folder)[-1]):
@@ -124,7 +134,7 @@ def test_an_adapter_with_the_label_of_another_method_is_refused(word, label, at)
     refusal(folder)
 
 
-@pytest.mark.parametrize("word", params.ADAPTERS)
+@pytest.mark.parametrize("word", FORMS)
 def test_a_pickle_is_not_read(word, at):
     folder = at(word)
     torch.save(load_file(folder / adapters.WEIGHTS), folder / "adapter_model.bin")

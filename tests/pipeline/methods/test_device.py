@@ -56,7 +56,7 @@ def test_without_an_accelerator_the_cpu_is_the_fastest(monkeypatch):
     assert device.fastest() == CPU
 
 
-@pytest.mark.parametrize("adapter", params.ADAPTERS)
+@pytest.mark.parametrize("adapter", workspace.MAIN)
 @pytest.mark.parametrize("trainable", [True, False])
 def test_an_adapter_is_loaded_to_the_device_of_its_base(at, accelerator, adapter, trainable):
     at(adapter=adapter)
@@ -66,7 +66,7 @@ def test_an_adapter_is_loaded_to_the_device_of_its_base(at, accelerator, adapter
     assert devices(adapters.load_adapter(base, artifacts.ADAPTER, trainable=trainable)) == {CPU}
 
 
-@pytest.mark.parametrize("adapter", params.ADAPTERS)
+@pytest.mark.parametrize("adapter", workspace.MAIN)
 def test_a_model_moves_as_a_whole(at, accelerator, adapter):
     at(adapter=adapter)
     accelerator()

@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from peft import IA3Config, LoKrConfig
+from peft import LoHaConfig
 from pydantic import PositiveFloat, PositiveInt
 from safetensors.torch import load_file
 
@@ -20,15 +20,8 @@ from stages import evaluate, factorize_init, tokenize, train
 from tests import workspace
 
 
-class Ia3Params(MethodParams):
-    word = "ia3"
-
-    target_modules: Targets
-    learning_rate: PositiveFloat
-
-
-class LokrParams(MethodParams):
-    word = "lokr"
+class LohaParams(MethodParams):
+    word = "loha"
 
     r: PositiveInt
     alpha: PositiveInt
@@ -36,16 +29,8 @@ class LokrParams(MethodParams):
     learning_rate: PositiveFloat
 
 
-NEW = {
-    Ia3Params: (
-        table.Method(IA3Config, fields=lambda section, seed: {"feedforward_modules": []}),
-        {"target_modules": "default", "learning_rate": 0.05},
-    ),
-    LokrParams: (
-        table.Method(LoKrConfig),
-        {"r": 2, "alpha": 2, "target_modules": "default", "learning_rate": 0.05},
-    ),
-}
+ROW = table.Method(LoHaConfig)
+VALUES = {"r": 2, "alpha": 2, "target_modules": "default", "learning_rate": 0.05}
 STAGES = (
     (tokenize, params.TokenizeView),
     (factorize_init, params.FactorizeInitView),
@@ -78,13 +63,11 @@ def fresh():
     return adapters.add_adapter(base, view.section, view.base_model, 0), view
 
 
-@pytest.mark.parametrize("section", NEW)
-def test_a_section_and_a_row_make_a_method_that_goes_through_all_stages(at, monkeypatch, capsys, section):
-    row, values = NEW[section]
-    monkeypatch.setitem(params.ADAPTERS, section.word, section)
-    monkeypatch.setitem(table.METHODS, section, row)
+def test_a_section_and_a_row_make_a_method_that_goes_through_all_stages(at, monkeypatch, capsys):
+    monkeypatch.setitem(params.ADAPTERS, "loha", LohaParams)
+    monkeypatch.setitem(table.METHODS, LohaParams, ROW)
     monkeypatch.setattr(reading, "Params", schema.with_methods())
-    at(section.word, **values)
+    at("loha", **VALUES)
     for stage, view in STAGES:
         stage.main(params.load(view))
     before, after = (load_file(folder / adapters.WEIGHTS) for folder in (artifacts.INIT, artifacts.ADAPTER))
@@ -102,15 +85,15 @@ def test_a_section_and_a_row_make_a_method_that_goes_through_all_stages(at, monk
 
 
 def test_a_mistake_in_the_section_of_a_new_method_is_one_line(at, monkeypatch):
-    monkeypatch.setitem(params.ADAPTERS, "ia3", Ia3Params)
+    monkeypatch.setitem(params.ADAPTERS, "loha", LohaParams)
     monkeypatch.setattr(reading, "Params", schema.with_methods())
-    at("ia3", target_modules="default", learning_rate=-1)
+    at("loha", **VALUES | {"learning_rate": -1})
     with pytest.raises(UserError) as error:
         params.load(params.TrainView)
-    assert str(error.value) == "params.yaml: ia3.learning_rate: input should be greater than 0, got -1"
+    assert str(error.value) == "params.yaml: loha.learning_rate: input should be greater than 0, got -1"
 
 
-@pytest.mark.parametrize("word", params.ADAPTERS)
+@pytest.mark.parametrize("word", workspace.MAIN)
 def test_what_trains_is_what_requires_grad_and_what_is_stored_is_in_the_file(at, tmp_path, word):
     at(word)
     model, view = fresh()
@@ -158,7 +141,7 @@ def test_an_adapter_that_does_not_train_is_not_counted(at):
         adapters.count_parameters(model, view.base_model)
 
 
-@pytest.mark.parametrize("word", params.ADAPTERS)
+@pytest.mark.parametrize("word", workspace.MAIN)
 def test_merging_for_a_while_leaves_no_trace(at, word):
     at(word)
     model, _ = fresh()

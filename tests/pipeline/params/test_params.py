@@ -124,7 +124,8 @@ def test_only_the_schema_opens_the_file():
 def test_the_section_is_that_of_the_adapter(adapter, workspace):
     change("params.yaml", "adapter", adapter)
     view = params.load(params.TrainView)
-    assert type(view.section).__name__ == f"{adapter.title()}Params"
+    assert view.section.word == view.adapter == adapter
+    assert isinstance(view.section, params.LsrParams if adapter in ("loraxs", "lorasb") else params.ADAPTERS[adapter])
 
 
 @pytest.mark.parametrize("view", [params.TokenizeView, params.FactorizeInitView, params.TrainView, params.EvaluateView])
@@ -166,8 +167,8 @@ MISTAKES = [
     ("tokenize.max_length", 7, "tokenize.max_length: input should be greater than or equal to 8, got 7"),
     ("seed", -1, "seed: input should be greater than or equal to 0, got -1"),
     ("lsr.learning_rate", float("inf"), "lsr.learning_rate: input should be a finite number, got inf"),
-    ("adapter", "lro", "adapter: input should be 'lsr', 'lora', 'full' or 'head', got 'lro'; did you mean lsr?"),
-    ("adapter", "train", "adapter: input should be 'lsr', 'lora', 'full' or 'head', got 'train'"),
+    ("adapter", "lro", "adapter: input should be 'lsr', 'lora', 'full', 'head', 'lokr', 'krona', 'kadaptation',"),
+    ("adapter", "train", "adapter: input should be 'lsr', 'lora', 'full', 'head', 'lokr', 'krona', 'kadaptation', 've"),
     ("lsr.in_shape", [], "lsr.in_shape: input should be 'auto' or a list of at least 1, got []"),
     ("lsr.share", "kinds", "lsr.share: input should be 'none' or 'layers', got 'kinds'"),
     ("lsr.layers", [1, 1], "lsr.layers: input should be 'all' or names must differ from each other, got [1, 1]"),
@@ -206,6 +207,16 @@ MISTAKES = [
     ("lora.target_modules", "(" * 999, "lora.target_modules: no regular expression: "),
     ("seed", True, "seed: input should be a valid integer, got True"),
     ("lsr.residual", "fold", "lsr.residual: no such key"),
+    ("lora.init", "pisa", "lora.init: input should be 'random', 'pissa', 'olora', 'eva' or 'loftq', got 'pisa'"),
+    ("lora.init", "loftq", "lora.init: loftq makes up for what quantization takes from the base model, and here it"),
+    ("lokr.decompose_factor", -1, "lokr.decompose_factor: input should be 'auto' or greater than or equal to 1, got"),
+    ("vblora.topk", 91, "vblora: topk: must not be above num_vectors, 90; got 91"),
+    ("tinylora.weight_tying", 2, "tinylora.weight_tying: input should be less than or equal to 1, got 2"),
+    ("c3a.init_weights", True, "c3a.init_weights: input should be 'zeros', 'xavier_uniform', 'kaiming_uniform' or"),
+    ("ia3.feedforward_modules", 3, "ia3.feedforward_modules: input should be a valid string or a list, got 3"),
+    ("bitfit.r", 1, "bitfit.r: no such key"),
+    ("peft.type", "", "peft.type: string should have at least 1 character, got ''"),
+    ("peft.options", [4], "peft.options: must hold keys and values, or {} for none, got [4]"),
     ("data", "movie-reviws", "data: no row 'movie-reviws' in pipeline/datasets.yaml; did you mean movie-reviews?"),
     ("data", "a.b", "data: string should match pattern '^[A-Za-z0-9_-]+$', got 'a.b'"),
     ("model", "minilmm", "model: no row 'minilmm' in pipeline/models.yaml; did you mean minilm?; rows: minilm, "),
@@ -219,13 +230,14 @@ def test_a_mistake_is_one_line(workspace, key, value, message):
     assert line.startswith(f"params.yaml: {message}")
 
 
-@pytest.mark.parametrize("adapter", ["lora", "full", "head"])
+@pytest.mark.parametrize("adapter", ["lora", "full", "head", "vera", "bitfit"])
 def test_only_an_lsr_adapter_is_exported_as_lora(workspace, adapter):
     change("params.yaml", "adapter", adapter)
     change("params.yaml", "evaluate.export", ["merged"])
     assert params.load(params.EvaluateView).evaluate.export == ("merged",)
     change("params.yaml", "evaluate.export", ["lora", "merged"])
-    message = f"export: lora is for adapter lsr, and the adapter is {adapter}; allowed here are [] and [merged]"
+    able = "lora is for adapter lsr or loraxs or lorasb"
+    message = f"export: {able}, and the adapter is {adapter}; allowed here are [] and [merged]"
     assert refusal() == [f"params.yaml: evaluate: {message}"]
 
 
@@ -350,7 +362,7 @@ def test_a_message_is_short_whatever_the_file_holds(workspace):
     text = Path("params.yaml").read_text()
     Path("params.yaml").write_text(text.replace("adapter: lsr", f"adapter: '{'x' * 500_000}'"))
     (line,) = refusal()
-    assert line.startswith("params.yaml: adapter: input should be 'lsr', 'lora', 'full' or 'head', got 'xxx")
+    assert line.startswith("params.yaml: adapter: input should be 'lsr', 'lora', 'full', 'head', ")
     assert len(line) <= 300
 
 

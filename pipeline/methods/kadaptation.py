@@ -1,0 +1,174 @@
+"""KAdaptation as a PEFT method: ΔW = Σ_k S_k ⊗ U_k V_k, with n x n factors S_k that all layers share.
+
+Reference: He et al. 2022, "Parameter-efficient Model Adaptation for Vision Transformers" (arXiv 2203.16329).
+
+Axes: n terms, and the sides of S_k; m = n p and d = n q, the widths of a layer; r, the rank of U_k V_k.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from peft import PeftConfig, PeftType
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor, nn
+
+from pipeline.methods.plugin import PluginTuner, register
+
+Names = list[str] | str | None
+
+
+@dataclass
+class KadaptationConfig(PeftConfig):
+    """Configuration of a KAdaptation adapter."""
+
+    n: int = field(default=8, metadata={"help": "Number of terms, and height and width of the shared factors."})
+    r: int = field(default=1, metadata={"help": "Rank of the factors that each layer has for itself."})
+    target_modules: Names = field(default=None, metadata={"help": "Names of the layers to adapt, or an expression."})
+    exclude_modules: Names = field(default=None, metadata={"help": "Names of layers to leave as they are."})
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules that train and are saved whole."}
+    )
+    layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Indices of layers to adapt."})
+    layers_pattern: Names = field(default=None, metadata={"help": "What stands before the index in a layer's name."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType["KADAPTATION"]
+        if isinstance(self.target_modules, list):
+            self.target_modules = cast("Names", set(self.target_modules))
+
+
+class KadaptationLinear(nn.Module, BaseTunerLayer):
+    """nn.Linear with KAdaptation adapters: y = W x + b + Σ_k (S_k ⊗ U_k V_k) x for each active adapter."""
+
+    adapter_layer_names = ("kadaptation_u", "kadaptation_v")
+
+    def __init__(self, base_layer: nn.Module, shared: nn.ParameterDict) -> None:
+        if not isinstance(base_layer, nn.Linear):
+            raise TypeError(f"KAdaptation adapts nn.Linear, and this is of {type(base_layer).__name__}")
+        nn.Module.__init__(self)
+        self.base_layer = base_layer
+        self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
+        self.kadaptation_u, self.kadaptation_v = nn.ParameterDict(), nn.ParameterDict()
+        self._shared = (shared,)  # a tuple, which nn.Module does not register: the model saves these
+        self.merged_adapters: list[str] = []
+
+    def update_layer(self, adapter_name: str, config: KadaptationConfig) -> None:
+        """Add an adapter; U starts at zero and V does not, so the layer is unchanged and U gets a gradient.
+
+        Raises:
+            ValueError: if n does not divide both widths.
+        """
+        n, r = config.n, config.r
+        for width in (self.in_features, self.out_features):
+            if width % n:
+                raise ValueError(f"n: {n} does not divide {width}, a width of the layer")
+        bound = math.sqrt(n / self.in_features)  # of kaiming_uniform with a = sqrt(5), as LoRA's A has it
+        v = torch.empty(n, r, self.in_features // n).uniform_(-bound, bound)
+        self.kadaptation_u[adapter_name] = nn.Parameter(torch.zeros(n, self.out_features // n, r))
+        self.kadaptation_v[adapter_name] = nn.Parameter(v)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def factors(self, adapter_name: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Return S (n, n, n), U (n, p, r) and V (n, r, q) of an adapter, the first axis being the term's."""
+        return (
+            self._shared[0][adapter_name],
+            self.kadaptation_u[adapter_name],
+            self.kadaptation_v[adapter_name],
+        )
+
+    def get_delta_weight(self, adapter_name: str) -> Tensor:  # (out_features, in_features)
+        """Return Σ_k S_k ⊗ U_k V_k."""
+        s, u, v = self.factors(adapter_name)
+        return torch.einsum("kab,kpr,krq->apbq", s, u, v).reshape(self.out_features, self.in_features)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the base layer's output plus that of the active adapters, term by term on (n, q) slices of x."""
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        result = cast("Tensor", self.base_layer(x, *args, **kwargs))
+        if self.disable_adapters or self.merged:
+            return result
+        for name in self.active_adapters:
+            if name in self.kadaptation_u:
+                s, u, v = self.factors(name)
+                inner = torch.einsum("...bq,krq->...bkr", x.to(v.dtype).unflatten(-1, (s.shape[0], -1)), v)
+                outer = torch.einsum("...bkr,kab,kpr->...ap", inner, s, u)
+                result = result + outer.flatten(-2).to(result.dtype)
+        return result
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add adapters to the base weight: those with these names, or the active ones.
+
+        Raises:
+            ValueError: if a merged weight would not be finite, with `safe_merge`.
+        """
+        for name in check_adapters_to_merge(self, adapter_names):
+            if name in self.kadaptation_u:
+                weight = self.base_layer.weight
+                merged = weight.data + self.get_delta_weight(name).detach().to(weight.dtype)
+                if safe_merge and not torch.isfinite(merged).all():
+                    raise ValueError(f"the weight merged with adapter {name!r} is not finite")
+                weight.data = merged
+                self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """Subtract what has been merged."""
+        while self.merged_adapters:
+            weight = self.base_layer.weight
+            weight.data -= self.get_delta_weight(self.merged_adapters.pop()).detach().to(weight.dtype)
+
+
+class KadaptationModel(PluginTuner):
+    """A base model with KAdaptation adapters; the shared factors are its own, so they are saved once."""
+
+    prefix = "kadaptation_"
+    tuner_layer_cls = KadaptationLinear
+
+    def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
+        self.kadaptation_s = nn.ParameterDict()
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Make adapters the active ones, and let their factors train and no others, unless in `inference_mode`."""
+        super().set_adapter(adapter_name, inference_mode)
+        for name, shared in self.kadaptation_s.items():
+            shared.requires_grad_(name in self.active_adapters and not inference_mode)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Delete an adapter with the factors that its layers shared.
+
+        Raises:
+            ValueError: if there is none of this name.
+        """
+        super().delete_adapter(adapter_name)
+        del self.kadaptation_s[adapter_name]
+
+    def _create_and_replace(
+        self,
+        peft_config: PeftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        config = cast("KadaptationConfig", peft_config)
+        if adapter_name not in self.kadaptation_s:  # by the first of its layers
+            s = torch.randn(config.n, config.n, config.n) / config.n  # n terms of n products: unit gain
+            is_trained = not config.inference_mode and adapter_name in self.active_adapters
+            self.kadaptation_s[adapter_name] = nn.Parameter(s, requires_grad=is_trained)
+        layer = target if isinstance(target, KadaptationLinear) else KadaptationLinear(target, self.kadaptation_s)
+        if layer is not target:
+            layer._active_adapter = adapter_name
+        layer.update_layer(adapter_name, config)
+        if layer is not target:
+            if adapter_name not in self.active_adapters:
+                layer.requires_grad_(False)  # an additional adapter is not active yet
+            self._replace_module(parent, target_name, layer, target)
+
+
+register("KADAPTATION", KadaptationConfig, KadaptationModel)

@@ -1,0 +1,393 @@
+"""The sections of params.yaml that are methods: what a user chooses of each, in the words of PEFT where it has them."""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, Field, JsonValue, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+
+from pipeline.params.rows import Word, all_different
+from pipeline.params.sections import Alpha, Count, Dropout, Layers, Rank, Rate, Section, Shape, Targets, Widths
+
+READ = ("gradient", "update")  # initializations of LSR that look at examples
+SUBTRACTED = ("pissa", "olora")  # initializations of LoRA that are subtracted from the base weight
+PUBLISHED = "published"  # target_modules: those of the method's authors, as PEFT knows them for each kind of model
+Bounded = Annotated[StrictFloat, Field(gt=0, le=1_000_000)]
+
+
+class MethodParams(Section):
+    """The section of a method. Its row in pipeline/methods/table.py says how what it describes trains."""
+
+    word: ClassVar[str]  # the value of `adapter` that chooses it, and its key in params.yaml
+    exports: ClassVar[tuple[str, ...]] = ("merged",)  # the forms of evaluate.export that it has
+
+    def filled(self) -> "MethodParams":
+        """Return the section that trains: this one, or that of the method of which it is a special case."""
+        return self
+
+    @property
+    def reads_examples(self) -> bool:
+        """Whether the initialization looks at tokens."""
+        return False
+
+
+class LsrParams(MethodParams):
+    """Fields of `lsr.LsrConfig`; `init` is its `init_weights`, `layers` its `layers_to_transform`, `auto` its None."""
+
+    word = "lsr"
+    exports = ("lora", "merged")
+    init_key: ClassVar[str] = "lsr.init"  # what a message about the initialization names
+
+    rank_shape: Shape
+    separation_rank: Count  # the layers' shapes say how many there can be
+    share: Literal["none", "layers"] = Field(description="whether all layers of a kind have one A and B")
+    train: Literal["factors", "first", "core", "all"] = Field(
+        description="all factors; A1 and B1; a core between frozen frames; the core and the factors"
+    )
+    core: Literal["full", "diagonal"]
+    init: Literal["random", "row_space", "principal", "minor", "cp", "gradient", "update"]
+    frames: StrictStr = Field(
+        min_length=1, description="own, or the folder or hub repository of an adapter with the frames"
+    )
+    frames_from: Annotated[tuple[Word, ...], AfterValidator(all_different)] = Field(
+        description="data rows whose gradients or updates make the frames together; none: the chosen one's"
+    )
+    frames_dtype: Literal["float32", "bfloat16", "int8", "sign"] = Field(
+        description="of frozen frames, before training"
+    )
+    alpha: Alpha
+    examples: Count = Field(description="of the train split, that gradient and update look at")
+    head_steps: StrictInt = Field(
+        ge=0, le=1_000_000, description="that fit the head before gradient and update look at them"
+    )
+    budget: Literal["none"] | Count = Field(
+        description="directions of diagonal cores over all target layers, where gradient or update have the largest"
+    )
+    dropout: Dropout
+    in_shape: Literal["auto"] | Widths
+    out_shape: Literal["auto"] | Widths
+    target_modules: Targets
+    layers: Layers
+    learning_rate: Rate = Field(description="of factors and cores: peak, per optimizer step")
+
+    @model_validator(mode="after")
+    def _frames_are_pooled_from_gradients(self) -> Self:
+        if self.frames_from and not self.reads_examples:
+            raise ValueError(
+                "frames_from: pools what examples say, so it needs init: gradient or update, and frames: own; got "
+                f"init: {self.init} and frames: {self.frames}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_budget_is_spent_by_what_examples_say(self) -> Self:
+        needed = {
+            "init": READ,
+            "frames": ("own",),
+            "share": ("none",),
+            "train": ("core", "all"),
+            "core": ("diagonal",),
+        }
+        wrong = [f"{name}: {getattr(self, name)}" for name, words in needed.items() if getattr(self, name) not in words]
+        if self.budget != "none" and wrong:
+            rules = ", ".join(f"{name}: {' or '.join(words)}" for name, words in needed.items())
+            raise ValueError(f"budget: needs {rules}; got {', '.join(wrong)}")
+        return self
+
+    @property
+    def reads_examples(self) -> bool:
+        """Whether the initialization looks at tokens."""
+        return self.init in READ and self.frames == "own"
+
+
+def quantizes_nothing(init: str) -> str:
+    """Check an initialization of LoRA for pydantic.
+
+    Raises:
+        ValueError: if it is for a quantized base model only.
+    """
+    if init == "loftq":
+        raise ValueError(
+            "loftq makes up for what quantization takes from the base model, and here it is in full precision; allowed "
+            f"are random, {', '.join(SUBTRACTED)} and eva"
+        )
+    return init
+
+
+class LoraParams(MethodParams):
+    """Fields of `peft.LoraConfig`; `init` is its `init_lora_weights`, where `random` is its default."""
+
+    word = "lora"
+
+    r: Rank
+    lora_alpha: Annotated[StrictInt, Field(ge=1, le=1_000_000)]
+    lora_dropout: Dropout
+    use_rslora: StrictBool = Field(description="whether the scale is lora_alpha / sqrt(r), not lora_alpha / r")
+    use_dora: StrictBool = Field(description="whether the norms of the weight's rows train apart from their directions")
+    init: Annotated[Literal["random", "pissa", "olora", "eva", "loftq"], AfterValidator(quantizes_nothing)]
+    examples: Count = Field(description="of the train split, that eva looks at")
+    target_modules: Targets
+    layers: Layers
+    learning_rate: Rate = Field(description="of lora_A and lora_B: peak, per optimizer step")
+
+    @property
+    def reads_examples(self) -> bool:
+        """Whether the initialization looks at tokens."""
+        return self.init == "eva"
+
+
+class FullParams(MethodParams):
+    """Every weight of the base model trains."""
+
+    word = "full"
+
+    learning_rate: Rate = Field(description="of the base model: peak, per optimizer step")
+
+
+class HeadParams(MethodParams):
+    """The head alone trains, at train.head_learning_rate."""
+
+    word = "head"
+
+
+class LokrParams(MethodParams):
+    """Fields of `peft.LoKrConfig`; `decompose_factor: auto`, its -1, cuts widths as evenly as their divisors allow."""
+
+    word = "lokr"
+
+    r: Rank
+    alpha: Alpha
+    decompose_both: StrictBool = Field(description="whether the first Kronecker factor is of low rank too")
+    decompose_factor: Literal["auto"] | Count
+    target_modules: Targets
+    layers: Layers
+    learning_rate: Rate
+
+
+class KronaParams(MethodParams):
+    """One Kronecker product of two full factors."""
+
+    word = "krona"
+
+    factor: Literal["auto"] | Count = Field(description="height and width of the first Kronecker factor")
+    scale: Bounded = Field(description="what the product is multiplied by")
+    target_modules: Targets
+    layers: Layers
+    learning_rate: Rate
+
+
+class KadaptationParams(MethodParams):
+    """Fields of `KadaptationConfig` in pipeline/methods/kadaptation.py."""
+
+    word = "kadaptation"
+
+    n: Annotated[StrictInt, Field(ge=1, le=1024)] = Field(description="terms, and the width of the shared factors")
+    r: Rank
+    target_modules: Targets
+    layers: Layers
+    learning_rate: Rate
+
+
+class VeraParams(MethodParams):
+    """Fields of `peft.VeraConfig`; its projections are drawn from the seed."""
+
+    word = "vera"
+
+    r: Rank
+    d_initial: StrictFloat = Field(ge=-1_000, le=1_000)
+    vera_dropout: Dropout
+    save_projection: StrictBool = Field(description="whether the file holds the frozen projections, or their seed")
+    target_modules: Targets
+    layers: Layers
+    learning_rate: Rate
+
+
+class FourierftParams(MethodParams):
+    """Fields of `peft.FourierFTConfig`; its frequencies are drawn from the seed."""
+
+    word = "fourierft"
+
+    n_frequency: Count
+    scaling: Bounded
+    init_weights: StrictBool = Field(description="whether the spectrum starts at zero; the authors' is random")
+    target_modules: Targets
+    layers: Layers
+    learning_rate: Rate
+
+
+class VbloraParams(MethodParams):
+    """Fields of `peft.VBLoRAConfig`."""
+
+    word = "vblora"
+
+    r: Rank
+    num_vectors: Rank
+    vector_length: Rank
+    topk: Rank
+    vblora_dropout: Dropout
+    target_modules: Targets
+    layers: Layers
+    learning_rate: Rate = Field(description="of the vector bank")
+    logits_learning_rate: Rate
+
+    @model_validator(mode="after")
+    def _the_bank_has_so_many_vectors(self) -> Self:
+        if self.topk > self.num_vectors:
+            raise ValueError(f"topk: must not be above num_vectors, {self.num_vectors}; got {self.topk}")
+        return self
+
+
+class UniloraParams(MethodParams):
+    """Fields of `peft.UniLoraConfig`; its projection is drawn from the seed."""
+
+    word = "unilora"
+
+    r: Rank
+    theta_d_length: Count
+    unilora_dropout: Dropout
+    save_indices: StrictBool = Field(description="whether the file holds the frozen projection, or its seed")
+    target_modules: Targets
+    layers: Layers
+    learning_rate: Rate
+
+
+class TinyloraParams(MethodParams):
+    """Fields of `peft.TinyLoraConfig`; its projections are drawn from the seed."""
+
+    word = "tinylora"
+
+    r: Rank
+    u: Rank
+    weight_tying: StrictFloat = Field(ge=0, le=1, description="0: each layer has numbers of its own; 1: all share them")
+    tinylora_dropout: Dropout
+    save_projection: StrictBool = Field(
+        description="whether the file holds the projections, or their seed; it always holds singular vectors"
+    )
+    target_modules: Targets
+    layers: Layers
+    learning_rate: Rate
+
+
+class C3aParams(MethodParams):
+    """Fields of `peft.C3AConfig`; `init_weights: zeros` is its True."""
+
+    word = "c3a"
+
+    block_size: Rank
+    init_weights: Literal["zeros", "xavier_uniform", "kaiming_uniform", "gaussian"]
+    target_modules: Targets
+    layers: Layers
+    learning_rate: Rate
+
+
+class LoraxsParams(MethodParams):
+    """LSR with a core between the leading singular vectors of each weight."""
+
+    word = "loraxs"
+    exports = ("lora", "merged")
+
+    r: Rank
+    alpha: Alpha
+    dropout: Dropout
+    target_modules: Targets
+    layers: Layers
+    learning_rate: Rate
+
+    def filled(self) -> LsrParams:
+        """Return the section of LSR that is this method."""
+        return LoraxsForm(**_between_frames(self), init="principal", examples=1)
+
+
+class LorasbParams(MethodParams):
+    """LSR with a core between the leading singular vectors of each weight's gradient through a fresh head."""
+
+    word = "lorasb"
+    exports = ("lora", "merged")
+
+    r: Rank
+    alpha: Alpha
+    examples: Count = Field(description="of the train split, whose mean gradient it is")
+    dropout: Dropout
+    target_modules: Targets
+    layers: Layers
+    learning_rate: Rate
+
+    def filled(self) -> LsrParams:
+        """Return the section of LSR that is this method."""
+        return LorasbForm(**_between_frames(self), init="gradient", examples=self.examples)
+
+
+class LoraxsForm(LsrParams):
+    """What the section loraxs becomes."""
+
+    word = "loraxs"
+    init_key = "loraxs.r"
+
+
+class LorasbForm(LsrParams):
+    """What the section lorasb becomes."""
+
+    word = "lorasb"
+    init_key = "lorasb.examples"
+
+
+def _between_frames(section: LoraxsParams | LorasbParams) -> dict[str, Any]:
+    """Return the fields of LSR for a trained core between frozen dense frames, but for what the frames start from."""
+    same = ("alpha", "dropout", "target_modules", "layers", "learning_rate")
+    return {
+        **{name: getattr(section, name) for name in same},
+        "rank_shape": (section.r,),
+        "separation_rank": 1,
+        "share": "none",
+        "train": "core",
+        "core": "full",
+        "frames": "own",
+        "frames_from": (),
+        "frames_dtype": "float32",
+        "head_steps": 0,
+        "budget": "none",
+        "in_shape": "auto",
+        "out_shape": "auto",
+    }
+
+
+class Ia3Params(MethodParams):
+    """Fields of `peft.IA3Config`."""
+
+    word = "ia3"
+
+    target_modules: Targets = Field(
+        description="published: those that PEFT knows for each kind of model; or as elsewhere"
+    )
+    feedforward_modules: Targets | tuple[StrictStr, ...] = Field(
+        description="published, or those whose input is scaled and not their output; [] for none"
+    )
+    learning_rate: Rate
+
+
+class BitfitParams(MethodParams):
+    """Every bias of the base model trains."""
+
+    word = "bitfit"
+
+    learning_rate: Rate
+
+
+class LnTuningParams(MethodParams):
+    """Every normalization layer of the base model trains."""
+
+    word = "ln_tuning"
+
+    learning_rate: Rate
+
+
+class PeftParams(MethodParams):
+    """Any other method of the installed PEFT that adapts layers."""
+
+    word = "peft"
+
+    type: StrictStr = Field(min_length=1, max_length=100, description="PEFT's name of the method, such as HRA")
+    options: dict[StrictStr, JsonValue] = Field(description="fields of its configuration")
+    target_modules: Targets
+    learning_rate: Rate
+
+
+ADAPTERS: dict[str, type[MethodParams]] = {section.word: section for section in MethodParams.__subclasses__()}
