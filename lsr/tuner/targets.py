@@ -10,7 +10,7 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
 from torch import nn
 
-from lsr.tuner.config import PATTERNS, LsrConfig, override
+from lsr.tuner.config import PATTERNS, LsrConfig
 from lsr.tuner.expressions import check_expressions
 from lsr.tuner.kinds import Kind
 
@@ -86,27 +86,6 @@ def check_indices(config: PeftConfig, names: list[str]) -> None:
     for index in [indices] if isinstance(indices, int) else indices or []:
         if not any(f".{index}." in name for name in names):
             raise ValueError(f"layers_to_transform: no adapted layer has the index {index}")
-
-
-def check_rank(model: nn.Module, config: PeftConfig, names: list[str]) -> None:
-    """Refuse a LoRA of a higher rank than an adapted layer can have: PEFT makes it, however much memory that takes.
-
-    Raises:
-        ValueError: names the layer and the highest rank.
-    """
-    if (usual := getattr(config, "r", None)) is None:
-        return
-    open_config = _maybe_include_all_linear_layers(replace(config), model)
-    for name in names:
-        weight = getattr(model.get_submodule(name), "weight", None)
-        if weight is None or weight.dim() != 2 or not check_target_module_exists(open_config, name):
-            continue
-        rank, smaller = override(getattr(config, "rank_pattern", {}), name, usual), min(weight.shape)
-        if rank > smaller:
-            raise ValueError(
-                f"r: the rank must be in [1, {smaller}], the smaller side of layer {name!r}, {weight.shape[0]} x "
-                f"{weight.shape[1]}, got {rank}"
-            )
 
 
 def check_shared(kinds: Mapping[Kind, int]) -> None:

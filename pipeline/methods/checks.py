@@ -21,13 +21,13 @@ def divides(*fields: str) -> Callable[[Any, nn.Module], None]:
 
 
 def lora(section: Any, layer: nn.Module) -> None:
-    """Check that a layer has as many directions as an initialization of LoRA takes.
+    """Check that a layer has as many directions as LoRA takes: PEFT makes more, however much memory that takes.
 
     Raises:
         ValueError: if it has fewer, or the initialization reads a weight the other way round.
     """
-    if section.init != "random" and section.r > min(_widths(layer)):
-        raise ValueError(f"r: {section.r} directions for init: {section.init}, and {min(_widths(layer))} are all of")
+    if section.r > min(_widths(layer)):
+        raise ValueError(f"r: {section.r} is above {min(_widths(layer))}, the smaller side of")
     if section.init == "olora" and isinstance(layer, Conv1D):
         raise ValueError("init: olora is for linear layers, and Conv1D is")
 

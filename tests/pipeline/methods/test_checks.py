@@ -20,7 +20,7 @@ MISTAKES = [
     ("fourierft", {"n_frequency": 577}, f"n_frequency: 577 is above 576, the entries of {QUERY}"),
     ("tinylora", {"r": 25}, f"r: 25 is above 24, the singular vectors of {QUERY}"),
     ("loraxs", {"r": 25}, f"layer '{QUERY}': the rank must be in [1, 24], the smaller side of 24 x 24, got 25"),
-    ("lora", {"r": 25, "init": "pissa"}, f"r: 25 directions for init: pissa, and 24 are all of {QUERY}"),
+    ("lora", {"r": 25}, f"r: 25 is above 24, the smaller side of {QUERY}"),
     (
         "kadaptation",
         {"target_modules": ["word_embeddings"]},
