@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data import datasets, sources
+from pipeline.data import datasets, sources, usable
 from pipeline.errors import UserError
 from pipeline.params.rows import DatasetRow, FilesSource
 
@@ -138,7 +138,7 @@ def test_the_first_of_two_equal_texts_in_train_stays(make):
     "other", ["hello  world", "HELLO WORLD", "\u210cello world", "hello\u3000world ", "hel\u2113o world"]
 )
 def test_texts_are_the_same_whatever_their_case_spacing_and_typography(other):
-    assert datasets.fold(other) == datasets.fold("Hello world") == "hello world"
+    assert usable.fold(other) == usable.fold("Hello world") == "hello world"
 
 
 def test_a_text_of_another_split_of_the_source_leaves_train(make):
@@ -151,7 +151,7 @@ def test_a_text_of_another_split_of_the_source_leaves_train(make):
 def test_a_cut_split_never_shares_a_sentence_with_train(make):
     shouted = [(text.upper(), label) for text, label in sentences(300)]
     splits = load_splits(make(train=sentences(300) + shouted, cut={"validation": 0.2, "test": 0.2}), "mine")
-    folded = {split: set(map(datasets.fold, table["text"])) for split, table in splits.items()}
+    folded = {split: set(map(usable.fold, table["text"])) for split, table in splits.items()}
     assert sum(map(len, folded.values())) == len(set().union(*folded.values())) == 300
 
 
@@ -206,14 +206,14 @@ def test_names_that_are_numbers_are_names_and_not_positions(make):
 def test_another_value_is_refused_with_its_row_and_the_allowed_ones(make, value):
     row = make(train=[*sentences(4), ("x", value)], validation=[("v", 0)], test=[("t", 0)])
     message = refusal(row)
-    assert f"mine: train: row 5: label {value!r} is no class; allowed: bad, good, 0, 1" in message
+    assert f"train.jsonl: row 5: label {value!r} is no class; allowed: bad, good, 0, 1" in message
     assert ("did you mean good?" in message) == (value == "goood")
 
 
 @pytest.mark.parametrize("label", [CLASSES, NUMBER])
 def test_hidden_labels_are_refused(make, label):
     row = make(label=label, train=sentences(4), validation=[("v", 0)], test=[("t", -1)])
-    assert "mine: test: row 1: the label is -1: the labels of this split are hidden" in refusal(row)
+    assert "test.jsonl: row 1: the label is -1: the labels of this split are hidden" in refusal(row)
 
 
 def test_a_threshold_leaves_out_what_is_closer_than_the_margin(make):
@@ -236,13 +236,13 @@ def test_numbers_are_floats(make):
 @pytest.mark.parametrize("value", ["nan", "inf", float("nan"), "five", [1]])
 def test_a_number_that_is_not_finite_is_refused(make, value):
     row = make(label=NUMBER, train=[*sentences(2), ("x", value)], validation=[("v", 0)], test=[("t", 0)])
-    assert f"train: row 3: label {value!r} is not a finite number" in refusal(row)
+    assert f"train.jsonl: row 3: label {value!r} is not a finite number" in refusal(row)
 
 
 @pytest.mark.parametrize("value", [5.01, -0.5, "17", 1e300])
 def test_a_number_outside_of_the_range_is_refused_with_its_row(make, value):
     row = make(label=NUMBER, train=[("low", 0), ("high", 5.0), ("x", value)], validation=[("v", 0)], test=[("t", 5)])
-    assert f"train: row 3: label {float(value):g} is not in the row's range, 0 to 5" in refusal(row)
+    assert f"train.jsonl: row 3: label {float(value):g} is not in the row's range, 0 to 5" in refusal(row)
 
 
 # Missing values, and splits that are left without rows
@@ -258,12 +258,12 @@ def test_missing_texts_and_labels_are_dropped_and_counted_per_row(make):
 @pytest.mark.parametrize("value", [5, ["a"], {"a": 1}])
 def test_a_text_that_is_no_text_is_refused(make, value):
     row = make(train=[(value, 1)], validation=[("v", 0)], test=[("t", 0)])
-    assert f"train: row 1: a text must be text, got {value!r}" in refusal(row)
+    assert f"train.jsonl: row 1: a text must be text, got {value!r}" in refusal(row)
 
 
 def test_half_a_character_is_refused(make):
     row = make(train=[("\ud83d", 1)], validation=[("v", 0)], test=[("t", 0)])
-    assert "train: row 1: a text must be valid Unicode, got '\\ud83d'" in refusal(row)
+    assert "train.jsonl: row 1: a text must be valid Unicode, got '\\ud83d'" in refusal(row)
 
 
 def test_an_empty_split_is_refused_with_counts(make):
@@ -320,7 +320,7 @@ def test_no_sentence_is_in_the_pairs_of_two_splits_nor_twice_in_those_of_test(ma
     shouted = [(text.upper(), number) for text, number in rated(300)]
     row = rated_row(make, train=rated(300) + shouted, cut={"validation": 0.2, "test": 0.2})
     folded = {
-        split: [datasets.fold(text) for name in ("text", "text_pair") for text in table[name]]
+        split: [usable.fold(text) for name in ("text", "text_pair") for text in table[name]]
         for split, table in load_splits(row, "mine").items()
     }
     assert sum(len(set(texts)) for texts in folded.values()) == len(set().union(*folded.values())) > 200
@@ -417,8 +417,8 @@ def test_dates_are_text_and_classes_in_json(tmp_path):
 @pytest.mark.parametrize(
     ("ending", "content", "message"),
     [
-        ("csv", "texts,label\na,0\n", "mine: train: no column 'text'; did you mean texts?; columns: texts, label"),
-        ("csv", "", "mine: train: no column 'text'; there are no columns"),
+        ("csv", "texts,label\na,0\n", "train.csv: no column 'text'; did you mean texts?; columns: texts, label"),
+        ("csv", "", "train.csv: no column 'text'; there are no columns"),
         ("csv", "text,label\na,b,0\n", "train.csv: line 2 has 3 columns, not 2"),
         ("csv", 'text,label\n"a,0\n', "train.csv: unexpected end of data"),
         ("csv", 'text,label\n"a\nb",0\n"c\n"d,0\n', "expected after '\"', in the row that begins on line 4"),
@@ -427,7 +427,7 @@ def test_dates_are_text_and_classes_in_json(tmp_path):
         ("jsonl", '{"text": "a", "label": 0}\n{"text"\n', "train.jsonl: line 2 is not JSON"),
         ("json", "[1]\n", "train.json: line 1 must be a JSON object, got list"),
         ("parquet", "no parquet", "train.parquet: "),
-        ("txt", "a", "train.txt: the ending must be one of .csv, .tsv, .jsonl, .json, .parquet"),
+        ("xls", "a", "train.xls: the ending must be one of .csv, .tsv, .txt, .jsonl, .json, .parquet"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(tmp_path, ending, content, message):
@@ -499,14 +499,14 @@ def test_batches_change_nothing(tmp_path, monkeypatch, ending):
 def test_rows_are_counted_from_the_first_one_of_the_file(make, monkeypatch):
     monkeypatch.setattr(sources, "BATCH", 8)
     row = make(train=[*sentences(20), ("x", "y")], validation=[("v", 0)], test=[("t", 0)])
-    assert "train: row 21: label 'y' is no class" in refusal(row)
+    assert "train.jsonl: row 21: label 'y' is no class" in refusal(row)
 
 
 def test_what_is_wrong_with_the_last_file_does_not_wait_for_the_rows_of_the_first(tmp_path):
     row = splits_of_text(tmp_path, "csv", "text,label\na,perhaps\n")
     (tmp_path / "test.csv").write_text("texts,label\n")
     files = row.source.files | {"test": str(tmp_path / "test.csv")}
-    assert "mine: test: no column 'text'; did you mean texts?" in refusal(row_of(files))
+    assert "test.csv: no column 'text'; did you mean texts?" in refusal(row_of(files))
 
 
 def test_texts_of_a_split_are_never_all_in_memory(tmp_path, monkeypatch):
@@ -647,7 +647,7 @@ def test_loading_prints_nothing(glue, capfd):
     [
         (
             {"splits": {"train": "train", "test": "test"}},
-            "mine: test: row 1: the label is -1: the labels of this split",
+            "glue: row 1: the label is -1: the labels of this split",
         ),
         ({"config": "mrpx"}, "BuilderConfig 'mrpx' not found. Available: ['mrpc']"),
         ({"splits": {"train": "train", "test": "dev"}}, 'Unknown split "dev"'),
