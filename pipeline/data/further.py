@@ -1,30 +1,23 @@
 """What an adapter predicts beside its test split: the row's hidden split, and the sets under `also`.
 
-They have tables of their own. A set's rows with labels are `NAME`, those without `NAME.hidden`; nothing is cut or left
-out as a duplicate, for published scores count every row.
+They have tables of their own, named as in `DatasetRow.scored` and `hidden`. Nothing is cut or left out as a duplicate,
+for published scores count every row.
 """
 
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from pipeline import params
 from pipeline.data import sources
 from pipeline.data.datasets import mapped
 from pipeline.data.usable import write
 from pipeline.errors import UserError
-from pipeline.params.rows import DatasetRow, Examples, Split
+from pipeline.params.rows import HIDDEN, DatasetRow
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-HIDDEN: Final = "hidden"
-
-
-def hidden(name: str | None) -> str:
-    """Return the name of the hidden split of a set under `also`, or of the row itself."""
-    return HIDDEN if name is None else f"{name}.{HIDDEN}"
 
 
 def load(row: DatasetRow, name: str, dropped: Counter[str]) -> dict[str, "Dataset"]:
@@ -34,20 +27,13 @@ def load(row: DatasetRow, name: str, dropped: Counter[str]) -> dict[str, "Datase
         UserError: if a source cannot be read, if a text or label is not what the row says, or if a split is empty.
     """
     where = f"{params.TABLES['data'][0]}: {name}"
+    paths = {}
     with tempfile.TemporaryDirectory(prefix="lsr-adapt-") as folder:
-        paths = _write(row, {HIDDEN: HIDDEN}, where, dropped, Path(folder))
-        for word, further in row.also.items():
-            names: dict[Split, str] = {"test": word, HIDDEN: hidden(word)}
-            paths |= _write(further, names, f"{where}.also.{word}", dropped, Path(folder))
+        for split, examples in (row.scored | row.hidden).items():
+            is_hidden = split in row.hidden
+            ((_, table),) = sources.read(examples, where, (HIDDEN if is_hidden else "test",)).items()
+            written = write(table, examples, split, where, dropped, Path(folder, split), hidden=is_hidden)
+            if not len(written.digests):
+                raise UserError(f"{where}: {split} is empty: {table.name}")
+            paths[split] = written.path
         return mapped(paths)
-
-
-def _write(row: Examples, names: dict[Split, str], where: str, dropped: Counter[str], folder: Path) -> dict[str, Path]:
-    found = {}
-    for split, table in sources.read(row, where, tuple(names)).items():
-        name = names[split]
-        written = write(table, row, split, where, dropped, folder / name, hidden=split == HIDDEN)
-        if not len(written.digests):
-            raise UserError(f"{where}: {split} is empty: {table.name}")
-        found[name] = written.path
-    return found

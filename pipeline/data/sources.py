@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from pipeline.data import packages
 from pipeline.errors import UserError, first_line, nearest
-from pipeline.params.rows import Examples, FilesSource, HubSource, PackageSource, Split
+from pipeline.params.rows import HIDDEN, Examples, FilesSource, HubSource, PackageSource, Split
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -77,8 +77,8 @@ def read(row: Examples, where: str, splits: Collection[Split]) -> dict[Split, Ta
     """
     tables = {}
     for split in (split for split in splits if split in row.source.provides):
-        index = () if row.submission is None or split != "hidden" else row.submission.index
-        wanted = (*row.reads, *index) if split == "hidden" else (*row.reads, row.label.column)
+        index = () if row.submission is None or split != HIDDEN else row.submission.index
+        wanted = (*row.reads, *index) if split == HIDDEN else (*row.reads, row.label.column)
         choice = _Choice(tuple(dict.fromkeys(wanted)), f"{where}: {split}")
         match row.source:
             case HubSource() as source:

@@ -17,9 +17,7 @@ from pipeline import console
 from pipeline.data import labels, records, sources
 from pipeline.data.texts import is_missing
 from pipeline.errors import UserError
-from pipeline.params.rows import Examples, Number
-
-GROUP, INDEX = "group", "index"  # columns beside text, text_pair and label
+from pipeline.params.rows import GROUP, INDEX, Examples, Number
 
 
 class Usable(NamedTuple):

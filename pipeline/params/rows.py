@@ -1,7 +1,7 @@
 """The schemas of the tables pipeline/datasets.yaml and pipeline/models.yaml: one row a data set, one a model."""
 
 import re
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -21,6 +21,8 @@ from pipeline.errors import first_line
 
 FIELD = re.compile(r"\{([^{}]+)\}")  # of a template: a column in braces
 CHOICE = "choice"  # the field of a template that stands for the choice at hand
+HIDDEN: Final = "hidden"
+GROUP, INDEX = "group", "index"  # columns of examples beside text, text_pair and label
 
 
 def all_different(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -345,7 +347,7 @@ class Examples(Row):
 
     @model_validator(mode="after")
     def _a_hidden_split_is_for_a_submission(self) -> Self:
-        if ("hidden" in self.source.provides) != (self.submission is not None):
+        if (HIDDEN in self.source.provides) != (self.submission is not None):
             raise ValueError("a split hidden in the source needs a submission, which says what to predict it for")
         if self.submission is None or not self.submission.labels:
             return self
@@ -360,7 +362,7 @@ class FurtherRow(Examples):
 
     @model_validator(mode="after")
     def _is_not_trained_on(self) -> Self:
-        if not self.source.provides <= {"test", "hidden"}:
+        if not self.source.provides <= {"test", HIDDEN}:
             raise ValueError("a set under `also` is not trained on: its source provides test, hidden or both")
         return self
 
@@ -396,13 +398,24 @@ class DatasetRow(Examples):
         return tuple(made[place] if is_template(entry) else entry for place, entry in enumerate(self.text))
 
     @property
+    def scored(self) -> dict[str, Examples]:
+        """What has labels beside its own splits, by the name of the split that holds it."""
+        return {word: further for word, further in self.also.items() if "test" in further.source.provides}
+
+    @property
+    def hidden(self) -> dict[str, Examples]:
+        """What has no labels and is predicted for a submission, by the name of the split that holds it."""
+        rows: dict[str, Examples] = {HIDDEN: self} | {f"{word}.{HIDDEN}": row for word, row in self.also.items()}
+        return {split: row for split, row in rows.items() if HIDDEN in row.source.provides}
+
+    @property
     def sources(self) -> tuple[HubSource | FilesSource | PackageSource, ...]:
         """All sources: its own, then those of the further sets."""
         return (self.source, *(further.source for further in self.also.values()))
 
     @model_validator(mode="after")
     def _splits_cover_the_three(self) -> Self:
-        have = self.source.provides - {"hidden"}
+        have = self.source.provides - {HIDDEN}
         if "train" not in have:
             raise ValueError("the source must provide train")
         if both := have & set(self.cut):
@@ -426,7 +439,7 @@ class DatasetRow(Examples):
             raise ValueError("pairs compare numbers: the label needs low and high, and no names")
         if len(self.text) != 1:
             raise ValueError(f"pairs are made of one text column, got {', '.join(self.text)}")
-        if self.source.provides & {"hidden"}:
+        if HIDDEN in self.source.provides:
             raise ValueError("pairs are made of rows with numbers, which a hidden split lacks")
         return self
 

@@ -82,6 +82,7 @@ class EvaluateParams(Section):
     export: Annotated[tuple[Literal["lora", "merged"], ...], AfterValidator(all_different)] = Field(
         description="lora: a plain PEFT LoRA folder; merged: a plain transformers checkpoint"
     )
+    submission: StrictBool = Field(description="whether the hidden split is predicted, for the benchmark's server")
 
 
 class MethodParams(Section):

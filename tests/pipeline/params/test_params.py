@@ -434,7 +434,7 @@ ROW_MISTAKES = [
     ("pairs", 1, "pairs: must hold keys and values, or {} for none, got 1"),
     ("pairs", {"margn": 1}, "pairs.margn: no such key; did you mean margin?"),
     ("text", "text", "text: input should be a list, got 'text'"),
-    ("metrics", ["accuracy", "f2"], "metrics.1: input should be 'accuracy', 'f1', 'macro_f1', 'matthews_correlation', "),
+    ("metrics", ["accuracy", "f2"], "metrics.1: input should be 'accuracy', 'f1', 'macro_f1', 'matthews"),
     ("metrics", ["pearson"], "movie-reviews: metrics ['pearson'] do not fit this label; allowed are ['accuracy',"),
     ("cut.tset", 0.1, "cut.tset: input should be 'validation' or 'test', got 'tset'; did you mean test?"),
     ("cut.test", ..., "movie-reviews: nothing provides test: name it in the source, or cut it from train"),
