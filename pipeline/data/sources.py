@@ -315,11 +315,13 @@ def _records(number: int, line: str, choice: _Choice) -> Iterator[dict[str, Any]
 
 def _items(record: dict[str, Any], path: list[str]) -> Iterator[dict[str, Any]]:
     """The object once for each item of the lists along a path, with the item in the place of the list."""
+    if not path:
+        yield {**record}  # a TypeError where it is no object
+        return
     key, *rest = path
     items = record[key] if isinstance(record[key], list) else [record[key]]
     for item in items:
-        for inner in _items(item, rest) if rest else [item]:
-            yield {**record, key: inner}
+        yield from ({**record, key: inner} for inner in _items(item, rest))
 
 
 def _flat(record: dict[str, Any]) -> dict[str, Any]:

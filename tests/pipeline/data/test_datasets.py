@@ -245,6 +245,24 @@ def test_a_number_outside_of_the_range_is_refused_with_its_row(make, value):
     assert f"train.jsonl: row 3: label {float(value):g} is not in the row's range, 0 to 5" in refusal(row)
 
 
+# Strata
+
+
+def test_strata_take_the_share_of_each_class_in_the_order_of_the_hash(make):
+    train = [(f"sentence number {number}", int(number % 10 == 0)) for number in range(400)]
+    row = make(train=train, cut={"validation": 0.1, "test": 0.2}, stratify=True)
+    splits = load_splits(row, "mine")
+    assert {split: table["label"].value_counts().to_dict() for split, table in splits.items()} == {
+        "train": {0: 252, 1: 28},
+        "validation": {0: 36, 1: 4},
+        "test": {0: 72, 1: 8},
+    }
+    hashes = {text: hashlib.sha256(text.encode()).digest() for text, _ in train}
+    for label in (0, 1):
+        of_class = sorted((text for text, number in train if number == label), key=hashes.get)
+        assert set(of_class[: len(of_class) // 5]) == set(splits["test"].query("label == @label")["text"])
+
+
 # Missing values, and splits that are left without rows
 
 
@@ -268,10 +286,9 @@ def test_half_a_character_is_refused(make):
 
 def test_an_empty_split_is_refused_with_counts(make):
     row = make(train=sentences(20), validation=[("", 0)], test=[("t", 0)])
-    assert (
-        "validation is empty; rows: train 20, validation 0, test 1; dropped: missing 1, within_margin 0, duplicate 0"
-        in refusal(row)
-    )
+    message = refusal(row)
+    assert "validation is empty; rows: train 20, validation 0, test 1; dropped: missing 1, within_margin 0" in message
+    assert message.endswith(", duplicate 0; of " + row.source.files["validation"])
 
 
 def test_a_class_without_a_row_in_train_is_refused_with_counts(make):
@@ -424,6 +441,14 @@ def test_dates_are_text_and_classes_in_json(tmp_path):
         ("csv", 'text,label\n"a\nb",0\n"c\n"d,0\n', "expected after '\"', in the row that begins on line 4"),
         ("csv", "text,text\na,0\n", "train.csv: columns must differ from each other, got text, text"),
         ("tsv", "text\tlabel\na\n", "train.tsv: line 2 has 1 columns, not 2"),
+        (
+            "tsv",
+            "text,label\na,0\n",
+            "columns: text,label; are the columns separated by ','? the ending for that is .csv",
+        ),
+        ("csv", "text\tlabel\na\t0\n", "are the columns separated by '\\t'? the ending for that is .tsv"),
+        ("csv", "text;label\na;0\n", "are the columns separated by ';'? separate them by commas (.csv) or tabs (.tsv)"),
+        ("csv", "text,label\na;0\n", "train.csv: line 2 has 1 columns, not 2; are the columns separated by ';'?"),
         ("jsonl", '{"text": "a", "label": 0}\n{"text"\n', "train.jsonl: line 2 is not JSON"),
         ("json", "[1]\n", "train.json: line 1 must be a JSON object, got list"),
         ("parquet", "no parquet", "train.parquet: "),
@@ -472,6 +497,47 @@ def test_columns_are_named_where_the_files_have_no_header(tmp_path):
     assert test["label"].tolist() == [1, 0]
     Path(files["test"]).write_text("text\t1\n")
     assert "test.tsv: line 1 has 2 columns, not 4" in refusal(row)
+
+
+def test_lines_that_are_torn_can_be_left_out(tmp_path):
+    content = "text\tlabel\na\t0\nb\ntorn\t1\t1\nc\t1\n"
+    row = splits_of_text(tmp_path, "tsv", content)
+    assert "line 3 has 1 columns, not 2" in refusal(row)
+    source = row.source.model_copy(update={"broken_lines": "drop"})
+    loaded = datasets.load(row.model_copy(update={"source": source}), "mine")
+    assert sorted(frames(loaded)["train"]["text"]) == ["a", "c"]
+    assert loaded.dropped["missing"] == 2
+
+
+def nested(tmp_path, *lines):
+    """The row of a file whose lines have a document with a title and a list of parts, each with text and label."""
+    held_out = {"doc": {"title": "held out", "parts": [{"text": "held out", "label": 0}]}}
+    for split, records in (("train", lines), ("test", [held_out])):
+        (tmp_path / f"{split}.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    files = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "test")}
+    return DatasetRow(
+        source={"kind": "files", "files": files, "each": "doc.parts"},
+        text=["doc.title", "doc.parts.text"],
+        label={**CLASSES, "column": "doc.parts.label"},
+        metrics=["accuracy"],
+        select_on="test",
+    )
+
+
+def test_objects_in_lists_are_rows_with_what_stands_around_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "BATCH", 2)
+    parts = [{"text": f"part {number}", "label": number % 2} for number in range(3)]
+    lines = ({"doc": {"title": title, "parts": parts[begin:]}} for title, begin in (("A", 0), ("B", 2)))
+    found = load_splits(nested(tmp_path, *lines), "mine")["train"]
+    assert sorted(zip(found["text"], found["text_pair"], found["label"], strict=True)) == [
+        ("A", "part 0", 0), ("A", "part 1", 1), ("A", "part 2", 0), ("B", "part 2", 0),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", [{"doc": {"title": "A"}}, {"doc": 5}, {"doc": {"title": "A", "parts": ["x"]}}])
+def test_a_line_without_the_list_is_refused(tmp_path, line):
+    good = {"doc": {"title": "A", "parts": [{"text": "a", "label": 0}]}}
+    assert "train.jsonl: line 2 has no list of objects at doc.parts" in refusal(nested(tmp_path, good, line))
 
 
 def test_columns_of_a_file_that_names_its_own_are_refused():
