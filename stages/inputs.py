@@ -13,7 +13,8 @@ from pathlib import Path
 
 from pipeline import artifacts, console, params, stage
 from pipeline.errors import UserError
-from pipeline.params.rows import FilesSource, HubModel, HubSource, PackageModel, PackageSource
+from pipeline.params.rows import HubModel, PackageModel
+from pipeline.params.sources import FilesSource, HubSource, PackageSource
 
 WATCHED = ("data", "models")  # dvc.yaml has them as deps of this stage
 

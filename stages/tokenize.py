@@ -19,7 +19,8 @@ from pipeline import artifacts, console, params, stage
 from pipeline.data import datasets, further
 from pipeline.data.encoding import tokenize
 from pipeline.errors import UserError
-from pipeline.params.rows import HIDDEN, DatasetRow
+from pipeline.params.rows import DatasetRow
+from pipeline.params.sources import HIDDEN
 
 if TYPE_CHECKING:
     from datasets import Dataset

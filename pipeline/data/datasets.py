@@ -19,7 +19,8 @@ from pipeline import params
 from pipeline.data import pairs, sources
 from pipeline.data.usable import Usable, write
 from pipeline.errors import UserError
-from pipeline.params.rows import DatasetRow, Split
+from pipeline.params.rows import DatasetRow
+from pipeline.params.sources import Split
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -14,7 +14,8 @@ from pipeline.data import sources
 from pipeline.data.datasets import mapped
 from pipeline.data.usable import write
 from pipeline.errors import UserError
-from pipeline.params.rows import HIDDEN, DatasetRow
+from pipeline.params.rows import DatasetRow
+from pipeline.params.sources import HIDDEN
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from pipeline.data import packages
 from pipeline.errors import UserError, first_line, nearest
-from pipeline.params.rows import HIDDEN, Examples, FilesSource, HubSource, PackageSource, Split
+from pipeline.params.rows import Examples
+from pipeline.params.sources import HIDDEN, FilesSource, HubSource, PackageSource, Split
 
 if TYPE_CHECKING:
     import pyarrow as pa

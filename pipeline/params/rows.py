@@ -1,12 +1,10 @@
 """The schemas of the tables pipeline/datasets.yaml and pipeline/models.yaml: one row a data set, one a model."""
 
 import re
-from typing import Annotated, Any, Final, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     StrictBool,
@@ -18,22 +16,22 @@ from pydantic import (
 )
 
 from pipeline.errors import first_line
+from pipeline.params.sources import (
+    HIDDEN,
+    Columns,
+    FilesSource,
+    HubSource,
+    PackageSource,
+    Pinned,
+    Row,
+    Sha256,
+    Split,
+    all_different,
+)
 
 FIELD = re.compile(r"\{([^{}]+)\}")  # of a template: a column in braces
 CHOICE = "choice"  # the field of a template that stands for the choice at hand
-HIDDEN: Final = "hidden"
 GROUP, INDEX = "group", "index"  # columns of examples beside text, text_pair and label
-
-
-def all_different(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Check a list of names for pydantic.
-
-    Raises:
-        ValueError: if a name comes twice.
-    """
-    if len(set(names)) < len(names):
-        raise ValueError("names must differ from each other")
-    return names
 
 
 def compiles(expression: str) -> str:
@@ -71,93 +69,16 @@ def filled_by_columns(entry: str) -> str:
 
 
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", description="DVC splits keys on dots, so a word has none")]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Pinned = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.+!_-]+$", description="name==version")]
 Share = Annotated[StrictFloat, Field(ge=0, lt=1)]
 # Squares of labels are summed in float32, which ends at 3e38.
 Real = Annotated[StrictFloat, Field(ge=-1e15, le=1e15)]
 Margin = Annotated[StrictFloat, Field(le=1e15)]
-Split = Literal["train", "validation", "test", "hidden"]  # hidden: without labels, to be predicted for a benchmark
-Columns = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(all_different)]
-
 # The official scores of the tasks at hand. The first metric of a row is the one that selects the best checkpoint.
 GroupMetric = Literal["exact_match", "gender_parity"]
 ClassificationMetric = Literal["accuracy", "f1", "macro_f1", "matthews_correlation", GroupMetric]
 RegressionMetric = Literal["pearson", "spearman"]
 COMPARED = ("first", "second")  # the classes of pairs: which of the two has the greater number
 CHOSEN = ("wrong", "right")  # the classes of a choice
-
-
-class Row(BaseModel):
-    """What all rows share: no unknown key, no change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class HubSource(Row):
-    """A repository on the Hugging Face hub, or a local folder of the same form, read by `datasets.load_dataset`."""
-
-    kind: Literal["hub"]
-    path: str
-    config: str | None = None
-    revision: str | None = Field(None, description="a commit, so that the row stands for the content")
-    splits: dict[Split, str] = Field(min_length=1, description="our split -> the repository's name for it")
-
-    @property
-    def provides(self) -> set[Split]:
-        """The splits that need no cutting."""
-        return set(self.splits)
-
-
-class FilesSource(Row):
-    """Files on disk, one a split; the ending (csv, tsv, txt, jsonl, parquet) says how each is read."""
-
-    kind: Literal["files"]
-    files: dict[Split, str] = Field(min_length=1, description="paths from the root of the repository, or absolute")
-    columns: Columns | dict[Split, Columns] | None = Field(
-        None, description="names of the columns of csv and tsv files that have no header: of all, or of some splits"
-    )
-    each: str | None = Field(None, description="of jsonl: where lists are, each item of which makes a row: a.list.list")
-    broken_lines: Literal["refuse", "drop"] = Field(
-        "refuse", description="lines of csv and tsv with another number of columns; drop counts them as missing"
-    )
-
-    def columns_of(self, split: Split) -> Columns | None:
-        """The names of the columns of a file without a header; None where it has one."""
-        return self.columns.get(split) if isinstance(self.columns, dict) else self.columns
-
-    @model_validator(mode="after")
-    def _columns_are_for_files_without_a_header(self) -> Self:
-        wrong = [
-            path
-            for split, path in self.files.items()
-            if self.columns_of(split) and not path.endswith((".csv", ".tsv", ".txt"))
-        ]
-        if wrong:
-            raise ValueError(f"columns are for csv and tsv files, got {', '.join(wrong)}")
-        if self.each and (wrong := [path for path in self.files.values() if not path.endswith((".jsonl", ".json"))]):
-            raise ValueError(f"each is for jsonl files, got {', '.join(wrong)}")
-        return self
-
-    @property
-    def provides(self) -> set[Split]:
-        """The splits that need no cutting."""
-        return set(self.files)
-
-
-class PackageSource(Row):
-    """One file inside a source distribution of the package index, pinned by version and sha256."""
-
-    kind: Literal["package"]
-    package: Pinned
-    sha256: Sha256
-    members: tuple[str, ...] = Field(min_length=1, description="path in the archive, then in the archive found there")
-    columns: tuple[str, ...] = Field(min_length=1, description="names of the tab-separated columns; there is no header")
-
-    @property
-    def provides(self) -> set[Split]:
-        """The splits that need no cutting: one file has no splits of its own, all of it is train."""
-        return {"train"}
 
 
 class Classes(Row):

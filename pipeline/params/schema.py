@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializeAsAny, StrictInt, ValidationInfo, create_model, field_validator
 
-from pipeline.params.rows import DatasetRow, ModelRow, Row, Word
+from pipeline.params.rows import DatasetRow, ModelRow, Word
 from pipeline.params.sections import (
     ADAPTERS,
     EvaluateParams,
@@ -17,6 +17,7 @@ from pipeline.params.sections import (
     TokenizeParams,
     TrainParams,
 )
+from pipeline.params.sources import Row
 
 PARAMS = Path("params.yaml")
 TABLES: dict[str, tuple[Path, type[Row]]] = {

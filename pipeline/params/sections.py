@@ -14,7 +14,8 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.params.rows import Word, all_different, compiles
+from pipeline.params.rows import Word, compiles
+from pipeline.params.sources import all_different
 
 # Bounds are far above what anyone uses: they stand for "a typing error". What each must keep from happening, it says.
 # Strict: true is no number, "3" is none, and 1 is no truth value, though Python takes each for the other.

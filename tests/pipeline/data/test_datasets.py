@@ -20,7 +20,8 @@ import pytest
 
 from pipeline.data import datasets, sources, usable
 from pipeline.errors import UserError
-from pipeline.params.rows import DatasetRow, FilesSource
+from pipeline.params.rows import DatasetRow
+from pipeline.params.sources import FilesSource
 
 CLASSES = {"column": "label", "names": ["bad", "good"]}
 NUMBER = {"column": "label", "low": 0, "high": 5}
