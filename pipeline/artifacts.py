@@ -34,11 +34,11 @@ EVALUATE_PREDICTIONS = Path("reports/evaluate/predictions.csv")
 EVALUATE_PICTURE = Path("reports/evaluate/predictions.png")
 UNTRACKED = (FACTORIZE_COST,)  # seconds and bytes differ between runs: no outs of DVC's, and ignored by Git
 
-PARITY = "parity.json"  # in EXPORTS
+PARITY, SUBMISSION = "parity.json", "submission"  # in EXPORTS
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<pid>[1-9]\d{0,6})(?P<old>\.old)?")  # see `replacing`
 # Files of the folders above: tokens, curves, adapters, checkpoints with their tokenizer. DVC may have them as links.
 WRITTEN = re.compile(
-    r".+\.(arrow|csv|safetensors)|parity\.json|task\.json|adapter_config\.json|(generation_)?config\.json|"
+    r".+\.(arrow|csv|safetensors|tsv|jsonl)|parity\.json|task\.json|adapter_config\.json|(generation_)?config\.json|"
     r"model\.safetensors\.index\.json|tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|"
     r"chat_template\.jinja|vocab\.(txt|json)|merges\.txt|(spiece|sentencepiece\.bpe|tokenizer)\.model"
 )
@@ -47,7 +47,7 @@ Value = str | int | float
 
 
 def tokens(split: str) -> Path:
-    """Return the Arrow file of a split: train, validation or test."""
+    """Return the Arrow file of a split: train, validation, test, or a further one of the row."""
     return TOKENS / f"{split}.arrow"
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from pipeline import artifacts, console, params, stage
 from pipeline.errors import UserError
 from pipeline.files import check_file
-from pipeline.params.rows import FilesSource, HubModel, HubSource, PackageModel, PackageSource
+from pipeline.params.rows import HubModel, PackageModel
+from pipeline.params.sources import FilesSource, HubSource, PackageSource
 
 WATCHED = ("data", "models")  # dvc.yaml has them as deps of this stage
 
@@ -84,11 +85,12 @@ def _sha256(path: Path) -> str:
 
 
 def main(view: params.InputsView) -> None:
-    for word, name, row, path in (
-        ("data", view.data, view.dataset, artifacts.DATA_FILES),
-        ("model", view.model, view.base_model, artifacts.MODEL_FILES),
+    for word, name, sources, path in (
+        ("data", view.data, view.dataset.sources, artifacts.DATA_FILES),
+        ("model", view.model, (view.base_model.source,), artifacts.MODEL_FILES),
     ):
-        artifacts.write_metrics(path, inputs(row.source, f"{params.TABLES[word][0]}: {name}"))
+        where = f"{params.TABLES[word][0]}: {name}"
+        artifacts.write_metrics(path, {file: sha for source in sources for file, sha in inputs(source, where).items()})
     artifacts.write_metrics(artifacts.FRAMES_FILES, frames_inputs(view))
 
 

@@ -1,11 +1,13 @@
 """Turn the texts of a data set into tokens. Reads params.yaml and the rows of the data set and the model in pipeline/.
 
-Writes artifacts/tokens/{train,validation,test}.arrow, reports/tokenize/metrics.json and reports/tokenize/lengths.csv.
+Writes artifacts/tokens/, a file for train, validation, test and each further split of the row, and
+reports/tokenize/metrics.json and lengths.csv.
 Lengths in the reports are those of whole texts, before `max_length` cuts them: they say what another value would cost.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,10 +16,11 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import artifacts, console, params, stage
-from pipeline.data import datasets
+from pipeline.data import datasets, further
 from pipeline.data.encoding import tokenize
 from pipeline.errors import UserError
 from pipeline.params.rows import DatasetRow
+from pipeline.params.sources import HIDDEN
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,8 +37,11 @@ def write(
     tokenizer: "PreTrainedTokenizerBase",
     max_length: int,
     advance: Callable[[int], None],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Write the tokens of a split, a part of its rows at a time; return the label and the whole length of each row."""
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """Write the tokens of a split, a part of its rows at a time; return the label and the whole length of each row.
+
+    A hidden split has no labels.
+    """
     parts = (texts.select(range(at, min(at + WRITTEN, len(texts)))) for at in range(0, len(texts), WRITTEN))
     tokens = (tokenize(part, tokenizer, max_length, advance) for part in parts)
     first = next(tokens)
@@ -43,17 +49,19 @@ def write(
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, first.table.schema) as writer:
         for table, lengths in chain([first], tokens):
             writer.write_table(table)
-            found.append((table["label"].to_numpy(), lengths))
-    labels, lengths = (np.concatenate(values) for values in zip(*found, strict=True))
-    return labels, lengths
+            found.append((table["label"].to_numpy() if "label" in table.column_names else None, lengths))
+    labels, lengths = zip(*found, strict=True)
+    return None if labels[0] is None else np.concatenate(labels), np.concatenate(lengths)
 
 
 def summarize(
-    split: str, labels: np.ndarray, lengths: np.ndarray, row: DatasetRow, max_length: int
+    split: str, labels: np.ndarray | None, lengths: np.ndarray, row: DatasetRow, max_length: int
 ) -> dict[str, artifacts.Value]:
     """Return the metrics of a split: rows, labels, lengths in tokens, and the share of texts that are cut."""
     metrics: dict[str, artifacts.Value] = {"rows": len(lengths)}
-    if row.is_regression:
+    if labels is None:
+        pass
+    elif row.is_regression:
         metrics |= {"label_mean": float(labels.mean()), "label_std": float(labels.std())}
     else:
         shares = np.bincount(labels, minlength=row.num_labels) / len(labels)
@@ -62,7 +70,12 @@ def summarize(
         metrics[f"tokens_p{percent}"] = int(np.percentile(lengths, percent, method="higher"))
     metrics["tokens_max"] = int(lengths.max())
     metrics["truncated_share"] = float((lengths > max_length).mean())
-    return {f"{split}_{name}": value for name, value in metrics.items()}
+    return {f"{_key(split)}_{name}": value for name, value in metrics.items()}
+
+
+def _key(split: str) -> str:
+    """A split's name as a part of a metric's: dots are for `NAME.hidden` and for keys in keys."""
+    return split.replace(".", "_")
 
 
 def histogram(lengths: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -89,11 +102,13 @@ def main(view: params.TokenizeView) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said aloud, so that no later fork warns about it
     max_length = view.tokenize.max_length
     splits, dropped, conflicting = datasets.load(view.dataset, view.data)
+    counts = Counter(dropped)
+    splits |= further.load(view.dataset, view.data, counts)
     from pipeline.methods import base_models  # seconds of import: after all that can be refused without it
 
     tokenizer = base_models.load_tokenizer(view.base_model)
     check_max_length(tokenizer, max_length)
-    metrics: dict[str, artifacts.Value] = {f"rows_dropped_{reason}": count for reason, count in dropped.items()}
+    metrics: dict[str, artifacts.Value] = {f"rows_dropped_{reason}": count for reason, count in counts.items()}
     metrics["rows_conflicting"] = conflicting
     whole = {}
     total = sum(len(texts) for texts in splits.values())
@@ -105,21 +120,21 @@ def main(view: params.TokenizeView) -> None:
             metrics |= summarize(split, labels, whole[split], view.dataset, max_length)
     artifacts.write_csv(artifacts.TOKENIZE_LENGTHS, ("length", "rows"), histogram(whole["train"]))
     artifacts.write_metrics(artifacts.TOKENIZE_METRICS, metrics)
-    _report(view, metrics)
+    _report(view, splits, metrics)
 
 
-def _report(view: params.TokenizeView, metrics: Mapping[str, artifacts.Value]) -> None:
+def _report(view: params.TokenizeView, splits: Iterable[str], metrics: Mapping[str, artifacts.Value]) -> None:
     columns = ("split", "rows", "labels", "p50", "p95", "truncated")
     rows = [
         (
             split,
-            metrics[f"{split}_rows"],
-            _shown_labels(split, view.dataset, metrics),
-            metrics[f"{split}_tokens_p50"],
-            metrics[f"{split}_tokens_p95"],
-            f"{metrics[f'{split}_truncated_share']:.1%}",
+            metrics[f"{_key(split)}_rows"],
+            "hidden" if split.endswith(HIDDEN) else _shown_labels(_key(split), view.dataset, metrics),
+            metrics[f"{_key(split)}_tokens_p50"],
+            metrics[f"{_key(split)}_tokens_p95"],
+            f"{metrics[f'{_key(split)}_truncated_share']:.1%}",
         )
-        for split in datasets.SPLITS
+        for split in splits
     ]
     console.table(f"{view.data}: tokens of whole texts, cut at {view.tokenize.max_length}", columns, rows)
     reasons = ", ".join(f"{metrics[f'rows_dropped_{reason}']} {reason}" for reason in datasets.DROPPED)
@@ -127,10 +142,10 @@ def _report(view: params.TokenizeView, metrics: Mapping[str, artifacts.Value]) -
     console.line(f"rows left out: {reasons.replace('_', ' ')}, {conflicts}")
 
 
-def _shown_labels(split: str, row: DatasetRow, metrics: Mapping[str, artifacts.Value]) -> str:
+def _shown_labels(key: str, row: DatasetRow, metrics: Mapping[str, artifacts.Value]) -> str:
     if row.is_regression:
-        return f"mean {metrics[f'{split}_label_mean']:.3g}"
-    shares = [metrics[f"{split}_share_{name}"] for name in row.names]
+        return f"mean {metrics[f'{key}_label_mean']:.3g}"
+    shares = [metrics[f"{key}_share_{name}"] for name in row.names]
     if len(shares) > CLASSES_SHOWN:
         return f"{len(shares)} classes, {min(shares):.1%} to {max(shares):.1%}"
     return ", ".join(f"{name} {share:.0%}" for name, share in zip(row.names, shares, strict=True))

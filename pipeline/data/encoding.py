@@ -28,7 +28,7 @@ def tokenize(
     max_length: int,
     advance: Callable[[int], None] = lambda done: None,
 ) -> Tokens:
-    """Return the tokens of each row of `texts` (text, perhaps text_pair, label), at most `max_length` each.
+    """Return the tokens of each row of `texts` (text, perhaps text_pair), at most `max_length` each, and what it has.
 
     There is no padding and no attention mask: it would be all ones. Of a pair, the longer text is cut first.
     """
@@ -43,7 +43,7 @@ def tokenize(
             name: pa.array(encoded[name], pa.list_(kinds[name])) for name in names
         }
         arrays["length"] = pa.array(map(len, encoded["input_ids"]), pa.int32())
-        arrays |= {name: batch[name] for name in ("label", *columns)}
+        arrays |= {name: batch[name] for name in sorted(batch.column_names, key=lambda name: name != "label")}
         tables.append(pa.table(arrays))
         lengths += whole
         advance(len(batch))

@@ -7,16 +7,20 @@ Text formats are read by the standard library and not by Arrow's readers, which 
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO, TypeVar
 
 from pipeline.data import packages
 from pipeline.errors import UserError, first_line, nearest
 from pipeline.files import check_file
-from pipeline.params.rows import DatasetRow, FilesSource, HubSource, PackageSource, Split
+from pipeline.params.rows import Examples
+from pipeline.params.sources import HIDDEN, FilesSource, HubSource, PackageSource, Split
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 BATCH = 10_000  # rows, or fewer long ones
 LONGEST_LINE = 10_000_000  # characters: a text may have a tenth of them, and a row more than one text
@@ -24,22 +28,36 @@ MEGABYTE = 1_000_000
 Columns = dict[str, Sequence[Any]]
 Records = Iterator[tuple[int, list[str]]]  # line number and fields
 Item = TypeVar("Item")
+SEPARATORS = {",": ".csv", "\t": ".tsv"}
 
 
 class _Choice(NamedTuple):
-    """Which columns of a table: those of `wanted` or, where it is None, all."""
+    """Which columns of a table: those of `wanted` or, where it is None, all; and how it is written."""
 
     wanted: tuple[str, ...] | None
     where: str
     names: tuple[str, ...] | None = None  # of the columns, where the file has no header
+    each: str | None = None  # the list in a JSON object that makes it many rows
+    drops_broken: bool = False  # lines with another number of columns are rows without values
 
     def of(self, there: Iterable[str]) -> list[str]:
         there = list(there)
         for column in self.wanted or ():
             if column not in there:
                 shown = f"columns: {', '.join(there)}" if there else "there are no columns"
-                raise UserError(f"{self.where}: no column {column!r}{nearest(column, there)}; {shown}")
+                raise UserError(
+                    f"{self.where}: no column {column!r}{nearest(column, there)}; {shown}{_separated(there)}"
+                )
         return there if self.wanted is None else list(self.wanted)
+
+
+def _separated(fields: Sequence[str]) -> str:
+    """What may be wrong with a line of one field: that its fields are separated by something else."""
+    if len(fields) != 1 or not (found := [sign for sign in (*SEPARATORS, ";", "|") if sign in fields[0]]):
+        return ""
+    ending = SEPARATORS.get(found[0])
+    fits = "separate them by commas (.csv) or tabs (.tsv)" if ending is None else f"the ending for that is {ending}"
+    return f"; are the columns separated by {found[0]!r}? {fits}"
 
 
 class Table(NamedTuple):
@@ -48,28 +66,33 @@ class Table(NamedTuple):
     batches: Iterator[tuple[int, Columns]]
     total: int
     unit: str  # of `total` and of what lies behind
+    name: str  # of the file, or of the repository
 
 
-def read(row: DatasetRow, where: str) -> dict[Split, Table]:
-    """Return, for each split that the source provides, the text and label columns as Python values.
+def read(row: Examples, where: str, splits: Collection[Split]) -> dict[Split, Table]:
+    """Return, of `splits`, those that the source provides: the columns that the row names, as Python values.
 
-    A missing value is None, or an empty string where the format knows no other. Errors begin with `where`; what is
-    wrong with a single row is found when its batch is.
+    A hidden split has no label. A value in an object of JSON, or in a struct, is `column.key`. A missing value is None,
+    or an empty string where the format knows no other. Errors begin with `where`; what is wrong with a single row is
+    found when its batch is.
 
     Raises:
         UserError: if the source cannot be reached or read, or lacks a column; the message lists what there is.
     """
-    wanted = tuple(dict.fromkeys((*row.text, row.label.column)))
-    match row.source:
-        case HubSource() as source:
-            tables = {split: _hub(source, split, _Choice(wanted, f"{where}: {split}")) for split in source.splits}
-        case FilesSource() as source:
-            tables = {
-                split: _file(Path(path), _Choice(wanted, f"{where}: {split}", source.columns))
-                for split, path in source.files.items()
-            }
-        case PackageSource() as source:
-            tables = {"train": _package(source, _Choice(wanted, where, source.columns))}
+    tables = {}
+    for split in (split for split in splits if split in row.source.provides):
+        index = () if row.submission is None or split != HIDDEN else row.submission.index
+        wanted = (*row.reads, *index) if split == HIDDEN else (*row.reads, row.label.column)
+        choice = _Choice(tuple(dict.fromkeys(wanted)), f"{where}: {split}")
+        match row.source:
+            case HubSource() as source:
+                tables[split] = _hub(source, split, choice)
+            case FilesSource() as source:
+                choice = choice._replace(names=source.columns_of(split), each=source.each)
+                choice = choice._replace(drops_broken=source.broken_lines == "drop")
+                tables[split] = _file(Path(source.files[split]), choice)
+            case PackageSource() as source:
+                tables[split] = _package(source, choice._replace(where=where, names=source.columns))
     return {split: table._replace(batches=_begun(table.batches)) for split, table in tables.items()}
 
 
@@ -124,9 +147,39 @@ def _hub(source: HubSource, split: Split, choice: _Choice) -> Table:
             f"{choice.where}: the local cache holds another revision of {source.path!r} than {source.revision}; "
             "connect to the hub to get it"
         )
-    batches = loaded.select_columns(choice.of(loaded.column_names)).with_format("arrow").iter(BATCH)
-    numbered = (((number + 1) * BATCH, batch.to_pydict()) for number, batch in enumerate(batches))
-    return Table(numbered, len(loaded), "rows")
+    choice = choice._replace(where=f"{choice.where}: {source.path}")
+    columns = choice.of(_names(loaded.features.arrow_schema))
+    batches = loaded.select_columns(_outer(columns, loaded.column_names)).with_format("arrow").iter(BATCH)
+    numbered = (((number + 1) * BATCH, _inner(batch.to_pydict(), columns)) for number, batch in enumerate(batches))
+    return Table(numbered, len(loaded), "rows", source.path)
+
+
+def _names(schema: Iterable["pa.Field"]) -> Iterator[str]:
+    """The columns of a table, and the keys in structs."""
+    from pyarrow import types
+
+    for field in schema:
+        yield field.name
+        if types.is_struct(field.type):
+            yield from (f"{field.name}.{name}" for name in _names(field.type))
+
+
+def _outer(columns: Iterable[str], there: Collection[str]) -> list[str]:
+    """The columns of a table that some keys in structs are in."""
+    return list(dict.fromkeys(column if column in there else column.partition(".")[0] for column in columns))
+
+
+def _inner(table: Columns, columns: Iterable[str]) -> Columns:
+    """Columns by name, taken out of structs where the name says so."""
+    found: Columns = {}
+    for column in columns:
+        outer, _, rest = column.partition(".")
+        if column in table:
+            found[column] = table[column]
+        else:
+            values = [value or {} for value in table[outer]]
+            found[column] = _inner({rest: [value.get(rest) for value in values]}, [rest])[rest]
+    return found
 
 
 def _why_not_loaded(source: HubSource, error: Exception) -> str:
@@ -149,10 +202,10 @@ def _file(path: Path, choice: _Choice) -> Table:
 
     def batches() -> Iterator[tuple[int, Columns]]:
         with _explained(path, choice.where), path.open("rb") as file:
-            for columns in _READERS[path.suffix](file, choice):
+            for columns in _READERS[path.suffix](file, choice._replace(where=f"{choice.where}: {path}")):
                 yield (size if file.closed else file.tell()) // MEGABYTE, columns
 
-    return Table(batches(), size // MEGABYTE, "MB")
+    return Table(batches(), size // MEGABYTE, "MB", str(path))
 
 
 @contextmanager
@@ -229,10 +282,7 @@ def _columns(records: Records, choice: _Choice) -> Iterator[Columns]:
     positions = {column: names.index(column) for column in choice.of(names)}
     yield dict.fromkeys(positions, ())  # the header: a file without rows has columns too
     while rows := _taken(records, lambda record: sum(map(len, record[1]))):
-        for number, fields in rows:
-            if len(fields) != len(names):
-                raise ValueError(f"line {number} has {len(fields)} columns, not {len(names)}")
-        columns = list(zip(*(fields for _, fields in rows), strict=True))
+        columns = list(zip(*(_fields(number, fields, len(names), choice) for number, fields in rows), strict=True))
         yield {column: columns[position] for column, position in positions.items()}
 
 
@@ -247,12 +297,26 @@ def _taken(items: Iterator[Item], size: Callable[[Item], int]) -> list[Item]:
     return taken
 
 
+def _fields(number: int, fields: list[str], count: int, choice: _Choice) -> Sequence[str | None]:
+    """The fields of a line, or none where there are too many or too few and the row allows it.
+
+    Raises:
+        ValueError: if the row does not.
+    """
+    if len(fields) == count:
+        return fields
+    if choice.drops_broken:
+        return [None] * count
+    raise ValueError(f"line {number} has {len(fields)} columns, not {count}{_separated(fields)}")
+
+
 def _json_lines(file: BinaryIO, choice: _Choice) -> Iterator[Columns]:
     """JSON objects, one a line; the last line may bring a column that the others lack."""
     lines = enumerate(_lines(io.TextIOWrapper(file, "utf-8-sig", newline="\n")), start=1)
     filled = ((number, line) for number, line in lines if line.strip())
     there: dict[str, None] = {}
-    while batch := [_record(*one) for one in _taken(filled, lambda one: len(one[1]))]:
+    while taken := _taken(filled, lambda one: len(one[1])):
+        batch = list(chain.from_iterable(_records(number, line, choice) for number, line in taken))
         for record in batch:
             there |= dict.fromkeys(record)
         columns = there if choice.wanted is None else choice.wanted
@@ -260,7 +324,12 @@ def _json_lines(file: BinaryIO, choice: _Choice) -> Iterator[Columns]:
     choice.of(there)
 
 
-def _record(number: int, line: str) -> dict[str, Any]:
+def _records(number: int, line: str, choice: _Choice) -> Iterator[dict[str, Any]]:
+    """The rows of a line; where columns are named, with values in objects as `column.key` beside the objects.
+
+    Raises:
+        ValueError: if the line is no JSON object, or has no list where one must be.
+    """
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
@@ -269,22 +338,50 @@ def _record(number: int, line: str) -> dict[str, Any]:
         raise ValueError(f"line {number} is not JSON: {first_line(error)}") from None
     if not isinstance(record, dict):
         raise ValueError(f"line {number} must be a JSON object, got {type(record).__name__}")
-    return record
+    if choice.wanted is None:
+        yield record
+        return
+    try:
+        yield from map(_flat, [record] if choice.each is None else _items(record, choice.each.split(".")))
+    except (TypeError, KeyError):
+        raise ValueError(f"line {number} has no list of objects at {choice.each}") from None
+
+
+def _items(record: dict[str, Any], path: list[str]) -> Iterator[dict[str, Any]]:
+    """The object once for each item of the lists along a path, with the item in the place of the list."""
+    if not path:
+        yield {**record}  # a TypeError where it is no object
+        return
+    key, *rest = path
+    items = record[key] if isinstance(record[key], list) else [record[key]]
+    for item in items:
+        yield from ({**record, key: inner} for inner in _items(item, rest))
+
+
+def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    found = {}
+    for key, value in record.items():
+        found[key] = value
+        if isinstance(value, dict):
+            found |= {f"{key}.{inner}": below for inner, below in _flat(value).items()}
+    return found
 
 
 def _parquet(file: BinaryIO, choice: _Choice) -> Iterator[Columns]:
     import pyarrow.parquet as pq
 
     content = pq.ParquetFile(file)
-    columns = choice.of(content.schema_arrow.names)
+    schema = content.schema_arrow
+    columns = choice.of(schema.names if choice.wanted is None else _names(schema))
     yield dict.fromkeys(columns, ())
-    for batch in content.iter_batches(BATCH, columns=columns):
-        yield batch.to_pydict()
+    for batch in content.iter_batches(BATCH, columns=_outer(columns, schema.names)):
+        yield _inner(batch.to_pydict(), columns)
 
 
 _READERS: dict[str, Callable[[BinaryIO, _Choice], Iterator[Columns]]] = {
     ".csv": _comma_separated,
     ".tsv": _tab_separated,
+    ".txt": _tab_separated,  # the files of MRPC before they were GLUE's
     ".jsonl": _json_lines,
     ".json": _json_lines,
     ".parquet": _parquet,
@@ -302,4 +399,4 @@ def _package(source: PackageSource, choice: _Choice) -> Table:
         except ValueError as error:
             raise UserError(f"{choice.where}: {source.members[-1]}: {error}") from None
 
-    return Table(batches(), content.count(b"\n"), "rows")
+    return Table(batches(), content.count(b"\n"), "rows", source.members[-1])

@@ -1,7 +1,9 @@
 """Tokenized splits: Arrow files that are mapped into memory, so that they may be larger than it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Dataset
@@ -10,8 +12,9 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from pipeline import artifacts
 from pipeline.errors import UserError, first_line
+from pipeline.params.rows import GROUP
 
-INPUTS, TEXTS = ("input_ids", "token_type_ids", "length", "label"), ("text", "text_pair")
+INPUTS = ("input_ids", "token_type_ids", "length", "label")
 
 
 def load_tokens(split: str) -> Dataset:
@@ -21,17 +24,22 @@ def load_tokens(split: str) -> Dataset:
         UserError: if the split has not been tokenized, or its file is broken.
     """
     whole = _mapped(split)
-    return whole.select_columns([name for name in whole.column_names if name in INPUTS])
+    return whole.select_columns([name for name in whole.column_names if name in (*INPUTS, GROUP)])
 
 
-def load_texts(split: str) -> dict[str, Iterable[str]]:
-    """Return the texts of a tokenized split by column, to be read one by one.
+def load_column(split: str, name: str) -> Sequence[Any] | None:
+    """Return a column beside the tokens, such as a text or the number of a group, if it is there; it stays on disk.
 
     Raises:
         UserError: as `load_tokens`.
     """
     whole = _mapped(split)
-    return {name: whole[name] for name in whole.column_names if name in TEXTS}
+    return whole[name] if name in whole.column_names else None
+
+
+def groups_of(split: Dataset) -> np.ndarray | None:
+    """Return the number of the group of each example of a tokenized split; None where each is scored by itself."""
+    return np.array(split[GROUP][:]) if GROUP in split.column_names else None
 
 
 def _mapped(split: str) -> Dataset:
@@ -53,7 +61,7 @@ def sample(
     split: Dataset, tokenizer: PreTrainedTokenizerBase, count: int, seed: int, size: int
 ) -> Iterator[dict[str, Tensor]]:
     """Yield labelled batches of a size of `count` examples drawn from a tokenized split, or of all if it has fewer."""
-    tokens = split.remove_columns("length")
+    tokens = split.select_columns([name for name in split.column_names if name in INPUTS and name != "length"])
     collate = collator(tokenizer)
     drawn = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))[:count]
     for indices in drawn.split(size):

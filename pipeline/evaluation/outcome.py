@@ -2,52 +2,85 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.evaluation import inference, scores
-from pipeline.params.rows import DatasetRow
+from pipeline.evaluation import scores
+from pipeline.evaluation.answers import Answers, answers, members
+from pipeline.evaluation.intervals import intervals
+from pipeline.params.rows import Examples
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Logits, what they predict and what is right, in the order of the split."""
+    """Logits, what they answer and what is right, in the order of the split."""
 
-    dataset: DatasetRow
+    examples: Examples
     logits: Tensor  # (examples, labels)
     labels: Tensor  # (examples,)
-    predicted: NDArray[Any]  # (examples,): class numbers, or the numbers of a regression
+    groups: NDArray[Any] | None  # (examples,): the number of each one's group
+    answers: Answers
 
     @classmethod
-    def of(cls, logits: Tensor, labels: Sequence[float], dataset: DatasetRow) -> Self:
+    def of(
+        cls, logits: Tensor, labels: Sequence[float], examples: Examples, groups: NDArray[Any] | None = None
+    ) -> Self:
         """Return the outcome of logits."""
-        return cls(dataset, logits, torch.tensor(labels), inference.predicted(logits.numpy(), dataset))
+        known = torch.tensor(labels)
+        return cls(examples, logits, known, groups, answers(logits.numpy(), known.numpy(), examples, groups))
+
+    @cached_property
+    def predicted(self) -> NDArray[Any]:  # (examples,)
+        """Class numbers, or the numbers of a regression; of choices, 1 for the one of each group that is chosen."""
+        if self.groups is None or not self.examples.choices:
+            return self.answers.predicted
+        predicted = np.zeros(len(self.labels), np.int64)
+        groups = members(self.groups)
+        predicted[groups[np.arange(len(groups)), self.answers.predicted]] = 1
+        return predicted
 
     @property
     def probabilities(self) -> Tensor:  # (examples, classes)
         """What the model gives each class."""
         return self.logits.softmax(dim=1)
 
-    def metrics(self, resamples: int) -> dict[str, float]:
-        """Return the official metrics with 95 % intervals, the loss and the calibration error.
+    @property
+    def only_answer(self) -> str | None:
+        """What every example is taken for, where it is the same for all."""
+        predicted = self.answers.predicted
+        if len(predicted) < 2 or np.ptp(predicted) > 0:
+            return None
+        names = self.examples.choices or self.examples.names
+        return names[int(predicted[0])] if names else f"{predicted[0]:.4g}"
 
-        `score` is the first metric; `loss` is in nats per example, or the mean squared error of a regression.
+    def metrics(self, resamples: int) -> dict[str, float]:
+        """Return the official metrics with 95 % intervals and baselines, the loss and the calibration error.
+
+        `score` is the first metric; `loss` is in nats per example, or the mean squared error of a regression. The
+        baseline is what the most frequent class of the split, or its mean, scores for every example.
         """
-        names, labels = self.dataset.metrics, self.labels.numpy()
-        found = scores.score(names, self.predicted, labels)
+        names, (predicted, labels, groups) = self.examples.metrics, self.answers
+        found = scores.score(names, predicted, labels, groups)
+        constant = scores.constant(labels, is_regression=self.examples.is_regression)
         metrics = {"score": found[names[0]], **found}
-        for name, (low, high) in scores.intervals(names, self.predicted, labels, resamples).items():
+        metrics |= {f"{name}_baseline": value for name, value in scores.score(names, constant, labels, groups).items()}
+        for name, (low, high) in intervals(names, predicted, labels, resamples, groups).items():
             metrics |= {f"{name}_low": low, f"{name}_high": high}
-        if self.dataset.is_regression:
-            return metrics | {"loss": float(F.mse_loss(self.logits[:, 0], self.labels.float()))}
+        everything = self.labels.numpy()
+        if self.examples.is_regression:
+            loss = float(F.mse_loss(self.logits[:, 0], self.labels.float()))
+            return metrics | {"loss": loss, "loss_baseline": float(everything.var())}
         return metrics | {
             "loss": float(F.cross_entropy(self.logits, self.labels)),
-            "calibration_error": scores.calibration_error(self.probabilities.numpy(), labels),
+            "loss_baseline": float(stats.entropy(np.bincount(everything))),
+            "calibration_error": scores.calibration_error(self.probabilities.numpy(), everything),
         }
 
 

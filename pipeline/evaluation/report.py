@@ -1,22 +1,23 @@
 """What is left of an evaluation for people: the table of predictions, a picture, and the closing tables."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from pipeline import artifacts, console
 from pipeline.data import tokens
 from pipeline.evaluation import plots
 from pipeline.evaluation.outcome import Outcome, groups
 from pipeline.params import EvaluateView
-from pipeline.params.rows import Number
+from pipeline.params.rows import Examples, Number
 
 GROUPS = 10  # equal parts of a regression's range, for the plot of actual against predicted
 
 
 def write_predictions(outcome: Outcome) -> None:
     """Write one line an example: the text, the label, the prediction, and both as groups that a plot can count."""
-    columns: dict[str, Iterable[artifacts.Value]] = {**tokens.load_texts("test")}
+    texts = {name: tokens.load_column("test", name) for name in ("text", "text_pair")}
+    columns: dict[str, Sequence[artifacts.Value]] = {name: found for name, found in texts.items() if found is not None}
     both = {"actual": outcome.labels.tolist(), "predicted": outcome.predicted.tolist()}
-    names, label = outcome.dataset.names, outcome.dataset.label
+    names, label = outcome.examples.names, outcome.examples.label
     if isinstance(label, Number) and not names:
         grouped = {f"{name}_group": groups(values, label.low, label.high, GROUPS) for name, values in both.items()}
         columns |= {**both, **grouped}
@@ -29,7 +30,7 @@ def write_predictions(outcome: Outcome) -> None:
 
 def draw(outcome: Outcome, title: str) -> None:
     """Draw the confusion matrix, or the scatter plot of a regression."""
-    names, label = outcome.dataset.names, outcome.dataset.label
+    names, label = outcome.examples.names, outcome.examples.label
     both = outcome.labels.tolist(), outcome.predicted.tolist()
     if isinstance(label, Number) and not names:
         plots.scatter(artifacts.EVALUATE_PICTURE, *both, label.low, label.high, title)
@@ -38,11 +39,35 @@ def draw(outcome: Outcome, title: str) -> None:
 
 
 def show(metrics: Mapping[str, float], differences: Mapping[str, float], view: EvaluateView) -> None:
-    """Print the closing table, and one of the exports if there are any."""
-    names = view.dataset.metrics
-    rows = [(name, metrics[name], f"{metrics[f'{name}_low']:.4f} to {metrics[f'{name}_high']:.4f}") for name in names]
-    rest = [(name, value, "") for name, value in metrics.items() if not name.startswith(("score", *names))]
-    console.table(f"evaluate: {view.data}", ["metric", "value", "95 % interval"], [*rows, *rest])
+    """Print the closing table, one of each further set, and one of the exports if there are any."""
+    show_split(view.data, metrics, view.dataset, view.dataset.scored)
+    for word, further in view.dataset.scored.items():
+        inner = {key.removeprefix(f"{word}_"): value for key, value in metrics.items() if key.startswith(f"{word}_")}
+        show_split(word, inner, further)
     if differences:
         exported = [(form, value, str(artifacts.EXPORTS / form)) for form, value in differences.items()]
         console.table("exports, loaded again", ["form", "largest difference of logits", "folder"], exported)
+
+
+def show_split(name: str, metrics: Mapping[str, float], examples: Examples, others: Iterable[str] = ()) -> None:
+    """Print the metrics of a split beside their intervals and what one answer for all would score."""
+    rows: list[tuple[str, float, str, float | str]] = [
+        (metric, metrics[metric], _interval(metrics, metric), metrics[f"{metric}_baseline"])
+        for metric in examples.metrics
+    ]
+    rows.append(("loss", metrics["loss"], "", metrics["loss_baseline"]))
+    shown = ("score", "loss", *examples.metrics, *(f"{other}_" for other in others))
+    rows += [(metric, value, "", "") for metric, value in metrics.items() if not metric.startswith(shown)]
+    console.table(f"evaluate: {name}", ["metric", "value", "95 % interval", "one answer for all"], rows)
+
+
+def _interval(metrics: Mapping[str, float], name: str) -> str:
+    low, high = metrics[f"{name}_low"], metrics[f"{name}_high"]
+    return f"{low:.4f} to {high:.4f}" if low < high else "none: every resample scores the same"
+
+
+def warn_of_one_answer(name: str, outcome: Outcome) -> None:
+    """Say so where a model tells nothing apart."""
+    if (answer := outcome.only_answer) is not None:
+        count = len(outcome.answers.predicted)
+        console.warn(f"{name}: all {count:,} predictions are {answer}: the model tells no example from another")

@@ -1,12 +1,7 @@
-"""The official scores of the tasks, how sure they are, and whether the model's confidence can be trusted.
+"""The official scores of the tasks, and whether the model's confidence can be trusted."""
 
-The score itself comes from scikit-learn or scipy. Its 95 % interval is a percentile bootstrap over the examples:
-thousands of calls, too slow with the libraries on a large split. The same scores are therefore written here once more,
-for a whole stack of resamples at a time, and the tests hold the two forms together.
-"""
-
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,50 +13,37 @@ from pipeline.errors import UserError
 Numbers = NDArray[Any]  # (examples,): class numbers from 0, or real numbers
 Values = NDArray[np.float64]
 
-PERCENTILES = (2.5, 97.5)
-NUMBERS_AT_ONCE = 4_000_000  # 32 MB an array: a long stack of resamples is scored in pieces
 ROUNDING = 1e-12  # numbers that differ by less than this share of the largest are one number
 BINS = 15
 
 
-def score(metrics: Sequence[str], predictions: Numbers, labels: Numbers) -> dict[str, float]:
+def score(
+    metrics: Sequence[str], predictions: Numbers, labels: Numbers, groups: Numbers | None = None
+) -> dict[str, float]:
     """Return each metric of `predictions` against `labels`, both (examples,).
 
     accuracy, f1 (of class 1 of two) and macro_f1 are fractions in [0, 1]; matthews_correlation, pearson and spearman
-    are in [-1, 1]. Where a metric is undefined it is 0: f1 without a predicted or true example of the class, a
-    correlation with something constant.
+    are in [-1, 1]. exact_match is the share of groups without a mistake, gender_parity that of groups of one and the
+    same prediction; `groups` has the number of each example's. Where a metric is undefined it is 0: f1 without a
+    predicted or true example of the class, a correlation with something constant.
 
     Raises:
-        ValueError: if a metric is unknown, or if the two arrays are empty or of different lengths.
+        ValueError: if a metric is unknown or lacks groups, or if the arrays are empty or of different lengths.
         UserError: if a prediction is not a finite number.
     """
-    _check(metrics, predictions, labels)
-    return {name: float(_EXACT[name](labels, predictions)) for name in metrics}
+    check(metrics, predictions, labels, groups)
+    found = {name: float(EXAMPLES[name](labels, predictions)) for name in metrics if name in EXAMPLES}
+    if groups is not None:
+        found |= {name: float(GROUPS[name](labels, predictions, groups).mean()) for name in metrics if name in GROUPS}
+    return {name: found[name] for name in metrics}
 
 
-def intervals(
-    metrics: Sequence[str], predictions: Numbers, labels: Numbers, resamples: int, seed: int = 0
-) -> dict[str, tuple[float, float]]:
-    """Return the 95 % interval (low, high) of each metric over resampled examples; all share the same resamples.
-
-    It says how much the score would move with other examples of the same kind, not with another training run. The order
-    of the examples does not matter.
-
-    Raises:
-        ValueError: if a metric is unknown, or if the two arrays are empty or of different lengths.
-        UserError: if a prediction is not a finite number.
-
-    Reference: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
-    """
-    _check(metrics, predictions, labels)
-    bounds: dict[str, tuple[float, float]] = {}
-    if counted := [name for name in metrics if name in _OF_COUNTS]:
-        stack = _resampled_counts(predictions, labels, resamples, seed)
-        bounds |= _percentiles({name: _OF_COUNTS[name] for name in counted}, stack)
-    if correlated := [name for name in metrics if name in _OF_PAIRS]:
-        pairs = _resampled_pairs(predictions, labels, resamples, seed)
-        bounds |= _percentiles({name: _OF_PAIRS[name] for name in correlated}, pairs)
-    return {name: bounds[name] for name in metrics}
+def constant(labels: Numbers, *, is_regression: bool) -> Numbers:
+    """Return the baseline's predictions: the most frequent class of `labels`, or their mean, for every example."""
+    if is_regression:
+        return np.full(len(labels), labels.mean())
+    classes, counts = np.unique(labels, return_counts=True)
+    return np.full(len(labels), classes[counts.argmax()])
 
 
 def calibration_error(
@@ -93,13 +75,22 @@ def calibration_error(
     return float(np.abs(gaps).sum() / len(labels))
 
 
-def _check(metrics: Sequence[str], predictions: Numbers, labels: Numbers) -> None:
-    if unknown := [name for name in metrics if name not in _EXACT]:
-        raise ValueError(f"metrics must be among {list(_EXACT)}, got {unknown}")
+def check(metrics: Sequence[str], predictions: Numbers, labels: Numbers, groups: Numbers | None) -> None:
+    """Check what is to be scored.
+
+    Raises:
+        ValueError: if a metric is unknown or lacks groups, or if the arrays are empty or of different lengths.
+        UserError: if a prediction is not a finite number.
+    """
+    known = [*EXAMPLES, *(() if groups is None else GROUPS)]
+    if unknown := [name for name in metrics if name not in known]:
+        raise ValueError(f"metrics must be among {known}, got {unknown}")
     if predictions.shape != labels.shape or labels.ndim != 1 or not len(labels):
         raise ValueError(
             f"predictions and labels must be two equally long rows, got {predictions.shape} and {labels.shape}"
         )
+    if groups is not None and groups.shape != labels.shape:
+        raise ValueError(f"groups must be as many as labels, got {groups.shape} and {labels.shape}")
     _check_finite(predictions)
 
 
@@ -108,9 +99,6 @@ def _check_finite(predictions: Numbers | Values) -> None:
         raise UserError(
             f"predictions: {lost} of {predictions.size} are not finite numbers: training diverged; lower learning_rate"
         )
-
-
-# The scores of one sample, (labels, predictions) -> number.
 
 
 def _matthews(labels: Numbers, predictions: Numbers) -> float:
@@ -130,7 +118,12 @@ def _spearman(labels: Numbers, predictions: Numbers) -> float:
     return stats.spearmanr(labels, predictions).statistic
 
 
-_EXACT: dict[str, Callable[[Numbers, Numbers], float]] = {
+def _is_constant(values: Numbers) -> bool:
+    return bool(np.ptp(values) <= ROUNDING * np.abs(values).max())
+
+
+# Of examples: (labels, predictions) -> number.
+EXAMPLES: dict[str, Callable[[Numbers, Numbers], float]] = {
     "accuracy": accuracy_score,
     "f1": lambda labels, predictions: f1_score(labels, predictions, zero_division=0.0),
     "macro_f1": lambda labels, predictions: f1_score(labels, predictions, average="macro", zero_division=0.0),
@@ -140,101 +133,20 @@ _EXACT: dict[str, Callable[[Numbers, Numbers], float]] = {
 }
 
 
-# The same scores of a stack of resamples.
+def _are_right(labels: Numbers, predictions: Numbers, groups: Numbers) -> NDArray[np.bool_]:
+    return ~np.isin(np.unique(groups), groups[labels != predictions])
 
 
-class _Counts(NamedTuple):
-    """How often each class was right, true and predicted: all that a score of classes looks at."""
-
-    right: Values  # (resamples, classes)
-    true: Values  # (resamples, classes)
-    predicted: Values  # (resamples, classes)
-
-
-class _Pairs(NamedTuple):
-    labels: Values  # (resamples, examples)
-    predictions: Values  # (resamples, examples)
+def _are_of_one_mind(_: Numbers, predictions: Numbers, groups: Numbers) -> NDArray[np.bool_]:
+    numbers, places = np.unique(groups, return_inverse=True)
+    lowest, highest = np.full(len(numbers), np.inf), np.full(len(numbers), -np.inf)
+    np.minimum.at(lowest, places, predictions)
+    np.maximum.at(highest, places, predictions)
+    return lowest == highest
 
 
-def _resampled_counts(predictions: Numbers, labels: Numbers, resamples: int, seed: int) -> Iterator[_Counts]:
-    """Draw examples with replacement: the cells of the confusion matrix are then multinomial, so draw those instead."""
-    cells, counts = np.unique(np.stack([labels, predictions]).astype(np.int64), axis=1, return_counts=True)
-    classes = np.arange(max(2, cells.max() + 1))
-    is_true, is_predicted = (cells[:, :, np.newaxis] == classes).astype(np.float64)  # (cells, classes) each
-    random = np.random.default_rng(seed)
-    for size in _pieces(resamples, len(counts) + 3 * len(classes)):
-        drawn = random.multinomial(len(labels), counts / len(labels), size=size).astype(np.float64)
-        yield _Counts(drawn @ (is_true * is_predicted), drawn @ is_true, drawn @ is_predicted)
-
-
-def _resampled_pairs(predictions: Numbers, labels: Numbers, resamples: int, seed: int) -> Iterator[_Pairs]:
-    """Draw examples with replacement."""
-    order = np.lexsort((predictions, labels))  # so that the interval belongs to the set of examples, not to their order
-    labels, predictions = labels[order].astype(np.float64), predictions[order].astype(np.float64)
-    random = np.random.default_rng(seed)
-    for size in _pieces(resamples, len(labels)):
-        drawn = random.integers(len(labels), size=(size, len(labels)))
-        yield _Pairs(labels[drawn], predictions[drawn])
-
-
-def _pieces(resamples: int, numbers: int) -> Iterator[int]:
-    """Cut `resamples` of so many numbers each into pieces that fit in memory."""
-    piece = max(1, NUMBERS_AT_ONCE // numbers)
-    yield from (min(piece, resamples - start) for start in range(0, resamples, piece))
-
-
-def _percentiles(scores: dict[str, Callable[[Any], Values]], stack: Iterator[Any]) -> dict[str, tuple[float, float]]:
-    values = [[of(piece) for of in scores.values()] for piece in stack]
-    bounds = np.percentile(np.concatenate(values, axis=1), PERCENTILES, axis=1).T.tolist()
-    return {name: (low, high) for name, (low, high) in zip(scores, bounds, strict=True)}
-
-
-def _accuracy_of(counts: _Counts) -> Values:
-    return counts.right.sum(axis=1) / counts.true.sum(axis=1)
-
-
-def _class_f1_of(counts: _Counts) -> Values:  # (resamples, classes)
-    return _ratio(2 * counts.right, counts.true + counts.predicted)
-
-
-def _macro_f1_of(counts: _Counts) -> Values:
-    # As in scikit-learn: a class that is neither true nor predicted in a sample does not count there.
-    present = (counts.true + counts.predicted > 0).sum(axis=1)
-    return _class_f1_of(counts).sum(axis=1) / present
-
-
-def _matthews_of(counts: _Counts) -> Values:
-    """Reference: Gorodkin, "Comparing two K-category assignments by a K-category correlation coefficient", 2004."""
-    size = counts.true.sum(axis=1)
-    together = counts.right.sum(axis=1) * size - (counts.true * counts.predicted).sum(axis=1)
-    alone = (size**2 - (counts.true**2).sum(axis=1)) * (size**2 - (counts.predicted**2).sum(axis=1))
-    return _ratio(together, np.sqrt(alone))
-
-
-def _pearson_of(pairs: _Pairs) -> Values:
-    defined = ~(_is_constant(pairs.labels) | _is_constant(pairs.predictions))
-    x, y = (values - values.mean(axis=1, keepdims=True) for values in pairs)
-    norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
-    return _ratio(np.einsum("ij,ij->i", x, y), np.where(defined, norms, 0))
-
-
-def _spearman_of(pairs: _Pairs) -> Values:
-    return _pearson_of(_Pairs(*(stats.rankdata(values, axis=1) for values in pairs)))
-
-
-_OF_COUNTS: dict[str, Callable[[_Counts], Values]] = {
-    "accuracy": _accuracy_of,
-    "f1": lambda counts: _class_f1_of(counts)[:, 1],
-    "macro_f1": _macro_f1_of,
-    "matthews_correlation": _matthews_of,
+# Of groups: (labels, predictions, groups) -> whether each group, in the order of their numbers, passes.
+GROUPS: dict[str, Callable[[Numbers, Numbers, Numbers], NDArray[np.bool_]]] = {
+    "exact_match": _are_right,
+    "gender_parity": _are_of_one_mind,
 }
-_OF_PAIRS: dict[str, Callable[[_Pairs], Values]] = {"pearson": _pearson_of, "spearman": _spearman_of}
-
-
-def _is_constant(values: Numbers) -> Any:  # (..., examples) -> (...)
-    return np.ptp(values, axis=-1) <= ROUNDING * np.abs(values).max(axis=-1)
-
-
-def _ratio(above: Values, below: Values) -> Values:
-    """Return `above / below`, and 0 where `below` is 0."""
-    return np.divide(above, below, out=np.zeros_like(above), where=below != 0)

@@ -4,8 +4,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, JsonValue, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
-from pipeline.params.rows import Word, all_different
+from pipeline.params.rows import Word
 from pipeline.params.sections import Alpha, Count, Dropout, Layers, Rank, Rate, Section, Shape, Targets, Widths
+from pipeline.params.sources import all_different
 
 READ = ("gradient", "update")  # initializations of LSR that look at examples
 SUBTRACTED = ("pissa", "olora")  # initializations of LoRA that are subtracted from the base weight

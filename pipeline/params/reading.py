@@ -45,8 +45,17 @@ def seen_by(view: type[AnyView], params: Common, row_of: Callable[[str, str, str
         "frames": lsr.frames,
         "pooled": {name: row_of("data", name, "lsr.frames_from") for name in lsr.frames_from},
     }
+    _check_submission(params, everything["dataset"])
     # Already validated: `model_construct` keeps the frozen sections as they are.
     return view.model_construct(**{name: everything[name] for name in view.model_fields})
+
+
+def _check_submission(params: Common, row: Any) -> None:
+    if params.evaluate.submission and not row.hidden:
+        raise UserError(
+            f"{PARAMS}: evaluate.submission: row {params.data} of {TABLES['data'][0]} has no hidden split to predict; "
+            "needed: false"
+        )
 
 
 def load_row(word: str, name: str, key: str | None = None) -> Any:
@@ -58,6 +67,11 @@ def load_row(word: str, name: str, key: str | None = None) -> Any:
     path, schema = TABLES[word]
     rows = _read(path)
     if name not in rows:
+        with_it = [
+            row for row, fields in rows.items() if isinstance(fields, dict) and name in (fields.get("also") or ())
+        ]
+        if with_it:
+            raise UserError(f"{PARAMS}: {key or word}: {name!r} has no training rows; {with_it[0]} is scored on it too")
         raise UserError(
             f"{PARAMS}: {key or word}: no row {name!r} in {path}{nearest(name, rows)}; rows: {', '.join(rows)}"
         )

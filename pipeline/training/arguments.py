@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from peft import PeftModel
 from torch import nn
 from transformers import EvalPrediction, TrainingArguments
 
 from pipeline import ranks
 from pipeline.errors import UserError
-from pipeline.evaluation import inference, scores
+from pipeline.evaluation import scores
+from pipeline.evaluation.answers import answers
 from pipeline.methods import adapters, device, table
 from pipeline.params import PARAMS, FullParams, TrainParams, TrainView
 from pipeline.params.rows import DatasetRow
@@ -96,12 +98,15 @@ def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:
     return torch.optim.AdamW(listed, foreach=True)  # of many small tensors: a third of the time of one by one
 
 
-def scorer(row: DatasetRow) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Return the Trainer's metrics function: the task's official ones, and the first of them as `score`."""
+def scorer(row: DatasetRow, groups: NDArray[np.int64] | None = None) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Return the Trainer's metrics function: the task's official ones, and the first of them as `score`.
+
+    `groups` has the number of each validation example's group, where they are scored together.
+    """
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         found = scores.score(
-            row.metrics, inference.predicted(np.asarray(prediction.predictions), row), np.asarray(prediction.label_ids)
+            row.metrics, *answers(np.asarray(prediction.predictions), np.asarray(prediction.label_ids), row, groups)
         )
         return {"score": found[row.metrics[0]], **found}
 

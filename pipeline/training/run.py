@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback
 
 from pipeline import artifacts, ranks
+from pipeline.data import tokens
 from pipeline.params import TrainView
 from pipeline.training import arguments
 from pipeline.training.callbacks import LaterOfEquals
@@ -44,6 +45,7 @@ def trainer_of(
 
     `folder` is for checkpoints; `changes` are fields of its TrainingArguments that are not to be as the view says.
     """
+    groups = tokens.groups_of(splits["validation"]) if "validation" in splits else None
     chosen = arguments.training_arguments(view, steps_an_epoch(view, splits["train"]), folder)
     kind = MergingTrainer if ranks.size() == 1 else SharingTrainer
     trainer = kind(
@@ -52,7 +54,8 @@ def trainer_of(
         train_dataset=splits["train"],
         eval_dataset=splits.get("validation"),
         data_collator=collate,
-        compute_metrics=arguments.scorer(view.dataset),
+        compute_metrics=arguments.scorer(view.dataset, groups),
+        keeps_order=groups is not None,
         optimizers=(arguments.optimizer(model, view), None),
         callbacks=[LaterOfEquals(), *callbacks],
     )

@@ -4,8 +4,9 @@ import shutil
 from pathlib import Path
 from typing import Any, cast
 
+from datasets import Dataset
 from torch import nn
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -13,7 +14,15 @@ from pipeline.methods import adapters
 
 
 class MergingTrainer(Trainer):
-    """Evaluates with the adapter merged. In bf16 and fp16 it does not: rounding the sum would lose a small update."""
+    """Evaluates with the adapter merged. In bf16 and fp16 it does not: rounding the sum would lose a small update.
+
+    It looks at examples of like length together, and with `keeps_order` in their order: whoever scores groups of them
+    knows them by their positions.
+    """
+
+    def __init__(self, *args: Any, keeps_order: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._keeps_order = keeps_order
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Return the Trainer's metrics; the model is then as it was, bit for bit."""
@@ -26,9 +35,11 @@ class MergingTrainer(Trainer):
         """Return the Trainer's sampler."""
         return _with_lengths_in_memory(super()._get_train_sampler(*args, **kwargs))
 
-    def _get_eval_sampler(self, *args: Any, **kwargs: Any) -> Sampler[int] | None:
-        """Return the Trainer's sampler."""
-        return _with_lengths_in_memory(super()._get_eval_sampler(*args, **kwargs))
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int] | None:
+        """Return the Trainer's sampler, or one in order."""
+        if self._keeps_order:
+            return SequentialSampler(eval_dataset)
+        return _with_lengths_in_memory(super()._get_eval_sampler(eval_dataset))
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Save the random state of the first process, by the names that one process and several look for."""

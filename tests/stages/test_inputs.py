@@ -9,7 +9,8 @@ import pytest
 
 from pipeline import artifacts, params
 from pipeline.errors import UserError
-from pipeline.params.rows import DatasetRow, FilesSource, HubModel, HubSource, ModelRow, PackageModel
+from pipeline.params.rows import DatasetRow, HubModel, ModelRow, PackageModel
+from pipeline.params.sources import FilesSource, HubSource
 from stages import inputs as stage
 
 

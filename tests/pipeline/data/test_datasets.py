@@ -19,9 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data import datasets, sources
+from pipeline.data import datasets, sources, usable
 from pipeline.errors import UserError
-from pipeline.params.rows import DatasetRow, FilesSource
+from pipeline.params.rows import DatasetRow
+from pipeline.params.sources import FilesSource
 
 CLASSES = {"column": "label", "names": ["bad", "good"]}
 NUMBER = {"column": "label", "low": 0, "high": 5}
@@ -139,7 +140,7 @@ def test_the_first_of_two_equal_texts_in_train_stays(make):
     "other", ["hello  world", "HELLO WORLD", "\u210cello world", "hello\u3000world ", "hel\u2113o world"]
 )
 def test_texts_are_the_same_whatever_their_case_spacing_and_typography(other):
-    assert datasets.fold(other) == datasets.fold("Hello world") == "hello world"
+    assert usable.fold(other) == usable.fold("Hello world") == "hello world"
 
 
 def test_a_text_of_another_split_of_the_source_leaves_train(make):
@@ -152,7 +153,7 @@ def test_a_text_of_another_split_of_the_source_leaves_train(make):
 def test_a_cut_split_never_shares_a_sentence_with_train(make):
     shouted = [(text.upper(), label) for text, label in sentences(300)]
     splits = load_splits(make(train=sentences(300) + shouted, cut={"validation": 0.2, "test": 0.2}), "mine")
-    folded = {split: set(map(datasets.fold, table["text"])) for split, table in splits.items()}
+    folded = {split: set(map(usable.fold, table["text"])) for split, table in splits.items()}
     assert sum(map(len, folded.values())) == len(set().union(*folded.values())) == 300
 
 
@@ -207,14 +208,14 @@ def test_names_that_are_numbers_are_names_and_not_positions(make):
 def test_another_value_is_refused_with_its_row_and_the_allowed_ones(make, value):
     row = make(train=[*sentences(4), ("x", value)], validation=[("v", 0)], test=[("t", 0)])
     message = refusal(row)
-    assert f"mine: train: row 5: label {value!r} is no class; allowed: bad, good, 0, 1" in message
+    assert f"train.jsonl: row 5: label {value!r} is no class; allowed: bad, good, 0, 1" in message
     assert ("did you mean good?" in message) == (value == "goood")
 
 
 @pytest.mark.parametrize("label", [CLASSES, NUMBER])
 def test_hidden_labels_are_refused(make, label):
     row = make(label=label, train=sentences(4), validation=[("v", 0)], test=[("t", -1)])
-    assert "mine: test: row 1: the label is -1: the labels of this split are hidden" in refusal(row)
+    assert "test.jsonl: row 1: the label is -1: the labels of this split are hidden" in refusal(row)
 
 
 def test_a_threshold_leaves_out_what_is_closer_than_the_margin(make):
@@ -237,13 +238,31 @@ def test_numbers_are_floats(make):
 @pytest.mark.parametrize("value", ["nan", "inf", float("nan"), "five", [1]])
 def test_a_number_that_is_not_finite_is_refused(make, value):
     row = make(label=NUMBER, train=[*sentences(2), ("x", value)], validation=[("v", 0)], test=[("t", 0)])
-    assert f"train: row 3: label {value!r} is not a finite number" in refusal(row)
+    assert f"train.jsonl: row 3: label {value!r} is not a finite number" in refusal(row)
 
 
 @pytest.mark.parametrize("value", [5.01, -0.5, "17", 1e300])
 def test_a_number_outside_of_the_range_is_refused_with_its_row(make, value):
     row = make(label=NUMBER, train=[("low", 0), ("high", 5.0), ("x", value)], validation=[("v", 0)], test=[("t", 5)])
-    assert f"train: row 3: label {float(value):g} is not in the row's range, 0 to 5" in refusal(row)
+    assert f"train.jsonl: row 3: label {float(value):g} is not in the row's range, 0 to 5" in refusal(row)
+
+
+# Strata
+
+
+def test_strata_take_the_share_of_each_class_in_the_order_of_the_hash(make):
+    train = [(f"sentence number {number}", int(number % 10 == 0)) for number in range(400)]
+    row = make(train=train, cut={"validation": 0.1, "test": 0.2}, stratify=True)
+    splits = load_splits(row, "mine")
+    assert {split: table["label"].value_counts().to_dict() for split, table in splits.items()} == {
+        "train": {0: 252, 1: 28},
+        "validation": {0: 36, 1: 4},
+        "test": {0: 72, 1: 8},
+    }
+    hashes = {text: hashlib.sha256(text.encode()).digest() for text, _ in train}
+    for label in (0, 1):
+        of_class = sorted((text for text, number in train if number == label), key=hashes.get)
+        assert set(of_class[: len(of_class) // 5]) == set(splits["test"].query("label == @label")["text"])
 
 
 # Missing values, and splits that are left without rows
@@ -259,20 +278,19 @@ def test_missing_texts_and_labels_are_dropped_and_counted_per_row(make):
 @pytest.mark.parametrize("value", [5, ["a"], {"a": 1}])
 def test_a_text_that_is_no_text_is_refused(make, value):
     row = make(train=[(value, 1)], validation=[("v", 0)], test=[("t", 0)])
-    assert f"train: row 1: a text must be text, got {value!r}" in refusal(row)
+    assert f"train.jsonl: row 1: a text must be text, got {value!r}" in refusal(row)
 
 
 def test_half_a_character_is_refused(make):
     row = make(train=[("\ud83d", 1)], validation=[("v", 0)], test=[("t", 0)])
-    assert "train: row 1: a text must be valid Unicode, got '\\ud83d'" in refusal(row)
+    assert "train.jsonl: row 1: a text must be valid Unicode, got '\\ud83d'" in refusal(row)
 
 
 def test_an_empty_split_is_refused_with_counts(make):
     row = make(train=sentences(20), validation=[("", 0)], test=[("t", 0)])
-    assert (
-        "validation is empty; rows: train 20, validation 0, test 1; dropped: missing 1, within_margin 0, duplicate 0"
-        in refusal(row)
-    )
+    message = refusal(row)
+    assert "validation is empty; rows: train 20, validation 0, test 1; dropped: missing 1, within_margin 0" in message
+    assert message.endswith(", duplicate 0; of " + row.source.files["validation"])
 
 
 def test_a_class_without_a_row_in_train_is_refused_with_counts(make):
@@ -321,7 +339,7 @@ def test_no_sentence_is_in_the_pairs_of_two_splits_nor_twice_in_those_of_test(ma
     shouted = [(text.upper(), number) for text, number in rated(300)]
     row = rated_row(make, train=rated(300) + shouted, cut={"validation": 0.2, "test": 0.2})
     folded = {
-        split: [datasets.fold(text) for name in ("text", "text_pair") for text in table[name]]
+        split: [usable.fold(text) for name in ("text", "text_pair") for text in table[name]]
         for split, table in load_splits(row, "mine").items()
     }
     assert sum(len(set(texts)) for texts in folded.values()) == len(set().union(*folded.values())) > 200
@@ -418,13 +436,21 @@ def test_dates_are_text_and_classes_in_json(tmp_path):
 @pytest.mark.parametrize(
     ("ending", "content", "message"),
     [
-        ("csv", "texts,label\na,0\n", "mine: train: no column 'text'; did you mean texts?; columns: texts, label"),
-        ("csv", "", "mine: train: no column 'text'; there are no columns"),
+        ("csv", "texts,label\na,0\n", "train.csv: no column 'text'; did you mean texts?; columns: texts, label"),
+        ("csv", "", "train.csv: no column 'text'; there are no columns"),
         ("csv", "text,label\na,b,0\n", "train.csv: line 2 has 3 columns, not 2"),
         ("csv", 'text,label\n"a,0\n', "train.csv: unexpected end of data"),
         ("csv", 'text,label\n"a\nb",0\n"c\n"d,0\n', "expected after '\"', in the row that begins on line 4"),
         ("csv", "text,text\na,0\n", "train.csv: columns must differ from each other, got text, text"),
         ("tsv", "text\tlabel\na\n", "train.tsv: line 2 has 1 columns, not 2"),
+        (
+            "tsv",
+            "text,label\na,0\n",
+            "columns: text,label; are the columns separated by ','? the ending for that is .csv",
+        ),
+        ("csv", "text\tlabel\na\t0\n", "are the columns separated by '\\t'? the ending for that is .tsv"),
+        ("csv", "text;label\na;0\n", "are the columns separated by ';'? separate them by commas (.csv) or tabs (.tsv)"),
+        ("csv", "text,label\na;0\n", "train.csv: line 2 has 1 columns, not 2; are the columns separated by ';'?"),
         ("jsonl", '{"text": "a", "label": 0}\n{"text"\n', "train.jsonl: line 2 is not JSON"),
         ("json", "[1]\n", "train.json: line 1 must be a JSON object, got list"),
         ("parquet", "no parquet", "train.parquet: "),
@@ -442,7 +468,7 @@ def test_dates_are_text_and_classes_in_json(tmp_path):
             'text,label\n"' + "x\n" * 6_000_000,
             "field larger than field limit (10000000), in the row that begins",
         ),
-        ("txt", "a", "train.txt: the ending must be one of .csv, .tsv, .jsonl, .json, .parquet"),
+        ("xls", "a", "train.xls: the ending must be one of .csv, .tsv, .txt, .jsonl, .json, .parquet"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(tmp_path, ending, content, message):
@@ -502,6 +528,47 @@ def test_columns_are_named_where_the_files_have_no_header(tmp_path):
     assert "test.tsv: line 1 has 2 columns, not 4" in refusal(row)
 
 
+def test_lines_that_are_torn_can_be_left_out(tmp_path):
+    content = "text\tlabel\na\t0\nb\ntorn\t1\t1\nc\t1\n"
+    row = splits_of_text(tmp_path, "tsv", content)
+    assert "line 3 has 1 columns, not 2" in refusal(row)
+    source = row.source.model_copy(update={"broken_lines": "drop"})
+    loaded = datasets.load(row.model_copy(update={"source": source}), "mine")
+    assert sorted(frames(loaded)["train"]["text"]) == ["a", "c"]
+    assert loaded.dropped["missing"] == 2
+
+
+def nested(tmp_path, *lines):
+    """The row of a file whose lines have a document with a title and a list of parts, each with text and label."""
+    held_out = {"doc": {"title": "held out", "parts": [{"text": "held out", "label": 0}]}}
+    for split, records in (("train", lines), ("test", [held_out])):
+        (tmp_path / f"{split}.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    files = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "test")}
+    return DatasetRow(
+        source={"kind": "files", "files": files, "each": "doc.parts"},
+        text=["doc.title", "doc.parts.text"],
+        label={**CLASSES, "column": "doc.parts.label"},
+        metrics=["accuracy"],
+        select_on="test",
+    )
+
+
+def test_objects_in_lists_are_rows_with_what_stands_around_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "BATCH", 2)
+    parts = [{"text": f"part {number}", "label": number % 2} for number in range(3)]
+    lines = ({"doc": {"title": title, "parts": parts[begin:]}} for title, begin in (("A", 0), ("B", 2)))
+    found = load_splits(nested(tmp_path, *lines), "mine")["train"]
+    assert sorted(zip(found["text"], found["text_pair"], found["label"], strict=True)) == [
+        ("A", "part 0", 0), ("A", "part 1", 1), ("A", "part 2", 0), ("B", "part 2", 0),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", [{"doc": {"title": "A"}}, {"doc": 5}, {"doc": {"title": "A", "parts": ["x"]}}])
+def test_a_line_without_the_list_is_refused(tmp_path, line):
+    good = {"doc": {"title": "A", "parts": [{"text": "a", "label": 0}]}}
+    assert "train.jsonl: line 2 has no list of objects at doc.parts" in refusal(nested(tmp_path, good, line))
+
+
 def test_columns_of_a_file_that_names_its_own_are_refused():
     with pytest.raises(ValueError, match=r"columns are for csv and tsv files, got b\.jsonl"):
         FilesSource(kind="files", files={"train": "a.tsv", "test": "b.jsonl"}, columns=["text", "label"])
@@ -527,14 +594,14 @@ def test_batches_change_nothing(tmp_path, monkeypatch, ending):
 def test_rows_are_counted_from_the_first_one_of_the_file(make, monkeypatch):
     monkeypatch.setattr(sources, "BATCH", 8)
     row = make(train=[*sentences(20), ("x", "y")], validation=[("v", 0)], test=[("t", 0)])
-    assert "train: row 21: label 'y' is no class" in refusal(row)
+    assert "train.jsonl: row 21: label 'y' is no class" in refusal(row)
 
 
 def test_what_is_wrong_with_the_last_file_does_not_wait_for_the_rows_of_the_first(tmp_path):
     row = splits_of_text(tmp_path, "csv", "text,label\na,perhaps\n")
     (tmp_path / "test.csv").write_text("texts,label\n")
     files = row.source.files | {"test": str(tmp_path / "test.csv")}
-    assert "mine: test: no column 'text'; did you mean texts?" in refusal(row_of(files))
+    assert "test.csv: no column 'text'; did you mean texts?" in refusal(row_of(files))
 
 
 def test_texts_of_a_split_are_never_all_in_memory(tmp_path, monkeypatch):
@@ -675,7 +742,7 @@ def test_loading_prints_nothing(glue, capfd):
     [
         (
             {"splits": {"train": "train", "test": "test"}},
-            "mine: test: row 1: the label is -1: the labels of this split",
+            "glue: row 1: the label is -1: the labels of this split",
         ),
         ({"config": "mrpx"}, "BuilderConfig 'mrpx' not found. Available: ['mrpc']"),
         ({"splits": {"train": "train", "test": "dev"}}, 'Unknown split "dev"'),

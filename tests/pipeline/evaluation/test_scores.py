@@ -2,7 +2,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import stats
@@ -10,65 +10,8 @@ from sklearn import metrics as sklearn_metrics
 
 from pipeline.errors import UserError
 from pipeline.evaluation import scores
-
-OF_TWO = ("accuracy", "f1", "macro_f1", "matthews_correlation")
-OF_NUMBERS = ("pearson", "spearman")
-ROWS = st.integers(1, 40)
-
-
-@st.composite
-def class_pairs(draw, most=5):
-    """Predictions and labels of up to 40 examples."""
-    highest, rows = draw(st.integers(2, most)) - 1, draw(ROWS)
-    return tuple(draw(arrays.arrays(np.int64, rows, elements=st.integers(0, highest))) for _ in range(2))
-
-
-@st.composite
-def number_pairs(draw):
-    """Predictions and labels with ties: multiples of one fifth, as in a similarity task."""
-    rows = draw(ROWS)
-    return tuple(draw(arrays.arrays(np.int64, rows, elements=st.integers(-10, 25))) / 5 for _ in range(2))
-
-
-def two_classes(rows, accuracy=0.8, seed=0):
-    random = np.random.default_rng(seed)
-    labels = random.integers(0, 2, rows)
-    return np.where(random.random(rows) < accuracy, labels, 1 - labels), labels
-
-
-def noisy_numbers(rows, seed=0):
-    random = np.random.default_rng(seed)
-    labels = random.integers(0, 26, rows) / 5
-    return labels + random.normal(size=rows), labels
-
-
-def of_one_sample(name, predictions, labels):
-    """The stacked form of a score on a stack of one, the sample itself."""
-    if name in OF_NUMBERS:
-        return scores._OF_PAIRS[name](scores._Pairs(labels[None], predictions[None]))[0]
-    classes = np.arange(max(2, labels.max() + 1, predictions.max() + 1))
-    true, predicted = labels[:, None] == classes, predictions[:, None] == classes
-    counts = [hot.sum(axis=0, dtype=float)[None] for hot in (true & predicted, true, predicted)]
-    return scores._OF_COUNTS[name](scores._Counts(*counts))[0]
-
-
-@given(class_pairs(most=2))
-def test_the_stacked_form_of_a_score_of_two_classes_equals_the_library(pair):
-    expected = scores.score(OF_TWO, *pair)
-    assert {name: of_one_sample(name, *pair) for name in OF_TWO} == pytest.approx(expected, abs=1e-12)
-
-
-@given(class_pairs())
-def test_the_stacked_form_of_a_score_of_many_classes_equals_the_library(pair):
-    names = ("accuracy", "macro_f1", "matthews_correlation")
-    expected = scores.score(names, *pair)
-    assert {name: of_one_sample(name, *pair) for name in names} == pytest.approx(expected, abs=1e-12)
-
-
-@given(number_pairs())
-def test_the_stacked_form_of_a_score_of_numbers_equals_the_library(pair):
-    expected = scores.score(OF_NUMBERS, *pair)
-    assert {name: of_one_sample(name, *pair) for name in OF_NUMBERS} == pytest.approx(expected, abs=1e-9)
+from pipeline.evaluation.intervals import intervals
+from tests.pipeline.evaluation.samples import OF_NUMBERS, OF_TWO, class_pairs, noisy_numbers, number_pairs, two_classes
 
 
 def test_the_scores_are_the_official_ones():
@@ -108,7 +51,7 @@ def test_a_correlation_with_a_constant_is_zero_without_a_warning(constant):
         warnings.simplefilter("error")
         assert scores.score(OF_NUMBERS, np.full(7, constant), labels) == {"pearson": 0.0, "spearman": 0.0}
         assert scores.score(OF_NUMBERS, labels, np.full(7, constant)) == {"pearson": 0.0, "spearman": 0.0}
-        assert scores.intervals(OF_NUMBERS, np.full(7, constant), labels, 100)["pearson"] == (0.0, 0.0)
+        assert intervals(OF_NUMBERS, np.full(7, constant), labels, 100)["pearson"] == (0.0, 0.0)
 
 
 def test_one_class_alone_scores_without_a_warning():
@@ -119,70 +62,33 @@ def test_one_class_alone_scores_without_a_warning():
     assert found == {"accuracy": 1.0, "f1": 0.0, "macro_f1": 1.0, "matthews_correlation": 0.0}
 
 
-@given(class_pairs(), number_pairs(), st.randoms(use_true_random=False))
-@settings(max_examples=30)
-def test_the_order_of_the_examples_does_not_matter(classes, numbers, random):
-    for names, pair in ((("accuracy", "macro_f1"), classes), (OF_NUMBERS, numbers)):
-        order = random.sample(range(len(pair[0])), len(pair[0]))
-        shuffled = [values[order] for values in pair]
-        assert scores.score(names, *shuffled) == pytest.approx(scores.score(names, *pair), abs=1e-9)
-        assert scores.intervals(names, *shuffled, 100) == scores.intervals(names, *pair, 100)
+def test_an_exact_match_is_a_group_without_a_mistake():
+    labels, predictions = np.array([1, 0, 1, 0, 0, 1]), np.array([1, 0, 1, 1, 0, 0])
+    groups = np.array([7, 7, 2, 2, 2, 5])
+    # Group 7 is right, 2 has one mistake and 5 another; F1 over all: 2 hits, 1 false alarm, 1 miss.
+    found = scores.score(["f1", "exact_match"], predictions, labels, groups)
+    assert found == {"f1": pytest.approx(2 / 3), "exact_match": pytest.approx(1 / 3)}
 
 
-@given(class_pairs(), st.integers(0, 2**32 - 1))
-@settings(max_examples=30)
-def test_the_interval_of_the_accuracy_contains_the_accuracy(pair, seed):
-    low, high = scores.intervals(["accuracy"], *pair, 1000, seed)["accuracy"]
-    assert 0 <= low <= scores.score(["accuracy"], *pair)["accuracy"] <= high <= 1
+def test_gender_parity_is_the_share_of_groups_with_one_prediction():
+    labels, predictions = np.array([0, 0, 1, 1, 0, 0]), np.array([1, 1, 1, 0, 0, 0])
+    found = scores.score(["accuracy", "gender_parity"], predictions, labels, np.array([0, 0, 1, 1, 2, 2]))
+    assert found == {"accuracy": pytest.approx(1 / 2), "gender_parity": pytest.approx(2 / 3)}
 
 
-@pytest.mark.parametrize("name", [*OF_TWO, *OF_NUMBERS])
-def test_an_interval_is_that_of_scipys_bootstrap(name):
-    predictions, labels = noisy_numbers(120) if name in OF_NUMBERS else two_classes(120)
-
-    def statistic(labels, predictions):
-        return scores.score([name], predictions, labels)[name]
-
-    expected = stats.bootstrap(
-        (labels, predictions), statistic, paired=True, vectorized=False, method="percentile", n_resamples=1000, rng=1
-    ).confidence_interval
-    found = scores.intervals([name], predictions, labels, 20_000)[name]
-    # Two independent runs: the ends differ by their Monte-Carlo error, far less than the width.
-    assert found == pytest.approx(tuple(expected), abs=0.12 * (expected.high - expected.low))
+@given(class_pairs(), st.data())
+def test_metrics_of_groups_are_those_of_their_definition(pair, data):
+    predictions, labels = pair
+    groups = data.draw(arrays.arrays(np.int64, len(labels), elements=st.integers(0, 9)))
+    right = [all(predictions[groups == number] == labels[groups == number]) for number in set(groups)]
+    agree = [len(set(predictions[groups == number])) == 1 for number in set(groups)]
+    found = scores.score(["exact_match", "gender_parity"], predictions, labels, groups)
+    assert found == pytest.approx({"exact_match": np.mean(right), "gender_parity": np.mean(agree)})
 
 
-@pytest.mark.parametrize("name", [*OF_TWO, *OF_NUMBERS])
-def test_intervals_shrink_with_the_root_of_the_number_of_examples(name):
-    pair = noisy_numbers(100) if name in OF_NUMBERS else two_classes(100)
-    once, often = (np.ptp(scores.intervals([name], *np.tile(pair, copies), 1000)[name]) for copies in (1, 16))
-    assert once / often == pytest.approx(4, rel=0.15)
-
-
-def test_the_interval_covers_the_true_accuracy_as_often_as_it_says():
-    runs = [scores.intervals(["accuracy"], *two_classes(400, 0.8, seed), 500)["accuracy"] for seed in range(400)]
-    covered = np.mean([low <= 0.8 <= high for low, high in runs])
-    assert 0.92 <= covered <= 0.98
-
-
-def test_intervals_depend_on_the_seed_alone():
-    pair = two_classes(50)
-    assert scores.intervals(OF_TWO, *pair, 200, 3) == scores.intervals(OF_TWO, *pair, 200, 3)
-    assert scores.intervals(["f1"], *pair, 200, 3) != scores.intervals(["f1"], *pair, 200, 4)
-
-
-def test_an_interval_does_not_depend_on_the_metrics_beside_it():
-    pair = two_classes(50)
-    assert scores.intervals(["f1"], *pair, 200)["f1"] == scores.intervals(OF_TWO, *pair, 200)["f1"]
-
-
-@pytest.mark.parametrize("names", [OF_TWO, OF_NUMBERS])
-def test_every_resample_is_scored_when_the_stack_comes_in_pieces(names, monkeypatch):
-    pair = two_classes(60)
-    whole = scores.intervals(names, *pair, 333)
-    monkeypatch.setattr(scores, "NUMBERS_AT_ONCE", 200)
-    assert list(scores._pieces(333, 60)) == [3] * 111
-    pieced = scores.intervals(names, *pair, 333)
-    assert [pieced[name] for name in names] == [pytest.approx(whole[name]) for name in names]
+def test_the_baseline_gives_the_most_frequent_class_or_the_mean():
+    assert scores.constant(np.array([2, 0, 2, 1]), is_regression=False).tolist() == [2, 2, 2, 2]
+    assert scores.constant(np.array([0.0, 1.0, 5.0]), is_regression=True).tolist() == [2.0, 2.0, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -191,13 +97,14 @@ def test_every_resample_is_scored_when_the_stack_comes_in_pieces(names, monkeypa
         (["bleu"], [0, 1], [0, 1], "metrics must be among"),
         (["accuracy"], [0, 1, 1], [0, 1], "two equally long rows, got"),
         (["accuracy"], [], [], "two equally long rows, got"),
+        (["exact_match"], [0, 1], [0, 1], r"metrics must be among .*, got \['exact_match'\]"),
     ],
 )
 def test_unusable_input_is_refused_with_the_rule(names, predictions, labels, rule):
     with pytest.raises(ValueError, match=rule):
         scores.score(names, np.array(predictions), np.array(labels))
     with pytest.raises(ValueError, match=rule):
-        scores.intervals(names, np.array(predictions), np.array(labels), 100)
+        intervals(names, np.array(predictions), np.array(labels), 100)
 
 
 def test_a_diverged_model_is_named_as_such():

@@ -16,10 +16,12 @@ from ruamel.yaml import YAML
 
 from pipeline import params
 from pipeline.errors import UserError
+from pipeline.params.rows import DatasetRow
 
 ROOT = Path(__file__).parents[3]
 YAML_12 = YAML(typ="safe", pure=True)
-DATA_ROWS = list(YAML_12.load(ROOT / "pipeline/datasets.yaml"))
+DATASETS = YAML_12.load(ROOT / "pipeline/datasets.yaml")
+DATA_ROWS = list(DATASETS)
 MODEL_ROWS = list(YAML_12.load(ROOT / "pipeline/models.yaml"))
 
 
@@ -47,7 +49,7 @@ def change(path, key, value):
     *sections, last = key.split(".")
     section = content
     for name in sections:
-        section = section[name]
+        section = section[int(name) if isinstance(section, list) else name]
     if value is ...:
         del section[last]
     else:
@@ -96,12 +98,10 @@ def test_a_row_has_a_name_that_dvc_can_find(name):
     assert re.fullmatch("[A-Za-z0-9_-]+", name)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in DATA_ROWS if "select_on" in YAML_12.load(ROOT / "pipeline/datasets.yaml")[name]]
-)
-def test_any_row_can_select_on_test_by_one_word(name, workspace):
-    change("pipeline/datasets.yaml", f"{name}.select_on", "test")
-    assert params.load_row("data", name).select_on == "test"
+def test_any_row_can_select_on_test_by_one_word():
+    assert all("select_on" in row for row in DATASETS.values())
+    for row in DATASETS.values():
+        assert DatasetRow.model_validate(row | {"select_on": "test"}).select_on == "test"
 
 
 def test_the_file_has_no_templates():
@@ -446,7 +446,7 @@ ROW_MISTAKES = [
     ("pairs", 1, "pairs: must hold keys and values, or {} for none, got 1"),
     ("pairs", {"margn": 1}, "pairs.margn: no such key; did you mean margin?"),
     ("text", "text", "text: input should be a list, got 'text'"),
-    ("metrics", ["accuracy", "f2"], "metrics.1: input should be 'accuracy', 'f1', 'macro_f1' or 'matt"),
+    ("metrics", ["accuracy", "f2"], "metrics.1: input should be 'accuracy', 'f1', 'macro_f1', 'matthews"),
     ("metrics", ["pearson"], "movie-reviews: metrics ['pearson'] do not fit this label; allowed are ['accuracy',"),
     ("cut.tset", 0.1, "cut.tset: input should be 'validation' or 'test', got 'tset'; did you mean test?"),
     ("cut.test", ..., "movie-reviews: nothing provides test: name it in the source, or cut it from train"),
@@ -467,6 +467,41 @@ def test_pairs_are_made_of_one_text_column(workspace):
     change("pipeline/datasets.yaml", "movie-pairs.text", ["text", "id"])
     (line,) = refusal(lambda: params.load_row("data", "movie-pairs"))
     assert line.endswith("movie-pairs: pairs are made of one text column, got text, id")
+
+
+TASK_MISTAKES = [
+    ("copa.choices", ["choice1"], "copa: choices need a label with 1 names, one for each in their order"),
+    ("copa.text", ["premise"], "copa: choices need a text with {choice}, got premise"),
+    ("copa.group", 2, "copa: choices are groups already: leave out group"),
+    ("copa.metrics", ["accuracy", "f1"], "copa: choices are scored by accuracy alone, got accuracy, f1"),
+    ("copa.text", ["{premise", "{choice}"], "copa.text.0: a template has columns in braces, such as '{premise} What"),
+    ("copa.submission", ..., "copa: a split hidden in the source needs a submission, which says what to predict it"),
+    ("copa.submission.labels", [0], "copa: submission: labels are needed for 2 classes, got 1"),
+    ("copa.submission.file", "COPA.txt", "copa.submission.file: string should match pattern"),
+    ("multirc.group", ..., "multirc: metrics ['exact_match'] score groups: say by `group` which examples are one"),
+    ("multirc.group", 1, "multirc.group: input should be greater than or equal to 2 or a list, got 1"),
+    ("multirc.submission.index", ["a", "b"], "submission: index: MultiRC.jsonl takes 0 or 1 or 3 columns, got 2"),
+    ("wsc.mark.0.column", "txt", "wsc: mark: txt is in no text; columns of the text are text"),
+    ("wsc.mark.0.says", ..., "wsc.mark.0: a mark needs start and end, or word and says, got word"),
+    ("stsb.metrics", ["accuracy"], "stsb: metrics ['accuracy'] do not fit this label; allowed are ['pearson', 'spearm"),
+    ("stsb.stratify", True, "stsb: stratify: needs a label of classes, and no choices, group or pairs"),
+    ("mnli.also.ax.label.names", ["yes", "no"], "mnli: also.ax: the label must be what the adapter predicts: entailme"),
+    ("mnli.also.ax.source.splits.train", "train", "also.ax: a set under `also` is not trained on: its source provides"),
+    ("cola-files.source.columns", {"trian": ["a"]}, "source.columns.trian: input should be 'train', 'validation', 't"),
+    ("wic-files.source.columns", ["a", "b"], "wic-files.source: columns are for csv and tsv files, got data/superglue"),
+    ("cola-files.source.each", "a.b", "cola-files.source: each is for jsonl files, got data/glue/CoLA/train.tsv"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value", "message"), TASK_MISTAKES)
+def test_a_mistake_in_the_row_of_a_task_is_one_line(tmp_path, monkeypatch, key, value, message):
+    name = key.partition(".")[0]
+    (tmp_path / "pipeline").mkdir()
+    monkeypatch.chdir(tmp_path)
+    write("pipeline/datasets.yaml", {name: DATASETS[name]})
+    change("pipeline/datasets.yaml", key, value)
+    (line,) = refusal(lambda: params.load_row("data", name))
+    assert message in line
 
 
 def test_pairs_are_no_regression(workspace):

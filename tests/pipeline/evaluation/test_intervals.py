@@ -1,0 +1,105 @@
+"""Intervals: exact where a score counts, else percentiles of a bootstrap, over whole groups where there are any."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from pipeline.evaluation import scores
+from pipeline.evaluation.intervals import intervals, share
+from tests.pipeline.evaluation.samples import OF_NUMBERS, class_pairs, noisy_numbers, number_pairs, two_classes
+
+
+def sample(name, rows):
+    return noisy_numbers(rows) if name in OF_NUMBERS else two_classes(rows)
+
+
+@given(class_pairs(), number_pairs(), st.randoms(use_true_random=False))
+@settings(max_examples=10)
+def test_the_order_of_the_examples_does_not_matter(classes, numbers, random):
+    for names, pair in ((("accuracy", "macro_f1"), classes), (OF_NUMBERS, numbers)):
+        order = random.sample(range(len(pair[0])), len(pair[0]))
+        shuffled = [values[order] for values in pair]
+        assert scores.score(names, *shuffled) == pytest.approx(scores.score(names, *pair), abs=1e-9)
+        assert intervals(names, *shuffled, 20) == intervals(names, *pair, 20)
+
+
+@given(class_pairs(most=2))
+def test_an_exact_interval_contains_its_score(pair):
+    found, expected = intervals(["accuracy", "f1"], *pair, 100), scores.score(["accuracy", "f1"], *pair)
+    for name, (low, high) in found.items():
+        assert 0 <= low <= expected[name] <= high <= 1
+
+
+@pytest.mark.parametrize(
+    ("count", "of", "expected"),
+    [
+        (66, 66, (0.025 ** (1 / 66), 1.0)),  # the closed forms of no mistake and of no hit
+        (0, 20, (0.0, 1 - 0.025 ** (1 / 20))),
+        (8, 10, (0.44390, 0.97479)),  # as published tables have it
+        (0, 0, (0.0, 1.0)),
+    ],
+)
+def test_a_share_has_the_interval_of_clopper_and_pearson(count, of, expected):
+    assert share(count, of) == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_ends_of_f1_are_those_of_the_share_of_hits_among_what_is_not_rightly_left_aside():
+    labels, predictions = np.array([1] * 10 + [0] * 90), np.array([1] * 8 + [0] * 2 + [1] * 4 + [0] * 86)
+    low, high = intervals(["f1"], predictions, labels, 100)["f1"]
+    hits = stats.binomtest(8, 14).proportion_ci(method="exact")  # 8 hits, 2 misses, 4 false alarms
+    assert (low, high) == pytest.approx((2 * hits.low / (1 + hits.low), 2 * hits.high / (1 + hits.high)))
+
+
+@pytest.mark.parametrize("name", ["accuracy", "f1"])
+def test_an_exact_interval_covers_the_truth_at_least_as_often_as_it_says(name):
+    # Both classes are as frequent and 80 % right: of 0.6 examples that are not rightly left aside, 0.4 are hits.
+    truth = {"accuracy": 0.8, "f1": 2 * (2 / 3) / (1 + 2 / 3)}[name]
+    runs = [intervals([name], *two_classes(200, 0.8, seed), 100)[name] for seed in range(300)]
+    assert 0.94 <= np.mean([low <= truth <= high for low, high in runs]) <= 0.99
+
+
+@pytest.mark.parametrize("name", ["macro_f1", *OF_NUMBERS])
+def test_a_bootstrap_has_the_percentiles_of_scores_of_resamples(name):
+    predictions, labels = sample(name, 120)
+    random = np.random.default_rng(1)
+    drawn = [random.integers(120, size=120) for _ in range(400)]
+    found = [scores.score([name], predictions[rows], labels[rows])[name] for rows in drawn]
+    low, high = np.percentile(found, [2.5, 97.5])
+    # Two independent runs: the ends differ by their Monte-Carlo error, far less than the width.
+    assert intervals([name], predictions, labels, 400)[name] == pytest.approx((low, high), abs=0.25 * (high - low))
+
+
+@pytest.mark.parametrize("name", ["accuracy", "f1", "matthews_correlation", "pearson"])
+def test_intervals_shrink_with_the_root_of_the_number_of_examples(name):
+    pair = sample(name, 100)
+    once, often = (np.ptp(intervals([name], *np.tile(pair, copies), 300)[name]) for copies in (1, 16))
+    assert once / often == pytest.approx(4, rel=0.25)
+
+
+def test_a_bootstrap_depends_on_the_seed_alone_and_not_on_the_metrics_beside_it():
+    pair, names = two_classes(50), ("macro_f1", "matthews_correlation")
+    assert intervals(names, *pair, 100, seed=3)["macro_f1"] == intervals(["macro_f1"], *pair, 100, seed=3)["macro_f1"]
+    assert intervals(["macro_f1"], *pair, 100, seed=3) != intervals(["macro_f1"], *pair, 100, seed=4)
+
+
+def test_groups_are_drawn_whole():
+    # Four copies of each example in a group say no more than one of it.
+    predictions, labels = noisy_numbers(60)
+    copied = [np.repeat(values, 4) for values in (predictions, labels, np.arange(60))]
+    grouped = intervals(["pearson"], *copied[:2], 400, copied[2])["pearson"]
+    alone = intervals(["pearson"], *copied[:2], 400)["pearson"]
+    assert np.ptp(grouped) == pytest.approx(2 * np.ptp(alone), rel=0.25)
+
+
+def test_a_share_of_groups_is_exact_over_groups():
+    labels = np.zeros(12, np.int64)
+    groups = np.repeat(np.arange(6), 2)
+    found = intervals(["exact_match", "gender_parity"], labels, labels, 100, groups)
+    assert found == dict.fromkeys(("exact_match", "gender_parity"), share(6, 6))
+
+
+def test_one_example_leaves_nothing_to_draw():
+    one = np.array([1])
+    assert intervals(["macro_f1"], one, one, 100)["macro_f1"] == (1.0, 1.0)

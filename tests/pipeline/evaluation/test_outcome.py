@@ -1,0 +1,131 @@
+"""What logits answer, what is said of it, and what a benchmark's server gets."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.evaluation import report, submission
+from pipeline.evaluation.answers import chosen, members
+from pipeline.evaluation.outcome import Outcome
+from pipeline.params.rows import DatasetRow
+
+FILES = {"train": "a.jsonl", "test": "b.jsonl", "hidden": "c.jsonl"}
+CLASSES = {"column": "label", "names": ["no", "yes"]}
+
+
+def row(label=CLASSES, file="Task.tsv", index=(), labels=(), **settings):
+    settings = {"text": ["text"], "metrics": ["accuracy"], "select_on": "test"} | settings
+    server = {"file": file, "index": index, "labels": labels}
+    return DatasetRow(source={"kind": "files", "files": FILES}, label=label, submission=server, **settings)
+
+
+CHOICES = row(text=["{choice}"], choices=["a", "b"], label={"column": "label", "names": ["a", "b"]})
+RATING = row(label={"column": "label", "low": 0, "high": 5}, metrics=["pearson"])
+
+
+@given(st.permutations(range(12)))
+def test_the_likeliest_choice_of_each_group_is_chosen_wherever_its_examples_are(order):
+    groups = np.repeat(np.arange(4), 3)
+    right = np.random.default_rng(0).normal(size=12)
+    logits = np.stack([np.zeros(12), right], axis=1)
+    expected = right.reshape(4, 3).argmax(axis=1)
+    order = np.array(order)
+    found = chosen(logits[order], groups[order])
+    rows = members(groups[order])
+    assert order[rows[np.arange(4), found]].tolist() == (expected + 3 * np.arange(4)).tolist()
+
+
+def test_choices_are_answers_to_questions_and_classes_of_examples():
+    logits = torch.tensor([[0.0, 1.0], [0.0, 2.0], [0.0, -1.0], [0.0, -2.0]])
+    outcome = Outcome.of(logits, [0, 1, 0, 1], CHOICES, np.array([0, 0, 1, 1]))
+    assert (outcome.answers.predicted.tolist(), outcome.answers.labels.tolist()) == ([1, 0], [1, 1])
+    assert outcome.predicted.tolist() == [0, 1, 1, 0]  # not what each would be by itself
+    metrics = outcome.metrics(100)
+    assert (metrics["accuracy"], metrics["accuracy_baseline"]) == (0.5, 1.0)
+    assert metrics["accuracy_low"] == pytest.approx(0.01258, abs=1e-5)  # 1 of 2 questions, not 2 of 4 examples
+
+
+def test_a_score_stands_beside_what_one_answer_for_all_has():
+    logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [2.0, 0.0]])
+    metrics = Outcome.of(logits, [0, 1, 1, 0], row(metrics=["accuracy", "f1", "matthews_correlation"])).metrics(100)
+    assert metrics["accuracy"] == 0.75
+    assert (metrics["accuracy_baseline"], metrics["f1_baseline"]) == (0.5, 0.0)
+    assert metrics["matthews_correlation_baseline"] == 0.0
+    assert metrics["loss_baseline"] == pytest.approx(np.log(2))
+
+
+def test_the_baseline_of_a_number_is_the_mean():
+    metrics = Outcome.of(torch.tensor([[1.0], [2.0], [4.0]]), [1.0, 3.0, 5.0], RATING).metrics(100)
+    assert (metrics["pearson_baseline"], metrics["loss_baseline"]) == (0.0, pytest.approx(8 / 3))
+
+
+@pytest.mark.parametrize(
+    ("logits", "examples", "groups", "answer"),
+    [
+        ([[1.0, 0.0]] * 4, row(), None, "no"),
+        ([[1.0, 0.0]] * 3 + [[0.0, 1.0]], row(), None, None),
+        ([[2.5]] * 4, RATING, None, "2.5"),
+        ([[1.0, 0.0], [0.0, 1.0]] * 2, CHOICES, [0, 0, 1, 1], "b"),
+        ([[1.0, 0.0]], row(), None, None),  # one example says nothing
+    ],
+)
+def test_one_answer_for_all_is_said(logits, examples, groups, answer, capsys):
+    labels = [0.0 if examples is RATING else 0] * len(logits)
+    outcome = Outcome.of(torch.tensor(logits), labels, examples, None if groups is None else np.array(groups))
+    assert outcome.only_answer == answer
+    report.warn_of_one_answer("mine", outcome)
+    said = capsys.readouterr().out
+    assert (f"predictions are {answer}: the model tells no example from another" in said) == (answer is not None)
+
+
+def test_an_interval_without_a_width_is_called_none(capsys):
+    logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]])
+    examples = row(metrics=["macro_f1"])
+    report.show_split("mine", Outcome.of(logits, [0, 1, 0], examples).metrics(200), examples)
+    assert "macro_f1 | 1 | none: every resample scores the same | 0.4" in capsys.readouterr().out
+
+
+def sent(folder, examples, logits, groups=None, index=None):
+    grouped = None if groups is None else np.array(groups)
+    return submission.write(folder, examples, torch.tensor(logits), grouped, index).read_text()
+
+
+LOGITS = [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]]
+
+
+def test_examples_are_numbered_from_zero_or_as_their_columns_say(tmp_path):
+    assert sent(tmp_path, row(), LOGITS) == "index\tprediction\n0\tno\n1\tyes\n2\tyes\n3\tno\n"
+    numbered = row(file="Task.jsonl", index=["idx"], labels=[0, 1])
+    lines = sent(tmp_path, numbered, LOGITS, index=[[7], [5], [6], [9]]).splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"idx": 7, "label": 0}, {"idx": 5, "label": 1}, {"idx": 6, "label": 1}, {"idx": 9, "label": 0},
+    ]  # fmt: skip
+
+
+def test_numbers_are_cut_to_the_scale_and_have_three_digits(tmp_path):
+    assert sent(tmp_path, RATING, [[-0.2], [3.14159], [5.5]]) == "index\tprediction\n0\t0.000\n1\t3.142\n2\t5.000\n"
+
+
+def test_a_question_of_choices_is_one_line(tmp_path):
+    assert sent(tmp_path, CHOICES, LOGITS, [0, 0, 1, 1]) == "index\tprediction\n0\tb\n1\ta\n"
+
+
+def test_answers_are_nested_in_questions_and_passages(tmp_path):
+    examples = row(file="M.jsonl", index=["p", "q", "a"], labels=[0, 1])
+    lines = sent(tmp_path, examples, LOGITS, index=[[0, 0, 0], [0, 0, 1], [0, 1, 2], [4, 2, 3]]).splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {
+            "idx": 0,
+            "passage": {
+                "questions": [
+                    {"idx": 0, "answers": [{"idx": 0, "label": 0}, {"idx": 1, "label": 1}]},
+                    {"idx": 1, "answers": [{"idx": 2, "label": 1}]},
+                ]
+            },
+        },
+        {"idx": 4, "passage": {"questions": [{"idx": 2, "answers": [{"idx": 3, "label": 0}]}]}},
+    ]
