@@ -27,7 +27,7 @@ WRITTEN = re.compile(
     r"vocab\.(txt|json)|merges\.txt|(spiece|sentencepiece\.bpe|tokenizer)\.model"
 )
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what a terminal takes for a command or an end of a line
-LONGEST_LINE = 270  # characters of a message, which the name of a command goes before
+LONGEST_LINE = 276  # characters of a message, which the name of a command goes before
 LONGEST_NAME = 200  # bytes: file systems allow 255, and the folder is written beside its place under a longer name
 
 

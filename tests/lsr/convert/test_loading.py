@@ -112,7 +112,7 @@ def test_a_folded_start_on_another_base_is_refused_in_one_line(tmp_path):
     other = load_file(tmp_path / "base/model.safetensors")
     other[f"{QUERY}.weight"][0, 0] += 1e-6
     save_file(other, tmp_path / "base/model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match=rf"layer '{QUERY}': this is not the base model .* has another hash$"):
+    with pytest.raises(InputError, match=r"this is not the base model .* has another hash$"):
         load_adapter(tmp_path / "adapter")
 
 
