@@ -43,7 +43,7 @@ def fail(folder, error):
 
 @pytest.mark.parametrize("error", [UserError("diverged"), OSError(28, "No space left"), KeyboardInterrupt()])
 def test_a_run_that_fails_keeps_its_checkpoints_and_nothing_half_written(tmp_path, error):
-    with pytest.raises(type(error)):
+    with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else UserError):
         fail(tmp_path / OWN, error)
     assert names(tmp_path / OWN) == ["checkpoint-3"]
     FileLock(tmp_path / f"{OWN}.lock").acquire(timeout=0).lock.release()
