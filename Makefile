@@ -10,8 +10,9 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: repro test check docs bench bench-family bench-factorize bench-capabilities clean
 
-## repro: fine-tune the default model on the default data: tokenize, factorize-init, train, evaluate
+## repro: fine-tune the default model on the default data: check, inputs, tokenize, factorize-init, train, evaluate
 repro: $(READY)
+	python -m pipeline.params
 	dvc repro
 	@dvc metrics show --md reports/evaluate/metrics.json
 
