@@ -8,7 +8,7 @@ PYTEST := pytest -n auto --maxprocesses 8 --dist worksteal
 # Stages and DVC find `python` and `dvc` on the PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test check docs bench bench-family bench-factorize bench-capabilities clean
+.PHONY: repro test check audit torture docs bench bench-family bench-factorize bench-capabilities clean
 
 ## repro: fine-tune the default model on the default data: check, inputs, tokenize, factorize-init, train, evaluate
 repro: $(READY)
@@ -27,6 +27,14 @@ check: $(READY)
 	mypy
 	lint-imports
 	$(PYTEST)
+
+## audit: known vulnerabilities of the pinned versions; exit status 1 if there are any, or if nobody can be asked
+audit: $(READY)
+	.ci/audit
+
+## torture: many kills, mistakes, hostile adapters, full disks, processes and experiments at once; an hour on two cores
+torture: $(READY)
+	python -m tests.torture
 
 ## docs: write docs/api.md and the picture of the README from the code, docs/capabilities.md from its results
 docs: $(READY)
