@@ -7,6 +7,8 @@ READY := $(VENV)/.ready
 PYTEST := pytest -n auto --maxprocesses 8 --dist worksteal
 # Stages and DVC find `python` and `dvc` on the PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# A notice at every build that another generator will follow this one.
+export NO_MKDOCS_2_WARNING := 1
 
 .PHONY: repro test check audit torture docs bench bench-family bench-factorize bench-capabilities clean
 
@@ -36,11 +38,11 @@ audit: $(READY)
 torture: $(READY)
 	python -m tests.torture
 
-## docs: write docs/api.md and the picture of the README from the code, docs/capabilities.md from its results
+## docs: the documentation, in build/site/index.html; first what is made of code and results, the picture and a table
 docs: $(READY)
-	python docs/api.py
 	python docs/picture.py
 	python docs/capabilities.py
+	mkdocs build
 
 ## bench: what an adapter costs in time and memory, beside other methods
 bench: $(READY)
@@ -61,7 +63,7 @@ bench-capabilities: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	pip install --quiet --constraint constraints.txt --editable '.[pipeline,demo,dev]'
+	pip install --quiet --constraint constraints.txt --editable '.[pipeline,demo,docs,dev]'
 	@touch $@
 
 ## clean: remove the environment and what is not tracked by Git; DVC's cache stays

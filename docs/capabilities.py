@@ -1,4 +1,4 @@
-"""Write docs/capabilities.md: which of PEFT's behaviors LSR and other methods have.
+"""Write docs/reference/capabilities.md: which of PEFT's behaviors LSR and other methods have.
 
 `make docs`, or `python docs/capabilities.py`, writes what `make bench-capabilities` found.
 """
@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).with_suffix(".md")
-RESULTS = PAGE.parent.parent / "benchmarks/results/capabilities.json"
+PAGE = Path(__file__).parent / "reference" / "capabilities.md"
+RESULTS = Path(__file__).parent.parent / "benchmarks/results/capabilities.json"
 HAS = "yes"
 
 

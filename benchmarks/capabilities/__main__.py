@@ -1,6 +1,6 @@
 """Which of PEFT's behaviors LSR and other methods have: every probe for every method, on tiny models.
 
-Results are in benchmarks/results/capabilities.json; `make docs` writes docs/capabilities.md from them.
+Results are in benchmarks/results/capabilities.json; `make docs` writes docs/reference/capabilities.md from them.
 """
 
 import json

@@ -1,0 +1,193 @@
+"""What MkDocs asks for while it builds the site: tables made from the code, formulas, and files outside of docs/.
+
+A page says `<!-- table: NAME -->` where a table of TABLES belongs. A link may leave docs/, as it does on a code host:
+the file that it names becomes part of the site.
+"""
+
+import argparse
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from posixpath import normpath, relpath
+from typing import Any
+
+from latex2mathml.converter import convert
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+from pydantic import BaseModel
+
+import lsr
+from lsr.__main__ import parser
+from pipeline.params.rows import DatasetRow, ModelRow
+from pipeline.params.schema import Params
+from pipeline.params.sections import Section
+
+ROOT = Path(__file__).parent.parent
+PAGES = {"index.md": "README.md", "reference/changelog.md": "CHANGELOG.md"}
+FROM_ROOT = re.compile(r"(?<=\]\()(?P<path>[\w./-]+)(?=[)#])")  # no address of another host
+LINK = re.compile(r"(?<=\]\()(?P<path>\.\./[^)#\s]+)")
+TABLE = re.compile(r"<!-- table: (\w+) -->")
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+COLUMNS = "100"  # of a help text, whatever the terminal's width is
+
+
+def on_files(files: Files, *, config: MkDocsConfig) -> Files:
+    """Add README and changelog, and each file outside of docs/ that a page links to, under its own path."""
+    for uri, name in PAGES.items():
+        text = (ROOT / name).read_text(encoding="utf-8")
+        files.append(File.generated(config, uri, content=FROM_ROOT.sub(_from_docs, text)))
+    outside = {path for page in files.documentation_pages() for path in _outside(page)}
+    for path in sorted(outside):
+        if (ROOT / path).is_file():  # a link to what is not there is left, and reported as such
+            files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
+    return files
+
+
+def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Fill in the tables, and lead the links that leave docs/ to the copies in the site."""
+    here = page.file.src_uri
+
+    def inside(found: re.Match[str]) -> str:
+        path = _in_repository(here, found["path"])
+        return found["path"] if path is None else relpath(path, Path(here).parent.as_posix())
+
+    return LINK.sub(inside, TABLE.sub(_table, markdown))
+
+
+def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Write formulas as MathML, which browsers draw without a script."""
+    return FORMULA.sub(_formula, html)
+
+
+def _formula(found: re.Match[str]) -> str:
+    display = "block" if found[2] == "[" else "inline"
+    text = found[3].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">")
+    return convert(text, display=display)
+
+
+def _from_docs(found: re.Match[str]) -> str:
+    """Lead a link of a page that lies at the root of the repository as if it lay in docs/."""
+    path = found["path"]
+    moved = {name: uri for uri, name in PAGES.items()}
+    return moved.get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else f"../{path}")
+
+
+def _outside(page: File) -> Iterator[str]:
+    for found in LINK.finditer(page.content_string):
+        if path := _in_repository(page.src_uri, found["path"]):
+            yield path
+
+
+def _in_repository(page: str, link: str) -> str | None:
+    """Return the path from the root of the repository of a link that leaves docs/; None of one that does not."""
+    path = normpath(Path("docs", page).parent.joinpath(link).as_posix())
+    return None if path.startswith(("docs/", "..")) else path
+
+
+def _table(found: re.Match[str]) -> str:
+    if found[1] not in TABLES:
+        raise PluginError(f"there is no table {found[1]}, only {', '.join(TABLES)}")
+    return TABLES[found[1]]()
+
+
+def _rows(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def fields_of_the_configuration() -> str:
+    """Return the fields of LsrConfig with type, default and help."""
+    own = lsr.LsrConfig.__annotations__
+    fields = [field for field in dataclasses.fields(lsr.LsrConfig) if field.name in own]
+    return _rows(
+        ("field", "type", "default", ""),
+        [
+            (f"`{field.name}`", f"`{_type(field.type)}`", f"`{_default(field)}`", field.metadata["help"])
+            for field in fields
+        ],
+    )
+
+
+def _default(field: "dataclasses.Field[Any]") -> str:
+    return repr(field.default_factory() if callable(field.default_factory) else field.default)
+
+
+def params() -> str:
+    """Return a table for each section of params.yaml, and one for the words beside them."""
+    sections = {name: _section(field.annotation) for name, field in Params.model_fields.items()}
+    words = [(f"`{name}`", _values(Params, name), _says(Params, name)) for name, of in sections.items() if of is None]
+    parts = [_rows(("word", "values", ""), words)]
+    for name, section in sections.items():
+        if section is not None and section.model_fields:
+            parts += [f"\n## `{name}`\n", section.__doc__ or "", "", _keys(section)]
+    return "\n".join(parts)
+
+
+def _section(annotation: Any) -> type[Section] | None:
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def _keys(model: type[BaseModel]) -> str:
+    return _rows(
+        ("key", "values", ""), [(f"`{name}`", _values(model, name), _says(model, name)) for name in model.model_fields]
+    )
+
+
+def _says(model: type[BaseModel], name: str) -> str:
+    return model.model_fields[name].description or ""
+
+
+def _values(model: type[BaseModel], name: str) -> str:
+    """Return what a key takes, in the words of its JSON schema."""
+    schema = model.model_json_schema()
+    return _kind(schema["properties"][name], schema.get("$defs", {}))
+
+
+def _kind(schema: Mapping[str, Any], others: Mapping[str, Any]) -> str:
+    if "$ref" in schema:
+        return f"a mapping: {schema['$ref'].rpartition('/')[2]}"
+    if "enum" in schema or "const" in schema:
+        return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
+    if choices := schema.get("anyOf") or schema.get("oneOf"):
+        return " or ".join(_kind(choice, others) for choice in choices)
+    if schema.get("type") == "array":
+        return f"a list of {_kind(schema.get('items') or schema['prefixItems'][0], others)}"
+    names = {"integer": "integer", "number": "number", "string": "text", "boolean": "`true`, `false`", "null": "none"}
+    return names.get(schema.get("type", ""), "a mapping") + _bounds(schema)
+
+
+def _bounds(schema: Mapping[str, Any]) -> str:
+    """Return the bounds of a number, as in ` in [0, 1)`."""
+    low, high = (
+        schema.get("minimum", schema.get("exclusiveMinimum")),
+        schema.get("maximum", schema.get("exclusiveMaximum")),
+    )
+    if low is None or high is None:
+        return "" if low is None else f" ≥ {low:,.15g}"
+    opening, closing = "[" if "minimum" in schema else "(", "]" if "maximum" in schema else ")"
+    return f" in {opening}{low:,.15g}, {high:,.15g}{closing}"
+
+
+def _type(annotation: Any) -> str:
+    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+
+
+def commands() -> str:
+    """Return the help of every command of `python -m lsr`."""
+    os.environ["COLUMNS"] = COLUMNS
+    (found,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
+    parts = [f"## {name}\n\n```text\n{command.format_help().strip()}\n```\n" for name, command in found.choices.items()]
+    return "\n".join(parts)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "configuration": fields_of_the_configuration,
+    "params": params,
+    "dataset_row": lambda: _keys(DatasetRow),
+    "model_row": lambda: _keys(ModelRow),
+    "commands": commands,
+}

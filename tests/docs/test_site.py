@@ -1,0 +1,78 @@
+"""The documentation builds without a warning, and a real browser opens every page of it from the disk."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+from tests.workspace import ROOT
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+LOCAL = ("file:", "data:", "blob:")
+NARROW, WIDE = 400, 1280  # pixels
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    run = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--site-dir", folder],
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if BROWSER is None:
+        assert "CI" not in os.environ, "no chromium is installed, and CI tests the pages in one"
+        pytest.skip("no chromium is installed")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+@pytest.mark.parametrize("width", [NARROW, WIDE])
+def test_every_page_opens_without_a_complaint_or_a_request(width, site, browser):
+    complaints = []
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.on("console", lambda said: complaints.append(said.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("requestfailed", lambda request: complaints.append(request.url))
+    page.on("request", lambda request: request.url.startswith(LOCAL) or complaints.append(request.url))
+    paths = sorted(path for path in site.rglob("*.html") if path.name != "404.html")  # that one is for servers alone
+    assert len(paths) > 15
+    for path in paths:
+        page.goto(path.as_uri())
+        assert page.locator("h1").count() == 1, path
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+    assert not complaints
+
+
+def test_the_search_finds_from_the_disk(site, browser):
+    page = browser.new_page(viewport={"width": WIDE, "height": 900})
+    page.goto((site / "index.html").as_uri())
+    page.locator(".md-search__input").click()
+    page.keyboard.type("separation rank")
+    page.locator(".md-search-result__link").first.wait_for()
+    links = page.locator(".md-search-result__link").evaluate_all("links => links.map(link => link.href)")
+    assert any("separation-rank.html" in link for link in links)
+
+
+def test_formulas_and_tables_are_there(site):
+    rank = (site / "explanation/separation-rank.html").read_text(encoding="utf-8")
+    assert rank.count("<math") > 20
+    assert "\\otimes" not in rank
+    for page, word in (("params", "separation_rank"), ("commands", "--dtype"), ("api", "init_weights")):
+        assert word in (site / f"reference/{page}.html").read_text(encoding="utf-8")
+    for path in site.rglob("*.html"):
+        assert "<!-- table" not in path.read_text(encoding="utf-8"), path
