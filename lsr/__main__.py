@@ -20,7 +20,7 @@ from lsr.convert.files import InputError
 from lsr.tuner.config import SHARED
 from lsr.tuner.factors import STORAGE
 
-MISTAKE, FAILED = 2, 1  # exit codes
+MISTAKE, FAILED, STOPPED = 2, 1, 130  # exit codes
 
 
 class Parser(argparse.ArgumentParser):
@@ -150,30 +150,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit code."""
     _open_streams()
     options = parser().parse_args(arguments)
+    program = f"python -m lsr {options.command}"
     _quiet()
     try:
         options.run(options)
         sys.stdout.flush()
     except InputError as error:
-        print(f"python -m lsr {options.command}: {error}", file=sys.stderr)
-        return MISTAKE
+        return _failed(MISTAKE, f"{program}: {error}")
+    except KeyboardInterrupt:
+        return _failed(STOPPED, "stopped; nothing was half written")
     except BrokenPipeError:  # whoever reads has had enough, such as `head`
         _drop_output()
     except OSError as error:  # a full disk behind standard output, or a name that no disk takes
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"python -m lsr {options.command}: {where}{error.strerror or error}", file=sys.stderr)
-        _drop_output()
-        return FAILED
+        return _failed(FAILED, f"{program}: {error.filename or 'standard output'}: {error.strerror or error}")
+    except MemoryError:
+        return _failed(FAILED, f"{program}: not enough memory")
     return 0
 
 
+def _failed(code: int, line: str) -> int:
+    with suppress(OSError):  # nobody can be told where standard error is full too
+        print(line, file=sys.stderr, flush=True)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+    return code
+
+
 def _open_streams() -> None:
-    """Let every text be printed: where standard output is closed it goes nowhere, and ASCII gets escapes."""
-    for name in ("stdout", "stderr"):
+    """Let every text be printed: where a stream is closed it goes nowhere, and ASCII gets escapes."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in the order of their numbers
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 it stays open
-        elif isinstance(stream, TextIOWrapper):
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 it stays open
+        elif isinstance(stream, TextIOWrapper) and mode == "w":
             stream.reconfigure(errors="backslashreplace")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, refused_by_disk
 
 CHECKED = Path("artifacts/checked.json")
 DATA_FILES = Path("artifacts/data-files.json")
@@ -72,13 +72,15 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, for a file or a folder; it takes the place of `path` when all went well.
 
     Raises:
-        UserError: if `path` is a folder with a file that no stage writes: nobody else's work is deleted.
+        UserError: if `path` is a folder with a file that no stage writes: nobody else's work is deleted. If the disk
+            does not take it.
     """
     _check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (path.with_name(f".{path.name}.{os.getpid()}{ending}") for ending in ("", ".old"))
     try:
-        yield temporary
+        with told_by_path(path):
+            yield temporary
         follow_umask(temporary)
         if path.is_dir():
             _check_replaceable(path)  # again: since the first look, somebody may have put a file there
@@ -87,6 +89,22 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         _put_back(old, path)
         remove(temporary)
+
+
+@contextmanager
+def told_by_path(path: Path) -> Iterator[None]:
+    """Say what was to be written where the disk does not take it: a write that fails does not know its file.
+
+    Raises:
+        UserError: with the path and the reason.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = refused_by_disk(error)
+        if reason is None or getattr(error, "filename", None) is not None:
+            raise
+        raise UserError(f"{path}: cannot be written: {reason}") from None
 
 
 def sweep() -> None:

@@ -3,15 +3,27 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-console = Console(highlight=False, markup=False, emoji=False)  # names such as [x] and :x: are shown as they are
-errors = Console(highlight=False, markup=False, emoji=False, stderr=True)  # for commands whose output others read
+
+class _NamedConsole(Console):
+    """Says which stream it is that takes no more: an error of the system does not."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, f"standard {'error' if self.stderr else 'output'}") from None
+
+
+PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}  # [x] and :x: are shown as they are
+console = _NamedConsole(**PLAIN)
+errors = _NamedConsole(**PLAIN, stderr=True)  # for commands whose output others read
 SECONDS_BETWEEN_LINES = 5.0
 Item = TypeVar("Item")
 Cell = str | int | float

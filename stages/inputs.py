@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipeline import artifacts, console, params, stage
 from pipeline.errors import UserError
+from pipeline.files import check_file
 from pipeline.params.rows import FilesSource, HubModel, HubSource, PackageModel, PackageSource
 
 WATCHED = ("data", "models")  # dvc.yaml has them as deps of this stage
@@ -47,6 +48,8 @@ def _named(source: Source) -> Iterator[Path]:
 def _check(path: Path, where: str) -> None:
     if not path.exists():
         raise UserError(f"{where}: {path}: not found{_in_the_original(path)}")
+    if not path.is_dir():
+        check_file(path, where)
     if path.is_absolute():
         console.warn(
             f"{where}: {path}: DVC does not notice when a file outside of the repository changes; a link in "

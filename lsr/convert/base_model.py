@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
+from lsr.convert.bounds import check_weights, few_modules
 from lsr.convert.files import PREFIX, InputError, NoBaseError, read_config
 from lsr.tuner.saved import CONFIG, first_line
 
@@ -44,7 +45,8 @@ def empty_base(fields: Mapping[str, Any], base: str | None = None) -> PreTrained
     """
     name, revision = _named_base(fields, base)
     with _explained(name):
-        return _skeleton(_model_class(fields), AutoConfig.from_pretrained(name, revision=revision, **NO_CODE))
+        config = AutoConfig.from_pretrained(name, revision=revision, **NO_CODE)
+        return _skeleton(_model_class(fields), config, name)
 
 
 def load_base(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], base: str | None = None) -> PreTrainedModel:
@@ -147,9 +149,13 @@ def _model_class(fields: Mapping[str, Any]) -> Any:
     return kind
 
 
-def _skeleton(kind: Any, config: PretrainedConfig) -> PreTrainedModel:
-    """Return a model without values."""
-    with torch.device("meta"):
+def _skeleton(kind: Any, config: PretrainedConfig, name: str) -> PreTrainedModel:
+    """Return a model without values.
+
+    Raises:
+        InputError: if it would have too many modules.
+    """
+    with torch.device("meta"), few_modules(name):
         return kind.from_config(config, **NO_CODE) if hasattr(kind, "from_config") else kind(config)
 
 
@@ -175,15 +181,17 @@ def _set_labels(config: PretrainedConfig, kind: Any, own: Mapping[str, Tensor], 
     """Give the configuration the number of labels with which the head has the shapes of the adapter's tensors.
 
     Raises:
-        InputError: if there is no such number.
+        InputError: if there is no such number, or the model would be far larger than its weights.
     """
     candidates = sorted({len(value) for key, value in own.items() if value.dim() == 2 and ".lsr_" not in key})
     for count in dict.fromkeys([int(config.num_labels or 0), *candidates]):
         if count != config.num_labels:
             config.num_labels = count
-        shapes = {key: value.shape for key, value in _skeleton(kind, config).state_dict().items()}
+        model = _skeleton(kind, config, name)
+        shapes = {key: value.shape for key, value in model.state_dict().items()}
         differing = [key for key, value in own.items() if shapes.get(key, value.shape) != value.shape]
         if not differing:
+            check_weights(name, model, own)
             return
     key = differing[0]
     raise InputError(f"base model {name}: {key} is {by(own[key].shape)} in the adapter and {by(shapes[key])} here")

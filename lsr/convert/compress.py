@@ -15,6 +15,8 @@ from lsr.convert.certificate import Certificate, Part, check_values, reduce_laye
 from lsr.convert.files import PREFIX, InputError, check_output, read_config, read_tensors
 from lsr.convert.refit import Update, split_rank
 from lsr.tuner.config import LsrConfig, override
+from lsr.tuner.expressions import check_expressions
+from lsr.tuner.saved import CONFIG
 
 BIASES = {"none": "none", "all": "all", "lora_only": "lsr_only"}
 # Fields of LoRA that are read, or say nothing about the trained update.
@@ -79,7 +81,7 @@ def lora_pairs(
     """Return (scaling * B, A) of each layer of a LoRA by name, and the tensors that are no factors.
 
     Raises:
-        InputError: if a tensor is no matrix of a linear layer, or a factor is missing.
+        InputError: if a tensor is no matrix of a linear layer, a factor is missing, or an expression takes too long.
     """
     sides: dict[str, dict[str, Tensor]] = {}
     others = {}
@@ -93,6 +95,10 @@ def lora_pairs(
             others[key] = tensor
     if not sides:
         raise InputError(f"{folder}: holds no LoRA factors")
+    try:
+        check_expressions(lora, sides)
+    except ValueError as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from None
     pairs = {}
     for name, side in sides.items():
         if side.keys() != {"A", "B"} or len(side["A"]) != side["B"].shape[1]:

@@ -9,13 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from lsr.algebra.precision import dtype_name
-from lsr.tuner.saved import CONFIG, WEIGHTS, first_line
+from lsr.tuner.saved import CONFIG, WEIGHTS, first_line, read_fields, read_weights
 
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
 PREFIX = "base_model.model."  # PEFT puts it before each tensor's name in the base model
@@ -29,11 +27,6 @@ WRITTEN = re.compile(
     r"vocab\.(txt|json)|merges\.txt|(spiece|sentencepiece\.bpe|tokenizer)\.model"
 )
 LONGEST_LINE = 280  # characters of a message, which the name of a command goes before
-# Of factors, heads and biases; int8 and uint8 of rounded frames, int64 of what counts in modules that are saved whole.
-DTYPES = (
-    *(torch.float64, torch.float32, torch.bfloat16, torch.float16),
-    *(torch.int8, torch.uint8, torch.int64),
-)
 LONGEST_NAME = 200  # bytes: file systems allow 255, and the folder is written beside its place under a longer name
 
 
@@ -62,14 +55,12 @@ def read_config(folder: Path, method: str | None = None) -> dict[str, Any]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; needed: a folder with {CONFIG} and {WEIGHTS}")
     path = folder / CONFIG
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{folder}: not an adapter folder, {CONFIG} is missing")
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = read_fields(path)
     except ValueError as error:
-        raise InputError(f"{path}: no valid JSON: {error}") from None
-    if not isinstance(fields, dict) or not isinstance(fields.get("peft_type"), str):
-        raise InputError(f"{path}: not an adapter's configuration, it names no peft_type")
+        raise InputError(str(error)) from None
     if method is not None and fields["peft_type"] != method:
         raise InputError(f"{folder}: an adapter of the method {fields['peft_type']}; needed: {method}")
     return fields
@@ -83,7 +74,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             adapter has, or a value is not finite.
     """
     path = folder / WEIGHTS
-    if not path.is_file():
+    if not path.exists():
         for name in PICKLES:
             if (folder / name).exists():
                 raise InputError(
@@ -92,16 +83,9 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
                 )
         raise InputError(f"{folder}: {WEIGHTS} is missing")
     try:
-        tensors = load_file(path, device="cpu")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path}: corrupt or cut off: {first_line(error)}") from None
-    for name, tensor in tensors.items():
-        if tensor.dtype not in DTYPES or not tensor.numel():
-            held = "no values" if not tensor.numel() else f"values of {dtype_name(tensor.dtype)}"
-            raise InputError(f"{path}: {name} holds {held}; needed: {', '.join(map(dtype_name, DTYPES))}")
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise InputError(f"{path}: {name} holds values that are not finite")
-    return tensors
+        return read_weights(path)
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def factor_key(layer_name: str, side: str, position: int) -> str:

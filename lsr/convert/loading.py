@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from lsr.algebra.precision import dtype_name
 from lsr.convert.base_model import EXPLAINED, by, empty_base, load_base
 from lsr.convert.files import FACTOR, InputError, read_config, read_tensors
-from lsr.tuner.config import OWN, LsrConfig
-from lsr.tuner.factors import entries
-from lsr.tuner.family import Holders, form_in_file, read_family
+from lsr.tuner.config import LsrConfig
+from lsr.tuner.expressions import check_expressions
+from lsr.tuner.family import Holders, check_room, read_family
 from lsr.tuner.linear import LsrLinear, adapted_layers
 from lsr.tuner.saved import CONFIG, WEIGHTS, check_saved, first_line, misfit
 
@@ -46,7 +46,12 @@ def load_lora(folder: Path, base: str | None = None) -> PeftModel:
         InputError: if the folder is no LoRA adapter, or the base model is not there or does not fit it.
     """
     fields, tensors = read_config(folder, "LORA"), read_tensors(folder)
-    return _on_base(load_base(fields, tensors, base).float(), folder, tensors).float().eval()
+    model = load_base(fields, tensors, base).float()
+    try:
+        check_expressions(fields, [name for name, _ in model.named_modules()])
+    except ValueError as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from None
+    return _on_base(model, folder, tensors).float().eval()
 
 
 def _on_base(base: nn.Module, folder: Path, tensors: Mapping[str, Tensor]) -> PeftModel:
@@ -82,29 +87,12 @@ def _layers(folder: Path, config: LsrConfig, tensors: Mapping[str, Tensor]) -> d
     # Where factors are shared, the layer that stores them comes first, as on a model.
     first = sorted(layers, key=lambda name: not any(".factor_" in key for key in layers[name]))
     try:
+        check_room(config, layers)
         holders = Holders(config, (), read_family(config))
-        _check_room(config, layers)
         made = {name: _layer(name, config, holders, layers[name]) for name in first}
         return {name: made[name] for name in layers}
     except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
         raise InputError(f"{folder}: {WEIGHTS} and {CONFIG} do not fit together: {first_line(error)}") from None
-
-
-def _check_room(config: LsrConfig, layers: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Refuse shapes that need more room than the file itself, before there is any: its author can write any number.
-
-    Raises:
-        ValueError: names the layer.
-    """
-    if config.resolved is None or config.frames != OWN:
-        return  # refused elsewhere, or held by the frames' own file
-    held = sum(map(entries, (tensor for its in layers.values() for tensor in its.values())))
-    for name in layers:
-        form = form_in_file(config, name)
-        if not len(form.rank_shape) == len(form.in_shape) == len(form.out_shape):
-            continue  # the layer says more of it
-        if (needed := form.parameters) > held:
-            raise ValueError(f"layer {name!r}: its configuration says {needed:,} entries, and the file holds {held:,}")
 
 
 def _layer(name: str, config: LsrConfig, holders: Holders, state: Mapping[str, Tensor]) -> LsrLinear:

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -12,6 +13,7 @@ from peft.utils.other import get_pattern_key
 
 from lsr.algebra.shapes import Form
 from lsr.init import INITIALIZATIONS, READERS
+from lsr.tuner.expressions import check_syntax
 from lsr.tuner.factors import STORAGE
 from lsr.tuner.resolved import Resolved
 
@@ -173,7 +175,7 @@ class LsrConfig(PeftConfig):
         self._check_shapes()
         self._check_choices()
         self._check_combinations()
-        self._check_expressions()
+        check_syntax(vars(self))
 
     def _check_shapes(self) -> None:
         for name, shape in self._with_pattern("rank_shape", "rank_pattern").items():
@@ -198,6 +200,9 @@ class LsrConfig(PeftConfig):
         for name, allowed in words.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}")
+        for name, alpha in self._with_pattern("alpha", "alpha_pattern").items():
+            if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not isfinite(alpha):
+                raise ValueError(f"{name} must be a finite number, got {alpha!r}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.bias not in ("none", "all", "lsr_only"):
@@ -241,15 +246,6 @@ class LsrConfig(PeftConfig):
                 f"init_weights={self.start!r} makes no frames for a core (train={self.train!r}); "
                 f"it must be one of {framing}"
             )
-
-    def _check_expressions(self) -> None:
-        for name in ("target_modules", "exclude_modules", *PATTERNS):
-            value = getattr(self, name)
-            for expression in [value] if isinstance(value, str) else value if isinstance(value, dict) else []:
-                try:
-                    re.compile(expression)
-                except (re.error, RecursionError, OverflowError, TypeError) as error:
-                    raise ValueError(f"{name}: {expression!r} is no regular expression: {error}") from None
 
     def _with_pattern(self, name: str, pattern: str) -> dict[str, Any]:
         """Return the usual value and those of single layers, by how an error should call them."""

@@ -8,19 +8,19 @@ from typing import cast
 
 import torch
 from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from lsr.algebra.shapes import Form
 from lsr.tuner.config import OWN, LsrConfig
-from lsr.tuner.factors import LsrFactors
+from lsr.tuner.expressions import check_expressions
+from lsr.tuner.factors import LsrFactors, entries
 from lsr.tuner.kinds import Kind, kind_of
 from lsr.tuner.layer import LsrLayer
-from lsr.tuner.saved import CONFIG, WEIGHTS, first_line
+from lsr.tuner.saved import CONFIG, WEIGHTS, first_line, read_fields, read_weights
 
 PREFIX, INFIX = "base_model.model.", ".lsr_adapters."
 PARTS = ("factor_", "scale_")
+MOST_ENTRIES = 2**30  # of A and B together as they are used: of full rank, layers of 23,000 x 23,000 have as many
 
 Owner = Kind | str  # a kind whose layers share their frames, or the name of a layer
 Tensors = Mapping[str, Tensor]  # factor_A1, scale_A1, ...
@@ -66,7 +66,7 @@ def read_family(config: LsrConfig) -> Family | None:
     source = config.frames
     try:
         theirs, tensors = _read(source, config.folder)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"frames: no LSR adapter can be read from {source!r}: {first_line(error)}") from None
     if theirs.frames != OWN:
         raise ValueError(f"frames: {source!r} holds a core alone; its frames are in {theirs.frames!r}: name these")
@@ -93,20 +93,43 @@ def read_family(config: LsrConfig) -> Family | None:
 
 def _read(source: str, beside: Path | None) -> tuple[LsrConfig, dict[str, dict[str, Tensor]]]:
     places = [Path(source), *([] if beside is None else [beside / source, beside.parent / source])]
-    folder = next((str(place) for place in places if (place / CONFIG).is_file()), source)
-    config = LsrConfig.from_pretrained(folder)
+    folder = next((place for place in places if (place / CONFIG).exists()), None)
+    path, weights = (
+        Path(hf_hub_download(source, name)) if folder is None else folder / name for name in (CONFIG, WEIGHTS)
+    )
+    read_fields(path)  # PEFT reads it again, and however large it is
+    config = LsrConfig.from_pretrained(str(path.parent))
     if not isinstance(config, LsrConfig) or config.resolved is None:
         raise ValueError("it is no saved adapter of the method LSR")
-    local = Path(folder) / WEIGHTS
-    file = load_file(local if Path(folder).is_dir() else hf_hub_download(folder, WEIGHTS), device="cpu")
     tensors: dict[str, dict[str, Tensor]] = {}
-    for key, value in file.items():
+    for key, value in read_weights(weights).items():
         layer, infix, name = key.removeprefix(PREFIX).partition(INFIX)
         if infix and name.startswith(PARTS):
-            if value.is_floating_point() and not torch.isfinite(value).all():
-                raise ValueError(f"{key} holds values that are not finite")
             tensors.setdefault(layer, {})[name] = value
+    check_room(config, tensors)
     return config, tensors
+
+
+def check_room(config: LsrConfig, tensors: Mapping[str, Tensors]) -> None:
+    """Refuse shapes that need more room than the file itself, before there is any: its author can write any number.
+
+    `tensors` are those of each layer. Expressions that would be matched with the layers' names are tried first.
+
+    Raises:
+        ValueError: names the layer, or the expression.
+    """
+    check_expressions(vars(config), tensors)
+    if config.resolved is None or config.frames != OWN:
+        return  # refused elsewhere, or held by the frames' own file
+    held = sum(map(entries, (tensor for its in tensors.values() for tensor in its.values())))
+    for name in tensors:
+        form = form_in_file(config, name)
+        if not len(form.rank_shape) == len(form.in_shape) == len(form.out_shape):
+            continue  # the layer says more of it
+        if (needed := form.parameters) > held:
+            raise ValueError(f"layer {name!r}: its configuration says {needed:,} entries, and the file holds {held:,}")
+        if (used := form.rank * (form.in_width + form.out_width)) > MOST_ENTRIES:
+            raise ValueError(f"layer {name!r}: its A and B have {used:,} entries; at most {MOST_ENTRIES:,} are allowed")
 
 
 def form_in_file(config: LsrConfig, layer_name: str) -> Form:

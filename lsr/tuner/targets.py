@@ -10,7 +10,8 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
 from torch import nn
 
-from lsr.tuner.config import PATTERNS, LsrConfig
+from lsr.tuner.config import PATTERNS, LsrConfig, override
+from lsr.tuner.expressions import check_expressions
 from lsr.tuner.kinds import Kind
 
 
@@ -18,8 +19,9 @@ def check_names(config: PeftConfig, names: list[str]) -> None:
     """Refuse target_modules or exclude_modules of which an entry is no layer: PEFT skips it without a word.
 
     Raises:
-        ValueError: names the entry and the nearest layer.
+        ValueError: names the entry and the nearest layer; or an expression that takes too long, of any field.
     """
+    check_expressions(vars(config), names)
     for field in ("target_modules", "exclude_modules"):
         value = getattr(config, field)
         for entry in sorted(value) if isinstance(value, set) else []:
@@ -84,6 +86,27 @@ def check_indices(config: PeftConfig, names: list[str]) -> None:
     for index in [indices] if isinstance(indices, int) else indices or []:
         if not any(f".{index}." in name for name in names):
             raise ValueError(f"layers_to_transform: no adapted layer has the index {index}")
+
+
+def check_rank(model: nn.Module, config: PeftConfig, names: list[str]) -> None:
+    """Refuse a LoRA of a higher rank than an adapted layer can have: PEFT makes it, however much memory that takes.
+
+    Raises:
+        ValueError: names the layer and the highest rank.
+    """
+    if (usual := getattr(config, "r", None)) is None:
+        return
+    open_config = _maybe_include_all_linear_layers(replace(config), model)
+    for name in names:
+        weight = getattr(model.get_submodule(name), "weight", None)
+        if weight is None or weight.dim() != 2 or not check_target_module_exists(open_config, name):
+            continue
+        rank, smaller = override(getattr(config, "rank_pattern", {}), name, usual), min(weight.shape)
+        if rank > smaller:
+            raise ValueError(
+                f"r: the rank must be in [1, {smaller}], the smaller side of layer {name!r}, {weight.shape[0]} x "
+                f"{weight.shape[1]}, got {rank}"
+            )
 
 
 def check_shared(kinds: Mapping[Kind, int]) -> None:

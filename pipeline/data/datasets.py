@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipeline import console, params
+from pipeline import artifacts, console, params
 from pipeline.data import labels, pairs, sources
 from pipeline.data.texts import checked_text, is_missing
 from pipeline.errors import UserError
@@ -62,7 +62,7 @@ def load(row: DatasetRow, name: str) -> Loaded:
     """
     where = f"{params.TABLES['data'][0]}: {name}"
     dropped = Counter(dict.fromkeys(DROPPED, 0))
-    with tempfile.TemporaryDirectory(prefix="lsr-adapt-") as folder:
+    with tempfile.TemporaryDirectory(prefix="lsr-adapt-") as folder, artifacts.told_by_path(Path(folder)):
         usable: dict[str, _Usable] = {
             split: _usable(table, row, f"{where}: {split}", dropped, Path(folder, split))
             for split, table in sources.read(row, where).items()

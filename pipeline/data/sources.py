@@ -9,18 +9,21 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TextIO, TypeVar
 
 from pipeline.data import packages
 from pipeline.errors import UserError, first_line, nearest
+from pipeline.files import check_file
 from pipeline.params.rows import DatasetRow, FilesSource, HubSource, PackageSource, Split
 
-BATCH = 10_000  # rows
+BATCH = 10_000  # rows, or fewer long ones
+LONGEST_LINE = 10_000_000  # characters: a text may have a tenth of them, and a row more than one text
 MEGABYTE = 1_000_000
 Columns = dict[str, Sequence[Any]]
 Records = Iterator[tuple[int, list[str]]]  # line number and fields
+Item = TypeVar("Item")
 
 
 class _Choice(NamedTuple):
@@ -130,7 +133,7 @@ def _why_not_loaded(source: HubSource, error: Exception) -> str:
     import datasets
 
     if not isinstance(error, OSError) or Path(source.path).is_dir():
-        return f"cannot load {source.path!r}: {first_line(error)}"
+        return f"cannot load {source.path!r}: {first_line(error.__cause__ or error)}"  # a full disk for one
     reason = f"not reachable on the hub ({first_line(error)})"
     if datasets.config.HF_HUB_OFFLINE:
         reason = "not in the local cache, and offline mode is on (HF_HUB_OFFLINE)"
@@ -140,6 +143,7 @@ def _why_not_loaded(source: HubSource, error: Exception) -> str:
 def _file(path: Path, choice: _Choice) -> Table:
     if path.suffix not in _READERS:
         raise UserError(f"{choice.where}: {path}: the ending must be one of {', '.join(_READERS)}")
+    check_file(path, choice.where)
     with _explained(path, choice.where):
         size = path.stat().st_size
 
@@ -167,7 +171,7 @@ def _bad_byte(path: Path) -> str:
     """Where the first byte is that is not UTF-8: a second look, as the first one was at blocks."""
     begin = 0
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(iter(lambda: file.readline(4 * LONGEST_LINE), b""), start=1):
             try:
                 line.decode()
             except UnicodeDecodeError as error:
@@ -177,12 +181,27 @@ def _bad_byte(path: Path) -> str:
 
 
 def _comma_separated(file: BinaryIO, choice: _Choice) -> Iterator[Columns]:
-    return _columns(_quoted_fields(io.TextIOWrapper(file, "utf-8-sig", newline="")), choice)
+    return _columns(_quoted_fields(_lines(io.TextIOWrapper(file, "utf-8-sig", newline=""))), choice)
 
 
-def _quoted_fields(text: Iterable[str]) -> Records:
-    csv.field_size_limit(2**31 - 1)  # the default refuses a text of more than 131,072 characters
-    reader, begin = csv.reader(text, strict=True), 1
+def _lines(text: TextIO) -> Iterator[str]:
+    """Yield lines with their ends.
+
+    Raises:
+        ValueError: for one that is longer than memory should hold.
+    """
+    for number in count(1):
+        line = text.readline(LONGEST_LINE + 1)
+        if len(line) > LONGEST_LINE:
+            raise ValueError(f"line {number} has over {LONGEST_LINE:,} characters; at most that is allowed")
+        if not line:
+            return
+        yield line
+
+
+def _quoted_fields(lines: Iterable[str]) -> Records:
+    csv.field_size_limit(LONGEST_LINE)  # of lines in quotes too; the default is 131,072 characters
+    reader, begin = csv.reader(lines, strict=True), 1
     try:
         for fields in reader:
             if fields:
@@ -193,7 +212,7 @@ def _quoted_fields(text: Iterable[str]) -> Records:
 
 
 def _tab_separated(file: BinaryIO, choice: _Choice) -> Iterator[Columns]:
-    return _columns(_tab_fields(io.TextIOWrapper(file, "utf-8-sig", newline="\n")), choice)
+    return _columns(_tab_fields(_lines(io.TextIOWrapper(file, "utf-8-sig", newline="\n"))), choice)
 
 
 def _tab_fields(lines: Iterable[str]) -> Records:
@@ -209,7 +228,7 @@ def _columns(records: Records, choice: _Choice) -> Iterator[Columns]:
         raise ValueError(f"columns must differ from each other, got {', '.join(names)}")
     positions = {column: names.index(column) for column in choice.of(names)}
     yield dict.fromkeys(positions, ())  # the header: a file without rows has columns too
-    while rows := list(islice(records, BATCH)):
+    while rows := _taken(records, lambda record: sum(map(len, record[1]))):
         for number, fields in rows:
             if len(fields) != len(names):
                 raise ValueError(f"line {number} has {len(fields)} columns, not {len(names)}")
@@ -217,12 +236,23 @@ def _columns(records: Records, choice: _Choice) -> Iterator[Columns]:
         yield {column: columns[position] for column, position in positions.items()}
 
 
+def _taken(items: Iterator[Item], size: Callable[[Item], int]) -> list[Item]:
+    """Return the next items: as many as make a batch, or fewer if they are as long as one line may be."""
+    taken, characters = [], 0
+    for item in islice(items, BATCH):
+        taken.append(item)
+        characters += size(item)
+        if characters > LONGEST_LINE:
+            break
+    return taken
+
+
 def _json_lines(file: BinaryIO, choice: _Choice) -> Iterator[Columns]:
     """JSON objects, one a line; the last line may bring a column that the others lack."""
-    lines = enumerate(io.TextIOWrapper(file, "utf-8-sig", newline="\n"), start=1)
-    records = (_record(number, line) for number, line in lines if line.strip())
+    lines = enumerate(_lines(io.TextIOWrapper(file, "utf-8-sig", newline="\n")), start=1)
+    filled = ((number, line) for number, line in lines if line.strip())
     there: dict[str, None] = {}
-    while batch := list(islice(records, BATCH)):
+    while batch := [_record(*one) for one in _taken(filled, lambda one: len(one[1]))]:
         for record in batch:
             there |= dict.fromkeys(record)
         columns = there if choice.wanted is None else choice.wanted
@@ -235,6 +265,8 @@ def _record(number: int, line: str) -> dict[str, Any]:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"line {number} is not JSON: {error.msg}") from None
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, brackets in brackets
+        raise ValueError(f"line {number} is not JSON: {first_line(error)}") from None
     if not isinstance(record, dict):
         raise ValueError(f"line {number} must be a JSON object, got {type(record).__name__}")
     return record

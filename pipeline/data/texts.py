@@ -1,10 +1,13 @@
 """Texts, checked and turned into tokens: the same for a data set and for a prediction."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+LONGEST = 1_000_000  # characters of a text: a long novel
+AT_ONCE = 1_000_000  # characters that are tokenized together: a tokenizer takes 250 bytes for each
 
 
 def is_missing(value: object) -> bool:
@@ -16,10 +19,12 @@ def checked_text(value: object) -> str:
     """Return a value that is a text.
 
     Raises:
-        ValueError: if it is something else, or holds half a character.
+        ValueError: if it is something else, holds half a character, or is longer than a book.
     """
     if not isinstance(value, str):
         raise ValueError(f"a text must be text, got {value!r}")
+    if len(value) > LONGEST:
+        raise ValueError(f"a text of {len(value):,} characters; at most {LONGEST:,} are allowed")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
@@ -35,6 +40,35 @@ def encode(
     There is no padding and no attention mask: it would be all ones. Of a pair, the longer text is cut first. Only the
     few texts that are too long are encoded twice.
     """
+    encoded: dict[str, list[list[int]]] = {}
+    whole: list[int] = []
+    for part in _parts(texts, pairs):
+        found = _encode(texts[part], None if pairs is None else pairs[part], tokenizer, max_length, whole)
+        for name, values in found.items():
+            encoded.setdefault(name, []).extend(values)
+    return encoded, whole
+
+
+def _parts(texts: Sequence[str], pairs: Sequence[str] | None) -> Iterator[slice]:
+    """Yield the positions that are tokenized together."""
+    begin = size = 0
+    for position, text in enumerate(texts):
+        size += len(text) + (0 if pairs is None else len(pairs[position]))
+        if size >= AT_ONCE:
+            yield slice(begin, position + 1)
+            begin, size = position + 1, 0
+    if begin < len(texts):
+        yield slice(begin, len(texts))
+
+
+def _encode(
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int,
+    lengths: list[int],
+) -> dict[str, list[list[int]]]:
+    """Return the tokens by column, and append the whole lengths."""
     options = {"return_attention_mask": False, "verbose": False}  # not verbose: no warning about texts to be cut
     encoded = dict(tokenizer(list(texts), None if pairs is None else list(pairs), **options))
     whole = [len(ids) for ids in encoded["input_ids"]]
@@ -43,4 +77,5 @@ def encode(
         shorter = tokenizer(texts[position], pair, truncation=True, max_length=max_length, **options)
         for name, values in encoded.items():
             values[position] = shorter[name]
-    return encoded, whole
+    lengths += whole
+    return encoded

@@ -18,11 +18,12 @@ from lsr.init import INITIALIZATIONS, READERS
 from lsr.init.allocation import allocate
 from lsr.tuner import targets
 from lsr.tuner.config import OWN, LsrConfig
+from lsr.tuner.expressions import check_expressions
 from lsr.tuner.factors import entries
 from lsr.tuner.model import check_forms
-from lsr.tuner.saved import check_saved, misfit
+from lsr.tuner.saved import check_saved, misfit, read_fields
 from lsr.tuner.start import Started, initialize_factors
-from lsr.tuner.targets import check_indices, check_names
+from lsr.tuner.targets import check_indices, check_names, check_rank
 from pipeline.errors import UserError, first_line
 from pipeline.methods import device, table
 from pipeline.methods.base_models import public_name
@@ -69,6 +70,7 @@ def add_adapter(
             names = [name for name, _ in base.named_modules() if name]
             check_names(config, names)
             check_indices(config, names)
+            check_rank(base, config, names)
         return peft.get_peft_model(base, config)
     except (ValueError, TypeError) as error:
         raise UserError(f"params.yaml: {section.word}: {error}") from None
@@ -163,6 +165,14 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> Pef
     """
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: no adapter here ({CONFIG} is missing); run the stage before, or dvc repro")
+    try:
+        fields = read_fields(folder / CONFIG)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    try:
+        check_expressions(fields, [name for name, _ in base.named_modules()])
+    except ValueError as error:
+        raise UserError(f"{folder / CONFIG}: {error}") from None
     found = _shapes(folder / WEIGHTS)
     with warnings.catch_warnings(record=True) as said:  # of what does not fit, an error says more
         try:
@@ -173,7 +183,7 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> Pef
                 low_cpu_mem_usage=True,  # drawing or decomposing factors that are about to be loaded is for nothing
                 torch_device=str(base.device),  # else PEFT takes an accelerator, wherever the base model is
             )
-        except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{folder}: does not fit the base model: {misfit(error)}") from None
     try:
         check_saved(model, found)

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import warnings
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from pipeline import params
+from pipeline import console, params
 from pipeline.errors import UserError, first_line
 from pipeline.params.rows import DatasetRow, HubModel, ModelRow, PackageModel
 
@@ -42,7 +43,7 @@ def load_base_model(row: ModelRow, dataset: DatasetRow) -> "PreTrainedModel":
             path,
             revision=revision,
             use_safetensors=True,
-            trust_remote_code=False,  # without it transformers asks on the terminal whether to run a folder's code
+            trust_remote_code=runs_code(row),
             num_labels=dataset.num_labels,
             problem_type="regression" if dataset.is_regression else "single_label_classification",
             **labels,
@@ -63,7 +64,20 @@ def load_tokenizer(row: ModelRow) -> "PreTrainedTokenizerBase":
     """
     path, revision = _source(row)
     with _Explained(row):
-        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=runs_code(row))
+
+
+def runs_code(row: ModelRow) -> bool:
+    """Return whether the row has the model's own code run, and say so. Without an answer transformers asks for one."""
+    if not (isinstance(row.source, HubModel) and row.source.trust_remote_code):
+        return False
+    _say_once(f"pipeline/models.yaml: {row.source.path}: runs the code that it brings, as the row says")
+    return True
+
+
+@cache
+def _say_once(line: str) -> None:
+    console.warn(line)
 
 
 def public_name(row: ModelRow) -> tuple[str, str | None]:

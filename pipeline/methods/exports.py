@@ -54,5 +54,7 @@ def load(form: str, folder: Path, row: ModelRow, dataset: DatasetRow) -> nn.Modu
     if form == "lora":
         base = base_models.load_base_model(row, dataset)
         return device.place(adapters.load_adapter(base, folder, trainable=False))
-    model = AutoModelForSequenceClassification.from_pretrained(str(folder), trust_remote_code=False)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        str(folder), trust_remote_code=base_models.runs_code(row)
+    )
     return device.place(model)

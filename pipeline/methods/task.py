@@ -10,10 +10,12 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from pipeline.errors import UserError
+from pipeline.files import read_small
 from pipeline.params import mistakes
 from pipeline.params.rows import DatasetRow
 
 CONFIG, FILE = "adapter_config.json", "task.json"
+MOST_BYTES = 1_000_000  # with names of 10,000 labels
 
 
 class Task(BaseModel):
@@ -44,12 +46,12 @@ def read(folder: Path) -> Task | None:
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: not an adapter folder, {CONFIG} is missing")
     path = folder / FILE
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_small(path, MOST_BYTES).decode("utf-8"))
         return Task.model_validate(content)
     except ValidationError as error:
         raise UserError("\n".join(mistakes.lines(error, Task, content, path, ()))) from None
-    except ValueError as error:  # no JSON, or no UTF-8
+    except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8
         raise UserError(f"{path}: no valid JSON: {error}") from None

@@ -1,8 +1,6 @@
 """`python -m pipeline.params`: check params.yaml, and say what would run."""
 
-import sys
-
-from pipeline.errors import UserError
+from pipeline.errors import leaving_in_plain_lines
 from pipeline.params import PARAMS, TrainView, load
 
 
@@ -12,12 +10,9 @@ def main() -> None:
     Raises:
         SystemExit: with exit code 2, if there is a mistake.
     """
-    try:
+    with leaving_in_plain_lines("stopped", "python -m pipeline.params"):
         view = load(TrainView)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from None
-    print(f"{PARAMS}: fine: {view.adapter} on {view.model}, {view.data}, seed {view.seed}")
+        print(f"{PARAMS}: fine: {view.adapter} on {view.model}, {view.data}, seed {view.seed}")
 
 
 if __name__ == "__main__":

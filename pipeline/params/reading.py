@@ -13,6 +13,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
 
 from pipeline.errors import UserError, first_line, nearest
+from pipeline.files import read_small
 from pipeline.params import mistakes
 from pipeline.params.schema import PARAMS, TABLES, Common, Params, View
 from pipeline.params.sections import LsrParams
@@ -74,7 +75,7 @@ def load_rows(word: str) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = _content(path)
+        text = read_small(path, MOST_BYTES)
         _check_events(text)
         content = YAML(typ="safe", pure=True).load(text)
         _check_words(content, "")
@@ -99,21 +100,6 @@ def _read(path: Path) -> dict[str, Any]:
 
 class _TooMuchError(Exception):
     """A file that is valid YAML, and nothing that a person writes."""
-
-
-def _content(path: Path) -> bytes:
-    """Return what a file holds: no pipe that never ends, and no device behind a link.
-
-    Raises:
-        _TooMuchError: if it is no file, or a large one.
-    """
-    if path.exists() and not path.is_file():
-        raise _TooMuchError("not a file")
-    with path.open("rb") as file:
-        content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise _TooMuchError(f"a file of over {MOST_BYTES:,} bytes; at most that is allowed")
-    return content
 
 
 def _check_events(content: bytes) -> None:

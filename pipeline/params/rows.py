@@ -3,7 +3,17 @@
 import re
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, StrictFloat, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StrictBool,
+    StrictFloat,
+    Tag,
+    model_validator,
+)
 
 from pipeline.errors import first_line
 
@@ -244,6 +254,7 @@ class HubModel(Row):
     kind: Literal["hub"]
     path: str
     revision: str | None = Field(None, description="a commit, so that the row stands for the content")
+    trust_remote_code: StrictBool = Field(False, description="run the code that the repository or folder brings")
 
 
 class PackageModel(Row):

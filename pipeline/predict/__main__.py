@@ -6,7 +6,6 @@ Heavy packages are imported after all that can be refused without them.
 import argparse
 import csv
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from pipeline import artifacts, console
 from pipeline.data.texts import encode
-from pipeline.errors import UserError
+from pipeline.errors import MISTAKE, UserError, drop_output, flush_output, leaving_in_plain_lines
 from pipeline.methods import task
 from pipeline.methods.task import Task
 from pipeline.params import ADAPTERS
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PROGRAM = "python -m pipeline.predict"
-MISTAKE, STOPPED = 2, 130  # exit codes
 CSV, JSON_LINES = ".csv", ".jsonl"
 NO_LIMIT = 10**6  # tokens; a tokenizer that knows no limit says 1e30
 Record = dict[str, Any]  # of one text or pair
@@ -228,19 +226,18 @@ def _flat(record: Record) -> Record:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return the exit code."""
+    """Run the command; return the exit code.
+
+    Raises:
+        SystemExit: as `leaving_in_plain_lines`.
+    """
     options = parser().parse_args(arguments)
-    try:
-        predict(options)
-        sys.stdout.flush()
-    except UserError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return MISTAKE
-    except KeyboardInterrupt:
-        print("stopped; nothing was half written", file=sys.stderr)
-        return STOPPED
-    except BrokenPipeError:  # whoever reads has had enough, such as `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with leaving_in_plain_lines("stopped; nothing was half written", PROGRAM, before=f"{PROGRAM}: "):
+        try:
+            predict(options)
+            flush_output()
+        except BrokenPipeError:  # whoever reads has had enough, such as `head`
+            drop_output()
     return 0
 
 

@@ -31,7 +31,8 @@ def held(folder: Path) -> Iterator[Checkpoints]:
         checkpoints = Checkpoints(folder)
         artifacts.remove(checkpoints.aside)
         try:
-            yield checkpoints
+            with artifacts.told_by_path(checkpoints.aside):
+                yield checkpoints
         except BaseException:
             artifacts.remove(checkpoints.aside)  # a full disk would stay full
             raise

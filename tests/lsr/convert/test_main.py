@@ -306,6 +306,27 @@ def write(name, content):
     return change
 
 
+def pipe(name):
+    def change(folder):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return change
+
+
+def device(name):
+    def change(folder):
+        (folder / name).unlink()
+        (folder / name).symlink_to("/dev/zero")
+
+    return change
+
+
+def replace(path, old, new):
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
 def configure(**changes):
     return lambda folder: edit(folder / "adapter" / CONFIG, **changes)
 
@@ -405,6 +426,8 @@ def of_no_task(name):
     return configure(task_type=None, auto_mapping=mapping)
 
 
+ENDLESS = "([a-z0-9.]+)+X"  # on a name of 46 characters
+
 MISTAKES = {  # what is wrong: what is done to the folder, the words after export, what the line says
     "no folder": (shutil.rmtree, None, "adapter: no such folder"),
     "no adapter": (remove(f"adapter/{CONFIG}"), None, f"adapter: not an adapter folder, {CONFIG} is missing"),
@@ -427,7 +450,38 @@ MISTAKES = {  # what is wrong: what is done to the folder, the words after expor
     "no values": (with_tensors(emptied), None, "factor_A1 holds no values; needed: float64"),
     "a base with code": (base_with_code, None, "base model BASE: cannot be loaded"),
     "a base that is no model": (of_no_task("cached_file"), None, "cached_file, which is no class of models"),
-    "a long name": (configure(peft_type="x" * 10_000_000), None, "adapter: an adapter of the method xxx"),
+    "a long name": (configure(peft_type="x" * 1_000_000), None, "adapter: an adapter of the method xxx"),
+    "a large file": (
+        configure(task_type="x" * 8_000_000),
+        None,
+        f"adapter/{CONFIG}: a file of over 8,000,000 bytes; at most that is allowed",
+    ),
+    "a deep file": (write(f"adapter/{CONFIG}", b"[" * 100_000), None, f"adapter/{CONFIG}: no valid JSON: too deep"),
+    "a number of 5,000 digits": (
+        write(f"adapter/{CONFIG}", b'{"alpha": ' + b"1" * 5000 + b"}"),
+        None,
+        f"adapter/{CONFIG}: no valid JSON: Exceeds the limit",
+    ),
+    "a pipe": (pipe(f"adapter/{CONFIG}"), None, f"adapter/{CONFIG}: not a file"),
+    "a pipe of weights": (pipe(f"adapter/{WEIGHTS}"), None, f"adapter/{WEIGHTS}: not a file"),
+    "an endless file": (device(f"adapter/{CONFIG}"), None, f"adapter/{CONFIG}: not a file"),
+    "endless weights": (device(f"adapter/{WEIGHTS}"), None, f"adapter/{WEIGHTS}: not a file"),
+    "no number": (configure(alpha=float("nan")), None, f"adapter/{CONFIG}: no valid JSON: NaN is no number"),
+    "an infinite scale": (
+        lambda folder: replace(folder / "adapter" / CONFIG, '"alpha": 7', '"alpha": 1e999'),
+        None,
+        f"adapter/{CONFIG}: alpha must be a finite number, got inf",
+    ),
+    "an expression that never ends": (
+        configure(rank_pattern={ENDLESS: [2, 2]}),
+        None,
+        f"adapter: {WEIGHTS} and {CONFIG} do not fit together: rank_pattern: '{ENDLESS}' takes over 0.5 s on the names",
+    ),
+    "targets that never end": (
+        configure(target_modules=ENDLESS),
+        None,
+        f"adapter: {WEIGHTS} and {CONFIG} do not fit together: target_modules: '{ENDLESS}' takes over 0.5 s",
+    ),
     "a bad type": (configure(rank_shape=None), None, f"adapter/{CONFIG}: "),
     "broken shapes": (
         configure(resolved={"usual": {"in_shape": 3}}),
@@ -493,6 +547,16 @@ MISTAKES = {  # what is wrong: what is done to the folder, the words after expor
         None,
         "base model BASE: bert.pooler.dense.bias is missing, and the adapter does not hold it either",
     ),
+    "a base of a million layers": (
+        lambda folder: edit(folder / "base/config.json", num_hidden_layers=1_000_000),
+        None,
+        "base model BASE: config.json asks for over 2,000 modules; at most so many",
+    ),
+    "a base of endless words": (
+        lambda folder: edit(folder / "base/config.json", vocab_size=10**9),
+        None,
+        "base model BASE: config.json asks for 24,0",
+    ),
     "no base": (configure(base_model_name_or_path=None), None, "names no base model; name it with --base"),
     "a base that is nowhere": (
         configure(base_model_name_or_path="nowhere/no-such-model"),
@@ -537,7 +601,9 @@ MISTAKES = {  # what is wrong: what is done to the folder, the words after expor
 
 
 @pytest.mark.parametrize("what", MISTAKES)
-def test_a_mistake_is_one_line(what, folder, capsys):
+def test_a_mistake_is_one_line(what, folder, capsys, monkeypatch):
+    monkeypatch.setattr("lsr.tuner.expressions.SECONDS", 0.5)
+    monkeypatch.setattr("lsr.convert.bounds.MOST_MODULES", 2000)
     change, more, message = MISTAKES[what]
     change(folder / "adapter" if change is shutil.rmtree else folder)
     line = mistake(capsys, *export("lora", *(more or [])))
@@ -564,7 +630,8 @@ def test_an_output_that_takes_little_is_no_traceback(stream, folder):
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "ascii"}
     run = subprocess.run(["sh", "-c", words], capture_output=True, text=True, check=False, env=env)
     assert run.returncode == (1 if stream == "full" else 0), run.stderr
-    assert len(run.stderr.splitlines()) == (stream == "full")
+    line = "python -m lsr inspect: standard output: No space left on device\n"
+    assert run.stderr == (line if stream == "full" else "")
     assert ("\\u03ba(A)" in run.stdout) == (stream == "ascii")
 
 

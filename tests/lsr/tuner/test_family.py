@@ -3,6 +3,7 @@
 import copy
 import gc
 import json
+import os
 import re
 import shutil
 import weakref
@@ -19,11 +20,13 @@ from benchmarks.capabilities.models import logits, tiny, tokens
 from benchmarks.capabilities.probes import BEHAVIORS
 from benchmarks.capabilities.subjects import Subject
 from lsr import LsrConfig, export_lora, start_from_examples
+from lsr.algebra.shapes import Form
 from lsr.convert.files import InputError
 from lsr.convert.inspect import inspect_adapter
 from lsr.convert.loading import load_adapter, load_layers, load_lora
-from lsr.tuner.family import frames_hash
+from lsr.tuner.family import check_room, frames_hash
 from lsr.tuner.linear import adapted_layers
+from lsr.tuner.resolved import Resolved
 from lsr.tuner.start import initialize_factors
 from tests.lsr.tuner.test_citizenship import REFUSED
 
@@ -445,8 +448,34 @@ def as_core(folder):
     edit(folder, frames="./other", train="core")
 
 
+def of_no_dtype(folder):
+    replace_tensor(folder, "1.attention.self.value.lsr_adapters.factor_B1", lambda value: value != 0)
+
+
+def huge(folder):
+    edit(folder, rank_shape=[10_000_000])
+
+
+def endless(folder):
+    edit(folder, rank_pattern={"([a-z0-9.]+)+X": [4]})
+
+
+def as_pipe(folder):
+    (folder / WEIGHTS).unlink()
+    os.mkfifo(folder / WEIGHTS)
+
+
+def large(folder):
+    edit(folder, task_type="x" * 8_000_000)
+
+
 DAMAGE = {  # what became of the folder: what a new adapter says
     nan: r"no LSR adapter can be read from .*: base_model\..*factor_A1 holds values that are not finite",
+    of_no_dtype: r"factor_B1 holds values of bool; needed: float64",
+    huge: r"layer 'bert.*query': its configuration says 480,000,000 entries, and the file holds 768",
+    endless: r"rank_pattern: '.*' takes over 0\.5 s on the names of the layers",
+    as_pipe: r"adapter_model\.safetensors: not a file",
+    large: r"adapter_config\.json: a file of over 8,000,000 bytes",
     without_a_factor: r"factor_B1 is missing",
     of_another_shape: r"factor_B1 is \(1, 23, 4\) in torch\.float32, needed: \(1, 24, 4\) in torch\.float32",
     of_another_dtype: r"factor_B1 is \(1, 24, 4\) in torch\.int8, needed: \(1, 24, 4\) in torch\.float32",
@@ -479,6 +508,11 @@ OTHERS = {  # another family or another member: fields of both, what is said
         "layer 'bert.encoder.layer.0.attention.self.value': .* holds none for this layer",
     ),
 }
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch):
+    monkeypatch.setattr("lsr.tuner.expressions.SECONDS", 0.5)
 
 
 def refused(act, message):
@@ -528,6 +562,15 @@ def test_a_saved_adapter_without_its_frames_is_refused_by_every_reader(damage, m
             read(tmp_path / "two")
         assert re.search(hashed, found.value.args[0])  # whole: long paths are cut in the line that is printed
         assert "\n" not in str(found.value)
+
+
+def test_few_numbers_are_not_taken_that_stand_for_large_matrices():
+    form = Form((200, 200), (200, 200), (200, 200), 1, 40_000, 40_000)
+    config = LsrConfig(rank_shape=(200, 200), separation_rank=1)
+    config.resolved = Resolved.of({"layer": form}, {})
+    tensors = {"layer": {"factor_A1": torch.empty(form.parameters)}}
+    with pytest.raises(ValueError, match="layer 'layer': its A and B have 3,200,000,000 entries; at most 1,07"):
+        check_room(config, tensors)
 
 
 def test_a_name_that_is_no_folder_is_refused_without_a_hub():
