@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # A notice at every build that another generator will follow this one.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: repro test check audit torture docs bench bench-family bench-factorize bench-capabilities clean
+.PHONY: repro test check audit torture docs bench bench-family bench-factorize bench-capabilities bench-rows clean
 
 ## repro: fine-tune the default model on the default data: check, inputs, tokenize, factorize-init, train, evaluate
 repro: $(READY)
@@ -59,6 +59,10 @@ bench-factorize: $(READY)
 ## bench-capabilities: which of PEFT's behaviors LSR and other methods have
 bench-capabilities: $(READY)
 	python -m benchmarks.capabilities
+
+## bench-rows: seconds and memory of the stages for three million rows; fails above 4 GB
+bench-rows: $(READY)
+	python -m benchmarks.rows
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'

@@ -39,7 +39,7 @@ PARITY = "parity.json"  # in EXPORTS
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<pid>[1-9]\d{0,6})(?P<old>\.old)?")  # see `replacing`
 # Files of the folders above: tokens, curves, adapters, checkpoints with their tokenizer. DVC may have them as links.
 WRITTEN = re.compile(
-    r".+\.(parquet|csv|safetensors)|parity\.json|task\.json|adapter_config\.json|(generation_)?config\.json|"
+    r".+\.(arrow|csv|safetensors)|parity\.json|task\.json|adapter_config\.json|(generation_)?config\.json|"
     r"model\.safetensors\.index\.json|tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|"
     r"chat_template\.jinja|vocab\.(txt|json)|merges\.txt|(spiece|sentencepiece\.bpe|tokenizer)\.model"
 )
@@ -48,8 +48,8 @@ Value = str | int | float
 
 
 def tokens(split: str) -> Path:
-    """Return the Parquet file of a split: train, validation or test."""
-    return TOKENS / f"{split}.parquet"
+    """Return the Arrow file of a split: train, validation or test."""
+    return TOKENS / f"{split}.arrow"
 
 
 def write_metrics(path: Path, metrics: Mapping[str, Value]) -> None:

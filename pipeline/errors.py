@@ -7,7 +7,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
@@ -39,11 +39,13 @@ def clipped(line: str) -> str:
 
 
 @contextmanager
-def leaving_in_plain_lines(stopped: str, program: str = "failed", before: str = "") -> Iterator[None]:
+def leaving_in_plain_lines(
+    stopped: str, program: str = "failed", before: str = "", may_speak: Callable[[], bool] = lambda: True
+) -> Iterator[None]:
     """Print a user's mistake, what the machine refuses, or at Ctrl-C what `stopped` says, and leave.
 
     A mistake says where it is, perhaps after the words `before` it; what the machine refuses may have no place at all,
-    so the program is named.
+    so the program is named. Of several processes one may speak.
 
     Raises:
         SystemExit: with code 2 after a mistake, 1 where a file or stream cannot be read or written or memory ends,
@@ -54,19 +56,20 @@ def leaving_in_plain_lines(stopped: str, program: str = "failed", before: str = 
         yield
         flush_output()
     except UserError as error:
-        _leave(MISTAKE, f"{before}{error}")
+        _leave(MISTAKE, f"{before}{error}", may_speak)
     except KeyboardInterrupt:
-        _leave(STOPPED, stopped)
+        _leave(STOPPED, stopped, may_speak)
     except Exception as error:
         reason = refused_by_machine(error)
         if reason is None:
             raise
-        _leave(FAILED, clipped(f"{program}: {reason}"))
+        _leave(FAILED, clipped(f"{program}: {reason}"), may_speak)
 
 
-def _leave(code: int, lines: str) -> None:
+def _leave(code: int, lines: str, may_speak: Callable[[], bool]) -> None:
     with suppress(OSError):  # nobody can be told where standard error is full too
-        print(lines, file=sys.stderr, flush=True)
+        if may_speak():
+            print(lines, file=sys.stderr, flush=True)
     try:
         flush_output()
     except OSError:

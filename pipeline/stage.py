@@ -5,15 +5,26 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from enum import Enum
 from pathlib import Path
 
-from pipeline import artifacts, params
-from pipeline.errors import leaving_in_plain_lines
+from pipeline import artifacts, params, ranks
+from pipeline.errors import UserError, leaving_in_plain_lines
 
 FIRST = "check"  # the stage that has no outputs to lose
 
 
-def run(main: Callable[[params.AnyView], None], view: type[params.AnyView]) -> None:
+class Processes(Enum):
+    """What a stage does where a launcher has started several processes."""
+
+    ONE = "it is refused"
+    FIRST = "the first process does it all, and the others leave"
+    ALL = "they work together"
+
+
+def run(
+    main: Callable[[params.AnyView], None], view: type[params.AnyView], processes: Processes = Processes.ONE
+) -> None:
     """Check params.yaml, run the stage, and turn a user's mistake into plain lines.
 
     Raises:
@@ -21,17 +32,28 @@ def run(main: Callable[[params.AnyView], None], view: type[params.AnyView]) -> N
             Ctrl-C.
     """
     module = sys.modules[main.__module__]
-    program = f"python -m {module.__spec__.name if module.__spec__ else module.__name__}"
+    name = module.__spec__.name if module.__spec__ else module.__name__
+    program = f"python -m {name}"
     argparse.ArgumentParser(
         prog=program,
         description=module.__doc__,
         epilog="It takes no arguments: all values are in params.yaml.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args()
-    with _telling_how_to_go_back(), leaving_in_plain_lines("stopped; nothing was half written", program):
-        checked = params.load(view)
-        artifacts.sweep()
-        main(checked)
+    stopped = "stopped; nothing was half written"
+    with _telling_how_to_go_back(), leaving_in_plain_lines(stopped, program, may_speak=ranks.may_speak):
+        if processes is Processes.ONE:
+            ranks.refuse_others(name)
+        elif processes is Processes.FIRST and not ranks.is_first():
+            return
+        elif processes is Processes.FIRST:
+            ranks.stay_alone()
+        with ranks.together():
+            checked = params.load(view)
+            if ranks.is_first():
+                artifacts.sweep()
+            ranks.wait()
+            main(checked)
 
 
 @contextmanager
@@ -47,6 +69,7 @@ def _telling_how_to_go_back() -> Iterator[None]:
     except SystemExit as end:
         if end.code and name != FIRST and Path(os.environ.get("DVC_ROOT", ".")).resolve() == Path.cwd():
             restored = "undo the change and run `dvc repro` to restore them"
-            with suppress(OSError):  # nobody can be told where standard error is full
-                print(f"{name}: DVC removed its last outputs before it began; {restored}", file=sys.stderr)
+            with suppress(OSError, UserError):  # standard error is full, or the launcher's words are none
+                if ranks.is_first():
+                    print(f"{name}: DVC removed its last outputs before it began; {restored}", file=sys.stderr)
         raise

@@ -31,7 +31,7 @@ def main(view: params.EvaluateView) -> None:
     beside = logits(model, "evaluate beside the base")
     model.merge_adapter()
     merged = logits(model, "evaluate merged")
-    outcome = Outcome.of(beside, test["label"], view.dataset)
+    outcome = Outcome.of(beside, test["label"][:], view.dataset)
     differences = export(view, tokenizer, logits, beside)
     metrics = {
         **outcome.metrics(view.evaluate.resamples),
@@ -73,4 +73,4 @@ def export(
 
 
 if __name__ == "__main__":
-    stage.run(main, params.EvaluateView)
+    stage.run(main, params.EvaluateView, stage.Processes.FIRST)

@@ -90,4 +90,4 @@ def write_cost(seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main, params.FactorizeInitView)
+    stage.run(main, params.FactorizeInitView, stage.Processes.FIRST)

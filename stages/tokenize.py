@@ -1,6 +1,6 @@
 """Turn the texts of a data set into tokens. Reads params.yaml and the rows of the data set and the model in pipeline/.
 
-Writes artifacts/tokens/{train,validation,test}.parquet, reports/tokenize/metrics.json and reports/tokenize/lengths.csv.
+Writes artifacts/tokens/{train,validation,test}.arrow, reports/tokenize/metrics.json and reports/tokenize/lengths.csv.
 Lengths in the reports are those of whole texts, before `max_length` cuts them: they say what another value would cost.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 
 from pipeline import artifacts, console, params, stage
 from pipeline.data import datasets
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-WRITTEN = 50_000  # texts that are written at once: a row group of Parquet
+WRITTEN = 10_000  # texts that are written at once: a batch of the Arrow file
 BINS = 30
 CLASSES_SHOWN = 4
 
@@ -40,7 +40,7 @@ def write(
     tokens = (tokenize(part, tokenizer, max_length, advance) for part in parts)
     first = next(tokens)
     found = []
-    with pq.ParquetWriter(path, first.table.schema, compression="zstd") as writer:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, first.table.schema) as writer:
         for table, lengths in chain([first], tokens):
             writer.write_table(table)
             found.append((table["label"].to_numpy(), lengths))

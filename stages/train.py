@@ -1,13 +1,13 @@
 """Fit the adapter and the head; everything else stays frozen.
 
 Reads artifacts/tokens and artifacts/init. Writes artifacts/adapter/ (the best epoch's PEFT adapter, and
-task.json: what it reads and says) and reports/train/.
+task.json: what it reads and says) and reports/train/. Several processes train together, and the first of them writes.
 """
 
 from peft import PeftModel
 from transformers import Trainer, set_seed
 
-from pipeline import artifacts, console, params, stage
+from pipeline import artifacts, console, params, ranks, stage
 from pipeline.data import tokens
 from pipeline.methods import adapters, base_models
 from pipeline.methods.task import Task
@@ -34,11 +34,17 @@ def train(view: params.TrainView, checkpoints: Checkpoints) -> None:
         callbacks = [StopAtDivergence(), Progress(advance)]
         trainer = run.trainer_of(view, model, splits, collate, checkpoints.aside, callbacks)
         run.fit(trainer, checkpoints)
+    if ranks.is_first():
+        write_adapter(model, view)
+        write_reports(trainer, model, view)
+
+
+def write_adapter(model: PeftModel, view: params.TrainView) -> None:
+    """Write the adapter with its head, and what it reads and says."""
     with artifacts.replacing(artifacts.ADAPTER) as folder:
         folder.mkdir()
         adapters.save_adapter(model, folder, view.base_model)
         Task.of(view.dataset, view.tokenize.max_length).write(folder)
-    write_reports(trainer, model, view)
 
 
 def write_reports(trainer: Trainer, model: PeftModel, view: params.TrainView) -> None:
@@ -63,4 +69,4 @@ def write_reports(trainer: Trainer, model: PeftModel, view: params.TrainView) ->
 
 
 if __name__ == "__main__":
-    stage.run(main, params.TrainView)
+    stage.run(main, params.TrainView, stage.Processes.ALL)

@@ -102,7 +102,9 @@ def test_the_folders_of_users_are_there_and_watched():
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_is_run_as_a_module_and_described(stage):
-    assert STAGES[stage]["cmd"] == f"python -m stages.{module_of(stage).stem}"
+    command = f"python -m stages.{module_of(stage).stem}"
+    with_launcher = "sh -c '\\${LSR_LAUNCH:-python} -m stages.train'"
+    assert STAGES[stage]["cmd"] == (with_launcher if stage == "train" else command)
     assert STAGES[stage]["desc"].endswith(".")
 
 

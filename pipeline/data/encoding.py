@@ -32,14 +32,15 @@ def tokenize(
 
     There is no padding and no attention mask: it would be all ones. Of a pair, the longer text is cut first.
     """
-    names = [name for name in ("input_ids", "token_type_ids") if name in tokenizer.model_input_names]
+    kinds = {"input_ids": pa.int32(), "token_type_ids": pa.int8()}
+    names = [name for name in kinds if name in tokenizer.model_input_names]
     tables: list[pa.Table] = []
     lengths: list[int] = []
     for batch in texts.with_format("arrow").iter(BATCH):
         columns = {name: batch[name].to_pylist() for name in ("text", "text_pair") if name in batch.column_names}
         encoded, whole = encode(columns["text"], columns.get("text_pair"), tokenizer, max_length)
         arrays: dict[str, pa.Array | pa.ChunkedArray] = {
-            name: pa.array(encoded[name], pa.list_(pa.int32())) for name in names
+            name: pa.array(encoded[name], pa.list_(kinds[name])) for name in names
         }
         arrays["length"] = pa.array(map(len, encoded["input_ids"]), pa.int32())
         arrays |= {name: batch[name] for name in ("label", *columns)}

@@ -26,7 +26,7 @@ def logits(
     """
     model.eval()
     where = device_of(model)
-    lengths = torch.tensor(tokens["length"])
+    lengths = torch.tensor(tokens["length"][:])
     order = lengths.argsort(descending=True, stable=True)
     inputs = tokens.select_columns([name for name in tokens.column_names if name in ("input_ids", "token_type_ids")])
     found = []

@@ -1,10 +1,9 @@
 """What is left of an evaluation for people: the table of predictions, a picture, and the closing tables."""
 
-from collections.abc import Mapping, Sequence
-
-from pyarrow import parquet
+from collections.abc import Iterable, Mapping
 
 from pipeline import artifacts, console
+from pipeline.data import tokens
 from pipeline.evaluation import plots
 from pipeline.evaluation.outcome import Outcome, groups
 from pipeline.params import EvaluateView
@@ -15,10 +14,7 @@ GROUPS = 10  # equal parts of a regression's range, for the plot of actual again
 
 def write_predictions(outcome: Outcome) -> None:
     """Write one line an example: the text, the label, the prediction, and both as groups that a plot can count."""
-    path = artifacts.tokens("test")
-    texts = [name for name in parquet.read_schema(path).names if name in ("text", "text_pair")]
-    table = parquet.read_table(path, columns=texts)
-    columns: dict[str, Sequence[artifacts.Value]] = {name: table[name].to_pylist() for name in texts}
+    columns: dict[str, Iterable[artifacts.Value]] = {**tokens.load_texts("test")}
     both = {"actual": outcome.labels.tolist(), "predicted": outcome.predicted.tolist()}
     names, label = outcome.dataset.names, outcome.dataset.label
     if isinstance(label, Number) and not names:

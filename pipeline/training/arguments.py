@@ -12,10 +12,11 @@ from peft import PeftModel
 from torch import nn
 from transformers import EvalPrediction, TrainingArguments
 
+from pipeline import ranks
 from pipeline.errors import UserError
 from pipeline.evaluation import inference, scores
 from pipeline.methods import adapters, device, table
-from pipeline.params import PARAMS, TrainParams, TrainView
+from pipeline.params import PARAMS, FullParams, TrainParams, TrainView
 from pipeline.params.rows import DatasetRow
 
 LOGS_A_RUN = 100  # points of the loss curve
@@ -23,7 +24,8 @@ LOGS_A_RUN = 100  # points of the loss curve
 
 def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> TrainingArguments:
     """Translate our train section into the Trainer's words; everything that could report elsewhere is off."""
-    devices = max(1, torch.cuda.device_count())  # the Trainer splits a batch over all GPUs that it sees
+    # A process alone splits a batch over all GPUs that it sees; of several, each reads it whole (see shares.py).
+    devices = max(1, torch.cuda.device_count()) if ranks.size() == 1 else 1
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=view.train.epochs,
@@ -48,14 +50,15 @@ def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> Tr
         report_to=[],
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=isinstance(view.section, FullParams),  # of adapters and heads all is used
     )
 
 
 def check_machine(train: TrainParams) -> None:
-    """Check that this machine can train as the section says, before anything is loaded.
+    """Check that this machine, and these processes, can train as the section says, before anything is loaded.
 
     Raises:
-        UserError: if it cannot; says what it can.
+        UserError: if they cannot; says what they can.
     """
     on_gpu = torch.cuda.is_available()
     if train.precision == "fp16" and not on_gpu:
@@ -65,6 +68,12 @@ def check_machine(train: TrainParams) -> None:
     compiler = "triton" if on_gpu else os.environ.get("CXX", "g++")
     if train.compile and not (importlib.util.find_spec(compiler) if on_gpu else shutil.which(compiler)):
         raise UserError(f"{PARAMS}: train.compile: torch.compile needs {compiler}, which is not installed")
+    if train.batch_size % ranks.size():
+        able = [str(count) for count in range(1, train.batch_size + 1) if train.batch_size % count == 0]
+        raise UserError(
+            f"{PARAMS}: train.batch_size: {train.batch_size} examples a step are no equal shares for {ranks.size()} "
+            f"processes; these numbers can share them: {', '.join(able)}"
+        )
 
 
 def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:

@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from pipeline import artifacts, console
+from pipeline import artifacts, console, ranks
 from pipeline.errors import UserError
 
 SUMS = "SHA256SUMS"  # in the form that `sha256sum --check` reads
@@ -105,12 +105,14 @@ class KeepWhole(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Move the new checkpoint into place, and remove those that are neither last nor best."""
-        written = self.checkpoints.aside / self.checkpoints.path(state.global_step).name
         state.best_model_checkpoint = None  # a file that names a folder would be wrong wherever that is moved to
-        state.save_to_json(str(written / TRAINER_STATE_NAME))
-        self.checkpoints.publish(state.global_step)
+        if ranks.is_first():
+            written = self.checkpoints.aside / self.checkpoints.path(state.global_step).name
+            state.save_to_json(str(written / TRAINER_STATE_NAME))
+            self.checkpoints.publish(state.global_step)
+            self.checkpoints.keep(state.global_step, state.best_global_step or state.global_step)
+        ranks.wait()
         self._point_to_best(state)
-        self.checkpoints.keep(state.global_step, state.best_global_step or state.global_step)
 
     def _point_to_best(self, state: TrainerState) -> None:
         if state.best_global_step is not None:

@@ -14,13 +14,15 @@ from peft import PeftModel
 from ruamel.yaml import YAML
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback
 
-from pipeline import artifacts
+from pipeline import artifacts, ranks
 from pipeline.params import TrainView
 from pipeline.training import arguments
 from pipeline.training.callbacks import LaterOfEquals
 from pipeline.training.checkpoints import Checkpoints, KeepWhole
+from pipeline.training.shares import SharingTrainer
 from pipeline.training.trainer import MergingTrainer
 
+MEGABYTE = 2**20
 CODE = Path(__file__).parents[2]  # where dvc.yaml is
 
 
@@ -43,7 +45,8 @@ def trainer_of(
     `folder` is for checkpoints; `changes` are fields of its TrainingArguments that are not to be as the view says.
     """
     chosen = arguments.training_arguments(view, steps_an_epoch(view, splits["train"]), folder)
-    trainer = MergingTrainer(
+    kind = MergingTrainer if ranks.size() == 1 else SharingTrainer
+    trainer = kind(
         model=model,
         args=dataclasses.replace(chosen, **changes),
         train_dataset=splits["train"],
@@ -63,11 +66,12 @@ def fit(trainer: Trainer, checkpoints: Checkpoints) -> None:
     Raises:
         UserError: if the best checkpoint, which the model is at the end, was changed meanwhile.
     """
-    newest = checkpoints.newest()
+    newest = ranks.told(lambda: str(checkpoints.newest() or ""))
     trainer.add_callback(KeepWhole(checkpoints))
-    trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
-    if trainer.state.best_global_step is not None:
+    trainer.train(resume_from_checkpoint=newest or None)
+    if trainer.state.best_global_step is not None and ranks.is_first():
         checkpoints.check(trainer.state.best_global_step)
+    ranks.wait()  # all have read the best one: it may go
 
 
 def checkpoint_folder(view: TrainView) -> Path:
@@ -78,7 +82,10 @@ def checkpoint_folder(view: TrainView) -> Path:
     """
     digest = hashlib.sha256(json.dumps(view.model_dump(mode="json"), sort_keys=True).encode())
     for name, path in sorted(_inputs()):
-        digest.update(name.encode() + path.read_bytes())
+        digest.update(name.encode())
+        with path.open("rb") as file:
+            while part := file.read(MEGABYTE):  # tokens may be more than memory holds
+                digest.update(part)
     return Path(os.environ.get("DVC_ROOT", "."), ".checkpoints", digest.hexdigest()[:16])
 
 

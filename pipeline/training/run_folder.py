@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pipeline import artifacts, console
+from pipeline import artifacts, console, ranks
 from pipeline.training.checkpoints import Checkpoints
 
 NAME = re.compile(r"([0-9a-f]{16})(\.lock)?")
@@ -22,14 +22,20 @@ SECONDS_BETWEEN_LOOKS = 0.5
 def held(folder: Path) -> Iterator[Checkpoints]:
     """Yield the checkpoints of a run, alone with them; when all went well, the run needs them no more.
 
-    Another process with the same inputs waits until then, and trains for itself.
+    Another training with the same inputs waits until then, and trains for itself. Of the processes of one training the
+    first holds the folder for all.
     """
+    if not ranks.is_first():
+        ranks.wait()
+        yield Checkpoints(folder)
+        return
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = _wait(folder)
     try:
         _remove_abandoned(folder)
         checkpoints = Checkpoints(folder)
         artifacts.remove(checkpoints.aside)
+        ranks.wait()
         try:
             with artifacts.told_by_path(checkpoints.aside):
                 yield checkpoints

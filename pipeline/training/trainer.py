@@ -1,9 +1,13 @@
 """transformers' Trainer, looking at the validation split without the adapter's cost."""
 
+import shutil
+from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
+from torch.utils.data import Sampler
 from transformers import Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from pipeline.methods import adapters
 
@@ -17,3 +21,26 @@ class MergingTrainer(Trainer):
             return super().evaluate(*args, **kwargs)
         with adapters.merged(cast("nn.Module", self.model)):
             return super().evaluate(*args, **kwargs)
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler[int] | None:
+        """Return the Trainer's sampler."""
+        return _with_lengths_in_memory(super()._get_train_sampler(*args, **kwargs))
+
+    def _get_eval_sampler(self, *args: Any, **kwargs: Any) -> Sampler[int] | None:
+        """Return the Trainer's sampler."""
+        return _with_lengths_in_memory(super()._get_eval_sampler(*args, **kwargs))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Save the random state of the first process, by the names that one process and several look for."""
+        if not self.args.should_save:
+            return
+        super()._save_rng_state(output_dir)
+        alone, first = Path(output_dir, "rng_state.pth"), Path(output_dir, "rng_state_0.pth")
+        shutil.copyfile(*((alone, first) if alone.exists() else (first, alone)))
+
+
+def _with_lengths_in_memory(sampler: Sampler[int] | None) -> Sampler[int] | None:
+    """Return a sampler by length whose lengths are a list: a look at one in a table takes as long as a row."""
+    if isinstance(sampler, LengthGroupedSampler):
+        sampler.lengths = sampler.lengths[:]
+    return sampler

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import PeftModel
@@ -343,9 +342,12 @@ def test_an_index_that_no_layer_has_is_refused_for_lora_too(at, layers):
 def test_examples_of_one_class_have_no_gradient_to_look_at(at):
     at()
     path = artifacts.tokens("train")
-    tokens = pq.read_table(path)
+    with pa.OSFile(str(path)) as file, pa.ipc.open_stream(file) as reader:
+        tokens = reader.read_all()
     labels = pa.array([1] * len(tokens), tokens.schema.field("label").type)
-    pq.write_table(tokens.set_column(tokens.column_names.index("label"), "label", labels), path)
+    changed = tokens.set_column(tokens.column_names.index("label"), "label", labels)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, changed.schema) as writer:
+        writer.write_table(changed)
     assert refusal(FACTORIZE) == "params.yaml: lsr.init: glue: all 40 examples have the label 1: a head needs two"
 
 

@@ -476,7 +476,7 @@ def test_every_start_is_chosen_by_a_word_and_trains(at, lsr, monkeypatch):
 
 def test_examples_are_read_only_by_a_start_that_looks_at_them(at):
     at(lsr={"init": "gradient"})
-    with pytest.raises(UserError, match=r"artifacts/tokens/train.parquet: not found; run python -m stages.tokenize"):
+    with pytest.raises(UserError, match=r"artifacts/tokens/train.arrow: not found; run python -m stages.tokenize"):
         run(FACTORIZE)
 
 
@@ -575,7 +575,7 @@ def test_a_stage_without_the_one_before_says_so(at):
     with pytest.raises(UserError, match=r"artifacts/init: no adapter here"):
         run(TRAIN)
     run(FACTORIZE)
-    with pytest.raises(UserError, match=r"artifacts/tokens/train.parquet: not found"):
+    with pytest.raises(UserError, match=r"artifacts/tokens/train.arrow: not found"):
         run(TRAIN)
 
 

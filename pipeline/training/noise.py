@@ -1,0 +1,60 @@
+"""Dropout of some rows of a batch, as it would be of all of them: a process draws for the rows of the others too.
+
+So processes on a CPU drop out what a single one does. An accelerator draws in ways that this does not follow.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+
+class NoiseOfWholeBatch(TorchFunctionMode):
+    """Draws dropout for `count` rows where a tensor has the rows `own` of them, along its first axis."""
+
+    def __init__(self, count: int, own: Tensor) -> None:
+        super().__init__()
+        self.count, self.own = count, own
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if function is F.dropout:
+            function = self._dropout
+        elif function is F.scaled_dot_product_attention:
+            function = self._attention
+        return function(*args, **(kwargs or {}))
+
+    def _dropout(self, values: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        if not (training and 0 < p < 1) or inplace or len(values) != len(self.own):
+            return F.dropout(values, p, training, inplace)
+        noise = torch.empty((self.count, *values.shape[1:]), dtype=values.dtype).bernoulli_(1 - p)
+        return values * noise[self.own].div_(1 - p)
+
+    def _attention(
+        self,
+        query: Tensor,  # (rows, heads, tokens, width); key and value alike
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        **others: Any,
+    ) -> Tensor:
+        if not dropout_p or is_causal or others.get("enable_gqa"):
+            return F.scaled_dot_product_attention(
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **others
+            )
+        weights = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+        if attn_mask is not None:
+            is_bool = attn_mask.dtype == torch.bool
+            weights = weights.masked_fill(~attn_mask, -torch.inf) if is_bool else weights + attn_mask
+        return self._dropout(weights.softmax(dim=-1), dropout_p) @ value
