@@ -75,9 +75,3 @@ def share(repository: Path, remote: Path, bare: Path) -> None:
     command(repository, "git", "clone", "--quiet", "--bare", str(repository), str(bare))
     command(repository, "git", "remote", "add", "origin", str(bare))
     command(repository, "dvc", "push", "--run-cache")
-
-
-def clone(bare: Path, folder: Path) -> Path:
-    """Clone a shared repository, and return the folder."""
-    command(bare, "git", "clone", "--quiet", str(bare), str(folder))
-    return folder

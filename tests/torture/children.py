@@ -65,6 +65,7 @@ def _child(folder: Path, action: Callable[[], Any], largest: int | None, answer:
     fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, MOST_PRINTED)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(end, 2)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
     if largest is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     status = _status(action)

@@ -1,7 +1,7 @@
 """Experiments at the same time: two in one clone, and several each in a clone of its own; all arrive, all are right."""
 
 import json
-import shutil
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -9,10 +9,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.repository import clone, command, make, share
+from tests import workspace
+from tests.repository import command, make, share
 from tests.torture.trials import Case, Trial
 
 AT_ONCE = 4
+JOB = workspace.ROOT / "examples/cluster/job.sh"
 METRICS = "reports/evaluate/metrics.json"
 
 
@@ -52,29 +54,30 @@ def in_one_clone(folder: Path, count: int, random: Random) -> Iterator[Trial]:
 
 
 def in_clones(folder: Path, count: int, random: Random) -> Iterator[Trial]:
-    """Run experiments at once, each in a clone of its own, and have all of them arrive where one looks at them."""
+    """Run a sweep as a cluster does, a job a clone and several at once, and have all arrive where one looks at them."""
     original = make(folder / "original")
-    share(original, folder / "remote", folder / "bare.git")
+    bare, remote = folder / "bare.git", folder / "remote"
+    share(original, remote, bare)
 
-    def job(seed: int) -> None:
-        here = clone(folder / "bare.git", folder / f"clone-{seed}")
-        command(here, "dvc", "pull", "--run-cache")
-        run_experiment(here, f"seed-{seed}", "-S", f"seed={seed}")
-        command(here, "dvc", "exp", "push", "origin", f"seed-{seed}")
-
-    def trial(seeds: list[int]) -> None:
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(job, seeds))
-        command(original, "dvc", "exp", "pull", "origin", "--all-commits")
+    def trial(name: str, seeds: list[int], where: Path, environment: dict[str, str]) -> None:
+        jobs = folder / f"{name}.txt"
+        values = f"seed={','.join(map(str, seeds))}"
+        jobs.write_text(command(original, sys.executable, "-m", "pipeline.sweep", "--name", name, values))
+        with ThreadPoolExecutor(len(seeds)) as pool:
+            job = partial(command, original, JOB, where, jobs, **environment)
+            list(pool.map(job, map(str, range(1, len(seeds) + 1))))
+        if where == bare:
+            command(original, "dvc", "exp", "pull", "origin", "--all-commits")
         found = scores(original)
-        for seed in seeds:
-            there = scores(folder / f"clone-{seed}")[f"seed-{seed}"]
-            assert found[f"seed-{seed}"] == there
-            shutil.rmtree(folder / f"clone-{seed}")
+        for number, seed in enumerate(seeds, start=1):
+            run_experiment(original, f"{name}-alone-{seed}", "-S", f"seed={seed}", "--force")
+            assert found[f"{name}-{number}"] == scores(original)[f"{name}-alone-{seed}"]
 
-    for _ in range(count):
+    ways = (("a remote", bare, {}), ("a shared cache", original, {"DVC_CACHE": str(original / ".dvc/cache")}))
+    for number in range(count):
         seeds = random.sample(range(10**6), AT_ONCE)
-        yield Trial(f"seeds {seeds}", partial(trial, seeds))
+        what, where, environment = ways[number % len(ways)]
+        yield Trial(f"seeds {seeds}, {what}", partial(trial, f"sweep{number}", seeds, where, environment))
 
 
 CASES = (Case("experiments-at-once", 4, in_one_clone), Case("experiments-in-clones", 2, in_clones))

@@ -103,8 +103,7 @@ def spoil(random: Random, content: bytes) -> bytes:
 
 def trials(folder: Path, count: int, random: Random) -> Iterator[Trial]:
     """Change values and bytes of the three files that a user writes; what the schema calls fine starts an adapter."""
-    with chdir(workspace.make(folder / "there")):
-        run(TOKENIZE)
+    check_plain(ended(workspace.make(folder / "there"), tokenize), {0})
     files = {name: (folder / "there" / name).read_bytes() for name in FILES}
 
     def trial(changed: dict[str, bytes]) -> None:
@@ -135,6 +134,11 @@ def trials(folder: Path, count: int, random: Random) -> Iterator[Trial]:
             what = ", ".join(change(random, content, rows) for _ in range(random.choice((1, 1, 1, 2, 3))))
             workspace.write_yaml(path, content)
         yield Trial(f"{number}: {name}: {what}", partial(trial, {name: path.read_bytes()}))
+
+
+def tokenize() -> None:
+    """Make the tokens that an adapter may start from."""
+    run(TOKENIZE)
 
 
 def start() -> None:

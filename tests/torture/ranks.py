@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from pipeline import artifacts
 from tests import repository, workspace
 from tests.stages.running import FACTORIZE, TOKENIZE, TRAIN, leftovers, run
+from tests.torture.children import check_plain, ended
 from tests.torture.trials import Case, Trial
 
 PROCESSES = (2, 4)
@@ -27,8 +28,9 @@ def trials(folder: Path, count: int, random: Random) -> Iterator[Trial]:
     """Train on two and on four processes with other seeds and rates."""
 
     def trial(seed: int, adapter: str, processes: int, work: Path) -> None:
-        with chdir(workspace.make(work, seed=seed, adapter=adapter, train={"batch_size": 16, "epochs": 2})):
-            run(TOKENIZE, FACTORIZE, TRAIN)
+        workspace.make(work, seed=seed, adapter=adapter, train={"batch_size": 16, "epochs": 2})
+        check_plain(ended(work, train_alone), {0})
+        with chdir(work):
             weights, curves = load_file(WEIGHTS), [pd.read_csv(path) for path in CURVES]
             shutil.rmtree(artifacts.ADAPTER)
             shutil.rmtree(artifacts.TRAIN_CURVES)
@@ -45,6 +47,11 @@ def trials(folder: Path, count: int, random: Random) -> Iterator[Trial]:
         seed = random.randrange(2**32)
         what = f"{processes} processes, {adapter}, seed {seed}"
         yield Trial(what, partial(trial, seed, adapter, processes, folder / str(number)))
+
+
+def train_alone() -> None:
+    """Run the stages up to the training in one process."""
+    run(TOKENIZE, FACTORIZE, TRAIN)
 
 
 CASES = (Case("processes", 8, trials),)
