@@ -78,7 +78,8 @@ def places(content: Any, where: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
 
 def change(random: Random, content: dict[str, Any], rows: tuple[str, ...]) -> str:
     """Change, remove or misspell a key of params.yaml, or one of the rows that count; return which."""
-    *sections, last = random.choice([place for place in places(content) if not rows or place[0] in rows])
+    found = list(places(content))
+    *sections, last = random.choice([place for place in found if place[0] in rows] or found)
     section = content
     for key in sections:
         section = section[key]
