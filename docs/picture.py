@@ -10,12 +10,12 @@ from xml.sax.saxutils import escape
 OUT_SHAPE = IN_SHAPE = (32, 24)
 RANK_SHAPE = (2, 2)
 SEPARATION_RANK = 16
-LORA_RANK = 8
+LORA_RANKS = (4, 8)  # the rank of this update, and LoRA's usual one
 
 D_OUT, D_IN, RANK = (first * second for first, second in (OUT_SHAPE, IN_SHAPE, RANK_SHAPE))
 PAIRS = list(zip(OUT_SHAPE, RANK_SHAPE, IN_SHAPE, strict=True))  # of the first factors, of the second ones
 PARAMETERS = SEPARATION_RANK * sum(n_out * r + r * n_in for n_out, r, n_in in PAIRS)
-LORA_PARAMETERS = LORA_RANK * (D_OUT + D_IN)
+LORA_PARAMETERS = [rank * (D_OUT + D_IN) for rank in LORA_RANKS]
 
 WIDTH, HEIGHT = 900, 572
 INK, MUTED, PAPER, LINE, WHITE = "#1f2933", "#5b6673", "#faf8f3", "#ddd8cc", "#ffffff"
@@ -28,7 +28,7 @@ THIN = 16  # drawn thickness of a small factor
 
 def draw() -> str:
     """Return the picture as SVG text."""
-    title = f"ΔW = c (Σ B1 ⊗ B2) (Σ A1 ⊗ A2): {PARAMETERS:,} parameters instead of LoRA's {LORA_PARAMETERS:,}"
+    title = f"ΔW = c (Σ B1 ⊗ B2) (Σ A1 ⊗ A2): {comparison()}"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}" '
         f'role="img" font-family="{FONT}">',
@@ -41,6 +41,12 @@ def draw() -> str:
         "</svg>\n",
     ]
     return "\n".join(parts)
+
+
+def comparison() -> str:
+    """What LSR and LoRA store, in words."""
+    same, usual = (f"{count:,} at r = {rank}" for rank, count in zip(LORA_RANKS, LORA_PARAMETERS, strict=True))
+    return f"{PARAMETERS:,} parameters at rank {RANK}; LoRA has {same} and {usual}"
 
 
 def update(middle: float) -> list[str]:
@@ -63,7 +69,7 @@ def update(middle: float) -> list[str]:
         _text(524, middle + thin / 2 + 20, f"{RANK} × {D_IN}", color=MUTED),
         _text(662, middle - 24, f"rank of ΔW ≤ r₁ · r₂ = {RANK}", anchor="start"),
         _text(662, middle + 4, f"scale c = α / {RANK}", anchor="start"),
-        _text(662, middle + 32, "start: B1 = 0, so ΔW = 0", anchor="start"),
+        _text(662, middle + 32, "at first B1 = 0, so ΔW = 0", anchor="start"),
     ]
 
 
@@ -116,8 +122,8 @@ def caption(baseline: float) -> list[str]:
         _text(
             WIDTH / 2,
             baseline,
-            f"{PARAMETERS:,} parameters instead of LoRA’s {LORA_PARAMETERS:,} (r = {LORA_RANK})",
-            size=22,
+            comparison(),
+            size=18,
             bold=True,
         ),
         _text(WIDTH / 2, baseline + 28, count, color=MUTED),

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import pytest
@@ -119,19 +120,38 @@ for words in {commands}:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
+def source(tmp_path_factory):
+    """The files that Git tracks, in a folder of their own."""
+    folder = tmp_path_factory.mktemp("source")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(source):
     """The names in the wheel, built without a connection."""
-    folder = tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder)
-    for name in ("lsr", "pipeline", "stages", "benchmarks", "tests"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    run = subprocess.run([*pip, "-w", "out", "."], cwd=folder, capture_output=True, text=True, check=False)
+    run = subprocess.run([*pip, "-w", "out", "."], cwd=source, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    (built,) = (folder / "out").iterdir()
+    (built,) = (source / "out").iterdir()
     with zipfile.ZipFile(built) as archive:
         return archive.namelist(), archive.read(next(n for n in archive.namelist() if n.endswith("METADATA"))).decode()
+
+
+def test_the_source_distribution_holds_what_the_repository_does(source, tmp_path):
+    build = f"from setuptools.build_meta import build_sdist; print(build_sdist({str(tmp_path)!r}))"
+    subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, check=True)
+    (built,) = tmp_path.iterdir()
+    with tarfile.open(built) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    for name in ("tests/test_package.py", "docs/hooks.py", "mkdocs.yml", "params.yaml", "dvc.lock", "CITATION.cff"):
+        assert name in names
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "pipeline").rglob("*.py")} <= names
+    assert not [name for name in names if name.endswith(".pyc")]
 
 
 def test_the_wheel_holds_lsr_and_nothing_else(wheel):
