@@ -26,7 +26,7 @@ WRITTEN = re.compile(
     r"tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|chat_template\.jinja|"
     r"vocab\.(txt|json)|merges\.txt|(spiece|sentencepiece\.bpe|tokenizer)\.model"
 )
-LONGEST_LINE = 280  # characters of a message, which the name of a command goes before
+LONGEST_LINE = 270  # characters of a message, which the name of a command goes before
 LONGEST_NAME = 200  # bytes: file systems allow 255, and the folder is written beside its place under a longer name
 
 

@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
 from pipeline import artifacts, console
 from pipeline.data.texts import encode
@@ -226,19 +226,23 @@ def _flat(record: Record) -> Record:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return the exit code.
-
-    Raises:
-        SystemExit: as `leaving_in_plain_lines`.
-    """
+    """Run the command; return the exit code."""
     options = parser().parse_args(arguments)
-    with leaving_in_plain_lines("stopped; nothing was half written", PROGRAM, before=f"{PROGRAM}: "):
-        try:
-            predict(options)
-            flush_output()
-        except BrokenPipeError:  # whoever reads has had enough, such as `head`
-            drop_output()
+    try:
+        with leaving_in_plain_lines("stopped; nothing was half written", PROGRAM, before=f"{PROGRAM}: "):
+            run(options)
+    except SystemExit as left:
+        return cast("int", left.code)
     return 0
+
+
+def run(options: argparse.Namespace) -> None:
+    """Predict, for a reader who may have had enough at any time, such as `head`."""
+    try:
+        predict(options)
+        flush_output()
+    except BrokenPipeError:
+        drop_output()
 
 
 if __name__ == "__main__":

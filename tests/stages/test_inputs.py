@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,14 @@ def test_what_lies_elsewhere_has_no_file_here(source):
 @pytest.mark.parametrize("source", [files(train="data/no"), HubModel(kind="hub", path="models/no")])
 def test_what_is_not_there_is_refused(source):
     assert "/no: not found; paths start at the root of the repository" in refusal(source)
+
+
+def test_a_pipe_and_a_device_are_no_files():
+    Path("data").mkdir(exist_ok=True)
+    os.mkfifo("data/pipe.csv")
+    Path("data/zero.csv").symlink_to("/dev/zero")
+    for name in ("data/pipe.csv", "data/zero.csv"):
+        assert refusal(files(train=name)).endswith(f"{name}: not a file")
 
 
 def test_a_temporary_copy_that_lacks_a_file_says_how_to_bring_it(repository, monkeypatch):

@@ -542,6 +542,10 @@ def test_saving_a_loaded_adapter_asks_no_hub(at, monkeypatch):
             {"adapter": "lora", "lora": {"target_modules": ["query", "valu"]}},
             ["params.yaml: lora", "'valu'; did you mean"],
         ),
+        (
+            {"adapter": "lora", "lora": {"r": 25}},
+            ["params.yaml: lora: r: the rank must be in [1, 24]", "query', 24 x 24, got 25"],
+        ),
     ],
 )
 def test_a_section_that_does_not_fit_the_model_is_one_line(at, changes, words):

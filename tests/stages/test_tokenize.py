@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pipeline import artifacts, params
 from pipeline.data import encoding
+from pipeline.data import texts as text_tools
 from pipeline.errors import UserError
 from pipeline.params.rows import DatasetRow, ModelRow
 from stages import tokenize as stage
@@ -109,6 +110,7 @@ def test_batches_change_nothing(tokenizer, monkeypatch):
     rows = texts(*((f"{'very ' * (number % 12)}good", number % 2) for number in range(25)))
     whole, _ = stage.tokenize(rows, tokenizer, 8)
     monkeypatch.setattr(encoding, "BATCH", 4)
+    monkeypatch.setattr(text_tools, "AT_ONCE", 40)  # characters: of four texts, one or two
     done = []
     batched, _ = stage.tokenize(rows, tokenizer, 8, done.append)
     assert batched.equals(whole)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import random
 import shutil
 import tarfile
@@ -427,11 +428,38 @@ def test_dates_are_text_and_classes_in_json(tmp_path):
         ("jsonl", '{"text": "a", "label": 0}\n{"text"\n', "train.jsonl: line 2 is not JSON"),
         ("json", "[1]\n", "train.json: line 1 must be a JSON object, got list"),
         ("parquet", "no parquet", "train.parquet: "),
+        ("jsonl", "[" * 100_000, "train.jsonl: line 1 is not JSON: maximum recursion depth"),
+        ("jsonl", '{"text": ' + "1" * 5000, "train.jsonl: line 1 is not JSON: Exceeds the limit"),
+        ("csv", "text,label\n" + "x" * 10_000_001, "train.csv: line 2 has over 10,000,000 characters"),
+        ("tsv", "x" * 10_000_001, "train.tsv: line 1 has over 10,000,000 characters"),
+        (
+            "csv",
+            f"text,label\n{'x' * 1_000_001},0\n",
+            "train: row 1: a text of 1,000,001 characters; at most 1,000,000",
+        ),
+        (
+            "csv",
+            'text,label\n"' + "x\n" * 6_000_000,
+            "field larger than field limit (10000000), in the row that begins",
+        ),
         ("txt", "a", "train.txt: the ending must be one of .csv, .tsv, .jsonl, .json, .parquet"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(tmp_path, ending, content, message):
     assert message in refusal(splits_of_text(tmp_path, ending, content))
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "a folder"])
+def test_what_is_no_file_is_not_read(tmp_path, kind):
+    row = splits_of_text(tmp_path, "csv", "")
+    (tmp_path / "train.csv").unlink()
+    if kind == "a pipe":
+        os.mkfifo(tmp_path / "train.csv")
+    elif kind == "a device":
+        (tmp_path / "train.csv").symlink_to("/dev/zero")
+    else:
+        (tmp_path / "train.csv").mkdir()
+    assert refusal(row).endswith("train.csv: not a file")
 
 
 def test_a_file_that_is_not_utf8_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """A model row is loaded as pinned, or refused in one line."""
 
 import hashlib
+import json
 import sys
 from importlib.metadata import PackageNotFoundError
 
@@ -112,3 +113,51 @@ def test_a_pickled_checkpoint_is_refused(tmp_path):
     with pytest.raises(UserError, match="safetensors") as error:
         base_models.load_base_model(row(path=str(folder)), PAIRS)
     assert "\n" not in str(error.value)
+
+
+CODE = """
+from pathlib import Path
+from transformers import RobertaConfig, RobertaForSequenceClassification
+
+Path("ran").touch()
+
+class OwnConfig(RobertaConfig):
+    model_type = "own"
+
+class OwnModel(RobertaForSequenceClassification):
+    config_class = OwnConfig
+"""
+
+
+@pytest.fixture
+def own_code(tmp_path, monkeypatch):
+    """A model folder that brings its own code, as the working directory's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    base_models._say_once.cache_clear()
+    workspace.save_tiny_roberta(tmp_path / "own")
+    (tmp_path / "own/code_of_own.py").write_text(CODE)
+    config = tmp_path / "own/config.json"
+    classes = {"AutoConfig": "OwnConfig", "AutoModelForSequenceClassification": "OwnModel"}
+    mapping = {auto: f"code_of_own.{name}" for auto, name in classes.items()}
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "own", "auto_map": mapping}))
+    return tmp_path
+
+
+def test_the_code_of_a_folder_is_not_run_unless_the_row_says_so(own_code, monkeypatch, capsys):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asks on the terminal"))
+    with pytest.raises(UserError, match=r"pipeline/models.yaml: cannot load own: ") as error:
+        base_models.load_base_model(row(path="own"), PAIRS)
+    assert "\n" not in str(error.value)
+    assert not (own_code / "ran").exists()
+    trusting = row(path="own", trust_remote_code=True)
+    for _ in range(2):
+        assert type(base_models.load_base_model(trusting, PAIRS)).__name__ == "OwnModel"
+    assert (own_code / "ran").exists()
+    assert capsys.readouterr().out == "pipeline/models.yaml: own: runs the code that it brings, as the row says\n"
+
+
+def test_trust_is_a_truth_value():
+    with pytest.raises(ValueError, match="valid boolean"):
+        row(path="own", trust_remote_code="yes")

@@ -263,7 +263,7 @@ def test_a_file_is_written_whole_or_not_at_all(one, capsys, monkeypatch):
 
     monkeypatch.setattr(predict.csv.DictWriter, "writerows", full)
     line = mistake_after_progress(capsys, SENTENCE, "--out", "out.csv", "--force")
-    assert line == "--out: out.csv: cannot be written: full"
+    assert line == "out.csv: cannot be written: No space left on device"
     assert Path("out.csv").read_text() == "kept"
     assert set(Path().iterdir()) == before
 
@@ -327,6 +327,10 @@ MISTAKES = [
     (("a", "--file", "in.csv"), "--file: texts are taken from the file or from the arguments, got both"),
     (("a", "--column", "x"), "--column: names columns of --file, and there is none"),
     (("--file", "nowhere.csv"), "--file: nowhere.csv: not found"),
+    (("--file", "pipe.csv", "--column", "x"), "--file: pipe.csv: not a file"),
+    (("--file", "zero.tsv", "--column", "x"), "--file: zero.tsv: not a file"),
+    (("--file", "deep.jsonl"), "--file: deep.jsonl: line 1 is not JSON: maximum recursion depth exceeded"),
+    (("--file", "long.csv"), "--file: long.csv: row 1: a text of 1,000,001 characters; at most 1,000,000 are allowed"),
     (("--file", "in.txt"), "--file: in.txt: the ending must be one of .csv, .tsv, .jsonl, .json, .parquet"),
     (("--file", "in.csv"), "--file: in.csv: no column sentence1, as in training; choose with --column; columns: "),
     (("--file", "in.csv", "--column", "txet"), "--file: in.csv: no column 'txet'; did you mean text?; columns: "),
@@ -353,6 +357,10 @@ def test_a_mistake_is_one_line(one, capsys, words, message):
     Path("broken.csv").write_text("id,text\n1,a,b\n")
     Path("numbers.jsonl").write_text('{"sentence1": 3}\n')
     Path("in.txt").touch()
+    os.mkfifo("pipe.csv")
+    Path("zero.tsv").symlink_to("/dev/zero")
+    Path("deep.jsonl").write_text("[" * 100_000)
+    Path("long.csv").write_text(f"text\n{'x' * 1_000_001}\n")
     Path("folder.csv").mkdir()
     line = mistake(capsys, *words)
     assert line.startswith(message)
@@ -372,6 +380,13 @@ def test_a_mistake_on_standard_input_is_one_line(one, capsys, monkeypatch, conte
     assert mistake(capsys) == message
 
 
+def test_a_name_that_no_disk_takes_is_one_line(one, capsys):
+    assert predict.main(["a", "--out", f"{'x' * 300}.csv"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("python -m pipeline.predict: xxx")
+    assert line.endswith("x.csv: File name too long")
+
+
 def test_a_mistake_in_pairs_is_one_line(pairs, capsys, monkeypatch):
     assert mistake(capsys, "a", "b", "c") == "the adapter reads pairs: needed: an even number of texts, got 3"
     typed(monkeypatch, b"a\tb\na\n")
@@ -387,6 +402,7 @@ def test_a_mistake_in_pairs_is_one_line(pairs, capsys, monkeypatch):
     ("content", "message"),
     [
         ("{", "no valid JSON: Expecting property name"),
+        ("[" * 100_000, "no valid JSON: maximum recursion depth exceeded"),
         ('{"columns": ["a"], "max_length": 0, "labels": null}', "max_length: input should be greater than 0, got 0"),
         ('{"columns": ["a"], "labels": null}', "max_length: this key is required"),
         (
