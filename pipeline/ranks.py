@@ -122,6 +122,11 @@ def _leave() -> None:
 
     if distributed.is_initialized():
         distributed.destroy_process_group()
+    key = "lsr-adapt/left"
+    if is_first():  # last: the store may be in this process
+        _store().wait([f"{key}/all"], PATIENCE)
+    elif _store().add(key, 1) == size() - 1:
+        _store().set(f"{key}/all", "")
 
 
 def _is_of_a_lost_process(error: Exception) -> bool:

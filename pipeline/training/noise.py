@@ -13,7 +13,10 @@ from torch.overrides import TorchFunctionMode
 
 
 class NoiseOfWholeBatch(TorchFunctionMode):
-    """Draws dropout for `count` rows where a tensor has the rows `own` of them, along its first axis."""
+    """Draws dropout for `count` rows where a tensor has the rows `own` of them.
+
+    They are along its first axis, or one after the other along it, as where rows and tokens are one axis.
+    """
 
     def __init__(self, count: int, own: Tensor) -> None:
         super().__init__()
@@ -30,13 +33,22 @@ class NoiseOfWholeBatch(TorchFunctionMode):
             function = self._dropout
         elif function is F.scaled_dot_product_attention:
             function = self._attention
+        elif function is Tensor.bernoulli_ and not kwargs:
+            function = self._draw
         return function(*args, **(kwargs or {}))
 
     def _dropout(self, values: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-        if not (training and 0 < p < 1) or inplace or len(values) != len(self.own):
+        if not (training and 0 < p < 1) or inplace:
             return F.dropout(values, p, training, inplace)
-        noise = torch.empty((self.count, *values.shape[1:]), dtype=values.dtype).bernoulli_(1 - p)
-        return values * noise[self.own].div_(1 - p)
+        return values * self._draw(torch.empty_like(values), 1 - p).div_(1 - p)
+
+    def _draw(self, values: Tensor, p: Any = 0.5) -> Tensor:
+        """Fill the values, of one row after the other, as their rows are when those of the whole batch are filled."""
+        each, rest = divmod(len(values), len(self.own))
+        if rest or isinstance(p, Tensor):
+            return values.bernoulli_(p)
+        whole = values.new_empty((self.count, each, *values.shape[1:])).bernoulli_(p)
+        return values.copy_(whole[self.own].flatten(0, 1))
 
     def _attention(
         self,
