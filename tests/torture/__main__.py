@@ -13,10 +13,10 @@ from random import Random
 
 import tests.conftest  # noqa: F401 settings of all tests, before anything imports transformers
 from pipeline import console
-from tests.torture import adapters, disks, experiments, kills, mistakes, ranks
+from tests.torture import adapters, data, disks, experiments, kills, mistakes, ranks
 from tests.torture.trials import Case, Outcome, run
 
-CASES = (*kills.CASES, *mistakes.CASES, *adapters.CASES, *disks.CASES, *ranks.CASES, *experiments.CASES)
+CASES = (*kills.CASES, *mistakes.CASES, *adapters.CASES, *data.CASES, *disks.CASES, *ranks.CASES, *experiments.CASES)
 COLUMNS = ("case", "tried", "clean", "failed", "seconds")
 
 

@@ -10,16 +10,16 @@ from random import Random
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from lsr.__main__ import main
+from tests import mutations
 from tests.lsr.saved import CASES as SAVED
 from tests.lsr.saved import save
-from tests.torture import mistakes
 from tests.torture.children import check_plain, ended
-from tests.torture.trials import Case, Trial
+from tests.torture.trials import Case, Trial, many
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+WEIGHTS, CONFIG = mutations.WEIGHTS, mutations.CONFIG
+LONGEST = 500  # characters of what is wrong that a report shows
 KINDS = ("a head of one layer", "folded", "patterns", "one factor", "a core")
 COMMANDS = (
     ("inspect", "adapter"),
@@ -30,55 +30,6 @@ COMMANDS = (
     ("compress", "adapter", "-o", "out", "--force", "--separation-rank", "1"),
     ("frames", "--from", "adapter", "adapter", "-o", "out", "--force"),
 )
-
-
-def change_config(random: Random, adapter: Path) -> str:
-    """Change, add or remove fields, at any depth."""
-    path = adapter / CONFIG
-    fields = json.loads(path.read_text(encoding="utf-8"))
-    changed = [mistakes.change(random, fields, ()) for _ in range(random.choice((1, 1, 2, 3)))]
-    path.write_text(json.dumps(fields), encoding="utf-8")
-    return f"{CONFIG}: {', '.join(changed)}"
-
-
-def change_tensor(random: Random, adapter: Path) -> str:
-    """Have a tensor be none, another one, or of another shape or kind."""
-    tensors = load_file(adapter / WEIGHTS)
-    name = random.choice(sorted(tensors))
-    tensor = tensors.pop(name)
-    changes: dict[str, Callable[[], Any]] = {
-        "gone": dict,
-        "renamed": lambda: {name[:-1]: tensor},
-        "twice": lambda: {name: tensor, f"{name}.more": tensor.clone()},
-        "empty": lambda: {name: tensor.new_empty(0, *tensor.shape)},
-        "flat": lambda: {name: tensor.flatten()},
-        "longer": lambda: {name: torch.cat([tensor, tensor])},
-        "a number": lambda: {name: tensor.flatten()[:1].reshape(())},
-        "NaN": lambda: {name: torch.full_like(tensor, float("nan"))},
-        "infinite": lambda: {name: torch.full_like(tensor, float("inf"))},
-        "huge": lambda: {name: torch.full_like(tensor, 1e38)},
-        **{
-            str(dtype): lambda dtype=dtype: {name: tensor.to(dtype)}
-            for dtype in (torch.int64, torch.bool, torch.float16)
-        },
-    }
-    what = random.choice(sorted(changes))
-    save_file(tensors | changes[what](), adapter / WEIGHTS, metadata={"format": "pt"})
-    return f"{WEIGHTS}: {name} {what}"
-
-
-def spoil_bytes(random: Random, adapter: Path) -> str:
-    """Change bytes, of the header of the weights most often, or cut a file off."""
-    path = adapter / random.choice((WEIGHTS, WEIGHTS, CONFIG))
-    content = bytearray(path.read_bytes())
-    if random.random() < 0.3:
-        del content[random.randrange(len(content)) :]
-    for _ in range(random.randint(1, 3)):
-        if content:
-            at = random.randrange(min(len(content), 2000))
-            content[at : at + 1] = random.randbytes(random.randint(0, 3))
-    path.write_bytes(content)
-    return f"{path.name}: bytes"
 
 
 def declare_much(random: Random, adapter: Path) -> str:
@@ -112,14 +63,13 @@ def replace_file(random: Random, adapter: Path) -> str:
     return f"{path.name}: {what}"
 
 
-HARMS = (change_config, change_config, change_tensor, spoil_bytes, declare_much, replace_file)
-
-
 def trials(folder: Path, count: int, random: Random) -> Iterator[Trial]:
-    """Harm an adapter in one of these ways, and give it to a command."""
+    """Harm an adapter, and give it to a command."""
+    drawn = {}
     for kind in KINDS:
         name, fields = SAVED[kind]
         save(name, folder / kind, **fields)
+        drawn[kind] = many(mutations.adapters(folder / kind / "adapter"), random)
 
     def trial(work: Path, command: tuple[str, ...]) -> None:
         before = sorted(path.name for path in work.iterdir())
@@ -130,11 +80,15 @@ def trials(folder: Path, count: int, random: Random) -> Iterator[Trial]:
         shutil.rmtree(work)
 
     for number in range(count):
-        kind, command, harm = random.choice(KINDS), random.choice(COMMANDS), random.choice(HARMS)
+        kind, command = random.choice(KINDS), random.choice(COMMANDS)
         work = folder / str(number)
         shutil.copytree(folder / kind, work)
-        what = harm(random, work / "adapter")
-        yield Trial(f"{number}: {' '.join(command)}: {kind}: {what}", partial(trial, work, command))
+        if random.random() < 0.3:
+            what = random.choice((declare_much, replace_file))(random, work / "adapter")
+        else:
+            what, changes = next(drawn[kind])
+            mutations.harm(work / "adapter", changes)
+        yield Trial(f"{number}: {' '.join(command)}: {kind}: {what[:LONGEST]}", partial(trial, work, command))
 
 
 CASES = (Case("adapters", 300, trials),)

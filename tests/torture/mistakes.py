@@ -10,7 +10,7 @@ from typing import Any
 from pipeline import params, stage
 from pipeline.errors import UserError
 from stages import factorize_init
-from tests import workspace
+from tests import mutations, workspace
 from tests.stages.running import TOKENIZE, run
 from tests.torture.children import check_plain, ended
 from tests.torture.trials import Case, Trial
@@ -69,16 +69,9 @@ def value(random: Random, old: Any) -> Any:
     return random.choice(choices)()
 
 
-def places(content: Any, where: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the keys to every value in nested sections."""
-    for key, inner in content.items() if isinstance(content, dict) else ():
-        yield (*where, key)
-        yield from places(inner, (*where, key))
-
-
 def change(random: Random, content: dict[str, Any], rows: tuple[str, ...]) -> str:
     """Change, remove or misspell a key of params.yaml, or one of the rows that count; return which."""
-    found = list(places(content))
+    found = list(mutations.places(content))
     *sections, last = random.choice([place for place in found if place[0] in rows] or found)
     section = content
     for key in sections:

@@ -4,7 +4,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+from hypothesis.strategies import SearchStrategy
+
+from tests.mutations import examples
+
+Drawn = TypeVar("Drawn")
 
 
 class Trial(NamedTuple):
@@ -54,6 +60,12 @@ def run(case: Case, folder: Path, random: Random, advance: Callable[[int], None]
     if tried != case.count:
         reasons.append(f"{case.name}: {case.count} trials were planned, {tried} were made")
     return Outcome(case.name, max(case.count, tried), tried, clean, reasons)
+
+
+def many(strategy: SearchStrategy[Drawn], random: Random) -> Iterator[Drawn]:
+    """Yield examples of a strategy without end."""
+    while True:
+        yield from examples(strategy, 50, random.randrange(2**32))
 
 
 def _reason() -> str:
