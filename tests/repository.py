@@ -11,7 +11,7 @@ from tests import workspace
 SCRIPTS = Path(sys.executable).parent
 
 
-def command(folder, *words, code=0, **environment):
+def command(folder, *words, code=0, patience=300, **environment):
     environment = os.environ | {
         "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
         "HF_HUB_OFFLINE": "1",
@@ -21,7 +21,9 @@ def command(folder, *words, code=0, **environment):
         **environment,
     }
     environment.pop("DVC_ROOT", None)
-    run = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    run = subprocess.run(
+        words, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=patience
+    )
     assert run.returncode == code, run.stdout + run.stderr
     return run.stdout + run.stderr
 

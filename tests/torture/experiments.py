@@ -14,6 +14,7 @@ from tests.repository import command, make, share
 from tests.torture.trials import Case, Trial
 
 AT_ONCE = 4
+PATIENCE = 1800  # seconds: an experiment may wait for another one with the same inputs
 JOB = workspace.ROOT / "examples/cluster/job.sh"
 METRICS = "reports/evaluate/metrics.json"
 
@@ -26,8 +27,9 @@ def scores(repository: Path) -> dict[str, Any]:
 
 
 def run_experiment(repository: Path, name: str, *words: str) -> None:
-    """Run an experiment in a temporary copy."""
-    command(repository, "dvc", "exp", "run", "--temp", "--name", name, *words)
+    """Run an experiment in a temporary copy: without the word, DVC refuses it where another command holds the clone."""
+    run = ("dvc", "--wait-for-lock", "exp", "run", "--temp", "--name", name, *words)
+    command(repository, *run, patience=PATIENCE)
 
 
 def in_one_clone(folder: Path, count: int, random: Random) -> Iterator[Trial]:
@@ -64,7 +66,7 @@ def in_clones(folder: Path, count: int, random: Random) -> Iterator[Trial]:
         values = f"seed={','.join(map(str, seeds))}"
         jobs.write_text(command(original, sys.executable, "-m", "pipeline.sweep", "--name", name, values))
         with ThreadPoolExecutor(len(seeds)) as pool:
-            job = partial(command, original, JOB, where, jobs, **environment)
+            job = partial(command, original, JOB, where, jobs, patience=PATIENCE, **environment)
             list(pool.map(job, map(str, range(1, len(seeds) + 1))))
         if where == bare:
             command(original, "dvc", "exp", "pull", "origin", "--all-commits")
