@@ -10,10 +10,11 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # A notice at every build that another generator will follow this one.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: repro test check docs bench bench-family bench-factorize bench-capabilities bench-rows clean
+.PHONY: repro test check audit torture docs bench bench-family bench-factorize bench-capabilities bench-rows clean
 
-## repro: fine-tune the default model on the default data: tokenize, factorize-init, train, evaluate
+## repro: fine-tune the default model on the default data: check, inputs, tokenize, factorize-init, train, evaluate
 repro: $(READY)
+	python -m pipeline.params
 	dvc repro
 	@dvc metrics show --md reports/evaluate/metrics.json
 
@@ -28,6 +29,14 @@ check: $(READY)
 	mypy
 	lint-imports
 	$(PYTEST)
+
+## audit: known vulnerabilities of the pinned versions; exit status 1 if there are any, or if nobody can be asked
+audit: $(READY)
+	.ci/audit
+
+## torture: many kills, mistakes, hostile adapters, full disks, processes and experiments at once; an hour on two cores
+torture: $(READY)
+	python -m tests.torture
 
 ## docs: the documentation, in build/site/index.html; first what is made of code and results, the picture and a table
 docs: $(READY)

@@ -1,12 +1,17 @@
 """How a stage starts and how it fails: `if __name__ == "__main__": stage.run(main, View)`."""
 
 import argparse
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from enum import Enum
+from pathlib import Path
 
 from pipeline import artifacts, params, ranks
-from pipeline.errors import leaving_in_plain_lines
+from pipeline.errors import UserError, leaving_in_plain_lines
+
+FIRST = "check"  # the stage that has no outputs to lose
 
 
 class Processes(Enum):
@@ -35,7 +40,8 @@ def run(
         epilog="It takes no arguments: all values are in params.yaml.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args()
-    with leaving_in_plain_lines("stopped; nothing was half written", program, may_speak=ranks.may_speak):
+    stopped = "stopped; nothing was half written"
+    with _telling_how_to_go_back(), leaving_in_plain_lines(stopped, program, may_speak=ranks.may_speak):
         if processes is Processes.ONE:
             ranks.refuse_others(name)
         elif processes is Processes.FIRST and not ranks.is_first():
@@ -48,3 +54,22 @@ def run(
                 artifacts.sweep()
             ranks.wait()
             main(checked)
+
+
+@contextmanager
+def _telling_how_to_go_back() -> Iterator[None]:
+    """Say at a bad end what to do about outputs that DVC has removed: not in a temporary copy, which has none to miss.
+
+    Raises:
+        SystemExit: as it came.
+    """
+    name = os.environ.get("DVC_STAGE", FIRST).rpartition(":")[2]
+    try:
+        yield
+    except SystemExit as end:
+        if end.code and name != FIRST and Path(os.environ.get("DVC_ROOT", ".")).resolve() == Path.cwd():
+            restored = "undo the change and run `dvc repro` to restore them"
+            with suppress(OSError, UserError):  # standard error is full, or the launcher's words are none
+                if ranks.is_first():
+                    print(f"{name}: DVC removed its last outputs before it began; {restored}", file=sys.stderr)
+        raise

@@ -1,76 +1,25 @@
 """A real `dvc repro` in a copy of the repository, on a tiny model and data, with no network."""
 
+import contextlib
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
 from safetensors.torch import load_file, save_file
 
+from pipeline import artifacts
 from tests import workspace
+from tests.repository import add_row, command, files_row, make, ran
+from tests.stages.running import digests
 
 pytestmark = pytest.mark.slow
-SCRIPTS = Path(sys.executable).parent
-
-
-def command(folder, *words, code=0):
-    environment = os.environ | {
-        "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
-        "HF_HUB_OFFLINE": "1",
-        "DVC_NO_ANALYTICS": "1",
-        "OMP_NUM_THREADS": "1",
-        **{f"GIT_{who}_{what}": "tests" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
-    }
-    environment.pop("DVC_ROOT", None)
-    run = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300)
-    assert run.returncode == code, run.stdout + run.stderr
-    return run.stdout + run.stderr
-
-
-def move_where_dvc_watches(folder):
-    for old, new in {"glue": "data", "ratings.csv": "data", "tiny-roberta": "models"}.items():
-        shutil.move(folder / old, folder / new / old)
-    model = workspace.read_yaml(folder / "pipeline/models.yaml")["tiny"]
-    add_row(folder, "models", "tiny", workspace.merged(model, {"source": {"path": "models/tiny-roberta"}}))
-    rows = workspace.read_yaml(folder / "pipeline/datasets.yaml")
-    add_row(folder, "datasets", "glue", workspace.merged(rows["glue"], {"source": {"path": "data/glue"}}))
-    add_row(folder, "datasets", "ratings", files_row("data/ratings.csv"))
-
-
-def add_row(folder, table, name, row):
-    path = folder / f"pipeline/{table}.yaml"
-    workspace.write_yaml(path, workspace.read_yaml(path) | {name: row})
-
-
-def files_row(path):
-    return {"source": {"kind": "files", "files": {"train": str(path)}}, **workspace.RATING_ROW}
 
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
     """A Git repository with our code and a tiny configuration, after its first `dvc repro`, committed."""
-    folder = tmp_path_factory.mktemp("repository")
-    for name in ("lsr", "pipeline", "stages", "data", "models"):
-        shutil.copytree(workspace.ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
-        shutil.copy(workspace.ROOT / name, folder / name)
-    (folder / ".dvc").mkdir()
-    shutil.copy(workspace.ROOT / ".dvc/config", folder / ".dvc/config")
-    workspace.make(folder)
-    move_where_dvc_watches(folder)
-    command(folder, "git", "init", "--quiet")
-    command(folder, "dvc", "repro")
-    command(folder, "git", "add", "--all")
-    command(folder, "git", "commit", "--quiet", "--message", "First run")
-    return folder
-
-
-def ran(output):
-    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+    return make(tmp_path_factory.mktemp("repository"))
 
 
 def test_a_second_repro_has_nothing_to_do(repository):
@@ -84,13 +33,6 @@ def test_metrics_are_tracked(repository):
     assert 0 <= metrics["score"] <= 1
 
 
-def test_a_value_of_another_adapter_changes_nothing(repository):
-    params = workspace.read_yaml(repository / "params.yaml")
-    workspace.write_yaml(repository / "params.yaml", workspace.merged(params, {"lora": {"r": 5}}))
-    assert "up to date" in command(repository, "dvc", "status")
-    command(repository, "git", "checkout", "--quiet", "params.yaml")
-
-
 @pytest.fixture
 def restored(repository):
     """The repository, which is as committed after the test."""
@@ -99,6 +41,11 @@ def restored(repository):
     command(repository, "git", "clean", "--quiet", "--force", "-d", "data", "models")
     command(repository, "dvc", "checkout", "--quiet")
     assert "up to date" in command(repository, "dvc", "status")
+
+
+def test_a_value_of_another_adapter_is_checked_and_changes_nothing(restored):
+    change_params(restored, {"lora": {"r": 5}})
+    assert ran(command(restored, "dvc", "repro")) == ["check"]
 
 
 def changed_stages(repository):
@@ -128,15 +75,19 @@ def test_a_file_that_no_chosen_row_names_runs_nothing_else(restored):
     assert ran(command(restored, "dvc", "repro")) == []
 
 
-def choose_lsr(folder, **words):
+def change_params(folder, changes):
     path = folder / "params.yaml"
-    workspace.write_yaml(path, workspace.merged(workspace.read_yaml(path), {"lsr": words}))
+    workspace.write_yaml(path, workspace.merged(workspace.read_yaml(path), changes))
+
+
+def choose_lsr(folder, **words):
+    change_params(folder, {"lsr": words})
 
 
 def test_frames_are_pooled_once_and_held_by_an_adapter_that_starts_again_when_they_change(restored):
     words = {"rank_shape": [3], "separation_rank": 1, "train": "core", "init": "gradient", "examples": 40}
     choose_lsr(restored, **words, frames_from=["glue", "ratings"])
-    assert ran(command(restored, "dvc", "repro", "factorize-init")) == ["inputs", "factorize-init"]
+    assert ran(command(restored, "dvc", "repro", "factorize-init")) == ["check", "inputs", "factorize-init"]
     (restored / "data/ratings.csv").write_text((restored / "data/ratings.csv").read_text() + "one more,1.0\n")
     assert ran(command(restored, "dvc", "repro", "factorize-init")) == ["inputs", "factorize-init"]
 
@@ -144,7 +95,7 @@ def test_frames_are_pooled_once_and_held_by_an_adapter_that_starts_again_when_th
     shutil.copytree(restored / "artifacts/init", family)
     choose_lsr(restored, frames="models/family", frames_from=[])
     everything = ["inputs", "factorize-init", "train", "evaluate"]
-    assert ran(command(restored, "dvc", "repro")) == everything
+    assert ran(command(restored, "dvc", "repro")) == ["check", *everything]
     metrics = json.loads((restored / "reports/evaluate/metrics.json").read_text())
     assert metrics["adapter_trained"] == metrics["adapter_stored"] == 4 * 3**2
     weights = load_file(family / "adapter_model.safetensors")
@@ -177,15 +128,15 @@ def test_a_temporary_copy_says_which_file_git_does_not_track(restored, tmp_path)
     assert "mine: data/mine.csv: not found here" in output
     assert "git add data/mine.csv, or name it by its absolute path" in output
     command(restored, "git", "add", "data/mine.csv")
-    for name in ("mine", "absolute"):
+    for name, checked in {"mine": [], "absolute": ["check"]}.items():  # the first has been checked before it failed
         output = command(restored, "dvc", "exp", "run", "--temp", "--name", name, "-S", f"data={name}", "tokenize")
-        assert ran(output) == ["inputs", "tokenize"]
+        assert ran(output) == [*checked, "inputs", "tokenize"]
     command(restored, "dvc", "exp", "remove", "mine", "absolute")
 
 
 def test_experiments_switch_the_adapter_and_sweep_seeds_without_tokenizing_again(repository):
     output = command(repository, "dvc", "exp", "run", "--name", "lora", "-S", "adapter=lora", "-S", "lora.r=2")
-    assert ran(output) == ["factorize-init", "train", "evaluate"]
+    assert ran(output) == ["check", "factorize-init", "train", "evaluate"]
     differences = json.loads(command(repository, "dvc", "metrics", "diff", "--json"))
     counts = differences["reports/evaluate/metrics.json"]["adapter_trained"]
     assert counts == {"old": 320, "new": 2 * 48 * 4, "diff": 64}
@@ -198,6 +149,43 @@ def test_experiments_switch_the_adapter_and_sweep_seeds_without_tokenizing_again
     table = json.loads(command(repository, "dvc", "exp", "show", "--json"))
     experiments = [row for revision in table for row in revision.get("experiments") or []]
     assert len(experiments) == 5
+
+
+def outputs(folder):
+    with contextlib.chdir(folder):
+        return digests("artifacts") | digests("reports")
+
+
+BAD_VALUES = {
+    "params.yaml: train.epochs: input should be greater than or equal to 1, got 0": {"train": {"epochs": 0}},
+    "params.yaml: evaluate.exprot: no such key; did you mean export?": {"evaluate": {"exprot": []}},
+    "params.yaml: adapter: input should be 'lsr', 'lora', 'full' or 'head', got 'lro'": {"adapter": "lro"},
+}
+
+
+def test_a_bad_value_is_refused_before_dvc_removes_what_a_stage_wrote(restored):
+    before = outputs(restored)
+    del before[artifacts.CHECKED.as_posix()]
+    for message, changes in BAD_VALUES.items():
+        command(restored, "git", "checkout", "--quiet", "params.yaml")
+        change_params(restored, changes)
+        output = command(restored, "dvc", "repro", code=255)
+        assert message in output
+        assert "Traceback" not in output
+        assert ran(output) == ["check"]
+        assert outputs(restored) == before
+
+
+def test_what_a_later_stage_lost_comes_back_as_its_message_says(restored):
+    before = outputs(restored)
+    choose_lsr(restored, target_modules="nothing")
+    output = command(restored, "dvc", "repro", code=255)
+    assert "params.yaml: lsr: target_modules: 'nothing' matches no layer" in output
+    assert "factorize-init: DVC removed its last outputs before it began; undo the change and run `dvc repro`" in output
+    assert not (restored / artifacts.INIT).exists()
+    choose_lsr(restored, target_modules="default")
+    assert ran(command(restored, "dvc", "repro")) == []
+    assert outputs(restored) == before
 
 
 def test_a_bad_value_stops_before_anything_runs(repository):

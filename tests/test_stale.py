@@ -9,7 +9,7 @@ import pytest
 from dvc.repo import Repo
 
 from pipeline import params
-from stages import inputs
+from stages import check, inputs
 from tests.workspace import ROOT, merged, read_yaml, write_yaml
 
 STAGES = read_yaml(ROOT / "dvc.yaml")["stages"]
@@ -38,7 +38,10 @@ STALE = {
     "pipeline/evaluation/plots.py": MODEL,
     "pipeline/training/trainer.py": {"train"},
     "pipeline/predict/__main__.py": set(),
-    "pipeline/datasets.yaml": {"inputs"},
+    "pipeline/datasets.yaml": {"check", "inputs"},
+    "pipeline/models.yaml": {"check"},
+    "params.yaml": {"check"},
+    "stages/check.py": {"check"},
     "stages/inputs.py": {"inputs"},
     "stages/train.py": {"train"},
     "data/new.csv": {"inputs"},
@@ -93,7 +96,7 @@ def chosen(repository):
 
     def choose(**changes):
         write_yaml(repository / "params.yaml", merged(read_yaml(repository / "params.yaml"), changes))
-        inputs.main(params.load(params.InputsView))
+        run_first_stages()
         with Repo() as repo:
             repo.commit(force=True)
             assert repo.status() == {}
@@ -102,17 +105,23 @@ def chosen(repository):
         yield choose
         for name, content in before.items():
             (repository / name).write_text(content)
-        inputs.main(params.load(params.InputsView))
+        run_first_stages()
         with Repo() as repo:
             repo.commit(force=True)
 
 
+def run_first_stages():
+    check.main(params.load(params.CheckView))
+    inputs.main(params.load(params.InputsView))
+
+
 def stale():
-    """What is stale now, and what once the stage inputs has run."""
+    """What is stale now, and what once the stages check and inputs have run."""
     with Repo() as repo:
         first = set(repo.status())
-        inputs.main(params.load(params.InputsView))
-        repo.commit("inputs", force=True)
+        run_first_stages()
+        for stage in ("check", "inputs"):
+            repo.commit(stage, force=True)
         return first, set(repo.status())
 
 

@@ -60,6 +60,10 @@ class View(Section):
     """What one stage sees. dvc.yaml declares the same: DECLARED says how a field that is no key is written there."""
 
 
+class CheckView(View):
+    """Of stages/check.py, which needs no value: the files are its deps, and whoever loads a view checks all of them."""
+
+
 class InputsView(View):
     """Of stages/inputs.py. The frames of another adapter are files too, and so may be the rows that are pooled."""
 

@@ -103,7 +103,7 @@ def test_a_make_target_that_is_shown_is_there(target):
 
 def test_the_folders_of_the_layout_are_there():
     names = re.findall(r"^    (\w+)/ ", PAGES["layout.md"], re.MULTILINE)
-    assert {"lsr", "pipeline", "stages", "data", "benchmarks", "tests", "reports", "docs"} == set(names)
+    assert {"lsr", "pipeline", "stages", "data", "benchmarks", "tests", "examples", "reports", "docs"} == set(names)
     assert all((ROOT / name).is_dir() for name in names)
 
 

@@ -22,6 +22,19 @@ def run(*stages):
         stage.main(params.load(view))
 
 
+def train():
+    """Train as the stage does, in a process that may have died here before."""
+    torch.set_num_threads(1)
+    artifacts.sweep()
+    run(TRAIN)
+
+
+def leftovers():
+    """What a stage that was cut off has left beside its outputs, and folders of checkpoints."""
+    hidden = {path.as_posix() for folder in ("artifacts", "reports") for path in Path(folder).rglob(".*")}
+    return hidden | {path.as_posix() for path in Path(".checkpoints").iterdir()} - {".checkpoints/lock"}
+
+
 def report(path):
     return json.loads(path.read_text())
 

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import artifacts
 from pipeline.errors import UserError
 from pipeline.training import callbacks, checkpoints, run_folder
 from tests import deaths, workspace
-from tests.stages.running import FACTORIZE, TOKENIZE, TRAIN, digests, run
+from tests.stages.running import FACTORIZE, TOKENIZE, TRAIN, digests, leftovers, run, train
 
 EPOCHS = 3
 PATIENCE = 300  # seconds, for a process to begin
@@ -28,19 +27,8 @@ AIMED = (
 )
 
 
-def train():
-    torch.set_num_threads(1)
-    artifacts.sweep()
-    run(TRAIN)
-
-
 def written():
     return digests("artifacts/adapter") | digests("reports/train")
-
-
-def leftovers():
-    hidden = {path.as_posix() for folder in ("artifacts", "reports") for path in Path(folder).rglob(".*")}
-    return hidden | {path.as_posix() for path in Path(".checkpoints").iterdir()} - {".checkpoints/lock"}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,79 @@
+"""A Git repository with our code and a tiny configuration, in which real commands run, with no network."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests import workspace
+
+SCRIPTS = Path(sys.executable).parent
+
+
+def command(folder, *words, code=0, patience=300, **environment):
+    environment = os.environ | {
+        "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
+        "HF_HUB_OFFLINE": "1",
+        "DVC_NO_ANALYTICS": "1",
+        "OMP_NUM_THREADS": "1",
+        **{f"GIT_{who}_{what}": "tests" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+        **environment,
+    }
+    environment.pop("DVC_ROOT", None)
+    run = subprocess.run(
+        words, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=patience
+    )
+    assert run.returncode == code, run.stdout + run.stderr
+    return run.stdout + run.stderr
+
+
+def move_where_dvc_watches(folder):
+    for old, new in {"glue": "data", "ratings.csv": "data", "tiny-roberta": "models"}.items():
+        (folder / new).mkdir(exist_ok=True)
+        shutil.move(folder / old, folder / new / old)
+    model = workspace.read_yaml(folder / "pipeline/models.yaml")["tiny"]
+    add_row(folder, "models", "tiny", workspace.merged(model, {"source": {"path": "models/tiny-roberta"}}))
+    rows = workspace.read_yaml(folder / "pipeline/datasets.yaml")
+    add_row(folder, "datasets", "glue", workspace.merged(rows["glue"], {"source": {"path": "data/glue"}}))
+    add_row(folder, "datasets", "ratings", files_row("data/ratings.csv"))
+
+
+def add_row(folder, table, name, row):
+    path = folder / f"pipeline/{table}.yaml"
+    workspace.write_yaml(path, workspace.read_yaml(path) | {name: row})
+
+
+def files_row(path):
+    return {"source": {"kind": "files", "files": {"train": str(path)}}, **workspace.RATING_ROW}
+
+
+def make(folder: Path) -> Path:
+    """Fill an empty folder, run the pipeline there, commit all, and return it."""
+    for name in ("lsr", "pipeline", "stages", "data", "models"):
+        shutil.copytree(workspace.ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+        shutil.copy(workspace.ROOT / name, folder / name)
+    (folder / ".dvc").mkdir()
+    shutil.copy(workspace.ROOT / ".dvc/config", folder / ".dvc/config")
+    workspace.make(folder)
+    move_where_dvc_watches(folder)
+    command(folder, "git", "init", "--quiet")
+    command(folder, "dvc", "repro")
+    command(folder, "git", "add", "--all")
+    command(folder, "git", "commit", "--quiet", "--message", "First run")
+    return folder
+
+
+def ran(output):
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+
+
+def share(repository: Path, remote: Path, bare: Path) -> None:
+    """Have a repository push to a bare one, and what DVC holds to a folder."""
+    command(repository, "dvc", "remote", "add", "--default", "shared", str(remote))
+    command(repository, "git", "add", ".dvc/config")
+    command(repository, "git", "commit", "--quiet", "--message", "Share what DVC holds")
+    command(repository, "git", "clone", "--quiet", "--bare", str(repository), str(bare))
+    command(repository, "git", "remote", "add", "origin", str(bare))
+    command(repository, "dvc", "push", "--run-cache")
