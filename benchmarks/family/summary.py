@@ -79,11 +79,12 @@ def difference(tests: Mapping[int, float], others: Mapping[int, float]) -> Estim
 
 
 def rows(found: Found) -> list[Row]:
-    """Return a row for each run that is tuned, with the seeds that are there."""
+    """Return a row for each run of a protocol that has as many seeds as any: others are not finished."""
     listed = []
     for protocol in PROTOCOLS:
         tests = {run: _tests(run, found) for run in plan.runs(protocol)}
-        listed += [_row(run, tests, found) for run in tests if tests[run]]
+        most = max(map(len, tests.values()))
+        listed += [_row(run, tests, found) for run in tests if most and len(tests[run]) == most]
     return listed
 
 
