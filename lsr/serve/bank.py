@@ -76,8 +76,9 @@ class AdapterBank(nn.Module):
     @property
     def nbytes(self) -> int:
         """The bytes beyond the base model: stacks, with the room that is free, and frames, which layers may share."""
-        held = {buffer.data_ptr(): buffer.nbytes for one in self._stacked() for buffer in one.buffers(recurse=False)}
-        return sum(held.values())
+        frames = [layer.frames for layer in self._layers.values() if isinstance(layer, CoreLayer)]
+        buffers = [buffer for one in (*self._stacked(), *frames) for buffer in one.buffers(recurse=False)]
+        return sum({buffer.data_ptr(): buffer.nbytes for buffer in buffers}.values())
 
     def add(self, name: str, folder: str | Path | Reading, *, note: Any = None, replace: bool = False) -> None:
         """Load an adapter from its folder; with `replace` it takes the place of one of this name, if there is one.
@@ -224,8 +225,9 @@ class AdapterBank(nn.Module):
             return self._layers[name]
         base, adapter = self._base_layer(reading.source, name), reading.adapters[name]
         if keeps_cores:
-            frames = shared.setdefault(id(adapter.frames), frames_of(adapter))
-            return core_layer(base, self._rows, adapter, frames, self._room).to(base.weight.device)
+            key = id(adapter.frames)
+            shared[key] = shared.get(key) or frames_of(adapter)
+            return core_layer(base, self._rows, adapter, shared[key], self._room).to(base.weight.device)
         return factor_layer(base, self._rows, adapter, self._room).to(base.weight.device)
 
     def _base_layer(self, source: str, name: str) -> Any:
@@ -261,8 +263,10 @@ class AdapterBank(nn.Module):
         module = self._modules_of_base.get(name) if name else None
         expected = {} if module is None else {key: by(value.shape) for key, value in module.state_dict().items()}
         found = {key: by(stack.shape[1:]) for key, stack in stacks.items()}
-        if not expected or found != expected:
-            raise InputError(f"{source}: {name} is {found}, and {expected or 'not there'} in the base model")
+        for key in sorted(expected.keys() | found.keys()):
+            if found.get(key) != expected.get(key):
+                have, needed = found.get(key, "missing"), expected.get(key, "not there")
+                raise InputError(f"{source}: {name}.{key} is {have}, and {needed} in the base model")
 
     def _insert_layer(self, name: str, layer: BankLayer) -> None:
         if name not in self._layers:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lsr.convert.base_model import by
 from lsr.init.examples import widths
 from lsr.serve.rows import Rows, grown
 from lsr.tuner.adapter import LsrAdapter
@@ -107,9 +108,8 @@ class CoreLayer(BankLayer):
             ValueError: if it is of another shape, or between other frames.
         """
         if adapter.core.shape != self.cores.shape[1:]:
-            raise ValueError(
-                f"its core is {tuple(adapter.core.shape)}, and the bank's are {tuple(self.cores.shape[1:])}"
-            )
+            found, needed = (by(shape) for shape in (adapter.core.shape, self.cores.shape[1:]))
+            raise ValueError(f"its core is {found}, and those of the bank are {needed}")
         for own, held in zip(adapter.matrices(*adapter.factors()), (self.frames.a, self.frames.b), strict=True):
             if not torch.equal(own.to(held), held):
                 raise ValueError("its frames are not those of the bank; with collapse=True a bank holds any")
