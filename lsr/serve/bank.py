@@ -220,7 +220,7 @@ class AdapterBank(nn.Module):
         first = next(iter(self._layers.values()), None)
         keeps_cores = reading.is_core and not self.collapse if first is None else isinstance(first, CoreLayer)
         if keeps_cores and not reading.is_core:
-            raise InputError(f"{reading.source}: trains factors, and the bank keeps cores alone; see collapse=True")
+            raise InputError(f"{reading.source}: trains factors, and the bank keeps cores alone; see collapse")
         if name in self._layers:
             return self._layers[name]
         base, adapter = self._base_layer(reading.source, name), reading.adapters[name]

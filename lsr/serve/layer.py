@@ -112,7 +112,7 @@ class CoreLayer(BankLayer):
             raise ValueError(f"its core is {found}, and those of the bank are {needed}")
         for own, held in zip(adapter.matrices(*adapter.factors()), (self.frames.a, self.frames.b), strict=True):
             if not torch.equal(own.to(held), held):
-                raise ValueError("its frames are not those of the bank; with collapse=True a bank holds any")
+                raise ValueError("its frames are not those of the bank; see collapse")
         return {"cores": adapter.scaling * adapter.core.detach()}
 
 

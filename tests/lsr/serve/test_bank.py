@@ -240,7 +240,7 @@ def test_a_name_that_is_taken_is_refused(bank, folders):
         ({**FORMS["cores"][1], "init_weights": "minor"}, "query': its frames are not those of the bank"),
         ({**FORMS["cores"][1], "rank_shape": (3,)}, "query': its core is 3 x 3, and those of the bank are 4 x 4"),
         ({**FORMS["cores"][1], "core": "diagonal"}, "query': its core is 4, and those of the bank are 4 x 4"),
-        ({}, "trains factors, and the bank keeps cores alone; see collapse=True"),
+        ({}, "trains factors, and the bank keeps cores alone; see collapse"),
         ({**FORMS["cores"][1], "bias": "all"}, r"trains biases of the base model (bias='all'); a bank has none"),
         ({**FORMS["cores"][1], "base": "huge"}, "base_model_name_or_path is 'huge', and 'tiny' of the adapters in the"),
     ],
