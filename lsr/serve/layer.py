@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lsr.convert.base_model import by
 from lsr.init.examples import widths
 from lsr.serve.rows import Rows, grown
 from lsr.tuner.adapter import LsrAdapter
+from lsr.tuner.rows import add_by_cores, add_by_factors
 
 
 class BankLayer(nn.Module):
@@ -94,12 +94,7 @@ class CoreLayer(BankLayer):
         self.register_buffer("cores", cores)
 
     def _added(self, result: Tensor, x: Tensor, places: Tensor) -> Tensor:
-        a, b = self.frames.a.to(x.dtype), self.frames.b.to(result.dtype)
-        cores = self.cores.index_select(0, places).to(x.dtype)
-        hidden = F.linear(x, a)  # (rows, tokens, r)
-        hidden = torch.bmm(hidden, cores.mT) if cores.dim() == 3 else hidden * cores[:, None]
-        total = torch.addmm(result.flatten(0, 1), hidden.flatten(0, 1).to(result.dtype), b.T)
-        return total.view(result.shape)
+        return add_by_cores(result, x, self.frames.a, self.frames.b, self.cores, places)
 
     def parts(self, adapter: LsrAdapter) -> dict[str, Tensor]:
         """Return the scaled core.
@@ -130,9 +125,7 @@ class FactorLayer(BankLayer):
     b: Tensor
 
     def _added(self, result: Tensor, x: Tensor, places: Tensor) -> Tensor:
-        a, b = (stack.index_select(0, places) for stack in (self.a, self.b))
-        hidden = torch.bmm(x, a.to(x.dtype).mT)  # (rows, tokens, r)
-        return torch.baddbmm(result, hidden.to(result.dtype), b.to(result.dtype))
+        return add_by_factors(result, x, self.a, self.b, places)
 
     def parts(self, adapter: LsrAdapter) -> dict[str, Tensor]:
         """Return A and the transpose of c B, of the whole update of the pretrained weight.
