@@ -61,6 +61,7 @@ class AdapterBank(nn.Module):
         self._room = 1 + capacity  # the first place is nobody's
         self._layers: dict[str, BankLayer] = {}
         self._heads: dict[str, BankHead] = {}
+        self._trains = False
 
     def __len__(self) -> int:
         return len(self._places)
@@ -91,6 +92,8 @@ class AdapterBank(nn.Module):
         """
         if not name or name == BASE:
             raise InputError(f"an adapter's name must be a text other than {BASE!r}, got {name!r}")
+        if self._trains:
+            raise InputError(f"{name}: the bank's adapters are training; add it before or after")
         if name in self._places and not replace:
             raise InputError(f"{name}: there is an adapter of this name; replace=True puts another in its place")
         reading = folder if isinstance(folder, Reading) else read_adapter(folder)
@@ -137,6 +140,25 @@ class AdapterBank(nn.Module):
             yield
         finally:
             self._rows.places, self._rows.copies = None, 1
+
+    @contextmanager
+    def side_by_side(self) -> Iterator[list[Tensor]]:
+        """Have all adapters train together for a while, and yield what an optimizer is to change: the stacks.
+
+        Rows give gradients to their own adapters alone, and none to the base model. The gradient of an adapter without
+        rows in a batch is zero; an optimizer with momentum or decay changes it all the same. A stack holds cores with
+        their scaling c, so a step of Adam on it is as one of 1 / c times the size on the core.
+        """
+        stacks = [stack for one in self._stacked() for stack in one.stacked() if stack.is_floating_point()]
+        hooks = [stack.requires_grad_().register_hook(_nothing_for_nobody) for stack in stacks]
+        self._trains = True
+        try:
+            yield stacks
+        finally:
+            self._trains = False
+            for stack, hook in zip(stacks, hooks, strict=True):
+                hook.remove()
+                stack.requires_grad_(False).grad = None
 
     def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
         """Call the model, each row with the adapter that it names; without names all rows are the base model's."""
@@ -300,3 +322,7 @@ class AdapterBank(nn.Module):
 
     def _device(self) -> torch.device:
         return next((buffer.device for one in self._stacked() for buffer in one.buffers()), torch.device("cpu"))
+
+
+def _nothing_for_nobody(gradient: Tensor) -> Tensor:  # (places, ...)
+    return gradient.index_fill(0, torch.tensor([NOBODY], device=gradient.device), 0)

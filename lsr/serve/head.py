@@ -58,6 +58,10 @@ class BankHead(nn.Module):
             setattr(self, f"{STACK}{position}", stacks[name].to(own[name]))
         self.put(NOBODY, own)
 
+    def stacked(self) -> list[Tensor]:
+        """Return the stacks."""
+        return list(self.by_name().values())
+
     def make_room(self, places: int) -> None:
         """Have stacks of so many places at least."""
         for position in range(len(self.state_names)):

@@ -63,6 +63,10 @@ class BankLayer(nn.Module):
                 if name in parts:
                     stack[place][tuple(map(slice, parts[name].shape))].copy_(parts[name])
 
+    def stacked(self) -> list[Tensor]:
+        """Return the stacks."""
+        return [getattr(self, name) for name in self.stacks]
+
     def make_room(self, places: int) -> None:
         """Have stacks of so many places at least."""
         for name in self.stacks:

@@ -13,6 +13,7 @@ from benchmarks.capabilities.models import tiny, tokens
 from lsr import AdapterBank
 from lsr.convert.files import InputError
 from lsr.serve.reading import read_adapter
+from lsr.tuner.linear import adapted_layers
 from tests.lsr.serve.families import CORED, FORMS, save, says
 
 NAMES = ["b", "__base__", "c", "a", "b"]
@@ -195,6 +196,50 @@ def test_shared_frames_are_in_memory_once(folders):
     frames = 2 * 2 * 4 * 24  # of two kinds, A and B
     cores, heads = 4 * 4 * 4, 4 * 3 * 25  # four places
     assert bank.nbytes == 4 * (frames + cores + heads)
+
+
+# Training
+
+
+@pytest.mark.parametrize("form", ["cores", "diagonal cores on shared signs"])
+def test_one_pass_gives_each_adapter_the_gradients_that_it_has_alone(form, folders):
+    folder, names = folders(form), ["a", "b", "__base__", "a"]
+    bank = filled(folder, dtype=torch.float64)
+    layer = bank._layers["bert.encoder.layer.1.attention.self.value"]
+    with bank.side_by_side():
+        bank(**tokens(), adapter_names=names).logits.square().sum().backward()
+        cores, heads = layer.cores.grad, bank._heads["classifier"].by_name()["weight"].grad
+    assert not cores[0].any()
+    assert not heads[0].any()
+    assert not cores[3].any()  # of c, which has no row
+    for place, name in ((1, "a"), (2, "b")):
+        alone = PeftModel.from_pretrained(tiny("bert").double(), str(folder / name), is_trainable=True).eval()
+        rows = [row for row, chosen in enumerate(names) if chosen == name]
+        alone(**tokens()).logits[rows].square().sum().backward()
+        adapter = adapted_layers(alone)["bert.encoder.layer.1.attention.self.value"].adapter("default")
+        assert_close(adapter.scaling * cores[place].double(), adapter.core.grad.double(), rtol=1e-5, atol=1e-7)
+        head = alone.base_model.model.classifier.modules_to_save["default"]
+        assert_close(heads[place], head.weight.grad.double(), rtol=1e-5, atol=1e-7)
+
+
+def test_adapters_that_start_alike_learn_what_their_own_rows_say(folders, tmp_path):
+    bank = AdapterBank(tiny("bert"), capacity=2)
+    for name in ("yes", "no"):
+        bank.add(name, folders("cores") / "a")
+    names, labels = ["yes", "no", "yes", "no"], torch.tensor([0, 1, 0, 1])
+    before = {name: value.clone() for name, value in bank.model.named_parameters()}
+    with bank.side_by_side() as stacks:
+        optimizer = torch.optim.AdamW(stacks, lr=0.05)
+        for _ in range(20):
+            bank(**tokens(), adapter_names=names, labels=labels).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert "adapters are training; add it before or after" in refused(bank.add, "new", folders("cores") / "a")
+    assert torch.equal(asked(bank, names).argmax(1), labels)
+    assert torch.equal(asked(bank, names[::-1]).argmax(1), labels.flip(0))
+    assert all(torch.equal(value, before[name]) for name, value in bank.model.named_parameters())
+    bank.save(tmp_path / "bank")
+    assert torch.equal(asked(AdapterBank.load(tiny("bert"), tmp_path / "bank"), names), asked(bank, names))
 
 
 # Mistakes
