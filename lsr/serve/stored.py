@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lsr.convert.base_model import by
 from lsr.convert.files import DTYPES, InputError, check_output, writing
+from lsr.tuner.mixed_batch import BASE
 from lsr.tuner.saved import first_line
 
 FILE = "bank.safetensors"
@@ -107,6 +108,8 @@ def _index(path: Path, header: Mapping[str, Any]) -> Index:
     base, collapse, notes = (header.get(name) for name in ("base", "collapse", "notes"))
     if not (isinstance(base, dict) and isinstance(collapse, bool) and isinstance(notes, dict) and notes):
         raise InputError(f"{path}: its header names no adapters")
+    if BASE in notes or "" in notes:
+        raise InputError(f"{path}: its header names an adapter {BASE!r} or nothing")
     return Index(base, collapse, notes)
 
 

@@ -123,6 +123,7 @@ def swap_sides(header, tensors):
         (lambda header, tensors: header.update(version=2), "not a bank of version 1"),
         (lambda header, tensors: header.update(notes={}), "its header names no adapters"),
         (lambda header, tensors: header.update(notes=[1]), "its header names no adapters"),
+        (lambda header, tensors: header.update(notes={"a": None, "__base__": None}), "names an adapter '__base__'"),
         (lambda header, tensors: header.update(layers={"a": {"a": "900"}}), "does not fit its tensors: '900'"),
         (lambda header, tensors: header.update(layers=3), "its header does not fit its tensors"),
         (lambda header, tensors: header["notes"].update(d=None), "needed: 4 x ..."),
