@@ -26,19 +26,22 @@ if TYPE_CHECKING:  # what type checkers read; when they run, `__getattr__` loads
     from lsr.convert.inspect import inspect_adapter
     from lsr.convert.pool import pool_frames
     from lsr.convert.prune import prune_adapter
+    from lsr.serve.bank import AdapterBank
 
-CONVERSIONS = {
-    "compress_lora": "compress",
-    "export_lora": "export",
-    "export_merged": "export",
-    "inspect_adapter": "inspect",
-    "pool_frames": "pool",
-    "prune_adapter": "prune",
+ON_FIRST_USE = {
+    "AdapterBank": "serve.bank",
+    "compress_lora": "convert.compress",
+    "export_lora": "convert.export",
+    "export_merged": "convert.export",
+    "inspect_adapter": "convert.inspect",
+    "pool_frames": "convert.pool",
+    "prune_adapter": "convert.prune",
 }
 
 register_peft_method(name="lsr", config_cls=LsrConfig, model_cls=LsrModel, prefix="lsr_")
 
 __all__ = [
+    "AdapterBank",
     "LsrConfig",
     "LsrModel",
     "allocate_ranks",
@@ -53,13 +56,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Return `__version__`, that of the installed package, or a conversion, whose module is loaded now.
+    """Return `__version__`, that of the installed package, or a name whose module is loaded now.
 
     Raises:
         AttributeError: for any other name, and for the version of a source tree that is not installed.
     """
-    if name in CONVERSIONS:
-        return getattr(import_module(f"lsr.convert.{CONVERSIONS[name]}"), name)
+    if name in ON_FIRST_USE:
+        return getattr(import_module(f"lsr.{ON_FIRST_USE[name]}"), name)
     if name == "__version__":
         return version("lsr-adapt")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""`python -m lsr`: export, inspect, compress and prune adapters, and pool their frames, from the command line."""
+"""`python -m lsr`: export, inspect, compress, prune and bank adapters, and pool their frames, from the command line."""
 
 import argparse
 import os
@@ -17,6 +17,7 @@ from lsr.algebra.precision import TOLERATED_LOSS
 from lsr.convert.commands import run_compress, run_export, run_frames, run_inspect, run_prune
 from lsr.convert.export import DTYPES
 from lsr.convert.files import InputError
+from lsr.serve.command import run_bank
 from lsr.tuner.config import SHARED
 from lsr.tuner.factors import STORAGE
 
@@ -34,7 +35,8 @@ class Parser(argparse.ArgumentParser):
 def parser() -> Parser:
     """Return the parser of the whole command line."""
     top = Parser(
-        prog="python -m lsr", description="Export, inspect, compress and prune LSR adapters, and pool their frames."
+        prog="python -m lsr",
+        description="Export, inspect, compress and prune LSR adapters, pool their frames, and put many into one file.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_export(commands)
@@ -42,6 +44,7 @@ def parser() -> Parser:
     _add_compress(commands)
     _add_prune(commands)
     _add_frames(commands)
+    _add_bank(commands)
     return top
 
 
@@ -122,6 +125,32 @@ def _add_frames(commands: Any) -> None:
     )
     command.add_argument("--dtype", choices=tuple(STORAGE), default="float32", help="of the frames (float32)")
     command.set_defaults(run=run_frames)
+
+
+def _add_bank(commands: Any) -> None:
+    command = commands.add_parser(
+        "bank",
+        help="write many adapters of one base model into one file",
+        description="Write adapters of one base model into one file, bank.safetensors, from which lsr.AdapterBank "
+        "serves them together: each row of a batch through its own. An adapter has the name of its folder.",
+    )
+    command.add_argument(
+        "--from",
+        dest="sources",
+        nargs="+",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="folders of adapters, or folders that hold such",
+    )
+    _add_output(command)
+    command.add_argument(
+        "--collapse",
+        action="store_true",
+        help="keep A and B of each as matrices, whatever its form; without it adapters of one set of frames keep cores",
+    )
+    _add_base(command)
+    command.set_defaults(run=run_bank)
 
 
 def _add_terms(command: argparse.ArgumentParser) -> None:

@@ -72,7 +72,7 @@ def test_conversions_are_loaded_on_first_use(tmp_path):
 import lsr
 
 def loaded():
-    return sorted(name for name in sys.modules if name.startswith("lsr.convert"))
+    return sorted(name for name in sys.modules if name.startswith(("lsr.convert", "lsr.serve")))
 
 assert not loaded(), loaded()
 assert lsr.export_lora.__module__ == "lsr.convert.export"
@@ -89,12 +89,15 @@ import lsr
 
 print(*lsr.__all__)
 print(*(set(lsr.__all__) - set(dir(lsr))))
-print(*(set(lsr.CONVERSIONS) - set(lsr.__all__)))
+print(*(set(lsr.ON_FIRST_USE) - set(lsr.__all__)))
 print(all(callable(getattr(lsr, name)) for name in lsr.__all__))
 """
     names, hidden, private, callable_all = python(code, tmp_path).split("\n")[:4]
     conversions = {"compress_lora", "export_lora", "export_merged", "inspect_adapter", "pool_frames", "prune_adapter"}
-    assert set(names.split()) == {"LsrConfig", "LsrModel", "allocate_ranks", "start_from_examples"} | conversions
+    assert (
+        set(names.split())
+        == {"AdapterBank", "LsrConfig", "LsrModel", "allocate_ranks", "start_from_examples"} | conversions
+    )
     assert (hidden, private, callable_all) == ("", "", "True")
 
 
@@ -104,7 +107,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
 
 
 def test_the_command_line_helps_without_them(tmp_path):
-    commands = [[], ["export"], ["inspect"], ["compress"], ["prune"]]
+    commands = [[], ["export"], ["inspect"], ["compress"], ["prune"], ["bank"]]
     code = f"""
 import runpy
 for words in {commands}:

@@ -1,4 +1,4 @@
-"""What an adapter costs: one layer, more terms, a training step, the way from text to a score; beside other methods.
+"""What adapters cost: a layer, more terms, a training step, the way to a score, many in a batch; beside other methods.
 
 Results are in benchmarks/results/speed.json and speed.png.
 """
@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 from benchmarks import figures
-from benchmarks.speed import layer, race, report, step, terms
+from benchmarks.speed import layer, many, many_report, race, report, step, terms
 from pipeline.errors import leaving_in_plain_lines
 
-PARTS = ("layer", "terms", "step", "race")
+PARTS = ("layer", "terms", "step", "race", "many")
 RESULTS = figures.FOLDER / "speed.json"
 PICTURE = figures.FOLDER / "speed.png"
 ROUNDS = 9  # of steps
@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run_step(step.CASES, options.threads, ROUNDS)
         if "race" in parts:
             run_race(options.threads)
+        if "many" in parts:
+            run_many(options.threads, many.COUNTS, many.ROUNDS)
     draw()
 
 
@@ -59,6 +61,11 @@ def run_step(cases: Sequence[step.Case], threads: int, rounds: int) -> None:
 def run_race(threads: int, epochs: int = race.EPOCHS) -> None:
     """Measure the way from text to a score; print and write the figures."""
     _publish("race", threads, race.run(threads, epochs), report.show_race, report.race_targets)
+
+
+def run_many(threads: int, counts: tuple[int, ...], rounds: int) -> None:
+    """Measure many adapters in one batch; print and write the figures."""
+    _publish("many", threads, many.run(threads, counts, rounds), many_report.show, many_report.targets)
 
 
 def _publish(

@@ -93,7 +93,16 @@ def load_tokenizer(folder: Path, base: str | None = None) -> PreTrainedTokenizer
     Raises:
         InputError: if its files cannot be read.
     """
-    named, revision = _named_base(read_config(folder), base)
+    return tokenizer_of(read_config(folder), folder, base)
+
+
+def tokenizer_of(fields: Mapping[str, Any], folder: Path, base: str | None = None) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer in a folder, or else that of the base model that an adapter's fields name, or `base`.
+
+    Raises:
+        InputError: if its files cannot be read.
+    """
+    named, revision = _named_base(fields, base)
     for name, version in ((str(folder), None), (named, revision)):
         # Without these files transformers makes up a tokenizer of five words.
         if any(_has_file(name, version, file) for file in VOCABULARIES):

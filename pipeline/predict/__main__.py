@@ -17,7 +17,7 @@ from pipeline.errors import MISTAKE, UserError, drop_output, flush_output, leavi
 from pipeline.methods import task
 from pipeline.methods.task import Task
 from pipeline.params import ADAPTERS
-from pipeline.predict import inputs
+from pipeline.predict import inputs, many
 from pipeline.predict.inputs import Given
 
 if TYPE_CHECKING:
@@ -51,6 +51,13 @@ def parser() -> Parser:
     add("texts", nargs="*", metavar="TEXT", help="without one, or for -, standard input is read, one text a line")
     add("--adapter", type=Path, default=artifacts.ADAPTER, metavar="FOLDER", help="the adapter (%(default)s)")
     add("--base", metavar="FOLDER_OR_HUB_ID", help="the base model, if not the one that the adapter names")
+    add(
+        "--bank",
+        type=Path,
+        metavar="FOLDER",
+        help="many adapters in place of one: `python -m lsr bank`, or a folder each",
+    )
+    add("--adapter-column", metavar="NAME", help="of --file: the adapter in the bank that each row is for")
     add("--file", type=Path, help="read the texts from csv, tsv, jsonl or parquet, by the ending")
     add("--column", nargs="+", metavar="NAME", help="of --file; without it those of the training, or the only one")
     add("--out", type=Path, metavar="FILE", help="write csv or jsonl, by the ending, instead of printing")
@@ -75,6 +82,10 @@ def predict(options: argparse.Namespace) -> None:
         UserError: for the first thing that is wrong; nothing is written then.
     """
     check(options)
+    many.check(options)
+    if options.bank is not None:
+        show(many.records(options), options)
+        return
     known = task.read(options.adapter)
     if options.file is None:
         given = inputs.of_words(options.texts, known)
@@ -206,7 +217,7 @@ def show(found: Sequence[Record], options: argparse.Namespace) -> None:
         _write(found, sys.stdout, as_json=options.json)
     else:
         flat = [_flat(record) for record in found]
-        console.table(str(options.adapter), list(flat[0]), [list(row.values()) for row in flat])
+        console.table(str(options.bank or options.adapter), list(flat[0]), [list(row.values()) for row in flat])
 
 
 def _write(found: Sequence[Record], file: TextIO, *, as_json: bool) -> None:

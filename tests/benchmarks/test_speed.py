@@ -9,7 +9,7 @@ from transformers import BertConfig
 
 from benchmarks import views
 from benchmarks.speed import __main__ as command
-from benchmarks.speed import layer, race, report, step, terms, timing
+from benchmarks.speed import layer, many, many_report, race, report, step, terms, timing
 from benchmarks.speed.methods import FROZEN, METHODS, OURS, PEER, TEXTBOOK, adapted, trained
 from tests import workspace
 
@@ -201,10 +201,52 @@ def test_the_command_writes_figures_and_the_picture(tmp_path, monkeypatch, capsy
     assert "RoBERTa-base, all linear, examples/s over LoKr's: 1.00 (at least 1.4: missed)" in shown
 
 
+@pytest.fixture
+def few(monkeypatch):
+    """A tiny model of two layers, and three rows of few tokens."""
+    monkeypatch.setitem(step.SHAPES, "MiniLM", BertConfig(**TINY.to_diff_dict() | {"num_hidden_layers": 2}))
+    for name, value in {"ROWS": 3, "LENGTHS": (4,), "LOADED": 2}.items():
+        monkeypatch.setattr(many, name, value)
+
+
+def test_many_adapters_are_served_by_every_way(few, capsys):
+    rows = [*many.serve(1, rounds=1), *many.serve(5, rounds=1)]
+    assert [row.method for row in rows] == 2 * [many.MERGED, many.ALONE, *many.FORMS, many.PEER]
+    smallest = {row.adapters: row for row in rows if row.method == many.SMALLEST}
+    an_adapter = 4 * (4 * 16 + 2 * 97)  # directions of two query and two value layers, and a head
+    assert smallest[5].bytes_beyond_base - smallest[1].bytes_beyond_base == 4 * an_adapter
+    peers = {row.adapters: row.bytes_an_adapter for row in rows if row.method == many.PEER}
+    assert peers == dict.fromkeys((1, 5), 4 * (4 * 8 * 2 * 96 + 2 * 97))
+    many_report.show(rows)
+    assert "many: MiniLM, 3 rows of 4 tokens, 5 adapters" in capsys.readouterr().out
+
+
+def test_loading_is_timed_at_both_ends(few, capsys):
+    rows = many.loading(5)
+    assert [(row.method, row.adapters) for row in rows] == [(many.PEER, 6), *((form, 5) for form in many.FORMS)]
+    assert [row.file_seconds is None for row in rows] == [True, False, False, False]
+    many_report.show(rows)
+    assert "many: ms to load" in capsys.readouterr().out
+
+
+def test_targets_of_many_are_told_with_what_the_base_model_leaves():
+    rows = [
+        many.Row(4, method, count, 1.0, 64.0, 1.2, speed, size, None)
+        for count in (256, 1024)
+        for method, speed, size in ((many.MERGED, 12.0, None), (many.SMALLEST, 11.0, 5_000_000))
+    ]
+    shown = f"{many.SMALLEST}, 4 tokens, 256 adapters"
+    assert [target.line for target in many_report.targets(rows)] == [
+        f"{shown}, examples/s over those of PEFT's loop (the merged model alone: 12.00): 11.00 (at least 10: met)",
+        f"{shown}, time over one adapter's: 1.20 (at most 1.3: met)",
+        f"{many.SMALLEST}, 1024 adapters, MB: 5.00 (at most 16: met)",
+    ]
+
+
 def test_a_part_that_is_none_is_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         command.main(["laier"])
-    assert "expected one of layer, terms, step, race, got laier" in capsys.readouterr().err
+    assert "expected one of layer, terms, step, race, many, got laier" in capsys.readouterr().err
 
 
 def test_all_cores_are_used_unless_asked_otherwise():

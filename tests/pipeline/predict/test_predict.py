@@ -15,6 +15,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
+from lsr.__main__ import main as lsr_main
 from pipeline import artifacts, params
 from pipeline.methods import base_models
 from pipeline.predict import __main__ as predict
@@ -446,3 +447,66 @@ print(*sys.modules)
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert "--file: nowhere.csv: not found" in run.stderr
     assert not {"torch", "transformers", "datasets", "peft", "pandas", "numpy"} & set(run.stdout.split())
+
+
+# Many adapters
+
+
+@pytest.fixture
+def users(one):
+    """A folder `users` with two adapters, of which `ben`'s head says the opposite, and a file with a row for each."""
+    for name in ("anna", "ben"):
+        shutil.copytree(artifacts.ADAPTER, Path("users") / name)
+    path = Path("users/ben/adapter_model.safetensors")
+    tensors = load_file(path)
+    save_file({name: -value if ".out_proj." in name else value for name, value in tensors.items()}, path)
+    edit_task("ben", labels=["no", "yes"])
+    Path("in.csv").write_text(f"user,sentence1\nben,{SENTENCE}\nanna,{SENTENCE}\nben,an owl\n")
+
+
+def edit_task(name, **changes):
+    path = Path("users") / name / "task.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def of_users(capsys, *words, call=ok, bank="users"):
+    return call(capsys, "--bank", bank, "--adapter-column", "user", "--file", "in.csv", *words)
+
+
+def test_each_row_of_a_file_goes_through_its_adapter(users, capsys):
+    expected = []
+    for name, text in (("ben", SENTENCE), ("anna", SENTENCE), ("ben", "an owl")):
+        (alone,) = table(ok(capsys, text, "--adapter", f"users/{name}"))
+        share = float(alone[f"p({alone['label']})"])
+        expected.append({"text": text, "adapter": name, "label": alone["label"], "probability": share})
+    printed = of_users(capsys)
+    found = [row | {"probability": float(row["probability"])} for row in table(printed)]
+    assert [list(row.items())[:3] for row in found] == [list(row.items())[:3] for row in expected]
+    assert [row["probability"] for row in found] == pytest.approx([row["probability"] for row in expected], abs=1e-5)
+    assert {found[0]["label"], found[1]["label"]} in ({"no", "equivalent"}, {"yes", "not_equivalent"})
+    assert lsr_main(["bank", "--from", "users", "-o", "bank"]) == 0
+    assert of_users(capsys, bank="bank") == printed
+    rows = [json.loads(line) for line in of_users(capsys, "--json", "--batch-size", "2").splitlines()]
+    assert [list(row) for row in rows] == 3 * [["text", "adapter", "label", "probability"]]
+
+
+def test_a_mistake_with_a_bank_is_one_line(users, capsys):
+    def line(*words, **options):
+        return of_users(capsys, *words, call=mistake, **options)
+
+    together = "--bank and --adapter-column go together: the column names the adapter of each row"
+    assert mistake(capsys, "--bank", "users", "a") == together
+    assert "--bank: needs --file" in mistake(capsys, "--bank", "users", "--adapter-column", "user", "a")
+    assert "--labels: each adapter of a bank names its own" in line("--labels", "a", "b")
+    assert "tiny-roberta: no adapter, and no folder of adapters" in line(bank="tiny-roberta")
+    assert "the model takes at most 30 tokens, got 31" in line("--max-length", "31")
+    edit_task("ben", max_length=7)
+    assert line().startswith("--max-length: needed: the adapters were trained with 7, ")
+    edit_task("ben", columns=["a", "b"])
+    assert "no column a and b, as in training" in line()
+    Path("users/ben/task.json").unlink()
+    assert line() == "users: adapter ben: no task.json, which names the columns and labels"
+    Path("in.csv").write_text("user,sentence1\nanna,a cat\nbne,a cat\n")
+    assert line() == "--file: in.csv: row 2: no adapter 'bne' in users, which holds 2; did you mean ben?"
+    Path("in.csv").write_text("user,sentence1\n")
+    assert line() == "--file: in.csv: empty; needed: at least one row"

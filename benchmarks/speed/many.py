@@ -1,0 +1,181 @@
+"""Many adapters of one model in one batch: a bank, beside PEFT's loop over adapters and one merged adapter."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+from peft import LoraConfig, PeftConfig, get_peft_model
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, BertConfig
+
+from benchmarks.processes import process
+from benchmarks.speed.step import SHAPES
+from benchmarks.speed.timing import Times, ratio, take_turns
+from lsr import AdapterBank, LsrConfig
+from lsr.serve.reading import read_adapter
+from pipeline import console
+
+MODEL, ROWS, ROUNDS = "MiniLM", 64, 9
+LENGTHS = (32, 4)  # tokens a row: the fewer, the more of the time is what adapters cost
+COUNTS = (1, 16, 256, 1024, 4096)
+COMMON: dict[str, Any] = {
+    "task_type": "SEQ_CLS",
+    "target_modules": ["query", "value"],
+    "modules_to_save": ["classifier"],
+}
+SMALLEST = "LSR, 192 directions"
+FORMS: dict[str, Callable[[], LsrConfig]] = {  # twelve layers, with 16 directions each: 192 numbers an adapter
+    SMALLEST: partial(LsrConfig, rank_shape=(16,), train="core", core="diagonal", share="layers", init_weights=False),
+    "LSR, cores 12 x 12": partial(LsrConfig, rank_shape=(12,), train="core", share="layers", init_weights=False),
+    "LSR r=4 s=16, as matrices": partial(LsrConfig, rank_shape=(2, 2), separation_rank=16, init_weights=False),
+}
+PEER, MERGED, ALONE = "LoRA r=8, PEFT's loop", "one adapter, merged", "one adapter, not merged"
+LOADED = 16  # adapters whose loading is timed, at each end
+
+
+class Row(NamedTuple):
+    """A way to serve `adapters` adapters; row i of the batch goes through adapter i modulo their number."""
+
+    tokens: int  # a row
+    method: str
+    adapters: int
+    seconds: float  # a batch, median
+    examples_a_second: float
+    slower_than_alone: float  # time over that of one adapter that is not merged, median within rounds
+    faster_than_peer: float  # examples a second over those of PEFT's loop
+    bytes_beyond_base: int | None  # of all adapters
+    bytes_an_adapter: float | None
+
+
+class Loading(NamedTuple):
+    """How long adapters take to come from their files."""
+
+    method: str
+    adapters: int  # that are there when the last ones come
+    first_seconds: float  # median of the first adapters, each from a folder
+    last_seconds: float  # median of the last ones
+    file_seconds: float | None  # all of them from the bank's one file
+
+
+def run(threads: int, counts: tuple[int, ...] = COUNTS, rounds: int = ROUNDS) -> Iterator[Row | Loading]:
+    """Yield a row for each number of adapters and way to serve them, then how long loading takes."""
+    with process(threads, __name__) as worker:
+        for count in console.track(counts, "many", len(counts), "numbers of adapters"):
+            yield from worker.submit(serve, count, rounds).result()
+        yield from worker.submit(loading, max(counts)).result()
+
+
+def serve(count: int, rounds: int) -> list[Row]:
+    """Time batches by each way to serve so many adapters."""
+    names = [str(row % count) for row in range(ROWS)]
+    banks = {form: _bank(form, count) for form in FORMS}
+    # PEFT loops over the adapters that a batch names, so it has these alone: more would only take longer to load.
+    peer = _lora(min(count, ROWS))
+    models: dict[str, Any] = {
+        MERGED: _base(),
+        ALONE: get_peft_model(_base(), FORMS[SMALLEST](**COMMON)).eval(),
+        **{form: partial(bank, adapter_names=names) for form, bank in banks.items()},
+        PEER: partial(peer, adapter_names=names),
+    }
+    sizes: dict[str, int] = {form: bank.nbytes for form, bank in banks.items()}
+    sizes[PEER] = _peer_bytes(peer, min(count, ROWS)) * count
+    rows = []
+    for length in LENGTHS:
+        batch = _batch(length)
+        with torch.inference_mode():
+            times = take_turns({name: partial(model, **batch) for name, model in models.items()}, rounds, lambda: None)
+        rows += [_row(length, method, count, times, sizes.get(method)) for method in models]
+    return rows
+
+
+def loading(count: int) -> list[Loading]:
+    """Time how adapters come from folders, the first ones and those after `count` others, and all from one file."""
+    found = [_lora_loading(3 * LOADED)]
+    with tempfile.TemporaryDirectory() as folder:
+        saved = Path(folder)
+        for form, config in FORMS.items():
+            _save(config(**COMMON), saved / "adapter")
+            bank = AdapterBank(_base(), capacity=count)
+            first = [_seconds(partial(bank.add, f"first {n}", saved / "adapter")) for n in range(LOADED)]
+            reading = read_adapter(saved / "adapter")
+            for number in range(count - 2 * LOADED):
+                bank.add(str(number), reading)
+            last = [_seconds(partial(bank.add, f"last {n}", saved / "adapter")) for n in range(LOADED)]
+            bank.save(saved / "bank", force=True)
+            of_file = _seconds(partial(AdapterBank.load, _base(), saved / "bank"))
+            found.append(Loading(form, len(bank), median(first), median(last), of_file))
+    return found
+
+
+def _lora_loading(count: int) -> Loading:
+    """PEFT's own loading; it takes longer with each adapter, so there are fewer."""
+    with tempfile.TemporaryDirectory() as folder:
+        _save(LoraConfig(r=8, **COMMON), Path(folder))
+        model = get_peft_model(_base(), LoraConfig(r=8, **COMMON))
+        times = [_seconds(partial(model.load_adapter, folder, f"adapter {number}")) for number in range(count)]
+    return Loading(PEER, count, median(times[:LOADED]), median(times[-LOADED:]), None)
+
+
+def _bank(form: str, count: int) -> AdapterBank:
+    with tempfile.TemporaryDirectory() as folder:
+        _save(FORMS[form](**COMMON), Path(folder))
+        reading = read_adapter(folder)
+    bank = AdapterBank(_base(), capacity=count)
+    for number in range(count):  # of equal values, each in a place of its own
+        bank.add(str(number), reading)
+    return bank
+
+
+def _lora(count: int) -> Any:
+    model = get_peft_model(_base(), LoraConfig(r=8, init_lora_weights=False, **COMMON), adapter_name="0")
+    for number in range(1, count):
+        model.add_adapter(str(number), LoraConfig(r=8, init_lora_weights=False, **COMMON))
+    return model.eval()
+
+
+def _peer_bytes(model: Any, count: int) -> int:  # an adapter
+    own = [p for name, p in model.named_parameters() if ".lora_" in name or ".modules_to_save." in name]
+    return sum(parameter.nbytes for parameter in own) // count
+
+
+def _save(config: PeftConfig, folder: Path) -> None:
+    get_peft_model(_base(), config).save_pretrained(str(folder), save_embedding_layers=False)
+
+
+def _base() -> Any:
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_config(SHAPES[MODEL]).eval()
+
+
+def _batch(length: int) -> dict[str, Tensor]:
+    config = SHAPES[MODEL]
+    assert isinstance(config, BertConfig)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, config.vocab_size, (ROWS, length), generator=generator)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    begin = perf_counter()
+    call()
+    return perf_counter() - begin
+
+
+def _row(length: int, method: str, count: int, times: Times, size: int | None) -> Row:
+    seconds = median(times[method])
+    return Row(
+        length,
+        method,
+        count,
+        seconds,
+        ROWS / seconds,
+        ratio(times[method], times[ALONE]),
+        ratio(times[PEER], times[method]),
+        size,
+        None if size is None else size / count,
+    )

@@ -1,0 +1,328 @@
+"""AdapterBank: a base model with thousands of adapters, of which each row of a batch names its own."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from lsr.convert.base_model import by
+from lsr.convert.files import InputError
+from lsr.init.examples import widths
+from lsr.serve import stored
+from lsr.serve.head import BankHead
+from lsr.serve.layer import (
+    BankLayer,
+    CoreLayer,
+    Frames,
+    contents,
+    core_layer,
+    factor_layer,
+    frames_of,
+    stored_layer,
+)
+from lsr.serve.reading import Reading, heads_of, read_adapter
+from lsr.serve.rows import NOBODY, Rows
+from lsr.tuner.base_weight import check_adaptable, dequantized, is_quantized
+from lsr.tuner.fingerprint import check_weight
+from lsr.tuner.mixed_batch import BASE, copies_of_a_row
+from lsr.tuner.saved import first_line
+
+FIRST_PLACES = 8  # adapters that there is room for at first; then it doubles
+
+
+class AdapterBank(nn.Module):
+    """A base model with many adapters, each a place in a few stacked tensors.
+
+    The first adapter chooses what is kept. If it has trained cores between frozen frames, all adapters must hold these
+    frames, and keep their scaled cores alone: a few hundred numbers each. Otherwise, or with `collapse`, the bank keeps
+    the factors A and B of each adapter as matrices, whatever its form, with zeros up to the greatest rank. Modules that
+    adapters have trained whole, such as heads, are kept too.
+
+    The base model is changed in place: its adapted layers and heads are wrapped, its parameters frozen, and it is in
+    evaluation mode. Rows without an adapter, "__base__", are as without a bank.
+
+    An adapter takes and leaves its place without any change of shapes, so a compiled model stays compiled, as long as
+    `capacity` adapters are enough; beyond that the room doubles, and the model is compiled once more.
+    """
+
+    def __init__(self, base: nn.Module, *, collapse: bool = False, capacity: int = FIRST_PLACES) -> None:
+        super().__init__()
+        self.model = base.requires_grad_(False).eval()
+        self.collapse = collapse
+        self.base_fields: Mapping[str, Any] | None = None  # what the adapters' configurations say of the base model
+        self.notes: dict[str, Any] = {}  # by adapter, anything that JSON holds
+        self._modules_of_base = dict(base.named_modules())
+        self._rows = Rows()
+        self._places: dict[str, int] = {}
+        self._room = 1 + capacity  # the first place is nobody's
+        self._layers: dict[str, BankLayer] = {}
+        self._heads: dict[str, BankHead] = {}
+        self._trains = False
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the adapters, in the order in which they came."""
+        return list(self._places)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes beyond the base model: stacks, with the room that is free, and frames, which layers may share."""
+        frames = [layer.frames for layer in self._layers.values() if isinstance(layer, CoreLayer)]
+        buffers = [buffer for one in (*self._stacked(), *frames) for buffer in one.buffers(recurse=False)]
+        return sum({buffer.data_ptr(): buffer.nbytes for buffer in buffers}.values())
+
+    def add(self, name: str, folder: str | Path | Reading, *, note: Any = None, replace: bool = False) -> None:
+        """Load an adapter from its folder; with `replace` it takes the place of one of this name, if there is one.
+
+        The bank is as it was if anything is wrong. A `Reading` may be added under several names.
+
+        Raises:
+            InputError: if there is an adapter of this name, the folder holds none of LSR, or it does not fit the base
+                model or the adapters that are there.
+        """
+        if not name or name == BASE:
+            raise InputError(f"an adapter's name must be a text other than {BASE!r}, got {name!r}")
+        if self._trains:
+            raise InputError(f"{name}: the bank's adapters are training; add it before or after")
+        if name in self._places and not replace:
+            raise InputError(f"{name}: there is an adapter of this name; replace=True puts another in its place")
+        reading = folder if isinstance(folder, Reading) else read_adapter(folder)
+        self._check_base(reading)
+        heads = heads_of(reading, self._modules_of_base)
+        shared: dict[int, Frames] = {}
+        layers = {layer: self._layer_for(reading, layer, shared) for layer in reading.adapters}
+        parts = {layer: self._parts(reading, layer, layers[layer]) for layer in layers}
+        # From here on nothing can be wrong.
+        self.base_fields = self.base_fields or dict(reading.base)
+        for layer, module in layers.items():
+            self._insert_layer(layer, module)
+        for head in heads:
+            self._insert_head(head, self._room)
+        place = self._places.get(name) or self._free_place()
+        for layer, module in self._layers.items():
+            module.put(place, parts.get(layer, {}))
+        for head, wrapped in self._heads.items():
+            wrapped.put(place, heads.get(head) or self._modules_of_base[head].state_dict())
+        self._places[name] = place
+        self.notes[name] = note
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter; the next one takes its place.
+
+        Raises:
+            InputError: if there is none of this name.
+        """
+        self._check_names([name])
+        del self._places[name], self.notes[name]
+
+    @contextmanager
+    def rows(self, names: Sequence[str], copies: int = 1) -> Iterator[None]:
+        """Have row i of each batch pass through adapter `names[i]`; "__base__" is none.
+
+        Raises:
+            InputError: if there is no adapter of a name; while it is active ValueError, if a batch has another number
+                of rows than there are names, and than `copies` times as many.
+        """
+        self._check_names(names)
+        places = torch.tensor([self._places.get(name, NOBODY) for name in names], dtype=torch.int64)
+        self._rows.places, self._rows.copies = places.to(self._device()), copies
+        try:
+            yield
+        finally:
+            self._rows.places, self._rows.copies = None, 1
+
+    @contextmanager
+    def side_by_side(self) -> Iterator[list[Tensor]]:
+        """Have all adapters train together for a while, and yield what an optimizer is to change: the stacks.
+
+        Rows give gradients to their own adapters alone, and none to the base model. The gradient of an adapter without
+        rows in a batch is zero; an optimizer with momentum or decay changes it all the same. A stack holds cores with
+        their scaling c, so a step of Adam on it is as one of 1 / c times the size on the core.
+        """
+        stacks = [stack for one in self._stacked() for stack in one.stacked() if stack.is_floating_point()]
+        hooks = [stack.requires_grad_().register_hook(_nothing_for_nobody) for stack in stacks]
+        self._trains = True
+        try:
+            yield stacks
+        finally:
+            self._trains = False
+            for stack, hook in zip(stacks, hooks, strict=True):
+                hook.remove()
+                stack.requires_grad_(False).grad = None
+
+    def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        """Call the model, each row with the adapter that it names; without names all rows are the base model's."""
+        if adapter_names is None:
+            return self.model(*args, **kwargs)
+        with self.rows(adapter_names):
+            return self.model(*args, **kwargs)
+
+    def generate(self, *args: Any, adapter_names: Sequence[str], **kwargs: Any) -> Any:
+        """Call the model's `generate`, each prompt with the adapter that it names."""
+        model: Any = self.model
+        with self.rows(adapter_names, copies_of_a_row(kwargs)):
+            return model.generate(*args, **kwargs)
+
+    def save(self, folder: str | Path, *, force: bool = False) -> None:
+        """Write the whole bank into one file of a folder, from which `load` reads it.
+
+        Raises:
+            InputError: if it is empty, the folder exists and `force` is not set, or it cannot be written.
+        """
+        if not self._places:
+            raise InputError(f"{folder}: the bank is empty: add an adapter first")
+        order = torch.tensor([NOBODY, *self._places.values()])
+        stored.write(
+            Path(folder),
+            stored.Index(dict(self.base_fields or {}), self.collapse, self.notes),
+            {name: contents(layer, order) for name, layer in self._layers.items()},
+            {name: {key: stack[order] for key, stack in h.by_name().items()} for name, h in self._heads.items()},
+            force=force,
+        )
+
+    @classmethod
+    def load(cls, base: nn.Module, folder: str | Path) -> Self:
+        """Return the bank that `save` wrote, on its base model; it is mapped into memory, not copied.
+
+        Raises:
+            InputError: if there is none, its file is broken, or it does not fit the base model.
+        """
+        index, layers, heads = stored.read(Path(folder))
+        bank = cls(base, collapse=index.collapse, capacity=len(index.notes))
+        bank.base_fields = index.base
+        shared: dict[tuple[int, int], Frames] = {}
+        for name, tensors in layers.items():
+            layer = bank._base_layer(str(folder), name)
+            try:
+                bank._insert_layer(name, stored_layer(layer, bank._rows, tensors, shared).to(layer.weight.device))
+            except ValueError as error:
+                raise InputError(f"{folder}: layer {name!r}: {first_line(error)}") from None
+        for name, stacks in heads.items():
+            bank._check_stored_head(str(folder), name, stacks)
+            bank._insert_head(name, places=1)
+            bank._heads[name].take_stacks(stacks)
+        bank._places = {name: place for place, name in enumerate(index.notes, start=1)}
+        bank.notes = dict(index.notes)
+        return bank
+
+    def _check_names(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name not in self._places and name != BASE:
+                if not self._places:
+                    raise InputError(f"adapter_names: no adapter is named {name!r}: the bank is empty")
+                near = get_close_matches(name, self._places, 1) or self.names[:1]
+                raise InputError(
+                    f"adapter_names: no adapter is named {name!r}; there are {len(self)}, such as {near[0]!r}"
+                )
+
+    def _check_base(self, reading: Reading) -> None:
+        expected = reading.base if self.base_fields is None else self.base_fields
+        for field, value in reading.base.items():
+            if value != expected.get(field):
+                raise InputError(
+                    f"{reading.source}: {field} is {value!r}, and {expected.get(field)!r} of the adapters in the bank"
+                )
+
+    def _layer_for(self, reading: Reading, name: str, shared: dict[int, Frames]) -> BankLayer:
+        """Return the layer of a name, which is a new one where none of the adapters has been before.
+
+        Raises:
+            InputError: if the bank keeps cores and the adapter has none alone, or there is no such layer.
+        """
+        first = next(iter(self._layers.values()), None)
+        keeps_cores = reading.is_core and not self.collapse if first is None else isinstance(first, CoreLayer)
+        if keeps_cores and not reading.is_core:
+            raise InputError(f"{reading.source}: trains factors, and the bank keeps cores alone; see collapse")
+        if name in self._layers:
+            return self._layers[name]
+        base, adapter = self._base_layer(reading.source, name), reading.adapters[name]
+        if keeps_cores:
+            key = id(adapter.frames)
+            shared[key] = shared.get(key) or frames_of(adapter)
+            return core_layer(base, self._rows, adapter, shared[key], self._room).to(base.weight.device)
+        return factor_layer(base, self._rows, adapter, self._room).to(base.weight.device)
+
+    def _base_layer(self, source: str, name: str) -> Any:
+        if name not in self._modules_of_base:
+            raise InputError(f"{source}: adapts a layer {name!r}, which the base model does not have")
+        base = self._modules_of_base[name]
+        try:
+            check_adaptable(base, name)
+        except TypeError as error:
+            raise InputError(f"{source}: {first_line(error)}") from None
+        return base
+
+    def _parts(self, reading: Reading, name: str, layer: BankLayer) -> dict[str, Tensor]:
+        adapter = reading.adapters[name]
+        try:
+            self._check_widths(name, adapter.form.out_features, adapter.form.in_features)
+            if name in reading.base_hashes and adapter.has_start:
+                base: Any = self._modules_of_base[name]
+                weight = dequantized(base, name) if is_quantized(base) else base.weight.detach()
+                check_weight(weight, reading.base_hashes[name], name)
+            return layer.parts(adapter)
+        except ValueError as error:
+            line = first_line(error)
+            where = "" if line.startswith("layer ") else f"layer {name!r}: "
+            raise InputError(f"{reading.source}: {where}{line}") from None
+
+    def _check_widths(self, name: str, out_features: int, in_features: int) -> None:
+        columns, rows = widths(self._modules_of_base[name])
+        if (rows, columns) != (out_features, in_features):
+            raise ValueError(f"it is for a layer of {out_features} x {in_features}, and this one is {rows} x {columns}")
+
+    def _check_stored_head(self, source: str, name: str, stacks: Mapping[str, Tensor]) -> None:
+        module = self._modules_of_base.get(name) if name else None
+        expected = {} if module is None else {key: by(value.shape) for key, value in module.state_dict().items()}
+        found = {key: by(stack.shape[1:]) for key, stack in stacks.items()}
+        for key in sorted(expected.keys() | found.keys()):
+            if found.get(key) != expected.get(key):
+                have, needed = found.get(key, "missing"), expected.get(key, "not there")
+                raise InputError(f"{source}: {name}.{key} is {have}, and {needed} in the base model")
+
+    def _insert_layer(self, name: str, layer: BankLayer) -> None:
+        if name not in self._layers:
+            self._layers[name] = layer
+            self._replace(name, layer)
+
+    def _insert_head(self, name: str, places: int) -> None:
+        if name not in self._heads:
+            self._heads[name] = BankHead(self._modules_of_base[name], self._rows, places)
+            self._replace(name, self._heads[name])
+
+    def _replace(self, name: str, module: nn.Module) -> None:
+        parent_name, _, child = name.rpartition(".")
+        parent = self.model.get_submodule(parent_name)
+        setattr(parent, child, module.eval())
+        if isinstance(parent, nn.TransformerEncoderLayer):
+            # Its fast path in evaluation reads the base weights, past the adapters; zero keeps it from being taken.
+            parent.activation_relu_or_gelu = 0
+
+    def _free_place(self) -> int:
+        taken = set(self._places.values())
+        place = next(place for place in range(1, len(taken) + 2) if place not in taken)
+        if place >= self._room:
+            self._room = 2 * self._room - 1  # twice as many adapters
+            for one in self._stacked():
+                one.make_room(self._room)
+        return place
+
+    def _stacked(self) -> list[BankLayer | BankHead]:
+        return [*self._layers.values(), *self._heads.values()]
+
+    def _device(self) -> torch.device:
+        return next((buffer.device for one in self._stacked() for buffer in one.buffers()), torch.device("cpu"))
+
+
+def _nothing_for_nobody(gradient: Tensor) -> Tensor:  # (places, ...)
+    return gradient.index_fill(0, torch.tensor([NOBODY], device=gradient.device), 0)

@@ -1,0 +1,88 @@
+"""What a bank takes from the folder of an adapter: its layers, its heads, and what says whether it belongs there."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lsr.convert.base_model import by
+from lsr.convert.files import FACTOR, PREFIX, InputError, read_config, read_tensors
+from lsr.convert.loading import ADAPTER, METHOD, load_layers
+from lsr.tuner.adapter import LsrAdapter
+from lsr.tuner.saved import CONFIG
+
+BASE_FIELDS = ("base_model_name_or_path", "revision", "task_type", "auto_mapping")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An adapter as its folder holds it."""
+
+    source: str
+    base: Mapping[str, Any]  # what the configuration says of the base model, the fields of BASE_FIELDS
+    adapters: Mapping[str, LsrAdapter]  # by layer
+    base_hashes: Mapping[str, str]  # by layer: of the weight that a start is subtracted from
+    whole: tuple[str, ...]  # name endings of the modules that it has trained whole
+    heads: Mapping[str, Tensor]  # their tensors, by their names in the base model
+
+    @property
+    def is_core(self) -> bool:
+        """Whether all it has learned is in cores, between frames that stay as they are."""
+        return all(adapter.trained_part == "core" for adapter in self.adapters.values())
+
+
+def read_adapter(folder: str | Path) -> Reading:
+    """Read an adapter's folder; no base model is needed.
+
+    Raises:
+        InputError: if it is no LSR adapter, its files do not fit together, or it trains biases of the base model.
+    """
+    folder = Path(folder)
+    fields = read_config(folder, METHOD)
+    if fields.get("bias", "none") != "none":
+        raise InputError(f"{folder}: trains biases of the base model (bias={fields['bias']!r}); a bank has none")
+    layers = load_layers(folder)
+    whole = fields.get("modules_to_save") or []
+    if not isinstance(whole, list) or not all(isinstance(word, str) for word in whole):
+        raise InputError(f"{folder / CONFIG}: modules_to_save must be a list of names, got {whole!r}")
+    heads = {key.removeprefix(PREFIX): value for key, value in read_tensors(folder).items() if not FACTOR.match(key)}
+    hashes = (fields.get("resolved") or {}).get("base_hashes") or {}
+    return Reading(
+        str(folder),
+        {name: fields.get(name) for name in BASE_FIELDS},
+        {name: layer.adapter(ADAPTER).requires_grad_(False) for name, layer in layers.items()},
+        hashes,
+        tuple(whole),
+        heads,
+    )
+
+
+def heads_of(reading: Reading, modules: Mapping[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of the modules that an adapter has trained whole, by module and by their names in it.
+
+    `modules` are those of the base model by name.
+
+    Raises:
+        InputError: if a tensor is missing or too much, or is not of the shape that it has in the base model.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    left = dict(reading.heads)
+    for name, module in modules.items():
+        is_inside = name.startswith(tuple(f"{outer}." for outer in found))
+        if name and not is_inside and name.endswith(reading.whole):  # PEFT's rule: DistilBERT's pre_classifier too
+            state = module.state_dict()
+            found[name] = {key: _fitting(reading, f"{name}.{key}", value, left) for key, value in state.items()}
+    for name in left:
+        raise InputError(f"{reading.source}: {name} is no part of an adapter on this base model")
+    return found
+
+
+def _fitting(reading: Reading, name: str, room: Tensor, left: dict[str, Tensor]) -> Tensor:
+    if name not in left:
+        raise InputError(f"{reading.source}: {name} is missing")
+    value = left.pop(name)
+    if value.shape != room.shape:
+        raise InputError(f"{reading.source}: {name} is {by(value.shape)}, and {by(room.shape)} in the base model")
+    return value

@@ -1,0 +1,50 @@
+"""Folders of adapters of one tiny base model, with random values, and what each says alone."""
+
+import torch
+from peft import PeftModel, get_peft_model
+
+from benchmarks.capabilities.models import tiny, tokens
+from lsr import LsrConfig
+
+USUAL = {"task_type": "SEQ_CLS", "rank_shape": (4,), "separation_rank": None, "alpha": 7, "seed": 0}
+FRAMES = {"train": "core", "init_weights": "principal"}
+FORMS = {  # model, fields
+    "cores": ("bert", FRAMES),
+    "diagonal cores on shared signs": (
+        "bert",
+        {**FRAMES, "core": "diagonal", "share": "layers", "frames_dtype": "sign"},
+    ),
+    "cores between Kronecker factors, a head of two layers": (
+        "roberta",
+        {**FRAMES, "rank_shape": (2, 2), "separation_rank": 3},
+    ),
+    "factors": ("bert", {}),
+    "the paper's, padded": ("bert-padded", {"rank_shape": (2, 2), "separation_rank": 3}),
+    "a start that is subtracted": ("bert", {"init_weights": "principal"}),
+    "a head of two modules": ("distilbert", {}),
+    "transposed": ("gpt2", {"share": "layers", "train": "all", "target_modules": "all-linear"}),
+    "no head": ("gpt2-causal", {"task_type": "CAUSAL_LM"}),
+}
+CORED = [form for form, (_, fields) in FORMS.items() if fields.get("train") == "core"]
+
+
+def save(folder, model="bert", seed=1, base="tiny", **fields):
+    """Save an adapter with random values at `folder`."""
+    start = tiny(model)
+    start.name_or_path = base
+    adapted = get_peft_model(start, LsrConfig(**{**USUAL, **fields}))
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    return folder
+
+
+def says(model, folder=None, rows=4, dtype=torch.float64):
+    """Return the logits of a base model, with the adapter of a folder by PEFT."""
+    adapted = tiny(model).to(dtype)
+    if folder is not None:
+        adapted = PeftModel.from_pretrained(adapted, str(folder)).to(dtype)
+    with torch.no_grad():
+        return adapted.eval()(**tokens(rows)).logits
