@@ -27,7 +27,7 @@ from pipeline.params.schema import Params
 from pipeline.params.sections import Section
 
 ROOT = Path(__file__).parent.parent
-PAGES = {"index.md": "README.md", "reference/changelog.md": "CHANGELOG.md"}
+PAGES = {"index.md": "README.md", "reference/security.md": "SECURITY.md", "reference/changelog.md": "CHANGELOG.md"}
 FROM_ROOT = re.compile(r"(?<=\]\()(?P<path>[\w./-]+)(?=[)#])")  # no address of another host
 LINK = re.compile(r"(?<=\]\()(?P<path>\.\./[^)#\s]+)")
 TABLE = re.compile(r"<!-- table: (\w+) -->")
