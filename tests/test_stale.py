@@ -38,6 +38,7 @@ STALE = {
     "pipeline/training/trainer.py": {"train"},
     "pipeline/predict/__main__.py": set(),
     "pipeline/datasets.yaml": {"inputs"},
+    "pipeline/models.yaml": {"inputs"},
     "stages/inputs.py": {"inputs"},
     "stages/train.py": {"train"},
     "data/new.csv": {"inputs"},

@@ -72,7 +72,16 @@ def load_base(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], base: st
         raise InputError(f"base model {name}: {key} is {by(found)}, the adapter is for {by(wanted)}")
     for key in sorted(info["missing_keys"] - own.keys()):
         raise InputError(f"base model {name}: {key} is missing, and the adapter does not hold it either")
+    if fields.get("task_type") == "SEQ_CLS":
+        _name_padding(model.config.get_text_config())
     return model
+
+
+def _name_padding(config: PretrainedConfig) -> None:
+    """Take the end of a text for padding where there is none, as in GPT-2: a decoder's head refuses batches else."""
+    if getattr(config, "pad_token_id", None) is None:
+        ends = getattr(config, "eos_token_id", None)
+        config.pad_token_id = ends[0] if isinstance(ends, list) else ends
 
 
 def load_plain(folder: Path, adapter: Path) -> PreTrainedModel:

@@ -29,7 +29,8 @@ class LsrModel(BaseTuner):
     prefix = "lsr_"
     tuner_layer_cls = LsrLayer
     target_module_mapping = cast("dict[str, list[str]]", TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING) | {
-        "distilbert": ["q_lin", "v_lin"]  # PEFT's table has no entry for it
+        "distilbert": ["q_lin", "v_lin"],  # PEFT's table has no entries for these
+        "modernbert": ["Wqkv"],
     }
 
     def inject_adapter(

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 import lsr
 from lsr.tuner.config import CORED
 from lsr.tuner.linear import adapted_layers
+from pipeline.methods import architecture
 from pipeline.params import FullParams, HeadParams, LoraParams, LsrParams, MethodParams
 from pipeline.params.rows import ModelRow
 
@@ -32,7 +33,7 @@ def chosen_layers(section: Any, seed: int) -> dict[str, Any]:
 
 def the_head(base: PreTrainedModel, row: ModelRow) -> list[str]:
     """Return the modules of the head."""
-    return list(row.head)
+    return architecture.head_of(row, base)
 
 
 def every_module(base: PreTrainedModel, row: ModelRow) -> list[str]:
@@ -98,18 +99,18 @@ def config_of(section: MethodParams, base: PreTrainedModel, row: ModelRow, seed:
         **same,
         **method.fields(section, seed),
         "task_type": TaskType.SEQ_CLS,
-        "target_modules": _targets(section, row),
+        "target_modules": _targets(section, base, row),
         "modules_to_save": method.whole(base, row),
     }
     return method.config(**chosen)
 
 
-def _targets(section: Any, row: ModelRow) -> list[str] | str:
+def _targets(section: Any, base: PreTrainedModel, row: ModelRow) -> list[str] | str:
     if not adapts_layers(section):
         return DUMMY_TARGET_MODULES
-    if section.target_modules == "default":
-        return list(row.target_modules)
-    return section.target_modules if isinstance(section.target_modules, str) else list(section.target_modules)
+    chosen = section.target_modules
+    named = architecture.targets_of(row, base) if chosen == "default" else chosen
+    return named if isinstance(named, str) else list(named)
 
 
 def method_of(model: PeftModel) -> Method:

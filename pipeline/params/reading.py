@@ -14,6 +14,7 @@ from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEv
 
 from pipeline.errors import UserError, first_line, nearest
 from pipeline.params import mistakes
+from pipeline.params.rows import ModelRow
 from pipeline.params.schema import PARAMS, TABLES, Common, Params, View
 from pipeline.params.sections import LsrParams
 
@@ -50,15 +51,19 @@ def seen_by(view: type[AnyView], params: Common, row_of: Callable[[str, str, str
 def load_row(word: str, name: str, key: str | None = None) -> Any:
     """Return the row `name` of the table that `word` ("data" or "model") chooses from; `key` says which key names it.
 
+    A model that has no row may be named itself: a folder, or a repository of the hub.
+
     Raises:
         UserError: if there is no such row (the message lists those there are), or if it does not fit the schema.
     """
     path, schema = TABLES[word]
     rows = _read(path)
     if name not in rows:
-        raise UserError(
-            f"{PARAMS}: {key or word}: no row {name!r} in {path}{nearest(name, rows)}; rows: {', '.join(rows)}"
-        )
+        where = f"{PARAMS}: {key or word}"
+        if schema is ModelRow and (row := ModelRow.named(name, where)):
+            return row
+        itself = "; or a folder, or a hub repository such as owner/name" if schema is ModelRow else ""
+        raise UserError(f"{where}: no row {name!r} in {path}{nearest(name, rows)}; rows: {', '.join(rows)}{itself}")
     return _validate(schema, rows[name], path, (name,))
 
 

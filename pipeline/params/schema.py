@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializeAsAny, StrictInt, ValidationInfo, create_model, field_validator
 
-from pipeline.params.rows import DatasetRow, ModelRow, Row, Word
+from pipeline.params.rows import DatasetRow, ModelRow, Named, Row, Word
 from pipeline.params.sections import (
     ADAPTERS,
     EvaluateParams,
@@ -29,7 +29,7 @@ class Common(Section):
     """What params.yaml holds beside the sections of the methods."""
 
     data: Word
-    model: Word
+    model: Named
     adapter: str
     seed: StrictInt = Field(ge=0, lt=2**32)
     tokenize: TokenizeParams
@@ -69,7 +69,7 @@ class InputsView(View):
     """Of stages/inputs.py. The frames of another adapter are files too, and so may be the rows that are pooled."""
 
     data: Word
-    model: Word
+    model: Named
     dataset: DatasetRow
     base_model: ModelRow
     frames: str
@@ -80,7 +80,7 @@ class TokenizeView(View):
     """Of stages/tokenize.py."""
 
     data: Word
-    model: Word
+    model: Named
     tokenize: TokenizeParams
     dataset: DatasetRow
     base_model: ModelRow
@@ -90,7 +90,7 @@ class FactorizeInitView(View):
     """Of stages/factorize_init.py. It needs the data row for the number of labels: the head belongs to the adapter."""
 
     data: Word
-    model: Word
+    model: Named
     adapter: str
     seed: int
     tokenize: TokenizeParams
@@ -104,7 +104,7 @@ class TrainView(View):
     """Of stages/train.py. Its task.json records max_length."""
 
     data: Word
-    model: Word
+    model: Named
     adapter: str
     seed: int
     tokenize: TokenizeParams
@@ -118,7 +118,7 @@ class EvaluateView(View):
     """Of stages/evaluate.py. The adapter folder says all that is needed of the adapter."""
 
     data: Word
-    model: Word
+    model: Named
     evaluate: EvaluateParams
     dataset: DatasetRow
     base_model: ModelRow
@@ -127,8 +127,9 @@ class EvaluateView(View):
 DECLARED = {
     "section": "${adapter}",
     "dataset": f"{TABLES['data'][0]}:${{data}}",
-    "base_model": f"{TABLES['model'][0]}:${{model}}",
     "frames": "lsr.frames",
-    # A list cannot name keys: the rows that it names are locked by their content, which the stage `inputs` writes down.
+    # A list cannot name keys, nor can a folder or repository that has no row: what they stand for is locked by its
+    # content, which the stage `inputs` writes down.
+    "base_model": "model",
     "pooled": "lsr.frames_from",
 }

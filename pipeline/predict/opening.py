@@ -3,17 +3,17 @@
 from collections.abc import Mapping
 from logging import ERROR, getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lsr.convert import loading
 from lsr.convert.base_model import load_base, load_tokenizer
 from lsr.convert.files import InputError, read_config, read_tensors
 from pipeline.errors import UserError
 from pipeline.methods import adapters, device, table
-from pipeline.methods.base_models import installed_folder
+from pipeline.methods.base_models import installed_folder, pad
 
 
 def open_adapter(folder: Path, base: str | None) -> tuple[PeftModel, PreTrainedTokenizerBase]:
@@ -34,6 +34,7 @@ def open_adapter(folder: Path, base: str | None) -> tuple[PeftModel, PreTrainedT
         raise UserError(str(error)) from None
     if tokenizer is None:
         raise UserError(f"{folder}: no tokenizer beside the adapter or its base model; see --base")
+    pad(tokenizer, str(folder), cast("PreTrainedModel", model.get_base_model()))
     return device.place(model), tokenizer
 
 
