@@ -134,13 +134,13 @@ def public_name(row: ModelRow) -> tuple[str, str | None]:
     return (row.source.same_as if isinstance(row.source, PackageModel) else row.source.path), row.source.revision
 
 
-def installed_folder(name: str) -> str | None:
-    """Return the folder of the package that pipeline/models.yaml says is the same as a hub repository, or None.
+def installed_folder(name: str, table: Path) -> str | None:
+    """Return the folder of the package that a table of models says is the same as a hub repository, or None.
 
     Raises:
         UserError: if there is such a package, but it is not installed or not what the row pins.
     """
-    sources = [row.source for row in params.load_rows("model").values()]
+    sources = [row.source for row in params.load_rows("model", table).values()]
     same = [source for source in sources if isinstance(source, PackageModel) and source.same_as == name]
     return str(_package_folder(same[0])) if same else None
 

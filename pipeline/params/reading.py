@@ -67,13 +67,14 @@ def load_row(word: str, name: str, key: str | None = None) -> Any:
     return _validate(schema, rows[name], path, (name,))
 
 
-def load_rows(word: str) -> dict[str, Any]:
-    """Return all rows of the table that `word` ("data" or "model") chooses from, by name.
+def load_rows(word: str, path: Path | None = None) -> dict[str, Any]:
+    """Return all rows of the table that `word` ("data" or "model") chooses from, or of one like it, by name.
 
     Raises:
         UserError: if the table or a row is broken.
     """
-    path, schema = TABLES[word]
+    usual, schema = TABLES[word]
+    path = path or usual
     return {name: _validate(schema, row, path, (name,)) for name, row in _read(path).items()}
 
 

@@ -14,6 +14,10 @@ from lsr.convert.files import InputError, read_config, read_tensors
 from pipeline.errors import UserError
 from pipeline.methods import adapters, device, table
 from pipeline.methods.base_models import installed_folder, pad
+from pipeline.params import TABLES
+from pipeline.predict.places import here_or_in_the_repository
+
+MODELS = TABLES["model"][0]
 
 
 def open_adapter(folder: Path, base: str | None) -> tuple[PeftModel, PreTrainedTokenizerBase]:
@@ -28,7 +32,7 @@ def open_adapter(folder: Path, base: str | None) -> tuple[PeftModel, PreTrainedT
     getLogger("huggingface_hub").setLevel(ERROR)  # that it tries again, when there is no connection
     try:
         fields = read_config(folder)
-        name = base or installed_folder(str(fields.get("base_model_name_or_path")))
+        name = base or _found(str(fields.get("base_model_name_or_path")))
         model, tokenizer = _load(folder, fields, name), load_tokenizer(folder, name)
     except InputError as error:
         raise UserError(str(error)) from None
@@ -36,6 +40,14 @@ def open_adapter(folder: Path, base: str | None) -> tuple[PeftModel, PreTrainedT
         raise UserError(f"{folder}: no tokenizer beside the adapter or its base model; see --base")
     pad(tokenizer, str(folder), cast("PreTrainedModel", model.get_base_model()))
     return device.place(model), tokenizer
+
+
+def _found(name: str) -> str | None:
+    """Return where a named base model is: in an installed package, or a folder of the repository; None for a hub."""
+    if (folder := installed_folder(name, here_or_in_the_repository(MODELS))) is not None:
+        return folder
+    place = here_or_in_the_repository(Path(name))
+    return str(place) if place.is_dir() else None
 
 
 def _load(folder: Path, fields: Mapping[str, Any], base: str | None) -> PeftModel:
