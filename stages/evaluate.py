@@ -1,11 +1,12 @@
 """Score the trained adapter on the test split.
 
 Reads artifacts/tokens and artifacts/adapter. Writes reports/evaluate/, and into artifacts/exports/ the forms that
-`evaluate.export` asks for, with parity.json, which says how far their logits are from the adapter's.
+`evaluate.export` asks for, with parity.json, which says how far their logits are from the adapter's, and README.md: the
+adapter's card with its test score, to be published with it.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from peft import PeftModel
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from pipeline import artifacts, console, params, stage
 from pipeline.data import tokens
 from pipeline.evaluation import inference, report
 from pipeline.evaluation.outcome import Outcome
-from pipeline.methods import adapters, base_models, device, exports, task
+from pipeline.methods import adapters, base_models, cards, device, exports, task
 
 
 def main(view: params.EvaluateView) -> None:
@@ -32,7 +33,6 @@ def main(view: params.EvaluateView) -> None:
     model.merge_adapter()
     merged = logits(model, "evaluate merged")
     outcome = Outcome.of(beside, test["label"], view.dataset)
-    differences = export(view, tokenizer, logits, beside)
     metrics = {
         **outcome.metrics(view.evaluate.resamples),
         **counts,
@@ -40,6 +40,7 @@ def main(view: params.EvaluateView) -> None:
         "examples": len(test),
         "merge_difference": inference.largest_difference(beside, merged),
     }
+    differences = export(view, tokenizer, logits, beside, metrics)
     artifacts.write_metrics(artifacts.EVALUATE_METRICS, metrics)
     report.write_predictions(outcome)
     report.draw(outcome, f"{view.model} on {view.data}, test split")
@@ -57,6 +58,7 @@ def export(
     tokenizer: PreTrainedTokenizerBase,
     logits: Callable[[nn.Module, str], Tensor],
     expected: Tensor,  # (examples, labels)
+    metrics: Mapping[str, float],  # for the cards
 ) -> dict[str, float]:
     """Write the forms that are asked for; return how far each, loaded again, is from the expected logits at most."""
     differences: dict[str, float] = {}
@@ -66,9 +68,11 @@ def export(
             exports.write(form, load_model(view), folder / form, view.base_model, tokenizer)
             if form == "lora":  # a checkpoint has its own place for this
                 shutil.copy(artifacts.ADAPTER / task.FILE, folder / form)
+                cards.of_evaluation(view, metrics, artifacts.ADAPTER, folder / form, as_lora=True)
             found = logits(exports.load(form, folder / form, view.base_model, view.dataset), f"compare {form}")
             differences[form] = inference.largest_difference(expected, found)
         artifacts.write_metrics(folder / artifacts.PARITY, differences)
+        cards.of_evaluation(view, metrics, artifacts.ADAPTER, folder)
     return differences
 
 

@@ -68,6 +68,8 @@ class LsrModel(BaseTuner):
             )
         finally:
             del self._holders  # else frames would live on here after their last adapter
+        labels = getattr(getattr(model, "config", None), "id2label", None) or {}
+        config.labels = tuple(map(str, labels.values())) if len(labels) > 1 else ()
         if config.is_saved:
             return
         config.remember(forms_of(self, adapter_name), frames_hash=None if family is None else family.sha256)
