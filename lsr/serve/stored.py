@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lsr.convert.base_model import by
-from lsr.convert.files import DTYPES, InputError, check_output, writing
+from lsr.convert.files import InputError, check_output, writing
 from lsr.tuner.mixed_batch import BASE
-from lsr.tuner.saved import first_line
+from lsr.tuner.saved import DTYPES, first_line
 
 FILE = "bank.safetensors"
 HEADER, VERSION = "lsr_bank", 1

@@ -29,12 +29,12 @@ def folder(tmp_path_factory):
 def test_what_is_read_is_mapped_and_takes_no_memory(folder, monkeypatch):
     monkeypatch.chdir(folder)
     before = pa.total_allocated_bytes()
-    split, texts = tokens.load_tokens("train"), tokens.load_texts("train")
+    split, texts = tokens.load_tokens("train"), tokens.load_column("train", "text")
     assert pa.total_allocated_bytes() - before < 100_000  # the file has 8 MB
     assert artifacts.tokens("train").stat().st_size > 8_000_000
     assert split.column_names == ["input_ids", "length", "label"]
     assert split[[150_000, 7]]["input_ids"] == [[2, 0, 3], [2, 7, 3]]
-    assert next(iter(texts["text"])) == "0"
+    assert next(iter(texts)) == "0"
 
 
 def test_a_file_that_is_cut_off_is_one_line(folder, tmp_path, monkeypatch):
