@@ -19,6 +19,7 @@ CLASSES = {  # by PEFT's task_type
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
 }
+MERGED = ("LSR", "LORA")  # PEFT's other methods do not come off a model whose head has several layers
 LABELLED = ("SEQ_CLS", "TOKEN_CLS")
 ASK = {False: '"A text."', True: '{"text": "A text.", "text_pair": "Another one."}'}
 
@@ -36,6 +37,7 @@ class Card:
     summary: str = "It is a fine-tuned adapter."  # what it does, in a sentence or two
     sections: Mapping[str, str] = field(default_factory=dict)  # by heading
     header: Mapping[str, Any] = field(default_factory=dict)  # more fields of the hub's
+    module: str = "peft"  # whose import makes PEFT know the method, if it is neither PEFT's nor this package's
 
     def text(self) -> str:
         """Return the whole card, the same text every time."""
@@ -43,12 +45,13 @@ class Card:
         known: dict[str, Any] = {"base_model": self.base, "library_name": "peft", "license": "other", "tags": tags}
         header = ModelCardData(**known | dict(self.header)).to_yaml()
         is_ours = self.method == "LSR"
-        needs = (
-            "PEFT loads this adapter only after `import lsr` (`pip install lsr-adapt`); without it, it says "
-            "`KeyError: 'LSR'`.\n\n"
-            if is_ours
-            else ""
-        )
+        needs = ""
+        if self._imported != "peft":
+            found = "`pip install lsr-adapt`" if is_ours else "from the repository that trained it"
+            needs = (
+                f"PEFT loads this adapter only after `import {self._imported}` ({found}); without it, it says "
+                f"`KeyError: '{self.method}'`.\n\n"
+            )
         sections = {"Use": self._use(), **self.sections}
         if is_ours:
             sections["Export"] = (
@@ -59,6 +62,11 @@ class Card:
         return (
             f"---\n{header}\n---\n\n{MARK}\n\n{needs}# {self.method} adapter of {self.base}\n\n{self.summary}\n{body}"
         )
+
+    @property
+    def _imported(self) -> str:
+        """The module without which PEFT does not know the method."""
+        return "lsr" if self.method == "LSR" else self.module
 
     def _use(self) -> str:
         packages = "lsr-adapt" if self.method == "LSR" else "peft"
@@ -78,7 +86,7 @@ class Card:
             )
         names = [kind, "AutoTokenizer", "pipeline"] if asks else [kind]
         lines = [
-            *(["import lsr  # before PEFT reads the adapter"] if self.method == "LSR" else []),
+            *([f"import {self._imported}  # before PEFT reads the adapter"] if self._imported != "peft" else []),
             "from peft import PeftModel",
             f"from transformers import {', '.join(names)}",
             "",
@@ -93,7 +101,7 @@ class Card:
                 f"tokenizer = AutoTokenizer.from_pretrained({named})",
                 "tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token",
                 "base.config.pad_token_id = tokenizer.pad_token_id",
-                f"model = {loaded}.merge_and_unload()",
+                f"model = {loaded}{'.merge_and_unload()' * (self.method in MERGED)}",
                 'ask = pipeline("text-classification", model=model, tokenizer=tokenizer)',
                 f"print(ask({ASK[self.is_pair]}))",
                 "",

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
 
 from lsr.tuner.card import FILE, Card
 from pipeline.methods import base_models
 from pipeline.methods.adapters import CONFIG
-from pipeline.params import EvaluateView, TrainView
+from pipeline.params import EvaluateView, LsrParams, TrainView
 from pipeline.params.sources import HubSource, PackageSource
 
 TRAINING = "Training"  # the heading of what the stage train knows
@@ -23,9 +24,11 @@ TEST = "test"
 
 def of_training(view: TrainView, counts: Mapping[str, int], score: float, folder: Path) -> None:
     """Write the card of an adapter's folder, which holds all else; `score` is that of the validation split."""
-    values = {view.adapter: view.section, "tokenize": view.tokenize, "train": view.train}
+    # A special case of LSR is said in LSR's words: those of its own section are not in the view.
+    word = LsrParams.word if isinstance(view.section, LsrParams) else view.adapter
+    values = {word: view.section, "tokenize": view.tokenize, "train": view.train}
     chosen = "\n".join(f"{word}: {json.dumps(section.model_dump(mode='json'))}" for word, section in values.items())
-    command = f"dvc exp run -S data={view.data} -S model={view.model} -S adapter={view.adapter} -S seed={view.seed}"
+    command = f"dvc exp run -S data={view.data} -S model={view.model} -S adapter={word} -S seed={view.seed}"
     metric, split = view.dataset.metrics[0], view.dataset.select_on
     sections = {
         "Score": f"{metric} {score:.4g} on the {split} split, which chose the checkpoint.",
@@ -72,6 +75,7 @@ def _card(
 ) -> Card:
     fields = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
     base, revision = base_models.public_name(view.base_model)
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[fields["peft_type"]]].__module__
     dataset = view.dataset
     says = f"one of {len(dataset.names)} labels, {', '.join(dataset.names)}" if dataset.names else "a number"
     read = " and ".join(f"`{name}`" for name in dataset.columns)
@@ -84,6 +88,7 @@ def _card(
         is_pair=len(dataset.columns) > 1,
         summary=f"It was trained on {view.data}; of a text, {read} there, it says {says}.",
         sections=sections,
+        module="peft" if kind.startswith("peft.") else kind,
         header={"datasets": [_dataset(view)], "metrics": list(dataset.metrics), **header},
     )
 

@@ -386,7 +386,7 @@ MISTAKES = [
     (("--file", "zero.tsv", "--column", "x"), "--file: zero.tsv: not a file"),
     (("--file", "deep.jsonl"), "--file: deep.jsonl: line 1 is not JSON: maximum recursion depth exceeded"),
     (("--file", "long.csv"), "--file: long.csv: row 1: a text of 1,000,001 characters; at most 1,000,000 are allowed"),
-    (("--file", "in.txt"), "--file: in.txt: the ending must be one of .csv, .tsv, .txt, .jsonl, .json, .parquet"),
+    (("--file", "in.doc"), "--file: in.doc: the ending must be one of .csv, .tsv, .txt, .jsonl, .json, .parquet"),
     (("--file", "in.csv"), "--file: in.csv: no column sentence1, as in training; choose with --column; columns: "),
     (("--file", "in.csv", "--column", "txet"), "--file: in.csv: no column 'txet'; did you mean text?; columns: "),
     (("--file", "in.csv", "--column", "id", "text"), "--column needs 1 name, as the adapter reads one text, got id"),
@@ -411,7 +411,7 @@ def test_a_mistake_is_one_line(one, capsys, words, message):
     Path("empty.csv").write_text("id,text\n")
     Path("broken.csv").write_text("id,text\n1,a,b\n")
     Path("numbers.jsonl").write_text('{"sentence1": 3}\n')
-    Path("in.txt").touch()
+    Path("in.doc").touch()
     os.mkfifo("pipe.csv")
     Path("zero.tsv").symlink_to("/dev/zero")
     Path("deep.jsonl").write_text("[" * 100_000)
