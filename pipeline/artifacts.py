@@ -39,7 +39,8 @@ PARITY, SUBMISSION = "parity.json", "submission"  # in EXPORTS
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<pid>[1-9]\d{0,6})(?P<old>\.old)?")  # see `replacing`
 # Files of the folders above: tokens, curves, adapters, checkpoints with their tokenizer. DVC may have them as links.
 WRITTEN = re.compile(
-    r".+\.(arrow|csv|safetensors|tsv|jsonl)|parity\.json|task\.json|adapter_config\.json|(generation_)?config\.json|"
+    r".+\.(arrow|csv|safetensors|tsv|jsonl)|parity\.json|task\.json|README\.md|adapter_config\.json|"
+    r"(generation_)?config\.json|"
     r"model\.safetensors\.index\.json|tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|"
     r"chat_template\.jinja|vocab\.(txt|json)|merges\.txt|(spiece|sentencepiece\.bpe|tokenizer)\.model"
 )

@@ -1,8 +1,9 @@
 """Score the trained adapter on the test split and on the further sets of the row.
 
 Reads artifacts/tokens and artifacts/adapter. Writes reports/evaluate/, and into artifacts/exports/ the forms that
-`evaluate.export` asks for, with parity.json, which says how far their logits are from the adapter's, and, with
-`evaluate.submission`, the files of predictions for the benchmark's server.
+`evaluate.export` asks for, with parity.json, which says how far their logits are from the adapter's, README.md: the
+adapter's card with its test score, to be published with it, and, with `evaluate.submission`, the files of predictions
+for the benchmark's server.
 """
 
 import shutil
@@ -17,7 +18,7 @@ from pipeline import artifacts, console, params, stage
 from pipeline.data import tokens
 from pipeline.evaluation import inference, report, submission
 from pipeline.evaluation.outcome import Outcome
-from pipeline.methods import adapters, base_models, device, exports, task
+from pipeline.methods import adapters, base_models, cards, device, exports, task
 from pipeline.params.rows import INDEX, Examples
 
 
@@ -44,9 +45,6 @@ def main(view: params.EvaluateView) -> None:
     asked = view.dataset.hidden if view.evaluate.submission else {}
     hidden = {split: logits(model, f"predict {split}", tokens.load_tokens(split)) for split in asked}
     merged = logits(model, "evaluate merged") if adapters.merge(model) else None
-    differences = export(view, tokenizer, logits, beside)
-    if hidden:
-        submit(view, hidden)
     metrics = {
         **outcome.metrics(view.evaluate.resamples),
         **counts,
@@ -57,6 +55,9 @@ def main(view: params.EvaluateView) -> None:
     for word, found in further.items():
         inner = {**found.metrics(view.evaluate.resamples), "examples": len(found.labels)}
         metrics |= {f"{word}_{key}": value for key, value in inner.items()}
+    differences = export(view, tokenizer, logits, beside, metrics)
+    if hidden:
+        submit(view, hidden)
     artifacts.write_metrics(artifacts.EVALUATE_METRICS, metrics)
     report.write_predictions(outcome)
     report.draw(outcome, f"{view.model} on {view.data}, test split")
@@ -76,6 +77,7 @@ def export(
     tokenizer: PreTrainedTokenizerBase,
     logits: Callable[[nn.Module, str], Tensor],
     expected: Tensor,  # (examples, labels)
+    metrics: Mapping[str, float],  # for the cards
 ) -> dict[str, float]:
     """Write the forms that are asked for; return how far each, loaded again, is from the expected logits at most."""
     differences: dict[str, float] = {}
@@ -85,9 +87,11 @@ def export(
             exports.write(form, load_model(view), folder / form, view.base_model, tokenizer)
             if form == "lora":  # a checkpoint has its own place for this
                 shutil.copy(artifacts.ADAPTER / task.FILE, folder / form)
+                cards.of_evaluation(view, metrics, artifacts.ADAPTER, folder / form, as_lora=True)
             found = logits(exports.load(form, folder / form, view.base_model, view.dataset), f"compare {form}")
             differences[form] = inference.largest_difference(expected, found)
         artifacts.write_metrics(folder / artifacts.PARITY, differences)
+        cards.of_evaluation(view, metrics, artifacts.ADAPTER, folder)
     return differences
 
 

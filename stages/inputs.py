@@ -1,8 +1,9 @@
 """Say what the chosen rows name on this disk, by content. Reads params.yaml, the two rows and the files they name.
 
-Writes artifacts/data-files.json, model-files.json and frames-files.json: the SHA-256 of each file; {} where none is
-named here. The last is about `lsr.frames` and the rows of `lsr.frames_from`, and holds these rows too. The other stages
-depend on the three and not on all of data/ and models/: a file that nothing chosen names is nothing to them.
+Writes artifacts/data-files.json, model-files.json and frames-files.json: the SHA-256 of each file, and of the model's
+row, which `model` may be in place of naming it. The last is about `lsr.frames` and the rows of `lsr.frames_from`, and
+holds these rows too; {} where nothing is named here. The other stages depend on the three and not on all of data/ and
+models/: a file that nothing chosen names is nothing to them.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from pipeline import artifacts, console, params, stage
 from pipeline.errors import UserError
 from pipeline.files import check_file
 from pipeline.params.rows import HubModel, PackageModel
-from pipeline.params.sources import FilesSource, HubSource, PackageSource
+from pipeline.params.sources import FilesSource, HubSource, PackageSource, Row
 
 WATCHED = ("data", "models")  # dvc.yaml has them as deps of this stage
 
@@ -84,13 +85,18 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _sha256_of(row: Row) -> str:
+    content = json.dumps(row.model_dump(mode="json"), sort_keys=True)  # as DVC, which takes keys in any order
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
 def main(view: params.InputsView) -> None:
-    for word, name, sources, path in (
-        ("data", view.data, view.dataset.sources, artifacts.DATA_FILES),
-        ("model", view.model, (view.base_model.source,), artifacts.MODEL_FILES),
-    ):
-        where = f"{params.TABLES[word][0]}: {name}"
-        artifacts.write_metrics(path, {file: sha for source in sources for file, sha in inputs(source, where).items()})
+    where = f"{params.TABLES['data'][0]}: {view.data}"
+    data = {file: sha for source in view.dataset.sources for file, sha in inputs(source, where).items()}
+    artifacts.write_metrics(artifacts.DATA_FILES, data)
+    where = f"{view.base_model.where}: {view.model}"
+    model = {where: _sha256_of(view.base_model)} | inputs(view.base_model.source, where)
+    artifacts.write_metrics(artifacts.MODEL_FILES, model)
     artifacts.write_metrics(artifacts.FRAMES_FILES, frames_inputs(view))
 
 
@@ -103,8 +109,7 @@ def frames_inputs(view: params.InputsView) -> dict[str, str]:
     found = {}
     for name, row in view.pooled.items():
         where = f"{params.TABLES['data'][0]}: {name}"
-        content = json.dumps(row.model_dump(mode="json"), sort_keys=True)  # as DVC, which takes keys in any order
-        found[where] = hashlib.sha256(content.encode()).hexdigest()
+        found[where] = _sha256_of(row)
         found |= inputs(row.source, where)
     return found if view.frames == "own" else found | inputs(view.frames, f"{params.PARAMS}: lsr.frames")
 

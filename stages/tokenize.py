@@ -106,6 +106,7 @@ def main(view: params.TokenizeView) -> None:
     splits |= further.load(view.dataset, view.data, counts)
     from pipeline.methods import base_models  # seconds of import: after all that can be refused without it
 
+    base_models.check_architecture(view.base_model)
     tokenizer = base_models.load_tokenizer(view.base_model)
     check_max_length(tokenizer, max_length)
     metrics: dict[str, artifacts.Value] = {f"rows_dropped_{reason}": count for reason, count in counts.items()}

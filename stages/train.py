@@ -1,15 +1,19 @@
 """Fit the adapter and the head; everything else stays frozen.
 
 Reads artifacts/tokens and artifacts/init. Writes artifacts/adapter/ (the best epoch's PEFT adapter, and
-task.json: what it reads and says) and reports/train/. Several processes train together, and the first of them writes.
+task.json and README.md: what it reads and says, and how well) and reports/train/. Several processes train together, and
+the first of them writes.
 """
+
+from collections.abc import Mapping
+from typing import cast
 
 from peft import PeftModel
 from transformers import Trainer, set_seed
 
 from pipeline import artifacts, console, params, ranks, stage
 from pipeline.data import tokens
-from pipeline.methods import adapters, base_models
+from pipeline.methods import adapters, base_models, cards
 from pipeline.methods.task import Task
 from pipeline.training import arguments, run, run_folder
 from pipeline.training.callbacks import Progress, StopAtDivergence
@@ -35,19 +39,21 @@ def train(view: params.TrainView, checkpoints: Checkpoints) -> None:
         trainer = run.trainer_of(view, model, splits, collate, checkpoints.aside, callbacks)
         run.fit(trainer, checkpoints)
     if ranks.is_first():
-        write_adapter(model, view)
-        write_reports(trainer, model, view)
+        counts = adapters.count_parameters(model, view.base_model)
+        write_adapter(model, trainer, counts, view)
+        write_reports(trainer, counts, view)
 
 
-def write_adapter(model: PeftModel, view: params.TrainView) -> None:
-    """Write the adapter with its head, and what it reads and says."""
+def write_adapter(model: PeftModel, trainer: Trainer, counts: Mapping[str, int], view: params.TrainView) -> None:
+    """Write the adapter with its head, what it reads and says, and its card."""
     with artifacts.replacing(artifacts.ADAPTER) as folder:
         folder.mkdir()
         adapters.save_adapter(model, folder, view.base_model)
         Task.of(view.dataset, view.tokenize.max_length).write(folder)
+        cards.of_training(view, counts, cast("float", trainer.state.best_metric), folder)
 
 
-def write_reports(trainer: Trainer, model: PeftModel, view: params.TrainView) -> None:
+def write_reports(trainer: Trainer, counts: Mapping[str, int], view: params.TrainView) -> None:
     """Write metrics and curves, and print the closing table."""
     curves = arguments.curves(trainer.state.log_history)
     with artifacts.replacing(artifacts.TRAIN_CURVES) as folder:
@@ -61,7 +67,7 @@ def write_reports(trainer: Trainer, model: PeftModel, view: params.TrainView) ->
         "last_score": list(scores.values())[-1],
         "last_loss": curves["loss"][-1][1],
         "steps": trainer.state.global_step,
-        **adapters.count_parameters(model, view.base_model),
+        **counts,
     }
     artifacts.write_metrics(artifacts.TRAIN_METRICS, metrics)
     rows = [(epoch, score, losses[step]) for epoch, (step, score) in enumerate(scores.items(), start=1)]

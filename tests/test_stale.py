@@ -40,7 +40,7 @@ STALE = {
     "pipeline/training/trainer.py": {"train"},
     "pipeline/predict/__main__.py": set(),
     "pipeline/datasets.yaml": {"check", "inputs"},
-    "pipeline/models.yaml": {"check"},
+    "pipeline/models.yaml": {"check", "inputs"},
     "params.yaml": {"check"},
     "stages/check.py": {"check"},
     "stages/inputs.py": {"inputs"},

@@ -1,6 +1,7 @@
 """The base model of an adapter: found by its name, loaded with a head like the adapter's, its tokenizer and labels."""
 
 import importlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ VOCABULARIES = (
     *("tokenizer.json", "vocab.txt", "vocab.json"),
     *("spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
 )
+TASK = "task.json"  # which the stage train of the pipeline writes
 NO_CODE = {"trust_remote_code": False}  # without it transformers asks on the terminal whether to run a folder's code
 EXPLAINED = (
     *(OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, ImportError, AssertionError),
@@ -74,7 +76,16 @@ def load_base(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], base: st
         raise InputError(f"base model {name}: {key} is {by(found)}, the adapter is for {by(wanted)}")
     for key in sorted(info["missing_keys"] - own.keys()):
         raise InputError(f"base model {name}: {key} is missing, and the adapter does not hold it either")
+    if fields.get("task_type") == "SEQ_CLS":
+        _name_padding(model.config.get_text_config())
     return model
+
+
+def _name_padding(config: PretrainedConfig) -> None:
+    """Take the end of a text for padding where there is none, as in GPT-2: a decoder's head refuses batches else."""
+    if getattr(config, "pad_token_id", None) is None:
+        ends = getattr(config, "eos_token_id", None)
+        config.pad_token_id = ends[0] if isinstance(ends, list) else ends
 
 
 def load_plain(folder: Path, adapter: Path) -> PreTrainedModel:
@@ -118,15 +129,33 @@ def _has_file(name: str, revision: str | None, file: str) -> bool:
         return False
 
 
-def name_labels(model: PeftModel, names: Sequence[str]) -> None:
-    """Name the labels in the configuration of the base model.
+def read_labels(folder: Path) -> list[str] | None:
+    """Return the names of the labels that task.json beside an adapter has, where a pipeline has written one.
+
+    Raises:
+        InputError: if the file is no JSON object, or its labels are no list of texts.
+    """
+    path = folder / TASK
+    if not path.is_file():
+        return None
+    try:
+        labels = json.loads(path.read_text(encoding="utf-8"))["labels"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InputError(f"{path}: no JSON object with labels: {first_line(error)}") from None
+    if not (labels is None or (isinstance(labels, list) and all(isinstance(name, str) for name in labels))):
+        raise InputError(f"{path}: labels: needed: a list of names, or null")
+    return labels
+
+
+def name_labels(model: PeftModel, names: Sequence[str], where: str = "--labels") -> None:
+    """Name the labels in the configuration of the base model; `where` says where the names come from.
 
     Raises:
         InputError: if there are more or fewer names than labels, or a name comes twice.
     """
     count = model.config.num_labels
     if len(names) != count or len(set(names)) != count:
-        raise InputError(f"--labels: needs {count} different names, one a label of the head, got {' '.join(names)}")
+        raise InputError(f"{where}: needs {count} different names, one a label of the head, got {' '.join(names)}")
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: index for index, name in enumerate(names)}
 

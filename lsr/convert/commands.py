@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from lsr.algebra.precision import ROUNDOFF, dtype_name
-from lsr.convert.base_model import load_plain, load_tokenizer, name_labels
+from lsr.convert.base_model import TASK, load_plain, load_tokenizer, name_labels, read_labels
 from lsr.convert.certificate import Certificate
 from lsr.convert.compress import compress_lora
 from lsr.convert.export import DTYPES, export_lora, export_merged
@@ -43,6 +43,8 @@ def run_export(options: argparse.Namespace) -> None:
     model = load_adapter(options.adapter, options.base)
     if options.labels:
         name_labels(model, options.labels)
+    elif options.to == "merged" and (labels := read_labels(options.adapter)):
+        name_labels(model, labels, f"{options.adapter / TASK}: labels")
     ids = probe_ids(model)
     expected = outputs(model, ids)
     dtype = DTYPES[options.dtype]

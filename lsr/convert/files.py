@@ -21,7 +21,7 @@ PREFIX = "base_model.model."  # PEFT puts it before each tensor's name in the ba
 FACTOR = re.compile(rf"{re.escape(PREFIX)}(.*)\.lsr_adapters\.((?:factor|scale|start)_[AB]\d+|core)")
 # What a command writes: an adapter, or a checkpoint with its tokenizer; `task.json` is the pipeline's.
 WRITTEN = re.compile(
-    r"adapter_config\.json|adapter_model\.safetensors|bank\.safetensors|task\.json|"
+    r"adapter_config\.json|adapter_model\.safetensors|bank\.safetensors|task\.json|README\.md|"
     r"(generation_)?config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|"
     r"tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|chat_template\.jinja|"
     r"vocab\.(txt|json)|merges\.txt|(spiece|sentencepiece\.bpe|tokenizer)\.model"

@@ -13,9 +13,11 @@ from peft.utils.other import get_pattern_key
 
 from lsr.algebra.shapes import Form
 from lsr.init import INITIALIZATIONS, READERS
+from lsr.tuner import card
 from lsr.tuner.expressions import check_syntax
 from lsr.tuner.factors import STORAGE
 from lsr.tuner.resolved import Resolved
+from lsr.tuner.saved import WEIGHTS
 
 Value = TypeVar("Value")
 
@@ -172,6 +174,7 @@ class LsrConfig(PeftConfig):
             setattr(self, name, set(value) if isinstance(value, list | tuple) else value)
         self._made: Resolved | None = None  # what files will say once the adapter is made
         self.folder: Path | None = None  # where it was read from, if it was
+        self.labels: tuple[str, ...] = ()  # of the base model, for the card
         self._check_shapes()
         self._check_choices()
         self._check_combinations()
@@ -287,6 +290,19 @@ class LsrConfig(PeftConfig):
         if isinstance(config, cls) and folder.is_dir():
             config.folder = folder
         return config
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write the configuration as PEFT does, and a card in the place of the empty one that PEFT has just written."""
+        super().save_pretrained(save_directory, **kwargs)
+        folder = Path(save_directory)
+        if card.is_ours(folder):
+            held = (
+                {"Parameters": f"The file holds {card.stored(folder / WEIGHTS)}"}
+                if (folder / WEIGHTS).is_file()
+                else {}
+            )
+            base = self.base_model_name_or_path or "a base model"
+            card.Card("LSR", base, self.revision, self.task_type, self.labels, sections=held).write(folder)
 
     def remember(
         self, forms: Mapping[str, Form], base_hashes: Mapping[str, str] | None = None, frames_hash: str | None = None

@@ -29,7 +29,8 @@ class LsrModel(BaseTuner):
     prefix = "lsr_"
     tuner_layer_cls = LsrLayer
     target_module_mapping = cast("dict[str, list[str]]", TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING) | {
-        "distilbert": ["q_lin", "v_lin"]  # PEFT's table has no entry for it
+        "distilbert": ["q_lin", "v_lin"],  # PEFT's table has no entries for these
+        "modernbert": ["Wqkv"],
     }
 
     def inject_adapter(
@@ -67,6 +68,8 @@ class LsrModel(BaseTuner):
             )
         finally:
             del self._holders  # else frames would live on here after their last adapter
+        labels = getattr(getattr(model, "config", None), "id2label", None) or {}
+        config.labels = tuple(map(str, labels.values())) if len(labels) > 1 else ()
         if config.is_saved:
             return
         config.remember(forms_of(self, adapter_name), frames_hash=None if family is None else family.sha256)

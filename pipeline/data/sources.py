@@ -101,30 +101,24 @@ def _begun(batches: Iterator[Any]) -> Iterator[Any]:
     return chain(list(islice(batches, 1)), batches)
 
 
-def read_file(path: Path, where: str) -> Columns:
-    """Return all columns of a file, read by its ending; errors begin with `where`.
+def batches_of(path: Path, where: str) -> Iterator[Columns]:
+    """Yield all columns of a file, read by its ending, a batch of rows at a time; errors begin with `where`.
+
+    Of JSON, a batch may lack a column that a later line brings.
 
     Raises:
         UserError: if it is not there, or is not what its ending says.
     """
-    table: dict[str, list[Any]] = {}
-    count = 0
-    for _, batch in _file(path, _Choice(None, where)).batches:
-        for column, values in batch.items():
-            table.setdefault(column, [None] * count).extend(values)
-        count = max(map(len, table.values()), default=0)
-        for values in table.values():  # of JSON, where a line may lack what another has
-            values.extend([None] * (count - len(values)))
-    return dict(table)
+    return (batch for _, batch in _file(path, _Choice(None, where)).batches)
 
 
-def select(table: Columns, wanted: Iterable[str], where: str) -> Columns:
-    """Return some columns of a table; errors begin with `where`.
+def check_columns(there: Iterable[str], wanted: Iterable[str], where: str) -> None:
+    """Check that a table has some columns; errors begin with `where`.
 
     Raises:
         UserError: if one is not there; the message lists what there is.
     """
-    return {column: table[column] for column in _Choice(tuple(wanted), where).of(table)}
+    _Choice(tuple(wanted), where).of(there)
 
 
 def _hub(source: HubSource, split: Split, choice: _Choice) -> Table:

@@ -28,7 +28,7 @@ from lsr.tuner.saved import check_saved, misfit, read_fields
 from lsr.tuner.start import Started, initialize_factors
 from lsr.tuner.targets import check_indices, check_names
 from pipeline.errors import UserError, first_line
-from pipeline.methods import device, placement, subtracted, table
+from pipeline.methods import architecture, device, placement, subtracted, table
 from pipeline.methods.base_models import public_name
 from pipeline.params import PARAMS, LsrParams, MethodParams, PeftParams
 from pipeline.params.rows import ModelRow
@@ -142,7 +142,7 @@ def gradients(
         ValueError: if the examples or the head do not allow it.
     """
     layers = {name: base.get_submodule(name) for name in names}
-    head = [base.get_submodule(name) for name in row.head]
+    head = [base.get_submodule(name) for name in architecture.head_of(row, base)]
     with device.placed(base):
         examples = device.moved(batches, device.device_of(base))
         read = READERS[INITIALIZATIONS[init].reads]
@@ -269,8 +269,9 @@ def _shapes(path: Path) -> dict[str, Sequence[int]]:
 
 
 def heads(model: PeftModel, row: ModelRow) -> dict[str, nn.Module]:
-    """Return the modules that a model row names as the head, by their full names."""
-    return {f"base_model.model.{name}": model.get_base_model().get_submodule(name) for name in row.head}
+    """Return the modules of the head by their full names."""
+    base = model.get_base_model()
+    return {f"base_model.model.{name}": base.get_submodule(name) for name in architecture.head_of(row, base)}
 
 
 def head_parameters(model: PeftModel, row: ModelRow) -> set[int]:

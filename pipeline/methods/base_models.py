@@ -8,16 +8,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 from transformers.utils import logging
 
 from pipeline import console, params
-from pipeline.errors import UserError, first_line
+from pipeline.errors import UserError, first_line, nearest
 from pipeline.params.rows import DatasetRow, HubModel, ModelRow, PackageModel
 
 if TYPE_CHECKING:  # importing a model class takes seconds, and the stage tokenize has no model
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+HEAD = "AutoModelForSequenceClassification"  # as the configuration of a model with code of its own lists it
 # What transformers says of a freshly drawn head is meant for those who did not ask for one; its FutureWarning of a
 # renamed attribute is meant for PEFT.
 logging.set_verbosity_error()
@@ -28,8 +30,10 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 def load_base_model(row: ModelRow, dataset: DatasetRow) -> "PreTrainedModel":
     """Return the pretrained model with a freshly drawn head for the labels of the data set; seed torch before.
 
+    Its configuration knows the padding of the tokenizer: a decoder classifies the last token before that.
+
     Raises:
-        UserError: if the model is not there, is not what the row pins, or has no such head.
+        UserError: if the model is not there, is not what the row pins, or has no such head or layers to adapt.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -48,23 +52,84 @@ def load_base_model(row: ModelRow, dataset: DatasetRow) -> "PreTrainedModel":
             problem_type="regression" if dataset.is_regression else "single_label_classification",
             **labels,
         )
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=runs_code(row))
+    pad(tokenizer, f"{row.where}: {public_name(row)[0]}", model)
     modules = dict(model.named_children())
-    if unknown := [name for name in row.head if name not in modules]:
-        raise UserError(
-            f"pipeline/models.yaml: head: the model has no module {unknown[0]}; it has {', '.join(modules)}"
-        )
+    if unknown := [name for name in row.head or () if name not in modules]:
+        raise UserError(f"{row.where}: head: the model has no module {unknown[0]}; it has {', '.join(modules)}")
+    _check_targets(row, model)
     return model
 
 
-def load_tokenizer(row: ModelRow) -> "PreTrainedTokenizerBase":
-    """Return the model's tokenizer.
+def _check_targets(row: ModelRow, model: "PreTrainedModel") -> None:
+    layers = [name for name, module in model.named_modules() if getattr(module, "weight", None) is not None]
+    for ending in row.target_modules or ():
+        if not any(f".{name}".endswith(f".{ending}") for name in layers):
+            linear = linear_layers(model)
+            raise UserError(
+                f"{row.where}: target_modules: the model has no layer {ending!r}{nearest(ending, linear)}; its linear "
+                f"layers: {', '.join(linear)}"
+            )
+
+
+def linear_layers(model: "PreTrainedModel") -> list[str]:
+    """Return the last parts of the names of a backbone's linear layers, each once."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    found = (name for name, module in model.base_model.named_modules() if isinstance(module, nn.Linear | Conv1D))
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in found))
+
+
+def pad(tokenizer: "PreTrainedTokenizerBase", where: str, model: "PreTrainedModel | None" = None) -> None:
+    """Let a tokenizer pad, and its model know the padding: GPT-2 and Llama have no token for it, so texts end in it.
+
+    It comes after the text, as positions count from the left. A message begins with `where`.
 
     Raises:
-        UserError: if the model is not there, or is not what the row pins.
+        UserError: if the tokenizer has neither a padding token nor one for the end of a text.
+    """
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise UserError(
+                f"{where}: the tokenizer has no padding token, and no end of text to take for one; add pad_token to "
+                "its tokenizer_config.json"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    if not type(tokenizer).__name__.startswith("XLNet"):  # it reads the class at the end, where it expects it
+        tokenizer.padding_side = "right"
+    if model is not None:
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+
+def check_architecture(row: ModelRow) -> None:
+    """Find out by config.json alone whether there is such a model with a head for texts.
+
+    Raises:
+        UserError: if the model is not there, is not what the row pins, or cannot classify.
     """
     path, revision = _source(row)
     with _Explained(row):
-        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=runs_code(row))
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=runs_code(row))
+    brings_its_own = runs_code(row) and HEAD in (getattr(config, "auto_map", None) or {})
+    if config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES and not brings_its_own:
+        raise UserError(
+            f"{row.where}: {public_name(row)[0]}: transformers has no head that classifies texts on the "
+            f"architecture {config.model_type}; choose another model"
+        )
+
+
+def load_tokenizer(row: ModelRow) -> "PreTrainedTokenizerBase":
+    """Return the model's tokenizer, which pads.
+
+    Raises:
+        UserError: if the model is not there, is not what the row pins, or its tokenizer cannot pad.
+    """
+    path, revision = _source(row)
+    with _Explained(row):
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=runs_code(row))
+    pad(tokenizer, f"{row.where}: {public_name(row)[0]}")
+    return tokenizer
 
 
 def runs_code(row: ModelRow) -> bool:
@@ -85,13 +150,13 @@ def public_name(row: ModelRow) -> tuple[str, str | None]:
     return (row.source.same_as if isinstance(row.source, PackageModel) else row.source.path), row.source.revision
 
 
-def installed_folder(name: str) -> str | None:
-    """Return the folder of the package that pipeline/models.yaml says is the same as a hub repository, or None.
+def installed_folder(name: str, table: Path) -> str | None:
+    """Return the folder of the package that a table of models says is the same as a hub repository, or None.
 
     Raises:
         UserError: if there is such a package, but it is not installed or not what the row pins.
     """
-    sources = [row.source for row in params.load_rows("model").values()]
+    sources = [row.source for row in params.load_rows("model", table).values()]
     same = [source for source in sources if isinstance(source, PackageModel) and source.same_as == name]
     return str(_package_folder(same[0])) if same else None
 
@@ -132,7 +197,7 @@ class _Explained:
     """Turns what loading raises into one line: which model, and what to look at."""
 
     def __init__(self, row: ModelRow) -> None:
-        self.name = public_name(row)[0]
+        self.name, self.where = public_name(row)[0], row.where
 
     def __enter__(self) -> None:
         return None
@@ -140,7 +205,7 @@ class _Explained:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if isinstance(error, OSError | ValueError):
             raise UserError(
-                f"pipeline/models.yaml: cannot load {self.name}: {first_line(error)} (needed: a folder or hub "
+                f"{self.where}: cannot load {self.name}: {first_line(error)} (needed: a folder or hub "
                 "repository with config.json, a tokenizer and model.safetensors; "
                 "a hub needs a connection unless it is cached)"
             ) from None

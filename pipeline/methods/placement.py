@@ -9,6 +9,7 @@ from peft.utils.constants import (
 )
 from transformers import PreTrainedModel
 
+from pipeline.methods import architecture
 from pipeline.methods.bitfit import biased_layers
 from pipeline.params import MethodParams
 from pipeline.params.methods import PUBLISHED
@@ -21,11 +22,11 @@ def adapts_layers(section: MethodParams) -> bool:
 
 
 def named_targets(section: Any, base: PreTrainedModel, row: ModelRow) -> dict[str, Any]:
-    """Return the layers that a section names, those of the model's row by default, or none."""
+    """Return the layers that a section names, those of the model's row or its architecture by default, or none."""
     if not adapts_layers(section):
         return {"target_modules": DUMMY_TARGET_MODULES}
     if section.target_modules == "default":
-        return {"target_modules": list(row.target_modules)}
+        return {"target_modules": _as_peft(architecture.targets_of(row, base))}
     return {"target_modules": _as_peft(section.target_modules)}
 
 
@@ -54,16 +55,15 @@ def biases(section: Any, base: PreTrainedModel, row: ModelRow) -> dict[str, Any]
     Raises:
         ValueError: if there is none, or one cannot be shifted.
     """
-    return {"target_modules": biased_layers(base, row.head)}
+    return {"target_modules": biased_layers(base, architecture.head_of(row, base))}
 
 
 def norms(section: Any, base: PreTrainedModel, row: ModelRow) -> dict[str, Any]:
     """Return the normalization layers outside of the head: LayerNorm, RMSNorm and what models have of their own."""
     named = [(name, type(module).__name__) for name, module in base.named_modules()]
+    head = architecture.head_of(row, base)
     return {
-        "target_modules": [
-            name for name, kind in named if kind.endswith("Norm") and name.partition(".")[0] not in row.head
-        ]
+        "target_modules": [name for name, kind in named if kind.endswith("Norm") and name.partition(".")[0] not in head]
     }
 
 
@@ -73,7 +73,7 @@ def _as_peft(targets: Any) -> Any:
 
 def the_head(base: PreTrainedModel, row: ModelRow) -> list[str]:
     """Return the modules of the head."""
-    return list(row.head)
+    return architecture.head_of(row, base)
 
 
 def every_module(base: PreTrainedModel, row: ModelRow) -> list[str]:

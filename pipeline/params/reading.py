@@ -17,6 +17,7 @@ from pipeline.errors import UserError, first_line, nearest
 from pipeline.files import read_small
 from pipeline.params import mistakes
 from pipeline.params.methods import LsrParams
+from pipeline.params.rows import ModelRow
 from pipeline.params.schema import PARAMS, TABLES, Common, Params, View
 
 MOST_BYTES, MOST_DEEP, MOST_ALIASES = 1_000_000, 20, 20
@@ -61,30 +62,35 @@ def _check_submission(params: Common, row: Any) -> None:
 def load_row(word: str, name: str, key: str | None = None) -> Any:
     """Return the row `name` of the table that `word` ("data" or "model") chooses from; `key` says which key names it.
 
+    A model that has no row may be named itself: a folder, or a repository of the hub.
+
     Raises:
         UserError: if there is no such row (the message lists those there are), or if it does not fit the schema.
     """
     path, schema = TABLES[word]
     rows = _read(path)
     if name not in rows:
+        where = f"{PARAMS}: {key or word}"
+        if schema is ModelRow and (row := ModelRow.named(name, where)):
+            return row
         with_it = [
             row for row, fields in rows.items() if isinstance(fields, dict) and name in (fields.get("also") or ())
         ]
         if with_it:
-            raise UserError(f"{PARAMS}: {key or word}: {name!r} has no training rows; {with_it[0]} is scored on it too")
-        raise UserError(
-            f"{PARAMS}: {key or word}: no row {name!r} in {path}{nearest(name, rows)}; rows: {', '.join(rows)}"
-        )
+            raise UserError(f"{where}: {name!r} has no training rows; {with_it[0]} is scored on it too")
+        itself = "; or a folder, or a hub repository such as owner/name" if schema is ModelRow else ""
+        raise UserError(f"{where}: no row {name!r} in {path}{nearest(name, rows)}; rows: {', '.join(rows)}{itself}")
     return _validate(schema, rows[name], path, (name,))
 
 
-def load_rows(word: str) -> dict[str, Any]:
-    """Return all rows of the table that `word` ("data" or "model") chooses from, by name.
+def load_rows(word: str, path: Path | None = None) -> dict[str, Any]:
+    """Return all rows of the table that `word` ("data" or "model") chooses from, or of one like it, by name.
 
     Raises:
         UserError: if the table or a row is broken.
     """
-    path, schema = TABLES[word]
+    usual, schema = TABLES[word]
+    path = path or usual
     return {name: _validate(schema, row, path, (name,)) for name, row in _read(path).items()}
 
 

@@ -1,5 +1,6 @@
 """The schemas of the tables pipeline/datasets.yaml and pipeline/models.yaml: one row a data set, one a model."""
 
+import os
 import re
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -7,6 +8,7 @@ from pydantic import (
     AfterValidator,
     Discriminator,
     Field,
+    PrivateAttr,
     StrictBool,
     StrictFloat,
     StrictInt,
@@ -69,6 +71,9 @@ def filled_by_columns(entry: str) -> str:
 
 
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", description="DVC splits keys on dots, so a word has none")]
+Named = Annotated[
+    str, Field(pattern=r"^[^\x00-\x1f]+$", description="a row's word; or a folder or hub repository itself")
+]
 Share = Annotated[StrictFloat, Field(ge=0, lt=1)]
 # Squares of labels are summed in float32, which ends at 3e38.
 Real = Annotated[StrictFloat, Field(ge=-1e15, le=1e15)]
@@ -405,5 +410,32 @@ class ModelRow(Row):
     """One base model: where it comes from, which layers are adapted by default, and which module is its head."""
 
     source: HubModel | PackageModel = Field(discriminator="kind")
-    target_modules: tuple[str, ...] = Field(min_length=1, description="name endings of the layers to adapt")
-    head: tuple[str, ...] = Field(min_length=1, description="freshly drawn modules: always trained and saved")
+    target_modules: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="name endings of the layers to adapt; without them the architecture's usual ones",
+    )
+    head: tuple[str, ...] | None = Field(
+        None, min_length=1, description="freshly drawn modules: always trained and saved; without them they are found"
+    )
+    _where: str = PrivateAttr("pipeline/models.yaml")
+
+    @property
+    def where(self) -> str:
+        """Where it is written, as messages begin."""
+        return self._where
+
+    @classmethod
+    def named(cls, name: str, where: str) -> Self | None:
+        """Return the row of a folder, or of a repository (`owner/name`, or `owner/name@revision`), that has none.
+
+        None if the name can only be that of a row.
+        """
+        folder = os.path.isdir(name)  # noqa: PTH112 False for a name that no disk takes, where Path raises
+        path, _, revision = (name, "", "") if folder else name.partition("@")
+        if not (folder or "/" in path):
+            return None
+        source = HubModel(kind="hub", path=path, revision=revision or None, trust_remote_code=False)
+        row = cls(source=source, target_modules=None, head=None)
+        row._where = where
+        return row

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, SerializeAsAny, StrictInt, ValidationInfo, create_model, field_validator
 
 from pipeline.params.methods import ADAPTERS, MethodParams
-from pipeline.params.rows import DatasetRow, ModelRow, Word
+from pipeline.params.rows import DatasetRow, ModelRow, Named, Word
 from pipeline.params.sections import EvaluateParams, Section, TokenizeParams, TrainParams
 from pipeline.params.sources import Row
 
@@ -24,7 +24,7 @@ class Common(Section):
     """What params.yaml holds beside the sections of the methods."""
 
     data: Word
-    model: Word
+    model: Named
     adapter: str
     seed: StrictInt = Field(ge=0, lt=2**32)
     tokenize: TokenizeParams
@@ -68,7 +68,7 @@ class InputsView(View):
     """Of stages/inputs.py. The frames of another adapter are files too, and so may be the rows that are pooled."""
 
     data: Word
-    model: Word
+    model: Named
     dataset: DatasetRow
     base_model: ModelRow
     frames: str
@@ -79,7 +79,7 @@ class TokenizeView(View):
     """Of stages/tokenize.py."""
 
     data: Word
-    model: Word
+    model: Named
     tokenize: TokenizeParams
     dataset: DatasetRow
     base_model: ModelRow
@@ -89,7 +89,7 @@ class FactorizeInitView(View):
     """Of stages/factorize_init.py. It needs the data row for the number of labels: the head belongs to the adapter."""
 
     data: Word
-    model: Word
+    model: Named
     adapter: str
     seed: int
     tokenize: TokenizeParams
@@ -103,7 +103,7 @@ class TrainView(View):
     """Of stages/train.py. Its task.json records max_length."""
 
     data: Word
-    model: Word
+    model: Named
     adapter: str
     seed: int
     tokenize: TokenizeParams
@@ -117,7 +117,7 @@ class EvaluateView(View):
     """Of stages/evaluate.py. The adapter folder says all that is needed of the adapter."""
 
     data: Word
-    model: Word
+    model: Named
     evaluate: EvaluateParams
     dataset: DatasetRow
     base_model: ModelRow
@@ -126,8 +126,9 @@ class EvaluateView(View):
 DECLARED = {
     "section": "${adapter}",
     "dataset": f"{TABLES['data'][0]}:${{data}}",
-    "base_model": f"{TABLES['model'][0]}:${{model}}",
     "frames": "lsr.frames",
-    # A list cannot name keys: the rows that it names are locked by their content, which the stage `inputs` writes down.
+    # A list cannot name keys, nor can a folder or repository that has no row: what they stand for is locked by its
+    # content, which the stage `inputs` writes down.
+    "base_model": "model",
     "pooled": "lsr.frames_from",
 }

@@ -4,12 +4,10 @@ Heavy packages are imported after all that can be refused without them.
 """
 
 import argparse
-import csv
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from pipeline import artifacts, console
 from pipeline.data.texts import encode
@@ -18,16 +16,16 @@ from pipeline.methods import task
 from pipeline.methods.task import Task
 from pipeline.params import ADAPTERS
 from pipeline.predict import inputs, many
-from pipeline.predict.inputs import Given
+from pipeline.predict.inputs import Given, Source
+from pipeline.predict.output import CSV, JSON_LINES, Answer, Record, records, writer
+from pipeline.predict.places import here_or_in_the_repository
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 PROGRAM = "python -m pipeline.predict"
-CSV, JSON_LINES = ".csv", ".jsonl"
 NO_LIMIT = 10**6  # tokens; a tokenizer that knows no limit says 1e30
-Record = dict[str, Any]  # of one text or pair
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,8 +42,8 @@ def parser() -> Parser:
         prog=PROGRAM,
         description=f"Print what a trained adapter ({', '.join(ADAPTERS)}) says of texts: a label and the probability "
         "of each, or a number. On a terminal it is a table, elsewhere CSV.",
-        epilog="An adapter of pairs takes two arguments, two columns of a file, or a line of standard input with a tab "
-        "between the two texts.",
+        epilog="All columns of a file are kept. An adapter of pairs takes two arguments, two columns of a file, or a "
+        "line of standard input with a tab between the two texts.",
     )
     add = top.add_argument
     add("texts", nargs="*", metavar="TEXT", help="without one, or for -, standard input is read, one text a line")
@@ -58,8 +56,9 @@ def parser() -> Parser:
         help="many adapters in place of one: `python -m lsr bank`, or a folder each",
     )
     add("--adapter-column", metavar="NAME", help="of --file: the adapter in the bank that each row is for")
-    add("--file", type=Path, help="read the texts from csv, tsv, jsonl or parquet, by the ending")
+    add("--file", type=Path, help="read the texts from csv, tsv, jsonl or parquet, by the ending; of any size")
     add("--column", nargs="+", metavar="NAME", help="of --file; without it those of the training, or the only one")
+    add("--skip-empty", action="store_true", help="leave out rows without a text, and say which, instead of refusing")
     add("--out", type=Path, metavar="FILE", help="write csv or jsonl, by the ending, instead of printing")
     add("--force", action="store_true", help="replace --out if it exists")
     add("--json", action="store_true", help="print JSON lines")
@@ -76,28 +75,55 @@ def _positive(word: str) -> int:
 
 
 def predict(options: argparse.Namespace) -> None:
-    """Read texts, ask the model, and print or write what it says.
+    """Read texts, ask the model, and print or write what it says, a batch at a time.
 
     Raises:
         UserError: for the first thing that is wrong; nothing is written then.
     """
     check(options)
     many.check(options)
-    if options.bank is not None:
-        show(many.records(options), options)
-        return
+    if options.bank is None:
+        options.adapter = here_or_in_the_repository(options.adapter)
+        source, length, answer = of_one(options)
+    else:
+        source, length, answer = many.of_bank(options)
+    cut = 0
+    with (
+        writer(options.out, str(options.bank or options.adapter), as_json=options.json) as write,
+        console.progress("predict", source.rows, "texts", console.errors) as advance,
+    ):
+        for given in source.batches():
+            found, shortened = answer(given, advance)
+            write(found)
+            cut += shortened
+    if cut:
+        console.errors.print(f"{cut} of {source.rows} texts cut at {length} tokens", soft_wrap=True)
+    if options.out is not None:
+        console.errors.print(f"{options.out}: {source.rows} row{'s' * (source.rows != 1)}", soft_wrap=True)
+
+
+def of_one(options: argparse.Namespace) -> tuple[Source, int, Answer]:
+    """Return the texts, at how many tokens one is cut, and what an adapter says of a batch of them.
+
+    Raises:
+        UserError: for the first thing that is wrong.
+    """
     known = task.read(options.adapter)
     if options.file is None:
-        given = inputs.of_words(options.texts, known)
+        source = inputs.of_words(options.texts, known, skip_empty=options.skip_empty)
     else:
-        given = inputs.of_file(options.file, options.column, known)
+        source = inputs.of_file(options.file, options.column, known, skip_empty=options.skip_empty)
     with console.errors.status("loading the model"):
         from pipeline.predict.opening import open_adapter  # seconds
 
         model, tokenizer = open_adapter(options.adapter, options.base)
-    labels = labels_of(model, options, known)
-    logits = logits_of(model, tokenizer, given, max_length(tokenizer, options, known), options.batch_size)
-    show(records(given, logits, labels), options)
+    labels, length = labels_of(model, options, known), max_length(tokenizer, options, known)
+
+    def answer(given: Given, advance: Callable[[int], None]) -> tuple[list[Record], int]:
+        logits, cut = logits_of(model, tokenizer, given, length, options.batch_size, advance)
+        return records(given, logits, labels), cut
+
+    return source, length, answer
 
 
 def check(options: argparse.Namespace) -> None:
@@ -165,75 +191,23 @@ def max_length(tokenizer: "PreTrainedTokenizerBase", options: argparse.Namespace
 
 
 def logits_of(
-    model: Any, tokenizer: "PreTrainedTokenizerBase", given: Given, length: int, batch_size: int
-) -> "Tensor":  # (texts, labels)
-    """Return the model's outputs, with a progress bar, and say how many texts were cut."""
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    given: Given,
+    length: int,
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> tuple["Tensor", int]:  # (texts, labels)
+    """Return the model's outputs, and how many texts were cut."""
     from datasets import Dataset
     from transformers import DataCollatorWithPadding
 
     from pipeline.evaluation import inference
 
     encoded, whole = encode(given.texts, given.pairs, tokenizer, length)
-    if cut := sum(tokens > length for tokens in whole):
-        console.errors.print(f"{cut} of {len(whole)} texts cut at {length} tokens", soft_wrap=True)
     tokens = Dataset.from_dict({**encoded, "length": [len(ids) for ids in encoded["input_ids"]]})
-    with console.progress("predict", len(whole), "texts", console.errors) as advance:
-        return inference.logits(model, tokens, DataCollatorWithPadding(tokenizer), batch_size, advance)
-
-
-def records(given: Given, logits: "Tensor", labels: Sequence[str] | None) -> list[Record]:
-    """Return for each text the label and the probability of each, or the number; six digits."""
-    found: list[Record] = [{"text": text} for text in given.texts]
-    for record, pair in zip(found, given.pairs or [], strict=False):
-        record["text_pair"] = pair
-    if labels is None:
-        for record, number in zip(found, logits[:, 0].tolist(), strict=True):
-            record["number"] = _rounded(number)
-        return found
-    for record, shares in zip(found, logits.double().softmax(dim=1).tolist(), strict=True):
-        record["label"] = labels[shares.index(max(shares))]
-        record["probabilities"] = dict(zip(labels, map(_rounded, shares), strict=True))
-    return found
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.6g}")
-
-
-def show(found: Sequence[Record], options: argparse.Namespace) -> None:
-    """Write the records to --out, whole or not at all, or print them.
-
-    Raises:
-        UserError: if the file cannot be written.
-    """
-    if options.out is not None:
-        try:
-            with artifacts.replacing(options.out) as new, new.open("w", encoding="utf-8", newline="") as file:
-                _write(found, file, as_json=options.out.suffix == JSON_LINES)
-        except OSError as error:
-            raise UserError(f"--out: {options.out}: cannot be written: {error.strerror}") from None
-        console.errors.print(f"{options.out}: {len(found)} row{'s' * (len(found) != 1)}", soft_wrap=True)
-    elif options.json or not sys.stdout.isatty():
-        _write(found, sys.stdout, as_json=options.json)
-    else:
-        flat = [_flat(record) for record in found]
-        console.table(str(options.bank or options.adapter), list(flat[0]), [list(row.values()) for row in flat])
-
-
-def _write(found: Sequence[Record], file: TextIO, *, as_json: bool) -> None:
-    if as_json:
-        file.writelines(f"{json.dumps(record, ensure_ascii=False)}\n" for record in found)
-        return
-    flat = [_flat(record) for record in found]
-    writer = csv.DictWriter(file, list(flat[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
-
-
-def _flat(record: Record) -> Record:
-    """Return a record with a column for each probability."""
-    flat = dict(record)
-    return flat | {f"p({label})": share for label, share in flat.pop("probabilities", {}).items()}
+    found = inference.logits(model, tokens, DataCollatorWithPadding(tokenizer), batch_size, advance)
+    return found, sum(tokens > length for tokens in whole)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,7 +1,7 @@
-"""The texts that a command is given: its arguments, standard input or a file."""
+"""The texts that a command is given: its arguments, standard input or a file, which is read a batch at a time."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,69 +12,87 @@ from pipeline.errors import UserError
 from pipeline.methods.task import Task
 
 STDIN = "-"
+TEXT_COLUMNS = ("text", "text_pair")  # of what is no file
+SHOWN = 10  # rows that are left out
 
 
 @dataclass(frozen=True)
 class Given:
-    """Texts, or pairs of texts."""
+    """Texts, or pairs of texts, and the columns of their rows, the texts' own among them."""
 
     texts: list[str]
     pairs: list[str] | None  # the second text of each
+    columns: sources.Columns
 
 
-def of_words(words: Sequence[str], task: Task | None) -> Given:
+@dataclass(frozen=True)
+class Source:
+    """Where texts come from, checked."""
+
+    columns: list[str]  # that each batch has
+    rows: int  # of all batches
+    batches: Callable[[], Iterator[Given]]
+
+
+def of_words(words: Sequence[str], task: Task | None, *, skip_empty: bool = False) -> Source:
     """Return the texts among the arguments, or, without any or for "-", those of standard input, one a line.
 
     For an adapter of pairs, arguments are taken two by two, and a line holds two texts with a tab between them.
 
     Raises:
-        UserError: if there is no text, or one is empty or lacks its second; says which.
+        UserError: if there is no text, or one is empty, unless these are skipped, or lacks its second; says which.
     """
     width = 1 if task is None else len(task.columns)
     if list(words) in ([], [STDIN]):
         source, rows = "standard input: line", [line.split("\t", width - 1) for line in _lines()]
         for number, row in enumerate(rows, start=1):
-            if len(row) != width:
+            if len(row) != width and not (skip_empty and is_missing(row[0])):
                 raise UserError(f"{source} {number}: needed: two texts with a tab between them")
+        rows = [row + [""] * (width - len(row)) for row in rows]
     else:
         if len(words) % width:
             raise UserError(f"the adapter reads pairs: needed: an even number of texts, got {len(words)}")
         source, rows = "text", [list(words[start : start + width]) for start in range(0, len(words), width)]
     if not rows:
         raise UserError("standard input: empty; needed: one text a line")
-    return _checked([[row[position] for row in rows] for position in range(width)], source)
+    names = list(TEXT_COLUMNS[:width])
+    table: sources.Columns = dict(zip(names, zip(*rows, strict=True), strict=True))
+    return _checked(lambda: iter([table]), names, names, source, skip_empty)
 
 
-def of_file(path: Path, columns: Sequence[str] | None, task: Task | None) -> Given:
-    """Return the texts of one column of a file, or of two for an adapter of pairs.
+def of_file(path: Path, columns: Sequence[str] | None, task: Task | None, *, skip_empty: bool = False) -> Source:
+    """Return the texts of one column of a file, or of two for an adapter of pairs, and all other columns.
 
-    Without `columns` they are those of the task, or the only one.
+    Without `columns` they are those of the task, or the only one. The file is read three times, and never as a whole:
+    its columns, then all of its texts, are checked before the first text is given away.
 
     Raises:
-        UserError: if the file cannot be read, has no such column, or a row has no text.
+        UserError: if the file cannot be read, has no such column, or a row has no text, unless these are skipped.
     """
-    table = sources.read_file(path, "--file")
     where = f"--file: {path}"
-    chosen = _usual(table, task, where) if columns is None else columns
+    # Of JSON, where the last line may bring a column; the rows of a file that changes meanwhile are what they are.
+    names = list(dict.fromkeys(name for batch in sources.batches_of(path, "--file") for name in batch))
+    chosen = _usual(names, task, where) if columns is None else columns
     width = min(2, len(chosen)) if task is None else len(task.columns)
     if len(chosen) != width:
         reads = (
             "1 name, as the adapter reads one text" if width == 1 else "2 names, as the adapter reads pairs of texts"
         )
         raise UserError(f"--column needs {reads}, got {' '.join(chosen)}")
-    found = list(sources.select(table, chosen, where).values())
-    if not found[0]:
+    sources.check_columns(names, chosen, where)
+    found = _checked(lambda: sources.batches_of(path, "--file"), names, chosen, f"{where}: row", skip_empty)
+    if not found.rows:
         raise UserError(f"{where}: empty; needed: at least one row")
-    return _checked(found, f"{where}: row")
+    return found
 
 
-def _usual(table: sources.Columns, task: Task | None, where: str) -> Sequence[str]:
-    if task is not None and set(task.columns) <= table.keys():
+def _usual(names: Sequence[str], task: Task | None, where: str) -> Sequence[str]:
+    if task is not None and set(task.columns) <= set(names):
         return task.columns
-    if len(table) == 1:
-        return list(table)
+    if len(names) == 1:
+        return names
     trained_on = "" if task is None else f"no column {' and '.join(task.columns)}, as in training; "
-    raise UserError(f"{where}: {trained_on}choose with --column; columns: {', '.join(table) or 'none'}")
+    raise UserError(f"{where}: {trained_on}choose with --column; columns: {', '.join(names) or 'none'}")
 
 
 def _lines() -> list[str]:
@@ -87,14 +105,71 @@ def _lines() -> list[str]:
     return [line.removesuffix("\r") for line in content.removesuffix("\n").split("\n")] if content else []
 
 
-def _checked(columns: Sequence[Sequence[object]], source: str) -> Given:
-    for values in columns:
-        for number, value in enumerate(values, start=1):
-            try:
-                if is_missing(value):
-                    raise ValueError("is empty; needed: a text")
-                checked_text(value)
-            except ValueError as error:
-                raise UserError(f"{source} {number}: {error}") from None
-    texts, *pairs = ([str(value) for value in values] for values in columns)
-    return Given(texts, pairs[0] if pairs else None)
+def _checked(
+    read: Callable[[], Iterator[sources.Columns]],
+    names: Sequence[str],
+    chosen: Sequence[str],
+    source: str,
+    skip_empty: bool,
+) -> Source:
+    """Return what can be read, after one look at all of it; say which rows have no text.
+
+    Raises:
+        UserError: for the first row that has none, if these are not skipped, or that is no text.
+    """
+    empty: list[int] = []
+    rows = number = 0
+    for table in read():
+        kept, number = list(_kept(table, chosen, source, number, skip_empty, empty)), number + _height(table)
+        rows += len(kept)
+    if empty:
+        shown = ", ".join(map(str, empty[:SHOWN])) + ", ..." * (len(empty) > SHOWN)
+        console.errors.print(f"{source}s without a text left out: {len(empty)} of {number}: {shown}", soft_wrap=True)
+        if not rows:
+            raise UserError(f"{source}s: none has a text")
+
+    def batches() -> Iterator[Given]:
+        number = 0
+        for table in read():
+            kept, number = list(_kept(table, chosen, source, number, skip_empty, [])), number + _height(table)
+            columns: sources.Columns = {
+                name: [table[name][at] for at in kept] if name in table else [None] * len(kept) for name in names
+            }
+            texts, *pairs = ([str(value) for value in columns[name]] for name in chosen)
+            if kept:
+                yield Given(texts, pairs[0] if pairs else None, columns)
+
+    return Source(list(names), rows, batches)
+
+
+def _height(table: sources.Columns) -> int:
+    return max(map(len, table.values()), default=0)
+
+
+def _kept(
+    table: sources.Columns, chosen: Sequence[str], source: str, before: int, skip_empty: bool, empty: list[int]
+) -> Iterator[int]:
+    """Yield the positions of a batch's rows that have their texts; append the numbers of the others to `empty`.
+
+    Raises:
+        UserError: if a row has none and these are not skipped, or something else than a text.
+    """
+    texts = [table.get(name, [None] * _height(table)) for name in chosen]
+    for at in range(_height(table)):
+        values = [column[at] for column in texts]
+        number = before + at + 1
+        if not any(map(is_missing, values)):
+            _check_texts(values, f"{source} {number}")
+            yield at
+        elif skip_empty:
+            empty.append(number)
+        else:
+            raise UserError(f"{source} {number}: is empty; needed: a text, or --skip-empty")
+
+
+def _check_texts(values: Sequence[object], where: str) -> None:
+    try:
+        for value in values:
+            checked_text(value)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None

@@ -1,9 +1,9 @@
 """Texts of a file, each through the adapter that its row names: a bank of adapters of one base model."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from logging import ERROR, getLogger
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 
@@ -14,10 +14,12 @@ from pipeline.errors import UserError, nearest
 from pipeline.methods.task import FILE, Task
 from pipeline.params import mistakes
 from pipeline.predict import inputs
+from pipeline.predict.inputs import Given, Source
+from pipeline.predict.output import Answer, Record, free, rounded, rows_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from lsr.serve.bank import AdapterBank
 
@@ -36,8 +38,10 @@ def check(options: argparse.Namespace) -> None:
         raise UserError(f"--labels: each adapter of a bank names its own, in its {FILE}")
 
 
-def records(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return for each row its text, its adapter, and the label with its probability, or the number; six digits.
+def of_bank(options: argparse.Namespace) -> tuple[Source, int, Answer]:
+    """Return the texts, at how many tokens one is cut, and what the adapters say of a batch of them.
+
+    That is the label with its probability, or the number; six digits.
 
     Raises:
         UserError: for the first thing that is wrong.
@@ -47,40 +51,53 @@ def records(options: argparse.Namespace) -> list[dict[str, Any]]:
 
     try:
         notes = opening.notes_of(options.bank)
-        names = _names(options, notes)
-        tasks = {name: _task(options, name, notes[name]) for name in dict.fromkeys(names)}
+        tasks = {name: _task(options, name, notes[name]) for name in _names(options, notes)}
         first = next(iter(tasks.values()))
-        given = inputs.of_file(options.file, options.column, first)
+        source = inputs.of_file(options.file, options.column, first, skip_empty=options.skip_empty)
         with console.errors.status("loading the model"):
             bank, tokenizer = _open(options)
     except InputError as error:
         raise UserError(str(error)) from None
     length = _max_length(options, tasks, tokenizer.model_max_length)
-    encoded, whole = encode(given.texts, given.pairs, tokenizer, length)
-    if cut := sum(tokens > length for tokens in whole):
-        console.errors.print(f"{cut} of {len(whole)} texts cut at {length} tokens", soft_wrap=True)
-    found = _logits(bank, tokenizer, encoded, names, options.batch_size)
-    rows: list[dict[str, Any]] = []
-    for position, (text, name) in enumerate(zip(given.texts, names, strict=True)):
-        pair = {} if given.pairs is None else {"text_pair": given.pairs[position]}
-        rows.append({"text": text, **pair, "adapter": name, **_said(found[position], tasks[name].labels)})
-    return rows
+
+    def answer(given: Given, advance: Callable[[int], None]) -> tuple[list[Record], int]:
+        names = [str(value) for value in given.columns[options.adapter_column]]
+        encoded, whole = encode(given.texts, given.pairs, tokenizer, length)
+        found = _logits(bank, tokenizer, encoded, names, options.batch_size, advance)
+        rows = rows_of(given)
+        for row, name, logits in zip(rows, names, found, strict=True):
+            row |= _said(logits, tasks[name].labels, given.columns)
+        return rows, sum(tokens > length for tokens in whole)
+
+    return source, length, answer
 
 
 def _names(options: argparse.Namespace, notes: Mapping[str, object]) -> list[str]:
-    where = f"--file: {options.file}"
-    table = sources.read_file(options.file, "--file")
-    column = sources.select(table, [options.adapter_column], where)[options.adapter_column]
-    names = [str(value) for value in column]
-    for number, name in enumerate(names, start=1):
+    """Return the adapters that a file names, each once.
+
+    Raises:
+        UserError: if the file cannot be read or has no row, or the bank lacks an adapter; says the first row of it.
+    """
+    where, column = f"--file: {options.file}", options.adapter_column
+    columns: dict[str, None] = {}
+    first: dict[str, int] = {}  # row of each
+    before = 0
+    for batch in sources.batches_of(options.file, "--file"):
+        columns |= dict.fromkeys(batch)
+        height = max(map(len, batch.values()), default=0)
+        for number, value in enumerate(batch.get(column, [None] * height), start=before + 1):
+            first.setdefault(str(value), number)
+        before += height
+    sources.check_columns(columns, [column], where)
+    for name, number in first.items():
         if name not in notes:
             raise UserError(
                 f"{where}: row {number}: no adapter {name!r} in {options.bank}, which holds {len(notes)}"
                 f"{nearest(name, list(notes))}"
             )
-    if not names:
+    if not first:
         raise UserError(f"{where}: empty; needed: at least one row")
-    return names
+    return list(first)
 
 
 def _task(options: argparse.Namespace, name: str, note: Any) -> Task:
@@ -98,14 +115,16 @@ def _open(options: argparse.Namespace) -> tuple["AdapterBank", "PreTrainedTokeni
     from lsr.convert.base_model import tokenizer_of
     from lsr.serve import opening
     from pipeline.methods import device
-    from pipeline.methods.base_models import installed_folder
+    from pipeline.methods.base_models import pad
+    from pipeline.predict.opening import place_of
 
     getLogger("huggingface_hub").setLevel(ERROR)  # that it tries again, when there is no connection
     fields = opening.fields_of(options.bank)
-    base = options.base or installed_folder(str(fields.get("base_model_name_or_path")))
+    base = options.base or place_of(str(fields.get("base_model_name_or_path")))
     bank, tokenizer = opening.open_bank(options.bank, base), tokenizer_of(fields, options.bank, base)
     if tokenizer is None:
         raise UserError(f"{options.bank}: no tokenizer beside the bank or its base model; see --base")
+    pad(tokenizer, str(options.bank), cast("PreTrainedModel", bank.model))
     return device.place(bank), tokenizer
 
 
@@ -127,6 +146,7 @@ def _logits(
     encoded: Mapping[str, Sequence[Sequence[int]]],
     names: Sequence[str],
     batch_size: int,
+    advance: Callable[[int], None],
 ) -> "Tensor":  # (texts, labels)
     import torch
     from transformers import DataCollatorWithPadding
@@ -136,7 +156,7 @@ def _logits(
     collate, where = DataCollatorWithPadding(tokenizer), device_of(bank)
     order = torch.tensor([len(ids) for ids in encoded["input_ids"]]).argsort(descending=True, stable=True)
     found = []
-    with console.progress("predict", len(names), "texts", console.errors) as advance, torch.inference_mode():
+    with torch.inference_mode():
         for indices in order.split(batch_size):
             rows = [{name: values[row] for name, values in encoded.items()} for row in indices.tolist()]
             batch = {name: value.to(where) for name, value in collate(rows).items()}
@@ -146,14 +166,11 @@ def _logits(
     return torch.cat(found)[order.argsort()]
 
 
-def _said(logits: "Tensor", labels: Sequence[str] | None) -> dict[str, Any]:  # (labels,)
+def _said(logits: "Tensor", labels: Sequence[str] | None, taken: sources.Columns) -> Record:  # (labels,)
     if labels is None:
-        return {"number": _rounded(float(logits[0]))}
+        return {free("number", taken): rounded(float(logits[0]))}
     if len(labels) != len(logits):
         raise UserError(f"{FILE}: names {len(labels)} labels, and the head has {len(logits)}")
     shares = logits.double().softmax(dim=0).tolist()
-    return {"label": labels[shares.index(max(shares))], "probability": _rounded(max(shares))}
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.6g}")
+    best = max(shares)
+    return {free("label", taken): labels[shares.index(best)], free("probability", taken): rounded(best)}

@@ -3,17 +3,21 @@
 from collections.abc import Mapping
 from logging import ERROR, getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lsr.convert import loading
 from lsr.convert.base_model import load_base, load_tokenizer
 from lsr.convert.files import InputError, read_config, read_tensors
 from pipeline.errors import UserError
 from pipeline.methods import adapters, device, table
-from pipeline.methods.base_models import installed_folder
+from pipeline.methods.base_models import installed_folder, pad
+from pipeline.params import TABLES
+from pipeline.predict.places import here_or_in_the_repository
+
+MODELS = TABLES["model"][0]
 
 
 def open_adapter(folder: Path, base: str | None) -> tuple[PeftModel, PreTrainedTokenizerBase]:
@@ -28,13 +32,22 @@ def open_adapter(folder: Path, base: str | None) -> tuple[PeftModel, PreTrainedT
     getLogger("huggingface_hub").setLevel(ERROR)  # that it tries again, when there is no connection
     try:
         fields = read_config(folder)
-        name = base or installed_folder(str(fields.get("base_model_name_or_path")))
+        name = base or place_of(str(fields.get("base_model_name_or_path")))
         model, tokenizer = _load(folder, fields, name), load_tokenizer(folder, name)
     except InputError as error:
         raise UserError(str(error)) from None
     if tokenizer is None:
         raise UserError(f"{folder}: no tokenizer beside the adapter or its base model; see --base")
+    pad(tokenizer, str(folder), cast("PreTrainedModel", model.get_base_model()))
     return device.place(model), tokenizer
+
+
+def place_of(name: str) -> str | None:
+    """Return where a named base model is: in an installed package, or a folder of the repository; None for a hub."""
+    if (folder := installed_folder(name, here_or_in_the_repository(MODELS))) is not None:
+        return folder
+    place = here_or_in_the_repository(Path(name))
+    return str(place) if place.is_dir() else None
 
 
 def _load(folder: Path, fields: Mapping[str, Any], base: str | None) -> PeftModel:

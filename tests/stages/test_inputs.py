@@ -141,8 +141,29 @@ def test_the_stage_writes_a_file_a_row():
     )
     stage.main(view)
     assert json.loads(artifacts.DATA_FILES.read_text()) == {"data/a.csv": sha256("a")}
-    assert json.loads(artifacts.MODEL_FILES.read_text()) == {}
+    (told,) = json.loads(artifacts.MODEL_FILES.read_text()).items()
+    assert told[0] == "pipeline/models.yaml: tiny"
+    stage.main(view.model_copy(update={"base_model": view.base_model.model_copy(update={"head": ("score",)})}))
+    assert json.loads(artifacts.MODEL_FILES.read_text())[told[0]] != told[1]
     assert json.loads(artifacts.FRAMES_FILES.read_text()) == {}
+
+
+def test_a_model_that_is_named_itself_is_told_by_its_files():
+    Path("models/mine").mkdir()
+    Path("models/mine/config.json").write_text("{}")
+    view = params.InputsView.model_construct(
+        data="mine",
+        model="models/mine",
+        dataset=DatasetRow.model_validate(row("data/a.csv")),
+        base_model=ModelRow.named("models/mine", "params.yaml: model"),
+        frames="own",
+        pooled={},
+    )
+    Path("data/a.csv").write_text("a")
+    stage.main(view)
+    found = json.loads(artifacts.MODEL_FILES.read_text())
+    assert found.keys() == {"params.yaml: model: models/mine", "models/mine/config.json"}
+    assert found["models/mine/config.json"] == sha256("{}")
 
 
 def view_of(frames="own", **pooled):

@@ -346,7 +346,7 @@ def test_rated_texts_are_compared_in_pairs(at):
 def exported(words):
     """Run the pipeline, and return what the exports say beside the adapter."""
     run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
-    assert {path.name for path in artifacts.EXPORTS.iterdir()} == {"parity.json", *words}
+    assert {path.name for path in artifacts.EXPORTS.iterdir()} == {"parity.json", "README.md", *words}
     return report(artifacts.EXPORTS / "parity.json")
 
 
@@ -429,7 +429,7 @@ def test_exports_have_the_same_bytes_every_time_and_leave_with_their_word(at):
     everything = workspace.read_yaml(Path("params.yaml"))
     workspace.write_yaml(Path("params.yaml"), workspace.merged(everything, {"evaluate": {"export": []}}))
     run(EVALUATE)
-    assert list(digests(artifacts.EXPORTS)) == ["artifacts/exports/parity.json"]
+    assert list(digests(artifacts.EXPORTS)) == ["artifacts/exports/README.md", "artifacts/exports/parity.json"]
 
 
 def test_an_export_that_is_refused_is_one_line_and_leaves_the_old_one(at):
@@ -542,7 +542,7 @@ def test_saving_a_loaded_adapter_asks_no_hub(at, monkeypatch):
         ),
         (
             {"adapter": "lora", "lora": {"r": 25}},
-            ["params.yaml: lora: r: the rank must be in [1, 24]", "query', 24 x 24, got 25"],
+            ["params.yaml: lora: r: 25 is above 24, the smaller side of", "attention.self.query"],
         ),
     ],
 )

@@ -1,6 +1,8 @@
 """Every word of `adapter` on a tiny model: it starts as it says, trains, is saved, loaded, counted and merged."""
 
 import copy
+import re
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,7 @@ def test_a_method_goes_all_the_way(chosen, word, section):
     assert not torch.equal(logits(loaded), base)
     opened, _ = open_adapter(artifacts.ADAPTER, "tiny-roberta")
     assert torch.equal(logits(opened.cpu()), logits(loaded))
+    run_card(artifacts.ADAPTER)
     moved = loaded.to("meta")
     assert all(tensor.is_meta for tensor in (*moved.parameters(), *moved.buffers()))
 
@@ -190,6 +193,16 @@ def test_the_sections_of_params_yaml_fit_the_default_model(monkeypatch):
         section = getattr(content, word).filled()
         model = adapters.add_adapter(copy.deepcopy(base), section, view.base_model, 0)
         assert adapters.count_parameters(model, view.base_model)["head_parameters"] == 770
+
+
+def run_card(folder):
+    """Run the snippet of an adapter's card where it lies, beside the base model that it names."""
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
+    link = folder / "tiny-roberta"
+    link.symlink_to(Path("tiny-roberta").resolve())
+    with chdir(folder):
+        exec(compile(code, "README.md", "exec"), {})  # noqa: S102 what the card says is asked for
+    link.unlink()
 
 
 def with_adapter(name, frozen):

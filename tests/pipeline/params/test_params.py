@@ -93,7 +93,7 @@ def test_every_model_row_is_valid(name, monkeypatch):
     assert params.load_row("model", name).target_modules
 
 
-@pytest.mark.parametrize("name", DATA_ROWS + MODEL_ROWS)
+@pytest.mark.parametrize("name", DATA_ROWS)
 def test_a_row_has_a_name_that_dvc_can_find(name):
     assert re.fullmatch("[A-Za-z0-9_-]+", name)
 

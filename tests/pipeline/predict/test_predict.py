@@ -17,8 +17,10 @@ from transformers import AutoTokenizer
 
 from lsr.__main__ import main as lsr_main
 from pipeline import artifacts, params
+from pipeline.data import sources
 from pipeline.methods import base_models
 from pipeline.predict import __main__ as predict
+from pipeline.predict import places
 from stages import evaluate, factorize_init, tokenize, train
 from tests import workspace
 
@@ -182,14 +184,65 @@ def test_a_file_says_what_the_arguments_say(one, capsys, ending):
             frame.to_json(path, orient="records", lines=True)
         case "parquet":
             frame.to_parquet(path)
-    expected = ok(capsys, *texts)
-    assert ok(capsys, "--file", path) == expected
-    assert ok(capsys, "--file", path, "--column", "sentence1") == expected
+    expected = [
+        {"id": key, "sentence1": row.pop("text"), **row}
+        for key, row in zip("abc", table(ok(capsys, *texts)), strict=True)
+    ]
+    assert table(ok(capsys, "--file", path)) == expected
+    assert table(ok(capsys, "--file", path, "--column", "sentence1")) == expected
 
 
 def test_the_only_column_needs_no_name(one, capsys):
-    Path("in.csv").write_text(f"whatever\n{SENTENCE}\n")
+    Path("in.csv").write_text(f"text\n{SENTENCE}\n")
     assert ok(capsys, "--file", "in.csv") == ok(capsys, SENTENCE)
+
+
+def test_other_columns_are_kept_as_they_are_and_give_way_to_none_of_ours(one, capsys):
+    records = [{"n": 3, "label": "good", "sentence1": SENTENCE}, {"sentence1": "an owl", "late": [1, None]}]
+    Path("in.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    found = [json.loads(line) for line in ok(capsys, "--file", "in.jsonl", "--json").splitlines()]
+    assert [list(record) for record in found] == [
+        ["n", "label", "sentence1", "late", "predicted_label", "probabilities"]
+    ] * 2
+    assert found[0]["label"] == "good"
+    assert found[0]["predicted_label"] in ("equivalent", "not_equivalent")
+    assert (found[1]["n"], found[1]["late"]) == (None, [1, None])
+
+
+def test_a_file_is_read_a_batch_at_a_time_and_nothing_is_said_before_all_of_it_is_checked(one, capsys, monkeypatch):
+    texts = [" ".join(SENTENCE.split()[: 1 + number % 8]) for number in range(11)]
+    Path("in.csv").write_text("id,text\n" + "".join(f"{n},{text}\n" for n, text in enumerate(texts)))
+    words = ("--file", "in.csv", "--column", "text")
+    whole = ok(capsys, *words)
+    monkeypatch.setattr(sources, "BATCH", 4)
+    sizes, asked = [], predict.logits_of
+    monkeypatch.setattr(predict, "logits_of", lambda *given: (sizes.append(len(given[2].texts)), asked(*given))[1])
+    batched = ok(capsys, *words)
+    assert sizes == [4, 4, 3]
+    for row, expected in zip(table(batched), table(whole), strict=True):
+        assert (row["id"], row["text"], row["label"]) == (expected["id"], expected["text"], expected["label"])
+    Path("in.csv").write_text(Path("in.csv").read_text() + "11, \n")
+    assert mistake(capsys, *words) == "--file: in.csv: row 12: is empty; needed: a text, or --skip-empty"
+
+
+def test_rows_without_a_text_are_left_out_and_named(one, capsys):
+    Path("in.csv").write_text(f"id,text\n1,\n2,{SENTENCE}\n3, \n")
+    capsys.readouterr()
+    assert predict.main(["--file", "in.csv", "--column", "text", "--skip-empty"]) == 0
+    printed = capsys.readouterr()
+    assert [row["id"] for row in table(printed.out)] == ["2"]
+    assert printed.err == "--file: in.csv: rows without a text left out: 2 of 3: 1, 3\n"
+    Path("in.csv").write_text("id,text\n1,\n")
+    assert predict.main(["--file", "in.csv", "--column", "text", "--skip-empty"]) == 2
+    assert capsys.readouterr().err.endswith("--file: in.csv: rows: none has a text\n")
+
+
+def test_it_runs_from_any_folder(one, capsys, monkeypatch, tmp_path):
+    expected = ok(capsys, SENTENCE)
+    monkeypatch.setattr(places, "REPOSITORY", one)
+    (tmp_path / "far").mkdir()
+    monkeypatch.chdir(tmp_path / "far")
+    assert ok(capsys, SENTENCE) == expected
 
 
 @pytest.mark.parametrize("words", [(), ("-",)])
@@ -203,9 +256,10 @@ def test_pairs_are_two_arguments_a_line_with_a_tab_or_two_columns(pairs, capsys,
     assert [(row["text"], row["text_pair"]) for row in table(expected)] == [(SENTENCE, "an owl"), ("a fox", "a hen")]
     typed(monkeypatch, f"{SENTENCE}\tan owl\na fox\ta hen\n".encode())
     assert ok(capsys) == expected
-    Path("in.csv").write_text(f"sentence2,sentence1\nan owl,{SENTENCE}\na hen,a fox\n")
-    assert ok(capsys, "--file", "in.csv") == expected
-    assert ok(capsys, "--file", "in.csv", "--column", "sentence1", "sentence2") == expected
+    Path("in.csv").write_text(f"text_pair,text,sentence2,sentence1\nan owl,{SENTENCE},an owl,{SENTENCE}\n")
+    for words in ((), ("--column", "text", "text_pair")):
+        (found,) = table(ok(capsys, "--file", "in.csv", *words))
+        assert {name: found[name] for name in table(expected)[0]} == table(expected)[0]
 
 
 # Where the base model comes from
@@ -262,7 +316,7 @@ def test_a_file_is_written_whole_or_not_at_all(one, capsys, monkeypatch):
     def full(self, rows):
         raise OSError(28, "full")
 
-    monkeypatch.setattr(predict.csv.DictWriter, "writerows", full)
+    monkeypatch.setattr(csv.DictWriter, "writerows", full)
     line = mistake_after_progress(capsys, SENTENCE, "--out", "out.csv", "--force")
     assert line == "out.csv: cannot be written: No space left on device"
     assert Path("out.csv").read_text() == "kept"
@@ -332,15 +386,15 @@ MISTAKES = [
     (("--file", "zero.tsv", "--column", "x"), "--file: zero.tsv: not a file"),
     (("--file", "deep.jsonl"), "--file: deep.jsonl: line 1 is not JSON: maximum recursion depth exceeded"),
     (("--file", "long.csv"), "--file: long.csv: row 1: a text of 1,000,001 characters; at most 1,000,000 are allowed"),
-    (("--file", "in.txt"), "--file: in.txt: the ending must be one of .csv, .tsv, .txt, .jsonl, .json, .parquet"),
+    (("--file", "in.doc"), "--file: in.doc: the ending must be one of .csv, .tsv, .txt, .jsonl, .json, .parquet"),
     (("--file", "in.csv"), "--file: in.csv: no column sentence1, as in training; choose with --column; columns: "),
     (("--file", "in.csv", "--column", "txet"), "--file: in.csv: no column 'txet'; did you mean text?; columns: "),
     (("--file", "in.csv", "--column", "id", "text"), "--column needs 1 name, as the adapter reads one text, got id"),
-    (("--file", "in.csv", "--column", "text"), "--file: in.csv: row 2: is empty; needed: a text"),
+    (("--file", "in.csv", "--column", "text"), "--file: in.csv: row 2: is empty; needed: a text, or --skip-empty"),
     (("--file", "empty.csv", "--column", "text"), "--file: empty.csv: empty; needed: at least one row"),
     (("--file", "broken.csv"), "--file: broken.csv: line 2 has 3 columns, not 2"),
     (("--file", "numbers.jsonl"), "--file: numbers.jsonl: row 1: a text must be text, got 3"),
-    (("a", " "), "text 2: is empty; needed: a text"),
+    (("a", " "), "text 2: is empty; needed: a text, or --skip-empty"),
     (("a", "--out", "out.txt"), "--out: out.txt: the ending must be .csv or .jsonl"),
     (("a", "--out", "out.csv", "--json"), "--out: out.csv: for JSON lines the ending must be .jsonl"),
     (("a", "--out", "folder.csv", "--force"), "--out: folder.csv: is a folder; needed: a file"),
@@ -357,7 +411,7 @@ def test_a_mistake_is_one_line(one, capsys, words, message):
     Path("empty.csv").write_text("id,text\n")
     Path("broken.csv").write_text("id,text\n1,a,b\n")
     Path("numbers.jsonl").write_text('{"sentence1": 3}\n')
-    Path("in.txt").touch()
+    Path("in.doc").touch()
     os.mkfifo("pipe.csv")
     Path("zero.tsv").symlink_to("/dev/zero")
     Path("deep.jsonl").write_text("[" * 100_000)
@@ -372,7 +426,7 @@ def test_a_mistake_is_one_line(one, capsys, words, message):
     ("content", "message"),
     [
         (b"", "standard input: empty; needed: one text a line"),
-        (b"a\n\nb\n", "standard input: line 2: is empty; needed: a text"),
+        (b"a\n\nb\n", "standard input: line 2: is empty; needed: a text, or --skip-empty"),
         (b"a\xff\n", "standard input: not UTF-8: invalid start byte at byte 1"),
     ],
 )
@@ -478,7 +532,7 @@ def test_each_row_of_a_file_goes_through_its_adapter(users, capsys):
     for name, text in (("ben", SENTENCE), ("anna", SENTENCE), ("ben", "an owl")):
         (alone,) = table(ok(capsys, text, "--adapter", f"users/{name}"))
         share = float(alone[f"p({alone['label']})"])
-        expected.append({"text": text, "adapter": name, "label": alone["label"], "probability": share})
+        expected.append({"user": name, "sentence1": text, "label": alone["label"], "probability": share})
     printed = of_users(capsys)
     found = [row | {"probability": float(row["probability"])} for row in table(printed)]
     assert [list(row.items())[:3] for row in found] == [list(row.items())[:3] for row in expected]
@@ -487,7 +541,22 @@ def test_each_row_of_a_file_goes_through_its_adapter(users, capsys):
     assert lsr_main(["bank", "--from", "users", "-o", "bank"]) == 0
     assert of_users(capsys, bank="bank") == printed
     rows = [json.loads(line) for line in of_users(capsys, "--json", "--batch-size", "2").splitlines()]
-    assert [list(row) for row in rows] == 3 * [["text", "adapter", "label", "probability"]]
+    assert [list(row) for row in rows] == 3 * [["user", "sentence1", "label", "probability"]]
+
+
+def test_a_file_for_a_bank_is_read_a_batch_at_a_time_and_its_columns_are_kept(users, capsys, monkeypatch):
+    Path("in.csv").write_text(f"user,label,sentence1\nben,x,{SENTENCE}\nanna,y,\nanna,z,an owl\nben,w,an owl\n")
+    whole = table(of_users(capsys, "--skip-empty"))
+    assert [list(row.values())[:3] for row in whole] == [
+        ["ben", "x", SENTENCE],
+        ["anna", "z", "an owl"],
+        ["ben", "w", "an owl"],
+    ]
+    assert list(whole[0])[3:] == ["predicted_label", "probability"]
+    monkeypatch.setattr(sources, "BATCH", 2)
+    batched = table(of_users(capsys, "--skip-empty"))
+    assert [list(row.values())[:4] for row in batched] == [list(row.values())[:4] for row in whole]
+    assert of_users(capsys, call=mistake) == "--file: in.csv: row 2: is empty; needed: a text, or --skip-empty"
 
 
 def test_a_mistake_with_a_bank_is_one_line(users, capsys):

@@ -1,0 +1,135 @@
+"""The model card of an adapter: README.md, which the hub shows, with a snippet that runs as it is printed."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+from safetensors import safe_open
+
+FILE = "README.md"
+MARK = "<!-- Written by lsr when the adapter is saved; without this line it stays as you edit it. -->"
+UNFILLED = "[More Information Needed]"  # of PEFT's template
+CLASSES = {  # by PEFT's task_type
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+}
+MERGED = ("LSR", "LORA")  # PEFT's other methods do not come off a model whose head has several layers
+LABELLED = ("SEQ_CLS", "TOKEN_CLS")
+ASK = {False: '"A text."', True: '{"text": "A text.", "text_pair": "Another one."}'}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a card says. `labels` are those of the head in their order; a head without labels predicts a number."""
+
+    method: str  # as PEFT calls it: LSR is this package's
+    base: str
+    revision: str | None
+    task_type: str | None
+    labels: Sequence[str] = ()
+    is_pair: bool = False
+    summary: str = "It is a fine-tuned adapter."  # what it does, in a sentence or two
+    sections: Mapping[str, str] = field(default_factory=dict)  # by heading
+    header: Mapping[str, Any] = field(default_factory=dict)  # more fields of the hub's
+    module: str = "peft"  # whose import makes PEFT know the method, if it is neither PEFT's nor this package's
+
+    def text(self) -> str:
+        """Return the whole card, the same text every time."""
+        tags = ["base_model:adapter:" + self.base, self.method.lower(), "transformers"]
+        known: dict[str, Any] = {"base_model": self.base, "library_name": "peft", "license": "other", "tags": tags}
+        header = ModelCardData(**known | dict(self.header)).to_yaml()
+        is_ours = self.method == "LSR"
+        needs = ""
+        if self._imported != "peft":
+            found = "`pip install lsr-adapt`" if is_ours else "from the repository that trained it"
+            needs = (
+                f"PEFT loads this adapter only after `import {self._imported}` ({found}); without it, it says "
+                f"`KeyError: '{self.method}'`.\n\n"
+            )
+        sections = {"Use": self._use(), **self.sections}
+        if is_ours:
+            sections["Export"] = (
+                "    python -m lsr export . --to lora -o ../lora # plain PEFT, which needs no lsr\n"
+                "    python -m lsr export . --to merged -o ../merged # plain transformers"
+            )
+        body = "".join(f"\n## {heading}\n\n{content}\n" for heading, content in sections.items())
+        return (
+            f"---\n{header}\n---\n\n{MARK}\n\n{needs}# {self.method} adapter of {self.base}\n\n{self.summary}\n{body}"
+        )
+
+    @property
+    def _imported(self) -> str:
+        """The module without which PEFT does not know the method."""
+        return "lsr" if self.method == "LSR" else self.module
+
+    def _use(self) -> str:
+        packages = "lsr-adapt" if self.method == "LSR" else "peft"
+        return f"    pip install {packages}\n\n```python\n{self.snippet()}```"
+
+    def snippet(self) -> str:
+        """Return Python that loads the adapter from the folder that it runs in, and asks it where it classifies."""
+        kind = CLASSES.get(str(self.task_type), "AutoModel")
+        asks = self.task_type == "SEQ_CLS"
+        arguments = [json.dumps(self.base)] + ([f"revision={json.dumps(self.revision)}"] if self.revision else [])
+        named = ", ".join(arguments)
+        if self.task_type in LABELLED:
+            arguments.append(
+                f"id2label={ {at: str(name) for at, name in enumerate(self.labels)}!r}"
+                if self.labels
+                else 'num_labels=1, problem_type="regression"'
+            )
+        names = [kind, "AutoTokenizer", "pipeline"] if asks else [kind]
+        lines = [
+            *([f"import {self._imported}  # before PEFT reads the adapter"] if self._imported != "peft" else []),
+            "from peft import PeftModel",
+            f"from transformers import {', '.join(names)}",
+            "",
+            f"base = {kind}.from_pretrained({', '.join(arguments)})",
+        ]
+        loaded = 'PeftModel.from_pretrained(base, ".")'
+        if not asks:
+            return "\n".join([*lines, f"model = {loaded}", ""])
+        return "\n".join(
+            [
+                *lines,
+                f"tokenizer = AutoTokenizer.from_pretrained({named})",
+                "tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token",
+                "base.config.pad_token_id = tokenizer.pad_token_id",
+                f"model = {loaded}{'.merge_and_unload()' * (self.method in MERGED)}",
+                'ask = pipeline("text-classification", model=model, tokenizer=tokenizer)',
+                f"print(ask({ASK[self.is_pair]}))",
+                "",
+            ]
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write it into an adapter's folder."""
+        (folder / FILE).write_text(self.text(), encoding="utf-8")
+
+
+def is_ours(folder: Path) -> bool:
+    """Return whether a folder has PEFT's empty card or one of this module, and none that somebody wrote."""
+    path = folder / FILE
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return MARK in text or UNFILLED in text
+
+
+def stored(path: Path) -> str:
+    """Return in a sentence how many parameters an LSR adapter's file holds."""
+    with safe_open(path, "pt") as file:
+        sizes = {name: _size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 it is no dict
+    own = sum(size for name, size in sizes.items() if ".lsr_" in name)
+    return f"{own:,} of the adapter, and {sum(sizes.values()) - own:,} of the head and other modules that train whole."
+
+
+def _size(shape: Sequence[int]) -> int:
+    size = 1
+    for side in shape:
+        size *= side
+    return size

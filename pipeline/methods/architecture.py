@@ -1,0 +1,37 @@
+"""Which modules of a base model are adapted and which are its head: those that its row names, or the usual ones."""
+
+from collections.abc import Sequence
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from lsr import LsrModel
+from pipeline.errors import UserError
+from pipeline.methods.base_models import linear_layers, public_name
+from pipeline.params.rows import ModelRow
+
+
+def targets_of(row: ModelRow, model: PreTrainedModel) -> Sequence[str] | str:
+    """Return name endings of the layers to adapt, or an expression: the row's, or those that PEFT's table has.
+
+    Raises:
+        UserError: if the row names none, and no table knows the architecture; lists the linear layers.
+    """
+    if row.target_modules is not None:
+        return row.target_modules
+    kind = model.config.model_type
+    usual = LsrModel.target_module_mapping.get(kind)
+    if usual is None:
+        raise UserError(
+            f"{row.where}: {public_name(row)[0]}: it is not known which layers of the architecture {kind} are usually "
+            f"adapted; name them by target_modules of a row; its linear layers: {', '.join(linear_layers(model))}"
+        )
+    return usual
+
+
+def head_of(row: ModelRow, model: nn.Module) -> list[str]:
+    """Return the modules of the head: the row's, or all that have parameters beside the backbone."""
+    if row.head is not None:
+        return list(row.head)
+    beside = {name: module for name, module in model.named_children() if name != model.base_model_prefix}
+    return [name for name, module in beside.items() if any(True for _ in module.parameters())]

@@ -1,0 +1,115 @@
+"""The model cards of what the pipeline publishes: what it was trained on and how, and how well it does.
+
+The card of the adapter's folder has the score on the validation split: the stage train writes it, and the test split is
+scored by another stage, which may not change it. That one writes the same card with the test score beside its exports.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
+
+from lsr.tuner.card import FILE, Card
+from pipeline.methods import base_models
+from pipeline.methods.adapters import CONFIG
+from pipeline.params import EvaluateView, LsrParams, TrainView
+from pipeline.params.sources import HubSource, PackageSource
+
+TRAINING = "Training"  # the heading of what the stage train knows
+TEST = "test"
+
+
+def of_training(view: TrainView, counts: Mapping[str, int], score: float, folder: Path) -> None:
+    """Write the card of an adapter's folder, which holds all else; `score` is that of the validation split."""
+    # A special case of LSR is said in LSR's words: those of its own section are not in the view.
+    word = LsrParams.word if isinstance(view.section, LsrParams) else view.adapter
+    values = {word: view.section, "tokenize": view.tokenize, "train": view.train}
+    chosen = "\n".join(f"{word}: {json.dumps(section.model_dump(mode='json'))}" for word, section in values.items())
+    command = f"dvc exp run -S data={view.data} -S model={view.model} -S adapter={word} -S seed={view.seed}"
+    metric, split = view.dataset.metrics[0], view.dataset.select_on
+    sections = {
+        "Score": f"{metric} {score:.4g} on the {split} split, which chose the checkpoint.",
+        "Parameters": _counted(counts),
+        TRAINING: f"With these values in `params.yaml`:\n\n```yaml\n{chosen}\n```\n\n    {command}",
+    }
+    _card(view, folder, sections, {}).write(folder)
+
+
+def of_evaluation(
+    view: EvaluateView, metrics: Mapping[str, float], adapter: Path, folder: Path, *, as_lora: bool = False
+) -> None:
+    """Write the card of a trained adapter, or of the LoRA that equals it, with its test scores into another folder."""
+    names = view.dataset.metrics
+    rows = "\n".join(
+        f"| {name} | {metrics[name]:.4g} | {metrics[f'{name}_low']:.4g} to {metrics[f'{name}_high']:.4g} |"
+        for name in names
+    )
+    table = f"| {TEST} split | score | 95 % interval |\n|---|---|---|\n{rows}"
+    sections = {
+        "Score": f"{table}\n\nof {metrics['examples']:,} examples.",
+        "Parameters": _counted(metrics),
+        TRAINING: _section(adapter / FILE, TRAINING),
+    }
+    header = {
+        "model_name": f"{view.model} on {view.data}",
+        "eval_results": [
+            EvalResult(
+                task_type="text-classification",
+                dataset_type=_dataset(view),
+                dataset_name=view.data,
+                dataset_split=TEST,
+                metric_type=name,
+                metric_value=metrics[name],
+            )
+            for name in names
+        ],
+    }
+    _card(view, folder if as_lora else adapter, sections, header).write(folder)
+
+
+def _card(
+    view: TrainView | EvaluateView, adapter: Path, sections: Mapping[str, str], header: Mapping[str, Any]
+) -> Card:
+    fields = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
+    base, revision = base_models.public_name(view.base_model)
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[fields["peft_type"]]].__module__
+    dataset = view.dataset
+    says = f"one of {len(dataset.names)} labels, {', '.join(dataset.names)}" if dataset.names else "a number"
+    read = " and ".join(f"`{name}`" for name in dataset.columns)
+    return Card(
+        method=fields["peft_type"],
+        base=base,
+        revision=revision,
+        task_type=fields["task_type"],
+        labels=dataset.names,
+        is_pair=len(dataset.columns) > 1,
+        summary=f"It was trained on {view.data}; of a text, {read} there, it says {says}.",
+        sections=sections,
+        module="peft" if kind.startswith("peft.") else kind,
+        header={"datasets": [_dataset(view)], "metrics": list(dataset.metrics), **header},
+    )
+
+
+def _dataset(view: TrainView | EvaluateView) -> str:
+    """Return the name by which others know the data: no path of this machine."""
+    source = view.dataset.source
+    if isinstance(source, PackageSource):
+        return source.package
+    is_on_hub = isinstance(source, HubSource) and not Path(source.path).exists()
+    return source.path if is_on_hub and isinstance(source, HubSource) else view.data
+
+
+def _counted(counts: Mapping[str, float]) -> str:
+    return (
+        f"{counts['adapter_trained']:,} of the adapter were trained and {counts['adapter_stored']:,} are stored, "
+        f"beside {counts['head_parameters']:,} of the head; {counts['base_parameters']:,} of the base model are frozen."
+    )
+
+
+def _section(path: Path, heading: str) -> str:
+    """Return what a card says under a heading; nothing, if somebody has taken the card or its section away."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return text.partition(f"\n## {heading}\n\n")[2].partition("\n## ")[0].strip()

@@ -1,0 +1,192 @@
+"""Decoders and others are padded and classified correctly, adapted where it is usual, or refused in one line."""
+
+import io
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from lsr.__main__ import main as lsr_command
+from pipeline import artifacts, params
+from pipeline.data import encoding
+from pipeline.errors import UserError
+from pipeline.methods import adapters, architecture, base_models
+from pipeline.params.rows import ModelRow
+from pipeline.predict.__main__ import main as predict
+from tests import architectures, workspace
+from tests.pipeline.methods.test_base_models import PAIRS
+from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run
+
+KINDS = (*architectures.LAST, *architectures.OTHERS)
+TEXTS = ["the cat", "the owl number 3 sleeps in the barn at night", "nobody saw 3"]
+USUAL = {
+    "gpt2": (["c_attn"], ["score"]),
+    "llama": (["q_proj", "v_proj"], ["score"]),
+    "qwen2": (["q_proj", "v_proj"], ["score"]),
+    "opt": (["q_proj", "v_proj"], ["score"]),
+    "deberta-v2": (["query_proj", "value_proj"], ["pooler", "classifier"]),
+    "modernbert": (["Wqkv"], ["head", "classifier"]),
+    "distilbert": (["q_lin", "v_lin"], ["pre_classifier", "classifier"]),
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A function that returns the folder of a tiny model."""
+    root = tmp_path_factory.mktemp("models")
+    return lambda kind: root / kind if (root / kind).is_dir() else architectures.save(root / kind, kind)
+
+
+@pytest.fixture
+def named(saved):
+    """A function that returns the row of a tiny model that is named itself."""
+    return lambda kind: ModelRow.named(str(saved(kind)), "params.yaml: model")
+
+
+def outputs(model, tokenizer, texts):
+    with torch.no_grad():
+        return model.eval()(**tokenizer(texts, padding=True, return_tensors="pt"))
+
+
+@pytest.mark.parametrize("kind", architectures.LAST)
+def test_a_decoder_classifies_the_last_token_of_each_text_in_a_batch(kind, named):
+    row = named(kind)
+    model, tokenizer = base_models.load_base_model(row, PAIRS), base_models.load_tokenizer(row)
+    assert tokenizer.pad_token == ("<pad>" if kind in architectures.PADS else architectures.END)
+    found = outputs(model, tokenizer, TEXTS).logits
+    for text, logits in zip(TEXTS, found, strict=True):
+        alone = tokenizer(text, return_tensors="pt")
+        with torch.no_grad():
+            hidden = model.base_model(**alone).last_hidden_state[0, -1]
+            expected = model.score(hidden)
+        assert torch.allclose(logits, expected, atol=1e-5)
+        assert not torch.allclose(logits, model.score(model.base_model(**alone).last_hidden_state[0, -2]), atol=1e-3)
+
+
+def test_padding_on_the_left_would_move_the_positions_and_is_not_left_there(saved, named):
+    path = saved("gpt2") / "tokenizer_config.json"
+    before = path.read_text()
+    path.write_text(json.dumps(json.loads(before) | {"padding_side": "left"}))
+    try:
+        tokenizer = base_models.load_tokenizer(named("gpt2"))
+    finally:
+        path.write_text(before)
+    assert tokenizer(TEXTS, padding=True)["attention_mask"][0][0] == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_that_is_named_itself_has_the_usual_layers_and_its_head(kind, named):
+    row = named(kind)
+    model = base_models.load_base_model(row, PAIRS)
+    assert (list(architecture.targets_of(row, model)), architecture.head_of(row, model)) == USUAL[kind]
+    lora = params.LoraParams.model_validate(workspace.read_yaml(workspace.ROOT / "params.yaml")["lora"])
+    adapted = adapters.add_adapter(model, lora, row, seed=0)
+    counts = adapters.count_parameters(adapted, row)
+    inside = sum(p.numel() for name in USUAL[kind][1] for p in model.get_submodule(name).modules_to_save.parameters())
+    assert counts["head_parameters"] == inside
+    assert counts["adapter_trained"] > 0
+
+
+def test_a_decoder_that_is_named_itself_is_trained_scored_exported_and_asked(tmp_path, monkeypatch, capsys):
+    folder = workspace.make(
+        tmp_path,
+        model="models/gpt2",
+        train={"epochs": 1},
+        lsr={"rank_shape": [2], "separation_rank": 1, "init": "gradient"},
+        evaluate={"export": ["lora", "merged"]},
+    )
+    architectures.save(folder / "models/gpt2", "gpt2")
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
+    assert report(artifacts.EVALUATE_METRICS)["merge_difference"] < 1e-5
+    assert max(report(artifacts.EXPORTS / "parity.json").values()) < 1e-5
+    assert report(artifacts.EXPORTS / "merged/config.json")["pad_token_id"] == 0
+    assert lsr_command(["export", str(artifacts.ADAPTER), "--to", "merged", "-o", "merged"]) == 0
+    assert report(Path("merged/config.json"))["pad_token_id"] == 0
+    scored = pd.read_csv(artifacts.EVALUATE_PREDICTIONS)
+    capsys.readouterr()
+    assert predict(["--file", str(artifacts.EVALUATE_PREDICTIONS), "--column", "text", "text_pair"]) == 0
+    asked = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    assert asked["label"].tolist() == scored["predicted"].tolist()
+
+
+# Mistakes
+
+
+def refusal(call, *arguments):
+    with pytest.raises(UserError) as error:
+        call(*arguments)
+    (line,) = str(error.value).splitlines()
+    return line
+
+
+def test_a_wrong_target_of_a_row_lists_the_linear_layers(saved):
+    source = {"kind": "hub", "path": str(saved("llama"))}
+    row = ModelRow.model_validate({"source": source, "target_modules": ["q_porj"]})
+    assert refusal(base_models.load_base_model, row, PAIRS) == (
+        "pipeline/models.yaml: target_modules: the model has no layer 'q_porj'; did you mean q_proj?; its linear "
+        "layers: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
+    )
+
+
+def test_an_architecture_that_no_table_knows_lists_its_linear_layers(named, monkeypatch):
+    model = base_models.load_base_model(named("opt"), PAIRS)
+    monkeypatch.delitem(architecture.LsrModel.target_module_mapping, "opt")
+    line = refusal(architecture.targets_of, named("opt"), model)
+    assert line.startswith("params.yaml: model: ")
+    assert "of the architecture opt are usually adapted; name them by target_modules of a row" in line
+    assert line.endswith("its linear layers: k_proj, v_proj, q_proj, out_proj, fc1, fc2")
+
+
+def test_what_cannot_classify_or_pad_is_refused_before_any_text_is_read(tmp_path):
+    folder = architectures.save(tmp_path / "model", "gpt2")
+    row = ModelRow.named(str(folder), "params.yaml: model")
+    base_models.check_architecture(row)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": None}))
+    assert refusal(base_models.load_tokenizer, row) == (
+        f"params.yaml: model: {folder}: the tokenizer has no padding token, and no end of text to take for one; add "
+        "pad_token to its tokenizer_config.json"
+    )
+    (folder / "config.json").write_text('{"model_type": "clip_text_model"}')
+    assert refusal(base_models.check_architecture, row).endswith(
+        "transformers has no head that classifies texts on the architecture clip_text_model; choose another model"
+    )
+
+
+# Names
+
+
+def test_a_repository_may_be_named_with_its_revision(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = ModelRow.named("Qwen/Qwen2.5-0.5B@abc", "here").source
+    assert (source.path, source.revision) == ("Qwen/Qwen2.5-0.5B", "abc")
+    assert ModelRow.named("Qwen/Qwen2.5-0.5B", "here").source.revision is None
+    assert ModelRow.named("roberta-bsae", "here") is None
+
+
+def test_a_name_that_can_only_be_a_row_lists_the_rows(monkeypatch):
+    monkeypatch.chdir(workspace.ROOT)
+    line = refusal(params.load_row, "model", "roberta-bsae")
+    assert line.startswith(
+        "params.yaml: model: no row 'roberta-bsae' in pipeline/models.yaml; did you mean roberta-base?"
+    )
+    assert line.endswith("; or a folder, or a hub repository such as owner/name")
+
+
+def test_every_row_of_the_table_fits_the_architecture_that_it_is_of():
+    """The hub is not asked: the rows name the modules that transformers' classes have."""
+    rows = params.load_rows("model")
+    of = {"gpt2": "gpt2", "llama-3.2-1b": "llama", "deberta-v3-base": "deberta-v2", "modernbert-base": "modernbert"}
+    for name, kind in of.items():
+        assert (list(rows[name].target_modules), list(rows[name].head)) == USUAL[kind]
+    for name in ("roberta-base", "roberta-large", "distilroberta", "bert-base"):
+        assert (rows[name].target_modules, rows[name].head) == (("query", "value"), ("classifier",))
+
+
+def test_encoding_needs_no_padding_token(named):
+    encoded, whole = encoding.encode(TEXTS, None, base_models.load_tokenizer(named("gpt2")), 30)
+    assert [len(ids) for ids in encoded["input_ids"]] == whole

@@ -1,0 +1,88 @@
+"""What the pipeline publishes has a card: with the validation score in the adapter's folder, else with the test's."""
+
+import re
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from lsr.__main__ import main as lsr_command
+from pipeline import artifacts
+from tests import workspace
+from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run
+
+LABELS = {"0": "not_equivalent", "1": "equivalent"}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A folder after all stages, with a LoRA export; pairs, two labels."""
+    changes = {"evaluate": {"export": ["lora"]}, "train": {"epochs": 1}}
+    folder = workspace.make(tmp_path_factory.mktemp("cards"), **changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("DVC_ROOT", raising=False)
+        run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(published, monkeypatch):
+    monkeypatch.chdir(published)
+
+
+def card(folder):
+    return ModelCard.load(folder / "README.md")
+
+
+def test_the_adapter_says_how_it_was_trained_and_its_validation_score():
+    text, trained = card(artifacts.ADAPTER).text, report(artifacts.TRAIN_METRICS)
+    assert f"accuracy {trained['best_score']:.4g} on the validation split" in text
+    assert f"{trained['adapter_trained']:,} of the adapter were trained" in text
+    assert "dvc exp run -S data=glue -S model=tiny -S adapter=lsr -S seed=0" in text
+    assert '"rank_shape": [2, 2]' in text
+
+
+def test_the_card_of_evaluate_has_the_test_scores_and_how_it_was_trained():
+    found, scores = card(artifacts.EXPORTS), report(artifacts.EVALUATE_METRICS)
+    low, high = (f"{scores[f'accuracy_{end}']:.4g}" for end in ("low", "high"))
+    assert f"| accuracy | {scores['accuracy']:.4g} | {low} to {high} |" in found.text
+    assert '"rank_shape": [2, 2]' in found.text
+    assert found.data.metrics == ["accuracy", "f1"]
+    assert [(one.metric_type, one.dataset_split) for one in found.data.eval_results] == [
+        ("accuracy", "test"),
+        ("f1", "test"),
+    ]
+    assert found.data.eval_results[0].metric_value == pytest.approx(scores["accuracy"], abs=1e-6)
+
+
+@pytest.mark.parametrize("folder", [artifacts.ADAPTER, artifacts.EXPORTS / "lora"])
+def test_the_snippet_runs_as_it_is_printed(folder, published, monkeypatch, capsys):
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
+    assert ("import lsr" in code) == (folder == artifacts.ADAPTER)
+    target = folder / "tiny-roberta"  # the base model's name is a path of the workspace
+    target.symlink_to(published / "tiny-roberta")
+    monkeypatch.chdir(folder)
+    capsys.readouterr()
+    exec(compile(code, "README.md", "exec"), {})  # noqa: S102 what the card says is asked for
+    assert re.search(r"'label': '(not_)?equivalent'", capsys.readouterr().out)
+    (published / target).unlink()
+
+
+def test_a_merged_export_takes_the_labels_from_the_task(tmp_path):
+    out = tmp_path / "merged"
+    assert lsr_command(["export", str(artifacts.ADAPTER), "--to", "merged", "-o", str(out)]) == 0
+    assert report(out / "config.json")["id2label"] == LABELS
+    assert lsr_command(["export", str(artifacts.ADAPTER), "--to", "merged", "-o", str(out), "--force"]) == 0
+
+
+def test_a_task_whose_labels_are_none_is_one_line(tmp_path, capsys):
+    path = artifacts.ADAPTER / "task.json"
+    before = path.read_text()
+    path.write_text('{"labels": ["a"]}')
+    try:
+        assert lsr_command(["export", str(artifacts.ADAPTER), "--to", "merged", "-o", str(Path(tmp_path, "no"))]) == 2
+    finally:
+        path.write_text(before)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"{path}: labels: needs 2 different names, one a label of the head, got a")
