@@ -159,7 +159,7 @@ def outputs(folder):
 BAD_VALUES = {
     "params.yaml: train.epochs: input should be greater than or equal to 1, got 0": {"train": {"epochs": 0}},
     "params.yaml: evaluate.exprot: no such key; did you mean export?": {"evaluate": {"exprot": []}},
-    "params.yaml: adapter: input should be 'lsr', 'lora', 'full' or 'head', got 'lro'": {"adapter": "lro"},
+    "or 'peft', got 'lro'; did you mean lsr?": {"adapter": "lro"},
 }
 
 

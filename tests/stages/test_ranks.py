@@ -71,6 +71,7 @@ def start(folder, rank, size, port, fails, output):
     os.chdir(folder)
     places = {"WORLD_SIZE": size, "RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in places.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    os.environ["OMP_NUM_THREADS"] = "1"  # as torchrun has it: without it accelerate sets it, with a warning
     os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
     torch.set_num_threads(1)
     with Path(output).open("a") as file:

@@ -461,7 +461,7 @@ def test_dates_are_text_and_classes_in_json(tmp_path):
         (
             "csv",
             f"text,label\n{'x' * 1_000_001},0\n",
-            "train: train.csv: row 1: a text of 1,000,001 characters; at most 1,000,000",
+            "train.csv: row 1: a text of 1,000,001 characters; at most 1,000,000",
         ),
         (
             "csv",
