@@ -144,18 +144,18 @@ def _says(model: type[BaseModel], name: str) -> str:
 def _values(model: type[BaseModel], name: str) -> str:
     """Return what a key takes, in the words of its JSON schema."""
     schema = model.model_json_schema()
-    return _kind(schema["properties"][name], schema.get("$defs", {}))
+    return _kind(schema["properties"][name])
 
 
-def _kind(schema: Mapping[str, Any], others: Mapping[str, Any]) -> str:
+def _kind(schema: Mapping[str, Any]) -> str:
     if "$ref" in schema:
         return f"a mapping: {schema['$ref'].rpartition('/')[2]}"
     if "enum" in schema or "const" in schema:
         return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
     if choices := schema.get("anyOf") or schema.get("oneOf"):
-        return " or ".join(_kind(choice, others) for choice in choices)
+        return " or ".join(_kind(choice) for choice in choices)
     if schema.get("type") == "array":
-        return f"a list of {_kind(schema.get('items') or schema['prefixItems'][0], others)}"
+        return f"a list of {_kind(schema.get('items') or schema['prefixItems'][0])}"
     names = {"integer": "integer", "number": "number", "string": "text", "boolean": "`true`, `false`", "null": "none"}
     return names.get(schema.get("type", ""), "a mapping") + _bounds(schema)
 

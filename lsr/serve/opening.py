@@ -5,14 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lsr.convert.base_model import load_base
+from lsr.convert.base_model import TASK, load_base
 from lsr.convert.files import PREFIX, InputError, read_config, read_tensors
 from lsr.convert.loading import METHOD
 from lsr.serve import stored
 from lsr.serve.bank import AdapterBank
 from lsr.tuner.saved import CONFIG, first_line
-
-NOTE = "task.json"  # the pipeline's: what an adapter reads, and the names of its labels
 
 
 def open_bank(folder: Path, base: str | None = None) -> AdapterBank:
@@ -90,7 +88,7 @@ def read_note(folder: Path) -> Any:
     Raises:
         InputError: if it is no JSON.
     """
-    path = folder / NOTE
+    path = folder / TASK
     if not path.is_file():
         return None
     try:
