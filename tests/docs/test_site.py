@@ -52,7 +52,7 @@ def test_every_page_opens_without_a_complaint_or_a_request(width, site, browser)
     paths = sorted(path for path in site.rglob("*.html") if path.name != "404.html")  # that one is for servers alone
     assert len(paths) > 15
     for path in paths:
-        page.goto(path.as_uri())
+        page.goto(path.as_uri(), wait_until="networkidle")  # or the next page would cut off its icon
         assert page.locator("h1").count() == 1, path
         assert page.evaluate("document.documentElement.scrollWidth") <= width, path
     assert not complaints
