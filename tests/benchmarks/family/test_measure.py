@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import views
 from benchmarks.family import experiment, gradients, inputs, measure
 from benchmarks.family.experiment import PROTOCOLS, Cell, Data, Run, Sizes
 from benchmarks.family.methods import ALL
 from pipeline.evaluation import inference
+from pipeline.params import changed
 from tests import workspace
 from tests.benchmarks.family.made_up import TABLE
 
 SMALL = Sizes(train=36, validation=16, test=24, longest=24)
 OF_EACH = [name for name, method in TABLE.items() if method.places == ALL]  # a tiny model has two layers
-CACHES = (views._committed, views._row, inputs.splits, gradients._kept)
+CACHES = (changed._committed, changed._row, inputs.splits, gradients._kept)
 RATE = 0.003
 
 
