@@ -115,6 +115,28 @@ def separation_curves(path: Path, curves: Mapping[str, Sequence[float]], chosen:
         _entitle(figure, title)
 
 
+def training_curves(
+    path: Path, curves: Mapping[str, Sequence[tuple[int, float]]], best: int, metric: str, title: str
+) -> None:
+    """Draw loss and validation score over the optimizer steps; a line marks the step of the `best` checkpoint.
+
+    `curves` has `loss`, `validation_loss` and `validation_score` as (step, value).
+    """
+    with _picture(path, 7.2, 5.2) as figure:
+        upper, lower = figure.subplots(2, 1, sharex=True)
+        upper.plot(*zip(*curves["loss"], strict=True), color=GREY, linewidth=1, label="train")
+        upper.plot(*zip(*curves["validation_loss"], strict=True), "-o", color=ORANGE, markersize=4, label="validation")
+        upper.set(ylabel="loss", ylim=(0, None))
+        lower.plot(*zip(*curves["validation_score"], strict=True), "-o", color=BLUE, markersize=4)
+        lower.set(xlabel="optimizer step", ylabel=f"validation {metric}", xlim=(0, None))
+        lower.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for axes in (upper, lower):
+            axes.axvline(best, color=GREY, linewidth=0.8, linestyle="--", label="kept")
+            axes.grid(color="#E5E5E5", linewidth=0.6)
+        upper.legend(loc="upper right")
+        _entitle(figure, title)
+
+
 class Frames(NamedTuple):
     """How much frames of a layer or kind hold: shares of the energy."""
 
