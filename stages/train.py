@@ -2,7 +2,7 @@
 
 Reads artifacts/tokens and artifacts/init. Writes artifacts/adapter/ (the best epoch's PEFT adapter, and
 task.json and README.md: what it reads and says, and how well) and reports/train/. Several processes train together, and
-the first of them writes. No outs of DVC's: reports/train/live.csv, the curve so far, and what trackers write into runs/.
+the first of them writes. No outs of DVC's: reports/train/live.csv, the curve so far, and runs/, where trackers write.
 """
 
 from collections.abc import Mapping

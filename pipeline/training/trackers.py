@@ -19,6 +19,7 @@ from pipeline.params import PARAMS, TrainParams, TrainView
 
 FOLDER = "runs"
 PROJECT = "lsr-adapt"
+BESIDE = {"mlflow": ("sqlalchemy", "alembic")}  # what else the extra with a tracker's name brings
 DIGITS = 8  # of the hash of all that determines the result, which tell runs of the same words apart
 
 
@@ -29,10 +30,10 @@ def check(train: TrainParams) -> None:
         UserError: if one is not; says which extra brings it.
     """
     for word in _words(train):
-        if importlib.util.find_spec(word) is None:
-            raise UserError(
-                f"{PARAMS}: train.report_to: {word} is not installed; install it with: pip install 'lsr-adapt[{word}]'"
-            )
+        missing = [name for name in (word, *BESIDE.get(word, ())) if importlib.util.find_spec(name) is None]
+        if missing:
+            install = f"install what it needs with: pip install 'lsr-adapt[{word}]'"
+            raise UserError(f"{PARAMS}: train.report_to: {word}: {missing[0]} is not installed; {install}")
 
 
 def run_name(view: TrainView, digest: str) -> str:
@@ -62,7 +63,7 @@ def _environment(folder: Path, run: str) -> dict[str, str]:
         "WANDB_MODE": "offline",
         "WANDB_PROJECT": PROJECT,
         "WANDB_ERROR_REPORTING": "false",
-        "MLFLOW_TRACKING_URI": (folder / "mlruns").as_uri(),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
         "MLFLOW_EXPERIMENT_NAME": PROJECT,
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
