@@ -48,7 +48,7 @@ def callbacks(train: TrainParams, run: str) -> list[TrainerCallback]:
     if not words:
         return []
     folder = (artifacts.repository() / FOLDER).resolve()
-    for name, value in _environment(folder, run).items():
+    for name, value in environment(folder, run).items():
         os.environ.setdefault(name, value)
     if ranks.is_first():
         folder.mkdir(parents=True, exist_ok=True)  # else wandb writes elsewhere
@@ -56,7 +56,8 @@ def callbacks(train: TrainParams, run: str) -> list[TrainerCallback]:
     return [_DvcLive(folder / "dvclive" / run) if word == "dvclive" else kind() for word, kind in made]
 
 
-def _environment(folder: Path, run: str) -> dict[str, str]:
+def environment(folder: Path, run: str) -> dict[str, str]:
+    """Return the variables that trackers read, and what they say unless a user has set them."""
     return {
         "TENSORBOARD_LOGGING_DIR": str(folder / "tensorboard" / run),
         "WANDB_DIR": str(folder),  # it adds wandb/
