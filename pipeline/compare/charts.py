@@ -4,16 +4,16 @@ On the page the signals `task` and `shown`, the methods that are not filtered ou
 a panel a task.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from math import ceil, floor, log10
 from statistics import median
-from typing import Any
 
 import altair as alt
 import pandas as pd
 
 from pipeline.compare import tables
 from pipeline.compare.comparison import Comparison
-from pipeline.compare.rows import AVERAGE
+from pipeline.compare.rows import Row
 from pipeline.compare.tables import Flat
 
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])  # the version that altair writes for
@@ -21,11 +21,15 @@ VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])  # the
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right"]
 BLUE, ORANGE, GREY = COLORS[0], COLORS[1], "#595959"
+GRID = "#e6e8eb"
 FONT = "DejaVu Sans"
 OF_TASK, OF_SHOWN = "datum.task === task", "indexof(shown, datum.method) >= 0"
 FAR_BELOW, LEAST_SPAN = 4.0, 2.0  # times what the best is above the median; percentage points
 APART = 0.045  # of the range of scores: labels that are nearer would overlap
 SIGNIFICANT = 0.05
+FEW_POWERS = 3  # of ten, on an axis: fewer need ticks between them
+AROUND = 1.6  # times the least and the largest value on a logarithmic axis
+MOST_EPOCHS = 6  # ticks
 
 
 def pareto(found: Comparison, size: str, title: str) -> alt.LayerChart:
@@ -36,7 +40,8 @@ def pareto(found: Comparison, size: str, title: str) -> alt.LayerChart:
     data = pd.DataFrame(_pareto(found, size), columns=list(PARETO))
     base = alt.Chart(data)
     drawn = base.transform_filter("!datum.below && datum.size > 0")
-    x = alt.X("size:Q", title=title).scale(type="log", nice=False, padding=24).axis(format="~s", tickCount=6)
+    sizes = [size for size in data["size"] if size > 0]
+    x = _logarithmic(alt.X("size:Q", title=title), sizes, "~s")
     y = alt.Y("score:Q", title="score, %").scale(zero=False)
     tip = [alt.Tooltip("method:N"), *_numbers("score", "low", "high"), alt.Tooltip("size:Q", title=title, format=",")]
     tip += [alt.Tooltip("seeds:Q"), alt.Tooltip("status:N")]
@@ -47,66 +52,89 @@ def pareto(found: Comparison, size: str, title: str) -> alt.LayerChart:
     points = drawn.mark_point(filled=True, size=70, opacity=0.95).encode(
         x=x, y=y, color=_color(data), shape=_shape(data), tooltip=tip
     )
-    labels = drawn.transform_filter("datum.label").mark_text(align="right", dx=-7, dy=-7, fontSize=10).encode(
-        x=x, y=y, text="method:N"
-    )  # fmt: skip
+    # Nothing is above the line, so that is where names go: to the left of a point, of the first one to the right.
+    named = [
+        drawn.transform_filter(f"datum.label === '{side}'")
+        .mark_text(align=side, dx=7 if side == "left" else -7, dy=-7, fontSize=10)
+        .encode(x=x, y=y, text="method:N")
+        for side in ("left", "right")
+    ]
     none = base.transform_filter("!datum.below && !(datum.size > 0)")
     rules = none.mark_rule(strokeDash=[2, 3], color=GREY).encode(y=y, tooltip=tip)
     names = none.mark_text(align="left", baseline="bottom", dy=-3, dx=4, fontSize=10, color=GREY).encode(
         x=alt.value(0), y=y, text="method:N"
     )
-    under = (
+    return alt.layer(bars, line, points, *named, rules, names, _outside(base))
+
+
+def _outside(base: alt.Chart) -> alt.Chart:
+    """Return a line at the bottom that names what is far below all others, and so is not drawn."""
+    return (
         base.transform_filter("datum.below")
         .transform_aggregate(names="values(said)", groupby=["task"])
         .transform_calculate(said="'below: ' + join(pluck(datum.names, 'said'), ', ')")
-        .mark_text(align="right", baseline="bottom", fontSize=10, color=GREY, dx=-4, dy=-4, limit=300)
+        .mark_text(align="right", baseline="bottom", fontSize=10, color=GREY, dx=-4, dy=-4, limit=280)
         .encode(x=alt.value("width"), y=alt.value("height"), text="said:N")
     )
-    return alt.layer(bars, line, points, labels, rules, names, under)
 
 
 PARETO = ("task", "method", "adapter", "size", "score", "low", "high", "seeds", "status", "below", "said", "front", "label")  # fmt: skip
 
 
 def _pareto(found: Comparison, size: str) -> list[Flat]:
-    listed = []
-    for task, rows in found.rows.items():
-        scored = [(row, row.score) for row in rows.values() if row.scores]
-        limit = _limit([estimate.mean for _, estimate in scored if estimate.mean is not None])
-        best = low = float("-inf")
-        drawn = [estimate.mean for _, estimate in scored if estimate.mean is not None and estimate.mean >= limit]
-        span = max(drawn, default=0) - min(drawn, default=0)
-        for row, estimate in sorted(scored, key=lambda one: (getattr(one[0].size, size) or 0, -(one[1].mean or 0))):
-            mean, numbers = estimate.mean, getattr(row.size, size)
-            front = bool(numbers) and mean > best
-            best = max(best, mean) if numbers else best
-            label = front and mean >= low + APART * span
-            low = mean if label else low
-            listed.append({
-                "task": task, "method": row.method, "adapter": row.adapter, "size": numbers, "score": mean,
-                "low": estimate.low, "high": estimate.high, "seeds": estimate.seeds, "status": row.status,
-                "below": mean < limit, "said": f"{row.method} {mean:.1f}", "front": front, "label": label,
-            })  # fmt: skip
-    return listed
+    return [row for rows in found.rows.values() for row in _places(list(rows.values()), size)]
 
 
-def _limit(means: Sequence[float]) -> float:
+def _places(rows: Sequence[Row], size: str) -> Iterator[Flat]:
+    """Yield what is drawn of a task, from the smallest method on."""
+    limit = _limit(rows)
+    drawn = [mean for row in rows if (mean := row.score.mean) is not None and mean >= limit]
+    best, named = float("-inf"), float("-inf")
+    for row in sorted(rows, key=lambda one: (getattr(one.size, size) or 0, -(one.score.mean or 0), one.method)):
+        score, number = row.score, getattr(row.size, size)
+        if score.mean is None:
+            continue
+        front = bool(number) and score.mean > max(best, limit)
+        with_name = front and score.mean >= named + APART * (max(drawn) - min(drawn))
+        yield {
+            "task": row.task,
+            "method": row.method,
+            "adapter": row.adapter,
+            "size": number,
+            **dict(zip(("score", "low", "high"), score, strict=False)),
+            "seeds": score.seeds,
+            "status": row.status,
+            "below": score.mean < limit,
+            "said": f"{row.method} {score.mean:.1f}",
+            "front": front,
+            "label": ("left" if named == float("-inf") else "right") if with_name else "",
+        }
+        best = max(best, score.mean) if front else best
+        named = score.mean if with_name else named
+
+
+def _limit(rows: Sequence[Row]) -> float:
     """Return the score below which a method would leave the others no room."""
-    middle = median(means) if means else 0.0
-    return middle - max(LEAST_SPAN, FAR_BELOW * (max(means, default=0.0) - middle))
+    means = [row.score.mean for row in rows if row.score.mean is not None]
+    if not means:
+        return float("-inf")
+    return median(means) - max(LEAST_SPAN, FAR_BELOW * (max(means) - median(means)))
 
 
 def differences(found: Comparison) -> alt.LayerChart:
     """Return what each method is ahead of the baseline by: thick over seeds, thin over examples."""
-    columns = ("task", "method", "difference", "difference_low", "difference_high", "difference_examples_low", "difference_examples_high", "p", "p_holm", "trained")  # fmt: skip
+    limits = {task: _limit(list(rows.values())) for task, rows in found.rows.items()}
     kept = [row for row in tables.results(found) if row["difference"] is not None]
-    data = pd.DataFrame([{name: row[name] for name in columns} for row in kept], columns=list(columns))
+    data = pd.DataFrame([{name: row[name] for name in DIFFERENCES} for row in kept], columns=list(DIFFERENCES))
     data["differs"] = [_differs(p) for p in data["p_holm"]]
-    base = alt.Chart(data)
+    data["below"] = [row["score"] < limits[row["task"]] for row in kept]
+    data["said"] = [f"{row['method']} {row['difference']:+.1f}" for row in kept]
+    whole = alt.Chart(data)
+    base = whole.transform_filter("!datum.below")
     order = alt.EncodingSortField("difference", order="descending")
-    y = alt.Y("method:N", title=None, sort=order).axis(labelLimit=190, ticks=False, domain=False)
+    y = alt.Y("method:N", title=None, sort=order).axis(labelLimit=150, ticks=False, domain=False)
     x = alt.X("difference:Q", title=f"percentage points ahead of {found.baseline}")
-    color = alt.Color("differs:N", title=None).scale(domain=DIFFERS, range=[BLUE, GREY, "#AAAAAA"]).legend(**TOP)
+    color = alt.Color("differs:N", title=None).scale(domain=DIFFERS, range=[BLUE, GREY, "#AAAAAA"])
     tip = [alt.Tooltip("method:N"), *_numbers("difference", "difference_low", "difference_high")]
     tip += [alt.Tooltip(f"{name}:Q", format=".4f") for name in ("p", "p_holm")]
     zero = base.mark_rule(color="#999999").encode(x=alt.datum(0))
@@ -115,11 +143,14 @@ def differences(found: Comparison) -> alt.LayerChart:
     )
     thick = base.mark_rule(strokeWidth=4, opacity=0.35).encode(x="difference_low:Q", x2="difference_high:Q", y=y, color=color)
     points = base.mark_point(filled=True, size=55, opacity=1).encode(x=x, y=y, color=color, tooltip=tip)
-    return alt.layer(zero, thick, thin, points)
+    return alt.layer(zero, thick, thin, points, _outside(whole))
 
 
+DIFFERENCES = (
+    "task", "method", "difference", "difference_low", "difference_high",
+    "difference_examples_low", "difference_examples_high", "p", "p_holm",
+)  # fmt: skip
 DIFFERS = ["differs (Holm's p < 0.05)", "does not", "not tested"]
-TOP: dict[str, Any] = {"orient": "top", "direction": "horizontal", "labelLimit": 260, "columns": 0}
 
 
 def _differs(p: float | None) -> str:
@@ -132,13 +163,19 @@ def ranks(found: Comparison) -> alt.LayerChart | None:
         return None
     data = pd.DataFrame(tables.ranks(found))
     base = alt.Chart(data)
-    y = alt.Y("method:N", title=None, sort=list(data["method"])).axis(labelLimit=190, ticks=False, domain=False)
-    critical, p = found.ranking.critical_difference, found.ranking.p
-    title = f"mean rank over {found.ranking.tasks} tasks (1 is best) ± half of the critical difference {critical:.2f}"
-    x = alt.X("rank:Q", title=[title, f"Friedman's test: p = {p:.4f}"]).scale(zero=False)
+    y = alt.Y("method:N", title=None, sort=list(data["method"])).axis(labelLimit=150, ticks=False, domain=False)
+    x = alt.X("rank:Q", title="mean rank, 1 is best").scale(zero=False)
     tip = [alt.Tooltip("method:N"), *_numbers("rank", "low", "high")]
     bars = base.mark_rule(strokeWidth=4, opacity=0.3, color=BLUE).encode(x=alt.X("low:Q"), x2="high:Q", y=y)
     return alt.layer(bars, base.mark_point(filled=True, size=60, opacity=1, color=BLUE).encode(x=x, y=y, tooltip=tip))
+
+
+def about_ranks(found: Comparison) -> str:
+    """Return what the picture of ranks rests on, in one line."""
+    if found.ranking is None:
+        return "too few methods or tasks finished"
+    critical, p = found.ranking.critical_difference, found.ranking.p
+    return f"{found.ranking.tasks} tasks, critical difference {critical:.2f}, Friedman's test p = {p:.4f}"
 
 
 def rates(found: Comparison) -> alt.LayerChart:
@@ -146,7 +183,7 @@ def rates(found: Comparison) -> alt.LayerChart:
     data = pd.DataFrame(tables.rates(found))
     data["rate_of_head"] = [f"{value:g}" for value in data["head_rate"]]
     base = alt.Chart(data)
-    x = alt.X("rate:Q", title="learning rate").scale(type="log", nice=False, padding=10).axis(format="~e", tickCount=3)
+    x = _logarithmic(alt.X("rate:Q", title="learning rate"), list(data["rate"]), "~e")
     tip = [alt.Tooltip("method:N"), alt.Tooltip("rate:Q"), alt.Tooltip("head_rate:Q"), *_numbers("validation", "score")]
     tip += [alt.Tooltip("status:N"), alt.Tooltip("reason:N")]
     done = base.transform_filter("datum.status === 'finished'")
@@ -164,7 +201,8 @@ def curves(found: Comparison) -> alt.LayerChart:
     """Return for one method the scores by epoch: the test split with its interval over seeds, and validation."""
     data = pd.DataFrame(tables.curves(found), columns=list(CURVES))
     base = alt.Chart(data)
-    x = alt.X("epoch:Q", title="epoch").axis(format="d", tickMinStep=1).scale(nice=False)
+    last = int(data["epoch"].max()) if len(data) else 1
+    x = alt.X("epoch:Q", title="epoch").axis(format="d", values=_epochs(last)).scale(domain=(0.8, max(last, 2) + 0.2))
     y = alt.Y("score:Q", title="score, %").scale(zero=False)
     tip = [alt.Tooltip("method:N"), alt.Tooltip("epoch:Q"), *_numbers("score", "score_low", "score_high", "validation", "loss")]
     tip += [alt.Tooltip("selected_by:Q", title="seeds that select it"), alt.Tooltip("seeds:Q")]
@@ -179,6 +217,27 @@ def curves(found: Comparison) -> alt.LayerChart:
 
 CURVES = ("task", "method", "epoch", "loss", "validation", "score", "score_low", "score_high", "selected_by", "seeds")
 PANEL = {"width": 190, "height": 130}
+
+
+def _logarithmic(x: alt.X, values: Sequence[float], form: str) -> alt.X:
+    """Return an axis from below the least value to above the largest, with a tick at each power of ten.
+
+    Between few powers there are more ticks. The axis does not move when methods are filtered out.
+    """
+    if not values:
+        return x
+    ends = min(values) / AROUND, max(values) * AROUND
+    low, high = floor(log10(ends[0])), ceil(log10(ends[1]))
+    digits = (1, 2, 5) if high - low <= FEW_POWERS else (1,)
+    ticks = [float(f"{digit}e{power}") for power in range(low, high + 1) for digit in digits]
+    return x.scale(type="log", domain=ends).axis(
+        format=form, values=[tick for tick in ticks if ends[0] <= tick <= ends[1]], labelOverlap="greedy"
+    )
+
+
+def _epochs(last: int) -> list[int]:
+    step = -(-last // MOST_EPOCHS)
+    return [*range(1, last + 1, step)]
 
 
 def _color(data: pd.DataFrame) -> alt.Color:

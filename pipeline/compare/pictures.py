@@ -1,6 +1,7 @@
 """The charts as PNG files: a panel a task, or a file a task with a panel a method."""
 
 from collections.abc import Iterator
+from math import ceil, sqrt
 from pathlib import Path
 
 import altair as alt
@@ -49,7 +50,7 @@ def _pictures(found: Comparison) -> Iterator[tuple[str, alt.TopLevelMixin]]:
         chart = charts.differences(found).properties(width=260, height=alt.Step(16))
         yield "differences.png", _by_task(chart, order, found)
     if (ranking := charts.ranks(found)) is not None:
-        yield "ranks.png", _dressed(ranking.properties(width=460, height=alt.Step(18)))
+        yield "ranks.png", _dressed(ranking.properties(width=460, height=alt.Step(18), title=charts.about_ranks(found)))
     for task in found.tasks:
         yield f"rates-{task}.png", _by_method(charts.rates(found), task, found)
         if any(row["task"] == task for row in tables.curves(found)):
@@ -58,7 +59,7 @@ def _pictures(found: Comparison) -> Iterator[tuple[str, alt.TopLevelMixin]]:
 
 def _by_task(chart: alt.LayerChart, order: list[str], found: Comparison) -> alt.TopLevelMixin:
     facet = alt.Facet("task:N", title=None, sort=order)
-    whole = chart.facet(facet=facet, columns=min(ABREAST, len(order)))
+    whole = chart.facet(facet=facet, columns=min(ABREAST, ceil(sqrt(len(order)))))
     return _dressed(whole.resolve_scale(x="shared", y="independent").resolve_axis(x="independent"))
 
 
@@ -70,4 +71,5 @@ def _by_method(chart: alt.LayerChart, task: str, found: Comparison) -> alt.TopLe
 
 
 def _dressed(chart: alt.TopLevelMixin) -> alt.TopLevelMixin:
-    return chart.configure(font=charts.FONT, background="white").configure_axis(labelFontSize=10, titleFontSize=10)
+    chart = chart.configure(font=charts.FONT, background="white").configure_legend(symbolOpacity=1, labelLimit=300)
+    return chart.configure_axis(labelFontSize=10, titleFontSize=10, titleFontWeight="normal", gridColor=charts.GRID)

@@ -18,6 +18,8 @@ from pipeline.compare.tables import Flat
 
 Spec = dict[str, Any]
 GLOBALS = "window.vegaEmbed = vegaEmbed;"
+FIT = {"type": "fit-x", "contains": "padding"}  # for charts as wide as the page, which are as high as they need
+HEIGHT = 18  # pixels a method
 SEVERAL = ("rates", "curves")  # charts with a panel a method
 
 
@@ -30,6 +32,7 @@ def page(found: Comparison, experiments: Sequence[Flat] = ()) -> str:
         trainings=len(tables.trainings(found)),
         note=paper.note(found),
         flattery=tables.flattery(found),
+        about_ranks=charts.about_ranks(found),
         average=AVERAGE,
         made=found.made,
         experiments=experiments,
@@ -55,6 +58,8 @@ def _data(found: Comparison, experiments: Sequence[Flat]) -> Flat:
         "names": {task: list(examples.names) for task, examples in found.examples.items()},
         "charts": _charts(found),
         "several": list(SEVERAL),
+        "ranked": list(found.ranking.ranks) if found.ranking else [],
+        "height": HEIGHT,
     }
 
 
@@ -80,10 +85,10 @@ def _charts(found: Comparison) -> dict[str, Spec]:
         for size, title in SIZES.items()
     }
     if any(found.pairs.values()):
-        whole["differences"] = charts.differences(found).properties(width="container", height=alt.Step(18))
+        whole["differences"] = charts.differences(found).properties(width="container", height=HEIGHT * len(found.methods))
     specs = {name: _interactive(chart.transform_filter(charts.OF_TASK).transform_filter(charts.OF_SHOWN), found) for name, chart in whole.items()}
-    if (ranking := charts.ranks(found)) is not None:
-        shown = ranking.properties(width="container", height=alt.Step(18)).transform_filter(charts.OF_SHOWN)
+    if found.ranking is not None and (ranking := charts.ranks(found)) is not None:
+        shown = ranking.properties(width="container", height=HEIGHT * len(found.ranking.ranks)).transform_filter(charts.OF_SHOWN)
         specs["ranks"] = _interactive(shown, found)
     for name in SEVERAL:
         chart = getattr(charts, name)(found).properties(**charts.PANEL)
@@ -94,7 +99,11 @@ def _charts(found: Comparison) -> dict[str, Spec]:
 
 
 def _interactive(chart: alt.TopLevelMixin, found: Comparison) -> Spec:
-    spec = chart.configure(font="system-ui, sans-serif", background="transparent").to_dict()
+    chart = chart.configure(font="system-ui, sans-serif", background="transparent")
+    chart = chart.configure_axis(titleFontWeight="normal", gridColor=charts.GRID)
+    spec = chart.configure_legend(orient="bottom", symbolOpacity=1, labelLimit=300).to_dict()
+    if spec.get("width") == "container":
+        spec["autosize"] = FIT
     spec["params"] = [{"name": "task", "value": AVERAGE}, {"name": "shown", "value": list(found.methods)}]
     return spec
 

@@ -141,17 +141,30 @@ async function draw(name) {
   const place = $(name), spec = data.charts[name];
   if (!place) return;
   if (!spec) { place.replaceChildren(element("p", "There is nothing to draw: too few methods or tasks finished.", "empty")); return; }
-  if (data.several.includes(name)) spec.columns = Math.max(1, Math.floor((place.clientWidth - 10) / 262));
-  const made = await window.vegaEmbed(place, spec, { actions: { export: true, source: false, compiled: false, editor: false }, downloadFileName: name, renderer: "svg" });
+  spec.params = signals(name).map(([key, value]) => ({ name: key, value }));
+  spec.config.legend.columns = Math.max(2, Math.floor(place.clientWidth / 120));
+  if (data.several.includes(name)) {
+    spec.columns = Math.max(1, Math.floor(place.clientWidth / 250));
+    spec.spec.width = Math.floor((place.clientWidth - 30) / spec.columns) - 62;
+  }
+  if (name in COUNTED) spec.height = height(name);
+  const made = await window.vegaEmbed(place, spec, { actions: { export: true, source: false, compiled: false, editor: false }, downloadFileName: name, renderer: "svg", logLevel: 1 });
   views[name] = made.view;
-  await feed(name);
+}
+// Charts with a line a method are as high as they need.
+const COUNTED = { differences: row => row.difference !== null, ranks: row => data.ranked.includes(row.method) };
+const height = name => data.height * Math.max(3, rowsOf(state.task).filter(isShown).filter(COUNTED[name]).length);
+// What a chart shows: a task, and the methods that are not filtered out.
+function signals(name) {
+  const task = data.several.includes(name) ? oneTask() : state.task;
+  return [["task", task], ["shown", rowsOf(task).filter(isShown).map(row => row.method)]];
 }
 async function feed(name) {
   const view = views[name];
   if (!view) return;
-  const task = data.several.includes(name) ? oneTask() : state.task;
-  const shown = rowsOf(task).filter(isShown).map(row => row.method);
-  await view.signal("task", task).signal("shown", shown).runAsync();
+  for (const [key, value] of signals(name)) view.signal(key, value);
+  if (name in COUNTED) view.height(height(name));
+  await view.runAsync();
 }
 
 // ---- disagreements -----------------------------------------------------------------------------------------------
