@@ -67,7 +67,7 @@ bench-rows: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	pip install --quiet --constraint constraints.txt --editable '.[pipeline,demo,docs,dev]'
+	pip install --quiet --constraint constraints.txt --editable '.[pipeline,compare,demo,docs,dev]'
 	@touch $@
 
 ## clean: remove the environment and what is not tracked by Git; DVC's cache stays

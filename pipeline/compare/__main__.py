@@ -63,7 +63,9 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def _check_packages() -> None:
     if lacking := [name for name in EXTRA if find_spec(name) is None]:
-        raise UserError(f"{PROGRAM}: needs {', '.join(lacking)}: pip install -c constraints.txt -e '.[pipeline,compare]'")
+        raise UserError(
+            f"{PROGRAM}: needs {', '.join(lacking)}: pip install -c constraints.txt -e '.[pipeline,compare]'"
+        )
 
 
 def _records(preset: str | None) -> tuple[str, list[Record]]:

@@ -55,13 +55,13 @@ def resampled(
 
 
 def over_tasks(found: Sequence[Resampled]) -> dict[str, NDArray[np.float64]]:
-    """Return the mean over tasks of what methods are ahead by on each resample, of those methods that all tasks have."""
+    """Return what methods are ahead by on each resample, a mean over tasks: of the methods that all tasks have."""
     shared = set.intersection(*(set(one) for one in found)) if found else set()
     return {method: np.mean([one[method] for one in found], axis=0) for method in sorted(shared)}
 
 
 def pairs(rows: Mapping[str, Row], baseline: str, differences: Resampled) -> dict[str, Paired]:
-    """Return the comparison of each method of a task, or of the average, that has a seed in common with the baseline."""
+    """Return the comparison of each method, on a task or over all, that has a seed in common with the baseline."""
     reference = rows[baseline].scores if baseline in rows else {}
     found = {
         method: Paired(difference(row.scores, reference))
@@ -75,4 +75,3 @@ def pairs(rows: Mapping[str, Row], baseline: str, differences: Resampled) -> dic
         low, high = np.quantile(differences[method], [tail, 1 - tail])
         found[method] = found[method]._replace(low=float(low), high=float(high), p=p, p_holm=corrected)
     return found
-

@@ -1,12 +1,13 @@
 """The charts, in Vega-Lite: what the page draws, and what the PNGs are made of.
 
-On the page the signals `task` and `shown`, the methods that are not filtered out, choose what a chart draws. The PNGs have
-a panel a task.
+On the page the signals `task` and `shown`, the methods that are not filtered out, choose what a chart draws. The PNGs
+have a panel a task.
 """
 
 from collections.abc import Iterator, Sequence
 from math import ceil, floor, log10
-from statistics import median
+from statistics import fmean, median
+from typing import Any
 
 import altair as alt
 import pandas as pd
@@ -15,6 +16,7 @@ from pipeline.compare import tables
 from pipeline.compare.comparison import Comparison
 from pipeline.compare.rows import Row
 from pipeline.compare.tables import Flat
+from pipeline.compare.words import probable
 
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])  # the version that altair writes for
 # Okabe & Ito's color-blind safe set without yellow, which is too pale for lines; with seven shapes 49 pairs differ.
@@ -24,7 +26,9 @@ BLUE, ORANGE, GREY = COLORS[0], COLORS[1], "#595959"
 GRID = "#e6e8eb"
 FONT = "DejaVu Sans"
 OF_TASK, OF_SHOWN = "datum.task === task", "indexof(shown, datum.method) >= 0"
-FAR_BELOW, LEAST_SPAN = 4.0, 2.0  # times what the best is above the median; percentage points
+FAR_BELOW, LEAST_SPAN = 3.0, 2.0  # times what the best is above the median; percentage points
+LONGEST_NAME = 150  # pixels
+HALO: dict[str, Any] = {"stroke": "white", "strokeWidth": 3, "strokeOpacity": 0.85}
 APART = 0.045  # of the range of scores: labels that are nearer would overlap
 SIGNIFICANT = 0.05
 FEW_POWERS = 3  # of ten, on an axis: fewer need ticks between them
@@ -45,26 +49,29 @@ def pareto(found: Comparison, size: str, title: str) -> alt.LayerChart:
     y = alt.Y("score:Q", title="score, %").scale(zero=False)
     tip = [alt.Tooltip("method:N"), *_numbers("score", "low", "high"), alt.Tooltip("size:Q", title=title, format=",")]
     tip += [alt.Tooltip("seeds:Q"), alt.Tooltip("status:N")]
-    bars = drawn.mark_rule(opacity=0.55, strokeWidth=1.2).encode(x=x, y=alt.Y("low:Q", title="score, %"), y2="high:Q", color=_color(data))
+    bars = drawn.mark_rule(opacity=0.55, strokeWidth=1.2).encode(
+        x=x, y=alt.Y("low:Q", title="score, %"), y2="high:Q", color=_color(data)
+    )
     line = drawn.transform_filter("datum.front").mark_line(
         interpolate="step-after", strokeDash=[4, 3], color=GREY, strokeWidth=1
     ).encode(x=x, y=y)  # fmt: skip
     points = drawn.mark_point(filled=True, size=70, opacity=0.95).encode(
         x=x, y=y, color=_color(data), shape=_shape(data), tooltip=tip
     )
-    # Nothing is above the line, so that is where names go: to the left of a point, of the first one to the right.
+    # Nothing is above the line, so that is where names go: into the picture, from where their points are.
     named = [
         drawn.transform_filter(f"datum.label === '{side}'")
-        .mark_text(align=side, dx=7 if side == "left" else -7, dy=-7, fontSize=10)
+        .mark_text(align=side, dx=7 if side == "left" else -7, dy=-7, fontSize=10, limit=LONGEST_NAME, **halo)
         .encode(x=x, y=y, text="method:N")
         for side in ("left", "right")
+        for halo in (HALO, {})
     ]
     none = base.transform_filter("!datum.below && !(datum.size > 0)")
     rules = none.mark_rule(strokeDash=[2, 3], color=GREY).encode(y=y, tooltip=tip)
     names = none.mark_text(align="left", baseline="bottom", dy=-3, dx=4, fontSize=10, color=GREY).encode(
         x=alt.value(0), y=y, text="method:N"
     )
-    return alt.layer(bars, line, points, *named, rules, names, _outside(base))
+    return _layered(bars, line, points, *named, rules, names, _outside(base))
 
 
 def _outside(base: alt.Chart) -> alt.Chart:
@@ -78,7 +85,9 @@ def _outside(base: alt.Chart) -> alt.Chart:
     )
 
 
-PARETO = ("task", "method", "adapter", "size", "score", "low", "high", "seeds", "status", "below", "said", "front", "label")  # fmt: skip
+PARETO = (
+    "task", "method", "adapter", "size", "score", "low", "high", "seeds", "status", "below", "said", "front", "label",
+)  # fmt: skip
 
 
 def _pareto(found: Comparison, size: str) -> list[Flat]:
@@ -88,14 +97,16 @@ def _pareto(found: Comparison, size: str) -> list[Flat]:
 def _places(rows: Sequence[Row], size: str) -> Iterator[Flat]:
     """Yield what is drawn of a task, from the smallest method on."""
     limit = _limit(rows)
-    drawn = [mean for row in rows if (mean := row.score.mean) is not None and mean >= limit]
+    drawn = [row.score for row in rows if row.score.mean is not None and row.score.mean >= limit]
+    ends = [end for score in drawn for end in (score.mean, score.low, score.high) if end is not None]
+    sizes = [log10(number) for row in rows if (number := getattr(row.size, size)) and row.scores]
     best, named = float("-inf"), float("-inf")
     for row in sorted(rows, key=lambda one: (getattr(one.size, size) or 0, -(one.score.mean or 0), one.method)):
         score, number = row.score, getattr(row.size, size)
         if score.mean is None:
             continue
         front = bool(number) and score.mean > max(best, limit)
-        with_name = front and score.mean >= named + APART * (max(drawn) - min(drawn))
+        with_name = front and score.mean >= named + APART * (max(ends) - min(ends))
         yield {
             "task": row.task,
             "method": row.method,
@@ -107,7 +118,7 @@ def _places(rows: Sequence[Row], size: str) -> Iterator[Flat]:
             "below": score.mean < limit,
             "said": f"{row.method} {score.mean:.1f}",
             "front": front,
-            "label": ("left" if named == float("-inf") else "right") if with_name else "",
+            "label": ("left" if log10(number) <= fmean((min(sizes), max(sizes))) else "right") if with_name else "",
         }
         best = max(best, score.mean) if front else best
         named = score.mean if with_name else named
@@ -132,7 +143,7 @@ def differences(found: Comparison) -> alt.LayerChart:
     whole = alt.Chart(data)
     base = whole.transform_filter("!datum.below")
     order = alt.EncodingSortField("difference", order="descending")
-    y = alt.Y("method:N", title=None, sort=order).axis(labelLimit=150, ticks=False, domain=False)
+    y = alt.Y("method:N", title=None, sort=order).axis(ticks=False, domain=False)
     x = alt.X("difference:Q", title=f"percentage points ahead of {found.baseline}")
     color = alt.Color("differs:N", title=None).scale(domain=DIFFERS, range=[BLUE, GREY, "#AAAAAA"])
     tip = [alt.Tooltip("method:N"), *_numbers("difference", "difference_low", "difference_high")]
@@ -141,9 +152,11 @@ def differences(found: Comparison) -> alt.LayerChart:
     thin = base.mark_rule(strokeWidth=1.2, opacity=0.7).encode(
         x=alt.X("difference_examples_low:Q"), x2="difference_examples_high:Q", y=y, color=color
     )
-    thick = base.mark_rule(strokeWidth=4, opacity=0.35).encode(x="difference_low:Q", x2="difference_high:Q", y=y, color=color)
+    thick = base.mark_rule(strokeWidth=4, opacity=0.35).encode(
+        x="difference_low:Q", x2="difference_high:Q", y=y, color=color
+    )
     points = base.mark_point(filled=True, size=55, opacity=1).encode(x=x, y=y, color=color, tooltip=tip)
-    return alt.layer(zero, thick, thin, points, _outside(whole))
+    return _layered(zero, thick, thin, points, _outside(whole))
 
 
 DIFFERENCES = (
@@ -163,11 +176,11 @@ def ranks(found: Comparison) -> alt.LayerChart | None:
         return None
     data = pd.DataFrame(tables.ranks(found))
     base = alt.Chart(data)
-    y = alt.Y("method:N", title=None, sort=list(data["method"])).axis(labelLimit=150, ticks=False, domain=False)
+    y = alt.Y("method:N", title=None, sort=list(data["method"])).axis(ticks=False, domain=False)
     x = alt.X("rank:Q", title="mean rank, 1 is best").scale(zero=False)
     tip = [alt.Tooltip("method:N"), *_numbers("rank", "low", "high")]
     bars = base.mark_rule(strokeWidth=4, opacity=0.3, color=BLUE).encode(x=alt.X("low:Q"), x2="high:Q", y=y)
-    return alt.layer(bars, base.mark_point(filled=True, size=60, opacity=1, color=BLUE).encode(x=x, y=y, tooltip=tip))
+    return _layered(bars, base.mark_point(filled=True, size=60, opacity=1, color=BLUE).encode(x=x, y=y, tooltip=tip))
 
 
 def about_ranks(found: Comparison) -> str:
@@ -175,7 +188,7 @@ def about_ranks(found: Comparison) -> str:
     if found.ranking is None:
         return "too few methods or tasks finished"
     critical, p = found.ranking.critical_difference, found.ranking.p
-    return f"{found.ranking.tasks} tasks, critical difference {critical:.2f}, Friedman's test p = {p:.4f}"
+    return f"{found.ranking.tasks} tasks, critical difference {critical:.2f}, Friedman's test p {'= ' if p >= 0.0001 else ''}{probable(p)}"
 
 
 def rates(found: Comparison) -> alt.LayerChart:
@@ -193,8 +206,10 @@ def rates(found: Comparison) -> alt.LayerChart:
         x=x, y=y, tooltip=tip, size=alt.condition("datum.chosen", alt.value(110), alt.value(30)),
         color=alt.condition("datum.chosen", alt.value(ORANGE), alt.value(BLUE)),
     )  # fmt: skip
-    lost = base.transform_filter("datum.status !== 'finished'").mark_point(shape="cross", angle=45, filled=True, color="#000000", size=60)
-    return alt.layer(line, dots, lost.encode(x=x, y=alt.value(PANEL["height"] - 6), tooltip=tip))
+    lost = base.transform_filter("datum.status !== 'finished'").mark_point(
+        shape="cross", angle=45, filled=True, color="#000000", size=60
+    )
+    return _layered(line, dots, lost.encode(x=x, y=alt.value(PANEL["height"] - 6), tooltip=tip))
 
 
 def curves(found: Comparison) -> alt.LayerChart:
@@ -204,7 +219,11 @@ def curves(found: Comparison) -> alt.LayerChart:
     last = int(data["epoch"].max()) if len(data) else 1
     x = alt.X("epoch:Q", title="epoch").axis(format="d", values=_epochs(last)).scale(domain=(0.8, max(last, 2) + 0.2))
     y = alt.Y("score:Q", title="score, %").scale(zero=False)
-    tip = [alt.Tooltip("method:N"), alt.Tooltip("epoch:Q"), *_numbers("score", "score_low", "score_high", "validation", "loss")]
+    tip = [
+        alt.Tooltip("method:N"),
+        alt.Tooltip("epoch:Q"),
+        *_numbers("score", "score_low", "score_high", "validation", "loss"),
+    ]
     tip += [alt.Tooltip("selected_by:Q", title="seeds that select it"), alt.Tooltip("seeds:Q")]
     band = base.mark_area(opacity=0.18, color=ORANGE).encode(x=x, y=alt.Y("score_low:Q"), y2="score_high:Q")
     test = base.mark_line(color=ORANGE, strokeWidth=1.5).encode(x=x, y=y)
@@ -212,7 +231,7 @@ def curves(found: Comparison) -> alt.LayerChart:
     dots = base.mark_point(filled=True, opacity=1, color=ORANGE).encode(
         x=x, y=y, tooltip=tip, size=alt.Size("selected_by:Q", legend=None).scale(range=[12, 140])
     )
-    return alt.layer(band, held, test, dots)
+    return _layered(band, held, test, dots)
 
 
 CURVES = ("task", "method", "epoch", "loss", "validation", "score", "score_low", "score_high", "selected_by", "seeds")
@@ -238,6 +257,12 @@ def _logarithmic(x: alt.X, values: Sequence[float], form: str) -> alt.X:
 def _epochs(last: int) -> list[int]:
     step = -(-last // MOST_EPOCHS)
     return [*range(1, last + 1, step)]
+
+
+def _layered(*layers: alt.Chart) -> alt.LayerChart:
+    chart = alt.layer(*layers)
+    assert isinstance(chart, alt.LayerChart), "layers of plain charts are no facets"
+    return chart
 
 
 def _color(data: pd.DataFrame) -> alt.Color:

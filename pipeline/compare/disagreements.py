@@ -80,7 +80,7 @@ def _short(text: str) -> str:
 
 
 def _counts(rights: Mapping[str, NDArray[np.float64]]) -> dict[str, list[int]]:
-    """Return on how many examples most seeds of each method are right where most of each other one are not, in order."""
+    """Return on how many examples most seeds of a method are right, and of each other one, in order, are not."""
     names = list(rights)
     most = np.stack([rights[name] > 0.5 for name in names]).astype(np.int64)  # (methods, examples)
     alone = most @ (1 - most).T  # [first, second]: the first is right, the second is not

@@ -20,7 +20,8 @@ class Estimate(NamedTuple):
 
     def scaled(self, factor: float) -> "Estimate":
         """Return the estimate in another unit."""
-        return Estimate(*(None if value is None else factor * value for value in self[:3]), self.seeds)
+        mean, low, high = (None if value is None else factor * value for value in self[:3])
+        return Estimate(mean, low, high, self.seeds)
 
     def flat(self, name: str) -> dict[str, float | None]:
         """Return mean and ends by name: score, score_low, score_high."""
@@ -30,7 +31,7 @@ class Estimate(NamedTuple):
 def estimate(values: Sequence[float]) -> Estimate:
     """Return the mean, and mean ± t · std / √n with t of n - 1 degrees of freedom."""
     if len(values) < 2:
-        return Estimate(*values, seeds=len(values))
+        return Estimate(values[0] if values else None, seeds=len(values))
     mean = fmean(values)
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values))
     return Estimate(mean, mean - half, mean + half, len(values))

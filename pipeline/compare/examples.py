@@ -69,7 +69,8 @@ def _mismatch(labels: NDArray[np.float64], cells: Iterable[Cell]) -> str:
             return f"{metric} scores groups of examples"
         found = scores.score((metric,), np.array(run.predicted), labels)[metric]
         if abs(found - run.score()) > TOLERANCE:
-            return f"{run.method}, seed {run.seed}, has {metric} {found:.6g} with its labels, and {run.score():.6g} in its record"
+            said = f"{metric} {found:.6g} by its labels, {run.score():.6g} in the record"
+            return f"{said} of {run.method}, seed {run.seed}"
     return ""
 
 

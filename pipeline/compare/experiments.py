@@ -55,7 +55,7 @@ def _row(inputs: tuple[tuple[str, str], ...], group: Mapping[int, Shown], differ
 
 
 def _inputs(one: Shown) -> tuple[tuple[str, str], ...]:
-    """Return what an experiment depends on but for the seed: params that its adapter reads, and hashes of code and data."""
+    """Return what an experiment depends on but for the seed: params that its adapter reads, hashes of code and data."""
     others = set(params.ADAPTERS) - {_param(one, "adapter")}
     found = {}
     for name, value in one.items():

@@ -1,6 +1,7 @@
 """The table of papers as LaTeX."""
 
 import re
+from collections.abc import Iterable
 
 from pipeline.compare import paper
 from pipeline.compare.comparison import Comparison
@@ -18,8 +19,8 @@ LATEX = {
 
 
 def latex(found: Comparison) -> str:
-    """Return the table of papers, for booktabs: rows methods, columns tasks, an average, parameters. The best is bold."""
-    best = {task: max((row.score.mean or 0 for row in found.rows[task].values()), default=0) for task in found.rows}
+    """Return the table, for the package booktabs; the best of each column is bold."""
+    best = {task: _best(rows.values()) for task, rows in found.rows.items()}
     lines = [
         f"% {escaped(paper.note(found))}",
         rf"\begin{{tabular}}{{l{'c' * len(found.rows)}r}}",
@@ -33,7 +34,11 @@ def latex(found: Comparison) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def _latex_score(row: Row, best: float) -> str:
+def _best(rows: Iterable[Row]) -> float | None:
+    return max((row.score.mean for row in rows if row.score.mean is not None), default=None)
+
+
+def _latex_score(row: Row, best: float | None) -> str:
     value = row.score
     if value.mean is None:
         return rf"\textit{{{escaped(row.status)}}}"

@@ -18,7 +18,10 @@ HEADER = (
 def markdown(found: Comparison, experiments: Sequence[Flat] = ()) -> str:
     """Return the tables for people, in Markdown: the paper's layout, then one table a task."""
     shown = [f"# {found.preset}: {len(found.methods)} methods on {len(found.tasks)} tasks", ""]
-    shown += ["Scores are percent of each task's first metric, mean over seeds ± half of the 95 % interval. " + paper.note(found)]
+    shown += [
+        "Scores are percent of each task's first metric, mean over seeds ± half of the 95 % interval. "
+        + paper.note(found)
+    ]
     shown += ["", *table(paper.header(found), _paper_rows(found))]
     for task in (AVERAGE, *found.tasks):
         rows = found.rows[task]
@@ -30,9 +33,6 @@ def markdown(found: Comparison, experiments: Sequence[Flat] = ()) -> str:
         shown += ["", "## Experiments of DVC", "", *table(list(experiments[0]), cells)]
     shown += ["", "## What to know", "", *(f"- {_inline(line)}" for line in (*found.lines, _sentence(flattery(found))))]
     return "\n".join(shown) + "\n"
-
-
-
 
 
 def _cells(found: Comparison, row: Row) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ SIZES = {
     "trained": "trained parameters of the adapter",
     "file_bytes": "bytes of the adapter's file, head included",
 }
+LONGEST_NAME = 220  # pixels
 DOTS = 2.0  # pixels of the picture a pixel of the chart
 ABREAST, METHODS_ABREAST = 3, 5  # panels
 
@@ -72,4 +73,7 @@ def _by_method(chart: alt.LayerChart, task: str, found: Comparison) -> alt.TopLe
 
 def _dressed(chart: alt.TopLevelMixin) -> alt.TopLevelMixin:
     chart = chart.configure(font=charts.FONT, background="white").configure_legend(symbolOpacity=1, labelLimit=300)
-    return chart.configure_axis(labelFontSize=10, titleFontSize=10, titleFontWeight="normal", gridColor=charts.GRID)
+    chart = chart.configure_title(fontSize=11, fontWeight="normal", anchor="start")
+    return chart.configure_axis(
+        labelFontSize=10, labelLimit=LONGEST_NAME, titleFontSize=10, titleFontWeight="normal", gridColor=charts.GRID
+    )

@@ -21,4 +21,8 @@ def provenance(records: Iterable[Record]) -> dict[str, list[str]]:
 
 def mixed(made: dict[str, list[str]]) -> list[str]:
     """Return a line for each thing of which records of one comparison have several."""
-    return [f"records are of {len(made[name])} {name}s: {', '.join(made[name])}" for name in ALIKE if len(made.get(name, ())) > 1]
+    return [
+        f"records are of {len(made[name])} {name}s: {', '.join(made[name])}"
+        for name in ALIKE
+        if len(made.get(name, ())) > 1
+    ]

@@ -1,7 +1,7 @@
 """The paired bootstrap: scores on resamples of the test split, the same ones for all trainings on a task.
 
-All metrics but rank correlations are functions of a few sums over examples. A resample weights the examples, so the sums
-of all resamples and trainings are one matrix product, where a metric of scikit-learn would be called a million times.
+All metrics but rank correlations are functions of a few sums over examples. A resample weights the examples, so the
+sums of all resamples and trainings are one matrix product, where scikit-learn would be called a million times.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -71,8 +71,8 @@ def of_cell(cell: Cell) -> Row:
         best=_percent({run.seed: run.score(best_epoch(run)) for run in cell.finished}),
         validation=_percent({run.seed: run.validation[run.selected] for run in cell.finished}),
         size=_size(cell),
-        rate=cell.chosen and cell.chosen.rate,
-        head_rate=cell.chosen and cell.chosen.head_rate,
+        rate=cell.chosen.rate if cell.chosen else None,
+        head_rate=cell.chosen.head_rate if cell.chosen else None,
         at_edge=cell.at_edge,
     )
 
@@ -88,8 +88,6 @@ def average(rows: Sequence[Row]) -> Row:
     first = rows[0]
     seeds = sorted(set.intersection(*(set(row.scores) for row in rows)))
     whole = all(row.status == FINISHED for row in rows)
-    columns = ("scores", "last", "best", "validation")
-    scores = {name: {s: fmean(getattr(row, name)[s] for row in rows) for s in seeds} for name in columns}
     return Row(
         task=AVERAGE,
         method=first.method,
@@ -98,8 +96,11 @@ def average(rows: Sequence[Row]) -> Row:
         status=FINISHED if whole else PARTLY if seeds else _worst(row.status for row in rows),
         reason="; ".join(f"{row.task}: {row.reason}" for row in rows if row.reason),
         runs=max(row.runs for row in rows),
-        size=_joined([row.size for row in rows if row.size.trained is not None]),
-        **scores,
+        size=_joined([row.size for row in rows]),
+        scores={seed: fmean(row.scores[seed] for row in rows) for seed in seeds},
+        last={seed: fmean(row.last[seed] for row in rows) for seed in seeds},
+        best={seed: fmean(row.best[seed] for row in rows) for seed in seeds},
+        validation={seed: fmean(row.validation[seed] for row in rows) for seed in seeds},
     )
 
 
@@ -124,16 +125,25 @@ def _size(cell: Cell) -> Size:
 
 def _joined(sizes: Sequence[Size]) -> Size:
     """Return the largest numbers and the mean seconds: heads, and so files, have a size for each number of classes."""
-    if not sizes:
-        return Size()
-    largest = {name: _largest([getattr(size, name) for size in sizes]) for name in Size._fields}
-    for name in ("seconds", "train_seconds"):
-        largest[name] = fmean(getattr(size, name) for size in sizes)
-    return Size(**largest)  # type: ignore[arg-type]
+    return Size(
+        trained=_largest(size.trained for size in sizes),
+        degrees_of_freedom=_largest(size.degrees_of_freedom for size in sizes),
+        stored=_largest(size.stored for size in sizes),
+        head=_largest(size.head for size in sizes),
+        file_bytes=_largest(size.file_bytes for size in sizes),
+        seconds=_mean(size.seconds for size in sizes),
+        train_seconds=_mean(size.train_seconds for size in sizes),
+        peak_bytes=_largest(size.peak_bytes for size in sizes),
+    )
 
 
-def _largest(values: Sequence[int | None]) -> int | None:
+def _largest(values: Iterable[int | None]) -> int | None:
     return max((value for value in values if value is not None), default=None)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
 
 
 def _percent(scores: Scores) -> Scores:

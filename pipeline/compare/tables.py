@@ -151,13 +151,16 @@ def everything(found: Comparison) -> Flat:
         "rates": rates(found),
         "curves": curves(found),
         "ranks": ranks(found),
-        "ranking": found.ranking and {key: found.ranking._asdict()[key] for key in ("critical_difference", "p", "tasks")},
+        "ranking": found.ranking
+        and {key: found.ranking._asdict()[key] for key in ("critical_difference", "p", "tasks")},
     }
 
 
 def flattery(found: Comparison) -> str:
     """Return one line about what choosing the epoch on the test split would add."""
-    rows = [(row.flattery, row) for task in found.tasks for row in found.rows[task].values() if row.flattery is not None]
+    rows = [
+        (row.flattery, row) for task in found.tasks for row in found.rows[task].values() if row.flattery is not None
+    ]
     if not rows:
         return "nothing finished, so there is no epoch to choose"
     most, row = max(rows, key=lambda one: (one[0], one[1].task, one[1].method))

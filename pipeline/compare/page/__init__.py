@@ -85,10 +85,17 @@ def _charts(found: Comparison) -> dict[str, Spec]:
         for size, title in SIZES.items()
     }
     if any(found.pairs.values()):
-        whole["differences"] = charts.differences(found).properties(width="container", height=HEIGHT * len(found.methods))
-    specs = {name: _interactive(chart.transform_filter(charts.OF_TASK).transform_filter(charts.OF_SHOWN), found) for name, chart in whole.items()}
+        whole["differences"] = charts.differences(found).properties(
+            width="container", height=HEIGHT * len(found.methods)
+        )
+    specs = {
+        name: _interactive(chart.transform_filter(charts.OF_TASK).transform_filter(charts.OF_SHOWN), found)
+        for name, chart in whole.items()
+    }
     if found.ranking is not None and (ranking := charts.ranks(found)) is not None:
-        shown = ranking.properties(width="container", height=HEIGHT * len(found.ranking.ranks)).transform_filter(charts.OF_SHOWN)
+        shown = ranking.properties(width="container", height=HEIGHT * len(found.ranking.ranks)).transform_filter(
+            charts.OF_SHOWN
+        )
         specs["ranks"] = _interactive(shown, found)
     for name in SEVERAL:
         chart = getattr(charts, name)(found).properties(**charts.PANEL)

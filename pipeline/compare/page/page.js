@@ -147,6 +147,7 @@ async function draw(name) {
     spec.columns = Math.max(1, Math.floor(place.clientWidth / 250));
     spec.spec.width = Math.floor((place.clientWidth - 30) / spec.columns) - 62;
   }
+  spec.config.axis.labelLimit = place.clientWidth > 700 ? 320 : 130;
   if (name in COUNTED) spec.height = height(name);
   const made = await window.vegaEmbed(place, spec, { actions: { export: true, source: false, compiled: false, editor: false }, downloadFileName: name, renderer: "svg", logLevel: 1 });
   views[name] = made.view;
