@@ -187,8 +187,9 @@ def about_ranks(found: Comparison) -> str:
     """Return what the picture of ranks rests on, in one line."""
     if found.ranking is None:
         return "too few methods or tasks finished"
-    critical, p = found.ranking.critical_difference, found.ranking.p
-    return f"{found.ranking.tasks} tasks, critical difference {critical:.2f}, Friedman's test p {'= ' if p >= 0.0001 else ''}{probable(p)}"
+    critical, p = found.ranking.critical_difference, probable(found.ranking.p)
+    tested = f"Friedman's test p {p if p.startswith('<') else f'= {p}'}"
+    return f"{found.ranking.tasks} tasks, critical difference {critical:.2f}, {tested}"
 
 
 def rates(found: Comparison) -> alt.LayerChart:

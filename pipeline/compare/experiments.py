@@ -17,6 +17,7 @@ Shown = Mapping[str, Any]  # params, metrics and hashes of dependencies by name,
 SEED, SCORE = "seed", "score"
 NAMED = ("data", "model", "adapter")
 COUNTS = ("adapter_trained", "adapter_stored", "adapter_effective", "head_parameters", "adapter_bytes")
+EVERY_COMMIT = -1
 WORKSPACE = "workspace"  # not an experiment yet
 
 
@@ -27,7 +28,7 @@ def read() -> list[Shown]:
         UserError: if there is no such repository, or DVC cannot read it.
     """
     try:
-        shown = dvc.api.exp_show(all_commits=True)
+        shown = dvc.api.exp_show(num=EVERY_COMMIT)
     except (DvcException, SCMError) as error:
         raise UserError(f"--experiments: {first_line(error)}") from None
     return [one for one in shown if one["rev"] != WORKSPACE and isinstance(_metric(one, SCORE), int | float)]

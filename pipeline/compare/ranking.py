@@ -32,8 +32,8 @@ def rank(scores: Mapping[str, Mapping[str, float]]) -> Ranking | None:
     means = stats.rankdata(-table, axis=1).mean(axis=0)
     tasks, methods = table.shape
     critical = stats.studentized_range.ppf(1 - LEVEL, methods, inf) / sqrt(2)
-    statistic = stats.friedmanchisquare(*table.T)
-    p = float(statistic.pvalue) if np.isfinite(statistic.pvalue) else 1.0  # where all scores are alike
+    alike = not np.ptp(table, axis=1).any()  # which the test does not take
+    p = 1.0 if alike else float(stats.friedmanchisquare(*table.T).pvalue)
     order = sorted(range(methods), key=lambda place: (means[place], shared[place]))
     ranks = {shared[place]: float(means[place]) for place in order}
     return Ranking(ranks, float(critical) * sqrt(methods * (methods + 1) / (6 * tasks)), p, tasks)

@@ -25,6 +25,20 @@ def write(folder: Path, preset: str, records: Sequence[Record], options: Namespa
     """
     found = compare(preset, records, options.baseline, options.resamples)
     rows = experiments.rows(experiments.read()) if options.experiments else []
+    write_tables(folder, found, rows)
+    pictures.write(folder, found)
+    console.line("draw the page")
+    _write(folder / PAGE, page(found, rows))
+    _show(found)
+    console.line(f"written: {folder / PAGE}, and tables and pictures beside it")
+
+
+def write_tables(folder: Path, found: Comparison, rows: Sequence[Flat]) -> None:
+    """Write CSV, JSON, Markdown and LaTeX; `rows` are experiments of DVC's.
+
+    Raises:
+        UserError: if the disk does not take a file.
+    """
     for name in ("results", "trainings", "rates", "curves", "ranks"):
         _write_csv(folder / f"{name}.csv", getattr(tables, name)(found))
     if rows:
@@ -32,11 +46,6 @@ def write(folder: Path, preset: str, records: Sequence[Record], options: Namespa
     _write(folder / "comparison.json", json.dumps(tables.everything(found) | {"experiments": rows}, indent=1) + "\n")
     _write(folder / "comparison.md", markdown.markdown(found, rows))
     _write(folder / "table.tex", latex.latex(found))
-    pictures.write(folder, found)
-    console.line("draw the page")
-    _write(folder / PAGE, page(found, rows))
-    _show(found)
-    console.line(f"written: {folder / PAGE}, and tables and pictures beside it")
 
 
 def _show(found: Comparison) -> None:

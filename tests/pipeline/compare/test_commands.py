@@ -29,12 +29,10 @@ def test_the_line_of_every_adapter_is_valid(adapter, monkeypatch, tmp_path):
         overrides=overrides.get(adapter, {}),
         rate=rate,
         seed=3,
-        task="movie-reviews",
-        metrics=["accuracy"],
     )
     (found,) = sweep.combinations(values(command(made)))
     seen = params.TrainView.model_construct(**YAML(typ="safe", pure=True).load(sweep.seen(found, tmp_path)))
-    assert (seen.adapter, seen.seed, seen.data, seen.model) == (adapter, 3, "movie-reviews", "minilm")
+    assert (seen.adapter, seen.seed, seen.data, seen.model) == (adapter, 3, "rte", "minilm")
     assert seen.train["epochs"] == 3
     assert seen.train["head_learning_rate"] == 0.002
 

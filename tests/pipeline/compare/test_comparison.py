@@ -1,9 +1,12 @@
 """What the comparison says: averages, differences to the baseline, rows for what failed, and what it leaves out."""
 
+from contextlib import chdir
 from statistics import fmean
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy import stats
 
 from pipeline.compare import tables
 from pipeline.compare.comparison import compare
@@ -27,9 +30,13 @@ def records():
     return cells()
 
 
-@pytest.fixture
-def found(records):
-    return compare("small", records, "LoRA r=1", RESAMPLES)
+@pytest.fixture(scope="module")
+def found(records, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("found")
+    with chdir(folder):
+        for task in TASKS:
+            save_examples(task)
+        return compare("small", records, "LoRA r=1", RESAMPLES)
 
 
 def test_every_method_has_a_row_on_every_task(found):
@@ -74,21 +81,15 @@ def test_differences_are_seed_by_seed_and_p_values_corrected(found):
     assert "LoRA r=1" not in found.pairs["rte"]
 
 
-def test_the_bootstrap_agrees_with_the_exact_test_on_accuracy(found):
+def test_the_bootstrap_agrees_with_the_exact_test_on_accuracy():
     # McNemar's: of the examples on which one seed of each differ, half would go either way.
-    only = [run for run in cells(("LoRA r=1", "LoRA r=8"), ("rte",), (0,))]
-    paired = compare("small", only, "LoRA r=1", 10_000).pairs["rte"]["LoRA r=8"]
-    first, second = (
-        np.array(found_.predicted) == labels("rte")
-        for found_ in (
-            compare("small", only, "LoRA r=1", 100).cells["rte"][m].runs[0] for m in ("LoRA r=1", "LoRA r=8")
-        )
-    )
-    from scipy import stats
-
-    wins, losses = int((second & ~first).sum()), int((first & ~second).sum())
+    found = compare("small", cells(("LoRA r=1", "LoRA r=8"), ("rte",), (0,)), "LoRA r=1", 10_000)
+    first, second = (np.array(found.cells["rte"][name].runs[0].predicted) for name in ("LoRA r=1", "LoRA r=8"))
+    right, left = first == labels("rte"), second == labels("rte")
+    wins, losses = int((left & ~right).sum()), int((right & ~left).sum())
+    paired = found.pairs["rte"]["LoRA r=8"]
     assert paired.p == pytest.approx(stats.binomtest(wins, wins + losses).pvalue, abs=0.06)
-    assert paired.over_seeds.mean == pytest.approx(100 * (wins - losses) / len(first))
+    assert paired.over_seeds.mean == pytest.approx(100 * (wins - losses) / len(right))
     assert paired.over_seeds.low is None  # one seed
 
 
@@ -133,8 +134,6 @@ def test_without_examples_there_is_no_bootstrap_and_a_line_says_so(records, tmp_
 
 def test_labels_that_do_not_give_the_scores_are_of_no_use(tmp_path, records):
     path = tmp_path / "reports/arena/small/examples/rte.parquet"
-    import pandas as pd
-
     table = pd.read_parquet(path)
     table.iloc[::-1].to_parquet(path)
     (line,) = compare("small", records, "LoRA r=1", RESAMPLES).lines
@@ -146,8 +145,6 @@ def test_labels_that_do_not_give_the_scores_are_of_no_use(tmp_path, records):
 def test_examples_that_cannot_be_read_are_one_line(content, tmp_path, records):
     path = tmp_path / "reports/arena/small/examples/rte.parquet"
     if content is None:
-        import pandas as pd
-
         pd.DataFrame({"text": ["a"], "text_pair": [None], "label": ["x"]}).to_parquet(path)
     else:
         path.write_bytes(content)
