@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
@@ -93,7 +93,7 @@ def append(path: Path, record: Record) -> None:
         file.write(record.model_dump_json() + "\n")
 
 
-def best(records: Mapping[str, Record]) -> Record | None:
+def best(records: Mapping[Any, Record]) -> Record | None:
     """Return the record with the best validation score at its selected epoch, of several the first; None without one.
 
     The test score has no say.
