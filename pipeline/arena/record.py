@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
+from pipeline import artifacts
 from pipeline.errors import UserError, first_line
 
-FOLDER = Path("reports/arena")  # a folder for each preset
+FOLDER = artifacts.ARENA
 ENDING = ".jsonl"
 Score = float
 Status = Literal["finished", "diverged", "failed"]
