@@ -1,5 +1,7 @@
 """The file of presets: what it holds is what it says, and a mistake in it is one line."""
 
+from pathlib import Path
+
 import pytest
 
 from pipeline.arena import check, plan, preset
@@ -71,3 +73,39 @@ def test_what_does_not_fit_is_said_before_anything_runs(changes, words, arena):
     with pytest.raises(UserError) as error:
         check.check(plan.runs("small", preset.load("small")))
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def broken(content="first,second,answer\na cat,a dog,yes\n", **changes):
+    """A row of pairs whose file or keys do not fit."""
+    Path("broken.csv").write_text(content, encoding="utf-8")
+    row = {
+        "source": {"kind": "files", "files": {"train": "broken.csv"}},
+        "text": ["first", "second"],
+        "label": {"column": "answer", "names": ["no", "yes"]},
+        "metrics": ["accuracy"],
+        "cut": {"validation": 0.2, "test": 0.2},
+    }
+    return row | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"text": ["first", "third"]}, ["broken", "third", "first, second, answer"]),
+        ({"label": {"column": "answer", "names": ["no", "maybe"]}}, ["broken", "yes", "no, maybe"]),
+        ({"label": {"column": "answer", "low": 0.0, "high": 1.0}}, ["broken: metrics", "accuracy", "pearson"]),
+        ({"content": "first;second;answer\na cat;a dog;yes\n"}, ["broken", "first"]),
+        ({}, ["broken", "is empty"]),
+    ],
+)
+def test_a_task_that_cannot_be_read_names_its_row_before_anything_runs(changes, words, arena):
+    table = arena / "pipeline/datasets.yaml"
+    before = table.read_bytes()
+    workspace.write_yaml(table, workspace.read_yaml(table) | {"broken": broken(**changes)})
+    small.write(tasks={"broken": {}})
+    try:
+        with pytest.raises(UserError) as error:
+            check.check(plan.runs("small", preset.load("small"), ["broken"]))
+    finally:
+        table.write_bytes(before)
+    assert all(word in str(error.value) for word in ("pipeline/datasets.yaml", *words)), str(error.value)
