@@ -33,6 +33,7 @@ TRAIN_CURVES = Path("reports/train/curves")
 EVALUATE_METRICS = Path("reports/evaluate/metrics.json")
 EVALUATE_PREDICTIONS = Path("reports/evaluate/predictions.csv")
 EVALUATE_PICTURE = Path("reports/evaluate/predictions.png")
+ARENA = Path("reports/arena")  # a folder of records for each preset: beside the pipeline, no outs of DVC's
 UNTRACKED = (FACTORIZE_COST,)  # seconds and bytes differ between runs: no outs of DVC's, and ignored by Git
 
 PARITY, SUBMISSION = "parity.json", "submission"  # in EXPORTS

@@ -6,22 +6,14 @@ holds these rows too; {} where nothing is named here. The other stages depend on
 models/: a file that nothing chosen names is nothing to them.
 """
 
-import hashlib
-import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline import artifacts, console, params, stage
+from pipeline.data import content
+from pipeline.data.content import WATCHED, Source
 from pipeline.errors import UserError
 from pipeline.files import check_file
-from pipeline.params.rows import HubModel, PackageModel
-from pipeline.params.sources import FilesSource, HubSource, PackageSource, Row
-
-WATCHED = ("data", "models")  # dvc.yaml has them as deps of this stage
-
-# Of a row; or a folder or hub repository.
-Source = FilesSource | HubSource | PackageSource | HubModel | PackageModel | str
 
 
 def inputs(source: Source, where: str) -> dict[str, str]:
@@ -31,20 +23,10 @@ def inputs(source: Source, where: str) -> dict[str, str]:
         UserError: if a file or folder is not there, or is where DVC would not notice that it changes.
     """
     found: dict[str, str] = {}
-    for path in _named(source):
+    for path in content.named(source):
         _check(path, where)
-        found |= {file.as_posix(): _sha256(file) for file in _files(path)}
+        found |= {file.as_posix(): content.sha256(file) for file in content.files(path)}
     return found
-
-
-def _named(source: Source) -> Iterator[Path]:
-    """Files and folders here. A hub's repository is none, unless a folder has its name or it can only be a path."""
-    if isinstance(source, FilesSource):
-        yield from map(Path, source.files.values())
-    elif isinstance(source, HubSource | HubModel | str):
-        path = Path(source if isinstance(source, str) else source.path)
-        if path.is_dir() or path.is_absolute() or any(map(path.is_relative_to, (*WATCHED, ".."))):
-            yield path
 
 
 def _check(path: Path, where: str) -> None:
@@ -72,30 +54,12 @@ def _in_the_original(path: Path) -> str:
     return f" here, but in {original}: {copy}; git add {path}, or name it by its absolute path"
 
 
-def _files(path: Path) -> list[Path]:
-    """The file itself, or all in the folder but hidden ones."""
-    if not path.is_dir():
-        return [path]
-    below = (file for file in path.rglob("*") if file.is_file())
-    return [file for file in below if not any(part.startswith(".") for part in file.relative_to(path).parts)]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sha256_of(row: Row) -> str:
-    content = json.dumps(row.model_dump(mode="json"), sort_keys=True)  # as DVC, which takes keys in any order
-    return hashlib.sha256(content.encode()).hexdigest()
-
-
 def main(view: params.InputsView) -> None:
     where = f"{params.TABLES['data'][0]}: {view.data}"
     data = {file: sha for source in view.dataset.sources for file, sha in inputs(source, where).items()}
     artifacts.write_metrics(artifacts.DATA_FILES, data)
     where = f"{view.base_model.where}: {view.model}"
-    model = {where: _sha256_of(view.base_model)} | inputs(view.base_model.source, where)
+    model = {where: content.sha256_of(view.base_model)} | inputs(view.base_model.source, where)
     artifacts.write_metrics(artifacts.MODEL_FILES, model)
     artifacts.write_metrics(artifacts.FRAMES_FILES, frames_inputs(view))
 
@@ -109,7 +73,7 @@ def frames_inputs(view: params.InputsView) -> dict[str, str]:
     found = {}
     for name, row in view.pooled.items():
         where = f"{params.TABLES['data'][0]}: {name}"
-        found[where] = _sha256_of(row)
+        found[where] = content.sha256_of(row)
         found |= inputs(row.source, where)
     return found if view.frames == "own" else found | inputs(view.frames, f"{params.PARAMS}: lsr.frames")
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from benchmarks.family.methods import METHODS, Layers, Pool
-from benchmarks.views import Overrides, changed
 from pipeline import params
 from pipeline.params import TrainView
+from pipeline.params.changed import Overrides, changed
 
 VERSION = 1  # raise it when changed code makes the old cells wrong: all are then run again
 SEEDS = range(5)  # the first one tunes, and is one of the five that are reported
@@ -158,7 +158,7 @@ class Cell(NamedTuple):
         Raises:
             UserError: if params.yaml knows no such keys or values.
         """
-        return changed({**LATER, **self.overrides()}, self.run.name)
+        return changed({**LATER, **self.overrides()}, TrainView, place=(self.run.name,))
 
     def key(self) -> str:
         """Return 16 hexadecimal digits that stand for what this cell sets, the sizes and the version."""

@@ -7,7 +7,7 @@ one r, LoRA 768 r. All of its linear layers are 36.
 from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
-from benchmarks.views import Overrides
+from pipeline.params.changed import Overrides
 
 Layers = tuple[int, ...] | Literal["all"]
 Pool = str  # own, pooled, left out, or another data set: whose gradients or updates make the frames

@@ -21,7 +21,6 @@ from transformers import (
 )
 
 from benchmarks.processes import in_fresh_process
-from benchmarks.views import changed
 from pipeline import console
 from pipeline.data import datasets, tokens
 from pipeline.data.encoding import tokenize
@@ -29,6 +28,7 @@ from pipeline.evaluation import inference, scores
 from pipeline.methods import adapters, base_models
 from pipeline.methods.pooling import BATCH
 from pipeline.params import LsrParams, TrainView
+from pipeline.params.changed import changed
 from pipeline.training.run import steps_an_epoch, trainer_of
 
 DATA, MODEL, MAX_LENGTH, TARGET = "movie-reviews", "minilm", 128, 0.80
@@ -86,7 +86,7 @@ class StopWatch(TrainerCallback):
 
 def race(contender: Contender, epochs: int) -> Row:
     """Train one contender until it has the target score on the test split."""
-    view = changed({"data": DATA, "model": MODEL, "adapter": contender.adapter}, contender.name)
+    view = changed({"data": DATA, "model": MODEL, "adapter": contender.adapter}, TrainView, place=(contender.name,))
     texts = datasets.load(view.dataset, DATA).splits
     begin = perf_counter()
     set_seed(view.seed)

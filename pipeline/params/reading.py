@@ -32,7 +32,7 @@ def load(view: type[AnyView]) -> AnyView:
     Raises:
         UserError: with one line for each mistake, all at once.
     """
-    return seen_by(view, _validate(Params, _read(PARAMS), PARAMS, ()), load_row)
+    return seen_by(view, _validate(Params, read_yaml(PARAMS), PARAMS, ()), load_row)
 
 
 def seen_by(view: type[AnyView], params: Common, row_of: Callable[[str, str, str], Any]) -> AnyView:
@@ -68,7 +68,7 @@ def load_row(word: str, name: str, key: str | None = None) -> Any:
         UserError: if there is no such row (the message lists those there are), or if it does not fit the schema.
     """
     path, schema = TABLES[word]
-    rows = _read(path)
+    rows = read_yaml(path)
     if name not in rows:
         where = f"{PARAMS}: {key or word}"
         if schema is ModelRow and (row := ModelRow.named(name, where)):
@@ -90,11 +90,24 @@ def load_rows(word: str, path: Path | None = None) -> dict[str, Any]:
         UserError: if the table or a row is broken.
     """
     usual, schema = TABLES[word]
-    path = path or usual
-    return {name: _validate(schema, row, path, (name,)) for name, row in _read(path).items()}
+    return load_table(path or usual, schema)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def load_table(path: Path, schema: type[AnyModel]) -> dict[str, AnyModel]:
+    """Return all rows of a file, by name.
+
+    Raises:
+        UserError: if the file or a row is broken.
+    """
+    return {name: _validate(schema, row, path, (name,)) for name, row in read_yaml(path).items()}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return what a file of keys and values holds; whoever changes that makes a copy of it first.
+
+    Raises:
+        UserError: if it is none, cannot be read, or is larger or deeper than a person writes.
+    """
     try:
         content = _parsed(read_small(path, MOST_BYTES))
     except FileNotFoundError:

@@ -7,10 +7,10 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import BertConfig
 
-from benchmarks import views
 from benchmarks.speed import __main__ as command
 from benchmarks.speed import layer, many, many_report, race, report, step, terms, timing
 from benchmarks.speed.methods import FROZEN, METHODS, OURS, PEER, TEXTBOOK, adapted, trained
+from pipeline.params import changed
 from tests import workspace
 
 SMALL = layer.Case(64, 8, "float32")
@@ -157,10 +157,10 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.chdir(workspace.make(tmp_path, lsr=FAMILY))
     monkeypatch.setattr(race, "DATA", "glue")
     monkeypatch.setattr(race, "MODEL", "tiny")
-    for cache in (views._committed, views._row):
+    for cache in (changed._committed, changed._row):
         cache.cache_clear()
     yield
-    for cache in (views._committed, views._row):
+    for cache in (changed._committed, changed._row):
         cache.cache_clear()
 
 

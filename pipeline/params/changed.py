@@ -1,0 +1,44 @@
+"""params.yaml with some keys changed, as a view sees it: for whatever compares many settings in one process."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.errors import UserError
+from pipeline.params import mistakes
+from pipeline.params.reading import AnyView, load_row, read_yaml, seen_by
+from pipeline.params.schema import PARAMS, Params
+
+Overrides = Mapping[str, Any]  # dotted keys of params.yaml
+
+
+def changed(overrides: Overrides, view: type[AnyView], path: Path = PARAMS, place: tuple[str, ...] = ()) -> AnyView:
+    """Return what a view sees of params.yaml with these dotted keys changed; `path` and `place` say who asks.
+
+    Raises:
+        UserError: if params.yaml knows no such keys or values; one line each.
+    """
+    content = deepcopy(_committed())
+    for key, value in overrides.items():
+        section, _, field = key.rpartition(".")
+        inner = content.setdefault(section, {}) if section else content
+        if not isinstance(inner, dict):
+            raise UserError(f"{path}: {'.'.join((*place, key))}: {section} of {PARAMS} has no keys")
+        inner[field] = value
+    try:
+        checked = Params.model_validate(content)
+    except ValidationError as error:
+        raise UserError("\n".join(mistakes.lines(error, Params, content, path, place))) from None
+    return seen_by(view, checked, _row)
+
+
+@cache
+def _committed() -> dict[str, Any]:
+    return read_yaml(PARAMS)
+
+
+_row = cache(load_row)  # the tables are long, and YAML is slow
