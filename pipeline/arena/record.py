@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from pipeline import artifacts
 from pipeline.errors import UserError, first_line
@@ -34,7 +34,6 @@ class Record(BaseModel):
     method: str  # its name in the preset
     adapter: str  # a section of params.yaml
     overrides: dict[str, JsonValue]  # what it sets in params.yaml, by dotted keys
-    settings: dict[str, JsonValue] = Field(default_factory=dict)  # what the preset sets there for all of its methods
     rate: float | None  # learning rate of the adapter; None where the head alone trains
     head_rate: float
     seed: int

@@ -8,8 +8,10 @@ from typing import NoReturn
 
 from pipeline import console
 from pipeline.arena.record import ENDING, FOLDER, Record, read
+from pipeline.arena.preset import PATH, Preset
 from pipeline.compare.comparison import BASELINE, RESAMPLES
 from pipeline.errors import MISTAKE, UserError, leaving_in_plain_lines, nearest
+from pipeline.params.reading import load_table
 
 PROGRAM = "python -m pipeline.compare"
 OUTPUT = Path("reports", "compare")
@@ -32,7 +34,7 @@ def parser() -> Parser:
     )
     add = top.add_argument
     add("preset", nargs="?", metavar="PRESET", help=f"a folder of {FOLDER}; without it, the only one there is")
-    add("--baseline", default=BASELINE, metavar="METHOD", help="what all others are compared with (%(default)s)")
+    add("--baseline", metavar="METHOD", help=f"what all others are compared with (the preset's, or {BASELINE})")
     add("--output", type=Path, default=OUTPUT, metavar="FOLDER", help="where PRESET/ is written (%(default)s)")
     add("--resamples", type=_count, default=RESAMPLES, help="of the bootstrap over test examples (%(default)s)")
     add("--experiments", action="store_true", help="add a table of the experiments of DVC")
@@ -58,6 +60,7 @@ def main(words: Sequence[str] | None = None) -> None:
         # Heavy packages come after all that can be refused without them.
         from pipeline.compare import reports
 
+        options.baseline = options.baseline or _baseline(preset)
         reports.write(options.output / preset, preset, records, options)
 
 
@@ -66,6 +69,12 @@ def _check_packages() -> None:
         raise UserError(
             f"{PROGRAM}: needs {', '.join(lacking)}: pip install -c constraints.txt -e '.[pipeline,compare]'"
         )
+
+
+def _baseline(name: str) -> str:
+    """Return the baseline of a preset that is still in the file of presets, or the usual one."""
+    known = load_table(PATH, Preset) if PATH.is_file() else {}
+    return known[name].baseline if name in known else BASELINE
 
 
 def _records(preset: str | None) -> tuple[str, list[Record]]:

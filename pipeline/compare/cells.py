@@ -8,6 +8,7 @@ from typing import NamedTuple
 from pipeline.arena.record import Record, Score, best
 
 FINISHED, PARTLY, MISSING = "finished", "partly finished", "not run"
+TUNED = ("learning_rate", "seed")  # ends of the keys that differ between the trainings of a cell
 Rates = tuple[float | None, float]
 
 
@@ -91,16 +92,27 @@ def best_epoch(record: Record) -> int:
 def _cell(task: str, method: str, group: Sequence[Record]) -> Cell:
     first = min(record.seed for record in group)
     tries = sorted((record for record in group if record.seed == first), key=lambda one: _order(_rates(one)))
-    chosen = best({record.key: record for record in tries})
+    chosen = _chosen(tries, group)
     runs = [record for record in group if chosen is None or _rates(record) == _rates(chosen)]
     runs.sort(key=lambda one: (one.seed, _order(_rates(one))))
     return Cell(task, method, tuple(tries), tuple(runs), chosen)
 
 
+def _chosen(tries: Sequence[Record], group: Sequence[Record]) -> Record | None:
+    """Return the try that validation chooses; of several that are equally good the one that most seeds have."""
+    top = best({record.key: record for record in tries})
+    if top is None:
+        return None
+    equal = [one for one in tries if one.validation and one.validation[one.selected] == top.validation[top.selected]]
+    seeds = Counter(map(_rates, group))
+    return max(equal, key=lambda one: seeds[_rates(one)])
+
+
 def _newest_form(group: Sequence[Record]) -> Iterator[Record]:
     forms: dict[str, list[Record]] = {}
     for record in group:
-        forms.setdefault(json.dumps([record.overrides, record.settings], sort_keys=True), []).append(record)
+        kept = {key: value for key, value in record.overrides.items() if not key.endswith(TUNED)}
+        forms.setdefault(json.dumps(kept, sort_keys=True), []).append(record)
     newest = max(forms.values(), key=lambda form: max(map(_date, form)))
     once: dict[tuple[Rates, int], Record] = {}
     for record in sorted(newest, key=lambda one: (one.status == FINISHED, _date(one), one.key)):

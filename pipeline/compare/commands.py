@@ -15,8 +15,7 @@ OPEN = "peft.options."  # params.yaml need not have these keys
 
 def settings(record: Record) -> dict[str, JsonValue]:
     """Return what a training sets in params.yaml, by dotted keys."""
-    found: dict[str, JsonValue] = {"data": record.task, **record.settings, "adapter": record.adapter}
-    found |= record.overrides
+    found: dict[str, JsonValue] = {"data": record.task, "adapter": record.adapter, **record.overrides}
     if record.rate is not None:
         found[f"{record.adapter}.learning_rate"] = record.rate
     return found | {"train.head_learning_rate": record.head_rate, "seed": record.seed}

@@ -52,6 +52,7 @@ def predictions(task, right, rng, examples=EXAMPLES):
 def record(method="LoRA r=1", task="rte", rate=0.002, seed=0, status="finished", reason="", **changes):
     """One training; what is not said is made from the rest, the same every time."""
     adapter, overrides, trained, freedom, right = SIZES.get(method, ("lora", {}, 1000, 1000, 0.8))
+    adapter, overrides = changes.get("adapter", adapter), changes.pop("overrides", overrides)
     key = hashlib.sha256(json.dumps([method, task, rate, seed, changes.get("key")]).encode()).hexdigest()[:16]
     rng = np.random.default_rng(int(key, 16) % 2**32)
     right -= {0.0005: 0.05, 0.008: 0.02}.get(rate, 0.0)
@@ -64,8 +65,16 @@ def record(method="LoRA r=1", task="rte", rate=0.002, seed=0, status="finished",
         "task": task,
         "method": method,
         "adapter": adapter,
-        "overrides": overrides,
-        "settings": {"model": "minilm", "train.epochs": 3},
+        "overrides": {
+            **overrides,
+            "adapter": adapter,
+            "data": task,
+            "model": "minilm",
+            "seed": seed,
+            "train.epochs": 3,
+            "train.head_learning_rate": 0.002,
+            **({} if adapter == "head" else {f"{adapter}.learning_rate": rate}),
+        },
         "rate": None if adapter == "head" else rate,
         "head_rate": 0.002,
         "seed": seed,

@@ -50,8 +50,15 @@ def test_a_rate_at_the_edge_of_those_tried_is_told(rates, chosen, expected):
     assert cell.at_edge == expected
 
 
+def test_of_rates_that_validate_alike_the_one_with_all_seeds_is_chosen():
+    alike = [record(rate=rate, validation=[0.5, 0.5, 0.8]) for rate in (0.002, 0.008)]
+    cell, _ = one([*alike, record(rate=0.008, seed=1)])
+    assert cell.chosen.rate == 0.008
+    assert len(cell.runs) == 2
+
+
 def test_of_two_forms_of_a_method_the_newest_counts():
-    new = {"overrides": {"lora.r": 3}, "made": MADE | {"date": "2027-01-01T00:00:00+00:00"}, "key": "f" * 16}
+    new = {"overrides": {"lora.r": 3, "seed": 0}, "made": MADE | {"date": "2027-01-01T00:00:00+00:00"}, "key": "f" * 16}
     cell, dropped = one([record(), record(seed=1), record(**new)])
     assert [run.key for run in cell.runs] == ["f" * 16]
     assert dropped == 2
