@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline import console
-from pipeline.arena.record import ENDING, FOLDER, Record, read
 from pipeline.arena.preset import PATH, Preset
+from pipeline.arena.record import ENDING, FOLDER, Record, read
 from pipeline.compare.comparison import BASELINE, RESAMPLES
 from pipeline.errors import MISTAKE, UserError, leaving_in_plain_lines, nearest
 from pipeline.params.reading import load_table
