@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from pipeline.compare.cells import Cell
 from pipeline.errors import UserError, first_line
 from pipeline.evaluation import scores
 
-COLUMNS = ("text", "text_pair", "label")
+PAIR = "text_pair"
 TOLERANCE = 1e-6  # of a score
 NUMBERS = ("pearson", "spearman")  # a task with one of these metrics has numbers to predict, and no classes
 
@@ -76,14 +76,14 @@ def _mismatch(labels: NDArray[np.float64], cells: Iterable[Cell]) -> str:
 
 def _read(path: Path, names: tuple[str, ...]) -> Examples:
     try:
-        table = pd.read_parquet(path, columns=list(COLUMNS))
-        labels = table["label"].to_numpy(dtype=np.float64)
+        table = pd.read_parquet(path)
+        texts, labels = tuple(map(str, table["text"])), table["label"].to_numpy(dtype=np.float64)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not the examples of a task: {first_line(error)}; delete it") from None
     if not np.isfinite(labels).all():
         raise UserError(f"{path}: not the examples of a task: a label is no number; delete it")
-    pairs: list[Any] = [None if pd.isna(text) else str(text) for text in table["text_pair"]]
-    return Examples(tuple(map(str, table["text"])), tuple(pairs), labels, names)
+    seconds = table[PAIR] if PAIR in table else [None] * len(table)  # a task of single texts has none
+    return Examples(texts, tuple(None if pd.isna(text) else str(text) for text in seconds), labels, names)
 
 
 def _names(task: str) -> tuple[str, ...]:

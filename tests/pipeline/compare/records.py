@@ -132,8 +132,10 @@ def save(found, preset="small", tasks=TASKS, folder=FOLDER):
 
 def save_examples(task, preset="small", folder=FOLDER, examples=EXAMPLES):
     texts = [f'{task} example {number}: it is <b>said</b> & "done" in {number % 7} words' for number in range(examples)]
-    pairs = [f"and number {number} says so too" if task == "rte" else None for number in range(examples)]
+    pairs = [f"and number {number} says so too" for number in range(examples)]
     path = Path(folder, preset, "examples", f"{task}.parquet")
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = pd.DataFrame({"text": texts, "text_pair": pd.Series(pairs, dtype="str"), "label": labels(task, examples)})
+    table = pd.DataFrame(
+        {"text": texts, **({"text_pair": pairs} if task == "rte" else {}), "label": labels(task, examples)}
+    )
     table.to_parquet(path, index=False)
