@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # One worker a core, each with the neighboring tests of one file, which share what they set up.
+PRESET ?= offline
 PYTEST := pytest -n auto --maxprocesses 8 --dist worksteal
 # Stages and DVC find `python` and `dvc` on the PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # A notice at every build that another generator will follow this one.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: repro plots test check audit torture docs bench bench-family bench-factorize bench-capabilities bench-rows clean
+.PHONY: repro plots test check audit torture docs arena bench bench-family bench-factorize bench-capabilities bench-rows clean
 
 ## repro: fine-tune the default model on the default data: check, inputs, tokenize, factorize-init, train, evaluate
 repro: $(READY)
@@ -48,6 +49,10 @@ docs: $(READY)
 	python docs/capabilities.py
 	mkdocs build
 
+## arena: every method on every task of a preset: make arena PRESET=offline; goes on where it was stopped
+arena: $(READY)
+	python -m pipeline.arena $(PRESET)
+
 ## bench: what an adapter costs in time and memory, beside other methods
 bench: $(READY)
 	python -m benchmarks.speed
@@ -71,7 +76,7 @@ bench-rows: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	pip install --quiet --constraint constraints.txt --editable '.[pipeline,plots,demo,docs,dev]'
+	pip install --quiet --constraint constraints.txt --editable '.[pipeline,plots,compare,demo,docs,dev]'
 	python -m pipeline.plots_page
 	@touch $@
 

@@ -35,6 +35,7 @@ TRAIN_LIVE = Path("reports/train/live.csv")
 EVALUATE_METRICS = Path("reports/evaluate/metrics.json")
 EVALUATE_PREDICTIONS = Path("reports/evaluate/predictions.csv")
 EVALUATE_PICTURE = Path("reports/evaluate/predictions.png")
+ARENA = Path("reports/arena")  # a folder of records for each preset: beside the pipeline, no outs of DVC's
 # No outs of DVC's, and ignored by Git: seconds and bytes differ between runs, and DVC takes outs away before a run.
 UNTRACKED = (FACTORIZE_COST, TRAIN_LIVE)
 

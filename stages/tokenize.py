@@ -17,8 +17,7 @@ import pyarrow as pa
 
 from pipeline import artifacts, console, params, stage
 from pipeline.data import datasets, further
-from pipeline.data.encoding import tokenize
-from pipeline.errors import UserError
+from pipeline.data.encoding import check_max_length, tokenize
 from pipeline.params.rows import DatasetRow
 from pipeline.params.sources import HIDDEN
 
@@ -83,19 +82,6 @@ def histogram(lengths: np.ndarray) -> Iterator[tuple[int, int]]:
     width = -(-(int(lengths.max()) + 1) // BINS)
     for number, rows in enumerate(np.bincount(lengths // width)):
         yield number * width, int(rows)
-
-
-def check_max_length(tokenizer: "PreTrainedTokenizerBase", max_length: int) -> None:
-    """Refuse texts that are longer than the model takes.
-
-    Raises:
-        UserError: if `max_length` is above the model's limit; a tokenizer without a limit says 1e30.
-    """
-    if max_length > tokenizer.model_max_length:
-        raise UserError(
-            f"{params.PARAMS}: tokenize.max_length: the model takes at most {tokenizer.model_max_length} tokens, "
-            f"got {max_length}"
-        )
 
 
 def main(view: params.TokenizeView) -> None:

@@ -74,7 +74,7 @@ def make(folder: Path, **changes: Any) -> Path:
 
 def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """Return nested values with some of them changed."""
-    inner = {key: merged(values[key], new) for key, new in changes.items() if isinstance(new, dict)}
+    inner = {key: merged(values.get(key, {}), new) for key, new in changes.items() if isinstance(new, dict)}
     return values | changes | inner
 
 

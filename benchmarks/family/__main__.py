@@ -14,8 +14,8 @@ from benchmarks import figures
 from benchmarks.family import plan, report, store, summary
 from benchmarks.family.experiment import PROTOCOLS
 from benchmarks.family.measure import Line, measure
-from benchmarks.processes import workers_of_this_program
 from pipeline import console
+from pipeline.arena.workers import workers_of_this_program
 from pipeline.errors import UserError, leaving_in_plain_lines
 
 RESULTS = figures.FOLDER / "family"

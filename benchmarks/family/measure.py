@@ -9,12 +9,15 @@ from typing import Any, cast
 import numpy as np
 from datasets import Dataset
 from peft import PeftModel
-from transformers import set_seed
+from transformers import DataCollatorWithPadding, set_seed
 
 from benchmarks.family import experiment, inputs
 from benchmarks.family.experiment import Cell
-from benchmarks.family.gradients import Reading, gradients
+from benchmarks.family.methods import ALL_LINEAR
 from lsr.algebra.spectrum import Matrix
+from pipeline.arena.gradients import Reading, gradients
+from pipeline.arena.inputs import Task, splits
+from pipeline.data import tokens
 from pipeline.evaluation import inference, scores
 from pipeline.methods import adapters, base_models
 from pipeline.params import LsrParams, TrainView
@@ -33,9 +36,9 @@ def measure(cell: Cell) -> Line:
     """
     begin = time.perf_counter()
     view = cell.view()
-    splits = inputs.splits(view.data, view.model, view.tokenize.max_length, cell.sizes())
+    read = splits(task_of(cell))
     model = started(cell)
-    train(model, view, splits)
+    train(model, view, read)
     counts = adapters.count_parameters(model, view.base_model)
     trained, stored = counts["adapter_trained"], counts["adapter_stored"]
     pooled = stored - trained if getattr(view.section, "frames_from", ()) else 0
@@ -45,8 +48,8 @@ def measure(cell: Cell) -> Line:
         "layers": cell.layers,
         "rate": cell.rate,
         "seed": cell.seed,
-        "validation": _score(model, view, splits["validation"]),
-        "test": _score(model, view, splits["test"]),
+        "validation": _score(model, view, read["validation"]),
+        "test": _score(model, view, read["test"]),
         "trained": trained,
         "stored": stored - pooled,
         "pooled": pooled,
@@ -67,28 +70,33 @@ def started(cell: Cell) -> PeftModel:
     return model
 
 
+def task_of(cell: Cell, data: str | None = None) -> Task:
+    """Return what a cell reads of its data set, or of another one."""
+    view = cell.view()
+    name = data or view.data
+    return inputs.task(name, view.model, view.tokenize.max_length, experiment.sizes(cell.run.protocol, name))
+
+
 def _gradients(cell: Cell, section: LsrParams) -> list[Mapping[str, Matrix]]:
-    """Those of the data sets that make the frames: the cell's own, or a pool."""
+    """Those of the data sets that make the frames: the cell's own, or a pool.
+
+    They are made for all linear layers, whatever a form adapts: an update is then the same for all forms.
+    """
     if not section.reads_examples:
         return []
     view = cell.view()
-    targets = cast("tuple[str, ...]", section.target_modules)
-    return [
-        gradients(
-            Reading(
-                section.init,
-                data,
-                view.model,
-                view.tokenize.max_length,
-                experiment.sizes(cell.run.protocol, data),
-                section.examples,
-                section.head_steps,
-                view.seed,
-            ),
-            targets,
-        )
+    base = base_models.load_base_model(view.base_model, view.dataset)
+    every = tuple(name for name, _ in base.named_modules() if name.endswith(_endings(ALL_LINEAR)))
+    wanted = _endings(cast("tuple[str, ...]", section.target_modules))
+    found = [
+        gradients(Reading(section.init, task_of(cell, data), section.examples, section.head_steps, view.seed, every))
         for data in section.frames_from or (view.data,)
     ]
+    return [{name: value for name, value in made.items() if name.endswith(wanted)} for made in found]
+
+
+def _endings(targets: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f".{target}" for target in targets)
 
 
 def train(model: PeftModel, view: TrainView, splits: dict[str, Dataset]) -> None:
@@ -98,7 +106,7 @@ def train(model: PeftModel, view: TrainView, splits: dict[str, Dataset]) -> None
             view,
             model,
             splits,
-            inputs.collator(view.model),
+            _collator(view),
             Path(folder),
             eval_strategy="no",
             save_strategy="no",
@@ -107,7 +115,11 @@ def train(model: PeftModel, view: TrainView, splits: dict[str, Dataset]) -> None
 
 
 def _score(model: PeftModel, view: TrainView, split: Dataset) -> float:
-    outputs = inference.logits(model, split, inputs.collator(view.model), AT_ONCE, lambda done: None)
+    outputs = inference.logits(model, split, _collator(view), AT_ONCE, lambda done: None)
     known = np.nan_to_num(outputs.numpy())  # a training that diverged says the same of every example
     metric = view.dataset.metrics[0]
     return scores.score([metric], inference.predicted(known, view.dataset), np.asarray(split["label"]))[metric]
+
+
+def _collator(view: TrainView) -> DataCollatorWithPadding:
+    return tokens.collator(base_models.load_tokenizer(view.base_model))

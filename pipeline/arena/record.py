@@ -7,13 +7,14 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
+from pipeline import artifacts
 from pipeline.errors import UserError, first_line
 
-FOLDER = Path("reports/arena")  # a folder for each preset
+FOLDER = artifacts.ARENA
 ENDING = ".jsonl"
 Score = float
 Status = Literal["finished", "diverged", "failed"]
@@ -93,7 +94,7 @@ def append(path: Path, record: Record) -> None:
         file.write(record.model_dump_json() + "\n")
 
 
-def best(records: Mapping[str, Record]) -> Record | None:
+def best(records: Mapping[Any, Record]) -> Record | None:
     """Return the record with the best validation score at its selected epoch, of several the first; None without one.
 
     The test score has no say.

@@ -13,6 +13,10 @@ from pipeline.errors import UserError
 LOSSES = {"loss": "loss", "eval_loss": "validation loss", "train_loss": "mean loss"}  # in the Trainer's log
 
 
+class DivergedError(UserError):
+    """A training whose loss or weights are no numbers any more."""
+
+
 class Progress(TrainerCallback):
     """Advances a progress bar by each optimizer step, and has it show loss and learning rate."""
 
@@ -85,12 +89,14 @@ class StopAtDivergence(TrainerCallback):
         """Look at the losses: of some steps, of the validation split, and at the end of all steps.
 
         Raises:
-            UserError: if one is infinite or NaN.
+            DivergedError: if one is infinite or NaN.
         """
         for key, name in LOSSES.items():
             loss = (logs or {}).get(key, 0.0)
             if not math.isfinite(loss):
-                raise UserError(f"train: the {name} is {loss} after {state.global_step} steps: lower the learning rate")
+                raise DivergedError(
+                    f"train: the {name} is {loss} after {state.global_step} steps: lower the learning rate"
+                )
 
     def on_train_end(
         self,
@@ -103,11 +109,11 @@ class StopAtDivergence(TrainerCallback):
         """Look at what has trained, as it will be saved.
 
         Raises:
-            UserError: if a value is infinite or NaN.
+            DivergedError: if a value is infinite or NaN.
         """
         for name, parameter in model.named_parameters() if model is not None else ():
             if parameter.requires_grad and not parameter.isfinite().all():
-                raise UserError(
+                raise DivergedError(
                     f"train: {name} holds values that are not finite after {state.global_step} steps: lower the "
                     "learning rate"
                 )

@@ -30,7 +30,7 @@ def test_no_process_is_used_twice():
 
 PARENT = """
 import os, time
-from benchmarks.processes import workers_of_this_program
+from pipeline.arena.workers import workers_of_this_program
 
 if __name__ == "__main__":
     pool = workers_of_this_program(1)

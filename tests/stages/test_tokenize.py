@@ -257,7 +257,7 @@ def test_a_length_beyond_the_model_is_refused_with_the_limit(view):
 
 
 def test_a_tokenizer_without_a_limit_takes_any_length(tmp_path):
-    stage.check_max_length(AutoTokenizer.from_pretrained(save_tokenizer(tmp_path / "model")), 8192)
+    encoding.check_max_length(AutoTokenizer.from_pretrained(save_tokenizer(tmp_path / "model")), 8192)
 
 
 def test_a_refused_run_leaves_the_tokens_of_the_last_one(view):

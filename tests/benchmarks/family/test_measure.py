@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.family import experiment, gradients, inputs, measure
+from benchmarks.family import experiment, inputs, measure
 from benchmarks.family.experiment import PROTOCOLS, Cell, Data, Run, Sizes
 from benchmarks.family.methods import ALL
+from pipeline.arena.inputs import splits
 from pipeline.evaluation import inference
 from pipeline.params import changed
 from tests import workspace
@@ -14,7 +15,7 @@ from tests.benchmarks.family.made_up import TABLE
 
 SMALL = Sizes(train=36, validation=16, test=24, longest=24)
 OF_EACH = [name for name, method in TABLE.items() if method.places == ALL]  # a tiny model has two layers
-CACHES = (changed._committed, changed._row, inputs.splits, gradients._kept)
+CACHES = (changed._committed, changed._row, inputs.task)
 RATE = 0.003
 
 
@@ -81,26 +82,29 @@ def test_numbers_and_pairs_run(tiny, data):
 
 def test_the_long_protocol_sees_all_rows(tiny):
     seen = cell("core r=4", protocol="long")
-    splits = inputs.splits("glue", "tiny", 24, seen.sizes())
-    assert len(splits["train"]) + len(splits["validation"]) == 160
-    assert len(splits["test"]) == 40
+    found = read("glue", seen.sizes())
+    assert len(found["train"]) + len(found["validation"]) == 160
+    assert len(found["test"]) == 40
     assert measure.measure(seen)["trained"] == 64
+
+
+def read(data, sizes):
+    return splits(inputs.task(data, "tiny", 24, sizes))
 
 
 def trained(chosen):
     """The trained parameters of a cell, adapter and head, after the training."""
     view = chosen.view()
     model = measure.started(chosen)
-    measure.train(model, view, inputs.splits(view.data, view.model, 24, chosen.sizes()))
+    measure.train(model, view, read(view.data, chosen.sizes()))
     return torch.cat([value.detach().flatten() for value in model.parameters() if value.requires_grad])
 
 
 def test_a_cell_comes_out_the_same_whatever_ran_before(tiny):
-    gradients._kept.cache_clear()
     first = trained(cell("core r=4"))
     trained(cell("LoRA r=8", "ratings", seed=1))
     trained(cell("pooled core r=4", "ratings"))
-    assert torch.equal(trained(cell("core r=4")), first)  # with gradients from memory
+    assert torch.equal(trained(cell("core r=4")), first)  # with gradients from their file
     assert not torch.equal(trained(cell("core r=4", seed=1)), first)
 
 
@@ -108,8 +112,10 @@ def test_methods_start_with_the_same_head_and_the_same_model(tiny):
     outputs = []
     for method in ("core r=4", "pooled core r=4", "LoRA r=8", "head alone", "every weight"):
         chosen = cell(method)
-        split = inputs.splits("glue", "tiny", 24, chosen.sizes())["test"]
-        outputs.append(inference.logits(measure.started(chosen), split, inputs.collator("tiny"), 8, lambda done: None))
+        split = read("glue", chosen.sizes())["test"]
+        outputs.append(
+            inference.logits(measure.started(chosen), split, measure._collator(chosen.view()), 8, lambda done: None)
+        )
     assert all(torch.equal(found, outputs[0]) for found in outputs[1:])
 
 
@@ -128,8 +134,8 @@ def test_frames_depend_on_whose_gradients_make_them(tiny):
 
 
 def test_splits_are_the_first_rows_that_are_short_enough(tiny):
-    everything = inputs.splits("glue", "tiny", 24, Sizes())
-    few = inputs.splits("glue", "tiny", 24, Sizes(train=1000, validation=16, test=24, longest=22))
+    everything = read("glue", Sizes())
+    few = read("glue", Sizes(train=1000, validation=16, test=24, longest=22))
     for split, rows in few.items():
         lengths = np.array(rows["length"])
         assert 0 < len(lengths) <= {"train": 1000, "validation": 16, "test": 24}[split]
@@ -141,10 +147,10 @@ def test_splits_are_the_first_rows_that_are_short_enough(tiny):
 
 def test_a_training_that_diverged_scores_as_a_constant_does(tiny):
     chosen = cell("head alone")
-    view, splits = chosen.view(), inputs.splits("glue", "tiny", 24, chosen.sizes())
+    view, found = chosen.view(), read("glue", chosen.sizes())
     model = measure.started(chosen)
     with torch.no_grad():
         for value in model.parameters():
             value.fill_(torch.nan)
-    labels = np.array(splits["test"]["label"])
-    assert measure._score(model, view, splits["test"]) == np.mean(labels == 0)
+    labels = np.array(found["test"]["label"])
+    assert measure._score(model, view, found["test"]) == np.mean(labels == 0)

@@ -1,0 +1,196 @@
+"""`python -m pipeline.arena`, or make arena: train all methods of a preset on its tasks, each as often as it needs.
+
+What is compared stands in pipeline/arena.yaml. Finished trainings are kept in reports/arena/PRESET/, and a stopped run
+goes on where it was. Files of records from other machines are read where they are copied there.
+"""
+
+import argparse
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from statistics import mean, median
+
+from pipeline import console
+from pipeline.arena import check, plan, preset, record
+from pipeline.arena.inputs import write_examples
+from pipeline.arena.measure import measure, task_of
+from pipeline.arena.plan import Cell, Run
+from pipeline.arena.record import Record
+from pipeline.arena.workers import workers_of_this_program
+from pipeline.errors import UserError, leaving_in_plain_lines, nearest
+
+PROGRAM = "python -m pipeline.arena"
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run what the command line asks for.
+
+    Raises:
+        SystemExit: with code 2 after a mistake in a file, 130 after Ctrl-C.
+    """
+    options = parser().parse_args(words)
+    with leaving_in_plain_lines("stopped; finished trainings are kept", PROGRAM):
+        runs = runs_of(options.preset, options.only)
+        folder = record.FOLDER / options.preset
+        found = record.read(folder)
+        if options.commands:
+            print("\n".join(commands(runs, options.preset)))
+        elif options.queue:
+            print("\n".join(queue(runs, found)))
+        else:
+            compete(runs, found, folder / f"{options.write}{record.ENDING}", options.jobs)
+            show(runs, found)
+
+
+def runs_of(name: str, only: Sequence[str]) -> list[Run]:
+    """Return the runs of a preset that are asked for.
+
+    Raises:
+        UserError: if there is no such preset or run.
+    """
+    chosen = preset.load(name)
+    if runs := plan.runs(name, chosen, only):
+        return runs
+    words = " ".join(only)
+    near = nearest(words, [run.title for run in plan.runs(name, chosen)])
+    raise UserError(f"--only {words}: no run has that in its title{near}; a title is TASK: METHOD")
+
+
+def compete(runs: Sequence[Run], found: dict[str, Record], path: Path, jobs: int) -> None:
+    """Run what is missing, and add its records to `found` and to the file.
+
+    Raises:
+        UserError: if anything of it cannot run, before any of it does; if a worker dies.
+    """
+    left = [run for run in runs if plan.missing(run, found)]
+    if not left:
+        return
+    check.check(left)
+    for run in {run.task: run for run in left}.values():
+        cell = run.cell(1.0, 1.0, run.preset.seeds[0])
+        write_examples(task_of(cell, cell.view()), path.parent / "examples" / f"{run.task}.parquet")
+    # Workers read these when they import torch.
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    os.environ |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    most = sum(plan.most(run) for run in left)
+    with workers_of_this_program(jobs) as pool, console.progress("arena: at most", most, "trainings") as advance:
+        busy: dict[Future[Record], Cell] = {}
+        try:
+            while True:
+                for cell in _next(left, found, {cell.key for cell in busy.values()}, jobs - len(busy)):
+                    busy[pool.submit(measure, cell)] = cell
+                if not busy:
+                    return
+                for future in wait(busy, return_when=FIRST_COMPLETED).done:
+                    done = future.result()
+                    record.append(path, done)
+                    found[busy.pop(future).key] = done
+                    advance(1)
+        except BrokenProcessPool:
+            raise UserError("a worker was killed, perhaps for its memory: go on with --jobs 1") from None
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _next(runs: Sequence[Run], found: Mapping[str, Record], busy: set[str], count: int) -> Iterator[Cell]:
+    """Yield at most so many trainings that may begin, in the order of the runs: one after the other is complete."""
+    for run in runs:
+        for cell in plan.missing(run, found):
+            if count > 0 and cell.key not in busy:
+                count -= 1
+                busy.add(cell.key)
+                yield cell
+
+
+def show(runs: Sequence[Run], found: Mapping[str, Record]) -> None:
+    """Print what is there of each run, and what a training costs beside its steps."""
+    rows, made = [], []
+    for run in runs:
+        cells = plan.repeated(run, found)
+        records = [found[cell.key] for cell in cells if cell.key in found]
+        finished = [one for one in records if one.status == "finished"]
+        made += records
+        score = f"{mean(one.score() for one in finished):.4f}" if finished else "none finished"
+        trained = finished[0].trained if finished else ""
+        rate = f"{cells[0].rate:g}" if cells and cells[0].rate is not None else ""
+        rows.append((run.title, trained, rate, f"{len(finished)} of {len(run.preset.seeds)}", score))
+    console.table("arena", ("run", "trained", "rate", "seeds", "score"), rows)
+    if costs := [sum(value for name, value in one.seconds.items() if name in ("load", "start")) for one in made]:
+        console.line(
+            f"beside steps and scores, a training takes {median(costs):.1f} s (median), {max(costs):.1f} s at most"
+        )
+    console.line(f"compare: python -m pipeline.compare {runs[0].name}")
+
+
+def commands(runs: Sequence[Run], name: str) -> Iterator[str]:
+    """Yield the command of each run, for whatever runs lines; each writes a file of its own."""
+    for run in runs:
+        words = ["python", "-m", "pipeline.arena", name, "--jobs", "1", "--only", run.title, "--write", slug(run.title)]
+        yield shlex.join(words)
+
+
+def queue(runs: Sequence[Run], found: Mapping[str, Record]) -> Iterator[str]:
+    """Yield for each run the line that queues its seeds as experiments of DVC: at its tuned rates, once it has some.
+
+    An experiment reads whole splits, whatever the preset does.
+    """
+    for run in runs:
+        first, *_ = plan.repeated(run, found) or [run.cell(1.0, 1.0, run.preset.seeds[0])]
+        values = dict(first.overrides) | {"seed": ",".join(map(str, run.preset.seeds))}
+        changes = [word for key, value in values.items() for word in ("-S", f"{key}={hydra(value)}")]
+        yield shlex.join(["dvc", "exp", "run", "--queue", "--name", slug(f"{run.name} {run.title}"), *changes])
+
+
+def hydra(value: object) -> str:
+    """Return a value in the words of `dvc exp run -S`."""
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(hydra, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}: {hydra(inner)}' for key, inner in value.items())}}}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def slug(text: str) -> str:
+    """Return a text as a name of files and experiments: letters, digits and -."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    top = argparse.ArgumentParser(
+        prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    top.add_argument("preset", nargs="?", default="offline", help="of pipeline/arena.yaml (%(default)s)")
+    top.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="runs whose title, as 'tweets: LoRA r=1', is it or holds it; several: all of them",
+    )
+    top.add_argument(
+        "--jobs", type=int, choices=range(1, 65), default=2, metavar="N", help="trainings at once (%(default)s)"
+    )
+    top.add_argument(
+        "--write", default="records", metavar="NAME", type=_name, help="file for new records (%(default)s), by machine"
+    )
+    what = top.add_mutually_exclusive_group()
+    what.add_argument("--commands", action="store_true", help="print one command a run, for a cluster; run nothing")
+    what.add_argument("--queue", action="store_true", help="print the same as experiments of DVC; run nothing")
+    return top
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", text):
+        raise argparse.ArgumentTypeError(f"letters, digits, - and _ are allowed, got {text!r}")
+    return text
+
+
+if __name__ == "__main__":
+    main()

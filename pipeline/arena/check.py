@@ -1,0 +1,63 @@
+"""Find out whether all that is to be compared can run, before any of it does."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from transformers import set_seed
+
+from pipeline import console, params
+from pipeline.arena import inputs
+from pipeline.arena.measure import task_of
+from pipeline.arena.plan import Cell, Run
+from pipeline.arena.preset import PATH
+from pipeline.data.encoding import check_max_length
+from pipeline.errors import UserError
+from pipeline.methods import adapters, base_models
+from pipeline.params import LsrParams
+from pipeline.training import arguments
+
+
+def check(runs: Sequence[Run]) -> None:
+    """Read the data of each task, which are then there for all, and put each method on the base model.
+
+    Raises:
+        UserError: with one line for each mistake, all at once; it names the file and the key to change.
+    """
+    tasks = list({run.task: run for run in runs}.values())
+    methods = list({run.method: run for run in runs}.values())
+    mistakes: list[str] = []
+    with console.progress("check", len(tasks) + len(methods), "tasks and methods") as advance:
+        for run in tasks:
+            mistakes += _mistakes(run, f"tasks.{run.task}", _check_task)
+            advance(1)
+        for run in methods if not mistakes else ():
+            mistakes += _mistakes(run, f"methods.{run.method}", _check_method)
+            advance(1)
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+
+
+def _mistakes(run: Run, place: str, check_one: Callable[[Cell], None]) -> Iterator[str]:
+    """Yield what is wrong with a task or method, which the preset's own file has to mend unless another is named."""
+    try:
+        check_one(run.cell(1.0, 1.0, run.preset.seeds[0]))
+    except UserError as error:
+        for line in str(error).splitlines():
+            about_values = line.startswith(f"{params.PARAMS}: ")
+            yield f"{PATH}: {run.name}.{place}: {line.removeprefix(f'{params.PARAMS}: ')}" if about_values else line
+
+
+def _check_task(cell: Cell) -> None:
+    view = cell.view()
+    arguments.check_machine(view.train)
+    check_max_length(base_models.load_tokenizer(view.base_model), view.tokenize.max_length)
+    inputs.made(task_of(cell, view))
+
+
+def _check_method(cell: Cell) -> None:
+    view = cell.view()
+    set_seed(view.seed)
+    base = base_models.load_base_model(view.base_model, view.dataset)
+    if isinstance(view.section, LsrParams) and view.section.budget != "none":  # which is spent by gradients
+        adapters.target_names(base, view.section, view.base_model, view.seed)
+    else:
+        adapters.add_adapter(base, view.section, view.base_model, view.seed)

@@ -1,0 +1,110 @@
+"""What trainings read: the tokens of a task, as much of them as a preset sees, made once for all of them.
+
+They lie in files, for all processes and all later runs, and are mapped into memory.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+from filelock import FileLock
+
+from pipeline import artifacts
+from pipeline.arena.files import digests
+from pipeline.arena.preset import Amount, Reads
+from pipeline.data import datasets, tokens
+from pipeline.data.encoding import tokenize
+from pipeline.errors import UserError
+from pipeline.methods import base_models
+from pipeline.params.rows import GROUP, DatasetRow, ModelRow
+
+CACHE = Path(".cache/arena")
+KEPT = (*tokens.INPUTS, GROUP)
+TEXTS = ("text", "text_pair", "label")
+
+
+class Task(NamedTuple):
+    """What determines the tokens: a row and its name, the model's row, and how much is seen."""
+
+    name: str
+    row: DatasetRow
+    model: ModelRow
+    max_length: int
+    reads: Reads
+
+    def digest(self) -> str:
+        """Return 16 hexadecimal digits that stand for all of it, with the content of files."""
+        files = digests((self.row.source, self.model.source))
+        known = (self.row.model_dump_json(), self.model.model_dump_json(), self.max_length, self.reads, files)
+        return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
+
+
+def splits(task: Task) -> dict[str, Dataset]:
+    """Return the tokens of train, validation and test.
+
+    Raises:
+        UserError: as `pipeline.data.datasets.load`, or if a split holds nothing of what is to be seen.
+    """
+    folder = made(task)
+    return {split: _select(_mapped(folder, split), KEPT) for split in datasets.SPLITS}
+
+
+def write_examples(task: Task, path: Path) -> None:
+    """Write the texts and labels of test beside the records, for whoever compares answers; in the order of these."""
+    test = _select(_mapped(made(task), "test"), TEXTS)
+    with artifacts.replacing(path) as temporary:
+        pq.write_table(test.with_format("arrow")[:], temporary)
+
+
+def made(task: Task) -> Path:
+    """Return the folder of a task's tokens; they are made if they are not there.
+
+    Raises:
+        UserError: as `splits`.
+    """
+    folder = CACHE / f"tokens-{task.digest()}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            with artifacts.replacing(folder) as temporary:
+                temporary.mkdir()
+                for split, table in _tables(task).items():
+                    _write(table, temporary / f"{split}.arrow")
+    return folder
+
+
+def _tables(task: Task) -> dict[str, pa.Table]:
+    tokenizer = base_models.load_tokenizer(task.model)
+    texts = datasets.load(task.row, task.name).splits
+    tables: dict[str, pa.Table] = {}
+    reads = task.reads
+    for split in datasets.SPLITS:
+        table, lengths = tokenize(texts[split], tokenizer, task.max_length)
+        tables[split] = table if reads.longest == "all" else table.filter(pa.array(lengths <= reads.longest))
+    if reads.train != "all" and task.row.select_on == "validation":
+        spare = tables["train"].slice(reads.train)
+        tables["validation"] = pa.concat_tables([tables["validation"], spare.select(tables["validation"].column_names)])
+    found = {split: _first(table, getattr(reads, split)) for split, table in tables.items()}
+    if empty := [split for split, table in found.items() if not len(table)]:
+        raise UserError(f"{task.name}: {empty[0]} has no text of at most {reads.longest} tokens; raise reads.longest")
+    return found
+
+
+def _first(table: pa.Table, amount: Amount) -> pa.Table:
+    return table if amount == "all" else table.slice(0, amount)
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _mapped(folder: Path, split: str) -> Dataset:
+    return Dataset.from_file(str(folder / f"{split}.arrow"))
+
+
+def _select(split: Dataset, names: tuple[str, ...]) -> Dataset:
+    return split.select_columns([name for name in split.column_names if name in names])

@@ -1,0 +1,64 @@
+"""Where and from what a record was made: what one needs to know before figures of two machines stand side by side."""
+
+import os
+import platform
+import resource
+import sys
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from dulwich.errors import NotGitRepository
+from dulwich.repo import Repo
+
+BYTES_OF_MAXRSS = 1 if sys.platform == "darwin" else 1024
+PACKAGES = ("torch", "transformers", "peft")
+
+
+@cache
+def made() -> dict[str, str]:
+    """Return the commit, the day, the processor, the GPU if there is one, and versions."""
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return {
+        "commit": _commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "cpu": cpu(),
+        "cores": str(os.cpu_count()),
+        **gpu,
+        **{package: version(package) for package in PACKAGES},
+    }
+
+
+def cpu() -> str:
+    """Return the name of the processor."""
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def forget_peak() -> None:
+    """Have `peak_bytes` count from here. Where the system cannot forget, it counts from the start of the process."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process has had at once."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * BYTES_OF_MAXRSS
+
+
+def _commit() -> str:
+    """Return the commit that is checked out; it says nothing of changes since."""
+    try:
+        return Repo.discover().head().decode()[:12]
+    except (NotGitRepository, KeyError):
+        return "none"

@@ -1,0 +1,226 @@
+"""Run one training of the arena: start the adapter, train it, and score it after every epoch."""
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
+from peft import PeftModel
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+
+from lsr.algebra.spectrum import Matrix
+from pipeline.arena import inputs, machine
+from pipeline.arena.gradients import Reading, gradients
+from pipeline.arena.inputs import Task
+from pipeline.arena.plan import ArenaView, Cell
+from pipeline.arena.record import Record
+from pipeline.data import tokens
+from pipeline.errors import UserError
+from pipeline.evaluation import inference, scores
+from pipeline.evaluation.answers import answers
+from pipeline.methods import adapters, base_models, eva
+from pipeline.methods.freedom import degrees_of_freedom
+from pipeline.methods.pooling import BATCH
+from pipeline.params import LoraParams, LsrParams
+from pipeline.training import run
+from pipeline.training.callbacks import DivergedError, StopAtDivergence
+
+AT_ONCE = 64  # examples, where no gradient is needed
+NOTHING: dict[str, Any] = {"validation": (), "test": (), "loss": (), "predicted": ()}  # of what did not finish
+
+
+def measure(cell: Cell) -> Record:
+    """Return what one training came to; a mistake or a divergence is a record too, with its reason.
+
+    After every epoch the model is scored in float32 on what is held out, and on test, which has no say in anything.
+    """
+    machine.forget_peak()
+    view, scored = cell.view(), None
+    seconds: dict[str, float] = {}
+    counts = Counts(0, 0, 0, 0, None)
+    status, reason = "finished", ""
+    try:
+        with _timed(seconds, "load"):
+            splits = inputs.splits(task_of(cell, view))
+            collate = tokens.collator(base_models.load_tokenizer(view.base_model))
+        with _timed(seconds, "start"):
+            model = started(cell, view)
+            counts = Counts.of(model, view)
+        scored = Scored(model, view, splits, collate)
+        with _timed(seconds, "train"):
+            train(model, view, splits, collate, scored)
+    except DivergedError as error:
+        status, reason = "diverged", str(error)
+    except UserError as error:
+        status, reason = "failed", str(error).replace("\n", "; ")
+    if scored is not None:
+        seconds |= {"train": seconds["train"] - scored.seconds, "score": scored.seconds}
+    fields = {
+        **{name: getattr(cell, name) for name in ("key", "preset", "task", "method", "rate", "head_rate", "seed")},
+        "overrides": dict(cell.overrides),
+        "adapter": view.adapter,
+        "status": status,
+        "reason": reason,
+        "metrics": view.dataset.metrics,
+        **(NOTHING if scored is None or reason else scored.columns()),
+        **counts._asdict(),
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "peak_bytes": machine.peak_bytes(),
+        "made": machine.made(),
+    }
+    return Record.model_validate(fields)
+
+
+class Counts(NamedTuple):
+    """The sizes of an adapter, as the fields of a record."""
+
+    trained: int
+    stored: int
+    head: int
+    file_bytes: int
+    degrees_of_freedom: int | None
+
+    @classmethod
+    def of(cls, model: PeftModel, view: ArenaView) -> Self:
+        """Count them."""
+        counts = adapters.count_parameters(model, view.base_model)
+        with tempfile.TemporaryDirectory() as folder:
+            adapters.save_adapter(model, Path(folder), view.base_model)
+            file_bytes = Path(folder, adapters.WEIGHTS).stat().st_size
+        trained, stored = counts["adapter_trained"], counts["adapter_stored"]
+        freedom = degrees_of_freedom(model, trained)
+        return cls(trained, stored, counts["head_parameters"], file_bytes, freedom)
+
+
+def task_of(cell: Cell, view: ArenaView) -> Task:
+    """Return what a training reads."""
+    return Task(view.data, view.dataset, view.base_model, view.tokenize.max_length, cell.reads)
+
+
+def started(cell: Cell, view: ArenaView) -> PeftModel:
+    """Return the base model with its adapter, before training.
+
+    Raises:
+        UserError: if the method does not fit the model, or its initialization the examples.
+    """
+    section = view.section
+    found = _gradients(cell, view, section) if isinstance(section, LsrParams) and section.reads_examples else []
+    set_seed(view.seed)  # the head is drawn when the checkpoint loads: all methods have the same one
+    base = base_models.load_base_model(view.base_model, view.dataset)
+    model = adapters.add_adapter(base, section, view.base_model, view.seed, found)
+    if isinstance(section, LsrParams):
+        for _ in adapters.start(model, section, found):
+            pass
+    elif isinstance(section, LoraParams) and section.reads_examples:
+        train = inputs.splits(task_of(cell, view))["train"]
+        tokenizer = base_models.load_tokenizer(view.base_model)
+        eva.start(model, tokens.sample(train, tokenizer, section.examples, view.seed, BATCH["gradient"]))
+    return model
+
+
+def _gradients(cell: Cell, view: ArenaView, section: LsrParams) -> list[Mapping[str, Matrix]]:
+    """Return those of the tasks that make the frames: the training's own, or a pool."""
+    base = base_models.load_base_model(view.base_model, view.dataset)
+    layers = tuple(adapters.target_names(base, section, view.base_model, view.seed))
+    own = task_of(cell, view)
+    pool = [own._replace(name=name, row=row) for name, row in view.pooled.items()] or [own]
+    return [
+        gradients(Reading(section.init, task, section.examples, section.head_steps, view.seed, layers)) for task in pool
+    ]
+
+
+def train(model: PeftModel, view: ArenaView, splits: Mapping[str, Dataset], collate: Any, scored: "Scored") -> None:
+    """Fit the adapter and the head.
+
+    Raises:
+        DivergedError: if the loss or the weights are no numbers any more.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = run.trainer_of(
+            view,
+            model,
+            splits,
+            collate,
+            Path(folder),
+            [StopAtDivergence(), scored],
+            eval_strategy="no",
+            save_strategy="no",
+            load_best_model_at_end=False,
+        )
+        trainer.train()
+        scored.take_losses(trainer)
+
+
+class Scored(TrainerCallback):
+    """Scores a model after every epoch, and keeps what it answers at the best of them."""
+
+    def __init__(self, model: PeftModel, view: ArenaView, splits: Mapping[str, Dataset], collate: Any) -> None:
+        self.model, self.view, self.splits, self.collate = model, view, splits, collate
+        self.validation: list[float] = []
+        self.test: list[dict[str, float]] = []
+        self.predicted: NDArray[Any] = np.zeros(0)
+        self.loss: list[float] = []
+        self.seconds = 0.0
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Score it. Of epochs with equal scores the last is the best."""
+        begin = time.perf_counter()
+        first = self.view.dataset.metrics[0]
+        validation, _predicted = self._of("validation")
+        test, predicted = self._of("test")
+        if not self.validation or validation[first] >= max(self.validation):
+            self.predicted = predicted
+        self.validation.append(validation[first])
+        self.test.append(test)
+        self.model.train()
+        self.seconds += time.perf_counter() - begin
+
+    def take_losses(self, trainer: Trainer) -> None:
+        """Take the mean loss of every epoch from the Trainer's log."""
+        logged = [(entry["epoch"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+        for epoch in range(len(self.validation)):
+            inner = [loss for at, loss in logged if epoch < at <= epoch + 1]
+            self.loss.append(float(np.mean(inner)) if inner else self.loss[-1])
+
+    def columns(self) -> dict[str, Any]:
+        """Return the fields of a record."""
+        return {
+            "validation": _rounded(self.validation),
+            "test": tuple(dict(zip(found, _rounded(list(found.values())), strict=True)) for found in self.test),
+            "loss": _rounded(self.loss),
+            "predicted": _rounded(self.predicted.tolist()),
+        }
+
+    def _of(self, name: str) -> tuple[dict[str, float], NDArray[Any]]:
+        split, row = self.splits[name], self.view.dataset
+        with adapters.merged(self.model):
+            logits = inference.logits(self.model, split, self.collate, AT_ONCE, lambda done: None).numpy()
+        if not np.isfinite(logits).all():
+            raise DivergedError(f"train: outputs for {name} are not finite: lower the learning rate")
+        found = answers(logits, np.asarray(split["label"][:]), row, tokens.groups_of(split))
+        return scores.score(row.metrics, *found), found.predicted
+
+
+def _rounded(values: Sequence[float]) -> tuple[float, ...]:
+    return tuple(float(f"{value:.6g}") for value in values)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], what: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[what] = time.perf_counter() - begin

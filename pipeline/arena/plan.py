@@ -1,0 +1,211 @@
+"""Which trainings there are: those that tune the rates of a method on a task, and then its seeds.
+
+Every method has the same number of tries on every task: the rates of the preset, some beyond them as long as the best
+is at an end, and then rates of the head. The validation score decides, the test score has no say.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from pipeline import params
+from pipeline.arena import record
+from pipeline.arena.files import digests
+from pipeline.arena.preset import PATH, Preset, Reads
+from pipeline.arena.record import Record
+from pipeline.params.changed import changed
+
+VERSION = 1  # raise it when changed code makes old records wrong: all are then run again
+HEAD = "train.head_learning_rate"
+# Of params.yaml, what came later than the first records, by dotted keys of a view, with what was done before: at these
+# values a training is what it was, so its key is too.
+LATER: Mapping[str, Any] = {}
+WITHOUT_EFFECT = ("submission", "also")  # keys of a data row that no training and no score depends on
+Found = Mapping[str, Record]
+TRIES, SEEDS = "tries", "seeds"  # what trainings are for
+
+
+class ArenaView(params.FactorizeInitView, params.TrainView):
+    """All of params.yaml that a training and its adapter depend on."""
+
+
+class Cell(NamedTuple):
+    """One training: a method on a task at two learning rates, with a seed."""
+
+    preset: str  # its name
+    task: str
+    method: str
+    seed: int
+    overrides: tuple[tuple[str, Any], ...]  # dotted keys of params.yaml, sorted
+    reads: Reads
+    key: str
+    rate: float | None
+    head_rate: float
+
+    @property
+    def name(self) -> str:
+        """What messages and `--only` call it."""
+        return f"{self.task}: {self.method}"
+
+    def view(self) -> ArenaView:
+        """Return what the training sees of params.yaml."""
+        return changed(dict(self.overrides), ArenaView, PATH, (self.preset, self.name))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A method on a task: what is tuned by itself, and has a row in the tables."""
+
+    name: str  # of the preset
+    preset: Preset
+    task: str
+    method: str
+    _made: dict[tuple[float, float, int], Cell] = field(default_factory=dict, repr=False)
+
+    @property
+    def title(self) -> str:
+        """What messages and `--only` call it."""
+        return f"{self.task}: {self.method}"
+
+    def overrides(self) -> dict[str, Any]:
+        """Return what it sets in params.yaml, before any rate is tuned, with the first seed."""
+        method = self.preset.methods[self.method]
+        chosen = {**self.preset.params, **self.preset.tasks[self.task], **method.params}
+        others = params.ADAPTERS.keys() - {method.adapter}  # a preset may set what is for some methods alone
+        return {
+            **{key: value for key, value in chosen.items() if key.partition(".")[0] not in others},
+            "adapter": method.adapter,
+            "data": self.task,
+            "model": self.preset.model,
+            "seed": self.preset.seeds[0],
+        }
+
+    def cell(self, factor: float, head_factor: float, seed: int) -> Cell:
+        """Return the training at rates that are so many times those of params.yaml.
+
+        Raises:
+            UserError: if the values do not fit, or if a file that a row names is not there.
+        """
+        key = factor, head_factor, seed
+        if key not in self._made:
+            self._made[key] = self._cell(*key)
+        return self._made[key]
+
+    def _cell(self, factor: float, head_factor: float, seed: int) -> Cell:
+        chosen = self.overrides() | {"seed": seed}
+        place = (self.name, "methods", self.method)
+        view = changed(chosen, ArenaView, PATH, place)
+        own = rate_keys(view.adapter)
+        for key in own:
+            chosen[key] = _times(getattr(view.section, key.partition(".")[2]), factor)
+        # A head that trains alone has no other rate: what tunes the adapter's tunes it.
+        chosen[HEAD] = _times(view.train.head_learning_rate, head_factor if own else factor)
+        view = changed(chosen, ArenaView, PATH, place)
+        rate = chosen[own[0]] if own else None
+        reads = self.preset.reads
+        shown = tuple(sorted(chosen.items()))
+        return Cell(self.name, self.task, self.method, seed, shown, reads, key_of(view, reads), rate, chosen[HEAD])
+
+
+def runs(name: str, preset: Preset, only: Sequence[str] = ()) -> list[Run]:
+    """Return the runs of a preset whose titles hold all of `only`, by task; or the one whose title is just that."""
+    listed = [Run(name, preset, task, method) for task in preset.tasks for method in preset.methods]
+    named = [run for run in listed if [run.title] == list(only)]
+    return named or [run for run in listed if all(word in run.title for word in only)]
+
+
+def missing(run: Run, found: Found) -> list[Cell]:
+    """Return the trainings that a run needs next and that nobody has a record of; none when it is complete.
+
+    One that did not finish is not tried again.
+    """
+    steps = (cells for _, cells in _steps(run, found))
+    return next((left for cells in steps if (left := [cell for cell in cells if cell.key not in found])), [])
+
+
+def repeated(run: Run, found: Found) -> list[Cell]:
+    """Return the trainings of all seeds at the tuned rates; none while tries are missing, or where none finished."""
+    return next((cells for purpose, cells in _steps(run, found) if purpose == SEEDS), [])
+
+
+def most(run: Run) -> int:
+    """Return how many trainings a run has at most."""
+    tuning, has_rate = run.preset.tuning, bool(rate_keys(run.preset.methods[run.method].adapter))
+    heads = len(set(tuning.head_rates) - {1.0}) if has_rate else 0
+    return len(tuning.rates) + tuning.wider + heads + len(run.preset.seeds) - 1
+
+
+def _steps(run: Run, found: Found) -> Iterator[tuple[str, list[Cell]]]:
+    """Yield what is trained side by side, step by step; it ends where a step needs records that are missing."""
+    tuning, (first, *_) = run.preset.tuning, run.preset.seeds
+    tried = {factor: run.cell(factor, 1.0, first) for factor in sorted(tuning.rates)}
+    yield TRIES, list(tried.values())
+    for _ in range(tuning.wider):
+        if not _are_known(tried, found) or (factor := _beyond(tried, found)) is None:
+            break
+        tried[factor] = run.cell(factor, 1.0, first)
+        yield TRIES, [tried[factor]]
+    if not _are_known(tried, found) or (best := _best(tried, found)) is None:
+        return
+    heads = {1.0: tried[best]}
+    if tried[best].rate is not None:
+        heads |= {factor: run.cell(best, factor, first) for factor in sorted({*tuning.head_rates} - {1.0})}
+    yield TRIES, list(heads.values())
+    if not _are_known(heads, found):
+        return
+    head = _best(heads, found)
+    assert head is not None, "the one of factor 1 has finished"
+    yield SEEDS, [run.cell(best, head, seed) for seed in run.preset.seeds]
+
+
+def _are_known(tried: Mapping[float, Cell], found: Found) -> bool:
+    return all(cell.key in found for cell in tried.values())
+
+
+def _best(tried: Mapping[float, Cell], found: Found) -> float | None:
+    """Return the factor of the best validation score, of several the first; None where no training finished."""
+    records = {factor: found[cell.key] for factor, cell in tried.items()}
+    chosen = record.best(records)
+    return next((factor for factor, one in records.items() if one is chosen), None)
+
+
+def _beyond(tried: Mapping[float, Cell], found: Found) -> float | None:
+    """Return the factor one step beyond the end where the best is, or below all where none finished."""
+    factors, best = sorted(tried), _best(tried, found)
+    step = factors[1] / factors[0] if len(factors) > 1 else 2.0
+    if best is None or best == factors[0]:
+        return factors[0] / step
+    return factors[-1] * factors[-1] / factors[-2] if best == factors[-1] else None
+
+
+def rate_keys(adapter: str) -> list[str]:
+    """Return the dotted keys of a method's learning rates, the main one first; none where the head alone trains."""
+    names = [name for name in params.ADAPTERS[adapter].model_fields if name.endswith("learning_rate")]
+    return [f"{adapter}.{name}" for name in sorted(names, key=len)]
+
+
+def key_of(view: ArenaView, reads: Reads) -> str:
+    """Return 16 hexadecimal digits that stand for all that a training sees: values, rows and the content of files.
+
+    Raises:
+        UserError: if a file that a row names is not there.
+    """
+    known = view.model_dump(mode="json")
+    for row in (known["dataset"], *known["pooled"].values()):
+        for name in WITHOUT_EFFECT:
+            row.pop(name, None)
+    for key, value in LATER.items():
+        section, _, name = key.rpartition(".")
+        inner = known[section] if section else known
+        if name in inner and inner[name] == value:
+            del inner[name]
+    sources = [view.dataset.source, *(row.source for row in view.pooled.values()), view.base_model.source]
+    frames = getattr(view.section, "frames", "own")
+    known |= {"version": VERSION, "reads": reads.model_dump(mode="json"), "files": digests([*sources, frames])}
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _times(rate: float, factor: float) -> float:
+    return min(1.0, float(f"{rate * factor:.6g}"))  # digits that no one means would be in the key; 1 is the highest

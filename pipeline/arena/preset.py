@@ -1,0 +1,103 @@
+"""The schema of pipeline/arena.yaml: one preset a comparison of methods on tasks.
+
+Methods and tasks are what they set in params.yaml, by dotted keys: whatever a training can be, the arena can compare.
+"""
+
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, JsonValue, StrictFloat, StrictInt, StrictStr, model_validator
+
+from pipeline.errors import UserError, nearest
+from pipeline.params.reading import load_table
+from pipeline.params.rows import Named, Word
+from pipeline.params.sections import Count, Section
+from pipeline.params.sources import all_different
+
+PATH = Path("pipeline/arena.yaml")
+Overrides = dict[Annotated[str, Field(pattern=r"^[a-z0-9_.]+$", description="a dotted key of params.yaml")], JsonValue]
+# What names a row of tables and a curve of pictures, and has no sign that a file name or a table cannot hold.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 =.,()+_-]{0,39}$")]
+Factor = Annotated[StrictFloat, Field(gt=0, le=1000)]
+Factors = Annotated[tuple[Factor, ...], AfterValidator(all_different)]
+Amount = Literal["all"] | Count
+Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]
+OWN = ("data", "model", "seed")  # keys that the arena sets itself
+
+
+class Reads(Section):
+    """How much of each split a training sees. The first rows are a random sample, as splits are in the order of a hash.
+
+    Rows of train beyond that go to validation: it decides on rates, and a small one decides badly.
+    """
+
+    train: Amount
+    validation: Amount
+    test: Amount
+    longest: Amount = Field(description="tokens; longer texts are left out")
+
+
+class Tuning(Section):
+    """The tries of each method on each task, all with the first seed; the validation score decides."""
+
+    rates: Annotated[Factors, Field(min_length=1)] = Field(description="times the learning rates of the method")
+    wider: Annotated[StrictInt, Field(ge=0, le=10)] = Field(
+        description="further tries beyond an end of the rates, one by one, as long as the best is there"
+    )
+    head_rates: Factors = Field(description="times train.head_learning_rate, tried at the best rate; 1 is tried anyway")
+
+
+class Method(Section):
+    """What a method sets: the word of `adapter`, and keys of its section or of others."""
+
+    adapter: StrictStr
+    params: Overrides = Field(default_factory=dict)
+
+
+class Preset(Section):
+    """One comparison. Every method sees the same data and has as many tries."""
+
+    model: Named
+    tasks: Annotated[dict[Word, Overrides], Field(min_length=1)] = Field(
+        description="rows of pipeline/datasets.yaml, and what is set for each"
+    )
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(all_different)]
+    baseline: Name = Field(description="the method that others are compared with")
+    tuning: Tuning
+    reads: Reads
+    params: Overrides = Field(description="what is set for all")
+    methods: Annotated[dict[Name, Method], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _nobody_sets_what_the_arena_sets(self) -> Self:
+        places = {
+            "params": self.params,
+            **{f"tasks: {name}": values for name, values in self.tasks.items()},
+            **{f"methods: {name}: params": method.params for name, method in self.methods.items()},
+        }
+        for (place, values), key in product(places.items(), (*OWN, "adapter")):
+            if key in values:
+                raise ValueError(f"{place}: {key} is set by the arena itself")
+        return self
+
+    @model_validator(mode="after")
+    def _the_baseline_is_a_method(self) -> Self:
+        if self.baseline not in self.methods:
+            known = ", ".join(self.methods)
+            raise ValueError(
+                f"baseline: no method {self.baseline!r}{nearest(self.baseline, self.methods)}; methods: {known}"
+            )
+        return self
+
+
+def load(name: str, path: Path = PATH) -> Preset:
+    """Return a preset.
+
+    Raises:
+        UserError: if there is none of the name, or if the file is broken.
+    """
+    presets = load_table(path, Preset)
+    if name not in presets:
+        raise UserError(f"{path}: no preset {name!r}{nearest(name, presets)}; presets: {', '.join(presets)}")
+    return presets[name]

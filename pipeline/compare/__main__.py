@@ -1,0 +1,97 @@
+"""`python -m pipeline.compare`: the methods of the arena side by side, in tables, pictures and one page."""
+
+import argparse
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NoReturn
+
+from pipeline import console
+from pipeline.arena.preset import PATH, Preset
+from pipeline.arena.record import ENDING, FOLDER, Record, read
+from pipeline.compare.comparison import BASELINE, RESAMPLES
+from pipeline.errors import MISTAKE, UserError, leaving_in_plain_lines, nearest
+from pipeline.params.reading import load_table
+
+PROGRAM = "python -m pipeline.compare"
+OUTPUT = Path("reports", "compare")
+EXTRA = ("altair", "vl_convert", "itables", "jinja2")  # packages of the extra `compare`
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and leave."""
+        self.exit(MISTAKE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def parser() -> Parser:
+    """Return the parser of the command line."""
+    top = Parser(
+        prog=PROGRAM,
+        description=f"Write tables, pictures and one page of what the arena found, into a folder of {OUTPUT}.",
+    )
+    add = top.add_argument
+    add("preset", nargs="?", metavar="PRESET", help=f"a folder of {FOLDER}; without it, the only one there is")
+    add("--baseline", metavar="METHOD", help=f"what all others are compared with (the preset's, or {BASELINE})")
+    add("--output", type=Path, default=OUTPUT, metavar="FOLDER", help="where PRESET/ is written (%(default)s)")
+    add("--resamples", type=_count, default=RESAMPLES, help="of the bootstrap over test examples (%(default)s)")
+    add("--experiments", action="store_true", help="add a table of the experiments of DVC")
+    return top
+
+
+def _count(word: str) -> int:
+    if not word.isdecimal() or not 100 <= int(word) <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"must be from 100 to 1,000,000, got {word}")
+    return int(word)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Compare, and write what comes of it.
+
+    Raises:
+        SystemExit: with exit code 2, if there is a mistake; 1, if the disk does not take a file.
+    """
+    options = parser().parse_args(words)
+    with leaving_in_plain_lines("stopped", PROGRAM):
+        _check_packages()
+        preset, records = _records(options.preset)
+        # Heavy packages come after all that can be refused without them.
+        from pipeline.compare import reports
+
+        options.baseline = options.baseline or _baseline(preset)
+        reports.write(options.output / preset, preset, records, options)
+
+
+def _check_packages() -> None:
+    if lacking := [name for name in EXTRA if find_spec(name) is None]:
+        raise UserError(
+            f"{PROGRAM}: needs {', '.join(lacking)}: pip install -c constraints.txt -e '.[pipeline,compare]'"
+        )
+
+
+def _baseline(name: str) -> str:
+    """Return the baseline of a preset that is still in the file of presets, or the usual one."""
+    known = load_table(PATH, Preset) if PATH.is_file() else {}
+    return known[name].baseline if name in known else BASELINE
+
+
+def _records(preset: str | None) -> tuple[str, list[Record]]:
+    known = sorted(path.parent.name for path in FOLDER.glob(f"*/*{ENDING}"))
+    presets = list(dict.fromkeys(known))
+    listed = f"presets: {', '.join(presets)}" if presets else f"{FOLDER} has no records; run python -m pipeline.arena"
+    if preset is None and len(presets) != 1:
+        raise UserError(f"{PROGRAM}: name a preset; {listed}" if presets else f"{PROGRAM}: {listed}")
+    name = preset or presets[0]
+    if name not in presets:
+        raise UserError(f"{PROGRAM}: no records of {name!r}{nearest(name, presets)}; {listed}")
+    records = list(read(FOLDER / name).values())
+    if not records:
+        raise UserError(f"{FOLDER / name}: no whole record; run python -m pipeline.arena {name}")
+    console.line(f"{FOLDER / name}: {len(records):,} records")
+    return name, records
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""A method on a task: the tries that tuned its learning rate, and the trainings at that rate with all seeds."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from pipeline.arena.record import Record, Score, best
+
+FINISHED, PARTLY, MISSING = "finished", "partly finished", "not run"
+TUNED = ("learning_rate", "seed")  # ends of the keys that differ between the trainings of a cell
+Rates = tuple[float | None, float]
+
+
+class Cell(NamedTuple):
+    """A method on a task. There is no chosen record where no try finished; then `runs` are all there are."""
+
+    task: str
+    method: str
+    tries: tuple[Record, ...]  # with the first seed, one for each pair of rates
+    runs: tuple[Record, ...]  # with the chosen rates, by seed, also those that did not finish
+    chosen: Record | None
+
+    @property
+    def finished(self) -> tuple[Record, ...]:
+        """The trainings that the means are of."""
+        return tuple(run for run in self.runs if run.status == FINISHED) if self.chosen else ()
+
+    @property
+    def status(self) -> str:
+        """One word for all seeds: finished, partly finished, or what happened instead."""
+        if self.chosen:
+            return FINISHED if len(self.finished) == len(self.runs) else PARTLY
+        return Counter(run.status for run in self.runs).most_common(1)[0][0]
+
+    @property
+    def reason(self) -> str:
+        """What did not finish and why, in one line; of several trainings with one reason the first seeds say it."""
+        reasons: dict[str, list[str]] = {}
+        for run in self.runs:
+            if run.status != FINISHED:
+                rate = "" if self.chosen else f" at {run.rate or run.head_rate:g}"
+                reasons.setdefault(f"{run.status}: {run.reason}", []).append(f"seed {run.seed}{rate}")
+        return "; ".join(f"{', '.join(which)}: {reason}" for reason, which in reasons.items())
+
+    @property
+    def shown(self) -> Record:
+        """The record that says what the method is and how large: the chosen one, or the first."""
+        return self.chosen or self.runs[0]
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the chosen learning rate is the lowest or highest that was tried, so that another may be better."""
+        if self.chosen is None:
+            return False
+        tried = [set(column) - {None} for column in zip(*map(_rates, self.tries), strict=True)]
+        chosen = zip(_rates(self.chosen), tried, strict=True)
+        return any(len(rates) > 1 and rate in (min(rates), max(rates)) for rate, rates in chosen)
+
+    def scores(self, epoch: int | None = None) -> dict[int, Score]:
+        """Return the score on the test split by seed: at the selected epoch, or at another."""
+        return {run.seed: run.score(epoch) for run in self.finished}
+
+
+def cells(records: Iterable[Record]) -> tuple[list[Cell], int]:
+    """Return the cells by task and size of the method, and how many records are of an earlier form of a cell.
+
+    A preset may have been changed since: of two forms of a method on a task the one with the newest record counts.
+    """
+    found: dict[tuple[str, str], list[Record]] = {}
+    for record in sorted(records, key=lambda one: one.key):
+        found.setdefault((record.task, record.method), []).append(record)
+    left = {name: list(_newest_form(group)) for name, group in found.items()}
+    dropped = sum(map(len, found.values())) - sum(map(len, left.values()))
+    listed = [_cell(*name, group) for name, group in left.items()]
+    return sorted(listed, key=lambda cell: (cell.task, cell.shown.trained, cell.method)), dropped
+
+
+def by_task(found: Sequence[Cell]) -> dict[str, dict[str, Cell]]:
+    """Return the cells by task and method."""
+    tasks: dict[str, dict[str, Cell]] = {}
+    for cell in found:
+        tasks.setdefault(cell.task, {})[cell.method] = cell
+    return tasks
+
+
+def best_epoch(record: Record) -> int:
+    """Return the epoch with the best score on the test split itself: what flatters a method."""
+    return max(range(len(record.test)), key=lambda epoch: (record.score(epoch), -epoch))
+
+
+def _cell(task: str, method: str, group: Sequence[Record]) -> Cell:
+    first = min(record.seed for record in group)
+    tries = sorted((record for record in group if record.seed == first), key=lambda one: _order(_rates(one)))
+    chosen = _chosen(tries, group)
+    runs = [record for record in group if chosen is None or _rates(record) == _rates(chosen)]
+    runs.sort(key=lambda one: (one.seed, _order(_rates(one))))
+    return Cell(task, method, tuple(tries), tuple(runs), chosen)
+
+
+def _chosen(tries: Sequence[Record], group: Sequence[Record]) -> Record | None:
+    """Return the try that validation chooses; of several that are equally good the one that most seeds have."""
+    top = best({record.key: record for record in tries})
+    if top is None:
+        return None
+    equal = [one for one in tries if one.validation and one.validation[one.selected] == top.validation[top.selected]]
+    seeds = Counter(map(_rates, group))
+    return max(equal, key=lambda one: seeds[_rates(one)])
+
+
+def _newest_form(group: Sequence[Record]) -> Iterator[Record]:
+    forms: dict[str, list[Record]] = {}
+    for record in group:
+        kept = {key: value for key, value in record.overrides.items() if not key.endswith(TUNED)}
+        forms.setdefault(json.dumps(kept, sort_keys=True), []).append(record)
+    newest = max(forms.values(), key=lambda form: max(map(_date, form)))
+    once: dict[tuple[Rates, int], Record] = {}
+    for record in sorted(newest, key=lambda one: (one.status == FINISHED, _date(one), one.key)):
+        once[_rates(record), record.seed] = record
+    yield from once.values()
+
+
+def _date(record: Record) -> str:
+    return record.made.get("date", "")
+
+
+def _rates(record: Record) -> Rates:
+    return record.rate, record.head_rate
+
+
+def _order(rates: Rates) -> tuple[float, float]:
+    return rates[0] or 0.0, rates[1]
+
+
+def scores_by_task(tasks: Mapping[str, Mapping[str, Cell]], method: str) -> dict[str, dict[int, Score]]:
+    """Return a method's scores by task and seed, of the tasks where any seed finished."""
+    return {task: found for task, row in tasks.items() if method in row and (found := row[method].scores())}

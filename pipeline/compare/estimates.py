@@ -1,0 +1,56 @@
+"""A mean over seeds and how far it can be trusted; Holm's correction of several p-values."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds and its 95 % interval, by Student's t. One seed has no interval, none has no mean."""
+
+    mean: float | None = None
+    low: float | None = None
+    high: float | None = None
+    seeds: int = 0
+
+    def scaled(self, factor: float) -> "Estimate":
+        """Return the estimate in another unit."""
+        mean, low, high = (None if value is None else factor * value for value in self[:3])
+        return Estimate(mean, low, high, self.seeds)
+
+    def flat(self, name: str) -> dict[str, float | None]:
+        """Return mean and ends by name: score, score_low, score_high."""
+        return {name: self.mean, f"{name}_low": self.low, f"{name}_high": self.high}
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Return the mean, and mean ± t · std / √n with t of n - 1 degrees of freedom."""
+    if len(values) < 2:
+        return Estimate(values[0] if values else None, seeds=len(values))
+    mean = fmean(values)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values))
+    return Estimate(mean, mean - half, mean + half, len(values))
+
+
+def difference(scores: Mapping[int, float], others: Mapping[int, float]) -> Estimate:
+    """Return what scores are ahead of others by, seed by seed: of the seeds that both have."""
+    return estimate([scores[seed] - others[seed] for seed in sorted(scores) if seed in others])
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Return p-values that are corrected for their number, in the same order.
+
+    scipy corrects for false discoveries alone, and statsmodels would be a large package for three lines.
+
+    Reference: Holm, "A simple sequentially rejective multiple test procedure", 1979.
+    """
+    order = np.argsort(values, kind="stable")
+    steps = np.maximum.accumulate(np.asarray(values)[order] * np.arange(len(values), 0, -1))
+    corrected = np.empty(len(values))
+    corrected[order] = np.minimum(steps, 1.0)
+    return [float(value) for value in corrected]

@@ -1,0 +1,37 @@
+"""Numbers as readers see them."""
+
+from collections.abc import Mapping
+from statistics import fmean
+
+from pipeline.compare.estimates import Estimate
+
+NONE = "–"
+
+
+def scored(value: Estimate) -> str:
+    """Return "81.23 ± 0.45", the half width of the 95 % interval behind the mean."""
+    if value.mean is None:
+        return NONE
+    return f"{value.mean:.2f}" if value.high is None else f"{value.mean:.2f} ± {value.high - value.mean:.2f}"
+
+
+def ahead(value: Estimate) -> str:
+    """Return a difference with its sign, and its interval."""
+    if value.mean is None:
+        return NONE
+    return f"{value.mean:+.2f}" if value.low is None else f"{value.mean:+.2f} ({value.low:+.2f} to {value.high:+.2f})"
+
+
+def counted(value: float | None) -> str:
+    """Return a whole number with thousands apart."""
+    return NONE if value is None else f"{value:,.0f}"
+
+
+def probable(value: float | None) -> str:
+    """Return a p-value."""
+    return NONE if value is None else f"{value:.4f}" if value >= 0.0001 else "< 0.0001"
+
+
+def mean(scores: Mapping[int, float]) -> str:
+    """Return the mean of scores by seed."""
+    return f"{fmean(scores.values()):.2f}" if scores else NONE

@@ -1,0 +1,35 @@
+"""Records of trainings that nobody ran."""
+
+from pipeline.arena.record import Record
+
+
+def recorded(cell, score):
+    """Return a record of a cell with a validation score, or one of validation and one of test; None: it diverged."""
+    validation, test = score if isinstance(score, tuple) else (score, score)
+    finished = validation is not None
+    return Record(
+        key=cell.key,
+        preset=cell.preset,
+        task=cell.task,
+        method=cell.method,
+        adapter=dict(cell.overrides)["adapter"],
+        overrides=dict(cell.overrides),
+        rate=cell.rate,
+        head_rate=cell.head_rate,
+        seed=cell.seed,
+        status="finished" if finished else "diverged",
+        reason="" if finished else "the loss is nan",
+        metrics=("accuracy",),
+        validation=(validation,) if finished else (),
+        test=({"accuracy": test},) if finished else (),
+        loss=(0.5,) if finished else (),
+        predicted=(0.0, 1.0) if finished else (),
+        trained=10,
+        stored=10,
+        head=5,
+        file_bytes=400,
+        degrees_of_freedom=None,
+        seconds={"load": 0.1, "start": 0.2, "train": 3.0, "score": 1.0},
+        peak_bytes=1_000_000,
+        made={"commit": "none"},
+    )

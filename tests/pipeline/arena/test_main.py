@@ -1,0 +1,76 @@
+"""The command: it runs what is missing, goes on after a stop, and prints what others can run."""
+
+import json
+import re
+import shlex
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.arena import __main__ as arena_command
+from pipeline.arena import record
+from tests.pipeline.arena import small
+
+RECORDS = record.FOLDER / "small" / "records.jsonl"
+
+
+def run(*words):
+    arena_command.main(["small", *words])
+
+
+def refused(capsys, *words):
+    with pytest.raises(SystemExit) as end:
+        run(*words)
+    assert end.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_it_runs_what_is_missing_and_nothing_twice(arena, capsys):
+    small.write(seeds=[0, 1, 2])
+    run("--only", "glue: LoRA r=1")
+    lines = RECORDS.read_text().splitlines()
+    assert len(lines) == 2 + 2  # the tries, of which the best is the first seed, and two more seeds
+    said = capsys.readouterr().out
+    assert re.search(r"glue: LoRA r=1 \| 192 \| [0-9.e-]+ \| 3 of 3 \| 0\.\d+", said)
+    assert "beside steps and scores, a training takes" in said
+    examples = pq.read_table(RECORDS.parent / "examples/glue.parquet")
+    assert examples.column_names == ["text", "text_pair", "label"]
+    assert len(examples) == len(json.loads(lines[0])["predicted"])
+    run("--only", "glue: LoRA r=1")
+    assert RECORDS.read_text().splitlines() == lines
+    RECORDS.write_text("\n".join(lines[:3]) + "\n" + lines[3][:50])  # as a kill leaves it
+    run("--only", "glue: LoRA r=1", "--jobs", "1")
+    keys = [json.loads(line)["key"] for line in RECORDS.read_text().splitlines()]
+    assert keys == [json.loads(line)["key"] for line in lines]
+
+
+def test_commands_for_a_cluster_name_one_run_each(arena, capsys):
+    run("--commands", "--only", "glue")
+    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line[line.index("--only") + 1] for line in lines] == [
+        "glue: LSR shared r=2",
+        "glue: LoRA r=1",
+        "glue: head",
+    ]
+    assert len({line[line.index("--write") + 1] for line in lines}) == 3
+
+
+def test_experiments_of_dvc_have_the_keys_of_the_method_alone(arena, capsys):
+    run("--queue", "--only", "glue: LSR shared r=2")
+    line = shlex.split(capsys.readouterr().out)
+    assert line[:4] == ["dvc", "exp", "run", "--queue"]
+    assert {"seed=0,1", "data=glue", "lsr.rank_shape=[2]", "lsr.share=layers"} <= set(line)
+    assert not any(word.startswith("lora.") for word in line)
+
+
+def test_an_unknown_run_is_told_from_the_nearest(arena, capsys):
+    said = refused(capsys, "--only", "glue: LoRA r=2")
+    assert "no run has that in its title; did you mean glue: LoRA r=1?; a title is TASK: METHOD" in said
+
+
+def test_a_mistake_is_said_before_anything_runs(arena, capsys):
+    small.write(methods={"odd": {"adapter": "lora", "params": {"lora.target_modules": ["valeu"]}}})
+    said = refused(capsys, "--only", "glue")
+    assert said.startswith("pipeline/arena.yaml: small.methods.odd: ")
+    assert not RECORDS.parent.joinpath("examples").exists() or "Traceback" not in said

@@ -1,0 +1,127 @@
+"""One training of the arena: what the pipeline would train, scored by epoch, with its sizes."""
+
+import math
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score
+from transformers import Trainer
+
+from pipeline.arena import inputs, plan, preset
+from pipeline.arena.measure import measure, started, task_of
+from pipeline.params import ADAPTERS
+from tests import workspace
+from tests.pipeline.arena import small
+
+HEAD = "modules_to_save"
+
+
+def cell(title="glue: LoRA r=1", factor=1.0, seed=0):
+    [run] = plan.runs("small", preset.load("small"), [title])
+    return run.cell(factor, 1.0, seed)
+
+
+def labels(chosen, split):
+    return np.array(inputs.splits(task_of(chosen, chosen.view()))[split]["label"][:])
+
+
+def test_a_record_holds_scores_by_epoch_and_the_answers_of_the_selected_one(arena):
+    found = measure(cell())
+    assert found.status == "finished", found.reason
+    assert len(found.validation) == len(found.test) == len(found.loss) == 2
+    truth = labels(cell(), "test")
+    assert len(found.predicted) == len(truth) == 20
+    assert found.score() == pytest.approx(accuracy_score(truth, found.predicted), abs=1e-6)
+    assert {"accuracy", "f1"} == found.test[0].keys()
+    assert (found.trained, found.stored) == (4 * 48, 4 * 48)
+    assert found.degrees_of_freedom == 4 * (48 - 1)
+    assert found.file_bytes > 4 * (found.stored + found.head)
+    assert found.seconds.keys() == {"load", "start", "train", "score"}
+    assert found.made["torch"]
+
+
+def test_the_same_training_gives_the_same_record(arena):
+    keep = {"validation", "test", "loss", "predicted", "trained"}
+    first, again = (measure(cell("glue: LSR shared r=2")).model_dump(include=keep) for _ in range(2))
+    assert first == again
+    assert first != measure(cell("glue: LSR shared r=2", seed=1)).model_dump(include=keep)
+
+
+def test_a_regression_is_scored_by_its_correlation(arena):
+    found = measure(cell("ratings: head"))
+    assert found.metrics == ("pearson", "spearman")
+    assert -1 <= found.score() <= 1
+    assert found.rate is None
+    assert found.trained == 0 < found.head
+
+
+def test_a_training_that_diverges_is_a_record_with_its_reason(arena, monkeypatch):
+    compute = Trainer.compute_loss
+    monkeypatch.setattr(Trainer, "compute_loss", lambda *args, **options: compute(*args, **options) * math.inf)
+    found = measure(cell())
+    assert found.status == "diverged"
+    assert "lower the learning rate" in found.reason
+    assert found.validation == found.test == found.predicted == ()
+
+
+def test_a_method_that_does_not_fit_is_a_record_with_its_reason(arena):
+    small.write(methods={"odd": {"adapter": "c3a", "params": {"c3a.block_size": 7}}})
+    found = measure(cell("glue: odd"))
+    assert found.status == "failed"
+    assert "block_size" in found.reason
+
+
+@pytest.mark.parametrize("word", ADAPTERS)
+def test_every_method_runs(word, arena):
+    small.write(methods={"odd": {"adapter": word}}, params={"train.epochs": 1})
+    found = measure(cell("glue: odd"))
+    assert found.status == "finished", found.reason
+    assert found.adapter == word
+
+
+def test_methods_start_with_the_same_head(arena):
+    small.write(methods={"odd": {"adapter": "vera"}})
+    heads = [
+        [
+            value.detach().numpy()
+            for name, value in started(one, one.view()).named_parameters()
+            if "modules_to_save" in name
+        ]
+        for one in (cell(), cell("glue: LSR shared r=2"), cell("glue: odd"), cell("glue: head"))
+    ]
+    assert all(np.array_equal(*pair) for other in heads[1:] for pair in zip(heads[0], other, strict=True))
+
+
+def test_rows_beyond_what_trains_are_held_out_with_the_others(arena):
+    whole = inputs.splits(task_of(cell(), cell().view())._replace(reads=reads("all", "all")))
+    few = inputs.splits(task_of(cell(), cell().view())._replace(reads=reads(48, "all")))
+    assert len(few["train"]) == 48
+    assert len(few["train"]) + len(few["validation"]) == len(whole["train"]) + len(whole["validation"])
+    assert list(few["train"][:]["input_ids"]) == list(whole["train"][:48]["input_ids"])
+
+
+def reads(train, longest):
+    return preset.Reads(train=train, validation="all", test="all", longest=longest)
+
+
+def test_the_paper_s_preset_runs_end_to_end_on_a_tiny_model(arena):
+    from tests import tasks
+
+    tasks.save_glue(arena / "data/glue")
+    tasks.save_superglue(arena / "data/superglue")
+    paper = workspace.read_yaml(workspace.ROOT / preset.PATH)["paper"]
+    everything = paper | {
+        "model": "tiny",
+        "tasks": {f"{task}-files": {"train.epochs": 1} for task in paper["tasks"]},
+        "params": paper["params"] | {"tokenize.max_length": 24, "train.precision": "fp32", "lsr.examples": 8},
+    }
+    everything["methods"]["LSR r=4 s=16"]["params"]["lsr.separation_rank"] = 2
+    for method in everything["methods"].values():
+        method.get("params", {}).pop("lsr.target_modules", None)
+    everything["methods"]["LSR 400 directions"]["params"]["lsr.budget"] = 8
+    workspace.write_yaml(preset.PATH, {"small": everything})
+    chosen = preset.load("small")
+    methods = list(chosen.methods)
+    for number, task in enumerate(chosen.tasks):  # each task, and each method, at least once
+        found = measure(cell(f"{task}: {methods[number % len(methods)]}"))
+        assert found.status == "finished", f"{task}: {found.reason}"

@@ -1,0 +1,60 @@
+"""Files of records: read together, whole after a kill, and refused where they hold something else."""
+
+import pytest
+
+from pipeline.arena import plan, preset, record
+from pipeline.errors import UserError
+from tests.pipeline.arena.made_up import recorded
+
+
+@pytest.fixture
+def cells(arena):
+    [run] = plan.runs("small", preset.load("small"), ["glue: LoRA r=1"])
+    return [run.cell(1.0, 1.0, seed) for seed in (0, 1)]
+
+
+def test_records_of_several_files_are_read_together(cells, tmp_path):
+    for number, cell in enumerate(cells):
+        record.append(tmp_path / f"machine-{number}.jsonl", recorded(cell, 0.5))
+    assert record.read(tmp_path) == {cell.key: recorded(cell, 0.5) for cell in cells}
+    assert record.read(tmp_path / "nowhere") == {}
+
+
+def test_one_that_finished_goes_before_one_that_did_not(cells, tmp_path):
+    record.append(tmp_path / "a.jsonl", recorded(cells[0], 0.5))
+    record.append(tmp_path / "b.jsonl", recorded(cells[0], None))
+    assert record.read(tmp_path)[cells[0].key].status == "finished"
+
+
+def test_what_a_killed_run_left_of_a_line_is_passed_over_and_cut_off(cells, tmp_path):
+    path = tmp_path / "a.jsonl"
+    record.append(path, recorded(cells[0], 0.5))
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:100])
+    assert record.read(tmp_path).keys() == {cells[0].key}
+    record.append(path, recorded(cells[1], 0.5))
+    assert record.read(tmp_path).keys() == {cell.key for cell in cells}
+
+
+@pytest.mark.parametrize("line", ["{}", "[]", "nothing", '{"key": 3}'])
+def test_a_line_that_is_no_record_is_named(line, cells, tmp_path):
+    record.append(tmp_path / "a.jsonl", recorded(cells[0], 0.5))
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(UserError, match=r"a\.jsonl: line 2 is no record of the arena: .*; delete the line"):
+        record.read(tmp_path)
+
+
+def test_of_epochs_with_equal_scores_the_last_is_selected(cells):
+    made = recorded(cells[0], 0.5)
+    test = tuple({"accuracy": value} for value in (0.1, 0.2, 0.3, 0.4))
+    several = made.model_copy(update={"validation": (0.5, 0.7, 0.7, 0.6), "test": test})
+    assert several.selected == 2
+    assert several.score() == 0.3
+    assert several.score(0) == 0.1
+
+
+def test_the_best_is_chosen_by_validation_among_those_that_finished(cells):
+    found = {number: recorded(cells[0], score) for number, score in enumerate([(0.5, 0.9), (0.7, 0.1), None])}
+    assert record.best(found) is found[1]
+    assert record.best({0: found[2]}) is None

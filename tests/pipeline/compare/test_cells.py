@@ -1,0 +1,81 @@
+"""Which trainings count: those at the rate that the validation split chooses, of the newest form of a method."""
+
+import pytest
+
+from pipeline.compare.cells import by_task, cells
+from tests.pipeline.compare.records import MADE, record
+
+
+def one(found):
+    listed, dropped = cells(found)
+    assert len(listed) == 1
+    return listed[0], dropped
+
+
+def test_the_validation_score_chooses_the_rate_and_the_test_score_has_no_say():
+    flattering = record(rate=0.008, validation=[0.1, 0.1, 0.1], test=[{"accuracy": 1.0}] * 3)
+    modest = record(rate=0.002, validation=[0.9, 0.9, 0.9], test=[{"accuracy": 0.2}] * 3)
+    cell, _ = one([flattering, modest, record(rate=0.002, seed=1), record(rate=0.008, seed=1)])
+    assert cell.chosen == modest
+    assert [run.seed for run in cell.runs] == [0, 1]
+    assert {run.rate for run in cell.runs} == {0.002}
+    assert cell.tries == (modest, flattering)
+
+
+def test_a_seed_that_diverges_is_counted_and_named():
+    lost = record(seed=2, status="diverged", reason="the loss is no finite number")
+    cell, _ = one([record(), record(seed=1), lost])
+    assert cell.status == "partly finished"
+    assert (len(cell.finished), len(cell.runs)) == (2, 3)
+    assert cell.reason == "seed 2: diverged: the loss is no finite number"
+
+
+def test_where_every_try_fails_there_is_a_reason_with_all_rates():
+    cell, _ = one([record(rate=rate, status="failed", reason="not enough memory") for rate in (0.002, 0.008)])
+    assert cell.chosen is None
+    assert cell.finished == ()
+    assert cell.status == "failed"
+    assert cell.reason == "seed 0 at 0.002, seed 0 at 0.008: failed: not enough memory"
+    assert cell.scores() == {}
+
+
+@pytest.mark.parametrize(("rates", "chosen", "expected"), [
+    ((0.001, 0.002, 0.004), 0.002, False),
+    ((0.001, 0.002, 0.004), 0.004, True),
+    ((0.001, 0.002, 0.004), 0.001, True),
+    ((0.001,), 0.001, False),
+])  # fmt: skip
+def test_a_rate_at_the_edge_of_those_tried_is_told(rates, chosen, expected):
+    cell, _ = one([record(rate=rate, validation=[0.5, 0.5, 0.9 if rate == chosen else 0.6]) for rate in rates])
+    assert cell.at_edge == expected
+
+
+def test_of_rates_that_validate_alike_the_one_with_all_seeds_is_chosen():
+    alike = [record(rate=rate, validation=[0.5, 0.5, 0.8]) for rate in (0.002, 0.008)]
+    cell, _ = one([*alike, record(rate=0.008, seed=1)])
+    assert cell.chosen.rate == 0.008
+    assert len(cell.runs) == 2
+
+
+def test_of_two_forms_of_a_method_the_newest_counts():
+    new = {"overrides": {"lora.r": 3, "seed": 0}, "made": MADE | {"date": "2027-01-01T00:00:00+00:00"}, "key": "f" * 16}
+    cell, dropped = one([record(), record(seed=1), record(**new)])
+    assert [run.key for run in cell.runs] == ["f" * 16]
+    assert dropped == 2
+
+
+def test_a_training_that_finished_goes_before_its_repetition_that_did_not():
+    cell, dropped = one([record(), record(status="failed", reason="killed", key="0" * 16)])
+    assert cell.status == "finished"
+    assert dropped == 1
+
+
+def test_the_order_of_records_changes_nothing():
+    found = [
+        record(method, task, rate)
+        for method in ("VeRA", "LoRA r=1")
+        for task in ("rte", "cola")
+        for rate in (0.002, 0.008)
+    ]
+    assert cells(found) == cells(found[::-1])
+    assert list(by_task(cells(found)[0])) == ["cola", "rte"]
