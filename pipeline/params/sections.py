@@ -35,6 +35,17 @@ Count = Annotated[StrictInt, Field(ge=1, le=1_000_000_000)]  # 32 bits hold it
 Alpha = Annotated[StrictFloat, Field(gt=0, le=1_000_000)]  # it multiplies products in float32, and fp16's end at 65,504
 
 
+def _none_alone(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Check that `none` has no trackers beside it.
+
+    Raises:
+        ValueError: if it has.
+    """
+    if "none" in words and len(words) > 1:
+        raise ValueError(f"none and trackers exclude each other, got {', '.join(words)}")
+    return words
+
+
 class Section(BaseModel):
     """A part of params.yaml. It has no defaults: DVC neither shows nor locks what is not in the file."""
 
@@ -62,6 +73,12 @@ class TrainParams(Section):
     warmup_share: StrictFloat = Field(ge=0, le=1, description="share of all optimizer steps")
     precision: Literal["fp32", "bf16", "fp16"] = Field(description="of products; what trains stays in fp32")
     compile: StrictBool = Field(description="whether torch.compile makes the step faster, after a slow start")
+    # It is left out of dumps: a card says, and a checkpoint is found by, what determines the result.
+    report_to: Annotated[
+        tuple[Literal["none", "tensorboard", "wandb", "mlflow", "dvclive"], ...],
+        AfterValidator(all_different),
+        AfterValidator(_none_alone),
+    ] = Field(exclude=True, description="trackers, in transformers' words, that write into runs/; [none] is []")
 
 
 class EvaluateParams(Section):

@@ -20,6 +20,7 @@ from pipeline.evaluation.answers import answers
 from pipeline.methods import adapters, device, table
 from pipeline.params import PARAMS, FullParams, TrainParams, TrainView
 from pipeline.params.rows import DatasetRow
+from pipeline.training import trackers
 
 LOGS_A_RUN = 100  # points of the loss curve
 
@@ -59,6 +60,8 @@ def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> Tr
 def check_machine(train: TrainParams) -> None:
     """Check that this machine, and these processes, can train as the section says, before anything is loaded.
 
+    That includes the packages of its trackers.
+
     Raises:
         UserError: if they cannot; says what they can.
     """
@@ -72,6 +75,7 @@ def check_machine(train: TrainParams) -> None:
         raise UserError(f"{PARAMS}: train.compile: torch.compile needs {compiler}, which is not installed")
     if sharded := [name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}") == "true"]:
         raise UserError(f"train: {sharded[0]} is not supported: each process holds the whole model; leave it out")
+    trackers.check(train)
     if train.batch_size % ranks.size():
         able = [str(count) for count in range(1, train.batch_size + 1) if train.batch_size % count == 0]
         raise UserError(

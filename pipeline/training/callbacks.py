@@ -1,12 +1,13 @@
-"""What happens while the Trainer runs: progress, an early end, and the choice among equals."""
+"""What happens while the Trainer runs: progress and the live curve, an early end, and the choice among equals."""
 
 import math
-from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from pipeline import artifacts
+from pipeline.console import Advance
 from pipeline.errors import UserError
 
 LOSSES = {"loss": "loss", "eval_loss": "validation loss", "train_loss": "mean loss"}  # in the Trainer's log
@@ -17,9 +18,9 @@ class DivergedError(UserError):
 
 
 class Progress(TrainerCallback):
-    """Advances a progress bar by each optimizer step."""
+    """Advances a progress bar by each optimizer step, and has it show loss and learning rate."""
 
-    def __init__(self, advance: Callable[[int], None]) -> None:
+    def __init__(self, advance: Advance) -> None:
         self.advance = advance
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -29,6 +30,49 @@ class Progress(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Count one step."""
         self.advance(1)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Show the mean loss since the last log, and the learning rate of the first group: the adapter's, if any."""
+        if logs and "loss" in logs:
+            self.advance(0, f"loss {logs['loss']:.3g}, lr {logs['learning_rate']:.3g}")
+
+
+class LiveCurve(TrainerCallback):
+    """Writes what has been logged so far, each time whole: a reader never sees half a line, a resumed run no two."""
+
+    COLUMNS: ClassVar = {
+        "step": "step",
+        "epoch": "epoch",
+        "loss": "loss",
+        "learning_rate": "learning_rate",
+        "eval_loss": "validation_loss",
+        "eval_score": "validation_score",
+    }  # of the Trainer's log, and their names in the file
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Take the place of the last run's file; of a resumed run, with what it logged before its checkpoint."""
+        self._write(state)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Write the file anew."""
+        self._write(state)
+
+    def _write(self, state: TrainerState) -> None:
+        if not state.is_world_process_zero:
+            return
+        by_step: dict[float, dict[str, float]] = {}  # loss and validation of one step are two entries
+        for entry in state.log_history:
+            if entry.keys() & {"loss", "eval_loss"}:
+                by_step.setdefault(entry["step"], {}).update(entry)
+        rows = [[entry.get(key, "") for key in self.COLUMNS] for entry in by_step.values()]
+        artifacts.write_csv(artifacts.TRAIN_LIVE, list(self.COLUMNS.values()), rows)
 
 
 class StopAtDivergence(TrainerCallback):

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,6 +79,8 @@ def fit(trainer: Trainer, checkpoints: Checkpoints) -> None:
 def checkpoint_folder(view: TrainView) -> Path:
     """Return a folder named by all that determines the result: a killed run goes on there, no other run finds it.
 
+    Trackers do not: `train.report_to` is in no dump of the view.
+
     DVC deletes a stage's outs before it runs the stage, and runs experiments in temporary copies: so the folder is no
     out and lies in the original repository.
     """
@@ -89,7 +90,7 @@ def checkpoint_folder(view: TrainView) -> Path:
         with path.open("rb") as file:
             while part := file.read(MEGABYTE):  # tokens may be more than memory holds
                 digest.update(part)
-    return Path(os.environ.get("DVC_ROOT", "."), ".checkpoints", digest.hexdigest()[:16])
+    return artifacts.repository() / ".checkpoints" / digest.hexdigest()[:16]
 
 
 def _inputs() -> Iterator[tuple[str, Path]]:

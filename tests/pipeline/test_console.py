@@ -1,6 +1,10 @@
 """Off a terminal all output is plain lines: no color, no control characters, no bar."""
 
+import io
+import re
+
 import pytest
+from rich.console import Console
 
 from pipeline import console
 
@@ -45,6 +49,25 @@ def test_work_that_is_long_in_beginning_shows_no_rate(capsys, monkeypatch):
         advance(0)
         advance(11)
     assert capsys.readouterr().out == "train: 11/300 steps, 1.0 steps/s, 289 s left\n"
+
+
+def test_a_note_stands_behind_the_time_until_there_is_another(capsys, monkeypatch):
+    now = iter([0.0, 10.0, 20.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
+    with console.progress("train", 300, "steps") as advance:
+        advance(100, "loss [0.5], lr 0.001")
+        advance(100)
+    lines = [f"train: {done}/300 steps, 10.0 steps/s, {left} s left" for done, left in ((100, 20), (200, 10))]
+    assert capsys.readouterr().out.splitlines() == [f"{line}, loss [0.5], lr 0.001" for line in lines]
+
+
+def test_the_bar_shows_the_note_in_eighty_columns():
+    terminal = Console(force_terminal=True, width=80, file=io.StringIO(), color_system=None)
+    with console.progress("train", 3600, "steps", terminal) as advance:
+        advance(1800, "loss [0.5], lr 0.00123")
+        advance(1)
+    shown = re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", terminal.file.getvalue())
+    assert re.search(r"train .*1801/3600 .*loss \[0\.5\], lr 0\.00123", shown)
 
 
 def test_track_yields_every_item():

@@ -45,6 +45,13 @@ def frames(kinds, longest=8, rank=3, terms=False):
     return {f"encoder.layer.*.self.part{k}": plots.Frames(curves, rank, by_terms) for k in range(kinds)}
 
 
+def trained(epochs):
+    by_epoch = [(20 * (epoch + 1), 1 / (epoch + 1)) for epoch in range(epochs)]
+    return {"loss": [(5 * (k + 1), 2 / (k + 1)) for k in range(4 * epochs)]} | dict.fromkeys(
+        ("validation_loss", "validation_score"), by_epoch
+    )
+
+
 DRAWINGS = {
     "two classes": lambda path: plots.confusion_matrix(path, *classes(2), ["no", "yes"], "two"),
     "thirty classes": lambda path: plots.confusion_matrix(
@@ -55,6 +62,8 @@ DRAWINGS = {
     "a note": lambda path: plots.note(path, "nothing to draw here"),
     "many layers": lambda path: plots.separation_curves(path, curves(24), chosen(24), "many"),
     "frames of one kind": lambda path: plots.captured_energies(path, frames(1), "one"),
+    "a training": lambda path: plots.training_curves(path, trained(3), 60, "accuracy", "three epochs"),
+    "a training of many epochs": lambda path: plots.training_curves(path, trained(80), 20, "f1", "many"),
     "frames of many kinds": lambda path: plots.captured_energies(path, frames(14, terms=True), "many"),
 }
 
@@ -220,3 +229,13 @@ def test_frames_of_kronecker_terms_have_a_line_over_their_number(figures, tmp_pa
 def test_the_first_twelve_kinds_have_a_panel(figures, tmp_path):
     plots.captured_energies(tmp_path / "picture.png", frames(14), "many")
     assert [axes.get_title() for axes in figures[0].axes] == [f"part{k}" for k in range(12)]
+
+
+def test_a_training_shows_both_losses_the_score_and_the_best_step(tmp_path, figures):
+    plots.training_curves(tmp_path / "picture.png", trained(3), 40, "accuracy", "three epochs")
+    upper, lower = figures[0].axes
+    assert [line.get_xydata().tolist() for line in upper.lines[:2]] == [
+        [list(point) for point in trained(3)[name]] for name in ("loss", "validation_loss")
+    ]
+    assert lower.get_ylabel() == "validation accuracy"
+    assert [axes.lines[-1].get_xdata() for axes in (upper, lower)] == [[40, 40], [40, 40]]

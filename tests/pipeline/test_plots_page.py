@@ -1,0 +1,96 @@
+"""Pages of `dvc plots` draw their charts in a real browser without asking anybody for anything."""
+
+import shutil
+import sys
+
+import pytest
+
+from pipeline import plots_page
+from pipeline.errors import UserError
+from tests.browser import chromium, requests_elsewhere
+from tests.repository import command
+from tests.workspace import ROOT, read_yaml
+
+CHARTS = sum(
+    path.endswith((".csv", "curves"))
+    for stage in read_yaml(ROOT / "dvc.yaml")["stages"].values()
+    for plot in stage.get("plots", [])
+    for path in plot
+)
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A clone without the local configuration: the committed reports, and what DVC needs to find them."""
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    for name in ("reports", "pipeline"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    command(tmp_path, "git", "init", "--quiet")
+    command(tmp_path, "git", "add", "--all")
+    command(tmp_path, "git", "commit", "--quiet", "--message", "All")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as opened:
+        yield opened
+
+
+def opened(browser, path):
+    """Open a page without a connection; return it, its requests that leave the disk, and its errors."""
+    page = browser.new_context(offline=True).new_page()
+    errors = []
+    page.on("console", lambda said: said.type == "error" and errors.append(said.text))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    elsewhere = requests_elsewhere(page)
+    page.goto(path.as_uri(), wait_until="networkidle")
+    return page, elsewhere, errors
+
+
+@pytest.mark.parametrize("words", [("show",), ("diff", "HEAD"), ("show", "--out", "else/where")])
+def test_a_page_draws_all_charts_without_a_connection(words, repository, browser):
+    plots_page.main([])
+    (repository / "else").mkdir()
+    curve = repository / "reports/train/curves/loss.csv"
+    curve.write_text(curve.read_text().replace("\n2", "\n3"))  # else there is nothing to compare
+    command(repository, "dvc", "plots", *words)
+    page, elsewhere, errors = opened(
+        browser, repository / words[-1] / "index.html" if "--out" in words else repository / "dvc_plots/index.html"
+    )
+    page.locator("canvas.marks, svg.marks").first.wait_for()
+    drawn = page.locator("canvas.marks, svg.marks").count()
+    assert drawn >= (CHARTS if words[0] == "show" else 1)
+    assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
+    assert not elsewhere + errors
+
+
+def test_a_clone_without_it_has_the_page_of_dvc_itself(repository, browser):
+    command(repository, "dvc", "plots", "show")
+    page, elsewhere, errors = opened(browser, repository / "dvc_plots/index.html")
+    assert any("vega" in address for address in elsewhere)
+    assert errors
+    assert page.locator("canvas.marks, svg.marks").count() == 0
+
+
+def test_it_is_of_this_clone_alone(repository, capsys):
+    plots_page.main([])
+    assert "pages that need no connection" in capsys.readouterr().out
+    assert command(repository, "git", "status", "--porcelain") == ""
+    assert len(plots_page.page()) > 500_000
+    assert [plots_page.page().count(word) for word in ("{plot_divs}", "{refresh_tag}", "{scripts}")] == [1, 1, 0]
+
+
+def test_without_the_package_or_a_repository_one_line_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="plots: you are not inside of a DVC repository"):
+        plots_page.install("{plot_divs}")
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    with pytest.raises(SystemExit) as left:
+        plots_page.main([])
+    assert left.value.code == 2
+    line = "plots: vl-convert-python is not installed; install it with: pip install 'lsr-adapt[plots]'\n"
+    assert capsys.readouterr().err == line
