@@ -159,7 +159,7 @@ MISTAKES = [
     ("train.epochs", 0, "train.epochs: input should be greater than or equal to 1, got 0"),
     ("train.warmup_share", 1.5, "train.warmup_share: input should be less than or equal to 1, got 1.5"),
     ("train.precision", "bf32", "train.precision: input should be 'fp32', 'bf16' or 'fp16', got 'bf32'; did you mean"),
-    ("train.report_to", ["tensorbord"], "train.report_to[0]: input should be 'none', 'tensorboard', 'wandb', 'mlflow' or"),
+    ("train.report_to", ["tensorbord"], "train.report_to[0]: input should be 'none', 'tensorboard', 'wandb', 'mlflow'"),
     ("train.report_to", ["none", "wandb"], "train.report_to: none and trackers exclude each other, got none, wandb"),
     ("train.compile", "maybe", "train.compile: input should be a valid boolean, got 'maybe'"),
     ("evaluate.export", ..., "evaluate.export: this key is required"),
