@@ -7,16 +7,22 @@ READY := $(VENV)/.ready
 PYTEST := pytest -n auto --maxprocesses 8 --dist worksteal
 # Stages and DVC find `python` and `dvc` on the PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# What would not fit a screen: what is behind a score, further counts, and hashes of what a stage has read.
+UNCOMPARED := .*_(low|high|baseline|stored|effective|bytes|error|difference)$$|artifacts
 # A notice at every build that another generator will follow this one.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: repro test check audit torture docs bench bench-family bench-factorize bench-capabilities bench-rows clean
+.PHONY: repro compare test check audit torture docs bench bench-family bench-factorize bench-capabilities bench-rows clean
 
 ## repro: fine-tune the default model on the default data: check, inputs, tokenize, factorize-init, train, evaluate
 repro: $(READY)
 	python -m pipeline.params
 	dvc repro
 	@dvc metrics show --md reports/evaluate/metrics.json
+
+## compare: experiments beside the committed run: scores, trained parameters, and the values that differ
+compare: $(READY)
+	dvc exp show --only-changed --drop '$(UNCOMPARED)'
 
 ## test: the whole test suite
 test: $(READY)
