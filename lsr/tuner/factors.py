@@ -127,7 +127,8 @@ def named(start: Start) -> Iterator[tuple[str, Tensor]]:
 
 def moved(value: Tensor, like: Tensor) -> Tensor:
     """Return a copy on the device of a base weight, in its dtype or float32, whichever is more precise."""
-    return value.detach().to(like.device, torch.promote_types(like.dtype, torch.float32), copy=True)
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return value.detach().to(like.device, dtype, copy=True).contiguous()  # safetensors takes nothing else
 
 
 def entries(value: Tensor) -> int:

@@ -85,7 +85,7 @@ def initialize_factors(
         if chosen.folds:
             hashes[owner.layer_name] = weight_hash(owner.pretrained_weight())
         yield Started(name, (owner, *sharing), start)
-    config.init_weights = chosen.init_weights
+    config.init_weights, config.awaits_examples = chosen.init_weights, False
     config.remember(forms_of(model, adapter_name), hashes)
 
 
@@ -133,6 +133,7 @@ def collect_gradients(
     Raises:
         ValueError: as `lsr.init.head.examples_gradients` and `lsr.init.update.examples_updates`.
     """
+    config_of(model, adapter_name).awaits_examples = False  # they are here
     bases = {name: layer.get_base_layer() for name, layer in layers_of(model, adapter_name).items()}
     heads = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
     return _reader(config_of(model, adapter_name))(model, bases, batches, heads, steps=head_steps, seed=seed)

@@ -16,7 +16,8 @@ def write_predictions(outcome: Outcome) -> None:
     """Write one line an example: the text, the label, the prediction, and both as groups that a plot can count."""
     texts = {name: tokens.load_column("test", name) for name in ("text", "text_pair")}
     columns: dict[str, Sequence[artifacts.Value]] = {name: found for name, found in texts.items() if found is not None}
-    both = {"actual": outcome.labels.tolist(), "predicted": outcome.predicted.tolist()}
+    predicted = [float(f"{value:.3g}") if isinstance(value, float) else value for value in outcome.predicted.tolist()]
+    both = {"actual": outcome.labels.tolist(), "predicted": predicted}
     names, label = outcome.examples.names, outcome.examples.label
     if isinstance(label, Number) and not names:
         grouped = {f"{name}_group": groups(values, label.low, label.high, GROUPS) for name, values in both.items()}
@@ -24,7 +25,8 @@ def write_predictions(outcome: Outcome) -> None:
     else:
         named = {name: [names[number] for number in numbers] for name, numbers in both.items()}
         columns |= {**named, **{f"{name}_group": values for name, values in named.items()}}
-        columns["confidence"] = outcome.probabilities.amax(dim=1).tolist()
+        # Two digits are what a confidence means; more of them differ between processors.
+        columns["confidence"] = [round(value, 2) for value in outcome.probabilities.amax(dim=1).tolist()]
     artifacts.write_csv(artifacts.EVALUATE_PREDICTIONS, list(columns), zip(*columns.values(), strict=True))
 
 

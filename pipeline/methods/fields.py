@@ -10,7 +10,9 @@ ANY_FACTOR = 2**20  # the rank from which on LoKr's factors are full, whatever t
 
 def lsr_names(section: Any, seed: int) -> dict[str, Any]:
     """Return the fields of LsrConfig that are no words of params.yaml, or other ones; it is initialized later."""
-    automatic = {name: None for name in ("in_shape", "out_shape") if getattr(section, name) == "auto"}
+    automatic = {
+        name: None for name in ("separation_rank", "in_shape", "out_shape") if getattr(section, name) == "auto"
+    }
     return {"seed": seed, **chosen_layers(section, seed), **automatic}
 
 

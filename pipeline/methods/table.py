@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 import lsr
-from lsr.tuner.config import CORED
+from lsr.tuner.config import CORED, usual_terms
 from lsr.tuner.linear import adapted_layers
 from pipeline import params
 from pipeline.methods import checks, fields, other, placement
@@ -57,7 +57,8 @@ def lsr_rate(section: Any, parameter: str) -> float:
     A step of Adam is as large for every entry, so at one rate these would turn sqrt(s) times faster than A1 does.
     """
     is_small = parameter.endswith((".factor_A2", ".factor_B2")) and section.train not in CORED
-    return section.learning_rate / (section.separation_rank**0.5 if is_small else 1.0)
+    terms = usual_terms(section.rank_shape) if section.separation_rank == "auto" else section.separation_rank
+    return section.learning_rate / (terms**0.5 if is_small else 1.0)
 
 
 def logits_rate(section: Any, parameter: str) -> float:

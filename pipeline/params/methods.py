@@ -38,7 +38,7 @@ class LsrParams(MethodParams):
     init_key: ClassVar[str] = "lsr.init"  # what a message about the initialization names
 
     rank_shape: Shape
-    separation_rank: Count  # the layers' shapes say how many there can be
+    separation_rank: Literal["auto"] | Count  # the layers' shapes say how many there can be
     share: Literal["none", "layers"] = Field(description="whether all layers of a kind have one A and B")
     train: Literal["factors", "first", "core", "all"] = Field(
         description="all factors; A1 and B1; a core between frozen frames; the core and the factors"

@@ -122,7 +122,7 @@ def test_it_says_what_the_pipeline_scored(at, capsys, adapter):
         (row["text"], row["text_pair"], row["predicted"]) for row in scored
     ]
     for row, expected in zip(asked, scored, strict=True):
-        assert float(row[f"p({row['label']})"]) == pytest.approx(float(expected["confidence"]), abs=1e-5)
+        assert float(row[f"p({row['label']})"]) == pytest.approx(float(expected["confidence"]), abs=0.0051)
         assert float(row["p(not_equivalent)"]) + float(row["p(equivalent)"]) == pytest.approx(1, abs=2e-6)
 
 
@@ -140,7 +140,7 @@ def test_a_regression_says_a_number(at, capsys):
     asked = table(ok(capsys, *(row["text"] for row in scored)))
     assert asked[0].keys() == {"text", "number"}
     assert [float(row["number"]) for row in asked] == pytest.approx(
-        [float(row["predicted"]) for row in scored], abs=1e-5
+        [float(row["predicted"]) for row in scored], rel=0.0051
     )
 
 
