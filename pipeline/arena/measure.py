@@ -70,6 +70,7 @@ def measure(cell: Cell) -> Record:
     fields = {
         **{name: getattr(cell, name) for name in ("key", "preset", "task", "method", "rate", "head_rate", "seed")},
         "overrides": dict(cell.overrides),
+        "reads": cell.reads.model_dump(mode="json"),
         "adapter": view.adapter,
         "status": status,
         "reason": reason,

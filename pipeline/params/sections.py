@@ -42,7 +42,7 @@ def _none_alone(words: tuple[str, ...]) -> tuple[str, ...]:
         ValueError: if it has.
     """
     if "none" in words and len(words) > 1:
-        raise ValueError(f"none and trackers exclude each other, got {', '.join(words)}")
+        raise ValueError("none stands alone")
     return words
 
 
