@@ -18,7 +18,6 @@ import pyarrow as pa
 from pipeline import artifacts, console, params, stage
 from pipeline.data import datasets, further
 from pipeline.data.encoding import tokenize
-from pipeline.errors import UserError
 from pipeline.params.rows import DatasetRow
 from pipeline.params.sources import HIDDEN
 
@@ -85,19 +84,6 @@ def histogram(lengths: np.ndarray) -> Iterator[tuple[int, int]]:
         yield number * width, int(rows)
 
 
-def check_max_length(tokenizer: "PreTrainedTokenizerBase", max_length: int) -> None:
-    """Refuse texts that are longer than the model takes.
-
-    Raises:
-        UserError: if `max_length` is above the model's limit; a tokenizer without a limit says 1e30.
-    """
-    if max_length > tokenizer.model_max_length:
-        raise UserError(
-            f"{params.PARAMS}: tokenize.max_length: the model takes at most {tokenizer.model_max_length} tokens, "
-            f"got {max_length}"
-        )
-
-
 def main(view: params.TokenizeView) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said aloud, so that no later fork warns about it
     max_length = view.tokenize.max_length
@@ -108,7 +94,7 @@ def main(view: params.TokenizeView) -> None:
 
     base_models.check_architecture(view.base_model)
     tokenizer = base_models.load_tokenizer(view.base_model)
-    check_max_length(tokenizer, max_length)
+    base_models.check_tokens(tokenizer, max_length)
     metrics: dict[str, artifacts.Value] = {f"rows_dropped_{reason}": count for reason, count in counts.items()}
     metrics["rows_conflicting"] = conflicting
     whole = {}
