@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from tests import deaths
 
-PATIENCE = 300  # seconds; the slowest command takes a few
+PATIENCE = 600  # seconds; the slowest command takes a few, where nothing else runs
 MOST_MEMORY = 3 * 2**30  # bytes; with torch and transformers loaded, half a gigabyte is taken already
 MOST_PRINTED = 2**20  # bytes, to standard error
 LONGEST_LINE = 700  # a message is at most 300 characters, and a path or two may stand before it

@@ -88,6 +88,13 @@ def test_what_has_run_is_printed_when_it_is_stopped_and_not_run_again(torture, t
     assert not (tmp_path / "journal").exists()
 
 
+def test_trials_that_could_not_be_made_have_failed_where_it_is_stopped_and_are_made_again(torture, capsys):
+    assert torture(cases=[case("broken", nothing, breaks=True, count=3), case("last", stop)]) == 130
+    assert "  broken | 1 | 1 | 2 | " in capsys.readouterr().out
+    assert torture(cases=[case("broken", fail, nothing, nothing), case("last", nothing)]) == 0
+    assert "  broken | 3 | 3 | 0 | " in capsys.readouterr().out
+
+
 def test_another_seed_begins_anew(torture, capsys):
     torture(cases=[case("one", nothing, stop)])
     assert torture("--seed", "1", cases=[case("one", nothing, nothing)]) == 0

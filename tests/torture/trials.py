@@ -81,7 +81,8 @@ def outcome(case: Case, results: Iterable[Result], *, stopped: bool = False) -> 
     own = [result for result in results if result.case == case.name]
     tried = [result for result in own if result.number is not None]
     clean = sum(result.reason is None for result in tried)
-    planned = len(tried) if stopped else max(case.count, len(tried))
+    is_whole = not stopped or len(tried) < len(own)  # it has said why no more trials could be made
+    planned = max(case.count, len(tried)) if is_whole else len(tried)
     reasons = [result.reason for result in own if result.reason is not None]
     return Outcome(len(tried), clean, planned - clean, sum(result.seconds for result in own), reasons)
 
@@ -94,7 +95,8 @@ class Journal:
         self.results: list[Result] = []
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         if lines[:1] == [version]:
-            self.results = [Result(*json.loads(line)) for line in lines[1:] if line.endswith("]")]
+            found = [Result(*json.loads(line)) for line in lines[1:] if line.endswith("]")]
+            self.results = [result for result in found if result.number is not None]  # the others are found again
         self._write([version, *(json.dumps(result) for result in self.results)], "w")
 
     def add(self, result: Result) -> None:
