@@ -16,7 +16,7 @@ export NO_MKDOCS_2_WARNING := 1
 .PHONY: repro experiments plots test check audit torture docs arena bench bench-family bench-factorize bench-capabilities \
 	bench-rows clean
 
-## repro: fine-tune the default model on the default data: check, inputs, tokenize, factorize-init, train, evaluate
+## repro: fine-tune the default model on the default data: check, inputs, check-model, tokenize, factorize-init, train, evaluate
 repro: $(READY)
 	python -m pipeline.params
 	dvc repro
@@ -46,7 +46,7 @@ check: $(READY)
 audit: $(READY)
 	.ci/audit
 
-## torture: many kills, mistakes, hostile adapters, full disks, processes and experiments at once; an hour on two cores
+## torture: many kills, mistakes, hostile adapters, full disks, processes and experiments at once; an hour on two cores, goes on where it was stopped
 torture: $(READY)
 	python -m tests.torture
 

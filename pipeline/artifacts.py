@@ -12,6 +12,7 @@ from pathlib import Path
 from pipeline.errors import UserError, refused_by_disk
 
 CHECKED = Path("artifacts/checked.json")
+CHECKED_MODEL = Path("artifacts/checked-model.json")
 DATA_FILES = Path("artifacts/data-files.json")
 MODEL_FILES = Path("artifacts/model-files.json")
 FRAMES_FILES = Path("artifacts/frames-files.json")

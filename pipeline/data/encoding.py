@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipeline import params
 from pipeline.data.texts import encode
-from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,16 +48,3 @@ def tokenize(
         lengths += whole
         advance(len(batch))
     return Tokens(pa.concat_tables(tables).combine_chunks(), np.array(lengths))
-
-
-def check_max_length(tokenizer: "PreTrainedTokenizerBase", max_length: int) -> None:
-    """Refuse texts that are longer than the model takes.
-
-    Raises:
-        UserError: if `max_length` is above the model's limit; a tokenizer without a limit says 1e30.
-    """
-    if max_length > tokenizer.model_max_length:
-        raise UserError(
-            f"{params.PARAMS}: tokenize.max_length: the model takes at most {tokenizer.model_max_length} tokens, "
-            f"got {max_length}"
-        )

@@ -56,6 +56,29 @@ def target_names(base: PreTrainedModel, section: MethodParams, row: ModelRow, se
         raise UserError(f"{PARAMS}: {section.word}: {error}") from None
 
 
+def check_section(base: PreTrainedModel, section: MethodParams, row: ModelRow) -> None:
+    """Find out whether a section fits a base model by names and shapes alone: it may have no weights.
+
+    What a method of `peft` makes of its options, and how a budget is spent, is known once the adapter is there.
+
+    Raises:
+        UserError: if the section does not fit the model.
+    """
+    if isinstance(section, LsrParams):
+        target_names(base, section, row, seed=0)
+    else:
+        with _explaining(section):
+            _checked_config(base, section, row, seed=0)
+
+
+def _checked_config(base: PreTrainedModel, section: MethodParams, row: ModelRow, seed: int) -> PeftConfig:
+    """Return the configuration of a method other than LSR, which checks its layers itself."""
+    config = table.config_of(section, base, row, seed)
+    if placement.adapts_layers(section):
+        check_layers(base, section, config)
+    return config
+
+
 def add_adapter(
     base: PreTrainedModel,
     section: MethodParams,
@@ -68,22 +91,33 @@ def add_adapter(
     Raises:
         UserError: if the section does not fit the model.
     """
-    explained = ANY_MISFIT if isinstance(section, PeftParams) else MISFIT
-    try:
-        config = table.config_of(section, base, row, seed)
-        if isinstance(section, LsrParams):  # which checks its layers itself
+    with _explaining(section):
+        if isinstance(section, LsrParams):
+            config = table.config_of(section, base, row, seed)
             if section.budget != "none":
                 config = cast("LsrConfig", config).with_ranks(allocate(gradients, section.budget, seed))
-        elif placement.adapts_layers(section):
-            check_layers(base, section, config)
+        else:
+            config = _checked_config(base, section, row, seed)
         model = peft.get_peft_model(base, config)
         if isinstance(section, PeftParams):
             try_out(model)
-    except explained as error:
-        raise UserError(f"{PARAMS}: {section.word}: {_explained(error, section)}") from None
     if subtracted.starts(config):
         subtracted.remember(model)
     return model
+
+
+@contextmanager
+def _explaining(section: MethodParams) -> Iterator[None]:
+    """Turn what a method raises where a value does not fit into one line.
+
+    Raises:
+        UserError: in place of it.
+    """
+    explained = ANY_MISFIT if isinstance(section, PeftParams) else MISFIT
+    try:
+        yield
+    except explained as error:
+        raise UserError(f"{PARAMS}: {section.word}: {_explained(error, section)}") from None
 
 
 def _explained(error: Exception, section: MethodParams) -> str:

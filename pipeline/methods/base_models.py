@@ -17,9 +17,10 @@ from pipeline.errors import UserError, first_line, nearest
 from pipeline.params.rows import DatasetRow, HubModel, ModelRow, PackageModel
 
 if TYPE_CHECKING:  # importing a model class takes seconds, and the stage tokenize has no model
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 HEAD = "AutoModelForSequenceClassification"  # as the configuration of a model with code of its own lists it
+POSITIONS = ("position_embeddings", "embed_positions", "wpe")  # what transformers calls tables of learned positions
 # What transformers says of a freshly drawn head is meant for those who did not ask for one; its FutureWarning of a
 # renamed attribute is meant for PEFT.
 logging.set_verbosity_error()
@@ -54,14 +55,34 @@ def load_base_model(row: ModelRow, dataset: DatasetRow) -> "PreTrainedModel":
         )
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=runs_code(row))
     pad(tokenizer, f"{row.where}: {public_name(row)[0]}", model)
-    modules = dict(model.named_children())
-    if unknown := [name for name in row.head or () if name not in modules]:
-        raise UserError(f"{row.where}: head: the model has no module {unknown[0]}; it has {', '.join(modules)}")
-    _check_targets(row, model)
+    _check_names(row, model)
     return model
 
 
-def _check_targets(row: ModelRow, model: "PreTrainedModel") -> None:
+def outline(row: ModelRow) -> "PreTrainedModel":
+    """Return the model that config.json describes, with a head and without weights: its layers have names and shapes.
+
+    No code that the model brings is run.
+
+    Raises:
+        UserError: if the model is not there, is not what the row pins, or has no such head or layers to adapt.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    path, revision = _source(row)
+    with _Explained(row), torch.device("meta"):
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+        _check_kind(row, config, brings_its_own=False)
+        model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+    _check_names(row, model)
+    return model
+
+
+def _check_names(row: ModelRow, model: "PreTrainedModel") -> None:
+    modules = dict(model.named_children())
+    if unknown := [name for name in row.head or () if name not in modules]:
+        raise UserError(f"{row.where}: head: the model has no module {unknown[0]}; it has {', '.join(modules)}")
     layers = [name for name, module in model.named_modules() if getattr(module, "weight", None) is not None]
     for ending in row.target_modules or ():
         if not any(f".{name}".endswith(f".{ending}") for name in layers):
@@ -111,7 +132,10 @@ def check_architecture(row: ModelRow) -> None:
     path, revision = _source(row)
     with _Explained(row):
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=runs_code(row))
-    brings_its_own = runs_code(row) and HEAD in (getattr(config, "auto_map", None) or {})
+    _check_kind(row, config, runs_code(row) and HEAD in (getattr(config, "auto_map", None) or {}))
+
+
+def _check_kind(row: ModelRow, config: "PreTrainedConfig", brings_its_own: bool) -> None:
     if config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES and not brings_its_own:
         raise UserError(
             f"{row.where}: {public_name(row)[0]}: transformers has no head that classifies texts on the "
@@ -132,11 +156,47 @@ def load_tokenizer(row: ModelRow) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
+def check_tokens(tokenizer: "PreTrainedTokenizerBase", max_length: int) -> None:
+    """Refuse texts that are longer than the tokenizer says the model takes.
+
+    Raises:
+        UserError: if `max_length` is above that; a tokenizer without a limit says 1e30.
+    """
+    _check_most(tokenizer.model_max_length, max_length)
+
+
+def check_positions(model: "PreTrainedModel", max_length: int) -> None:
+    """Refuse texts that are longer than a table of learned positions reaches, whatever the tokenizer says.
+
+    Raises:
+        UserError: if `max_length` is above that.
+    """
+    from torch import nn
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in POSITIONS:
+            before = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
+            said = getattr(model.config, "max_position_embeddings", None) or module.num_embeddings
+            _check_most(min(said, module.num_embeddings - before), max_length)
+
+
+def _check_most(most: int, max_length: int) -> None:
+    if max_length > most:
+        raise UserError(
+            f"{params.PARAMS}: tokenize.max_length: the model takes at most {most} tokens, got {max_length}"
+        )
+
+
+def brings_code(row: ModelRow) -> bool:
+    """Return whether the row has the model's own code run."""
+    return isinstance(row.source, HubModel) and row.source.trust_remote_code
+
+
 def runs_code(row: ModelRow) -> bool:
     """Return whether the row has the model's own code run, and say so. Without an answer transformers asks for one."""
-    if not (isinstance(row.source, HubModel) and row.source.trust_remote_code):
+    if not brings_code(row):
         return False
-    _say_once(f"pipeline/models.yaml: {row.source.path}: runs the code that it brings, as the row says")
+    _say_once(f"pipeline/models.yaml: {public_name(row)[0]}: runs the code that it brings, as the row says")
     return True
 
 

@@ -75,6 +75,16 @@ class InputsView(View):
     pooled: dict[str, DatasetRow]
 
 
+class CheckModelView(View):
+    """Of stages/check_model.py: what must fit the model."""
+
+    model: Named
+    adapter: str
+    tokenize: TokenizeParams
+    section: Chosen
+    base_model: ModelRow
+
+
 class TokenizeView(View):
     """Of stages/tokenize.py."""
 
