@@ -567,7 +567,7 @@ def test_a_mistake_with_a_bank_is_one_line(users, capsys):
     assert mistake(capsys, "--bank", "users", "a") == together
     assert "--bank: needs --file" in mistake(capsys, "--bank", "users", "--adapter-column", "user", "a")
     assert "--labels: each adapter of a bank names its own" in line("--labels", "a", "b")
-    assert "tiny-roberta: no adapter, and no folder of adapters" in line(bank="tiny-roberta")
+    assert "tiny-roberta: no adapter or folder of adapters" in line(bank="tiny-roberta")
     assert "the model takes at most 30 tokens, got 31" in line("--max-length", "31")
     edit_task("ben", max_length=7)
     assert line().startswith("--max-length: needed: the adapters were trained with 7, ")
