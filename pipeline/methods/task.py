@@ -54,4 +54,4 @@ def read(folder: Path) -> Task | None:
     except ValidationError as error:
         raise UserError("\n".join(mistakes.lines(error, Task, content, path, ()))) from None
     except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8
-        raise UserError(f"{path}: no valid JSON: {error}") from None
+        raise UserError(f"{path}: not valid JSON: {error}") from None
