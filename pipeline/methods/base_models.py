@@ -1,4 +1,4 @@
-"""A row of pipeline/models.yaml becomes a base model with its head, or a tokenizer: safetensors, no remote code."""
+"""Load a base model with its head, or a tokenizer, for a row of pipeline/models.yaml: safetensors, no remote code."""
 
 import hashlib
 import importlib.util
@@ -19,22 +19,22 @@ from pipeline.params.rows import DatasetRow, HubModel, ModelRow, PackageModel
 if TYPE_CHECKING:  # importing a model class takes seconds, and the stage tokenize has no model
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-HEAD = "AutoModelForSequenceClassification"  # as the configuration of a model with code of its own lists it
+HEAD = "AutoModelForSequenceClassification"  # as listed in the configuration of a model with custom code
 POSITIONS = ("position_embeddings", "embed_positions", "wpe")  # what transformers calls tables of learned positions
-# What transformers says of a freshly drawn head is meant for those who did not ask for one; its FutureWarning of a
-# renamed attribute is meant for PEFT.
+# transformers warns about a freshly initialized head, which is intended here; its FutureWarning about a renamed
+# attribute concerns PEFT.
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def load_base_model(row: ModelRow, dataset: DatasetRow) -> "PreTrainedModel":
-    """Return the pretrained model with a freshly drawn head for the labels of the data set; seed torch before.
+    """Return the pretrained model with a freshly initialized head for the data set's labels; seed torch before.
 
-    Its configuration knows the padding of the tokenizer: a decoder classifies the last token before that.
+    Its configuration gets the tokenizer's padding token: a decoder classifies the last token before the padding.
 
     Raises:
-        UserError: if the model is not there, is not what the row pins, or has no such head or layers to adapt.
+        UserError: if the model is missing, is not what the row pins, or lacks the head or the layers to adapt.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -94,7 +94,7 @@ def _check_names(row: ModelRow, model: "PreTrainedModel") -> None:
 
 
 def linear_layers(model: "PreTrainedModel") -> list[str]:
-    """Return the last parts of the names of a backbone's linear layers, each once."""
+    """Return the distinct last parts of the names of a backbone's linear layers."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
@@ -103,31 +103,31 @@ def linear_layers(model: "PreTrainedModel") -> list[str]:
 
 
 def pad(tokenizer: "PreTrainedTokenizerBase", where: str, model: "PreTrainedModel | None" = None) -> None:
-    """Let a tokenizer pad, and its model know the padding: GPT-2 and Llama have no token for it, so texts end in it.
+    """Set up padding in a tokenizer and its model: GPT-2 and Llama have no padding token, so end-of-text is used.
 
-    It comes after the text, as positions count from the left. A message begins with `where`.
+    Padding comes after the text, because positions count from the left. Messages begin with `where`.
 
     Raises:
-        UserError: if the tokenizer has neither a padding token nor one for the end of a text.
+        UserError: if the tokenizer has neither a padding token nor an end-of-text token.
     """
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UserError(
-                f"{where}: the tokenizer has no padding token, and no end of text to take for one; add pad_token to "
+                f"{where}: the tokenizer has no padding token, and no end of text to use instead; add pad_token to "
                 "its tokenizer_config.json"
             )
         tokenizer.pad_token = tokenizer.eos_token
-    if not type(tokenizer).__name__.startswith("XLNet"):  # it reads the class at the end, where it expects it
+    if not type(tokenizer).__name__.startswith("XLNet"):  # XLNet expects padding on the left and classifies at the end
         tokenizer.padding_side = "right"
     if model is not None:
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
 def check_architecture(row: ModelRow) -> None:
-    """Find out by config.json alone whether there is such a model with a head for texts.
+    """Check by config.json alone that the model exists and has a head for text classification.
 
     Raises:
-        UserError: if the model is not there, is not what the row pins, or cannot classify.
+        UserError: if the model is missing, is not what the row pins, or cannot classify.
     """
     path, revision = _source(row)
     with _Explained(row):
@@ -144,10 +144,10 @@ def _check_kind(row: ModelRow, config: "PreTrainedConfig", brings_its_own: bool)
 
 
 def load_tokenizer(row: ModelRow) -> "PreTrainedTokenizerBase":
-    """Return the model's tokenizer, which pads.
+    """Return the model's tokenizer, with padding set up.
 
     Raises:
-        UserError: if the model is not there, is not what the row pins, or its tokenizer cannot pad.
+        UserError: if the model is missing, is not what the row pins, or its tokenizer cannot pad.
     """
     path, revision = _source(row)
     with _Explained(row):
@@ -193,10 +193,10 @@ def brings_code(row: ModelRow) -> bool:
 
 
 def runs_code(row: ModelRow) -> bool:
-    """Return whether the row has the model's own code run, and say so. Without an answer transformers asks for one."""
+    """Return whether the row allows the model's own code to run, and print that. Otherwise transformers would ask."""
     if not brings_code(row):
         return False
-    _say_once(f"pipeline/models.yaml: {public_name(row)[0]}: runs the code that it brings, as the row says")
+    _say_once(f"pipeline/models.yaml: {public_name(row)[0]}: runs its own code, as the row allows")
     return True
 
 
@@ -206,15 +206,15 @@ def _say_once(line: str) -> None:
 
 
 def public_name(row: ModelRow) -> tuple[str, str | None]:
-    """Return the name and revision under which others find the base model: no path of this machine."""
+    """Return the public name and revision of the base model, never a path on this machine."""
     return (row.source.same_as if isinstance(row.source, PackageModel) else row.source.path), row.source.revision
 
 
 def installed_folder(name: str, table: Path) -> str | None:
-    """Return the folder of the package that a table of models says is the same as a hub repository, or None.
+    """Return the folder of the package that a table of models declares equal to a hub repository, or None.
 
     Raises:
-        UserError: if there is such a package, but it is not installed or not what the row pins.
+        UserError: if there is such a package but it is not installed, or it is not what the row pins.
     """
     sources = [row.source for row in params.load_rows("model", table).values()]
     same = [source for source in sources if isinstance(source, PackageModel) and source.same_as == name]
@@ -222,7 +222,7 @@ def installed_folder(name: str, table: Path) -> str | None:
 
 
 def _source(row: ModelRow) -> tuple[str, str | None]:
-    """Return what `from_pretrained` takes: a folder or a repository, and its revision."""
+    """Return the arguments of `from_pretrained`: a folder or repository, and its revision."""
     if isinstance(row.source, HubModel):
         return row.source.path, row.source.revision
     return str(_package_folder(row.source)), None
@@ -240,7 +240,7 @@ def _package_folder(source: PackageModel) -> Path:
             f"pipeline/models.yaml: package {name} has version {installed}, the row pins {wanted}; {install}"
         )
     root, _, rest = source.folder.partition("/")
-    # The package's code is not imported: only its files are wanted.
+    # Do not import the package: only its files are needed.
     spec = importlib.util.find_spec(root)
     folder = Path(spec.submodule_search_locations[0], rest) if spec and spec.submodule_search_locations else Path(root)
     weights = folder / "model.safetensors"
@@ -254,7 +254,7 @@ def _package_folder(source: PackageModel) -> Path:
 
 
 class _Explained:
-    """Turns what loading raises into one line: which model, and what to look at."""
+    """Turns loading errors into one line that names the model and the likely cause."""
 
     def __init__(self, row: ModelRow) -> None:
         self.name, self.where = public_name(row)[0], row.where

@@ -1,4 +1,4 @@
-"""The schema of params.yaml and of the two tables, and what each stage sees of them."""
+"""The schema of params.yaml and the two tables, and the part of them that each stage sees."""
 
 from pipeline.params.methods import (
     ADAPTERS,

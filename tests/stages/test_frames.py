@@ -305,7 +305,7 @@ def test_an_adapter_on_frames_that_have_changed_is_refused_in_one_line(at):
     [
         (
             {"layers": [0]},
-            "params.yaml: lsr: share='layers' needs two layers or more of a kind, and there is one "
+            "params.yaml: lsr: share='layers' needs two or more layers of a kind, and there is one "
             "roberta.encoder.layer.*.attention.self.query (24 x 24); use share='none'",
         ),
         ({"layers": [0, 7]}, "params.yaml: lsr: layers_to_transform: no adapted layer has the index 7"),

@@ -180,7 +180,7 @@ def test_what_cannot_classify_or_pad_is_refused_before_any_text_is_read(tmp_path
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": None}))
     assert refusal(base_models.load_tokenizer, row) == (
-        f"params.yaml: model: {folder}: the tokenizer has no padding token, and no end of text to take for one; add "
+        f"params.yaml: model: {folder}: the tokenizer has no padding token, and no end of text to use instead; add "
         "pad_token to its tokenizer_config.json"
     )
     (folder / "config.json").write_text('{"model_type": "clip_text_model"}')

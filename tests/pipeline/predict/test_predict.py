@@ -456,8 +456,8 @@ def test_a_mistake_in_pairs_is_one_line(pairs, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "no valid JSON: Expecting property name"),
-        ("[" * 100_000, "no valid JSON: maximum recursion depth exceeded"),
+        ("{", "not valid JSON: Expecting property name"),
+        ("[" * 100_000, "not valid JSON: maximum recursion depth exceeded"),
         ('{"columns": ["a"], "max_length": 0, "labels": null}', "max_length: input should be greater than 0, got 0"),
         ('{"columns": ["a"], "labels": null}', "max_length: this key is required"),
         (
