@@ -265,6 +265,6 @@ def test_a_refused_run_leaves_the_tokens_of_the_last_one(view):
     stage.main(view())
     before = artifacts.tokens("train").read_bytes()
     Path("test.csv").write_text("sentence,label\ngood,perhaps\n")
-    with pytest.raises(UserError, match="label 'perhaps' is no class"):
+    with pytest.raises(UserError, match="label 'perhaps' is not a class"):
         stage.main(view())
     assert artifacts.tokens("train").read_bytes() == before
