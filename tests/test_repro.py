@@ -170,7 +170,7 @@ BAD_VALUES = {
 UNFIT_VALUES = {
     "params.yaml: lsr: target_modules: 'nothing' matches no layer": {"lsr": {"target_modules": "nothing"}},
     "params.yaml: tokenize.max_length: the model takes at most 30 tokens, got 31": {"tokenize": {"max_length": 31}},
-    "params.yaml: lsr: 0.query": {"lsr": {"separation_rank": 1000}},
+    "rank_shape [2, 2], got 1000": {"lsr": {"separation_rank": 1000}},
 }
 
 

@@ -13,6 +13,7 @@ from pipeline import params
 from pipeline.arena import preset
 from pipeline.params.rows import DatasetRow, ModelRow
 from pipeline.predict.__main__ import parser as predict_parser
+from tests.torture import __main__ as torture
 from tests.workspace import ROOT, read_yaml
 
 SPEED = ROOT / "benchmarks/results/speed.json"
@@ -44,6 +45,18 @@ def test_the_result_table_is_that_of_the_committed_reports():
         assert line in README
     for name in ("adapter_trained", "head_parameters", "base_parameters", "adapter_bytes", "examples"):
         assert f"{found[name]:,}" in README, name
+
+
+def test_the_figures_of_torture_are_those_of_its_table():
+    rows = re.findall(
+        r"^\| ([\w-]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| [\d,]+ \|$", PAGES["promises.md"], re.MULTILINE
+    )
+    figures = {name: [int(cell.replace(",", "")) for cell in cells] for name, *cells in rows}
+    total = figures.pop("all")
+    assert figures.keys() == {case.name for case in torture.CASES}
+    assert total == [sum(column) for column in zip(*figures.values(), strict=True)]
+    tried, clean, failed = (f"{number:,}" for number in total)
+    assert f"{tried} trials, {clean} clean, {failed} failed" in README
 
 
 def test_the_figures_of_speed_are_those_of_the_committed_run():
