@@ -8,16 +8,23 @@ PRESET ?= offline
 PYTEST := pytest -n auto --maxprocesses 8 --dist worksteal
 # Stages and DVC find `python` and `dvc` on the PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# What would not fit a screen: what is behind a score, further counts, and hashes of what a stage has read.
+UNCOMPARED := .*_(low|high|baseline|stored|effective|bytes|error|difference)$$|artifacts
 # A notice at every build that another generator will follow this one.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: repro plots test check audit torture docs arena bench bench-family bench-factorize bench-capabilities bench-rows clean
+.PHONY: repro experiments plots test check audit torture docs arena bench bench-family bench-factorize bench-capabilities \
+	bench-rows clean
 
-## repro: fine-tune the default model on the default data: check, inputs, tokenize, factorize-init, train, evaluate
+## repro: fine-tune the default model on the default data: check, inputs, check-model, tokenize, factorize-init, train, evaluate
 repro: $(READY)
 	python -m pipeline.params
 	dvc repro
 	@dvc metrics show --md reports/evaluate/metrics.json
+
+## experiments: those of DVC beside the committed run: scores, trained parameters, and the values that differ
+experiments: $(READY)
+	dvc exp show --only-changed --drop '$(UNCOMPARED)'
 
 ## plots: all plots as one page, dvc_plots/index.html, which needs no connection
 plots: $(READY)
@@ -39,7 +46,7 @@ check: $(READY)
 audit: $(READY)
 	.ci/audit
 
-## torture: many kills, mistakes, hostile adapters, full disks, processes and experiments at once; an hour on two cores
+## torture: many kills, mistakes, hostile adapters, full disks, processes and experiments at once; an hour on two cores, goes on where it was stopped
 torture: $(READY)
 	python -m tests.torture
 
@@ -76,7 +83,7 @@ bench-rows: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	pip install --quiet --constraint constraints.txt --editable '.[pipeline,plots,compare,demo,docs,dev]'
+	pip install --quiet --constraint constraints.txt --editable '.[pipeline,compare,plots,demo,docs,dev]'
 	python -m pipeline.plots_page
 	@touch $@
 

@@ -9,15 +9,20 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import peft
 from aenum import extend_enum
 from peft import PeftType
 from peft.utils import register_peft_method
 
+from lsr.supported import check_peft
+
 if "LSR" not in PeftType.__members__:  # PEFT's list of methods is closed: a plugin must add its member first
+    check_peft(peft.__version__)  # before what an older one lacks is imported
     extend_enum(PeftType, "LSR", "LSR")
 
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.model import LsrModel
+from lsr.tuner.rescaling import register_layers
 from lsr.tuner.start import allocate_ranks, start_from_examples
 
 if TYPE_CHECKING:  # what type checkers read; when they run, `__getattr__` loads these on first use
@@ -39,6 +44,7 @@ ON_FIRST_USE = {
 }
 
 register_peft_method(name="lsr", config_cls=LsrConfig, model_cls=LsrModel, prefix="lsr_")
+register_layers()
 
 __all__ = [
     "AdapterBank",

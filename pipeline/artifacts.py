@@ -12,6 +12,7 @@ from pathlib import Path
 from pipeline.errors import UserError, refused_by_disk
 
 CHECKED = Path("artifacts/checked.json")
+CHECKED_MODEL = Path("artifacts/checked-model.json")
 DATA_FILES = Path("artifacts/data-files.json")
 MODEL_FILES = Path("artifacts/model-files.json")
 FRAMES_FILES = Path("artifacts/frames-files.json")
@@ -68,10 +69,14 @@ def from_repository(path: Path) -> str:
 
 
 def write_metrics(path: Path, metrics: Mapping[str, Value]) -> None:
-    """Write flat JSON with sorted keys and floats of six digits, so that a diff shows real changes only."""
+    """Write flat JSON with sorted keys and floats of six digits, so that a diff shows real changes only.
+
+    `score` comes first: DVC's tables have their columns in the file's order.
+    """
     rounded = {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in metrics.items()}
+    ordered = {name: rounded[name] for name in sorted(rounded, key=lambda name: (name != "score", name))}
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(rounded, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(ordered, indent=2) + "\n", encoding="utf-8")
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Value]]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline import artifacts, params, ranks
 from pipeline.errors import UserError, leaving_in_plain_lines
 
-FIRST = "check"  # the stage that has no outputs to lose
+CHECKS = ("check", "check-model")  # the stages that have no outputs to lose
 
 
 class Processes(Enum):
@@ -63,11 +63,11 @@ def _telling_how_to_go_back() -> Iterator[None]:
     Raises:
         SystemExit: as it came.
     """
-    name = os.environ.get("DVC_STAGE", FIRST).rpartition(":")[2]
+    name = os.environ.get("DVC_STAGE", CHECKS[0]).rpartition(":")[2]
     try:
         yield
     except SystemExit as end:
-        if end.code and name != FIRST and Path(os.environ.get("DVC_ROOT", ".")).resolve() == Path.cwd():
+        if end.code and name not in CHECKS and Path(os.environ.get("DVC_ROOT", ".")).resolve() == Path.cwd():
             restored = "undo the change and run `dvc repro` to restore them"
             with suppress(OSError, UserError):  # standard error is full, or the launcher's words are none
                 if ranks.is_first():

@@ -60,7 +60,8 @@ def main(view: params.EvaluateView) -> None:
         submit(view, hidden)
     artifacts.write_metrics(artifacts.EVALUATE_METRICS, metrics)
     report.write_predictions(outcome)
-    report.draw(outcome, f"{view.model} on {view.data}, test split")
+    first = view.dataset.metrics[0]
+    report.draw(outcome, f"{view.model} on {view.data}, test split: {first} {metrics[first]:.3f}")
     report.show(metrics, differences, view)
     for name, found in {view.data: outcome, **further}.items():
         report.warn_of_one_answer(name, found)

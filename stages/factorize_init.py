@@ -64,7 +64,9 @@ def factorize_init(base: PreTrainedModel, view: params.FactorizeInitView) -> tup
 
 def main(view: params.FactorizeInitView) -> None:
     set_seed(view.seed)  # the head is drawn when the checkpoint loads
-    model, (layers, frames, seconds) = factorize_init(base_models.load_base_model(view.base_model, view.dataset), view)
+    base = base_models.load_base_model(view.base_model, view.dataset)
+    base_models.check_positions(base, view.tokenize.max_length)
+    model, (layers, frames, seconds) = factorize_init(base, view)
     with artifacts.replacing(artifacts.INIT) as folder:
         folder.mkdir()
         adapters.save_adapter(model, folder, view.base_model)

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from pipeline import artifacts, console, params, stage
 from pipeline.data import datasets, further
-from pipeline.data.encoding import check_max_length, tokenize
+from pipeline.data.encoding import tokenize
 from pipeline.params.rows import DatasetRow
 from pipeline.params.sources import HIDDEN
 
@@ -94,7 +94,7 @@ def main(view: params.TokenizeView) -> None:
 
     base_models.check_architecture(view.base_model)
     tokenizer = base_models.load_tokenizer(view.base_model)
-    check_max_length(tokenizer, max_length)
+    base_models.check_tokens(tokenizer, max_length)
     metrics: dict[str, artifacts.Value] = {f"rows_dropped_{reason}": count for reason, count in counts.items()}
     metrics["rows_conflicting"] = conflicting
     whole = {}

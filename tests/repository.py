@@ -9,9 +9,10 @@ from pathlib import Path
 from tests import workspace
 
 SCRIPTS = Path(sys.executable).parent
+PATIENCE = 1800  # seconds: on a machine that is busy, a pipeline of seven processes takes minutes
 
 
-def command(folder, *words, code=0, patience=300, **environment):
+def command(folder, *words, code=0, patience=PATIENCE, **environment):
     environment = os.environ | {
         "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
         "HF_HUB_OFFLINE": "1",

@@ -64,7 +64,7 @@ def test_an_edited_file_of_the_chosen_model_is_noticed(restored):
     with (restored / "models/tiny-roberta/config.json").open("a") as file:
         file.write("\n")
     assert ran(command(restored, "dvc", "repro", "inputs")) == ["inputs"]
-    assert changed_stages(restored) == {"tokenize", "factorize-init", "train", "evaluate"}
+    assert changed_stages(restored) == {"check-model", "tokenize", "factorize-init", "train", "evaluate"}
 
 
 def test_a_file_that_no_chosen_row_names_runs_nothing_else(restored):
@@ -87,21 +87,26 @@ def choose_lsr(folder, **words):
 def test_frames_are_pooled_once_and_held_by_an_adapter_that_starts_again_when_they_change(restored):
     words = {"rank_shape": [3], "separation_rank": 1, "train": "core", "init": "gradient", "examples": 40}
     choose_lsr(restored, **words, frames_from=["glue", "ratings"])
-    assert ran(command(restored, "dvc", "repro", "factorize-init")) == ["check", "inputs", "factorize-init"]
+    assert ran(command(restored, "dvc", "repro", "factorize-init")) == [
+        "check",
+        "inputs",
+        "check-model",
+        "factorize-init",
+    ]
     (restored / "data/ratings.csv").write_text((restored / "data/ratings.csv").read_text() + "one more,1.0\n")
     assert ran(command(restored, "dvc", "repro", "factorize-init")) == ["inputs", "factorize-init"]
 
     family = restored / "models/family"
     shutil.copytree(restored / "artifacts/init", family)
     choose_lsr(restored, frames="models/family", frames_from=[])
-    everything = ["inputs", "factorize-init", "train", "evaluate"]
-    assert ran(command(restored, "dvc", "repro")) == ["check", *everything]
+    everything = ["factorize-init", "train", "evaluate"]
+    assert ran(command(restored, "dvc", "repro")) == ["check", "inputs", "check-model", *everything]
     metrics = json.loads((restored / "reports/evaluate/metrics.json").read_text())
     assert metrics["adapter_trained"] == metrics["adapter_stored"] == 4 * 3**2
     weights = load_file(family / "adapter_model.safetensors")
     changed = {name: -value if ".factor_A1" in name else value for name, value in weights.items()}
     save_file(changed, family / "adapter_model.safetensors", metadata={"format": "pt"})
-    assert ran(command(restored, "dvc", "repro")) == everything
+    assert ran(command(restored, "dvc", "repro")) == ["inputs", *everything]
 
 
 def test_frames_where_dvc_does_not_watch_are_one_line(restored):
@@ -136,7 +141,7 @@ def test_a_temporary_copy_says_which_file_git_does_not_track(restored, tmp_path)
 
 def test_experiments_switch_the_adapter_and_sweep_seeds_without_tokenizing_again(repository):
     output = command(repository, "dvc", "exp", "run", "--name", "lora", "-S", "adapter=lora", "-S", "lora.r=2")
-    assert ran(output) == ["check", "factorize-init", "train", "evaluate"]
+    assert ran(output) == ["check", "check-model", "factorize-init", "train", "evaluate"]
     differences = json.loads(command(repository, "dvc", "metrics", "diff", "--json"))
     counts = differences["reports/evaluate/metrics.json"]["adapter_trained"]
     assert counts == {"old": 320, "new": 2 * 48 * 4, "diff": 64}
@@ -161,29 +166,39 @@ BAD_VALUES = {
     "params.yaml: evaluate.exprot: no such key; did you mean export?": {"evaluate": {"exprot": []}},
     "or 'peft', got 'lro'; did you mean lsr?": {"adapter": "lro"},
 }
+# What the model does not allow.
+UNFIT_VALUES = {
+    "params.yaml: lsr: target_modules: 'nothing' matches no layer": {"lsr": {"target_modules": "nothing"}},
+    "params.yaml: tokenize.max_length: the model takes at most 30 tokens, got 31": {"tokenize": {"max_length": 31}},
+    "rank_shape [2, 2], got 1000": {"lsr": {"separation_rank": 1000}},
+}
 
 
-def test_a_bad_value_is_refused_before_dvc_removes_what_a_stage_wrote(restored):
+@pytest.mark.parametrize(("values", "ends"), [(BAD_VALUES, ["check"]), (UNFIT_VALUES, ["check", "check-model"])])
+def test_a_bad_value_is_refused_before_dvc_removes_what_a_stage_wrote(restored, values, ends):
     before = outputs(restored)
-    del before[artifacts.CHECKED.as_posix()]
-    for message, changes in BAD_VALUES.items():
+    lost = [artifacts.CHECKED.as_posix(), artifacts.CHECKED_MODEL.as_posix()]  # by the stage that says no
+    for message, changes in values.items():
         command(restored, "git", "checkout", "--quiet", "params.yaml")
         change_params(restored, changes)
         output = command(restored, "dvc", "repro", code=255)
         assert message in output
         assert "Traceback" not in output
-        assert ran(output) == ["check"]
-        assert outputs(restored) == before
+        assert "DVC removed" not in output
+        assert ran(output)[-1] == ends[-1]
+        assert {path for path in before if path not in lost} <= outputs(restored).keys()
+        assert outputs(restored).items() <= before.items()
 
 
 def test_what_a_later_stage_lost_comes_back_as_its_message_says(restored):
     before = outputs(restored)
-    choose_lsr(restored, target_modules="nothing")
+    words = {"adapter": "peft", "peft": {"type": "LOHA", "options": {"r": -1}}}  # its own options are PEFT's to judge
+    change_params(restored, words)
     output = command(restored, "dvc", "repro", code=255)
-    assert "params.yaml: lsr: target_modules: 'nothing' matches no layer" in output
+    assert "params.yaml: peft: LOHA: " in output
     assert "factorize-init: DVC removed its last outputs before it began; undo the change and run `dvc repro`" in output
     assert not (restored / artifacts.INIT).exists()
-    choose_lsr(restored, target_modules="default")
+    command(restored, "git", "checkout", "--quiet", "params.yaml")
     assert ran(command(restored, "dvc", "repro")) == []
     assert outputs(restored) == before
 

@@ -10,10 +10,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.speed import layer, race, step, terms
-from benchmarks.speed.methods import METHODS, OURS, PEER
+from benchmarks.speed.methods import FROZEN, METHODS, OURS, PEER, TEXTBOOK
 from pipeline import artifacts, console
 from pipeline.evaluation import plots
 
+AS_FORMULA = "LSR r=4 s=16,\nB and A built"  # what TEXTBOOK does
 SHOWN = (768, 2048, "float32")  # the layer of the picture and of the targets
 
 
@@ -151,19 +152,20 @@ def show_targets(targets: Iterable[Target]) -> None:
 
 
 def draw(path: Path, layers: Sequence[layer.Row], steps: Sequence[step.Row]) -> None:
-    """Draw what each method adds to a layer, and how fast it makes whole steps."""
+    """Draw how many times as long a layer, and a whole step, take with each method as frozen."""
     shown = [row for row in layers if row[:3] == SHOWN]
     width, count, dtype = SHOWN
     with style.context(["default", plots.STYLE]):
         figure = Figure(figsize=(10, 3.4), layout="constrained")
         FigureCanvasAgg(figure)
-        left, right = figure.subplots(1, 2, sharey=True)
-        _bars(left, [row.method for row in shown], [100 * (row.both_ratio - 1) for row in shown])
-        left.set_xlabel("time added to the frozen layer, forward and backward, %")
+        left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+        _bars(left, [row.method for row in shown], [row.both_ratio for row in shown])
+        left.set_xlabel("time, forward and backward: times that of the frozen layer")
         left.set_title(f"one layer, d = {width}, {count:,} tokens, {dtype}", fontsize=9)
         found = [row for row in steps if (row.model, row.targets) == ("RoBERTa-base", "all linear")]
-        _bars(right, [row.method for row in found], [row.examples_a_second for row in found])
-        right.set_xlabel("examples a second")
+        (frozen,) = (row.examples_a_second for row in found if row.method == FROZEN)
+        _bars(right, [row.method for row in found], [frozen / row.examples_a_second for row in found])
+        right.set_xlabel("time of a step: times that of the frozen model")
         right.set_title("a training step of RoBERTa-base, all linear layers adapted", fontsize=9)
         left.invert_yaxis()
         with artifacts.replacing(path) as temporary:
@@ -171,9 +173,9 @@ def draw(path: Path, layers: Sequence[layer.Row], steps: Sequence[step.Row]) -> 
 
 
 def _bars(axes: Axes, names: Sequence[str], values: Sequence[float]) -> None:
-    colors = [plots.ORANGE if name.startswith("LSR r") else plots.BLUE for name in names]
-    bars = axes.barh(names, values, color=colors)
-    axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+    colors = [plots.ORANGE if name.startswith("LSR") else plots.BLUE for name in names]
+    bars = axes.barh([AS_FORMULA if name == TEXTBOOK else name for name in names], values, color=colors)
+    axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
     axes.margins(x=0.12)
     axes.tick_params(axis="y", length=0)
 

@@ -1,1 +1,1 @@
-"""Separable sums and their fits: tensors to tensors, without modules, configurations or files."""
+"""Separable sums and fits to them: functions from tensors to tensors, with no modules, configurations or files."""

@@ -1,10 +1,10 @@
 """Kronecker factors fitted to a matrix by alternating least squares.
 
-Decomposing A and B of a truncated SVD one by one is not optimal: the basis between them is free, and the best one is
-that in which both are nearly separable. These fits find one, for any number of Kronecker factors.
+Decomposing A and B of a truncated SVD separately is not optimal: the basis between them is free, and the best basis is
+the one in which both are most nearly separable. These fits optimize over it, for any number of Kronecker factors.
 
-A matrix to fit is dense, (M, N), or a pair, (M, k) and (k, N), whose product it is and which is never multiplied out.
-It is fitted at the norm 1, where what is captured of ||W||^2 is a fraction.
+The target is a dense matrix, (M, N), or a pair, (M, k) and (k, N), that stands for its product, which is never formed.
+It is normalized to norm 1, so that the captured part of ||W||^2 is a fraction.
 """
 
 import warnings
@@ -29,13 +29,13 @@ from lsr.algebra.sweeps import (
     row_space_sweeps,
 )
 
-BLOCK = 1024  # rows that are compared at once, so that no second copy of a large matrix is made
-STALLED = 1e-3  # relative change in the last sweep above which a fit has not converged
+BLOCK = 1024  # rows compared at a time, to avoid a second copy of a large matrix
+STALLED = 1e-3  # a fit has not converged if its last sweep changed it by more than this, relatively
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Keep torch to one thread: the products of a sweep are small, and two threads take twice as long as one."""
+    """Restrict torch to one thread: the products of a sweep are so small that two threads take twice as long."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -46,7 +46,7 @@ def one_thread() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class ProductFit:
-    """Factors with B A near a matrix, balanced: ||A||_F = ||B||_F, and all factors of a term have one length."""
+    """Factors with B A near a matrix, balanced: ||A||_F = ||B||_F, and all factors of a term have the same norm."""
 
     a: Factors  # (s, r_i, n_i) each
     b: Factors  # (s, m_i, r_i) each
@@ -56,7 +56,7 @@ class ProductFit:
 
 @dataclass(frozen=True)
 class RowSpaceFit:
-    """Factors whose row space is near that of a matrix, in the convention of `recondition`, with ||A||_F^2 = r."""
+    """Factors whose row space approximates a matrix's, in the convention of `recondition`, with ||A||_F^2 = r."""
 
     a: Factors  # (s, r_i, n_i) each
     error: float  # ||T - T P||_F / ||T||_F with P the projection onto row(A): a ratio, 0 is exact
@@ -79,17 +79,17 @@ def fit_product(
     """Minimize `||W - kron_sum(*b) @ kron_sum(*a)||_F` over the factors of both sides: a local optimum.
 
     Starts from the nearest Kronecker sums of sqrt(S) V^T and U sqrt(S), the sides of the truncated SVD with canonical
-    signs, and stops after a sweep that gains less than `tolerance` of what is captured, or of what is left if that is
-    less. No sweep loses, up to rounding. With more than two factors a best fit need not exist: terms may cancel, see
-    `condition_number`.
+    signs. Stops after a sweep whose gain is below `tolerance` times the captured energy, or times the remaining energy
+    if that is smaller. No sweep makes the fit worse, up to rounding. With more than two factors a best fit may not
+    exist, since terms may cancel; see `condition_number`.
 
     Raises:
-        ValueError: if the matrix is zero, not finite or of another shape, if the rank exceeds a side of it, if
-            separation_rank is out of bounds, or if the factors to start from have other shapes.
+        ValueError: if the matrix is zero, not finite or of the wrong shape, the rank exceeds one of its sides,
+            separation_rank is out of bounds, or the initial factors have the wrong shapes.
     """
     _check_terms(separation_rank, rank_shape, in_shape, out_shape)
     target, norm = normalized(matrix, prod(out_shape), prod(in_shape))
-    if start is None or len(rank_shape) == 1:  # then it is the best one
+    if start is None or len(rank_shape) == 1:  # with one factor this is already the optimum
         a, b = product_start(target, out_shape, rank_shape, in_shape, separation_rank, seed)
     else:
         _check_start(start[0], separation_rank, rank_shape, in_shape)
@@ -116,17 +116,17 @@ def fit_row_space(
 ) -> RowSpaceFit:
     """Minimize `||T - C kron_sum(*a)||_F` over the factors and any C (k x r): only the row space of A matters.
 
-    Starts from the nearest Kronecker sum of T itself where k = r, or else of its leading right singular vectors with
-    canonical signs; stops as `fit_product` does.
+    Starts from the nearest Kronecker sum of T itself if k = r, otherwise of its leading right singular vectors with
+    canonical signs. Stops as `fit_product` does.
 
     Raises:
-        ValueError: if the rows are zero, not finite, too few or of another length, if separation_rank is out of bounds,
-            or if the factors to start from have other shapes.
+        ValueError: if the rows are zero, not finite, too few or of the wrong length, separation_rank is out of bounds,
+            or the initial factors have the wrong shapes.
     """
     rank = prod(rank_shape)
     _check_terms(separation_rank, rank_shape, in_shape)
     if len(rows) < rank:
-        raise ValueError(f"a row space of rank {rank} needs as many rows or more to fit, got {len(rows)}")
+        raise ValueError(f"fitting a row space of rank {rank} needs at least as many rows, got {len(rows)}")
     target, norm = normalized(rows, len(rows), prod(in_shape))
     if start is None or len(rank_shape) == 1:
         start = row_space_start(target, rank_shape, in_shape, separation_rank, seed)
@@ -147,7 +147,7 @@ def product_start(
     separation_rank: int,
     seed: int,
 ) -> tuple[Factors, Factors]:
-    """Return where `fit_product` starts: the nearest Kronecker sums of both sides of the truncated SVD."""
+    """Return the initial factors of `fit_product`: the nearest Kronecker sums of both sides of the truncated SVD."""
     left, values, right = leading_svd(target, prod(rank_shape), seed)
     roots = values.sqrt()
     a = nearest_kron_sum(roots[:, None] * right, rank_shape, in_shape, separation_rank, seed)
@@ -161,9 +161,9 @@ def row_space_start(
     separation_rank: int,
     seed: int,
 ) -> Factors:
-    """Return where `fit_row_space` starts: at the nearest Kronecker sum of leading rows.
+    """Return the initial factors of `fit_row_space`: the nearest Kronecker sum of the leading rows.
 
-    As many rows as the rank are their own: if they are orthonormal, no SVD can tell which of them lead.
+    If there are only `rank` rows, they are taken as they are: an SVD cannot order orthonormal rows.
     """
     rank = prod(rank_shape)
     if isinstance(target, Tensor) and len(target) == rank:
@@ -172,7 +172,7 @@ def row_space_start(
 
 
 def _equally_long(a: Factors, b: Factors, scale: float) -> tuple[Factors, Factors]:
-    """Scale the first factors such that A and B have one norm and B A is multiplied by `scale`; unless it is zero."""
+    """Scale the first factors so that A and B have equal norms and B A is multiplied by `scale`, unless it is zero."""
     length_a, length_b = (torch.linalg.matrix_norm(kron_sum(*side)) for side in (a, b))
     if not length_a * length_b > 0:
         return a, b
@@ -185,7 +185,7 @@ def normalized(
     rows: int,
     columns: int,
 ) -> tuple[Matrix, float]:
-    """Return the matrix divided by its Frobenius norm, in float64 (float32 if it is large), and that norm.
+    """Return the matrix divided by its Frobenius norm, in float64 (float32 if it is large), and the norm.
 
     Raises:
         ValueError: if the matrix is zero, not finite or not rows x columns.
@@ -214,7 +214,7 @@ def _distance(
     left: Tensor,  # (M, r)
     right: Tensor,  # (r, N)
 ) -> float:
-    """Return `||matrix - left @ right||_F` from the entries: ||W||^2 minus what is captured would cancel."""
+    """Return `||matrix - left @ right||_F` from the entries: subtracting captured energy from ||W||^2 would cancel."""
     if not isinstance(matrix, Tensor):
         return norm_of_pair(torch.cat([matrix[0], -left], dim=1), torch.cat([matrix[1], right]))
     blocks = zip(matrix.detach().split(BLOCK), left.split(BLOCK), strict=True)
@@ -245,6 +245,6 @@ def _check_start(factors: Factors, separation_rank: int, row_shape: Shape, colum
 def _warn_if_stalled(change: float, sweeps: int) -> None:
     if change > STALLED:
         warnings.warn(
-            f"the fit did not converge in {sweeps} sweeps: the last one still changed what it captures by {change:.1e}",
-            stacklevel=4,  # the caller of a decorated fit
+            f"the fit did not converge in {sweeps} sweeps: the last one changed the captured energy by {change:.1e}",
+            stacklevel=4,  # the caller of the decorated fit
         )

@@ -1,7 +1,7 @@
-"""Frames: orthonormal bases of a few outputs and inputs that hold most of a matrix, or of several at once.
+"""Frames: orthonormal bases of a few output and input directions that capture most of one matrix, or several jointly.
 
-For one matrix they are its leading singular vectors. For several, stacked to a tensor (L, m, n), they are the two
-factors of its Tucker decomposition over rows and columns: each matrix is then B R_l A, with a core R_l of its own.
+For one matrix they are its leading singular vectors. For several, stacked into a tensor (L, m, n), they are the two
+factors of its Tucker decomposition over rows and columns: each matrix is approximately B R_l A, with its own core R_l.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ from lsr.algebra import spectrum
 from lsr.algebra.separable import canonical_signs
 from lsr.algebra.spectrum import Matrix, leading_svd, norm_of, shape_of, trailing_part
 
-OVERSAMPLED = 16  # singular vectors beside twice the rank that stand for a large matrix
+OVERSAMPLED = 16  # a large matrix is compressed to twice the rank plus this many singular vectors
 SWEEPS = 200
-PENALTY = 1e-3  # keeps terms of CP from cancelling, as in `lsr.algebra.separable`
-TOLERANCE = 1e-6  # change of the relative error, below which the iteration stops
+PENALTY = 1e-3  # keeps CP terms from canceling, as in `lsr.algebra.separable`
+TOLERANCE = 1e-6  # the iteration stops when the relative error changes by less
 
 
 def leading_frames(
@@ -30,13 +30,13 @@ def leading_frames(
 ) -> tuple[Tensor, Tensor]:  # (m, rank) with orthonormal columns, (rank, n) with orthonormal rows, float64
     """Return B and A that maximize `sum_l ||B^T G_l A^T||_F^2 / ||G_l||_F^2`, leading directions first.
 
-    Each matrix counts with norm 1, so that none drowns the others. Signs are canonical: the largest entry of each row
-    of A and of each column of B is positive. Large matrices are first replaced by their leading singular parts.
+    Each matrix is normalized, so that none dominates the others. Signs are canonical: the largest entry of each row of
+    A and each column of B is positive. Large matrices are first truncated to their leading singular parts.
 
     Raises:
         ValueError: if the rank exceeds a side, or a matrix is zero or not finite.
 
-    Reference: for one, Eckart & Young 1936; for several, higher-order orthogonal iteration from the HOSVD, De
+    Reference: for one matrix, Eckart & Young 1936; for several, higher-order orthogonal iteration from the HOSVD, De
     Lathauwer, De Moor & Vandewalle 2000.
     """
     _check(matrices, rank)
@@ -53,10 +53,10 @@ def paired_frames(
     rank: int,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:  # (m, rank) with unit columns, (rank, n) with unit rows, float64
-    """Return B and A such that `B diag(d_l) A` is near each matrix, of norm 1, with a diagonal of its own.
+    """Return B and A such that each normalized matrix is close to `B diag(d_l) A`, with its own diagonal d_l.
 
-    For one matrix these are its leading singular vectors. For several it is their separated representation over layers,
-    rows and columns: the CP decomposition of the stack, which TensorLy finds from its leading frames.
+    For one matrix these are its leading singular vectors. For several, they come from the separated representation over
+    layers, rows and columns: the CP decomposition of the stack, by TensorLy, starting from the leading frames.
 
     Raises:
         ValueError: as `leading_frames`.
@@ -75,7 +75,7 @@ def paired_frames(
     weights, columns, rows = (torch.from_numpy(factor.copy()) for factor in found.factors)
     sizes = weights.norm(dim=0) * columns.norm(dim=0) * rows.norm(dim=0)
     order = sizes.argsort(descending=True, stable=True)
-    # Where the matrices have fewer directions, the penalty leaves nothing of a term: its pair stays as it was.
+    # If the matrices have fewer directions, the penalty drives a term to zero: keep the initial pair of such a term.
     gone = sizes <= sizes.max() * torch.finfo(sizes.dtype).eps
     columns, rows = (
         torch.where(gone, old, new / new.norm(dim=0))[:, order]
@@ -107,7 +107,7 @@ def trailing_frames(
     matrices: Sequence[Tensor],  # (m, n) each
     rank: int,
 ) -> tuple[Tensor, Tensor]:  # (m, rank) with orthonormal columns, (rank, n) with orthonormal rows, float64
-    """Return the directions of outputs and inputs in which the matrices, each with norm 1, are smallest together.
+    """Return the output and input directions in which the normalized matrices are jointly smallest.
 
     Raises:
         ValueError: as `leading_frames`.
@@ -124,7 +124,7 @@ def captured_energies(
     left: Tensor,  # (m, r), orthonormal columns
     right: Tensor,  # (r, n), orthonormal rows
 ) -> list[float]:
-    """Return `||B^T G A^T||_F^2 / ||G||_F^2` for each matrix: the fraction that a core between the frames can hold."""
+    """Return `||B^T G A^T||_F^2 / ||G||_F^2` for each matrix: the fraction that a core between the frames captures."""
     return [float(_between(matrix, left, right).square().sum()) / norm_of(matrix) ** 2 for matrix in matrices]
 
 
@@ -133,7 +133,7 @@ def paired_energies(
     left: Tensor,  # (m, r), unit columns
     right: Tensor,  # (r, n), unit rows
 ) -> list[float]:
-    """Return `1 - min_d ||G - B diag(d) A||_F^2 / ||G||_F^2` for each matrix: what a diagonal core can hold."""
+    """Return `1 - min_d ||G - B diag(d) A||_F^2 / ||G||_F^2` for each matrix: the most a diagonal core captures."""
     gram = (left.T @ left) * (right @ right.T)
     found = []
     for matrix in matrices:
@@ -147,9 +147,10 @@ def nested_energies(
     most: int,
     seed: int = 0,
 ) -> list[float]:
-    """Return the mean of `captured_energies` in the first 1, 2, ... directions of the leading frames of `most`.
+    """Return the mean of `captured_energies` in the first 1, 2, ... of `most` leading directions.
 
-    For one matrix it is the cumulated spectrum; for several, frames of fewer directions could hold a little more.
+    For one matrix it is the cumulative spectrum; for several, frames computed for fewer directions could capture a
+    little more.
     """
     left, right = leading_frames(matrices, most, seed)
     total = torch.zeros(most, dtype=torch.float64)
@@ -166,7 +167,7 @@ def _between(matrix: Matrix, left: Tensor, right: Tensor) -> Tensor:  # (r, r)
 
 
 def _compressed(matrices: Sequence[Matrix], rank: int, seed: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return the stack (L, p, q) of normed matrices, and orthonormal (m, p) and (n, q) to multiply it by."""
+    """Return the stack (L, p, q) of normalized, compressed matrices, and the bases (m, p) and (n, q) that expand it."""
     if all(isinstance(matrix, Tensor) and matrix.numel() <= spectrum.LARGE for matrix in matrices):
         return _dense(matrices), None, None
     pairs = []
@@ -191,4 +192,4 @@ def _check(matrices: Sequence[Matrix], rank: int) -> None:
         raise ValueError(f"the rank must be in [1, {smaller}] for matrices {shape_of(matrices[0])}, got {rank}")
     for norm in map(norm_of, matrices):
         if not 0 < norm < float("inf"):
-            raise ValueError(f"there are no directions to take frames from: the norm of a matrix is {norm}")
+            raise ValueError(f"cannot take frames from a matrix of norm {norm}")

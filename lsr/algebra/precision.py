@@ -1,4 +1,4 @@
-"""What rounding takes from an update: condition numbers of its factors, and the dtypes that they rule out."""
+"""The effect of rounding on an update: condition numbers of its factors, and the dtypes that they rule out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,19 +9,19 @@ from torch import Tensor
 from lsr.algebra.separable import condition_number, kron_sum
 from lsr.algebra.spectrum import singular_values_of_pair
 
-# Unit roundoffs: with the condition number, the relative error that storing factors in a dtype causes in their product.
+# Unit roundoffs: times the condition number, the relative error of the product of factors stored in a dtype.
 ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
-TOLERATED_LOSS = 0.05  # relative error of the update from which on a dtype is warned about
+TOLERATED_LOSS = 0.05  # relative error of the update from which on a dtype causes a warning
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Return the name without its module: bfloat16."""
+    """Return the name without the module, for example bfloat16."""
     return str(dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """Condition numbers, 1 where no digits are lost: of A and of B in their terms, and of their product."""
+    """Condition numbers of A and B with respect to their terms, and of their product; 1 means no digits are lost."""
 
     a: float
     b: float
@@ -29,7 +29,7 @@ class Conditions:
 
     @property
     def losses(self) -> dict[str, float]:
-        """By dtype, the relative error of the update if its factors were stored in it."""
+        """The relative error of the update if its factors were stored in a dtype, by dtype."""
         return {dtype_name(dtype): roundoff * max(self.a, self.b, self.update) for dtype, roundoff in ROUNDOFF.items()}
 
 
@@ -45,9 +45,9 @@ def update_condition_number(
     a: Sequence[Tensor],  # (s, r_i, n_i) each
     b: Sequence[Tensor],  # (s, m_i, r_i) each
 ) -> float:
-    """Return the condition number of B A in its terms, 1 for a zero product: cancellation within and between A and B.
+    """Return the condition number of B A with respect to its terms: cancellation within and between A and B.
 
-    sqrt(sum_k prod_i ||A_i[k]||^2) * sqrt(sum_k prod_i ||B_i[k]||^2) / ||B A||_F.
+    sqrt(sum_k prod_i ||A_i[k]||^2) * sqrt(sum_k prod_i ||B_i[k]||^2) / ||B A||_F, and 1 for a zero product.
     """
     lengths = [torch.stack([f.double().flatten(1).norm(dim=1) for f in side]).prod(dim=0).norm() for side in (a, b)]
     total = singular_values_of_pair(kron_sum(*b), kron_sum(*a)).norm()

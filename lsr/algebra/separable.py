@@ -1,7 +1,7 @@
 """Sums of Kronecker products: tensors to tensors.
 
-Axis letters, used all over the package: s terms (the separation rank), D Kronecker factors a side, and for factor i
-p_i rows and q_i columns. For the adapter's A (r x n) they are r_i and n_i, for B (m x r) they are m_i and r_i.
+Axis letters, used throughout the package: s terms (the separation rank), D Kronecker factors per side, and p_i rows and
+q_i columns in factor i. For the adapter's A (r x n) these are r_i and n_i, for B (m x r) they are m_i and r_i.
 Pairs of indices are row-major: row (u, v) of X ⊗ Y is u * p2 + v.
 """
 
@@ -19,11 +19,11 @@ Shape = tuple[int, ...]
 
 PARAFAC_SWEEPS = 200
 PARAFAC_TOLERANCE = 1e-8  # absolute change of the relative error, in float64
-# Of the tensor scaled to norm 1. parafac solves normal equations: without a penalty, two nearly equal terms make them
-# singular, and big terms of opposite sign grow. On a row space of MiniLM (rank 8, D = 3, s = 32) 1e-3 gives the
-# condition number 1.5, 1e-6 gives 2.9 at the same error, and from 1e-2 on terms vanish.
+# Relative to a tensor of norm 1. parafac solves normal equations: without a penalty, two nearly equal terms make them
+# singular, and large terms of opposite sign grow. On a row space of MiniLM (rank 8, D = 3, s = 32), 1e-3 gives a
+# condition number of 1.5, 1e-6 gives 2.9 at the same error, and from 1e-2 on terms vanish.
 PARAFAC_PENALTY = 1e-3
-VANISHED = 1e-12  # length of a factor's term, in the same scale
+VANISHED = 1e-12  # norm of a factor's term, on the same scale
 
 
 def kron_sum(
@@ -31,9 +31,8 @@ def kron_sum(
 ) -> Tensor:  # (p_1 * ... * p_D, q_1 * ... * q_D)
     """Return `sum_k factors[0][k] ⊗ ... ⊗ factors[-1][k]` as one matrix.
 
-    One product over s of the first factor with all the others, then a permuted copy (the rearrangement identity):
-    nothing of size s * p * q is made when there are two factors, and nothing else is kept for the backward pass. One
-    factor is the matrix itself.
+    Multiplies the first factor with all the others over s, then permutes (the rearrangement identity): with two
+    factors, nothing of size s * p * q is formed or kept for the backward pass. A single factor is the matrix itself.
 
     Raises:
         ValueError: if there are no factors or they differ in their number of terms.
@@ -41,7 +40,7 @@ def kron_sum(
     Reference: Van Loan & Pitsianis, "Approximation with Kronecker products", 1993.
     """
     if not factors or any(factor.shape[0] != factors[0].shape[0] for factor in factors[1:]):
-        raise ValueError(f"expected a factor or more with equal terms, got {[tuple(f.shape) for f in factors]}")
+        raise ValueError(f"expected factors with equally many terms, got {[tuple(f.shape) for f in factors]}")
     if len(factors) == 1:
         return factors[0][0] if len(factors[0]) == 1 else factors[0].sum(dim=0)
     left, right = factors[0], factors[1]
@@ -53,11 +52,11 @@ def kron_sum(
 
 
 def kron_sum_product(
-    x: Tensor,  # (T, <= q_1 * q_2), what is missing being zero
+    x: Tensor,  # (T, <= q_1 * q_2), missing columns are zero
     left: Tensor,  # (s, p_1, q_1)
     right: Tensor,  # (s, p_2, q_2)
 ) -> Tensor:  # (T, p_1 * p_2)
-    """Return `x kron_sum(left, right)^T` without that matrix: `sum_k left_k X right_k^T` with X a row as q_1 x q_2.
+    """Return `x kron_sum(left, right)^T` without forming the matrix: `sum_k left_k X right_k^T`, X a row as q_1 x q_2.
 
     Reference: `(A ⊗ B) vec X`, Van Loan, "The ubiquitous Kronecker product", 2000.
     """
@@ -69,7 +68,7 @@ def kron_sum_product(
 
 
 def kron_sum_gradients(
-    gradient: Tensor,  # of kron_sum(left, right): (<= p_1 * p_2, <= q_1 * q_2), what is cropped off being zero
+    gradient: Tensor,  # of kron_sum(left, right): (<= p_1 * p_2, <= q_1 * q_2), missing entries are zero
     left: Tensor,  # (s, p_1, q_1)
     right: Tensor,  # (s, p_2, q_2)
 ) -> tuple[Tensor, Tensor]:  # the same shapes
@@ -101,8 +100,8 @@ def rearrange(
 ) -> Tensor:  # (p_1 * q_1, ..., p_D * q_D)
     """Return the tensor in which `X1 ⊗ ... ⊗ XD` is the outer product of vec X1, ..., vec XD (row-major).
 
-    It is a permutation of the entries, so norms and distances are kept: the nearest sum of s Kronecker products is the
-    nearest tensor of CP rank s, and for D = 2 the truncated SVD.
+    It permutes the entries, so it preserves norms and distances: the nearest sum of s Kronecker products is the nearest
+    tensor of CP rank s, and for D = 2 the truncated SVD.
 
     Reference: Van Loan & Pitsianis, 1993.
     """
@@ -123,12 +122,12 @@ def nearest_kron_sum(
 
     D = 1: the matrix itself.
     D = 2: the truncated SVD of `rearrange(matrix)`, the global optimum; its error is the tail of the singular values.
-    D > 2: CP by alternating least squares (TensorLy's `parafac`), a local optimum from a seeded Gaussian start; a best
-    one need not exist, which the small l2 penalty answers.
+    D > 2: CP by alternating least squares (TensorLy's `parafac`), a local optimum from a seeded Gaussian start. A best
+    approximation may not exist, hence the small l2 penalty.
 
     All factors but the first have orthonormal (D = 2) or unit (D > 2) terms; the first carries the weights. So no term
-    is dead, even where its weight is zero. Signs are canonical: the largest entry of each term of each factor but the
-    first is positive.
+    is dead, even if its weight is zero. Signs are canonical: in all factors but the first, the largest entry of each
+    term is positive.
 
     Raises:
         ValueError: if separation_rank is not in [1, the number of terms that suffices for every matrix].
@@ -150,12 +149,12 @@ def recondition(
 ) -> list[Tensor]:  # the same shapes
     """Return factors of the same sum in the convention of `nearest_kron_sum`, largest term first.
 
-    D = 2: orthogonal terms, hence the condition number 1, from a QR decomposition of both factors and an SVD of their
-    s x s core; the matrix is not formed. D > 2: a sum has no orthogonal form; its terms are made unit and sorted.
-    D = 1: there is nothing to choose.
+    D = 2: orthogonal terms, hence a condition number of 1, from QR decompositions of both factors and an SVD of their
+    s x s core; the matrix is not formed. D > 2: no orthogonal form exists, so the terms are normalized and sorted.
+    D = 1: unchanged.
 
     Raises:
-        ValueError: if two factors have more terms than a term of one of them has entries: they cannot be orthogonal.
+        ValueError: if D = 2 and there are more terms than entries in a term of a factor: they cannot be orthogonal.
     """
     if len(factors) == 1:
         return list(factors)
@@ -170,9 +169,9 @@ def recondition(
 def balance(
     *factors: Tensor,  # (s, p_i, q_i) each
 ) -> list[Tensor]:  # the same shapes
-    """Return factors of the same sum in which all factors of a term have one length, `||F_i[k]|| = sigma_k^(1/D)`.
+    """Return factors of the same sum in which all factors of a term have the same norm, `||F_i[k]|| = sigma_k^(1/D)`.
 
-    A term of weight zero stays as it is: with all its factors zero, no gradient would ever reach it.
+    A term of weight zero is left unchanged: if all its factors were zero, no gradient would ever reach it.
     """
     lengths = torch.stack([factor.flatten(1).norm(dim=1) for factor in factors])  # (D, s)
     weights = lengths.prod(dim=0)
@@ -186,7 +185,7 @@ def _in_convention(
     row_shape: Sequence[int],
     column_shape: Sequence[int],
 ) -> list[Tensor]:  # D factors, (s, p_i, q_i)
-    """Put weights and signs into the first factor, so that the largest entry of each other column is positive."""
+    """Absorb weights and signs into the first factor; in the others the largest entry of each column is positive."""
     signs = [canonical_signs(columns) for columns in vectors[1:]]
     frame = [columns * sign for columns, sign in zip(vectors[1:], signs, strict=True)]
     first = vectors[0] * weights * torch.stack(signs).prod(dim=0)
@@ -209,7 +208,7 @@ def _unit_terms(columns: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     lengths = torch.stack([side.norm(dim=0) for side in columns])  # (D, s)
     weights = lengths.prod(dim=0)
     order = weights.argsort(descending=True, stable=True)
-    # A zero has no direction: any will do, such as the first axis.
+    # A zero column has no direction: use the first axis.
     units = [
         torch.where(length > 0, side / length, torch.eye(len(side), 1, dtype=side.dtype))
         for side, length in zip(columns, lengths, strict=True)
@@ -223,7 +222,7 @@ def _svd_terms(matrix: np.ndarray, rank: int, seed: int) -> tuple[np.ndarray, li
 
 
 def _cp_terms(tensor: np.ndarray, rank: int, seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    # A Gaussian start: TensorLy's own ("svd", "random") pad or draw from uniform[0, 1), nearly collinear columns.
+    # A Gaussian start: TensorLy's own ("svd", "random") pad with or draw from uniform[0, 1), nearly collinear columns.
     draws = np.random.default_rng(seed)
     norm = float(np.linalg.norm(tensor)) or 1.0
     start = [draws.standard_normal((size, rank)) for size in tensor.shape]
@@ -236,15 +235,15 @@ def _cp_terms(tensor: np.ndarray, rank: int, seed: int) -> tuple[np.ndarray, lis
         l2_reg=PARAFAC_PENALTY,
         random_state=seed,
     )
-    # The penalty drives terms that nothing needs to zero, where no gradient would reach them: they keep the direction
-    # they started with.
+    # The penalty drives superfluous terms to zero, where no gradient would reach them: such terms keep their initial
+    # direction.
     lengths = [np.linalg.norm(columns, axis=0) for columns in cp.factors]
     alive = [
         np.where(length > VANISHED, columns, first)
         for columns, length, first in zip(cp.factors, lengths, start, strict=True)
     ]
     vectors = [columns / np.linalg.norm(columns, axis=0) for columns in alive]
-    # The penalty also shrinks the terms: least squares for the weights alone takes that back.
+    # The penalty also shrinks the terms: refit the weights by least squares to undo that.
     gram = np.prod([columns.T @ columns for columns in vectors], axis=0)
     overlaps = (unfolding_dot_khatri_rao(tensor, (None, vectors), 0) * vectors[0]).sum(axis=0)
     weights = np.linalg.lstsq(gram, overlaps, rcond=None)[0]
@@ -276,7 +275,7 @@ def separation_errors(
 def condition_number(*factors: Tensor) -> float:
     """Return `sqrt(sum_k prod_i ||factors[i][k]||^2) / ||kron_sum(*factors)||_F`, 1 for a zero sum.
 
-    Large values mean that big terms cancel: log10 of it is the number of digits lost. Orthogonal terms give exactly 1.
+    Large values mean that large terms cancel: the log10 is the number of digits lost. Orthogonal terms give exactly 1.
 
     Reference: Beylkin & Mohlenkamp, "Algorithms for numerical analysis in high dimensions", SISC 26:2133, 2005.
     """

@@ -1,28 +1,28 @@
 """How a layer's widths split into Kronecker factor shapes.
 
-A width n (768, say) becomes `in_shape` (n1, ..., nD) with n <= n1 * ... * nD: the factors span a slightly wider matrix,
-of which the first n columns are used. So every width works, prime ones too.
+A width n, such as 768, becomes `in_shape` (n1, ..., nD) with n <= n1 * ... * nD: the factors span a slightly wider
+matrix, of which the first n columns are used. So every width works, even a prime.
 """
 
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from math import prod
 
-MAX_PADDING = 0.02  # of the width: what a better split may waste
+MAX_PADDING = 0.02  # the padding that a split may add, relative to the width
 
 
 @lru_cache(maxsize=256)
 def split_width(width: int, rank_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape (n1, ..., nD), n1 * ... * nD >= width, of fewest parameters: r1*n1 + ... + rD*nD.
+    """Return the shape (n1, ..., nD), n1 * ... * nD >= width, with the fewest parameters: r1*n1 + ... + rD*nD.
 
-    The product exceeds the width by at most 2 %. Among equals the least padding wins, then the longest first factor:
-    the first factor is the one that starts at zero on the output side, the others are its frame.
+    The product exceeds the width by at most 2 %. Ties go to the least padding, then to the longest first factor: on the
+    output side the first factor is initialized to zero, and the others are its frame.
 
     Raises:
         ValueError: if the width is not positive, or there are no factors.
     """
     if width < 1 or not rank_shape:
-        raise ValueError(f"a split needs a width >= 1 and a factor or more, got {width} and {rank_shape}")
+        raise ValueError(f"a split needs a width >= 1 and at least one factor, got {width} and {rank_shape}")
     largest = width + int(MAX_PADDING * width)
 
     @cache
@@ -51,10 +51,10 @@ def split_width(width: int, rank_shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def max_separation_rank(rank_shape: tuple[int, ...], width_shape: tuple[int, ...]) -> int:
-    """Return the number of Kronecker terms that suffices for any matrix of this form: more would be redundant.
+    """Return the number of Kronecker terms that suffices for any matrix of this form; more would be redundant.
 
-    It is the product of all rearranged mode sizes r_i * n_i but the largest; for two factors min(r1 n1, r2 n2), and 1
-    for one factor, which is the whole matrix.
+    It is the product of all the rearranged mode sizes r_i * n_i except the largest: for two factors min(r1 n1, r2 n2),
+    and 1 for a single factor, which is the whole matrix.
     """
     modes = [rank * width for rank, width in zip(rank_shape, width_shape, strict=True)]
     return prod(modes) // max(modes)
@@ -62,7 +62,7 @@ def max_separation_rank(rank_shape: tuple[int, ...], width_shape: tuple[int, ...
 
 @dataclass(frozen=True)
 class Form:
-    """The shapes of one adapted layer: A is r x n of n1 * ... * nD >= n columns, B is m x r."""
+    """The shapes of one adapted layer: A (r x n) is cropped from n1 * ... * nD >= n columns, B is m x r."""
 
     rank_shape: tuple[int, ...]  # (r1, ..., rD), r = r1 * ... * rD
     in_shape: tuple[int, ...]  # (n1, ..., nD)
@@ -88,12 +88,12 @@ class Form:
 
     @property
     def max_separation_rank(self) -> int:
-        """The number of terms above which A or B has redundant ones."""
+        """The number of terms beyond which A or B has redundant ones."""
         return min(max_separation_rank(self.rank_shape, shape) for shape in (self.in_shape, self.out_shape))
 
     @property
     def parameters(self) -> int:
-        """The parameters of all factors, s * sum_i r_i (n_i + m_i).
+        """The number of parameters in all factors, s * sum_i r_i (n_i + m_i).
 
         Reference: Li & Sarwate 2025 (arXiv 2502.13568): 3,584 for 768 x 768 as 32 * 24, ranks 2 * 2, s = 16.
         """
@@ -102,5 +102,5 @@ class Form:
 
     @property
     def first_parameters(self) -> int:
-        """The parameters of A1 and B1, which alone train with `train="first"`."""
+        """The number of parameters in A1 and B1, the only trainable factors with `train="first"`."""
         return self.separation_rank * self.rank_shape[0] * (self.in_shape[0] + self.out_shape[0])

@@ -1,4 +1,4 @@
-"""A sum of large matrices, kept as two small products with it, of which its leading part is made at the end."""
+"""A running sum of large matrices, kept as two small random projections from which its leading part is recovered."""
 
 import torch
 from torch import Tensor
@@ -7,17 +7,17 @@ from lsr.algebra.separable import Shape
 
 
 class Sketch:
-    """A sum of matrices (m, n) of which products with random test matrices are kept: (m, k) and (l, n), k << m, n.
+    """A sum of matrices (m, n), kept as its products with random test matrices, (m, k) and (l, n) with k << m, n.
 
-    With k = 2 rank + 1 and l = 2 k + 1 the expected squared error is at most four times that of the best approximation
-    of that rank. A sum of rank k or less is recovered exactly.
+    With k = 2 rank + 1 and l = 2 k + 1, the expected squared error is at most four times the error of the best
+    approximation of that rank. A sum of rank k or less is recovered exactly.
 
     Reference: Tropp, Yurtsever, Udell & Cevher 2017, arXiv 1609.00048: a single pass, test matrices from the normal
     distribution.
     """
 
     def __init__(self, shape: Shape, rank: int, seed: int = 0) -> None:
-        """Take a sum of zero.
+        """Start with a sum of zero.
 
         Raises:
             ValueError: if the rank is not positive.
@@ -37,19 +37,19 @@ class Sketch:
         matrix: Tensor,  # (m, n), of any dtype, on any device
         times: float = 1,
     ) -> None:
-        """Add a matrix to the sum: products on its device, in float32 at least, sums in float64 on the CPU."""
+        """Add a matrix to the sum: multiplied on its device in at least float32, summed on the CPU in float64."""
         matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
-        self._right, self._left = self._right.to(matrix), self._left.to(matrix)  # once: they stay there
+        self._right, self._left = self._right.to(matrix), self._left.to(matrix)  # copies only the first time
         self._range.add_((matrix @ self._right).to(self._range), alpha=times)
         self._co_range.add_((self._left @ matrix).to(self._co_range), alpha=times)
 
     def is_finite(self) -> bool:
-        """Return whether nothing but finite numbers was added."""
+        """Return whether only finite values have been added."""
         return bool(torch.isfinite(self._range).all() and torch.isfinite(self._co_range).all())
 
     def pair(self) -> tuple[Tensor, Tensor]:  # (m, k), (k, n), float64
         """Return matrices whose product approximates the sum; the columns of the first are orthonormal."""
         left = torch.linalg.qr(self._range).Q
-        # Of full rank and well conditioned. The default driver, gelsy, does not give the same bytes each time.
+        # The system has full rank and is well conditioned. The default driver, gelsy, is not deterministic.
         right = torch.linalg.lstsq(self._left.to(left) @ left, self._co_range, driver="gels").solution
         return left, right

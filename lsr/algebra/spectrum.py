@@ -1,7 +1,7 @@
-"""Singular subspaces of matrices: what a start is fitted to. In float64, with canonical signs.
+"""Singular subspaces of matrices, the targets of initializations. In float64, with canonical signs.
 
-The sign of a pair of singular vectors is arbitrary and differs between LAPACK drivers, yet a flip changes the nearest
-Kronecker sum: so the largest entry of each right vector is made positive.
+The sign of a pair of singular vectors is arbitrary and differs between LAPACK drivers, yet it changes the nearest
+Kronecker sum. So the largest entry of each right vector is made positive.
 """
 
 import tensorly as tl
@@ -13,7 +13,7 @@ from lsr.algebra.separable import canonical_signs, pad_columns
 
 Matrix = Tensor | tuple[Tensor, Tensor]  # (M, N), or (M, k) and (k, N) whose product it is
 
-# Entries of a dense matrix: above, a seeded randomized SVD in float32 is as good as a full one and far faster.
+# In a dense matrix of more entries, a seeded randomized SVD in float32 is as good as a full one and far faster.
 LARGE = 2**19
 
 
@@ -48,7 +48,7 @@ def _svd_of_dense(matrix: Tensor, rank: int, seed: int) -> tuple[Tensor, ...]:
 
 
 def _svd_of_pair(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, ...]:
-    if left.shape[1] < rank:  # the singular vectors of zeros complete the bases
+    if left.shape[1] < rank:  # pad with zeros, whose singular vectors complete the bases
         left, right = pad_columns(left, rank), pad_columns(right.T, rank).T
     (q_left, core_left), (q_right, core_right) = torch.linalg.qr(left), torch.linalg.qr(right.T)
     u, values, vt = torch.linalg.svd(core_left @ core_right.T)
@@ -59,7 +59,7 @@ def singular_values_of_pair(
     left: Tensor,  # (M, k)
     right: Tensor,  # (k, N)
 ) -> Tensor:  # (k,) at most, float64, descending
-    """Return the singular values of `left @ right`, which is never formed; their length is its Frobenius norm."""
+    """Return the singular values of `left @ right` without forming it; their 2-norm is its Frobenius norm."""
     core_left, core_right = (torch.linalg.qr(side.detach().double(), mode="r").R for side in (left, right.T))
     return torch.linalg.svdvals(core_left @ core_right.T)
 
@@ -68,9 +68,9 @@ def norm_of_pair(
     left: Tensor,  # (M, k)
     right: Tensor,  # (k, N)
 ) -> float:
-    """Return `||left @ right||_F` from the triangles of QR decompositions: nothing cancels, nothing large is formed.
+    """Return `||left @ right||_F` from the R factors of QR decompositions: nothing cancels, nothing large is formed.
 
-    It is not finite where an entry is not.
+    It is not finite if an entry is not.
     """
     core_left, core_right = (torch.linalg.qr(side.detach().double(), mode="r").R for side in (left, right.T))
     return float(torch.linalg.matrix_norm(core_left @ core_right.T))
@@ -83,7 +83,7 @@ def shape_of(matrix: Matrix) -> tuple[int, int]:
 
 
 def norm_of(matrix: Matrix) -> float:
-    """Return the Frobenius norm; it is not finite where an entry is not."""
+    """Return the Frobenius norm; it is not finite if an entry is not."""
     if isinstance(matrix, Tensor):
         return float(torch.linalg.vector_norm(matrix.detach(), dtype=torch.float64))
     return norm_of_pair(*matrix)
@@ -93,7 +93,7 @@ def distance_of_pairs(
     one: tuple[Tensor, Tensor],  # (M, k), (k, N)
     other: tuple[Tensor, Tensor],  # (M, l), (l, N)
 ) -> float:
-    """Return the Frobenius distance of two products, neither of which is formed."""
+    """Return the Frobenius distance between two products without forming either."""
     left = torch.cat([one[0].double(), -other[0].double()], dim=1)
     return float(singular_values_of_pair(left, torch.cat([one[1].double(), other[1].double()])).norm())
 
@@ -133,8 +133,8 @@ def trailing_part(
 ) -> tuple[Tensor, Tensor]:  # (m, rank), (rank, n), float64
     """Return the part of the weight with its `rank` smallest singular values, U_t S_t and V_t^T, rows orthonormal.
 
-    They come from the eigenvectors of the smaller of W W^T and W^T W: a randomized method finds leading ones only, and
-    a full SVD costs several times as much. It resolves singular values above 1e-8 of the largest.
+    Computed from the eigenvectors of the smaller of W W^T and W^T W: randomized methods find only leading vectors, and
+    a full SVD costs several times as much. Resolves singular values down to 1e-8 of the largest.
 
     Raises:
         ValueError: as `leading_row_space`.

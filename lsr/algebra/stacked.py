@@ -1,4 +1,4 @@
-"""A weighted sum of updates B A as one update of the same kind, exactly: tensors to tensors."""
+"""An exact weighted sum of updates B A as one update of the same kind: tensors to tensors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lsr.algebra.separable import kron_sum, nearest_kron_sum
 
-ROUNDOFF = 1e-12  # relative, of a decomposition in float64
+ROUNDOFF = 1e-12  # relative error of a decomposition in float64
 
 
 @dataclass(frozen=True)
@@ -26,21 +26,21 @@ class Product:
 
 
 def sum_products(
-    products: Sequence[Product],  # equal in all r_i but r_1, in all n_i and all m_i
-    first_rank: int,  # R >= the sum of their r_1
+    products: Sequence[Product],  # with equal n_i and m_i, and equal r_i except for r_1
+    first_rank: int,  # R, at least the sum of their r_1
     most_terms: int,
 ) -> tuple[list[Tensor], list[Tensor]]:  # A: (S, R, n_1), (S, r_2, n_2), ...; B: (S, m_1, R), (S, m_2, r_2), ...
     """Return factors with `kron_sum(*b) @ kron_sum(*a) = sum_i c_i B_i A_i`: ranks add up in the first factor.
 
-    sum_i c_i B_i A_i = [c_1 B_1, c_2 B_2, ...] [A_1; A_2; ...]. With E_i the R x r_1 matrix that puts rows where those
-    of A_i stand, the stack is again a sum of Kronecker products, for the first factor carries the block index:
+    sum_i c_i B_i A_i = [c_1 B_1, c_2 B_2, ...] [A_1; A_2; ...]. The stack is again a sum of Kronecker products, whose
+    first factor carries the block index; E_i, R x r_1, places rows in block i:
 
         [A_1; A_2; ...] = sum_i sum_k (E_i A1_ik) ⊗ A2_ik
         [c_1 B_1, c_2 B_2, ...] = sum_i sum_k (c_i B1_ik E_i^T) ⊗ B2_ik
 
-    It has S = sum_i s_i terms, or s where all products share their other factors (frozen frames of one seed). If that
-    is more than `most_terms`, two factors are decomposed again in float64: the SVD of the rearranged stack has no more
-    terms than its shapes allow, and leaves nothing out.
+    It has S = sum_i s_i terms, or s if all products share their other factors (frozen frames from one seed). If that
+    exceeds `most_terms`, a sum of two factors is decomposed again in float64: the SVD of the rearranged stack is exact
+    and has no more terms than the shapes allow.
 
     Raises:
         ValueError: if the sum needs more terms than `most_terms`.
@@ -57,7 +57,7 @@ def sum_products(
     if terms <= most_terms:
         return right, left
     if len(right) > 2:
-        raise ValueError(f"the sum has {terms} Kronecker terms of {len(right)} factors, and at most {most_terms} fit")
+        raise ValueError(f"the sum has {terms} Kronecker terms of {len(right)} factors, but at most {most_terms} fit")
     return _fewest(right, most_terms), _fewest(left, most_terms)
 
 
@@ -91,5 +91,5 @@ def _fewest(factors: list[Tensor], terms: int) -> list[Tensor]:
     rows, columns = (tuple(factor.shape[axis] for factor in factors) for axis in (1, 2))
     found = nearest_kron_sum(matrix, rows, columns, terms)
     if torch.linalg.matrix_norm(matrix - kron_sum(*found)) > ROUNDOFF * torch.linalg.matrix_norm(matrix):
-        raise ValueError(f"the sum has {len(factors[0])} Kronecker terms, and the {terms} that fit do not hold it")
+        raise ValueError(f"the sum has {len(factors[0])} Kronecker terms, but {terms} cannot represent it exactly")
     return found

@@ -1,7 +1,6 @@
-"""The sweeps of alternating least squares: in turn, all Kronecker factors but one are fixed.
+"""The sweeps of alternating least squares: each Kronecker factor is updated in turn while the others are fixed.
 
-A matrix to fit is dense, (M, N), or a pair, (M, k) and (k, N), whose product it is and which is never multiplied out.
-It has the norm 1.
+The target has norm 1. It is a dense matrix, (M, N), or a pair, (M, k) and (k, N), whose product is never formed.
 """
 
 from collections.abc import Callable
@@ -18,9 +17,9 @@ from lsr.algebra.spectrum import Matrix
 Factors = list[Tensor]
 State = TypeVar("State")
 
-RIDGE = 1e-10  # of the mean diagonal of a least-squares system, which is singular where terms vanish
-# Over-relaxation: step 1.7 times the way to the least-squares solution. Below 2 no step can lose, for the loss is
-# quadratic in each factor. On MiniLM's weights, 20 sweeps with 1.7 capture what 60 capture with 1.
+RIDGE = 1e-10  # relative to the mean diagonal of a least-squares system, which is singular if terms vanish
+# Over-relaxation: go 1.7 times the way to the least-squares solution. The loss is quadratic in each factor, so no step
+# below 2 increases it. On MiniLM's weights, 20 sweeps with 1.7 capture as much as 60 with 1.
 OVER_RELAXATION = 1.7
 TINY = torch.finfo(torch.float64).tiny  # keeps a division by zero finite
 
@@ -32,9 +31,9 @@ def product_sweeps(
     sweeps: int,
     tolerance: float,
 ) -> tuple[Factors, Factors, float]:
-    """Return the factors after at most so many sweeps of `fit_product`, and its `change`: the loop alone.
+    """Return the factors after at most `sweeps` sweeps, and the `change` of the last: the loop of `fit_product`.
 
-    One factor a side needs no sweep: the truncated SVD, from which it starts, is the best of its rank.
+    One factor per side needs no sweep: the initial truncated SVD is already optimal.
     """
     if len(a) == 1:
         return a, b, 0.0
@@ -60,9 +59,9 @@ def row_space_sweeps(
     sweeps: int,
     tolerance: float,
 ) -> tuple[Factors, float]:
-    """Return the factors after at most so many sweeps of `fit_row_space`, and its `change`: the loop alone.
+    """Return the factors after at most `sweeps` sweeps, and the `change` of the last: the loop of `fit_row_space`.
 
-    One factor needs no sweep: the leading singular vectors, from which it starts, span the best of its rank.
+    One factor needs no sweep: the initial leading singular vectors already span the best row space.
     """
     if len(a) == 1:
         return a, 0.0
@@ -86,7 +85,7 @@ def _best_coefficients(
 
 
 def _alternate(
-    sweep: Callable[[State], tuple[State, float]],  # the next state and the energy captured, a fraction
+    sweep: Callable[[State], tuple[State, float]],  # returns the next state and the captured fraction of the energy
     state: State,
     sweeps: int,
     tolerance: float,
@@ -96,22 +95,22 @@ def _alternate(
         before = captured
         state, captured = sweep(state)
         gain = captured - before
-        # Relative to the rest too: an exact fit takes many more sweeps after nearly all is captured.
+        # Also relative to the remainder: an exact fit takes many more sweeps after nearly everything is captured.
         if gain <= tolerance * max(0.0, min(captured, 1 - captured)):
             break
     return state, gain / captured if captured > 0 else inf
 
 
 def in_balanced_basis(a: Factors, b: Factors) -> tuple[Factors, Factors]:
-    """Return factors `G_i A_i` and `B_i G_i^-1` of the same product B A, such that A A^T and B^T B are alike.
+    """Return factors `G_i A_i` and `B_i G_i^-1` of the same product B A, with A A^T and B^T B balanced.
 
-    The basis of the inner rank is free, up to one G_i per factor. Steps let it drift, and over-relaxed ones far enough
-    to lose digits. With the partial traces L_A L_A^T of A A^T, L_B L_B^T of B^T B, and L_B^T L_A = U S V^T,
-    G_i = S^-1/2 U^T L_B^T makes both traces S.
+    The basis of the inner rank is free, up to one G_i per factor. It drifts from step to step, with over-relaxation far
+    enough to lose digits. With the partial traces L_A L_A^T of A A^T and L_B L_B^T of B^T B, and with
+    L_B^T L_A = U S V^T, G_i = S^-1/2 U^T L_B^T makes both traces S.
     """
     a, b = list(a), list(b)
     grams_a, grams_b = _partial_grams(a), _partial_grams(_transposed_factors(b))
-    # Each G_i holds the whole ratio of the norms of A and B, which must count once and not D times.
+    # Each G_i contains the full ratio of the norms of A and B, which must be applied once, not D times.
     share = (grams_a[0].trace() / grams_b[0].trace()) ** ((1 - 1 / len(a)) / 4)
     for position, (gram_a, gram_b) in enumerate(zip(grams_a, grams_b, strict=True)):
         lower_a, lower_b = torch.linalg.cholesky(gram_a), torch.linalg.cholesky(gram_b)
@@ -123,14 +122,14 @@ def in_balanced_basis(a: Factors, b: Factors) -> tuple[Factors, Factors]:
 
 
 def in_orthonormal_basis(a: Factors) -> Factors:
-    """Return factors `G_i A_i` of the same row space, such that the partial traces of A A^T are multiples of 1."""
+    """Return factors `G_i A_i` with the same row space, such that the partial traces of A A^T are multiples of I."""
     grams = _partial_grams(a)
     lowers = [torch.linalg.cholesky(gram / gram.diagonal().mean()) for gram in grams]
     return [torch.linalg.solve_triangular(lower, f, upper=False) for lower, f in zip(lowers, a, strict=True)]
 
 
 def _partial_grams(factors: Factors) -> list[Tensor]:  # of A: D of (r_i, r_i), positive definite
-    """Return the traces of A A^T over all factors but one."""
+    """Return the partial traces of A A^T, each over all factors but one."""
     full = kron_sum(*factors).unflatten(0, [factor.shape[1] for factor in factors])
     unfolded = [full.movedim(position, 0).flatten(1) for position in range(len(factors))]
     return [_with_ridge(rows @ rows.T) for rows in unfolded]
@@ -141,10 +140,11 @@ def _step(
     gram: Tensor,  # B^T B, (r, r)
     product: Tensor,  # B^T W, (r, N)
 ) -> Factors:
-    """Return better factors of A for a fixed B: one over-relaxed least-squares step each, min ||W - B A||_F.
+    """Update the factors of A for a fixed B: one over-relaxed least-squares step each, min ||W - B A||_F.
 
-    For factor i, let Y_k be the Kronecker product of the k-th terms of all the others, and let (p, q) be the rows and
-    (i, j) the columns of A, first of factor i and then of the others. The normal equations are
+    For factor i, let Y_k be the Kronecker product of the k-th terms of all the other factors. Split the rows of A into
+    (p, q) and its columns into (i, j), the first index for factor i and the second for the others. The normal equations
+    are
 
         sum_{l,t} G[(k,p),(l,t)] F_i[l,t,i] = Q[(k,p),i]
         G[(k,p),(l,t)] = sum_{q,w} (B^T B)[(p,q),(t,w)] (Y_k Y_l^T)[q,w]
@@ -212,7 +212,7 @@ def _times(
     left: Tensor,  # (p, M)
     matrix: Matrix,  # (M, N)
 ) -> Tensor:  # (p, N), float64
-    """Return `left @ matrix`, in the precision of the matrix."""
+    """Return `left @ matrix`, computed in the precision of the matrix."""
     if isinstance(matrix, Tensor):
         return (left.to(matrix.dtype) @ matrix).double()
     return left @ matrix[0] @ matrix[1]

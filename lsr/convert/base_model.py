@@ -17,6 +17,7 @@ from transformers.utils.hub import cached_file
 
 from lsr.convert.bounds import check_weights, few_modules
 from lsr.convert.files import PREFIX, InputError, NoBaseError, read_config
+from lsr.convert.installed import installed_folder, missing_package
 from lsr.tuner.saved import CONFIG, first_line
 
 CLASSES = {  # by PEFT's task_type
@@ -46,7 +47,7 @@ def empty_base(fields: Mapping[str, Any], base: str | None = None) -> PreTrained
         InputError: if it is not there.
     """
     name, revision = _named_base(fields, base)
-    with _explained(name):
+    with _explained(name, revision):
         config = AutoConfig.from_pretrained(name, revision=revision, **NO_CODE)
         return _skeleton(_model_class(fields), config, name)
 
@@ -60,7 +61,7 @@ def load_base(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], base: st
     name, revision = _named_base(fields, base)
     kind = _model_class(fields)
     own = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
-    with _explained(name):
+    with _explained(name, revision):
         config = AutoConfig.from_pretrained(name, revision=revision, **NO_CODE)
         _set_labels(config, kind, own, name)
         model, info = kind.from_pretrained(
@@ -117,7 +118,7 @@ def tokenizer_of(fields: Mapping[str, Any], folder: Path, base: str | None = Non
     for name, version in ((str(folder), None), (named, revision)):
         # Without these files transformers makes up a tokenizer of five words.
         if any(_has_file(name, version, file) for file in VOCABULARIES):
-            with _explained(name):
+            with _explained(name, version):
                 return AutoTokenizer.from_pretrained(name, revision=version, **NO_CODE)
     return None
 
@@ -161,12 +162,21 @@ def name_labels(model: PeftModel, names: Sequence[str], where: str = "--labels")
 
 
 def _named_base(fields: Mapping[str, Any], base: str | None) -> tuple[str, str | None]:
+    """Return what `from_pretrained` takes, a folder or a hub repository, and its revision.
+
+    Raises:
+        NoBaseError: if none is named, or the folder is not there.
+    """
     name = base if base is not None else fields.get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise NoBaseError(f"{CONFIG}: base_model_name_or_path names no base model; name it with --base")
     if name.startswith((".", "/", "~")) and not Path(name).is_dir():  # a hub repository's name does not look so
         raise NoBaseError(f"base model {name}: no such folder")
-    return name, None if base is not None else fields.get("revision")
+    if base is not None:
+        return name, None
+    revision = fields.get("revision")
+    folder = None if Path(name).is_dir() else installed_folder(name, revision)
+    return (name, revision) if folder is None else (str(folder), None)
 
 
 def _model_class(fields: Mapping[str, Any]) -> Any:
@@ -198,7 +208,7 @@ def _skeleton(kind: Any, config: PretrainedConfig, name: str) -> PreTrainedModel
 
 
 @contextmanager
-def _explained(name: str) -> Iterator[None]:
+def _explained(name: str, revision: str | None = None) -> Iterator[None]:
     """Turn what loading a model raises into one line.
 
     Raises:
@@ -209,9 +219,11 @@ def _explained(name: str) -> Iterator[None]:
     except EXPLAINED as error:
         if isinstance(error, InputError):  # it is one line already
             raise
+        package = missing_package(name, revision)
         raise NoBaseError(
-            f"base model {name}: cannot be loaded: {first_line(error)} (needed: a folder or hub repository with "
-            "config.json and model.safetensors, see --base)"
+            f"base model {name}: cannot be loaded: {first_line(error)} (needed: "
+            f"{f'the package {package}, or ' if package else ''}a folder or hub repository with config.json and "
+            "model.safetensors, see --base)"
         ) from None
 
 

@@ -1,8 +1,7 @@
-"""How factors start: one initialization a file, what examples say about a layer, and what a start holds.
+"""Initialization of the factors: one scheme per file, statistics gathered from examples, and quality measures.
 
-All of it runs in float64 and a layer at a time, or a kind of layers that share their factors. A fresh adapter leaves
-the model unchanged: B1 = 0, or the core is, or, where an initialization folds, what it starts at is subtracted from the
-base weight.
+Everything runs in float64, one layer at a time, or one group of layers that share factors. A fresh adapter leaves the
+model unchanged: B1 or the core is zero, or the initial update is subtracted from the base weight (schemes that fold).
 """
 
 from collections.abc import Callable, Mapping
@@ -23,5 +22,5 @@ INITIALIZATIONS = {
     "update": Initialization("update", gradient.start, frames=gradient.frames),  # in place of the gradient
 }
 
-# What reads examples, by what initializations call it.
+# What gathers statistics from examples, by the name that an initialization asks for.
 READERS: Mapping[str, Callable[..., dict[str, Matrix]]] = {"gradient": examples_gradients, "update": examples_updates}

@@ -1,4 +1,4 @@
-"""How many directions each layer gets, of a number for all of them: where the gradient has the largest ones."""
+"""Distribute a budget of directions over the layers: to those with the largest singular values of the gradient."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,26 +9,26 @@ from torch import Tensor
 
 from lsr.algebra.spectrum import Matrix, leading_svd, norm_of, shape_of
 
-MOST = 64  # directions of one layer
+MOST = 64  # directions per layer
 
 
 def allocate(
-    gradients: Sequence[Mapping[str, Matrix]],  # (m, n) by layer name, of each data set
+    gradients: Sequence[Mapping[str, Matrix]],  # (m, n) by layer name, one mapping per data set
     budget: int,
     seed: int = 0,
 ) -> dict[str, int]:
-    """Return the rank of each layer that gets one: the `budget` largest singular values of all layers count.
+    """Return each layer's share of the `budget` largest singular values over all layers; layers with none are left out.
 
-    A data set's gradients have norm 1 together. Those of several data sets stand side by side.
+    The gradients of a data set are scaled to a joint norm of 1. Gradients of several data sets are concatenated.
 
     Raises:
-        ValueError: if the budget is not positive or larger than what the layers can have, or all gradients are zero.
+        ValueError: if the budget is not positive or exceeds what the layers can hold, or all gradients are zero.
     """
     norms = _norms(gradients)
     values = {name: _values([found[name] for found in gradients], norms, seed) for name in gradients[0]}
     most = sum(map(len, values.values()))
     if not 1 <= budget <= most:
-        raise ValueError(f"the budget must be in [1, {most}], at most {MOST} directions a layer, got {budget}")
+        raise ValueError(f"the budget must be in [1, {most}], at most {MOST} directions per layer, got {budget}")
     names = [name for name, found in values.items() for _ in found]
     order = torch.cat(list(values.values())).argsort(descending=True, stable=True)[:budget]
     chosen = Counter(names[index] for index in order.tolist())
@@ -38,7 +38,7 @@ def allocate(
 def _norms(gradients: Sequence[Mapping[str, Matrix]]) -> list[float]:
     norms = [hypot(*map(norm_of, found.values())) for found in gradients]
     if not all(0 < norm < float("inf") for norm in norms):
-        raise ValueError(f"there are no gradients to go by: their norm is {min(norms)}")
+        raise ValueError(f"cannot allocate directions: the norm of the gradients is {min(norms)}")
     return norms
 
 

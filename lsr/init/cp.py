@@ -1,4 +1,4 @@
-"""The factors of the truncated SVD of the weight, decomposed one by one. The update it starts at is folded."""
+"""Both sides of the truncated SVD of the weight, each decomposed on its own. The initial update is folded."""
 
 import torch
 
@@ -9,7 +9,7 @@ from lsr.init.principal import unscaled
 
 
 def start(source: Source) -> Start:
-    """Return the nearest Kronecker sums of U sqrt(S) and sqrt(S) V^T; TensorLy's CP for three factors and more.
+    """Return the nearest Kronecker sums of U sqrt(S) and sqrt(S) V^T; from three factors on, by TensorLy's CP.
 
     Raises:
         ValueError: if the weight is zero, not finite or too small.

@@ -1,6 +1,6 @@
-"""What the loss wants of layers, over a few batches of examples: for initializations that read the gradient.
+"""Gradients of the loss with respect to the weights of layers, over a few batches, for initializations that read them.
 
-The layers are those that `model` calls; in a PEFT wrapper, the base layers. The gradients are float64, on the CPU.
+The layers are those that `model` calls: in a PEFT wrapper, the base layers. The gradients are float64, on the CPU.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +13,7 @@ from lsr.algebra.sketch import Sketch
 from lsr.algebra.spectrum import Matrix
 from lsr.init.passes import Batch, loss_of, size_of, undisturbed
 
-DENSE_ENTRIES = 2**24  # of a layer: 128 MiB in float64
+DENSE_ENTRIES = 2**24  # per layer: 128 MiB in float64
 SKETCH_RANK = 64
 
 
@@ -25,24 +25,24 @@ def weight_gradients(
     dense_entries: int = DENSE_ENTRIES,
     rank: int = SKETCH_RANK,
     seed: int = 0,
-    progress: Callable[[int], None] | None = None,  # told after each batch how many are done
+    progress: Callable[[int], None] | None = None,  # called after each batch with the number done
 ) -> dict[str, Matrix]:  # (m, n) each
-    """Return the mean over all examples of dL/dW for each layer, with W as in y = W x whatever layout the layer has.
+    """Return the mean of dL/dW over all examples for each layer, with W as in y = W x whatever the layer's layout.
 
-    `model(**batch).loss` is taken as the mean over the batch's examples: a batch weighs as many as it has. One pass
-    without dropout. Frozen weights get a gradient too, and nothing else does; parameters, their `requires_grad` and
-    their `grad` stay as they were.
+    `model(**batch).loss` is taken to be the mean over the batch, so each batch is weighted by its size. Takes one pass,
+    without dropout. Only the weights of these layers get a gradient, frozen ones too; parameters, their `requires_grad`
+    and their `grad` are left unchanged.
 
-    A layer's gradient is added to its total, and freed, before the backward pass comes to the next layer. The total of
-    a layer of more than `dense_entries` is a sketch, and a pair (m, k), (k, n) is returned that approximates it as well
-    as matrices of `rank` about can; see `lsr.algebra.sketch`. `seed` draws what sketches need.
+    Each layer's gradient is added to its total and freed before the backward pass reaches the next layer. For a layer
+    with more than `dense_entries` entries the total is a sketch seeded by `seed`; it is returned as a pair (m, k),
+    (k, n), about as close as the best approximation of rank `rank`; see `lsr.algebra.sketch`.
 
     Raises:
-        ValueError: if there are no examples or no loss, or a layer was never called or its gradient is not finite;
-            names the layer.
+        ValueError: if there are no examples or no loss, a layer is never called, or its gradient is not finite; names
+            the layer.
 
-    Reference: LoRA-GA (Wang et al. 2024, arXiv 2407.05000), LoRA-One (Zhang et al. 2025, arXiv 2502.01235), which start
-    from its singular vectors.
+    Reference: LoRA-GA (Wang et al. 2024, arXiv 2407.05000) and LoRA-One (Zhang et al. 2025, arXiv 2502.01235), which
+    initialize from the gradient's singular vectors.
     """
     totals = {_weight(layer): _Total(layer, dense_entries, rank, seed) for layer in layers.values()}
     examples = 0
@@ -53,30 +53,30 @@ def weight_gradients(
             if progress:
                 progress(done)
     if not examples:
-        raise ValueError("no examples: there is no batch to look at")
+        raise ValueError("no examples: there are no batches to compute gradients on")
     return {name: _mean(totals[_weight(layer)], examples, name) for name, layer in layers.items()}
 
 
 def widths(layer: nn.Module) -> tuple[int, int]:
-    """Return in_features and out_features of a layer; Conv1D of GPT-2 keeps its weight so, transposed."""
-    if isinstance(layer, nn.Linear):  # packed weights, of 4 bits, have other shapes
+    """Return in_features and out_features of a layer; GPT-2's Conv1D stores its weight in that order, transposed."""
+    if isinstance(layer, nn.Linear):  # not from the weight: packed 4-bit weights have other shapes
         return layer.in_features, layer.out_features
     n, m = _weight(layer).shape
     return n, m
 
 
 class _Total:
-    """The sum of the gradients of a layer, (m, n); there is none before the first."""
+    """The sum of a layer's gradients, (m, n); `value` is None before the first."""
 
     def __init__(self, layer: nn.Module, dense_entries: int, rank: int, seed: int) -> None:
-        # Conv1D of GPT-2 keeps its weight transposed: (in_features, out_features).
+        # GPT-2's Conv1D stores its weight transposed: (in_features, out_features).
         self._is_transposed = not isinstance(layer, nn.Linear)
         self._is_dense = _weight(layer).numel() <= dense_entries
         self._rank, self._seed = rank, seed
         self.value: Tensor | Sketch | None = None
 
     def add(self, gradient: Tensor, times: int) -> None:
-        """Add a gradient of the weight, in its layout."""
+        """Add a gradient in the layout of the weight."""
         matrix = gradient.T if self._is_transposed else gradient
         if self.value is None:
             shape = tuple(matrix.shape)
@@ -91,7 +91,7 @@ class _Total:
 def _add_gradients(model: nn.Module, batch: Batch, totals: Mapping[nn.Parameter, _Total]) -> None:
     def add(weight: Tensor) -> None:
         totals[cast("nn.Parameter", weight)].add(cast("Tensor", weight.grad), size_of(batch))
-        weight.grad = None  # before the next layer has its own
+        weight.grad = None  # free it before the next layer's is computed
 
     hooks = [weight.register_post_accumulate_grad_hook(add) for weight in totals]
     try:
@@ -109,7 +109,7 @@ def _mean(total: _Total, examples: int, name: str) -> Matrix:
     if value is None:
         raise ValueError(f"layer {name!r} was never called, or the loss does not depend on it")
     if not (value.is_finite() if isinstance(value, Sketch) else torch.isfinite(value).all()):
-        raise ValueError(f"layer {name!r}: its gradients over these examples are not finite")
+        raise ValueError(f"layer {name!r}: its gradient over these examples is not finite")
     if isinstance(value, Tensor):
         return value / examples
     left, right = value.pair()

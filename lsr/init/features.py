@@ -1,6 +1,6 @@
-"""What the backbone of a model returns, kept and given back: the rest of the model then runs at the cost of its head.
+"""Cache and replay the outputs of a model's backbone, so that a forward pass costs no more than the head.
 
-The model's own forward computes head and loss from it, whatever they are.
+The model's own forward computes the head and the loss from them, so any head and any loss will do.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from lsr.init.passes import Batch, loss_of
 
-Calls = list[Any]  # what each call of the backbone returned in one pass of the model
+Calls = list[Any]  # the output of each call of the backbone in one forward pass of the model
 
 
 def backbone_of(model: nn.Module) -> nn.Module:
-    """Return the module without a head inside a model of transformers, wrapped by PEFT or not.
+    """Return the headless module inside a transformers model, wrapped by PEFT or not.
 
     transformers names it in the class attribute `base_model_prefix`; any other model may do the same.
 
@@ -27,16 +27,16 @@ def backbone_of(model: nn.Module) -> nn.Module:
         children, prefix = dict(module.named_children()), getattr(type(module), "base_model_prefix", "")
         if prefix in children:
             return children[prefix]
-    raise ValueError(f"{type(model).__name__} has no backbone: base_model_prefix of its class names no module")
+    raise ValueError(f"{type(model).__name__} has no backbone: the base_model_prefix of its class names no module")
 
 
 def features(model: nn.Module, backbone: nn.Module, batch: Batch) -> Calls:
-    """Return what the backbone returns for a batch: tensors, and tuples, lists and mappings of them.
+    """Return the backbone's outputs for a batch: tensors, and tuples, lists and mappings of them.
 
-    Anything else in there, such as a cache of keys and values, is left out.
+    Anything else in the outputs, such as a KV cache, is left out.
 
     Raises:
-        ValueError: if the backbone is not called, or what it returns is not finite or nothing of that kind.
+        ValueError: if the backbone is not called, or its outputs hold no tensors or are not finite.
     """
     calls: Calls = []
     forward = backbone.forward
@@ -53,20 +53,20 @@ def features(model: nn.Module, backbone: nn.Module, batch: Batch) -> Calls:
     if not any(True for _ in tensors_in(calls)):
         raise ValueError(f"the backbone {type(backbone).__name__} returns no tensors, nor a tuple or mapping of them")
     if not all(bool(value.isfinite().all()) for value in tensors_in(calls)):
-        raise ValueError(f"what the backbone {type(backbone).__name__} returns for these examples is not finite")
+        raise ValueError(f"the outputs of the backbone {type(backbone).__name__} for these examples are not finite")
     return calls
 
 
 @contextmanager
 def given_back(backbone: nn.Module, calls: Calls) -> Iterator[None]:
-    """Let the backbone return what was kept, call by call, without computing it."""
+    """Have the backbone return the cached outputs, call by call, instead of computing them."""
     outputs = iter(calls)
     with _forward_of(backbone, lambda *_, **__: next(outputs)):
         yield
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Return the tensors in nested tuples, lists and mappings."""
+    """Yield the tensors in nested tuples, lists and mappings."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -77,7 +77,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def _only_tensors(value: Any) -> Any:
-    if isinstance(value, Mapping):  # a ModelOutput takes its fields by name
+    if isinstance(value, Mapping):  # a ModelOutput takes its fields as keywords
         return type(value)(**{name: _only_tensors(item) for name, item in value.items()})
     if isinstance(value, tuple | list):
         return getattr(type(value), "_make", type(value))([_only_tensors(item) for item in value])
@@ -86,7 +86,7 @@ def _only_tensors(value: Any) -> Any:
 
 @contextmanager
 def _forward_of(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Replace a module's forward, which may already be one of its own rather than its class's (accelerate's hooks)."""
+    """Replace a module's forward, which may already be an instance attribute, as with accelerate's hooks."""
     own = module.__dict__.get("forward")
     module.forward = forward
     try:

@@ -1,4 +1,4 @@
-"""Unit frames in the form of an adapter's factors, for cores: for one layer, or for all layers that share them."""
+"""Orthonormal frames around a core, in the form of an adapter's factors: for one layer, or for all that share them."""
 
 from collections.abc import Sequence
 from math import sqrt
@@ -15,7 +15,7 @@ from lsr.init.initialization import Source, Start
 
 
 def framed(matrices: Sequence[Matrix], source: Source) -> Start:
-    """Return the frames that hold most of one matrix, or of several together, in the form of a source.
+    """Return the frames that capture most of one matrix, or of several jointly, in the form of the source.
 
     Raises:
         ValueError: as `lsr.algebra.frames.leading_frames`.
@@ -31,10 +31,10 @@ def as_factors(
     form: Form,
     seed: int,
 ) -> Start:
-    """Return factors whose B spans the columns of `left` and whose A the rows of `right`, both of norm sqrt(r).
+    """Return factors with B spanning the columns of `left` and A the rows of `right`, both of norm sqrt(r).
 
-    With one factor a side these are `left` and `right` themselves. With more they are as near as sums of
-    `separation_rank` Kronecker products come: the basis within a frame is free, for a core learns any.
+    With one factor per side these are `left` and `right` themselves; with more, the nearest sums of `separation_rank`
+    Kronecker products. The basis within a frame is free, because a core can learn any change of basis.
     """
     if len(form.rank_shape) == 1:
         return Start([right[None].contiguous()], [left[None].contiguous()], 0.0)
@@ -51,16 +51,16 @@ def _fitted(rows: Tensor, form: Form, width_shape: tuple[int, ...], seed: int) -
 
 def unit(
     factors: Sequence[Tensor],  # (s, r_i, n_i) each
-    width: int,  # of the n_1 * ... * n_D columns, those that are used
+    width: int,  # how many of the n_1 * ... * n_D columns are used
 ) -> list[Tensor]:
-    """Scale the factors alike such that the rows of their sum have norm 1 in the mean."""
+    """Scale all factors equally, such that the rows of their sum have unit root-mean-square norm."""
     full = kron_sum(*factors)[:, :width]
     scale = (sqrt(len(full)) / torch.linalg.matrix_norm(full)) ** (1 / len(factors))
     return [factor * scale for factor in factors]
 
 
 def random_frames(sources: Sequence[Source]) -> Start:
-    """Draw orthonormal frames, with one factor a side; with more, Gaussian factors of the same size."""
+    """Draw orthonormal frames with one factor per side; with more, Gaussian factors of the same norm."""
     source = sources[0]
     form = source.form
 
@@ -70,7 +70,7 @@ def random_frames(sources: Sequence[Source]) -> Start:
             torch.randn(form.separation_rank, r, n, generator=source.generator, dtype=torch.float64) for r, n in sizes
         ]
 
-    # The device is named: under `with torch.device("meta")` there would be nothing to draw.
+    # Name the device: under `with torch.device("meta")` nothing would be drawn.
     with torch.device("cpu"):
         a, b = draw(form.in_shape), draw(form.out_shape)
     if len(form.rank_shape) == 1:

@@ -1,6 +1,6 @@
-"""A and B's frame from the leading singular vectors of the loss gradient; B1 = 0, or a core between both frames is.
+"""A and B's frame from the leading singular vectors of the loss gradient; B1, or the core between the frames, is zero.
 
-The same of the update that a short training makes: it is what gradients add up to.
+The update of a short training run takes the place of the gradient in the same way: it accumulates gradients.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from lsr.init.row_space import in_row_space
 
 
 def start(source: Source) -> Start:
-    """Return a start with A from the right singular vectors of the gradient and B's frame from the left ones.
+    """Take A from the right singular vectors of the gradient and B's frame from the left ones.
 
-    With B1 = 0 the first step moves B within the frame alone, along the gradient times A^T.
+    With B1 = 0 the first step moves B only within the frame, along the gradient times A^T.
 
     Raises:
         ValueError: if there is no gradient, or it is zero, not finite or too small.
@@ -33,9 +33,9 @@ def start(source: Source) -> Start:
 
 
 def frames(sources: Sequence[Source]) -> Start:
-    """Return the leading singular vectors of the gradient; of several layers and data sets, those of all at once.
+    """Return the leading singular vectors of the gradient, or joint ones over several layers and data sets.
 
-    The directions alone count: frames scaled by the singular values learn less.
+    Only the directions are kept: frames scaled by the singular values learned less.
 
     Raises:
         ValueError: as `start`.

@@ -1,6 +1,6 @@
-"""Gradients through a head that has been fitted: through a fresh one they say little about the task.
+"""Gradients through a fitted head: through a randomly initialized one they say little about the task.
 
-Only gradients are taken through it. Training starts from the head as it was: the fitted one did no better there.
+The fitted head serves the gradients only. Training starts from the original head: the fitted one did no better.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,12 +32,12 @@ def examples_gradients(
     cache_bytes: int = CACHE_BYTES,
     dense_entries: int = DENSE_ENTRIES,
     rank: int = SKETCH_RANK,
-    progress: Callable[[int, int], None] | None = None,  # told after each batch of a pass how many of how many are done
+    progress: Callable[[int, int], None] | None = None,  # called after each batch with the numbers done and total
 ) -> dict[str, Matrix]:  # (m, n) each
-    """Return `weight_gradients` of the layers through a fitted head, which is then as it was; see `fitted_head`.
+    """Return `weight_gradients` of the layers through a fitted head, which is restored afterwards; see `fitted_head`.
 
-    The batches are read once and kept. Two passes over them, one of which goes backward; without a head to fit, that
-    one alone. What is given alike comes back with the same bytes.
+    The batches are read once and kept in memory. Takes a forward pass over them to fit the head, if there is one, and
+    a forward and backward pass for the gradients. Deterministic: equal inputs give equal bytes.
 
     Raises:
         ValueError: as `fitted_head` and `weight_gradients`.
@@ -77,21 +77,21 @@ def fitted_head(
     rate: float = RATE,
     seed: int = 0,
     cache_bytes: int = CACHE_BYTES,
-    progress: Callable[[int], None] | None = None,  # told after each batch of the pass how many are done
+    progress: Callable[[int], None] | None = None,  # called after each batch of the pass with the number done
 ) -> Iterator[None]:
-    """Fit the parameters of a head by AdamW steps on a batch each, without dropout; afterwards put them back.
+    """Fit the parameters of a head by AdamW, one batch per step and without dropout, and restore them afterwards.
 
-    `head` is the modules that are trained whole beside the adapters: for a model in a PEFT wrapper, its wrappers of
-    `modules_to_save`, each of which has a copy in use. Give none where the head is pretrained, as a language model's:
-    nothing is fitted then. What the head shares with the backbone, such as tied embeddings, stays.
+    `head` lists the modules that are trained in full alongside the adapter: in a PEFT wrapper, its `modules_to_save`
+    wrappers, whose active copies are fitted. Leave it empty if the head is pretrained, as in a language model: nothing
+    is then fitted. Parameters that the head shares with the backbone, such as tied embeddings, are left unchanged.
 
-    One pass over the examples, in an order drawn by `seed`, keeps what the backbone returns on its device; the steps
-    cost no more than the head itself. When that exceeds `cache_bytes` the pass ends, and the head is fitted to the
-    examples until there: those of one batch at least.
+    One pass over the examples, in an order drawn from `seed`, caches the backbone's outputs on its device, so that
+    each step costs no more than the head. The pass ends when the cache exceeds `cache_bytes`; the head is then fitted
+    to the examples cached so far, at least one batch.
 
     Raises:
-        ValueError: if there are no examples; labels are missing, not finite or all the same; the model has no backbone,
-            or does not call it; its output or the loss is not finite; the loss does not depend on the head.
+        ValueError: if there are no examples; labels are missing, not finite or all equal; the model has no backbone or
+            does not call it; its output or the loss is not finite; or the loss does not depend on the head.
     """
     parameters = head_parameters(model, head)
     if not (steps and parameters):
@@ -105,10 +105,10 @@ def fitted_head(
 
 
 def head_parameters(model: nn.Module, head: Sequence[nn.Module]) -> list[nn.Parameter]:
-    """Return the parameters of a head that its backbone does not share.
+    """Return the parameters of a head that it does not share with the backbone.
 
     Raises:
-        ValueError: if there are modules of a head, but the model has no backbone.
+        ValueError: if `head` is not empty but the model has no backbone.
     """
     if not head:
         return []
@@ -135,9 +135,11 @@ def _fit(
         with given_back(backbone, kept[index]), torch.enable_grad():
             loss = loss_of(model, batches[index])
         if not torch.isfinite(loss):
-            raise ValueError(f"the loss of the head is not finite in step {step} of {steps} at the rate {rate}")
+            raise ValueError(
+                f"the loss is not finite in step {step} of {steps} of the head at the learning rate {rate}"
+            )
         if not any(optimizer.step(loss)):
-            raise ValueError("the loss does not depend on the head: is it what the model calls?")
+            raise ValueError("the loss does not depend on the head: is this the head that the model calls?")
 
 
 def _kept_features(
@@ -147,7 +149,7 @@ def _kept_features(
     order: Sequence[int],
     cache_bytes: int,
     progress: Callable[[int], None] | None,
-) -> dict[int, Calls]:  # by the index of a batch
+) -> dict[int, Calls]:  # by batch index
     kept: dict[int, Calls] = {}
     used = 0
     for done, index in enumerate(order, 1):
@@ -162,14 +164,14 @@ def _kept_features(
 
 
 def _cycled(indices: Sequence[int], draws: torch.Generator) -> Iterator[int]:
-    """Return all of the indices again and again, each time in another order."""
+    """Yield all the indices over and over, each time in a new order."""
     while True:
         yield from (indices[place] for place in torch.randperm(len(indices), generator=draws).tolist())
 
 
 def _check_labels(batches: Sequence[Batch]) -> None:
     if not batches:
-        raise ValueError("no examples: there is no batch to fit a head to")
+        raise ValueError("no examples: there are no batches to fit a head to")
     for number, batch in enumerate(batches, 1):
         if "labels" not in batch:
             raise ValueError(f"batch {number} has no labels to fit a head to: it has {', '.join(batch)}")
@@ -178,4 +180,6 @@ def _check_labels(batches: Sequence[Batch]) -> None:
     first = batches[0]["labels"][0]
     every = [batch["labels"] for batch in batches]
     if all(labels.shape[1:] == first.shape and (labels == first).all() for labels in every):
-        raise ValueError(f"all {sum(map(len, every))} examples have the label {first.tolist()}: a head needs two")
+        raise ValueError(
+            f"all {sum(map(len, every))} examples have the label {first.tolist()}: a head needs at least two"
+        )

@@ -1,4 +1,4 @@
-"""What every initialization reads of a layer, and what it returns: the interface of the files beside this one."""
+"""The interface of an initialization: what it reads of a layer and what it returns."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,31 +16,32 @@ class Source:
     """What an initialization may read; the same source gives the same bytes."""
 
     form: Form
-    weight: Callable[[], Tensor]  # (m, n): called by those that read it alone, for some weights are dequantized first
+    weight: Callable[[], Tensor]  # (m, n): a function, because a quantized weight is dequantized only where it is read
     scaling: float = 1.0
     seed: int = 0  # of randomized decompositions
-    generator: torch.Generator | None = None  # of what is drawn; None: torch's global one
-    # What examples say of W, (m, n), one of each data set: the mean of dL/dW, or the update of a short training.
+    generator: torch.Generator | None = None  # for random draws; None: torch's global one
+    # One (m, n) matrix per data set: the mean of dL/dW, or the update of a short training run.
     gradients: Sequence[Matrix] = ()
     zero: bool = True  # B1 = 0 where B is drawn
-    paired: bool = False  # whether frames are for a diagonal core: the i-th direction of B goes with the i-th of A
+    paired: bool = False  # frames for a diagonal core: the i-th direction of B belongs to the i-th of A
 
 
 @dataclass(frozen=True)
 class Start:
-    """Factors to start from."""
+    """Initial factors."""
 
     a: list[Tensor]  # (s, r_i, n_i) each
     b: list[Tensor]  # (s, m_i, r_i) each
-    error: float | None = None  # relative distance of the fit to its target; None where nothing was fitted
-    rows: Tensor | None = None  # (r, n), orthonormal: the row space aimed at, where it is not the weight's leading one
+    error: float | None = None  # relative error of the fit; None if nothing was fitted
+    rows: Tensor | None = None  # (r, n), orthonormal: the target row space, unless it is the weight's leading one
 
 
 class Initialization(NamedTuple):
-    """A way to start.
+    """An initialization scheme.
 
-    `start` makes factors that train: B A = 0, or, where it `folds`, an update that is subtracted from the base weight.
-    `frames` makes those around a core, for one layer or for all that share them; None where it has no such meaning.
+    `start` returns trainable factors, with B A = 0 or, if the scheme `folds`, an update that is subtracted from the
+    base weight. `frames` returns the frames around a core, for one layer or for all that share them; None if the scheme
+    is undefined for cores.
     """
 
     reads: Literal["seed", "weight", "gradient", "update"]

@@ -1,4 +1,4 @@
-"""A and B fitted together to the trailing singular part of the weight. The update it starts at is folded."""
+"""A and B fitted jointly to the trailing singular part of the weight. The initial update is folded."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ from lsr.init.principal import fitted
 
 
 def start(source: Source) -> Start:
-    """Return the factors nearest to the part of the weight with its r smallest singular values.
+    """Return the factors nearest to the part of the weight that belongs to its r smallest singular values.
 
     Raises:
         ValueError: if the weight is zero, not finite or too small.
@@ -26,7 +26,7 @@ def start(source: Source) -> Start:
 
 
 def frames(sources: Sequence[Source]) -> Start:
-    """Return the singular vectors of the smallest singular values of the weight, or of several weights at once.
+    """Return the trailing singular vectors of the weight, or joint ones over several weights.
 
     Raises:
         ValueError: as `start`.

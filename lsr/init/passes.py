@@ -1,6 +1,6 @@
-"""Passes of a model over batches of examples, which leave the model as it was.
+"""Passes of a model over batches of examples that leave the model unchanged.
 
-A batch goes into `model(**batch)` as it is, so it must be on the model's device.
+A batch is passed to `model(**batch)` as is, so it must be on the model's device.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,33 +16,33 @@ def loss_of(model: nn.Module, batch: Batch) -> Tensor:  # ()
     """Return `model(**batch).loss`.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if the model returns no loss.
     """
     loss = getattr(model(**batch), "loss", None)
     if loss is None:
-        raise ValueError(f"the model returned no loss: batches need labels, these have {', '.join(batch)}")
+        raise ValueError(f"the model returned no loss: batches need labels, but these have {', '.join(batch)}")
     return loss
 
 
 def part_of(
-    progress: Callable[[int, int], None] | None,  # told how many of how many batches are done
+    progress: Callable[[int, int], None] | None,  # called with the numbers of batches done and in total
     start: int,
     total: int,
 ) -> Callable[[int], None] | None:
-    """Return what one of several passes tells after each of its batches: those of the passes before are done."""
+    """Return the progress callback of one of several passes, which counts from the `start` batches done before it."""
     return None if progress is None else lambda done: progress(start + done, total)
 
 
 def size_of(batch: Batch) -> int:
-    """Return how many examples a batch has."""
+    """Return the number of examples in a batch."""
     return len(next(iter(batch.values())))
 
 
 @contextmanager
 def undisturbed(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Let the given parameters alone take gradients, from none, without dropout.
+    """Let only the given parameters accumulate gradients, starting from none and without dropout.
 
-    Afterwards modes, `requires_grad`, `grad` and the random numbers of torch, on CPU and CUDA, are what they were.
+    Restores train/eval modes, `requires_grad`, `grad` and torch's random states, on CPU and CUDA, afterwards.
     """
     chosen = list(parameters)
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
@@ -57,7 +57,7 @@ def undisturbed(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterato
 
 @contextmanager
 def _without_dropout(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode, and afterwards back into its own: they need not agree."""
+    """Put every module into evaluation mode, then restore each one's own: submodules may differ."""
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()

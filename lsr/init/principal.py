@@ -1,4 +1,4 @@
-"""A and B fitted together to the weight, PiSSA under the Kronecker form. The update it starts at is folded."""
+"""A and B fitted jointly to the weight: PiSSA in Kronecker form. The initial update is folded."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,7 +27,7 @@ def start(source: Source) -> Start:
 
 
 def frames(sources: Sequence[Source]) -> Start:
-    """Return the leading singular vectors of the weight, or of several weights at once.
+    """Return the leading singular vectors of the weight, or joint ones over several weights.
 
     Raises:
         ValueError: as `start`.
@@ -41,14 +41,14 @@ def fitted(
     target: Tensor | tuple[Tensor, Tensor],  # (M, N), or (M, r) and (r, N) whose product it is; padded
     source: Source,
 ) -> Start:
-    """Return the factors nearest to a matrix, with the scaling spread over them."""
+    """Return the factors nearest to a matrix, with the scaling distributed over them."""
     form = source.form
     fit = fit_product(target, form.out_shape, form.rank_shape, form.in_shape, form.separation_rank, seed=source.seed)
     return unscaled(Start(fit.a, fit.b, fit.error), source)
 
 
 def unscaled(start: Start, source: Source) -> Start:
-    """Return factors of one length a term whose product times the scaling is what B A was."""
-    share = source.scaling ** (-0.5 / len(source.form.rank_shape))  # of the scaling, for each factor of each side
+    """Return balanced factors with the scaling divided out: scaling * B A is what B A was."""
+    share = source.scaling ** (-0.5 / len(source.form.rank_shape))  # each factor's share of the scaling
     a, b = ([share * factor for factor in balance(*side)] for side in (start.a, start.b))
     return replace(start, a=a, b=b)

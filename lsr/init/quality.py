@@ -1,4 +1,4 @@
-"""What a start holds of its weight, beside what other adapters of its size could."""
+"""How much of a weight the initial factors capture, compared with other adapters of the same size."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from lsr.algebra.spectrum import leading_part
 
 @dataclass(frozen=True)
 class Captured:
-    """How much of a weight's leading row space a factor A reaches. All values are fractions in [0, 1]."""
+    """How much of a weight the row space of A captures. All values are fractions in [0, 1]."""
 
     overlap: float  # mean squared cosine between row(A) and the r leading right singular vectors
     energy: float  # ||W P||^2 / ||W||^2 with P the projection onto row(A)
@@ -21,7 +21,7 @@ def captured_by_rows(
     leading: Tensor,  # (r, n), orthonormal rows
     a: Tensor,  # (r', n)
 ) -> Captured:
-    """Return what the row space of `a` holds of the leading rows and of the weight itself."""
+    """Return how much of the leading rows, and of the weight itself, the row space of `a` captures."""
     basis = torch.linalg.qr(a.double().T).Q  # (n, r')
     weight = weight.detach().double()
     overlap = (leading @ basis).square().sum() / len(leading)
@@ -34,9 +34,9 @@ def captured_by_svd(
     rank: int,
     stored: int,
 ) -> Captured:
-    """Return what the leading right singular vectors hold that fit into `stored` parameters: what LoRA's A could hold.
+    """Return what `stored` parameters capture as leading right singular vectors: the best that LoRA's A could do.
 
-    `stored / n` vectors; a fraction of a vector counts as that fraction of what it would add.
+    That is `stored / n` vectors, with a fractional vector counted proportionally.
     """
     vectors = stored / weight.shape[1]
     return Captured(min(vectors / rank, 1.0), _leading_energy(weight, vectors))
@@ -46,7 +46,7 @@ def captured_by_update(
     weight: Tensor,  # (m, n)
     update: Tensor,  # (m, n)
 ) -> float:
-    """Return 1 - ||W - update||_F^2 / ||W||_F^2: 1 for the weight itself, 0 for zero, negative for what leads away."""
+    """Return 1 - ||W - update||_F^2 / ||W||_F^2: 1 for the weight itself, 0 for zero, negative if worse than zero."""
     weight = weight.detach().double()
     return 1 - float((weight - update.double()).square().sum() / weight.square().sum())
 
@@ -55,9 +55,11 @@ def captured_by_lora(
     weight: Tensor,  # (m, n)
     stored: int,
 ) -> float:
-    """Return what the best LoRA of `stored` parameters captures of the weight: the truncated SVD (Eckart & Young 1936).
+    """Return how much of the weight the best LoRA of `stored` parameters captures, the truncated SVD.
 
-    A rank costs m + n parameters; a fraction of one counts as that fraction of what it would add.
+    Each unit of rank costs m + n parameters; a fractional one is counted proportionally.
+
+    Reference: Eckart & Young 1936.
     """
     return _leading_energy(weight, stored / sum(weight.shape))
 

@@ -1,4 +1,4 @@
-"""Random factors of LoRA's size, and how large the others make theirs to match."""
+"""Random factors at LoRA's scale, and the scaling that brings other initializations to the same scale."""
 
 from math import sqrt
 
@@ -11,7 +11,7 @@ from lsr.init.initialization import Source, Start
 
 
 def start(source: Source) -> Start:
-    """Return `random_factors` of the source's form."""
+    """Return `random_factors` in the form of the source."""
     return Start(*random_factors(source.form, source.zero, source.generator))
 
 
@@ -20,12 +20,13 @@ def random_factors(
     zero: bool,
     generator: torch.Generator | None,
 ) -> tuple[list[Tensor], list[Tensor]]:  # A factors (s, r_i, n_i), B factors (s, m_i, r_i), float32
-    """Draw factors such that A has the variance of LoRA's, 1 / (3 in_features), and B is zero.
+    """Draw factors such that the entries of A have LoRA's variance, 1 / (3 in_features), and B is zero.
 
-    A1 ~ N(0, 1/(3 n)), A2 and B2 ~ N(0, 1/s), further ones ~ N(0, 1); B1 = 0. Only B1 may be zero: with B2 = 0 too all
-    gradients would vanish. `zero=False` draws B1 as LoRA would draw B, so that the fresh adapter changes the model.
+    A1 ~ N(0, 1/(3 n)), A2 and B2 ~ N(0, 1/s), further factors ~ N(0, 1); B1 = 0. Only B1 may be zero: if B2 were too,
+    all gradients would vanish. `zero=False` draws B1 at the scale of LoRA's B, so that the fresh adapter changes the
+    model.
 
-    Reference: LoRA's kaiming_uniform(sqrt 5), Hu et al. 2021 (arXiv 2106.09685); here s enters the variance only.
+    Reference: LoRA's kaiming_uniform(sqrt 5), Hu et al. 2021 (arXiv 2106.09685); here s affects only the variance.
     """
     frame = _frame_scales(form)
     a_scales = [1 / sqrt(3 * form.in_features), *frame]
@@ -34,7 +35,7 @@ def random_factors(
     def draw(scale: float, *shape: int) -> Tensor:
         return scale * torch.randn(form.separation_rank, *shape, generator=generator)
 
-    # The device is named: under `with torch.device("meta")` there would be nothing to draw.
+    # Name the device: under `with torch.device("meta")` nothing would be drawn.
     with torch.device("cpu"):
         a = [draw(scale, r, n) for scale, r, n in zip(a_scales, form.rank_shape, form.in_shape, strict=True)]
         b = [draw(scale, m, r) for scale, r, m in zip(b_scales, form.rank_shape, form.out_shape, strict=True)]
@@ -45,9 +46,9 @@ def as_random_a(
     factors: list[Tensor],  # (s, r_i, n_i), unit terms in all but the first
     form: Form,
 ) -> list[Tensor]:
-    """Scale A such that ||A||_F^2 = r / 3, LoRA's expectation, and its frame is as large as a random one.
+    """Scale A to ||A||_F^2 = r / 3, LoRA's expected value, and its frame to the norm of a random one.
 
-    Learning rates then carry over from random factors.
+    Learning rates then carry over from random initialization.
     """
     scaled = _with_random_frame(factors, form)
     length = torch.linalg.matrix_norm(kron_sum(*scaled)[:, : form.in_features])
@@ -58,7 +59,7 @@ def as_zero_b(
     factors: list[Tensor],  # (s, m_i, r_i), unit terms in all but the first
     form: Form,
 ) -> list[Tensor]:
-    """Keep B's frame, as large as a random one, and make B1 zero."""
+    """Scale B's frame to the norm of a random one, and set B1 to zero."""
     scaled = _with_random_frame(factors, form)
     return [torch.zeros_like(scaled[0]), *scaled[1:]]
 
@@ -69,5 +70,5 @@ def _with_random_frame(factors: list[Tensor], form: Form) -> list[Tensor]:
 
 
 def _frame_scales(form: Form) -> list[float]:
-    """Root mean squares of all factors but the first: products with them then keep the size of the first."""
+    """Root mean squares of all factors but the first, chosen so that the full matrix keeps the scale of the first."""
     return [1 / sqrt(form.separation_rank), *[1.0] * len(form.rank_shape)][: len(form.rank_shape) - 1]

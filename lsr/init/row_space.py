@@ -1,4 +1,4 @@
-"""A from the leading right singular vectors of a matrix, as well as its form allows; B1 = 0."""
+"""A from the leading right singular vectors of a matrix, as closely as its form allows; B1 = 0."""
 
 from dataclasses import replace
 
@@ -24,13 +24,13 @@ def in_row_space(
     rows: Tensor,  # (r, n), orthonormal: the leading right singular vectors of a matrix
     source: Source,
 ) -> Start:
-    """Return random factors but for an A that spans the rows, as well as its form allows.
+    """Return random factors, except that A spans the rows as closely as its form allows.
 
-    min over A and C (r x r) of ||V_r^T - C A||_F: only the row space of A matters for the first steps, for B = 0
-    learns any C.
+    A minimizes ||V_r^T - C A||_F over A and C (r x r): only its row space matters in the first steps, because B, which
+    starts at zero, can learn any C.
 
-    Reference: PiSSA (Meng et al. 2024, arXiv 2404.02948) starts from leading singular vectors of the weight, LoRA-GA
-    (Wang et al. 2024, arXiv 2407.05000) from those of the gradient.
+    Reference: PiSSA (Meng et al. 2024, arXiv 2404.02948) starts from the weight's leading singular vectors, LoRA-GA
+    (Wang et al. 2024, arXiv 2407.05000) from the gradient's.
     """
     form = source.form
     padded = pad_columns(rows, form.in_width)

@@ -1,4 +1,4 @@
-"""Steps of AdamW in float32 at least, whatever parameters are kept in: in half precision most are lost to rounding."""
+"""AdamW in at least float32, whatever the dtype of the parameters: half precision rounds most updates away."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 
 class Group(NamedTuple):
-    """Parameters that train at one rate."""
+    """Parameters that share a learning rate."""
 
     parameters: Sequence[nn.Parameter]
     rate: float
 
 
 class PreciseAdamW:
-    """AdamW on precise copies of parameters, which take over the values after each step."""
+    """AdamW on high-precision copies of the parameters, written back to them after each step."""
 
     def __init__(
         self, groups: Sequence[Group], *, weight_decay: float = 0.01, largest_norm: float | None = None
@@ -31,7 +31,7 @@ class PreciseAdamW:
         self._largest_norm = largest_norm
 
     def step(self, loss: Tensor) -> list[bool]:  # for each parameter, whether the loss depends on it
-        """Take a step down the loss, which may leave parameters out."""
+        """Take one step; the loss need not depend on all parameters."""
         found = torch.autograd.grad(loss, self._parameters, allow_unused=True) if loss.requires_grad else ()
         gradients = found or [None] * len(self._parameters)
         for value, gradient in zip(self._exact, gradients, strict=True):
@@ -45,7 +45,7 @@ class PreciseAdamW:
 
 @contextmanager
 def restored(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Put the values of parameters back afterwards."""
+    """Restore the values of the parameters afterwards."""
     values = [parameter.detach().clone() for parameter in parameters]
     try:
         yield

@@ -1,7 +1,7 @@
-"""The update that a short training makes to each layer: where training goes, not only where it sets out to.
+"""The update that a short training run makes to each layer: where training ends up, not only its first direction.
 
-A LoRA on each layer trains together with the head over the examples, once. The product of its factors is what the
-initialization reads, and nothing of it stays in the model.
+A LoRA on each layer is trained together with the head for one pass over the examples. The initialization reads the
+product of the LoRA factors; none of it stays in the model.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,26 +38,26 @@ def examples_updates(
     rate: float = RATE,
     head_rate: float = HEAD_RATE,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,  # told after each batch of a pass how many of how many are done
+    progress: Callable[[int, int], None] | None = None,  # called after each batch with the numbers done and total
 ) -> dict[str, Matrix]:  # (m, k) and (k, n) each
-    """Return the update of each layer as a product of two factors of a rank; the model and its head stay as they were.
+    """Return each layer's update as a product of two factors of rank `rank`; model and head are left unchanged.
 
-    The head is first fitted by so many steps, as `lsr.init.head.fitted_head` does it; then LoRA and head take a step of
-    AdamW for each batch, in the order of the batches, without dropout, at rates that go down to zero. Small batches are
-    best: eight examples, say. The batches are read once and kept. What is given alike comes back with the same bytes.
+    First `steps` steps fit the head, as `lsr.init.head.fitted_head` does. Then LoRA and head take one AdamW step per
+    batch, in order, without dropout, with learning rates that decay linearly to zero. Small batches work best, for
+    example of eight. The batches are read once and kept in memory. Deterministic: equal inputs give equal bytes.
 
-    A step costs a forward pass and a backward pass to activations; of frozen weights no gradient is made, so they may
-    be quantized.
+    A step costs a forward pass and a backward pass through the activations; frozen weights need no gradient, so they
+    may be quantized.
 
     Raises:
-        ValueError: as `fitted_head`; if there are no examples, the loss is not finite, or it does not depend on a
+        ValueError: as `fitted_head`; or if there are no examples, the loss is not finite, or it does not depend on a
             layer; names the layer.
 
-    Reference: LoRA (Hu et al. 2021, arXiv 2106.09685), from which it differs in its end alone.
+    Reference: LoRA (Hu et al. 2021, arXiv 2106.09685), used here only to find the update.
     """
     listed = list(batches)
     if not listed:
-        raise ValueError("no examples: there is no batch to train on")
+        raise ValueError("no examples: there are no batches to train on")
     parameters = head_parameters(model, head)
     start, total = (len(listed), 2 * len(listed)) if steps and parameters else (0, len(listed))
 
@@ -75,12 +75,12 @@ def examples_updates(
 
 
 def _pairs(layers: Mapping[str, nn.Module], rank: int, seed: int) -> dict[str, Pair]:
-    """Return a LoRA of each layer in float32 at least, as it starts: A random, B zero."""
+    """Return a fresh LoRA for each layer, in at least float32: A random, B zero."""
     draws = torch.Generator().manual_seed(seed)
     found = {}
     for name, layer in layers.items():
         n, m = widths(layer)
-        a = torch.randn(rank, n, generator=draws) / (3 * n) ** 0.5  # the variance that LoRA's A has
+        a = torch.randn(rank, n, generator=draws) / (3 * n) ** 0.5  # the variance of LoRA's A
         like = layer.get_parameter("weight")
         dtype = torch.promote_types(like.dtype, torch.float32) if like.is_floating_point() else torch.float32
         found[name] = (
@@ -92,7 +92,7 @@ def _pairs(layers: Mapping[str, nn.Module], rank: int, seed: int) -> dict[str, P
 
 @contextmanager
 def _added(layers: Mapping[str, nn.Module], pairs: Mapping[str, Pair]) -> Iterator[None]:
-    """Have each layer add the product of its pair to what it returns."""
+    """Have each layer add the update of its pair to its output."""
     handles = [layer.register_forward_hook(_adding(*pairs[name])) for name, layer in layers.items()]
     try:
         yield
@@ -111,7 +111,7 @@ def _adding(a: nn.Parameter, b: nn.Parameter) -> Callable[[nn.Module, tuple[Any,
 
 def _train(
     model: nn.Module,
-    names: Sequence[str],  # of the layers whose factors are the first group, two each
+    names: Sequence[str],  # of the layers whose factors form the first group, two per layer
     groups: Sequence[Group],
     batches: Sequence[Batch],
     progress: Callable[[int], None] | None,
@@ -123,8 +123,8 @@ def _train(
             loss = loss_of(model, batch)
         if not torch.isfinite(loss):
             raise ValueError(
-                f"the loss is not finite in step {done} of {len(batches)} of the short training at the rate "
-                f"{groups[0].rate:g}"
+                f"the loss is not finite in step {done} of {len(batches)} of the short training run at the learning "
+                f"rate {groups[0].rate:g}"
             )
         reached = steps.step(loss)
         for name, is_reached in zip(names, reached[::2], strict=False):

@@ -1,1 +1,1 @@
-"""Many adapters of one base model at once: a bank of them, from which each row of a batch takes its own."""
+"""Serve many adapters of one base model at once: each row of a batch picks its own from a bank."""

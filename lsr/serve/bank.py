@@ -1,4 +1,4 @@
-"""AdapterBank: a base model with thousands of adapters, of which each row of a batch names its own."""
+"""AdapterBank: a base model with thousands of adapters, where each row of a batch names its own."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,34 +31,34 @@ from lsr.tuner.fingerprint import check_weight
 from lsr.tuner.mixed_batch import BASE, copies_of_a_row
 from lsr.tuner.saved import first_line
 
-FIRST_PLACES = 8  # adapters that there is room for at first; then it doubles
+FIRST_PLACES = 8  # initial capacity in adapters; it doubles when exhausted
 
 
 class AdapterBank(nn.Module):
-    """A base model with many adapters, each a place in a few stacked tensors.
+    """A base model with many adapters, each a slot in a few stacked tensors.
 
-    The first adapter chooses what is kept. If it has trained cores between frozen frames, all adapters must hold these
-    frames, and keep their scaled cores alone: a few hundred numbers each. Otherwise, or with `collapse`, the bank keeps
-    the factors A and B of each adapter as matrices, whatever its form, with zeros up to the greatest rank. Modules that
-    adapters have trained whole, such as heads, are kept too.
+    The first adapter determines what is stored. If it has trained cores between frozen frames, all adapters must use
+    the same frames, and the bank stores only their scaled cores: a few hundred values each. Otherwise, or with
+    `collapse`, the bank stores the A and B of each adapter as matrices, whatever its form, zero-padded to the largest
+    rank. Modules that the adapters trained in full, such as heads, are stored too.
 
-    The base model is changed in place: its adapted layers and heads are wrapped, its parameters frozen, and it is in
-    evaluation mode. Rows without an adapter, "__base__", are as without a bank.
+    The base model is modified in place: its adapted layers and heads are wrapped, its parameters frozen, and it is put
+    into evaluation mode. Rows without an adapter, named "__base__", give the same results as without a bank.
 
-    An adapter takes and leaves its place without any change of shapes, so a compiled model stays compiled, as long as
-    `capacity` adapters are enough; beyond that the room doubles, and the model is compiled once more.
+    Adding and removing adapters changes no shapes while they fit into `capacity`, so a compiled model stays compiled;
+    beyond that the capacity doubles, and the model is recompiled once.
     """
 
     def __init__(self, base: nn.Module, *, collapse: bool = False, capacity: int = FIRST_PLACES) -> None:
         super().__init__()
         self.model = base.requires_grad_(False).eval()
         self.collapse = collapse
-        self.base_fields: Mapping[str, Any] | None = None  # what the adapters' configurations say of the base model
-        self.notes: dict[str, Any] = {}  # by adapter, anything that JSON holds
+        self.base_fields: Mapping[str, Any] | None = None  # the base model according to the adapters' configurations
+        self.notes: dict[str, Any] = {}  # by adapter, any JSON value
         self._modules_of_base = dict(base.named_modules())
         self._rows = Rows()
         self._places: dict[str, int] = {}
-        self._room = 1 + capacity  # the first place is nobody's
+        self._room = 1 + capacity  # the first slot is for rows without an adapter
         self._layers: dict[str, BankLayer] = {}
         self._heads: dict[str, BankHead] = {}
         self._trains = False
@@ -71,38 +71,38 @@ class AdapterBank(nn.Module):
 
     @property
     def names(self) -> list[str]:
-        """The names of the adapters, in the order in which they came."""
+        """The names of the adapters, in the order they were added."""
         return list(self._places)
 
     @property
     def nbytes(self) -> int:
-        """The bytes beyond the base model: stacks, with the room that is free, and frames, which layers may share."""
+        """The bytes in addition to the base model: stacks, including free slots, and frames, each counted once."""
         frames = [layer.frames for layer in self._layers.values() if isinstance(layer, CoreLayer)]
         buffers = [buffer for one in (*self._stacked(), *frames) for buffer in one.buffers(recurse=False)]
         return sum({buffer.data_ptr(): buffer.nbytes for buffer in buffers}.values())
 
     def add(self, name: str, folder: str | Path | Reading, *, note: Any = None, replace: bool = False) -> None:
-        """Load an adapter from its folder; with `replace` it takes the place of one of this name, if there is one.
+        """Load an adapter from its folder; with `replace` it replaces any adapter of the same name.
 
-        The bank is as it was if anything is wrong. A `Reading` may be added under several names.
+        On an error the bank is unchanged. A `Reading` may be added under several names.
 
         Raises:
-            InputError: if there is an adapter of this name, the folder holds none of LSR, or it does not fit the base
-                model or the adapters that are there.
+            InputError: if the name is taken, the folder holds no LSR adapter, or it does not fit the base model or the
+                adapters in the bank.
         """
         if not name or name == BASE:
-            raise InputError(f"an adapter's name must be a text other than {BASE!r}, got {name!r}")
+            raise InputError(f"an adapter's name must be a non-empty string other than {BASE!r}, got {name!r}")
         if self._trains:
-            raise InputError(f"{name}: the bank's adapters are training; add it before or after")
+            raise InputError(f"{name}: cannot add an adapter while the bank's adapters are training")
         if name in self._places and not replace:
-            raise InputError(f"{name}: there is an adapter of this name; replace=True puts another in its place")
+            raise InputError(f"{name}: an adapter of this name is in the bank; pass replace=True to replace it")
         reading = folder if isinstance(folder, Reading) else read_adapter(folder)
         self._check_base(reading)
         heads = heads_of(reading, self._modules_of_base)
         shared: dict[int, Frames] = {}
         layers = {layer: self._layer_for(reading, layer, shared) for layer in reading.adapters}
         parts = {layer: self._parts(reading, layer, layers[layer]) for layer in layers}
-        # From here on nothing can be wrong.
+        # Nothing below can fail.
         self.base_fields = self.base_fields or dict(reading.base)
         for layer, module in layers.items():
             self._insert_layer(layer, module)
@@ -117,21 +117,21 @@ class AdapterBank(nn.Module):
         self.notes[name] = note
 
     def remove(self, name: str) -> None:
-        """Forget an adapter; the next one takes its place.
+        """Remove an adapter; the next one added reuses its slot.
 
         Raises:
-            InputError: if there is none of this name.
+            InputError: if the bank has no adapter of this name.
         """
         self._check_names([name])
         del self._places[name], self.notes[name]
 
     @contextmanager
     def rows(self, names: Sequence[str], copies: int = 1) -> Iterator[None]:
-        """Have row i of each batch pass through adapter `names[i]`; "__base__" is none.
+        """Pass row i of each batch through adapter `names[i]`; "__base__" stands for no adapter.
 
         Raises:
-            InputError: if there is no adapter of a name; while it is active ValueError, if a batch has another number
-                of rows than there are names, and than `copies` times as many.
+            InputError: if a name is unknown. Inside the context a batch raises ValueError unless it has as many rows as
+                there are names, or `copies` times as many.
         """
         self._check_names(names)
         places = torch.tensor([self._places.get(name, NOBODY) for name in names], dtype=torch.int64)
@@ -143,11 +143,11 @@ class AdapterBank(nn.Module):
 
     @contextmanager
     def side_by_side(self) -> Iterator[list[Tensor]]:
-        """Have all adapters train together for a while, and yield what an optimizer is to change: the stacks.
+        """Train all adapters side by side; yields the stacks, to be passed to an optimizer.
 
-        Rows give gradients to their own adapters alone, and none to the base model. The gradient of an adapter without
-        rows in a batch is zero; an optimizer with momentum or decay changes it all the same. A stack holds cores with
-        their scaling c, so a step of Adam on it is as one of 1 / c times the size on the core.
+        Each row contributes gradients only to its own adapter, and none to the base model. An adapter without rows in a
+        batch has zero gradient, but an optimizer with momentum or weight decay still changes it. A stack holds cores
+        multiplied by their scaling c, so an Adam step on it amounts to a step 1 / c times as large on the core.
         """
         stacks = [stack for one in self._stacked() for stack in one.stacked() if stack.is_floating_point()]
         hooks = [stack.requires_grad_().register_hook(_nothing_for_nobody) for stack in stacks]
@@ -161,23 +161,23 @@ class AdapterBank(nn.Module):
                 stack.requires_grad_(False).grad = None
 
     def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
-        """Call the model, each row with the adapter that it names; without names all rows are the base model's."""
+        """Call the model, each row with the adapter it names; without names, all rows use the base model."""
         if adapter_names is None:
             return self.model(*args, **kwargs)
         with self.rows(adapter_names):
             return self.model(*args, **kwargs)
 
     def generate(self, *args: Any, adapter_names: Sequence[str], **kwargs: Any) -> Any:
-        """Call the model's `generate`, each prompt with the adapter that it names."""
+        """Call the model's `generate`, each prompt with the adapter it names."""
         model: Any = self.model
         with self.rows(adapter_names, copies_of_a_row(kwargs)):
             return model.generate(*args, **kwargs)
 
     def save(self, folder: str | Path, *, force: bool = False) -> None:
-        """Write the whole bank into one file of a folder, from which `load` reads it.
+        """Write the whole bank to a single file in a folder, for `load`.
 
         Raises:
-            InputError: if it is empty, the folder exists and `force` is not set, or it cannot be written.
+            InputError: if the bank is empty, the folder exists and `force` is not set, or it cannot be written.
         """
         if not self._places:
             raise InputError(f"{folder}: the bank is empty: add an adapter first")
@@ -192,10 +192,10 @@ class AdapterBank(nn.Module):
 
     @classmethod
     def load(cls, base: nn.Module, folder: str | Path) -> Self:
-        """Return the bank that `save` wrote, on its base model; it is mapped into memory, not copied.
+        """Return the bank that `save` wrote, on its base model; the file is memory-mapped, not copied.
 
         Raises:
-            InputError: if there is none, its file is broken, or it does not fit the base model.
+            InputError: if there is no bank, its file is broken, or it does not fit the base model.
         """
         index, layers, heads = stored.read(Path(folder))
         bank = cls(base, collapse=index.collapse, capacity=len(index.notes))
@@ -230,19 +230,19 @@ class AdapterBank(nn.Module):
         for field, value in reading.base.items():
             if value != expected.get(field):
                 raise InputError(
-                    f"{reading.source}: {field} is {value!r}, and {expected.get(field)!r} of the adapters in the bank"
+                    f"{reading.source}: {field} is {value!r}, but {expected.get(field)!r} for the adapters in the bank"
                 )
 
     def _layer_for(self, reading: Reading, name: str, shared: dict[int, Frames]) -> BankLayer:
-        """Return the layer of a name, which is a new one where none of the adapters has been before.
+        """Return the layer of a name; a new one if no adapter in the bank adapts it yet.
 
         Raises:
-            InputError: if the bank keeps cores and the adapter has none alone, or there is no such layer.
+            InputError: if the bank stores cores but the adapter trains factors, or there is no such layer.
         """
         first = next(iter(self._layers.values()), None)
         keeps_cores = reading.is_core and not self.collapse if first is None else isinstance(first, CoreLayer)
         if keeps_cores and not reading.is_core:
-            raise InputError(f"{reading.source}: trains factors, and the bank keeps cores alone; see collapse")
+            raise InputError(f"{reading.source}: trains factors, but the bank stores only cores; see collapse")
         if name in self._layers:
             return self._layers[name]
         base, adapter = self._base_layer(reading.source, name), reading.adapters[name]
@@ -279,7 +279,7 @@ class AdapterBank(nn.Module):
     def _check_widths(self, name: str, out_features: int, in_features: int) -> None:
         columns, rows = widths(self._modules_of_base[name])
         if (rows, columns) != (out_features, in_features):
-            raise ValueError(f"it is for a layer of {out_features} x {in_features}, and this one is {rows} x {columns}")
+            raise ValueError(f"it is for a layer of {out_features} x {in_features}, but this one is {rows} x {columns}")
 
     def _check_stored_head(self, source: str, name: str, stacks: Mapping[str, Tensor]) -> None:
         module = self._modules_of_base.get(name) if name else None
@@ -288,7 +288,7 @@ class AdapterBank(nn.Module):
         for key in sorted(expected.keys() | found.keys()):
             if found.get(key) != expected.get(key):
                 have, needed = found.get(key, "missing"), expected.get(key, "not there")
-                raise InputError(f"{source}: {name}.{key} is {have}, and {needed} in the base model")
+                raise InputError(f"{source}: {name}.{key} is {have}, but {needed} in the base model")
 
     def _insert_layer(self, name: str, layer: BankLayer) -> None:
         if name not in self._layers:
@@ -305,7 +305,7 @@ class AdapterBank(nn.Module):
         parent = self.model.get_submodule(parent_name)
         setattr(parent, child, module.eval())
         if isinstance(parent, nn.TransformerEncoderLayer):
-            # Its fast path in evaluation reads the base weights, past the adapters; zero keeps it from being taken.
+            # The fast path in evaluation mode reads the base weights and bypasses the adapters; zero disables it.
             parent.activation_relu_or_gelu = 0
 
     def _free_place(self) -> int:

@@ -1,4 +1,4 @@
-"""A module that each adapter of a bank has trained whole, such as a classification head: their parameters, stacked."""
+"""A module that each adapter of a bank trained in full, such as a classification head, with stacked parameters."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ STACK = "stack_"
 class BankHead(nn.Module):
     """Any module, with the state of each adapter's copy: `stack_0` (places, ...), ... in the order of its state dict.
 
-    The place of rows without an adapter holds the base model's own.
+    The slot for rows without an adapter holds the base model's own state.
     """
 
     def __init__(self, base_module: nn.Module, rows: Rows, places: int) -> None:
@@ -28,7 +28,7 @@ class BankHead(nn.Module):
         self.put(NOBODY, base_module.state_dict())
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Return in each row what its adapter's module says; all rows in one batched call."""
+        """Apply to each row its own adapter's module, all rows in one batched call."""
         places = self._rows[0].of(x)
         if places is None:
             return self.base_module(x, *args, **kwargs)
@@ -40,11 +40,11 @@ class BankHead(nn.Module):
         return vmap(one, randomness="different")(states, x)
 
     def by_name(self) -> dict[str, Tensor]:
-        """Return the stacks, by what they are in the module."""
+        """Return the stacks by their names in the module's state dict."""
         return {name: getattr(self, f"{STACK}{position}") for position, name in enumerate(self.state_names)}
 
     def put(self, place: int, state: Mapping[str, Tensor]) -> None:
-        """Set the state of an adapter's module in its place."""
+        """Put the state of an adapter's module into its slot."""
         with torch.no_grad():
             for position, name in enumerate(self.state_names):
                 stack = grown(getattr(self, f"{STACK}{position}"), (place + 1, *state[name].shape))
@@ -52,7 +52,7 @@ class BankHead(nn.Module):
                 stack[place].copy_(state[name])
 
     def take_stacks(self, stacks: Mapping[str, Tensor]) -> None:
-        """Take whole stacks, by what they are in the module; the first place is the base model's own again."""
+        """Take over whole stacks, by state-dict name; the first slot is reset to the base model's own state."""
         own = self.base_module.state_dict()
         for position, name in enumerate(self.state_names):
             setattr(self, f"{STACK}{position}", stacks[name].to(own[name]))
@@ -63,7 +63,7 @@ class BankHead(nn.Module):
         return list(self.by_name().values())
 
     def make_room(self, places: int) -> None:
-        """Have stacks of so many places at least."""
+        """Grow the stacks to at least `places` slots."""
         for position in range(len(self.state_names)):
             stack: Tensor = getattr(self, f"{STACK}{position}")
             setattr(self, f"{STACK}{position}", grown(stack, (places, *stack.shape[1:])))

@@ -1,6 +1,7 @@
-"""A linear layer with the small parts of many adapters, stacked: each row of a batch is multiplied by those of its own.
+"""A linear layer with the stacked parameters of many adapters: each row of a batch is multiplied by its own adapter's.
 
-There is no loop over adapters, and no copy of activations: parts are gathered by row, and applied in batched products.
+There is no loop over adapters and no copy of activations: parameters are gathered by row and applied in batched
+products.
 """
 
 from collections.abc import Mapping
@@ -17,17 +18,17 @@ from lsr.tuner.rows import add_by_cores, add_by_factors
 
 
 class BankLayer(nn.Module):
-    """A layer with the adapters of a bank; what is stacked along places differs by form."""
+    """A layer with the adapters of a bank; subclasses determine what is stacked along the slots."""
 
-    stacks: tuple[str, ...]  # names of the buffers whose first axis is the place
+    stacks: tuple[str, ...]  # names of the buffers whose first axis is the slot
 
     def __init__(self, base_layer: nn.Module, rows: Rows) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self._rows = (rows,)  # a tuple: what all layers share is no state of one
+        self._rows = (rows,)  # a tuple, because nn.Module must not register what all layers share
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # (rows, ..., n) -> (rows, ..., m)
-        """Return the base layer's output plus, in each row, what its adapter adds."""
+        """Return the base layer's output plus, for each row, the update of its adapter."""
         result: Tensor = self.base_layer(x, *args, **kwargs)
         places = self._rows[0].of(x)
         if places is None:
@@ -44,15 +45,15 @@ class BankLayer(nn.Module):
         raise NotImplementedError
 
     def parts(self, adapter: LsrAdapter) -> dict[str, Tensor]:
-        """Return what is to be kept of an adapter, by stack, with its scaling.
+        """Return the parts of an adapter to store, by stack, with the scaling included.
 
         Raises:
-            ValueError: if it is not of the form of this layer.
+            ValueError: if the adapter does not have the form of this layer.
         """
         raise NotImplementedError
 
     def put(self, place: int, parts: dict[str, Tensor]) -> None:
-        """Set the parts of an adapter in its place; None of them: zeros. Stacks grow if they are too small."""
+        """Put the parts of an adapter into its slot, or zeros if there are none. Stacks grow if they are too small."""
         for name in self.stacks:
             stack = getattr(self, name)
             if name in parts:
@@ -68,14 +69,14 @@ class BankLayer(nn.Module):
         return [getattr(self, name) for name in self.stacks]
 
     def make_room(self, places: int) -> None:
-        """Have stacks of so many places at least."""
+        """Grow the stacks to at least `places` slots."""
         for name in self.stacks:
             stack: Tensor = getattr(self, name)
             setattr(self, name, grown(stack, (places, *stack.shape[1:])))
 
 
 class Frames(nn.Module):
-    """A (r, n) and B (m, r), which layers of one kind may share: one module, so they stay one on every device."""
+    """A (r, n) and B (m, r), which layers of one kind may share: a module, so that moving it keeps them shared."""
 
     a: Tensor
     b: Tensor
@@ -104,19 +105,19 @@ class CoreLayer(BankLayer):
         """Return the scaled core.
 
         Raises:
-            ValueError: if it is of another shape, or between other frames.
+            ValueError: if the core has another shape or lies between other frames.
         """
         if adapter.core.shape != self.cores.shape[1:]:
             found, needed = (by(shape) for shape in (adapter.core.shape, self.cores.shape[1:]))
-            raise ValueError(f"its core is {found}, and those of the bank are {needed}")
+            raise ValueError(f"its core is {found}, but the bank's cores are {needed}")
         for own, held in zip(adapter.matrices(*adapter.factors()), (self.frames.a, self.frames.b), strict=True):
             if not torch.equal(own.to(held), held):
-                raise ValueError("its frames are not those of the bank; see collapse")
+                raise ValueError("its frames differ from the bank's; see collapse")
         return {"cores": adapter.scaling * adapter.core.detach()}
 
 
 class FactorLayer(BankLayer):
-    """Adapters of any form: `a` holds A, (places, r, n), and `b` c B^T, (places, r, m), zeros below a smaller rank."""
+    """Adapters of any form: `a` holds A, (places, r, n), and `b` c B^T, (places, r, m), zero-padded to the rank."""
 
     stacks = ("a", "b")
 
@@ -132,20 +133,20 @@ class FactorLayer(BankLayer):
         return add_by_factors(result, x, self.a, self.b, places)
 
     def parts(self, adapter: LsrAdapter) -> dict[str, Tensor]:
-        """Return A and the transpose of c B, of the whole update of the pretrained weight.
+        """Return A and the transpose of c B for the whole update of the pretrained weight.
 
         Raises:
-            ValueError: if it is for a layer of other widths.
+            ValueError: if the adapter is for a layer of other widths.
         """
         a, b = (side.detach() for side in adapter.as_lora())
         widths = self.b.shape[2], self.a.shape[2]
         if (len(b), a.shape[1]) != widths:
-            raise ValueError(f"it is for a layer of {len(b)} x {a.shape[1]}, and this one is {widths[0]} x {widths[1]}")
+            raise ValueError(f"it is for a layer of {len(b)} x {a.shape[1]}, but this one is {widths[0]} x {widths[1]}")
         return {"a": a, "b": adapter.scaling * b.T}
 
 
 def core_layer(base_layer: nn.Module, rows: Rows, adapter: LsrAdapter, frames: Frames, places: int) -> CoreLayer:
-    """Return a layer for cores like that of an adapter, with so many places, all zero."""
+    """Return a layer for cores of the same form as an adapter's, with `places` slots, all zero."""
     return CoreLayer(base_layer, rows, frames, frames.a.new_zeros(places, *adapter.core.shape))
 
 
@@ -156,13 +157,13 @@ def frames_of(adapter: LsrAdapter) -> Frames:
 
 
 def factor_layer(base_layer: nn.Module, rows: Rows, adapter: LsrAdapter, places: int) -> FactorLayer:
-    """Return a layer for adapters of any form, with so many places, all zero."""
+    """Return a layer for adapters of any form, with `places` slots, all zero."""
     a, b = (side.detach() for side in adapter.as_lora())
     return FactorLayer(base_layer, rows, a.new_zeros(places, *a.shape), b.new_zeros(places, *b.T.shape))
 
 
-def contents(layer: BankLayer, order: Tensor) -> dict[str, Tensor]:  # of places
-    """Return what a file keeps of a layer: its stacks in this order, and its frames, which others may share."""
+def contents(layer: BankLayer, order: Tensor) -> dict[str, Tensor]:  # order: of the slots
+    """Return the tensors of a layer to save: its stacks in the given order and its frames, which others may share."""
     frames = (
         {f"frames_{name}": value for name, value in layer.frames.named_buffers()}
         if isinstance(layer, CoreLayer)
@@ -174,10 +175,10 @@ def contents(layer: BankLayer, order: Tensor) -> dict[str, Tensor]:  # of places
 def stored_layer(
     base_layer: nn.Module, rows: Rows, tensors: Mapping[str, Tensor], shared: dict[tuple[int, int], Frames]
 ) -> BankLayer:
-    """Return a layer of what a file holds; `shared` are the frames that layers have by now, by their addresses.
+    """Return a layer from a file's tensors; `shared` holds the frames that earlier layers use, by memory address.
 
     Raises:
-        ValueError: if the tensors are not those of a layer of these widths.
+        ValueError: if the tensors do not fit the widths of the layer.
     """
     n, m = widths(base_layer)
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
@@ -190,4 +191,4 @@ def stored_layer(
         a, b = tensors["a"], tensors["b"]
         if a.dim() == b.dim() == 3 and (a.shape[1:], b.shape[1:]) == ((a.shape[1], n), (a.shape[1], m)):
             return FactorLayer(base_layer, rows, a, b)
-    raise ValueError(f"its tensors, {shapes}, are not those of a layer of {m} x {n}")
+    raise ValueError(f"its tensors, {shapes}, do not fit a layer of {m} x {n}")

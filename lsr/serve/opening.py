@@ -1,4 +1,4 @@
-"""A bank from what lies on disk, on the base model that it names: one file, or a folder of adapters."""
+"""Open a bank from disk, from one file or a folder of adapters, on the base model that it names."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,10 @@ from lsr.tuner.saved import CONFIG, first_line
 
 
 def open_bank(folder: Path, base: str | None = None) -> AdapterBank:
-    """Return the bank in a folder, its file or one of the adapters in it, on the base model that they name, or `base`.
+    """Return the bank in a folder, either its file or the adapters in it, on the base model that they name, or `base`.
 
     Raises:
-        InputError: if there is neither, or the base model is not there or does not fit.
+        InputError: if the folder holds neither, or the base model is missing or does not fit.
     """
     if not (folder / stored.FILE).is_file():
         return bank_of(adapter_folders([folder]), base)
@@ -30,7 +30,7 @@ def bank_of(folders: Mapping[str, Path], base: str | None = None, *, collapse: b
     """Return a bank of adapters by name, on the base model that the first names, or `base`.
 
     Raises:
-        InputError: if one is no adapter or does not fit the others, or the base model is not there or does not fit.
+        InputError: if one is no adapter or does not fit the others, or the base model is missing or does not fit.
     """
     first = next(iter(folders.values()))
     model = load_base(read_config(first, METHOD), read_tensors(first), base)
@@ -41,10 +41,10 @@ def bank_of(folders: Mapping[str, Path], base: str | None = None, *, collapse: b
 
 
 def fields_of(folder: Path) -> Mapping[str, Any]:
-    """Return what the adapters of a bank's folder say of their base model.
+    """Return the configuration fields about the base model from the adapters of a bank's folder.
 
     Raises:
-        InputError: if there is neither a bank nor an adapter.
+        InputError: if the folder holds neither a bank nor an adapter.
     """
     if (folder / stored.FILE).is_file():
         return stored.read_index(folder).base
@@ -52,10 +52,10 @@ def fields_of(folder: Path) -> Mapping[str, Any]:
 
 
 def notes_of(folder: Path) -> dict[str, Any]:
-    """Return the notes of a bank by adapter; no tensor is read.
+    """Return the notes of a bank by adapter, without reading tensors.
 
     Raises:
-        InputError: if there is neither a bank nor an adapter in the folder, or a note is no JSON.
+        InputError: if the folder holds neither a bank nor an adapter, or a note is not valid JSON.
     """
     if (folder / stored.FILE).is_file():
         return stored.read_index(folder).notes
@@ -63,30 +63,30 @@ def notes_of(folder: Path) -> dict[str, Any]:
 
 
 def adapter_folders(sources: Sequence[Path]) -> dict[str, Path]:
-    """Return folders of adapters by name: the sources, and what lies in those that hold none themselves.
+    """Return the adapter folders by name: each source that is one, and the adapters directly inside the others.
 
     Raises:
-        InputError: if a source holds no adapter, or two have one name.
+        InputError: if a source holds no adapter, or two have the same name.
     """
     found: dict[str, Path] = {}
     for source in sources:
         is_adapter = (source / CONFIG).is_file()
         inside = [source] if is_adapter else sorted(path.parent for path in source.glob(f"*/{CONFIG}"))
         if not inside:
-            raise InputError(f"{source}: no adapter, and no folder of adapters; needed: {CONFIG} in it or below it")
+            raise InputError(f"{source}: no adapter or folder of adapters; needed: {CONFIG} in it or below it")
         for folder in inside:
             name = folder.resolve().name
             if name in found:
-                raise InputError(f"{folder}: there is an adapter {name!r} already, {found[name]}; rename one of them")
+                raise InputError(f"{folder}: another adapter is named {name!r}, {found[name]}; rename one of them")
             found[name] = folder
     return found
 
 
 def read_note(folder: Path) -> Any:
-    """Return what the pipeline's file beside an adapter says; None if there is none.
+    """Return the contents of the pipeline's file next to an adapter; None if there is none.
 
     Raises:
-        InputError: if it is no JSON.
+        InputError: if it is not valid JSON.
     """
     path = folder / TASK
     if not path.is_file():
@@ -94,4 +94,4 @@ def read_note(folder: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: no valid JSON: {first_line(error)}") from None
+        raise InputError(f"{path}: not valid JSON: {first_line(error)}") from None

@@ -1,4 +1,4 @@
-"""What a bank takes from the folder of an adapter: its layers, its heads, and what says whether it belongs there."""
+"""Read an adapter's folder for a bank: its layers, its heads, and the fields that show whether it fits the bank."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ BASE_FIELDS = ("base_model_name_or_path", "revision", "task_type", "auto_mapping
 
 @dataclass(frozen=True)
 class Reading:
-    """An adapter as its folder holds it."""
+    """The contents of an adapter's folder."""
 
     source: str
-    base: Mapping[str, Any]  # what the configuration says of the base model, the fields of BASE_FIELDS
+    base: Mapping[str, Any]  # the configuration's BASE_FIELDS, which describe the base model
     adapters: Mapping[str, LsrAdapter]  # by layer
-    base_hashes: Mapping[str, str]  # by layer: of the weight that a start is subtracted from
-    whole: tuple[str, ...]  # name endings of the modules that it has trained whole
-    heads: Mapping[str, Tensor]  # their tensors, by their names in the base model
+    base_hashes: Mapping[str, str]  # by layer: hash of the weight that the initial update was subtracted from
+    whole: tuple[str, ...]  # name suffixes of the modules that it trained in full
+    heads: Mapping[str, Tensor]  # the tensors of these modules, by name in the base model
 
     @property
     def is_core(self) -> bool:
-        """Whether all it has learned is in cores, between frames that stay as they are."""
+        """Whether only cores were trained, between frozen frames."""
         return all(adapter.trained_part == "core" for adapter in self.adapters.values())
 
 
@@ -37,12 +37,12 @@ def read_adapter(folder: str | Path) -> Reading:
     """Read an adapter's folder; no base model is needed.
 
     Raises:
-        InputError: if it is no LSR adapter, its files do not fit together, or it trains biases of the base model.
+        InputError: if it is no LSR adapter, its files are inconsistent, or it trained biases of the base model.
     """
     folder = Path(folder)
     fields = read_config(folder, METHOD)
     if fields.get("bias", "none") != "none":
-        raise InputError(f"{folder}: trains biases of the base model (bias={fields['bias']!r}); a bank has none")
+        raise InputError(f"{folder}: trains biases of the base model (bias={fields['bias']!r}); a bank cannot")
     layers = load_layers(folder)
     whole = fields.get("modules_to_save") or []
     if not isinstance(whole, list) or not all(isinstance(word, str) for word in whole):
@@ -60,12 +60,12 @@ def read_adapter(folder: str | Path) -> Reading:
 
 
 def heads_of(reading: Reading, modules: Mapping[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of the modules that an adapter has trained whole, by module and by their names in it.
+    """Return the tensors of the modules that an adapter trained in full, by module and state-dict name.
 
-    `modules` are those of the base model by name.
+    `modules` are the modules of the base model by name.
 
     Raises:
-        InputError: if a tensor is missing or too much, or is not of the shape that it has in the base model.
+        InputError: if a tensor is missing or unexpected, or its shape differs from the base model's.
     """
     found: dict[str, dict[str, Tensor]] = {}
     left = dict(reading.heads)
@@ -75,7 +75,7 @@ def heads_of(reading: Reading, modules: Mapping[str, nn.Module]) -> dict[str, di
             state = module.state_dict()
             found[name] = {key: _fitting(reading, f"{name}.{key}", value, left) for key, value in state.items()}
     for name in left:
-        raise InputError(f"{reading.source}: {name} is no part of an adapter on this base model")
+        raise InputError(f"{reading.source}: {name} does not belong to an adapter of this base model")
     return found
 
 
@@ -84,5 +84,5 @@ def _fitting(reading: Reading, name: str, room: Tensor, left: dict[str, Tensor])
         raise InputError(f"{reading.source}: {name} is missing")
     value = left.pop(name)
     if value.shape != room.shape:
-        raise InputError(f"{reading.source}: {name} is {by(value.shape)}, and {by(room.shape)} in the base model")
+        raise InputError(f"{reading.source}: {name} is {by(value.shape)}, but {by(room.shape)} in the base model")
     return value

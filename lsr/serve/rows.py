@@ -1,15 +1,15 @@
-"""Which place in the bank each row of the current batch takes its numbers from."""
+"""The slot in the bank that each row of the current batch reads."""
 
 import torch
 from torch import Tensor
 
-NOBODY = 0  # the place of rows without an adapter: its stacks hold zeros, and the base model's own head
+NOBODY = 0  # the slot for rows without an adapter: zeros in layers, the base model's own state in heads
 
 
 class Rows:
-    """The places of a batch's rows, (rows,) int64, which all layers of a bank look up; None: none has an adapter.
+    """The slots of a batch's rows, (rows,) int64, read by all layers of a bank; None if no row has an adapter.
 
-    Beams, and several answers to one prompt, are `copies` rows in a row that share a place.
+    The beams, or the several answers, of one prompt are `copies` consecutive rows that share a slot.
     """
 
     def __init__(self) -> None:
@@ -17,21 +17,21 @@ class Rows:
         self.copies = 1
 
     def of(self, x: Tensor) -> Tensor | None:  # (rows,)
-        """Return the places of the rows of x.
+        """Return the slots of the rows of x.
 
         Raises:
-            ValueError: if x has another number of rows.
+            ValueError: if the number of rows does not match.
         """
         places = self.places
         if places is None or len(x) == len(places):
             return places
         if len(x) != self.copies * len(places):
-            raise ValueError(f"adapter_names must hold one name a row of the batch, {len(x)}, got {len(places)}")
+            raise ValueError(f"adapter_names must hold one name per row of the batch, {len(x)}, got {len(places)}")
         return places.repeat_interleave(self.copies)
 
 
 def grown(stack: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return a stack of a larger shape, with zeros around what it holds; the same one if it is large enough."""
+    """Return a stack zero-padded to a larger shape; the same stack if it is large enough."""
     larger = tuple(map(max, stack.shape, shape))
     if larger == tuple(stack.shape):
         return stack

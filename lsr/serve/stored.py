@@ -1,4 +1,4 @@
-"""The file of a bank: stacks of all adapters, frames once, and in its header an index of names."""
+"""The file of a bank: the stacks of all adapters, each frame once, and an index of names in the header."""
 
 import json
 from collections.abc import Mapping
@@ -19,22 +19,22 @@ from lsr.tuner.saved import DTYPES, first_line
 FILE = "bank.safetensors"
 HEADER, VERSION = "lsr_bank", 1
 FRAMES = ("frames_a", "frames_b")
-Stacks = Mapping[str, Tensor]  # by what they are in a layer or head
+Stacks = Mapping[str, Tensor]  # by name in a layer or head
 
 
 @dataclass(frozen=True)
 class Index:
-    """What the header says. Adapter i of `notes` is in place i + 1 of each stack; the first place is nobody's."""
+    """The header. Adapter i of `notes` is in slot i + 1 of each stack; the first slot is for rows with no adapter."""
 
-    base: dict[str, Any]  # what the adapters' configurations say of the base model
+    base: dict[str, Any]  # the base model according to the adapters' configurations
     collapse: bool
-    notes: dict[str, Any]  # by adapter, anything that JSON holds
+    notes: dict[str, Any]  # by adapter, any JSON value
 
 
 def write(
     folder: Path, index: Index, layers: Mapping[str, Stacks], heads: Mapping[str, Stacks], *, force: bool
 ) -> None:
-    """Write a bank; frames that several layers share, in one and the same memory, are in the file once.
+    """Write a bank; frames that several layers share in memory are written once.
 
     Raises:
         InputError: if the folder exists and `force` is not set, or it cannot be written.
@@ -56,7 +56,7 @@ def write(
 
 
 def read_index(folder: Path) -> Index:
-    """Return what the header of a bank says.
+    """Return the header of a bank.
 
     Raises:
         InputError: if there is no bank, or it is broken.
@@ -65,7 +65,7 @@ def read_index(folder: Path) -> Index:
 
 
 def read(folder: Path) -> tuple[Index, dict[str, dict[str, Tensor]], dict[str, dict[str, Tensor]]]:
-    """Return a bank's index, and the stacks of its layers and heads by name, mapped from the file.
+    """Return a bank's index and the stacks of its layers and heads by name, memory-mapped from the file.
 
     Raises:
         InputError: if there is no bank, it is broken, or a value is not finite.
@@ -91,7 +91,7 @@ def read(folder: Path) -> tuple[Index, dict[str, dict[str, Tensor]], dict[str, d
 
 def _header(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise InputError(f"{path.parent}: no bank of adapters, {path.name} is missing")
+        raise InputError(f"{path.parent}: not a bank of adapters, {path.name} is missing")
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})[HEADER])
@@ -119,5 +119,5 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         for key in file.keys():  # noqa: SIM118 it is no mapping
             value = found[key] = file.get_tensor(key)
             if value.dtype not in DTYPES or (value.is_floating_point() and not torch.isfinite(value).all()):
-                raise InputError(f"{path}: tensor {key} holds values that no bank has")
+                raise InputError(f"{path}: tensor {key} has a dtype or values that no bank can have")
     return found

@@ -1,1 +1,1 @@
-"""The PEFT method: its configuration, one adapter of one layer, the layer, and the model that holds them."""
+"""The PEFT method: its configuration, the adapter of a single layer, the adapted layer, and the model."""

@@ -1,4 +1,4 @@
-"""The model card of an adapter: README.md, which the hub shows, with a snippet that runs as it is printed."""
+"""The model card of an adapter: the README.md that the hub shows, with a snippet that runs as printed."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -26,9 +26,9 @@ ASK = {False: '"A text."', True: '{"text": "A text.", "text_pair": "Another one.
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says. `labels` are those of the head in their order; a head without labels predicts a number."""
+    """The contents of a card. `labels` are the head's labels in order; a head without labels predicts a number."""
 
-    method: str  # as PEFT calls it: LSR is this package's
+    method: str  # PEFT's name of the method; LSR is this package's
     base: str
     revision: str | None
     task_type: str | None
@@ -36,8 +36,8 @@ class Card:
     is_pair: bool = False
     summary: str = "It is a fine-tuned adapter."  # what it does, in a sentence or two
     sections: Mapping[str, str] = field(default_factory=dict)  # by heading
-    header: Mapping[str, Any] = field(default_factory=dict)  # more fields of the hub's
-    module: str = "peft"  # whose import makes PEFT know the method, if it is neither PEFT's nor this package's
+    header: Mapping[str, Any] = field(default_factory=dict)  # additional metadata fields for the hub
+    module: str = "peft"  # the module that registers the method, if it is neither PEFT's nor this package's
 
     def text(self) -> str:
         """Return the whole card, the same text every time."""
@@ -65,7 +65,7 @@ class Card:
 
     @property
     def _imported(self) -> str:
-        """The module without which PEFT does not know the method."""
+        """The module to import so that PEFT knows the method."""
         return "lsr" if self.method == "LSR" else self.module
 
     def _use(self) -> str:
@@ -73,7 +73,7 @@ class Card:
         return f"    pip install {packages}\n\n```python\n{self.snippet()}```"
 
     def snippet(self) -> str:
-        """Return Python that loads the adapter from the folder that it runs in, and asks it where it classifies."""
+        """Return Python code that loads the adapter from the working directory and, for a classifier, runs it."""
         kind = CLASSES.get(str(self.task_type), "AutoModel")
         asks = self.task_type == "SEQ_CLS"
         arguments = [json.dumps(self.base)] + ([f"revision={json.dumps(self.revision)}"] if self.revision else [])
@@ -114,18 +114,18 @@ class Card:
 
 
 def is_ours(folder: Path) -> bool:
-    """Return whether a folder has PEFT's empty card or one of this module, and none that somebody wrote."""
+    """Return whether the card in a folder is PEFT's empty one or one of this module, not one written by a user."""
     path = folder / FILE
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     return MARK in text or UNFILLED in text
 
 
 def stored(path: Path) -> str:
-    """Return in a sentence how many parameters an LSR adapter's file holds."""
+    """Return a sentence with the number of parameters in an LSR adapter's file."""
     with safe_open(path, "pt") as file:
         sizes = {name: _size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 it is no dict
     own = sum(size for name, size in sizes.items() if ".lsr_" in name)
-    return f"{own:,} of the adapter, and {sum(sizes.values()) - own:,} of the head and other modules that train whole."
+    return f"{own:,} of the adapter, and {sum(sizes.values()) - own:,} of the head and other modules trained in full."
 
 
 def _size(shape: Sequence[int]) -> int:

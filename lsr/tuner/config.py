@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from pathlib import Path
@@ -163,7 +163,7 @@ class LsrConfig(PeftConfig):
         self.peft_type = PeftType("LSR")
         self.rank_shape = tuple(self.rank_shape)
         if self.separation_rank is None:
-            self.separation_rank = TERMS if len(self.rank_shape) > 1 else 1
+            self.separation_rank = usual_terms(self.rank_shape)
         self.in_shape = tuple(self.in_shape) if self.in_shape is not None else None
         self.out_shape = tuple(self.out_shape) if self.out_shape is not None else None
         self.rank_pattern = {name: tuple(shape) for name, shape in self.rank_pattern.items()}
@@ -173,6 +173,7 @@ class LsrConfig(PeftConfig):
             value = getattr(self, name)
             setattr(self, name, set(value) if isinstance(value, list | tuple) else value)
         self._made: Resolved | None = None  # what files will say once the adapter is made
+        self.awaits_examples = False  # since the layers are there, and until they start from examples
         self.folder: Path | None = None  # where it was read from, if it was
         self.labels: tuple[str, ...] = ()  # of the base model, for the card
         self._check_shapes()
@@ -375,6 +376,11 @@ class LsrConfig(PeftConfig):
         if self.modules_to_save:  # PEFT appends the names of the usual heads each time that an adapter is loaded
             fields["modules_to_save"] = list(dict.fromkeys(self.modules_to_save))
         return fields
+
+
+def usual_terms(rank_shape: Sequence[int]) -> int:
+    """Return the separation rank where none is given."""
+    return TERMS if len(rank_shape) > 1 else 1
 
 
 def override(pattern: Mapping[str, Value], layer_name: str, usual: Value) -> Value:

@@ -1,4 +1,4 @@
-"""Regular expressions of a configuration, tried before PEFT matches them: some never end, and nothing stops them."""
+"""Regular expressions of a configuration, tried out before PEFT uses them: some never finish and cannot be stopped."""
 
 import json
 import re
@@ -9,10 +9,10 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 SECONDS = 5.0  # for all expressions of a configuration and all names: usual ones take milliseconds
-LONGEST = 10_000  # characters of one that is not plain: to compile it takes up to three seconds
-MOST = 1000  # entries of a field, or one a layer: PEFT compiles each of them for each layer
-MOST_UNSEEN = 100_000  # the same where the layers are not known yet
-WHOLE = ("target_modules", "exclude_modules")  # expressions where they are no lists
+LONGEST = 10_000  # characters of an expression that is not plain: compiling it takes up to three seconds
+MOST = 1000  # entries per field, unless there are more layers: PEFT compiles each entry for each layer
+MOST_UNSEEN = 100_000  # the same if the layers are not known yet
+WHOLE = ("target_modules", "exclude_modules")  # expressions, unless they are lists
 PLACES = {  # how PEFT matches the entries of other fields
     "modules_to_save": r"(^|.*\.){}($|\..*)",
     "layers_pattern": r"(?:^|.*?\.){}\.(?P<idx>\d+)\.",
@@ -20,7 +20,7 @@ PLACES = {  # how PEFT matches the entries of other fields
     "alpha_pattern": r"(.*\.)?({})$",
     "separation_rank_pattern": r"(.*\.)?({})$",
 }
-# What a child runs. As it may have to be killed, it says before each expression that it begins.
+# The program of the child process. It may be killed, so it prints a dot before each expression that it starts on.
 TRIAL = """
 import json, re, sys
 expressions, names = json.load(sys.stdin)
@@ -33,7 +33,7 @@ for way, expression in expressions:
 
 
 class Expression(NamedTuple):
-    """An entry of a field, and what PEFT asks Python's `re` for."""
+    """An entry of a field, and the function of `re` that PEFT uses on it."""
 
     field: str
     word: str
@@ -42,16 +42,16 @@ class Expression(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Whether it has no group, set or count, and one repetition at most, of its own: it always ends soon."""
+        """Whether it has no groups, sets or counts and at most one repetition, so that it always finishes quickly."""
         is_simple = not re.search(r"[(\[{]", self.word) and sum(map(self.word.count, "*+?")) <= 1
         return is_simple and not self.word.startswith(("*", "+", "?"))
 
 
 def check_syntax(config: Mapping[str, Any], most: int = MOST_UNSEEN) -> list[Expression]:
-    """Return the expressions of a PEFT configuration, of any method; all compile, within bounded time.
+    """Return the expressions of a PEFT configuration of any method, checked to compile in bounded time.
 
     Raises:
-        ValueError: if one does not, or there are more than `most` in a field; names the field.
+        ValueError: if one does not, or a field has more than `most`; names the field.
     """
     found = list(_expressions(config, most))
     for one in found:
@@ -62,14 +62,14 @@ def check_syntax(config: Mapping[str, Any], most: int = MOST_UNSEEN) -> list[Exp
         try:
             re.compile(one.whole)
         except (re.error, RecursionError, OverflowError) as error:
-            raise ValueError(f"{one.field}: {one.word!r} is no regular expression: {error}") from None
+            raise ValueError(f"{one.field}: {one.word!r} is not a valid regular expression: {error}") from None
     return found
 
 
 def check_expressions(config: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Refuse expressions that do not compile, or take too long on the names of layers.
+    """Refuse expressions that do not compile or that take too long on the names of layers.
 
-    What is not plain is tried in a process of its own: in this one, nothing could end it.
+    Expressions that are not plain are tried in a child process, because in this process nothing could stop them.
 
     Raises:
         ValueError: names the field and the expression.
@@ -80,8 +80,8 @@ def check_expressions(config: Mapping[str, Any], names: Iterable[str]) -> None:
     if ended < len(tried):
         late = tried[ended]
         raise ValueError(
-            f"{late.field}: {late.word!r} takes over {SECONDS:g} s on the names of the layers; write it without a "
-            "repetition inside another one"
+            f"{late.field}: {late.word!r} takes over {SECONDS:g} s on the names of the layers; write it without "
+            "nested repetitions"
         )
 
 
@@ -101,9 +101,9 @@ def _expressions(config: Mapping[str, Any], most: int) -> Iterator[Expression]:
                 yield Expression(field, word, "match", place.replace("{}", word))
 
 
-@lru_cache(maxsize=16)  # a model may hold many adapters of one kind
+@lru_cache(maxsize=16)  # a model may have many adapters with the same configuration
 def _ended(expressions: tuple[tuple[str, str], ...], names: tuple[str, ...]) -> int:
-    """Return how many of the expressions end on all names, one after the other, within the time for all.
+    """Return how many of the expressions, in order, finish on all names within the total time limit.
 
     Raises:
         ValueError: if they cannot be tried.

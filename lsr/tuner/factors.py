@@ -1,4 +1,4 @@
-"""The factors of A and of B: of one adapter of a layer, or of several that share them."""
+"""The factors of A and B, of a single adapter or shared by several."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -15,13 +15,13 @@ BITS = 8
 
 
 class LsrFactors(nn.Module):
-    """`factor_A1` (s, r_1, n_1), ..., `factor_B1` (s, m_1, r_1), ...: parameters where they train, buffers where not.
+    """`factor_A1` (s, r_1, n_1), ..., `factor_B1` (s, m_1, r_1), ...: parameters if trainable, buffers if frozen.
 
-    Buffers are kept in a dtype of STORAGE, rounded when they are set: what is trained on is what is stored. int8 has a
-    scale for each direction of the rank, `scale_A1` (s, r_1, 1), ..., `scale_B1` (s, 1, r_1), ... `sign` keeps of dense
-    frames one bit an entry, eight of them in a byte: unit directions of equal entries.
+    Buffers have a dtype of STORAGE and are rounded when they are set, so that training uses exactly what is stored.
+    int8 has a scale per direction of the rank, `scale_A1` (s, r_1, 1), ..., `scale_B1` (s, 1, r_1), ... `sign` stores
+    dense frames with one bit per entry, eight to a byte: unit directions whose entries all have the same magnitude.
 
-    They know their shapes but no layer, so layers of one shape may hold one and the same object.
+    The factors know their shapes but not their layer, so layers of equal shape may share a single object.
     """
 
     def __init__(
@@ -34,11 +34,11 @@ class LsrFactors(nn.Module):
         self.is_persistent = persistent  # whether a state dict holds buffers
 
     def trains(self, name: str) -> bool:
-        """Return whether a factor, A1 or B2 say, is a parameter."""
+        """Return whether a factor, such as A1 or B2, is trainable."""
         return self.trained_part in ("factors", "all") or (self.trained_part == "first" and name.endswith("1"))
 
     def set_factors(self, start: Start, like: Tensor) -> None:
-        """Take the factors of a start: new ones on the device of `like`, a base weight, and in float32 at least."""
+        """Set the initial factors; new ones are on the device of the base weight `like`, in at least float32."""
         for name, value in named(start):
             existing = self._parameters.get(f"factor_{name}")
             if existing is not None:
@@ -68,12 +68,12 @@ class LsrFactors(nn.Module):
             existing.copy_(value)
 
     def load(self, tensors: Mapping[str, Tensor], like: Tensor) -> None:
-        """Take stored tensors, `factor_A1`, `scale_A1` and so on, as they are, on the device of a base weight.
+        """Load stored tensors, `factor_A1`, `scale_A1` and so on, to the device of a base weight.
 
-        Those that are not rounded get its dtype, or float32, whichever is more precise.
+        Tensors that are not rounded get the weight's dtype or float32, whichever is more precise.
 
         Raises:
-            ValueError: if one is missing, too much, or of another shape or dtype; names it.
+            ValueError: if a tensor is missing or unexpected, or has the wrong shape or dtype; names it.
         """
         a, b = (
             [torch.zeros(self.form.separation_rank, *sizes) for sizes in side]
@@ -94,11 +94,11 @@ class LsrFactors(nn.Module):
             self._buffers[name] = moved(value, like) if self.storage == "float32" else value.to(like.device)
 
     def _stored(self, value: Tensor) -> torch.dtype:
-        """Return the dtype of a tensor; one of all dtypes that are as good where nothing is rounded."""
+        """Return the dtype of a tensor; without rounding, one dtype stands for all equivalent ones."""
         return torch.float32 if self.storage == "float32" and value.is_floating_point() else value.dtype
 
     def factors(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the factors of A, (s, r_i, n_i) each, and those of B, (s, m_i, r_i) each, in float32 at least."""
+        """Return the factors of A, (s, r_i, n_i) each, and of B, (s, m_i, r_i) each, in at least float32."""
         a, b = ([self._factor(f"{side}{i}") for i in range(1, len(self.form.rank_shape) + 1)] for side in "AB")
         return a, b
 
@@ -114,12 +114,12 @@ class LsrFactors(nn.Module):
         return value.to(torch.promote_types(value.dtype, torch.float32)) if self.storage == "bfloat16" else value
 
     def matrices(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return A (r, in_features) and B (out_features, r) of factors: without what pads them."""
+        """Return the matrices A (r, in_features) and B (out_features, r) of factors, without padding."""
         return kron_sum(*a)[:, : self.form.in_features], kron_sum(*b)[: self.form.out_features]
 
 
 def named(start: Start) -> Iterator[tuple[str, Tensor]]:
-    """Yield the factors of a start with their names: A1, A2, ..., B1, B2, ..."""
+    """Yield the initial factors with their names: A1, A2, ..., B1, B2, ..."""
     for side, factors in (("A", start.a), ("B", start.b)):
         for position, factor in enumerate(factors, start=1):
             yield f"{side}{position}", factor
@@ -127,16 +127,17 @@ def named(start: Start) -> Iterator[tuple[str, Tensor]]:
 
 def moved(value: Tensor, like: Tensor) -> Tensor:
     """Return a copy on the device of a base weight, in its dtype or float32, whichever is more precise."""
-    return value.detach().to(like.device, torch.promote_types(like.dtype, torch.float32), copy=True)
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return value.detach().to(like.device, dtype, copy=True).contiguous()  # safetensors takes nothing else
 
 
 def entries(value: Tensor) -> int:
-    """Return the entries that a stored tensor stands for: of signs, eight are in a byte."""
+    """Return the number of entries that a stored tensor represents; a byte of signs holds eight."""
     return value.numel() * (BITS if value.dtype is torch.uint8 else 1)
 
 
 def pack_signs(rows: Tensor) -> Tensor:  # (r, n) -> (r, ceil(n / 8)), uint8
-    """Return the signs of rows as bits, 1 for what is not negative; the first entry is the lowest bit of a byte."""
+    """Return the signs of rows as bits, 1 for nonnegative entries; the first entry is the lowest bit of its byte."""
     bits = torch.nn.functional.pad((rows >= 0).to(torch.uint8), (0, -rows.shape[1] % BITS))
     return (bits.unflatten(1, (-1, BITS)) << _places(rows.device)).sum(dim=2, dtype=torch.uint8)
 
@@ -152,5 +153,5 @@ def _places(device: torch.device) -> Tensor:  # (8,)
 
 
 def _along(name: str) -> int:
-    """Return the axis of a factor that is no rank: columns of A, rows of B."""
+    """Return the axis of a factor that is not a rank: the columns of A, the rows of B."""
     return 2 if name.startswith("A") else 1

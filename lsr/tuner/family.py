@@ -1,4 +1,4 @@
-"""Frames that many adapters hold: read from the folder of one of them, told apart by their hash."""
+"""Frames shared by many adapters: read from the folder of one of them and identified by hash."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -20,15 +20,15 @@ from lsr.tuner.saved import CONFIG, WEIGHTS, first_line, read_fields, read_weigh
 
 PREFIX, INFIX = "base_model.model.", ".lsr_adapters."
 PARTS = ("factor_", "scale_")
-MOST_ENTRIES = 2**30  # of A and B together as they are used: of full rank, layers of 23,000 x 23,000 have as many
+MOST_ENTRIES = 2**30  # of A and B together: as many as a 23,000 x 23,000 layer has at full rank
 
-Owner = Kind | str  # a kind whose layers share their frames, or the name of a layer
+Owner = Kind | str  # a kind, whose layers share their frames, or the name of a layer
 Tensors = Mapping[str, Tensor]  # factor_A1, scale_A1, ...
 
 
 @dataclass(frozen=True)
 class Family:
-    """Frames by who owns them."""
+    """Frames by owner."""
 
     source: str
     share: str
@@ -37,10 +37,10 @@ class Family:
     sha256: str
 
     def owner(self, layer_name: str, form: Form) -> Owner:
-        """Return under what a layer finds its frames.
+        """Return the owner of a layer's frames.
 
         Raises:
-            ValueError: if there are none of its form; names the layer.
+            ValueError: if there are no frames of the layer's form; names the layer.
         """
         owner = _owner(self.share, layer_name, form)
         if owner in self.frames and self.frames[owner][0] == form:
@@ -53,13 +53,13 @@ class Family:
 
 
 def read_family(config: LsrConfig) -> Family | None:
-    """Return the frames that a configuration names; None for an adapter's own.
+    """Return the frames that a configuration names; None if the adapter has its own.
 
-    A relative folder may also lie beside the adapter's own folder.
+    A relative path may also be relative to the parent of the adapter's folder.
 
     Raises:
-        ValueError: if there is no such adapter, its files are broken, it holds no frames of its own, shares them in
-            another way, or holds others than those that a saved adapter was trained on.
+        ValueError: if there is no such adapter, its files are broken, it has no frames of its own or shares them
+            differently, or its frames are not the ones that a saved adapter was trained on.
     """
     if config.frames == OWN:
         return None
@@ -69,7 +69,7 @@ def read_family(config: LsrConfig) -> Family | None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"frames: no LSR adapter can be read from {source!r}: {first_line(error)}") from None
     if theirs.frames != OWN:
-        raise ValueError(f"frames: {source!r} holds a core alone; its frames are in {theirs.frames!r}: name these")
+        raise ValueError(f"frames: {source!r} holds only a core; its frames are in {theirs.frames!r}: name that")
     if theirs.share != config.share:
         raise ValueError(f"frames: those in {source!r} need share={theirs.share!r}, got {config.share!r}")
     if not tensors:
@@ -78,7 +78,7 @@ def read_family(config: LsrConfig) -> Family | None:
     expected = config.resolved.frames_hash if config.resolved is not None else None
     if expected is not None and found != expected:
         raise ValueError(
-            f"frames: those in {source!r} have the hash {found[:12]}, and the adapter was trained on others, "
+            f"frames: those in {source!r} have the hash {found[:12]}, but the adapter was trained on others, "
             f"{expected[:12]}"
         )
     forms = {name: form_in_file(theirs, name) for name in tensors}
@@ -97,10 +97,10 @@ def _read(source: str, beside: Path | None) -> tuple[LsrConfig, dict[str, dict[s
     path, weights = (
         Path(hf_hub_download(source, name)) if folder is None else folder / name for name in (CONFIG, WEIGHTS)
     )
-    read_fields(path)  # PEFT reads it again, and however large it is
+    read_fields(path)  # checks its size: PEFT reads a file of any size
     config = LsrConfig.from_pretrained(str(path.parent))
     if not isinstance(config, LsrConfig) or config.resolved is None:
-        raise ValueError("it is no saved adapter of the method LSR")
+        raise ValueError("it is not a saved LSR adapter")
     tensors: dict[str, dict[str, Tensor]] = {}
     for key, value in read_weights(weights).items():
         layer, infix, name = key.removeprefix(PREFIX).partition(INFIX)
@@ -111,23 +111,23 @@ def _read(source: str, beside: Path | None) -> tuple[LsrConfig, dict[str, dict[s
 
 
 def check_room(config: LsrConfig, tensors: Mapping[str, Tensors]) -> None:
-    """Refuse shapes that need more room than the file itself, before there is any: its author can write any number.
+    """Refuse, before allocating memory, shapes that need more than the file holds: its author can write any number.
 
-    `tensors` are those of each layer. Expressions that would be matched with the layers' names are tried first.
+    `tensors` holds the tensors of each layer. Expressions to be matched with the layers' names are checked first.
 
     Raises:
-        ValueError: names the layer, or the expression.
+        ValueError: names the layer or the expression.
     """
     check_expressions(vars(config), tensors)
     if config.resolved is None or config.frames != OWN:
-        return  # refused elsewhere, or held by the frames' own file
+        return  # refused elsewhere, or checked with the file of the frames
     held = sum(map(entries, (tensor for its in tensors.values() for tensor in its.values())))
     for name in tensors:
         form = form_in_file(config, name)
         if not len(form.rank_shape) == len(form.in_shape) == len(form.out_shape):
-            continue  # the layer says more of it
+            continue  # the layer itself raises a better error
         if (needed := form.parameters) > held:
-            raise ValueError(f"layer {name!r}: its configuration says {needed:,} entries, and the file holds {held:,}")
+            raise ValueError(f"layer {name!r}: its configuration says {needed:,} entries, but the file holds {held:,}")
         if (used := form.rank * (form.in_width + form.out_width)) > MOST_ENTRIES:
             raise ValueError(f"layer {name!r}: its A and B have {used:,} entries; at most {MOST_ENTRIES:,} are allowed")
 
@@ -158,10 +158,10 @@ def frames_hash(tensors: Mapping[str, Tensors]) -> str:
 
 
 class Holders:
-    """Who holds the factors of the layers of an adapter that is being made: the first layer of a kind, or a family.
+    """The modules that hold the factors of an adapter under construction: the first layer of a kind, or a family.
 
-    Frames of a family are registered in the first layer that needs them, by their hash: so they move with the model,
-    and adapters that come later find them there.
+    Frames of a family are registered by hash in the first layer that needs them, so that they move with the model and
+    adapters added later find them.
     """
 
     def __init__(self, config: LsrConfig, layers: Iterable[LsrLayer], family: Family | None) -> None:
@@ -175,10 +175,10 @@ class Holders:
                     self.found[_owner(family.share, layer.layer_name, held.form)] = held
 
     def holder(self, layer: LsrLayer) -> LsrFactors | None:
-        """Return what holds the factors of a layer; None if it is to have its own.
+        """Return the holder of a layer's factors; None if the layer gets its own.
 
         Raises:
-            ValueError: if the form does not fit the layer, or a family has no frames of it; names the layer.
+            ValueError: if the form does not fit the layer, or the family has no frames of this form; names the layer.
         """
         form = layer.make_form(self.config)
         if self.family is None:
@@ -190,14 +190,14 @@ class Holders:
         return self.found[owner]
 
     def add(self, layer: LsrLayer, adapter_name: str) -> None:
-        """Have later layers of its kind share the factors of a layer, if it is the first."""
+        """If the layer is the first of its kind, let later ones share its factors."""
         adapter = layer.adapter(adapter_name)
         if self.family is None and self.config.share == "layers":
             self.found.setdefault(kind_of(layer.layer_name, adapter.form), adapter)
 
 
 def drop_unused_frames(layers: Iterable[LsrLayer]) -> None:
-    """Forget the frames that no adapter holds any more."""
+    """Remove the frames that no adapter uses any more."""
     layers = list(layers)
     used = {id(layer.adapter(name).frames) for layer in layers for name in layer.lsr_adapters}
     for layer in layers:

@@ -1,4 +1,4 @@
-"""Whether a base weight is the one that a folded initialization was subtracted from."""
+"""Hashes that show whether a base weight is the one that an initial update was subtracted from."""
 
 import hashlib
 
@@ -12,15 +12,15 @@ def weight_hash(weight: Tensor) -> str:
 
 
 def check_weight(weight: Tensor, expected: str, layer_name: str) -> None:
-    """Compare a pretrained weight with the hash in an adapter's file.
+    """Check a pretrained weight against the hash in an adapter's file.
 
     Raises:
-        ValueError: if it is another weight; names the layer.
+        ValueError: if the weight differs; names the layer.
     """
     if weight.is_meta:
-        raise ValueError(f"layer {layer_name!r}: cannot subtract a start from a base weight without values")
+        raise ValueError(f"layer {layer_name!r}: cannot subtract an initial update from a base weight without values")
     if weight_hash(weight) != expected:
         raise ValueError(
-            f"layer {layer_name!r}: this is not the base model that the adapter was started from: the weight "
+            f"layer {layer_name!r}: this is not the base model that the adapter was initialized from: the weight "
             f"{tuple(weight.shape)} in {weight.dtype} has another hash"
         )

@@ -1,4 +1,4 @@
-"""The arithmetic of an adapted layer: a plain form for every case, and a fused one for the usual case."""
+"""The computation of an adapted layer: a plain version for every case, and a fused one for the usual case."""
 
 from typing import Any
 
@@ -22,8 +22,8 @@ def add_low_rank(
 ) -> Tensor:  # (..., m)
     """Return `result + scaling * B A x`; the m x n update itself is never formed.
 
-    The small factors are cast to the dtype of x, never x to theirs: a copy of the activations would cost more than the
-    adapter. Scaling and addition happen inside the second product.
+    The small factors are cast to the dtype of x, never the reverse: a copy of the activations would cost more than the
+    adapter itself. Scaling and addition are fused into the second product.
     """
     hidden = F.linear(x, a.to(x.dtype)).reshape(-1, len(a))
     total = torch.addmm(result.reshape(-1, len(b)), hidden.to(result.dtype), b.to(result.dtype).T, alpha=scaling)
@@ -39,20 +39,21 @@ def adapted_linear(
     scaling: float,
     dropout: float = 0.0,
 ) -> Tensor:  # (..., m)
-    """Return `W x + bias + scaling * B A drop(x)`, with `drop(x)` x itself or its inverted dropout.
+    """Return `W x + bias + scaling * B A drop(x)`, where `drop` is inverted dropout, or the identity without it.
 
-    What costs time in an adapter is not its products but passes over activations, and in small models the number of
-    operations. So all is one node, and for the backward pass nothing is kept but x, the small A, B and A x, and a
-    Boolean mask if there is dropout. Three ways to apply the update are equal but for rounding, and tokens and shapes
-    choose between them:
+    The time of an adapter goes into passes over activations, not into its products, and in small models into the number
+    of operations. So everything is one autograd node, which saves for the backward pass only x, the small A, B and A x,
+    and a Boolean mask if there is dropout. There are three ways to apply the update, equal up to rounding; the number
+    of tokens and the shapes determine which is used:
 
-    - many tokens, in full precision: a passing `W + scaling * B A` takes the place of W, without a pass over outputs or
+    - many tokens in full precision: a temporary `W + scaling * B A` replaces W, which saves passes over outputs and
       gradients (`_is_cheaper_in_weight`);
-    - otherwise B A x is added into the output of W inside a product, and so is its gradient with respect to x;
-    - few tokens without gradients, as a decoder has them: factor by factor, without A and B (`is_cheaper_by_factors`).
+    - few tokens without gradients, as in decoding: one factor at a time, without forming A and B
+      (`is_cheaper_by_factors`);
+    - otherwise: B A x is added to the output of W inside a product, and likewise the gradient with respect to x.
 
-    Under autocast x is cast once, for W and A. Factors are cast to the dtype of x, never x to theirs. Gradients of
-    gradients are exact too.
+    Under autocast x is cast once, for both W and A. Factors are cast to the dtype of x, never the reverse. Double
+    backward is exact.
     """
     dtype = _autocast_dtype(x)
     if dtype is not None:
@@ -70,7 +71,7 @@ def adapted_linear(
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """Return what autocast would compute a product of x in; None if it leaves x alone."""
+    """Return the dtype in which autocast would multiply x; None if it leaves x unchanged."""
     if not torch.is_autocast_enabled(x.device.type) or x.dtype is torch.float64:
         return None
     return torch.get_autocast_dtype(x.device.type)
@@ -81,11 +82,11 @@ def _is_cheaper_in_weight(
     weight: Tensor,  # (m, n)
     kept: Tensor | None,  # (T, n), bool
 ) -> bool:
-    """Return whether to add the update to a copy of W, which takes time for each weight, and none for a token.
+    """Return whether to add the update to a copy of W, whose cost depends on the weight and not on the tokens.
 
-    The copy is then at most a third of the size of input and output. Only where nothing is rounded to fewer bits than
-    the factors have: in bfloat16 or TF32 a small update would be lost in W. Not while compiling, as a graph should hold
-    for any number of tokens.
+    True if the copy is at most a third of the size of input and output, and nothing is rounded to fewer bits than the
+    factors have: in bfloat16 or TF32 a small update would be lost in W. False while compiling, because a graph should
+    hold for any number of tokens.
     """
     m, n = weight.shape
     if torch.compiler.is_compiling() or kept is not None or len(x) * (m + n) < 3 * m * n:
@@ -94,11 +95,11 @@ def _is_cheaper_in_weight(
 
 
 def _is_full_precision(device_type: str) -> bool:
-    """Return whether products of float32 matrices round nothing to TF32 or bfloat16 first."""
+    """Return whether float32 matrix products avoid rounding to TF32 or bfloat16."""
     backend = {"cuda": torch.backends.cuda, "cpu": torch.backends.mkldnn}.get(device_type)
     if backend is None:
         return False
-    # torch 2.9 brought a setting for each backend; once one is set, it refuses to say the general one.
+    # torch 2.9 introduced a setting per backend; once one is set, reading the global one raises an error.
     precision = getattr(getattr(backend, "matmul", None), "fp32_precision", None)
     return torch.get_float32_matmul_precision() == "highest" if precision is None else precision in ("none", "ieee")
 
@@ -108,10 +109,10 @@ def is_cheaper_by_factors(
     one: Tensor,  # (s, p_1, q_1)
     two: Tensor,  # (s, p_2, q_2)
 ) -> bool:
-    """Return whether for a few tokens `kron_sum_product` takes at most two thirds of the multiplications of a matrix.
+    """Return whether `kron_sum_product` takes at most two thirds of the multiplications of forming the matrix.
 
-    It is then the faster one (`python -m benchmarks.speed terms`). With more tokens the matrix pays: its products are
-    the more regular ones.
+    With few tokens it is then faster (`python -m benchmarks.speed terms`). With more tokens forming the matrix pays
+    off, because its products are more regular.
     """
     (count, p1, q1), (_, p2, q2) = one.shape, two.shape
     by_matrix = p1 * p2 * q1 * q2 * (count + tokens)
@@ -163,10 +164,10 @@ def _forward(
 
 
 class _AdaptedLinear(torch.autograd.Function):
-    """See `adapted_linear`. Skinny products are written as (r, n) (n, T), which is two to three times faster."""
+    """See `adapted_linear`. Skinny products are computed as (r, n) (n, T), which is two to three times faster."""
 
-    # Without setup_context, which would cost as much time as all else here where there are few tokens: apply() then
-    # binds its arguments by name. So torch.func refuses this node.
+    # No setup_context: with it apply() binds its arguments by name, which for few tokens takes as long as everything
+    # else here. The price is that torch.func rejects this node.
     @staticmethod
     def forward(
         ctx: Any,
@@ -175,7 +176,7 @@ class _AdaptedLinear(torch.autograd.Function):
         bias: Tensor | None,  # (m,)
         kept: Tensor | None,  # (T, n), bool
         scaling: float,
-        a1: Tensor,  # no *operands: torch.compile tells by the number of parameters whether there is a context
+        a1: Tensor,  # not *operands: torch.compile infers from the number of parameters whether there is a context
         a2: Tensor | None,
         b1: Tensor,
         b2: Tensor | None,
@@ -192,7 +193,7 @@ class _AdaptedLinear(torch.autograd.Function):
         gradient: Tensor,  # (T, m)
     ) -> tuple[Tensor | None, ...]:
         x, weight, kept, hidden, a, b, a1, a2, b1, b2 = ctx.saved_tensors
-        if torch.is_grad_enabled():  # gradients of gradients reach the factors through A and B
+        if torch.is_grad_enabled():  # double backward reaches the factors through A and B
             (a, b), hidden = _matrices(x, weight, (a1, a2), (b1, b2)), None
         of_x, of_weight, of_bias, _, _, of_a1, of_a2, of_b1, of_b2 = ctx.needs_input_grad
         of_a, of_b = of_a1 or of_a2, of_b1 or of_b2
@@ -221,7 +222,7 @@ def _matrices(
 
 
 def _side_gradients(
-    gradient: Tensor | None,  # of A or B; None if nobody wants it
+    gradient: Tensor | None,  # of A or B; None if not needed
     one: Tensor,
     two: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:

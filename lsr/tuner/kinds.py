@@ -1,4 +1,4 @@
-"""Kinds of layers: those that differ in their index alone, and in nothing that shapes an adapter."""
+"""Kinds of layers: layers that differ only in their index, and in nothing that shapes an adapter."""
 
 import re
 from typing import NamedTuple
@@ -9,7 +9,7 @@ INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 class Kind(NamedTuple):
-    """A name with its indices left out, and the shapes: what layers have in common that share factors."""
+    """What layers that share factors have in common: the name without indices, and the shapes."""
 
     pattern: str
     form: Form

@@ -47,6 +47,17 @@ class LsrLayer(BaseTunerLayer):
         """Return the adapter of a name."""
         return cast("LsrAdapter", self.lsr_adapters[name])
 
+    @property
+    def scaling(self) -> dict[str, float]:
+        """What the update of each adapter is multiplied by, by name; setting it is for a while, no file holds it."""
+        return {name: self.adapter(name).scaling for name in self.lsr_adapters}
+
+    @scaling.setter
+    def scaling(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.adapter(name).scaling = value
+        self.settle()
+
     def sizes(self, adapter_name: str) -> Sizes:
         """Return how many parameters an adapter trains, stores and works with in this layer."""
         adapter = self.adapter(adapter_name)

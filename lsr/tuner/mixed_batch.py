@@ -1,4 +1,4 @@
-"""The rows of one batch through different adapters: PEFT's argument `adapter_names`."""
+"""Different adapters for the rows of one batch: PEFT's argument `adapter_names`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,23 +9,23 @@ from torch import nn
 
 from lsr.tuner.linear import LsrLinear
 
-BASE = "__base__"  # PEFT's word for a row that passes through no adapter
+BASE = "__base__"  # PEFT's name for a row without an adapter
 
 
 @contextmanager
 def rows_choose(
     model: nn.Module,
-    names: Sequence[str],  # of an adapter or BASE, one a row
+    names: Sequence[str],  # an adapter's name or BASE for each row
     copies: int = 1,
 ) -> Iterator[None]:
-    """Have row i of each batch pass through adapter `names[i]` and its trained head alone, whatever is active.
+    """Pass row i of each batch through adapter `names[i]` and its trained head only, whichever adapters are active.
 
-    In generation, beams and several answers to one prompt are `copies` rows in a row, which share a name. Meanwhile the
-    base weights are the pretrained ones, also where an active adapter folds its start into them.
+    In generation, the beams or several answers of one prompt are `copies` consecutive rows that share a name. Inside
+    the context the base weights are the pretrained ones, even if an active adapter folds its initial update into them.
 
     Raises:
-        ValueError: if a name is of no adapter, the model is in training mode, or adapters are merged; while it is
-            active, if a batch has another number of rows than there are names.
+        ValueError: if a name is unknown, the model is in training mode, or adapters are merged; inside the context, if
+            a batch does not have one row per name.
     """
     layers = [module for module in model.modules() if isinstance(module, LsrLinear)]
     _check(model, layers, names)
@@ -47,7 +47,7 @@ def rows_choose(
 
 
 def copies_of_a_row(arguments: Mapping[str, Any]) -> int:
-    """Return how many rows `generate` makes of one, from its arguments."""
+    """Return how many rows `generate` makes of each input row, given its arguments."""
     given = arguments.get("generation_config")
     counts = [arguments.get(name) or getattr(given, name, None) or 1 for name in ("num_beams", "num_return_sequences")]
     return max(counts)
@@ -66,5 +66,5 @@ def _check(model: nn.Module, layers: Sequence[LsrLinear], names: Sequence[str]) 
 
 def _repeated(names: Sequence[str], rows: int, copies: int) -> list[str]:
     if rows not in (len(names), copies * len(names)):
-        raise ValueError(f"adapter_names must hold one name a row of the batch, {rows}, got {len(names)}")
+        raise ValueError(f"adapter_names must hold one name per row of the batch, {rows}, got {len(names)}")
     return [name for name in names for _ in range(rows // len(names))] if names else []

@@ -12,6 +12,7 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, Modul
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from lsr.tuner import reminders
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.family import Family, Holders, drop_unused_frames, read_family
 from lsr.tuner.kinds import Kind, kind_of
@@ -73,7 +74,10 @@ class LsrModel(BaseTuner):
         if config.is_saved:
             return
         config.remember(forms_of(self, adapter_name), frames_hash=None if family is None else family.sha256)
-        if family is None and not config.needs_examples:
+        reminders.warn_of_size(self, adapter_name)
+        if config.needs_examples:
+            reminders.remind_of_examples(model, config)
+        elif family is None:
             for _ in initialize_factors(self, adapter_name):
                 pass
 

@@ -1,4 +1,4 @@
-"""What an adapter was made with, layer by layer, as its file says: so that no file depends on how a width is split."""
+"""The shapes of a saved adapter's layers, stored in its file so that it does not depend on how widths are split."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -23,18 +23,18 @@ class LayerShapes:
 
 @dataclass(frozen=True)
 class Resolved:
-    """The shapes of most layers, those of the others by name, and which base weights were changed."""
+    """The most common shapes, the exceptions by layer name, and the base weights that were changed."""
 
     usual: LayerShapes
     others: dict[str, LayerShapes] = field(default_factory=dict)
-    base_hashes: dict[str, str] = field(default_factory=dict)  # SHA-256 of the weight that a start is subtracted from
-    frames_hash: str | None = None  # SHA-256 of frames that are elsewhere
+    base_hashes: dict[str, str] = field(default_factory=dict)  # SHA-256 of weights from which a start is subtracted
+    frames_hash: str | None = None  # SHA-256 of the frames if they are stored elsewhere
 
     @classmethod
     def of(
         cls, forms: Mapping[str, Form], base_hashes: Mapping[str, str], frames_hash: str | None = None
     ) -> "Resolved":
-        """Return it from the forms by layer."""
+        """Build it from the forms by layer."""
         shapes = {
             name: LayerShapes(form.out_features, form.in_features, form.out_shape, form.in_shape)
             for name, form in forms.items()
@@ -44,10 +44,10 @@ class Resolved:
 
     @classmethod
     def from_fields(cls, fields: Any) -> "Resolved":
-        """Return it from what JSON says.
+        """Build it from JSON.
 
         Raises:
-            ValueError: if that is something else.
+            ValueError: if the JSON is something else.
         """
         try:
             others = {str(name): _shapes(value) for name, value in fields["others"].items()}
@@ -62,7 +62,7 @@ class Resolved:
         return self.others.get(name, self.usual)
 
     def base_hash(self, name: str) -> str:
-        """Return the hash of the base weight that a layer's start is subtracted from.
+        """Return the hash of the base weight that a layer's initial update is subtracted from.
 
         Raises:
             ValueError: if there is none; names the layer.

@@ -1,4 +1,4 @@
-"""Rows of one batch through adapters of their own: small parts are stacked once, gathered by row, and multiplied."""
+"""A different adapter for each row of a batch: the small parameters are stacked, gathered by row, and multiplied."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +13,7 @@ def add_rows(
     result: Tensor,  # (rows, ..., m): W x + b
     x: Tensor,  # (rows, ..., n)
     adapters: Mapping[str, LsrAdapter],
-    names: Sequence[str],  # one a row; one that is not in `adapters` adds nothing
+    names: Sequence[str],  # one per row; a name that is not in `adapters` adds nothing
 ) -> Tensor:  # (rows, ..., m)
     """Return `result` plus, in row i, the whole update of adapter `names[i]` times x."""
     used = [name for name in dict.fromkeys(names) if name in adapters]

@@ -1,6 +1,6 @@
-"""An adapter's two files, read within bounds, and compared with what its model has.
+"""An adapter's two files, read within bounds and checked against the model.
 
-Whoever wrote them can have written anything. PEFT skips what is missing and what is too much.
+The files are not trusted: they may contain anything. PEFT itself ignores missing and unexpected tensors.
 """
 
 import json
@@ -17,8 +17,8 @@ from torch import Tensor
 from lsr.algebra.precision import dtype_name
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-MOST_BYTES = 8_000_000  # of JSON: with names and hashes of 20,000 layers
-# Of factors, heads and biases; int8 and uint8 of rounded frames, int64 of what counts in modules that are saved whole.
+MOST_BYTES = 8_000_000  # of JSON: enough for the names and hashes of 20,000 layers
+# For factors, heads and biases; int8 and uint8 for rounded frames, int64 for counters in modules that are saved whole.
 DTYPES = (
     *(torch.float64, torch.float32, torch.bfloat16, torch.float16),
     *(torch.int8, torch.uint8, torch.int64),
@@ -26,10 +26,10 @@ DTYPES = (
 
 
 def read_fields(path: Path) -> dict[str, Any]:
-    """Return the fields of an adapter's configuration, of any method.
+    """Return the fields of an adapter's configuration, for any method.
 
     Raises:
-        ValueError: if it is none; names it.
+        ValueError: if the file is not an adapter's configuration; names it.
     """
     fields = read_json(path)
     if not isinstance(fields, dict) or not isinstance(fields.get("peft_type"), str):
@@ -43,10 +43,10 @@ def read_fields(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path, most: int = MOST_BYTES) -> Any:
-    """Return what a JSON file of at most `most` bytes says: no pipe that never ends, and no device behind a link.
+    """Return the contents of a regular JSON file of at most `most` bytes; endless pipes and devices are rejected.
 
     Raises:
-        ValueError: if it is no file, too large, or no JSON as the standard has it; names it.
+        ValueError: if it is not a regular file, is too large, or is not standard JSON; names it.
     """
     if not path.is_file():
         raise ValueError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
@@ -57,21 +57,21 @@ def read_json(path: Path, most: int = MOST_BYTES) -> Any:
     try:
         return json.loads(content.decode("utf-8"), parse_constant=_refuse)
     except RecursionError:
-        raise ValueError(f"{path}: no valid JSON: too deep") from None
+        raise ValueError(f"{path}: not valid JSON: too deep") from None
     except ValueError as error:
-        raise ValueError(f"{path}: no valid JSON: {first_line(error)}") from None
+        raise ValueError(f"{path}: not valid JSON: {first_line(error)}") from None
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number")
+    raise ValueError(f"{constant} is not a number")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file by their names there.
+    """Return the tensors of a safetensors file by name.
 
     Raises:
-        ValueError: if it is no file, cut off or corrupt, a tensor is empty or of a dtype that no adapter has, or a
-            value is not finite; names the file.
+        ValueError: if it is not a file, or is truncated or corrupt, or a tensor is empty, not finite or of a dtype that
+            no adapter has; names the file.
     """
     if not path.is_file():
         raise ValueError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
@@ -89,18 +89,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def check_saved(model: PeftModel, found: Mapping[str, Sequence[int]]) -> None:
-    """Check that a file holds the tensors of a model's adapter of any method, its head and biases, and no others.
+    """Check that a file holds exactly the tensors of a model's adapter, head and biases, for any method.
 
-    `found` are the shapes of the file's tensors by their names there. A model that takes the file's own tensors has
-    whatever shapes these have, so what differs there has been refused by PEFT.
+    `found` maps the names of the file's tensors to their shapes. Where the model adopts the file's own tensors their
+    shapes always match; PEFT has already rejected any that do not fit.
 
     Raises:
-        ValueError: names the first tensor that is missing, is too much, has another shape, or no numbers to multiply.
+        ValueError: names the first tensor that is missing or unexpected, has the wrong shape, or is not floating-point.
     """
     for name, parameter in model.named_parameters():
         if parameter.dtype is torch.int64:  # a head's: the model has taken the file's own tensor
             raise ValueError(
-                f"{name.replace('.default', '')} holds values of int64, and the model computes with others"
+                f"{name.replace('.default', '')} holds int64 values, but the model computes with another dtype"
             )
     expected: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
     for name in sorted(expected.keys() ^ found.keys()):
@@ -110,17 +110,17 @@ def check_saved(model: PeftModel, found: Mapping[str, Sequence[int]]) -> None:
     for name, tensor in expected.items():
         if tuple(tensor.shape) != tuple(found[name]):
             raise ValueError(
-                f"{name} is {tuple(found[name])}, and the adapter's configuration says {tuple(tensor.shape)}"
+                f"{name} is {tuple(found[name])}, but the adapter's configuration says {tuple(tensor.shape)}"
             )
 
 
 def misfit(error: BaseException) -> str:
-    """Return what PEFT says when it loads a file that does not fit: a KeyError is a head's tensor that is missing."""
+    """Return a message for PEFT's error on a file that does not fit: a KeyError is a missing tensor of a head."""
     if isinstance(error, KeyError):
         return f"{error.args[0]} is missing" if error.args else "a tensor is missing"
     return first_line(error)
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, or its name if it says nothing."""
+    """Return the first line of an error's message, or its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

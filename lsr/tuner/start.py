@@ -1,4 +1,4 @@
-"""Initialize the factors of an adapter, layer by layer or kind by kind, from the seed, the weights or examples."""
+"""Initialize an adapter's factors, per layer or per kind of layers, from the seed, the weights or examples."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,20 +22,20 @@ from lsr.tuner.targets import target_names
 
 
 class Started(NamedTuple):
-    """A layer that has been initialized, or all layers that share its factors, the owner first."""
+    """An initialized layer, or all layers that share its factors, the owner first."""
 
-    name: str  # of the layer, or of the kind, with its indices left out
+    name: str  # of the layer, or of the kind, without indices
     layers: tuple[LsrLinear, ...]
     start: Start
 
 
 def layers_of(model: nn.Module, adapter_name: str) -> dict[str, LsrLinear]:
-    """Return those of `adapted_layers` that an adapter is on."""
+    """Return the adapted layers that have this adapter."""
     return {name: layer for name, layer in adapted_layers(model).items() if adapter_name in layer.lsr_adapters}
 
 
 def groups_of(model: nn.Module, adapter_name: str) -> dict[str, list[LsrLinear]]:
-    """Return the layers of an adapter by what has factors of its own: a layer, or a kind whose layers share them."""
+    """Return the layers of an adapter, grouped by shared factors: single layers, or kinds."""
     layers = layers_of(model, adapter_name)
     if config_of(model, adapter_name).share == "none":
         return {name: [layer] for name, layer in layers.items()}
@@ -62,19 +62,19 @@ def initialize_factors(
     init_weights: bool | str | None = None,
     gradients: Sequence[Mapping[str, Matrix]] = (),
 ) -> Iterator[Started]:
-    """Initialize the factors of each layer, or of each kind that shares them; yield it when it is done.
+    """Initialize the factors of each layer, or of each kind that shares them, and yield it when done.
 
-    `get_peft_model` does this by itself. It is a generator for callers that show progress: they build the model with
-    random factors, and name the initialization here. `gradients` holds what `gradient` or `update` reads, (m, n) by
-    layer name, of one data set or of several, whose frames are pooled; see `start_from_examples`. Where frames come
-    from elsewhere, nothing is initialized.
+    `get_peft_model` does this by itself. This is a generator for callers that show progress: they build the model with
+    random factors and name the initialization here. `gradients` holds the input of `gradient` or `update`, one mapping
+    from layer names to (m, n) matrices per data set; frames are pooled over data sets; see `start_from_examples`. If
+    the frames come from another adapter, nothing is initialized.
 
     Raises:
-        ValueError: if there is no such initialization, or a base weight or gradient does not allow it; names the layer.
+        ValueError: if there is no such initialization, or it fails on a base weight or gradient; names the layer.
     """
     config = config_of(model, adapter_name)
     if config.frames != OWN:
-        return  # they are what they are
+        return  # frames of another adapter are not initialized
     chosen = config if init_weights is None else replace(config, init_weights=init_weights)  # which checks the name
     by_layer = {name: [found[name] for found in gradients] for name in layers_of(model, adapter_name)}
     hashes: dict[str, str] = {}
@@ -85,7 +85,7 @@ def initialize_factors(
         if chosen.folds:
             hashes[owner.layer_name] = weight_hash(owner.pretrained_weight())
         yield Started(name, (owner, *sharing), start)
-    config.init_weights = chosen.init_weights
+    config.init_weights, config.awaits_examples = chosen.init_weights, False
     config.remember(forms_of(model, adapter_name), hashes)
 
 
@@ -97,19 +97,20 @@ def start_from_examples(
     head_steps: int = STEPS,
     seed: int = 0,
 ) -> None:
-    """Start an adapter whose `init_weights` is `gradient` or `update` from a few hundred examples, before training.
+    """Initialize an adapter with `init_weights` `gradient` or `update` from a few hundred examples, before training.
 
-    Each batch, with labels, goes into `model(**batch)` on the model's device. A head that is trained beside the adapter
-    (`modules_to_save`) is first fitted to the examples by so many steps, for the gradient through a fresh one says
-    little; training starts from the fresh one all the same. `update` takes a step of training for each batch, so give
-    it many small ones, as of eight examples. `get_peft_model` alone leaves such an adapter with random factors.
+    Each batch, including labels, is passed to `model(**batch)` and must be on the model's device. A head that is
+    trained with the adapter (`modules_to_save`) is first fitted to the examples for `head_steps` steps, because the
+    gradient through a fresh head says little about the task; training still starts from the fresh head. `update` takes
+    one training step per batch, so give it many small batches, for example of eight. Without this call, the adapter
+    keeps the random factors that `get_peft_model` gives it.
 
     Raises:
-        ValueError: if the adapter starts otherwise, or the examples do not allow it; names the layer.
+        ValueError: if the adapter has another initialization, or the examples are not suitable; names the layer.
     """
     config = config_of(model, adapter_name)
     if config.frames != OWN:
-        raise ValueError(f"frames: those of {config.frames!r} do not start again, from examples neither")
+        raise ValueError(f"frames: the frames of {config.frames!r} are fixed and cannot be initialized from examples")
     if not config.needs_examples:
         words = " or ".join(repr(word) for word, one in INITIALIZATIONS.items() if one.reads in READERS)
         raise ValueError(f"init_weights must be {words} to start from examples, got {config.start!r}")
@@ -126,13 +127,14 @@ def collect_gradients(
     head_steps: int = STEPS,
     seed: int = 0,
 ) -> Mapping[str, Matrix]:
-    """Return what the initialization of an adapter reads of examples, (m, n) by layer name for the layers it is on.
+    """Return the matrices that an adapter's initialization takes from examples, (m, n) by layer name.
 
-    That is the update of a short training for `update`, else the mean gradient.
+    That is the update of a short training run for `update`, otherwise the mean gradient.
 
     Raises:
         ValueError: as `lsr.init.head.examples_gradients` and `lsr.init.update.examples_updates`.
     """
+    config_of(model, adapter_name).awaits_examples = False  # they are here
     bases = {name: layer.get_base_layer() for name, layer in layers_of(model, adapter_name).items()}
     heads = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
     return _reader(config_of(model, adapter_name))(model, bases, batches, heads, steps=head_steps, seed=seed)
@@ -147,14 +149,14 @@ def allocate_ranks(
     head_steps: int = STEPS,
     seed: int = 0,
 ) -> LsrConfig:
-    """Return the configuration with `budget` directions, each in the layer of a base model where it counts most.
+    """Return the configuration with `budget` directions distributed over the layers of a base model.
 
-    Those are the largest singular values of the gradients of all layers that the configuration names, or of their
-    updates for `update`, with a head (`modules_to_save`) that is fitted first, as in `start_from_examples`, which comes
-    after `get_peft_model`.
+    They go to the largest singular values over the gradients of all target layers, or over the updates for `update`.
+    A head (`modules_to_save`) is fitted first, as in `start_from_examples`. Call this before `get_peft_model`, and
+    `start_from_examples` after it.
 
     Raises:
-        ValueError: if the examples do not allow it, or the budget is out of bounds.
+        ValueError: if the examples are not suitable, or the budget is out of bounds.
     """
     layers = {name: model.get_submodule(name) for name in target_names(model, config)}
     heads = [model.get_submodule(name) for name in config.modules_to_save or ()]

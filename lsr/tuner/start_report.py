@@ -1,4 +1,4 @@
-"""What a start holds of what it was made from: a layer's factors of its weight, frames of weights and gradients."""
+"""How much of their targets initial factors capture: of a layer's weight, or for frames, of weights and gradients."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,28 +21,28 @@ from lsr.tuner.adapter import Sizes
 from lsr.tuner.layer import LsrLayer
 from lsr.tuner.start import Started
 
-MOST_RANKS_BY_SEARCH = 16  # with more than two factors each error is a search of its own
+MOST_RANKS_BY_SEARCH = 16  # with more than two factors, each point of the curve takes a separate search
 MOST_RANKS_OF_FRAMES = 32
 MOST_TERMS_OF_FRAMES = 64
 
 
 @dataclass(frozen=True)
 class StartReport:
-    """What one layer starts with. Overlaps, energies and errors are fractions."""
+    """The initialization of one layer. Overlaps, energies and errors are fractions."""
 
     separation_rank: int
     sizes: Sizes
-    captured: Captured  # by row(A), of the row space aimed at and of the weight
+    captured: Captured  # by row(A), of the target row space and of the weight
     captured_random: Captured
     captured_svd: Captured
-    update_energy: float  # of the weight in scaling * B A, where that is not zero
+    update_energy: float  # fraction of the weight in scaling * B A, if that is not zero
     update_energy_svd: float
-    error: float | None  # of the fit, relative to its target; None where nothing was fitted
+    error: float | None  # relative error of the fit; None if nothing was fitted
     conditions: Conditions
     curve: tuple[float, ...]  # relative error of the nearest Kronecker sum at separation rank 1, 2, ...
 
     def columns(self) -> dict[str, float | int | None]:
-        """Return all but the curve by name, flat."""
+        """Return everything except the curve, flattened, by name."""
         measured = {"": self.captured, "_random": self.captured_random, "_svd": self.captured_svd}
         losses = self.conditions.losses
         return {
@@ -65,7 +65,7 @@ class StartReport:
 
 
 def report_start(layer: LsrLayer, start: Start, seed: int, adapter_name: str = "default") -> StartReport:
-    """Measure a layer that has just been initialized.
+    """Measure a freshly initialized layer.
 
     Raises:
         ValueError: if the weight has no row space.
@@ -108,28 +108,28 @@ def separation_curve(
 
 @dataclass(frozen=True)
 class FramesReport:
-    """What the frames of a layer, or of a kind whose layers share them, hold. Energies are fractions.
+    """How much the frames of a layer, or of a kind whose layers share them, capture. Energies are fractions.
 
-    An energy is the mean over the layers of ||B^T G A^T||_F^2 / ||G||_F^2 with G gradient, update or weight.
+    An energy is the mean over the layers of ||B^T G A^T||_F^2 / ||G||_F^2, where G is the gradient, update or weight.
     """
 
     layers: int
     rank: int
     separation_rank: int
     sizes: Sizes  # of all the layers together
-    energy: Mapping[str, float]  # by what is held, gradient, update or weight: in the frames as they are
-    own: Mapping[str, Sequence[float]]  # in frames of rank 1, 2, ... that each layer has for itself: its spectrum
-    shared: Mapping[str, Sequence[float]]  # in the best frames that all of them share; nothing for one layer
-    by_terms: Mapping[str, Mapping[int, float]]  # in frames of this rank of so many Kronecker terms
-    error: float | None  # of the fit of Kronecker terms to dense frames
+    energy: Mapping[str, float]  # of the gradient, update or weight, by name: captured by the actual frames
+    own: Mapping[str, Sequence[float]]  # by separate frames of rank 1, 2, ... for each layer: its spectrum
+    shared: Mapping[str, Sequence[float]]  # by the best frames that all layers share; empty for a single layer
+    by_terms: Mapping[str, Mapping[int, float]]  # by frames of this rank, by number of Kronecker terms
+    error: float | None  # of fitting Kronecker terms to dense frames
 
     def curves(self) -> dict[str, Sequence[float]]:
-        """Return the curves over the rank by what they show."""
+        """Return the curves over the rank, by label."""
         own = {f"{what}, own frames": curve for what, curve in self.own.items()}
         return own | {f"{what}, shared frames": curve for what, curve in self.shared.items()}
 
     def columns(self) -> dict[str, float | int | None]:
-        """Return all but the curves by name, flat."""
+        """Return everything except the curves, flattened, by name."""
         return {
             "layers": self.layers,
             "rank": self.rank,
@@ -148,9 +148,9 @@ def report_frames(
     gradients: Sequence[Mapping[str, Matrix]],
     seed: int,
     adapter_name: str = "default",
-    read: str = "gradient",  # what `gradients` are: the gradient, or the update
+    read: str = "gradient",  # whether `gradients` holds gradients or updates
 ) -> FramesReport:
-    """Measure the frames that a layer or kind has just been given.
+    """Measure the freshly initialized frames of a layer or kind.
 
     Raises:
         ValueError: if a weight or gradient is zero or not finite.
@@ -187,7 +187,7 @@ def _energy(matrices: Sequence[Matrix], start: Start, form: Form, is_diagonal: b
 
 
 def _by_terms(matrices: Sequence[Matrix], form: Form, seed: int) -> dict[int, float]:
-    """Return the energy in the leading frames as 1, 2, 4, ... Kronecker terms hold them; nothing for dense frames."""
+    """Return the energy in the leading frames represented by 1, 2, 4, ... Kronecker terms; empty for dense frames."""
     if len(form.rank_shape) == 1:
         return {}
     left, right = leading_frames(matrices, form.rank, seed)

@@ -1,4 +1,4 @@
-"""Which layers a configuration names: a name that matches nothing is an error, where PEFT says nothing."""
+"""The layers that a configuration names. A name that matches nothing is an error here; PEFT ignores it silently."""
 
 import difflib
 import re
@@ -16,14 +16,14 @@ from lsr.tuner.kinds import Kind
 
 
 def check_names(config: PeftConfig, names: list[str]) -> None:
-    """Refuse target_modules or exclude_modules of which an entry is no layer: PEFT skips it without a word.
+    """Refuse entries of target_modules or exclude_modules that match no layer: PEFT skips them silently.
 
     Raises:
-        ValueError: names the entry and the nearest layer; or an expression that takes too long, of any field.
+        ValueError: names the entry and the nearest layer, or an expression in any field that takes too long.
     """
     check_expressions(vars(config), names)
     for field in ("target_modules", "exclude_modules"):
-        value = getattr(config, field, None)  # not every method can leave layers out
+        value = getattr(config, field, None)  # not every method has exclude_modules
         for entry in sorted(value) if isinstance(value, set) else []:
             if not any(f".{name}".endswith(f".{entry}") for name in names):
                 raise ValueError(f"{field}: no layer is named {entry!r}{_nearest(entry, names)}")
@@ -35,7 +35,7 @@ def target_names(model: nn.Module, config: LsrConfig) -> list[str]:
     """Return the layers of a base model that a configuration adapts; its target_modules must not be None.
 
     Raises:
-        ValueError: if an entry of it, a pattern or an index names no layer.
+        ValueError: if an entry, a pattern or an index matches no layer.
     """
     names = [name for name, _ in model.named_modules() if name]
     check_names(config, names)
@@ -43,10 +43,10 @@ def target_names(model: nn.Module, config: LsrConfig) -> list[str]:
 
 
 def adapted_names(model: nn.Module, config: LsrConfig, names: list[str]) -> list[str]:
-    """Return those of a model's layers that a configuration adapts, which stays as it is.
+    """Return the layers in `names` that a configuration adapts, without changing the configuration.
 
     Raises:
-        ValueError: if a pattern or an index names none of them.
+        ValueError: if a pattern or an index matches none of them.
     """
     open_config = cast("LsrConfig", _maybe_include_all_linear_layers(replace(config), model))
     adapted = [name for name in names if check_target_module_exists(open_config, name)]
@@ -57,14 +57,14 @@ def adapted_names(model: nn.Module, config: LsrConfig, names: list[str]) -> list
 
 
 def is_trained_whole(config: LsrConfig, name: str) -> bool:
-    """Return whether a layer is one of modules_to_save or inside one, by PEFT's rule: a name's ending, dot or not."""
+    """Return whether a layer is in modules_to_save or inside such a module, by PEFT's rule: any suffix of a name."""
     parts = name.split(".")
     paths = (".".join(parts[: i + 1]) for i in range(len(parts)))
     return any(path.endswith(tuple(config.modules_to_save or ())) for path in paths)
 
 
 def check_patterns(config: LsrConfig, adapted: list[str]) -> None:
-    """Refuse a pattern or an index that no adapted layer has.
+    """Refuse a pattern or an index that matches no adapted layer.
 
     Raises:
         ValueError: names the entry and the nearest layer.
@@ -77,7 +77,7 @@ def check_patterns(config: LsrConfig, adapted: list[str]) -> None:
 
 
 def check_indices(config: PeftConfig, names: list[str]) -> None:
-    """Refuse an index that none of these layers has: PEFT skips it without a word, unless it skips all.
+    """Refuse an index that none of these layers has: PEFT skips it silently as long as another one matches.
 
     Raises:
         ValueError: names the index.
@@ -89,7 +89,7 @@ def check_indices(config: PeftConfig, names: list[str]) -> None:
 
 
 def check_shared(kinds: Mapping[Kind, int]) -> None:
-    """Refuse to share factors where a kind has one layer: there is nothing to share.
+    """Refuse to share factors if a kind has only one layer.
 
     Raises:
         ValueError: names the kind.
@@ -97,7 +97,7 @@ def check_shared(kinds: Mapping[Kind, int]) -> None:
     for kind, count in kinds.items():
         if count < 2:
             raise ValueError(
-                f"share='layers' needs two layers or more of a kind, and there is one {kind}; use share='none', or "
+                f"share='layers' needs two or more layers of a kind, and there is one {kind}; use share='none', or "
                 "leave it out"
             )
 

@@ -1,4 +1,4 @@
-"""PEFT's `add_weighted_adapter`: an adapter that is a weighted sum of others, layer by layer and exactly."""
+"""PEFT's `add_weighted_adapter`: an adapter that is the exact weighted sum of others, layer by layer."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,28 +16,30 @@ from lsr.tuner.config import LsrConfig
 from lsr.tuner.layer import LsrLayer
 
 AS_LORA = "; as LoRA (python -m lsr export --to lora) adapters can be combined in other ways"
-EXACT = "cat"  # PEFT's word for ranks that add up
+EXACT = "cat"  # PEFT's name for the combination in which ranks add up
 
 
 def check_request(
     configs: Mapping[str, LsrConfig], adapters: Sequence[str], weights: Sequence[float], new: str, kind: str
 ) -> None:
-    """Check what a user asks `add_weighted_adapter` for.
+    """Check the arguments of `add_weighted_adapter`.
 
     Raises:
-        ValueError: names the argument and what is possible.
+        ValueError: names the argument and the allowed values.
     """
     if kind != EXACT:
         raise ValueError(
-            f"combination_type must be {EXACT!r}, by which ranks add up and the sum is exact, got {kind!r}{AS_LORA}"
+            f"combination_type must be {EXACT!r}, where ranks add up and the sum is exact, got {kind!r}{AS_LORA}"
         )
     for name in adapters:
         if name not in configs:
             raise ValueError(f"adapters: no adapter is named {name!r}; there are {sorted(configs)}")
         if configs[name].bias != "none":
-            raise ValueError(f"adapters: {name!r} trains biases too (bias={configs[name].bias!r}): these have no sum")
+            raise ValueError(
+                f"adapters: {name!r} trains biases too (bias={configs[name].bias!r}), which cannot be summed"
+            )
     if not adapters or len(weights) != len(adapters):
-        raise ValueError(f"weights must hold one number an adapter, {len(adapters)}, got {len(weights)}")
+        raise ValueError(f"weights must hold one number per adapter, {len(adapters)}, got {len(weights)}")
     if not all(map(isfinite, weights)):
         raise ValueError(f"weights must be finite, got {list(weights)}")
     if new in configs:
@@ -50,9 +52,9 @@ def sum_adapters(
     adapters: Sequence[str],
     weights: Sequence[float],
 ) -> tuple[LsrConfig, dict[str, Start]]:
-    """Return the configuration of the weighted sum, which keeps the shapes of the adapters, and its factors by layer.
+    """Return the configuration of the weighted sum, with the shapes of the adapters, and its factors by layer.
 
-    A start that is subtracted becomes part of the factors. The scaling is 1: it is in B.
+    An initial update that is subtracted becomes part of the factors. The scaling is 1, because B includes it.
 
     Raises:
         ValueError: if the sum has no exact form of this kind; names the layer and why.
@@ -78,7 +80,7 @@ def _sum_in_layer(layer: LsrLayer, adapters: Sequence[str], weights: Sequence[fl
 
 
 def _common_form(layer: LsrLayer, names: Sequence[str]) -> Form:
-    """Return the form of the first adapter, from which the others may differ in r1 and their terms alone."""
+    """Return the form of the first adapter; the others may differ from it only in r1 and in their number of terms."""
     form = layer.adapter(names[0]).form
     for name in names[1:]:
         other = layer.adapter(name).form
@@ -104,7 +106,7 @@ def _products(layer: LsrLayer, adapters: Sequence[str], weights: Sequence[float]
 
 
 def _exact_factors(layer: LsrLayer, adapter: LsrAdapter) -> tuple[list[Tensor], list[Tensor]]:
-    """Return factors whose product is the update without its scaling; a core becomes part of a dense A.
+    """Return factors whose product is the update without the scaling; a core is multiplied into a dense A.
 
     Raises:
         ValueError: if there is a core between Kronecker factors; names the layer.

@@ -2,22 +2,18 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from transformers import set_seed
-
 from pipeline import console, params
 from pipeline.arena import inputs
 from pipeline.arena.measure import task_of
 from pipeline.arena.plan import Cell, Run
 from pipeline.arena.preset import PATH
-from pipeline.data.encoding import check_max_length
 from pipeline.errors import UserError
 from pipeline.methods import adapters, base_models
-from pipeline.params import LsrParams
 from pipeline.training import arguments
 
 
 def check(runs: Sequence[Run]) -> None:
-    """Read the data of each task, which are then there for all, and put each method on the base model.
+    """Read the data of each task, which are then there for all, and try each method on the outline of the base model.
 
     Raises:
         UserError: with one line for each mistake, all at once; it names the file and the key to change.
@@ -49,15 +45,12 @@ def _mistakes(run: Run, place: str, check_one: Callable[[Cell], None]) -> Iterat
 def _check_task(cell: Cell) -> None:
     view = cell.view()
     arguments.check_machine(view.train)
-    check_max_length(base_models.load_tokenizer(view.base_model), view.tokenize.max_length)
+    base_models.check_tokens(base_models.load_tokenizer(view.base_model), view.tokenize.max_length)
     inputs.made(task_of(cell, view))
 
 
 def _check_method(cell: Cell) -> None:
     view = cell.view()
-    set_seed(view.seed)
-    base = base_models.load_base_model(view.base_model, view.dataset)
-    if isinstance(view.section, LsrParams) and view.section.budget != "none":  # which is spent by gradients
-        adapters.target_names(base, view.section, view.base_model, view.seed)
-    else:
-        adapters.add_adapter(base, view.section, view.base_model, view.seed)
+    row = view.base_model
+    if not base_models.brings_code(row):
+        adapters.check_section(base_models.outline(row), view.section, row)

@@ -70,6 +70,7 @@ def measure(cell: Cell) -> Record:
     fields = {
         **{name: getattr(cell, name) for name in ("key", "preset", "task", "method", "rate", "head_rate", "seed")},
         "overrides": dict(cell.overrides),
+        "reads": cell.reads.model_dump(mode="json"),
         "adapter": view.adapter,
         "status": status,
         "reason": reason,
@@ -158,6 +159,7 @@ def train(model: PeftModel, view: ArenaView, splits: Mapping[str, Dataset], coll
             eval_strategy="no",
             save_strategy="no",
             load_best_model_at_end=False,
+            report_to=[],
         )
         trainer.train()
         scored.take_losses(trainer)

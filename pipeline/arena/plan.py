@@ -22,7 +22,8 @@ HEAD = "train.head_learning_rate"
 # Of params.yaml, what came later than the first records, by dotted keys of a view, with what was done before: at these
 # values a training is what it was, so its key is too.
 LATER: Mapping[str, Any] = {}
-WITHOUT_EFFECT = ("submission", "also")  # keys of a data row that no training and no score depends on
+# Keys that no training and no score depends on: of data rows, and of the view.
+OF_NO_ROW, OF_NO_VIEW = ("submission", "also"), ("train.report_to",)
 Found = Mapping[str, Record]
 TRIES, SEEDS = "tries", "seeds"  # what trainings are for
 
@@ -194,12 +195,12 @@ def key_of(view: ArenaView, reads: Reads) -> str:
     """
     known = view.model_dump(mode="json")
     for row in (known["dataset"], *known["pooled"].values()):
-        for name in WITHOUT_EFFECT:
+        for name in OF_NO_ROW:
             row.pop(name, None)
-    for key, value in LATER.items():
+    for key in (*OF_NO_VIEW, *LATER):
         section, _, name = key.rpartition(".")
         inner = known[section] if section else known
-        if name in inner and inner[name] == value:
+        if name in inner and (key in OF_NO_VIEW or inner[name] == LATER[key]):
             del inner[name]
     sources = [view.dataset.source, *(row.source for row in view.pooled.values()), view.base_model.source]
     frames = getattr(view.section, "frames", "own")

@@ -34,6 +34,7 @@ class Record(BaseModel):
     method: str  # its name in the preset
     adapter: str  # a section of params.yaml
     overrides: dict[str, JsonValue]  # what it sets in params.yaml, by dotted keys
+    reads: dict[str, JsonValue]  # how much of each split it sees, as the preset says
     rate: float | None  # learning rate of the adapter; None where the head alone trains
     head_rate: float
     seed: int

@@ -112,7 +112,7 @@ def _newest_form(group: Sequence[Record]) -> Iterator[Record]:
     forms: dict[str, list[Record]] = {}
     for record in group:
         kept = {key: value for key, value in record.overrides.items() if not key.endswith(TUNED)}
-        forms.setdefault(json.dumps(kept, sort_keys=True), []).append(record)
+        forms.setdefault(json.dumps([kept, record.reads], sort_keys=True), []).append(record)
     newest = max(forms.values(), key=lambda form: max(map(_date, form)))
     once: dict[tuple[Rates, int], Record] = {}
     for record in sorted(newest, key=lambda one: (one.status == FINISHED, _date(one), one.key)):

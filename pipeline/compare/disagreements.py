@@ -36,7 +36,7 @@ def of_task(found: Comparison, task: str) -> Flat | None:
             method: {
                 "seeds": len(answers[method]),
                 "right": _rounded(rights[method][kept]),
-                "answer": _rounded(_usual(answers[method][:, kept], numbers)),
+                "answer": _rounded(_usual(answers[method], numbers)[kept]),
             }
             for method in cells
         },

@@ -15,7 +15,8 @@ from pipeline.errors import UserError, first_line
 from pipeline.evaluation import scores
 
 PAIR = "text_pair"
-TOLERANCE = 1e-6  # of a score
+TOLERANCE = 2e-6  # of a score of six digits
+OF_NUMBERS = 0.005  # where predictions have six digits, and perhaps nearly one value
 NUMBERS = ("pearson", "spearman")  # a task with one of these metrics has numbers to predict, and no classes
 
 
@@ -68,7 +69,7 @@ def _mismatch(labels: NDArray[np.float64], cells: Iterable[Cell]) -> str:
         if metric not in scores.EXAMPLES:
             return f"{metric} scores groups of examples"
         found = scores.score((metric,), np.array(run.predicted), labels)[metric]
-        if abs(found - run.score()) > TOLERANCE:
+        if abs(found - run.score()) > (OF_NUMBERS if has_numbers(run.metrics) else TOLERANCE):
             said = f"{metric} {found:.6g} by its labels, {run.score():.6g} in the record"
             return f"{said} of {run.method}, seed {run.seed}"
     return ""

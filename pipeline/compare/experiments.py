@@ -1,6 +1,7 @@
 """The experiments of DVC, side by side: those that differ in the seed alone are one row."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import dvc.api
@@ -63,7 +64,7 @@ def _inputs(one: Shown) -> tuple[tuple[str, str], ...]:
         key = name.removeprefix(f"{params.PARAMS}:")
         section = key.partition(".")[0]
         is_param = section in params.Params.model_fields and section not in others
-        is_hash = isinstance(value, str) and "/" in name and not name.startswith("artifacts/")
+        is_hash = isinstance(value, str) and "/" in name and Path(name).parts[0] != artifacts.INIT.parts[0]
         if value is not None and key != SEED and (is_param or is_hash):
             found[key] = str(value)
     return tuple(sorted(found.items()))

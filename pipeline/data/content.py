@@ -1,4 +1,4 @@
-"""The content of what a row names on this disk, as SHA-256."""
+"""SHA-256 hashes of the local files that a row names."""
 
 import hashlib
 import json
@@ -10,12 +10,12 @@ from pipeline.params.sources import FilesSource, HubSource, PackageSource, Row
 
 WATCHED = ("data", "models")  # dvc.yaml has them as deps of the stage `inputs`
 
-# Of a row; or a folder or hub repository.
+# A source of a row, or the name of a folder or hub repository.
 Source = FilesSource | HubSource | PackageSource | HubModel | PackageModel | str
 
 
 def named(source: Source) -> Iterator[Path]:
-    """Files and folders here. A hub's repository is none, unless a folder has its name or it can only be a path."""
+    """Yield local files and folders. A hub repository counts only if a folder has its name or it can only be a path."""
     if isinstance(source, FilesSource):
         yield from map(Path, source.files.values())
     elif isinstance(source, HubSource | HubModel | str):
@@ -25,7 +25,7 @@ def named(source: Source) -> Iterator[Path]:
 
 
 def files(path: Path) -> list[Path]:
-    """The file itself, or all in the folder but hidden ones."""
+    """Return the file itself, or all files in the folder except hidden ones."""
     if not path.is_dir():
         return [path]
     below = (file for file in path.rglob("*") if file.is_file())
@@ -39,6 +39,6 @@ def sha256(path: Path) -> str:
 
 
 def sha256_of(row: Row) -> str:
-    """Return the digest of a row, whatever the order of its keys, as DVC takes it."""
+    """Return the digest of a row, independent of the order of its keys, as in DVC."""
     content = json.dumps(row.model_dump(mode="json"), sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()

@@ -1,9 +1,9 @@
-"""A data set row becomes three tables: train, validation and test.
+"""Load a data set row as three tables: train, validation and test.
 
-What keeps the scores honest is decided here. A split that the source provides is used as it is. A split that is cut
-from train is cut by a hash of the text: whether a sentence is in it depends on that sentence alone, not on a seed, the
-order of the source or other rows. No sentence of train stands a second time in train, nor in another split. Pairs of
-rated sentences are made last, inside each split.
+This module keeps the scores honest. A split that the source provides is used unchanged. A split that is cut from train
+is cut by a hash of the text: whether a sentence is in it depends only on that sentence, not on a seed, the order of the
+source or other rows. No sentence of train occurs twice in train, or in another split. Pairs of rated sentences are
+formed last, within each split.
 
 """
 
@@ -30,14 +30,14 @@ DROPPED = ("missing", "within_margin", "duplicate")
 
 
 class Loaded(NamedTuple):
-    """The tables by split, and how many rows are not in them, for each of the reasons DROPPED.
+    """The tables by split, and the number of dropped rows for each of the reasons in DROPPED.
 
-    Of a row with `pairs`, `within_margin` counts pairs.
+    For a row with `pairs`, `within_margin` counts pairs.
     """
 
     splits: dict[str, "Dataset"]
     dropped: dict[str, int]
-    conflicting: int  # duplicates whose label is not that of the row which stays
+    conflicting: int  # dropped duplicates whose label differs from the label of the row that is kept
 
 
 def load(row: DatasetRow, name: str) -> Loaded:
@@ -46,8 +46,8 @@ def load(row: DatasetRow, name: str) -> Loaded:
     A class is an int, a number a float. `name` is the row's name, for messages.
 
     Raises:
-        UserError: if the source cannot be read, if a text or label is not what the row says, or if a split is empty or
-            a class has no row in train.
+        UserError: if the source cannot be read, a text or label does not fit the row, a split is empty, or a class has
+            no row in train.
     """
     where = f"{params.TABLES['data'][0]}: {name}"
     dropped = Counter(dict.fromkeys(DROPPED, 0))
@@ -77,27 +77,27 @@ def load(row: DatasetRow, name: str) -> Loaded:
         splits = {split: tables_of.get(split, tables_of["train"]).select(rows) for split, rows in chosen.items()}
         if paired is not None:
             splits = _written(paired, splits, Path(folder))
-    # Only a row with select_on: test has no validation split; its choice is made on test.
+    # Only a row with select_on: test has no validation split; the checkpoint is then chosen on test.
     return Loaded({split: splits.get(split, splits["test"]) for split in SPLITS}, dict(dropped), conflicting)
 
 
 def _distinct(usable: Mapping[str, Usable]) -> tuple[np.ndarray, np.ndarray, int]:
-    """The rows of train without those whose texts stand before in train or in another split, and what follows them.
+    """Return the rows of train without duplicates of other rows, their positions, and the number of conflicts.
 
-    They are in the order of the hash of their texts. Positions are numbers in [0, 1), evenly spread over what is cut
-    together, a text or a group: 52 bits of the hash, so that no rounding reaches 1. Last is how many left rows have
-    another label than the one that stays.
+    A row is dropped if its texts occur earlier in train or in another split. The rows are ordered by the hash of their
+    texts. Positions are numbers in [0, 1), uniform over the units that are cut together, texts or groups: 52 bits of
+    the hash, so that rounding never reaches 1. Conflicts are dropped rows whose label differs from the kept row's.
     """
     parts = [*(found for split, found in usable.items() if split != "train"), usable["train"]]
     digests = np.concatenate([part.digests for part in parts])
     found = np.concatenate([part.labels for part in parts])
     held_out = len(found) - len(usable["train"].labels)
-    order = np.lexsort(digests.T[::-1])  # stable: of equal texts, other splits come first, then train in its order
+    order = np.lexsort(digests.T[::-1])  # stable: among equal texts, other splits come first, then train in its order
     digests, found = digests[order], found[order]
     is_first = np.ones(len(order), bool)
     is_first[1:] = (digests[1:] != digests[:-1]).any(axis=1)
     is_train = order >= held_out
-    stays = found[is_first][np.cumsum(is_first) - 1]  # of each row, the label of the first one with its texts
+    stays = found[is_first][np.cumsum(is_first) - 1]  # for each row, the label of the first one with its texts
     conflicting = int((is_train & (found != stays)).sum())
     fresh = is_first & is_train
     rows = order[fresh] - held_out
@@ -105,7 +105,7 @@ def _distinct(usable: Mapping[str, Usable]) -> tuple[np.ndarray, np.ndarray, int
 
 
 def _within(positions: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Positions that are evenly spread over the rows of each class, in their order: a share of one is exact."""
+    """Return positions evenly spaced over the rows of each class, in order, so that shares of a class are exact."""
     order = np.lexsort((positions, classes))
     sizes = np.bincount(classes)
     firsts = np.cumsum(sizes) - sizes
@@ -116,7 +116,7 @@ def _within(positions: np.ndarray, classes: np.ndarray) -> np.ndarray:
 
 
 def _cut(train: np.ndarray, position: np.ndarray, shares: Mapping[Any, float]) -> dict[str, np.ndarray]:
-    """The cut splits and the rest, train: [0, test), [test, test + validation) and what is above, of `position`."""
+    """Cut splits by `position`: [0, test) is test, [test, test + validation) is validation, and the rest is train."""
     test, validation = shares.get("test", 0.0), shares.get("validation", 0.0)
     parts = {
         "test": train[position < test],
@@ -127,8 +127,8 @@ def _cut(train: np.ndarray, position: np.ndarray, shares: Mapping[Any, float]) -
 
 
 def mapped(paths: Mapping[str, Path]) -> dict[str, "Dataset"]:
-    """Return the table in each file, mapped into memory; the file's name can go."""
-    from datasets import Dataset  # a second of import: after all that can be refused without it
+    """Return the table in each file, memory-mapped; the file may then be unlinked."""
+    from datasets import Dataset  # takes a second to import: after all checks that do not need it
 
     return {split: Dataset.from_file(str(path)) for split, path in paths.items()}
 
@@ -136,7 +136,7 @@ def mapped(paths: Mapping[str, Path]) -> dict[str, "Dataset"]:
 def _paired(
     tables: Mapping[str, Usable], chosen: Mapping[str, np.ndarray], margin: float, dropped: Counter[str]
 ) -> dict[str, pairs.Paired]:
-    """The pairs of each split. Those of test are disjoint: the intervals of its scores need independent examples."""
+    """Return the pairs of each split. In test they are disjoint, because its intervals need independent examples."""
     paired = {
         split: pairs.pair(tables[split].digests[rows], tables[split].labels[rows], margin, disjoint=split == "test")
         for split, rows in chosen.items()
@@ -159,7 +159,7 @@ def _check_filled(
     row: DatasetRow,
     where: str,
     dropped: Mapping[str, int],
-    names: Mapping[str, str],  # of the files that splits are read from
+    names: Mapping[str, str],  # of the files from which the splits are read
 ) -> None:
     sizes = ", ".join(f"{split} {len(values)}" for split, values in found.items())
     for split, values in found.items():
@@ -172,4 +172,4 @@ def _check_filled(
     counts = np.bincount(found["train"], minlength=row.num_labels)
     if not counts.all():
         shown = ", ".join(f"{name} {count}" for name, count in zip(row.names, counts, strict=True))
-        raise UserError(f"{where}: train has no row of a class; rows a class: {shown}; of {names['train']}")
+        raise UserError(f"{where}: train has no row of a class; rows per class: {shown}; of {names['train']}")

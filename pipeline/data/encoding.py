@@ -1,4 +1,4 @@
-"""Texts of a data set become a table of tokens, a batch at a time."""
+"""Tokenize the texts of a data set, a batch at a time."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
@@ -6,22 +6,20 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipeline import params
 from pipeline.data.texts import encode
-from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-BATCH = 1000  # texts a call of the tokenizer
+BATCH = 1000  # texts per call of the tokenizer
 
 
 class Tokens(NamedTuple):
-    """One split or a part of it: what is stored, and how many tokens each whole text has."""
+    """The tokens of a split or a part of it, and the length of each text before truncation."""
 
     table: pa.Table
-    lengths: np.ndarray  # (rows,), before max_length cuts
+    lengths: np.ndarray  # (rows,), before truncation
 
 
 def tokenize(
@@ -30,9 +28,9 @@ def tokenize(
     max_length: int,
     advance: Callable[[int], None] = lambda done: None,
 ) -> Tokens:
-    """Return the tokens of each row of `texts` (text, perhaps text_pair), at most `max_length` each, and what it has.
+    """Return the tokens of each row of `texts` (text, perhaps text_pair), at most `max_length`, and full lengths.
 
-    There is no padding and no attention mask: it would be all ones. Of a pair, the longer text is cut first.
+    There is no padding, hence no attention mask: it would be all ones. In a pair, the longer text is truncated first.
     """
     kinds = {"input_ids": pa.int32(), "token_type_ids": pa.int8()}
     names = [name for name in kinds if name in tokenizer.model_input_names]
@@ -50,16 +48,3 @@ def tokenize(
         lengths += whole
         advance(len(batch))
     return Tokens(pa.concat_tables(tables).combine_chunks(), np.array(lengths))
-
-
-def check_max_length(tokenizer: "PreTrainedTokenizerBase", max_length: int) -> None:
-    """Refuse texts that are longer than the model takes.
-
-    Raises:
-        UserError: if `max_length` is above the model's limit; a tokenizer without a limit says 1e30.
-    """
-    if max_length > tokenizer.model_max_length:
-        raise UserError(
-            f"{params.PARAMS}: tokenize.max_length: the model takes at most {tokenizer.model_max_length} tokens, "
-            f"got {max_length}"
-        )

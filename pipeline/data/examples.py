@@ -1,4 +1,4 @@
-"""Examples of any row of the table, whatever row is chosen: for what is made from several data sets."""
+"""Examples of any row of the table, not only the selected one: for frames pooled over several data sets."""
 
 from collections.abc import Iterator
 
@@ -15,9 +15,9 @@ from pipeline.params.rows import DatasetRow
 def first(
     row: DatasetRow, name: str, tokenizer: PreTrainedTokenizerBase, count: int, max_length: int, size: int
 ) -> Iterator[dict[str, Tensor]]:
-    """Yield labelled batches of the first `count` examples of the train split of any row, or of all if it has fewer.
+    """Yield labeled batches of the first `count` examples of a row's train split, or of all if it has fewer.
 
-    A batch has `size` examples. They are a random sample, as splits are in the order of a hash.
+    A batch has `size` examples. They are a random sample, because splits are ordered by a hash.
 
     Raises:
         UserError: as `pipeline.data.datasets.load`.

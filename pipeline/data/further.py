@@ -1,7 +1,7 @@
-"""What an adapter predicts beside its test split: the row's hidden split, and the sets under `also`.
+"""Additional sets that an adapter predicts: the row's hidden split, and the sets under `also`.
 
-They have tables of their own, named as in `DatasetRow.scored` and `hidden`. Nothing is cut or left out as a duplicate,
-for published scores count every row.
+They have their own tables, named as in `DatasetRow.scored` and `hidden`. Nothing is cut or dropped as a duplicate,
+because published scores count every row.
 """
 
 import tempfile
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 def load(row: DatasetRow, name: str, dropped: Counter[str]) -> dict[str, "Dataset"]:
-    """Return the tables by split, as `pipeline.data.datasets.load`; `dropped` counts on. `name` is the row's.
+    """Return the tables by split, as `pipeline.data.datasets.load`, and add to `dropped`. `name` is the row's name.
 
     Raises:
-        UserError: if a source cannot be read, if a text or label is not what the row says, or if a split is empty.
+        UserError: if a source cannot be read, a text or label does not fit the row, or a split is empty.
     """
     where = f"{params.TABLES['data'][0]}: {name}"
     paths = {}

@@ -1,4 +1,4 @@
-"""How the value of a label column becomes a class number, or a number."""
+"""Convert the values of a label column to class indices or numbers."""
 
 import math
 import re
@@ -10,14 +10,14 @@ from pipeline.params.rows import Classes, Number, Threshold
 
 Reader = Callable[[object], float | None]
 WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})(\.0+)?", re.ASCII)
-HIDDEN = "-1"  # what GLUE writes in the label column of a test split
+HIDDEN = "-1"  # GLUE's placeholder in the label column of a test split
 
 
 def reader(label: Classes | Threshold | Number) -> Reader:
-    """Return the function from a value that is not missing to a class (int) or a number (float).
+    """Return a function that converts a value, never a missing one, to a class (int) or a number (float).
 
-    It returns None for a value within the margin of a threshold. It raises ValueError for any value that the label does
-    not allow.
+    The function returns None for a value within the margin of a threshold, and raises ValueError for a value that the
+    label does not allow.
     """
     match label:
         case Classes():
@@ -30,7 +30,7 @@ def reader(label: Classes | Threshold | Number) -> Reader:
 
 def _class_reader(label: Classes) -> Reader:
     classes: dict[object, int] = {name: number for number, name in enumerate(label.names)}
-    # Names such as "1" ... "5" are what the file says, so there the position in the list is no second name.
+    # Names such as "1" ... "5" are values in the file, so then a position in the list is not accepted as well.
     if not any(name.lstrip("-").isdecimal() for name in map(_plain, label.names)):
         classes |= {str(number): number for number in range(len(label.names))}
     plain: dict[object, int] = {}
@@ -39,19 +39,19 @@ def _class_reader(label: Classes) -> Reader:
 
     def read(value: object) -> int:
         key = _plain(value)
-        for known, name in ((classes, value), (plain, key)):  # 1 and 1.0 may both be names: then each is its own
+        for known, name in ((classes, value), (plain, key)):  # 1 and 1.0 may both be names, and then they differ
             if isinstance(name, str) and name in known:
                 return known[name]
         if key == HIDDEN:
             raise ValueError("the label is -1: the labels of this split are hidden; choose another split")
         allowed = ", ".join(str(key) for key in classes)
-        raise ValueError(f"label {value!r} is no class; allowed: {allowed}{nearest(value, label.names)}")
+        raise ValueError(f"label {value!r} is not a class; allowed: {allowed}{nearest(value, label.names)}")
 
     return read
 
 
 def _plain(value: object) -> str:
-    """True, 1.0 and the text 1.0 are the class number 1: a number is the same in each format. 01 stays a text."""
+    """Normalize a value: True, 1.0 and the text 1.0 all mean class 1, whatever the file format. 01 remains a text."""
     if isinstance(value, int | float) and value == value // 1:
         return str(int(value))
     text = str(value)

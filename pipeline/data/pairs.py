@@ -1,8 +1,8 @@
-"""Pairs of rated texts, to tell which one has the greater number.
+"""Pairs of rated texts, to predict which one has the larger number.
 
-They are made of the rows of one split, after the splits are cut: a text that is in one split alone is in the pairs of
-that split alone. Who meets whom and who comes first follow from the hashes of the texts, so neither says anything of
-the numbers, and the two classes are about as frequent.
+Pairs are formed within a split, after the splits are cut, so no text occurs in pairs of two splits. Which texts are
+paired, and in which order, follows from the hashes of the texts. So neither reveals anything about the numbers, and the
+two classes are about equally frequent.
 """
 
 from pathlib import Path
@@ -14,17 +14,17 @@ import pyarrow as pa
 if TYPE_CHECKING:
     from datasets import Dataset
 
-BATCH = 10_000  # pairs that are written at once
+BATCH = 10_000  # pairs written at a time
 SCHEMA = pa.schema({"text": pa.string(), "text_pair": pa.string(), "label": pa.int64()})
 
 
 class Paired(NamedTuple):
-    """Which rows of a table meet, what is right, and how many rows and pairs are left out."""
+    """The paired rows of a table, the labels, and the numbers of dropped rows and pairs."""
 
     rows: np.ndarray  # (pairs, 2)
-    labels: np.ndarray  # (pairs,): 0 where the first has the greater number, 1 where the second has
+    labels: np.ndarray  # (pairs,): 0 if the first has the larger number, 1 if the second has
     within_margin: int
-    duplicate: int  # rows whose text another row has
+    duplicate: int  # rows with the text of another row
 
 
 def pair(
@@ -34,10 +34,10 @@ def pair(
     *,
     disjoint: bool,
 ) -> Paired:
-    """Pair each row with the one that follows in the order of the digests, unless their numbers are within the margin.
+    """Pair each row with the next one in the order of the digests, unless their numbers are within the margin.
 
-    A row is then in up to two pairs, once as the first and once as the second; with `disjoint` it is in one at most, so
-    that pairs are as independent as rows. Of rows with equal texts, the first one stands for all.
+    A row is in up to two pairs, once as the first and once as the second; with `disjoint` it is in at most one, so that
+    pairs are as independent as rows. Of rows with equal texts, only the first is used.
     """
     order = np.lexsort(digests.T[::-1])
     is_new = np.ones(len(order), bool)

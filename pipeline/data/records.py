@@ -1,4 +1,4 @@
-"""How a record of a source becomes the texts of examples: parts are marked, templates filled, choices told apart."""
+"""Convert a record of a source to the texts of its examples: mark parts, fill templates, separate choices."""
 
 import re
 from bisect import bisect_right
@@ -9,14 +9,14 @@ from pipeline.data.texts import checked_text
 from pipeline.params.rows import CHOICE, FIELD, Examples, Mark, fields, is_template
 
 Record = Mapping[str, Any]  # a value for each column
-Texts = tuple[str, ...]  # of one example: one text, or a pair
-ASTRAY = 2  # words that a published word index may be off by; the pronouns of WSC are up to one
+Texts = tuple[str, ...]  # the text or pair of one example
+ASTRAY = 2  # words by which a published word index may be off; the pronouns of WSC are off by up to one
 
 
 def reader(row: Examples) -> Callable[[Record], list[Texts]]:
-    """Return the function from a record to the texts of its examples: of one, or of one for each choice.
+    """Return a function from a record to the texts of its examples: a single one, or one per choice.
 
-    It raises ValueError for a value that is no text, and for a mark that is not in its text.
+    The function raises ValueError for a value that is not text, and for a mark that is not in its text.
     """
     if not row.mark and not any(map(is_template, row.text)):
         return lambda record: [tuple(checked_text(record[column]) for column in row.text)]
@@ -40,7 +40,7 @@ def _filled(entries: Sequence[str], values: Mapping[str, str]) -> Texts:
 
 
 def _marked(text: str, marks: Sequence[Mark], record: Record) -> str:
-    """The text with a sign before and behind each part."""
+    """Return the text with a sign before and after each part."""
     signs = []
     for mark in marks:
         begin, end = _part(text, mark, record)
@@ -51,7 +51,7 @@ def _marked(text: str, marks: Sequence[Mark], record: Record) -> str:
 
 
 def _part(text: str, mark: Mark, record: Record) -> tuple[int, int]:
-    """Where a part begins, and where the character behind it is.
+    """Return where a part begins and where it ends, exclusively.
 
     Raises:
         ValueError: if the text has no such part.
@@ -78,7 +78,7 @@ def whole(record: Record, column: str) -> int:
     """Return the whole number in a column.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is no whole number.
     """
     try:
         return int(record[column])

@@ -1,7 +1,7 @@
-"""Where rows come from: a repository of the hub, files on disk, or one file inside a package; all come in batches.
+"""Read rows in batches: from a hub repository, files on disk, or one file inside a package.
 
-Text formats are read by the standard library and not by Arrow's readers, which break our rules without a word: to them
-`"a"b` is the text ab, a lone carriage return ends a line of a file without quoting, and a column of dates is no text.
+Text formats are read with the standard library, not with Arrow's readers, which silently break our rules: they read
+`"a"b` as the text ab, end a line of a file without quoting at a lone carriage return, and convert columns of dates.
 """
 
 import csv
@@ -22,8 +22,8 @@ from pipeline.params.sources import HIDDEN, FilesSource, HubSource, PackageSourc
 if TYPE_CHECKING:
     import pyarrow as pa
 
-BATCH = 10_000  # rows, or fewer long ones
-LONGEST_LINE = 10_000_000  # characters: a text may have a tenth of them, and a row more than one text
+BATCH = 10_000  # rows, or fewer if they are long
+LONGEST_LINE = 10_000_000  # characters; a text may have a tenth of that, and a row may have several texts
 MEGABYTE = 1_000_000
 Columns = dict[str, Sequence[Any]]
 Records = Iterator[tuple[int, list[str]]]  # line number and fields
@@ -32,13 +32,13 @@ SEPARATORS = {",": ".csv", "\t": ".tsv"}
 
 
 class _Choice(NamedTuple):
-    """Which columns of a table: those of `wanted` or, where it is None, all; and how it is written."""
+    """The columns to read, `wanted` or all if that is None, and the format of the table."""
 
     wanted: tuple[str, ...] | None
     where: str
-    names: tuple[str, ...] | None = None  # of the columns, where the file has no header
-    each: str | None = None  # the list in a JSON object that makes it many rows
-    drops_broken: bool = False  # lines with another number of columns are rows without values
+    names: tuple[str, ...] | None = None  # of the columns, if the file has no header
+    each: str | None = None  # the list in a JSON object whose items become rows
+    drops_broken: bool = False  # lines with the wrong number of columns become rows without values
 
     def of(self, there: Iterable[str]) -> list[str]:
         there = list(there)
@@ -52,32 +52,32 @@ class _Choice(NamedTuple):
 
 
 def _separated(fields: Sequence[str]) -> str:
-    """What may be wrong with a line of one field: that its fields are separated by something else."""
+    """Return a hint if a line of one field seems to use another separator."""
     if len(fields) != 1 or not (found := [sign for sign in (*SEPARATORS, ";", "|") if sign in fields[0]]):
         return ""
     ending = SEPARATORS.get(found[0])
-    fits = "separate them by commas (.csv) or tabs (.tsv)" if ending is None else f"the ending for that is {ending}"
+    fits = "separate them by commas (.csv) or tabs (.tsv)" if ending is None else f"the extension for that is {ending}"
     return f"; are the columns separated by {found[0]!r}? {fits}"
 
 
 class Table(NamedTuple):
-    """The rows of a split in batches; beside each, how much of the whole lies behind it."""
+    """The rows of a split in batches, each with the amount read so far."""
 
     batches: Iterator[tuple[int, Columns]]
     total: int
-    unit: str  # of `total` and of what lies behind
+    unit: str  # of `total` and of the amount read
     name: str  # of the file, or of the repository
 
 
 def read(row: Examples, where: str, splits: Collection[Split]) -> dict[Split, Table]:
-    """Return, of `splits`, those that the source provides: the columns that the row names, as Python values.
+    """Return those of `splits` that the source provides, with the columns that the row names, as Python values.
 
-    A hidden split has no label. A value in an object of JSON, or in a struct, is `column.key`. A missing value is None,
-    or an empty string where the format knows no other. Errors begin with `where`; what is wrong with a single row is
-    found when its batch is.
+    A hidden split has no label. A value in a JSON object, or in a struct, is `column.key`. A missing value is None, or
+    an empty string if the format has no null. Errors begin with `where`; errors in a row are raised when its batch is
+    read.
 
     Raises:
-        UserError: if the source cannot be reached or read, or lacks a column; the message lists what there is.
+        UserError: if the source cannot be reached or read, or lacks a column; the message lists the existing ones.
     """
     tables = {}
     for split in (split for split in splits if split in row.source.provides):
@@ -97,36 +97,36 @@ def read(row: Examples, where: str, splits: Collection[Split]) -> dict[Split, Ta
 
 
 def _begun(batches: Iterator[Any]) -> Iterator[Any]:
-    """The same batches, the first of which is there: a mistake in the last file does not wait for all of the first."""
+    """Read the first batch at once, so that a mistake in the last file is found before the first one is read."""
     return chain(list(islice(batches, 1)), batches)
 
 
 def batches_of(path: Path, where: str) -> Iterator[Columns]:
-    """Yield all columns of a file, read by its ending, a batch of rows at a time; errors begin with `where`.
+    """Yield all columns of a file in batches of rows; its extension gives the format. Errors begin with `where`.
 
-    Of JSON, a batch may lack a column that a later line brings.
+    In JSON, a batch may lack a column that a later line adds.
 
     Raises:
-        UserError: if it is not there, or is not what its ending says.
+        UserError: if the file is missing, or does not have the format of its extension.
     """
     return (batch for _, batch in _file(path, _Choice(None, where)).batches)
 
 
 def check_columns(there: Iterable[str], wanted: Iterable[str], where: str) -> None:
-    """Check that a table has some columns; errors begin with `where`.
+    """Check that a table has the wanted columns; errors begin with `where`.
 
     Raises:
-        UserError: if one is not there; the message lists what there is.
+        UserError: if one is missing; the message lists the existing ones.
     """
     _Choice(tuple(wanted), where).of(there)
 
 
 def _hub(source: HubSource, split: Split, choice: _Choice) -> Table:
-    import datasets  # heavy, and the other two sources do without
+    import datasets  # heavy, and not needed by the other two sources
 
     datasets.disable_progress_bars()
     is_folder = Path(source.path).is_dir()
-    # The cache of `datasets` knows a folder by its path: of an edited file it gives the old rows, or refuses the new.
+    # The cache of `datasets` identifies a folder by path: for an edited file it returns the old rows, or fails.
     anew = {"download_mode": "reuse_cache_if_exists", "verification_mode": "no_checks"} if is_folder else {}
     try:
         loaded = datasets.load_dataset(
@@ -134,7 +134,7 @@ def _hub(source: HubSource, split: Split, choice: _Choice) -> Table:
         )
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"{choice.where}: {_why_not_loaded(source, error)}") from None
-    # Off line, `datasets` takes any revision that it finds in its cache; the folder there is named by the commit.
+    # Offline, `datasets` takes any revision that it finds in its cache, where folders are named by commit.
     pinned = source.revision and len(source.revision) == 40 and not is_folder
     if pinned and not any(source.revision in Path(file["filename"]).parts for file in loaded.cache_files):
         raise UserError(
@@ -149,7 +149,7 @@ def _hub(source: HubSource, split: Split, choice: _Choice) -> Table:
 
 
 def _names(schema: Iterable["pa.Field"]) -> Iterator[str]:
-    """The columns of a table, and the keys in structs."""
+    """Yield the columns of a table, and the keys in structs."""
     from pyarrow import types
 
     for field in schema:
@@ -159,12 +159,12 @@ def _names(schema: Iterable["pa.Field"]) -> Iterator[str]:
 
 
 def _outer(columns: Iterable[str], there: Collection[str]) -> list[str]:
-    """The columns of a table that some keys in structs are in."""
+    """Return the columns of a table that contain the given columns or struct keys."""
     return list(dict.fromkeys(column if column in there else column.partition(".")[0] for column in columns))
 
 
 def _inner(table: Columns, columns: Iterable[str]) -> Columns:
-    """Columns by name, taken out of structs where the name says so."""
+    """Return columns by name, extracted from structs if the name has a key."""
     found: Columns = {}
     for column in columns:
         outer, _, rest = column.partition(".")
@@ -180,16 +180,16 @@ def _why_not_loaded(source: HubSource, error: Exception) -> str:
     import datasets
 
     if not isinstance(error, OSError) or Path(source.path).is_dir():
-        return f"cannot load {source.path!r}: {first_line(error.__cause__ or error)}"  # a full disk for one
+        return f"cannot load {source.path!r}: {first_line(error.__cause__ or error)}"  # such as a full disk
     reason = f"not reachable on the hub ({first_line(error)})"
     if datasets.config.HF_HUB_OFFLINE:
         reason = "not in the local cache, and offline mode is on (HF_HUB_OFFLINE)"
-    return f"{source.path!r} is no folder here and {reason}; `path` also takes a local folder of the same form"
+    return f"{source.path!r} is not a local folder and {reason}; `path` also takes a local folder of the same form"
 
 
 def _file(path: Path, choice: _Choice) -> Table:
     if path.suffix not in _READERS:
-        raise UserError(f"{choice.where}: {path}: the ending must be one of {', '.join(_READERS)}")
+        raise UserError(f"{choice.where}: {path}: the extension must be one of {', '.join(_READERS)}")
     check_file(path, choice.where)
     with _explained(path, choice.where):
         size = path.stat().st_size
@@ -215,7 +215,7 @@ def _explained(path: Path, where: str) -> Iterator[None]:
 
 
 def _bad_byte(path: Path) -> str:
-    """Where the first byte is that is not UTF-8: a second look, as the first one was at blocks."""
+    """Return the position of the first byte that is not UTF-8; reads again, because the first pass read blocks."""
     begin = 0
     with path.open("rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(4 * LONGEST_LINE), b""), start=1):
@@ -232,10 +232,10 @@ def _comma_separated(file: BinaryIO, choice: _Choice) -> Iterator[Columns]:
 
 
 def _lines(text: TextIO) -> Iterator[str]:
-    """Yield lines with their ends.
+    """Yield lines, including their line ends.
 
     Raises:
-        ValueError: for one that is longer than memory should hold.
+        ValueError: for a line of more than LONGEST_LINE characters.
     """
     for number in count(1):
         line = text.readline(LONGEST_LINE + 1)
@@ -247,7 +247,7 @@ def _lines(text: TextIO) -> Iterator[str]:
 
 
 def _quoted_fields(lines: Iterable[str]) -> Records:
-    csv.field_size_limit(LONGEST_LINE)  # of lines in quotes too; the default is 131,072 characters
+    csv.field_size_limit(LONGEST_LINE)  # also for quoted fields of many lines; the default is 131,072 characters
     reader, begin = csv.reader(lines, strict=True), 1
     try:
         for fields in reader:
@@ -263,7 +263,7 @@ def _tab_separated(file: BinaryIO, choice: _Choice) -> Iterator[Columns]:
 
 
 def _tab_fields(lines: Iterable[str]) -> Records:
-    """Only line feeds end a line, and a quote is text: such files have no quoting."""
+    """Yield fields of files without quoting: only line feeds end a line, and quotes are text."""
     for number, line in enumerate(lines, start=1):
         if content := line.removesuffix("\n").removesuffix("\r"):
             yield number, content.split("\t")
@@ -274,14 +274,14 @@ def _columns(records: Records, choice: _Choice) -> Iterator[Columns]:
     if len(set(names)) < len(names):
         raise ValueError(f"columns must differ from each other, got {', '.join(names)}")
     positions = {column: names.index(column) for column in choice.of(names)}
-    yield dict.fromkeys(positions, ())  # the header: a file without rows has columns too
+    yield dict.fromkeys(positions, ())  # the header: even a file without rows has columns
     while rows := _taken(records, lambda record: sum(map(len, record[1]))):
         columns = list(zip(*(_fields(number, fields, len(names), choice) for number, fields in rows), strict=True))
         yield {column: columns[position] for column, position in positions.items()}
 
 
 def _taken(items: Iterator[Item], size: Callable[[Item], int]) -> list[Item]:
-    """Return the next items: as many as make a batch, or fewer if they are as long as one line may be."""
+    """Return the next batch of items, cut short when their total size reaches the limit of a line."""
     taken, characters = [], 0
     for item in islice(items, BATCH):
         taken.append(item)
@@ -292,10 +292,10 @@ def _taken(items: Iterator[Item], size: Callable[[Item], int]) -> list[Item]:
 
 
 def _fields(number: int, fields: list[str], count: int, choice: _Choice) -> Sequence[str | None]:
-    """The fields of a line, or none where there are too many or too few and the row allows it.
+    """Return the fields of a line, or no values if their number is wrong and the row allows that.
 
     Raises:
-        ValueError: if the row does not.
+        ValueError: if the row does not allow it.
     """
     if len(fields) == count:
         return fields
@@ -305,7 +305,7 @@ def _fields(number: int, fields: list[str], count: int, choice: _Choice) -> Sequ
 
 
 def _json_lines(file: BinaryIO, choice: _Choice) -> Iterator[Columns]:
-    """JSON objects, one a line; the last line may bring a column that the others lack."""
+    """Yield JSON objects, one per line; even the last line may add a column that the others lack."""
     lines = enumerate(_lines(io.TextIOWrapper(file, "utf-8-sig", newline="\n")), start=1)
     filled = ((number, line) for number, line in lines if line.strip())
     there: dict[str, None] = {}
@@ -319,16 +319,16 @@ def _json_lines(file: BinaryIO, choice: _Choice) -> Iterator[Columns]:
 
 
 def _records(number: int, line: str, choice: _Choice) -> Iterator[dict[str, Any]]:
-    """The rows of a line; where columns are named, with values in objects as `column.key` beside the objects.
+    """Yield the rows of a line; if columns are named, values in objects are added as `column.key`.
 
     Raises:
-        ValueError: if the line is no JSON object, or has no list where one must be.
+        ValueError: if the line is not a JSON object, or lacks a required list.
     """
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"line {number} is not JSON: {error.msg}") from None
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, brackets in brackets
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, deeply nested brackets
         raise ValueError(f"line {number} is not JSON: {first_line(error)}") from None
     if not isinstance(record, dict):
         raise ValueError(f"line {number} must be a JSON object, got {type(record).__name__}")
@@ -342,9 +342,9 @@ def _records(number: int, line: str, choice: _Choice) -> Iterator[dict[str, Any]
 
 
 def _items(record: dict[str, Any], path: list[str]) -> Iterator[dict[str, Any]]:
-    """The object once for each item of the lists along a path, with the item in the place of the list."""
+    """Yield the object once for each item of the lists along a path, with the item in place of the list."""
     if not path:
-        yield {**record}  # a TypeError where it is no object
+        yield {**record}  # a TypeError if it is not an object
         return
     key, *rest = path
     items = record[key] if isinstance(record[key], list) else [record[key]]
@@ -375,7 +375,7 @@ def _parquet(file: BinaryIO, choice: _Choice) -> Iterator[Columns]:
 _READERS: dict[str, Callable[[BinaryIO, _Choice], Iterator[Columns]]] = {
     ".csv": _comma_separated,
     ".tsv": _tab_separated,
-    ".txt": _tab_separated,  # the files of MRPC before they were GLUE's
+    ".txt": _tab_separated,  # the original files of MRPC
     ".jsonl": _json_lines,
     ".json": _json_lines,
     ".parquet": _parquet,

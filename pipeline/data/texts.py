@@ -1,4 +1,4 @@
-"""Texts, checked and turned into tokens: the same for a data set and for a prediction."""
+"""Check and tokenize texts, in the same way for training data and for prediction."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LONGEST = 1_000_000  # characters of a text: a long novel
-AT_ONCE = 1_000_000  # characters that are tokenized together: a tokenizer takes 250 bytes for each
+LONGEST = 1_000_000  # characters per text: a long novel
+AT_ONCE = 1_000_000  # characters tokenized together: a tokenizer takes 250 bytes for each
 
 
 def is_missing(value: object) -> bool:
-    """Return whether a cell holds nothing: None, or white space alone."""
+    """Return whether a cell is empty: None, or only whitespace."""
     return value is None or (isinstance(value, str) and not value.strip())
 
 
 def checked_text(value: object) -> str:
-    """Return a value that is a text.
+    """Return a value if it is a valid text.
 
     Raises:
-        ValueError: if it is something else, holds half a character, or is longer than a book.
+        ValueError: if it is not a string, is not valid Unicode, or is too long.
     """
     if not isinstance(value, str):
         raise ValueError(f"a text must be text, got {value!r}")
@@ -35,10 +35,10 @@ def checked_text(value: object) -> str:
 def encode(
     texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> tuple[dict[str, list[list[int]]], list[int]]:
-    """Return tokens by column, at most `max_length` a text or pair, and the length of each when it is whole.
+    """Return tokens by column, at most `max_length` per text or pair, and the length of each before truncation.
 
-    There is no padding and no attention mask: it would be all ones. Of a pair, the longer text is cut first. Only the
-    few texts that are too long are encoded twice.
+    There is no padding, hence no attention mask: it would be all ones. In a pair, the longer text is truncated first.
+    Only the few texts that are too long are encoded twice.
     """
     encoded: dict[str, list[list[int]]] = {}
     whole: list[int] = []
@@ -68,8 +68,8 @@ def _encode(
     max_length: int,
     lengths: list[int],
 ) -> dict[str, list[list[int]]]:
-    """Return the tokens by column, and append the whole lengths."""
-    options = {"return_attention_mask": False, "verbose": False}  # not verbose: no warning about texts to be cut
+    """Return the tokens by column, and append the full lengths."""
+    options = {"return_attention_mask": False, "verbose": False}  # not verbose: no warning about long texts
     encoded = dict(tokenizer(list(texts), None if pairs is None else list(pairs), **options))
     whole = [len(ids) for ids in encoded["input_ids"]]
     for position in (position for position, length in enumerate(whole) if length > max_length):

@@ -1,4 +1,4 @@
-"""Tokenized splits: Arrow files that are mapped into memory, so that they may be larger than it."""
+"""Tokenized splits: memory-mapped Arrow files, which may be larger than memory."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ INPUTS = ("input_ids", "token_type_ids", "length", "label")
 
 
 def load_tokens(split: str) -> Dataset:
-    """Return a tokenized split as the Trainer takes it, without the text: rows are read where they are asked for.
+    """Return a tokenized split for the Trainer, without the text; rows are read on demand.
 
     Raises:
         UserError: if the split has not been tokenized, or its file is broken.
@@ -28,7 +28,7 @@ def load_tokens(split: str) -> Dataset:
 
 
 def load_column(split: str, name: str) -> Sequence[Any] | None:
-    """Return a column beside the tokens, such as a text or the number of a group, if it is there; it stays on disk.
+    """Return a column other than the tokens, such as the text or the group number, if there is one; it stays on disk.
 
     Raises:
         UserError: as `load_tokens`.
@@ -38,14 +38,14 @@ def load_column(split: str, name: str) -> Sequence[Any] | None:
 
 
 def groups_of(split: Dataset) -> np.ndarray | None:
-    """Return the number of the group of each example of a tokenized split; None where each is scored by itself."""
+    """Return the group number of each example of a tokenized split; None if examples are not grouped."""
     return np.array(split[GROUP][:]) if GROUP in split.column_names else None
 
 
 def _mapped(split: str) -> Dataset:
     path = artifacts.tokens(split)
     if not path.is_file():
-        raise UserError(f"{path}: not found; run python -m stages.tokenize before, or dvc repro")
+        raise UserError(f"{path}: not found; run python -m stages.tokenize first, or dvc repro")
     try:
         return Dataset.from_file(str(path))
     except (pa.ArrowException, OSError) as error:
@@ -53,14 +53,14 @@ def _mapped(split: str) -> Dataset:
 
 
 def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:
-    """Return what makes a batch of examples: padded to its longest one, with a mask."""
+    """Return the collator that makes a batch of examples, padded to the longest one, with an attention mask."""
     return DataCollatorWithPadding(tokenizer)
 
 
 def sample(
     split: Dataset, tokenizer: PreTrainedTokenizerBase, count: int, seed: int, size: int
 ) -> Iterator[dict[str, Tensor]]:
-    """Yield labelled batches of a size of `count` examples drawn from a tokenized split, or of all if it has fewer."""
+    """Yield labeled batches of `count` examples drawn from a tokenized split, or of all if it has fewer."""
     tokens = split.select_columns([name for name in split.column_names if name in INPUTS and name != "length"])
     collate = collator(tokenizer)
     drawn = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))[:count]

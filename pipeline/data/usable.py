@@ -1,6 +1,6 @@
-"""The rows of a split that have all texts and a label to keep, in a file that is mapped into memory.
+"""The usable rows of a split, with all texts and a label, in a memory-mapped file.
 
-What stays in memory of an example is a hash of its texts, one of what is cut together with it, and its label.
+Memory holds only three values per example: a hash of its texts, a hash of the unit it is cut with, and its label.
 """
 
 import hashlib
@@ -21,16 +21,16 @@ from pipeline.params.rows import GROUP, INDEX, Examples, Number
 
 
 class Usable(NamedTuple):
-    """The examples of a split; the texts are in the file, in their order."""
+    """The examples of a split; their texts are in the file, in the same order."""
 
     path: Path
     digests: np.ndarray  # (examples, 2) of uint64: the first half of the SHA-256 of the folded texts
-    keys: np.ndarray  # (examples,) of uint64: a hash that is equal for examples that no cut may separate
-    labels: np.ndarray  # (examples,); none of a hidden split
+    keys: np.ndarray  # (examples,) of uint64: hashes, equal for examples that no cut may separate
+    labels: np.ndarray  # (examples,); empty for a hidden split
 
 
 class _Example(NamedTuple):
-    stored: tuple[Any, ...]  # the values of a row of the file
+    stored: tuple[Any, ...]  # the values of a row in the file
     same: str  # equal for examples that are duplicates
     together: str  # equal for examples that no cut may separate
 
@@ -38,13 +38,13 @@ class _Example(NamedTuple):
 def write(
     table: sources.Table, row: Examples, split: str, where: str, dropped: Counter[str], path: Path, *, hidden: bool
 ) -> Usable:
-    """Write the examples that have all texts and a label to keep, or, of a hidden split, all.
+    """Write the examples that have all texts and a label that is not dropped; for a hidden split, write all.
 
-    Columns are text, text_pair (for a pair) and label; beside them `group`, a number, where examples are scored
-    together, and `index`, whole numbers, in a hidden split whose submission names them.
+    Columns are text, text_pair (for a pair) and label; also `group`, a number, if examples are scored in groups, and
+    `index`, whole numbers, in a hidden split whose submission names them.
 
     Raises:
-        UserError: for a text or label that is neither missing nor allowed; the message has the file and the row's
+        UserError: for a text or label that is neither missing nor allowed; the message gives the file and the row
             number.
     """
     schema = _schema(row, hidden=hidden)
@@ -92,7 +92,7 @@ def _schema(row: Examples, *, hidden: bool) -> pa.Schema:
 def _reader(
     row: Examples, dropped: Counter[str], *, hidden: bool
 ) -> Callable[[int, records.Record], Iterator[_Example]]:
-    """The function from the number of a row, and the row, to its examples; it counts those that it drops."""
+    """Return a function from a row's number and the row to its examples, which counts dropped rows."""
     read_texts, read_label = records.reader(row), labels.reader(row.label)
     group_of = _grouping(row)
     index = row.submission.index if hidden and row.submission is not None else ()
@@ -119,7 +119,7 @@ def _reader(
                 stored += (group,)
             if index:
                 stored += ([records.whole(record, column) for column in index],)
-            # Choices stay or go together: each is told by the texts of all.
+            # Choices are kept or dropped together: each is identified by the texts of all.
             same = "\n".join([*folded, str(place)]) if row.choices else folded[0]
             yield _Example(stored, same, together if isinstance(row.group, tuple) else "\n".join(folded))
 
@@ -127,7 +127,7 @@ def _reader(
 
 
 def _grouping(row: Examples) -> Callable[[int, records.Record], tuple[int, str]]:
-    """The function from the number of a row, and the row, to the number of its group and what decides on a cut."""
+    """Return a function from a row's number and the row to its group number and the key that determines the split."""
     if not isinstance(row.group, tuple):
         size = row.group or 1
         return lambda number, record: ((number - 1) // size, "")
@@ -142,12 +142,12 @@ def _grouping(row: Examples) -> Callable[[int, records.Record], tuple[int, str]]
 
 
 def _digests(contents: Iterator[str]) -> np.ndarray:
-    """Per text, half of its SHA-256, as two numbers."""
+    """Return half of the SHA-256 of each text, as two numbers."""
     content = b"".join(hashlib.sha256(text.encode()).digest()[:16] for text in contents)
     return np.frombuffer(content, ">u8").reshape(-1, 2).astype(np.uint64)
 
 
 def fold(text: str) -> str:
-    """Return the text after Unicode NFKC, case folding and white-space folding: equal for texts that are the same."""
+    """Return the text after NFKC normalization, case folding and whitespace folding, to compare texts."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return " ".join(folded.split())

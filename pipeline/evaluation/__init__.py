@@ -1,1 +1,1 @@
-"""Outputs, scores and pictures."""
+"""Inference, scores and plots."""

@@ -1,4 +1,4 @@
-"""What logits answer: for each example a class or a number, or for each group which of its examples is chosen."""
+"""Answers from logits: a class or a number for each example, or the chosen example of each group."""
 
 from typing import Any, NamedTuple
 
@@ -12,11 +12,11 @@ Numbers = NDArray[Any]
 
 
 class Answers(NamedTuple):
-    """What is scored, in the order of the examples, or in that of the numbers of groups."""
+    """What is scored, in the order of the examples or, for choices, of the group numbers."""
 
     predicted: Numbers
     labels: Numbers
-    groups: Numbers | None  # of the examples, where they are scored together
+    groups: Numbers | None  # of the examples, if they are scored in groups
 
 
 def answers(
@@ -25,7 +25,7 @@ def answers(
     row: Examples,
     groups: Numbers | None,  # (examples,)
 ) -> Answers:
-    """Return what the metrics of a row are for."""
+    """Return what the metrics of a row score."""
     if not row.choices:
         return Answers(inference.predicted(logits, row), labels, groups)
     assert groups is not None  # each choice has the number of its row
@@ -36,13 +36,13 @@ def chosen(
     logits: Numbers,  # (examples, 2)
     groups: Numbers,  # (examples,)
 ) -> Numbers:  # (groups,)
-    """Return which example of each group is the likeliest to be right, in the order of its choices."""
+    """Return for each group the index of the choice that is most likely right."""
     return (logits[:, 1] - logits[:, 0])[members(groups)].argmax(axis=1)
 
 
 def members(
     groups: Numbers,  # (examples,)
 ) -> Numbers:  # (groups, choices)
-    """Return the positions of the examples of each group; all have as many."""
+    """Return the positions of the examples of each group; all groups have the same size."""
     order = np.argsort(groups, kind="stable")
     return order.reshape(len(np.unique(groups)), -1)

@@ -1,4 +1,4 @@
-"""Logits of a model over a tokenized split, and what they predict."""
+"""Logits of a model over a tokenized split, and the predictions from them."""
 
 from collections.abc import Callable
 
@@ -20,9 +20,9 @@ def logits(
     batch_size: int,
     advance: Callable[[int], None],
 ) -> Tensor:  # (examples, labels), float32, on the CPU, in the order of the split
-    """Return the model's output for each example; batches hold examples of like length, so that little is padded.
+    """Return the model's output for each example; examples of similar length are batched to minimize padding.
 
-    Batches go to the device that the model is on.
+    Batches are moved to the model's device.
     """
     model.eval()
     where = device_of(model)
@@ -41,7 +41,7 @@ def predicted(
     logits: np.ndarray,  # (examples, labels)
     row: Examples,
 ) -> np.ndarray:  # (examples,)
-    """Return class numbers, or the predicted numbers of a regression."""
+    """Return class indices, or the predicted values of a regression."""
     return logits[:, 0] if row.is_regression else logits.argmax(axis=1)
 
 

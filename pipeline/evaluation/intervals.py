@@ -1,6 +1,6 @@
-"""How sure scores are: 95 % intervals over the examples, exact where a score counts, else a bootstrap.
+"""95 % confidence intervals of scores, exact for scores that are counts, otherwise by bootstrap.
 
-They say how much a score would move with other examples of the same kind, not with another training run.
+They show how much a score would vary with other examples of the same kind, not with another training run.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,11 +24,11 @@ def intervals(
     groups: Numbers | None = None,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Return the 95 % interval (low, high) of each metric. The order of the examples does not matter.
+    """Return the 95 % confidence interval (low, high) of each metric. The order of the examples does not matter.
 
-    A share of independent examples or groups has the exact interval of Clopper and Pearson, and so has f1: with j the
-    share of hits among the examples that are of class 1 or taken for it, f1 is 2j / (1 + j). All others are the
-    percentiles of a bootstrap over the examples, or over whole groups; all share the same resamples.
+    A share of independent examples or groups has the exact interval of Clopper and Pearson. So does f1, which is
+    2j / (1 + j), where j is the share of hits among the examples that are, or are predicted as, class 1. All other
+    intervals are percentiles of a bootstrap over examples, or over whole groups; all use the same resamples.
 
     Raises:
         ValueError: if a metric is unknown or lacks groups, or if the arrays are empty or of different lengths.
@@ -55,7 +55,7 @@ def intervals(
 
 
 def share(count: int, of: int) -> Interval:
-    """Return the exact interval of a share; of nothing, all that a share can be."""
+    """Return the exact interval of a share; for a share of nothing, [0, 1]."""
     if of == 0:
         return 0.0, 1.0
     bounds = stats.binomtest(count, of).proportion_ci(CONFIDENCE, method="exact")
@@ -71,7 +71,7 @@ def _bootstrap(
     seed: int,
 ) -> Interval:
     order = np.lexsort((predictions, labels) if groups is None else (predictions, labels, groups))
-    # What is drawn: each example by itself, or each group.
+    # The units to draw: single examples, or whole groups.
     units = None if groups is None else np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
 
     def of_drawn(drawn: Numbers) -> float:
@@ -79,7 +79,7 @@ def _bootstrap(
         return float(metric(labels[rows], predictions[rows]))
 
     numbers = np.arange(len(order) if units is None else len(units))
-    if len(numbers) == 1:  # each resample is the sample
+    if len(numbers) == 1:  # every resample equals the sample
         return (whole := of_drawn(numbers)), whole
     bounds = stats.bootstrap(
         (numbers,),

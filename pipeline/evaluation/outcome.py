@@ -1,4 +1,4 @@
-"""What a model said of a split, and the metrics of it."""
+"""The outcome of a model on a split, and its metrics."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ from pipeline.params.rows import Examples
 
 @dataclass(frozen=True)
 class Outcome:
-    """Logits, what they answer and what is right, in the order of the split."""
+    """Logits, predictions and labels, in the order of the split."""
 
     examples: Examples
     logits: Tensor  # (examples, labels)
     labels: Tensor  # (examples,)
-    groups: NDArray[Any] | None  # (examples,): the number of each one's group
+    groups: NDArray[Any] | None  # (examples,): group numbers
     answers: Answers
 
     @classmethod
@@ -38,7 +38,7 @@ class Outcome:
 
     @cached_property
     def predicted(self) -> NDArray[Any]:  # (examples,)
-        """Class numbers, or the numbers of a regression; of choices, 1 for the one of each group that is chosen."""
+        """Class indices, or the values of a regression; for choices, 1 for the chosen example of each group."""
         if self.groups is None or not self.examples.choices:
             return self.answers.predicted
         predicted = np.zeros(len(self.labels), np.int64)
@@ -48,12 +48,12 @@ class Outcome:
 
     @property
     def probabilities(self) -> Tensor:  # (examples, classes)
-        """What the model gives each class."""
+        """The model's probability for each class."""
         return self.logits.softmax(dim=1)
 
     @property
     def only_answer(self) -> str | None:
-        """What every example is taken for, where it is the same for all."""
+        """The prediction, if it is the same for all examples."""
         predicted = self.answers.predicted
         if len(predicted) < 2 or np.ptp(predicted) > 0:
             return None
@@ -64,7 +64,7 @@ class Outcome:
         """Return the official metrics with 95 % intervals and baselines, the loss and the calibration error.
 
         `score` is the first metric; `loss` is in nats per example, or the mean squared error of a regression. The
-        baseline is what the most frequent class of the split, or its mean, scores for every example.
+        baseline is the score of always predicting the most frequent class of the split, or its mean.
         """
         names, (predicted, labels, groups) = self.examples.metrics, self.answers
         found = scores.score(names, predicted, labels, groups)
@@ -85,7 +85,7 @@ class Outcome:
 
 
 def groups(values: Sequence[float], low: float, high: float, count: int) -> list[str]:
-    """Return for each value the one of `count` equal parts of a range that it is in; the names sort as the parts."""
+    """Return for each value the name of its bin among `count` equal bins of a range; the names sort in bin order."""
     edges = np.linspace(low, high, count + 1)
     positions = np.clip(np.digitize(values, edges) - 1, 0, count - 1)
     return [f"{position}: {edges[position]:g} to {edges[position + 1]:g}" for position in positions]

@@ -1,4 +1,4 @@
-"""What is left of an evaluation for people: the table of predictions, a picture, and the closing tables."""
+"""The readable results of an evaluation: the table of predictions, a plot, and the closing tables."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -13,10 +13,11 @@ GROUPS = 10  # equal parts of a regression's range, for the plot of actual again
 
 
 def write_predictions(outcome: Outcome) -> None:
-    """Write one line an example: the text, the label, the prediction, and both as groups that a plot can count."""
+    """Write one line per example: the text, the label, the prediction, and both as bins that a plot can count."""
     texts = {name: tokens.load_column("test", name) for name in ("text", "text_pair")}
     columns: dict[str, Sequence[artifacts.Value]] = {name: found for name, found in texts.items() if found is not None}
-    both = {"actual": outcome.labels.tolist(), "predicted": outcome.predicted.tolist()}
+    predicted = [float(f"{value:.3g}") if isinstance(value, float) else value for value in outcome.predicted.tolist()]
+    both = {"actual": outcome.labels.tolist(), "predicted": predicted}
     names, label = outcome.examples.names, outcome.examples.label
     if isinstance(label, Number) and not names:
         grouped = {f"{name}_group": groups(values, label.low, label.high, GROUPS) for name, values in both.items()}
@@ -24,7 +25,8 @@ def write_predictions(outcome: Outcome) -> None:
     else:
         named = {name: [names[number] for number in numbers] for name, numbers in both.items()}
         columns |= {**named, **{f"{name}_group": values for name, values in named.items()}}
-        columns["confidence"] = outcome.probabilities.amax(dim=1).tolist()
+        # Two digits are what a confidence means; more of them differ between processors.
+        columns["confidence"] = [round(value, 2) for value in outcome.probabilities.amax(dim=1).tolist()]
     artifacts.write_csv(artifacts.EVALUATE_PREDICTIONS, list(columns), zip(*columns.values(), strict=True))
 
 
@@ -39,7 +41,7 @@ def draw(outcome: Outcome, title: str) -> None:
 
 
 def show(metrics: Mapping[str, float], differences: Mapping[str, float], view: EvaluateView) -> None:
-    """Print the closing table, one of each further set, and one of the exports if there are any."""
+    """Print the closing table, one for each additional set, and one for the exports if there are any."""
     show_split(view.data, metrics, view.dataset, view.dataset.scored)
     for word, further in view.dataset.scored.items():
         inner = {key.removeprefix(f"{word}_"): value for key, value in metrics.items() if key.startswith(f"{word}_")}
@@ -50,7 +52,7 @@ def show(metrics: Mapping[str, float], differences: Mapping[str, float], view: E
 
 
 def show_split(name: str, metrics: Mapping[str, float], examples: Examples, others: Iterable[str] = ()) -> None:
-    """Print the metrics of a split beside their intervals and what one answer for all would score."""
+    """Print the metrics of a split with their intervals and the score of a constant answer."""
     rows: list[tuple[str, float, str, float | str]] = [
         (metric, metrics[metric], _interval(metrics, metric), metrics[f"{metric}_baseline"])
         for metric in examples.metrics
@@ -67,7 +69,7 @@ def _interval(metrics: Mapping[str, float], name: str) -> str:
 
 
 def warn_of_one_answer(name: str, outcome: Outcome) -> None:
-    """Say so where a model tells nothing apart."""
+    """Warn if a model gives the same answer to every example."""
     if (answer := outcome.only_answer) is not None:
         count = len(outcome.answers.predicted)
-        console.warn(f"{name}: all {count:,} predictions are {answer}: the model tells no example from another")
+        console.warn(f"{name}: all {count:,} predictions are {answer}: the model does not distinguish the examples")

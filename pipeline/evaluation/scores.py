@@ -1,4 +1,4 @@
-"""The official scores of the tasks, and whether the model's confidence can be trusted."""
+"""The official scores of the tasks, and the calibration of the model's confidence."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,10 +10,10 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from pipeline.errors import UserError
 
-Numbers = NDArray[Any]  # (examples,): class numbers from 0, or real numbers
+Numbers = NDArray[Any]  # (examples,): class indices, or real numbers
 Values = NDArray[np.float64]
 
-ROUNDING = 1e-12  # numbers that differ by less than this share of the largest are one number
+ROUNDING = 1e-12  # numbers that differ by less than this share of the largest count as equal
 BINS = 15
 
 
@@ -23,9 +23,9 @@ def score(
     """Return each metric of `predictions` against `labels`, both (examples,).
 
     accuracy, f1 (of class 1 of two) and macro_f1 are fractions in [0, 1]; matthews_correlation, pearson and spearman
-    are in [-1, 1]. exact_match is the share of groups without a mistake, gender_parity that of groups of one and the
-    same prediction; `groups` has the number of each example's. Where a metric is undefined it is 0: f1 without a
-    predicted or true example of the class, a correlation with something constant.
+    are in [-1, 1]. exact_match is the share of groups without a mistake, gender_parity the share of groups with equal
+    predictions; `groups` holds the group number of each example. An undefined metric is 0: f1 if no example has or is
+    predicted as the class, a correlation with a constant.
 
     Raises:
         ValueError: if a metric is unknown or lacks groups, or if the arrays are empty or of different lengths.
@@ -39,7 +39,7 @@ def score(
 
 
 def constant(labels: Numbers, *, is_regression: bool) -> Numbers:
-    """Return the baseline's predictions: the most frequent class of `labels`, or their mean, for every example."""
+    """Return the constant predictions of the baseline: the most frequent class of `labels`, or their mean."""
     if is_regression:
         return np.full(len(labels), labels.mean())
     classes, counts = np.unique(labels, return_counts=True)
@@ -52,8 +52,8 @@ def calibration_error(
 ) -> float:
     """Return the expected gap between confidence and accuracy: a fraction in [0, 1], 0 is perfectly calibrated.
 
-    The examples are binned by the probability of their most probable class, 15 equal bins (low, high]; each bin counts
-    by its share of the examples. The estimate is too high when bins hold few examples.
+    The examples are binned by the probability of their most probable class, into 15 equal bins (low, high]; each bin is
+    weighted by its share of the examples. With few examples per bin, the estimate is biased upwards.
 
     Raises:
         ValueError: if there are no examples, the lengths differ, or a row is not a probability distribution.
@@ -76,7 +76,7 @@ def calibration_error(
 
 
 def check(metrics: Sequence[str], predictions: Numbers, labels: Numbers, groups: Numbers | None) -> None:
-    """Check what is to be scored.
+    """Check the arguments of `score`.
 
     Raises:
         ValueError: if a metric is unknown or lacks groups, or if the arrays are empty or of different lengths.
@@ -87,7 +87,7 @@ def check(metrics: Sequence[str], predictions: Numbers, labels: Numbers, groups:
         raise ValueError(f"metrics must be among {known}, got {unknown}")
     if predictions.shape != labels.shape or labels.ndim != 1 or not len(labels):
         raise ValueError(
-            f"predictions and labels must be two equally long rows, got {predictions.shape} and {labels.shape}"
+            f"predictions and labels must be vectors of equal length, got {predictions.shape} and {labels.shape}"
         )
     if groups is not None and groups.shape != labels.shape:
         raise ValueError(f"groups must be as many as labels, got {groups.shape} and {labels.shape}")
@@ -102,7 +102,7 @@ def _check_finite(predictions: Numbers | Values) -> None:
 
 
 def _matthews(labels: Numbers, predictions: Numbers) -> float:
-    # scikit-learn's answer for a single class is 0 too, but with a warning.
+    # scikit-learn also returns 0 for a single class, but with a warning.
     return 0.0 if _is_constant(np.concatenate([labels, predictions])) else matthews_corrcoef(labels, predictions)
 
 
@@ -122,7 +122,7 @@ def _is_constant(values: Numbers) -> bool:
     return bool(np.ptp(values) <= ROUNDING * np.abs(values).max())
 
 
-# Of examples: (labels, predictions) -> number.
+# Metrics of examples: (labels, predictions) -> number.
 EXAMPLES: dict[str, Callable[[Numbers, Numbers], float]] = {
     "accuracy": accuracy_score,
     "f1": lambda labels, predictions: f1_score(labels, predictions, zero_division=0.0),
@@ -145,7 +145,7 @@ def _are_of_one_mind(_: Numbers, predictions: Numbers, groups: Numbers) -> NDArr
     return lowest == highest
 
 
-# Of groups: (labels, predictions, groups) -> whether each group, in the order of their numbers, passes.
+# Metrics of groups: (labels, predictions, groups) -> whether each group passes, in the order of group numbers.
 GROUPS: dict[str, Callable[[Numbers, Numbers, Numbers], NDArray[np.bool_]]] = {
     "exact_match": _are_right,
     "gender_parity": _are_of_one_mind,

@@ -1,4 +1,4 @@
-"""The reports of factorize-init: metrics, a table of layers or kinds, curves and their picture."""
+"""The reports of factorize-init: metrics, a table of layers or kinds, curves and their plot."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
@@ -8,14 +8,14 @@ from pipeline import artifacts, console
 from pipeline.evaluation import plots
 from pipeline.evaluation.plots import Frames
 
-SHOWN = 24  # layers in the terminal; the file has all
+SHOWN = 24  # layers shown on the terminal; the file has all
 COUNTED = ("trained", "stored", "effective", "separation_rank", "layers", "rank")
 
-Columns = Mapping[str, Any]  # of one layer or kind, by name; None where nothing was fitted
+Columns = Mapping[str, Any]  # of one layer or kind, by name; None if nothing was fitted
 
 
 class Separation(NamedTuple):
-    """How separable the row space is that a layer's A aims at."""
+    """The separability of the target row space of a layer's A."""
 
     errors: Sequence[float]  # relative, at separation rank 1, 2, ...
     separation_rank: int
@@ -28,9 +28,9 @@ def write(
     counts: Mapping[str, int],
     model: str,
     adapter: str,
-    tolerated_loss: float,  # relative error of the update from which on a dtype is warned about
+    tolerated_loss: float,  # relative error of the update from which on a dtype causes a warning
 ) -> None:
-    """Write all of the stage's reports, and print its tables: of layers, of frames, or of nothing."""
+    """Write all reports of the stage and print its tables of layers or frames, if there are any."""
     artifacts.write_metrics(artifacts.FACTORIZE_METRICS, {**counts, **_means(columns)})
     names = list(next(iter(columns.values()), {}))
     rows = [[name, *("" if value is None else value for value in row.values())] for name, row in columns.items()]
@@ -40,24 +40,26 @@ def write(
     artifacts.write_csv(artifacts.FACTORIZE_FRAMES, ["rank", "energy", "frames"], mean_energies(frames))
     if separation:
         terms = {name: one.separation_rank for name, one in separation.items()}
-        title = f"{model}: how separable is the row space that A aims at?"
+        title = f"{model}: how separable is the target row space of A?"
         plots.separation_curves(artifacts.FACTORIZE_PICTURE, errors, terms, title)
         show(columns, tolerated_loss)
     elif frames:
-        plots.captured_energies(artifacts.FACTORIZE_PICTURE, frames, f"{model}: how much do frames of a rank hold?")
+        plots.captured_energies(
+            artifacts.FACTORIZE_PICTURE, frames, f"{model}: how much do frames of each rank capture?"
+        )
         show_frames(columns)
     else:
-        plots.note(artifacts.FACTORIZE_PICTURE, f"adapter {adapter}: nothing of it is made here")
+        plots.note(artifacts.FACTORIZE_PICTURE, f"adapter {adapter}: not initialized by this stage")
     console.table("factorize-init", ["what", "parameters"], list(counts.items()))
 
 
 def show(layers: Mapping[str, Columns], tolerated_loss: float) -> None:
-    """Print the table of layers, and a line for each dtype in which an update would lose its precision."""
+    """Print the table of layers, and a line for each dtype in which an update would lose precision."""
     shown = [
         (name, r["separation_rank"], r["overlap"], r["overlap_random"], r["overlap_svd"], r["error"] or "")
         for name, r in zip(plots.distinct_parts(list(layers)), layers.values(), strict=True)
     ]
-    title = _title("how much of the row space aimed at A starts with", layers)
+    title = _title("share of the target row space that the initial A captures", layers)
     console.table(title, ["layer", "terms", "start", "random", "SVD of equal size", "error"], shown[:SHOWN])
     console.line(f"all columns: {artifacts.FACTORIZE_LAYERS}")
     for dtype in ("bf16", "fp16", "fp32"):
@@ -76,7 +78,7 @@ def show_frames(kinds: Mapping[str, Columns]) -> None:
     ]
     heads = [name.removeprefix("energy_").replace("_", ", ") for name in energies]
     console.table(
-        _title("share of the energy that the frames hold", kinds),
+        _title("share of the energy that the frames capture", kinds),
         ["frames of", "layers", "rank", *heads],
         shown[:SHOWN],
     )
@@ -84,13 +86,13 @@ def show_frames(kinds: Mapping[str, Columns]) -> None:
 
 
 def mean_curve(curves: Mapping[str, Sequence[float]]) -> list[tuple[int, float]]:
-    """Return (separation rank, mean error over the layers that can have it), so that all layers are one line."""
+    """Return (separation rank, mean error over the layers that reach it): one curve for all layers."""
     longest = max(map(len, curves.values()), default=0)
     return [(s, fmean(c[s - 1] for c in curves.values() if len(c) >= s)) for s in range(1, longest + 1)]
 
 
 def mean_energies(frames: Mapping[str, Frames]) -> Iterator[tuple[int, float, str]]:
-    """Yield (rank, mean energy over layers or kinds, what frames hold of what), one line a name."""
+    """Yield (rank, mean energy over layers or kinds, name of the curve)."""
     for name in dict.fromkeys(name for one in frames.values() for name in one.curves):
         curves = {key: one.curves[name] for key, one in frames.items() if name in one.curves}
         for rank, energy in mean_curve(curves):

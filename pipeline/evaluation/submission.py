@@ -1,4 +1,4 @@
-"""The files of predictions that the servers of GLUE and SuperGLUE take."""
+"""The files of predictions for the servers of GLUE and SuperGLUE."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from pipeline.evaluation import inference
 from pipeline.evaluation.answers import chosen, members
 from pipeline.params.rows import Classes, Examples, Number
 
-Index = Sequence[int]  # of an example: its number, or those of passage, question and answer
+Index = Sequence[int]  # of an example: its number, or the numbers of passage, question and answer
 
 
 def write(
@@ -23,9 +23,9 @@ def write(
     groups: NDArray[Any] | None,  # (examples,)
     index: Sequence[Index] | None,
 ) -> Path:
-    """Write the file that the submission of a row asks for into a folder; return its path.
+    """Write the submission file of a row to a folder, and return its path.
 
-    Without an index the examples are numbered from 0. A number is cut to the ends of its scale.
+    Without an index the examples are numbered from 0. Numbers are clipped to the ends of their scale.
     """
     assert row.submission is not None  # a hidden split has one
     predictions = _predictions(row, logits.numpy(), groups)
@@ -40,7 +40,7 @@ def write(
 
 
 def _predictions(row: Examples, logits: NDArray[Any], groups: NDArray[Any] | None) -> list[str | int]:
-    """What stands for each answer."""
+    """Return what the file holds for each answer."""
     if isinstance(row.label, Number):
         clipped = inference.predicted(logits, row).clip(row.label.low, row.label.high)
         return [f"{number:.3f}" for number in clipped.tolist()]

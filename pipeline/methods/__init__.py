@@ -1,1 +1,1 @@
-"""Base models, and the adapters that go on them."""
+"""Base models, and their adapters."""

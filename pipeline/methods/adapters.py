@@ -1,4 +1,4 @@
-"""Adapters on a base model: made from the chosen section, started, merged, saved, loaded and counted."""
+"""Adapters on a base model: create from the selected section, initialize, merge, save, load and count."""
 
 import copy
 import json
@@ -35,13 +35,13 @@ from pipeline.params.rows import ModelRow
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
-MISFIT = (ValueError, TypeError)  # what a configuration or a method raises where a value does not fit a model
-# And what those of PEFT raise that no word here stands for: they have not been looked at.
+MISFIT = (ValueError, TypeError)  # raised by a configuration or method if a value does not fit a model
+# Methods of PEFT that have no section of their own may raise anything: they have not been vetted.
 ANY_MISFIT = (*MISFIT, KeyError, AttributeError, IndexError, RuntimeError, AssertionError, ImportError)
 
 
 def target_names(base: PreTrainedModel, section: MethodParams, row: ModelRow, seed: int) -> list[str]:
-    """Return the layers of a base model that a section adapts, all of which can have its adapter.
+    """Return the layers of a base model that a section adapts, checked to be adaptable.
 
     Raises:
         UserError: if the section does not fit the model.
@@ -49,11 +49,34 @@ def target_names(base: PreTrainedModel, section: MethodParams, row: ModelRow, se
     try:
         config = cast("LsrConfig", table.config_of(section, base, row, seed))
         names = targets.target_names(base, config)
-        if isinstance(section, LsrParams) and section.budget == "none":  # which chooses ranks and layers later
+        if isinstance(section, LsrParams) and section.budget == "none":  # a budget chooses ranks and layers later
             check_forms(base, names, config)
         return names
     except (ValueError, TypeError) as error:
         raise UserError(f"{PARAMS}: {section.word}: {error}") from None
+
+
+def check_section(base: PreTrainedModel, section: MethodParams, row: ModelRow) -> None:
+    """Find out whether a section fits a base model by names and shapes alone: it may have no weights.
+
+    What a method of `peft` makes of its options, and how a budget is spent, is known once the adapter is there.
+
+    Raises:
+        UserError: if the section does not fit the model.
+    """
+    if isinstance(section, LsrParams):
+        target_names(base, section, row, seed=0)
+    else:
+        with _explaining(section):
+            _checked_config(base, section, row, seed=0)
+
+
+def _checked_config(base: PreTrainedModel, section: MethodParams, row: ModelRow, seed: int) -> PeftConfig:
+    """Return the configuration of a method other than LSR, which checks its layers itself."""
+    config = table.config_of(section, base, row, seed)
+    if placement.adapts_layers(section):
+        check_layers(base, section, config)
+    return config
 
 
 def add_adapter(
@@ -61,33 +84,44 @@ def add_adapter(
     section: MethodParams,
     row: ModelRow,
     seed: int,
-    gradients: Sequence[Mapping[str, Matrix]] = (),  # what a budget is spent by
+    gradients: Sequence[Mapping[str, Matrix]] = (),  # by which a budget is allocated
 ) -> PeftModel:
-    """Return the base model with a fresh adapter; LSR factors of its own are random until `start` is exhausted.
+    """Return the base model with a fresh adapter; its own LSR factors are random until `start` is exhausted.
 
     Raises:
         UserError: if the section does not fit the model.
     """
-    explained = ANY_MISFIT if isinstance(section, PeftParams) else MISFIT
-    try:
-        config = table.config_of(section, base, row, seed)
-        if isinstance(section, LsrParams):  # which checks its layers itself
+    with _explaining(section):
+        if isinstance(section, LsrParams):  # LSR checks its layers itself
+            config = table.config_of(section, base, row, seed)
             if section.budget != "none":
                 config = cast("LsrConfig", config).with_ranks(allocate(gradients, section.budget, seed))
-        elif placement.adapts_layers(section):
-            check_layers(base, section, config)
+        else:
+            config = _checked_config(base, section, row, seed)
         model = peft.get_peft_model(base, config)
         if isinstance(section, PeftParams):
             try_out(model)
-    except explained as error:
-        raise UserError(f"{PARAMS}: {section.word}: {_explained(error, section)}") from None
     if subtracted.starts(config):
         subtracted.remember(model)
     return model
 
 
+@contextmanager
+def _explaining(section: MethodParams) -> Iterator[None]:
+    """Turn what a method raises where a value does not fit into one line.
+
+    Raises:
+        UserError: in place of it.
+    """
+    explained = ANY_MISFIT if isinstance(section, PeftParams) else MISFIT
+    try:
+        yield
+    except explained as error:
+        raise UserError(f"{PARAMS}: {section.word}: {_explained(error, section)}") from None
+
+
 def _explained(error: Exception, section: MethodParams) -> str:
-    """Return what an error says in one line, with PEFT's name of the method where the line begins with no key."""
+    """Return an error's message in one line, after PEFT's name of the method if it does not begin with a key."""
     line = first_line(error)
     key = line.partition(":")[0].partition(".")[0]
     if isinstance(section, PeftParams) and key not in type(section).model_fields:
@@ -96,10 +130,10 @@ def _explained(error: Exception, section: MethodParams) -> str:
 
 
 def check_layers(base: PreTrainedModel, section: MethodParams, config: PeftConfig) -> None:
-    """Find out whether a section's method can adapt all layers that it names, while the model is still as it was.
+    """Check that a section's method can adapt all the layers it names, before the model is modified.
 
     Raises:
-        ValueError: names the key, and the first layer that it cannot.
+        ValueError: names the key and the first layer that cannot be adapted.
     """
     modules = {name: module for name, module in base.named_modules() if name}
     check_names(config, list(modules))
@@ -112,7 +146,7 @@ def check_layers(base: PreTrainedModel, section: MethodParams, config: PeftConfi
 
 
 def try_out(model: PeftModel) -> None:
-    """Ask a model once, so that a method which cannot work on it says so before it is trained.
+    """Run a model once, so that a method that cannot work on it fails before training.
 
     Raises:
         RuntimeError: or whatever the method raises.
@@ -129,17 +163,15 @@ def gradients(
     init: str,
     head_steps: int,
     seed: int,
-    progress: Callable[[int, int], None] | None = None,  # told how many of how many batches are done
+    progress: Callable[[int, int], None] | None = None,  # called with the numbers of batches done and in total
 ) -> dict[str, Matrix]:
-    """Return the gradients of layers of a base model, or the updates of a short training, as an initialization reads.
+    """Return the gradients of a base model's layers, or the updates of a short training run, for an initialization.
 
-    The head is fitted to the examples first.
-
-    The model is read on the fastest device, and is then where it was, for decompositions have the same bytes on one
-    device only.
+    The head is fitted to the examples first. The model runs on the fastest device and is moved back afterwards, because
+    decompositions are reproducible to the byte only on one device.
 
     Raises:
-        ValueError: if the examples or the head do not allow it.
+        ValueError: if the examples or the head are not suitable.
     """
     layers = {name: base.get_submodule(name) for name in names}
     head = [base.get_submodule(name) for name in architecture.head_of(row, base)]
@@ -150,15 +182,15 @@ def gradients(
 
 
 def start(model: PeftModel, section: LsrParams, gradients: Sequence[Mapping[str, Matrix]] = ()) -> Iterator[Started]:
-    """Give the factors their start, layer by layer, or kind by kind where they are shared; yield each when it is done.
+    """Initialize the factors, per layer or, if shared, per kind of layers; yield each when done.
 
-    `gradients` are those of the data sets that the initialization looks at.
+    `gradients` holds the gradients or updates that the initialization reads, one mapping per data set.
 
     Raises:
-        UserError: if a weight or a gradient does not allow it.
+        UserError: if the initialization fails on a weight or a gradient.
     """
     if section.frames != OWN:
-        return  # they are there
+        return  # frames from another adapter are already loaded
     try:
         yield from initialize_factors(model, init_weights=section.init, gradients=gradients)
     except ValueError as error:
@@ -166,20 +198,20 @@ def start(model: PeftModel, section: LsrParams, gradients: Sequence[Mapping[str,
 
 
 def merge(model: PeftModel) -> bool:
-    """Merge an adapter into its base model, and return whether its method can do that."""
+    """Merge an adapter into its base model, and return whether its method supports that."""
     try:
         model.merge_adapter()
-    except (NotImplementedError, AttributeError):  # what PEFT raises for methods that no weight can hold
+    except (NotImplementedError, AttributeError):  # raised by PEFT for methods that cannot be merged
         return False
     return True
 
 
 @contextmanager
 def merged(model: nn.Module) -> Iterator[None]:
-    """Merge an adapter into its base model for a while, if that is exact: outputs then cost what the base model's cost.
+    """Merge an adapter temporarily if unmerging is exact, so that inference costs no more than the base model.
 
-    Most methods stay beside it. Their update is subtracted again afterwards, which would leave the base model changed
-    by rounding after each look at the validation split; LSR puts the very weights back.
+    Most methods stay unmerged: unmerging subtracts their update, so rounding would change the base model a little at
+    every evaluation. LSR restores the original weights.
     """
     if not (isinstance(model, PeftModel) and table.method_of(model).merges_exactly):
         yield
@@ -192,12 +224,12 @@ def merged(model: nn.Module) -> Iterator[None]:
 
 
 def save_adapter(model: PeftModel, folder: Path, row: ModelRow) -> None:
-    """Write adapter_config.json and adapter_model.safetensors into an existing folder, the same bytes every time."""
+    """Write adapter_config.json and adapter_model.safetensors to an existing folder, deterministically."""
     config = model.peft_config["default"]
     kept = config.base_model_name_or_path, config.revision
     config.base_model_name_or_path, config.revision = public_name(row)
     try:
-        # Not "auto": that would ask the hub whether the vocabulary has changed.
+        # Not "auto", which would ask the hub whether the vocabulary has changed.
         model.save_pretrained(str(folder), save_embedding_layers=False)
     finally:
         config.base_model_name_or_path, config.revision = kept
@@ -211,10 +243,10 @@ def save_adapter(model: PeftModel, folder: Path, row: ModelRow) -> None:
 
 
 def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> PeftModel:
-    """Return the base model with the adapter of a folder on it, all of it on the device of the base model.
+    """Return the base model with the adapter in a folder, on the device of the base model.
 
     Raises:
-        UserError: if the folder is no adapter, lacks a part of one, or is one for another base model.
+        UserError: if the folder is not an adapter, is incomplete, or does not fit the base model.
     """
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: no adapter here ({CONFIG} is missing); run the stage before, or dvc repro")
@@ -228,15 +260,15 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> Pef
         raise UserError(f"{folder / CONFIG}: {error}") from None
     found = _shapes(folder / WEIGHTS)
     start = subtracted.configuration(folder / CONFIG)
-    with warnings.catch_warnings(record=True) as said:  # of what does not fit, an error says more
+    with warnings.catch_warnings(record=True) as said:  # the errors below are more specific
         try:
             model = PeftModel.from_pretrained(
                 base,
                 folder,
                 config=start and subtracted.without_start(start),
                 is_trainable=trainable,
-                low_cpu_mem_usage=True,  # drawing or decomposing factors that are about to be loaded is for nothing
-                torch_device=str(base.device),  # else PEFT takes an accelerator, wherever the base model is
+                low_cpu_mem_usage=True,  # do not initialize factors that are about to be loaded
+                torch_device=str(base.device),  # otherwise PEFT picks an accelerator, wherever the base model is
             )
         except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError) as error:
             raise UserError(f"{folder}: does not fit the base model: {misfit(error)}") from None
@@ -248,7 +280,7 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> Pef
         raise UserError(f"{folder / WEIGHTS}: {error}") from None
     for one in said:
         warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-    # The folder names a hub repository. PEFT would ask the hub about it whenever the Trainer saves a checkpoint.
+    # The folder names a hub repository, which PEFT would query whenever the Trainer saves a checkpoint.
     model.peft_config["default"].base_model_name_or_path = base.name_or_path
     return model
 
@@ -269,29 +301,29 @@ def _shapes(path: Path) -> dict[str, Sequence[int]]:
 
 
 def heads(model: PeftModel, row: ModelRow) -> dict[str, nn.Module]:
-    """Return the modules of the head by their full names."""
+    """Return the modules of the head by full name."""
     base = model.get_base_model()
     return {f"base_model.model.{name}": base.get_submodule(name) for name in architecture.head_of(row, base)}
 
 
 def head_parameters(model: PeftModel, row: ModelRow) -> set[int]:
-    """Return the ids of the parameters of the head: what trains, and what that replaces."""
+    """Return the ids of the head's parameters: the trainable copy and the original that it replaces."""
     return {id(parameter) for head in heads(model, row).values() for parameter in head.parameters()}
 
 
 def count_parameters(model: PeftModel, row: ModelRow) -> dict[str, int]:
-    """Return how many parameters the adapter has, in three ways, and how many the head and the frozen base have.
+    """Return the number of parameters of the adapter, counted in three ways, of the head and of the frozen base.
 
-    `adapter_trained` require grad; `adapter_stored` are in the adapter's file, the head left out; `adapter_effective`
-    shape the update, frozen ones included. The base model's own head, which the trained one replaces, counts nowhere.
+    `adapter_trained` require grad; `adapter_stored` are in the adapter's file, without the head; `adapter_effective`
+    form the update, including frozen ones. The base model's own head, which the trained one replaces, is not counted.
 
     Raises:
-        ValueError: if nothing requires grad, as in an adapter that was loaded for inference.
+        ValueError: if nothing requires grad, as in an adapter loaded for inference.
     """
     in_head, names = head_parameters(model, row), tuple(f"{name}." for name in heads(model, row))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
-        raise ValueError("nothing requires grad: load the adapter with trainable=True to count what trains")
+        raise ValueError("nothing requires grad: load the adapter with trainable=True to count trained parameters")
     adapter = sum(parameter.numel() for parameter in trained if id(parameter) not in in_head)
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]

@@ -1,4 +1,4 @@
-"""Which modules of a base model are adapted and which are its head: those that its row names, or the usual ones."""
+"""The modules of a base model to adapt and the modules of its head: as named by its row, or the usual ones."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,10 @@ from pipeline.params.rows import ModelRow
 
 
 def targets_of(row: ModelRow, model: PreTrainedModel) -> Sequence[str] | str:
-    """Return name endings of the layers to adapt, or an expression: the row's, or those that PEFT's table has.
+    """Return name suffixes of the layers to adapt, or a regular expression: from the row, or from PEFT's table.
 
     Raises:
-        UserError: if the row names none, and no table knows the architecture; lists the linear layers.
+        UserError: if the row names none and PEFT does not know the architecture; lists the linear layers.
     """
     if row.target_modules is not None:
         return row.target_modules
@@ -30,7 +30,7 @@ def targets_of(row: ModelRow, model: PreTrainedModel) -> Sequence[str] | str:
 
 
 def head_of(row: ModelRow, model: nn.Module) -> list[str]:
-    """Return the modules of the head: the row's, or all that have parameters beside the backbone."""
+    """Return the modules of the head: from the row, or all modules with parameters outside the backbone."""
     if row.head is not None:
         return list(row.head)
     beside = {name: module for name, module in model.named_children() if name != model.base_model_prefix}

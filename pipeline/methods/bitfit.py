@@ -1,6 +1,6 @@
-"""BitFit as a PEFT method: every bias of the base model trains, as a shift of what it was.
+"""BitFit as a PEFT method: every bias of the base model is trainable, as a shift of its pretrained value.
 
-A shift starts at zero, so the base model's own biases stay as they are, and weight decay draws to them and not to zero.
+Shifts are initialized to zero, so weight decay pulls towards the pretrained biases, which stay unchanged, not to zero.
 
 Reference: Ben Zaken et al. 2021, "BitFit" (arXiv 2106.10199).
 """
@@ -17,17 +17,17 @@ from transformers.pytorch_utils import Conv1D
 
 from pipeline.methods.plugin import PluginTuner, register
 
-ADDED = (nn.Linear, nn.LayerNorm, Conv1D)  # layers that add their bias to their output
+ADDED = (nn.Linear, nn.LayerNorm, Conv1D)  # layers whose bias is added to the output
 
 
 @dataclass
 class BitfitConfig(PeftConfig):
-    """Configuration of the biases that train."""
+    """Configuration of the trainable biases."""
 
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "Names of the layers with a bias."})
     exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Names of layers to leave out."})
     modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Modules that train and are saved whole."}
+        default=None, metadata={"help": "Modules that are trained and saved in full."}
     )
 
     def __post_init__(self) -> None:
@@ -38,7 +38,7 @@ class BitfitConfig(PeftConfig):
 
 
 class Shift(nn.Module):
-    """What is added to a bias."""
+    """The value added to a bias."""
 
     def __init__(self, like: Tensor) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class BitfitLayer(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module) -> None:
         if not isinstance(base_layer, ADDED) or base_layer.bias is None:
             raise TypeError(
-                f"BitFit shifts the bias of a layer that adds one, and this is of {type(base_layer).__name__}"
+                f"BitFit shifts the bias of a layer that adds one, but this is of {type(base_layer).__name__}"
             )
         nn.Module.__init__(self)
         self.base_layer = base_layer
@@ -78,10 +78,10 @@ class BitfitLayer(nn.Module, BaseTunerLayer):
         return result
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add the shifts of adapters to the bias: those with these names, or the active ones.
+        """Add the shifts of the named, or active, adapters to the bias.
 
         Raises:
-            ValueError: if a shifted bias would not be finite, with `safe_merge`.
+            ValueError: with `safe_merge`, if a shifted bias would not be finite.
         """
         for name in check_adapters_to_merge(self, adapter_names):
             if name in self.bitfit_shifts:
@@ -93,7 +93,7 @@ class BitfitLayer(nn.Module, BaseTunerLayer):
                 self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Subtract what has been merged."""
+        """Subtract the merged shifts."""
         while self.merged_adapters:
             bias = self._base_bias()
             bias.data -= self._shift(self.merged_adapters.pop()).detach().to(bias.dtype)
@@ -127,15 +127,15 @@ class BitfitModel(PluginTuner):
         layer.update_layer(adapter_name, cast("BitfitConfig", peft_config))
         if layer is not target:
             if adapter_name not in self.active_adapters:
-                layer.requires_grad_(False)  # an additional adapter is not active yet
+                layer.requires_grad_(False)  # a second adapter is not active yet
             self._replace_module(parent, target_name, layer, target)
 
 
 def biased_layers(model: nn.Module, head: Sequence[str]) -> list[str]:
-    """Return the layers of a model outside of its head that have a bias.
+    """Return the layers outside the head that have a bias.
 
     Raises:
-        ValueError: if there is none, or a layer does something else with it than to add it to its output.
+        ValueError: if there is none, or a layer does anything but add the bias to its output.
     """
     outside = [(name, module) for name, module in model.named_modules() if name.partition(".")[0] not in head]
     found = {name: module for name, module in outside if getattr(module, "bias", None) is not None}

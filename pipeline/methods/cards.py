@@ -1,7 +1,7 @@
-"""The model cards of what the pipeline publishes: what it was trained on and how, and how well it does.
+"""The model cards of published adapters: training data, settings and scores.
 
-The card of the adapter's folder has the score on the validation split: the stage train writes it, and the test split is
-scored by another stage, which may not change it. That one writes the same card with the test score beside its exports.
+The stage train writes the card in the adapter's folder, with the validation score. The test split is scored by a later
+stage, which may not change that folder; it writes the same card with the test scores next to its exports.
 """
 
 import json
@@ -18,13 +18,13 @@ from pipeline.methods.adapters import CONFIG
 from pipeline.params import EvaluateView, LsrParams, TrainView
 from pipeline.params.sources import HubSource, PackageSource
 
-TRAINING = "Training"  # the heading of what the stage train knows
+TRAINING = "Training"  # the heading of the section written by the stage train
 TEST = "test"
 
 
 def of_training(view: TrainView, counts: Mapping[str, int], score: float, folder: Path) -> None:
-    """Write the card of an adapter's folder, which holds all else; `score` is that of the validation split."""
-    # A special case of LSR is said in LSR's words: those of its own section are not in the view.
+    """Write the card into an otherwise complete adapter folder; `score` is the validation score."""
+    # A special case of LSR is described by LSR's options: those of its own section are not in the view.
     word = LsrParams.word if isinstance(view.section, LsrParams) else view.adapter
     values = {word: view.section, "tokenize": view.tokenize, "train": view.train}
     chosen = "\n".join(f"{word}: {json.dumps(section.model_dump(mode='json'))}" for word, section in values.items())
@@ -86,7 +86,7 @@ def _card(
         task_type=fields["task_type"],
         labels=dataset.names,
         is_pair=len(dataset.columns) > 1,
-        summary=f"It was trained on {view.data}; of a text, {read} there, it says {says}.",
+        summary=f"It was trained on {view.data}. From a text ({read} in the data), it predicts {says}.",
         sections=sections,
         module="peft" if kind.startswith("peft.") else kind,
         header={"datasets": [_dataset(view)], "metrics": list(dataset.metrics), **header},
@@ -94,7 +94,7 @@ def _card(
 
 
 def _dataset(view: TrainView | EvaluateView) -> str:
-    """Return the name by which others know the data: no path of this machine."""
+    """Return the public name of the data, never a path on this machine."""
     source = view.dataset.source
     if isinstance(source, PackageSource):
         return source.package
@@ -105,11 +105,11 @@ def _dataset(view: TrainView | EvaluateView) -> str:
 def _counted(counts: Mapping[str, float]) -> str:
     return (
         f"{counts['adapter_trained']:,} of the adapter were trained and {counts['adapter_stored']:,} are stored, "
-        f"beside {counts['head_parameters']:,} of the head; {counts['base_parameters']:,} of the base model are frozen."
+        f"plus {counts['head_parameters']:,} of the head; {counts['base_parameters']:,} of the base model are frozen."
     )
 
 
 def _section(path: Path, heading: str) -> str:
-    """Return what a card says under a heading; nothing, if somebody has taken the card or its section away."""
+    """Return a section of a card by heading; empty if the card or the section has been removed."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     return text.partition(f"\n## {heading}\n\n")[2].partition("\n## ")[0].strip()

@@ -1,4 +1,4 @@
-"""Whether a layer is of a size that a section's method can adapt: what is refused names the key, before the layer."""
+"""Check that a section's method can adapt a layer of this size. Messages name the key; the caller appends the layer."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -8,7 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 
 def divides(*fields: str) -> Callable[[Any, nn.Module], None]:
-    """Return a function for `Method.check` by which fields of the section divide both widths of a layer."""
+    """Return a function for `Method.check` that requires fields of the section to divide both widths of a layer."""
 
     def check(section: Any, layer: nn.Module) -> None:
         for field in fields:
@@ -21,10 +21,10 @@ def divides(*fields: str) -> Callable[[Any, nn.Module], None]:
 
 
 def lora(section: Any, layer: nn.Module) -> None:
-    """Check that a layer has as many directions as LoRA takes: PEFT makes more, however much memory that takes.
+    """Check that LoRA's rank is at most a layer's: PEFT allows any, however much memory that takes.
 
     Raises:
-        ValueError: if it has fewer, or the initialization reads a weight the other way round.
+        ValueError: if the rank is too high, or the initialization expects a weight that is not transposed.
     """
     if section.r > min(_widths(layer)):
         raise ValueError(f"r: {section.r} is above {min(_widths(layer))}, the smaller side of")
@@ -33,7 +33,7 @@ def lora(section: Any, layer: nn.Module) -> None:
 
 
 def spectrum(section: Any, layer: nn.Module) -> None:
-    """Check that a layer's update has as many frequencies as FourierFT trains.
+    """Check that a layer's update has at least as many frequencies as FourierFT trains.
 
     Raises:
         ValueError: if it has fewer.
@@ -44,7 +44,7 @@ def spectrum(section: Any, layer: nn.Module) -> None:
 
 
 def directions(section: Any, layer: nn.Module) -> None:
-    """Check that a weight has as many singular vectors as TinyLoRA takes.
+    """Check that a weight has at least as many singular vectors as TinyLoRA uses.
 
     Raises:
         ValueError: if it has fewer.

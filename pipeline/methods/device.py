@@ -1,4 +1,4 @@
-"""Where models compute: the one place that looks for an accelerator, and that moves models and batches to it."""
+"""Devices: the only code that detects an accelerator and moves models and batches to it."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,19 +11,19 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def fastest() -> torch.device:
-    """Return the accelerator, or the CPU where there is none."""
+    """Return the accelerator, or the CPU if there is none."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return torch.device("cpu") if found is None else found
 
 
 def place(model: Model) -> Model:
-    """Move all of a model to the fastest device, and return it."""
+    """Move a model to the fastest device, and return it."""
     return model.to(fastest())
 
 
 @contextmanager
 def placed(model: nn.Module) -> Iterator[None]:
-    """Have all of a model on the fastest device for a while."""
+    """Move a model to the fastest device, and back afterwards."""
     before = device_of(model)
     place(model)
     try:
@@ -33,7 +33,7 @@ def placed(model: nn.Module) -> Iterator[None]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a model, all of which is on one."""
+    """Return the device of a model that is on a single device."""
     return next(model.parameters()).device
 
 

@@ -1,4 +1,4 @@
-"""EVA: LoRA's A from the leading singular vectors of what goes into each layer, and the ranks from what they explain.
+"""EVA: LoRA's A from the leading singular vectors of each layer's inputs, and the ranks from their explained variance.
 
 Reference: Paischer et al. 2024, "Parameter Efficient Fine-tuning via Explained Variance Adaptation" (arXiv 2410.07170).
 """
@@ -14,15 +14,15 @@ from pipeline.params import PARAMS
 
 
 def start(model: PeftModel, batches: Iterable[Mapping[str, Tensor]]) -> None:
-    """Give a fresh LoRA with `init: eva` its start from batches of examples; their labels are not looked at.
+    """Initialize a fresh LoRA with `init: eva` from batches of examples; their labels are ignored.
 
     Raises:
-        UserError: if the examples do not allow it.
+        UserError: if the examples are not suitable.
     """
     with device.placed(model):
         inputs = list(device.moved(batches, device.device_of(model)))
         for batch in inputs:
-            batch.pop("labels", None)  # PEFT would take them for those of a language model, one a token
+            batch.pop("labels", None)  # PEFT would treat them as a language model's, one per token
         was_training = model.training
         try:
             initialize_lora_eva_weights(model.eval(), inputs, show_progress_bar=False)

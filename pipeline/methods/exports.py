@@ -1,4 +1,4 @@
-"""A trained adapter in the forms that others load: a plain PEFT LoRA folder, or a plain transformers checkpoint."""
+"""Export a trained adapter to standard formats: a plain PEFT LoRA folder, or a plain transformers checkpoint."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -17,10 +17,10 @@ from pipeline.params.rows import DatasetRow, ModelRow
 
 
 def write(form: str, model: PeftModel, folder: Path, row: ModelRow, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write a model's adapter in a form, "lora" or "merged", the same bytes every time; `model` may be used up.
+    """Write a model's adapter in a format, "lora" or "merged", deterministically; `model` may be consumed.
 
     Raises:
-        UserError: if it cannot be written in this form.
+        UserError: if it cannot be written in this format.
     """
     config = model.peft_config["default"]
     config.base_model_name_or_path, config.revision = base_models.public_name(row)
@@ -39,7 +39,7 @@ def write(form: str, model: PeftModel, folder: Path, row: ModelRow, tokenizer: P
 
 
 def _write_merged(model: PeftModel, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    # PEFT does this when it unloads, but of most methods not for a head of several layers, as RoBERTa has one.
+    # PEFT does this when it unloads, but for most methods not with a head of several layers, such as RoBERTa's.
     for name, module in list(model.named_modules()):
         if isinstance(module, ModulesToSaveWrapper):
             parent, _, child = name.rpartition(".")
@@ -50,9 +50,9 @@ def _write_merged(model: PeftModel, folder: Path, tokenizer: PreTrainedTokenizer
 
 
 def load(form: str, folder: Path, row: ModelRow, dataset: DatasetRow) -> nn.Module:
-    """Return what `write` has written, a LoRA on its base model, as those load it who do not know this package.
+    """Load what `write` has written, a LoRA on its base model, the way users without this package would.
 
-    It is on the fastest device, as what it is compared with.
+    The model is on the fastest device, like the one that it is compared with.
     """
     if form == "lora":
         base = base_models.load_base_model(row, dataset)

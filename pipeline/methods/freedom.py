@@ -1,7 +1,8 @@
-"""Degrees of freedom: the dimension of the set of updates that an adapter can reach near what it has trained to.
+"""Degrees of freedom: the dimension of the set of updates that an adapter can reach near its trained parameters.
 
-Parameters that only pass the same update from one factor to another do not count. Each rule holds for factors in
-general position whose ranks are below what their sizes allow; a test compares it with the rank of the Jacobian.
+Directions that leave the update unchanged, such as rescaling one factor against another, do not count. Each rule holds
+for factors in general position with ranks below the limits of their sizes; a test compares the rules with the rank of
+the Jacobian.
 """
 
 from collections import Counter
@@ -17,12 +18,12 @@ from lsr.tuner.adapter import LsrAdapter
 from lsr.tuner.linear import adapted_layers
 from pipeline.methods.bitfit import BitfitConfig
 
-# Each parameter moves the update, or what is changed of the model, in a direction of its own.
+# Each parameter changes the model in an independent direction.
 LINEAR = (C3AConfig, IA3Config, LNTuningConfig, BitfitConfig)
 
 
 def degrees_of_freedom(model: PeftModel, trained: int) -> int | None:
-    """Return those of a model's adapter, which trains so many parameters; None where there is no rule."""
+    """Return the degrees of freedom of a model's adapter with `trained` parameters; None if there is no rule."""
     config = model.peft_config["default"]
     if isinstance(config, lsr.LsrConfig):
         return _of_lsr([layer.adapter("default") for layer in adapted_layers(model).values()])
@@ -35,13 +36,13 @@ def degrees_of_freedom(model: PeftModel, trained: int) -> int | None:
         return trained - sum(isinstance(layer, VeraLayer) for layer in layers)
     if type(config) is LoraConfig and not config.use_dora:
         found = [layer for layer in layers if isinstance(layer, LoraLayer)]
-        # An adapter of no layers trains whole modules.
+        # An adapter without layers trains whole modules.
         return trained - sum(layer.r["default"] ** 2 for layer in found)
     return None
 
 
 def _waves(layer: FourierFTLayer) -> int:
-    """Return how many of the frequencies are no opposites: the real part is taken, which is the same for both."""
+    """Return the number of independent frequencies: opposite ones have the same real part."""
     rows, columns = layer.indices["default"]
     height, width = layer.out_features, layer.in_features
     here, opposite = rows * width + columns, -rows % height * width + -columns % width
@@ -61,7 +62,7 @@ def _of_lsr(adapters: list[LsrAdapter]) -> int | None:
 
 
 def _surplus(adapter: LsrAdapter, sharing: int) -> int | None:
-    """Return how many directions of its factors and its core, or of all cores between them, leave the updates alone."""
+    """Return how many directions of the factors and the core, or all cores between them, leave the updates alone."""
     ranks, terms = adapter.form.rank_shape, adapter.form.separation_rank
     squares = [rank**2 for rank in ranks]
     match adapter.trained_part, len(ranks):
@@ -69,10 +70,10 @@ def _surplus(adapter: LsrAdapter, sharing: int) -> int | None:
             return 0
         case "factors", 1:
             return squares[0]
-        case "factors", 2:  # of each sum its terms mix, and between A and B the factors of the inner ranks
+        case "factors", 2:  # the terms of each sum mix, and A and B share a basis of each inner rank
             return 2 * terms**2 + sum(squares) - 1
         case "all", 1 if adapter.core.dim() == 2:
             return 2 * squares[0]
-        case "all", 1:  # several diagonal cores fix all but the scales
+        case "all", 1:  # several diagonal cores determine everything except the scales
             return 2 * ranks[0] if sharing > 1 else squares[0] + ranks[0]
     return None

@@ -1,8 +1,9 @@
-"""KAdaptation as a PEFT method: ΔW = Σ_k S_k ⊗ U_k V_k, with n x n factors S_k that all layers share.
+"""KAdaptation as a PEFT method: ΔW = Σ_k S_k ⊗ U_k V_k, with n x n factors S_k shared by all layers.
 
 Reference: He et al. 2022, "Parameter-efficient Model Adaptation for Vision Transformers" (arXiv 2203.16329).
 
-Axes: n terms, and the sides of S_k; m = n p and d = n q, the widths of a layer; r, the rank of U_k V_k.
+Axes: n is the number of terms and the width of S_k; m = n p and d = n q are the widths of a layer; r is the rank of
+U_k V_k.
 """
 
 import math
@@ -24,14 +25,14 @@ class KadaptationConfig(PeftConfig):
     """Configuration of a KAdaptation adapter."""
 
     n: int = field(default=8, metadata={"help": "Number of terms, and height and width of the shared factors."})
-    r: int = field(default=1, metadata={"help": "Rank of the factors that each layer has for itself."})
+    r: int = field(default=1, metadata={"help": "Rank of each layer's own factors."})
     target_modules: Names = field(default=None, metadata={"help": "Names of the layers to adapt, or an expression."})
     exclude_modules: Names = field(default=None, metadata={"help": "Names of layers to leave as they are."})
     modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Modules that train and are saved whole."}
+        default=None, metadata={"help": "Modules that are trained and saved in full."}
     )
     layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Indices of layers to adapt."})
-    layers_pattern: Names = field(default=None, metadata={"help": "What stands before the index in a layer's name."})
+    layers_pattern: Names = field(default=None, metadata={"help": "The part before the index in a layer's name."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,16 +48,16 @@ class KadaptationLinear(nn.Module, BaseTunerLayer):
 
     def __init__(self, base_layer: nn.Module, shared: nn.ParameterDict) -> None:
         if not isinstance(base_layer, nn.Linear):
-            raise TypeError(f"KAdaptation adapts nn.Linear, and this is of {type(base_layer).__name__}")
+            raise TypeError(f"KAdaptation adapts nn.Linear, but this is of {type(base_layer).__name__}")
         nn.Module.__init__(self)
         self.base_layer = base_layer
         self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
         self.kadaptation_u, self.kadaptation_v = nn.ParameterDict(), nn.ParameterDict()
-        self._shared = (shared,)  # a tuple, which nn.Module does not register: the model saves these
+        self._shared = (shared,)  # a tuple, which nn.Module does not register: the model owns and saves these
         self.merged_adapters: list[str] = []
 
     def update_layer(self, adapter_name: str, config: KadaptationConfig) -> None:
-        """Add an adapter; U starts at zero and V does not, so the layer is unchanged and U gets a gradient.
+        """Add an adapter; U is initialized to zero and V is not, so the layer is unchanged but U gets a gradient.
 
         Raises:
             ValueError: if n does not divide both widths.
@@ -65,7 +66,7 @@ class KadaptationLinear(nn.Module, BaseTunerLayer):
         for width in (self.in_features, self.out_features):
             if width % n:
                 raise ValueError(f"n: {n} does not divide {width}, a width of the layer")
-        bound = math.sqrt(n / self.in_features)  # of kaiming_uniform with a = sqrt(5), as LoRA's A has it
+        bound = math.sqrt(n / self.in_features)  # kaiming_uniform with a = sqrt(5), as for LoRA's A
         v = torch.empty(n, r, self.in_features // n).uniform_(-bound, bound)
         self.kadaptation_u[adapter_name] = nn.Parameter(torch.zeros(n, self.out_features // n, r))
         self.kadaptation_v[adapter_name] = nn.Parameter(v)
@@ -73,7 +74,7 @@ class KadaptationLinear(nn.Module, BaseTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def factors(self, adapter_name: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Return S (n, n, n), U (n, p, r) and V (n, r, q) of an adapter, the first axis being the term's."""
+        """Return S (n, n, n), U (n, p, r) and V (n, r, q) of an adapter; the first axis is the term."""
         return (
             self._shared[0][adapter_name],
             self.kadaptation_u[adapter_name],
@@ -86,7 +87,7 @@ class KadaptationLinear(nn.Module, BaseTunerLayer):
         return torch.einsum("kab,kpr,krq->apbq", s, u, v).reshape(self.out_features, self.in_features)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the base layer's output plus that of the active adapters, term by term on (n, q) slices of x."""
+        """Return the base layer's output plus the active adapters', term by term on (n, q) slices of x."""
         if self.disable_adapters and self.merged:
             self.unmerge()
         result = cast("Tensor", self.base_layer(x, *args, **kwargs))
@@ -101,10 +102,10 @@ class KadaptationLinear(nn.Module, BaseTunerLayer):
         return result
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add adapters to the base weight: those with these names, or the active ones.
+        """Add the named, or active, adapters to the base weight.
 
         Raises:
-            ValueError: if a merged weight would not be finite, with `safe_merge`.
+            ValueError: with `safe_merge`, if a merged weight would not be finite.
         """
         for name in check_adapters_to_merge(self, adapter_names):
             if name in self.kadaptation_u:
@@ -116,14 +117,14 @@ class KadaptationLinear(nn.Module, BaseTunerLayer):
                 self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Subtract what has been merged."""
+        """Subtract the merged updates."""
         while self.merged_adapters:
             weight = self.base_layer.weight
             weight.data -= self.get_delta_weight(self.merged_adapters.pop()).detach().to(weight.dtype)
 
 
 class KadaptationModel(PluginTuner):
-    """A base model with KAdaptation adapters; the shared factors are its own, so they are saved once."""
+    """A base model with KAdaptation adapters; it owns the shared factors, so they are saved once."""
 
     prefix = "kadaptation_"
     tuner_layer_cls = KadaptationLinear
@@ -132,16 +133,16 @@ class KadaptationModel(PluginTuner):
         self.kadaptation_s = nn.ParameterDict()
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """Make adapters the active ones, and let their factors train and no others, unless in `inference_mode`."""
+        """Activate adapters and make only their factors trainable, or none in `inference_mode`."""
         super().set_adapter(adapter_name, inference_mode)
         for name, shared in self.kadaptation_s.items():
             shared.requires_grad_(name in self.active_adapters and not inference_mode)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter with the factors that its layers shared.
+        """Delete an adapter and the factors that its layers share.
 
         Raises:
-            ValueError: if there is none of this name.
+            ValueError: if there is no adapter of this name.
         """
         super().delete_adapter(adapter_name)
         del self.kadaptation_s[adapter_name]
@@ -167,7 +168,7 @@ class KadaptationModel(PluginTuner):
         layer.update_layer(adapter_name, config)
         if layer is not target:
             if adapter_name not in self.active_adapters:
-                layer.requires_grad_(False)  # an additional adapter is not active yet
+                layer.requires_grad_(False)  # a second adapter is not active yet
             self._replace_module(parent, target_name, layer, target)
 
 

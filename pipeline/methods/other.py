@@ -11,22 +11,22 @@ from pipeline.errors import nearest
 from pipeline.params import PeftParams
 
 SET_HERE = ("peft_type", "task_type", "target_modules", "modules_to_save", "inference_mode", "base_model_name_or_path")
-# Methods of PEFT whose own training loop is what makes them: here they would be another method of the same name.
+# Methods of PEFT that depend on their own training loop: here they would be different methods of the same name.
 OWN_LOOP = {
     "ADALORA": "calls that move ranks between layers",
     "POLY": "the number of a task with each example",
-    "XLORA": "adapters that are trained before",
+    "XLORA": "previously trained adapters",
 }
 
 
 def kinds() -> dict[str, type[PeftConfig]]:
-    """Return the configurations of the methods of PEFT that adapt layers and fit in any training loop, by name."""
+    """Return the configurations of PEFT's methods that adapt layers and work in any training loop, by name."""
     known = {str(kind.value): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     return {name: config for name, config in known.items() if name not in OWN_LOOP and _adapts_layers(config)}
 
 
 def config_of(section: PeftParams, chosen: Mapping[str, Any]) -> PeftConfig:
-    """Return the configuration of a method of PEFT by its name there.
+    """Return the configuration of a method of PEFT by PEFT's name.
 
     Raises:
         ValueError: if there is no such method or option, or the method adapts no layers of a model.
@@ -49,7 +49,7 @@ def _problem(name: str) -> str:
     config = {str(kind.value): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}.get(name)
     if config is None:
         return f"PEFT {version('peft')} has no method {name!r}"
-    return f"{name} adapts no layers of a model" if _is_theirs(config) else f"{name} is no method of PEFT's own"
+    return f"{name} adapts no layers of a model" if _is_theirs(config) else f"{name} is not one of PEFT's own methods"
 
 
 def _is_theirs(config: type[PeftConfig]) -> bool:

@@ -1,4 +1,4 @@
-"""Which layers of a base model a section adapts, as PEFT calls them, and which modules train whole."""
+"""The layers of a base model that a section adapts, in PEFT's fields, and the modules that are trained in full."""
 
 from typing import Any
 
@@ -17,12 +17,12 @@ from pipeline.params.rows import ModelRow
 
 
 def adapts_layers(section: MethodParams) -> bool:
-    """Return whether a method adapts layers, rather than training modules whole and nothing else."""
+    """Return whether a method adapts layers, as opposed to only training whole modules."""
     return "target_modules" in type(section).model_fields
 
 
 def named_targets(section: Any, base: PreTrainedModel, row: ModelRow) -> dict[str, Any]:
-    """Return the layers that a section names, those of the model's row or its architecture by default, or none."""
+    """Return the layers that a section names; by default those of the model's row or architecture."""
     if not adapts_layers(section):
         return {"target_modules": DUMMY_TARGET_MODULES}
     if section.target_modules == "default":
@@ -34,7 +34,7 @@ def ia3_targets(section: Any, base: PreTrainedModel, row: ModelRow) -> dict[str,
     """Return the layers whose outputs, or inputs in a feed-forward module, (IA)3 scales.
 
     Raises:
-        ValueError: if PEFT does not know the published ones of this kind of model.
+        ValueError: if PEFT has no published layers for this architecture.
     """
     tables = {
         "target_modules": TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
@@ -59,7 +59,7 @@ def biases(section: Any, base: PreTrainedModel, row: ModelRow) -> dict[str, Any]
 
 
 def norms(section: Any, base: PreTrainedModel, row: ModelRow) -> dict[str, Any]:
-    """Return the normalization layers outside of the head: LayerNorm, RMSNorm and what models have of their own."""
+    """Return the normalization layers outside the head: LayerNorm, RMSNorm and models' own variants."""
     named = [(name, type(module).__name__) for name, module in base.named_modules()]
     head = architecture.head_of(row, base)
     return {
@@ -77,5 +77,5 @@ def the_head(base: PreTrainedModel, row: ModelRow) -> list[str]:
 
 
 def every_module(base: PreTrainedModel, row: ModelRow) -> list[str]:
-    """Return all modules of the model, the head among them."""
+    """Return all modules of the model, including the head."""
     return [name for name, _ in base.named_children()]

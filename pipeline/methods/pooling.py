@@ -1,4 +1,4 @@
-"""The gradients or updates that frames are made from: of the chosen data set, or of several that are pooled."""
+"""The gradients or updates from which frames are computed, for the selected data set or pooled over several."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -12,19 +12,19 @@ from pipeline.errors import UserError
 from pipeline.methods import adapters, base_models
 from pipeline.params import PARAMS, FactorizeInitView, LsrParams
 
-BATCH = {"gradient": 32, "update": 8}  # examples: a step is taken for each batch of the update
+BATCH = {"gradient": 32, "update": 8}  # examples per batch; the update takes one step per batch
 
 
 def gradients(base: PreTrainedModel, view: FactorizeInitView) -> list[dict[str, Matrix]]:
-    """Return the gradients or updates of the layers that are to be adapted, for each data set, with fitted heads.
+    """Return the gradients or updates of the layers to adapt, for each data set, with fitted heads.
 
-    `base` is the model of the chosen data set, which is read as it is and then as it was.
+    `base` is the model of the selected data set; it is left unchanged.
 
-    Those of pooled rows do not depend on the row that is chosen: each has the first of its examples, and a head drawn
-    from the seed. So all adapters of one pool start with the same frames, bit for bit.
+    The gradients of pooled rows do not depend on the selected row: each row uses its first examples and a head drawn
+    from the seed. So all adapters of one pool get the same frames, bit for bit.
 
     Raises:
-        UserError: if examples or their head do not allow it, or the chosen row's are not tokenized.
+        UserError: if examples or their head are not suitable, or the selected row is not tokenized.
     """
     assert isinstance(view.section, LsrParams)
     count, tokenizer = view.section.examples, base_models.load_tokenizer(view.base_model)
@@ -34,7 +34,7 @@ def gradients(base: PreTrainedModel, view: FactorizeInitView) -> list[dict[str, 
     found = []
     for name in view.section.frames_from:
         row = view.pooled[name]
-        set_seed(view.seed)  # the head is drawn when the checkpoint loads
+        set_seed(view.seed)  # the head is initialized when the checkpoint loads
         other = base_models.load_base_model(view.base_model, row)
         batches = examples.first(row, name, tokenizer, count, view.tokenize.max_length, size)
         found.append(_gradients(other, batches, view, name))
@@ -42,7 +42,7 @@ def gradients(base: PreTrainedModel, view: FactorizeInitView) -> list[dict[str, 
 
 
 def examples_of(view: FactorizeInitView, count: int, size: int) -> Iterator[dict[str, Tensor]]:
-    """Return batches of a size of `count` examples of the chosen row's train split.
+    """Return `count` examples of the selected row's train split, in batches of `size`.
 
     Raises:
         UserError: if it is not tokenized.

@@ -1,8 +1,8 @@
-"""A start of LoRA that is subtracted from the base weight, as PiSSA's and OLoRA's: kept in the adapter's file.
+"""Initial LoRA updates that are subtracted from the base weight, as in PiSSA and OLoRA, kept in the adapter's file.
 
-PEFT would decompose the base weight again whenever such an adapter is loaded, which another machine does with other
-bits, and not at all without memory for it. So the file holds the factors that the start had, as `lora_start`, beside
-those that train, and what is subtracted from the base weight, in memory, is their product.
+PEFT would decompose the base weight again whenever such an adapter is loaded. That gives different bits on another
+machine, and fails without enough memory. So the file also holds the initial factors, as `lora_start`, and their product
+is subtracted from the base weight in memory.
 """
 
 import copy
@@ -23,7 +23,7 @@ NAME = "default"
 
 
 class Start(nn.Module):
-    """The factors that a layer of LoRA started with."""
+    """The initial factors of a LoRA layer."""
 
     A: Tensor  # (r, in_features)
     B: Tensor  # (out_features, r)
@@ -35,41 +35,41 @@ class Start(nn.Module):
 
 
 def remember(model: PeftModel) -> None:
-    """Have a fresh adapter hold what has been subtracted: its own factors, as they are now."""
+    """Store in a fresh adapter what has been subtracted: a copy of its initial factors."""
     for _, layer in _layers(model):
         layer.add_module("lora_start", nn.ModuleDict({NAME: Start(*_factors(layer))}))
 
 
 def starts(config: PeftConfig) -> bool:
-    """Return whether what an adapter starts at is subtracted from the base weight."""
+    """Return whether an adapter's initial update is subtracted from the base weight."""
     return isinstance(config, LoraConfig) and config.init_lora_weights in SUBTRACTED
 
 
 def configuration(path: Path) -> LoraConfig | None:
-    """Return the configuration in a file if it is of such an adapter; None if it is of another one, or broken."""
+    """Return the configuration in a file if it is such an adapter's; None if it is another one's, or broken."""
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         if fields["peft_type"] != "LORA" or fields["init_lora_weights"] not in SUBTRACTED:
             return None
         return LoraConfig.from_pretrained(str(path.parent))
     except (OSError, ValueError, TypeError, KeyError):
-        return None  # PEFT says what is wrong with it
+        return None  # PEFT will report what is wrong
 
 
 def without_start(config: LoraConfig) -> LoraConfig:
-    """Return a configuration that leaves the base weight alone."""
+    """Return a copy of the configuration that leaves the base weight unchanged."""
     plain = copy.copy(config)
     plain.init_lora_weights = False
     return plain
 
 
 def subtract(model: PeftModel, path: Path, config: LoraConfig) -> None:
-    """Subtract from the base weights what an adapter that was loaded without it had started with.
+    """Subtract an adapter's initial update from the base weights, after it was loaded without doing so.
 
     `path` is the adapter's file, and `config` its configuration.
 
     Raises:
-        ValueError: if the file does not hold the start of a layer, or in another shape.
+        ValueError: if the file lacks the initial factors of a layer, or they have the wrong shape.
     """
     with safe_open(path, "pt") as file:
         for name, layer in _layers(model):
@@ -80,14 +80,14 @@ def subtract(model: PeftModel, path: Path, config: LoraConfig) -> None:
             start = Start(*map(file.get_tensor, keys)).to(layer.get_base_layer().weight.device)
             for key, own, found in zip(keys, _factors(layer), (start.A, start.B), strict=True):
                 if own.shape != found.shape:
-                    raise ValueError(f"{key} is {tuple(found.shape)}, and the adapter says {tuple(own.shape)}")
+                    raise ValueError(f"{key} is {tuple(found.shape)}, but the adapter says {tuple(own.shape)}")
             layer.add_module("lora_start", nn.ModuleDict({NAME: start}))
             weight = layer.get_base_layer().weight
             product = transpose(layer.scaling[NAME] * start.B.float() @ start.A.float(), layer.fan_in_fan_out)
             weight.data = (weight.data.float() - product).to(weight.dtype)
     cast(
         "LoraConfig", model.peft_config[NAME]
-    ).init_lora_weights = config.init_lora_weights  # what a copy of it is to say
+    ).init_lora_weights = config.init_lora_weights  # so that a copy of it is correct
 
 
 def _layers(model: PeftModel) -> Iterator[tuple[str, Any]]:  # of LoraLayer, whose attributes PEFT does not annotate

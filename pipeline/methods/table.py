@@ -1,7 +1,7 @@
-"""How each method trains: one row a section of params.yaml. A new method is a section and a row here.
+"""How each method is trained: one row per section of params.yaml. A new method needs a section and a row here.
 
-A row says which PEFT configuration the section becomes, which modules train whole beside it, at which rates its
-parameters train, and what merging and counting must know.
+A row defines the section's PEFT configuration, the modules that are trained in full alongside it, the learning rates of
+its parameters, and what merging and counting need to know.
 """
 
 import warnings
@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 import lsr
-from lsr.tuner.config import CORED
+from lsr.tuner.config import CORED, usual_terms
 from lsr.tuner.linear import adapted_layers
 from pipeline import params
 from pipeline.methods import checks, fields, other, placement
@@ -40,39 +40,40 @@ from pipeline.methods.kadaptation import KadaptationConfig
 from pipeline.params import FullParams, HeadParams, LoraParams, LsrParams, MethodParams, PeftParams
 from pipeline.params.rows import ModelRow
 
-# PEFT says this of layers that it adapts all the same, and of a start that is made with the model in memory.
+# PEFT warns about layers that it does adapt, and about EVA, which is initialized here with the model in memory.
 warnings.filterwarnings("ignore", "Unsupported layer type .*Norm|lora with eva initialization", module="peft")
 
 LINEAR = (nn.Linear, Conv1D)
 
 
 def one_rate(section: Any, parameter: str) -> float | None:
-    """Return the section's learning rate for any parameter; None if it has none: nothing but the head trains."""
+    """Return the section's learning rate for any parameter; None if it has none because only the head is trained."""
     return getattr(section, "learning_rate", None)
 
 
 def lsr_rate(section: Any, parameter: str) -> float:
-    """Return the learning rate of a parameter of LSR: that of A2 and B2 is smaller by sqrt(s), as their entries are.
+    """Return the learning rate of an LSR parameter: for A2 and B2 it is smaller by sqrt(s), like their entries.
 
-    A step of Adam is as large for every entry, so at one rate these would turn sqrt(s) times faster than A1 does.
+    An Adam step has the same size for every entry, so at one rate they would turn sqrt(s) times faster than A1.
     """
     is_small = parameter.endswith((".factor_A2", ".factor_B2")) and section.train not in CORED
-    return section.learning_rate / (section.separation_rank**0.5 if is_small else 1.0)
+    terms = usual_terms(section.rank_shape) if section.separation_rank == "auto" else section.separation_rank
+    return section.learning_rate / (terms**0.5 if is_small else 1.0)
 
 
 def logits_rate(section: Any, parameter: str) -> float:
-    """Return the learning rate of a parameter of VB-LoRA: the choice of vectors has one of its own."""
+    """Return the learning rate of a VB-LoRA parameter: the logits that select vectors have their own."""
     return section.logits_learning_rate if "vblora_logits" in parameter else section.learning_rate
 
 
 def frozen_frames(model: PeftModel) -> int:
-    """Return how many elements of LSR's factors are frozen."""
+    """Return the number of frozen elements in LSR's factors."""
     sizes = [layer.sizes("default") for layer in adapted_layers(model).values()]
     return sum(size.effective - size.trained for size in sizes)
 
 
 def frozen_elements(model: PeftModel) -> int:
-    """Return how many elements of a method's own parameters and buffers do not train."""
+    """Return the number of frozen elements in a method's own parameters and buffers."""
     own = tuple(f"{prefix}." for prefix in _get_tuner_state_dict_key_prefixes(model))
     tensors = (*model.named_parameters(), *model.named_buffers())
     frozen = ((f"{name}.", tensor) for name, tensor in tensors if not tensor.requires_grad)
@@ -81,24 +82,24 @@ def frozen_elements(model: PeftModel) -> int:
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the table. A field of the section that the configuration has too is taken as it is."""
+    """One row of the table. Fields that section and configuration have in common are copied."""
 
     config: type[PeftConfig]
     fields: Callable[[Any, int], dict[str, Any]] = lambda section, seed: {}  # others of the configuration
     targets: Callable[[Any, PreTrainedModel, ModelRow], dict[str, Any]] = placement.named_targets
     layers: tuple[type[nn.Module], ...] = (
         nn.Linear,
-    )  # kinds that it can adapt; LSR and PEFT's others say it themselves
-    check: Callable[[Any, nn.Module], None] = lambda section, layer: (
-        None
-    )  # whether a layer is of a size that it can adapt
+    )  # layer types that it can adapt; LSR and PEFT's other methods check themselves
+    check: Callable[[Any, nn.Module], None] = lambda section, layer: None  # whether it can adapt a layer of this size
     whole: Callable[[PreTrainedModel, ModelRow], list[str]] = (
         placement.the_head
-    )  # modules that train and are saved whole
+    )  # modules that are trained and saved in full
     rate: Callable[[Any, str], float | None] = one_rate  # peak learning rate, from the section and a parameter's name
-    undecayed: tuple[str, ...] = ()  # parts of names of parameters that do not start at zero, nor mean nothing there
-    merges_exactly: bool = False  # whether unmerging puts the very weights back
-    frozen: Callable[[PeftModel], int] = frozen_elements  # elements that shape the update and do not train
+    undecayed: tuple[
+        str, ...
+    ] = ()  # parts of names of parameters for which zero is neither the initial nor a neutral value
+    merges_exactly: bool = False  # whether unmerging restores the exact weights
+    frozen: Callable[[PeftModel], int] = frozen_elements  # frozen elements that form the update
 
 
 METHODS: dict[type[MethodParams], Method] = {
@@ -110,7 +111,7 @@ METHODS: dict[type[MethodParams], Method] = {
         check=checks.lora,
         undecayed=("lora_magnitude_vector",),
     ),
-    # PEFT has no method "everything" or "the head": an adapter of no layers that saves whole modules is just that.
+    # PEFT has no method for everything or for the head alone: use an adapter without layers that saves whole modules.
     FullParams: Method(LoraConfig, whole=placement.every_module),
     HeadParams: Method(LoraConfig),
     params.LokrParams: Method(LoKrConfig, fields=fields.lokr_names, check=checks.divides("decompose_factor")),
@@ -132,7 +133,7 @@ METHODS: dict[type[MethodParams], Method] = {
         TinyLoraConfig, fields=fields.seeded("projection_seed"), layers=LINEAR, check=checks.directions
     ),
     params.C3aParams: Method(C3AConfig, fields=fields.c3a_names, check=checks.divides("block_size")),
-    # What these two become is a section of LSR: their rows are its.
+    # These two expand to a section of LSR, so they use LSR's row.
     params.LoraxsParams: Method(lsr.LsrConfig),
     params.LorasbParams: Method(lsr.LsrConfig),
     params.Ia3Params: Method(IA3Config, targets=placement.ia3_targets, layers=LINEAR, undecayed=("ia3_l",)),
@@ -148,10 +149,10 @@ def row_of(section: MethodParams) -> Method:
 
 
 def config_of(section: MethodParams, base: PreTrainedModel, row: ModelRow, seed: int) -> PeftConfig:
-    """Return the PEFT configuration that a section becomes on a base model.
+    """Return the PEFT configuration of a section on a base model.
 
     Raises:
-        ValueError: if a value does not fit; or TypeError, whatever the configuration raises.
+        ValueError: if a value does not fit; or TypeError, or whatever the configuration raises.
     """
     method = row_of(section)
     chosen = {
@@ -174,7 +175,7 @@ def check_layer(section: MethodParams, name: str, layer: nn.Module) -> None:
     method = row_of(section)
     if not isinstance(layer, method.layers):
         able = " or ".join(kind.__name__ for kind in method.layers)
-        raise ValueError(f"target_modules: {name} is of {type(layer).__name__}, and {section.word} adapts {able}")
+        raise ValueError(f"target_modules: {name} is of {type(layer).__name__}, but {section.word} adapts {able}")
     try:
         method.check(section, layer)
     except ValueError as error:
@@ -182,12 +183,12 @@ def check_layer(section: MethodParams, name: str, layer: nn.Module) -> None:
 
 
 def method_of(model: PeftModel) -> Method:
-    """Return the row of the kind of adapter that a model has; those of one kind differ only in what they train."""
+    """Return the row of a model's kind of adapter; rows of one kind differ only in what they train."""
     kind = type(model.peft_config["default"])
     return next((method for method in METHODS.values() if method.config is kind), METHODS[PeftParams])
 
 
 def peft_types() -> list[str]:
-    """Return what the configuration files of all methods that can be trained here call them, such as LORA."""
+    """Return PEFT's names, such as LORA, of all methods that can be trained here."""
     chosen = {*(method.config for method in METHODS.values()), *other.kinds().values()}
     return [str(kind.value) for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items() if config in chosen]

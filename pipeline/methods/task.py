@@ -1,6 +1,6 @@
-"""What a trained adapter reads and what its head says: task.json, which the stage train puts beside the weights.
+"""The inputs and labels of a trained adapter: task.json, which the stage train writes next to the weights.
 
-PEFT's adapter_config.json has no place for the names of the labels, the columns and the length of the texts.
+PEFT's adapter_config.json has no fields for the label names, the columns and the length of the texts.
 """
 
 import json
@@ -15,7 +15,7 @@ from pipeline.params import mistakes
 from pipeline.params.rows import DatasetRow
 
 CONFIG, FILE = "adapter_config.json", "task.json"
-MOST_BYTES = 1_000_000  # with names of 10,000 labels
+MOST_BYTES = 1_000_000  # enough for 10,000 label names
 
 
 class Task(BaseModel):
@@ -25,7 +25,7 @@ class Task(BaseModel):
 
     columns: tuple[str, ...] = Field(min_length=1, max_length=2, description="of the text, or of a pair of texts")
     labels: tuple[str, ...] | None = Field(description="names in the order of the head's outputs; null for a number")
-    max_length: PositiveInt = Field(description="tokens; longer texts were cut")
+    max_length: PositiveInt = Field(description="tokens; longer texts were truncated")
 
     @classmethod
     def of(cls, dataset: DatasetRow, max_length: int) -> Self:
@@ -38,10 +38,10 @@ class Task(BaseModel):
 
 
 def read(folder: Path) -> Task | None:
-    """Return the task of an adapter's folder; None if it does not say.
+    """Return the task in an adapter's folder; None if there is no task file.
 
     Raises:
-        UserError: if the folder is no adapter, or its file is broken; one line a mistake.
+        UserError: if the folder is not an adapter, or its file is broken; one line per mistake.
     """
     if not (folder / CONFIG).is_file():
         raise UserError(f"{folder}: not an adapter folder, {CONFIG} is missing")
@@ -53,5 +53,5 @@ def read(folder: Path) -> Task | None:
         return Task.model_validate(content)
     except ValidationError as error:
         raise UserError("\n".join(mistakes.lines(error, Task, content, path, ()))) from None
-    except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8
-        raise UserError(f"{path}: no valid JSON: {error}") from None
+    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
+        raise UserError(f"{path}: not valid JSON: {error}") from None

@@ -1,4 +1,4 @@
-"""The schema of params.yaml and of the two tables, and what each stage sees of them."""
+"""The schema of params.yaml and the two tables, and the part of them that each stage sees."""
 
 from pipeline.params.methods import (
     ADAPTERS,
@@ -29,6 +29,7 @@ from pipeline.params.schema import (
     DECLARED,
     PARAMS,
     TABLES,
+    CheckModelView,
     CheckView,
     EvaluateView,
     FactorizeInitView,
@@ -48,6 +49,7 @@ __all__ = [
     "AnyView",
     "BitfitParams",
     "C3aParams",
+    "CheckModelView",
     "CheckView",
     "Dropout",
     "EvaluateParams",

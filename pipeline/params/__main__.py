@@ -1,11 +1,11 @@
-"""`python -m pipeline.params`: check params.yaml, and say what would run."""
+"""`python -m pipeline.params`: check params.yaml and show what would run."""
 
 from pipeline.errors import leaving_in_plain_lines
 from pipeline.params import PARAMS, TrainView, load
 
 
 def main() -> None:
-    """Check params.yaml and say in one line what would run.
+    """Check params.yaml and print one line that says what would run.
 
     Raises:
         SystemExit: with exit code 2, if there is a mistake.

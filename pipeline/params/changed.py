@@ -1,4 +1,4 @@
-"""params.yaml with some keys changed, as a view sees it: for whatever compares many settings in one process."""
+"""Views of params.yaml with some keys changed, to compare many settings in one process."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -17,10 +17,10 @@ Overrides = Mapping[str, Any]  # dotted keys of params.yaml
 
 
 def changed(overrides: Overrides, view: type[AnyView], path: Path = PARAMS, place: tuple[str, ...] = ()) -> AnyView:
-    """Return what a view sees of params.yaml with these dotted keys changed; `path` and `place` say who asks.
+    """Return a view of params.yaml with these dotted keys changed; messages name `path` and `place`.
 
     Raises:
-        UserError: if params.yaml knows no such keys or values; one line each.
+        UserError: if params.yaml has no such key or does not allow the value; one line each.
     """
     content = deepcopy(_committed())
     for key, value in overrides.items():

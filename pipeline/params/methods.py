@@ -1,4 +1,4 @@
-"""The sections of params.yaml that are methods: what a user chooses of each, in the words of PEFT where it has them."""
+"""The sections of params.yaml for the methods: the options of each, with PEFT's names where it has them."""
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -8,20 +8,20 @@ from pipeline.params.rows import Word
 from pipeline.params.sections import Alpha, Count, Dropout, Layers, Rank, Rate, Section, Shape, Targets, Widths
 from pipeline.params.sources import all_different
 
-READ = ("gradient", "update")  # initializations of LSR that look at examples
+READ = ("gradient", "update")  # initializations of LSR that read examples
 SUBTRACTED = ("pissa", "olora")  # initializations of LoRA that are subtracted from the base weight
-PUBLISHED = "published"  # target_modules: those of the method's authors, as PEFT knows them for each kind of model
+PUBLISHED = "published"  # target_modules: the authors' choice, from PEFT's table of architectures
 Bounded = Annotated[StrictFloat, Field(gt=0, le=1_000_000)]
 
 
 class MethodParams(Section):
-    """The section of a method. Its row in pipeline/methods/table.py says how what it describes trains."""
+    """The section of a method. Its row in pipeline/methods/table.py defines how it is trained."""
 
-    word: ClassVar[str]  # the value of `adapter` that chooses it, and its key in params.yaml
-    exports: ClassVar[tuple[str, ...]] = ("merged",)  # the forms of evaluate.export that it has
+    word: ClassVar[str]  # the value of `adapter` that selects it, and its key in params.yaml
+    exports: ClassVar[tuple[str, ...]] = ("merged",)  # the formats of evaluate.export that it supports
 
     def filled(self) -> "MethodParams":
-        """Return the section that trains: this one, or that of the method of which it is a special case."""
+        """Return the section to train with: this one, or the section of the method that this is a special case of."""
         return self
 
     @property
@@ -38,10 +38,10 @@ class LsrParams(MethodParams):
     init_key: ClassVar[str] = "lsr.init"  # what a message about the initialization names
 
     rank_shape: Shape
-    separation_rank: Count  # the layers' shapes say how many there can be
-    share: Literal["none", "layers"] = Field(description="whether all layers of a kind have one A and B")
+    separation_rank: Literal["auto"] | Count  # the upper bound depends on the layers' shapes
+    share: Literal["none", "layers"] = Field(description="whether all layers of a kind share A and B")
     train: Literal["factors", "first", "core", "all"] = Field(
-        description="all factors; A1 and B1; a core between frozen frames; the core and the factors"
+        description="trainable: all factors; A1 and B1; a core between frozen frames; the core and the factors"
     )
     core: Literal["full", "diagonal"]
     init: Literal["random", "row_space", "principal", "minor", "cp", "gradient", "update"]
@@ -49,18 +49,16 @@ class LsrParams(MethodParams):
         min_length=1, description="own, or the folder or hub repository of an adapter with the frames"
     )
     frames_from: Annotated[tuple[Word, ...], AfterValidator(all_different)] = Field(
-        description="data rows whose gradients or updates make the frames together; none: the chosen one's"
+        description="data rows whose gradients or updates are pooled into the frames; none: only the selected row"
     )
     frames_dtype: Literal["float32", "bfloat16", "int8", "sign"] = Field(
-        description="of frozen frames, before training"
+        description="to which frozen frames are rounded before training"
     )
     alpha: Alpha
-    examples: Count = Field(description="of the train split, that gradient and update look at")
-    head_steps: StrictInt = Field(
-        ge=0, le=1_000_000, description="that fit the head before gradient and update look at them"
-    )
+    examples: Count = Field(description="from the train split, for gradient and update")
+    head_steps: StrictInt = Field(ge=0, le=1_000_000, description="steps to fit the head before gradient and update")
     budget: Literal["none"] | Count = Field(
-        description="directions of diagonal cores over all target layers, where gradient or update have the largest"
+        description="directions of diagonal cores, distributed over the target layers by gradient or update"
     )
     dropout: Dropout
     in_shape: Literal["auto"] | Widths
@@ -73,7 +71,7 @@ class LsrParams(MethodParams):
     def _frames_are_pooled_from_gradients(self) -> Self:
         if self.frames_from and not self.reads_examples:
             raise ValueError(
-                "frames_from: pools what examples say, so it needs init: gradient or update, and frames: own; got "
+                "frames_from: pools gradients or updates, so it needs init: gradient or update, and frames: own; got "
                 f"init: {self.init} and frames: {self.frames}"
             )
         return self
@@ -107,7 +105,7 @@ def quantizes_nothing(init: str) -> str:
     """
     if init == "loftq":
         raise ValueError(
-            "loftq makes up for what quantization takes from the base model, and here it is in full precision; allowed "
+            "loftq compensates for quantization, but the base model is in full precision here; allowed "
             f"are random, {', '.join(SUBTRACTED)} and eva"
         )
     return init
@@ -122,9 +120,9 @@ class LoraParams(MethodParams):
     lora_alpha: Annotated[StrictInt, Field(ge=1, le=1_000_000)]
     lora_dropout: Dropout
     use_rslora: StrictBool = Field(description="whether the scale is lora_alpha / sqrt(r), not lora_alpha / r")
-    use_dora: StrictBool = Field(description="whether the norms of the weight's rows train apart from their directions")
+    use_dora: StrictBool = Field(description="DoRA: the norms of the weight's rows are trained separately")
     init: Annotated[Literal["random", "pissa", "olora", "eva", "loftq"], AfterValidator(quantizes_nothing)]
-    examples: Count = Field(description="of the train split, that eva looks at")
+    examples: Count = Field(description="from the train split, for eva")
     target_modules: Targets
     layers: Layers
     learning_rate: Rate = Field(description="of lora_A and lora_B: peak, per optimizer step")
@@ -136,7 +134,7 @@ class LoraParams(MethodParams):
 
 
 class FullParams(MethodParams):
-    """Every weight of the base model trains."""
+    """Full fine-tuning: every weight of the base model is trainable."""
 
     word = "full"
 
@@ -144,7 +142,7 @@ class FullParams(MethodParams):
 
 
 class HeadParams(MethodParams):
-    """The head alone trains, at train.head_learning_rate."""
+    """Only the head is trained, with train.head_learning_rate."""
 
     word = "head"
 
@@ -169,7 +167,7 @@ class KronaParams(MethodParams):
     word = "krona"
 
     factor: Literal["auto"] | Count = Field(description="height and width of the first Kronecker factor")
-    scale: Bounded = Field(description="what the product is multiplied by")
+    scale: Bounded = Field(description="the factor by which the product is multiplied")
     target_modules: Targets
     layers: Layers
     learning_rate: Rate
@@ -180,7 +178,9 @@ class KadaptationParams(MethodParams):
 
     word = "kadaptation"
 
-    n: Annotated[StrictInt, Field(ge=1, le=1024)] = Field(description="terms, and the width of the shared factors")
+    n: Annotated[StrictInt, Field(ge=1, le=1024)] = Field(
+        description="number of terms, and width of the shared factors"
+    )
     r: Rank
     target_modules: Targets
     layers: Layers
@@ -195,7 +195,7 @@ class VeraParams(MethodParams):
     r: Rank
     d_initial: StrictFloat = Field(ge=-1_000, le=1_000)
     vera_dropout: Dropout
-    save_projection: StrictBool = Field(description="whether the file holds the frozen projections, or their seed")
+    save_projection: StrictBool = Field(description="whether to save the frozen projections, not their seed")
     target_modules: Targets
     layers: Layers
     learning_rate: Rate
@@ -208,7 +208,7 @@ class FourierftParams(MethodParams):
 
     n_frequency: Count
     scaling: Bounded
-    init_weights: StrictBool = Field(description="whether the spectrum starts at zero; the authors' is random")
+    init_weights: StrictBool = Field(description="whether the spectrum starts at zero; the authors draw it")
     target_modules: Targets
     layers: Layers
     learning_rate: Rate
@@ -244,7 +244,7 @@ class UniloraParams(MethodParams):
     r: Rank
     theta_d_length: Count
     unilora_dropout: Dropout
-    save_indices: StrictBool = Field(description="whether the file holds the frozen projection, or its seed")
+    save_indices: StrictBool = Field(description="whether the file holds the frozen projection or only its seed")
     target_modules: Targets
     layers: Layers
     learning_rate: Rate
@@ -257,10 +257,10 @@ class TinyloraParams(MethodParams):
 
     r: Rank
     u: Rank
-    weight_tying: StrictFloat = Field(ge=0, le=1, description="0: each layer has numbers of its own; 1: all share them")
+    weight_tying: StrictFloat = Field(ge=0, le=1, description="0: each layer has its own parameters; 1: all share them")
     tinylora_dropout: Dropout
     save_projection: StrictBool = Field(
-        description="whether the file holds the projections, or their seed; it always holds singular vectors"
+        description="whether the file holds the projections or only their seed; it always holds the singular vectors"
     )
     target_modules: Targets
     layers: Layers
@@ -305,7 +305,7 @@ class LorasbParams(MethodParams):
 
     r: Rank
     alpha: Alpha
-    examples: Count = Field(description="of the train split, whose mean gradient it is")
+    examples: Count = Field(description="from the train split, for the mean gradient")
     dropout: Dropout
     target_modules: Targets
     layers: Layers
@@ -317,21 +317,21 @@ class LorasbParams(MethodParams):
 
 
 class LoraxsForm(LsrParams):
-    """What the section loraxs becomes."""
+    """The section of LSR that loraxs expands to."""
 
     word = "loraxs"
     init_key = "loraxs.r"
 
 
 class LorasbForm(LsrParams):
-    """What the section lorasb becomes."""
+    """The section of LSR that lorasb expands to."""
 
     word = "lorasb"
     init_key = "lorasb.examples"
 
 
 def _between_frames(section: LoraxsParams | LorasbParams) -> dict[str, Any]:
-    """Return the fields of LSR for a trained core between frozen dense frames, but for what the frames start from."""
+    """Return the fields of LSR for a trainable core between frozen dense frames, except the frames' initialization."""
     same = ("alpha", "dropout", "target_modules", "layers", "learning_rate")
     return {
         **{name: getattr(section, name) for name in same},
@@ -355,17 +355,15 @@ class Ia3Params(MethodParams):
 
     word = "ia3"
 
-    target_modules: Targets = Field(
-        description="published: those that PEFT knows for each kind of model; or as elsewhere"
-    )
+    target_modules: Targets = Field(description="published: PEFT's defaults for the architecture; or as elsewhere")
     feedforward_modules: Targets | tuple[StrictStr, ...] = Field(
-        description="published, or those whose input is scaled and not their output; [] for none"
+        description="published, or the modules whose input is scaled instead of their output; [] for none"
     )
     learning_rate: Rate
 
 
 class BitfitParams(MethodParams):
-    """Every bias of the base model trains."""
+    """Every bias of the base model is trainable."""
 
     word = "bitfit"
 
@@ -373,7 +371,7 @@ class BitfitParams(MethodParams):
 
 
 class LnTuningParams(MethodParams):
-    """Every normalization layer of the base model trains."""
+    """Every normalization layer of the base model is trainable."""
 
     word = "ln_tuning"
 

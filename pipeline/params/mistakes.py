@@ -1,4 +1,4 @@
-"""What pydantic found wrong with a YAML file, in the words of the file: one line a mistake, with the nearest word."""
+"""Turn pydantic's errors about a YAML file into one line per mistake, in the file's terms, with the nearest match."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +13,10 @@ Place = tuple[str, ...]
 
 
 def lines(error: ValidationError, schema: type[BaseModel], content: Any, path: Path, prefix: Place) -> Iterator[str]:
-    """Yield one line a mistake in `content`, what the file holds under `prefix`: the key, the rule, the value."""
+    """Yield one line per mistake in `content`, the file's value at `prefix`: the key, the rule, the value."""
     places: dict[Place, list[Any]] = {}
     for mistake in error.errors(include_url=False):
-        # A value that fits no member of a union is reported once, with all that is allowed.
+        # A value that fits no member of a union is reported once, with everything that is allowed.
         places.setdefault(_place(mistake, content), []).append(mistake)
     unknown = {
         place: _hint(place, found[0], schema) for place, found in places.items() if _is(found, "extra_forbidden")
@@ -28,7 +28,7 @@ def lines(error: ValidationError, schema: type[BaseModel], content: Any, path: P
         if place in unknown:
             yield f"{shown}: no such key{f'; did you mean {unknown[place]}?' if unknown[place] else ''}"
         elif place in outer or (_is(found, "missing") and place in meant):
-            continue  # the line about the inner place, or about the misspelt key, says it all
+            continue  # the line about the inner place, or about the misspelled key, is enough
         else:
             yield f"{shown}: {_rules(found)}"
 
@@ -49,7 +49,7 @@ def _rules(found: list[Any]) -> str:
 
 
 def _rule(mistake: Any) -> str:
-    """What is allowed, in the words of YAML rather than Python."""
+    """What is allowed, in terms of YAML rather than Python."""
     match mistake["type"]:
         case "model_type" | "model_attributes_type" | "dict_type":
             return "must hold keys and values, or {} for none"
@@ -71,7 +71,7 @@ def _words(mistake: Any) -> list[str]:
 
 
 def _place(mistake: Any, content: Any) -> Place:
-    """The keys as written in the file: pydantic adds the tags of unions, which are no keys."""
+    """The keys as written in the file: pydantic adds the tags of unions, which are not keys."""
     where: list[str] = []
     tag_seen = False
     for part in mistake["loc"]:
@@ -110,7 +110,7 @@ def _keys_around(schema: Any, loc: tuple[int | str, ...]) -> list[str]:
 
 
 def _given(annotation: Any) -> Any:
-    """Of a section that may be left out, the section."""
+    """Strip the None from the annotation of an optional section."""
     members = get_args(annotation)
     return members[0] if members[1:] == (NoneType,) else annotation
 

@@ -1,6 +1,6 @@
-"""params.yaml and the rows that it chooses, checked: this is the only module that opens them.
+"""Read and check params.yaml and the rows it selects. This is the only module that opens these files.
 
-`load(View)` checks the whole file, then hands a stage the fields of its view and no others.
+`load(View)` checks the whole file, then returns only the fields of the stage's view.
 """
 
 from collections.abc import Callable
@@ -21,13 +21,13 @@ from pipeline.params.rows import ModelRow
 from pipeline.params.schema import PARAMS, TABLES, Common, Params, View
 
 MOST_BYTES, MOST_DEEP, MOST_ALIASES = 1_000_000, 20, 20
-LONGEST_SCALAR = 1000  # characters without quotes: Python takes quadratic time for the digits of a number
+LONGEST_SCALAR = 1000  # characters without quotes: Python parses long integers in quadratic time
 AnyView = TypeVar("AnyView", bound=View)
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 
 def load(view: type[AnyView]) -> AnyView:
-    """Check all of params.yaml and the chosen rows, then return what `view` sees of them.
+    """Check all of params.yaml and the selected rows, then return the part that `view` sees.
 
     Raises:
         UserError: with one line for each mistake, all at once.
@@ -36,7 +36,7 @@ def load(view: type[AnyView]) -> AnyView:
 
 
 def seen_by(view: type[AnyView], params: Common, row_of: Callable[[str, str, str], Any]) -> AnyView:
-    """Return what a view sees of checked params; `row_of` is `load_row`, or does the same."""
+    """Return a view of checked params; `row_of` is `load_row` or equivalent."""
     lsr = getattr(params, LsrParams.word)
     everything = {
         **{name: getattr(params, name) for name in type(params).model_fields},
@@ -60,12 +60,12 @@ def _check_submission(params: Common, row: Any) -> None:
 
 
 def load_row(word: str, name: str, key: str | None = None) -> Any:
-    """Return the row `name` of the table that `word` ("data" or "model") chooses from; `key` says which key names it.
+    """Return the row `name` of the table for `word` ("data" or "model"); `key` is the params.yaml key that named it.
 
-    A model that has no row may be named itself: a folder, or a repository of the hub.
+    A model without a row may be named directly, as a folder or a hub repository.
 
     Raises:
-        UserError: if there is no such row (the message lists those there are), or if it does not fit the schema.
+        UserError: if there is no such row (the message lists the existing ones), or it does not fit the schema.
     """
     path, schema = TABLES[word]
     rows = read_yaml(path)
@@ -84,7 +84,7 @@ def load_row(word: str, name: str, key: str | None = None) -> Any:
 
 
 def load_rows(word: str, path: Path | None = None) -> dict[str, Any]:
-    """Return all rows of the table that `word` ("data" or "model") chooses from, or of one like it, by name.
+    """Return all rows of the table for `word` ("data" or "model"), or of a similar file, by name.
 
     Raises:
         UserError: if the table or a row is broken.
@@ -103,10 +103,10 @@ def load_table(path: Path, schema: type[AnyModel]) -> dict[str, AnyModel]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return what a file of keys and values holds; whoever changes that makes a copy of it first.
+    """Return the contents of a YAML mapping; the result is cached, so copy it before changing it.
 
     Raises:
-        UserError: if it is none, cannot be read, or is larger or deeper than a person writes.
+        UserError: if it is not a mapping, cannot be read, or is larger or deeper than anyone would write by hand.
     """
     try:
         content = _parsed(read_small(path, MOST_BYTES))
@@ -122,19 +122,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except _TooMuchError as error:
         raise UserError(f"{path}: {error}") from None
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
-        # What ruamel raises where a value is none of its type: a date of month 13, a number of 5,000 digits.
+        # ruamel's errors for values that do not fit their type: a date in month 13, a number of 5,000 digits.
         raise UserError(f"{path}: not valid YAML: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold keys and values, got {content!r}")
     return content
 
 
-@lru_cache(maxsize=8)  # one command reads the tables once for each row that it needs, and nobody changes what is read
+@lru_cache(maxsize=8)  # one command reads the tables once for each row that it needs, and the result is never modified
 def _parsed(text: bytes) -> Any:
-    """Return what a file's text holds.
+    """Parse the text of a file.
 
     Raises:
-        _TooMuchError: if it is valid YAML that nobody would write; or whatever ruamel raises.
+        _TooMuchError: if it is valid YAML that nobody would write by hand; ruamel's own errors pass through.
     """
     _check_events(text)
     content = YAML(typ="safe", pure=True).load(text)
@@ -143,19 +143,19 @@ def _parsed(text: bytes) -> Any:
 
 
 class _TooMuchError(Exception):
-    """A file that is valid YAML, and nothing that a person writes."""
+    """Valid YAML that nobody would write by hand."""
 
 
 def _check_events(content: bytes) -> None:
-    """Refuse what makes a small file a large object, or a deep one, before any object is made.
+    """Refuse small files that would expand into large or deep objects, before any object is built.
 
-    An alias costs nothing by itself. What it stands for is looked at as often as it is named, so aliases of aliases
-    grow without end: none is allowed in what another one stands for.
+    An alias by itself costs nothing, but its target is visited once per use, so aliases of aliases grow exponentially:
+    the target of an alias may not contain another one.
 
     Raises:
         _TooMuchError: names the line.
     """
-    anchors: list[bool] = []  # for each collection that is open, whether it has an anchor
+    anchors: list[bool] = []  # for each open collection, whether it has an anchor
     aliases = 0
     for event in YAML(typ="safe", pure=True).parse(content):
         line = event.start_mark.line + 1
@@ -178,7 +178,7 @@ def _check_events(content: bytes) -> None:
 
 
 def _check_words(content: Any, where: str) -> None:
-    """Refuse keys that are no words: a row named 1, or true, has another name for each reader.
+    """Refuse keys that are not strings: a row named 1 or true would have a different name for each reader.
 
     Raises:
         _TooMuchError: names the key.

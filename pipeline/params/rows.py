@@ -1,4 +1,4 @@
-"""The schemas of the tables pipeline/datasets.yaml and pipeline/models.yaml: one row a data set, one a model."""
+"""The schemas of the tables pipeline/datasets.yaml and pipeline/models.yaml: one row per data set or model."""
 
 import os
 import re
@@ -32,12 +32,12 @@ from pipeline.params.sources import (
 )
 
 FIELD = re.compile(r"\{([^{}]+)\}")  # of a template: a column in braces
-CHOICE = "choice"  # the field of a template that stands for the choice at hand
-GROUP, INDEX = "group", "index"  # columns of examples beside text, text_pair and label
+CHOICE = "choice"  # the template field that stands for the current choice
+GROUP, INDEX = "group", "index"  # columns of examples in addition to text, text_pair and label
 
 
 def compiles(expression: str) -> str:
-    """Check a regular expression for pydantic; a plain word is one.
+    """Check a regular expression for pydantic; a plain word counts as one.
 
     Raises:
         ValueError: if it does not compile.
@@ -45,17 +45,17 @@ def compiles(expression: str) -> str:
     try:
         re.compile(expression)
     except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"no regular expression: {first_line(error)}") from None
+        raise ValueError(f"not a valid regular expression: {first_line(error)}") from None
     return expression
 
 
 def fields(entry: str) -> tuple[str, ...]:
-    """Return the columns that an entry of `text` names: those in braces, or, without any, the entry itself."""
+    """Return the columns that an entry of `text` names: those in braces or, if there are none, the entry itself."""
     return tuple(FIELD.findall(entry)) or (entry,)
 
 
 def is_template(entry: str) -> bool:
-    """Return whether an entry of `text` is more than the name of a column."""
+    """Return whether an entry of `text` is more than a column name."""
     return fields(entry) != (entry,)
 
 
@@ -75,40 +75,38 @@ Named = Annotated[
     str, Field(pattern=r"^[^\x00-\x1f]+$", description="a row's word; or a folder or hub repository itself")
 ]
 Share = Annotated[StrictFloat, Field(ge=0, lt=1)]
-# Squares of labels are summed in float32, which ends at 3e38.
+# Squares of labels are summed in float32, whose maximum is 3e38.
 Real = Annotated[StrictFloat, Field(ge=-1e15, le=1e15)]
 Margin = Annotated[StrictFloat, Field(le=1e15)]
-# The official scores of the tasks at hand. The first metric of a row is the one that selects the best checkpoint.
+# The official scores of the supported tasks. The first metric of a row selects the best checkpoint.
 GroupMetric = Literal["exact_match", "gender_parity"]
 ClassificationMetric = Literal["accuracy", "f1", "macro_f1", "matthews_correlation", GroupMetric]
 RegressionMetric = Literal["pearson", "spearman"]
-COMPARED = ("first", "second")  # the classes of pairs: which of the two has the greater number
+COMPARED = ("first", "second")  # the classes of pairs: which of the two has the larger number
 CHOSEN = ("wrong", "right")  # the classes of a choice
 
 
 class Classes(Row):
-    """A label column that holds a class: its number, or its name."""
+    """A label column that holds a class, by number or name."""
 
     column: str
-    names: Annotated[tuple[str, ...], AfterValidator(all_different)] = Field(
-        min_length=2, description="in the order of the class numbers"
-    )
+    names: Annotated[tuple[str, ...], AfterValidator(all_different)] = Field(min_length=2, description="in class order")
 
 
 class Threshold(Row):
-    """Two classes cut from a number: above the threshold or not. Numbers too close to it are left out."""
+    """Two classes derived from a number: above the threshold or not. Numbers too close to it are dropped."""
 
     column: str
     names: Annotated[tuple[str, str], AfterValidator(all_different)] = Field(description="not above, above")
     above: Real
-    margin: Margin = Field(0.0, ge=0, description="rows with |number - above| < margin are left out")
+    margin: Margin = Field(0.0, ge=0, description="rows with |number - above| < margin are dropped")
 
 
 class Number(Row):
     """A number to predict: regression.
 
-    A label outside of `low` to `high` is refused, so they are the ends of the scale, not of what happens to occur;
-    plots have them as the ends of their axes. Predictions are not cut to them.
+    `low` and `high` are the ends of the scale, not of the observed range: labels outside are an error. Plots use them
+    as axis limits. Predictions are not clipped to them.
     """
 
     column: str
@@ -123,7 +121,7 @@ class Number(Row):
 
 
 def _label_form(label: Any) -> str:
-    """A label has no `kind`: its keys tell. One form alone is checked, so that a mistake is reported once."""
+    """A label has no `kind`: its keys decide. Only one form is checked, so that a mistake is reported once."""
     if not isinstance(label, dict):
         return type(label).__name__ if isinstance(label, Row) else "Classes"
     return (
@@ -138,24 +136,24 @@ Label = Annotated[
 
 
 class Pairs(Row):
-    """Two classes made of numbers: which of two texts has the greater one. The texts are rows of the same split."""
+    """Two classes derived from numbers: which of two texts of a split has the larger one."""
 
-    margin: Margin = Field(gt=0, description="pairs whose numbers differ by less are left out, as equal ones must be")
+    margin: Margin = Field(gt=0, description="pairs whose numbers differ by less are dropped; above 0, to exclude ties")
 
 
 class Mark(Row):
-    """A part of a text that gets a sign before and behind it, such as the word of WiC and the two spans of WSC."""
+    """A part of a text to put between signs, such as the word of WiC and the two spans of WSC."""
 
     column: str = Field(description="of the text")
     sign: str = Field("*", min_length=1)
     start: str | None = Field(None, description="column of the part's first character, counted from 0")
-    end: str | None = Field(None, description="column of the character behind the part")
+    end: str | None = Field(None, description="column of the character after the part")
     word: str | None = Field(None, description="column of the part's first word, counted from 0")
     says: str | None = Field(None, description="column of the part's own text")
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that it looks at."""
+        """The columns that it reads."""
         return tuple(name for name in (self.column, self.start, self.end, self.word, self.says) if name is not None)
 
     @model_validator(mode="after")
@@ -167,7 +165,7 @@ class Mark(Row):
 
 
 class Submission(Row):
-    """The file of predictions that a benchmark's server takes, made of the split `hidden`."""
+    """The file of predictions for a benchmark's server, made from the split `hidden`."""
 
     file: str = Field(
         pattern=r"^[A-Za-z0-9._-]+\.(tsv|jsonl)$", description="tsv as GLUE's server wants it, jsonl as SuperGLUE's"
@@ -178,7 +176,7 @@ class Submission(Row):
         description="columns of an example's number; none: its position from 0; three: passage, question and answer, "
         "nested as in MultiRC",
     )
-    labels: tuple[StrictInt | StrictStr, ...] = Field((), description="what stands for each class; none: its name")
+    labels: tuple[StrictInt | StrictStr, ...] = Field((), description="what to write for each class; none: its name")
 
     @model_validator(mode="after")
     def _index_fits_the_file(self) -> Self:
@@ -191,20 +189,20 @@ class Submission(Row):
 
 
 class Examples(Row):
-    """Where examples come from, which columns are text and label, and how what is said of them is scored."""
+    """Where examples come from, which columns are text and label, and how predictions are scored."""
 
     source: HubSource | FilesSource | PackageSource = Field(discriminator="kind")
     text: Annotated[tuple[Annotated[str, AfterValidator(filled_by_columns)], ...], AfterValidator(all_different)] = (
         Field(min_length=1, max_length=2, description="one text, or a pair: a column, or a template with columns in {}")
     )
-    mark: tuple[Mark, ...] = Field((), description="parts of columns that are set apart, before templates are filled")
+    mark: tuple[Mark, ...] = Field((), description="parts of columns to mark, before templates are filled")
     choices: Annotated[tuple[str, ...], AfterValidator(all_different)] = Field(
-        (), description="columns, each of which is {choice} in an example of its own; the label says which is right"
+        (), description="columns, each of which is {choice} in a separate example; the label says which is right"
     )
     group: Annotated[StrictInt, Field(ge=2)] | Columns | None = Field(
         None,
-        description="examples that are scored together: those equal in these columns, the first of which decides alone "
-        "on a cut; or so many consecutive rows",
+        description="examples that are scored together: those equal in these columns, of which the first determines "
+        "the split; or a number of consecutive rows",
     )
     label: Label
     metrics: tuple[ClassificationMetric | RegressionMetric, ...] = Field(min_length=1)
@@ -212,7 +210,7 @@ class Examples(Row):
 
     @property
     def is_regression(self) -> bool:
-        """Whether the model predicts a number rather than a class."""
+        """Whether the model predicts a number instead of a class."""
         return not self.names
 
     @property
@@ -229,12 +227,12 @@ class Examples(Row):
 
     @property
     def is_grouped(self) -> bool:
-        """Whether examples are scored together with others."""
+        """Whether examples are scored in groups."""
         return bool(self.choices) or self.group is not None
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The columns that texts and groups are made of."""
+        """The columns from which texts and groups are made."""
         found = [name for entry in self.text for name in fields(entry) if not (self.choices and name == CHOICE)]
         found += [*self.choices, *(name for mark in self.mark for name in mark.columns)]
         return tuple(dict.fromkeys([*found, *(self.group if isinstance(self.group, tuple) else ())]))
@@ -248,7 +246,7 @@ class Examples(Row):
         if not any(is_template(entry) and CHOICE in fields(entry) for entry in self.text):
             raise ValueError(f"choices need a text with {{{CHOICE}}}, got {', '.join(self.text)}")
         if self.group is not None:
-            raise ValueError("choices are groups already: leave out group")
+            raise ValueError("choices already form groups: leave out group")
         if self.metrics != ("accuracy",):
             raise ValueError(f"choices are scored by accuracy alone, got {', '.join(self.metrics)}")
         return self
@@ -268,7 +266,7 @@ class Examples(Row):
         if "f1" in self.metrics and self.num_labels != 2:
             raise ValueError("f1 scores the second of two classes; use macro_f1 for more")
         if self.group is None and (wrong := [metric for metric in self.metrics if metric in get_args(GroupMetric)]):
-            raise ValueError(f"metrics {wrong} score groups: say by `group` which examples are one")
+            raise ValueError(f"metrics {wrong} score groups: define them with `group`")
         return self
 
     @model_validator(mode="after")
@@ -284,7 +282,7 @@ class Examples(Row):
 
 
 class FurtherRow(Examples):
-    """Examples that a trained adapter is scored on, or predicts, and none is trained on."""
+    """Examples that a trained adapter is scored on or predicts, never trained on."""
 
     @model_validator(mode="after")
     def _is_not_trained_on(self) -> Self:
@@ -294,21 +292,21 @@ class FurtherRow(Examples):
 
 
 class DatasetRow(Examples):
-    """One data set: its examples, how they are split, and the further sets that its adapter is scored on."""
+    """One data set: its examples, how they are split, and the additional sets that its adapter is scored on."""
 
-    pairs: Pairs | None = Field(None, description="compare rows that have a number, instead of predicting it")
+    pairs: Pairs | None = Field(None, description="compare the numbers of two rows instead of predicting them")
     cut: dict[Literal["validation", "test"], Share] = Field({}, description="splits to cut from train, as shares")
     stratify: StrictBool = Field(
         default=False,
-        description="cut the share from each class, so that rare ones are in each split; what is cut then depends on "
-        "the other rows of the class",
+        description="cut the share from each class, so that every split has rare classes; the cut then depends on the "
+        "other rows of the class",
     )
     select_on: Literal["validation", "test"] = Field(
         "validation",
         description="test: choose the checkpoint on the scored split, as the usual GLUE scripts do; "
         "then no validation is cut, and its rows stay in train",
     )
-    also: dict[Word, FurtherRow] = Field({}, description="sets without training rows that the same adapter is for")
+    also: dict[Word, FurtherRow] = Field({}, description="sets without training rows that use the same adapter")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -317,7 +315,7 @@ class DatasetRow(Examples):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the texts that the model reads: columns of the source, or what stands for those that are made."""
+        """Names of the texts that the model reads: columns of the source, or stand-ins for derived texts."""
         if self.pairs is not None:
             return self.text[0], f"{self.text[0]}_pair"
         made = ("text", "text_pair")
@@ -325,18 +323,18 @@ class DatasetRow(Examples):
 
     @property
     def scored(self) -> dict[str, Examples]:
-        """What has labels beside its own splits, by the name of the split that holds it."""
+        """The additional labeled sets, by the name of their split."""
         return {word: further for word, further in self.also.items() if "test" in further.source.provides}
 
     @property
     def hidden(self) -> dict[str, Examples]:
-        """What has no labels and is predicted for a submission, by the name of the split that holds it."""
+        """The unlabeled sets to predict for a submission, by the name of their split."""
         rows: dict[str, Examples] = {HIDDEN: self} | {f"{word}.{HIDDEN}": row for word, row in self.also.items()}
         return {split: row for split, row in rows.items() if HIDDEN in row.source.provides}
 
     @property
     def sources(self) -> tuple[HubSource | FilesSource | PackageSource, ...]:
-        """All sources: its own, then those of the further sets."""
+        """All sources: its own, then those of the additional sets."""
         return (self.source, *(further.source for further in self.also.values()))
 
     @model_validator(mode="after")
@@ -392,17 +390,19 @@ class HubModel(Row):
     kind: Literal["hub"]
     path: str
     revision: str | None = Field(None, description="a commit, so that the row stands for the content")
-    trust_remote_code: StrictBool = Field(False, description="run the code that the repository or folder brings")
+    trust_remote_code: StrictBool = Field(False, description="run the code in the repository or folder")
 
 
 class PackageModel(Row):
-    """A model folder that an installed package carries."""
+    """A model folder inside an installed package."""
 
     kind: Literal["package"]
     package: Pinned
-    folder: str = Field(description="the folder with config.json, from the package's root")
+    folder: str = Field(description="the folder with config.json, relative to the package's root")
     sha256: Sha256 = Field(description="of model.safetensors")
-    same_as: str = Field(description="the hub repository of the same weights: what a saved adapter names as its base")
+    same_as: str = Field(
+        description="the hub repository with the same weights, which a saved adapter names as its base"
+    )
     revision: str | None = Field(None, description="the commit of that repository")
 
 
@@ -413,25 +413,25 @@ class ModelRow(Row):
     target_modules: tuple[str, ...] | None = Field(
         None,
         min_length=1,
-        description="name endings of the layers to adapt; without them the architecture's usual ones",
+        description="name suffixes of the layers to adapt; by default PEFT's for the architecture",
     )
     head: tuple[str, ...] | None = Field(
-        None, min_length=1, description="freshly drawn modules: always trained and saved; without them they are found"
+        None, min_length=1, description="freshly initialized modules, always trained and saved; by default detected"
     )
     _where: str = PrivateAttr("pipeline/models.yaml")
 
     @property
     def where(self) -> str:
-        """Where it is written, as messages begin."""
+        """Where the row is defined, as a prefix for messages."""
         return self._where
 
     @classmethod
     def named(cls, name: str, where: str) -> Self | None:
-        """Return the row of a folder, or of a repository (`owner/name`, or `owner/name@revision`), that has none.
+        """Return a row for a folder or a repository (`owner/name` or `owner/name@revision`) that has none in the table.
 
-        None if the name can only be that of a row.
+        None if the name can only be the name of a row.
         """
-        folder = os.path.isdir(name)  # noqa: PTH112 False for a name that no disk takes, where Path raises
+        folder = os.path.isdir(name)  # noqa: PTH112 False for an invalid file name, where Path raises
         path, _, revision = (name, "", "") if folder else name.partition("@")
         if not (folder or "/" in path):
             return None

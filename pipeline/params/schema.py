@@ -1,6 +1,6 @@
-"""All of params.yaml, and what each stage sees of it.
+"""The schema of params.yaml, and the part that each stage sees.
 
-DVC knows which keys a stage depends on from dvc.yaml alone; a test holds the two together.
+DVC learns only from dvc.yaml which keys a stage depends on; a test keeps the two in agreement.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ TABLES: dict[str, tuple[Path, type[Row]]] = {
 
 
 class Common(Section):
-    """What params.yaml holds beside the sections of the methods."""
+    """Everything in params.yaml except the sections of the methods."""
 
     data: Word
     model: Named
@@ -34,7 +34,7 @@ class Common(Section):
     @field_validator("evaluate")
     @classmethod
     def _the_method_has_the_forms_to_export(cls, evaluate: EvaluateParams, info: ValidationInfo) -> EvaluateParams:
-        method = ADAPTERS.get(info.data.get("adapter", ""))  # what is no adapter at all is reported as such
+        method = ADAPTERS.get(info.data.get("adapter", ""))  # an unknown adapter has its own error
         refused = [form for form in evaluate.export if method is not None and form not in method.exports]
         if method is not None and refused:
             able = " or ".join(word for word, section in ADAPTERS.items() if refused[0] in section.exports)
@@ -46,7 +46,7 @@ class Common(Section):
 
 
 def with_methods() -> type[Common]:
-    """Return the model of all of params.yaml: what is common, and the section of each method in ADAPTERS."""
+    """Return the model of the whole params.yaml: the common part and the section of each method in ADAPTERS."""
     fields: dict[str, Any] = {word: (section, ...) for word, section in ADAPTERS.items()}
     fields["adapter"] = (Literal.__getitem__(tuple(ADAPTERS)), ...)
     return create_model("Params", __base__=Common, **fields)
@@ -57,15 +57,15 @@ Chosen = SerializeAsAny[MethodParams]  # with all fields of the method's own sec
 
 
 class View(Section):
-    """What one stage sees. dvc.yaml declares the same: DECLARED says how a field that is no key is written there."""
+    """The part that one stage sees. dvc.yaml declares the same; DECLARED maps fields that are not keys to it."""
 
 
 class CheckView(View):
-    """Of stages/check.py, which needs no value: the files are its deps, and whoever loads a view checks all of them."""
+    """Of stages/check.py, which needs no values: the files are its deps, and loading any view checks all of them."""
 
 
 class InputsView(View):
-    """Of stages/inputs.py. The frames of another adapter are files too, and so may be the rows that are pooled."""
+    """Of stages/inputs.py. The frames of another adapter are files too, and pooled rows may be."""
 
     data: Word
     model: Named
@@ -73,6 +73,16 @@ class InputsView(View):
     base_model: ModelRow
     frames: str
     pooled: dict[str, DatasetRow]
+
+
+class CheckModelView(View):
+    """Of stages/check_model.py: what must fit the model."""
+
+    model: Named
+    adapter: str
+    tokenize: TokenizeParams
+    section: Chosen
+    base_model: ModelRow
 
 
 class TokenizeView(View):
@@ -114,7 +124,7 @@ class TrainView(View):
 
 
 class EvaluateView(View):
-    """Of stages/evaluate.py. The adapter folder says all that is needed of the adapter."""
+    """Of stages/evaluate.py. The adapter's folder has everything else about the adapter."""
 
     data: Word
     model: Named
@@ -127,8 +137,8 @@ DECLARED = {
     "section": "${adapter}",
     "dataset": f"{TABLES['data'][0]}:${{data}}",
     "frames": "lsr.frames",
-    # A list cannot name keys, nor can a folder or repository that has no row: what they stand for is locked by its
-    # content, which the stage `inputs` writes down.
+    # A list cannot name keys, nor can a folder or repository without a row: they are locked by content, which the stage
+    # `inputs` records.
     "base_model": "model",
     "pooled": "lsr.frames_from",
 }

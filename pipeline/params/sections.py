@@ -1,4 +1,4 @@
-"""The sections of params.yaml that are no method's, and the bounds of values that sections share."""
+"""The sections of params.yaml that belong to no method, and the bounds that sections share."""
 
 from typing import Annotated, Literal
 
@@ -7,16 +7,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, S
 from pipeline.params.rows import compiles
 from pipeline.params.sources import all_different
 
-# Bounds are far above what anyone uses: they stand for "a typing error". What each must keep from happening, it says.
-# Strict: true is no number, "3" is none, and 1 is no truth value, though Python takes each for the other.
+# Bounds are far above any sensible value: they catch typing errors. Each comment says what the bound prevents.
+# Strict: true and "3" are not numbers, and 1 is not a Boolean, although Python would convert them.
 Dropout = Annotated[StrictFloat, Field(ge=0, lt=1)]
 Targets = (
     Annotated[StrictStr, Field(min_length=1, max_length=1000), AfterValidator(compiles)]
     | Annotated[tuple[StrictStr, ...], Field(min_length=1)]
 )
-# As wide as the widest layers there are: above, nothing is of low rank, and memory ends before a message could come.
+# The width of the widest layers: beyond it nothing is low-rank, and memory would run out before any error message.
 Rank = Annotated[StrictInt, Field(ge=1, le=16_384)]
-# The decomposition into more factors takes minutes, and 2**6 is more than any rank in use.
+# Decomposing into more factors takes minutes, and 2**6 exceeds any rank in use.
 Shape = Annotated[tuple[Rank, ...], Field(min_length=1, max_length=6)]
 Widths = Annotated[tuple[Annotated[StrictInt, Field(ge=1, le=1_000_000)], ...], Field(min_length=1, max_length=6)]
 Layers = (
@@ -27,11 +27,11 @@ Layers = (
         AfterValidator(all_different),
     ]
 )  # indices of the base model's layers
-# A step of AdamW moves each entry by about the rate; entries of weights are below 1.
+# A step of AdamW moves each entry by about the learning rate; entries of weights are below 1.
 Rate = Annotated[StrictFloat, Field(gt=0, le=1)]
-# More examples at once than fit any memory; beyond 2**63 no library can count them.
+# More examples than fit into any memory; beyond 2**63 no library can count them.
 Batch = Annotated[StrictInt, Field(ge=1, le=65_536)]
-Count = Annotated[StrictInt, Field(ge=1, le=1_000_000_000)]  # 32 bits hold it
+Count = Annotated[StrictInt, Field(ge=1, le=1_000_000_000)]  # fits into 32 bits
 Alpha = Annotated[StrictFloat, Field(gt=0, le=1_000_000)]  # it multiplies products in float32, and fp16's end at 65,504
 
 
@@ -47,7 +47,7 @@ def _none_alone(words: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class Section(BaseModel):
-    """A part of params.yaml. It has no defaults: DVC neither shows nor locks what is not in the file."""
+    """A part of params.yaml. It has no defaults: DVC can only show and lock values that are in the file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -59,20 +59,22 @@ class TokenizeParams(Section):
 
 
 class TrainParams(Section):
-    """How any adapter is fitted."""
+    """How any adapter is trained."""
 
-    epochs: StrictInt = Field(ge=1, le=100_000, description="each writes a checkpoint and a row of the curves")
+    epochs: StrictInt = Field(ge=1, le=100_000, description="each adds a checkpoint and a point to the curves")
     batch_size: Batch = Field(description="examples per optimizer step")
     head_learning_rate: Rate = Field(description="peak, after warm-up; per optimizer step")
     weight_decay: StrictFloat = Field(
         ge=0,
         le=1,
-        description="decoupled, on matrices and factors but not on biases and norms: a step multiplies them by 1 - the "
-        "rate times this, which must not be negative",
+        description="decoupled, for matrices and factors but not biases and norms: a step multiplies them by 1 - the "
+        "learning rate times this, which must not be negative",
     )
     warmup_share: StrictFloat = Field(ge=0, le=1, description="share of all optimizer steps")
-    precision: Literal["fp32", "bf16", "fp16"] = Field(description="of products; what trains stays in fp32")
-    compile: StrictBool = Field(description="whether torch.compile makes the step faster, after a slow start")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        description="of matrix products; trainable parameters stay in fp32"
+    )
+    compile: StrictBool = Field(description="whether to use torch.compile: faster steps after a slow start")
     # It is left out of dumps: a card says, and a checkpoint is found by, what determines the result.
     report_to: Annotated[
         tuple[Literal["none", "tensorboard", "wandb", "mlflow", "dvclive"], ...],
@@ -82,11 +84,11 @@ class TrainParams(Section):
 
 
 class EvaluateParams(Section):
-    """How the trained model is scored, and in which forms it is written for others."""
+    """How the trained model is scored, and the formats in which it is exported."""
 
     batch_size: Batch
     resamples: StrictInt = Field(ge=100, le=100_000, description="bootstrap resamples")
     export: Annotated[tuple[Literal["lora", "merged"], ...], AfterValidator(all_different)] = Field(
         description="lora: a plain PEFT LoRA folder; merged: a plain transformers checkpoint"
     )
-    submission: StrictBool = Field(description="whether the hidden split is predicted, for the benchmark's server")
+    submission: StrictBool = Field(description="whether to predict the hidden split for the benchmark's server")

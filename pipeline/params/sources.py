@@ -1,4 +1,4 @@
-"""The schemas of where the rows of a data set come from: the hub, files, or a package of the index."""
+"""The schemas of the sources of a data set: the hub, files, or a package from the package index."""
 
 from typing import Annotated, Final, Literal, Self
 
@@ -20,12 +20,12 @@ def all_different(names: tuple[str, ...]) -> tuple[str, ...]:
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Pinned = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.+!_-]+$", description="name==version")]
-Split = Literal["train", "validation", "test", "hidden"]  # hidden: without labels, to be predicted for a benchmark
+Split = Literal["train", "validation", "test", "hidden"]  # hidden: without labels, to predict for a benchmark
 Columns = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(all_different)]
 
 
 class Row(BaseModel):
-    """What all rows share: no unknown key, no change after loading."""
+    """The base of all rows: no unknown keys, immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -46,20 +46,20 @@ class HubSource(Row):
 
 
 class FilesSource(Row):
-    """Files on disk, one a split; the ending (csv, tsv, txt, jsonl, parquet) says how each is read."""
+    """Files on disk, one per split; the extension (csv, tsv, txt, jsonl, parquet) determines how each is read."""
 
     kind: Literal["files"]
-    files: dict[Split, str] = Field(min_length=1, description="paths from the root of the repository, or absolute")
+    files: dict[Split, str] = Field(min_length=1, description="paths from the repository's root, or absolute")
     columns: Columns | dict[Split, Columns] | None = Field(
-        None, description="names of the columns of csv and tsv files that have no header: of all, or of some splits"
+        None, description="names of the columns of csv and tsv files without a header: for all splits, or by split"
     )
-    each: str | None = Field(None, description="of jsonl: where lists are, each item of which makes a row: a.list.list")
+    each: str | None = Field(None, description="for jsonl: the path of nested lists, each item of which becomes a row")
     broken_lines: Literal["refuse", "drop"] = Field(
-        "refuse", description="lines of csv and tsv with another number of columns; drop counts them as missing"
+        "refuse", description="csv and tsv lines with the wrong number of columns; drop counts them as missing"
     )
 
     def columns_of(self, split: Split) -> Columns | None:
-        """The names of the columns of a file without a header; None where it has one."""
+        """The column names of a file without a header; None if it has one."""
         return self.columns.get(split) if isinstance(self.columns, dict) else self.columns
 
     @model_validator(mode="after")
@@ -87,10 +87,10 @@ class PackageSource(Row):
     kind: Literal["package"]
     package: Pinned
     sha256: Sha256
-    members: tuple[str, ...] = Field(min_length=1, description="path in the archive, then in the archive found there")
-    columns: tuple[str, ...] = Field(min_length=1, description="names of the tab-separated columns; there is no header")
+    members: tuple[str, ...] = Field(min_length=1, description="path in the archive, then the path in a nested archive")
+    columns: tuple[str, ...] = Field(min_length=1, description="names of the tab-separated columns; no header")
 
     @property
     def provides(self) -> set[Split]:
-        """The splits that need no cutting: one file has no splits of its own, all of it is train."""
+        """The splits that need no cutting: the file has no splits, so all of it is train."""
         return {"train"}

@@ -1,1 +1,1 @@
-"""`python -m pipeline.predict`: what a trained adapter says of new texts."""
+"""`python -m pipeline.predict`: predictions of a trained adapter for new texts."""

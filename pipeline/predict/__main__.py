@@ -1,6 +1,6 @@
-"""`python -m pipeline.predict`: what a trained adapter says of texts, from the command line.
+"""`python -m pipeline.predict`: predict texts with a trained adapter from the command line.
 
-Heavy packages are imported after all that can be refused without them.
+Heavy packages are imported only after all checks that do not need them.
 """
 
 import argparse
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PROGRAM = "python -m pipeline.predict"
-NO_LIMIT = 10**6  # tokens; a tokenizer that knows no limit says 1e30
+NO_LIMIT = 10**6  # tokens; a tokenizer without a limit reports 1e30
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """An argument parser that reports errors in one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Print one line and leave."""
+        """Print one line and exit."""
         self.exit(MISTAKE, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
@@ -40,31 +40,31 @@ def parser() -> Parser:
     """Return the parser of the command line."""
     top = Parser(
         prog=PROGRAM,
-        description=f"Print what a trained adapter ({', '.join(ADAPTERS)}) says of texts: a label and the probability "
-        "of each, or a number. On a terminal it is a table, elsewhere CSV.",
-        epilog="All columns of a file are kept. An adapter of pairs takes two arguments, two columns of a file, or a "
-        "line of standard input with a tab between the two texts.",
+        description=f"Print the predictions of a trained adapter ({', '.join(ADAPTERS)}) for texts: the label and all "
+        "class probabilities, or a number; as a table on a terminal, otherwise as CSV.",
+        epilog="All columns of a file are kept. An adapter for text pairs takes two arguments, two columns of a file, "
+        "or lines of standard input with a tab between the two texts.",
     )
     add = top.add_argument
-    add("texts", nargs="*", metavar="TEXT", help="without one, or for -, standard input is read, one text a line")
+    add("texts", nargs="*", metavar="TEXT", help="without any, or with -, read standard input, one text per line")
     add("--adapter", type=Path, default=artifacts.ADAPTER, metavar="FOLDER", help="the adapter (%(default)s)")
     add("--base", metavar="FOLDER_OR_HUB_ID", help="the base model, if not the one that the adapter names")
     add(
         "--bank",
         type=Path,
         metavar="FOLDER",
-        help="many adapters in place of one: `python -m lsr bank`, or a folder each",
+        help="many adapters instead of one: a bank from `python -m lsr bank`, or a folder of adapters",
     )
-    add("--adapter-column", metavar="NAME", help="of --file: the adapter in the bank that each row is for")
-    add("--file", type=Path, help="read the texts from csv, tsv, jsonl or parquet, by the ending; of any size")
-    add("--column", nargs="+", metavar="NAME", help="of --file; without it those of the training, or the only one")
-    add("--skip-empty", action="store_true", help="leave out rows without a text, and say which, instead of refusing")
-    add("--out", type=Path, metavar="FILE", help="write csv or jsonl, by the ending, instead of printing")
+    add("--adapter-column", metavar="NAME", help="the column of --file with the adapter for each row")
+    add("--file", type=Path, help="read the texts from csv, tsv, jsonl or parquet, by extension; of any size")
+    add("--column", nargs="+", metavar="NAME", help="text columns of --file (those of training, or the only one)")
+    add("--skip-empty", action="store_true", help="skip rows without text and list them, instead of failing")
+    add("--out", type=Path, metavar="FILE", help="write csv or jsonl, by extension, instead of printing")
     add("--force", action="store_true", help="replace --out if it exists")
     add("--json", action="store_true", help="print JSON lines")
-    add("--labels", nargs="+", metavar="NAME", help="names of the labels, if the adapter does not say")
-    add("--max-length", type=_positive, metavar="TOKENS", help="longer texts are cut; without it as in training")
-    add("--batch-size", type=_positive, default=32, metavar="TEXTS", help="at a time (%(default)s)")
+    add("--labels", nargs="+", metavar="NAME", help="names of the labels, if the adapter has none")
+    add("--max-length", type=_positive, metavar="TOKENS", help="longer texts are truncated (as in training)")
+    add("--batch-size", type=_positive, default=32, metavar="TEXTS", help="texts at a time (%(default)s)")
     return top
 
 
@@ -75,10 +75,10 @@ def _positive(word: str) -> int:
 
 
 def predict(options: argparse.Namespace) -> None:
-    """Read texts, ask the model, and print or write what it says, a batch at a time.
+    """Read texts, run the model, and print or write the predictions, a batch at a time.
 
     Raises:
-        UserError: for the first thing that is wrong; nothing is written then.
+        UserError: for the first error; nothing is written then.
     """
     check(options)
     many.check(options)
@@ -97,16 +97,16 @@ def predict(options: argparse.Namespace) -> None:
             write(found)
             cut += shortened
     if cut:
-        console.errors.print(f"{cut} of {source.rows} texts cut at {length} tokens", soft_wrap=True)
+        console.errors.print(f"{cut} of {source.rows} texts truncated to {length} tokens", soft_wrap=True)
     if options.out is not None:
         console.errors.print(f"{options.out}: {source.rows} row{'s' * (source.rows != 1)}", soft_wrap=True)
 
 
 def of_one(options: argparse.Namespace) -> tuple[Source, int, Answer]:
-    """Return the texts, at how many tokens one is cut, and what an adapter says of a batch of them.
+    """Return the texts, the maximum length in tokens, and a function that predicts a batch with one adapter.
 
     Raises:
-        UserError: for the first thing that is wrong.
+        UserError: for the first error.
     """
     known = task.read(options.adapter)
     if options.file is None:
@@ -127,10 +127,10 @@ def of_one(options: argparse.Namespace) -> tuple[Source, int, Answer]:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Check that the options go together and the output can be written, before anything is computed for it.
+    """Check that the options are compatible and the output can be written, before computing anything.
 
     Raises:
-        UserError: if not.
+        UserError: if they are not, or it cannot.
     """
     if options.file is not None and options.texts:
         raise UserError("--file: texts are taken from the file or from the arguments, got both")
@@ -140,22 +140,22 @@ def check(options: argparse.Namespace) -> None:
         return
     where = f"--out: {options.out}"
     if options.out.suffix not in (CSV, JSON_LINES):
-        raise UserError(f"{where}: the ending must be {CSV} or {JSON_LINES}")
+        raise UserError(f"{where}: the extension must be {CSV} or {JSON_LINES}")
     if options.json and options.out.suffix == CSV:
-        raise UserError(f"{where}: for JSON lines the ending must be {JSON_LINES}")
+        raise UserError(f"{where}: for JSON lines the extension must be {JSON_LINES}")
     if options.out.is_dir():
         raise UserError(f"{where}: is a folder; needed: a file")
     if options.file is not None and options.out.resolve() == options.file.resolve():
-        raise UserError(f"{where}: would replace the file that is read; choose another file")
+        raise UserError(f"{where}: would replace the input file; choose another file")
     if options.out.exists() and not options.force:
         raise UserError(f"{where}: exists; choose another file, or replace it with --force")
 
 
 def labels_of(model: Any, options: argparse.Namespace, known: Task | None) -> Sequence[str] | None:
-    """Return the names of the labels in the order of the model's outputs; None for a number.
+    """Return the label names in the order of the model's outputs; None for a regression.
 
     Raises:
-        UserError: if there are more or fewer names than outputs.
+        UserError: if the number of names differs from the number of outputs.
     """
     count = model.config.num_labels
     if options.labels is not None:
@@ -171,22 +171,22 @@ def labels_of(model: Any, options: argparse.Namespace, known: Task | None) -> Se
         return None
     if labels is None or len(labels) != count or len(set(labels)) != count:
         got = "none" if labels is None else " ".join(labels)
-        raise UserError(f"{where}: labels: {count} different names are needed, one an output of the head, got {got}")
+        raise UserError(f"{where}: labels: {count} different names are needed, one per output of the head, got {got}")
     return labels
 
 
 def max_length(tokenizer: "PreTrainedTokenizerBase", options: argparse.Namespace, known: Task | None) -> int:
-    """Return at how many tokens a text is cut.
+    """Return the maximum length of a text in tokens.
 
     Raises:
-        UserError: if the model takes fewer, or nobody says.
+        UserError: if it exceeds the model's limit, or is unknown.
     """
     limit = tokenizer.model_max_length
     if options.max_length is not None and options.max_length > limit:
         raise UserError(f"--max-length: the model takes at most {limit} tokens, got {options.max_length}")
     length: int = options.max_length or (limit if known is None else known.max_length)
     if length > NO_LIMIT:
-        raise UserError("--max-length: needed: neither the adapter nor its tokenizer says how long a text may be")
+        raise UserError("--max-length: needed: neither the adapter nor its tokenizer limits the length of a text")
     return length
 
 
@@ -198,7 +198,7 @@ def logits_of(
     batch_size: int,
     advance: Callable[[int], None],
 ) -> tuple["Tensor", int]:  # (texts, labels)
-    """Return the model's outputs, and how many texts were cut."""
+    """Return the model's outputs, and how many texts were truncated."""
     from datasets import Dataset
     from transformers import DataCollatorWithPadding
 
@@ -222,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Predict, for a reader who may have had enough at any time, such as `head`."""
+    """Predict; the reader of a pipe, such as `head`, may close it at any time."""
     try:
         predict(options)
         flush_output()

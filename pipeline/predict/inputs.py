@@ -1,4 +1,4 @@
-"""The texts that a command is given: its arguments, standard input or a file, which is read a batch at a time."""
+"""The input texts of the command: arguments, standard input, or a file that is read a batch at a time."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,13 +12,13 @@ from pipeline.errors import UserError
 from pipeline.methods.task import Task
 
 STDIN = "-"
-TEXT_COLUMNS = ("text", "text_pair")  # of what is no file
-SHOWN = 10  # rows that are left out
+TEXT_COLUMNS = ("text", "text_pair")  # for input that is not a file
+SHOWN = 10  # skipped rows that are listed
 
 
 @dataclass(frozen=True)
 class Given:
-    """Texts, or pairs of texts, and the columns of their rows, the texts' own among them."""
+    """Texts, or pairs of texts, and all columns of their rows, including the texts."""
 
     texts: list[str]
     pairs: list[str] | None  # the second text of each
@@ -27,7 +27,7 @@ class Given:
 
 @dataclass(frozen=True)
 class Source:
-    """Where texts come from, checked."""
+    """A checked source of texts."""
 
     columns: list[str]  # that each batch has
     rows: int  # of all batches
@@ -35,12 +35,12 @@ class Source:
 
 
 def of_words(words: Sequence[str], task: Task | None, *, skip_empty: bool = False) -> Source:
-    """Return the texts among the arguments, or, without any or for "-", those of standard input, one a line.
+    """Return the texts in the arguments or, without any or with "-", from standard input, one per line.
 
-    For an adapter of pairs, arguments are taken two by two, and a line holds two texts with a tab between them.
+    For an adapter of pairs, every two arguments are a pair, and a line holds two texts separated by a tab.
 
     Raises:
-        UserError: if there is no text, or one is empty, unless these are skipped, or lacks its second; says which.
+        UserError: if there are no texts, or a text is empty (unless skipped) or lacks its second; says which.
     """
     width = 1 if task is None else len(task.columns)
     if list(words) in ([], [STDIN]):
@@ -54,7 +54,7 @@ def of_words(words: Sequence[str], task: Task | None, *, skip_empty: bool = Fals
             raise UserError(f"the adapter reads pairs: needed: an even number of texts, got {len(words)}")
         source, rows = "text", [list(words[start : start + width]) for start in range(0, len(words), width)]
     if not rows:
-        raise UserError("standard input: empty; needed: one text a line")
+        raise UserError("standard input: empty; needed: one text per line")
     names = list(TEXT_COLUMNS[:width])
     table: sources.Columns = dict(zip(names, zip(*rows, strict=True), strict=True))
     return _checked(lambda: iter([table]), names, names, source, skip_empty)
@@ -63,14 +63,14 @@ def of_words(words: Sequence[str], task: Task | None, *, skip_empty: bool = Fals
 def of_file(path: Path, columns: Sequence[str] | None, task: Task | None, *, skip_empty: bool = False) -> Source:
     """Return the texts of one column of a file, or of two for an adapter of pairs, and all other columns.
 
-    Without `columns` they are those of the task, or the only one. The file is read three times, and never as a whole:
-    its columns, then all of its texts, are checked before the first text is given away.
+    `columns` defaults to the task's, or to the only one. The file is read three times, never as a whole: its columns
+    and then all of its texts are checked before the first text is returned.
 
     Raises:
-        UserError: if the file cannot be read, has no such column, or a row has no text, unless these are skipped.
+        UserError: if the file cannot be read, lacks a column, or a row has no text (unless skipped).
     """
     where = f"--file: {path}"
-    # Of JSON, where the last line may bring a column; the rows of a file that changes meanwhile are what they are.
+    # All batches, because in JSON the last line may add a column. Changes to the file while it is read go unnoticed.
     names = list(dict.fromkeys(name for batch in sources.batches_of(path, "--file") for name in batch))
     chosen = _usual(names, task, where) if columns is None else columns
     width = min(2, len(chosen)) if task is None else len(task.columns)
@@ -97,7 +97,7 @@ def _usual(names: Sequence[str], task: Task | None, where: str) -> Sequence[str]
 
 def _lines() -> list[str]:
     if sys.stdin.isatty():
-        console.errors.print("one text a line; Ctrl-D ends", soft_wrap=True)
+        console.errors.print("one text per line; Ctrl-D ends", soft_wrap=True)
     try:
         content = sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -112,10 +112,10 @@ def _checked(
     source: str,
     skip_empty: bool,
 ) -> Source:
-    """Return what can be read, after one look at all of it; say which rows have no text.
+    """Return a source after a check of all its rows; list the skipped ones.
 
     Raises:
-        UserError: for the first row that has none, if these are not skipped, or that is no text.
+        UserError: for the first row without a text (unless skipped), or with a value that is not text.
     """
     empty: list[int] = []
     rows = number = 0
@@ -124,9 +124,9 @@ def _checked(
         rows += len(kept)
     if empty:
         shown = ", ".join(map(str, empty[:SHOWN])) + ", ..." * (len(empty) > SHOWN)
-        console.errors.print(f"{source}s without a text left out: {len(empty)} of {number}: {shown}", soft_wrap=True)
+        console.errors.print(f"{source}s without text skipped: {len(empty)} of {number}: {shown}", soft_wrap=True)
         if not rows:
-            raise UserError(f"{source}s: none has a text")
+            raise UserError(f"{source}s: none has text")
 
     def batches() -> Iterator[Given]:
         number = 0
@@ -149,10 +149,10 @@ def _height(table: sources.Columns) -> int:
 def _kept(
     table: sources.Columns, chosen: Sequence[str], source: str, before: int, skip_empty: bool, empty: list[int]
 ) -> Iterator[int]:
-    """Yield the positions of a batch's rows that have their texts; append the numbers of the others to `empty`.
+    """Yield the positions of the rows in a batch that have text; append the row numbers of the others to `empty`.
 
     Raises:
-        UserError: if a row has none and these are not skipped, or something else than a text.
+        UserError: if a row has no text and is not to be skipped, or has a value that is not text.
     """
     texts = [table.get(name, [None] * _height(table)) for name in chosen]
     for at in range(_height(table)):

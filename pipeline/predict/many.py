@@ -1,4 +1,4 @@
-"""Texts of a file, each through the adapter that its row names: a bank of adapters of one base model."""
+"""Predict the texts of a file, each with the adapter that its row names, from a bank for one base model."""
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Check that the options of a bank go together.
+    """Check that the options of a bank are compatible.
 
     Raises:
-        UserError: if not.
+        UserError: if they are not.
     """
     if (options.bank is None) != (options.adapter_column is None):
         raise UserError("--bank and --adapter-column go together: the column names the adapter of each row")
@@ -39,12 +39,12 @@ def check(options: argparse.Namespace) -> None:
 
 
 def of_bank(options: argparse.Namespace) -> tuple[Source, int, Answer]:
-    """Return the texts, at how many tokens one is cut, and what the adapters say of a batch of them.
+    """Return the texts, the maximum length in tokens, and a function that predicts a batch with its adapters.
 
-    That is the label with its probability, or the number; six digits.
+    A prediction is the label with its probability, or a number, to six digits.
 
     Raises:
-        UserError: for the first thing that is wrong.
+        UserError: for the first error.
     """
     from lsr.convert.files import InputError
     from lsr.serve import opening
@@ -73,14 +73,14 @@ def of_bank(options: argparse.Namespace) -> tuple[Source, int, Answer]:
 
 
 def _names(options: argparse.Namespace, notes: Mapping[str, object]) -> list[str]:
-    """Return the adapters that a file names, each once.
+    """Return the distinct adapters that a file names.
 
     Raises:
-        UserError: if the file cannot be read or has no row, or the bank lacks an adapter; says the first row of it.
+        UserError: if the file cannot be read or has no rows, or the bank lacks an adapter; names its first row.
     """
     where, column = f"--file: {options.file}", options.adapter_column
     columns: dict[str, None] = {}
-    first: dict[str, int] = {}  # row of each
+    first: dict[str, int] = {}  # the first row of each adapter
     before = 0
     for batch in sources.batches_of(options.file, "--file"):
         columns |= dict.fromkeys(batch)
@@ -118,7 +118,7 @@ def _open(options: argparse.Namespace) -> tuple["AdapterBank", "PreTrainedTokeni
     from pipeline.methods.base_models import pad
     from pipeline.predict.opening import place_of
 
-    getLogger("huggingface_hub").setLevel(ERROR)  # that it tries again, when there is no connection
+    getLogger("huggingface_hub").setLevel(ERROR)  # hides its retries when offline
     fields = opening.fields_of(options.bank)
     base = options.base or place_of(str(fields.get("base_model_name_or_path")))
     bank, tokenizer = opening.open_bank(options.bank, base), tokenizer_of(fields, options.bank, base)
@@ -131,7 +131,7 @@ def _open(options: argparse.Namespace) -> tuple["AdapterBank", "PreTrainedTokeni
 def _max_length(options: argparse.Namespace, tasks: Mapping[str, Task], limit: int) -> int:
     widths = {len(task.columns) for task in tasks.values()}
     if len(widths) > 1:
-        raise UserError(f"{options.bank}: some adapters read one text and others pairs; ask them one after the other")
+        raise UserError(f"{options.bank}: some adapters read single texts and others pairs; run them separately")
     if options.max_length is not None and options.max_length > limit:
         raise UserError(f"--max-length: the model takes at most {limit} tokens, got {options.max_length}")
     lengths = sorted({task.max_length for task in tasks.values()})
@@ -170,7 +170,7 @@ def _said(logits: "Tensor", labels: Sequence[str] | None, taken: sources.Columns
     if labels is None:
         return {free("number", taken): rounded(float(logits[0]))}
     if len(labels) != len(logits):
-        raise UserError(f"{FILE}: names {len(labels)} labels, and the head has {len(logits)}")
+        raise UserError(f"{FILE}: names {len(labels)} labels, but the head has {len(logits)}")
     shares = logits.double().softmax(dim=0).tolist()
     best = max(shares)
     return {free("label", taken): labels[shares.index(best)], free("probability", taken): rounded(best)}

@@ -1,4 +1,4 @@
-"""A trained adapter of any method from its folder, beside the base model that it names."""
+"""Open a trained adapter of any method from its folder, on the base model that it names."""
 
 from collections.abc import Mapping
 from logging import ERROR, getLogger
@@ -21,15 +21,15 @@ MODELS = TABLES["model"][0]
 
 
 def open_adapter(folder: Path, base: str | None) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """Return a trained adapter of any method beside the base model that it names, and the tokenizer.
+    """Return a trained adapter of any method on the base model that it names, and the tokenizer.
 
-    `base` is a folder or hub repository instead of the named one. A named one that a row of pipeline/models.yaml has
-    as an installed package is taken from there. The model is in evaluation mode, on the fastest device.
+    `base` is a folder or hub repository that overrides the named one. If a row of pipeline/models.yaml has the named
+    model in an installed package, it is loaded from there. The model is in evaluation mode, on the fastest device.
 
     Raises:
-        UserError: if the folder is no such adapter, or its base model or tokenizer is not there or does not fit.
+        UserError: if the folder is not such an adapter, or its base model or tokenizer is missing or does not fit.
     """
-    getLogger("huggingface_hub").setLevel(ERROR)  # that it tries again, when there is no connection
+    getLogger("huggingface_hub").setLevel(ERROR)  # hides its retries when offline
     try:
         fields = read_config(folder)
         name = base or place_of(str(fields.get("base_model_name_or_path")))
@@ -43,7 +43,7 @@ def open_adapter(folder: Path, base: str | None) -> tuple[PeftModel, PreTrainedT
 
 
 def place_of(name: str) -> str | None:
-    """Return where a named base model is: in an installed package, or a folder of the repository; None for a hub."""
+    """Return the local path of a named base model, in an installed package or the repository; None for the hub."""
     if (folder := installed_folder(name, here_or_in_the_repository(MODELS))) is not None:
         return folder
     place = here_or_in_the_repository(Path(name))
@@ -54,7 +54,7 @@ def _load(folder: Path, fields: Mapping[str, Any], base: str | None) -> PeftMode
     method, known = fields["peft_type"], table.peft_types()
     if method not in known:
         raise InputError(f"{folder}: an adapter of the method {method}; needed: {' or '.join(sorted(known))}")
-    if method == loading.METHOD:  # it says more of what does not fit
+    if method == loading.METHOD:  # its errors are more specific
         return loading.load_adapter(folder, base)
     model = load_base(fields, read_tensors(folder), base).float()
     return adapters.load_adapter(model, folder, trainable=False).float().eval()

@@ -1,4 +1,4 @@
-"""What is said of each text beside the columns of its row: printed, or written to a file, a batch at a time."""
+"""Predictions with the columns of their rows, printed or written to a file, a batch at a time."""
 
 import csv
 import json
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CSV, JSON_LINES = ".csv", ".jsonl"
-Record = dict[str, Any]  # of one text or pair
+Record = dict[str, Any]  # for one text or pair
 Write = Callable[[Sequence[Record]], None]
-# What is said of a batch, and how many of its texts are cut; the function that it gets is told how many are done.
+# Returns the records of a batch and its number of truncated texts; reports progress to the given function.
 Answer = Callable[[Given, Callable[[int], None]], tuple[list[Record], int]]
 
 
 def records(given: Given, logits: "Tensor", labels: Sequence[str] | None) -> list[Record]:
-    """Return each row with the label and the probability of each, or the number; six digits.
+    """Return each row with the label and all class probabilities, or the number, to six digits.
 
-    Where a row has a column of the same name, what is said is called `predicted_label` and so on.
+    If a row has a column of the same name, the prediction is called `predicted_label` and so on.
     """
     found, columns = rows_of(given), given.columns
     if labels is None:
@@ -47,20 +47,20 @@ def rows_of(given: Given) -> list[Record]:
 
 
 def free(name: str, taken: sources.Columns) -> str:
-    """Return the name of what is said, `predicted_...` where a column has it."""
+    """Return the name of an output column, prefixed with `predicted_` if it is taken."""
     while name in taken:
         name = f"predicted_{name}"
     return name
 
 
 def rounded(value: float) -> float:
-    """Return a number with six digits."""
+    """Return a number rounded to six digits."""
     return float(f"{value:.6g}")
 
 
 @contextmanager
 def writer(out: Path | None, title: str, *, as_json: bool) -> Iterator[Write]:
-    """Yield what writes records to a file, whole or not at all, or prints them: on a terminal as tables.
+    """Yield a function that writes records to a file, completely or not at all, or prints them (tables on a terminal).
 
     Raises:
         UserError: if the file cannot be written.
@@ -92,7 +92,7 @@ def _writing(file: TextIO, *, as_json: bool) -> Write:
         return lambda found: file.writelines(
             f"{json.dumps(record, ensure_ascii=False, default=str)}\n" for record in found
         )
-    begun: list[csv.DictWriter[str]] = []  # with the first batch, which says the columns
+    begun: list[csv.DictWriter[str]] = []  # at the first batch, which determines the columns
 
     def write(found: Sequence[Record]) -> None:
         flat = [_flat(record) for record in found]

@@ -1,4 +1,4 @@
-"""The command runs from any folder: what is not here is looked for in the repository that its code lies in."""
+"""Paths for a command that runs from any folder: missing paths are looked up in the repository of its code."""
 
 from pathlib import Path
 
@@ -6,6 +6,6 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def here_or_in_the_repository(path: Path) -> Path:
-    """Return a relative path, or, if nothing is there, the same one in the repository if something is there."""
+    """Return a relative path, or the same path in the repository if only that exists."""
     there = REPOSITORY / path
     return path if path.exists() or not there.exists() else there

@@ -73,8 +73,12 @@ def check_machine(train: TrainParams) -> None:
     compiler = "triton" if on_gpu else os.environ.get("CXX", "g++")
     if train.compile and not (importlib.util.find_spec(compiler) if on_gpu else shutil.which(compiler)):
         raise UserError(f"{PARAMS}: train.compile: torch.compile needs {compiler}, which is not installed")
-    if sharded := [name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}") == "true"]:
-        raise UserError(f"train: {sharded[0]} is not supported: each process holds the whole model; leave it out")
+    chosen = {name: os.environ.get(f"ACCELERATE_USE_{name}", "").lower() for name in ("FSDP", "DEEPSPEED")}
+    if sharded := [name for name, word in chosen.items() if word == "true"]:
+        raise UserError(
+            f"train: {sharded[0]} is not supported: each process holds the whole model; start it by torchrun, or by "
+            "accelerate launch --multi_gpu without it"
+        )
     trackers.check(train)
     if train.batch_size % ranks.size():
         able = [str(count) for count in range(1, train.batch_size + 1) if train.batch_size % count == 0]

@@ -10,8 +10,10 @@ from ruamel.yaml import YAML
 
 from lsr.__main__ import parser as lsr_parser
 from pipeline import params
+from pipeline.arena import preset
 from pipeline.params.rows import DatasetRow, ModelRow
 from pipeline.predict.__main__ import parser as predict_parser
+from tests.torture import __main__ as torture
 from tests.workspace import ROOT, read_yaml
 
 SPEED = ROOT / "benchmarks/results/speed.json"
@@ -45,6 +47,18 @@ def test_the_result_table_is_that_of_the_committed_reports():
         assert f"{found[name]:,}" in README, name
 
 
+def test_the_figures_of_torture_are_those_of_its_table():
+    rows = re.findall(
+        r"^\| ([\w-]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| [\d,]+ \|$", PAGES["promises.md"], re.MULTILINE
+    )
+    figures = {name: [int(cell.replace(",", "")) for cell in cells] for name, *cells in rows}
+    total = figures.pop("all")
+    assert figures.keys() == {case.name for case in torture.CASES}
+    assert total == [sum(column) for column in zip(*figures.values(), strict=True)]
+    tried, clean, failed = (f"{number:,}" for number in total)
+    assert f"{tried} trials, {clean} clean, {failed} failed" in README
+
+
 def test_the_figures_of_speed_are_those_of_the_committed_run():
     parts = {name: part["figures"] for name, part in json.loads(SPEED.read_text(encoding="utf-8")).items()}
     (names, lines), *_ = re.findall(r"^\| tokens \| (LSR.*?) \|\n\|[-|]+\n((?:\|.*\n)+)", COST, re.MULTILINE)
@@ -67,8 +81,11 @@ def test_the_figures_of_speed_are_those_of_the_committed_run():
 
 @pytest.mark.parametrize("block", blocks("yaml"))
 def test_a_row_that_is_shown_is_valid(block):
-    (row,) = YAML(typ="safe", pure=True).load(block).values()
-    (DatasetRow if "label" in row else ModelRow).model_validate(row)
+    ((name, row),) = YAML(typ="safe", pure=True).load(block).items()
+    if name == "methods":  # of a preset of the arena
+        assert [preset.Method.model_validate(method) for method in row.values()]
+    else:
+        (DatasetRow if "label" in row else ModelRow).model_validate(row)
 
 
 @pytest.mark.parametrize("override", sorted(set(re.findall(r"-S '?([\w./:-]+?)=", ALL))))

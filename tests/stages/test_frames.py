@@ -305,7 +305,7 @@ def test_an_adapter_on_frames_that_have_changed_is_refused_in_one_line(at):
     [
         (
             {"layers": [0]},
-            "params.yaml: lsr: share='layers' needs two layers or more of a kind, and there is one "
+            "params.yaml: lsr: share='layers' needs two or more layers of a kind, and there is one "
             "roberta.encoder.layer.*.attention.self.query (24 x 24); use share='none'",
         ),
         ({"layers": [0, 7]}, "params.yaml: lsr: layers_to_transform: no adapted layer has the index 7"),
@@ -321,7 +321,7 @@ def test_an_adapter_on_frames_that_have_changed_is_refused_in_one_line(at):
         ),
         (
             {"budget": 999, "share": "none", "core": "diagonal"},
-            "params.yaml: lsr: the budget must be in [1, 96], at most 64 directions a layer, got 999",
+            "params.yaml: lsr: the budget must be in [1, 96], at most 64 directions per layer, got 999",
         ),
         ({"init": "cp"}, "params.yaml: lsr.init: init_weights='cp' makes no frames for a core"),
     ],
@@ -348,10 +348,15 @@ def test_examples_of_one_class_have_no_gradient_to_look_at(at):
     changed = tokens.set_column(tokens.column_names.index("label"), "label", labels)
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, changed.schema) as writer:
         writer.write_table(changed)
-    assert refusal(FACTORIZE) == "params.yaml: lsr.init: glue: all 40 examples have the label 1: a head needs two"
+    assert (
+        refusal(FACTORIZE) == "params.yaml: lsr.init: glue: all 40 examples have the label 1: a head needs at least two"
+    )
 
 
 def test_a_pooled_row_of_one_label_is_named(at):
     at({"frames_from": POOL})
     pd.read_csv("ratings.csv").assign(rating=2.0).to_csv("ratings.csv", index=False)
-    assert refusal(FACTORIZE) == "params.yaml: lsr.init: ratings: all 40 examples have the label 2.0: a head needs two"
+    assert (
+        refusal(FACTORIZE)
+        == "params.yaml: lsr.init: ratings: all 40 examples have the label 2.0: a head needs at least two"
+    )

@@ -15,6 +15,7 @@ from pipeline import artifacts, params
 from pipeline.data import encoding
 from pipeline.data import texts as text_tools
 from pipeline.errors import UserError
+from pipeline.methods import base_models
 from pipeline.params.rows import DatasetRow, ModelRow
 from stages import tokenize as stage
 
@@ -257,13 +258,13 @@ def test_a_length_beyond_the_model_is_refused_with_the_limit(view):
 
 
 def test_a_tokenizer_without_a_limit_takes_any_length(tmp_path):
-    encoding.check_max_length(AutoTokenizer.from_pretrained(save_tokenizer(tmp_path / "model")), 8192)
+    base_models.check_tokens(AutoTokenizer.from_pretrained(save_tokenizer(tmp_path / "model")), 8192)
 
 
 def test_a_refused_run_leaves_the_tokens_of_the_last_one(view):
     stage.main(view())
     before = artifacts.tokens("train").read_bytes()
     Path("test.csv").write_text("sentence,label\ngood,perhaps\n")
-    with pytest.raises(UserError, match="label 'perhaps' is no class"):
+    with pytest.raises(UserError, match="label 'perhaps' is not a class"):
         stage.main(view())
     assert artifacts.tokens("train").read_bytes() == before

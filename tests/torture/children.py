@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 from tests import deaths
 
-PATIENCE = 300  # seconds; the slowest command takes a few
+PATIENCE = 600  # seconds; the slowest command takes a few, where nothing else runs
 MOST_MEMORY = 3 * 2**30  # bytes; with torch and transformers loaded, half a gigabyte is taken already
 MOST_PRINTED = 2**20  # bytes, to standard error
 LONGEST_LINE = 700  # a message is at most 300 characters, and a path or two may stand before it
+# What the actions are imported with, once: hypothesis and pandas, beside what all stages need.
+deaths.CONTEXT.set_forkserver_preload(["tests.stages.running", "tests.mutations", "tests.repository", "lsr.__main__"])
 
 
 class Ended(NamedTuple):

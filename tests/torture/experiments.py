@@ -14,7 +14,6 @@ from tests.repository import command, make, share
 from tests.torture.trials import Case, Trial
 
 AT_ONCE = 4
-PATIENCE = 1800  # seconds: an experiment may wait for another one with the same inputs
 JOB = workspace.ROOT / "examples/cluster/job.sh"
 METRICS = "reports/evaluate/metrics.json"
 
@@ -29,7 +28,7 @@ def scores(repository: Path) -> dict[str, Any]:
 def run_experiment(repository: Path, name: str, *words: str) -> None:
     """Run an experiment in a temporary copy: without the word, DVC refuses it where another command holds the clone."""
     run = ("dvc", "--wait-for-lock", "exp", "run", "--temp", "--name", name, *words)
-    command(repository, *run, patience=PATIENCE)
+    command(repository, *run)
 
 
 def in_one_clone(folder: Path, count: int, random: Random) -> Iterator[Trial]:
@@ -46,9 +45,11 @@ def in_one_clone(folder: Path, count: int, random: Random) -> Iterator[Trial]:
         for one in runs:
             one.result()
         found = scores(repository)
+        for seed in set(seeds):
+            run_experiment(repository, f"alone{number}-{seed}", "-S", f"seed={seed}", "--force")
+        alone = scores(repository)
         for name, seed in zip(names, seeds, strict=True):
-            run_experiment(repository, f"{name}-alone", "-S", f"seed={seed}", "--force")
-            assert found[name] == scores(repository)[f"{name}-alone"], name
+            assert found[name] == alone[f"alone{number}-{seed}"], name
 
     for number in range(count):
         seeds = [random.randrange(10**6)] * 2 if number % 2 else random.sample(range(10**6), 2)
@@ -66,14 +67,16 @@ def in_clones(folder: Path, count: int, random: Random) -> Iterator[Trial]:
         values = f"seed={','.join(map(str, seeds))}"
         jobs.write_text(command(original, sys.executable, "-m", "pipeline.sweep", "--name", name, values))
         with ThreadPoolExecutor(len(seeds)) as pool:
-            job = partial(command, original, JOB, where, jobs, patience=PATIENCE, **environment)
+            job = partial(command, original, JOB, where, jobs, **environment)
             list(pool.map(job, map(str, range(1, len(seeds) + 1))))
         if where == bare:
             command(original, "dvc", "exp", "pull", "origin", "--all-commits")
         found = scores(original)
         for number, seed in enumerate(seeds, start=1):
-            run_experiment(original, f"{name}-alone-{seed}", "-S", f"seed={seed}", "--force")
-            assert found[f"{name}-{number}"] == scores(original)[f"{name}-alone-{seed}"]
+            run_experiment(original, f"{name}-alone-{number}", "-S", f"seed={seed}", "--force")
+        alone = scores(original)
+        for number in range(1, len(seeds) + 1):
+            assert found[f"{name}-{number}"] == alone[f"{name}-alone-{number}"]
 
     ways = (("a remote", bare, {}), ("a shared cache", original, {"DVC_CACHE": str(original / ".dvc/cache")}))
     for number in range(count):

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline import params, stage
 from pipeline.errors import UserError
+from pipeline.methods import adapters, base_models
 from stages import factorize_init
 from tests import mutations, workspace
 from tests.stages.running import TOKENIZE, run
@@ -136,8 +137,15 @@ def tokenize() -> None:
 
 
 def start() -> None:
-    """Run the stage that builds the model and starts the adapter."""
+    """Run the stage that builds the model and starts the adapter: what it takes is never refused before it."""
+    view = params.load(params.FactorizeInitView)
+    refused = None
+    try:
+        adapters.check_section(base_models.outline(view.base_model), view.section, view.base_model)
+    except UserError as error:
+        refused = error
     stage.run(factorize_init.main, params.FactorizeInitView)
+    assert refused is None, refused
 
 
 CASES = (Case("mistakes", 1000, trials),)

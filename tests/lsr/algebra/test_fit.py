@@ -384,7 +384,7 @@ def test_a_matrix_of_another_shape_is_refused_with_both(matrix, shown):
 def test_a_rank_beyond_the_matrix_is_refused_with_the_bounds():
     with pytest.raises(ValueError, match=re.escape("the rank must be in [1, 3] for a matrix (3, 48), got 4")):
         fit_product(normal(3, 48), (3, 1), (2, 2), (6, 8), 2)
-    with pytest.raises(ValueError, match="a row space of rank 4 needs as many rows or more to fit, got 3"):
+    with pytest.raises(ValueError, match="fitting a row space of rank 4 needs at least as many rows, got 3"):
         fit_row_space(normal(3, 48), *PLAIN[1:], 2)
 
 

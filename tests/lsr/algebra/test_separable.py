@@ -91,7 +91,7 @@ def test_the_gradient_of_a_kron_sum_is_right(factors):
 
 @pytest.mark.parametrize("shapes", [[], [(2, 3, 4), (3, 3, 4)], [(2, 1, 1), (2, 1, 1), (1, 1, 1)]])
 def test_factors_that_do_not_pair_up_are_refused_with_their_shapes(shapes):
-    with pytest.raises(ValueError, match="expected a factor or more with equal terms, got") as error:
+    with pytest.raises(ValueError, match="expected factors with equally many terms, got") as error:
         kron_sum(*[normal(*shape) for shape in shapes])
     assert str(shapes) in str(error.value)
 

@@ -81,7 +81,7 @@ def test_the_smallest_widths_split_without_padding(width, expected):
 
 @pytest.mark.parametrize(("width", "rank_shape"), [(0, (2, 2)), (-3, (2, 2)), (8, ())])
 def test_a_split_without_width_or_factors_is_refused(width, rank_shape):
-    with pytest.raises(ValueError, match="a split needs a width >= 1 and a factor or more, got"):
+    with pytest.raises(ValueError, match="a split needs a width >= 1 and at least one factor, got"):
         split_width(width, rank_shape)
 
 

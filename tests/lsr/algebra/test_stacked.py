@@ -75,13 +75,13 @@ def test_terms_that_do_not_fit_are_decomposed_again_and_nothing_is_left_out():
 
 def test_a_sum_that_needs_more_terms_is_refused():
     products = [product(i, 4, 2, [2], [6, 4], [6, 4]) for i in range(2)]
-    with pytest.raises(ValueError, match="the sum has 8 Kronecker terms, and the 7 that fit do not hold it"):
+    with pytest.raises(ValueError, match="the sum has 8 Kronecker terms, but 7 cannot represent it exactly"):
         sum_products(products, 4, most_terms=7)
 
 
 def test_three_factors_are_never_decomposed_again():
     products = [product(i, 4, 1, [2, 2], [2, 2, 2], [2, 2, 2]) for i in range(2)]
-    with pytest.raises(ValueError, match="the sum has 8 Kronecker terms of 3 factors, and at most 7 fit"):
+    with pytest.raises(ValueError, match="the sum has 8 Kronecker terms of 3 factors, but at most 7 fit"):
         sum_products(products, 2, most_terms=7)
 
 

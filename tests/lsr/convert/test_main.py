@@ -431,8 +431,8 @@ ENDLESS = "([a-z0-9.]+)+X"  # on a name of 46 characters
 MISTAKES = {  # what is wrong: what is done to the folder, the words after export, what the line says
     "no folder": (shutil.rmtree, None, "adapter: no such folder"),
     "no adapter": (remove(f"adapter/{CONFIG}"), None, f"adapter: not an adapter folder, {CONFIG} is missing"),
-    "no JSON": (write(f"adapter/{CONFIG}", b"{"), None, f"adapter/{CONFIG}: no valid JSON"),
-    "binary JSON": (write(f"adapter/{CONFIG}", b"\xff\xfe\x00"), None, f"adapter/{CONFIG}: no valid JSON"),
+    "no JSON": (write(f"adapter/{CONFIG}", b"{"), None, f"adapter/{CONFIG}: not valid JSON"),
+    "binary JSON": (write(f"adapter/{CONFIG}", b"\xff\xfe\x00"), None, f"adapter/{CONFIG}: not valid JSON"),
     "another JSON": (write(f"adapter/{CONFIG}", b"[]"), None, f"adapter/{CONFIG}: not an adapter's configuration"),
     "another method": (as_lora, None, "adapter: an adapter of the method LORA; needed: LSR"),
     "a bad field": (configure(rank_shape=[0]), None, f"adapter/{CONFIG}: rank_shape must hold one or more ranks >= 1"),
@@ -441,7 +441,7 @@ MISTAKES = {  # what is wrong: what is done to the folder, the words after expor
     "a huge rank": (
         configure(rank_shape=[10_000_000, 2]),
         None,
-        "layer 'bert.encoder.layer.0.attention.self.query': its configuration says 360,000,048 entries, and the file "
+        "layer 'bert.encoder.layer.0.attention.self.query': its configuration says 360,000,048 entries, but the file "
         "holds",
     ),
     "values that are true": (with_tensors(of_dtype(torch.bool)), None, "factor_A1 holds values of bool; needed: float"),
@@ -456,17 +456,17 @@ MISTAKES = {  # what is wrong: what is done to the folder, the words after expor
         None,
         f"adapter/{CONFIG}: a file of over 8,000,000 bytes; at most that is allowed",
     ),
-    "a deep file": (write(f"adapter/{CONFIG}", b"[" * 100_000), None, f"adapter/{CONFIG}: no valid JSON: too deep"),
+    "a deep file": (write(f"adapter/{CONFIG}", b"[" * 100_000), None, f"adapter/{CONFIG}: not valid JSON: too deep"),
     "a number of 5,000 digits": (
         write(f"adapter/{CONFIG}", b'{"alpha": ' + b"1" * 5000 + b"}"),
         None,
-        f"adapter/{CONFIG}: no valid JSON: Exceeds the limit",
+        f"adapter/{CONFIG}: not valid JSON: Exceeds the limit",
     ),
     "a pipe": (pipe(f"adapter/{CONFIG}"), None, f"adapter/{CONFIG}: not a file"),
     "a pipe of weights": (pipe(f"adapter/{WEIGHTS}"), None, f"adapter/{WEIGHTS}: not a file"),
     "an endless file": (device(f"adapter/{CONFIG}"), None, f"adapter/{CONFIG}: not a file"),
     "endless weights": (device(f"adapter/{WEIGHTS}"), None, f"adapter/{WEIGHTS}: not a file"),
-    "no number": (configure(alpha=float("nan")), None, f"adapter/{CONFIG}: no valid JSON: NaN is no number"),
+    "no number": (configure(alpha=float("nan")), None, f"adapter/{CONFIG}: not valid JSON: NaN is not a number"),
     "an infinite scale": (
         lambda folder: replace(folder / "adapter" / CONFIG, '"alpha": 7', '"alpha": 1e999'),
         None,

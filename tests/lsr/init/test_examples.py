@@ -337,7 +337,7 @@ def test_a_layer_outside_the_model_is_named_and_left_frozen():
 
 def test_gradients_need_labels():
     model, layers = double("bert")
-    with pytest.raises(ValueError, match="no loss: batches need labels, these have input_ids, attention_mask"):
+    with pytest.raises(ValueError, match="no loss: batches need labels, but these have input_ids, attention_mask"):
         weight_gradients(model, layers, [tokens()])
 
 
@@ -352,5 +352,5 @@ def with_broken_values():
 def test_gradients_that_are_not_finite_name_the_layer(entries):
     model, layers = with_broken_values()
     first, _ = layers
-    with pytest.raises(ValueError, match=rf"layer '{first}': its gradients over these examples are not finite"):
+    with pytest.raises(ValueError, match=rf"layer '{first}': its gradient over these examples is not finite"):
         weight_gradients(model, layers, [examples()], dense_entries=entries)

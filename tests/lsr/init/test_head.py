@@ -460,7 +460,7 @@ def refused(given, message, **options):
 
 
 def test_no_examples():
-    refused([], "no examples: there is no batch to fit a head to")
+    refused([], "no examples: there are no batches to fit a head to")
 
 
 def test_no_labels():
@@ -477,29 +477,29 @@ def test_labels_that_are_not_finite(value):
 @pytest.mark.parametrize("labels", [[2] * 6, [0.5] * 6], ids=["class", "number"])
 def test_one_label_only(labels):
     given = examples(labels=torch.tensor(labels))
-    refused([given, given], rf"all 12 examples have the label {labels[0]}: a head needs two")
+    refused([given, given], rf"all 12 examples have the label {labels[0]}: a head needs at least two")
 
 
 def test_one_vector_of_labels_only():
     given = examples(labels=torch.tensor([[1.0, 0.0, 1.0]] * 6))
-    refused([given], r"all 6 examples have the label \[1.0, 0.0, 1.0\]: a head needs two")
+    refused([given], r"all 6 examples have the label \[1.0, 0.0, 1.0\]: a head needs at least two")
 
 
 def test_features_that_are_not_finite():
     model, layers, head = made("bert")
     model.bert.pooler.dense.bias.data[0] = torch.nan
-    with pytest.raises(ValueError, match=r"^what the backbone BertModel returns for these examples is not finite$"):
+    with pytest.raises(ValueError, match=r"^the outputs of the backbone BertModel for these examples are not finite$"):
         examples_gradients(model, layers, [examples()], head)
 
 
 def test_a_rate_that_ends_beyond_numbers():
-    message = "the loss of the head is not finite in step 2 of 60 at the rate inf"
+    message = "the loss is not finite in step 2 of 60 of the head at the learning rate inf"
     refused([examples()], message, rate=float("inf"))
 
 
 def test_a_model_without_a_backbone():
     model = Twice().body
-    with pytest.raises(ValueError, match=r"^Body has no backbone: base_model_prefix of its class names no module$"):
+    with pytest.raises(ValueError, match=r"^Body has no backbone: the base_model_prefix of its class names no module$"):
         examples_gradients(model, {"it": model.layer}, [two_inputs()], [model.layer])
 
 
@@ -521,5 +521,7 @@ def test_a_backbone_whose_output_cannot_be_kept():
 
 def test_a_head_that_is_not_the_models():
     model, layers, _ = made("bert")
-    with pytest.raises(ValueError, match=r"^the loss does not depend on the head: is it what the model calls"):
+    with pytest.raises(
+        ValueError, match=r"^the loss does not depend on the head: is this the head that the model calls"
+    ):
         examples_gradients(model, layers, [examples()], [nn.Linear(24, 3)])

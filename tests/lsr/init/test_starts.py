@@ -258,7 +258,7 @@ def test_a_base_weight_without_values_is_refused_in_one_line(low_cpu_mem_usage, 
     adapted(init_weights="principal").save_pretrained(str(tmp_path))
     with torch.device("meta"):
         empty = type(tiny("bert"))(tiny("bert").config)
-    message = r"^layer 'bert\.encoder.*': cannot subtract a start from a base weight without values$"
+    message = r"^layer 'bert\.encoder.*': cannot subtract an initial update from a base weight without values$"
     with pytest.raises(ValueError, match=message):
         PeftModel.from_pretrained(empty, str(tmp_path), low_cpu_mem_usage=low_cpu_mem_usage)
 

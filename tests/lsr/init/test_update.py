@@ -163,16 +163,16 @@ def refused(listed, message, name="bert", **options):
 
 
 def test_no_examples():
-    refused([], "no examples: there is no batch to train on")
-    refused([], "no examples: there is no batch to train on", "llama-causal")
+    refused([], "no examples: there are no batches to train on")
+    refused([], "no examples: there are no batches to train on", "llama-causal")
 
 
 def test_one_label_only():
-    refused([examples(labels=torch.full((6,), 2))], "all 6 examples have the label 2: a head needs two")
+    refused([examples(labels=torch.full((6,), 2))], "all 6 examples have the label 2: a head needs at least two")
 
 
 def test_a_rate_that_ends_beyond_numbers():
-    message = r"the loss is not finite in step 2 of 2 of the short training at the rate inf"
+    message = r"the loss is not finite in step 2 of 2 of the short training run at the learning rate inf"
     refused(batches(2, 4), message, rate=float("inf"))
 
 

@@ -234,7 +234,9 @@ def test_adapters_that_start_alike_learn_what_their_own_rows_say(folders, tmp_pa
             bank(**tokens(), adapter_names=names, labels=labels).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-        assert "adapters are training; add it before or after" in refused(bank.add, "new", folders("cores") / "a")
+        assert "cannot add an adapter while the bank's adapters are training" in refused(
+            bank.add, "new", folders("cores") / "a"
+        )
     assert torch.equal(asked(bank, names).argmax(1), labels)
     assert torch.equal(asked(bank, names[::-1]).argmax(1), labels.flip(0))
     assert all(torch.equal(value, before[name]) for name, value in bank.model.named_parameters())
@@ -265,29 +267,29 @@ def test_an_empty_bank_has_no_names_and_is_not_saved(tmp_path):
 
 
 def test_another_number_of_names_than_rows_is_refused(bank):
-    with pytest.raises(ValueError, match="one name a row of the batch, 4, got 3"), torch.no_grad():
+    with pytest.raises(ValueError, match="one name per row of the batch, 4, got 3"), torch.no_grad():
         bank(**tokens(4), adapter_names=["a", "b", "c"])
     assert len(asked(bank, ["a"])) == 1
 
 
 @pytest.mark.parametrize("name", ["", "__base__"])
 def test_a_name_that_means_something_else_is_refused(name, bank, folders):
-    assert "must be a text other than '__base__'" in refused(bank.add, name, folders("cores") / "a")
+    assert "must be a non-empty string other than '__base__'" in refused(bank.add, name, folders("cores") / "a")
 
 
 def test_a_name_that_is_taken_is_refused(bank, folders):
-    assert refused(bank.add, "a", folders("cores") / "b").startswith("a: there is an adapter of this name")
+    assert refused(bank.add, "a", folders("cores") / "b").startswith("a: an adapter of this name is in the bank")
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({**FORMS["cores"][1], "init_weights": "minor"}, "query': its frames are not those of the bank"),
-        ({**FORMS["cores"][1], "rank_shape": (3,)}, "query': its core is 3 x 3, and those of the bank are 4 x 4"),
-        ({**FORMS["cores"][1], "core": "diagonal"}, "query': its core is 4, and those of the bank are 4 x 4"),
-        ({}, "trains factors, and the bank keeps cores alone; see collapse"),
-        ({**FORMS["cores"][1], "bias": "all"}, r"trains biases of the base model (bias='all'); a bank has none"),
-        ({**FORMS["cores"][1], "base": "huge"}, "base_model_name_or_path is 'huge', and 'tiny' of the adapters in the"),
+        ({**FORMS["cores"][1], "init_weights": "minor"}, "query': its frames differ from the bank's"),
+        ({**FORMS["cores"][1], "rank_shape": (3,)}, "query': its core is 3 x 3, but the bank's cores are 4 x 4"),
+        ({**FORMS["cores"][1], "core": "diagonal"}, "query': its core is 4, but the bank's cores are 4 x 4"),
+        ({}, "trains factors, but the bank stores only cores; see collapse"),
+        ({**FORMS["cores"][1], "bias": "all"}, r"trains biases of the base model (bias='all'); a bank cannot"),
+        ({**FORMS["cores"][1], "base": "huge"}, "base_model_name_or_path is 'huge', but 'tiny' for the adapters in"),
     ],
     ids=["frames", "rank", "core", "form", "biases", "base"],
 )
@@ -301,7 +303,7 @@ def test_an_adapter_that_does_not_go_with_the_others_is_refused_and_changes_noth
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("bert-padded", "is for a layer of 24 x 24, and this one is 62 x 62"),
+        ("bert-padded", "is for a layer of 24 x 24, but this one is 62 x 62"),
         ("roberta", "adapts a layer 'bert.encoder.layer.0.attention.self.query', which the base model does not have"),
     ],
 )
@@ -325,7 +327,7 @@ def test_a_head_of_another_number_of_labels_is_refused(folders):
     base.classifier = nn.Linear(24, 5)
     bank = AdapterBank(base)
     message = refused(bank.add, "a", folders("cores") / "a")
-    assert "classifier.weight is 3 x 24, and 5 x 24 in the base model" in message
+    assert "classifier.weight is 3 x 24, but 5 x 24 in the base model" in message
 
 
 def test_a_folded_start_of_another_weight_is_refused(folders):
@@ -340,7 +342,9 @@ def test_a_head_that_no_entry_names_is_refused(folders, tmp_path):
     shutil.copytree(folders("cores") / "a", tmp_path / "a")
     path = tmp_path / "a/adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"modules_to_save": None}))
-    assert "is no part of an adapter on this base model" in refused(AdapterBank(tiny("bert")).add, "a", tmp_path / "a")
+    assert "does not belong to an adapter of this base model" in refused(
+        AdapterBank(tiny("bert")).add, "a", tmp_path / "a"
+    )
 
 
 def test_a_folder_without_an_adapter_is_refused(bank, tmp_path):

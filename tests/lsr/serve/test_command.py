@@ -47,7 +47,7 @@ def test_a_folder_of_adapters_becomes_one_file(here, capsys):
     first, second = capsys.readouterr().out.splitlines()
     assert first == f"bank: 2 adapters, {size:,} bytes"
     bank = AdapterBank.load(tiny("bert"), here / "bank")
-    assert second == f"{bank.nbytes:,} bytes in memory beyond the base model"
+    assert second == f"{bank.nbytes:,} bytes of memory in addition to the base model"
     assert bank.notes == {"anna": None, "ben": {"labels": ["no", "yes"]}}
     with torch.no_grad():
         found = bank(**tokens(2), adapter_names=["ben", "anna"]).logits
@@ -66,11 +66,11 @@ def test_adapters_are_named_one_by_one_and_kept_as_matrices_if_asked(options, he
 def test_two_adapters_of_one_name_are_refused(here, capsys):
     shutil.copytree("users/anna", "others/anna")
     line = mistake(capsys, "--from", "users", "others", "-o", "bank")
-    assert "others/anna: there is an adapter 'anna' already, users/anna; rename one of them" in line
+    assert "others/anna: another adapter is named 'anna', users/anna; rename one of them" in line
 
 
 def test_a_folder_without_adapters_is_refused(here, capsys):
-    assert "base: no adapter, and no folder of adapters" in mistake(capsys, "--from", "base", "-o", "bank")
+    assert "base: no adapter or folder of adapters" in mistake(capsys, "--from", "base", "-o", "bank")
     assert not (here / "bank").exists()
 
 
@@ -80,11 +80,11 @@ def test_a_folder_that_is_read_is_not_replaced(here, capsys):
 
 def test_a_note_that_is_no_json_is_refused(here, capsys):
     (here / "users/ben/task.json").write_text("{")
-    assert "task.json: no valid JSON" in mistake(capsys, "--from", "users", "-o", "bank")
+    assert "task.json: not valid JSON" in mistake(capsys, "--from", "users", "-o", "bank")
 
 
 def test_an_adapter_of_another_base_is_refused(here, capsys):
     path = here / "users/ben/adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "other"}))
     line = mistake(capsys, "--from", "users", "-o", "bank")
-    assert "base_model_name_or_path is 'other', and './base' of the adapters in the bank" in line
+    assert "base_model_name_or_path is 'other', but './base' for the adapters in the bank" in line

@@ -129,12 +129,12 @@ def swap_sides(header, tensors):
         (lambda header, tensors: header["notes"].update(d=None), "needed: 4 x ..."),
         (
             lambda header, tensors: header["heads"].update(pooler=header["heads"]["classifier"]),
-            "pooler.bias is 3, and not there in the base model",
+            "pooler.bias is 3, but not there in the base model",
         ),
         (grow_first, "needed: 3 x ..."),
-        (break_first, "tensor 0 holds values that no bank has"),
+        (break_first, "tensor 0 has a dtype or values that no bank can have"),
         (rename_layer, "which the base model does not have"),
-        (swap_sides, "are not those of a layer of 24 x 24"),
+        (swap_sides, "do not fit a layer of 24 x 24"),
     ],
 )
 def test_a_file_that_is_no_bank_is_refused_in_one_line(change, message, saved, tmp_path):
@@ -148,7 +148,7 @@ def test_a_file_that_is_no_bank_is_refused_in_one_line(change, message, saved, t
 
 def test_a_file_that_is_cut_off_missing_or_another_is_refused(saved, tmp_path):
     _, root = saved("factors")
-    with pytest.raises(InputError, match=r"no bank of adapters, bank\.safetensors is missing"):
+    with pytest.raises(InputError, match=r"not a bank of adapters, bank\.safetensors is missing"):
         AdapterBank.load(tiny("bert"), tmp_path)
     path = tmp_path / stored.FILE
     path.write_bytes((root / "bank" / stored.FILE).read_bytes()[:-9])
@@ -163,5 +163,5 @@ def test_a_bank_of_another_base_model_is_refused(saved):
     _, root = saved("factors")
     base = tiny("bert")
     base.classifier = nn.Linear(24, 5)
-    with pytest.raises(InputError, match=r"classifier\.bias is 3, and 5 in the base model"):
+    with pytest.raises(InputError, match=r"classifier\.bias is 3, but 5 in the base model"):
         AdapterBank.load(base, root / "bank")

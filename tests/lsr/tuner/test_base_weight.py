@@ -10,7 +10,7 @@ from lsr.tuner.linear import LsrLinear
     [
         (nn.Embedding(4, 4), "it must be Linear or Conv1D, got Embedding"),
         (nn.Conv1d(4, 4, 1), "it must be Linear or Conv1D, got Conv1d"),
-        (nn.MultiheadAttention(4, 2).out_proj, "nn.MultiheadAttention reads its weight and never calls it"),
+        (nn.MultiheadAttention(4, 2).out_proj, "nn.MultiheadAttention reads its weight but never calls it"),
     ],
     ids=["embedding", "convolution", "attention output"],
 )

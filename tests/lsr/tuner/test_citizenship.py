@@ -33,7 +33,7 @@ def refusal(behavior, subject):
     if behavior == WEIGHTED and config.has_core and len(config.rank_shape) > 1:
         return "with a core its update is no sum of Kronecker products; as LoRA (python -m lsr export --to lora)"
     if behavior == ALL_LINEAR and config.share == "layers" and subject.model == "bert":
-        return "share='layers' needs two layers or more of a kind, and there is one bert.pooler.dense (24 x 24)"
+        return "share='layers' needs two or more layers of a kind, and there is one bert.pooler.dense (24 x 24)"
     return REFUSED.get(behavior)
 
 

@@ -274,9 +274,9 @@ def test_with_layers_the_most_frequent_values_are_usual_and_the_others_patterns(
             "layers_pattern needs target_modules to be a list, got the pattern '.*query'",
         ),
         ({"layers_pattern": "layer"}, "layers_pattern needs layers_to_transform, got None"),
-        ({"target_modules": "(query"}, "target_modules: '(query' is no regular expression"),
-        ({"exclude_modules": "[a"}, "exclude_modules: '[a' is no regular expression"),
-        ({"alpha_pattern": {"*": 2}}, "alpha_pattern: '*' is no regular expression"),
+        ({"target_modules": "(query"}, "target_modules: '(query' is not a valid regular expression"),
+        ({"exclude_modules": "[a"}, "exclude_modules: '[a' is not a valid regular expression"),
+        ({"alpha_pattern": {"*": 2}}, "alpha_pattern: '*' is not a valid regular expression"),
     ],
 )
 def test_a_value_out_of_bounds_is_refused_with_what_is_allowed(fields, message):

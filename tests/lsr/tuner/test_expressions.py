@@ -67,9 +67,9 @@ def test_words_and_single_repetitions_need_no_other_process(monkeypatch):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"modules_to_save": ["(head"]}, "modules_to_save: '(head' is no regular expression: missing )"),
+        ({"modules_to_save": ["(head"]}, "modules_to_save: '(head' is not a valid regular expression: missing )"),
         ({"layers_pattern": "*"}, "layers_pattern: '*' takes over"),
-        ({"target_modules": "(" * 500}, "is no regular expression: "),
+        ({"target_modules": "(" * 500}, "is not a valid regular expression: "),
         ({"exclude_modules": "(x)" * 5000}, "exclude_modules: an expression of 15,000 characters; at most 10,000"),
         ({"alpha_pattern": "query"}, "alpha_pattern: must hold names of layers and values, got 'query'"),
         ({"rank_pattern": {f"layer{n}": 1 for n in range(1001)}}, "rank_pattern: 1,001 entries; at most 1,000 are all"),

@@ -311,7 +311,9 @@ def test_initializing_such_an_adapter_leaves_its_frames_and_what_its_file_says(t
     model = with_member(tmp_path / "one", {})
     before = model.state_dict().keys()
     assert list(initialize_factors(model)) == []
-    with pytest.raises(ValueError, match=rf"^frames: those of '{tmp_path}/one' do not start again, from examples neit"):
+    with pytest.raises(
+        ValueError, match=rf"^frames: the frames of '{tmp_path}/one' are fixed and cannot be initialized"
+    ):
         start_from_examples(model, [])
     assert model.state_dict().keys() == before
     model.save_pretrained(str(tmp_path / "two"))
@@ -472,7 +474,7 @@ def large(folder):
 DAMAGE = {  # what became of the folder: what a new adapter says
     nan: r"no LSR adapter can be read from .*: base_model\..*factor_A1 holds values that are not finite",
     of_no_dtype: r"factor_B1 holds values of bool; needed: float64",
-    huge: r"layer 'bert.*query': its configuration says 480,000,000 entries, and the file holds 768",
+    huge: r"layer 'bert.*query': its configuration says 480,000,000 entries, but the file holds 768",
     endless: r"rank_pattern: '.*' takes over 0\.5 s on the names of the layers",
     as_pipe: r"adapter_model\.safetensors: not a file",
     large: r"adapter_config\.json: a file of over 8,000,000 bytes",
@@ -482,10 +484,10 @@ DAMAGE = {  # what became of the folder: what a new adapter says
     without_factors: "holds no factors",
     cut_off: "no LSR adapter can be read from",
     without_weights: "no LSR adapter can be read from",
-    without_shapes: "no LSR adapter can be read from .*: it is no saved adapter of the method LSR",
+    without_shapes: "no LSR adapter can be read from .*: it is not a saved LSR adapter",
     of_another_method: "no LSR adapter can be read from",
     gone: "no LSR adapter can be read from",
-    as_core: r"holds a core alone; its frames are in '\./other': name these",
+    as_core: r"holds only a core; its frames are in '\./other': name that",
 }
 OTHERS = {  # another family or another member: fields of both, what is said
     "rank": ({}, {"rank_shape": (2,)}, r"layer 'bert.*query': the adapter needs frames of rank_shape \[2\] .* \[4\]"),
@@ -548,14 +550,14 @@ def test_frames_of_another_form_are_refused_and_the_model_stays_as_it_was(family
 
 @pytest.mark.parametrize(
     ("damage", "message"),
-    {**DAMAGE, stale: r"have the hash [0-9a-f]{12}, and the adapter was trained on others, [0-9a-f]{12}"}.items(),
+    {**DAMAGE, stale: r"have the hash [0-9a-f]{12}, but the adapter was trained on others, [0-9a-f]{12}"}.items(),
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_a_saved_adapter_without_its_frames_is_refused_by_every_reader(damage, message, tmp_path):
     first(tmp_path / "one")
     with_member(tmp_path / "one", {}).save_pretrained(str(tmp_path / "two"))
     damage(tmp_path / "one")
-    hashed = rf"{message}|have the hash [0-9a-f]{{12}}, and the adapter was trained on others"
+    hashed = rf"{message}|have the hash [0-9a-f]{{12}}, but the adapter was trained on others"
     refused(lambda: PeftModel.from_pretrained(tiny("bert"), str(tmp_path / "two")), hashed)
     for read in (load_adapter, load_layers, inspect_adapter):
         with pytest.raises(InputError) as found:

@@ -23,7 +23,9 @@ def test_the_hash_is_that_of_the_bytes_whatever_the_strides(dtype):
 
 
 def test_a_weight_without_values_is_refused():
-    with pytest.raises(ValueError, match="layer 'a': cannot subtract a start from a base weight without values"):
+    with pytest.raises(
+        ValueError, match="layer 'a': cannot subtract an initial update from a base weight without values"
+    ):
         check_weight(torch.empty(2, 2, device="meta"), "1f", "a")
 
 
@@ -33,7 +35,9 @@ def test_a_folded_adapter_is_refused_on_another_base(init, low_cpu_mem_usage, tm
     get_peft_model(tiny("bert"), LsrConfig(**FIELDS, init_weights=init)).save_pretrained(str(tmp_path))
     other = tiny("bert")
     other.get_submodule(LAYER).weight.data[0, 0] += 1e-3
-    message = f"layer '{LAYER}': this is not the base model that the adapter was started from: the weight (24, 24) in "
+    message = (
+        f"layer '{LAYER}': this is not the base model that the adapter was initialized from: the weight (24, 24) in "
+    )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         PeftModel.from_pretrained(other, str(tmp_path), low_cpu_mem_usage=low_cpu_mem_usage)
 

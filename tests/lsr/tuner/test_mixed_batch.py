@@ -115,8 +115,8 @@ def test_sampled_answers_share_the_adapter_of_their_prompt():
             ["default", "secnod", "default", "default"],
             r"no adapter is named 'secnod'; there are \['default', 'second'\]",
         ),
-        (["default"], "adapter_names must hold one name a row of the batch, 4, got 1"),
-        ([], "adapter_names must hold one name a row of the batch, 4, got 0"),
+        (["default"], "adapter_names must hold one name per row of the batch, 4, got 1"),
+        ([], "adapter_names must hold one name per row of the batch, 4, got 0"),
     ],
 )
 def test_wrong_names_are_refused_and_leave_the_model_usable(names, message):

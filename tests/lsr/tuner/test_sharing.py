@@ -363,7 +363,7 @@ def test_a_file_that_holds_less_or_more_is_refused(fields, gone, copied, message
     [
         (
             {"target_modules": ["query", "value", "pooler.dense"]},
-            "share='layers' needs two layers or more of a kind, and there is one bert.pooler.dense (24 x 24); use "
+            "share='layers' needs two or more layers of a kind, and there is one bert.pooler.dense (24 x 24); use "
             "share='none', or leave it out",
         ),
         (

@@ -153,13 +153,13 @@ def test_the_only_trained_head_comes_along():
     ("arguments", "message"),
     [
         ({"adapters": ["default", "secnod"]}, "no adapter is named 'secnod'; there are ['default', 'second']"),
-        ({"weights": [1.0]}, "weights must hold one number an adapter, 2, got 1"),
-        ({"adapters": [], "weights": []}, "weights must hold one number an adapter, 0, got 0"),
+        ({"weights": [1.0]}, "weights must hold one number per adapter, 2, got 1"),
+        ({"adapters": [], "weights": []}, "weights must hold one number per adapter, 0, got 0"),
         ({"weights": [1.0, float("nan")]}, "weights must be finite, got [1.0, nan]"),
         ({"adapter_name": "second"}, "there is an adapter 'second' already"),
         (
             {"combination_type": "svd"},
-            "combination_type must be 'cat', by which ranks add up and the sum is exact, got 'svd'; as LoRA (python "
+            "combination_type must be 'cat', where ranks add up and the sum is exact, got 'svd'; as LoRA (python "
             "-m lsr export --to lora)",
         ),
     ],

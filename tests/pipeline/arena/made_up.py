@@ -14,6 +14,7 @@ def recorded(cell, score):
         method=cell.method,
         adapter=dict(cell.overrides)["adapter"],
         overrides=dict(cell.overrides),
+        reads=cell.reads.model_dump(),
         rate=cell.rate,
         head_rate=cell.head_rate,
         seed=cell.seed,

@@ -65,6 +65,7 @@ def record(method="LoRA r=1", task="rte", rate=0.002, seed=0, status="finished",
         "task": task,
         "method": method,
         "adapter": adapter,
+        "reads": {"train": "all", "validation": "all", "test": "all", "longest": "all"},
         "overrides": {
             **overrides,
             "adapter": adapter,

@@ -159,8 +159,8 @@ def test_a_row_opens_and_says_how_it_is_run(opened):
     detail = page.locator(".detail")
     assert re.match(r"rte: seed 0: \d\d\.\d\d, seed 1: ", detail.inner_text())
     line = detail.locator("pre").first.inner_text()
-    assert line.startswith("dvc exp run -S data=rte -S model=minilm")
-    assert "-S lora.r=8 " in line
+    assert line.startswith("dvc exp run -S data=rte -S adapter=lora -S lora.r=8 ")
+    assert "-S model=minilm " in line
     assert "lora:\n  learning_rate: 0.002\n  lora_alpha: 16\n  r: 8" in detail.locator("pre").nth(1).inner_text()
     page.locator(".name", has_text="LoRA r=8").click()
     assert page.locator(".detail").count() == 0

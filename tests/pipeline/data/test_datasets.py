@@ -208,7 +208,7 @@ def test_names_that_are_numbers_are_names_and_not_positions(make):
 def test_another_value_is_refused_with_its_row_and_the_allowed_ones(make, value):
     row = make(train=[*sentences(4), ("x", value)], validation=[("v", 0)], test=[("t", 0)])
     message = refusal(row)
-    assert f"train.jsonl: row 5: label {value!r} is no class; allowed: bad, good, 0, 1" in message
+    assert f"train.jsonl: row 5: label {value!r} is not a class; allowed: bad, good, 0, 1" in message
     assert ("did you mean good?" in message) == (value == "goood")
 
 
@@ -295,7 +295,7 @@ def test_an_empty_split_is_refused_with_counts(make):
 
 def test_a_class_without_a_row_in_train_is_refused_with_counts(make):
     row = make(train=[("a", 1), ("b", 1)], validation=[("v", 0)], test=[("t", 0)])
-    assert "train has no row of a class; rows a class: bad 0, good 2" in refusal(row)
+    assert "train has no row of a class; rows per class: bad 0, good 2" in refusal(row)
 
 
 # Pairs of rated texts
@@ -446,9 +446,9 @@ def test_dates_are_text_and_classes_in_json(tmp_path):
         (
             "tsv",
             "text,label\na,0\n",
-            "columns: text,label; are the columns separated by ','? the ending for that is .csv",
+            "columns: text,label; are the columns separated by ','? the extension for that is .csv",
         ),
-        ("csv", "text\tlabel\na\t0\n", "are the columns separated by '\\t'? the ending for that is .tsv"),
+        ("csv", "text\tlabel\na\t0\n", "are the columns separated by '\\t'? the extension for that is .tsv"),
         ("csv", "text;label\na;0\n", "are the columns separated by ';'? separate them by commas (.csv) or tabs (.tsv)"),
         ("csv", "text,label\na;0\n", "train.csv: line 2 has 1 columns, not 2; are the columns separated by ';'?"),
         ("jsonl", '{"text": "a", "label": 0}\n{"text"\n', "train.jsonl: line 2 is not JSON"),
@@ -468,7 +468,7 @@ def test_dates_are_text_and_classes_in_json(tmp_path):
             'text,label\n"' + "x\n" * 6_000_000,
             "field larger than field limit (10000000), in the row that begins",
         ),
-        ("xls", "a", "train.xls: the ending must be one of .csv, .tsv, .txt, .jsonl, .json, .parquet"),
+        ("xls", "a", "train.xls: the extension must be one of .csv, .tsv, .txt, .jsonl, .json, .parquet"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(tmp_path, ending, content, message):
@@ -594,7 +594,7 @@ def test_batches_change_nothing(tmp_path, monkeypatch, ending):
 def test_rows_are_counted_from_the_first_one_of_the_file(make, monkeypatch):
     monkeypatch.setattr(sources, "BATCH", 8)
     row = make(train=[*sentences(20), ("x", "y")], validation=[("v", 0)], test=[("t", 0)])
-    assert "train.jsonl: row 21: label 'y' is no class" in refusal(row)
+    assert "train.jsonl: row 21: label 'y' is not a class" in refusal(row)
 
 
 def test_what_is_wrong_with_the_last_file_does_not_wait_for_the_rows_of_the_first(tmp_path):
@@ -746,7 +746,10 @@ def test_loading_prints_nothing(glue, capfd):
         ),
         ({"config": "mrpx"}, "BuilderConfig 'mrpx' not found. Available: ['mrpc']"),
         ({"splits": {"train": "train", "test": "dev"}}, 'Unknown split "dev"'),
-        ({"path": "nobody/nothing"}, "'nobody/nothing' is no folder here and not in the local cache, and offline mode"),
+        (
+            {"path": "nobody/nothing"},
+            "'nobody/nothing' is not a local folder and not in the local cache, and offline mode",
+        ),
     ],
 )
 def test_a_mistake_in_the_source_is_one_clear_line(glue, source, message):

@@ -49,5 +49,5 @@ def test_hidden_labels_are_told_in_each_format(value):
 
 @pytest.mark.parametrize("value", ["01", "1.5", "1e0", " 1", "", "x", "1.0.0", "1" * 5000, float("nan"), float("inf")])
 def test_what_is_no_class_is_refused(value):
-    with pytest.raises(ValueError, match="is no class"):
+    with pytest.raises(ValueError, match="is not a class"):
         labels.reader(Classes(column="label", names=("no", "yes")))(value)

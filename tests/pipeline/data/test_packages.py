@@ -71,7 +71,7 @@ def test_a_fetched_file_is_kept_and_used_again_without_the_index(index, sdist):
 
 
 def test_a_wrong_hash_is_refused_and_nothing_is_kept(index, tmp_path):
-    with pytest.raises(UserError, match=r"toydata==1.0: pip could not fetch it: mend sha256 in the row") as error:
+    with pytest.raises(UserError, match=r"toydata==1.0: pip could not fetch it: correct sha256 in the row") as error:
         packages.fetch_sdist("toydata==1.0", "0" * 64)
     assert "\n" not in str(error.value)
     assert not list((tmp_path / "cache/lsr-adapt").iterdir())
@@ -80,7 +80,7 @@ def test_a_wrong_hash_is_refused_and_nothing_is_kept(index, tmp_path):
 def test_a_damaged_file_in_the_cache_is_refused(index, sdist):
     path = packages.fetch_sdist("toydata==1.0", sha256(sdist))
     path.write_bytes(sdist[:-1])
-    with pytest.raises(UserError, match="delete the file to fetch it again, or mend the row"):
+    with pytest.raises(UserError, match="delete the file to fetch it again, or correct the row"):
         packages.fetch_sdist("toydata==1.0", sha256(sdist))
 
 

@@ -79,7 +79,7 @@ def test_one_answer_for_all_is_said(logits, examples, groups, answer, capsys):
     assert outcome.only_answer == answer
     report.warn_of_one_answer("mine", outcome)
     said = capsys.readouterr().out
-    assert (f"predictions are {answer}: the model tells no example from another" in said) == (answer is not None)
+    assert (f"predictions are {answer}: the model does not distinguish the examples" in said) == (answer is not None)
 
 
 def test_an_interval_without_a_width_is_called_none(capsys):

@@ -95,8 +95,8 @@ def test_the_baseline_gives_the_most_frequent_class_or_the_mean():
     ("names", "predictions", "labels", "rule"),
     [
         (["bleu"], [0, 1], [0, 1], "metrics must be among"),
-        (["accuracy"], [0, 1, 1], [0, 1], "two equally long rows, got"),
-        (["accuracy"], [], [], "two equally long rows, got"),
+        (["accuracy"], [0, 1, 1], [0, 1], "vectors of equal length, got"),
+        (["accuracy"], [], [], "vectors of equal length, got"),
         (["exact_match"], [0, 1], [0, 1], r"metrics must be among .*, got \['exact_match'\]"),
     ],
 )

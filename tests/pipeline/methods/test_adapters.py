@@ -153,7 +153,7 @@ def test_a_head_of_whole_numbers_is_refused(at):
     folder = at("lora")
     name = next(name for name in names(folder) if name.endswith("out_proj.weight"))
     edit(folder, lambda tensors: tensors.update({name: tensors[name].long()}))
-    assert "out_proj.weight holds values of int64, and the model computes with" in refusal(folder)
+    assert "out_proj.weight holds int64 values, but the model computes with" in refusal(folder)
 
 
 @pytest.mark.parametrize(

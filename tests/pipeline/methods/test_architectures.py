@@ -45,6 +45,38 @@ def named(saved):
     return lambda kind: ModelRow.named(str(saved(kind)), "params.yaml: model")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_outline_of_a_model_has_its_layers_and_no_weights(kind, named):
+    outline, model = base_models.outline(named(kind)), base_models.load_base_model(named(kind), PAIRS)
+    names = [[name for name, _ in each.named_modules()] for each in (outline, model)]
+    assert names[0] == names[1]
+    shapes = [{name: one.shape for name, one in each.named_parameters()} for each in (outline, model)]
+    assert shapes[0] == shapes[1]
+    assert all(one.is_meta for one in outline.parameters())
+
+
+POSITIONS = {"gpt2", "opt", "deberta-v2", "distilbert"}  # that have learned 64 of them; the others turn by any angle
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_longest_text_that_positions_allow_is_the_longest_that_the_model_takes(kind, named, monkeypatch):
+    model = base_models.load_base_model(named(kind), PAIRS).eval()
+
+    def check(length):
+        base_models.check_positions(model, length)
+        model(input_ids=torch.full((1, length), 5), attention_mask=torch.ones(1, length))
+
+    check(64)
+    if kind not in POSITIONS:
+        check(65)
+        return
+    with pytest.raises(UserError, match=r"^params.yaml: tokenize.max_length: .* takes at most 64 tokens, got 65$"):
+        check(65)
+    monkeypatch.setattr(base_models, "check_positions", lambda *_: None)
+    with pytest.raises((IndexError, RuntimeError)):
+        check(65)
+
+
 def outputs(model, tokenizer, texts):
     with torch.no_grad():
         return model.eval()(**tokenizer(texts, padding=True, return_tensors="pt"))
@@ -148,7 +180,7 @@ def test_what_cannot_classify_or_pad_is_refused_before_any_text_is_read(tmp_path
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": None}))
     assert refusal(base_models.load_tokenizer, row) == (
-        f"params.yaml: model: {folder}: the tokenizer has no padding token, and no end of text to take for one; add "
+        f"params.yaml: model: {folder}: the tokenizer has no padding token, and no end of text to use instead; add "
         "pad_token to its tokenizer_config.json"
     )
     (folder / "config.json").write_text('{"model_type": "clip_text_model"}')

@@ -155,9 +155,16 @@ def test_the_code_of_a_folder_is_not_run_unless_the_row_says_so(own_code, monkey
     for _ in range(2):
         assert type(base_models.load_base_model(trusting, PAIRS)).__name__ == "OwnModel"
     assert (own_code / "ran").exists()
-    assert capsys.readouterr().out == "pipeline/models.yaml: own: runs the code that it brings, as the row says\n"
+    assert capsys.readouterr().out == "pipeline/models.yaml: own: runs its own code, as the row allows\n"
 
 
 def test_trust_is_a_truth_value():
     with pytest.raises(ValueError, match="valid boolean"):
         row(path="own", trust_remote_code="yes")
+
+
+def test_no_code_of_a_model_is_run_to_look_at_its_layers(own_code):
+    for trusting in (False, True):
+        with pytest.raises(UserError, match=r"pipeline/models.yaml: "):
+            base_models.outline(row(path="own", trust_remote_code=trusting))
+    assert not (own_code / "ran").exists()

@@ -84,5 +84,5 @@ def test_a_bias_that_is_used_otherwise_is_refused():
     model = nn.Sequential(nn.Linear(2, 2), nn.Bilinear(2, 2, 2))
     with pytest.raises(ValueError, match="1 is of Bilinear, whose bias cannot be shifted"):
         biased_layers(model, [])
-    with pytest.raises(TypeError, match="BitFit shifts the bias of a layer that adds one, and this is of Bilinear"):
+    with pytest.raises(TypeError, match="BitFit shifts the bias of a layer that adds one, but this is of Bilinear"):
         get_peft_model(model, BitfitConfig(target_modules=["1"]))

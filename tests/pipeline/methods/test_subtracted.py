@@ -62,7 +62,7 @@ def test_an_adapter_that_is_saved_again_says_the_same(made, tmp_path):
     )
 
 
-@pytest.mark.parametrize("change", ["is missing", "and the adapter says"])
+@pytest.mark.parametrize("change", ["is missing", "but the adapter says"])
 def test_a_start_that_is_not_whole_is_refused(made, tmp_path, change):
     base, _, folder, _ = made
     copied = shutil.copytree(folder, tmp_path / "copied")

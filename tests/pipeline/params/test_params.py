@@ -205,12 +205,12 @@ MISTAKES = [
     ("lsr.rank_shape", [1] * 12, "lsr.rank_shape: input should be a list of at most 6, got [1, 1, 1, 1, 1, 1, 1, 1,"),
     ("lsr.rank_shape", [10**7, 2], "lsr.rank_shape.0: input should be less than or equal to 16384, got 10000000"),
     ("lsr.rank_shape", [True, 2], "lsr.rank_shape.0: input should be a valid integer, got True"),
-    ("lsr.target_modules", "qu(ery", "lsr.target_modules: no regular expression: missing ), unterminated subpattern"),
-    ("lora.target_modules", "(" * 999, "lora.target_modules: no regular expression: "),
+    ("lsr.target_modules", "qu(ery", "lsr.target_modules: not a valid regular expression: missing ), unterminated"),
+    ("lora.target_modules", "(" * 999, "lora.target_modules: not a valid regular expression: "),
     ("seed", True, "seed: input should be a valid integer, got True"),
     ("lsr.residual", "fold", "lsr.residual: no such key"),
     ("lora.init", "pisa", "lora.init: input should be 'random', 'pissa', 'olora', 'eva' or 'loftq', got 'pisa'"),
-    ("lora.init", "loftq", "lora.init: loftq makes up for what quantization takes from the base model, and here it"),
+    ("lora.init", "loftq", "lora.init: loftq compensates for quantization, but the base model is in full precision"),
     ("lokr.decompose_factor", -1, "lokr.decompose_factor: input should be 'auto' or greater than or equal to 1, got"),
     ("vblora.topk", 91, "vblora: topk: must not be above num_vectors, 90; got 91"),
     ("tinylora.weight_tying", 2, "tinylora.weight_tying: input should be less than or equal to 1, got 2"),
@@ -274,7 +274,7 @@ def test_rows_are_pooled_where_their_gradients_make_the_frames(workspace, change
     assert set(params.load(params.FactorizeInitView).pooled) == {"movie-reviews", "tweets"}
     for key, value in changes.items():
         change("params.yaml", key, value)
-    needs = "pools what examples say, so it needs init: gradient or update, and frames: own"
+    needs = "pools gradients or updates, so it needs init: gradient or update, and frames: own"
     assert refusal() == [f"params.yaml: lsr: frames_from: {needs}; got {got}"]
 
 
@@ -474,13 +474,13 @@ def test_pairs_are_made_of_one_text_column(workspace):
 TASK_MISTAKES = [
     ("copa.choices", ["choice1"], "copa: choices need a label with 1 names, one for each in their order"),
     ("copa.text", ["premise"], "copa: choices need a text with {choice}, got premise"),
-    ("copa.group", 2, "copa: choices are groups already: leave out group"),
+    ("copa.group", 2, "copa: choices already form groups: leave out group"),
     ("copa.metrics", ["accuracy", "f1"], "copa: choices are scored by accuracy alone, got accuracy, f1"),
     ("copa.text", ["{premise", "{choice}"], "copa.text.0: a template has columns in braces, such as '{premise} What"),
     ("copa.submission", ..., "copa: a split hidden in the source needs a submission, which says what to predict it"),
     ("copa.submission.labels", [0], "copa: submission: labels are needed for 2 classes, got 1"),
     ("copa.submission.file", "COPA.txt", "copa.submission.file: string should match pattern"),
-    ("multirc.group", ..., "multirc: metrics ['exact_match'] score groups: say by `group` which examples are one"),
+    ("multirc.group", ..., "multirc: metrics ['exact_match'] score groups: define them with `group`"),
     ("multirc.group", 1, "multirc.group: input should be greater than or equal to 2 or a list, got 1"),
     ("multirc.submission.index", ["a", "b"], "submission: index: MultiRC.jsonl takes 0 or 1 or 3 columns, got 2"),
     ("wsc.mark.0.column", "txt", "wsc: mark: txt is in no text; columns of the text are text"),

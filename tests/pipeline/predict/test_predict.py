@@ -122,7 +122,7 @@ def test_it_says_what_the_pipeline_scored(at, capsys, adapter):
         (row["text"], row["text_pair"], row["predicted"]) for row in scored
     ]
     for row, expected in zip(asked, scored, strict=True):
-        assert float(row[f"p({row['label']})"]) == pytest.approx(float(expected["confidence"]), abs=1e-5)
+        assert float(row[f"p({row['label']})"]) == pytest.approx(float(expected["confidence"]), abs=0.0051)
         assert float(row["p(not_equivalent)"]) + float(row["p(equivalent)"]) == pytest.approx(1, abs=2e-6)
 
 
@@ -140,7 +140,7 @@ def test_a_regression_says_a_number(at, capsys):
     asked = table(ok(capsys, *(row["text"] for row in scored)))
     assert asked[0].keys() == {"text", "number"}
     assert [float(row["number"]) for row in asked] == pytest.approx(
-        [float(row["predicted"]) for row in scored], abs=1e-5
+        [float(row["predicted"]) for row in scored], rel=0.0051
     )
 
 
@@ -162,9 +162,9 @@ def test_a_long_text_is_cut_as_in_training_and_counted(one, capsys):
     rows = table(ok(capsys, long, tokenizer.decode(kept, skip_special_tokens=True)))
     assert rows[0]["p(equivalent)"] == rows[1]["p(equivalent)"]
     predict.main([long, "the cat"])
-    assert "1 of 2 texts cut at 24 tokens\n" in capsys.readouterr().err
+    assert "1 of 2 texts truncated to 24 tokens\n" in capsys.readouterr().err
     predict.main([long, "the cat", "--max-length", "10"])
-    assert "1 of 2 texts cut at 10 tokens\n" in capsys.readouterr().err
+    assert "1 of 2 texts truncated to 10 tokens\n" in capsys.readouterr().err
 
 
 # Where texts come from
@@ -231,10 +231,10 @@ def test_rows_without_a_text_are_left_out_and_named(one, capsys):
     assert predict.main(["--file", "in.csv", "--column", "text", "--skip-empty"]) == 0
     printed = capsys.readouterr()
     assert [row["id"] for row in table(printed.out)] == ["2"]
-    assert printed.err == "--file: in.csv: rows without a text left out: 2 of 3: 1, 3\n"
+    assert printed.err == "--file: in.csv: rows without text skipped: 2 of 3: 1, 3\n"
     Path("in.csv").write_text("id,text\n1,\n")
     assert predict.main(["--file", "in.csv", "--column", "text", "--skip-empty"]) == 2
-    assert capsys.readouterr().err.endswith("--file: in.csv: rows: none has a text\n")
+    assert capsys.readouterr().err.endswith("--file: in.csv: rows: none has text\n")
 
 
 def test_it_runs_from_any_folder(one, capsys, monkeypatch, tmp_path):
@@ -386,7 +386,7 @@ MISTAKES = [
     (("--file", "zero.tsv", "--column", "x"), "--file: zero.tsv: not a file"),
     (("--file", "deep.jsonl"), "--file: deep.jsonl: line 1 is not JSON: maximum recursion depth exceeded"),
     (("--file", "long.csv"), "--file: long.csv: row 1: a text of 1,000,001 characters; at most 1,000,000 are allowed"),
-    (("--file", "in.doc"), "--file: in.doc: the ending must be one of .csv, .tsv, .txt, .jsonl, .json, .parquet"),
+    (("--file", "in.doc"), "--file: in.doc: the extension must be one of .csv, .tsv, .txt, .jsonl, .json, .parquet"),
     (("--file", "in.csv"), "--file: in.csv: no column sentence1, as in training; choose with --column; columns: "),
     (("--file", "in.csv", "--column", "txet"), "--file: in.csv: no column 'txet'; did you mean text?; columns: "),
     (("--file", "in.csv", "--column", "id", "text"), "--column needs 1 name, as the adapter reads one text, got id"),
@@ -395,11 +395,11 @@ MISTAKES = [
     (("--file", "broken.csv"), "--file: broken.csv: line 2 has 3 columns, not 2"),
     (("--file", "numbers.jsonl"), "--file: numbers.jsonl: row 1: a text must be text, got 3"),
     (("a", " "), "text 2: is empty; needed: a text, or --skip-empty"),
-    (("a", "--out", "out.txt"), "--out: out.txt: the ending must be .csv or .jsonl"),
-    (("a", "--out", "out.csv", "--json"), "--out: out.csv: for JSON lines the ending must be .jsonl"),
+    (("a", "--out", "out.txt"), "--out: out.txt: the extension must be .csv or .jsonl"),
+    (("a", "--out", "out.csv", "--json"), "--out: out.csv: for JSON lines the extension must be .jsonl"),
     (("a", "--out", "folder.csv", "--force"), "--out: folder.csv: is a folder; needed: a file"),
-    (("--file", "in.csv", "--out", "./in.csv", "--force"), "--out: in.csv: would replace the file that is read"),
-    (("a", "--labels", "x"), "--labels: labels: 2 different names are needed, one an output of the head, got x"),
+    (("--file", "in.csv", "--out", "./in.csv", "--force"), "--out: in.csv: would replace the input file"),
+    (("a", "--labels", "x"), "--labels: labels: 2 different names are needed, one per output of the head, got x"),
     (("a", "--max-length", "31"), "--max-length: the model takes at most 30 tokens, got 31"),
     (("a", "--base", "./nowhere"), "base model ./nowhere: no such folder"),
 ]  # fmt: skip
@@ -425,7 +425,7 @@ def test_a_mistake_is_one_line(one, capsys, words, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "standard input: empty; needed: one text a line"),
+        (b"", "standard input: empty; needed: one text per line"),
         (b"a\n\nb\n", "standard input: line 2: is empty; needed: a text, or --skip-empty"),
         (b"a\xff\n", "standard input: not UTF-8: invalid start byte at byte 1"),
     ],
@@ -456,13 +456,13 @@ def test_a_mistake_in_pairs_is_one_line(pairs, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "no valid JSON: Expecting property name"),
-        ("[" * 100_000, "no valid JSON: maximum recursion depth exceeded"),
+        ("{", "not valid JSON: Expecting property name"),
+        ("[" * 100_000, "not valid JSON: maximum recursion depth exceeded"),
         ('{"columns": ["a"], "max_length": 0, "labels": null}', "max_length: input should be greater than 0, got 0"),
         ('{"columns": ["a"], "labels": null}', "max_length: this key is required"),
         (
             '{"columns": ["a"], "labels": null, "max_length": 8}',
-            "labels: 2 different names are needed, one an output",
+            "labels: 2 different names are needed, one per output",
         ),
     ],
 )
@@ -567,7 +567,7 @@ def test_a_mistake_with_a_bank_is_one_line(users, capsys):
     assert mistake(capsys, "--bank", "users", "a") == together
     assert "--bank: needs --file" in mistake(capsys, "--bank", "users", "--adapter-column", "user", "a")
     assert "--labels: each adapter of a bank names its own" in line("--labels", "a", "b")
-    assert "tiny-roberta: no adapter, and no folder of adapters" in line(bank="tiny-roberta")
+    assert "tiny-roberta: no adapter or folder of adapters" in line(bank="tiny-roberta")
     assert "the model takes at most 30 tokens, got 31" in line("--max-length", "31")
     edit_task("ben", max_length=7)
     assert line().startswith("--max-length: needed: the adapters were trained with 7, ")

@@ -1,0 +1,36 @@
+"""Check what params.yaml asks of the model by the names and shapes of its layers. Writes artifacts/checked-model.json.
+
+As after `check`, there is nothing to lose: what is written is the same for all that fits. Reads the model's
+configuration and its tokenizer, and no weights.
+"""
+
+from pipeline import artifacts, console, params, stage
+from pipeline.methods import adapters, base_models
+
+
+def check_model(view: params.CheckModelView) -> None:
+    """Check that texts of max_length and the chosen section fit the model.
+
+    Raises:
+        UserError: if they do not, or the model is not there.
+    """
+    row = view.base_model
+    if base_models.brings_code(row):
+        name = base_models.public_name(row)[0]
+        console.warn(
+            f"{row.where}: {name}: is not checked, for it brings code; a later stage runs that as the row says"
+        )
+        return
+    base_models.check_tokens(base_models.load_tokenizer(row), view.tokenize.max_length)
+    model = base_models.outline(row)
+    base_models.check_positions(model, view.tokenize.max_length)
+    adapters.check_section(model, view.section, row)
+
+
+def main(view: params.CheckModelView) -> None:
+    check_model(view)
+    artifacts.write_metrics(artifacts.CHECKED_MODEL, {"valid": "what params.yaml asks of the model"})
+
+
+if __name__ == "__main__":
+    stage.run(main, params.CheckModelView)

@@ -1,0 +1,81 @@
+"""What does not fit the model is one line, found by names and shapes; what fits is written alike, whatever it is."""
+
+import json
+
+import pytest
+
+from pipeline import artifacts, params
+from pipeline.errors import UserError
+from pipeline.methods import base_models
+from stages import check_model
+from tests import workspace
+from tests.stages.running import report
+
+
+def run():
+    check_model.main(params.load(params.CheckModelView))
+
+
+@pytest.fixture
+def at(tmp_path, monkeypatch):
+    """A function that has params.yaml changed in the workspace, which is the working folder."""
+    workspace.make(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    whole = workspace.read_yaml(tmp_path / "params.yaml")
+    return lambda **changes: workspace.write_yaml(tmp_path / "params.yaml", workspace.merged(whole, changes))
+
+
+def test_every_method_fits_as_params_yaml_has_it_and_all_write_the_same(at):
+    for adapter in params.ADAPTERS:
+        at(adapter=adapter)
+        run()
+        assert report(artifacts.CHECKED_MODEL) == {"valid": "what params.yaml asks of the model"}
+
+
+REFUSED = {
+    "lsr: target_modules: no layer is named 'qeury'; did you mean 'query'?": {"lsr": {"target_modules": ["qeury"]}},
+    "lsr: layers_to_transform: no adapted layer has the index 7": {"lsr": {"layers": [7]}},
+    "tokenize.max_length: the model takes at most 30 tokens, got 31": {"tokenize": {"max_length": 31}},
+    "lora: r: 25 is above 24, the smaller side of ": {"adapter": "lora", "lora": {"r": 25}},
+    "c3a: block_size: 7 does not divide 24, a width of ": {"adapter": "c3a", "c3a": {"block_size": 7}},
+    "peft: target_modules: no layer is named 'nothing'": {"adapter": "peft", "peft": {"target_modules": ["nothing"]}},
+    "peft: type: PEFT ": {"adapter": "peft", "peft": {"type": "NOTHING"}},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_does_not_fit_is_one_line(at, message):
+    at(**REFUSED[message])
+    with pytest.raises(UserError) as error:
+        run()
+    assert str(error.value).startswith(f"params.yaml: {message}")
+    assert "\n" not in str(error.value)
+    assert not artifacts.CHECKED_MODEL.exists()
+
+
+def test_a_separation_rank_is_refused_that_the_shapes_of_the_layers_do_not_allow(at):
+    at(lsr={"separation_rank": 1000})
+    with pytest.raises(UserError, match=r"params.yaml: lsr: .*separation_rank.*1000"):
+        run()
+
+
+def test_positions_count_where_the_tokenizer_knows_no_limit(at, tmp_path):
+    path = tmp_path / "tiny-roberta/tokenizer_config.json"
+    fields = json.loads(path.read_text())
+    del fields["model_max_length"]
+    path.write_text(json.dumps(fields))
+    at(tokenize={"max_length": 32})
+    run()
+    at(tokenize={"max_length": 33})
+    with pytest.raises(UserError, match="the model takes at most 32 tokens, got 33"):
+        run()
+
+
+def test_code_that_a_model_brings_is_not_run_and_that_is_said(at, tmp_path, monkeypatch, capsys):
+    tables = workspace.read_yaml(tmp_path / "pipeline/models.yaml")
+    trusting = workspace.merged(tables["tiny"], {"source": {"trust_remote_code": True}})
+    workspace.write_yaml(tmp_path / "pipeline/models.yaml", tables | {"tiny": trusting})
+    monkeypatch.setattr(base_models, "outline", lambda *_: pytest.fail("it was looked at"))
+    at(lsr={"target_modules": ["nothing"]})
+    run()
+    assert "tiny-roberta: is not checked, for it brings code" in " ".join(capsys.readouterr().out.split())
