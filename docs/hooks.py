@@ -28,6 +28,7 @@ from pipeline.params.sections import Section
 
 ROOT = Path(__file__).parent.parent
 PAGES = {"index.md": "README.md", "reference/security.md": "SECURITY.md", "reference/changelog.md": "CHANGELOG.md"}
+OF_PAGES = {name: uri for uri, name in PAGES.items()}
 FROM_ROOT = re.compile(r"(?<=\]\()(?P<path>[\w./-]+)(?=[)#])")  # no address of another host
 LINK = re.compile(r"(?<=\]\()(?P<path>\.\./[^)#\s]+)")
 TABLE = re.compile(r"<!-- table: (\w+) -->")
@@ -41,7 +42,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
         text = (ROOT / name).read_text(encoding="utf-8")
         files.append(File.generated(config, uri, content=FROM_ROOT.sub(_from_docs, text)))
     outside = {path for page in files.documentation_pages() for path in _outside(page)}
-    for path in sorted(outside):
+    for path in sorted(outside - set(PAGES.values())):
         if (ROOT / path).is_file():  # a link to what is not there is left, and reported as such
             files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
     return files
@@ -53,7 +54,9 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
     def inside(found: re.Match[str]) -> str:
         path = _in_repository(here, found["path"])
-        return found["path"] if path is None else relpath(path, Path(here).parent.as_posix())
+        if path is None:
+            return found["path"]
+        return relpath(OF_PAGES.get(path, path), Path(here).parent.as_posix())
 
     return LINK.sub(inside, TABLE.sub(_table, markdown))
 
@@ -72,8 +75,7 @@ def _formula(found: re.Match[str]) -> str:
 def _from_docs(found: re.Match[str]) -> str:
     """Lead a link of a page that lies at the root of the repository as if it lay in docs/."""
     path = found["path"]
-    moved = {name: uri for uri, name in PAGES.items()}
-    return moved.get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else f"../{path}")
+    return OF_PAGES.get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else f"../{path}")
 
 
 def _outside(page: File) -> Iterator[str]:
