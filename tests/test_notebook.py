@@ -28,17 +28,16 @@ def said(cell):
     return "".join(output.get("text", "") for output in cell.outputs)
 
 
+def form(cell):
+    """What a cell prints without what may differ by machine: decimals, and the answers of the model."""
+    return re.sub(r"\d+\.\d+|(positive|negative) +(right|wrong)", "", said(cell))
+
+
 def test_every_cell_runs_without_a_warning():
     run = DOCS["execute"](DOCS["NOTEBOOK"])
     assert [output for output in outputs(run) if output.get("name") == "stderr"] == []
-    for before, after in zip(code(COMMITTED), code(run), strict=True):  # scores may differ by machine, forms do not
-        assert re.sub(r"\d\.\d+|(positive|negative) +(right|wrong)", "", said(before)) == re.sub(
-            r"\d\.\d+|(positive|negative) +(right|wrong)", "", said(after)
-        ), before.source
-    assert (run.metadata, [cell.source for cell in run.cells]) == (
-        COMMITTED.metadata,
-        [cell.source for cell in COMMITTED.cells],
-    )
+    assert [form(cell) for cell in code(run)] == [form(cell) for cell in code(COMMITTED)]
+    assert run.metadata == COMMITTED.metadata
 
 
 def test_a_cell_that_fails_is_an_error(tmp_path):
