@@ -1,0 +1,76 @@
+"""The notebook of examples/ runs, and is committed as a run has left it."""
+
+import json
+import re
+import runpy
+
+import nbformat
+import pytest
+from nbclient.exceptions import CellExecutionError
+
+from tests.workspace import ROOT
+
+DOCS = runpy.run_path(str(ROOT / "docs/notebook.py"))
+COMMITTED = nbformat.read(DOCS["NOTEBOOK"], as_version=4)
+LARGEST = 100_000  # bytes: what a code host still shows at once
+PLACE = re.compile(r"(?<![\w./~:])(?:/[\w.-]+){2,}|\b[A-Za-z]:\\|file://")  # an absolute path
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def outputs(notebook):
+    return [output for cell in code(notebook) for output in cell.outputs]
+
+
+def said(cell):
+    return "".join(output.get("text", "") for output in cell.outputs)
+
+
+def form(cell):
+    """What a cell prints without what may differ by machine: decimals, and the answers of the model."""
+    return re.sub(r"\d+\.\d+|(positive|negative) +(right|wrong)", "", said(cell))
+
+
+def test_every_cell_runs_without_a_warning():
+    run = DOCS["execute"](DOCS["NOTEBOOK"])
+    assert [output for output in outputs(run) if output.get("name") == "stderr"] == []
+    assert [form(cell) for cell in code(run)] == [form(cell) for cell in code(COMMITTED)]
+    assert run.metadata == COMMITTED.metadata
+
+
+def test_a_cell_that_fails_is_an_error(tmp_path):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("raise ValueError('no such layer')")])
+    nbformat.write(notebook, tmp_path / "failing.ipynb")
+    with pytest.raises(CellExecutionError, match="no such layer"):
+        DOCS["execute"](tmp_path / "failing.ipynb")
+
+
+def test_the_committed_outputs_are_those_of_one_whole_run():
+    nbformat.validate(COMMITTED)
+    assert [cell.execution_count for cell in code(COMMITTED)] == list(range(1, len(code(COMMITTED)) + 1))
+    assert all(cell.outputs for cell in code(COMMITTED))
+    assert {output.output_type for output in outputs(COMMITTED)} == {"stream", "display_data"}
+    assert {output.name for output in outputs(COMMITTED) if output.output_type == "stream"} == {"stdout"}
+    assert sum("image/png" in output.get("data", {}) for output in outputs(COMMITTED)) == 1
+
+
+def test_the_committed_notebook_names_no_machine():
+    assert COMMITTED.metadata.kernelspec.name == "python3"
+    assert COMMITTED.metadata.language_info == {"name": "python"}
+    assert not any(cell.metadata for cell in COMMITTED.cells)  # no times
+    texts = [said(cell) for cell in code(COMMITTED)] + [cell.source for cell in COMMITTED.cells]
+    assert [found for text in texts for found in PLACE.findall(text)] == []
+    assert DOCS["NOTEBOOK"].stat().st_size < LARGEST
+
+
+@pytest.mark.parametrize("text", ["saved to /tmp/tmpk3/adapter", '"/home/someone/models"', "C:\\Users\\someone"])
+def test_a_path_of_a_machine_is_found(text):
+    assert PLACE.search(text)
+
+
+def test_its_links_lead_to_files():
+    links = re.findall(r"\]\(([^)#:]+)\)", json.dumps([cell.source for cell in COMMITTED.cells]))
+    assert links
+    assert all((DOCS["NOTEBOOK"].parent / link).is_file() for link in links)
