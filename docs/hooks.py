@@ -9,6 +9,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from posixpath import normpath, relpath
 from typing import Any
@@ -40,7 +41,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Add README and changelog, and each file outside of docs/ that a page links to, under its own path."""
     for uri, name in PAGES.items():
         text = (ROOT / name).read_text(encoding="utf-8")
-        files.append(File.generated(config, uri, content=FROM_ROOT.sub(_from_docs, text)))
+        files.append(File.generated(config, uri, content=FROM_ROOT.sub(partial(_from_docs, uri), text)))
     outside = {path for page in files.documentation_pages() for path in _outside(page)}
     for path in sorted(outside - set(PAGES.values())):
         if (ROOT / path).is_file():  # a link to what is not there is left, and reported as such
@@ -72,10 +73,11 @@ def _formula(found: re.Match[str]) -> str:
     return convert(text, display=display)
 
 
-def _from_docs(found: re.Match[str]) -> str:
-    """Lead a link of a page that lies at the root of the repository as if it lay in docs/."""
+def _from_docs(uri: str, found: re.Match[str]) -> str:
+    """Lead a link of a page that lies at the root of the repository as from where the site has the page."""
     path = found["path"]
-    return OF_PAGES.get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else f"../{path}")
+    here = OF_PAGES.get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else f"../{path}")
+    return relpath(here, Path(uri).parent.as_posix())
 
 
 def _outside(page: File) -> Iterator[str]:

@@ -7,6 +7,7 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
@@ -18,6 +19,7 @@ from pipeline.arena.preset import Amount, Reads
 from pipeline.data import datasets, tokens
 from pipeline.data.encoding import tokenize
 from pipeline.errors import UserError
+from pipeline.evaluation.answers import members
 from pipeline.methods import base_models
 from pipeline.params.rows import GROUP, DatasetRow, ModelRow
 
@@ -53,10 +55,18 @@ def splits(task: Task) -> dict[str, Dataset]:
 
 
 def write_examples(task: Task, path: Path) -> None:
-    """Write the texts and labels of test beside the records, for whoever compares answers; in the order of these."""
+    """Write the texts and labels of test beside the records, for whoever compares answers; in the order of these.
+
+    Where one of several choices is to be right, all of them are one example, and the label is the number of the choice.
+    """
     test = _select(_mapped(made(task), "test"), TEXTS)
+    table = test.with_format("arrow")[:]
+    if task.row.choices:
+        groups = members(np.asarray(_mapped(made(task), "test")[GROUP][:]))
+        texts, found = np.asarray(test["text"][:]), np.asarray(test["label"][:])
+        table = pa.table({"text": ["\n".join(texts[group]) for group in groups], "label": found[groups].argmax(axis=1)})
     with artifacts.replacing(path) as temporary:
-        pq.write_table(test.with_format("arrow")[:], temporary)
+        pq.write_table(table, temporary)
 
 
 def made(task: Task) -> Path:
@@ -77,6 +87,8 @@ def made(task: Task) -> Path:
 
 
 def _tables(task: Task) -> dict[str, pa.Table]:
+    if task.row.is_grouped and any(amount != "all" for amount in task.reads.model_dump().values()):
+        raise UserError(f"{task.name}: examples are scored in groups, which must stay whole: reads must all be all")
     tokenizer = base_models.load_tokenizer(task.model)
     texts = datasets.load(task.row, task.name).splits
     tables: dict[str, pa.Table] = {}

@@ -27,7 +27,7 @@ from pipeline.arena.inputs import Task
 from pipeline.arena.plan import ArenaView, Cell
 from pipeline.arena.record import Record
 from pipeline.data import tokens
-from pipeline.errors import UserError
+from pipeline.errors import UserError, clipped, first_line, refused_by_machine
 from pipeline.evaluation import inference, scores
 from pipeline.evaluation.answers import answers
 from pipeline.methods import adapters, base_models, eva
@@ -38,6 +38,8 @@ from pipeline.training import run
 from pipeline.training.callbacks import DivergedError, StopAtDivergence
 
 AT_ONCE = 64  # examples, where no gradient is needed
+# What a method may raise in the middle of a training: a row of the table too. What the machine refuses is none.
+BROKEN = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
 NOTHING: dict[str, Any] = {"validation": (), "test": (), "loss": (), "predicted": ()}  # of what did not finish
 
 
@@ -65,6 +67,10 @@ def measure(cell: Cell) -> Record:
         status, reason = "diverged", str(error)
     except UserError as error:
         status, reason = "failed", str(error).replace("\n", "; ")
+    except BROKEN as error:
+        if refused_by_machine(error):
+            raise
+        status, reason = "failed", clipped(f"{type(error).__name__}: {first_line(error)}")
     if scored is not None:
         seconds |= {"train": seconds["train"] - scored.seconds, "score": scored.seconds}
     fields = {

@@ -3,14 +3,16 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score
 from transformers import Trainer
 
 from pipeline.arena import inputs, plan, preset
 from pipeline.arena.measure import measure, started, task_of
+from pipeline.errors import UserError
 from pipeline.params import ADAPTERS
-from tests import workspace
+from tests import tasks, workspace
 from tests.pipeline.arena import small
 
 HEAD = "modules_to_save"
@@ -71,6 +73,36 @@ def test_a_method_that_does_not_fit_is_a_record_with_its_reason(arena):
     assert "block_size" in found.reason
 
 
+def test_what_a_method_raises_is_its_reason_and_what_the_machine_refuses_is_not(arena, monkeypatch):
+    def refuse(error):
+        def broken(*args, **options):
+            raise error
+
+        monkeypatch.setattr(Trainer, "compute_loss", broken)
+
+    refuse(RuntimeError("mat1 and mat2 shapes cannot be multiplied\nand more"))
+    found = measure(cell())
+    assert (found.status, found.reason) == ("failed", "RuntimeError: mat1 and mat2 shapes cannot be multiplied")
+    refuse(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    with pytest.raises(RuntimeError, match="allocate"):
+        measure(cell())
+
+
+def test_choices_are_compared_as_one_example(arena, tmp_path):
+    tasks.save_superglue(arena / "data/superglue")
+    small.write(tasks={"copa-files": {}})
+    with pytest.raises(UserError, match="in groups, which must stay whole: reads must all be all"):
+        inputs.splits(task_of(cell("copa-files: head"), cell("copa-files: head").view()))
+    small.write(tasks={"copa-files": {}}, reads=dict.fromkeys(("train", "validation", "test", "longest"), "all"))
+    chosen = cell("copa-files: head")
+    inputs.write_examples(task_of(chosen, chosen.view()), tmp_path / "copa.parquet")
+    table = pd.read_parquet(tmp_path / "copa.parquet")
+    found = measure(chosen)
+    assert len(table) == len(found.predicted)
+    assert found.score() == pytest.approx((table["label"].to_numpy() == np.array(found.predicted)).mean(), abs=1e-6)
+    assert all(text.count("\n") == 1 for text in table["text"])
+
+
 @pytest.mark.parametrize("word", ADAPTERS)
 def test_every_method_runs(word, arena):
     small.write(methods={"odd": {"adapter": word}}, params={"train.epochs": 1})
@@ -105,8 +137,6 @@ def reads(train, longest):
 
 
 def test_the_paper_s_preset_runs_end_to_end_on_a_tiny_model(arena):
-    from tests import tasks
-
     tasks.save_glue(arena / "data/glue")
     tasks.save_superglue(arena / "data/superglue")
     paper = workspace.read_yaml(workspace.ROOT / preset.PATH)["paper"]
