@@ -3,13 +3,13 @@
 import json
 import os
 import platform
-import sys
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pipeline import artifacts
+from pipeline.arena.machine import cpu
 
 FOLDER = Path("benchmarks/results")
 PACKAGES = ("torch", "transformers", "peft", "numpy", "scipy", "tensorly", "safetensors")
@@ -18,21 +18,13 @@ PACKAGES = ("torch", "transformers", "peft", "numpy", "scipy", "tensorly", "safe
 def machine(threads: int) -> dict[str, Any]:
     """Return what the figures depend on: the machine, what else it does now, and versions."""
     return {
-        "cpu": _cpu(),
+        "cpu": cpu(),
         "cores": os.cpu_count(),
         "threads": threads,
         "load_average": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
     }
-
-
-def _cpu() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def write(path: Path, part: str, where: Mapping[str, Any], measured: Iterable[Mapping[str, Any]]) -> None:

@@ -1,18 +1,15 @@
 """The page in a real browser without a network: it sorts, filters, hovers, and says nothing to the console."""
 
-import os
 import re
-import shutil
 from contextlib import chdir
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 from pipeline.compare.comparison import compare
 from pipeline.compare.page import page as html_of
+from tests.browser import LOCAL, chromium
 from tests.pipeline.compare.records import cells, record, save
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 NARROW, WIDE = 400, 1280  # pixels
 HOSTILE = "LSR <img src=x onerror=alert(1)> </script><b>r=5"
 EXPERIMENTS = [
@@ -37,13 +34,8 @@ def address(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    if BROWSER is None:
-        assert "CI" not in os.environ, "no chromium is installed, and CI tests the page in one"
-        pytest.skip("no chromium is installed")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+    with chromium() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture
@@ -59,9 +51,7 @@ def opened(browser, address):
         page.on("console", lambda said: complaints.append(said.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("dialog", lambda dialog: complaints.append("a script of a text has run"))
-        page.on(
-            "request", lambda asked: asked.url.startswith(("file:", "data:", "blob:")) or complaints.append(asked.url)
-        )
+        page.on("request", lambda asked: asked.url.startswith(LOCAL) or complaints.append(asked.url))
         page.goto(address + hash_)
         page.wait_for_function("document.documentElement.dataset.ready === 'yes'")
         return page
