@@ -68,12 +68,14 @@ def compete(runs: Sequence[Run], found: dict[str, Record], path: Path, jobs: int
         UserError: if anything of it cannot run, before any of it does; if a worker dies.
     """
     left = [run for run in runs if plan.missing(run, found)]
+    check.check(left)
+    for run in {run.task: run for run in runs}.values():
+        cell = run.cell(1.0, 1.0, run.preset.seeds[0])
+        examples = path.parent / "examples" / f"{run.task}.parquet"
+        if run in left or not examples.exists():  # they are not committed: a row of the table says where they are from
+            write_examples(task_of(cell, cell.view()), examples)
     if not left:
         return
-    check.check(left)
-    for run in {run.task: run for run in left}.values():
-        cell = run.cell(1.0, 1.0, run.preset.seeds[0])
-        write_examples(task_of(cell, cell.view()), path.parent / "examples" / f"{run.task}.parquet")
     # Workers read these when they import torch.
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     os.environ |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}

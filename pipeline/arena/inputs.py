@@ -60,7 +60,7 @@ def write_examples(task: Task, path: Path) -> None:
     Where one of several choices is to be right, all of them are one example, and the label is the number of the choice.
     """
     test = _select(_mapped(made(task), "test"), TEXTS)
-    table = test.with_format("arrow")[:]
+    table = test.with_format("arrow")[:].select([name for name in TEXTS if name in test.column_names])
     if task.row.choices:
         groups = members(np.asarray(_mapped(made(task), "test")[GROUP][:]))
         texts, found = np.asarray(test["text"][:]), np.asarray(test["label"][:])
