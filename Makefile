@@ -9,7 +9,8 @@ PYTEST := pytest -n auto --maxprocesses 8 --dist worksteal
 # Stages and DVC find `python` and `dvc` on the PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # What would not fit a screen: what is behind a score, further counts, and hashes of what a stage has read.
-UNCOMPARED := .*_(low|high|baseline|stored|effective|bytes|error|difference)$$|artifacts
+UNCOMPARED := .*_(low|high|baseline|stored|effective|bytes|error|difference)$$|artifacts|reports/(tokenize|factorize_init|train)/.*
+UNCOMPARED := $(UNCOMPARED)|(rows|train|validation|test)_.*|energy_.*|error$$|(best|last)_.*|steps$$
 # A notice at every build that another generator will follow this one.
 export NO_MKDOCS_2_WARNING := 1
 
