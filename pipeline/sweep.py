@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir
 from pathlib import Path
-from typing import NoReturn
 
 from dvc.exceptions import InvalidArgumentError
 from dvc.utils.cli_parse import to_path_overrides
@@ -21,6 +20,7 @@ from dvc.utils.hydra import apply_overrides, get_hydra_sweeps, to_hydra_override
 from hydra.errors import HydraException
 
 from pipeline import console, params
+from pipeline.command_line import Parser
 from pipeline.errors import UserError, first_line, leaving_in_plain_lines
 
 PROGRAM = "python -m pipeline.sweep"
@@ -31,14 +31,6 @@ Overrides = Mapping[str, Sequence[str]]  # of one experiment: the file, and what
 
 class Everything(params.InputsView, params.FactorizeInitView, params.TrainView, params.EvaluateView):
     """All that an experiment depends on: two that see the same run alike."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print one line and leave."""
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def commands(values: Sequence[str], name: str) -> list[str]:

@@ -5,7 +5,6 @@ goes on where it was. Files of records from other machines are read where they a
 """
 
 import argparse
-import json
 import os
 import re
 import shlex
@@ -17,6 +16,7 @@ from statistics import mean, median
 
 from pipeline import console
 from pipeline.arena import check, plan, preset, record
+from pipeline.arena.changes import changes
 from pipeline.arena.inputs import write_examples
 from pipeline.arena.measure import measure, task_of
 from pipeline.arena.plan import Cell, Run
@@ -144,18 +144,10 @@ def queue(runs: Sequence[Run], found: Mapping[str, Record]) -> Iterator[str]:
     """
     for run in runs:
         first, *_ = plan.repeated(run, found) or [run.cell(1.0, 1.0, run.preset.seeds[0])]
-        values = dict(first.overrides) | {"seed": ",".join(map(str, run.preset.seeds))}
-        changes = [word for key, value in values.items() for word in ("-S", f"{key}={hydra(value)}")]
-        yield shlex.join(["dvc", "exp", "run", "--queue", "--name", slug(f"{run.name} {run.title}"), *changes])
-
-
-def hydra(value: object) -> str:
-    """Return a value in the words of `dvc exp run -S`."""
-    if isinstance(value, list | tuple):
-        return f"[{','.join(map(hydra, value))}]"
-    if isinstance(value, dict):
-        return f"{{{','.join(f'{key}: {hydra(inner)}' for key, inner in value.items())}}}"
-    return value if isinstance(value, str) else json.dumps(value)
+        values = {key: value for key, value in first.overrides if key != "seed"}
+        changed = [*changes(values), f"seed={','.join(map(str, run.preset.seeds))}"]
+        words = [word for change in changed for word in ("-S", change)]
+        yield shlex.join(["dvc", "exp", "run", "--queue", "--name", slug(f"{run.name} {run.title}"), *words])
 
 
 def slug(text: str) -> str:

@@ -4,26 +4,18 @@ import argparse
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
 
 from pipeline import console
 from pipeline.arena.preset import PATH, Preset
 from pipeline.arena.record import ENDING, FOLDER, Record, read
+from pipeline.command_line import Parser
 from pipeline.compare.comparison import BASELINE, RESAMPLES
-from pipeline.errors import MISTAKE, UserError, leaving_in_plain_lines, nearest
+from pipeline.errors import UserError, leaving_in_plain_lines, nearest
 from pipeline.params.reading import load_table
 
 PROGRAM = "python -m pipeline.compare"
 OUTPUT = Path("reports", "compare")
 EXTRA = ("altair", "vl_convert", "itables", "jinja2")  # packages of the extra `compare`
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print one line and leave."""
-        self.exit(MISTAKE, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def parser() -> Parser:

@@ -7,11 +7,12 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pipeline import artifacts, console
+from pipeline.command_line import Parser
 from pipeline.data.texts import encode
-from pipeline.errors import MISTAKE, UserError, drop_output, flush_output, leaving_in_plain_lines
+from pipeline.errors import UserError, drop_output, flush_output, leaving_in_plain_lines
 from pipeline.methods import task
 from pipeline.methods.task import Task
 from pipeline.params import ADAPTERS
@@ -26,14 +27,6 @@ if TYPE_CHECKING:
 
 PROGRAM = "python -m pipeline.predict"
 NO_LIMIT = 10**6  # tokens; a tokenizer without a limit reports 1e30
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser that reports errors in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print one line and exit."""
-        self.exit(MISTAKE, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def parser() -> Parser:
