@@ -1,16 +1,19 @@
 """transformers' Trainer, looking at the validation split without the adapter's cost."""
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from pipeline.methods import adapters
+from pipeline.training.rounded import RoundedWeights
 
 
 class MergingTrainer(Trainer):
@@ -23,6 +26,13 @@ class MergingTrainer(Trainer):
     def __init__(self, *args: Any, keeps_order: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._keeps_order = keeps_order
+        dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
+        self._weights = RoundedWeights(cast("Any", self.model), dtype) if dtype else None
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the loss of a batch after its backward pass; no frozen weight is rounded more than once."""
+        with self._weights.applied() if self._weights else nullcontext():
+            return super().training_step(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Return the Trainer's metrics; the model is then as it was, bit for bit."""

@@ -1,6 +1,7 @@
 """The Trainer's look at the validation split: merged where that is exact, and nothing is left of it."""
 
 import copy
+from contextlib import nullcontext
 
 import peft
 import pytest
@@ -10,6 +11,8 @@ from transformers import Trainer, TrainingArguments
 
 import lsr
 from benchmarks.capabilities.models import tiny
+from lsr.tuner.linear import LsrLinear
+from pipeline.training import rounded
 from pipeline.training.trainer import MergingTrainer
 
 EXAMPLES = Dataset.from_list(
@@ -59,3 +62,43 @@ def test_puts_the_weights_back_when_evaluation_fails(tmp_path):
     with pytest.raises(IndexError):
         MergingTrainer(model=adapted, args=arguments, eval_dataset=broken).evaluate()
     assert all(torch.equal(value, before[name]) for name, value in adapted.state_dict().items())
+
+
+def test_rounds_frozen_weights_once_a_training_and_trains_the_same(tmp_path, monkeypatch):
+    def trained(folder):
+        adapted = model("lsr")
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            use_cpu=True,
+            bf16=True,
+            report_to=[],
+            disable_tqdm=True,
+            per_device_train_batch_size=2,
+            num_train_epochs=2,
+            eval_strategy="epoch",
+            save_strategy="no",
+        )
+        MergingTrainer(model=adapted, args=arguments, train_dataset=EXAMPLES, eval_dataset=EXAMPLES).train()
+        return adapted.state_dict()
+
+    seen = []
+    rounding = rounded._only_multiplied
+    monkeypatch.setattr(rounded, "_only_multiplied", lambda model: seen.append(1) or rounding(model))
+    once = trained(tmp_path / "once")
+    assert len(seen) == 1
+    monkeypatch.setattr(rounded.RoundedWeights, "applied", lambda _: nullcontext())
+    always = trained(tmp_path / "always")
+    assert all(torch.equal(value, always[name]) for name, value in once.items())
+    assert any(not torch.equal(value, once[name]) for name, value in model("lsr").state_dict().items())
+
+
+def test_rounds_again_what_holds_something_else_by_now():
+    adapted = model("lsr")
+    weight = next(module for module in adapted.modules() if isinstance(module, LsrLinear)).base_layer.weight
+    weights = rounded.RoundedWeights(adapted, torch.bfloat16)
+    with weights.applied():
+        assert weight.dtype is torch.bfloat16
+    weight.data = weight + 1  # as a start that is folded into the weight, after an evaluation
+    with weights.applied():
+        found = weight.detach().clone()
+    assert torch.equal(found, weight.bfloat16())
