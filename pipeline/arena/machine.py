@@ -4,6 +4,7 @@ import os
 import platform
 import resource
 import sys
+import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
@@ -39,6 +40,14 @@ def cpu() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def clock() -> float:
+    """Return seconds of processor time, which other work on the machine does not count in; of a GPU, of the wall."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
 
 
 def forget_peak() -> None:

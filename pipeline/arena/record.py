@@ -53,7 +53,7 @@ class Record(BaseModel):
     file_bytes: int  # of the adapter's file, its head included
     degrees_of_freedom: int | None  # of the updates that it can reach; None where nobody has counted them
 
-    seconds: dict[str, float]  # by what they were spent on: load, start, train, score
+    seconds: dict[str, float]  # by what they were spent on: load, start, train, score; see machine.clock
     peak_bytes: int  # of the process' memory
     made: dict[str, str]  # by whom and when: commit, date, cpu, and versions of torch, transformers and peft
 

@@ -8,8 +8,9 @@ the Jacobian.
 from collections import Counter
 
 import torch
-from peft import C3AConfig, FourierFTConfig, IA3Config, LNTuningConfig, LoraConfig, PeftModel, VeraConfig
+from peft import C3AConfig, FourierFTConfig, IA3Config, LNTuningConfig, LoKrConfig, LoraConfig, PeftModel, VeraConfig
 from peft.tuners.fourierft.layer import FourierFTLayer
+from peft.tuners.lokr import LoKrLayer
 from peft.tuners.lora import LoraLayer
 from peft.tuners.vera import VeraLayer
 
@@ -17,6 +18,7 @@ import lsr
 from lsr.tuner.adapter import LsrAdapter
 from lsr.tuner.linear import adapted_layers
 from pipeline.methods.bitfit import BitfitConfig
+from pipeline.methods.kadaptation import KadaptationConfig, KadaptationLinear
 
 # Each parameter changes the model in an independent direction.
 LINEAR = (C3AConfig, IA3Config, LNTuningConfig, BitfitConfig)
@@ -34,11 +36,23 @@ def degrees_of_freedom(model: PeftModel, trained: int) -> int | None:
         return sum(_waves(layer) for layer in layers if isinstance(layer, FourierFTLayer))
     if isinstance(config, VeraConfig):
         return trained - sum(isinstance(layer, VeraLayer) for layer in layers)
+    if isinstance(config, LoKrConfig):
+        return trained - sum(_surplus_of_lokr(layer) for layer in layers if isinstance(layer, LoKrLayer))
+    if isinstance(config, KadaptationConfig):
+        # In each term U and V share a basis in every layer, and the shared factor a scale with all of them.
+        count = sum(isinstance(layer, KadaptationLinear) for layer in layers)
+        return trained - config.n * (count * config.r**2 + 1)
     if type(config) is LoraConfig and not config.use_dora:
         found = [layer for layer in layers if isinstance(layer, LoraLayer)]
         # An adapter without layers trains whole modules.
         return trained - sum(layer.r["default"] ** 2 for layer in found)
     return None
+
+
+def _surplus_of_lokr(layer: LoKrLayer) -> int:
+    """Return how many directions leave the update alone: a scale between the factors, and a basis inside each pair."""
+    pairs = [side for side in (layer.lokr_w1_b, layer.lokr_w2_b) if "default" in side]
+    return 1 + sum(len(side["default"]) ** 2 for side in pairs)
 
 
 def _waves(layer: FourierFTLayer) -> int:

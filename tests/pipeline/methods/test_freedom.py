@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from peft import C3AConfig, FourierFTConfig, LoraConfig, UniLoraConfig, VeraConfig, get_peft_model
+from peft import C3AConfig, FourierFTConfig, LoKrConfig, LoraConfig, UniLoraConfig, VeraConfig, get_peft_model
 from torch import nn
 
 import lsr
 from pipeline.methods.freedom import degrees_of_freedom
+from pipeline.methods.kadaptation import KadaptationConfig
 
 WIDTH = 12
 
@@ -32,6 +33,10 @@ CONFIGS = {
     "VeRA": VeraConfig(r=5, target_modules=["query"]),
     "C3A": C3AConfig(block_size=4, target_modules=["query"]),
     "FourierFT": FourierFTConfig(n_frequency=20, target_modules=["query"]),
+    "LoKr": LoKrConfig(r=2, alpha=2, decompose_both=True, decompose_factor=3, target_modules=["query"]),
+    "KronA": LoKrConfig(r=99, decompose_factor=3, target_modules=["query"]),
+    "KAdaptation": KadaptationConfig(n=3, r=1, target_modules=["query"]),
+    "KAdaptation, rank 2": KadaptationConfig(n=2, r=2, target_modules=["query"]),
     "factors": dense(),
     "Kronecker": dense(rank_shape=(2, 1), separation_rank=2, in_shape=(4, 3), out_shape=(3, 4)),
     "Kronecker, one term": dense(rank_shape=(2, 2), separation_rank=1, in_shape=(4, 3), out_shape=(3, 4)),
