@@ -13,6 +13,7 @@ from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from pipeline.methods import adapters
+from pipeline.training.allocator import keep_freed_memory
 from pipeline.training.rounded import RoundedWeights
 
 
@@ -28,6 +29,12 @@ class MergingTrainer(Trainer):
         self._keeps_order = keeps_order
         dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
         self._weights = RoundedWeights(cast("Any", self.model), dtype) if dtype else None
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, as the Trainer does."""
+        if self.args.device.type == "cpu":
+            keep_freed_memory()
+        return super().train(*args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the loss of a batch after its backward pass; no frozen weight is rounded more than once."""
