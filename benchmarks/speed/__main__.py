@@ -1,4 +1,4 @@
-"""What adapters cost: a layer, more terms, a training step, the way to a score, many in a batch; beside other methods.
+"""What adapters cost: a layer, more terms, a training step, the way to a score, many in a batch; and how costs grow.
 
 Results are in benchmarks/results/speed.json and speed.png.
 """
@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 from benchmarks import figures
-from benchmarks.speed import layer, many, many_report, race, report, step, terms
+from benchmarks.speed import growth, layer, many, many_report, race, report, step, terms
 from pipeline.errors import leaving_in_plain_lines
 
-PARTS = ("layer", "terms", "step", "race", "many")
+PARTS = ("layer", "terms", "step", "race", "many", "growth")
 RESULTS = figures.FOLDER / "speed.json"
 PICTURE = figures.FOLDER / "speed.png"
 ROUNDS = 9  # of steps
@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run_race(options.threads)
         if "many" in parts:
             run_many(options.threads, many.COUNTS, many.ROUNDS)
+        if "growth" in parts:
+            run_growth(options.threads, growth.CASES, growth.ROUNDS)
     draw()
 
 
@@ -66,6 +68,11 @@ def run_race(threads: int, epochs: int = race.EPOCHS) -> None:
 def run_many(threads: int, counts: tuple[int, ...], rounds: int) -> None:
     """Measure many adapters in one batch; print and write the figures."""
     _publish("many", threads, many.run(threads, counts, rounds), many_report.show, many_report.targets)
+
+
+def run_growth(threads: int, cases: tuple[tuple[str, int], ...], rounds: int) -> None:
+    """Measure how costs grow; print and write the figures."""
+    _publish("growth", threads, growth.run(threads, cases, rounds), report.show_growth, lambda rows: ())
 
 
 def _publish(

@@ -73,7 +73,7 @@ def run(threads: int, counts: tuple[int, ...] = COUNTS, rounds: int = ROUNDS) ->
 def serve(count: int, rounds: int) -> list[Row]:
     """Time batches by each way to serve so many adapters."""
     names = [str(row % count) for row in range(ROWS)]
-    banks = {form: _bank(form, count) for form in FORMS}
+    banks = {form: bank(form, count) for form in FORMS}
     # PEFT loops over the adapters that a batch names, so it has these alone: more would only take longer to load.
     peer = _lora(min(count, ROWS))
     models: dict[str, Any] = {
@@ -86,9 +86,9 @@ def serve(count: int, rounds: int) -> list[Row]:
     sizes[PEER] = _peer_bytes(peer, min(count, ROWS)) * count
     rows = []
     for length in LENGTHS:
-        batch = _batch(length)
+        inputs = batch(length)
         with torch.inference_mode():
-            times = take_turns({name: partial(model, **batch) for name, model in models.items()}, rounds, lambda: None)
+            times = take_turns({name: partial(model, **inputs) for name, model in models.items()}, rounds, lambda: None)
         rows += [_row(length, method, count, times, sizes.get(method)) for method in models]
     return rows
 
@@ -121,14 +121,15 @@ def _lora_loading(count: int) -> Loading:
     return Loading(PEER, count, median(times[:LOADED]), median(times[-LOADED:]), None)
 
 
-def _bank(form: str, count: int) -> AdapterBank:
+def bank(form: str, count: int) -> AdapterBank:
+    """Return a bank of so many adapters of one form."""
     with tempfile.TemporaryDirectory() as folder:
         _save(FORMS[form](**COMMON), Path(folder))
         reading = read_adapter(folder)
-    bank = AdapterBank(_base(), capacity=count)
+    filled = AdapterBank(_base(), capacity=count)
     for number in range(count):  # of equal values, each in a place of its own
-        bank.add(str(number), reading)
-    return bank
+        filled.add(str(number), reading)
+    return filled
 
 
 def _lora(count: int) -> Any:
@@ -152,7 +153,8 @@ def _base() -> Any:
     return AutoModelForSequenceClassification.from_config(SHAPES[MODEL]).eval()
 
 
-def _batch(length: int) -> dict[str, Tensor]:
+def batch(length: int) -> dict[str, Tensor]:
+    """Return rows of so many tokens, drawn once."""
     config = SHAPES[MODEL]
     assert isinstance(config, BertConfig)
     generator = torch.Generator().manual_seed(0)

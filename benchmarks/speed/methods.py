@@ -12,11 +12,11 @@ from lsr.tuner.linear import LsrLinear
 
 Targets = Sequence[str] | str
 
-FROZEN, PEER, TEXTBOOK, OURS = "frozen", "LoRA r=8", "LSR, textbook", "LSR r=4 s=16"
+FROZEN, PEER, SMALLEST_PEER, TEXTBOOK, OURS = "frozen", "LoRA r=8", "LoRA r=1", "LSR, textbook", "LSR r=4 s=16"
 CONFIGS: dict[str, Callable[..., PeftConfig]] = {
     OURS: partial(LsrConfig, rank_shape=(2, 2), separation_rank=16),
     "LSR r=4 s=1": partial(LsrConfig, rank_shape=(2, 2), separation_rank=1),
-    "LoRA r=1": partial(LoraConfig, r=1),
+    SMALLEST_PEER: partial(LoraConfig, r=1),
     "LoRA r=4": partial(LoraConfig, r=4),
     PEER: partial(LoraConfig, r=8),
     "LoKr r=8": partial(LoKrConfig, r=8),

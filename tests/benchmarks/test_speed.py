@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from transformers import BertConfig
 
 from benchmarks.speed import __main__ as command
-from benchmarks.speed import layer, many, many_report, race, report, step, terms, timing
+from benchmarks.speed import growth, layer, many, many_report, race, report, step, terms, timing
 from benchmarks.speed.methods import FROZEN, METHODS, OURS, PEER, TEXTBOOK, adapted, trained
 from pipeline.params import changed
 from tests import workspace
@@ -141,6 +141,18 @@ def test_a_step_runs_with_every_method(targets, monkeypatch):
     assert sizes[PEER] == 8 * sizes["LoRA r=1"]
 
 
+def test_of_the_frozen_model_gradients_reach_the_first_layer(monkeypatch):
+    monkeypatch.setitem(step.SHAPES, "MiniLM", TINY)
+    model = step._model(step.Case("MiniLM", "q, v"), FROZEN)
+    seen = []
+    model.get_submodule("bert.encoder.layer.0.attention.self.query").register_full_backward_hook(
+        lambda *call: seen.append(call[1][0])
+    )
+    step.step(model, 2, 4)()
+    assert seen[0].abs().max() > 0
+    assert not any(name.startswith("bert") for name, value in model.named_parameters() if value.grad is not None)
+
+
 FAMILY = {
     "rank_shape": [3],
     "separation_rank": 1,
@@ -188,7 +200,7 @@ def test_the_command_writes_figures_and_the_picture(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(layer, "WITH_MEMORY", SMALL[:2])
     monkeypatch.setattr(report, "SHOWN", SMALL)
     command.run_layer([SMALL], threads=1, rounds={8: 2})
-    rows = [step.Row("RoBERTa-base", "all linear", method, 1, 0.5, 2.0, 1.2, 10**6) for method in METHODS]
+    rows = [step.Row("RoBERTa-base", "all linear", method, 1, 0.5, 2.0, 1.2, 1.3, 0.8, 10**6) for method in METHODS]
     monkeypatch.setattr(step, "run", lambda *arguments: rows)
     command.run_step([], threads=1, rounds=1)
     command.draw()
@@ -198,6 +210,8 @@ def test_the_command_writes_figures_and_the_picture(tmp_path, monkeypatch, capsy
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
     shown = capsys.readouterr().out
     assert "overhead over LoRA r=8's, forward and backward" in shown
+    assert "RoBERTa-base, all linear, examples/s over LoRA r=1's: 1.30 (at least 1: met)" in shown
+    assert "| 80%" in shown
     assert "RoBERTa-base, all linear, examples/s over LoKr's: 1.00 (at least 1.4: missed)" in shown
 
 
@@ -207,6 +221,24 @@ def few(monkeypatch):
     monkeypatch.setitem(step.SHAPES, "MiniLM", BertConfig(**TINY.to_diff_dict() | {"num_hidden_layers": 2}))
     for name, value in {"ROWS": 3, "LENGTHS": (4,), "LOADED": 2}.items():
         monkeypatch.setattr(many, name, value)
+
+
+@pytest.mark.parametrize("what", growth.GROWING)
+def test_what_a_size_costs(what, few, tiny):
+    sizes, _ = growth.GROWING[what]
+    row = growth.measure(what, min(sizes[0], 40), rounds=1)
+    assert row.what == what
+    assert row.seconds > 0
+    assert row.peak_bytes >= 0
+    assert sizes[-1] >= 100 * sizes[0]
+
+
+def test_growth_has_the_exponent_of_its_power_law(monkeypatch, tmp_path, capsys):
+    rows = [growth.Row("tokens", size, 3e-3 * size**1.5, 10**6) for size in (1, 10, 100)]
+    monkeypatch.setattr(growth, "run", lambda *arguments: rows)
+    monkeypatch.setattr(command, "RESULTS", tmp_path / "speed.json")
+    command.run_growth(threads=1, cases=(), rounds=1)
+    assert "exponent | 1.5 | 0" in capsys.readouterr().out
 
 
 def test_many_adapters_are_served_by_every_way(few, capsys):
@@ -246,7 +278,7 @@ def test_targets_of_many_are_told_with_what_the_base_model_leaves():
 def test_a_part_that_is_none_is_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         command.main(["laier"])
-    assert "expected one of layer, terms, step, race, many, got laier" in capsys.readouterr().err
+    assert "expected one of layer, terms, step, race, many, growth, got laier" in capsys.readouterr().err
 
 
 def test_all_cores_are_used_unless_asked_otherwise():
