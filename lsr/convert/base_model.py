@@ -1,4 +1,4 @@
-"""The base model of an adapter: found by its name, loaded with a head like the adapter's, its tokenizer and labels."""
+"""The base model of an adapter, looked up by name and loaded with a matching head; its tokenizer and label names."""
 
 import importlib
 import json
@@ -32,8 +32,8 @@ VOCABULARIES = (
     *("tokenizer.json", "vocab.txt", "vocab.json"),
     *("spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
 )
-TASK = "task.json"  # which the stage train of the pipeline writes
-NO_CODE = {"trust_remote_code": False}  # without it transformers asks on the terminal whether to run a folder's code
+TASK = "task.json"  # written by the pipeline's train stage
+NO_CODE = {"trust_remote_code": False}  # otherwise transformers asks on the terminal whether to run a folder's code
 EXPLAINED = (
     *(OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, ImportError, AssertionError),
     SafetensorError,
@@ -41,10 +41,10 @@ EXPLAINED = (
 
 
 def empty_base(fields: Mapping[str, Any], base: str | None = None) -> PreTrainedModel:
-    """Return the base model that an adapter's fields name, or `base`, without values: on the meta device.
+    """Return the base model named in an adapter's configuration, or `base`, on the meta device.
 
     Raises:
-        InputError: if it is not there.
+        InputError: if it does not exist or cannot be loaded.
     """
     name, revision = _named_base(fields, base)
     with _explained(name, revision):
@@ -53,10 +53,10 @@ def empty_base(fields: Mapping[str, Any], base: str | None = None) -> PreTrained
 
 
 def load_base(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], base: str | None = None) -> PreTrainedModel:
-    """Return the base model that an adapter's fields name, or `base`, with a head like that of the adapter's tensors.
+    """Return the base model named in an adapter's configuration, or `base`, with a head that fits the tensors.
 
     Raises:
-        InputError: if it is not there, cannot be loaded, or has weights for another number of labels.
+        InputError: if it does not exist, cannot be loaded, or has weights for another number of labels.
     """
     name, revision = _named_base(fields, base)
     kind = _model_class(fields)
@@ -70,11 +70,11 @@ def load_base(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], base: st
             revision=revision,
             use_safetensors=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # an own error is clearer
+            ignore_mismatched_sizes=True,  # our own error is clearer
             **NO_CODE,
         )
     for key, found, wanted in sorted(info["mismatched_keys"]):
-        raise InputError(f"base model {name}: {key} is {by(found)}, the adapter is for {by(wanted)}")
+        raise InputError(f"base model {name}: {key} is {by(found)}, but the adapter is for {by(wanted)}")
     for key in sorted(info["missing_keys"] - own.keys()):
         raise InputError(f"base model {name}: {key} is missing, and the adapter does not hold it either")
     if fields.get("task_type") == "SEQ_CLS":
@@ -83,7 +83,7 @@ def load_base(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], base: st
 
 
 def _name_padding(config: PretrainedConfig) -> None:
-    """Take the end of a text for padding where there is none, as in GPT-2: a decoder's head refuses batches else."""
+    """Pad with the end-of-text token if there is no padding token, as in GPT-2: a decoder's head needs one."""
     if getattr(config, "pad_token_id", None) is None:
         ends = getattr(config, "eos_token_id", None)
         config.pad_token_id = ends[0] if isinstance(ends, list) else ends
@@ -109,7 +109,7 @@ def load_tokenizer(folder: Path, base: str | None = None) -> PreTrainedTokenizer
 
 
 def tokenizer_of(fields: Mapping[str, Any], folder: Path, base: str | None = None) -> PreTrainedTokenizerBase | None:
-    """Return the tokenizer in a folder, or else that of the base model that an adapter's fields name, or `base`.
+    """Return the same as `load_tokenizer`, given the fields of the configuration.
 
     Raises:
         InputError: if its files cannot be read.
@@ -131,10 +131,10 @@ def _has_file(name: str, revision: str | None, file: str) -> bool:
 
 
 def read_labels(folder: Path) -> list[str] | None:
-    """Return the names of the labels that task.json beside an adapter has, where a pipeline has written one.
+    """Return the label names in the pipeline's task.json next to an adapter; None if there are none.
 
     Raises:
-        InputError: if the file is no JSON object, or its labels are no list of texts.
+        InputError: if the file is not a JSON object, or its labels are not a list of strings.
     """
     path = folder / TASK
     if not path.is_file():
@@ -142,35 +142,35 @@ def read_labels(folder: Path) -> list[str] | None:
     try:
         labels = json.loads(path.read_text(encoding="utf-8"))["labels"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InputError(f"{path}: no JSON object with labels: {first_line(error)}") from None
+        raise InputError(f"{path}: not a JSON object with labels: {first_line(error)}") from None
     if not (labels is None or (isinstance(labels, list) and all(isinstance(name, str) for name in labels))):
-        raise InputError(f"{path}: labels: needed: a list of names, or null")
+        raise InputError(f"{path}: labels must be a list of names or null")
     return labels
 
 
 def name_labels(model: PeftModel, names: Sequence[str], where: str = "--labels") -> None:
-    """Name the labels in the configuration of the base model; `where` says where the names come from.
+    """Set the label names in the base model's configuration; `where` names their source in messages.
 
     Raises:
-        InputError: if there are more or fewer names than labels, or a name comes twice.
+        InputError: unless there is one name per label, all different.
     """
     count = model.config.num_labels
     if len(names) != count or len(set(names)) != count:
-        raise InputError(f"{where}: needs {count} different names, one a label of the head, got {' '.join(names)}")
+        raise InputError(f"{where}: needs {count} different names, one per label of the head, got {' '.join(names)}")
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: index for index, name in enumerate(names)}
 
 
 def _named_base(fields: Mapping[str, Any], base: str | None) -> tuple[str, str | None]:
-    """Return what `from_pretrained` takes, a folder or a hub repository, and its revision.
+    """Return the folder or hub repository to pass to `from_pretrained`, and its revision.
 
     Raises:
-        NoBaseError: if none is named, or the folder is not there.
+        NoBaseError: if none is named, or the folder does not exist.
     """
     name = base if base is not None else fields.get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise NoBaseError(f"{CONFIG}: base_model_name_or_path names no base model; name it with --base")
-    if name.startswith((".", "/", "~")) and not Path(name).is_dir():  # a hub repository's name does not look so
+    if name.startswith((".", "/", "~")) and not Path(name).is_dir():  # no hub repository's name starts like this
         raise NoBaseError(f"base model {name}: no such folder")
     if base is not None:
         return name, None
@@ -191,14 +191,14 @@ def _model_class(fields: Mapping[str, Any]) -> Any:
     try:
         kind = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
-        raise InputError(f"{CONFIG}: auto_mapping names a class {module}.{name} that is not there") from None
+        raise InputError(f"{CONFIG}: auto_mapping names a class {module}.{name} that does not exist") from None
     if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
-        raise InputError(f"{CONFIG}: auto_mapping names {module}.{name}, which is no class of models")
+        raise InputError(f"{CONFIG}: auto_mapping names {module}.{name}, which is not a model class")
     return kind
 
 
 def _skeleton(kind: Any, config: PretrainedConfig, name: str) -> PreTrainedModel:
-    """Return a model without values.
+    """Return a model on the meta device.
 
     Raises:
         InputError: if it would have too many modules.
@@ -209,10 +209,10 @@ def _skeleton(kind: Any, config: PretrainedConfig, name: str) -> PreTrainedModel
 
 @contextmanager
 def _explained(name: str, revision: str | None = None) -> Iterator[None]:
-    """Turn what loading a model raises into one line.
+    """Turn exceptions raised while loading a model into one line.
 
     Raises:
-        NoBaseError: for whatever went wrong.
+        NoBaseError: for any of them.
     """
     try:
         yield
@@ -228,7 +228,7 @@ def _explained(name: str, revision: str | None = None) -> Iterator[None]:
 
 
 def _set_labels(config: PretrainedConfig, kind: Any, own: Mapping[str, Tensor], name: str) -> None:
-    """Give the configuration the number of labels with which the head has the shapes of the adapter's tensors.
+    """Set the number of labels with which the head has the shapes of the adapter's tensors.
 
     Raises:
         InputError: if there is no such number, or the model would be far larger than its weights.
@@ -244,9 +244,9 @@ def _set_labels(config: PretrainedConfig, kind: Any, own: Mapping[str, Tensor], 
             check_weights(name, model, own)
             return
     key = differing[0]
-    raise InputError(f"base model {name}: {key} is {by(own[key].shape)} in the adapter and {by(shapes[key])} here")
+    raise InputError(f"base model {name}: {key} is {by(own[key].shape)} in the adapter, but {by(shapes[key])} here")
 
 
 def by(shape: Sequence[int]) -> str:
-    """Return a shape as messages show it: 24 x 3."""
+    """Return a shape as shown in messages: 24 x 3."""
     return " x ".join(map(str, shape))

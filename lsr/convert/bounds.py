@@ -1,4 +1,4 @@
-"""What a base model's configuration may ask for: its author can write any number, and only its weights are proof."""
+"""Bounds on the size of a base model: its configuration can ask for anything, and only its weights are proof."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,12 +12,12 @@ from lsr.convert.files import InputError
 
 MOST_MODULES = 100_000  # the largest mixtures of experts have some 70,000
 PER_BYTE = 4  # entries that a byte of weights can hold: two bits each
-FRESH = 10_000_000  # entries that need not be in the weights, such as a head's
+FRESH = 10_000_000  # entries that may be missing from the weights, such as a head's
 
 
 @contextmanager
 def few_modules(name: str) -> Iterator[None]:
-    """Stop the making of a model that has more modules than any has.
+    """Stop the construction of a model with more modules than any real one.
 
     Raises:
         InputError: as soon as there are too many.
@@ -28,7 +28,7 @@ def few_modules(name: str) -> Iterator[None]:
         nonlocal count
         count += 1
         if count > MOST_MODULES:
-            raise InputError(f"base model {name}: config.json asks for over {MOST_MODULES:,} modules; at most so many")
+            raise InputError(f"base model {name}: config.json asks for more than {MOST_MODULES:,} modules, the limit")
 
     hook = register_module_module_registration_hook(look)
     try:
@@ -38,16 +38,16 @@ def few_modules(name: str) -> Iterator[None]:
 
 
 def check_weights(name: str, model: PreTrainedModel, own: Mapping[str, Tensor]) -> None:
-    """Compare a model without values with the weights of a folder that it would be loaded from, and with the adapter's.
+    """Check that a model on the meta device is not far larger than the weights in its folder and the adapter's tensors.
 
     Raises:
-        InputError: if it is far larger: what is not in the weights would be drawn.
+        InputError: if it is: the missing weights would be drawn at random.
     """
     if not Path(name).is_dir():
-        return  # weights of the hub are not here yet
+        return  # weights on the hub are not downloaded yet
     size = sum(path.stat().st_size for path in Path(name).glob("*.safetensors"))
     needed = sum(parameter.numel() for parameter in model.parameters())
     if needed > PER_BYTE * size + sum(value.numel() for value in own.values()) + FRESH:
         raise InputError(
-            f"base model {name}: config.json asks for {needed:,} parameters, and its weights are {size:,} bytes"
+            f"base model {name}: config.json asks for {needed:,} parameters, but its weights are {size:,} bytes"
         )

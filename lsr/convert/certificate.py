@@ -1,6 +1,6 @@
-"""What compress and prune share: layers with fewer terms become an adapter's folder, with a certificate for each layer.
+"""Shared by compress and prune: layers with fewer terms are written as an adapter, with a certificate for each layer.
 
-A certificate is the exact relative distance of what is written to what was there.
+A certificate is the exact relative distance between the update as written and the original one.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from lsr.tuner.config import LsrConfig
 
 @dataclass(frozen=True)
 class LayerCertificate:
-    """What became of one layer."""
+    """The result for one layer."""
 
     separation_rank: int
     parameters_before: int
@@ -27,7 +27,7 @@ class LayerCertificate:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What became of an adapter: `error` is that of all layers as one long vector."""
+    """The result for an adapter: `error` is that of all layers as one long vector."""
 
     layers: dict[str, LayerCertificate]
     error: float
@@ -35,7 +35,7 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Part:
-    """One layer on its way to a file: its factors, their shapes, and what multiplies their product."""
+    """A layer to be written: its factors, their shapes, and the scaling of their product."""
 
     form: Form
     reduced: Reduced
@@ -50,7 +50,7 @@ def reduce_layer(
     separation_rank: int | None,
     error: float | None,
     sides: tuple[Tensor, Tensor] | None = None,  # (m1 * ... * mD, r), (r, n1 * ... * nD), known to be separable
-    whole: Reduced | None = None,  # what is there already
+    whole: Reduced | None = None,  # the adapter's own factors, without error
 ) -> Reduced:
     """Return the fit with `separation_rank` terms, or with the fewest that reach the error.
 
@@ -84,7 +84,7 @@ def write_parts(
     parts: Mapping[str, Part],
     others: Mapping[str, Tensor],  # heads and biases, by their names in the file
 ) -> Certificate:
-    """Write an adapter's folder: the configuration with the shapes of the parts, their factors and what is beside them.
+    """Write an adapter folder: the configuration with the shapes of the parts, their factors and all other tensors.
 
     Raises:
         InputError: if the folder cannot be written.
@@ -112,7 +112,7 @@ def _with_shapes(config: LsrConfig, parts: Mapping[str, Part]) -> LsrConfig:
 
 
 def check_values(separation_rank: int | None, error: float | None, rank_shape: tuple[int, ...] | None) -> None:
-    """Refuse values that mean nothing.
+    """Check the values of the options.
 
     Raises:
         InputError: names the option and what is allowed.

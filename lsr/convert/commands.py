@@ -1,6 +1,6 @@
-"""The commands of `python -m lsr`: each calls one function of this package and prints what became of it.
+"""The commands of `python -m lsr`: each calls one function of this package and prints the result.
 
-Tables are plain aligned text: it needs no further package, and reads the same in a terminal, a file or a pipe.
+Tables are plain aligned text, which needs no further package and reads the same in a terminal, a file or a pipe.
 """
 
 import argparse
@@ -31,15 +31,15 @@ SINGULAR_VALUES = 4  # in the table
 
 
 def run_export(options: argparse.Namespace) -> None:
-    """Write, load what was written, and print how far its outputs are from those of the adapter.
+    """Write an export, load it back, and print how far its outputs are from the adapter's.
 
     Raises:
-        InputError: if the options do not go together, or the adapter, its base or the output folder is not usable.
+        InputError: if the options conflict, or the adapter, its base or the output folder is not usable.
     """
     sources = (options.adapter, *([Path(options.base)] if options.base else []))
     check_output(options.output, sources, replace=options.force)
     if options.labels and options.to != "merged":
-        raise InputError("--labels: an adapter folder has no place for names of labels; only with --to merged")
+        raise InputError("--labels: an adapter folder cannot hold label names; use --to merged")
     model = load_adapter(options.adapter, options.base)
     if options.labels:
         name_labels(model, options.labels)
@@ -54,11 +54,11 @@ def run_export(options: argparse.Namespace) -> None:
         tokenizer = load_tokenizer(options.adapter, options.base)
         rounding = export_merged(model, options.output, dtype=dtype, tokenizer=tokenizer, force=options.force)
         if tokenizer is None:
-            print("no tokenizer beside the adapter or its base model: add its files for a server")
+            print("no tokenizer beside the adapter or its base model: add its files before serving")
     print(f"{options.output}: {options.to}, {len(rounding.layers)} layers, {options.dtype}, {_size(options.output)}")
     worst = rounding.worst
     print(
-        f"error of the update by {options.dtype}: {rounding.total:.2g} in total, "
+        f"rounding error of the update in {options.dtype}: {rounding.total:.2g} in total, "
         f"{rounding.layers[worst]:.2g} at most, in {worst}"
     )
     print(f"outputs for {len(ids)} x {ids.shape[1]} seeded token ids; the largest is {float(expected.abs().max()):.3g}")
@@ -102,7 +102,7 @@ def _totals(report: AdapterReport) -> str:
         for name in ("trained", "stored", "effective", "lora_parameters")
     }
     return (
-        f"together {sums['trained']:,} trained, {sums['stored']:,} stored, {sums['effective']:,} effective, "
+        f"total: {sums['trained']:,} trained, {sums['stored']:,} stored, {sums['effective']:,} effective, "
         f"{sums['lora_parameters']:,} as LoRA; heads and biases {report.other_parameters:,}"
     )
 
@@ -134,7 +134,7 @@ def run_prune(options: argparse.Namespace) -> None:
 
 
 def run_frames(options: argparse.Namespace) -> None:
-    """Write frames of several adapters, and print how much they hold of each."""
+    """Write frames of several adapters, and print how much of each they capture."""
     reports = pool_frames(
         options.sources,
         options.output,
@@ -165,7 +165,7 @@ def _show(options: argparse.Namespace, certificate: Certificate) -> None:
         for name, layer in layers.items()
     ]
     before, after = (sum(getattr(c, name) for c in layers.values()) for name in ("parameters_before", "parameters"))
-    rows.append(["together", "", f"{before:,}", f"{after:,}", f"{certificate.error:.4g}"])
+    rows.append(["total", "", f"{before:,}", f"{after:,}", f"{certificate.error:.4g}"])
     print(f"{options.output}: {len(layers)} layers of {prefix.rstrip('.') or 'the model'}, {_size(options.output)}")
     print(table(("layer", "terms", "parameters before", "after", "‖ΔW′ − ΔW‖/‖ΔW‖"), rows))
     if after >= before:
@@ -173,7 +173,7 @@ def _show(options: argparse.Namespace, certificate: Certificate) -> None:
 
 
 def differences(options: argparse.Namespace, ids: Tensor, expected: Tensor) -> list[tuple[str, float]]:
-    """Return the largest difference to the adapter's outputs for each way to load what was written."""
+    """Return the largest difference from the adapter's outputs for each way to load the export."""
     if options.to == "merged":
         found = outputs(load_plain(options.output, options.adapter), ids)
         return [(f"merged, {options.dtype}", largest_difference(found, expected))]
@@ -181,13 +181,13 @@ def differences(options: argparse.Namespace, ids: Tensor, expected: Tensor) -> l
     beside = largest_difference(outputs(model, ids), expected)
     merged = largest_difference(outputs(model.merge_and_unload(), ids), expected)
     return [
-        (f"lora, {options.dtype}, beside its base", beside),
+        (f"lora, {options.dtype}, unmerged", beside),
         (f"lora, {options.dtype}, merged by PEFT", merged),
     ]
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return aligned lines: the first column to the left, figures to the right."""
+    """Return aligned lines: the first column to the left, the others to the right."""
     lines = [list(columns), *map(list, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     return "\n".join(

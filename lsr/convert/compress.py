@@ -1,4 +1,4 @@
-"""An existing PEFT LoRA written as an LSR adapter, with a certificate of what that leaves out."""
+"""Write an existing PEFT LoRA as an LSR adapter, with a certificate of the error."""
 
 import re
 from collections.abc import Mapping
@@ -19,14 +19,14 @@ from lsr.tuner.expressions import check_expressions
 from lsr.tuner.saved import CONFIG
 
 BIASES = {"none": "none", "all": "all", "lora_only": "lsr_only"}
-# Fields of LoRA that are read, or say nothing about the trained update.
+# Fields of LoRA that are read, and fields that do not affect the trained update.
 READ = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "modules_to_save", "lora_dropout")
 IRRELEVANT = (
     *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
     *("inference_mode", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
     *("fan_in_fan_out", "eva_config", "megatron_core", "runtime_config", "qalora_group_size"),
 )
-UNCHANGED_BASE = (True, False, "gaussian", "orthogonal", "eva")  # starts that leave the base weight as it is
+UNCHANGED_BASE = (True, False, "gaussian", "orthogonal", "eva")  # initializations that leave the base weight unchanged
 
 
 def compress_lora(
@@ -38,14 +38,14 @@ def compress_lora(
     rank_shape: tuple[int, ...] | None = None,
     force: bool = False,
 ) -> Certificate:
-    """Write an existing PEFT LoRA as an LSR adapter: the same heads and biases, updates as near as its terms allow.
+    """Write an existing PEFT LoRA as an LSR adapter: the same heads and biases, updates as close as its terms allow.
 
     With `error` each layer gets the fewest terms that reach it, at most `separation_rank` if that is given too. Without
     `rank_shape` each layer keeps its rank, split into two factors.
 
     Raises:
-        InputError: if the folder is no LoRA, has no exact LSR form, the error is out of reach, or a
-            value is not usable.
+        InputError: if the folder is not a LoRA or has no exact LSR form, the error is out of reach, or a value is not
+            allowed.
     """
     folder, output = Path(folder), Path(output)
     check_values(separation_rank, error, rank_shape)
@@ -78,10 +78,10 @@ def lora_pairs(
     lora: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
-    """Return (scaling * B, A) of each layer of a LoRA by name, and the tensors that are no factors.
+    """Return (scaling * B, A) of each layer of a LoRA by name, and all other tensors.
 
     Raises:
-        InputError: if a tensor is no matrix of a linear layer, a factor is missing, or an expression takes too long.
+        InputError: if a factor is not that of a linear layer or is missing, or an expression takes too long.
     """
     sides: dict[str, dict[str, Tensor]] = {}
     others = {}
@@ -110,7 +110,7 @@ def lora_pairs(
 def _lora_scaling(folder: Path, lora: Mapping[str, Any], name: str, rank: int) -> float:
     expected = override(lora.get("rank_pattern") or {}, name, lora.get("r", rank))
     if expected != rank:
-        raise InputError(f"{folder}: layer {name!r} has the rank {rank}, its configuration says {expected}")
+        raise InputError(f"{folder}: layer {name!r} has rank {rank}, but its configuration says {expected}")
     alpha = override(lora.get("alpha_pattern") or {}, name, lora.get("lora_alpha", LoraConfig().lora_alpha))
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not isfinite(alpha):
         raise InputError(f"{folder}: layer {name!r}: its alpha must be a finite number, got {alpha!r}")
@@ -118,7 +118,7 @@ def _lora_scaling(folder: Path, lora: Mapping[str, Any], name: str, rank: int) -
 
 
 def _check_exact(folder: Path, lora: Mapping[str, Any]) -> None:
-    """Refuse what LoRA's options do beside B A.
+    """Refuse options of LoRA that do more than add B A.
 
     Raises:
         InputError: names the option.
@@ -148,7 +148,7 @@ def _check_limit(separation_rank: int | None, forms: Mapping[str, Form]) -> None
     """Refuse more terms than any layer can use.
 
     Raises:
-        InputError: names the largest number that means something.
+        InputError: names the largest number allowed.
     """
     limit = max(form.max_separation_rank for form in forms.values())
     if separation_rank is not None and separation_rank > limit:

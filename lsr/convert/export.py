@@ -1,6 +1,6 @@
-"""A trained LSR adapter as what others read: a plain PEFT LoRA folder, or a plain transformers checkpoint.
+"""Export a trained LSR adapter for other software: as a plain PEFT LoRA folder or a plain transformers checkpoint.
 
-The LoRA is exact, for A and B of LSR are LoRA factors: no SVD, and the scaling is folded into B.
+The LoRA is exact, because A and B of LSR are LoRA factors: no SVD is taken, and the scaling is folded into B.
 """
 
 import re
@@ -24,13 +24,13 @@ from lsr.tuner.start import layers_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ROUNDOFF = 1e-12  # relative, of products in float64
-UPDATE_ROUNDOFF = 1e-6  # the same in float32, beside the start that is subtracted
+UPDATE_ROUNDOFF = 1e-6  # the same in float32, relative to the initial update that is subtracted
 BIASES = {"none": "none", "all": "all", "lsr_only": "lora_only"}
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """What writing an update in a dtype costs: relative errors, ||written - update||_F / ||update||_F."""
+    """The relative errors of an update written in a dtype, ||written - update||_F / ||update||_F."""
 
     layers: dict[str, float]
     total: float  # of all layers as one long vector
@@ -51,7 +51,8 @@ def export_lora(
 ) -> Rounding:
     """Write an LSR adapter as a LoRA folder, which PEFT loads without this package: the same update, head and biases.
 
-    Each layer has its true rank (twice that if its start is subtracted) and the scaling 1. Same bytes every time.
+    Each layer has its true rank (twice that if an initial update is subtracted) and scaling 1. The bytes are the same
+    every time.
 
     Raises:
         InputError: if the folder exists and `force` is false, or the dtype loses more of the update than
@@ -87,7 +88,7 @@ def export_merged(
     tokenizer: Any = None,
     force: bool = False,
 ) -> Rounding:
-    """Write the base model with the update added to its weights, and a tokenizer if there is one; `model` is used up.
+    """Write the base model with the update merged into its weights, and the tokenizer if given; modifies `model`.
 
     Raises:
         InputError: as `export_lora`.
@@ -100,7 +101,7 @@ def export_merged(
     plain = cast("Any", model.merge_and_unload())
     for name, parameter in plain.named_parameters():
         parameter.data = rounded(name, parameter.data, dtype)
-    plain.to(dtype)  # buffers, and what the configuration says
+    plain.to(dtype)  # buffers, and the dtype in the configuration
     with writing(folder) as new:
         plain.save_pretrained(str(new))
         if tokenizer is not None:
@@ -109,7 +110,7 @@ def export_merged(
 
 
 def lora_pair(layer: LsrLinear, adapter_name: str) -> tuple[Tensor, Tensor]:  # (m, r or 2r), (r or 2r, n)
-    """Return B, with the scaling in it, and A: their product is the whole update of the layer."""
+    """Return B, including the scaling, and A: their product is the whole update of the layer."""
     adapter = layer.adapter(adapter_name)
     a, b = adapter.as_lora()
     return adapter.scaling * b.detach(), a.detach()
@@ -128,7 +129,7 @@ def _lora_fields(
     layers: Mapping[str, LsrLinear],
     pairs: Mapping[str, tuple[Tensor, Tensor]],
 ) -> dict[str, Any]:
-    """Return what adapter_config.json says: only keys that old versions of PEFT and other readers know."""
+    """Return the fields of adapter_config.json: only those that old versions of PEFT and other readers know."""
     config = cast("LsrConfig", model.peft_config[adapter_name])
     ranks = {name: len(right) for name, (_, right) in pairs.items()}
     usual = min(Counter(ranks.values()).items(), key=lambda item: (-item[1], item[0]))[0]
@@ -159,12 +160,12 @@ def _lora_fields(
 
 
 def _class_of(base: nn.Module) -> dict[str, str]:
-    """Return how PEFT names the class of a base model where no task says it."""
+    """Return PEFT's `auto_mapping`, which names the class of a base model if there is no task type."""
     return {"base_model_class": type(base).__name__, "parent_library": type(base).__module__}
 
 
 def _targets(model: PeftModel, names: list[str]) -> list[str] | str:
-    """Return full names; or, as PEFT takes a name for an ending, one expression if another layer ends like one."""
+    """Return full names, or one regular expression if other names end in one of them: PEFT matches endings."""
     endings = tuple(f".{name}" for name in names)
     modules = [key.removeprefix(PREFIX) for key, _ in model.named_modules()]
     if any(module.endswith(endings) for module in modules if module not in names):
@@ -173,7 +174,7 @@ def _targets(model: PeftModel, names: list[str]) -> list[str] | str:
 
 
 def _saved_whole(model: PeftModel, config: LsrConfig) -> list[str] | None:
-    """Return those entries of modules_to_save that the model has: PEFT adds the names of all usual heads."""
+    """Return the entries of modules_to_save that the model has: PEFT adds the names of all common heads."""
     wrapped = [name for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)]
     entries = [entry for entry in config.modules_to_save or [] if any(name.endswith(entry) for name in wrapped)]
     return sorted(set(entries)) or None
@@ -188,13 +189,13 @@ def _rounding_of_pairs(pairs: Mapping[str, tuple[Tensor, Tensor]], dtype: torch.
 
 
 def _distance(written: tuple[Tensor, Tensor], pair: tuple[Tensor, Tensor]) -> float:
-    """Return the distance of two products; 0 where it is roundoff, as it is for a fresh folded start less itself."""
+    """Return the distance of two products, or 0 if it is roundoff, as for an initial update minus itself."""
     found = distance_of_pairs(written, pair)
     return found if found > ROUNDOFF * float(pair[0].norm() * pair[1].norm()) else 0.0
 
 
 def _rounding_of_merge(layers: Mapping[str, LsrLinear], adapter_name: str, dtype: torch.dtype) -> Rounding:
-    """Measure ||round(W + ΔW) - W - ΔW||: where an entry of ΔW is below half a step of that of W, it vanishes."""
+    """Measure ||round(W + ΔW) - W - ΔW||: an entry of ΔW below half a rounding step of W's entry vanishes."""
     errors, lengths = {}, {}
     for name, layer in layers.items():
         weight, update = layer.pretrained_weight().float(), layer.get_delta_weight(adapter_name).detach()
@@ -203,7 +204,7 @@ def _rounding_of_merge(layers: Mapping[str, LsrLinear], adapter_name: str, dtype
         lengths[name] = float(update.double().norm())
         adapter = layer.adapter(adapter_name)
         if adapter.has_start and lengths[name] <= UPDATE_ROUNDOFF * float(adapter.start_update().norm()):
-            errors[name] = lengths[name] = 0.0  # a fresh start less itself
+            errors[name] = lengths[name] = 0.0  # an initial update minus itself
     return _relative(errors, lengths)
 
 
@@ -220,7 +221,7 @@ def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _relative(errors: Mapping[str, float], lengths: Mapping[str, float]) -> Rounding:
-    """Divide by the lengths of the updates; an update of zero that stays zero has the error 0."""
+    """Divide by the norms of the updates; a zero update that stays zero has error 0."""
     layers = {name: errors[name] / lengths[name] if lengths[name] else 0.0 for name in errors}
     total, length = (float(torch.tensor(list(v.values()), dtype=torch.float64).norm()) for v in (errors, lengths))
     return Rounding(layers, total / length if length else 0.0)

@@ -1,4 +1,4 @@
-"""Adapter folders on disk: read without running anything that they hold, written whole or not at all."""
+"""Adapter folders on disk: read without running any code in them, written completely or not at all."""
 
 import json
 import os
@@ -17,24 +17,24 @@ from lsr.tuner.saved import CONFIG, WEIGHTS, first_line, read_fields, read_weigh
 
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
 PREFIX = "base_model.model."  # PEFT puts it before each tensor's name in the base model
-# The name of a factor or core in the file: its layer, and what the adapter calls it.
+# The name of a factor or core in the file: its layer, and its name in the adapter.
 FACTOR = re.compile(rf"{re.escape(PREFIX)}(.*)\.lsr_adapters\.((?:factor|scale|start)_[AB]\d+|core)")
-# What a command writes: an adapter, or a checkpoint with its tokenizer; `task.json` is the pipeline's.
+# The files that a command writes: an adapter, or a checkpoint with its tokenizer; `task.json` is the pipeline's.
 WRITTEN = re.compile(
     r"adapter_config\.json|adapter_model\.safetensors|bank\.safetensors|task\.json|README\.md|"
     r"(generation_)?config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|"
     r"tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|chat_template\.jinja|"
     r"vocab\.(txt|json)|merges\.txt|(spiece|sentencepiece\.bpe|tokenizer)\.model"
 )
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what a terminal takes for a command or an end of a line
-LONGEST_LINE = 276  # characters of a message, which the name of a command goes before
-LONGEST_NAME = 200  # bytes: file systems allow 255, and the folder is written beside its place under a longer name
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what a terminal interprets as a command or a line break
+LONGEST_LINE = 276  # characters of a message, before a command's name is prepended
+LONGEST_NAME = 200  # bytes: file systems allow 255, and the folder is first written under a longer name
 
 
 class InputError(ValueError):
-    """A mistake that the user can mend: one line that says where, what, and what is allowed.
+    """A mistake that the user can fix: one line that says where, what, and what is allowed.
 
-    A file may hold anything, so the line is bounded, whatever it shows of it.
+    Its length is bounded, because it may quote a file that contains anything.
     """
 
     def __str__(self) -> str:
@@ -44,14 +44,14 @@ class InputError(ValueError):
 
 
 class NoBaseError(InputError):
-    """The base model is not there, or cannot be loaded."""
+    """The base model does not exist or cannot be loaded."""
 
 
 def read_config(folder: Path, method: str | None = None) -> dict[str, Any]:
-    """Return the fields of an adapter's JSON, of the PEFT method that is asked for.
+    """Return the fields of an adapter's configuration.
 
     Raises:
-        InputError: if the folder is no adapter, or one of another method.
+        InputError: if the folder is not an adapter, or not one of the PEFT method given.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; needed: a folder with {CONFIG} and {WEIGHTS}")
@@ -79,8 +79,8 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         for name in PICKLES:
             if (folder / name).exists():
                 raise InputError(
-                    f"{folder / name}: a pickle, which can run any code when it is read, so it is not; save the "
-                    f"adapter as {WEIGHTS}"
+                    f"{folder / name}: a pickle, which can run any code when read, so it is not read; save the adapter "
+                    f"as {WEIGHTS}"
                 )
         raise InputError(f"{folder}: {WEIGHTS} is missing")
     try:
@@ -95,7 +95,7 @@ def factor_key(layer_name: str, side: str, position: int) -> str:
 
 
 def write_adapter(folder: Path, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write JSON and tensors into a folder, the same bytes every time."""
+    """Write the configuration and tensors into a folder, with the same bytes every time."""
     text = json.dumps(dict(fields), indent=2, sort_keys=True)
     (folder / CONFIG).write_text(f"{text}\n", encoding="utf-8")
     own = {name: tensors[name].detach().cpu().clone().contiguous() for name in sorted(tensors)}
@@ -106,7 +106,7 @@ def check_output(path: Path, sources: tuple[Path, ...], *, replace: bool) -> Non
     """Check that a folder can be written, before anything is computed for it.
 
     Raises:
-        InputError: if it exists and may not be replaced, is a source or a folder around one, or its name is not usable.
+        InputError: if it exists and may not be replaced, is or contains a source, or its name is not allowed.
     """
     _check_name(path)
     target = path.resolve()
@@ -121,7 +121,7 @@ def check_output(path: Path, sources: tuple[Path, ...], *, replace: bool) -> Non
 
 
 def _check_name(path: Path) -> None:
-    """Refuse a name that no file system takes.
+    """Refuse a name that no file system accepts.
 
     Raises:
         InputError: says how long it may be.
@@ -133,23 +133,23 @@ def _check_name(path: Path) -> None:
 
 
 def check_replaceable(path: Path) -> None:
-    """Check that an existing folder consists of files that a command writes: nobody else's work is deleted.
+    """Check that an existing folder contains only files that a command writes, so that no other work is deleted.
 
     Raises:
-        InputError: if it is no folder, or names the first file or folder in it that is not of this package.
+        InputError: if it is not a folder, or contains anything else; names the first such entry.
     """
     if not path.is_dir() or path.is_symlink():
         raise InputError(f"{path}: not a folder, so it is not replaced")
     for file in sorted(path.iterdir()):
         if not WRITTEN.fullmatch(file.name) or file.is_symlink() or not file.is_file():
             raise InputError(
-                f"{path}: holds {file.name}, which is no file of an adapter or checkpoint, so it is not replaced"
+                f"{path}: holds {file.name}, which is not a file of an adapter or checkpoint, so it is not replaced"
             )
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """Yield a new folder beside `path`; it takes the place of `path` when all went well, and else nothing changes.
+    """Yield a new folder that replaces `path` if all goes well; otherwise nothing changes.
 
     Raises:
         InputError: if the folder cannot be written.
@@ -158,10 +158,10 @@ def writing(path: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        for file in temporary.iterdir():  # safetensors lets nobody else read them, but a server may be another user
+        for file in temporary.iterdir():  # safetensors makes them private, but a server may be another user
             file.chmod(temporary.stat().st_mode & 0o666)
         if os.path.lexists(path):
-            check_replaceable(path)  # again: since the first look, somebody may have put a file there
+            check_replaceable(path)  # again: since the first check, somebody may have put a file there
             path.rename(old)
         temporary.rename(path)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own words

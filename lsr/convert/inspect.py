@@ -1,4 +1,4 @@
-"""What a trained adapter is, layer by layer: sizes, the update's spectrum, conditioning, the LoRA that equals it."""
+"""A report on a trained adapter by layer: sizes, the update's spectrum, conditioning, the equivalent LoRA."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from lsr.tuner.linear import LsrLinear, adapted_layers
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One adapted layer. Norms are Frobenius norms, condition numbers 1 or more where no digits are lost."""
+    """One adapted layer. Norms are Frobenius norms; log10 of a condition number is the number of digits lost."""
 
     out_features: int
     in_features: int
@@ -33,7 +33,7 @@ class LayerReport:
     norm: float  # ||ΔW||
     relative_norm: float | None  # ||ΔW|| / ||W||; None without the base model
     singular_values: tuple[float, ...]  # of ΔW, all that can differ from zero
-    lora_rank: int  # of the LoRA that is the same update
+    lora_rank: int  # of the LoRA with the same update
     lora_parameters: int
     losses: dict[str, float]  # dtype -> relative error of the update if its factors were stored in it
 
@@ -45,7 +45,7 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class AdapterReport:
-    """All layers by name, the parameters beside them, and why the base model was left out, if it was."""
+    """All layers by name, the number of other parameters, and why the base model is missing, if it is."""
 
     layers: dict[str, LayerReport]
     other_parameters: int  # in the file: heads and biases
@@ -54,14 +54,14 @@ class AdapterReport:
 
 
 def inspect_adapter(folder: str | Path, base: str | None = None) -> AdapterReport:
-    """Return what an LSR adapter's folder holds.
+    """Return a report on an LSR adapter's folder.
 
-    Without `base`, the base model that the adapter names is loaded if it is there. If it is not, nothing is known of
-    ||W||, and all else is the same.
+    Without `base`, the base model that the adapter names is loaded if it exists. If it does not, ||W|| is unknown, and
+    all else is the same.
 
     Raises:
-        InputError: if the folder is no LSR adapter, or does not fit its base model.
-        NoBaseError: if there is no such base model as `base`.
+        InputError: if the folder is not an LSR adapter, or does not fit its base model.
+        NoBaseError: if `base` does not exist or cannot be loaded.
     """
     folder = Path(folder)
     fields, tensors = read_config(folder, "LSR"), read_tensors(folder)
@@ -78,7 +78,7 @@ def inspect_adapter(folder: str | Path, base: str | None = None) -> AdapterRepor
 
 
 def inspect_layer(layer: LsrLinear, *, has_base: bool = True, adapter_name: str = ADAPTER) -> LayerReport:
-    """Measure one adapted layer; nothing of the size of its weight is made."""
+    """Measure one adapted layer, without forming its update."""
     adapter = layer.adapter(adapter_name)
     form, sizes = adapter.form, layer.sizes(adapter_name)
     right, left = (side.detach() for side in adapter.as_lora())
@@ -110,7 +110,7 @@ def inspect_layer(layer: LsrLinear, *, has_base: bool = True, adapter_name: str 
 
 
 def _conditions(adapter: LsrAdapter, norm: float) -> Conditions:
-    """Return the condition numbers of ΔW, of a given norm; where a start is subtracted, that is cancellation too."""
+    """Return the condition numbers of A, B and ΔW, whose norm is given; subtracting an initial update cancels, too."""
     a, b = ([factor.detach().double() for factor in side] for side in adapter.factors())
     if adapter.has_core:
         right, left = (side.detach().double() for side in adapter.collapse())
@@ -123,7 +123,7 @@ def _conditions(adapter: LsrAdapter, norm: float) -> Conditions:
 
 
 def shared_prefix(names: Mapping[str, object]) -> str:
-    """Return the leading parts that all names have, with a dot at the end, but for the last part of each."""
+    """Return the leading parts that all names share, with a trailing dot, without the last part of any name."""
     parts = [name.split(".")[:-1] for name in names]
     shared = []
     for column in zip(*parts, strict=False):

@@ -1,4 +1,4 @@
-"""An LSR adapter's folder becomes a PEFT model on its base model, or, without a base model, its layers alone."""
+"""Load an LSR adapter's folder as a PEFT model on its base model, or just its layers without a base model."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,13 +21,13 @@ ADAPTER = "default"
 
 
 def load_adapter(folder: Path, base: str | None = None) -> PeftModel:
-    """Return an adapter beside its base model, in evaluation mode and float32.
+    """Return an adapter on its base model, in evaluation mode and float32.
 
     The base is the one that the adapter names, or `base`, a folder or a hub repository. It gets as many labels as the
-    adapter's head has.
+    adapter's head.
 
     Raises:
-        InputError: if the folder is no LSR adapter, or the base model is not there or does not fit it.
+        InputError: if the folder is not an LSR adapter, or the base model does not exist or does not fit it.
     """
     fields, tensors, config = read_config(folder, METHOD), read_tensors(folder), _config(folder)
     _check_layers(folder, empty_base(fields, base), config, list(_layers(folder, config, tensors)))
@@ -35,15 +35,15 @@ def load_adapter(folder: Path, base: str | None = None) -> PeftModel:
     adapted = _on_base(model, folder, tensors)
     adapted.float().eval()
     for layer in adapted_layers(adapted).values():
-        layer.settle()  # a folded start was rounded to the dtype of the base
+        layer.settle()  # a folded initial update was rounded to the dtype of the base
     return adapted
 
 
 def load_lora(folder: Path, base: str | None = None) -> PeftModel:
-    """Return an exported LoRA beside its base model, as plain PEFT loads it, in evaluation mode and float32.
+    """Return an exported LoRA on its base model, as plain PEFT loads it, in evaluation mode and float32.
 
     Raises:
-        InputError: if the folder is no LoRA adapter, or the base model is not there or does not fit it.
+        InputError: if the folder is not a LoRA adapter, or the base model does not exist or does not fit it.
     """
     fields, tensors = read_config(folder, "LORA"), read_tensors(folder)
     model = load_base(fields, tensors, base).float()
@@ -56,7 +56,7 @@ def load_lora(folder: Path, base: str | None = None) -> PeftModel:
 
 def _on_base(base: nn.Module, folder: Path, tensors: Mapping[str, Tensor]) -> PeftModel:
     try:
-        # The factors are in the file: drawing or decomposing them first would be for nothing.
+        # The factors are in the file: initializing them first would be a waste.
         model = PeftModel.from_pretrained(base, str(folder), low_cpu_mem_usage=True, torch_device="cpu")
     except EXPLAINED as error:
         raise InputError(f"{folder}: does not fit the base model: {misfit(error)}") from None
@@ -68,10 +68,10 @@ def _on_base(base: nn.Module, folder: Path, tensors: Mapping[str, Tensor]) -> Pe
 
 
 def load_layers(folder: Path) -> dict[str, LsrLinear]:
-    """Return an adapter's layers by name without a base model: their base weights have no values.
+    """Return an adapter's layers by name without a base model; their base weights are uninitialized.
 
     Raises:
-        InputError: if the folder is no LSR adapter, or its file does not hold all of it.
+        InputError: if the folder is not an LSR adapter, or its file is incomplete.
     """
     read_config(folder, METHOD)
     return _layers(folder, _config(folder), read_tensors(folder))
@@ -84,7 +84,7 @@ def _layers(folder: Path, config: LsrConfig, tensors: Mapping[str, Tensor]) -> d
             layers.setdefault(found[1], {})[f"lsr_adapters.{ADAPTER}.{found[2]}"] = tensor
     if not layers:
         raise InputError(f"{folder / WEIGHTS}: holds no LSR factors")
-    # Where factors are shared, the layer that stores them comes first, as on a model.
+    # If factors are shared, the layer that stores them comes first, as in a model.
     first = sorted(layers, key=lambda name: not any(".factor_" in key for key in layers[name]))
     try:
         check_room(config, layers)
@@ -97,7 +97,7 @@ def _layers(folder: Path, config: LsrConfig, tensors: Mapping[str, Tensor]) -> d
 
 def _layer(name: str, config: LsrConfig, holders: Holders, state: Mapping[str, Tensor]) -> LsrLinear:
     if config.resolved is None:
-        raise ValueError("resolved: the configuration does not say the shapes of the layers")
+        raise ValueError("resolved: the configuration does not contain the shapes of the layers")
     shapes = config.resolved.layer(name)
     base = torch.nn.utils.skip_init(nn.Linear, shapes.in_features, shapes.out_features, bias=False)
     layer = LsrLinear(base, ADAPTER, name)
@@ -106,14 +106,14 @@ def _layer(name: str, config: LsrConfig, holders: Holders, state: Mapping[str, T
     layer.base_hashes.clear()  # there is no weight to compare with
     own = {key: value for key, value in layer.state_dict().items() if not key.startswith("base_layer.")}
     for key in sorted(own.keys() ^ state.keys()):
-        raise ValueError(f"layer {name!r}: {key} is {'missing' if key in own else 'no part of this adapter'}")
+        raise ValueError(f"layer {name!r}: {key} is {'missing' if key in own else 'not part of this adapter'}")
     for key, tensor in state.items():
         room = own[key]
         if tensor.is_floating_point() != room.is_floating_point():
             raise ValueError(f"layer {name!r}: {key} is of {dtype_name(tensor.dtype)}, not {dtype_name(room.dtype)}")
         if tensor.shape != room.shape:
             raise ValueError(
-                f"layer {name!r}: {key} is {by(tensor.shape)}, and its configuration says {by(room.shape)}"
+                f"layer {name!r}: {key} is {by(tensor.shape)}, but its configuration says {by(room.shape)}"
             )
     layer.load_state_dict(state, strict=False)
     return layer
@@ -129,7 +129,7 @@ def _config(folder: Path) -> LsrConfig:
 
 
 def _check_layers(folder: Path, model: nn.Module, config: LsrConfig, names: Sequence[str]) -> None:
-    """Compare names and widths of the adapted layers with the base: PEFT's messages show shapes of factors.
+    """Check names and widths of the adapted layers against the base: PEFT's messages show shapes of factors.
 
     Raises:
         InputError: names the first layer that does not fit.

@@ -1,4 +1,4 @@
-"""Whether two models say the same: the largest difference of their outputs on token ids that are always the same."""
+"""Compare two models: the largest difference between their outputs on fixed token ids."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ ROWS, LENGTH, SEED = 8, 16, 0
 RESERVED = 2  # positions that RoBERTa's embeddings keep for padding
 
 
-def probe_ids(model: Any) -> Tensor:  # (ROWS, LENGTH), less where the model has fewer positions
+def probe_ids(model: Any) -> Tensor:  # (ROWS, LENGTH), shorter if the model has fewer positions
     """Return seeded token ids of the model's vocabulary.
 
     Raises:
@@ -31,7 +31,7 @@ def outputs(
     model: Any,
     ids: Tensor,  # (rows, length)
 ) -> Tensor:  # float64
-    """Return the model's first output, its logits if it has a head, row by row: so no padding token is needed."""
+    """Return the model's first output, the logits if it has a head, computed row by row to need no padding token."""
     inputs = [{"input_ids": row[None]} for row in ids]
     if model.config.is_encoder_decoder:
         inputs = [{**row, "decoder_input_ids": row["input_ids"]} for row in inputs]

@@ -1,4 +1,4 @@
-"""Frames that several trained adapters could have held, as a folder that new adapters take them from."""
+"""Frames in common for several trained adapters, written as a folder from which new adapters take them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lsr.algebra.frames import captured_energies, leading_frames
 from lsr.algebra.shapes import Form
+from lsr.convert.base_model import by
 from lsr.convert.compress import lora_pairs
 from lsr.convert.files import (
     PREFIX,
@@ -33,12 +34,12 @@ Pair = tuple[Tensor, Tensor]  # (m, k), (k, n): an update is their product
 
 @dataclass(frozen=True)
 class PooledFrames:
-    """Frames of one layer or kind: a share of the energy is 1 - ||ΔW - P ΔW Q||^2 / ||ΔW||^2."""
+    """Frames of one layer or kind; they capture 1 - ||ΔW - P ΔW Q||^2 / ||ΔW||^2 of an update's energy."""
 
     layers: int
     rank: int
     parameters: int
-    energy: dict[str, float]  # by the adapter's folder: held of its updates, mean over the layers
+    energy: dict[str, float]  # by adapter folder: the share captured of its updates, mean over the layers
 
 
 def pool_frames(
@@ -50,15 +51,15 @@ def pool_frames(
     dtype: str = "float32",
     force: bool = False,
 ) -> dict[str, PooledFrames]:
-    """Write frames that hold as much as they can of what the adapters, of LSR or LoRA, have learned of each layer.
+    """Write the frames that capture most of the updates of several adapters, of LSR or LoRA, in each layer.
 
-    The updates of all adapters, each with norm 1, are decomposed together, as in `lsr.algebra.frames`. An adapter that
-    has learned nothing yet counts with its frames. The folder is an adapter with the core zero: `frames` of LsrConfig
-    may name it. Without `rank` frames have the largest rank of the adapters.
+    The updates of all adapters, each normalized, are decomposed jointly, as in `lsr.algebra.frames`. An untrained
+    adapter contributes its frames instead. The folder is an adapter with zero cores, which `frames` of LsrConfig may
+    name. Without `rank`, the frames have the largest rank of the adapters.
 
     Raises:
-        InputError: if a folder is no adapter of LSR or LoRA, they adapt different layers or base models, or a value is
-            not usable.
+        InputError: if a folder is not an adapter of LSR or LoRA, they adapt different layers or base models, or a value
+            is not allowed.
     """
     folders, output = [Path(folder) for folder in adapters], Path(output)
     for name, value, allowed in (("--share", share, SHARED), ("--dtype", dtype, STORAGE)):
@@ -84,7 +85,7 @@ def pool_frames(
 
 
 def _updates(folder: Path, fields: Mapping[str, Any]) -> dict[str, Pair]:
-    """Return what an adapter has learned of each layer; where that is nothing, what it could."""
+    """Return the update of each layer; if it is zero, the product of the frames instead."""
     if fields["peft_type"] == "LORA":
         return lora_pairs(folder, fields, read_tensors(folder))[0]
     found = {}
@@ -108,7 +109,7 @@ def _common_shapes(updates: Mapping[str, Mapping[str, Pair]]) -> dict[str, tuple
             raise InputError(f"{folder if name in found else first}: adapts {name!r}, which not all adapters do")
         for name, shape in found.items():
             if shape != expected[name]:
-                raise InputError(f"{folder}: layer {name!r} is {shape[0]} x {shape[1]}, and not as in {first}")
+                raise InputError(f"{folder}: layer {name!r} is {by(shape)}, but {by(expected[name])} in {first}")
     return expected
 
 
@@ -121,7 +122,7 @@ def _groups(shapes: Mapping[str, tuple[int, int]], rank: int, share: str) -> dic
         groups.setdefault(key, []).append(name)
     for kind, layers in groups.items():
         if share == "layers" and len(layers) < 2:
-            raise InputError(f"--share layers needs two layers or more of a kind, and there is one {kind}")
+            raise InputError(f"--share layers needs two or more layers of a kind, and there is one {kind}")
     return groups
 
 

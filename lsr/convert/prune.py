@@ -1,4 +1,4 @@
-"""A trained LSR adapter written with fewer Kronecker terms, with a certificate of what that leaves out."""
+"""Write a trained LSR adapter with fewer Kronecker terms, with a certificate of the error."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,14 +26,14 @@ def prune_adapter(
     base: str | None = None,
     force: bool = False,
 ) -> Certificate:
-    """Write a trained LSR adapter with fewer terms: the trailing ones are dropped and the rest is fitted again.
+    """Write a trained LSR adapter with fewer terms: the trailing ones are dropped and the rest is refitted.
 
-    With `error` each layer gets the fewest terms that reach it, at most `separation_rank` if that is given too. A start
-    that was subtracted becomes part of the factors, which then have twice the rank.
+    With `error` each layer gets the fewest terms that reach it, at most `separation_rank` if that is given too. An
+    initial update that was subtracted becomes part of the factors, which then have twice the rank.
 
     Raises:
-        InputError: if the folder is no LSR adapter, does not fit its base model, no layer has as many terms, the error
-            is out of reach, or a value is not usable.
+        InputError: if the folder is not an LSR adapter, does not fit its base model or has no terms to drop, the error
+            is out of reach, or a value is not allowed.
     """
     folder, output = Path(folder), Path(output)
     check_values(separation_rank, error, None)
@@ -42,7 +42,7 @@ def prune_adapter(
     config, layers = model.peft_config[ADAPTER], adapted_layers(model)
     assert isinstance(config, LsrConfig)
     if config.has_core or len(config.rank_shape) < 2:
-        raise InputError(f"{folder}: has no Kronecker terms to drop, or a core between them (train: {config.train})")
+        raise InputError(f"{folder}: has no Kronecker terms to drop, or has a core (train: {config.train})")
     most = max(_terms(layer.adapter(ADAPTER)) for layer in layers.values())
     if separation_rank is not None and separation_rank >= most and error is None:
         raise InputError(f"--separation-rank must be below {most}, the most terms of a layer, got {separation_rank}")
@@ -52,12 +52,12 @@ def prune_adapter(
 
 
 def _terms(adapter: LsrAdapter) -> int:
-    """Return the terms that hold the whole update, the start that is subtracted included."""
+    """Return the number of terms of the whole update, including a subtracted initial update."""
     return adapter.form.separation_rank * (2 if adapter.has_start else 1)
 
 
 def _whole_form(adapter: LsrAdapter) -> Form:
-    """Return the form that holds the whole update, with one term: of twice the rank where a start is subtracted."""
+    """Return the form of the whole update, with one term: of twice the rank if an initial update is subtracted."""
     first, *rest = adapter.form.rank_shape
     return replace(adapter.form, rank_shape=(2 * first if adapter.has_start else first, *rest), separation_rank=1)
 
@@ -73,7 +73,7 @@ def _pruned(name: str, adapter: LsrAdapter, separation_rank: int | None, error: 
 
 
 def _sides(adapter: LsrAdapter) -> tuple[Tensor, Tensor]:  # (m1 * ... * mD, r or 2r), (r or 2r, n1 * ... * nD)
-    """Return B and A, or [B, -B0] and [A; A0], on all that the factors span: there they have as few terms as theirs."""
+    """Return B and A, or [B, -B0] and [A; A0], including the padding: cropped, they may need more terms."""
     a, b = (kron_sum(*(factor.detach().double() for factor in side)) for side in adapter.factors())
     if not adapter.has_start:
         return b, a
@@ -82,7 +82,7 @@ def _sides(adapter: LsrAdapter) -> tuple[Tensor, Tensor]:  # (m1 * ... * mD, r o
 
 
 def _whole(adapter: LsrAdapter, update: Update) -> Reduced | None:
-    """Return the adapter's own factors, which leave nothing out; None where a start is subtracted from them."""
+    """Return the adapter's own factors, without error; None if an initial update is subtracted from them."""
     if adapter.has_start:
         return None
     a, b = ([factor.detach() for factor in side] for side in adapter.factors())

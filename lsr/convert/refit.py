@@ -1,6 +1,6 @@
-"""An update B A written with few Kronecker terms, and the distance that this leaves: mathematics of compress and prune.
+"""Fit an update B A with few Kronecker terms and measure the error: the mathematics of compress and prune.
 
-Nothing of the size of the update is formed: it is given as a pair of thin matrices, and so is every difference.
+The update is never formed: it is given as a pair of thin matrices, and so is every difference.
 """
 
 import warnings
@@ -18,18 +18,18 @@ from lsr.algebra.spectrum import distance_of_pairs, singular_values_of_pair
 from lsr.algebra.sweeps import Factors
 from lsr.init.random import random_factors
 
-# Tighter than for a start, where training goes on: what is left out here is left out for good.
+# Tighter than for an initialization, which is still trained: an error here stays.
 SWEEPS = 200
 TOLERANCE = 1e-4
-# Where the factors span more rows or columns than are used.
+# If the factors span more rows or columns than are used.
 ROUNDS, SWEEPS_A_ROUND = 50, 5
-GAIN = 1e-3  # relative gain in distance of the last round
+GAIN = 1e-3  # the rounds end when the distance shrinks by less than this, relatively
 EXACT = 1e-7  # relative distance that float32 does not resolve
 
 
 @dataclass(frozen=True)
 class Update:
-    """What is to be written: `left @ right`, in the first rows and columns of what the factors span."""
+    """The update to fit: `left @ right`, in the leading rows and columns of those that the factors span."""
 
     left: Tensor  # (m, k)
     right: Tensor  # (k, n)
@@ -40,14 +40,14 @@ class Update:
         return float(singular_values_of_pair(self.left, self.right).norm())
 
     def spread(self, form: Form) -> tuple[Tensor, Tensor]:  # (m1 * ... * mD, k), (k, n1 * ... * nD)
-        """Return both sides on the factors' span in float64, zero in the padding."""
+        """Return both sides in float64, zero-padded to the widths that the factors span."""
         left, right = self.left.detach().double(), self.right.detach().double()
         return pad_columns(left.T, form.out_width).T, pad_columns(right, form.in_width)
 
 
 @dataclass(frozen=True)
 class Reduced:
-    """Factors in float32, as they are stored, and the certificate of what they leave out."""
+    """Factors in float32, as they are stored, and their error."""
 
     a: Factors  # (s, r_i, n_i) each
     b: Factors  # (s, m_i, r_i) each
@@ -66,17 +66,17 @@ def fit_update(
     sides: tuple[Tensor, Tensor] | None = None,  # (m1 * ... * mD, r), (r, n1 * ... * nD)
     seed: int = 0,
 ) -> Reduced:
-    """Return the best found B A of a form for an update.
+    """Return the best B A of the given form found for an update.
 
-    The fit starts from the sides of the truncated SVD, and from the leading terms of `sides`, in whose basis the update
-    is known to be separable, or of `left` and `right` if they have the rank of the form. The better of both is
-    returned.
+    Returns the better of two fits. One starts from the sides of the truncated SVD, the other from the leading terms of
+    `sides`, in whose basis the update is known to be separable, or of `left` and `right` if they have the rank of the
+    form.
 
     Raises:
         ValueError: if the form does not fit the update, or the update is not finite.
     """
     norm = update.norm
-    if norm == 0:  # nothing to fit: a fresh adapter is the same
+    if norm == 0:  # nothing to fit: a fresh adapter has the same update
         return Reduced(*random_factors(form, True, torch.Generator().manual_seed(seed)), 0.0, 0.0)
     if sides is None and len(update.right) == form.rank:
         sides = update.spread(form)
@@ -98,10 +98,10 @@ def _fit_used(
     start: tuple[Factors, Factors] | None,
     seed: int,
 ) -> tuple[Factors, Factors]:
-    """Return factors fitted to the rows and columns that are used, whatever they say about the others.
+    """Return factors fitted to the used rows and columns only; in the padding, their product may be anything.
 
-    The others are, round by round, what the last fit says of them, at first zero or what the start says: the distance
-    never grows.
+    Each round fills the padding of the target with the product of the last fit, at first with zeros or that of the
+    initial factors, and fits again: the distance never grows.
 
     Reference: Dempster, Laird & Rubin, "Maximum likelihood from incomplete data via the EM algorithm", 1977.
     """
@@ -129,17 +129,17 @@ def _fit_used(
 
 def _filled(
     update: Update,
-    pair: tuple[Tensor, Tensor],  # (M, k), (k, N), zero in rows and columns that are not used
+    pair: tuple[Tensor, Tensor],  # (M, k), (k, N), zero in the padding
     a: Factors,
     b: Factors,
 ) -> tuple[Tensor, Tensor]:
-    """Return the pair of the update where it is used, and of B A elsewhere."""
+    """Return a pair whose product is the update in the used rows and columns, and B A in the padding."""
     right, left = kron_sum(*a), kron_sum(*b)
     used_right, unused_left = torch.zeros_like(right), left.clone()
     rows, columns = len(update.left), update.right.shape[1]
     used_right[:, :columns] = right[:, :columns]
     unused_left[:rows] = 0
-    # B A = its used columns of used rows, which the update replaces, of unused rows, and its unused columns.
+    # B A consists of its used part, which the update replaces, the unused rows of used columns, and the unused columns.
     return torch.cat([pair[0], unused_left, left], dim=1), torch.cat([pair[1], used_right, right - used_right])
 
 
@@ -148,10 +148,10 @@ def drop_terms(
     form: Form,
     seed: int = 0,
 ) -> tuple[Factors, Factors]:
-    """Return the leading terms of both sides, of A and of B, each on its own.
+    """Return the leading terms of A and of B, each side on its own.
 
-    For two Kronecker factors this is `recondition` and leaving out the trailing terms, the best for each side. With C
-    and E the sides less what is dropped, ||B A - C E|| <= ||B - C|| ||A||_2 + ||C||_2 ||A - E||.
+    For two Kronecker factors this is `recondition` without the trailing terms, the optimum for each side. With C and E
+    the truncated B and A, ||B A - C E|| <= ||B - C|| ||A||_2 + ||C||_2 ||A - E||.
     """
     left, right = pair
     a = nearest_kron_sum(right, form.rank_shape, form.in_shape, form.separation_rank, seed)
@@ -159,16 +159,16 @@ def drop_terms(
 
 
 def distance(update: Update, a: Factors, b: Factors) -> float:
-    """Return ||update - B A||_F, of the rows and columns that are used."""
+    """Return ||update - B A||_F over the used rows and columns."""
     left = kron_sum(*(factor.double() for factor in b))[: len(update.left)]
     right = kron_sum(*(factor.double() for factor in a))[:, : update.right.shape[1]]
     return distance_of_pairs((update.left, update.right), (left, right))
 
 
 def fewest_terms(fit: Callable[[int], Reduced], error: float, most: int) -> Reduced:
-    """Return the fit with the fewest terms whose error is at most `error`, or, if there is none, that with `most`.
+    """Return the fit with the fewest terms whose error is at most `error`, or, if there is none, the one with `most`.
 
-    The number of terms doubles until the error is small enough, then bisects: with one term less, the fit was worse.
+    The number of terms doubles until the error is small enough, then bisects: with one term fewer, it was too large.
     """
     fails, terms = 0, 1
     found = fit(terms)
@@ -194,6 +194,6 @@ def total_error(parts: list[Reduced]) -> float:
 
 
 def split_rank(rank: int) -> tuple[int, int]:
-    """Return the two factors of a rank that are nearest to each other, the larger one first."""
+    """Return the two factors of a rank that are closest to each other, the larger one first."""
     small = next(size for size in range(isqrt(rank), 0, -1) if rank % size == 0)
     return rank // small, small

@@ -30,7 +30,7 @@ def bank_of(folders: Mapping[str, Path], base: str | None = None, *, collapse: b
     """Return a bank of adapters by name, on the base model that the first names, or `base`.
 
     Raises:
-        InputError: if one is no adapter or does not fit the others, or the base model is missing or does not fit.
+        InputError: if one is no LSR adapter or does not fit the others, or the base model is missing or does not fit.
     """
     first = next(iter(folders.values()))
     model = load_base(read_config(first, METHOD), read_tensors(first), base)

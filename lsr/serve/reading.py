@@ -37,7 +37,7 @@ def read_adapter(folder: str | Path) -> Reading:
     """Read an adapter's folder; no base model is needed.
 
     Raises:
-        InputError: if it is no LSR adapter, its files are inconsistent, or it trained biases of the base model.
+        InputError: if it is not an LSR adapter, its files are inconsistent, or it trained biases of the base model.
     """
     folder = Path(folder)
     fields = read_config(folder, METHOD)

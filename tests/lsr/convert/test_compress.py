@@ -184,7 +184,7 @@ def test_the_same_lora_gives_the_same_bytes(tmp_path):
         ({"a_new_option": 3}, "a_new_option=3 has no exact LSR form"),
         ({"bias": "some"}, r"bias must be one of \['none', 'all', 'lora_only'\], got 'some'"),
         ({"peft_type": "LSR"}, "an adapter of the method LSR; needed: LORA"),
-        ({"r": 5}, "has the rank 4, its configuration says 5"),
+        ({"r": 5}, "has rank 4, but its configuration says 5"),
     ],
 )
 def test_what_has_no_exact_form_is_refused(fields, message, tmp_path):

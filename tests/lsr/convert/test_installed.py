@@ -114,7 +114,7 @@ def test_a_package_that_is_not_installed_is_named_in_the_one_line(trained, tmp_p
             "def path():\n    raise RuntimeError('half installed')\n",
             "entry point broken_model:path failed: half installed",
         ),
-        ("def path():\n    return '/nowhere/at/all'\n", "names /nowhere/at/all, which is no folder"),
+        ("def path():\n    return '/nowhere/at/all'\n", "names /nowhere/at/all, which is not a folder"),
         ("", "entry point broken_model:path failed: "),
     ],
 )

@@ -128,7 +128,7 @@ def test_broken_shapes_are_one_line(resolved, read, plain):
 @each_reader
 def test_a_file_without_shapes_is_refused(read, plain):
     edit(plain, resolved=None)
-    with pytest.raises(InputError, match="resolved: the configuration does not say the shapes of the layers"):
+    with pytest.raises(InputError, match="resolved: the configuration does not contain the shapes of the layers"):
         read(plain)
 
 

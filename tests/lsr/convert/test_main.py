@@ -85,14 +85,14 @@ def test_the_outputs_of_an_export_are_those_of_the_adapter(case, to, tmp_path, c
     lines = ok(capsys, *export(to)).splitlines()
     header = next(i for i, line in enumerate(lines) if re.fullmatch(r"format +max \|difference\|", line))
     found = {line.rsplit(maxsplit=1)[0]: float(line.rsplit(maxsplit=1)[1]) for line in lines[header + 1 :]}
-    names = {"lora": ["lora, float32, beside its base", "lora, float32, merged by PEFT"], "merged": ["merged, float32"]}
+    names = {"lora": ["lora, float32, unmerged", "lora, float32, merged by PEFT"], "merged": ["merged, float32"]}
     assert list(found) == names[to]
     assert max(found.values()) < 1e-5
 
 
 def test_a_rounded_export_shows_its_error_and_its_difference(folder, capsys):
     text = ok(capsys, *export("lora", "--dtype", "bfloat16"))
-    assert 1e-4 < float(re.search(r"error of the update by bfloat16: ([\d.e-]+) in total", text)[1]) < 0.05
+    assert 1e-4 < float(re.search(r"error of the update in bfloat16: ([\d.e-]+) in total", text)[1]) < 0.05
     assert 0 < float(re.search(r"merged by PEFT +(\S+)", text)[1]) < 0.05
     assert {tensor.dtype for tensor in load_file("out/" + WEIGHTS).values()} == {torch.bfloat16}
 
@@ -124,7 +124,7 @@ def test_the_report_is_a_table_of_layers(folder, capsys, more):
     assert [line.split()[0] for line in lines[2:6]] == [
         f"{i}.attention.self.{n}" for i in (0, 1) for n in ("query", "value")
     ]
-    assert re.search(r"together 480 trained, 480 stored, 480 effective, 768 as LoRA; heads and biases 75", lines[6])
+    assert re.search(r"total: 480 trained, 480 stored, 480 effective, 768 as LoRA; heads and biases 75", lines[6])
     assert len(lines) == 7
 
 
@@ -172,7 +172,7 @@ def test_compress_and_prune_print_a_certificate(folder, capsys):
         assert re.split(r"  +", lines[1]) == names
         rows = [line.split() for line in lines[2:]]
         assert [row[0] for row in rows] == [f"{i}.attention.self.{n}" for i in (0, 1) for n in ("query", "value")] + [
-            "together"
+            "total"
         ]
         assert {row[1] for row in rows[:-1]} == {"2"}
         assert 0 < float(rows[-1][-1]) < 1
@@ -262,7 +262,7 @@ def test_a_base_without_a_head_gets_one_of_the_adapters_labels(folder, capsys):
 def test_a_base_in_half_precision_is_taken_as_it_is(folder, capsys):
     tiny("bert").bfloat16().save_pretrained("base")
     text = ok(capsys, *export())
-    assert float(re.search(r"beside its base +(\S+)", text)[1]) < 1e-6
+    assert float(re.search(r"unmerged +(\S+)", text)[1]) < 1e-6
 
 
 def test_a_folded_start_on_a_base_in_half_precision_is_subtracted_again(folder, capsys):
@@ -273,7 +273,7 @@ def test_a_folded_start_on_a_base_in_half_precision_is_subtracted_again(folder, 
     model.peft_config["default"].base_model_name_or_path = "base"
     model.save_pretrained("adapter", save_embedding_layers=False)
     text = ok(capsys, *export())
-    assert float(re.search(r"beside its base +(\S+)", text)[1]) < 1e-5
+    assert float(re.search(r"unmerged +(\S+)", text)[1]) < 1e-5
 
 
 # Mistakes
@@ -449,7 +449,7 @@ MISTAKES = {  # what is wrong: what is done to the folder, the words after expor
     "whole numbers": (with_tensors(of_dtype(torch.int64)), None, "factor_A1 is of int64, not float32"),
     "no values": (with_tensors(emptied), None, "factor_A1 holds no values; needed: float64"),
     "a base with code": (base_with_code, None, "base model BASE: cannot be loaded"),
-    "a base that is no model": (of_no_task("cached_file"), None, "cached_file, which is no class of models"),
+    "a base that is no model": (of_no_task("cached_file"), None, "cached_file, which is not a model class"),
     "a long name": (configure(peft_type="x" * 1_000_000), None, "adapter: an adapter of the method xxx"),
     "a large file": (
         configure(task_type="x" * 8_000_000),
@@ -508,12 +508,12 @@ MISTAKES = {  # what is wrong: what is done to the folder, the words after expor
         "factor_B2 is missing",
     ),
     "a head is missing": (with_tensors(drop("classifier.bias")), None, "classifier.bias"),
-    "another head": (with_tensors(relabel), None, "classifier.bias is 4 in the adapter and 3 here"),
+    "another head": (with_tensors(relabel), None, "classifier.bias is 4 in the adapter, but 3 here"),
     "other terms": (
         configure(separation_rank=2),
         None,
         f"adapter: {WEIGHTS} and {CONFIG} do not fit together: layer 'bert.encoder.layer.0.attention.self.query': "
-        "lsr_adapters.default.factor_A1 is 3 x 2 x 6, and its configuration says 2 x 2 x 6",
+        "lsr_adapters.default.factor_A1 is 3 x 2 x 6, but its configuration says 2 x 2 x 6",
     ),
     "a start of another initialization": (
         configure(init_weights="principal"),
@@ -540,7 +540,7 @@ MISTAKES = {  # what is wrong: what is done to the folder, the words after expor
     "other labels": (
         base_of(labels=5),
         None,
-        "base model BASE: classifier.bias is 5, the adapter is for 3",
+        "base model BASE: classifier.bias is 5, but the adapter is for 3",
     ),
     "half a base": (
         half_a_base,
@@ -550,7 +550,7 @@ MISTAKES = {  # what is wrong: what is done to the folder, the words after expor
     "a base of a million layers": (
         lambda folder: edit(folder / "base/config.json", num_hidden_layers=1_000_000),
         None,
-        "base model BASE: config.json asks for over 2,000 modules; at most so many",
+        "base model BASE: config.json asks for more than 2,000 modules, the limit",
     ),
     "a base of endless words": (
         lambda folder: edit(folder / "base/config.json", vocab_size=10**9),
@@ -574,7 +574,7 @@ MISTAKES = {  # what is wrong: what is done to the folder, the words after expor
     "not ours to replace": (
         write("out/notes.txt", b""),
         ["--force"],
-        "out: holds notes.txt, which is no file of an adapter or checkpoint, so it is not replaced",
+        "out: holds notes.txt, which is not a file of an adapter or checkpoint, so it is not replaced",
     ),
     "a file": (write("out", b""), ["--force"], "out: not a folder, so it is not replaced"),
     "the adapter itself": (
@@ -586,11 +586,11 @@ MISTAKES = {  # what is wrong: what is done to the folder, the words after expor
     "no parent to write": (write("file", b""), ["-o", "file/out"], "file/out: cannot be written"),
     "another format": (break_nothing, ["--to", "onnx"], "--to: invalid choice: 'onnx' (choose from"),
     "another dtype": (break_nothing, ["--dtype", "int8"], "--dtype: invalid choice: 'int8' (choose from"),
-    "labels of a LoRA": (break_nothing, ["--labels", "a", "b", "c"], "--labels: an adapter folder has no place"),
+    "labels of a LoRA": (break_nothing, ["--labels", "a", "b", "c"], "--labels: an adapter folder cannot hold label"),
     "too few labels": (
         break_nothing,
         ["--to", "merged", "--labels", "a", "b"],
-        "--labels: needs 3 different names, one a label of the head, got a b",
+        "--labels: needs 3 different names, one per label of the head, got a b",
     ),
     "labels of one name": (
         break_nothing,
@@ -677,7 +677,7 @@ def test_force_replaces_no_folder_with_a_file_of_somebody_else(command, name, fo
     FOREIGN[name](folder / "out" / name)
     before = tree(folder)
     line = mistake(capsys, *COMMANDS[command])
-    assert f"out: holds {name}, which is no file of an adapter or checkpoint, so it is not replaced" in line
+    assert f"out: holds {name}, which is not a file of an adapter or checkpoint, so it is not replaced" in line
     assert tree(folder) == before
 
 
@@ -785,13 +785,13 @@ def test_shared_factors_that_are_missing_or_doubled_are_one_line(
 def test_a_core_has_no_terms_to_prune(tmp_path, capsys, monkeypatch):
     shared(tmp_path, monkeypatch)
     line = mistake(capsys, "prune", "adapter", "-o", "out", "--error", "0.5")
-    assert line.endswith("adapter: has no Kronecker terms to drop, or a core between them (train: core)")
+    assert line.endswith("adapter: has no Kronecker terms to drop, or has a core (train: core)")
 
 
 def test_the_report_counts_what_is_shared_once(tmp_path, capsys, monkeypatch):
     shared(tmp_path, monkeypatch)
     text = ok(capsys, "inspect", "adapter")
-    assert "together 64 trained, 448 stored, 448 effective, 768 as LoRA" in text  # four cores, two A and B
+    assert "total: 64 trained, 448 stored, 448 effective, 768 as LoRA" in text  # four cores, two A and B
 
 
 def test_frames_that_are_gone_are_one_line(tmp_path, capsys, monkeypatch):
@@ -800,7 +800,7 @@ def test_frames_that_are_gone_are_one_line(tmp_path, capsys, monkeypatch):
     base = tiny("bert")
     base.name_or_path = "./base"
     train(get_peft_model(base, config)).save_pretrained("second")
-    assert "together 64 trained, 64 stored, 448 effective" in ok(capsys, "inspect", "second")
+    assert "total: 64 trained, 64 stored, 448 effective" in ok(capsys, "inspect", "second")
     ok(capsys, "export", "second", "--to", "lora", "-o", "out")
     shutil.rmtree("adapter")
     for words in (("inspect", "second"), ("export", "second", "--to", "lora", "-o", "again")):

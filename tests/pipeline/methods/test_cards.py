@@ -85,4 +85,4 @@ def test_a_task_whose_labels_are_none_is_one_line(tmp_path, capsys):
     finally:
         path.write_text(before)
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith(f"{path}: labels: needs 2 different names, one a label of the head, got a")
+    assert line.endswith(f"{path}: labels: needs 2 different names, one per label of the head, got a")

@@ -473,7 +473,7 @@ def test_a_broken_task_is_one_line(one, capsys, content, message):
 
 def test_a_pickled_adapter_is_refused(one, capsys):
     (artifacts.ADAPTER / "adapter_model.safetensors").rename(artifacts.ADAPTER / "adapter_model.bin")
-    assert "adapter_model.bin: a pickle, which can run any code when it is read, so it is not" in mistake(capsys, "a")
+    assert "adapter_model.bin: a pickle, which can run any code when read, so it is not read" in mistake(capsys, "a")
 
 
 def test_a_method_that_the_pipeline_does_not_train_is_refused(one, capsys):
