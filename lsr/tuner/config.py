@@ -1,4 +1,4 @@
-"""LsrConfig: what a user chooses of an LSR adapter."""
+"""LsrConfig: the options of an LSR adapter."""
 
 import re
 from collections import Counter
@@ -23,23 +23,23 @@ Value = TypeVar("Value")
 
 PATTERNS = ("rank_pattern", "separation_rank_pattern", "alpha_pattern")
 SHARED = ("none", "layers")
-CORED = ("core", "all")  # what trains where there is a core
+CORED = ("core", "all")  # the values of `train` that add a core
 TRAINED = ("factors", "first", *CORED)
 OWN = "own"
-DIAGONAL = 8  # what alpha is divided by where the core is diagonal: each direction moves by itself, whatever r is
-TERMS = 16  # the separation rank where none is given, and there are two factors or more
+DIAGONAL = 8  # divides alpha if the core is diagonal: its directions are independent, whatever r is
+TERMS = 16  # the default separation rank for two or more factors
 
 
 @dataclass
 class LsrConfig(PeftConfig):
     """Configuration of an LSR adapter: ΔW = alpha / r * (sum_k B1_k ⊗ B2_k) R (sum_k A1_k ⊗ A2_k).
 
-    The update has rank r = r1 * r2 * ..., the product of `rank_shape`; with one factor a side A and B are dense. The
-    core R is r x r where `train` is `core` or `all`, and the identity elsewhere. With `share="layers"` all layers of a
-    kind, which differ in their index alone, have the same A and B and each a core of its own.
+    The update has rank r = r1 * r2 * ..., the product of `rank_shape`; with a single factor, A and B are dense. The
+    core R is r x r if `train` is `core` or `all`, and the identity otherwise. With `share="layers"` all layers of a
+    kind, which differ only in their index, share A and B, and each has its own core.
 
     Raises:
-        ValueError: if a value is out of bounds, names what is allowed.
+        ValueError: if a value is out of bounds; names the field and what is allowed.
 
     Reference: Li & Sarwate 2025 (arXiv 2502.13568).
     """
@@ -47,71 +47,70 @@ class LsrConfig(PeftConfig):
     rank_shape: tuple[int, ...] = field(
         default=(2, 2),
         metadata={
-            "help": "Ranks (r1, r2, ...) of the Kronecker factors, one a factor; their product is the rank. (r,): A "
-            "and B are dense."
+            "help": "Ranks (r1, r2, ...) of the Kronecker factors; their product is the rank. (r,): A and B are dense."
         },
     )
     separation_rank: int | None = field(
         default=None,
         metadata={
-            "help": "Number of Kronecker terms in each of A and B: how many parameters describe them. None: "
-            f"{TERMS}, or 1 where there is one factor."
+            "help": "Number of Kronecker terms in each of A and B, which determines the number of their parameters. "
+            f"None: {TERMS}, or 1 with a single factor."
         },
     )
     share: str = field(
         default="none",
         metadata={
-            "help": "'none': each layer has its own A and B. 'layers': all layers of a kind have the same, and each "
-            "has a core."
+            "help": "'none': each layer has its own A and B. 'layers': all layers of a kind share them, and each has "
+            "its own core."
         },
     )
     alpha: float = field(default=16, metadata={"help": "Numerator of the scaling, alpha / rank."})
     in_shape: tuple[int, ...] | None = field(
         default=None,
-        metadata={"help": "Factors (n1, n2, ...) of the input width. None: the shape of fewest parameters."},
+        metadata={"help": "Factors (n1, n2, ...) of the input width. None: those with the fewest parameters."},
     )
     out_shape: tuple[int, ...] | None = field(
         default=None,
-        metadata={"help": "Factors (m1, m2, ...) of the output width. None: the shape of fewest parameters."},
+        metadata={"help": "Factors (m1, m2, ...) of the output width. None: those with the fewest parameters."},
     )
     init_weights: bool | str = field(
         default=True,
         metadata={
             "help": "Name of the initialization. True or 'random': as LoRA. 'row_space': A from the leading right "
-            "singular vectors of the weight. 'principal', 'minor': A and B fitted together to the weight or to its "
-            "trailing singular part; 'cp': the factors of its truncated SVD decomposed one by one; what these three "
-            "start at is subtracted from the base weight, in memory only. 'gradient', 'update': A and B's frame from "
-            "the gradient over examples, or from the update that a short training on them makes; see "
-            "`lsr.start_from_examples`. Around a core, which starts at zero, A and B are frames: orthonormal "
-            "directions that are random, or singular vectors of the weight, leading ('principal') or trailing "
-            "('minor'), of the gradient or of the update. False: all random, for tests. The fresh model is unchanged "
-            "but for False."
+            "singular vectors of the weight. 'principal', 'minor': A and B fitted jointly to the weight or to its "
+            "trailing singular part; 'cp': the factors of its truncated SVD decomposed one by one; the initial update "
+            "of these three is subtracted from the base weight, in memory only. 'gradient', 'update': A and B's frame "
+            "from the gradient over examples, or from the update of a short training on them; see "
+            "`lsr.start_from_examples`. Around a core, which is initialized to zero, A and B are frames: orthonormal "
+            "directions, either random or singular vectors of the weight, leading ('principal') or trailing "
+            "('minor'), of the gradient or of the update. False: all random, for tests; it alone changes the output of "
+            "a fresh model."
         },
     )
     train: str = field(
         default="factors",
         metadata={
-            "help": "'factors': all of them. 'first': A1 and B1 alone; A2, B2, ... keep what they start with. 'core': "
-            "a core between A and B, which are frozen frames. 'all': the core and all factors."
+            "help": "What to train. 'factors': all factors. 'first': A1 and B1 only; A2, B2, ... stay as initialized. "
+            "'core': a core between A and B, which are frozen frames. 'all': the core and all factors."
         },
     )
     core: str = field(
         default="full",
         metadata={
-            "help": "Where there is a core, 'full': r x r. 'diagonal': its r diagonal entries, so that the i-th "
-            "direction of A goes to the i-th of B alone; it needs one rank in rank_shape."
+            "help": "Form of the core, if there is one. 'full': r x r. 'diagonal': r entries, so that the i-th "
+            "direction of A is mapped only to the i-th of B; needs one rank in rank_shape."
         },
     )
     frames: str = field(
         default=OWN,
         metadata={
-            "help": "Where frozen frames are: 'own', or the folder or hub repository of an adapter whose frames this "
-            "one holds too: it trains and stores its core alone. `init_weights` and `frames_dtype` are then theirs."
+            "help": "Source of frozen frames: 'own', or the folder or hub repository of another adapter whose frames "
+            "to use: only the core is trained and stored; `init_weights` and `frames_dtype` are those of the frames."
         },
     )
     frames_dtype: str = field(
         default="float32",
-        metadata={"help": f"What frozen frames are rounded to before training, and stored in: {', '.join(STORAGE)}."},
+        metadata={"help": f"Dtype of frozen frames, rounded before training: {', '.join(STORAGE)}."},
     )
     seed: int | None = field(
         default=None,
@@ -121,8 +120,8 @@ class LsrConfig(PeftConfig):
     target_modules: list[str] | str | None = field(
         default=None,
         metadata={
-            "help": "Layers to adapt: a list of name endings, a regular expression, or 'all-linear'. None: the usual "
-            "ones of the architecture. Each entry of a list must match."
+            "help": "Layers to adapt: a list of name endings, a regular expression, or 'all-linear'. None: the default "
+            "layers of the architecture. Each entry of a list must match."
         },
     )
     exclude_modules: list[str] | str | None = field(
@@ -132,7 +131,7 @@ class LsrConfig(PeftConfig):
         default=None, metadata={"help": "Indices of the transformer layers to adapt; None: all."}
     )
     layers_pattern: list[str] | str | None = field(
-        default=None, metadata={"help": "Name of the module list that layers_to_transform counts in."}
+        default=None, metadata={"help": "Name of the module list that layers_to_transform indexes."}
     )
     rank_pattern: dict[str, tuple[int, ...]] = field(
         default_factory=dict, metadata={"help": "Name ending or regular expression -> rank_shape of those layers."}
@@ -144,17 +143,17 @@ class LsrConfig(PeftConfig):
         default_factory=dict, metadata={"help": "Name ending or regular expression -> alpha of those layers."}
     )
     bias: str = field(
-        default="none", metadata={"help": "Biases that train too: 'none', 'all', or 'lsr_only' for adapted layers."}
+        default="none", metadata={"help": "Biases to train: 'none', 'all', or 'lsr_only' for those of adapted layers."}
     )
     modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Modules to train and save whole beside the factors, such as a new head."}
+        default=None, metadata={"help": "Modules to train and save in full, such as a new head."}
     )
 
     resolved: Resolved | None = field(
         default=None,
         metadata={
-            "help": "Of a saved adapter: the shapes of its layers, and hashes of the base weights that its start is "
-            "subtracted from. It is written when an adapter is made, never given by hand."
+            "help": "Of a saved adapter: the shapes of its layers, and hashes of the base weights from which its "
+            "initial update is subtracted. Written when an adapter is created; not to be set by hand."
         },
     )
 
@@ -172,8 +171,8 @@ class LsrConfig(PeftConfig):
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             setattr(self, name, set(value) if isinstance(value, list | tuple) else value)
-        self._made: Resolved | None = None  # what files will say once the adapter is made
-        self.awaits_examples = False  # since the layers are there, and until they start from examples
+        self._made: Resolved | None = None  # written to files once the adapter is created
+        self.awaits_examples = False  # from when the layers exist until they are initialized from examples
         self.folder: Path | None = None  # where it was read from, if it was
         self.labels: tuple[str, ...] = ()  # of the base model, for the card
         self._check_shapes()
@@ -228,7 +227,7 @@ class LsrConfig(PeftConfig):
             )
         if len(self.rank_shape) == 1 and self.separation_rank != 1:
             raise ValueError(
-                "separation_rank must be 1 where rank_shape holds one rank, for A and B are dense then, got "
+                "separation_rank must be 1 if rank_shape holds one rank, because A and B are then dense, got "
                 f"{self.separation_rank}"
             )
         if self.frames_dtype == "sign" and len(self.rank_shape) > 1:
@@ -241,18 +240,18 @@ class LsrConfig(PeftConfig):
         for name, usual in (("frames", OWN), ("frames_dtype", "float32")):
             if self.train != "core" and getattr(self, name) != usual:
                 raise ValueError(
-                    f"{name}={getattr(self, name)!r} needs train='core': factors that train are the adapter's own and "
+                    f"{name}={getattr(self, name)!r} needs train='core': trained factors belong to the adapter and are "
                     f"in float32, got train={self.train!r}"
                 )
         framing = [word for word, one in INITIALIZATIONS.items() if one.frames is not None]
         if self.has_core and self.start not in framing:
             raise ValueError(
-                f"init_weights={self.start!r} makes no frames for a core (train={self.train!r}); "
+                f"init_weights={self.start!r} provides no frames for a core (train={self.train!r}); "
                 f"it must be one of {framing}"
             )
 
     def _with_pattern(self, name: str, pattern: str) -> dict[str, Any]:
-        """Return the usual value and those of single layers, by how an error should call them."""
+        """Return the default value and those of single layers, keyed by their names in error messages."""
         return {
             name: getattr(self, name),
             **{f"{pattern}[{k!r}]": value for k, value in getattr(self, pattern).items()},
@@ -260,22 +259,22 @@ class LsrConfig(PeftConfig):
 
     @property
     def start(self) -> str:
-        """Name of the initialization; False maps to 'random', for only its B differs."""
+        """Name of the initialization; False maps to 'random', from which only its B differs."""
         return self.init_weights if isinstance(self.init_weights, str) else "random"
 
     @property
     def has_core(self) -> bool:
-        """Whether a core stands between A and B."""
+        """Whether there is a core between A and B."""
         return self.train in CORED
 
     @property
     def folds(self) -> bool:
-        """Whether what it starts at is subtracted from the base weights: a core starts at zero."""
+        """Whether the initial update is subtracted from the base weights; with a core it is zero."""
         return INITIALIZATIONS[self.start].folds and not self.has_core
 
     @property
     def needs_examples(self) -> bool:
-        """Whether its initialization reads what only examples give."""
+        """Whether the initialization needs examples."""
         return self.frames == OWN and INITIALIZATIONS[self.start].reads in READERS
 
     @property
@@ -293,7 +292,7 @@ class LsrConfig(PeftConfig):
         return config
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write the configuration as PEFT does, and a card in the place of the empty one that PEFT has just written."""
+        """Write the configuration as PEFT does, and replace the empty model card that PEFT has just written."""
         super().save_pretrained(save_directory, **kwargs)
         folder = Path(save_directory)
         if card.is_ours(folder):
@@ -308,7 +307,7 @@ class LsrConfig(PeftConfig):
     def remember(
         self, forms: Mapping[str, Form], base_hashes: Mapping[str, str] | None = None, frames_hash: str | None = None
     ) -> None:
-        """Have files say what is known of a finished adapter; this object can still start another model."""
+        """Set what files record about a created adapter; this object can still configure another model."""
         self._made = Resolved.of(forms, base_hashes or {}, frames_hash)
 
     def ranks(self, layer_name: str) -> tuple[int, ...]:
@@ -320,15 +319,15 @@ class LsrConfig(PeftConfig):
         return override(self.separation_rank_pattern, layer_name, cast("int", self.separation_rank))
 
     def scaling(self, layer_name: str, form: Form) -> float:
-        """Return what the product of a layer's factors is multiplied by: alpha / r.
+        """Return the scaling of a layer's update, alpha / r.
 
-        In a diagonal core each direction moves by itself, however many there are: it is alpha / 8 there.
+        With a diagonal core it is alpha / 8: the directions are independent, however many there are.
         """
         alpha = override(self.alpha_pattern, layer_name, self.alpha)
         return alpha / (DIAGONAL if self.core == "diagonal" else form.rank)
 
     def with_ranks(self, ranks: Mapping[str, int]) -> "LsrConfig":
-        """Return the configuration of an adapter with dense frames of these ranks, on these layers alone."""
+        """Return the configuration of an adapter with dense frames of these ranks, on these layers only."""
         usual, others = _most_frequent({name: (rank,) for name, rank in ranks.items()})
         return replace(
             self,
@@ -342,9 +341,9 @@ class LsrConfig(PeftConfig):
         )
 
     def with_layers(self, forms: Mapping[str, Form], scalings: Mapping[str, float]) -> "LsrConfig":
-        """Return the configuration of an adapter whose factors are there, of these shapes and scalings by layer.
+        """Return the configuration of an adapter with existing factors, of these shapes and scalings by layer.
 
-        The most frequent values become the usual ones, those of other layers a pattern that matches only them.
+        The most frequent values become the defaults; a pattern for each other layer matches only that layer.
         """
         rank_shape, rank_pattern = _most_frequent({name: form.rank_shape for name, form in forms.items()})
         terms, term_pattern = _most_frequent({name: form.separation_rank for name, form in forms.items()})
@@ -369,22 +368,22 @@ class LsrConfig(PeftConfig):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields for JSON, sets as sorted lists: the same file in every process."""
+        """Return the fields for JSON, with sets as sorted lists, so that every process writes the same file."""
         fields = {name: sorted(value) if isinstance(value, set) else value for name, value in super().to_dict().items()}
         if self._made is not None:
             fields["resolved"] = asdict(self._made)
-        if self.modules_to_save:  # PEFT appends the names of the usual heads each time that an adapter is loaded
+        if self.modules_to_save:  # PEFT appends the names of common heads each time an adapter is loaded
             fields["modules_to_save"] = list(dict.fromkeys(self.modules_to_save))
         return fields
 
 
 def usual_terms(rank_shape: Sequence[int]) -> int:
-    """Return the separation rank where none is given."""
+    """Return the default separation rank."""
     return TERMS if len(rank_shape) > 1 else 1
 
 
 def override(pattern: Mapping[str, Value], layer_name: str, usual: Value) -> Value:
-    """Return what a pattern of the configuration says of a layer, or what is usual."""
+    """Return the value of a pattern of the configuration for a layer, or the default."""
     return pattern.get(get_pattern_key(list(pattern), layer_name), usual)
 
 

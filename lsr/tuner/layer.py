@@ -1,4 +1,4 @@
-"""What PEFT calls a tuner layer: the adapters of one layer by name, their shapes and how they are initialized."""
+"""A tuner layer of PEFT: the adapters of one layer by name, their shapes and their initialization."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -38,18 +38,18 @@ class LsrLayer(BaseTunerLayer):
         self.is_transposed = isinstance(base, Conv1D)
         self.in_features, self.out_features = widths(base)
         self.lsr_adapters = nn.ModuleDict({})
-        self.lsr_frames = nn.ModuleDict({})  # by hash: frames from elsewhere, which adapters of any layer may hold
-        self.base_hashes: dict[str, str] = {}  # of the weight that a loaded adapter's start is subtracted from
+        self.lsr_frames = nn.ModuleDict({})  # by hash: frames of another adapter, which adapters of any layer may share
+        self.base_hashes: dict[str, str] = {}  # of the weight that a loaded initial update is subtracted from
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
 
     def adapter(self, name: str) -> LsrAdapter:
-        """Return the adapter of a name."""
+        """Return an adapter by name."""
         return cast("LsrAdapter", self.lsr_adapters[name])
 
     @property
     def scaling(self) -> dict[str, float]:
-        """What the update of each adapter is multiplied by, by name; setting it is for a while, no file holds it."""
+        """The scaling of each adapter's update, by name; a value that is set is temporary and not saved."""
         return {name: self.adapter(name).scaling for name in self.lsr_adapters}
 
     @scaling.setter
@@ -59,17 +59,17 @@ class LsrLayer(BaseTunerLayer):
         self.settle()
 
     def sizes(self, adapter_name: str) -> Sizes:
-        """Return how many parameters an adapter trains, stores and works with in this layer."""
+        """Return the numbers of trained, stored and effective parameters of an adapter in this layer."""
         adapter = self.adapter(adapter_name)
         sizes = adapter.sizes()
         is_kept_here = any(frames is adapter.frames for frames in self.lsr_frames.values())
         return replace(sizes, effective=sizes.effective + adapter.form.parameters) if is_kept_here else sizes
 
     def update_layer(self, adapter_name: str, config: LsrConfig, holder: LsrFactors | None = None) -> None:
-        """Add an adapter with random factors, or with those of a holder; another initialization comes later.
+        """Add an adapter with random factors, or with those of a holder; `initialize` applies other initializations.
 
         Raises:
-            ValueError: if the shapes do not fit the layer, or it is quantized and would be changed; names the layer.
+            ValueError: if the shapes do not fit the layer, or its weight would change but is quantized; names it.
         """
         folds = config.folds
         self._check_can_fold(folds)
@@ -130,7 +130,7 @@ class LsrLayer(BaseTunerLayer):
         return form
 
     def _shapes(self, config: LsrConfig, rank_shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return in_shape and out_shape: those of the file, those that are given, or those of fewest parameters.
+        """Return in_shape and out_shape: those of the file, of the configuration, or with the fewest parameters.
 
         Raises:
             ValueError: if they do not fit the layer; names the layer.
@@ -166,15 +166,13 @@ class LsrLayer(BaseTunerLayer):
         gradients: Mapping[str, Sequence[Matrix]] | None = None,
         sharing: Sequence["LsrLayer"] = (),
     ) -> Start | None:
-        """Give the factors the start that the configuration names; None if they have no values yet (meta tensors).
+        """Initialize the factors as configured, and reset the cores.
 
-        Cores start again too.
-
-        `gradients` are those of layers by name, (m, n), one of each data set. `sharing` are the other layers that share
-        the factors.
+        `gradients` holds matrices (m, n) by layer name, one per data set. `sharing` are the other layers that share the
+        factors. Returns the initial factors, or None if they are meta tensors, about to be loaded.
 
         Raises:
-            ValueError: if a base weight or gradient does not allow it; names the layer.
+            ValueError: if a base weight or gradient is not suitable; names the layer.
         """
         adapter, initialization = self.adapter(adapter_name), INITIALIZATIONS[config.start]
         if adapter.is_meta:
@@ -218,28 +216,28 @@ class LsrLayer(BaseTunerLayer):
             )
 
     def _generator(self, config: LsrConfig, part: str = "") -> torch.Generator | None:
-        """Mix the seed with the layer's name: a layer starts the same whatever other layers are adapted."""
+        """Mix the seed with the layer's name: initial values do not depend on which other layers are adapted."""
         if config.seed is None:
             return None
         digest = hashlib.sha256(f"{config.seed}:{self.layer_name}{part}".encode()).digest()
         return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little"))
 
     def settle(self) -> None:
-        """Bring the base weight in line with the adapters' state, where it depends on it."""
+        """Update the base weight to match the state of the adapters, if it depends on them."""
 
     def release(self) -> None:
-        """Make the base weight the pretrained one, whatever the adapters' state asks for."""
+        """Restore the pretrained base weight, whatever the state of the adapters."""
 
     def base_parameter(self) -> nn.Parameter:
         """Return the base layer's weight, in the base layer's layout."""
         return cast("nn.Parameter", self.get_base_layer().weight)
 
     def base_matrix(self) -> Tensor:  # (out_features, in_features)
-        """Return the pretrained weight as y = W x has it."""
+        """Return the pretrained weight in the layout of y = W x."""
         return self.in_layout(self.pretrained_weight())
 
     def in_layout(self, matrix: Tensor) -> Tensor:
-        """Return a matrix in the base layer's layout, or one in that layout as y = W x has it."""
+        """Convert a matrix between the layout of y = W x and that of the base layer, in either direction."""
         return matrix.T if self.is_transposed else matrix
 
     def pretrained_weight(self) -> Tensor:
@@ -248,11 +246,11 @@ class LsrLayer(BaseTunerLayer):
         return dequantized(base, self.layer_name) if is_quantized(base) else self.base_parameter().detach()
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
-        """Return the whole update in the base weight's layout, in float32 at least; PEFT calls it."""
+        """Return the whole update in the base weight's layout, in at least float32; called by PEFT."""
         return self.in_layout(self.adapter(adapter_name).update())
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        """Move the adapter, but leave its dtype: rounding factors to that of the base layer would change the start."""
+        """Move the adapter, but keep its dtype: rounding the factors would change the initialization."""
         target = device if device is not None else self.base_parameter().device
         if adapter_name in self.lsr_adapters and target.type != "meta" and not self.adapter(adapter_name).is_meta:
             self.lsr_adapters[adapter_name].to(target)

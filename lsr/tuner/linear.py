@@ -1,4 +1,4 @@
-"""A linear layer that computes with its adapters, and takes them into its weight and out again."""
+"""A linear layer with adapters, which it applies, merges into its weight and unmerges."""
 
 import warnings
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ class LsrLinear(nn.Module, LsrLayer):
         self._active_adapter = adapter_name
         # Not persistent: W while adapters are merged or folded into the base weight, never part of a state dict.
         self.register_buffer("_pretrained_weight", None, persistent=False)
-        # The base layer's own parameter meanwhile: embeddings may share it, and these must not change with the head.
-        self._lent: tuple[nn.Parameter, ...] = ()  # a tuple, which nn.Module does not register
+        # Meanwhile, the base layer's original parameter: embeddings may share it, and must not change with the head.
+        self._lent: tuple[nn.Parameter, ...] = ()  # a tuple, so that nn.Module does not register it
         self.register_load_state_dict_post_hook(_subtract_what_was_loaded)
 
     def forward(  # (..., in_features) -> (..., out_features)
@@ -36,8 +36,8 @@ class LsrLinear(nn.Module, LsrLayer):
     ) -> Tensor:
         """Return the base layer's output plus that of the active adapters, or in row i that of `adapter_names[i]`.
 
-        One adapter on a plain layer is one node with it (`adapted_linear`). Several active adapters, rows of several,
-        further arguments, and a base layer that is hooked, patched or quantized take the usual way (`add_low_rank`).
+        A single adapter on a plain layer is fused with it into one autograd node (`adapted_linear`). Several active
+        adapters, further arguments, and a hooked, patched or quantized base layer use `add_low_rank`.
         """
         if adapter_names is not None:
             return self._forward_rows(x, adapter_names, *args, **kwargs)
@@ -54,7 +54,7 @@ class LsrLinear(nn.Module, LsrLayer):
 
     def _forward_rows(self, x: Tensor, adapter_names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
         result = cast("Tensor", self.base_layer(x, *args, **kwargs))
-        # Whole updates, as the base weight is the pretrained one here.
+        # Whole updates, because the base weight is the pretrained one here.
         return add_rows(result, x, {name: self.adapter(name) for name in self.lsr_adapters}, adapter_names)
 
     def _forward_fused(self, x: Tensor, adapter: LsrAdapter) -> Tensor:
@@ -73,10 +73,10 @@ class LsrLinear(nn.Module, LsrLayer):
         return super().pretrained_weight() if self._pretrained_weight is None else self._pretrained_weight
 
     def settle(self) -> None:
-        """Make the base weight W plus the merged updates, or W less the starts of active adapters that fold theirs.
+        """Set the base weight to W plus the merged updates, or W minus the folded initial updates of active adapters.
 
-        It is always computed from W, which is kept meanwhile: so nothing adds up, and W comes back bit for bit. What
-        shares W with the base layer, as embeddings do with a tied head, keeps W.
+        It is always computed from the stored W, so that no errors accumulate and W can be restored bit for bit. Modules
+        that share W with the base layer, such as embeddings with a tied head, keep W.
         """
         if self.merged_adapters:
             updates = [self.get_delta_weight(name) for name in self.merged_adapters]
@@ -100,7 +100,7 @@ class LsrLinear(nn.Module, LsrLayer):
         return [a for a in active if a.has_start and not a.is_meta and not self.disable_adapters]
 
     def release(self) -> None:
-        """Make the base weight the pretrained one, whatever the adapters' state asks for."""
+        """Restore the pretrained base weight, whatever the state of the adapters."""
         if self._pretrained_weight is not None:
             (weight,) = self._lent
             weight.data, self._pretrained_weight = self._pretrained_weight, None
@@ -108,21 +108,21 @@ class LsrLinear(nn.Module, LsrLayer):
             self._lent = ()
 
     def _set_base_parameter(self, weight: nn.Parameter) -> None:
-        # Not by attribute: while PEFT loads with low_cpu_mem_usage, whatever is assigned so loses its values.
+        # Not by attribute: while PEFT loads with low_cpu_mem_usage, a parameter assigned that way loses its values.
         self.get_base_layer()._parameters["weight"] = weight
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Choose the active adapters; PEFT calls it."""
+        """Set the active adapters; called by PEFT."""
         super().set_adapter(adapter_names, inference_mode=inference_mode)
         self.settle()
 
     def enable_adapters(self, enabled: bool) -> None:
-        """Switch all adapters on or off; PEFT calls it."""
+        """Enable or disable all adapters; called by PEFT."""
         super().enable_adapters(enabled)
         self.settle()
 
     def check_merge(self, safe_merge: bool, adapter_names: list[str] | None) -> None:
-        """Raise what `merge` would raise for these adapters, and change nothing.
+        """Raise the error that `merge` would raise for these adapters, without changing anything.
 
         Raises:
             ValueError: as `merge`.
@@ -143,7 +143,7 @@ class LsrLinear(nn.Module, LsrLayer):
                 self.settle()
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add the adapters to the base weight, in float32; the pretrained weight is kept for `unmerge`.
+        """Merge the adapters into the base weight, in float32; the pretrained weight is kept for `unmerge`.
 
         Raises:
             ValueError: if the base weight is quantized; with `safe_merge`, if the merged weight is not finite. The base
@@ -162,7 +162,7 @@ class LsrLinear(nn.Module, LsrLayer):
             raise ValueError(f"NaNs detected in the merged weights of {self.layer_name!r}: one of {names} seems broken")
 
     def unmerge(self) -> None:
-        """Put the original weight back, bit for bit; subtracting the update would leave rounding errors."""
+        """Restore the original weight bit for bit; subtracting the update would leave rounding errors."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
@@ -179,7 +179,7 @@ def adapted_layers(model: nn.Module) -> dict[str, LsrLinear]:
 
 
 def _subtract_what_was_loaded(layer: LsrLinear, _: object) -> None:
-    """Bring the base weight in line with starts that a file held, once it is known to be the one they belong to."""
+    """Subtract loaded initial updates from the base weight, after checking that it is the one that they belong to."""
     pretrained = layer.pretrained_weight()
     for name, expected in layer.base_hashes.items():
         if pretrained.is_meta or not layer.adapter(name).is_meta:  # else this adapter is about to be loaded

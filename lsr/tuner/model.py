@@ -1,4 +1,4 @@
-"""LsrModel: puts LSR layers into a model, the way PEFT's own methods do."""
+"""LsrModel: inserts LSR layers into a model, as PEFT's own methods do."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -42,16 +42,16 @@ class LsrModel(BaseTuner):
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, torch.Tensor] | None = None,
     ) -> None:
-        """Put the adapter's layers in place and initialize their factors.
+        """Insert the adapter's layers and initialize their factors.
 
         Raises:
-            ValueError: if an entry of the configuration matches no layer; names the nearest.
+            ValueError: if an entry of the configuration matches no layer; suggests the closest name.
         """
         config = config_of(self, adapter_name)
         inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, LsrLayer))
         names = [name for name, _ in model.named_modules() if name and not name.startswith(inside)]
         check_names(config, names)
-        # PEFT fills in default and all-linear targets later; a wrong pattern should leave the model as it was.
+        # PEFT resolves default and all-linear targets only later; a wrong pattern should leave the model unchanged.
         config = cast("LsrConfig", self._prepare_adapter_config(config, self.get_model_config(model)))
         adapted = adapted_names(model, config, names)
         if config.target_modules == "all-linear":
@@ -68,7 +68,7 @@ class LsrModel(BaseTuner):
                 state_dict=state_dict,
             )
         finally:
-            del self._holders  # else frames would live on here after their last adapter
+            del self._holders  # otherwise frames would outlive their last adapter here
         labels = getattr(getattr(model, "config", None), "id2label", None) or {}
         config.labels = tuple(map(str, labels.values())) if len(labels) > 1 else ()
         if config.is_saved:
@@ -90,13 +90,13 @@ class LsrModel(BaseTuner):
     def add_weighted_adapter(
         self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = EXACT
     ) -> None:
-        """Add the weighted sum of adapters as an adapter of its own, not active yet: exact, with ranks that add up.
+        """Add the exact weighted sum of adapters as a new adapter, which is not active yet; the ranks add up.
 
         Its rank shape is (sum of all r1, r2, ...), and its terms are those of all adapters. A module that one of them
-        has trained whole is copied.
+        has trained in full is copied.
 
         Raises:
-            ValueError: if the sum has no exact form as an LSR adapter; says why, and leaves the model as it was.
+            ValueError: if the sum has no exact form as an LSR adapter; gives the reason. The model is then unchanged.
         """
         configs = cast("dict[str, LsrConfig]", self.peft_config)
         check_request(configs, adapters, weights, adapter_name, combination_type)
@@ -120,7 +120,7 @@ class LsrModel(BaseTuner):
             if isinstance(module, ModulesToSaveWrapper):
                 owners = [owner for owner in dict.fromkeys(adapters) if owner in module.modules_to_save]
                 if len(owners) > 1:
-                    raise ValueError(f"modules_to_save: {owners} have each trained {name!r} whole: they have no sum")
+                    raise ValueError(f"modules_to_save: {owners} have each trained {name!r} in full: they have no sum")
                 found += [(module, owner) for owner in owners]
         return found
 
@@ -143,21 +143,21 @@ class LsrModel(BaseTuner):
                 layer.requires_grad_(False)  # an additional adapter is not active yet
             self._replace_module(parent, target_name, layer, target)
         if isinstance(parent, nn.TransformerEncoderLayer):
-            # Its fast path in evaluation reads the base weights, past the adapters; zero keeps it from being taken.
+            # The fast path in evaluation mode reads the base weights and bypasses the adapters; zero disables it.
             parent.activation_relu_or_gelu = 0
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        # Our factors are float32 from the start, whatever the base model is. Who asks for no such care gets its dtype.
+        # Our factors are float32 already, whatever the base model is, unless its dtype is requested.
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype=autocast_adapter_dtype)
         if not autocast_adapter_dtype:
             for layer in adapted_layers(self).values():
                 layer.use_base_dtype(adapter_name)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter, and frames that no other one holds.
+        """Delete an adapter, and its frames if no other adapter uses them.
 
         Raises:
-            ValueError: if there is none of this name, or it is merged.
+            ValueError: if there is no adapter of this name, or it is merged.
         """
         super().delete_adapter(adapter_name)
         drop_unused_frames(adapted_layers(self).values())
@@ -166,7 +166,7 @@ class LsrModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        # PEFT leaves out what is missing, and warns of what is too much: a core without its frames is no adapter.
+        # PEFT ignores missing tensors and only warns of unexpected ones, but a core without its frames is no adapter.
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         expected = {
             f"{name}.lsr_adapters.{adapter_name}.{key}"
@@ -180,18 +180,18 @@ class LsrModel(BaseTuner):
         return remapped
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Add adapters to the base weights: those with these names, or the active ones.
+        """Merge adapters into the base weights: those with these names, or the active ones.
 
         Raises:
             ValueError: if there is no adapter of such a name, a base weight is quantized, or, with `safe_merge`, a
-                merged weight would not be finite; all base weights are then unchanged.
+                merged weight would not be finite. All base weights are then unchanged.
         """
         self._check_merge(adapter_names, safe_merge)
         super().merge_adapter(adapter_names, safe_merge=safe_merge)
 
     def _check_merge(self, adapter_names: list[str] | None, safe_merge: bool) -> None:
         known = list(self.peft_config)
-        for name in adapter_names if isinstance(adapter_names, list) else []:  # PEFT explains what is no list
+        for name in adapter_names if isinstance(adapter_names, list) else []:  # PEFT itself rejects other types
             if name not in known:
                 raise ValueError(f"adapter_names: no adapter is named {name!r}; there are {known}")
         for layer in adapted_layers(self).values():
@@ -207,14 +207,14 @@ class LsrModel(BaseTuner):
         if merge:
             self._check_merge(adapter_names, safe_merge)
         for layer in adapted_layers(self).values():
-            layer.release()  # a folded start belongs to the adapter, not to the model that remains
+            layer.release()  # a folded initial update belongs to the adapter, not to the remaining model
         return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
 
     @classmethod
     def _get_learnable_bias_state_dict(
         cls, model: nn.Module, state_dict: dict[str, torch.Tensor], config: PeftConfig
     ) -> dict[str, torch.Tensor]:
-        # With bias="all" PEFT would also write the biases of a replaced head, and those of the new head a second time.
+        # With bias="all" PEFT would also write the biases of the replaced head, and those of the new head twice.
         wrapped = tuple(
             f"{name}." for name, module in model.named_modules() if isinstance(module, AuxiliaryTrainingWrapper)
         )
@@ -230,10 +230,11 @@ class LsrModel(BaseTuner):
 
 
 def check_forms(model: nn.Module, names: Sequence[str], config: LsrConfig, family: Family | None = None) -> None:
-    """Find out whether all layers can have the adapter, while the model is still as it was.
+    """Check that all layers can be adapted, before the model is changed.
 
     Raises:
-        ValueError: if a layer cannot, or has nothing to share; or TypeError, as `LsrLinear`. Names the layer.
+        ValueError: if the shapes do not fit a layer, or it has nothing to share; TypeError if its class cannot be
+            adapted. Names the layer.
     """
     kinds: Counter[Kind] = Counter()
     for name in names:

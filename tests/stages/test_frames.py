@@ -314,7 +314,7 @@ def test_an_adapter_on_frames_that_have_changed_is_refused_in_one_line(at):
         ({"frames": HELD, "rank_shape": [4]}, "params.yaml: lsr: layer 'roberta.encoder.layer.0.attention.self.query'"),
         ({"frames": HELD, "share": "none"}, "params.yaml: lsr: frames: those in 'models/family' need share='layers'"),
         ({"train": "factors"}, "params.yaml: lsr: share='layers' needs train to be one of ['core', 'all']"),
-        ({"init": "row_space"}, "params.yaml: lsr.init: init_weights='row_space' makes no frames for a core"),
+        ({"init": "row_space"}, "params.yaml: lsr.init: init_weights='row_space' provides no frames for a core"),
         (
             {"budget": 7},
             "params.yaml: lsr: budget: needs init: gradient or update, frames: own, share: none, train: core or all, ",
@@ -323,7 +323,7 @@ def test_an_adapter_on_frames_that_have_changed_is_refused_in_one_line(at):
             {"budget": 999, "share": "none", "core": "diagonal"},
             "params.yaml: lsr: the budget must be in [1, 96], at most 64 directions per layer, got 999",
         ),
-        ({"init": "cp"}, "params.yaml: lsr.init: init_weights='cp' makes no frames for a core"),
+        ({"init": "cp"}, "params.yaml: lsr.init: init_weights='cp' provides no frames for a core"),
     ],
 )
 def test_words_that_do_not_go_together_are_one_line(at, words, said):

@@ -241,12 +241,12 @@ def test_with_layers_the_most_frequent_values_are_usual_and_the_others_patterns(
         ({"share": "layers", "train": "first"}, "share='layers' needs train to be one of ['core', 'all'], got 'first'"),
         (
             {"rank_shape": (4,), "separation_rank": 2},
-            "separation_rank must be 1 where rank_shape holds one rank, for A and B are dense then, got 2",
+            "separation_rank must be 1 if rank_shape holds one rank, because A and B are then dense, got 2",
         ),
         *(
             (
                 {"train": train, **fields},
-                f"{name}={value!r} needs train='core': factors that train are the adapter's own and in float32, got "
+                f"{name}={value!r} needs train='core': trained factors belong to the adapter and are in float32, got "
                 f"train={train!r}",
             )
             for train in ("factors", "first", "all")
@@ -256,7 +256,7 @@ def test_with_layers_the_most_frequent_values_are_usual_and_the_others_patterns(
         *(
             (
                 {"train": train, "init_weights": init},
-                f"init_weights={init!r} makes no frames for a core (train={train!r}); it must be one of ['random', "
+                f"init_weights={init!r} provides no frames for a core (train={train!r}); it must be one of ['random', "
                 "'principal', 'minor', 'gradient', 'update']",
             )
             for train in ("core", "all")
