@@ -1,1 +1,1 @@
-"""What fits an adapter: the Trainer, its arguments and its callbacks."""
+"""Training of an adapter: the Trainer, its arguments and its callbacks."""

@@ -1,4 +1,4 @@
-"""What transformers' Trainer needs from us: its arguments, the parameter groups and scores; and what its log says."""
+"""What transformers' Trainer needs: its arguments, parameter groups and metrics; and the curves in its log."""
 
 import importlib.util
 import os
@@ -26,8 +26,8 @@ LOGS_A_RUN = 100  # points of the loss curve
 
 
 def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> TrainingArguments:
-    """Translate our train section into the Trainer's words; everything that could report elsewhere is off."""
-    # A process alone splits a batch over all GPUs that it sees; of several, each reads it whole (see shares.py).
+    """Translate our train section into the Trainer's arguments; all reporting is disabled."""
+    # A single process splits a batch over all visible GPUs; with several, each reads the whole batch (see shares.py).
     devices = max(1, torch.cuda.device_count()) if ranks.size() == 1 else 1
     return TrainingArguments(
         output_dir=str(folder),
@@ -42,32 +42,32 @@ def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> Tr
         load_best_model_at_end=True,
         metric_for_best_model="score",
         greater_is_better=True,
-        use_cpu=device.fastest().type == "cpu",  # else bf16 is refused where there is no GPU
+        use_cpu=device.fastest().type == "cpu",  # otherwise bf16 is rejected without a GPU
         bf16=view.train.precision == "bf16",
         fp16=view.train.precision == "fp16",
         torch_compile=view.train.compile,
         logging_steps=max(1, view.train.epochs * steps_an_epoch // LOGS_A_RUN),
-        logging_nan_inf_filter=False,  # it waits for the loss of every step, and hides NaN and inf
+        logging_nan_inf_filter=False,  # the filter waits for the loss of every step, and hides NaN and inf
         seed=view.seed,
         data_seed=view.seed,
         report_to=[],
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
-        ddp_find_unused_parameters=isinstance(view.section, FullParams),  # of adapters and heads all is used
+        ddp_find_unused_parameters=isinstance(view.section, FullParams),  # in adapters and heads none are unused
     )
 
 
 def check_machine(train: TrainParams) -> None:
-    """Check that this machine, and these processes, can train as the section says, before anything is loaded.
+    """Check that this machine and these processes can train as configured, before anything is loaded.
 
-    That includes the packages of its trackers.
+    That includes the packages of the trackers.
 
     Raises:
-        UserError: if they cannot; says what they can.
+        UserError: if they cannot; says what is possible.
     """
     on_gpu = torch.cuda.is_available()
     if train.precision == "fp16" and not on_gpu:
-        raise UserError(f"{PARAMS}: train.precision: fp16 needs a GPU, and there is none; fp32 and bf16 need none")
+        raise UserError(f"{PARAMS}: train.precision: fp16 needs a GPU, and there is none; fp32 and bf16 do not")
     if train.precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported():
         raise UserError(f"{PARAMS}: train.precision: this GPU has no bf16; fp32 and fp16 run on it")
     compiler = "triton" if on_gpu else os.environ.get("CXX", "g++")
@@ -83,13 +83,13 @@ def check_machine(train: TrainParams) -> None:
     if train.batch_size % ranks.size():
         able = [str(count) for count in range(1, train.batch_size + 1) if train.batch_size % count == 0]
         raise UserError(
-            f"{PARAMS}: train.batch_size: {train.batch_size} examples a step are no equal shares for {ranks.size()} "
-            f"processes; these numbers can share them: {', '.join(able)}"
+            f"{PARAMS}: train.batch_size: {train.batch_size} examples per step cannot be divided equally among "
+            f"{ranks.size()} processes; these numbers of processes can: {', '.join(able)}"
         )
 
 
 def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:
-    """Return AdamW with the adapter's and the head's own learning rates; biases, norms and the like do not decay."""
+    """Return AdamW with separate learning rates for adapter and head, and no weight decay of biases and norms."""
     head_rate = view.train.head_learning_rate
     no_decay = {id(p) for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -103,13 +103,13 @@ def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:
             key = (head_rate if rate is None else rate, view.train.weight_decay if decays else 0.0)
             groups.setdefault(key, []).append(parameter)
     listed = [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
-    return torch.optim.AdamW(listed, foreach=True)  # of many small tensors: a third of the time of one by one
+    return torch.optim.AdamW(listed, foreach=True)  # a third of the time that many small tensors take one by one
 
 
 def scorer(row: DatasetRow, groups: NDArray[np.int64] | None = None) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Return the Trainer's metrics function: the task's official ones, and the first of them as `score`.
+    """Return the Trainer's metrics function: the task's official metrics, with the first one repeated as `score`.
 
-    `groups` has the number of each validation example's group, where they are scored together.
+    `groups` holds the group number of each validation example if examples are scored in groups.
     """
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
@@ -122,7 +122,7 @@ def scorer(row: DatasetRow, groups: NDArray[np.int64] | None = None) -> Callable
 
 
 def curves(history: Sequence[dict[str, float]]) -> dict[str, list[tuple[int, float]]]:
-    """Return the Trainer's log as one series a name: (optimizer step, value)."""
+    """Return the Trainer's log as one series per name: (optimizer step, value)."""
     names = {"loss": "loss", "eval_loss": "validation_loss", "eval_score": "validation_score"}
     return {
         series: [(int(entry["step"]), float(entry[key])) for entry in history if key in entry]

@@ -1,4 +1,4 @@
-"""What happens while the Trainer runs: progress and the live curve, an early end, and the choice among equals."""
+"""Callbacks of the Trainer: progress, the live curve, stopping at divergence, and ties between checkpoints."""
 
 import math
 from typing import Any, ClassVar
@@ -14,17 +14,17 @@ LOSSES = {"loss": "loss", "eval_loss": "validation loss", "train_loss": "mean lo
 
 
 class DivergedError(UserError):
-    """A training whose loss or weights are no numbers any more."""
+    """A training run whose loss or weights are infinite or NaN."""
 
 
 class Progress(TrainerCallback):
-    """Advances a progress bar by each optimizer step, and has it show loss and learning rate."""
+    """Advances a progress bar at each optimizer step, and shows loss and learning rate in it."""
 
     def __init__(self, advance: Advance) -> None:
         self.advance = advance
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Count the steps of a resumed run that were done before."""
+        """Count the steps that a resumed run has already done."""
         self.advance(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -45,7 +45,7 @@ class Progress(TrainerCallback):
 
 
 class LiveCurve(TrainerCallback):
-    """Writes what has been logged so far, each time whole: a reader never sees half a line, a resumed run no two."""
+    """Writes the log so far, each time the whole file: no partial lines, and no duplicates after a resumed run."""
 
     COLUMNS: ClassVar = {
         "step": "step",
@@ -57,11 +57,11 @@ class LiveCurve(TrainerCallback):
     }  # of the Trainer's log, and their names in the file
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Take the place of the last run's file; of a resumed run, with what it logged before its checkpoint."""
+        """Replace the file of the last run; a resumed run keeps what it logged before its checkpoint."""
         self._write(state)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Write the file anew."""
+        """Rewrite the file."""
         self._write(state)
 
     def _write(self, state: TrainerState) -> None:
@@ -76,7 +76,7 @@ class LiveCurve(TrainerCallback):
 
 
 class StopAtDivergence(TrainerCallback):
-    """Ends a run whose loss or weights are no numbers any more: nothing would bring them back."""
+    """Stops a run whose loss or weights are infinite or NaN: it could not recover."""
 
     def on_log(
         self,
@@ -86,7 +86,7 @@ class StopAtDivergence(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Look at the losses: of some steps, of the validation split, and at the end of all steps.
+        """Check the losses: those of some steps, of the validation split, and at the end the mean over all steps.
 
         Raises:
             DivergedError: if one is infinite or NaN.
@@ -106,7 +106,7 @@ class StopAtDivergence(TrainerCallback):
         model: nn.Module | None = None,
         **_: Any,
     ) -> None:
-        """Look at what has trained, as it will be saved.
+        """Check the trained parameters, as they will be saved.
 
         Raises:
             DivergedError: if a value is infinite or NaN.
@@ -120,10 +120,10 @@ class StopAtDivergence(TrainerCallback):
 
 
 class LaterOfEquals(TrainerCallback):
-    """Of checkpoints with the best score, keeps the one with the lowest validation loss, and of these the last.
+    """Among checkpoints with the best score, keeps the one with the lowest validation loss, and the last if several.
 
-    The Trainer keeps the first. It compares right after an evaluation, so a best score that should give way is
-    forgotten then; step and loss of the best are in its state, which a resumed run reads.
+    The Trainer keeps the first. It compares scores right after an evaluation, so forgetting the best score here makes
+    it take the new checkpoint. Step and loss of the best are in the Trainer's state, which a resumed run reads.
     """
 
     def on_evaluate(
@@ -134,7 +134,7 @@ class LaterOfEquals(TrainerCallback):
         metrics: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Compare with the best evaluation before."""
+        """Compare with the best evaluation so far."""
         if metrics is None or metrics["eval_score"] != state.best_metric:
             return
         losses = {entry["step"]: entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry}

@@ -1,6 +1,6 @@
 """Checkpoints that survive a kill: written aside, with a checksum of every file, renamed, and verified before use.
 
-The Trainer writes into `Checkpoints.aside`; `KeepWhole` moves what it has written.
+The Trainer writes into `Checkpoints.aside`; `KeepWhole` then moves the checkpoint into place.
 """
 
 import hashlib
@@ -23,18 +23,18 @@ NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
 
 
 class Checkpoints:
-    """The checkpoints of one run, by optimizer step: the last one, and the best one if that is another."""
+    """The checkpoints of one run, by optimizer step: the last one, and the best one if it is another."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @property
     def aside(self) -> Path:
-        """Where checkpoints are written; nothing is read from there."""
+        """The folder where checkpoints are written; nothing is read from it."""
         return self.folder / "writing"
 
     def path(self, step: int) -> Path:
-        """Return where the checkpoint of a step is once it is whole."""
+        """Return the path of the complete checkpoint of a step."""
         return self.folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
 
     def publish(self, step: int) -> None:
@@ -52,7 +52,7 @@ class Checkpoints:
             artifacts.remove(self.path(step))
 
     def newest(self) -> Path | None:
-        """Return the last checkpoint that is whole. Later ones are removed, and one line says why."""
+        """Return the last intact checkpoint, or None. Later ones are removed, with a warning that says why."""
         skipped, found = [], None
         for step in sorted(self._steps(), reverse=True):
             problem = self._problem(step)
@@ -63,14 +63,14 @@ class Checkpoints:
             artifacts.remove(self.path(step))
         if skipped:
             start = "starts from the beginning" if found is None else f"goes on from {found.name}"
-            console.warn(f"train: {start}; not whole, so skipped: {', '.join(skipped)}")
+            console.warn(f"train: {start}; not intact, so skipped: {', '.join(skipped)}")
         return found
 
     def check(self, step: int) -> None:
-        """Check that the checkpoint of a step, which was read, is whole.
+        """Check that the checkpoint of a step, which has been read, is intact.
 
         Raises:
-            UserError: if it is not: what was read may be wrong.
+            UserError: if it is not, because what was read may be wrong.
         """
         problem = _problem(self.path(step))
         if problem is not None:
@@ -82,17 +82,17 @@ class Checkpoints:
                 yield int(name[1])
 
     def _problem(self, step: int) -> str | None:
-        """Say why training cannot go on from a step: its own checkpoint, or the best one before, is not whole."""
+        """Return why training cannot resume from a step: its checkpoint, or the best one before it, is not intact."""
         problem = _problem(self.path(step))
         if problem is not None:
             return problem
         best = _best_step(self.path(step))
         problem = _problem(self.path(best))
-        return problem and f"{self.path(best).name}, the best one before: {problem}"
+        return problem and f"{self.path(best).name}, the best one before it: {problem}"
 
 
 class KeepWhole(TrainerCallback):
-    """Puts into place what the Trainer has written aside."""
+    """Moves checkpoints that the Trainer has written aside into place."""
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
@@ -105,7 +105,7 @@ class KeepWhole(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Move the new checkpoint into place, and remove those that are neither last nor best."""
-        state.best_model_checkpoint = None  # a file that names a folder would be wrong wherever that is moved to
+        state.best_model_checkpoint = None  # a path in the file would be wrong once the folder is moved
         if ranks.is_first():
             written = self.checkpoints.aside / self.checkpoints.path(state.global_step).name
             state.save_to_json(str(written / TRAINER_STATE_NAME))
@@ -120,7 +120,7 @@ class KeepWhole(TrainerCallback):
 
 
 def seal(folder: Path) -> None:
-    """Write the checksums of a folder's files; all of it is on the disk then, not in the system's memory alone."""
+    """Write the checksums of a folder's files, and flush everything from the system's memory to the disk."""
     lines = [f"{_digest(path)}  {name}\n" for name, path in sorted(_files(folder).items())]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
     for path in (*_files(folder).values(), folder / SUMS, folder):
@@ -128,18 +128,18 @@ def seal(folder: Path) -> None:
 
 
 def _problem(folder: Path) -> str | None:
-    """Say what is wrong with a folder, or nothing if its files are those whose checksums it holds."""
+    """Return what is wrong with a folder, or None if its files match its checksums."""
     try:
         lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
         digests = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
         files = _files(folder)
         if TRAINER_STATE_NAME not in digests:
-            return f"{SUMS} is cut off"
+            return f"{SUMS} is truncated"
         for name in sorted(digests.keys() | files.keys()):
             if name not in files:
                 return f"{name} is missing"
             if name not in digests:
-                return f"{name} is not of it"
+                return f"{name} is unexpected"
             if _digest(files[name]) != digests[name]:
                 return f"{name} has changed"
     except FileNotFoundError:
@@ -152,13 +152,13 @@ def _problem(folder: Path) -> str | None:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Return all files of a folder by their names in it, but for the checksums."""
+    """Return all files in a folder except the checksums, by relative name."""
     found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not path.is_dir()}
     return {name: path for name, path in found.items() if name != SUMS}
 
 
 def _best_step(folder: Path) -> int:
-    """Return the step of the best checkpoint so far, as a whole checkpoint says."""
+    """Return the step of the best checkpoint so far, according to an intact checkpoint."""
     state = json.loads((folder / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     return int(state["global_step"] if state["best_global_step"] is None else state["best_global_step"])
 
@@ -169,7 +169,7 @@ def _digest(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    """Have the disk hold what a file or folder says."""
+    """Flush a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,6 @@
-"""Dropout of some rows of a batch, as it would be of all of them: a process draws for the rows of the others too.
+"""Dropout for a share of a batch's rows, equal to that of the whole batch: each process draws for all rows.
 
-So processes on a CPU drop out what a single one does. An accelerator draws in ways that this does not follow.
+So several processes on CPUs drop out the same values as a single one. How an accelerator draws is not reproduced.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +13,9 @@ from torch.overrides import TorchFunctionMode
 
 
 class NoiseOfWholeBatch(TorchFunctionMode):
-    """Draws dropout for `count` rows where a tensor has the rows `own` of them.
+    """Draws dropout for `count` rows if a tensor has only the rows `own` of them.
 
-    They are along its first axis, or one after the other along it, as where rows and tokens are one axis.
+    The first axis of a tensor consists of rows, or of rows and tokens flattened together.
     """
 
     def __init__(self, count: int, own: Tensor) -> None:
@@ -43,7 +43,7 @@ class NoiseOfWholeBatch(TorchFunctionMode):
         return values * self._draw(torch.empty_like(values), 1 - p).div_(1 - p)
 
     def _draw(self, values: Tensor, p: Any = 0.5) -> Tensor:
-        """Fill the values, of one row after the other, as their rows are when those of the whole batch are filled."""
+        """Fill the values with those that their rows get when the whole batch is filled."""
         each, rest = divmod(len(values), len(self.own))
         if rest or isinstance(p, Tensor):
             return values.bernoulli_(p)

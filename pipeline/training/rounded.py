@@ -1,7 +1,7 @@
 """Frozen weights in the dtype of mixed precision, rounded once for the whole training.
 
-Autocast rounds weights at every use: it remembers what it rounded of trained weights alone. Of a frozen model that is
-all of the weights at every step, 22 % of a step's time on two cores.
+Autocast caches only rounded copies of trained weights, and rounds frozen ones at every use. For a frozen model these
+are all the weights, at every step: 22 % of a step's time on two cores.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from pipeline.params import PeftParams
 
 
 class _Rounded(NamedTuple):
-    """A frozen parameter, what it held when it was rounded, and what came of it."""
+    """A frozen parameter, the state that identifies its values, and the rounded values."""
 
     parameter: nn.Parameter
     state: tuple[int, int]
@@ -27,10 +27,9 @@ class _Rounded(NamedTuple):
 
 
 class RoundedWeights:
-    """Copies of a model's frozen weights that take their place inside `applied`: a step computes the same with them.
+    """Rounded copies that replace a model's frozen weights inside `applied`, without changing the results of a step.
 
-    These are the weights and biases of linear layers that nothing but a product reads. The copies take half the memory
-    of what they stand for.
+    They replace the weights and biases of linear layers that are used in products only, and take half their memory.
     """
 
     def __init__(self, model: PeftModel, dtype: torch.dtype) -> None:
@@ -39,8 +38,8 @@ class RoundedWeights:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Put the copies in place; all is as it was afterwards, bit for bit."""
-        # Merging and unmerging, as for an evaluation, may have changed what a parameter holds, or the parameter.
+        """Put the copies in place; afterwards the weights are restored bit for bit."""
+        # Merging and unmerging, as for an evaluation, may have changed the values of a parameter, or replaced it.
         if not self.rounded or any(_state(one.parameter) != one.state for one in self.rounded):
             self.rounded = [
                 _Rounded(parameter, _state(parameter), parameter.detach().to(self.dtype))
@@ -61,10 +60,10 @@ def _state(parameter: nn.Parameter) -> tuple[int, int]:
 
 
 def _only_multiplied(model: PeftModel) -> Iterator[nn.Parameter]:
-    """Yield the frozen float32 parameters of linear layers, other than those that an adapter may compute with."""
+    """Yield the frozen float32 parameters of linear layers, except those that an adapter may read."""
     linear = {id(module) for module in model.modules() if type(module) is nn.Linear}
     for module in model.modules():
-        if isinstance(module, ModulesToSaveWrapper):  # trains a copy of what it wraps
+        if isinstance(module, ModulesToSaveWrapper):  # trains a copy of the module that it wraps
             linear -= {id(unused) for unused in module.original_module.modules()}
     if _may_read_weights(model):
         wrapped = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
@@ -74,11 +73,11 @@ def _only_multiplied(model: PeftModel) -> Iterator[nn.Parameter]:
         if id(module) in linear:
             for parameter in module.parameters(recurse=False):
                 is_frozen = not parameter.requires_grad and parameter.dtype is torch.float32
-                if is_frozen and id(parameter) not in others:  # as embeddings share theirs
+                if is_frozen and id(parameter) not in others:  # such as a weight shared with embeddings
                     yield parameter
 
 
 def _may_read_weights(model: PeftModel) -> bool:
-    """Return whether an adapter may compute with a base weight: DoRA does, and methods without a section might."""
+    """Return whether an adapter may read a base weight: DoRA does, and methods without a section might."""
     is_other = table.method_of(model) is table.METHODS[PeftParams]
     return is_other or bool(getattr(model.peft_config["default"], "use_dora", False))

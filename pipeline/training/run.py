@@ -1,4 +1,4 @@
-"""The one place that builds a Trainer: the stage, the comparison of starts and the race give it what differs."""
+"""The one place that builds a Trainer, for the train stage, the arena and the benchmarks."""
 
 import dataclasses
 import hashlib
@@ -23,11 +23,11 @@ from pipeline.training.shares import SharingTrainer
 from pipeline.training.trainer import MergingTrainer
 
 MEGABYTE = 2**20
-CODE = Path(__file__).parents[2]  # where dvc.yaml is
+CODE = Path(__file__).parents[2]  # the folder of dvc.yaml
 
 
 def steps_an_epoch(view: TrainView, train: Dataset) -> int:
-    """Return the number of optimizer steps that go once through the train split."""
+    """Return the number of optimizer steps per epoch of the train split."""
     return math.ceil(len(train) / view.train.batch_size)
 
 
@@ -40,9 +40,9 @@ def trainer_of(
     callbacks: Sequence[TrainerCallback] = (),
     **changes: Any,
 ) -> Trainer:
-    """Return the Trainer that fits a model to the split `train`, looking at `validation` if there is one.
+    """Return a Trainer that fits a model to the split `train`, evaluating on `validation` if there is one.
 
-    `folder` is for checkpoints; `changes` are fields of its TrainingArguments that are not to be as the view says.
+    `folder` is for checkpoints; `changes` override fields of its TrainingArguments.
     """
     groups = tokens.groups_of(splits["validation"]) if "validation" in splits else None
     chosen = arguments.training_arguments(view, steps_an_epoch(view, splits["train"]), folder)
@@ -63,38 +63,38 @@ def trainer_of(
 
 
 def fit(trainer: Trainer, checkpoints: Checkpoints) -> None:
-    """Fit the model, from the last whole checkpoint if a run was cut off; the Trainer's folder is the one aside.
+    """Fit the model, resuming from the last intact checkpoint if there is one; the Trainer must write to `aside`.
 
     Raises:
-        UserError: if the best checkpoint, which the model is at the end, was changed meanwhile.
+        UserError: if the best checkpoint, which is loaded at the end, has changed since it was written.
     """
     newest = ranks.told(lambda: str(checkpoints.newest() or ""))
     trainer.add_callback(KeepWhole(checkpoints))
     trainer.train(resume_from_checkpoint=newest or None)
     if trainer.state.best_global_step is not None and ranks.is_first():
         checkpoints.check(trainer.state.best_global_step)
-    ranks.wait()  # all have read the best one: it may go
+    ranks.wait()  # all have read the best one, so it may be removed
 
 
 def checkpoint_folder(view: TrainView) -> Path:
-    """Return a folder named by all that determines the result: a killed run goes on there, no other run finds it.
+    """Return a folder named by a hash of all that determines the result: only a run with the same inputs resumes there.
 
-    Trackers do not: `train.report_to` is in no dump of the view.
+    Trackers do not determine it: `train.report_to` is excluded from dumps of the view.
 
-    DVC deletes a stage's outs before it runs the stage, and runs experiments in temporary copies: so the folder is no
-    out and lies in the original repository.
+    DVC deletes the outs of a stage before running it, and runs experiments in temporary copies. So the folder is not an
+    out, and lies in the original repository.
     """
     digest = hashlib.sha256(json.dumps(view.model_dump(mode="json"), sort_keys=True).encode())
     for name, path in sorted(_inputs()):
         digest.update(name.encode())
         with path.open("rb") as file:
-            while part := file.read(MEGABYTE):  # tokens may be more than memory holds
+            while part := file.read(MEGABYTE):  # tokens may exceed the memory
                 digest.update(part)
     return artifacts.repository() / ".checkpoints" / digest.hexdigest()[:16]
 
 
 def _inputs() -> Iterator[tuple[str, Path]]:
-    """Yield the files that the training depends on beside its view, those of the stage's deps, with their names."""
+    """Yield the files that training depends on in addition to its view, the deps of the stage, with their names."""
     deps = YAML(typ="safe", pure=True).load(CODE / "dvc.yaml")["stages"]["train"]["deps"]
     for dep in map(Path, deps):
         root = Path() if dep.parts[0] == artifacts.INIT.parts[0] else CODE

@@ -1,4 +1,4 @@
-"""The folders of runs in .checkpoints: one for each set of inputs, of one process at a time, few and not for ever."""
+"""The run folders in .checkpoints: one per set of inputs, used by one process at a time, limited in number and age."""
 
 import re
 import time
@@ -13,17 +13,17 @@ from pipeline.training.checkpoints import Checkpoints
 
 NAME = re.compile(r"([0-9a-f]{16})(\.lock)?")
 LOCK = ".lock"
-KEPT_RUNS = 8  # that were cut off and may be started again
+KEPT_RUNS = 8  # interrupted runs, which may be resumed
 KEPT_DAYS = 30
 SECONDS_BETWEEN_LOOKS = 0.5
 
 
 @contextmanager
 def held(folder: Path) -> Iterator[Checkpoints]:
-    """Yield the checkpoints of a run, alone with them; when all went well, the run needs them no more.
+    """Yield the checkpoints of a run, with exclusive access; if the run succeeds, they are removed.
 
-    Another training with the same inputs waits until then, and trains for itself. Of the processes of one training the
-    first holds the folder for all.
+    Another run with the same inputs waits until then, and trains on its own. Of the processes of one run, the first
+    holds the folder for all.
     """
     if not ranks.is_first():
         ranks.wait()
@@ -49,7 +49,7 @@ def held(folder: Path) -> Iterator[Checkpoints]:
 
 
 def _wait(folder: Path) -> FileLock:
-    """Return the lock of a run once this process has it."""
+    """Return the lock of a run once this process holds it."""
     is_told = False
     while True:
         with _gate(folder), suppress(Timeout):
@@ -63,23 +63,23 @@ def _wait(folder: Path) -> FileLock:
 
 
 def _remove_abandoned(own: Path) -> None:
-    """Remove the runs that nobody has started again for long, and the oldest of too many."""
+    """Remove runs that have not been resumed for long, and the oldest if there are too many."""
     with _gate(own):
         others = {name[1] for path in own.parent.iterdir() if (name := NAME.fullmatch(path.name))} - {own.name}
         ages = {own.with_name(name): _days_old(own.with_name(name)) for name in others}
         young = sorted((path for path in ages if ages[path] <= KEPT_DAYS), key=ages.__getitem__)[: KEPT_RUNS - 1]
         removed = [path for path in ages if path not in young and _is_removed(path)]
     if removed:
-        console.line(f"train: removed {len(removed)} old runs that were cut off, from {own.parent}")
+        console.line(f"train: removed {len(removed)} old interrupted runs from {own.parent}")
 
 
 def _days_old(folder: Path) -> float:
-    """Return the days since a run wrote its last checkpoint; of a lock without a folder, more than are kept."""
+    """Return the days since a run wrote its last checkpoint; infinity for a lock without a folder."""
     return (time.time() - folder.stat().st_mtime) / 86400 if folder.is_dir() else float("inf")
 
 
 def _is_removed(folder: Path) -> bool:
-    """Remove a run unless a process has it; say whether there was anything to remove."""
+    """Remove a run unless a process holds it; return whether there was anything to remove."""
     lock, is_there = _lock(folder), folder.is_dir()
     try:
         lock.acquire(timeout=0)
@@ -91,7 +91,7 @@ def _is_removed(folder: Path) -> bool:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a run, which this process has, and its lock."""
+    """Remove a run that this process holds, and its lock."""
     artifacts.remove(folder)
     artifacts.remove(folder.with_suffix(LOCK))
 
@@ -101,8 +101,8 @@ def _lock(folder: Path) -> FileLock:
 
 
 def _gate(folder: Path) -> FileLock:
-    """Return the lock that is held while locks of runs are taken or removed.
+    """Return the lock that is held while locks of runs are acquired or removed.
 
-    Without it, a process could wait for a lock whose file has been removed, and not see who takes a new one.
+    Without it, a process could wait for a lock whose file has been removed, while another acquires a new one.
     """
     return FileLock(folder.with_name("lock"))

@@ -1,7 +1,7 @@
-"""One of several processes: it reads every batch and computes its share of the rows.
+"""Training in several processes: each reads every batch and computes its share of the rows.
 
-Batches are those of a single process, in its order, and the sums over their rows are the same but for rounding: so are
-the loss curve and what is trained, whatever the number of processes. On accelerators dropout differs; see noise.py.
+Batches and their order are those of a single process, and sums over rows differ only by rounding. So the loss curve and
+the trained model do not depend on the number of processes. On accelerators dropout differs; see noise.py.
 """
 
 from collections.abc import Iterator
@@ -30,16 +30,16 @@ class SharingTrainer(MergingTrainer):
                 f"train: the launcher says {ranks.SIZE}={ranks.size()}, but {self.args.world_size} processes train; "
                 "use torchrun or accelerate launch"
             )
-        self.model_accepts_loss_kwargs = False  # so that a loss is the mean over the rows, which `compute_loss` weighs
+        self.model_accepts_loss_kwargs = False  # so that the loss is the mean over rows, which `compute_loss` weights
         self.is_noise_shared = self.args.device.type == "cpu" and not self.args.torch_compile
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Return whole batches in the order that the first process draws."""
+        """Return whole batches, in the order drawn by the first process."""
         sampler = _OneOrder(self._get_train_sampler(), self.args.device, self.is_noise_shared)
         return self._batches(self.train_dataset, sampler, self.args.train_batch_size)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """Return whole batches, in an order that is fixed."""
+        """Return whole batches, in a fixed order."""
         split = self.eval_dataset if eval_dataset is None else eval_dataset
         return self._batches(split, self._get_eval_sampler(split), self.args.eval_batch_size)
 
@@ -55,7 +55,7 @@ class SharingTrainer(MergingTrainer):
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Return the loss of this process's rows, so that the mean over processes is the mean over the batch.
 
-        Where there are fewer rows than processes, some look at one that is not theirs, and count it nothing.
+        If there are fewer rows than processes, some compute a row that is not theirs, with weight zero.
         """
         rows = torch.arange(len(inputs["labels"]), device=inputs["labels"].device)
         own = rows[ranks.rank() :: ranks.size()]
@@ -65,14 +65,14 @@ class SharingTrainer(MergingTrainer):
         return cast("Tensor", loss) * (len(own) * ranks.size() / len(rows))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Return the Trainer's metrics of the whole split, the same in all processes."""
+        """Return the Trainer's metrics on the whole split, the same in all processes."""
         self.gather_function = _as_it_is  # the Trainer forgets it after each evaluation
         return super().evaluate(*args, **kwargs)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the loss, logits and labels of a whole batch, of which each process computes as many rows."""
+        """Return the loss, logits and labels of a whole batch, of which every process computes equally many rows."""
         inputs = self._prepare_inputs(inputs)
         labels = inputs.pop("labels")
         each = -(-len(labels) // ranks.size())
@@ -85,9 +85,9 @@ class SharingTrainer(MergingTrainer):
 
 
 class _OneOrder(Sampler[int]):
-    """The order that the first process draws, in all of them, and after it one random state or one for each.
+    """The order drawn by the first process, for all processes; then sets a common random state, or one per process.
 
-    So what the others draw follows from what the first one draws, and no checkpoint needs to hold it.
+    So the draws of the other processes follow from those of the first, and no checkpoint needs to contain them.
     """
 
     def __init__(self, sampler: Any, device: torch.device, is_noise_shared: bool) -> None:

@@ -1,7 +1,7 @@
 """The trackers of `train.report_to`: transformers' own integrations, writing into runs/ and sending nothing by default.
 
-Where they write and whether they connect is said by environment variables of their own; one that is set already counts.
-runs/ lies in the original repository, as an experiment's temporary copy is removed. What they write is no out of DVC's.
+Their own environment variables determine where they write and whether they connect; those that are already set are
+kept. runs/ lies in the original repository, because the temporary copy of an experiment is removed. It is no DVC out.
 """
 
 import importlib.util
@@ -19,31 +19,31 @@ from pipeline.params import PARAMS, TrainParams, TrainView
 
 FOLDER = "runs"
 PROJECT = "lsr-adapt"
-BESIDE = {"mlflow": ("sqlalchemy", "alembic")}  # what else the extra with a tracker's name brings
-DIGITS = 8  # of the hash of all that determines the result, which tell runs of the same words apart
+BESIDE = {"mlflow": ("sqlalchemy", "alembic")}  # further packages in the extra with a tracker's name
+DIGITS = 8  # of the hash of all inputs, to distinguish runs with the same name otherwise
 
 
 def check(train: TrainParams) -> None:
-    """Check that the trackers' packages are there.
+    """Check that the packages of the trackers are installed.
 
     Raises:
-        UserError: if one is not; says which extra brings it.
+        UserError: if one is not; names the extra to install.
     """
     for word in _words(train):
         missing = [name for name in (word, *BESIDE.get(word, ())) if importlib.util.find_spec(name) is None]
         if missing:
-            install = f"install what it needs with: pip install 'lsr-adapt[{word}]'"
+            install = f"install it with: pip install 'lsr-adapt[{word}]'"
             raise UserError(f"{PARAMS}: train.report_to: {word}: {missing[0]} is not installed; {install}")
 
 
 def run_name(view: TrainView, digest: str) -> str:
-    """Return what trackers call a run: DVC's name of the experiment if there is one, the chosen words, the hash."""
+    """Return the name of a run in trackers: the DVC experiment, if any, the data, model and adapter, seed and hash."""
     words = (os.environ.get("DVC_EXP_NAME"), view.data, view.model, view.adapter, f"seed{view.seed}", digest[:DIGITS])
     return "-".join(re.sub(r"[^\w.]+", "-", str(word)) for word in words if word)
 
 
 def callbacks(train: TrainParams, run: str) -> list[TrainerCallback]:
-    """Return the callbacks of the trackers, once the environment says where a run with this name is written."""
+    """Return the callbacks of the trackers, after setting where they write a run with this name."""
     words = _words(train)
     if not words:
         return []
@@ -51,13 +51,13 @@ def callbacks(train: TrainParams, run: str) -> list[TrainerCallback]:
     for name, value in environment(folder, run).items():
         os.environ.setdefault(name, value)
     if ranks.is_first():
-        folder.mkdir(parents=True, exist_ok=True)  # else wandb writes elsewhere
+        folder.mkdir(parents=True, exist_ok=True)  # otherwise wandb writes elsewhere
     made = zip(words, get_reporting_integration_callbacks(words), strict=True)
     return [_DvcLive(folder / "dvclive" / run) if word == "dvclive" else kind() for word, kind in made]
 
 
 def environment(folder: Path, run: str) -> dict[str, str]:
-    """Return the variables that trackers read, and what they say unless a user has set them."""
+    """Return the environment variables that trackers read, with our defaults."""
     return {
         "TENSORBOARD_LOGGING_DIR": str(folder / "tensorboard" / run),
         "WANDB_DIR": str(folder),  # it adds wandb/
@@ -78,7 +78,7 @@ class _DvcLive(DVCLiveCallback):
         self.folder = folder
 
     def setup(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
-        """Begin, or go on where a resumed run was."""
+        """Start, or continue where a resumed run was."""
         if state.is_world_process_zero:
             from dvclive.live import Live
 

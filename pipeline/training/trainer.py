@@ -1,4 +1,4 @@
-"""transformers' Trainer, looking at the validation split without the adapter's cost."""
+"""transformers' Trainer, evaluating on the validation split without the cost of the adapter."""
 
 import shutil
 from contextlib import nullcontext
@@ -18,10 +18,10 @@ from pipeline.training.rounded import RoundedWeights
 
 
 class MergingTrainer(Trainer):
-    """Evaluates with the adapter merged. In bf16 and fp16 it does not: rounding the sum would lose a small update.
+    """Evaluates with the adapter merged, except in bf16 and fp16, where rounding the sum would lose a small update.
 
-    It looks at examples of like length together, and with `keeps_order` in their order: whoever scores groups of them
-    knows them by their positions.
+    It batches examples of similar length, or with `keeps_order` keeps their order, because groups that are scored
+    together are known by their positions.
     """
 
     def __init__(self, *args: Any, keeps_order: bool = False, **kwargs: Any) -> None:
@@ -37,12 +37,12 @@ class MergingTrainer(Trainer):
         return super().train(*args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the loss of a batch after its backward pass; no frozen weight is rounded more than once."""
+        """Return the loss of a batch after its backward pass; frozen weights are already rounded."""
         with self._weights.applied() if self._weights else nullcontext():
             return super().training_step(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Return the Trainer's metrics; the model is then as it was, bit for bit."""
+        """Return the Trainer's metrics; the model is unchanged afterwards, bit for bit."""
         if self.args.bf16 or self.args.fp16:
             return super().evaluate(*args, **kwargs)
         with adapters.merged(cast("nn.Module", self.model)):
@@ -53,13 +53,13 @@ class MergingTrainer(Trainer):
         return _with_lengths_in_memory(super()._get_train_sampler(*args, **kwargs))
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int] | None:
-        """Return the Trainer's sampler, or one in order."""
+        """Return the Trainer's sampler, or a sequential one."""
         if self._keeps_order:
             return SequentialSampler(eval_dataset)
         return _with_lengths_in_memory(super()._get_eval_sampler(eval_dataset))
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Save the random state of the first process, by the names that one process and several look for."""
+        """Save the random state of the first process, under the names that a single process and several look for."""
         if not self.args.should_save:
             return
         super()._save_rng_state(output_dir)
@@ -68,7 +68,7 @@ class MergingTrainer(Trainer):
 
 
 def _with_lengths_in_memory(sampler: Sampler[int] | None) -> Sampler[int] | None:
-    """Return a sampler by length whose lengths are a list: a look at one in a table takes as long as a row."""
+    """Turn the lengths of a sampler into a list: reading a single one from a table takes as long as reading a row."""
     if isinstance(sampler, LengthGroupedSampler):
         sampler.lengths = sampler.lengths[:]
     return sampler

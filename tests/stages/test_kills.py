@@ -109,7 +109,7 @@ def test_a_damaged_checkpoint_changes_nothing(cut_off, capsys, damage):
     DAMAGES[damage](last(folder))
     capsys.readouterr()
     train()
-    assert "not whole, so skipped: checkpoint-" in capsys.readouterr().out
+    assert "not intact, so skipped: checkpoint-" in capsys.readouterr().out
     assert written() == undisturbed
 
 

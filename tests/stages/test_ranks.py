@@ -173,8 +173,8 @@ def test_processes_that_cannot_share_a_batch_are_refused_in_one_line(at):
     assert codes == [2] * 3
     said = [line for line in lines if line.startswith("params.yaml: ")]  # torch adds that the first one has left
     assert said == [
-        "params.yaml: train.batch_size: 16 examples a step are no equal shares for 3 processes; these numbers can "
-        "share them: 1, 2, 4, 8, 16"
+        "params.yaml: train.batch_size: 16 examples per step cannot be divided equally among 3 processes; these "
+        "numbers of processes can: 1, 2, 4, 8, 16"
     ]
     assert not any("Traceback" in line for line in lines)
 

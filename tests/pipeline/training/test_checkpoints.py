@@ -93,7 +93,7 @@ def test_any_damage_to_any_file_of_the_last_is_noticed(kept, capsys, name, damag
     DAMAGES[damage](kept.path(30) / name)
     assert kept.newest() == kept.path(10)
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("train: goes on from checkpoint-10; not whole, so skipped: checkpoint-30 (")
+    assert line.startswith("train: goes on from checkpoint-10; not intact, so skipped: checkpoint-30 (")
     assert not kept.path(30).exists()
 
 
@@ -117,9 +117,9 @@ def test_every_bit_counts(tmp_path):
     [
         (lambda path: (path / "optimizer.pt").unlink(), "optimizer.pt is missing"),
         (lambda path: flip(path / "rng_state.pth"), "rng_state.pth has changed"),
-        (lambda path: (path / "pytorch_model.bin").touch(), "pytorch_model.bin is not of it"),
+        (lambda path: (path / "pytorch_model.bin").touch(), "pytorch_model.bin is unexpected"),
         (lambda path: (path / SUMS).unlink(), "SHA256SUMS is missing"),
-        (lambda path: (path / SUMS).write_bytes(b""), "SHA256SUMS is cut off"),
+        (lambda path: (path / SUMS).write_bytes(b""), "SHA256SUMS is truncated"),
         (lambda path: (path / SUMS).write_bytes(b"\xff"), "SHA256SUMS has changed"),
         (lambda path: (shutil.rmtree(path), path.touch()), "cannot be read: Not a directory"),
         (lambda path: (shutil.rmtree(path), path.mkdir()), "SHA256SUMS is missing"),
@@ -128,7 +128,7 @@ def test_every_bit_counts(tmp_path):
 def test_one_line_says_what_is_wrong(kept, capsys, damage, line):
     damage(kept.path(30))
     assert kept.newest() == kept.path(10)
-    skipped = f"train: goes on from checkpoint-10; not whole, so skipped: checkpoint-30 ({line})\n"
+    skipped = f"train: goes on from checkpoint-10; not intact, so skipped: checkpoint-30 ({line})\n"
     assert capsys.readouterr().out == skipped
 
 
@@ -136,8 +136,8 @@ def test_without_its_best_the_last_is_no_checkpoint(kept, tmp_path, capsys):
     flip(kept.path(10) / "adapter_model.safetensors")
     assert kept.newest() is None
     assert capsys.readouterr().out == (
-        "train: starts from the beginning; not whole, so skipped: "
-        "checkpoint-30 (checkpoint-10, the best one before: adapter_model.safetensors has changed), "
+        "train: starts from the beginning; not intact, so skipped: "
+        "checkpoint-30 (checkpoint-10, the best one before it: adapter_model.safetensors has changed), "
         "checkpoint-10 (adapter_model.safetensors has changed)\n"
     )
     assert names(tmp_path) == ["writing"]
@@ -146,7 +146,7 @@ def test_without_its_best_the_last_is_no_checkpoint(kept, tmp_path, capsys):
 def test_a_lost_best_is_named(kept, capsys):
     shutil.rmtree(kept.path(10))
     assert kept.newest() is None
-    assert "checkpoint-30 (checkpoint-10, the best one before: missing)" in capsys.readouterr().out
+    assert "checkpoint-30 (checkpoint-10, the best one before it: missing)" in capsys.readouterr().out
 
 
 def test_a_checkpoint_that_changed_after_it_was_read_is_refused(kept):

@@ -113,7 +113,7 @@ def test_old_runs_that_were_cut_off_are_removed_and_counted(tmp_path, capsys):
         cut_off(tmp_path, number, mtime)
     with held(tmp_path / OWN):
         assert names(tmp_path) == [f"{OWN}.lock", f"{1:016x}", f"{1:016x}.lock", "lock"]
-    assert capsys.readouterr().out == f"train: removed 2 old runs that were cut off, from {tmp_path}\n"
+    assert capsys.readouterr().out == f"train: removed 2 old interrupted runs from {tmp_path}\n"
 
 
 def test_the_oldest_of_too_many_are_removed(tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ def test_a_package_that_is_missing_is_one_line_with_its_extra(word, missing, vie
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else find("json"))
     with pytest.raises(UserError) as error:
         arguments.check_machine(reporting(view, word))
-    install = f"install what it needs with: pip install 'lsr-adapt[{word}]'"
+    install = f"install it with: pip install 'lsr-adapt[{word}]'"
     assert str(error.value) == f"params.yaml: train.report_to: {word}: {missing} is not installed; {install}"
 
 
