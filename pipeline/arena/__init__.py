@@ -1,1 +1,1 @@
-"""The arena: methods side by side on many data sets, with the same budgets, several seeds and tuned rates."""
+"""The arena: methods compared on many data sets, with equal budgets, several seeds and tuned learning rates."""

@@ -1,7 +1,8 @@
-"""`python -m pipeline.arena`, or make arena: train all methods of a preset on its tasks, each as often as it needs.
+"""`python -m pipeline.arena`, or make arena: train all methods of a preset on its tasks.
 
-What is compared stands in pipeline/arena.yaml. Finished trainings are kept in reports/arena/PRESET/, and a stopped run
-goes on where it was. Files of records from other machines are read where they are copied there.
+Learning rates are tuned, and training is repeated with several seeds. Presets are in pipeline/arena.yaml. Finished
+trainings are kept in reports/arena/PRESET/, and a stopped run resumes from them; records from other machines are read,
+too, if their files are copied there.
 """
 
 import argparse
@@ -28,10 +29,10 @@ PROGRAM = "python -m pipeline.arena"
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run what the command line asks for.
+    """Run the command line.
 
     Raises:
-        SystemExit: with code 2 after a mistake in a file, 130 after Ctrl-C.
+        SystemExit: with code 2 after a user's mistake, 130 after Ctrl-C.
     """
     options = parser().parse_args(words)
     with leaving_in_plain_lines("stopped; finished trainings are kept", PROGRAM):
@@ -48,7 +49,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def runs_of(name: str, only: Sequence[str]) -> list[Run]:
-    """Return the runs of a preset that are asked for.
+    """Return the selected runs of a preset.
 
     Raises:
         UserError: if there is no such preset or run.
@@ -58,21 +59,21 @@ def runs_of(name: str, only: Sequence[str]) -> list[Run]:
         return runs
     words = " ".join(only)
     near = nearest(words, [run.title for run in plan.runs(name, chosen)])
-    raise UserError(f"--only {words}: no run has that in its title{near}; a title is TASK: METHOD")
+    raise UserError(f"--only {words}: no run has this in its title{near}; a title is TASK: METHOD")
 
 
 def compete(runs: Sequence[Run], found: dict[str, Record], path: Path, jobs: int) -> None:
-    """Run what is missing, and add its records to `found` and to the file.
+    """Run the missing trainings, and add their records to `found` and to the file.
 
     Raises:
-        UserError: if anything of it cannot run, before any of it does; if a worker dies.
+        UserError: if one of them cannot run, before any does; or if a worker dies.
     """
     left = [run for run in runs if plan.missing(run, found)]
     check.check(left)
     for run in {run.task: run for run in runs}.values():
         cell = run.cell(1.0, 1.0, run.preset.seeds[0])
         examples = path.parent / "examples" / f"{run.task}.parquet"
-        if run in left or not examples.exists():  # they are not committed: a row of the table says where they are from
+        if run in left or not examples.exists():  # not committed, but made from the source of the task
             write_examples(task_of(cell, cell.view()), examples)
     if not left:
         return
@@ -94,14 +95,14 @@ def compete(runs: Sequence[Run], found: dict[str, Record], path: Path, jobs: int
                     found[busy.pop(future).key] = done
                     advance(1)
         except BrokenProcessPool:
-            raise UserError("a worker was killed, perhaps for its memory: go on with --jobs 1") from None
+            raise UserError("a worker was killed, perhaps for lack of memory: resume with --jobs 1") from None
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
 
 
 def _next(runs: Sequence[Run], found: Mapping[str, Record], busy: set[str], count: int) -> Iterator[Cell]:
-    """Yield at most so many trainings that may begin, in the order of the runs: one after the other is complete."""
+    """Yield at most `count` trainings that can start now, in the order of the runs, so that these complete in turn."""
     for run in runs:
         for cell in plan.missing(run, found):
             if count > 0 and cell.key not in busy:
@@ -111,7 +112,7 @@ def _next(runs: Sequence[Run], found: Mapping[str, Record], busy: set[str], coun
 
 
 def show(runs: Sequence[Run], found: Mapping[str, Record]) -> None:
-    """Print what is there of each run, and what a training costs beside its steps."""
+    """Print the results of each run, and the overhead of a training in addition to its steps."""
     rows, made = [], []
     for run in runs:
         cells = plan.repeated(run, found)
@@ -125,22 +126,22 @@ def show(runs: Sequence[Run], found: Mapping[str, Record]) -> None:
     console.table("arena", ("run", "trained", "rate", "seeds", "score"), rows)
     if costs := [sum(value for name, value in one.seconds.items() if name in ("load", "start")) for one in made]:
         console.line(
-            f"beside steps and scores, a training takes {median(costs):.1f} s (median), {max(costs):.1f} s at most"
+            f"overhead of a training besides steps and scores: {median(costs):.1f} s (median), {max(costs):.1f} s (max)"
         )
     console.line(f"compare: python -m pipeline.compare {runs[0].name}")
 
 
 def commands(runs: Sequence[Run], name: str) -> Iterator[str]:
-    """Yield the command of each run, for whatever runs lines; each writes a file of its own."""
+    """Yield the command of each run, for any scheduler that runs lines; each writes its own file."""
     for run in runs:
         words = ["python", "-m", "pipeline.arena", name, "--jobs", "1", "--only", run.title, "--write", slug(run.title)]
         yield shlex.join(words)
 
 
 def queue(runs: Sequence[Run], found: Mapping[str, Record]) -> Iterator[str]:
-    """Yield for each run the line that queues its seeds as experiments of DVC: at its tuned rates, once it has some.
+    """Yield a line per run that queues its seeds as DVC experiments, at the tuned rates if it has been tuned.
 
-    An experiment reads whole splits, whatever the preset does.
+    An experiment reads whole splits, whatever the preset reads.
     """
     for run in runs:
         first, *_ = plan.repeated(run, found) or [run.cell(1.0, 1.0, run.preset.seeds[0])]
@@ -151,7 +152,7 @@ def queue(runs: Sequence[Run], found: Mapping[str, Record]) -> Iterator[str]:
 
 
 def slug(text: str) -> str:
-    """Return a text as a name of files and experiments: letters, digits and -."""
+    """Return a text as a name for files and experiments: letters, digits and -."""
     return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")
 
 
@@ -160,23 +161,23 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    top.add_argument("preset", nargs="?", default="offline", help="of pipeline/arena.yaml (%(default)s)")
+    top.add_argument("preset", nargs="?", default="offline", help="preset in pipeline/arena.yaml (%(default)s)")
     top.add_argument(
         "--only",
         action="append",
         default=[],
         metavar="TEXT",
-        help="runs whose title, as 'tweets: LoRA r=1', is it or holds it; several: all of them",
+        help="only runs whose title, such as 'tweets: LoRA r=1', contains TEXT; if repeated, all of them",
     )
     top.add_argument(
-        "--jobs", type=int, choices=range(1, 65), default=2, metavar="N", help="trainings at once (%(default)s)"
+        "--jobs", type=int, choices=range(1, 65), default=2, metavar="N", help="trainings in parallel (%(default)s)"
     )
     top.add_argument(
-        "--write", default="records", metavar="NAME", type=_name, help="file for new records (%(default)s), by machine"
+        "--write", default="records", metavar="NAME", type=_name, help="name of the file for new records (%(default)s)"
     )
     what = top.add_mutually_exclusive_group()
-    what.add_argument("--commands", action="store_true", help="print one command a run, for a cluster; run nothing")
-    what.add_argument("--queue", action="store_true", help="print the same as experiments of DVC; run nothing")
+    what.add_argument("--commands", action="store_true", help="print one command per run, for a cluster; run nothing")
+    what.add_argument("--queue", action="store_true", help="print lines that queue DVC experiments; run nothing")
     return top
 
 

@@ -1,15 +1,15 @@
-"""What a training sets in params.yaml, in the words of `dvc exp run -S`."""
+"""The changes of a training to params.yaml, as arguments of `dvc exp run -S`."""
 
 import json
 from collections.abc import Iterator, Mapping
 
 from pydantic import JsonValue
 
-OPEN = "peft.options."  # params.yaml need not have these keys
+OPEN = "peft.options."  # keys that params.yaml may lack
 
 
 def changes(values: Mapping[str, JsonValue]) -> list[str]:
-    """Return KEY=VALUE for each of the dotted keys; an object has one for each of its keys."""
+    """Return KEY=VALUE for each dotted key; an object yields one for each of its keys."""
     return [f"{key}={_word(value)}" for key, value in _flat(values)]
 
 
@@ -22,7 +22,7 @@ def _flat(values: Mapping[str, JsonValue]) -> Iterator[tuple[str, JsonValue]]:
 
 
 def _word(value: JsonValue) -> str:
-    """Return a value as Hydra reads it: JSON, but for texts, which are quoted only where they must be."""
+    """Return a value as Hydra reads it: JSON, except for strings, which are quoted only if necessary."""
     if isinstance(value, str):
         plain = value and all(letter.isalnum() or letter in "-_./" for letter in value)
         return value if plain else "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"

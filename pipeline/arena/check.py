@@ -1,4 +1,4 @@
-"""Find out whether all that is to be compared can run, before any of it does."""
+"""Check that everything in a comparison can run, before any of it does."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -13,7 +13,7 @@ from pipeline.training import arguments
 
 
 def check(runs: Sequence[Run]) -> None:
-    """Read the data of each task, which are then there for all, and try each method on the outline of the base model.
+    """Read the data of each task into the cache, and try each method on the outline of the base model.
 
     Raises:
         UserError: with one line for each mistake, all at once; it names the file and the key to change.
@@ -33,7 +33,7 @@ def check(runs: Sequence[Run]) -> None:
 
 
 def _mistakes(run: Run, place: str, check_one: Callable[[Cell], None]) -> Iterator[str]:
-    """Yield what is wrong with a task or method, which the preset's own file has to mend unless another is named."""
+    """Yield what is wrong with a task or method; it is to be fixed in the preset's file unless another is named."""
     try:
         check_one(run.cell(1.0, 1.0, run.preset.seeds[0]))
     except UserError as error:

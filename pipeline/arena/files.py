@@ -1,4 +1,4 @@
-"""The content of files and folders that rows name: read once by each process, as nobody changes them meanwhile."""
+"""Hashes of files and folders named in rows: read once per process, because they do not change meanwhile."""
 
 from collections.abc import Iterable
 from functools import cache
@@ -10,10 +10,10 @@ from pipeline.errors import UserError
 
 
 def digests(sources: Iterable[Source]) -> list[dict[str, str]]:
-    """Return the SHA-256 of each file on this disk that sources name, by its name in what is named.
+    """Return the SHA-256 of each local file, by relative name, for each file or folder that the sources name.
 
     Raises:
-        UserError: if there is none.
+        UserError: if one does not exist.
     """
     return [_of(str(path)) for source in sources for path in content.named(source)]
 

@@ -1,7 +1,7 @@
-"""What frames are made of: the gradients of a task, or the updates of a short training on it, made once for all forms.
+"""Inputs of frames: the gradients of a task, or the updates of a short training on it, computed once for all methods.
 
-Many trainings need the same, and to make them costs as much as to train: they lie in files, for all processes and runs.
-What they draw has seeds of its own, so no training depends on those before it.
+Many trainings need the same ones, which cost as much as a training, so they are cached in files for all processes and
+runs. They are drawn with their own seeds, so that no training depends on earlier ones.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from pipeline.methods.pooling import BATCH
 class Reading(NamedTuple):
     """What determines the gradients or updates of some layers of a model."""
 
-    init: str  # the initialization that reads them
+    init: str  # the initialization that uses them
     task: Task
     examples: int
     head_steps: int
@@ -33,16 +33,16 @@ class Reading(NamedTuple):
     layers: tuple[str, ...]
 
     def digest(self) -> str:
-        """Return 16 hexadecimal digits that stand for all of it."""
+        """Return a hash of all fields, 16 hexadecimal digits."""
         known = (self.init, self.task.digest(), self.examples, self.head_steps, self.seed, self.layers)
         return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
 
 
 def gradients(reading: Reading) -> Mapping[str, Matrix]:  # by layer
-    """Return them, from their file if they have been made before.
+    """Return the gradients or updates, (m, n) each, from the cache if possible.
 
     Raises:
-        UserError: if examples or their head do not allow it.
+        UserError: if the examples or the head fitted to them are not suitable.
     """
     path = CACHE / f"{reading.init}-{reading.digest()}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def _made(reading: Reading) -> dict[str, Matrix]:
 
 
 def _flat(found: Mapping[str, Matrix]) -> dict[str, Tensor]:
-    """Return what a file can hold: of a product, its two factors."""
+    """Return tensors for a file: both factors of a product."""
     parts = {name: (value,) if isinstance(value, Tensor) else value for name, value in found.items()}
     return {f"{name}/{i}": part.contiguous() for name, all_of in parts.items() for i, part in enumerate(all_of)}
 

@@ -1,6 +1,6 @@
-"""What trainings read: the tokens of a task, as much of them as a preset sees, made once for all of them.
+"""Inputs of trainings: the tokens of a task, as many as a preset reads, computed once.
 
-They lie in files, for all processes and all later runs, and are mapped into memory.
+They are cached in files for all processes and all later runs, and mapped into memory.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ TEXTS = ("text", "text_pair", "label")
 
 
 class Task(NamedTuple):
-    """What determines the tokens: a row and its name, the model's row, and how much is seen."""
+    """What determines the tokens: a row and its name, the model's row, and how much is read."""
 
     name: str
     row: DatasetRow
@@ -38,7 +38,7 @@ class Task(NamedTuple):
     reads: Reads
 
     def digest(self) -> str:
-        """Return 16 hexadecimal digits that stand for all of it, with the content of files."""
+        """Return a hash of all fields and the contents of files, 16 hexadecimal digits."""
         files = digests((self.row.source, self.model.source))
         known = (self.row.model_dump_json(), self.model.model_dump_json(), self.max_length, self.reads, files)
         return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
@@ -48,16 +48,16 @@ def splits(task: Task) -> dict[str, Dataset]:
     """Return the tokens of train, validation and test.
 
     Raises:
-        UserError: as `pipeline.data.datasets.load`, or if a split holds nothing of what is to be seen.
+        UserError: as `pipeline.data.datasets.load`, or if no example of a split is left.
     """
     folder = made(task)
     return {split: _select(_mapped(folder, split), KEPT) for split in datasets.SPLITS}
 
 
 def write_examples(task: Task, path: Path) -> None:
-    """Write the texts and labels of test beside the records, for whoever compares answers; in the order of these.
+    """Write the texts and labels of the test split next to the records, in the order of the predictions.
 
-    Where one of several choices is to be right, all of them are one example, and the label is the number of the choice.
+    For multiple choice, all choices together are one example, and the label is the number of the right one.
     """
     test = _select(_mapped(made(task), "test"), TEXTS)
     table = test.with_format("arrow")[:].select([name for name in TEXTS if name in test.column_names])
@@ -70,7 +70,7 @@ def write_examples(task: Task, path: Path) -> None:
 
 
 def made(task: Task) -> Path:
-    """Return the folder of a task's tokens; they are made if they are not there.
+    """Return the folder of a task's tokens, which are computed if they are not in the cache.
 
     Raises:
         UserError: as `splits`.
@@ -88,7 +88,7 @@ def made(task: Task) -> Path:
 
 def _tables(task: Task) -> dict[str, pa.Table]:
     if task.row.is_grouped and any(amount != "all" for amount in task.reads.model_dump().values()):
-        raise UserError(f"{task.name}: examples are scored in groups, which must stay whole: reads must all be all")
+        raise UserError(f"{task.name}: examples are scored in groups, which must stay whole: set all of reads to all")
     tokenizer = base_models.load_tokenizer(task.model)
     texts = datasets.load(task.row, task.name).splits
     tables: dict[str, pa.Table] = {}

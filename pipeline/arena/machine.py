@@ -1,4 +1,4 @@
-"""Where and from what a record was made: what one needs to know before figures of two machines stand side by side."""
+"""The machine, commit and versions behind a record, without which figures of two machines cannot be compared."""
 
 import os
 import platform
@@ -21,7 +21,7 @@ PACKAGES = ("torch", "transformers", "peft")
 
 @cache
 def made() -> dict[str, str]:
-    """Return the commit, the day, the processor, the GPU if there is one, and versions."""
+    """Return the commit, the date, the processor, the GPU if there is one, and versions."""
     gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
         "commit": _commit(),
@@ -51,13 +51,13 @@ def clock() -> float:
 
 
 def forget_peak() -> None:
-    """Have `peak_bytes` count from here. Where the system cannot forget, it counts from the start of the process."""
+    """Reset `peak_bytes`; on systems that cannot, it keeps counting from the start of the process."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def peak_bytes() -> int:
-    """Return the most memory that this process has had at once."""
+    """Return the peak memory of this process, in bytes."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
@@ -66,7 +66,7 @@ def peak_bytes() -> int:
 
 
 def _commit() -> str:
-    """Return the commit that is checked out; it says nothing of changes since."""
+    """Return the commit that is checked out, whether or not files have changed since."""
     try:
         return Repo.discover().head().decode()[:12]
     except (NotGitRepository, KeyError):

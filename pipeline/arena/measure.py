@@ -1,4 +1,4 @@
-"""Run one training of the arena: start the adapter, train it, and score it after every epoch."""
+"""Run one training of the arena: initialize the adapter, train it, and score it after every epoch."""
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,16 +36,17 @@ from pipeline.params import LoraParams, LsrParams
 from pipeline.training import run
 from pipeline.training.callbacks import DivergedError, StopAtDivergence
 
-AT_ONCE = 64  # examples, where no gradient is needed
-# What a method may raise in the middle of a training: a row of the table too. What the machine refuses is none.
+AT_ONCE = 64  # examples per batch if no gradient is needed
+# Exceptions of a method during training, which become a record as well, unless the machine is their cause.
 BROKEN = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
-NOTHING: dict[str, Any] = {"validation": (), "test": (), "loss": (), "predicted": ()}  # of what did not finish
+NOTHING: dict[str, Any] = {"validation": (), "test": (), "loss": (), "predicted": ()}  # if it did not finish
 
 
 def measure(cell: Cell) -> Record:
-    """Return what one training came to; a mistake or a divergence is a record too, with its reason.
+    """Return the record of one training; a mistake or a divergence is a record too, with its reason.
 
-    After every epoch the model is scored in float32 on what is held out, and on test, which has no say in anything.
+    After every epoch the model is scored in float32 on the held-out validation split, and on the test split, which no
+    decision uses.
     """
     machine.forget_peak()
     view, scored = cell.view(), None
@@ -100,7 +101,7 @@ class Counts(NamedTuple):
 
     @classmethod
     def of(cls, model: PeftModel, view: ArenaView) -> Self:
-        """Count them."""
+        """Return the sizes of a model's adapter and head, and of the adapter's file."""
         counts = adapters.count_parameters(model, view.base_model)
         with tempfile.TemporaryDirectory() as folder:
             adapters.save_adapter(model, Path(folder), view.base_model)
@@ -111,7 +112,7 @@ class Counts(NamedTuple):
 
 
 def task_of(cell: Cell, view: ArenaView) -> Task:
-    """Return what a training reads."""
+    """Return the inputs of a training."""
     return Task(view.data, view.dataset, view.base_model, view.tokenize.max_length, cell.reads)
 
 
@@ -119,7 +120,7 @@ def started(cell: Cell, view: ArenaView) -> PeftModel:
     """Return the base model with its adapter, before training.
 
     Raises:
-        UserError: if the method does not fit the model, or its initialization the examples.
+        UserError: if the method does not fit the model, or the examples are not suitable for its initialization.
     """
     section = view.section
     found = _gradients(cell, view, section) if isinstance(section, LsrParams) and section.reads_examples else []
@@ -137,7 +138,7 @@ def started(cell: Cell, view: ArenaView) -> PeftModel:
 
 
 def _gradients(cell: Cell, view: ArenaView, section: LsrParams) -> list[Mapping[str, Matrix]]:
-    """Return those of the tasks that make the frames: the training's own, or a pool."""
+    """Return the gradients of the tasks that determine the frames: the training's own, or a pool."""
     base = base_models.load_base_model(view.base_model, view.dataset)
     layers = tuple(adapters.target_names(base, section, view.base_model, view.seed))
     own = task_of(cell, view)
@@ -151,7 +152,7 @@ def train(model: PeftModel, view: ArenaView, splits: Mapping[str, Dataset], coll
     """Fit the adapter and the head.
 
     Raises:
-        DivergedError: if the loss or the weights are no numbers any more.
+        DivergedError: if the loss or the weights become infinite or NaN.
     """
     with tempfile.TemporaryDirectory() as folder:
         trainer = run.trainer_of(
@@ -171,7 +172,7 @@ def train(model: PeftModel, view: ArenaView, splits: Mapping[str, Dataset], coll
 
 
 class Scored(TrainerCallback):
-    """Scores a model after every epoch, and keeps what it answers at the best of them."""
+    """Scores a model after every epoch, and keeps the predictions of the best epoch."""
 
     def __init__(self, model: PeftModel, view: ArenaView, splits: Mapping[str, Dataset], collate: Any) -> None:
         self.model, self.view, self.splits, self.collate = model, view, splits, collate
@@ -182,7 +183,7 @@ class Scored(TrainerCallback):
         self.seconds = 0.0
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Score it. Of epochs with equal scores the last is the best."""
+        """Score the model. Among epochs with equal scores the last is the best."""
         begin = machine.clock()
         first = self.view.dataset.metrics[0]
         validation, _predicted = self._of("validation")

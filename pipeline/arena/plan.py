@@ -1,7 +1,7 @@
-"""Which trainings there are: those that tune the rates of a method on a task, and then its seeds.
+"""The trainings of a comparison: those that tune the learning rates of a method on a task, and then its seeds.
 
 Every method has the same number of tries on every task: the rates of the preset, some beyond them as long as the best
-is at an end, and then rates of the head. The validation score decides, the test score has no say.
+one is at an end, and then rates of the head. Only the validation score decides.
 """
 
 import hashlib
@@ -17,15 +17,15 @@ from pipeline.arena.preset import PATH, Preset, Reads
 from pipeline.arena.record import Record
 from pipeline.params.changed import changed
 
-VERSION = 1  # raise it when changed code makes old records wrong: all are then run again
+VERSION = 1  # to be raised when a change of code invalidates old records: all are then run again
 HEAD = "train.head_learning_rate"
-# Of params.yaml, what came later than the first records, by dotted keys of a view, with what was done before: at these
-# values a training is what it was, so its key is too.
+# Parameters added after the first records, by dotted key of a view, with the value that matches the former behavior: at
+# this value the key of a training is unchanged.
 LATER: Mapping[str, Any] = {}
-# Keys that no training and no score depends on: of data rows, and of the view.
+# Keys of data rows and of the view that affect neither training nor scores.
 OF_NO_ROW, OF_NO_VIEW = ("submission", "also"), ("train.report_to",)
 Found = Mapping[str, Record]
-TRIES, SEEDS = "tries", "seeds"  # what trainings are for
+TRIES, SEEDS = "tries", "seeds"  # purposes of trainings
 
 
 class ArenaView(params.FactorizeInitView, params.TrainView):
@@ -47,17 +47,17 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What messages and `--only` call it."""
+        """The name in messages and for `--only`."""
         return f"{self.task}: {self.method}"
 
     def view(self) -> ArenaView:
-        """Return what the training sees of params.yaml."""
+        """Return the values of params.yaml for this training."""
         return changed(dict(self.overrides), ArenaView, PATH, (self.preset, self.name))
 
 
 @dataclass(frozen=True)
 class Run:
-    """A method on a task: what is tuned by itself, and has a row in the tables."""
+    """A method on a task: tuned independently, with a row in the tables."""
 
     name: str  # of the preset
     preset: Preset
@@ -67,14 +67,14 @@ class Run:
 
     @property
     def title(self) -> str:
-        """What messages and `--only` call it."""
+        """The name in messages and for `--only`."""
         return f"{self.task}: {self.method}"
 
     def overrides(self) -> dict[str, Any]:
-        """Return what it sets in params.yaml, before any rate is tuned, with the first seed."""
+        """Return the overrides of params.yaml before tuning, with the first seed."""
         method = self.preset.methods[self.method]
         chosen = {**self.preset.params, **self.preset.tasks[self.task], **method.params}
-        others = params.ADAPTERS.keys() - {method.adapter}  # a preset may set what is for some methods alone
+        others = params.ADAPTERS.keys() - {method.adapter}  # a preset may set keys that only some methods have
         return {
             **{key: value for key, value in chosen.items() if key.partition(".")[0] not in others},
             "adapter": method.adapter,
@@ -84,10 +84,10 @@ class Run:
         }
 
     def cell(self, factor: float, head_factor: float, seed: int) -> Cell:
-        """Return the training at rates that are so many times those of params.yaml.
+        """Return the training with the learning rates of params.yaml multiplied by these factors.
 
         Raises:
-            UserError: if the values do not fit, or if a file that a row names is not there.
+            UserError: if the values are not allowed, or a file that a row names does not exist.
         """
         key = factor, head_factor, seed
         if key not in self._made:
@@ -101,7 +101,7 @@ class Run:
         own = rate_keys(view.adapter)
         for key in own:
             chosen[key] = _times(getattr(view.section, key.partition(".")[2]), factor)
-        # A head that trains alone has no other rate: what tunes the adapter's tunes it.
+        # If only the head is trained, its rate is tuned in place of the adapter's.
         chosen[HEAD] = _times(view.train.head_learning_rate, head_factor if own else factor)
         view = changed(chosen, ArenaView, PATH, place)
         rate = chosen[own[0]] if own else None
@@ -111,35 +111,35 @@ class Run:
 
 
 def runs(name: str, preset: Preset, only: Sequence[str] = ()) -> list[Run]:
-    """Return the runs of a preset whose titles hold all of `only`, by task; or the one whose title is just that."""
+    """Return the runs of a preset whose titles contain all of `only`, by task; or the one whose title it is exactly."""
     listed = [Run(name, preset, task, method) for task in preset.tasks for method in preset.methods]
     named = [run for run in listed if [run.title] == list(only)]
     return named or [run for run in listed if all(word in run.title for word in only)]
 
 
 def missing(run: Run, found: Found) -> list[Cell]:
-    """Return the trainings that a run needs next and that nobody has a record of; none when it is complete.
+    """Return the next trainings of a run that have no record yet; none if the run is complete.
 
-    One that did not finish is not tried again.
+    A training that failed or diverged is not repeated.
     """
     steps = (cells for _, cells in _steps(run, found))
     return next((left for cells in steps if (left := [cell for cell in cells if cell.key not in found])), [])
 
 
 def repeated(run: Run, found: Found) -> list[Cell]:
-    """Return the trainings of all seeds at the tuned rates; none while tries are missing, or where none finished."""
+    """Return the trainings of all seeds at the tuned rates; none while tries are missing, or if none finished."""
     return next((cells for purpose, cells in _steps(run, found) if purpose == SEEDS), [])
 
 
 def most(run: Run) -> int:
-    """Return how many trainings a run has at most."""
+    """Return the largest possible number of trainings of a run."""
     tuning, has_rate = run.preset.tuning, bool(rate_keys(run.preset.methods[run.method].adapter))
     heads = len(set(tuning.head_rates) - {1.0}) if has_rate else 0
     return len(tuning.rates) + tuning.wider + heads + len(run.preset.seeds) - 1
 
 
 def _steps(run: Run, found: Found) -> Iterator[tuple[str, list[Cell]]]:
-    """Yield what is trained side by side, step by step; it ends where a step needs records that are missing."""
+    """Yield trainings that can run in parallel, step by step, until a step needs records that are missing."""
     tuning, (first, *_) = run.preset.tuning, run.preset.seeds
     tried = {factor: run.cell(factor, 1.0, first) for factor in sorted(tuning.rates)}
     yield TRIES, list(tried.values())
@@ -166,14 +166,14 @@ def _are_known(tried: Mapping[float, Cell], found: Found) -> bool:
 
 
 def _best(tried: Mapping[float, Cell], found: Found) -> float | None:
-    """Return the factor of the best validation score, of several the first; None where no training finished."""
+    """Return the factor with the best validation score, the first if several; None if no training finished."""
     records = {factor: found[cell.key] for factor, cell in tried.items()}
     chosen = record.best(records)
     return next((factor for factor, one in records.items() if one is chosen), None)
 
 
 def _beyond(tried: Mapping[float, Cell], found: Found) -> float | None:
-    """Return the factor one step beyond the end where the best is, or below all where none finished."""
+    """Return the factor one step beyond the end at which the best one is, or below all if none finished."""
     factors, best = sorted(tried), _best(tried, found)
     step = factors[1] / factors[0] if len(factors) > 1 else 2.0
     if best is None or best == factors[0]:
@@ -182,16 +182,16 @@ def _beyond(tried: Mapping[float, Cell], found: Found) -> float | None:
 
 
 def rate_keys(adapter: str) -> list[str]:
-    """Return the dotted keys of a method's learning rates, the main one first; none where the head alone trains."""
+    """Return the dotted keys of a method's learning rates, the main one first; none if only the head is trained."""
     names = [name for name in params.ADAPTERS[adapter].model_fields if name.endswith("learning_rate")]
     return [f"{adapter}.{name}" for name in sorted(names, key=len)]
 
 
 def key_of(view: ArenaView, reads: Reads) -> str:
-    """Return 16 hexadecimal digits that stand for all that a training sees: values, rows and the content of files.
+    """Return a hash of all inputs of a training, its values, rows and contents of files: 16 hexadecimal digits.
 
     Raises:
-        UserError: if a file that a row names is not there.
+        UserError: if a file that a row names does not exist.
     """
     known = view.model_dump(mode="json")
     for row in (known["dataset"], *known["pooled"].values()):
@@ -209,4 +209,4 @@ def key_of(view: ArenaView, reads: Reads) -> str:
 
 
 def _times(rate: float, factor: float) -> float:
-    return min(1.0, float(f"{rate * factor:.6g}"))  # digits that no one means would be in the key; 1 is the highest
+    return min(1.0, float(f"{rate * factor:.6g}"))  # spurious digits would change the key; 1 is the maximum

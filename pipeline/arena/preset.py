@@ -1,6 +1,6 @@
-"""The schema of pipeline/arena.yaml: one preset a comparison of methods on tasks.
+"""The schema of pipeline/arena.yaml: each preset is a comparison of methods on tasks.
 
-Methods and tasks are what they set in params.yaml, by dotted keys: whatever a training can be, the arena can compare.
+Methods and tasks are overrides of params.yaml by dotted key, so the arena can compare any trainings.
 """
 
 from itertools import product
@@ -17,7 +17,7 @@ from pipeline.params.sources import all_different
 
 PATH = Path("pipeline/arena.yaml")
 Overrides = dict[Annotated[str, Field(pattern=r"^[a-z0-9_.]+$", description="a dotted key of params.yaml")], JsonValue]
-# What names a row of tables and a curve of pictures, and has no sign that a file name or a table cannot hold.
+# A name in tables and plots, without characters that a file name or a table cannot contain.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 =.,()+_-]{0,39}$")]
 Factor = Annotated[StrictFloat, Field(gt=0, le=1000)]
 Factors = Annotated[tuple[Factor, ...], AfterValidator(all_different)]
@@ -27,9 +27,9 @@ OWN = ("data", "model", "seed")  # keys that the arena sets itself
 
 
 class Reads(Section):
-    """How much of each split a training sees. The first rows are a random sample, as splits are in the order of a hash.
+    """How much of each split a training reads: its first rows, a random sample because splits are sorted by a hash.
 
-    Rows of train beyond that go to validation: it decides on rates, and a small one decides badly.
+    Further rows of train are added to validation, because it decides on rates, and a small one decides badly.
     """
 
     train: Amount
@@ -41,32 +41,32 @@ class Reads(Section):
 class Tuning(Section):
     """The tries of each method on each task, all with the first seed; the validation score decides."""
 
-    rates: Annotated[Factors, Field(min_length=1)] = Field(description="times the learning rates of the method")
+    rates: Annotated[Factors, Field(min_length=1)] = Field(description="factors of the learning rates of the method")
     wider: Annotated[StrictInt, Field(ge=0, le=10)] = Field(
-        description="further tries beyond an end of the rates, one by one, as long as the best is there"
+        description="further tries beyond an end of the rates, one by one, as long as the best one is at that end"
     )
-    head_rates: Factors = Field(description="times train.head_learning_rate, tried at the best rate; 1 is tried anyway")
+    head_rates: Factors = Field(description="factors of train.head_learning_rate, tried at the best rate; 1 always is")
 
 
 class Method(Section):
-    """What a method sets: the word of `adapter`, and keys of its section or of others."""
+    """What a method sets: `adapter`, and keys of its section or of others."""
 
     adapter: StrictStr
     params: Overrides = Field(default_factory=dict)
 
 
 class Preset(Section):
-    """One comparison. Every method sees the same data and has as many tries."""
+    """One comparison. Every method sees the same data and has the same number of tries."""
 
     model: Named
     tasks: Annotated[dict[Word, Overrides], Field(min_length=1)] = Field(
-        description="rows of pipeline/datasets.yaml, and what is set for each"
+        description="rows of pipeline/datasets.yaml, with overrides for each"
     )
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(all_different)]
     baseline: Name = Field(description="the method that others are compared with")
     tuning: Tuning
     reads: Reads
-    params: Overrides = Field(description="what is set for all")
+    params: Overrides = Field(description="overrides for all")
     methods: Annotated[dict[Name, Method], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -95,7 +95,7 @@ def load(name: str, path: Path = PATH) -> Preset:
     """Return a preset.
 
     Raises:
-        UserError: if there is none of the name, or if the file is broken.
+        UserError: if there is none of this name, or the file is not valid.
     """
     presets = load_table(path, Preset)
     if name not in presets:

@@ -1,6 +1,6 @@
-"""What one training of the arena came to: a line of a file, which whoever compares reads.
+"""The record of one training of the arena, a line of a file that comparisons read.
 
-Files of one folder are read together, so that the results of several machines merge by copying.
+The files of a folder are read together, so the results of several machines are merged by copying files.
 """
 
 import json
@@ -23,57 +23,57 @@ Status = Literal["finished", "diverged", "failed"]
 class Record(BaseModel):
     """One training and its scores: a method on a task at two learning rates, with a seed.
 
-    Lists by epoch have as many entries as there are epochs; they are empty where the training did not finish.
+    Lists by epoch have one entry per epoch; they are empty if the training did not finish.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    key: str  # 16 hexadecimal digits, of all that determines the result but the code
+    key: str  # hash of all that determines the result except the code, 16 hexadecimal digits
     preset: str
     task: str  # a row of pipeline/datasets.yaml
     method: str  # its name in the preset
     adapter: str  # a section of params.yaml
-    overrides: dict[str, JsonValue]  # what it sets in params.yaml, by dotted keys
-    reads: dict[str, JsonValue]  # how much of each split it sees, as the preset says
-    rate: float | None  # learning rate of the adapter; None where the head alone trains
+    overrides: dict[str, JsonValue]  # of params.yaml, by dotted key
+    reads: dict[str, JsonValue]  # how much of each split it reads, from the preset
+    rate: float | None  # learning rate of the adapter; None if only the head is trained
     head_rate: float
     seed: int
 
     status: Status
-    reason: str  # of what did not finish, in one line; else empty
+    reason: str  # why it did not finish, in one line; otherwise empty
     metrics: tuple[str, ...]  # of the task; the first one is its score
-    validation: tuple[Score, ...]  # score on the part of train that is held out, by epoch
+    validation: tuple[Score, ...]  # score on the held-out part of train, by epoch
     test: tuple[dict[str, Score], ...]  # metrics on the official validation split or the task's test split, by epoch
     loss: tuple[float, ...]  # mean training loss, by epoch
-    predicted: tuple[float, ...]  # of the test split, in its order, at the selected epoch: class numbers, or numbers
+    predicted: tuple[float, ...]  # on the test split, in its order, at the selected epoch: class indices or numbers
 
-    trained: int  # parameters of the adapter that train
-    stored: int  # in its file
-    head: int  # parameters of the head, which trains with every method
-    file_bytes: int  # of the adapter's file, its head included
-    degrees_of_freedom: int | None  # of the updates that it can reach; None where nobody has counted them
+    trained: int  # trained parameters of the adapter
+    stored: int  # parameters in its file
+    head: int  # parameters of the head, which is trained with every method
+    file_bytes: int  # of the adapter's file, including the head
+    degrees_of_freedom: int | None  # of the updates that it can represent; None if unknown
 
     seconds: dict[str, float]  # by what they were spent on: load, start, train, score; see machine.clock
-    peak_bytes: int  # of the process' memory
-    made: dict[str, str]  # by whom and when: commit, date, cpu, and versions of torch, transformers and peft
+    peak_bytes: int  # of memory of the process
+    made: dict[str, str]  # commit, date, cpu, and versions of torch, transformers and peft
 
     @property
     def selected(self) -> int:
-        """The epoch with the best validation score, from 0; of several the last, as in the stage."""
+        """The epoch with the best validation score, from 0; the last if several."""
         return max(range(len(self.validation)), key=lambda epoch: (self.validation[epoch], epoch))
 
     def score(self, epoch: int | None = None, metric: str | None = None) -> Score:
-        """Return a metric on the test split: the first one, at the selected epoch, unless another is asked for."""
+        """Return a metric on the test split; by default the first one, at the selected epoch."""
         return self.test[self.selected if epoch is None else epoch][metric or self.metrics[0]]
 
 
 def read(folder: Path) -> dict[str, Record]:
-    """Return all records in a folder by their keys; none if there is no folder.
+    """Return all records in a folder by key; none if there is no folder.
 
-    What a killed run left of a last line is passed over; a training that finished goes before one that did not.
+    A partial last line of a killed run is ignored. A record of a training that finished takes precedence.
 
     Raises:
-        UserError: if a whole line is no record; names the file and the number.
+        UserError: if a complete line is not a record; names the file and the line.
     """
     found: dict[str, Record] = {}
     for path in sorted(folder.glob(f"*{ENDING}")):
@@ -85,7 +85,7 @@ def read(folder: Path) -> dict[str, Record]:
 
 
 def append(path: Path, record: Record) -> None:
-    """Add a record to a file; what a killed run left of a last line is cut off before."""
+    """Append a record to a file, after removing a partial last line of a killed run."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     whole = _whole(path.read_bytes())
@@ -96,9 +96,9 @@ def append(path: Path, record: Record) -> None:
 
 
 def best(records: Mapping[Any, Record]) -> Record | None:
-    """Return the record with the best validation score at its selected epoch, of several the first; None without one.
+    """Return the record with the best validation score, the first if several; None if no training finished.
 
-    The test score has no say.
+    The test score is not considered.
     """
     finished = [record for record in records.values() if record.status == "finished"]
     return max(finished, key=lambda record: record.validation[record.selected], default=None)
@@ -110,7 +110,7 @@ def _lines(path: Path) -> Iterator[Record]:
             yield Record.model_validate(json.loads(line))
         except (ValueError, ValidationError) as error:
             reason = first_line(error)
-            raise UserError(f"{path}: line {number} is no record of the arena: {reason}; delete the line") from None
+            raise UserError(f"{path}: line {number} is not a record of the arena: {reason}; delete the line") from None
 
 
 def _whole(content: bytes) -> bytes:

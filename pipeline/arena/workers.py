@@ -1,4 +1,4 @@
-"""Processes that train beside a program and end with it."""
+"""Worker processes that end with the program that started them."""
 
 import multiprocessing
 import os
@@ -9,8 +9,8 @@ from threading import Thread
 
 
 def workers_of_this_program(count: int) -> ProcessPoolExecutor:
-    """Return processes that are silent at Ctrl-C and end when this program is killed: they would wait for ever."""
-    # What they run first is in a module of this name, for they cannot import from a `__main__`.
+    """Return worker processes that exit silently at Ctrl-C, and also when this program is killed."""
+    # The initializer is in this module, because workers cannot import from a `__main__`.
     return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
 
 

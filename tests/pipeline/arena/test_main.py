@@ -33,7 +33,7 @@ def test_it_runs_what_is_missing_and_nothing_twice(arena, capsys):
     assert len(lines) == 2 + 2  # the tries, of which the best is the first seed, and two more seeds
     said = capsys.readouterr().out
     assert re.search(r"glue: LoRA r=1 \| 192 \| [0-9.e-]+ \| 3 of 3 \| 0\.\d+", said)
-    assert "beside steps and scores, a training takes" in said
+    assert "overhead of a training besides steps and scores: " in said
     examples = pq.read_table(RECORDS.parent / "examples/glue.parquet")
     assert examples.column_names == ["text", "text_pair", "label"]
     assert len(examples) == len(json.loads(lines[0])["predicted"])
@@ -66,7 +66,7 @@ def test_experiments_of_dvc_have_the_keys_of_the_method_alone(arena, capsys):
 
 def test_an_unknown_run_is_told_from_the_nearest(arena, capsys):
     said = refused(capsys, "--only", "glue: LoRA r=2")
-    assert "no run has that in its title; did you mean glue: LoRA r=1?; a title is TASK: METHOD" in said
+    assert "no run has this in its title; did you mean glue: LoRA r=1?; a title is TASK: METHOD" in said
 
 
 def test_a_mistake_is_said_before_anything_runs(arena, capsys):

@@ -91,7 +91,7 @@ def test_what_a_method_raises_is_its_reason_and_what_the_machine_refuses_is_not(
 def test_choices_are_compared_as_one_example(arena, tmp_path):
     tasks.save_superglue(arena / "data/superglue")
     small.write(tasks={"copa-files": {}})
-    with pytest.raises(UserError, match="in groups, which must stay whole: reads must all be all"):
+    with pytest.raises(UserError, match="in groups, which must stay whole: set all of reads to all"):
         inputs.splits(task_of(cell("copa-files: head"), cell("copa-files: head").view()))
     small.write(tasks={"copa-files": {}}, reads=dict.fromkeys(("train", "validation", "test", "longest"), "all"))
     chosen = cell("copa-files: head")

@@ -41,7 +41,7 @@ def test_a_line_that_is_no_record_is_named(line, cells, tmp_path):
     record.append(tmp_path / "a.jsonl", recorded(cells[0], 0.5))
     with (tmp_path / "a.jsonl").open("a") as file:
         file.write(f"{line}\n")
-    with pytest.raises(UserError, match=r"a\.jsonl: line 2 is no record of the arena: .*; delete the line"):
+    with pytest.raises(UserError, match=r"a\.jsonl: line 2 is not a record of the arena: .*; delete the line"):
         record.read(tmp_path)
 
 
