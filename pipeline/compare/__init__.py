@@ -1,1 +1,1 @@
-"""Methods side by side: what the trainings of the arena came to, in tables, pictures and one page."""
+"""Comparison of methods: the results of the arena in tables, plots and one page."""

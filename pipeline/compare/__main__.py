@@ -1,4 +1,4 @@
-"""`python -m pipeline.compare`: the methods of the arena side by side, in tables, pictures and one page."""
+"""`python -m pipeline.compare`: compare the methods of the arena in tables, plots and one page."""
 
 import argparse
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ def parser() -> Parser:
     """Return the parser of the command line."""
     top = Parser(
         prog=PROGRAM,
-        description=f"Write tables, pictures and one page of what the arena found, into a folder of {OUTPUT}.",
+        description=f"Write tables, plots and one page with the results of the arena into a folder in {OUTPUT}.",
     )
     add = top.add_argument
-    add("preset", nargs="?", metavar="PRESET", help=f"a folder of {FOLDER}; without it, the only one there is")
-    add("--baseline", metavar="METHOD", help=f"what all others are compared with (the preset's, or {BASELINE})")
-    add("--output", type=Path, default=OUTPUT, metavar="FOLDER", help="where PRESET/ is written (%(default)s)")
+    add("preset", nargs="?", metavar="PRESET", help=f"a folder in {FOLDER}; optional if there is only one")
+    add("--baseline", metavar="METHOD", help=f"method to compare others with (that of the preset, or {BASELINE})")
+    add("--output", type=Path, default=OUTPUT, metavar="FOLDER", help="folder in which to write PRESET/ (%(default)s)")
     add("--resamples", type=_count, default=RESAMPLES, help="of the bootstrap over test examples (%(default)s)")
-    add("--experiments", action="store_true", help="add a table of the experiments of DVC")
+    add("--experiments", action="store_true", help="add a table of DVC experiments")
     return top
 
 
@@ -40,16 +40,16 @@ def _count(word: str) -> int:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Compare, and write what comes of it.
+    """Compare, and write the results.
 
     Raises:
-        SystemExit: with exit code 2, if there is a mistake; 1, if the disk does not take a file.
+        SystemExit: with exit code 2 after a user's mistake, 1 if a file cannot be written.
     """
     options = parser().parse_args(words)
     with leaving_in_plain_lines("stopped", PROGRAM):
         _check_packages()
         preset, records = _records(options.preset)
-        # Heavy packages come after all that can be refused without them.
+        # Heavy packages are imported after all checks that do not need them.
         from pipeline.compare import reports
 
         options.baseline = options.baseline or _baseline(preset)
@@ -64,7 +64,7 @@ def _check_packages() -> None:
 
 
 def _baseline(name: str) -> str:
-    """Return the baseline of a preset that is still in the file of presets, or the usual one."""
+    """Return the baseline of a preset, or the default one if the preset is no longer in the file."""
     known = load_table(PATH, Preset) if PATH.is_file() else {}
     return known[name].baseline if name in known else BASELINE
 
@@ -80,7 +80,7 @@ def _records(preset: str | None) -> tuple[str, list[Record]]:
         raise UserError(f"{PROGRAM}: no records of {name!r}{nearest(name, presets)}; {listed}")
     records = list(read(FOLDER / name).values())
     if not records:
-        raise UserError(f"{FOLDER / name}: no whole record; run python -m pipeline.arena {name}")
+        raise UserError(f"{FOLDER / name}: no complete record; run python -m pipeline.arena {name}")
     console.line(f"{FOLDER / name}: {len(records):,} records")
     return name, records
 

@@ -1,4 +1,4 @@
-"""Each method against the baseline: seed by seed, and example by example."""
+"""Comparison of each method with the baseline, paired by seed and by example."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,14 @@ from pipeline.compare.estimates import CONFIDENCE, Estimate, difference, holm
 from pipeline.compare.examples import Examples
 from pipeline.compare.rows import PERCENT, Row
 
-Resampled = Mapping[str, NDArray[np.float64]]  # by method: what it is ahead of the baseline on each resample
+Resampled = Mapping[str, NDArray[np.float64]]  # by method: its lead on each resample, in percentage points
 
 
 class Paired(NamedTuple):
-    """What a method is ahead of the baseline by, in percentage points, and whether chance does as much.
+    """The lead of a method over the baseline, in percentage points, and its significance.
 
-    The interval over seeds takes the test examples as they are; the bootstrap draws examples, and takes the seeds as
-    they are. p-values are corrected for the number of methods on the task.
+    The interval over seeds keeps the test examples fixed; the bootstrap resamples examples and keeps the seeds fixed.
+    `p_holm` is corrected for the number of methods on the task.
     """
 
     over_seeds: Estimate
@@ -33,16 +33,16 @@ class Paired(NamedTuple):
 def resampled(
     cells: Mapping[str, Cell], baseline: str, examples: Examples, resamples: int
 ) -> dict[str, NDArray[np.float64]]:
-    """Return what each method of a task is ahead of the baseline by on each resample, in percentage points.
+    """Return the lead of each method of a task over the baseline on each resample, (resamples,), in percentage points.
 
-    A mean over the seeds that both have. Methods without one are left out.
+    It is a mean over the seeds in common. Methods without such a seed are left out.
     """
     runs = [run for cell in cells.values() for run in cell.finished]
     if baseline not in cells or not cells[baseline].finished:
         return {}
     task = runs[0].task
     predicted = [np.array(run.predicted) for run in runs]
-    # The draws of a task are its own, whichever other tasks there are.
+    # Each task has its own seed, so that its draws do not depend on the other tasks.
     found = resampling.scores(runs[0].metrics[0], examples.labels, predicted, resamples, zlib.crc32(task.encode()))
     by_run = {(run.method, run.seed): scores for run, scores in zip(runs, found, strict=True)}
     differences: dict[str, NDArray[np.float64]] = {}
@@ -55,13 +55,13 @@ def resampled(
 
 
 def over_tasks(found: Sequence[Resampled]) -> dict[str, NDArray[np.float64]]:
-    """Return what methods are ahead by on each resample, a mean over tasks: of the methods that all tasks have."""
+    """Return the lead on each resample, averaged over tasks, for the methods that all tasks have."""
     shared = set.intersection(*(set(one) for one in found)) if found else set()
     return {method: np.mean([one[method] for one in found], axis=0) for method in sorted(shared)}
 
 
 def pairs(rows: Mapping[str, Row], baseline: str, differences: Resampled) -> dict[str, Paired]:
-    """Return the comparison of each method, on a task or over all, that has a seed in common with the baseline."""
+    """Return the comparison of each method that has a seed in common with the baseline, on a task or over all."""
     reference = rows[baseline].scores if baseline in rows else {}
     found = {
         method: Paired(difference(row.scores, reference))

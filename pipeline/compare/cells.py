@@ -13,29 +13,29 @@ Rates = tuple[float | None, float]
 
 
 class Cell(NamedTuple):
-    """A method on a task. There is no chosen record where no try finished; then `runs` are all there are."""
+    """A method on a task. If no try finished, there is no chosen record, and `runs` are all records."""
 
     task: str
     method: str
-    tries: tuple[Record, ...]  # with the first seed, one for each pair of rates
-    runs: tuple[Record, ...]  # with the chosen rates, by seed, also those that did not finish
+    tries: tuple[Record, ...]  # with the first seed, one per pair of rates
+    runs: tuple[Record, ...]  # with the chosen rates, by seed, including those that did not finish
     chosen: Record | None
 
     @property
     def finished(self) -> tuple[Record, ...]:
-        """The trainings that the means are of."""
+        """The trainings over which means are taken."""
         return tuple(run for run in self.runs if run.status == FINISHED) if self.chosen else ()
 
     @property
     def status(self) -> str:
-        """One word for all seeds: finished, partly finished, or what happened instead."""
+        """The status of all seeds together: finished, partly finished, or the most common other status."""
         if self.chosen:
             return FINISHED if len(self.finished) == len(self.runs) else PARTLY
         return Counter(run.status for run in self.runs).most_common(1)[0][0]
 
     @property
     def reason(self) -> str:
-        """What did not finish and why, in one line; of several trainings with one reason the first seeds say it."""
+        """Which seeds did not finish and why, in one line; seeds with the same reason are listed together."""
         reasons: dict[str, list[str]] = {}
         for run in self.runs:
             if run.status != FINISHED:
@@ -45,12 +45,12 @@ class Cell(NamedTuple):
 
     @property
     def shown(self) -> Record:
-        """The record that says what the method is and how large: the chosen one, or the first."""
+        """The record with the settings and sizes of the method: the chosen one, or the first."""
         return self.chosen or self.runs[0]
 
     @property
     def at_edge(self) -> bool:
-        """Whether the chosen learning rate is the lowest or highest that was tried, so that another may be better."""
+        """Whether the chosen learning rate is the lowest or highest tried, so that one beyond may be better."""
         if self.chosen is None:
             return False
         tried = [set(column) - {None} for column in zip(*map(_rates, self.tries), strict=True)]
@@ -58,14 +58,14 @@ class Cell(NamedTuple):
         return any(len(rates) > 1 and rate in (min(rates), max(rates)) for rate, rates in chosen)
 
     def scores(self, epoch: int | None = None) -> dict[int, Score]:
-        """Return the score on the test split by seed: at the selected epoch, or at another."""
+        """Return the score on the test split by seed, by default at the selected epoch."""
         return {run.seed: run.score(epoch) for run in self.finished}
 
 
 def cells(records: Iterable[Record]) -> tuple[list[Cell], int]:
-    """Return the cells by task and size of the method, and how many records are of an earlier form of a cell.
+    """Return the cells, sorted by task and size of the method, and the number of outdated records.
 
-    A preset may have been changed since: of two forms of a method on a task the one with the newest record counts.
+    A preset may have changed: if a method on a task has records with different settings, the newest settings count.
     """
     found: dict[tuple[str, str], list[Record]] = {}
     for record in sorted(records, key=lambda one: one.key):
@@ -85,7 +85,7 @@ def by_task(found: Sequence[Cell]) -> dict[str, dict[str, Cell]]:
 
 
 def best_epoch(record: Record) -> int:
-    """Return the epoch with the best score on the test split itself: what flatters a method."""
+    """Return the epoch with the best score on the test split itself, which is optimistic."""
     return max(range(len(record.test)), key=lambda epoch: (record.score(epoch), -epoch))
 
 
@@ -99,7 +99,7 @@ def _cell(task: str, method: str, group: Sequence[Record]) -> Cell:
 
 
 def _chosen(tries: Sequence[Record], group: Sequence[Record]) -> Record | None:
-    """Return the try that validation chooses; of several that are equally good the one that most seeds have."""
+    """Return the try with the best validation score; among equals, the one with the most seeds."""
     top = best({record.key: record for record in tries})
     if top is None:
         return None
@@ -133,5 +133,5 @@ def _order(rates: Rates) -> tuple[float, float]:
 
 
 def scores_by_task(tasks: Mapping[str, Mapping[str, Cell]], method: str) -> dict[str, dict[int, Score]]:
-    """Return a method's scores by task and seed, of the tasks where any seed finished."""
+    """Return a method's scores by task and seed, for tasks on which any seed finished."""
     return {task: found for task, row in tasks.items() if method in row and (found := row[method].scores())}

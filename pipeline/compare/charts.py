@@ -1,7 +1,7 @@
-"""The charts, in Vega-Lite: what the page draws, and what the PNGs are made of.
+"""The charts in Vega-Lite, for the page and the PNG files.
 
-On the page the signals `task` and `shown`, the methods that are not filtered out, choose what a chart draws. The PNGs
-have a panel a task.
+On the page, a chart is filtered by the signals `task` and `shown`, the methods that are not filtered out. The PNG files
+have a panel per task.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,28 +18,28 @@ from pipeline.compare.rows import Row
 from pipeline.compare.tables import Flat
 from pipeline.compare.words import probable
 
-VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])  # the version that altair writes for
-# Okabe & Ito's color-blind safe set without yellow, which is too pale for lines; with seven shapes 49 pairs differ.
+VEGA_LITE = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])  # the version that altair targets
+# Okabe & Ito's color-blind safe palette without yellow, which is too pale for lines; with seven shapes, 49 pairs.
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right"]
 BLUE, ORANGE, GREY = COLORS[0], COLORS[1], "#595959"
 GRID = "#e6e8eb"
 FONT = "DejaVu Sans"
 OF_TASK, OF_SHOWN = "datum.task === task", "indexof(shown, datum.method) >= 0"
-FAR_BELOW, LEAST_SPAN = 3.0, 2.0  # times what the best is above the median; percentage points
+FAR_BELOW, LEAST_SPAN = 3.0, 2.0  # times the lead of the best over the median; percentage points
 LONGEST_NAME = 150  # pixels
 HALO: dict[str, Any] = {"stroke": "white", "strokeWidth": 3, "strokeOpacity": 0.85}
-APART = 0.045  # of the range of scores: labels that are nearer would overlap
+APART = 0.045  # of the range of scores: closer labels would overlap
 SIGNIFICANT = 0.05
-FEW_POWERS = 3  # of ten, on an axis: fewer need ticks between them
-AROUND = 1.6  # times the least and the largest value on a logarithmic axis
+FEW_POWERS = 3  # of ten on an axis: up to this many, there are ticks between them
+AROUND = 1.6  # factor by which a logarithmic axis extends beyond the values
 MOST_EPOCHS = 6  # ticks
 
 
 def pareto(found: Comparison, size: str, title: str) -> alt.LayerChart:
-    """Return scores with their intervals by a size, on a logarithmic axis, and the line of what nothing smaller beats.
+    """Return scores with intervals over a size, on a logarithmic axis, and the Pareto front.
 
-    Methods without such a size, such as the head alone, are dashed lines; what is far below is named and not drawn.
+    Methods without such a size, such as the head alone, are dashed lines; those far below are named but not drawn.
     """
     data = pd.DataFrame(_pareto(found, size), columns=list(PARETO))
     base = alt.Chart(data)
@@ -58,7 +58,7 @@ def pareto(found: Comparison, size: str, title: str) -> alt.LayerChart:
     points = drawn.mark_point(filled=True, size=70, opacity=0.95).encode(
         x=x, y=y, color=_color(data), shape=_shape(data), tooltip=tip
     )
-    # Nothing is above the line, so that is where names go: into the picture, from where their points are.
+    # No point is above the front, so names go there, toward the middle of the plot.
     named = [
         drawn.transform_filter(f"datum.label === '{side}'")
         .mark_text(align=side, dx=7 if side == "left" else -7, dy=-7, fontSize=10, limit=LONGEST_NAME, **halo)
@@ -75,7 +75,7 @@ def pareto(found: Comparison, size: str, title: str) -> alt.LayerChart:
 
 
 def _outside(base: alt.Chart) -> alt.Chart:
-    """Return a line at the bottom that names what is far below all others, and so is not drawn."""
+    """Return a line at the bottom that names the methods that are not drawn because they are far below."""
     return (
         base.transform_filter("datum.below")
         .transform_aggregate(names="values(said)", groupby=["task"])
@@ -95,7 +95,7 @@ def _pareto(found: Comparison, size: str) -> list[Flat]:
 
 
 def _places(rows: Sequence[Row], size: str) -> Iterator[Flat]:
-    """Yield what is drawn of a task, from the smallest method on."""
+    """Yield the rows to draw for a task, smallest method first."""
     limit = _limit(rows)
     drawn = [row.score for row in rows if row.score.mean is not None and row.score.mean >= limit]
     ends = [end for score in drawn for end in (score.mean, score.low, score.high) if end is not None]
@@ -125,7 +125,7 @@ def _places(rows: Sequence[Row], size: str) -> Iterator[Flat]:
 
 
 def _limit(rows: Sequence[Row]) -> float:
-    """Return the score below which a method would leave the others no room."""
+    """Return the score below which a method is not drawn, because it would leave no room for the others."""
     means = [row.score.mean for row in rows if row.score.mean is not None]
     if not means:
         return float("-inf")
@@ -133,7 +133,7 @@ def _limit(rows: Sequence[Row]) -> float:
 
 
 def differences(found: Comparison) -> alt.LayerChart:
-    """Return what each method is ahead of the baseline by: thick over seeds, thin over examples."""
+    """Return the lead of each method over the baseline, with thick intervals over seeds and thin ones over examples."""
     limits = {task: _limit(list(rows.values())) for task, rows in found.rows.items()}
     kept = [row for row in tables.results(found) if row["difference"] is not None]
     data = pd.DataFrame([{name: row[name] for name in DIFFERENCES} for row in kept], columns=list(DIFFERENCES))
@@ -171,7 +171,7 @@ def _differs(p: float | None) -> str:
 
 
 def ranks(found: Comparison) -> alt.LayerChart | None:
-    """Return the mean ranks over tasks with half of the critical difference to both sides; None without ranks."""
+    """Return the mean ranks over tasks, plus and minus half of the critical difference; None without ranks."""
     if found.ranking is None:
         return None
     data = pd.DataFrame(tables.ranks(found))
@@ -184,7 +184,7 @@ def ranks(found: Comparison) -> alt.LayerChart | None:
 
 
 def about_ranks(found: Comparison) -> str:
-    """Return what the picture of ranks rests on, in one line."""
+    """Return the basis of the ranks in one line: tasks, critical difference and test."""
     if found.ranking is None:
         return "too few methods or tasks finished"
     critical, p = found.ranking.critical_difference, probable(found.ranking.p)
@@ -193,7 +193,7 @@ def about_ranks(found: Comparison) -> str:
 
 
 def rates(found: Comparison) -> alt.LayerChart:
-    """Return for one method the validation and test score by learning rate; crosses are what did not finish."""
+    """Return validation scores by learning rate; crosses mark trainings that did not finish."""
     data = pd.DataFrame(tables.rates(found))
     data["rate_of_head"] = [f"{value:g}" for value in data["head_rate"]]
     base = alt.Chart(data)
@@ -214,7 +214,7 @@ def rates(found: Comparison) -> alt.LayerChart:
 
 
 def curves(found: Comparison) -> alt.LayerChart:
-    """Return for one method the scores by epoch: the test split with its interval over seeds, and validation."""
+    """Return scores by epoch, on the test split with an interval over seeds, and on validation."""
     data = pd.DataFrame(tables.curves(found), columns=list(CURVES))
     base = alt.Chart(data)
     last = int(data["epoch"].max()) if len(data) else 1
@@ -240,9 +240,9 @@ PANEL = {"width": 190, "height": 130}
 
 
 def _logarithmic(x: alt.X, values: Sequence[float], form: str) -> alt.X:
-    """Return an axis from below the least value to above the largest, with a tick at each power of ten.
+    """Return an axis from below the smallest value to above the largest, with a tick at each power of ten.
 
-    Between few powers there are more ticks. The axis does not move when methods are filtered out.
+    If it spans few powers, there are ticks between them. It stays fixed when methods are filtered out.
     """
     if not values:
         return x
@@ -274,7 +274,7 @@ def _color(data: pd.DataFrame) -> alt.Color:
 
 def _shape(data: pd.DataFrame) -> alt.Shape:
     words = sorted(set(data["adapter"]))
-    # Each time that the colors are used up, the shapes begin one further.
+    # Each time the colors are used up, the shapes are shifted by one.
     shapes = [SHAPES[(place + place // len(COLORS)) % len(SHAPES)] for place in range(len(words))]
     return alt.Shape("adapter:N", title="adapter").scale(domain=words, range=shapes)
 

@@ -1,4 +1,4 @@
-"""How a row of the tables is run again: what it sets in params.yaml, and the line that does so."""
+"""How to rerun a row of the tables: its settings in params.yaml, and the command."""
 
 import shlex
 from io import StringIO
@@ -11,7 +11,7 @@ from pipeline.arena.record import Record
 
 
 def settings(record: Record) -> dict[str, JsonValue]:
-    """Return what a training sets in params.yaml, by dotted keys."""
+    """Return the settings of a training in params.yaml, by dotted key."""
     found: dict[str, JsonValue] = {"data": record.task, "adapter": record.adapter, **record.overrides}
     if record.rate is not None:
         found[f"{record.adapter}.learning_rate"] = record.rate
@@ -19,13 +19,13 @@ def settings(record: Record) -> dict[str, JsonValue]:
 
 
 def command(record: Record) -> str:
-    """Return the line that runs a training as an experiment of DVC's, for a shell."""
+    """Return the shell command that runs a training as a DVC experiment."""
     changed = changes(settings(record))
     return shlex.join(["dvc", "exp", "run", *(word for change in changed for word in ("-S", change))])
 
 
 def snippet(record: Record) -> str:
-    """Return what a training sets, as a part of params.yaml."""
+    """Return the settings of a training as a part of params.yaml."""
     nested: dict[str, JsonValue] = {}
     for key, value in settings(record).items():
         *parents, last = key.split(".")

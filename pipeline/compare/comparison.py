@@ -1,4 +1,4 @@
-"""All that the tables, pictures and the page show, computed once."""
+"""The contents of the tables, the plots and the page, computed once."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -14,26 +14,26 @@ from pipeline.compare.rows import AVERAGE, Row, average, missing, of_cell
 from pipeline.errors import UserError, nearest
 
 BASELINE = "LoRA r=1"
-ALWAYS = {"LoRA r=1": "lora", "LoRA r=2": "lora", "LoRA r=8": "lora"}  # methods that no table is without
+ALWAYS = {"LoRA r=1": "lora", "LoRA r=2": "lora", "LoRA r=8": "lora"}  # methods that every table includes
 RESAMPLES = 10_000
 
 ByTask = Mapping[str, Mapping[str, Row]]
 
 
 class Comparison(NamedTuple):
-    """Methods side by side on the tasks of a preset. Rows and pairs are by task, or AVERAGE, and method."""
+    """A comparison of methods on the tasks of a preset. Rows and pairs are by task, or AVERAGE, and by method."""
 
     preset: str
     baseline: str
     tasks: tuple[str, ...]
-    methods: tuple[str, ...]  # from the smallest on
+    methods: tuple[str, ...]  # smallest first
     cells: Mapping[str, Mapping[str, Cell]]
     rows: ByTask
     pairs: Mapping[str, Mapping[str, Paired]]
     ranking: Ranking | None
     examples: Mapping[str, Examples]
     made: Mapping[str, list[str]]
-    lines: tuple[str, ...]  # what a reader should know before the figures
+    lines: tuple[str, ...]  # notes that a reader should know
     resamples: int
 
 
@@ -41,7 +41,7 @@ def compare(preset: str, records: Sequence[Record], baseline: str, resamples: in
     """Compare the methods of the records with one of them.
 
     Raises:
-        UserError: if there is no such baseline, or a file of examples is broken.
+        UserError: if there is no such baseline, or a file of examples is not valid.
     """
     listed, dropped = cells(records)
     tasks = by_task(listed)
@@ -52,7 +52,7 @@ def compare(preset: str, records: Sequence[Record], baseline: str, resamples: in
     rows[AVERAGE] = {method: average([rows[task][method] for task in tasks]) for method in methods}
     made = provenance.provenance(records)
     if dropped:
-        lines.append(f"{dropped:,} records are of an earlier form of their method or preset, or repeated: left out")
+        lines.append(f"{dropped:,} records left out: repeated, or from earlier settings of their method or preset")
     return Comparison(
         preset=preset,
         baseline=baseline,
@@ -76,7 +76,7 @@ def _check_baseline(preset: str, baseline: str, methods: Sequence[str]) -> None:
 
 
 def _methods(listed: Sequence[Cell]) -> tuple[str, ...]:
-    """Return all methods and those that no table is without, by their largest size."""
+    """Return all methods, including those that every table includes, sorted by largest size."""
     sizes: dict[str, float] = {}
     for cell in listed:
         sizes[cell.method] = max(cell.shown.trained, sizes.get(cell.method, 0))

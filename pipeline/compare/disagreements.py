@@ -1,4 +1,4 @@
-"""Where methods answer differently: per example, by how many seeds each method is right, or what it predicts."""
+"""Disagreements of methods: for each example, how many seeds of a method are right, or what it predicts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,14 +11,14 @@ from pipeline.compare.comparison import Comparison
 from pipeline.compare.examples import Examples, has_numbers
 from pipeline.compare.tables import Flat
 
-MOST_EXAMPLES = 400  # of a task that the page shows with their texts, those where methods differ most
+MOST_EXAMPLES = 400  # of a task shown on the page with texts: those on which methods differ most
 LONGEST_TEXT = 600  # characters
 
 
 def of_task(found: Comparison, task: str) -> Flat | None:
-    """Return what the page shows of a task; None where the arena left no examples, or where nothing finished.
+    """Return the data of a task for the page; None if there are no examples, or nothing finished.
 
-    The texts are those of the examples where methods differ most; how often two methods differ is counted over all.
+    Texts are included for the examples on which methods differ most; disagreements of pairs are counted over all.
     """
     examples = found.examples.get(task)
     cells = {method: cell for method, cell in found.cells[task].items() if cell.finished}
@@ -50,12 +50,12 @@ def _answers(cell: Cell) -> NDArray[np.float64]:
 
 
 def _right(answers: NDArray[np.float64], labels: NDArray[np.float64], numbers: bool) -> NDArray[np.float64]:
-    """Return the share of seeds that are right on each example; of numbers, how far their mean is off."""
+    """Return the share of seeds that are right on each example; for numbers, the absolute error of their mean."""
     return np.abs(answers.mean(axis=0) - labels) if numbers else (answers == labels).mean(axis=0)
 
 
 def _usual(answers: NDArray[np.float64], numbers: bool) -> NDArray[np.float64]:
-    """Return the mean of the seeds' numbers, or the class that most seeds say, of several the first."""
+    """Return the mean of the seeds' numbers, or the class that most seeds predict, the first if several."""
     if numbers:
         return answers.mean(axis=0)
     classes = np.unique(answers)
@@ -63,7 +63,7 @@ def _usual(answers: NDArray[np.float64], numbers: bool) -> NDArray[np.float64]:
 
 
 def _most_disputed(rights: Sequence[NDArray[np.float64]]) -> NDArray[np.intp]:
-    """Return the examples on which methods differ, in their order: at most so many, those with the largest spread."""
+    """Return the indices of the MOST_EXAMPLES examples with the largest spread over methods, in their order."""
     spread = np.std(rights, axis=0)
     order = np.argsort(-spread, kind="stable")[:MOST_EXAMPLES]
     return np.sort(order[spread[order] > 0])
@@ -80,7 +80,7 @@ def _short(text: str) -> str:
 
 
 def _counts(rights: Mapping[str, NDArray[np.float64]]) -> dict[str, list[int]]:
-    """Return on how many examples most seeds of a method are right, and of each other one, in order, are not."""
+    """Return for each method the number of examples that it gets right, by most seeds, and each other method wrong."""
     names = list(rights)
     most = np.stack([rights[name] > 0.5 for name in names]).astype(np.int64)  # (methods, examples)
     alone = most @ (1 - most).T  # [first, second]: the first is right, the second is not

@@ -1,4 +1,4 @@
-"""A mean over seeds and how far it can be trusted; Holm's correction of several p-values."""
+"""Means over seeds with confidence intervals; Holm's correction of several p-values."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -24,7 +24,7 @@ class Estimate(NamedTuple):
         return Estimate(mean, low, high, self.seeds)
 
     def flat(self, name: str) -> dict[str, float | None]:
-        """Return mean and ends by name: score, score_low, score_high."""
+        """Return the mean and the ends of the interval by name: score, score_low, score_high."""
         return {name: self.mean, f"{name}_low": self.low, f"{name}_high": self.high}
 
 
@@ -38,14 +38,14 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def difference(scores: Mapping[int, float], others: Mapping[int, float]) -> Estimate:
-    """Return what scores are ahead of others by, seed by seed: of the seeds that both have."""
+    """Return the estimated difference of scores to others, paired by the seeds in common."""
     return estimate([scores[seed] - others[seed] for seed in sorted(scores) if seed in others])
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """Return p-values that are corrected for their number, in the same order.
+    """Return p-values corrected for their number, in the same order.
 
-    scipy corrects for false discoveries alone, and statsmodels would be a large package for three lines.
+    scipy corrects only for false discoveries, and statsmodels would be a large package for three lines.
 
     Reference: Holm, "A simple sequentially rejective multiple test procedure", 1979.
     """

@@ -1,4 +1,4 @@
-"""The experiments of DVC, side by side: those that differ in the seed alone are one row."""
+"""A table of DVC experiments: those that differ only in the seed are one row."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,10 +23,10 @@ WORKSPACE = "workspace"  # not an experiment yet
 
 
 def read() -> list[Shown]:
-    """Return the experiments and commits of the repository that is here, if they have a score.
+    """Return the experiments and commits of the current repository that have a score.
 
     Raises:
-        UserError: if there is no such repository, or DVC cannot read it.
+        UserError: if there is no repository, or DVC cannot read it.
     """
     try:
         shown = dvc.api.exp_show(num=EVERY_COMMIT)
@@ -36,7 +36,7 @@ def read() -> list[Shown]:
 
 
 def rows(experiments: Iterable[Shown]) -> list[Flat]:
-    """Return a row for each set of params but the seed: the score in percent over seeds, counts, and what differs."""
+    """Return a row per set of params other than the seed: the score over seeds in percent, counts, and differences."""
     groups: dict[tuple[tuple[str, str], ...], dict[int, Shown]] = {}
     for one in experiments:
         groups.setdefault(_inputs(one), {}).setdefault(int(_param(one, SEED) or 0), one)
@@ -57,7 +57,7 @@ def _row(inputs: tuple[tuple[str, str], ...], group: Mapping[int, Shown], differ
 
 
 def _inputs(one: Shown) -> tuple[tuple[str, str], ...]:
-    """Return what an experiment depends on but for the seed: params that its adapter reads, hashes of code and data."""
+    """Return the inputs of an experiment except the seed: params that its adapter reads, hashes of code and data."""
     others = set(params.ADAPTERS) - {_param(one, "adapter")}
     found = {}
     for name, value in one.items():
@@ -71,7 +71,7 @@ def _inputs(one: Shown) -> tuple[tuple[str, str], ...]:
 
 
 def _differing(groups: Sequence[tuple[tuple[str, str], ...]]) -> list[str]:
-    """Return the params that not all groups share; the three words have columns, and code has a commit."""
+    """Return the params that differ between groups; NAMED ones have their own columns, and code has a commit."""
     shared = set.intersection(*map(set, groups)) if groups else set()
     differing = {key for group in groups for key, value in set(group) - shared}
     return sorted(key for key in differing if key not in NAMED and "/" not in key)

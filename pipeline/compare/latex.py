@@ -1,4 +1,4 @@
-"""The table of papers as LaTeX."""
+"""The comparison as a LaTeX table for papers."""
 
 import re
 from collections.abc import Iterable
@@ -48,5 +48,5 @@ def _latex_score(row: Row, best: float | None) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return text as LaTeX prints it."""
+    """Return text with LaTeX's special characters escaped."""
     return re.sub(r"[&%$#_{}\\~^<>|]", lambda found: LATEX[found[0]], text)

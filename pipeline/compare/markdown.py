@@ -1,4 +1,4 @@
-"""The tables as Markdown, which people read where they are."""
+"""The tables as Markdown."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +16,7 @@ HEADER = (
 
 
 def markdown(found: Comparison, experiments: Sequence[Flat] = ()) -> str:
-    """Return the tables for people, in Markdown: the paper's layout, then one table a task."""
+    """Return the tables in Markdown: first in the layout of papers, then one table per task."""
     shown = [f"# {found.preset}: {len(found.methods)} methods on {len(found.tasks)} tasks", ""]
     shown += [
         "Scores are percent of each task's first metric, mean over seeds ± half of the 95 % interval. "
@@ -30,8 +30,8 @@ def markdown(found: Comparison, experiments: Sequence[Flat] = ()) -> str:
         shown += table(HEADER, [_cells(found, row) for row in rows.values()])
     if experiments:
         cells = [[_plain(value) for value in row.values()] for row in experiments]
-        shown += ["", "## Experiments of DVC", "", *table(list(experiments[0]), cells)]
-    shown += ["", "## What to know", "", *(f"- {_inline(line)}" for line in (*found.lines, _sentence(flattery(found))))]
+        shown += ["", "## DVC experiments", "", *table(list(experiments[0]), cells)]
+    shown += ["", "## Notes", "", *(f"- {_inline(line)}" for line in (*found.lines, _sentence(flattery(found))))]
     return "\n".join(shown) + "\n"
 
 
@@ -76,5 +76,5 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]
 
 
 def _inline(text: str) -> str:
-    """Return text of one line in which Markdown finds nothing to mark up."""
+    """Return text on one line, with Markdown's special characters escaped."""
     return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))

@@ -1,4 +1,4 @@
-"""The charts as PNG files: a panel a task, or a file a task with a panel a method."""
+"""The charts as PNG files: one panel per task, or one file per task with a panel per method."""
 
 from collections.abc import Iterator
 from math import ceil, sqrt
@@ -15,20 +15,20 @@ from pipeline.compare.rows import AVERAGE
 
 SIZES = {
     "trained": "trained parameters of the adapter",
-    "file_bytes": "bytes of the adapter's file, head included",
+    "file_bytes": "bytes of the adapter's file, including the head",
 }
 LONGEST_NAME = 220  # pixels
-DOTS = 2.0  # pixels of the picture a pixel of the chart
+DOTS = 2.0  # pixels of the PNG file per pixel of the chart
 ABREAST, METHODS_ABREAST = 3, 5  # panels
 
 
 def write(folder: Path, found: Comparison) -> list[str]:
-    """Write all pictures into a folder and return their names.
+    """Write all plots into a folder and return their names.
 
     Raises:
-        UserError: if the disk does not take them.
+        UserError: if they cannot be written.
     """
-    # DejaVu, which matplotlib brings: pictures are to look alike whatever fonts a machine has.
+    # DejaVu comes with matplotlib, so that plots do not depend on the fonts of the machine.
     vl_convert.register_font_directory(str(Path(matplotlib.get_data_path(), "fonts/ttf")))
     drawn = dict(_pictures(found))
     for name, chart in console.track(drawn.items(), "draw", len(drawn), "pictures"):

@@ -1,14 +1,14 @@
-"""Where records come from: commits, versions, hardware and dates."""
+"""The origin of records: commits, versions, hardware and dates."""
 
 from collections.abc import Iterable
 
 from pipeline.arena.record import Record
 
-ALIKE = ("commit", "torch", "transformers", "peft", "cpu")  # of which one comparison should have one each
+ALIKE = ("commit", "torch", "transformers", "peft", "cpu")  # which should be the same in all records of a comparison
 
 
 def provenance(records: Iterable[Record]) -> dict[str, list[str]]:
-    """Return all values of what the records say of their making, by its name; of dates the first and the last."""
+    """Return all values of each field of the records' `made`, by name; of dates only the first and the last."""
     found: dict[str, set[str]] = {}
     for record in records:
         for name, value in record.made.items():
@@ -20,9 +20,9 @@ def provenance(records: Iterable[Record]) -> dict[str, list[str]]:
 
 
 def mixed(made: dict[str, list[str]]) -> list[str]:
-    """Return a line for each thing of which records of one comparison have several."""
+    """Return a note for each field that differs between the records of a comparison."""
     return [
-        f"records are of {len(made[name])} {name}s: {', '.join(made[name])}"
+        f"records are from {len(made[name])} {name}s: {', '.join(made[name])}"
         for name in ALIKE
         if len(made.get(name, ())) > 1
     ]

@@ -1,4 +1,4 @@
-"""What a comparison leaves: tables, pictures, the page, and the closing table."""
+"""The output of a comparison: tables, plots, the page, and a summary on the terminal."""
 
 import json
 from argparse import Namespace
@@ -18,26 +18,26 @@ PAGE = "index.html"
 
 
 def write(folder: Path, preset: str, records: Sequence[Record], options: Namespace) -> None:
-    """Compare records and write all there is to show.
+    """Compare records and write all output.
 
     Raises:
-        UserError: if there is no such baseline, DVC cannot be read, or the disk does not take a file.
+        UserError: if there is no such baseline, DVC cannot be read, or a file cannot be written.
     """
     found = compare(preset, records, options.baseline, options.resamples)
     rows = experiments.rows(experiments.read()) if options.experiments else []
     write_tables(folder, found, rows)
     pictures.write(folder, found)
-    console.line("draw the page")
+    console.line("drawing the page")
     _write(folder / PAGE, page(found, rows))
     _show(found)
-    console.line(f"written: {folder / PAGE}, and tables and pictures beside it")
+    console.line(f"written: {folder / PAGE}, with tables and plots beside it")
 
 
 def write_tables(folder: Path, found: Comparison, rows: Sequence[Flat]) -> None:
-    """Write CSV, JSON, Markdown and LaTeX; `rows` are experiments of DVC's.
+    """Write CSV, JSON, Markdown and LaTeX; `rows` are DVC experiments.
 
     Raises:
-        UserError: if the disk does not take a file.
+        UserError: if a file cannot be written.
     """
     for name in ("results", "trainings", "rates", "curves", "ranks"):
         _write_csv(folder / f"{name}.csv", getattr(tables, name)(found))

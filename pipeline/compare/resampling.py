@@ -1,7 +1,7 @@
 """The paired bootstrap: scores on resamples of the test split, the same ones for all trainings on a task.
 
-All metrics but rank correlations are functions of a few sums over examples. A resample weights the examples, so the
-sums of all resamples and trainings are one matrix product, where scikit-learn would be called a million times.
+All metrics except rank correlations are functions of a few sums over examples. A resample weights the examples, so the
+sums for all resamples and trainings are one matrix product, instead of a million calls of scikit-learn.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ COLUMNS_AT_ONCE = 20_000_000
 
 
 class Sums(NamedTuple):
-    """A metric through sums over examples."""
+    """A metric as a function of sums over examples."""
 
     columns: Callable[[Values, Values, int], Values]  # labels (n,), predicted (n,), classes -> (n, columns)
     score: Callable[[Values], Values]  # sums (..., columns) -> (...)
@@ -30,10 +30,10 @@ def scores(metric: str, labels: Values, predicted: Sequence[Values], resamples: 
     Every resample draws as many examples as there are, with replacement.
 
     Raises:
-        ValueError: if nobody knows the metric for single examples.
+        ValueError: if the metric does not score single examples.
     """
     if metric not in EXAMPLES:
-        raise ValueError(f"metric must be among {list(EXAMPLES)}, got {metric}")
+        raise ValueError(f"metric must be one of {list(EXAMPLES)}, got {metric}")
     found = np.empty((len(predicted), resamples))
     rng = np.random.default_rng(seed)
     done = 0
@@ -47,7 +47,7 @@ def scores(metric: str, labels: Values, predicted: Sequence[Values], resamples: 
 
 
 def p_value(differences: Values) -> float:
-    """Return how likely a difference as far from 0 were if there was none, from its resamples: two-sided, never 0."""
+    """Return the two-sided p-value of a difference from its resamples, (resamples,); it is never 0."""
     sides = [int((differences <= 0).sum()), int((differences >= 0).sum())]
     return min(1.0, 2 * (1 + min(sides)) / (1 + len(differences)))
 
@@ -76,7 +76,7 @@ def _blocks(runs: int, examples: int) -> Iterator[tuple[int, int]]:
 
 
 def _counts(labels: Values, predicted: Values, classes: int) -> Values:
-    """Return by class: a hit, a label, a prediction."""
+    """Return for each example and class whether it is a hit, the label, the prediction: (n, 3 * classes)."""
     numbers = np.arange(classes)
     actual, taken = labels[:, None] == numbers, predicted[:, None] == numbers
     return np.stack([actual & taken, actual, taken], axis=2).reshape(len(labels), -1).astype(np.float64)
@@ -94,7 +94,7 @@ def _accuracy(sums: Values) -> Values:
 
 
 def _f1_of_classes(sums: Values) -> tuple[Values, Values]:
-    """Return the F1 of each class, 0 where there is nothing of it, and whether there is."""
+    """Return the F1 of each class, 0 if the class does not occur, and whether it occurs."""
     hits, actual, taken = _of_classes(sums)
     return 2 * hits / np.maximum(actual + taken, 1), actual + taken > 0
 

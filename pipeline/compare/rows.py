@@ -1,4 +1,4 @@
-"""A row of the tables: a method on a task, or over all tasks. Scores are in percent: 100 is the best there can be."""
+"""A row of the tables: a method on a task, or over all tasks. Scores are in percent."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
@@ -13,31 +13,31 @@ Scores = Mapping[int, float]  # by seed
 
 
 class Size(NamedTuple):
-    """What a method costs: numbers, bytes and seconds; None where no training says so."""
+    """The costs of a method: parameters, bytes and seconds; None if unknown."""
 
-    trained: int | None = None  # parameters of the adapter
+    trained: int | None = None  # trained parameters of the adapter
     degrees_of_freedom: int | None = None
-    stored: int | None = None  # numbers in its file
+    stored: int | None = None  # parameters in its file
     head: int | None = None
     file_bytes: int | None = None
-    seconds: float | None = None  # of a training, all that it spent, mean over seeds
-    train_seconds: float | None = None  # of these, the training steps
-    peak_bytes: int | None = None  # the largest of all seeds
+    seconds: float | None = None  # of a whole training, mean over seeds
+    train_seconds: float | None = None  # of the training steps alone
+    peak_bytes: int | None = None  # maximum over seeds
 
 
 class Row(NamedTuple):
-    """What a method reaches, at the epoch that the validation split selects, with all seeds that finished."""
+    """The results of a method at the epoch selected on the validation split, over all seeds that finished."""
 
     task: str
     method: str
     adapter: str
     metric: str
     status: str
-    reason: str  # of what did not finish
-    runs: int  # trainings at the chosen rates, whatever became of them
+    reason: str  # why trainings did not finish
+    runs: int  # trainings at the chosen rates, finished or not
     scores: Scores
     last: Scores  # at the last epoch
-    best: Scores  # at the epoch that is best on the test split itself, which flatters
+    best: Scores  # at the epoch that is best on the test split itself, which is optimistic
     validation: Scores
     size: Size
     rate: float | None = None
@@ -51,7 +51,7 @@ class Row(NamedTuple):
 
     @property
     def flattery(self) -> float | None:
-        """What choosing the epoch on the test split would add, mean over seeds; None where nothing finished."""
+        """The gain from selecting the epoch on the test split, mean over seeds; None if nothing finished."""
         return fmean(self.best[seed] - self.scores[seed] for seed in self.scores) if self.scores else None
 
 
@@ -78,13 +78,13 @@ def of_cell(cell: Cell) -> Row:
 
 
 def missing(task: str, method: str, adapter: str, metric: str) -> Row:
-    """Return the row of a method that nobody has run on a task."""
-    reason = "no record of it in the arena"
+    """Return the row of a method that has not been run on a task."""
+    reason = "no record in the arena"
     return Row(task, method, adapter, metric, MISSING, reason, 0, {}, {}, {}, {}, Size())
 
 
 def average(rows: Sequence[Row]) -> Row:
-    """Return the row over all tasks of a method: of the seeds that finished on each of them."""
+    """Return the row of a method over all tasks, with the seeds that finished on each of them."""
     first = rows[0]
     seeds = sorted(set.intersection(*(set(row.scores) for row in rows)))
     whole = all(row.status == FINISHED for row in rows)
@@ -124,7 +124,7 @@ def _size(cell: Cell) -> Size:
 
 
 def _joined(sizes: Sequence[Size]) -> Size:
-    """Return the largest numbers and the mean seconds: heads, and so files, have a size for each number of classes."""
+    """Return the largest sizes and the mean seconds: sizes of heads and files depend on the number of classes."""
     return Size(
         trained=_largest(size.trained for size in sizes),
         degrees_of_freedom=_largest(size.degrees_of_freedom for size in sizes),

@@ -1,4 +1,4 @@
-"""The tables as lists of flat rows, for CSV, JSON, the pictures and the page."""
+"""The tables as lists of flat rows, for CSV, JSON, the plots and the page."""
 
 from collections.abc import Iterator, Mapping
 from statistics import fmean
@@ -30,7 +30,7 @@ def _result(found: Comparison, row: Row) -> Flat:
         "seeds": row.score.seeds,
         "trainings": row.runs,
         "last_epoch": _mean(row.last),
-        "best_epoch_on_test": _mean(row.best),  # flatters
+        "best_epoch_on_test": _mean(row.best),  # optimistic
         "flattery": row.flattery,
         "validation": _mean(row.validation),
         **(pair.over_seeds.flat("difference") if pair else dict.fromkeys(_names("difference"))),
@@ -47,7 +47,7 @@ def _result(found: Comparison, row: Row) -> Flat:
 
 
 def trainings(found: Comparison) -> list[Flat]:
-    """Return a row for each training that the tables rest on: each try of a rate, and each seed at the chosen one."""
+    """Return a row for each training in the tables: each try of a rate, and each seed at the chosen one."""
     return [_training(record, chosen) for record, chosen in _records(found)]
 
 
@@ -127,7 +127,7 @@ def curves(found: Comparison) -> list[Flat]:
 
 
 def ranks(found: Comparison) -> list[Flat]:
-    """Return the mean rank of each method, from the best on; two differ if their ranges do not overlap."""
+    """Return the mean rank of each method, best first; two differ if their ranges do not overlap."""
     if found.ranking is None:
         return []
     half = found.ranking.critical_difference / 2
@@ -136,7 +136,7 @@ def ranks(found: Comparison) -> list[Flat]:
 
 
 def everything(found: Comparison) -> Flat:
-    """Return all of it, for JSON."""
+    """Return the whole comparison for JSON."""
     return {
         "preset": found.preset,
         "baseline": found.baseline,
@@ -157,7 +157,7 @@ def everything(found: Comparison) -> Flat:
 
 
 def flattery(found: Comparison) -> str:
-    """Return one line about what choosing the epoch on the test split would add."""
+    """Return a line on the gain from selecting the epoch on the test split."""
     rows = [
         (row.flattery, row) for task in found.tasks for row in found.rows[task].values() if row.flattery is not None
     ]
@@ -167,7 +167,7 @@ def flattery(found: Comparison) -> str:
     mean = fmean(value for value, _ in rows)
     return (
         f"the epoch that is best on the test split itself would add {mean:.2f} points on average, and up to {most:.2f} "
-        f"({row.method} on {row.task}); all tables and pictures take the epoch that the validation split selects"
+        f"({row.method} on {row.task}); all tables and plots use the epoch selected on the validation split"
     )
 
 

@@ -1,4 +1,4 @@
-"""Numbers as readers see them."""
+"""Formatting of numbers."""
 
 from collections.abc import Mapping
 from statistics import fmean
@@ -9,21 +9,21 @@ NONE = "–"
 
 
 def scored(value: Estimate) -> str:
-    """Return "81.23 ± 0.45", the half width of the 95 % interval behind the mean."""
+    """Return the mean and half the width of the 95 % interval, as in "81.23 ± 0.45"."""
     if value.mean is None:
         return NONE
     return f"{value.mean:.2f}" if value.high is None else f"{value.mean:.2f} ± {value.high - value.mean:.2f}"
 
 
 def ahead(value: Estimate) -> str:
-    """Return a difference with its sign, and its interval."""
+    """Return a difference with its sign and interval."""
     if value.mean is None:
         return NONE
     return f"{value.mean:+.2f}" if value.low is None else f"{value.mean:+.2f} ({value.low:+.2f} to {value.high:+.2f})"
 
 
 def counted(value: float | None) -> str:
-    """Return a whole number with thousands apart."""
+    """Return a whole number with thousands separators."""
     return NONE if value is None else f"{value:,.0f}"
 
 

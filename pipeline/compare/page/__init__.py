@@ -1,4 +1,4 @@
-"""The page: one HTML file that asks no other file or machine for anything."""
+"""The page: one self-contained HTML file that loads nothing else."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,9 @@ from pipeline.compare.tables import Flat
 
 Spec = dict[str, Any]
 GLOBALS = "window.vegaEmbed = vegaEmbed;"
-FIT = {"type": "fit-x", "contains": "padding"}  # for charts as wide as the page, which are as high as they need
-HEIGHT = 18  # pixels a method
-SEVERAL = ("rates", "curves")  # charts with a panel a method
+FIT = {"type": "fit-x", "contains": "padding"}  # for charts as wide as the page, with a height of their own
+HEIGHT = 18  # pixels per method
+SEVERAL = ("rates", "curves")  # charts with a panel per method
 
 
 def page(found: Comparison, experiments: Sequence[Flat] = ()) -> str:
@@ -64,7 +64,7 @@ def _data(found: Comparison, experiments: Sequence[Flat]) -> Flat:
 
 
 def _details(found: Comparison) -> dict[str, dict[str, Flat]]:
-    """Return by task and method how it is run again, and the scores of all seeds."""
+    """Return, by task and method, how to rerun it, and the scores of all seeds."""
     return {
         task: {
             method: {
@@ -116,18 +116,18 @@ def _interactive(chart: alt.TopLevelMixin, found: Comparison) -> Spec:
 
 
 def _vega() -> str:
-    """Return Vega, Vega-Lite and Vega-Embed as one script, of the versions that the charts are written for."""
+    """Return Vega, Vega-Lite and Vega-Embed as one script, in the versions that the charts target."""
     return vl_convert.javascript_bundle(GLOBALS, vl_version=charts.VEGA_LITE)
 
 
 def _json(value: Mapping[str, Any]) -> Markup:
-    """Return JSON that ends no element and begins none, whatever texts it holds."""
+    """Return JSON in which no text can end or begin an HTML element."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))  # noqa: S704 it is escaped
 
 
 def _inside(element: str, code: str) -> Markup:
-    """Return code as the content of a script or style, which nothing is escaped in.
+    """Return code as the content of a script or style element, in which nothing is escaped.
 
     Raises:
         ValueError: if it would end the element.

@@ -97,7 +97,7 @@ def test_lora_of_three_ranks_is_always_there():
     found = compare("small", [record(), record("VeRA")], "LoRA r=1", RESAMPLES)
     assert {"LoRA r=1", "LoRA r=2", "LoRA r=8"} <= set(found.methods)
     row = found.rows["rte"]["LoRA r=8"]
-    assert (row.status, row.reason) == ("not run", "no record of it in the arena")
+    assert (row.status, row.reason) == ("not run", "no record in the arena")
     assert found.ranking is None
 
 
@@ -124,8 +124,8 @@ def test_without_examples_there_is_no_bootstrap_and_a_line_says_so(records, tmp_
     save_examples("cola", examples=150)
     found = compare("small", records, "LoRA r=1", RESAMPLES)
     lines = {line.partition(":")[0]: line for line in found.lines}
-    assert lines["rte"] == "rte: no reports/arena/small/examples/rte.parquet: without bootstrap and disagreements"
-    assert "150 examples, where head alone has 200 predictions" in lines["cola"]
+    assert lines["rte"] == "rte: no reports/arena/small/examples/rte.parquet, so no bootstrap and no disagreements"
+    assert "150 examples, but head alone has 200 predictions" in lines["cola"]
     assert found.pairs["rte"]["LoRA r=8"].p is None
     assert found.pairs["rte"]["LoRA r=8"].over_seeds.mean is not None
     assert found.pairs["stsb"]["LoRA r=8"].p is not None
@@ -138,7 +138,7 @@ def test_labels_that_do_not_give_the_scores_are_of_no_use(tmp_path, records):
     table.iloc[::-1].to_parquet(path)
     (line,) = compare("small", records, "LoRA r=1", RESAMPLES).lines
     assert "accuracy 0." in line
-    assert "in the record of head alone, seed 0: without bootstrap and disagreements" in line
+    assert "in the record of head alone, seed 0, so no bootstrap and no disagreements" in line
 
 
 @pytest.mark.parametrize("content", [b"no parquet", None])
@@ -155,7 +155,7 @@ def test_examples_that_cannot_be_read_are_one_line(content, tmp_path, records):
 def test_records_of_several_commits_are_told():
     other = record(seed=1, made={"commit": "fedcba", "cpu": "another one"})
     found = compare("small", [record(), other], "LoRA r=1", RESAMPLES)
-    assert "records are of 2 commits: 0123456789abcdef, fedcba" in found.lines
+    assert "records are from 2 commits: 0123456789abcdef, fedcba" in found.lines
 
 
 def test_a_task_where_all_fail_has_rows_and_no_ranks_of_it():

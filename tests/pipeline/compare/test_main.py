@@ -52,7 +52,7 @@ def test_everything_is_written(made):
     assert "method | score | difference | p (Holm) | trained | dof | bytes | seconds | status" in lines[title]
     assert sum(line.startswith("  LoRA r=") for line in lines[title:]) == 3
     assert any("would add" in line for line in lines)
-    assert lines[-1] == "written: reports/compare/small/index.html, and tables and pictures beside it"
+    assert lines[-1] == "written: reports/compare/small/index.html, with tables and plots beside it"
 
 
 def test_the_same_records_give_the_same_bytes(made):
@@ -115,7 +115,7 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
     assert "must be from 100 to 1,000,000, got 5" in failing(["small", "--resamples", "5"], capsys)
     (tmp_path / "reports/arena/empty").mkdir()
     (tmp_path / "reports/arena/empty/cells.jsonl").write_text('{"key": ')
-    assert failing(["empty"], capsys) == "reports/arena/empty: no whole record; run python -m pipeline.arena empty"
+    assert failing(["empty"], capsys) == "reports/arena/empty: no complete record; run python -m pipeline.arena empty"
 
 
 def test_a_missing_package_is_one_line_with_the_extra(monkeypatch, capsys):

@@ -50,7 +50,7 @@ def test_batches_and_blocks_change_nothing(monkeypatch):
 
 
 def test_a_metric_of_groups_is_refused():
-    with pytest.raises(ValueError, match=r"metric must be among .*, got exact_match"):
+    with pytest.raises(ValueError, match=r"metric must be one of .*, got exact_match"):
         resampling.scores("exact_match", np.zeros(3), [np.zeros(3)], 10, 0)
 
 
