@@ -1,7 +1,7 @@
-"""Check params.yaml and the rows that it chooses. Reads these files alone. Writes artifacts/checked.json.
+"""Check params.yaml and the rows that it chooses. Reads only these files. Writes artifacts/checked.json.
 
-DVC removes what a stage wrote before it runs the stage again, so a mistake that is found later costs these outputs. All
-other stages come after this one, which has nothing to lose: what it writes is the same for all that is valid.
+DVC removes the outputs of a stage before rerunning it, so an error found later loses them. All other stages depend on
+this one, which has nothing to lose: its output is the same for all valid inputs.
 """
 
 from pipeline import artifacts, params, stage

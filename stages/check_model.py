@@ -1,7 +1,7 @@
-"""Check what params.yaml asks of the model by the names and shapes of its layers. Writes artifacts/checked-model.json.
+"""Check params.yaml against the names and shapes of the model's layers. Writes artifacts/checked-model.json.
 
-As after `check`, there is nothing to lose: what is written is the same for all that fits. Reads the model's
-configuration and its tokenizer, and no weights.
+Like `check`, it has nothing to lose: its output is the same for all valid inputs. Reads the configuration and the
+tokenizer of the model, but no weights.
 """
 
 from pipeline import artifacts, console, params, stage
@@ -12,13 +12,13 @@ def check_model(view: params.CheckModelView) -> None:
     """Check that texts of max_length and the chosen section fit the model.
 
     Raises:
-        UserError: if they do not, or the model is not there.
+        UserError: if they do not, or the model is missing.
     """
     row = view.base_model
     if base_models.brings_code(row):
         name = base_models.public_name(row)[0]
         console.warn(
-            f"{row.where}: {name}: is not checked, for it brings code; a later stage runs that as the row says"
+            f"{row.where}: {name}: not checked, because it brings code, which a later stage runs as the row says"
         )
         return
     base_models.check_tokens(base_models.load_tokenizer(row), view.tokenize.max_length)

@@ -1,9 +1,8 @@
 """Score the trained adapter on the test split and on the further sets of the row.
 
-Reads artifacts/tokens and artifacts/adapter. Writes reports/evaluate/, and into artifacts/exports/ the forms that
-`evaluate.export` asks for, with parity.json, which says how far their logits are from the adapter's, README.md: the
-adapter's card with its test score, to be published with it, and, with `evaluate.submission`, the files of predictions
-for the benchmark's server.
+Reads artifacts/tokens and artifacts/adapter. Writes reports/evaluate/, and into artifacts/exports/: the forms listed in
+`evaluate.export`; parity.json, how far their logits are from the adapter's; README.md, the adapter's card with its test
+score, to be published with it; and, with `evaluate.submission`, the files of predictions for the benchmark's server.
 """
 
 import shutil
@@ -34,7 +33,7 @@ def main(view: params.EvaluateView) -> None:
     def outcome_of(examples: Examples, what: str, split: Dataset) -> Outcome:
         return Outcome.of(logits(model, what, split), split["label"][:], examples, tokens.groups_of(split))
 
-    model = device.place(load_model(view, trainable=True))  # nothing trains, but it is counted
+    model = device.place(load_model(view, trainable=True))  # not to train it, but to count trainable parameters
     counts = adapters.count_parameters(model, view.base_model)
     outcome = outcome_of(view.dataset, "evaluate beside the base", test)
     beside = outcome.logits
@@ -68,7 +67,7 @@ def main(view: params.EvaluateView) -> None:
 
 
 def load_model(view: params.EvaluateView, *, trainable: bool = False) -> PeftModel:
-    """Return the trained adapter beside its base."""
+    """Return the trained adapter on its base model."""
     base = base_models.load_base_model(view.base_model, view.dataset)
     return adapters.load_adapter(base, artifacts.ADAPTER, trainable=trainable)
 
@@ -80,7 +79,7 @@ def export(
     expected: Tensor,  # (examples, labels)
     metrics: Mapping[str, float],  # for the cards
 ) -> dict[str, float]:
-    """Write the forms that are asked for; return how far each, loaded again, is from the expected logits at most."""
+    """Write the configured forms; return the largest difference of each, loaded again, from the expected logits."""
     differences: dict[str, float] = {}
     with artifacts.replacing(artifacts.EXPORTS) as folder:
         folder.mkdir()
@@ -97,7 +96,7 @@ def export(
 
 
 def submit(view: params.EvaluateView, hidden: Mapping[str, Tensor]) -> None:
-    """Write the predictions of each hidden split, beside the exported forms."""
+    """Write the predictions for each hidden split, next to the exported forms."""
     with artifacts.replacing(artifacts.EXPORTS / artifacts.SUBMISSION) as folder:
         folder.mkdir()
         for split, found in hidden.items():

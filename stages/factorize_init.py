@@ -1,6 +1,6 @@
-"""Start the adapter from the seed, from the pretrained weights, or from what examples say about them.
+"""Initialize the adapter from the seed, the pretrained weights, or gradients over examples.
 
-Reads the base model, and artifacts/tokens, or the rows that are pooled, where the initialization looks at examples.
+Reads the base model and, if the initialization needs examples, artifacts/tokens or the pooled rows.
 Writes artifacts/init/ (an untrained PEFT adapter with its head) and reports/factorize_init/.
 """
 
@@ -26,7 +26,7 @@ BYTES_OF_MAXRSS = 1 if sys.platform == "darwin" else 1024
 
 
 class Measured(NamedTuple):
-    """What layers start with, by name, what frames of layers or kinds hold, and the seconds without measuring that."""
+    """Reports on initialized layers and on frames of layers or kinds, by name; seconds without the measurements."""
 
     layers: dict[str, StartReport]
     frames: dict[str, FramesReport]
@@ -34,10 +34,10 @@ class Measured(NamedTuple):
 
 
 def factorize_init(base: PreTrainedModel, view: params.FactorizeInitView) -> tuple[PeftModel, Measured]:
-    """Put an adapter on a base model, initialize it, and measure that if it is LSR's.
+    """Add an adapter to a base model, initialize it, and measure the initialization of LSR.
 
     Raises:
-        UserError: if the section does not fit the model, or a weight or the examples do not allow it.
+        UserError: if the section does not fit the model, or a weight or the examples are not suitable.
     """
     section, measured, begin = view.section, Measured({}, {}, 0.0), perf_counter()
     if not isinstance(section, params.LsrParams):
@@ -56,7 +56,7 @@ def factorize_init(base: PreTrainedModel, view: params.FactorizeInitView) -> tup
                 measured.frames[one.name] = report_frames(one, gradients, view.seed, read=section.init)
             else:
                 measured.layers[one.name] = report_start(one.layers[0], one.start, view.seed)
-        except ValueError as error:  # a zero or broken weight; an initialization that reads it has refused it before
+        except ValueError as error:  # a weight that is zero or not finite, unless the initialization has rejected it
             raise UserError(f"{view.model}: {one.name}: {error}") from None
         before = perf_counter()
     return model, measured._replace(seconds=seconds)
@@ -83,15 +83,15 @@ def main(view: params.FactorizeInitView) -> None:
 
 
 def _by_terms(report: FramesReport) -> Mapping[int, float]:
-    """Return the energy by Kronecker terms: of what examples say, or of the weight where none are read."""
+    """Return the energy by number of Kronecker terms: of gradients or updates, or of the weight without examples."""
     return next(iter(report.by_terms.values()))
 
 
 def write_cost(seconds: float) -> None:
-    """Write and print what it took to initialize the layers."""
+    """Write and print the time and memory that initialization took."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * BYTES_OF_MAXRSS
     artifacts.write_metrics(artifacts.FACTORIZE_COST, {"start_seconds": seconds, "peak_resident_bytes": peak})
-    console.line(f"factorize-init: {seconds:.1f} s to start the layers, at most {peak / 2**20:,.0f} MiB in memory")
+    console.line(f"factorize-init: {seconds:.1f} s to initialize the layers, at most {peak / 2**20:,.0f} MiB in memory")
 
 
 if __name__ == "__main__":

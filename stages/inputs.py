@@ -1,9 +1,9 @@
-"""Say what the chosen rows name on this disk, by content. Reads params.yaml, the two rows and the files they name.
+"""Hash the local files that the chosen rows name. Reads params.yaml, the two rows and these files.
 
 Writes artifacts/data-files.json, model-files.json and frames-files.json: the SHA-256 of each file, and of the model's
-row, which `model` may be in place of naming it. The last is about `lsr.frames` and the rows of `lsr.frames_from`, and
-holds these rows too; {} where nothing is named here. The other stages depend on the three and not on all of data/ and
-models/: a file that nothing chosen names is nothing to them.
+row, because `model` may be a whole row instead of a name. The last one is for `lsr.frames` and the rows of
+`lsr.frames_from`, which it hashes too. Each is {} if no local file is named. The other stages depend on these three
+files instead of all of data/ and models/, so files that are not chosen do not affect them.
 """
 
 import os
@@ -17,10 +17,10 @@ from pipeline.files import check_file
 
 
 def inputs(source: Source, where: str) -> dict[str, str]:
-    """Return the SHA-256 of each file on this disk that a source names; errors begin with `where`.
+    """Return the SHA-256 of each local file that a source names; error messages begin with `where`.
 
     Raises:
-        UserError: if a file or folder is not there, or is where DVC would not notice that it changes.
+        UserError: if a file or folder does not exist, or is where DVC would not notice changes.
     """
     found: dict[str, str] = {}
     for path in content.named(source):
@@ -36,17 +36,17 @@ def _check(path: Path, where: str) -> None:
         check_file(path, where)
     if path.is_absolute():
         console.warn(
-            f"{where}: {path}: DVC does not notice when a file outside of the repository changes; a link in "
-            "data/ or models/ to the file itself is noticed"
+            f"{where}: {path}: DVC does not notice changes of files outside of the repository, unless there is "
+            "a link to the file itself in data/ or models/"
         )
     elif ".." in path.parts or not any(map(path.is_relative_to, WATCHED)):
-        raise UserError(f"{where}: {path}: DVC notices changes in data/ and models/ alone; move it there")
+        raise UserError(f"{where}: {path}: DVC notices changes only in data/ and models/; move it there")
     elif linked := [folder for folder in (path, *path.parents) if folder.is_dir() and folder.is_symlink()]:
         raise UserError(f"{where}: {linked[0]}: DVC does not follow a link to a folder; link its files one by one")
 
 
 def _in_the_original(path: Path) -> str:
-    """What to do about a file that the repository has, but not this temporary copy of it."""
+    """Return advice, also for a file that is in the repository but not in this temporary copy of it."""
     original = os.environ.get("DVC_ROOT", ".")
     if path.is_absolute() or not Path(original, path).exists():
         return "; paths start at the root of the repository"

@@ -1,8 +1,8 @@
 """Turn the texts of a data set into tokens. Reads params.yaml and the rows of the data set and the model in pipeline/.
 
-Writes artifacts/tokens/, a file for train, validation, test and each further split of the row, and
-reports/tokenize/metrics.json and lengths.csv.
-Lengths in the reports are those of whole texts, before `max_length` cuts them: they say what another value would cost.
+Writes artifacts/tokens/, with a file for train, validation, test and each further split of the row, and
+reports/tokenize/metrics.json and lengths.csv. Lengths in the reports are those of whole texts, before truncation to
+`max_length`, to show the effect of another value.
 """
 
 import os
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-WRITTEN = 10_000  # texts that are written at once: a batch of the Arrow file
+WRITTEN = 10_000  # texts per batch of the Arrow file
 BINS = 30
 CLASSES_SHOWN = 4
 
@@ -37,10 +37,7 @@ def write(
     max_length: int,
     advance: Callable[[int], None],
 ) -> tuple[np.ndarray | None, np.ndarray]:
-    """Write the tokens of a split, a part of its rows at a time; return the label and the whole length of each row.
-
-    A hidden split has no labels.
-    """
+    """Write the tokens of a split in batches; return the labels (None if hidden) and the untruncated lengths."""
     parts = (texts.select(range(at, min(at + WRITTEN, len(texts)))) for at in range(0, len(texts), WRITTEN))
     tokens = (tokenize(part, tokenizer, max_length, advance) for part in parts)
     first = next(tokens)
@@ -56,7 +53,7 @@ def write(
 def summarize(
     split: str, labels: np.ndarray | None, lengths: np.ndarray, row: DatasetRow, max_length: int
 ) -> dict[str, artifacts.Value]:
-    """Return the metrics of a split: rows, labels, lengths in tokens, and the share of texts that are cut."""
+    """Return the metrics of a split: rows, labels, lengths in tokens, and the share of truncated texts."""
     metrics: dict[str, artifacts.Value] = {"rows": len(lengths)}
     if labels is None:
         pass
@@ -73,7 +70,7 @@ def summarize(
 
 
 def _key(split: str) -> str:
-    """A split's name as a part of a metric's: dots are for `NAME.hidden` and for keys in keys."""
+    """Return a split's name for use in a metric's name: `NAME.hidden` has a dot, which separates nested keys."""
     return split.replace(".", "_")
 
 
@@ -85,12 +82,12 @@ def histogram(lengths: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def main(view: params.TokenizeView) -> None:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said aloud, so that no later fork warns about it
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # set explicitly, so that no later fork warns about it
     max_length = view.tokenize.max_length
     splits, dropped, conflicting = datasets.load(view.dataset, view.data)
     counts = Counter(dropped)
     splits |= further.load(view.dataset, view.data, counts)
-    from pipeline.methods import base_models  # seconds of import: after all that can be refused without it
+    from pipeline.methods import base_models  # takes seconds, so after all checks that do not need it
 
     base_models.check_architecture(view.base_model)
     tokenizer = base_models.load_tokenizer(view.base_model)
@@ -123,9 +120,9 @@ def _report(view: params.TokenizeView, splits: Iterable[str], metrics: Mapping[s
         )
         for split in splits
     ]
-    console.table(f"{view.data}: tokens of whole texts, cut at {view.tokenize.max_length}", columns, rows)
+    console.table(f"{view.data}: tokens of whole texts, truncated to {view.tokenize.max_length}", columns, rows)
     reasons = ", ".join(f"{metrics[f'rows_dropped_{reason}']} {reason}" for reason in datasets.DROPPED)
-    conflicts = f"{metrics['rows_conflicting']} of them with another label than the row that stays"
+    conflicts = f"{metrics['rows_conflicting']} of them with another label than the row kept"
     console.line(f"rows left out: {reasons.replace('_', ' ')}, {conflicts}")
 
 

@@ -1,8 +1,8 @@
-"""Fit the adapter and the head; everything else stays frozen.
+"""Train the adapter and the head; everything else stays frozen.
 
-Reads artifacts/tokens and artifacts/init. Writes artifacts/adapter/ (the best epoch's PEFT adapter, and
-task.json and README.md: what it reads and says, and how well) and reports/train/. Several processes train together, and
-the first of them writes. No outs of DVC's: reports/train/live.csv, the curve so far, and runs/, where trackers write.
+Reads artifacts/tokens and artifacts/init. Writes artifacts/adapter/ (the PEFT adapter of the best epoch; task.json, its
+inputs and labels; README.md, its card) and reports/train/. Several processes train together, and the first one writes.
+Not DVC outs: reports/train/live.csv, the curve so far, and runs/, where trackers write.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ def main(view: params.TrainView) -> None:
 
 
 def train(view: params.TrainView, checkpoints: Checkpoints) -> None:
-    """Fit the adapter, from the last of the checkpoints if there is one, and write it and the reports."""
+    """Train the adapter, resuming from the last checkpoint if there is one, and write it and the reports."""
     set_seed(view.seed)
     base = base_models.load_base_model(view.base_model, view.dataset)
     model = adapters.load_adapter(base, artifacts.INIT, trainable=True)
@@ -49,7 +49,7 @@ def train(view: params.TrainView, checkpoints: Checkpoints) -> None:
 
 
 def write_adapter(model: PeftModel, trainer: Trainer, counts: Mapping[str, int], view: params.TrainView) -> None:
-    """Write the adapter with its head, what it reads and says, and its card."""
+    """Write the adapter with its head, its inputs and labels, and its card."""
     with artifacts.replacing(artifacts.ADAPTER) as folder:
         folder.mkdir()
         adapters.save_adapter(model, folder, view.base_model)
@@ -58,7 +58,7 @@ def write_adapter(model: PeftModel, trainer: Trainer, counts: Mapping[str, int],
 
 
 def write_reports(trainer: Trainer, counts: Mapping[str, int], view: params.TrainView) -> None:
-    """Write metrics, curves and their picture, and print the closing table."""
+    """Write metrics, curves and their plot, and print a summary table."""
     curves = arguments.curves(trainer.state.log_history)
     with artifacts.replacing(artifacts.TRAIN_CURVES) as folder:
         for name, points in curves.items():

@@ -112,7 +112,7 @@ def test_frames_are_pooled_once_and_held_by_an_adapter_that_starts_again_when_th
 def test_frames_where_dvc_does_not_watch_are_one_line(restored):
     choose_lsr(restored, train="core", frames="artifacts/adapter")
     output = command(restored, "dvc", "repro", code=255)
-    alone = "DVC notices changes in data/ and models/ alone; move it there"
+    alone = "DVC notices changes only in data/ and models/; move it there"
     assert f"params.yaml: lsr.frames: artifacts/adapter: {alone}" in output
     assert "Traceback" not in output
 

@@ -78,4 +78,4 @@ def test_code_that_a_model_brings_is_not_run_and_that_is_said(at, tmp_path, monk
     monkeypatch.setattr(base_models, "outline", lambda *_: pytest.fail("it was looked at"))
     at(lsr={"target_modules": ["nothing"]})
     run()
-    assert "tiny-roberta: is not checked, for it brings code" in " ".join(capsys.readouterr().out.split())
+    assert "tiny-roberta: not checked, because it brings code" in " ".join(capsys.readouterr().out.split())

@@ -104,13 +104,13 @@ def test_a_temporary_copy_that_lacks_a_file_says_how_to_bring_it(repository, mon
 def test_a_file_that_dvc_does_not_watch_is_refused(path):
     for name in ("a.csv", "data/a.csv"):
         Path(name).write_text("a")
-    assert f"{path}: DVC notices changes in data/ and models/ alone; move it there" in refusal(files(train=path))
+    assert f"{path}: DVC notices changes only in data/ and models/; move it there" in refusal(files(train=path))
 
 
 @pytest.mark.parametrize("path", ["mine", "."])
 def test_a_folder_beside_the_watched_ones_is_refused(path):
     Path("mine").mkdir()
-    assert f"{path}: DVC notices changes in data/ and models/ alone" in refusal(HubModel(kind="hub", path=path))
+    assert f"{path}: DVC notices changes only in data/ and models/" in refusal(HubModel(kind="hub", path=path))
 
 
 def test_a_link_to_a_file_is_followed_and_one_to_a_folder_is_refused(tmp_path):
@@ -126,7 +126,7 @@ def test_a_link_to_a_file_is_followed_and_one_to_a_folder_is_refused(tmp_path):
 def test_an_absolute_path_is_read_with_a_word_of_what_dvc_does_not_see(tmp_path, capfd):
     (tmp_path / "a.csv").write_text("a")
     assert stage.inputs(files(train=str(tmp_path / "a.csv")), "table: mine") == {f"{tmp_path}/a.csv": sha256("a")}
-    assert f"table: mine: {tmp_path}/a.csv: DVC does not notice when a file outside" in capfd.readouterr().out
+    assert f"table: mine: {tmp_path}/a.csv: DVC does not notice changes of files outside" in capfd.readouterr().out
 
 
 def test_the_stage_writes_a_file_a_row():
@@ -201,7 +201,7 @@ def test_frames_where_dvc_does_not_watch_are_refused(path):
         Path(folder).mkdir(parents=True)
     with pytest.raises(UserError) as error:
         stage.frames_inputs(view_of(path))
-    alone = "DVC notices changes in data/ and models/ alone; move it there"
+    alone = "DVC notices changes only in data/ and models/; move it there"
     assert str(error.value) == f"params.yaml: lsr.frames: {path}: {alone}"
 
 

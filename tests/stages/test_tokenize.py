@@ -208,7 +208,7 @@ def test_duplicates_that_contradict_the_row_which_stays_are_counted_and_said(vie
     stage.main(view())
     metrics = json.loads(artifacts.TOKENIZE_METRICS.read_text())
     assert (metrics["rows_dropped_duplicate"], metrics["rows_conflicting"]) == (5, 2)
-    assert "5 duplicate, 2 of them with another label than the row that stays\n" in capfd.readouterr().out
+    assert "5 duplicate, 2 of them with another label than the row kept\n" in capfd.readouterr().out
 
 
 def test_a_split_that_is_written_in_parts_holds_the_same_rows(view, monkeypatch):
@@ -233,11 +233,11 @@ def test_the_closing_table_shows_every_split(view, capfd):
     stage.main(view())
     out, err = capfd.readouterr()
     assert out.splitlines() == [
-        "mine: tokens of whole texts, cut at 8: split | rows | labels | p50 | p95 | truncated",
+        "mine: tokens of whole texts, truncated to 8: split | rows | labels | p50 | p95 | truncated",
         "  train | 4 | negative 25%, positive 75% | 4 | 22 | 25.0%",
         "  validation | 1 | negative 0%, positive 100% | 3 | 3 | 0.0%",
         "  test | 2 | negative 100%, positive 0% | 4 | 4 | 0.0%",
-        "rows left out: 1 missing, 0 within margin, 1 duplicate, 0 of them with another label than the row that stays",
+        "rows left out: 1 missing, 0 within margin, 1 duplicate, 0 of them with another label than the row kept",
     ]
     assert err == ""
 
