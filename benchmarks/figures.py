@@ -1,4 +1,4 @@
-"""Writing the figures of benchmarks, and the machine that they were measured on."""
+"""Writes benchmark figures together with the machine on which they were measured."""
 
 import json
 import os
@@ -16,7 +16,7 @@ PACKAGES = ("torch", "transformers", "peft", "numpy", "scipy", "tensorly", "safe
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """Return what the figures depend on: the machine, what else it does now, and versions."""
+    """Return what the figures depend on: the machine, its current load, and versions."""
     return {
         "cpu": cpu(),
         "cores": os.cpu_count(),
@@ -28,7 +28,7 @@ def machine(threads: int) -> dict[str, Any]:
 
 
 def write(path: Path, part: str, where: Mapping[str, Any], measured: Iterable[Mapping[str, Any]]) -> None:
-    """Write one part of a file of results; the others stay as they are."""
+    """Write one part of a results file, leaving the others unchanged."""
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     known[part] = {"machine": where, "figures": [_rounded(figure) for figure in measured]}
     with artifacts.replacing(path) as temporary:

@@ -1,4 +1,4 @@
-"""Measurements in processes that do nothing else, and the memory that they take; and workers beside a program."""
+"""Measurements in separate processes, and their peak memory."""
 
 import multiprocessing
 import os
@@ -27,23 +27,23 @@ def process(threads: int, module: str) -> ProcessPoolExecutor:
 
 
 def in_fresh_process(threads: int, call: Callable[..., Result], *arguments: object) -> Result:
-    """Return what a call returns in a process of its own, whose memory is then that of the call."""
+    """Return the result of a call in its own process, so that the memory of the process is that of the call."""
     with process(threads, call.__module__) as worker:
         return worker.submit(call, *arguments).result()
 
 
 def _prepare(threads: int) -> None:
-    warnings.simplefilter("ignore", FutureWarning)  # how PEFT calls transformers is nothing to change here
+    warnings.simplefilter("ignore", FutureWarning)  # PEFT's calls of transformers are not ours to change
     torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # gone at Ctrl-C without a word
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # exit silently at Ctrl-C
 
 
 def peak_beyond(call: Callable[[], Result]) -> tuple[Result, int]:
-    """Return what a call returns, and by how many bytes it raises the highest resident memory of this process.
+    """Return the result of a call, and by how many bytes it raises the peak resident memory of this process.
 
-    The kernel keeps that mark (`ru_maxrss`), so no peak is missed between two samples, and it counts what every library
-    allocates, while tracemalloc sees Python's objects only. It is exact where the process has never been much larger
-    than it is before the call; so it is a young one, which was born with what the fork server has in memory.
+    The kernel records the peak (`ru_maxrss`), so none is missed between samples, and it includes the allocations of all
+    libraries, while tracemalloc sees only Python's objects. It is exact if the process has never been much larger than
+    before the call, so use a fresh process, forked from the small fork server.
     """
     before = peak_memory()
     result = call()
@@ -51,5 +51,5 @@ def peak_beyond(call: Callable[[], Result]) -> tuple[Result, int]:
 
 
 def peak_memory() -> int:
-    """Return the most bytes that this process has had in memory at once."""
+    """Return the peak resident memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * BYTES_OF_MAXRSS

@@ -1,4 +1,4 @@
-"""Which of PEFT's behaviors LSR and other methods have: every probe for every method, on tiny models.
+"""Which of PEFT's features LSR and other methods support: every probe for every method, on tiny models.
 
 Results are in benchmarks/results/capabilities.json; `make docs` writes docs/reference/capabilities.md from them.
 """

@@ -1,4 +1,4 @@
-"""Whether a method has a behavior, and if not, why."""
+"""Whether a method has a behavior, and if not, the reason."""
 
 import contextlib
 import io
@@ -16,14 +16,14 @@ LONGEST_REASON = 120
 
 
 def column(method: str) -> dict[str, str]:
-    """Return for each behavior `HAS`, or the first sentence of why a method does not have it."""
+    """Return for each behavior `HAS`, or the first sentence of the reason why a method lacks it."""
     return {
         name: answer(behavior.probe, Subject(behavior.shown_on, method=method)) for name, behavior in BEHAVIORS.items()
     }
 
 
 def answer(probe: Callable[[Subject, Path], None], subject: Subject) -> str:
-    """Return `HAS` if a probe passes, otherwise the first sentence of what it raises."""
+    """Return `HAS` if a probe passes, otherwise the first sentence of its exception."""
     with (
         tempfile.TemporaryDirectory() as folder,
         contextlib.redirect_stdout(io.StringIO()),
@@ -33,7 +33,7 @@ def answer(probe: Callable[[Subject, Path], None], subject: Subject) -> str:
         warnings.simplefilter("ignore")
         try:
             probe(subject, Path(folder))
-        except Exception as error:  # whatever it is, it is what a user would get
+        except Exception as error:  # of any type: users would get it, too
             return _first_sentence(error)
     return HAS
 

@@ -1,4 +1,4 @@
-"""What a behavior is, and on which models it is probed."""
+"""Behaviors, and the models on which they are probed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ from benchmarks.capabilities.subjects import Subject
 CLASSIFIERS = ("bert", "roberta", "distilbert", "gpt2")
 LANGUAGE_MODELS = ("gpt2-causal", "llama-causal")
 MODELS = (*CLASSIFIERS, *LANGUAGE_MODELS)
-EVERY = "every"  # configuration of LSR that the tests know
+EVERY = "every"  # configuration of LSR in the tests
 
 
 @dataclass(frozen=True)
 class Behavior:
-    """A probe, the models (or EVERY configuration) on which LSR's tests run it, and the one that the page is about.
+    """A probe, the models (or EVERY configuration) on which LSR's tests run it, and the model shown in the docs.
 
-    A probe gets a subject and an empty folder; it returns if the behavior is there, and raises if not, with the reason
-    in the first line.
+    A probe takes a subject and an empty folder; if the behavior is missing it raises, with the reason in the first
+    line.
     """
 
     probe: Callable[[Subject, Path], None]

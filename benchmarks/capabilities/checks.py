@@ -1,4 +1,4 @@
-"""What the probes do with models, and how they compare: a check that fails raises its reason."""
+"""Helpers of the probes: training, and comparisons that raise the reason if they fail."""
 
 import re
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ TOLERANCE = 1e-5
 
 
 def stir(model: Any, seed: int = 0) -> Any:
-    """Move every trainable parameter; return the model."""
+    """Perturb every trainable parameter; return the model."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in trainable(model).values():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
@@ -68,17 +68,17 @@ def check(holds: bool, reason: str) -> None:
 
 
 def same(one: Tensor, other: Tensor, reason: str) -> None:
-    """Check that two tensors have the same bits."""
+    """Check that two tensors are equal bit for bit."""
     check(torch.equal(one, other), reason)
 
 
 def near(one: Tensor, other: Tensor, reason: str, tolerance: float = TOLERANCE) -> None:
-    """Check that two tensors differ by rounding at most."""
+    """Check that two tensors differ at most by rounding."""
     check(torch.allclose(one, other, atol=tolerance, rtol=tolerance), reason)
 
 
 def far(one: Tensor, other: Tensor) -> None:
-    """Check that an adapter does something: a probe that compares equal things proves nothing."""
+    """Check that an adapter has an effect, because comparing equal outputs would prove nothing."""
     check(not torch.allclose(one, other, atol=1e-4), "the adapter does nothing here")
 
 
@@ -88,7 +88,7 @@ def is_factor(name: str) -> bool:
 
 
 def base_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return a copy of everything that the base model has, by its name there, without heads."""
+    """Return a copy of the base model's state, by name in the base model, without heads."""
     return {
         name.replace("base_model.model.", "").replace(".base_layer", ""): value.clone()
         for name, value in model.state_dict().items()
@@ -97,7 +97,7 @@ def base_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def same_base(before: Mapping[str, Tensor], model: nn.Module, reason: str) -> None:
-    """Check that the base weights are still those of before."""
+    """Check that the base weights are unchanged."""
     after = base_weights(model)
     for name, value in before.items():
         same(after[name], value, reason)

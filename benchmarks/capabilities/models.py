@@ -71,9 +71,9 @@ LLAMA_SIZES: Fields = {
 
 CONFIGS: dict[str, PretrainedConfig] = {
     "bert": BertConfig(hidden_size=24, **BERT_SIZES, **NO_DROPOUT),
-    # 62 is split as 63 = 9 * 7: its factors are padded.
+    # 62 is split as 63 = 9 * 7, with padded factors.
     "bert-padded": BertConfig(hidden_size=62, **BERT_SIZES, **NO_DROPOUT),
-    # 4-bit layers of bitsandbytes want more on some CPUs than 24.
+    # On some CPUs, 4-bit layers of bitsandbytes need a width above 24.
     "bert-wide": BertConfig(hidden_size=64, **BERT_SIZES, **NO_DROPOUT),
     "roberta": RobertaConfig(hidden_size=24, pad_token_id=1, **BERT_SIZES, **NO_DROPOUT),
     "distilbert": DistilBertConfig(**DISTILBERT_SIZES),
@@ -108,6 +108,6 @@ def tokens(rows: int = 4, length: int = 9) -> dict[str, Tensor]:
 
 
 def logits(model: Any) -> Tensor:
-    """Return what the model says about `tokens()`."""
+    """Return the model's logits for `tokens()`."""
     with torch.no_grad():
         return model(**tokens()).logits

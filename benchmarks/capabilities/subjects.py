@@ -1,4 +1,4 @@
-"""What is probed: PEFT methods with configurations on tiny models."""
+"""The subjects of probes: PEFT methods with configurations on tiny models."""
 
 import copy
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ TARGETS = {
     "llama-causal": ["q_proj", "v_proj"],
 }
 HEADS = {"distilbert": ("pre_classifier", "classifier"), "gpt2": ("score",), "gpt2-causal": (), "llama-causal": ()}
-HEADLESS: Fields = {"task_type": None}  # of an adapter that has no module saved whole
+HEADLESS: Fields = {"task_type": None}  # for an adapter without modules trained in full
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Subject:
     model: str
     fields: Fields = field(default_factory=dict)
     heads: tuple[str, ...] | None = None  # None: those of the model
-    layers: int | None = None  # how many it should adapt, where a test says so
+    layers: int | None = None  # how many it should adapt, if a test checks that
     method: str = "LSR"
 
     @property
     def trained_whole(self) -> tuple[str, ...]:
-        """The names of modules that train whole."""
+        """The names of modules that are trained in full."""
         return HEADS.get(self.model, ("classifier",)) if self.heads is None else self.heads
 
     @property
@@ -68,7 +68,7 @@ class Subject:
         return kind(**copy.deepcopy({"task_type": task, **targets, **usual, **self.fields, **fields}))
 
     def second(self, **fields: Any) -> PeftConfig:
-        """Return the configuration of a second adapter, of another size where the method allows it."""
+        """Return the configuration of a second adapter, of a different size if the method allows it."""
         return Subject(self.model, METHODS[self.method][2], method=self.method).config(**fields)
 
     def fresh(self, **fields: Any) -> Any:
@@ -78,11 +78,11 @@ class Subject:
             return get_peft_model(tiny(self.model), self.config(**fields)).eval()
 
     def stirred(self, **fields: Any) -> Any:
-        """Return the model with an adapter in which nothing is zero or as initialized."""
+        """Return the model with an adapter in which every parameter has been perturbed."""
         return stir(self.fresh(**fields))
 
     def with_two(self, **fields: Any) -> Any:
-        """Return the model with two stirred adapters, the first active."""
+        """Return the model with two perturbed adapters, the first one active."""
         model = self.stirred(**fields)
         model.add_adapter("second", self.second(**fields))
         model.set_adapter("second")

@@ -1,6 +1,6 @@
-"""What an initialization costs beside torch's decompositions: seconds and memory, on one weight and on model shards.
+"""The cost of initializations compared with torch's decompositions: time and memory, for weights and model shards.
 
-`starts` measures single weights, `stream` the layers of a model of 7 B parameters, read from a temporary folder.
+`starts` measures single weights, `stream` the layers of a model with 7 B parameters, read from a temporary folder.
 Results are in benchmarks/results/factorize.json.
 """
 
@@ -17,12 +17,12 @@ from pipeline import console
 from pipeline.errors import leaving_in_plain_lines
 
 RESULTS = figures.FOLDER / "factorize.json"
-ROUNDS = {384: 7, 768: 7, 1024: 5, 4096: 3}  # in each, all calls on a size take turns
+ROUNDS = {384: 7, 768: 7, 1024: 5, 4096: 3}  # by size; in each round, all calls on a size take turns
 LAYERS = (8, 32)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what the command line asks for.
+    """Run the command line.
 
     Raises:
         SystemExit: with code 2 if something is wrong with the command line or the disk, 130 after Ctrl-C.
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_starts(rounds: Mapping[int, int], threads: int) -> None:
-    """Measure all calls on weights of these sizes, each in its number of rounds; print and write the figures."""
+    """Measure all calls on weights of these sizes, in the given numbers of rounds; print and write the figures."""
     where = figures.machine(threads)
     turns = [case for size, count in rounds.items() for _ in range(count) for case in cases(size)]
     times: dict[Case, list[float]] = {case: [] for case in turns}
@@ -51,10 +51,10 @@ def run_starts(rounds: Mapping[int, int], threads: int) -> None:
 
 
 def run_stream(layers: Sequence[int], threads: int, size: int = stream.SIZE) -> None:
-    """Initialize layers of a model in shards, each count of them in a process of its own; print and write the figures.
+    """Initialize layers of a sharded model, for each number of layers in its own process; print and write the figures.
 
     Raises:
-        UserError: if there is no room for the shards.
+        UserError: if there is not enough disk space for the shards.
     """
     where = figures.machine(threads)
     with tempfile.TemporaryDirectory() as name:
@@ -75,7 +75,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("part", nargs="?", choices=("all", "starts", "stream"), default="all")
     parser.add_argument("--threads", type=_positive, default=2, help="threads of each process (default: 2)")
     parser.add_argument(
-        "--layers", type=_positive, nargs="+", default=LAYERS, help="of the model in shards (default: 8, then 32)"
+        "--layers", type=_positive, nargs="+", default=LAYERS, help="layers of the model (default: 8, then 32)"
     )
     return parser.parse_args(arguments)
 

@@ -1,4 +1,4 @@
-"""What is measured: the initializations of lsr.init, and torch's own decompositions of the same matrices."""
+"""The calls to measure: the initializations of lsr.init, and torch's decompositions of the same matrices."""
 
 from functools import lru_cache
 from math import prod
@@ -19,7 +19,7 @@ BLOCK = 64
 
 
 class Case(NamedTuple):
-    """A call that is measured: an initialization, or one of torch's own."""
+    """A call to measure: an initialization, or a decomposition of torch."""
 
     method: str  # a word of `lsr.init.INITIALIZATIONS`, SVD or LOWRANK
     size: int
@@ -44,7 +44,7 @@ class Case(NamedTuple):
         return Form(self.rank_shape, shape, shape, self.separation_rank, self.size, self.size)
 
     def run(self, weight: Tensor) -> Start | None:
-        """Decompose a weight (size, size); return the start, None after one of torch's own."""
+        """Decompose a weight (size, size); return the initial factors, or None for torch's decompositions."""
         if self.method == SVD:
             torch.linalg.svd(weight)
         elif self.method == LOWRANK:
@@ -55,7 +55,7 @@ class Case(NamedTuple):
 
 
 def cases(size: int) -> list[Case]:
-    """Return all that is measured on the weight of a size: a full SVD first, then by rank."""
+    """Return the calls to measure on a weight of this size: a full SVD first, then by rank."""
     found = [Case(SVD, size)]
     for rank, (two, three) in FORMS.items():
         terms = SEPARATION_RANKS[rank]
@@ -67,10 +67,10 @@ def cases(size: int) -> list[Case]:
 
 @lru_cache(maxsize=1)
 def decaying_weight(size: int, seed: int = 0) -> Tensor:  # (size, size), float32
-    """Return a weight with singular values that fall as k^-0.7 down to a floor of noise: the same one for one seed.
+    """Return a weight whose singular values fall as k^-0.7 down to a floor of noise, determined by the seed.
 
-    Its rows are drawn a few at a time, so that nothing but the weight is ever large: a peak of memory that is measured
-    afterwards cannot be that of the drawing.
+    Its rows are drawn in blocks, so that only the weight itself is large and drawing it does not raise the peak memory
+    that is measured afterwards.
     """
     generator = torch.Generator().manual_seed(seed)
     scales = torch.arange(1, LEADING + 1) ** -0.7

@@ -1,4 +1,4 @@
-"""Starts of a large model's layers, read from its shards one weight at a time: none is in memory after its start."""
+"""Initialize the layers of a large model, read from its shards one weight at a time; none stays in memory."""
 
 import shutil
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ LAYERS_A_SHARD = 4
 
 
 class Pass(NamedTuple):
-    """What it took to start so many layers, reading included."""
+    """The cost of initializing a number of layers, including reading them."""
 
     start: str
     layers: int
@@ -39,7 +39,7 @@ class Pass(NamedTuple):
 
 
 def check_space(folder: Path, layers: int, size: int) -> None:
-    """Make sure that the shards fit into a folder.
+    """Check that the shards fit into a folder.
 
     Raises:
         UserError: if they do not.
@@ -47,13 +47,13 @@ def check_space(folder: Path, layers: int, size: int) -> None:
     needed, free = layers * len(PROJECTIONS) * size**2 * torch.bfloat16.itemsize, shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"{folder}: {layers} layers need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
-            "name fewer with --layers, or another folder in TMPDIR"
+            f"{folder}: {layers} layers need {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free; "
+            "choose fewer with --layers, or another folder with TMPDIR"
         )
 
 
 def write_shards(folder: Path, layers: int, size: int) -> None:
-    """Write the weights of so many layers, all different, in bfloat16."""
+    """Write the weights of this number of layers, all different, in bfloat16."""
     shards = [range(layers)[first : first + LAYERS_A_SHARD] for first in range(0, layers, LAYERS_A_SHARD)]
     for number, held in enumerate(console.track(shards, "write weights", len(shards), "shards"), start=1):
         weights = {
@@ -72,12 +72,12 @@ def read_weights(folder: Path) -> Iterator[Tensor]:
         with safe_open(path, "pt") as shard:
             names = shard.keys()
         for name in names:
-            with safe_open(path, "pt") as shard:  # anew for each: what was read of an open shard stays in memory
+            with safe_open(path, "pt") as shard:  # reopened, because an open shard keeps its pages in memory
                 yield shard.get_tensor(name)
 
 
 def start_layers(folder: Path, layers: int, start: str) -> Pass:
-    """Start the first so many layers of a folder, keeping none. It must be the first task of its process."""
+    """Initialize the first layers of a folder, keeping none. It must be the first task of its process."""
     weights = islice(read_weights(folder), layers * len(PROJECTIONS))
     before = perf_counter()
     for weight in console.track(weights, f"{start}, {layers} layers", layers * len(PROJECTIONS), "weights"):

@@ -10,17 +10,17 @@ from benchmarks.factorize.stream import Pass
 from pipeline import console
 
 COLUMNS = ("call", "size", "r", "s", "seconds", "/ svd", "/ lowrank", "peak MB", "captured", "equal SVD", "target")
-Times = Mapping[Case, Sequence[float]]  # one a round: all cases of a size take turns
+Times = Mapping[Case, Sequence[float]]  # one per round: all cases of a size take turns
 
 
 class Target(NamedTuple):
-    """What an initialization may take."""
+    """Limits on the cost of an initialization."""
 
     seconds: float
     peak: float  # bytes
 
     def verdict(self, seconds: float, peak: int) -> str:
-        """Return whether an initialization meets it, in a word."""
+        """Return whether an initialization meets them, in a word or two."""
         missed = [name for name, over in [("time", seconds >= self.seconds), ("memory", peak >= self.peak)] if over]
         return f"misses {' and '.join(missed)}" if missed else "met"
 
@@ -34,23 +34,23 @@ class Row(NamedTuple):
     method: str
     size: int
     rank: int | None  # None: full
-    separation_rank: int | None  # None where nothing is separated
+    separation_rank: int | None  # None if nothing is separated
     seconds: float
-    to_svd: float  # seconds / those of the full SVD in the same round, so that what slows both cancels
+    to_svd: float  # seconds / those of the full SVD in the same round, so that common slowdowns cancel
     to_lowrank: float | None  # the same to torch.svd_lowrank of the same rank; None for the full SVD
     peak_bytes: int
     captured: float | None
     captured_by_svd: float | None
-    target: str  # what became of the target, empty where there is none
+    target: str  # whether the target is met; empty without a target
 
     def cells(self) -> list[console.Cell]:
-        """Return the fields as a table shows them: memory in MB, nothing where there is no value."""
+        """Return the fields as table cells: memory in MB, empty cells without a value."""
         fields: Sequence[Any] = self._replace(peak_bytes=self.peak_bytes // 10**6)
         return ["" if value is None else value for value in fields]
 
 
 def row(case: Case, times: Times, probe: Probe) -> Row:
-    """Return the figures of a case beside those of torch's own calls on the same matrix."""
+    """Return the figures of a case, compared with torch's own calls on the same matrix."""
     own = times[case]
     by_method = {(other.method, other.rank): taken for other, taken in times.items() if other.size == case.size}
     lowrank = by_method.get((LOWRANK, case.rank))
@@ -75,7 +75,7 @@ def _ratio(times: Sequence[float], others: Sequence[float]) -> float:
 
 
 def show_starts(rows: Sequence[Row]) -> None:
-    """Print a table of the calls, and what the targets are."""
+    """Print a table of the calls, and the targets."""
     console.table("factorize: initializations beside torch's decompositions", COLUMNS, [row.cells() for row in rows])
     for (size, rank, terms), target in TARGETS.items():
         memory = f" and {target.peak / 1e9:g} GB beyond the weight" if target.peak < float("inf") else ""

@@ -1,7 +1,7 @@
 """Which form of LSR wins with how many parameters? Run every missing cell, then write benchmarks/results/family/.
 
-What is compared is in benchmarks/family/methods.py and experiment.py. A stopped run goes on where it was: finished
-cells are kept.
+The comparison is defined in benchmarks/family/methods.py and experiment.py. Finished cells are kept, so a stopped run
+resumes where it was.
 """
 
 import argparse
@@ -23,7 +23,7 @@ CELLS = RESULTS / "cells.jsonl"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what the command line asks for.
+    """Run the command line.
 
     Raises:
         SystemExit: with code 2 after a mistake in params, data or model, 130 after Ctrl-C.
@@ -36,17 +36,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if table := summary.rows(found):
             report.write(table, RESULTS)
         else:
-            console.console.print("no learning rate is tuned yet: there is nothing to compare")
+            console.console.print("no learning rate is tuned yet, so there is nothing to compare")
 
 
 def run(protocol: str, only: str, workers: int, found: dict[str, Line]) -> None:
-    """Measure the missing cells whose names hold `only`, and add their lines to `found` and to the file.
+    """Measure the missing cells whose names contain `only`, and add their lines to `found` and to the file.
 
     Raises:
         UserError: if a cell cannot run; finished cells are kept.
     """
-    # Two processes of one thread each do more than one of two threads. They read this when they import torch.
-    # The kernels of products are kept by shape: batches of any length and layers of any rank have thousands of shapes.
+    # Two processes with one thread each are faster than one with two threads. They read this when they import torch.
+    # Kernels of products are cached by shape: batches of any length and layers of any rank have thousands of shapes.
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "4096"}
     pool = workers_of_this_program(workers)
     most = plan.count_missing(protocol, only, found)
@@ -59,7 +59,7 @@ def run(protocol: str, only: str, workers: int, found: dict[str, Line]) -> None:
                     found[line["key"]] = line
                     advance(1)
         except BrokenProcessPool:
-            raise UserError("a worker was killed, perhaps for its memory: go on with --workers 1") from None
+            raise UserError("a worker was killed, perhaps for lack of memory: resume with --workers 1") from None
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -73,13 +73,13 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         choices=range(1, 17),
         default=2,
         metavar="N",
-        help="processes of one thread each (default: 2)",
+        help="processes, with one thread each (default: 2)",
     )
     parser.add_argument("--protocol", choices=list(PROTOCOLS), default="short", help="how to train (default: short)")
     parser.add_argument(
-        "--only", default="", metavar="TEXT", help="run cells with TEXT in their name, as 'short tweets: core r=4'"
+        "--only", default="", metavar="TEXT", help="run cells with TEXT in their name, such as 'short tweets: core r=4'"
     )
-    parser.add_argument("--table", action="store_true", help="run nothing, write the table of the finished cells")
+    parser.add_argument("--table", action="store_true", help="only write the table of the finished cells")
     return parser.parse_args(arguments)
 
 

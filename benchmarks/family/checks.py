@@ -1,6 +1,6 @@
-"""What was to be reached, and whether it is: all targets are here.
+"""All targets, and whether they are met.
 
-Where several methods are within a budget, the one with the best mean validation score stands for it; so do rivals.
+If several methods are within a budget, the one with the best mean validation score represents it; likewise for rivals.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,14 +14,14 @@ FEW = ("LoRA r=1, one layer", "LoRA r=1, two layers", "LoRA r=1, three layers")
 
 
 class Target(NamedTuple):
-    """The least difference of test scores to a rival, of LSR within a budget of numbers."""
+    """The required difference of test scores between LSR within a budget of parameters and a rival."""
 
     words: str
     counted: Literal["trained", "stored"]
     most: int
-    rivals: tuple[str, ...]  # those within the budget too, where what is stored is counted
+    rivals: tuple[str, ...]  # only those within the budget, if stored parameters are counted
     least: float = 0.0  # difference
-    errors: float = 0.0  # standard errors that the difference is to be above it
+    errors: float = 0.0  # standard errors by which the difference must exceed it
     pool: Pool = "own"  # whose gradients make the frames of LSR
 
 
@@ -32,7 +32,7 @@ TARGETS = (
     Target(
         "pooled frames of other texts, beside LoRA r=1: -0.02", "trained", 200, ("LoRA r=1",), -0.02, pool="left out"
     ),
-    # The budgets are those of LoRA in one, two and three layers, and a few numbers for cores.
+    # The budgets are those of LoRA in one, two and three layers, plus a few parameters for cores.
     Target("1,500 stored, beside LoRA r=1 in its best layers: two errors above", "stored", 1560, FEW, 0.0, 2),
     Target("3,000 stored, beside LoRA r=1 in its best layers: two errors above", "stored", 3120, FEW, 0.0, 2),
     Target("5,000 stored, beside LoRA r=1 in its best layers: two errors above", "stored", 5000, FEW, 0.0, 2),
@@ -41,7 +41,7 @@ TARGETS = (
 
 
 class Check(NamedTuple):
-    """What became of a target on a data set."""
+    """The result of a target on a data set."""
 
     target: str
     protocol: str

@@ -1,7 +1,7 @@
-"""What is compared, on which data and by which protocol: all that determines a cell.
+"""The methods, data sets and protocols of the comparison: all that determines a cell.
 
-A cell is one training and its scores. Its key is a hash of all that determines the result but the code and the rows of
-data and model, so that a cell of a changed protocol is another cell and never mixes with the old ones.
+A cell is one training and its scores. Its key is a hash of all that determines the result, except the code and the rows
+of data and model. So a changed protocol gives new cells, which are never mixed with old ones.
 """
 
 import hashlib
@@ -14,14 +14,14 @@ from pipeline import params
 from pipeline.params import TrainView
 from pipeline.params.changed import Overrides, changed
 
-VERSION = 1  # raise it when changed code makes the old cells wrong: all are then run again
-SEEDS = range(5)  # the first one tunes, and is one of the five that are reported
+VERSION = 1  # to be raised when a change of code invalidates old cells: all are then run again
+SEEDS = range(5)  # the first one is used for tuning, and is also one of the five reported
 GRID = (0.002, 0.004, 0.008)  # learning rates, times the scale of a method
-STEP = 2.0  # beyond the grid, where its best is at an edge
+STEP = 2.0  # factor beyond the grid if its best rate is at an edge
 
 
 class Sizes(NamedTuple):
-    """How much of each split a cell sees; None is all. The first rows are a random sample: splits are hashed."""
+    """How much of each split a cell reads; None is all. The first rows are a random sample: splits are hashed."""
 
     train: int | None = None
     validation: int | None = None
@@ -33,7 +33,7 @@ SHORT = Sizes(train=960, validation=500, test=1000, longest=24)
 
 
 class Data(NamedTuple):
-    """A data set, and how much of it the short protocol sees. Those of one source have the same texts."""
+    """A data set, and how much of it the short protocol reads. Data sets with the same source share texts."""
 
     source: str
     short: Sizes = SHORT
@@ -49,7 +49,7 @@ DATA: Mapping[str, Data] = {
 
 
 class Protocol(NamedTuple):
-    """How all methods train: every field of params.yaml, so that the file can change."""
+    """How all methods are trained. It sets every field, so that params.yaml may change."""
 
     overrides: Overrides
     sees_all: bool  # of each data set, or Data.short
@@ -67,7 +67,7 @@ COMMON: Overrides = {
     "lsr.frames": "own",
     "lsr.frames_from": (),
     "lsr.frames_dtype": "float32",
-    "lsr.examples": 2880,  # all that the short protocol trains on
+    "lsr.examples": 2880,  # all examples of the short protocol
     "lsr.head_steps": 60,
     "lsr.dropout": 0.0,
     "lsr.in_shape": "auto",
@@ -76,7 +76,7 @@ COMMON: Overrides = {
     "lora.target_modules": ("query", "value"),
     "lora.lora_dropout": 0.0,
 }
-# Keys that params.yaml had not when the first cells were measured, and what was done then: they are in no cell's key.
+# Keys added to params.yaml after the first cells, with values of the former behavior; not part of the cells' keys.
 LATER: Overrides = {
     "train.report_to": (),
     "lora.use_rslora": False,
@@ -90,7 +90,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
             **COMMON,
             "train.epochs": 1,
             "train.batch_size": 8,
-            "train.head_learning_rate": 0.01,  # a slower head adds noise between seeds, so early
+            "train.head_learning_rate": 0.01,  # a slower head would add noise between seeds in such short training
             "train.precision": "bf16",  # two thirds of the time of fp32 on a CPU with matrix units, the same scores
         },
         sees_all=False,
@@ -115,7 +115,7 @@ RATE_KEYS = {
 
 
 class Run(NamedTuple):
-    """A method on a data set in a protocol: what is tuned by itself, and has a row in the table."""
+    """A method on a data set in a protocol: tuned independently, with a row in the table."""
 
     protocol: str
     data: str
@@ -123,7 +123,7 @@ class Run(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The three words."""
+        """Protocol, data set and method."""
         return f"{self.protocol} {self.data}: {self.method}"
 
     def rates(self) -> tuple[float, ...]:
@@ -140,7 +140,7 @@ class Cell(NamedTuple):
     seed: int
 
     def overrides(self) -> dict[str, Any]:
-        """Return what this cell sets in params.yaml, by dotted keys."""
+        """Return the overrides of params.yaml, by dotted key."""
         method = METHODS[self.run.method]
         chosen = {**PROTOCOLS[self.run.protocol].overrides, **method.overrides, "data": self.run.data}
         if chosen["adapter"] in ("lsr", "lora"):
@@ -150,19 +150,19 @@ class Cell(NamedTuple):
         return chosen | {RATE_KEYS[chosen["adapter"]]: self.rate, "seed": self.seed}
 
     def sizes(self) -> Sizes:
-        """Return how much of the data it sees."""
+        """Return how much of the data the cell reads."""
         return sizes(self.run.protocol, self.run.data)
 
     def view(self) -> TrainView:
-        """Return what the training sees of params.yaml.
+        """Return the values of params.yaml for this training.
 
         Raises:
-            UserError: if params.yaml knows no such keys or values.
+            UserError: if a key or value is not allowed in params.yaml.
         """
         return changed({**LATER, **self.overrides()}, TrainView, place=(self.run.name,))
 
     def key(self) -> str:
-        """Return 16 hexadecimal digits that stand for what this cell sets, the sizes and the version."""
+        """Return a hash of the overrides, the sizes and the version, 16 hexadecimal digits."""
         chosen = self.overrides()
         others = set(params.ADAPTERS) - {chosen["adapter"]}
         own = {name: value for name, value in chosen.items() if name.partition(".")[0] not in others}
@@ -172,23 +172,23 @@ class Cell(NamedTuple):
 
 
 def sizes(protocol: str, data: str) -> Sizes:
-    """Return how much of a data set a protocol sees."""
+    """Return how much of a data set a protocol reads."""
     return Sizes() if PROTOCOLS[protocol].sees_all else DATA[data].short
 
 
 def pool(data: str, words: Pool) -> tuple[str, ...]:
-    """Return the data sets that make the frames: all, those that share no text with this one, or another one."""
+    """Return the data sets for the frames: all, those without texts in common with this one, or one other."""
     if words in DATA:
         return (words,)
     return tuple(name for name, row in DATA.items() if words == "pooled" or row.source != DATA[data].source)
 
 
 def beyond(rate: float, grid: tuple[float, ...]) -> float | None:
-    """Return the next rate outside of the grid, where a rate is at its edge."""
+    """Return the next rate outside of the grid if a rate is at its edge, otherwise None."""
     if rate == min(grid):
         return _rounded(rate / STEP)
     return _rounded(rate * STEP) if rate == max(grid) else None
 
 
 def _rounded(rate: float) -> float:
-    return float(f"{rate:.6g}")  # a product has digits that no one means, and they would be in the key
+    return float(f"{rate:.6g}")  # a product has spurious digits, which would change the key

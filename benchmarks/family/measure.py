@@ -1,4 +1,4 @@
-"""Run one cell: start the adapter, train it, score it."""
+"""Run one cell: initialize the adapter, train it, score it."""
 
 import tempfile
 import time
@@ -23,16 +23,16 @@ from pipeline.methods import adapters, base_models
 from pipeline.params import LsrParams, TrainView
 from pipeline.training import run
 
-AT_ONCE = 64  # examples, where no gradient is needed
+AT_ONCE = 64  # examples per batch if no gradient is needed
 Line = dict[str, Any]  # of JSON
 
 
 def measure(cell: Cell) -> Line:
-    """Return what one training came to, with the cell's key.
+    """Return the results of one training, with the cell's key.
 
-    `validation` and `test` are scores of the trained model, in fp32: no better step before is chosen. `stored` counts
-    the elements of the adapter's file. Frames that are pooled are made for many adapters: each stores its core alone,
-    and `pooled` counts the frames.
+    `validation` and `test` are scores of the model at the end of training, in fp32; no earlier step is selected.
+    `stored` counts the parameters in the adapter's file. Pooled frames are shared by many adapters: each stores only
+    its core, and `pooled` counts the frames.
     """
     begin = time.perf_counter()
     view = cell.view()
@@ -71,16 +71,16 @@ def started(cell: Cell) -> PeftModel:
 
 
 def task_of(cell: Cell, data: str | None = None) -> Task:
-    """Return what a cell reads of its data set, or of another one."""
+    """Return the inputs of a cell from its data set, or from another one."""
     view = cell.view()
     name = data or view.data
     return inputs.task(name, view.model, view.tokenize.max_length, experiment.sizes(cell.run.protocol, name))
 
 
 def _gradients(cell: Cell, section: LsrParams) -> list[Mapping[str, Matrix]]:
-    """Those of the data sets that make the frames: the cell's own, or a pool.
+    """Return the gradients of the data sets for the frames: the cell's own, or a pool.
 
-    They are made for all linear layers, whatever a form adapts: an update is then the same for all forms.
+    They are computed for all linear layers, whichever are adapted, so that an update is the same for all methods.
     """
     if not section.reads_examples:
         return []
@@ -100,7 +100,7 @@ def _endings(targets: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def train(model: PeftModel, view: TrainView, splits: dict[str, Dataset]) -> None:
-    """Fit the adapter and the head."""
+    """Train the adapter and the head."""
     with tempfile.TemporaryDirectory() as folder:
         run.trainer_of(
             view,
@@ -116,7 +116,7 @@ def train(model: PeftModel, view: TrainView, splits: dict[str, Dataset]) -> None
 
 def _score(model: PeftModel, view: TrainView, split: Dataset) -> float:
     outputs = inference.logits(model, split, _collator(view), AT_ONCE, lambda done: None)
-    known = np.nan_to_num(outputs.numpy())  # a training that diverged says the same of every example
+    known = np.nan_to_num(outputs.numpy())  # a diverged model predicts the same for every example
     metric = view.dataset.metrics[0]
     return scores.score([metric], inference.predicted(known, view.dataset), np.asarray(split["label"]))[metric]
 

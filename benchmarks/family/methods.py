@@ -1,7 +1,7 @@
-"""The methods that are compared, by what each sets in params.yaml: forms of LSR, and their rivals.
+"""The methods to compare, as overrides of params.yaml: forms of LSR, and their rivals.
 
-Query and value layers of MiniLM are 12 matrices of 384 x 384: a core of rank r trains r^2 numbers in each, a diagonal
-one r, LoRA 768 r. All of its linear layers are 36.
+The query and value layers of MiniLM are 12 matrices of 384 x 384. In each, a core of rank r has r^2 trained parameters,
+a diagonal core r, and LoRA 768 r. There are 36 linear layers in all.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,23 +10,23 @@ from typing import Literal, NamedTuple
 from pipeline.params.changed import Overrides
 
 Layers = tuple[int, ...] | Literal["all"]
-Pool = str  # own, pooled, left out, or another data set: whose gradients or updates make the frames
+Pool = str  # the data for the frames: own, pooled, left out, or the name of another data set
 
 ALL: tuple[Layers, ...] = ("all",)
-RUNS: Mapping[int, tuple[Layers, ...]] = {  # consecutive layers: earlier ones never came near the best
+RUNS: Mapping[int, tuple[Layers, ...]] = {  # consecutive layers; earlier ones never came near the best
     1: ((4,), (5,)),
     2: ((3, 4), (4, 5)),
     3: ((2, 3, 4), (3, 4, 5)),
 }
 ALL_LINEAR = ("query", "key", "value", "output.dense", "intermediate.dense")
-FULL_SCALE = 0.01  # every weight trains at a hundredth of the rates of adapters
-HEAD_SCALE = 5.0  # a head that trains alone, at higher ones
-# alpha / rank is the scaling, alpha / 8 of a diagonal core: so one grid of rates does for all ranks.
+FULL_SCALE = 0.01  # every weight is trained at a hundredth of the rates of adapters
+HEAD_SCALE = 5.0  # a head that is trained alone, at higher rates
+# The scaling is alpha / rank, or alpha / 8 for a diagonal core, so that one grid of rates suits all ranks.
 CORE_ALPHA = 24.0
 FACTOR_ALPHA = 16.0  # of factors without a core, at rank 4
 LORA_SCALING = 2
 
-GROUPS = {  # of methods, by the words of the legend
+GROUPS = {  # groups of methods, with their labels in the legend
     "core": "LSR, core in frames of its own",
     "pooled": "LSR, core in pooled frames",
     "foreign": "LSR, core in frames of another data set",
@@ -41,19 +41,19 @@ OURS = ("core", "pooled", "shared", "factors")
 
 
 class Method(NamedTuple):
-    """What a method sets, and what is tuned of it."""
+    """The overrides of a method, and how it is tuned."""
 
     group: str  # a key of GROUPS
     overrides: Overrides
-    places: tuple[Layers, ...] = ALL  # layers to choose from, by the validation score as the rate
+    places: tuple[Layers, ...] = ALL  # layers to choose from, by the validation score, like the rate
     pool: Pool = "own"  # see `experiment.pool`
-    like: str = ""  # the method whose tuned learning rate it takes, without tries of its own
-    scale: float = 1.0  # what the grid of learning rates is multiplied by
-    is_long: bool = False  # whether it runs in the long protocol too
+    like: str = ""  # the method whose tuned learning rate it uses, instead of its own tries
+    scale: float = 1.0  # factor of the grid of learning rates
+    is_long: bool = False  # whether it also runs in the long protocol
 
 
 def core(rank: int, **others: object) -> Overrides:
-    """Return a trained core between dense frames, which are frozen."""
+    """Return a trained core between frozen dense frames."""
     return {
         "adapter": "lsr",
         "lsr.rank_shape": (rank,),
@@ -66,27 +66,27 @@ def core(rank: int, **others: object) -> Overrides:
 
 
 def diagonal(rank: int, **others: object) -> Overrides:
-    """Return the same with a diagonal core: r numbers a layer."""
+    """Return the same with a diagonal core: r parameters per layer."""
     return core(rank, core="diagonal", **others)
 
 
 def directions(budget: int, **others: object) -> Overrides:
-    """Return diagonal cores in all linear layers that have so many entries together."""
+    """Return diagonal cores in all linear layers, with `budget` entries in total."""
     return diagonal(1, budget=budget, target_modules=ALL_LINEAR, **others)
 
 
 def trained_directions(budget: int) -> Overrides:
-    """Return so many directions in query and value layers, which train with their cores."""
+    """Return `budget` directions in query and value layers, trained together with their cores."""
     return diagonal(1, budget=budget, train="all")
 
 
 def shared(rank: int, train: str = "all", **others: object) -> Overrides:
-    """Return a core between frames that all layers of a kind share, which train too."""
+    """Return a core between frames that all layers of a kind share; by default the frames are trained, too."""
     return core(rank, train=train, share="layers", **others)
 
 
 def kronecker(terms: int) -> Overrides:
-    """Return the adapter of the LSR paper: Kronecker factors in rank shape (2, 2), all of which train."""
+    """Return the adapter of the LSR paper: Kronecker factors in rank shape (2, 2), all of them trained."""
     return {
         "adapter": "lsr",
         "lsr.rank_shape": (2, 2),
@@ -98,7 +98,7 @@ def kronecker(terms: int) -> Overrides:
 
 
 def lora(rank: int) -> Overrides:
-    """Return LoRA as PEFT has it."""
+    """Return LoRA as in PEFT."""
     return {"adapter": "lora", "lora.r": rank, "lora.lora_alpha": LORA_SCALING * rank}
 
 
@@ -132,7 +132,7 @@ METHODS: Mapping[str, Method] = {
     "LoRA r=1": Method("lora", lora(1), is_long=True),
     "LoRA r=2": Method("lora", lora(2)),
     "LoRA r=8": Method("lora", lora(8), is_long=True),
-    # An update costs up to an epoch more, so here is LoRA with as much.
+    # An update costs up to an epoch more, so LoRA gets the same.
     "LoRA r=1, two epochs": Method("lora", {**lora(1), "train.epochs": 2}),
     "LoRA r=8, two epochs": Method("lora", {**lora(8), "train.epochs": 2}),
     "LoRA r=1, all linear": Method("lora", {**lora(1), "lora.target_modules": ALL_LINEAR}),

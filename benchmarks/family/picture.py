@@ -1,4 +1,4 @@
-"""Score against trained parameters: one panel a data set."""
+"""A plot of scores over trained parameters: one panel per data set."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import isnan
@@ -18,7 +18,7 @@ from benchmarks.family.summary import Row
 from pipeline import artifacts
 from pipeline.evaluation import plots
 
-PROTOCOL = "short"  # the one of all methods
+PROTOCOL = "short"  # the one that all methods run
 ABREAST = 3  # panels
 MARKS = {  # color of Okabe & Ito's color-blind safe set, marker
     "core": ("#0072B2", "o"),
@@ -32,13 +32,13 @@ MARKS = {  # color of Okabe & Ito's color-blind safe set, marker
 LINES: Mapping[str, Literal[":", "--"]] = {
     "head alone": ":",
     "every weight": "--",
-}  # by how many parameters would say little
-ALIKE = 1.16  # sizes within this factor stand side by side, this far apart
+}  # drawn as lines, because their sizes would say little
+ALIKE = 1.16  # sizes within this factor are drawn side by side, this far apart
 MARGIN = 0.12  # of the range of scores, above and below
 
 
 def draw(path: Path, table: Sequence[Row]) -> None:
-    """Draw the test scores with their intervals; the place that is left holds the legend."""
+    """Draw the test scores with their intervals; the legend is in the remaining panel."""
     shown = [row for row in table if row.protocol == PROTOCOL] or list(table)
     names = list(dict.fromkeys(row.data for row in shown))
     lines = -(-(len(names) + 1) // ABREAST)
@@ -77,7 +77,7 @@ def _panel(axes: Axes, data: str, rows: Sequence[Row]) -> None:
 
 
 def _limit(axes: Axes, rows: Sequence[Row]) -> None:
-    """Show the range of the means but for that of the head alone, which would leave no room for the others."""
+    """Show the range of the means without the head alone, which would leave no room for the others."""
     shown = [row.test.mean for row in rows if row.trained] or [row.test.mean for row in rows]
     margin = MARGIN * (max(shown) - min(shown)) or 0.01
     low = min(shown) - margin
@@ -88,7 +88,7 @@ def _limit(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def _places(rows: Sequence[Row]) -> Iterator[tuple[Row, float]]:
-    """Yield each row with its place on the axis: those of like sizes stand side by side, around their mean size."""
+    """Yield each row with its position on the axis: similar sizes are spread around their mean size."""
     alike: list[list[Row]] = []
     for row in sorted(rows, key=lambda row: row.trained):
         if not alike or row.trained > ALIKE * alike[-1][0].trained:

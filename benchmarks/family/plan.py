@@ -1,6 +1,6 @@
-"""Which cells there are: those that tune the learning rate of a run, and its layers where it chooses them; then seeds.
+"""The cells of the comparison: those that tune the learning rate of a run, and its layers if there is a choice; seeds.
 
-Every method has the same number of tries a place: the grid, and one more rate where the best is at its edge.
+Every method has the same number of tries per choice of layers: the grid, and one more rate if the best is at its edge.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,29 +13,29 @@ Found = Mapping[str, Line]  # by the keys of their cells
 
 
 def runs(protocol: str, only: str = "") -> list[Run]:
-    """Return the runs of a protocol whose names hold `only`, by data set."""
+    """Return the runs of a protocol whose names contain `only`, by data set."""
     listed = [Run(protocol, data, method) for data in DATA for method in of_protocol(protocol)]
     return [run for run in listed if only in run.name and METHODS[run.method].pool != run.data]
 
 
 def grid(run: Run) -> list[Cell]:
-    """Return the cells that tune a run, with the first seed; none where another run is tuned for it."""
+    """Return the cells that tune a run, with the first seed; none if it uses the rate of another run."""
     if METHODS[run.method].like:
         return []
     return [Cell(run, place, rate, SEEDS[0]) for place in METHODS[run.method].places for rate in run.rates()]
 
 
 def wider(run: Run, found: Found) -> list[Cell]:
-    """Return the one cell beyond the grid where its best is at an edge, in the layers of that one; else none."""
+    """Return the cell beyond the grid, in the layers of the best cell, if that is at an edge; otherwise none."""
     best = _best(grid(run), found)
     further = None if best is None else beyond(best.rate, run.rates())
     return [] if best is None or further is None else [best._replace(rate=further)]
 
 
 def tuned(run: Run, found: Found) -> Cell | None:
-    """Return the cell whose trained model has the best validation score, of several the first; None if one is missing.
+    """Return the cell with the best validation score, the first if several; None if cells are missing.
 
-    The test score has no say.
+    The test score is not considered.
     """
     if like := METHODS[run.method].like:
         other = tuned(run._replace(method=like), found)
@@ -44,31 +44,31 @@ def tuned(run: Run, found: Found) -> Cell | None:
 
 
 def is_at_edge(cell: Cell) -> bool:
-    """Return whether a tuned cell has the least or the greatest rate that was tried: the next one might be better."""
+    """Return whether a tuned cell has the lowest or highest rate tried, so that one beyond may be better."""
     return cell.rate not in cell.run.rates()
 
 
 def seeds(run: Run, found: Found) -> list[Cell]:
-    """Return the cells of all seeds, as they are tuned; none before that."""
+    """Return the cells of all seeds with the tuned values; none before tuning is complete."""
     best = tuned(run, found)
     return [] if best is None else [best._replace(seed=seed) for seed in SEEDS]
 
 
 def batches(protocol: str, only: str, found: Found) -> Iterator[list[Cell]]:
-    """Yield the missing cells of a protocol, for each data set: the grids, what is beyond them, and the seeds.
+    """Yield the missing cells of a protocol, for each data set: the grids, the cells beyond them, and the seeds.
 
-    `found` must hold the lines of one batch before the next is asked for.
+    `found` must contain the lines of one batch before the next batch is requested.
     """
     for data in DATA:
         chosen = [run for run in runs(protocol, only) if run.data == data]
         yield _missing((cell for run in chosen for cell in grid(run)), found)
         yield _missing((cell for run in chosen for cell in wider(run, found)), found)
-        # Those of one seed are neighbors, for they have gradients in common.
+        # Sorted by seed, because cells with the same seed share gradients.
         yield _missing(sorted((c for run in chosen for c in seeds(run, found)), key=lambda cell: cell.seed), found)
 
 
 def count_missing(protocol: str, only: str, found: Found) -> int:
-    """Return how many cells `batches` will yield at most: as if the best of every grid were at an edge."""
+    """Return the largest number of cells that `batches` can yield, as if the best of every grid were at an edge."""
     return sum(_left(run, found) for run in runs(protocol, only))
 
 

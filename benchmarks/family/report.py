@@ -1,4 +1,4 @@
-"""The results as Markdown and JSON, and what became of the targets."""
+"""The results as Markdown and JSON, including the targets."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,7 +35,7 @@ def write(table: Sequence[Row], folder: Path) -> None:
 
 
 def markdown(table: Sequence[Row], checked: Sequence[Check]) -> Iterator[str]:
-    """Yield the lines: for each protocol two overviews, the targets and one table a data set."""
+    """Yield the lines: for each protocol two overviews, the targets and one table per data set."""
     yield from _caption()
     for protocol, rows in _by_protocol(table).items():
         for counted in ("trained", "stored"):
@@ -121,7 +121,7 @@ def _held(checked: Sequence[Check]) -> Iterator[str]:
 
 
 def _lines(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """The lines of a Markdown table."""
+    """Yield the lines of a Markdown table."""
     for cells in (columns, ["---"] * len(columns), *rows):
         yield f"| {' | '.join(cells)} |"
 

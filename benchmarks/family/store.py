@@ -1,4 +1,4 @@
-"""The finished cells, one JSON line each: appended and flushed, so that a killed run loses only what was running."""
+"""The finished cells, one JSON line each, appended when done: a killed run loses only the cells in progress."""
 
 import json
 import os
@@ -9,10 +9,10 @@ from pipeline.errors import UserError
 
 
 def load(path: Path) -> dict[str, Line]:
-    """Return the lines of a file by their keys; none if there is no file. What a killed run left of a line is cut off.
+    """Return the lines of a file by key; none if there is no file. A partial last line of a killed run is removed.
 
     Raises:
-        UserError: if a whole line is no cell; names its number.
+        UserError: if a complete line is not a cell; names its number.
     """
     if not path.exists():
         return {}
@@ -26,12 +26,12 @@ def load(path: Path) -> dict[str, Line]:
             line = json.loads(text)
             found[line["key"]] = line
         except (ValueError, TypeError, KeyError):
-            raise UserError(f"{path}: line {number} is no cell: delete it, and it is run again") from None
+            raise UserError(f"{path}: line {number} is not a cell: delete it, and the cell is run again") from None
     return found
 
 
 def append(path: Path, line: Line) -> None:
-    """Add a line to a file, which `load` has seen before."""
+    """Append a line to a file that `load` has read before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")

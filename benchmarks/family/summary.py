@@ -1,4 +1,4 @@
-"""What the finished cells say: means over seeds with 95 % intervals, and paired differences to LoRA."""
+"""A summary of the finished cells: means over seeds with 95 % intervals, and paired differences to LoRA."""
 
 from collections.abc import Mapping, Sequence
 from math import isnan, nan
@@ -16,7 +16,7 @@ PEERS = ("LoRA r=1", "LoRA r=8")
 
 
 class Estimate(NamedTuple):
-    """A mean over seeds with its 95 % interval and standard error. One seed has none of these, none no mean: NaN."""
+    """A mean over seeds with its 95 % interval and standard error; NaN if there are too few seeds."""
 
     mean: float = nan
     low: float = nan
@@ -30,27 +30,27 @@ class Estimate(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A run, as it is tuned."""
+    """A run with its tuned values."""
 
     protocol: str
     data: str
     method: str
     layers: str  # of the model, by index
     trained: int  # parameters of the adapter
-    stored: int  # numbers in its file; without the frames, where many adapters have the same
-    pooled: int  # numbers of these frames
+    stored: int  # parameters in its file, without frames that many adapters share
+    pooled: int  # parameters of these frames
     rate: float
-    at_edge: bool  # of what was tried: another rate might do better
+    at_edge: bool  # of the rates tried: one beyond may be better
     validation: float  # score, mean over the seeds
     test: Estimate
     over_first: Estimate  # test score minus that of the first of PEERS with the same seed
     over_second: Estimate  # and of the second
     tests: Mapping[int, float]  # test score by seed
-    seconds: float  # a cell, mean
+    seconds: float  # per cell, mean
 
     @property
     def group(self) -> str:
-        """What the method belongs to: a key of GROUPS."""
+        """The group of the method, a key of GROUPS."""
         return METHODS[self.method].group
 
     def flat(self) -> dict[str, Any]:
@@ -74,12 +74,12 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def difference(tests: Mapping[int, float], others: Mapping[int, float]) -> Estimate:
-    """Return the mean difference of scores by seed, of the seeds that both have."""
+    """Return the mean difference of scores, paired by the seeds in common."""
     return estimate([tests[seed] - others[seed] for seed in tests if seed in others])
 
 
 def rows(found: Found) -> list[Row]:
-    """Return a row for each run of a protocol that has as many seeds as any: others are not finished."""
+    """Return a row for each run with as many seeds as any in its protocol; others are not finished."""
     listed = []
     for protocol in PROTOCOLS:
         tests = {run: _tests(run, found) for run in plan.runs(protocol)}
@@ -115,5 +115,5 @@ def _row(run: Run, tests: Mapping[Run, Mapping[int, float]], found: Found) -> Ro
 
 
 def _tests(run: Run, found: Found) -> dict[int, float]:
-    """The test scores by seed of the cells as they are tuned."""
+    """Return the test scores of a run's cells with tuned values, by seed."""
     return {cell.seed: found[key]["test"] for cell in plan.seeds(run, found) if (key := cell.key()) in found}

@@ -1,7 +1,7 @@
-"""What many rows cost: seconds and peak memory of each stage, with a tiny model and made-up texts.
+"""The cost of many rows: seconds and peak memory of each stage, with a tiny model and generated texts.
 
-Every stage runs in a process of its own, in a temporary folder that needs about 1 kB a row. A peak includes the pages
-of mapped files that the process has touched, which the system takes back when it needs them. Results are in
+Every stage runs in its own process, in a temporary folder that needs about 1 kB per row. Peaks include pages of mapped
+files that the process has touched, which the system reclaims when it needs them. Results are in
 benchmarks/results/rows.json.
 """
 
@@ -29,13 +29,13 @@ from pipeline.methods import base_models
 ROOT = Path(__file__).parents[2]
 RESULTS = figures.FOLDER / "rows.json"
 STAGES = ("tokenize", "factorize_init", "train", "evaluate")
-WORDS = (5, 35)  # in a text, which is about 120 characters then
+WORDS = (5, 35)  # per text, about 120 characters on average
 SIZES: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 LIMIT = 4e9  # bytes
 
 
 class Row(NamedTuple):
-    """A stage's run."""
+    """A run of a stage."""
 
     stage: str
     rows: int
@@ -44,15 +44,15 @@ class Row(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what the command line asks for.
+    """Run the command line.
 
     Raises:
         SystemExit: with code 2 if a stage fails or needs more memory than the limit, 130 after Ctrl-C.
     """
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rows", description=__doc__.partition("\n")[0])
-    parser.add_argument("--rows", type=int, default=3_000_000, help="of the data set (default: 3000000)")
+    parser.add_argument("--rows", type=int, default=3_000_000, help="rows of the data set (default: 3000000)")
     options = parser.parse_args(arguments)
-    with leaving_in_plain_lines("stopped; the results are those of before"), tempfile.TemporaryDirectory() as name:
+    with leaving_in_plain_lines("stopped; the results are unchanged"), tempfile.TemporaryDirectory() as name:
         where = figures.machine(threads=1)
         fill(Path(name), options.rows)
         found = [measured(Path(name), stage, options.rows) for stage in STAGES]
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def check(found: Sequence[Row]) -> None:
-    """Check that every stage has kept to the limit.
+    """Check that every stage stayed within the limit.
 
     Raises:
         UserError: if one has not.
@@ -74,7 +74,7 @@ def check(found: Sequence[Row]) -> None:
 
 
 def fill(folder: Path, count: int) -> None:
-    """Put into a folder what the stages read: params, the two tables, a tiny model and `count` texts."""
+    """Write the inputs of the stages into a folder: params, the two tables, a tiny model and `count` texts."""
     words = _save_model(folder / "models/tiny")
     (folder / "data").mkdir()
     with (folder / "data/texts.csv").open("w", encoding="utf-8", newline="") as file:
@@ -88,7 +88,7 @@ def fill(folder: Path, count: int) -> None:
     _write(folder / params.PARAMS, values)
     for word, row in {"data": _DATA, "model": _MODEL}.items():
         _write(folder / params.TABLES[word][0], {{"data": "texts", "model": "tiny"}[word]: row})
-    for path in (artifacts.DATA_FILES, artifacts.MODEL_FILES, artifacts.FRAMES_FILES):  # nothing is watched here
+    for path in (artifacts.DATA_FILES, artifacts.MODEL_FILES, artifacts.FRAMES_FILES):  # no files to hash
         (folder / path).parent.mkdir(exist_ok=True)
         (folder / path).write_text("{}", encoding="utf-8")
 
@@ -116,14 +116,14 @@ def _save_model(folder: Path) -> list[str]:
 
 
 def _texts(count: int, words: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Texts of words drawn at random, and whether there is an odd number of them."""
+    """Yield texts of random words, each with the parity of the number of words."""
     random, known = np.random.default_rng(0), np.array(words, dtype=object)
     for length in random.integers(*WORDS, size=count).tolist():
         yield " ".join(known[random.integers(len(known), size=length)]), length % 2
 
 
 def measured(folder: Path, stage: str, count: int) -> Row:
-    """Run a stage in a process of its own.
+    """Run a stage in its own process.
 
     Raises:
         UserError: if it fails.

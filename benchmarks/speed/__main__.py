@@ -1,4 +1,4 @@
-"""What adapters cost: a layer, more terms, a training step, the way to a score, many in a batch; and how costs grow.
+"""The cost of adapters: a layer, terms, a training step, time to a score, many in a batch; and how costs grow.
 
 Results are in benchmarks/results/speed.json and speed.png.
 """
@@ -21,7 +21,7 @@ Row = TypeVar("Row", bound=NamedTuple)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what the command line asks for.
+    """Run the command line.
 
     Raises:
         SystemExit: with code 2 after a mistake in params, data or model, 130 after Ctrl-C.
@@ -51,7 +51,7 @@ def run_layer(cases: Sequence[layer.Case], threads: int, rounds: dict[int, int])
 
 
 def run_terms(threads: int, rounds: int = terms.ROUNDS) -> None:
-    """Measure more and more terms, and both ways to apply them; print and write the figures."""
+    """Measure increasing numbers of terms, and both ways to apply them; print and write the figures."""
     _publish("terms", threads, terms.run(threads, rounds), report.show_terms, report.terms_targets)
 
 
@@ -61,7 +61,7 @@ def run_step(cases: Sequence[step.Case], threads: int, rounds: int) -> None:
 
 
 def run_race(threads: int, epochs: int = race.EPOCHS) -> None:
-    """Measure the way from text to a score; print and write the figures."""
+    """Measure the time from text to a score; print and write the figures."""
     _publish("race", threads, race.run(threads, epochs), report.show_race, report.race_targets)
 
 
@@ -78,11 +78,11 @@ def run_growth(threads: int, cases: tuple[tuple[str, int], ...], rounds: int) ->
 def _publish(
     part: str,
     threads: int,
-    measured: Iterable[Row],  # measures each row when it is asked for
+    measured: Iterable[Row],  # lazily: each row is measured when it is requested
     show: Callable[[Sequence[Row]], None],
     targets: Callable[[Sequence[Row]], Iterable[report.Target]],
 ) -> None:
-    where = figures.machine(threads)  # what else the machine does, before it does this
+    where = figures.machine(threads)  # includes the load before the measurements
     rows = list(measured)
     show(rows)
     report.show_targets(targets(rows))
@@ -90,7 +90,7 @@ def _publish(
 
 
 def draw() -> None:
-    """Draw the picture, if layers and steps are measured."""
+    """Draw the plot if layers and steps have been measured."""
     known = json.loads(RESULTS.read_text(encoding="utf-8"))
     if {"layer", "step"} <= set(known):
         layers = [layer.Row(**fields) for fields in known["layer"]["figures"]]

@@ -1,4 +1,4 @@
-"""One linear layer: forward alone, and forward and backward, with the frozen layer's lower bound beside."""
+"""One linear layer: forward alone, and forward and backward, compared with the lower bound of the frozen layer."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ CASES = tuple(Case(width, count, dtype) for dtype in DTYPES for width, counts in
 
 
 class Row(NamedTuple):
-    """A method on a layer. Seconds are medians; `bound_share` is the frozen layer's least possible time over them."""
+    """A method on a layer. Seconds are medians; `bound_share` is the frozen layer's lower bound over `both_seconds`."""
 
     width: int
     tokens: int
@@ -53,11 +53,11 @@ class Row(NamedTuple):
     both_ratio: float
     both_overhead: float
     bound_share: float  # of forward and backward
-    peak_bytes: int | None  # of forward and backward, beyond model and input
+    peak_bytes: int | None  # of forward and backward, in addition to model and input
 
 
 class Rates(NamedTuple):
-    """What the machine can do, measured."""
+    """Measured rates of the machine."""
 
     bytes_a_second: float
     flops: dict[str, float]  # a second, by dtype
@@ -86,27 +86,27 @@ def times(case: Case, rounds: int) -> tuple[Times, Times]:
 
 
 def peak_memory(case: Case, method: str) -> int:
-    """Return the bytes that one forward and backward pass needs beyond the layer and its input."""
+    """Return the bytes that a forward and backward pass needs in addition to the layer and its input."""
     layers, x, gradient = _operands(case, (method,))
     small_layers, small, small_gradient = _operands(case._replace(width=64, tokens=8), (method,))
-    _step(small_layers[method], small.requires_grad_(), small_gradient)()  # loads what every later call finds there
+    _step(small_layers[method], small.requires_grad_(), small_gradient)()  # loads libraries
     return peak_beyond(_step(layers[method], x.requires_grad_(), gradient))[1]
 
 
 def measured_rates() -> Rates:
-    """Return bytes a second of a copy (read and written), and operations a second of a large product."""
+    """Return the bytes per second of a copy (read and written) and the operations per second of a large product."""
     source, target = torch.ones(2**26), torch.zeros(2**26)
     copied = 2 * source.nbytes / _least_seconds(lambda: target.copy_(source))
     flops = {}
     for name in DTYPES:
-        # Transposed, as a linear layer has its weight: other layouts take a hundred times as long without bf16 units.
+        # Transposed like the weight of a linear layer; without bf16 units other layouts take a hundred times as long.
         square = torch.ones(1024, 1024, dtype=getattr(torch, name))
         flops[name] = 2 * 1024**3 / _least_seconds(partial(torch.mm, square, square.T))
     return Rates(copied, flops)
 
 
 def bound(case: Case, rates: Rates) -> float:
-    """Return the least seconds of the frozen layer's two passes: each tensor moves once, at the measured rates."""
+    """Return a lower bound in seconds for both passes of the frozen layer, if each tensor is moved once."""
     width, tokens, size = case.width, case.tokens, getattr(torch, case.dtype).itemsize
     moved = (4 * tokens * width + 2 * width**2) * size
     return max(moved / rates.bytes_a_second, 4 * tokens * width**2 / rates.flops[case.dtype])

@@ -1,4 +1,4 @@
-"""Many adapters of one model in one batch: a bank, beside PEFT's loop over adapters and one merged adapter."""
+"""Many adapters of one model in one batch: a bank, compared with PEFT's loop over adapters and one merged adapter."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ from lsr.serve.reading import read_adapter
 from pipeline import console
 
 MODEL, ROWS, ROUNDS = "MiniLM", 64, 9
-LENGTHS = (32, 4)  # tokens a row: the fewer, the more of the time is what adapters cost
+LENGTHS = (32, 4)  # tokens per row: with fewer, adapters take a larger share of the time
 COUNTS = (1, 16, 256, 1024, 4096)
 COMMON: dict[str, Any] = {
     "task_type": "SEQ_CLS",
@@ -29,7 +29,7 @@ COMMON: dict[str, Any] = {
     "modules_to_save": ["classifier"],
 }
 SMALLEST = "LSR, 192 directions"
-FORMS: dict[str, Callable[[], LsrConfig]] = {  # twelve layers, with 16 directions each: 192 numbers an adapter
+FORMS: dict[str, Callable[[], LsrConfig]] = {  # twelve layers with 16 directions each: 192 parameters per adapter
     SMALLEST: partial(LsrConfig, rank_shape=(16,), train="core", core="diagonal", share="layers", init_weights=False),
     "LSR, cores 12 x 12": partial(LsrConfig, rank_shape=(12,), train="core", share="layers", init_weights=False),
     "LSR r=4 s=16, as matrices": partial(LsrConfig, rank_shape=(2, 2), separation_rank=16, init_weights=False),
@@ -41,29 +41,29 @@ LOADED = 16  # adapters whose loading is timed, at each end
 class Row(NamedTuple):
     """A way to serve `adapters` adapters; row i of the batch goes through adapter i modulo their number."""
 
-    tokens: int  # a row
+    tokens: int  # per row
     method: str
     adapters: int
-    seconds: float  # a batch, median
+    seconds: float  # per batch, median
     examples_a_second: float
-    slower_than_alone: float  # time over that of one adapter that is not merged, median within rounds
-    faster_than_peer: float  # examples a second over those of PEFT's loop
+    slower_than_alone: float  # time over that of one unmerged adapter, median of ratios within rounds
+    faster_than_peer: float  # examples per second over those of PEFT's loop
     bytes_beyond_base: int | None  # of all adapters
     bytes_an_adapter: float | None
 
 
 class Loading(NamedTuple):
-    """How long adapters take to come from their files."""
+    """The time to load adapters from their files."""
 
     method: str
-    adapters: int  # that are there when the last ones come
+    adapters: int  # in memory after the last one is loaded
     first_seconds: float  # median of the first adapters, each from a folder
     last_seconds: float  # median of the last ones
     file_seconds: float | None  # all of them from the bank's one file
 
 
 def run(threads: int, counts: tuple[int, ...] = COUNTS, rounds: int = ROUNDS) -> Iterator[Row | Loading]:
-    """Yield a row for each number of adapters and way to serve them, then how long loading takes."""
+    """Yield a row for each number of adapters and way to serve them, then the loading times."""
     with process(threads, __name__) as worker:
         for count in console.track(counts, "many", len(counts), "numbers of adapters"):
             yield from worker.submit(serve, count, rounds).result()
@@ -71,10 +71,10 @@ def run(threads: int, counts: tuple[int, ...] = COUNTS, rounds: int = ROUNDS) ->
 
 
 def serve(count: int, rounds: int) -> list[Row]:
-    """Time batches by each way to serve so many adapters."""
+    """Time batches for each way to serve this number of adapters."""
     names = [str(row % count) for row in range(ROWS)]
     banks = {form: bank(form, count) for form in FORMS}
-    # PEFT loops over the adapters that a batch names, so it has these alone: more would only take longer to load.
+    # PEFT loops over the adapters that a batch names, so only these are loaded: more would not change the time.
     peer = _lora(min(count, ROWS))
     models: dict[str, Any] = {
         MERGED: _base(),
@@ -94,7 +94,7 @@ def serve(count: int, rounds: int) -> list[Row]:
 
 
 def loading(count: int) -> list[Loading]:
-    """Time how adapters come from folders, the first ones and those after `count` others, and all from one file."""
+    """Time the loading of the first and of the last of `count` adapters from folders, and of all from one file."""
     found = [_lora_loading(3 * LOADED)]
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder)
@@ -113,7 +113,7 @@ def loading(count: int) -> list[Loading]:
 
 
 def _lora_loading(count: int) -> Loading:
-    """PEFT's own loading; it takes longer with each adapter, so there are fewer."""
+    """Time PEFT's own loading, with fewer adapters, because it takes longer with each."""
     with tempfile.TemporaryDirectory() as folder:
         _save(LoraConfig(r=8, **COMMON), Path(folder))
         model = get_peft_model(_base(), LoraConfig(r=8, **COMMON))
@@ -127,7 +127,7 @@ def bank(form: str, count: int) -> AdapterBank:
         _save(FORMS[form](**COMMON), Path(folder))
         reading = read_adapter(folder)
     filled = AdapterBank(_base(), capacity=count)
-    for number in range(count):  # of equal values, each in a place of its own
+    for number in range(count):  # with equal values, each in its own slot
         filled.add(str(number), reading)
     return filled
 
@@ -139,7 +139,7 @@ def _lora(count: int) -> Any:
     return model.eval()
 
 
-def _peer_bytes(model: Any, count: int) -> int:  # an adapter
+def _peer_bytes(model: Any, count: int) -> int:  # per adapter
     own = [p for name, p in model.named_parameters() if ".lora_" in name or ".modules_to_save." in name]
     return sum(parameter.nbytes for parameter in own) // count
 

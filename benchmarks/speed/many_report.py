@@ -1,4 +1,4 @@
-"""The figures of many adapters in one batch as tables, and what became of their targets."""
+"""Tables and targets for many adapters in one batch."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,12 +6,12 @@ from benchmarks.speed import many
 from benchmarks.speed.report import Target
 from pipeline import console
 
-SHOWN, HELD = 256, 1024  # numbers of adapters that the targets speak of
+SHOWN, HELD = 256, 1024  # numbers of adapters in the targets
 MOST_MEGABYTES = 16
 
 
 def show(rows: Sequence[many.Row | many.Loading]) -> None:
-    """Print a table a number of adapters, and one of loading times."""
+    """Print a table per number of adapters, and one of loading times."""
     served = [row for row in rows if isinstance(row, many.Row)]
     columns = ["method", "ms a batch", "examples/s", "time over one's", "speed over PEFT's", "bytes an adapter"]
     for length, count in dict.fromkeys((row.tokens, row.adapters) for row in served):
@@ -44,7 +44,7 @@ def show(rows: Sequence[many.Row | many.Loading]) -> None:
 
 
 def targets(rows: Sequence[many.Row | many.Loading]) -> Iterator[Target]:
-    """Yield what a bank must reach."""
+    """Yield the targets of a bank."""
     served = {row[:3]: row for row in rows if isinstance(row, many.Row)}
     for length in dict.fromkeys(tokens for tokens, _, _ in served):
         if shown := served.get((length, many.SMALLEST, SHOWN)):

@@ -1,4 +1,4 @@
-"""What is compared: the same frozen model, as it is and adapted by each method as its library does by default."""
+"""The methods to compare: a frozen model as it is, and adapted by each method with the defaults of its library."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,7 +26,7 @@ METHODS = (FROZEN, *CONFIGS, TEXTBOOK)
 
 
 class TextbookLsr(nn.Module):
-    """LSR as its formula reads: a Kronecker product for each term, a sum, and what autograd makes of it."""
+    """LSR as in its formula: a sum of Kronecker products, differentiated by autograd."""
 
     def __init__(self, layer: LsrLinear) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class TextbookLsr(nn.Module):
 
 
 def adapted(model: nn.Module, method: str, targets: Targets) -> nn.Module:
-    """Return the model with all its own weights frozen, and the targets adapted; the model itself is changed."""
+    """Return the model with its own weights frozen and the targets adapted; the model is modified in place."""
     model.requires_grad_(False)
     if method == FROZEN:
         return model
@@ -62,5 +62,5 @@ def adapted(model: nn.Module, method: str, targets: Targets) -> nn.Module:
 
 
 def trained(model: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that train."""
+    """Return the trainable parameters."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]

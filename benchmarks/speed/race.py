@@ -1,4 +1,4 @@
-"""From raw text to a target score: this pipeline beside PEFT's LoRA as examples of the Trainer often set it up."""
+"""Time from raw text to a target score: this pipeline, and PEFT's LoRA as in many examples of the Trainer."""
 
 import tempfile
 from collections.abc import Iterator
@@ -33,11 +33,11 @@ from pipeline.training.run import steps_an_epoch, trainer_of
 
 DATA, MODEL, MAX_LENGTH, TARGET = "movie-reviews", "minilm", 128, 0.80
 EPOCHS = 4  # at most
-LOOKS = 40  # at the test score, while the clock stands still
+LOOKS = 40  # evaluations on the test split, with the clock stopped
 
 
 class Contender(NamedTuple):
-    """One way to train: an adapter, and whether texts are padded to one length, as many examples of the Trainer do."""
+    """One way to train: an adapter, and whether texts are padded to a fixed length, as in many examples of Trainer."""
 
     name: str
     adapter: str
@@ -52,7 +52,7 @@ CONTENDERS = (
 
 
 class Row(NamedTuple):
-    """How long a contender took."""
+    """The result of a contender."""
 
     name: str
     trained: int  # parameters of the adapter
@@ -62,20 +62,20 @@ class Row(NamedTuple):
 
 
 def run(threads: int, epochs: int = EPOCHS) -> Iterator[Row]:
-    """Yield a row for each contender, in a process of its own."""
+    """Yield a row for each contender, run in its own process."""
     for contender in console.track(CONTENDERS, "race", len(CONTENDERS), "contenders"):
         yield in_fresh_process(threads, race, contender, epochs)
 
 
 class StopWatch(TrainerCallback):
-    """Looks at the test score now and then, with the clock standing still; stops the training when it is reached."""
+    """Evaluates on the test split regularly, with the clock stopped; ends training when the target is reached."""
 
     def __init__(self, begin: float, every: int, score: Any) -> None:
         self.begin, self.every, self.score = begin, every, score
         self.found, self.seconds, self.is_done = 0.0, 0.0, False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Look, if it is time to."""
+        """Evaluate if it is time to."""
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             stopped = perf_counter()
             self.seconds = stopped - self.begin
@@ -85,7 +85,7 @@ class StopWatch(TrainerCallback):
 
 
 def race(contender: Contender, epochs: int) -> Row:
-    """Train one contender until it has the target score on the test split."""
+    """Train one contender until it reaches the target score on the test split."""
     view = changed({"data": DATA, "model": MODEL, "adapter": contender.adapter}, TrainView, place=(contender.name,))
     texts = datasets.load(view.dataset, DATA).splits
     begin = perf_counter()
@@ -124,7 +124,7 @@ def race(contender: Contender, epochs: int) -> Row:
 
 
 def _adapted(base: PreTrainedModel, view: TrainView, train: Dataset, tokenizer: PreTrainedTokenizerBase) -> PeftModel:
-    """Return the model with an adapter that starts as in factorize-init, from examples of the race if it needs any."""
+    """Return the model with an adapter initialized as in factorize-init, from training examples if it needs any."""
     section, gradients = view.section, []
     if isinstance(section, LsrParams) and section.reads_examples:
         names = adapters.target_names(base, section, view.base_model, view.seed)

@@ -1,4 +1,4 @@
-"""The figures as tables on the terminal and as a picture, and what became of the targets."""
+"""The figures as tables on the terminal and as a plot, and the targets."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,12 +15,12 @@ from benchmarks.speed.methods import FROZEN, METHODS, OURS, PEER, SMALLEST_PEER,
 from pipeline import artifacts, console
 from pipeline.evaluation import plots
 
-AS_FORMULA = "LSR r=4 s=16,\nB and A built"  # what TEXTBOOK does
-SHOWN = (768, 2048, "float32")  # the layer of the picture and of the targets
+AS_FORMULA = "LSR r=4 s=16,\nB and A built"  # label of TEXTBOOK
+SHOWN = (768, 2048, "float32")  # the layer in the plot and the targets
 
 
 class Target(NamedTuple):
-    """What a figure must reach."""
+    """A target for a figure."""
 
     words: str
     found: float
@@ -29,14 +29,14 @@ class Target(NamedTuple):
 
     @property
     def line(self) -> str:
-        """The target and what became of it."""
+        """The target and its result."""
         is_met = self.found <= self.wanted if self.at_most else self.found >= self.wanted
         bound = "at most" if self.at_most else "at least"
         return f"{self.words}: {self.found:.2f} ({bound} {self.wanted:g}: {'met' if is_met else 'missed'})"
 
 
 def show_layers(rows: Sequence[layer.Row]) -> None:
-    """Print a line for each case: times over the frozen layer's, then overheads over LoRA's."""
+    """Print a line per case: times over the frozen layer's, then overheads over LoRA's."""
     for field, title in (
         ("forward_ratio", "layer, forward: time over the frozen layer's"),
         ("both_ratio", "layer, forward and backward: time over the frozen layer's"),
@@ -75,7 +75,7 @@ def show_steps(rows: Sequence[step.Row]) -> None:
 
 
 def show_terms(rows: Sequence[terms.Growth | terms.Side]) -> None:
-    """Print what more terms cost, and what the factors save where they are applied one by one."""
+    """Print the cost of more terms, and the savings of applying factors one by one."""
     growths, sides = _growths(rows), [row for row in rows if isinstance(row, terms.Side)]
     title = (
         f"terms: forward and backward, d={terms.WIDTH}, {terms.TOKENS:,} tokens, rank shape {list(terms.RANK_SHAPE)}"
@@ -138,7 +138,7 @@ def show_race(rows: Sequence[race.Row]) -> None:
 
 
 def layer_targets(rows: Sequence[layer.Row]) -> Iterator[Target]:
-    """Yield what the adapter's cost on one layer must be."""
+    """Yield the targets for the cost on one layer."""
     shown = {row.method: row for row in rows if row[:3] == SHOWN}
     if shown:
         ours = shown[OURS]
@@ -151,7 +151,7 @@ def layer_targets(rows: Sequence[layer.Row]) -> Iterator[Target]:
 
 
 def step_targets(rows: Sequence[step.Row]) -> Iterator[Target]:
-    """Yield what a whole step with all linear layers adapted must reach."""
+    """Yield the targets for a whole step with all linear layers adapted."""
     for model in dict.fromkeys(row.model for row in rows):
         found = {row.method: row for row in rows if (row.model, row.targets) == (model, "all linear")}
         if found:
@@ -165,26 +165,26 @@ def step_targets(rows: Sequence[step.Row]) -> Iterator[Target]:
 
 
 def terms_targets(rows: Sequence[terms.Growth | terms.Side]) -> Iterator[Target]:
-    """Yield how little the time may grow with the separation rank."""
+    """Yield the target for the growth of the time with the separation rank."""
     most = _growths(rows)[-1]
     yield Target(f"overhead of {most.separation_rank} terms over one term's", most.overhead, 1.1)
 
 
 def race_targets(rows: Sequence[race.Row]) -> Iterator[Target]:
-    """Yield how much sooner the target score must be there."""
+    """Yield the target for the time to the score."""
     ours, *_, padded = rows
     if ours.seconds is not None and padded.seconds is not None:
         yield Target("time to the score, padded LoRA's over ours", padded.seconds / ours.seconds, 2.5, at_most=False)
 
 
 def show_targets(targets: Iterable[Target]) -> None:
-    """Print a line a target."""
+    """Print a line per target."""
     for target in targets:
         console.line(target.line)
 
 
 def draw(path: Path, layers: Sequence[layer.Row], steps: Sequence[step.Row]) -> None:
-    """Draw how many times as long a layer, and a whole step, take with each method as frozen."""
+    """Draw the time of a layer and of a whole step with each method, relative to frozen."""
     shown = [row for row in layers if row[:3] == SHOWN]
     width, count, dtype = SHOWN
     with style.context(["default", plots.STYLE]):

@@ -1,4 +1,4 @@
-"""A whole training step: forward, loss, backward and AdamW, on the shapes of two real models."""
+"""A whole training step: forward, loss, backward and AdamW, with the shapes of two real models."""
 
 from collections.abc import Callable, Iterator
 from statistics import median
@@ -21,7 +21,7 @@ from benchmarks.speed.timing import Times, ratio, take_turns
 from pipeline import console
 from pipeline.training.allocator import keep_freed_memory
 
-SHAPES: dict[str, PretrainedConfig] = {  # with two labels and random weights, which take the same time
+SHAPES: dict[str, PretrainedConfig] = {  # with two labels; random weights take the same time
     "MiniLM": BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536),
     "RoBERTa-base": RobertaConfig(vocab_size=50265, max_position_embeddings=514),
 }
@@ -44,12 +44,12 @@ class Row(NamedTuple):
     targets: str
     method: str
     trained: int  # parameters, without the head
-    seconds: float  # a step, median
+    seconds: float  # per step, median
     examples_a_second: float
-    speed_to_lora: float  # examples a second over LoRA's (r = 8) in the same round, median
+    speed_to_lora: float  # examples per second over LoRA's (r = 8) in the same round, median
     speed_to_smallest: float  # likewise over LoRA's with r = 1
-    bound_share: float  # likewise over the frozen model's, through which gradients flow all the same
-    peak_bytes: int  # of a step, beyond the model
+    bound_share: float  # likewise over the frozen model's, through which gradients flow as well
+    peak_bytes: int  # of a step, in addition to the model
 
 
 CASES = tuple(Case(model, targets) for model in SHAPES for targets in TARGETS)
@@ -58,7 +58,7 @@ CASES = tuple(Case(model, targets) for model in SHAPES for targets in TARGETS)
 def run(cases: tuple[Case, ...], threads: int, rounds: int) -> Iterator[Row]:
     """Yield a row for each case and method.
 
-    Of the frozen model the head trains alone, and gradients flow down to the embeddings: no adapter can be faster.
+    In the frozen model only the head is trained, and gradients flow down to the embeddings: no adapter can be faster.
     """
     for case in console.track(cases, "step", len(cases), "cases"):
         with process(threads, __name__) as worker:
@@ -78,7 +78,7 @@ def run(cases: tuple[Case, ...], threads: int, rounds: int) -> Iterator[Row]:
 
 
 def times(case: Case, rounds: int) -> tuple[Times, dict[str, int]]:
-    """Return the seconds of steps, and how many parameters train beside the head, by method."""
+    """Return the seconds of steps, and the number of trained parameters without the head, by method."""
     keep_freed_memory()  # as in every training of the pipeline
     models = {method: _model(case, method) for method in METHODS}
     sizes = {method: sum(p.numel() for p in _parameters(model)[0]) for method, model in models.items()}
@@ -87,7 +87,7 @@ def times(case: Case, rounds: int) -> tuple[Times, dict[str, int]]:
 
 
 def peak_memory(case: Case, method: str) -> int:
-    """Return the bytes that two steps need beyond the model."""
+    """Return the bytes that two steps need in addition to the model."""
     keep_freed_memory()
     call = step(_model(case, method), *BATCHES[case.model])
     return peak_beyond(lambda: (call(), call()))[1]
@@ -123,7 +123,7 @@ def _head(model: nn.Module) -> nn.Module:
 
 
 def _parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The trained parameters of the adapter and those of the head."""
+    """Return the trained parameters of the adapter and those of the head."""
     head = {id(p) for p in _head(model).parameters()}
     both = trained(model)
     return [p for p in both if id(p) not in head], [p for p in both if id(p) in head]

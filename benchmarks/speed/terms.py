@@ -1,4 +1,4 @@
-"""What the Kronecker form costs in time: more terms, and factors that are applied one by one instead of as a matrix."""
+"""The time that the Kronecker form takes: with more terms, and with factors applied one by one or as a matrix."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,7 +20,7 @@ from lsr.tuner.functional import is_cheaper_by_factors
 from lsr.tuner.linear import adapted_layers
 from pipeline import console
 
-WIDTH, TOKENS = 768, 2048  # where more terms are timed
+WIDTH, TOKENS = 768, 2048  # for timing more terms
 RANK_SHAPE = (4, 4)  # 64 terms of rank 4 would be more than a layer of this width can use
 SEPARATION_RANKS = (1, 4, 16, 64)
 FROZEN = "frozen"
@@ -36,7 +36,7 @@ class Growth(NamedTuple):
 
 
 class Side(NamedTuple):
-    """A x of one side, with A made once for all tokens or factor by factor, beside the frozen layer's W x."""
+    """A x of one side, with A built for all tokens or applied factor by factor; and the frozen layer's W x."""
 
     width: int
     rank_shape: tuple[int, int]
@@ -45,8 +45,8 @@ class Side(NamedTuple):
     layer_seconds: float  # median, W x
     matrix_seconds: float
     factors_seconds: float
-    gain: float  # what the factors save of the layer's forward pass; negative: lose
-    is_chosen: bool  # by the layer
+    gain: float  # share of the layer's forward pass that the factors save
+    is_chosen: bool  # whether the layer applies the factors one by one
 
 
 def run(threads: int, rounds: int = ROUNDS) -> Iterator[Growth | Side]:
@@ -59,7 +59,7 @@ def run(threads: int, rounds: int = ROUNDS) -> Iterator[Growth | Side]:
 
 
 def growth(rounds: int) -> list[Growth]:
-    """Time a layer with more and more terms."""
+    """Time a layer with increasing numbers of terms."""
     torch.manual_seed(0)
     layers: dict[str, nn.Module] = {FROZEN: nn.Linear(WIDTH, WIDTH).requires_grad_(False)}
     for count in SEPARATION_RANKS:
@@ -75,7 +75,7 @@ def growth(rounds: int) -> list[Growth]:
 
 
 def side(width: int, rank_shape: tuple[int, int], count: int, tokens: int, rounds: int) -> Side:
-    """Time both ways, without gradients: they matter most where a decoder has a few tokens at a time."""
+    """Time both ways, without gradients: they matter most for a decoder, which has few tokens at a time."""
     torch.manual_seed(0)
     one, two = (
         torch.randn(count, rank, size) for rank, size in zip(rank_shape, split_width(width, rank_shape), strict=True)

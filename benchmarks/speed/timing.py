@@ -1,4 +1,4 @@
-"""Times of calls that take turns: what slows one round down slows all calls in it, and ratios stay."""
+"""Times of calls that take turns: what slows down a round slows down all its calls, so ratios are stable."""
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
@@ -6,16 +6,16 @@ from time import perf_counter
 
 import torch
 
-Times = dict[str, list[float]]  # seconds, one a round, by method
+Times = dict[str, list[float]]  # seconds, one per round, by method
 
 
 def take_turns(
     calls: Mapping[str, Callable[[], object]], rounds: int, advance: Callable[[], None], *, twice: bool = False
 ) -> Times:
-    """Return the seconds of each call in each round, after one round that does not count.
+    """Return the seconds of each call in each round, after one round that is not timed.
 
-    With `twice` the second of two calls in a row is timed: in a model a layer runs after others like it, whose code is
-    in the caches, and not after layers of all other methods.
+    With `twice`, the second of two consecutive calls is timed: in a model a layer runs after similar layers, whose code
+    is in the caches, and not after layers of all other methods.
     """
     times: Times = {name: [] for name in calls}
     for number in range(rounds + 1):
@@ -33,12 +33,12 @@ def take_turns(
 
 
 def ratio(times: Sequence[float], others: Sequence[float]) -> float:
-    """Return the median of the ratios within the rounds."""
+    """Return the median of the ratios within rounds."""
     return median(time / other for time, other in zip(times, others, strict=True))
 
 
 def overhead(times: Times, method: str, base: str, peer: str) -> float:
-    """Return what a method adds to the base, over what the peer adds: medians of differences in a round."""
+    """Return the overhead of a method over the base, relative to the peer's: medians of differences in a round."""
     own, others = (
         median(time - other for time, other in zip(times[name], times[base], strict=True)) for name in (method, peer)
     )

@@ -134,7 +134,7 @@ def test_the_memory_of_a_pass_does_not_grow_with_its_layers(tmp_path):
 
 def test_a_disk_without_room_for_the_shards_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(stream.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**9))
-    with pytest.raises(UserError, match=r"32 layers need 2\.1 GB, 1\.0 GB are free; name fewer with --layers"):
+    with pytest.raises(UserError, match=r"32 layers need 2\.1 GB, but 1\.0 GB are free; choose fewer with --layers"):
         stream.check_space(tmp_path, 32, 4096)
     stream.check_space(tmp_path, 8, 4096)
 

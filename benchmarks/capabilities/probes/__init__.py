@@ -1,4 +1,4 @@
-"""What PEFT's users expect of a method: one probe a behavior, for LSR or any other method."""
+"""What users of PEFT expect of a method: one probe per behavior, for LSR or any other method."""
 
 from benchmarks.capabilities.probes import adapters, merging, placement, precision, saving, training
 

@@ -95,7 +95,7 @@ def _mixed_methods(subject: Subject, folder: Path) -> None:
 
 
 def _with_updates(subject: Subject, model: Any, weights: dict[str, float]) -> Tensor:
-    """What the base model says with weights times the updates of adapters added."""
+    """Return the logits of the base model with a weighted sum of adapters' updates added."""
     plain = tiny(subject.model)
     for name, layer in layers(model).items():
         there = layer._get_available_adapters()

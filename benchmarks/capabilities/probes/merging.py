@@ -1,4 +1,4 @@
-"""Merging into the base weights, and back."""
+"""Merging into the base weights, and unmerging."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Where an adapter can sit, and how it gets there."""
+"""Which layers can be adapted, and how adapters are added."""
 
 import warnings
 from collections.abc import Iterator

@@ -19,7 +19,7 @@ def _bfloat16(subject: Subject, folder: Path) -> None:
     model = get_peft_model(copy.deepcopy(base), subject.config()).eval()
     factors = {name: p for name, p in trainable(model).items() if is_factor(name)}
     check({p.dtype for p in factors.values()} == {torch.float32}, "the adapter is not kept in float32")
-    if subject.folds:  # a weight less an update is rounded to eight bits
+    if subject.folds:  # a weight minus an update is rounded to eight bits
         near(logits(model), logits(base), "a fresh adapter changes a bfloat16 model", tolerance=0.03)
     else:
         same(logits(model), logits(base), "a fresh adapter changes a bfloat16 model")
@@ -85,7 +85,7 @@ def _reports(subject: Subject, folder: Path) -> None:
     status = model.get_model_status()
     check(status.trainable_params == count, "get_model_status counts something else")
     check((status.enabled, status.active_adapters, status.merged_adapters) == (True, ["default"], []), "wrong status")
-    # PEFT lists heads that train whole among the layers.
+    # PEFT also lists heads that are trained in full.
     reported = {f"base_model.{layer.name}" for layer in model.get_layer_status()}
     check(set(layers(model)) <= reported, "get_layer_status lists other layers")
     model = subject.stirred(**HEADLESS)  # heads are never merged

@@ -1,4 +1,4 @@
-"""A fresh adapter, and how it trains."""
+"""Fresh adapters and training."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from benchmarks.capabilities.subjects import Subject
 
 
 def _fresh(subject: Subject, folder: Path) -> None:
-    unchanged = near if subject.folds else same  # a weight less an update plus that update is rounded
+    unchanged = near if subject.folds else same  # a weight minus an update plus that update is rounded
     unchanged(logits(subject.fresh()), logits(tiny(subject.model)), "a fresh adapter changes the model")
 
 
