@@ -12,10 +12,9 @@ from typing import Any, cast
 
 import torch
 from peft import PeftConfig, PeftType
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
-from pipeline.methods.plugin import PluginTuner, register
+from pipeline.methods.plugin import PluginLayer, PluginTuner, register
 
 Names = list[str] | str | None
 
@@ -41,20 +40,19 @@ class KadaptationConfig(PeftConfig):
             self.target_modules = cast("Names", set(self.target_modules))
 
 
-class KadaptationLinear(nn.Module, BaseTunerLayer):
+class KadaptationLinear(PluginLayer):
     """nn.Linear with KAdaptation adapters: y = W x + b + Σ_k (S_k ⊗ U_k V_k) x for each active adapter."""
 
     adapter_layer_names = ("kadaptation_u", "kadaptation_v")
+    updated = "weight"
 
     def __init__(self, base_layer: nn.Module, shared: nn.ParameterDict) -> None:
         if not isinstance(base_layer, nn.Linear):
             raise TypeError(f"KAdaptation adapts nn.Linear, but this is of {type(base_layer).__name__}")
-        nn.Module.__init__(self)
-        self.base_layer = base_layer
+        super().__init__(base_layer)
         self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
         self.kadaptation_u, self.kadaptation_v = nn.ParameterDict(), nn.ParameterDict()
         self._shared = (shared,)  # a tuple, which nn.Module does not register: the model owns and saves these
-        self.merged_adapters: list[str] = []
 
     def update_layer(self, adapter_name: str, config: KadaptationConfig) -> None:
         """Add an adapter; U is initialized to zero and V is not, so the layer is unchanged but U gets a gradient.
@@ -81,46 +79,16 @@ class KadaptationLinear(nn.Module, BaseTunerLayer):
             self.kadaptation_v[adapter_name],
         )
 
-    def get_delta_weight(self, adapter_name: str) -> Tensor:  # (out_features, in_features)
+    def update(self, adapter_name: str) -> Tensor:  # (out_features, in_features)
         """Return Σ_k S_k ⊗ U_k V_k."""
         s, u, v = self.factors(adapter_name)
         return torch.einsum("kab,kpr,krq->apbq", s, u, v).reshape(self.out_features, self.in_features)
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the base layer's output plus the active adapters', term by term on (n, q) slices of x."""
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-        result = cast("Tensor", self.base_layer(x, *args, **kwargs))
-        if self.disable_adapters or self.merged:
-            return result
-        for name in self.active_adapters:
-            if name in self.kadaptation_u:
-                s, u, v = self.factors(name)
-                inner = torch.einsum("...bq,krq->...bkr", x.to(v.dtype).unflatten(-1, (s.shape[0], -1)), v)
-                outer = torch.einsum("...bkr,kab,kpr->...ap", inner, s, u)
-                result = result + outer.flatten(-2).to(result.dtype)
-        return result
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add the named, or active, adapters to the base weight.
-
-        Raises:
-            ValueError: with `safe_merge`, if a merged weight would not be finite.
-        """
-        for name in check_adapters_to_merge(self, adapter_names):
-            if name in self.kadaptation_u:
-                weight = self.base_layer.weight
-                merged = weight.data + self.get_delta_weight(name).detach().to(weight.dtype)
-                if safe_merge and not torch.isfinite(merged).all():
-                    raise ValueError(f"the weight merged with adapter {name!r} is not finite")
-                weight.data = merged
-                self.merged_adapters.append(name)
-
-    def unmerge(self) -> None:
-        """Subtract the merged updates."""
-        while self.merged_adapters:
-            weight = self.base_layer.weight
-            weight.data -= self.get_delta_weight(self.merged_adapters.pop()).detach().to(weight.dtype)
+    def added(self, x: Tensor, adapter_name: str) -> Tensor:  # (..., in_features) -> (..., out_features)
+        """Return Σ_k (S_k ⊗ U_k V_k) x, term by term on (n, q) slices of x."""
+        s, u, v = self.factors(adapter_name)
+        inner = torch.einsum("...bq,krq->...bkr", x.to(v.dtype).unflatten(-1, (s.shape[0], -1)), v)
+        return torch.einsum("...bkr,kab,kpr->...ap", inner, s, u).flatten(-2)
 
 
 class KadaptationModel(PluginTuner):
@@ -147,29 +115,16 @@ class KadaptationModel(PluginTuner):
         super().delete_adapter(adapter_name)
         del self.kadaptation_s[adapter_name]
 
-    def _create_and_replace(
-        self,
-        peft_config: PeftConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
+    def _create_and_replace(self, peft_config: PeftConfig, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         config = cast("KadaptationConfig", peft_config)
         if adapter_name not in self.kadaptation_s:  # by the first of its layers
             s = torch.randn(config.n, config.n, config.n) / config.n  # n terms of n products: unit gain
             is_trained = not config.inference_mode and adapter_name in self.active_adapters
             self.kadaptation_s[adapter_name] = nn.Parameter(s, requires_grad=is_trained)
-        layer = target if isinstance(target, KadaptationLinear) else KadaptationLinear(target, self.kadaptation_s)
-        if layer is not target:
-            layer._active_adapter = adapter_name
-        layer.update_layer(adapter_name, config)
-        if layer is not target:
-            if adapter_name not in self.active_adapters:
-                layer.requires_grad_(False)  # a second adapter is not active yet
-            self._replace_module(parent, target_name, layer, target)
+        super()._create_and_replace(peft_config, adapter_name, *args, **kwargs)
+
+    def _new_layer(self, target: nn.Module) -> PluginLayer:
+        return KadaptationLinear(target, self.kadaptation_s)
 
 
 register("KADAPTATION", KadaptationConfig, KadaptationModel)
