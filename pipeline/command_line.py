@@ -1,6 +1,7 @@
 """The parser of every command of the pipeline."""
 
 import argparse
+from collections.abc import Callable
 from typing import NoReturn
 
 from pipeline.errors import MISTAKE
@@ -12,3 +13,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print one line and exit."""
         self.exit(MISTAKE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def whole_number(least: int, most: int) -> Callable[[str], int]:
+    """Return the type of an argument that is a whole number within these bounds."""
+
+    def parsed(word: str) -> int:
+        if not word.isdecimal() or not least <= int(word) <= most:
+            raise argparse.ArgumentTypeError(f"must be from {least:,} to {most:,}, got {word}")
+        return int(word)
+
+    return parsed

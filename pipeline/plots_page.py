@@ -13,6 +13,7 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from pipeline import artifacts, console
+from pipeline.command_line import Parser
 from pipeline.errors import UserError, first_line, leaving_in_plain_lines
 
 PROGRAM = "python -m pipeline.plots_page"
@@ -45,9 +46,7 @@ def main(words: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: with exit code 2, if there is no repository of DVC's here or the library is not installed.
     """
-    argparse.ArgumentParser(
-        prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args(words)
+    Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(words)
     with leaving_in_plain_lines("stopped", PROGRAM):
         path = install(page())
         console.line(f"plots: {path} holds the chart library; dvc plots show writes pages that need no connection")

@@ -23,6 +23,7 @@ from pipeline.arena.measure import measure, task_of
 from pipeline.arena.plan import Cell, Run
 from pipeline.arena.record import Record
 from pipeline.arena.workers import workers_of_this_program
+from pipeline.command_line import Parser, whole_number
 from pipeline.errors import UserError, leaving_in_plain_lines, nearest
 
 PROGRAM = "python -m pipeline.arena"
@@ -156,11 +157,9 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the parser of the command line."""
-    top = argparse.ArgumentParser(
-        prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    top = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("preset", nargs="?", default="offline", help="preset in pipeline/arena.yaml (%(default)s)")
     top.add_argument(
         "--only",
@@ -170,7 +169,7 @@ def parser() -> argparse.ArgumentParser:
         help="only runs whose title, such as 'tweets: LoRA r=1', contains TEXT; if repeated, all of them",
     )
     top.add_argument(
-        "--jobs", type=int, choices=range(1, 65), default=2, metavar="N", help="trainings in parallel (%(default)s)"
+        "--jobs", type=whole_number(1, 64), default=2, metavar="N", help="trainings in parallel (%(default)s)"
     )
     top.add_argument(
         "--write", default="records", metavar="NAME", type=_name, help="name of the file for new records (%(default)s)"

@@ -1,6 +1,5 @@
 """`python -m pipeline.compare`: compare the methods of the arena in tables, plots and one page."""
 
-import argparse
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from pipeline import console
 from pipeline.arena.preset import PATH, Preset
 from pipeline.arena.record import ENDING, FOLDER, Record, read
-from pipeline.command_line import Parser
+from pipeline.command_line import Parser, whole_number
 from pipeline.compare.comparison import BASELINE, RESAMPLES
 from pipeline.errors import UserError, leaving_in_plain_lines, nearest
 from pipeline.params.reading import load_table
@@ -28,15 +27,10 @@ def parser() -> Parser:
     add("preset", nargs="?", metavar="PRESET", help=f"a folder in {FOLDER}; optional if there is only one")
     add("--baseline", metavar="METHOD", help=f"method to compare others with (that of the preset, or {BASELINE})")
     add("--output", type=Path, default=OUTPUT, metavar="FOLDER", help="folder in which to write PRESET/ (%(default)s)")
-    add("--resamples", type=_count, default=RESAMPLES, help="of the bootstrap over test examples (%(default)s)")
+    resamples = "resamples of the bootstrap over test examples (%(default)s)"
+    add("--resamples", type=whole_number(100, 1_000_000), default=RESAMPLES, metavar="N", help=resamples)
     add("--experiments", action="store_true", help="add a table of DVC experiments")
     return top
-
-
-def _count(word: str) -> int:
-    if not word.isdecimal() or not 100 <= int(word) <= 1_000_000:
-        raise argparse.ArgumentTypeError(f"must be from 100 to 1,000,000, got {word}")
-    return int(word)
 
 
 def main(words: Sequence[str] | None = None) -> None:

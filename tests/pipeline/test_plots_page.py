@@ -94,3 +94,11 @@ def test_without_the_package_or_a_repository_one_line_says_so(tmp_path, monkeypa
     assert left.value.code == 2
     line = "plots: vl-convert-python is not installed; install it with: pip install 'lsr-adapt[plots]'\n"
     assert capsys.readouterr().err == line
+
+
+def test_a_mistake_in_the_command_line_is_one_line(capsys):
+    with pytest.raises(SystemExit) as left:
+        plots_page.main(["--bad"])
+    assert left.value.code == 2
+    program = plots_page.PROGRAM
+    assert capsys.readouterr().err == f"{program}: unrecognized arguments: --bad; see {program} --help\n"

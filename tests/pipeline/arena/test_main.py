@@ -64,6 +64,19 @@ def test_experiments_of_dvc_have_the_keys_of_the_method_alone(arena, capsys):
     assert not any(word.startswith("lora.") for word in line)
 
 
+@pytest.mark.parametrize(
+    ("words", "mistake"),
+    [
+        (["--bad"], "unrecognized arguments: --bad"),
+        (["--jobs", "0"], "argument --jobs: must be from 1 to 64, got 0"),
+        (["--write", "a/b"], "argument --write: letters, digits, - and _ are allowed, got 'a/b'"),
+    ],
+)
+def test_a_mistake_in_the_command_line_is_one_line(capsys, words, mistake):
+    program = "python -m pipeline.arena"
+    assert refused(capsys, *words) == f"{program}: {mistake}; see {program} --help\n"
+
+
 def test_an_unknown_run_is_told_from_the_nearest(arena, capsys):
     said = refused(capsys, "--only", "glue: LoRA r=2")
     assert "no run has this in its title; did you mean glue: LoRA r=1?; a title is TASK: METHOD" in said

@@ -113,6 +113,7 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
     assert failing(["smal"], capsys) == f"{start}no records of 'smal'; did you mean small?; presets: large, small"
     assert "--baseline: small has no method 'VeRA'" in failing(["small", "--baseline", "VeRA"], capsys)
     assert "must be from 100 to 1,000,000, got 5" in failing(["small", "--resamples", "5"], capsys)
+    assert failing(["--bad"], capsys) == f"{start}unrecognized arguments: --bad; see python -m pipeline.compare --help"
     (tmp_path / "reports/arena/empty").mkdir()
     (tmp_path / "reports/arena/empty/cells.jsonl").write_text('{"key": ')
     assert failing(["empty"], capsys) == "reports/arena/empty: no complete record; run python -m pipeline.arena empty"
