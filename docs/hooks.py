@@ -28,7 +28,12 @@ from pipeline.params.schema import Params
 from pipeline.params.sections import Section
 
 ROOT = Path(__file__).parent.parent
-PAGES = {"index.md": "README.md", "reference/security.md": "SECURITY.md", "reference/changelog.md": "CHANGELOG.md"}
+PAGES = {
+    "index.md": "README.md",
+    "reference/contributing.md": "CONTRIBUTING.md",
+    "reference/security.md": "SECURITY.md",
+    "reference/changelog.md": "CHANGELOG.md",
+}
 OF_PAGES = {name: uri for uri, name in PAGES.items()}
 FROM_ROOT = re.compile(r"(?<=\]\()(?P<path>[\w./-]+)(?=[)#])")  # no address of another host
 LINK = re.compile(r"(?<=\]\()(?P<path>\.\./[^)#\s]+)")
@@ -38,7 +43,7 @@ COLUMNS = "100"  # of a help text, whatever the terminal's width is
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Add README and changelog, and each file outside of docs/ that a page links to, under its own path."""
+    """Add the pages of the root, and each file outside of docs/ that a page links to, under its own path."""
     for uri, name in PAGES.items():
         text = (ROOT / name).read_text(encoding="utf-8")
         files.append(File.generated(config, uri, content=FROM_ROOT.sub(partial(_from_docs, uri), text)))
