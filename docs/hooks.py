@@ -129,7 +129,7 @@ def params() -> str:
     """Return a table for each section of params.yaml, and one for the words beside them."""
     sections = {name: _section(field.annotation) for name, field in Params.model_fields.items()}
     words = [(f"`{name}`", _values(Params, name), _says(Params, name)) for name, of in sections.items() if of is None]
-    parts = [_rows(("word", "values", ""), words)]
+    parts = [_rows(("key", "values", ""), words)]
     for name, section in sections.items():
         if section is not None and section.model_fields:
             parts += [f"\n## `{name}`\n", section.__doc__ or "", "", _keys(section)]
