@@ -14,16 +14,17 @@ HAS = "yes"
 
 
 def page(results: Mapping[str, Any]) -> str:
-    """Return the Markdown page: a table, and under it the reasons by number."""
+    """Return the Markdown page: a table, followed by the numbered reasons."""
     versions, columns = results["versions"], results["methods"]
     behaviors = list(next(iter(columns.values())))
     reasons = list(dict.fromkeys(text for name in behaviors for c in columns.values() if (text := c[name]) != HAS))
     lines = [
         "# What works in PEFT",
         "",
-        "Each row is a probe that runs for every method (`make bench-capabilities`, with "
-        f"peft {versions['peft']} and transformers {versions['transformers']}). `yes`: it passes. A number: the reason "
-        "below, in the words that a user gets, or else what the probe found. LSR's column is tested.",
+        "Each row is a probe that runs with every method (`make bench-capabilities`, with "
+        f"peft {versions['peft']} and transformers {versions['transformers']}). `yes` means that it passes. The "
+        "number after `no` refers to the reasons below: the error message or what the probe found. A test checks LSR's "
+        "column.",
         "",
         f"| behavior | {' | '.join(columns)} |",
         f"|---|{'---|' * len(columns)}",

@@ -28,7 +28,12 @@ from pipeline.params.schema import Params
 from pipeline.params.sections import Section
 
 ROOT = Path(__file__).parent.parent
-PAGES = {"index.md": "README.md", "reference/security.md": "SECURITY.md", "reference/changelog.md": "CHANGELOG.md"}
+PAGES = {
+    "index.md": "README.md",
+    "reference/contributing.md": "CONTRIBUTING.md",
+    "reference/security.md": "SECURITY.md",
+    "reference/changelog.md": "CHANGELOG.md",
+}
 OF_PAGES = {name: uri for uri, name in PAGES.items()}
 FROM_ROOT = re.compile(r"(?<=\]\()(?P<path>[\w./-]+)(?=[)#])")  # no address of another host
 LINK = re.compile(r"(?<=\]\()(?P<path>\.\./[^)#\s]+)")
@@ -38,7 +43,7 @@ COLUMNS = "100"  # of a help text, whatever the terminal's width is
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Add README and changelog, and each file outside of docs/ that a page links to, under its own path."""
+    """Add the pages of the root, and each file outside of docs/ that a page links to, under its own path."""
     for uri, name in PAGES.items():
         text = (ROOT / name).read_text(encoding="utf-8")
         files.append(File.generated(config, uri, content=FROM_ROOT.sub(partial(_from_docs, uri), text)))
@@ -124,7 +129,7 @@ def params() -> str:
     """Return a table for each section of params.yaml, and one for the words beside them."""
     sections = {name: _section(field.annotation) for name, field in Params.model_fields.items()}
     words = [(f"`{name}`", _values(Params, name), _says(Params, name)) for name, of in sections.items() if of is None]
-    parts = [_rows(("word", "values", ""), words)]
+    parts = [_rows(("key", "values", ""), words)]
     for name, section in sections.items():
         if section is not None and section.model_fields:
             parts += [f"\n## `{name}`\n", section.__doc__ or "", "", _keys(section)]

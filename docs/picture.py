@@ -69,7 +69,7 @@ def update(middle: float) -> list[str]:
         _text(524, middle + thin / 2 + 20, f"{RANK} × {D_IN}", color=MUTED),
         _text(662, middle - 24, f"rank of ΔW ≤ r₁ · r₂ = {RANK}", anchor="start"),
         _text(662, middle + 4, f"scale c = α / {RANK}", anchor="start"),
-        _text(662, middle + 32, "at first B1 = 0, so ΔW = 0", anchor="start"),
+        _text(662, middle + 32, "initially B1 = 0, so ΔW = 0", anchor="start"),
     ]
 
 

@@ -30,10 +30,10 @@ GROUPS = {  # groups of methods, with their labels in the legend
     "core": "LSR, core in frames of its own",
     "pooled": "LSR, core in pooled frames",
     "foreign": "LSR, core in frames of another data set",
-    "shared": "LSR, frames and core train",
-    "factors": "LSR of 2025, Kronecker factors",
+    "shared": "LSR, frames and core trained",
+    "factors": "LSR of the paper, Kronecker factors",
     "lora": "LoRA, all layers",
-    "few": "LoRA r=1, its best few layers",
+    "few": "LoRA r = 1, best few layers",
     "svd": "LoRA-XS, LoRA-SB",
     "ends": "head alone, every weight",
 }

@@ -1,4 +1,4 @@
-"""A plot of scores over trained parameters: one panel per data set."""
+"""Scores against trained parameters: one panel per data set, all on one x-axis, scores of one kind on one y-axis."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import isnan
@@ -19,7 +19,9 @@ from pipeline import artifacts
 from pipeline.evaluation import plots
 
 PROTOCOL = "short"  # the one that all methods run
-ABREAST = 3  # panels
+ABREAST = 2  # panels: of a width at which a page shows their letters as large as its own
+ACCURACY = "test accuracy"
+SCORES = {"movie-ratings": "test correlation (Pearson)"}  # of data sets with another score than accuracy
 MARKS = {  # color of Okabe & Ito's color-blind safe set, marker
     "core": ("#0072B2", "o"),
     "pooled": ("#009E73", "D"),
@@ -29,31 +31,39 @@ MARKS = {  # color of Okabe & Ito's color-blind safe set, marker
     "few": ("#E69F00", "<"),
     "svd": ("#000000", "x"),
 }
-LINES: Mapping[str, Literal[":", "--"]] = {
-    "head alone": ":",
-    "every weight": "--",
+LINES: Mapping[str, tuple[Literal[":", "--"], str]] = {
+    "head alone": (":", "head only"),
+    "every weight": ("--", "full fine-tuning"),
 }  # drawn as lines, because their sizes would say little
 ALIKE = 1.16  # sizes within this factor are drawn side by side, this far apart
-MARGIN = 0.12  # of the range of scores, above and below
+MARGIN = 0.06  # of the range of scores, above and below
 
 
 def draw(path: Path, table: Sequence[Row]) -> None:
-    """Draw the test scores with their intervals; the legend is in the remaining panel."""
+    """Draw the test scores with their intervals, and a legend below the panels."""
     shown = [row for row in table if row.protocol == PROTOCOL] or list(table)
-    names = list(dict.fromkeys(row.data for row in shown))
-    lines = -(-(len(names) + 1) // ABREAST)
+    shown = [row for row in shown if row.group in MARKS or row.method in LINES]
+    panels = {data: [row for row in shown if row.data == data] for data in dict.fromkeys(row.data for row in shown)}
+    lines = -(-len(panels) // ABREAST)
     with style.context(["default", plots.STYLE]):
-        figure = Figure(figsize=(12, 4.2 * lines), layout="constrained")
+        figure = Figure(figsize=(8, 2.8 * lines + 1.2), layout="constrained")
         FigureCanvasAgg(figure)
-        grid = list(figure.subplots(lines, ABREAST, squeeze=False).flat)
-        for axes, data in zip(grid, names, strict=False):
-            _panel(axes, data, [row for row in shown if row.data == data])
-        rest = grid[len(names) :]
-        for axes in rest:
+        grid = list(figure.subplots(lines, ABREAST, squeeze=False, sharex=True).flat)
+        for axes, (data, rows) in zip(grid, panels.items(), strict=False):
+            _panel(axes, data, rows)
+            alike = [row for row in shown if _score(row.data) == _score(data)]
+            axes.set_ylim(*_limits([row.test.mean for row in alike]))
+        for axes in grid[len(panels) :]:
             axes.set_axis_off()
-        rest[0].legend(handles=list(_handles(shown)), loc="center left", fontsize=10)
+        for axes in grid[: len(panels)][-ABREAST:]:
+            axes.set_xlabel("trained parameters (similar numbers side by side)")
+        figure.legend(handles=list(_handles(shown)), loc="outside lower center", ncols=3)
         with artifacts.replacing(path) as temporary:
             figure.savefig(temporary, format="png", dpi=plots.DOTS_PER_INCH, metadata={"Software": None})
+
+
+def _score(data: str) -> str:
+    return SCORES.get(data, ACCURACY)
 
 
 def _panel(axes: Axes, data: str, rows: Sequence[Row]) -> None:
@@ -61,30 +71,25 @@ def _panel(axes: Axes, data: str, rows: Sequence[Row]) -> None:
         color, marker = MARKS[row.group]
         if not isnan(row.test.low):
             axes.plot((place, place), (row.test.low, row.test.high), color=color, linewidth=1.2, alpha=0.7)
-        axes.plot(place, row.test.mean, marker, color=color, markersize=5.5)
+        axes.plot(place, row.test.mean, marker, color=color, markersize=5)
     for row in rows:
         if row.method in LINES:
-            axes.axhline(row.test.mean, color=plots.GREY, linewidth=1, linestyle=LINES[row.method], zorder=0)
-    _limit(axes, rows)
+            axes.axhline(row.test.mean, color=plots.GREY, linewidth=1, linestyle=LINES[row.method][0], zorder=0)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(10))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_title(data, fontsize=10)
-    axes.set(xlabel="trained parameters, of like sizes side by side", ylabel="test score")
+    axes.set_title(data, fontsize="medium")
+    axes.set_ylabel(_score(data))
+    axes.tick_params(labelbottom=True)
     axes.grid(color="#E5E5E5", linewidth=0.6)
     axes.set_axisbelow(True)
 
 
-def _limit(axes: Axes, rows: Sequence[Row]) -> None:
-    """Show the range of the means without the head alone, which would leave no room for the others."""
-    shown = [row.test.mean for row in rows if row.trained] or [row.test.mean for row in rows]
-    margin = MARGIN * (max(shown) - min(shown)) or 0.01
-    low = min(shown) - margin
-    axes.set_ylim(low, max(shown) + margin)
-    for row in rows:
-        if row.test.mean < low:
-            axes.text(0.98, 0.02, f"{row.method}: {row.test.mean:.3f}", transform=axes.transAxes, ha="right")
+def _limits(means: Sequence[float]) -> tuple[float, float]:
+    """Return the range of the means with a margin; intervals may leave it."""
+    margin = MARGIN * (max(means) - min(means)) or 0.01
+    return min(means) - margin, max(means) + margin
 
 
 def _places(rows: Sequence[Row]) -> Iterator[tuple[Row, float]]:
@@ -104,6 +109,6 @@ def _handles(rows: Sequence[Row]) -> Iterator[Line2D]:
     for group, (color, marker) in MARKS.items():
         if any(row.group == group for row in rows):
             yield Line2D([], [], color=color, marker=marker, linestyle="", label=GROUPS[group])
-    for method, dashes in LINES.items():
+    for method, (dashes, label) in LINES.items():
         if any(row.method == method for row in rows):
-            yield Line2D([], [], color=plots.GREY, linestyle=dashes, label=method)
+            yield Line2D([], [], color=plots.GREY, linestyle=dashes, label=label)

@@ -11,11 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.speed import growth, layer, race, step, terms
-from benchmarks.speed.methods import FROZEN, METHODS, OURS, PEER, SMALLEST_PEER, TEXTBOOK
+from benchmarks.speed.methods import FROZEN, METHODS, OURS, PEER, SMALLEST_PEER
 from pipeline import artifacts, console
 from pipeline.evaluation import plots
 
-AS_FORMULA = "LSR r=4 s=16,\nB and A built"  # label of TEXTBOOK
 SHOWN = (768, 2048, "float32")  # the layer in the plot and the targets
 
 
@@ -188,17 +187,17 @@ def draw(path: Path, layers: Sequence[layer.Row], steps: Sequence[step.Row]) -> 
     shown = [row for row in layers if row[:3] == SHOWN]
     width, count, dtype = SHOWN
     with style.context(["default", plots.STYLE]):
-        figure = Figure(figsize=(10, 3.4), layout="constrained")
+        figure = Figure(figsize=(8, 3.2), layout="constrained")
         FigureCanvasAgg(figure)
         left, right = figure.subplots(1, 2, sharex=True, sharey=True)
         _bars(left, [row.method for row in shown], [row.both_ratio for row in shown])
-        left.set_xlabel("time, forward and backward: times that of the frozen layer")
-        left.set_title(f"one layer, d = {width}, {count:,} tokens, {dtype}", fontsize=9)
+        left.set_xlabel("forward and backward time (frozen layer: 1)")
+        left.set_title(f"one layer, d = {width}, {count:,} tokens, {dtype}", fontsize="medium")
         found = [row for row in steps if (row.model, row.targets) == ("RoBERTa-base", "all linear")]
         (frozen,) = (row.examples_a_second for row in found if row.method == FROZEN)
         _bars(right, [row.method for row in found], [frozen / row.examples_a_second for row in found])
-        right.set_xlabel("time of a step: times that of frozen layers with gradients")
-        right.set_title("a training step of RoBERTa-base, all linear layers adapted", fontsize=9)
+        right.set_xlabel("time of a training step (frozen layers: 1)")
+        right.set_title("RoBERTa-base, all linear layers adapted", fontsize="medium")
         left.invert_yaxis()
         with artifacts.replacing(path) as temporary:
             figure.savefig(temporary, format="png", dpi=plots.DOTS_PER_INCH, metadata={"Software": None})
@@ -206,7 +205,7 @@ def draw(path: Path, layers: Sequence[layer.Row], steps: Sequence[step.Row]) -> 
 
 def _bars(axes: Axes, names: Sequence[str], values: Sequence[float]) -> None:
     colors = [plots.ORANGE if name.startswith("LSR") else plots.BLUE for name in names]
-    bars = axes.barh([AS_FORMULA if name == TEXTBOOK else name for name in names], values, color=colors)
+    bars = axes.barh(names, values, color=colors)
     axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
     axes.margins(x=0.12)
     axes.tick_params(axis="y", length=0)

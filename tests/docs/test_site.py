@@ -1,8 +1,10 @@
 """The documentation builds without a warning, and a real browser opens every page of it from the disk."""
 
 import os
+import re
 import subprocess
 import sys
+from urllib.parse import unquote
 
 import pytest
 
@@ -58,6 +60,14 @@ def test_the_search_finds_from_the_disk(site, browser):
     page.locator(".md-search-result__link").first.wait_for()
     links = page.locator(".md-search-result__link").evaluate_all("links => links.map(link => link.href)")
     assert any("separation-rank.html" in link for link in links)
+
+
+def test_every_link_within_the_site_leads_to_a_file(site):
+    pages = [path for path in site.rglob("*.html") if path.name != "404.html"]
+    links = [(page, link) for page in pages for link in re.findall(r'(?:href|src)="([^"#?]+)', page.read_text("utf-8"))]
+    inside = [page.parent / unquote(link) for page, link in links if not re.match(r"[a-z]+:", link)]
+    assert len(inside) > 1000
+    assert not [path for path in inside if not path.exists()]
 
 
 def test_formulas_and_tables_are_there(site):

@@ -57,7 +57,7 @@ def test_a_page_draws_all_charts_without_a_connection(words, repository, browser
     (repository / "else").mkdir()
     curve = repository / "reports/train/curves/loss.csv"
     curve.write_text(curve.read_text().replace("\n2", "\n3"))  # else there is nothing to compare
-    command(repository, "dvc", "plots", *words)
+    assert "WARNING" not in command(repository, "dvc", "plots", *words)  # of a column that is not there
     page, elsewhere, errors = opened(
         browser, repository / words[-1] / "index.html" if "--out" in words else repository / "dvc_plots/index.html"
     )

@@ -137,6 +137,25 @@ def test_every_word_starts_an_adapter_and_reports_its_frames(at, train, share, i
     assert digests(artifacts.INIT) | digests("reports") == first
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        {},
+        {"init": "principal"},
+        {"share": "none", "train": "factors", "init": "random", "rank_shape": [2, 2], "separation_rank": 2},
+    ],
+)
+def test_a_table_that_has_rows_has_the_columns_of_its_plot(at, words):
+    at(words)
+    run(FACTORIZE)
+    plots = workspace.read_yaml(workspace.ROOT / "dvc.yaml")["stages"]["factorize-init"]["plots"]
+    tables = {Path(path): plot for one in plots for path, plot in one.items() if path.endswith(".csv")}
+    filled = {path: rows[0] for path, rows in ((path, table(path)) for path in tables) if rows}
+    assert artifacts.FACTORIZE_LAYERS in filled
+    for path, row in filled.items():
+        assert {tables[path]["x"], tables[path]["y"]} <= set(row), path
+
+
 @pytest.mark.parametrize("share", ["none", "layers"])
 def test_the_energies_are_those_of_the_weights_between_the_frames_that_are_written(at, share):
     at({"init": "random", "share": share})

@@ -2,6 +2,7 @@ import json
 from itertools import pairwise
 
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from benchmarks.family import picture, report
@@ -86,6 +87,29 @@ def test_a_picture_of_one_row_is_drawn(tmp_path):
     for one in (TABLE[0], row("head alone", [0.6], 0, 0)):
         picture.draw(tmp_path / "one.png", [one])
         assert imread(tmp_path / "one.png").std() > 0
+
+
+def test_panels_of_one_score_have_one_axis_that_shows_every_mean(tmp_path, monkeypatch):
+    saved = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *args, **kw: (saved.append(figure), save(figure, *args, **kw))
+    )
+    names = ("tweets", "movie-reviews", "movie-ratings")
+    scores = {"tweets": 0.9, "movie-reviews": 0.7, "movie-ratings": 0.4}
+    table = [
+        row(method, [scores[data]], 192, 192, data=data) for data in names for method in ("core r=4", "head alone")
+    ]
+    table += [row("core r=4", [0.2], 40000, 192, data="tweets")._replace(protocol="long")]
+    picture.draw(tmp_path / "picture.png", table)
+    panels = {axes.get_title(): axes for axes in saved[0].axes if axes.get_title()}
+    assert list(panels) == list(names)
+    assert len({axes.get_xlim() for axes in panels.values()}) == 1
+    low, high = panels["tweets"].get_ylim()
+    assert panels["movie-reviews"].get_ylim() == (low, high)
+    assert 0.6 < low < 0.7 < 0.9 < high < 1
+    assert panels["movie-ratings"].get_ylim() == pytest.approx((0.39, 0.41))
+    assert [axes.get_ylabel().split()[1] for axes in panels.values()] == ["accuracy", "accuracy", "correlation"]
 
 
 def test_every_method_but_frames_of_another_data_set_has_a_mark_or_a_line():

@@ -1,0 +1,199 @@
+"""The figures of README and documentation are those of the committed records, or of the code."""
+
+import json
+import re
+
+import pytest
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from benchmarks.family import report, store, summary
+from benchmarks.family.__main__ import CELLS, RESULTS
+from benchmarks.family.checks import checks
+from lsr import LsrConfig
+from pipeline.methods.freedom import degrees_of_freedom
+from pipeline.params import ADAPTERS
+from tests.torture import __main__ as torture
+from tests.workspace import ROOT
+
+
+def page(path):
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def figures(name):
+    return {part: found["figures"] for part, found in json.loads(page(f"benchmarks/results/{name}.json")).items()}
+
+
+README = page("README.md")
+RESULTS_PAGE = page("docs/explanation/results.md")
+RANK = page("docs/explanation/separation-rank.md")
+INITIALIZATION = " ".join(page("docs/explanation/initialization.md").split())
+COST = page("docs/explanation/cost.md")
+PROMISES = page("docs/explanation/promises.md")
+# The rows of the page's table, and what benchmarks/family calls them.
+METHODS = {
+    "head only": "head alone",
+    "96 directions": "96 directions",
+    "200 directions, frames pooled over five data sets": "200 directions, pooled",
+    "200 directions, frames pooled over data sets with other texts": "200 directions, left out",
+    "400 directions": "400 directions",
+    "LoRA r = 1 in its best layer": "LoRA r=1, one layer",
+    "LoRA-XS, r = 12": "LoRA-XS r=12",
+    "LoRA-SB, r = 12": "LoRA-SB r=12",
+    "frames shared by layers, r = 3, from the update": "shared r=3",
+    "the same, from the gradient": "shared r=3, gradient",
+    "LSR of the paper, rank 4, separation rank 4": "LSR r=4 s=4",
+    "LoRA r = 1": "LoRA r=1",
+    "LoRA r = 1, two epochs": "LoRA r=1, two epochs",
+    "LoRA r = 8": "LoRA r=8",
+    "LoRA r = 8, two epochs": "LoRA r=8, two epochs",
+    "full fine-tuning": "every weight",
+}
+
+
+@pytest.fixture(scope="module")
+def table():
+    return [row for row in summary.rows(store.load(CELLS)) if row.protocol == "short"]
+
+
+def test_the_result_table_is_that_of_the_committed_reports():
+    found = json.loads((ROOT / "reports/evaluate/metrics.json").read_text())
+    for name in ("accuracy", "f1"):
+        line = f"| {name} | {found[name]:.3f} | {found[f'{name}_low']:.3f} to {found[f'{name}_high']:.3f} |"
+        assert line in README
+    for name in ("adapter_trained", "head_parameters", "base_parameters", "adapter_bytes", "examples"):
+        assert f"{found[name]:,}" in README, name
+
+
+def test_the_figures_of_torture_are_those_of_its_table():
+    rows = re.findall(r"^\| ([\w-]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| [\d,]+ \|$", PROMISES, re.MULTILINE)
+    figures = {name: [int(cell.replace(",", "")) for cell in cells] for name, *cells in rows}
+    total = figures.pop("all")
+    assert figures.keys() == {case.name for case in torture.CASES}
+    assert total == [sum(column) for column in zip(*figures.values(), strict=True)]
+    tried, clean, failed = (f"{number:,}" for number in total)
+    assert f"{tried} trials, {clean} clean, {failed} failed" in README
+
+
+def test_the_figures_of_speed_are_those_of_the_committed_run():
+    parts = figures("speed")
+    (names, lines), *_ = re.findall(r"^\| tokens \| (LSR.*?) \|\n\|[-|]+\n((?:\|.*\n)+)", COST, re.MULTILINE)
+    ratios = {
+        tuple(row[key] for key in ("width", "tokens", "dtype", "method")): row["both_ratio"] for row in parts["layer"]
+    }
+    for line in lines.splitlines():
+        tokens, *cells = line.strip("| ").split(" | ")
+        count, _, dtype = tokens.partition(", ")
+        case = (768, int(count.replace(",", "")), {"": "float32", "bf16": "bfloat16"}[dtype])
+        assert cells == [f"{ratios[*case, name]:#.3g}" for name in names.split(" | ")]
+    most = max((row for row in parts["terms"] if "overhead" in row), key=lambda row: row["separation_rank"])
+    assert f"{most['separation_rank']} terms add {most['overhead']:.2f} times" in COST
+    steps = {tuple(row[key] for key in ("method", "model", "targets")): row for row in parts["step"]}
+
+    def of_models(method, key, targets="all linear"):
+        return [steps[method, model, targets][key] for model in ("MiniLM", "RoBERTa-base")]
+
+    lsr, lokr, lora = (of_models(name, "speed_to_lora") for name in ("LSR r=4 s=16", "LoKr r=8", "LoRA r=8"))
+    assert lora == [1, 1]
+    few = of_models("LSR r=4 s=16", "speed_to_lora", "q, v")
+    peaks = [of_models(name, "peak_bytes") for name in ("LSR r=4 s=16", "LoRA r=8")]
+    said = " ".join(COST.split())
+    for words in (
+        "{:.2f} times LoRA's for MiniLM and {:.2f} times for RoBERTa-base".format(*lsr),
+        "only query and value adapted, {:.2f} and {:.2f}".format(*few),
+        "{:.1f} and {:.1f} times as fast as LoKr".format(*(a / b for a, b in zip(lsr, lokr, strict=True))),
+        "peak memory is {:.2f} and {:.2f} times LoRA's".format(*(a / b for a, b in zip(*peaks, strict=True))),
+    ):
+        assert words in said, words
+    for row in parts["race"]:
+        assert re.search(rf"\b{row['seconds']:.0f} s\b", COST), row
+
+
+def test_the_table_of_the_forms_is_that_of_the_finished_cells(table):
+    assert "\n".join(report.markdown(table, list(checks(table)))) + "\n" == (RESULTS / "table.md").read_text("utf-8")
+    (lines,) = re.findall(r"^\| method \| trained \|.*\n\|[-|]+\n((?:\|.*\n)+)", RESULTS_PAGE, re.MULTILINE)
+    shown = {cells[0]: cells[1:] for cells in (line.strip("| ").split(" | ") for line in lines.splitlines())}
+    found = {cells[0]: cells[1:] for cells in report.overview(table, "trained")}
+    assert shown.keys() == METHODS.keys()
+    for name, (trained, stored, *scores) in shown.items():
+        assert [trained, stored.replace(", and", " +").removesuffix(" shared"), *scores] == list(found[METHODS[name]])
+
+
+def test_what_the_readme_says_of_lsr_and_lora_is_what_the_cells_say(table):
+    assert "With 96 to 400 trained parameters" in README
+    assert "matches or beats LoRA r = 1 (9,216 parameters) and r = 8 (73,728)" in README
+    scores = {(row.method, row.data): row.test.mean for row in table}
+    data = {row.data for row in table}
+    trained = {row.method: row.trained for row in table}
+    assert (trained["LoRA r=1"], trained["LoRA r=8"]) == (9216, 73728)
+    small = ("96 directions", "200 directions", "400 directions")
+    assert all(scores[ours, on] >= scores[f"LoRA r={r}", on] for ours in small for r in (1, 8) for on in data)
+    level = [on for on in data if scores["LoRA r=1, two epochs", on] > scores["96 directions", on] - 0.001]
+    assert (len(level), len(data)) == (2, 4)
+    assert "draws level on two data sets of four" in README
+
+
+def test_the_parameters_of_one_layer_are_those_of_the_adapters():
+    shown = re.findall(r"^\| (LSR|LoRA), .*= (\d+)\$ \| (\d+) \| ([\d,]+) \|$", RANK, re.MULTILINE)
+    assert len(shown) == 7
+    for name, number, rank, stored in shown:
+        config = lsr_of(int(number)) if name == "LSR" else lora_of(int(rank))
+        assert f"{count(adapted(config)):,}" == stored, name
+    freedom = [degrees_of_freedom(model, count(model)) for model in (adapted(lsr_of(16)), adapted(lora_of(2)))]
+    assert "$s = 16$ has {:,} and LoRA $r = 2$ has {:,}".format(*freedom) in RANK
+
+
+def lsr_of(separation_rank):
+    return LsrConfig(
+        rank_shape=(2, 2), in_shape=(32, 24), out_shape=(32, 24), separation_rank=separation_rank,
+        target_modules=["layer"],
+    )  # fmt: skip
+
+
+def lora_of(rank):
+    return LoraConfig(r=rank, target_modules=["layer"])
+
+
+def adapted(config):
+    return get_peft_model(nn.ModuleDict({"layer": nn.Linear(768, 768)}), config)
+
+
+def count(model):
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def test_the_figures_of_initializations_are_those_of_the_committed_run():
+    found = figures("factorize")
+    starts = {(row["method"], row["size"]): row for row in found["starts"] if row["rank"] in (16, None)}
+
+    def seconds(method, size):
+        found = starts[method, size]["seconds"]
+        return f"{found:.2f}" if found < 1 else f"{found:.1f}"
+
+    def both(method):
+        return f"{seconds(method, 768)} and {seconds(method, 4096)} s"
+
+    peaks = [f"{starts[name, 4096]['peak_bytes'] / 1e6:.0f}" for name in ("row_space", "principal")]
+    for words in (
+        f"{seconds('row_space', 768)} s for a 768 × 768 weight and {seconds('row_space', 4096)} s for 4096 × 4096",
+        f"`principal` {both('principal')}",
+        f"a full SVD takes {both('torch.linalg.svd')}",
+        f"takes {both('minor')}",
+        f"{' and '.join(peaks)} MB of extra memory",
+    ):
+        assert words in INITIALIZATION, words
+    passes = {row["start"]: row for row in found["stream"] if row["layers"] == 32}
+    rows = [passes[name] for name in ("row_space", "principal")]
+    assert "take {:.0f} and {:.0f} s".format(*(row["seconds"] for row in rows)) in INITIALIZATION
+    assert "a peak of {:.1f} and {:.1f} GB".format(*(row["peak"] / 1e9 for row in rows)) in INITIALIZATION
+
+
+def test_the_peak_of_tokenizing_is_that_of_the_committed_run():
+    (row,) = [row for row in figures("rows")["stages"] if row["stage"] == "tokenize"]
+    assert row["rows"] == 3_000_000
+    assert f"peaks at {row['peak_bytes'] / 1e9:.2f} GB for three million" in page("docs/how-to/data-and-models.md")
+
+
+def test_the_readme_counts_the_adapters_of_params():
+    assert f"`adapter` is one of {len(ADAPTERS)}:" in README
