@@ -33,5 +33,5 @@ def test_a_truncated_line_is_dropped_and_the_next_one_is_whole(path, kept):
 @pytest.mark.parametrize("text", ["{", "[1]", "{}", "3"])
 def test_a_whole_line_that_is_no_cell_is_an_error_with_its_number(path, text):
     path.write_text(path.read_text() + f"{text}\n" + path.read_text())
-    with pytest.raises(UserError, match="line 3 is no cell"):
+    with pytest.raises(UserError, match="line 3 is not a cell"):
         store.load(path)
