@@ -1,13 +1,20 @@
 """Settings for all tests: no hub, no deadline on a first call, one thread."""
 
+import gc
 import os
+import shutil
+from functools import lru_cache
 
 # Before anything imports transformers or datasets: both read these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
+import jinja2
+import pytest
 import torch
 from hypothesis import settings
+
+from tests import workspace
 
 # The first call of many a torch operation takes longer than hypothesis' 200 ms.
 settings.register_profile("no_deadline", deadline=None)
@@ -16,7 +23,50 @@ settings.load_profile("no_deadline")
 # Models this small lose more to waking threads than they gain; and sums keep one order, which `torch.equal` needs.
 torch.set_num_threads(1)
 
+# PEFT writes a card beside each adapter, and would compile its template each time.
+jinja2.Environment.compile = lru_cache(jinja2.Environment.compile)
+
+
+@pytest.fixture(scope="session")
+def done(tmp_path_factory):
+    """A function that returns the workspace after all stages with an adapter, which nobody changes."""
+    from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, run
+
+    folders = {}
+
+    def after_all_stages(adapter):
+        if adapter not in folders:
+            folders[adapter] = workspace.make(tmp_path_factory.mktemp(adapter), adapter=adapter)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(folders[adapter])
+                patch.delenv("DVC_ROOT", raising=False)
+                run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
+        return folders[adapter]
+
+    return after_all_stages
+
+
+@pytest.fixture
+def after(done, tmp_path, monkeypatch):
+    """A function that goes to a copy of the workspace after all stages, and changes params.yaml there."""
+
+    def go(adapter="lsr", **changes):
+        shutil.copytree(done(adapter), tmp_path, dirs_exist_ok=True)
+        monkeypatch.chdir(tmp_path)
+        workspace.change(**changes)
+        return tmp_path
+
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    return go
+
 
 def pytest_collection_modifyitems(items):
-    """Put what runs whole pipelines first: last, it would leave all workers but one without work for minutes."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Put files that run whole pipelines first: last, they would leave all workers but one without work for minutes."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)  # whole, so that what a file sets up is set up once
+
+
+def pytest_collection_finish():
+    """What is imported stays: without it, every full garbage collection would look at a million objects again."""
+    gc.collect()
+    gc.freeze()

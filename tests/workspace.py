@@ -1,5 +1,10 @@
 """A folder in which the stages run: params, the two tables, a tiny RoBERTa and a GLUE-shaped data set, all local."""
 
+import atexit
+import copy
+import shutil
+import tempfile
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +60,17 @@ MAIN = ("lsr", "lora", "full", "head")  # methods that stand for all where a tes
 
 def make(folder: Path, **changes: Any) -> Path:
     """Fill a folder, which may be a copy of the repository, and return it; `changes` are merged into params.yaml."""
+    shutil.copytree(_whole(), folder, dirs_exist_ok=True)
+    params = merged(read_yaml(ROOT / "params.yaml"), SMALL)
+    write_yaml(folder / "params.yaml", merged(params, changes))
+    return folder
+
+
+@cache
+def _whole() -> Path:
+    """Make all but params.yaml, once a process."""
+    folder = Path(tempfile.mkdtemp(prefix="workspace"))
+    atexit.register(shutil.rmtree, folder)
     save_tiny_roberta(folder / "tiny-roberta")
     save_glue(folder / "glue")
     save_ratings(folder / "ratings.csv")
@@ -67,9 +83,12 @@ def make(folder: Path, **changes: Any) -> Path:
     }
     write_yaml(folder / "pipeline/models.yaml", read_yaml(ROOT / "pipeline/models.yaml") | model)
     write_yaml(folder / "pipeline/datasets.yaml", read_yaml(ROOT / "pipeline/datasets.yaml") | data)
-    params = merged(read_yaml(ROOT / "params.yaml"), SMALL)
-    write_yaml(folder / "params.yaml", merged(params, changes))
     return folder
+
+
+def change(**changes: Any) -> None:
+    """Merge changes into the params.yaml of the working folder."""
+    write_yaml(Path("params.yaml"), merged(read_yaml(Path("params.yaml")), changes))
 
 
 def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -79,7 +98,13 @@ def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> Any:
-    return YAML(typ="safe", pure=True).load(path)
+    return copy.deepcopy(_parsed(path.read_text(encoding="utf-8")))
+
+
+@lru_cache
+def _parsed(text: str) -> Any:
+    """Parse what many tests read again: a table takes a tenth of a second."""
+    return YAML(typ="safe", pure=True).load(text)
 
 
 def write_yaml(path: Path, content: Any) -> None:

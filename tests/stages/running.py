@@ -15,6 +15,7 @@ TOKENIZE = (tokenize, params.TokenizeView)
 FACTORIZE = (factorize_init, params.FactorizeInitView)
 TRAIN = (train, params.TrainView)
 EVALUATE = (evaluate, params.EvaluateView)
+EPOCHS, STEPS = 3, 27  # of the fixture `undisturbed`: 9 an epoch, of which the last has 2 examples
 
 
 def run(*stages):

@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import shutil
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,9 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.training import callbacks, checkpoints, run_folder
-from tests import deaths, workspace
-from tests.stages.running import FACTORIZE, TOKENIZE, TRAIN, digests, leftovers, run, train
+from tests import deaths
+from tests.stages.running import EPOCHS, digests, leftovers, train
 
-EPOCHS = 3
 PATIENCE = 300  # seconds, for a process to begin
 # Of the kinds of operations, those after which most can go wrong; the last of each kind.
 AIMED = (
@@ -32,15 +32,10 @@ def written():
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A workspace that is ready to train, what an undisturbed training writes, and its file operations."""
-    folder = tmp_path_factory.mktemp("trained")
-    workspace.make(folder, train={"epochs": EPOCHS}, lsr={"dropout": 0.1})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("DVC_ROOT", raising=False)
-        run(TOKENIZE, FACTORIZE, TRAIN)
-        return folder, written(), deaths.operations(folder, train)
+def trained(copied):
+    """A workspace that is ready to train, and what an undisturbed training writes."""
+    with chdir(copied):
+        return copied, written()
 
 
 @pytest.fixture
@@ -51,11 +46,19 @@ def at(trained, monkeypatch):
     return trained
 
 
+@pytest.fixture(scope="module")
+def operations(trained):
+    """The file operations of an undisturbed training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("DVC_ROOT", raising=False)
+        return deaths.operations(trained[0], train)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("aim", AIMED)
-def test_a_death_at_an_operation_changes_nothing(at, aim):
-    folder, undisturbed, done = at
-    number = max(number for number, operation in enumerate(done, start=1) if re.fullmatch(aim, operation))
+def test_a_death_at_an_operation_changes_nothing(at, operations, aim):
+    folder, undisturbed = at
+    number = max(number for number, operation in enumerate(operations, start=1) if re.fullmatch(aim, operation))
     deaths.die(folder, train, number)
     assert leftovers()
     train()
@@ -67,18 +70,27 @@ class KilledError(Exception):
     pass
 
 
-@pytest.fixture
-def cut_off(at, monkeypatch):
-    """The folder of a run that was cut off in its last epoch, and what an undisturbed one writes."""
+@pytest.fixture(scope="module")
+def left(trained, tmp_path_factory):
+    """The checkpoints of a run that was cut off in its last epoch."""
 
     def kill(self, args, state, *_, **__):
         if state.epoch > EPOCHS - 0.5:
             raise KilledError
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("DVC_ROOT", raising=False)
+        patch.chdir(trained[0])
         patch.setattr(callbacks.Progress, "on_step_end", kill)
         with pytest.raises(KilledError):
             train()
+    return shutil.move(trained[0] / ".checkpoints", tmp_path_factory.mktemp("left"))
+
+
+@pytest.fixture
+def cut_off(at, left):
+    """The folder of such a run, and what an undisturbed one writes."""
+    shutil.copytree(left, ".checkpoints", dirs_exist_ok=True)
     (folder,) = (path for path in Path(".checkpoints").iterdir() if path.is_dir())
     yield folder, at[1]
     shutil.rmtree(".checkpoints")

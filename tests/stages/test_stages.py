@@ -53,18 +53,16 @@ def at(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("adapter", workspace.MAIN)
-def test_an_untrained_adapter_leaves_the_base_model_as_it_was(at, adapter):
-    at(adapter=adapter)
-    run(FACTORIZE)
+def test_an_untrained_adapter_leaves_the_base_model_as_it_was(after, adapter):
+    after(adapter)
     view = params.load(params.TrainView)
     model = adapters.load_adapter(base_model(view), artifacts.INIT, trainable=False)
     assert torch.equal(logits(model), logits(base_model(view)))
 
 
 @pytest.mark.parametrize("adapter", workspace.MAIN)
-def test_a_run_scores_the_adapter_that_it_trained(at, adapter):
-    at(adapter=adapter)
-    run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
+def test_a_run_scores_the_adapter_that_it_trained(after, adapter):
+    after(adapter)
     scores, trained = report(artifacts.EVALUATE_METRICS), report(artifacts.TRAIN_METRICS)
     assert scores["score"] == scores["accuracy"] == pytest.approx(1.0, abs=0.5)
     assert scores["accuracy_low"] <= scores["accuracy"] <= scores["accuracy_high"]
@@ -81,9 +79,8 @@ def test_a_run_scores_the_adapter_that_it_trained(at, adapter):
 
 
 @pytest.mark.parametrize("adapter", workspace.MAIN)
-def test_exactly_the_adapter_and_the_head_move(at, adapter):
-    at(adapter=adapter)
-    run(TOKENIZE, FACTORIZE, TRAIN)
+def test_exactly_the_adapter_and_the_head_move(after, adapter):
+    after(adapter)
     before, after = (load_file(folder / adapters.WEIGHTS) for folder in (artifacts.INIT, artifacts.ADAPTER))
     assert before.keys() == after.keys()
     # The Trainer gives RoBERTa one kind of text only and pads with position 1: those rows get no gradient.
@@ -95,9 +92,8 @@ def test_exactly_the_adapter_and_the_head_move(at, adapter):
     assert not torch.equal(logits(model), logits(base_model(view)))
 
 
-def test_parameters_are_counted_apart(at):
-    at(adapter="lsr")
-    run(FACTORIZE)
+def test_parameters_are_counted_apart(after):
+    after()
     counts = report(artifacts.FACTORIZE_METRICS)
     # 24 = 6 * 4: s * (2*6 + 2*4) * 2 sides * 4 layers; the head has a dense layer and two outputs.
     assert counts["adapter_trained"] == 2 * (2 * 6 + 2 * 4) * 2 * 4
@@ -121,9 +117,8 @@ def test_the_best_epoch_is_what_is_written(at):
 
 
 @pytest.mark.parametrize("adapter", workspace.MAIN)
-def test_two_runs_write_the_same_bytes(at, adapter):
-    at(adapter=adapter)
-    run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
+def test_two_runs_write_the_same_bytes(after, adapter):
+    after(adapter)
     first = digests("artifacts") | digests("reports")
     run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
     assert digests("artifacts") | digests("reports") == first
@@ -175,9 +170,10 @@ EQUALS = [  # validation scores and losses by epoch, and the epoch that is kept
 
 @pytest.mark.parametrize("is_killed", [False, True])
 @pytest.mark.parametrize(("looks", "best"), EQUALS)
-def test_of_epochs_with_equal_scores_the_later_one_of_the_lower_loss_is_kept(at, monkeypatch, looks, best, is_killed):
-    at(train={"epochs": LAST})
-    run(TOKENIZE, FACTORIZE)
+def test_of_epochs_with_equal_scores_the_later_one_of_the_lower_loss_is_kept(
+    after, monkeypatch, looks, best, is_killed
+):
+    after(train={"epochs": LAST})
     weights = {}
 
     def evaluation_loop(trainer, *_, **__):
@@ -202,9 +198,8 @@ def test_of_epochs_with_equal_scores_the_later_one_of_the_lower_loss_is_kept(at,
     assert not any(torch.equal(next(iter(kept.values())), next(iter(weights[epoch].values()))) for epoch in others)
 
 
-def test_a_checkpoint_of_other_params_is_not_taken_up(at):
-    at()
-    run(TOKENIZE, FACTORIZE)
+def test_a_checkpoint_of_other_params_is_not_taken_up(after):
+    after()
     view = params.load(params.TrainView)
     here = training.checkpoint_folder(view)
     assert training.checkpoint_folder(view.model_copy(update={"seed": 1})) != here
@@ -214,9 +209,8 @@ def test_a_checkpoint_of_other_params_is_not_taken_up(at):
     assert training.checkpoint_folder(view) != here
 
 
-def test_a_checkpoint_is_orphaned_by_changes_of_what_trains_and_of_nothing_else(at, tmp_path, monkeypatch):
-    at()
-    run(TOKENIZE, FACTORIZE)
+def test_a_checkpoint_is_orphaned_by_changes_of_what_trains_and_of_nothing_else(after, tmp_path, monkeypatch):
+    after()
     code = tmp_path / "code"
     for name in ("lsr", "pipeline", "stages"):
         shutil.copytree(workspace.ROOT / name, code / name)
@@ -251,10 +245,9 @@ def test_the_head_and_the_small_factors_have_their_own_learning_rates(at):
 
 
 @pytest.mark.parametrize("adapter", ["lsr", "lora"])
-def test_products_in_bf16_train_factors_in_fp32(at, adapter, monkeypatch):
-    at(adapter=adapter, train={"precision": "bf16"})
+def test_products_in_bf16_train_factors_in_fp32(after, adapter, monkeypatch):
+    after(adapter, train={"precision": "bf16"})
     computed = set()
-    run(TOKENIZE, FACTORIZE)
     forward = torch.nn.functional.linear
 
     def linear(x, *others):
@@ -298,9 +291,9 @@ def test_a_compiled_step_is_asked_of_the_trainer(at, tmp_path):
     assert arguments.training_arguments(view, 4, tmp_path).torch_compile
 
 
-def test_a_training_that_diverges_ends_in_one_line(at, monkeypatch):
-    at()
-    run(TOKENIZE, FACTORIZE)
+def test_a_training_that_diverges_ends_in_one_line(after, monkeypatch):
+    after()
+    shutil.rmtree(artifacts.ADAPTER)
     usual = Trainer.compute_loss
 
     def infinite(*args, **options):
@@ -344,21 +337,20 @@ def test_rated_texts_are_compared_in_pairs(at):
 
 
 def exported(words):
-    """Run the pipeline, and return what the exports say beside the adapter."""
-    run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
+    """Return what the exports say beside the adapter."""
     assert {path.name for path in artifacts.EXPORTS.iterdir()} == {"parity.json", "README.md", *words}
     return report(artifacts.EXPORTS / "parity.json")
 
 
-def test_without_a_word_nothing_is_exported(at, capsys):
-    at()
+def test_without_a_word_nothing_is_exported(after, capsys):
+    after()
+    run(EVALUATE)
     assert exported([]) == {}
     assert "exports" not in capsys.readouterr().out
 
 
-def test_the_adapter_says_what_it_reads_and_what_its_head_says(at):
-    at()
-    run(TOKENIZE, FACTORIZE, TRAIN)
+def test_the_adapter_says_what_it_reads_and_what_its_head_says(after):
+    after()
     assert report(artifacts.ADAPTER / "task.json") == {
         "columns": ["sentence1", "sentence2"],
         "labels": ["not_equivalent", "equivalent"],
@@ -368,6 +360,7 @@ def test_the_adapter_says_what_it_reads_and_what_its_head_says(at):
 
 def test_both_forms_are_written_and_compared(at, capsys):
     folder = at(lsr={"learning_rate": 0.1}, evaluate={"export": ["merged", "lora"]})
+    run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
     differences = exported(["lora", "merged"])
     assert differences.keys() == {"lora", "merged"}
     assert all(value < 1e-5 for value in differences.values())
@@ -394,9 +387,8 @@ def test_both_forms_are_written_and_compared(at, capsys):
         assert str(folder) not in path.read_text(), path
 
 
-def test_one_tokenizer_is_loaded_and_one_set_of_predictions_made(at, monkeypatch):
-    at(evaluate={"export": ["merged", "lora"]})
-    run(TOKENIZE, FACTORIZE, TRAIN)
+def test_one_tokenizer_is_loaded_and_one_set_of_predictions_made(after, monkeypatch):
+    after(evaluate={"export": ["merged", "lora"]})
     calls = []
     for module, name in ((base_models, "load_tokenizer"), (inference, "predicted"), (tokens, "load_tokens")):
         usual = getattr(module, name)
@@ -406,8 +398,9 @@ def test_one_tokenizer_is_loaded_and_one_set_of_predictions_made(at, monkeypatch
 
 
 @pytest.mark.parametrize("adapter", ["lora", "full", "head"])
-def test_any_adapter_is_exported_merged(at, adapter):
-    at(adapter=adapter, evaluate={"export": ["merged"]})
+def test_any_adapter_is_exported_merged(after, adapter):
+    after(adapter, evaluate={"export": ["merged"]})
+    run(EVALUATE)
     assert exported(["merged"])["merged"] < 1e-5
     view = params.load(params.EvaluateView)
     merged = AutoModelForSequenceClassification.from_pretrained("artifacts/exports/merged")
@@ -417,27 +410,26 @@ def test_any_adapter_is_exported_merged(at, adapter):
 
 def test_a_subtracted_start_is_exported_with_its_regression_head(at):
     at(data="ratings", lsr={"init": "principal"}, evaluate={"export": ["lora", "merged"]})
+    run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
     assert all(value < 1e-4 for value in exported(["lora", "merged"]).values())
 
 
-def test_exports_have_the_same_bytes_every_time_and_leave_with_their_word(at):
-    at(evaluate={"export": ["lora", "merged"]})
+def test_exports_have_the_same_bytes_every_time_and_leave_with_their_word(after):
+    after(evaluate={"export": ["lora", "merged"]})
+    run(EVALUATE)
     exported(["lora", "merged"])
     first = digests(artifacts.EXPORTS)
     run(EVALUATE)
     assert digests(artifacts.EXPORTS) == first
-    everything = workspace.read_yaml(Path("params.yaml"))
-    workspace.write_yaml(Path("params.yaml"), workspace.merged(everything, {"evaluate": {"export": []}}))
+    workspace.change(evaluate={"export": []})
     run(EVALUATE)
     assert list(digests(artifacts.EXPORTS)) == ["artifacts/exports/README.md", "artifacts/exports/parity.json"]
 
 
-def test_an_export_that_is_refused_is_one_line_and_leaves_the_old_one(at):
-    at(adapter="lora")
-    exported([])
+def test_an_export_that_is_refused_is_one_line_and_leaves_the_old_one(after):
+    after("lora")
     before = digests(artifacts.EXPORTS)
-    changed = {"adapter": "lsr", "evaluate": {"export": ["lora"]}}  # by hand, without training again
-    workspace.write_yaml(Path("params.yaml"), workspace.merged(workspace.read_yaml(Path("params.yaml")), changed))
+    workspace.change(adapter="lsr", evaluate={"export": ["lora"]})  # by hand, without training again
     with pytest.raises(UserError) as error:
         run(EVALUATE)
     assert str(error.value) == "params.yaml: evaluate.export: lora: the model has no LSR adapter 'default'"
@@ -496,8 +488,7 @@ def test_the_seed_draws_other_factors_and_another_head(at):
     at(lsr={"init": "random"})
     run(FACTORIZE)
     first = load_file(artifacts.INIT / adapters.WEIGHTS)
-    at_seed = workspace.read_yaml(Path("params.yaml")) | {"seed": 1}
-    workspace.write_yaml(Path("params.yaml"), at_seed)
+    workspace.change(seed=1)
     run(FACTORIZE)
     second = load_file(artifacts.INIT / adapters.WEIGHTS)
     same = {name.rpartition(".")[2] for name in first if torch.equal(first[name], second[name])}
@@ -512,9 +503,8 @@ def test_no_path_of_this_machine_is_in_an_adapter(at):
     assert json.loads(written)["base_model_name_or_path"] == "tiny-roberta"
 
 
-def test_saving_a_loaded_adapter_asks_no_hub(at, monkeypatch):
-    at()
-    run(FACTORIZE)
+def test_saving_a_loaded_adapter_asks_no_hub(after, monkeypatch):
+    after()
     view = params.load(params.TrainView)
     written = json.loads((artifacts.INIT / "adapter_config.json").read_text())
     written["base_model_name_or_path"] = "someone/on-the-hub"
@@ -581,9 +571,8 @@ def test_a_stage_without_the_one_before_says_so(at):
         run(TRAIN)
 
 
-def test_an_adapter_of_another_base_model_is_refused(at):
-    folder = at()
-    run(TOKENIZE, FACTORIZE, TRAIN)
+def test_an_adapter_of_another_base_model_is_refused(after):
+    folder = after()
     view = params.load(params.EvaluateView)
     wider = workspace.SIZES | {"hidden_size": 32}
     (folder / "tiny-roberta").rename(folder / "narrow")

@@ -2,6 +2,7 @@
 
 import csv
 import os
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pipeline import artifacts
 from pipeline.training import callbacks
 from tests import workspace
-from tests.stages.running import FACTORIZE, TOKENIZE, TRAIN, digests, run
-
-EPOCHS, STEPS = 3, 27
+from tests.stages.running import STEPS, TRAIN, digests, run
 
 
 def written():
@@ -20,15 +19,10 @@ def written():
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A workspace, and what a training writes there without a tracker."""
-    folder = tmp_path_factory.mktemp("watched")
-    workspace.make(folder, train={"epochs": EPOCHS}, lsr={"dropout": 0.1})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("DVC_ROOT", raising=False)
-        run(TOKENIZE, FACTORIZE, TRAIN)
-        return folder, written()
+def trained(copied):
+    """A workspace, and what a training has written there without a tracker."""
+    with chdir(copied):
+        return copied, written()
 
 
 @pytest.fixture

@@ -10,32 +10,14 @@ from pipeline import artifacts, params
 from pipeline.evaluation import inference
 from pipeline.methods import adapters, base_models, device
 from pipeline.predict.opening import open_adapter
-from stages import evaluate, factorize_init, tokenize, train
+from stages import evaluate
 from tests import workspace
 
 CPU, META = torch.device("cpu"), torch.device("meta")
-STAGES = (
-    (tokenize, params.TokenizeView),
-    (factorize_init, params.FactorizeInitView),
-    (train, params.TrainView),
-)
 
 
 def devices(model):
     return {tensor.device for tensor in (*model.parameters(), *model.buffers())}
-
-
-@pytest.fixture
-def at(tmp_path, monkeypatch):
-    """A function that runs the stages up to the training in a workspace, and stays there."""
-
-    def make(**changes):
-        monkeypatch.chdir(workspace.make(tmp_path, **changes))
-        for stage, view in STAGES:
-            stage.main(params.load(view))
-
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    return make
 
 
 @pytest.fixture
@@ -58,8 +40,8 @@ def test_without_an_accelerator_the_cpu_is_the_fastest(monkeypatch):
 
 @pytest.mark.parametrize("adapter", workspace.MAIN)
 @pytest.mark.parametrize("trainable", [True, False])
-def test_an_adapter_is_loaded_to_the_device_of_its_base(at, accelerator, adapter, trainable):
-    at(adapter=adapter)
+def test_an_adapter_is_loaded_to_the_device_of_its_base(after, accelerator, adapter, trainable):
+    after(adapter)
     accelerator()
     view = params.load(params.TrainView)
     base = base_models.load_base_model(view.base_model, view.dataset)
@@ -67,8 +49,8 @@ def test_an_adapter_is_loaded_to_the_device_of_its_base(at, accelerator, adapter
 
 
 @pytest.mark.parametrize("adapter", workspace.MAIN)
-def test_a_model_moves_as_a_whole(at, accelerator, adapter):
-    at(adapter=adapter)
+def test_a_model_moves_as_a_whole(after, accelerator, adapter):
+    after(adapter)
     accelerator()
     view = params.load(params.TrainView)
     base = base_models.load_base_model(view.base_model, view.dataset)
@@ -76,8 +58,8 @@ def test_a_model_moves_as_a_whole(at, accelerator, adapter):
     assert devices(device.place(model)) == {META}
 
 
-def test_evaluation_and_exports_are_asked_on_one_device(at, accelerator, monkeypatch):
-    at(evaluate={"export": ["lora", "merged"]})
+def test_evaluation_and_exports_are_asked_on_one_device(after, accelerator, monkeypatch):
+    after(evaluate={"export": ["lora", "merged"]})
     accelerator()
     seen = []
 
@@ -90,8 +72,8 @@ def test_evaluation_and_exports_are_asked_on_one_device(at, accelerator, monkeyp
     assert seen == [{META}] * 4  # beside the base, merged, and each export
 
 
-def test_predictions_are_asked_on_one_device(at, accelerator):
-    at(adapter="lora")
+def test_predictions_are_asked_on_one_device(after, accelerator):
+    after("lora")
     accelerator()
     model, _ = open_adapter(artifacts.ADAPTER, None)
     assert devices(model) == {META}
@@ -105,8 +87,8 @@ class Batch(dict):
         super().__init__(input_ids=SimpleNamespace(to=went.append))
 
 
-def test_examples_are_read_on_the_accelerator_and_the_model_is_then_where_it_was(at, accelerator, monkeypatch):
-    at(lsr={"init": "gradient"})
+def test_examples_are_read_on_the_accelerator_and_the_model_is_then_where_it_was(after, accelerator, monkeypatch):
+    after(lsr={"init": "gradient"})
     view = params.load(params.TrainView)
     base = base_models.load_base_model(view.base_model, view.dataset)
     names = adapters.target_names(base, view.section, view.base_model, view.seed)
