@@ -24,6 +24,8 @@ from lsr.init import INITIALIZATIONS
 from lsr.tuner.linear import adapted_layers
 from tests.lsr.saved import CASES, FOLDED, adapted, save
 
+pytestmark = pytest.mark.usefixtures("remembered_fits")
+
 each_case = pytest.mark.parametrize("case", CASES)
 PORTABLE = {
     *("alpha_pattern", "base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "init_lora_weights"),

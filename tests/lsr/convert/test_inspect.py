@@ -14,6 +14,8 @@ from lsr.convert.inspect import inspect_adapter, inspect_layer, shared_prefix
 from lsr.tuner.linear import adapted_layers
 from tests.lsr.saved import CASES, FOLDED, entries, save
 
+pytestmark = pytest.mark.usefixtures("remembered_fits")
+
 
 def report(case, folder, base=None):
     name, fields = CASES[case]

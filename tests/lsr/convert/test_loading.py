@@ -16,6 +16,8 @@ from lsr.init import INITIALIZATIONS
 from lsr.tuner.linear import adapted_layers
 from tests.lsr.saved import CASES, save
 
+pytestmark = pytest.mark.usefixtures("remembered_fits")
+
 READERS = {"load_adapter": load_adapter, "load_layers": load_layers, "inspect_adapter": inspect_adapter}
 each_case = pytest.mark.parametrize("case", CASES)
 each_reader = pytest.mark.parametrize("read", READERS.values(), ids=READERS)

@@ -10,8 +10,11 @@ from lsr import prune_adapter
 from lsr.convert.files import CONFIG, WEIGHTS, InputError
 from lsr.convert.loading import load_adapter
 from lsr.tuner.linear import adapted_layers
+from tests.lsr import fits
 from tests.lsr.distances import check_certificate
 from tests.lsr.saved import CASES, FOLDED, SPLIT, save
+
+pytestmark = pytest.mark.usefixtures("remembered_fits")
 
 each_case = pytest.mark.parametrize("case", SPLIT)
 
@@ -74,6 +77,7 @@ def test_a_layer_with_few_terms_stays_as_it_is(tmp_path):
 def test_the_same_adapter_gives_the_same_bytes(tmp_path):
     save("bert", tmp_path)
     for name in ("one", "two"):
+        fits.forget()
         prune_adapter(tmp_path / "adapter", tmp_path / name, separation_rank=2)
     for name in (CONFIG, WEIGHTS):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()

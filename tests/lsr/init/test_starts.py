@@ -15,6 +15,8 @@ from lsr.init import INITIALIZATIONS
 from lsr.init.examples import weight_gradients
 from lsr.tuner.linear import adapted_layers
 
+pytestmark = pytest.mark.usefixtures("remembered_fits")
+
 SHAPES = {"separation_rank": 3, "rank_shape": (2, 2), "alpha": 7, "seed": 0, "task_type": "SEQ_CLS"}
 FOLDED = [word for word, one in INITIALIZATIONS.items() if one.folds]
 UNFOLDED = [word for word, one in INITIALIZATIONS.items() if not one.folds]

@@ -9,6 +9,8 @@ from benchmarks.capabilities.probes import BEHAVIORS
 from benchmarks.capabilities.subjects import Subject
 from tests.lsr.subjects import CASES, FAMILY
 
+pytestmark = pytest.mark.usefixtures("remembered_fits")
+
 REFUSED = {  # by PEFT or transformers themselves: what a user reads
     "`hotswap_adapter`": "Hotswapping only supports LORA but LSR was passed.",
     "`PeftMixedModel` with LoRA": "The provided `peft_type` 'LSR' is not compatible with the `PeftMixedModel`.",

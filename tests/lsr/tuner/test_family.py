@@ -30,6 +30,8 @@ from lsr.tuner.resolved import Resolved
 from lsr.tuner.start import initialize_factors
 from tests.lsr.tuner.test_citizenship import REFUSED
 
+pytestmark = pytest.mark.usefixtures("remembered_fits")
+
 USUAL = {"task_type": "SEQ_CLS", "rank_shape": (4,), "alpha": 7, "seed": 0, "train": "core"}
 FAMILIES = {  # fields of the adapter whose frames they are
     "one factor": {"init_weights": "principal"},

@@ -172,7 +172,8 @@ def test_all_gradients_of_the_fused_layer_and_their_gradients_are_right(tokens, 
     values = [normal(tokens, n), normal(7, n, seed=1), normal(7, seed=9), *factors]
     values = [value if value is None else value.requires_grad_() for value in values]
     assert torch.autograd.gradcheck(lambda *args: fused(*args, dropout), values)
-    assert torch.autograd.gradgradcheck(lambda *args: fused(*args, dropout), values)
+    # Along random directions: one by one, the second derivatives take a second a case.
+    assert torch.autograd.gradgradcheck(lambda *args: fused(*args, dropout), values, fast_mode=True)
 
 
 @pytest.mark.parametrize("wanted", range(7), ids=["x", "weight", "bias", "A1", "A2", "B1", "B2"])

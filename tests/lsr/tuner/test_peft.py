@@ -18,6 +18,8 @@ from lsr.tuner.linear import adapted_layers
 from tests.lsr.saved import entries
 from tests.lsr.subjects import CASES
 
+pytestmark = pytest.mark.usefixtures("remembered_fits")
+
 _, _, SECOND = METHODS["LSR"]
 HEAD_MODELS = {  # a head of one layer, of several inside one module, of two modules, without a bias
     "bert": CASES["two factors"],

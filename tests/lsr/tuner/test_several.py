@@ -13,6 +13,8 @@ from benchmarks.capabilities.models import logits, tiny
 from lsr import LsrConfig
 from lsr.tuner.linear import adapted_layers
 
+pytestmark = pytest.mark.usefixtures("remembered_fits")
+
 USUAL = {"rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0}
 PAIRS = {  # fields of the first and of the second adapter
     "a folded one first": ({"init_weights": "principal"}, {}),

@@ -22,6 +22,8 @@ from lsr.tuner.linear import adapted_layers
 from lsr.tuner.start import initialize_factors
 from tests.lsr.subjects import FAMILY
 
+pytestmark = pytest.mark.usefixtures("remembered_fits")
+
 USUAL = {"rank_shape": (4,), "alpha": 7, "seed": 0, "train": "core", "share": "layers", "init_weights": "principal"}
 QUERIES = [f"bert.encoder.layer.{i}.attention.self.query" for i in (0, 1)]
 VALUES = [f"bert.encoder.layer.{i}.attention.self.value" for i in (0, 1)]

@@ -14,6 +14,8 @@ from lsr.init import INITIALIZATIONS, READERS
 from lsr.tuner.linear import adapted_layers
 from lsr.tuner.start import collect_gradients, initialize_factors
 
+pytestmark = pytest.mark.usefixtures("remembered_fits")
+
 USUAL = {"task_type": "SEQ_CLS", "rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0}
 MODELS = {"bert": {}, "bert-padded": {"rank_shape": (2, 1, 2)}, "gpt2": {"train": "first"}}
 BATCHES = [{**tokens(), "labels": torch.arange(4) % LABELS}]
