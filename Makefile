@@ -14,7 +14,7 @@ UNCOMPARED := $(UNCOMPARED)|(rows|train|validation|test)_.*|energy_.*|error$$|(b
 # A notice at every build that another generator will follow this one.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: repro experiments plots test check audit torture docs arena bench bench-family bench-factorize bench-capabilities \
+.PHONY: repro experiments plots test types check audit torture docs arena bench bench-family bench-factorize bench-capabilities \
 	bench-rows clean
 
 ## repro: fine-tune the default model on the default data: check, inputs, check-model, tokenize, factorize-init, train, evaluate
@@ -35,13 +35,16 @@ plots: $(READY)
 test: $(READY)
 	$(PYTEST)
 
+## types: mypy and import-linter
+types: $(READY)
+	mypy
+	lint-imports
+
 ## check: the test suite, and what keeps the code in shape: ruff, mypy, import-linter
 check: $(READY)
 	ruff check .
 	ruff format --check .
-	mypy
-	lint-imports
-	$(PYTEST)
+	$(MAKE) --jobs 2 types test # mypy has one core: the suite does not wait for it
 
 ## audit: known vulnerabilities of the pinned versions; exit status 1 if there are any, or if nobody can be asked
 audit: $(READY)
@@ -81,10 +84,11 @@ bench-capabilities: $(READY)
 bench-rows: $(READY)
 	python -m benchmarks.rows
 
+# Python compiles a module when it is first imported; pip would compile five times as many, on one core.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	pip install --quiet --constraint constraints.txt --editable '.[pipeline,compare,plots,demo,docs,dev]'
+	pip install --quiet --no-compile --constraint constraints.txt --editable '.[pipeline,compare,plots,demo,docs,dev]'
 	python -m pipeline.plots_page
 	@touch $@
 
