@@ -14,7 +14,7 @@ from dvc.utils.serialize import _yaml
 
 from pipeline import params
 from stages import check, check_model, inputs
-from tests.workspace import ROOT, merged, read_yaml, write_yaml
+from tests.workspace import ROOT, change, merged, read_yaml, write_yaml
 
 STAGES = read_yaml(ROOT / "dvc.yaml")["stages"]
 CHECKS = {"check-model"}
@@ -72,7 +72,7 @@ def parsed_once():
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
-    """A copy of the repository in which every stage is up to date, with outputs that no stage made."""
+    """A copy of the repository in which every stage is up to date, most of them with outputs that no stage made."""
     folder = tmp_path_factory.mktemp("repository") / "copy"
     for name in ("lsr", "pipeline", "stages", "data", "models", "benchmarks", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -86,10 +86,17 @@ def repository(tmp_path_factory):
                 path = folder / (entry if isinstance(entry, str) else next(iter(entry)))
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text("{}")
-    with chdir(folder), Repo() as repo:
+    with chdir(folder):
+        run_first_stages()
+        commit()
+    return folder
+
+
+def commit():
+    """Have DVC take everything for up to date."""
+    with Repo() as repo:
         repo.commit(force=True)
         assert repo.status() == {}
-    return folder
 
 
 @pytest.mark.parametrize("path", STALE)
@@ -108,24 +115,21 @@ def test_an_edit_makes_those_stages_stale_that_depend_on_it(path, repository):
 
 
 @pytest.fixture
-def chosen(repository):
-    """A function that has other values in params.yaml and everything up to date; afterwards it is as before."""
-    before = {name: (repository / name).read_text() for name in ("params.yaml", "pipeline/datasets.yaml")}
+def copied(repository, tmp_path, monkeypatch):
+    """A copy of that, as the working folder."""
+    monkeypatch.chdir(shutil.copytree(repository, tmp_path / "copy"))
+
+
+@pytest.fixture
+def chosen(copied):
+    """A function that has other values in params.yaml there, and everything up to date."""
 
     def choose(**changes):
-        write_yaml(repository / "params.yaml", merged(read_yaml(repository / "params.yaml"), changes))
+        change(**changes)
         run_first_stages()
-        with Repo() as repo:
-            repo.commit(force=True)
-            assert repo.status() == {}
+        commit()
 
-    with chdir(repository):
-        yield choose
-        for name, content in before.items():
-            (repository / name).write_text(content)
-        run_first_stages()
-        with Repo() as repo:
-            repo.commit(force=True)
+    return choose
 
 
 def run_first_stages():
@@ -166,18 +170,13 @@ def test_a_change_of_a_pooled_row_is_noticed_and_starts_the_adapter_again_alone(
 
 
 @pytest.mark.parametrize(("path", "then"), [("models/family", {"factorize-init"}), ("models/other", set())])
-def test_a_change_of_the_frames_that_are_held_starts_the_adapter_again_alone(chosen, repository, path, then):
-    files = [repository / f"models/{name}/adapter_model.safetensors" for name in ("family", "other")]
-    for file in files:
-        file.parent.mkdir(exist_ok=True)
-        file.write_text("old")
-    try:
-        chosen(lsr={"frames": "models/family", "train": "core"})
-        (repository / path / "adapter_model.safetensors").write_text("new")
-        assert stale() == ({"inputs"}, then)
-    finally:
-        for file in files:
-            shutil.rmtree(file.parent)
+def test_a_change_of_the_frames_that_are_held_starts_the_adapter_again_alone(chosen, path, then):
+    for name in ("family", "other"):
+        Path(f"models/{name}").mkdir()
+        Path(f"models/{name}/adapter_model.safetensors").write_text("old")
+    chosen(lsr={"frames": "models/family", "train": "core"})
+    Path(path, "adapter_model.safetensors").write_text("new")
+    assert stale() == ({"inputs"}, then)
 
 
 @pytest.mark.parametrize(
@@ -190,9 +189,8 @@ def test_a_change_of_the_frames_that_are_held_starts_the_adapter_again_alone(cho
         ({"evaluate": {"resamples": 100}}, {"evaluate"}),
     ],
 )
-def test_a_value_makes_those_stages_stale_that_read_it(chosen, repository, changes, then):
-    chosen()
-    write_yaml(repository / "params.yaml", merged(read_yaml(repository / "params.yaml"), changes))
+def test_a_value_makes_those_stages_stale_that_read_it(copied, changes, then):
+    change(**changes)
     _, found = stale()
     assert found == then
 
