@@ -116,12 +116,12 @@ def show_growth(rows: Sequence[growth.Row]) -> None:
         found = [row for row in rows if row.what == what]
         cells: list[list[console.Cell]] = [[row.size, 1e3 * row.seconds, row.peak_bytes / 1e6] for row in found]
         exponents = [
-            _exponent([(row.size, getattr(row, field)) for row in found]) for field in ("seconds", "peak_bytes")
+            exponent([(row.size, getattr(row, field)) for row in found]) for field in ("seconds", "peak_bytes")
         ]
         console.table(f"growth: {what}", [what, "ms", "peak MB"], [*cells, ["exponent", *exponents]])
 
 
-def _exponent(points: Sequence[tuple[float, float]]) -> float:
+def exponent(points: Sequence[tuple[float, float]]) -> float:
     """Return p of the power law c n^p that fits values of several sizes n best, in logarithms."""
     sizes, values = np.log(np.array(points)).T
     return round(float(np.polyfit(sizes, values, 1)[0]), 2)

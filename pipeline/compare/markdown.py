@@ -7,7 +7,7 @@ from pipeline.compare import paper
 from pipeline.compare.comparison import Comparison
 from pipeline.compare.rows import AVERAGE, Row
 from pipeline.compare.tables import Flat, flattery
-from pipeline.compare.words import NONE, ahead, counted, mean, probable, scored
+from pipeline.compare.words import NONE, ahead, counted, mean, probable, scored, several
 
 HEADER = (
     "method", "score", "difference", "p (Holm)", "trained", "degrees of freedom", "stored", "bytes", "seconds",
@@ -17,7 +17,7 @@ HEADER = (
 
 def markdown(found: Comparison, experiments: Sequence[Flat] = ()) -> str:
     """Return the tables in Markdown: first in the layout of papers, then one table per task."""
-    shown = [f"# {found.preset}: {len(found.methods)} methods on {len(found.tasks)} tasks", ""]
+    shown = [f"# {found.preset}: {several(len(found.methods), 'method')} on {several(len(found.tasks), 'task')}", ""]
     shown += [
         "Scores are percent of each task's first metric, mean over seeds ± half of the 95 % interval. "
         + paper.note(found)

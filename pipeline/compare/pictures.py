@@ -43,7 +43,7 @@ def _png(chart: alt.TopLevelMixin) -> bytes:
 
 
 def _pictures(found: Comparison) -> Iterator[tuple[str, alt.TopLevelMixin]]:
-    order = [*found.tasks, AVERAGE]
+    order = [*found.tasks, AVERAGE] if len(found.tasks) > 1 else list(found.tasks)
     for size, title in SIZES.items():
         chart = charts.pareto(found, size, title).properties(width=330, height=260)
         yield f"pareto-{size.replace('_', '-')}.png", _by_task(chart, order, found)
@@ -61,6 +61,7 @@ def _pictures(found: Comparison) -> Iterator[tuple[str, alt.TopLevelMixin]]:
 def _by_task(chart: alt.LayerChart, order: list[str], found: Comparison) -> alt.TopLevelMixin:
     facet = alt.Facet("task:N", title=None, sort=order)
     whole = chart.facet(facet=facet, columns=min(ABREAST, ceil(sqrt(len(order)))))
+    whole = whole.transform_filter(alt.FieldOneOfPredicate("task", order))
     return _dressed(whole.resolve_scale(x="shared", y="independent").resolve_axis(x="independent"))
 
 

@@ -12,7 +12,7 @@ from pipeline.compare.comparison import Comparison, compare
 from pipeline.compare.page import page
 from pipeline.compare.rows import AVERAGE
 from pipeline.compare.tables import Flat
-from pipeline.compare.words import NONE, ahead, counted, probable, scored
+from pipeline.compare.words import NONE, ahead, counted, probable, scored, several
 
 PAGE = "index.html"
 
@@ -50,7 +50,7 @@ def write_tables(folder: Path, found: Comparison, rows: Sequence[Flat]) -> None:
 
 def _show(found: Comparison) -> None:
     rows = sorted(found.rows[AVERAGE].values(), key=lambda row: (-(row.score.mean or float("-inf")), row.method))
-    title = f"{found.preset}: average of {len(found.tasks)} tasks, percent; differences to {found.baseline}"
+    title = f"{found.preset}: average of {several(len(found.tasks), 'task')}, percent; differences to {found.baseline}"
     columns = ("method", "score", "difference", "p (Holm)", "trained", "dof", "bytes", "seconds", "status")
     shown = []
     for row in rows:

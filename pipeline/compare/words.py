@@ -1,4 +1,4 @@
-"""Formatting of numbers."""
+"""How the tables and the page write numbers."""
 
 from collections.abc import Mapping
 from statistics import fmean
@@ -25,6 +25,11 @@ def ahead(value: Estimate) -> str:
 def counted(value: float | None) -> str:
     """Return a whole number with thousands separators."""
     return NONE if value is None else f"{value:,.0f}"
+
+
+def several(count: int, what: str) -> str:
+    """Return a number of things, as in "1 task" and "5 tasks"."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def probable(value: float | None) -> str:

@@ -10,6 +10,8 @@ from torch import nn
 from benchmarks.family import report, store, summary
 from benchmarks.family.__main__ import CELLS, RESULTS
 from benchmarks.family.checks import checks
+from benchmarks.speed import growth
+from benchmarks.speed import report as speed_report
 from lsr import LsrConfig
 from pipeline.methods.freedom import degrees_of_freedom
 from pipeline.params import ADAPTERS
@@ -104,10 +106,32 @@ def test_the_figures_of_speed_are_those_of_the_committed_run():
         "only query and value adapted, {:.2f} and {:.2f}".format(*few),
         "{:.1f} and {:.1f} times as fast as LoKr".format(*(a / b for a, b in zip(lsr, lokr, strict=True))),
         "peak memory is {:.2f} and {:.2f} times LoRA's".format(*(a / b for a, b in zip(*peaks, strict=True))),
+        "LSR reaches {:.0f} and {:.0f} %".format(*(100 * share for share in of_models("LSR r=4 s=16", "bound_share"))),
+        "LoRA r = 8 {:.0f} and {:.0f} %".format(*(100 * share for share in of_models("LoRA r=8", "bound_share"))),
+        "LoRA r = 1 {:.0f} and {:.0f} %".format(*(100 * share for share in of_models("LoRA r=1", "bound_share"))),
     ):
         assert words in said, words
     for row in parts["race"]:
         assert re.search(rf"\b{row['seconds']:.0f} s\b", COST), row
+
+
+def test_how_the_cost_grows_is_as_measured():
+    found = {}
+    for figure in figures("speed")["growth"]:
+        found.setdefault(figure["what"], []).append(growth.Row(**figure))
+    table = COST.partition("## How the cost grows")[2]
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
+    assert [line[0].partition(",")[0] for line in lines] == list(found)
+    for (_, *cells), rows in zip(lines, found.values(), strict=True):
+        first, last = rows[0], rows[-1]
+        times, peaks = ([(row.size, getattr(row, field)) for row in rows] for field in ("seconds", "peak_bytes"))
+        assert cells == [
+            f"{first.size:,} to {last.size:,}",
+            f"{1e3 * first.seconds:,.0f} to {1e3 * last.seconds:,.0f}",
+            f"{speed_report.exponent(times):.2f}",
+            f"{first.peak_bytes / 1e6:.0f} to {last.peak_bytes / 1e6:.0f}",
+            f"{speed_report.exponent(peaks):.2f}",
+        ]
 
 
 def test_the_table_of_the_forms_is_that_of_the_finished_cells(table):

@@ -15,6 +15,7 @@ from pipeline.compare.comparison import ALWAYS, Comparison
 from pipeline.compare.pictures import SIZES
 from pipeline.compare.rows import AVERAGE
 from pipeline.compare.tables import Flat
+from pipeline.compare.words import several
 
 Spec = dict[str, Any]
 GLOBALS = "window.vegaEmbed = vegaEmbed;"
@@ -29,6 +30,8 @@ def page(found: Comparison, experiments: Sequence[Flat] = ()) -> str:
     template = environment.from_string(_file("page.html"))
     return template.render(
         found=found,
+        methods=several(len(found.methods), "method"),
+        tasks=several(len(found.tasks), "task"),
         trainings=len(tables.trainings(found)),
         note=paper.note(found),
         flattery=tables.flattery(found),
