@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
 from unittest.mock import patch
 
@@ -16,24 +17,18 @@ from pipeline import artifacts, params, stage
 from pipeline.errors import UserError
 from pipeline.methods import adapters
 from pipeline.training import arguments, callbacks
-from tests import deaths, workspace
-from tests.stages.running import FACTORIZE, TOKENIZE, TRAIN, report, run
-from tests.stages.test_kills import leftovers
+from tests import deaths, forked, workspace
+from tests.stages.running import TRAIN, leftovers, report, run
 
-EPOCHS, LAST_EPOCH = 3, 20  # steps: 9 an epoch, of which the last has 2 examples, fewer than 4 processes
+LAST_EPOCH = 20  # a step in it; the last of each epoch has 2 examples, fewer than 4 processes
 TWO = ["--nproc_per_node", "2"]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A workspace in which one process has trained a model that drops out."""
-    folder = tmp_path_factory.mktemp("ranks")
-    workspace.make(folder, train={"epochs": EPOCHS}, lsr={"dropout": 0.1, "learning_rate": 0.05})
-    with pytest.MonkeyPatch.context() as patched:
-        patched.chdir(folder)
-        patched.delenv("DVC_ROOT", raising=False)
-        run(TOKENIZE, FACTORIZE, TRAIN)
-        return folder, written()
+def trained(copied):
+    """A workspace, and what one process has trained there."""
+    with chdir(copied):
+        return copied, written()
 
 
 @pytest.fixture
@@ -199,6 +194,7 @@ LAUNCHERS = {
 def test_the_real_launchers(at, launcher):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(workspace.ROOT), "OMP_NUM_THREADS": "1"}
+    environment["PYTHON_EXEC"] = str(forked.scripts() / "python")  # what torch's launcher starts as an interpreter
     words = [*LAUNCHERS[launcher], "-m", "stages.train"]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -18,6 +18,7 @@ from benchmarks.capabilities.models import BERT_SIZES, VOCABULARY, tiny
 from lsr import LsrConfig
 from lsr.__main__ import main
 from lsr.convert.files import InputError, writing
+from tests import forked
 from tests.lsr.saved import CASES, USUAL, save, train
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -98,7 +99,7 @@ def test_a_rounded_export_shows_its_error_and_its_difference(folder, capsys):
 
 
 def test_it_runs_as_a_module(folder):
-    words = [sys.executable, "-m", "lsr", *export()]
+    words = [forked.scripts() / "python", "-m", "lsr", *export()]
     run = subprocess.run(
         words, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     )
@@ -626,7 +627,8 @@ def test_inspect_refuses_what_export_refuses(what, folder, capsys):
 @pytest.mark.parametrize("stream", ["closed", "full", "ascii"])
 def test_an_output_that_takes_little_is_no_traceback(stream, folder):
     shown = {"closed": ">&-", "full": ">/dev/full", "ascii": ""}[stream]
-    words = f"{sys.executable} -m lsr inspect adapter {shown}"
+    python = forked.scripts() / "python" if stream == "full" else sys.executable  # which opens its streams itself
+    words = f"{python} -m lsr inspect adapter {shown}"
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": "ascii"}
     run = subprocess.run(["sh", "-c", words], capture_output=True, text=True, check=False, env=env)
     assert run.returncode == (1 if stream == "full" else 0), run.stderr

@@ -22,7 +22,7 @@ from pipeline.methods import base_models
 from pipeline.predict import __main__ as predict
 from pipeline.predict import places
 from stages import evaluate, factorize_init, tokenize, train
-from tests import workspace
+from tests import forked, workspace
 
 STAGES = (
     (tokenize, params.TokenizeView),
@@ -332,7 +332,7 @@ def mistake_after_progress(capsys, *words):
 def test_a_terminal_shows_a_table(one):
     ours, theirs = os.openpty()
     environment = os.environ | {"PYTHONPATH": str(workspace.ROOT), "COLUMNS": "100", "TERM": "xterm"}
-    command = [sys.executable, "-m", "pipeline.predict", SENTENCE]
+    command = [forked.scripts() / "python", "-m", "pipeline.predict", SENTENCE]
     run = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, env=environment, check=False)
     os.close(theirs)
     shown = os.read(ours, 100_000).decode()
