@@ -8,12 +8,12 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.data import datasets
 from pipeline.data.encoding import tokenize
-from pipeline.data.tokens import INPUTS, collator
+from pipeline.data.tokens import batches
 from pipeline.params.rows import DatasetRow
 
 
 def first(
-    row: DatasetRow, name: str, tokenizer: PreTrainedTokenizerBase, count: int, max_length: int, size: int
+    row: DatasetRow, name: str, tokenizer: PreTrainedTokenizerBase, count: int, max_length: int, size: int, seed: int
 ) -> Iterator[dict[str, Tensor]]:
     """Yield labeled batches of the first `count` examples of a row's train split, or of all if it has fewer.
 
@@ -24,7 +24,4 @@ def first(
     """
     train = datasets.load(row, name).splits["train"]
     table, _ = tokenize(train.select(range(min(count, len(train)))), tokenizer, max_length)
-    found = Dataset(table.select([column for column in table.column_names if column in INPUTS and column != "length"]))
-    collate = collator(tokenizer)
-    for batch in found.iter(size):
-        yield dict(collate(batch))
+    yield from batches(Dataset(table), tokenizer, size, seed)

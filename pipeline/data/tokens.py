@@ -61,8 +61,14 @@ def sample(
     split: Dataset, tokenizer: PreTrainedTokenizerBase, count: int, seed: int, size: int
 ) -> Iterator[dict[str, Tensor]]:
     """Yield labeled batches of `count` examples drawn from a tokenized split, or of all if it has fewer."""
-    tokens = split.select_columns([name for name in split.column_names if name in INPUTS and name != "length"])
+    drawn = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:count]
+    yield from batches(split.select(drawn.tolist()), tokenizer, size, seed)
+
+
+def batches(examples: Dataset, tokenizer: PreTrainedTokenizerBase, size: int, seed: int) -> Iterator[dict[str, Tensor]]:
+    """Yield all examples in batches of similar length, which need little padding, in an order drawn from the seed."""
+    order = torch.argsort(torch.tensor(examples["length"][:]), stable=True).split(size)
+    tokens = examples.select_columns([name for name in examples.column_names if name in INPUTS and name != "length"])
     collate = collator(tokenizer)
-    drawn = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))[:count]
-    for indices in drawn.split(size):
-        yield dict(collate(tokens[indices.tolist()]))
+    for place in torch.randperm(len(order), generator=torch.Generator().manual_seed(seed)).tolist():
+        yield dict(collate(tokens[order[place].tolist()]))

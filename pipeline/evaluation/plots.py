@@ -165,7 +165,7 @@ def captured_energies(path: Path, frames: Mapping[str, Frames], title: str) -> N
         for axes in panels[: len(shown)][-columns:]:
             axes.set_xlabel("rank of the frames")
         figure.supylabel("share of the energy", fontsize="medium")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         _entitle(figure, title)
 
 
@@ -183,7 +183,7 @@ def _draw_energies(axes: Axes, one: Frames) -> None:
         axes.plot(
             list(one.by_terms), list(one.by_terms.values()), ":", color=GREY, label="at this rank, by Kronecker terms"
         )
-    axes.axvline(one.rank, color=GREY, linewidth=0.8)
+    axes.axvline(one.rank, color=GREY, linewidth=0.8, label="rank of this adapter")
     axes.set(xlim=(0.5, None), ylim=(0, 1))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(PercentFormatter(1))

@@ -36,7 +36,7 @@ def gradients(base: PreTrainedModel, view: FactorizeInitView) -> list[dict[str, 
         row = view.pooled[name]
         set_seed(view.seed)  # the head is initialized when the checkpoint loads
         other = base_models.load_base_model(view.base_model, row)
-        batches = examples.first(row, name, tokenizer, count, view.tokenize.max_length, size)
+        batches = examples.first(row, name, tokenizer, count, view.tokenize.max_length, size, view.seed)
         found.append(_gradients(other, batches, view, name))
     return found
 

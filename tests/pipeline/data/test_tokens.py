@@ -2,8 +2,12 @@
 
 import os
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from datasets import Dataset
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from pipeline import artifacts
 from pipeline.data import tokens
@@ -47,3 +51,32 @@ def test_a_file_that_is_cut_off_is_one_line(folder, tmp_path, monkeypatch):
         tokens.load_tokens("train")
     assert str(error.value).startswith("artifacts/tokens/train.arrow: corrupt or cut off: ")
     assert str(error.value).endswith("; run python -m stages.tokenize")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """A tokenizer that is here to pad."""
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"[PAD]": 0})), pad_token="[PAD]")
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(20, [2, 6, 6, 6]), (1000, [4, *[6] * 16])])
+def test_a_sample_has_batches_of_similar_length_in_random_order(tokenizer, count, sizes):
+    lengths = np.random.default_rng(0).integers(1, 60, 100)
+    split = Dataset.from_dict(
+        {"input_ids": [[7] * length for length in lengths], "length": lengths, "label": range(100), "text": ["a"] * 100}
+    )
+    found = list(tokens.sample(split, tokenizer, count, seed=1, size=6))
+    assert all(batch.keys() == {"input_ids", "attention_mask", "labels"} for batch in found)
+    assert sorted(len(batch["labels"]) for batch in found) == sizes
+    drawn = [label for batch in found for label in batch["labels"].tolist()]
+    assert len(set(drawn)) == len(drawn) == sum(sizes)
+    spans = [sorted(batch["attention_mask"].sum(1).tolist()) for batch in found]
+    assert [length for span in spans for length in span] != sorted(lengths[drawn])
+    assert [length for span in sorted(spans) for length in span] == sorted(lengths[drawn])
+    assert [batch["input_ids"].shape[1] for batch in found] == [span[-1] for span in spans]
+    again = [batch["labels"].tolist() for batch in tokens.sample(split, tokenizer, count, seed=1, size=6)]
+    assert again == [batch["labels"].tolist() for batch in found]
+    other = {
+        label for batch in tokens.sample(split, tokenizer, count, seed=2, size=6) for label in batch["labels"].tolist()
+    }
+    assert (other == set(drawn)) == (count >= 100)

@@ -216,7 +216,7 @@ def test_a_panel_a_kind_shows_each_curve_from_rank_one_with_a_dot_at_the_chosen_
         assert [line.get_markevery() for line in lines] == [[2]] * 3
         assert list(mark.get_xdata()) == [3, 3]
         assert axes.get_ylim() == (0, 1)
-    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == list(one.curves)
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == [*one.curves, "rank of this adapter"]
 
 
 def test_frames_of_kronecker_terms_have_a_line_over_their_number(figures, tmp_path):
