@@ -1,6 +1,6 @@
 """The cost of adapters: a layer, terms, a training step, time to a score, many in a batch; and how costs grow.
 
-Results are in benchmarks/results/speed.json and speed.png.
+Results are in benchmarks/results/speed.json, speed.png and race.png.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pipeline.errors import leaving_in_plain_lines
 PARTS = ("layer", "terms", "step", "race", "many", "growth")
 RESULTS = figures.FOLDER / "speed.json"
 PICTURE = figures.FOLDER / "speed.png"
+RACE_PICTURE = figures.FOLDER / "race.png"
 ROUNDS = 9  # of steps
 Row = TypeVar("Row", bound=NamedTuple)
 
@@ -60,9 +61,9 @@ def run_step(cases: Sequence[step.Case], threads: int, rounds: int) -> None:
     _publish("step", threads, step.run(tuple(cases), threads, rounds), report.show_steps, report.step_targets)
 
 
-def run_race(threads: int, epochs: int = race.EPOCHS) -> None:
-    """Measure the time from text to a score; print and write the figures."""
-    _publish("race", threads, race.run(threads, epochs), report.show_race, report.race_targets)
+def run_race(threads: int) -> None:
+    """Measure scores by the time from raw text; print and write the figures."""
+    _publish("race", threads, race.run(threads), report.show_race, report.race_targets)
 
 
 def run_many(threads: int, counts: tuple[int, ...], rounds: int) -> None:
@@ -90,12 +91,14 @@ def _publish(
 
 
 def draw() -> None:
-    """Draw the plot if layers and steps have been measured."""
+    """Draw the plots of what has been measured."""
     known = json.loads(RESULTS.read_text(encoding="utf-8"))
     if {"layer", "step"} <= set(known):
         layers = [layer.Row(**fields) for fields in known["layer"]["figures"]]
         steps = [step.Row(**fields) for fields in known["step"]["figures"]]
         report.draw(PICTURE, layers, steps)
+    if "race" in known:
+        report.draw_race(RACE_PICTURE, [race.Row(**fields) for fields in known["race"]["figures"]])
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

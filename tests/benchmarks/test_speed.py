@@ -167,7 +167,7 @@ FAMILY = {
 def tiny(tmp_path, monkeypatch):
     """A workspace with a tiny RoBERTa and made-up sentences, and the adapter of the default run."""
     monkeypatch.chdir(workspace.make(tmp_path, lsr=FAMILY))
-    monkeypatch.setattr(race, "DATA", "glue")
+    monkeypatch.setattr(race, "TARGETS", {"glue": 0.0})
     monkeypatch.setattr(race, "MODEL", "tiny")
     for cache in (changed._committed, changed._row):
         cache.cache_clear()
@@ -176,22 +176,48 @@ def tiny(tmp_path, monkeypatch):
         cache.cache_clear()
 
 
-@pytest.mark.parametrize("contender", race.CONTENDERS, ids=lambda contender: contender.name)
-def test_a_race_ends_at_the_target(contender, tiny, monkeypatch):
-    monkeypatch.setattr(race, "TARGET", 0.0)
-    found = race.race(contender, epochs=1)
-    assert found.steps == 1
+@pytest.mark.parametrize("contender", [race.OURS, race.PEER, race.PADDED], ids=lambda contender: contender.name)
+def test_a_race_scores_on_the_way_and_only_the_padded_one_stops_at_the_target(contender, tiny):
+    found = race.race("glue", contender)
     assert found.trained == (2 * 2 * 3 * 24 + 4 * 3**2 if contender.adapter == "lsr" else 4 * 8 * 2 * 24)
-    assert found.seconds > 0
-    assert 0 <= found.score <= 1
+    assert len(found.seconds) == len(found.steps) == len(found.scores)
+    assert list(found.seconds) == sorted(found.seconds)
+    assert found.seconds[0] > 0
+    assert found.steps[0] == 1
+    assert (len(found.steps) == 1) == contender.is_padded
+    assert all(0 <= score <= 1 for score in found.scores)
 
 
-def test_a_race_that_misses_the_target_runs_to_its_end_without_a_time(tiny, monkeypatch):
-    monkeypatch.setattr(race, "TARGET", 1.1)
-    found = race.race(race.CONTENDERS[0], epochs=2)
-    assert found.seconds is None
-    assert found.steps > 2
-    assert found.steps % 2 == 0
+def finishes(name, scores, seconds):
+    return race.Row("tweets", name, 10, seconds, tuple(range(10, 10 * len(scores) + 1, 10)), scores)
+
+
+def test_the_target_of_a_race_is_a_share_of_what_lora_ends_with(monkeypatch, capsys):
+    monkeypatch.setattr(race, "DATA", ("tweets",))
+    rows = [
+        finishes(race.OURS.name, (0.5, 0.77, 0.9), (1.0, 2.0, 3.0)),
+        finishes(race.PEER.name, (0.5, 0.7, 0.8), (1.0, 2.0, 4.0)),
+        finishes(race.PADDED.name, (0.6, 0.76), (5.0, 6.0)),
+    ]
+    assert race.target(rows, "tweets") == pytest.approx(0.76)
+    assert [row.reached(0.76) for row in rows] == [(2.0, 20), (4.0, 30), (6.0, 20)]
+    assert [(one.found, one.wanted) for one in report.race_targets(rows)] == [(0.5, 0.7), (3.0, 2.5)]
+    late = [rows[0]._replace(scores=(0.5, 0.5, 0.5)), rows[1]]
+    assert [one.line.endswith("inf (at most 0.7: missed)") for one in report.race_targets(late)] == [True]
+    report.show_race(late)
+    assert "not reached" in capsys.readouterr().out
+    monkeypatch.setattr(race, "TARGETS", {"tweets": 0.8})
+    assert race.target(rows, "tweets") == 0.8
+
+
+def test_the_picture_of_a_race_has_a_panel_per_data_set(tmp_path):
+    rows = [
+        finishes(contender.name, (0.5, 0.7), (1.0, 2.0))._replace(data=data)
+        for data in race.DATA
+        for contender in (race.OURS, race.PEER)
+    ]
+    report.draw_race(tmp_path / "race.png", rows)
+    assert (tmp_path / "race.png").stat().st_size > 10_000
 
 
 def test_the_command_writes_figures_and_the_picture(tmp_path, monkeypatch, capsys):
