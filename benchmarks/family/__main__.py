@@ -32,15 +32,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with leaving_in_plain_lines("stopped; finished cells are kept"):
         found = store.load(CELLS)
         if not options.table:
-            run(options.protocol, options.only, options.workers, found)
+            run(options.protocol, options.only or [""], options.workers, found)
         if table := summary.rows(found):
             report.write(table, RESULTS)
         else:
             console.console.print("no learning rate is tuned yet, so there is nothing to compare")
 
 
-def run(protocol: str, only: str, workers: int, found: dict[str, Line]) -> None:
-    """Measure the missing cells whose names contain `only`, and add their lines to `found` and to the file.
+def run(protocol: str, only: Sequence[str], workers: int, found: dict[str, Line]) -> None:
+    """Measure the missing cells of the runs chosen by `only`, and add their lines to `found` and to the file.
 
     Raises:
         UserError: if a cell cannot run; finished cells are kept.
@@ -77,7 +77,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--protocol", choices=list(PROTOCOLS), default="short", help="how to train (default: short)")
     parser.add_argument(
-        "--only", default="", metavar="TEXT", help="run cells with TEXT in their name, such as 'short tweets: core r=4'"
+        "--only",
+        action="append",
+        metavar="TEXT",
+        help="run the cells named TEXT, such as 'short tweets: core r=4', or with TEXT in their name; may be repeated",
     )
     parser.add_argument("--table", action="store_true", help="only write the table of the finished cells")
     return parser.parse_args(arguments)

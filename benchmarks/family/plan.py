@@ -12,10 +12,17 @@ from benchmarks.family.methods import METHODS, of_protocol
 Found = Mapping[str, Line]  # by the keys of their cells
 
 
-def runs(protocol: str, only: str = "") -> list[Run]:
-    """Return the runs of a protocol whose names contain `only`, by data set."""
+def runs(protocol: str, only: Sequence[str] = ("",)) -> list[Run]:
+    """Return the runs of a protocol, by data set, that have one of `only` as their name or, if none has, in it."""
     listed = [Run(protocol, data, method) for data in DATA for method in of_protocol(protocol)]
-    return [run for run in listed if only in run.name and METHODS[run.method].pool != run.data]
+    listed = [run for run in listed if METHODS[run.method].pool != run.data]
+    chosen = {run for text in only for run in _named(listed, text)}
+    return [run for run in listed if run in chosen]
+
+
+def _named(listed: Sequence[Run], text: str) -> list[Run]:
+    exact = [run for run in listed if run.name == text]
+    return exact or [run for run in listed if text in run.name]
 
 
 def grid(run: Run) -> list[Cell]:
@@ -54,7 +61,7 @@ def seeds(run: Run, found: Found) -> list[Cell]:
     return [] if best is None else [best._replace(seed=seed) for seed in SEEDS]
 
 
-def batches(protocol: str, only: str, found: Found) -> Iterator[list[Cell]]:
+def batches(protocol: str, only: Sequence[str], found: Found) -> Iterator[list[Cell]]:
     """Yield the missing cells of a protocol, for each data set: the grids, the cells beyond them, and the seeds.
 
     `found` must contain the lines of one batch before the next batch is requested.
@@ -67,7 +74,7 @@ def batches(protocol: str, only: str, found: Found) -> Iterator[list[Cell]]:
         yield _missing(sorted((c for run in chosen for c in seeds(run, found)), key=lambda cell: cell.seed), found)
 
 
-def count_missing(protocol: str, only: str, found: Found) -> int:
+def count_missing(protocol: str, only: Sequence[str], found: Found) -> int:
     """Return the largest number of cells that `batches` can yield, as if the best of every grid were at an edge."""
     return sum(_left(run, found) for run in runs(protocol, only))
 

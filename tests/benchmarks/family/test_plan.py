@@ -72,17 +72,17 @@ def simulate(only, found, score=lambda cell: -abs(cell.rate / cell.run.rates()[1
 
 
 def test_every_cell_runs_once_and_no_more_than_were_announced():
-    announced = plan.count_missing("short", "", {})
-    ran = simulate("", {})
+    announced = plan.count_missing("short", [""], {})
+    ran = simulate([""], {})
     assert len({cell.key() for cell in ran}) == len(ran)
     runs = plan.runs("short")
     assert len(ran) == announced - sum(not METHODS[run.method].like for run in runs)  # no best was at an edge
     assert len(runs) == len(TABLE) * len(DATA) - 1  # frames of another data set have none for that one
-    assert len(simulate("", {}, lambda cell: cell.rate)) == announced
+    assert len(simulate([""], {}, lambda cell: cell.rate)) == announced
 
 
 def test_a_run_is_tuned_with_the_first_seed_before_its_seeds_run():
-    ran = simulate("tweets: diagonal r=12", {}, lambda cell: cell.rate)
+    ran = simulate(["tweets: diagonal r=12"], {}, lambda cell: cell.rate)
     first = [cell for cell in ran if cell.seed == SEEDS[0]]
     assert ran[: len(first)] == first
     assert {cell.rate for cell in ran if cell.seed != SEEDS[0]} == {GRID[-1] * STEP}
@@ -91,7 +91,7 @@ def test_a_run_is_tuned_with_the_first_seed_before_its_seeds_run():
 
 @pytest.mark.parametrize("kept", [0, 1, len(GRID), len(GRID) + 2, len(GRID) + len(SEEDS)])
 def test_what_is_finished_is_not_run_again(kept):
-    only = "movie-reviews: LoRA r=8"
+    only = ["movie-reviews: LoRA r=8"]
     ran = simulate(only, {}, lambda cell: cell.rate)
     assert len(ran) == len(GRID) + len(SEEDS)
     found = {}
@@ -106,24 +106,27 @@ def test_a_run_that_is_like_another_takes_its_rate_and_has_no_tries():
     assert plan.grid(run) == plan.wider(run, {}) == plan.seeds(run, {}) == []
     found = tried(other, [0.4, 0.5, 0.6, 0.5])
     assert plan.seeds(run, found) == [Cell(run, "all", GRID[2], seed) for seed in SEEDS]
-    assert plan.count_missing("short", run.name, found) == plan.count_missing("short", run.name, {}) == len(SEEDS)
+    assert plan.count_missing("short", [run.name], found) == plan.count_missing("short", [run.name], {}) == len(SEEDS)
     assert run._replace(data="tweets") not in plan.runs("short")
 
 
 def test_only_chooses_by_the_words_of_protocol_data_and_method():
-    assert {run.data for run in plan.runs("short", "short tweets")} == {"tweets"}
-    assert {run.method for run in plan.runs("short", ": LoRA r=8")} == {"LoRA r=8"}
-    assert plan.count_missing("short", "no such words", {}) == 0
-    assert plan.runs("long", "short") == []
-    assert plan.runs("long", "tweets: core r=4") == [
+    assert {run.data for run in plan.runs("short", ["short tweets"])} == {"tweets"}
+    assert {run.method for run in plan.runs("short", [": LoRA r=8"])} == {"LoRA r=8"}
+    assert plan.count_missing("short", ["no such words"], {}) == 0
+    assert plan.runs("long", ["short"]) == []
+    assert plan.runs("long", ["tweets: core r=4"]) == [
         Run("long", "tweets", "core r=4"),
         Run("long", "tweets", "core r=4, last layers"),
     ]
+    assert plan.runs("long", ["long tweets: core r=4"]) == [Run("long", "tweets", "core r=4")]
+    both = plan.runs("short", ["tweets: LoRA r=8", "long", "movie-reviews: LoRA r=8"])
+    assert [run.data for run in both] == ["movie-reviews", "tweets"]
 
 
 def test_a_changed_protocol_runs_everything_again(monkeypatch):
     found = {}
-    simulate("tweets: core", found)
-    assert plan.count_missing("short", "tweets: core", found) == 0
+    simulate(["tweets: core"], found)
+    assert plan.count_missing("short", ["tweets: core"], found) == 0
     monkeypatch.setattr(experiment, "VERSION", -1)
-    assert plan.count_missing("short", "tweets: core", found) == plan.count_missing("short", "tweets: core", {})
+    assert plan.count_missing("short", ["tweets: core"], found) == plan.count_missing("short", ["tweets: core"], {})
