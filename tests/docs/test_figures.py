@@ -13,6 +13,10 @@ from benchmarks.family.checks import checks
 from benchmarks.speed import growth, race
 from benchmarks.speed import report as speed_report
 from lsr import LsrConfig
+from pipeline.arena import preset, record
+from pipeline.compare.cells import FINISHED, by_task
+from pipeline.compare.cells import cells as cells_of
+from pipeline.compare.rows import of_cell
 from pipeline.methods.freedom import degrees_of_freedom
 from pipeline.params import ADAPTERS
 from tests.torture import __main__ as torture
@@ -146,7 +150,8 @@ def test_how_the_cost_grows_is_as_measured():
 
 def test_the_table_of_the_forms_is_that_of_the_finished_cells(table):
     assert "\n".join(report.markdown(table, list(checks(table)))) + "\n" == (RESULTS / "table.md").read_text("utf-8")
-    (lines,) = re.findall(r"^\| method \| trained \|.*\n\|[-|]+\n((?:\|.*\n)+)", RESULTS_PAGE, re.MULTILINE)
+    family = RESULTS_PAGE.partition("## The arena")[0]
+    (lines,) = re.findall(r"^\| method \| trained \|.*\n\|[-|]+\n((?:\|.*\n)+)", family, re.MULTILINE)
     shown = {cells[0]: cells[1:] for cells in (line.strip("| ").split(" | ") for line in lines.splitlines())}
     found = {cells[0]: cells[1:] for cells in report.overview(table, "trained")}
     assert shown.keys() == METHODS.keys()
@@ -166,6 +171,34 @@ def test_what_the_readme_says_of_lsr_and_lora_is_what_the_cells_say(table):
     level = [on for on in data if scores["LoRA r=1, two epochs", on] > scores["96 directions", on] - 0.001]
     assert (len(level), len(data)) == (2, 4)
     assert "draws level on two data sets of four" in README
+
+
+def arena_lines():
+    """The rows of the arena's table: methods by trained parameters, and their scores on the tasks that are finished."""
+    chosen = preset.load("offline", ROOT / preset.PATH)
+    found = by_task(cells_of(record.read(ROOT / record.FOLDER / "offline").values())[0])
+    rows = {task: {name: of_cell(cell) for name, cell in found.get(task, {}).items()} for task in chosen.tasks}
+    done = [
+        task
+        for task, of in rows.items()
+        if all(
+            name in of and of[name].status == FINISHED and of[name].runs == len(chosen.seeds) for name in chosen.methods
+        )
+    ]
+    yield ["method", "trained", "stored", *done]
+    for name, row in sorted(rows[done[0]].items(), key=lambda item: (item[1].size.trained, item[0])):
+        scores = [rows[task][name].score for task in done]
+        shown = [f"{score.mean:.1f} ± {score.high - score.mean:.1f}" for score in scores]
+        yield [name, f"{row.size.trained:,}", f"{row.size.stored:,}", *shown]
+
+
+def test_the_tables_of_the_arena_are_those_of_the_committed_records():
+    expected = [f"| {' | '.join(cells)} |" for cells in arena_lines()]
+    (found,) = re.findall(rf"^{re.escape(expected[0])}\n\|[-|]+\n((?:\|.*\n)+)", RESULTS_PAGE, re.MULTILINE)
+    assert found.splitlines() == expected[1:]
+    (shown,) = re.findall(rf"^{re.escape(expected[0])}\n\|[-|]+\n((?:\|.*\n)+)", README, re.MULTILINE)
+    assert set(shown.splitlines()) < set(expected)
+    assert len(shown.splitlines()) >= 8
 
 
 def test_the_parameters_of_one_layer_are_those_of_the_adapters():
