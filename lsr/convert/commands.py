@@ -5,6 +5,9 @@ Tables are plain aligned text, which needs no further package and reads the same
 
 import argparse
 import json
+import math
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +30,9 @@ COLUMNS = (
     *("layer", "out x in", "rank", "terms", "trained", "stored", "effective"),
     *("κ(A)", "κ(B)", "κ(ΔW)", "‖ΔW‖/‖W‖", "singular values", "LoRA"),
 )
+GAP = "  "  # between columns
+# Columns that a narrow terminal lacks, the first to go first.
+DISPENSABLE = ("LoRA", "effective", "stored", "κ(B)", "κ(A)", "out x in", "singular values", "terms")
 SINGULAR_VALUES = 4  # in the table
 
 
@@ -74,8 +80,12 @@ def run_inspect(options: argparse.Namespace) -> None:
         return
     prefix = shared_prefix(report.layers)
     print(f"{options.adapter}: {len(report.layers)} layers of {prefix.rstrip('.') or 'the model'}, base {report.base}")
-    print(table(COLUMNS, [_row(name.removeprefix(prefix), layer) for name, layer in report.layers.items()]))
+    rows = [_row(name.removeprefix(prefix), layer) for name, layer in report.layers.items()]
+    columns = _fitting(rows, shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf)
+    print(table([COLUMNS[i] for i in columns], [[row[i] for i in columns] for row in rows]))
     print(_totals(report))
+    if hidden := [name for i, name in enumerate(COLUMNS) if i not in columns]:
+        print(f"a wider terminal also shows {', '.join(hidden)}; --json shows everything")
     if report.base_problem is not None:
         print(f"without its base model, ‖W‖ is unknown: {report.base_problem}")
     for dtype in map(dtype_name, ROUNDOFF):
@@ -83,6 +93,18 @@ def run_inspect(options: argparse.Namespace) -> None:
         if unfit:
             worst = max(unfit, key=lambda name: unfit[name])
             print(f"{dtype} would lose {unfit[worst]:.0%} of the update in {worst}: its terms cancel; keep float32")
+
+
+def _fitting(rows: Sequence[Sequence[str]], width: float) -> list[int]:
+    """Return the columns, by index, of a table that is at most `width` wide, or of the narrowest one."""
+    shown = list(range(len(COLUMNS)))
+    for name in DISPENSABLE:
+        lines = ([line[i] for i in shown] for line in (COLUMNS, *rows))
+        widest = sum(max(map(len, column)) + len(GAP) for column in zip(*lines, strict=True)) - len(GAP)
+        if widest <= width:
+            break
+        shown.remove(COLUMNS.index(name))
+    return shown
 
 
 def _row(name: str, layer: LayerReport) -> list[str]:
@@ -191,7 +213,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [list(columns), *map(list, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
+        GAP.join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
     )
 
 

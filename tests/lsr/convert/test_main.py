@@ -129,6 +129,23 @@ def test_the_report_is_a_table_of_layers(folder, capsys, more):
     assert len(lines) == 7
 
 
+def test_the_report_fits_the_terminal(folder, capsys, monkeypatch):
+    whole = ok(capsys, "inspect", "adapter").splitlines()
+    assert max(map(len, whole[1:6])) > 100
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = ok(capsys, "inspect", "adapter").splitlines()
+    assert max(map(len, lines[1:6])) <= 80
+    assert re.split(r"  +", lines[1])[:4] == ["layer", "rank", "terms", "trained"]
+    hidden = "out x in, stored, effective, κ(A), κ(B), singular values, LoRA"
+    assert lines[7] == f"a wider terminal also shows {hidden}; --json shows everything"
+    monkeypatch.setenv("COLUMNS", "20")
+    lines = ok(capsys, "inspect", "adapter").splitlines()
+    assert re.split(r"  +", lines[1]) == ["layer", "rank", "trained", "κ(ΔW)", "‖ΔW‖/‖W‖"]
+    monkeypatch.setenv("COLUMNS", "200")
+    assert ok(capsys, "inspect", "adapter").splitlines() == whole
+
+
 def test_the_report_as_json_has_all_of_it(folder, capsys):
     found = json.loads(ok(capsys, "inspect", "adapter", "--json"))
     layer = found["layers"]["bert.encoder.layer.0.attention.self.query"]
