@@ -64,7 +64,7 @@ def bank(count: int) -> Call:
 def epoch(count: int) -> Call:
     """Return a call that tokenizes so many texts and trains a tiny model on them for an epoch."""
     texts = Dataset.from_dict({"text": [f"{TEXT} {row}" for row in range(count)]})
-    view = changed({"data": race.DATA, "model": race.MODEL}, TrainView, place=("growth",))
+    view = changed({"data": race.DATA[0], "model": race.MODEL}, TrainView, place=("growth",))
     tokenizer = base_models.load_tokenizer(view.base_model)
     collate = collator(tokenizer)
     small = LsrConfig(target_modules=["query"], separation_rank=1, task_type="SEQ_CLS")

@@ -165,7 +165,8 @@ def captured_energies(path: Path, frames: Mapping[str, Frames], title: str) -> N
         for axes in panels[: len(shown)][-columns:]:
             axes.set_xlabel("rank of the frames")
         figure.supylabel("share of the energy", fontsize="medium")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        labels = panels[0].get_legend_handles_labels()
+        figure.legend(*labels, loc="outside lower center", ncols=3 if columns > 1 else 2)
         _entitle(figure, title)
 
 

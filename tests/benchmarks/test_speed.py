@@ -167,6 +167,7 @@ FAMILY = {
 def tiny(tmp_path, monkeypatch):
     """A workspace with a tiny RoBERTa and made-up sentences, and the adapter of the default run."""
     monkeypatch.chdir(workspace.make(tmp_path, lsr=FAMILY))
+    monkeypatch.setattr(race, "DATA", ("glue",))
     monkeypatch.setattr(race, "TARGETS", {"glue": 0.0})
     monkeypatch.setattr(race, "MODEL", "tiny")
     for cache in (changed._committed, changed._row):

@@ -266,7 +266,7 @@ def test_all_mistakes_are_reported_at_once(workspace):
     ("changes", "got"),
     [
         ({"lsr.init": "principal"}, "init: principal and frames: own"),
-        ({"lsr.frames": "models/family"}, "init: gradient and frames: models/family"),
+        ({"lsr.frames": "models/family"}, "init: update and frames: models/family"),
     ],
 )
 def test_rows_are_pooled_where_their_gradients_make_the_frames(workspace, changes, got):
