@@ -30,7 +30,6 @@ COLUMNS = (
     *("layer", "out x in", "rank", "terms", "trained", "stored", "effective"),
     *("κ(A)", "κ(B)", "κ(ΔW)", "‖ΔW‖/‖W‖", "singular values", "LoRA"),
 )
-GAP = "  "  # between columns
 # Columns that a narrow terminal lacks, the first to go first.
 DISPENSABLE = ("LoRA", "effective", "stored", "κ(B)", "κ(A)", "out x in", "singular values", "terms")
 SINGULAR_VALUES = 4  # in the table
@@ -81,10 +80,10 @@ def run_inspect(options: argparse.Namespace) -> None:
     prefix = shared_prefix(report.layers)
     print(f"{options.adapter}: {len(report.layers)} layers of {prefix.rstrip('.') or 'the model'}, base {report.base}")
     rows = [_row(name.removeprefix(prefix), layer) for name, layer in report.layers.items()]
-    columns = _fitting(rows, shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf)
-    print(table([COLUMNS[i] for i in columns], [[row[i] for i in columns] for row in rows]))
+    text, hidden = _fitting(rows, shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf)
+    print(text)
     print(_totals(report))
-    if hidden := [name for i, name in enumerate(COLUMNS) if i not in columns]:
+    if hidden:
         print(f"a wider terminal also shows {', '.join(hidden)}; --json shows everything")
     if report.base_problem is not None:
         print(f"without its base model, ‖W‖ is unknown: {report.base_problem}")
@@ -95,16 +94,16 @@ def run_inspect(options: argparse.Namespace) -> None:
             print(f"{dtype} would lose {unfit[worst]:.0%} of the update in {worst}: its terms cancel; keep float32")
 
 
-def _fitting(rows: Sequence[Sequence[str]], width: float) -> list[int]:
-    """Return the columns, by index, of a table that is at most `width` wide, or of the narrowest one."""
-    shown = list(range(len(COLUMNS)))
+def _fitting(rows: Sequence[Sequence[str]], width: float) -> tuple[str, list[str]]:
+    """Return the widest table of layers that is at most `width` wide, or the narrowest, and the columns it lacks."""
+    text, hidden = table(COLUMNS, rows), set[str]()
     for name in DISPENSABLE:
-        lines = ([line[i] for i in shown] for line in (COLUMNS, *rows))
-        widest = sum(max(map(len, column)) + len(GAP) for column in zip(*lines, strict=True)) - len(GAP)
-        if widest <= width:
+        if max(map(len, text.splitlines())) <= width:
             break
-        shown.remove(COLUMNS.index(name))
-    return shown
+        hidden.add(name)
+        shown = [i for i, column in enumerate(COLUMNS) if column not in hidden]
+        text = table([COLUMNS[i] for i in shown], [[row[i] for i in shown] for row in rows])
+    return text, [column for column in COLUMNS if column in hidden]
 
 
 def _row(name: str, layer: LayerReport) -> list[str]:
@@ -213,7 +212,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [list(columns), *map(list, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     return "\n".join(
-        GAP.join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
     )
 
 
