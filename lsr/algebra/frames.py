@@ -7,13 +7,13 @@ factors of its Tucker decomposition over rows and columns: each matrix is approx
 from collections.abc import Sequence
 
 import numpy as np
-import tensorly as tl
 import torch
 from tensorly.cp_tensor import CPTensor
 from tensorly.decomposition import parafac, partial_tucker
 from torch import Tensor
 
 from lsr.algebra import spectrum
+from lsr.algebra.backend import converging_numpy
 from lsr.algebra.separable import canonical_signs
 from lsr.algebra.spectrum import Matrix, leading_svd, norm_of, shape_of, trailing_part
 
@@ -70,7 +70,7 @@ def paired_frames(
     before = _tucker(stack, rank, seed)
     draws = np.random.default_rng(seed).standard_normal((len(stack), rank))
     start = CPTensor((np.ones(rank), [draws, *(side.numpy().copy() for side in before)]))
-    with tl.backend_context("numpy", local_threadsafe=True):
+    with converging_numpy():
         found = parafac(stack.numpy(), rank, init=start, n_iter_max=SWEEPS, tol=TOLERANCE, l2_reg=PENALTY)
     weights, columns, rows = (torch.from_numpy(factor.copy()) for factor in found.factors)
     sizes = weights.norm(dim=0) * columns.norm(dim=0) * rows.norm(dim=0)
@@ -85,7 +85,7 @@ def paired_frames(
 
 
 def _tucker(stack: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor]:  # (p, rank), (q, rank), orthonormal
-    with tl.backend_context("numpy", local_threadsafe=True):
+    with converging_numpy():
         (_, (left, right)), _ = partial_tucker(
             stack.numpy(), [rank, rank], modes=[1, 2], init="svd", tol=TOLERANCE, random_state=seed
         )
@@ -173,7 +173,9 @@ def _compressed(matrices: Sequence[Matrix], rank: int, seed: int) -> tuple[Tenso
     pairs = []
     for matrix in matrices:
         norm = norm_of(matrix)
-        count = min(2 * rank + OVERSAMPLED, *shape_of(matrix))
+        # Beyond the inner width of a pair there are only zeros. All bases together need `rank` directions.
+        width = min(shape_of(matrix)) if isinstance(matrix, Tensor) else matrix[0].shape[1]
+        count = min(2 * rank + OVERSAMPLED, max(width, rank), *shape_of(matrix))
         left, values, right = leading_svd(matrix, count, seed)
         pairs.append((left * (values / norm), right))
     outer = torch.linalg.qr(torch.cat([left for left, _ in pairs], dim=1)).Q

@@ -8,12 +8,13 @@ Pairs of indices are row-major: row (u, v) of X ⊗ Y is u * p2 + v.
 from collections.abc import Sequence
 
 import numpy as np
-import tensorly as tl
 import torch
 from tensorly.cp_tensor import CPTensor
 from tensorly.decomposition import parafac
 from tensorly.tenalg import svd_interface, unfolding_dot_khatri_rao
 from torch import Tensor
+
+from lsr.algebra.backend import converging_numpy, svd
 
 Shape = tuple[int, ...]
 
@@ -138,7 +139,7 @@ def nearest_kron_sum(
         raise ValueError(f"separation_rank must be in [1, {limit}] for these shapes, got {separation_rank}")
     if tensor.ndim == 1:
         return [matrix[None].clone()]
-    with tl.backend_context("numpy", local_threadsafe=True):
+    with converging_numpy():
         weights, vectors = (_svd_terms if tensor.ndim == 2 else _cp_terms)(tensor, separation_rank, seed)
     columns = [torch.from_numpy(side) for side in vectors]
     return _in_convention(torch.from_numpy(weights), columns, row_shape, column_shape)
@@ -200,7 +201,7 @@ def canonical_signs(columns: Tensor) -> Tensor:  # (size, s) -> (s,)
 
 def _orthogonal_terms(columns: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     (left, left_core), (right, right_core) = (torch.linalg.qr(side) for side in columns)
-    u, sigma, vt = torch.linalg.svd(left_core @ right_core.T)
+    u, sigma, vt = svd(left_core @ right_core.T)
     return sigma, [left @ u, right @ vt.T]
 
 

@@ -4,11 +4,11 @@ The sign of a pair of singular vectors is arbitrary and differs between LAPACK d
 Kronecker sum. So the largest entry of each right vector is made positive.
 """
 
-import tensorly as tl
 import torch
 from tensorly.tenalg import svd_interface
 from torch import Tensor
 
+from lsr.algebra.backend import converging_numpy, svd
 from lsr.algebra.separable import canonical_signs, pad_columns
 
 Matrix = Tensor | tuple[Tensor, Tensor]  # (M, N), or (M, k) and (k, N) whose product it is
@@ -40,7 +40,7 @@ def _svd_of_dense(matrix: Tensor, rank: int, seed: int) -> tuple[Tensor, ...]:
     is_large = dense.numel() > LARGE
     method = "randomized_svd" if is_large else "truncated_svd"
     options = {"random_state": seed, "n_iter": 5, "n_oversamples": 16} if is_large else {}
-    with tl.backend_context("numpy", local_threadsafe=True):
+    with converging_numpy():
         found = svd_interface(
             (dense.float() if is_large else dense.double()).numpy(), method, n_eigenvecs=rank, **options
         )
@@ -51,7 +51,7 @@ def _svd_of_pair(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, ...]:
     if left.shape[1] < rank:  # pad with zeros, whose singular vectors complete the bases
         left, right = pad_columns(left, rank), pad_columns(right.T, rank).T
     (q_left, core_left), (q_right, core_right) = torch.linalg.qr(left), torch.linalg.qr(right.T)
-    u, values, vt = torch.linalg.svd(core_left @ core_right.T)
+    u, values, vt = svd(core_left @ core_right.T)
     return (q_left @ u)[:, :rank], values[:rank], (vt @ q_right.T)[:rank]
 
 

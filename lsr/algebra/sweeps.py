@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from lsr.algebra.backend import svd
 from lsr.algebra.separable import kron_sum, rearrange, recondition
 from lsr.algebra.spectrum import Matrix
 
@@ -114,7 +115,7 @@ def in_balanced_basis(a: Factors, b: Factors) -> tuple[Factors, Factors]:
     share = (grams_a[0].trace() / grams_b[0].trace()) ** ((1 - 1 / len(a)) / 4)
     for position, (gram_a, gram_b) in enumerate(zip(grams_a, grams_b, strict=True)):
         lower_a, lower_b = torch.linalg.cholesky(gram_a), torch.linalg.cholesky(gram_b)
-        u, values, _ = torch.linalg.svd(lower_b.T @ lower_a)
+        u, values, _ = svd(lower_b.T @ lower_a)
         change = share * (lower_b @ u / values.sqrt()).T
         a[position] = change @ a[position]
         b[position] = torch.linalg.solve(change, b[position], left=False)
