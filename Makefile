@@ -25,7 +25,8 @@ repro: $(READY)
 
 ## experiments: those of DVC beside the committed run: scores, trained parameters, and the values that differ
 experiments: $(READY)
-	dvc exp show --only-changed --drop '$(UNCOMPARED)'
+	@if [ -n "$$(dvc exp list --name-only)" ]; then dvc exp show --only-changed --drop '$(UNCOMPARED)'; \
+	else echo "no experiments since the last commit; to run one: dvc exp run -S adapter=lora"; fi
 
 ## plots: all plots as one page, dvc_plots/index.html, which needs no connection
 plots: $(READY)

@@ -1,7 +1,7 @@
 """Initialize the adapter from the seed, the pretrained weights, or gradients over examples.
 
 Reads the base model and, if the initialization needs examples, artifacts/tokens or the pooled rows.
-Writes artifacts/init/ (an untrained PEFT adapter with its head) and reports/factorize_init/.
+Writes artifacts/init/ (a PEFT adapter with its head, both before training) and reports/factorize_init/.
 """
 
 import resource
@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
 
 from lsr.algebra.precision import TOLERATED_LOSS
+from lsr.init import INITIALIZATIONS
 from lsr.tuner.config import CORED
 from lsr.tuner.start import groups_of
 from lsr.tuner.start_report import FramesReport, StartReport, report_frames, report_start
@@ -53,7 +54,8 @@ def factorize_init(base: PreTrainedModel, view: params.FactorizeInitView) -> tup
         seconds += perf_counter() - before
         try:
             if section.train in CORED:
-                measured.frames[one.name] = report_frames(one, gradients, view.seed, read=section.init)
+                read = INITIALIZATIONS[section.init].reads
+                measured.frames[one.name] = report_frames(one, gradients, view.seed, read=read)
             else:
                 measured.layers[one.name] = report_start(one.layers[0], one.start, view.seed)
         except ValueError as error:  # a weight that is zero or not finite, unless the initialization has rejected it

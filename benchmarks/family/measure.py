@@ -2,7 +2,6 @@
 
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,8 +13,7 @@ from transformers import DataCollatorWithPadding, set_seed
 from benchmarks.family import experiment, inputs
 from benchmarks.family.experiment import Cell
 from benchmarks.family.methods import ALL_LINEAR
-from lsr.algebra.spectrum import Matrix
-from pipeline.arena.gradients import Reading, gradients
+from pipeline.arena.gradients import Found, Reading, gradients
 from pipeline.arena.inputs import Task, splits
 from pipeline.data import tokens
 from pipeline.evaluation import inference, scores
@@ -63,9 +61,12 @@ def started(cell: Cell) -> PeftModel:
     found = _gradients(cell, view.section) if isinstance(view.section, LsrParams) else []
     set_seed(view.seed)  # the head is drawn when the checkpoint loads: all methods have the same one
     base = base_models.load_base_model(view.base_model, view.dataset)
-    model = adapters.add_adapter(base, view.section, view.base_model, view.seed, found)
+    for one in found:
+        base.load_state_dict(one.head, strict=False)  # as trained, if the initialization goes on from there
+    read = [one.gradients for one in found]
+    model = adapters.add_adapter(base, view.section, view.base_model, view.seed, read)
     if isinstance(view.section, LsrParams):
-        for _ in adapters.start(model, view.section, found):
+        for _ in adapters.start(model, view.section, read):
             pass
     return model
 
@@ -77,7 +78,7 @@ def task_of(cell: Cell, data: str | None = None) -> Task:
     return inputs.task(name, view.model, view.tokenize.max_length, experiment.sizes(cell.run.protocol, name))
 
 
-def _gradients(cell: Cell, section: LsrParams) -> list[Mapping[str, Matrix]]:
+def _gradients(cell: Cell, section: LsrParams) -> list[Found]:
     """Return the gradients of the data sets for the frames: the cell's own, or a pool.
 
     They are computed for all linear layers, whichever are adapted, so that an update is the same for all methods.
@@ -92,7 +93,10 @@ def _gradients(cell: Cell, section: LsrParams) -> list[Mapping[str, Matrix]]:
         gradients(Reading(section.init, task_of(cell, data), section.examples, section.head_steps, view.seed, every))
         for data in section.frames_from or (view.data,)
     ]
-    return [{name: value for name, value in made.items() if name.endswith(wanted)} for made in found]
+    return [
+        made._replace(gradients={name: value for name, value in made.gradients.items() if name.endswith(wanted)})
+        for made in found
+    ]
 
 
 def _endings(targets: tuple[str, ...]) -> tuple[str, ...]:

@@ -134,12 +134,30 @@ def paired_energies(
     right: Tensor,  # (r, n), unit rows
 ) -> list[float]:
     """Return `1 - min_d ||G - B diag(d) A||_F^2 / ||G||_F^2` for each matrix: the most a diagonal core captures."""
-    gram = (left.T @ left) * (right @ right.T)
     found = []
     for matrix in matrices:
-        aim = _between(matrix, left, right).diagonal() / norm_of(matrix)
-        found.append(float(aim @ torch.linalg.lstsq(gram, aim[:, None], driver="gelsd").solution[:, 0]))
+        captured = _between(matrix, left, right).diagonal() @ diagonal_between(matrix, left, right)
+        found.append(float(captured) / norm_of(matrix) ** 2)
     return found
+
+
+def core_between(
+    matrix: Matrix,  # (m, n)
+    left: Tensor,  # B, (m, r)
+    right: Tensor,  # A, (r, n)
+) -> Tensor:  # (r, r)
+    """Return the core R that minimizes `||matrix - B R A||_F`; of several, the smallest."""
+    return _between(matrix, torch.linalg.pinv(left).T, torch.linalg.pinv(right).T)
+
+
+def diagonal_between(
+    matrix: Matrix,  # (m, n)
+    left: Tensor,  # B, (m, r)
+    right: Tensor,  # A, (r, n)
+) -> Tensor:  # (r,)
+    """Return the diagonal d that minimizes `||matrix - B diag(d) A||_F`; of several, the smallest."""
+    gram = (left.T @ left) * (right @ right.T)
+    return torch.linalg.lstsq(gram, _between(matrix, left, right).diagonal()[:, None], driver="gelsd").solution[:, 0]
 
 
 def nested_energies(

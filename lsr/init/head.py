@@ -77,9 +77,10 @@ def fitted_head(
     rate: float = RATE,
     seed: int = 0,
     cache_bytes: int = CACHE_BYTES,
+    keep: bool = False,
     progress: Callable[[int], None] | None = None,  # called after each batch of the pass with the number done
 ) -> Iterator[None]:
-    """Fit the parameters of a head by AdamW, one batch per step and without dropout, and restore them afterwards.
+    """Fit the parameters of a head by AdamW, one batch per step and without dropout; restore them, or `keep` them.
 
     `head` lists the modules that are trained in full alongside the adapter: in a PEFT wrapper, its `modules_to_save`
     wrappers, whose active copies are fitted. Leave it empty if the head is pretrained, as in a language model: nothing
@@ -98,7 +99,7 @@ def fitted_head(
         yield
         return
     _check_labels(batches)
-    with restored(parameters):
+    with restored(parameters, after_errors_only=keep):
         with undisturbed(model, parameters):
             _fit(model, parameters, batches, steps, rate, seed, cache_bytes, progress)
         yield

@@ -42,9 +42,18 @@ class Initialization(NamedTuple):
     `start` returns trainable factors, with B A = 0 or, if the scheme `folds`, an update that is subtracted from the
     base weight. `frames` returns the frames around a core, for one layer or for all that share them; None if the scheme
     is undefined for cores.
+
+    A scheme with a `core` goes on from the short training run whose update it reads: the head stays as trained, `start`
+    returns factors of the update, and `core` the best core between the frames of a layer. Otherwise the core is zero.
     """
 
     reads: Literal["seed", "weight", "gradient", "update"]
     start: Callable[[Source], Start]
     folds: bool = False
     frames: Callable[[Sequence[Source]], Start] | None = None
+    core: Callable[[Source, Tensor, Tensor], Tensor] | None = None  # of B (m, r) and A (r, n)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the adapter begins with the update of a short training run, and the head as trained by it."""
+        return self.core is not None

@@ -44,13 +44,15 @@ class PreciseAdamW:
 
 
 @contextmanager
-def restored(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+def restored(parameters: Sequence[nn.Parameter], *, after_errors_only: bool = False) -> Iterator[None]:
     """Restore the values of the parameters afterwards."""
-    values = [parameter.detach().clone() for parameter in parameters]
+    values, failed = [parameter.detach().clone() for parameter in parameters], True
     try:
         yield
+        failed = False
     finally:
-        set_values(parameters, values)
+        if failed or not after_errors_only:
+            set_values(parameters, values)
 
 
 def set_values(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:

@@ -1,7 +1,7 @@
 """The update that a short training run makes to each layer: where training ends up, not only its first direction.
 
 A LoRA on each layer is trained together with the head for one pass over the examples. The initialization reads the
-product of the LoRA factors; none of it stays in the model.
+product of the LoRA factors; nothing of it stays in the model but, if asked for, the head.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,9 +38,12 @@ def examples_updates(
     rate: float = RATE,
     head_rate: float = HEAD_RATE,
     seed: int = 0,
+    keep_head: bool = False,
     progress: Callable[[int, int], None] | None = None,  # called after each batch with the numbers done and total
 ) -> dict[str, Matrix]:  # (m, k) and (k, n) each
-    """Return each layer's update as a product of two factors of rank `rank`; model and head are left unchanged.
+    """Return each layer's update as a product of two factors of rank `rank`.
+
+    The model is left unchanged, and so is the head, unless `keep_head` leaves it as trained.
 
     First `steps` steps fit the head, as `lsr.init.head.fitted_head` does. Then LoRA and head take one AdamW step per
     batch, in order, without dropout, with learning rates that decay linearly to zero. Small batches work best, for
@@ -65,8 +68,8 @@ def examples_updates(
     factors = [factor for pair in pairs.values() for factor in pair]
     groups = [Group(factors, rate), Group(parameters, head_rate)]
     with (
-        fitted_head(model, head, listed, steps=steps, seed=seed, progress=part_of(progress, 0, total)),
-        restored(parameters),
+        fitted_head(model, head, listed, steps=steps, seed=seed, keep=keep_head, progress=part_of(progress, 0, total)),
+        restored(parameters, after_errors_only=keep_head),
         undisturbed(model, [*factors, *parameters]),
         _added(layers, pairs),
     ):

@@ -80,11 +80,11 @@ class LsrConfig(PeftConfig):
             "singular vectors of the weight. 'principal', 'minor': A and B fitted jointly to the weight or to its "
             "trailing singular part; 'cp': the factors of its truncated SVD decomposed one by one; the initial update "
             "of these three is subtracted from the base weight, in memory only. 'gradient', 'update': A and B's frame "
-            "from the gradient over examples, or from the update of a short training on them; see "
-            "`lsr.start_from_examples`. Around a core, which is initialized to zero, A and B are frames: orthonormal "
+            "from the gradient over examples, or from the update of a short training on them; 'warm': that update, and "
+            "the head as trained; see `lsr.start_from_examples`. Around a core A and B are frames: orthonormal "
             "directions, either random or singular vectors of the weight, leading ('principal') or trailing "
-            "('minor'), of the gradient or of the update. False: all random, for tests; it alone changes the output of "
-            "a fresh model."
+            "('minor'), of the gradient or of the update. The core is initialized to zero, with 'warm' to the update "
+            "between the frames. False: all random, for tests. Only it and 'warm' change the output of a fresh model."
         },
     )
     train: str = field(

@@ -94,6 +94,13 @@ class LsrLayer(BaseTunerLayer):
             return random_frames([self._source(config, form)])
         return Start(*random_factors(form, config.init_weights is not False, self._generator(config)))
 
+    def _first_core(self, config: LsrConfig, source: Source, frames: LsrAdapter) -> Tensor:
+        core = INITIALIZATIONS[config.start].core
+        if core is None:
+            return self._random_core(config, source.form)
+        a, b = (side.detach().to("cpu", torch.float64) for side in frames.matrices(*frames.factors()))
+        return core(source, b, a)
+
     def _random_core(self, config: LsrConfig, form: Form) -> Tensor:
         shape = (form.rank, form.rank) if config.core == "full" else (form.rank,)
         with torch.device("cpu"):
@@ -188,8 +195,8 @@ class LsrLayer(BaseTunerLayer):
         except ValueError as error:
             raise ValueError(f"layer {self.layer_name!r}: {error}") from None
         adapter.set_factors(start, self.base_parameter())
-        for layer in (self, *sharing) if adapter.has_core else ():
-            layer.adapter(adapter_name).set_core(layer._random_core(config, adapter.form), layer.base_parameter())
+        for layer, source in zip((self, *sharing), sources, strict=True) if adapter.has_core else ():
+            layer.adapter(adapter_name).set_core(layer._first_core(config, source, adapter), layer.base_parameter())
         adapter.forget_start()
         if config.folds:
             adapter.subtract(start, self.base_parameter())

@@ -65,9 +65,9 @@ def initialize_factors(
     """Initialize the factors of each layer, or of each kind that shares them, and yield it when done.
 
     `get_peft_model` does this by itself. This is a generator for callers that show progress: they build the model with
-    random factors and name the initialization here. `gradients` holds the input of `gradient` or `update`, one mapping
-    from layer names to (m, n) matrices per data set; frames are pooled over data sets; see `start_from_examples`. If
-    the frames come from another adapter, nothing is initialized.
+    random factors and name the initialization here. `gradients` holds what it reads of examples, one mapping from layer
+    names to (m, n) matrices per data set, as `start_from_examples` says; frames are pooled over data sets. If the
+    frames come from another adapter, nothing is initialized.
 
     Raises:
         ValueError: if there is no such initialization, or it fails on a base weight or gradient; names the layer.
@@ -97,13 +97,14 @@ def start_from_examples(
     head_steps: int = STEPS,
     seed: int = 0,
 ) -> None:
-    """Initialize an adapter with `init_weights` `gradient` or `update` from a few hundred examples, before training.
+    """Initialize an adapter with `init_weights` `gradient`, `update` or `warm` from a few hundred examples.
 
     Each batch, including labels, is passed to `model(**batch)` and must be on the model's device. A head that is
     trained with the adapter (`modules_to_save`) is first fitted to the examples for `head_steps` steps, because the
-    gradient through a fresh head says little about the task; training still starts from the fresh head. `update` takes
-    one training step per batch, so give it many small batches, for example of eight. Without this call, the adapter
-    keeps the random factors that `get_peft_model` gives it.
+    gradient through a fresh head says little about the task; training still starts from the fresh head. `update` and
+    `warm` take one training step per batch, so give them many small batches, for example of eight. With `warm` the
+    model then predicts what it has learned: adapter and head hold it. Call this before training; without it, the
+    adapter keeps the random factors that `get_peft_model` gives it.
 
     Raises:
         ValueError: if the adapter has another initialization, or the examples are not suitable; names the layer.
@@ -129,7 +130,8 @@ def collect_gradients(
 ) -> Mapping[str, Matrix]:
     """Return the matrices that an adapter's initialization takes from examples, (m, n) by layer name.
 
-    That is the update of a short training run for `update`, otherwise the mean gradient.
+    That is the update of a short training run for `update` and `warm`, otherwise the mean gradient. `warm` leaves the
+    head as trained.
 
     Raises:
         ValueError: as `lsr.init.head.examples_gradients` and `lsr.init.update.examples_updates`.
@@ -137,7 +139,9 @@ def collect_gradients(
     config_of(model, adapter_name).awaits_examples = False  # they are here
     bases = {name: layer.get_base_layer() for name, layer in layers_of(model, adapter_name).items()}
     heads = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
-    return _reader(config_of(model, adapter_name))(model, bases, batches, heads, steps=head_steps, seed=seed)
+    config = config_of(model, adapter_name)
+    kept = {"keep_head": True} if INITIALIZATIONS[config.start].goes_on else {}
+    return _reader(config)(model, bases, batches, heads, steps=head_steps, seed=seed, **kept)
 
 
 def allocate_ranks(

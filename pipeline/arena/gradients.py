@@ -14,12 +14,22 @@ from torch import Tensor
 from transformers import set_seed
 
 from lsr.algebra.spectrum import Matrix
+from lsr.init import INITIALIZATIONS
 from pipeline import artifacts
 from pipeline.arena import inputs
 from pipeline.arena.inputs import CACHE, Task
 from pipeline.data import tokens
-from pipeline.methods import adapters, base_models
+from pipeline.methods import adapters, architecture, base_models
 from pipeline.methods.pooling import BATCH
+
+HEAD = "head"  # suffix of its parameters in a file
+
+
+class Found(NamedTuple):
+    """What is read for frames."""
+
+    gradients: Mapping[str, Matrix]  # or updates, by layer
+    head: Mapping[str, Tensor]  # the parameters of the head as trained, if the initialization goes on from there
 
 
 class Reading(NamedTuple):
@@ -38,8 +48,8 @@ class Reading(NamedTuple):
         return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
 
 
-def gradients(reading: Reading) -> Mapping[str, Matrix]:  # by layer
-    """Return the gradients or updates, (m, n) each, from the cache if possible.
+def gradients(reading: Reading) -> Found:
+    """Return the gradients or updates, (m, n) each, and the head, from the cache if possible.
 
     Raises:
         UserError: if the examples or the head fitted to them are not suitable.
@@ -53,7 +63,7 @@ def gradients(reading: Reading) -> Mapping[str, Matrix]:  # by layer
     return _nested(load_file(path))
 
 
-def _made(reading: Reading) -> dict[str, Matrix]:
+def _made(reading: Reading) -> Found:
     task = reading.task
     set_seed(reading.seed)  # the head is drawn when the checkpoint loads
     base = base_models.load_base_model(task.model, task.row)
@@ -61,16 +71,26 @@ def _made(reading: Reading) -> dict[str, Matrix]:
     train = inputs.splits(task)["train"]
     batches = list(tokens.sample(train, tokenizer, reading.examples, reading.seed, BATCH[reading.init]))
     layers: Sequence[str] = reading.layers
-    return adapters.gradients(base, layers, batches, task.model, reading.init, reading.head_steps, reading.seed)
+    found = adapters.gradients(base, layers, batches, task.model, reading.init, reading.head_steps, reading.seed)
+    heads = architecture.head_of(task.model, base) if INITIALIZATIONS[reading.init].goes_on else ()
+    trained = {
+        f"{head}.{name}": value for head in heads for name, value in base.get_submodule(head).state_dict().items()
+    }
+    return Found(found, trained)
 
 
-def _flat(found: Mapping[str, Matrix]) -> dict[str, Tensor]:
-    """Return tensors for a file: both factors of a product."""
-    parts = {name: (value,) if isinstance(value, Tensor) else value for name, value in found.items()}
-    return {f"{name}/{i}": part.contiguous() for name, all_of in parts.items() for i, part in enumerate(all_of)}
+def _flat(found: Found) -> dict[str, Tensor]:
+    """Return tensors for a file: both factors of a product, and the head."""
+    parts = {name: (value,) if isinstance(value, Tensor) else value for name, value in found.gradients.items()}
+    read = {f"{name}/{i}": part.contiguous() for name, all_of in parts.items() for i, part in enumerate(all_of)}
+    return read | {f"{name}/{HEAD}": value.contiguous() for name, value in found.head.items()}
 
 
-def _nested(flat: Mapping[str, Tensor]) -> dict[str, Matrix]:
-    names = dict.fromkeys(key.partition("/")[0] for key in flat)
+def _nested(flat: Mapping[str, Tensor]) -> Found:
+    split = {key: key.rpartition("/") for key in flat}
+    names = dict.fromkeys(name for name, _, part in split.values() if part != HEAD)
     factors = {name: (flat[f"{name}/0"], flat.get(f"{name}/1")) for name in names}
-    return {name: one if two is None else (one, two) for name, (one, two) in factors.items()}
+    return Found(
+        {name: one if two is None else (one, two) for name, (one, two) in factors.items()},
+        {name: flat[key] for key, (name, _, part) in split.items() if part == HEAD},
+    )

@@ -19,9 +19,8 @@ from transformers import (
     set_seed,
 )
 
-from lsr.algebra.spectrum import Matrix
 from pipeline.arena import inputs, machine
-from pipeline.arena.gradients import Reading, gradients
+from pipeline.arena.gradients import Found, Reading, gradients
 from pipeline.arena.inputs import Task
 from pipeline.arena.plan import ArenaView, Cell
 from pipeline.arena.record import Record
@@ -126,9 +125,12 @@ def started(cell: Cell, view: ArenaView) -> PeftModel:
     found = _gradients(cell, view, section) if isinstance(section, LsrParams) and section.reads_examples else []
     set_seed(view.seed)  # the head is drawn when the checkpoint loads: all methods have the same one
     base = base_models.load_base_model(view.base_model, view.dataset)
-    model = adapters.add_adapter(base, section, view.base_model, view.seed, found)
+    for one in found:
+        base.load_state_dict(one.head, strict=False)  # as trained, if the initialization goes on from there
+    read = [one.gradients for one in found]
+    model = adapters.add_adapter(base, section, view.base_model, view.seed, read)
     if isinstance(section, LsrParams):
-        for _ in adapters.start(model, section, found):
+        for _ in adapters.start(model, section, read):
             pass
     elif isinstance(section, LoraParams) and section.reads_examples:
         train = inputs.splits(task_of(cell, view))["train"]
@@ -137,7 +139,7 @@ def started(cell: Cell, view: ArenaView) -> PeftModel:
     return model
 
 
-def _gradients(cell: Cell, view: ArenaView, section: LsrParams) -> list[Mapping[str, Matrix]]:
+def _gradients(cell: Cell, view: ArenaView, section: LsrParams) -> list[Found]:
     """Return the gradients of the tasks that determine the frames: the training's own, or a pool."""
     base = base_models.load_base_model(view.base_model, view.dataset)
     layers = tuple(adapters.target_names(base, section, view.base_model, view.seed))

@@ -167,8 +167,9 @@ def gradients(
 ) -> dict[str, Matrix]:
     """Return the gradients of a base model's layers, or the updates of a short training run, for an initialization.
 
-    The head is fitted to the examples first. The model runs on the fastest device and is moved back afterwards, because
-    decompositions are reproducible to the byte only on one device.
+    The head is fitted to the examples first, and restored unless the initialization goes on from training. The model
+    runs on the fastest device and is moved back afterwards, because decompositions are reproducible to the byte only on
+    one device.
 
     Raises:
         ValueError: if the examples or the head are not suitable.
@@ -177,8 +178,10 @@ def gradients(
     head = [base.get_submodule(name) for name in architecture.head_of(row, base)]
     with device.placed(base):
         examples = device.moved(batches, device.device_of(base))
-        read = READERS[INITIALIZATIONS[init].reads]
-        return read(base, layers, examples, head, steps=head_steps, seed=seed, progress=progress)
+        initialization = INITIALIZATIONS[init]
+        kept = {"keep_head": True} if initialization.goes_on else {}
+        read = READERS[initialization.reads]
+        return read(base, layers, examples, head, steps=head_steps, seed=seed, progress=progress, **kept)
 
 
 def start(model: PeftModel, section: LsrParams, gradients: Sequence[Mapping[str, Matrix]] = ()) -> Iterator[Started]:

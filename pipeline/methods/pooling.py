@@ -6,19 +6,20 @@ from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
 from lsr.algebra.spectrum import Matrix
+from lsr.init import INITIALIZATIONS
 from pipeline import console
 from pipeline.data import examples, tokens
 from pipeline.errors import UserError
 from pipeline.methods import adapters, base_models
 from pipeline.params import PARAMS, FactorizeInitView, LsrParams
 
-BATCH = {"gradient": 32, "update": 8}  # examples per batch; the update takes one step per batch
+BATCH = {"gradient": 32, "update": 8, "warm": 8}  # examples per batch; training takes one step per batch
 
 
 def gradients(base: PreTrainedModel, view: FactorizeInitView) -> list[dict[str, Matrix]]:
     """Return the gradients or updates of the layers to adapt, for each data set, with fitted heads.
 
-    `base` is the model of the selected data set; it is left unchanged.
+    `base` is the model of the selected data set; it is left unchanged, except that `warm` trains its head.
 
     The gradients of pooled rows do not depend on the selected row: each row uses its first examples and a head drawn
     from the seed. So all adapters of one pool get the same frames, bit for bit.
@@ -60,7 +61,8 @@ def _gradients(
     assert isinstance(view.section, LsrParams)
     listed, names = list(batches), adapters.target_names(base, view.section, view.base_model, view.seed)
     passes = 2 if view.section.head_steps else 1
-    with console.progress(f"{view.section.init}s of {name}", passes * len(listed), "batches") as advance:
+    read = INITIALIZATIONS[view.section.init].reads
+    with console.progress(f"{read}s of {name}", passes * len(listed), "batches") as advance:
         shown = 0
 
         def show(done: int, _: int) -> None:

@@ -8,7 +8,7 @@ from pipeline.params.rows import Word
 from pipeline.params.sections import Alpha, Count, Dropout, Layers, Rank, Rate, Section, Shape, Targets, Widths
 from pipeline.params.sources import all_different
 
-READ = ("gradient", "update")  # initializations of LSR that read examples
+READ = ("gradient", "update", "warm")  # initializations of LSR that read examples
 SUBTRACTED = ("pissa", "olora")  # initializations of LoRA that are subtracted from the base weight
 PUBLISHED = "published"  # target_modules: the authors' choice, from PEFT's table of architectures
 Bounded = Annotated[StrictFloat, Field(gt=0, le=1_000_000)]
@@ -44,7 +44,7 @@ class LsrParams(MethodParams):
         description="trainable: all factors; A1 and B1; a core between frozen frames; the core and the factors"
     )
     core: Literal["full", "diagonal"]
-    init: Literal["random", "row_space", "principal", "minor", "cp", "gradient", "update"]
+    init: Literal["random", "row_space", "principal", "minor", "cp", "gradient", "update", "warm"]
     frames: StrictStr = Field(
         min_length=1, description="own, or the folder or hub repository of an adapter with the frames"
     )
@@ -55,8 +55,8 @@ class LsrParams(MethodParams):
         description="to which frozen frames are rounded before training"
     )
     alpha: Alpha
-    examples: Count = Field(description="from the train split, for gradient and update")
-    head_steps: StrictInt = Field(ge=0, le=1_000_000, description="steps to fit the head before gradient and update")
+    examples: Count = Field(description="from the train split, for gradient, update and warm")
+    head_steps: StrictInt = Field(ge=0, le=1_000_000, description="to fit the head before gradient, update and warm")
     budget: Literal["none"] | Count = Field(
         description="directions of diagonal cores, distributed over the target layers by gradient or update"
     )
@@ -69,7 +69,7 @@ class LsrParams(MethodParams):
 
     @model_validator(mode="after")
     def _frames_are_pooled_from_gradients(self) -> Self:
-        if self.frames_from and not self.reads_examples:
+        if self.frames_from and not (self.reads_examples and self.init != "warm"):
             raise ValueError(
                 "frames_from: pools gradients or updates, so it needs init: gradient or update, and frames: own; got "
                 f"init: {self.init} and frames: {self.frames}"

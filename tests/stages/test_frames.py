@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
+from lsr.init import INITIALIZATIONS, READERS
 from lsr.tuner.linear import adapted_layers
 from pipeline import artifacts, params
 from pipeline.errors import UserError
@@ -92,7 +93,7 @@ def refusal(*stages):
 # Words
 
 
-@pytest.mark.parametrize("init", ["gradient", "update", "principal", "minor", "random"])
+@pytest.mark.parametrize("init", ["gradient", "update", "warm", "principal", "minor", "random"])
 @pytest.mark.parametrize("share", ["none", "layers"])
 @pytest.mark.parametrize("train", ["core", "all"])
 def test_every_word_starts_an_adapter_and_reports_its_frames(at, train, share, init):
@@ -100,14 +101,15 @@ def test_every_word_starts_an_adapter_and_reports_its_frames(at, train, share, i
     run(FACTORIZE)
     view = params.load(params.TrainView)
     model = adapters.load_adapter(base_model(view), artifacts.INIT, trainable=True)
-    assert torch.equal(logits(model), logits(base_model(view)))
+    assert torch.equal(logits(model), logits(base_model(view))) == (init != "warm")
 
     found = report(artifacts.FACTORIZE_METRICS)
     cores, frames = 2 * LAYERS * RANK**2, 2 * (1 if share == "layers" else LAYERS) * 2 * RANK * WIDTH
     assert found["adapter_trained"] == cores + (frames if train == "all" else 0)
     assert found["adapter_stored"] == found["adapter_effective"] == cores + frames
 
-    held = [init, "weight"] if init in ("gradient", "update") else ["weight"]
+    read = INITIALIZATIONS[init].reads
+    held = [read, "weight"] if read in READERS else ["weight"]
     rows = table(artifacts.FACTORIZE_LAYERS)
     assert len(rows) == (2 if share == "layers" else 2 * LAYERS)
     for what in held:
@@ -336,7 +338,7 @@ def test_an_adapter_on_frames_that_have_changed_is_refused_in_one_line(at):
         ({"init": "row_space"}, "params.yaml: lsr.init: init_weights='row_space' provides no frames for a core"),
         (
             {"budget": 7},
-            "params.yaml: lsr: budget: needs init: gradient or update, frames: own, share: none, train: core or all, ",
+            "params.yaml: lsr: budget: needs init: gradient or update or warm, frames: own, share: none, train: core or all, ",
         ),
         (
             {"budget": 999, "share": "none", "core": "diagonal"},

@@ -41,7 +41,7 @@ def matrices(start, source):
 
 
 def test_these_make_frames():
-    assert set(FRAMING) == {"random", "principal", "minor", "gradient", "update"}
+    assert set(FRAMING) == {"random", "principal", "minor", "gradient", "update", "warm"}
 
 
 @each_word

@@ -82,9 +82,9 @@ def test_with_a_generator_of_its_own_it_draws_nothing_from_the_global_one(word):
 
 @each_count
 @each_word
-def test_b1_alone_is_zero_unless_the_update_is_folded(word, rank_shape):
+def test_b1_alone_is_zero_unless_there_is_an_update_to_fold_or_to_go_on_from(word, rank_shape):
     start = start_of(word, rank_shape)
-    assert bool(start.b[0].any()) == INITIALIZATIONS[word].folds
+    assert bool(start.b[0].any()) == (INITIALIZATIONS[word].folds or INITIALIZATIONS[word].goes_on)
     assert all(factor.any() for factor in (*start.a, *start.b[1:]))
 
 

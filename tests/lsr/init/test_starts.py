@@ -343,7 +343,8 @@ def test_the_gradient_start_points_along_the_gradient():
 
 def test_examples_for_a_start_that_reads_none_are_refused():
     with pytest.raises(
-        ValueError, match="init_weights must be 'gradient' or 'update' to start from examples, got 'row_space'"
+        ValueError,
+        match="init_weights must be 'gradient' or 'update' or 'warm' to start from examples, got 'row_space'",
     ):
         start_from_examples(adapted(init_weights="row_space"), examples())
 

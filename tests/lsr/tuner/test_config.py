@@ -257,7 +257,7 @@ def test_with_layers_the_most_frequent_values_are_usual_and_the_others_patterns(
             (
                 {"train": train, "init_weights": init},
                 f"init_weights={init!r} provides no frames for a core (train={train!r}); it must be one of ['random', "
-                "'principal', 'minor', 'gradient', 'update']",
+                "'principal', 'minor', 'gradient', 'update', 'warm']",
             )
             for train in ("core", "all")
             for init in ("row_space", "cp")

@@ -113,7 +113,7 @@ def test_merging_is_refused_and_changes_nothing(kind):
 
 REFUSED = (
     "layer 'bert.encoder.layer.0.attention.self.query': its weight is quantized, and an initialization that is "
-    "subtracted from it would change it; use one of ['random', 'row_space', 'gradient', 'update']"
+    "subtracted from it would change it; use one of ['random', 'row_space', 'gradient', 'update', 'warm']"
 )
 
 

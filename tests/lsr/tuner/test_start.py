@@ -117,7 +117,7 @@ def test_an_initialization_that_is_none_changes_nothing():
 
 
 def test_examples_are_for_the_gradient_alone():
-    message = "init_weights must be 'gradient' or 'update' to start from examples, got 'row_space'"
+    message = "init_weights must be 'gradient' or 'update' or 'warm' to start from examples, got 'row_space'"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         start_from_examples(made("bert", "row_space"), BATCHES)
 

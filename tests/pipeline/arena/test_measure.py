@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.metrics import accuracy_score
 from transformers import Trainer
 
@@ -122,6 +123,19 @@ def test_methods_start_with_the_same_head(arena):
         for one in (cell(), cell("glue: LSR shared r=2"), cell("glue: odd"), cell("glue: head"))
     ]
     assert all(np.array_equal(*pair) for other in heads[1:] for pair in zip(heads[0], other, strict=True))
+
+
+def test_a_warm_start_goes_on_from_a_cached_run_with_its_head(arena):
+    """The second time from the cache, which an adapter of another form reads too."""
+    small.write(methods={"warm": {"adapter": "lsr", "params": {**small.LSR, "lsr.init": "warm"}}})
+    chosen = cell("glue: warm")
+    fresh, first, again = (started(one, one.view()).state_dict() for one in (cell(), chosen, chosen))
+    heads = [name for name in first if HEAD in name]
+    assert heads
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not any(torch.equal(first[name], fresh[name]) for name in heads)
+    assert all(value.any() for name, value in first.items() if name.endswith("core"))
+    assert measure(chosen).status == "finished"
 
 
 def test_rows_beyond_what_trains_are_held_out_with_the_others(arena):

@@ -266,6 +266,7 @@ def test_all_mistakes_are_reported_at_once(workspace):
     ("changes", "got"),
     [
         ({"lsr.init": "principal"}, "init: principal and frames: own"),
+        ({"lsr.init": "warm"}, "init: warm and frames: own"),
         ({"lsr.frames": "models/family"}, "init: update and frames: models/family"),
     ],
 )
