@@ -82,7 +82,7 @@ def run(threads: int) -> Iterator[Row]:
 
 
 class StopWatch(TrainerCallback):
-    """Evaluates on the test split before training and regularly, with the clock stopped; may end training at a score."""
+    """Evaluates on the test split, first before training, with the clock stopped; may end training at a score."""
 
     def __init__(self, begin: float, every: int, score: Callable[[], float], last: float | None) -> None:
         self.begin, self.every, self.score, self.last = begin, every, score, last
