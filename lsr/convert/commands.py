@@ -83,6 +83,7 @@ def run_inspect(options: argparse.Namespace) -> None:
     text, hidden = _fitting(rows, shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf)
     print(text)
     print(_totals(report))
+    print("κ: norm of the terms over norm of their sum; rounding errors grow by as much")
     if hidden:
         print(f"a wider terminal also shows {', '.join(hidden)}; --json shows everything")
     if report.base_problem is not None:

@@ -126,7 +126,8 @@ def test_the_report_is_a_table_of_layers(folder, capsys, more):
         f"{i}.attention.self.{n}" for i in (0, 1) for n in ("query", "value")
     ]
     assert re.search(r"total: 480 trained, 480 stored, 480 effective, 768 as LoRA; heads and biases 75", lines[6])
-    assert len(lines) == 7
+    assert lines[7] == "κ: norm of the terms over norm of their sum; rounding errors grow by as much"
+    assert len(lines) == 8
 
 
 def test_the_report_fits_the_terminal(folder, capsys, monkeypatch):
@@ -138,7 +139,7 @@ def test_the_report_fits_the_terminal(folder, capsys, monkeypatch):
     assert max(map(len, lines[1:6])) <= 80
     assert re.split(r"  +", lines[1])[:4] == ["layer", "rank", "terms", "trained"]
     hidden = "out x in, stored, effective, κ(A), κ(B), singular values, LoRA"
-    assert lines[7] == f"a wider terminal also shows {hidden}; --json shows everything"
+    assert lines[8] == f"a wider terminal also shows {hidden}; --json shows everything"
     monkeypatch.setenv("COLUMNS", "20")
     lines = ok(capsys, "inspect", "adapter").splitlines()
     assert re.split(r"  +", lines[1]) == ["layer", "rank", "trained", "κ(ΔW)", "‖ΔW‖/‖W‖"]
