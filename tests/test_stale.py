@@ -162,7 +162,7 @@ POOL = ["movie-reviews", "tweets"]
     [("tweets", {"factorize-init"}), ("editorials", set()), ("movie-reviews", ROWS)],  # pooled, neither, chosen
 )
 def test_a_change_of_a_pooled_row_is_noticed_and_starts_the_adapter_again_alone(chosen, row, then):
-    chosen(lsr={"frames_from": POOL})
+    chosen(lsr={"frames_from": POOL, "init": "update"})
     change_row(row, cut={"validation": 0.125})
     first, found = stale()
     assert "inputs" in first
@@ -182,7 +182,7 @@ def test_a_change_of_the_frames_that_are_held_starts_the_adapter_again_alone(cho
 @pytest.mark.parametrize(
     ("changes", "then"),
     [
-        ({"lsr": {"frames_from": POOL}}, {"factorize-init", "train"}),
+        ({"lsr": {"frames_from": POOL, "init": "update"}}, {"factorize-init", "train"}),
         ({"lsr": {"examples": 8}}, {"factorize-init", "train"}),
         ({"lora": {"layers": [0]}}, set()),
         ({"tokenize": {"max_length": 64}}, {"tokenize", "factorize-init", "train"}),

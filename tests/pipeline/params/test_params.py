@@ -227,6 +227,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("key", "value", "message"), MISTAKES)
 def test_a_mistake_is_one_line(workspace, key, value, message):
+    change("params.yaml", "lsr.init", "update")  # which may be pooled
     change("params.yaml", key, value)
     (line,) = refusal()
     assert line.startswith(f"params.yaml: {message}")
@@ -271,6 +272,7 @@ def test_all_mistakes_are_reported_at_once(workspace):
     ],
 )
 def test_rows_are_pooled_where_their_gradients_make_the_frames(workspace, changes, got):
+    change("params.yaml", "lsr.init", "update")
     change("params.yaml", "lsr.frames_from", ["movie-reviews", "tweets"])
     assert set(params.load(params.FactorizeInitView).pooled) == {"movie-reviews", "tweets"}
     for key, value in changes.items():
@@ -281,6 +283,7 @@ def test_rows_are_pooled_where_their_gradients_make_the_frames(workspace, change
 
 @pytest.mark.parametrize("view", [params.InputsView, params.FactorizeInitView])
 def test_a_pooled_row_is_checked_like_the_chosen_one(workspace, view):
+    change("params.yaml", "lsr.init", "update")
     change("params.yaml", "lsr.frames_from", ["tweets"])
     change("pipeline/datasets.yaml", "tweets.metrics", [])
     assert refusal(lambda: params.load(view)) == [
