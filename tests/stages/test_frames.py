@@ -338,7 +338,8 @@ def test_an_adapter_on_frames_that_have_changed_is_refused_in_one_line(at):
         ({"init": "row_space"}, "params.yaml: lsr.init: init_weights='row_space' provides no frames for a core"),
         (
             {"budget": 7},
-            "params.yaml: lsr: budget: needs init: gradient or update or warm, frames: own, share: none, train: core",
+            "params.yaml: lsr: budget: needs init: gradient or update or warm, frames: own, share: none, "
+            "train: core or all, ",
         ),
         (
             {"budget": 999, "share": "none", "core": "diagonal"},
