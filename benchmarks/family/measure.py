@@ -13,7 +13,7 @@ from transformers import DataCollatorWithPadding, set_seed
 from benchmarks.family import experiment, inputs
 from benchmarks.family.experiment import Cell
 from benchmarks.family.methods import ALL_LINEAR
-from pipeline.arena.gradients import Found, Reading, gradients
+from pipeline.arena.gradients import Found, Reading, gradients, with_heads
 from pipeline.arena.inputs import Task, splits
 from pipeline.data import tokens
 from pipeline.evaluation import inference, scores
@@ -61,9 +61,7 @@ def started(cell: Cell) -> PeftModel:
     found = _gradients(cell, view.section) if isinstance(view.section, LsrParams) else []
     set_seed(view.seed)  # the head is drawn when the checkpoint loads: all methods have the same one
     base = base_models.load_base_model(view.base_model, view.dataset)
-    for one in found:
-        base.load_state_dict(one.head, strict=False)  # as trained, if the initialization goes on from there
-    read = [one.gradients for one in found]
+    read = with_heads(base, found)
     model = adapters.add_adapter(base, view.section, view.base_model, view.seed, read)
     if isinstance(view.section, LsrParams):
         for _ in adapters.start(model, view.section, read):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 
 from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS
@@ -61,6 +61,13 @@ def gradients(reading: Reading) -> Found:
             with artifacts.replacing(path) as temporary:
                 save_file(_flat(_made(reading)), temporary)
     return _nested(load_file(path))
+
+
+def with_heads(base: PreTrainedModel, found: Sequence[Found]) -> list[Mapping[str, Matrix]]:
+    """Return the gradients or updates; a base model gets the head as trained, if the initialization goes on from it."""
+    for one in found:
+        base.load_state_dict(one.head, strict=False)
+    return [one.gradients for one in found]
 
 
 def _made(reading: Reading) -> Found:

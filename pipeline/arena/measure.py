@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from pipeline.arena import inputs, machine
-from pipeline.arena.gradients import Found, Reading, gradients
+from pipeline.arena.gradients import Found, Reading, gradients, with_heads
 from pipeline.arena.inputs import Task
 from pipeline.arena.plan import ArenaView, Cell
 from pipeline.arena.record import Record
@@ -125,9 +125,7 @@ def started(cell: Cell, view: ArenaView) -> PeftModel:
     found = _gradients(cell, view, section) if isinstance(section, LsrParams) and section.reads_examples else []
     set_seed(view.seed)  # the head is drawn when the checkpoint loads: all methods have the same one
     base = base_models.load_base_model(view.base_model, view.dataset)
-    for one in found:
-        base.load_state_dict(one.head, strict=False)  # as trained, if the initialization goes on from there
-    read = [one.gradients for one in found]
+    read = with_heads(base, found)
     model = adapters.add_adapter(base, section, view.base_model, view.seed, read)
     if isinstance(section, LsrParams):
         for _ in adapters.start(model, section, read):
