@@ -33,9 +33,9 @@ from pipeline.training.run import steps_an_epoch, trainer_of
 
 MODEL, MAX_LENGTH = "minilm", 128
 DATA = ("movie-reviews", "tweets", "amazon-reviews", "movie-pairs")
-TARGETS = {"movie-reviews": 0.80}  # test accuracy; elsewhere a share of what PEER reaches in the end
+TARGETS = {"movie-reviews": 0.80}  # test accuracy; elsewhere a share of what the better of OURS and PEER ends with
 SHARE = 0.95
-TRAIN, TEST, EPOCHS = 2400, 1000, 2  # examples at most, and epochs
+TRAIN, TEST, EPOCHS = 2400, 500, 2  # examples at most, and epochs
 LOOKS = 10  # evaluations on the test split after the first, with the clock stopped
 
 
@@ -70,7 +70,7 @@ class Row(NamedTuple):
 
 def target(rows: Sequence[Row], data: str) -> float:
     """Return the score to reach on a data set, given the rows of all contenders."""
-    (final,) = (row.scores[-1] for row in rows if (row.data, row.name) == (data, PEER.name))
+    final = max(row.scores[-1] for row in rows if row.data == data and row.name in (OURS.name, PEER.name))
     return TARGETS.get(data, SHARE * final)
 
 

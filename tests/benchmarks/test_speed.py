@@ -193,10 +193,10 @@ def finishes(name, scores, seconds):
     return race.Row("tweets", name, 10, seconds, tuple(range(10, 10 * len(scores) + 1, 10)), scores)
 
 
-def test_the_target_of_a_race_is_a_share_of_what_lora_ends_with(monkeypatch, capsys):
+def test_the_target_of_a_race_is_a_share_of_what_the_better_one_ends_with(monkeypatch, capsys):
     monkeypatch.setattr(race, "DATA", ("tweets",))
     rows = [
-        finishes(race.OURS.name, (0.5, 0.77, 0.9), (1.0, 2.0, 3.0)),
+        finishes(race.OURS.name, (0.5, 0.77, 0.79), (1.0, 2.0, 3.0)),
         finishes(race.PEER.name, (0.5, 0.7, 0.8), (1.0, 2.0, 4.0)),
         finishes(race.PADDED.name, (0.6, 0.76), (5.0, 6.0)),
     ]
@@ -207,6 +207,10 @@ def test_the_target_of_a_race_is_a_share_of_what_lora_ends_with(monkeypatch, cap
     assert [one.line.endswith("inf (at most 0.7: missed)") for one in report.race_targets(late)] == [True]
     report.show_race(late)
     assert "not reached" in capsys.readouterr().out
+    alone = [rows[0]._replace(scores=(0.5, 0.77, 1.0)), rows[1]]
+    assert race.target(alone, "tweets") == pytest.approx(0.95)
+    (line,) = [one.line for one in report.race_targets(alone)]
+    assert line.endswith("ours over LoRA's (not reached: all of its time): 0.75 (at most 0.7: missed)")
     monkeypatch.setattr(race, "TARGETS", {"tweets": 0.8})
     assert race.target(rows, "tweets") == 0.8
 
