@@ -17,7 +17,7 @@ PARTS = ("layer", "terms", "step", "race", "many", "growth")
 RESULTS = figures.FOLDER / "speed.json"
 PICTURE = figures.FOLDER / "speed.png"
 RACE_PICTURE = figures.FOLDER / "race.png"
-ROUNDS = 9  # of steps
+ROUNDS = 7  # of steps
 Row = TypeVar("Row", bound=NamedTuple)
 
 
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     draw()
 
 
-def run_layer(cases: Sequence[layer.Case], threads: int, rounds: dict[int, int]) -> None:
+def run_layer(cases: Sequence[layer.Case], threads: int, rounds: int) -> None:
     """Measure single layers; print and write the figures."""
     rows = layer.run(tuple(cases), threads, rounds)
     _publish("layer", threads, rows, report.show_layers, report.layer_targets)

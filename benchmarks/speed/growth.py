@@ -27,7 +27,7 @@ from pipeline.training.run import trainer_of
 
 WIDTH, TOKENS = 768, 2048  # of a layer, where it is not what grows
 NARROW, FEW = 256, 256  # of many layers
-ROUNDS = 5
+ROUNDS = 3
 TINY = BertConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=40)
 TEXT = "a film of some wit and of no small charm"
 Call = Callable[[], object]

@@ -16,8 +16,9 @@ from benchmarks.speed.timing import Times, overhead, ratio, take_turns
 from pipeline import console
 
 DTYPES = ("float32", "bfloat16")
-TOKENS = {384: (256, 2048, 16384), 768: (256, 2048, 16384), 1024: (256, 2048, 16384), 4096: (64, 256, 1024)}
-ROUNDS = {64: 40, 256: 40, 1024: 9, 2048: 21, 16384: 5}  # by tokens
+TOKENS = {384: (256, 2048, 16384), 768: (256, 2048, 16384), 4096: (64, 256, 1024)}
+ROUNDS, FEWEST = 15, 3  # of a small layer, and of a large one
+WORK = 1.7e10  # multiplications of the frozen layer in all rounds, while that leaves enough rounds
 WITH_MEMORY = (768, 16384)  # width and tokens
 
 
@@ -63,12 +64,13 @@ class Rates(NamedTuple):
     flops: dict[str, float]  # a second, by dtype
 
 
-def run(cases: tuple[Case, ...], threads: int, rounds: dict[int, int]) -> Iterator[Row]:
+def run(cases: tuple[Case, ...], threads: int, rounds: int = ROUNDS) -> Iterator[Row]:
     """Yield a row for each case and method."""
     with process(threads, __name__) as worker:
         rates = worker.submit(measured_rates).result()
         for case in console.track(cases, "layer", len(cases), "cases"):
-            forward, both = worker.submit(times, case, rounds[case.tokens]).result()
+            affordable = max(FEWEST, int(WORK / (case.width**2 * case.tokens)))
+            forward, both = worker.submit(times, case, min(rounds, affordable)).result()
             has_peak = (case.width, case.tokens) == WITH_MEMORY
             for method in METHODS:
                 peak = in_fresh_process(threads, peak_memory, case, method) if has_peak else None

@@ -67,7 +67,12 @@ def show_steps(rows: Sequence[step.Row]) -> None:
         cells: list[list[console.Cell]] = [
             [
                 *(r.method, r.trained, 1000 * r.seconds, r.examples_a_second),
-                *(r.speed_to_lora, r.speed_to_smallest, f"{r.bound_share:.0%}", r.peak_bytes // 10**6),
+                *(
+                    r.speed_to_lora,
+                    r.speed_to_smallest,
+                    f"{r.bound_share:.0%}",
+                    "" if r.peak_bytes is None else r.peak_bytes // 10**6,
+                ),
             ]
             for r in found
         ]
@@ -163,7 +168,8 @@ def step_targets(rows: Sequence[step.Row]) -> Iterator[Target]:
             yield Target(f"{words} over {PEER}'s", ours.speed_to_lora, 1.1, at_most=False)
             yield Target(f"{words} over {SMALLEST_PEER}'s", ours.speed_to_smallest, 1, at_most=False)
             yield Target(f"{words} over LoKr's", speed, 1.4, at_most=False)
-            yield Target(f"{model}, all linear, peak over {PEER}'s", ours.peak_bytes / found[PEER].peak_bytes, 1)
+            peak = (ours.peak_bytes or 0) / (found[PEER].peak_bytes or 1)
+            yield Target(f"{model}, all linear, peak over {PEER}'s", peak, 1)
 
 
 def terms_targets(rows: Sequence[terms.Growth | terms.Side]) -> Iterator[Target]:
@@ -178,13 +184,11 @@ def race_targets(rows: Sequence[race.Row]) -> Iterator[Target]:
         wanted = race.target(rows, data)
         ran = {row.name: row for row in rows if row.data == data}
         reached = {name: row.reached(wanted) for name, row in ran.items()}
-        ours, peer, padded = (reached.get(one.name) for one in (race.OURS, race.PEER, race.PADDED))
+        ours, peer = (reached.get(one.name) for one in (race.OURS, race.PEER))
         words = f"{data}: time to an accuracy of {wanted:.3f}"
         # A LoRA that does not reach it would take longer than its whole training.
         seconds, note = (peer[0], "") if peer else (ran[race.PEER.name].seconds[-1], " (not reached: all of its time)")
         yield Target(f"{words}, ours over LoRA's{note}", ours[0] / seconds if ours else math.inf, 0.7)
-        if ours and padded:
-            yield Target(f"{words}, padded LoRA's over ours", padded[0] / ours[0], 2.5, at_most=False)
 
 
 def show_targets(targets: Iterable[Target]) -> None:

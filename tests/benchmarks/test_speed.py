@@ -170,6 +170,7 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.setattr(race, "DATA", ("glue",))
     monkeypatch.setattr(race, "TARGETS", {"glue": 0.0})
     monkeypatch.setattr(race, "MODEL", "tiny")
+    monkeypatch.setattr(race, "LOOKS", 10)
     for cache in (changed._committed, changed._row):
         cache.cache_clear()
     yield
@@ -177,15 +178,15 @@ def tiny(tmp_path, monkeypatch):
         cache.cache_clear()
 
 
-@pytest.mark.parametrize("contender", [race.OURS, race.PEER, race.PADDED], ids=lambda contender: contender.name)
-def test_a_race_scores_on_the_way_and_only_the_padded_one_stops_at_the_target(contender, tiny):
+@pytest.mark.parametrize("contender", [race.OURS, race.PEER], ids=lambda contender: contender.name)
+def test_a_race_scores_before_the_first_step_and_on_the_way(contender, tiny):
     found = race.race("glue", contender)
     assert found.trained == (2 * 2 * 3 * 24 + 4 * 3**2 if contender.adapter == "lsr" else 4 * 8 * 2 * 24)
     assert len(found.seconds) == len(found.steps) == len(found.scores)
     assert list(found.seconds) == sorted(found.seconds)
     assert found.seconds[0] > 0
     assert found.steps[:2] == (0, 1)
-    assert (len(found.steps) == 2) == contender.is_padded
+    assert len(found.steps) > 2
     assert all(0 <= score <= 1 for score in found.scores)
 
 
@@ -198,11 +199,10 @@ def test_the_target_of_a_race_is_a_share_of_what_the_better_one_ends_with(monkey
     rows = [
         finishes(race.OURS.name, (0.5, 0.77, 0.79), (1.0, 2.0, 3.0)),
         finishes(race.PEER.name, (0.5, 0.7, 0.8), (1.0, 2.0, 4.0)),
-        finishes(race.PADDED.name, (0.6, 0.76), (5.0, 6.0)),
     ]
     assert race.target(rows, "tweets") == pytest.approx(0.76)
-    assert [row.reached(0.76) for row in rows] == [(2.0, 20), (4.0, 30), (6.0, 20)]
-    assert [(one.found, one.wanted) for one in report.race_targets(rows)] == [(0.5, 0.7), (3.0, 2.5)]
+    assert [row.reached(0.76) for row in rows] == [(2.0, 20), (4.0, 30)]
+    assert [(one.found, one.wanted) for one in report.race_targets(rows)] == [(0.5, 0.7)]
     late = [rows[0]._replace(scores=(0.5, 0.5, 0.5)), rows[1]]
     assert [one.line.endswith("inf (at most 0.7: missed)") for one in report.race_targets(late)] == [True]
     report.show_race(late)
@@ -230,7 +230,7 @@ def test_the_command_writes_figures_and_the_picture(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(command, "PICTURE", tmp_path / "speed.png")
     monkeypatch.setattr(layer, "WITH_MEMORY", SMALL[:2])
     monkeypatch.setattr(report, "SHOWN", SMALL)
-    command.run_layer([SMALL], threads=1, rounds={8: 2})
+    command.run_layer([SMALL], threads=1, rounds=2)
     rows = [step.Row("RoBERTa-base", "all linear", method, 1, 0.5, 2.0, 1.2, 1.3, 0.8, 10**6) for method in METHODS]
     monkeypatch.setattr(step, "run", lambda *arguments: rows)
     command.run_step([], threads=1, rounds=1)
