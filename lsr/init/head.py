@@ -5,6 +5,7 @@ The fitted head serves the gradients only. Training starts from the original hea
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 
 import torch
 from torch import nn
@@ -36,15 +37,16 @@ def examples_gradients(
 ) -> dict[str, Matrix]:  # (m, n) each
     """Return `weight_gradients` of the layers through a fitted head, which is restored afterwards; see `fitted_head`.
 
-    The batches are read once and kept in memory. Takes a forward pass over them to fit the head, if there is one, and
-    a forward and backward pass for the gradients. Deterministic: equal inputs give equal bytes.
+    The batches are read once and kept in memory. Takes a forward pass over `steps` of them, or all, to fit the head,
+    if there is one, and a forward and backward pass over all for the gradients. Deterministic: equal inputs give equal
+    bytes.
 
     Raises:
         ValueError: as `fitted_head` and `weight_gradients`.
     """
     listed = list(batches)
-    fits = bool(steps and head_parameters(model, head))
-    start, total = (len(listed), 2 * len(listed)) if fits else (0, len(listed))
+    start = passed_batches(listed, steps, head_parameters(model, head))
+    total = start + len(listed)
 
     with fitted_head(
         model,
@@ -86,9 +88,9 @@ def fitted_head(
     wrappers, whose active copies are fitted. Leave it empty if the head is pretrained, as in a language model: nothing
     is then fitted. Parameters that the head shares with the backbone, such as tied embeddings, are left unchanged.
 
-    One pass over the examples, in an order drawn from `seed`, caches the backbone's outputs on its device, so that
-    each step costs no more than the head. The pass ends when the cache exceeds `cache_bytes`; the head is then fitted
-    to the examples cached so far, at least one batch.
+    One pass over the examples that the steps read, in an order drawn from `seed`, caches the backbone's outputs on its
+    device, so that each step costs no more than the head. The pass ends when the cache exceeds `cache_bytes`; the head
+    is then fitted to the examples cached so far, at least one batch.
 
     Raises:
         ValueError: if there are no examples; labels are missing, not finite or all equal; the model has no backbone or
@@ -103,6 +105,11 @@ def fitted_head(
         with undisturbed(model, parameters):
             _fit(model, parameters, batches, steps, rate, seed, cache_bytes, progress)
         yield
+
+
+def passed_batches(batches: Sequence[Batch], steps: int, parameters: Sequence[nn.Parameter]) -> int:
+    """Return how many batches pass the model to fit a head with these parameters; 0 if none is fitted."""
+    return min(steps, len(batches)) if parameters else 0
 
 
 def head_parameters(model: nn.Module, head: Sequence[nn.Module]) -> list[nn.Parameter]:
@@ -130,9 +137,13 @@ def _fit(
 ) -> None:
     backbone, draws = backbone_of(model), torch.Generator().manual_seed(seed)
     order = torch.randperm(len(batches), generator=draws).tolist()
-    kept = _kept_features(model, backbone, batches, order, cache_bytes, progress)
+    planned = list(islice(_cycled(order, draws), steps))
+    read = set(planned)  # fewer steps than batches do not read all of them
+    kept = _kept_features(model, backbone, batches, [index for index in order if index in read], cache_bytes, progress)
+    if len(kept) < len(read):
+        planned = list(islice(_cycled(list(kept), draws), steps))
     optimizer = PreciseAdamW([Group(parameters, rate)])
-    for step, index in zip(range(1, steps + 1), _cycled(list(kept), draws), strict=False):
+    for step, index in enumerate(planned, 1):
         with given_back(backbone, kept[index]), torch.enable_grad():
             loss = loss_of(model, batches[index])
         if not torch.isfinite(loss):

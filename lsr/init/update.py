@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lsr.algebra.spectrum import Matrix
 from lsr.init.examples import widths
-from lsr.init.head import STEPS, fitted_head, head_parameters
+from lsr.init.head import STEPS, fitted_head, head_parameters, passed_batches
 from lsr.init.passes import Batch, loss_of, part_of, undisturbed
 from lsr.init.steps import Group, PreciseAdamW, restored
 
@@ -62,7 +62,8 @@ def examples_updates(
     if not listed:
         raise ValueError("no examples: there are no batches to train on")
     parameters = head_parameters(model, head)
-    start, total = (len(listed), 2 * len(listed)) if steps and parameters else (0, len(listed))
+    start = passed_batches(listed, steps, parameters)
+    total = start + len(listed)
 
     pairs = _pairs(layers, rank, seed)
     factors = [factor for pair in pairs.values() for factor in pair]

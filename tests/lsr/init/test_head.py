@@ -233,6 +233,19 @@ def test_examples_pass_the_model_twice_forward_and_once_backward(name):
     assert calls == {"forward": 2 * 3, "backward": 3}
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_fewer_steps_than_batches_pass_only_what_they_read(steps):
+    model, _, head = made("bert")
+    given = [examples(2, labels=torch.tensor([i % LABELS, i // LABELS])) for i in range(5)]
+    calls = calls_of(model.bert.encoder.layer[0].attention.self.query)
+    told = []
+    seen = labels_seen(model, head, given, steps=steps, progress=told.append)
+    assert calls["forward"] == steps
+    assert told == list(range(1, steps + 1))
+    assert sorted(seen[:steps]) == sorted(seen[steps:])  # in the pass, and in the steps
+    assert len(set(seen)) == steps
+
+
 @pytest.mark.parametrize("budget", [0, 2])
 def test_beyond_the_budget_fewer_examples_fit_the_head(budget):
     """Batches of two texts; the backbone gives nine tokens and a pooled one, 24 numbers each."""
@@ -251,6 +264,9 @@ def test_progress_counts_both_passes():
     told = []
     examples_gradients(model, layers, iter(batches(1, 2, 3)), head, progress=lambda *counts: told.append(counts))
     assert told == [(done, 6) for done in range(1, 7)]
+    told.clear()
+    examples_gradients(model, layers, batches(1, 2, 3), head, steps=2, progress=lambda *counts: told.append(counts))
+    assert told == [(done, 5) for done in range(1, 6)]
 
 
 # Gradients
