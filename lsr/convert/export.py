@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from lsr.algebra.precision import TOLERATED_LOSS, dtype_name
 from lsr.algebra.spectrum import distance_of_pairs, singular_values_of_pair
+from lsr.convert.base_model import read_labels
 from lsr.convert.files import FACTOR, PREFIX, InputError, check_output, write_adapter, writing
+from lsr.tuner.card import Card, as_lora
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.linear import LsrLinear
 from lsr.tuner.start import layers_of
@@ -76,6 +78,7 @@ def export_lora(
     fields = _lora_fields(model, adapter_name, layers, pairs)
     with writing(folder) as new:
         write_adapter(new, fields, {name: rounded(name, tensor, dtype) for name, tensor in tensors.items()})
+        _card(model, adapter_name).write(new)
     return rounding
 
 
@@ -157,6 +160,18 @@ def _lora_fields(
         "use_rslora": False,
         "use_dora": False,
     }
+
+
+def _card(model: PeftModel, adapter_name: str) -> Card:
+    config = cast("LsrConfig", model.peft_config[adapter_name])
+    labels = read_labels(config.folder) if config.folder else None
+    return as_lora(
+        config.folder,
+        config.base_model_name_or_path,
+        config.revision,
+        config.task_type,
+        config.labels if labels is None else labels,
+    )
 
 
 def _class_of(base: nn.Module) -> dict[str, str]:

@@ -21,6 +21,8 @@ CLASSES = {  # by PEFT's task_type
 }
 MERGED = ("LSR", "LORA")  # PEFT's other methods do not come off a model whose head has several layers
 LABELLED = ("SEQ_CLS", "TOKEN_CLS")
+UNNAMED = "a base model"
+CARRIED = ("Score", "Training")  # sections that also hold for the LoRA that equals an adapter
 ASK = {False: '"A text."', True: '{"text": "A text.", "text_pair": "Another one."}'}
 
 
@@ -111,6 +113,31 @@ class Card:
     def write(self, folder: Path) -> None:
         """Write it into an adapter's folder."""
         (folder / FILE).write_text(self.text(), encoding="utf-8")
+
+
+def as_lora(folder: Path | None, base: str | None, revision: str | None, task_type: str | None, labels: Any) -> Card:
+    """Return the card of the LoRA that equals an LSR adapter, with what the card in the adapter's folder says of it."""
+    path = folder / FILE if folder else None
+    text = path.read_text(encoding="utf-8") if path and path.is_file() else ""
+    return Card(
+        method="LORA",
+        base=base or UNNAMED,
+        revision=revision,
+        task_type=task_type,
+        labels=labels,
+        is_pair=ASK[True] in text,
+        summary=f"It equals an LSR adapter, and loads without `lsr`. {_summary(text)}".rstrip(),
+        sections={heading: found for heading in CARRIED if (found := section(text, heading))},
+    )
+
+
+def section(text: str, heading: str) -> str:
+    """Return a section of a card by its heading; empty if there is none."""
+    return text.partition(f"\n## {heading}\n\n")[2].partition("\n## ")[0].strip()
+
+
+def _summary(text: str) -> str:  # what is between the title and the first section of a card of this module
+    return text.partition("\n# ")[2].partition("\n")[2].partition("\n## ")[0].strip() if MARK in text else ""
 
 
 def is_ours(folder: Path) -> bool:

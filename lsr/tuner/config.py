@@ -301,7 +301,7 @@ class LsrConfig(PeftConfig):
                 if (folder / WEIGHTS).is_file()
                 else {}
             )
-            base = self.base_model_name_or_path or "a base model"
+            base = self.base_model_name_or_path or card.UNNAMED
             card.Card("LSR", base, self.revision, self.task_type, self.labels, sections=held).write(folder)
 
     def remember(

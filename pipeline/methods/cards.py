@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
 
-from lsr.tuner.card import FILE, Card
+from lsr.tuner.card import FILE, Card, section
 from pipeline.methods import base_models
 from pipeline.methods.adapters import CONFIG
 from pipeline.params import EvaluateView, LsrParams, TrainView
@@ -111,5 +111,4 @@ def _counted(counts: Mapping[str, float]) -> str:
 
 def _section(path: Path, heading: str) -> str:
     """Return a section of a card by heading; empty if the card or the section has been removed."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return text.partition(f"\n## {heading}\n\n")[2].partition("\n## ")[0].strip()
+    return section(path.read_text(encoding="utf-8") if path.is_file() else "", heading)

@@ -56,7 +56,9 @@ class LsrParams(MethodParams):
     )
     alpha: Alpha
     examples: Count = Field(description="from the train split, for gradient, update and warm")
-    head_steps: StrictInt = Field(ge=0, le=1_000_000, description="to fit the head before gradient, update and warm")
+    head_steps: StrictInt = Field(
+        ge=0, le=1_000_000, description="steps to fit the head before gradient, update and warm"
+    )
     budget: Literal["none"] | Count = Field(
         description="directions of diagonal cores, distributed over the target layers by gradient or update"
     )

@@ -7,6 +7,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from lsr.__main__ import main as lsr_command
+from lsr.tuner.card import section
 from pipeline import artifacts
 from tests import workspace
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run
@@ -74,6 +75,23 @@ def test_a_merged_export_takes_the_labels_from_the_task(tmp_path):
     assert lsr_command(["export", str(artifacts.ADAPTER), "--to", "merged", "-o", str(out)]) == 0
     assert report(out / "config.json")["id2label"] == LABELS
     assert lsr_command(["export", str(artifacts.ADAPTER), "--to", "merged", "-o", str(out), "--force"]) == 0
+
+
+def test_a_lora_exported_by_hand_says_what_its_adapter_says(published, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "lora"
+    assert lsr_command(["export", str(artifacts.ADAPTER), "--to", "lora", "-o", str(out)]) == 0
+    found, of_adapter = card(out), card(artifacts.ADAPTER)
+    assert "lsr" not in found.data.tags
+    assert "import lsr" not in found.text
+    assert "It equals an LSR adapter, and loads without `lsr`. It was trained on glue. From a text (" in found.text
+    for heading in ("Score", "Training"):
+        assert section(found.text, heading) == section(of_adapter.text, heading) != ""
+    assert not section(found.text, "Parameters")  # the LoRA stores more than the adapter
+    (out / "tiny-roberta").symlink_to(published / "tiny-roberta")
+    monkeypatch.chdir(out)
+    capsys.readouterr()
+    exec(compile(re.search(r"```python\n(.*?)```", found.text, re.DOTALL)[1], "README.md", "exec"), {})  # noqa: S102
+    assert re.search(r"'label': '(not_)?equivalent'", capsys.readouterr().out)
 
 
 def test_a_task_whose_labels_are_none_is_one_line(tmp_path, capsys):
