@@ -17,7 +17,7 @@ PARTS = ("layer", "terms", "step", "race", "many", "growth")
 RESULTS = figures.FOLDER / "speed.json"
 PICTURE = figures.FOLDER / "speed.png"
 RACE_PICTURE = figures.FOLDER / "race.png"
-ROUNDS = 7  # of steps
+ROUNDS = 5  # of steps
 Row = TypeVar("Row", bound=NamedTuple)
 
 

@@ -99,7 +99,7 @@ GROWING: dict[str, tuple[tuple[int, ...], Callable[[int], Call]]] = {
     "layers": ((1, 3, 10, 30, 100), lambda size: layers(size, NARROW, FEW, (4,))),
     "tokens": ((100, 300, 1000, 3000, 10_000), lambda size: layers(1, WIDTH, size, (2, 2))),
     "adapters in a bank": ((16, 64, 256, 1024, 4096), bank),
-    "rows of data": ((300, 1000, 3000, 10_000, 30_000), epoch),
+    "rows of data": ((100, 300, 1000, 3000, 10_000), epoch),
 }
 CASES = tuple((what, size) for what, (sizes, _) in GROWING.items() for size in sizes)
 

@@ -16,7 +16,7 @@ from benchmarks.speed.timing import Times, overhead, ratio, take_turns
 from pipeline import console
 
 DTYPES = ("float32", "bfloat16")
-TOKENS = {384: (256, 2048, 16384), 768: (256, 2048, 16384), 4096: (64, 256, 1024)}
+TOKENS = {384: (256, 2048), 768: (256, 2048, 16384), 4096: (64, 256)}
 ROUNDS, FEWEST = 15, 3  # of a small layer, and of a large one
 WORK = 1.7e10  # multiplications of the frozen layer in all rounds, while that leaves enough rounds
 WITH_MEMORY = (768, 16384)  # width and tokens

@@ -24,7 +24,7 @@ WIDTH, TOKENS = 768, 2048  # for timing more terms
 RANK_SHAPE = (4, 4)  # 64 terms of rank 4 would be more than a layer of this width can use
 SEPARATION_RANKS = (1, 4, 16, 64)
 FROZEN = "frozen"
-ROUNDS = 21
+ROUNDS = 11
 
 
 class Growth(NamedTuple):

@@ -121,9 +121,15 @@ def test_the_first_useful_scores_are_those_of_the_committed_run():
     rows = [race.Row(**fields) for fields in figures("speed")["race"]]
     found = {(row.data, row.name): row.reached(race.target(rows, row.data)) for row in rows}
     for data in race.DATA:
-        cells = ["{:.0f} s, {} steps".format(*found[data, one.name]) for one in (race.OURS, race.PEER)]
+        cells = [
+            "{:.0f} s, {} steps".format(*found[row.data, row.name])
+            if found[row.data, row.name]
+            else f"not in {row.seconds[-1]:.0f} s"
+            for name in (race.OURS.name, race.PEER.name)
+            for row in rows
+            if (row.data, row.name) == (data, name)
+        ]
         assert f"| {data} | {race.target(rows, data):.3f} | {' | '.join(cells)} |" in COST
-    assert f"takes {found[race.DATA[0], race.PADDED.name][0]:.0f} s" in COST
     starts = {(row.data, row.name): row.seconds[0] for row in rows}
     later = [starts[data, race.OURS.name] - starts[data, race.PEER.name] for data in race.DATA]
     assert f"begins {min(later):.0f} to {max(later):.0f} s later" in COST
