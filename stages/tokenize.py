@@ -94,6 +94,9 @@ def main(view: params.TokenizeView) -> None:
     base_models.check_tokens(tokenizer, max_length)
     metrics: dict[str, artifacts.Value] = {f"rows_dropped_{reason}": count for reason, count in counts.items()}
     metrics["rows_conflicting"] = conflicting
+    # A param with the name of a metric is params.yaml:data in DVC's tables. Otherwise they would take it for the folder
+    # data, on which the stage inputs depends: `dvc exp show` would print its hash, and move all later columns.
+    metrics["data"] = view.data
     whole = {}
     total = sum(len(texts) for texts in splits.values())
     with artifacts.replacing(artifacts.TOKENS) as folder, console.progress("tokenize", total, "texts") as advance:

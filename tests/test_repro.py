@@ -4,6 +4,8 @@ The first one, whose outputs the tests begin with, starts an interpreter for eac
 """
 
 import contextlib
+import csv
+import io
 import json
 import shutil
 
@@ -157,6 +159,12 @@ def test_experiments_switch_the_adapter_and_sweep_seeds_without_tokenizing_again
     table = json.loads(quick(repository, "dvc", "exp", "show", "--json"))
     experiments = [row for revision in table for row in revision.get("experiments") or []]
     assert len(experiments) == 5
+    header, *rows = csv.reader(io.StringIO(quick(repository, "dvc", "exp", "show", "--csv")))
+    assert len(set(header)) == len(header)  # otherwise columns would be mixed up
+    assert [len(row) for row in rows] == [len(header)] * len(rows)
+    shown = [dict(zip(header, row, strict=True)) for row in rows]
+    assert {row["params.yaml:data"] for row in shown} == {"glue"}
+    assert {row["adapter"] for row in shown} == {"lsr", "lora"}
 
 
 def outputs(folder):
