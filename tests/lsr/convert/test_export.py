@@ -168,7 +168,11 @@ def test_the_same_adapter_gives_the_same_bytes(tmp_path):
     export_lora(load_adapter(tmp_path / "adapter"), tmp_path / "two")
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    assert {path.name for path in (tmp_path / "one").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {path.name for path in (tmp_path / "one").iterdir()} == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
 
 
 def test_transformers_loads_the_lora_itself(tmp_path):
