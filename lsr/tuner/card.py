@@ -21,6 +21,7 @@ CLASSES = {  # by PEFT's task_type
 }
 MERGED = ("LSR", "LORA")  # PEFT's other methods do not come off a model whose head has several layers
 LABELLED = ("SEQ_CLS", "TOKEN_CLS")
+LONGEST = 2**20  # characters of a card that are read
 UNNAMED = "a base model"
 CARRIED = ("Score", "Training")  # sections that also hold for the LoRA that equals an adapter
 ASK = {False: '"A text."', True: '{"text": "A text.", "text_pair": "Another one."}'}
@@ -115,10 +116,11 @@ class Card:
         (folder / FILE).write_text(self.text(), encoding="utf-8")
 
 
-def as_lora(folder: Path | None, base: str | None, revision: str | None, task_type: str | None, labels: Any) -> Card:
+def as_lora(
+    folder: Path | None, base: str | None, revision: str | None, task_type: str | None, labels: Sequence[str]
+) -> Card:
     """Return the card of the LoRA that equals an LSR adapter, with what the card in the adapter's folder says of it."""
-    path = folder / FILE if folder else None
-    text = path.read_text(encoding="utf-8") if path and path.is_file() else ""
+    text = text_in(folder) if folder else ""
     return Card(
         method="LORA",
         base=base or UNNAMED,
@@ -129,6 +131,15 @@ def as_lora(folder: Path | None, base: str | None, revision: str | None, task_ty
         summary=f"It equals an LSR adapter, and loads without `lsr`. {_summary(text)}".rstrip(),
         sections={heading: found for heading in CARRIED if (found := section(text, heading))},
     )
+
+
+def text_in(folder: Path) -> str:
+    """Return the beginning of the card in a folder, which others may have written; empty if there is none."""
+    path = folder / FILE
+    if not path.is_file():
+        return ""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(LONGEST)
 
 
 def section(text: str, heading: str) -> str:
@@ -142,8 +153,7 @@ def _summary(text: str) -> str:  # what is between the title and the first secti
 
 def is_ours(folder: Path) -> bool:
     """Return whether the card in a folder is PEFT's empty one or one of this module, not one written by a user."""
-    path = folder / FILE
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    text = text_in(folder)
     return MARK in text or UNFILLED in text
 
 

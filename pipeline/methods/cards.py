@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
 
-from lsr.tuner.card import FILE, Card, section
+from lsr.tuner.card import Card, section, text_in
 from pipeline.methods import base_models
 from pipeline.methods.adapters import CONFIG
 from pipeline.params import EvaluateView, LsrParams, TrainView
@@ -51,7 +51,7 @@ def of_evaluation(
     sections = {
         "Score": f"{table}\n\nof {metrics['examples']:,} examples.",
         "Parameters": _counted(metrics),
-        TRAINING: _section(adapter / FILE, TRAINING),
+        TRAINING: section(text_in(adapter), TRAINING),
     }
     header = {
         "model_name": f"{view.model} on {view.data}",
@@ -107,8 +107,3 @@ def _counted(counts: Mapping[str, float]) -> str:
         f"{counts['adapter_trained']:,} of the adapter were trained and {counts['adapter_stored']:,} are stored, "
         f"plus {counts['head_parameters']:,} of the head; {counts['base_parameters']:,} of the base model are frozen."
     )
-
-
-def _section(path: Path, heading: str) -> str:
-    """Return a section of a card by heading; empty if the card or the section has been removed."""
-    return section(path.read_text(encoding="utf-8") if path.is_file() else "", heading)
