@@ -19,6 +19,18 @@ CLASSES = {  # by PEFT's task_type
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
 }
+SPELLED = {  # methods, as their authors write them, where PEFT's name differs
+    "BITFIT": "BitFit",
+    "FOURIERFT": "FourierFT",
+    "KADAPTATION": "KAdaptation",
+    "LN_TUNING": "LayerNorm tuning",
+    "LOKR": "LoKr",
+    "LORA": "LoRA",
+    "TINYLORA": "TinyLoRA",
+    "UNILORA": "Uni-LoRA",
+    "VBLORA": "VB-LoRA",
+    "VERA": "VeRA",
+}
 MERGED = ("LSR", "LORA")  # PEFT's other methods do not come off a model whose head has several layers
 LABELLED = ("SEQ_CLS", "TOKEN_CLS")
 LONGEST = 2**20  # characters of a card that are read
@@ -62,9 +74,8 @@ class Card:
                 "    python -m lsr export . --to merged -o ../merged # plain transformers"
             )
         body = "".join(f"\n## {heading}\n\n{content}\n" for heading, content in sections.items())
-        return (
-            f"---\n{header}\n---\n\n{MARK}\n\n{needs}# {self.method} adapter of {self.base}\n\n{self.summary}\n{body}"
-        )
+        title = f"{SPELLED.get(self.method, self.method)} adapter of {self.base}"
+        return f"---\n{header}\n---\n\n{MARK}\n\n{needs}# {title}\n\n{self.summary}\n{body}"
 
     @property
     def _imported(self) -> str:

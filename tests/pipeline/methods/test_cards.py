@@ -7,8 +7,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 from lsr.__main__ import main as lsr_command
-from lsr.tuner.card import section
+from lsr.tuner.card import SPELLED, section
 from pipeline import artifacts
+from pipeline.methods import table
 from tests import workspace
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run
 
@@ -83,6 +84,7 @@ def test_a_lora_exported_by_hand_says_what_its_adapter_says(published, tmp_path,
     found, of_adapter = card(out), card(artifacts.ADAPTER)
     assert "lsr" not in found.data.tags
     assert "import lsr" not in found.text
+    assert "# LoRA adapter of " in found.text
     assert "It equals an LSR adapter, and loads without `lsr`. It was trained on glue. From a text (" in found.text
     for heading in ("Score", "Training"):
         assert section(found.text, heading) == section(of_adapter.text, heading) != ""
@@ -116,3 +118,7 @@ def test_a_task_whose_labels_are_none_is_one_line(tmp_path, capsys):
         path.write_text(before)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith(f"{path}: labels: needs 2 different names, one per label of the head, got a")
+
+
+def test_names_are_spelled_for_methods_that_there_are():
+    assert set(SPELLED) <= set(table.peft_types())
