@@ -159,7 +159,8 @@ def test_the_table_of_the_forms_is_that_of_the_finished_cells(table):
     found = {cells[0]: cells[1:] for cells in report.overview(table, "trained")}
     assert shown.keys() == METHODS.keys()
     for name, (trained, stored, *scores) in shown.items():
-        assert [trained, stored.replace(", and", " +").removesuffix(" shared"), *scores] == list(found[METHODS[name]])
+        measured = ["" if score == "–" else score for score in scores]
+        assert [trained, stored.replace(", and", " +").removesuffix(" shared"), *measured] == list(found[METHODS[name]])
 
 
 def test_what_the_readme_says_of_lsr_and_lora_is_what_the_cells_say(table):
@@ -171,9 +172,9 @@ def test_what_the_readme_says_of_lsr_and_lora_is_what_the_cells_say(table):
     assert (trained["LoRA r=1"], trained["LoRA r=8"]) == (9216, 73728)
     small = ("96 directions", "200 directions", "400 directions")
     assert all(scores[ours, on] >= scores[f"LoRA r={r}", on] for ours in small for r in (1, 8) for on in data)
-    level = [on for on in data if scores["LoRA r=1, two epochs", on] > scores["96 directions", on] - 0.001]
-    assert (len(level), len(data)) == (2, 4)
-    assert "draws level on two data sets of four" in README
+    level = [on for on in data if scores["LoRA r=1, two epochs", on] > scores["96 directions", on] - 0.005]
+    assert (len(level), len(data)) == (3, 5)
+    assert "draws level on three data sets of five" in README
 
 
 def arena_lines():
