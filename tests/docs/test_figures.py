@@ -36,6 +36,7 @@ RESULTS_PAGE = page("docs/explanation/results.md")
 RANK = page("docs/explanation/separation-rank.md")
 INITIALIZATION = " ".join(page("docs/explanation/initialization.md").split())
 COST = page("docs/explanation/cost.md")
+MANY = page("docs/how-to/many.md")
 PROMISES = page("docs/explanation/promises.md")
 # The rows of the page's table, and what benchmarks/family calls them.
 METHODS = {
@@ -130,6 +131,22 @@ def test_the_first_useful_scores_are_those_of_the_committed_run():
     starts = {(row.data, row.name): row.seconds[0] for row in rows}
     later = [starts[data, race.OURS.name] - starts[data, race.PEER.name] for data in race.DATA]
     assert f"begins {min(later):.0f} to {max(later):.0f} s later" in COST
+
+
+def test_the_figures_of_many_adapters_are_those_of_the_committed_run():
+    rows = [row for row in figures("speed")["many"] if row.get("adapters") == 256]
+    found = {(row["method"], row["tokens"]): row for row in rows}
+    names = {
+        "bank, 192 directions per adapter": "LSR, 192 directions",
+        "bank, A and B as matrices": "LSR r=4 s=16, as matrices",
+        "a single adapter, merged": "one adapter, merged",
+        "PEFT's loop, LoRA r = 8": "LoRA r=8, PEFT's loop",
+    }
+    for shown, name in names.items():
+        cells = [f"{1e3 * found[name, tokens]['seconds']:.0f}" for tokens in (32, 4)]
+        assert f"| {shown} | {' | '.join(cells)} |" in MANY
+    bounds = [found["one adapter, merged", tokens]["faster_than_peer"] for tokens in (32, 4)]
+    assert "without any adapter it is {:.1f} and {:.1f} times as fast as the loop".format(*bounds) in MANY
 
 
 def test_how_the_cost_grows_is_as_measured():
