@@ -1,7 +1,7 @@
 """transformers' Trainer, evaluating on the validation split without the cost of the adapter."""
 
 import shutil
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from pipeline.methods import adapters
+from pipeline.training import emulated
 from pipeline.training.allocator import keep_freed_memory
 from pipeline.training.rounded import RoundedWeights
 
@@ -38,8 +39,13 @@ class MergingTrainer(Trainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the loss of a batch after its backward pass; frozen weights are already rounded."""
-        with self._weights.applied() if self._weights else nullcontext():
+        with self._weights.applied() if self._weights else nullcontext(), self._products():
             return super().training_step(*args, **kwargs)
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the Trainer does: loss, logits and labels of a batch."""
+        with self._products():
+            return super().prediction_step(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Return the Trainer's metrics; the model is unchanged afterwards, bit for bit."""
@@ -47,6 +53,11 @@ class MergingTrainer(Trainer):
             return super().evaluate(*args, **kwargs)
         with adapters.merged(cast("nn.Module", self.model)):
             return super().evaluate(*args, **kwargs)
+
+    def _products(self) -> AbstractContextManager[Any]:
+        """Return a context in which products in bf16 are fast; compiled code has its own."""
+        is_emulated = self.args.bf16 and self.args.device.type == "cpu" and not self.args.torch_compile
+        return emulated.EmulatedBf16() if is_emulated and emulated.is_needed() else nullcontext()
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler[int] | None:
         """Return the Trainer's sampler."""

@@ -315,3 +315,12 @@ def test_a_part_that_is_none_is_refused(capsys):
 def test_all_cores_are_used_unless_asked_otherwise():
     assert command._options([]).threads == os.cpu_count()
     assert command._options(["--threads", "1", "step"]) == command._options(["step", "--threads", "1"])
+
+
+def test_bf16_layers_are_left_out_in_plain_words_where_they_would_take_hours(monkeypatch, capsys):
+    monkeypatch.setattr(layer.emulated, "is_needed", lambda: False)
+    assert layer.affordable_cases() == layer.CASES
+    assert not capsys.readouterr().out
+    monkeypatch.setattr(layer.emulated, "is_needed", lambda: True)
+    assert {case.dtype for case in layer.affordable_cases()} == {"float32"}
+    assert "bf16 is left out" in capsys.readouterr().out
