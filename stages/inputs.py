@@ -59,7 +59,9 @@ def main(view: params.InputsView) -> None:
     data = {file: sha for source in view.dataset.sources for file, sha in inputs(source, where).items()}
     artifacts.write_metrics(artifacts.DATA_FILES, data)
     where = f"{view.base_model.where}: {view.model}"
-    model = {where: content.sha256_of(view.base_model)} | inputs(view.base_model.source, where)
+    # A folder that `model` itself names is the path that messages name anyway.
+    place = view.base_model.where if Path(view.model) in content.named(view.base_model.source) else where
+    model = {where: content.sha256_of(view.base_model)} | inputs(view.base_model.source, place)
     artifacts.write_metrics(artifacts.MODEL_FILES, model)
     artifacts.write_metrics(artifacts.FRAMES_FILES, frames_inputs(view))
 

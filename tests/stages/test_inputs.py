@@ -148,22 +148,31 @@ def test_the_stage_writes_a_file_a_row():
     assert json.loads(artifacts.FRAMES_FILES.read_text()) == {}
 
 
-def test_a_model_that_is_named_itself_is_told_by_its_files():
-    Path("models/mine").mkdir()
-    Path("models/mine/config.json").write_text("{}")
-    view = params.InputsView.model_construct(
+def view_of_model(folder):
+    Path(folder).mkdir()
+    Path(folder, "config.json").write_text("{}")
+    Path("data/a.csv").write_text("a")
+    return params.InputsView.model_construct(
         data="mine",
-        model="models/mine",
+        model=folder,
         dataset=DatasetRow.model_validate(row("data/a.csv")),
-        base_model=ModelRow.named("models/mine", "params.yaml: model"),
+        base_model=ModelRow.named(folder, "params.yaml: model"),
         frames="own",
         pooled={},
     )
-    Path("data/a.csv").write_text("a")
-    stage.main(view)
+
+
+def test_a_model_that_is_named_itself_is_told_by_its_files():
+    stage.main(view_of_model("models/mine"))
     found = json.loads(artifacts.MODEL_FILES.read_text())
     assert found.keys() == {"params.yaml: model: models/mine", "models/mine/config.json"}
     assert found["models/mine/config.json"] == sha256("{}")
+
+
+def test_a_mistake_in_a_model_that_is_named_itself_names_it_once():
+    with pytest.raises(UserError) as error:
+        stage.main(view_of_model("mine"))
+    assert str(error.value) == "params.yaml: model: mine: DVC notices changes only in data/ and models/; move it there"
 
 
 def view_of(frames="own", **pooled):
