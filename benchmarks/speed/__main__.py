@@ -7,17 +7,19 @@ import argparse
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
+from time import perf_counter
 from typing import NamedTuple, TypeVar
 
 from benchmarks import figures
 from benchmarks.speed import growth, layer, many, many_report, race, report, step, terms
+from pipeline import console
 from pipeline.errors import leaving_in_plain_lines
 
 PARTS = ("layer", "terms", "step", "race", "many", "growth")
 RESULTS = figures.FOLDER / "speed.json"
 PICTURE = figures.FOLDER / "speed.png"
 RACE_PICTURE = figures.FOLDER / "race.png"
-ROUNDS = 5  # of steps
+ROUNDS = 4  # of steps
 Row = TypeVar("Row", bound=NamedTuple)
 
 
@@ -84,7 +86,9 @@ def _publish(
     targets: Callable[[Sequence[Row]], Iterable[report.Target]],
 ) -> None:
     where = figures.machine(threads)  # includes the load before the measurements
+    begin = perf_counter()
     rows = list(measured)
+    console.line(f"{part}: measured in {perf_counter() - begin:.0f} s")
     show(rows)
     report.show_targets(targets(rows))
     figures.write(RESULTS, part, where, [row._asdict() for row in rows])

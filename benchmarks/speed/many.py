@@ -20,7 +20,7 @@ from lsr import AdapterBank, LsrConfig
 from lsr.serve.reading import read_adapter
 from pipeline import console
 
-MODEL, ROWS, ROUNDS = "MiniLM", 64, 5
+MODEL, ROWS, ROUNDS = "MiniLM", 64, 4
 LENGTHS = (32, 4)  # tokens per row: with fewer, adapters take a larger share of the time
 COUNTS = (1, 16, 256, 1024, 4096)
 COMMON: dict[str, Any] = {
