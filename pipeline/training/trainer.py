@@ -30,6 +30,8 @@ class MergingTrainer(Trainer):
         self._keeps_order = keeps_order
         dtype = torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else None
         self._weights = RoundedWeights(cast("Any", self.model), dtype) if dtype else None
+        may_emulate = self.args.bf16 and self.args.device.type == "cpu" and not self.args.torch_compile
+        self._emulates = may_emulate and emulated.is_needed()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, as the Trainer does."""
@@ -56,8 +58,7 @@ class MergingTrainer(Trainer):
 
     def _products(self) -> AbstractContextManager[Any]:
         """Return a context in which products in bf16 are fast; compiled code has its own."""
-        is_emulated = self.args.bf16 and self.args.device.type == "cpu" and not self.args.torch_compile
-        return emulated.EmulatedBf16() if is_emulated and emulated.is_needed() else nullcontext()
+        return emulated.EmulatedBf16() if self._emulates else nullcontext()
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler[int] | None:
         """Return the Trainer's sampler."""

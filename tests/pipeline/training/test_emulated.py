@@ -3,12 +3,10 @@
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import TrainingArguments
 
 from pipeline.training import emulated
 from pipeline.training.emulated import EmulatedBf16
-from pipeline.training.trainer import MergingTrainer
-from tests.pipeline.training.test_trainer import EXAMPLES, model
+from tests.pipeline.training.test_trainer import trained
 
 PRODUCTS = {
     "linear": lambda x, y, z: F.linear(x, y.T, z[0]),
@@ -59,39 +57,26 @@ def test_other_dtypes_are_left_to_torch(dtype):
     assert torch.equal(found, torch.addmm(z, x, y))
 
 
-def trained(folder, word, **arguments):
-    adapted = model(word)
-    chosen = TrainingArguments(
-        output_dir=str(folder),
-        use_cpu=True,
-        report_to=[],
-        disable_tqdm=True,
-        per_device_train_batch_size=2,
-        num_train_epochs=2,
-        save_strategy="no",
-        **arguments,
-    )
-    trainer = MergingTrainer(model=adapted, args=chosen, train_dataset=EXAMPLES, eval_dataset=EXAMPLES)
-    trainer.train()
-    return trainer.evaluate()["eval_loss"], adapted.state_dict()
-
-
 @pytest.mark.parametrize("word", ["lsr", "lora"])
 def test_training_in_bf16_without_instructions_for_it_is_that_of_torch_but_for_rounding(tmp_path, monkeypatch, word):
     seen = []
     product = emulated._product
     monkeypatch.setattr(emulated, "_product", lambda *given: seen.append(given[0]) or product(*given))
     monkeypatch.setattr(emulated, "is_needed", lambda: False)
-    loss, expected = trained(tmp_path / "torch", word, bf16=True)
+    expected = trained(tmp_path / "torch", word, bf16=True)
+    loss = expected.evaluate()["eval_loss"]
     assert not seen
     monkeypatch.setattr(emulated, "is_needed", lambda: True)
-    emulated_loss, found = trained(tmp_path / "emulated", word, bf16=True)
+    found = trained(tmp_path / "emulated", word, bf16=True)
     assert seen
-    assert abs(loss - emulated_loss) < 1e-3
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-2, atol=1e-3, msg=name)
     seen.clear()
-    trained(tmp_path / "fp32", word)
+    assert abs(loss - found.evaluate()["eval_loss"]) < 1e-3
+    assert seen
+    values = found.model.state_dict()
+    for name, value in expected.model.state_dict().items():
+        torch.testing.assert_close(values[name], value, rtol=1e-2, atol=1e-3, msg=name)
+    seen.clear()
+    trained(tmp_path / "fp32", word).evaluate()
     assert not seen
 
 

@@ -64,30 +64,34 @@ def test_puts_the_weights_back_when_evaluation_fails(tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in adapted.state_dict().items())
 
 
+def trained(folder, method, **arguments):
+    """The Trainer after two epochs."""
+    chosen = TrainingArguments(
+        output_dir=str(folder),
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        per_device_train_batch_size=2,
+        num_train_epochs=2,
+        save_strategy="no",
+        **arguments,
+    )
+    trainer = MergingTrainer(model=model(method), args=chosen, train_dataset=EXAMPLES, eval_dataset=EXAMPLES)
+    trainer.train()
+    return trainer
+
+
 def test_rounds_frozen_weights_once_a_training_and_trains_the_same(tmp_path, monkeypatch):
-    def trained(folder):
-        adapted = model("lsr")
-        arguments = TrainingArguments(
-            output_dir=str(folder),
-            use_cpu=True,
-            bf16=True,
-            report_to=[],
-            disable_tqdm=True,
-            per_device_train_batch_size=2,
-            num_train_epochs=2,
-            eval_strategy="epoch",
-            save_strategy="no",
-        )
-        MergingTrainer(model=adapted, args=arguments, train_dataset=EXAMPLES, eval_dataset=EXAMPLES).train()
-        return adapted.state_dict()
+    def values(folder):
+        return trained(folder, "lsr", bf16=True, eval_strategy="epoch").model.state_dict()
 
     seen = []
     rounding = rounded._only_multiplied
     monkeypatch.setattr(rounded, "_only_multiplied", lambda model: seen.append(1) or rounding(model))
-    once = trained(tmp_path / "once")
+    once = values(tmp_path / "once")
     assert len(seen) == 1
     monkeypatch.setattr(rounded.RoundedWeights, "applied", lambda _: nullcontext())
-    always = trained(tmp_path / "always")
+    always = values(tmp_path / "always")
     assert all(torch.equal(value, always[name]) for name, value in once.items())
     assert any(not torch.equal(value, once[name]) for name, value in model("lsr").state_dict().items())
 
