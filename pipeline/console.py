@@ -1,6 +1,7 @@
 """What a person sees: progress and one closing table a stage. Off a terminal, the same as plain lines."""
 
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
@@ -9,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
+
+from pipeline.errors import clipped
 
 
 class _NamedConsole(Console):
@@ -30,9 +33,12 @@ Cell = str | int | float
 
 
 class Advance(Protocol):
-    """Counts units just done; a note, such as the loss, stands behind the time until there is another."""
+    """Counts units just done; a note, such as the loss, stands behind the time until there is another.
 
-    def __call__(self, done: int, note: str = "") -> None:
+    A total replaces the one before it: some work turns out to be more.
+    """
+
+    def __call__(self, done: int, note: str = "", total: int | None = None) -> None:
         """Count, and show the note."""
 
 
@@ -59,8 +65,8 @@ def progress(description: str, total: int, unit: str, to: Console = console) -> 
     with Progress(*columns, note, console=to) as bar:
         task = bar.add_task(description, total=total, unit=unit, note="")
 
-        def advance(done: int, note: str = "") -> None:
-            bar.advance(task, done)
+        def advance(done: int, note: str = "", total: int | None = None) -> None:
+            bar.update(task, advance=done, total=total)
             if note:
                 bar.update(task, note=note)
 
@@ -69,17 +75,18 @@ def progress(description: str, total: int, unit: str, to: Console = console) -> 
 
 def _plain_progress(description: str, total: int, unit: str, to: Console) -> Advance:
     start = last = time.monotonic()
-    count, noted = 0, ""
+    count, of, noted = 0, total, ""
 
-    def advance(done: int, note: str = "") -> None:
-        nonlocal count, last, noted
+    def advance(done: int, note: str = "", total: int | None = None) -> None:
+        nonlocal count, last, noted, of
         count += done
+        of = of if total is None else total
         noted = f", {note}" if note else noted
         now = time.monotonic()
         if count and now - last >= SECONDS_BETWEEN_LINES:  # a training says that it begins with 0 steps done
             last, rate = now, count / (now - start)
-            left = f"{(total - count) / rate:.0f} s left"
-            to.print(f"{description}: {count}/{total} {unit}, {rate:.1f} {unit}/s, {left}{noted}", soft_wrap=True)
+            left = f"{(of - count) / rate:.0f} s left"
+            to.print(f"{description}: {count}/{of} {unit}, {rate:.1f} {unit}/s, {left}{noted}", soft_wrap=True)
 
     return advance
 
@@ -116,6 +123,22 @@ def line(text: str) -> None:
 def warn(text: str) -> None:
     """Print one line that should not be overlooked."""
     console.print(text, style="yellow", soft_wrap=True)
+
+
+@contextmanager
+def warnings_in_lines(name: str) -> Iterator[None]:
+    """Print what libraries warn a user of as one line each, after a name, without the line of code that warns."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_line(message: Warning | str, category: type[Warning], *where: Any) -> None:
+            if category is UserWarning:
+                warn(f"{name}: {clipped(' '.join(str(message).split()))}")
+            else:
+                show(message, category, *where)
+
+        warnings.showwarning = show_line
+        yield
 
 
 def _shown(cell: Cell) -> str:

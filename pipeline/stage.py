@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 
-from pipeline import artifacts, params, ranks
+from pipeline import artifacts, console, params, ranks
 from pipeline.errors import UserError, leaving_in_plain_lines
 
 CHECKS = ("check", "check-model")  # the stages that have no outputs to lose
@@ -48,7 +48,7 @@ def run(
             return
         elif processes is Processes.FIRST:
             ranks.stay_alone()
-        with ranks.together():
+        with ranks.together(), console.warnings_in_lines(name.rpartition(".")[2].replace("_", "-")):
             checked = params.load(view)
             if ranks.is_first():
                 artifacts.sweep()

@@ -4,8 +4,10 @@ A LoRA on each layer is trained together with the head for one pass over the exa
 product of the LoRA factors; nothing of it stays in the model but, if asked for, the head.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -16,13 +18,16 @@ from lsr.algebra.spectrum import Matrix
 from lsr.init.examples import widths
 from lsr.init.head import STEPS, fitted_head, head_parameters, passed_batches
 from lsr.init.passes import Batch, loss_of, part_of, undisturbed
-from lsr.init.steps import Group, PreciseAdamW, restored
+from lsr.init.steps import Group, PreciseAdamW, restored, set_values
 
 RANK = 16
 RATE = 0.001
 HEAD_RATE = 0.002
 SCALING = 2.0
 LARGEST_NORM = 1.0  # of a step's gradient
+FAILED = 0.95  # of the mean loss of the first quarter: a last quarter above it shows that the run has learned nothing
+JUDGED_STEPS = 32  # in shorter runs, the means of quarters are mostly noise
+WARM_UP = 0.1  # of the steps, when such a run is repeated
 
 Pair = tuple[nn.Parameter, nn.Parameter]  # A (k, n), B (m, k)
 
@@ -46,8 +51,10 @@ def examples_updates(
     The model is left unchanged, and so is the head, unless `keep_head` leaves it as trained.
 
     First `steps` steps fit the head, as `lsr.init.head.fitted_head` does. Then LoRA and head take one AdamW step per
-    batch, in order, without dropout, with learning rates that decay linearly to zero. Small batches work best, for
-    example of eight. The batches are read once and kept in memory. Deterministic: equal inputs give equal bytes.
+    batch, in order, without dropout, with learning rates that decay linearly to zero. If the loss hardly falls over at
+    least `JUDGED_STEPS` steps, this is done once more with rates that first rise linearly, and the better run is used;
+    a warning says which. Small batches work best, for example of eight. The batches are read once and kept in memory.
+    Deterministic: equal inputs give equal bytes.
 
     A step costs a forward pass and a backward pass through the activations; frozen weights need no gradient, so they
     may be quantized.
@@ -74,7 +81,7 @@ def examples_updates(
         undisturbed(model, [*factors, *parameters]),
         _added(layers, pairs),
     ):
-        _train(model, list(pairs), groups, listed, part_of(progress, start, total))
+        _train(model, list(pairs), groups, listed, progress, start)
     return {name: (SCALING * b.detach().cpu().double(), a.detach().cpu().double()) for name, (a, b) in pairs.items()}
 
 
@@ -118,10 +125,53 @@ def _train(
     names: Sequence[str],  # of the layers whose factors form the first group, two per layer
     groups: Sequence[Group],
     batches: Sequence[Batch],
-    progress: Callable[[int], None] | None,
+    progress: Callable[[int, int], None] | None,
+    start: int,  # batches done before
 ) -> None:
+    """Run over the batches, and again with a warm-up if the loss hardly falls; keep the run that ends lower."""
+    parameters, total = [parameter for group in groups for parameter in group.parameters], start + len(batches)
+    begin = _values(parameters)
+    losses = _run(model, names, groups, batches, part_of(progress, start, total))
+    first, last = _quarters(losses)
+    if len(losses) < JUDGED_STEPS or last <= FAILED * first:
+        return
+    end = _values(parameters)
+    set_values(parameters, begin)
+    again = _run(model, names, groups, batches, part_of(progress, total, total + len(batches)), warm_up=WARM_UP)
+    _, reached = _quarters(again)
+    if reached >= last:
+        set_values(parameters, end)
+    warnings.warn(
+        f"the loss of the short training run only went from {first:.3f} to {last:.3f}, so it was repeated with a "
+        f"warm-up, which led to {reached:.3f}: the {'second' if reached < last else 'first'} run is used",
+        stacklevel=3,  # the caller of examples_updates
+    )
+
+
+def _values(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in parameters]
+
+
+def _quarters(losses: Sequence[float]) -> tuple[float, float]:
+    """Return the means of the first and the last quarter."""
+    count = -(-len(losses) // 4)
+    return fmean(losses[:count]), fmean(losses[-count:])
+
+
+def _run(
+    model: nn.Module,
+    names: Sequence[str],  # of the layers whose factors form the first group, two per layer
+    groups: Sequence[Group],
+    batches: Sequence[Batch],
+    progress: Callable[[int], None] | None,
+    warm_up: float = 0.0,  # share of the steps
+) -> list[float]:  # the loss of each step, one a batch
+    count, rising = len(batches), round(warm_up * len(batches))
     steps = PreciseAdamW(groups, largest_norm=LARGEST_NORM, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(steps.optimizer, lambda done: 1 - done / len(batches))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        steps.optimizer, lambda done: (done + 1) / rising if done < rising else 1 - (done - rising) / (count - rising)
+    )
+    losses = []
     for done, batch in enumerate(batches, 1):
         with torch.enable_grad():
             loss = loss_of(model, batch)
@@ -130,6 +180,7 @@ def _train(
                 f"the loss is not finite in step {done} of {len(batches)} of the short training run at the learning "
                 f"rate {groups[0].rate:g}"
             )
+        losses.append(loss.item())
         reached = steps.step(loss)
         for name, is_reached in zip(names, reached[::2], strict=False):
             if not is_reached:
@@ -137,3 +188,4 @@ def _train(
         schedule.step()
         if progress:
             progress(done)
+    return losses

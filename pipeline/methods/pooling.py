@@ -65,9 +65,9 @@ def _gradients(
     with console.progress(f"{read}s of {name}", passes * len(listed), "batches") as advance:
         shown = 0
 
-        def show(done: int, _: int) -> None:
+        def show(done: int, total: int) -> None:
             nonlocal shown
-            advance(done - shown)
+            advance(done - shown, total=total)
             shown = done
 
         try:

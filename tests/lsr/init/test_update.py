@@ -4,6 +4,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.testing import assert_close
 
+from lsr.init import update
 from lsr.init.head import fitted_head
 from lsr.init.update import HEAD_RATE, LARGEST_NORM, RATE, SCALING, examples_updates
 from tests.lsr.init.test_head import (
@@ -32,8 +33,8 @@ def product(pair):
     return left @ right
 
 
-def trained_by_peft(name, listed, rank, seed, head_steps):
-    """The update of a LoRA of PEFT, with the same start, after a step for each batch."""
+def trained_by_peft(name, listed, rank, seed, head_steps, rising=0):
+    """The update of a LoRA of PEFT, with the same start, after a step for each batch; rates rise over some of them."""
     model, _, head = made(name)
     config = LoraConfig(
         r=rank,
@@ -54,9 +55,11 @@ def trained_by_peft(name, listed, rank, seed, head_steps):
     groups = [{"params": [a, b], "lr": RATE}, {"params": others, "lr": HEAD_RATE}]
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)
     rates = [group["lr"] for group in optimizer.param_groups]
-    for done, batch in enumerate(listed):
+    falling = len(listed) - rising
+    shares = [*((step + 1) / rising for step in range(rising)), *(1 - step / falling for step in range(falling))]
+    for share, batch in zip(shares, listed, strict=True):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * (1 - done / len(listed))
+            group["lr"] = rate * share
         optimizer.zero_grad()
         outer(**batch).loss.backward()
         nn.utils.clip_grad_norm_([a, b, *others], LARGEST_NORM)
@@ -73,6 +76,62 @@ def test_it_is_the_update_of_a_lora_of_peft(name, head_steps):
     expected = trained_by_peft(name, listed, 3, 5, head_steps)
     assert expected.norm() > 0
     assert_close(product(found), expected)
+
+
+def failing(monkeypatch, *ends):
+    """Have runs of a few steps be judged, as if each kept its loss at 1 but for its last quarter."""
+    real, reported = update._run, iter(ends)
+
+    def run(*args, **options):
+        count = len(real(*args, **options))
+        return [1.0] * (count - count // 4) + [next(reported)] * (count // 4)
+
+    monkeypatch.setattr(update, "_run", run)
+    monkeypatch.setattr(update, "JUDGED_STEPS", 20)
+
+
+@each_model
+def test_a_run_that_fails_is_repeated_with_a_warm_up(name, monkeypatch):
+    failing(monkeypatch, 0.96, 0.5)
+    model, layers, head = made(name)
+    listed = given(name, *[2] * 20)
+    message = (
+        r"^the loss of the short training run only went from 1\.000 to 0\.960, so it was repeated with a warm-up, "
+        r"which led to 0\.500: the second run is used$"
+    )
+    with pytest.warns(UserWarning, match=message):
+        (found,) = examples_updates(model, layers, listed, head, steps=3, rank=3, seed=5).values()
+    assert_close(product(found), trained_by_peft(name, listed, 3, 5, 3, rising=2))
+
+
+@pytest.mark.parametrize("end", [0.96, 0.97])
+def test_the_better_of_the_two_runs_is_used(end, monkeypatch):
+    failing(monkeypatch, 0.96, end)
+    model, layers, head = made("bert")
+    listed = batches(*[2] * 20)
+    with pytest.warns(UserWarning, match=r": the first run is used$"):
+        (found,) = examples_updates(model, layers, listed, head, rank=3, keep_head=True).values()
+    other, its_layers, its_head = made("bert")
+    monkeypatch.undo()
+    (expected,) = examples_updates(other, its_layers, listed, its_head, rank=3, keep_head=True).values()
+    assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
+    assert all(torch.equal(one, two) for one, two in zip(values_of(head), values_of(its_head), strict=True))
+
+
+@pytest.mark.parametrize(("steps", "end"), [(19, 1.0), (20, 0.95)])
+def test_a_short_run_or_one_that_learns_is_not_repeated(steps, end, monkeypatch):
+    failing(monkeypatch, end)  # a second run would find no end
+    model, layers, head = made("bert")
+    examples_updates(model, layers, batches(*[2] * steps), head)
+
+
+def test_a_repeated_run_leaves_the_model_as_it_was(monkeypatch):
+    failing(monkeypatch, 0.96, 0.5)
+    model, layers, head = in_use("bert")
+    before = state(model)
+    with pytest.warns(UserWarning, match="repeated"):
+        examples_updates(model, layers, batches(*[2] * 20), head)
+    assert state(model) == before
 
 
 @each_model
@@ -147,6 +206,15 @@ def test_progress_is_told_after_each_batch():
     told.clear()
     examples_updates(model, layers, batches(1, 2, 3), head, steps=0, progress=lambda *counts: told.append(counts))
     assert told == [(done, 3) for done in range(1, 4)]
+
+
+def test_progress_of_a_repeated_run_is_told_as_more(monkeypatch):
+    failing(monkeypatch, 0.96, 0.5)
+    model, layers, head = made("bert")
+    told = []
+    with pytest.warns(UserWarning, match="repeated"):
+        examples_updates(model, layers, batches(*[1] * 20), head, steps=0, progress=lambda *counts: told.append(counts))
+    assert told == [(done, 20 if done <= 20 else 40) for done in range(1, 41)]
 
 
 @each_language_model
