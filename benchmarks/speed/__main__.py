@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 
 from benchmarks import figures
 from benchmarks.speed import growth, layer, many, many_report, race, report, step, terms
+from benchmarks.speed.dtypes import affordable
 from pipeline import console
 from pipeline.errors import leaving_in_plain_lines
 
@@ -33,11 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts = options.parts or PARTS
     with leaving_in_plain_lines("stopped; parts that are done are kept"):
         if "layer" in parts:
-            run_layer(layer.affordable_cases(), options.threads, layer.ROUNDS)
+            run_layer(affordable("layer", layer.CASES), options.threads, layer.ROUNDS)
         if "terms" in parts:
             run_terms(options.threads)
         if "step" in parts:
-            run_step(step.CASES, options.threads, ROUNDS)
+            run_step(affordable("step", step.CASES), options.threads, ROUNDS)
         if "race" in parts:
             run_race(options.threads)
         if "many" in parts:

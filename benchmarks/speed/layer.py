@@ -14,7 +14,6 @@ from benchmarks.processes import in_fresh_process, peak_beyond, process
 from benchmarks.speed.methods import FROZEN, METHODS, PEER, adapted, trained
 from benchmarks.speed.timing import Times, overhead, ratio, take_turns
 from pipeline import console
-from pipeline.training import emulated
 
 DTYPES = ("float32", "bfloat16")
 TOKENS = {384: (256, 2048), 768: (256, 2048, 16384), 4096: (64, 256)}
@@ -63,14 +62,6 @@ class Rates(NamedTuple):
 
     bytes_a_second: float
     flops: dict[str, float]  # a second, by dtype
-
-
-def affordable_cases() -> tuple[Case, ...]:
-    """Return all cases, but without bf16 where torch multiplies it number by number, which would take hours."""
-    if not emulated.is_needed():
-        return CASES
-    console.warn("layer: bf16 is left out: torch has no fast products in bf16 on this processor")
-    return tuple(case for case in CASES if case.dtype != "bfloat16")
 
 
 def run(cases: tuple[Case, ...], threads: int, rounds: int = ROUNDS) -> Iterator[Row]:

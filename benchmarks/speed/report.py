@@ -62,8 +62,8 @@ def show_steps(rows: Sequence[step.Row]) -> None:
         "of the bound",
         "peak MB",
     ]
-    for case in dict.fromkeys((row.model, row.targets) for row in rows):
-        found = [row for row in rows if (row.model, row.targets) == case]
+    for case in dict.fromkeys(row[:3] for row in rows):
+        found = [row for row in rows if row[:3] == case]
         cells: list[list[console.Cell]] = [
             [
                 *(r.method, r.trained, 1000 * r.seconds, r.examples_a_second),
@@ -76,7 +76,7 @@ def show_steps(rows: Sequence[step.Row]) -> None:
             ]
             for r in found
         ]
-        console.table(f"step, {case[0]}, {case[1]}", columns, cells)
+        console.table(f"step, {', '.join(case)}", columns, cells)
 
 
 def show_terms(rows: Sequence[terms.Growth | terms.Side]) -> None:
@@ -159,17 +159,17 @@ def layer_targets(rows: Sequence[layer.Row]) -> Iterator[Target]:
 
 def step_targets(rows: Sequence[step.Row]) -> Iterator[Target]:
     """Yield the targets for a whole step with all linear layers adapted."""
-    for model in dict.fromkeys(row.model for row in rows):
-        found = {row.method: row for row in rows if (row.model, row.targets) == (model, "all linear")}
+    for model, dtype in dict.fromkeys((row.model, row.dtype) for row in rows):
+        found = {row.method: row for row in rows if row[:3] == (model, step.ALL_LINEAR, dtype)}
         if found:
-            ours, lokr = found[OURS], found["LoKr r=8"]
+            ours, peer, lokr = found[OURS], found[PEER], found["LoKr r=8"]
+            words = f"{model}, {dtype}, all linear"
+            yield Target(f"{words}, examples/s over {PEER}'s", ours.speed_to_lora, 1.1, at_most=False)
+            yield Target(f"{words}, examples/s over {SMALLEST_PEER}'s", ours.speed_to_smallest, 1, at_most=False)
             speed = ours.examples_a_second / lokr.examples_a_second
-            words = f"{model}, all linear, examples/s"
-            yield Target(f"{words} over {PEER}'s", ours.speed_to_lora, 1.1, at_most=False)
-            yield Target(f"{words} over {SMALLEST_PEER}'s", ours.speed_to_smallest, 1, at_most=False)
-            yield Target(f"{words} over LoKr's", speed, 1.4, at_most=False)
-            peak = (ours.peak_bytes or 0) / (found[PEER].peak_bytes or 1)
-            yield Target(f"{model}, all linear, peak over {PEER}'s", peak, 1)
+            yield Target(f"{words}, examples/s over LoKr's", speed, 1.4, at_most=False)
+            if ours.peak_bytes is not None and peer.peak_bytes is not None:
+                yield Target(f"{words}, peak over {PEER}'s", ours.peak_bytes / peer.peak_bytes, 1)
 
 
 def terms_targets(rows: Sequence[terms.Growth | terms.Side]) -> Iterator[Target]:
@@ -198,22 +198,24 @@ def show_targets(targets: Iterable[Target]) -> None:
 
 
 def draw(path: Path, layers: Sequence[layer.Row], steps: Sequence[step.Row]) -> None:
-    """Draw the time of a layer and of a whole step with each method, relative to frozen."""
+    """Draw the time of a layer, and of a whole step in each dtype, with each method, relative to frozen."""
     shown = [row for row in layers if row[:3] == SHOWN]
     width, count, dtype = SHOWN
+    cases = [case for case in step.CASES if case[:2] == ("RoBERTa-base", step.ALL_LINEAR)]
+    found = {case.dtype: rows for case in cases if (rows := [row for row in steps if row[:3] == case])}
     with style.context(["default", plots.STYLE]):
-        figure = Figure(figsize=(8, 3.2), layout="constrained")
+        figure = Figure(figsize=(2 + 3 * (1 + len(found)), 3.2), layout="constrained")
         FigureCanvasAgg(figure)
-        left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-        _bars(left, [row.method for row in shown], [row.both_ratio for row in shown])
-        left.set_xlabel("forward and backward time (frozen layer: 1)")
-        left.set_title(f"one layer, d = {width}, {count:,} tokens, {dtype}", fontsize="medium")
-        found = [row for row in steps if (row.model, row.targets) == ("RoBERTa-base", "all linear")]
-        (frozen,) = (row.examples_a_second for row in found if row.method == FROZEN)
-        _bars(right, [row.method for row in found], [frozen / row.examples_a_second for row in found])
-        right.set_xlabel("time of a training step (frozen layers: 1)")
-        right.set_title("RoBERTa-base, all linear layers adapted", fontsize="medium")
-        left.invert_yaxis()
+        first, *others = figure.subplots(1, 1 + len(found), sharex=True, sharey=True)
+        _bars(first, [row.method for row in shown], [row.both_ratio for row in shown])
+        first.set_xlabel("forward and backward time (frozen layer: 1)")
+        first.set_title(f"one layer, d = {width}, {count:,} tokens, {dtype}", fontsize="medium")
+        for axes, (dtype, rows) in zip(others, found.items(), strict=True):
+            (frozen,) = (row.examples_a_second for row in rows if row.method == FROZEN)
+            _bars(axes, [row.method for row in rows], [frozen / row.examples_a_second for row in rows])
+            axes.set_xlabel("time of a training step (frozen layers: 1)")
+            axes.set_title(f"RoBERTa-base, all linear layers, {dtype}", fontsize="medium")
+        first.invert_yaxis()
         with artifacts.replacing(path) as temporary:
             figure.savefig(temporary, format="png", dpi=plots.DOTS_PER_INCH, metadata={"Software": None})
 

@@ -21,21 +21,22 @@ from benchmarks.speed.timing import Times, ratio, take_turns
 from pipeline import console
 from pipeline.training.allocator import keep_freed_memory
 
-WITH_MEMORY = "all linear"  # the layers adapted where memory is measured
+ALL_LINEAR = "all linear"
 SHAPES: dict[str, PretrainedConfig] = {  # with two labels; random weights take the same time
     "MiniLM": BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536),
     "RoBERTa-base": RobertaConfig(vocab_size=50265, max_position_embeddings=514),
 }
-TARGETS: dict[str, Targets] = {"q, v": ("query", "value"), WITH_MEMORY: r".*\.encoder\..*(query|key|value|dense)"}
+TARGETS: dict[str, Targets] = {"q, v": ("query", "value"), ALL_LINEAR: r".*\.encoder\..*(query|key|value|dense)"}
 BATCHES = {"MiniLM": (32, 32), "RoBERTa-base": (16, 32)}  # examples, tokens each
 HEAD = "classifier"
 
 
 class Case(NamedTuple):
-    """A model and which of its layers are adapted."""
+    """A model, which of its layers are adapted, and the dtype of its weights; libraries choose that of adapters."""
 
     model: str
     targets: str
+    dtype: str
 
 
 class Row(NamedTuple):
@@ -43,6 +44,7 @@ class Row(NamedTuple):
 
     model: str
     targets: str
+    dtype: str
     method: str
     trained: int  # parameters, without the head
     seconds: float  # per step, median
@@ -53,7 +55,10 @@ class Row(NamedTuple):
     peak_bytes: int | None  # of a step, in addition to the model
 
 
-CASES = tuple(Case(model, targets) for model in SHAPES for targets in TARGETS)
+CASES = (
+    *(Case(model, targets, "float32") for model in SHAPES for targets in TARGETS),
+    *(Case(model, ALL_LINEAR, "bfloat16") for model in SHAPES),
+)
 
 
 def run(cases: tuple[Case, ...], threads: int, rounds: int) -> Iterator[Row]:
@@ -65,7 +70,7 @@ def run(cases: tuple[Case, ...], threads: int, rounds: int) -> Iterator[Row]:
         with process(threads, __name__) as worker:
             found, sizes = worker.submit(times, case, rounds).result()
         for method in METHODS:
-            has_peak = case.targets == WITH_MEMORY
+            has_peak = (case.targets, case.dtype) == (ALL_LINEAR, "float32")
             yield Row(
                 *case,
                 method=method,
@@ -112,7 +117,9 @@ def step(model: nn.Module, examples: int, length: int) -> Callable[[], None]:
 
 def _model(case: Case, method: str) -> nn.Module:
     torch.manual_seed(0)
-    base: PreTrainedModel = AutoModelForSequenceClassification.from_config(SHAPES[case.model])
+    base: PreTrainedModel = AutoModelForSequenceClassification.from_config(
+        SHAPES[case.model], dtype=getattr(torch, case.dtype)
+    )
     model = adapted(base, method, TARGETS[case.targets])
     _head(model).requires_grad_()
     if method == FROZEN:

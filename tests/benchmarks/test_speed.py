@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from transformers import BertConfig
 
 from benchmarks.speed import __main__ as command
-from benchmarks.speed import growth, layer, many, many_report, race, report, step, terms, timing
+from benchmarks.speed import dtypes, growth, layer, many, many_report, race, report, step, terms, timing
 from benchmarks.speed.methods import FROZEN, METHODS, OURS, PEER, TEXTBOOK, adapted, trained
 from pipeline.params import changed
 from tests import workspace
@@ -120,7 +120,7 @@ def test_more_terms_are_timed_over_one_term(monkeypatch, tmp_path, capsys):
 
 def test_a_step_changes_what_trains_and_nothing_else(monkeypatch):
     monkeypatch.setitem(step.SHAPES, "MiniLM", TINY)
-    model = step._model(step.Case("MiniLM", "q, v"), OURS)
+    model = step._model(step.Case("MiniLM", "q, v", "float32"), OURS)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     call = step.step(model, 4, 6)
     for _ in range(3):
@@ -130,20 +130,29 @@ def test_a_step_changes_what_trains_and_nothing_else(monkeypatch):
     assert {"classifier", "factor_A1", "factor_B2"} <= {part for name in changed for part in name.split(".")}
 
 
-@pytest.mark.parametrize("targets", step.TARGETS)
-def test_a_step_runs_with_every_method(targets, monkeypatch):
+@pytest.mark.parametrize("case", [case for case in step.CASES if case.model == "MiniLM"])
+def test_a_step_runs_with_every_method(case, monkeypatch):
     monkeypatch.setitem(step.SHAPES, "MiniLM", TINY)
     monkeypatch.setitem(step.BATCHES, "MiniLM", (2, 4))
-    times, sizes = step.times(step.Case("MiniLM", targets), rounds=1)
+    times, sizes = step.times(case, rounds=1)
     assert set(times) == set(sizes) == set(METHODS)
     assert sizes[FROZEN] == 0
     assert sizes[OURS] == sizes[TEXTBOOK] > sizes["LSR r=4 s=1"]
     assert sizes[PEER] == 8 * sizes["LoRA r=1"]
 
 
+def test_the_weights_of_a_step_have_its_dtype_and_libraries_choose_that_of_adapters(monkeypatch):
+    monkeypatch.setitem(step.SHAPES, "MiniLM", TINY)
+    for method in METHODS:
+        model = step._model(step.Case("MiniLM", step.ALL_LINEAR, "bfloat16"), method)
+        frozen = [value for value in model.parameters() if not value.requires_grad]
+        assert {value.dtype for value in frozen if value.shape in {(96, 96), (128, 96)}} == {torch.bfloat16}
+        assert {value.dtype for value in step._parameters(model)[0]} <= {torch.float32}
+
+
 def test_of_the_frozen_model_gradients_reach_the_first_layer(monkeypatch):
     monkeypatch.setitem(step.SHAPES, "MiniLM", TINY)
-    model = step._model(step.Case("MiniLM", "q, v"), FROZEN)
+    model = step._model(step.Case("MiniLM", "q, v", "float32"), FROZEN)
     seen = []
     model.get_submodule("bert.encoder.layer.0.attention.self.query").register_full_backward_hook(
         lambda *call: seen.append(call[1][0])
@@ -231,7 +240,11 @@ def test_the_command_writes_figures_and_the_picture(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(layer, "WITH_MEMORY", SMALL[:2])
     monkeypatch.setattr(report, "SHOWN", SMALL)
     command.run_layer([SMALL], threads=1, rounds=2)
-    rows = [step.Row("RoBERTa-base", "all linear", method, 1, 0.5, 2.0, 1.2, 1.3, 0.8, 10**6) for method in METHODS]
+    rows = [
+        step.Row("RoBERTa-base", "all linear", dtype, method, 1, 0.5, 2.0, 1.2, 1.3, 0.8, peak)
+        for dtype, peak in (("float32", 10**6), ("bfloat16", None))
+        for method in METHODS
+    ]
     monkeypatch.setattr(step, "run", lambda *arguments: rows)
     command.run_step([], threads=1, rounds=1)
     command.draw()
@@ -241,9 +254,12 @@ def test_the_command_writes_figures_and_the_picture(tmp_path, monkeypatch, capsy
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
     shown = capsys.readouterr().out
     assert "overhead over LoRA r=8's, forward and backward" in shown
-    assert "RoBERTa-base, all linear, examples/s over LoRA r=1's: 1.30 (at least 1: met)" in shown
+    assert "step, RoBERTa-base, all linear, bfloat16: method" in shown
+    assert "RoBERTa-base, bfloat16, all linear, examples/s over LoRA r=1's: 1.30 (at least 1: met)" in shown
     assert "| 80%" in shown
-    assert "RoBERTa-base, all linear, examples/s over LoKr's: 1.00 (at least 1.4: missed)" in shown
+    assert "RoBERTa-base, float32, all linear, examples/s over LoKr's: 1.00 (at least 1.4: missed)" in shown
+    assert "RoBERTa-base, float32, all linear, peak over LoRA r=8's: 1.00 (at most 1: met)" in shown
+    assert "RoBERTa-base, bfloat16, all linear, peak" not in shown
 
 
 @pytest.fixture
@@ -317,10 +333,11 @@ def test_all_cores_are_used_unless_asked_otherwise():
     assert command._options(["--threads", "1", "step"]) == command._options(["step", "--threads", "1"])
 
 
-def test_bf16_layers_are_left_out_in_plain_words_where_they_would_take_hours(monkeypatch, capsys):
-    monkeypatch.setattr(layer.emulated, "is_needed", lambda: False)
-    assert layer.affordable_cases() == layer.CASES
+@pytest.mark.parametrize("cases", [layer.CASES, step.CASES])
+def test_bf16_is_left_out_in_plain_words_where_it_would_take_hours(cases, monkeypatch, capsys):
+    monkeypatch.setattr(dtypes.emulated, "is_needed", lambda: False)
+    assert dtypes.affordable("step", cases) == cases
     assert not capsys.readouterr().out
-    monkeypatch.setattr(layer.emulated, "is_needed", lambda: True)
-    assert {case.dtype for case in layer.affordable_cases()} == {"float32"}
-    assert "bf16 is left out" in capsys.readouterr().out
+    monkeypatch.setattr(dtypes.emulated, "is_needed", lambda: True)
+    assert {case.dtype for case in dtypes.affordable("step", cases)} == {"float32"}
+    assert "step: bf16 is left out" in capsys.readouterr().out
