@@ -185,6 +185,20 @@ def test_the_table_of_the_forms_is_that_of_the_finished_cells(table):
         assert [trained, stored.replace(", and", " +").removesuffix(" shared"), *measured] == list(found[METHODS[name]])
 
 
+def test_what_holds_of_the_targets_is_what_the_cells_say(table):
+    held = {}
+    for check in checks(table):
+        held.setdefault(check.target, []).append(check.holds)
+    few, most, pooled, others, *beyond, level = held.values()
+    assert [sum(few), sum(most), sum(pooled)] == [len(few), len(most), len(pooled)] == [5, 5, 5]
+    said = " ".join(RESULTS_PAGE.split())
+    assert "three hold on 5 of 5 data sets" in said
+    assert f"not below LoRA r = 1 on {sum(level)} of {len(level)}" in said
+    assert f"pooled over other texts are within 0.02 on {sum(others)} of {len(others)}" in said
+    assert not any(sum(found) for found in beyond)
+    assert "No form beats LoRA r = 1 in its best few layers by two standard errors" in said
+
+
 def test_what_the_readme_says_of_lsr_and_lora_is_what_the_cells_say(table):
     assert "With 96 to 400 trained parameters" in README
     assert "matches or beats LoRA r = 1 (9,216 parameters) and r = 8 (73,728)" in README
