@@ -26,7 +26,7 @@ HEAD_RATE = 0.002
 SCALING = 2.0
 LARGEST_NORM = 1.0  # of a step's gradient
 FAILED = 0.95  # of the mean loss of the first quarter: a last quarter above it shows that the run has learned nothing
-JUDGED_STEPS = 32  # in shorter runs, the means of quarters are mostly noise
+JUDGED_STEPS = 32  # of runs with a head to train; in shorter ones, the means of quarters are mostly noise
 WARM_UP = 0.1  # of the steps, when such a run is repeated
 
 Pair = tuple[nn.Parameter, nn.Parameter]  # A (k, n), B (m, k)
@@ -51,10 +51,11 @@ def examples_updates(
     The model is left unchanged, and so is the head, unless `keep_head` leaves it as trained.
 
     First `steps` steps fit the head, as `lsr.init.head.fitted_head` does. Then LoRA and head take one AdamW step per
-    batch, in order, without dropout, with learning rates that decay linearly to zero. If the loss hardly falls over at
-    least `JUDGED_STEPS` steps, this is done once more with rates that first rise linearly, and the better run is used;
-    a warning says which. Small batches work best, for example of eight. The batches are read once and kept in memory.
-    Deterministic: equal inputs give equal bytes.
+    batch, in order, without dropout, with learning rates that decay linearly to zero. If there is a head
+    and the loss hardly falls over at least `JUDGED_STEPS` steps, this is done once more with rates that first rise
+    linearly, and the better run is used; a warning says which. Without a head, as in a language model, the loss begins
+    low and falls little in any case. Small batches work best, for example of eight. The batches are read once and kept
+    in memory. Deterministic: equal inputs give equal bytes.
 
     A step costs a forward pass and a backward pass through the activations; frozen weights need no gradient, so they
     may be quantized.
@@ -133,7 +134,8 @@ def _train(
     begin = _values(parameters)
     losses = _run(model, names, groups, batches, part_of(progress, start, total))
     first, last = _quarters(losses)
-    if len(losses) < JUDGED_STEPS or last <= FAILED * first:
+    _, head = groups
+    if not head.parameters or len(losses) < JUDGED_STEPS or last <= FAILED * first:
         return
     end = _values(parameters)
     set_values(parameters, begin)

@@ -90,7 +90,7 @@ def failing(monkeypatch, *ends):
     monkeypatch.setattr(update, "JUDGED_STEPS", 20)
 
 
-@each_model
+@pytest.mark.parametrize("name", HEADS)
 def test_a_run_that_fails_is_repeated_with_a_warm_up(name, monkeypatch):
     failing(monkeypatch, 0.96, 0.5)
     model, layers, head = made(name)
@@ -123,6 +123,13 @@ def test_a_short_run_or_one_that_learns_is_not_repeated(steps, end, monkeypatch)
     failing(monkeypatch, end)  # a second run would find no end
     model, layers, head = made("bert")
     examples_updates(model, layers, batches(*[2] * steps), head)
+
+
+@each_language_model
+def test_a_run_without_a_head_is_not_repeated(name, monkeypatch):
+    failing(monkeypatch, 1.0)  # a second run would find no end
+    model, layers, _ = made(name)
+    examples_updates(model, layers, given(name, *[2] * 20))
 
 
 def test_a_repeated_run_leaves_the_model_as_it_was(monkeypatch):
