@@ -46,13 +46,18 @@ class PreciseAdamW:
 @contextmanager
 def restored(parameters: Sequence[nn.Parameter], *, after_errors_only: bool = False) -> Iterator[None]:
     """Restore the values of the parameters afterwards."""
-    values, failed = [parameter.detach().clone() for parameter in parameters], True
+    values, failed = copied_values(parameters), True
     try:
         yield
         failed = False
     finally:
         if failed or not after_errors_only:
             set_values(parameters, values)
+
+
+def copied_values(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """Return copies of the values of parameters, for `set_values`."""
+    return [parameter.detach().clone() for parameter in parameters]
 
 
 def set_values(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:

@@ -18,7 +18,7 @@ from lsr.algebra.spectrum import Matrix
 from lsr.init.examples import widths
 from lsr.init.head import STEPS, fitted_head, head_parameters, passed_batches
 from lsr.init.passes import Batch, loss_of, part_of, undisturbed
-from lsr.init.steps import Group, PreciseAdamW, restored, set_values
+from lsr.init.steps import Group, PreciseAdamW, copied_values, restored, set_values
 
 RANK = 16
 RATE = 0.001
@@ -51,11 +51,11 @@ def examples_updates(
     The model is left unchanged, and so is the head, unless `keep_head` leaves it as trained.
 
     First `steps` steps fit the head, as `lsr.init.head.fitted_head` does. Then LoRA and head take one AdamW step per
-    batch, in order, without dropout, with learning rates that decay linearly to zero. If there is a head
-    and the loss hardly falls over at least `JUDGED_STEPS` steps, this is done once more with rates that first rise
-    linearly, and the better run is used; a warning says which. Without a head, as in a language model, the loss begins
-    low and falls little in any case. Small batches work best, for example of eight. The batches are read once and kept
-    in memory. Deterministic: equal inputs give equal bytes.
+    batch, in order, without dropout, with learning rates that decay linearly to zero. If there is a head and the loss
+    hardly falls over at least `JUDGED_STEPS` steps, this is done once more with rates that first rise linearly, and
+    the better run is used; a warning says which. Without a head, as in a language model, the loss begins low and falls
+    little in any case. Small batches work best, for example of eight. The batches are read once and kept in memory.
+    Deterministic: equal inputs give equal bytes.
 
     A step costs a forward pass and a backward pass through the activations; frozen weights need no gradient, so they
     may be quantized.
@@ -131,13 +131,13 @@ def _train(
 ) -> None:
     """Run over the batches, and again with a warm-up if the loss hardly falls; keep the run that ends lower."""
     parameters, total = [parameter for group in groups for parameter in group.parameters], start + len(batches)
-    begin = _values(parameters)
+    begin = copied_values(parameters)
     losses = _run(model, names, groups, batches, part_of(progress, start, total))
     first, last = _quarters(losses)
     _, head = groups
     if not head.parameters or len(losses) < JUDGED_STEPS or last <= FAILED * first:
         return
-    end = _values(parameters)
+    end = copied_values(parameters)
     set_values(parameters, begin)
     again = _run(model, names, groups, batches, part_of(progress, total, total + len(batches)), warm_up=WARM_UP)
     _, reached = _quarters(again)
@@ -148,10 +148,6 @@ def _train(
         f"warm-up, which led to {reached:.3f}: the {'second' if reached < last else 'first'} run is used",
         stacklevel=3,  # the caller of examples_updates
     )
-
-
-def _values(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    return [parameter.detach().clone() for parameter in parameters]
 
 
 def _quarters(losses: Sequence[float]) -> tuple[float, float]:
