@@ -31,13 +31,14 @@ GROUPS = {  # groups of methods, with their labels in the legend
     "pooled": "LSR, core in pooled frames",
     "foreign": "LSR, core in frames of another data set",
     "shared": "LSR, frames and core trained",
+    "warm": "LSR that goes on from the short training",
     "factors": "LSR of the paper, Kronecker factors",
     "lora": "LoRA, all layers",
     "few": "LoRA r = 1, best few layers",
     "svd": "LoRA-XS, LoRA-SB",
     "ends": "head alone, every weight",
 }
-OURS = ("core", "pooled", "shared", "factors")
+OURS = ("core", "pooled", "shared", "warm", "factors")
 
 
 class Method(NamedTuple):
@@ -75,9 +76,9 @@ def directions(budget: int, **others: object) -> Overrides:
     return diagonal(1, budget=budget, target_modules=ALL_LINEAR, **others)
 
 
-def trained_directions(budget: int) -> Overrides:
+def trained_directions(budget: int, **others: object) -> Overrides:
     """Return `budget` directions in query and value layers, trained together with their cores."""
-    return diagonal(1, budget=budget, train="all")
+    return diagonal(1, budget=budget, train="all", **others)
 
 
 def shared(rank: int, train: str = "all", **others: object) -> Overrides:
@@ -102,44 +103,59 @@ def lora(rank: int) -> Overrides:
     return {"adapter": "lora", "lora.r": rank, "lora.lora_alpha": LORA_SCALING * rank}
 
 
+def twice(overrides: Overrides) -> Overrides:
+    """Return the same in two epochs."""
+    return {**overrides, "train.epochs": 2}
+
+
 METHODS: Mapping[str, Method] = {
     # about 100 to 2,000 trained parameters
-    "96 directions": Method("core", directions(96), is_long=True),
-    "200 directions": Method("core", directions(200), is_long=True),
-    "200 directions, pooled": Method("pooled", directions(200), pool="pooled", is_long=True),
+    "96 directions": Method("core", directions(96)),
+    "200 directions": Method("core", directions(200)),
+    "200 directions, pooled": Method("pooled", directions(200), pool="pooled"),
     "200 directions, left out": Method("pooled", directions(200), pool="left out"),
     **{
         f"200 directions, of {data}": Method("foreign", directions(200), pool=data, like="200 directions")
         for data in ("movie-reviews", "tweets", "amazon-reviews", "movie-ratings", "movie-pairs")
     },
     "200 directions, gradient": Method("core", directions(200, init="gradient")),
-    "400 directions": Method("core", directions(400), is_long=True),
-    "core r=12": Method("core", core(12), is_long=True),
+    "400 directions": Method("core", directions(400)),
+    "core r=12": Method("core", core(12)),
     # 1,500 to 30,000, all of them trained
     "2 directions, trained": Method("shared", trained_directions(2)),
     "4 directions, trained": Method("shared", trained_directions(4)),
-    "6 directions, trained": Method("shared", trained_directions(6), is_long=True),
+    "6 directions, trained": Method("shared", trained_directions(6)),
     "11 directions, trained": Method("shared", trained_directions(11)),
     "shared r=2": Method("shared", shared(2)),
-    "shared r=3": Method("shared", shared(3), is_long=True),
-    "shared r=3, gradient": Method("shared", shared(3, init="gradient"), is_long=True),
+    "shared r=3": Method("shared", shared(3)),
+    "shared r=3, gradient": Method("shared", shared(3, init="gradient")),
     "shared r=16": Method("shared", shared(16)),
-    "LSR r=4 s=4": Method("factors", kronecker(4), is_long=True),
+    "LSR r=4 s=4": Method("factors", kronecker(4)),
+    # the same that begin with what the short training learned, not only with its frames
+    "200 directions, warm": Method("warm", directions(200, init="warm"), is_long=True),
+    **{
+        f"{count} directions, trained, warm": Method("warm", trained_directions(count, init="warm"))
+        for count in (2, 4, 6)
+    },
+    **{f"shared r={rank}, warm": Method("warm", shared(rank, init="warm"), is_long=rank == 3) for rank in (1, 2, 3)},
     # rivals
-    "LoRA r=1, one layer": Method("few", lora(1), RUNS[1], is_long=True),
+    "LoRA r=1, one layer": Method("few", lora(1), RUNS[1]),
     "LoRA r=1, two layers": Method("few", lora(1), RUNS[2]),
     "LoRA r=1, three layers": Method("few", lora(1), RUNS[3], is_long=True),
     "LoRA r=1": Method("lora", lora(1), is_long=True),
     "LoRA r=2": Method("lora", lora(2)),
     "LoRA r=8": Method("lora", lora(8), is_long=True),
     # An update costs up to an epoch more, so LoRA gets the same.
-    "LoRA r=1, two epochs": Method("lora", {**lora(1), "train.epochs": 2}),
-    "LoRA r=8, two epochs": Method("lora", {**lora(8), "train.epochs": 2}),
+    "LoRA r=1, one layer, two epochs": Method("few", twice(lora(1)), RUNS[1]),
+    "LoRA r=1, two layers, two epochs": Method("few", twice(lora(1)), RUNS[2]),
+    "LoRA r=1, three layers, two epochs": Method("few", twice(lora(1)), RUNS[3]),
+    "LoRA r=1, two epochs": Method("lora", twice(lora(1))),
+    "LoRA r=8, two epochs": Method("lora", twice(lora(8))),
     "LoRA r=1, all linear": Method("lora", {**lora(1), "lora.target_modules": ALL_LINEAR}),
     "LoRA-XS r=12": Method("svd", core(12, init="principal")),
     "LoRA-SB r=12": Method("svd", core(12, init="gradient", head_steps=0)),
-    "head alone": Method("ends", {"adapter": "head"}, scale=HEAD_SCALE, is_long=True),
-    "every weight": Method("ends", {"adapter": "full"}, scale=FULL_SCALE, is_long=True),
+    "head alone": Method("ends", {"adapter": "head"}, scale=HEAD_SCALE),
+    "every weight": Method("ends", {"adapter": "full"}, scale=FULL_SCALE),
 }
 
 

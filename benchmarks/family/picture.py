@@ -22,10 +22,11 @@ PROTOCOL = "short"  # the one that all methods run
 ABREAST = 2  # panels: of a width at which a page shows their letters as large as its own
 ACCURACY = "test accuracy"
 SCORES = {"movie-ratings": "test correlation (Pearson)"}  # of data sets with another score than accuracy
-MARKS = {  # color of Okabe & Ito's color-blind safe set, marker
+MARKS = {  # color of a color-blind safe set (Okabe & Ito; of warm, Tol), marker
     "core": ("#0072B2", "o"),
     "pooled": ("#009E73", "D"),
     "shared": ("#56B4E9", "^"),
+    "warm": ("#882255", "P"),
     "factors": ("#CC79A7", "s"),
     "lora": ("#D55E00", "v"),
     "few": ("#E69F00", "<"),

@@ -76,7 +76,8 @@ def _caption() -> Iterator[str]:
         "▲ and ▼: the 95 % interval of the difference to LoRA r=1 with the same seeds excludes 0, as it does by chance "
         "alone once in twenty.",
         "Frames of directions and cores are made of the update of a short training on the same texts, once over them: "
-        "up to an epoch more than others see, so LoRA has rows with two epochs.",
+        "up to an epoch more than others see, so LoRA has rows with two epochs. warm: the adapter and the head begin "
+        "with what this short training learned, as far as the adapter's form can hold it.",
         "Pooled frames are made of the updates on all data sets: of related texts, which a method on one data set has "
         "not seen. They are stored once for many adapters (+). Left out: without the data sets of the same texts. Of "
         "another data set: at the rate that was tuned for the method's own frames.",
