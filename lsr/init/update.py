@@ -4,6 +4,7 @@ A LoRA on each layer is trained together with the head for one pass over the exa
 product of the LoRA factors; nothing of it stays in the model but, if asked for, the head.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -139,13 +140,17 @@ def _train(
         return
     end = copied_values(parameters)
     set_values(parameters, begin)
-    again = _run(model, names, groups, batches, part_of(progress, total, total + len(batches)), warm_up=WARM_UP)
-    _, reached = _quarters(again)
+    try:
+        again = _run(model, names, groups, batches, part_of(progress, total, total + len(batches)), warm_up=WARM_UP)
+        _, reached = _quarters(again)
+    except ValueError:  # the loss is not finite
+        reached = math.inf
     if reached >= last:
         set_values(parameters, end)
+    result = f"led to {reached:.3f}" if math.isfinite(reached) else "diverged"
     warnings.warn(
         f"the loss of the short training run only went from {first:.3f} to {last:.3f}, so it was repeated with a "
-        f"warm-up, which led to {reached:.3f}: the {'second' if reached < last else 'first'} run is used",
+        f"warm-up, which {result}: the {'second' if reached < last else 'first'} run is used",
         stacklevel=3,  # the caller of examples_updates
     )
 

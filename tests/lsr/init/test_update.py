@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -116,6 +118,29 @@ def test_the_better_of_the_two_runs_is_used(end, monkeypatch):
     (expected,) = examples_updates(other, its_layers, listed, its_head, rank=3, keep_head=True).values()
     assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
     assert all(torch.equal(one, two) for one, two in zip(values_of(head), values_of(its_head), strict=True))
+
+
+def test_the_first_run_is_used_if_the_second_diverges(monkeypatch):
+    failing(monkeypatch, 0.96)
+    first, runs = update._run, []
+
+    def run(model, names, groups, *args, **options):
+        runs.append(groups)
+        if len(runs) == 1:
+            return first(model, names, groups, *args, **options)
+        groups[0].parameters[0].data.fill_(math.nan)
+        raise ValueError("the loss is not finite")
+
+    monkeypatch.setattr(update, "_run", run)
+    model, layers, head = made("bert")
+    listed = batches(*[2] * 20)
+    with pytest.warns(UserWarning, match=r"with a warm-up, which diverged: the first run is used$"):
+        (found,) = examples_updates(model, layers, listed, head, rank=3).values()
+    monkeypatch.undo()
+    other, its_layers, its_head = made("bert")
+    (expected,) = examples_updates(other, its_layers, listed, its_head, rank=3).values()
+    assert len(runs) == 2
+    assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize(("steps", "end"), [(19, 1.0), (20, 0.95)])
