@@ -51,6 +51,7 @@ SMALL = {
     "unilora": {"theta_d_length": 50},
     "tinylora": {"r": 2, "u": 3},
     "c3a": {"block_size": 8},
+    "directions": {"budget": 12, "init": "update", "examples": 32, "head_steps": 4},
     "loraxs": {"r": 4},
     "lorasb": {"r": 4, "examples": 32},
     "peft": {"options": {"r": 2}},

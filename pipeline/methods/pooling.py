@@ -75,4 +75,4 @@ def _gradients(
                 base, names, listed, view.base_model, view.section.init, view.section.head_steps, view.seed, show
             )
         except ValueError as error:
-            raise UserError(f"{PARAMS}: lsr.init: {name}: {error}") from None
+            raise UserError(f"{PARAMS}: {view.section.init_key}: {name}: {error}") from None

@@ -133,7 +133,8 @@ METHODS: dict[type[MethodParams], Method] = {
         TinyLoraConfig, fields=fields.seeded("projection_seed"), layers=LINEAR, check=checks.directions
     ),
     params.C3aParams: Method(C3AConfig, fields=fields.c3a_names, check=checks.divides("block_size")),
-    # These two expand to a section of LSR, so they use LSR's row.
+    # These three expand to a section of LSR, so they use LSR's row.
+    params.DirectionsParams: Method(lsr.LsrConfig),
     params.LoraxsParams: Method(lsr.LsrConfig),
     params.LorasbParams: Method(lsr.LsrConfig),
     params.Ia3Params: Method(IA3Config, targets=placement.ia3_targets, layers=LINEAR, undecayed=("ia3_l",)),

@@ -281,6 +281,32 @@ class C3aParams(MethodParams):
     learning_rate: Rate
 
 
+class DirectionsParams(MethodParams):
+    """LSR with one trained parameter per direction, between frozen frames from a short training run."""
+
+    word = "directions"
+    exports = ("lora", "merged")
+
+    budget: Count = Field(description="directions, distributed over the target layers by the short training run")
+    init: Literal["update", "warm"]
+    frames_dtype: Literal["float32", "bfloat16", "int8", "sign"] = Field(
+        description="to which the frames are rounded before training"
+    )
+    alpha: Alpha
+    examples: Count = Field(description="from the train split, for the short training run")
+    head_steps: StrictInt = Field(ge=0, le=1_000_000, description="steps to fit the head before it")
+    dropout: Dropout
+    target_modules: Targets
+    layers: Layers
+    learning_rate: Rate
+
+    def filled(self) -> LsrParams:
+        """Return the section of LSR that is this method."""
+        same = ("budget", "init", "frames_dtype", "examples", "head_steps")
+        fields = _between_frames(self, rank=1) | {name: getattr(self, name) for name in same}
+        return DirectionsForm(**fields | {"core": "diagonal"})
+
+
 class LoraxsParams(MethodParams):
     """LSR with a core between the leading singular vectors of each weight."""
 
@@ -296,7 +322,7 @@ class LoraxsParams(MethodParams):
 
     def filled(self) -> LsrParams:
         """Return the section of LSR that is this method."""
-        return LoraxsForm(**_between_frames(self), init="principal", examples=1)
+        return LoraxsForm(**_between_frames(self, self.r), init="principal", examples=1)
 
 
 class LorasbParams(MethodParams):
@@ -315,7 +341,14 @@ class LorasbParams(MethodParams):
 
     def filled(self) -> LsrParams:
         """Return the section of LSR that is this method."""
-        return LorasbForm(**_between_frames(self), init="gradient", examples=self.examples)
+        return LorasbForm(**_between_frames(self, self.r), init="gradient", examples=self.examples)
+
+
+class DirectionsForm(LsrParams):
+    """The section of LSR that directions expands to."""
+
+    word = "directions"
+    init_key = "directions.init"
 
 
 class LoraxsForm(LsrParams):
@@ -332,12 +365,12 @@ class LorasbForm(LsrParams):
     init_key = "lorasb.examples"
 
 
-def _between_frames(section: LoraxsParams | LorasbParams) -> dict[str, Any]:
+def _between_frames(section: DirectionsParams | LoraxsParams | LorasbParams, rank: int) -> dict[str, Any]:
     """Return the fields of LSR for a trainable core between frozen dense frames, except the frames' initialization."""
     same = ("alpha", "dropout", "target_modules", "layers", "learning_rate")
     return {
         **{name: getattr(section, name) for name in same},
-        "rank_shape": (section.r,),
+        "rank_shape": (rank,),
         "separation_rank": 1,
         "share": "none",
         "train": "core",

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from pipeline import artifacts, params
-from pipeline.methods import base_models
+from pipeline.methods import adapters, base_models
 from stages import evaluate, factorize_init, inputs, tokenize, train
 
 INPUTS = (inputs, params.InputsView)
@@ -52,6 +52,16 @@ def base_model(view):
 
 def base_of(view):
     return base_models.load_base_model(view.base_model, view.dataset)
+
+
+def added(base, section, row, seed=0):
+    """The base model with a fresh adapter; what a budget is distributed by is drawn."""
+    gradients = []
+    if getattr(section, "budget", "none") != "none":
+        torch.manual_seed(0)
+        names = adapters.target_names(base, section, row, seed)
+        gradients = [{name: torch.randn_like(base.get_submodule(name).weight) for name in names}]
+    return adapters.add_adapter(base, section, row, seed, gradients)
 
 
 def logits(model):

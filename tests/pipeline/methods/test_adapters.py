@@ -14,6 +14,7 @@ from pipeline import params
 from pipeline.errors import UserError
 from pipeline.methods import adapters, base_models
 from tests import workspace
+from tests.stages.running import added
 
 FOLDER = Path("adapter")
 FORMS = {
@@ -35,7 +36,7 @@ def made(tmp_path_factory):
         for word, section in FORMS.items():
             kind = params.ADAPTERS[word.partition("-")[0]]
             chosen = kind.model_validate(content[kind.word] | section).filled()
-            model = adapters.add_adapter(copy.deepcopy(base), chosen, view.base_model, seed=0)
+            model = added(copy.deepcopy(base), chosen, view.base_model)
             (folder / word).mkdir()
             adapters.save_adapter(model, folder / word, view.base_model)
         patch.setattr(base_models, "load_base_model", lambda *_: copy.deepcopy(base))

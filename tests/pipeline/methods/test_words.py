@@ -4,6 +4,7 @@ import copy
 import re
 from contextlib import chdir
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from lsr.tuner.factors import entries
 from pipeline import artifacts, params
+from pipeline.errors import UserError
 from pipeline.methods import adapters, base_models, pooling
 from pipeline.params import reading
 from pipeline.predict.opening import open_adapter
@@ -19,11 +21,11 @@ from pipeline.training import arguments
 from pipeline.training.rounded import RoundedWeights
 from stages import evaluate, factorize_init, train
 from tests import workspace
-from tests.stages.running import TOKENIZE, base_model, logits, report, run
+from tests.stages.running import TOKENIZE, added, base_model, logits, report, run
 
 WORDS = (
     *("lsr", "lora", "full", "head", "lokr", "krona", "kadaptation", "vera", "fourierft", "vblora", "unilora"),
-    *("tinylora", "c3a", "loraxs", "lorasb", "ia3", "bitfit", "ln_tuning", "peft"),
+    *("tinylora", "c3a", "directions", "loraxs", "lorasb", "ia3", "bitfit", "ln_tuning", "peft"),
 )
 FORMS = [  # what else a section may say that makes another file, or another start
     ("lora", {"init": "pissa"}),
@@ -33,6 +35,7 @@ FORMS = [  # what else a section may say that makes another file, or another sta
     ("vera", {"save_projection": False}),
     ("unilora", {"save_indices": True}),
     ("tinylora", {"save_projection": False, "weight_tying": 1.0}),
+    ("directions", {"init": "warm", "frames_dtype": "bfloat16"}),
     ("peft", {"type": "OFT", "options": {"r": 0, "oft_block_size": 4}}),
     ("peft", {"type": "LILY", "options": {"r": 2}}),
 ]
@@ -51,6 +54,7 @@ TRAINED = {  # numbers of the adapter in these cases, from the formulas of the m
     "unilora": 50,
     "tinylora": 3 * LAYERS,
     "c3a": WIDTH**2 // 8 * LAYERS,
+    "directions": 12,
     "loraxs": 4**2 * LAYERS,
     "lorasb": 4**2 * LAYERS,
     "ia3": 2 * (24 + 24 + 24 + 40),  # PEFT's: keys, values, and what goes into both layers that end so
@@ -108,6 +112,8 @@ def test_a_method_goes_all_the_way(chosen, word, section):
     frozen = {name for name, tensor in fresh.state_dict(keep_vars=True).items() if not tensor.requires_grad}
     if word in RANDOM:
         assert 0 < (logits(fresh) - base).abs().max() < 0.05
+    elif section.get("init") == "warm":
+        assert not torch.allclose(logits(fresh), base, atol=1e-3)
     elif section.get("init") in ("pissa", "olora"):
         assert torch.allclose(logits(fresh), base, atol=1e-6)
     else:
@@ -153,9 +159,7 @@ def gradients_in_bf16(model):
 @pytest.mark.parametrize(("word", "section"), CASES)
 def test_a_step_with_weights_rounded_before_is_the_same_bit_for_bit(chosen, word, section):
     view = chosen(word, section)[1]
-    models = [
-        adapters.add_adapter(base_model(view), view.section, view.base_model, view.seed).train() for _ in range(2)
-    ]
+    models = [added(base_model(view), view.section, view.base_model, view.seed).train() for _ in range(2)]
     rounded = RoundedWeights(models[1], torch.bfloat16)
     before = copy.deepcopy(models[1].state_dict())
     plain = gradients_in_bf16(models[0])
@@ -216,6 +220,14 @@ def test_each_parameter_has_its_rate_and_decays_where_zero_is_no_change(chosen, 
     assert groups_of(chosen(word, section)[1]).items() >= groups.items()
 
 
+def test_mistakes_of_directions_name_their_section(chosen, monkeypatch):
+    with pytest.raises(UserError, match=r"^params\.yaml: directions: the budget must be in \[1, \d+\], at most 64 "):
+        factorize_init.main(chosen("directions", {"budget": 9999})[0])
+    monkeypatch.setattr(adapters, "gradients", mock.Mock(side_effect=ValueError("one class")))
+    with pytest.raises(UserError, match=r"^params\.yaml: directions\.init: glue: one class$"):
+        factorize_init.main(chosen("directions", {})[0])
+
+
 def test_what_lsr_pools_has_no_say_in_lora_sb(chosen):
     alone, beside = (chosen("lorasb", {}, lsr=lsr)[0] for lsr in ({}, {"frames_from": ["glue"], "init": "gradient"}))
     assert "glue" in beside.pooled
@@ -232,7 +244,7 @@ def test_the_sections_of_params_yaml_fit_the_default_model(monkeypatch):
     base = _load(view.base_model, view.dataset)
     for word in WORDS:
         section = getattr(content, word).filled()
-        model = adapters.add_adapter(copy.deepcopy(base), section, view.base_model, 0)
+        model = added(copy.deepcopy(base), section, view.base_model)
         assert adapters.count_parameters(model, view.base_model)["head_parameters"] == 770
 
 

@@ -125,7 +125,8 @@ def test_the_section_is_that_of_the_adapter(adapter, workspace):
     change("params.yaml", "adapter", adapter)
     view = params.load(params.TrainView)
     assert view.section.word == view.adapter == adapter
-    assert isinstance(view.section, params.LsrParams if adapter in ("loraxs", "lorasb") else params.ADAPTERS[adapter])
+    forms_of_lsr = ("directions", "loraxs", "lorasb")
+    assert isinstance(view.section, params.LsrParams if adapter in forms_of_lsr else params.ADAPTERS[adapter])
 
 
 @pytest.mark.parametrize("view", [params.TokenizeView, params.FactorizeInitView, params.TrainView, params.EvaluateView])
@@ -239,7 +240,7 @@ def test_only_an_lsr_adapter_is_exported_as_lora(workspace, adapter):
     change("params.yaml", "evaluate.export", ["merged"])
     assert params.load(params.EvaluateView).evaluate.export == ("merged",)
     change("params.yaml", "evaluate.export", ["lora", "merged"])
-    able = "lora is for adapter lsr or loraxs or lorasb"
+    able = "lora is for adapter lsr or directions or loraxs or lorasb"
     message = f"export: {able}, and the adapter is {adapter}; allowed here are [] and [merged]"
     assert refusal() == [f"params.yaml: evaluate: {message}"]
 
