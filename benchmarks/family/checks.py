@@ -11,16 +11,15 @@ from benchmarks.family.methods import METHODS, OURS, Pool
 from benchmarks.family.summary import Estimate, Row, difference
 
 FEW = ("LoRA r=1, one layer", "LoRA r=1, two layers", "LoRA r=1, three layers")
-FEW_TWICE = tuple(f"{name}, two epochs" for name in FEW)
 
 
 class Target(NamedTuple):
-    """The required difference of test scores between LSR within a budget of parameters and a rival."""
+    """The required difference of test scores between LSR within a budget of parameters or bytes and a rival."""
 
     words: str
-    counted: Literal["trained", "stored"]
+    counted: Literal["trained", "stored", "size"]  # size: bytes
     most: int
-    rivals: tuple[str, ...]  # only those within the budget, if stored parameters are counted
+    rivals: tuple[str, ...]  # only those within the budget, unless trained parameters are counted
     least: float = 0.0  # difference
     errors: float = 0.0  # standard errors by which the difference must exceed it
     pool: Pool = "own"  # whose gradients make the frames of LSR
@@ -35,13 +34,27 @@ TARGETS = (
     ),
     # The budgets are those of LoRA in one, two and three layers, plus a few parameters for cores.
     *(
-        Target(
-            f"{words} stored, beside LoRA r=1 in its best layers{epochs}: two errors above", "stored", most, few, 0.0, 2
-        )
-        for epochs, few in (("", FEW), (", two epochs", FEW_TWICE))
+        Target(f"{words} stored, beside LoRA r=1 in its best layers: two errors above", "stored", most, FEW, 0.0, 2)
         for words, most in (("1,500", 1560), ("3,000", 3120), ("5,000", 5000))
     ),
     Target("9,216 stored, beside LoRA r=1: not below", "stored", 9216, ("LoRA r=1",)),
+    *(
+        Target(
+            f"{most / 1000:.0f} kB, beside LoRA r=1{where}{epochs}: two errors above",
+            "size",
+            most,
+            tuple(f"{name}{epochs}" for name in rivals),
+            0.0,
+            2,
+        )
+        for epochs in ("", ", two epochs")
+        for most, where, rivals in (
+            (6240, " in its best layers", FEW),
+            (12480, " in its best layers", FEW),
+            (18864, " in its best layers", FEW),
+            (36864, "", ("LoRA r=1",)),
+        )
+    ),
 )
 
 
@@ -86,7 +99,7 @@ def _ours(target: Target, rows: Sequence[Row]) -> list[Row]:
 
 def _rivals(target: Target, rows: Sequence[Row]) -> list[Row]:
     chosen = [row for row in rows if row.method in target.rivals]
-    return [row for row in chosen if target.counted == "trained" or row.stored <= target.most]
+    return [row for row in chosen if target.counted == "trained" or getattr(row, target.counted) <= target.most]
 
 
 def _best(rows: Sequence[Row]) -> Row | None:

@@ -28,6 +28,7 @@ LORA_SCALING = 2
 
 GROUPS = {  # groups of methods, with their labels in the legend
     "core": "LSR, core in frames of its own",
+    "signs": "LSR, core in frames of signs",
     "pooled": "LSR, core in pooled frames",
     "foreign": "LSR, core in frames of another data set",
     "shared": "LSR, frames and core trained",
@@ -38,7 +39,7 @@ GROUPS = {  # groups of methods, with their labels in the legend
     "svd": "LoRA-XS, LoRA-SB",
     "ends": "head alone, every weight",
 }
-OURS = ("core", "pooled", "shared", "warm", "factors")
+OURS = ("core", "signs", "pooled", "shared", "warm", "factors")
 
 
 class Method(NamedTuple):
@@ -76,9 +77,9 @@ def directions(budget: int, **others: object) -> Overrides:
     return diagonal(1, budget=budget, target_modules=ALL_LINEAR, **others)
 
 
-def trained_directions(budget: int, **others: object) -> Overrides:
+def trained_directions(budget: int) -> Overrides:
     """Return `budget` directions in query and value layers, trained together with their cores."""
-    return diagonal(1, budget=budget, train="all", **others)
+    return diagonal(1, budget=budget, train="all")
 
 
 def shared(rank: int, train: str = "all", **others: object) -> Overrides:
@@ -121,6 +122,11 @@ METHODS: Mapping[str, Method] = {
     "200 directions, gradient": Method("core", directions(200, init="gradient")),
     "400 directions": Method("core", directions(400)),
     "core r=12": Method("core", core(12)),
+    # the same with a bit per entry of a frame: about the bytes of LoRA r=1 in half a layer, one, two and three
+    **{
+        f"{count} directions, signs": Method("signs", directions(count, frames_dtype="sign"))
+        for count in (16, 32, 64, 96)
+    },
     # 1,500 to 30,000, all of them trained
     "2 directions, trained": Method("shared", trained_directions(2)),
     "4 directions, trained": Method("shared", trained_directions(4)),
@@ -133,10 +139,6 @@ METHODS: Mapping[str, Method] = {
     "LSR r=4 s=4": Method("factors", kronecker(4)),
     # the same that begin with what the short training learned, not only with its frames
     "200 directions, warm": Method("warm", directions(200, init="warm"), is_long=True),
-    **{
-        f"{count} directions, trained, warm": Method("warm", trained_directions(count, init="warm"))
-        for count in (2, 4, 6)
-    },
     **{f"shared r={rank}, warm": Method("warm", shared(rank, init="warm"), is_long=rank == 3) for rank in (1, 2, 3)},
     # rivals
     "LoRA r=1, one layer": Method("few", lora(1), RUNS[1]),

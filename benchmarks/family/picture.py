@@ -1,6 +1,6 @@
 """Scores against trained parameters: one panel per data set, all on one x-axis, scores of one kind on one y-axis."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isnan
 from pathlib import Path
 from statistics import geometric_mean
@@ -22,8 +22,9 @@ PROTOCOL = "short"  # the one that all methods run
 ABREAST = 2  # panels: of a width at which a page shows their letters as large as its own
 ACCURACY = "test accuracy"
 SCORES = {"movie-ratings": "test correlation (Pearson)"}  # of data sets with another score than accuracy
-MARKS = {  # color of a color-blind safe set (Okabe & Ito; of warm, Tol), marker
+MARKS = {  # color of a color-blind safe set (Okabe & Ito; of signs and warm, Tol), marker
     "core": ("#0072B2", "o"),
+    "signs": ("#332288", "p"),
     "pooled": ("#009E73", "D"),
     "shared": ("#56B4E9", "^"),
     "warm": ("#882255", "P"),
@@ -42,32 +43,57 @@ MARGIN = 0.06  # of the range of scores, above and below
 
 def draw(path: Path, table: Sequence[Row]) -> None:
     """Draw the test scores with their intervals, and a legend below the panels."""
-    shown = [row for row in table if row.protocol == PROTOCOL] or list(table)
-    shown = [row for row in shown if row.group in MARKS or row.method in LINES]
-    panels = {data: [row for row in shown if row.data == data] for data in dict.fromkeys(row.data for row in shown)}
-    lines = -(-len(panels) // ABREAST)
+    shown = [row for row in shown_of(table) if row.group in MARKS or row.method in LINES]
+
+    def panel(axes: Axes, data: str, rows: Sequence[Row]) -> None:
+        _panel(axes, rows)
+        alike = [row for row in shown if score_of(row.data) == score_of(data)]
+        axes.set_ylim(*_limits([row.test.mean for row in alike]))
+
+    panels(path, shown, panel, "trained parameters (similar numbers side by side)", list(_handles(shown)))
+
+
+def shown_of(table: Sequence[Row]) -> list[Row]:
+    """Return the rows of the protocol that all methods run, or all if there are none."""
+    return [row for row in table if row.protocol == PROTOCOL] or list(table)
+
+
+def panels(
+    path: Path,
+    rows: Sequence[Row],
+    panel: Callable[[Axes, str, Sequence[Row]], None],
+    label: str,  # of the x-axis
+    handles: Sequence[Line2D],  # of the legend
+) -> None:
+    """Draw a panel for each data set, all on one x-axis, and a legend below."""
+    by_data = {data: [row for row in rows if row.data == data] for data in dict.fromkeys(row.data for row in rows)}
+    lines = -(-len(by_data) // ABREAST)
     with style.context(["default", plots.STYLE]):
         figure = Figure(figsize=(8, 2.8 * lines + 1.2), layout="constrained")
         FigureCanvasAgg(figure)
         grid = list(figure.subplots(lines, ABREAST, squeeze=False, sharex=True).flat)
-        for axes, (data, rows) in zip(grid, panels.items(), strict=False):
-            _panel(axes, data, rows)
-            alike = [row for row in shown if _score(row.data) == _score(data)]
-            axes.set_ylim(*_limits([row.test.mean for row in alike]))
-        for axes in grid[len(panels) :]:
+        for axes, (data, chosen) in zip(grid, by_data.items(), strict=False):
+            panel(axes, data, chosen)
+            axes.set_title(data, fontsize="medium")
+            axes.set_ylabel(score_of(data))
+            axes.tick_params(labelbottom=True)
+            axes.grid(color="#E5E5E5", linewidth=0.6)
+            axes.set_axisbelow(True)
+        for axes in grid[len(by_data) :]:
             axes.set_axis_off()
-        for axes in grid[: len(panels)][-ABREAST:]:
-            axes.set_xlabel("trained parameters (similar numbers side by side)")
-        figure.legend(handles=list(_handles(shown)), loc="outside lower center", ncols=3)
+        for axes in grid[: len(by_data)][-ABREAST:]:
+            axes.set_xlabel(label)
+        figure.legend(handles=handles, loc="outside lower center", ncols=3 if len(handles) > 4 else 2)
         with artifacts.replacing(path) as temporary:
             figure.savefig(temporary, format="png", dpi=plots.DOTS_PER_INCH, metadata={"Software": None})
 
 
-def _score(data: str) -> str:
+def score_of(data: str) -> str:
+    """Return what the scores of a data set are."""
     return SCORES.get(data, ACCURACY)
 
 
-def _panel(axes: Axes, data: str, rows: Sequence[Row]) -> None:
+def _panel(axes: Axes, rows: Sequence[Row]) -> None:
     for row, place in _places([row for row in rows if row.group in MARKS]):
         color, marker = MARKS[row.group]
         if not isnan(row.test.low):
@@ -80,11 +106,6 @@ def _panel(axes: Axes, data: str, rows: Sequence[Row]) -> None:
     axes.xaxis.set_major_locator(LogLocator(10))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_title(data, fontsize="medium")
-    axes.set_ylabel(_score(data))
-    axes.tick_params(labelbottom=True)
-    axes.grid(color="#E5E5E5", linewidth=0.6)
-    axes.set_axisbelow(True)
 
 
 def _limits(means: Sequence[float]) -> tuple[float, float]:

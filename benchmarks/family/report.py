@@ -6,7 +6,7 @@ from math import isnan
 from pathlib import Path
 from textwrap import wrap
 
-from benchmarks.family import picture
+from benchmarks.family import picture, sizes
 from benchmarks.family.checks import Check, checks
 from benchmarks.family.experiment import GRID, PROTOCOLS, SEEDS, SHORT, STEP
 from benchmarks.family.methods import FULL_SCALE, HEAD_SCALE
@@ -21,7 +21,7 @@ CHECKED = ("target", "data", "LSR", "rival", "difference", "holds")
 
 
 def write(table: Sequence[Row], folder: Path) -> None:
-    """Write table.md, table.json and table.png into a folder; print the overview and the checks."""
+    """Write table.md, table.json, table.png and size.png into a folder; print the overview and the checks."""
     checked = list(checks(table))
     with artifacts.replacing(folder / "table.json") as path:
         found = {"rows": [row.flat() for row in table], "checks": [check.flat() for check in checked]}
@@ -29,6 +29,7 @@ def write(table: Sequence[Row], folder: Path) -> None:
     with artifacts.replacing(folder / "table.md") as path:
         path.write_text("".join(f"{line}\n" for line in markdown(table, checked)), encoding="utf-8")
     picture.draw(folder / "table.png", table)
+    sizes.draw(folder / "size.png", table)
     for protocol, rows in _by_protocol(table).items():
         console.table(protocol, _columns(rows), overview(rows, "trained"))
     console.table("targets", CHECKED, map(_checked, checked))
@@ -38,8 +39,8 @@ def markdown(table: Sequence[Row], checked: Sequence[Check]) -> Iterator[str]:
     """Yield the lines: for each protocol two overviews, the targets and one table per data set."""
     yield from _caption()
     for protocol, rows in _by_protocol(table).items():
-        for counted in ("trained", "stored"):
-            yield f"\n## {protocol}, by {counted} parameters\n"
+        for counted, words in (("trained", "trained parameters"), ("size", "bytes of stored parameters")):
+            yield f"\n## {protocol}, by {words}\n"
             yield from _lines(_columns(rows), overview(rows, counted))
         yield f"\n## {protocol}: targets\n"
         yield from _lines(CHECKED, [_checked(check) for check in checked if check.protocol == protocol])
@@ -51,12 +52,18 @@ def markdown(table: Sequence[Row], checked: Sequence[Check]) -> Iterator[str]:
 
 
 def overview(rows: Sequence[Row], counted: str) -> Iterator[Sequence[str]]:
-    """Yield for each method, fewest parameters first, its test score on each data set."""
+    """Yield for each method, fewest parameters or bytes first, its test score on each data set."""
     first = {row.method: row for row in reversed(rows)}
     for method in sorted(first, key=lambda name: (getattr(first[name], counted), list(first).index(name))):
         scores = {row.data: _short(row) for row in rows if row.method == method}
         row = first[method]
-        yield method, f"{row.trained:,}", _stored(row), *(scores.get(data, "") for data in _data(rows))
+        yield (
+            method,
+            f"{row.trained:,}",
+            _stored(row),
+            f"{row.size / 1000:,.1f}",
+            *(scores.get(data, "") for data in _data(rows)),
+        )
 
 
 def _caption() -> Iterator[str]:
@@ -78,6 +85,8 @@ def _caption() -> Iterator[str]:
         "Frames of directions and cores are made of the update of a short training on the same texts, once over them: "
         "up to an epoch more than others see, so LoRA has rows with two epochs. warm: the adapter and the head begin "
         "with what this short training learned, as far as the adapter's form can hold it.",
+        "kB: 1,000 bytes of the stored parameters, of four bytes each, as PEFT writes them; a sign is one bit. The "
+        "header of the file, with the names of its tensors, comes on top.",
         "Pooled frames are made of the updates on all data sets: of related texts, which a method on one data set has "
         "not seen. They are stored once for many adapters (+). Left out: without the data sets of the same texts. Of "
         "another data set: at the rate that was tuned for the method's own frames.",
@@ -87,7 +96,7 @@ def _caption() -> Iterator[str]:
 
 
 def _columns(rows: Sequence[Row]) -> tuple[str, ...]:
-    return "method", "trained", "stored", *_data(rows)
+    return "method", "trained", "stored", "kB", *_data(rows)
 
 
 def _data(rows: Iterable[Row]) -> list[str]:

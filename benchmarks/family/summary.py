@@ -53,9 +53,15 @@ class Row(NamedTuple):
         """The group of the method, a key of GROUPS."""
         return METHODS[self.method].group
 
+    @property
+    def size(self) -> int:
+        """The bytes of the stored parameters: four each, but a bit for a sign."""
+        is_signs = METHODS[self.method].overrides.get("lsr.frames_dtype") == "sign"
+        return 4 * self.trained + (self.stored - self.trained) * (1 if is_signs else 32) // 8
+
     def flat(self) -> dict[str, Any]:
-        """Return the fields by name, an estimate as three: test, test_low, test_high."""
-        fields: dict[str, Any] = {}
+        """Return the fields and the size by name, an estimate as three: test, test_low, test_high."""
+        fields: dict[str, Any] = {"size": self.size}
         for name, value in self._asdict().items():
             if isinstance(value, Estimate):
                 fields |= {name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high}

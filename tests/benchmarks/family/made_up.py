@@ -25,7 +25,7 @@ TABLE = {
     "9 directions, all linear": Method("core", directions(9)),
     "core r=4": Method("core", core(4), is_long=True),
     "core r=4, last layers": Method("core", core(4), ((4, 5),), is_long=True),
-    "core r=12, int8 frames": Method("core", core(12, frames_dtype="int8")),
+    "core r=12, signs": Method("signs", core(12, frames_dtype="sign")),
     "shared core r=4": Method("core", shared(4, train="core")),
     "pooled core r=4": Method("pooled", core(4), pool="pooled"),
     "left-out core r=4": Method("pooled", core(4), pool="left out"),

@@ -65,6 +65,7 @@ def test_a_run_ends_with_the_table(measured, results, capsys):
     assert {path.name for path in results.iterdir()} == {
         "cells.jsonl",
         *(f"table.{ending}" for ending in ("json", "md", "png")),
+        "size.png",
     }
     assert "core r=4, last layers" in capsys.readouterr().out
 

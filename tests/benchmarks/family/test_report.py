@@ -5,7 +5,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from benchmarks.family import picture, report
+from benchmarks.family import picture, report, sizes
 from benchmarks.family.checks import checks
 from benchmarks.family.methods import GROUPS
 from benchmarks.family.summary import Estimate
@@ -32,7 +32,8 @@ def test_the_files_say_what_the_rows_say(tmp_path):
     assert found["rows"][2]["over_first_low"] == 0.002
     assert found["rows"][-1]["test_low"] is None
     assert [check["target"] for check in found["checks"]] == [check.target for check in checks(TABLE)]
-    assert imread(tmp_path / "results/table.png").std() > 0
+    for name in ("table", "size"):
+        assert imread(tmp_path / f"results/{name}.png").std() > 0
 
 
 def test_two_reports_have_the_same_bytes(tmp_path):
@@ -45,10 +46,10 @@ def test_two_reports_have_the_same_bytes(tmp_path):
 @pytest.mark.parametrize(
     "line",
     [
-        "| method | trained | stored | tweets | movie-pairs |",
-        "| core r=4 | 192 | 37,056 | 0.800 ± 0.025 ▼ | 0.850 |",
-        "| pooled core r=4 | 192 | 192 + 36,864 | 0.800 ± 0.025 |  |",
-        "| shared r=2 | 4,716 | 4,716 | 0.800 ± 0.025 ▲ |  |",
+        "| method | trained | stored | kB | tweets | movie-pairs |",
+        "| core r=4 | 192 | 37,056 | 148.2 | 0.800 ± 0.025 ▼ | 0.850 |",
+        "| pooled core r=4 | 192 | 192 + 36,864 | 0.8 | 0.800 ± 0.025 |  |",
+        "| shared r=2 | 4,716 | 4,716 | 18.9 | 0.800 ± 0.025 ▲ |  |",
         "## short: movie-pairs",
         "| LoRA r=1 | all | 9,216 | 9,216 | 0.003 (edge) | 0.800 (0.775 to 0.825) | – | – |",
         "| LoRA r=1, one layer | 5 | 1,536 | 1,536 | 0.003 | 0.800 (0.775 to 0.825) | – | – |",
@@ -60,10 +61,10 @@ def test_the_markdown_holds(line):
 
 
 def test_overviews_are_in_the_order_of_what_they_count():
-    trained, stored = ([line[0] for line in report.overview(TABLE, counted)] for counted in ("trained", "stored"))
+    trained, size = ([line[0] for line in report.overview(TABLE, counted)] for counted in ("trained", "size"))
     assert trained[:3] == ["core r=4", "pooled core r=4", "LoRA r=1, one layer"]
-    assert stored[:2] == ["pooled core r=4", "LoRA r=1, one layer"]
-    assert stored[-2:] == ["core r=4", "every weight"]
+    assert size[:2] == ["pooled core r=4", "LoRA r=1, one layer"]
+    assert size[-2:] == ["core r=4", "every weight"]
 
 
 def test_the_tables_are_printed(tmp_path, capsys):
@@ -85,8 +86,9 @@ def test_markers_of_like_sizes_stand_side_by_side_around_their_mean():
 
 def test_a_picture_of_one_row_is_drawn(tmp_path):
     for one in (TABLE[0], row("head alone", [0.6], 0, 0)):
-        picture.draw(tmp_path / "one.png", [one])
-        assert imread(tmp_path / "one.png").std() > 0
+        for kind in (picture, sizes):
+            kind.draw(tmp_path / "one.png", [one])
+            assert imread(tmp_path / "one.png").std() > 0
 
 
 def test_panels_of_one_score_have_one_axis_that_shows_every_mean(tmp_path, monkeypatch):

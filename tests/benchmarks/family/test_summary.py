@@ -88,3 +88,14 @@ def test_a_flat_row_has_three_fields_an_estimate_and_no_nan():
     assert fields["test"] == pytest.approx(0.55)
     assert fields["test_low"] < 0.5 < 0.6 < fields["test_high"]
     assert fields["over_first"] is fields["over_first_low"] is None
+
+
+def test_a_frozen_sign_takes_a_bit_and_all_else_four_bytes():
+    for method, trained, stored, size in (
+        ("core r=4", 16, 16 + 768, 4 * 784),
+        ("core r=12, signs", 144, 144 + 9216, 4 * 144 + 9216 // 8),
+        ("LoRA r=1", 9216, 9216, 36864),
+    ):
+        run = RUN._replace(method=method)
+        found = row(finished(run, [0.5], trained=trained, stored=stored), method)
+        assert found.size == found.flat()["size"] == size
