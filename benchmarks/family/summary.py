@@ -13,6 +13,7 @@ from benchmarks.family.methods import METHODS
 from benchmarks.family.plan import Found
 
 PEERS = ("LoRA r=1", "LoRA r=8")
+BITS = {"float32": 32, "sign": 1}  # per entry of a frozen frame, by its dtype
 
 
 class Estimate(NamedTuple):
@@ -56,8 +57,8 @@ class Row(NamedTuple):
     @property
     def size(self) -> int:
         """The bytes of the stored parameters: four each, but a bit for a sign."""
-        is_signs = METHODS[self.method].overrides.get("lsr.frames_dtype") == "sign"
-        return 4 * self.trained + (self.stored - self.trained) * (1 if is_signs else 32) // 8
+        bits = BITS[str(METHODS[self.method].overrides.get("lsr.frames_dtype", "float32"))]
+        return 4 * self.trained + (self.stored - self.trained) * bits // 8
 
     def flat(self) -> dict[str, Any]:
         """Return the fields and the size by name, an estimate as three: test, test_low, test_high."""
