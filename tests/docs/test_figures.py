@@ -198,10 +198,15 @@ def test_the_table_of_the_forms_is_that_of_the_finished_cells(table):
         shown = {cells[0]: cells[1:] for cells in (line.strip("| ").split(" | ") for line in lines.splitlines())}
         found = {cells[0]: cells[1:] for cells in report.overview(table, counted)}
         assert list(shown) == list(methods)
-        for name, (trained, stored, size, *scores) in shown.items():
-            measured = ["" if score == "–" else score for score in scores]
-            stored = stored.replace(", and", " +").removesuffix(" shared")
-            assert [trained, stored, size, *measured] == list(found[methods[name]])
+        for name, (trained, beside, *scores) in shown.items():
+            count, stored, size, *measured = found[methods[name]]
+            assert [trained, beside] == [count, size if counted == "size" else _as_on_the_page(stored)]
+            assert scores == [score or "–" for score in measured]
+
+
+def _as_on_the_page(stored):
+    """What an adapter stores, and what is stored once for many."""
+    return stored.replace(" +", ", and") + " shared" * ("+" in stored)
 
 
 def test_what_holds_of_the_targets_is_what_the_cells_say(table):
