@@ -176,13 +176,8 @@ def test_every_method_has_a_row_that_knows_the_fields_of_its_section():
         "krona": {"factor", "scale"},
         "vblora": {"logits_learning_rate"},
     }
-    of_others = {
-        "lsr",
-        "directions",
-        "loraxs",
-        "lorasb",
-        "peft",
-    }  # compared above, or what becomes it, or of any configuration
+    # Compared above, or what becomes it, or of any configuration.
+    of_others = {"lsr", "directions", "loraxs", "lorasb", "peft"}
     for word, section in params.ADAPTERS.items():
         fields = set(section.model_fields) - {"learning_rate", "layers"} - others.get(word, set())
         assert word in of_others or fields <= set(METHODS[section].config.__dataclass_fields__), word

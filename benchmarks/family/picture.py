@@ -48,7 +48,7 @@ def draw(path: Path, table: Sequence[Row]) -> None:
     def panel(axes: Axes, data: str, rows: Sequence[Row]) -> None:
         _panel(axes, rows)
         alike = [row for row in shown if score_of(row.data) == score_of(data)]
-        axes.set_ylim(*_limits([row.test.mean for row in alike]))
+        axes.set_ylim(*limits([row.test.mean for row in alike]))
 
     panels(path, shown, panel, "trained parameters (similar numbers side by side)", list(_handles(shown)))
 
@@ -108,8 +108,8 @@ def _panel(axes: Axes, rows: Sequence[Row]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _limits(means: Sequence[float]) -> tuple[float, float]:
-    """Return the range of the means with a margin; intervals may leave it."""
+def limits(means: Sequence[float]) -> tuple[float, float]:
+    """Return the range of the means with a margin, for an axis; intervals may leave it."""
     margin = MARGIN * (max(means) - min(means)) or 0.01
     return min(means) - margin, max(means) + margin
 

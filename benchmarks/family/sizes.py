@@ -8,13 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from benchmarks.family.picture import LINES, panels, shown_of
+from benchmarks.family.checks import FEW
+from benchmarks.family.picture import LINES, limits, panels, shown_of
 from benchmarks.family.summary import Row
 from pipeline.evaluation import plots
 
-FEW = ("LoRA r=1, one layer", "LoRA r=1, two layers", "LoRA r=1, three layers", "LoRA r=1")
+RIVALS = (*FEW, "LoRA r=1")
 FULL = "every weight"
-MARGIN = 0.1  # of the range of means, above and below; intervals may leave it
 
 
 class Series(NamedTuple):
@@ -31,9 +31,9 @@ SERIES: Mapping[str, Series] = {
     "LSR, 16 to 96 directions of signs": Series(
         "#0072B2", "o", "-", tuple(f"{count} directions, signs" for count in (16, 32, 64, 96))
     ),
-    "LoRA r = 1 in its best layer, two, three, and in all": Series("#D55E00", "v", "-", FEW, 0.98),
+    "LoRA r = 1 in its best layer, two, three, and in all": Series("#D55E00", "v", "-", RIVALS, 0.98),
     "that LoRA, trained for two epochs": Series(
-        "#E69F00", "^", ":", tuple(f"{name}, two epochs" for name in FEW), 1.02
+        "#E69F00", "^", ":", tuple(f"{name}, two epochs" for name in RIVALS), 1.02
     ),
 }
 
@@ -62,9 +62,7 @@ def _panel(axes: Axes, _: str, rows: Sequence[Row]) -> None:
         axes.vlines(places, *ends, color=series.color, linewidth=1.2, alpha=0.5)
     if FULL in known:
         axes.axhline(known[FULL].test.mean, color=plots.GREY, linewidth=1, linestyle=LINES[FULL][0], zorder=0)
-    means = [row.test.mean for row in rows]
-    margin = MARGIN * (max(means) - min(means)) or 0.01
-    axes.set_ylim(min(means) - margin, max(means) + margin)
+    axes.set_ylim(*limits([row.test.mean for row in rows]))
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator([3, 6, 12, 18, 37]))
     axes.xaxis.set_minor_locator(NullLocator())
