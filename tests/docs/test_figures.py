@@ -1,5 +1,6 @@
 """The figures of README and documentation are those of the committed records, or of the code."""
 
+import csv
 import json
 import re
 
@@ -16,7 +17,9 @@ from lsr import LsrConfig
 from pipeline.arena import preset, record
 from pipeline.compare.cells import FINISHED, by_task
 from pipeline.compare.cells import cells as cells_of
+from pipeline.compare.comparison import BASELINE, compare
 from pipeline.compare.rows import average, of_cell
+from pipeline.compare.tables import results
 from pipeline.methods.freedom import degrees_of_freedom
 from pipeline.params import ADAPTERS
 from tests.torture import __main__ as torture
@@ -285,6 +288,18 @@ def test_the_tables_of_the_arena_are_those_of_the_committed_records():
         shown = found.splitlines()
         assert shown == [line for line in lines[1:] if line in shown]
         assert len(shown) == len(lines) - 1 if text is RESULTS_PAGE else len(shown) >= 8
+
+
+def test_the_committed_comparison_is_that_of_the_committed_records():
+    records = list(record.read(ROOT / record.FOLDER / "offline").values())
+    found = results(compare("offline", records, BASELINE, resamples=100))
+    with (ROOT / "reports/compare/offline/results.csv").open(encoding="utf-8", newline="") as file:
+        shown = list(csv.DictReader(file))
+    assert [(line["task"], line["method"]) for line in shown] == [(row["task"], row["method"]) for row in found]
+    for line, row in zip(shown, found, strict=True):
+        for name in ("score", "score_low", "score_high", "difference", "trained", "stored", "file_bytes"):
+            number = None if line[name] == "" else pytest.approx(float(line[name]), rel=1e-5)
+            assert row[name] == number, (line["task"], line["method"], name)
 
 
 def test_the_parameters_of_one_layer_are_those_of_the_adapters():
