@@ -5,7 +5,6 @@ resumes where it was.
 """
 
 import argparse
-import os
 from collections.abc import Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -15,7 +14,7 @@ from benchmarks.family import plan, report, store, summary
 from benchmarks.family.experiment import PROTOCOLS
 from benchmarks.family.measure import Line, measure
 from pipeline import console
-from pipeline.arena.workers import workers_of_this_program
+from pipeline.arena.workers import set_up_torch, workers_of_this_program
 from pipeline.errors import UserError, leaving_in_plain_lines
 
 RESULTS = figures.FOLDER / "family"
@@ -45,9 +44,7 @@ def run(protocol: str, only: Sequence[str], workers: int, found: dict[str, Line]
     Raises:
         UserError: if a cell cannot run; finished cells are kept.
     """
-    # Two processes with one thread each are faster than one with two threads. They read this when they import torch.
-    # Kernels of products are cached by shape: batches of any length and layers of any rank have thousands of shapes.
-    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "4096"}
+    set_up_torch(threads=1)  # two processes with one thread each are faster than one with two
     pool = workers_of_this_program(workers)
     most = plan.count_missing(protocol, only, found)
     with pool, console.progress(f"family, {protocol}: at most", most, "cells") as advance:

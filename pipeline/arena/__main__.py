@@ -22,13 +22,11 @@ from pipeline.arena.inputs import write_examples
 from pipeline.arena.measure import measure, task_of
 from pipeline.arena.plan import Cell, Run
 from pipeline.arena.record import Record
-from pipeline.arena.workers import workers_of_this_program
+from pipeline.arena.workers import set_up_torch, workers_of_this_program
 from pipeline.command_line import Parser, whole_number
 from pipeline.errors import UserError, leaving_in_plain_lines, nearest
 
 PROGRAM = "python -m pipeline.arena"
-# oneDNN compiles a kernel for every shape in bfloat16, and layers of different ranks have more than the 1,024 it keeps.
-KERNELS = "8192"
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -80,10 +78,7 @@ def compete(runs: Sequence[Run], found: dict[str, Record], path: Path, jobs: int
             write_examples(task_of(cell, cell.view()), examples)
     if not left:
         return
-    # Workers read these when they import torch.
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    os.environ |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS)
+    set_up_torch(threads=max(1, (os.cpu_count() or 1) // jobs))
     most = sum(plan.most(run) for run in left)
     with workers_of_this_program(jobs) as pool, console.progress("arena: at most", most, "trainings") as advance:
         busy: dict[Future[Record], Cell] = {}

@@ -18,7 +18,7 @@ from pipeline.arena import preset, record
 from pipeline.compare.cells import FINISHED, by_task
 from pipeline.compare.cells import cells as cells_of
 from pipeline.compare.comparison import BASELINE, compare
-from pipeline.compare.estimates import estimate
+from pipeline.compare.estimates import difference
 from pipeline.compare.rows import average, of_cell
 from pipeline.compare.tables import results
 from pipeline.methods.freedom import degrees_of_freedom
@@ -241,9 +241,16 @@ def test_what_the_page_says_of_lsr_and_lora_is_what_the_cells_say(table):
     trained = {row.method: row.trained for row in table}
     assert "match or beat LoRA r = 1 (9,216) and r = 8 (73,728) on all five data sets" in said
     assert (trained["LoRA r=1"], trained["LoRA r=8"], len(data)) == (9216, 73728, 5)
-    assert all(scores["96 directions", on] >= scores[f"LoRA r={r}", on] for r in (1, 8) for on in data)
+    small = ("96 directions", "200 directions", "400 directions")
+    assert all(scores[ours, on] >= scores[f"LoRA r={r}", on] for ours in small for r in (1, 8) for on in data)
     assert "With 32 trained parameters in 5.4 to 5.8 kB, LSR is level with or ahead of LoRA r = 1 in all layers" in said
     assert all(scores["32 directions, signs", on] >= scores["LoRA r=1", on] for on in data)
+    # Level is also where LSR is ahead by less than 0.005, which no interval tells from a tie.
+    twice, films = {on: scores["LoRA r=1, two epochs", on] for on in data}, {"movie-reviews", "movie-ratings"}
+    assert "Given two epochs, LoRA r = 1 draws level on film reviews and ratings but not on tweets, Amazon" in said
+    assert {on for on in data if twice[on] > scores["96 directions", on] - 0.005} == films
+    assert "takes twice their bytes, on tweets and pairs; on the others these two are level" in said
+    assert {on for on in data if twice[on] > scores["96 directions, signs", on] - 0.005} == films | {"amazon-reviews"}
 
 
 @pytest.fixture(scope="module")
@@ -296,25 +303,21 @@ def test_what_the_readme_says_of_the_arena_is_what_the_records_say(arena, means)
     assert [len(arena), ours.size.trained, few.size.trained] == [5, 200, 96]
     assert [means[f"LoRA r={r}"].size.trained for r in (1, 8)] == [9216, 73728]
 
-    leads = [lead(ours, means[f"LoRA r={r}"]) for r in (1, 8)]
+    leads = [difference(ours.scores, means[f"LoRA r={r}"].scores) for r in (1, 8)]
     assert all(found.low > 0 for found in leads)
     assert "{:.1f} points above LoRA r = 1, {:.1f} above r = 8".format(*(found.mean for found in leads)) in said
     assert sorted(means, key=lambda name: -means[name].score.mean)[:2] == ["full", ours.method]
 
     assert "96 between frames of one bit per entry match both, in a smaller file" in said
     for rival in (means[f"LoRA r={r}"] for r in (1, 8)):
-        assert lead(few, rival).low < 0 < lead(few, rival).high
+        ahead = difference(few.scores, rival.scores)
+        assert ahead.low < 0 < ahead.high
         assert few.size.file_bytes < rival.size.file_bytes
     assert "Of up to 2,100, no other method comes within 0.8 points of its 96" in said
     others = [row for name, row in means.items() if row.size.trained <= 2100 and not name.startswith("LSR")]
     assert all(few.score.mean - row.score.mean >= 0.8 for row in others)
     assert "with a third epoch in its place, r = 1 is within the error of those 200" in said
-    assert lead(ours, means["LoRA r=1, 3 epochs"]).low < 0
-
-
-def lead(row, other):
-    """The difference of two rows' scores, by seed."""
-    return estimate([row.scores[seed] - other.scores[seed] for seed in row.scores])
+    assert difference(ours.scores, means["LoRA r=1, 3 epochs"].scores).low < 0
 
 
 def test_the_committed_comparison_is_that_of_the_committed_records():
