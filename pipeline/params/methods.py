@@ -12,6 +12,8 @@ READ = ("gradient", "update", "warm")  # initializations of LSR that read exampl
 SUBTRACTED = ("pissa", "olora")  # initializations of LoRA that are subtracted from the base weight
 PUBLISHED = "published"  # target_modules: the authors' choice, from PEFT's table of architectures
 Bounded = Annotated[StrictFloat, Field(gt=0, le=1_000_000)]
+FramesDtype = Literal["float32", "bfloat16", "int8", "sign"]
+HeadSteps = Annotated[StrictInt, Field(ge=0, le=1_000_000)]
 
 
 class MethodParams(Section):
@@ -51,14 +53,10 @@ class LsrParams(MethodParams):
     frames_from: Annotated[tuple[Word, ...], AfterValidator(all_different)] = Field(
         description="data rows whose gradients or updates are pooled into the frames; none: only the selected row"
     )
-    frames_dtype: Literal["float32", "bfloat16", "int8", "sign"] = Field(
-        description="to which frozen frames are rounded before training"
-    )
+    frames_dtype: FramesDtype = Field(description="to which frozen frames are rounded before training")
     alpha: Alpha
     examples: Count = Field(description="from the train split, for gradient, update and warm")
-    head_steps: StrictInt = Field(
-        ge=0, le=1_000_000, description="steps to fit the head before gradient, update and warm"
-    )
+    head_steps: HeadSteps = Field(description="steps to fit the head before gradient, update and warm")
     budget: Literal["none"] | Count = Field(
         description="directions of diagonal cores, distributed over the target layers by gradient or update"
     )
@@ -289,12 +287,10 @@ class DirectionsParams(MethodParams):
 
     budget: Count = Field(description="directions, distributed over the target layers by the short training run")
     init: Literal["update", "warm"]
-    frames_dtype: Literal["float32", "bfloat16", "int8", "sign"] = Field(
-        description="to which the frames are rounded before training"
-    )
+    frames_dtype: FramesDtype = Field(description="to which the frames are rounded before training")
     alpha: Alpha
     examples: Count = Field(description="from the train split, for the short training run")
-    head_steps: StrictInt = Field(ge=0, le=1_000_000, description="steps to fit the head before it")
+    head_steps: HeadSteps = Field(description="steps to fit the head before it")
     dropout: Dropout
     target_modules: Targets
     layers: Layers
