@@ -102,6 +102,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
             "train.batch_size": 32,
             "train.head_learning_rate": 0.002,
             "train.precision": "bf16",
+            "lsr.examples": 4096,  # as in params.yaml for directions: the more the better
         },
         sees_all=True,
     ),

@@ -124,7 +124,7 @@ METHODS: Mapping[str, Method] = {
     "core r=12": Method("core", core(12)),
     # the same with a bit per entry of a frame: about the bytes of LoRA r=1 in half a layer, one, two and three
     **{
-        f"{count} directions, signs": Method("signs", directions(count, frames_dtype="sign"))
+        f"{count} directions, signs": Method("signs", directions(count, frames_dtype="sign"), is_long=count == 96)
         for count in (16, 32, 64, 96)
     },
     # 1,500 to 30,000, all of them trained
@@ -143,7 +143,7 @@ METHODS: Mapping[str, Method] = {
     # rivals
     "LoRA r=1, one layer": Method("few", lora(1), RUNS[1]),
     "LoRA r=1, two layers": Method("few", lora(1), RUNS[2]),
-    "LoRA r=1, three layers": Method("few", lora(1), RUNS[3], is_long=True),
+    "LoRA r=1, three layers": Method("few", lora(1), RUNS[3]),
     "LoRA r=1": Method("lora", lora(1), is_long=True),
     "LoRA r=2": Method("lora", lora(2)),
     "LoRA r=8": Method("lora", lora(8), is_long=True),
