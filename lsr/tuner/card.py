@@ -19,18 +19,6 @@ CLASSES = {  # by PEFT's task_type
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
 }
-SPELLED = {  # methods, as their authors write them, where PEFT's name differs
-    "BITFIT": "BitFit",
-    "FOURIERFT": "FourierFT",
-    "KADAPTATION": "KAdaptation",
-    "LN_TUNING": "LayerNorm tuning",
-    "LOKR": "LoKr",
-    "LORA": "LoRA",
-    "TINYLORA": "TinyLoRA",
-    "UNILORA": "Uni-LoRA",
-    "VBLORA": "VB-LoRA",
-    "VERA": "VeRA",
-}
 MERGED = ("LSR", "LORA")  # PEFT's other methods do not come off a model whose head has several layers
 LABELLED = ("SEQ_CLS", "TOKEN_CLS")
 LONGEST = 2**20  # characters of a card that are read
@@ -52,6 +40,7 @@ class Card:
     summary: str = "It is a fine-tuned adapter."  # what it does, in a sentence or two
     sections: Mapping[str, str] = field(default_factory=dict)  # by heading
     header: Mapping[str, Any] = field(default_factory=dict)  # additional metadata fields for the hub
+    called: str = ""  # what the adapter is, if not the method's name and the word adapter
     module: str = "peft"  # the module that registers the method, if it is neither PEFT's nor this package's
 
     def text(self) -> str:
@@ -74,7 +63,7 @@ class Card:
                 "    python -m lsr export . --to merged -o ../merged # plain transformers"
             )
         body = "".join(f"\n## {heading}\n\n{content}\n" for heading, content in sections.items())
-        title = f"{SPELLED.get(self.method, self.method)} adapter of {self.base}"
+        title = f"{self.called or f'{self.method} adapter'} of {self.base}"
         return f"---\n{header}\n---\n\n{MARK}\n\n{needs}# {title}\n\n{self.summary}\n{body}"
 
     @property
@@ -134,6 +123,7 @@ def as_lora(
     text = text_in(folder) if folder else ""
     return Card(
         method="LORA",
+        called="LoRA adapter",
         base=base or UNNAMED,
         revision=revision,
         task_type=task_type,

@@ -11,6 +11,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
+from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from lsr.tuner.card import Card, section, text_in
 from pipeline.methods import base_models
@@ -20,6 +21,18 @@ from pipeline.params.sources import HubSource, PackageSource
 
 TRAINING = "Training"  # the heading of the section written by the stage train
 TEST = "test"
+SPELLED = {  # methods, as their authors write them, where PEFT's name differs
+    "BITFIT": "BitFit",
+    "FOURIERFT": "FourierFT",
+    "KADAPTATION": "KAdaptation",
+    "LN_TUNING": "LayerNorm tuning",
+    "LOKR": "LoKr",
+    "LORA": "LoRA",
+    "TINYLORA": "TinyLoRA",
+    "UNILORA": "Uni-LoRA",
+    "VBLORA": "VB-LoRA",
+    "VERA": "VeRA",
+}
 
 
 def of_training(view: TrainView, counts: Mapping[str, int], score: float, folder: Path) -> None:
@@ -77,10 +90,13 @@ def _card(
     base, revision = base_models.public_name(view.base_model)
     kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[fields["peft_type"]]].__module__
     dataset = view.dataset
+    method = fields["peft_type"]
+    is_adapter = fields.get("target_modules") != DUMMY_TARGET_MODULES  # not a head or a model that is saved as one
     says = f"one of {len(dataset.names)} labels, {', '.join(dataset.names)}" if dataset.names else "a number"
     read = " and ".join(f"`{name}`" for name in dataset.columns)
     return Card(
-        method=fields["peft_type"],
+        method=method,
+        called=f"{SPELLED.get(method, method)} adapter" if is_adapter else "Fine-tuned modules",
         base=base,
         revision=revision,
         task_type=fields["task_type"],

@@ -9,7 +9,6 @@ from peft import AutoPeftModelForSequenceClassification, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
 from lsr import LsrConfig
-from lsr.tuner.card import Card
 from tests import workspace
 
 NAMES = ("bad", "fair", "good")
@@ -71,9 +70,3 @@ def test_a_card_that_somebody_wrote_is_kept(saved):
     assert "Mine." in path.read_text()
     assert ModelCard.load(path).data.license == "mit"
     path.write_text(before)
-
-
-@pytest.mark.parametrize(("method", "name"), [("LSR", "LSR"), ("LORA", "LoRA"), ("VBLORA", "VB-LoRA"), ("IA3", "IA3")])
-def test_the_title_spells_the_method_as_its_authors_do(method, name):
-    text = Card(method, "base", None, "SEQ_CLS").text()
-    assert f"\n# {name} adapter of base\n" in text

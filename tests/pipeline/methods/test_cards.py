@@ -1,5 +1,6 @@
 """What the pipeline publishes has a card: with the validation score in the adapter's folder, else with the test's."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,9 +8,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 from lsr.__main__ import main as lsr_command
-from lsr.tuner.card import SPELLED, section
-from pipeline import artifacts
-from pipeline.methods import table
+from lsr.tuner.card import section
+from pipeline import artifacts, params
+from pipeline.methods import cards, table
 from tests import workspace
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run
 
@@ -120,5 +121,23 @@ def test_a_task_whose_labels_are_none_is_one_line(tmp_path, capsys):
     assert line.endswith(f"{path}: labels: needs 2 different names, one per label of the head, got a")
 
 
+@pytest.mark.parametrize(
+    ("fields", "title"),
+    [
+        ({"peft_type": "LSR"}, "LSR adapter"),
+        ({"peft_type": "LORA"}, "LoRA adapter"),
+        ({"peft_type": "VBLORA"}, "VB-LoRA adapter"),
+        ({"peft_type": "IA3"}, "IA3 adapter"),
+        ({"peft_type": "LORA", "target_modules": "dummy-target-modules"}, "Fine-tuned modules"),  # of head and full
+    ],
+)
+def test_the_title_spells_the_method_as_its_authors_do(fields, title, tmp_path):
+    config = report(artifacts.ADAPTER / "adapter_config.json") | fields
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    counts = dict.fromkeys(("adapter_trained", "adapter_stored", "head_parameters", "base_parameters"), 1)
+    cards.of_training(params.load(params.TrainView), counts, 0.5, tmp_path)
+    assert f"\n# {title} of " in card(tmp_path).text
+
+
 def test_names_are_spelled_for_methods_that_there_are():
-    assert set(SPELLED) <= set(table.peft_types())
+    assert set(cards.SPELLED) <= set(table.peft_types())
