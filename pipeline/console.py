@@ -120,13 +120,13 @@ def line(text: str) -> None:
     console.print(text, soft_wrap=True)
 
 
-def warn(text: str) -> None:
+def warn(text: str, to: Console = console) -> None:
     """Print one line that should not be overlooked."""
-    console.print(text, style="yellow", soft_wrap=True)
+    to.print(text, style="yellow", soft_wrap=True)
 
 
 @contextmanager
-def warnings_in_lines(name: str) -> Iterator[None]:
+def warnings_in_lines(name: str, to: Console = console) -> Iterator[None]:
     """Print what libraries warn a user of as one line each, after a name, without the line of code that warns."""
     with warnings.catch_warnings():
         show = warnings.showwarning
@@ -140,7 +140,7 @@ def warnings_in_lines(name: str) -> Iterator[None]:
             line: str | None = None,
         ) -> None:
             if category is UserWarning:
-                warn(f"{name}: {clipped(' '.join(str(message).split()))}")
+                warn(f"{name}: {clipped(' '.join(str(message).split()))}", to)
             else:
                 show(message, category, filename, lineno, file, line)
 

@@ -207,7 +207,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
     options = parser().parse_args(arguments)
     try:
-        with leaving_in_plain_lines("stopped; nothing was half written", PROGRAM, before=f"{PROGRAM}: "):
+        with (
+            leaving_in_plain_lines("stopped; nothing was half written", PROGRAM, before=f"{PROGRAM}: "),
+            console.warnings_in_lines("predict", console.errors),
+        ):
             run(options)
     except SystemExit as left:
         return cast("int", left.code)

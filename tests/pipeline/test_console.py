@@ -72,6 +72,12 @@ def test_a_warning_of_a_library_is_one_line_without_its_code(capsys):
     assert capsys.readouterr() == ("train: too many parameters \\x1b[31m\n", "")
 
 
+def test_a_command_whose_output_others_read_warns_on_standard_error(capsys):
+    with console.warnings_in_lines("predict", console.errors):
+        warnings.warn("too many", stacklevel=1)
+    assert capsys.readouterr() == ("", "predict: too many\n")
+
+
 def test_a_warning_to_programmers_is_shown_as_ever(recwarn):
     with console.warnings_in_lines("train"):
         warnings.warn("old", FutureWarning, stacklevel=1)

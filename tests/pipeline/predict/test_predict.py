@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +21,7 @@ from pipeline import artifacts, params
 from pipeline.data import sources
 from pipeline.methods import base_models
 from pipeline.predict import __main__ as predict
-from pipeline.predict import places
+from pipeline.predict import opening, places
 from stages import evaluate, factorize_init, tokenize, train
 from tests import forked, workspace
 
@@ -327,6 +328,21 @@ def mistake_after_progress(capsys, *words):
     capsys.readouterr()
     assert predict.main(words) == 2
     return capsys.readouterr().err.splitlines()[-1].removeprefix("python -m pipeline.predict: ")
+
+
+def test_a_warning_of_a_library_is_one_line(one, capsys, monkeypatch):
+    load = opening.load_tokenizer
+
+    def load_with_a_warning(*arguments):
+        warnings.warn("an old\n  vocabulary", stacklevel=1)
+        return load(*arguments)
+
+    monkeypatch.setattr(opening, "load_tokenizer", load_with_a_warning)
+    capsys.readouterr()
+    assert predict.main([SENTENCE]) == 0
+    said = capsys.readouterr()
+    assert "predict: an old vocabulary" in said.err.splitlines()
+    assert "vocabulary" not in said.out
 
 
 def test_a_terminal_shows_a_table(one):
