@@ -133,10 +133,11 @@ METHODS: Mapping[str, Method] = {
     "6 directions, trained": Method("shared", trained_directions(6)),
     "11 directions, trained": Method("shared", trained_directions(11)),
     "shared r=2": Method("shared", shared(2)),
-    "shared r=3": Method("shared", shared(3)),
+    "shared r=3": Method("shared", shared(3), is_long=True),
     "shared r=3, gradient": Method("shared", shared(3, init="gradient")),
     "shared r=16": Method("shared", shared(16)),
     "LSR r=4 s=4": Method("factors", kronecker(4)),
+    "LSR r=4 s=16": Method("factors", kronecker(16)),
     # the same that begin with what the short training learned, not only with its frames
     "200 directions, warm": Method("warm", directions(200, init="warm"), is_long=True),
     **{f"shared r={rank}, warm": Method("warm", shared(rank, init="warm"), is_long=rank == 3) for rank in (1, 2, 3)},
