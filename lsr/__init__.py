@@ -22,6 +22,7 @@ if "LSR" not in PeftType.__members__:  # PEFT's list of methods is closed: a plu
 
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.model import LsrModel
+from lsr.tuner.rates import parameter_groups
 from lsr.tuner.rescaling import register_layers
 from lsr.tuner.start import allocate_ranks, start_from_examples
 
@@ -55,6 +56,7 @@ __all__ = [
     "export_lora",
     "export_merged",
     "inspect_adapter",
+    "parameter_groups",
     "pool_frames",
     "prune_adapter",
     "start_from_examples",

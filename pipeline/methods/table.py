@@ -31,8 +31,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 import lsr
-from lsr.tuner.config import CORED, usual_terms
+from lsr.tuner.config import usual_terms
 from lsr.tuner.linear import adapted_layers
+from lsr.tuner.rates import rate_factor
 from pipeline import params
 from pipeline.methods import checks, fields, other, placement
 from pipeline.methods.bitfit import BitfitConfig
@@ -52,13 +53,10 @@ def one_rate(section: Any, parameter: str) -> float | None:
 
 
 def lsr_rate(section: Any, parameter: str) -> float:
-    """Return the learning rate of an LSR parameter: for A2 and B2 it is smaller by sqrt(s), like their entries.
-
-    An Adam step has the same size for every entry, so at one rate they would turn sqrt(s) times faster than A1.
-    """
-    is_small = parameter.endswith((".factor_A2", ".factor_B2")) and section.train not in CORED
+    """Return the learning rate of an LSR parameter."""
     terms = usual_terms(section.rank_shape) if section.separation_rank == "auto" else section.separation_rank
-    return section.learning_rate / (terms**0.5 if is_small else 1.0)
+    rate: float = section.learning_rate * rate_factor(parameter, section.train, terms)
+    return rate
 
 
 def logits_rate(section: Any, parameter: str) -> float:

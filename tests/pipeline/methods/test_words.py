@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+import lsr
 from lsr.tuner.factors import entries
 from pipeline import artifacts, params
 from pipeline.errors import UserError
@@ -218,6 +219,18 @@ def groups_of(view):
 )
 def test_each_parameter_has_its_rate_and_decays_where_zero_is_no_change(chosen, word, section, groups):
     assert groups_of(chosen(word, section)[1]).items() >= groups.items()
+
+
+@pytest.mark.parametrize("train", ["factors", "all"])
+def test_the_pipeline_trains_lsr_at_the_rates_that_the_package_gives(chosen, train):
+    view = chosen(
+        "lsr", {"train": train, "share": "none", "rank_shape": [2, 2], "separation_rank": 4, "init": "random"}
+    )[1]
+    model = adapters.add_adapter(base_model(view), view.section, view.base_model, view.seed)
+    given = lsr.parameter_groups(model, view.section.learning_rate, view.train.head_learning_rate)
+    expected = {id(parameter): group["lr"] for group in given for parameter in group["params"]}
+    groups = arguments.optimizer(model, view).param_groups
+    assert {id(parameter): group["lr"] for group in groups for parameter in group["params"]} == expected
 
 
 def test_mistakes_of_directions_name_their_section(chosen, monkeypatch):

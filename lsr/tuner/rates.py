@@ -1,0 +1,52 @@
+"""Learning rates of an adapter's parameters: those of small Kronecker factors are lower, and a head has its own."""
+
+from typing import Any
+
+from torch import nn
+
+from lsr.tuner.config import CORED
+from lsr.tuner.start import layers_of
+
+
+def parameter_groups(
+    model: nn.Module,
+    learning_rate: float = 0.006,
+    head_learning_rate: float = 0.002,
+    adapter_name: str = "default",
+) -> list[dict[str, Any]]:
+    """Return the trainable parameters of a model as groups for a `torch.optim` optimizer, each with its `lr`.
+
+    `learning_rate` is for the adapter; the defaults suit `alpha=24`, and `alpha=16` with 0.004 suits Kronecker factors
+    without a core. Among those, A2 and B2 get `learning_rate` / sqrt(separation rank), see `rate_factor`. Everything
+    else that is trained, such as a classification head, gets `head_learning_rate`.
+
+    Raises:
+        ValueError: if nothing is trainable.
+    """
+    rates: dict[int, float] = {}
+    for layer in layers_of(model, adapter_name).values():
+        adapter = layer.adapter(adapter_name)
+        for name, parameter in adapter.named_parameters():
+            factor = rate_factor(name, adapter.trained_part, adapter.form.separation_rank)
+            rates[id(parameter)] = learning_rate * factor
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups.setdefault(rates.get(id(parameter), head_learning_rate), []).append(parameter)
+    if not groups:
+        raise ValueError("no parameter of the model is trainable")
+    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+
+
+def rate_factor(
+    parameter: str,  # its name
+    train: str,
+    terms: int,
+) -> float:
+    """Return a parameter's learning rate relative to that of the adapter: 1 / sqrt(terms) for A2 and B2, otherwise 1.
+
+    A2 and B2 have entries of the size 1 / sqrt(terms), and a step of Adam has the same size for every entry, so at one
+    rate they would turn sqrt(terms) times faster than A1. Around a core all factors have entries of one size.
+    """
+    is_small = parameter.endswith(("factor_A2", "factor_B2")) and train not in CORED
+    return 1 / terms**0.5 if is_small else 1.0

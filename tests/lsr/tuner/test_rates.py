@@ -1,0 +1,54 @@
+"""The groups of an optimizer: each trainable parameter once, at the learning rate of its size."""
+
+import pytest
+import torch
+from peft import get_peft_model
+
+from benchmarks.capabilities.models import tiny
+from lsr import LsrConfig, parameter_groups
+
+TERMS = 4
+
+
+def grouped(**fields):
+    """A model, and the rate of each trainable parameter by its name."""
+    model = get_peft_model(
+        tiny("bert"), LsrConfig(task_type="SEQ_CLS", rank_shape=(2, 2), separation_rank=TERMS, seed=0, **fields)
+    )
+    groups = parameter_groups(model, 0.004, 0.001)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    listed = [(names[id(parameter)], group["lr"]) for group in groups for parameter in group["params"]]
+    assert len(listed) == len(dict(listed))
+    return model, dict(listed)
+
+
+@pytest.mark.parametrize("fields", [{}, {"train": "first"}, {"train": "core"}, {"train": "all", "share": "layers"}])
+def test_every_trainable_parameter_is_in_one_group(fields):
+    model, rates = grouped(**fields)
+    assert rates.keys() == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    torch.optim.AdamW(parameter_groups(model))
+
+
+def test_small_factors_turn_no_faster_than_others():
+    rates = {name.rpartition(".")[2]: rate for name, rate in grouped()[1].items() if "lsr_" in name}
+    assert rates == {"factor_A1": 0.004, "factor_A2": 0.002, "factor_B1": 0.004, "factor_B2": 0.002}
+
+
+def test_factors_around_a_core_have_the_rate_of_the_core():
+    assert {rate for name, rate in grouped(train="all")[1].items() if "lsr_" in name} == {0.004}
+
+
+def test_a_head_has_a_rate_of_its_own():
+    assert {rate for name, rate in grouped()[1].items() if "lsr_" not in name} == {0.001}
+
+
+def test_a_pattern_of_terms_gives_each_layer_its_rate():
+    rates = grouped(separation_rank_pattern={"0.attention.self.query": 1}, target_modules=["query", "value"])[1]
+    first = {name: rate for name, rate in rates.items() if name.endswith("factor_A2") and "layer.0." in name}
+    assert {name.split(".")[-4]: rate for name, rate in first.items()} == {"query": 0.004, "value": 0.002}
+
+
+def test_a_model_without_anything_to_train_is_refused():
+    model = grouped()[0].requires_grad_(False)
+    with pytest.raises(ValueError, match=r"^no parameter of the model is trainable$"):
+        parameter_groups(model)
