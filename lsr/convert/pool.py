@@ -27,6 +27,7 @@ from lsr.init.initialization import Start
 from lsr.tuner.config import SHARED, LsrConfig
 from lsr.tuner.factors import STORAGE, LsrFactors, entries
 from lsr.tuner.kinds import kind_of
+from lsr.tuner.resolved import Resolved
 from lsr.tuner.saved import CONFIG
 
 Pair = tuple[Tensor, Tensor]  # (m, k), (k, n): an update is their product
@@ -169,7 +170,9 @@ def _fields(
         target_modules=sorted(shapes),
         inference_mode=True,
     )
-    config.remember({name: _form(shape, rank) for name, shape in shapes.items()})
+    saved = [Resolved.from_fields(fields["resolved"]) for fields in given if fields.get("resolved")]
+    sketch = next((one.base_sketch for one in saved if one.base_sketch), None)
+    config.remember({name: _form(shape, rank) for name, shape in shapes.items()}, base_sketch=sketch)
     return config.to_dict()
 
 

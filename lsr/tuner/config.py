@@ -305,10 +305,14 @@ class LsrConfig(PeftConfig):
             card.Card("LSR", base, self.revision, self.task_type, self.labels, sections=held).write(folder)
 
     def remember(
-        self, forms: Mapping[str, Form], base_hashes: Mapping[str, str] | None = None, frames_hash: str | None = None
+        self,
+        forms: Mapping[str, Form],
+        base_hashes: Mapping[str, str] | None = None,
+        frames_hash: str | None = None,
+        base_sketch: Mapping[str, tuple[float, ...]] | None = None,
     ) -> None:
         """Set what files record about a created adapter; this object can still configure another model."""
-        self._made = Resolved.of(forms, base_hashes or {}, frames_hash)
+        self._made = Resolved.of(forms, base_hashes or {}, frames_hash, base_sketch)
 
     def ranks(self, layer_name: str) -> tuple[int, ...]:
         """Return the rank shape of a layer."""

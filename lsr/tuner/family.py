@@ -1,7 +1,8 @@
 """Frames shared by many adapters: read from the folder of one of them and identified by hash."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -22,6 +23,8 @@ PREFIX, INFIX = "base_model.model.", ".lsr_adapters."
 PARTS = ("factor_", "scale_")
 MOST_ENTRIES = 2**30  # of A and B together: as many as a 23,000 x 23,000 layer has at full rank
 
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
 Owner = Kind | str  # a kind, whose layers share their frames, or the name of a layer
 Tensors = Mapping[str, Tensor]  # factor_A1, scale_A1, ...
 
@@ -35,6 +38,7 @@ class Family:
     storage: str
     frames: Mapping[Owner, tuple[Form, Tensors]]
     sha256: str
+    base_sketch: Mapping[str, Sequence[float]]  # of one weight of the base model they are for, by layer; or none
 
     def owner(self, layer_name: str, form: Form) -> Owner:
         """Return the owner of a layer's frames.
@@ -87,16 +91,22 @@ def read_family(config: LsrConfig) -> Family | None:
             _frames(form, theirs.frames_dtype, tensors[name], torch.empty(0))
         except ValueError as error:
             raise ValueError(f"frames: {source!r}: layer {name!r}: {error}") from None
-    owners = {_owner(theirs.share, name, forms[name]): (forms[name], tensors[name]) for name in tensors}
-    return Family(source, theirs.share, theirs.frames_dtype, owners, found)
+    owners: dict[Owner, tuple[Form, Tensors]] = {}
+    for name in tensors:
+        owner = _owner(theirs.share, name, forms[name])
+        if owner in owners:
+            raise ValueError(f"frames: {source!r} holds those of {owner} twice, the second time in layer {name!r}")
+        owners[owner] = forms[name], tensors[name]
+    sketch = theirs.resolved.base_sketch if theirs.resolved is not None else {}
+    return Family(source, theirs.share, theirs.frames_dtype, owners, found, sketch)
 
 
 def _read(source: str, beside: Path | None) -> tuple[LsrConfig, dict[str, dict[str, Tensor]]]:
     places = [Path(source), *([] if beside is None else [beside / source, beside.parent / source])]
     folder = next((place for place in places if (place / CONFIG).exists()), None)
-    path, weights = (
-        Path(hf_hub_download(source, name)) if folder is None else folder / name for name in (CONFIG, WEIGHTS)
-    )
+    if folder is None and (Path(source).exists() or not HUB_NAME.fullmatch(source)):
+        raise ValueError(f"{CONFIG} is missing" if Path(source).exists() else "no such folder")
+    path, weights = (_from_hub(source, name) if folder is None else folder / name for name in (CONFIG, WEIGHTS))
     read_fields(path)  # checks its size: PEFT reads a file of any size
     config = LsrConfig.from_pretrained(str(path.parent))
     if not isinstance(config, LsrConfig) or config.resolved is None:
@@ -108,6 +118,13 @@ def _read(source: str, beside: Path | None) -> tuple[LsrConfig, dict[str, dict[s
             tensors.setdefault(layer, {})[name] = value
     check_room(config, tensors)
     return config, tensors
+
+
+def _from_hub(repository: str, name: str) -> Path:
+    try:
+        return Path(hf_hub_download(repository, name))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no such folder, and from the hub: {first_line(error)}") from None
 
 
 def check_room(config: LsrConfig, tensors: Mapping[str, Tensors]) -> None:

@@ -19,7 +19,8 @@ from lsr.tuner.kinds import Kind, kind_of
 from lsr.tuner.layer import LsrLayer
 from lsr.tuner.linear import LsrLinear, adapted_layers
 from lsr.tuner.mixed_batch import copies_of_a_row, rows_choose
-from lsr.tuner.start import config_of, forms_of, initialize_factors
+from lsr.tuner.same_base import check_base
+from lsr.tuner.start import config_of, initialize_factors, remember
 from lsr.tuner.targets import adapted_names, check_names, check_shared
 from lsr.tuner.weighted_sum import EXACT, check_request, sum_adapters
 
@@ -58,6 +59,8 @@ class LsrModel(BaseTuner):
             config.target_modules = sorted(adapted)
         family = read_family(config)
         check_forms(model, adapted, config, family)
+        if family is not None:
+            check_base(model, family)
         self._holders = Holders(config, adapted_layers(model).values(), family)
         try:
             super().inject_adapter(
@@ -73,7 +76,7 @@ class LsrModel(BaseTuner):
         config.labels = tuple(map(str, labels.values())) if len(labels) > 1 else ()
         if config.is_saved:
             return
-        config.remember(forms_of(self, adapter_name), frames_hash=None if family is None else family.sha256)
+        remember(self, adapter_name, frames_hash=None if family is None else family.sha256)
         reminders.warn_of_size(self, adapter_name)
         if config.needs_examples:
             reminders.remind_of_examples(model, config)

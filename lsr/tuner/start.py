@@ -18,6 +18,7 @@ from lsr.tuner.config import OWN, LsrConfig
 from lsr.tuner.fingerprint import weight_hash
 from lsr.tuner.kinds import Kind, kind_of
 from lsr.tuner.linear import LsrLinear, adapted_layers
+from lsr.tuner.same_base import base_sketch
 from lsr.tuner.targets import target_names
 
 
@@ -86,7 +87,19 @@ def initialize_factors(
             hashes[owner.layer_name] = weight_hash(owner.pretrained_weight())
         yield Started(name, (owner, *sharing), start)
     config.init_weights, config.awaits_examples = chosen.init_weights, False
-    config.remember(forms_of(model, adapter_name), hashes)
+    remember(model, adapter_name, hashes)
+
+
+def remember(
+    model: nn.Module, adapter_name: str, base_hashes: Mapping[str, str] | None = None, frames_hash: str | None = None
+) -> None:
+    """Set what files record about a new adapter; one with its own frames records for which base model they are."""
+    layers = layers_of(model, adapter_name)
+    first = min(layers, default=None)
+    sketch = {}
+    if first is not None and frames_hash is None and (found := base_sketch(layers[first])):
+        sketch[first] = found
+    config_of(model, adapter_name).remember(forms_of(model, adapter_name), base_hashes, frames_hash, sketch)
 
 
 def start_from_examples(

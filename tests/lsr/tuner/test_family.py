@@ -19,7 +19,7 @@ from benchmarks.capabilities.checks import stir, train, trainable
 from benchmarks.capabilities.models import logits, tiny, tokens
 from benchmarks.capabilities.probes import BEHAVIORS
 from benchmarks.capabilities.subjects import Subject
-from lsr import LsrConfig, export_lora, start_from_examples
+from lsr import LsrConfig, export_lora, pool_frames, start_from_examples
 from lsr.algebra.shapes import Form
 from lsr.convert.files import InputError
 from lsr.convert.inspect import inspect_adapter
@@ -436,6 +436,10 @@ def without_weights(folder):
     (folder / WEIGHTS).unlink()
 
 
+def without_configuration(folder):
+    (folder / CONFIG).unlink()
+
+
 def without_shapes(folder):
     edit(folder, resolved=None)
 
@@ -454,6 +458,17 @@ def as_core(folder):
 
 def of_no_dtype(folder):
     replace_tensor(folder, "1.attention.self.value.lsr_adapters.factor_B1", lambda value: value != 0)
+
+
+def twice(folder):
+    tensors = load_file(folder / WEIGHTS)
+    again = {key.replace("layer.0.", "layer.1."): value + 1 for key, value in tensors.items() if "factor_" in key}
+    save_file({**tensors, **again}, folder / WEIGHTS)
+
+
+def of_a_short_sketch(folder):
+    fields = json.loads((folder / CONFIG).read_text())
+    edit(folder, resolved=fields["resolved"] | {"base_sketch": {"a": [1.0]}})
 
 
 def huge(folder):
@@ -486,9 +501,11 @@ DAMAGE = {  # what became of the folder: what a new adapter says
     without_factors: "holds no factors",
     cut_off: "no LSR adapter can be read from",
     without_weights: "no LSR adapter can be read from",
+    without_configuration: r"no LSR adapter can be read from .*: adapter_config\.json is missing",
     without_shapes: "no LSR adapter can be read from .*: it is not a saved LSR adapter",
     of_another_method: "no LSR adapter can be read from",
-    gone: "no LSR adapter can be read from",
+    gone: "no LSR adapter can be read from .*: no such folder",
+    of_a_short_sketch: "resolved: not what a saved adapter says of its layers",
     as_core: r"holds only a core; its frames are in '\./other': name that",
 }
 OTHERS = {  # another family or another member: fields of both, what is said
@@ -577,6 +594,52 @@ def test_few_numbers_are_not_taken_that_stand_for_large_matrices():
         check_room(config, tensors)
 
 
+def test_frames_that_a_kind_of_layers_shares_are_refused_if_two_layers_hold_them(tmp_path):
+    first(tmp_path / "one", share="layers")
+    twice(tmp_path / "one")
+    held = r"holds those of .* twice, the second time in layer 'bert\.encoder\.layer\.1\.attention\.self\.query'"
+    refused(lambda: get_peft_model(tiny("bert"), member(tmp_path / "one", {"share": "layers"})), held)
+
+
+OTHER_BASE = "are of another base model: the weights of layer 'bert.encoder.layer.0.attention.self.query' differ"
+
+
+def other_base():
+    base = tiny("bert")
+    torch.manual_seed(1)
+    for parameter in base.parameters():
+        parameter.data = torch.randn_like(parameter)
+    return base
+
+
+def test_frames_of_another_base_model_are_refused_and_the_model_stays_as_it_was(tmp_path):
+    first(tmp_path / "one")
+    base = other_base()
+    said = refused(lambda: get_peft_model(base, member(tmp_path / "one", {})), re.escape(OTHER_BASE))
+    assert said.startswith(f"frames: those in {str(tmp_path / 'one')!r}")
+    assert list(base.state_dict()) == list(tiny("bert").state_dict())
+    with_member(tmp_path / "one", {}).save_pretrained(str(tmp_path / "two"))
+    refused(lambda: PeftModel.from_pretrained(base, str(tmp_path / "two")), re.escape(OTHER_BASE))
+    model = get_peft_model(base, LsrConfig(**USUAL))
+    refused(lambda: model.add_adapter("second", member(tmp_path / "one", {})), re.escape(OTHER_BASE))
+
+
+def test_frames_pooled_from_adapters_know_their_base_model(tmp_path):
+    first(tmp_path / "one")
+    pool_frames([tmp_path / "one"], tmp_path / "pooled")
+    get_peft_model(tiny("bert"), member(tmp_path / "pooled", {}))
+    refused(lambda: get_peft_model(other_base(), member(tmp_path / "pooled", {})), re.escape(OTHER_BASE))
+
+
+def test_frames_without_a_sketch_of_their_base_model_are_taken(tmp_path):
+    first(tmp_path / "one")
+    fields = json.loads((tmp_path / "one" / CONFIG).read_text())
+    del fields["resolved"]["base_sketch"]  # as files of earlier versions
+    edit(tmp_path / "one", resolved=fields["resolved"])
+    get_peft_model(other_base(), member(tmp_path / "one", {}))
+
+
 def test_a_name_that_is_no_folder_is_refused_without_a_hub():
-    with pytest.raises(ValueError, match=re.escape("frames: no LSR adapter can be read from 'nobody/nothing': ")):
+    said = "frames: no LSR adapter can be read from 'nobody/nothing': no such folder, and from the hub: "
+    with pytest.raises(ValueError, match=re.escape(said)):
         get_peft_model(tiny("bert"), LsrConfig(**USUAL, frames="nobody/nothing"))

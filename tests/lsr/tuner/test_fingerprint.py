@@ -7,7 +7,7 @@ from peft import PeftModel, get_peft_model
 
 from benchmarks.capabilities.models import logits, tiny
 from lsr import LsrConfig
-from lsr.tuner.fingerprint import check_weight, weight_hash
+from lsr.tuner.fingerprint import are_alike, check_weight, weight_hash, weight_sketch
 
 FIELDS = {"task_type": "SEQ_CLS", "separation_rank": 2, "seed": 0}
 LAYER = "bert.encoder.layer.1.attention.self.value"
@@ -48,3 +48,37 @@ def test_an_adapter_that_subtracts_nothing_may_move_to_another_base(init, tmp_pa
     other = tiny("bert")
     other.get_submodule(LAYER).weight.data[0, 0] += 1e-3
     assert torch.equal(logits(PeftModel.from_pretrained(other, str(tmp_path))), logits(other))
+
+
+WIDTHS = [(24, 24), (384, 1536), (5, 768)]
+
+
+def drawn(seed, shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", WIDTHS)
+def test_a_weight_that_is_rounded_or_tuned_a_little_is_alike(shape):
+    weight = drawn(0, shape)
+    step = weight.abs().max() / 127
+    for near in (weight.bfloat16(), weight.double(), 3 * weight, step * (weight / step).round()):
+        assert are_alike(weight_sketch(weight), weight_sketch(near))
+    assert are_alike(weight_sketch(weight), weight_sketch(weight + 0.1 * drawn(1, shape)))
+
+
+@pytest.mark.parametrize("shape", WIDTHS)
+def test_unrelated_weights_are_not_alike(shape):
+    sketches = [weight_sketch(drawn(seed, shape)) for seed in range(60)]
+    assert not [(i, j) for i in range(60) for j in range(i) if are_alike(sketches[i], sketches[j])]
+
+
+def test_a_weight_that_has_no_sketch_may_be_any():
+    assert weight_sketch(torch.zeros(4, 4)) == weight_sketch(torch.empty(4, 4, device="meta")) == ()
+    assert are_alike((), weight_sketch(drawn(0, (4, 4))))
+
+
+def test_the_sketch_is_that_of_its_definition():
+    weight, draws = drawn(0, (6, 9)), torch.Generator().manual_seed(0)
+    signs = [2 * torch.randint(2, (16, side), generator=draws).double() - 1 for side in weight.shape]
+    expected = [float(u @ weight.double() @ v / weight.double().norm()) for u, v in zip(*signs, strict=True)]
+    assert weight_sketch(weight) == pytest.approx(expected, abs=1e-4)
