@@ -1,6 +1,7 @@
 """The factors of A and B, of a single adapter or shared by several."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +97,17 @@ class LsrFactors(nn.Module):
     def _stored(self, value: Tensor) -> torch.dtype:
         """Return the dtype of a tensor; without rounding, one dtype stands for all equivalent ones."""
         return torch.float32 if self.storage == "float32" and value.is_floating_point() else value.dtype
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the factors or change their dtype, but not that of scales: rounded ones would scale other frames."""
+        exact = {
+            name: value for name, value in self._buffers.items() if name.startswith("scale_") and value is not None
+        }
+        super()._apply(fn, recurse)
+        for name, scale in exact.items():
+            found = cast("Tensor", self._buffers[name])
+            self._buffers[name] = found.float() if scale.is_meta else scale.to(found.device)
+        return self
 
     def factors(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return the factors of A, (s, r_i, n_i) each, and of B, (s, m_i, r_i) each, in at least float32."""

@@ -159,3 +159,18 @@ def test_what_trains_is_a_parameter(form, train):
     trained = {"factors": count, "all": count, "first": 1, "core": 0}[train]
     assert len(list(factors.parameters())) == 2 * trained
     assert len(list(factors.buffers())) == 2 * (count - trained)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_change_of_dtype_leaves_scales_as_they_are(dtype):
+    form = Form((3,), (8,), (6,), 1, 8, 6)
+    factors = frozen(form, "int8")
+    before = {name: value.clone() for name, value in factors.state_dict().items()}
+    factors.to(dtype)
+    after = factors.state_dict()
+    assert all(torch.equal(before[name], value) and value.dtype == before[name].dtype for name, value in after.items())
+    assert {value.dtype for value in factors.to("meta").state_dict().values()} == {torch.int8, torch.float32}
+    assert {value.dtype for value in factors.to_empty(device="cpu").state_dict().values()} == {
+        torch.int8,
+        torch.float32,
+    }
