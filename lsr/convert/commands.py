@@ -18,8 +18,8 @@ from lsr.algebra.precision import ROUNDOFF, dtype_name
 from lsr.convert.base_model import TASK, load_plain, load_tokenizer, name_labels, read_labels
 from lsr.convert.certificate import Certificate
 from lsr.convert.compress import compress_lora
-from lsr.convert.export import DTYPES, export_lora, export_merged
-from lsr.convert.files import InputError, check_output
+from lsr.convert.export import DTYPES, Rounding, export_lora, export_merged
+from lsr.convert.files import InputError, NoBaseError, check_output
 from lsr.convert.inspect import AdapterReport, LayerReport, inspect_adapter, shared_prefix
 from lsr.convert.loading import load_adapter, load_lora
 from lsr.convert.parity import largest_difference, outputs, probe_ids
@@ -38,14 +38,25 @@ SINGULAR_VALUES = 4  # in the table
 def run_export(options: argparse.Namespace) -> None:
     """Write an export, load it back, and print how far its outputs are from the adapter's.
 
+    A LoRA does not need the base model: without it, the outputs are not compared.
+
     Raises:
         InputError: if the options conflict, or the adapter, its base or the output folder is not usable.
+        NoBaseError: if a base that is needed or named does not exist.
     """
     sources = (options.adapter, *([Path(options.base)] if options.base else []))
     check_output(options.output, sources, replace=options.force)
     if options.labels and options.to != "merged":
         raise InputError("--labels: an adapter folder cannot hold label names; use --to merged")
-    model = load_adapter(options.adapter, options.base)
+    try:
+        model = load_adapter(options.adapter, options.base)
+    except NoBaseError as error:
+        if options.base or options.to != "lora":
+            raise
+        rounding = export_lora(options.adapter, options.output, dtype=DTYPES[options.dtype], force=options.force)
+        _show_export(options, rounding)
+        print(f"without its base model, the outputs are not compared: {error}")
+        return
     if options.labels:
         name_labels(model, options.labels)
     elif options.to == "merged" and (labels := read_labels(options.adapter)):
@@ -60,15 +71,19 @@ def run_export(options: argparse.Namespace) -> None:
         rounding = export_merged(model, options.output, dtype=dtype, tokenizer=tokenizer, force=options.force)
         if tokenizer is None:
             print("no tokenizer beside the adapter or its base model: add its files before serving")
+    _show_export(options, rounding)
+    print(f"outputs for {len(ids)} x {ids.shape[1]} seeded token ids; the largest is {float(expected.abs().max()):.3g}")
+    rows = differences(options, ids, expected)
+    print(table(["format", "max |difference|"], [[name, f"{value:.2g}"] for name, value in rows]))
+
+
+def _show_export(options: argparse.Namespace, rounding: Rounding) -> None:
     print(f"{options.output}: {options.to}, {len(rounding.layers)} layers, {options.dtype}, {_size(options.output)}")
     worst = rounding.worst
     print(
         f"rounding error of the update in {options.dtype}: {rounding.total:.2g} in total, "
         f"{rounding.layers[worst]:.2g} at most, in {worst}"
     )
-    print(f"outputs for {len(ids)} x {ids.shape[1]} seeded token ids; the largest is {float(expected.abs().max()):.3g}")
-    rows = differences(options, ids, expected)
-    print(table(["format", "max |difference|"], [[name, f"{value:.2g}"] for name, value in rows]))
 
 
 def run_inspect(options: argparse.Namespace) -> None:

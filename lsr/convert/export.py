@@ -5,7 +5,7 @@ The LoRA is exact, because A and B of LSR are LoRA factors: no SVD is taken, and
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from lsr.algebra.precision import TOLERATED_LOSS, dtype_name
 from lsr.algebra.spectrum import distance_of_pairs, singular_values_of_pair
 from lsr.convert.base_model import read_labels
-from lsr.convert.files import FACTOR, PREFIX, InputError, check_output, write_adapter, writing
+from lsr.convert.files import FACTOR, PREFIX, InputError, check_output, read_tensors, write_adapter, writing
+from lsr.convert.loading import ADAPTER, load_config, load_layers
 from lsr.tuner.card import Card, as_lora
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.linear import LsrLinear
@@ -26,8 +27,22 @@ from lsr.tuner.start import layers_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ROUNDOFF = 1e-12  # relative, of products in float64
+LONG = 2  # dots in the name of a layer that no other layer's name ends in, as in transformers
 UPDATE_ROUNDOFF = 1e-6  # the same in float32, relative to the initial update that is subtracted
 BIASES = {"none": "none", "all": "all", "lsr_only": "lora_only"}
+
+
+@dataclass(frozen=True)
+class _Source:
+    """All that a LoRA needs of an adapter, from a model or from its folder."""
+
+    config: LsrConfig
+    pairs: Mapping[str, tuple[Tensor, Tensor]]  # B and A by layer
+    others: Mapping[str, Tensor]  # the head and the trained biases, by their names in the file
+    whole: Sequence[str]  # modules with a tensor in `others`
+    targets: Sequence[str] | str
+    auto_mapping: Mapping[str, str] | None
+    is_transposed: bool
 
 
 @dataclass(frozen=True)
@@ -44,7 +59,7 @@ class Rounding:
 
 
 def export_lora(
-    model: PeftModel,
+    adapter: PeftModel | str | Path,
     folder: str | Path,
     *,
     dtype: torch.dtype = torch.float32,
@@ -53,32 +68,25 @@ def export_lora(
 ) -> Rounding:
     """Write an LSR adapter as a LoRA folder, which PEFT loads without this package: the same update, head and biases.
 
-    Each layer has its true rank (twice that if an initial update is subtracted) and scaling 1. The bytes are the same
-    every time.
+    `adapter` is a model with the adapter, or the adapter's folder, which needs no base model, only its frames if they
+    are elsewhere. Each layer has its true rank (twice that if an initial update is subtracted) and scaling 1. The bytes
+    are the same every time.
 
     Raises:
         InputError: if the folder exists and `force` is false, or the dtype loses more of the update than
-            `lsr.algebra.precision.TOLERATED_LOSS` and `force` is false, or overflows.
+            `lsr.algebra.precision.TOLERATED_LOSS` and `force` is false, or overflows; or the adapter's folder is none.
     """
     folder = Path(folder)
-    check_output(folder, (), replace=force)
-    layers = _layers_of(model, adapter_name)
-    pairs = {name: lora_pair(layer, adapter_name) for name, layer in layers.items()}
-    rounding = _rounding_of_pairs(pairs, dtype)
+    source = _of_model(adapter, adapter_name) if isinstance(adapter, PeftModel) else _of_folder(Path(adapter))
+    check_output(folder, () if isinstance(adapter, PeftModel) else (Path(adapter),), replace=force)
+    rounding = _rounding_of_pairs(source.pairs, dtype)
     _check_rounding(rounding, dtype, force)
-    tensors = {
-        key: value
-        for key, value in get_peft_model_state_dict(
-            model, adapter_name=adapter_name, save_embedding_layers=False
-        ).items()
-        if not FACTOR.fullmatch(key)  # the head and the trained biases remain
-    }
-    for name, (left, right) in pairs.items():
+    tensors = dict(source.others)
+    for name, (left, right) in source.pairs.items():
         tensors |= {f"{PREFIX}{name}.lora_A.weight": right, f"{PREFIX}{name}.lora_B.weight": left}
-    fields = _lora_fields(model, adapter_name, layers, pairs)
     with writing(folder) as new:
-        write_adapter(new, fields, {name: rounded(name, tensor, dtype) for name, tensor in tensors.items()})
-        _card(model, adapter_name).write(new)
+        write_adapter(new, _lora_fields(source), {n: rounded(n, tensor, dtype) for n, tensor in tensors.items()})
+        _card(source.config).write(new)
     return rounding
 
 
@@ -126,20 +134,45 @@ def _layers_of(model: PeftModel, adapter_name: str) -> dict[str, LsrLinear]:
     return layers
 
 
-def _lora_fields(
-    model: PeftModel,
-    adapter_name: str,
-    layers: Mapping[str, LsrLinear],
-    pairs: Mapping[str, tuple[Tensor, Tensor]],
-) -> dict[str, Any]:
+def _of_model(model: PeftModel, adapter_name: str) -> _Source:
+    layers = _layers_of(model, adapter_name)
+    state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    return _Source(
+        config=cast("LsrConfig", model.peft_config[adapter_name]),
+        pairs={name: lora_pair(layer, adapter_name) for name, layer in layers.items()},
+        others={key: value for key, value in state.items() if not FACTOR.fullmatch(key)},
+        whole=[name for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)],
+        targets=_targets(list(layers), [key.removeprefix(PREFIX) for key, _ in model.named_modules()]),
+        auto_mapping=_class_of(model.get_base_model()),
+        is_transposed=any(layer.is_transposed for layer in layers.values()),
+    )
+
+
+def _of_folder(folder: Path) -> _Source:
+    config, layers = load_config(folder), load_layers(folder)
+    others = {key: value for key, value in read_tensors(folder).items() if not FACTOR.fullmatch(key)}
+    parts = [key.removeprefix(PREFIX).split(".")[:-1] for key in others]
+    return _Source(
+        config=config,
+        pairs={name: lora_pair(layer, ADAPTER) for name, layer in layers.items()},
+        others=others,
+        whole=[".".join(path[:length]) for path in parts for length in range(1, len(path) + 1)],
+        # Other layers may end in a short name, and without the base nobody knows.
+        targets=_targets(list(layers), [f"a.{name}" for name in layers if name.count(".") < LONG]),
+        auto_mapping=config.auto_mapping,
+        is_transposed=False,  # unknown without the base; PEFT sets it for the layers that need it
+    )
+
+
+def _lora_fields(source: _Source) -> dict[str, Any]:
     """Return the fields of adapter_config.json: only those that old versions of PEFT and other readers know."""
-    config = cast("LsrConfig", model.peft_config[adapter_name])
-    ranks = {name: len(right) for name, (_, right) in pairs.items()}
+    config = source.config
+    ranks = {name: len(right) for name, (_, right) in source.pairs.items()}
     usual = min(Counter(ranks.values()).items(), key=lambda item: (-item[1], item[0]))[0]
     # PEFT matches these as regular expressions.
     pattern = {re.escape(name): rank for name, rank in ranks.items() if rank != usual}
     return {
-        **({} if config.task_type else {"auto_mapping": _class_of(model.get_base_model())}),
+        **({} if config.task_type else {"auto_mapping": source.auto_mapping}),
         "peft_type": "LORA",
         "task_type": config.task_type,
         "base_model_name_or_path": config.base_model_name_or_path,
@@ -150,20 +183,19 @@ def _lora_fields(
         "lora_dropout": 0.0,
         "rank_pattern": pattern,
         "alpha_pattern": pattern,
-        "target_modules": _targets(model, list(ranks)),
-        "modules_to_save": _saved_whole(model, config),
+        "target_modules": source.targets,
+        "modules_to_save": _saved_whole(source),
         "layers_to_transform": None,
         "layers_pattern": None,
         "bias": BIASES[config.bias],
-        "fan_in_fan_out": any(layer.is_transposed for layer in layers.values()),
+        "fan_in_fan_out": source.is_transposed,
         "init_lora_weights": True,
         "use_rslora": False,
         "use_dora": False,
     }
 
 
-def _card(model: PeftModel, adapter_name: str) -> Card:
-    config = cast("LsrConfig", model.peft_config[adapter_name])
+def _card(config: LsrConfig) -> Card:
     labels = read_labels(config.folder) if config.folder else None
     return as_lora(
         config.folder,
@@ -179,19 +211,18 @@ def _class_of(base: nn.Module) -> dict[str, str]:
     return {"base_model_class": type(base).__name__, "parent_library": type(base).__module__}
 
 
-def _targets(model: PeftModel, names: list[str]) -> list[str] | str:
-    """Return full names, or one regular expression if other names end in one of them: PEFT matches endings."""
+def _targets(names: list[str], modules: Sequence[str]) -> list[str] | str:
+    """Return full names, or one regular expression if other modules end in one of them: PEFT matches endings."""
     endings = tuple(f".{name}" for name in names)
-    modules = [key.removeprefix(PREFIX) for key, _ in model.named_modules()]
     if any(module.endswith(endings) for module in modules if module not in names):
         return "|".join(re.escape(name) for name in sorted(names))
     return sorted(names)
 
 
-def _saved_whole(model: PeftModel, config: LsrConfig) -> list[str] | None:
+def _saved_whole(source: _Source) -> list[str] | None:
     """Return the entries of modules_to_save that the model has: PEFT adds the names of all common heads."""
-    wrapped = [name for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)]
-    entries = [entry for entry in config.modules_to_save or [] if any(name.endswith(entry) for name in wrapped)]
+    listed = source.config.modules_to_save or []
+    entries = [entry for entry in listed if any(name.endswith(entry) for name in source.whole)]
     return sorted(set(entries)) or None
 
 

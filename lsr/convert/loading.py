@@ -29,7 +29,7 @@ def load_adapter(folder: Path, base: str | None = None) -> PeftModel:
     Raises:
         InputError: if the folder is not an LSR adapter, or the base model does not exist or does not fit it.
     """
-    fields, tensors, config = read_config(folder, METHOD), read_tensors(folder), _config(folder)
+    fields, tensors, config = read_config(folder, METHOD), read_tensors(folder), load_config(folder)
     _check_layers(folder, empty_base(fields, base), config, list(_layers(folder, config, tensors)))
     model = load_base(fields, tensors, base)
     adapted = _on_base(model, folder, tensors)
@@ -74,7 +74,7 @@ def load_layers(folder: Path) -> dict[str, LsrLinear]:
         InputError: if the folder is not an LSR adapter, or its file is incomplete.
     """
     read_config(folder, METHOD)
-    return _layers(folder, _config(folder), read_tensors(folder))
+    return _layers(folder, load_config(folder), read_tensors(folder))
 
 
 def _layers(folder: Path, config: LsrConfig, tensors: Mapping[str, Tensor]) -> dict[str, LsrLinear]:
@@ -119,7 +119,13 @@ def _layer(name: str, config: LsrConfig, holders: Holders, state: Mapping[str, T
     return layer
 
 
-def _config(folder: Path) -> LsrConfig:
+def load_config(folder: Path) -> LsrConfig:
+    """Return an adapter's configuration.
+
+    Raises:
+        InputError: if it is not one of LSR, or a value is not allowed.
+    """
+    read_config(folder, METHOD)
     try:
         config = LsrConfig.from_pretrained(str(folder))
     except (ValueError, TypeError, KeyError, AttributeError) as error:

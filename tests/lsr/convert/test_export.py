@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -173,6 +174,36 @@ def test_the_same_adapter_gives_the_same_bytes(tmp_path):
         "adapter_config.json",
         "adapter_model.safetensors",
     }
+
+
+@each_case
+def test_a_folder_alone_gives_what_a_model_gives(case, tmp_path):
+    name, fields = CASES[case]
+    model = save(name, tmp_path, **fields)
+    export_lora(load_adapter(tmp_path / "adapter"), tmp_path / "one")
+    shutil.rmtree(tmp_path / "base")
+    rounding = export_lora(tmp_path / "adapter", tmp_path / "two")
+    assert rounding.layers.keys() == adapted_layers(model).keys()
+    (one, tensors), (two, again) = read(tmp_path / "one"), read(tmp_path / "two")
+    assert one | {"fan_in_fan_out": False} == two  # PEFT sets it for the layers that need it
+    assert tensors.keys() == again.keys()
+    for key, value in tensors.items():
+        assert_close(again[key], value, atol=1e-7, rtol=1e-6)
+
+
+def test_a_folder_with_short_names_targets_them_exactly(tmp_path):
+    torch.manual_seed(0)
+    model = get_peft_model(Nested(), LsrConfig(target_modules=r"block\.q", init_weights=False, separation_rank=1))
+    model.save_pretrained(str(tmp_path / "adapter"))
+    export_lora(tmp_path / "adapter", tmp_path / "lora")
+    loaded = PeftModel.from_pretrained(Nested(), str(tmp_path / "lora"))
+    assert not any("inner" in name for name, _ in loaded.named_parameters() if "lora_" in name)
+
+
+def test_a_folder_is_not_replaced_by_its_own_export(tmp_path):
+    save("bert", tmp_path)
+    with pytest.raises(InputError, match=r"would replace .*adapter, which is read"):
+        export_lora(tmp_path / "adapter", tmp_path / "adapter", force=True)
 
 
 def test_transformers_loads_the_lora_itself(tmp_path):

@@ -100,7 +100,7 @@ def test_a_package_that_is_not_installed_is_named_in_the_one_line(trained, tmp_p
     )
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert missing_package(NAME, REVISION) == "not_installed_at_all"
-    assert main(["export", str(adapter), "--to", "lora", "-o", str(tmp_path / "out")]) == 2
+    assert main(["export", str(adapter), "--to", "merged", "-o", str(tmp_path / "out")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"base model {NAME}: cannot be loaded: " in line
     assert "the package not_installed_at_all, or a folder or hub repository" in line

@@ -619,13 +619,29 @@ MISTAKES = {  # what is wrong: what is done to the folder, the words after expor
 }
 
 
+NEED_A_BASE = ("no base", "a base that is nowhere", "a base of pickles", "a base that is cut off", "a base with code")
+
+
+@pytest.mark.parametrize("what", NEED_A_BASE)
+def test_a_lora_needs_no_base_and_says_so(what, folder, capsys):
+    ok(capsys, *export())
+    with_base = load_file(folder / "out" / WEIGHTS)
+    change, _, message = MISTAKES[what]
+    change(folder)
+    lines = ok(capsys, *export("lora", "--force")).splitlines()
+    assert lines[-1].startswith("without its base model, the outputs are not compared: ")
+    assert message.replace("BASE", "./base") in lines[-1]
+    found = load_file(folder / "out" / WEIGHTS)
+    assert all(torch.allclose(found[key], value, atol=1e-7) for key, value in with_base.items())
+
+
 @pytest.mark.parametrize("what", MISTAKES)
 def test_a_mistake_is_one_line(what, folder, capsys, monkeypatch):
     monkeypatch.setattr("lsr.tuner.expressions.SECONDS", 0.5)
     monkeypatch.setattr("lsr.convert.bounds.MOST_MODULES", 2000)
     change, more, message = MISTAKES[what]
     change(folder / "adapter" if change is shutil.rmtree else folder)
-    line = mistake(capsys, *export("lora", *(more or [])))
+    line = mistake(capsys, *export("merged" if what in NEED_A_BASE else "lora", *(more or [])))
     assert line.startswith("python -m lsr export: ")
     assert message.replace("BASE", "./base") in line
     assert not (folder / "exploded").exists()
