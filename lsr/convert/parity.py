@@ -5,21 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lsr.convert.files import InputError
-
 ROWS, LENGTH, SEED = 8, 16, 0
 RESERVED = 2  # positions that RoBERTa's embeddings keep for padding
 
 
-def probe_ids(model: Any) -> Tensor:  # (ROWS, LENGTH), shorter if the model has fewer positions
-    """Return seeded token ids of the model's vocabulary.
-
-    Raises:
-        InputError: if the model reads no token ids.
-    """
+def probe_ids(model: Any) -> Tensor | None:  # (ROWS, LENGTH), shorter if the model has fewer positions
+    """Return seeded token ids of the model's vocabulary; None if it reads none, such as a model of images."""
     embeddings = model.get_input_embeddings()
     if not isinstance(embeddings, nn.Embedding):
-        raise InputError(f"{type(model).__name__} reads no token ids, so outputs cannot be compared")
+        return None
     positions = getattr(model.config, "max_position_embeddings", None) or LENGTH + RESERVED
     generator = torch.Generator().manual_seed(SEED)
     shape = ROWS, max(1, min(LENGTH, positions - RESERVED))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lsr.algebra.frames import captured_energies, leading_frames
+from lsr.algebra.frames import bases_of, captured_energies, leading_frames
 from lsr.algebra.shapes import Form
 from lsr.convert.base_model import by
 from lsr.convert.compress import lora_pairs
@@ -141,9 +141,9 @@ def _pooled(
         raise InputError(f"layer {name!r}: {error}") from None
     frames = LsrFactors(_form(shape, rank), "core", dtype)
     frames.set_factors(Start([right[None]], [left[None]]), torch.empty(0))
+    kept = bases_of(*frames.matrices(*frames.factors()))  # as rounded
     energy = {
-        folder: fmean(captured_energies([pairs[layer] for layer in layers], left, right))
-        for folder, pairs in updates.items()
+        folder: fmean(captured_energies([pairs[layer] for layer in layers], *kept)) for folder, pairs in updates.items()
     }
     state = frames.state_dict()
     return state, PooledFrames(len(layers), rank, sum(map(entries, state.values())), energy)

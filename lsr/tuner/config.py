@@ -4,7 +4,8 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from math import isfinite
+from math import inf
+from operator import index
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -160,12 +161,14 @@ class LsrConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType("LSR")
-        self.rank_shape = tuple(self.rank_shape)
+        self.rank_shape = as_sizes("rank_shape", self.rank_shape)
         if self.separation_rank is None:
             self.separation_rank = usual_terms(self.rank_shape)
-        self.in_shape = tuple(self.in_shape) if self.in_shape is not None else None
-        self.out_shape = tuple(self.out_shape) if self.out_shape is not None else None
-        self.rank_pattern = {name: tuple(shape) for name, shape in self.rank_pattern.items()}
+        self.in_shape = None if self.in_shape is None else as_sizes("in_shape", self.in_shape)
+        self.out_shape = None if self.out_shape is None else as_sizes("out_shape", self.out_shape)
+        self.rank_pattern = {
+            name: as_sizes(f"rank_pattern[{name!r}]", shape) for name, shape in self.rank_pattern.items()
+        }
         if self.resolved is not None and not isinstance(self.resolved, Resolved):
             self.resolved = Resolved.from_fields(self.resolved)
         for name in ("target_modules", "exclude_modules"):
@@ -189,7 +192,7 @@ class LsrConfig(PeftConfig):
                 raise ValueError(f"{name} must be >= 1, got {s!r}")
         for side in ("in_shape", "out_shape"):
             shape = getattr(self, side)
-            if shape is not None and (len(shape) != len(self.rank_shape) or min(shape) < 1):
+            if shape is not None and (len(shape) != len(self.rank_shape) or not all(map(_is_count, shape))):
                 raise ValueError(
                     f"{side} must hold {len(self.rank_shape)} sizes >= 1, as rank_shape does, got {list(shape)}"
                 )
@@ -204,10 +207,10 @@ class LsrConfig(PeftConfig):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}")
         for name, alpha in self._with_pattern("alpha", "alpha_pattern").items():
-            if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not isfinite(alpha):
-                raise ValueError(f"{name} must be a finite number, got {alpha!r}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+            if not _is_number(alpha) or not 0 < alpha < inf:
+                raise ValueError(f"{name} must be a positive number, got {alpha!r}")
+        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout!r}")
         if self.bias not in ("none", "all", "lsr_only"):
             raise ValueError(f"bias must be 'none', 'all' or 'lsr_only', got {self.bias!r}")
         if isinstance(self.target_modules, str) and self.target_modules != "all-linear":
@@ -319,8 +322,11 @@ class LsrConfig(PeftConfig):
         return override(self.rank_pattern, layer_name, self.rank_shape)
 
     def terms(self, layer_name: str) -> int:
-        """Return the separation rank of a layer."""
-        return override(self.separation_rank_pattern, layer_name, cast("int", self.separation_rank))
+        """Return the separation rank of a layer: the default if it alone is dense, or alone is not."""
+        ranks = self.ranks(layer_name)
+        is_usual = (len(ranks) > 1) == (len(self.rank_shape) > 1)  # otherwise no number of terms was chosen for it
+        usual = cast("int", self.separation_rank) if is_usual else usual_terms(ranks)
+        return override(self.separation_rank_pattern, layer_name, usual)
 
     def scaling(self, layer_name: str, form: Form) -> float:
         """Return the scaling of a layer's update, alpha / r.
@@ -389,6 +395,21 @@ def usual_terms(rank_shape: Sequence[int]) -> int:
 def override(pattern: Mapping[str, Value], layer_name: str, usual: Value) -> Value:
     """Return the value of a pattern of the configuration for a layer, or the default."""
     return pattern.get(get_pattern_key(list(pattern), layer_name), usual)
+
+
+def as_sizes(name: str, values: object) -> tuple[int, ...]:
+    """Return a sequence of numbers as a tuple, with numpy's integers as Python's.
+
+    Raises:
+        ValueError: if it is no list or tuple; names the field.
+    """
+    if not isinstance(values, list | tuple):
+        raise ValueError(f"{name} must be a list or tuple of numbers, got {values!r}")
+    return tuple(index(v) if hasattr(v, "__index__") and not isinstance(v, bool) else v for v in values)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_count(value: object) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, ModulesToSaveWrapper
+from peft.utils import ModulesToSaveWrapper
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
@@ -21,7 +21,7 @@ from lsr.tuner.linear import LsrLinear, adapted_layers
 from lsr.tuner.mixed_batch import copies_of_a_row, rows_choose
 from lsr.tuner.same_base import check_base
 from lsr.tuner.start import config_of, initialize_factors, remember
-from lsr.tuner.targets import adapted_names, check_names, check_shared
+from lsr.tuner.targets import DEFAULTS, adapted_names, check_names, check_shared
 from lsr.tuner.weighted_sum import EXACT, check_request, sum_adapters
 
 
@@ -30,10 +30,7 @@ class LsrModel(BaseTuner):
 
     prefix = "lsr_"
     tuner_layer_cls = LsrLayer
-    target_module_mapping = cast("dict[str, list[str]]", TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING) | {
-        "distilbert": ["q_lin", "v_lin"],  # PEFT's table has no entries for these
-        "modernbert": ["Wqkv"],
-    }
+    target_module_mapping = DEFAULTS
 
     def inject_adapter(
         self,

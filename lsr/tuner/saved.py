@@ -4,6 +4,7 @@ The files are not trusted: they may contain anything. PEFT itself ignores missin
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,6 +19,7 @@ from lsr.algebra.precision import dtype_name
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MOST_BYTES = 8_000_000  # of JSON: enough for the names and hashes of 20,000 layers
+WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.")
 # For factors, heads and biases; int8 and uint8 for rounded frames, int64 for counters in modules that are saved whole.
 DTYPES = (
     *(torch.float64, torch.float32, torch.bfloat16, torch.float16),
@@ -102,8 +104,10 @@ def check_saved(model: PeftModel, found: Mapping[str, Sequence[int]]) -> None:
             raise ValueError(
                 f"{name.replace('.default', '')} holds int64 values, but the model computes with another dtype"
             )
-    expected: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
-    for name in sorted(expected.keys() ^ found.keys()):
+    state: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    # With bias="all" PEFT also lists the biases inside the wrapper of a head.
+    expected = {name: tensor for name, tensor in state.items() if not WRAPPED.search(name)}
+    for name in sorted(expected.keys() ^ {name for name in found if not WRAPPED.search(name)}):
         raise ValueError(
             f"{name} {'is missing' if name in expected else 'is no part of this adapter on this base model'}"
         )

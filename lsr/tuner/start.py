@@ -19,7 +19,7 @@ from lsr.tuner.fingerprint import weight_hash
 from lsr.tuner.kinds import Kind, kind_of
 from lsr.tuner.linear import LsrLinear, adapted_layers
 from lsr.tuner.same_base import base_sketch
-from lsr.tuner.targets import target_names
+from lsr.tuner.targets import completed, heads_of, target_names
 
 
 class Started(NamedTuple):
@@ -53,8 +53,15 @@ def forms_of(model: nn.Module, adapter_name: str) -> dict[str, Form]:
 
 
 def config_of(model: nn.Module, adapter_name: str) -> LsrConfig:
-    """Return the configuration of an adapter of a model."""
-    return cast("dict[str, LsrConfig]", model.peft_config)[adapter_name]
+    """Return the configuration of an adapter of a model.
+
+    Raises:
+        ValueError: if it has no such adapter.
+    """
+    configs = cast("dict[str, LsrConfig]", model.peft_config)
+    if adapter_name not in configs:
+        raise ValueError(f"the model has no adapter {adapter_name!r}; it has {', '.join(map(repr, configs))}")
+    return configs[adapter_name]
 
 
 def initialize_factors(
@@ -120,7 +127,8 @@ def start_from_examples(
     adapter keeps the random factors that `get_peft_model` gives it.
 
     Raises:
-        ValueError: if the adapter has another initialization, or the examples are not suitable; names the layer.
+        ValueError: if the adapter has another initialization, is not the active one or does not exist, or the examples
+            are not suitable; names the layer.
     """
     config = config_of(model, adapter_name)
     if config.frames != OWN:
@@ -149,12 +157,22 @@ def collect_gradients(
     Raises:
         ValueError: as `lsr.init.head.examples_gradients` and `lsr.init.update.examples_updates`.
     """
-    config_of(model, adapter_name).awaits_examples = False  # they are here
+    active = getattr(model, "active_adapters", [adapter_name])
+    if list(active) != [adapter_name]:  # the examples pass through the active ones, and their heads would be fitted
+        raise ValueError(
+            f"adapter {adapter_name!r} must be the active one, and {', '.join(map(repr, active)) or 'none'} is: "
+            f"call model.set_adapter({adapter_name!r}) first"
+        )
     bases = {name: layer.get_base_layer() for name, layer in layers_of(model, adapter_name).items()}
     heads = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
     config = config_of(model, adapter_name)
     kept = {"keep_head": True} if INITIALIZATIONS[config.start].goes_on else {}
-    return _reader(config)(model, bases, batches, heads, steps=head_steps, seed=seed, **kept)
+    awaited, config.awaits_examples = config.awaits_examples, False  # they are here
+    try:
+        return _reader(config)(model, bases, batches, heads, steps=head_steps, seed=seed, **kept)
+    except BaseException:
+        config.awaits_examples = awaited
+        raise
 
 
 def allocate_ranks(
@@ -175,9 +193,9 @@ def allocate_ranks(
     Raises:
         ValueError: if the examples are not suitable, or the budget is out of bounds.
     """
-    layers = {name: model.get_submodule(name) for name in target_names(model, config)}
-    heads = [model.get_submodule(name) for name in config.modules_to_save or ()]
-    found = _reader(config)(model, layers, batches, heads, steps=head_steps, seed=seed)
+    seen = completed(config, model)
+    layers = {name: model.get_submodule(name) for name in target_names(model, seen)}
+    found = _reader(config)(model, layers, batches, heads_of(model, seen), steps=head_steps, seed=seed)
     return config.with_ranks(allocate([found], budget, seed))
 
 

@@ -8,7 +8,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from lsr.algebra.frames import captured_energies, leading_frames, nested_energies, paired_energies
+from lsr.algebra.frames import bases_of, captured_energies, leading_frames, nested_energies, paired_energies
 from lsr.algebra.precision import Conditions, conditions_of
 from lsr.algebra.separable import kron_sum, pad_columns, separation_errors
 from lsr.algebra.shapes import Form
@@ -165,12 +165,15 @@ def report_frames(
         "weight": [layer.base_matrix() for layer in layers],
     }
     held = {what: matrices for what, matrices in targets.items() if matrices}
+    frames, start = adapter.frames, started.start
+    if frames.storage != "float32":  # what is rounded captures less
+        start = Start(*frames.factors(), start.error)
     return FramesReport(
         layers=len(layers),
         rank=form.rank,
         separation_rank=form.separation_rank,
         sizes=Sizes(*(sum(getattr(size, name) for size in sizes) for name in ("trained", "stored", "effective"))),
-        energy={what: _energy(matrices, started.start, form, is_diagonal) for what, matrices in held.items()},
+        energy={what: _energy(matrices, start, form, is_diagonal) for what, matrices in held.items()},
         own={what: _mean_of([nested_energies([m], most, seed) for m in ms]) for what, ms in held.items()},
         shared={what: nested_energies(ms, most, seed) for what, ms in held.items() if len(layers) > 1},
         by_terms={what: _by_terms(matrices, form, seed) for what, matrices in held.items()},
@@ -182,8 +185,7 @@ def _energy(matrices: Sequence[Matrix], start: Start, form: Form, is_diagonal: b
     right, left = kron_sum(*start.a)[:, : form.in_features], kron_sum(*start.b)[: form.out_features]
     if is_diagonal:
         return fmean(paired_energies(matrices, left.double(), right.double()))
-    bases = torch.linalg.qr(left.double()).Q, torch.linalg.qr(right.double().T).Q.T
-    return fmean(captured_energies(matrices, *bases))
+    return fmean(captured_energies(matrices, *bases_of(right, left)))
 
 
 def _by_terms(matrices: Sequence[Matrix], form: Form, seed: int) -> dict[int, float]:

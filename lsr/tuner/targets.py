@@ -8,15 +8,27 @@ from typing import cast
 
 from peft import PeftConfig
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 
 from lsr.tuner.config import PATTERNS, LsrConfig
 from lsr.tuner.expressions import check_expressions
 from lsr.tuner.kinds import Kind
 
+# By architecture, if a configuration names no layers; PEFT's table has no entries for the last two.
+DEFAULTS = cast("dict[str, list[str]]", TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING) | {
+    "distilbert": ["q_lin", "v_lin"],
+    "modernbert": ["Wqkv"],
+}
+HEADS = {  # by task_type: modules that PEFT trains in full without being told
+    "SEQ_CLS": ["classifier", "score"],
+    "TOKEN_CLS": ["classifier", "score"],
+    "QUESTION_ANS": ["qa_outputs"],
+}
+
 
 def check_names(config: PeftConfig, names: list[str]) -> None:
-    """Refuse entries of target_modules or exclude_modules that match no layer: PEFT skips them silently.
+    """Refuse entries of target_modules, exclude_modules and modules_to_save that match nothing: PEFT skips them.
 
     Raises:
         ValueError: names the entry and the nearest layer, or an expression in any field that takes too long.
@@ -29,6 +41,32 @@ def check_names(config: PeftConfig, names: list[str]) -> None:
                 raise ValueError(f"{field}: no layer is named {entry!r}{_nearest(entry, names)}")
         if isinstance(value, str) and value != "all-linear" and not any(re.fullmatch(value, name) for name in names):
             raise ValueError(f"{field}: {value!r} matches no layer{_nearest(value, names)}")
+    added = {head for heads in HEADS.values() for head in heads}  # PEFT adds them whatever the model has
+    for entry in getattr(config, "modules_to_save", None) or []:
+        if entry not in added and not any(name.endswith(entry) for name in names):
+            raise ValueError(f"modules_to_save: no module is named {entry!r}{_nearest(entry, names)}")
+
+
+def completed(config: LsrConfig, model: nn.Module) -> LsrConfig:
+    """Return a configuration with the layers and heads that `get_peft_model` adds to it for a base model.
+
+    Raises:
+        ValueError: if it names no layers, and the architecture has no default.
+    """
+    targets = config.target_modules
+    if targets is None:
+        kind = str(getattr(getattr(model, "config", None), "model_type", None))
+        if kind not in DEFAULTS:
+            raise ValueError(f"target_modules: there is no default for the architecture {kind!r}; name the layers")
+        targets = DEFAULTS[kind]
+    heads = [*(config.modules_to_save or []), *HEADS.get(str(config.task_type), [])]
+    return replace(config, target_modules=targets, modules_to_save=list(dict.fromkeys(heads)) or None)
+
+
+def heads_of(model: nn.Module, config: LsrConfig) -> list[nn.Module]:
+    """Return the modules of a base model that a configuration trains in full, found as PEFT does: by their endings."""
+    endings = tuple(config.modules_to_save or ())
+    return [module for name, module in model.named_modules() if endings and name.endswith(endings)]
 
 
 def target_names(model: nn.Module, config: LsrConfig) -> list[str]:

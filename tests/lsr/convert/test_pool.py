@@ -51,6 +51,21 @@ def test_pooled_frames_hold_the_shares_that_are_reported(tmp_path):
         assert reports[name].energy[str(folder)] == pytest.approx(float(held), abs=1e-5)
 
 
+def test_rounded_frames_hold_what_is_reported_of_them(tmp_path):
+    updates = saved(tmp_path / "one")
+    reports = pool_frames([tmp_path / "one"], tmp_path / "frames", dtype="sign")
+    member = get_peft_model(
+        tiny("bert"), LsrConfig(rank_shape=(3,), train="core", frames_dtype="sign", frames=str(tmp_path / "frames"))
+    )
+    name = QUERY.removeprefix("base_model.model.")
+    adapter = adapted_layers(member)[name].adapter("default")
+    a, b = (side.detach().double() for side in adapter.matrices(*adapter.factors()))
+    core = torch.linalg.pinv(b) @ updates[name] @ torch.linalg.pinv(a)
+    held = 1 - (updates[name] - b @ core @ a).square().sum() / updates[name].square().sum()
+    assert reports[name].energy[str(tmp_path / "one")] == pytest.approx(float(held), abs=1e-5)
+    assert held < 0.9
+
+
 def test_a_lora_takes_part(tmp_path):
     model = get_peft_model(tiny("bert"), LoraConfig(task_type="SEQ_CLS", r=2, init_lora_weights=False))
     model.save_pretrained(str(tmp_path / "lora"))

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -211,6 +212,10 @@ def test_with_layers_the_most_frequent_values_are_usual_and_the_others_patterns(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"rank_shape": 4}, "rank_shape must be a list or tuple of numbers, got 4"),
+        ({"rank_pattern": {"key": 4}}, "rank_pattern['key'] must be a list or tuple of numbers, got 4"),
+        ({"in_shape": 24}, "in_shape must be a list or tuple of numbers, got 24"),
+        ({"in_shape": ("a", 4)}, "in_shape must hold 2 sizes >= 1, as rank_shape does, got ['a', 4]"),
         ({"rank_shape": (0,)}, "rank_shape must hold one or more ranks >= 1, got [0]"),
         ({"rank_shape": ()}, "rank_shape must hold one or more ranks >= 1, got []"),
         ({"rank_shape": (2, 0)}, "rank_shape must hold one or more ranks >= 1, got [2, 0]"),
@@ -262,6 +267,10 @@ def test_with_layers_the_most_frequent_values_are_usual_and_the_others_patterns(
             for train in ("core", "all")
             for init in ("row_space", "cp")
         ),
+        ({"alpha": 0}, "alpha must be a positive number, got 0"),
+        ({"alpha": -4.0}, "alpha must be a positive number, got -4.0"),
+        ({"alpha_pattern": {"key": 0}}, "alpha_pattern['key'] must be a positive number, got 0"),
+        ({"dropout": "0.1"}, "dropout must be in [0, 1), got '0.1'"),
         ({"dropout": 1.0}, "dropout must be in [0, 1), got 1.0"),
         ({"dropout": -0.1}, "dropout must be in [0, 1), got -0.1"),
         ({"bias": "lora_only"}, "bias must be 'none', 'all' or 'lsr_only', got 'lora_only'"),
@@ -307,3 +316,26 @@ def test_every_field_says_what_it_is():
     base = set(PeftConfig.__dataclass_fields__)
     fields = {name: field for name, field in LsrConfig.__dataclass_fields__.items() if name not in base}
     assert [name for name, field in fields.items() if not field.metadata.get("help")] == []
+
+
+def test_the_integers_of_numpy_are_integers():
+    config = LsrConfig(rank_shape=[np.int64(2), 2], in_shape=(np.int32(4), 6))
+    assert (config.rank_shape, config.in_shape) == ((2, 2), (4, 6))
+    assert {type(value) for value in (*config.rank_shape, *config.in_shape)} == {int}
+
+
+@pytest.mark.parametrize(
+    ("fields", "terms"),
+    [
+        ({"rank_pattern": {"query": (4,)}}, {"query": 1, "value": 16}),
+        ({"rank_shape": (4,), "rank_pattern": {"query": (2, 2)}}, {"query": 16, "value": 1}),
+        ({"separation_rank": 3, "rank_pattern": {"query": (4,)}}, {"query": 1, "value": 3}),
+        (
+            {"rank_shape": (4,), "rank_pattern": {"query": (2, 2)}, "separation_rank_pattern": {"query": 2}},
+            {"query": 2, "value": 1},
+        ),
+    ],
+)
+def test_a_layer_that_alone_is_dense_or_alone_is_not_has_the_default_number_of_terms(fields, terms):
+    config = LsrConfig(**fields)
+    assert {name: config.terms(f"layer.0.{name}") for name in terms} == terms

@@ -140,3 +140,39 @@ def test_in_the_dtype_of_the_base_what_is_subtracted_is_what_the_factors_are(ini
             assert all(torch.equal(factor, start) for factor, start in zip(factors, starts, strict=True))
         expected = layer.pretrained_weight().float() - adapter.start_update()
         assert torch.equal(layer.base_parameter(), expected.bfloat16())
+
+
+OTHER = {"task_type": "SEQ_CLS", "target_modules": ["query"], "rank_shape": (3,), "seed": 0}
+
+
+@pytest.mark.parametrize("init", ["gradient", "update", "warm"])
+def test_an_adapter_that_is_not_the_active_one_starts_from_no_examples(init):
+    model = get_peft_model(tiny("bert"), LsrConfig(**OTHER), adapter_name="a")
+    model.add_adapter("b", LsrConfig(**OTHER, init_weights=init))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    said = r"^adapter 'b' must be the active one, and 'a' is: call model\.set_adapter\('b'\) first$"
+    with pytest.raises(ValueError, match=said):
+        start_from_examples(model, BATCHES, "b")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    model.set_adapter("b")
+    start_from_examples(model, BATCHES, "b")
+    alone = get_peft_model(tiny("bert"), LsrConfig(**OTHER, init_weights=init), adapter_name="b")
+    start_from_examples(alone, BATCHES, "b")
+    found = {name: value for name, value in model.state_dict().items() if ".b." in name and "lsr_" in name}
+    assert found.keys()
+    assert all(torch.equal(value, alone.state_dict()[name]) for name, value in found.items())
+
+
+def test_an_adapter_that_is_none_starts_from_no_examples():
+    model = get_peft_model(tiny("bert"), LsrConfig(**OTHER, init_weights="warm"))
+    with pytest.raises(ValueError, match=r"^the model has no adapter 'x'; it has 'default'$"):
+        start_from_examples(model, BATCHES, "x")
+
+
+def test_after_examples_that_are_refused_the_reminder_stays():
+    model = get_peft_model(tiny("bert"), LsrConfig(**OTHER, init_weights="warm"))
+    with pytest.raises(ValueError, match="has no labels"):
+        start_from_examples(model, [tokens()])
+    assert model.peft_config["default"].awaits_examples
+    start_from_examples(model, BATCHES)
+    assert not model.peft_config["default"].awaits_examples

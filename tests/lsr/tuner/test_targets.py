@@ -26,6 +26,11 @@ from tests.lsr.subjects import CASES
             ValueError,
             "exclude_modules: no layer is named 'quer'; did you mean 'query'?",
         ),
+        (
+            {"modules_to_save": ["clasifier"]},
+            ValueError,
+            "modules_to_save: no module is named 'clasifier'; did you mean 'classifier'?",
+        ),
         ({"exclude_modules": "quer.*"}, ValueError, "exclude_modules: 'quer.*' matches no layer"),
         (
             {"target_modules": ["word_embeddings"]},

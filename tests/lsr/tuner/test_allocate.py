@@ -1,0 +1,60 @@
+"""Directions are distributed over the layers that `get_peft_model` adapts, through the head that it trains."""
+
+from unittest import mock
+
+import pytest
+import torch
+from peft import get_peft_model
+
+import lsr
+from benchmarks.capabilities.models import LABELS, logits, tiny, tokens
+from lsr import LsrConfig, allocate_ranks, start_from_examples
+from lsr.init import head
+from lsr.tuner.linear import adapted_layers
+from tests.lsr.saved import CASES
+
+USUAL = {"rank_shape": (1,), "train": "core", "core": "diagonal", "init_weights": "update", "seed": 0}
+BATCHES = [{**tokens(), "labels": torch.arange(4) % LABELS} for _ in range(4)]
+
+
+def allocated(name, budget, **fields):
+    """The layers and ranks of a model with a budget, which `get_peft_model` takes and examples initialize."""
+    config = allocate_ranks(LsrConfig(**USUAL, **fields), tiny(name), BATCHES, budget)
+    model = get_peft_model(tiny(name), config)
+    before = logits(model.eval())
+    start_from_examples(model, BATCHES)
+    assert torch.allclose(logits(model.eval()), before, atol=1e-6)
+    return {name: layer.adapter("default").form.rank for name, layer in adapted_layers(model).items()}
+
+
+@pytest.mark.parametrize("budget", [1, 5, 11, 40])
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_the_head_that_peft_adds_gets_no_directions(name, budget):
+    ranks = allocated(name, budget, task_type="SEQ_CLS", target_modules="all-linear")
+    assert sum(ranks.values()) == budget
+    assert not [layer for layer in ranks if "classifier" in layer]
+
+
+def test_without_targets_the_directions_go_to_the_defaults_of_the_architecture():
+    ranks = allocated("bert", 6, task_type="SEQ_CLS")
+    assert {layer.rpartition(".")[2] for layer in ranks} <= {"query", "value"}
+
+
+@pytest.mark.parametrize(
+    "fields", [{"task_type": "SEQ_CLS"}, {"modules_to_save": ["classifier"]}, {"modules_to_save": ["assifier"]}]
+)
+def test_the_head_is_fitted_first_however_it_is_named(fields):
+    config = LsrConfig(**USUAL, target_modules=["query"], **fields)
+    with mock.patch.object(head, "_fit", wraps=head._fit) as fit:
+        allocate_ranks(config, tiny("bert"), BATCHES, 4)
+    assert fit.call_count == 1
+
+
+def test_an_architecture_without_a_default_needs_targets():
+    with pytest.raises(ValueError, match=r"^target_modules: there is no default for the architecture 'None'; name the"):
+        allocate_ranks(LsrConfig(**USUAL), torch.nn.Sequential(torch.nn.Linear(4, 4)), BATCHES, 4)
+
+
+def test_the_defaults_are_those_that_peft_takes():
+    assert lsr.LsrModel.target_module_mapping["bert"] == ["query", "value"]
+    assert {CASES["a head of one layer"][0]} <= lsr.LsrModel.target_module_mapping.keys()
