@@ -1,4 +1,4 @@
-"""Initialize the adapter from the seed, the pretrained weights, or gradients over examples.
+"""Initialize the adapter from the seed, the pretrained weights, the gradient over examples, or a short training run.
 
 Reads the base model and, if the initialization needs examples, artifacts/tokens or the pooled rows.
 Writes artifacts/init/ (a PEFT adapter with its head, both before training) and reports/factorize_init/.

@@ -10,7 +10,7 @@ from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 
 from benchmarks import figures
-from benchmarks.family import plan, report, store, summary
+from benchmarks.family import plan, rates, report, store, summary
 from benchmarks.family.experiment import PROTOCOLS
 from benchmarks.family.measure import Line, measure
 from pipeline import console
@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run(options.protocol, options.only or [""], options.workers, found)
         if table := summary.rows(found):
             report.write(table, RESULTS)
+            rates.write(found, RESULTS)
         else:
             console.console.print("no learning rate is tuned yet, so there is nothing to compare")
 

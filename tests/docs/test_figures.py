@@ -3,14 +3,16 @@
 import csv
 import json
 import re
+from statistics import fmean
 
 import pytest
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from benchmarks.family import report, store, summary
+from benchmarks.family import rates, report, store, summary
 from benchmarks.family.__main__ import CELLS, RESULTS
 from benchmarks.family.checks import checks
+from benchmarks.family.methods import METHODS
 from benchmarks.speed import growth, race
 from benchmarks.speed import report as speed_report
 from lsr import LsrConfig
@@ -318,6 +320,39 @@ def test_what_the_readme_says_of_the_arena_is_what_the_records_say(arena, means)
     assert all(few.score.mean - row.score.mean >= 0.8 for row in others)
     assert "with a third epoch in its place, r = 1 is within the error of those 200" in said
     assert difference(ours.scores, means["LoRA r=1, 3 epochs"].scores).low < 0
+
+
+def test_what_the_readme_says_of_pairs_is_what_the_cells_say(table):
+    scores = {row.method: row.test.mean for row in table if row.data == "movie-pairs"}
+    ours, *others = (
+        f"{scores[name]:.3f}"
+        for name in ("96 directions", "LoRA r=1, two epochs", "LoRA r=8, two epochs", "every weight")
+    )
+    said = " ".join(README.split())
+    assert f"96 directions reach {ours} (`make bench-family`)" in said
+    assert "r = 1 and r = 8, given the extra pass, {} and {}, full fine-tuning {}".format(*others) in said
+
+
+def test_what_the_page_says_of_learning_rates_is_what_the_cells_say():
+    rows = rates.losses("short", store.load(CELLS))
+    cored = [row for row in rows if METHODS[row.method].group in ("core", "signs", "pooled", "shared", "warm")]
+    _, four, eight = range(3)  # of the grid
+    means = [fmean(row.mean[at] for row in cored) for at in (eight, four)]
+    worst = [max(row.worst[at] for row in cored) for at in (eight, four)]
+    apart = max(lost for row in cored for lost in row.apart[four:])
+    lora = next(row for row in rows if row.method == "LoRA r=8")
+    said = " ".join(page("docs/explanation/family.md").split())
+    for words in (
+        f"`alpha: 24`, {len(cored)} forms with a core",
+        "on four data sets {:.1f} points of validation score on average if all train at 0.008, and {:.1f} at".format(
+            *means
+        ),
+        "on one data set is {:.1f} and {:.1f}".format(*worst),
+        f"r = 8 loses {lora.mean[eight]:.0f} at 0.008",
+        f"and the loss is up to {apart:.0f}",
+    ):
+        assert words in said, words
+    assert {row.data for row in cored} == {4}
 
 
 def test_the_committed_comparison_is_that_of_the_committed_records():

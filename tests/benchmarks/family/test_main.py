@@ -66,6 +66,7 @@ def test_a_run_ends_with_the_table(measured, results, capsys):
         "cells.jsonl",
         *(f"table.{ending}" for ending in ("json", "md", "png")),
         "size.png",
+        "rates.md",
     }
     assert "core r=4, last layers" in capsys.readouterr().out
 
