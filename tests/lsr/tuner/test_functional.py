@@ -372,3 +372,36 @@ def test_the_fused_layer_drops_inputs_at_the_given_rate_and_keeps_the_mean():
     output = adapted_linear(x, weight, None, (a, None), (b, None), 1.0, 0.25)
     assert_close(output.mean(), torch.tensor(1.0, dtype=torch.float64), atol=0.02, rtol=0)
     assert_close(output.max(), torch.tensor(4 / 3, dtype=torch.float64))
+
+
+TRANSFORMS = {
+    "grad": lambda f, x: torch.func.grad(lambda z: f(z).square().sum())(x),
+    "vmap of grad": lambda f, x: torch.func.vmap(torch.func.grad(lambda z: f(z[None]).square().sum()))(x),
+    "jacrev": lambda f, x: torch.func.jacrev(f)(x),
+    "jacfwd": lambda f, x: torch.func.jacfwd(f)(x),
+    "jvp": lambda f, x: torch.func.jvp(f, (x,), (torch.ones_like(x),))[1],
+    "hessian": lambda f, x: torch.func.hessian(lambda z: f(z).square().sum())(x),
+    "forward mode": lambda f, x: torch.autograd.functional.jvp(f, x, torch.ones_like(x), strict=True)[1],
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+@pytest.mark.parametrize("case", ["factors", "matrices"])
+def test_the_transforms_of_torch_go_through_the_fused_layer(case, transform):
+    x, weight, bias = normal(3, 5, seed=4), normal(6, 5, seed=5), normal(6, seed=6)
+    factors, a, b = sides(case, 6, 5)
+    found = transform(lambda z: fused(z, weight, bias, *factors), x)
+    assert_close(found, transform(lambda z: F.linear(z, weight + 0.7 * b @ a, bias), x))
+
+
+def test_dual_numbers_go_through_the_fused_layer():
+    x, tangent, weight, (factors, a, b) = (
+        normal(3, 5),
+        normal(3, 5, seed=7),
+        normal(6, 5, seed=5),
+        sides("factors", 6, 5),
+    )
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, tangent)
+        found = torch.autograd.forward_ad.unpack_dual(fused(dual, weight, None, *factors)).tangent
+    assert_close(found, tangent @ (weight + 0.7 * b @ a).T)
