@@ -59,7 +59,7 @@ def completed(config: LsrConfig, model: nn.Module) -> LsrConfig:
         if kind not in DEFAULTS:
             raise ValueError(f"target_modules: there is no default for the architecture {kind!r}; name the layers")
         targets = DEFAULTS[kind]
-    heads = [*(config.modules_to_save or []), *HEADS.get(str(config.task_type), [])]
+    heads = [*(config.modules_to_save or []), *HEADS.get(config.task_type or "", [])]
     return replace(config, target_modules=targets, modules_to_save=list(dict.fromkeys(heads)) or None)
 
 

@@ -4,7 +4,7 @@ from unittest import mock
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import TaskType, get_peft_model
 
 import lsr
 from benchmarks.capabilities.models import LABELS, logits, tiny, tokens
@@ -41,7 +41,13 @@ def test_without_targets_the_directions_go_to_the_defaults_of_the_architecture()
 
 
 @pytest.mark.parametrize(
-    "fields", [{"task_type": "SEQ_CLS"}, {"modules_to_save": ["classifier"]}, {"modules_to_save": ["assifier"]}]
+    "fields",
+    [
+        {"task_type": "SEQ_CLS"},
+        {"task_type": TaskType.SEQ_CLS},
+        {"modules_to_save": ["classifier"]},
+        {"modules_to_save": ["assifier"]},
+    ],
 )
 def test_the_head_is_fitted_first_however_it_is_named(fields):
     config = LsrConfig(**USUAL, target_modules=["query"], **fields)
