@@ -13,6 +13,7 @@ from benchmarks.family import plan
 from benchmarks.family.experiment import GRID, PROTOCOLS, Run
 from benchmarks.family.methods import FULL_SCALE, HEAD_SCALE, METHODS
 from benchmarks.family.plan import Found
+from benchmarks.family.report import markdown_table
 from pipeline import artifacts
 
 APART = "movie-pairs"
@@ -71,9 +72,9 @@ def markdown(found: Found) -> Iterator[str]:
             yield f"\n## {protocol}\n"
             names = [f"{rate:g}" for rate in GRID]
             columns = ["method", "data sets", *names, *(f"{APART}, {name}" for name in names)]
-            yield f"| {' | '.join(columns)} |"
-            yield f"| {' | '.join(['---'] * len(columns))} |"
-            for row in rows:
-                usual = [f"{mean:.1f} ({worst:.1f})" for mean, worst in zip(row.mean, row.worst, strict=True)]
-                apart = [f"{lost:.1f}" for lost in row.apart] or [""] * len(GRID)
-                yield f"| {' | '.join([row.method, str(row.data), *usual, *apart])} |"
+            yield from markdown_table(columns, map(_cells, rows))
+
+
+def _cells(row: Losses) -> list[str]:
+    usual = [f"{mean:.1f} ({worst:.1f})" for mean, worst in zip(row.mean, row.worst, strict=True)]
+    return [row.method, str(row.data), *usual, *([f"{lost:.1f}" for lost in row.apart] or [""] * len(GRID))]

@@ -41,14 +41,14 @@ def markdown(table: Sequence[Row], checked: Sequence[Check]) -> Iterator[str]:
     for protocol, rows in _by_protocol(table).items():
         for counted, words in (("trained", "trained parameters"), ("size", "bytes of stored parameters")):
             yield f"\n## {protocol}, by {words}\n"
-            yield from _lines(_columns(rows), overview(rows, counted))
+            yield from markdown_table(_columns(rows), overview(rows, counted))
         yield f"\n## {protocol}: targets\n"
-        yield from _lines(CHECKED, [_checked(check) for check in checked if check.protocol == protocol])
+        yield from markdown_table(CHECKED, [_checked(check) for check in checked if check.protocol == protocol])
         yield ""
         yield from _held([check for check in checked if check.protocol == protocol])
         for data in dict.fromkeys(row.data for row in rows):
             yield f"\n## {protocol}: {data}\n"
-            yield from _lines(DETAILS, [_details(row) for row in rows if row.data == data])
+            yield from markdown_table(DETAILS, [_details(row) for row in rows if row.data == data])
 
 
 def overview(rows: Sequence[Row], counted: str) -> Iterator[Sequence[str]]:
@@ -130,7 +130,7 @@ def _held(checked: Sequence[Check]) -> Iterator[str]:
         yield f"- {target}: on {sum(held)} of {len(held)}"
 
 
-def _lines(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
     """Yield the lines of a Markdown table."""
     for cells in (columns, ["---"] * len(columns), *rows):
         yield f"| {' | '.join(cells)} |"

@@ -18,8 +18,17 @@ from torch import Tensor, nn
 from lsr.algebra.precision import TOLERATED_LOSS, dtype_name
 from lsr.algebra.spectrum import distance_of_pairs, singular_values_of_pair
 from lsr.convert.base_model import read_labels
-from lsr.convert.files import FACTOR, PREFIX, InputError, check_output, read_tensors, write_adapter, writing
-from lsr.convert.loading import ADAPTER, load_config, load_layers
+from lsr.convert.files import (
+    FACTOR,
+    PREFIX,
+    InputError,
+    check_output,
+    read_config,
+    read_tensors,
+    write_adapter,
+    writing,
+)
+from lsr.convert.loading import ADAPTER, METHOD, load_config, made_layers
 from lsr.tuner.card import Card, as_lora
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.linear import LsrLinear
@@ -77,8 +86,8 @@ def export_lora(
             `lsr.algebra.precision.TOLERATED_LOSS` and `force` is false, or overflows; or the adapter's folder is none.
     """
     folder = Path(folder)
-    source = _of_model(adapter, adapter_name) if isinstance(adapter, PeftModel) else _of_folder(Path(adapter))
     check_output(folder, () if isinstance(adapter, PeftModel) else (Path(adapter),), replace=force)
+    source = _of_model(adapter, adapter_name) if isinstance(adapter, PeftModel) else _of_folder(Path(adapter))
     rounding = _rounding_of_pairs(source.pairs, dtype)
     _check_rounding(rounding, dtype, force)
     tensors = dict(source.others)
@@ -149,8 +158,10 @@ def _of_model(model: PeftModel, adapter_name: str) -> _Source:
 
 
 def _of_folder(folder: Path) -> _Source:
-    config, layers = load_config(folder), load_layers(folder)
-    others = {key: value for key, value in read_tensors(folder).items() if not FACTOR.fullmatch(key)}
+    read_config(folder, METHOD)
+    config, tensors = load_config(folder), read_tensors(folder)
+    layers = made_layers(folder, config, tensors)
+    others = {key: value for key, value in tensors.items() if not FACTOR.fullmatch(key)}
     parts = [key.removeprefix(PREFIX).split(".")[:-1] for key in others]
     return _Source(
         config=config,
@@ -261,9 +272,9 @@ def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         InputError: if it overflows, or was not finite before; names it.
     """
     written = tensor.to(dtype)
-    if not torch.isfinite(tensor).all():
-        raise InputError(f"the weights of {name} hold values that are not finite")
     if not torch.isfinite(written).all():
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"the weights of {name} hold values that are not finite")
         raise InputError(f"{dtype_name(dtype)} cannot hold the weights of {name}: they overflow; use float32")
     return written
 

@@ -30,7 +30,7 @@ def load_adapter(folder: Path, base: str | None = None) -> PeftModel:
         InputError: if the folder is not an LSR adapter, or the base model does not exist or does not fit it.
     """
     fields, tensors, config = read_config(folder, METHOD), read_tensors(folder), load_config(folder)
-    _check_layers(folder, empty_base(fields, base), config, list(_layers(folder, config, tensors)))
+    _check_layers(folder, empty_base(fields, base), config, list(made_layers(folder, config, tensors)))
     model = load_base(fields, tensors, base)
     adapted = _on_base(model, folder, tensors)
     adapted.float().eval()
@@ -74,10 +74,15 @@ def load_layers(folder: Path) -> dict[str, LsrLinear]:
         InputError: if the folder is not an LSR adapter, or its file is incomplete.
     """
     read_config(folder, METHOD)
-    return _layers(folder, load_config(folder), read_tensors(folder))
+    return made_layers(folder, load_config(folder), read_tensors(folder))
 
 
-def _layers(folder: Path, config: LsrConfig, tensors: Mapping[str, Tensor]) -> dict[str, LsrLinear]:
+def made_layers(folder: Path, config: LsrConfig, tensors: Mapping[str, Tensor]) -> dict[str, LsrLinear]:
+    """Return the layers of `load_layers` from what is read already.
+
+    Raises:
+        InputError: if the tensors are incomplete, or do not fit the configuration.
+    """
     layers: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if found := FACTOR.fullmatch(key):
@@ -120,12 +125,11 @@ def _layer(name: str, config: LsrConfig, holders: Holders, state: Mapping[str, T
 
 
 def load_config(folder: Path) -> LsrConfig:
-    """Return an adapter's configuration.
+    """Return the configuration of a folder that `read_config` has checked.
 
     Raises:
-        InputError: if it is not one of LSR, or a value is not allowed.
+        InputError: if a value is not allowed.
     """
-    read_config(folder, METHOD)
     try:
         config = LsrConfig.from_pretrained(str(folder))
     except (ValueError, TypeError, KeyError, AttributeError) as error:

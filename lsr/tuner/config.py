@@ -161,13 +161,13 @@ class LsrConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType("LSR")
-        self.rank_shape = as_sizes("rank_shape", self.rank_shape)
+        self.rank_shape = _as_sizes("rank_shape", self.rank_shape)
         if self.separation_rank is None:
             self.separation_rank = usual_terms(self.rank_shape)
-        self.in_shape = None if self.in_shape is None else as_sizes("in_shape", self.in_shape)
-        self.out_shape = None if self.out_shape is None else as_sizes("out_shape", self.out_shape)
+        self.in_shape = None if self.in_shape is None else _as_sizes("in_shape", self.in_shape)
+        self.out_shape = None if self.out_shape is None else _as_sizes("out_shape", self.out_shape)
         self.rank_pattern = {
-            name: as_sizes(f"rank_pattern[{name!r}]", shape) for name, shape in self.rank_pattern.items()
+            name: _as_sizes(f"rank_pattern[{name!r}]", shape) for name, shape in self.rank_pattern.items()
         }
         if self.resolved is not None and not isinstance(self.resolved, Resolved):
             self.resolved = Resolved.from_fields(self.resolved)
@@ -397,7 +397,7 @@ def override(pattern: Mapping[str, Value], layer_name: str, usual: Value) -> Val
     return pattern.get(get_pattern_key(list(pattern), layer_name), usual)
 
 
-def as_sizes(name: str, values: object) -> tuple[int, ...]:
+def _as_sizes(name: str, values: object) -> tuple[int, ...]:
     """Return a sequence of numbers as a tuple, with numpy's integers as Python's.
 
     Raises:

@@ -64,8 +64,8 @@ def adapted_linear(
         kept = torch.empty_like(flat, dtype=torch.bool).bernoulli_(1 - dropout)
         scaling /= 1 - dropout
     if _is_transformed():
-        matrices = _matrices(flat, weight, a, b)
-        total = F.linear(_masked(flat, kept) @ matrices[0].T, scaling * matrices[1]) + F.linear(flat, weight, bias)
+        result = F.linear(flat, weight, bias)
+        total = add_low_rank(result, _masked(flat, kept), *_matrices(flat, weight, a, b), scaling)
     elif torch.is_grad_enabled():
         total = _AdaptedLinear.apply(flat, weight, bias, kept, scaling, *a, *b)
     else:

@@ -9,6 +9,7 @@ from typing import cast
 from peft import PeftConfig
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
 
 from lsr.tuner.config import PATTERNS, LsrConfig
@@ -21,8 +22,8 @@ DEFAULTS = cast("dict[str, list[str]]", TRANSFORMERS_MODELS_TO_LORA_TARGET_MODUL
     "modernbert": ["Wqkv"],
 }
 HEADS = {  # by task_type: modules that PEFT trains in full without being told
-    "SEQ_CLS": ["classifier", "score"],
-    "TOKEN_CLS": ["classifier", "score"],
+    "SEQ_CLS": SEQ_CLS_HEAD_NAMES,
+    "TOKEN_CLS": SEQ_CLS_HEAD_NAMES,
     "QUESTION_ANS": ["qa_outputs"],
 }
 
@@ -66,7 +67,7 @@ def completed(config: LsrConfig, model: nn.Module) -> LsrConfig:
 def heads_of(model: nn.Module, config: LsrConfig) -> list[nn.Module]:
     """Return the modules of a base model that a configuration trains in full, found as PEFT does: by their endings."""
     endings = tuple(config.modules_to_save or ())
-    return [module for name, module in model.named_modules() if endings and name.endswith(endings)]
+    return [module for name, module in model.named_modules() if name.endswith(endings)]
 
 
 def target_names(model: nn.Module, config: LsrConfig) -> list[str]:

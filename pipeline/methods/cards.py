@@ -88,9 +88,9 @@ def _card(
 ) -> Card:
     fields = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
     base, revision = base_models.public_name(view.base_model)
-    kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[fields["peft_type"]]].__module__
-    dataset = view.dataset
     method = fields["peft_type"]
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[method]].__module__
+    dataset = view.dataset
     is_adapter = fields.get("target_modules") != DUMMY_TARGET_MODULES  # not a head or a model that is saved as one
     says = f"one of {len(dataset.names)} labels, {', '.join(dataset.names)}" if dataset.names else "a number"
     read = " and ".join(f"`{name}`" for name in dataset.columns)

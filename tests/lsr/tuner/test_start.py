@@ -13,6 +13,7 @@ from lsr.algebra.frames import leading_frames
 from lsr.init import INITIALIZATIONS, READERS
 from lsr.tuner.linear import adapted_layers
 from lsr.tuner.start import collect_gradients, initialize_factors
+from lsr.tuner.start_report import report_frames
 
 pytestmark = pytest.mark.usefixtures("remembered_fits")
 
@@ -176,3 +177,18 @@ def test_after_examples_that_are_refused_the_reminder_stays():
     assert model.peft_config["default"].awaits_examples
     start_from_examples(model, BATCHES)
     assert not model.peft_config["default"].awaits_examples
+
+
+def test_what_is_reported_of_rounded_frames_is_what_the_stored_ones_hold():
+    fields = {"task_type": "SEQ_CLS", "rank_shape": (3,), "train": "core", "seed": 0, "frames_dtype": "sign"}
+    model = get_peft_model(tiny("bert"), LsrConfig(**fields, init_weights="gradient"))
+    gradients = [collect_gradients(model, BATCHES)]
+    for started in initialize_factors(model, gradients=gradients):
+        (layer,) = started.layers
+        adapter = layer.adapter("default")
+        a, b = (side.detach().double() for side in adapter.matrices(*adapter.factors()))
+        gradient = gradients[0][layer.layer_name].double()
+        rest = gradient - b @ torch.linalg.pinv(b) @ gradient @ torch.linalg.pinv(a) @ a
+        held = float(1 - rest.square().sum() / gradient.square().sum())
+        assert report_frames(started, gradients, 0).energy["gradient"] == pytest.approx(held, abs=1e-5)
+        assert held < 0.9  # what the frames hold before they are rounded is more
