@@ -23,8 +23,6 @@ def chromium():
         opened.close()
 
 
-def requests_elsewhere(page):
-    """Return a list that grows by each request of a page that leaves the disk."""
-    found = []
+def note_requests_elsewhere(page, found):
+    """Have each request of a page that leaves the disk added to a list."""
     page.on("request", lambda request: request.url.startswith(LOCAL) or found.append(request.url))
-    return found

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import plots_page
 from pipeline.errors import UserError
-from tests.browser import chromium, requests_elsewhere
+from tests.browser import chromium, note_requests_elsewhere
 from tests.repository import command
 from tests.workspace import ROOT, read_yaml
 
@@ -43,10 +43,10 @@ def browser():
 def opened(browser, path):
     """Open a page without a connection; return it, its requests that leave the disk, and its errors."""
     page = browser.new_context(offline=True).new_page()
-    errors = []
+    elsewhere, errors = [], []
     page.on("console", lambda said: said.type == "error" and errors.append(said.text))
     page.on("pageerror", lambda error: errors.append(str(error)))
-    elsewhere = requests_elsewhere(page)
+    note_requests_elsewhere(page, elsewhere)
     page.goto(path.as_uri(), wait_until="load")  # idle would be too early: the library takes long to parse
     return page, elsewhere, errors
 

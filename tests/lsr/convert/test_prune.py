@@ -17,6 +17,8 @@ from tests.lsr.saved import CASES, FOLDED, SPLIT, save
 pytestmark = pytest.mark.usefixtures("remembered_fits")
 
 each_case = pytest.mark.parametrize("case", SPLIT)
+DIFFERENT = ["a head of one layer", "padded widths", "three factors", "folded and transposed", "folded and padded"]
+assert set(DIFFERENT) <= set(SPLIT)
 
 
 def pruned(case, folder, **options):
@@ -26,8 +28,13 @@ def pruned(case, folder, **options):
     return model, certificate, load_adapter(folder / "pruned")
 
 
-@pytest.mark.parametrize("options", [{"separation_rank": 1}, {"separation_rank": 2}, {"error": 0.5}])
-@each_case
+@pytest.mark.parametrize(
+    ("case", "options"),
+    [
+        *((case, {"separation_rank": 2}) for case in SPLIT),
+        *((case, options) for case in DIFFERENT for options in ({"separation_rank": 1}, {"error": 0.5})),
+    ],
+)
 def test_certificates_are_distances_of_the_loaded_models(case, options, tmp_path):
     model, certificate, loaded = pruned(case, tmp_path, **options)
     check_certificate(certificate, model, loaded, options.get("error", 1))
@@ -49,7 +56,7 @@ def test_the_file_holds_the_heads_and_what_is_counted(case, tmp_path):
     assert len(adapted_layers(model)) == len(shown)
 
 
-@each_case
+@pytest.mark.parametrize("case", DIFFERENT)
 def test_a_tiny_error_keeps_what_the_adapter_says(case, tmp_path):
     model, certificate, loaded = pruned(case, tmp_path, error=1e-4)
     assert certificate.error <= 1e-4
