@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from lsr.algebra.precision import dtype_name
 from lsr.convert.base_model import EXPLAINED, by, empty_base, load_base
-from lsr.convert.files import FACTOR, InputError, read_config, read_tensors
+from lsr.convert.files import FACTOR, InputError, NoBaseError, read_config, read_tensors
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.expressions import check_expressions
-from lsr.tuner.family import Holders, check_room, read_family
+from lsr.tuner.family import Family, Holders, check_room, read_family
 from lsr.tuner.linear import LsrLinear, adapted_layers
 from lsr.tuner.saved import CONFIG, WEIGHTS, check_saved, first_line, misfit
 
@@ -73,8 +73,21 @@ def load_layers(folder: Path) -> dict[str, LsrLinear]:
     Raises:
         InputError: if the folder is not an LSR adapter, or its file is incomplete.
     """
+    return load_with_sketch(folder)[0]
+
+
+def load_with_sketch(folder: Path) -> tuple[dict[str, LsrLinear], Mapping[str, Sequence[float]]]:
+    """Return the layers of `load_layers`, and the sketch of one weight of the base model that they are for, by layer.
+
+    Raises:
+        InputError: as `load_layers`.
+    """
     read_config(folder, METHOD)
-    return made_layers(folder, load_config(folder), read_tensors(folder))
+    config = load_config(folder)
+    layers, family = _made(folder, config, read_tensors(folder))
+    if family is not None:
+        return layers, family.base_sketch
+    return layers, {} if config.resolved is None else config.resolved.base_sketch
 
 
 def made_layers(folder: Path, config: LsrConfig, tensors: Mapping[str, Tensor]) -> dict[str, LsrLinear]:
@@ -83,6 +96,10 @@ def made_layers(folder: Path, config: LsrConfig, tensors: Mapping[str, Tensor]) 
     Raises:
         InputError: if the tensors are incomplete, or do not fit the configuration.
     """
+    return _made(folder, config, tensors)[0]
+
+
+def _made(folder: Path, config: LsrConfig, tensors: Mapping[str, Tensor]) -> tuple[dict[str, LsrLinear], Family | None]:
     layers: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if found := FACTOR.fullmatch(key):
@@ -93,9 +110,10 @@ def made_layers(folder: Path, config: LsrConfig, tensors: Mapping[str, Tensor]) 
     first = sorted(layers, key=lambda name: not any(".factor_" in key for key in layers[name]))
     try:
         check_room(config, layers)
-        holders = Holders(config, (), read_family(config))
+        family = read_family(config)
+        holders = Holders(config, (), family)
         made = {name: _layer(name, config, holders, layers[name]) for name in first}
-        return {name: made[name] for name in layers}
+        return {name: made[name] for name in layers}, family
     except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
         raise InputError(f"{folder}: {WEIGHTS} and {CONFIG} do not fit together: {first_line(error)}") from None
 
@@ -143,10 +161,13 @@ def _check_layers(folder: Path, model: nn.Module, config: LsrConfig, names: Sequ
 
     Raises:
         InputError: names the first layer that does not fit.
+        NoBaseError: if nobody knows the class of the base model.
     """
     modules = dict(model.named_modules())
     for name in sorted(names):
         if name not in modules:
+            if config.task_type is None and config.auto_mapping is None:  # frames of several adapters, and no head
+                raise NoBaseError(f"{folder / CONFIG}: names no task and no class of the base model, which has {name}")
             raise InputError(f"{folder}: adapts a layer {name!r}, which the base model does not have")
         try:
             LsrLinear(modules[name], ADAPTER, name).make_form(config)

@@ -1,5 +1,6 @@
 """AdapterBank: a base model with thousands of adapters, where each row of a batch names its own."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -24,11 +25,12 @@ from lsr.serve.layer import (
     frames_of,
     stored_layer,
 )
-from lsr.serve.reading import Reading, heads_of, read_adapter
+from lsr.serve.reading import Reading, heads_of, names_of_heads, read_adapter
 from lsr.serve.rows import NOBODY, Rows
 from lsr.tuner.base_weight import check_adaptable, dequantized, is_quantized
-from lsr.tuner.fingerprint import check_weight
+from lsr.tuner.fingerprint import are_alike, check_weight
 from lsr.tuner.mixed_batch import BASE, copies_of_a_row
+from lsr.tuner.same_base import base_sketch
 from lsr.tuner.saved import first_line
 
 FIRST_PLACES = 8  # initial capacity in adapters; it doubles when exhausted
@@ -54,6 +56,7 @@ class AdapterBank(nn.Module):
         self.model = base.requires_grad_(False).eval()
         self.collapse = collapse
         self.base_fields: Mapping[str, Any] | None = None  # the base model according to the adapters' configurations
+        self.base_sketch: Mapping[str, Sequence[float]] = {}  # of one of its weights, by layer
         self.notes: dict[str, Any] = {}  # by adapter, any JSON value
         self._modules_of_base = dict(base.named_modules())
         self._rows = Rows()
@@ -61,6 +64,7 @@ class AdapterBank(nn.Module):
         self._room = 1 + capacity  # the first slot is for rows without an adapter
         self._layers: dict[str, BankLayer] = {}
         self._heads: dict[str, BankHead] = {}
+        self._own_sketches: dict[str, Sequence[float]] = {}
         self._trains = False
 
     def __len__(self) -> int:
@@ -96,14 +100,23 @@ class AdapterBank(nn.Module):
             raise InputError(f"{name}: cannot add an adapter while the bank's adapters are training")
         if name in self._places and not replace:
             raise InputError(f"{name}: an adapter of this name is in the bank; pass replace=True to replace it")
+        _check_note(name, note)
         reading = folder if isinstance(folder, Reading) else read_adapter(folder)
+        with self._rows.one_thread:
+            self._take(name, reading)
+            self.notes[name] = note
+
+    def _take(self, name: str, reading: Reading) -> None:
         self._check_base(reading)
+        self._check_nesting(reading)
         heads = heads_of(reading, self._modules_of_base)
         shared: dict[int, Frames] = {}
         layers = {layer: self._layer_for(reading, layer, shared) for layer in reading.adapters}
         parts = {layer: self._parts(reading, layer, layers[layer]) for layer in layers}
+        self._check_sketch(reading.source, reading.base_sketch)
         # Nothing below can fail.
         self.base_fields = self.base_fields or dict(reading.base)
+        self.base_sketch = self.base_sketch or dict(reading.base_sketch)
         for layer, module in layers.items():
             self._insert_layer(layer, module)
         for head in heads:
@@ -114,7 +127,6 @@ class AdapterBank(nn.Module):
         for head, wrapped in self._heads.items():
             wrapped.put(place, heads.get(head) or self._modules_of_base[head].state_dict())
         self._places[name] = place
-        self.notes[name] = note
 
     def remove(self, name: str) -> None:
         """Remove an adapter; the next one added reuses its slot.
@@ -122,12 +134,15 @@ class AdapterBank(nn.Module):
         Raises:
             InputError: if the bank has no adapter of this name.
         """
-        self._check_names([name])
-        del self._places[name], self.notes[name]
+        with self._rows.one_thread:
+            self._check_names([name])
+            del self._places[name], self.notes[name]
 
     @contextmanager
     def rows(self, names: Sequence[str], copies: int = 1) -> Iterator[None]:
         """Pass row i of each batch through adapter `names[i]`; "__base__" stands for no adapter.
+
+        Another thread that calls the bank waits until the context ends.
 
         Raises:
             InputError: if a name is unknown. Inside the context a batch raises ValueError unless it has as many rows as
@@ -135,11 +150,8 @@ class AdapterBank(nn.Module):
         """
         self._check_names(names)
         places = torch.tensor([self._places.get(name, NOBODY) for name in names], dtype=torch.int64)
-        self._rows.places, self._rows.copies = places.to(self._device()), copies
-        try:
+        with self._rows.being(places.to(self._device()), copies):
             yield
-        finally:
-            self._rows.places, self._rows.copies = None, 1
 
     @contextmanager
     def side_by_side(self) -> Iterator[list[Tensor]]:
@@ -161,10 +173,8 @@ class AdapterBank(nn.Module):
                 stack.requires_grad_(False).grad = None
 
     def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
-        """Call the model, each row with the adapter it names; without names, all rows use the base model."""
-        if adapter_names is None:
-            return self.model(*args, **kwargs)
-        with self.rows(adapter_names):
+        """Call the model, each row with the adapter it names; without names, as `rows` says, or with the base model."""
+        with self.rows(adapter_names) if adapter_names is not None else self._rows.one_thread:
             return self.model(*args, **kwargs)
 
     def generate(self, *args: Any, adapter_names: Sequence[str], **kwargs: Any) -> Any:
@@ -184,7 +194,7 @@ class AdapterBank(nn.Module):
         order = torch.tensor([NOBODY, *self._places.values()])
         stored.write(
             Path(folder),
-            stored.Index(dict(self.base_fields or {}), self.collapse, self.notes),
+            stored.Index(dict(self.base_fields or {}), self.collapse, self.notes, dict(self.base_sketch)),
             {name: contents(layer, order) for name, layer in self._layers.items()},
             {name: {key: stack[order] for key, stack in h.by_name().items()} for name, h in self._heads.items()},
             force=force,
@@ -199,7 +209,7 @@ class AdapterBank(nn.Module):
         """
         index, layers, heads = stored.read(Path(folder))
         bank = cls(base, collapse=index.collapse, capacity=len(index.notes))
-        bank.base_fields = index.base
+        bank.base_fields, bank.base_sketch = index.base, index.base_sketch
         shared: dict[tuple[int, int], Frames] = {}
         for name, tensors in layers.items():
             layer = bank._base_layer(str(folder), name)
@@ -207,6 +217,7 @@ class AdapterBank(nn.Module):
                 bank._insert_layer(name, stored_layer(layer, bank._rows, tensors, shared).to(layer.weight.device))
             except ValueError as error:
                 raise InputError(f"{folder}: layer {name!r}: {first_line(error)}") from None
+        bank._check_sketch(str(folder), index.base_sketch)
         for name, stacks in heads.items():
             bank._check_stored_head(str(folder), name, stacks)
             bank._insert_head(name, places=1)
@@ -231,6 +242,29 @@ class AdapterBank(nn.Module):
             if value != expected.get(field):
                 raise InputError(
                     f"{reading.source}: {field} is {value!r}, but {expected.get(field)!r} for the adapters in the bank"
+                )
+
+    def _check_sketch(self, source: str, sketch: Mapping[str, Sequence[float]]) -> None:
+        for name, its in sketch.items():
+            if name in self._modules_of_base:
+                if name not in self._own_sketches:
+                    self._own_sketches[name] = base_sketch(self._modules_of_base[name])
+                if not are_alike(its, self._own_sketches[name]):
+                    raise InputError(f"{source}: is for another base model: the weights of layer {name!r} differ")
+
+    def _check_nesting(self, reading: Reading) -> None:
+        """Refuse modules inside of one that an adapter trained in full: its copies hold no adapters.
+
+        Raises:
+            InputError: names both modules.
+        """
+        heads = {*self._heads, *names_of_heads(reading, self._modules_of_base)}
+        for name in (*reading.adapters, *self._layers, *heads):
+            outer = next((head for head in heads if name.startswith(f"{head}.")), None)
+            if outer is not None or (name in heads and name in {*reading.adapters, *self._layers}):
+                raise InputError(
+                    f"{reading.source}: {name!r} is adapted or trained, and {outer or name!r} trained in full, by this "
+                    "adapter or one in the bank; a bank can hold only one of both"
                 )
 
     def _layer_for(self, reading: Reading, name: str, shared: dict[int, Frames]) -> BankLayer:
@@ -322,6 +356,13 @@ class AdapterBank(nn.Module):
 
     def _device(self) -> torch.device:
         return next((buffer.device for one in self._stacked() for buffer in one.buffers()), torch.device("cpu"))
+
+
+def _check_note(name: str, note: Any) -> None:
+    try:
+        json.dumps(note)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{name}: its note must be a JSON value: {first_line(error)}") from None
 
 
 def _nothing_for_nobody(gradient: Tensor) -> Tensor:  # (places, ...)

@@ -15,7 +15,7 @@ STACK = "stack_"
 class BankHead(nn.Module):
     """Any module, with the state of each adapter's copy: `stack_0` (places, ...), ... in the order of its state dict.
 
-    The slot for rows without an adapter holds the base model's own state.
+    The slot for rows without an adapter holds the base model's own state, as do those of adapters without such a copy.
     """
 
     def __init__(self, base_module: nn.Module, rows: Rows, places: int) -> None:
@@ -24,8 +24,7 @@ class BankHead(nn.Module):
         self._rows = (rows,)
         self.state_names = list(base_module.state_dict())
         for position, value in enumerate(base_module.state_dict().values()):
-            self.register_buffer(f"{STACK}{position}", torch.zeros_like(value).expand(places, *value.shape).clone())
-        self.put(NOBODY, base_module.state_dict())
+            self.register_buffer(f"{STACK}{position}", value.detach().expand(places, *value.shape).clone())
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Apply to each row its own adapter's module, all rows in one batched call."""

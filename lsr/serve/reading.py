@@ -1,6 +1,6 @@
 """Read an adapter's folder for a bank: its layers, its heads, and the fields that show whether it fits the bank."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lsr.convert.base_model import by
 from lsr.convert.files import FACTOR, PREFIX, InputError, read_config, read_tensors
-from lsr.convert.loading import ADAPTER, METHOD, load_layers
+from lsr.convert.loading import ADAPTER, METHOD, load_with_sketch
 from lsr.tuner.adapter import LsrAdapter
 from lsr.tuner.saved import CONFIG
 
@@ -23,6 +23,7 @@ class Reading:
     source: str
     base: Mapping[str, Any]  # the configuration's BASE_FIELDS, which describe the base model
     adapters: Mapping[str, LsrAdapter]  # by layer
+    base_sketch: Mapping[str, Sequence[float]]  # of one weight of the base model, by layer; or none
     base_hashes: Mapping[str, str]  # by layer: hash of the weight that the initial update was subtracted from
     whole: tuple[str, ...]  # name suffixes of the modules that it trained in full
     heads: Mapping[str, Tensor]  # the tensors of these modules, by name in the base model
@@ -43,7 +44,7 @@ def read_adapter(folder: str | Path) -> Reading:
     fields = read_config(folder, METHOD)
     if fields.get("bias", "none") != "none":
         raise InputError(f"{folder}: trains biases of the base model (bias={fields['bias']!r}); a bank cannot")
-    layers = load_layers(folder)
+    layers, sketch = load_with_sketch(folder)
     whole = fields.get("modules_to_save") or []
     if not isinstance(whole, list) or not all(isinstance(word, str) for word in whole):
         raise InputError(f"{folder / CONFIG}: modules_to_save must be a list of names, got {whole!r}")
@@ -53,6 +54,7 @@ def read_adapter(folder: str | Path) -> Reading:
         str(folder),
         {name: fields.get(name) for name in BASE_FIELDS},
         {name: layer.adapter(ADAPTER).requires_grad_(False) for name, layer in layers.items()},
+        sketch,
         hashes,
         tuple(whole),
         heads,
@@ -69,13 +71,21 @@ def heads_of(reading: Reading, modules: Mapping[str, nn.Module]) -> dict[str, di
     """
     found: dict[str, dict[str, Tensor]] = {}
     left = dict(reading.heads)
-    for name, module in modules.items():
-        is_inside = name.startswith(tuple(f"{outer}." for outer in found))
-        if name and not is_inside and name.endswith(reading.whole):  # PEFT's rule: DistilBERT's pre_classifier too
-            state = module.state_dict()
-            found[name] = {key: _fitting(reading, f"{name}.{key}", value, left) for key, value in state.items()}
+    for name in names_of_heads(reading, modules):
+        state = modules[name].state_dict()
+        found[name] = {key: _fitting(reading, f"{name}.{key}", value, left) for key, value in state.items()}
     for name in left:
         raise InputError(f"{reading.source}: {name} does not belong to an adapter of this base model")
+    return found
+
+
+def names_of_heads(reading: Reading, modules: Mapping[str, nn.Module]) -> list[str]:
+    """Return the names of the modules that an adapter trained in full: PEFT's rule, DistilBERT's pre_classifier too."""
+    found: list[str] = []
+    for name in modules:
+        is_inside = name.startswith(tuple(f"{outer}." for outer in found))
+        if name and not is_inside and name.endswith(reading.whole):
+            found.append(name)
     return found
 
 

@@ -1,5 +1,10 @@
 """The slot in the bank that each row of the current batch reads."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import RLock
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,12 +14,28 @@ NOBODY = 0  # the slot for rows without an adapter: zeros in layers, the base mo
 class Rows:
     """The slots of a batch's rows, (rows,) int64, read by all layers of a bank; None if no row has an adapter.
 
-    The beams, or the several answers, of one prompt are `copies` consecutive rows that share a slot.
+    The beams, or the several answers, of one prompt are `copies` consecutive rows that share a slot. All threads see
+    the same rows, so one waits until another is done with its own.
     """
 
     def __init__(self) -> None:
         self.places: Tensor | None = None
         self.copies = 1
+        self.one_thread = RLock()
+
+    def __deepcopy__(self, memo: Any) -> "Rows":
+        return Rows()  # a lock has no copy
+
+    @contextmanager
+    def being(self, places: Tensor | None, copies: int = 1) -> Iterator[None]:
+        """Have the layers read these slots; within another such context of the same thread, only until the end."""
+        with self.one_thread:
+            before = self.places, self.copies
+            self.places, self.copies = places, copies
+            try:
+                yield
+            finally:
+                self.places, self.copies = before
 
     def of(self, x: Tensor) -> Tensor | None:  # (rows,)
         """Return the slots of the rows of x.

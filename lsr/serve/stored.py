@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from lsr.convert.base_model import by
 from lsr.convert.files import InputError, check_output, writing
 from lsr.tuner.mixed_batch import BASE
+from lsr.tuner.resolved import sketches_from_fields
 from lsr.tuner.saved import DTYPES, first_line
 
 FILE = "bank.safetensors"
@@ -29,6 +30,7 @@ class Index:
     base: dict[str, Any]  # the base model according to the adapters' configurations
     collapse: bool
     notes: dict[str, Any]  # by adapter, any JSON value
+    base_sketch: dict[str, Any] = field(default_factory=dict)  # of one weight of the base model, by layer
 
 
 def write(
@@ -108,9 +110,15 @@ def _index(path: Path, header: Mapping[str, Any]) -> Index:
     base, collapse, notes = (header.get(name) for name in ("base", "collapse", "notes"))
     if not (isinstance(base, dict) and isinstance(collapse, bool) and isinstance(notes, dict) and notes):
         raise InputError(f"{path}: its header names no adapters")
+    if not all(isinstance(base.get(name), str | None) for name in ("base_model_name_or_path", "revision", "task_type")):
+        raise InputError(f"{path}: its header names a base model by something else than strings")
     if BASE in notes or "" in notes:
         raise InputError(f"{path}: its header names an adapter {BASE!r} or nothing")
-    return Index(base, collapse, notes)
+    try:
+        sketch = sketches_from_fields(header.get("base_sketch"))
+    except (TypeError, ValueError, AttributeError):
+        raise InputError(f"{path}: its header has a base_sketch that is none") from None
+    return Index(base, collapse, notes, sketch)
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

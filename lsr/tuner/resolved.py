@@ -60,7 +60,7 @@ class Resolved:
             others = {str(name): _shapes(value) for name, value in fields["others"].items()}
             hashes = {str(name): str(value) for name, value in fields["base_hashes"].items()}
             frames_hash = fields.get("frames_hash")
-            sketch = {str(name): _sketch(value) for name, value in (fields.get("base_sketch") or {}).items()}
+            sketch = sketches_from_fields(fields.get("base_sketch"))
             usual = _shapes(fields["usual"])
             return cls(usual, others, hashes, None if frames_hash is None else str(frames_hash), sketch)
         except (KeyError, TypeError, AttributeError, ValueError):
@@ -79,6 +79,15 @@ class Resolved:
         if name not in self.base_hashes:
             raise ValueError(f"resolved: base_hashes has no entry for layer {name!r}, whose start is subtracted")
         return self.base_hashes[name]
+
+
+def sketches_from_fields(fields: Any) -> dict[str, tuple[float, ...]]:
+    """Return sketches of base weights by layer, from JSON.
+
+    Raises:
+        TypeError, ValueError or AttributeError: if the JSON is something else.
+    """
+    return {str(name): _sketch(value) for name, value in (fields or {}).items()}
 
 
 def _sketch(values: Any) -> tuple[float, ...]:

@@ -1,7 +1,9 @@
 """Rows of one batch through the adapters of a bank, against PEFT with each adapter alone."""
 
+import copy
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -128,6 +130,39 @@ def test_a_pooler_that_was_trained_whole_goes_with_its_adapter(tmp_path):
     found = asked(bank, ["__base__", "one"])
     assert_close(found[1], says("bert", folder, 2, torch.float32)[1])
     assert_close(found[0], says("bert", None, 2, torch.float32)[0])
+
+
+def test_a_pooler_of_one_that_comes_later_is_not_that_of_the_others(folders, tmp_path):
+    folder = save(tmp_path / "late", modules_to_save=["pooler", "classifier"], **FORMS["cores"][1])
+    bank = filled(folders("cores"))
+    before = asked(bank, ["a", "b", "__base__"])
+    bank.add("late", folder)
+    assert_close(asked(bank, ["a", "b", "__base__"]), before)
+    bank.save(tmp_path / "bank")
+    assert_close(asked(AdapterBank.load(tiny("bert"), tmp_path / "bank"), ["a", "b", "__base__"]), before)
+
+
+def test_threads_have_their_own_rows(bank):
+    expected = {name: asked(bank, [name] * 4) for name in "ab"}
+
+    def is_right(name):
+        return torch.equal(asked(bank, [name] * 4), expected[name])
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(is_right, "ab" * 50))
+
+
+def test_rows_within_rows_end_where_they_end(bank):
+    outer = asked(bank, ["a"] * 4)
+    with bank.rows(["a"] * 4), torch.no_grad():
+        assert not torch.equal(asked(bank, ["b"] * 4), outer)
+        assert torch.equal(bank(**tokens(4)).logits, outer)
+
+
+def test_a_copy_has_rows_of_its_own(bank):
+    copied = copy.deepcopy(bank)
+    with bank.rows(["a"] * 4):
+        assert torch.equal(asked(copied, ["b"] * 4), asked(bank, ["b"] * 4))
 
 
 def test_the_fast_path_of_a_transformer_layer_does_not_pass_by_the_adapters():
@@ -320,6 +355,48 @@ def save_without_head(folders, model):
     if not folder.exists():
         save(folder, task_type=None, **FORMS["cores"][1])
     return folder
+
+
+@pytest.mark.parametrize("fields", [FORMS["cores"][1], {}], ids=["cores", "factors"])
+def test_another_base_model_of_the_same_shapes_is_refused(fields, tmp_path):
+    save(tmp_path / "own", **fields)
+    message = "is for another base model: the weights of layer 'bert.encoder.layer.0.attention.self.query' differ"
+    assert message in refused(AdapterBank(another()).add, "own", tmp_path / "own")
+    right = AdapterBank(tiny("bert"))
+    right.add("own", tmp_path / "own")
+    right.save(tmp_path / "bank")
+    assert message in refused(AdapterBank.load, another(), tmp_path / "bank")
+
+
+def another():
+    base = tiny("bert")
+    for parameter in base.parameters():
+        parameter.data = parameter.data.flip(0)
+    return base
+
+
+def test_a_member_of_frames_of_another_base_model_is_refused(tmp_path):
+    frames = save(tmp_path / "frames", **FORMS["cores"][1])
+    save(tmp_path / "member", **FORMS["cores"][1] | {"frames": str(frames)})
+    assert "is for another base model" in refused(AdapterBank(another()).add, "member", tmp_path / "member")
+
+
+def test_modules_within_each_other_are_refused_in_both_orders(bank, tmp_path):
+    save(tmp_path / "whole", modules_to_save=["pooler", "classifier"], **FORMS["cores"][1])
+    targets = {"target_modules": ["query", "value", "pooler.dense"]}
+    save(tmp_path / "inside", **FORMS["cores"][1] | targets)
+    for names in (["whole", "inside"], ["inside", "whole"]):
+        one = AdapterBank(tiny("bert"))
+        one.add(names[0], tmp_path / names[0])
+        before = asked(one, [names[0]] * 4)
+        message = refused(one.add, names[1], tmp_path / names[1])
+        assert "'bert.pooler.dense' is adapted or trained, and 'bert.pooler' trained in full" in message
+        assert torch.equal(asked(one, [names[0]] * 4), before)
+
+
+def test_a_note_that_is_no_json_is_refused(bank, folders):
+    assert "c2: its note must be a JSON value" in refused(bank.add, "c2", folders("cores") / "c", note=object())
+    assert "c2" not in bank
 
 
 def test_a_head_of_another_number_of_labels_is_refused(folders):
