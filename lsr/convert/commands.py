@@ -33,6 +33,7 @@ COLUMNS = (
 # Columns that a narrow terminal lacks, the first to go first.
 DISPENSABLE = ("LoRA", "effective", "stored", "κ(B)", "κ(A)", "out x in", "singular values", "terms")
 SINGULAR_VALUES = 4  # in the table
+MORE_THAN_ROUNDING = 0.1  # of the largest output: bfloat16 changes a hundredth
 
 
 def run_export(options: argparse.Namespace) -> None:
@@ -78,6 +79,12 @@ def run_export(options: argparse.Namespace) -> None:
     print(f"outputs for {len(ids)} x {ids.shape[1]} seeded token ids; the largest is {float(expected.abs().max()):.3g}")
     rows = differences(options, ids, expected)
     print(table(["format", "max |difference|"], [[name, f"{value:.2g}"] for name, value in rows]))
+    for name, value in rows:
+        if value > MORE_THAN_ROUNDING * float(expected.abs().max()):
+            print(
+                f"{name}: this is no rounding, so do not use it so; a weight that two layers share, such as that of a "
+                "tied head, cannot be merged for one of them"
+            )
 
 
 def _show_export(options: argparse.Namespace, rounding: Rounding) -> None:

@@ -1,7 +1,7 @@
 """Write an existing PEFT LoRA as an LSR adapter, with a certificate of the error."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from math import isfinite, prod, sqrt
 from pathlib import Path
@@ -16,7 +16,7 @@ from lsr.convert.files import PREFIX, InputError, check_output, read_config, rea
 from lsr.convert.refit import Update, split_rank
 from lsr.tuner.config import LsrConfig, override
 from lsr.tuner.expressions import check_expressions
-from lsr.tuner.saved import CONFIG
+from lsr.tuner.saved import CONFIG, first_line
 
 BIASES = {"none": "none", "all": "all", "lora_only": "lsr_only"}
 # Fields of LoRA that are read, and fields that do not affect the trained update.
@@ -51,26 +51,33 @@ def compress_lora(
     check_values(separation_rank, error, rank_shape)
     check_output(output, (folder,), replace=force)
     lora, tensors = read_config(folder, "LORA"), read_tensors(folder)
-    _check_exact(folder, lora)
+    check_exact(folder, lora)
     pairs, others = lora_pairs(folder, lora, tensors)
+    config = _config(folder, lora, pairs)
     forms = {name: _form_of_pair(name, pair, rank_shape) for name, pair in pairs.items()}
     _check_limit(separation_rank, forms)
     parts = {}
     for name, (left, right) in pairs.items():
         reduced = reduce_layer(name, Update(left, right), forms[name], separation_rank, error)
         parts[name] = Part(forms[name], reduced, 1.0, left.numel() + right.numel())
-    config = LsrConfig(
-        task_type=lora.get("task_type"),
-        base_model_name_or_path=lora.get("base_model_name_or_path"),
-        revision=lora.get("revision"),
-        auto_mapping=lora.get("auto_mapping"),
-        target_modules=sorted(pairs),
-        modules_to_save=lora.get("modules_to_save"),
-        bias=BIASES[lora.get("bias", "none")],
-        dropout=lora.get("lora_dropout", 0.0),
-        seed=0,
-    )
     return write_parts(output, config, parts, others)
+
+
+def _config(folder: Path, lora: Mapping[str, Any], layers: Iterable[str]) -> LsrConfig:
+    try:
+        return LsrConfig(
+            task_type=lora.get("task_type"),
+            base_model_name_or_path=lora.get("base_model_name_or_path"),
+            revision=lora.get("revision"),
+            auto_mapping=lora.get("auto_mapping"),
+            target_modules=sorted(layers),
+            modules_to_save=lora.get("modules_to_save"),
+            bias=BIASES[lora.get("bias", "none")],
+            dropout=lora.get("lora_dropout", 0.0),
+            seed=0,
+        )
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{folder / CONFIG}: {first_line(error)}") from None
 
 
 def lora_pairs(
@@ -117,7 +124,7 @@ def _lora_scaling(folder: Path, lora: Mapping[str, Any], name: str, rank: int) -
     return alpha / (sqrt(rank) if lora.get("use_rslora") else rank)
 
 
-def _check_exact(folder: Path, lora: Mapping[str, Any]) -> None:
+def check_exact(folder: Path, lora: Mapping[str, Any]) -> None:
     """Refuse options of LoRA that do more than add B A.
 
     Raises:

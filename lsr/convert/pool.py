@@ -12,7 +12,7 @@ from torch import Tensor
 from lsr.algebra.frames import bases_of, captured_energies, leading_frames
 from lsr.algebra.shapes import Form
 from lsr.convert.base_model import by
-from lsr.convert.compress import lora_pairs
+from lsr.convert.compress import check_exact, lora_pairs
 from lsr.convert.files import (
     PREFIX,
     InputError,
@@ -26,6 +26,7 @@ from lsr.convert.loading import ADAPTER, load_layers
 from lsr.init.initialization import Start
 from lsr.tuner.config import SHARED, LsrConfig
 from lsr.tuner.factors import STORAGE, LsrFactors, entries
+from lsr.tuner.fingerprint import are_alike
 from lsr.tuner.kinds import kind_of
 from lsr.tuner.resolved import Resolved
 from lsr.tuner.saved import CONFIG
@@ -63,6 +64,8 @@ def pool_frames(
             is not allowed.
     """
     folders, output = [Path(folder) for folder in adapters], Path(output)
+    if not folders:
+        raise InputError("there are no adapters to take frames from")
     for name, value, allowed in (("--share", share, SHARED), ("--dtype", dtype, STORAGE)):
         if value not in allowed:
             raise InputError(f"{name} must be one of {', '.join(allowed)}, got {value}")
@@ -88,6 +91,7 @@ def pool_frames(
 def _updates(folder: Path, fields: Mapping[str, Any]) -> dict[str, Pair]:
     """Return the update of each layer; if it is zero, the product of the frames instead."""
     if fields["peft_type"] == "LORA":
+        check_exact(folder, fields)
         return lora_pairs(folder, fields, read_tensors(folder))[0]
     found = {}
     for name, layer in load_layers(folder).items():
@@ -170,10 +174,24 @@ def _fields(
         target_modules=sorted(shapes),
         inference_mode=True,
     )
-    saved = [Resolved.from_fields(fields["resolved"]) for fields in given if fields.get("resolved")]
-    sketch = next((one.base_sketch for one in saved if one.base_sketch), None)
+    sketch = _common_sketch(given)
     config.remember({name: _form(shape, rank) for name, shape in shapes.items()}, base_sketch=sketch)
     return config.to_dict()
+
+
+def _common_sketch(given: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, ...]]:
+    """Return the sketches of base weights by layer, of all adapters that have any.
+
+    Raises:
+        InputError: if two are of different weights.
+    """
+    found: dict[str, tuple[float, ...]] = {}
+    for fields in given:
+        its = Resolved.from_fields(fields["resolved"]).base_sketch if fields.get("resolved") else {}
+        for layer, sketch in its.items():
+            if not are_alike(found.setdefault(layer, sketch), sketch):
+                raise InputError(f"the adapters are of different base models: the weights of layer {layer!r} differ")
+    return found
 
 
 def _form(shape: tuple[int, int], rank: int) -> Form:

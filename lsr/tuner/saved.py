@@ -38,6 +38,9 @@ def read_fields(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not an adapter's configuration, it names no peft_type")
     if fields.get("megatron_config") is not None:
         raise ValueError(f"{path}: megatron_config: PEFT would import any module that the file names; it is not read")
+    for name in ("base_model_name_or_path", "revision", "task_type"):
+        if not isinstance(fields.get(name), str | None):
+            raise ValueError(f"{path}: {name}: must be a string or null, got {fields[name]!r}")
     for name, value in fields.items():
         if name.endswith("_config") and not isinstance(value, dict | None):
             raise ValueError(f"{path}: {name}: must hold keys and values, got {value!r}")

@@ -195,6 +195,9 @@ def test_the_same_lora_gives_the_same_bytes(tmp_path):
         ({"bias": "some"}, r"bias must be one of \['none', 'all', 'lora_only'\], got 'some'"),
         ({"peft_type": "LSR"}, "an adapter of the method LSR; needed: LORA"),
         ({"r": 5}, "has rank 4, but its configuration says 5"),
+        ({"lora_dropout": 1.5}, r"dropout must be in \[0, 1\), got 1.5"),
+        ({"task_type": "NOPE"}, "adapter_config.json: .*NOPE"),
+        ({"task_type": {}}, "adapter_config.json: task_type: must be a string or null, got {}"),
     ],
 )
 def test_what_has_no_exact_form_is_refused(fields, message, tmp_path):

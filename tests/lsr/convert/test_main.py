@@ -106,6 +106,13 @@ def test_a_rounded_export_shows_its_error_and_its_difference(folder, capsys):
     assert {tensor.dtype for tensor in load_file("out/" + WEIGHTS).values()} == {torch.bfloat16}
 
 
+def test_a_tied_head_that_cannot_be_merged_is_said(tmp_path, capsys, monkeypatch):
+    save("gpt2-causal", tmp_path, task_type="CAUSAL_LM", target_modules=["lm_head"])
+    monkeypatch.chdir(tmp_path)
+    said = [line for line in ok(capsys, *export()).splitlines() if "this is no rounding" in line]
+    assert [line.partition(":")[0] for line in said] == ["lora, float32, merged by PEFT"]
+
+
 def test_it_runs_as_a_module(folder):
     words = [forked.scripts() / "python", "-m", "lsr", *export()]
     run = subprocess.run(
@@ -530,6 +537,11 @@ MISTAKES = {  # what is wrong: what is done to the folder, the words after expor
     "no values": (with_tensors(emptied), None, "factor_A1 holds no values; needed: float64"),
     "a base with code": (base_with_code, None, "base model BASE: cannot be loaded"),
     "a base that is no model": (of_no_task("cached_file"), None, "cached_file, which is not a model class"),
+    "a base that is a number": (
+        configure(base_model_name_or_path=3),
+        None,
+        f"adapter/{CONFIG}: base_model_name_or_path: must be a string or null, got 3",
+    ),
     "a long name": (configure(peft_type="x" * 1_000_000), None, "adapter: an adapter of the method xxx"),
     "a large file": (
         configure(task_type="x" * 8_000_000),

@@ -8,7 +8,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from benchmarks.capabilities.models import logits, tiny
-from lsr import LsrConfig, pool_frames
+from lsr import LsrConfig, inspect_adapter, pool_frames
 from lsr.convert.files import InputError
 from lsr.tuner.linear import adapted_layers
 
@@ -112,6 +112,42 @@ def test_adapters_of_different_layers_or_bases_are_refused(tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": "another"}))
     with pytest.raises(InputError, match=r"of different base models: .*another"):
         pool_frames([tmp_path / "one", tmp_path / "three"], tmp_path / "frames")
+
+
+def test_adapters_of_base_models_with_other_weights_are_refused(tmp_path):
+    saved(tmp_path / "one")
+    saved(tmp_path / "two")
+    path = tmp_path / "two/adapter_config.json"
+    fields = json.loads(path.read_text())
+    sketches = fields["resolved"]["base_sketch"]
+    fields["resolved"]["base_sketch"] = {name: values[::-1] for name, values in sketches.items()}
+    path.write_text(json.dumps(fields))
+    with pytest.raises(InputError, match=r"of different base models: the weights of layer '.*query' differ"):
+        pool_frames([tmp_path / "one", tmp_path / "two"], tmp_path / "frames")
+
+
+def test_a_lora_that_has_changed_the_base_is_refused(tmp_path):
+    model = get_peft_model(tiny("bert"), LoraConfig(task_type="SEQ_CLS", r=2, init_lora_weights="pissa"))
+    model.save_pretrained(str(tmp_path / "lora"))
+    with pytest.raises(InputError, match="init_lora_weights='pissa' has no exact LSR form"):
+        pool_frames([tmp_path / "lora"], tmp_path / "frames")
+
+
+def test_no_adapter_at_all_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="there are no adapters to take frames from"):
+        pool_frames([], tmp_path / "frames")
+
+
+def test_the_folder_is_inspected_and_exported_as_far_as_frames_can_be(tmp_path):
+    base = tiny("bert")
+    base.save_pretrained(str(tmp_path / "base"))
+    base.name_or_path = str(tmp_path / "base")
+    config = LsrConfig(task_type="SEQ_CLS", rank_shape=(3,), train="core", seed=0, init_weights=False)
+    get_peft_model(base, config).save_pretrained(str(tmp_path / "one"), save_embedding_layers=False)
+    pool_frames([tmp_path / "one"], tmp_path / "frames")
+    report = inspect_adapter(tmp_path / "frames")
+    assert "names no task and no class of the base model" in report.base_problem
+    assert report.layers.keys() == inspect_adapter(tmp_path / "one").layers.keys()
 
 
 def test_what_is_no_adapter_of_either_method_is_refused(tmp_path):
