@@ -45,7 +45,7 @@ class Advance(Protocol):
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.1f} {task.fields['unit']}/s" if speed else "", style="progress.data.speed")
+        return Text(_rate(speed, task.fields["unit"]) if speed else "", style="progress.data.speed")
 
 
 @contextmanager
@@ -85,10 +85,24 @@ def _plain_progress(description: str, total: int, unit: str, to: Console) -> Adv
         now = time.monotonic()
         if count and now - last >= SECONDS_BETWEEN_LINES:  # a training says that it begins with 0 steps done
             last, rate = now, count / (now - start)
-            left = f"{(of - count) / rate:.0f} s left"
-            to.print(f"{description}: {count}/{of} {unit}, {rate:.1f} {unit}/s, {left}{noted}", soft_wrap=True)
+            left = _duration((of - count) / rate)
+            to.print(f"{description}: {count}/{of} {unit}, {_rate(rate, unit)}, {left} left{noted}", soft_wrap=True)
 
     return advance
+
+
+def _rate(a_second: float, unit: str) -> str:
+    """Return a rate per second, or per minute or hour if there is less than one a second or minute."""
+    per, seconds = ("s", 1) if a_second >= 1 else ("min", 60) if a_second * 60 >= 1 else ("h", 3600)
+    return f"{a_second * seconds:,.1f} {unit}/{per}"
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration in seconds, or in minutes, or hours and minutes, if it is long."""
+    if seconds < 600:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours > 1 else f"{60 * hours + minutes} min"
 
 
 def track(items: Iterable[Item], description: str, total: int, unit: str) -> Iterator[Item]:

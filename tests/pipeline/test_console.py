@@ -43,6 +43,22 @@ def test_long_work_shows_rate_and_remaining_time_in_one_line(capsys, monkeypatch
     assert capsys.readouterr().out == "tokenize: 100/300 texts, 10.0 texts/s, 20 s left\n"
 
 
+@pytest.mark.parametrize(
+    ("total", "shown"),
+    [
+        (2, "1/2 cells, 3.0 cells/min, 20 s left"),
+        (50, "1/50 cells, 3.0 cells/min, 16 min left"),
+        (500, "1/500 cells, 3.0 cells/min, 2 h 46 min left"),
+    ],
+)
+def test_slow_work_shows_units_that_people_count_in(total, shown, capsys, monkeypatch):
+    now = iter([0.0, 20.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
+    with console.progress("family", total, "cells") as advance:
+        advance(1)
+    assert capsys.readouterr().out == f"family: {shown}\n"
+
+
 def test_work_that_is_long_in_beginning_shows_no_rate(capsys, monkeypatch):
     now = iter([0.0, 10.0, 11.0])
     monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
