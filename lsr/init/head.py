@@ -186,7 +186,10 @@ def _check_labels(batches: Sequence[Batch]) -> None:
         raise ValueError("no examples: there are no batches to fit a head to")
     for number, batch in enumerate(batches, 1):
         if "labels" not in batch:
-            raise ValueError(f"batch {number} has no labels to fit a head to: it has {', '.join(batch)}")
+            raise ValueError(
+                f"batch {number} has no labels to fit a head to: it has {', '.join(batch)}; with head_steps=0 no head "
+                "is fitted"
+            )
         if not batch["labels"].isfinite().all():
             raise ValueError(f"batch {number} has labels that are not finite")
     first = batches[0]["labels"][0]

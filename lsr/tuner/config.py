@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from operator import index
+from os import fspath
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -162,6 +163,9 @@ class LsrConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = PeftType("LSR")
         self.rank_shape = _as_sizes("rank_shape", self.rank_shape)
+        self.frames = fspath(self.frames)
+        for name in PATTERNS:
+            setattr(self, name, {} if getattr(self, name) is None else getattr(self, name))
         if self.separation_rank is None:
             self.separation_rank = usual_terms(self.rank_shape)
         self.in_shape = None if self.in_shape is None else _as_sizes("in_shape", self.in_shape)
@@ -176,6 +180,7 @@ class LsrConfig(PeftConfig):
             setattr(self, name, set(value) if isinstance(value, list | tuple) else value)
         self._made: Resolved | None = None  # written to files once the adapter is created
         self.awaits_examples = False  # from when the layers exist until they are initialized from examples
+        self.reads_examples = False  # while examples pass through the model
         self.folder: Path | None = None  # where it was read from, if it was
         self.labels: tuple[str, ...] = ()  # of the base model, for the card
         self._check_shapes()
@@ -209,6 +214,8 @@ class LsrConfig(PeftConfig):
         for name, alpha in self._with_pattern("alpha", "alpha_pattern").items():
             if not _is_number(alpha) or not 0 < alpha < inf:
                 raise ValueError(f"{name} must be a positive number, got {alpha!r}")
+        if self.seed is not None and (isinstance(self.seed, bool) or not hasattr(self.seed, "__index__")):
+            raise ValueError(f"seed must be an integer or None, got {self.seed!r}")
         if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout!r}")
         if self.bias not in ("none", "all", "lsr_only"):
@@ -343,7 +350,13 @@ class LsrConfig(PeftConfig):
             self,
             rank_shape=usual,
             separation_rank=1,
+            separation_rank_pattern={},
             rank_pattern=_as_pattern(others),
+            alpha_pattern={
+                key: alpha
+                for key, alpha in self.alpha_pattern.items()
+                if any(get_pattern_key([key], name) == key for name in ranks)
+            },
             target_modules=list(ranks),
             exclude_modules=None,
             layers_to_transform=None,

@@ -59,7 +59,8 @@ class Family:
 def read_family(config: LsrConfig) -> Family | None:
     """Return the frames that a configuration names; None if the adapter has its own.
 
-    A relative path may also be relative to the parent of the adapter's folder.
+    For an adapter that was read from a folder, a relative path may be relative to that folder or its parent: these come
+    first, because the working directory may hold other frames of the same name.
 
     Raises:
         ValueError: if there is no such adapter, its files are broken, it has no frames of its own or shares them
@@ -102,7 +103,7 @@ def read_family(config: LsrConfig) -> Family | None:
 
 
 def _read(source: str, beside: Path | None) -> tuple[LsrConfig, dict[str, dict[str, Tensor]]]:
-    places = [Path(source), *([] if beside is None else [beside / source, beside.parent / source])]
+    places = [*([] if beside is None else [beside / source, beside.parent / source]), Path(source)]
     folder = next((place for place in places if (place / CONFIG).exists()), None)
     if folder is None and (Path(source).exists() or not HUB_NAME.fullmatch(source)):
         raise ValueError(f"{CONFIG} is missing" if Path(source).exists() else "no such folder")

@@ -70,7 +70,7 @@ class LsrModel(BaseTuner):
         finally:
             del self._holders  # otherwise frames would outlive their last adapter here
         labels = getattr(getattr(model, "config", None), "id2label", None) or {}
-        config.labels = tuple(map(str, labels.values())) if len(labels) > 1 else ()
+        config.labels = tuple(str(labels[index]) for index in sorted(labels)) if len(labels) > 1 else ()
         if config.is_saved:
             return
         remember(self, adapter_name, frames_hash=None if family is None else family.sha256)
@@ -105,7 +105,7 @@ class LsrModel(BaseTuner):
         self.peft_config[adapter_name] = config
         try:
             self.inject_adapter(self.model, adapter_name)
-        except ValueError:  # ranks that add up to more than a side of a layer
+        except BaseException:  # such as ranks that add up to more than a side of a layer
             del self.peft_config[adapter_name]
             raise
         for name, layer in adapted_layers(self).items():
@@ -177,6 +177,7 @@ class LsrModel(BaseTuner):
         for key in sorted(expected ^ {key for key in remapped if ".lsr_adapters." in key}):
             problem = "is missing" if key in expected else "is no part of this adapter on this base model"
             raise ValueError(f"the adapter's file: {key.replace(f'.{adapter_name}.', '.')} {problem}")
+        cast("LsrConfig", config).awaits_examples = False
         return remapped
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:

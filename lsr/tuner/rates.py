@@ -21,20 +21,23 @@ def parameter_groups(
     else that is trained, such as a classification head, gets `head_learning_rate`.
 
     Raises:
-        ValueError: if nothing is trainable.
+        ValueError: if there is no such adapter, or nothing of it is trainable.
     """
+    layers = layers_of(model, adapter_name)
+    if not layers:
+        raise ValueError(f"the model has no LSR adapter {adapter_name!r}")
     rates: dict[int, float] = {}
-    for layer in layers_of(model, adapter_name).values():
+    for layer in layers.values():
         adapter = layer.adapter(adapter_name)
         for name, parameter in adapter.named_parameters():
             factor = rate_factor(name, adapter.trained_part, adapter.form.separation_rank)
             rates[id(parameter)] = learning_rate * factor
     groups: dict[float, list[nn.Parameter]] = {}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            groups.setdefault(rates.get(id(parameter), head_learning_rate), []).append(parameter)
-    if not groups:
-        raise ValueError("no parameter of the model is trainable")
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not any(id(parameter) in rates for parameter in trainable):
+        raise ValueError(f"no parameter of the adapter {adapter_name!r} is trainable: is another one active?")
+    for parameter in trainable:
+        groups.setdefault(rates.get(id(parameter), head_learning_rate), []).append(parameter)
     return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
 
 

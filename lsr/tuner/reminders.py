@@ -45,7 +45,7 @@ class _Reminder:
     handle: RemovableHandle | None = None
 
     def __call__(self, model: nn.Module, inputs: Any) -> None:
-        if not model.training and self.config.awaits_examples:
+        if self.config.reads_examples or (not model.training and self.config.awaits_examples):
             return
         if self.handle is not None:
             self.handle.remove()

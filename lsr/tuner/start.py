@@ -167,12 +167,11 @@ def collect_gradients(
     heads = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
     config = config_of(model, adapter_name)
     kept = {"keep_head": True} if INITIALIZATIONS[config.start].goes_on else {}
-    awaited, config.awaits_examples = config.awaits_examples, False  # they are here
+    config.reads_examples = True
     try:
         return _reader(config)(model, bases, batches, heads, steps=head_steps, seed=seed, **kept)
-    except BaseException:
-        config.awaits_examples = awaited
-        raise
+    finally:
+        config.reads_examples = False
 
 
 def allocate_ranks(
@@ -193,6 +192,8 @@ def allocate_ranks(
     Raises:
         ValueError: if the examples are not suitable, or the budget is out of bounds.
     """
+    if config.share != "none":
+        raise ValueError("share='layers' has one rank for all layers of a kind: a budget needs share='none'")
     seen = completed(config, model)
     layers = {name: model.get_submodule(name) for name in target_names(model, seen)}
     found = _reader(config)(model, layers, batches, heads_of(model, seen), steps=head_steps, seed=seed)

@@ -42,6 +42,8 @@ def check_request(
         raise ValueError(f"weights must hold one number per adapter, {len(adapters)}, got {len(weights)}")
     if not all(map(isfinite, weights)):
         raise ValueError(f"weights must be finite, got {list(weights)}")
+    if "." in new:
+        raise ValueError(f"adapter_name: a name cannot hold a dot, got {new!r}")
     if new in configs:
         raise ValueError(f"adapter_name: there is an adapter {new!r} already; there are {sorted(configs)}")
 

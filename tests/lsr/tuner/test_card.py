@@ -52,6 +52,14 @@ def test_the_snippet_runs_as_it_is_printed_with_the_labels(saved, monkeypatch, c
     assert re.search(rf"'label': '({'|'.join(NAMES)})'", capsys.readouterr().out)
 
 
+def test_labels_are_in_the_order_of_their_ids(saved, tmp_path):
+    base = AutoModelForSequenceClassification.from_pretrained(saved[0].parent / "base", num_labels=3)
+    base.config.id2label = {2: "good", 0: "bad", 1: "fair"}
+    model = get_peft_model(base, LsrConfig(task_type="SEQ_CLS", rank_shape=(2,), target_modules=["query"]))
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    assert "{0: 'bad', 1: 'fair', 2: 'good'}" in (tmp_path / "README.md").read_text()
+
+
 def test_peft_finds_the_base_by_itself_if_it_is_told_the_labels(saved):
     folder, model = saved
     loaded = AutoPeftModelForSequenceClassification.from_pretrained(folder, id2label=dict(enumerate(NAMES)))

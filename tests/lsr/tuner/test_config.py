@@ -286,6 +286,8 @@ def test_with_layers_the_most_frequent_values_are_usual_and_the_others_patterns(
         ({"target_modules": "(query"}, "target_modules: '(query' is not a valid regular expression"),
         ({"exclude_modules": "[a"}, "exclude_modules: '[a' is not a valid regular expression"),
         ({"alpha_pattern": {"*": 2}}, "alpha_pattern: '*' is not a valid regular expression"),
+        ({"seed": "x"}, "seed must be an integer or None, got 'x'"),
+        ({"seed": 1.5}, "seed must be an integer or None, got 1.5"),
     ],
 )
 def test_a_value_out_of_bounds_is_refused_with_what_is_allowed(fields, message):
@@ -316,6 +318,16 @@ def test_every_field_says_what_it_is():
     base = set(PeftConfig.__dataclass_fields__)
     fields = {name: field for name, field in LsrConfig.__dataclass_fields__.items() if name not in base}
     assert [name for name, field in fields.items() if not field.metadata.get("help")] == []
+
+
+def test_no_pattern_is_an_empty_one():
+    assert LsrConfig(rank_pattern=None, separation_rank_pattern=None, alpha_pattern=None) == LsrConfig()
+
+
+def test_a_path_of_frames_is_written_as_a_string(tmp_path):
+    config = LsrConfig(rank_shape=(4,), train="core", frames=tmp_path)
+    config.save_pretrained(str(tmp_path))
+    assert LsrConfig.from_pretrained(str(tmp_path)).frames == str(tmp_path)
 
 
 def test_the_integers_of_numpy_are_integers():

@@ -386,6 +386,16 @@ def test_a_relative_folder_is_one_beside_or_inside_the_adapters(frames, tmp_path
     assert load_layers(tmp_path / "two").keys() == adapted_layers(model).keys()
 
 
+def test_other_frames_of_the_name_in_the_working_directory_are_not_those_of_the_adapter(tmp_path, monkeypatch):
+    first(tmp_path / "frames")
+    model = stir(with_member(tmp_path / "frames", {}))
+    model.save_pretrained(str(tmp_path / "two"))
+    edit(tmp_path / "two", frames="frames")
+    first(tmp_path / "here/frames", seed=1)
+    monkeypatch.chdir(tmp_path / "here")
+    assert torch.equal(logits(PeftModel.from_pretrained(tiny("bert"), str(tmp_path / "two"))), logits(model))
+
+
 def test_a_relative_folder_is_one_of_the_working_directory_for_a_new_adapter(tmp_path, monkeypatch):
     owner = first(tmp_path / "one")
     monkeypatch.chdir(tmp_path)

@@ -50,5 +50,16 @@ def test_a_pattern_of_terms_gives_each_layer_its_rate():
 
 def test_a_model_without_anything_to_train_is_refused():
     model = grouped()[0].requires_grad_(False)
-    with pytest.raises(ValueError, match=r"^no parameter of the model is trainable$"):
+    with pytest.raises(ValueError, match=r"^no parameter of the adapter 'default' is trainable: is another one active"):
         parameter_groups(model)
+
+
+def test_the_rates_are_those_of_the_named_adapter():
+    model = grouped()[0]
+    model.add_adapter("other", LsrConfig(task_type="SEQ_CLS", rank_shape=(3,), seed=0))
+    model.set_adapter("other")
+    with pytest.raises(ValueError, match="no parameter of the adapter 'default' is trainable"):
+        parameter_groups(model)
+    assert {group["lr"] for group in parameter_groups(model, adapter_name="other")} == {0.006, 0.002}
+    with pytest.raises(ValueError, match="the model has no LSR adapter 'typo'"):
+        parameter_groups(model, adapter_name="typo")

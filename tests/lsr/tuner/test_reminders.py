@@ -6,8 +6,9 @@ import warnings
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.helpers import rescale_adapter_scale
+from safetensors.torch import load_file
 from torch import nn
 
 import lsr
@@ -72,6 +73,12 @@ class TestExamples:
         model = made(**GRADIENT)
         batch = {"input_ids": IDS, "labels": torch.tensor([0, 1])}
         assert said(lambda: lsr.start_from_examples(model, [batch]), "given none") == []
+        assert said(lambda: model.train()(input_ids=IDS), "given none") == []
+
+    def test_an_adapter_that_was_loaded_into_says_nothing(self, tmp_path):
+        made(**GRADIENT).save_pretrained(tmp_path)
+        model = made(**GRADIENT)
+        set_peft_model_state_dict(model, load_file(tmp_path / "adapter_model.safetensors"))
         assert said(lambda: model.train()(input_ids=IDS), "given none") == []
 
     @pytest.mark.parametrize("init", [True, "row_space", "principal"])

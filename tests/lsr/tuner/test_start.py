@@ -1,6 +1,7 @@
 """Factors that are initialized after the model was made are those that `get_peft_model` gives."""
 
 import re
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from peft import PeftModel, get_peft_model
 from torch.testing import assert_close
 
 from benchmarks.capabilities.models import LABELS, logits, tiny, tokens
-from lsr import LsrConfig, start_from_examples
+from lsr import LsrConfig, allocate_ranks, start_from_examples
 from lsr.algebra.frames import leading_frames
 from lsr.init import INITIALIZATIONS, READERS
 from lsr.tuner.linear import adapted_layers
@@ -177,6 +178,30 @@ def test_after_examples_that_are_refused_the_reminder_stays():
     assert model.peft_config["default"].awaits_examples
     start_from_examples(model, BATCHES)
     assert not model.peft_config["default"].awaits_examples
+
+
+def test_a_start_that_fails_halfway_leaves_the_reminder():
+    model = get_peft_model(tiny("bert"), LsrConfig(**OTHER, init_weights="warm")).train()
+    fails = patch("lsr.tuner.layer.LsrLayer.initialize", side_effect=ValueError("it fails"))
+    with fails, pytest.raises(ValueError, match="it fails"):
+        start_from_examples(model, BATCHES)
+    with pytest.warns(UserWarning, match="has been given none"):
+        model(**BATCHES[0])
+
+
+def test_a_budget_has_no_layers_that_share_their_frames():
+    config = LsrConfig(**OTHER, init_weights="gradient", train="core", share="layers")
+    with pytest.raises(ValueError, match="a budget needs share='none'"):
+        allocate_ranks(config, tiny("bert"), BATCHES, 4)
+
+
+def test_a_budget_keeps_the_patterns_of_layers_that_have_directions():
+    config = LsrConfig(
+        **OTHER, init_weights="gradient", alpha_pattern={"0.attention.self.query": 8, "1.attention.self.value": 9}
+    )
+    found = config.with_ranks({"bert.encoder.layer.0.attention.self.query": 2})
+    assert found.alpha_pattern == {"0.attention.self.query": 8}
+    get_peft_model(tiny("bert"), found)
 
 
 def test_what_is_reported_of_rounded_frames_is_what_the_stored_ones_hold():

@@ -157,6 +157,7 @@ def test_the_only_trained_head_comes_along():
         ({"adapters": [], "weights": []}, "weights must hold one number per adapter, 0, got 0"),
         ({"weights": [1.0, float("nan")]}, "weights must be finite, got [1.0, nan]"),
         ({"adapter_name": "second"}, "there is an adapter 'second' already"),
+        ({"adapter_name": "a.sum"}, "adapter_name: a name cannot hold a dot, got 'a.sum'"),
         (
             {"combination_type": "svd"},
             "combination_type must be 'cat', where ranks add up and the sum is exact, got 'svd'; as LoRA (python "
