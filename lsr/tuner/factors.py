@@ -99,14 +99,13 @@ class LsrFactors(nn.Module):
         return torch.float32 if self.storage == "float32" and value.is_floating_point() else value.dtype
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move the factors or change their dtype, but not that of scales: rounded ones would scale other frames."""
-        exact = {
-            name: value for name, value in self._buffers.items() if name.startswith("scale_") and value is not None
-        }
+        """Move the factors or change their dtype, but not that of rounded frames and scales: files hold just these."""
+        buffers = {} if self.storage == "float32" else self._buffers
+        exact = {name: value for name, value in buffers.items() if value is not None}
         super()._apply(fn, recurse)
-        for name, scale in exact.items():
+        for name, value in exact.items():
             found = cast("Tensor", self._buffers[name])
-            self._buffers[name] = found.float() if scale.is_meta else scale.to(found.device)
+            self._buffers[name] = found.to(value.dtype) if value.is_meta else value.to(found.device)
         return self
 
     def factors(self) -> tuple[list[Tensor], list[Tensor]]:

@@ -259,6 +259,17 @@ def test_a_copy_computes_the_same_and_holds_frames_of_its_own(family, tmp_path):
     assert not any(one is other for one in kept(twin) for other in kept(model))
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "sign"])
+@pytest.mark.parametrize("cast", [torch.nn.Module.half, torch.nn.Module.float, torch.nn.Module.double])
+def test_rounded_frames_of_a_model_in_another_dtype_are_still_frames(cast, dtype, tmp_path):
+    owner = first(tmp_path / "one", frames_dtype=dtype)
+    expected = {name: value.clone() for name, value in owner.state_dict().items() if ".factor_" in name}
+    cast(owner).save_pretrained(str(tmp_path / "two"))
+    family = {"frames_dtype": dtype}
+    assert all(torch.equal(owner.state_dict()[name], value) for name, value in expected.items())
+    assert len(kept(with_member(tmp_path / "two", family))) == len(adapters(owner))
+
+
 @each_family
 def test_frames_go_where_the_model_goes(family, tmp_path):
     first(tmp_path / "one", **family)
