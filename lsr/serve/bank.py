@@ -96,8 +96,7 @@ class AdapterBank(nn.Module):
         """
         if not name or name == BASE:
             raise InputError(f"an adapter's name must be a non-empty string other than {BASE!r}, got {name!r}")
-        if self._trains:
-            raise InputError(f"{name}: cannot add an adapter while the bank's adapters are training")
+        self._check_idle(f"add {name!r}")
         if name in self._places and not replace:
             raise InputError(f"{name}: an adapter of this name is in the bank; pass replace=True to replace it")
         _check_note(name, note)
@@ -132,8 +131,9 @@ class AdapterBank(nn.Module):
         """Remove an adapter; the next one added reuses its slot.
 
         Raises:
-            InputError: if the bank has no adapter of this name.
+            InputError: if the bank has no adapter of this name, or its adapters are training.
         """
+        self._check_idle(f"remove {name!r}")
         with self._rows.one_thread:
             self._check_names([name])
             del self._places[name], self.notes[name]
@@ -148,10 +148,11 @@ class AdapterBank(nn.Module):
             InputError: if a name is unknown. Inside the context a batch raises ValueError unless it has as many rows as
                 there are names, or `copies` times as many.
         """
-        self._check_names(names)
-        places = torch.tensor([self._places.get(name, NOBODY) for name in names], dtype=torch.int64)
-        with self._rows.being(places.to(self._device()), copies):
-            yield
+        with self._rows.one_thread:
+            self._check_names(names)
+            places = torch.tensor([self._places.get(name, NOBODY) for name in names], dtype=torch.int64)
+            with self._rows.being(places.to(self._device()), copies):
+                yield
 
     @contextmanager
     def side_by_side(self) -> Iterator[list[Tensor]]:
@@ -160,7 +161,11 @@ class AdapterBank(nn.Module):
         Each row contributes gradients only to its own adapter, and none to the base model. An adapter without rows in a
         batch has zero gradient, but an optimizer with momentum or weight decay still changes it. A stack holds cores
         multiplied by their scaling c, so an Adam step on it amounts to a step 1 / c times as large on the core.
+
+        Raises:
+            InputError: if they are training already.
         """
+        self._check_idle("train")
         stacks = [stack for one in self._stacked() for stack in one.stacked() if stack.is_floating_point()]
         hooks = [stack.requires_grad_().register_hook(_nothing_for_nobody) for stack in stacks]
         self._trains = True
@@ -225,6 +230,10 @@ class AdapterBank(nn.Module):
         bank._places = {name: place for place, name in enumerate(index.notes, start=1)}
         bank.notes = dict(index.notes)
         return bank
+
+    def _check_idle(self, action: str) -> None:
+        if self._trains:
+            raise InputError(f"cannot {action} while the bank's adapters are training side by side")
 
     def _check_names(self, names: Sequence[str]) -> None:
         for name in names:

@@ -269,9 +269,11 @@ def test_adapters_that_start_alike_learn_what_their_own_rows_say(folders, tmp_pa
             bank(**tokens(), adapter_names=names, labels=labels).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-        assert "cannot add an adapter while the bank's adapters are training" in refused(
-            bank.add, "new", folders("cores") / "a"
-        )
+        while_they_train = "while the bank's adapters are training side by side"
+        assert f"cannot add 'new' {while_they_train}" in refused(bank.add, "new", folders("cores") / "a")
+        assert f"cannot remove 'a' {while_they_train}" in refused(bank.remove, "a")
+        assert f"cannot train {while_they_train}" in refused(bank.side_by_side().__enter__)
+        assert all(stack.requires_grad for stack in stacks)
     assert torch.equal(asked(bank, names).argmax(1), labels)
     assert torch.equal(asked(bank, names[::-1]).argmax(1), labels.flip(0))
     assert all(torch.equal(value, before[name]) for name, value in bank.model.named_parameters())
