@@ -23,6 +23,8 @@ from lsr.tuner.base_weight import check_adaptable, dequantized, is_quantized
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.factors import LsrFactors
 
+MOST_PADDED = 2  # times a layer's width, which the factors of a shape may span: the next power of two is below
+
 
 class LsrLayer(BaseTunerLayer):
     """The adapters of a layer by name."""
@@ -159,10 +161,16 @@ class LsrLayer(BaseTunerLayer):
     ) -> tuple[int, ...]:
         if given is None:
             return split_width(width, rank_shape)
-        if len(given) != len(rank_shape) or prod(given) < width:
+        if len(rank_shape) == 1 and given != (width,):
             raise ValueError(
-                f"layer {self.layer_name!r}: {field} must hold {len(rank_shape)} sizes with a product >= {width}, "
-                f"such as {list(split_width(width, rank_shape))}, got {list(given)}"
+                f"layer {self.layer_name!r}: {field} must be [{width}], the width, because A and B are dense with one "
+                f"rank in rank_shape, got {list(given)}"
+            )
+        most = MOST_PADDED * width
+        if len(given) != len(rank_shape) or not width <= prod(given) <= most:
+            raise ValueError(
+                f"layer {self.layer_name!r}: {field} must hold {len(rank_shape)} sizes with a product from {width} to "
+                f"{most}, such as {list(split_width(width, rank_shape))}, got {list(given)}"
             )
         return given
 

@@ -32,9 +32,16 @@ def test_every_method_fits_as_params_yaml_has_it_and_all_write_the_same(at):
         assert report(artifacts.CHECKED_MODEL) == {"valid": "what params.yaml asks of the model"}
 
 
+QUERY = "roberta.encoder.layer.0.attention.self.query"
 REFUSED = {
     "lsr: target_modules: no layer is named 'qeury'; did you mean 'query'?": {"lsr": {"target_modules": ["qeury"]}},
     "lsr: layers_to_transform: no adapted layer has the index 7": {"lsr": {"layers": [7]}},
+    f"lsr: layer '{QUERY}': in_shape must be [24], the width, ": {
+        "lsr": {"rank_shape": [3], "separation_rank": 1, "in_shape": [30]}
+    },
+    f"lsr: layer '{QUERY}': in_shape must hold 2 sizes with a product from 24 to 48, ": {
+        "lsr": {"in_shape": [1_000_000, 1_000_000]}
+    },
     "tokenize.max_length: the model takes at most 30 tokens, got 31": {"tokenize": {"max_length": 31}},
     "lora: r: 25 is above 24, the smaller side of ": {"adapter": "lora", "lora": {"r": 25}},
     "c3a: block_size: 7 does not divide 24, a width of ": {"adapter": "c3a", "c3a": {"block_size": 7}},

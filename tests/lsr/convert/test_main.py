@@ -615,8 +615,8 @@ MISTAKES = {  # what is wrong: what is done to the folder, the words after expor
     "shapes of other ranks": (
         configure(rank_shape=[2, 2, 1]),
         None,
-        "layer 'bert.encoder.layer.0.attention.self.query': in_shape must hold 3 sizes with a product >= 24, such as "
-        "[3, 2, 4], got [6, 4]",
+        "layer 'bert.encoder.layer.0.attention.self.query': in_shape must hold 3 sizes with a product from 24 to "
+        "48, such as [3, 2, 4], got [6, 4]",
     ),
     "another width": (
         base_of(width=32),

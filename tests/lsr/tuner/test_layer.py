@@ -17,15 +17,30 @@ def test_too_many_terms_are_refused_with_the_most_and_the_layer():
         adapt(base(6, 4), "encoder.query", separation_rank=9)
 
 
+@pytest.mark.parametrize("shape", [(2, 2), (13, 1), (10**6, 10**6)])
 @pytest.mark.parametrize("side", ["in_shape", "out_shape"])
-def test_a_shape_smaller_than_the_width_is_refused_with_one_that_fits(side):
-    message = f"layer 'encoder.query': {side} must hold 2 sizes with a product >= 6, such as [3, 2], got [2, 2]"
+def test_a_shape_below_or_far_above_the_width_is_refused_with_one_that_fits(side, shape):
+    message = (
+        f"layer 'encoder.query': {side} must hold 2 sizes with a product from 6 to 12, such as [3, 2], "
+        f"got {list(shape)}"
+    )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        adapt(base(6, 6), "encoder.query", **{side: (2, 2)})
+        adapt(base(6, 6), "encoder.query", **{side: shape})
+
+
+@pytest.mark.parametrize("size", [5, 7])
+@pytest.mark.parametrize("side", ["in_shape", "out_shape"])
+def test_with_one_rank_a_shape_is_the_width(side, size):
+    message = (
+        f"layer 'encoder.query': {side} must be [6], the width, because A and B are dense with one rank in rank_shape, "
+        f"got [{size}]"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        adapt(base(6, 6), "encoder.query", rank_shape=(2,), **{side: (size,)})
 
 
 def test_a_shape_that_does_not_fit_the_rank_shape_of_a_pattern_is_refused():
-    with pytest.raises(ValueError, match="in_shape must hold 3 sizes with a product >= 6"):
+    with pytest.raises(ValueError, match="in_shape must hold 3 sizes with a product from 6 to 12"):
         adapt(base(6, 6), rank_pattern={"layer": (2, 1, 1)}, in_shape=(3, 2))
 
 

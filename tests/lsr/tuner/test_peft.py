@@ -295,7 +295,7 @@ def test_an_adapted_layer_prints_as_what_it_is():
         ),
         (
             {"in_shape": (4, 5)},
-            "in_shape must hold 2 sizes with a product >= 24, such as [6, 4], got [4, 5]",
+            "in_shape must hold 2 sizes with a product from 24 to 48, such as [6, 4], got [4, 5]",
         ),
         (
             {"init_weights": "row_space", "rank_shape": (5, 5), "separation_rank": 1},

@@ -77,7 +77,10 @@ def test_what_is_malformed_is_refused_in_one_line(resolved, tmp_path):
 @pytest.mark.parametrize(
     ("usual", "message"),
     [
-        ({**USUAL, "in_shape": [24]}, "in_shape must hold 2 sizes with a product >= 24, such as [6, 4], got [24]"),
+        (
+            {**USUAL, "in_shape": [24]},
+            "in_shape must hold 2 sizes with a product from 24 to 48, such as [6, 4], got [24]",
+        ),
         ({**USUAL, "in_features": 20}, "the adapter is for a layer of 24 x 20, and this one is 24 x 24"),
     ],
 )
