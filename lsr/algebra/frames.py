@@ -132,8 +132,11 @@ def captured_energies(
     left: Tensor,  # (m, r), orthonormal columns
     right: Tensor,  # (r, n), orthonormal rows
 ) -> list[float]:
-    """Return `||B^T G A^T||_F^2 / ||G||_F^2` for each matrix: the fraction that a core between the frames captures."""
-    return [float(_between(matrix, left, right).square().sum()) / norm_of(matrix) ** 2 for matrix in matrices]
+    """Return `||B^T G A^T||_F^2 / ||G||_F^2` for each matrix: the fraction that a core between the frames captures.
+
+    Of a zero matrix, as of a dead layer, it is 1: a core of zeros is all of it.
+    """
+    return [_share(float(_between(matrix, left, right).square().sum()), matrix) for matrix in matrices]
 
 
 def paired_energies(
@@ -141,12 +144,21 @@ def paired_energies(
     left: Tensor,  # (m, r), unit columns
     right: Tensor,  # (r, n), unit rows
 ) -> list[float]:
-    """Return `1 - min_d ||G - B diag(d) A||_F^2 / ||G||_F^2` for each matrix: the most a diagonal core captures."""
+    """Return `1 - min_d ||G - B diag(d) A||_F^2 / ||G||_F^2` for each matrix: the most a diagonal core captures.
+
+    Of a zero matrix it is 1, as in `captured_energies`.
+    """
     found = []
     for matrix in matrices:
         captured = _between(matrix, left, right).diagonal() @ diagonal_between(matrix, left, right)
-        found.append(float(captured) / norm_of(matrix) ** 2)
+        found.append(_share(float(captured), matrix))
     return found
+
+
+def _share(captured: float, matrix: Matrix) -> float:
+    """Return a captured energy as a fraction of the matrix's."""
+    energy = norm_of(matrix) ** 2
+    return captured / energy if energy else 1.0
 
 
 def core_between(
@@ -176,14 +188,22 @@ def nested_energies(
     """Return the mean of `captured_energies` in the first 1, 2, ... of `most` leading directions.
 
     For one matrix it is the cumulative spectrum; for several, frames computed for fewer directions could capture a
-    little more.
+    little more. Zero matrices have no directions of their own, and count as captured.
     """
-    left, right = leading_frames(matrices, most, seed)
-    total = torch.zeros(most, dtype=torch.float64)
-    for matrix in matrices:
+    alive = without_zeros(matrices)
+    if not alive:
+        return [1.0] * most
+    left, right = leading_frames(alive, most, seed)
+    total = torch.full((most,), float(len(matrices) - len(alive)), dtype=torch.float64)
+    for matrix in alive:
         squares = (_between(matrix, left, right) / norm_of(matrix)).square()
         total += squares.cumsum(0).cumsum(1).diagonal()
     return (total / len(matrices)).tolist()
+
+
+def without_zeros(matrices: Sequence[Matrix]) -> list[Matrix]:
+    """Return the matrices that are not zero: those that have leading directions."""
+    return [matrix for matrix in matrices if norm_of(matrix) != 0]
 
 
 def _between(matrix: Matrix, left: Tensor, right: Tensor) -> Tensor:  # (r, r)

@@ -8,7 +8,14 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from lsr.algebra.frames import bases_of, captured_energies, leading_frames, nested_energies, paired_energies
+from lsr.algebra.frames import (
+    bases_of,
+    captured_energies,
+    leading_frames,
+    nested_energies,
+    paired_energies,
+    without_zeros,
+)
 from lsr.algebra.precision import Conditions, conditions_of
 from lsr.algebra.separable import kron_sum, pad_columns, separation_errors
 from lsr.algebra.shapes import Form
@@ -153,7 +160,7 @@ def report_frames(
     """Measure the freshly initialized frames of a layer or kind.
 
     Raises:
-        ValueError: if a weight or gradient is zero or not finite.
+        ValueError: if a weight or gradient is not finite.
     """
     layers = started.layers
     adapter = layers[0].adapter(adapter_name)
@@ -192,9 +199,12 @@ def _by_terms(matrices: Sequence[Matrix], form: Form, seed: int) -> dict[int, fl
     """Return the energy in the leading frames represented by 1, 2, 4, ... Kronecker terms; empty for dense frames."""
     if len(form.rank_shape) == 1:
         return {}
-    left, right = leading_frames(matrices, form.rank, seed)
     counts = {*(2**power for power in range(form.max_separation_rank.bit_length())), form.separation_rank}
     forms = [replace(form, separation_rank=terms) for terms in sorted(counts) if terms <= MOST_TERMS_OF_FRAMES]
+    alive = without_zeros(matrices)
+    if not alive:
+        return {one.separation_rank: 1.0 for one in forms}
+    left, right = leading_frames(alive, form.rank, seed)
     return {one.separation_rank: _energy(matrices, as_factors(left, right, one, seed), one) for one in forms}
 
 

@@ -199,6 +199,30 @@ def test_a_diagonal_core_has_frames_where_gradients_have_fewer_directions_than_t
     assert all(math.isfinite(value) for value in report(artifacts.FACTORIZE_METRICS).values())
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"init": "random"},
+        {"init": "update", "share": "none"},
+        {"init": "random", "share": "none", "core": "diagonal"},
+        {"init": "random", "share": "none", "rank_shape": [2, 2]},
+        {"init": "random", "rank_shape": [2, 2]},
+    ],
+)
+def test_the_weight_of_a_dead_layer_is_captured_by_any_frames(at, words):
+    at(words)
+    path = Path("tiny-roberta/model.safetensors")
+    weights = load_file(path)
+    weights["encoder.layer.1.attention.self.value.weight"].zero_()
+    save_file(weights, path, metadata={"format": "pt"})
+    run(FACTORIZE)
+    assert all(math.isfinite(value) for value in report(artifacts.FACTORIZE_METRICS).values())
+    if "share" in words:
+        *_, dead = table(artifacts.FACTORIZE_LAYERS)
+        assert dead["layer"].endswith("layer.1.attention.self.value")
+        assert float(dead["energy_weight"]) == float(dead["energy_weight_own"]) == 1
+
+
 @pytest.mark.parametrize("word", ["lsr", "lora"])
 def test_chosen_layers_alone_are_adapted(at, word):
     at({"share": "none", "layers": [1]}, adapter=word, lora={"layers": [1]})

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from lsr.algebra import spectrum
-from lsr.algebra.frames import captured_energies, leading_frames, paired_energies, paired_frames, trailing_frames
+from lsr.algebra.frames import (
+    captured_energies,
+    leading_frames,
+    nested_energies,
+    paired_energies,
+    paired_frames,
+    trailing_frames,
+)
 from tests.lsr.matrices import decaying, normal
 
 BOTH = {"leading": leading_frames, "trailing": trailing_frames}
@@ -136,6 +143,22 @@ def test_captured_energies_are_those_of_dense_projections(problem):
     assert sum(found) == pytest.approx(energy(matrices, left, right))
     pairs = [(matrix, torch.eye(matrix.shape[1], dtype=torch.float64)) for matrix in matrices]
     assert captured_energies(pairs, left, right) == pytest.approx(found)
+
+
+@pytest.mark.parametrize("energies", [captured_energies, paired_energies])
+def test_of_a_zero_matrix_any_frames_capture_all(energies):
+    matrices = [normal(6, 8), normal(6, 8, seed=1)]
+    left, right = leading_frames(matrices, 2)
+    found = energies(matrices, left, right)
+    pair = (torch.zeros(6, 3, dtype=torch.float64), normal(3, 8))
+    assert energies([torch.zeros(6, 8), *matrices, pair], left, right) == [1, *found, 1]
+
+
+def test_zero_matrices_count_as_captured_by_nested_frames():
+    matrices = [normal(6, 8), normal(6, 8, seed=1)]
+    with_zeros = nested_energies([*matrices, torch.zeros(6, 8)], 3)
+    assert with_zeros == pytest.approx([(2 * energy + 1) / 3 for energy in nested_energies(matrices, 3)])
+    assert nested_energies([torch.zeros(6, 8)], 3) == [1, 1, 1]
 
 
 @given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5))
