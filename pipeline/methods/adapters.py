@@ -5,6 +5,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -18,7 +19,8 @@ from transformers import PreTrainedModel
 
 from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS, READERS
-from lsr.init.allocation import allocate
+from lsr.init.allocation import MOST, allocate
+from lsr.init.examples import widths
 from lsr.tuner import targets
 from lsr.tuner.config import OWN, LsrConfig
 from lsr.tuner.expressions import check_expressions
@@ -49,17 +51,35 @@ def target_names(base: PreTrainedModel, section: MethodParams, row: ModelRow, se
     try:
         config = cast("LsrConfig", table.config_of(section, base, row, seed))
         names = targets.target_names(base, config)
-        if isinstance(section, LsrParams) and section.budget == "none":  # a budget chooses ranks and layers later
-            check_forms(base, names, config)
+        if isinstance(section, LsrParams):
+            _check_lsr(base, names, section, config)
         return names
     except (ValueError, TypeError) as error:
         raise UserError(f"{PARAMS}: {section.word}: {error}") from None
 
 
+def _check_lsr(base: PreTrainedModel, names: Sequence[str], section: LsrParams, config: LsrConfig) -> None:
+    """Check that LSR can adapt layers. A budget chooses their ranks later, from 1 on.
+
+    Raises:
+        ValueError: if it cannot, or the budget is above what the layers hold; TypeError if a layer is of another class.
+    """
+    if section.budget == "none":
+        check_forms(base, names, config)
+        return
+    check_forms(base, names, replace(config, rank_shape=(1,)))
+    most = sum(min(MOST, *widths(base.get_submodule(name))) for name in names)
+    if section.budget > most:
+        raise ValueError(
+            f"budget: must be at most {most} on these layers, the sum of {MOST} or the smaller side of each, "
+            f"got {section.budget}"
+        )
+
+
 def check_section(base: PreTrainedModel, section: MethodParams, row: ModelRow) -> None:
     """Find out whether a section fits a base model by names and shapes alone: it may have no weights.
 
-    What a method of `peft` makes of its options, and how a budget is spent, is known once the adapter is there.
+    What a method of `peft` makes of its options is known once the adapter is there.
 
     Raises:
         UserError: if the section does not fit the model.

@@ -33,6 +33,7 @@ def test_every_method_fits_as_params_yaml_has_it_and_all_write_the_same(at):
 
 
 QUERY = "roberta.encoder.layer.0.attention.self.query"
+BUDGET = {"rank_shape": [3], "separation_rank": 1, "train": "core", "core": "diagonal", "init": "update", "budget": 12}
 REFUSED = {
     "lsr: target_modules: no layer is named 'qeury'; did you mean 'query'?": {"lsr": {"target_modules": ["qeury"]}},
     "lsr: layers_to_transform: no adapted layer has the index 7": {"lsr": {"layers": [7]}},
@@ -41,6 +42,25 @@ REFUSED = {
     },
     f"lsr: layer '{QUERY}': in_shape must hold 2 sizes with a product from 24 to 48, ": {
         "lsr": {"in_shape": [1_000_000, 1_000_000]}
+    },
+    f"lsr: layer '{QUERY}': in_shape must be [24], the width, because": {"lsr": {**BUDGET, "in_shape": [30]}},
+    "lsr: budget: must be at most 96 on these layers, the sum of 64 or the smaller side of each, got 97": {
+        "lsr": {**BUDGET, "budget": 97}
+    },
+    "directions: budget: must be at most 288 on these layers, ": {
+        "adapter": "directions",
+        "directions": {"budget": 289},
+    },
+    **{
+        f"directions: layer 'roberta.{layer}' cannot be adapted: it must be Linear or Conv1D, ": {
+            "adapter": "directions",
+            "directions": {"target_modules": targets},
+        }
+        for layer, targets in (
+            ("embeddings.word_embeddings", ["word_embeddings"]),
+            ("embeddings", ".*embeddings"),
+            ("embeddings.LayerNorm", ["LayerNorm"]),
+        )
     },
     "tokenize.max_length: the model takes at most 30 tokens, got 31": {"tokenize": {"max_length": 31}},
     "lora: r: 25 is above 24, the smaller side of ": {"adapter": "lora", "lora": {"r": 25}},

@@ -367,7 +367,8 @@ def test_an_adapter_on_frames_that_have_changed_is_refused_in_one_line(at):
         ),
         (
             {"budget": 999, "share": "none", "core": "diagonal"},
-            "params.yaml: lsr: the budget must be in [1, 96], at most 64 directions per layer, got 999",
+            "params.yaml: lsr: budget: must be at most 96 on these layers, the sum of 64 or the smaller side of each, "
+            "got 999",
         ),
         ({"init": "cp"}, "params.yaml: lsr.init: init_weights='cp' provides no frames for a core"),
     ],

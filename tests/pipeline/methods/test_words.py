@@ -234,7 +234,7 @@ def test_the_pipeline_trains_lsr_at_the_rates_that_the_package_gives(chosen, tra
 
 
 def test_mistakes_of_directions_name_their_section(chosen, monkeypatch):
-    with pytest.raises(UserError, match=r"^params\.yaml: directions: the budget must be in \[1, \d+\], at most 64 "):
+    with pytest.raises(UserError, match=r"^params\.yaml: directions: budget: must be at most \d+ on these layers, "):
         factorize_init.main(chosen("directions", {"budget": 9999})[0])
     monkeypatch.setattr(adapters, "gradients", mock.Mock(side_effect=ValueError("one class")))
     with pytest.raises(UserError, match=r"^params\.yaml: directions\.init: glue: one class$"):
