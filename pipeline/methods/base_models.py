@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # importing a model class takes seconds, and the stage tokeni
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 HEAD = "AutoModelForSequenceClassification"  # as listed in the configuration of a model with custom code
+MAX_LENGTH = f"{params.PARAMS}: tokenize.max_length"
 POSITIONS = ("position_embeddings", "embed_positions", "wpe")  # what transformers calls tables of learned positions
 # transformers warns about a freshly initialized head, which is intended here; its FutureWarning about a renamed
 # attribute concerns PEFT.
@@ -156,16 +157,16 @@ def load_tokenizer(row: ModelRow) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def check_tokens(tokenizer: "PreTrainedTokenizerBase", max_length: int) -> None:
-    """Refuse texts that are longer than the tokenizer says the model takes.
+def check_tokens(tokenizer: "PreTrainedTokenizerBase", max_length: int, where: str = MAX_LENGTH) -> None:
+    """Refuse texts that are longer than the tokenizer says the model takes; `where` is what sets the length.
 
     Raises:
         UserError: if `max_length` is above that; a tokenizer without a limit says 1e30.
     """
-    _check_most(tokenizer.model_max_length, max_length)
+    _check_most(tokenizer.model_max_length, max_length, where)
 
 
-def check_positions(model: "PreTrainedModel", max_length: int) -> None:
+def check_positions(model: "PreTrainedModel", max_length: int, where: str = MAX_LENGTH) -> None:
     """Refuse texts that are longer than a table of learned positions reaches, whatever the tokenizer says.
 
     Raises:
@@ -177,14 +178,12 @@ def check_positions(model: "PreTrainedModel", max_length: int) -> None:
         if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in POSITIONS:
             before = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
             said = getattr(model.config, "max_position_embeddings", None) or module.num_embeddings
-            _check_most(min(said, module.num_embeddings - before), max_length)
+            _check_most(min(said, module.num_embeddings - before), max_length, where)
 
 
-def _check_most(most: int, max_length: int) -> None:
+def _check_most(most: int, max_length: int, where: str) -> None:
     if max_length > most:
-        raise UserError(
-            f"{params.PARAMS}: tokenize.max_length: the model takes at most {most} tokens, got {max_length}"
-        )
+        raise UserError(f"{where}: the model takes at most {most} tokens, got {max_length}")
 
 
 def brings_code(row: ModelRow) -> bool:

@@ -23,7 +23,7 @@ from pipeline.predict.places import here_or_in_the_repository
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PROGRAM = "python -m pipeline.predict"
 NO_LIMIT = 10**6  # tokens; a tokenizer without a limit reports 1e30
@@ -107,10 +107,11 @@ def of_one(options: argparse.Namespace) -> tuple[Source, int, Answer]:
     else:
         source = inputs.of_file(options.file, options.column, known, skip_empty=options.skip_empty)
     with console.errors.status("loading the model"):
-        from pipeline.predict.opening import open_adapter  # seconds
+        from pipeline.predict.opening import check_length, open_adapter  # seconds
 
         model, tokenizer = open_adapter(options.adapter, options.base)
     labels, length = labels_of(model, options, known), max_length(tokenizer, options, known)
+    check_length(length, tokenizer, cast("PreTrainedModel", model.get_base_model()), pairs=source.reads_pairs)
 
     def answer(given: Given, advance: Callable[[int], None]) -> tuple[list[Record], int]:
         logits, cut = logits_of(model, tokenizer, given, length, options.batch_size, advance)
@@ -172,11 +173,9 @@ def max_length(tokenizer: "PreTrainedTokenizerBase", options: argparse.Namespace
     """Return the maximum length of a text in tokens.
 
     Raises:
-        UserError: if it exceeds the model's limit, or is unknown.
+        UserError: if it is unknown.
     """
     limit = tokenizer.model_max_length
-    if options.max_length is not None and options.max_length > limit:
-        raise UserError(f"--max-length: the model takes at most {limit} tokens, got {options.max_length}")
     length: int = options.max_length or (limit if known is None else known.max_length)
     if length > NO_LIMIT:
         raise UserError("--max-length: needed: neither the adapter nor its tokenizer limits the length of a text")

@@ -31,6 +31,7 @@ class Source:
 
     columns: list[str]  # that each batch has
     rows: int  # of all batches
+    reads_pairs: bool
     batches: Callable[[], Iterator[Given]]
 
 
@@ -139,7 +140,7 @@ def _checked(
             if kept:
                 yield Given(texts, pairs[0] if pairs else None, columns)
 
-    return Source(list(names), rows, batches)
+    return Source(list(names), rows, len(chosen) > 1, batches)
 
 
 def _height(table: sources.Columns) -> int:

@@ -58,7 +58,10 @@ def of_bank(options: argparse.Namespace) -> tuple[Source, int, Answer]:
             bank, tokenizer = _open(options)
     except InputError as error:
         raise UserError(str(error)) from None
-    length = _max_length(options, tasks, tokenizer.model_max_length)
+    from pipeline.predict.opening import check_length  # seconds
+
+    length = _max_length(options, tasks)
+    check_length(length, tokenizer, cast("PreTrainedModel", bank.model), pairs=source.reads_pairs)
 
     def answer(given: Given, advance: Callable[[int], None]) -> tuple[list[Record], int]:
         names = [str(value) for value in given.columns[options.adapter_column]]
@@ -128,12 +131,10 @@ def _open(options: argparse.Namespace) -> tuple["AdapterBank", "PreTrainedTokeni
     return device.place(bank), tokenizer
 
 
-def _max_length(options: argparse.Namespace, tasks: Mapping[str, Task], limit: int) -> int:
+def _max_length(options: argparse.Namespace, tasks: Mapping[str, Task]) -> int:
     widths = {len(task.columns) for task in tasks.values()}
     if len(widths) > 1:
         raise UserError(f"{options.bank}: some adapters read single texts and others pairs; run them separately")
-    if options.max_length is not None and options.max_length > limit:
-        raise UserError(f"--max-length: the model takes at most {limit} tokens, got {options.max_length}")
     lengths = sorted({task.max_length for task in tasks.values()})
     if options.max_length is None and len(lengths) > 1:
         raise UserError(f"--max-length: needed: the adapters were trained with {', '.join(map(str, lengths))} tokens")

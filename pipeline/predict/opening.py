@@ -13,11 +13,12 @@ from lsr.convert.base_model import load_base, load_tokenizer
 from lsr.convert.files import InputError, read_config, read_tensors
 from pipeline.errors import UserError
 from pipeline.methods import adapters, device, table
-from pipeline.methods.base_models import installed_folder, pad
+from pipeline.methods.base_models import check_positions, check_tokens, installed_folder, pad
 from pipeline.params import TABLES
 from pipeline.predict.places import here_or_in_the_repository
 
 MODELS = TABLES["model"][0]
+MAX_LENGTH = "--max-length"
 
 
 def open_adapter(folder: Path, base: str | None) -> tuple[PeftModel, PreTrainedTokenizerBase]:
@@ -40,6 +41,21 @@ def open_adapter(folder: Path, base: str | None) -> tuple[PeftModel, PreTrainedT
         raise UserError(f"{folder}: no tokenizer beside the adapter or its base model; see --base")
     pad(tokenizer, str(folder), cast("PreTrainedModel", model.get_base_model()))
     return device.place(model), tokenizer
+
+
+def check_length(length: int, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, *, pairs: bool) -> None:
+    """Refuse a maximum length that leaves no room for a text between the special tokens, or is above the model's.
+
+    Raises:
+        UserError: if it is too short or too long.
+    """
+    special = tokenizer.num_special_tokens_to_add(pair=pairs)
+    if length <= special:
+        raise UserError(
+            f"{MAX_LENGTH}: must be at least {special + 1}, because {special} tokens are special ones, got {length}"
+        )
+    check_tokens(tokenizer, length, MAX_LENGTH)
+    check_positions(model, length, MAX_LENGTH)
 
 
 def place_of(name: str) -> str | None:

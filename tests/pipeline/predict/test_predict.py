@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -417,6 +418,7 @@ MISTAKES = [
     (("--file", "in.csv", "--out", "./in.csv", "--force"), "--out: in.csv: would replace the input file"),
     (("a", "--labels", "x"), "--labels: labels: 2 different names are needed, one per output of the head, got x"),
     (("a", "--max-length", "31"), "--max-length: the model takes at most 30 tokens, got 31"),
+    (("a", "--max-length", "2"), "--max-length: must be at least 3, because 2 tokens are special ones, got 2"),
     (("a", "--base", "./nowhere"), "base model ./nowhere: no such folder"),
 ]  # fmt: skip
 
@@ -436,6 +438,23 @@ def test_a_mistake_is_one_line(one, capsys, words, message):
     line = mistake(capsys, *words)
     assert line.startswith(message)
     assert Path("folder.csv").is_dir()
+
+
+@contextmanager
+def no_limit_of_the_tokenizer():
+    """Take the limit of the base model's tokenizer away for a while."""
+    path = Path("tiny-roberta/tokenizer_config.json")
+    whole = path.read_text()
+    path.write_text(json.dumps({**json.loads(whole), "model_max_length": None}))
+    yield
+    path.write_text(whole)
+
+
+def test_a_length_above_the_positions_is_one_line_where_the_tokenizer_knows_no_limit(one, capsys):
+    with no_limit_of_the_tokenizer():
+        line = mistake(capsys, "a", "--max-length", "33")
+        assert line == "--max-length: the model takes at most 32 tokens, got 33"
+        ok(capsys, SENTENCE * 9, "--max-length", "32")
 
 
 @pytest.mark.parametrize(
@@ -460,6 +479,9 @@ def test_a_name_that_no_disk_takes_is_one_line(one, capsys):
 
 def test_a_mistake_in_pairs_is_one_line(pairs, capsys, monkeypatch):
     assert mistake(capsys, "a", "b", "c") == "the adapter reads pairs: needed: an even number of texts, got 3"
+    message = "--max-length: must be at least 5, because 4 tokens are special ones, got 4"
+    assert mistake(capsys, "a", "b", "--max-length", "4") == message
+    ok(capsys, SENTENCE, SENTENCE, "--max-length", "5")
     typed(monkeypatch, b"a\tb\na\n")
     assert mistake(capsys) == "standard input: line 2: needed: two texts with a tab between them"
     Path("in.csv").write_text("sentence1,text\na,b\n")
@@ -585,6 +607,9 @@ def test_a_mistake_with_a_bank_is_one_line(users, capsys):
     assert "--labels: each adapter of a bank names its own" in line("--labels", "a", "b")
     assert "tiny-roberta: no adapter or folder of adapters" in line(bank="tiny-roberta")
     assert "the model takes at most 30 tokens, got 31" in line("--max-length", "31")
+    assert "must be at least 3, because 2 tokens are special ones, got 2" in line("--max-length", "2")
+    with no_limit_of_the_tokenizer():
+        assert "the model takes at most 32 tokens, got 33" in line("--max-length", "33")
     edit_task("ben", max_length=7)
     assert line().startswith("--max-length: needed: the adapters were trained with 7, ")
     edit_task("ben", columns=["a", "b"])
