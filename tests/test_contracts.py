@@ -161,10 +161,11 @@ def test_the_lsr_section_has_the_fields_of_the_config():
 def test_initializations_are_those_of_the_library_and_look_at_examples_where_its_do():
     from lsr.init import INITIALIZATIONS, READERS
     from pipeline.methods.pooling import BATCH
-    from pipeline.params.methods import READ, LsrParams
+    from pipeline.params.methods import FRAMELESS, READ, LsrParams
 
     assert get_args(LsrParams.model_fields["init"].annotation) == tuple(INITIALIZATIONS)
     assert set(READ) == set(BATCH) == {word for word, one in INITIALIZATIONS.items() if one.reads in READERS}
+    assert set(FRAMELESS) == {word for word, one in INITIALIZATIONS.items() if one.frames is None}
 
 
 def test_every_method_has_a_row_that_knows_the_fields_of_its_section():

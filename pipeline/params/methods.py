@@ -1,5 +1,6 @@
 """The sections of params.yaml for the methods: the options of each, with PEFT's names where it has them."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, JsonValue, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
@@ -9,6 +10,8 @@ from pipeline.params.sections import Alpha, Count, Dropout, Layers, Rank, Rate, 
 from pipeline.params.sources import all_different
 
 READ = ("gradient", "update", "warm")  # initializations of LSR that read examples
+FRAMELESS = ("row_space", "cp")  # initializations of LSR that make no frames for a core
+CORED = ("core", "all")  # what LSR trains if there is a core
 SUBTRACTED = ("pissa", "olora")  # initializations of LoRA that are subtracted from the base weight
 PUBLISHED = "published"  # target_modules: the authors' choice, from PEFT's table of architectures
 Bounded = Annotated[StrictFloat, Field(gt=0, le=1_000_000)]
@@ -30,6 +33,14 @@ class MethodParams(Section):
     def reads_examples(self) -> bool:
         """Whether the initialization looks at tokens."""
         return False
+
+    @model_validator(mode="after")
+    def _layers_are_chosen_among_those_that_are_listed(self) -> Self:
+        targets = getattr(self, "target_modules", ())
+        if getattr(self, "layers", "all") != "all" and isinstance(targets, str) and targets != "default":
+            # PEFT refuses an expression, and would adapt every layer with all-linear.
+            raise ValueError(f"layers: needs target_modules to be default or a list; got target_modules: {targets}")
+        return self
 
 
 class LsrParams(MethodParams):
@@ -82,7 +93,7 @@ class LsrParams(MethodParams):
             "init": READ,
             "frames": ("own",),
             "share": ("none",),
-            "train": ("core", "all"),
+            "train": CORED,
             "core": ("diagonal",),
         }
         wrong = [f"{name}: {getattr(self, name)}" for name, words in needed.items() if getattr(self, name) not in words]
@@ -90,6 +101,38 @@ class LsrParams(MethodParams):
             rules = ", ".join(f"{name}: {' or '.join(words)}" for name, words in needed.items())
             raise ValueError(f"budget: needs {rules}; got {', '.join(wrong)}")
         return self
+
+    @model_validator(mode="after")
+    def _words_go_together(self) -> Self:
+        for mistake in self._mistakes():
+            raise ValueError(mistake)
+        return self
+
+    def _mistakes(self) -> Iterator[str]:
+        """Yield what `lsr.LsrConfig` would refuse, which has other names and knows no model either."""
+        ranks, has_core, is_dense = len(self.rank_shape), self.train in CORED, len(self.rank_shape) == 1
+        train = f"train: {self.train}"
+        if self.share == "layers" and not has_core:
+            yield f"share: layers needs train: core or all, or each layer would have the same update; got {train}"
+        if self.core == "diagonal" and not (has_core and is_dense):
+            shape = f"rank_shape: {list(self.rank_shape)}"
+            yield f"core: diagonal needs train: core or all, and one rank in rank_shape; got {train} and {shape}"
+        if self.frames != "own" and self.train != "core":
+            yield f"frames: those of another adapter need train: core, because they stay as they are; got {train}"
+        if self.frames_dtype != "float32" and self.train != "core":
+            frozen = "needs train: core, because only frozen frames are rounded"
+            yield f"frames_dtype: {self.frames_dtype} {frozen}; got {train}"
+        if self.frames_dtype == "sign" and not is_dense:
+            yield f"frames_dtype: sign needs one rank in rank_shape; got rank_shape: {list(self.rank_shape)}"
+        if is_dense and self.separation_rank not in ("auto", 1):
+            wanted = "must be auto or 1 with one rank in rank_shape, because A and B are then dense"
+            yield f"separation_rank: {wanted}; got {self.separation_rank}"
+        for key in ("in_shape", "out_shape"):
+            sizes = getattr(self, key)
+            if sizes != "auto" and len(sizes) != ranks:
+                yield f"{key}: must hold as many sizes as rank_shape ranks, {ranks}; got {list(sizes)}"
+        if has_core and self.frames == "own" and self.init in FRAMELESS:
+            yield f"init: {' and '.join(FRAMELESS)} make no frames for a core; got init: {self.init} and {train}"
 
     @property
     def reads_examples(self) -> bool:

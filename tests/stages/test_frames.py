@@ -355,11 +355,11 @@ def test_an_adapter_on_frames_that_have_changed_is_refused_in_one_line(at):
         ),
         ({"layers": [0, 7]}, "params.yaml: lsr: layers_to_transform: no adapted layer has the index 7"),
         ({"frames": "someone/on-the-hub"}, "params.yaml: lsr: frames: no LSR adapter can be read from 'someone/on-the"),
-        ({"frames": HELD, "train": "all"}, "params.yaml: lsr: frames='models/family' needs train='core'"),
+        ({"frames": HELD, "train": "all"}, "params.yaml: lsr: frames: those of another adapter need train: core"),
         ({"frames": HELD, "rank_shape": [4]}, "params.yaml: lsr: layer 'roberta.encoder.layer.0.attention.self.query'"),
         ({"frames": HELD, "share": "none"}, "params.yaml: lsr: frames: those in 'models/family' need share='layers'"),
-        ({"train": "factors"}, "params.yaml: lsr: share='layers' needs train to be one of ['core', 'all']"),
-        ({"init": "row_space"}, "params.yaml: lsr.init: init_weights='row_space' provides no frames for a core"),
+        ({"train": "factors"}, "params.yaml: lsr: share: layers needs train: core or all, or each layer"),
+        ({"init": "row_space"}, "params.yaml: lsr: init: row_space and cp make no frames for a core; got init: row_sp"),
         (
             {"budget": 7},
             "params.yaml: lsr: budget: needs init: gradient or update or warm, frames: own, share: none, "
@@ -370,7 +370,7 @@ def test_an_adapter_on_frames_that_have_changed_is_refused_in_one_line(at):
             "params.yaml: lsr: budget: must be at most 96 on these layers, the sum of 64 or the smaller side of each, "
             "got 999",
         ),
-        ({"init": "cp"}, "params.yaml: lsr.init: init_weights='cp' provides no frames for a core"),
+        ({"init": "cp"}, "params.yaml: lsr: init: row_space and cp make no frames for a core; got init: cp and train:"),
     ],
 )
 def test_words_that_do_not_go_together_are_one_line(at, words, said):

@@ -210,6 +210,14 @@ MISTAKES = [
     ("lora.target_modules", "(" * 999, "lora.target_modules: not a valid regular expression: "),
     ("seed", True, "seed: input should be a valid integer, got True"),
     ("lsr.residual", "fold", "lsr.residual: no such key"),
+    ("lsr.train", "first", "lsr: share: layers needs train: core or all, or each layer would have the same update;"),
+    ("lsr.frames", "models/family", "lsr: frames: those of another adapter need train: core, because they stay as "),
+    ("lsr.frames_dtype", "int8", "lsr: frames_dtype: int8 needs train: core, because only frozen frames are rounded;"),
+    ("lsr.separation_rank", 4, "lsr: separation_rank: must be auto or 1 with one rank in rank_shape, because A and B"),
+    ("lsr.in_shape", [32, 24], "lsr: in_shape: must hold as many sizes as rank_shape ranks, 1; got [32, 24]"),
+    ("lsr.out_shape", [32, 24], "lsr: out_shape: must hold as many sizes as rank_shape ranks, 1; got [32, 24]"),
+    ("lsr.init", "cp", "lsr: init: row_space and cp make no frames for a core; got init: cp and train: all"),
+    ("directions.layers", [1], "directions: layers: needs target_modules to be default or a list; got target_modules"),
     ("lora.init", "pisa", "lora.init: input should be 'random', 'pissa', 'olora', 'eva' or 'loftq', got 'pisa'"),
     ("lora.init", "loftq", "lora.init: loftq compensates for quantization, but the base model is in full precision"),
     ("lokr.decompose_factor", -1, "lokr.decompose_factor: input should be 'auto' or greater than or equal to 1, got"),
@@ -232,6 +240,36 @@ def test_a_mistake_is_one_line(workspace, key, value, message):
     change("params.yaml", key, value)
     (line,) = refusal()
     assert line.startswith(f"params.yaml: {message}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"lsr.rank_shape": [2, 2], "lsr.core": "diagonal"},
+            "lsr: core: diagonal needs train: core or all, and one rank in rank_shape; got train: all and rank_shape: "
+            "[2, 2]",
+        ),
+        (
+            {"lsr.rank_shape": [2, 2], "lsr.train": "core", "lsr.frames_dtype": "sign"},
+            "lsr: frames_dtype: sign needs one rank in rank_shape; got rank_shape: [2, 2]",
+        ),
+        (
+            {"lora.layers": [1], "lora.target_modules": ".*query"},
+            "lora: layers: needs target_modules to be default or a list; got target_modules: .*query",
+        ),
+    ],
+)
+def test_words_that_do_not_go_together_are_one_line(workspace, changes, message):
+    for key, value in changes.items():
+        change("params.yaml", key, value)
+    assert refusal() == [f"params.yaml: {message}"]
+
+
+def test_an_initialization_without_frames_is_fine_beside_the_frames_of_another_adapter(workspace):
+    for key, value in {"train": "core", "init": "row_space", "frames": "models/family"}.items():
+        change("params.yaml", f"lsr.{key}", value)
+    assert params.load(params.InputsView).frames == "models/family"
 
 
 @pytest.mark.parametrize("adapter", ["lora", "full", "head", "vera", "bitfit"])
