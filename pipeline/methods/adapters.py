@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import cast
 
@@ -62,18 +63,22 @@ def _check_lsr(base: PreTrainedModel, names: Sequence[str], section: LsrParams, 
     """Check that LSR can adapt layers. A budget chooses their ranks later, from 1 on.
 
     Raises:
-        ValueError: if it cannot, or the budget is above what the layers hold; TypeError if a layer is of another class.
+        ValueError: if it cannot, or the rank or the budget is above what the layers hold; TypeError if a layer is of
+            another class.
     """
-    if section.budget == "none":
-        check_forms(base, names, config)
-        return
-    check_forms(base, names, replace(config, rank_shape=(1,)))
-    most = sum(min(MOST, *widths(base.get_submodule(name))) for name in names)
-    if section.budget > most:
+    check_forms(base, names, config if section.budget == "none" else replace(config, rank_shape=(1,)))
+    sides = {name: min(widths(base.get_submodule(name))) for name in names}
+    most = sum(min(MOST, side) for side in sides.values())
+    if section.budget != "none" and section.budget > most:
         raise ValueError(
             f"budget: must be at most {most} on these layers, the sum of {MOST} or the smaller side of each, "
             f"got {section.budget}"
         )
+    # The library allows more for Kronecker sums, such as those of adapters, but a start cannot be measured then.
+    rank = prod(section.rank_shape) if section.budget == "none" else 1
+    for name, side in sides.items():
+        if rank > side:
+            raise ValueError(f"rank_shape: the rank, {rank}, is above {side}, the smaller side of {name}")
 
 
 def check_section(base: PreTrainedModel, section: MethodParams, row: ModelRow) -> None:

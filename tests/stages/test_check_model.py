@@ -43,6 +43,7 @@ REFUSED = {
     f"lsr: layer '{QUERY}': in_shape must hold 2 sizes with a product from 24 to 48, ": {
         "lsr": {"in_shape": [1_000_000, 1_000_000]}
     },
+    f"lsr: rank_shape: the rank, 25, is above 24, the smaller side of {QUERY}": {"lsr": {"rank_shape": [5, 5]}},
     f"lsr: layer '{QUERY}': in_shape must be [24], the width, because": {"lsr": {**BUDGET, "in_shape": [30]}},
     "lsr: budget: must be at most 96 on these layers, the sum of 64 or the smaller side of each, got 97": {
         "lsr": {**BUDGET, "budget": 97}
