@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -31,6 +31,8 @@ HEADS = {  # by task_type: modules that PEFT trains in full without being told
 def check_names(config: PeftConfig, names: list[str]) -> None:
     """Refuse entries of target_modules, exclude_modules and modules_to_save that match nothing: PEFT skips them.
 
+    It also skips targets in the modules that are trained in full.
+
     Raises:
         ValueError: names the entry and the nearest layer, or an expression in any field that takes too long.
     """
@@ -38,14 +40,24 @@ def check_names(config: PeftConfig, names: list[str]) -> None:
     for field in ("target_modules", "exclude_modules"):
         value = getattr(config, field, None)  # not every method has exclude_modules
         for entry in sorted(value) if isinstance(value, set) else []:
-            if not any(f".{name}".endswith(f".{entry}") for name in names):
+            found = [name for name in names if f".{name}".endswith(f".{entry}")]
+            if not found:
                 raise ValueError(f"{field}: no layer is named {entry!r}{_nearest(entry, names)}")
-        if isinstance(value, str) and value != "all-linear" and not any(re.fullmatch(value, name) for name in names):
-            raise ValueError(f"{field}: {value!r} matches no layer{_nearest(value, names)}")
+            _check_adaptable(config, field, entry, found)
+        if isinstance(value, str) and value != "all-linear":
+            found = [name for name in names if re.fullmatch(value, name)]
+            if not found:
+                raise ValueError(f"{field}: {value!r} matches no layer{_nearest(value, names)}")
+            _check_adaptable(config, field, value, found)
     added = {head for heads in HEADS.values() for head in heads}  # PEFT adds them whatever the model has
     for entry in getattr(config, "modules_to_save", None) or []:
         if entry not in added and not any(name.endswith(entry) for name in names):
             raise ValueError(f"modules_to_save: no module is named {entry!r}{_nearest(entry, names)}")
+
+
+def _check_adaptable(config: PeftConfig, field: str, entry: str, found: Sequence[str]) -> None:
+    if field == "target_modules" and all(is_trained_whole(config, name) for name in found):
+        raise ValueError(f"{field}: {entry!r} is part of the head, or of another module that is trained in full")
 
 
 def completed(config: LsrConfig, model: nn.Module) -> LsrConfig:
@@ -95,11 +107,11 @@ def adapted_names(model: nn.Module, config: LsrConfig, names: list[str]) -> list
     return adapted
 
 
-def is_trained_whole(config: LsrConfig, name: str) -> bool:
+def is_trained_whole(config: PeftConfig, name: str) -> bool:
     """Return whether a layer is in modules_to_save or inside such a module, by PEFT's rule: any suffix of a name."""
     parts = name.split(".")
     paths = (".".join(parts[: i + 1]) for i in range(len(parts)))
-    return any(path.endswith(tuple(config.modules_to_save or ())) for path in paths)
+    return any(path.endswith(tuple(getattr(config, "modules_to_save", None) or ())) for path in paths)
 
 
 def check_patterns(config: LsrConfig, adapted: list[str]) -> None:

@@ -63,6 +63,19 @@ REFUSED = {
             ("embeddings.LayerNorm", ["LayerNorm"]),
         )
     },
+    **{
+        f"{word}: target_modules: {targets[-1]!r} is part of the head, or of another module that is trained in full": {
+            "adapter": word,
+            word: {"target_modules": targets},
+        }
+        for word, targets in (
+            ("lsr", ["classifier"]),
+            ("lora", ["query", "out_proj"]),
+            ("directions", ["classifier.dense"]),
+            ("vera", ["classifier"]),
+        )
+    },
+    "lsr: target_modules: 'classifier.*' is part of the head": {"lsr": {"target_modules": "classifier.*"}},
     "tokenize.max_length: the model takes at most 30 tokens, got 31": {"tokenize": {"max_length": 31}},
     "lora: r: 25 is above 24, the smaller side of ": {"adapter": "lora", "lora": {"r": 25}},
     "c3a: block_size: 7 does not divide 24, a width of ": {"adapter": "c3a", "c3a": {"block_size": 7}},

@@ -20,6 +20,16 @@ from tests.lsr.subjects import CASES
             "target_modules: no layer is named 'valeu'; did you mean 'value'?",
         ),
         ({"target_modules": ["query", "zzz"]}, ValueError, "target_modules: no layer is named 'zzz'"),
+        (
+            {"target_modules": ["query", "classifier"], "task_type": "SEQ_CLS"},
+            ValueError,
+            "target_modules: 'classifier' is part of the head, or of another module that is trained in full",
+        ),
+        (
+            {"target_modules": ["query", "key"], "modules_to_save": ["key"]},
+            ValueError,
+            "target_modules: 'key' is part of the head, or of another module that is trained in full",
+        ),
         ({"target_modules": ".*querry"}, ValueError, "target_modules: '.*querry' matches no layer"),
         (
             {"exclude_modules": ["quer"]},
