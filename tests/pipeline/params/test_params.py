@@ -587,6 +587,14 @@ def test_the_command_refuses_a_bad_file_without_a_traceback(workspace):
     assert done.stderr == "params.yaml: train.epochs: input should be greater than or equal to 1, got 0\n"
 
 
+def test_the_command_takes_no_words_but_help(workspace):
+    done = run(workspace, "-m", "pipeline.params", "train.epochs=3")
+    assert (done.returncode, done.stdout) == (2, "")
+    program = "python -m pipeline.params"
+    assert done.stderr == f"{program}: unrecognized arguments: train.epochs=3; see {program} --help\n"
+    assert "all values are in params.yaml" in run(workspace, "-m", "pipeline.params", "--help").stdout
+
+
 def test_the_check_imports_nothing_heavy(workspace):
     code = "import sys; from pipeline.params.__main__ import main; main(); print(sorted(sys.modules))"
     modules = run(workspace, "-c", code).stdout
