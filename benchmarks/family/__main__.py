@@ -15,7 +15,7 @@ from benchmarks.family.experiment import PROTOCOLS
 from benchmarks.family.measure import Line, measure
 from pipeline import console
 from pipeline.arena.workers import set_up_torch, workers_of_this_program
-from pipeline.errors import UserError, leaving_in_plain_lines
+from pipeline.errors import UserError, leaving_in_plain_lines, nearest
 
 RESULTS = figures.FOLDER / "family"
 CELLS = RESULTS / "cells.jsonl"
@@ -43,8 +43,12 @@ def run(protocol: str, only: Sequence[str], workers: int, found: dict[str, Line]
     """Measure the missing cells of the runs chosen by `only`, and add their lines to `found` and to the file.
 
     Raises:
-        UserError: if a cell cannot run; finished cells are kept.
+        UserError: if no run is chosen, or a cell cannot run; finished cells are kept.
     """
+    if not plan.runs(protocol, only):
+        words = " ".join(only)
+        near = nearest(words, [one.name for one in plan.runs(protocol)])
+        raise UserError(f"--only {words}: no run has this in its name{near}; a name is PROTOCOL DATA: METHOD")
     set_up_torch(threads=1)  # two processes with one thread each are faster than one with two
     pool = workers_of_this_program(workers)
     most = plan.count_missing(protocol, only, found)

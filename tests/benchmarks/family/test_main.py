@@ -87,6 +87,15 @@ def test_a_stopped_run_goes_on_where_it_was(error, code, words, measured, result
     assert len(measured) == MOST
 
 
+def test_words_in_no_name_are_one_line_and_write_nothing(measured, results, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        program.main(["--only", "short movie-reviews: core r=44"])
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("--only short movie-reviews: core r=44: no run has this in its name; did you mean short ")
+    assert not any(results.iterdir())
+
+
 def test_the_table_alone_runs_nothing(measured, results, capsys):
     program.main(["--table"])
     assert "nothing to compare" in capsys.readouterr().out
