@@ -22,6 +22,7 @@ from hydra.errors import HydraException
 from pipeline import console, params
 from pipeline.command_line import Parser
 from pipeline.errors import UserError, first_line, leaving_in_plain_lines
+from pipeline.params.reading import read_yaml
 
 PROGRAM = "python -m pipeline.sweep"
 FILES = (params.PARAMS, *(path for path, _ in params.TABLES.values()))
@@ -37,8 +38,11 @@ def commands(values: Sequence[str], name: str) -> list[str]:
     """Return the command of each experiment; `name` and a number name it.
 
     Raises:
-        UserError: if a combination is not valid: with one line for each mistake, all at once.
+        UserError: if a file is missing or broken, or a combination is not valid: with one line for each mistake, all
+            at once.
     """
+    for file in FILES:  # what is not there or broken says so once, before it is copied
+        read_yaml(file)
     found: dict[str, Overrides] = {}
     mistakes = []
     sweep = combinations(values)

@@ -74,6 +74,14 @@ def test_what_cannot_be_swept_is_one_line(value, message):
     assert str(error.value).splitlines()[0].startswith(message)
 
 
+def test_outside_the_repository_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        sweep.main(["seed=0,1"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "params.yaml: not found; run from the root of the repository\n"
+
+
 @pytest.mark.parametrize("name", ["a b", "", "a/b", "-x;y"])
 def test_a_name_that_git_does_not_take_is_one_line(name, capsys):
     with pytest.raises(SystemExit) as end:
