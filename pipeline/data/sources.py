@@ -104,11 +104,13 @@ def _begun(batches: Iterator[Any]) -> Iterator[Any]:
 def batches_of(path: Path, where: str) -> Iterator[Columns]:
     """Yield all columns of a file in batches of rows; its extension gives the format. Errors begin with `where`.
 
-    In JSON, a batch may lack a column that a later line adds.
+    The path is of a command line. In JSON, a batch may lack a column that a later line adds.
 
     Raises:
         UserError: if the file is missing, or does not have the format of its extension.
     """
+    if not path.exists():
+        raise UserError(f"{where}: {path}: not found; paths start at the current folder")
     return (batch for _, batch in _file(path, _Choice(None, where)).batches)
 
 

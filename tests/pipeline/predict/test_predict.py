@@ -398,7 +398,7 @@ MISTAKES = [
     (("a", "--adapter", "artifacts/tokens"), "artifacts/tokens: not an adapter folder, adapter_config.json is missing"),
     (("a", "--file", "in.csv"), "--file: texts are taken from the file or from the arguments, got both"),
     (("a", "--column", "x"), "--column: names columns of --file, and there is none"),
-    (("--file", "nowhere.csv"), "--file: nowhere.csv: not found"),
+    (("--file", "nowhere.csv"), "--file: nowhere.csv: not found; paths start at the current folder"),
     (("--file", "pipe.csv", "--column", "x"), "--file: pipe.csv: not a file"),
     (("--file", "zero.tsv", "--column", "x"), "--file: zero.tsv: not a file"),
     (("--file", "deep.jsonl"), "--file: deep.jsonl: line 1 is not JSON: maximum recursion depth exceeded"),
