@@ -1,7 +1,7 @@
 """Check params.yaml against the names and shapes of the model's layers. Writes artifacts/checked-model.json.
 
 Like `check`, it has nothing to lose: its output is the same for all valid inputs. Reads the configuration and the
-tokenizer of the model, but no weights.
+tokenizer of the model, but none of its weights, and the frames of another adapter in a folder.
 """
 
 from pipeline import artifacts, console, params, stage

@@ -26,11 +26,12 @@ from lsr.tuner import targets
 from lsr.tuner.config import OWN, LsrConfig
 from lsr.tuner.expressions import check_expressions
 from lsr.tuner.factors import entries
+from lsr.tuner.family import Family, read_family
 from lsr.tuner.model import check_forms
 from lsr.tuner.saved import check_saved, misfit, read_fields
 from lsr.tuner.start import Started, initialize_factors
 from lsr.tuner.targets import check_indices, check_names
-from pipeline.errors import UserError, first_line
+from pipeline.errors import UserError, first_line, nearest
 from pipeline.methods import architecture, device, placement, subtracted, table
 from pipeline.methods.base_models import public_name
 from pipeline.params import PARAMS, LsrParams, MethodParams, PeftParams
@@ -63,10 +64,10 @@ def _check_lsr(base: PreTrainedModel, names: Sequence[str], section: LsrParams, 
     """Check that LSR can adapt layers. A budget chooses their ranks later, from 1 on.
 
     Raises:
-        ValueError: if it cannot, or the rank or the budget is above what the layers hold; TypeError if a layer is of
-            another class.
+        ValueError: if it cannot, the rank or the budget is above what the layers hold, or other frames do not fit;
+            TypeError if a layer is of another class.
     """
-    check_forms(base, names, config if section.budget == "none" else replace(config, rank_shape=(1,)))
+    check_forms(base, names, config if section.budget == "none" else replace(config, rank_shape=(1,)), _family(config))
     sides = {name: min(widths(base.get_submodule(name))) for name in names}
     most = sum(min(MOST, side) for side in sides.values())
     if section.budget != "none" and section.budget > most:
@@ -79,6 +80,20 @@ def _check_lsr(base: PreTrainedModel, names: Sequence[str], section: LsrParams, 
     for name, side in sides.items():
         if rank > side:
             raise ValueError(f"rank_shape: the rank, {rank}, is above {side}, the smaller side of {name}")
+
+
+def _family(config: LsrConfig) -> Family | None:
+    """Return the frames of another adapter if they are in a folder; from a hub they come with the adapter.
+
+    Raises:
+        ValueError: if the folder holds none, or the name is that of no folder and can be no repository.
+    """
+    if config.frames == OWN or Path(config.frames).is_dir():
+        return read_family(config)
+    if "/" not in config.frames:
+        allowed = f"{OWN}, or the folder or hub repository, owner/name, of an adapter"
+        raise ValueError(f"frames: no folder {config.frames!r}{nearest(config.frames, [OWN])}; allowed are {allowed}")
+    return None
 
 
 def check_section(base: PreTrainedModel, section: MethodParams, row: ModelRow) -> None:

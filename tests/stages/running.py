@@ -8,9 +8,10 @@ import torch
 
 from pipeline import artifacts, params
 from pipeline.methods import adapters, base_models
-from stages import evaluate, factorize_init, inputs, tokenize, train
+from stages import check_model, evaluate, factorize_init, inputs, tokenize, train
 
 INPUTS = (inputs, params.InputsView)
+CHECK_MODEL = (check_model, params.CheckModelView)
 TOKENIZE = (tokenize, params.TokenizeView)
 FACTORIZE = (factorize_init, params.FactorizeInitView)
 TRAIN = (train, params.TrainView)

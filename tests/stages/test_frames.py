@@ -20,6 +20,7 @@ from pipeline.errors import UserError
 from pipeline.methods import adapters
 from tests import workspace
 from tests.stages.running import (
+    CHECK_MODEL,
     EVALUATE,
     FACTORIZE,
     TOKENIZE,
@@ -378,6 +379,36 @@ def test_words_that_do_not_go_together_are_one_line(at, words, said):
     before = digests("artifacts")
     assert refusal(FACTORIZE).startswith(said)
     assert digests("artifacts") == before
+
+
+NEEDED = "the adapter needs frames of rank_shape"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"frames": HELD, "share": "none"}, "frames: those in 'models/family' need share='layers', got 'none'"),
+        (
+            {"frames": HELD, "rank_shape": [4]},
+            f"layer 'roberta.encoder.layer.0.attention.self.query': {NEEDED} [4] for 24 x 24, and 'models/family' ",
+        ),
+        (
+            {"frames": HELD, "target_modules": ["query", "key"]},
+            f"layer 'roberta.encoder.layer.0.attention.self.key': {NEEDED} [3] for 24 x 24, and 'models/family' ",
+        ),
+        ({"frames": "./tiny-roberta"}, "frames: no LSR adapter can be read from './tiny-roberta': "),
+        ({"frames": "onw"}, "frames: no folder 'onw'; did you mean own?; allowed are own, or the folder or hub "),
+    ],
+)
+def test_frames_that_do_not_fit_are_found_with_the_model(at, words, said):
+    at(words)
+    assert refusal(CHECK_MODEL).startswith(f"params.yaml: lsr: {said}")
+
+
+@pytest.mark.parametrize("words", [{"frames": HELD, "layers": [0]}, {"frames": "someone/on-the-hub"}])
+def test_frames_that_fit_or_are_on_the_hub_pass_with_the_model(at, words):
+    at(words)
+    run(CHECK_MODEL)
 
 
 @pytest.mark.parametrize("layers", [[7], [0, 7]])
