@@ -350,13 +350,30 @@ def test_what_the_readme_says_of_the_arena_is_what_the_records_say(arena, means)
 
 def test_what_the_readme_says_of_pairs_is_what_the_cells_say(table):
     scores = {row.method: row.test.mean for row in table if row.data == "movie-pairs"}
-    ours, *others = (
-        f"{scores[name]:.3f}"
-        for name in ("96 directions", "LoRA r=1, two epochs", "LoRA r=8, two epochs", "every weight")
-    )
+    names = ("shared r=3, warm", "96 directions", "LoRA r=1, two epochs", "LoRA r=8, two epochs")
+    shared, ours, *others = (f"{scores[name]:.3f}" for name in names)
     said = " ".join(README.split())
-    assert f"96 directions reach {ours} (`make bench-family`)" in said
-    assert "r = 1 and r = 8, given the extra pass, {} and {}, full fine-tuning {}".format(*others) in said
+    assert f"the default's form reaches {shared} and 96 directions {ours} (`make bench-family`)" in said
+    assert "r = 1 and r = 8, given the extra pass, {} and {}".format(*others) in said
+
+
+def test_what_the_page_says_of_pairs_is_what_the_cells_say(table):
+    scores = {row.method: row.test.mean for row in table if row.data == "movie-pairs"}
+    said = " ".join(RESULTS_PAGE.split())
+    assert max(scores, key=lambda name: scores[name]) == "shared r=3, warm"
+    best, without, one = (f"{scores[name]:.3f}" for name in ("shared r=3, warm", "shared r=3", "shared r=1, warm"))
+    assert f"with r = 3 they reach {best}, the best of all methods there ({without} without)" in said
+    assert f"with r = 1, 1,548 parameters, {one}" in said
+    warm, cold = scores["200 directions, warm"], scores["200 directions"]
+    assert f"Directions gain nothing from it ({warm:.3f} to {cold:.3f})" in said
+    gradient, lora = (f"{scores[name]:.3f}" for name in ("200 directions, gradient", "LoRA r=1"))
+    family = " ".join(page("docs/explanation/family.md").split())
+    assert f"200 directions of the gradient reach {gradient} and 200 of the update {cold:.3f}" in family
+    assert f"LoRA r = 1 reaches {lora}" in family
+    others = [score for name, score in scores.items() if ", of " in name]
+    assert len(others) == 4
+    assert "On pairs, those of any other data set are no better than the head alone" in said
+    assert max(others) - scores["head alone"] < 0.01
 
 
 def test_what_the_page_says_of_learning_rates_is_what_the_cells_say(table):
@@ -401,9 +418,12 @@ def test_what_the_page_says_of_the_long_protocol_is_what_the_cells_say(long):
 
 def test_what_the_page_says_of_a_warm_start_is_what_the_cells_say(table):
     scores = {(row.method, row.data): f"{row.test.mean:.3f}" for row in table}
-    cells = [scores[f"shared r=3{warm}", data] for data in ("amazon-reviews", "tweets") for warm in (", warm", "")]
+    data = ("movie-pairs", "amazon-reviews", "tweets")
+    cells = [scores[f"shared r=3{warm}", on] for on in data for warm in (", warm", "")]
     said = " ".join(page("docs/explanation/family.md").split())
-    assert "ahead on Amazon reviews and behind on tweets ({} to {}, {} to {})".format(*cells) in said
+    assert (
+        "ahead on pairs and Amazon reviews and behind on tweets ({} to {}, {} to {}, {} to {})".format(*cells) in said
+    )
 
 
 def test_the_committed_comparison_is_that_of_the_committed_records():
