@@ -421,9 +421,8 @@ def test_what_the_page_says_of_a_warm_start_is_what_the_cells_say(table):
     data = ("movie-pairs", "amazon-reviews", "tweets")
     cells = [scores[f"shared r=3{warm}", on] for on in data for warm in (", warm", "")]
     said = " ".join(page("docs/explanation/family.md").split())
-    assert (
-        "ahead on pairs and Amazon reviews and behind on tweets ({} to {}, {} to {}, {} to {})".format(*cells) in said
-    )
+    words = "ahead on pairs and Amazon reviews and behind on tweets ({} to {}, {} to {}, {} to {})"
+    assert words.format(*cells) in said
 
 
 def test_the_committed_comparison_is_that_of_the_committed_records():
