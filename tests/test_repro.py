@@ -99,7 +99,7 @@ def test_frames_are_pooled_once_and_held_by_an_adapter_that_starts_again_when_th
         "factorize-init",
     ]
     (restored / "data/ratings.csv").write_text((restored / "data/ratings.csv").read_text() + "one more,1.0\n")
-    assert ran(quick(restored, "dvc", "repro", "factorize-init")) == ["inputs", "factorize-init"]
+    assert ran(quick(restored, "dvc", "repro", "factorize-init")) == ["inputs", "check-model", "factorize-init"]
 
     family = restored / "models/family"
     shutil.copytree(restored / "artifacts/init", family)
@@ -111,7 +111,7 @@ def test_frames_are_pooled_once_and_held_by_an_adapter_that_starts_again_when_th
     weights = load_file(family / "adapter_model.safetensors")
     changed = {name: -value if ".factor_A1" in name else value for name, value in weights.items()}
     save_file(changed, family / "adapter_model.safetensors", metadata={"format": "pt"})
-    assert ran(quick(restored, "dvc", "repro")) == ["inputs", *everything]
+    assert ran(quick(restored, "dvc", "repro")) == ["inputs", "check-model", *everything]
 
 
 def test_frames_where_dvc_does_not_watch_are_one_line(restored):

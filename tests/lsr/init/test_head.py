@@ -480,7 +480,8 @@ def test_no_examples():
 
 
 def test_no_labels():
-    refused([examples(), tokens()], "batch 2 has no labels to fit a head to: it has input_ids, attention_mask")
+    has = "batch 2 has no labels to fit a head to: it has input_ids, attention_mask"
+    refused([examples(), tokens()], f"{has}; with head_steps=0 no head is fitted")
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
