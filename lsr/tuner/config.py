@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from operator import index
-from os import fspath
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -163,6 +163,8 @@ class LsrConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = PeftType("LSR")
         self.rank_shape = _as_sizes("rank_shape", self.rank_shape)
+        if not isinstance(self.frames, str | PathLike):
+            raise ValueError(f"frames must be {OWN!r} or the folder or hub repository of frames, got {self.frames!r}")
         self.frames = fspath(self.frames)
         for name in PATTERNS:
             setattr(self, name, {} if getattr(self, name) is None else getattr(self, name))

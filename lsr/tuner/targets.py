@@ -102,9 +102,17 @@ def adapted_names(model: nn.Module, config: LsrConfig, names: list[str]) -> list
     open_config = cast("LsrConfig", _maybe_include_all_linear_layers(replace(config), model))
     adapted = [name for name in names if check_target_module_exists(open_config, name)]
     if config.target_modules == "all-linear":  # PEFT lists modules_to_save too, e.g. DistilBERT's pre_classifier
-        adapted = [name for name in adapted if not is_trained_whole(config, name)]
+        adapted = [name for name in adapted if not is_trained_whole(config, name) and _is_chosen(config, name)]
     check_patterns(config, adapted)
     return adapted
+
+
+def _is_chosen(config: LsrConfig, name: str) -> bool:
+    """Return whether a layer is in layers_to_transform, if that is set: with all-linear PEFT ignores it."""
+    if config.layers_to_transform is None:
+        return True
+    ending = name.rpartition(".")[2]  # of a list of endings it does not
+    return bool(check_target_module_exists(replace(config, target_modules=[ending]), name))
 
 
 def is_trained_whole(config: PeftConfig, name: str) -> bool:

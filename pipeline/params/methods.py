@@ -24,6 +24,7 @@ class MethodParams(Section):
 
     word: ClassVar[str]  # the value of `adapter` that selects it, and its key in params.yaml
     exports: ClassVar[tuple[str, ...]] = ("merged",)  # the formats of evaluate.export that it supports
+    listed: ClassVar[tuple[str, ...]] = ("default",)  # words of target_modules among whose layers `layers` can choose
 
     def filled(self) -> "MethodParams":
         """Return the section to train with: this one, or the section of the method that this is a special case of."""
@@ -37,9 +38,10 @@ class MethodParams(Section):
     @model_validator(mode="after")
     def _layers_are_chosen_among_those_that_are_listed(self) -> Self:
         targets = getattr(self, "target_modules", ())
-        if getattr(self, "layers", "all") != "all" and isinstance(targets, str) and targets != "default":
+        if getattr(self, "layers", "all") != "all" and isinstance(targets, str) and targets not in self.listed:
             # PEFT refuses an expression, and would adapt every layer with all-linear.
-            raise ValueError(f"layers: needs target_modules to be default or a list; got target_modules: {targets}")
+            allowed = " or ".join((*self.listed, "a list"))
+            raise ValueError(f"layers: needs target_modules to be {allowed}; got target_modules: {targets}")
         return self
 
 
@@ -48,6 +50,7 @@ class LsrParams(MethodParams):
 
     word = "lsr"
     exports = ("lora", "merged")
+    listed = ("default", "all-linear")
     init_key: ClassVar[str] = "lsr.init"  # what a message about the initialization names
 
     rank_shape: Shape
@@ -327,6 +330,7 @@ class DirectionsParams(MethodParams):
 
     word = "directions"
     exports = ("lora", "merged")
+    listed = ("default", "all-linear")
 
     budget: Count = Field(description="directions, distributed over the target layers by the short training run")
     init: Literal["update", "warm"]
@@ -351,6 +355,7 @@ class LoraxsParams(MethodParams):
 
     word = "loraxs"
     exports = ("lora", "merged")
+    listed = ("default", "all-linear")
 
     r: Rank
     alpha: Alpha
@@ -369,6 +374,7 @@ class LorasbParams(MethodParams):
 
     word = "lorasb"
     exports = ("lora", "merged")
+    listed = ("default", "all-linear")
 
     r: Rank
     alpha: Alpha

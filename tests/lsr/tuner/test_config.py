@@ -286,6 +286,7 @@ def test_with_layers_the_most_frequent_values_are_usual_and_the_others_patterns(
         ({"target_modules": "(query"}, "target_modules: '(query' is not a valid regular expression"),
         ({"exclude_modules": "[a"}, "exclude_modules: '[a' is not a valid regular expression"),
         ({"alpha_pattern": {"*": 2}}, "alpha_pattern: '*' is not a valid regular expression"),
+        ({"frames": None}, "frames must be 'own' or the folder or hub repository of frames, got None"),
         ({"seed": "x"}, "seed must be an integer or None, got 'x'"),
         ({"seed": 1.5}, "seed must be an integer or None, got 1.5"),
     ],

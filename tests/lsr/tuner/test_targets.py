@@ -3,11 +3,12 @@
 import re
 
 import pytest
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 
 from benchmarks.capabilities.models import tiny
 from lsr import LsrConfig
 from lsr.tuner.layer import LsrLayer
+from lsr.tuner.linear import adapted_layers
 from tests.lsr.subjects import CASES
 
 
@@ -85,3 +86,14 @@ def test_an_internal_part_of_an_adapted_layer_is_no_target():
     with pytest.raises(ValueError, match="target_modules: no layer is named 'base_layer'"):
         model.add_adapter("second", LsrConfig(target_modules=["base_layer"]))
     assert list(model.peft_config) == ["default"]
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama-causal"])
+def test_all_linear_layers_of_some_indices_are_those_alone(name, tmp_path):
+    task = "CAUSAL_LM" if name.endswith("causal") else "SEQ_CLS"
+    fields = {"task_type": task, "rank_shape": (2,), "target_modules": "all-linear"}
+    every = adapted_layers(get_peft_model(tiny(name), LsrConfig(**fields))).keys()
+    model = get_peft_model(tiny(name), LsrConfig(**fields, layers_to_transform=[1]))
+    assert adapted_layers(model).keys() == {layer for layer in every if ".1." in layer} != set()
+    model.save_pretrained(str(tmp_path))
+    assert adapted_layers(PeftModel.from_pretrained(tiny(name), str(tmp_path))).keys() == adapted_layers(model).keys()

@@ -217,7 +217,6 @@ MISTAKES = [
     ("lsr.in_shape", [32, 24], "lsr: in_shape: must hold as many sizes as rank_shape ranks, 1; got [32, 24]"),
     ("lsr.out_shape", [32, 24], "lsr: out_shape: must hold as many sizes as rank_shape ranks, 1; got [32, 24]"),
     ("lsr.init", "cp", "lsr: init: row_space and cp make no frames for a core; got init: cp and train: all"),
-    ("directions.layers", [1], "directions: layers: needs target_modules to be default or a list; got target_modules"),
     ("lora.init", "pisa", "lora.init: input should be 'random', 'pissa', 'olora', 'eva' or 'loftq', got 'pisa'"),
     ("lora.init", "loftq", "lora.init: loftq compensates for quantization, but the base model is in full precision"),
     ("lokr.decompose_factor", -1, "lokr.decompose_factor: input should be 'auto' or greater than or equal to 1, got"),
@@ -253,6 +252,14 @@ def test_a_mistake_is_one_line(workspace, key, value, message):
         (
             {"lsr.rank_shape": [2, 2], "lsr.train": "core", "lsr.frames_dtype": "sign"},
             "lsr: frames_dtype: sign needs one rank in rank_shape; got rank_shape: [2, 2]",
+        ),
+        (
+            {"directions.layers": [1], "directions.target_modules": ".*qu"},
+            "directions: layers: needs target_modules to be default or all-linear or a list; got target_modules: .*qu",
+        ),
+        (
+            {"lora.layers": [1], "lora.target_modules": "all-linear"},
+            "lora: layers: needs target_modules to be default or a list; got target_modules: all-linear",
         ),
         (
             {"lora.layers": [1], "lora.target_modules": ".*query"},
