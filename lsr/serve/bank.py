@@ -268,11 +268,13 @@ class AdapterBank(nn.Module):
             InputError: names both modules.
         """
         heads = {*self._heads, *names_of_heads(reading, self._modules_of_base)}
-        for name in (*reading.adapters, *self._layers, *heads):
-            outer = next((head for head in heads if name.startswith(f"{head}.")), None)
-            if outer is not None or (name in heads and name in {*reading.adapters, *self._layers}):
+        adapted = dict.fromkeys((*reading.adapters, *self._layers))
+        for name in (*adapted, *heads):
+            outer = name if name in adapted and name in heads else None
+            outer = next((head for head in heads if name.startswith(f"{head}.")), outer)
+            if outer is not None:
                 raise InputError(
-                    f"{reading.source}: {name!r} is adapted or trained, and {outer or name!r} trained in full, by this "
+                    f"{reading.source}: {name!r} is adapted or trained, and {outer!r} trained in full, by this "
                     "adapter or one in the bank; a bank can hold only one of both"
                 )
 
