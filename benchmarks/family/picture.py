@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from benchmarks.family.methods import GROUPS
 from benchmarks.family.summary import Row
@@ -104,7 +104,7 @@ def _panel(axes: Axes, rows: Sequence[Row]) -> None:
             axes.axhline(row.test.mean, color=plots.GREY, linewidth=1, linestyle=LINES[row.method][0], zorder=0)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(10))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 

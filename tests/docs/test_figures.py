@@ -63,6 +63,7 @@ BY_TRAINED = {
     "LoRA r = 1, two epochs": "LoRA r=1, two epochs",
     "LoRA r = 8": "LoRA r=8",
     "LoRA r = 8, two epochs": "LoRA r=8, two epochs",
+    "LoRA r = 16 in all linear layers": "LoRA r=16, all linear",
     "full fine-tuning": "every weight",
 }
 BY_SIZE = {
@@ -401,6 +402,14 @@ def test_what_the_page_says_of_learning_rates_is_what_the_cells_say(table):
     ):
         assert words in said, words
     assert {row.data for row in cored} == {4}
+
+
+def test_what_the_page_says_of_a_lora_like_that_of_the_short_run_is_what_the_cells_say(table):
+    found, datasets = {(row.method, row.data): row for row in table}, dict.fromkeys(row.data for row in table)
+    rows = [[found[name, data] for name in (DIRECTIONS, "LoRA r=16, all linear")] for data in datasets]
+    pairs = [f"{ours.test.mean:.3f} to {theirs.test.mean:.3f}" for ours, theirs in rows]
+    assert f"score higher on all five ({', '.join(pairs[:-1])} and {pairs[-1]})" in " ".join(RESULTS_PAGE.split())
+    assert all(ours.test.mean > theirs.test.mean for ours, theirs in rows)
 
 
 def test_what_the_page_says_of_the_long_protocol_is_what_the_cells_say(long):
