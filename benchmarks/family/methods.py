@@ -21,7 +21,7 @@ RUNS: Mapping[int, tuple[Layers, ...]] = {  # consecutive layers; earlier ones n
 ALL_LINEAR = ("query", "key", "value", "output.dense", "intermediate.dense")
 FULL_SCALE = 0.01  # every weight is trained at a hundredth of the rates of adapters
 HEAD_SCALE = 5.0  # a head that is trained alone, at higher rates
-SHORT_SCALE = 0.25  # a LoRA of high rank in all linear layers fails at the rates of small adapters
+LARGE_SCALE = 0.25  # a LoRA of high rank in all linear layers fails at the rates of small adapters
 # The scaling is alpha / rank, or alpha / 8 for a diagonal core, so that one grid of rates suits all ranks.
 CORE_ALPHA = 24.0
 FACTOR_ALPHA = 16.0  # of factors without a core, at rank 4
@@ -157,7 +157,7 @@ METHODS: Mapping[str, Method] = {
     "LoRA r=8, two epochs": Method("lora", twice(lora(8))),
     "LoRA r=1, all linear": Method("lora", {**lora(1), "lora.target_modules": ALL_LINEAR}),
     "LoRA r=16, all linear": Method(  # the same as the short training, and tried around its learning rate
-        "lora", {**lora(16), "lora.target_modules": ALL_LINEAR}, scale=SHORT_SCALE
+        "lora", {**lora(16), "lora.target_modules": ALL_LINEAR}, scale=LARGE_SCALE
     ),
     "LoRA-XS r=12": Method("svd", core(12, init="principal")),
     "LoRA-SB r=12": Method("svd", core(12, init="gradient", head_steps=0)),

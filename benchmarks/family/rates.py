@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from benchmarks.family import plan
 from benchmarks.family.experiment import GRID, PROTOCOLS, Run
-from benchmarks.family.methods import FULL_SCALE, HEAD_SCALE, METHODS, SHORT_SCALE
+from benchmarks.family.methods import FULL_SCALE, HEAD_SCALE, LARGE_SCALE, METHODS
 from benchmarks.family.plan import Found
 from benchmarks.family.report import markdown_table
 from pipeline import artifacts
@@ -66,7 +66,7 @@ def markdown(found: Found) -> Iterator[str]:
     yield ""
     yield "Points of validation score below the best rate of the grid on the same data set, with the first seed: mean"
     yield f"over the data sets except {APART}, in parentheses the largest, and on {APART}. The rates of every weight"
-    yield f"are these times {FULL_SCALE:g}, of the head alone times {HEAD_SCALE:g}, of LoRA r=16 times {SHORT_SCALE:g}."
+    yield f"are these times {FULL_SCALE:g}, of the head alone times {HEAD_SCALE:g}, of LoRA r=16 times {LARGE_SCALE:g}."
     yield "Up to two points are noise."
     for protocol in PROTOCOLS:
         if rows := losses(protocol, found):
