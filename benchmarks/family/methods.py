@@ -166,6 +166,11 @@ METHODS: Mapping[str, Method] = {
 }
 
 
+def scales() -> str:
+    """Return which methods have a grid of other learning rates, and its factor."""
+    return "; ".join(f"{name}: times {method.scale:g}" for name, method in METHODS.items() if method.scale != 1)
+
+
 def of_protocol(protocol: str) -> Iterator[str]:
     """Yield the names of the methods that run in a protocol."""
     yield from (name for name, method in METHODS.items() if method.is_long or protocol == "short")

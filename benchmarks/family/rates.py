@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from benchmarks.family import plan
 from benchmarks.family.experiment import GRID, PROTOCOLS, Run
-from benchmarks.family.methods import FULL_SCALE, HEAD_SCALE, LARGE_SCALE, METHODS
+from benchmarks.family.methods import METHODS, scales
 from benchmarks.family.plan import Found
 from benchmarks.family.report import markdown_table
 from pipeline import artifacts
@@ -65,9 +65,8 @@ def markdown(found: Found) -> Iterator[str]:
     yield "# What one learning rate for all data sets would cost"
     yield ""
     yield "Points of validation score below the best rate of the grid on the same data set, with the first seed: mean"
-    yield f"over the data sets except {APART}, in parentheses the largest, and on {APART}. The rates of every weight"
-    yield f"are these times {FULL_SCALE:g}, of the head alone times {HEAD_SCALE:g}, of LoRA r=16 times {LARGE_SCALE:g}."
-    yield "Up to two points are noise."
+    yield f"over the data sets except {APART}, in parentheses the largest, and on {APART}. Up to two points are"
+    yield f"noise. Some methods have other rates ({scales()})."
     for protocol in PROTOCOLS:
         if rows := losses(protocol, found):
             yield f"\n## {protocol}\n"

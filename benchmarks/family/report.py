@@ -9,7 +9,7 @@ from textwrap import wrap
 from benchmarks.family import picture, sizes
 from benchmarks.family.checks import Check, checks
 from benchmarks.family.experiment import GRID, PROTOCOLS, SEEDS, SHORT, STEP
-from benchmarks.family.methods import FULL_SCALE, HEAD_SCALE, LARGE_SCALE
+from benchmarks.family.methods import scales
 from benchmarks.family.summary import PEERS, Row
 from pipeline import artifacts, console
 
@@ -76,10 +76,9 @@ def _caption() -> Iterator[str]:
         f"of {short['train.batch_size']}, {short['train.precision']}. long: all of train in "
         f"{long['train.epochs']} epochs of batches of {long['train.batch_size']}, {long['train.precision']}.",
         f"The learning rate is the one of {rates} with the best validation score of the trained model, for each method "
-        f"and data set (every weight: times {FULL_SCALE:g}; head alone: times {HEAD_SCALE:g}; LoRA r=16: times "
-        f"{LARGE_SCALE:g}). Where the best is at an edge, one more rate is tried, a factor of {STEP:g} beyond; (edge): "
-        "that one is the best. LoRA r=1 in a few layers tries all rates in each of several runs of layers, and so has "
-        "more tries.",
+        f"and data set ({scales()}). Where the best is at an edge, one more rate is tried, a factor of {STEP:g} "
+        "beyond; (edge): that one is the best. LoRA r=1 in a few layers tries all rates in each of several runs of "
+        "layers, and so has more tries.",
         "The first seed tunes, and its run is also one of those that are reported.",
         "▲ and ▼: the 95 % interval of the difference to LoRA r=1 with the same seeds excludes 0, as it does by chance "
         "alone once in twenty.",
