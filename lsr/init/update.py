@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,17 @@ SCALING = 2.0
 LARGEST_NORM = 1.0  # of a step's gradient
 FAILED = 0.95  # of the mean loss of the first quarter: a last quarter above it shows that the run has learned nothing
 JUDGED_STEPS = 32  # of runs with a head to train; in shorter ones, the means of quarters are mostly noise
-WARM_UP = 0.1  # of the steps, when such a run is repeated
+
+
+class Gentler(NamedTuple):
+    """A way to repeat a run that has failed."""
+
+    words: str
+    share: float  # of the learning rates
+    warm_up: float  # share of the steps over which the rates rise
+
+
+REPEATED = (Gentler("a warm-up", 1.0, 0.1), Gentler("a warm-up and half the learning rates", 0.5, 0.1))
 
 Pair = tuple[nn.Parameter, nn.Parameter]  # A (k, n), B (m, k)
 
@@ -53,9 +63,10 @@ def examples_updates(
 
     First `steps` steps fit the head, as `lsr.init.head.fitted_head` does. Then LoRA and head take one AdamW step per
     batch, in order, without dropout, with learning rates that decay linearly to zero. If there is a head and the loss
-    hardly falls over at least `JUDGED_STEPS` steps, this is done once more with rates that first rise linearly, and
-    the better run is used; a warning says which. Without a head, as in a language model, the loss begins low and falls
-    little in any case. Small batches work best, for example of eight. The batches are read once and kept in memory.
+    hardly falls over at least `JUDGED_STEPS` steps, this is done again with rates that first rise linearly, and once
+    more with half of these rates if that fails, too; the run that ends lowest is used, and a warning says which.
+    Without a head, as in a language model, the loss begins low and falls little in any case. Small batches work best,
+    for example of eight. The batches are read once and kept in memory.
     Deterministic: equal inputs give equal bytes.
 
     A step costs a forward pass and a backward pass through the activations; frozen weights need no gradient, so they
@@ -130,28 +141,53 @@ def _train(
     progress: Callable[[int, int], None] | None,
     start: int,  # batches done before
 ) -> None:
-    """Run over the batches, and again with a warm-up if the loss hardly falls; keep the run that ends lower."""
-    parameters, total = [parameter for group in groups for parameter in group.parameters], start + len(batches)
-    begin = copied_values(parameters)
-    losses = _run(model, names, groups, batches, part_of(progress, start, total))
-    first, last = _quarters(losses)
+    """Run over the batches, and more gently while the loss hardly falls; keep the run that ends lowest."""
+    parameters, count = [parameter for group in groups for parameter in group.parameters], len(batches)
     _, head = groups
-    if not head.parameters or len(losses) < JUDGED_STEPS or last <= FAILED * first:
-        return
-    end = copied_values(parameters)
-    set_values(parameters, begin)
+    begin = copied_values(parameters)
+    losses = _run(model, names, groups, batches, part_of(progress, start, start + count))
+    first, last = _quarters(losses)
+    end, reached = copied_values(parameters), [last]
+    for number, gentler in enumerate(REPEATED, 1):
+        if not head.parameters or count < JUDGED_STEPS or min(reached) <= FAILED * first:
+            break
+        set_values(parameters, begin)
+        done = start + number * count
+        reached.append(_repeated(model, names, groups, batches, part_of(progress, done, done + count), gentler))
+        if reached[-1] < min(reached[:-1]):
+            end = copied_values(parameters)
+    set_values(parameters, end)
+    if len(reached) > 1:
+        warnings.warn(_story(first, reached), stacklevel=3)  # the caller of examples_updates
+
+
+def _repeated(
+    model: nn.Module,
+    names: Sequence[str],
+    groups: Sequence[Group],
+    batches: Sequence[Batch],
+    progress: Callable[[int], None] | None,
+    gentler: Gentler,
+) -> float:
+    """Run once more, and return the mean loss of the last quarter; infinity if the loss is not finite."""
+    slower = [Group(group.parameters, gentler.share * group.rate) for group in groups]
     try:
-        again = _run(model, names, groups, batches, part_of(progress, total, total + len(batches)), warm_up=WARM_UP)
-        _, reached = _quarters(again)
-    except ValueError:  # the loss is not finite
-        reached = math.inf
-    if reached >= last:
-        set_values(parameters, end)
-    result = f"led to {reached:.3f}" if math.isfinite(reached) else "diverged"
-    warnings.warn(
-        f"the loss of the short training run only went from {first:.3f} to {last:.3f}, so it was repeated with a "
-        f"warm-up, which {result}: the {'second' if reached < last else 'first'} run is used",
-        stacklevel=3,  # the caller of examples_updates
+        _, last = _quarters(_run(model, names, slower, batches, progress, warm_up=gentler.warm_up))
+    except ValueError:
+        return math.inf
+    return last
+
+
+def _story(first: float, reached: Sequence[float]) -> str:
+    """Return what the runs led to, in a line."""
+    again = ", then with ".join(
+        f"{gentler.words}, which {f'led to {last:.3f}' if math.isfinite(last) else 'diverged'}"
+        for gentler, last in zip(REPEATED, reached[1:], strict=False)  # not all may have been needed
+    )
+    used = ("first", "second", "third")[reached.index(min(reached))]
+    return (
+        f"the loss of the short training run only went from {first:.3f} to {reached[0]:.3f}, so it was repeated with "
+        f"{again}: the {used} run is used"
     )
 
 
