@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from itertools import product
 from math import isfinite
 from statistics import fmean
 
@@ -102,6 +103,7 @@ FAR_FROM_LORA = {  # 1 ahead, -1 behind; all other intervals of the long protoco
     ("shared r=3", "movie-reviews"): {"r=1": -1, "r=8": -1},
     ("shared r=3", "movie-ratings"): {"r=8": -1},
     ("shared r=3, warm", "movie-ratings"): {"r=8": -1},
+    ("shared r=3, warm", "movie-pairs"): {"r=1": 1},
 }
 
 
@@ -371,10 +373,12 @@ def test_what_the_readme_says_of_pairs_is_what_the_cells_say(table):
 
 def test_what_the_readme_says_of_the_long_protocol_is_what_the_cells_say(table, long):
     found = {row.data: row.over_first for row in long if row.method == "shared r=3, warm"}
-    assert found.keys() == {row.data for row in table} - {"movie-pairs"}
-    assert {_direction(over) for over in found.values()} == {0}
-    words = "In three epochs on all texts, the default's form ties with LoRA r = 1 on the others."
-    assert words in " ".join(README.split())
+    assert {data: _direction(over) for data, over in found.items()} == {
+        row.data: row.data == "movie-pairs" for row in table
+    }
+    scores = {row.method: f"{row.test.mean:.3f}" for row in long if row.data == "movie-pairs"}
+    words = "In three epochs on all texts, the default's form leads r = 1 ({} to {}) and ties elsewhere."
+    assert words.format(scores["shared r=3, warm"], scores["LoRA r=1"]) in " ".join(README.split())
 
 
 def test_what_the_page_says_of_pairs_is_what_the_cells_say(table):
@@ -434,20 +438,29 @@ def test_what_the_page_says_of_a_lora_like_that_of_the_short_run_is_what_the_cel
 def test_what_the_page_says_of_the_long_protocol_is_what_the_cells_say(long):
     said = " ".join(RESULTS_PAGE.split())
     scores = {(row.method, row.data): f"{row.test.mean:.3f}" for row in long}
-    first = [scores[name, on] for on in ("movie-reviews", *LED) for name in (DIRECTIONS, "LoRA r=1")]
+    both = [scores[name, on] for on, name in product(("movie-reviews", *LED), (DIRECTIONS, "LoRA r=1"))]
     words = "lead LoRA r = 1 on film reviews ({} to {}), Amazon reviews ({} to {}) and ratings ({} to {})"
-    assert words.format(*first) in said
+    assert words.format(*both) in said
     eight = [scores["LoRA r=8", on] for on in LED]
     assert "on the last two also r = 8 ({} and {}), and tie on tweets".format(*eight) in said
-    assert f"with r = 8 on all but ratings ({scores['shared r=3, warm', 'movie-ratings']})" in said
-    cold = [scores["shared r=3", on] for on in ("movie-ratings", "movie-reviews")]
-    assert "Without the warm start they trail r = 8 there ({}) and both on film reviews ({})".format(*cold) in said
+    default = "shared r=3, warm"
+    pairs = [scores[name, "movie-pairs"] for name in (default, "LoRA r=1")]
+    assert "lead LoRA r = 1 on pairs ({} to {}) and tie with it on the other four".format(*pairs) in said
+    ratings = [scores[name, "movie-ratings"] for name in (default, "LoRA r=8", "shared r=3")]
+    cold = scores["shared r=3", "movie-reviews"]
+    words = "({} to {}). Without the warm start they trail r = 8 there ({}) and both on film reviews ({})"
+    assert f"on all but ratings {words.format(*ratings, cold)}" in said
     sizes = [row.size / 1000 for row in long if row.method == "96 directions, signs"]
-    assert f"96 directions of signs, in {min(sizes):.1f} to {max(sizes):.1f} kB, tie with both on all four" in said
+    assert f"96 directions of signs, in {min(sizes):.1f} to {max(sizes):.1f} kB, tie with both on these four" in said
     for row in (row for row in long if row.group != "lora"):
         expected = {"r=1": 0, "r=8": 0} | FAR_FROM_LORA.get((row.method, row.data), {})
         found = {"r=1": _direction(row.over_first), "r=8": _direction(row.over_second)}
         assert found == expected, (row.method, row.data)
+    failed, *others = sorted(
+        next(row for row in long if (row.method, row.data) == ("LoRA r=8", "movie-pairs")).tests.values()
+    )
+    words = f"one seed of five with r = 8 failed ({failed:.3f}; the others {others[0]:.3f} to {others[-1]:.3f})"
+    assert words in said
 
 
 def _direction(difference):
