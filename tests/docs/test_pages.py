@@ -35,7 +35,8 @@ def commands(start):
 
 
 def test_the_readme_is_short():
-    assert len(README.split()) <= LONGEST
+    words = [word for word in README.split() if word != "|"]  # of tables without their lines
+    assert len(words) <= LONGEST
 
 
 @pytest.mark.parametrize("block", blocks("yaml"))
