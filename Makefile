@@ -69,9 +69,10 @@ arena: $(READY)
 bench: $(READY)
 	python -m benchmarks.speed
 
-## bench-family: scores by parameters of the forms of LSR and of their rivals; hours, goes on where it was stopped
+## bench-family: scores by parameters of the forms of LSR and of their rivals, in two protocols; a day, goes on where it was stopped
 bench-family: $(READY)
-	python -m benchmarks.family
+	python -m benchmarks.family --protocol short
+	python -m benchmarks.family --protocol long
 
 ## bench-factorize: time and memory of the initializations beside torch's SVD
 bench-factorize: $(READY)
