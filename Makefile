@@ -71,8 +71,7 @@ bench: $(READY)
 
 ## bench-family: scores by parameters of the forms of LSR and of their rivals, in two protocols; a day, goes on where it was stopped
 bench-family: $(READY)
-	python -m benchmarks.family --protocol short
-	python -m benchmarks.family --protocol long
+	python -m benchmarks.family
 
 ## bench-factorize: time and memory of the initializations beside torch's SVD
 bench-factorize: $(READY)

@@ -8,6 +8,7 @@ import argparse
 from collections.abc import Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
+from itertools import chain
 
 from benchmarks import figures
 from benchmarks.family import plan, rates, report, store, summary
@@ -31,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with leaving_in_plain_lines("stopped; finished cells are kept"):
         found = store.load(CELLS)
         if not options.table:
-            run(options.protocol, options.only or [""], options.workers, found)
+            protocols = [options.protocol] if options.protocol else list(PROTOCOLS)
+            run(protocols, options.only or [""], options.workers, found)
         if table := summary.rows(found):
             report.write(table, RESULTS)
             rates.write(found, RESULTS)
@@ -39,22 +41,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
             console.console.print("no learning rate is tuned yet, so there is nothing to compare")
 
 
-def run(protocol: str, only: Sequence[str], workers: int, found: dict[str, Line]) -> None:
+def run(protocols: Sequence[str], only: Sequence[str], workers: int, found: dict[str, Line]) -> None:
     """Measure the missing cells of the runs chosen by `only`, and add their lines to `found` and to the file.
 
     Raises:
         UserError: if no run is chosen, or a cell cannot run; finished cells are kept.
     """
-    if not plan.runs(protocol, only):
+    if not any(plan.runs(protocol, only) for protocol in protocols):
         words = " ".join(only)
-        near = nearest(words, [one.name for one in plan.runs(protocol)])
+        near = nearest(words, [one.name for protocol in protocols for one in plan.runs(protocol)])
         raise UserError(f"--only {words}: no run has this in its name{near}; a name is PROTOCOL DATA: METHOD")
     set_up_torch(threads=1)  # two processes with one thread each are faster than one with two
     pool = workers_of_this_program(workers)
-    most = plan.count_missing(protocol, only, found)
-    with pool, console.progress(f"family, {protocol}: at most", most, "cells") as advance:
+    most = sum(plan.count_missing(protocol, only, found) for protocol in protocols)
+    with pool, console.progress("family: at most", most, "cells") as advance:
         try:
-            for cells in plan.batches(protocol, only, found):
+            for cells in chain.from_iterable(plan.batches(protocol, only, found) for protocol in protocols):
                 for future in as_completed([pool.submit(measure, cell) for cell in cells]):
                     line = future.result()
                     store.append(CELLS, line)
@@ -77,7 +79,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="processes, with one thread each (default: 2)",
     )
-    parser.add_argument("--protocol", choices=list(PROTOCOLS), default="short", help="how to train (default: short)")
+    parser.add_argument("--protocol", choices=list(PROTOCOLS), help="how to train (default: each, one after the other)")
     parser.add_argument(
         "--only",
         action="append",

@@ -8,8 +8,8 @@ from benchmarks.family import store
 from pipeline.errors import UserError
 from tests.benchmarks.family.made_up import line
 
-ONLY = "movie-reviews: core r=4"  # two runs
-MOST = 2 * 9  # two methods, at most nine cells each
+ONLY = "movie-reviews: core r=4"  # four runs
+MOST = 2 * 2 * 9  # two protocols and two methods, at most nine cells each
 
 
 class Pool:
@@ -69,6 +69,12 @@ def test_a_run_ends_with_the_table(measured, results, capsys):
         "rates.md",
     }
     assert "core r=4, last layers" in capsys.readouterr().out
+    assert [cell.run.protocol for cell in measured] == ["short"] * (MOST // 2) + ["long"] * (MOST // 2)
+
+
+def test_a_protocol_can_be_chosen(measured):
+    program.main(["--protocol", "long", "--only", ONLY])
+    assert [cell.run.protocol for cell in measured] == ["long"] * (MOST // 2)
 
 
 @pytest.mark.parametrize(
