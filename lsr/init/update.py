@@ -28,6 +28,7 @@ SCALING = 2.0
 LARGEST_NORM = 1.0  # of a step's gradient
 FAILED = 0.95  # of the mean loss of the first quarter: a last quarter above it shows that the run has learned nothing
 JUDGED_STEPS = 32  # of runs with a head to train; in shorter ones, the means of quarters are mostly noise
+WARM_UP = 0.1  # of the steps, when such a run is repeated
 
 
 class Gentler(NamedTuple):
@@ -35,10 +36,9 @@ class Gentler(NamedTuple):
 
     words: str
     share: float  # of the learning rates
-    warm_up: float  # share of the steps over which the rates rise
 
 
-REPEATED = (Gentler("a warm-up", 1.0, 0.1), Gentler("a warm-up and half the learning rates", 0.5, 0.1))
+REPEATED = (Gentler("a warm-up", 1.0), Gentler("a warm-up and half the learning rates", 0.5))
 
 Pair = tuple[nn.Parameter, nn.Parameter]  # A (k, n), B (m, k)
 
@@ -148,8 +148,9 @@ def _train(
     losses = _run(model, names, groups, batches, part_of(progress, start, start + count))
     first, last = _quarters(losses)
     end, reached = copied_values(parameters), [last]
-    for number, gentler in enumerate(REPEATED, 1):
-        if not head.parameters or count < JUDGED_STEPS or min(reached) <= FAILED * first:
+    is_judged = head.parameters and count >= JUDGED_STEPS
+    for number, gentler in enumerate(REPEATED if is_judged else (), 1):
+        if min(reached) <= FAILED * first:
             break
         set_values(parameters, begin)
         done = start + number * count
@@ -172,7 +173,7 @@ def _repeated(
     """Run once more, and return the mean loss of the last quarter; infinity if the loss is not finite."""
     slower = [Group(group.parameters, gentler.share * group.rate) for group in groups]
     try:
-        _, last = _quarters(_run(model, names, slower, batches, progress, warm_up=gentler.warm_up))
+        _, last = _quarters(_run(model, names, slower, batches, progress, warm_up=WARM_UP))
     except ValueError:
         return math.inf
     return last
