@@ -8,8 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipeline import artifacts
 from pipeline.arena.machine import cpu
+from pipeline.core import artifacts
 
 FOLDER = Path("benchmarks/results")
 PACKAGES = ("torch", "transformers", "peft", "numpy", "scipy", "tensorly", "safetensors")

@@ -12,9 +12,9 @@ from pathlib import Path
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
-from pipeline import artifacts, console
-from pipeline.command_line import Parser
-from pipeline.errors import UserError, first_line, leaving_in_plain_lines
+from pipeline.core import artifacts, console
+from pipeline.core.command_line import Parser
+from pipeline.core.errors import UserError, first_line, leaving_in_plain_lines
 
 PROGRAM = "python -m pipeline.plots_page"
 NAME = "plots.html"  # DVC looks for it in its own folder

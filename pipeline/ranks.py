@@ -12,8 +12,8 @@ from functools import cache
 from itertools import count
 from typing import TYPE_CHECKING
 
-from pipeline import console
-from pipeline.errors import UserError, first_line
+from pipeline.core import console
+from pipeline.core.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store

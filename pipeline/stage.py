@@ -8,8 +8,9 @@ from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 
-from pipeline import artifacts, console, params, ranks
-from pipeline.errors import UserError, leaving_in_plain_lines
+from pipeline import params, ranks
+from pipeline.core import artifacts, console
+from pipeline.core.errors import UserError, leaving_in_plain_lines
 
 CHECKS = ("check", "check-model")  # the stages that have no outputs to lose
 

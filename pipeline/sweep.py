@@ -19,9 +19,10 @@ from dvc.utils.cli_parse import to_path_overrides
 from dvc.utils.hydra import apply_overrides, get_hydra_sweeps, to_hydra_overrides
 from hydra.errors import HydraException
 
-from pipeline import console, params
-from pipeline.command_line import Parser
-from pipeline.errors import UserError, first_line, leaving_in_plain_lines
+from pipeline import params
+from pipeline.core import console
+from pipeline.core.command_line import Parser
+from pipeline.core.errors import UserError, first_line, leaving_in_plain_lines
 from pipeline.params.reading import read_yaml
 
 PROGRAM = "python -m pipeline.sweep"

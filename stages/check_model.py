@@ -4,7 +4,8 @@ Like `check`, it has nothing to lose: its output is the same for all valid input
 tokenizer of the model, but none of its weights, and the frames of another adapter in a folder.
 """
 
-from pipeline import artifacts, console, params, stage
+from pipeline import params, stage
+from pipeline.core import artifacts, console
 from pipeline.methods import adapters, base_models
 
 

@@ -13,7 +13,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from pipeline import artifacts, console, params, stage
+from pipeline import params, stage
+from pipeline.core import artifacts, console
 from pipeline.data import tokens
 from pipeline.evaluation import inference, report, submission
 from pipeline.evaluation.outcome import Outcome

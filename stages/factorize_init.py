@@ -18,8 +18,9 @@ from lsr.init import INITIALIZATIONS
 from lsr.tuner.config import CORED
 from lsr.tuner.start import groups_of
 from lsr.tuner.start_report import FramesReport, StartReport, report_frames, report_start
-from pipeline import artifacts, console, params, stage
-from pipeline.errors import UserError
+from pipeline import params, stage
+from pipeline.core import artifacts, console
+from pipeline.core.errors import UserError
 from pipeline.evaluation import plots, start_report
 from pipeline.methods import adapters, base_models, eva, pooling
 

@@ -9,11 +9,12 @@ files instead of all of data/ and models/, so files that are not chosen do not a
 import os
 from pathlib import Path
 
-from pipeline import artifacts, console, params, stage
+from pipeline import params, stage
+from pipeline.core import artifacts, console
+from pipeline.core.errors import UserError
+from pipeline.core.files import check_file
 from pipeline.data import content
 from pipeline.data.content import WATCHED, Source
-from pipeline.errors import UserError
-from pipeline.files import check_file
 
 
 def inputs(source: Source, where: str) -> dict[str, str]:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from pipeline import artifacts, console, params, stage
+from pipeline import params, stage
+from pipeline.core import artifacts, console
 from pipeline.data import datasets, further
 from pipeline.data.encoding import tokenize
 from pipeline.params.rows import DatasetRow

@@ -11,7 +11,8 @@ from typing import cast
 from peft import PeftModel
 from transformers import Trainer, set_seed
 
-from pipeline import artifacts, console, params, ranks, stage
+from pipeline import params, ranks, stage
+from pipeline.core import artifacts, console
 from pipeline.data import tokens
 from pipeline.evaluation import plots
 from pipeline.methods import adapters, base_models, cards

@@ -7,7 +7,8 @@ from typing import get_args
 
 import pytest
 
-from pipeline import artifacts, params
+from pipeline import params
+from pipeline.core import artifacts
 from stages.inputs import WATCHED
 from tests.workspace import ROOT, read_yaml
 
@@ -124,7 +125,7 @@ def test_metrics_and_plots_go_to_git_and_artifacts_to_the_cache(stage):
 
 
 def test_every_output_is_a_path_of_pipeline_artifacts():
-    tree = ast.parse((ROOT / "pipeline/artifacts.py").read_text())
+    tree = ast.parse((ROOT / "pipeline/core/artifacts.py").read_text())
     known = {
         node.args[0].value
         for node in ast.walk(tree)
@@ -189,7 +190,7 @@ def test_the_table_of_models_is_a_dep_by_row_and_not_as_a_file():
     assert not deps & {"pipeline", "pipeline/datasets.yaml", "pipeline/models.yaml", "params.yaml"}
 
 
-@pytest.mark.parametrize("module", ["pipeline.params", "pipeline.artifacts", "pipeline.console"])
+@pytest.mark.parametrize("module", ["pipeline.params", "pipeline.core.artifacts", "pipeline.core.console"])
 def test_light_modules_do_without_the_heavy_ones(module):
     heavy = {"torch", "transformers", "datasets", "matplotlib", "peft"}
     code = f"import sys, {module}; print(*{heavy} & set(sys.modules))"

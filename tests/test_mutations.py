@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from lsr.__main__ import main
+from pipeline.core.errors import UserError
 from pipeline.data import datasets
-from pipeline.errors import UserError
 from pipeline.params.rows import DatasetRow
 from tests import mutations
 from tests.lsr.saved import CASES, save

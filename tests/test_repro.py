@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file, save_file
 
-from pipeline import artifacts
+from pipeline.core import artifacts
 from tests import workspace
 from tests.repository import add_row, files_row, make, quick, ran
 from tests.stages.running import digests

@@ -31,7 +31,7 @@ STALE = {
     "lsr/convert/export.py": {"evaluate"},
     "lsr/serve/bank.py": set(),
     "lsr/__main__.py": set(),
-    "pipeline/artifacts.py": set(STAGES),
+    "pipeline/core/artifacts.py": set(STAGES),
     "pipeline/ranks.py": set(STAGES),
     "pipeline/params/schema.py": set(STAGES),
     "pipeline/params/__main__.py": set(),

@@ -9,8 +9,8 @@ from importlib.metadata import version
 from benchmarks import figures
 from benchmarks.capabilities import answers
 from benchmarks.capabilities.subjects import METHODS
-from pipeline import artifacts, console
-from pipeline.errors import leaving_in_plain_lines
+from pipeline.core import artifacts, console
+from pipeline.core.errors import leaving_in_plain_lines
 
 RESULTS = figures.FOLDER / "capabilities.json"
 PACKAGES = ("peft", "transformers")

@@ -13,8 +13,8 @@ from benchmarks import figures
 from benchmarks.factorize import measure, stream, summary
 from benchmarks.factorize.cases import Case, cases
 from benchmarks.processes import in_fresh_process, process
-from pipeline import console
-from pipeline.errors import leaving_in_plain_lines
+from pipeline.core import console
+from pipeline.core.errors import leaving_in_plain_lines
 
 RESULTS = figures.FOLDER / "factorize.json"
 ROUNDS = {384: 7, 768: 7, 1024: 5, 4096: 3}  # by size; in each round, all calls on a size take turns

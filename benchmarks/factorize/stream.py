@@ -14,8 +14,8 @@ from torch import Tensor
 
 from benchmarks.factorize.cases import Case, decaying_weight
 from benchmarks.processes import peak_memory
-from pipeline import console
-from pipeline.errors import UserError
+from pipeline.core import console
+from pipeline.core.errors import UserError
 
 SIZE = 4096  # q and v of a model of 7 B parameters, in each of 32 layers
 STARTS = ("row_space", "principal")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from benchmarks.factorize.cases import LOWRANK, SVD, Case
 from benchmarks.factorize.measure import Probe
 from benchmarks.factorize.stream import Pass
-from pipeline import console
+from pipeline.core import console
 
 COLUMNS = ("call", "size", "r", "s", "seconds", "/ svd", "/ lowrank", "peak MB", "captured", "equal SVD", "target")
 Times = Mapping[Case, Sequence[float]]  # one per round: all cases of a size take turns

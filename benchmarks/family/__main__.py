@@ -14,9 +14,9 @@ from benchmarks import figures
 from benchmarks.family import plan, rates, report, store, summary
 from benchmarks.family.experiment import PROTOCOLS
 from benchmarks.family.measure import Line, measure
-from pipeline import console
 from pipeline.arena.workers import set_up_torch, workers_of_this_program
-from pipeline.errors import UserError, leaving_in_plain_lines, nearest
+from pipeline.core import console
+from pipeline.core.errors import UserError, leaving_in_plain_lines, nearest
 
 RESULTS = figures.FOLDER / "family"
 CELLS = RESULTS / "cells.jsonl"

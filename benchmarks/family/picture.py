@@ -15,7 +15,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from benchmarks.family.methods import GROUPS
 from benchmarks.family.summary import Row
-from pipeline import artifacts
+from pipeline.core import artifacts
 from pipeline.evaluation import plots
 
 PROTOCOL = "short"  # the one that all methods run

@@ -14,7 +14,7 @@ from benchmarks.family.experiment import GRID, PROTOCOLS, Run
 from benchmarks.family.methods import METHODS, scales
 from benchmarks.family.plan import Found
 from benchmarks.family.report import markdown_table
-from pipeline import artifacts
+from pipeline.core import artifacts
 
 APART = "movie-pairs"
 FILE = "rates.md"

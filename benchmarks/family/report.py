@@ -11,7 +11,7 @@ from benchmarks.family.checks import Check, checks
 from benchmarks.family.experiment import GRID, PROTOCOLS, SEEDS, SHORT, STEP
 from benchmarks.family.methods import scales
 from benchmarks.family.summary import PEERS, Row
-from pipeline import artifacts, console
+from pipeline.core import artifacts, console
 
 DETAILS = (
     *("method", "layers", "trained", "stored", "learning rate", "test score"),

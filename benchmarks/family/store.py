@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from benchmarks.family.measure import Line
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 
 
 def load(path: Path) -> dict[str, Line]:

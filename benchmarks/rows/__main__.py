@@ -22,8 +22,9 @@ from transformers import BertConfig, BertModel
 
 from benchmarks import figures
 from benchmarks.processes import BYTES_OF_MAXRSS
-from pipeline import artifacts, console, params
-from pipeline.errors import UserError, leaving_in_plain_lines
+from pipeline import params
+from pipeline.core import artifacts, console
+from pipeline.core.errors import UserError, leaving_in_plain_lines
 from pipeline.methods import base_models
 
 ROOT = Path(__file__).parents[2]

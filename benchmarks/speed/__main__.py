@@ -13,8 +13,8 @@ from typing import NamedTuple, TypeVar
 from benchmarks import figures
 from benchmarks.speed import growth, layer, many, many_report, race, report, step, terms
 from benchmarks.speed.dtypes import affordable
-from pipeline import console
-from pipeline.errors import leaving_in_plain_lines
+from pipeline.core import console
+from pipeline.core.errors import leaving_in_plain_lines
 
 PARTS = ("layer", "terms", "step", "race", "many", "growth")
 RESULTS = figures.FOLDER / "speed.json"

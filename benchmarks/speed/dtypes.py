@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
-from pipeline import console
+from pipeline.core import console
 from pipeline.training import emulated
 
 

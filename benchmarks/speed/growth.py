@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 from benchmarks.processes import in_fresh_process, peak_beyond
 from benchmarks.speed import many, race
 from lsr import LsrConfig
-from pipeline import console
+from pipeline.core import console
 from pipeline.data.encoding import tokenize
 from pipeline.data.tokens import collator
 from pipeline.methods import base_models

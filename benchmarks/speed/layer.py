@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.processes import in_fresh_process, peak_beyond, process
 from benchmarks.speed.methods import FROZEN, METHODS, PEER, adapted, trained
 from benchmarks.speed.timing import Times, overhead, ratio, take_turns
-from pipeline import console
+from pipeline.core import console
 
 DTYPES = ("float32", "bfloat16")
 TOKENS = {384: (256, 2048), 768: (256, 2048, 16384), 4096: (64, 256)}

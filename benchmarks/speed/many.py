@@ -18,7 +18,7 @@ from benchmarks.speed.step import SHAPES
 from benchmarks.speed.timing import Times, ratio, take_turns
 from lsr import AdapterBank, LsrConfig
 from lsr.serve.reading import read_adapter
-from pipeline import console
+from pipeline.core import console
 
 MODEL, ROWS, ROUNDS = "MiniLM", 64, 4
 LENGTHS = (32, 4)  # tokens per row: with fewer, adapters take a larger share of the time

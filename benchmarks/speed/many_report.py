@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.speed import many
 from benchmarks.speed.report import Target
-from pipeline import console
+from pipeline.core import console
 
 SHOWN, HELD = 256, 1024  # numbers of adapters in the targets
 MOST_MEGABYTES = 16

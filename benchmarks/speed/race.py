@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from benchmarks.processes import in_fresh_process
-from pipeline import console
+from pipeline.core import console
 from pipeline.data import datasets, tokens
 from pipeline.data.encoding import tokenize
 from pipeline.evaluation import inference, scores

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.speed import growth, layer, race, step, terms
 from benchmarks.speed.methods import FROZEN, METHODS, OURS, PEER, SMALLEST_PEER
-from pipeline import artifacts, console
+from pipeline.core import artifacts, console
 from pipeline.evaluation import plots
 
 SHOWN = (768, 2048, "float32")  # the layer in the plot and the targets

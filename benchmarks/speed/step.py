@@ -18,7 +18,7 @@ from transformers import (
 from benchmarks.processes import in_fresh_process, peak_beyond, process
 from benchmarks.speed.methods import FROZEN, METHODS, PEER, SMALLEST_PEER, Targets, adapted, trained
 from benchmarks.speed.timing import Times, ratio, take_turns
-from pipeline import console
+from pipeline.core import console
 from pipeline.training.allocator import keep_freed_memory
 
 ALL_LINEAR = "all linear"

@@ -18,7 +18,7 @@ from lsr.algebra.separable import kron_sum, kron_sum_product
 from lsr.algebra.shapes import split_width
 from lsr.tuner.functional import is_cheaper_by_factors
 from lsr.tuner.linear import adapted_layers
-from pipeline import console
+from pipeline.core import console
 
 WIDTH, TOKENS = 768, 2048  # for timing more terms
 RANK_SHAPE = (4, 4)  # 64 terms of rank 4 would be more than a layer of this width can use

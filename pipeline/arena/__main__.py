@@ -15,7 +15,6 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from statistics import mean, median
 
-from pipeline import console
 from pipeline.arena import check, plan, preset, record
 from pipeline.arena.changes import changes
 from pipeline.arena.inputs import write_examples
@@ -23,8 +22,9 @@ from pipeline.arena.measure import measure, task_of
 from pipeline.arena.plan import Cell, Run
 from pipeline.arena.record import Record
 from pipeline.arena.workers import set_up_torch, workers_of_this_program
-from pipeline.command_line import Parser, whole_number
-from pipeline.errors import UserError, leaving_in_plain_lines, nearest
+from pipeline.core import console
+from pipeline.core.command_line import Parser, whole_number
+from pipeline.core.errors import UserError, leaving_in_plain_lines, nearest
 
 PROGRAM = "python -m pipeline.arena"
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from pipeline import console, params
+from pipeline import params
 from pipeline.arena import inputs
 from pipeline.arena.measure import task_of
 from pipeline.arena.plan import Cell, Run
 from pipeline.arena.preset import PATH
-from pipeline.errors import UserError
+from pipeline.core import console
+from pipeline.core.errors import UserError
 from pipeline.methods import adapters, base_models
 from pipeline.training import arguments
 

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
+from pipeline.core.errors import UserError
 from pipeline.data import content
 from pipeline.data.content import Source
-from pipeline.errors import UserError
 
 
 def digests(sources: Iterable[Source]) -> list[dict[str, str]]:

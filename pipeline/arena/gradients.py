@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, set_seed
 
 from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS
-from pipeline import artifacts
 from pipeline.arena import inputs
 from pipeline.arena.inputs import CACHE, Task
+from pipeline.core import artifacts
 from pipeline.data import tokens
 from pipeline.methods import adapters, architecture, base_models
 from pipeline.methods.pooling import BATCH

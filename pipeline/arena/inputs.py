@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from filelock import FileLock
 
-from pipeline import artifacts
 from pipeline.arena.files import digests
 from pipeline.arena.preset import Amount, Reads
+from pipeline.core import artifacts
+from pipeline.core.errors import UserError
 from pipeline.data import datasets, tokens
 from pipeline.data.encoding import tokenize
-from pipeline.errors import UserError
 from pipeline.evaluation.answers import members
 from pipeline.methods import base_models
 from pipeline.params.rows import GROUP, DatasetRow, ModelRow

@@ -24,8 +24,8 @@ from pipeline.arena.gradients import Found, Reading, gradients, with_heads
 from pipeline.arena.inputs import Task
 from pipeline.arena.plan import ArenaView, Cell
 from pipeline.arena.record import Record
+from pipeline.core.errors import UserError, clipped, first_line, refused_by_machine
 from pipeline.data import tokens
-from pipeline.errors import UserError, clipped, first_line, refused_by_machine
 from pipeline.evaluation import inference, scores
 from pipeline.evaluation.answers import answers
 from pipeline.methods import adapters, base_models, eva

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, JsonValue, StrictFloat, StrictInt, StrictStr, model_validator
 
-from pipeline.errors import UserError, nearest
+from pipeline.core.errors import UserError, nearest
 from pipeline.params.reading import load_table
 from pipeline.params.rows import Named, Word
 from pipeline.params.sections import Count, Section

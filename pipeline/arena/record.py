@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-from pipeline import artifacts
-from pipeline.errors import UserError, first_line
+from pipeline.core import artifacts
+from pipeline.core.errors import UserError, first_line
 
 FOLDER = artifacts.ARENA
 ENDING = ".jsonl"

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from pipeline import console
 from pipeline.arena.preset import PATH, Preset
 from pipeline.arena.record import ENDING, FOLDER, Record, read
-from pipeline.command_line import Parser, whole_number
 from pipeline.compare.comparison import BASELINE, RESAMPLES
-from pipeline.errors import UserError, leaving_in_plain_lines, nearest
+from pipeline.core import console
+from pipeline.core.command_line import Parser, whole_number
+from pipeline.core.errors import UserError, leaving_in_plain_lines, nearest
 from pipeline.params.reading import load_table
 
 PROGRAM = "python -m pipeline.compare"

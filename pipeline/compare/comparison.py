@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from pipeline import console
 from pipeline.arena.record import Record
 from pipeline.compare import against, examples, provenance
 from pipeline.compare.against import Paired
@@ -11,7 +10,8 @@ from pipeline.compare.cells import Cell, by_task, cells
 from pipeline.compare.examples import Examples
 from pipeline.compare.ranking import Ranking, rank
 from pipeline.compare.rows import AVERAGE, Row, average, missing, of_cell
-from pipeline.errors import UserError, nearest
+from pipeline.core import console
+from pipeline.core.errors import UserError, nearest
 
 BASELINE = "LoRA r=1"
 ALWAYS = {"LoRA r=1": "lora", "LoRA r=2": "lora", "LoRA r=8": "lora"}  # methods that every table includes

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline import params
 from pipeline.arena.record import FOLDER
 from pipeline.compare.cells import Cell
-from pipeline.errors import UserError, first_line
+from pipeline.core.errors import UserError, first_line
 from pipeline.evaluation import scores
 
 PAIR = "text_pair"

@@ -8,11 +8,12 @@ import dvc.api
 from dvc.exceptions import DvcException
 from dvc.scm import SCMError
 
-from pipeline import artifacts, params
+from pipeline import params
 from pipeline.compare.estimates import estimate
 from pipeline.compare.rows import PERCENT
 from pipeline.compare.tables import Flat
-from pipeline.errors import UserError, first_line
+from pipeline.core import artifacts
+from pipeline.core.errors import UserError, first_line
 
 Shown = Mapping[str, Any]  # params, metrics and hashes of dependencies by name, as `dvc exp show` has them
 SEED, SCORE = "seed", "score"

@@ -10,10 +10,10 @@ import matplotlib
 import vl_convert
 from PIL import Image
 
-from pipeline import artifacts, console
 from pipeline.compare import charts, tables
 from pipeline.compare.comparison import Comparison
 from pipeline.compare.rows import AVERAGE
+from pipeline.core import artifacts, console
 
 SIZES = {
     "trained": "trained parameters of the adapter",

@@ -5,7 +5,6 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline import artifacts, console
 from pipeline.arena.record import Record
 from pipeline.compare import experiments, latex, markdown, pictures, tables
 from pipeline.compare.comparison import Comparison, compare
@@ -13,6 +12,7 @@ from pipeline.compare.page import page
 from pipeline.compare.rows import AVERAGE
 from pipeline.compare.tables import Flat
 from pipeline.compare.words import NONE, ahead, counted, probable, scored, several
+from pipeline.core import artifacts, console
 
 PAGE = "index.html"
 

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipeline import artifacts, params
+from pipeline import params
+from pipeline.core import artifacts
+from pipeline.core.errors import UserError
 from pipeline.data import pairs, sources
 from pipeline.data.usable import Usable, write
-from pipeline.errors import UserError
 from pipeline.params.rows import DatasetRow
 from pipeline.params.sources import Split
 

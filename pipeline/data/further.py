@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline import params
+from pipeline.core.errors import UserError
 from pipeline.data import sources
 from pipeline.data.datasets import mapped
 from pipeline.data.usable import write
-from pipeline.errors import UserError
 from pipeline.params.rows import DatasetRow
 from pipeline.params.sources import HIDDEN
 

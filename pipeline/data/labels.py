@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.errors import nearest
+from pipeline.core.errors import nearest
 from pipeline.params.rows import Classes, Number, Threshold
 
 Reader = Callable[[object], float | None]

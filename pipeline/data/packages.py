@@ -11,8 +11,8 @@ import tempfile
 import zlib
 from pathlib import Path
 
-from pipeline import console
-from pipeline.errors import UserError, nearest
+from pipeline.core import console
+from pipeline.core.errors import UserError, nearest
 
 
 def fetch_sdist(package: str, sha256: str) -> Path:

@@ -13,9 +13,9 @@ from itertools import chain, count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO, TypeVar
 
+from pipeline.core.errors import UserError, first_line, nearest
+from pipeline.core.files import check_file
 from pipeline.data import packages
-from pipeline.errors import UserError, first_line, nearest
-from pipeline.files import check_file
 from pipeline.params.rows import Examples
 from pipeline.params.sources import HIDDEN, FilesSource, HubSource, PackageSource, Split
 

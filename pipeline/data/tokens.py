@@ -10,8 +10,8 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from pipeline import artifacts
-from pipeline.errors import UserError, first_line
+from pipeline.core import artifacts
+from pipeline.core.errors import UserError, first_line
 from pipeline.params.rows import GROUP
 
 INPUTS = ("input_ids", "token_type_ids", "length", "label")

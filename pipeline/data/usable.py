@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipeline import console
+from pipeline.core import console
+from pipeline.core.errors import UserError
 from pipeline.data import labels, records, sources
 from pipeline.data.texts import is_missing
-from pipeline.errors import UserError
 from pipeline.params.rows import GROUP, INDEX, Examples, Number
 
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from pipeline.artifacts import replacing
+from pipeline.core.artifacts import replacing
 
 STYLE = {
     "font.size": 9,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from pipeline import artifacts, console
+from pipeline.core import artifacts, console
 from pipeline.data import tokens
 from pipeline.evaluation import plots
 from pipeline.evaluation.outcome import Outcome, groups

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 
 Numbers = NDArray[Any]  # (examples,): class indices, or real numbers
 Values = NDArray[np.float64]

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from pipeline import artifacts, console
+from pipeline.core import artifacts, console
 from pipeline.evaluation import plots
 from pipeline.evaluation.plots import Frames
 

@@ -31,7 +31,7 @@ from lsr.tuner.model import check_forms
 from lsr.tuner.saved import check_saved, misfit, read_fields
 from lsr.tuner.start import Started, initialize_factors
 from lsr.tuner.targets import check_indices, check_names
-from pipeline.errors import UserError, first_line, nearest
+from pipeline.core.errors import UserError, first_line, nearest
 from pipeline.methods import architecture, device, placement, subtracted, table
 from pipeline.methods.base_models import public_name
 from pipeline.params import PARAMS, LsrParams, MethodParams, PeftParams

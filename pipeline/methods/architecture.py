@@ -6,7 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lsr import LsrModel
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from pipeline.methods.base_models import linear_layers, public_name
 from pipeline.params.rows import ModelRow
 

@@ -12,8 +12,9 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 from transformers.utils import logging
 
-from pipeline import console, params
-from pipeline.errors import UserError, first_line, nearest
+from pipeline import params
+from pipeline.core import console
+from pipeline.core.errors import UserError, first_line, nearest
 from pipeline.params.rows import DatasetRow, HubModel, ModelRow, PackageModel
 
 if TYPE_CHECKING:  # importing a model class takes seconds, and the stage tokenize has no model

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from peft import PeftModel, initialize_lora_eva_weights
 from torch import Tensor
 
-from pipeline.errors import UserError, first_line
+from pipeline.core.errors import UserError, first_line
 from pipeline.methods import device
 from pipeline.params import PARAMS
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 import lsr
 from lsr.convert.files import InputError, writing
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from pipeline.methods import adapters, base_models, device
 from pipeline.params import PARAMS
 from pipeline.params.rows import DatasetRow, ModelRow

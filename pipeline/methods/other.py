@@ -7,7 +7,7 @@ from typing import Any
 
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig, PromptLearningConfig
 
-from pipeline.errors import nearest
+from pipeline.core.errors import nearest
 from pipeline.params import PeftParams
 
 SET_HERE = ("peft_type", "task_type", "target_modules", "modules_to_save", "inference_mode", "base_model_name_or_path")

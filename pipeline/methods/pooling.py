@@ -7,9 +7,9 @@ from transformers import PreTrainedModel, set_seed
 
 from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS
-from pipeline import console
+from pipeline.core import console
+from pipeline.core.errors import UserError
 from pipeline.data import examples, tokens
-from pipeline.errors import UserError
 from pipeline.methods import adapters, base_models
 from pipeline.params import PARAMS, FactorizeInitView, LsrParams
 

@@ -9,8 +9,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from pipeline.errors import UserError
-from pipeline.files import read_small
+from pipeline.core.errors import UserError
+from pipeline.core.files import read_small
 from pipeline.params import mistakes
 from pipeline.params.rows import DatasetRow
 

@@ -3,8 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
-from pipeline.command_line import Parser
-from pipeline.errors import leaving_in_plain_lines
+from pipeline.core.command_line import Parser
+from pipeline.core.errors import leaving_in_plain_lines
 from pipeline.params import PARAMS, TrainView, load
 
 PROGRAM = "python -m pipeline.params"

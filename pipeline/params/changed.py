@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from pipeline.params import mistakes
 from pipeline.params.reading import AnyView, load_row, read_yaml, seen_by
 from pipeline.params.schema import PARAMS, Params

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from pipeline.errors import nearest
+from pipeline.core.errors import nearest
 
 Place = tuple[str, ...]
 

@@ -13,8 +13,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
 
-from pipeline.errors import UserError, first_line, nearest
-from pipeline.files import read_small
+from pipeline.core.errors import UserError, first_line, nearest
+from pipeline.core.files import read_small
 from pipeline.params import mistakes
 from pipeline.params.methods import LsrParams
 from pipeline.params.rows import ModelRow

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.errors import first_line
+from pipeline.core.errors import first_line
 from pipeline.params.sources import (
     HIDDEN,
     Columns,

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from pipeline import artifacts, console
-from pipeline.command_line import Parser
+from pipeline.core import artifacts, console
+from pipeline.core.command_line import Parser
+from pipeline.core.errors import UserError, drop_output, flush_output, leaving_in_plain_lines
 from pipeline.data.texts import encode
-from pipeline.errors import UserError, drop_output, flush_output, leaving_in_plain_lines
 from pipeline.methods import task
 from pipeline.methods.task import Task
 from pipeline.params import ADAPTERS

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import console
+from pipeline.core import console
+from pipeline.core.errors import UserError
 from pipeline.data import sources
 from pipeline.data.texts import checked_text, is_missing
-from pipeline.errors import UserError
 from pipeline.methods.task import Task
 
 STDIN = "-"

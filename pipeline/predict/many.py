@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 
-from pipeline import console
+from pipeline.core import console
+from pipeline.core.errors import UserError, nearest
 from pipeline.data import sources
 from pipeline.data.texts import encode
-from pipeline.errors import UserError, nearest
 from pipeline.methods.task import FILE, Task
 from pipeline.params import mistakes
 from pipeline.predict import inputs

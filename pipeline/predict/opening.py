@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lsr.convert import loading
 from lsr.convert.base_model import load_base, load_tokenizer
 from lsr.convert.files import InputError, read_config, read_tensors
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from pipeline.methods import adapters, device, table
 from pipeline.methods.base_models import check_positions, check_tokens, installed_folder, pad
 from pipeline.params import TABLES

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from pipeline import artifacts, console
+from pipeline.core import artifacts, console
+from pipeline.core.errors import UserError
 from pipeline.data import sources
-from pipeline.errors import UserError
 from pipeline.predict.inputs import Given
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import EvalPrediction, TrainingArguments
 
 from pipeline import ranks
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from pipeline.evaluation import scores
 from pipeline.evaluation.answers import answers
 from pipeline.methods import adapters, device, table

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from pipeline import artifacts
-from pipeline.console import Advance
-from pipeline.errors import UserError
+from pipeline.core import artifacts
+from pipeline.core.console import Advance
+from pipeline.core.errors import UserError
 
 LOSSES = {"loss": "loss", "eval_loss": "validation loss", "train_loss": "mean loss"}  # in the Trainer's log
 

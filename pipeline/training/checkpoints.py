@@ -15,8 +15,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from pipeline import artifacts, console, ranks
-from pipeline.errors import UserError
+from pipeline import ranks
+from pipeline.core import artifacts, console
+from pipeline.core.errors import UserError
 
 SUMS = "SHA256SUMS"  # in the form that `sha256sum --check` reads
 NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")

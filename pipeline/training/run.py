@@ -13,7 +13,8 @@ from peft import PeftModel
 from ruamel.yaml import YAML
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback
 
-from pipeline import artifacts, ranks
+from pipeline import ranks
+from pipeline.core import artifacts
 from pipeline.data import tokens
 from pipeline.params import TrainView
 from pipeline.training import arguments

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pipeline import artifacts, console, ranks
+from pipeline import ranks
+from pipeline.core import artifacts, console
 from pipeline.training.checkpoints import Checkpoints
 
 NAME = re.compile(r"([0-9a-f]{16})(\.lock)?")

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler
 
 from pipeline import ranks
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from pipeline.training.noise import NoiseOfWholeBatch
 from pipeline.training.trainer import MergingTrainer
 

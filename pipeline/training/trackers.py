@@ -13,8 +13,9 @@ from typing import Any
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import DVCLiveCallback, get_reporting_integration_callbacks
 
-from pipeline import artifacts, ranks
-from pipeline.errors import UserError
+from pipeline import ranks
+from pipeline.core import artifacts
+from pipeline.core.errors import UserError
 from pipeline.params import PARAMS, TrainParams, TrainView
 
 FOLDER = "runs"

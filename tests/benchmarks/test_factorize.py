@@ -12,7 +12,7 @@ from benchmarks.factorize.cases import LOWRANK, SVD, Case, cases, decaying_weigh
 from benchmarks.factorize.measure import Probe, captured_energy
 from benchmarks.processes import in_fresh_process
 from lsr.algebra.separable import kron_sum
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 
 PRIME = 53  # a width that has to be padded
 

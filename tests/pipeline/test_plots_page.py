@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from pipeline import plots_page
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from tests.browser import chromium, note_requests_elsewhere
 from tests.repository import command
 from tests.workspace import ROOT, read_yaml

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline import params, ranks, stage
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 
 
 @pytest.fixture

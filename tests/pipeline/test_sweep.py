@@ -5,7 +5,7 @@ import shlex
 import pytest
 
 from pipeline import sweep
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from tests.workspace import ROOT
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline import artifacts, params
+from pipeline import params
+from pipeline.core import artifacts
 from pipeline.methods import adapters, base_models
 from stages import check_model, evaluate, factorize_init, inputs, tokenize, train
 

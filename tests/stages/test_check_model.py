@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from pipeline import artifacts, params
-from pipeline.errors import UserError
+from pipeline import params
+from pipeline.core import artifacts
+from pipeline.core.errors import UserError
 from pipeline.methods import base_models
 from stages import check_model
 from tests import workspace

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from lsr.init import INITIALIZATIONS, READERS
 from lsr.tuner.linear import adapted_layers
-from pipeline import artifacts, params
-from pipeline.errors import UserError
+from pipeline import params
+from pipeline.core import artifacts
+from pipeline.core.errors import UserError
 from pipeline.methods import adapters
 from tests import workspace
 from tests.stages.running import (

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import artifacts, params
-from pipeline.errors import UserError
+from pipeline import params
+from pipeline.core import artifacts
+from pipeline.core.errors import UserError
 from pipeline.params.rows import DatasetRow, HubModel, ModelRow, PackageModel
 from pipeline.params.sources import FilesSource, HubSource
 from stages import inputs as stage

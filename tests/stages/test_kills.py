@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from pipeline.training import callbacks, checkpoints, run_folder
 from tests import deaths
 from tests.stages.running import EPOCHS, digests, leftovers, train

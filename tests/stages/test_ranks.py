@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline import artifacts, params, stage
-from pipeline.errors import UserError
+from pipeline import params, stage
+from pipeline.core import artifacts
+from pipeline.core.errors import UserError
 from pipeline.methods import adapters
 from pipeline.training import arguments, callbacks
 from tests import deaths, forked, workspace

@@ -17,9 +17,10 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from lsr.tuner import start_report
 from lsr.tuner.linear import adapted_layers
-from pipeline import artifacts, params
+from pipeline import params
+from pipeline.core import artifacts
+from pipeline.core.errors import UserError
 from pipeline.data import tokens
-from pipeline.errors import UserError
 from pipeline.evaluation import inference
 from pipeline.methods import adapters, base_models
 from pipeline.training import arguments, callbacks

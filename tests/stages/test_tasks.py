@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from pipeline import artifacts, params
+from pipeline import params
+from pipeline.core import artifacts
+from pipeline.core.errors import UserError
 from pipeline.data import datasets, further, tokens
-from pipeline.errors import UserError
 from pipeline.evaluation import inference, scores, submission
 from pipeline.evaluation.answers import answers
 from pipeline.evaluation.intervals import share

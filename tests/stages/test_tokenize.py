@@ -11,10 +11,11 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from pipeline import artifacts, params
+from pipeline import params
+from pipeline.core import artifacts
+from pipeline.core.errors import UserError
 from pipeline.data import encoding
 from pipeline.data import texts as text_tools
-from pipeline.errors import UserError
 from pipeline.methods import base_models
 from pipeline.params.rows import DatasetRow, ModelRow
 from stages import tokenize as stage

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline import artifacts
+from pipeline.core import artifacts
 from pipeline.training import callbacks
 from tests import workspace
 from tests.stages.running import STEPS, TRAIN, digests, run

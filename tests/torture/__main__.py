@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tests.conftest  # noqa: F401 settings of all tests, before anything imports transformers
-from pipeline import console
+from pipeline.core import console
 from tests import workspace
 from tests.torture import adapters, data, disks, experiments, kills, mistakes, ranks
 from tests.torture.trials import Case, Journal, outcome

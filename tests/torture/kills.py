@@ -11,7 +11,7 @@ from random import Random
 
 import torch
 
-from pipeline import artifacts
+from pipeline.core import artifacts
 from tests import deaths, repository, workspace
 from tests.stages.running import EVALUATE, FACTORIZE, INPUTS, TOKENIZE, TRAIN, digests, leftovers, run
 from tests.torture.trials import Case, Trial

@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from pipeline import params, stage
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from pipeline.methods import adapters, base_models
 from stages import factorize_init
 from tests import mutations, workspace

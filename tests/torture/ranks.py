@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file
 
-from pipeline import artifacts
+from pipeline.core import artifacts
 from tests import repository, workspace
 from tests.stages.running import FACTORIZE, TOKENIZE, TRAIN, leftovers, run
 from tests.torture.children import check_plain, ended

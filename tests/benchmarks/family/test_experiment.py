@@ -3,7 +3,7 @@ import pytest
 from benchmarks.family import experiment
 from benchmarks.family.experiment import DATA, PROTOCOLS, Cell, Run, beyond, pool, sizes
 from benchmarks.family.methods import GROUPS, METHODS, of_protocol
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from pipeline.params import TrainParams
 from tests.benchmarks.family.made_up import GRID, REAL, RUN
 

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.family import __main__ as program
 from benchmarks.family import store
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from tests.benchmarks.family.made_up import line
 
 ONLY = "movie-reviews: core r=4"  # four runs

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from benchmarks.family import store
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 
 LINES = [{"key": "a", "test": 0.1}, {"key": "b", "test": 0.2}]
 

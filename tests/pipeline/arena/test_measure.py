@@ -11,7 +11,7 @@ from transformers import Trainer
 
 from pipeline.arena import inputs, plan, preset
 from pipeline.arena.measure import measure, started, task_of
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from pipeline.params import ADAPTERS
 from tests import tasks, workspace
 from tests.pipeline.arena import small

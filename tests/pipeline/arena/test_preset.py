@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.arena import check, plan, preset
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from tests import workspace
 from tests.pipeline.arena import small
 

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.arena import plan, preset, record
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from tests.pipeline.arena.made_up import recorded
 
 

@@ -11,7 +11,7 @@ from scipy import stats
 from pipeline.compare import tables
 from pipeline.compare.comparison import compare
 from pipeline.compare.rows import AVERAGE
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from pipeline.evaluation import scores
 from tests.pipeline.compare.records import TASKS, cells, labels, record, save_examples
 

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.core.errors import UserError
 from pipeline.data import datasets, sources, usable
-from pipeline.errors import UserError
 from pipeline.params.rows import DatasetRow
 from pipeline.params.sources import FilesSource
 

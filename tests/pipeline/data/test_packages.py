@@ -8,8 +8,8 @@ import venv
 
 import pytest
 
+from pipeline.core.errors import UserError
 from pipeline.data import packages
-from pipeline.errors import UserError
 
 PYPROJECT = b'[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
 BACKEND = b"""

@@ -9,9 +9,9 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from pipeline import artifacts
+from pipeline.core import artifacts
+from pipeline.core.errors import UserError
 from pipeline.data import tokens
-from pipeline.errors import UserError
 
 ROWS = 200_000
 

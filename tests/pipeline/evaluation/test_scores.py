@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as arrays
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from pipeline.evaluation import scores
 from pipeline.evaluation.intervals import intervals
 from tests.pipeline.evaluation.samples import OF_NUMBERS, OF_TWO, class_pairs, noisy_numbers, number_pairs, two_classes

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from lsr.__main__ import main as lsr_command
-from pipeline import artifacts, params
+from pipeline import params
+from pipeline.core import artifacts
+from pipeline.core.errors import UserError
 from pipeline.data import encoding
-from pipeline.errors import UserError
 from pipeline.methods import adapters, architecture, base_models
 from pipeline.params.rows import ModelRow
 from pipeline.predict.__main__ import main as predict

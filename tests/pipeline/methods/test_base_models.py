@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 import torch
 
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from pipeline.methods import base_models
 from pipeline.params.rows import DatasetRow, ModelRow
 from tests import workspace

@@ -9,7 +9,8 @@ from huggingface_hub import ModelCard
 
 from lsr.__main__ import main as lsr_command
 from lsr.tuner.card import section
-from pipeline import artifacts, params
+from pipeline import params
+from pipeline.core import artifacts
 from pipeline.methods import cards, table
 from tests import workspace
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import params
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from pipeline.methods import adapters, other
 from tests import workspace
 from tests.stages.running import base_model

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lsr.init import READERS
-from pipeline import artifacts, params
+from pipeline import params
+from pipeline.core import artifacts
 from pipeline.evaluation import inference
 from pipeline.methods import adapters, base_models, device
 from pipeline.predict.opening import open_adapter

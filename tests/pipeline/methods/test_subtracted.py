@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline import params
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from pipeline.methods import adapters
 from tests import workspace
 from tests.stages.running import base_model, logits

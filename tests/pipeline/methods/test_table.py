@@ -11,8 +11,9 @@ from peft import LoHaConfig
 from pydantic import PositiveFloat, PositiveInt
 from safetensors.torch import load_file
 
-from pipeline import artifacts, params
-from pipeline.errors import UserError
+from pipeline import params
+from pipeline.core import artifacts
+from pipeline.core.errors import UserError
 from pipeline.methods import adapters, base_models, table
 from pipeline.params import MethodParams, Targets, reading, schema
 from pipeline.predict import __main__ as predict

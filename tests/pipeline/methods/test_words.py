@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 import lsr
 from lsr.tuner.factors import entries
-from pipeline import artifacts, params
-from pipeline.errors import UserError
+from pipeline import params
+from pipeline.core import artifacts
+from pipeline.core.errors import UserError
 from pipeline.methods import adapters, base_models, pooling
 from pipeline.params import reading
 from pipeline.predict.opening import open_adapter

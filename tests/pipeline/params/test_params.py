@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from pipeline import params
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from pipeline.params.rows import DatasetRow
 
 ROOT = Path(__file__).parents[3]

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from lsr.__main__ import main as lsr_main
-from pipeline import artifacts, params
+from pipeline import params
+from pipeline.core import artifacts
 from pipeline.data import sources
 from pipeline.methods import base_models
 from pipeline.predict import __main__ as predict

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers import TrainerState
 
-from pipeline import artifacts
-from pipeline.errors import UserError
+from pipeline.core import artifacts
+from pipeline.core.errors import UserError
 from pipeline.training.callbacks import LiveCurve, Progress, StopAtDivergence
 
 STATE = TrainerState(global_step=7)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from pipeline.training.checkpoints import SUMS, Checkpoints, KeepWhole
 from tests import deaths
 

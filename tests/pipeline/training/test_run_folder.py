@@ -6,7 +6,7 @@ import os
 import pytest
 from filelock import FileLock
 
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from pipeline.training import run_folder
 from pipeline.training.run_folder import KEPT_RUNS, held
 

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from pipeline import params
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from pipeline.training import arguments, trackers
 from tests.workspace import ROOT
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.errors import UserError, refused_by_disk
+from pipeline.core.errors import UserError, refused_by_disk
 
 CHECKED = Path("artifacts/checked.json")
 CHECKED_MODEL = Path("artifacts/checked-model.json")

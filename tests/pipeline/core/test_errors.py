@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pipeline.errors import UserError, first_line, leaving_in_plain_lines
+from pipeline.core.errors import UserError, first_line, leaving_in_plain_lines
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import warnings
 import pytest
 from rich.console import Console
 
-from pipeline import console
+from pipeline.core import console
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 
 
 def check_file(path: Path, where: str = "") -> None:

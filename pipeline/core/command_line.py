@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import NoReturn
 
-from pipeline.errors import MISTAKE
+from pipeline.core.errors import MISTAKE
 
 
 class Parser(argparse.ArgumentParser):

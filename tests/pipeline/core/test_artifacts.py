@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from pipeline import artifacts
-from pipeline.errors import UserError
+from pipeline.core import artifacts
+from pipeline.core.errors import UserError
 from tests import deaths
 
 

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column, Table
 from rich.text import Text
 
-from pipeline.errors import clipped
+from pipeline.core.errors import clipped
 
 
 class _NamedConsole(Console):
