@@ -17,8 +17,9 @@ from hypothesis import settings
 from tests import workspace
 
 # The first call of many a torch operation takes longer than hypothesis' 200 ms.
-settings.register_profile("no_deadline", deadline=None)
-settings.load_profile("no_deadline")
+settings.register_profile("default_suite", deadline=None, max_examples=25)
+settings.register_profile("nightly", deadline=None, max_examples=200)
+settings.load_profile("nightly" if os.environ.get("LSR_NIGHTLY") == "1" else "default_suite")
 
 # Models this small lose more to waking threads than they gain; and sums keep one order, which `torch.equal` needs.
 torch.set_num_threads(1)
