@@ -29,7 +29,6 @@ from pipeline.data import tokens
 from pipeline.evaluation import inference, scores
 from pipeline.evaluation.answers import answers
 from pipeline.methods import adapters, base_models, eva
-from pipeline.methods.freedom import degrees_of_freedom
 from pipeline.methods.pooling import BATCH
 from pipeline.params import LoraParams, LsrParams
 from pipeline.training import run
@@ -50,7 +49,7 @@ def measure(cell: Cell) -> Record:
     machine.forget_peak()
     view, scored = cell.view(), None
     seconds: dict[str, float] = {}
-    counts = Counts(0, 0, 0, 0, None)
+    counts = Counts(0, 0, 0, 0)
     status, reason = "finished", ""
     try:
         with _timed(seconds, "load"):
@@ -96,7 +95,6 @@ class Counts(NamedTuple):
     stored: int
     head: int
     file_bytes: int
-    degrees_of_freedom: int | None
 
     @classmethod
     def of(cls, model: PeftModel, view: ArenaView) -> Self:
@@ -105,9 +103,7 @@ class Counts(NamedTuple):
         with tempfile.TemporaryDirectory() as folder:
             adapters.save_adapter(model, Path(folder), view.base_model)
             file_bytes = Path(folder, adapters.WEIGHTS).stat().st_size
-        trained, stored = counts["adapter_trained"], counts["adapter_stored"]
-        freedom = degrees_of_freedom(model, trained)
-        return cls(trained, stored, counts["head_parameters"], file_bytes, freedom)
+        return cls(counts["adapter_trained"], counts["adapter_stored"], counts["head_parameters"], file_bytes)
 
 
 def task_of(cell: Cell, view: ArenaView) -> Task:

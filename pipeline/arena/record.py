@@ -16,6 +16,7 @@ from pipeline.core.errors import UserError, first_line
 
 FOLDER = artifacts.ARENA
 ENDING = ".jsonl"
+RATE = "learning_rate"  # the last part of the keys of learning rates
 Score = float
 Status = Literal["finished", "diverged", "failed"]
 
@@ -23,7 +24,8 @@ Status = Literal["finished", "diverged", "failed"]
 class Record(BaseModel):
     """One training and its scores: a method on a task at two learning rates, with a seed.
 
-    Lists by epoch have one entry per epoch; they are empty if the training did not finish.
+    Lists by epoch have one entry per epoch, or only one for the last; they are empty if the training did not finish.
+    Trainings of an earlier engine lack predictions and losses, and some sizes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -35,6 +37,7 @@ class Record(BaseModel):
     adapter: str  # a section of params.yaml
     overrides: dict[str, JsonValue]  # of params.yaml, by dotted key
     reads: dict[str, JsonValue]  # how much of each split it reads, from the preset
+    choice: dict[str, JsonValue] = {}  # those of the overrides that tuning chose, if the method has choices
     rate: float | None  # learning rate of the adapter; None if only the head is trained
     head_rate: float
     seed: int
@@ -50,12 +53,23 @@ class Record(BaseModel):
     trained: int  # trained parameters of the adapter
     stored: int  # parameters in its file
     head: int  # parameters of the head, which is trained with every method
-    file_bytes: int  # of the adapter's file, including the head
-    degrees_of_freedom: int | None  # of the updates that it can represent; None if unknown
+    file_bytes: int | None  # of the adapter's file, including the head
 
-    seconds: dict[str, float]  # by what they were spent on: load, start, train, score; see machine.clock
-    peak_bytes: int  # of memory of the process
+    seconds: dict[str, float]  # by what they were spent on: load, start, train, score (or all); see machine.clock
+    peak_bytes: int | None  # of memory of the process
     made: dict[str, str]  # commit, date, cpu, and versions of torch, transformers and peft
+
+    @property
+    def tuned(self) -> tuple[float | None, float, str]:
+        """What tuning decides, the same for all seeds of a method on a task: both rates and the choice."""
+        return self.rate, self.head_rate, json.dumps(self.choice, sort_keys=True)
+
+    @property
+    def form(self) -> str:
+        """All other settings; where they differ between records of a method on a task, the preset has changed."""
+        varied = (*self.choice, "seed")
+        kept = {key: value for key, value in self.overrides.items() if key not in varied and not key.endswith(RATE)}
+        return json.dumps([kept, self.reads], sort_keys=True)
 
     @property
     def selected(self) -> int:

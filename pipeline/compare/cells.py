@@ -1,14 +1,12 @@
 """A method on a task: the tries that tuned its learning rate, and the trainings at that rate with all seeds."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.arena.record import Record, Score, best
 
 FINISHED, PARTLY, MISSING = "finished", "partly finished", "not run"
-TUNED = ("learning_rate", "seed")  # ends of the keys that differ between the trainings of a cell
 Rates = tuple[float | None, float]
 
 
@@ -53,7 +51,8 @@ class Cell(NamedTuple):
         """Whether the chosen learning rate is the lowest or highest tried, so that one beyond may be better."""
         if self.chosen is None:
             return False
-        tried = [set(column) - {None} for column in zip(*map(_rates, self.tries), strict=True)]
+        alike = [one for one in self.tries if one.choice == self.chosen.choice]
+        tried = [set(column) - {None} for column in zip(*map(_rates, alike), strict=True)]
         chosen = zip(_rates(self.chosen), tried, strict=True)
         return any(len(rates) > 1 and rate in (min(rates), max(rates)) for rate, rates in chosen)
 
@@ -93,7 +92,7 @@ def _cell(task: str, method: str, group: Sequence[Record]) -> Cell:
     first = min(record.seed for record in group)
     tries = sorted((record for record in group if record.seed == first), key=lambda one: _order(_rates(one)))
     chosen = _chosen(tries, group)
-    runs = [record for record in group if chosen is None or _rates(record) == _rates(chosen)]
+    runs = [record for record in group if chosen is None or record.tuned == chosen.tuned]
     runs.sort(key=lambda one: (one.seed, _order(_rates(one))))
     return Cell(task, method, tuple(tries), tuple(runs), chosen)
 
@@ -104,19 +103,18 @@ def _chosen(tries: Sequence[Record], group: Sequence[Record]) -> Record | None:
     if top is None:
         return None
     equal = [one for one in tries if one.validation and one.validation[one.selected] == top.validation[top.selected]]
-    seeds = Counter(map(_rates, group))
-    return max(equal, key=lambda one: seeds[_rates(one)])
+    seeds = Counter(one.tuned for one in group)
+    return max(equal, key=lambda one: seeds[one.tuned])
 
 
 def _newest_form(group: Sequence[Record]) -> Iterator[Record]:
     forms: dict[str, list[Record]] = {}
     for record in group:
-        kept = {key: value for key, value in record.overrides.items() if not key.endswith(TUNED)}
-        forms.setdefault(json.dumps([kept, record.reads], sort_keys=True), []).append(record)
+        forms.setdefault(record.form, []).append(record)
     newest = max(forms.values(), key=lambda form: max(map(_date, form)))
-    once: dict[tuple[Rates, int], Record] = {}
+    once: dict[tuple[Any, int], Record] = {}
     for record in sorted(newest, key=lambda one: (one.status == FINISHED, _date(one), one.key)):
-        once[_rates(record), record.seed] = record
+        once[record.tuned, record.seed] = record
     yield from once.values()
 
 

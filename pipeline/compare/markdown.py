@@ -10,7 +10,7 @@ from pipeline.compare.tables import Flat, flattery
 from pipeline.compare.words import NONE, ahead, counted, mean, probable, scored, several
 
 HEADER = (
-    "method", "score", "difference", "p (Holm)", "trained", "degrees of freedom", "stored", "bytes", "seconds",
+    "method", "score", "difference", "p (Holm)", "trained", "stored", "bytes", "seconds",
     "peak MB", "seeds", "last epoch", "best epoch on test (flatters)", "status",
 )  # fmt: skip
 
@@ -43,7 +43,6 @@ def _cells(found: Comparison, row: Row) -> tuple[str, ...]:
         ahead(pair.over_seeds) if pair else NONE,
         probable(pair.p_holm) if pair else NONE,
         counted(size.trained),
-        counted(size.degrees_of_freedom),
         counted(size.stored),
         counted(size.file_bytes),
         counted(size.seconds),

@@ -57,7 +57,7 @@ def _show(found: Comparison) -> None:
         pair = found.pairs[AVERAGE].get(row.method)
         shown.append((
             row.method, scored(row.score), ahead(pair.over_seeds) if pair else NONE, probable(pair and pair.p_holm),
-            counted(row.size.trained), counted(row.size.degrees_of_freedom), counted(row.size.file_bytes),
+            counted(row.size.trained), counted(row.size.file_bytes),
             counted(row.size.seconds), row.status,
         ))  # fmt: skip
     console.table(title, columns, shown)

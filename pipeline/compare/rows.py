@@ -16,7 +16,6 @@ class Size(NamedTuple):
     """The costs of a method: parameters, bytes and seconds; None if unknown."""
 
     trained: int | None = None  # trained parameters of the adapter
-    degrees_of_freedom: int | None = None
     stored: int | None = None  # parameters in its file
     head: int | None = None
     file_bytes: int | None = None
@@ -113,13 +112,12 @@ def _size(cell: Cell) -> Size:
     one, runs = cell.shown, cell.finished or cell.runs
     return Size(
         trained=one.trained,
-        degrees_of_freedom=one.degrees_of_freedom,
         stored=one.stored,
         head=one.head,
         file_bytes=one.file_bytes,
         seconds=fmean(sum(run.seconds.values()) for run in runs),
         train_seconds=fmean(run.seconds.get("train", 0.0) for run in runs),
-        peak_bytes=max(run.peak_bytes for run in runs),
+        peak_bytes=_largest(run.peak_bytes for run in runs),
     )
 
 
@@ -127,7 +125,6 @@ def _joined(sizes: Sequence[Size]) -> Size:
     """Return the largest sizes and the mean seconds: sizes of heads and files depend on the number of classes."""
     return Size(
         trained=_largest(size.trained for size in sizes),
-        degrees_of_freedom=_largest(size.degrees_of_freedom for size in sizes),
         stored=_largest(size.stored for size in sizes),
         head=_largest(size.head for size in sizes),
         file_bytes=_largest(size.file_bytes for size in sizes),

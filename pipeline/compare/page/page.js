@@ -68,7 +68,6 @@ const columns = [
   number("difference to " + escape(data.baseline), "difference", ahead),
   number("p (Holm)", "p_holm", value => value === null ? "–" : value < 0.0001 ? "< 0.0001" : fixed(value, 4), Infinity),
   number("trained", "trained", whole, Infinity),
-  number("degrees of freedom", "degrees_of_freedom", whole, Infinity),
   number("stored", "stored", whole, Infinity),
   number("file bytes", "file_bytes", whole, Infinity),
   number("seconds", "seconds", value => value === null ? "–" : value < 10 ? fixed(value, 1) : whole(value), Infinity),

@@ -29,7 +29,6 @@ def recorded(cell, score):
         stored=10,
         head=5,
         file_bytes=400,
-        degrees_of_freedom=None,
         seconds={"load": 0.1, "start": 0.2, "train": 3.0, "score": 1.0},
         peak_bytes=1_000_000,
         made={"commit": "none"},

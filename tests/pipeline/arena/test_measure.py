@@ -37,7 +37,6 @@ def test_a_record_holds_scores_by_epoch_and_the_answers_of_the_selected_one(aren
     assert found.score() == pytest.approx(accuracy_score(truth, found.predicted), abs=1e-6)
     assert {"accuracy", "f1"} == found.test[0].keys()
     assert (found.trained, found.stored) == (4 * 48, 4 * 48)
-    assert found.degrees_of_freedom == 4 * (48 - 1)
     assert found.file_bytes > 4 * (found.stored + found.head)
     assert found.seconds.keys() == {"load", "start", "train", "score"}
     assert found.made["torch"]
