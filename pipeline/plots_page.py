@@ -14,7 +14,7 @@ from dvc.repo import Repo
 
 from pipeline.core import artifacts, console
 from pipeline.core.command_line import Parser
-from pipeline.core.errors import UserError, first_line, leaving_in_plain_lines
+from pipeline.core.errors import UserError, exit_on_error, first_line
 
 PROGRAM = "python -m pipeline.plots_page"
 NAME = "plots.html"  # DVC looks for it in its own folder
@@ -47,7 +47,7 @@ def main(words: Sequence[str] | None = None) -> None:
         SystemExit: with exit code 2, if there is no repository of DVC's here or the library is not installed.
     """
     Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(words)
-    with leaving_in_plain_lines("stopped", PROGRAM):
+    with exit_on_error("stopped", PROGRAM):
         path = install(page())
         console.line(f"plots: {path} holds the chart library; dvc plots show writes pages that need no connection")
 

@@ -22,7 +22,7 @@ from hydra.errors import HydraException
 from pipeline import params
 from pipeline.core import console
 from pipeline.core.command_line import Parser
-from pipeline.core.errors import UserError, first_line, leaving_in_plain_lines
+from pipeline.core.errors import UserError, exit_on_error, first_line
 from pipeline.params.reading import read_yaml
 
 PROGRAM = "python -m pipeline.sweep"
@@ -125,7 +125,7 @@ def main(words: Sequence[str] | None = None) -> None:
     options = top.parse_args(words)
     if not re.fullmatch("[A-Za-z0-9_-]+", options.name):
         top.error(f"--name: letters, digits, - and _ are allowed, got {options.name!r}")
-    with leaving_in_plain_lines("stopped"):
+    with exit_on_error("stopped"):
         print("\n".join(commands(options.values, options.name)))
 
 

@@ -108,4 +108,4 @@ def submit(view: params.EvaluateView, hidden: Mapping[str, Tensor]) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main, params.EvaluateView, stage.Processes.FIRST)
+    stage.run(main, params.EvaluateView)

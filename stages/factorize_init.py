@@ -98,4 +98,4 @@ def write_cost(seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    stage.run(main, params.FactorizeInitView, stage.Processes.FIRST)
+    stage.run(main, params.FactorizeInitView)

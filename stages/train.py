@@ -82,4 +82,4 @@ def write_reports(trainer: Trainer, counts: Mapping[str, int], view: params.Trai
 
 
 if __name__ == "__main__":
-    stage.run(main, params.TrainView, stage.Processes.ALL)
+    stage.run(main, params.TrainView)

@@ -10,7 +10,7 @@ from benchmarks import figures
 from benchmarks.capabilities import answers
 from benchmarks.capabilities.subjects import METHODS
 from pipeline.core import artifacts, console
-from pipeline.core.errors import leaving_in_plain_lines
+from pipeline.core.errors import exit_on_error
 
 RESULTS = figures.FOLDER / "capabilities.json"
 PACKAGES = ("peft", "transformers")
@@ -22,7 +22,7 @@ def main() -> None:
     Raises:
         SystemExit: with code 130 after Ctrl-C.
     """
-    with leaving_in_plain_lines("stopped; nothing is written"):
+    with exit_on_error("stopped; nothing is written"):
         methods = console.track(METHODS, "capabilities", len(METHODS), "methods")
         columns = {method: answers.column(method) for method in methods}
         found = {"versions": {package: version(package) for package in PACKAGES}, "methods": columns}

@@ -14,7 +14,7 @@ from benchmarks.factorize import measure, stream, summary
 from benchmarks.factorize.cases import Case, cases
 from benchmarks.processes import in_fresh_process, process
 from pipeline.core import console
-from pipeline.core.errors import leaving_in_plain_lines
+from pipeline.core.errors import exit_on_error
 
 RESULTS = figures.FOLDER / "factorize.json"
 ROUNDS = {384: 7, 768: 7, 1024: 5, 4096: 3}  # by size; in each round, all calls on a size take turns
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: with code 2 if something is wrong with the command line or the disk, 130 after Ctrl-C.
     """
     options = _options(arguments)
-    with leaving_in_plain_lines("stopped; parts that are done are kept"):
+    with exit_on_error("stopped; parts that are done are kept"):
         if options.part in ("all", "starts"):
             run_starts(ROUNDS, options.threads)
         if options.part in ("all", "stream"):

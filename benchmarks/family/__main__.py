@@ -16,7 +16,7 @@ from benchmarks.family.experiment import PROTOCOLS
 from benchmarks.family.measure import Line, measure
 from pipeline.arena.workers import set_up_torch, workers_of_this_program
 from pipeline.core import console
-from pipeline.core.errors import UserError, leaving_in_plain_lines, nearest
+from pipeline.core.errors import UserError, exit_on_error, nearest
 
 RESULTS = figures.FOLDER / "family"
 CELLS = RESULTS / "cells.jsonl"
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: with code 2 after a mistake in params, data or model, 130 after Ctrl-C.
     """
     options = _options(arguments)
-    with leaving_in_plain_lines("stopped; finished cells are kept"):
+    with exit_on_error("stopped; finished cells are kept"):
         found = store.load(CELLS)
         if not options.table:
             protocols = [options.protocol] if options.protocol else list(PROTOCOLS)

@@ -24,7 +24,7 @@ from benchmarks import figures
 from benchmarks.processes import BYTES_OF_MAXRSS
 from pipeline import params
 from pipeline.core import artifacts, console
-from pipeline.core.errors import UserError, leaving_in_plain_lines
+from pipeline.core.errors import UserError, exit_on_error
 from pipeline.methods import base_models
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rows", description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", type=int, default=3_000_000, help="rows of the data set (default: 3000000)")
     options = parser.parse_args(arguments)
-    with leaving_in_plain_lines("stopped; the results are unchanged"), tempfile.TemporaryDirectory() as name:
+    with exit_on_error("stopped; the results are unchanged"), tempfile.TemporaryDirectory() as name:
         where = figures.machine(threads=1)
         fill(Path(name), options.rows)
         found = [measured(Path(name), stage, options.rows) for stage in STAGES]

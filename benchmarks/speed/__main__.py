@@ -14,7 +14,7 @@ from benchmarks import figures
 from benchmarks.speed import growth, layer, many, many_report, race, report, step, terms
 from benchmarks.speed.dtypes import affordable
 from pipeline.core import console
-from pipeline.core.errors import leaving_in_plain_lines
+from pipeline.core.errors import exit_on_error
 
 PARTS = ("layer", "terms", "step", "race", "many", "growth")
 RESULTS = figures.FOLDER / "speed.json"
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     options = _options(arguments)
     parts = options.parts or PARTS
-    with leaving_in_plain_lines("stopped; parts that are done are kept"):
+    with exit_on_error("stopped; parts that are done are kept"):
         if "layer" in parts:
             run_layer(affordable("layer", layer.CASES), options.threads, layer.ROUNDS)
         if "terms" in parts:

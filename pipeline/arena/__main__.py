@@ -24,7 +24,7 @@ from pipeline.arena.record import Record
 from pipeline.arena.workers import set_up_torch, workers_of_this_program
 from pipeline.core import console
 from pipeline.core.command_line import Parser, whole_number
-from pipeline.core.errors import UserError, leaving_in_plain_lines, nearest
+from pipeline.core.errors import UserError, exit_on_error, nearest
 
 PROGRAM = "python -m pipeline.arena"
 
@@ -36,7 +36,7 @@ def main(words: Sequence[str] | None = None) -> None:
         SystemExit: with code 2 after a user's mistake, 130 after Ctrl-C.
     """
     options = parser().parse_args(words)
-    with leaving_in_plain_lines("stopped; finished trainings are kept", PROGRAM):
+    with exit_on_error("stopped; finished trainings are kept", PROGRAM):
         runs = runs_of(options.preset, options.only)
         folder = record.FOLDER / options.preset
         found = record.read(folder)

@@ -9,7 +9,7 @@ from pipeline.arena.record import ENDING, FOLDER, Record, read
 from pipeline.compare.comparison import BASELINE, RESAMPLES
 from pipeline.core import console
 from pipeline.core.command_line import Parser, whole_number
-from pipeline.core.errors import UserError, leaving_in_plain_lines, nearest
+from pipeline.core.errors import UserError, exit_on_error, nearest
 from pipeline.params.reading import load_table
 
 PROGRAM = "python -m pipeline.compare"
@@ -40,7 +40,7 @@ def main(words: Sequence[str] | None = None) -> None:
         SystemExit: with exit code 2 after a user's mistake, 1 if a file cannot be written.
     """
     options = parser().parse_args(words)
-    with leaving_in_plain_lines("stopped", PROGRAM):
+    with exit_on_error("stopped", PROGRAM):
         _check_packages()
         preset, records = _records(options.preset)
         # Heavy packages are imported after all checks that do not need them.

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from pipeline.core.errors import UserError, refused_by_disk
 
 CHECKED = Path("artifacts/checked.json")
 CHECKED_MODEL = Path("artifacts/checked-model.json")
+INPUTS = Path("artifacts/inputs.json")
 DATA_FILES = Path("artifacts/data-files.json")
 MODEL_FILES = Path("artifacts/model-files.json")
 FRAMES_FILES = Path("artifacts/frames-files.json")
@@ -41,14 +41,6 @@ ARENA = Path("reports/arena")  # a folder of records for each preset: beside the
 UNTRACKED = (FACTORIZE_COST, TRAIN_LIVE)
 
 PARITY, SUBMISSION = "parity.json", "submission"  # in EXPORTS
-LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<pid>[1-9]\d{0,6})(?P<old>\.old)?")  # see `replacing`
-# Files of the folders above: tokens, curves, adapters, checkpoints with their tokenizer. DVC may have them as links.
-WRITTEN = re.compile(
-    r".+\.(arrow|csv|safetensors|tsv|jsonl)|parity\.json|task\.json|README\.md|adapter_config\.json|"
-    r"(generation_)?config\.json|"
-    r"model\.safetensors\.index\.json|tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|"
-    r"chat_template\.jinja|vocab\.(txt|json)|merges\.txt|(spiece|sentencepiece\.bpe|tokenizer)\.model"
-)
 
 Value = str | int | float
 
@@ -89,31 +81,27 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Value]
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, for a file or a folder; it takes the place of `path` when all went well.
+    """Yield a temporary path beside `path`, for a file or a folder, that replaces `path` when all went well.
 
     Raises:
-        UserError: if `path` is a folder with a file that no stage writes: nobody else's work is deleted. If the disk
-            does not take it.
+        UserError: if the disk does not take it.
     """
-    _check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}{ending}") for ending in ("", ".old"))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with told_by_path(path):
+        with name_path_on_error(path):
             yield temporary
         follow_umask(temporary)
         if path.is_dir():
-            _check_replaceable(path)  # again: since the first look, somebody may have put a file there
-            path.rename(old)
+            shutil.rmtree(path)
         temporary.replace(path)
     finally:
-        _put_back(old, path)
         remove(temporary)
 
 
 @contextmanager
-def told_by_path(path: Path) -> Iterator[None]:
-    """Say what was to be written where the disk does not take it: a write that fails does not know its file.
+def name_path_on_error(path: Path) -> Iterator[None]:
+    """Name the file or folder that the disk does not take: a write that fails does not know its path.
 
     Raises:
         UserError: with the path and the reason.
@@ -128,14 +116,9 @@ def told_by_path(path: Path) -> Iterator[None]:
 
 
 def sweep() -> None:
-    """Remove what killed processes have left beside our paths; a folder that was about to be replaced comes back."""
-    for leftover in (*DATA_FILES.parent.glob(".*.*"), *TRAIN_METRICS.parent.parent.glob("*/.*.*")):
-        name = LEFTOVER.fullmatch(leftover.name)
-        if name is None or _is_running(int(name["pid"])):
-            continue
-        if name["old"]:
-            _put_back(leftover, leftover.with_name(name["name"]))
-        else:
+    """Remove what a killed stage has left half written beside its outputs."""
+    for output in (TOKENS, TOKENIZE_METRICS, FACTORIZE_METRICS, TRAIN_METRICS, EVALUATE_METRICS):
+        for leftover in output.parent.glob(".*.tmp"):
             remove(leftover)
 
 
@@ -151,31 +134,3 @@ def remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
-
-
-def _put_back(old: Path, path: Path) -> None:
-    """Return what was moved away to its place, or remove it if that is taken."""
-    if old.exists() and not path.exists():
-        old.rename(path)
-    remove(old)
-
-
-def _is_running(process: int) -> bool:
-    """Say whether another process has this number. This one has, as it begins, no temporary paths yet."""
-    if process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is another user's
-        pass
-    return True
-
-
-def _check_replaceable(path: Path) -> None:
-    for folder, folders, files in os.walk(path):  # nothing, where `path` is a file or not there
-        folders.sort()
-        for name in sorted(files):
-            if not WRITTEN.fullmatch(name):
-                raise UserError(f"{path}: holds {Path(folder, name)}, which no stage writes; move it elsewhere")

@@ -1,5 +1,6 @@
 """What a person sees: progress and one closing table a stage. Off a terminal, the same as plain lines."""
 
+import os
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,20 +14,9 @@ from rich.text import Text
 
 from pipeline.core.errors import clipped
 
-
-class _NamedConsole(Console):
-    """Says which stream it is that takes no more: an error of the system does not."""
-
-    def print(self, *objects: Any, **options: Any) -> None:
-        try:
-            super().print(*objects, **options)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, f"standard {'error' if self.stderr else 'output'}") from None
-
-
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}  # [x] and :x: are shown as they are
-console = _NamedConsole(**PLAIN)
-errors = _NamedConsole(**PLAIN, stderr=True)  # for commands whose output others read
+console = Console(**PLAIN, quiet=os.environ.get("RANK", "0") != "0")  # of several processes, the first one prints
+errors = Console(**PLAIN, stderr=True)  # for commands whose output others read
 SECONDS_BETWEEN_LINES = 5.0
 Item = TypeVar("Item")
 Cell = str | int | float

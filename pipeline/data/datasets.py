@@ -52,7 +52,7 @@ def load(row: DatasetRow, name: str) -> Loaded:
     """
     where = f"{params.TABLES['data'][0]}: {name}"
     dropped = Counter(dict.fromkeys(DROPPED, 0))
-    with tempfile.TemporaryDirectory(prefix="lsr-adapt-") as folder, artifacts.told_by_path(Path(folder)):
+    with tempfile.TemporaryDirectory(prefix="lsr-adapt-") as folder, artifacts.name_path_on_error(Path(folder)):
         read = sources.read(row, where, SPLITS)
         found_in: dict[str, str] = {split: table.name for split, table in read.items()}
         usable: dict[str, Usable] = {

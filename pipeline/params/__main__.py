@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from pipeline.core.command_line import Parser
-from pipeline.core.errors import leaving_in_plain_lines
+from pipeline.core.errors import exit_on_error
 from pipeline.params import PARAMS, TrainView, load
 
 PROGRAM = "python -m pipeline.params"
@@ -22,7 +22,7 @@ def main(words: Sequence[str] | None = None) -> None:
         epilog=f"It takes no arguments: all values are in {PARAMS}.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args(words)
-    with leaving_in_plain_lines("stopped", PROGRAM):
+    with exit_on_error("stopped", PROGRAM):
         view = load(TrainView)
         print(f"{PARAMS}: fine: {view.adapter} on {view.model}, {view.data}, seed {view.seed}")
 

@@ -4,6 +4,7 @@ Heavy packages are imported only after all checks that do not need them.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.core import artifacts, console
 from pipeline.core.command_line import Parser
-from pipeline.core.errors import UserError, drop_output, flush_output, leaving_in_plain_lines
+from pipeline.core.errors import UserError, exit_on_error
 from pipeline.data.texts import encode
 from pipeline.methods import task
 from pipeline.methods.task import Task
@@ -207,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         with (
-            leaving_in_plain_lines("stopped; nothing was half written", PROGRAM, before=f"{PROGRAM}: "),
+            exit_on_error("stopped; nothing was half written", PROGRAM, before=f"{PROGRAM}: "),
             console.warnings_in_lines("predict", console.errors),
         ):
             run(options)
@@ -220,9 +221,9 @@ def run(options: argparse.Namespace) -> None:
     """Predict; the reader of a pipe, such as `head`, may close it at any time."""
     try:
         predict(options)
-        flush_output()
-    except BrokenPipeError:
-        drop_output()
+        sys.stdout.flush()
+    except BrokenPipeError:  # so that nothing is left to flush at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def held(folder: Path) -> Iterator[Checkpoints]:
         artifacts.remove(checkpoints.aside)
         ranks.wait()
         try:
-            with artifacts.told_by_path(checkpoints.aside):
+            with artifacts.name_path_on_error(checkpoints.aside):
                 yield checkpoints
         except BaseException:
             artifacts.remove(checkpoints.aside)  # a full disk would stay full

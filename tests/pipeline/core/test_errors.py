@@ -1,12 +1,10 @@
 """What a user reads of another library's error."""
 
 import errno
-import io
-import sys
 
 import pytest
 
-from pipeline.core.errors import UserError, first_line, leaving_in_plain_lines
+from pipeline.core.errors import UserError, exit_on_error, first_line
 
 
 @pytest.mark.parametrize(
@@ -34,26 +32,18 @@ ENDS = {  # what happens: the exit code, and the line
     MemoryError(): (1, "program: not enough memory"),
     RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"): (1, "program: not enough memory"),
     RuntimeError("Error: I/O error: no (os error 28)"): (1, "program: No space left on device"),
-    RuntimeError("[enforce fail at inline_container.cc:6] x"): (1, "program: a file cannot be written to its end"),
+    RuntimeError("[enforce fail at inline_container.cc:6] x"): (1, "program: the file cannot be written completely"),
     KeyboardInterrupt(): (130, "stopped"),
 }
 
 
 @pytest.mark.parametrize("error", ENDS, ids=repr)
 def test_what_a_user_or_the_machine_does_ends_in_one_line(error, capsys):
-    with pytest.raises(SystemExit) as left, leaving_in_plain_lines("stopped", "program", before="before: "):
+    with pytest.raises(SystemExit) as left, exit_on_error("stopped", "program", before="before: "):
         raise error
     assert (left.value.code, capsys.readouterr().err) == (ENDS[error][0], f"{ENDS[error][1]}\n")
 
 
 def test_what_the_program_does_wrong_keeps_its_traceback():
-    with pytest.raises(RuntimeError), leaving_in_plain_lines("stopped"):
+    with pytest.raises(RuntimeError), exit_on_error("stopped"):
         raise RuntimeError("a bug")
-
-
-def test_ascii_gets_escapes(monkeypatch):
-    raw = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "ascii"))
-    with leaving_in_plain_lines("stopped"):
-        print("κ")
-    assert raw.getvalue() == b"\\u03ba\n"
