@@ -60,8 +60,7 @@ def cases(size: int) -> list[Case]:
     for rank, (two, three) in FORMS.items():
         terms = SEPARATION_RANKS[rank]
         found.append(Case(LOWRANK, size, two))
-        found += [Case(method, size, two, terms) for method in ("row_space", "principal", "minor", "cp")]
-        found.append(Case("cp", size, three, terms))
+        found += [Case("principal", size, shape, terms) for shape in (two, three)]
     return found
 
 

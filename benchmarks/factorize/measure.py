@@ -9,7 +9,7 @@ from benchmarks.factorize.cases import Case, decaying_weight
 from benchmarks.processes import peak_beyond
 from lsr.algebra.separable import kron_sum
 from lsr.init.initialization import Start
-from lsr.init.quality import captured_by_lora, captured_by_rows, captured_by_svd, captured_by_update
+from lsr.init.quality import captured_by_lora, captured_by_update
 
 SMALL = 64
 
@@ -45,20 +45,7 @@ def captured_energy(
     weight: Tensor,  # (m, n)
     start: Start,
 ) -> tuple[float, float]:
-    """Return the share of the target's energy that initial factors capture, and that of an SVD with as many parameters.
-
-    `row_space`: ||W P||^2 / ||W||^2 with P the projection onto row(A), compared with as many right singular vectors as
-    fit into the parameters of A. Others: 1 - ||T - B A||^2 / ||T||^2, compared with the best LoRA; T is the weight, or
-    for `minor` its trailing part.
-    """
+    """Return 1 - ||W - B A||^2 / ||W||^2, and the same of the best LoRA with as many parameters."""
     a, b = kron_sum(*start.a)[:, : case.size], kron_sum(*start.b)[: case.size]
-    stored_a, stored_b = (sum(factor.numel() for factor in side) for side in (start.a, start.b))
-    if case.method == "row_space":
-        assert start.rows is not None  # set by this initialization
-        ours, svd = captured_by_rows(weight, start.rows, a), captured_by_svd(weight, case.rank, stored_a)
-        return ours.energy, svd.energy
-    target = weight.double()
-    if case.method == "minor":
-        assert start.rows is not None
-        target = target @ start.rows.T @ start.rows
-    return captured_by_update(target, b @ a), captured_by_lora(target, stored_a + stored_b)
+    stored = sum(factor.numel() for factor in (*start.a, *start.b))
+    return captured_by_update(weight, b @ a), captured_by_lora(weight, stored)

@@ -18,7 +18,7 @@ from pipeline.core import console
 from pipeline.core.errors import UserError
 
 SIZE = 4096  # q and v of a model of 7 B parameters, in each of 32 layers
-STARTS = ("row_space", "principal")
+STARTS = ("principal",)
 RANK_SHAPE, SEPARATION_RANK = (4, 4), 16
 PROJECTIONS = ("q_proj", "v_proj")
 LAYERS_A_SHARD = 4

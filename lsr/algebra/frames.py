@@ -15,7 +15,7 @@ from torch import Tensor
 from lsr.algebra import spectrum
 from lsr.algebra.backend import converging_numpy
 from lsr.algebra.separable import canonical_signs
-from lsr.algebra.spectrum import Matrix, leading_svd, norm_of, shape_of, trailing_part
+from lsr.algebra.spectrum import Matrix, leading_svd, norm_of, shape_of
 
 OVERSAMPLED = 16  # a large matrix is compressed to twice the rank plus this many singular vectors
 SWEEPS = 200
@@ -109,22 +109,6 @@ def _in_convention(
     if outer is not None and inner is not None:
         columns, rows = outer @ columns, inner @ rows
     return columns * canonical_signs(columns), (rows * canonical_signs(rows)).T.contiguous()
-
-
-def trailing_frames(
-    matrices: Sequence[Tensor],  # (m, n) each
-    rank: int,
-) -> tuple[Tensor, Tensor]:  # (m, rank) with orthonormal columns, (rank, n) with orthonormal rows, float64
-    """Return the output and input directions in which the normalized matrices are jointly smallest.
-
-    Raises:
-        ValueError: as `leading_frames`.
-    """
-    _check(matrices, rank)
-    stack = _dense(matrices)
-    _, rows = trailing_part(stack.flatten(0, 1), rank)
-    _, columns = trailing_part(stack.mT.flatten(0, 1), rank)
-    return columns.T.contiguous(), rows
 
 
 def captured_energies(

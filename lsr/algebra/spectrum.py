@@ -127,30 +127,6 @@ def leading_part(
     return left * values.sqrt(), values.sqrt()[:, None] * right
 
 
-def trailing_part(
-    weight: Tensor,  # (m, n)
-    rank: int,
-) -> tuple[Tensor, Tensor]:  # (m, rank), (rank, n), float64
-    """Return the part of the weight with its `rank` smallest singular values, U_t S_t and V_t^T, rows orthonormal.
-
-    Computed from the eigenvectors of the smaller of W W^T and W^T W: randomized methods find only leading vectors, and
-    a full SVD costs several times as much. Resolves singular values down to 1e-8 of the largest.
-
-    Raises:
-        ValueError: as `leading_row_space`.
-    """
-    _check(weight, rank)
-    matrix = weight.detach().to("cpu", torch.float64)
-    is_wide = matrix.shape[0] < matrix.shape[1]
-    if is_wide:
-        left = torch.linalg.eigh(matrix @ matrix.T).eigenvectors[:, :rank]  # eigenvalues ascend
-        rows = torch.linalg.qr((left.T @ matrix).T).Q.T
-    else:
-        rows = torch.linalg.eigh(matrix.T @ matrix).eigenvectors[:, :rank].T
-    rows = rows * canonical_signs(rows.T)[:, None]
-    return matrix @ rows.T, rows
-
-
 def _check(weight: Tensor, rank: int) -> None:
     if not 1 <= rank <= min(weight.shape):
         raise ValueError(f"the rank must be in [1, {min(weight.shape)}] for a weight {tuple(weight.shape)}, got {rank}")

@@ -8,20 +8,17 @@ Only `warm` begins with an update, that of a short training run.
 from collections.abc import Callable, Mapping
 
 from lsr.algebra.spectrum import Matrix
-from lsr.init import cp, frames, gradient, minor, principal, random, row_space, warm
+from lsr.init import frames, gradient, principal, random, warm
 from lsr.init.head import examples_gradients
 from lsr.init.initialization import Initialization
 from lsr.init.update import examples_updates
 
 INITIALIZATIONS = {
-    "random": Initialization("seed", random.start, frames=frames.random_frames),
-    "row_space": Initialization("weight", row_space.start),
-    "principal": Initialization("weight", principal.start, folds=True, frames=principal.frames),
-    "minor": Initialization("weight", minor.start, folds=True, frames=minor.frames),
-    "cp": Initialization("weight", cp.start, folds=True),
-    "gradient": Initialization("gradient", gradient.start, frames=gradient.frames),
-    "update": Initialization("update", gradient.start, frames=gradient.frames),  # in place of the gradient
-    "warm": Initialization("update", warm.start, frames=gradient.frames, core=warm.core),
+    "random": Initialization("seed", random.start, frames.random_frames),
+    "principal": Initialization("weight", principal.start, principal.frames, folds=True),
+    "gradient": Initialization("gradient", gradient.start, gradient.frames),
+    "update": Initialization("update", gradient.start, gradient.frames),  # in place of the gradient
+    "warm": Initialization("update", warm.start, gradient.frames, core=warm.core),
 }
 
 # What gathers statistics from examples, by the name that an initialization asks for.

@@ -6,13 +6,15 @@ The update of a short training run takes the place of the gradient in the same w
 from collections.abc import Sequence
 from dataclasses import replace
 
+from torch import Tensor
+
+from lsr.algebra.fit import fit_row_space
 from lsr.algebra.frames import leading_frames
 from lsr.algebra.separable import nearest_kron_sum, pad_columns
 from lsr.algebra.spectrum import Matrix
+from lsr.init import random
 from lsr.init.frames import framed
 from lsr.init.initialization import Source, Start
-from lsr.init.random import as_zero_b
-from lsr.init.row_space import in_row_space
 
 
 def start(source: Source) -> Start:
@@ -29,7 +31,22 @@ def start(source: Source) -> Start:
     left, right = leading_frames(_gradients([source]), form.rank, source.seed)
     columns = pad_columns(left.T, form.out_width).T
     b = nearest_kron_sum(columns, form.out_shape, form.rank_shape, form.separation_rank, source.seed)
-    return replace(in_row_space(right, source), b=as_zero_b(b, form))
+    return replace(_in_row_space(right, source), b=random.as_zero_b(b, form))
+
+
+def _in_row_space(
+    rows: Tensor,  # (r, n), orthonormal
+    source: Source,
+) -> Start:
+    """Return random factors, except that A spans the rows as closely as its form allows.
+
+    A minimizes ||V_r^T - C A||_F over A and C (r x r): only its row space matters in the first steps, because B, which
+    starts at zero, can learn any C.
+    """
+    form = source.form
+    padded = pad_columns(rows, form.in_width)
+    fit = fit_row_space(padded, form.rank_shape, form.in_shape, form.separation_rank, seed=source.seed)
+    return replace(random.start(source), a=random.as_random_a(fit.a, form), error=fit.error, rows=rows)
 
 
 def frames(sources: Sequence[Source]) -> Start:

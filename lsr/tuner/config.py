@@ -78,15 +78,13 @@ class LsrConfig(PeftConfig):
     init_weights: bool | str = field(
         default=True,
         metadata={
-            "help": "Name of the initialization. True or 'random': as LoRA. 'row_space': A from the leading right "
-            "singular vectors of the weight. 'principal', 'minor': A and B fitted jointly to the weight or to its "
-            "trailing singular part; 'cp': the factors of its truncated SVD decomposed one by one; the initial update "
-            "of these three is subtracted from the base weight, in memory only. 'gradient', 'update': A and B's frame "
-            "from the gradient over examples, or from the update of a short training on them; 'warm': that update, and "
-            "the head as trained; see `lsr.start_from_examples`. Around a core A and B are frames: orthonormal "
-            "directions, either random or singular vectors of the weight, leading ('principal') or trailing "
-            "('minor'), of the gradient or of the update. The core is initialized to zero, with 'warm' to the update "
-            "between the frames. False: all random, for tests. Only it and 'warm' change the output of a fresh model."
+            "help": "Name of the initialization. True or 'random': as LoRA. 'principal': A and B fitted jointly to the "
+            "weight, from which this initial update is subtracted, in memory only. 'gradient', 'update': A and B's "
+            "frame from the gradient over examples, or from the update of a short training on them; 'warm': that "
+            "update, and the head as trained; see `lsr.start_from_examples`. Around a core A and B are frames: "
+            "orthonormal directions, either random or the leading singular vectors of the weight ('principal'), of the "
+            "gradient or of the update. The core is initialized to zero, with 'warm' to the update between the frames. "
+            "False: all random, for tests. Only it and 'warm' change the output of a fresh model."
         },
     )
     train: str = field(
@@ -255,12 +253,6 @@ class LsrConfig(PeftConfig):
                     f"{name}={getattr(self, name)!r} needs train='core': trained factors belong to the adapter and are "
                     f"in float32, got train={self.train!r}"
                 )
-        framing = [word for word, one in INITIALIZATIONS.items() if one.frames is not None]
-        if self.has_core and self.start not in framing:
-            raise ValueError(
-                f"init_weights={self.start!r} provides no frames for a core (train={self.train!r}); "
-                f"it must be one of {framing}"
-            )
 
     def _with_pattern(self, name: str, pattern: str) -> dict[str, Any]:
         """Return the default value and those of single layers, keyed by their names in error messages."""

@@ -195,11 +195,7 @@ class LsrLayer(BaseTunerLayer):
         self._check_can_fold(config.folds)
         sources = [layer._source(config, adapter.form, gradients or {}) for layer in (self, *sharing)]
         try:
-            if adapter.has_core:
-                assert initialization.frames is not None  # as the configuration has checked
-                start = initialization.frames(sources)
-            else:
-                start = initialization.start(sources[0])
+            start = initialization.frames(sources) if adapter.has_core else initialization.start(sources[0])
         except ValueError as error:
             raise ValueError(f"layer {self.layer_name!r}: {error}") from None
         adapter.set_factors(start, self.base_parameter())

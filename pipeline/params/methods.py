@@ -10,7 +10,6 @@ from pipeline.params.sections import Alpha, Count, Dropout, Layers, Rank, Rate, 
 from pipeline.params.sources import all_different
 
 READ = ("gradient", "update", "warm")  # initializations of LSR that read examples
-FRAMELESS = ("row_space", "cp")  # initializations of LSR that make no frames for a core
 CORED = ("core", "all")  # what LSR trains if there is a core
 SUBTRACTED = ("pissa", "olora")  # initializations of LoRA that are subtracted from the base weight
 PUBLISHED = "published"  # target_modules: the authors' choice, from PEFT's table of architectures
@@ -60,7 +59,7 @@ class LsrParams(MethodParams):
         description="trainable: all factors; A1 and B1; a core between frozen frames; the core and the factors"
     )
     core: Literal["full", "diagonal"]
-    init: Literal["random", "row_space", "principal", "minor", "cp", "gradient", "update", "warm"]
+    init: Literal["random", "principal", "gradient", "update", "warm"]
     frames: StrictStr = Field(
         min_length=1, description="own, or the folder or hub repository of an adapter with the frames"
     )
@@ -134,8 +133,6 @@ class LsrParams(MethodParams):
             sizes = getattr(self, key)
             if sizes != "auto" and len(sizes) != ranks:
                 yield f"{key}: must hold as many sizes as rank_shape ranks, {ranks}; got {list(sizes)}"
-        if has_core and self.frames == "own" and self.init in FRAMELESS:
-            yield f"init: {' and '.join(FRAMELESS)} make no frames for a core; got init: {self.init} and {train}"
 
     @property
     def reads_examples(self) -> bool:

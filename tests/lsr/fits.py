@@ -13,7 +13,7 @@ from lsr.algebra.fit import fit_product, fit_row_space
 
 USES = {  # where each is looked up
     "lsr.init.frames.fit_row_space": fit_row_space,
-    "lsr.init.row_space.fit_row_space": fit_row_space,
+    "lsr.init.gradient.fit_row_space": fit_row_space,
     "lsr.init.principal.fit_product": fit_product,
     "lsr.convert.refit.fit_product": fit_product,
 }

@@ -9,7 +9,9 @@ SHARED: dict[str, Any] = {"share": "layers", "train": "core", "init_weights": "p
 FAMILY = {  # one factor a side, cores, and factors that layers share
     "one factor": Subject("bert", DENSE, layers=4),
     "a core": Subject("bert", {**DENSE, "train": "core", "init_weights": "principal"}, layers=4),
-    "a core between Kronecker factors": Subject("bert-padded", {"train": "core", "init_weights": "minor"}, layers=4),
+    "a core between Kronecker factors": Subject(
+        "bert-padded", {"train": "core", "init_weights": "principal"}, layers=4
+    ),
     "a core and factors": Subject("distilbert", {"train": "all"}, layers=4),
     "a core, rounded to bfloat16": Subject("roberta", {**DENSE, "train": "core", "frames_dtype": "bfloat16"}, layers=4),
     "a core, rounded to int8": Subject("bert", {"train": "core", "frames_dtype": "int8"}, layers=4),
@@ -33,14 +35,11 @@ CASES = {  # LSR's configurations
     "three factors": Subject("bert", {"rank_shape": (2, 2, 2)}, layers=4),
     "alpha is the rank": Subject("roberta", {"alpha": 4}, layers=4),
     "dropout": Subject("distilbert", {"dropout": 0.3}, layers=4),
-    "row space": Subject("roberta", {"init_weights": "row_space"}, layers=4),
-    "row space, three factors": Subject("bert", {"init_weights": "row_space", "rank_shape": (2, 2, 2)}, layers=4),
     "principal": Subject("bert", {"init_weights": "principal"}, layers=4),
     "principal, three factors": Subject("bert", {"init_weights": "principal", "rank_shape": (2, 2, 2)}, layers=4),
-    "minor, padded": Subject("bert-padded", {"init_weights": "minor"}, layers=4),
-    "cp, transposed": Subject("gpt2", {"init_weights": "cp"}, layers=2),
+    "principal, padded": Subject("bert-padded", {"init_weights": "principal"}, layers=4),
+    "principal, transposed": Subject("gpt2", {"init_weights": "principal"}, layers=2),
     "only the first trains": Subject("bert", {"train": "first"}, layers=4),
-    "only the first trains, row space": Subject("roberta", {"init_weights": "row_space", "train": "first"}, layers=4),
     "only the first trains, folded": Subject("bert", {"init_weights": "principal", "train": "first"}, layers=4),
     "no seed": Subject("bert", {"seed": None}, layers=4),
     "padded width": Subject(

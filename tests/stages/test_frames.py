@@ -95,7 +95,7 @@ def refusal(*stages):
 # Words
 
 
-@pytest.mark.parametrize("init", ["gradient", "update", "warm", "principal", "minor", "random"])
+@pytest.mark.parametrize("init", ["gradient", "update", "warm", "principal", "random"])
 @pytest.mark.parametrize("share", ["none", "layers"])
 @pytest.mark.parametrize("train", ["core", "all"])
 def test_every_word_starts_an_adapter_and_reports_its_frames(at, train, share, init):
@@ -361,7 +361,6 @@ def test_an_adapter_on_frames_that_have_changed_is_refused_in_one_line(at):
         ({"frames": HELD, "rank_shape": [4]}, "params.yaml: lsr: layer 'roberta.encoder.layer.0.attention.self.query'"),
         ({"frames": HELD, "share": "none"}, "params.yaml: lsr: frames: those in 'models/family' need share='layers'"),
         ({"train": "factors"}, "params.yaml: lsr: share: layers needs train: core or all, or each layer"),
-        ({"init": "row_space"}, "params.yaml: lsr: init: row_space and cp make no frames for a core; got init: row_sp"),
         (
             {"budget": 7},
             "params.yaml: lsr: budget: needs init: gradient or update or warm, frames: own, share: none, "
@@ -372,7 +371,6 @@ def test_an_adapter_on_frames_that_have_changed_is_refused_in_one_line(at):
             "params.yaml: lsr: budget: must be at most 96 on these layers, the sum of 64 or the smaller side of each, "
             "got 999",
         ),
-        ({"init": "cp"}, "params.yaml: lsr: init: row_space and cp make no frames for a core; got init: cp and train:"),
     ],
 )
 def test_words_that_do_not_go_together_are_one_line(at, words, said):

@@ -16,12 +16,8 @@ from lsr.algebra.frames import (
     nested_energies,
     paired_energies,
     paired_frames,
-    trailing_frames,
 )
 from tests.lsr.matrices import decaying, normal
-
-BOTH = {"leading": leading_frames, "trailing": trailing_frames}
-each_way = pytest.mark.parametrize("frames", BOTH.values(), ids=BOTH)
 
 
 @st.composite
@@ -54,14 +50,10 @@ def as_bytes(frames):
     return [side.numpy().tobytes() for side in frames]
 
 
-# Both
-
-
-@each_way
 @given(problems())
-def test_frames_are_orthonormal_with_canonical_signs(frames, problem):
+def test_frames_are_orthonormal_with_canonical_signs(problem):
     matrices, rank = problem
-    left, right = frames(matrices, rank)
+    left, right = leading_frames(matrices, rank)
     assert (left.shape, right.shape) == ((len(matrices[0]), rank), (rank, matrices[0].shape[1]))
     for rows in (left.T, right):
         assert rows.dtype is torch.float64
@@ -69,47 +61,43 @@ def test_frames_are_orthonormal_with_canonical_signs(frames, problem):
         assert (rows.gather(1, rows.abs().argmax(dim=1, keepdim=True)) > 0).all()
 
 
-@each_way
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("large", [2**19, 1])
-def test_the_same_matrices_give_the_same_bytes(frames, count, large, monkeypatch):
+def test_the_same_matrices_give_the_same_bytes(count, large, monkeypatch):
     monkeypatch.setattr(spectrum, "LARGE", large)
     matrices, _ = related(count)
     state = np.random.get_state()[1].copy()
-    assert as_bytes(frames(matrices, 4)) == as_bytes(frames(matrices, 4))
+    assert as_bytes(leading_frames(matrices, 4)) == as_bytes(leading_frames(matrices, 4))
     assert np.array_equal(np.random.get_state()[1], state)
 
 
-@each_way
 @pytest.mark.parametrize("count", [1, 3])
-def test_the_norms_of_the_matrices_do_not_matter(frames, count):
+def test_the_norms_of_the_matrices_do_not_matter(count):
     matrices, _ = related(count)
     scaled = [10.0**power * matrix for power, matrix in zip((5, -4, 0), matrices, strict=False)]
-    for one, two in zip(frames(matrices, 4), frames(scaled, 4), strict=True):
+    for one, two in zip(leading_frames(matrices, 4), leading_frames(scaled, 4), strict=True):
         assert_close(one, two, atol=1e-6, rtol=0)
 
 
-@each_way
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("rank", [0, 7])
-def test_a_rank_above_a_side_is_refused_with_what_is_allowed(frames, count, rank):
+def test_a_rank_above_a_side_is_refused_with_what_is_allowed(count, rank):
     matrices = [normal(9, 6, seed=i) for i in range(count)]
     with pytest.raises(ValueError, match=re.escape("the rank must be in [1, 6] for ")):
-        frames(matrices, rank)
+        leading_frames(matrices, rank)
 
 
-@each_way
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
 @pytest.mark.parametrize("position", [0, 1])
 @pytest.mark.parametrize("large", [2**19, 1])
-def test_a_matrix_without_directions_is_refused(frames, value, position, large, monkeypatch):
+def test_a_matrix_without_directions_is_refused(value, position, large, monkeypatch):
     monkeypatch.setattr(spectrum, "LARGE", large)
     matrices = [normal(6, 8), normal(6, 8, seed=1)]
     matrices[position] = torch.full((6, 8), value)
     with pytest.raises(ValueError, match="cannot take frames from a matrix of norm"):
-        frames(matrices, 2)
+        leading_frames(matrices, 2)
     with pytest.raises(ValueError, match="cannot take frames from a matrix of norm"):
-        frames([matrices[position]], 2)
+        leading_frames([matrices[position]], 2)
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
@@ -118,9 +106,6 @@ def test_a_pair_without_directions_is_refused(value, count):
     pairs = [(normal(6, 3), normal(3, 8))] * (count - 1) + [(torch.full((6, 3), value), normal(3, 8))]
     with pytest.raises(ValueError, match="cannot take frames from a matrix of norm"):
         leading_frames(pairs, 2)
-
-
-# Leading ones
 
 
 @given(problems())
@@ -241,40 +226,6 @@ def test_pairs_of_fewer_directions_than_the_rank_have_orthonormal_frames_too(cou
     assert_close(left.T @ left, torch.eye(6, dtype=torch.float64))
     assert_close(right @ right.T, torch.eye(6, dtype=torch.float64))
     assert captured_energies(pairs, left, right) == pytest.approx([1] * count)
-
-
-# Trailing ones
-
-
-@pytest.mark.parametrize("shape", [(9, 9), (12, 7), (7, 12)])
-def test_of_one_matrix_they_are_the_trailing_singular_vectors(shape):
-    matrix = decaying(*shape)
-    left, right = trailing_frames([matrix], 3)
-    u, values, vt = np.linalg.svd(matrix.numpy(), full_matrices=False)
-    between = torch.from_numpy(np.sort(np.abs(np.diag((left.T @ matrix @ right.T).numpy()))))
-    assert_close(between, torch.from_numpy(np.sort(values[-3:])), atol=1e-7, rtol=0)
-    for found, expected in ((left, u[:, -3:]), (right.T, vt[-3:].T)):
-        assert_close(found @ found.T, torch.from_numpy(expected @ expected.T), atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("count", [2, 3])
-def test_no_rows_at_random_hold_less_of_several_matrices(count):
-    matrices = [10.0**i * normal(12, 9, seed=i) for i in range(count)]
-    left, right = trailing_frames(matrices, 3)
-
-    def held(rows, columns):
-        """What of all matrices, each of norm 1, lies in the rows, and in the columns."""
-        normed = [matrix / matrix.norm() for matrix in matrices]
-        return (
-            sum(float((matrix @ rows.T).norm() ** 2) for matrix in normed),
-            sum(float((columns.T @ matrix).norm() ** 2) for matrix in normed),
-        )
-
-    least = held(right, left)
-    for seed in range(20):
-        rows, columns = (torch.linalg.qr(normal(size, 3, seed=seed)).Q for size in (9, 12))
-        for ours, theirs in zip(least, held(rows.T, columns), strict=True):
-            assert ours <= theirs
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -9,12 +9,13 @@ from lsr.init.random import random_factors
 RANKS = {2: (2, 2), 3: (2, 2, 2)}
 
 
-def form_of(rows, columns, rank_shape=(2, 2), terms=4):
-    return Form(rank_shape, split_width(columns, rank_shape), split_width(rows, rank_shape), terms, columns, rows)
+def form_of(rows, columns, rank_shape=(2, 2), terms=4, in_shape=None, out_shape=None):
+    shapes = in_shape or split_width(columns, rank_shape), out_shape or split_width(rows, rank_shape)
+    return Form(rank_shape, *shapes, terms, columns, rows)
 
 
-def source_of(weight, rank_shape=(2, 2), terms=4, **fields):
-    return Source(form_of(*weight.shape, rank_shape, terms), lambda: weight, **fields)
+def source_of(weight, rank_shape=(2, 2), terms=4, in_shape=None, out_shape=None, **fields):
+    return Source(form_of(*weight.shape, rank_shape, terms, in_shape, out_shape), lambda: weight, **fields)
 
 
 def draw(terms=4, width=768, rank_shape=(2, 2), *, zero=True, seed=0):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from lsr.algebra.frames import leading_frames, trailing_frames
+from lsr.algebra.frames import leading_frames
 from lsr.algebra.separable import kron_sum
 from lsr.init import INITIALIZATIONS
 from lsr.init.frames import random_frames
@@ -41,7 +41,7 @@ def matrices(start, source):
 
 
 def test_these_make_frames():
-    assert set(FRAMING) == {"random", "principal", "minor", "gradient", "update", "warm"}
+    assert set(FRAMING) == {"random", "principal", "gradient", "update", "warm"}
 
 
 @each_word
@@ -70,7 +70,6 @@ def test_with_one_factor_they_are_the_directions_themselves(count):
     gradients = [gradient for source in given_ones for gradient in source.gradients]
     for word, expected in {
         "principal": leading_frames(weights, 4),
-        "minor": trailing_frames(weights, 4),
         "gradient": leading_frames(gradients, 4),
         "update": leading_frames(gradients, 4),
     }.items():
@@ -80,7 +79,7 @@ def test_with_one_factor_they_are_the_directions_themselves(count):
         assert start.error == 0
 
 
-@pytest.mark.parametrize("word", ["principal", "minor", "gradient", "update"])
+@pytest.mark.parametrize("word", ["principal", "gradient", "update"])
 def test_with_all_terms_they_span_the_directions_and_with_fewer_say_what_is_left_out(word):
     """24 x 24 is not padded, where as many terms as a side allows hold any frame."""
     dense = sources(2, (4,), 24, 24)

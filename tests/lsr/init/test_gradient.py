@@ -5,7 +5,7 @@ from torch.testing import assert_close
 from lsr.algebra.separable import kron_sum
 from lsr.algebra.shapes import max_separation_rank, split_width
 from lsr.algebra.spectrum import leading_row_space
-from lsr.init import gradient, row_space
+from lsr.init import gradient
 from lsr.init.quality import captured_by_rows
 from tests.lsr.init.forms import RANKS, source_of
 from tests.lsr.matrices import decaying, normal
@@ -27,15 +27,6 @@ def test_a_with_all_terms_spans_the_leading_rows_of_the_gradient(columns):
     a = kron_sum(*gradient.start(given).a)[:, :columns]
     (target,) = given.gradients
     assert captured_by_rows(target, leading_row_space(target, 4), a).overlap == pytest.approx(1)
-
-
-@each_count
-def test_a_is_what_row_space_makes_of_the_gradient_as_a_weight(rank_shape):
-    given = source(rank_shape=rank_shape)
-    found = gradient.start(given)
-    expected = row_space.start(source_of(given.gradients[0], rank_shape, 3))
-    assert all(torch.equal(one, two) for one, two in zip(found.a, expected.a, strict=True))
-    assert torch.equal(found.rows, expected.rows)
 
 
 @each_count

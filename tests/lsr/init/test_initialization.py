@@ -110,7 +110,7 @@ def test_a_weight_of_fewer_rows_than_the_rank_is_refused(word):
 
 
 def test_those_that_fold_fit_both_sides():
-    assert FOLDED == ["principal", "minor", "cp"]
+    assert FOLDED == ["principal"]
 
 
 @each_word
@@ -118,10 +118,9 @@ def test_with_one_factor_a_side_a_spans_singular_vectors_and_what_is_folded_is_a
     start, matrix = start_of(word, (4,)), decaying(*WIDTHS)
     (a,), (b,) = start.a, start.b
     u, values, vt = torch.linalg.svd(matrix, full_matrices=False)
-    chosen = slice(-4, None) if word == "minor" else slice(4)
     if INITIALIZATIONS[word].folds:
-        part = u[:, chosen] * values[chosen] @ vt[chosen]
+        part = u[:, :4] * values[:4] @ vt[:4]
         assert_close(0.7 * b[0] @ a[0], part, atol=1e-8, rtol=0)
     elif word != "random":
         basis = torch.linalg.qr(a[0].double().T).Q
-        assert_close(basis @ basis.T, vt[chosen].T @ vt[chosen], atol=1e-6, rtol=0)
+        assert_close(basis @ basis.T, vt[:4].T @ vt[:4], atol=1e-6, rtol=0)

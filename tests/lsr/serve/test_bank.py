@@ -321,7 +321,7 @@ def test_a_name_that_is_taken_is_refused(bank, folders):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({**FORMS["cores"][1], "init_weights": "minor"}, "query': its frames differ from the bank's"),
+        ({**FORMS["cores"][1], "init_weights": "principal"}, "query': its frames differ from the bank's"),
         ({**FORMS["cores"][1], "rank_shape": (3,)}, "query': its core is 3 x 3, but the bank's cores are 4 x 4"),
         ({**FORMS["cores"][1], "core": "diagonal"}, "query': its core is 4, but the bank's cores are 4 x 4"),
         ({}, "trains factors, but the bank stores only cores; see collapse"),

@@ -36,7 +36,7 @@ USUAL = {"task_type": "SEQ_CLS", "rank_shape": (4,), "alpha": 7, "seed": 0, "tra
 FAMILIES = {  # fields of the adapter whose frames they are
     "one factor": {"init_weights": "principal"},
     "two factors": {"rank_shape": (2, 2), "separation_rank": 3},
-    "shared": {"share": "layers", "init_weights": "minor"},
+    "shared": {"share": "layers", "init_weights": "principal"},
     "shared, two factors": {"share": "layers", "rank_shape": (2, 2), "separation_rank": 3},
     "rounded to bfloat16": {"frames_dtype": "bfloat16"},
     "rounded to int8": {"frames_dtype": "int8", "share": "layers"},

@@ -30,7 +30,7 @@ def test_a_weight_without_values_is_refused():
 
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
-@pytest.mark.parametrize("init", ["principal", "minor", "cp"])
+@pytest.mark.parametrize("init", ["principal"])
 def test_a_folded_adapter_is_refused_on_another_base(init, low_cpu_mem_usage, tmp_path):
     get_peft_model(tiny("bert"), LsrConfig(**FIELDS, init_weights=init)).save_pretrained(str(tmp_path))
     other = tiny("bert")
@@ -42,7 +42,7 @@ def test_a_folded_adapter_is_refused_on_another_base(init, low_cpu_mem_usage, tm
         PeftModel.from_pretrained(other, str(tmp_path), low_cpu_mem_usage=low_cpu_mem_usage)
 
 
-@pytest.mark.parametrize("init", ["random", "row_space"])
+@pytest.mark.parametrize("init", ["random"])
 def test_an_adapter_that_subtracts_nothing_may_move_to_another_base(init, tmp_path):
     get_peft_model(tiny("bert"), LsrConfig(**FIELDS, init_weights=init)).save_pretrained(str(tmp_path))
     other = tiny("bert")

@@ -74,9 +74,9 @@ def test_without_a_seed_torchs_random_numbers_decide():
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-def test_a_row_space_start_spans_the_leading_rows_of_the_weight_in_either_layout(transposed):
-    layer = adapt(base(6, 9, transposed=transposed), separation_rank=4, in_shape=(3, 2), out_shape=(3, 3))
-    layer.initialize("default", config(init_weights="row_space"))
+def test_a_principal_start_spans_the_leading_rows_of_the_weight_in_either_layout(transposed):
+    layer = adapt(base(6, 9, transposed=transposed), rank_shape=(4,), in_shape=(6,), out_shape=(9,))
+    layer.initialize("default", config(rank_shape=(4,), init_weights="principal"))
     a, _ = layer.adapter("default").collapse()
     weight = layer.weight.T if transposed else layer.weight
     leading = torch.linalg.svd(weight).Vh[:4]
@@ -84,9 +84,9 @@ def test_a_row_space_start_spans_the_leading_rows_of_the_weight_in_either_layout
     assert overlap.item() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("value", [0.0, float("nan")])
-def test_a_weight_without_a_row_space_is_refused_by_name(value):
+@pytest.mark.parametrize(("value", "said"), [(0.0, "nothing to fit"), (float("nan"), "expected a finite matrix")])
+def test_a_weight_that_cannot_be_fitted_is_refused_by_name(value, said):
     layer = adapt(base(6, 4), "encoder.query")
     layer.weight.data.fill_(value)
-    with pytest.raises(ValueError, match=r"layer 'encoder.query': the weight has no row space"):
-        layer.initialize("default", config(init_weights="row_space"))
+    with pytest.raises(ValueError, match=f"layer 'encoder.query': {said}"):
+        layer.initialize("default", config(init_weights="principal"))

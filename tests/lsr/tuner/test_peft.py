@@ -226,7 +226,7 @@ def test_a_second_adapter_may_sit_on_other_layers(tmp_path):
 # How each layer is initialized
 
 
-@pytest.mark.parametrize("init", [True, False, "row_space"])
+@pytest.mark.parametrize("init", [True, False, "principal"])
 def test_a_layer_starts_the_same_whatever_other_layers_are_adapted(init):
     case = CASES["two factors"]
     few = adapted_layers(case.fresh(init_weights=init, target_modules=["value"]))
@@ -298,7 +298,7 @@ def test_an_adapted_layer_prints_as_what_it_is():
             "in_shape must hold 2 sizes with a product from 24 to 48, such as [6, 4], got [4, 5]",
         ),
         (
-            {"init_weights": "row_space", "rank_shape": (5, 5), "separation_rank": 1},
+            {"init_weights": "principal", "rank_shape": (5, 5), "separation_rank": 1},
             "layer 'bert.encoder.layer.0.attention.self.query': the rank must be in [1, 24]",
         ),
     ],

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.usefixtures("remembered_fits")
 USUAL = {"rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0}
 PAIRS = {  # fields of the first and of the second adapter
     "a folded one first": ({"init_weights": "principal"}, {}),
-    "a folded one second": ({}, {"init_weights": "minor"}),
-    "two folded ones": ({"init_weights": "principal"}, {"init_weights": "cp", "rank_shape": (2, 1, 2)}),
+    "a folded one second": ({}, {"init_weights": "principal"}),
+    "two folded ones": ({"init_weights": "principal"}, {"init_weights": "principal", "rank_shape": (2, 1, 2)}),
     "a shared core second": ({}, {"train": "core", "share": "layers"}),
     "two shared ones": (
         {"train": "core", "share": "layers", "rank_shape": (4,), "separation_rank": 1},

@@ -149,7 +149,7 @@ def test_a_fresh_core_is_zero_and_random_where_a_fresh_adapter_is_to_differ():
     assert not torch.equal(cores[0], cores[1])
 
 
-@pytest.mark.parametrize("init", ["random", "principal", "minor", "gradient"])
+@pytest.mark.parametrize("init", ["random", "principal", "gradient"])
 @pytest.mark.parametrize("part", ["core", "all"])
 @pytest.mark.parametrize("share", ["none", "layers"])
 def test_every_trained_tensor_moves_and_every_frozen_one_stays(init, part, share):
@@ -267,7 +267,7 @@ def test_rounded_frames_come_back_exactly(storage, share, low_cpu_mem_usage, dty
 
 def test_a_sum_of_cores_between_dense_sides_is_exact_in_float64(tmp_path):
     model = stir(adapted().double())
-    model.add_adapter("second", LsrConfig(**{**USUAL, "share": "none", "init_weights": "minor", "seed": 1}))
+    model.add_adapter("second", LsrConfig(**{**USUAL, "share": "none", "init_weights": "principal", "seed": 1}))
     model.set_adapter("second")
     stir(model, seed=1)
     model.add_weighted_adapter(["default", "second"], [0.7, -2.0], "sum")

@@ -187,7 +187,7 @@ MISTAKES = [
     ("lsr.rank_shape", [2, "x"], "lsr.rank_shape.1: input should be a valid integer, got 'x'"),
     ("lsr.target_modules", [], "lsr.target_modules: input should be a valid string or a list of at least 1, got []"),
     ("lora.target_modules", ["query", 3], "lora.target_modules.1: input should be a valid string, got 3"),
-    ("lsr.init", "rowspace", "lsr.init: input should be 'random', 'row_space', 'principal', 'minor', 'cp', 'gra"),
+    ("lsr.init", "row_space", "lsr.init: input should be 'random', 'principal', 'gradient', 'update' or 'warm', got"),
     ("lsr.train", "frames", "lsr.train: input should be 'factors', 'first', 'core' or 'all', got 'frames'"),
     ("train.epochs", True, "train.epochs: input should be a valid integer, got True"),
     ("train.epochs", 2.0, "train.epochs: input should be a valid integer, got 2.0"),
@@ -216,7 +216,6 @@ MISTAKES = [
     ("lsr.separation_rank", 4, "lsr: separation_rank: must be auto or 1 with one rank in rank_shape, because A and B"),
     ("lsr.in_shape", [32, 24], "lsr: in_shape: must hold as many sizes as rank_shape ranks, 1; got [32, 24]"),
     ("lsr.out_shape", [32, 24], "lsr: out_shape: must hold as many sizes as rank_shape ranks, 1; got [32, 24]"),
-    ("lsr.init", "cp", "lsr: init: row_space and cp make no frames for a core; got init: cp and train: all"),
     ("lora.init", "pisa", "lora.init: input should be 'random', 'pissa', 'olora', 'eva' or 'loftq', got 'pisa'"),
     ("lora.init", "loftq", "lora.init: loftq compensates for quantization, but the base model is in full precision"),
     ("lokr.decompose_factor", -1, "lokr.decompose_factor: input should be 'auto' or greater than or equal to 1, got"),
@@ -271,12 +270,6 @@ def test_words_that_do_not_go_together_are_one_line(workspace, changes, message)
     for key, value in changes.items():
         change("params.yaml", key, value)
     assert refusal() == [f"params.yaml: {message}"]
-
-
-def test_an_initialization_without_frames_is_fine_beside_the_frames_of_another_adapter(workspace):
-    for key, value in {"train": "core", "init": "row_space", "frames": "models/family"}.items():
-        change("params.yaml", f"lsr.{key}", value)
-    assert params.load(params.InputsView).frames == "models/family"
 
 
 @pytest.mark.parametrize("adapter", ["lora", "full", "head", "vera", "bitfit"])
