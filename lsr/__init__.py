@@ -27,21 +27,17 @@ from lsr.tuner.rescaling import register_layers
 from lsr.tuner.start import allocate_ranks, start_from_examples
 
 if TYPE_CHECKING:  # what type checkers read; when they run, `__getattr__` loads these on first use
-    from lsr.convert.compress import compress_lora
     from lsr.convert.export import export_lora, export_merged
     from lsr.convert.inspect import inspect_adapter
     from lsr.convert.pool import pool_frames
-    from lsr.convert.prune import prune_adapter
     from lsr.serve.bank import AdapterBank
 
 ON_FIRST_USE = {
     "AdapterBank": "serve.bank",
-    "compress_lora": "convert.compress",
     "export_lora": "convert.export",
     "export_merged": "convert.export",
     "inspect_adapter": "convert.inspect",
     "pool_frames": "convert.pool",
-    "prune_adapter": "convert.prune",
 }
 
 register_peft_method(name="lsr", config_cls=LsrConfig, model_cls=LsrModel, prefix="lsr_")
@@ -52,13 +48,11 @@ __all__ = [
     "LsrConfig",
     "LsrModel",
     "allocate_ranks",
-    "compress_lora",
     "export_lora",
     "export_merged",
     "inspect_adapter",
     "parameter_groups",
     "pool_frames",
-    "prune_adapter",
     "start_from_examples",
 ]
 

@@ -1,4 +1,4 @@
-"""`python -m lsr`: export, inspect, compress, prune and bank adapters, and pool their frames, from the command line."""
+"""`python -m lsr`: export, inspect and bank adapters, and pool their frames, from the command line."""
 
 import argparse
 import os
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from transformers.utils import logging
 
 from lsr.algebra.precision import TOLERATED_LOSS
-from lsr.convert.commands import run_compress, run_export, run_frames, run_inspect, run_prune
+from lsr.convert.commands import run_export, run_frames, run_inspect
 from lsr.convert.export import DTYPES
 from lsr.convert.files import InputError
 from lsr.serve.command import run_bank
@@ -36,13 +36,11 @@ def parser() -> Parser:
     """Return the parser of the whole command line."""
     top = Parser(
         prog="python -m lsr",
-        description="Export, inspect, compress and prune LSR adapters, pool their frames, and put many into one file.",
+        description="Export and inspect LSR adapters, pool their frames, and put many into one file.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_export(commands)
     _add_inspect(commands)
-    _add_compress(commands)
-    _add_prune(commands)
     _add_frames(commands)
     _add_bank(commands)
     return top
@@ -77,35 +75,6 @@ def _add_inspect(commands: Any) -> None:
     _add_base(command)
     command.add_argument("--json", action="store_true", help="print JSON, with all singular values")
     command.set_defaults(run=run_inspect)
-
-
-def _add_compress(commands: Any) -> None:
-    command = commands.add_parser(
-        "compress",
-        help="write an existing LoRA as an LSR adapter",
-        description="Write an existing PEFT LoRA as an LSR adapter: the nearest one found, with its exact distance.",
-    )
-    _add_adapter(command, "LORA_ADAPTER", "folder of a LoRA adapter")
-    _add_output(command)
-    _add_terms(command)
-    command.add_argument(
-        "--rank-shape", nargs="+", type=int, metavar="R", help="ranks of the factors; without it each layer's own rank"
-    )
-    command.set_defaults(run=run_compress)
-
-
-def _add_prune(commands: Any) -> None:
-    command = commands.add_parser(
-        "prune",
-        help="write an LSR adapter with fewer terms",
-        description="Write a trained LSR adapter with fewer Kronecker terms: the nearest one found, with its exact "
-        "distance.",
-    )
-    _add_adapter(command, "ADAPTER", "folder of an LSR adapter")
-    _add_output(command)
-    _add_terms(command)
-    _add_base(command)
-    command.set_defaults(run=run_prune)
 
 
 def _add_frames(commands: Any) -> None:
@@ -151,13 +120,6 @@ def _add_bank(commands: Any) -> None:
     )
     _add_base(command)
     command.set_defaults(run=run_bank)
-
-
-def _add_terms(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--separation-rank", type=int, metavar="S", help="terms; with --error, the most")
-    command.add_argument(
-        "--error", type=float, metavar="E", help="fewest terms in each layer that leave a relative error of at most E"
-    )
 
 
 def _add_adapter(command: argparse.ArgumentParser, name: str, text: str) -> None:

@@ -16,7 +16,6 @@ COUNT = 20  # of a kind
 COMMANDS = {
     "inspect": ("inspect", "adapter"),
     "export": ("export", "adapter", "--to", "lora", "-o", "out", "--force", "--base", "base"),
-    "prune": ("prune", "adapter", "-o", "out", "--force", "--separation-rank", "1"),
 }
 LABELS = [
     {"column": "label", "names": ["0", "1"]},

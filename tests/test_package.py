@@ -90,11 +90,11 @@ print(*(set(lsr.ON_FIRST_USE) - set(lsr.__all__)))
 assert not loaded(), loaded()
 assert lsr.export_lora.__module__ == "lsr.convert.export"
 assert "lsr.convert.export" in loaded()
-assert "lsr.convert.compress" not in loaded()
+assert "lsr.convert.pool" not in loaded()
 print(all(callable(getattr(lsr, name)) for name in lsr.__all__))
 """
     names, hidden, private, callable_all = python(code, tmp_path).split("\n")[:4]
-    conversions = {"compress_lora", "export_lora", "export_merged", "inspect_adapter", "pool_frames", "prune_adapter"}
+    conversions = {"export_lora", "export_merged", "inspect_adapter", "pool_frames"}
     adapting = {"LsrConfig", "LsrModel", "allocate_ranks", "parameter_groups", "start_from_examples"}
     assert set(names.split()) == adapting | {"AdapterBank"} | conversions
     assert (hidden, private, callable_all) == ("", "", "True")
@@ -106,7 +106,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
 
 
 def test_the_command_line_helps_without_them(tmp_path):
-    commands = [[], ["export"], ["inspect"], ["compress"], ["prune"], ["bank"]]
+    commands = [[], ["export"], ["inspect"], ["frames"], ["bank"]]
     code = f"""
 import runpy
 for words in {commands}:

@@ -1,1 +1,1 @@
-"""From and to files: loading, exports, compression, reports, and the commands of `python -m lsr`."""
+"""From and to files: loading, exports, reports, and the commands of `python -m lsr`."""

@@ -16,15 +16,12 @@ from torch import Tensor
 
 from lsr.algebra.precision import ROUNDOFF, dtype_name
 from lsr.convert.base_model import TASK, load_plain, load_tokenizer, name_labels, read_labels
-from lsr.convert.certificate import Certificate
-from lsr.convert.compress import compress_lora
 from lsr.convert.export import DTYPES, Rounding, export_lora, export_merged
 from lsr.convert.files import InputError, NoBaseError, check_output
 from lsr.convert.inspect import AdapterReport, LayerReport, inspect_adapter, shared_prefix
 from lsr.convert.loading import load_adapter, load_lora
 from lsr.convert.parity import largest_difference, outputs, probe_ids
 from lsr.convert.pool import pool_frames
-from lsr.convert.prune import prune_adapter
 
 COLUMNS = (
     *("layer", "out x in", "rank", "terms", "trained", "stored", "effective"),
@@ -154,32 +151,6 @@ def _totals(report: AdapterReport) -> str:
     )
 
 
-def run_compress(options: argparse.Namespace) -> None:
-    """Write a LoRA as LSR, and print the certificate."""
-    certificate = compress_lora(
-        options.adapter,
-        options.output,
-        separation_rank=options.separation_rank,
-        error=options.error,
-        rank_shape=None if options.rank_shape is None else tuple(options.rank_shape),
-        force=options.force,
-    )
-    _show(options, certificate)
-
-
-def run_prune(options: argparse.Namespace) -> None:
-    """Write an adapter with fewer terms, and print the certificate."""
-    certificate = prune_adapter(
-        options.adapter,
-        options.output,
-        separation_rank=options.separation_rank,
-        error=options.error,
-        base=options.base,
-        force=options.force,
-    )
-    _show(options, certificate)
-
-
 def run_frames(options: argparse.Namespace) -> None:
     """Write frames of several adapters, and print how much of each they capture."""
     reports = pool_frames(
@@ -199,24 +170,6 @@ def run_frames(options: argparse.Namespace) -> None:
         for name, one in reports.items()
     ]
     print(table(("frames of", "layers", "rank", "parameters", *(f"held of {name}" for name in names)), rows))
-
-
-def _show(options: argparse.Namespace, certificate: Certificate) -> None:
-    layers = certificate.layers
-    prefix = shared_prefix(layers)
-    rows = [
-        [
-            *(name.removeprefix(prefix), f"{layer.separation_rank}"),
-            *(f"{layer.parameters_before:,}", f"{layer.parameters:,}", f"{layer.error:.4g}"),
-        ]
-        for name, layer in layers.items()
-    ]
-    before, after = (sum(getattr(c, name) for c in layers.values()) for name in ("parameters_before", "parameters"))
-    rows.append(["total", "", f"{before:,}", f"{after:,}", f"{certificate.error:.4g}"])
-    print(f"{options.output}: {len(layers)} layers of {prefix.rstrip('.') or 'the model'}, {_size(options.output)}")
-    print(table(("layer", "terms", "parameters before", "after", "‖ΔW′ − ΔW‖/‖ΔW‖"), rows))
-    if after >= before:
-        print("not smaller than the input: allow a larger error, or fewer terms")
 
 
 def differences(options: argparse.Namespace, ids: Tensor, expected: Tensor) -> list[tuple[str, float]]:

@@ -89,11 +89,6 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         raise InputError(str(error)) from None
 
 
-def factor_key(layer_name: str, side: str, position: int) -> str:
-    """Return the name in the file of a layer's factor A1, A2, ..., B1, ..."""
-    return f"{PREFIX}{layer_name}.lsr_adapters.factor_{side}{position}"
-
-
 def write_adapter(folder: Path, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write the configuration and tensors into a folder, with the same bytes every time."""
     text = json.dumps(dict(fields), indent=2, sort_keys=True)

@@ -12,17 +12,16 @@ from torch import Tensor
 from lsr.algebra.frames import bases_of, captured_energies, leading_frames
 from lsr.algebra.shapes import Form
 from lsr.convert.base_model import by
-from lsr.convert.compress import check_exact, lora_pairs
 from lsr.convert.files import (
     PREFIX,
     InputError,
     check_output,
     read_config,
-    read_tensors,
     write_adapter,
     writing,
 )
 from lsr.convert.loading import ADAPTER, load_layers
+from lsr.convert.lora import lora_updates
 from lsr.init.initialization import Start
 from lsr.tuner.config import SHARED, LsrConfig
 from lsr.tuner.factors import STORAGE, LsrFactors, entries
@@ -91,8 +90,7 @@ def pool_frames(
 def _updates(folder: Path, fields: Mapping[str, Any]) -> dict[str, Pair]:
     """Return the update of each layer; if it is zero, the product of the frames instead."""
     if fields["peft_type"] == "LORA":
-        check_exact(folder, fields)
-        return lora_pairs(folder, fields, read_tensors(folder))[0]
+        return lora_updates(folder, fields)
     found = {}
     for name, layer in load_layers(folder).items():
         adapter = layer.adapter(ADAPTER)

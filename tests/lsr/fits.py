@@ -15,7 +15,6 @@ USES = {  # where each is looked up
     "lsr.init.frames.fit_row_space": fit_row_space,
     "lsr.init.gradient.fit_row_space": fit_row_space,
     "lsr.init.principal.fit_product": fit_product,
-    "lsr.convert.refit.fit_product": fit_product,
 }
 _made: dict[Any, Any] = {}
 
@@ -27,11 +26,6 @@ def remembered() -> Iterator[None]:
         for place, fit in USES.items():
             patches.enter_context(patch(place, _remembering(fit)))
         yield
-
-
-def forget() -> None:
-    """Have all fits made again."""
-    _made.clear()
 
 
 def _remembering(fit: Callable[..., Any]) -> Callable[..., Any]:

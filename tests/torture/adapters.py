@@ -26,8 +26,6 @@ COMMANDS = (
     ("inspect", "adapter", "--base", "base", "--json"),
     ("export", "adapter", "--to", "lora", "-o", "out", "--force", "--base", "base"),
     ("export", "adapter", "--to", "merged", "-o", "out", "--force", "--base", "base"),
-    ("prune", "adapter", "-o", "out", "--force", "--separation-rank", "1", "--base", "base"),
-    ("compress", "adapter", "-o", "out", "--force", "--separation-rank", "1"),
     ("frames", "--from", "adapter", "adapter", "-o", "out", "--force"),
 )
 

@@ -61,7 +61,6 @@ def test_the_declared_model_is_the_one_that_the_default_run_pins(entries):
         ["inspect"],
         ["export", "--to", "lora", "-o", "out"],
         ["export", "--to", "merged", "-o", "out"],
-        ["prune", "--separation-rank", "1", "-o", "out"],
     ],
 )
 def test_commands_find_the_embedded_base_by_themselves(words, entries, trained, tmp_path, monkeypatch, capsys):

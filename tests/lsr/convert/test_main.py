@@ -122,9 +122,7 @@ def test_it_runs_as_a_module(folder):
     assert "max |difference|" in run.stdout
 
 
-@pytest.mark.parametrize(
-    "words", [["--help"], *([name, "--help"] for name in ("export", "inspect", "compress", "prune"))]
-)
+@pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in ("export", "inspect", "frames", "bank"))])
 def test_help_leaves_with_zero(words, capsys):
     with pytest.raises(SystemExit) as left:
         main(words)
@@ -189,59 +187,6 @@ def test_the_report_without_a_base_says_why(folder, capsys):
     shutil.rmtree("base")
     text = ok(capsys, "inspect", "adapter")
     assert "without its base model, ‖W‖ is unknown: base model ./base: no such folder" in text
-
-
-# Fewer parameters
-
-
-def test_compress_and_prune_print_a_certificate(folder, capsys):
-    ok(capsys, *export())
-    names = ["layer", "terms", "parameters before", "after", "‖ΔW′ − ΔW‖/‖ΔW‖"]
-    for words in (
-        ("compress", "out", "-o", "lsr", "--separation-rank", "2"),
-        ("prune", "adapter", "-o", "few", "--separation-rank", "2"),
-    ):
-        lines = ok(capsys, *words).splitlines()
-        assert lines[0].startswith(f"{words[3]}: 4 layers of bert.encoder.layer, ")
-        assert re.split(r"  +", lines[1]) == names
-        rows = [line.split() for line in lines[2:]]
-        assert [row[0] for row in rows] == [f"{i}.attention.self.{n}" for i in (0, 1) for n in ("query", "value")] + [
-            "total"
-        ]
-        assert {row[1] for row in rows[:-1]} == {"2"}
-        assert 0 < float(rows[-1][-1]) < 1
-        assert [int(number.replace(",", "")) for number in rows[-1][1:3]] == [
-            768 if words[0] == "compress" else 480,
-            320,
-        ]
-
-
-def test_compress_says_so_if_nothing_is_saved(folder, capsys):
-    ok(capsys, *export())
-    text = ok(capsys, "compress", "out", "-o", "lsr", "--separation-rank", "8", "--rank-shape", "2", "2")
-    assert "not smaller than the input: allow a larger error, or fewer terms" in text
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["compress", "adapter", "-o", "few", "--error", "0.1"], "adapter: an adapter of the method LSR; needed: LORA"),
-        (["compress", "adapter", "-o", "few", "--separation-rank", "x"], "--separation-rank: invalid int value: 'x'"),
-        (["compress", "adapter", "-o", "adapter", "--error", "0.1", "--force"], "adapter: would replace adapter"),
-        (["prune", "adapter", "-o", "few"], "--separation-rank or --error is needed, or both"),
-        (
-            ["prune", "adapter", "-o", "few", "--separation-rank", "9"],
-            "--separation-rank must be below 3, the most terms",
-        ),
-        (["prune", "adapter", "-o", "base", "--error", "0.1"], "base: exists; choose another folder"),
-        (["prune", "adapter"], "the following arguments are required: -o/--output"),
-        (["shrink", "adapter"], "invalid choice: 'shrink'"),
-        ([], "the following arguments are required: COMMAND"),
-    ],
-)
-def test_mistakes_of_compress_and_prune_are_one_line(folder, capsys, words, message):
-    assert message in mistake(capsys, *words)
-    assert not (folder / "few").exists()
 
 
 # A checkpoint for a server
@@ -767,8 +712,6 @@ FOREIGN = {  # what a person has beside files of an adapter: what makes it
 COMMANDS = {
     "export": export("lora", "--force"),
     "merged": export("merged", "--force"),
-    "compress": ("compress", "lora", "-o", "out", "--separation-rank", "1", "--force"),
-    "prune": ("prune", "adapter", "-o", "out", "--separation-rank", "1", "--force"),
     "frames": ("frames", "--from", "adapter", "-o", "out", "--force"),
 }
 
@@ -872,9 +815,7 @@ def query(layer, part):
     ],
     ids=["missing", "no core", "doubled", "in another layer"],
 )
-@pytest.mark.parametrize(
-    "words", [("inspect", "adapter"), export(), ("prune", "adapter", "-o", "out", "--error", "0.5")]
-)
+@pytest.mark.parametrize("words", [("inspect", "adapter"), export()])
 def test_shared_factors_that_are_missing_or_doubled_are_one_line(
     gone, more, message, words, tmp_path, capsys, monkeypatch
 ):
@@ -884,12 +825,6 @@ def test_shared_factors_that_are_missing_or_doubled_are_one_line(
     line = mistake(capsys, *words)
     assert message in line
     assert not (tmp_path / "out").exists()
-
-
-def test_a_core_has_no_terms_to_prune(tmp_path, capsys, monkeypatch):
-    shared(tmp_path, monkeypatch)
-    line = mistake(capsys, "prune", "adapter", "-o", "out", "--error", "0.5")
-    assert line.endswith("adapter: has no Kronecker terms to drop, or has a core (train: core)")
 
 
 def test_the_report_counts_what_is_shared_once(tmp_path, capsys, monkeypatch):

@@ -1,0 +1,78 @@
+"""Read the folder of a plain PEFT LoRA: the update of each layer as a pair of thin matrices."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from math import isfinite, sqrt
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+from torch import Tensor
+
+from lsr.convert.files import PREFIX, InputError, read_tensors
+from lsr.tuner.config import override
+from lsr.tuner.expressions import check_expressions
+from lsr.tuner.saved import CONFIG
+
+FACTOR = re.compile(rf"{re.escape(PREFIX)}(.*)\.lora_([AB])\.weight")
+# Fields that are read, and fields that do not affect the trained update.
+READ = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "modules_to_save", "lora_dropout")
+IRRELEVANT = (
+    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("fan_in_fan_out", "eva_config", "megatron_core", "runtime_config", "qalora_group_size"),
+)
+UNCHANGED_BASE = (True, False, "gaussian", "orthogonal", "eva")  # initializations that leave the base weight unchanged
+
+
+def lora_updates(folder: Path, lora: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return (scaling * B, A), (m, r) and (r, n) in float64, of each layer of a LoRA by name.
+
+    Raises:
+        InputError: if the LoRA does more than add B A, a factor is not that of a linear layer or is missing, or an
+            expression of its configuration takes too long.
+    """
+    _check_plain(folder, lora)
+    sides: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in read_tensors(folder).items():
+        found = FACTOR.fullmatch(key)
+        if found and tensor.dim() == 2:
+            sides.setdefault(found[1], {})[found[2]] = tensor.double()
+        elif ".lora_" in key:
+            raise InputError(f"{folder}: {key} {tuple(tensor.shape)} is not supported; needed: LoRA of linear layers")
+    if not sides:
+        raise InputError(f"{folder}: holds no LoRA factors")
+    try:
+        check_expressions(lora, sides)
+    except ValueError as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from None
+    for name, side in sides.items():
+        if side.keys() != {"A", "B"} or len(side["A"]) != side["B"].shape[1]:
+            raise InputError(f"{folder}: layer {name!r}: lora_A and lora_B do not fit together, or one is missing")
+    return {name: (_scaling(folder, lora, name, len(side["A"])) * side["B"], side["A"]) for name, side in sides.items()}
+
+
+def _scaling(folder: Path, lora: Mapping[str, Any], name: str, rank: int) -> float:
+    expected = override(lora.get("rank_pattern") or {}, name, lora.get("r", rank))
+    if expected != rank:
+        raise InputError(f"{folder}: layer {name!r} has rank {rank}, but its configuration says {expected}")
+    alpha = override(lora.get("alpha_pattern") or {}, name, lora.get("lora_alpha", LoraConfig().lora_alpha))
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not isfinite(alpha):
+        raise InputError(f"{folder}: layer {name!r}: its alpha must be a finite number, got {alpha!r}")
+    return alpha / (sqrt(rank) if lora.get("use_rslora") else rank)
+
+
+def _check_plain(folder: Path, lora: Mapping[str, Any]) -> None:
+    """Refuse options of LoRA that do more than add B A to the base model's own weights.
+
+    Raises:
+        InputError: names the option.
+    """
+    usual = {field.name: getattr(LoraConfig(), field.name) for field in fields(LoraConfig)}
+    for key, value in sorted(lora.items()):
+        if key in IRRELEVANT or key in READ or value in (None, False) or value == usual.get(key):
+            continue
+        if key == "init_lora_weights" and value in UNCHANGED_BASE:
+            continue
+        raise InputError(f"{folder}: {key}={value!r} is not supported; needed: plain LoRA on the base's own weights")
