@@ -14,8 +14,8 @@ UNCOMPARED := $(UNCOMPARED)|(rows|train|validation|test)_.*|energy_.*|error$$|(b
 # A notice at every build that another generator will follow this one.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: repro experiments plots test types check audit torture docs arena bench bench-family bench-factorize bench-capabilities \
-	bench-rows clean
+.PHONY: repro experiments plots test types check audit torture docs arena bench bench-family bench-factorize \
+	capabilities clean
 
 ## repro: fine-tune the default model on the default data: check, inputs, check-model, tokenize, factorize-init, train, evaluate
 repro: $(READY)
@@ -55,11 +55,10 @@ audit: $(READY)
 torture: $(READY)
 	python -m tests.torture
 
-## docs: the documentation, in build/site/index.html; first what is made of code and results, the picture and a table
+## docs: the documentation, in build/site/index.html; first the picture, which is made of code
 docs: $(READY)
 	python docs/picture.py
-	python docs/capabilities.py
-	mkdocs build
+	python -m mkdocs build
 
 ## arena: every method on every task of a preset: make arena PRESET=offline; goes on where it was stopped
 arena: $(READY)
@@ -77,13 +76,9 @@ bench-family: $(READY)
 bench-factorize: $(READY)
 	python -m benchmarks.factorize
 
-## bench-capabilities: which of PEFT's behaviors LSR and other methods have
-bench-capabilities: $(READY)
-	python -m benchmarks.capabilities
-
-## bench-rows: seconds and memory of the stages for three million rows; fails above 4 GB
-bench-rows: $(READY)
-	python -m benchmarks.rows
+## capabilities: which of PEFT's features LSR and other methods have, in docs/reference/capabilities.md
+capabilities: $(READY)
+	python -m tests.capabilities
 
 # Python compiles a module when it is first imported; pip would compile five times as many, on one core.
 $(READY): pyproject.toml constraints.txt

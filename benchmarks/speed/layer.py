@@ -81,10 +81,10 @@ def times(case: Case, rounds: int) -> tuple[Times, Times]:
     """Return the seconds of forward passes, and of forward and backward passes, by method."""
     layers, x, gradient = _operands(case, METHODS)
     with torch.no_grad():
-        forward = take_turns({name: partial(layer, x) for name, layer in layers.items()}, rounds, _nothing, twice=True)
+        forward = take_turns({name: partial(layer, x) for name, layer in layers.items()}, rounds, twice=True)
     x.requires_grad_()
     calls = {name: _step(layer, x, gradient) for name, layer in layers.items()}
-    return forward, take_turns(calls, rounds, _nothing, twice=True)
+    return forward, take_turns(calls, rounds, twice=True)
 
 
 def peak_memory(case: Case, method: str) -> int:
@@ -139,10 +139,6 @@ def _operands(case: Case, methods: tuple[str, ...]) -> tuple[dict[str, nn.Module
 def _step(layer: nn.Module, x: Tensor, gradient: Tensor) -> Callable[[], object]:
     wanted = [x, *trained(layer)]
     return lambda: torch.autograd.grad(layer(x), wanted, gradient)
-
-
-def _nothing() -> None:
-    pass
 
 
 def _row(case: Case, method: str, forward: Times, both: Times, rates: Rates, peak: int | None) -> Row:

@@ -88,7 +88,7 @@ def serve(count: int, rounds: int) -> list[Row]:
     for length in LENGTHS:
         inputs = batch(length)
         with torch.inference_mode():
-            times = take_turns({name: partial(model, **inputs) for name, model in models.items()}, rounds, lambda: None)
+            times = take_turns({name: partial(model, **inputs) for name, model in models.items()}, rounds)
         rows += [_row(length, method, count, times, sizes.get(method)) for method in models]
     return rows
 

@@ -19,7 +19,6 @@ from benchmarks.processes import in_fresh_process, peak_beyond, process
 from benchmarks.speed.methods import FROZEN, METHODS, PEER, SMALLEST_PEER, Targets, adapted, trained
 from benchmarks.speed.timing import Times, ratio, take_turns
 from pipeline.core import console
-from pipeline.training.allocator import keep_freed_memory
 
 ALL_LINEAR = "all linear"
 SHAPES: dict[str, PretrainedConfig] = {  # with two labels; random weights take the same time
@@ -29,6 +28,7 @@ SHAPES: dict[str, PretrainedConfig] = {  # with two labels; random weights take 
 TARGETS: dict[str, Targets] = {"q, v": ("query", "value"), ALL_LINEAR: r".*\.encoder\..*(query|key|value|dense)"}
 BATCHES = {"MiniLM": (32, 32), "RoBERTa-base": (16, 32)}  # examples, tokens each
 HEAD = "classifier"
+ROUNDS = 4
 
 
 class Case(NamedTuple):
@@ -61,7 +61,7 @@ CASES = (
 )
 
 
-def run(cases: tuple[Case, ...], threads: int, rounds: int) -> Iterator[Row]:
+def run(cases: tuple[Case, ...], threads: int, rounds: int = ROUNDS) -> Iterator[Row]:
     """Yield a row for each case and method.
 
     In the frozen model only the head is trained, and gradients flow down to the embeddings: no adapter can be faster.
@@ -86,16 +86,14 @@ def run(cases: tuple[Case, ...], threads: int, rounds: int) -> Iterator[Row]:
 
 def times(case: Case, rounds: int) -> tuple[Times, dict[str, int]]:
     """Return the seconds of steps, and the number of trained parameters without the head, by method."""
-    keep_freed_memory()  # as in every training of the pipeline
     models = {method: _model(case, method) for method in METHODS}
     sizes = {method: sum(p.numel() for p in _parameters(model)[0]) for method, model in models.items()}
     calls = {method: step(model, *BATCHES[case.model]) for method, model in models.items()}
-    return take_turns(calls, rounds, lambda: None), sizes
+    return take_turns(calls, rounds), sizes
 
 
 def peak_memory(case: Case, method: str) -> int:
     """Return the bytes that two steps need in addition to the model."""
-    keep_freed_memory()
     call = step(_model(case, method), *BATCHES[case.model])
     return peak_beyond(lambda: (call(), call()))[1]
 

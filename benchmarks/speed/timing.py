@@ -9,9 +9,7 @@ import torch
 Times = dict[str, list[float]]  # seconds, one per round, by method
 
 
-def take_turns(
-    calls: Mapping[str, Callable[[], object]], rounds: int, advance: Callable[[], None], *, twice: bool = False
-) -> Times:
+def take_turns(calls: Mapping[str, Callable[[], object]], rounds: int, *, twice: bool = False) -> Times:
     """Return the seconds of each call in each round, after one round that is not timed.
 
     With `twice`, the second of two consecutive calls is timed: in a model a layer runs after similar layers, whose code
@@ -28,7 +26,6 @@ def take_turns(
                 torch.cuda.synchronize()
             if number:
                 times[name].append(perf_counter() - begin)
-        advance()
     return times
 
 

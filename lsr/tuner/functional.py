@@ -121,7 +121,7 @@ def is_cheaper_by_factors(
 ) -> bool:
     """Return whether `kron_sum_product` takes at most two thirds of the multiplications of forming the matrix.
 
-    With few tokens it is then faster (`python -m benchmarks.speed terms`). With more tokens forming the matrix pays
+    With few tokens it is then faster. With more tokens forming the matrix pays
     off, because its products are more regular.
     """
     (count, p1, q1), (_, p2, q2) = one.shape, two.shape

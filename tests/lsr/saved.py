@@ -5,8 +5,8 @@ import copy
 import torch
 from peft import get_peft_model
 
-from benchmarks.capabilities.models import LABELS, tiny, tokens
 from lsr import LsrConfig
+from tests.capabilities.models import LABELS, tiny, tokens
 
 USUAL = {"task_type": "SEQ_CLS", "rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0}
 CASES = {  # what it shows: model, fields

@@ -1,8 +1,8 @@
-"""LSR's configurations on tiny models, on which the tests run the probes of benchmarks/capabilities."""
+"""LSR's configurations on tiny models, on which the tests run the probes of tests/capabilities."""
 
 from typing import Any
 
-from benchmarks.capabilities.subjects import Subject
+from tests.capabilities.subjects import Subject
 
 DENSE: dict[str, Any] = {"rank_shape": (4,), "separation_rank": None}
 SHARED: dict[str, Any] = {"share": "layers", "train": "core", "init_weights": "principal"}

@@ -16,13 +16,13 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification
 
-from benchmarks.capabilities.models import logits, tiny, tokens
 from lsr import LsrConfig, export_lora, export_merged
 from lsr.algebra.precision import TOLERATED_LOSS
 from lsr.convert.files import PREFIX, InputError
 from lsr.convert.loading import load_adapter
 from lsr.init import INITIALIZATIONS
 from lsr.tuner.linear import adapted_layers
+from tests.capabilities.models import logits, tiny, tokens
 from tests.lsr.saved import CASES, FOLDED, adapted, save
 
 pytestmark = pytest.mark.usefixtures("remembered_fits")

@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.capabilities.models import logits, tiny
 from lsr.convert.files import CONFIG, WEIGHTS, InputError
 from lsr.convert.inspect import inspect_adapter
 from lsr.convert.loading import load_adapter, load_layers
 from lsr.init import INITIALIZATIONS
 from lsr.tuner.linear import adapted_layers
+from tests.capabilities.models import logits, tiny
 from tests.lsr.saved import CASES, save
 
 pytestmark = pytest.mark.usefixtures("remembered_fits")

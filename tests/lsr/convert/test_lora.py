@@ -9,10 +9,10 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from benchmarks.capabilities.models import tiny
 from lsr.convert.files import InputError, read_config
 from lsr.convert.lora import lora_updates
 from lsr.tuner.saved import CONFIG, WEIGHTS
+from tests.capabilities.models import tiny
 
 LORAS = {  # what it shows: model, fields
     "usual": ("bert", {}),

@@ -21,12 +21,12 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from benchmarks.capabilities.checks import stir
-from benchmarks.capabilities.models import BERT_SIZES, VOCABULARY, tiny
 from lsr import LsrConfig
 from lsr.__main__ import main
 from lsr.convert.files import InputError, writing
 from tests import forked
+from tests.capabilities.checks import stir
+from tests.capabilities.models import BERT_SIZES, VOCABULARY, tiny
 from tests.lsr.saved import CASES, USUAL, save, train
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

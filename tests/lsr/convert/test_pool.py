@@ -7,10 +7,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
-from benchmarks.capabilities.models import logits, tiny
 from lsr import LsrConfig, inspect_adapter, pool_frames
 from lsr.convert.files import InputError
 from lsr.tuner.linear import adapted_layers
+from tests.capabilities.models import logits, tiny
 
 QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query"
 

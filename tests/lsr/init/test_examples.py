@@ -8,9 +8,9 @@ from peft import get_peft_model
 from torch import nn
 from torch.testing import assert_close
 
-from benchmarks.capabilities.models import LABELS, tiny, tokens
 from lsr import LsrConfig
 from lsr.init.examples import weight_gradients
+from tests.capabilities.models import LABELS, tiny, tokens
 
 LAYERS = {
     "bert": ["bert.encoder.layer.0.attention.self.query", "bert.encoder.layer.1.attention.self.query"],

@@ -12,11 +12,11 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification
 
-from benchmarks.capabilities.models import CONFIGS, LABELS, tiny, tokens
 from lsr import LsrConfig
 from lsr.init.examples import weight_gradients
 from lsr.init.features import backbone_of
 from lsr.init.head import examples_gradients, fitted_head
+from tests.capabilities.models import CONFIGS, LABELS, tiny, tokens
 
 HEADS = {
     "bert": ["classifier"],

@@ -9,11 +9,11 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from benchmarks.capabilities.models import LABELS, logits, tiny, tokens
 from lsr import LsrConfig, start_from_examples
 from lsr.init import INITIALIZATIONS
 from lsr.init.examples import weight_gradients
 from lsr.tuner.linear import adapted_layers
+from tests.capabilities.models import LABELS, logits, tiny, tokens
 
 pytestmark = pytest.mark.usefixtures("remembered_fits")
 

@@ -7,7 +7,6 @@ import torch
 from peft import get_peft_model
 from torch.testing import assert_close
 
-from benchmarks.capabilities.models import logits, tiny
 from lsr import LsrConfig, start_from_examples
 from lsr.algebra.frames import core_between, diagonal_between
 from lsr.init.initialization import Source
@@ -15,6 +14,7 @@ from lsr.init.steps import set_values
 from lsr.init.update import examples_updates
 from lsr.init.warm import core, start
 from lsr.tuner.linear import adapted_layers
+from tests.capabilities.models import logits, tiny
 from tests.lsr.init.forms import form_of
 from tests.lsr.init.test_head import batches, in_use, state, values_of
 from tests.lsr.matrices import decaying, normal

@@ -3,8 +3,8 @@
 import torch
 from peft import PeftModel, get_peft_model
 
-from benchmarks.capabilities.models import tiny, tokens
 from lsr import LsrConfig
+from tests.capabilities.models import tiny, tokens
 
 USUAL = {"task_type": "SEQ_CLS", "rank_shape": (4,), "separation_rank": None, "alpha": 7, "seed": 0}
 FRAMES = {"train": "core", "init_weights": "principal"}

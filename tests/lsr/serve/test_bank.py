@@ -11,11 +11,11 @@ from peft import PeftModel
 from torch import nn
 from torch.testing import assert_close
 
-from benchmarks.capabilities.models import tiny, tokens
 from lsr import AdapterBank
 from lsr.convert.files import InputError
 from lsr.serve.reading import read_adapter
 from lsr.tuner.linear import adapted_layers
+from tests.capabilities.models import tiny, tokens
 from tests.lsr.serve.families import CORED, FORMS, save, says
 
 NAMES = ["b", "__base__", "c", "a", "b"]

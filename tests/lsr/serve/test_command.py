@@ -6,10 +6,10 @@ import shutil
 import pytest
 import torch
 
-from benchmarks.capabilities.models import tiny, tokens
 from lsr import AdapterBank
 from lsr.__main__ import main
 from lsr.serve import stored
+from tests.capabilities.models import tiny, tokens
 from tests.lsr.serve.families import FORMS, save, says
 
 

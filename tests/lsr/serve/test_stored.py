@@ -8,10 +8,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from benchmarks.capabilities.models import tiny, tokens
 from lsr import AdapterBank
 from lsr.convert.files import InputError
 from lsr.serve import stored
+from tests.capabilities.models import tiny, tokens
 from tests.lsr.serve.families import FORMS, save, says
 
 SHOWN = ("diagonal cores on shared signs", "factors", "a head of two modules")

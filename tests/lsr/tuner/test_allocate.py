@@ -7,10 +7,10 @@ import torch
 from peft import TaskType, get_peft_model
 
 import lsr
-from benchmarks.capabilities.models import LABELS, logits, tiny, tokens
 from lsr import LsrConfig, allocate_ranks, start_from_examples
 from lsr.init import head
 from lsr.tuner.linear import adapted_layers
+from tests.capabilities.models import LABELS, logits, tiny, tokens
 from tests.lsr.saved import CASES
 
 USUAL = {"rank_shape": (1,), "train": "core", "core": "diagonal", "init_weights": "update", "seed": 0}

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from benchmarks.capabilities.behavior import EVERY
-from benchmarks.capabilities.probes import BEHAVIORS
-from benchmarks.capabilities.subjects import Subject
+from tests.capabilities.behavior import EVERY
+from tests.capabilities.probes import BEHAVIORS
+from tests.capabilities.subjects import Subject
 from tests.lsr.subjects import CASES, FAMILY
 
 pytestmark = pytest.mark.usefixtures("remembered_fits")

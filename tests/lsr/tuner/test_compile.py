@@ -4,9 +4,9 @@ from peft import get_peft_model
 from torch import nn
 from torch.testing import assert_close
 
-from benchmarks.capabilities.models import logits, tiny
 from lsr import LsrConfig
 from lsr.tuner.linear import adapted_layers
+from tests.capabilities.models import logits, tiny
 
 CONFIGS = {
     "two factors": {"rank_shape": (2, 2)},

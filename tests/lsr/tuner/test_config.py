@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftConfig, get_peft_model
 
-from benchmarks.capabilities.models import tiny
 from lsr import LsrConfig
 from lsr.algebra.shapes import Form
 from lsr.init import INITIALIZATIONS
 from lsr.tuner.config import override
 from lsr.tuner.resolved import LayerShapes
+from tests.capabilities.models import tiny
 
 WORDS = list(INITIALIZATIONS)
 
@@ -95,7 +95,7 @@ import torch
 from peft import get_peft_model
 from transformers import BertForSequenceClassification
 from lsr import LsrConfig
-from benchmarks.capabilities.models import CONFIGS
+from tests.capabilities.models import CONFIGS
 CONFIGS["bert"].num_hidden_layers = 4
 for name, targets in {"all": "all-linear", "usual": None, "list": ["value", "query", "output.dense", "key"]}.items():
     config = LsrConfig(

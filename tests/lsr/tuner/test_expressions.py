@@ -6,11 +6,11 @@ import sys
 import pytest
 from peft import LoraConfig, get_peft_model
 
-from benchmarks.capabilities.models import tiny
 from lsr import LsrConfig
 from lsr.tuner import expressions
 from lsr.tuner.expressions import check_expressions, check_syntax
 from lsr.tuner.targets import check_names
+from tests.capabilities.models import tiny
 
 NAMES = [f"model.layers.{number}.self_attn.{name}_proj" for number in range(64) for name in "qkvo"]
 ENDLESS = [  # groups in groups, branches that are the same, many repetitions, and one that looks ahead

@@ -14,11 +14,6 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from benchmarks.capabilities.behavior import EVERY
-from benchmarks.capabilities.checks import stir, train, trainable
-from benchmarks.capabilities.models import logits, tiny, tokens
-from benchmarks.capabilities.probes import BEHAVIORS
-from benchmarks.capabilities.subjects import Subject
 from lsr import LsrConfig, export_lora, pool_frames, start_from_examples
 from lsr.algebra.shapes import Form
 from lsr.convert.files import InputError
@@ -28,6 +23,11 @@ from lsr.tuner.family import check_room, frames_hash
 from lsr.tuner.linear import adapted_layers
 from lsr.tuner.resolved import Resolved
 from lsr.tuner.start import initialize_factors
+from tests.capabilities.behavior import EVERY
+from tests.capabilities.checks import stir, train, trainable
+from tests.capabilities.models import logits, tiny, tokens
+from tests.capabilities.probes import BEHAVIORS
+from tests.capabilities.subjects import Subject
 from tests.lsr.tuner.test_citizenship import REFUSED
 
 pytestmark = pytest.mark.usefixtures("remembered_fits")

@@ -5,9 +5,9 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 
-from benchmarks.capabilities.models import logits, tiny
 from lsr import LsrConfig
 from lsr.tuner.fingerprint import are_alike, check_weight, weight_hash, weight_sketch
+from tests.capabilities.models import logits, tiny
 
 FIELDS = {"task_type": "SEQ_CLS", "separation_rank": 2, "seed": 0}
 LAYER = "bert.encoder.layer.1.attention.self.value"

@@ -6,9 +6,9 @@ from peft import get_peft_model
 from torch.testing import assert_close
 from transformers import GenerationConfig
 
-from benchmarks.capabilities.models import logits, tiny, tokens
 from lsr import LsrConfig
 from lsr.tuner.linear import adapted_layers
+from tests.capabilities.models import logits, tiny, tokens
 
 USUAL = {"rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0, "init_weights": False}
 SHORT = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}

@@ -9,12 +9,12 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 
-from benchmarks.capabilities.checks import is_factor, train, trainable
-from benchmarks.capabilities.models import logits, tiny, tokens
-from benchmarks.capabilities.subjects import METHODS, Subject
 from lsr import LsrConfig, LsrModel
 from lsr.tuner.layer import LsrLayer
 from lsr.tuner.linear import adapted_layers
+from tests.capabilities.checks import is_factor, train, trainable
+from tests.capabilities.models import logits, tiny, tokens
+from tests.capabilities.subjects import METHODS, Subject
 from tests.lsr.saved import entries
 from tests.lsr.subjects import CASES
 

@@ -8,11 +8,11 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
 
-from benchmarks.capabilities.checks import loss, stir, train, trainable
-from benchmarks.capabilities.models import logits, tiny
 from lsr import LsrConfig
 from lsr.tuner.linear import adapted_layers
 from lsr.tuner.start import initialize_factors
+from tests.capabilities.checks import loss, stir, train, trainable
+from tests.capabilities.models import logits, tiny
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 USUAL = {"task_type": "SEQ_CLS", "rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0}

@@ -4,8 +4,8 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from benchmarks.capabilities.models import tiny
 from lsr import LsrConfig, parameter_groups
+from tests.capabilities.models import tiny
 
 TERMS = 4
 

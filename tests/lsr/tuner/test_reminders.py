@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 import lsr
-from benchmarks.capabilities.checks import stir
-from benchmarks.capabilities.models import logits, tiny
 from lsr import LsrConfig
 from lsr.supported import check_peft
 from lsr.tuner.linear import adapted_layers
+from tests.capabilities.checks import stir
+from tests.capabilities.models import logits, tiny
 from tests.workspace import ROOT
 
 GRADIENT = {"rank_shape": (2,), "train": "core", "init_weights": "gradient", "target_modules": ["query", "value"]}

@@ -4,10 +4,10 @@ import re
 import pytest
 from peft import PeftConfig, PeftModel, get_peft_model
 
-from benchmarks.capabilities.models import tiny
 from lsr import LsrConfig
 from lsr.algebra.shapes import Form
 from lsr.tuner.resolved import LayerShapes, Resolved
+from tests.capabilities.models import tiny
 
 SQUARE = Form((2, 2), (6, 4), (6, 4), 3, 24, 24)
 WIDE = Form((2, 2), (6, 4), (8, 5), 3, 24, 40)

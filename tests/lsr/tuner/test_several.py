@@ -8,10 +8,10 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch.testing import assert_close
 
-from benchmarks.capabilities.checks import stir
-from benchmarks.capabilities.models import logits, tiny
 from lsr import LsrConfig
 from lsr.tuner.linear import adapted_layers
+from tests.capabilities.checks import stir
+from tests.capabilities.models import logits, tiny
 
 pytestmark = pytest.mark.usefixtures("remembered_fits")
 

@@ -7,10 +7,10 @@ import torch
 from peft import get_peft_model
 from torch.testing import assert_close
 
-from benchmarks.capabilities.checks import loss, trainable
-from benchmarks.capabilities.models import logits, tiny
 from lsr import LsrConfig
 from lsr.tuner.linear import adapted_layers
+from tests.capabilities.checks import loss, trainable
+from tests.capabilities.models import logits, tiny
 from tests.lsr.layers import adapt, base, normal
 
 FORMS = {

@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.testing import assert_close
 
-from benchmarks.capabilities.checks import stir, train, trainable
-from benchmarks.capabilities.models import LABELS, logits, tiny, tokens
 from lsr import LsrConfig, start_from_examples
 from lsr.tuner.adapter import Sizes
 from lsr.tuner.linear import adapted_layers
 from lsr.tuner.start import initialize_factors
+from tests.capabilities.checks import stir, train, trainable
+from tests.capabilities.models import LABELS, logits, tiny, tokens
 from tests.lsr.subjects import FAMILY
 
 pytestmark = pytest.mark.usefixtures("remembered_fits")

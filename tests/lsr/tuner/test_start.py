@@ -8,13 +8,13 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch.testing import assert_close
 
-from benchmarks.capabilities.models import LABELS, logits, tiny, tokens
 from lsr import LsrConfig, allocate_ranks, start_from_examples
 from lsr.algebra.frames import leading_frames
 from lsr.init import INITIALIZATIONS, READERS
 from lsr.tuner.linear import adapted_layers
 from lsr.tuner.start import collect_gradients, initialize_factors
 from lsr.tuner.start_report import report_frames
+from tests.capabilities.models import LABELS, logits, tiny, tokens
 
 pytestmark = pytest.mark.usefixtures("remembered_fits")
 

@@ -5,10 +5,10 @@ import re
 import pytest
 from peft import PeftModel, get_peft_model
 
-from benchmarks.capabilities.models import tiny
 from lsr import LsrConfig
 from lsr.tuner.layer import LsrLayer
 from lsr.tuner.linear import adapted_layers
+from tests.capabilities.models import tiny
 from tests.lsr.subjects import CASES
 
 

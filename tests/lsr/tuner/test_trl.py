@@ -7,10 +7,10 @@ from peft import PeftModel
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.capabilities.checks import is_factor
-from benchmarks.capabilities.models import VOCABULARY, logits, tiny
-from benchmarks.capabilities.subjects import Subject
 from lsr.tuner.linear import adapted_layers
+from tests.capabilities.checks import is_factor
+from tests.capabilities.models import VOCABULARY, logits, tiny
+from tests.capabilities.subjects import Subject
 
 trl = pytest.importorskip("trl", reason="trl is not installed")
 

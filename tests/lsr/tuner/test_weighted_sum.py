@@ -7,9 +7,9 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch.testing import assert_close
 
-from benchmarks.capabilities.models import logits, tiny
 from lsr import LsrConfig
 from lsr.tuner.linear import adapted_layers
+from tests.capabilities.models import logits, tiny
 
 USUAL = {"rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0}
 PAIRS = {  # what it shows: model, fields of the first and of the second adapter

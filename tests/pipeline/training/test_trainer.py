@@ -10,10 +10,10 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 import lsr
-from benchmarks.capabilities.models import tiny
 from lsr.tuner.linear import LsrLinear
 from pipeline.training import rounded
 from pipeline.training.trainer import MergingTrainer
+from tests.capabilities.models import tiny
 
 EXAMPLES = Dataset.from_list(
     [{"input_ids": [2, 5, 7, 3], "attention_mask": [1, 1, 1, 1], "labels": i % 3} for i in range(6)]

@@ -9,7 +9,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from benchmarks.capabilities.models import LABELS, tokens
+from tests.capabilities.models import LABELS, tokens
 
 TOLERANCE = 1e-5
 

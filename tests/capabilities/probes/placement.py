@@ -7,10 +7,10 @@ from pathlib import Path
 
 from peft import PeftModel, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 
-from benchmarks.capabilities.behavior import CLASSIFIERS, Behavior
-from benchmarks.capabilities.checks import check, far, layers, near, same, stir, train, trainable
-from benchmarks.capabilities.models import logits, tiny
-from benchmarks.capabilities.subjects import HEADLESS, METHODS, TARGETS, Subject
+from tests.capabilities.behavior import CLASSIFIERS, Behavior
+from tests.capabilities.checks import check, far, layers, near, same, stir, train, trainable
+from tests.capabilities.models import logits, tiny
+from tests.capabilities.subjects import HEADLESS, METHODS, TARGETS, Subject
 
 
 def _all_linear(subject: Subject, folder: Path) -> None:

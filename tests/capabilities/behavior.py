@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.capabilities.subjects import Subject
+from tests.capabilities.subjects import Subject
 
 CLASSIFIERS = ("bert", "roberta", "distilbert", "gpt2")
 LANGUAGE_MODELS = ("gpt2-causal", "llama-causal")

@@ -13,10 +13,10 @@ from peft import (
 )
 from peft.utils.hotswap import hotswap_adapter
 
-from benchmarks.capabilities.behavior import CLASSIFIERS, EVERY, LANGUAGE_MODELS, Behavior
-from benchmarks.capabilities.checks import check, far, same, stir, train, trainable
-from benchmarks.capabilities.models import LABELS, Fields, logits, tiny
-from benchmarks.capabilities.subjects import HEADLESS, Subject
+from tests.capabilities.behavior import CLASSIFIERS, EVERY, LANGUAGE_MODELS, Behavior
+from tests.capabilities.checks import check, far, same, stir, train, trainable
+from tests.capabilities.models import LABELS, Fields, logits, tiny
+from tests.capabilities.subjects import HEADLESS, Subject
 
 
 def _loading(subject: Subject, folder: Path) -> None:

@@ -7,10 +7,10 @@ from peft import get_peft_model_state_dict
 from torch.testing import assert_close
 from transformers import Trainer, TrainingArguments
 
-from benchmarks.capabilities.behavior import EVERY, Behavior
-from benchmarks.capabilities.checks import base_weights, check, loss, near, same, same_base, train, trainable
-from benchmarks.capabilities.models import LABELS, logits, tiny, tokens
-from benchmarks.capabilities.subjects import Subject
+from tests.capabilities.behavior import EVERY, Behavior
+from tests.capabilities.checks import base_weights, check, loss, near, same, same_base, train, trainable
+from tests.capabilities.models import LABELS, logits, tiny, tokens
+from tests.capabilities.subjects import Subject
 
 
 def _fresh(subject: Subject, folder: Path) -> None:

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from benchmarks.capabilities.behavior import EVERY, Behavior
-from benchmarks.capabilities.checks import base_weights, check, layers, near, same, same_base, trainable
-from benchmarks.capabilities.models import logits, tiny
-from benchmarks.capabilities.subjects import HEADLESS, Subject
+from tests.capabilities.behavior import EVERY, Behavior
+from tests.capabilities.checks import base_weights, check, layers, near, same, same_base, trainable
+from tests.capabilities.models import logits, tiny
+from tests.capabilities.subjects import HEADLESS, Subject
 
 
 def _merging(subject: Subject, folder: Path) -> None:

@@ -7,10 +7,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
-from benchmarks.capabilities.behavior import Behavior
-from benchmarks.capabilities.checks import check, layers, near, same, stir, trainable
-from benchmarks.capabilities.models import logits, tiny, tokens
-from benchmarks.capabilities.subjects import HEADLESS, TARGETS, Subject
+from tests.capabilities.behavior import Behavior
+from tests.capabilities.checks import check, layers, near, same, stir, trainable
+from tests.capabilities.models import logits, tiny, tokens
+from tests.capabilities.subjects import HEADLESS, TARGETS, Subject
 
 NAMES = ["second", "__base__", "default", "second"]  # of rows
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from peft import LoKrConfig, LoraConfig, PeftConfig, VeraConfig, get_peft_model
 
-from benchmarks.capabilities.checks import stir
-from benchmarks.capabilities.models import Fields, tiny
 from lsr import LsrConfig
+from tests.capabilities.checks import stir
+from tests.capabilities.models import Fields, tiny
 
 METHODS: dict[str, tuple[type[PeftConfig], Fields, Fields]] = {  # configuration, fields of a first and a second adapter
     "LSR": (

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
-from benchmarks.capabilities.behavior import EVERY, Behavior
-from benchmarks.capabilities.checks import check, is_factor, layers, loss, near, same, train, trainable
-from benchmarks.capabilities.models import logits, tiny
-from benchmarks.capabilities.subjects import HEADLESS, Subject
+from tests.capabilities.behavior import EVERY, Behavior
+from tests.capabilities.checks import check, is_factor, layers, loss, near, same, train, trainable
+from tests.capabilities.models import logits, tiny
+from tests.capabilities.subjects import HEADLESS, Subject
 
 
 def _bfloat16(subject: Subject, folder: Path) -> None:

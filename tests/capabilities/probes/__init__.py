@@ -1,6 +1,6 @@
 """What users of PEFT expect of a method: one probe per behavior, for LSR or any other method."""
 
-from benchmarks.capabilities.probes import adapters, merging, placement, precision, saving, training
+from tests.capabilities.probes import adapters, merging, placement, precision, saving, training
 
 BEHAVIORS = (
     training.BEHAVIORS

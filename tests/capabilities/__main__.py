@@ -1,0 +1,94 @@
+"""Which of PEFT's features LSR and other methods have: `make capabilities` probes all of them on tiny models.
+
+It writes docs/reference/capabilities.md.
+"""
+
+import contextlib
+import io
+import re
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+from pipeline.core import artifacts, console
+from tests.capabilities.probes import BEHAVIORS
+from tests.capabilities.subjects import METHODS, Subject
+from tests.workspace import ROOT
+
+PAGE = ROOT / "docs/reference/capabilities.md"
+HAS = "yes"
+LONGEST_REASON = 120
+
+
+def main() -> None:
+    """Probe all methods and write the page."""
+    columns = {method: column(method) for method in console.track(METHODS, "capabilities", len(METHODS), "methods")}
+    with artifacts.replacing(PAGE) as temporary:
+        temporary.write_text(page(columns), encoding="utf-8")
+
+
+def column(method: str) -> dict[str, str]:
+    """Return for each behavior `HAS`, or the first sentence of the reason why a method lacks it."""
+    return {
+        name: answer(behavior.probe, Subject(behavior.shown_on, method=method)) for name, behavior in BEHAVIORS.items()
+    }
+
+
+def answer(probe: Callable[[Subject, Path], None], subject: Subject) -> str:
+    """Return `HAS` if a probe passes, otherwise the first sentence of its exception."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),  # progress bars
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        try:
+            probe(subject, Path(folder))
+        except Exception as error:  # of any type: users would get it, too
+            return _first_sentence(error)
+    return HAS
+
+
+def _first_sentence(error: Exception) -> str:
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    sentence = re.split(r"(?<=[.;]) ", line)[0].rstrip(".")
+    return sentence if len(sentence) <= LONGEST_REASON else f"{sentence[:LONGEST_REASON].rsplit(' ', 1)[0]} ..."
+
+
+def page(columns: Mapping[str, Mapping[str, str]]) -> str:
+    """Return the Markdown page: a table, followed by the numbered reasons."""
+    behaviors = list(next(iter(columns.values())))
+    reasons = list(dict.fromkeys(text for name in behaviors for c in columns.values() if (text := c[name]) != HAS))
+    lines = [
+        "# What works in PEFT",
+        "",
+        "Each row is a probe that runs with every method (`make capabilities`, with peft "
+        f"{version('peft')} and transformers {version('transformers')}). `yes` means that it passes. The number after "
+        "`no` refers to the reasons below: the error message or what the probe found. A test checks LSR's column.",
+        "",
+        f"| behavior | {' | '.join(columns)} |",
+        f"|---|{'---|' * len(columns)}",
+    ]
+    for name in behaviors:
+        cells = [c[name] if c[name] == HAS else f"no [{reasons.index(c[name]) + 1}]" for c in columns.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    counts = [str(sum(text == HAS for text in c.values())) for c in columns.values()]
+    lines += [f"| of {len(behaviors)} | {' | '.join(counts)} |", ""]
+    lines += [f"{number}. {text}" for number, text in enumerate(reasons, start=1)]
+    return "\n".join(lines) + "\n"
+
+
+def read_column(text: str, method: str) -> dict[str, str]:
+    """Return what a page says of a method, as `column` does."""
+    reasons = dict(re.findall(r"^(\d+)\. (.*)$", text, re.MULTILINE))
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line[:2] == "| "]
+    place = rows[0].index(method)
+    cells = {row[0]: row[place] for row in rows[1:-1]}
+    return {name: reasons[cell.strip("no []")] if cell.startswith("no ") else cell for name, cell in cells.items()}
+
+
+if __name__ == "__main__":
+    main()
