@@ -17,7 +17,7 @@ export NO_MKDOCS_2_WARNING := 1
 .PHONY: repro experiments plots test types check audit torture docs arena bench bench-family bench-factorize \
 	capabilities clean
 
-## repro: fine-tune the default model on the default data: check, inputs, check-model, tokenize, factorize-init, train, evaluate
+## repro: fine-tune the default model on the default data: check, tokenize, check-model, factorize-init, train, evaluate
 repro: $(READY)
 	python -m pipeline.params
 	dvc repro

@@ -31,7 +31,7 @@ MOST = 10_000  # combinations; each is checked, in a tenth of a second
 Overrides = Mapping[str, Sequence[str]]  # of one experiment: the file, and what changes in it
 
 
-class Everything(params.InputsView, params.FactorizeInitView, params.TrainView, params.EvaluateView):
+class Everything(params.TokenizeView, params.FactorizeInitView, params.TrainView, params.EvaluateView):
     """All that an experiment depends on: two that see the same run alike."""
 
 

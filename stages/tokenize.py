@@ -1,6 +1,7 @@
-"""Turn the texts of a data set into tokens. Reads params.yaml and the rows of the data set and the model in pipeline/.
+"""Turn the texts of a data set into tokens. Reads the rows that params.yaml chooses, and the files that they name.
 
-Writes artifacts/tokens/, with a file for train, validation, test and each further split of the row, and
+Writes artifacts/tokens/, with a file for train, validation, test and each further split of the row;
+artifacts/inputs.json, the SHA-256 of those files, on which later stages depend instead of all of data/ and models/; and
 reports/tokenize/metrics.json and lengths.csv. Lengths in the reports are those of whole texts, before truncation to
 `max_length`, to show the effect of another value.
 """
@@ -17,7 +18,7 @@ import pyarrow as pa
 
 from pipeline import params, stage
 from pipeline.core import artifacts, console
-from pipeline.data import datasets, further
+from pipeline.data import content, datasets, further
 from pipeline.data.encoding import tokenize
 from pipeline.params.rows import DatasetRow
 from pipeline.params.sources import HIDDEN
@@ -82,7 +83,29 @@ def histogram(lengths: np.ndarray) -> Iterator[tuple[int, int]]:
         yield number * width, int(rows)
 
 
+def inputs(view: params.TokenizeView) -> dict[str, str]:
+    """Return the SHA-256 of each local file of the chosen rows and frames, of the model's row and of pooled rows.
+
+    The rows of the model and of `lsr.frames_from` have no key in dvc.yaml: the first may be a folder or hub repository
+    that is named itself, the others are a list.
+
+    Raises:
+        UserError: if a file or folder does not exist, or is where DVC would not notice changes.
+    """
+    table = params.TABLES["data"][0]
+    model = f"{view.base_model.where}: {view.model}"
+    # A folder that `model` itself names is the path that messages name anyway.
+    where = view.base_model.where if Path(view.model) in content.named(view.base_model.source) else model
+    found = {model: content.sha256_of(view.base_model)} | content.digests(view.base_model.source, where)
+    for source in view.dataset.sources:
+        found |= content.digests(source, f"{table}: {view.data}")
+    for name, row in view.pooled.items():
+        found |= {f"{table}: {name}": content.sha256_of(row)} | content.digests(row.source, f"{table}: {name}")
+    return found if view.frames == "own" else found | content.digests(view.frames, f"{params.PARAMS}: lsr.frames")
+
+
 def main(view: params.TokenizeView) -> None:
+    named = inputs(view)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # set explicitly, so that no later fork warns about it
     max_length = view.tokenize.max_length
     splits, dropped, conflicting = datasets.load(view.dataset, view.data)
@@ -96,7 +119,7 @@ def main(view: params.TokenizeView) -> None:
     metrics: dict[str, artifacts.Value] = {f"rows_dropped_{reason}": count for reason, count in counts.items()}
     metrics["rows_conflicting"] = conflicting
     # A param with the name of a metric is params.yaml:data in DVC's tables. Otherwise they would take it for the folder
-    # data, on which the stage inputs depends: `dvc exp show` would print its hash, and move all later columns.
+    # data, on which this stage depends: `dvc exp show` would print its hash, and move all later columns.
     metrics["data"] = view.data
     whole = {}
     total = sum(len(texts) for texts in splits.values())
@@ -106,6 +129,7 @@ def main(view: params.TokenizeView) -> None:
             path = folder / artifacts.tokens(split).name
             labels, whole[split] = write(path, texts, tokenizer, max_length, advance)
             metrics |= summarize(split, labels, whole[split], view.dataset, max_length)
+    artifacts.write_metrics(artifacts.INPUTS, named)
     artifacts.write_csv(artifacts.TOKENIZE_LENGTHS, ("length", "rows"), histogram(whole["train"]))
     artifacts.write_metrics(artifacts.TOKENIZE_METRICS, metrics)
     _report(view, splits, metrics)

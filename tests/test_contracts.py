@@ -9,14 +9,14 @@ import pytest
 
 from pipeline import params
 from pipeline.core import artifacts
-from stages.inputs import WATCHED
+from pipeline.data.content import WATCHED
 from tests.workspace import ROOT, read_yaml
 
 DVC = read_yaml(ROOT / "dvc.yaml")
 STAGES = DVC["stages"]
 TABLES = [path.as_posix() for path, _ in params.TABLES.values()]
 # Deps that are no code: files whose every line counts, where all other stages have keys and rows.
-WHOLE = {"check": ["params.yaml", *TABLES], "inputs": TABLES}
+WHOLE = {"check": ["params.yaml", *TABLES], "tokenize": TABLES}
 
 
 def view_of(stage):
@@ -97,7 +97,7 @@ def test_a_stage_depends_on_no_file_that_it_does_not_import(stage):
 
 
 def test_the_folders_of_users_are_there_and_watched():
-    assert set(WATCHED) <= set(STAGES["inputs"]["deps"])
+    assert set(WATCHED) <= set(STAGES["tokenize"]["deps"])
     assert all((ROOT / folder / "README.md").is_file() for folder in WATCHED)
 
 

@@ -60,7 +60,7 @@ def changed_stages(repository):
 def test_an_edited_file_of_the_chosen_data_is_noticed(restored):
     path = restored / "data/glue/mrpc/train-00000.parquet"
     pd.read_parquet(path)[:100].to_parquet(path)
-    assert ran(quick(restored, "dvc", "repro", "tokenize")) == ["inputs", "tokenize"]
+    assert ran(quick(restored, "dvc", "repro", "tokenize")) == ["tokenize"]
     metrics = json.loads((restored / "reports/tokenize/metrics.json").read_text())
     assert metrics["train_rows"] + metrics["validation_rows"] == 100
 
@@ -68,15 +68,15 @@ def test_an_edited_file_of_the_chosen_data_is_noticed(restored):
 def test_an_edited_file_of_the_chosen_model_is_noticed(restored):
     with (restored / "models/tiny-roberta/config.json").open("a") as file:
         file.write("\n")
-    assert ran(quick(restored, "dvc", "repro", "inputs")) == ["inputs"]
-    assert changed_stages(restored) == {"check-model", "tokenize", "factorize-init", "train", "evaluate"}
+    assert ran(quick(restored, "dvc", "repro", "tokenize")) == ["tokenize"]
+    assert changed_stages(restored) == {"check-model", "factorize-init", "train", "evaluate"}
 
 
 def test_a_file_that_no_chosen_row_names_runs_nothing_else(restored):
     (restored / "data/ratings.csv").write_text("sentence1,rating\n")
     (restored / "models/other").mkdir()
     (restored / "models/other/config.json").write_text("{}")
-    assert ran(quick(restored, "dvc", "repro")) == ["inputs"]
+    assert ran(quick(restored, "dvc", "repro")) == ["tokenize"]
     assert ran(quick(restored, "dvc", "repro")) == []
 
 
@@ -94,24 +94,24 @@ def test_frames_are_pooled_once_and_held_by_an_adapter_that_starts_again_when_th
     choose_lsr(restored, **words, frames_from=["glue", "ratings"])
     assert ran(quick(restored, "dvc", "repro", "factorize-init")) == [
         "check",
-        "inputs",
+        "tokenize",
         "check-model",
         "factorize-init",
     ]
     (restored / "data/ratings.csv").write_text((restored / "data/ratings.csv").read_text() + "one more,1.0\n")
-    assert ran(quick(restored, "dvc", "repro", "factorize-init")) == ["inputs", "check-model", "factorize-init"]
+    assert ran(quick(restored, "dvc", "repro", "factorize-init")) == ["tokenize", "check-model", "factorize-init"]
 
     family = restored / "models/family"
     shutil.copytree(restored / "artifacts/init", family)
     choose_lsr(restored, frames="models/family", frames_from=[])
     everything = ["factorize-init", "train", "evaluate"]
-    assert ran(quick(restored, "dvc", "repro")) == ["check", "inputs", "check-model", *everything]
+    assert ran(quick(restored, "dvc", "repro")) == ["check", "tokenize", "check-model", *everything]
     metrics = json.loads((restored / "reports/evaluate/metrics.json").read_text())
     assert metrics["adapter_trained"] == metrics["adapter_stored"] == 4 * 3**2
     weights = load_file(family / "adapter_model.safetensors")
     changed = {name: -value if ".factor_A1" in name else value for name, value in weights.items()}
     save_file(changed, family / "adapter_model.safetensors", metadata={"format": "pt"})
-    assert ran(quick(restored, "dvc", "repro")) == ["inputs", "check-model", *everything]
+    assert ran(quick(restored, "dvc", "repro")) == ["tokenize", "check-model", *everything]
 
 
 def test_frames_where_dvc_does_not_watch_are_one_line(restored):
@@ -135,12 +135,12 @@ def test_a_temporary_copy_says_which_file_git_does_not_track(restored, tmp_path)
     add_row(restored, "datasets", "mine", files_row("data/mine.csv"))
     add_row(restored, "datasets", "absolute", files_row(tmp_path / "elsewhere.csv"))
     output = quick(restored, "dvc", "exp", "run", "--temp", "-S", "data=mine", code=255)
-    assert "mine: data/mine.csv: not found here" in output
+    assert "mine: data/mine.csv: not found in this copy of what Git tracks" in output
     assert "git add data/mine.csv, or name it by its absolute path" in output
     quick(restored, "git", "add", "data/mine.csv")
     for name, checked in {"mine": [], "absolute": ["check"]}.items():  # the first has been checked before it failed
         output = quick(restored, "dvc", "exp", "run", "--temp", "--name", name, "-S", f"data={name}", "tokenize")
-        assert ran(output) == [*checked, "inputs", "tokenize"]
+        assert ran(output) == [*checked, "tokenize"]
     quick(restored, "dvc", "exp", "remove", "mine", "absolute")
 
 

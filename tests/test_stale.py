@@ -14,7 +14,7 @@ from dvc.utils.serialize import _yaml
 
 from pipeline import params
 from pipeline.methods import adapters
-from stages import check, check_model, inputs
+from stages import check, check_model, tokenize
 from tests.workspace import ROOT, change, merged, read_yaml, write_yaml
 
 STAGES = read_yaml(ROOT / "dvc.yaml")["stages"]
@@ -35,7 +35,7 @@ STALE = {
     "pipeline/ranks.py": set(STAGES),
     "pipeline/params/schema.py": set(STAGES),
     "pipeline/params/__main__.py": set(),
-    "pipeline/data/content.py": {"inputs", "tokenize", "factorize-init"},
+    "pipeline/data/content.py": {"tokenize", "factorize-init"},
     "pipeline/data/sources.py": {"tokenize", "factorize-init"},
     "pipeline/data/tokens.py": ROWS,
     "pipeline/data/examples.py": {"tokenize", "factorize-init"},
@@ -48,15 +48,14 @@ STALE = {
     "pipeline/predict/__main__.py": set(),
     "pipeline/arena/plan.py": set(),
     "pipeline/compare/cells.py": set(),
-    "pipeline/datasets.yaml": {"check", "inputs"},
-    "pipeline/models.yaml": {"check", "inputs"},
+    "pipeline/datasets.yaml": {"check", "tokenize"},
+    "pipeline/models.yaml": {"check", "tokenize"},
     "params.yaml": {"check"},
     "stages/check.py": {"check"},
     "stages/check_model.py": {"check-model"},
-    "stages/inputs.py": {"inputs"},
     "stages/train.py": {"train"},
-    "data/new.csv": {"inputs"},
-    "models/new/config.json": {"inputs"},
+    "data/new.csv": {"tokenize"},
+    "models/new/config.json": {"tokenize"},
     "benchmarks/figures.py": set(),
     "README.md": set(),
     "tests/workspace.py": set(),
@@ -135,7 +134,7 @@ def chosen(copied):
 
 def run_first_stages():
     check.main(params.load(params.CheckView))
-    inputs.main(params.load(params.InputsView))
+    tokenize.main(params.load(params.TokenizeView))
     check_model.main(params.load(params.CheckModelView))
 
 
@@ -144,7 +143,7 @@ def stale():
     with Repo() as repo:
         first = set(repo.status())
         run_first_stages()
-        for stage in ("check", "inputs", "check-model"):
+        for stage in ("check", "tokenize", "check-model"):
             repo.commit(stage, force=True)
         return first, set(repo.status())
 
@@ -166,7 +165,7 @@ def test_a_change_of_a_pooled_row_is_noticed_and_starts_the_adapter_again_alone(
     chosen(lsr={"frames_from": POOL, "init": "update"})
     change_row(row, cut={"validation": 0.125})
     first, found = stale()
-    assert "inputs" in first
+    assert "tokenize" in first
     assert found == then
 
 
@@ -178,7 +177,7 @@ def test_a_change_of_the_frames_that_are_held_starts_the_adapter_again_alone(cho
         Path(f"models/{name}/adapter_model.safetensors").write_text("old")
     chosen(lsr={"frames": "models/family", "train": "core"})
     Path(path, "adapter_model.safetensors").write_text("new")
-    assert stale() == ({"inputs"}, then)
+    assert stale() == ({"tokenize"}, then)
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.core import console
+from pipeline.core.errors import UserError
 from pipeline.params.rows import HubModel, PackageModel
 from pipeline.params.sources import FilesSource, HubSource, PackageSource, Row
 
-WATCHED = ("data", "models")  # dvc.yaml has them as deps of the stage `inputs`
+WATCHED = ("data", "models")  # dvc.yaml has them as deps of the stage `tokenize`
 
 # A source of a row, or the name of a folder or hub repository.
 Source = FilesSource | HubSource | PackageSource | HubModel | PackageModel | str
@@ -42,3 +45,35 @@ def sha256_of(row: Row) -> str:
     """Return the digest of a row, independent of the order of its keys, as in DVC."""
     content = json.dumps(row.model_dump(mode="json"), sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def digests(source: Source, where: str) -> dict[str, str]:
+    """Return the digest of each local file that a source names; error messages begin with `where`.
+
+    Raises:
+        UserError: if a file or folder does not exist, or is where DVC would not notice changes.
+    """
+    found: dict[str, str] = {}
+    for path in named(source):
+        if not path.exists():
+            raise UserError(f"{where}: {path}: not found{_advice(path)}")
+        if "DVC_STAGE" in os.environ:  # otherwise nothing is skipped, so nothing can be out of date
+            _check_watched(path, where)
+        found |= {file.as_posix(): sha256(file) for file in files(path)}
+    return found
+
+
+def _advice(path: Path) -> str:
+    """Say how a path is meant, or how an experiment in a copy of the repository gets a file that Git does not track."""
+    if path.is_absolute() or not Path(os.environ.get("DVC_ROOT", "."), path).exists():
+        return "; paths start at the root of the repository"
+    return f" in this copy of what Git tracks; git add {path}, or name it by its absolute path"
+
+
+def _check_watched(path: Path, where: str) -> None:
+    if path.is_absolute():
+        console.warn(f"{where}: {path}: DVC does not notice changes of files outside of the repository")
+    elif ".." in path.parts or not any(map(path.is_relative_to, WATCHED)):
+        raise UserError(f"{where}: {path}: DVC notices changes only in data/ and models/; move it there")
+    elif linked := [folder for folder in (path, *path.parents) if folder.is_dir() and folder.is_symlink()]:
+        raise UserError(f"{where}: {linked[0]}: DVC does not follow a link to a folder; link its files one by one")

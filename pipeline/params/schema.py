@@ -64,17 +64,6 @@ class CheckView(View):
     """Of stages/check.py, which needs no values: the files are its deps, and loading any view checks all of them."""
 
 
-class InputsView(View):
-    """Of stages/inputs.py. The frames of another adapter are files too, and pooled rows may be."""
-
-    data: Word
-    model: Named
-    dataset: DatasetRow
-    base_model: ModelRow
-    frames: str
-    pooled: dict[str, DatasetRow]
-
-
 class CheckModelView(View):
     """Of stages/check_model.py: what must fit the model."""
 
@@ -86,13 +75,15 @@ class CheckModelView(View):
 
 
 class TokenizeView(View):
-    """Of stages/tokenize.py."""
+    """Of stages/tokenize.py. The frames of another adapter are files too, and pooled rows may name some."""
 
     data: Word
     model: Named
     tokenize: TokenizeParams
     dataset: DatasetRow
     base_model: ModelRow
+    frames: str
+    pooled: dict[str, DatasetRow]
 
 
 class FactorizeInitView(View):
@@ -138,7 +129,7 @@ DECLARED = {
     "dataset": f"{TABLES['data'][0]}:${{data}}",
     "frames": "lsr.frames",
     # A list cannot name keys, nor can a folder or repository without a row: they are locked by content, which the stage
-    # `inputs` records.
+    # `tokenize` records.
     "base_model": "model",
     "pooled": "lsr.frames_from",
 }

@@ -65,7 +65,7 @@ def started(environment, monkeypatch, tmp_path):
     def start(processes, rank):
         environment(WORLD_SIZE="2", RANK=rank)
         ran.clear()
-        stage.run(main, params.InputsView, processes)
+        stage.run(main, params.TokenizeView, processes)
         return ran == ["view"]
 
     return start

@@ -161,6 +161,8 @@ def view(tmp_path, folder, monkeypatch):
             base_model=ModelRow.model_validate(
                 {"source": {"kind": "hub", "path": folder}, "target_modules": ["query"], "head": ["classifier"]}
             ),
+            frames="own",
+            pooled={},
         )
 
     return build
@@ -249,7 +251,7 @@ def test_two_runs_write_the_same_bytes(view):
         return {path: path.read_bytes() for path in Path().glob("[ar]*/**/*") if path.is_file()}
 
     first = written()
-    assert len(first) == 5
+    assert len(first) == 6
     assert written() == first
 
 
@@ -269,3 +271,44 @@ def test_a_refused_run_leaves_the_tokens_of_the_last_one(view):
     with pytest.raises(UserError, match="label 'perhaps' is not a class"):
         stage.main(view())
     assert artifacts.tokens("train").read_bytes() == before
+
+
+# What later stages depend on
+
+
+def test_the_files_of_the_chosen_rows_are_recorded(view, folder):
+    chosen = view()
+    stage.main(chosen)
+    found = json.loads(artifacts.INPUTS.read_text())
+    assert found.keys() == {
+        "pipeline/models.yaml: tiny",
+        *(f"{split}.csv" for split in ("train", "validation", "test")),
+        *(str(path) for path in Path(folder).iterdir()),
+    }
+    stage.main(chosen.model_copy(update={"base_model": chosen.base_model.model_copy(update={"head": ("score",)})}))
+    changed = json.loads(artifacts.INPUTS.read_text())
+    assert {name for name in found if found[name] != changed[name]} == {"pipeline/models.yaml: tiny"}
+
+
+def test_pooled_rows_and_frames_are_recorded(view):
+    chosen, other = view(), "pipeline/datasets.yaml: other"
+    pooled = chosen.dataset.model_copy(update={"cut": {"validation": 0.1, "test": 0.1}})
+    Path("models/family").mkdir(parents=True)
+    Path("models/family/adapter_config.json").write_text("{}")
+    found = stage.inputs(chosen.model_copy(update={"pooled": {"other": pooled}, "frames": "models/family"}))
+    assert found.keys() - stage.inputs(chosen).keys() == {other, "models/family/adapter_config.json"}
+    turned = pooled.model_copy(update={"cut": dict(reversed(pooled.cut.items()))})  # DVC writes keys in another order
+    assert stage.inputs(chosen.model_copy(update={"pooled": {"other": turned}}))[other] == found[other]
+    missing = pooled.model_copy(update={"source": pooled.source.model_copy(update={"files": {"train": "data/no.csv"}})})
+    with pytest.raises(UserError, match=r"^pipeline/datasets.yaml: other: data/no.csv: not found; paths start at"):
+        stage.inputs(chosen.model_copy(update={"pooled": {"other": missing}}))
+
+
+def test_a_model_that_is_named_itself_is_named_once_in_a_message(view, monkeypatch):
+    monkeypatch.setenv("DVC_STAGE", "tokenize")
+    Path("mine").mkdir()
+    with pytest.raises(UserError) as error:
+        stage.inputs(
+            view().model_copy(update={"model": "mine", "base_model": ModelRow.named("mine", "params.yaml: model")})
+        )
+    assert str(error.value) == "params.yaml: model: mine: DVC notices changes only in data/ and models/; move it there"

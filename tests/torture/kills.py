@@ -13,10 +13,10 @@ import torch
 
 from pipeline.core import artifacts
 from tests import deaths, repository, workspace
-from tests.stages.running import EVALUATE, FACTORIZE, INPUTS, TOKENIZE, TRAIN, digests, leftovers, run
+from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, digests, leftovers, run
 from tests.torture.trials import Case, Trial
 
-STAGES = (INPUTS, TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
+STAGES = (TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
 MOST_KILLS = 3  # one after another, before a run is left alone
 
 

@@ -320,7 +320,7 @@ def test_rows_are_pooled_where_their_gradients_make_the_frames(workspace, change
     assert refusal() == [f"params.yaml: lsr: frames_from: {needs}; got {got}"]
 
 
-@pytest.mark.parametrize("view", [params.InputsView, params.FactorizeInitView])
+@pytest.mark.parametrize("view", [params.TokenizeView, params.FactorizeInitView])
 def test_a_pooled_row_is_checked_like_the_chosen_one(workspace, view):
     change("params.yaml", "lsr.init", "update")
     change("params.yaml", "lsr.frames_from", ["tweets"])

@@ -1,0 +1,114 @@
+"""Local files that a row names are recorded by their content, and refused where DVC would not notice a change."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.errors import UserError
+from pipeline.data import content
+from pipeline.params.rows import HubModel, PackageModel
+from pipeline.params.sources import FilesSource, HubSource
+
+
+@pytest.fixture(autouse=True)
+def repository(tmp_path, monkeypatch):
+    """An empty repository with the two folders, as the working directory of a stage that DVC runs."""
+    folder = tmp_path / "repository"
+    for name in content.WATCHED:
+        (folder / name).mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("DVC_STAGE", "tokenize")
+    monkeypatch.setenv("DVC_ROOT", str(folder))
+    return folder
+
+
+def files(**paths):
+    return FilesSource(kind="files", files=paths)
+
+
+def sha256(text):
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def refusal(source):
+    with pytest.raises(UserError) as error:
+        content.digests(source, "table: mine")
+    return str(error.value)
+
+
+def test_files_are_recorded_by_their_content():
+    for name in ("a", "b", "other"):
+        Path(f"data/{name}.csv").write_text(name)
+    found = content.digests(files(train="data/a.csv", test="data/b.csv"), "")
+    assert found == {"data/a.csv": sha256("a"), "data/b.csv": sha256("b")}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        HubModel(kind="hub", path="models/mine"),
+        HubSource(kind="hub", path="models/mine", splits={"train": "train"}),
+        "models/mine",
+    ],
+)
+def test_a_folder_is_recorded_by_all_its_files_except_hidden_ones(source):
+    Path("models/mine/deep").mkdir(parents=True)
+    Path("models/mine/.cache").mkdir()
+    for name in ("config.json", "deep/x", ".hidden", ".cache/y"):
+        Path("models/mine", name).write_text(name)
+    found = content.digests(source, "")
+    assert found == {"models/mine/config.json": sha256("config.json"), "models/mine/deep/x": sha256("deep/x")}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        HubModel(kind="hub", path="FacebookAI/roberta-base"),
+        HubSource(kind="hub", path="nyu-mll/glue", splits={"train": "train"}),
+        PackageModel(kind="package", package="a==1", folder="a", sha256="0" * 64, same_as="b/c"),
+        "someone/family",
+    ],
+)
+def test_a_repository_and_a_package_have_no_local_files(source):
+    assert content.digests(source, "") == {}
+
+
+@pytest.mark.parametrize("source", [files(train="data/no"), HubModel(kind="hub", path="models/no")])
+def test_a_missing_file_is_refused(source):
+    assert refusal(source).endswith("/no: not found; paths start at the root of the repository")
+
+
+def test_in_a_copy_of_the_repository_a_file_that_git_does_not_track_is_explained(repository, monkeypatch):
+    original = repository.parent / "original"
+    (original / "data").mkdir(parents=True)
+    (original / "data/a.csv").write_text("a")
+    monkeypatch.setenv("DVC_ROOT", str(original))
+    advice = "not found in this copy of what Git tracks; git add data/a.csv, or name it by its absolute path"
+    assert refusal(files(train="data/a.csv")) == f"table: mine: data/a.csv: {advice}"
+
+
+@pytest.mark.parametrize("path", ["a.csv", "data/../a.csv", "../repository/data/a.csv"])
+def test_a_file_that_dvc_does_not_watch_is_refused_unless_dvc_is_not_running(path, monkeypatch):
+    for name in ("a.csv", "data/a.csv"):
+        Path(name).write_text("a")
+    needed = f"table: mine: {path}: DVC notices changes only in data/ and models/; move it there"
+    assert refusal(files(train=path)) == needed
+    monkeypatch.delenv("DVC_STAGE")
+    assert content.digests(files(train=path), "") == {path: sha256("a")}
+
+
+def test_a_link_to_a_file_is_followed_and_one_to_a_folder_is_refused(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far/a.csv").write_text("a")
+    Path("data/a.csv").symlink_to(tmp_path / "far/a.csv")
+    Path("data/far").symlink_to(tmp_path / "far")
+    assert content.digests(files(train="data/a.csv"), "") == {"data/a.csv": sha256("a")}
+    assert "data/far: DVC does not follow a link to a folder; link its files" in refusal(files(train="data/far/a.csv"))
+
+
+def test_an_absolute_path_is_read_with_a_warning(tmp_path, capfd):
+    (tmp_path / "a.csv").write_text("a")
+    found = content.digests(files(train=str(tmp_path / "a.csv")), "table: mine")
+    assert found == {f"{tmp_path}/a.csv": sha256("a")}
+    assert f"table: mine: {tmp_path}/a.csv: DVC does not notice changes of files outside" in capfd.readouterr().out
