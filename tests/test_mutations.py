@@ -1,18 +1,22 @@
-"""Whatever an adapter's folder or a data file holds is read, or refused in one short line."""
+"""Whatever an adapter's folder, a data file or params.yaml holds is read, or refused in short lines."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import strategies as st
 
 from lsr.__main__ import main
+from pipeline import params
 from pipeline.core.errors import UserError
 from pipeline.data import datasets
 from pipeline.params.rows import DatasetRow
-from tests import mutations
+from tests import mutations, workspace
 from tests.lsr.saved import CASES, save
 
-COUNT = 20  # of a kind
+COUNT = 200 if os.environ.get("LSR_NIGHTLY") == "1" else 20  # of a kind
+SHORT, LONGEST = 21, 300  # lines of a refusal, and characters of each
 COMMANDS = {
     "inspect": ("inspect", "adapter"),
     "export": ("export", "adapter", "--to", "lora", "-o", "out", "--force", "--base", "base"),
@@ -66,3 +70,30 @@ def test_a_file_that_may_be_broken_is_read_or_refused_in_one_line(tmp_path, monk
             (line,) = str(error).splitlines()
             assert len(line) <= 300
         assert Path(files["train"]).read_bytes() == content
+
+
+@st.composite
+def changed_params(draw, whole):
+    """Draw params.yaml with one to three keys changed, removed or misspelt."""
+    content = draw(mutations.fields(whole))
+    section = draw(st.sampled_from(["", *(key for key, value in content.items() if isinstance(value, dict) and value)]))
+    inner = content[section] if section else content
+    if draw(st.booleans()):
+        key = draw(st.sampled_from(sorted(inner)))
+        inner[f"{key}s"] = inner.pop(key)
+    return content
+
+
+def test_whatever_params_hold_is_loaded_or_refused_in_short_lines(tmp_path, monkeypatch):
+    monkeypatch.chdir(workspace.make(tmp_path))
+    whole = workspace.read_yaml(Path("params.yaml"))
+    for content in mutations.examples(changed_params(whole), 2 * COUNT):
+        workspace.write_yaml(Path("params.yaml"), content)
+        before = Path("params.yaml").read_bytes()
+        try:
+            params.load(params.TrainView)
+        except UserError as error:
+            lines = str(error).splitlines()
+            assert 0 < len(lines) <= SHORT
+            assert all(0 < len(line) <= LONGEST for line in lines)
+        assert Path("params.yaml").read_bytes() == before

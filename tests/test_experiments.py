@@ -1,0 +1,72 @@
+"""Experiments at the same time: two in one clone, and several each in a clone of its own; all arrive, all are right."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pytest
+
+from tests import workspace
+from tests.repository import command, make, share
+
+pytestmark = pytest.mark.nightly
+JOB = workspace.ROOT / "examples/cluster/job.sh"
+METRICS = "reports/evaluate/metrics.json"
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("repository"))
+
+
+def scores(repository):
+    """Return the metrics of all experiments by name."""
+    table = json.loads(command(repository, "dvc", "exp", "show", "--all-commits", "--json"))
+    rows = [row for revision in table for row in revision.get("experiments") or []]
+    return {row["name"]: row["revs"][0]["data"]["metrics"][METRICS]["data"] for row in rows}
+
+
+def run_experiment(repository, name, seed, *words):
+    """Run an experiment in a temporary copy: without the word, DVC refuses it where another command holds the clone."""
+    command(repository, "dvc", "--wait-for-lock", "exp", "run", "--temp", "--name", name, "-S", f"seed={seed}", *words)
+
+
+def check_alone(repository, name, seeds):
+    """Compare the experiments name-1, name-2, ... with runs of their seeds one by one."""
+    together = scores(repository)
+    for number, seed in enumerate(seeds, start=1):
+        run_experiment(repository, f"{name}-alone-{number}", seed, "--force")
+    alone = scores(repository)
+    for number in range(1, len(seeds) + 1):
+        assert together[f"{name}-{number}"] == alone[f"{name}-alone-{number}"]
+
+
+@pytest.mark.parametrize("seeds", [(11, 12), (13, 13)], ids=["different", "the same"])
+def test_two_experiments_in_one_clone_have_the_scores_of_one_alone(repository, seeds):
+    name = f"pair{seeds[0]}"
+    with ThreadPoolExecutor(2) as pool:
+        runs = [
+            pool.submit(run_experiment, repository, f"{name}-{number}", seed)
+            for number, seed in enumerate(seeds, start=1)
+        ]
+    for run in runs:
+        run.result()
+    check_alone(repository, name, seeds)
+
+
+@pytest.mark.parametrize("cache", [False, True], ids=["a remote", "a shared cache"])
+def test_jobs_each_in_a_clone_of_its_own_all_arrive(repository, tmp_path, cache):
+    original, name, seeds = tmp_path / "original", "job", (21, 22, 23)
+    command(tmp_path, "git", "clone", "--quiet", str(repository), str(original))
+    command(original, "dvc", "cache", "dir", "--local", str(repository / ".dvc/cache"))
+    bare = tmp_path / "bare.git"
+    share(original, tmp_path / "remote", bare)
+    jobs = tmp_path / "jobs.txt"
+    jobs.write_text("".join(f"dvc exp run --name {name}-{i} -S seed={seed}\n" for i, seed in enumerate(seeds, start=1)))
+    where = original if cache else bare
+    environment = {"DVC_CACHE": str(repository / ".dvc/cache")} if cache else {}
+    with ThreadPoolExecutor(len(seeds)) as pool:
+        list(pool.map(partial(command, original, JOB, where, jobs, **environment), map(str, range(1, len(seeds) + 1))))
+    if not cache:
+        command(original, "dvc", "exp", "pull", "origin", "--all-commits")
+    check_alone(original, name, seeds)
