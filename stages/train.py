@@ -6,44 +6,43 @@ Not DVC outs: reports/train/live.csv, the curve so far, and runs/, where tracker
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import cast
 
 from peft import PeftModel
 from transformers import Trainer, set_seed
 
-from pipeline import params, ranks, stage
+from pipeline import params, stage
 from pipeline.core import artifacts, console
 from pipeline.data import tokens
-from pipeline.evaluation import plots
 from pipeline.methods import adapters, base_models, cards
 from pipeline.methods.task import Task
-from pipeline.training import arguments, run, run_folder, trackers
+from pipeline.training import arguments, checkpoints, run
 from pipeline.training.callbacks import LiveCurve, Progress, StopAtDivergence
-from pipeline.training.checkpoints import Checkpoints
 
 
 def main(view: params.TrainView) -> None:
     arguments.check_machine(view.train)
-    with run_folder.held(run.checkpoint_folder(view)) as checkpoints:
-        train(view, checkpoints)
+    if view.train.report_to:
+        arguments.keep_trackers_here((artifacts.repository() / "runs").resolve())
+    with run.run_folder(view) as folder:
+        train(view, folder)
 
 
-def train(view: params.TrainView, checkpoints: Checkpoints) -> None:
-    """Train the adapter, resuming from the last checkpoint if there is one, and write it and the reports."""
+def train(view: params.TrainView, folder: Path) -> None:
+    """Train the adapter, resuming from the last checkpoint in a folder if there is one; write it and the reports."""
     set_seed(view.seed)
     base = base_models.load_base_model(view.base_model, view.dataset)
     model = adapters.load_adapter(base, artifacts.INIT, trainable=True)
     splits = {name: tokens.load_tokens(name) for name in ("train", "validation")}
     collate = tokens.collator(base_models.load_tokenizer(view.base_model))
     steps = view.train.epochs * run.steps_an_epoch(view, splits["train"])
-    name = trackers.run_name(view, checkpoints.folder.name)
-    watching = [LiveCurve(), *trackers.callbacks(view.train, name)]
     console.line(f"train: the curve so far is in {artifacts.from_repository(artifacts.TRAIN_LIVE)}")
     with console.progress("train", steps, "steps") as advance:
-        callbacks = [StopAtDivergence(), Progress(advance), *watching]
-        trainer = run.trainer_of(view, model, splits, collate, checkpoints.aside, callbacks, run_name=name)
-        run.fit(trainer, checkpoints)
-    if ranks.is_first():
+        callbacks = [StopAtDivergence(), Progress(advance), LiveCurve()]
+        trainer = run.trainer_of(view, model, splits, collate, checkpoints.aside(folder), callbacks)
+        run.fit(trainer, folder)
+    if arguments.is_main():
         counts = adapters.count_parameters(model, view.base_model)
         write_adapter(model, trainer, counts, view)
         write_reports(trainer, counts, view)
@@ -59,15 +58,13 @@ def write_adapter(model: PeftModel, trainer: Trainer, counts: Mapping[str, int],
 
 
 def write_reports(trainer: Trainer, counts: Mapping[str, int], view: params.TrainView) -> None:
-    """Write metrics, curves and their plot, and print a summary table."""
+    """Write metrics and curves, and print a summary table."""
     curves = arguments.curves(trainer.state.log_history)
     with artifacts.replacing(artifacts.TRAIN_CURVES) as folder:
         for name, points in curves.items():
             artifacts.write_csv(folder / f"{name}.csv", ["step", name], points)
     scores, losses = dict(curves["validation_score"]), dict(curves["validation_loss"])
     best = next(step for step in scores if step == trainer.state.best_global_step)
-    title = f"{view.data}, {view.model}, {view.adapter}"
-    plots.training_curves(artifacts.TRAIN_PICTURE, curves, best, view.dataset.metrics[0], title)
     metrics = {
         "best_epoch": 1 + list(scores).index(best),
         "best_score": scores[best],

@@ -1,4 +1,4 @@
-"""Commands on a machine that takes little: no file above a size, standard streams that are full or closed."""
+"""Commands on a machine that takes no file above a size."""
 
 import os
 import resource
@@ -19,42 +19,21 @@ class Ended(NamedTuple):
     err: str
 
 
-def run(folder: Path, action: Callable[[], None], largest: int = -1, **streams: str) -> Ended:
-    """Run an action in a process of its own whose files have at most `largest` bytes; -1 for any.
-
-    `streams` say where stdin, stdout and stderr go: a path such as /dev/full, or "closed".
-    """
+def run(folder: Path, action: Callable[[], None], largest: int) -> Ended:
+    """Run an action in a process of its own whose files have at most `largest` bytes."""
     serve()
     with tempfile.TemporaryDirectory() as printed:
-        paths = {"stdout": f"{printed}/out", "stderr": f"{printed}/err", **streams}
+        paths = [Path(printed, name) for name in ("out", "err")]
         process = CONTEXT.Process(target=_child, args=(folder, action, largest, paths))
         process.start()
         process.join()
-        out, err = (Path(printed, name) for name in ("out", "err"))
-        said = (path.read_text(encoding="utf-8") if path.exists() else "" for path in (out, err))
-        return Ended(process.exitcode, *said)
+        return Ended(process.exitcode, *(path.read_text(encoding="utf-8") for path in paths))
 
 
-def _child(folder: Path, action: Callable[[], None], largest: int, streams: dict[str, str]) -> None:
+def _child(folder: Path, action: Callable[[], None], largest: int, paths: list[Path]) -> None:
     os.chdir(folder)
     sys.argv = ["command"]
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if (path := streams.get(name)) is not None:
-            _redirect(number, name, path)
-    if largest >= 0:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    for number, path in enumerate(paths, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     action()
-
-
-def _redirect(number: int, name: str, path: str) -> None:
-    """Have a stream go elsewhere, as Python finds it when it begins."""
-    os.close(number)
-    if path == "closed":
-        setattr(sys, name, None)
-        return
-    flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    if (opened := os.open(path, flags)) != number:  # one before it is closed
-        os.dup2(opened, number)
-        os.close(opened)
-    encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
-    setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", encoding=encoding, closefd=False))

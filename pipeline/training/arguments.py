@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,26 +12,34 @@ from peft import PeftModel
 from torch import nn
 from transformers import EvalPrediction, TrainingArguments
 
-from pipeline import ranks
+from pipeline.core import console
 from pipeline.core.errors import UserError
 from pipeline.evaluation import scores
 from pipeline.evaluation.answers import answers
 from pipeline.methods import adapters, device, table
 from pipeline.params import PARAMS, FullParams, TrainParams, TrainView
 from pipeline.params.rows import DatasetRow
-from pipeline.training import trackers
 
 LOGS_A_RUN = 100  # points of the loss curve
 
 
+def processes() -> int:
+    """Return the number of processes that a launcher such as torchrun has started for this training."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Say whether this process is the one that writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> TrainingArguments:
-    """Translate our train section into the Trainer's arguments; all reporting is disabled."""
-    # A single process splits a batch over all visible GPUs; with several, each reads the whole batch (see shares.py).
-    devices = max(1, torch.cuda.device_count()) if ranks.size() == 1 else 1
+    """Translate our train section into the Trainer's arguments. A batch is split over processes, or else over GPUs."""
+    shares = processes() if processes() > 1 else max(1, torch.cuda.device_count())
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=view.train.epochs,
-        per_device_train_batch_size=max(1, view.train.batch_size // devices),
+        per_device_train_batch_size=max(1, view.train.batch_size // shares),
         per_device_eval_batch_size=4 * view.train.batch_size,
         warmup_steps=round(view.train.warmup_share * view.train.epochs * steps_an_epoch),
         lr_scheduler_type="linear",
@@ -50,7 +57,8 @@ def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> Tr
         logging_nan_inf_filter=False,  # the filter waits for the loss of every step, and hides NaN and inf
         seed=view.seed,
         data_seed=view.seed,
-        report_to=[],
+        report_to=list(view.train.report_to),
+        run_name=f"{view.data}-{view.model}-{view.adapter}-seed{view.seed}",
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=isinstance(view.section, FullParams),  # in adapters and heads none are unused
@@ -60,32 +68,42 @@ def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> Tr
 def check_machine(train: TrainParams) -> None:
     """Check that this machine and these processes can train as configured, before anything is loaded.
 
-    That includes the packages of the trackers.
-
     Raises:
         UserError: if they cannot; says what is possible.
     """
-    on_gpu = torch.cuda.is_available()
-    if train.precision == "fp16" and not on_gpu:
+    if train.precision == "fp16" and not torch.cuda.is_available():
         raise UserError(f"{PARAMS}: train.precision: fp16 needs a GPU, and there is none; fp32 and bf16 do not")
-    if train.precision == "bf16" and on_gpu and not torch.cuda.is_bf16_supported():
-        raise UserError(f"{PARAMS}: train.precision: this GPU has no bf16; fp32 and fp16 run on it")
-    compiler = "triton" if on_gpu else os.environ.get("CXX", "g++")
-    if train.compile and not (importlib.util.find_spec(compiler) if on_gpu else shutil.which(compiler)):
-        raise UserError(f"{PARAMS}: train.compile: torch.compile needs {compiler}, which is not installed")
-    chosen = {name: os.environ.get(f"ACCELERATE_USE_{name}", "").lower() for name in ("FSDP", "DEEPSPEED")}
-    if sharded := [name for name, word in chosen.items() if word == "true"]:
-        raise UserError(
-            f"train: {sharded[0]} is not supported: each process holds the whole model; start it by torchrun, or by "
-            "accelerate launch --multi_gpu without it"
-        )
-    trackers.check(train)
-    if train.batch_size % ranks.size():
-        able = [str(count) for count in range(1, train.batch_size + 1) if train.batch_size % count == 0]
+    if train.precision == "bf16" and not has_fast_bf16():
+        console.warn("train: this machine has no instructions for bf16, so train.precision: fp32 would be faster")
+    for word in train.report_to:
+        if word != "none" and importlib.util.find_spec(word) is None:
+            install = f"install it with: pip install 'lsr-adapt[{word}]'"
+            raise UserError(f"{PARAMS}: train.report_to: {word} is not installed; {install}")
+    if train.batch_size % processes():
         raise UserError(
             f"{PARAMS}: train.batch_size: {train.batch_size} examples per step cannot be divided equally among "
-            f"{ranks.size()} processes; these numbers of processes can: {', '.join(able)}"
+            f"{processes()} processes"
         )
+
+
+def has_fast_bf16() -> bool:
+    """Say whether this machine has instructions for products in bf16."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def keep_trackers_here(folder: Path) -> None:
+    """Have the trackers of train.report_to write into a folder and send nothing, unless the environment says more."""
+    defaults = {
+        "TENSORBOARD_LOGGING_DIR": str(folder / "tensorboard"),
+        "WANDB_DIR": str(folder),
+        "WANDB_MODE": "offline",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
 
 
 def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:

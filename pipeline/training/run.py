@@ -1,30 +1,67 @@
-"""The one place that builds a Trainer, for the train stage, the arena and the benchmarks."""
+"""The one place that builds a Trainer, for the stage train, the arena and the benchmarks."""
 
 import dataclasses
 import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from accelerate import PartialState
 from datasets import Dataset
+from filelock import FileLock
 from peft import PeftModel
 from ruamel.yaml import YAML
+from torch import nn
+from torch.utils.data import Sampler, SequentialSampler
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from pipeline import ranks
 from pipeline.core import artifacts
 from pipeline.data import tokens
+from pipeline.methods import adapters
 from pipeline.params import TrainView
-from pipeline.training import arguments
+from pipeline.training import arguments, checkpoints
 from pipeline.training.callbacks import LaterOfEquals
-from pipeline.training.checkpoints import Checkpoints, KeepWhole
-from pipeline.training.shares import SharingTrainer
-from pipeline.training.trainer import MergingTrainer
 
 MEGABYTE = 2**20
 CODE = Path(__file__).parents[2]  # the folder of dvc.yaml
+
+
+class MergingTrainer(Trainer):
+    """Evaluates with the adapter merged, except in bf16 and fp16, where rounding the sum would lose a small update.
+
+    It batches examples of similar length, or with `keeps_order` keeps their order, because groups that are scored
+    together are known by their positions.
+    """
+
+    def __init__(self, *args: Any, keeps_order: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._keeps_order = keeps_order
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Return the Trainer's metrics; the model is unchanged afterwards, bit for bit."""
+        if self.args.bf16 or self.args.fp16:
+            return super().evaluate(*args, **kwargs)
+        with adapters.merged(cast("nn.Module", self.model)):
+            return super().evaluate(*args, **kwargs)
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler[int] | None:
+        return _with_lengths_in_memory(super()._get_train_sampler(*args, **kwargs))
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int] | None:
+        if self._keeps_order:
+            return SequentialSampler(eval_dataset)
+        return _with_lengths_in_memory(super()._get_eval_sampler(eval_dataset))
+
+
+def _with_lengths_in_memory(sampler: Sampler[int] | None) -> Sampler[int] | None:
+    """Turn the lengths of a sampler into a list: reading a single one from a table takes as long as reading a row."""
+    if isinstance(sampler, LengthGroupedSampler):
+        sampler.lengths = sampler.lengths[:]
+    return sampler
 
 
 def steps_an_epoch(view: TrainView, train: Dataset) -> int:
@@ -47,8 +84,7 @@ def trainer_of(
     """
     groups = tokens.groups_of(splits["validation"]) if "validation" in splits else None
     chosen = arguments.training_arguments(view, steps_an_epoch(view, splits["train"]), folder)
-    kind = MergingTrainer if ranks.size() == 1 else SharingTrainer
-    trainer = kind(
+    trainer = MergingTrainer(
         model=model,
         args=dataclasses.replace(chosen, **changes),
         train_dataset=splits["train"],
@@ -63,18 +99,32 @@ def trainer_of(
     return trainer
 
 
-def fit(trainer: Trainer, checkpoints: Checkpoints) -> None:
-    """Fit the model, resuming from the last intact checkpoint if there is one; the Trainer must write to `aside`.
+def fit(trainer: Trainer, folder: Path) -> None:
+    """Fit the model, resuming from the last complete checkpoint in the run's folder; the Trainer writes aside there."""
+    with PartialState().main_process_first():  # which removes what cannot be read
+        newest = checkpoints.newest(folder)
+    trainer.add_callback(checkpoints.KeepComplete(folder))
+    trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+    PartialState().wait_for_everyone()  # all have read the best checkpoint, so it may be removed
 
-    Raises:
-        UserError: if the best checkpoint, which is loaded at the end, has changed since it was written.
+
+@contextmanager
+def run_folder(view: TrainView) -> Iterator[Path]:
+    """Yield the folder for the checkpoints of a run, which is removed when the run succeeds.
+
+    Another run with the same inputs, such as an experiment in a temporary copy, waits until then. Of the processes of
+    one run, the first one holds the folder for all.
     """
-    newest = ranks.told(lambda: str(checkpoints.newest() or ""))
-    trainer.add_callback(KeepWhole(checkpoints))
-    trainer.train(resume_from_checkpoint=newest or None)
-    if trainer.state.best_global_step is not None and ranks.is_first():
-        checkpoints.check(trainer.state.best_global_step)
-    ranks.wait()  # all have read the best one, so it may be removed
+    folder = checkpoint_folder(view)
+    if not arguments.is_main():
+        yield folder
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        artifacts.remove(checkpoints.aside(folder))
+        with artifacts.name_path_on_error(folder):
+            yield folder
+        artifacts.remove(folder)
 
 
 def checkpoint_folder(view: TrainView) -> Path:

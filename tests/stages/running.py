@@ -16,7 +16,6 @@ TOKENIZE = (tokenize, params.TokenizeView)
 FACTORIZE = (factorize_init, params.FactorizeInitView)
 TRAIN = (train, params.TrainView)
 EVALUATE = (evaluate, params.EvaluateView)
-EPOCHS, STEPS = 3, 27  # of the fixture `undisturbed`: 9 an epoch, of which the last has 2 examples
 
 
 def run(*stages):
@@ -24,17 +23,10 @@ def run(*stages):
         stage.main(params.load(view))
 
 
-def train():
-    """Train as the stage does, in a process that may have died here before."""
-    torch.set_num_threads(1)
-    artifacts.sweep()
-    run(TRAIN)
-
-
 def leftovers():
     """What a stage that was cut off has left beside its outputs, and folders of checkpoints."""
     hidden = {path.as_posix() for folder in ("artifacts", "reports") for path in Path(folder).rglob(".*")}
-    return hidden | {path.as_posix() for path in Path(".checkpoints").iterdir()} - {".checkpoints/lock"}
+    return hidden | {path.as_posix() for path in Path(".checkpoints").iterdir() if path.is_dir()}
 
 
 def report(path):

@@ -143,7 +143,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(at, monkeypatch)
     at(train={"epochs": 3}, lsr={"dropout": 0.1})
     run(TOKENIZE, FACTORIZE, TRAIN)
     undisturbed = digests("artifacts/adapter") | digests("reports/train")
-    assert [path.name for path in Path(".checkpoints").iterdir()] == ["lock"]
+    assert not any(path.is_dir() for path in Path(".checkpoints").iterdir())
 
     with monkeypatch.context() as patch:
         patch.setattr(callbacks.Progress, "on_step_end", kill_in_the_second_epoch)
@@ -157,7 +157,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(at, monkeypatch)
     run(TRAIN)
     assert digests("artifacts/adapter") | digests("reports/train") == undisturbed
     assert steps[0] > 1
-    assert [path.name for path in Path(".checkpoints").iterdir()] == ["lock"]
+    assert not any(path.is_dir() for path in Path(".checkpoints").iterdir())
 
 
 LAST = 4  # epoch

@@ -20,7 +20,6 @@ from pipeline.methods import adapters, base_models, pooling
 from pipeline.params import reading
 from pipeline.predict.opening import open_adapter
 from pipeline.training import arguments
-from pipeline.training.rounded import RoundedWeights
 from stages import evaluate, factorize_init, train
 from tests import workspace
 from tests.stages.running import TOKENIZE, added, base_model, logits, report, run
@@ -146,44 +145,6 @@ def test_a_method_goes_all_the_way(chosen, word, section):
     run_card(artifacts.ADAPTER)
     moved = loaded.to("meta")
     assert all(tensor.is_meta for tensor in (*moved.parameters(), *moved.buffers()))
-
-
-def gradients_in_bf16(model):
-    """The loss of a batch and the gradients of everything that is trained, as a step in mixed precision has them."""
-    torch.manual_seed(0)
-    ids = torch.randint(5, 50, (6, 9))
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids[:, 0] % 2).loss
-    loss.backward()
-    return [loss.detach(), *(parameter.grad for parameter in model.parameters() if parameter.requires_grad)]
-
-
-@pytest.mark.parametrize(("word", "section"), CASES)
-def test_a_step_with_weights_rounded_before_is_the_same_bit_for_bit(chosen, word, section):
-    view = chosen(word, section)[1]
-    models = [added(base_model(view), view.section, view.base_model, view.seed).train() for _ in range(2)]
-    rounded = RoundedWeights(models[1], torch.bfloat16)
-    before = copy.deepcopy(models[1].state_dict())
-    plain = gradients_in_bf16(models[0])
-    with rounded.applied():
-        found = gradients_in_bf16(models[1])
-    assert all((a is None and b is None) or torch.equal(a, b) for a, b in zip(plain, found, strict=True))
-    assert all(torch.equal(value, before[name]) for name, value in models[1].state_dict().items())
-    frozen = {
-        name
-        for name, module in models[1].named_modules()
-        for parameter in module.parameters(recurse=False)
-        if type(module) is torch.nn.Linear and "original_module" not in name and not parameter.requires_grad
-    }
-    if word == "peft" or section.get("use_dora"):
-        frozen = {name for name in frozen if not name.endswith("base_layer")}
-    assert {id(one.parameter) for one in rounded.rounded} == {
-        id(parameter)
-        for name in frozen
-        for parameter in models[1].get_submodule(name).parameters()
-        if not parameter.requires_grad
-    }
-    assert bool(frozen) == (word != "full")
 
 
 @pytest.mark.parametrize(

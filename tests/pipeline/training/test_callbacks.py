@@ -85,8 +85,3 @@ def test_the_live_curve_begins_anew_with_each_run_and_where_a_resumed_one_was(li
     live([TRAINED, AGAIN, EVALUATED])
     assert live([TRAINED], "on_train_begin") == [HEADER, "4,0.5,0.75,0.001,,"]
     assert live([], "on_train_begin") == [HEADER]
-
-
-def test_of_several_processes_the_first_writes_the_live_curve(live):
-    live([TRAINED])
-    assert len(live([TRAINED, AGAIN], is_world_process_zero=False)) == 2

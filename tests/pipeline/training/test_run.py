@@ -1,7 +1,6 @@
 """The Trainer's look at the validation split: merged where that is exact, and nothing is left of it."""
 
 import copy
-from contextlib import nullcontext
 
 import peft
 import pytest
@@ -10,9 +9,7 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 import lsr
-from lsr.tuner.linear import LsrLinear
-from pipeline.training import rounded
-from pipeline.training.trainer import MergingTrainer
+from pipeline.training.run import MergingTrainer
 from tests.capabilities.models import tiny
 
 EXAMPLES = Dataset.from_list(
@@ -62,47 +59,3 @@ def test_puts_the_weights_back_when_evaluation_fails(tmp_path):
     with pytest.raises(IndexError):
         MergingTrainer(model=adapted, args=arguments, eval_dataset=broken).evaluate()
     assert all(torch.equal(value, before[name]) for name, value in adapted.state_dict().items())
-
-
-def trained(folder, method, **arguments):
-    """The Trainer after two epochs."""
-    chosen = TrainingArguments(
-        output_dir=str(folder),
-        use_cpu=True,
-        report_to=[],
-        disable_tqdm=True,
-        per_device_train_batch_size=2,
-        num_train_epochs=2,
-        save_strategy="no",
-        **arguments,
-    )
-    trainer = MergingTrainer(model=model(method), args=chosen, train_dataset=EXAMPLES, eval_dataset=EXAMPLES)
-    trainer.train()
-    return trainer
-
-
-def test_rounds_frozen_weights_once_a_training_and_trains_the_same(tmp_path, monkeypatch):
-    def values(folder):
-        return trained(folder, "lsr", bf16=True, eval_strategy="epoch").model.state_dict()
-
-    seen = []
-    rounding = rounded._only_multiplied
-    monkeypatch.setattr(rounded, "_only_multiplied", lambda model: seen.append(1) or rounding(model))
-    once = values(tmp_path / "once")
-    assert len(seen) == 1
-    monkeypatch.setattr(rounded.RoundedWeights, "applied", lambda _: nullcontext())
-    always = values(tmp_path / "always")
-    assert all(torch.equal(value, always[name]) for name, value in once.items())
-    assert any(not torch.equal(value, once[name]) for name, value in model("lsr").state_dict().items())
-
-
-def test_rounds_again_what_holds_something_else_by_now():
-    adapted = model("lsr")
-    weight = next(module for module in adapted.modules() if isinstance(module, LsrLinear)).base_layer.weight
-    weights = rounded.RoundedWeights(adapted, torch.bfloat16)
-    with weights.applied():
-        assert weight.dtype is torch.bfloat16
-    weight.data = weight + 1  # as a start that is folded into the weight, after an evaluation
-    with weights.applied():
-        found = weight.detach().clone()
-    assert torch.equal(found, weight.bfloat16())

@@ -1,0 +1,43 @@
+"""Trainings on several processes, started by torchrun: one set of files, near those of one process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.core import artifacts
+from pipeline.methods import adapters
+from tests import workspace
+from tests.stages.running import report
+
+pytestmark = pytest.mark.nightly
+
+
+def torchrun(count):
+    environment = os.environ | {"PYTHONPATH": str(workspace.ROOT), "OMP_NUM_THREADS": "1"}
+    launcher = Path(sys.executable).with_name("torchrun")
+    words = [launcher, "--standalone", "--nproc_per_node", str(count), "-m", "stages.train"]
+    return subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_two_processes_train_what_one_does_but_for_rounding(after):
+    after()
+    alone, scores = load_file(artifacts.ADAPTER / adapters.WEIGHTS), report(artifacts.TRAIN_METRICS)
+    done = torchrun(2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("train: epoch") == 1
+    torch.testing.assert_close(load_file(artifacts.ADAPTER / adapters.WEIGHTS), alone, rtol=1e-3, atol=1e-4)
+    assert report(artifacts.TRAIN_METRICS) == pytest.approx(scores, rel=1e-3)
+    assert not any(path.is_dir() for path in Path(".checkpoints").iterdir())
+
+
+def test_processes_that_cannot_share_a_batch_are_refused(after):
+    after()
+    done = torchrun(3)
+    assert done.returncode != 0
+    line = "params.yaml: train.batch_size: 16 examples per step cannot be divided equally among 3 processes"
+    assert line in done.stderr
