@@ -14,7 +14,7 @@ UNCOMPARED := $(UNCOMPARED)|(rows|train|validation|test)_.*|energy_.*|error$$|(b
 # A notice at every build that another generator will follow this one.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: repro experiments plots test types check audit torture docs arena bench bench-family bench-factorize \
+.PHONY: repro experiments plots test types check audit torture docs arena bench bench-factorize \
 	capabilities clean
 
 ## repro: fine-tune the default model on the default data: check, tokenize, check-model, factorize-init, train, evaluate
@@ -67,10 +67,6 @@ arena: $(READY)
 ## bench: what an adapter costs in time and memory, beside other methods
 bench: $(READY)
 	python -m benchmarks.speed
-
-## bench-family: scores by parameters of the forms of LSR and of their rivals, in two protocols; a day, goes on where it was stopped
-bench-family: $(READY)
-	python -m benchmarks.family
 
 ## bench-factorize: time and memory of the initializations beside torch's SVD
 bench-factorize: $(READY)

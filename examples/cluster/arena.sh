@@ -1,19 +1,18 @@
 #!/usr/bin/env bash
-# Run a part of the comparison of methods in a clone of its own, and keep its finished cells in a folder that all jobs see:
+# Run a part of a comparison of methods in a clone of its own, and keep its records in a folder that all jobs see:
 #
-#     arena.sh REPOSITORY FOLDER TEXT
+#     arena.sh REPOSITORY FOLDER PRESET TEXT
 #
-# TEXT is what the names of the cells hold, such as "short tweets:". A job that is started again goes on where it was.
+# TEXT is what the titles of the runs hold, such as "tweets:". A job that is started again goes on where it was.
 set -euo pipefail
 mkdir -p "$2"
-cells=$(cd "$2" && pwd)/${3//[^A-Za-z0-9]/-}.jsonl
+name=$3-${4//[^A-Za-z0-9]/-}
+records=$(cd "$2" && pwd)/$name.jsonl
+touch "$records"
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 git clone --quiet "$1" "$folder/clone"
 cd "$folder/clone"
-here=benchmarks/results/family/cells.jsonl
-touch "$cells"
-sort -u "$here" "$cells" > "$cells.new"
-mv "$cells.new" "$cells"
-ln -sf "$cells" "$here" # a finished cell is there at once
-python -m benchmarks.family --workers "${WORKERS:-2}" --only "$3"
+mkdir -p "reports/arena/$3"
+ln -s "$records" "reports/arena/$3/$name.jsonl" # a finished training is there at once
+python -m pipeline.arena "$3" --jobs "${JOBS:-2}" --only "$4" --write "$name"

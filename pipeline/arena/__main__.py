@@ -9,18 +9,17 @@ import argparse
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from statistics import mean, median
 
 from pipeline.arena import check, plan, preset, record
-from pipeline.arena.changes import changes
-from pipeline.arena.inputs import write_examples
 from pipeline.arena.measure import measure, task_of
 from pipeline.arena.plan import Cell, Run
 from pipeline.arena.record import Record
+from pipeline.arena.task_tokens import write_examples
 from pipeline.arena.workers import set_up_torch, workers_of_this_program
 from pipeline.core import console
 from pipeline.core.command_line import Parser, whole_number
@@ -39,14 +38,12 @@ def main(words: Sequence[str] | None = None) -> None:
     with exit_on_error("stopped; finished trainings are kept", PROGRAM):
         runs = runs_of(options.preset, options.only)
         folder = record.FOLDER / options.preset
-        found = record.read(folder)
         if options.commands:
             print("\n".join(commands(runs, options.preset)))
-        elif options.queue:
-            print("\n".join(queue(runs, found)))
-        else:
-            compete(runs, found, folder / f"{options.write}{record.ENDING}", options.jobs)
-            show(runs, found)
+            return
+        records = record.read(folder)
+        compete(runs, records, folder / f"{options.write}{record.ENDING}", options.jobs)
+        show(runs, records)
 
 
 def runs_of(name: str, only: Sequence[str]) -> list[Run]:
@@ -59,23 +56,24 @@ def runs_of(name: str, only: Sequence[str]) -> list[Run]:
     if runs := plan.runs(name, chosen, only):
         return runs
     words = " ".join(only)
+    if gone := [f"{method}: {reason}" for method, reason in chosen.retired.items() if method in words]:
+        raise UserError(f"--only {words}: this method cannot be trained any more: {gone[0]}")
     near = nearest(words, [run.title for run in plan.runs(name, chosen)])
     raise UserError(f"--only {words}: no run has this in its title{near}; a title is TASK: METHOD")
 
 
-def compete(runs: Sequence[Run], found: dict[str, Record], path: Path, jobs: int) -> None:
-    """Run the missing trainings, and add their records to `found` and to the file.
+def compete(runs: Sequence[Run], records: dict[str, Record], path: Path, jobs: int) -> None:
+    """Run the missing trainings, and add their records to `records` and to the file.
 
     Raises:
         UserError: if one of them cannot run, before any does; or if a worker dies.
     """
-    left = [run for run in runs if plan.missing(run, found)]
+    left = [run for run in runs if plan.missing(run, records)]
     check.check(left)
     for run in {run.task: run for run in runs}.values():
-        cell = run.cell(1.0, 1.0, run.preset.seeds[0])
         examples = path.parent / "examples" / f"{run.task}.parquet"
         if run in left or not examples.exists():  # not committed, but made from the source of the task
-            write_examples(task_of(cell, cell.view()), examples)
+            write_examples(task_of(run.first()), examples)
     if not left:
         return
     set_up_torch(threads=max(1, (os.cpu_count() or 1) // jobs))
@@ -84,14 +82,14 @@ def compete(runs: Sequence[Run], found: dict[str, Record], path: Path, jobs: int
         busy: dict[Future[Record], Cell] = {}
         try:
             while True:
-                for cell in _next(left, found, {cell.key for cell in busy.values()}, jobs - len(busy)):
+                for cell in _next(left, records, {cell.key for cell in busy.values()}, jobs - len(busy)):
                     busy[pool.submit(measure, cell)] = cell
                 if not busy:
                     return
                 for future in wait(busy, return_when=FIRST_COMPLETED).done:
                     done = future.result()
                     record.append(path, done)
-                    found[busy.pop(future).key] = done
+                    records[busy.pop(future).key] = done
                     advance(1)
         except BrokenProcessPool:
             raise UserError("a worker was killed, perhaps for lack of memory: resume with --jobs 1") from None
@@ -100,30 +98,30 @@ def compete(runs: Sequence[Run], found: dict[str, Record], path: Path, jobs: int
             raise
 
 
-def _next(runs: Sequence[Run], found: Mapping[str, Record], busy: set[str], count: int) -> Iterator[Cell]:
+def _next(runs: Sequence[Run], records: plan.Records, busy: set[str], count: int) -> Iterator[Cell]:
     """Yield at most `count` trainings that can start now, in the order of the runs, so that these complete in turn."""
     for run in runs:
-        for cell in plan.missing(run, found):
+        for cell in plan.missing(run, records):
             if count > 0 and cell.key not in busy:
                 count -= 1
                 busy.add(cell.key)
                 yield cell
 
 
-def show(runs: Sequence[Run], found: Mapping[str, Record]) -> None:
+def show(runs: Sequence[Run], records: plan.Records) -> None:
     """Print the results of each run, and the overhead of a training in addition to its steps."""
-    rows, made = [], []
+    rows, costs = [], []
     for run in runs:
-        cells = plan.repeated(run, found)
-        records = [found[cell.key] for cell in cells if cell.key in found]
-        finished = [one for one in records if one.status == "finished"]
-        made += records
+        cells = plan.repeated(run, records)
+        known = [records[cell.key] for cell in cells if cell.key in records]
+        finished = [one for one in known if one.status == "finished"]
+        costs += [one.seconds["load"] + one.seconds["start"] for one in finished if "start" in one.seconds]
         score = f"{mean(one.score() for one in finished):.4f}" if finished else "none finished"
         trained = finished[0].trained if finished else ""
         rate = f"{cells[0].rate:g}" if cells and cells[0].rate is not None else ""
         rows.append((run.title, trained, rate, f"{len(finished)} of {len(run.preset.seeds)}", score))
     console.table("arena", ("run", "trained", "rate", "seeds", "score"), rows)
-    if costs := [sum(value for name, value in one.seconds.items() if name in ("load", "start")) for one in made]:
+    if costs:
         console.line(
             f"overhead of a training besides steps and scores: {median(costs):.1f} s (median), {max(costs):.1f} s (max)"
         )
@@ -137,21 +135,8 @@ def commands(runs: Sequence[Run], name: str) -> Iterator[str]:
         yield shlex.join(words)
 
 
-def queue(runs: Sequence[Run], found: Mapping[str, Record]) -> Iterator[str]:
-    """Yield a line per run that queues its seeds as DVC experiments, at the tuned rates if it has been tuned.
-
-    An experiment reads whole splits, whatever the preset reads.
-    """
-    for run in runs:
-        first, *_ = plan.repeated(run, found) or [run.cell(1.0, 1.0, run.preset.seeds[0])]
-        values = {key: value for key, value in first.overrides if key != "seed"}
-        changed = [*changes(values), f"seed={','.join(map(str, run.preset.seeds))}"]
-        words = [word for change in changed for word in ("-S", change)]
-        yield shlex.join(["dvc", "exp", "run", "--queue", "--name", slug(f"{run.name} {run.title}"), *words])
-
-
 def slug(text: str) -> str:
-    """Return a text as a name for files and experiments: letters, digits and -."""
+    """Return a text as the name of a file: letters, digits and -."""
     return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")
 
 
@@ -172,9 +157,7 @@ def parser() -> Parser:
     top.add_argument(
         "--write", default="records", metavar="NAME", type=_name, help="name of the file for new records (%(default)s)"
     )
-    what = top.add_mutually_exclusive_group()
-    what.add_argument("--commands", action="store_true", help="print one command per run, for a cluster; run nothing")
-    what.add_argument("--queue", action="store_true", help="print lines that queue DVC experiments; run nothing")
+    top.add_argument("--commands", action="store_true", help="print one command per run, for a cluster; run nothing")
     return top
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from pipeline import params
-from pipeline.arena import inputs
+from pipeline.arena import task_tokens
 from pipeline.arena.measure import task_of
 from pipeline.arena.plan import Cell, Run
 from pipeline.arena.preset import PATH
@@ -36,7 +36,7 @@ def check(runs: Sequence[Run]) -> None:
 def _mistakes(run: Run, place: str, check_one: Callable[[Cell], None]) -> Iterator[str]:
     """Yield what is wrong with a task or method; it is to be fixed in the preset's file unless another is named."""
     try:
-        check_one(run.cell(1.0, 1.0, run.preset.seeds[0]))
+        check_one(run.first())
     except UserError as error:
         for line in str(error).splitlines():
             about_values = line.startswith(f"{params.PARAMS}: ")
@@ -44,14 +44,13 @@ def _mistakes(run: Run, place: str, check_one: Callable[[Cell], None]) -> Iterat
 
 
 def _check_task(cell: Cell) -> None:
-    view = cell.view()
+    view = cell.view
     arguments.check_machine(view.train)
     base_models.check_tokens(base_models.load_tokenizer(view.base_model), view.tokenize.max_length)
-    inputs.made(task_of(cell, view))
+    task_tokens.cached(task_of(cell))
 
 
 def _check_method(cell: Cell) -> None:
-    view = cell.view()
-    row = view.base_model
+    row = cell.view.base_model
     if not base_models.brings_code(row):
-        adapters.check_section(base_models.outline(row), view.section, row)
+        adapters.check_section(base_models.outline(row), cell.view.section, row)

@@ -19,11 +19,11 @@ from transformers import (
     set_seed,
 )
 
-from pipeline.arena import inputs, machine
-from pipeline.arena.gradients import Found, Reading, gradients, with_heads
-from pipeline.arena.inputs import Task
+from pipeline.arena import machine, task_tokens
+from pipeline.arena.gradients import Gradients, Reading, gradients
 from pipeline.arena.plan import ArenaView, Cell
 from pipeline.arena.record import Record
+from pipeline.arena.task_tokens import Task
 from pipeline.core.errors import UserError, clipped, first_line, refused_by_machine
 from pipeline.data import tokens
 from pipeline.evaluation import inference, scores
@@ -31,6 +31,7 @@ from pipeline.evaluation.answers import answers
 from pipeline.methods import adapters, base_models, eva
 from pipeline.methods.pooling import BATCH
 from pipeline.params import LoraParams, LsrParams
+from pipeline.params.rows import DatasetRow
 from pipeline.training import run
 from pipeline.training.callbacks import DivergedError, StopAtDivergence
 
@@ -47,16 +48,16 @@ def measure(cell: Cell) -> Record:
     decision uses.
     """
     machine.forget_peak()
-    view, scored = cell.view(), None
+    view, scored = cell.view, None
     seconds: dict[str, float] = {}
     counts = Counts(0, 0, 0, 0)
     status, reason = "finished", ""
     try:
         with _timed(seconds, "load"):
-            splits = inputs.splits(task_of(cell, view))
+            splits = task_tokens.splits(task_of(cell))
             collate = tokens.collator(base_models.load_tokenizer(view.base_model))
         with _timed(seconds, "start"):
-            model = started(cell, view)
+            model = started(cell)
             counts = Counts.of(model, view)
         scored = Scored(model, view, splits, collate)
         with _timed(seconds, "train"):
@@ -73,8 +74,9 @@ def measure(cell: Cell) -> Record:
         seconds |= {"train": seconds["train"] - scored.seconds, "score": scored.seconds}
     fields = {
         **{name: getattr(cell, name) for name in ("key", "preset", "task", "method", "rate", "head_rate", "seed")},
-        "overrides": dict(cell.overrides),
-        "reads": cell.reads.model_dump(mode="json"),
+        "overrides": cell.overrides,
+        "choice": cell.choice,
+        "reads": cell.reads[cell.task].model_dump(mode="json"),
         "adapter": view.adapter,
         "status": status,
         "reason": reason,
@@ -106,41 +108,49 @@ class Counts(NamedTuple):
         return cls(counts["adapter_trained"], counts["adapter_stored"], counts["head_parameters"], file_bytes)
 
 
-def task_of(cell: Cell, view: ArenaView) -> Task:
-    """Return the inputs of a training."""
-    return Task(view.data, view.dataset, view.base_model, view.tokenize.max_length, cell.reads)
+def task_of(cell: Cell) -> Task:
+    """Return what determines the tokens of a training."""
+    return _tasks(cell, {cell.task: cell.view.dataset})[0]
 
 
-def started(cell: Cell, view: ArenaView) -> PeftModel:
+def _tasks(cell: Cell, rows: Mapping[str, DatasetRow]) -> list[Task]:
+    view = cell.view
+    return [Task(name, row, view.base_model, view.tokenize.max_length, cell.reads[name]) for name, row in rows.items()]
+
+
+def started(cell: Cell) -> PeftModel:
     """Return the base model with its adapter, before training.
 
     Raises:
         UserError: if the method does not fit the model, or the examples are not suitable for its initialization.
     """
-    section = view.section
-    found = _gradients(cell, view, section) if isinstance(section, LsrParams) and section.reads_examples else []
+    view, section = cell.view, cell.view.section
+    tasks = _gradients(cell, section) if isinstance(section, LsrParams) and section.reads_examples else []
     set_seed(view.seed)  # the head is drawn when the checkpoint loads: all methods have the same one
     base = base_models.load_base_model(view.base_model, view.dataset)
-    read = with_heads(base, found)
+    for task in tasks:
+        base.load_state_dict(task.head, strict=False)  # as trained, if the initialization goes on from it
+    read = [task.layers for task in tasks]
     model = adapters.add_adapter(base, section, view.base_model, view.seed, read)
     if isinstance(section, LsrParams):
         for _ in adapters.start(model, section, read):
             pass
     elif isinstance(section, LoraParams) and section.reads_examples:
-        train = inputs.splits(task_of(cell, view))["train"]
+        train = task_tokens.splits(task_of(cell))["train"]
         tokenizer = base_models.load_tokenizer(view.base_model)
         eva.start(model, tokens.sample(train, tokenizer, section.examples, view.seed, BATCH["gradient"]))
     return model
 
 
-def _gradients(cell: Cell, view: ArenaView, section: LsrParams) -> list[Found]:
-    """Return the gradients of the tasks that determine the frames: the training's own, or a pool."""
-    base = base_models.load_base_model(view.base_model, view.dataset)
-    layers = tuple(adapters.target_names(base, section, view.base_model, view.seed))
-    own = task_of(cell, view)
-    pool = [own._replace(name=name, row=row) for name, row in view.pooled.items()] or [own]
+def _gradients(cell: Cell, section: LsrParams) -> list[Gradients]:
+    """Return the gradients of the tasks that the frames are from: the training's own, or a pool."""
+    row = cell.view.base_model
+    outline = base_models.load_base_model(row, cell.view.dataset) if base_models.brings_code(row) else None
+    layers = tuple(adapters.target_names(outline or base_models.outline(row), section, row, cell.seed))
+    tasks = _tasks(cell, cell.view.pooled) or [task_of(cell)]
     return [
-        gradients(Reading(section.init, task, section.examples, section.head_steps, view.seed, layers)) for task in pool
+        gradients(Reading(section.init, task, section.examples, section.head_steps, cell.seed, layers))
+        for task in tasks
     ]
 
 
@@ -202,7 +212,7 @@ class Scored(TrainerCallback):
         """Return the fields of a record."""
         return {
             "validation": _rounded(self.validation),
-            "test": tuple(dict(zip(found, _rounded(list(found.values())), strict=True)) for found in self.test),
+            "test": tuple(dict(zip(one, _rounded(list(one.values())), strict=True)) for one in self.test),
             "loss": _rounded(self.loss),
             "predicted": _rounded(self.predicted.tolist()),
         }
@@ -213,8 +223,8 @@ class Scored(TrainerCallback):
             logits = inference.logits(self.model, split, self.collate, AT_ONCE, lambda done: None).numpy()
         if not np.isfinite(logits).all():
             raise DivergedError(f"train: outputs for {name} are not finite: lower the learning rate")
-        found = answers(logits, np.asarray(split["label"][:]), row, tokens.groups_of(split))
-        return scores.score(row.metrics, *found), found.predicted
+        given = answers(logits, np.asarray(split["label"][:]), row, tokens.groups_of(split))
+        return scores.score(row.metrics, *given), given.predicted
 
 
 def _rounded(values: Sequence[float]) -> tuple[float, ...]:

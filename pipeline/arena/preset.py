@@ -3,9 +3,10 @@
 Methods and tasks are overrides of params.yaml by dotted key, so the arena can compare any trainings.
 """
 
+from collections.abc import Iterable, Iterator
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, JsonValue, StrictFloat, StrictInt, StrictStr, model_validator
 
@@ -23,7 +24,7 @@ Factor = Annotated[StrictFloat, Field(gt=0, le=1000)]
 Factors = Annotated[tuple[Factor, ...], AfterValidator(all_different)]
 Amount = Literal["all"] | Count
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]
-OWN = ("data", "model", "seed")  # keys that the arena sets itself
+OWN_KEYS = ("data", "model", "seed", "adapter", "lsr.frames_from")  # the arena sets them itself
 
 
 class Reads(Section):
@@ -36,6 +37,13 @@ class Reads(Section):
     validation: Amount
     test: Amount
     longest: Amount = Field(description="tokens; longer texts are left out")
+
+
+class TaskChanges(Section):
+    """What is different on a task."""
+
+    params: Overrides = Field(default_factory=dict)
+    reads: dict[Literal["train", "validation", "test", "longest"], Amount] = Field(default_factory=dict)
 
 
 class Tuning(Section):
@@ -53,42 +61,62 @@ class Method(Section):
 
     adapter: StrictStr
     params: Overrides = Field(default_factory=dict)
+    choices: tuple[Overrides, ...] = Field((), description="tuned like rates: each is tried at all of them")
+    frames_from: Word = Field(
+        "own",
+        description="the tasks whose gradients or updates make the frames of LSR: own, all, others (those without "
+        "texts of this one), or one other task",
+    )
+    like: str | None = Field(None, description="the method whose tuned rates and choice it takes, instead of tries")
 
 
 class Preset(Section):
     """One comparison. Every method sees the same data and has the same number of tries."""
 
     model: Named
-    tasks: Annotated[dict[Word, Overrides], Field(min_length=1)] = Field(
-        description="rows of pipeline/datasets.yaml, with overrides for each"
-    )
+    tasks: Annotated[dict[Word, TaskChanges], Field(min_length=1)] = Field(description="rows of pipeline/datasets.yaml")
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(all_different)]
     baseline: Name = Field(description="the method that others are compared with")
     tuning: Tuning
     reads: Reads
     params: Overrides = Field(description="overrides for all")
     methods: Annotated[dict[Name, Method], Field(min_length=1)]
+    retired: dict[Name, str] = Field(
+        default_factory=dict, description="methods with records that cannot be trained any more, and why"
+    )
 
     @model_validator(mode="after")
     def _nobody_sets_what_the_arena_sets(self) -> Self:
-        places = {
-            "params": self.params,
-            **{f"tasks: {name}": values for name, values in self.tasks.items()},
-            **{f"methods: {name}: params": method.params for name, method in self.methods.items()},
-        }
-        for (place, values), key in product(places.items(), (*OWN, "adapter")):
+        for (place, values), key in product(self._overrides(), OWN_KEYS):
             if key in values:
                 raise ValueError(f"{place}: {key} is set by the arena itself")
         return self
 
+    def _overrides(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        yield "params", self.params
+        for name, task in self.tasks.items():
+            yield f"tasks: {name}: params", task.params
+        for name, method in self.methods.items():
+            yield f"methods: {name}: params", method.params
+            for choice in method.choices:
+                yield f"methods: {name}: choices", choice
+
     @model_validator(mode="after")
-    def _the_baseline_is_a_method(self) -> Self:
-        if self.baseline not in self.methods:
-            known = ", ".join(self.methods)
-            raise ValueError(
-                f"baseline: no method {self.baseline!r}{nearest(self.baseline, self.methods)}; methods: {known}"
-            )
+    def _named_methods_and_tasks_exist(self) -> Self:
+        named: list[tuple[str, str, Iterable[str]]] = [("baseline", self.baseline, self.methods)]
+        for name, method in self.methods.items():
+            place = f"methods: {name}"
+            named += [(f"{place}: like", method.like, self.methods)] if method.like is not None else []
+            named += [(f"{place}: frames_from", method.frames_from, ("own", "all", "others", *self.tasks))]
+        for place, name, known in named:
+            if name not in known:
+                raise ValueError(f"{place}: no {name!r} here{nearest(name, known)}; known: {', '.join(known)}")
         return self
+
+    def reads_of(self, task: str) -> Reads:
+        """Return how much is read of a task, or of another row of data."""
+        changes = self.tasks[task].reads if task in self.tasks else {}
+        return Reads(**{**self.reads.model_dump(), **changes})
 
 
 def load(name: str, path: Path = PATH) -> Preset:

@@ -25,7 +25,7 @@ class Record(BaseModel):
     """One training and its scores: a method on a task at two learning rates, with a seed.
 
     Lists by epoch have one entry per epoch, or only one for the last; they are empty if the training did not finish.
-    Trainings of an earlier engine lack predictions and losses, and some sizes.
+    Trainings of an earlier engine lack predictions, losses and peaks; `made` says what else is different.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -53,7 +53,7 @@ class Record(BaseModel):
     trained: int  # trained parameters of the adapter
     stored: int  # parameters in its file
     head: int  # parameters of the head, which is trained with every method
-    file_bytes: int | None  # of the adapter's file, including the head
+    file_bytes: int  # of the adapter's file, including the head
 
     seconds: dict[str, float]  # by what they were spent on: load, start, train, score (or all); see machine.clock
     peak_bytes: int | None  # of memory of the process
@@ -89,13 +89,13 @@ def read(folder: Path) -> dict[str, Record]:
     Raises:
         UserError: if a complete line is not a record; names the file and the line.
     """
-    found: dict[str, Record] = {}
+    records: dict[str, Record] = {}
     for path in sorted(folder.glob(f"*{ENDING}")):
         for record in _lines(path):
-            known = found.get(record.key)
+            known = records.get(record.key)
             if known is None or known.status != "finished":
-                found[record.key] = record
-    return found
+                records[record.key] = record
+    return records
 
 
 def append(path: Path, record: Record) -> None:

@@ -6,8 +6,8 @@ from io import StringIO
 from pydantic import JsonValue
 from ruamel.yaml import YAML
 
-from pipeline.arena.changes import changes
 from pipeline.arena.record import Record
+from pipeline.compare.changes import changes
 
 
 def settings(record: Record) -> dict[str, JsonValue]:

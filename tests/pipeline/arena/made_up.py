@@ -8,16 +8,11 @@ def recorded(cell, score):
     validation, test = score if isinstance(score, tuple) else (score, score)
     finished = validation is not None
     return Record(
-        key=cell.key,
-        preset=cell.preset,
-        task=cell.task,
-        method=cell.method,
-        adapter=dict(cell.overrides)["adapter"],
-        overrides=dict(cell.overrides),
-        reads=cell.reads.model_dump(),
-        rate=cell.rate,
-        head_rate=cell.head_rate,
-        seed=cell.seed,
+        **{name: getattr(cell, name) for name in ("key", "preset", "task", "method", "rate", "head_rate", "seed")},
+        adapter=cell.view.adapter,
+        overrides=cell.overrides,
+        choice=cell.choice,
+        reads=cell.reads[cell.task].model_dump(),
         status="finished" if finished else "diverged",
         reason="" if finished else "the loss is nan",
         metrics=("accuracy",),

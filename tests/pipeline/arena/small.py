@@ -8,7 +8,7 @@ from tests import workspace
 LSR = {"lsr.rank_shape": [2], "lsr.separation_rank": 1, "lsr.share": "layers", "lsr.train": "all", "lsr.init": "update"}
 SMALL: dict[str, Any] = {
     "model": "tiny",
-    "tasks": {"glue": {}, "ratings": {"train.epochs": 1}},
+    "tasks": {"glue": {}, "ratings": {"params": {"train.epochs": 1}}},
     "seeds": [0, 1],
     "baseline": "LoRA r=1",
     "tuning": {"rates": [0.5, 1.0], "wider": 0, "head_rates": []},

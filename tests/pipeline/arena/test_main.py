@@ -58,14 +58,6 @@ def test_commands_for_a_cluster_name_one_run_each(arena, capsys):
     assert len({line[line.index("--write") + 1] for line in lines}) == 3
 
 
-def test_experiments_of_dvc_have_the_keys_of_the_method_alone(arena, capsys):
-    run("--queue", "--only", "glue: LSR shared r=2")
-    line = shlex.split(capsys.readouterr().out)
-    assert line[:4] == ["dvc", "exp", "run", "--queue"]
-    assert {"seed=0,1", "data=glue", "lsr.rank_shape=[2]", "lsr.share=layers"} <= set(line)
-    assert not any(word.startswith("lora.") for word in line)
-
-
 @pytest.mark.parametrize(
     ("words", "mistake"),
     [
@@ -82,6 +74,8 @@ def test_a_mistake_in_the_command_line_is_one_line(capsys, words, mistake):
 def test_an_unknown_run_is_told_from_the_nearest(arena, capsys):
     said = refused(capsys, "--only", "glue: LoRA r=2")
     assert "no run has this in its title; did you mean glue: LoRA r=1?; a title is TASK: METHOD" in said
+    small.write(retired={"BitFit": "PEFT trains biases beside LoRA alone"})
+    assert "cannot be trained any more: BitFit: PEFT trains" in refused(capsys, "--only", "glue: BitFit")
 
 
 def test_a_mistake_is_said_before_anything_runs(arena, capsys):

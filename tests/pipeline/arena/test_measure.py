@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import accuracy_score
 from transformers import Trainer
 
-from pipeline.arena import inputs, plan, preset
+from pipeline.arena import plan, preset, task_tokens
 from pipeline.arena.measure import measure, started, task_of
 from pipeline.core.errors import UserError
 from pipeline.params import ADAPTERS
@@ -21,11 +21,11 @@ HEAD = "modules_to_save"
 
 def cell(title="glue: LoRA r=1", factor=1.0, seed=0):
     [run] = plan.runs("small", preset.load("small"), [title])
-    return run.cell(factor, 1.0, seed)
+    return run.cell(plan.Setting(factor=factor), seed)
 
 
 def labels(chosen, split):
-    return np.array(inputs.splits(task_of(chosen, chosen.view()))[split]["label"][:])
+    return np.array(task_tokens.splits(task_of(chosen))[split]["label"][:])
 
 
 def test_a_record_holds_scores_by_epoch_and_the_answers_of_the_selected_one(arena):
@@ -92,10 +92,10 @@ def test_choices_are_compared_as_one_example(arena, tmp_path):
     tasks.save_superglue(arena / "data/superglue")
     small.write(tasks={"copa-files": {}})
     with pytest.raises(UserError, match="in groups, which must stay whole: set all of reads to all"):
-        inputs.splits(task_of(cell("copa-files: head"), cell("copa-files: head").view()))
+        task_tokens.splits(task_of(cell("copa-files: head")))
     small.write(tasks={"copa-files": {}}, reads=dict.fromkeys(("train", "validation", "test", "longest"), "all"))
     chosen = cell("copa-files: head")
-    inputs.write_examples(task_of(chosen, chosen.view()), tmp_path / "copa.parquet")
+    task_tokens.write_examples(task_of(chosen), tmp_path / "copa.parquet")
     table = pd.read_parquet(tmp_path / "copa.parquet")
     found = measure(chosen)
     assert len(table) == len(found.predicted)
@@ -114,11 +114,7 @@ def test_every_method_runs(word, arena):
 def test_methods_start_with_the_same_head(arena):
     small.write(methods={"odd": {"adapter": "vera"}})
     heads = [
-        [
-            value.detach().numpy()
-            for name, value in started(one, one.view()).named_parameters()
-            if "modules_to_save" in name
-        ]
+        [value.detach().numpy() for name, value in started(one).named_parameters() if "modules_to_save" in name]
         for one in (cell(), cell("glue: LSR shared r=2"), cell("glue: odd"), cell("glue: head"))
     ]
     assert all(np.array_equal(*pair) for other in heads[1:] for pair in zip(heads[0], other, strict=True))
@@ -128,7 +124,7 @@ def test_a_warm_start_goes_on_from_a_cached_run_with_its_head(arena):
     """The second time from the cache, which an adapter of another form reads too."""
     small.write(methods={"warm": {"adapter": "lsr", "params": {**small.LSR, "lsr.init": "warm"}}})
     chosen = cell("glue: warm")
-    fresh, first, again = (started(one, one.view()).state_dict() for one in (cell(), chosen, chosen))
+    fresh, first, again = (started(one).state_dict() for one in (cell(), chosen, chosen))
     heads = [name for name in first if HEAD in name]
     assert heads
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -138,8 +134,8 @@ def test_a_warm_start_goes_on_from_a_cached_run_with_its_head(arena):
 
 
 def test_rows_beyond_what_trains_are_held_out_with_the_others(arena):
-    whole = inputs.splits(task_of(cell(), cell().view())._replace(reads=reads("all", "all")))
-    few = inputs.splits(task_of(cell(), cell().view())._replace(reads=reads(48, "all")))
+    whole = task_tokens.splits(task_of(cell())._replace(reads=reads("all", "all")))
+    few = task_tokens.splits(task_of(cell())._replace(reads=reads(48, "all")))
     assert len(few["train"]) == 48
     assert len(few["train"]) + len(few["validation"]) == len(whole["train"]) + len(whole["validation"])
     assert list(few["train"][:]["input_ids"]) == list(whole["train"][:48]["input_ids"])
@@ -155,7 +151,7 @@ def test_the_paper_s_preset_runs_end_to_end_on_a_tiny_model(arena):
     paper = workspace.read_yaml(workspace.ROOT / preset.PATH)["paper"]
     everything = paper | {
         "model": "tiny",
-        "tasks": {f"{task}-files": {"train.epochs": 1} for task in paper["tasks"]},
+        "tasks": {f"{task}-files": {"params": {"train.epochs": 1}} for task in paper["tasks"]},
         "params": paper["params"] | {"tokenize.max_length": 24, "train.precision": "fp32", "lsr.examples": 8},
     }
     everything["methods"]["LSR r=4 s=16"]["params"]["lsr.separation_rank"] = 2

@@ -3,109 +3,150 @@
 import pytest
 
 from pipeline.arena import plan, preset
-from tests.pipeline.arena import made_up, small
+from pipeline.arena.plan import Setting
+from tests.pipeline.arena import small
 from tests.pipeline.arena.made_up import recorded
 
 
 def run(title="glue: LoRA r=1"):
-    [found] = plan.runs("small", preset.load("small"), [title])
-    return found
+    [chosen] = plan.runs("small", preset.load("small"), [title])
+    return chosen
 
 
 def simulate(chosen, score):
     """Answer what a run asks for until it is complete; return the sizes of what it asked for, and the records."""
-    found, sizes = {}, []
-    while cells := plan.missing(chosen, found):
+    records, sizes = {}, []
+    while cells := plan.missing(chosen, records):
         sizes.append(len(cells))
         for cell in cells:
-            found[cell.key] = recorded(cell, score(cell))
-    return sizes, found
+            records[cell.key] = recorded(cell, score(cell))
+    return sizes, records
 
 
 def base_rate():
-    return run().cell(1.0, 1.0, 0).rate
+    return run().first().rate
+
+
+def key(title="glue: LoRA r=1", seed=0, **setting):
+    return run(title).cell(Setting(**setting), seed).key
 
 
 def test_the_tries_come_first_and_then_the_other_seeds_at_the_best(arena):
-    sizes, found = simulate(run(), lambda cell: -abs(cell.rate - base_rate() / 2))
+    sizes, records = simulate(run(), lambda cell: -abs(cell.rate - base_rate() / 2))
     assert sizes == [2, 1]
-    cells = plan.repeated(run(), found)
+    cells = plan.repeated(run(), records)
     assert [cell.seed for cell in cells] == [0, 1]
     assert {cell.rate for cell in cells} == {base_rate() / 2}
+    assert sum(sizes) == plan.most(run())
 
 
-def test_where_the_best_is_at_an_end_the_next_one_is_tried_as_often_as_is_allowed(arena):
+@pytest.mark.parametrize(
+    ("score", "factors"),
+    [
+        (lambda cell: cell.rate, [0.5, 1, 2, 4, 8, 8]),
+        (lambda cell: -cell.rate, [0.5, 1, 0.25, 0.125, 0.0625, 0.0625]),
+        (lambda cell: -abs(cell.rate - base_rate() * 2), [0.5, 1, 2, 4, 2]),  # a best in the middle ends the tries
+        (lambda cell: None, [0.5, 1, 0.25, 0.125, 0.0625]),  # what diverged is not tried again, lower rates are
+    ],
+)
+def test_where_the_best_is_at_an_end_the_next_one_is_tried_as_often_as_is_allowed(score, factors, arena):
     small.write(tuning={"wider": 3})
     rates = []
-    sizes, _ = simulate(run(), lambda cell: rates.append(cell.rate) or cell.rate)
-    assert sizes == [2, 1, 1, 1, 1]
-    assert [rate / base_rate() for rate in rates] == pytest.approx([0.5, 1, 2, 4, 8, 8])
-
-
-def test_a_best_in_the_middle_ends_the_tries(arena):
-    small.write(tuning={"wider": 3})
-    sizes, _ = simulate(run(), lambda cell: -abs(cell.rate - base_rate() * 2))
-    assert sizes == [2, 1, 1, 1]
+    _, records = simulate(run(), lambda cell: rates.append(cell.rate) or score(cell))
+    assert [rate / base_rate() for rate in rates] == pytest.approx(factors)
+    finished = any(one.status == "finished" for one in records.values())
+    assert [cell.rate for cell in plan.repeated(run(), records)] == ([rates[-1]] * 2 if finished else [])
 
 
 def test_rates_of_the_head_are_tried_at_the_best_rate_of_the_adapter(arena):
     small.write(tuning={"head_rates": [0.5, 1.0, 2.0]})
-    sizes, found = simulate(run(), lambda cell: cell.rate - abs(cell.head_rate - 2 * run().cell(1.0, 1.0, 0).head_rate))
+    sizes, records = simulate(run(), lambda cell: cell.rate - abs(cell.head_rate - 2 * run().first().head_rate))
     assert sizes == [2, 2, 1]
-    assert plan.repeated(run(), found)[0].head_rate == pytest.approx(2 * run().cell(1.0, 1.0, 0).head_rate)
+    assert plan.repeated(run(), records)[0].head_rate == pytest.approx(2 * run().first().head_rate)
     assert plan.most(run()) == 2 + 2 + 1
 
 
 def test_a_head_that_trains_alone_is_tuned_by_the_same_tries(arena):
     small.write(tuning={"head_rates": [0.5, 2.0]})
-    sizes, found = simulate(run("glue: head"), lambda cell: cell.head_rate)
+    sizes, records = simulate(run("glue: head"), lambda cell: cell.head_rate)
     assert sizes == [2, 1]
-    assert len({one.head_rate for one in found.values()}) == 2
-    assert {one.rate for one in found.values()} == {None}
+    assert len({one.head_rate for one in records.values()}) == 2
+    assert {one.rate for one in records.values()} == {None}
 
 
-def test_what_diverged_is_not_tried_again_and_lower_rates_are(arena):
-    small.write(tuning={"wider": 2})
-    rates = []
-    sizes, found = simulate(run(), lambda cell: rates.append(cell.rate))
-    assert sizes == [2, 1, 1]
-    assert [rate / base_rate() for rate in rates] == pytest.approx([0.5, 1, 0.25, 0.125])
-    assert plan.repeated(run(), found) == []
+def test_choices_are_tried_at_all_rates_and_the_best_one_wider(arena):
+    choices = [{"lora.layers": [0]}, {"lora.layers": [1]}]
+    few = {"adapter": "lora", "params": {"lora.r": 1, "lora.lora_alpha": 2}, "choices": choices}
+    small.write(tuning={"wider": 1}, methods={"few": few})
+    sizes, records = simulate(run("glue: few"), lambda cell: cell.rate * (1 + (cell.choice == choices[1])))
+    assert sizes == [4, 1, 1]
+    assert sum(sizes) == plan.most(run("glue: few"))
+    assert [record.choice for record in records.values()] == [choices[0]] * 2 + [choices[1]] * 4
+    for cell in plan.repeated(run("glue: few"), records):
+        assert (cell.choice, cell.overrides["lora.layers"]) == (choices[1], [1])
+        assert cell.view.section.layers == (1,)
+
+
+def test_a_method_like_another_takes_its_setting_and_repeats_its_seeds_alone(arena):
+    small.write(methods={"more": {"adapter": "lora", "params": {"lora.r": 2}, "like": "LoRA r=1"}})
+    sizes, records = simulate(run("glue: more"), lambda cell: -cell.rate)
+    assert sizes == [2, 2]
+    assert [one.method for one in records.values()] == ["LoRA r=1"] * 2 + ["more"] * 2
+    assert {cell.rate for cell in plan.repeated(run("glue: more"), records)} == {base_rate() / 2}
+
+
+@pytest.mark.parametrize(
+    ("frames_from", "pooled"),
+    [("all", {"glue", "ratings", "comparisons"}), ("others", {"glue"}), ("glue", {"glue"}), ("own", set())],
+)
+def test_frames_are_from_all_tasks_from_those_of_other_texts_or_from_one(frames_from, pooled, arena):
+    pool = {"adapter": "lsr", "params": small.LSR, "frames_from": frames_from}
+    small.write(tasks={"comparisons": {}}, methods={"pool": pool})  # the texts of ratings, in pairs
+    cell = run("ratings: pool").first()
+    assert cell.view.pooled.keys() == pooled
+    assert cell.reads.keys() == {"ratings", *pooled}
+
+
+def test_frames_of_another_task_are_not_tried_on_it_and_what_is_read_of_it_counts(arena):
+    method = {"adapter": "lsr", "params": small.LSR, "frames_from": "ratings"}
+    small.write(methods={"foreign": method})
+    titles = [chosen.title for chosen in plan.runs("small", preset.load("small"), ["foreign"])]
+    assert titles == ["glue: foreign"]
+    before = key("glue: foreign")
+    small.write(methods={"foreign": method}, tasks={"ratings": {"reads": {"train": 40}}})
+    assert key("glue: foreign") != before
 
 
 def test_the_test_score_has_no_say(arena):
-    _, found = simulate(run(), lambda cell: (cell.rate, -cell.rate))
-    assert plan.repeated(run(), found)[0].rate == base_rate()
+    _, records = simulate(run(), lambda cell: (cell.rate, -cell.rate))
+    assert plan.repeated(run(), records)[0].rate == base_rate()
 
 
 def test_a_key_stands_for_all_that_a_training_sees(arena):
-    keys = [run().cell(1.0, 1.0, 0).key]
+    keys = [key()]
     for changes in (
         {"params": {"train.weight_decay": 0.5}},
         {"methods": {"LoRA r=1": {"adapter": "lora", "params": {"lora.r": 2, "lora.lora_alpha": 2}}}},
         {"reads": {"train": 40}},
+        {"tasks": {"glue": {"reads": {"longest": 20}}}},
+        {"tasks": {"glue": {"params": {"train.warmup_share": 0.5}}}},
     ):
         small.write(**changes)
-        keys.append(run().cell(1.0, 1.0, 0).key)
-    keys += [run("ratings: LoRA r=1").cell(1.0, 1.0, 0).key, run().cell(1.0, 2.0, 0).key, run().cell(1.0, 1.0, 1).key]
+        keys.append(key())
+    small.write()
+    keys += [key("ratings: LoRA r=1"), key(head_factor=2.0), key(seed=1)]
     assert len(set(keys)) == len(keys)
 
 
 def test_a_key_is_the_same_whatever_the_method_is_called_and_other_methods_are(arena):
-    key = run().cell(1.0, 1.0, 0).key
+    before = key()
     small.write(params={"lsr.alpha": 3.0}, methods={"LoRA": small.SMALL["methods"]["LoRA r=1"]})
-    assert run().cell(1.0, 1.0, 0).key == key == run("glue: LoRA").cell(1.0, 1.0, 0).key
+    assert key() == before == key("glue: LoRA")
 
 
 def test_a_title_names_one_run_or_words_name_several(arena):
     chosen = preset.load("small")
     assert len(plan.runs("small", chosen)) == 6
-    assert [found.title for found in plan.runs("small", chosen, ["LSR"])] == [
-        "glue: LSR shared r=2",
-        "ratings: LSR shared r=2",
-    ]
+    titles = [one.title for one in plan.runs("small", chosen, ["LSR"])]
+    assert titles == ["glue: LSR shared r=2", "ratings: LSR shared r=2"]
     assert len(plan.runs("small", chosen, ["glue", "LoRA"])) == 1
-
-
-def test_made_up_records_are_records(arena):
-    assert made_up.recorded(run().cell(1.0, 1.0, 0), 0.5).status == "finished"

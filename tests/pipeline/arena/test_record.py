@@ -10,7 +10,7 @@ from tests.pipeline.arena.made_up import recorded
 @pytest.fixture
 def cells(arena):
     [run] = plan.runs("small", preset.load("small"), ["glue: LoRA r=1"])
-    return [run.cell(1.0, 1.0, seed) for seed in (0, 1)]
+    return [run.cell(plan.Setting(), seed) for seed in (0, 1)]
 
 
 def test_records_of_several_files_are_read_together(cells, tmp_path):
@@ -55,6 +55,6 @@ def test_of_epochs_with_equal_scores_the_last_is_selected(cells):
 
 
 def test_the_best_is_chosen_by_validation_among_those_that_finished(cells):
-    found = {number: recorded(cells[0], score) for number, score in enumerate([(0.5, 0.9), (0.7, 0.1), None])}
-    assert record.best(found) is found[1]
-    assert record.best({0: found[2]}) is None
+    records = {number: recorded(cells[0], score) for number, score in enumerate([(0.5, 0.9), (0.7, 0.1), None])}
+    assert record.best(records) is records[1]
+    assert record.best({0: records[2]}) is None

@@ -1,4 +1,4 @@
-"""Inputs of trainings: the tokens of a task, as many as a preset reads, computed once.
+"""The tokens of a task, as many as a preset reads, computed once.
 
 They are cached in files for all processes and all later runs, and mapped into memory.
 """
@@ -29,7 +29,7 @@ TEXTS = ("text", "text_pair", "label")
 
 
 class Task(NamedTuple):
-    """What determines the tokens: a row and its name, the model's row, and how much is read."""
+    """What determines the tokens of a task: a row and its name, the model's row, and how much is read."""
 
     name: str
     row: DatasetRow
@@ -50,7 +50,7 @@ def splits(task: Task) -> dict[str, Dataset]:
     Raises:
         UserError: as `pipeline.data.datasets.load`, or if no example of a split is left.
     """
-    folder = made(task)
+    folder = cached(task)
     return {split: _select(_mapped(folder, split), KEPT) for split in datasets.SPLITS}
 
 
@@ -59,17 +59,18 @@ def write_examples(task: Task, path: Path) -> None:
 
     For multiple choice, all choices together are one example, and the label is the number of the right one.
     """
-    test = _select(_mapped(made(task), "test"), TEXTS)
+    folder = cached(task)
+    test = _select(_mapped(folder, "test"), TEXTS)
     table = test.with_format("arrow")[:].select([name for name in TEXTS if name in test.column_names])
     if task.row.choices:
-        groups = members(np.asarray(_mapped(made(task), "test")[GROUP][:]))
-        texts, found = np.asarray(test["text"][:]), np.asarray(test["label"][:])
-        table = pa.table({"text": ["\n".join(texts[group]) for group in groups], "label": found[groups].argmax(axis=1)})
+        groups = members(np.asarray(_mapped(folder, "test")[GROUP][:]))
+        texts, right = np.asarray(test["text"][:]), np.asarray(test["label"][:])
+        table = pa.table({"text": ["\n".join(texts[group]) for group in groups], "label": right[groups].argmax(axis=1)})
     with artifacts.replacing(path) as temporary:
         pq.write_table(table, temporary)
 
 
-def made(task: Task) -> Path:
+def cached(task: Task) -> Path:
     """Return the folder of a task's tokens, which are computed if they are not in the cache.
 
     Raises:
@@ -99,10 +100,10 @@ def _tables(task: Task) -> dict[str, pa.Table]:
     if reads.train != "all" and task.row.select_on == "validation":
         spare = tables["train"].slice(reads.train)
         tables["validation"] = pa.concat_tables([tables["validation"], spare.select(tables["validation"].column_names)])
-    found = {split: _first(table, getattr(reads, split)) for split, table in tables.items()}
-    if empty := [split for split, table in found.items() if not len(table)]:
+    first = {split: _first(table, getattr(reads, split)) for split, table in tables.items()}
+    if empty := [split for split, table in first.items() if not len(table)]:
         raise UserError(f"{task.name}: {empty[0]} has no text of at most {reads.longest} tokens; raise reads.longest")
-    return found
+    return first
 
 
 def _first(table: pa.Table, amount: Amount) -> pa.Table:
