@@ -80,7 +80,7 @@ capabilities: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	pip install --quiet --no-compile --constraint constraints.txt --editable '.[pipeline,compare,plots,demo,docs,dev]'
+	pip install --quiet --no-compile --constraint constraints.txt --editable '.[pipeline,plots,demo,docs,dev]'
 	python -m pipeline.plots_page
 	@touch $@
 

@@ -24,7 +24,7 @@ def show_layers(rows: Sequence[layer.Row]) -> None:
         ("both_overhead", f"layer, forward and backward: what is added to the frozen layer, over {PEER}'s"),
         ("bound_share", "layer, forward and backward: least possible time of the frozen layer over the time"),
     ):
-        cells = [
+        cells: list[list[console.Cell]] = [
             [case.name, *(float(f"{getattr(row, field):.3g}") for row in found)] for case, found in _by_layer(rows)
         ]
         console.table(title, ["case", *METHODS], cells)
@@ -40,7 +40,7 @@ def show_steps(rows: Sequence[step.Row]) -> None:
         *(f"over {PEER}'s", f"over {SMALLEST_PEER}'s", "of the bound", "peak MB"),
     ]
     for case in dict.fromkeys(row[:3] for row in rows):
-        cells = [
+        cells: list[list[console.Cell]] = [
             [
                 *(row.method, row.trained, 1000 * row.seconds, row.examples_a_second),
                 *(row.speed_to_lora, row.speed_to_smallest, f"{row.bound_share:.0%}"),
@@ -57,7 +57,7 @@ def show_many(rows: Sequence[many.Row | many.Loading]) -> None:
     served = [row for row in rows if isinstance(row, many.Row)]
     columns = ["method", "ms a batch", "examples/s", "time over one's", "speed over PEFT's", "bytes an adapter"]
     for length, count in dict.fromkeys((row.tokens, row.adapters) for row in served):
-        cells = [
+        cells: list[list[console.Cell]] = [
             [
                 *(row.method, 1e3 * row.seconds, row.examples_a_second, row.slower_than_alone, row.faster_than_peer),
                 "" if row.bytes_an_adapter is None else round(row.bytes_an_adapter),
@@ -67,7 +67,7 @@ def show_many(rows: Sequence[many.Row | many.Loading]) -> None:
         ]
         title = f"many: {many.MODEL}, {many.ROWS} rows of {length} tokens, {count:,} adapter{'s' * (count != 1)}"
         console.table(title, columns, cells)
-    loaded = [
+    loaded: list[list[console.Cell]] = [
         [
             *(row.method, row.adapters, 1e3 * row.first_seconds, 1e3 * row.last_seconds),
             "" if row.file_seconds is None else 1e3 * row.file_seconds,

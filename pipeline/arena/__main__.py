@@ -19,7 +19,7 @@ from pipeline.arena import check, plan, preset, record
 from pipeline.arena.measure import measure, task_of
 from pipeline.arena.plan import Cell, Run
 from pipeline.arena.record import Record
-from pipeline.arena.task_tokens import write_examples
+from pipeline.arena.task_tokens import write_labels
 from pipeline.arena.workers import set_up_torch, workers_of_this_program
 from pipeline.core import console
 from pipeline.core.command_line import Parser, whole_number
@@ -71,9 +71,9 @@ def compete(runs: Sequence[Run], records: dict[str, Record], path: Path, jobs: i
     left = [run for run in runs if plan.missing(run, records)]
     check.check(left)
     for run in {run.task: run for run in runs}.values():
-        examples = path.parent / "examples" / f"{run.task}.parquet"
-        if run in left or not examples.exists():  # not committed, but made from the source of the task
-            write_examples(task_of(run.first()), examples)
+        labels = record.labels_path(run.name, run.task)
+        if run in left or not labels.exists():
+            write_labels(task_of(run.first()), labels)
     if not left:
         return
     set_up_torch(threads=max(1, (os.cpu_count() or 1) // jobs))

@@ -98,6 +98,11 @@ def read(folder: Path) -> dict[str, Record]:
     return records
 
 
+def labels_path(preset: str, task: str) -> Path:
+    """Return the path of the labels of a task's test split, in the order of the predictions."""
+    return FOLDER / preset / "labels" / f"{task}.csv"
+
+
 def append(path: Path, record: Record) -> None:
     """Append a record to a file, after removing a partial last line of a killed run."""
     path.parent.mkdir(parents=True, exist_ok=True)

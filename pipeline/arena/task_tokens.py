@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Dataset
 from filelock import FileLock
 
@@ -25,7 +24,6 @@ from pipeline.params.rows import GROUP, DatasetRow, ModelRow
 
 CACHE = Path(".cache/arena")
 KEPT = (*tokens.INPUTS, GROUP)
-TEXTS = ("text", "text_pair", "label")
 
 
 class Task(NamedTuple):
@@ -54,20 +52,16 @@ def splits(task: Task) -> dict[str, Dataset]:
     return {split: _select(_mapped(folder, split), KEPT) for split in datasets.SPLITS}
 
 
-def write_examples(task: Task, path: Path) -> None:
-    """Write the texts and labels of the test split next to the records, in the order of the predictions.
+def write_labels(task: Task, path: Path) -> None:
+    """Write the labels of the test split next to the records, in the order of the predictions.
 
     For multiple choice, all choices together are one example, and the label is the number of the right one.
     """
-    folder = cached(task)
-    test = _select(_mapped(folder, "test"), TEXTS)
-    table = test.with_format("arrow")[:].select([name for name in TEXTS if name in test.column_names])
+    test = _mapped(cached(task), "test")
+    labels = np.asarray(test["label"][:])
     if task.row.choices:
-        groups = members(np.asarray(_mapped(folder, "test")[GROUP][:]))
-        texts, right = np.asarray(test["text"][:]), np.asarray(test["label"][:])
-        table = pa.table({"text": ["\n".join(texts[group]) for group in groups], "label": right[groups].argmax(axis=1)})
-    with artifacts.replacing(path) as temporary:
-        pq.write_table(table, temporary)
+        labels = np.array([labels[group].argmax() for group in members(np.asarray(test[GROUP][:]))])
+    artifacts.write_csv(path, ["label"], [[label] for label in labels.tolist()])
 
 
 def cached(task: Task) -> Path:

@@ -1,10 +1,10 @@
 """A method on a task: the tries that tuned its learning rate, and the trainings at that rate with all seeds."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from pipeline.arena.record import Record, Score, best
+from pipeline.arena.record import Record, best
 
 FINISHED, PARTLY, MISSING = "finished", "partly finished", "not run"
 Rates = tuple[float | None, float]
@@ -56,36 +56,27 @@ class Cell(NamedTuple):
         chosen = zip(_rates(self.chosen), tried, strict=True)
         return any(len(rates) > 1 and rate in (min(rates), max(rates)) for rate, rates in chosen)
 
-    def scores(self, epoch: int | None = None) -> dict[int, Score]:
-        """Return the score on the test split by seed, by default at the selected epoch."""
-        return {run.seed: run.score(epoch) for run in self.finished}
-
 
 def cells(records: Iterable[Record]) -> tuple[list[Cell], int]:
     """Return the cells, sorted by task and size of the method, and the number of outdated records.
 
     A preset may have changed: if a method on a task has records with different settings, the newest settings count.
     """
-    found: dict[tuple[str, str], list[Record]] = {}
+    groups: dict[tuple[str, str], list[Record]] = {}
     for record in sorted(records, key=lambda one: one.key):
-        found.setdefault((record.task, record.method), []).append(record)
-    left = {name: list(_newest_form(group)) for name, group in found.items()}
-    dropped = sum(map(len, found.values())) - sum(map(len, left.values()))
+        groups.setdefault((record.task, record.method), []).append(record)
+    left = {name: list(_newest_form(group)) for name, group in groups.items()}
+    dropped = sum(map(len, groups.values())) - sum(map(len, left.values()))
     listed = [_cell(*name, group) for name, group in left.items()]
     return sorted(listed, key=lambda cell: (cell.task, cell.shown.trained, cell.method)), dropped
 
 
-def by_task(found: Sequence[Cell]) -> dict[str, dict[str, Cell]]:
+def by_task(listed: Sequence[Cell]) -> dict[str, dict[str, Cell]]:
     """Return the cells by task and method."""
     tasks: dict[str, dict[str, Cell]] = {}
-    for cell in found:
+    for cell in listed:
         tasks.setdefault(cell.task, {})[cell.method] = cell
     return tasks
-
-
-def best_epoch(record: Record) -> int:
-    """Return the epoch with the best score on the test split itself, which is optimistic."""
-    return max(range(len(record.test)), key=lambda epoch: (record.score(epoch), -epoch))
 
 
 def _cell(task: str, method: str, group: Sequence[Record]) -> Cell:
@@ -128,8 +119,3 @@ def _rates(record: Record) -> Rates:
 
 def _order(rates: Rates) -> tuple[float, float]:
     return rates[0] or 0.0, rates[1]
-
-
-def scores_by_task(tasks: Mapping[str, Mapping[str, Cell]], method: str) -> dict[str, dict[int, Score]]:
-    """Return a method's scores by task and seed, for tasks on which any seed finished."""
-    return {task: found for task, row in tasks.items() if method in row and (found := row[method].scores())}

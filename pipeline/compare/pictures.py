@@ -1,85 +1,141 @@
-"""The charts as PNG files: one panel per task, or one file per task with a panel per method."""
+"""The Pareto pictures: scores by size, a panel per task and one for their average. PNG, the same bytes every time."""
 
-from collections.abc import Iterator
-from io import BytesIO
+from collections.abc import Sequence
 from math import ceil, sqrt
 from pathlib import Path
+from statistics import median
+from typing import NamedTuple
 
-import altair as alt
-import matplotlib
-import vl_convert
-from PIL import Image
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from pipeline.compare import charts, tables
-from pipeline.compare.comparison import Comparison
-from pipeline.compare.rows import AVERAGE
-from pipeline.core import artifacts, console
+from pipeline.compare.comparison import AVERAGE, Comparison, Row
+from pipeline.core import artifacts
 
-SIZES = {
-    "trained": "trained parameters of the adapter",
-    "file_bytes": "bytes of the adapter's file, including the head",
-}
-LONGEST_NAME = 220  # pixels
-DOTS = 2.0  # pixels of the PNG file per pixel of the chart
-COLORS = 256  # of the PNG file: a chart has few, and their shades at edges
-ABREAST, METHODS_ABREAST = 3, 5  # panels
+SIZES = {"trained": "trained parameters of the adapter", "bytes": "bytes of the adapter's file"}
+STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+DOTS_PER_INCH = 150
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#595959"  # the first two from Okabe & Ito's color-blind safe set
+ABREAST = 3  # panels
+FAR_BELOW, LEAST_SPAN = 3.0, 2.0  # times the lead of the best over the median; percentage points
+APART = 0.06  # of the range of scores: closer labels would overlap
 
 
-def write(folder: Path, found: Comparison) -> list[str]:
-    """Write all plots into a folder and return their names.
+def write(folder: Path, comparison: Comparison) -> None:
+    """Write both pictures into a folder.
 
     Raises:
-        UserError: if they cannot be written.
+        OSError: if they cannot be written.
     """
-    # DejaVu comes with matplotlib, so that plots do not depend on the fonts of the machine.
-    vl_convert.register_font_directory(str(Path(matplotlib.get_data_path(), "fonts/ttf")))
-    drawn = dict(_pictures(found))
-    for name, chart in console.track(drawn.items(), "draw", len(drawn), "pictures"):
-        with artifacts.replacing(folder / name) as temporary:
-            temporary.write_bytes(_png(chart))
-    return list(drawn)
-
-
-def _png(chart: alt.TopLevelMixin) -> bytes:
-    drawn = vl_convert.vegalite_to_png(chart.to_dict(), vl_version=charts.VEGA_LITE, scale=DOTS)
-    small = BytesIO()  # about a ninth of what was drawn, which looks the same
-    Image.open(BytesIO(drawn)).convert("RGB").quantize(COLORS).save(small, "PNG", optimize=True)
-    return small.getvalue()
-
-
-def _pictures(found: Comparison) -> Iterator[tuple[str, alt.TopLevelMixin]]:
-    order = [*found.tasks, AVERAGE] if len(found.tasks) > 1 else list(found.tasks)
     for size, title in SIZES.items():
-        chart = charts.pareto(found, size, title).properties(width=330, height=260)
-        yield f"pareto-{size.replace('_', '-')}.png", _by_task(chart, order, found)
-    if any(found.pairs.values()):
-        chart = charts.differences(found).properties(width=260, height=alt.Step(16))
-        yield "differences.png", _by_task(chart, order, found)
-    if (ranking := charts.ranks(found)) is not None:
-        yield "ranks.png", _dressed(ranking.properties(width=460, height=alt.Step(18), title=charts.about_ranks(found)))
-    for task in found.tasks:
-        yield f"rates-{task}.png", _by_method(charts.rates(found), task, found)
-        if any(row["task"] == task for row in tables.curves(found)):
-            yield f"curves-{task}.png", _by_method(charts.curves(found), task, found)
+        pareto(folder / f"pareto-{size}.png", comparison, size, title)
 
 
-def _by_task(chart: alt.LayerChart, order: list[str], found: Comparison) -> alt.TopLevelMixin:
-    facet = alt.Facet("task:N", title=None, sort=order)
-    whole = chart.facet(facet=facet, columns=min(ABREAST, ceil(sqrt(len(order)))))
-    whole = whole.transform_filter(alt.FieldOneOfPredicate("task", order))
-    return _dressed(whole.resolve_scale(x="shared", y="independent").resolve_axis(x="independent"))
+def pareto(path: Path, comparison: Comparison, size: str, title: str) -> None:
+    """Draw scores with intervals over a size, and the Pareto front, where no smaller method is better.
+
+    Methods without such a size, such as the head alone, are dashed lines; those far below are named but not drawn.
+    """
+    shown = [*comparison.tasks, AVERAGE] if len(comparison.tasks) > 1 else list(comparison.tasks)
+    lines = ceil(len(shown) / ABREAST)
+    with style.context(["default", STYLE]):
+        figure = Figure(figsize=(3.6 * min(ABREAST, len(shown)), 3.0 * lines + 0.5), layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(lines, min(ABREAST, len(shown)), sharex=True, squeeze=False).flat
+        for axes, task in zip(panels, shown, strict=False):
+            _panel(axes, points(list(comparison.rows[task].values()), size))
+            axes.set_title(task, fontsize="medium")
+        for axes in list(panels)[len(shown) :]:
+            axes.remove()
+        figure.supxlabel(title, fontsize="medium")
+        figure.supylabel("score, %", fontsize="medium")
+        groups = ((ORANGE, "LSR"), (BLUE, "LoRA"), (GREY, "others"))
+        handles = [Line2D([], [], color=color, marker="o", linestyle="", label=name) for color, name in groups]
+        figure.legend(handles=handles, loc="outside upper center", ncols=len(groups))
+        with artifacts.replacing(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
 
 
-def _by_method(chart: alt.LayerChart, task: str, found: Comparison) -> alt.TopLevelMixin:
-    facet = alt.Facet("method:N", title=None, sort=list(found.methods))
-    panels = chart.properties(**charts.PANEL).facet(facet=facet, columns=min(METHODS_ABREAST, len(found.cells[task])))
-    panels = panels.transform_filter(alt.datum.task == task).resolve_scale(y="independent")
-    return _dressed(panels.properties(title=task).resolve_axis(x="independent"))
+def color(method: str) -> str:
+    """Return the color of a method: LSR's forms, LoRA, and all others."""
+    return ORANGE if method.startswith("LSR") else BLUE if method.startswith("LoRA r=") else GREY
 
 
-def _dressed(chart: alt.TopLevelMixin) -> alt.TopLevelMixin:
-    chart = chart.configure(font=charts.FONT, background="white").configure_legend(symbolOpacity=1, labelLimit=300)
-    chart = chart.configure_title(fontSize=11, fontWeight="normal", anchor="start")
-    return chart.configure_axis(
-        labelFontSize=10, labelLimit=LONGEST_NAME, titleFontSize=10, titleFontWeight="normal", gridColor=charts.GRID
-    )
+class Point(NamedTuple):
+    """A method in a panel."""
+
+    method: str
+    size: float  # 0 if it has none
+    mean: float
+    low: float  # 95 % interval over seeds
+    high: float
+
+
+def points(rows: Sequence[Row], size: str) -> list[Point]:
+    """Return the methods that have a score."""
+    listed = []
+    for row in rows:
+        mean, low, high, _ = row.score
+        if mean is not None:
+            ends = (mean if low is None else low, mean if high is None else high)
+            listed.append(Point(row.method, getattr(row.size, size) or 0, mean, *ends))
+    return listed
+
+
+def lowest(means: Sequence[float]) -> float:
+    """Return the score below which a method is not drawn, because it would leave no room for the others."""
+    return median(means) - max(LEAST_SPAN, FAR_BELOW * (max(means) - median(means)))
+
+
+def _panel(axes: Axes, every: Sequence[Point]) -> None:
+    limit = lowest([point.mean for point in every]) if every else 0.0
+    drawn = [point for point in every if point.mean >= limit]
+    for point in drawn:
+        if point.size:
+            axes.plot(point.size, point.mean, "o", color=color(point.method), markersize=4, zorder=3)
+            axes.vlines(point.size, point.low, point.high, color=color(point.method), linewidth=1, alpha=0.45)
+        else:
+            axes.axhline(point.mean, color=GREY, linewidth=0.8, linestyle="--")
+            axes.annotate(point.method, (0.01, point.mean), xycoords=("axes fraction", "data"), fontsize=7, va="bottom")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(numticks=9))
+    axes.xaxis.set_major_formatter(FuncFormatter(_short))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.08)
+    axes.grid(alpha=0.3, linewidth=0.5)
+    if sized := [point for point in drawn if point.size]:
+        _front(axes, sized)
+    if below := [f"{point.method} {point.mean:.1f}" for point in every if point.mean < limit]:
+        axes.annotate(f"below: {', '.join(below)}", (0.99, 0.01), xycoords="axes fraction", ha="right", fontsize=7)
+
+
+def _front(axes: Axes, sized: Sequence[Point]) -> None:
+    """Draw the front and name its methods, except where names would overlap."""
+    front: list[Point] = []
+    for point in sorted(sized, key=lambda point: (point.size, -point.mean)):
+        if not front or point.mean > front[-1].mean:
+            front.append(point)
+    axes.step([p.size for p in front], [p.mean for p in front], where="post", color=GREY, linewidth=0.7)
+    low, high = axes.get_ylim()
+    middle = sqrt(min(point.size for point in sized) * max(point.size for point in sized))
+    named = float("-inf")
+    for point in front:
+        if point.mean >= named + APART * (high - low):
+            named, left = point.mean, point.size <= middle
+            # No point is above the front, so names go there, toward the middle of the panel.
+            axes.annotate(
+                point.method, (point.size, point.mean), (4 if left else -4, 4), textcoords="offset points",
+                fontsize=7, ha="left" if left else "right",
+            )  # fmt: skip
+
+
+def _short(value: float, _: int) -> str:
+    """Return a number as 10, 1k or 10M."""
+    for unit, letter in ((1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:g}{letter}"
+    return f"{value:g}"

@@ -1,39 +1,53 @@
-"""The tables as lists of flat rows, for CSV, JSON, the plots and the page."""
+"""The tables: flat rows for JSON and the page, Markdown for reading, and a summary for the terminal."""
 
-from collections.abc import Iterator, Mapping
-from statistics import fmean
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from pipeline.arena.record import Record
-from pipeline.compare.cells import FINISHED, best_epoch
-from pipeline.compare.comparison import Comparison
-from pipeline.compare.estimates import estimate
-from pipeline.compare.rows import PERCENT, Row
+from pipeline.compare.comparison import AVERAGE, Comparison, Row
+from pipeline.compare.estimates import Estimate
+from pipeline.core import console
 
-Flat = dict[str, Any]
-
-
-def results(found: Comparison) -> list[Flat]:
-    """Return a row for each method on each task and over all tasks; scores and differences in percent."""
-    return [_result(found, row) for rows in found.rows.values() for row in rows.values()]
+NONE = "–"
+DIGITS = 7  # significant ones in JSON
+HEADER = (
+    "method", "score", "difference", "p (Holm)", "trained", "stored", "bytes", "seconds", "peak MB", "seeds", "rate",
+    "status",
+)  # fmt: skip
 
 
-def _result(found: Comparison, row: Row) -> Flat:
-    pair = found.pairs[row.task].get(row.method)
+def everything(comparison: Comparison) -> dict[str, Any]:
+    """Return the whole comparison for JSON."""
     return {
+        "preset": comparison.preset,
+        "baseline": comparison.baseline,
+        "tasks": list(comparison.tasks),
+        "methods": list(comparison.methods),
+        "unit": "percent of each task's first metric; differences in percentage points",
+        "protocol": protocol(comparison),
+        "resamples": comparison.resamples,
+        "notes": list(comparison.notes),
+        "made": dict(comparison.made),
+        "results": [_flat(comparison, row) for rows in comparison.rows.values() for row in rows.values()],
+    }
+
+
+def _flat(comparison: Comparison, row: Row) -> dict[str, Any]:
+    pair = comparison.pairs[row.task].get(row.method)
+    ahead = pair.over_seeds if pair else Estimate()
+    flat = {
         "task": row.task,
         "method": row.method,
         "adapter": row.adapter,
-        "status": row.status,
         "metric": row.metric,
-        **row.score.flat("score"),
+        "status": row.status,
+        "reason": row.reason,
+        "trainings": row.trainings,
         "seeds": row.score.seeds,
-        "trainings": row.runs,
-        "last_epoch": _mean(row.last),
-        "best_epoch_on_test": _mean(row.best),  # optimistic
-        "flattery": row.flattery,
-        "validation": _mean(row.validation),
-        **(pair.over_seeds.flat("difference") if pair else dict.fromkeys(_names("difference"))),
+        "scores": {str(seed): _rounded(score) for seed, score in row.scores.items()},
+        **row.score.flat("score"),
+        "validation": row.validation,
+        **ahead.flat("difference"),
         "difference_examples_low": pair and pair.low,
         "difference_examples_high": pair and pair.high,
         "p": pair and pair.p,
@@ -42,138 +56,114 @@ def _result(found: Comparison, row: Row) -> Flat:
         "rate": row.rate,
         "head_rate": row.head_rate,
         "rate_at_edge": row.at_edge,
-        "reason": row.reason,
     }
+    return {name: _rounded(value) for name, value in flat.items()}
 
 
-def trainings(found: Comparison) -> list[Flat]:
-    """Return a row for each training in the tables: each try of a rate, and each seed at the chosen one."""
-    return [_training(record, chosen) for record, chosen in _records(found)]
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
-def _training(record: Record, chosen: bool) -> Flat:
-    done = record.status == FINISHED
-    return {
-        "task": record.task,
-        "method": record.method,
-        "rate": record.rate,
-        "head_rate": record.head_rate,
-        "seed": record.seed,
-        "counts": chosen,
-        "status": record.status,
-        "selected_epoch": record.selected + 1 if done else None,
-        "score": PERCENT * record.score() if done else None,
-        "last_epoch": PERCENT * record.score(-1) if done else None,
-        "best_epoch_on_test": PERCENT * record.score(best_epoch(record)) if done else None,
-        "validation": PERCENT * record.validation[record.selected] if done else None,
-        "metrics": {name: PERCENT * record.score(metric=name) for name in record.metrics} if done else {},
-        "seconds": sum(record.seconds.values()),
-        "peak_bytes": record.peak_bytes,
-        "key": record.key,
-        "reason": record.reason,
-    }
-
-
-def _records(found: Comparison) -> Iterator[tuple[Record, bool]]:
-    for row in found.cells.values():
-        for cell in row.values():
-            counted = {run.key for run in cell.runs} if cell.chosen else set()
-            every = {record.key: record for record in (*cell.tries, *cell.runs)}
-            yield from ((record, record.key in counted) for record in every.values())
-
-
-def rates(found: Comparison) -> list[Flat]:
-    """Return a row for each learning rate that was tried, with the first seed."""
-    return [
-        {
-            "task": cell.task,
-            "method": cell.method,
-            "rate": one.rate if one.rate is not None else one.head_rate,
-            "head_rate": one.head_rate,
-            "seed": one.seed,
-            "status": one.status,
-            "chosen": cell.chosen is not None and one.key == cell.chosen.key,
-            "validation": PERCENT * one.validation[one.selected] if one.status == FINISHED else None,
-            "score": PERCENT * one.score() if one.status == FINISHED else None,
-            "reason": one.reason,
-        }
-        for row in found.cells.values()
-        for cell in row.values()
-        for one in cell.tries
+def markdown(comparison: Comparison) -> str:
+    """Return the tables in Markdown: methods by tasks first, then one table per task."""
+    methods, tasks = several(len(comparison.methods), "method"), several(len(comparison.tasks), "task")
+    columns = (*comparison.tasks, AVERAGE)
+    overview = [
+        [
+            method,
+            *(scored(row.score) if row.scores else row.status for row in (comparison.rows[c][method] for c in columns)),
+            counted(comparison.rows[AVERAGE][method].size.trained),
+        ]
+        for method in comparison.methods
     ]
+    lines = [f"# {comparison.preset}: {methods} on {tasks}", "", protocol(comparison)]
+    lines += ["", *table(("method", *columns, "trained"), overview)]
+    for task in (AVERAGE, *comparison.tasks):
+        rows = comparison.rows[task]
+        lines += ["", f"## {task}: {next(iter(rows.values())).metric}, baseline {comparison.baseline}", ""]
+        lines += table(HEADER, [_cells(comparison, row) for row in rows.values()])
+    if comparison.notes:
+        lines += ["", "## Notes", "", *(f"- {_inline(note)}" for note in comparison.notes)]
+    return "\n".join(lines) + "\n"
 
 
-def curves(found: Comparison) -> list[Flat]:
-    """Return a row for each epoch of each method on each task: means over seeds, and how many seeds selected it."""
-    listed = []
-    for row in found.cells.values():
-        for cell in row.values():
-            epochs = min((len(run.test) for run in cell.finished), default=0)
-            for epoch in range(epochs):
-                test = estimate([run.score(epoch) for run in cell.finished]).scaled(PERCENT)
-                listed.append(
-                    {
-                        "task": cell.task,
-                        "method": cell.method,
-                        "epoch": epoch + 1,
-                        "loss": fmean(run.loss[epoch] for run in cell.finished),
-                        "validation": PERCENT * fmean(run.validation[epoch] for run in cell.finished),
-                        **test.flat("score"),
-                        "selected_by": sum(run.selected == epoch for run in cell.finished),
-                        "seeds": len(cell.finished),
-                    }
-                )
-    return listed
-
-
-def ranks(found: Comparison) -> list[Flat]:
-    """Return the mean rank of each method, best first; two differ if their ranges do not overlap."""
-    if found.ranking is None:
-        return []
-    half = found.ranking.critical_difference / 2
-    items = found.ranking.ranks.items()
-    return [{"method": name, "rank": value, "low": value - half, "high": value + half} for name, value in items]
-
-
-def everything(found: Comparison) -> Flat:
-    """Return the whole comparison for JSON."""
-    return {
-        "preset": found.preset,
-        "baseline": found.baseline,
-        "tasks": list(found.tasks),
-        "methods": list(found.methods),
-        "unit": "percent of each task's first metric; differences in percentage points",
-        "resamples": found.resamples,
-        "notes": list(found.lines),
-        "made": dict(found.made),
-        "results": results(found),
-        "trainings": trainings(found),
-        "rates": rates(found),
-        "curves": curves(found),
-        "ranks": ranks(found),
-        "ranking": found.ranking
-        and {key: found.ranking._asdict()[key] for key in ("critical_difference", "p", "tasks")},
-    }
-
-
-def flattery(found: Comparison) -> str:
-    """Return a line on the gain from selecting the epoch on the test split."""
-    rows = [
-        (row.flattery, row) for task in found.tasks for row in found.rows[task].values() if row.flattery is not None
-    ]
-    if not rows:
-        return "nothing finished, so there is no epoch to choose"
-    most, row = max(rows, key=lambda one: (one[0], one[1].task, one[1].method))
-    mean = fmean(value for value, _ in rows)
+def protocol(comparison: Comparison) -> str:
+    """Return in a few sentences how scores, intervals and p-values were obtained."""
+    rows = (row for task in comparison.tasks for row in comparison.rows[task].values() if row.scores)
+    seeds = sorted({row.score.seeds for row in rows}) or [0]
+    many = " to ".join(map(str, dict.fromkeys([seeds[0], seeds[-1]])))
     return (
-        f"the epoch that is best on the test split itself would add {mean:.2f} points on average, and up to {most:.2f} "
-        f"({row.method} on {row.task}); all tables and plots use the epoch selected on the validation split"
+        f"Scores are percent of each task's first metric on its test split, mean over {many} seeds ± half of the 95 % "
+        "interval (Student's t). The validation split selects learning rate and epoch. Differences to "
+        f"{comparison.baseline} are paired by seed; p is from a paired bootstrap over the test examples "
+        f"({comparison.resamples:,} resamples), with Holm's correction for the methods of the task."
     )
 
 
-def _names(name: str) -> tuple[str, str, str]:
-    return name, f"{name}_low", f"{name}_high"
+def show(comparison: Comparison) -> None:
+    """Print the averages over tasks, best first, and the notes."""
+    rows = comparison.rows[AVERAGE].values()
+    best_first = sorted(rows, key=lambda row: (-(row.score.mean or float("-inf")), row.method))
+    title = f"{comparison.preset}: average of {several(len(comparison.tasks), 'task')}, percent"
+    console.table(title, HEADER, [_cells(comparison, row) for row in best_first])
+    for note in comparison.notes:
+        console.warn(note)
 
 
-def _mean(scores: Mapping[int, float]) -> float | None:
-    return fmean(scores.values()) if scores else None
+def _cells(comparison: Comparison, row: Row) -> tuple[str, ...]:
+    pair, size = comparison.pairs[row.task].get(row.method), row.size
+    return (
+        row.method,
+        scored(row.score),
+        ahead(pair.over_seeds) if pair else NONE,
+        probable(pair and pair.p_holm),
+        counted(size.trained),
+        counted(size.stored),
+        counted(size.bytes),
+        counted(size.seconds),
+        counted(size.peak_bytes and size.peak_bytes / 1e6),
+        f"{row.score.seeds} of {row.trainings}",
+        NONE if row.rate is None else f"{row.rate:g}{' (edge)' if row.at_edge else ''}",
+        row.status + (f": {row.reason}" if row.reason else ""),
+    )
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Yield the lines of a table in Markdown."""
+    yield f"| {' | '.join(map(_inline, header))} |"
+    yield f"|{'---|' * len(header)}"
+    yield from (f"| {' | '.join(map(_inline, row))} |" for row in rows)
+
+
+def _inline(text: str) -> str:
+    """Return text on one line, with Markdown's special characters escaped."""
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))
+
+
+def scored(value: Estimate) -> str:
+    """Return the mean and half the width of the 95 % interval, as in "81.23 ± 0.45"."""
+    if value.mean is None:
+        return NONE
+    return f"{value.mean:.2f}" if value.high is None else f"{value.mean:.2f} ± {value.high - value.mean:.2f}"
+
+
+def ahead(value: Estimate) -> str:
+    """Return a difference with its sign and interval."""
+    if value.mean is None:
+        return NONE
+    return f"{value.mean:+.2f}" if value.low is None else f"{value.mean:+.2f} ({value.low:+.2f} to {value.high:+.2f})"
+
+
+def counted(value: float | None) -> str:
+    """Return a whole number with thousands separators."""
+    return NONE if value is None else f"{value:,.0f}"
+
+
+def probable(value: float | None) -> str:
+    """Return a p-value."""
+    return NONE if value is None else f"{value:.4f}" if value >= 0.0001 else "< 0.0001"
+
+
+def several(count: int, what: str) -> str:
+    """Return a number of things, as in "1 task" and "5 tasks"."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -1,226 +1,203 @@
-
 // The state of the page is in the URL's hash: a link shows what its sender saw.
-const read = id => JSON.parse(document.getElementById(id).textContent);
-const data = read("data"), libraries = read("libraries");
-async function load(code) {
-  const url = URL.createObjectURL(new Blob([code], { type: "text/javascript" }));
-  const module = await import(url);
-  URL.revokeObjectURL(url);
-  return module;
-}
-const { default: DataTable } = await load(libraries.datatables);
-await load(libraries.vega);
-
+const data = JSON.parse(document.getElementById("data").textContent);
 const $ = id => document.getElementById(id);
-const adapters = [...new Set(data.results.map(row => row.adapter))].sort();
-for (const word of adapters) $("adapter").append(new Option(word, word));
-for (const id of ["first", "second"]) for (const name of data.methods) $(id).append(new Option(name, name));
-
-const INITIAL = { task: data.tasks.length > 1 ? data.average : data.tasks[0], adapter: "", filter: "", sort: "score:desc", first: data.baseline, second: "", kind: "any" };
-const FIELDS = ["task", "adapter", "filter", "first", "second", "kind"];
-
-function fromHash() {
-  const found = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
-  const state = { ...INITIAL, ...Object.fromEntries(Object.entries(found).filter(([key]) => key in INITIAL)) };
-  if (state.task !== data.average && !data.tasks.includes(state.task)) state.task = INITIAL.task;
-  return state;
-}
-function toHash() {
-  const changed = Object.entries(state).filter(([key, value]) => value !== INITIAL[key]);
-  const hash = new URLSearchParams(changed).toString();
-  if (hash !== location.hash.slice(1)) history.replaceState(null, "", hash ? "#" + hash : location.pathname + location.search);
-}
+const AVERAGE = "average";
+const INITIAL = { task: data.tasks.length > 1 ? AVERAGE : data.tasks[0], filter: "", sort: "score:desc" };
 let state = fromHash();
 
-// ---- what is shown -----------------------------------------------------------------------------------------------
-const rowsOf = task => data.results.filter(row => row.task === task);
-function isShown(row) {
-  if (data.always.includes(row.method)) return true;
-  return (!state.adapter || row.adapter === state.adapter) && row.method.toLowerCase().includes(state.filter.toLowerCase());
+function fromHash() {
+  const given = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+  const known = Object.fromEntries(Object.entries(given).filter(([key]) => key in INITIAL));
+  if (known.task && known.task !== AVERAGE && !data.tasks.includes(known.task)) delete known.task;
+  return { ...INITIAL, ...known };
 }
-// Learning rates, curves and examples are of a task: in place of the average the first one.
-const oneTask = () => state.task === data.average ? data.tasks[0] : state.task;
-
-// ---- tables ------------------------------------------------------------------------------------------------------
-const escape = text => String(text).replace(/[&<>"']/g, sign => `&#${sign.charCodeAt(0)};`);
-const fixed = (value, digits = 2) => value === null ? "–" : value.toFixed(digits);
-const whole = value => value === null || value === undefined ? "–" : Math.round(value).toLocaleString("en");
-const signed = value => (value >= 0 ? "+" : "") + value.toFixed(2);
-const by = (key, show, missing = -Infinity) => ({ data: key, defaultContent: "–", render: (value, kind, row) => kind === "display" || kind === "filter" ? show(value, row) : value ?? missing });
-function number(title, key, show, missing) { return { title, name: key, ...by(key, show, missing) }; }
-
-function score(value, row) {
-  if (value === null) return `<span class="badge" title="${escape(row.reason)}">${escape(row.status)}</span>`;
-  return fixed(value) + (row.score_high === null ? "" : " ± " + fixed(row.score_high - value));
+function toHash() {
+  const changed = new URLSearchParams(Object.entries(state).filter(([key, value]) => value !== INITIAL[key])).toString();
+  if (changed !== location.hash.slice(1)) history.replaceState(null, "", changed ? "#" + changed : location.pathname + location.search);
 }
-function ahead(value, row) {
-  if (row.method === data.baseline) return '<span class="badge base">baseline</span>';
-  if (value === null) return "–";
-  const range = row.difference_low === null ? "" : ` (${signed(row.difference_low)} to ${signed(row.difference_high)})`;
-  return `<span class="${row.p_holm !== null && row.p_holm < 0.05 ? "yes" : ""}">${signed(value)}</span>${range}`;
-}
-const seeds = (value, row) => `${value} of ${row.trainings}` + (value < row.trainings ? ` <span class="badge" title="${escape(row.reason)}">${escape(row.status)}</span>` : "");
-const edge = (value, row) => value === null ? "–" : Number(value.toPrecision(3)) + (row.rate_at_edge ? ' <span title="the lowest or highest that was tried: another may be better">(edge)</span>' : "");
-
-const columns = [
-  { title: "method", name: "method", data: "method", render: (value, kind) => kind === "display" ? `<button type="button" class="name" aria-expanded="false">${escape(value)}</button>` : value },
-  number("score, %", "score", score),
-  number("difference to " + escape(data.baseline), "difference", ahead),
-  number("p (Holm)", "p_holm", value => value === null ? "–" : value < 0.0001 ? "< 0.0001" : fixed(value, 4), Infinity),
-  number("trained", "trained", whole, Infinity),
-  number("stored", "stored", whole, Infinity),
-  number("file bytes", "file_bytes", whole, Infinity),
-  number("seconds", "seconds", value => value === null ? "–" : value < 10 ? fixed(value, 1) : whole(value), Infinity),
-  number("peak MB", "peak_bytes", value => value === null ? "–" : whole(value / 1e6), Infinity),
-  number("seeds", "seeds", seeds),
-  number("validation", "validation", value => fixed(value)),
-  number("last epoch", "last_epoch", value => fixed(value)),
-  number("best epoch on test (flatters)", "best_epoch_on_test", value => fixed(value)),
-  number("it flatters by", "flattery", value => value === null ? "–" : signed(value)),
-  number("learning rate", "rate", edge),
-  { title: "what did not finish", name: "reason", data: "reason", className: "text long", render: (value, kind) => kind === "display" ? escape(value) : value },
-];
-const quiet = { paging: false, searching: false, info: false, autoWidth: false };
-const places = Object.fromEntries(columns.map((column, place) => [column.name, place]));
-function order() {
-  const [name, direction] = state.sort.split(":");
-  return name in places ? [[places[name], direction === "asc" ? "asc" : "desc"]] : [[places.score, "desc"]];
-}
-const table = new DataTable("#table", { ...quiet, columns, data: [], order: order() });
-let restoring = false;
-table.on("order", () => {
-  const [[place, direction]] = table.order().length ? table.order() : [[places.score, "desc"]];
-  if (!restoring) { state.sort = `${columns[place].name}:${direction}`; toHash(); }
-});
-$("table").addEventListener("click", event => {
-  const button = event.target.closest(".name");
-  if (!button) return;
-  const row = table.row(button.closest("tr"));
-  const open = row.child.isShown();
-  if (open) row.child.hide(); else row.child(detail(row.data())).show();
-  button.setAttribute("aria-expanded", String(!open));
-});
-function element(name, text, className) {
-  const made = document.createElement(name);
+function element(name, text = "", attributes = {}, kind = "http://www.w3.org/1999/xhtml") {
+  const made = document.createElementNS(kind, name);
   made.textContent = text;
-  if (className) made.className = className;
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   return made;
 }
+const drawn = (name, attributes, text = "") => element(name, text, attributes, "http://www.w3.org/2000/svg");
+
+// ---- the table ---------------------------------------------------------------------------------------------------
+const none = value => value === null || value === undefined;
+const fixed = value => none(value) ? "–" : value.toFixed(2);
+const whole = value => none(value) ? "–" : Math.round(value).toLocaleString("en");
+const signed = value => (value >= 0 ? "+" : "") + value.toFixed(2);
+const score = row => none(row.score) ? row.status : fixed(row.score) + (none(row.score_high) ? "" : " ± " + fixed(row.score_high - row.score));
+function ahead(row) {
+  if (row.method === data.baseline) return "baseline";
+  if (none(row.difference)) return "–";
+  return signed(row.difference) + (none(row.difference_low) ? "" : ` (${signed(row.difference_low)} to ${signed(row.difference_high)})`);
+}
+const probable = value => none(value) ? "–" : value < 0.0001 ? "< 0.0001" : value.toFixed(4);
+const rate = row => none(row.rate) ? "–" : Number(row.rate.toPrecision(3)) + (row.rate_at_edge ? " (edge)" : "");
+const COLUMNS = [
+  ["method", "method", row => row.method],
+  ["score", "score, %", score],
+  ["difference", `difference to ${data.baseline}`, ahead],
+  ["p_holm", "p (Holm)", row => probable(row.p_holm)],
+  ["trained", "trained", row => whole(row.trained)],
+  ["stored", "stored", row => whole(row.stored)],
+  ["bytes", "bytes", row => whole(row.bytes)],
+  ["seconds", "seconds", row => whole(row.seconds)],
+  ["peak_bytes", "peak MB", row => whole(none(row.peak_bytes) ? null : row.peak_bytes / 1e6)],
+  ["seeds", "seeds", row => `${row.seeds} of ${row.trainings}`],
+  ["validation", "validation", row => fixed(row.validation)],
+  ["rate", "learning rate", rate],
+  ["reason", "what did not finish", row => row.reason],
+];
+for (const [key, title] of COLUMNS) {
+  const header = element("th", title, { "data-key": key, scope: "col" });
+  header.addEventListener("click", () => {
+    const [sorted, direction] = state.sort.split(":");
+    const first = ["score", "difference", "validation"].includes(key) ? "desc" : "asc";
+    state.sort = `${key}:${sorted === key ? (direction === "asc" ? "desc" : "asc") : first}`;
+    show();
+  });
+  $("table").tHead.append(header);
+}
+function sorted(rows) {
+  const [key, direction] = state.sort.split(":"), sign = direction === "asc" ? 1 : -1;
+  const order = (a, b) => typeof a === "string" ? a.localeCompare(b) : a - b;
+  return [...rows].sort((a, b) => none(a[key]) ? none(b[key]) ? 0 : 1 : none(b[key]) ? -1 : sign * order(a[key], b[key]));
+}
+function showTable(rows) {
+  const [key, direction] = state.sort.split(":");
+  for (const header of $("table").tHead.children) {
+    if (header.dataset.key === key) header.setAttribute("aria-sort", direction === "asc" ? "ascending" : "descending");
+    else header.removeAttribute("aria-sort");
+  }
+  $("table").tBodies[0].replaceChildren(...sorted(rows).map(row => {
+    const line = element("tr");
+    for (const [key, , text] of COLUMNS) {
+      const cell = element("td", key === "method" ? "" : text(row));
+      if (key === "reason") cell.className = "text";
+      if (key === "difference" && !none(row.p_holm) && row.p_holm < 0.05) cell.className = "strong";
+      if (key === "method") cell.append(opener(row, line));
+      line.append(cell);
+    }
+    return line;
+  }));
+}
+function opener(row, line) {
+  const button = element("button", row.method, { type: "button", class: "name", "aria-expanded": "false" });
+  button.addEventListener("click", () => {
+    const open = button.getAttribute("aria-expanded") === "true";
+    button.setAttribute("aria-expanded", String(!open));
+    if (open) line.nextSibling.remove(); else line.after(detail(row));
+  });
+  return button;
+}
 function detail(row) {
-  const box = element("div", "", "detail");
-  const tasks = row.task === data.average ? data.tasks : [row.task];
-  for (const task of tasks) {
-    const found = data.details[task][row.method];
-    if (!found) { box.append(element("div", `${task}: nobody has run it`)); continue; }
-    const scores = Object.entries(found.scores).map(([seed, value]) => `seed ${seed}: ${fixed(value)}`).join(", ");
-    box.append(element("div", `${task}: ${scores || "no score"}${found.reason ? "; " + found.reason : ""}`));
-    if (tasks.length > 1 && task !== tasks[0]) continue;
-    const line = element("pre", found.command), copy = element("button", "Copy the line", "copy");
-    copy.type = "button";
-    copy.addEventListener("click", () => navigator.clipboard.writeText(found.command).then(() => { copy.textContent = "Copied"; }));
-    box.append(line, copy, element("pre", found.snippet));
-  }
-  return box;
+  const line = element("tr"), cell = element("td", "", { class: "detail", colspan: COLUMNS.length }), box = element("div");
+  const seeds = Object.entries(row.scores).map(([seed, value]) => `seed ${seed}: ${fixed(value)}`).join(", ");
+  const title = row.task === AVERAGE ? `: ${row.method}` : `${row.task}: ${row.method}`;
+  box.append(element("div", seeds || "no score"), element("pre", `python -m pipeline.arena ${data.preset} --only '${title}'`));
+  cell.append(box);
+  line.append(cell);
+  return line;
 }
 
-const text = (title, key) => ({ title, data: key, className: "text", render: (value, kind) => kind === "display" ? escape(value ?? "") : value ?? "" });
-new DataTable("#failures", {
-  ...quiet, paging: data.unfinished.length > 50, pageLength: 50, data: data.unfinished, order: [],
-  language: { emptyTable: "Every training finished." },
-  columns: [text("task", "task"), text("method", "method"), number("learning rate", "rate", edge), number("of the head", "head_rate", edge), number("seed", "seed", whole), text("status", "status"), { ...text("reason", "reason"), className: "text long" }],
-});
-if (data.experiments.length) new DataTable("#experiments", {
-  ...quiet, data: data.experiments, order: [[4, "desc"]],
-  columns: [text("data", "data"), text("model", "model"), text("adapter", "adapter"), { ...text("differs in", "differs"), className: "text long" }, number("score, %", "score", (value, row) => fixed(value) + (row.score_high === null ? "" : " ± " + fixed(row.score_high - value))), text("seeds", "seeds"), number("trained", "adapter_trained", whole), number("stored", "adapter_stored", whole), number("bytes", "adapter_bytes", whole), { ...text("experiments", "experiments"), className: "text long" }],
-});
-
-// ---- charts ------------------------------------------------------------------------------------------------------
-const views = {};
-async function draw(name) {
-  const place = $(name), spec = data.charts[name];
-  if (!place) return;
-  if (!spec) { place.replaceChildren(element("p", "There is nothing to draw: too few methods or tasks finished.", "empty")); return; }
-  spec.params = signals(name).map(([key, value]) => ({ name: key, value }));
-  spec.config.legend.columns = Math.max(2, Math.floor(place.clientWidth / 120));
-  if (data.several.includes(name)) {
-    spec.columns = Math.max(1, Math.floor(place.clientWidth / 250));
-    spec.spec.width = Math.floor((place.clientWidth - 30) / spec.columns) - 62;
+// ---- the charts --------------------------------------------------------------------------------------------------
+const group = row => row.method.startsWith("LSR") ? "lsr" : row.method.startsWith("LoRA r=") ? "lora" : "other";
+const hover = row => `${row.method}: ${score(row)}; difference ${ahead(row)}; trained ${whole(row.trained)}, bytes ${whole(row.bytes)}`;
+function point(x, y, row, filled = true) {
+  const made = drawn("circle", { cx: x, cy: y, r: 4, class: group(row) + (filled ? "" : " hollow") });
+  made.append(drawn("title", {}, hover(row)));
+  return made;
+}
+function chart(id, width, height, parts) {
+  const svg = drawn("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" });
+  svg.append(...parts);
+  $(id).replaceChildren(svg);
+}
+// Far below the others, a method would leave no room for them.
+function lowest(scores) {
+  const ordered = [...scores].sort((a, b) => a - b), at = place => ordered[Math.floor(place)];
+  const median = (at((ordered.length - 1) / 2) + at(ordered.length / 2)) / 2;
+  return median - Math.max(2, 3 * (ordered.at(-1) - median));
+}
+function ticks(low, high) {
+  const step = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50].find(one => (high - low) / one <= 8) ?? 100;
+  const found = [];
+  for (let value = Math.ceil(low / step) * step; value <= high; value += step) found.push(Number(value.toFixed(1)));
+  return found;
+}
+function pareto(size, title, all) {
+  const width = 560, height = 360, left = 40, bottom = 30, parts = [];
+  const done = all.filter(row => !none(row.score)), limit = lowest(done.map(row => row.score));
+  const rows = done.filter(row => row.score >= limit), sized = rows.filter(row => row[size] > 0);
+  if (!sized.length) return chart(size, width, 20, [drawn("text", { x: 0, y: 14 }, "nothing finished")]);
+  const ends = rows.flatMap(row => [row.score, row.score_low ?? row.score, row.score_high ?? row.score]);
+  const low = Math.min(...ends), high = Math.max(...ends) + 0.5, sizes = sized.map(row => Math.log10(row[size]));
+  const [first, last] = [Math.min(...sizes) - 0.2, Math.max(...sizes) + 0.2];
+  const x = value => left + (Math.log10(value) - first) / (last - first) * (width - left - 10);
+  const y = value => height - bottom - (value - low) / (high - low) * (height - bottom - 10);
+  for (const value of ticks(low, high)) parts.push(drawn("line", { x1: left, x2: width, y1: y(value), y2: y(value), class: "grid" }), drawn("text", { x: left - 4, y: y(value) + 3, "text-anchor": "end" }, value));
+  for (let power = Math.ceil(first); power <= last; power++) parts.push(drawn("line", { x1: x(10 ** power), x2: x(10 ** power), y1: 0, y2: height - bottom, class: "grid" }), drawn("text", { x: x(10 ** power), y: height - bottom + 12, "text-anchor": "middle" }, (10 ** power).toLocaleString("en", { notation: "compact" })));
+  parts.push(drawn("text", { x: width / 2, y: height - 4, "text-anchor": "middle" }, title));
+  for (const row of rows.filter(one => !(one[size] > 0))) parts.push(drawn("line", { x1: left, x2: width, y1: y(row.score), y2: y(row.score), class: "front" }), drawn("text", { x: left + 4, y: y(row.score) - 3 }, row.method));
+  let best = -Infinity, named = -Infinity, path = "";
+  for (const row of sized.sort((a, b) => a[size] - b[size] || b.score - a.score)) {
+    if (!none(row.score_low)) parts.push(drawn("line", { x1: x(row[size]), x2: x(row[size]), y1: y(row.score_low), y2: y(row.score_high), class: group(row) }));
+    parts.push(point(x(row[size]), y(row.score), row));
+    if (row.score <= best) continue;
+    path += path ? `H${x(row[size])}V${y(row.score)}` : `M${x(row[size])},${y(row.score)}`;
+    best = row.score;
+    if (best < named + 0.05 * (high - low)) continue;
+    named = best;
+    const onLeft = x(row[size]) < width / 2;
+    parts.push(drawn("text", { x: x(row[size]) + (onLeft ? 6 : -6), y: y(row.score) - 6, "text-anchor": onLeft ? "start" : "end" }, row.method));
   }
-  spec.config.axis.labelLimit = place.clientWidth > 700 ? 320 : 130;
-  if (name in COUNTED) spec.height = height(name);
-  const made = await window.vegaEmbed(place, spec, { actions: { export: true, source: false, compiled: false, editor: false }, downloadFileName: name, renderer: "svg", logLevel: 1 });
-  views[name] = made.view;
+  parts.push(drawn("path", { d: path, class: "front" }));
+  chart(size, width, height, parts);
 }
-// Charts with a line a method are as high as they need.
-const COUNTED = { differences: row => row.difference !== null, ranks: row => data.ranked.includes(row.method) };
-const height = name => data.height * Math.max(3, rowsOf(state.task).filter(isShown).filter(COUNTED[name]).length);
-// What a chart shows: a task, and the methods that are not filtered out.
-function signals(name) {
-  const task = data.several.includes(name) ? oneTask() : state.task;
-  return [["task", task], ["shown", rowsOf(task).filter(isShown).map(row => row.method)]];
-}
-async function feed(name) {
-  const view = views[name];
-  if (!view) return;
-  for (const [key, value] of signals(name)) view.signal(key, value);
-  if (name in COUNTED) view.height(height(name));
-  await view.runAsync();
-}
-
-// ---- disagreements -----------------------------------------------------------------------------------------------
-const examples = new DataTable("#examples", {
-  ...quiet, searching: true, paging: true, pageLength: 10, data: [], order: [[1, "desc"]],
-  language: { search: "Text has", emptyTable: "There is no such example." },
-  columns: [{ ...text("text", "text"), className: "text long" }, number("differ by", "gap", value => fixed(value), 0), text("label", "label"), text("A says", "a"), text("B says", "b")],
-});
-function disagree() {
-  const task = oneTask(), found = data.disagreements[task], names = data.names[task] ?? [];
-  const a = found?.methods[state.first], b = found?.methods[state.second];
-  examples.clear();
-  if (!a || !b) {
-    $("agreement").textContent = found ? "Choose two methods that finished on this task." : "The arena left no examples of this task, or nothing finished.";
-    examples.draw();
-    return;
-  }
-  const called = value => found.numbers ? String(value) : names[value] ?? `class ${value}`;
-  const says = (one, place) => found.numbers ? String(one.answer[place]) : `${called(one.answer[place])} (right: ${Math.round(one.right[place] * one.seeds)} of ${one.seeds} seeds)`;
-  const rows = found.shown.map(([number, first, second, label], place) => {
-    // Positive where A is better: more seeds right, or a smaller error.
-    const gap = found.numbers ? b.right[place] - a.right[place] : a.right[place] - b.right[place];
-    return { text: second === null ? first : `${first} ‖ ${second}`, label: called(label), a: says(a, place), b: says(b, place), gap: Math.abs(gap), sign: Math.sign(gap) };
-  }).filter(row => row.gap > 0 && (state.kind === "any" || row.sign === (state.kind === "first" ? 1 : -1)));
-  const only = found.numbers ? "" : ` Most seeds of A are right and most of B are not on ${whole(found.counts[state.first][found.order.indexOf(state.second)])} of ${whole(found.examples)} examples; the other way round on ${whole(found.counts[state.second][found.order.indexOf(state.first)])}.`;
-  const unit = found.numbers ? "error of the seeds' mean" : "share of seeds that are right";
-  $("agreement").textContent = `A and B differ in the ${unit} on ${whole(rows.length)} of the ${whole(found.shown.length)} examples that the page holds: those on which all methods differ most.${only}`;
-  examples.rows.add(rows).draw();
+function differences(all) {
+  const rows = all.filter(row => !none(row.difference)).sort((a, b) => b.difference - a.difference);
+  const width = 900, left = 230, line = 18, height = line * rows.length + 30, parts = [];
+  if (!rows.length) return chart("differences", width, 20, [drawn("text", { x: 0, y: 14 }, "no method has a seed in common with the baseline")]);
+  const far = lowest(all.filter(row => !none(row.score)).map(row => row.score));
+  const near = rows.filter(row => row.score >= far), shown = near.length ? near : rows;
+  const ends = shown.flatMap(row => [0, row.difference, row.difference_low ?? 0, row.difference_high ?? 0, row.difference_examples_low ?? 0, row.difference_examples_high ?? 0]);
+  const low = Math.min(...ends), high = Math.max(...ends);
+  const x = value => left + (Math.max(low, Math.min(high, value)) - low) / (high - low || 1) * (width - left - 20);
+  for (const value of ticks(low, high)) parts.push(drawn("line", { x1: x(value), x2: x(value), y1: 0, y2: height - 24, class: value ? "grid" : "other" }), drawn("text", { x: x(value), y: height - 10, "text-anchor": "middle" }, signed(value)));
+  rows.forEach((row, place) => {
+    const y = line * (place + 0.5);
+    parts.push(drawn("text", { x: left - 8, y: y + 3, "text-anchor": "end" }, row.method));
+    for (const [start, end, kind] of [[row.difference_low, row.difference_high, " thick"], [row.difference_examples_low, row.difference_examples_high, ""]]) if (!none(start)) parts.push(drawn("line", { x1: x(start), x2: x(end), y1: y, y2: y, class: group(row) + kind }));
+    parts.push(point(x(row.difference), y, row, !none(row.p_holm) && row.p_holm < 0.05));
+  });
+  chart("differences", width, height, parts);
 }
 
 // ---- everything together -----------------------------------------------------------------------------------------
-async function show() {
-  for (const id of FIELDS) if ($(id).value !== state[id]) $(id).value = state[id];
-  for (const place of document.querySelectorAll(".of-task")) place.textContent = oneTask();
-  const all = rowsOf(state.task), shown = all.filter(isShown);
-  $("counted").textContent = `${shown.length} of ${all.length} methods`;
-  restoring = true;
-  table.clear().rows.add(shown).order(order()).draw();
-  restoring = false;
-  disagree();
+function show() {
+  $("task").value = state.task;
+  if ($("filter").value !== state.filter) $("filter").value = state.filter;
+  const all = data.results.filter(row => row.task === state.task);
+  const rows = all.filter(row => row.method === data.baseline || row.method.toLowerCase().includes(state.filter.toLowerCase()));
+  $("counted").textContent = `${rows.length} of ${all.length} methods`;
+  showTable(rows);
+  pareto("trained", "trained parameters of the adapter", rows);
+  pareto("bytes", "bytes of the adapter's file", rows);
+  differences(rows);
   toHash();
-  await Promise.all(Object.keys(views).map(feed));
 }
-if (!state.second) {
-  const others = rowsOf(oneTask()).filter(row => row.method !== data.baseline && row.score !== null).sort((x, y) => y.score - x.score);
-  INITIAL.second = others.length ? others[0].method : data.baseline;
-  state.second = INITIAL.second;
-}
-for (const id of FIELDS) $(id).addEventListener(id === "filter" ? "input" : "change", () => { state[id] = $(id).value; show(); });
+$("title").textContent = `${data.preset}: ${data.methods.length} methods on ${data.tasks.length} tasks`;
+$("protocol").textContent = data.protocol;
+$("notes").append(...data.notes.map(note => element("li", note)));
+for (const task of data.tasks.length > 1 ? [AVERAGE, ...data.tasks] : data.tasks) $("task").append(new Option(task === AVERAGE ? "average over tasks" : task, task));
+for (const [name, values] of Object.entries(data.made)) $("made").append(element("dt", name), element("dd", values.join(name === "date" ? " to " : ", ")));
+$("task").addEventListener("change", () => { state.task = $("task").value; show(); });
+$("filter").addEventListener("input", () => { state.filter = $("filter").value; show(); });
 $("controls").addEventListener("submit", event => event.preventDefault());
-$("pair").addEventListener("submit", event => event.preventDefault());
-$("controls").addEventListener("reset", event => { event.preventDefault(); state = { ...INITIAL, first: state.first, second: state.second, kind: state.kind }; show(); });
-addEventListener("hashchange", () => { state = { ...fromHash() }; if (!state.second) state.second = INITIAL.second; show(); });
-let width = document.body.clientWidth;
-addEventListener("resize", () => { if (document.body.clientWidth !== width) { width = document.body.clientWidth; data.several.forEach(draw); } });
-
-await show();
-for (const name of ["pareto-trained", "pareto-file_bytes", "differences", "ranks", "rates", "curves"]) await draw(name);
+$("controls").addEventListener("reset", event => { event.preventDefault(); state = { ...INITIAL }; show(); });
+addEventListener("hashchange", () => { state = fromHash(); show(); });
+show();
 document.documentElement.dataset.ready = "yes";

@@ -5,7 +5,6 @@ import re
 import shlex
 from concurrent.futures import ThreadPoolExecutor
 
-import pyarrow.parquet as pq
 import pytest
 
 from pipeline.arena import __main__ as arena_command
@@ -35,9 +34,9 @@ def test_it_runs_what_is_missing_and_nothing_twice(arena, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert re.search(r"glue: LoRA r=1 \| 192 \| [0-9.e-]+ \| 3 of 3 \| 0\.\d+", said)
     assert "overhead of a training besides steps and scores: " in said
-    examples = pq.read_table(RECORDS.parent / "examples/glue.parquet")
-    assert examples.column_names == ["text", "text_pair", "label"]
-    assert len(examples) == len(json.loads(lines[0])["predicted"])
+    labels = RECORDS.parent.joinpath("labels/glue.csv").read_text().splitlines()
+    assert labels[0] == "label"
+    assert len(labels) == 1 + len(json.loads(lines[0])["predicted"])
     run("--only", "glue: LoRA r=1")
     assert RECORDS.read_text().splitlines() == lines
     RECORDS.write_text("\n".join(lines[:3]) + "\n" + lines[3][:50])  # as a kill leaves it
@@ -82,4 +81,4 @@ def test_a_mistake_is_said_before_anything_runs(arena, capsys):
     small.write(methods={"odd": {"adapter": "lora", "params": {"lora.target_modules": ["valeu"]}}})
     said = refused(capsys, "--only", "glue")
     assert said.startswith("pipeline/arena.yaml: small.methods.odd: ")
-    assert not RECORDS.parent.joinpath("examples").exists() or "Traceback" not in said
+    assert not RECORDS.parent.joinpath("labels").exists() or "Traceback" not in said

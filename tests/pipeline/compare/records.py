@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from pipeline.arena.record import FOLDER, Record, append
+from pipeline.arena.record import FOLDER, Record, append, labels_path
+from pipeline.core.artifacts import write_csv
 from pipeline.evaluation import scores
 
 MADE = {
@@ -122,20 +121,13 @@ def cells(methods=tuple(SIZES), tasks=tuple(TASKS), seeds=(0, 1, 2, 3, 4)):
     return found
 
 
-def save(found, preset="small", tasks=TASKS, folder=FOLDER):
-    """Write records and examples as the arena does, in the folder that is the current one."""
-    for one in found:
-        append(folder / preset / "cells.jsonl", one.model_copy(update={"preset": preset}))
+def save(records, preset="small", tasks=TASKS):
+    """Write records and labels as the arena does, into the current folder."""
+    for one in records:
+        append(FOLDER / preset / "cells.jsonl", one.model_copy(update={"preset": preset}))
     for task in tasks:
-        save_examples(task, preset, folder)
+        save_labels(task, preset)
 
 
-def save_examples(task, preset="small", folder=FOLDER, examples=EXAMPLES):
-    texts = [f'{task} example {number}: it is <b>said</b> & "done" in {number % 7} words' for number in range(examples)]
-    pairs = [f"and number {number} says so too" for number in range(examples)]
-    path = Path(folder, preset, "examples", f"{task}.parquet")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table = pd.DataFrame(
-        {"text": texts, **({"text_pair": pairs} if task == "rte" else {}), "label": labels(task, examples)}
-    )
-    table.to_parquet(path, index=False)
+def save_labels(task, preset="small", examples=EXAMPLES):
+    write_csv(labels_path(preset, task), ["label"], [[label] for label in labels(task, examples).tolist()])

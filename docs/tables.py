@@ -1,0 +1,180 @@
+"""Fill the tables of figures in README and documentation from the committed reports: `python -m docs.tables`.
+
+Between `<!-- figures: NAME -->` and `<!-- end -->`, a page has the table of that NAME in TABLES.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("README.md", "docs/explanation/results.md")
+PLACE = re.compile(r"(<!-- figures: ([\w -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+ARENA = ("movie-reviews", "tweets", "amazon-reviews", "editorials", "movie-ratings", "average")  # columns
+FORMS = ("movie-reviews", "tweets", "amazon-reviews", "movie-ratings", "movie-pairs")
+Result = Mapping[str, Any]  # a method on a task, as reports/compare has it
+
+IN_README = (
+    "LSR 96 directions of signs", "LSR warm 200 directions", "LoRA-SB", "Uni-LoRA 2000", "LoRA r=1", "LSR shared r=6",
+    "LoRA r=8", "full",
+)  # fmt: skip
+LONG_IN_README = {  # what a page calls a method, and its name in the preset
+    "96 directions, signs": "LSR 96 directions, signs",
+    "200 directions, warm start": "LSR 200 directions, warm",
+    "the default's": "LSR shared r=3, warm",
+    "LoRA r = 1": "LoRA r=1",
+    "LoRA r = 8": "LoRA r=8",
+}
+BY_TRAINED = {
+    "head only": "head",
+    "96 directions": "LSR 96 directions",
+    "200 directions, frames pooled over five data sets, for many adapters": "LSR 200 directions, pooled",
+    "200 directions, frames pooled over data sets with other texts": "LSR 200 directions, left out",
+    "200 directions, warm start": "LSR 200 directions, warm",
+    "400 directions": "LSR 400 directions",
+    "LoRA r = 1 in its best layer": "LoRA r=1, one layer",
+    "LoRA-XS, r = 12": "LoRA-XS r=12",
+    "LoRA-SB, r = 12": "LoRA-SB r=12",
+    "frames shared by layers, r = 3, from the update": "LSR shared r=3",
+    "the same, from the gradient": "LSR shared r=3, gradient",
+    "LSR of the paper, rank 4, separation rank 4": "LSR r=4 s=4",
+    "the same, separation rank 16": "LSR r=4 s=16",
+    "LoRA r = 1": "LoRA r=1",
+    "LoRA r = 1, two epochs": "LoRA r=1, two epochs",
+    "LoRA r = 8": "LoRA r=8",
+    "LoRA r = 8, two epochs": "LoRA r=8, two epochs",
+    "LoRA r = 16 in all linear layers": "LoRA r=16, all linear",
+    "full fine-tuning": "full",
+}
+BY_BYTES = {
+    "16 directions, signs": "LSR 16 directions, signs",
+    "32 directions, signs": "LSR 32 directions, signs",
+    "LoRA r = 1 in its best layer": "LoRA r=1, one layer",
+    "the same, two epochs": "LoRA r=1, one layer, two epochs",
+    "64 directions, signs": "LSR 64 directions, signs",
+    "LoRA r = 1 in its best two layers": "LoRA r=1, two layers",
+    "those, two epochs": "LoRA r=1, two layers, two epochs",
+    "shared frames, r = 2, warm start": "LSR shared r=2, warm",
+    "96 directions, signs": "LSR 96 directions, signs",
+    "LoRA r = 1 in its best three layers": "LoRA r=1, three layers",
+    "these, two epochs": "LoRA r=1, three layers, two epochs",
+    "shared frames, r = 3, warm start": "LSR shared r=3, warm",
+    "LoRA r = 1 in all layers": "LoRA r=1",
+    "all layers, two epochs": "LoRA r=1, two epochs",
+}
+LONG = {
+    "96 directions, signs": "LSR 96 directions, signs",
+    "200 directions, warm start": "LSR 200 directions, warm",
+    "shared frames, r = 3": "LSR shared r=3",
+    "shared frames, r = 3, warm start": "LSR shared r=3, warm",
+    "LoRA r = 1": "LoRA r=1",
+    "LoRA r = 8": "LoRA r=8",
+}
+
+
+def main() -> None:
+    """Fill the tables of all pages."""
+    for page in PAGES:
+        path = ROOT / page
+        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def filled(text: str) -> str:
+    """Return the text of a page with its tables made anew.
+
+    Raises:
+        KeyError: if there is no such table.
+    """
+    return PLACE.sub(lambda place: place[1] + "".join(f"{line}\n" for line in TABLES[place[2]]()) + place[3], text)
+
+
+def default_run() -> Iterator[str]:
+    """Yield the scores of the default run, fractions."""
+    found = json.loads((ROOT / "reports/evaluate/metrics.json").read_text(encoding="utf-8"))
+    header = ("test split", "score", f"95 % interval over its {found['examples']:,} examples")
+    rows = [
+        (name, f"{found[name]:.3f}", f"{found[f'{name}_low']:.3f} to {found[f'{name}_high']:.3f}")
+        for name in ("accuracy", "f1")
+    ]
+    return table(header, rows)
+
+
+def arena(methods: Sequence[str] | None, columns: Sequence[str]) -> Iterator[str]:
+    """Yield the scores of methods of the preset `offline`, in percent; None: all methods."""
+    found = results("offline")
+    rows = [
+        [method, *_sizes(found["average", method]), f"{_bytes(found['average', method]):,.0f}"]
+        + [_scored(found[task, method], 1, 1) for task in columns]
+        for method in methods or dict.fromkeys(method for _, method in found)
+    ]
+    names = ["mean" if task == "average" else task for task in columns]
+    return table(("method", "trained", "stored", "file, kB", *names), rows)
+
+
+def forms(preset: str, methods: Mapping[str, str], beside: Sequence[str]) -> Iterator[str]:
+    """Yield the scores of methods by what a page calls them, as fractions.
+
+    Sizes are of the first data set; ▲ and ▼ say that the interval of the difference to the baseline excludes 0.
+    """
+    found = results(preset)
+    rows = []
+    for shown, method in methods.items():
+        first = found[FORMS[0], method]
+        trained, stored = _sizes(first)
+        sizes = {"trained": trained, "stored": stored, "kB": f"{_bytes(first) - 0.004 * first['head']:,.1f}"}
+        scores = [_scored(found[task, method], 100, 3) + _mark(found[task, method]) for task in FORMS]
+        rows.append([shown, *(sizes[name] for name in beside), *scores])
+    return table(("method", *beside, *FORMS), rows)
+
+
+@cache
+def results(preset: str) -> dict[tuple[str, str], Result]:
+    """Return the committed comparison of a preset by task and method, smallest method first."""
+    path = ROOT / f"reports/compare/{preset}/comparison.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["results"]
+    return {(row["task"], row["method"]): row for row in rows}
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Yield the lines of a table in Markdown."""
+    yield f"| {' | '.join(header)} |"
+    yield f"|{'---|' * len(header)}"
+    yield from (f"| {' | '.join(row)} |" for row in rows)
+
+
+def _sizes(row: Result) -> tuple[str, str]:
+    return f"{row['trained']:,}", f"{row['stored']:,}"
+
+
+def _bytes(row: Result) -> float:
+    return row["bytes"] / 1000
+
+
+def _scored(row: Result, scale: int, digits: int) -> str:
+    """Return the mean and half of its 95 % interval, divided by a scale."""
+    mean, half = row["score"] / scale, (row["score_high"] - row["score"]) / scale
+    return f"{mean:.{digits}f} ± {half:.{digits}f}"
+
+
+def _mark(row: Result) -> str:
+    if row["difference_low"] is None:
+        return ""
+    return " ▲" if row["difference_low"] > 0 else " ▼" if row["difference_high"] < 0 else ""
+
+
+TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
+    "default run": default_run,
+    "arena, means": partial(arena, IN_README, ("average",)),
+    "arena": partial(arena, None, ARENA),
+    "forms, long": partial(forms, "long", LONG_IN_README, ("trained",)),
+    "short, by trained": partial(forms, "short", BY_TRAINED, ("trained", "stored")),
+    "short, by bytes": partial(forms, "short", BY_BYTES, ("trained", "kB")),
+    "long": partial(forms, "long", LONG, ("trained", "kB")),
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The labels of the test splits, written by the arena next to its records, for the bootstrap over test examples."""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pipeline.arena.record import labels_path
+from pipeline.compare.bootstrap import SUMS
+from pipeline.compare.cells import Cell
+from pipeline.core.errors import UserError, first_line
+from pipeline.evaluation import scores
+
+TOLERANCE = 2e-6  # of a score with six digits
+OF_NUMBERS = 0.005  # if predictions are numbers with six digits, perhaps nearly constant
+
+
+def read(preset: str, tasks: Mapping[str, Mapping[str, Cell]]) -> tuple[dict[str, NDArray[np.float64]], list[str]]:
+    """Return the labels by task, and a note for each reason why tasks have no bootstrap.
+
+    Raises:
+        UserError: if a file was not written by the arena.
+    """
+    usable: dict[str, NDArray[np.float64]] = {}
+    reasons: dict[str, list[str]] = {}
+    for task, cells in tasks.items():
+        labels = _read(preset, task)
+        if reason := _mismatch(labels, cells.values()):
+            reasons.setdefault(reason, []).append(task)
+        elif labels is not None:
+            usable[task] = labels
+    return usable, [f"{', '.join(names)}: {reason}, so no bootstrap" for reason, names in reasons.items()]
+
+
+def _read(preset: str, task: str) -> NDArray[np.float64] | None:
+    path = labels_path(preset, task)
+    if not path.is_file():
+        return None
+    try:
+        return pd.read_csv(path)["label"].to_numpy(dtype=np.float64)
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path}: not the labels of a task: {first_line(error)}; delete it") from None
+
+
+def _mismatch(labels: NDArray[np.float64] | None, cells: Iterable[Cell]) -> str:
+    """Return why labels cannot be those that the trainings were scored with, or an empty text if they can."""
+    for run in (run for cell in cells for run in cell.finished):
+        metric = run.metrics[0]
+        if not run.predicted:
+            return "records without predictions"
+        if labels is None:
+            return "no labels"
+        if metric not in SUMS:
+            return f"{metric} is no function of sums over examples"
+        if len(run.predicted) != len(labels):
+            return f"{len(labels):,} labels, but {run.method} has {len(run.predicted):,} predictions"
+        found = scores.score((metric,), np.array(run.predicted), labels)[metric]
+        if abs(found - run.score()) > (OF_NUMBERS if metric == "pearson" else TOLERANCE):
+            return f"{metric} {found:.6g} of the labels, but {run.score():.6g} in the record of {run.method}"
+    return ""
