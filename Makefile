@@ -55,9 +55,10 @@ audit: $(READY)
 torture: $(READY)
 	python -m tests.torture
 
-## docs: the documentation, in build/site/index.html; first the picture, which is made of code
+## docs: the documentation, in build/site/index.html; first what is made of code and reports, the picture and tables of figures
 docs: $(READY)
 	python docs/picture.py
+	python -m docs.tables
 	python -m mkdocs build
 
 ## arena: every method on every task of a preset: make arena PRESET=offline; goes on where it was stopped

@@ -12,7 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/explanation/results.md")
-PLACE = re.compile(r"(<!-- figures: ([\w -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PLACE = re.compile(r"(<!-- figures: ([\w ,]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 ARENA = ("movie-reviews", "tweets", "amazon-reviews", "editorials", "movie-ratings", "average")  # columns
 FORMS = ("movie-reviews", "tweets", "amazon-reviews", "movie-ratings", "movie-pairs")
 Result = Mapping[str, Any]  # a method on a task, as reports/compare has it
@@ -106,7 +106,7 @@ def arena(methods: Sequence[str] | None, columns: Sequence[str]) -> Iterator[str
     """Yield the scores of methods of the preset `offline`, in percent; None: all methods."""
     found = results("offline")
     rows = [
-        [method, *_sizes(found["average", method]), f"{_bytes(found['average', method]):,.0f}"]
+        [method, *_sizes(found["average", method]), f"{_kilobytes(found['average', method]):,.0f}"]
         + [_scored(found[task, method], 1, 1) for task in columns]
         for method in methods or dict.fromkeys(method for _, method in found)
     ]
@@ -114,7 +114,7 @@ def arena(methods: Sequence[str] | None, columns: Sequence[str]) -> Iterator[str
     return table(("method", "trained", "stored", "file, kB", *names), rows)
 
 
-def forms(preset: str, methods: Mapping[str, str], beside: Sequence[str]) -> Iterator[str]:
+def forms(preset: str, methods: Mapping[str, str], beside: Sequence[str], *, intervals: bool = True) -> Iterator[str]:
     """Yield the scores of methods by what a page calls them, as fractions.
 
     Sizes are of the first data set; ▲ and ▼ say that the interval of the difference to the baseline excludes 0.
@@ -124,8 +124,8 @@ def forms(preset: str, methods: Mapping[str, str], beside: Sequence[str]) -> Ite
     for shown, method in methods.items():
         first = found[FORMS[0], method]
         trained, stored = _sizes(first)
-        sizes = {"trained": trained, "stored": stored, "kB": f"{_bytes(first) - 0.004 * first['head']:,.1f}"}
-        scores = [_scored(found[task, method], 100, 3) + _mark(found[task, method]) for task in FORMS]
+        sizes = {"trained": trained, "stored": stored, "kB": f"{_kilobytes(first) - 0.004 * first['head']:,.1f}"}
+        scores = [_scored(found[task, method], 100, 3, intervals) + _mark(found[task, method]) for task in FORMS]
         rows.append([shown, *(sizes[name] for name in beside), *scores])
     return table(("method", *beside, *FORMS), rows)
 
@@ -149,14 +149,14 @@ def _sizes(row: Result) -> tuple[str, str]:
     return f"{row['trained']:,}", f"{row['stored']:,}"
 
 
-def _bytes(row: Result) -> float:
+def _kilobytes(row: Result) -> float:
     return row["bytes"] / 1000
 
 
-def _scored(row: Result, scale: int, digits: int) -> str:
-    """Return the mean and half of its 95 % interval, divided by a scale."""
+def _scored(row: Result, scale: int, digits: int, interval: bool = True) -> str:
+    """Return the mean, perhaps with half of its 95 % interval, divided by a scale."""
     mean, half = row["score"] / scale, (row["score_high"] - row["score"]) / scale
-    return f"{mean:.{digits}f} ± {half:.{digits}f}"
+    return f"{mean:.{digits}f} ± {half:.{digits}f}" if interval else f"{mean:.{digits}f}"
 
 
 def _mark(row: Result) -> str:
@@ -169,7 +169,7 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "default run": default_run,
     "arena, means": partial(arena, IN_README, ("average",)),
     "arena": partial(arena, None, ARENA),
-    "forms, long": partial(forms, "long", LONG_IN_README, ("trained",)),
+    "forms, long": partial(forms, "long", LONG_IN_README, ("trained",), intervals=False),
     "short, by trained": partial(forms, "short", BY_TRAINED, ("trained", "stored")),
     "short, by bytes": partial(forms, "short", BY_BYTES, ("trained", "kB")),
     "long": partial(forms, "long", LONG, ("trained", "kB")),

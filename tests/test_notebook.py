@@ -33,6 +33,7 @@ def form(cell):
     return re.sub(r"\d+\.\d+|(positive|negative) +(right|wrong)", "", said(cell))
 
 
+@pytest.mark.nightly
 def test_every_cell_runs_without_a_warning():
     run = DOCS["execute"](DOCS["NOTEBOOK"])
     assert [output for output in outputs(run) if output.get("name") == "stderr"] == []

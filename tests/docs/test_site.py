@@ -11,6 +11,7 @@ import pytest
 from tests.browser import chromium, note_requests_elsewhere
 from tests.workspace import ROOT
 
+pytestmark = pytest.mark.nightly
 NARROW, WIDE = 400, 1280  # pixels
 SETTLED_WIDTH = """() => new Promise(told => requestAnimationFrame(() => requestAnimationFrame(
     () => told(document.documentElement.scrollWidth))))"""  # after the page has noticed its new size
