@@ -25,10 +25,15 @@ def refused(capsys, *words):
     return capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_it_runs_what_is_missing_and_nothing_twice(arena, capsys, monkeypatch):
+@pytest.fixture
+def in_threads(monkeypatch):
+    """Workers in this process, which import nothing again."""
+    monkeypatch.setattr(arena_command, "workers_of_this_program", ThreadPoolExecutor)
+
+
+def test_it_runs_what_is_missing_and_nothing_twice(arena, in_threads, capsys):
     small.write(seeds=[0, 1, 2])
-    run("--only", "glue: LoRA r=1")
+    run("--only", "glue: LoRA r=1", "--jobs", "1")
     lines = RECORDS.read_text().splitlines()
     assert len(lines) == 2 + 2  # the tries, of which the best is the first seed, and two more seeds
     said = capsys.readouterr().out
@@ -40,10 +45,18 @@ def test_it_runs_what_is_missing_and_nothing_twice(arena, capsys, monkeypatch):
     run("--only", "glue: LoRA r=1")
     assert RECORDS.read_text().splitlines() == lines
     RECORDS.write_text("\n".join(lines[:3]) + "\n" + lines[3][:50])  # as a kill leaves it
-    monkeypatch.setattr(arena_command, "workers_of_this_program", ThreadPoolExecutor)  # which import nothing again
     run("--only", "glue: LoRA r=1", "--jobs", "1")
     keys = [json.loads(line)["key"] for line in RECORDS.read_text().splitlines()]
     assert keys == [json.loads(line)["key"] for line in lines]
+
+
+@pytest.mark.nightly
+def test_two_processes_share_the_trainings(arena):
+    run("--only", "ratings: head")
+    records = record.read(RECORDS.parent).values()
+    assert {(one.task, one.method, one.status) for one in records if one.task == "ratings"} == {
+        ("ratings", "head", "finished")
+    }
 
 
 def test_commands_for_a_cluster_name_one_run_each(arena, capsys):

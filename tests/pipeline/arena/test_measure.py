@@ -144,6 +144,7 @@ def reads(train, longest):
     return preset.Reads(train=train, validation="all", test="all", longest=longest)
 
 
+@pytest.mark.nightly
 def test_the_paper_s_preset_runs_end_to_end_on_a_tiny_model(arena):
     tasks.save_glue(arena / "data/glue")
     tasks.save_superglue(arena / "data/superglue")
