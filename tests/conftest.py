@@ -12,6 +12,7 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 import jinja2
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 
 from tests import workspace
@@ -29,20 +30,27 @@ jinja2.Environment.compile = lru_cache(jinja2.Environment.compile)
 
 
 @pytest.fixture(scope="session")
-def done(tmp_path_factory):
-    """A function that returns the workspace after all stages with an adapter, which nobody changes."""
+def done(tmp_path_factory, worker_id):
+    """A function that returns the workspace after all stages with an adapter, which nobody changes.
+
+    The first worker that needs one makes it, for all workers.
+    """
     from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, run
 
-    folders = {}
+    base = tmp_path_factory.getbasetemp()
+    root = base if worker_id == "master" else base.parent
 
     def after_all_stages(adapter):
-        if adapter not in folders:
-            folders[adapter] = workspace.make(tmp_path_factory.mktemp(adapter), adapter=adapter)
-            with pytest.MonkeyPatch.context() as patch:
-                patch.chdir(folders[adapter])
-                patch.delenv("DVC_ROOT", raising=False)
-                run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
-        return folders[adapter]
+        folder = root / f"done-{adapter}"
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                made = workspace.make(root / f"making-{adapter}", adapter=adapter)
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.chdir(made)
+                    patch.delenv("DVC_ROOT", raising=False)
+                    run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
+                made.rename(folder)
+        return folder
 
     return after_all_stages
 

@@ -16,7 +16,7 @@ DVC = read_yaml(ROOT / "dvc.yaml")
 STAGES = DVC["stages"]
 TABLES = [path.as_posix() for path, _ in params.TABLES.values()]
 # Deps that are no code: files whose every line counts, where all other stages have keys and rows.
-WHOLE = {"check": ["params.yaml", *TABLES], "tokenize": TABLES}
+WHOLE = {"tokenize": TABLES}
 
 
 def view_of(stage):
@@ -162,11 +162,10 @@ def test_the_lsr_section_has_the_fields_of_the_config():
 def test_initializations_are_those_of_the_library_and_look_at_examples_where_its_do():
     from lsr.init import INITIALIZATIONS, READERS
     from pipeline.methods.pooling import BATCH
-    from pipeline.params.methods import FRAMELESS, READ, LsrParams
+    from pipeline.params.methods import READ, LsrParams
 
     assert get_args(LsrParams.model_fields["init"].annotation) == tuple(INITIALIZATIONS)
     assert set(READ) == set(BATCH) == {word for word, one in INITIALIZATIONS.items() if one.reads in READERS}
-    assert set(FRAMELESS) == {word for word, one in INITIALIZATIONS.items() if one.frames is None}
 
 
 def test_every_method_has_a_row_that_knows_the_fields_of_its_section():

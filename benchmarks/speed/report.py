@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from benchmarks.figures import BLUE, DOTS_PER_INCH, ORANGE, STYLE
 from benchmarks.speed import layer, many, step
 from benchmarks.speed.methods import FROZEN, METHODS, PEER, SMALLEST_PEER
 from pipeline.core import artifacts, console
-from pipeline.evaluation.plots import BLUE, DOTS_PER_INCH, ORANGE, STYLE
 
 SHOWN = (768, 2048, "float32")  # the layer in the plot
 

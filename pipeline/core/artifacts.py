@@ -10,8 +10,6 @@ from pathlib import Path
 
 from pipeline.core.errors import UserError, refused_by_disk
 
-CHECKED = Path("artifacts/checked.json")
-CHECKED_MODEL = Path("artifacts/checked-model.json")
 INPUTS = Path("artifacts/inputs.json")
 TOKENS = Path("artifacts/tokens")
 INIT = Path("artifacts/init")
@@ -21,23 +19,17 @@ EXPORTS = Path("artifacts/exports")
 TOKENIZE_METRICS = Path("reports/tokenize/metrics.json")
 TOKENIZE_LENGTHS = Path("reports/tokenize/lengths.csv")
 FACTORIZE_METRICS = Path("reports/factorize_init/metrics.json")
-FACTORIZE_LAYERS = Path("reports/factorize_init/layers.csv")
-FACTORIZE_CURVE = Path("reports/factorize_init/separation.csv")
-FACTORIZE_FRAMES = Path("reports/factorize_init/frames.csv")
-FACTORIZE_PICTURE = Path("reports/factorize_init/start.png")
-FACTORIZE_COST = Path("reports/factorize_init/cost.json")
+FACTORIZE_START = Path("reports/factorize_init/start.csv")
 TRAIN_METRICS = Path("reports/train/metrics.json")
 TRAIN_CURVES = Path("reports/train/curves")
-TRAIN_PICTURE = Path("reports/train/curves.png")
 TRAIN_LIVE = Path("reports/train/live.csv")
 EVALUATE_METRICS = Path("reports/evaluate/metrics.json")
 EVALUATE_PREDICTIONS = Path("reports/evaluate/predictions.csv")
-EVALUATE_PICTURE = Path("reports/evaluate/predictions.png")
 ARENA = Path("reports/arena")  # a folder of records for each preset: beside the pipeline, no outs of DVC's
-# No outs of DVC's, and ignored by Git: seconds and bytes differ between runs, and DVC takes outs away before a run.
-UNTRACKED = (FACTORIZE_COST, TRAIN_LIVE)
+# No outs of DVC's, and ignored by Git: DVC takes outs away before a run.
+UNTRACKED = (TRAIN_LIVE,)
 
-PARITY, SUBMISSION = "parity.json", "submission"  # in EXPORTS
+PARITY = "parity.json"  # in EXPORTS
 
 Value = str | int | float
 

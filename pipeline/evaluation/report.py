@@ -1,13 +1,12 @@
-"""The readable results of an evaluation: the table of predictions, a plot, and the closing tables."""
+"""The readable results of an evaluation: the table of predictions and the closing tables."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from pipeline.core import artifacts, console
 from pipeline.data import tokens
-from pipeline.evaluation import plots
 from pipeline.evaluation.outcome import Outcome, groups
 from pipeline.params import EvaluateView
-from pipeline.params.rows import Examples, Number
+from pipeline.params.rows import Number
 
 GROUPS = 10  # equal parts of a regression's range, for the plot of actual against predicted
 
@@ -30,37 +29,18 @@ def write_predictions(outcome: Outcome) -> None:
     artifacts.write_csv(artifacts.EVALUATE_PREDICTIONS, list(columns), zip(*columns.values(), strict=True))
 
 
-def draw(outcome: Outcome, title: str) -> None:
-    """Draw the confusion matrix, or the scatter plot of a regression."""
-    names, label = outcome.examples.names, outcome.examples.label
-    both = outcome.labels.tolist(), outcome.predicted.tolist()
-    if isinstance(label, Number) and not names:
-        plots.scatter(artifacts.EVALUATE_PICTURE, *both, label.low, label.high, title)
-    else:
-        plots.confusion_matrix(artifacts.EVALUATE_PICTURE, *both, names, title)
-
-
 def show(metrics: Mapping[str, float], differences: Mapping[str, float], view: EvaluateView) -> None:
-    """Print the closing table, one for each additional set, and one for the exports if there are any."""
-    show_split(view.data, metrics, view.dataset, view.dataset.scored)
-    for word, further in view.dataset.scored.items():
-        inner = {key.removeprefix(f"{word}_"): value for key, value in metrics.items() if key.startswith(f"{word}_")}
-        show_split(word, inner, further)
-    if differences:
-        exported = [(form, value, str(artifacts.EXPORTS / form)) for form, value in differences.items()]
-        console.table("exports, loaded again", ["form", "largest difference of logits", "folder"], exported)
-
-
-def show_split(name: str, metrics: Mapping[str, float], examples: Examples, others: Iterable[str] = ()) -> None:
-    """Print the metrics of a split with their intervals and the score of a constant answer."""
+    """Print the metrics with intervals and the score of a constant answer, and a table of the exports if any."""
+    names = view.dataset.metrics
     rows: list[tuple[str, float, str, float | str]] = [
-        (metric, metrics[metric], _interval(metrics, metric), metrics[f"{metric}_baseline"])
-        for metric in examples.metrics
+        (name, metrics[name], _interval(metrics, name), metrics[f"{name}_baseline"]) for name in names
     ]
     rows.append(("loss", metrics["loss"], "", metrics["loss_baseline"]))
-    shown = ("score", "loss", *examples.metrics, *(f"{other}_" for other in others))
-    rows += [(metric, value, "", "") for metric, value in metrics.items() if not metric.startswith(shown)]
-    console.table(f"evaluate: {name}", ["metric", "value", "95 % interval", "one answer for all"], rows)
+    rows += [(name, value, "", "") for name, value in metrics.items() if not name.startswith(("score", "loss", *names))]
+    console.table(f"evaluate: {view.data}", ["metric", "value", "95 % interval", "one answer for all"], rows)
+    if view.evaluate.export:
+        exported = [(form, differences[form], str(artifacts.EXPORTS / form)) for form in view.evaluate.export]
+        console.table("exports, loaded again", ["form", "largest difference of logits", "folder"], exported)
 
 
 def _interval(metrics: Mapping[str, float], name: str) -> str:

@@ -11,9 +11,9 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 import lsr
 from lsr.convert.files import InputError, writing
 from pipeline.core.errors import UserError
-from pipeline.methods import adapters, base_models, device
+from pipeline.methods import base_models, device
 from pipeline.params import PARAMS
-from pipeline.params.rows import DatasetRow, ModelRow
+from pipeline.params.rows import ModelRow
 
 
 def write(form: str, model: PeftModel, folder: Path, row: ModelRow, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -49,14 +49,8 @@ def _write_merged(model: PeftModel, folder: Path, tokenizer: PreTrainedTokenizer
         tokenizer.save_pretrained(str(new))
 
 
-def load(form: str, folder: Path, row: ModelRow, dataset: DatasetRow) -> nn.Module:
-    """Load what `write` has written, a LoRA on its base model, the way users without this package would.
-
-    The model is on the fastest device, like the one that it is compared with.
-    """
-    if form == "lora":
-        base = base_models.load_base_model(row, dataset)
-        return device.place(adapters.load_adapter(base, folder, trainable=False))
+def load_merged(folder: Path, row: ModelRow) -> nn.Module:
+    """Load a checkpoint that `write` has written, the way users without this package would, on the fastest device."""
     model = AutoModelForSequenceClassification.from_pretrained(
         str(folder), trust_remote_code=base_models.runs_code(row)
     )

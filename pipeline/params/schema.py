@@ -60,20 +60,6 @@ class View(Section):
     """The part that one stage sees. dvc.yaml declares the same; DECLARED maps fields that are not keys to it."""
 
 
-class CheckView(View):
-    """Of stages/check.py, which needs no values: the files are its deps, and loading any view checks all of them."""
-
-
-class CheckModelView(View):
-    """Of stages/check_model.py: what must fit the model."""
-
-    model: Named
-    adapter: str
-    tokenize: TokenizeParams
-    section: Chosen
-    base_model: ModelRow
-
-
 class TokenizeView(View):
     """Of stages/tokenize.py. The frames of another adapter are files too, and pooled rows may name some."""
 

@@ -9,9 +9,8 @@ import torch
 from pipeline import params
 from pipeline.core import artifacts
 from pipeline.methods import adapters, base_models
-from stages import check_model, evaluate, factorize_init, tokenize, train
+from stages import evaluate, factorize_init, tokenize, train
 
-CHECK_MODEL = (check_model, params.CheckModelView)
 TOKENIZE = (tokenize, params.TokenizeView)
 FACTORIZE = (factorize_init, params.FactorizeInitView)
 TRAIN = (train, params.TrainView)

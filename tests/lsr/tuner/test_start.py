@@ -13,7 +13,7 @@ from lsr.algebra.frames import leading_frames
 from lsr.init import INITIALIZATIONS, READERS
 from lsr.tuner.linear import adapted_layers
 from lsr.tuner.start import collect_gradients, initialize_factors
-from lsr.tuner.start_report import report_frames
+from lsr.tuner.start_report import report_start
 from tests.capabilities.models import LABELS, logits, tiny, tokens
 
 pytestmark = pytest.mark.usefixtures("remembered_fits")
@@ -214,5 +214,5 @@ def test_what_is_reported_of_rounded_frames_is_what_the_stored_ones_hold():
         gradient = gradients[0][layer.layer_name].double()
         rest = gradient - b @ torch.linalg.pinv(b) @ gradient @ torch.linalg.pinv(a) @ a
         held = float(1 - rest.square().sum() / gradient.square().sum())
-        assert report_frames(started, gradients, 0).energy["gradient"] == pytest.approx(held, abs=1e-5)
+        assert report_start(started, gradients, 0).energy == pytest.approx(held, abs=1e-5)
         assert held < 0.9  # what the frames hold before they are rounded is more
