@@ -1,12 +1,9 @@
-"""`python -m lsr`: export, inspect and bank adapters, and pool their frames, from the command line."""
+"""`python -m lsr`: export and inspect adapters, pool their frames, and put many into one file."""
 
 import argparse
-import os
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
-from io import TextIOWrapper
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,7 +13,7 @@ from transformers.utils import logging
 from lsr.algebra.precision import TOLERATED_LOSS
 from lsr.convert.commands import run_export, run_frames, run_inspect
 from lsr.convert.export import DTYPES
-from lsr.convert.files import InputError
+from lsr.loading.files import InputError
 from lsr.serve.command import run_bank
 from lsr.tuner.config import SHARED
 from lsr.tuner.factors import STORAGE
@@ -53,14 +50,11 @@ def _add_export(commands: Any) -> None:
         description="Write an LSR adapter as a plain PEFT LoRA folder (exact, no SVD) or merged into its base model, "
         "and compare the outputs of what was written with those of the adapter.",
     )
-    _add_adapter(command, "ADAPTER", "folder of an LSR adapter")
+    _add_adapter(command)
     command.add_argument("--to", choices=("lora", "merged"), required=True, help="what to write")
     _add_output(command, f"replace OUT if it exists, and let --dtype lose over {TOLERATED_LOSS:.0%}% of the update")
     command.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of what is written (float32)")
     _add_base(command)
-    command.add_argument(
-        "--labels", nargs="+", metavar="NAME", help="with --to merged: names of the labels, for the config.json"
-    )
     command.set_defaults(run=run_export)
 
 
@@ -71,7 +65,7 @@ def _add_inspect(commands: Any) -> None:
         description="Show sizes, condition numbers, size and singular values of the update, and the LoRA that equals "
         "it, layer by layer. The base model is read if it is there.",
     )
-    _add_adapter(command, "ADAPTER", "folder of an LSR adapter")
+    _add_adapter(command)
     _add_base(command)
     command.add_argument("--json", action="store_true", help="print JSON, with all singular values")
     command.set_defaults(run=run_inspect)
@@ -84,9 +78,7 @@ def _add_frames(commands: Any) -> None:
         description="Write frames that hold most of what adapters, of LSR or LoRA, have learned of each layer. New "
         "adapters take them from that folder (`frames` of LsrConfig, or `lsr.frames`) and store a core alone.",
     )
-    command.add_argument(
-        "--from", dest="sources", nargs="+", type=Path, required=True, metavar="ADAPTER", help="folders of adapters"
-    )
+    _add_sources(command, "ADAPTER", "folders of adapters")
     _add_output(command)
     command.add_argument("--rank", type=int, metavar="R", help="of the frames; without it the largest of the adapters")
     command.add_argument(
@@ -103,15 +95,7 @@ def _add_bank(commands: Any) -> None:
         description="Write adapters of one base model into one file, bank.safetensors, from which lsr.AdapterBank "
         "serves them together: each row of a batch through its own. An adapter has the name of its folder.",
     )
-    command.add_argument(
-        "--from",
-        dest="sources",
-        nargs="+",
-        type=Path,
-        required=True,
-        metavar="FOLDER",
-        help="folders of adapters, or folders that hold such",
-    )
+    _add_sources(command, "FOLDER", "folders of adapters, or folders that hold such")
     _add_output(command)
     command.add_argument(
         "--collapse",
@@ -122,8 +106,12 @@ def _add_bank(commands: Any) -> None:
     command.set_defaults(run=run_bank)
 
 
-def _add_adapter(command: argparse.ArgumentParser, name: str, text: str) -> None:
-    command.add_argument("adapter", metavar=name, type=Path, help=text)
+def _add_adapter(command: argparse.ArgumentParser) -> None:
+    command.add_argument("adapter", metavar="ADAPTER", type=Path, help="folder of an LSR adapter")
+
+
+def _add_sources(command: argparse.ArgumentParser, name: str, text: str) -> None:
+    command.add_argument("--from", dest="sources", nargs="+", type=Path, required=True, metavar=name, help=text)
 
 
 def _add_output(command: argparse.ArgumentParser, force: str = "replace OUT if it exists") -> None:
@@ -139,50 +127,20 @@ def _add_base(command: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit code."""
-    _open_streams()
     options = parser().parse_args(arguments)
-    program = f"python -m lsr {options.command}"
     _quiet()
     try:
         options.run(options)
-        sys.stdout.flush()
     except InputError as error:
-        return _failed(MISTAKE, f"{program}: {error}")
+        code, line = MISTAKE, f"python -m lsr {options.command}: {error}"
     except KeyboardInterrupt:
-        return _failed(STOPPED, "stopped; nothing was half written")
-    except BrokenPipeError:  # whoever reads has had enough, such as `head`
-        _drop_output()
-    except OSError as error:  # a full disk behind standard output, or a name that no disk takes
-        return _failed(FAILED, f"{program}: {error.filename or 'standard output'}: {error.strerror or error}")
-    except MemoryError:
-        return _failed(FAILED, f"{program}: not enough memory")
-    return 0
-
-
-def _failed(code: int, line: str) -> int:
-    with suppress(OSError):  # nobody can be told where standard error is full too
-        print(line, file=sys.stderr, flush=True)
-    try:
-        sys.stdout.flush()
-    except OSError:
-        _drop_output()
+        code, line = STOPPED, "stopped; nothing was half written"
+    except OSError as error:
+        code, line = FAILED, f"python -m lsr {options.command}: {error}"
+    else:
+        return 0
+    print(line, file=sys.stderr)
     return code
-
-
-def _open_streams() -> None:
-    """Let every text be printed: where a stream is closed it goes nowhere, and ASCII gets escapes."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in the order of their numbers
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 it stays open
-        elif isinstance(stream, TextIOWrapper) and mode == "w":
-            stream.reconfigure(errors="backslashreplace")
-
-
-def _drop_output() -> None:
-    """Have Python's own flush at the end find a stream that takes what is left."""
-    with suppress(OSError):  # it is no file
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _quiet() -> None:

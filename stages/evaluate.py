@@ -14,14 +14,14 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline import params, stage
 from pipeline.core import artifacts, console
-from pipeline.data import tokens
+from pipeline.data import pretrained, tokens
 from pipeline.evaluation import inference, report
 from pipeline.evaluation.outcome import Outcome
 from pipeline.methods import adapters, base_models, cards, device, exports, task
 
 
 def main(view: params.EvaluateView) -> None:
-    tokenizer = base_models.load_tokenizer(view.base_model)
+    tokenizer = pretrained.load_tokenizer(view.base_model)
     test, collate = tokens.load_tokens("test"), tokens.collator(tokenizer)
 
     def logits(model: nn.Module, what: str) -> Tensor:

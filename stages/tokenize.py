@@ -111,11 +111,12 @@ def main(view: params.TokenizeView) -> None:
     splits, dropped, conflicting = datasets.load(view.dataset, view.data)
     counts = Counter(dropped)
     splits |= further.load(view.dataset, view.data, counts)
-    from pipeline.methods import base_models  # takes seconds, so after all checks that do not need it
 
-    base_models.check_architecture(view.base_model)
-    tokenizer = base_models.load_tokenizer(view.base_model)
-    base_models.check_tokens(tokenizer, max_length)
+    from pipeline.data import pretrained  # takes seconds, so after all checks that do not need it
+
+    pretrained.load_config(view.base_model)
+    tokenizer = pretrained.load_tokenizer(view.base_model)
+    pretrained.check_tokens(tokenizer, max_length)
     metrics: dict[str, artifacts.Value] = {f"rows_dropped_{reason}": count for reason, count in counts.items()}
     metrics["rows_conflicting"] = conflicting
     # A param with the name of a metric is params.yaml:data in DVC's tables. Otherwise they would take it for the folder

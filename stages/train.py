@@ -14,7 +14,7 @@ from transformers import Trainer, set_seed
 
 from pipeline import params, stage
 from pipeline.core import artifacts, console
-from pipeline.data import tokens
+from pipeline.data import pretrained, tokens
 from pipeline.methods import adapters, base_models, cards
 from pipeline.methods.task import Task
 from pipeline.training import arguments, checkpoints, run
@@ -35,7 +35,7 @@ def train(view: params.TrainView, folder: Path) -> None:
     base = base_models.load_base_model(view.base_model, view.dataset)
     model = adapters.load_adapter(base, artifacts.INIT, trainable=True)
     splits = {name: tokens.load_tokens(name) for name in ("train", "validation")}
-    collate = tokens.collator(base_models.load_tokenizer(view.base_model))
+    collate = tokens.collator(pretrained.load_tokenizer(view.base_model))
     steps = view.train.epochs * run.steps_an_epoch(view, splits["train"])
     console.line(f"train: the curve so far is in {artifacts.from_repository(artifacts.TRAIN_LIVE)}")
     with console.progress("train", steps, "steps") as advance:

@@ -1,34 +1,31 @@
-"""The commands of `python -m lsr`: each calls one function of this package and prints the result.
+"""The commands of `python -m lsr` on a single adapter or on frames: each calls one function and prints its result.
 
 Tables are plain aligned text, which needs no further package and reads the same in a terminal, a file or a pipe.
 """
 
 import argparse
 import json
-import math
-import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from peft import PeftModel
 from torch import Tensor
 
 from lsr.algebra.precision import ROUNDOFF, dtype_name
-from lsr.convert.base_model import TASK, load_plain, load_tokenizer, name_labels, read_labels
 from lsr.convert.export import DTYPES, Rounding, export_lora, export_merged
-from lsr.convert.files import InputError, NoBaseError, check_output
 from lsr.convert.inspect import AdapterReport, LayerReport, inspect_adapter, shared_prefix
-from lsr.convert.loading import load_adapter, load_lora
 from lsr.convert.parity import largest_difference, outputs, probe_ids
 from lsr.convert.pool import pool_frames
+from lsr.convert.writing import check_output
+from lsr.loading.adapters import load_adapter
+from lsr.loading.base_models import class_of, load_model, load_tokenizer
+from lsr.loading.files import TASK, InputError, NoBaseError, read_config, read_labels
 
 COLUMNS = (
     *("layer", "out x in", "rank", "terms", "trained", "stored", "effective"),
     *("κ(A)", "κ(B)", "κ(ΔW)", "‖ΔW‖/‖W‖", "singular values", "LoRA"),
 )
-# Columns that a narrow terminal lacks, the first to go first.
-DISPENSABLE = ("LoRA", "effective", "stored", "κ(B)", "κ(A)", "out x in", "singular values", "terms")
 SINGULAR_VALUES = 4  # in the table
 MORE_THAN_ROUNDING = 0.1  # of the largest output: bfloat16 changes a hundredth
 
@@ -39,37 +36,22 @@ def run_export(options: argparse.Namespace) -> None:
     A LoRA does not need the base model: without it, the outputs are not compared.
 
     Raises:
-        InputError: if the options conflict, or the adapter, its base or the output folder is not usable.
+        InputError: if the adapter or the output folder is not usable.
         NoBaseError: if a base that is needed or named does not exist.
     """
     sources = (options.adapter, *([Path(options.base)] if options.base else []))
     check_output(options.output, sources, replace=options.force)
-    if options.labels and options.to != "merged":
-        raise InputError("--labels: an adapter folder cannot hold label names; use --to merged")
     try:
         model = load_adapter(options.adapter, options.base)
     except NoBaseError as error:
         if options.base or options.to != "lora":
             raise
-        rounding = export_lora(options.adapter, options.output, dtype=DTYPES[options.dtype], force=options.force)
-        _show_export(options, rounding)
+        _show_export(options, _export(options, options.adapter))
         print(f"without its base model, the outputs are not compared: {error}")
         return
-    if options.labels:
-        name_labels(model, options.labels)
-    elif options.to == "merged" and (labels := read_labels(options.adapter)):
-        name_labels(model, labels, f"{options.adapter / TASK}: labels")
     ids = probe_ids(model)
     expected = None if ids is None else outputs(model, ids)
-    dtype = DTYPES[options.dtype]
-    if options.to == "lora":
-        rounding = export_lora(model, options.output, dtype=dtype, force=options.force)
-    else:
-        tokenizer = load_tokenizer(options.adapter, options.base)
-        rounding = export_merged(model, options.output, dtype=dtype, tokenizer=tokenizer, force=options.force)
-        if tokenizer is None:
-            print("no tokenizer beside the adapter or its base model: add its files before serving")
-    _show_export(options, rounding)
+    _show_export(options, _export(options, model))
     if ids is None or expected is None:
         print("the model reads no token ids, so the outputs are not compared")
         return
@@ -84,6 +66,32 @@ def run_export(options: argparse.Namespace) -> None:
             )
 
 
+def _export(options: argparse.Namespace, adapter: PeftModel | Path) -> Rounding:
+    dtype = DTYPES[options.dtype]
+    if options.to == "lora" or isinstance(adapter, Path):
+        return export_lora(adapter, options.output, dtype=dtype, force=options.force)
+    _name_labels(adapter, options.adapter)
+    tokenizer = load_tokenizer(read_config(options.adapter), options.adapter, options.base)
+    if tokenizer is None:
+        print("no tokenizer beside the adapter or its base model: add its files before serving")
+    return export_merged(adapter, options.output, dtype=dtype, tokenizer=tokenizer, force=options.force)
+
+
+def _name_labels(model: PeftModel, folder: Path) -> None:
+    """Set the names of the task's labels, if there are any, in the base model's configuration.
+
+    Raises:
+        InputError: unless there is one name per label, all different.
+    """
+    names, count = read_labels(folder), model.config.num_labels
+    if names is None:
+        return
+    if len(names) != count or len(set(names)) != count:
+        raise InputError(f"{folder / TASK}: labels must be {count} different names, got {' '.join(names)}")
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: index for index, name in enumerate(names)}
+
+
 def _show_export(options: argparse.Namespace, rounding: Rounding) -> None:
     print(f"{options.output}: {options.to}, {len(rounding.layers)} layers, {options.dtype}, {_size(options.output)}")
     worst = rounding.worst
@@ -91,6 +99,21 @@ def _show_export(options: argparse.Namespace, rounding: Rounding) -> None:
         f"rounding error of the update in {options.dtype}: {rounding.total:.2g} in total, "
         f"{rounding.layers[worst]:.2g} at most, in {worst}"
     )
+
+
+def differences(options: argparse.Namespace, ids: Tensor, expected: Tensor) -> list[tuple[str, float]]:
+    """Return the largest difference from the adapter's outputs for each way to load the export."""
+    if options.to == "merged":
+        kind = class_of(read_config(options.adapter))
+        found = outputs(load_model(kind, str(options.output)).float().eval(), ids)
+        return [(f"merged, {options.dtype}", largest_difference(found, expected))]
+    model = load_adapter(options.output, options.base, "LORA")
+    beside = largest_difference(outputs(model, ids), expected)
+    merged = largest_difference(outputs(model.merge_and_unload(), ids), expected)
+    return [
+        (f"lora, {options.dtype}, unmerged", beside),
+        (f"lora, {options.dtype}, merged by PEFT", merged),
+    ]
 
 
 def run_inspect(options: argparse.Namespace) -> None:
@@ -101,13 +124,9 @@ def run_inspect(options: argparse.Namespace) -> None:
         return
     prefix = shared_prefix(report.layers)
     print(f"{options.adapter}: {len(report.layers)} layers of {prefix.rstrip('.') or 'the model'}, base {report.base}")
-    rows = [_row(name.removeprefix(prefix), layer) for name, layer in report.layers.items()]
-    text, hidden = _fitting(rows, shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf)
-    print(text)
+    print(table(COLUMNS, [_row(name.removeprefix(prefix), layer) for name, layer in report.layers.items()]))
     print(_totals(report))
     print("κ: norm of the terms over norm of their sum; rounding errors grow by as much")
-    if hidden:
-        print(f"a wider terminal also shows {', '.join(hidden)}; --json shows everything")
     if report.base_problem is not None:
         print(f"without its base model, ‖W‖ is unknown: {report.base_problem}")
     for dtype in map(dtype_name, ROUNDOFF):
@@ -115,18 +134,6 @@ def run_inspect(options: argparse.Namespace) -> None:
         if unfit:
             worst = max(unfit, key=lambda name: unfit[name])
             print(f"{dtype} would lose {unfit[worst]:.0%} of the update in {worst}: its terms cancel; keep float32")
-
-
-def _fitting(rows: Sequence[Sequence[str]], width: float) -> tuple[str, list[str]]:
-    """Return the widest table of layers that is at most `width` wide, or the narrowest, and the columns it lacks."""
-    text, hidden = table(COLUMNS, rows), set[str]()
-    for name in DISPENSABLE:
-        if max(map(len, text.splitlines())) <= width:
-            break
-        hidden.add(name)
-        shown = [i for i, column in enumerate(COLUMNS) if column not in hidden]
-        text = table([COLUMNS[i] for i in shown], [[row[i] for i in shown] for row in rows])
-    return text, [column for column in COLUMNS if column in hidden]
 
 
 def _row(name: str, layer: LayerReport) -> list[str]:
@@ -170,20 +177,6 @@ def run_frames(options: argparse.Namespace) -> None:
         for name, one in reports.items()
     ]
     print(table(("frames of", "layers", "rank", "parameters", *(f"held of {name}" for name in names)), rows))
-
-
-def differences(options: argparse.Namespace, ids: Tensor, expected: Tensor) -> list[tuple[str, float]]:
-    """Return the largest difference from the adapter's outputs for each way to load the export."""
-    if options.to == "merged":
-        found = outputs(load_plain(options.output, options.adapter), ids)
-        return [(f"merged, {options.dtype}", largest_difference(found, expected))]
-    model = load_lora(options.output, options.base)
-    beside = largest_difference(outputs(model, ids), expected)
-    merged = largest_difference(outputs(model.merge_and_unload(), ids), expected)
-    return [
-        (f"lora, {options.dtype}, unmerged", beside),
-        (f"lora, {options.dtype}, merged by PEFT", merged),
-    ]
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

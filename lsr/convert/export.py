@@ -17,18 +17,9 @@ from torch import Tensor, nn
 
 from lsr.algebra.precision import TOLERATED_LOSS, dtype_name
 from lsr.algebra.spectrum import distance_of_pairs, singular_values_of_pair
-from lsr.convert.base_model import read_labels
-from lsr.convert.files import (
-    FACTOR,
-    PREFIX,
-    InputError,
-    check_output,
-    read_config,
-    read_tensors,
-    write_adapter,
-    writing,
-)
-from lsr.convert.loading import ADAPTER, METHOD, load_config, made_layers
+from lsr.convert.writing import check_output, write_adapter, writing
+from lsr.loading.adapters import ADAPTER, load_layers
+from lsr.loading.files import FACTOR, PREFIX, InputError, read_labels, read_tensors
 from lsr.tuner.card import Card, as_lora
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.linear import LsrLinear
@@ -158,10 +149,8 @@ def _of_model(model: PeftModel, adapter_name: str) -> _Source:
 
 
 def _of_folder(folder: Path) -> _Source:
-    read_config(folder, METHOD)
-    config, tensors = load_config(folder), read_tensors(folder)
-    layers = made_layers(folder, config, tensors)
-    others = {key: value for key, value in tensors.items() if not FACTOR.fullmatch(key)}
+    config, layers, _ = load_layers(folder)
+    others = {key: value for key, value in read_tensors(folder).items() if not FACTOR.fullmatch(key)}
     parts = [key.removeprefix(PREFIX).split(".")[:-1] for key in others]
     return _Source(
         config=config,

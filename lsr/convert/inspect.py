@@ -7,8 +7,8 @@ from pathlib import Path
 from lsr.algebra.precision import TOLERATED_LOSS, Conditions, conditions_of, update_condition_number
 from lsr.algebra.separable import kron_sum
 from lsr.algebra.spectrum import singular_values_of_pair
-from lsr.convert.files import PREFIX, NoBaseError, read_config, read_tensors
-from lsr.convert.loading import ADAPTER, load_adapter, load_layers
+from lsr.loading.adapters import ADAPTER, load_adapter, load_layers
+from lsr.loading.files import PREFIX, NoBaseError, read_config, read_tensors
 from lsr.tuner.adapter import LsrAdapter
 from lsr.tuner.linear import LsrLinear, adapted_layers
 
@@ -71,7 +71,7 @@ def inspect_adapter(folder: str | Path, base: str | None = None) -> AdapterRepor
     except NoBaseError as error:
         if base is not None:
             raise
-        layers, problem = load_layers(folder), str(error)
+        layers, problem = load_layers(folder).layers, str(error)
     others = sum(t.numel() for name, t in tensors.items() if ".lsr_" not in name.removeprefix(PREFIX))
     reports = {name: inspect_layer(layer, has_base=problem is None) for name, layer in layers.items()}
     return AdapterReport(reports, others, base or fields.get("base_model_name_or_path"), problem)

@@ -10,7 +10,7 @@ from typing import Any
 from peft import LoraConfig
 from torch import Tensor
 
-from lsr.convert.files import PREFIX, InputError, read_tensors
+from lsr.loading.files import PREFIX, InputError, read_tensors
 from lsr.tuner.config import override
 from lsr.tuner.expressions import check_expressions
 from lsr.tuner.saved import CONFIG

@@ -11,18 +11,12 @@ from torch import Tensor
 
 from lsr.algebra.frames import bases_of, captured_energies, leading_frames
 from lsr.algebra.shapes import Form
-from lsr.convert.base_model import by
-from lsr.convert.files import (
-    PREFIX,
-    InputError,
-    check_output,
-    read_config,
-    write_adapter,
-    writing,
-)
-from lsr.convert.loading import ADAPTER, load_layers
 from lsr.convert.lora import lora_updates
+from lsr.convert.writing import check_output, write_adapter, writing
 from lsr.init.initialization import Start
+from lsr.loading.adapters import ADAPTER, load_layers
+from lsr.loading.base_models import by
+from lsr.loading.files import PREFIX, InputError, read_config
 from lsr.tuner.config import SHARED, LsrConfig
 from lsr.tuner.factors import STORAGE, LsrFactors, entries
 from lsr.tuner.fingerprint import are_alike
@@ -92,7 +86,7 @@ def _updates(folder: Path, fields: Mapping[str, Any]) -> dict[str, Pair]:
     if fields["peft_type"] == "LORA":
         return lora_updates(folder, fields)
     found = {}
-    for name, layer in load_layers(folder).items():
+    for name, layer in load_layers(folder).layers.items():
         adapter = layer.adapter(ADAPTER)
         right, left = (side.detach().double() for side in adapter.as_lora())
         if not (left @ right).any():

@@ -10,9 +10,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from lsr.convert.base_model import by
-from lsr.convert.files import InputError
 from lsr.init.examples import widths
+from lsr.loading.base_models import by
+from lsr.loading.files import InputError
 from lsr.serve import stored
 from lsr.serve.head import BankHead
 from lsr.serve.layer import (

@@ -2,7 +2,7 @@
 
 import argparse
 
-from lsr.convert.files import check_output
+from lsr.convert.writing import check_output
 from lsr.serve.opening import adapter_folders, bank_of
 from lsr.serve.stored import FILE
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lsr.convert.base_model import by
 from lsr.init.examples import widths
+from lsr.loading.base_models import by
 from lsr.serve.rows import Rows, grown
 from lsr.tuner.adapter import LsrAdapter
 from lsr.tuner.rows import add_by_cores, add_by_factors

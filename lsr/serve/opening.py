@@ -1,16 +1,15 @@
 """Open a bank from disk, from one file or a folder of adapters, on the base model that it names."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lsr.convert.base_model import TASK, load_base
-from lsr.convert.files import PREFIX, InputError, read_config, read_tensors
-from lsr.convert.loading import METHOD
+from lsr.loading.adapters import METHOD
+from lsr.loading.base_models import load_base
+from lsr.loading.files import PREFIX, InputError, read_config, read_task, read_tensors
 from lsr.serve import stored
 from lsr.serve.bank import AdapterBank
-from lsr.tuner.saved import CONFIG, first_line
+from lsr.tuner.saved import CONFIG
 
 
 def open_bank(folder: Path, base: str | None = None) -> AdapterBank:
@@ -36,7 +35,7 @@ def bank_of(folders: Mapping[str, Path], base: str | None = None, *, collapse: b
     model = load_base(read_config(first, METHOD), read_tensors(first), base)
     bank = AdapterBank(model, collapse=collapse, capacity=len(folders))
     for name, folder in folders.items():
-        bank.add(name, folder, note=read_note(folder))
+        bank.add(name, folder, note=read_task(folder))
     return bank
 
 
@@ -59,7 +58,7 @@ def notes_of(folder: Path) -> dict[str, Any]:
     """
     if (folder / stored.FILE).is_file():
         return stored.read_index(folder).notes
-    return {name: read_note(one) for name, one in adapter_folders([folder]).items()}
+    return {name: read_task(one) for name, one in adapter_folders([folder]).items()}
 
 
 def adapter_folders(sources: Sequence[Path]) -> dict[str, Path]:
@@ -80,18 +79,3 @@ def adapter_folders(sources: Sequence[Path]) -> dict[str, Path]:
                 raise InputError(f"{folder}: another adapter is named {name!r}, {found[name]}; rename one of them")
             found[name] = folder
     return found
-
-
-def read_note(folder: Path) -> Any:
-    """Return the contents of the pipeline's file next to an adapter; None if there is none.
-
-    Raises:
-        InputError: if it is not valid JSON.
-    """
-    path = folder / TASK
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON: {first_line(error)}") from None

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lsr.convert.base_model import by
-from lsr.convert.files import FACTOR, PREFIX, InputError, read_config, read_tensors
-from lsr.convert.loading import ADAPTER, METHOD, load_with_sketch
+from lsr.loading.adapters import ADAPTER, METHOD, load_layers
+from lsr.loading.base_models import by
+from lsr.loading.files import FACTOR, PREFIX, InputError, read_config, read_tensors
 from lsr.tuner.adapter import LsrAdapter
 from lsr.tuner.saved import CONFIG
 
@@ -44,7 +44,7 @@ def read_adapter(folder: str | Path) -> Reading:
     fields = read_config(folder, METHOD)
     if fields.get("bias", "none") != "none":
         raise InputError(f"{folder}: trains biases of the base model (bias={fields['bias']!r}); a bank cannot")
-    layers, sketch = load_with_sketch(folder)
+    _, layers, sketch = load_layers(folder)
     whole = fields.get("modules_to_save") or []
     if not isinstance(whole, list) or not all(isinstance(word, str) for word in whole):
         raise InputError(f"{folder / CONFIG}: modules_to_save must be a list of names, got {whole!r}")

@@ -11,8 +11,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lsr.convert.base_model import by
-from lsr.convert.files import InputError, check_output, writing
+from lsr.convert.writing import check_output, writing
+from lsr.loading.base_models import by
+from lsr.loading.files import InputError
 from lsr.tuner.mixed_batch import BASE
 from lsr.tuner.resolved import sketches_from_fields
 from lsr.tuner.saved import DTYPES, first_line

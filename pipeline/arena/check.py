@@ -9,6 +9,7 @@ from pipeline.arena.plan import Cell, Run
 from pipeline.arena.preset import PATH
 from pipeline.core import console
 from pipeline.core.errors import UserError
+from pipeline.data import pretrained
 from pipeline.methods import adapters, base_models
 from pipeline.training import arguments
 
@@ -46,11 +47,11 @@ def _mistakes(run: Run, place: str, check_one: Callable[[Cell], None]) -> Iterat
 def _check_task(cell: Cell) -> None:
     view = cell.view
     arguments.check_machine(view.train)
-    base_models.check_tokens(base_models.load_tokenizer(view.base_model), view.tokenize.max_length)
+    pretrained.check_tokens(pretrained.load_tokenizer(view.base_model), view.tokenize.max_length)
     task_tokens.cached(task_of(cell))
 
 
 def _check_method(cell: Cell) -> None:
     row = cell.view.base_model
-    if not base_models.brings_code(row):
+    if not pretrained.brings_code(row):
         adapters.check_section(base_models.outline(row), cell.view.section, row)

@@ -18,7 +18,7 @@ from lsr.init import INITIALIZATIONS
 from pipeline.arena import task_tokens
 from pipeline.arena.task_tokens import CACHE, Task
 from pipeline.core import artifacts
-from pipeline.data import tokens
+from pipeline.data import pretrained, tokens
 from pipeline.methods import adapters, architecture, base_models
 from pipeline.methods.pooling import BATCH
 
@@ -67,7 +67,7 @@ def _computed(reading: Reading) -> Gradients:
     task = reading.task
     set_seed(reading.seed)  # the head is drawn when the checkpoint loads
     base = base_models.load_base_model(task.model, task.row)
-    tokenizer = base_models.load_tokenizer(task.model)
+    tokenizer = pretrained.load_tokenizer(task.model)
     train = task_tokens.splits(task)["train"]
     batches = list(tokens.sample(train, tokenizer, reading.examples, reading.seed, BATCH[reading.init]))
     layers = adapters.gradients(

@@ -25,7 +25,7 @@ from pipeline.arena.plan import ArenaView, Cell
 from pipeline.arena.record import Record
 from pipeline.arena.task_tokens import Task
 from pipeline.core.errors import UserError, clipped, first_line, refused_by_machine
-from pipeline.data import tokens
+from pipeline.data import pretrained, tokens
 from pipeline.evaluation import inference, scores
 from pipeline.evaluation.answers import answers
 from pipeline.methods import adapters, base_models, eva
@@ -55,7 +55,7 @@ def measure(cell: Cell) -> Record:
     try:
         with _timed(seconds, "load"):
             splits = task_tokens.splits(task_of(cell))
-            collate = tokens.collator(base_models.load_tokenizer(view.base_model))
+            collate = tokens.collator(pretrained.load_tokenizer(view.base_model))
         with _timed(seconds, "start"):
             model = started(cell)
             counts = Counts.of(model, view)
@@ -137,7 +137,7 @@ def started(cell: Cell) -> PeftModel:
             pass
     elif isinstance(section, LoraParams) and section.reads_examples:
         train = task_tokens.splits(task_of(cell))["train"]
-        tokenizer = base_models.load_tokenizer(view.base_model)
+        tokenizer = pretrained.load_tokenizer(view.base_model)
         eva.start(model, tokens.sample(train, tokenizer, section.examples, view.seed, BATCH["gradient"]))
     return model
 
@@ -145,7 +145,7 @@ def started(cell: Cell) -> PeftModel:
 def _gradients(cell: Cell, section: LsrParams) -> list[Gradients]:
     """Return the gradients of the tasks that the frames are from: the training's own, or a pool."""
     row = cell.view.base_model
-    outline = base_models.load_base_model(row, cell.view.dataset) if base_models.brings_code(row) else None
+    outline = base_models.load_base_model(row, cell.view.dataset) if pretrained.brings_code(row) else None
     layers = tuple(adapters.target_names(outline or base_models.outline(row), section, row, cell.seed))
     tasks = _tasks(cell, cell.view.pooled) or [task_of(cell)]
     return [

@@ -16,10 +16,9 @@ from pipeline.arena.files import digests
 from pipeline.arena.preset import Amount, Reads
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
-from pipeline.data import datasets, tokens
+from pipeline.data import datasets, pretrained, tokens
 from pipeline.data.encoding import tokenize
 from pipeline.evaluation.answers import members
-from pipeline.methods import base_models
 from pipeline.params.rows import GROUP, DatasetRow, ModelRow
 
 CACHE = Path(".cache/arena")
@@ -84,7 +83,7 @@ def cached(task: Task) -> Path:
 def _tables(task: Task) -> dict[str, pa.Table]:
     if task.row.is_grouped and any(amount != "all" for amount in task.reads.model_dump().values()):
         raise UserError(f"{task.name}: examples are scored in groups, which must stay whole: set all of reads to all")
-    tokenizer = base_models.load_tokenizer(task.model)
+    tokenizer = pretrained.load_tokenizer(task.model)
     texts = datasets.load(task.row, task.name).splits
     tables: dict[str, pa.Table] = {}
     reads = task.reads

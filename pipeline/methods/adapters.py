@@ -2,7 +2,6 @@
 
 import copy
 import json
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,7 +13,6 @@ import peft
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -22,23 +20,23 @@ from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS, READERS
 from lsr.init.allocation import MOST, allocate
 from lsr.init.examples import widths
+from lsr.loading.adapters import load_onto
+from lsr.loading.files import InputError
 from lsr.tuner import targets
 from lsr.tuner.config import OWN, LsrConfig
-from lsr.tuner.expressions import check_expressions
 from lsr.tuner.factors import entries
 from lsr.tuner.family import Family, read_family
 from lsr.tuner.model import check_forms
-from lsr.tuner.saved import check_saved, misfit, read_fields
 from lsr.tuner.start import Started, initialize_factors
 from lsr.tuner.targets import check_indices, check_names
 from pipeline.core.errors import UserError, first_line, nearest
+from pipeline.data.pretrained import public_name
 from pipeline.methods import architecture, device, placement, subtracted, table
-from pipeline.methods.base_models import public_name
 from pipeline.params import PARAMS, LsrParams, MethodParams, PeftParams
 from pipeline.params.rows import ModelRow
 
-WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 MISFIT = (ValueError, TypeError)  # raised by a configuration or method if a value does not fit a model
 # Methods of PEFT that have no section of their own may raise anything: they have not been vetted.
 ANY_MISFIT = (*MISFIT, KeyError, AttributeError, IndexError, RuntimeError, AssertionError, ImportError)
@@ -291,56 +289,13 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> Pef
     Raises:
         UserError: if the folder is not an adapter, is incomplete, or does not fit the base model.
     """
-    if not (folder / CONFIG).is_file():
-        raise UserError(f"{folder}: no adapter here ({CONFIG} is missing); run the stage before, or dvc repro")
     try:
-        fields = read_fields(folder / CONFIG)
-    except ValueError as error:
+        model = load_onto(base, folder, trainable=trainable)
+    except InputError as error:
         raise UserError(str(error)) from None
-    try:
-        check_expressions(fields, [name for name, _ in base.named_modules()])
-    except ValueError as error:
-        raise UserError(f"{folder / CONFIG}: {error}") from None
-    found = _shapes(folder / WEIGHTS)
-    start = subtracted.configuration(folder / CONFIG)
-    with warnings.catch_warnings(record=True) as said:  # the errors below are more specific
-        try:
-            model = PeftModel.from_pretrained(
-                base,
-                folder,
-                config=start and subtracted.without_start(start),
-                is_trainable=trainable,
-                low_cpu_mem_usage=True,  # do not initialize factors that are about to be loaded
-                torch_device=str(base.device),  # otherwise PEFT picks an accelerator, wherever the base model is
-            )
-        except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError) as error:
-            raise UserError(f"{folder}: does not fit the base model: {misfit(error)}") from None
-    try:
-        if start is not None:
-            subtracted.subtract(model, folder / WEIGHTS, start)
-        check_saved(model, found)
-    except ValueError as error:
-        raise UserError(f"{folder / WEIGHTS}: {error}") from None
-    for one in said:
-        warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
     # The folder names a hub repository, which PEFT would query whenever the Trainer saves a checkpoint.
     model.peft_config["default"].base_model_name_or_path = base.name_or_path
     return model
-
-
-def _shapes(path: Path) -> dict[str, Sequence[int]]:
-    """Return the shapes of a file's tensors by name.
-
-    Raises:
-        UserError: if there is no such file, or it is broken.
-    """
-    if not path.is_file():  # PEFT would look for a pickle
-        raise UserError(f"{path.parent}: {path.name} is missing")
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 it is no dict
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path}: corrupt or cut off: {first_line(error)}") from None
 
 
 def heads(model: PeftModel, row: ModelRow) -> dict[str, nn.Module]:

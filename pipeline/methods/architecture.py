@@ -7,7 +7,8 @@ from transformers import PreTrainedModel
 
 from lsr import LsrModel
 from pipeline.core.errors import UserError
-from pipeline.methods.base_models import linear_layers, public_name
+from pipeline.data.pretrained import public_name
+from pipeline.methods.base_models import linear_layers
 from pipeline.params.rows import ModelRow
 
 

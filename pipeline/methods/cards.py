@@ -14,7 +14,7 @@ from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from lsr.tuner.card import Card, section, text_in
-from pipeline.methods import base_models
+from pipeline.data import pretrained
 from pipeline.methods.adapters import CONFIG
 from pipeline.params import EvaluateView, LsrParams, TrainView
 from pipeline.params.sources import HubSource, PackageSource
@@ -87,7 +87,7 @@ def _card(
     view: TrainView | EvaluateView, adapter: Path, sections: Mapping[str, str], header: Mapping[str, Any]
 ) -> Card:
     fields = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
-    base, revision = base_models.public_name(view.base_model)
+    base, revision = pretrained.public_name(view.base_model)
     method = fields["peft_type"]
     kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[method]].__module__
     dataset = view.dataset

@@ -8,10 +8,14 @@ from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-import lsr
-from lsr.convert.files import InputError, writing
+from lsr.convert.export import export_lora, export_merged
+from lsr.loading.base_models import load_model
+from lsr.loading.files import InputError
+from lsr.tuner.config import LsrConfig
+from pipeline.core import artifacts
 from pipeline.core.errors import UserError
-from pipeline.methods import base_models, device
+from pipeline.data import pretrained
+from pipeline.methods import device
 from pipeline.params import PARAMS
 from pipeline.params.rows import ModelRow
 
@@ -23,12 +27,12 @@ def write(form: str, model: PeftModel, folder: Path, row: ModelRow, tokenizer: P
         UserError: if it cannot be written in this format.
     """
     config = model.peft_config["default"]
-    config.base_model_name_or_path, config.revision = base_models.public_name(row)
+    config.base_model_name_or_path, config.revision = pretrained.public_name(row)
     try:
         if form == "lora":
-            lsr.export_lora(model, folder)
-        elif isinstance(config, lsr.LsrConfig):
-            lsr.export_merged(model, folder, tokenizer=tokenizer)
+            export_lora(model, folder)
+        elif isinstance(config, LsrConfig):
+            export_merged(model, folder, tokenizer=tokenizer)
         else:
             _write_merged(model, folder, tokenizer)
     except InputError as error:
@@ -44,14 +48,12 @@ def _write_merged(model: PeftModel, folder: Path, tokenizer: PreTrainedTokenizer
         if isinstance(module, ModulesToSaveWrapper):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, module.modules_to_save["default"])
-    with writing(folder) as new:
+    with artifacts.replacing(folder) as new:
         cast("Any", model.merge_and_unload()).save_pretrained(str(new))
         tokenizer.save_pretrained(str(new))
 
 
 def load_merged(folder: Path, row: ModelRow) -> nn.Module:
     """Load a checkpoint that `write` has written, the way users without this package would, on the fastest device."""
-    model = AutoModelForSequenceClassification.from_pretrained(
-        str(folder), trust_remote_code=base_models.runs_code(row)
-    )
-    return device.place(model)
+    runs_code = pretrained.runs_code(row)
+    return device.place(load_model(AutoModelForSequenceClassification, str(folder), runs_code=runs_code))

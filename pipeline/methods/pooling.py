@@ -9,7 +9,7 @@ from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS
 from pipeline.core import console
 from pipeline.core.errors import UserError
-from pipeline.data import examples, tokens
+from pipeline.data import examples, pretrained, tokens
 from pipeline.methods import adapters, base_models
 from pipeline.params import PARAMS, FactorizeInitView, LsrParams
 
@@ -28,7 +28,7 @@ def gradients(base: PreTrainedModel, view: FactorizeInitView) -> list[dict[str, 
         UserError: if examples or their head are not suitable, or the selected row is not tokenized.
     """
     assert isinstance(view.section, LsrParams)
-    count, tokenizer = view.section.examples, base_models.load_tokenizer(view.base_model)
+    count, tokenizer = view.section.examples, pretrained.load_tokenizer(view.base_model)
     size = BATCH[view.section.init]
     if not view.section.frames_from:
         return [_gradients(base, examples_of(view, count, size), view, view.data)]
@@ -48,7 +48,7 @@ def examples_of(view: FactorizeInitView, count: int, size: int) -> Iterator[dict
     Raises:
         UserError: if it is not tokenized.
     """
-    tokenizer = base_models.load_tokenizer(view.base_model)
+    tokenizer = pretrained.load_tokenizer(view.base_model)
     return tokens.sample(tokens.load_tokens("train"), tokenizer, count, view.seed, size)
 
 

@@ -46,7 +46,7 @@ def of_bank(options: argparse.Namespace) -> tuple[Source, int, Answer]:
     Raises:
         UserError: for the first error.
     """
-    from lsr.convert.files import InputError
+    from lsr.loading.files import InputError
     from lsr.serve import opening
 
     try:
@@ -115,16 +115,16 @@ def _task(options: argparse.Namespace, name: str, note: Any) -> Task:
 
 
 def _open(options: argparse.Namespace) -> tuple["AdapterBank", "PreTrainedTokenizerBase"]:
-    from lsr.convert.base_model import tokenizer_of
+    from lsr.loading.base_models import load_tokenizer
     from lsr.serve import opening
+    from pipeline.data.pretrained import pad
     from pipeline.methods import device
-    from pipeline.methods.base_models import pad
-    from pipeline.predict.opening import place_of
+    from pipeline.predict.opening import base_in_repository
 
     getLogger("huggingface_hub").setLevel(ERROR)  # hides its retries when offline
     fields = opening.fields_of(options.bank)
-    base = options.base or place_of(str(fields.get("base_model_name_or_path")))
-    bank, tokenizer = opening.open_bank(options.bank, base), tokenizer_of(fields, options.bank, base)
+    base = options.base or base_in_repository(fields)
+    bank, tokenizer = opening.open_bank(options.bank, base), load_tokenizer(fields, options.bank, base)
     if tokenizer is None:
         raise UserError(f"{options.bank}: no tokenizer beside the bank or its base model; see --base")
     pad(tokenizer, str(options.bank), cast("PreTrainedModel", bank.model))

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 from pipeline import params
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
-from pipeline.data import datasets, further, tokens
+from pipeline.data import datasets, further, pretrained, tokens
 from pipeline.evaluation import inference, scores, submission
 from pipeline.evaluation.answers import answers
 from pipeline.evaluation.intervals import share
@@ -75,7 +75,7 @@ def model_of(num_labels):
 
 def written(view, folder):
     """Predict the hidden splits with a model that nobody trained; return the files."""
-    collate = tokens.collator(base_models.load_tokenizer(view.base_model))
+    collate = tokens.collator(pretrained.load_tokenizer(view.base_model))
     for split, row in view.dataset.hidden.items():
         examples = tokens.load_tokens(split)
         logits = inference.logits(model_of(row.num_labels), examples, collate, 32, lambda done: None)
@@ -208,7 +208,7 @@ def test_groups_are_scored_while_training_as_afterwards(chosen):
     base = base_models.load_base_model(view.base_model, view.dataset)
     model = adapters.load_adapter(base, artifacts.ADAPTER, trainable=False)
     split = tokens.load_tokens("validation")
-    collate = tokens.collator(base_models.load_tokenizer(view.base_model))
+    collate = tokens.collator(pretrained.load_tokenizer(view.base_model))
     logits = inference.logits(model, split, collate, 16, lambda done: None).numpy()
     found = scores.score(view.dataset.metrics, *answers(logits, np.array(split["label"]), view.dataset, groups(split)))
     assert found["f1"] == pytest.approx(report(artifacts.TRAIN_METRICS)["best_score"], abs=1e-6)

@@ -14,9 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from pipeline import params
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
-from pipeline.data import encoding
+from pipeline.data import encoding, pretrained
 from pipeline.data import texts as text_tools
-from pipeline.methods import base_models
 from pipeline.params.rows import DatasetRow, ModelRow
 from stages import tokenize as stage
 
@@ -261,7 +260,7 @@ def test_a_length_beyond_the_model_is_refused_with_the_limit(view):
 
 
 def test_a_tokenizer_without_a_limit_takes_any_length(tmp_path):
-    base_models.check_tokens(AutoTokenizer.from_pretrained(save_tokenizer(tmp_path / "model")), 8192)
+    pretrained.check_tokens(AutoTokenizer.from_pretrained(save_tokenizer(tmp_path / "model")), 8192)
 
 
 def test_a_refused_run_leaves_the_tokens_of_the_last_one(view):

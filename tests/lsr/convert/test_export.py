@@ -18,9 +18,9 @@ from transformers import AutoModelForSequenceClassification
 
 from lsr import LsrConfig, export_lora, export_merged
 from lsr.algebra.precision import TOLERATED_LOSS
-from lsr.convert.files import PREFIX, InputError
-from lsr.convert.loading import load_adapter
 from lsr.init import INITIALIZATIONS
+from lsr.loading.adapters import load_adapter
+from lsr.loading.files import PREFIX, InputError
 from lsr.tuner.linear import adapted_layers
 from tests.capabilities.models import logits, tiny, tokens
 from tests.lsr.saved import CASES, FOLDED, adapted, save

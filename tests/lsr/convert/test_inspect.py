@@ -9,8 +9,8 @@ from torch.testing import assert_close
 
 from lsr import export_lora
 from lsr.algebra.precision import ROUNDOFF, TOLERATED_LOSS
-from lsr.convert.files import InputError
 from lsr.convert.inspect import inspect_adapter, inspect_layer, shared_prefix
+from lsr.loading.files import InputError
 from lsr.tuner.linear import adapted_layers
 from tests.lsr.saved import CASES, FOLDED, entries, save
 

@@ -9,8 +9,8 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from lsr.convert.files import InputError, read_config
 from lsr.convert.lora import lora_updates
+from lsr.loading.files import InputError, read_config
 from lsr.tuner.saved import CONFIG, WEIGHTS
 from tests.capabilities.models import tiny
 

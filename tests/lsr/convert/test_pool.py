@@ -8,7 +8,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from lsr import LsrConfig, inspect_adapter, pool_frames
-from lsr.convert.files import InputError
+from lsr.loading.files import InputError
 from lsr.tuner.linear import adapted_layers
 from tests.capabilities.models import logits, tiny
 

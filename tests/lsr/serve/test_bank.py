@@ -12,7 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lsr import AdapterBank
-from lsr.convert.files import InputError
+from lsr.loading.files import InputError
 from lsr.serve.reading import read_adapter
 from lsr.tuner.linear import adapted_layers
 from tests.capabilities.models import tiny, tokens

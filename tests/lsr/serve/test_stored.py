@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lsr import AdapterBank
-from lsr.convert.files import InputError
+from lsr.loading.files import InputError
 from lsr.serve import stored
 from tests.capabilities.models import tiny, tokens
 from tests.lsr.serve.families import FORMS, save, says

@@ -16,9 +16,9 @@ from torch.testing import assert_close
 
 from lsr import LsrConfig, export_lora, pool_frames, start_from_examples
 from lsr.algebra.shapes import Form
-from lsr.convert.files import InputError
 from lsr.convert.inspect import inspect_adapter
-from lsr.convert.loading import load_adapter, load_layers, load_lora
+from lsr.loading.adapters import load_adapter, load_layers
+from lsr.loading.files import InputError
 from lsr.tuner.family import check_room, frames_hash
 from lsr.tuner.linear import adapted_layers
 from lsr.tuner.resolved import Resolved
@@ -366,7 +366,7 @@ def test_it_is_read_exported_and_reported_with_its_base_and_without(family, tmp_
     for name, layer in adapted_layers(model).items():
         assert torch.equal(alone[name].get_delta_weight("default"), layer.get_delta_weight("default"))
     export_lora(loaded, tmp_path / "lora")
-    assert_close(logits(load_lora(tmp_path / "lora")), logits(model), atol=1e-5, rtol=1e-5)
+    assert_close(logits(load_adapter(tmp_path / "lora", method="LORA")), logits(model), atol=1e-5, rtol=1e-5)
     report = inspect_adapter(tmp_path / "two")
     assert report.base_problem is None
     shutil.rmtree(tmp_path / "base")

@@ -12,7 +12,7 @@ from lsr.__main__ import main as lsr_command
 from pipeline import params
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
-from pipeline.data import encoding
+from pipeline.data import encoding, pretrained
 from pipeline.methods import adapters, architecture, base_models
 from pipeline.params.rows import ModelRow
 from pipeline.predict.__main__ import main as predict
@@ -86,7 +86,7 @@ def outputs(model, tokenizer, texts):
 @pytest.mark.parametrize("kind", architectures.LAST)
 def test_a_decoder_classifies_the_last_token_of_each_text_in_a_batch(kind, named):
     row = named(kind)
-    model, tokenizer = base_models.load_base_model(row, PAIRS), base_models.load_tokenizer(row)
+    model, tokenizer = base_models.load_base_model(row, PAIRS), pretrained.load_tokenizer(row)
     assert tokenizer.pad_token == ("<pad>" if kind in architectures.PADS else architectures.END)
     found = outputs(model, tokenizer, TEXTS).logits
     for text, logits in zip(TEXTS, found, strict=True):
@@ -103,7 +103,7 @@ def test_padding_on_the_left_would_move_the_positions_and_is_not_left_there(save
     before = path.read_text()
     path.write_text(json.dumps(json.loads(before) | {"padding_side": "left"}))
     try:
-        tokenizer = base_models.load_tokenizer(named("gpt2"))
+        tokenizer = pretrained.load_tokenizer(named("gpt2"))
     finally:
         path.write_text(before)
     assert tokenizer(TEXTS, padding=True)["attention_mask"][0][0] == 1
@@ -177,10 +177,10 @@ def test_an_architecture_that_no_table_knows_lists_its_linear_layers(named, monk
 def test_what_cannot_classify_or_pad_is_refused_before_any_text_is_read(tmp_path):
     folder = architectures.save(tmp_path / "model", "gpt2")
     row = ModelRow.named(str(folder), "params.yaml: model")
-    base_models.check_architecture(row)
+    pretrained.load_config(row)
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": None}))
-    assert refusal(base_models.load_tokenizer, row) == (
+    assert refusal(pretrained.load_tokenizer, row) == (
         f"params.yaml: model: {folder}: the tokenizer has no padding token, and no end of text to use instead; add "
         "pad_token to its tokenizer_config.json"
     )
@@ -221,5 +221,5 @@ def test_every_row_of_the_table_fits_the_architecture_that_it_is_of():
 
 
 def test_encoding_needs_no_padding_token(named):
-    encoded, whole = encoding.encode(TEXTS, None, base_models.load_tokenizer(named("gpt2")), 30)
+    encoded, whole = encoding.encode(TEXTS, None, pretrained.load_tokenizer(named("gpt2")), 30)
     assert [len(ids) for ids in encoded["input_ids"]] == whole

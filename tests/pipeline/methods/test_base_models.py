@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pipeline.core.errors import UserError
+from pipeline.data import pretrained
 from pipeline.methods import base_models
 from pipeline.params.rows import DatasetRow, ModelRow
 from tests import workspace
@@ -32,7 +33,7 @@ def package(tmp_path, monkeypatch):
     workspace.save_tiny_roberta(folder)
     (tmp_path / "carrying/__init__.py").write_text("raise RuntimeError('the code of the package was run')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(base_models, "version", {"carrying": "1.0"}.__getitem__)
+    monkeypatch.setattr(pretrained, "version", {"carrying": "1.0"}.__getitem__)
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     yield row(package="carrying==1.0", folder="carrying/model", sha256=digest)
     sys.modules.pop("carrying", None)
@@ -64,11 +65,11 @@ def test_the_seed_decides_the_head_and_nothing_else(package):
 
 
 def test_a_package_is_known_to_others_by_its_public_name(package):
-    assert base_models.public_name(package) == ("someone/tiny", None)
+    assert pretrained.public_name(package) == ("someone/tiny", None)
 
 
 def test_the_tokenizer_comes_from_the_same_folder(package):
-    assert base_models.load_tokenizer(package)("the cat")["input_ids"][0] == 0
+    assert pretrained.load_tokenizer(package)("the cat")["input_ids"][0] == 0
 
 
 def changed(model_row, **source):
@@ -89,7 +90,7 @@ def test_a_package_that_is_not_installed_says_how_to_install_it(package, monkeyp
     def missing(name):
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(base_models, "version", missing)
+    monkeypatch.setattr(pretrained, "version", missing)
     with pytest.raises(UserError, match=r"carrying==1.0 is not installed; install it with: pip install carrying==1.0"):
         base_models.load_base_model(package, PAIRS)
 
@@ -135,7 +136,7 @@ def own_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr("sys.path", [*sys.path])
-    base_models._say_once.cache_clear()
+    pretrained._say_once.cache_clear()
     workspace.save_tiny_roberta(tmp_path / "own")
     (tmp_path / "own/code_of_own.py").write_text(CODE)
     config = tmp_path / "own/config.json"
@@ -147,7 +148,7 @@ def own_code(tmp_path, monkeypatch):
 
 def test_the_code_of_a_folder_is_not_run_unless_the_row_says_so(own_code, monkeypatch, capsys):
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asks on the terminal"))
-    with pytest.raises(UserError, match=r"pipeline/models.yaml: cannot load own: ") as error:
+    with pytest.raises(UserError, match=r"pipeline/models.yaml: base model own: cannot be loaded: ") as error:
         base_models.load_base_model(row(path="own"), PAIRS)
     assert "\n" not in str(error.value)
     assert not (own_code / "ran").exists()
@@ -164,7 +165,6 @@ def test_trust_is_a_truth_value():
 
 
 def test_no_code_of_a_model_is_run_to_look_at_its_layers(own_code):
-    for trusting in (False, True):
-        with pytest.raises(UserError, match=r"pipeline/models.yaml: "):
-            base_models.outline(row(path="own", trust_remote_code=trusting))
+    with pytest.raises(UserError, match=r"pipeline/models.yaml: "):
+        base_models.outline(row(path="own"))
     assert not (own_code / "ran").exists()

@@ -20,8 +20,7 @@ from transformers import AutoTokenizer
 from lsr.__main__ import main as lsr_main
 from pipeline import params
 from pipeline.core import artifacts
-from pipeline.data import sources
-from pipeline.methods import base_models
+from pipeline.data import pretrained, sources
 from pipeline.predict import __main__ as predict
 from pipeline.predict import opening, places
 from stages import evaluate, factorize_init, tokenize, train
@@ -288,7 +287,7 @@ def test_a_base_that_an_installed_package_holds_needs_no_name(one, capsys, monke
     path = artifacts.ADAPTER / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "someone/tiny"}))
     assert mistake(capsys, SENTENCE).startswith("pipeline/models.yaml: package carrying==1.0 is not installed; install")
-    monkeypatch.setattr(base_models, "version", {"carrying": "1.0"}.__getitem__)
+    monkeypatch.setattr(pretrained, "version", {"carrying": "1.0"}.__getitem__)
     monkeypatch.syspath_prepend(str(one))
     assert ok(capsys, SENTENCE) == expected
 

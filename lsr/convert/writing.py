@@ -1,0 +1,78 @@
+"""Write the folder of an adapter or a checkpoint: completely or not at all, with the same bytes every time."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lsr.loading.files import InputError
+from lsr.tuner.saved import CONFIG, WEIGHTS, first_line
+
+# The files that a command writes: an adapter, or a checkpoint with its tokenizer; `task.json` is the pipeline's.
+WRITTEN = re.compile(
+    r"adapter_config\.json|adapter_model\.safetensors|bank\.safetensors|task\.json|README\.md|"
+    r"(generation_)?config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|"
+    r"tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|chat_template\.jinja|"
+    r"vocab\.(txt|json)|merges\.txt|(spiece|sentencepiece\.bpe|tokenizer)\.model"
+)
+
+
+def write_adapter(folder: Path, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write the configuration and tensors into a folder."""
+    text = json.dumps(dict(fields), indent=2, sort_keys=True)
+    (folder / CONFIG).write_text(f"{text}\n", encoding="utf-8")
+    own = {name: tensors[name].detach().cpu().clone().contiguous() for name in sorted(tensors)}
+    save_file(own, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def check_output(path: Path, sources: tuple[Path, ...], *, replace: bool) -> None:
+    """Check that a folder may be written, before anything is computed for it.
+
+    Raises:
+        InputError: if it is or contains a source, or if it exists and `replace` is false or it holds anything else than
+            what a command writes: nobody's work is deleted.
+    """
+    target = path.resolve()
+    for source in (*sources, Path.cwd()):
+        if source.resolve().is_relative_to(target):
+            raise InputError(f"{path}: would replace {source}, which is read; choose another folder")
+    if path.exists() and not replace:
+        raise InputError(f"{path}: exists; choose another folder, or replace it with --force")
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path}: not a folder, so it is not replaced")
+    for file in sorted(path.glob("*")):
+        if not WRITTEN.fullmatch(file.name) or not file.is_file():
+            raise InputError(
+                f"{path}: holds {file.name}, which is not a file of an adapter or checkpoint, so it is not replaced"
+            )
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Yield a new folder that replaces `path` if all goes well; otherwise nothing changes.
+
+    Raises:
+        InputError: if the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in temporary.iterdir():  # safetensors makes them private, but a server may be another user
+            file.chmod(temporary.stat().st_mode & 0o666)
+        if path.is_dir():
+            shutil.rmtree(path)
+        temporary.rename(path)
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own words
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"{path}: cannot be written: {reason}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

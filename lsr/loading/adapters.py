@@ -1,0 +1,168 @@
+"""Adapters of any method on their base models, and the layers of an LSR adapter without one."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from lsr.algebra.precision import dtype_name
+from lsr.loading.base_models import MISFITS, by, load_base
+from lsr.loading.files import FACTOR, InputError, read_config, read_tensors
+from lsr.tuner.config import LsrConfig
+from lsr.tuner.expressions import check_expressions
+from lsr.tuner.family import Holders, check_room, read_family
+from lsr.tuner.linear import LsrLinear, adapted_layers
+from lsr.tuner.saved import CONFIG, WEIGHTS, check_saved, first_line, misfit
+
+METHOD = "LSR"
+ADAPTER = "default"
+
+
+class SavedLayers(NamedTuple):
+    """The layers of an LSR adapter by name; their base weights are uninitialized."""
+
+    config: LsrConfig
+    layers: dict[str, LsrLinear]
+    base_sketch: Mapping[str, Sequence[float]]  # of one weight of the base model that they are for, by layer
+
+
+def load_adapter(folder: Path, base: str | None = None, method: str | None = METHOD) -> PeftModel:
+    """Return an adapter on its base model, in evaluation mode and float32.
+
+    The base model is the one that the adapter names, or `base`, a folder or a hub repository. It gets as many labels as
+    the adapter's head.
+
+    Raises:
+        InputError: if the folder is not an adapter of this method of PEFT (of any, if None), or the base model does not
+            exist or does not fit it.
+    """
+    with _errors_alone():
+        fields = _checked_config(folder, method)
+        base_model = load_base(fields, read_tensors(folder), base)
+        if fields["peft_type"] != METHOD:  # LSR compares the base weight's own bytes; PEFT rounds adapters to its dtype
+            base_model = base_model.float()
+        model = _attach(base_model, folder, trainable=False).float().eval()
+    for layer in adapted_layers(model).values():
+        layer.settle()  # a folded initial update was rounded to the dtype of the base
+    return model
+
+
+def load_onto(base: nn.Module, folder: Path, *, trainable: bool = False) -> PeftModel:
+    """Return a base model with the adapter in a folder, of any method of PEFT, on the device of the base model.
+
+    Raises:
+        InputError: if the folder is not an adapter, is incomplete, or does not fit the base model.
+    """
+    with _errors_alone():
+        _checked_config(folder, None)
+        return _attach(base, folder, trainable=trainable)
+
+
+@contextmanager
+def _errors_alone() -> Iterator[None]:
+    """Hold back warnings until all went well: an error says more than PEFT's warnings before it."""
+    with warnings.catch_warnings(record=True) as caught:
+        yield
+    for warning in caught:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def _checked_config(folder: Path, method: str | None) -> dict[str, Any]:
+    fields = read_config(folder, method)
+    if fields["peft_type"] == METHOD:
+        load_layers(folder)  # says more than PEFT if the two files do not fit together
+    return fields
+
+
+def _attach(base: nn.Module, folder: Path, *, trainable: bool) -> PeftModel:
+    fields, tensors = read_config(folder), read_tensors(folder)
+    try:
+        check_expressions(fields, [name for name, _ in base.named_modules()])
+        model = PeftModel.from_pretrained(
+            base,
+            str(folder),
+            is_trainable=trainable,
+            low_cpu_mem_usage=True,  # do not initialize factors that are about to be loaded
+            torch_device=str(next(base.parameters()).device),  # otherwise PEFT picks an accelerator
+        )
+    except MISFITS as error:
+        raise InputError(f"{folder}: does not fit the base model: {misfit(error)}") from None
+    try:
+        check_saved(model, {name: tensor.shape for name, tensor in tensors.items()})
+    except ValueError as error:
+        raise InputError(f"{folder / WEIGHTS}: {error}") from None
+    return model
+
+
+def load_layers(folder: Path) -> SavedLayers:
+    """Return the layers of an LSR adapter without a base model.
+
+    Raises:
+        InputError: if the folder is not an LSR adapter, its file is incomplete, or its two files do not fit together.
+    """
+    read_config(folder, METHOD)
+    config, states = _config(folder), _states(folder)
+    # If factors are shared, the layer that stores them comes first, as in a model.
+    first = sorted(states, key=lambda name: not any(".factor_" in key for key in states[name]))
+    try:
+        check_room(config, states)
+        family = read_family(config)
+        holders = Holders(config, (), family)
+        made = {name: _layer(name, config, holders, states[name]) for name in first}
+    except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
+        raise InputError(f"{folder}: {WEIGHTS} and {CONFIG} do not fit together: {first_line(error)}") from None
+    of_frames = family or config.resolved
+    return SavedLayers(config, {name: made[name] for name in states}, of_frames.base_sketch if of_frames else {})
+
+
+def _config(folder: Path) -> LsrConfig:
+    try:
+        config = LsrConfig.from_pretrained(str(folder))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{folder / CONFIG}: {first_line(error)}") from None
+    assert isinstance(config, LsrConfig)
+    return config
+
+
+def _states(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of each layer by their names in its state dict.
+
+    Raises:
+        InputError: if there are none.
+    """
+    states: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in read_tensors(folder).items():
+        if found := FACTOR.fullmatch(key):
+            states.setdefault(found[1], {})[f"lsr_adapters.{ADAPTER}.{found[2]}"] = tensor
+    if not states:
+        raise InputError(f"{folder / WEIGHTS}: holds no LSR factors")
+    return states
+
+
+def _layer(name: str, config: LsrConfig, holders: Holders, state: Mapping[str, Tensor]) -> LsrLinear:
+    if config.resolved is None:
+        raise ValueError("resolved: the configuration does not contain the shapes of the layers")
+    shapes = config.resolved.layer(name)
+    base = torch.nn.utils.skip_init(nn.Linear, shapes.in_features, shapes.out_features, bias=False)
+    layer = LsrLinear(base, ADAPTER, name)
+    layer.update_layer(ADAPTER, config, holders.holder(layer))
+    holders.add(layer, ADAPTER)
+    layer.base_hashes.clear()  # there is no weight to compare with
+    own = {key: value for key, value in layer.state_dict().items() if not key.startswith("base_layer.")}
+    for key in sorted(own.keys() ^ state.keys()):
+        raise ValueError(f"layer {name!r}: {key} is {'missing' if key in own else 'not part of this adapter'}")
+    for key, tensor in state.items():
+        room = own[key]
+        if tensor.is_floating_point() != room.is_floating_point():
+            raise ValueError(f"layer {name!r}: {key} is of {dtype_name(tensor.dtype)}, not {dtype_name(room.dtype)}")
+        if tensor.shape != room.shape:
+            raise ValueError(
+                f"layer {name!r}: {key} is {by(tensor.shape)}, but its configuration says {by(room.shape)}"
+            )
+    layer.load_state_dict(state, strict=False)
+    return layer

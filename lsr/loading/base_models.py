@@ -1,0 +1,230 @@
+"""Base models and their tokenizers, from a folder, the hub or an installed package.
+
+A distribution declares which base model a package holds, and a function that returns its folder:
+
+    [project.entry-points."lsr.base_models"]
+    "OWNER/NAME@REVISION" = "package:function"
+"""
+
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
+
+from lsr.loading.files import PREFIX, InputError, NoBaseError
+from lsr.tuner.saved import CONFIG, first_line
+
+CLASSES = {  # by PEFT's task_type
+    "SEQ_CLS": transformers.AutoModelForSequenceClassification,
+    "TOKEN_CLS": transformers.AutoModelForTokenClassification,
+    "CAUSAL_LM": transformers.AutoModelForCausalLM,
+    "SEQ_2_SEQ_LM": transformers.AutoModelForSeq2SeqLM,
+    "QUESTION_ANS": transformers.AutoModelForQuestionAnswering,
+    "FEATURE_EXTRACTION": transformers.AutoModel,
+}
+VOCABULARIES = (
+    *("tokenizer.json", "vocab.txt", "vocab.json"),
+    *("spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
+)
+PACKAGED = "lsr.base_models"  # entry points
+MOST_LAYERS = 1000  # of a base model: its configuration can ask for any number
+PER_BYTE = 4  # entries that a byte of weights can hold: two bits each
+FRESH = 10_000_000  # entries that may be missing from the weights, such as a head's
+MISFITS = (  # what transformers and PEFT raise if files do not fit
+    *(OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, ImportError, AssertionError),
+    SafetensorError,
+)
+
+
+def load_model(
+    kind: Any, name: str, revision: str | None = None, *, runs_code: bool = False, shown: str | None = None, **more: Any
+) -> Any:
+    """Return a pretrained model of a class of transformers, from safetensors; `more` is for `from_pretrained`.
+
+    Code that the model brings is run only if `runs_code` is set; transformers would ask on the terminal. Messages show
+    the name `shown`.
+
+    Raises:
+        NoBaseError: if it does not exist or cannot be loaded.
+    """
+    with explain_base(shown or name):
+        return kind.from_pretrained(name, revision=revision, use_safetensors=True, trust_remote_code=runs_code, **more)
+
+
+def outline(kind: Any, config: PretrainedConfig, name: str) -> PreTrainedModel:
+    """Return the model that a configuration describes, without weights: its layers have names and shapes.
+
+    No code that the model brings is run.
+
+    Raises:
+        NoBaseError: if it asks for more layers than any real model has, or cannot be built.
+    """
+    with explain_base(name), torch.device("meta"):
+        if (layers := getattr(config.get_text_config(), "num_hidden_layers", 0)) > MOST_LAYERS:
+            raise NoBaseError(f"base model {name}: config.json asks for {layers:,} layers, above {MOST_LAYERS:,}")
+        return kind.from_config(config, trust_remote_code=False) if hasattr(kind, "from_config") else kind(config)
+
+
+def load_base(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], base: str | None = None) -> PreTrainedModel:
+    """Return the base model named in an adapter's configuration, or `base`, with a head that fits the tensors.
+
+    Raises:
+        InputError: if it does not exist, cannot be loaded, or does not fit the tensors.
+    """
+    name, revision = locate(fields, base)
+    kind, own = class_of(fields), {key.removeprefix(PREFIX): value for key, value in tensors.items()}
+    with explain_base(name):
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    empty = outline(kind, config, name)
+    _check_size(name, empty, own)
+    _fit_labels(config, empty, own)
+    # Tensors of the head may have other shapes: the adapter replaces them.
+    options = {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, info = load_model(kind, name, revision, **options)
+    for key, found, wanted in sorted(info["mismatched_keys"]):
+        if key not in own:
+            raise InputError(f"base model {name}: {key} is {by(found)}, but the adapter is for {by(wanted)}")
+    for key in sorted(info["missing_keys"] - own.keys()):
+        raise InputError(f"base model {name}: {key} is missing, and the adapter does not hold it either")
+    for key, value in model.state_dict().items():
+        if key in own and own[key].shape != value.shape:
+            shapes = f"{by(own[key].shape)} in the adapter, but {by(value.shape)} here"
+            raise InputError(f"base model {name}: {key} is {shapes}")
+    if fields.get("task_type") == "SEQ_CLS":
+        _name_padding(model.config.get_text_config())
+    return model
+
+
+def _fit_labels(config: PretrainedConfig, model: PreTrainedModel, own: Mapping[str, Tensor]) -> None:
+    """Set the number of labels to the number of rows of the adapter's head, if the model's head has another."""
+    state = model.state_dict()
+    for key, value in own.items():
+        if key in state and value.dim() == 2 and len(value) != len(state[key]):
+            config.num_labels = len(value)
+
+
+def _check_size(name: str, model: PreTrainedModel, own: Mapping[str, Tensor]) -> None:
+    """Check that a model is not far larger than the weights in its folder and the adapter's tensors.
+
+    Raises:
+        InputError: if it is: the missing weights would be drawn at random.
+    """
+    if not Path(name).is_dir():
+        return  # weights on the hub are not downloaded yet
+    size = sum(path.stat().st_size for path in Path(name).glob("*.safetensors"))
+    needed = sum(parameter.numel() for parameter in model.parameters())
+    if needed > PER_BYTE * size + sum(value.numel() for value in own.values()) + FRESH:
+        raise InputError(
+            f"base model {name}: config.json asks for {needed:,} parameters, but its weights are {size:,} bytes"
+        )
+
+
+def _name_padding(config: PretrainedConfig) -> None:
+    """Pad with the end-of-text token if there is no padding token, as in GPT-2: a decoder's head needs one."""
+    if getattr(config, "pad_token_id", None) is None:
+        ends = getattr(config, "eos_token_id", None)
+        config.pad_token_id = ends[0] if isinstance(ends, list) else ends
+
+
+def load_tokenizer(fields: Mapping[str, Any], folder: Path, base: str | None = None) -> PreTrainedTokenizerBase | None:
+    """Return the tokenizer in an adapter's folder, or else that of its base model; None if neither has one.
+
+    Raises:
+        InputError: if its files cannot be read.
+    """
+    for name, revision in ((str(folder), None), locate(fields, base)):
+        # Without these files transformers makes up a tokenizer of five words.
+        if any(_has_file(name, revision, file) for file in VOCABULARIES):
+            with explain_base(name):
+                return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    return None
+
+
+def _has_file(name: str, revision: str | None, file: str) -> bool:
+    try:
+        return cached_file(name, file, revision=revision) is not None
+    except (OSError, ValueError):
+        return False
+
+
+def locate(fields: Mapping[str, Any], base: str | None) -> tuple[str, str | None]:
+    """Return the folder or hub repository of an adapter's base model, or `base`, and its revision.
+
+    Raises:
+        NoBaseError: if none is named, or the folder does not exist.
+    """
+    name = base if base is not None else fields.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise NoBaseError(f"{CONFIG}: base_model_name_or_path names no base model; name it with --base")
+    if name.startswith((".", "/", "~")) and not Path(name).is_dir():  # no hub repository's name starts like this
+        raise NoBaseError(f"base model {name}: no such folder")
+    if base is not None or Path(name).is_dir():
+        return name, None
+    revision = fields.get("revision")
+    folder = _packaged(name, revision)
+    return (name, revision) if folder is None else (folder, None)
+
+
+def _packaged(name: str, revision: str | None) -> str | None:
+    """Return the folder of an installed package that holds a model of the hub; another revision is another model."""
+    for entry in entry_points(group=PACKAGED):
+        declared, _, pinned = entry.name.partition("@")
+        if declared == name and revision in (None, pinned):
+            try:
+                return str(entry.load()())
+            except ImportError:
+                continue
+    return None
+
+
+def class_of(fields: Mapping[str, Any]) -> Any:
+    """Return the class of a base model: that of the task, or, without one, the class that PEFT names instead.
+
+    Raises:
+        NoBaseError: if there is neither, or the class is none of transformers.
+    """
+    task, mapping = fields.get("task_type"), fields.get("auto_mapping")
+    if task in CLASSES:
+        return CLASSES[task]
+    if not isinstance(mapping, dict):  # such as frames of several adapters, which have no head
+        raise NoBaseError(f"{CONFIG}: names no task and no class of the base model")
+    module, name = str(mapping.get("parent_library")), str(mapping.get("base_model_class"))
+    kind = None
+    if module.startswith("transformers."):  # nobody else's code is imported
+        with suppress(ImportError):
+            kind = getattr(importlib.import_module(module), name, None)
+    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
+        raise NoBaseError(f"{CONFIG}: auto_mapping names {module}.{name}, which is not a model of transformers")
+    return kind
+
+
+@contextmanager
+def explain_base(name: str) -> Iterator[None]:
+    """Turn what transformers raises while it loads a model into one line.
+
+    Raises:
+        NoBaseError: in place of it.
+    """
+    try:
+        yield
+    except MISFITS as error:
+        if isinstance(error, NoBaseError):  # it is one line already
+            raise
+        raise NoBaseError(
+            f"base model {name}: cannot be loaded: {first_line(error)} (needed: a folder or hub repository with "
+            "config.json and model.safetensors)"
+        ) from None
+
+
+def by(shape: Sequence[int]) -> str:
+    """Return a shape as shown in messages: 24 x 3."""
+    return " x ".join(map(str, shape))

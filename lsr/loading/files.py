@@ -1,0 +1,95 @@
+"""The two files of an adapter's folder, read without running any code in them."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lsr.tuner.saved import CONFIG, WEIGHTS, read_fields, read_json, read_weights
+
+TASK = "task.json"  # written beside an adapter by the pipeline's stage train
+PICKLES = ("adapter_model.bin", "adapter_model.pt")
+PREFIX = "base_model.model."  # PEFT puts it before each tensor's name in the base model
+# The name of a factor or core in the file: its layer, and its name in the adapter.
+FACTOR = re.compile(rf"{re.escape(PREFIX)}(.*)\.lsr_adapters\.((?:factor|scale|start)_[AB]\d+|core)")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what a terminal interprets as a command or a line break
+LONGEST_LINE = 276  # characters of a message, before a command's name is prepended
+
+
+class InputError(ValueError):
+    """A mistake that the user can fix: one line that says where, what, and what is allowed.
+
+    Its length is bounded, because it may quote a file that contains anything.
+    """
+
+    def __str__(self) -> str:
+        line = CONTROL.sub(lambda found: ascii(found[0])[1:-1], super().__str__().replace("\n", " "))
+        half = (LONGEST_LINE - 3) // 2
+        return line if len(line) <= LONGEST_LINE else f"{line[:half]}...{line[-half:]}"
+
+
+class NoBaseError(InputError):
+    """The base model does not exist or cannot be loaded."""
+
+
+def read_config(folder: Path, method: str | None = None) -> dict[str, Any]:
+    """Return the fields of an adapter's configuration.
+
+    Raises:
+        InputError: if the folder is not an adapter, or not one of the PEFT method given.
+    """
+    if not (folder / CONFIG).exists():
+        missing = f"not an adapter folder, {CONFIG} is missing" if folder.is_dir() else "no such folder"
+        raise InputError(f"{folder}: {missing}")
+    try:
+        fields = read_fields(folder / CONFIG)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if method is not None and fields["peft_type"] != method:
+        raise InputError(f"{folder}: an adapter of the method {fields['peft_type']}; needed: {method}")
+    return fields
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Return an adapter's tensors by their names in the file.
+
+    Raises:
+        InputError: if there is no safetensors file, it is cut off or corrupt, a tensor is empty or of a dtype that no
+            adapter has, or a value is not finite.
+    """
+    if not (folder / WEIGHTS).exists() and (pickled := [name for name in PICKLES if (folder / name).exists()]):
+        raise InputError(
+            f"{folder / pickled[0]}: a pickle, which can run any code when read, so it is not read; save the adapter "
+            f"as {WEIGHTS}"
+        )
+    try:
+        return read_weights(folder / WEIGHTS)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def read_task(folder: Path) -> Any:
+    """Return what the pipeline wrote about an adapter's task into its folder; None if there is no such file.
+
+    Raises:
+        InputError: if it is not JSON.
+    """
+    path = folder / TASK
+    try:
+        return read_json(path) if path.exists() else None
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def read_labels(folder: Path) -> list[str] | None:
+    """Return the label names of an adapter's task; None if there are none.
+
+    Raises:
+        InputError: if the file is not JSON, or its labels are no list of names.
+    """
+    task = read_task(folder)
+    labels = task.get("labels") if isinstance(task, dict) else None
+    if not (labels is None or (isinstance(labels, list) and all(isinstance(name, str) for name in labels))):
+        raise InputError(f"{folder / TASK}: labels must be a list of names or null")
+    return labels

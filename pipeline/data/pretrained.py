@@ -1,0 +1,169 @@
+"""Where a row's base model is, and what can be known of it without its weights: its tokenizer and its architecture."""
+
+import hashlib
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transformers import AutoConfig, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+from transformers.utils import logging
+
+from pipeline.core import console
+from pipeline.core.errors import UserError, first_line
+from pipeline.params import PARAMS
+from pipeline.params.rows import HubModel, ModelRow, PackageModel
+
+if TYPE_CHECKING:  # importing a model class takes seconds, and the stage tokenize has no model
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+HEAD = "AutoModelForSequenceClassification"  # as listed in the configuration of a model with custom code
+MAX_LENGTH = f"{PARAMS}: tokenize.max_length"
+logging.set_verbosity_error()  # a freshly initialized head is intended here
+logging.disable_progress_bar()
+
+
+def load_config(row: ModelRow) -> "PreTrainedConfig":
+    """Return the model's configuration: of an architecture with a head for text classification.
+
+    Raises:
+        UserError: if the model is missing, is not what the row pins, or cannot classify.
+    """
+    path, revision = source(row)
+    with explain_row(row):
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=runs_code(row))
+    brings_head = runs_code(row) and HEAD in (getattr(config, "auto_map", None) or {})
+    if config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES and not brings_head:
+        raise UserError(
+            f"{row.where}: {public_name(row)[0]}: transformers has no head that classifies texts on the "
+            f"architecture {config.model_type}; choose another model"
+        )
+    return config
+
+
+def load_tokenizer(row: ModelRow) -> "PreTrainedTokenizerBase":
+    """Return the model's tokenizer, with padding set up.
+
+    Raises:
+        UserError: if the model is missing, is not what the row pins, or its tokenizer cannot pad.
+    """
+    path, revision = source(row)
+    with explain_row(row):
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=runs_code(row))
+    pad(tokenizer, f"{row.where}: {public_name(row)[0]}")
+    return tokenizer
+
+
+def pad(tokenizer: "PreTrainedTokenizerBase", where: str, model: "PreTrainedModel | None" = None) -> None:
+    """Set up padding in a tokenizer and its model: GPT-2 and Llama have no padding token, so end-of-text is used.
+
+    Padding comes after the text, because positions count from the left. Messages begin with `where`.
+
+    Raises:
+        UserError: if the tokenizer has neither a padding token nor an end-of-text token.
+    """
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise UserError(
+                f"{where}: the tokenizer has no padding token, and no end of text to use instead; add pad_token to "
+                "its tokenizer_config.json"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    if not type(tokenizer).__name__.startswith("XLNet"):  # XLNet expects padding on the left and classifies at the end
+        tokenizer.padding_side = "right"
+    if model is not None:
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+
+def check_tokens(tokenizer: "PreTrainedTokenizerBase", max_length: int, where: str = MAX_LENGTH) -> None:
+    """Refuse texts that are longer than the tokenizer says the model takes; `where` is what sets the length.
+
+    Raises:
+        UserError: if `max_length` is above that; a tokenizer without a limit says 1e30.
+    """
+    check_most(tokenizer.model_max_length, max_length, where)
+
+
+def check_most(most: int, max_length: int, where: str) -> None:
+    """Refuse a length in tokens that is above a limit of the model.
+
+    Raises:
+        UserError: if it is.
+    """
+    if max_length > most:
+        raise UserError(f"{where}: the model takes at most {most} tokens, got {max_length}")
+
+
+def brings_code(row: ModelRow) -> bool:
+    """Return whether the row has the model's own code run."""
+    return isinstance(row.source, HubModel) and row.source.trust_remote_code
+
+
+def runs_code(row: ModelRow) -> bool:
+    """Return whether the row allows the model's own code to run, and print that. Otherwise transformers would ask."""
+    if not brings_code(row):
+        return False
+    _say_once(f"pipeline/models.yaml: {public_name(row)[0]}: runs its own code, as the row allows")
+    return True
+
+
+@cache
+def _say_once(line: str) -> None:
+    console.warn(line)
+
+
+def public_name(row: ModelRow) -> tuple[str, str | None]:
+    """Return the public name and revision of the base model, never a path on this machine."""
+    return (row.source.same_as if isinstance(row.source, PackageModel) else row.source.path), row.source.revision
+
+
+def source(row: ModelRow) -> tuple[str, str | None]:
+    """Return the arguments of `from_pretrained`: a folder or repository, and its revision."""
+    if isinstance(row.source, HubModel):
+        return row.source.path, row.source.revision
+    return str(_package_folder(row.source)), None
+
+
+def _package_folder(source: PackageModel) -> Path:
+    name, _, wanted = source.package.partition("==")
+    install = f"install it with: pip install {source.package}"
+    try:
+        installed = version(name)
+    except PackageNotFoundError:
+        raise UserError(f"pipeline/models.yaml: package {source.package} is not installed; {install}") from None
+    if installed != wanted:
+        raise UserError(
+            f"pipeline/models.yaml: package {name} has version {installed}, the row pins {wanted}; {install}"
+        )
+    root, _, rest = source.folder.partition("/")
+    # Do not import the package: only its files are needed.
+    spec = importlib.util.find_spec(root)
+    folder = Path(spec.submodule_search_locations[0], rest) if spec and spec.submodule_search_locations else Path(root)
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise UserError(f"pipeline/models.yaml: package {source.package} holds no {source.folder}/model.safetensors")
+    with weights.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != source.sha256:
+        raise UserError(f"pipeline/models.yaml: {weights.name} of {source.package} has sha256 {found}, not the row's")
+    return folder
+
+
+@contextmanager
+def explain_row(row: ModelRow) -> Iterator[None]:
+    """Turn an error while loading into one line that names the row's model and the likely cause.
+
+    Raises:
+        UserError: in place of it.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{row.where}: cannot load {public_name(row)[0]}: {first_line(error)} (needed: a folder or hub repository "
+            "with config.json, a tokenizer and model.safetensors; a hub needs a connection unless it is cached)"
+        ) from None

@@ -1,0 +1,246 @@
+"""An adapter's folder comes back as what was saved, and whatever else it holds is one clear line."""
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from lsr.init import INITIALIZATIONS
+from lsr.loading.adapters import load_adapter, load_layers
+from lsr.loading.files import InputError
+from lsr.tuner.linear import adapted_layers
+from lsr.tuner.saved import CONFIG, WEIGHTS
+from tests.capabilities.models import logits, tiny
+from tests.lsr.saved import CASES, save
+
+pytestmark = pytest.mark.usefixtures("remembered_fits")
+
+QUERY = "bert.encoder.layer.0.attention.self.query"
+SHAPES = {"out_features": 24, "in_features": 24, "out_shape": [6, 4], "in_shape": [6, 4]}
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A plain adapter beside its base, which nobody changes."""
+    folder = tmp_path_factory.mktemp("original")
+    save("bert", folder)
+    return folder
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    """A copy of it, on the same base."""
+    return Path(shutil.copytree(original / "adapter", tmp_path / "adapter"))
+
+
+def adapter_state(adapter):
+    return {name: value for name, value in adapter.state_dict().items() if value is not None}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_adapter_comes_back_bit_for_bit_and_nothing_is_decomposed(case, tmp_path, monkeypatch):
+    name, fields = CASES[case]
+    model = save(name, tmp_path, **fields)
+    for word, one in INITIALIZATIONS.items():
+        monkeypatch.setitem(INITIALIZATIONS, word, one._replace(start=None))  # not to be called
+    loaded, alone = load_adapter(tmp_path / "adapter"), load_layers(tmp_path / "adapter").layers
+    assert torch.equal(logits(loaded), logits(model))
+    found = adapted_layers(loaded)
+    for layer_name, layer in adapted_layers(model).items():
+        state = adapter_state(layer.adapter("default"))
+        for other in (found[layer_name], alone[layer_name]):
+            again = adapter_state(other.adapter("default"))
+            assert again.keys() == state.keys()
+            assert all(torch.equal(value, again[key]) for key, value in state.items())
+            assert other.adapter("default").form == layer.adapter("default").form
+
+
+def test_the_layers_do_not_depend_on_how_a_width_is_split(tmp_path, monkeypatch):
+    model = save("bert-padded", tmp_path)
+    monkeypatch.setattr("lsr.tuner.layer.split_width", lambda width, rank_shape: (width, *rank_shape[1:]))
+    assert torch.equal(logits(load_adapter(tmp_path / "adapter")), logits(model))
+
+
+def test_a_folded_start_on_another_base_is_refused(tmp_path):
+    save("bert", tmp_path, init_weights="principal")
+    other = load_file(tmp_path / "base/model.safetensors")
+    other[f"{QUERY}.weight"][0, 0] += 1e-6
+    save_file(other, tmp_path / "base/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"this is not the base model .* has another hash$"):
+        load_adapter(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("method", ["LSR", None])
+def test_a_lora_is_loaded_where_it_is_asked_for(method, tmp_path):
+    base = tiny("bert")
+    base.save_pretrained(str(tmp_path / "base"))
+    base.name_or_path = str(tmp_path / "base")
+    config = LoraConfig(task_type="SEQ_CLS", target_modules=["query"], init_lora_weights=False)
+    model = get_peft_model(base, config).eval()
+    model.save_pretrained(str(tmp_path / "lora"))
+    if method is None:
+        assert torch.equal(logits(load_adapter(tmp_path / "lora", method=None)), logits(model))
+    else:
+        with pytest.raises(InputError, match="lora: an adapter of the method LORA; needed: LSR"):
+            load_adapter(tmp_path / "lora")
+
+
+# What others may have made
+
+
+class Explosive:
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+def configure(**changes):
+    def change(folder):
+        path = folder / CONFIG
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def content(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def cut(size):
+    return lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:size])
+
+
+def without(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def pipe(name):
+    def change(folder):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return change
+
+
+def endless(name):
+    def change(folder):
+        (folder / name).unlink()
+        (folder / name).symlink_to("/dev/zero")
+
+    return change
+
+
+def pickled(folder):
+    (folder / WEIGHTS).unlink()
+    (folder / "adapter_model.bin").write_bytes(pickle.dumps(Explosive()))
+
+
+def tensors(change, ending="factor_A1"):
+    """Change the first tensor of a name: into None to remove it."""
+
+    def apply(folder):
+        held = load_file(folder / WEIGHTS)
+        name = next(name for name in held if name.endswith(ending))
+        changed = change(held.pop(name))
+        save_file(held if changed is None else {**held, name: changed.contiguous()}, folder / WEIGHTS)
+
+    return apply
+
+
+MISFIT = f"{WEIGHTS} and {CONFIG} do not fit together: "
+MISTAKES = {  # what is wrong: how the folder is changed, what the line says
+    "no folder": (shutil.rmtree, "adapter: no such folder"),
+    "no adapter": (without(CONFIG), f"adapter: not an adapter folder, {CONFIG} is missing"),
+    "no JSON": (content(CONFIG, b"{"), f"{CONFIG}: not valid JSON"),
+    "another JSON": (content(CONFIG, b"[]"), f"{CONFIG}: not an adapter's configuration"),
+    "a deep file": (content(CONFIG, b"[" * 100_000), f"{CONFIG}: not valid JSON: too deep"),
+    "a large file": (configure(task_type="x" * 8_000_000), f"{CONFIG}: a file of over 8,000,000 bytes"),
+    "a pipe": (pipe(CONFIG), f"{CONFIG}: not a file"),
+    "endless weights": (endless(WEIGHTS), f"{WEIGHTS}: not a file"),
+    "another method": (configure(peft_type="LORA"), "adapter: an adapter of the method LORA; needed: LSR"),
+    "a long name": (configure(peft_type="x" * 1_000_000), "adapter: an adapter of the method xxx"),
+    "a bad field": (configure(rank_shape=[0]), f"{CONFIG}: rank_shape must hold one or more ranks >= 1"),
+    "no number": (configure(alpha=float("nan")), f"{CONFIG}: not valid JSON: NaN is not a number"),
+    "a huge rank": (configure(rank_shape=[10_000_000, 2]), "its configuration says 360,000,048 entries, but the file"),
+    "a bad task": (configure(task_type="CHESS"), "Invalid task type: 'CHESS'. Must be one of"),
+    "no shapes": (configure(resolved=None), "resolved: the configuration does not contain the shapes of the layers"),
+    "broken shapes": (configure(resolved={"usual": SHAPES}), f"{CONFIG}: resolved: not what a saved adapter says"),
+    "shapes that hold no width": (
+        configure(resolved={"usual": {**SHAPES, "out_shape": [2, 2]}, "others": {}, "base_hashes": {}}),
+        f"{CONFIG}: resolved: not what a saved adapter says",
+    ),
+    "no hashes of a start": (configure(init_weights="principal"), f"base_hashes has no entry for layer '{QUERY}'"),
+    "other terms": (
+        configure(separation_rank=2),
+        f"{MISFIT}layer '{QUERY}': lsr_adapters.default.factor_A1 is 3 x 2 x 6, but its configuration says 2 x 2 x 6",
+    ),
+    "no weights": (without(WEIGHTS), f"{WEIGHTS}: no such file"),
+    "cut off": (cut(2000), f"{WEIGHTS}: corrupt or cut off"),
+    "cut off in its header": (cut(20), f"{WEIGHTS}: corrupt or cut off"),
+    "a pickle": (pickled, "adapter_model.bin: a pickle, which can run any code when read, so it is not read"),
+    "not finite": (tensors(lambda value: value / 0), "factor_A1 holds values that are not finite"),
+    "values that are true": (tensors(lambda value: value.bool()), "factor_A1 holds values of bool; needed: float64"),
+    "whole numbers": (tensors(lambda value: value.long()), "factor_A1 is of int64, not float32"),
+    "no values": (tensors(lambda value: value[:0]), "factor_A1 holds no values; needed: float64"),
+    "a missing factor": (
+        tensors(lambda value: None, "factor_B2"),
+        f"{MISFIT}layer '{QUERY}': lsr_adapters.default.factor_B2 is missing",
+    ),
+    "a missing bias": (tensors(lambda value: None, "classifier.bias"), "classifier.bias"),
+    "a longer bias": (
+        tensors(lambda value: torch.cat([value, value]), "classifier.bias"),
+        "classifier.bias is 6 in the adapter, but 3 here",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MISTAKES)
+def test_a_mistake_is_one_line_and_runs_no_code(what, folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    change, message = MISTAKES[what]
+    change(folder)
+    with pytest.raises(InputError) as raised:
+        load_adapter(Path("adapter"))
+    assert message in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+    assert len(str(raised.value)) < 300
+    assert not (folder.parent / "exploded").exists()
+
+
+@pytest.mark.parametrize("what", ["a bad field", "no shapes", "other terms", "cut off", "a missing factor"])
+def test_the_layers_alone_refuse_the_same(what, folder):
+    change, message = MISTAKES[what]
+    change(folder)
+    with pytest.raises(InputError) as raised:
+        load_layers(folder)
+    assert message in str(raised.value)
+
+
+def query(layer, part):
+    return f"base_model.model.bert.encoder.layer.{layer}.attention.self.query.lsr_adapters.{part}"
+
+
+@pytest.mark.parametrize(
+    ("gone", "copied", "message"),
+    [
+        (query(0, "factor_A1"), None, "query': lsr_adapters.default.factor_A1 is missing"),
+        (query(1, "core"), None, "1.attention.self.query"),
+        (None, query(1, "factor_A1"), "factor_A1"),
+        (query(0, "factor_A1"), query(1, "factor_A1"), "factor_A1"),
+    ],
+    ids=["missing", "no core", "doubled", "in another layer"],
+)
+def test_shared_factors_that_are_missing_or_doubled_are_one_line(gone, copied, message, tmp_path):
+    save("bert", tmp_path, train="core", share="layers", rank_shape=(4,), separation_rank=None)
+    path = tmp_path / "adapter" / WEIGHTS
+    held = load_file(path)
+    if copied is not None:
+        held[copied] = held[query(0, "factor_A1")].clone()
+    save_file({key: value for key, value in held.items() if key != gone}, path)
+    with pytest.raises(InputError, match=message):
+        load_adapter(tmp_path / "adapter")

