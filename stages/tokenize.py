@@ -1,15 +1,14 @@
 """Turn the texts of a data set into tokens. Reads the rows that params.yaml chooses, and the files that they name.
 
-Writes artifacts/tokens/, with a file for train, validation, test and each further split of the row;
-artifacts/inputs.json, the SHA-256 of those files, on which later stages depend instead of all of data/ and models/; and
-reports/tokenize/metrics.json and lengths.csv. Lengths in the reports are those of whole texts, before truncation to
-`max_length`, to show the effect of another value.
+Writes artifacts/tokens/, with a file each for train, validation and test; artifacts/inputs.json, the SHA-256 of those
+files, on which later stages depend instead of all of data/ and models/; and reports/tokenize/metrics.json and
+lengths.csv. Lengths in the reports are those of whole texts, before truncation to `max_length`, to show the effect of
+another value.
 """
 
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import chain
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,10 +17,9 @@ import pyarrow as pa
 
 from pipeline import params, stage
 from pipeline.core import artifacts, console
-from pipeline.data import content, datasets, further
+from pipeline.data import content, datasets
 from pipeline.data.encoding import tokenize
 from pipeline.params.rows import DatasetRow
-from pipeline.params.sources import HIDDEN
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,28 +36,26 @@ def write(
     tokenizer: "PreTrainedTokenizerBase",
     max_length: int,
     advance: Callable[[int], None],
-) -> tuple[np.ndarray | None, np.ndarray]:
-    """Write the tokens of a split in batches; return the labels (None if hidden) and the untruncated lengths."""
-    parts = (texts.select(range(at, min(at + WRITTEN, len(texts)))) for at in range(0, len(texts), WRITTEN))
-    tokens = (tokenize(part, tokenizer, max_length, advance) for part in parts)
-    first = next(tokens)
-    found = []
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, first.table.schema) as writer:
-        for table, lengths in chain([first], tokens):
+) -> np.ndarray:
+    """Write the tokens of a split in batches; return the lengths before truncation."""
+    lengths = []
+    with pa.OSFile(str(path), "wb") as file, ExitStack() as stack:
+        writer = None
+        for at in range(0, len(texts), WRITTEN):
+            part = texts.select(range(at, min(at + WRITTEN, len(texts))))
+            table, whole = tokenize(part, tokenizer, max_length, advance)
+            writer = writer or stack.enter_context(pa.ipc.new_stream(file, table.schema))
             writer.write_table(table)
-            found.append((table["label"].to_numpy() if "label" in table.column_names else None, lengths))
-    labels, lengths = zip(*found, strict=True)
-    return None if labels[0] is None else np.concatenate(labels), np.concatenate(lengths)
+            lengths.append(whole)
+    return np.concatenate(lengths)
 
 
 def summarize(
-    split: str, labels: np.ndarray | None, lengths: np.ndarray, row: DatasetRow, max_length: int
+    split: str, labels: np.ndarray, lengths: np.ndarray, row: DatasetRow, max_length: int
 ) -> dict[str, artifacts.Value]:
     """Return the metrics of a split: rows, labels, lengths in tokens, and the share of truncated texts."""
     metrics: dict[str, artifacts.Value] = {"rows": len(lengths)}
-    if labels is None:
-        pass
-    elif row.is_regression:
+    if row.is_regression:
         metrics |= {"label_mean": float(labels.mean()), "label_std": float(labels.std())}
     else:
         shares = np.bincount(labels, minlength=row.num_labels) / len(labels)
@@ -68,12 +64,7 @@ def summarize(
         metrics[f"tokens_p{percent}"] = int(np.percentile(lengths, percent, method="higher"))
     metrics["tokens_max"] = int(lengths.max())
     metrics["truncated_share"] = float((lengths > max_length).mean())
-    return {f"{_key(split)}_{name}": value for name, value in metrics.items()}
-
-
-def _key(split: str) -> str:
-    """Return a split's name for use in a metric's name: `NAME.hidden` has a dot, which separates nested keys."""
-    return split.replace(".", "_")
+    return {f"{split}_{name}": value for name, value in metrics.items()}
 
 
 def histogram(lengths: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -97,8 +88,7 @@ def inputs(view: params.TokenizeView) -> dict[str, str]:
     # A folder that `model` itself names is the path that messages name anyway.
     where = view.base_model.where if Path(view.model) in content.named(view.base_model.source) else model
     found = {model: content.sha256_of(view.base_model)} | content.digests(view.base_model.source, where)
-    for source in view.dataset.sources:
-        found |= content.digests(source, f"{table}: {view.data}")
+    found |= content.digests(view.dataset.source, f"{table}: {view.data}")
     for name, row in view.pooled.items():
         found |= {f"{table}: {name}": content.sha256_of(row)} | content.digests(row.source, f"{table}: {name}")
     return found if view.frames == "own" else found | content.digests(view.frames, f"{params.PARAMS}: lsr.frames")
@@ -109,15 +99,12 @@ def main(view: params.TokenizeView) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # set explicitly, so that no later fork warns about it
     max_length = view.tokenize.max_length
     splits, dropped, conflicting = datasets.load(view.dataset, view.data)
-    counts = Counter(dropped)
-    splits |= further.load(view.dataset, view.data, counts)
-
     from pipeline.data import pretrained  # takes seconds, so after all checks that do not need it
 
     pretrained.load_config(view.base_model)
     tokenizer = pretrained.load_tokenizer(view.base_model)
     pretrained.check_tokens(tokenizer, max_length)
-    metrics: dict[str, artifacts.Value] = {f"rows_dropped_{reason}": count for reason, count in counts.items()}
+    metrics: dict[str, artifacts.Value] = {f"rows_dropped_{reason}": count for reason, count in dropped.items()}
     metrics["rows_conflicting"] = conflicting
     # A param with the name of a metric is params.yaml:data in DVC's tables. Otherwise they would take it for the folder
     # data, on which this stage depends: `dvc exp show` would print its hash, and move all later columns.
@@ -128,8 +115,8 @@ def main(view: params.TokenizeView) -> None:
         folder.mkdir()
         for split, texts in splits.items():
             path = folder / artifacts.tokens(split).name
-            labels, whole[split] = write(path, texts, tokenizer, max_length, advance)
-            metrics |= summarize(split, labels, whole[split], view.dataset, max_length)
+            whole[split] = write(path, texts, tokenizer, max_length, advance)
+            metrics |= summarize(split, np.array(texts["label"]), whole[split], view.dataset, max_length)
     artifacts.write_metrics(artifacts.INPUTS, named)
     artifacts.write_csv(artifacts.TOKENIZE_LENGTHS, ("length", "rows"), histogram(whole["train"]))
     artifacts.write_metrics(artifacts.TOKENIZE_METRICS, metrics)
@@ -141,11 +128,11 @@ def _report(view: params.TokenizeView, splits: Iterable[str], metrics: Mapping[s
     rows = [
         (
             split,
-            metrics[f"{_key(split)}_rows"],
-            "hidden" if split.endswith(HIDDEN) else _shown_labels(_key(split), view.dataset, metrics),
-            metrics[f"{_key(split)}_tokens_p50"],
-            metrics[f"{_key(split)}_tokens_p95"],
-            f"{metrics[f'{_key(split)}_truncated_share']:.1%}",
+            metrics[f"{split}_rows"],
+            _shown_labels(split, view.dataset, metrics),
+            metrics[f"{split}_tokens_p50"],
+            metrics[f"{split}_tokens_p95"],
+            f"{metrics[f'{split}_truncated_share']:.1%}",
         )
         for split in splits
     ]
@@ -155,10 +142,10 @@ def _report(view: params.TokenizeView, splits: Iterable[str], metrics: Mapping[s
     console.line(f"rows left out: {reasons.replace('_', ' ')}, {conflicts}")
 
 
-def _shown_labels(key: str, row: DatasetRow, metrics: Mapping[str, artifacts.Value]) -> str:
+def _shown_labels(split: str, row: DatasetRow, metrics: Mapping[str, artifacts.Value]) -> str:
     if row.is_regression:
-        return f"mean {metrics[f'{key}_label_mean']:.3g}"
-    shares = [metrics[f"{key}_share_{name}"] for name in row.names]
+        return f"mean {metrics[f'{split}_label_mean']:.3g}"
+    shares = [metrics[f"{split}_share_{name}"] for name in row.names]
     if len(shares) > CLASSES_SHOWN:
         return f"{len(shares)} classes, {min(shares):.1%} to {max(shares):.1%}"
     return ", ".join(f"{name} {share:.0%}" for name, share in zip(row.names, shares, strict=True))

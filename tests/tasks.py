@@ -1,189 +1,122 @@
-"""Made-up rows in the formats of gluebenchmark.com and super.gluebenchmark.com, with their quirks.
-
-A hidden file has HIDDEN rows, a validation file 12 and train enough that two in a hundred are some.
-"""
+"""The official files of GLUE and SuperGLUE, in the formats of their servers: a few made-up rows of each."""
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-TRAIN, HELD_OUT, HIDDEN = 200, 12, 6
-SPLITS = {"train": TRAIN, "dev": HELD_OUT, "test": HIDDEN}
-NLI = ("entailment", "neutral", "contradiction")
+from tests import workspace
+
+NLI = ("entailment", "contradiction", "neutral")
 ENTAILMENT = ("entailment", "not_entailment")
-Record = dict[str, Any]
 
 
-def sentence(number: int, verb: str = "sleeps") -> str:
-    animal, place = ("cat", "dog", "owl")[number % 3], ("barn", "forest")[number % 2]
-    return f'the {animal} number {number} {verb} in the "{place}'  # no quoting: one quote alone is text
+class Form(NamedTuple):
+    """The header and rows of a file, and the examples that they are.
+
+    SPLIT stands for words that are different in each split, and in each repetition of the rows.
+    """
+
+    header: str
+    rows: str
+    examples: list[tuple[Any, ...]]
 
 
-def numbers(split: str) -> range:
-    """Other ones in each split, so that no text is in two."""
-    begin = {"train": 0, "dev": 1000, "test": 2000}[split]
-    return range(begin, begin + SPLITS[split])
+def lines(*records: dict[str, Any]) -> str:
+    return "".join(f"{json.dumps(record)}\n" for record in records)
 
 
-def save_glue(folder: Path) -> None:
-    """Write the files of all tasks of GLUE below a folder."""
-    single(folder / "SST-2", lambda n: [sentence(n), str(n % 2)], ["sentence", "label"], ["sentence"])
-    save_cola(folder / "CoLA")
-    save_mrpc(folder / "MRPC")
-    save_qqp(folder / "QQP")
-    pairs(folder / "STS-B", "sentence1", "sentence2", "score", lambda n: f"{n % 11 / 2:.3f}", "genre", "source1")
-    pairs(folder / "QNLI", "question", "sentence", "label", lambda n: ENTAILMENT[n % 2])
-    pairs(folder / "RTE", "sentence1", "sentence2", "label", lambda n: ENTAILMENT[n % 2])
-    pairs(folder / "WNLI", "sentence1", "sentence2", "label", lambda n: str(n % 2))
-    for dev in ("matched", "mismatched"):
-        pairs(folder / "MNLI", "sentence1", "sentence2", "gold_label", lambda n: NLI[n % 3], "genre", ending=f"_{dev}")
-    rows = [[str(n), sentence(n), sentence(n, "rests")] for n in numbers("test")]
-    write(folder / "diagnostic/diagnostic.tsv", [["index", "sentence1", "sentence2"], *rows])
+def entailment(form: str) -> Form:
+    examples = [("SPLIT", "one", 0), ("SPLIT", "two", 1)]
+    if form == "jsonl":
+        records = [{"premise": a, "hypothesis": b, "idx": 0, "label": ENTAILMENT[label]} for a, b, label in examples]
+        return Form("", lines(*records), examples)
+    return Form(f"index\t{form}\tlabel\n", "".join(f"0\t{a}\t{b}\t{ENTAILMENT[c]}\n" for a, b, c in examples), examples)
 
 
-def write(path: Path, rows: list[list[str]], mark: str = "", end: str = "\n") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(mark + "".join("\t".join(row) + end for row in rows), encoding="utf-8", newline="")
+def answer(number: int, label: int) -> dict[str, Any]:
+    return {"text": f"answer {number}", "idx": number, "label": label}
 
 
-def single(folder: Path, row: Callable[[int], list[str]], header: list[str], hidden: list[str]) -> None:
-    for split in ("train", "dev"):
-        write(folder / f"{split}.tsv", [header, *map(row, numbers(split))])
-    rows = [[str(place), *row(n)[: len(hidden)]] for place, n in enumerate(numbers("test"))]
-    write(folder / "test.tsv", [["index", *hidden], *rows])
-
-
-def pairs(
-    folder: Path, first: str, second: str, label: str, of: Callable[[int], str], *between: str, ending: str = ""
-) -> None:
-    """Files with an index, perhaps other columns, two texts and, unless they are hidden, a label at the end."""
-    header = ["index", *between, first, second]
-    for split in ("train", "dev"):
-        rows = [[str(n), *between, sentence(n), sentence(n, "rests"), of(n)] for n in numbers(split)]
-        write(folder / f"{split}{ending if split == 'dev' else ''}.tsv", [[*header, label], *rows])
-    rows = [[str(place), *between, sentence(n), sentence(n, "rests")] for place, n in enumerate(numbers("test"))]
-    write(folder / f"test{ending}.tsv", [header, *rows])
-
-
-def save_cola(folder: Path) -> None:
-    """No header but in the hidden file."""
-    for split in ("train", "dev"):
-        rows = [["gj04", str(n % 2), "*" if n % 2 == 0 else "", sentence(n)] for n in numbers(split)]
-        write(folder / f"{split}.tsv", rows)
-    hidden = [[str(place), sentence(n)] for place, n in enumerate(numbers("test"))]
-    write(folder / "test.tsv", [["index", "sentence"], *hidden])
-
-
-def save_mrpc(folder: Path) -> None:
-    """A byte order mark, Windows' line ends, and column names with signs; and the files as they were before GLUE."""
-    header = ["Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"]
-
-    def rows(split: str) -> list[list[str]]:
-        return [[str(n % 2), str(n), str(n + 1), sentence(n), sentence(n, "rests")] for n in numbers(split)]
-
-    mark, end = "\ufeff", "\r\n"
-    for name, split in (("train.tsv", "train"), ("dev.tsv", "dev"), ("msr_paraphrase_train.txt", "train")):
-        write(folder / name, [header, *rows(split)], mark, end)
-    write(folder / "msr_paraphrase_test.txt", [header, *rows("test")], mark, end)
-    hidden = [[str(place), *row[1:]] for place, row in enumerate(rows("test"))]
-    write(folder / "test.tsv", [["index", *header[1:]], *hidden], mark, end)
-
-
-def save_qqp(folder: Path) -> None:
-    """One line of train is torn in two."""
-    pairs(folder, "question1", "question2", "is_duplicate", lambda n: str(n % 2), "qid1", "qid2")
-    path = folder / "train.tsv"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([*lines[:5], lines[5].replace(" rests", "\nrests"), *lines[6:], ""]))
-
-
-def save_superglue(folder: Path) -> None:
-    """Write the files of all tasks of SuperGLUE below a folder, but ReCoRD."""
-    for task, record in RECORDS.items():
-        for split, name in (("train", "train"), ("dev", "val"), ("test", "test")):
-            lines = [record(place, n, split == "test") for place, n in enumerate(numbers(split))]
-            write_lines(folder / task / f"{name}.jsonl", lines)
-    for task, first, second in (("AX-b", "sentence1", "sentence2"), ("AX-g", "premise", "hypothesis")):
-        rows = enumerate(numbers("test"))
-        lines = [pair(first, second)(place, n, False) | {"label": ENTAILMENT[place // 2 % 2]} for place, n in rows]
-        write_lines(folder / task / f"{task}.jsonl", lines)
-
-
-def write_lines(path: Path, records: list[Record]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{json.dumps(record)}\n" for record in records), encoding="utf-8")
-
-
-def labelled(label: Any, hidden: bool) -> Record:
-    return {} if hidden else {"label": label}
-
-
-def pair(first: str, second: str, names: tuple[str, ...] = ENTAILMENT) -> Callable[[int, int, bool], Record]:
-    return lambda place, n, hidden: {
-        first: sentence(n),
-        second: sentence(n, "rests"),
-        "idx": place,
-        **labelled(names[n % len(names)], hidden),
-    }
-
-
-def boolq(place: int, n: int, hidden: bool) -> Record:
-    return {"question": f"is it {n}", "passage": sentence(n), "idx": place, **labelled(n % 2 == 0, hidden)}
-
-
-def copa(place: int, n: int, hidden: bool) -> Record:
-    texts = {"premise": sentence(n), "choice1": f"it rests {n}", "choice2": f"nobody saw it {n}"}
-    return texts | {"question": ("cause", "effect")[n % 2], "idx": place, **labelled(n // 2 % 2, hidden)}
-
-
-def multirc(place: int, n: int, hidden: bool) -> Record:
-    """A passage with two questions of two and three answers; numbers of questions and answers go on over passages."""
-    questions = []
-    for question, count in ((2 * place, 2), (2 * place + 1, 3)):
-        first = 5 * place + 2 * (question % 2)
-        answers = [
-            {"text": f"in place {answer}", "idx": first + answer, **labelled(int(answer == n % 2), hidden)}
-            for answer in range(count)
-        ]
-        questions.append({"question": f"where was it {question}", "idx": question, "answers": answers})
-    return {"idx": place, "version": 1.1, "passage": {"text": sentence(n), "questions": questions}}
-
-
-def wic(place: int, n: int, hidden: bool) -> Record:
-    first, second = sentence(n), sentence(n, "rests")
-    starts = {"start1": 4, "end1": 7, "start2": second.index("rests"), "end2": second.index("rests") + 5}
-    texts = {"word": "cat", "sentence1": first, "sentence2": second}
-    return texts | {"idx": place, "version": 1.1, **starts, **labelled(n % 2 == 1, hidden)}
-
-
-def wsc(place: int, n: int, hidden: bool) -> Record:
-    """Of every other one, the pronoun's word is one more than its number says."""
-    text = f"The cat number {n} saw the dog, but it slept"
-    spans = {"span1_index": 0, "span1_text": "the cat", "span2_index": 8 - n % 2, "span2_text": "it"}
-    return {"text": text, "target": spans, "idx": place, **labelled(n % 3 == 0, hidden)}
-
-
-RECORDS: dict[str, Callable[[int, int, bool], Record]] = {
-    "BoolQ": boolq,
-    "CB": pair("premise", "hypothesis", ("entailment", "contradiction", "neutral")),
-    "COPA": copa,
-    "MultiRC": multirc,
-    "RTE": pair("premise", "hypothesis"),
-    "WiC": wic,
-    "WSC": wsc,
+PASSAGE = [
+    {"question": "where", "idx": 0, "answers": [answer(0, 0), answer(1, 1)]},
+    {"question": "when", "idx": 1, "answers": [answer(2, 1)]},
+]
+OWL = {"sentence1": "the owl in SPLIT", "start1": 4, "end1": 7, "sentence2": "an owl", "start2": 3, "end2": 6}
+CAT = "The cat in SPLIT saw the dog, but it slept"
+SPANS = {"span1_index": 0, "span1_text": "the cat", "span2_index": 9, "span2_text": "it"}  # the second is off by some
+FORMS = {
+    "sst2": Form("sentence\tlabel\n", 'in SPLIT "bad\t0\nSPLIT good\t1\n', [('in SPLIT "bad', 0), ("SPLIT good", 1)]),
+    "cola": Form("", "gj04\t1\t\tSPLIT sings\ngj04\t0\t*\tSPLIT sing\n", [("SPLIT sings", 1), ("SPLIT sing", 0)]),
+    "mrpc": Form(
+        "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n",
+        "1\t1\t2\tSPLIT\tone\r\n0\t3\t4\tSPLIT\ttwo\r\n",
+        [("SPLIT", "one", 1), ("SPLIT", "two", 0)],
+    ),
+    "stsb": Form(
+        "index\tsentence1\tsentence2\tscore\n",
+        "0\tSPLIT\tone\t2.500\n1\tSPLIT\ttwo\t5.000\n",
+        [("SPLIT", "one", 2.5), ("SPLIT", "two", 5.0)],
+    ),
+    "qqp": Form(  # the row in the middle is broken in two
+        "id\tquestion1\tquestion2\tis_duplicate\n",
+        "0\tSPLIT\tone\t1\n1\tSPLIT is\nbroken\t0\n2\tSPLIT\ttwo\t0\n",
+        [("SPLIT", "one", 1), ("SPLIT", "two", 0)],
+    ),
+    "mnli": Form(
+        "sentence1\tsentence2\tgold_label\n",
+        "SPLIT\t1\tneutral\nSPLIT\t2\tcontradiction\nSPLIT\t3\tentailment\n",
+        [("SPLIT", "1", 1), ("SPLIT", "2", 2), ("SPLIT", "3", 0)],
+    ),
+    "qnli": entailment("question\tsentence"),
+    "rte": entailment("sentence1\tsentence2"),
+    "wnli": Form(
+        "index\tsentence1\tsentence2\tlabel\n",
+        "0\tSPLIT\tone\t1\n1\tSPLIT\ttwo\t0\n",
+        [("SPLIT", "one", 1), ("SPLIT", "two", 0)],
+    ),
+    "boolq": Form(
+        "",
+        lines(*({"question": f"is it {label}", "passage": "SPLIT", "label": label} for label in (True, False))),
+        [("is it True", "SPLIT", 1), ("is it False", "SPLIT", 0)],
+    ),
+    "cb": Form(
+        "",
+        lines(*({"premise": "SPLIT", "hypothesis": name, "label": name, "idx": 0} for name in NLI)),
+        [("SPLIT", name, number) for number, name in enumerate(NLI)],
+    ),
+    "copa": Form(
+        "",
+        lines({"premise": "SPLIT", "choice1": "so", "choice2": "no", "question": "cause", "label": 1}),
+        [("SPLIT What was the cause?", "so", 0, 0), ("SPLIT What was the cause?", "no", 1, 0)],
+    ),
+    "multirc": Form(
+        "",
+        lines({"idx": 0, "version": 1.1, "passage": {"text": "SPLIT", "questions": PASSAGE}}),
+        [("SPLIT", "where answer 0", 0, 0), ("SPLIT", "where answer 1", 1, 0), ("SPLIT", "when answer 2", 1, 1)],
+    ),
+    "superglue-rte": entailment("jsonl"),
+    "wic": Form(
+        "",
+        lines(OWL | {"label": True}, OWL | {"sentence2": "no owl", "label": False}),
+        [("the *owl* in SPLIT", "an *owl*", 1), ("the *owl* in SPLIT", "no *owl*", 0)],
+    ),
+    "wsc": Form(
+        "",
+        lines({"text": CAT, "target": SPANS, "label": True}, {"text": f"{CAT}.", "target": SPANS, "label": False}),
+        [("*The cat* in SPLIT saw the dog, but #it# slept", 1), ("*The cat* in SPLIT saw the dog, but #it# slept.", 0)],
+    ),
 }
 
 
-def flat_multirc(records: list[Record]) -> Iterator[Record]:
-    """As the hub has it: a row for each answer."""
-    for record in records:
-        for question in record["passage"]["questions"]:
-            for answer in question["answers"]:
-                yield {
-                    "paragraph": record["passage"]["text"],
-                    "question": question["question"],
-                    "answer": answer["text"],
-                    "idx": {"paragraph": record["idx"], "question": question["idx"], "answer": answer["idx"]},
-                    "label": answer.get("label", -1),
-                }
+def use_files(folder: Path, *names: str, train: int = 40, test: int = 8) -> None:
+    """Choose `kind: files` in the rows of tasks, and write their files with so many repetitions of the rows."""
+    path = folder / "pipeline/datasets.yaml"
+    rows = workspace.read_yaml(path)
+    for name in names:
+        rows[name]["source"]["kind"] = "files"
+        for split, count in (("train", train), ("test", test)):
+            file = folder / rows[name]["source"]["files"][split]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            content = "".join(FORMS[name].rows.replace("SPLIT", f"{split} {number}") for number in range(count))
+            file.write_text(FORMS[name].header + content, encoding="utf-8", newline="")
+    workspace.write_yaml(path, rows)

@@ -35,7 +35,7 @@ Value = str | int | float
 
 
 def tokens(split: str) -> Path:
-    """Return the Arrow file of a split: train, validation, test, or a further one of the row."""
+    """Return the Arrow file of a split: train, validation or test."""
     return TOKENS / f"{split}.arrow"
 
 

@@ -9,20 +9,20 @@ from pathlib import Path
 from pipeline.core import console
 from pipeline.core.errors import UserError
 from pipeline.params.rows import HubModel, PackageModel
-from pipeline.params.sources import FilesSource, HubSource, PackageSource, Row
+from pipeline.params.sources import PackageSource, Row, TableSource
 
 WATCHED = ("data", "models")  # dvc.yaml has them as deps of the stage `tokenize`
 
 # A source of a row, or the name of a folder or hub repository.
-Source = FilesSource | HubSource | PackageSource | HubModel | PackageModel | str
+Source = TableSource | PackageSource | HubModel | PackageModel | str
 
 
 def named(source: Source) -> Iterator[Path]:
     """Yield local files and folders. A hub repository counts only if a folder has its name or it can only be a path."""
-    if isinstance(source, FilesSource):
+    if isinstance(source, TableSource) and source.kind == "files":
         yield from map(Path, source.files.values())
-    elif isinstance(source, HubSource | HubModel | str):
-        path = Path(source if isinstance(source, str) else source.path)
+    elif isinstance(source, TableSource | HubModel | str):
+        path = Path(source if isinstance(source, str) else str(source.path))
         if path.is_dir() or path.is_absolute() or any(map(path.is_relative_to, (*WATCHED, ".."))):
             yield path
 

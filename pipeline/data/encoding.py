@@ -1,12 +1,10 @@
-"""Tokenize the texts of a data set, a batch at a time."""
+"""Turn texts into tokens, in the same way for training data and for prediction."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-
-from pipeline.data.texts import encode
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,3 +46,21 @@ def tokenize(
         lengths += whole
         advance(len(batch))
     return Tokens(pa.concat_tables(tables).combine_chunks(), np.array(lengths))
+
+
+def encode(
+    texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> tuple[dict[str, list[list[int]]], list[int]]:
+    """Return tokens by column, at most `max_length` per text or pair, and the length of each before truncation.
+
+    Only the few texts that are too long are encoded twice.
+    """
+    options = {"return_attention_mask": False, "verbose": False}  # not verbose: no warning about long texts
+    encoded = dict(tokenizer(list(texts), None if pairs is None else list(pairs), **options))
+    lengths = [len(ids) for ids in encoded["input_ids"]]
+    for position in (position for position, length in enumerate(lengths) if length > max_length):
+        pair = None if pairs is None else pairs[position]
+        shorter = tokenizer(texts[position], pair, truncation=True, max_length=max_length, **options)
+        for name, values in encoded.items():
+            values[position] = shorter[name]
+    return encoded, lengths

@@ -2,52 +2,58 @@
 
 import math
 import re
-from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from pipeline.core.errors import nearest
+from pipeline.data.texts import refuse
 from pipeline.params.rows import Classes, Number, Threshold
 
-Reader = Callable[[object], float | None]
 WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})(\.0+)?", re.ASCII)
-HIDDEN = "-1"  # GLUE's placeholder in the label column of a test split
+HIDDEN = -1  # GLUE's placeholder in the label column of a test split
+IS_HIDDEN = "the label is -1: the labels of this split are hidden; choose another split"
 
 
-def reader(label: Classes | Threshold | Number) -> Reader:
-    """Return a function that converts a value, never a missing one, to a class (int) or a number (float).
+def read(values: pd.Series, label: Classes | Threshold | Number) -> pd.Series:
+    """Return the class indices or numbers of values, none of them missing; NaN within the margin of a threshold.
 
-    The function returns None for a value within the margin of a threshold, and raises ValueError for a value that the
-    label does not allow.
+    Raises:
+        ValueError: for a value that the label does not allow; names its line or row.
     """
-    match label:
-        case Classes():
-            return _class_reader(label)
-        case Threshold():
-            return lambda value: _side(_number(value), label)
-        case Number():
-            return lambda value: _within(_number(value), label)
+    if isinstance(label, Classes):
+        return _classes(values, label)
+    numbers = values.map(_number).astype(float)
+    refuse(values, ~np.isfinite(numbers), lambda value: f"label {value!r} is not a finite number")
+    if isinstance(label, Threshold):
+        return (numbers > label.above).astype(float).mask((numbers - label.above).abs() < label.margin)
+    if label.low > HIDDEN:
+        refuse(values, numbers == HIDDEN, IS_HIDDEN)
+    scale = f"the row's range, {label.low:g} to {label.high:g}"
+    refuse(numbers, (numbers < label.low) | (numbers > label.high), lambda value: f"label {value:g} is not in {scale}")
+    return numbers
 
 
-def _class_reader(label: Classes) -> Reader:
-    classes: dict[object, int] = {name: number for number, name in enumerate(label.names)}
+def _classes(values: pd.Series, label: Classes) -> pd.Series:
+    known: dict[str, int] = {}
+    for number, name in enumerate(label.names):
+        known.setdefault(_plain(name), number)
+    allowed = list(label.names)
     # Names such as "1" ... "5" are values in the file, so then a position in the list is not accepted as well.
-    if not any(name.lstrip("-").isdecimal() for name in map(_plain, label.names)):
-        classes |= {str(number): number for number in range(len(label.names))}
-    plain: dict[object, int] = {}
-    for key, number in classes.items():
-        plain.setdefault(_plain(key), number)
+    if not any(name.lstrip("-").isdecimal() for name in known):
+        known |= {str(number): number for number in range(len(label.names))}
+        allowed += map(str, range(len(label.names)))
+    plain = values.map(_plain)
+    numbers = plain.map(known)
+    if str(HIDDEN) not in known:
+        refuse(values, plain == str(HIDDEN), IS_HIDDEN)
 
-    def read(value: object) -> int:
-        key = _plain(value)
-        for known, name in ((classes, value), (plain, key)):  # 1 and 1.0 may both be names, and then they differ
-            if isinstance(name, str) and name in known:
-                return known[name]
-        if key == HIDDEN:
-            raise ValueError("the label is -1: the labels of this split are hidden; choose another split")
-        allowed = ", ".join(str(key) for key in classes)
-        raise ValueError(f"label {value!r} is not a class; allowed: {allowed}{nearest(value, label.names)}")
+    def not_a_class(value: object) -> str:
+        return f"label {value!r} is not a class; allowed: {', '.join(allowed)}{nearest(value, label.names)}"
 
-    return read
+    refuse(values, numbers.isna(), not_a_class)
+    return numbers
 
 
 def _plain(value: object) -> str:
@@ -58,23 +64,8 @@ def _plain(value: object) -> str:
     return str(int(text.partition(".")[0])) if WHOLE.fullmatch(text) else text
 
 
-def _side(number: float, label: Threshold) -> int | None:
-    return None if abs(number - label.above) < label.margin else int(number > label.above)
-
-
-def _within(number: float, label: Number) -> float:
-    if number == float(HIDDEN) < label.low:
-        raise ValueError("the label is -1: the labels of this split are hidden; choose another split")
-    if not label.low <= number <= label.high:
-        raise ValueError(f"label {number:g} is not in the row's range, {label.low:g} to {label.high:g}")
-    return number
-
-
 def _number(value: Any) -> float:
     try:
-        number = float(value)
+        return float(value)
     except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"label {value!r} is not a finite number")
-    return number
+        return math.nan

@@ -5,17 +5,9 @@ paired, and in which order, follows from the hashes of the texts. So neither rev
 two classes are about equally frequent.
 """
 
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-BATCH = 10_000  # pairs written at a time
-SCHEMA = pa.schema({"text": pa.string(), "text_pair": pa.string(), "label": pa.int64()})
 
 
 class Paired(NamedTuple):
@@ -49,13 +41,3 @@ def pair(
     apart = np.abs(differences) >= margin
     rows, labels = np.stack([first, second], axis=1)[apart], (differences[apart] < 0).astype(np.int64)
     return Paired(rows, labels, int((~apart).sum()), int((~is_new).sum()))
-
-
-def write(paired: Paired, texts: "Dataset", path: Path) -> None:
-    """Write the pairs as an Arrow file with the columns text, text_pair and label; `texts` is the table of the rows."""
-    table = texts.select_columns("text").with_format("arrow")
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, SCHEMA) as writer:
-        for at in range(0, len(paired.rows), BATCH):
-            rows, labels = paired.rows[at : at + BATCH], paired.labels[at : at + BATCH]
-            first, second = (table.select(chosen)[:]["text"] for chosen in rows.T)
-            writer.write_table(pa.table([first, second, labels], schema=SCHEMA))

@@ -1,81 +1,122 @@
-"""Check and tokenize texts, in the same way for training data and for prediction."""
+"""The texts of examples: parts are marked, templates filled, and choices separated."""
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from operator import add
+from typing import Any
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+import pandas as pd
 
-LONGEST = 1_000_000  # characters per text: a long novel
-AT_ONCE = 1_000_000  # characters tokenized together: a tokenizer takes 250 bytes for each
+from pipeline.params.rows import CHOICE, FIELD, DatasetRow, Mark, fields, is_template
+
+ASTRAY = 2  # words by which a published word index may be off; the pronouns of WSC are off by up to one
 
 
 def is_missing(value: object) -> bool:
-    """Return whether a cell is empty: None, or only whitespace."""
-    return value is None or (isinstance(value, str) and not value.strip())
+    """Return whether a cell is empty: null, or only whitespace."""
+    return bool(pd.api.types.is_scalar(value) and pd.isna(value)) or (isinstance(value, str) and not value.strip())
 
 
 def checked_text(value: object) -> str:
-    """Return a value if it is a valid text.
+    """Return a value if it is a text.
 
     Raises:
-        ValueError: if it is not a string, is not valid Unicode, or is too long.
+        ValueError: if it is not a string, or not valid Unicode.
     """
     if not isinstance(value, str):
-        raise ValueError(f"a text must be text, got {value!r}")
-    if len(value) > LONGEST:
-        raise ValueError(f"a text of {len(value):,} characters; at most {LONGEST:,} are allowed")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError(f"a text must be valid Unicode, got {value!r}") from None
+        raise ValueError(_not_text(value))
+    value.encode()  # UnicodeEncodeError is a ValueError
     return value
 
 
-def encode(
-    texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: "PreTrainedTokenizerBase", max_length: int
-) -> tuple[dict[str, list[list[int]]], list[int]]:
-    """Return tokens by column, at most `max_length` per text or pair, and the length of each before truncation.
+def refuse(values: pd.Series, wrong: "pd.Series[bool]", message: str | Callable[[Any], str]) -> None:
+    """Refuse the first wrong value; the index of `values` holds the numbers of lines or rows and is named so.
 
-    There is no padding, hence no attention mask: it would be all ones. In a pair, the longer text is truncated first.
-    Only the few texts that are too long are encoded twice.
+    Raises:
+        ValueError: with the line or row, and the message, or what it says of the value.
     """
-    encoded: dict[str, list[list[int]]] = {}
-    whole: list[int] = []
-    for part in _parts(texts, pairs):
-        found = _encode(texts[part], None if pairs is None else pairs[part], tokenizer, max_length, whole)
-        for name, values in found.items():
-            encoded.setdefault(name, []).extend(values)
-    return encoded, whole
+    if wrong.any():
+        first = int(wrong.to_numpy().argmax())
+        reason = message if isinstance(message, str) else message(values.astype(object).iloc[first])
+        raise ValueError(f"{values.index.name} {values.index[first]}: {reason}")
 
 
-def _parts(texts: Sequence[str], pairs: Sequence[str] | None) -> Iterator[slice]:
-    """Yield the positions that are tokenized together."""
-    begin = size = 0
-    for position, text in enumerate(texts):
-        size += len(text) + (0 if pairs is None else len(pairs[position]))
-        if size >= AT_ONCE:
-            yield slice(begin, position + 1)
-            begin, size = position + 1, 0
-    if begin < len(texts):
-        yield slice(begin, len(texts))
+def of(table: pd.DataFrame, row: DatasetRow) -> list[pd.DataFrame]:
+    """Return the texts of examples, in the columns text and text_pair (for a pair): one table, or one for each choice.
+
+    Raises:
+        ValueError: if a value is not text, or a mark is not in its text; names the line or row.
+    """
+    used = dict.fromkeys(name for entry in row.text for name in fields(entry) if not (row.choices and name == CHOICE))
+    values = {name: table[name] for name in (*used, *row.choices)}
+    for column in values.values():
+        refuse(column, ~column.map(lambda value: isinstance(value, str)).astype(bool), _not_text)
+    for name in {mark.column for mark in row.mark}:
+        values[name] = _marked(table, name, [mark for mark in row.mark if mark.column == name])
+    named = dict(zip(("text", "text_pair"), row.text, strict=False))
+    chosen = [values | {CHOICE: values[choice]} for choice in row.choices] or [values]
+    return [pd.DataFrame({name: _filled(entry, each) for name, entry in named.items()}, table.index) for each in chosen]
 
 
-def _encode(
-    texts: Sequence[str],
-    pairs: Sequence[str] | None,
-    tokenizer: "PreTrainedTokenizerBase",
-    max_length: int,
-    lengths: list[int],
-) -> dict[str, list[list[int]]]:
-    """Return the tokens by column, and append the full lengths."""
-    options = {"return_attention_mask": False, "verbose": False}  # not verbose: no warning about long texts
-    encoded = dict(tokenizer(list(texts), None if pairs is None else list(pairs), **options))
-    whole = [len(ids) for ids in encoded["input_ids"]]
-    for position in (position for position, length in enumerate(whole) if length > max_length):
-        pair = None if pairs is None else pairs[position]
-        shorter = tokenizer(texts[position], pair, truncation=True, max_length=max_length, **options)
-        for name, values in encoded.items():
-            values[position] = shorter[name]
-    lengths += whole
-    return encoded
+def _not_text(value: object) -> str:
+    return f"a text must be text, got {value!r}"
+
+
+def _filled(entry: str, values: Mapping[str, pd.Series]) -> pd.Series:
+    if not is_template(entry):
+        return values[entry]
+    # Every other part is the name of a column.
+    return reduce(add, (values[part] if at % 2 else part for at, part in enumerate(FIELD.split(entry))))
+
+
+def _marked(table: pd.DataFrame, column: str, marks: Sequence[Mark]) -> pd.Series:
+    """Return a column of texts with a sign before and after each part.
+
+    Raises:
+        ValueError: if a text has no such part; names the line or row.
+    """
+    texts = []
+    for line, record in zip(table.index, table.to_dict("records"), strict=True):
+        text, signs = record[column], []
+        try:
+            for mark in marks:
+                signs += [(place, mark.sign) for place in _part(text, mark, record)]
+        except ValueError as error:
+            raise ValueError(f"{table.index.name} {line}: {error}") from None
+        for place, sign in sorted(signs, reverse=True):
+            text = text[:place] + sign + text[place:]
+        texts.append(text)
+    return pd.Series(texts, table.index, dtype=object)
+
+
+def _part(text: str, mark: Mark, record: Mapping[str, Any]) -> tuple[int, int]:
+    """Return where a part begins and where it ends, exclusively.
+
+    Raises:
+        ValueError: if the text has no such part.
+    """
+    if mark.word is None or mark.says is None:
+        begin, end = (_whole(record, str(column)) for column in (mark.start, mark.end))
+        if not 0 <= begin < end <= len(text):
+            raise ValueError(f"{mark.start} {begin} and {mark.end} {end} are not in {mark.column}: {text!r}")
+        return begin, end
+    number, says = _whole(record, mark.word), checked_text(record[mark.says])
+    words = [word.start() for word in re.finditer(r"\S+", text)]
+    pattern = r"(?<!\w)" + r"\s+".join(map(re.escape, says.split())) + r"(?!\w)"
+
+    def astray(part: re.Match[str]) -> int:
+        return abs(bisect_right(words, part.start()) - 1 - number)
+
+    part = min(re.finditer(pattern, text, re.IGNORECASE), key=astray, default=None)
+    if part is None or part.start() == part.end() or astray(part) > ASTRAY:
+        raise ValueError(f"{mark.says} {says!r} is not at word {number} of {mark.column}: {text!r}")
+    return part.span()
+
+
+def _whole(record: Mapping[str, Any], column: str) -> int:
+    try:
+        return int(record[column])
+    except (TypeError, ValueError):
+        raise ValueError(f"{column} must be a whole number, got {record[column]!r}") from None

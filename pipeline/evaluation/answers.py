@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation import inference
-from pipeline.params.rows import Examples
+from pipeline.params.rows import DatasetRow
 
 Numbers = NDArray[Any]
 
@@ -22,7 +22,7 @@ class Answers(NamedTuple):
 def answers(
     logits: Numbers,  # (examples, labels)
     labels: Numbers,  # (examples,)
-    row: Examples,
+    row: DatasetRow,
     groups: Numbers | None,  # (examples,)
 ) -> Answers:
     """Return what the metrics of a row score."""

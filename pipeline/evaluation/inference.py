@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import DataCollatorWithPadding
 
 from pipeline.methods.device import device_of
-from pipeline.params.rows import Examples
+from pipeline.params.rows import DatasetRow
 
 
 @torch.inference_mode()
@@ -39,7 +39,7 @@ def logits(
 
 def predicted(
     logits: np.ndarray,  # (examples, labels)
-    row: Examples,
+    row: DatasetRow,
 ) -> np.ndarray:  # (examples,)
     """Return class indices, or the predicted values of a regression."""
     return logits[:, 0] if row.is_regression else logits.argmax(axis=1)

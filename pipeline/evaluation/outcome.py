@@ -15,14 +15,14 @@ from torch.nn import functional as F
 from pipeline.evaluation import scores
 from pipeline.evaluation.answers import Answers, answers, members
 from pipeline.evaluation.intervals import intervals
-from pipeline.params.rows import Examples
+from pipeline.params.rows import DatasetRow
 
 
 @dataclass(frozen=True)
 class Outcome:
     """Logits, predictions and labels, in the order of the split."""
 
-    examples: Examples
+    examples: DatasetRow
     logits: Tensor  # (examples, labels)
     labels: Tensor  # (examples,)
     groups: NDArray[Any] | None  # (examples,): group numbers
@@ -30,7 +30,7 @@ class Outcome:
 
     @classmethod
     def of(
-        cls, logits: Tensor, labels: Sequence[float], examples: Examples, groups: NDArray[Any] | None = None
+        cls, logits: Tensor, labels: Sequence[float], examples: DatasetRow, groups: NDArray[Any] | None = None
     ) -> Self:
         """Return the outcome of logits."""
         known = torch.tensor(labels)

@@ -23,9 +23,8 @@ def score(
     """Return each metric of `predictions` against `labels`, both (examples,).
 
     accuracy, f1 (of class 1 of two) and macro_f1 are fractions in [0, 1]; matthews_correlation, pearson and spearman
-    are in [-1, 1]. exact_match is the share of groups without a mistake, gender_parity the share of groups with equal
-    predictions; `groups` holds the group number of each example. An undefined metric is 0: f1 if no example has or is
-    predicted as the class, a correlation with a constant.
+    are in [-1, 1]. exact_match is the share of groups without a mistake; `groups` holds the group number of each
+    example. An undefined metric is 0: f1 if no example has or is predicted as the class, a correlation with a constant.
 
     Raises:
         ValueError: if a metric is unknown or lacks groups, or if the arrays are empty or of different lengths.
@@ -137,16 +136,7 @@ def _are_right(labels: Numbers, predictions: Numbers, groups: Numbers) -> NDArra
     return ~np.isin(np.unique(groups), groups[labels != predictions])
 
 
-def _are_of_one_mind(_: Numbers, predictions: Numbers, groups: Numbers) -> NDArray[np.bool_]:
-    numbers, places = np.unique(groups, return_inverse=True)
-    lowest, highest = np.full(len(numbers), np.inf), np.full(len(numbers), -np.inf)
-    np.minimum.at(lowest, places, predictions)
-    np.maximum.at(highest, places, predictions)
-    return lowest == highest
-
-
 # Metrics of groups: (labels, predictions, groups) -> whether each group passes, in the order of group numbers.
 GROUPS: dict[str, Callable[[Numbers, Numbers, Numbers], NDArray[np.bool_]]] = {
     "exact_match": _are_right,
-    "gender_parity": _are_of_one_mind,
 }

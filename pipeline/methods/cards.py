@@ -17,7 +17,7 @@ from lsr.tuner.card import Card, section, text_in
 from pipeline.data import pretrained
 from pipeline.methods.adapters import CONFIG
 from pipeline.params import EvaluateView, LsrParams, TrainView
-from pipeline.params.sources import HubSource, PackageSource
+from pipeline.params.sources import PackageSource
 
 TRAINING = "Training"  # the heading of the section written by the stage train
 TEST = "test"
@@ -114,8 +114,8 @@ def _dataset(view: TrainView | EvaluateView) -> str:
     source = view.dataset.source
     if isinstance(source, PackageSource):
         return source.package
-    is_on_hub = isinstance(source, HubSource) and not Path(source.path).exists()
-    return source.path if is_on_hub and isinstance(source, HubSource) else view.data
+    is_on_hub = source.kind == "hub" and not Path(str(source.path)).exists()
+    return str(source.path) if is_on_hub else view.data
 
 
 def _counted(counts: Mapping[str, float]) -> str:

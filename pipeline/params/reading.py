@@ -46,17 +46,8 @@ def seen_by(view: type[AnyView], params: Common, row_of: Callable[[str, str, str
         "frames": lsr.frames,
         "pooled": {name: row_of("data", name, "lsr.frames_from") for name in lsr.frames_from},
     }
-    _check_submission(params, everything["dataset"])
     # Already validated: `model_construct` keeps the frozen sections as they are.
     return view.model_construct(**{name: everything[name] for name in view.model_fields})
-
-
-def _check_submission(params: Common, row: Any) -> None:
-    if params.evaluate.submission and not row.hidden:
-        raise UserError(
-            f"{PARAMS}: evaluate.submission: row {params.data} of {TABLES['data'][0]} has no hidden split to predict; "
-            "needed: false"
-        )
 
 
 def load_row(word: str, name: str, key: str | None = None) -> Any:
@@ -73,11 +64,6 @@ def load_row(word: str, name: str, key: str | None = None) -> Any:
         where = f"{PARAMS}: {key or word}"
         if schema is ModelRow and (row := ModelRow.named(name, where)):
             return row
-        with_it = [
-            row for row, fields in rows.items() if isinstance(fields, dict) and name in (fields.get("also") or ())
-        ]
-        if with_it:
-            raise UserError(f"{where}: {name!r} has no training rows; {with_it[0]} is scored on it too")
         itself = "; or a folder, or a hub repository such as owner/name" if schema is ModelRow else ""
         raise UserError(f"{where}: no row {name!r} in {path}{nearest(name, rows)}; rows: {', '.join(rows)}{itself}")
     return _validate(schema, rows[name], path, (name,))

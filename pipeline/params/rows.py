@@ -11,29 +11,16 @@ from pydantic import (
     PrivateAttr,
     StrictBool,
     StrictFloat,
-    StrictInt,
-    StrictStr,
     Tag,
     model_validator,
 )
 
 from pipeline.core.errors import first_line
-from pipeline.params.sources import (
-    HIDDEN,
-    Columns,
-    FilesSource,
-    HubSource,
-    PackageSource,
-    Pinned,
-    Row,
-    Sha256,
-    Split,
-    all_different,
-)
+from pipeline.params.sources import Columns, PackageSource, Pinned, Row, Sha256, TableSource, all_different
 
 FIELD = re.compile(r"\{([^{}]+)\}")  # of a template: a column in braces
 CHOICE = "choice"  # the template field that stands for the current choice
-GROUP, INDEX = "group", "index"  # columns of examples in addition to text, text_pair and label
+GROUP = "group"  # a column of examples in addition to text, text_pair and label
 
 
 def compiles(expression: str) -> str:
@@ -79,7 +66,7 @@ Share = Annotated[StrictFloat, Field(ge=0, lt=1)]
 Real = Annotated[StrictFloat, Field(ge=-1e15, le=1e15)]
 Margin = Annotated[StrictFloat, Field(le=1e15)]
 # The official scores of the supported tasks. The first metric of a row selects the best checkpoint.
-GroupMetric = Literal["exact_match", "gender_parity"]
+GroupMetric = Literal["exact_match"]
 ClassificationMetric = Literal["accuracy", "f1", "macro_f1", "matthews_correlation", GroupMetric]
 RegressionMetric = Literal["pearson", "spearman"]
 COMPARED = ("first", "second")  # the classes of pairs: which of the two has the larger number
@@ -164,34 +151,10 @@ class Mark(Row):
         return self
 
 
-class Submission(Row):
-    """The file of predictions for a benchmark's server, made from the split `hidden`."""
+class DatasetRow(Row):
+    """One data set: its source, which columns are text and label, how it is split and how predictions are scored."""
 
-    file: str = Field(
-        pattern=r"^[A-Za-z0-9._-]+\.(tsv|jsonl)$", description="tsv as GLUE's server wants it, jsonl as SuperGLUE's"
-    )
-    index: tuple[str, ...] = Field(
-        (),
-        max_length=3,
-        description="columns of an example's number; none: its position from 0; three: passage, question and answer, "
-        "nested as in MultiRC",
-    )
-    labels: tuple[StrictInt | StrictStr, ...] = Field((), description="what to write for each class; none: its name")
-
-    @model_validator(mode="after")
-    def _index_fits_the_file(self) -> Self:
-        allowed = (0, 1) if self.file.endswith(".tsv") else (0, 1, 3)
-        if len(self.index) not in allowed:
-            raise ValueError(
-                f"index: {self.file} takes {' or '.join(map(str, allowed))} columns, got {len(self.index)}"
-            )
-        return self
-
-
-class Examples(Row):
-    """Where examples come from, which columns are text and label, and how predictions are scored."""
-
-    source: HubSource | FilesSource | PackageSource = Field(discriminator="kind")
+    source: TableSource | PackageSource = Field(discriminator="kind")
     text: Annotated[tuple[Annotated[str, AfterValidator(filled_by_columns)], ...], AfterValidator(all_different)] = (
         Field(min_length=1, max_length=2, description="one text, or a pair: a column, or a template with columns in {}")
     )
@@ -199,14 +162,23 @@ class Examples(Row):
     choices: Annotated[tuple[str, ...], AfterValidator(all_different)] = Field(
         (), description="columns, each of which is {choice} in a separate example; the label says which is right"
     )
-    group: Annotated[StrictInt, Field(ge=2)] | Columns | None = Field(
-        None,
-        description="examples that are scored together: those equal in these columns, of which the first determines "
-        "the split; or a number of consecutive rows",
+    group: Columns | None = Field(
+        None, description="examples equal in these columns are scored together; the first determines the split"
     )
     label: Label
     metrics: tuple[ClassificationMetric | RegressionMetric, ...] = Field(min_length=1)
-    submission: Submission | None = None
+    pairs: Pairs | None = Field(None, description="compare the numbers of two rows instead of predicting them")
+    cut: dict[Literal["validation", "test"], Share] = Field({}, description="splits to cut from train, as shares")
+    stratify: StrictBool = Field(
+        default=False,
+        description="cut the share from each class, so that every split has rare classes; the cut then depends on the "
+        "other rows of the class",
+    )
+    select_on: Literal["validation", "test"] = Field(
+        "validation",
+        description="test: choose the checkpoint on the scored split, as the usual GLUE scripts do; "
+        "then no validation is cut, and its rows stay in train",
+    )
 
     @property
     def is_regression(self) -> bool:
@@ -216,6 +188,8 @@ class Examples(Row):
     @property
     def names(self) -> tuple[str, ...]:
         """The classes that the model predicts, in the order of their numbers; none where it predicts a number."""
+        if self.pairs is not None:
+            return COMPARED
         if self.choices:
             return CHOSEN
         return () if isinstance(self.label, Number) else self.label.names
@@ -235,7 +209,15 @@ class Examples(Row):
         """The columns from which texts and groups are made."""
         found = [name for entry in self.text for name in fields(entry) if not (self.choices and name == CHOICE)]
         found += [*self.choices, *(name for mark in self.mark for name in mark.columns)]
-        return tuple(dict.fromkeys([*found, *(self.group if isinstance(self.group, tuple) else ())]))
+        return tuple(dict.fromkeys([*found, *(self.group or ())]))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the texts that the model reads: columns of the source, or stand-ins for derived texts."""
+        if self.pairs is not None:
+            return self.text[0], f"{self.text[0]}_pair"
+        made = ("text", "text_pair")
+        return tuple(made[place] if is_template(entry) else entry for place, entry in enumerate(self.text))
 
     @model_validator(mode="after")
     def _choices_are_classes_that_a_text_names(self) -> Self:
@@ -270,76 +252,8 @@ class Examples(Row):
         return self
 
     @model_validator(mode="after")
-    def _a_hidden_split_is_for_a_submission(self) -> Self:
-        if (HIDDEN in self.source.provides) != (self.submission is not None):
-            raise ValueError("a split hidden in the source needs a submission, which says what to predict it for")
-        if self.submission is None or not self.submission.labels:
-            return self
-        classes = len(self.choices) or len(self.names)
-        if len(self.submission.labels) != classes:
-            raise ValueError(f"submission: labels are needed for {classes} classes, got {len(self.submission.labels)}")
-        return self
-
-
-class FurtherRow(Examples):
-    """Examples that a trained adapter is scored on or predicts, never trained on."""
-
-    @model_validator(mode="after")
-    def _is_not_trained_on(self) -> Self:
-        if not self.source.provides <= {"test", HIDDEN}:
-            raise ValueError("a set under `also` is not trained on: its source provides test, hidden or both")
-        return self
-
-
-class DatasetRow(Examples):
-    """One data set: its examples, how they are split, and the additional sets that its adapter is scored on."""
-
-    pairs: Pairs | None = Field(None, description="compare the numbers of two rows instead of predicting them")
-    cut: dict[Literal["validation", "test"], Share] = Field({}, description="splits to cut from train, as shares")
-    stratify: StrictBool = Field(
-        default=False,
-        description="cut the share from each class, so that every split has rare classes; the cut then depends on the "
-        "other rows of the class",
-    )
-    select_on: Literal["validation", "test"] = Field(
-        "validation",
-        description="test: choose the checkpoint on the scored split, as the usual GLUE scripts do; "
-        "then no validation is cut, and its rows stay in train",
-    )
-    also: dict[Word, FurtherRow] = Field({}, description="sets without training rows that use the same adapter")
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The classes that the model predicts, in the order of their numbers; none where it predicts a number."""
-        return super().names if self.pairs is None else COMPARED
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Names of the texts that the model reads: columns of the source, or stand-ins for derived texts."""
-        if self.pairs is not None:
-            return self.text[0], f"{self.text[0]}_pair"
-        made = ("text", "text_pair")
-        return tuple(made[place] if is_template(entry) else entry for place, entry in enumerate(self.text))
-
-    @property
-    def scored(self) -> dict[str, Examples]:
-        """The additional labeled sets, by the name of their split."""
-        return {word: further for word, further in self.also.items() if "test" in further.source.provides}
-
-    @property
-    def hidden(self) -> dict[str, Examples]:
-        """The unlabeled sets to predict for a submission, by the name of their split."""
-        rows: dict[str, Examples] = {HIDDEN: self} | {f"{word}.{HIDDEN}": row for word, row in self.also.items()}
-        return {split: row for split, row in rows.items() if HIDDEN in row.source.provides}
-
-    @property
-    def sources(self) -> tuple[HubSource | FilesSource | PackageSource, ...]:
-        """All sources: its own, then those of the additional sets."""
-        return (self.source, *(further.source for further in self.also.values()))
-
-    @model_validator(mode="after")
     def _splits_cover_the_three(self) -> Self:
-        have = self.source.provides - {HIDDEN}
+        have = self.source.provides
         if "train" not in have:
             raise ValueError("the source must provide train")
         if both := have & set(self.cut):
@@ -363,24 +277,12 @@ class DatasetRow(Examples):
             raise ValueError("pairs compare numbers: the label needs low and high, and no names")
         if len(self.text) != 1:
             raise ValueError(f"pairs are made of one text column, got {', '.join(self.text)}")
-        if HIDDEN in self.source.provides:
-            raise ValueError("pairs are made of rows with numbers, which a hidden split lacks")
         return self
 
     @model_validator(mode="after")
     def _strata_are_classes_of_single_examples(self) -> Self:
         if self.stratify and (self.is_regression or self.is_grouped or self.pairs is not None):
             raise ValueError("stratify: needs a label of classes, and no choices, group or pairs")
-        return self
-
-    @model_validator(mode="after")
-    def _further_sets_have_the_classes(self) -> Self:
-        for name, further in self.also.items():
-            if further.names != self.names:
-                expected = ", ".join(self.names) or "a number, with low and high"
-                raise ValueError(f"also.{name}: the label must be what the adapter predicts: {expected}")
-            if name in get_args(Split):
-                raise ValueError(f"also.{name}: is the name of a split; choose another one")
         return self
 
 

@@ -91,4 +91,3 @@ class EvaluateParams(Section):
     export: Annotated[tuple[Literal["lora", "merged"], ...], AfterValidator(all_different)] = Field(
         description="lora: a plain PEFT LoRA folder; merged: a plain transformers checkpoint"
     )
-    submission: StrictBool = Field(description="whether to predict the hidden split for the benchmark's server")

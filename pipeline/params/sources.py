@@ -1,10 +1,8 @@
 """The schemas of the sources of a data set: the hub, files, or a package from the package index."""
 
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
-
-HIDDEN: Final = "hidden"
 
 
 def all_different(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -20,7 +18,7 @@ def all_different(names: tuple[str, ...]) -> tuple[str, ...]:
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Pinned = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.+!_-]+$", description="name==version")]
-Split = Literal["train", "validation", "test", "hidden"]  # hidden: without labels, to predict for a benchmark
+Split = Literal["train", "validation", "test"]
 Columns = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(all_different)]
 
 
@@ -30,55 +28,43 @@ class Row(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class HubSource(Row):
-    """A repository on the Hugging Face hub, or a local folder of the same form, read by `datasets.load_dataset`."""
+class TableSource(Row):
+    """A repository on the Hugging Face hub, or files on disk. A row may describe both; `kind` chooses."""
 
-    kind: Literal["hub"]
-    path: str
+    kind: Literal["hub", "files"]
+    path: str | None = Field(None, description="hub: the repository, or a local folder of the same form")
     config: str | None = None
-    revision: str | None = Field(None, description="a commit, so that the row stands for the content")
-    splits: dict[Split, str] = Field(min_length=1, description="our split -> the repository's name for it")
-
-    @property
-    def provides(self) -> set[Split]:
-        """The splits that need no cutting."""
-        return set(self.splits)
-
-
-class FilesSource(Row):
-    """Files on disk, one per split; the extension (csv, tsv, txt, jsonl, parquet) determines how each is read."""
-
-    kind: Literal["files"]
-    files: dict[Split, str] = Field(min_length=1, description="paths from the repository's root, or absolute")
-    columns: Columns | dict[Split, Columns] | None = Field(
-        None, description="names of the columns of csv and tsv files without a header: for all splits, or by split"
+    revision: str | None = Field(None, description="hub: a commit, so that the row stands for the content")
+    splits: dict[Split, str] = Field({}, description="hub: our split -> the repository's name for it")
+    files: dict[Split, str] = Field(
+        {}, description="our split -> csv, tsv, jsonl or parquet, from the repository's root or absolute"
     )
-    each: str | None = Field(None, description="for jsonl: the path of nested lists, each item of which becomes a row")
+    columns: Columns | None = Field(None, description="files: names of the columns of csv and tsv without a header")
+    rename: dict[str, str] = Field({}, description="files: column as the row names it -> its name in the files")
+    each: str | None = Field(None, description="jsonl: the path of nested lists, each item of which becomes a row")
     broken_lines: Literal["refuse", "drop"] = Field(
         "refuse", description="csv and tsv lines with the wrong number of columns; drop counts them as missing"
     )
 
-    def columns_of(self, split: Split) -> Columns | None:
-        """The column names of a file without a header; None if it has one."""
-        return self.columns.get(split) if isinstance(self.columns, dict) else self.columns
-
-    @model_validator(mode="after")
-    def _columns_are_for_files_without_a_header(self) -> Self:
-        wrong = [
-            path
-            for split, path in self.files.items()
-            if self.columns_of(split) and not path.endswith((".csv", ".tsv", ".txt"))
-        ]
-        if wrong:
-            raise ValueError(f"columns are for csv and tsv files, got {', '.join(wrong)}")
-        if self.each and (wrong := [path for path in self.files.values() if not path.endswith((".jsonl", ".json"))]):
-            raise ValueError(f"each is for jsonl files, got {', '.join(wrong)}")
-        return self
-
     @property
     def provides(self) -> set[Split]:
         """The splits that need no cutting."""
-        return set(self.files)
+        return set(self.splits if self.kind == "hub" else self.files)
+
+    @model_validator(mode="after")
+    def _the_kind_is_described(self) -> Self:
+        if self.kind == "hub" and not (self.path and self.splits):
+            raise ValueError("kind: hub needs path and splits")
+        if self.kind == "files" and not self.files:
+            raise ValueError("kind: files needs files")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_fit_the_files(self) -> Self:
+        for key, endings in (("columns", (".csv", ".tsv", ".txt")), ("each", (".jsonl", ".json"))):
+            if getattr(self, key) and (wrong := [path for path in self.files.values() if not path.endswith(endings)]):
+                raise ValueError(f"{key} is for {' and '.join(endings)} files, got {', '.join(wrong)}")
+        return self
 
 
 class PackageSource(Row):

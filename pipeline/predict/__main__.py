@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pipeline.core import artifacts, console
 from pipeline.core.command_line import Parser
 from pipeline.core.errors import UserError, exit_on_error
-from pipeline.data.texts import encode
+from pipeline.data.encoding import encode
 from pipeline.methods import task
 from pipeline.methods.task import Task
 from pipeline.params import ADAPTERS

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pipeline.core import console
 from pipeline.core.errors import UserError, nearest
 from pipeline.data import sources
-from pipeline.data.texts import encode
+from pipeline.data.encoding import encode
 from pipeline.methods.task import FILE, Task
 from pipeline.params import mistakes
 from pipeline.predict import inputs

@@ -15,7 +15,6 @@ from pipeline import params
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
 from pipeline.data import encoding, pretrained
-from pipeline.data import texts as text_tools
 from pipeline.params.rows import DatasetRow, ModelRow
 from stages import tokenize as stage
 
@@ -111,7 +110,6 @@ def test_batches_change_nothing(tokenizer, monkeypatch):
     rows = texts(*((f"{'very ' * (number % 12)}good", number % 2) for number in range(25)))
     whole, _ = stage.tokenize(rows, tokenizer, 8)
     monkeypatch.setattr(encoding, "BATCH", 4)
-    monkeypatch.setattr(text_tools, "AT_ONCE", 40)  # characters: of four texts, one or two
     done = []
     batched, _ = stage.tokenize(rows, tokenizer, 8, done.append)
     assert batched.equals(whole)

@@ -89,12 +89,12 @@ def test_what_a_method_raises_is_its_reason_and_what_the_machine_refuses_is_not(
 
 
 def test_choices_are_compared_as_one_example(arena, tmp_path):
-    tasks.save_superglue(arena / "data/superglue")
-    small.write(tasks={"copa-files": {}})
+    tasks.use_files(arena, "copa")
+    small.write(tasks={"copa": {}})
     with pytest.raises(UserError, match="in groups, which must stay whole: set all of reads to all"):
-        task_tokens.splits(task_of(cell("copa-files: head")))
-    small.write(tasks={"copa-files": {}}, reads=dict.fromkeys(("train", "validation", "test", "longest"), "all"))
-    chosen = cell("copa-files: head")
+        task_tokens.splits(task_of(cell("copa: head")))
+    small.write(tasks={"copa": {}}, reads=dict.fromkeys(("train", "validation", "test", "longest"), "all"))
+    chosen = cell("copa: head")
     task_tokens.write_labels(task_of(chosen), tmp_path / "copa.csv")
     table = pd.read_csv(tmp_path / "copa.csv")
     found = measure(chosen)
@@ -146,12 +146,11 @@ def reads(train, longest):
 
 @pytest.mark.nightly
 def test_the_paper_s_preset_runs_end_to_end_on_a_tiny_model(arena):
-    tasks.save_glue(arena / "data/glue")
-    tasks.save_superglue(arena / "data/superglue")
     paper = workspace.read_yaml(workspace.ROOT / preset.PATH)["paper"]
+    tasks.use_files(arena, *paper["tasks"])
     everything = paper | {
         "model": "tiny",
-        "tasks": {f"{task}-files": {"params": {"train.epochs": 1}} for task in paper["tasks"]},
+        "tasks": {task: {"params": {"train.epochs": 1}} for task in paper["tasks"]},
         "params": paper["params"] | {"tokenize.max_length": 24, "train.precision": "fp32", "lsr.examples": 8},
     }
     everything["methods"]["LSR r=4 s=16"]["params"]["lsr.separation_rank"] = 2

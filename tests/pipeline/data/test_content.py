@@ -8,7 +8,7 @@ import pytest
 from pipeline.core.errors import UserError
 from pipeline.data import content
 from pipeline.params.rows import HubModel, PackageModel
-from pipeline.params.sources import FilesSource, HubSource
+from pipeline.params.sources import TableSource
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def repository(tmp_path, monkeypatch):
 
 
 def files(**paths):
-    return FilesSource(kind="files", files=paths)
+    return TableSource(kind="files", files=paths)
 
 
 def sha256(text):
@@ -48,7 +48,7 @@ def test_files_are_recorded_by_their_content():
     "source",
     [
         HubModel(kind="hub", path="models/mine"),
-        HubSource(kind="hub", path="models/mine", splits={"train": "train"}),
+        TableSource(kind="hub", path="models/mine", splits={"train": "train"}),
         "models/mine",
     ],
 )
@@ -65,7 +65,7 @@ def test_a_folder_is_recorded_by_all_its_files_except_hidden_ones(source):
     "source",
     [
         HubModel(kind="hub", path="FacebookAI/roberta-base"),
-        HubSource(kind="hub", path="nyu-mll/glue", splits={"train": "train"}),
+        TableSource(kind="hub", path="nyu-mll/glue", splits={"train": "train"}),
         PackageModel(kind="package", package="a==1", folder="a", sha256="0" * 64, same_as="b/c"),
         "someone/family",
     ],

@@ -1,53 +1,81 @@
 """A label means the same whether the file has types, as JSON and Parquet, or texts alone, as CSV."""
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data import labels
-from pipeline.params.rows import Classes
+from pipeline.params.rows import Classes, Number, Threshold
 
-NAMES = (("no", "yes"), ("0", "1"), ("1", "2"), ("0.0", "1.0"), ("-1", "1"), ("1", "01"), ("1", "1.0"))
+NAMES = (("no", "yes"), ("0", "1"), ("1", "2"), ("0.0", "1.0"), ("-1", "1"), ("1", "01"))
+RATING = Number(column="label", low=0, high=5)
 
 
-def read(names, value):
+def read(label, *values):
+    label = Classes(column="label", names=label) if isinstance(label, tuple) else label
+    return labels.read(pd.Series(values, pd.RangeIndex(1, len(values) + 1, name="row")), label).tolist()
+
+
+def outcome(names, value):
     try:
-        return labels.reader(Classes(column="label", names=names))(value)
+        return read(names, value)
     except ValueError as error:
-        return str(error).partition(" ")[0]
+        return str(error).split()[2]  # after the number of the row
 
 
 @given(names=st.sampled_from(NAMES), number=st.integers(-3, 3) | st.sampled_from([0.5, -0.0, 1e16, 10**17]))
 def test_a_number_is_read_as_its_text_is(names, number):
-    assert read(names, float(number)) == read(names, str(float(number))) or names == ("1", "1.0")
-    assert read(names, int(number)) == read(names, str(int(number)))
+    assert outcome(names, float(number)) == outcome(names, str(float(number)))
+    assert outcome(names, int(number)) == outcome(names, str(int(number)))
 
 
-@pytest.mark.parametrize(
-    ("names", "value", "number"),
-    [
-        (("no", "yes"), "1.0", 1),
-        (("no", "yes"), 1.0, 1),
-        (("no", "yes"), True, 1),
-        (("1", "2"), "2.00", 1),
-        (("1.0", "2.0"), "2", 1),
-        (("1.0", "2.0"), 2, 1),
-        (("1", "01"), "01", 1),
-        (("1", "1.0"), "1.0", 1),
-        (("1", "1.0"), "1", 0),
-    ],
-)
-def test_what_a_label_means(names, value, number):
-    assert read(names, value) == number
+def test_a_class_is_given_by_number_or_name():
+    assert read(("bad", "good"), 0, 1, "0", "1", "bad", "good", True, 1.0, "1.0") == [0, 1, 0, 1, 0, 1, 1, 1, 1]
 
 
+def test_names_that_are_numbers_are_names_and_not_positions():
+    assert read(("1", "2", "3"), 1, "3", 2.0, "2.00") == [0, 2, 1, 1]
+    assert read(("1.0", "2.0"), "2", 2) == [1, 1]
+    assert read(("1", "01"), "01") == [1]
+
+
+@pytest.mark.parametrize("value", ["01", "1.5", "1e0", " 1", "1" * 5000, float("inf"), [1], 2])
+def test_a_value_that_is_no_class_is_refused(value):
+    with pytest.raises(ValueError, match=r"^row 2: label .* is not a class; allowed: no, yes, 0, 1$"):
+        read(("no", "yes"), "no", value)
+
+
+def test_the_nearest_class_is_named():
+    with pytest.raises(ValueError, match=r"^row 1: label 'yess' is not a class; .*; did you mean yes\?$"):
+        read(("no", "yes"), "yess")
+
+
+@pytest.mark.parametrize("label", [("no", "yes"), RATING])
 @pytest.mark.parametrize("value", ["-1", "-1.0", -1, -1.0])
-def test_hidden_labels_are_told_in_each_format(value):
-    with pytest.raises(ValueError, match="are hidden"):
-        labels.reader(Classes(column="label", names=("no", "yes")))(value)
+def test_hidden_labels_are_explained(label, value):
+    with pytest.raises(ValueError, match=r"^row 1: the label is -1: the labels of this split are hidden"):
+        read(label, value)
 
 
-@pytest.mark.parametrize("value", ["01", "1.5", "1e0", " 1", "", "x", "1.0.0", "1" * 5000, float("nan"), float("inf")])
-def test_what_is_no_class_is_refused(value):
-    with pytest.raises(ValueError, match="is not a class"):
-        labels.reader(Classes(column="label", names=("no", "yes")))(value)
+def test_a_threshold_leaves_out_what_is_closer_than_the_margin():
+    label = Threshold(column="label", names=("bad", "good"), above=0.0, margin=0.5)
+    found = read(label, -0.5, 0.5, -0.49, 0.49, 0, "2", -3)
+    assert [None if value != value else value for value in found] == [0, 1, None, None, None, 1, 0]
+    assert read(label.model_copy(update={"margin": 0.0}), 0, 0.001, -0.001) == [0, 1, 0]  # 0 itself is not above
+
+
+def test_numbers_are_read_exactly():
+    assert read(RATING, 1, "2.5", "0.7333333333333334") == [1.0, 2.5, 0.7333333333333334]
+
+
+@pytest.mark.parametrize(("value", "message"), [("five", "is not a finite number"), ("inf", "is not a finite number")])
+def test_a_value_that_is_no_number_is_refused(value, message):
+    with pytest.raises(ValueError, match=rf"^row 1: label '{value}' {message}"):
+        read(RATING, value)
+
+
+@pytest.mark.parametrize("value", [5.01, -0.5, "17", 1e300])
+def test_a_number_outside_of_the_range_is_refused(value):
+    with pytest.raises(ValueError, match="is not in the row's range, 0 to 5"):
+        read(RATING, value)

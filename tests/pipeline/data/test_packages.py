@@ -2,9 +2,7 @@
 
 import hashlib
 import io
-import sys
 import tarfile
-import venv
 
 import pytest
 
@@ -71,32 +69,19 @@ def test_a_fetched_file_is_kept_and_used_again_without_the_index(index, sdist):
 
 
 def test_a_wrong_hash_is_refused_and_nothing_is_kept(index, tmp_path):
-    with pytest.raises(UserError, match=r"toydata==1.0: pip could not fetch it: correct sha256 in the row") as error:
+    with pytest.raises(UserError, match=r"^toydata==1.0: pip cannot fetch it; put the file at .*") as error:
         packages.fetch_sdist("toydata==1.0", "0" * 64)
-    assert "\n" not in str(error.value)
+    (line,) = error.value.args  # a long path is cut in the line that is printed
+    assert f"Expected sha256 {'0' * 64}" in line
+    assert f"put the file at {tmp_path / 'cache/lsr-adapt/toydata-1.0.tar.gz'}" in line
+    assert "\n" not in line
     assert not list((tmp_path / "cache/lsr-adapt").iterdir())
 
 
 def test_a_damaged_file_in_the_cache_is_refused(index, sdist):
     path = packages.fetch_sdist("toydata==1.0", sha256(sdist))
     path.write_bytes(sdist[:-1])
-    with pytest.raises(UserError, match="delete the file to fetch it again, or correct the row"):
-        packages.fetch_sdist("toydata==1.0", sha256(sdist))
-
-
-def test_an_index_without_the_package_is_explained_with_the_place_for_the_file(index, sdist, tmp_path):
-    (index / "toydata-1.0.tar.gz").unlink()
-    with pytest.raises(UserError) as error:
-        packages.fetch_sdist("toydata==1.0", sha256(sdist))
-    (said,) = error.value.args  # whole: a long path is cut in the line that is printed
-    assert f"put the file at {tmp_path / 'cache/lsr-adapt/toydata-1.0.tar.gz'}" in said
-    assert "No matching distribution found" in said
-
-
-def test_a_python_without_pip_is_told_how_to_get_it(index, sdist, tmp_path, monkeypatch):
-    venv.create(tmp_path / "bare", with_pip=False, symlinks=True)
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "bare/bin/python"))
-    with pytest.raises(UserError, match=r"install pip \(python -m ensurepip\)"):
+    with pytest.raises(UserError, match="not the row's; delete the file to fetch it again"):
         packages.fetch_sdist("toydata==1.0", sha256(sdist))
 
 
@@ -107,18 +92,8 @@ def test_a_file_is_read_from_an_archive_in_the_archive(tmp_path, sdist):
     assert list(tmp_path.iterdir()) == [archive]
 
 
-@pytest.mark.parametrize(
-    ("members", "message"),
-    [
-        (("toydata-1.0/iner.tar.gz",), "a.tar.gz: no file 'toydata-1.0/iner.tar.gz'; did you mean toydata-1.0/inner"),
-        (("toydata-1.0/inner.tar.gz", "words.txt"), "inner.tar.gz: no file 'words.txt'; did you mean deep/words.txt"),
-        (("toydata-1.0/inner.tar.gz", "???"), "no file '???'; files: deep/words.txt, deep/other.txt"),
-        (("toydata-1.0/PKG-INFO", "x"), "a.tar.gz/toydata-1.0/PKG-INFO: not a readable tar.gz archive"),
-    ],
-)
-def test_a_member_that_is_not_there_is_named_with_near_ones(tmp_path, sdist, members, message):
+def test_a_member_that_is_not_there_is_named_with_a_near_one(tmp_path, sdist):
     archive = tmp_path / "a.tar.gz"
     archive.write_bytes(sdist)
-    with pytest.raises(UserError) as error:
-        packages.read_member(archive, members)
-    assert message in str(error.value)
+    with pytest.raises(UserError, match=r"a.tar.gz: no file 'toydata-1.0/iner.tar.gz'; did you mean toydata-1.0/inner"):
+        packages.read_member(archive, ("toydata-1.0/iner.tar.gz", "deep/words.txt"))

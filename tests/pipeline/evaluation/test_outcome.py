@@ -1,26 +1,23 @@
 """What logits answer, what is said of it, and what a benchmark's server gets."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.evaluation import report, submission
+from pipeline.evaluation import report
 from pipeline.evaluation.answers import chosen, members
 from pipeline.evaluation.outcome import Outcome
 from pipeline.params.rows import DatasetRow
 
-FILES = {"train": "a.jsonl", "test": "b.jsonl", "hidden": "c.jsonl"}
+FILES = {"train": "a.jsonl", "test": "b.jsonl"}
 CLASSES = {"column": "label", "names": ["no", "yes"]}
 
 
-def row(label=CLASSES, file="Task.tsv", index=(), labels=(), **settings):
+def row(label=CLASSES, **settings):
     settings = {"text": ["text"], "metrics": ["accuracy"], "select_on": "test"} | settings
-    server = {"file": file, "index": index, "labels": labels}
-    return DatasetRow(source={"kind": "files", "files": FILES}, label=label, submission=server, **settings)
+    return DatasetRow(source={"kind": "files", "files": FILES}, label=label, **settings)
 
 
 CHOICES = row(text=["{choice}"], choices=["a", "b"], label={"column": "label", "names": ["a", "b"]})
@@ -84,45 +81,3 @@ def test_one_answer_for_all_is_said(logits, examples, groups, answer, capsys):
 
 def test_an_interval_without_a_width_is_called_none():
     assert report._interval({"f1_low": 1.0, "f1_high": 1.0}, "f1") == "none: every resample scores the same"
-
-
-def sent(folder, examples, logits, groups=None, index=None):
-    grouped = None if groups is None else np.array(groups)
-    return submission.write(folder, examples, torch.tensor(logits), grouped, index).read_text()
-
-
-LOGITS = [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]]
-
-
-def test_examples_are_numbered_from_zero_or_as_their_columns_say(tmp_path):
-    assert sent(tmp_path, row(), LOGITS) == "index\tprediction\n0\tno\n1\tyes\n2\tyes\n3\tno\n"
-    numbered = row(file="Task.jsonl", index=["idx"], labels=[0, 1])
-    lines = sent(tmp_path, numbered, LOGITS, index=[[7], [5], [6], [9]]).splitlines()
-    assert [json.loads(line) for line in lines] == [
-        {"idx": 7, "label": 0}, {"idx": 5, "label": 1}, {"idx": 6, "label": 1}, {"idx": 9, "label": 0},
-    ]  # fmt: skip
-
-
-def test_numbers_are_cut_to_the_scale_and_have_three_digits(tmp_path):
-    assert sent(tmp_path, RATING, [[-0.2], [3.14159], [5.5]]) == "index\tprediction\n0\t0.000\n1\t3.142\n2\t5.000\n"
-
-
-def test_a_question_of_choices_is_one_line(tmp_path):
-    assert sent(tmp_path, CHOICES, LOGITS, [0, 0, 1, 1]) == "index\tprediction\n0\tb\n1\ta\n"
-
-
-def test_answers_are_nested_in_questions_and_passages(tmp_path):
-    examples = row(file="M.jsonl", index=["p", "q", "a"], labels=[0, 1])
-    lines = sent(tmp_path, examples, LOGITS, index=[[0, 0, 0], [0, 0, 1], [0, 1, 2], [4, 2, 3]]).splitlines()
-    assert [json.loads(line) for line in lines] == [
-        {
-            "idx": 0,
-            "passage": {
-                "questions": [
-                    {"idx": 0, "answers": [{"idx": 0, "label": 0}, {"idx": 1, "label": 1}]},
-                    {"idx": 1, "answers": [{"idx": 2, "label": 1}]},
-                ]
-            },
-        },
-        {"idx": 4, "passage": {"questions": [{"idx": 2, "answers": [{"idx": 3, "label": 0}]}]}},
-    ]

@@ -70,20 +70,13 @@ def test_an_exact_match_is_a_group_without_a_mistake():
     assert found == {"f1": pytest.approx(2 / 3), "exact_match": pytest.approx(1 / 3)}
 
 
-def test_gender_parity_is_the_share_of_groups_with_one_prediction():
-    labels, predictions = np.array([0, 0, 1, 1, 0, 0]), np.array([1, 1, 1, 0, 0, 0])
-    found = scores.score(["accuracy", "gender_parity"], predictions, labels, np.array([0, 0, 1, 1, 2, 2]))
-    assert found == {"accuracy": pytest.approx(1 / 2), "gender_parity": pytest.approx(2 / 3)}
-
-
 @given(class_pairs(), st.data())
 def test_metrics_of_groups_are_those_of_their_definition(pair, data):
     predictions, labels = pair
     groups = data.draw(arrays.arrays(np.int64, len(labels), elements=st.integers(0, 9)))
     right = [all(predictions[groups == number] == labels[groups == number]) for number in set(groups)]
-    agree = [len(set(predictions[groups == number])) == 1 for number in set(groups)]
-    found = scores.score(["exact_match", "gender_parity"], predictions, labels, groups)
-    assert found == pytest.approx({"exact_match": np.mean(right), "gender_parity": np.mean(agree)})
+    found = scores.score(["exact_match"], predictions, labels, groups)
+    assert found == pytest.approx({"exact_match": np.mean(right)})
 
 
 def test_the_baseline_gives_the_most_frequent_class_or_the_mean():

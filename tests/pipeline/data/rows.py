@@ -1,0 +1,47 @@
+"""Rows of small files."""
+
+import json
+
+import pytest
+
+from pipeline.core.errors import UserError
+from pipeline.data import datasets
+from pipeline.params.rows import DatasetRow
+
+SPLITS = ("train", "validation", "test")
+CLASSES = {"column": "label", "names": ["bad", "good"]}
+NUMBER = {"column": "label", "low": 0, "high": 5}
+
+
+def row_of(files, label=CLASSES, text=("text",), source=None, **settings):
+    settings.setdefault("metrics", ["pearson"] if "low" in label else ["accuracy"])
+    return DatasetRow(source={"kind": "files", "files": files, **(source or {})}, label=label, text=text, **settings)
+
+
+def write_jsonl(path, rows, columns=("text", "label")):
+    path.write_text("".join(f"{json.dumps(dict(zip(columns, row, strict=True)))}\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def row_with(folder, name, content, **settings):
+    """The row of a file with this content for train; the other splits have an example each."""
+    held_out = {split: write_jsonl(folder / f"{split}.jsonl", [("held out", 1)]) for split in SPLITS[1:]}
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return row_of({"train": str(path), **held_out}, **settings)
+
+
+def frames(loaded):
+    return {split: table.to_pandas() for split, table in loaded.splits.items()}
+
+
+def load(row):
+    return frames(datasets.load(row, "mine"))
+
+
+def refusal(row):
+    with pytest.raises(UserError) as error:
+        datasets.load(row, "mine")
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith("pipeline/datasets.yaml: mine: ")
+    return str(error.value)

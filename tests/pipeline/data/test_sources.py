@@ -1,0 +1,258 @@
+"""Every source gives the same tables, and what is wrong with a file is one line."""
+
+import hashlib
+import io
+import json
+import shutil
+import tarfile
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.data import datasets, sources
+from pipeline.params.rows import DatasetRow
+from tests.pipeline.data.rows import CLASSES, SPLITS, load, refusal, row_of, row_with
+
+# Files
+
+WRITERS = {
+    "csv": lambda table, path: table.to_csv(path, index=False),
+    "tsv": lambda table, path: table.to_csv(path, index=False, sep="\t"),
+    "jsonl": lambda table, path: table.to_json(path, orient="records", lines=True, force_ascii=False),
+    "parquet": lambda table, path: table.to_parquet(path, row_group_size=7),
+}
+
+
+@pytest.mark.parametrize("batch", [sources.BATCH, 8])
+@pytest.mark.parametrize("ending", WRITERS)
+def test_every_format_gives_the_same_tables(tmp_path, monkeypatch, ending, batch):
+    monkeypatch.setattr(sources, "BATCH", batch)
+    files = {split: str(tmp_path / f"{split}.{ending}") for split in SPLITS}
+    made = {
+        split: pd.DataFrame([(n, f"{split} {n}, ü", n % 2) for n in range(20)], columns=["id", "text", "label"])
+        for split in SPLITS
+    }
+    for split, path in files.items():
+        WRITERS[ending](made[split], path)
+    found = load(row_of(files))
+    for split in SPLITS[1:]:
+        pd.testing.assert_frame_equal(found[split], made[split][["text", "label"]])
+    assert sorted(found["train"]["text"]) == sorted(made["train"]["text"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "texts"),
+    [
+        ("words.csv", "text,label\nNA,0\nnull,1\n", ["NA", "null"]),
+        ("quotes.csv", '\ufefftext,label\r\n"a ""b"",\nc",0\r\n\r\nd,1\r\n', ['a "b",\nc', "d"]),
+        ("long.csv", f"text,label\n{'x' * 200_000},0\nd,1\n", ["d", "x" * 200_000]),
+        ("signs.tsv", 'text\tlabel\n"open\t0\r\n"b" c\u2028d\re\t1\n', ['"b" c\u2028d\re', '"open']),
+        ("dates.jsonl", '{"text": "2024-01-02", "label": 0}\n\n{"text": "b", "label": "1"}\n', ["2024-01-02", "b"]),
+        ("lacking.jsonl", '{"text": "a"}\n{"text": "b", "label": 0}\n{"text": "c", "label": 1}\n', ["b", "c"]),
+    ],
+)
+def test_a_text_is_what_the_file_says(tmp_path, name, content, texts):
+    assert sorted(load(row_with(tmp_path, name, content))["train"]["text"]) == texts
+
+
+def test_integers_with_a_null_in_parquet_stay_classes(tmp_path):
+    row = row_with(tmp_path, "train.parquet", b"")
+    pq.write_table(pa.table({"text": ["a", "b", "c"], "label": [0, None, 1]}), tmp_path / "train.parquet")
+    loaded = datasets.load(row, "mine")
+    assert sorted(loaded.splits["train"]["label"]) == [0, 1]
+    assert loaded.dropped["missing"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "texts,label\na,0\n", "a.csv: no column 'text'; did you mean texts?; columns: texts, label"),
+        ("a.csv", "", "a.csv: no column 'text'; there are no columns"),
+        ("a.csv", "text,label\na,b,0\n", "a.csv: line 2 has 3 columns, not 2"),
+        ("a.csv", 'text,label\n"a\nb",0\n"c\nd,0\n', "a.csv: line 4: unexpected end of data"),
+        ("a.csv", "text,text\na,0\n", "a.csv: columns must differ from each other, got text, text"),
+        ("a.csv", "text;label\na;0\n", "columns: text;label; columns are separated by commas in .csv and by tabs in"),
+        ("a.tsv", "text\tlabel\na\n", "a.tsv: line 2 has 1 columns, not 2"),
+        ("a.jsonl", '{"text": "a", "label": 0}\n\n{"text"\n', "a.jsonl: line 3 is not JSON: Expecting ':' delimiter"),
+        ("a.jsonl", '{"text": "\\ud83d", "label": 0}\n', "a.jsonl: 'utf-8' codec can't encode character"),
+        ("a.json", "[1]\n", "a.json: line 1 must be a JSON object, got list"),
+        ("a.parquet", "no parquet", "a.parquet: "),
+        ("a.xls", "a", "a.xls: the extension must be one of .csv, .tsv, .txt, .jsonl, .json, .parquet"),
+        ("a.csv", "text,label\nü,0\ncafé,1\n".encode("latin-1"), "a.csv: line 2 is not UTF-8: invalid start byte"),
+        ("a.csv", "text,label\n\nb,goood\n", "a.csv: line 3: label 'goood' is not a class; allowed: bad, good, 0, 1"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_one_line(tmp_path, name, content, message):
+    assert message in refusal(row_with(tmp_path, name, content))
+
+
+def test_a_file_that_is_not_there_is_one_line(tmp_path):
+    row = row_of(dict.fromkeys(SPLITS, str(tmp_path / "no.csv")))
+    assert f"train: {tmp_path}/no.csv: not found; paths start at the root of the repository" in refusal(row)
+
+
+def test_lines_are_counted_over_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "BATCH", 8)
+    content = "text,label\n" + "".join(f"{n},{n % 2}\n" for n in range(20)) + "x,y\n"
+    assert "train.csv: line 22: label 'y' is not a class" in refusal(row_with(tmp_path, "train.csv", content))
+
+
+def test_broken_lines_can_be_left_out(tmp_path):
+    row = row_with(tmp_path, "train.tsv", "text\tlabel\na\t0\nb\ntorn\t1\t1\nc\t1\n", source={"broken_lines": "drop"})
+    loaded = datasets.load(row, "mine")
+    assert sorted(loaded.splits["train"]["text"]) == ["a", "c"]
+    assert loaded.dropped["missing"] == 2
+
+
+def nested(tmp_path, *records):
+    """The row of a file whose lines have a document with a title and a list of parts, each with text and label."""
+    for split, found in (("train", records), ("test", [document("held out", {"text": "x", "label": 0})])):
+        (tmp_path / f"{split}.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in found))
+    files = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "test")}
+    label = {**CLASSES, "column": "doc.parts.label"}
+    source = {"each": "doc.parts", "rename": {"text": "doc.parts.text"}}
+    return row_of(files, label, ["doc.title", "text"], source, select_on="test")
+
+
+def document(title, *parts):
+    return {"doc": {"title": title, "parts": list(parts)}}
+
+
+def test_items_of_a_list_are_rows_with_what_surrounds_them(tmp_path):
+    parts = [{"text": f"part {number}", "label": number % 2} for number in range(3)]
+    found = load(nested(tmp_path, document("A", *parts), document("B", parts[2])))["train"]
+    assert sorted(found.itertuples(index=False, name=None)) == [
+        ("A", "part 0", 0), ("A", "part 1", 1), ("A", "part 2", 0), ("B", "part 2", 0),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("record", [{"doc": {"title": "A"}}, document("A", "x")])
+def test_a_line_without_the_list_is_one_line(tmp_path, record):
+    good = document("A", {"text": "a", "label": 0})
+    assert "train.jsonl: line 2: no list of objects at doc.parts" in refusal(nested(tmp_path, good, record))
+
+
+# Packages
+
+
+def archive(files):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def package_row(tmp_path, monkeypatch, content):
+    """A row of a package that is in the cache; its file is inside an archive inside the package."""
+    outer = archive({"toy-1.0/inner.tar.gz": archive({"data/ratings.txt": content})})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "lsr-adapt").mkdir()
+    (tmp_path / "lsr-adapt/toy-1.0.tar.gz").write_bytes(outer)
+    source = {
+        "kind": "package",
+        "package": "toy==1.0",
+        "sha256": hashlib.sha256(outer).hexdigest(),
+        "members": ["toy-1.0/inner.tar.gz", "data/ratings.txt"],
+        "columns": ["id", "label", "text"],
+    }
+    label, cut = {**CLASSES, "above": 0.0, "margin": 0.5}, {"validation": 0.2, "test": 0.2}
+    return DatasetRow(source=source, text=["text"], label=label, metrics=["accuracy"], cut=cut)
+
+
+def test_a_package_file_has_no_quoting_and_no_header(tmp_path, monkeypatch):
+    lines = [f'{number}\t{number % 5 - 2}\t"open number {number} ü\u0085x' for number in range(100)]
+    loaded = datasets.load(package_row(tmp_path, monkeypatch, "\r\n".join(lines).encode()), "mine")
+    texts = [text for table in loaded.splits.values() for text in table["text"]]
+    assert sorted(texts) == sorted(line.split("\t")[2] for number, line in enumerate(lines) if number % 5 != 2)
+    assert loaded.dropped["within_margin"] == 20
+
+
+def test_a_broken_line_of_a_package_file_is_one_line(tmp_path, monkeypatch):
+    message = refusal(package_row(tmp_path, monkeypatch, b"1\t2\ta\n2\t3\n"))
+    assert "data/ratings.txt: line 2 has 2 columns, not 3" in message
+
+
+# The hub, as a local folder of the same form
+
+CARD = """---
+configs:
+- config_name: mrpc
+  data_files:
+  - split: train
+    path: train.parquet
+  - split: validation
+    path: validation.parquet
+  - split: test
+    path: test.parquet
+---
+"""
+
+
+@pytest.fixture
+def glue(tmp_path, monkeypatch):
+    """A folder with the form of GLUE on the hub; the row of it takes other settings of the source."""
+    import datasets as hub
+
+    monkeypatch.setattr(hub.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "glue"
+    folder.mkdir()
+    (folder / "README.md").write_text(CARD)
+    for split, count in {"train": 60, "validation": 10, "test": 5}.items():
+        numbers = range(count)
+        table = {
+            "text": [f"{split} {n}" for n in numbers],
+            "label": [-1 if split == "test" else n % 2 for n in numbers],
+        }
+        pq.write_table(pa.table(table), folder / f"{split}.parquet")
+
+    def row(**source):
+        splits = {"train": "train", "test": "validation"}
+        return row_of({}, source={"kind": "hub", "path": str(folder), "config": "mrpc", "splits": splits, **source},
+                      cut={"validation": 0.2})  # fmt: skip
+
+    return row
+
+
+def test_a_local_folder_loads_without_a_connection_and_quietly(glue, capfd):
+    found = load(glue())
+    assert found["test"]["text"].tolist() == [f"validation {n}" for n in range(10)]
+    assert found["test"]["label"].tolist() == [0, 1] * 5
+    assert len(found["train"]) + len(found["validation"]) == 60
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_edited_folder_gives_its_new_rows(glue, tmp_path):
+    load(glue())
+    path = tmp_path / "glue/validation.parquet"
+    pq.write_table(pq.read_table(path).slice(0, 4), path)
+    assert load(glue())["test"]["text"].tolist() == [f"validation {n}" for n in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"splits": {"train": "train", "test": "test"}}, "glue: row 1: the label is -1: the labels of this split are"),
+        ({"config": "mrpx"}, "BuilderConfig 'mrpx' not found. Available: ['mrpc']"),
+        ({"splits": {"train": "train", "test": "dev"}}, 'Unknown split "dev"'),
+        ({"path": "nobody/nothing"}, "nobody/nothing: not a local folder and not in the local cache, and offline mode"),
+    ],
+)
+def test_a_mistake_in_a_hub_source_is_one_line(glue, source, message):
+    assert message in refusal(glue(**source))
+
+
+def test_another_revision_in_the_cache_is_refused(glue, tmp_path):
+    """Without a connection, `datasets` itself takes what it finds, with a warning."""
+    load(glue())
+    loaded = next((tmp_path / "cache/glue").glob("mrpc*/0.0.0/*/dataset_info.json")).parent
+    old, new = "a" * 40, "b" * 40
+    shutil.copytree(loaded, tmp_path / f"cache/nobody___glue/mrpc/0.0.0/{old}")
+    assert len(load(glue(path="nobody/glue", revision=old))["test"]) == 10
+    assert f"nobody/glue: the local cache holds another revision than {new}" in refusal(
+        glue(path="nobody/glue", revision=new)
+    )
