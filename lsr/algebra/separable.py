@@ -252,27 +252,6 @@ def _cp_terms(tensor: np.ndarray, rank: int, seed: int) -> tuple[np.ndarray, lis
     return weights[order], [columns[:, order] for columns in vectors]
 
 
-def separation_errors(
-    matrix: Tensor,  # (p_1 * ... * p_D, q_1 * ... * q_D), float64
-    row_shape: Shape,
-    column_shape: Shape,
-    ranks: Sequence[int],
-    seed: int = 0,
-) -> list[float]:
-    """Return `||matrix - nearest_kron_sum(matrix, ..., rank)||_F / ||matrix||_F` for each rank: ratios, 0 is exact."""
-    norm = float(torch.linalg.matrix_norm(matrix)) or 1.0  # zero is approximated exactly
-    if len(row_shape) == 2:
-        sigma = torch.linalg.svdvals(rearrange(matrix, row_shape, column_shape))
-        return [float(torch.linalg.vector_norm(sigma[rank:]) / norm) for rank in ranks]
-    return [
-        float(
-            torch.linalg.matrix_norm(matrix - kron_sum(*nearest_kron_sum(matrix, row_shape, column_shape, rank, seed)))
-            / norm
-        )
-        for rank in ranks
-    ]
-
-
 def condition_number(*factors: Tensor) -> float:
     """Return `sqrt(sum_k prod_i ||factors[i][k]||^2) / ||kron_sum(*factors)||_F`, 1 for a zero sum.
 

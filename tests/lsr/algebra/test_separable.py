@@ -22,7 +22,6 @@ from lsr.algebra.separable import (
     pad_columns,
     rearrange,
     recondition,
-    separation_errors,
 )
 
 SIZES = st.integers(1, 4)
@@ -293,21 +292,6 @@ def test_a_number_of_terms_out_of_bounds_is_refused_with_the_bounds(count, limit
     rank = limit + 1 if over else 0
     with pytest.raises(ValueError, match=rf"separation_rank must be in \[1, {limit}\] for these shapes, got {rank}"):
         nearest_kron_sum(matrix_of(rows, columns), rows, columns, rank)
-
-
-@pytest.mark.parametrize("count", SHAPES)
-def test_separation_errors_are_those_of_the_nearest_sums(count):
-    rows, columns = SHAPES[count]
-    matrix = matrix_of(rows, columns)
-    recomputed = [relative_error(matrix, nearest_kron_sum(matrix, rows, columns, rank)) for rank in (1, 3, 8)]
-    assert separation_errors(matrix, rows, columns, (1, 3, 8)) == pytest.approx(recomputed, abs=1e-12)
-
-
-@pytest.mark.parametrize("count", SHAPES)
-def test_a_zero_matrix_is_approximated_without_error(count):
-    rows, columns = SHAPES[count]
-    zero = torch.zeros(prod(rows), prod(columns), dtype=torch.float64)
-    assert separation_errors(zero, rows, columns, (1, 2)) == [0.0, 0.0]
 
 
 # The same sum in other factors
