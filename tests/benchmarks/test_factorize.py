@@ -1,6 +1,7 @@
 """The cost of a start from the pretrained weight: what is captured, what is compared, and what the command writes."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -41,6 +42,8 @@ def test_a_ratio_is_the_median_of_the_ratios_within_the_rounds():
 def test_the_command_writes_a_figure_for_each_decomposition(tmp_path, monkeypatch):
     monkeypatch.setattr(factorize, "RESULTS", tmp_path / "factorize.json")
     monkeypatch.setattr(factorize, "TERMS", {(2, 2): 2})
+    monkeypatch.setattr(factorize, "process", lambda threads, module: ThreadPoolExecutor(1))
+    monkeypatch.setattr(factorize, "in_fresh_process", lambda threads, call, *arguments: call(*arguments))
     factorize.run({SIZE: 2}, threads=1)
     rows = json.loads((tmp_path / "factorize.json").read_text())["starts"]["figures"]
     assert [(row["method"], row["rank"]) for row in rows] == [(SVD, None), (LOWRANK, 4), (PRINCIPAL, 4)]

@@ -1,6 +1,7 @@
 """Speed: the methods are what they are called, times are paired, and the command writes what it has measured."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -115,6 +116,8 @@ def test_many_adapters_are_served_by_every_way_and_loading_is_timed(tiny, capsys
 def test_the_command_writes_figures_and_the_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "RESULTS", tmp_path / "speed.json")
     monkeypatch.setattr(command, "PICTURE", tmp_path / "speed.png")
+    monkeypatch.setattr(layer, "process", lambda threads, module: ThreadPoolExecutor(1))
+    monkeypatch.setattr(layer, "in_fresh_process", lambda threads, call, *arguments: call(*arguments))
     monkeypatch.setattr(layer, "CASES", [SMALL])
     monkeypatch.setattr(layer, "WITH_MEMORY", SMALL[:2])
     monkeypatch.setattr(report, "SHOWN", SMALL)

@@ -68,9 +68,8 @@ def test_it_opens_without_a_network_and_fits_the_window(width, opened):
     page = opened(width=width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     for name in ("trained", "bytes", "differences"):
-        box = page.locator(f"#{name} svg").bounding_box()
-        assert box["width"] > 250, name
-        assert box["x"] + box["width"] <= width, name
+        assert page.locator(f"#{name}").bounding_box()["width"] <= width, name  # on a narrow screen it scrolls
+        assert page.locator(f"#{name} svg").bounding_box()["width"] > 400, name
 
 
 def test_a_row_says_why_trainings_failed_and_opens_to_say_how_it_is_run(opened):
