@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import ceil, sqrt
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib import style
 from matplotlib.axes import Axes
@@ -23,6 +23,8 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#595959"  # the first two from Okabe
 ABREAST = 3  # panels
 FAR_BELOW, LEAST_SPAN = 3.0, 2.0  # times the lead of the best over the median; percentage points
 APART = 0.06  # of the range of scores: closer labels would overlap
+BEYOND = 0.12  # of the range of means, for intervals
+MOST_NAMES = 2  # of methods far below
 
 
 def write(folder: Path, comparison: Comparison) -> None:
@@ -100,17 +102,22 @@ def _panel(axes: Axes, every: Sequence[Point]) -> None:
             axes.vlines(point.size, point.low, point.high, color=color(point.method), linewidth=1, alpha=0.45)
         else:
             axes.axhline(point.mean, color=GREY, linewidth=0.8, linestyle="--")
-            axes.annotate(point.method, (0.01, point.mean), xycoords=("axes fraction", "data"), fontsize=7, va="bottom")
+            _say(axes, point.method, (0.01, point.mean), ("axes fraction", "data"), va="bottom")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(numticks=9))
     axes.xaxis.set_major_formatter(FuncFormatter(_short))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.08)
     axes.grid(alpha=0.3, linewidth=0.5)
+    if means := [point.mean for point in drawn]:
+        spare = max(0.3, BEYOND * (max(means) - min(means)))
+        axes.set_ylim(min(means) - spare, max(means) + spare)  # long intervals are cut
     if sized := [point for point in drawn if point.size]:
         _front(axes, sized)
-    if below := [f"{point.method} {point.mean:.1f}" for point in every if point.mean < limit]:
-        axes.annotate(f"below: {', '.join(below)}", (0.99, 0.01), xycoords="axes fraction", ha="right", fontsize=7)
+    if below := [point for point in every if point.mean < limit]:
+        names = ", ".join(f"{point.method} {point.mean:.1f}" for point in below)
+        text = names if len(below) <= MOST_NAMES else f"{len(below)} methods"
+        _say(axes, f"below: {text}", (0.99, 0.01), "axes fraction", ha="right")
 
 
 def _front(axes: Axes, sized: Sequence[Point]) -> None:
@@ -127,10 +134,16 @@ def _front(axes: Axes, sized: Sequence[Point]) -> None:
         if point.mean >= named + APART * (high - low):
             named, left = point.mean, point.size <= middle
             # No point is above the front, so names go there, toward the middle of the panel.
-            axes.annotate(
-                point.method, (point.size, point.mean), (4 if left else -4, 4), textcoords="offset points",
-                fontsize=7, ha="left" if left else "right",
-            )  # fmt: skip
+            side, shift = ("left", 4) if left else ("right", -4)
+            _say(axes, point.method, (point.size, point.mean), "data", (shift, 4), ha=side)
+
+
+def _say(
+    axes: Axes, text: str, place: tuple[float, float], of: Any, shift: tuple[int, int] = (0, 0), **align: str
+) -> None:
+    """Write small text at a place, `shift` points away, for which the layout makes no room."""
+    said = axes.annotate(text, place, shift, of, textcoords="offset points", fontsize=7, **align)  # type: ignore[arg-type]
+    said.set_in_layout(False)
 
 
 def _short(value: float, _: int) -> str:

@@ -133,11 +133,12 @@ function pareto(size, title, all) {
   const done = all.filter(row => !none(row.score)), limit = lowest(done.map(row => row.score));
   const rows = done.filter(row => row.score >= limit), sized = rows.filter(row => row[size] > 0);
   if (!sized.length) return chart(size, width, 20, [drawn("text", { x: 0, y: 14 }, "nothing finished")]);
-  const ends = rows.flatMap(row => [row.score, row.score_low ?? row.score, row.score_high ?? row.score]);
-  const low = Math.min(...ends), high = Math.max(...ends) + 0.5, sizes = sized.map(row => Math.log10(row[size]));
+  const means = rows.map(row => row.score), spare = Math.max(0.3, 0.12 * (Math.max(...means) - Math.min(...means)));
+  const low = Math.min(...means) - spare, high = Math.max(...means) + spare;  // long intervals are cut
+  const sizes = sized.map(row => Math.log10(row[size]));
   const [first, last] = [Math.min(...sizes) - 0.2, Math.max(...sizes) + 0.2];
   const x = value => left + (Math.log10(value) - first) / (last - first) * (width - left - 10);
-  const y = value => height - bottom - (value - low) / (high - low) * (height - bottom - 10);
+  const y = value => height - bottom - (Math.max(low, Math.min(high, value)) - low) / (high - low) * (height - bottom - 10);
   for (const value of ticks(low, high)) parts.push(drawn("line", { x1: left, x2: width, y1: y(value), y2: y(value), class: "grid" }), drawn("text", { x: left - 4, y: y(value) + 3, "text-anchor": "end" }, value));
   for (let power = Math.ceil(first); power <= last; power++) parts.push(drawn("line", { x1: x(10 ** power), x2: x(10 ** power), y1: 0, y2: height - bottom, class: "grid" }), drawn("text", { x: x(10 ** power), y: height - bottom + 12, "text-anchor": "middle" }, (10 ** power).toLocaleString("en", { notation: "compact" })));
   parts.push(drawn("text", { x: width / 2, y: height - 4, "text-anchor": "middle" }, title));
