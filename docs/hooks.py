@@ -23,6 +23,7 @@ from pydantic import BaseModel
 
 import lsr
 from lsr.__main__ import parser
+from pipeline.params.methods import PeftParams
 from pipeline.params.rows import DatasetRow, ModelRow
 from pipeline.params.schema import Params
 from pipeline.params.sections import Section
@@ -127,12 +128,13 @@ def _default(field: "dataclasses.Field[Any]") -> str:
 
 def params() -> str:
     """Return a table for each section of params.yaml, and one for the words beside them."""
-    sections = {name: _section(field.annotation) for name, field in Params.model_fields.items()}
+    sections = {name: _section(field.annotation) for name, field in Params.model_fields.items() if name != "methods"}
     words = [(f"`{name}`", _values(Params, name), _says(Params, name)) for name, of in sections.items() if of is None]
     parts = [_rows(("key", "values", ""), words)]
     for name, section in sections.items():
         if section is not None and section.model_fields:
             parts += [f"\n## `{name}`\n", section.__doc__ or "", "", _keys(section)]
+    parts += ["\n## Other methods\n", PeftParams.__doc__ or "", "", _keys(PeftParams)]
     return "\n".join(parts)
 
 

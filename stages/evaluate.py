@@ -17,7 +17,7 @@ from pipeline.core import artifacts, console
 from pipeline.data import pretrained, tokens
 from pipeline.evaluation import inference, report
 from pipeline.evaluation.outcome import Outcome
-from pipeline.methods import adapters, base_models, cards, device, exports, task
+from pipeline.methods import adapter_task, adapters, base_models, cards, device, exports
 
 
 def main(view: params.EvaluateView) -> None:
@@ -70,7 +70,9 @@ def export(
         folder.mkdir()
         if "lora" in view.evaluate.export:
             exports.write("lora", model, folder / "lora", view.base_model, tokenizer)
-            shutil.copy(artifacts.ADAPTER / task.FILE, folder / "lora")  # a checkpoint has its own place for this
+            shutil.copy(
+                artifacts.ADAPTER / adapter_task.FILE, folder / "lora"
+            )  # a checkpoint has its own place for this
             cards.of_evaluation(view, metrics, artifacts.ADAPTER, folder / "lora", as_lora=True)
             plain = adapters.load_adapter(model.unload(), folder / "lora", trainable=False)
             compare("lora", plain)

@@ -16,7 +16,7 @@ from lsr.tuner.start_report import StartReport, report_start
 from pipeline import params, stage
 from pipeline.core import artifacts, console
 from pipeline.core.errors import UserError
-from pipeline.methods import adapters, base_models, eva, pooling
+from pipeline.methods import adapters, base_models, pooling
 
 SHOWN = 24  # layers or kinds on the terminal; the file has all
 
@@ -31,8 +31,6 @@ def factorize_init(base: PreTrainedModel, view: params.FactorizeInitView) -> tup
     adapters.check_section(base, section, view.base_model)
     if not isinstance(section, params.LsrParams):
         model = adapters.add_adapter(base, section, view.base_model, view.seed)
-        if isinstance(section, params.LoraParams) and section.reads_examples:
-            eva.start(model, pooling.examples_of(view, section.examples, pooling.BATCH["gradient"]))
         return model, {}
     gradients = pooling.gradients(base, view) if section.reads_examples else []
     model = adapters.add_adapter(base, section, view.base_model, view.seed, gradients)

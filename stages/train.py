@@ -16,7 +16,7 @@ from pipeline import params, stage
 from pipeline.core import artifacts, console
 from pipeline.data import pretrained, tokens
 from pipeline.methods import adapters, base_models, cards
-from pipeline.methods.task import Task
+from pipeline.methods.adapter_task import Task
 from pipeline.training import arguments, checkpoints, run
 from pipeline.training.callbacks import LiveCurve, Progress, StopAtDivergence
 

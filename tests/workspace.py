@@ -52,9 +52,9 @@ SMALL = {
     "tinylora": {"r": 2, "u": 3},
     "c3a": {"block_size": 8},
     "directions": {"budget": 12, "init": "update", "examples": 32, "head_steps": 4},
-    "loraxs": {"r": 4},
-    "lorasb": {"r": 4, "examples": 32},
-    "peft": {"options": {"r": 2}},
+    "loraxs": {"rank_shape": [4]},
+    "lorasb": {"rank_shape": [4], "examples": 32},
+    "peft": {"r": 2},
 }
 MAIN = ("lsr", "lora", "full", "head")  # methods that stand for all where a test is about something else
 

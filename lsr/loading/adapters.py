@@ -87,7 +87,8 @@ def _attach(base: nn.Module, folder: Path, *, trainable: bool) -> PeftModel:
             base,
             str(folder),
             is_trainable=trainable,
-            low_cpu_mem_usage=True,  # do not initialize factors that are about to be loaded
+            # Do not initialize factors that are about to be loaded, unless that changes the base weight, as in PiSSA.
+            low_cpu_mem_usage=not isinstance(fields.get("init_lora_weights"), str),
             torch_device=str(next(base.parameters()).device),  # otherwise PEFT picks an accelerator
         )
     except MISFITS as error:

@@ -28,9 +28,8 @@ from pipeline.core.errors import UserError, clipped, first_line, refused_by_mach
 from pipeline.data import pretrained, tokens
 from pipeline.evaluation import inference, scores
 from pipeline.evaluation.answers import answers
-from pipeline.methods import adapters, base_models, eva
-from pipeline.methods.pooling import BATCH
-from pipeline.params import LoraParams, LsrParams
+from pipeline.methods import adapters, base_models
+from pipeline.params import LsrParams
 from pipeline.params.rows import DatasetRow
 from pipeline.training import run
 from pipeline.training.callbacks import DivergedError, StopAtDivergence
@@ -135,10 +134,6 @@ def started(cell: Cell) -> PeftModel:
     if isinstance(section, LsrParams):
         for _ in adapters.start(model, section, read):
             pass
-    elif isinstance(section, LoraParams) and section.reads_examples:
-        train = task_tokens.splits(task_of(cell))["train"]
-        tokenizer = pretrained.load_tokenizer(view.base_model)
-        eva.start(model, tokens.sample(train, tokenizer, section.examples, view.seed, BATCH["gradient"]))
     return model
 
 

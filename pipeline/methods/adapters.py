@@ -1,103 +1,45 @@
 """Adapters on a base model: create from the selected section, initialize, merge, save, load and count."""
 
-import copy
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 from typing import cast
 
 import peft
-import torch
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict
-from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
+from peft import PeftModel, get_peft_model_state_dict
+from peft.tuners.tuners_utils import _get_tuner_state_dict_key_prefixes
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS, READERS
-from lsr.init.allocation import MOST, allocate
-from lsr.init.examples import widths
+from lsr.init.allocation import allocate
 from lsr.loading.adapters import load_onto
 from lsr.loading.files import InputError
 from lsr.tuner import targets
 from lsr.tuner.config import OWN, LsrConfig
 from lsr.tuner.factors import entries
-from lsr.tuner.family import Family, read_family
+from lsr.tuner.linear import adapted_layers
 from lsr.tuner.model import check_forms
 from lsr.tuner.start import Started, initialize_factors
-from lsr.tuner.targets import check_indices, check_names
-from pipeline.core.errors import UserError, first_line, nearest
+from pipeline.core.errors import UserError, first_line
 from pipeline.data.pretrained import public_name
-from pipeline.methods import architecture, device, placement, subtracted, table
+from pipeline.methods import architecture, device, table
 from pipeline.params import PARAMS, LsrParams, MethodParams, PeftParams
+from pipeline.params.methods import RATE
 from pipeline.params.rows import ModelRow
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-MISFIT = (ValueError, TypeError)  # raised by a configuration or method if a value does not fit a model
-# Methods of PEFT that have no section of their own may raise anything: they have not been vetted.
-ANY_MISFIT = (*MISFIT, KeyError, AttributeError, IndexError, RuntimeError, AssertionError, ImportError)
-
-
-def target_names(base: PreTrainedModel, section: MethodParams, row: ModelRow, seed: int) -> list[str]:
-    """Return the layers of a base model that a section adapts, checked to be adaptable.
-
-    Raises:
-        UserError: if the section does not fit the model.
-    """
-    try:
-        config = cast("LsrConfig", table.config_of(section, base, row, seed))
-        names = targets.target_names(base, config)
-        if isinstance(section, LsrParams):
-            _check_lsr(base, names, section, config)
-        return names
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{PARAMS}: {section.word}: {error}") from None
-
-
-def _check_lsr(base: PreTrainedModel, names: Sequence[str], section: LsrParams, config: LsrConfig) -> None:
-    """Check that LSR can adapt layers. A budget chooses their ranks later, from 1 on.
-
-    Raises:
-        ValueError: if it cannot, the rank or the budget is above what the layers hold, or other frames do not fit;
-            TypeError if a layer is of another class.
-    """
-    check_forms(base, names, config if section.budget == "none" else replace(config, rank_shape=(1,)), _family(config))
-    sides = {name: min(widths(base.get_submodule(name))) for name in names}
-    most = sum(min(MOST, side) for side in sides.values())
-    if section.budget != "none" and section.budget > most:
-        raise ValueError(
-            f"budget: must be at most {most} on these layers, the sum of {MOST} or the smaller side of each, "
-            f"got {section.budget}"
-        )
-    # The library allows more for Kronecker sums, such as those of adapters, but a start cannot be measured then.
-    rank = prod(section.rank_shape) if section.budget == "none" else 1
-    for name, side in sides.items():
-        if rank > side:
-            raise ValueError(f"rank_shape: the rank, {rank}, is above {side}, the smaller side of {name}")
-
-
-def _family(config: LsrConfig) -> Family | None:
-    """Return the frames of another adapter if they are in a folder; from a hub they come with the adapter.
-
-    Raises:
-        ValueError: if the folder holds none, or the name is that of no folder and can be no repository.
-    """
-    if config.frames == OWN or Path(config.frames).is_dir():
-        return read_family(config)
-    if "/" not in config.frames:
-        allowed = f"{OWN}, or the folder or hub repository, owner/name, of an adapter"
-        raise ValueError(f"frames: no folder {config.frames!r}{nearest(config.frames, [OWN])}; allowed are {allowed}")
-    return None
+# What a method raises if a value does not fit a model: methods of PEFT may raise anything.
+MISFIT = (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, AssertionError, ImportError)
 
 
 def check_section(base: PreTrainedModel, section: MethodParams, row: ModelRow) -> None:
-    """Find out whether a section fits a base model by names and shapes alone: it may have no weights.
-
-    What a method of `peft` makes of its options is known once the adapter is there.
+    """Check that a section fits a base model by the names and shapes of its layers: it may have no weights.
 
     Raises:
         UserError: if the section does not fit the model.
@@ -105,16 +47,21 @@ def check_section(base: PreTrainedModel, section: MethodParams, row: ModelRow) -
     if isinstance(section, LsrParams):
         target_names(base, section, row, seed=0)
     else:
-        with _explaining(section):
-            _checked_config(base, section, row, seed=0)
+        table.config_of(section, base, row, seed=0)
 
 
-def _checked_config(base: PreTrainedModel, section: MethodParams, row: ModelRow, seed: int) -> PeftConfig:
-    """Return the configuration of a method other than LSR, which checks its layers itself."""
-    config = table.config_of(section, base, row, seed)
-    if placement.adapts_layers(section):
-        check_layers(base, section, config)
-    return config
+def target_names(base: PreTrainedModel, section: LsrParams, row: ModelRow, seed: int) -> list[str]:
+    """Return the layers of a base model that a section adapts, checked to be adaptable.
+
+    Raises:
+        UserError: if the section does not fit the model.
+    """
+    config = cast("LsrConfig", table.config_of(section, base, row, seed))
+    with _explaining(section):
+        names = targets.target_names(base, config)
+        # A budget chooses the ranks later, from 1 on.
+        check_forms(base, names, config if section.budget == "none" else replace(config, rank_shape=(1,)), None)
+        return names
 
 
 def add_adapter(
@@ -129,68 +76,40 @@ def add_adapter(
     Raises:
         UserError: if the section does not fit the model.
     """
+    config = table.config_of(section, base, row, seed)
     with _explaining(section):
-        if isinstance(section, LsrParams):  # LSR checks its layers itself
-            config = table.config_of(section, base, row, seed)
-            if section.budget != "none":
-                config = cast("LsrConfig", config).with_ranks(allocate(gradients, section.budget, seed))
-        else:
-            config = _checked_config(base, section, row, seed)
+        if isinstance(section, LsrParams) and section.budget != "none":
+            config = cast("LsrConfig", config).with_ranks(allocate(gradients, section.budget, seed))
         model = peft.get_peft_model(base, config)
         if isinstance(section, PeftParams):
-            try_out(model)
-    if subtracted.starts(config):
-        subtracted.remember(model)
+            _check_rates(model, section)
     return model
 
 
 @contextmanager
 def _explaining(section: MethodParams) -> Iterator[None]:
-    """Turn what a method raises where a value does not fit into one line.
+    """Turn what a method raises where a value does not fit a model into one line.
 
     Raises:
         UserError: in place of it.
     """
-    explained = ANY_MISFIT if isinstance(section, PeftParams) else MISFIT
     try:
         yield
-    except explained as error:
-        raise UserError(f"{PARAMS}: {section.word}: {_explained(error, section)}") from None
+    except MISFIT as error:
+        raise UserError(f"{PARAMS}: {section.word}: {first_line(error)}") from None
 
 
-def _explained(error: Exception, section: MethodParams) -> str:
-    """Return an error's message in one line, after PEFT's name of the method if it does not begin with a key."""
-    line = first_line(error)
-    key = line.partition(":")[0].partition(".")[0]
-    if isinstance(section, PeftParams) and key not in type(section).model_fields:
-        return f"{section.type}: {line}"
-    return line
-
-
-def check_layers(base: PreTrainedModel, section: MethodParams, config: PeftConfig) -> None:
-    """Check that a section's method can adapt all the layers it names, before the model is modified.
+def _check_rates(model: PeftModel, section: PeftParams) -> None:
+    """Refuse a learning rate of parameters that the method does not have.
 
     Raises:
-        ValueError: names the key and the first layer that cannot be adapted.
+        ValueError: if no trained parameter has the name that the rate's key begins with.
     """
-    modules = {name: module for name, module in base.named_modules() if name}
-    check_names(config, list(modules))
-    opened = _maybe_include_all_linear_layers(copy.copy(config), base)
-    adapted = [name for name in modules if check_target_module_exists(opened, name)]
-    check_indices(config, adapted)
-    if not isinstance(section, PeftParams):
-        for name in adapted:
-            table.check_layer(section, name, modules[name])
-
-
-def try_out(model: PeftModel) -> None:
-    """Run a model once, so that a method that cannot work on it fails before training.
-
-    Raises:
-        RuntimeError: or whatever the method raises.
-    """
-    with torch.no_grad():
-        model.eval()(**cast("PreTrainedModel", model.get_base_model()).dummy_inputs)
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    for key in section.rates:
+        part = key.removesuffix(RATE).removesuffix("_")
+        if not any(part in name for name in names):
+            raise ValueError(f"{key}: no parameter of {section.type} has {part!r} in its name")
 
 
 def gradients(
@@ -235,7 +154,7 @@ def start(model: PeftModel, section: LsrParams, gradients: Sequence[Mapping[str,
     try:
         yield from initialize_factors(model, init_weights=section.init, gradients=gradients)
     except ValueError as error:
-        raise UserError(f"{PARAMS}: {section.init_key}: {error}") from None
+        raise UserError(f"{PARAMS}: {section.word}.init: {error}") from None
 
 
 def merge(model: PeftModel) -> bool:
@@ -254,7 +173,7 @@ def merged(model: nn.Module) -> Iterator[None]:
     Most methods stay unmerged: unmerging subtracts their update, so rounding would change the base model a little at
     every evaluation. LSR restores the original weights.
     """
-    if not (isinstance(model, PeftModel) and table.method_of(model).merges_exactly):
+    if not (isinstance(model, PeftModel) and isinstance(model.peft_config["default"], LsrConfig)):
         yield
         return
     model.merge_adapter()
@@ -293,9 +212,17 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> Pef
         model = load_onto(base, folder, trainable=trainable)
     except InputError as error:
         raise UserError(str(error)) from None
+    _freeze_replaced_heads(model)
     # The folder names a hub repository, which PEFT would query whenever the Trainer saves a checkpoint.
     model.peft_config["default"].base_model_name_or_path = base.name_or_path
     return model
+
+
+def _freeze_replaced_heads(model: PeftModel) -> None:
+    """Freeze the heads that trained ones replace, whose biases PEFT's `bias: all` has made trainable."""
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            module.original_module.requires_grad_(False)
 
 
 def heads(model: PeftModel, row: ModelRow) -> dict[str, nn.Module]:
@@ -328,7 +255,18 @@ def count_parameters(model: PeftModel, row: ModelRow) -> dict[str, int]:
     return {
         "adapter_trained": adapter,
         "adapter_stored": sum(entries(value) for name, value in saved.items() if not name.startswith(names)),
-        "adapter_effective": adapter + table.method_of(model).frozen(model),
+        "adapter_effective": adapter + _frozen(model),
         "head_parameters": sum(parameter.numel() for parameter in trained if id(parameter) in in_head),
         "base_parameters": sum(parameter.numel() for parameter in frozen if id(parameter) not in in_head),
     }
+
+
+def _frozen(model: PeftModel) -> int:
+    """Return the number of frozen elements that form the update, in parameters and buffers of the method's own."""
+    if isinstance(model.peft_config["default"], LsrConfig):
+        sizes = [layer.sizes("default") for layer in adapted_layers(model).values()]
+        return sum(size.effective - size.trained for size in sizes)
+    own = tuple(f"{prefix}." for prefix in _get_tuner_state_dict_key_prefixes(model))
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    frozen = ((f"{name}.", tensor) for name, tensor in tensors if not tensor.requires_grad)
+    return sum(tensor.numel() for name, tensor in frozen if name.startswith(own))

@@ -16,13 +16,12 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from lsr.tuner.card import Card, section, text_in
 from pipeline.data import pretrained
 from pipeline.methods.adapters import CONFIG
-from pipeline.params import EvaluateView, LsrParams, TrainView
+from pipeline.params import EvaluateView, TrainView
 from pipeline.params.sources import PackageSource
 
 TRAINING = "Training"  # the heading of the section written by the stage train
 TEST = "test"
 SPELLED = {  # methods, as their authors write them, where PEFT's name differs
-    "BITFIT": "BitFit",
     "FOURIERFT": "FourierFT",
     "KADAPTATION": "KAdaptation",
     "LN_TUNING": "LayerNorm tuning",
@@ -37,11 +36,9 @@ SPELLED = {  # methods, as their authors write them, where PEFT's name differs
 
 def of_training(view: TrainView, counts: Mapping[str, int], score: float, folder: Path) -> None:
     """Write the card into an otherwise complete adapter folder; `score` is the validation score."""
-    # A special case of LSR is described by LSR's options: those of its own section are not in the view.
-    word = LsrParams.word if isinstance(view.section, LsrParams) else view.adapter
-    values = {word: view.section, "tokenize": view.tokenize, "train": view.train}
+    values = {view.adapter: view.section, "tokenize": view.tokenize, "train": view.train}
     chosen = "\n".join(f"{word}: {json.dumps(section.model_dump(mode='json'))}" for word, section in values.items())
-    command = f"dvc exp run -S data={view.data} -S model={view.model} -S adapter={word} -S seed={view.seed}"
+    command = f"dvc exp run -S data={view.data} -S model={view.model} -S adapter={view.adapter} -S seed={view.seed}"
     metric, split = view.dataset.metrics[0], view.dataset.select_on
     sections = {
         "Score": f"{metric} {score:.4g} on the {split} split, which chose the checkpoint.",

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
+from aenum import extend_enum
 from peft import PeftConfig, PeftType
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from peft.utils import ModulesToSaveWrapper, register_peft_method
 from torch import Tensor, nn
 
-from pipeline.methods.plugin import PluginLayer, PluginTuner, register
-
+NAME = "KADAPTATION"
 Names = list[str] | str | None
 
 
@@ -35,21 +37,22 @@ class KadaptationConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = PeftType["KADAPTATION"]
+        self.peft_type = PeftType[NAME]
         if isinstance(self.target_modules, list):
             self.target_modules = cast("Names", set(self.target_modules))
 
 
-class KadaptationLinear(PluginLayer):
+class KadaptationLinear(nn.Module, BaseTunerLayer):
     """nn.Linear with KAdaptation adapters: y = W x + b + Σ_k (S_k ⊗ U_k V_k) x for each active adapter."""
 
     adapter_layer_names = ("kadaptation_u", "kadaptation_v")
-    updated = "weight"
 
     def __init__(self, base_layer: nn.Module, shared: nn.ParameterDict) -> None:
         if not isinstance(base_layer, nn.Linear):
             raise TypeError(f"KAdaptation adapts nn.Linear, but this is of {type(base_layer).__name__}")
-        super().__init__(base_layer)
+        nn.Module.__init__(self)
+        self.base_layer = base_layer
+        self.merged_adapters: list[str] = []
         self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
         self.kadaptation_u, self.kadaptation_v = nn.ParameterDict(), nn.ParameterDict()
         self._shared = (shared,)  # a tuple, which nn.Module does not register: the model owns and saves these
@@ -73,29 +76,59 @@ class KadaptationLinear(PluginLayer):
 
     def factors(self, adapter_name: str) -> tuple[Tensor, Tensor, Tensor]:
         """Return S (n, n, n), U (n, p, r) and V (n, r, q) of an adapter; the first axis is the term."""
-        return (
-            self._shared[0][adapter_name],
-            self.kadaptation_u[adapter_name],
-            self.kadaptation_v[adapter_name],
-        )
+        return self._shared[0][adapter_name], self.kadaptation_u[adapter_name], self.kadaptation_v[adapter_name]
 
-    def update(self, adapter_name: str) -> Tensor:  # (out_features, in_features)
+    def get_delta_weight(self, adapter_name: str) -> Tensor:  # (out_features, in_features)
         """Return Σ_k S_k ⊗ U_k V_k."""
         s, u, v = self.factors(adapter_name)
         return torch.einsum("kab,kpr,krq->apbq", s, u, v).reshape(self.out_features, self.in_features)
 
-    def added(self, x: Tensor, adapter_name: str) -> Tensor:  # (..., in_features) -> (..., out_features)
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the base layer's output with the updates of the active adapters."""
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        result = cast("Tensor", self.base_layer(x, *args, **kwargs))
+        if not (self.disable_adapters or self.merged):
+            for name in filter(self._has, self.active_adapters):
+                result = result + self._applied(x, name).to(result.dtype)
+        return result
+
+    def _applied(self, x: Tensor, adapter_name: str) -> Tensor:  # (..., in_features) -> (..., out_features)
         """Return Σ_k (S_k ⊗ U_k V_k) x, term by term on (n, q) slices of x."""
         s, u, v = self.factors(adapter_name)
         inner = torch.einsum("...bq,krq->...bkr", x.to(v.dtype).unflatten(-1, (s.shape[0], -1)), v)
         return torch.einsum("...bkr,kab,kpr->...ap", inner, s, u).flatten(-2)
 
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the updates of the named, or active, adapters to the weight.
 
-class KadaptationModel(PluginTuner):
+        Raises:
+            ValueError: with `safe_merge`, if a merged value would not be finite.
+        """
+        for name in filter(self._has, check_adapters_to_merge(self, adapter_names)):
+            weight = self.base_layer.weight
+            merged = weight.data + self.get_delta_weight(name).detach().to(weight.dtype)
+            if safe_merge and not torch.isfinite(merged).all():
+                raise ValueError(f"the weight merged with adapter {name!r} is not finite")
+            weight.data = merged
+            self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """Subtract the merged updates."""
+        while self.merged_adapters:
+            weight = self.base_layer.weight
+            weight.data -= self.get_delta_weight(self.merged_adapters.pop()).detach().to(weight.dtype)
+
+    def _has(self, adapter_name: str) -> bool:
+        return adapter_name in self.kadaptation_u
+
+
+class KadaptationModel(BaseTuner):
     """A base model with KAdaptation adapters; it owns the shared factors, so they are saved once."""
 
     prefix = "kadaptation_"
     tuner_layer_cls = KadaptationLinear
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 declared as in PEFT; there are no default targets
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         self.kadaptation_s = nn.ParameterDict()
@@ -115,16 +148,41 @@ class KadaptationModel(PluginTuner):
         super().delete_adapter(adapter_name)
         del self.kadaptation_s[adapter_name]
 
-    def _create_and_replace(self, peft_config: PeftConfig, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+    def _create_and_replace(
+        self,
+        peft_config: PeftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
         config = cast("KadaptationConfig", peft_config)
+        is_active = adapter_name in self.active_adapters  # a second adapter is not active yet
         if adapter_name not in self.kadaptation_s:  # by the first of its layers
             s = torch.randn(config.n, config.n, config.n) / config.n  # n terms of n products: unit gain
-            is_trained = not config.inference_mode and adapter_name in self.active_adapters
-            self.kadaptation_s[adapter_name] = nn.Parameter(s, requires_grad=is_trained)
-        super()._create_and_replace(peft_config, adapter_name, *args, **kwargs)
+            self.kadaptation_s[adapter_name] = nn.Parameter(s, requires_grad=is_active and not config.inference_mode)
+        if isinstance(target, KadaptationLinear):
+            target.update_layer(adapter_name, config)
+            return
+        layer = KadaptationLinear(target, self.kadaptation_s)
+        layer._active_adapter = adapter_name
+        layer.update_layer(adapter_name, config)
+        if not is_active:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
 
-    def _new_layer(self, target: nn.Module) -> PluginLayer:
-        return KadaptationLinear(target, self.kadaptation_s)
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # PEFT's version reads the weight of the child, which a head of several layers (RoBERTa's) does not have.
+        if isinstance(child, ModulesToSaveWrapper):
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
 
 
-register("KADAPTATION", KadaptationConfig, KadaptationModel)
+if NAME not in PeftType.__members__:  # PEFT's list of methods is closed: a plugin must add its member first
+    extend_enum(PeftType, NAME, NAME)
+register_peft_method(
+    name=NAME.lower(), config_cls=KadaptationConfig, model_cls=KadaptationModel, prefix=KadaptationModel.prefix
+)

@@ -1,6 +1,6 @@
 """The gradients or updates from which frames are computed, for the selected data set or pooled over several."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 from transformers import PreTrainedModel, set_seed
@@ -31,7 +31,8 @@ def gradients(base: PreTrainedModel, view: FactorizeInitView) -> list[dict[str, 
     count, tokenizer = view.section.examples, pretrained.load_tokenizer(view.base_model)
     size = BATCH[view.section.init]
     if not view.section.frames_from:
-        return [_gradients(base, examples_of(view, count, size), view, view.data)]
+        batches = tokens.sample(tokens.load_tokens("train"), tokenizer, count, view.seed, size)
+        return [_gradients(base, batches, view, view.data)]
     found = []
     for name in view.section.frames_from:
         row = view.pooled[name]
@@ -40,16 +41,6 @@ def gradients(base: PreTrainedModel, view: FactorizeInitView) -> list[dict[str, 
         batches = examples.first(row, name, tokenizer, count, view.tokenize.max_length, size, view.seed)
         found.append(_gradients(other, batches, view, name))
     return found
-
-
-def examples_of(view: FactorizeInitView, count: int, size: int) -> Iterator[dict[str, Tensor]]:
-    """Return `count` examples of the selected row's train split, in batches of `size`.
-
-    Raises:
-        UserError: if it is not tokenized.
-    """
-    tokenizer = pretrained.load_tokenizer(view.base_model)
-    return tokens.sample(tokens.load_tokens("train"), tokenizer, count, view.seed, size)
 
 
 def _gradients(
@@ -75,4 +66,4 @@ def _gradients(
                 base, names, listed, view.base_model, view.section.init, view.section.head_steps, view.seed, show
             )
         except ValueError as error:
-            raise UserError(f"{PARAMS}: {view.section.init_key}: {name}: {error}") from None
+            raise UserError(f"{PARAMS}: {view.section.word}.init: {name}: {error}") from None

@@ -1,193 +1,196 @@
-"""How each method is trained: one row per section of params.yaml. A new method needs a section and a row here.
+"""What a section makes of a base model: its PEFT configuration, and what PEFT does not know about its training."""
 
-A row defines the section's PEFT configuration, the modules that are trained in full alongside it, the learning rates of
-its parameters, and what merging and counting need to know.
-"""
-
+import copy
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import fields
+from importlib.metadata import version
+from typing import Any, get_type_hints
 
-from peft import (
-    PEFT_TYPE_TO_CONFIG_MAPPING,
-    C3AConfig,
-    FourierFTConfig,
-    IA3Config,
-    LNTuningConfig,
-    LoKrConfig,
-    LoraConfig,
-    PeftConfig,
-    PeftModel,
-    TaskType,
-    TinyLoraConfig,
-    UniLoraConfig,
-    VBLoRAConfig,
-    VeraConfig,
-)
-from peft.tuners.tuners_utils import _get_tuner_state_dict_key_prefixes
-from torch import nn
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, LoraConfig, PeftConfig, PromptLearningConfig, TaskType
+from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
+from peft.utils.constants import DUMMY_TARGET_MODULES
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-import lsr
+from lsr import LsrConfig
 from lsr.tuner.config import usual_terms
-from lsr.tuner.linear import adapted_layers
 from lsr.tuner.rates import rate_factor
-from pipeline import params
-from pipeline.methods import checks, fields, other, placement
-from pipeline.methods.bitfit import BitfitConfig
-from pipeline.methods.kadaptation import KadaptationConfig
-from pipeline.params import FullParams, HeadParams, LoraParams, LsrParams, MethodParams, PeftParams
+from lsr.tuner.targets import check_indices, check_names
+from pipeline.core.errors import UserError, first_line, nearest
+from pipeline.methods import architecture, kadaptation  # noqa: F401 it registers a method
+from pipeline.params import PARAMS, FullParams, LsrParams, MethodParams, PeftParams, mistakes
+from pipeline.params.methods import RATE
 from pipeline.params.rows import ModelRow
 
-# PEFT warns about layers that it does adapt, and about EVA, which is initialized here with the model in memory.
-warnings.filterwarnings("ignore", "Unsupported layer type .*Norm|lora with eva initialization", module="peft")
+# PEFT warns about layers that it does adapt.
+warnings.filterwarnings("ignore", "Unsupported layer type .*Norm", module="peft")
 
-LINEAR = (nn.Linear, Conv1D)
-
-
-def one_rate(section: Any, parameter: str) -> float | None:
-    """Return the section's learning rate for any parameter; None if it has none because only the head is trained."""
-    return getattr(section, "learning_rate", None)
-
-
-def lsr_rate(section: Any, parameter: str) -> float:
-    """Return the learning rate of an LSR parameter."""
-    terms = usual_terms(section.rank_shape) if section.separation_rank == "auto" else section.separation_rank
-    rate: float = section.learning_rate * rate_factor(parameter, section.train, terms)
-    return rate
-
-
-def logits_rate(section: Any, parameter: str) -> float:
-    """Return the learning rate of a VB-LoRA parameter: the logits that select vectors have their own."""
-    return section.logits_learning_rate if "vblora_logits" in parameter else section.learning_rate
-
-
-def frozen_frames(model: PeftModel) -> int:
-    """Return the number of frozen elements in LSR's factors."""
-    sizes = [layer.sizes("default") for layer in adapted_layers(model).values()]
-    return sum(size.effective - size.trained for size in sizes)
-
-
-def frozen_elements(model: PeftModel) -> int:
-    """Return the number of frozen elements in a method's own parameters and buffers."""
-    own = tuple(f"{prefix}." for prefix in _get_tuner_state_dict_key_prefixes(model))
-    tensors = (*model.named_parameters(), *model.named_buffers())
-    frozen = ((f"{name}.", tensor) for name, tensor in tensors if not tensor.requires_grad)
-    return sum(tensor.numel() for name, tensor in frozen if name.startswith(own))
-
-
-@dataclass(frozen=True)
-class Method:
-    """One row of the table. Fields that section and configuration have in common are copied."""
-
-    config: type[PeftConfig]
-    fields: Callable[[Any, int], dict[str, Any]] = lambda section, seed: {}  # others of the configuration
-    targets: Callable[[Any, PreTrainedModel, ModelRow], dict[str, Any]] = placement.named_targets
-    layers: tuple[type[nn.Module], ...] = (
-        nn.Linear,
-    )  # layer types that it can adapt; LSR and PEFT's other methods check themselves
-    check: Callable[[Any, nn.Module], None] = lambda section, layer: None  # whether it can adapt a layer of this size
-    whole: Callable[[PreTrainedModel, ModelRow], list[str]] = (
-        placement.the_head
-    )  # modules that are trained and saved in full
-    rate: Callable[[Any, str], float | None] = one_rate  # peak learning rate, from the section and a parameter's name
-    undecayed: tuple[
-        str, ...
-    ] = ()  # parts of names of parameters for which zero is neither the initial nor a neutral value
-    merges_exactly: bool = False  # whether unmerging restores the exact weights
-    frozen: Callable[[PeftModel], int] = frozen_elements  # frozen elements that form the update
-
-
-METHODS: dict[type[MethodParams], Method] = {
-    LsrParams: Method(lsr.LsrConfig, fields=fields.lsr_names, rate=lsr_rate, merges_exactly=True, frozen=frozen_frames),
-    LoraParams: Method(
-        LoraConfig,
-        fields=fields.lora_names,
-        layers=(*LINEAR, nn.Embedding),
-        check=checks.lora,
-        undecayed=("lora_magnitude_vector",),
-    ),
-    # PEFT has no method for everything or for the head alone: use an adapter without layers that saves whole modules.
-    FullParams: Method(LoraConfig, whole=placement.every_module),
-    HeadParams: Method(LoraConfig),
-    params.LokrParams: Method(LoKrConfig, fields=fields.lokr_names, check=checks.divides("decompose_factor")),
-    params.KronaParams: Method(LoKrConfig, fields=fields.krona_names, check=checks.divides("factor")),
-    params.KadaptationParams: Method(KadaptationConfig, fields=fields.chosen_layers, check=checks.divides("n")),
-    params.VeraParams: Method(VeraConfig, fields=fields.seeded("projection_prng_key"), layers=LINEAR),
-    params.FourierftParams: Method(
-        FourierFTConfig, fields=fields.seeded("random_loc_seed"), layers=LINEAR, check=checks.spectrum
-    ),
-    params.VbloraParams: Method(
-        VBLoRAConfig,
-        fields=fields.chosen_layers,
-        layers=LINEAR,
-        check=checks.divides("vector_length"),
-        rate=logits_rate,
-    ),
-    params.UniloraParams: Method(UniLoraConfig, fields=fields.seeded("proj_seed"), layers=LINEAR),
-    params.TinyloraParams: Method(
-        TinyLoraConfig, fields=fields.seeded("projection_seed"), layers=LINEAR, check=checks.directions
-    ),
-    params.C3aParams: Method(C3AConfig, fields=fields.c3a_names, check=checks.divides("block_size")),
-    # These three expand to a section of LSR, so they use LSR's row.
-    params.DirectionsParams: Method(lsr.LsrConfig),
-    params.LoraxsParams: Method(lsr.LsrConfig),
-    params.LorasbParams: Method(lsr.LsrConfig),
-    params.Ia3Params: Method(IA3Config, targets=placement.ia3_targets, layers=LINEAR, undecayed=("ia3_l",)),
-    params.BitfitParams: Method(BitfitConfig, targets=placement.biases),
-    params.LnTuningParams: Method(LNTuningConfig, targets=placement.norms),
-    PeftParams: Method(PeftConfig),
+# Methods of PEFT that depend on their own training loop: here they would be different methods of the same name.
+OWN_LOOP = {
+    "ADALORA": "calls that move ranks between layers",
+    "POLY": "the number of a task with each example",
+    "XLORA": "previously trained adapters",
 }
-
-
-def row_of(section: MethodParams) -> Method:
-    """Return the row of a section, or of the one that it is a special case of."""
-    return next(METHODS[kind] for kind in type(section).__mro__ if kind in METHODS)
+# Parts of the names of parameters for which zero is neither the initial nor a neutral value.
+UNDECAYED = ("lora_magnitude_vector", "ia3_l")
 
 
 def config_of(section: MethodParams, base: PreTrainedModel, row: ModelRow, seed: int) -> PeftConfig:
     """Return the PEFT configuration of a section on a base model.
 
     Raises:
-        ValueError: if a value does not fit; or TypeError, or whatever the configuration raises.
+        UserError: if a value is not allowed, one line each, or names layers that the model does not have.
     """
-    method = row_of(section)
-    chosen = {
-        "task_type": TaskType.SEQ_CLS,
-        "modules_to_save": method.whole(base, row),
-        **method.targets(section, base, row),
-    }
-    if isinstance(section, PeftParams):
-        return other.config_of(section, chosen)
-    same = {name: value for name, value in section if name in method.config.__dataclass_fields__}
-    return method.config(**same | method.fields(section, seed) | chosen)
+    config = configured(section, seed, _targets(section, base, row), _trained_whole(section, base, row))
+    if isinstance(section, PeftParams) and config.target_modules not in (None, DUMMY_TARGET_MODULES):
+        try:
+            _check_names(base, config)
+        except ValueError as error:
+            raise UserError(f"{PARAMS}: {section.word}: {error}") from None
+    return config
 
 
-def check_layer(section: MethodParams, name: str, layer: nn.Module) -> None:
-    """Check that a section's method can adapt a layer.
+def _check_names(base: PreTrainedModel, config: PeftConfig) -> None:
+    """Refuse names and indices of layers that match nothing, which PEFT skips; LSR does so itself."""
+    names = [name for name, _ in base.named_modules() if name]
+    check_names(config, names)
+    opened = _maybe_include_all_linear_layers(copy.copy(config), base)
+    check_indices(config, [name for name in names if check_target_module_exists(opened, name)])
+
+
+def configured(section: MethodParams, seed: int, targets: Any, trained_whole: list[str]) -> PeftConfig:
+    """Return the PEFT configuration of a section, with the layers that it adapts and the modules that it trains whole.
 
     Raises:
-        ValueError: names the key, the value and the layer.
+        UserError: if a value is not allowed, one line each.
     """
-    method = row_of(section)
-    if not isinstance(layer, method.layers):
-        able = " or ".join(kind.__name__ for kind in method.layers)
-        raise ValueError(f"target_modules: {name} is of {type(layer).__name__}, but {section.word} adapts {able}")
+    chosen = {"task_type": TaskType.SEQ_CLS, "target_modules": targets, "modules_to_save": trained_whole}
     try:
-        method.check(section, layer)
-    except ValueError as error:
-        raise ValueError(f"{error} {name}") from None
+        match section:
+            case LsrParams():
+                return LsrConfig(**_lsr_fields(section) | {"seed": seed} | chosen)
+            case PeftParams():
+                return _type_of(section)(**_peft_fields(section, seed), **chosen)
+        # PEFT has no method for everything or for the head alone: an adapter without layers saves whole modules.
+        return LoraConfig(**chosen)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{PARAMS}: {section.word}: {first_line(error)}") from None
 
 
-def method_of(model: PeftModel) -> Method:
-    """Return the row of a model's kind of adapter; rows of one kind differ only in what they train."""
-    kind = type(model.peft_config["default"])
-    return next((method for method in METHODS.values() if method.config is kind), METHODS[PeftParams])
+def _lsr_fields(section: LsrParams) -> dict[str, Any]:
+    """Return the fields of LsrConfig that a section sets; the initialization comes later."""
+    same = {name: value for name, value in section if name in LsrConfig.__dataclass_fields__}
+    automatic = {name: None for name in ("separation_rank", "in_shape", "out_shape") if same[name] == "auto"}
+    return same | automatic | _layers(section)
 
 
-def peft_types() -> list[str]:
-    """Return PEFT's names, such as LORA, of all methods that can be trained here."""
-    chosen = {*(method.config for method in METHODS.values()), *other.kinds().values()}
-    return [str(kind.value) for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items() if config in chosen]
+def _layers(section: LsrParams | PeftParams) -> dict[str, Any]:
+    return {} if section.layers == "all" else {"layers_to_transform": list(section.layers)}
+
+
+def _peft_fields(section: PeftParams, seed: int) -> dict[str, Any]:
+    """Return the fields of PEFT's configuration that a section sets, with the seed for all that PEFT draws by one.
+
+    Raises:
+        UserError: if the configuration has no such field, or does not allow the value; one line each.
+        ValueError: if there is no such method, or it cannot do what the section says.
+    """
+    config = _type_of(section)
+    known = _options(config)
+    keys = dict.fromkeys(PeftParams.model_fields, (Any, None))  # known too, where a misspelled one is like them
+    allowed = {name: (annotation, None) for name, annotation in known.items()}
+    schema = create_model(section.type, __base__=_Options, **allowed | keys)
+    try:
+        schema.model_validate(section.options)
+    except ValidationError as error:
+        lines = mistakes.lines(error, schema, section.options, PARAMS, (section.word,))
+        raise UserError("\n".join(lines)) from None
+    if section.layers != "all" and "layers_to_transform" not in config.__dataclass_fields__:
+        raise ValueError(f"layers: {section.type} cannot choose layers by index; name them by target_modules")
+    if section.options.get("init_lora_weights") == "eva":
+        raise ValueError("init_lora_weights: eva needs examples, which this pipeline does not pass to it")
+    seeds = {name: seed for name in known if name.endswith("seed") or name == "projection_prng_key"}
+    return seeds | section.options | _layers(section)
+
+
+class _Options(BaseModel):
+    """The fields of a configuration of PEFT, with PEFT's types: in YAML, 1 is no Boolean and "1" no number."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, protected_namespaces=())
+
+
+def _options(config: type[PeftConfig]) -> Mapping[str, Any]:
+    """Return the fields of a configuration that a section may set, with their types."""
+    general = {field.name for field in fields(PeftConfig)} | {
+        "target_modules",
+        "modules_to_save",
+        "layers_to_transform",
+    }
+    types = get_type_hints(config)
+    return {field.name: types[field.name] for field in fields(config) if field.init and field.name not in general}
+
+
+def known_types() -> dict[str, type[PeftConfig]]:
+    """Return the configurations of all methods that adapt layers and work in any training loop, by PEFT's name."""
+    configs = {str(kind.value): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    return {name: config for name, config in configs.items() if name not in OWN_LOOP and _adapts_layers(config)}
+
+
+def _adapts_layers(config: type[PeftConfig]) -> bool:
+    has_targets = {"target_modules", "modules_to_save"} <= {field.name for field in fields(config) if field.init}
+    return has_targets and not issubclass(config, PromptLearningConfig)
+
+
+def _type_of(section: PeftParams) -> type[PeftConfig]:
+    name, known = section.type, known_types()
+    if name in OWN_LOOP:
+        raise ValueError(f"type: {name} needs {OWN_LOOP[name]}, which this training does not have")
+    if name not in known:
+        names = ", ".join(known)
+        raise ValueError(
+            f"type: PEFT {version('peft')} has no method {name!r} that adapts layers{nearest(name, known)}; there are "
+            f"{names}"
+        )
+    return known[name]
+
+
+def _targets(section: MethodParams, base: PreTrainedModel, row: ModelRow) -> Any:
+    """Return the layers that a section names; by default the usual ones of its method or of the model."""
+    if not isinstance(section, LsrParams | PeftParams):
+        return DUMMY_TARGET_MODULES
+    if section.target_modules != "default":
+        return _as_peft(section.target_modules)
+    match section.type:
+        case "IA3":
+            return None  # PEFT has a table by architecture for it
+        case "LN_TUNING":
+            return _norms(base, architecture.head_of(row, base))
+    return _as_peft(architecture.targets_of(row, base))
+
+
+def _as_peft(targets: Any) -> Any:
+    return targets if isinstance(targets, str) else list(targets)
+
+
+def _norms(base: PreTrainedModel, head: list[str]) -> list[str]:
+    """Return the normalization layers outside the head: LayerNorm, RMSNorm and models' own variants."""
+    named = [(name, type(module).__name__) for name, module in base.named_modules()]
+    return [name for name, kind in named if kind.endswith("Norm") and name.partition(".")[0] not in head]
+
+
+def _trained_whole(section: MethodParams, base: PreTrainedModel, row: ModelRow) -> list[str]:
+    """Return the modules that are trained and saved in full: the head, or all of them."""
+    if isinstance(section, FullParams):
+        return [name for name, _ in base.named_children()]
+    return architecture.head_of(row, base)
+
+
+def rate_of(section: MethodParams, parameter: str) -> float | None:
+    """Return the peak learning rate of an adapter's parameter by its name; None if only the head is trained."""
+    usual = section.rates.get(RATE)
+    if isinstance(section, LsrParams):
+        terms = usual_terms(section.rank_shape) if section.separation_rank == "auto" else section.separation_rank
+        return section.learning_rate * rate_factor(parameter, section.train, terms)
+    own = {name.removesuffix(f"_{RATE}"): rate for name, rate in section.rates.items() if name != RATE}
+    return next((rate for part, rate in own.items() if part in parameter), usual)

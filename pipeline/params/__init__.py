@@ -1,30 +1,7 @@
 """The schema of params.yaml and the two tables, and the part of them that each stage sees."""
 
-from pipeline.params.methods import (
-    ADAPTERS,
-    BitfitParams,
-    C3aParams,
-    DirectionsParams,
-    FourierftParams,
-    FullParams,
-    HeadParams,
-    Ia3Params,
-    KadaptationParams,
-    KronaParams,
-    LnTuningParams,
-    LokrParams,
-    LoraParams,
-    LorasbParams,
-    LoraxsParams,
-    LsrParams,
-    MethodParams,
-    PeftParams,
-    TinyloraParams,
-    UniloraParams,
-    VbloraParams,
-    VeraParams,
-)
-from pipeline.params.reading import AnyView, load, load_row, load_rows
+from pipeline.params.methods import FullParams, HeadParams, LsrParams, MethodParams, PeftParams
+from pipeline.params.reading import AnyView, load, load_params, load_row, load_rows, sections
 from pipeline.params.rows import Word
 from pipeline.params.schema import (
     DECLARED,
@@ -40,29 +17,16 @@ from pipeline.params.schema import (
 from pipeline.params.sections import Dropout, EvaluateParams, Section, Shape, Targets, TokenizeParams, TrainParams
 
 __all__ = [
-    "ADAPTERS",
     "DECLARED",
     "PARAMS",
     "TABLES",
     "AnyView",
-    "BitfitParams",
-    "C3aParams",
-    "DirectionsParams",
     "Dropout",
     "EvaluateParams",
     "EvaluateView",
     "FactorizeInitView",
-    "FourierftParams",
     "FullParams",
     "HeadParams",
-    "Ia3Params",
-    "KadaptationParams",
-    "KronaParams",
-    "LnTuningParams",
-    "LokrParams",
-    "LoraParams",
-    "LorasbParams",
-    "LoraxsParams",
     "LsrParams",
     "MethodParams",
     "Params",
@@ -70,17 +34,15 @@ __all__ = [
     "Section",
     "Shape",
     "Targets",
-    "TinyloraParams",
     "TokenizeParams",
     "TokenizeView",
     "TrainParams",
     "TrainView",
-    "UniloraParams",
-    "VbloraParams",
-    "VeraParams",
     "View",
     "Word",
     "load",
+    "load_params",
     "load_row",
     "load_rows",
+    "sections",
 ]

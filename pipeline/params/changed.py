@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ def changed(overrides: Overrides, view: type[AnyView], path: Path = PARAMS, plac
     Raises:
         UserError: if params.yaml has no such key or does not allow the value; one line each.
     """
-    content = deepcopy(_committed())
+    content = deepcopy(read_yaml(PARAMS))
     for key, value in overrides.items():
         section, _, field = key.rpartition(".")
         inner = content.setdefault(section, {}) if section else content
@@ -33,12 +32,4 @@ def changed(overrides: Overrides, view: type[AnyView], path: Path = PARAMS, plac
         checked = Params.model_validate(content)
     except ValidationError as error:
         raise UserError("\n".join(mistakes.lines(error, Params, content, path, place))) from None
-    return seen_by(view, checked, _row)
-
-
-@cache
-def _committed() -> dict[str, Any]:
-    return read_yaml(PARAMS)
-
-
-_row = cache(load_row)  # the tables are long, and YAML is slow
+    return seen_by(view, checked, load_row)

@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from pipeline.core.errors import nearest
 
 Place = tuple[str, ...]
+UNKNOWN = ("extra_forbidden", "no_method")
 
 
 def lines(error: ValidationError, schema: type[BaseModel], content: Any, path: Path, prefix: Place) -> Iterator[str]:
@@ -18,31 +19,31 @@ def lines(error: ValidationError, schema: type[BaseModel], content: Any, path: P
     for mistake in error.errors(include_url=False):
         # A value that fits no member of a union is reported once, with everything that is allowed.
         places.setdefault(_place(mistake, content), []).append(mistake)
-    unknown = {
-        place: _hint(place, found[0], schema) for place, found in places.items() if _is(found, "extra_forbidden")
-    }
+    unknown = {place: _hint(place, rules[0], schema) for place, rules in places.items() if _is(rules, *UNKNOWN)}
     meant = {(*place[:-1], hint) for place, hint in unknown.items()}
     outer = {place[:length] for place in places for length in range(1, len(place))}
-    for place, found in places.items():
-        shown = f"{path}: {'.'.join((*prefix, *place)) or 'the row'}"
+    for place, rules in places.items():
+        shown = ": ".join(filter(None, [str(path), ".".join((*prefix, *place))]))
         if place in unknown:
-            yield f"{shown}: no such key{f'; did you mean {unknown[place]}?' if unknown[place] else ''}"
-        elif place in outer or (_is(found, "missing") and place in meant):
+            is_section = _is(rules, "no_method") and isinstance(rules[0]["input"], dict)
+            near = f"; did you mean {unknown[place]}?" if unknown[place] else ""
+            yield f"{shown}: no such key{near}{'; the section of a method has a type' if is_section else ''}"
+        elif place in outer or (_is(rules, "missing") and place in meant):
             continue  # the line about the inner place, or about the misspelled key, is enough
         else:
-            yield f"{shown}: {_rules(found)}"
+            yield f"{shown}: {_rules(rules)}"
 
 
-def _is(found: list[Any], kind: str) -> bool:
-    return found[0]["type"] == kind
+def _is(mistakes: list[Any], *kinds: str) -> bool:
+    return mistakes[0]["type"] in kinds
 
 
-def _rules(found: list[Any]) -> str:
-    if _is(found, "missing") or _is(found, "union_tag_not_found"):
+def _rules(mistakes: list[Any]) -> str:
+    if _is(mistakes, "missing", "union_tag_not_found"):
         return "this key is required"
-    rules = list(dict.fromkeys(_rule(mistake) for mistake in found))
-    value = found[0]["ctx"]["tag"] if _is(found, "union_tag_invalid") else found[0].get("input")
-    allowed = [word for mistake in found for word in _words(mistake)]
+    rules = list(dict.fromkeys(_rule(mistake) for mistake in mistakes))
+    value = mistakes[0]["ctx"]["tag"] if _is(mistakes, "union_tag_invalid") else mistakes[0].get("input")
+    allowed = [word for mistake in mistakes for word in _words(mistake)]
     got = "" if isinstance(value, dict) else f", got {value!r}"
     rest = "".join(f" or {rule.removeprefix('input should be ')}" for rule in rules[1:])
     return f"{rules[0]}{rest}{got}{nearest(value, allowed) if allowed else ''}"
@@ -95,18 +96,29 @@ def _has(content: Any, part: Any) -> bool:
 
 def _hint(place: Place, mistake: Any, schema: Any) -> str:
     """The key that was probably meant, or nothing."""
-    near = nearest(place[-1], _keys_around(schema, mistake["loc"]))
-    return near.removeprefix("; did you mean ").removesuffix("?")
+    known = schema.model_fields if mistake["type"] == "no_method" else _keys_around(schema, mistake["loc"])
+    return nearest(place[-1], known).removeprefix("; did you mean ").removesuffix("?")
 
 
 def _keys_around(schema: Any, loc: tuple[int | str, ...]) -> list[str]:
     """The keys that the section around `loc` knows."""
     for part in loc[:-1]:
-        if isinstance(schema, type) and issubclass(schema, BaseModel):
-            schema = _given(schema.model_fields[str(part)].annotation)
-        else:  # a union, and `part` is the tag of a member
-            schema = next((member for member in map(_bare, get_args(schema)) if _tag(member) == part), None)
-    return list(schema.model_fields) if isinstance(schema, type) and issubclass(schema, BaseModel) else []
+        schema = _inside(schema, part)
+    return list(schema.model_fields) if _is_model(schema) else []
+
+
+def _inside(schema: Any, part: int | str) -> Any:
+    """The type of a field, of what a dictionary holds, or of the member of a union with this tag."""
+    if _is_model(schema):
+        return _given(schema.model_fields[str(part)].annotation)
+    if get_origin(schema) is dict:
+        return get_args(schema)[1]
+    union = get_args(schema)[0] if get_origin(schema) is Annotated else schema
+    return next((member for member in map(_bare, get_args(union)) if _tag(member) == part), None)
+
+
+def _is_model(schema: Any) -> bool:
+    return isinstance(schema, type) and issubclass(schema, BaseModel)
 
 
 def _given(annotation: Any) -> Any:

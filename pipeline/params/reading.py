@@ -11,17 +11,12 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
 
 from pipeline.core.errors import UserError, first_line, nearest
-from pipeline.core.files import read_small
 from pipeline.params import mistakes
-from pipeline.params.methods import LsrParams
 from pipeline.params.rows import ModelRow
-from pipeline.params.schema import PARAMS, TABLES, Common, Params, View
+from pipeline.params.schema import PARAMS, TABLES, UNTYPED, Params, View
 
-MOST_BYTES, MOST_DEEP, MOST_ALIASES = 1_000_000, 20, 20
-LONGEST_SCALAR = 1000  # characters without quotes: Python parses long integers in quadratic time
 AnyView = TypeVar("AnyView", bound=View)
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
@@ -32,22 +27,42 @@ def load(view: type[AnyView]) -> AnyView:
     Raises:
         UserError: with one line for each mistake, all at once.
     """
-    return seen_by(view, _validate(Params, read_yaml(PARAMS), PARAMS, ()), load_row)
+    return seen_by(view, load_params(), load_row)
 
 
-def seen_by(view: type[AnyView], params: Common, row_of: Callable[[str, str, str], Any]) -> AnyView:
+def load_params() -> Params:
+    """Return the checked params.yaml.
+
+    Raises:
+        UserError: with one line for each mistake, all at once.
+    """
+    return _validate(Params, read_yaml(PARAMS), PARAMS, ())
+
+
+def seen_by(view: type[AnyView], params: Params, row_of: Callable[[str, str, str], Any]) -> AnyView:
     """Return a view of checked params; `row_of` is `load_row` or equivalent."""
-    lsr = getattr(params, LsrParams.word)
     everything = {
-        **{name: getattr(params, name) for name in type(params).model_fields},
-        "section": getattr(params, params.adapter).filled(),
+        **{name: getattr(params, name) for name in Params.model_fields},
+        "section": params.sections[params.adapter],
         "dataset": row_of("data", params.data, "data"),
         "base_model": row_of("model", params.model, "model"),
-        "frames": lsr.frames,
-        "pooled": {name: row_of("data", name, "lsr.frames_from") for name in lsr.frames_from},
+        "frames": params.lsr.frames,
+        "pooled": {name: row_of("data", name, "lsr.frames_from") for name in params.lsr.frames_from},
     }
     # Already validated: `model_construct` keeps the frozen sections as they are.
     return view.model_construct(**{name: everything[name] for name in view.model_fields})
+
+
+def sections() -> dict[str, dict[str, Any]]:
+    """Return the sections of params.yaml that `adapter` can select, as written, by word.
+
+    Raises:
+        UserError: if the file cannot be read.
+    """
+    content = read_yaml(PARAMS).items()
+    return {
+        word: values for word, values in content if isinstance(values, dict) and (word in UNTYPED or "type" in values)
+    }
 
 
 def load_row(word: str, name: str, key: str | None = None) -> Any:
@@ -92,10 +107,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Return the contents of a YAML mapping; the result is cached, so copy it before changing it.
 
     Raises:
-        UserError: if it is not a mapping, cannot be read, or is larger or deeper than anyone would write by hand.
+        UserError: if it is not a mapping, or cannot be read.
     """
     try:
-        content = _parsed(read_small(path, MOST_BYTES))
+        content = _parsed(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run from the root of the repository") from None
     except OSError as error:
@@ -103,82 +118,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark is not None else "?"
         raise UserError(f"{path}: not valid YAML: line {line}: {' '.join(str(error.problem).split())}") from None
-    except YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    except _TooMuchError as error:
-        raise UserError(f"{path}: {error}") from None
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
-        # ruamel's errors for values that do not fit their type: a date in month 13, a number of 5,000 digits.
-        raise UserError(f"{path}: not valid YAML: {first_line(error)}") from None
+    except (YAMLError, ValueError) as error:  # ruamel raises a ValueError for a date in month 13
+        raise UserError(f"{path}: not valid YAML: {' '.join(first_line(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold keys and values, got {content!r}")
     return content
 
 
-@lru_cache(maxsize=8)  # one command reads the tables once for each row that it needs, and the result is never modified
+@lru_cache(maxsize=8)  # one command reads the tables once for each row that it needs
 def _parsed(text: bytes) -> Any:
-    """Parse the text of a file.
-
-    Raises:
-        _TooMuchError: if it is valid YAML that nobody would write by hand; ruamel's own errors pass through.
-    """
-    _check_events(text)
-    content = YAML(typ="safe", pure=True).load(text)
-    _check_words(content, "")
-    return content
-
-
-class _TooMuchError(Exception):
-    """Valid YAML that nobody would write by hand."""
-
-
-def _check_events(content: bytes) -> None:
-    """Refuse small files that would expand into large or deep objects, before any object is built.
-
-    An alias by itself costs nothing, but its target is visited once per use, so aliases of aliases grow exponentially:
-    the target of an alias may not contain another one.
-
-    Raises:
-        _TooMuchError: names the line.
-    """
-    anchors: list[bool] = []  # for each open collection, whether it has an anchor
-    aliases = 0
-    for event in YAML(typ="safe", pure=True).parse(content):
-        line = event.start_mark.line + 1
-        if getattr(event, "tag", None) is not None:
-            raise _TooMuchError(f"line {line}: a tag; values are written without one, such as 1, 1.5, true or [a, b]")
-        if isinstance(event, CollectionStartEvent):
-            anchors.append(event.anchor is not None)
-            if len(anchors) > MOST_DEEP:
-                raise _TooMuchError(f"line {line}: over {MOST_DEEP} levels deep; at most that is allowed")
-        elif isinstance(event, CollectionEndEvent):
-            anchors.pop()
-        elif isinstance(event, AliasEvent):
-            aliases += 1
-            if any(anchors):
-                raise _TooMuchError(f"line {line}: *{event.anchor} is in what another alias stands for; write it out")
-            if aliases > MOST_ALIASES:
-                raise _TooMuchError(f"line {line}: over {MOST_ALIASES} aliases; write some of them out")
-        elif isinstance(event, ScalarEvent) and event.implicit[0] and len(event.value) > LONGEST_SCALAR:
-            raise _TooMuchError(f"line {line}: a value of over {LONGEST_SCALAR} characters without quotes")
-
-
-def _check_words(content: Any, where: str) -> None:
-    """Refuse keys that are not strings: a row named 1 or true would have a different name for each reader.
-
-    Raises:
-        _TooMuchError: names the key.
-    """
-    if isinstance(content, dict):
-        for key, value in content.items():
-            if not isinstance(key, str):
-                raise _TooMuchError(
-                    f"{where}{key!r}: a key must be a word, got a {type(key).__name__}; put it in quotes"
-                )
-            _check_words(value, f"{where}{key}.")
-    elif isinstance(content, list):
-        for position, value in enumerate(content):
-            _check_words(value, f"{where}{position}.")
+    return YAML(typ="safe", pure=True).load(text)
 
 
 def _validate(schema: type[AnyModel], content: Any, path: Path, prefix: tuple[str, ...]) -> AnyModel:

@@ -4,11 +4,12 @@ DVC learns only from dvc.yaml which keys a stage depends on; a test keeps the tw
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Self
 
-from pydantic import Field, SerializeAsAny, StrictInt, ValidationInfo, create_model, field_validator
+from pydantic import Field, SerializeAsAny, StrictInt, StrictStr, ValidationInfo, field_validator, model_validator
 
-from pipeline.params.methods import ADAPTERS, MethodParams
+from pipeline.core.errors import nearest
+from pipeline.params.methods import FullParams, HeadParams, LsrParams, Method, MethodParams
 from pipeline.params.rows import DatasetRow, ModelRow, Named, Word
 from pipeline.params.sections import EvaluateParams, Section, TokenizeParams, TrainParams
 from pipeline.params.sources import Row
@@ -18,41 +19,75 @@ TABLES: dict[str, tuple[Path, type[Row]]] = {
     "data": (Path("pipeline/datasets.yaml"), DatasetRow),
     "model": (Path("pipeline/models.yaml"), ModelRow),
 }
+UNTYPED = ("full", "head")  # sections of methods that are none of PEFT's
 
 
-class Common(Section):
-    """Everything in params.yaml except the sections of the methods."""
+class Params(Section):
+    """All of params.yaml. Every key that is no field of this class is the section of a method, named by its `type`."""
 
     data: Word
     model: Named
-    adapter: str
     seed: StrictInt = Field(ge=0, lt=2**32)
     tokenize: TokenizeParams
     train: TrainParams
+    lsr: LsrParams  # the one section with frames and frames_from, on which the stage tokenize depends
+    full: FullParams
+    head: HeadParams
+    methods: dict[Word, Method]
+    adapter: StrictStr  # it selects one of the sections above, so it is validated after them, as evaluate is
     evaluate: EvaluateParams
+
+    @model_validator(mode="before")
+    @classmethod
+    def _methods_apart(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        own = content.keys() & cls.model_fields.keys() - {"methods"}
+        methods = {word: section for word, section in content.items() if word not in own}
+        return {**{name: content[name] for name in own}, "methods": methods}
+
+    @field_validator("methods")
+    @classmethod
+    def _frames_are_for_one_section(cls, methods: dict[str, MethodParams]) -> dict[str, MethodParams]:
+        for word, section in methods.items():
+            for key in ("frames", "frames_from"):
+                if key in section.model_fields_set and isinstance(section, LsrParams):
+                    raise ValueError(f"{word}.{key}: section lsr alone can have this key")
+        return methods
+
+    @field_validator("adapter")
+    @classmethod
+    def _is_a_section(cls, adapter: str, info: ValidationInfo) -> str:
+        if "methods" in info.data:
+            words = [*UNTYPED, "lsr", *info.data["methods"]]
+            if adapter not in words:
+                raise ValueError(f"no such section{nearest(adapter, words)}; sections: {', '.join(words)}")
+        return adapter
 
     @field_validator("evaluate")
     @classmethod
     def _the_method_has_the_forms_to_export(cls, evaluate: EvaluateParams, info: ValidationInfo) -> EvaluateParams:
-        method = ADAPTERS.get(info.data.get("adapter", ""))  # an unknown adapter has its own error
-        refused = [form for form in evaluate.export if method is not None and form not in method.exports]
-        if method is not None and refused:
-            able = " or ".join(word for word, section in ADAPTERS.items() if refused[0] in section.exports)
+        known = info.data | info.data.get("methods", {})
+        section = known.get(info.data.get("adapter"))  # an unknown adapter has its own error
+        if isinstance(section, MethodParams) and (wrong := set(evaluate.export) - set(section.exports)):
             raise ValueError(
-                f"export: {refused[0]} is for adapter {able}, and the adapter is {method.word}; "
-                f"allowed here are [] and [{', '.join(method.exports)}]"
+                f"export: {wrong.pop()} is for sections of type LSR, which {info.data['adapter']} is not; allowed here "
+                f"are [] and [{', '.join(section.exports)}]"
             )
         return evaluate
 
+    @property
+    def sections(self) -> dict[str, MethodParams]:
+        """The sections of all methods, by the word that selects them."""
+        return {"lsr": self.lsr, "full": self.full, "head": self.head, **self.methods}
 
-def with_methods() -> type[Common]:
-    """Return the model of the whole params.yaml: the common part and the section of each method in ADAPTERS."""
-    fields: dict[str, Any] = {word: (section, ...) for word, section in ADAPTERS.items()}
-    fields["adapter"] = (Literal.__getitem__(tuple(ADAPTERS)), ...)
-    return create_model("Params", __base__=Common, **fields)
+    @model_validator(mode="after")
+    def _sections_know_their_words(self) -> Self:
+        for word, section in self.sections.items():
+            section._word = word
+        return self
 
 
-Params = with_methods()
 Chosen = SerializeAsAny[MethodParams]  # with all fields of the method's own section
 
 

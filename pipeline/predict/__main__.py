@@ -14,9 +14,8 @@ from pipeline.core import artifacts, console
 from pipeline.core.command_line import Parser
 from pipeline.core.errors import UserError, exit_on_error
 from pipeline.data.encoding import encode
-from pipeline.methods import task
-from pipeline.methods.task import Task
-from pipeline.params import ADAPTERS
+from pipeline.methods import adapter_task
+from pipeline.methods.adapter_task import Task
 from pipeline.predict import inputs, many
 from pipeline.predict.inputs import Given, Source
 from pipeline.predict.output import CSV, JSON_LINES, Answer, Record, records, writer
@@ -34,8 +33,8 @@ def parser() -> Parser:
     """Return the parser of the command line."""
     top = Parser(
         prog=PROGRAM,
-        description=f"Print the predictions of a trained adapter ({', '.join(ADAPTERS)}) for texts: the label and all "
-        "class probabilities, or a number; as a table on a terminal, otherwise as CSV.",
+        description="Print the predictions of a trained adapter of any method for texts: the label and all class "
+        "probabilities, or a number; as a table on a terminal, otherwise as CSV.",
         epilog="All columns of a file are kept. An adapter for text pairs takes two arguments, two columns of a file, "
         "or lines of standard input with a tab between the two texts.",
     )
@@ -102,7 +101,7 @@ def of_one(options: argparse.Namespace) -> tuple[Source, int, Answer]:
     Raises:
         UserError: for the first error.
     """
-    known = task.read(options.adapter)
+    known = adapter_task.read(options.adapter)
     if options.file is None:
         source = inputs.of_words(options.texts, known, skip_empty=options.skip_empty)
     else:
@@ -156,11 +155,13 @@ def labels_of(model: Any, options: argparse.Namespace, known: Task | None) -> Se
     if options.labels is not None:
         labels, where = options.labels, "--labels"
     elif known is not None:
-        labels, where = known.labels, str(options.adapter / task.FILE)
+        labels, where = known.labels, str(options.adapter / adapter_task.FILE)
     elif count == 1:
         return None
     else:
-        console.errors.print(f"{options.adapter}: no {task.FILE}, which names the labels; see --labels", soft_wrap=True)
+        console.errors.print(
+            f"{options.adapter}: no {adapter_task.FILE}, which names the labels; see --labels", soft_wrap=True
+        )
         return [model.config.id2label[position] for position in range(count)]
     if labels is None and count == 1:
         return None

@@ -9,7 +9,7 @@ from pipeline.core import console
 from pipeline.core.errors import UserError
 from pipeline.data import sources
 from pipeline.data.texts import checked_text, is_missing
-from pipeline.methods.task import Task
+from pipeline.methods.adapter_task import Task
 
 STDIN = "-"
 TEXT_COLUMNS = ("text", "text_pair")  # for input that is not a file

@@ -11,7 +11,7 @@ from pipeline.core import console
 from pipeline.core.errors import UserError, nearest
 from pipeline.data import sources
 from pipeline.data.encoding import encode
-from pipeline.methods.task import FILE, Task
+from pipeline.methods.adapter_task import FILE, Task
 from pipeline.params import mistakes
 from pipeline.predict import inputs
 from pipeline.predict.inputs import Given, Source

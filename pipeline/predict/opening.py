@@ -32,7 +32,7 @@ def open_adapter(folder: Path, base: str | None) -> tuple[PeftModel, PreTrainedT
     getLogger("huggingface_hub").setLevel(ERROR)  # hides its retries when offline
     try:
         fields = read_config(folder)
-        if fields["peft_type"] not in (known := table.peft_types()):
+        if fields["peft_type"] not in (known := table.known_types()):
             raise UserError(
                 f"{folder}: an adapter of the method {fields['peft_type']}; needed: {' or '.join(sorted(known))}"
             )

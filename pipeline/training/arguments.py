@@ -112,12 +112,11 @@ def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:
     no_decay = {id(p) for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     in_head = adapters.head_parameters(model, view.base_model)
-    method = table.row_of(view.section)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_kept = name.endswith(".bias") or any(part in name for part in method.undecayed)
+            is_kept = name.endswith(".bias") or any(part in name for part in table.UNDECAYED)
             decays = not is_kept and id(parameter) not in no_decay
-            rate = None if id(parameter) in in_head else method.rate(view.section, name)
+            rate = None if id(parameter) in in_head else table.rate_of(view.section, name)
             key = (head_rate if rate is None else rate, view.train.weight_decay if decays else 0.0)
             groups.setdefault(key, []).append(parameter)
     listed = [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]

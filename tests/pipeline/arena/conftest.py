@@ -1,6 +1,5 @@
 import pytest
 
-from pipeline.params import changed
 from tests import workspace
 from tests.pipeline.arena import small
 
@@ -15,9 +14,5 @@ def folder(tmp_path_factory):
 def arena(folder, monkeypatch):
     """The preset `small` in the workspace, which is the working directory."""
     monkeypatch.chdir(folder)
-    for cache in (changed._committed, changed._row):
-        cache.cache_clear()
     small.write()
-    yield folder
-    for cache in (changed._committed, changed._row):
-        cache.cache_clear()
+    return folder

@@ -12,7 +12,6 @@ from transformers import Trainer
 from pipeline.arena import plan, preset, task_tokens
 from pipeline.arena.measure import measure, started, task_of
 from pipeline.core.errors import UserError
-from pipeline.params import ADAPTERS
 from tests import tasks, workspace
 from tests.pipeline.arena import small
 
@@ -102,7 +101,7 @@ def test_choices_are_compared_as_one_example(arena, tmp_path):
     assert found.score() == pytest.approx((table["label"].to_numpy() == np.array(found.predicted)).mean(), abs=1e-6)
 
 
-@pytest.mark.parametrize("word", ADAPTERS)
+@pytest.mark.parametrize("word", ["lsr", "full", "head", "vera", "directions"])
 def test_every_method_runs(word, arena):
     small.write(methods={"odd": {"adapter": word}}, params={"train.epochs": 1})
     found = measure(cell("glue: odd"))

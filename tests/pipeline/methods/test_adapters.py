@@ -13,13 +13,14 @@ from safetensors.torch import load_file, save_file
 from pipeline import params
 from pipeline.core.errors import UserError
 from pipeline.methods import adapters, base_models
+from pipeline.params.changed import changed
 from tests import workspace
 from tests.stages.running import added
 
 FOLDER = Path("adapter")
 FORMS = {
-    **{word: {} for word in params.ADAPTERS},
-    "lora-pissa": {"init": "pissa"},
+    **{word: {} for word in ("lsr", "lora", "full", "head", "krona", "kadaptation", "directions", "bitfit")},
+    "lora-pissa": {"init_lora_weights": "pissa"},
     "vera-seeded": {"save_projection": False},
 }
 
@@ -31,12 +32,13 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         view = params.load(params.TrainView)
-        content = workspace.read_yaml(Path("params.yaml"))
         base = base_of(view)
         for word, section in FORMS.items():
-            kind = params.ADAPTERS[word.partition("-")[0]]
-            chosen = kind.model_validate(content[kind.word] | section).filled()
-            model = added(copy.deepcopy(base), chosen, view.base_model)
+            name = word.partition("-")[0]
+            chosen = changed(
+                {"adapter": name, **{f"{name}.{key}": value for key, value in section.items()}}, params.TrainView
+            )
+            model = added(copy.deepcopy(base), chosen.section, view.base_model)
             (folder / word).mkdir()
             adapters.save_adapter(model, folder / word, view.base_model)
         patch.setattr(base_models, "load_base_model", lambda *_: copy.deepcopy(base))

@@ -114,7 +114,7 @@ def test_a_model_that_is_named_itself_has_the_usual_layers_and_its_head(kind, na
     row = named(kind)
     model = base_models.load_base_model(row, PAIRS)
     assert (list(architecture.targets_of(row, model)), architecture.head_of(row, model)) == USUAL[kind]
-    lora = params.LoraParams.model_validate(workspace.read_yaml(workspace.ROOT / "params.yaml")["lora"])
+    lora = params.PeftParams(type="LORA", learning_rate=0.002)
     adapted = adapters.add_adapter(model, lora, row, seed=0)
     counts = adapters.count_parameters(adapted, row)
     inside = sum(p.numel() for name in USUAL[kind][1] for p in model.get_submodule(name).modules_to_save.parameters())

@@ -58,14 +58,14 @@ def test_the_update_is_the_sum_of_kronecker_products(base):
     for layer in layers(stirred(base)):
         s, u, v = layer.factors("default")
         expected = sum(torch.kron(s[k], u[k] @ v[k]) for k in range(N))
-        assert torch.allclose(layer.update("default"), expected, atol=1e-12)
+        assert torch.allclose(layer.get_delta_weight("default"), expected, atol=1e-12)
 
 
 def test_the_layer_computes_what_its_update_does(base, x):
     model = stirred(base)
     for layer in layers(model):
         inputs = torch.randn(2, 3, layer.in_features, dtype=torch.float64)
-        expected = layer.base_layer(inputs) + inputs @ layer.update("default").T
+        expected = layer.base_layer(inputs) + inputs @ layer.get_delta_weight("default").T
         assert torch.allclose(layer(inputs), expected, atol=1e-12)
     beside = model(x)
     with model.disable_adapter():

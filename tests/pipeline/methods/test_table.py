@@ -1,153 +1,206 @@
-"""A method is a section and a row: what the table says is what trains, is saved, counted and merged."""
+"""A section becomes PEFT's configuration, or one line per mistake in it."""
 
 import copy
-import csv
-import io
-import json
 
 import pytest
 import torch
-from peft import LoHaConfig
-from pydantic import PositiveFloat, PositiveInt
-from safetensors.torch import load_file
+from peft import get_peft_model
+from torch import nn
 
+import lsr
 from pipeline import params
-from pipeline.core import artifacts
 from pipeline.core.errors import UserError
 from pipeline.methods import adapters, base_models, table
-from pipeline.params import MethodParams, Targets, reading, schema
-from pipeline.predict import __main__ as predict
-from stages import evaluate, factorize_init, tokenize, train
+from pipeline.params.changed import changed
+from pipeline.params.methods import PeftParams
+from pipeline.params.rows import ModelRow
+from pipeline.training import arguments
 from tests import workspace
 
-
-class LohaParams(MethodParams):
-    word = "loha"
-
-    r: PositiveInt
-    alpha: PositiveInt
-    target_modules: Targets
-    learning_rate: PositiveFloat
-
-
-ROW = table.Method(LoHaConfig)
-VALUES = {"r": 2, "alpha": 2, "target_modules": "default", "learning_rate": 0.05}
-STAGES = (
-    (tokenize, params.TokenizeView),
-    (factorize_init, params.FactorizeInitView),
-    (train, params.TrainView),
-    (evaluate, params.EvaluateView),
+ROW = ModelRow.model_validate(
+    {"source": {"kind": "hub", "path": "none"}, "target_modules": ["dense"], "head": ["classifier"]}
 )
+MISTAKES = [  # on the tiny model
+    ("vera", {"vera.rr": 4}, "vera.rr: no such key; did you mean r?"),
+    ("vera", {"vera.vera_dropuot": 0.1}, "vera.vera_dropuot: no such key; did you mean vera_dropout?"),
+    ("vera", {"vera.target_module": ["query"]}, "vera.target_module: no such key; did you mean target_modules?"),
+    ("vera", {"vera.layers_to_transform": [0]}, "vera.layers_to_transform: no such key"),
+    ("vera", {"vera.task_type": "CAUSAL_LM"}, "vera.task_type: no such key"),
+    ("vera", {"vera.r": "8"}, "vera.r: input should be a valid integer, got '8'"),
+    ("vera", {"vera.save_projection": 1}, "vera.save_projection: input should be a valid boolean, got 1"),
+    ("lora", {"lora.bias": "al"}, "lora.bias: input should be 'none', 'all' or 'lora_only', got 'al'; did you mean"),
+    ("lora", {"lora.init_lora_weights": "pisa"}, "lora.init_lora_weights: input should be a valid boolean or 'gau"),
+    ("lora", {"lora.init_lora_weights": "eva"}, "lora: init_lora_weights: eva needs examples, which this pipeline"),
+    ("peft", {"peft.type": "LOHAA"}, "peft: type: PEFT 0.21.2 has no method 'LOHAA' that adapts layers; did you mean"),
+    ("peft", {"peft.type": "P_TUNING"}, "peft: type: PEFT 0.21.2 has no method 'P_TUNING' that adapts layers; "),
+    ("peft", {"peft.type": "ADALORA"}, "peft: type: ADALORA needs calls that move ranks between layers, which this"),
+    ("ln_tuning", {"ln_tuning.layers": [1]}, "ln_tuning: layers: LN_TUNING cannot choose layers by index; name them"),
+    ("peft", {"peft.r": 0}, "peft: `r` should be a positive integer value but the value passed is 0"),
+    ("lsr", {"lsr.separation_rank": 0}, "lsr.separation_rank: input should be 'auto' or greater than or equal to 1"),
+    ("lsr", {"lsr.core": "diagonal"}, "lsr: core"),
+    ("lsr", {"lsr.in_shape": [24]}, "lsr: in_shape must hold 2 sizes >= 1, as rank_shape does, got [24]"),
+    ("loraxs", {"loraxs.rank_shape": [25]}, "loraxs: layer 'roberta.encoder.layer.0.attention.self.query': the rank"),
+    ("directions", {"directions.budget": 9999}, "directions: the budget must be in [1, "),
+    ("kadaptation", {"kadaptation.n": 5}, "kadaptation: n: 5 does not divide 24, a width of the layer"),
+    ("kadaptation", {"kadaptation.target_modules": ["LayerNorm"]}, "kadaptation: KAdaptation adapts nn.Linear, but"),
+    ("fourierft", {"fourierft.n_frequency": 577}, "fourierft: "),
+    ("vblora", {"vblora.vector_length": 7}, "vblora: "),
+    ("vblora", {"vblora.lgits_learning_rate": 0.1}, "vblora: lgits_learning_rate: no parameter of VBLORA has 'lgits'"),
+    ("c3a", {"c3a.block_size": 5}, "c3a: "),
+    ("vera", {"vera.target_modules": ["qury"]}, "vera: target_modules: no layer is named 'qury'; did you mean 'query'"),
+    ("vera", {"vera.target_modules": ["classifier"]}, "vera: target_modules: 'classifier' is part of the head, or of"),
+    ("vera", {"vera.layers": [9]}, "vera: layers_to_transform: no adapted layer has the index 9"),
+    ("ia3", {"ia3.feedforward_modules": ["dense"], "ia3.target_modules": ["key"]}, "ia3: `feedforward_modules` shou"),
+]  # fmt: skip
 
 
-@pytest.fixture
-def at(tmp_path, monkeypatch):
-    """A function that makes the workspace with a chosen adapter, and goes there."""
-
-    def make(adapter, **section):
-        workspace.make(tmp_path, evaluate={"export": ["merged"]})
-        path = tmp_path / "params.yaml"
-        content = workspace.read_yaml(path)
-        changes = {"adapter": adapter, adapter: {**content.get(adapter, {}), **section}}
-        workspace.write_yaml(path, {**content, **changes})
-        monkeypatch.chdir(tmp_path)
-
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    return make
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """The tiny model, in a workspace that is the working folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workspace.make(tmp_path_factory.mktemp("table")))
+        view = params.load(params.TrainView)
+        torch.manual_seed(0)
+        yield base_models.load_base_model(view.base_model, view.dataset)
 
 
-def fresh():
-    """The chosen adapter on the tiny model, and what the training sees of params.yaml."""
-    view = params.load(params.TrainView)
-    torch.manual_seed(0)
-    base = base_models.load_base_model(view.base_model, view.dataset)
-    return adapters.add_adapter(base, view.section, view.base_model, 0), view
+def seen(word, overrides):
+    return changed({"adapter": word, **overrides}, params.TrainView)
 
 
-def test_a_section_and_a_row_make_a_method_that_goes_through_all_stages(at, monkeypatch, capsys):
-    monkeypatch.setitem(params.ADAPTERS, "loha", LohaParams)
-    monkeypatch.setitem(table.METHODS, LohaParams, ROW)
-    monkeypatch.setattr(reading, "Params", schema.with_methods())
-    at("loha", **VALUES)
-    for stage, view in STAGES:
-        stage.main(params.load(view))
-    before, after = (load_file(folder / adapters.WEIGHTS) for folder in (artifacts.INIT, artifacts.ADAPTER))
-    assert {name for name in before if torch.equal(before[name], after[name])} == set()
-    found = json.loads(artifacts.EVALUATE_METRICS.read_text())
-    assert found["merge_difference"] < 1e-5
-    assert json.loads((artifacts.EXPORTS / artifacts.PARITY).read_text())["merged"] < 1e-5
-    assert found["adapter_trained"] == found["adapter_stored"] == found["adapter_effective"] > 0
-    assert sum(value.numel() for value in after.values()) == found["adapter_stored"] + found["head_parameters"]
-    capsys.readouterr()
-    assert predict.main(["--file", str(artifacts.EVALUATE_PREDICTIONS), "--column", "text", "text_pair"]) == 0
-    said = csv.DictReader(io.StringIO(capsys.readouterr().out))
-    scored = csv.DictReader(artifacts.EVALUATE_PREDICTIONS.open(newline=""))
-    assert [row["label"] for row in said] == [row["predicted"] for row in scored]
+def added(base, view):
+    return adapters.add_adapter(copy.deepcopy(base), view.section, view.base_model, view.seed, drawn(base, view))
 
 
-def test_a_mistake_in_the_section_of_a_new_method_is_one_line(at, monkeypatch):
-    monkeypatch.setitem(params.ADAPTERS, "loha", LohaParams)
-    monkeypatch.setattr(reading, "Params", schema.with_methods())
-    at("loha", **VALUES | {"learning_rate": -1})
+def drawn(base, view):
+    """Gradients by which a budget is distributed."""
+    names = [name for name, module in base.roberta.named_modules(prefix="roberta") if isinstance(module, nn.Linear)]
+    return [{name: torch.randn_like(base.get_submodule(name).weight) for name in names}]
+
+
+@pytest.mark.parametrize(("word", "overrides", "message"), MISTAKES)
+def test_a_mistake_is_one_line(base, word, overrides, message):
     with pytest.raises(UserError) as error:
-        params.load(params.TrainView)
-    assert str(error.value) == "params.yaml: loha.learning_rate: input should be greater than 0, got -1"
+        added(base, seen(word, overrides))
+    (line,) = str(error.value).splitlines()
+    assert line.startswith(f"params.yaml: {message}")
 
 
-@pytest.mark.parametrize("word", workspace.MAIN)
-def test_what_trains_is_what_requires_grad_and_what_is_stored_is_in_the_file(at, tmp_path, word):
-    at(word)
-    model, view = fresh()
-    found = adapters.count_parameters(model, view.base_model)
-    (tmp_path / "saved").mkdir()
-    adapters.save_adapter(model, tmp_path / "saved", view.base_model)
-    saved = load_file(tmp_path / "saved" / adapters.WEIGHTS)
-    classifier = model.get_base_model().classifier.modules_to_save["default"]
-    head = sum(value.numel() for value in classifier.parameters())
-    assert found["head_parameters"] == head
-    assert found["adapter_trained"] == sum(p.numel() for p in model.parameters() if p.requires_grad) - head
-    assert found["adapter_stored"] == sum(value.numel() for value in saved.values()) - head
-    assert found["adapter_effective"] >= found["adapter_trained"]
-    assert (found["adapter_trained"] == 0) == (word == "head")
-    base = base_models.load_base_model(view.base_model, view.dataset)
-    assert found["base_parameters"] == sum(value.numel() for value in base.roberta.parameters())
+def test_all_mistakes_in_the_fields_of_a_section_are_reported(base):
+    view = seen("vera", {"vera.rr": 4, "vera.d_initial": "x"})
+    with pytest.raises(UserError) as error:
+        table.config_of(view.section, base, view.base_model, 0)
+    assert {line.split(": ")[1] for line in str(error.value).splitlines()} == {"vera.rr", "vera.d_initial"}
 
 
-def test_the_default_adapter_is_shared_by_the_layers_of_a_kind(monkeypatch):
+def test_the_types_of_all_methods_can_be_checked():
+    for name in table.known_types().keys() - {"LSR"}:
+        section = PeftParams(type=name, learning_rate=0.1)
+        assert table.configured(section, 0, ["dense"], ["classifier"]).peft_type == name
+
+
+def test_the_seed_is_every_seed_that_a_section_does_not_set(base):
+    for word, field in (
+        ("vera", "projection_prng_key"),
+        ("fourierft", "random_loc_seed"),
+        ("unilora", "proj_seed"),
+        ("tinylora", "projection_seed"),
+        ("lsr", "seed"),
+    ):
+        view = seen(word, {"seed": 7})
+        assert getattr(table.config_of(view.section, base, view.base_model, view.seed), field) == 7
+    view = seen("vera", {"seed": 7, "vera.projection_prng_key": 3})
+    assert table.config_of(view.section, base, view.base_model, view.seed).projection_prng_key == 3
+
+
+def test_what_a_section_leaves_out_has_the_default_of_peft(base):
+    view = seen("lora", {"lora.layers": [1]})
+    config = table.config_of(view.section, base, view.base_model, 0)
+    assert (config.bias, config.layers_to_transform, config.target_modules) == ("none", [1], {"query", "value"})
+    assert config.modules_to_save[0] == "classifier"
+
+
+def test_bitfit_trains_every_bias_and_nothing_else(base):
+    model = added(base, seen("bitfit", {}))
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    biases = {name for name, _ in base.roberta.named_parameters(prefix="roberta") if name.endswith(".bias")}
+    head = {name for name in trained if "modules_to_save" in name}
+    assert {name.removeprefix("base_model.model.") for name in trained - head} == biases
+    assert len(head) == 4
+
+
+@pytest.mark.parametrize(
+    ("width_in", "width_out", "factor", "first"),
+    [(24, 40, -1, (5, 4)), (24, 40, 4, (4, 4)), (384, 384, 2, (2, 2)), (7, 5, -1, (1, 1))],
+)
+def test_krona_is_one_kronecker_product_of_two_full_factors(monkeypatch, width_in, width_out, factor, first):
     monkeypatch.chdir(workspace.ROOT)
-    model, view = fresh()
-    found = adapters.count_parameters(model, view.base_model)
-    kinds, layers, width, rank = 2, 6, 384, 3
-    assert found["adapter_trained"] == kinds * (2 * rank * width + layers * rank**2) == 4716
-    assert found["adapter_trained"] == found["adapter_stored"] == found["adapter_effective"]
-    assert view.section.reads_examples
+    torch.manual_seed(0)
+    base = nn.ModuleDict({"dense": nn.Linear(width_in, width_out), "classifier": nn.Linear(width_out, 2)}).double()
+    view = seen("krona", {"krona.decompose_factor": factor, "krona.alpha": 393_216})
+    config = table.config_of(view.section, base, ROW, 0)
+    config.task_type = None
+    layer = get_peft_model(base, config).double().get_submodule("base_model.model.dense")
+    (a,), (b,) = layer.lokr_w1.values(), layer.lokr_w2.values()
+    assert a.shape == first
+    assert (a.shape[0] * b.shape[0], a.shape[1] * b.shape[1]) == (width_out, width_in)
+    assert bool((a == 0).all()) != bool((b == 0).all())  # so that the other one gets a gradient
+    for number, factor_of in enumerate((a, b)):
+        factor_of.data = torch.randn(factor_of.shape, dtype=torch.float64) + number
+    expected = 0.375 * torch.kron(a, b)
+    assert torch.equal(layer.get_delta_weight("default"), expected)
+    x = torch.randn(3, width_in, dtype=torch.float64)
+    assert torch.allclose(layer(x), layer.base_layer(x) + x @ expected.T, rtol=0, atol=1e-13 * width_in)
 
 
-def test_a_layer_that_is_called_like_the_head_is_no_head(at):
-    at("lora", target_modules=["query"])
-    model, view = fresh()
-    before = adapters.count_parameters(model, view.base_model)
-    layer = model.get_base_model().roberta.encoder.layer[0]
-    layer.classifier = copy.deepcopy(layer.output)  # frozen, as all of the base model
-    found = adapters.count_parameters(model, view.base_model)
-    extra = sum(parameter.numel() for parameter in layer.classifier.parameters())
-    assert found == {**before, "base_parameters": before["base_parameters"] + extra}
+def groups_of(base, view):
+    """The learning rate and the weight decay of each parameter of the adapter, by the last parts of its name."""
+    model = added(base, view)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        names[id(parameter)].partition(".default")[0].rpartition(".")[2]: (group["lr"], group["weight_decay"])
+        for group in arguments.optimizer(model, view).param_groups
+        for parameter in group["params"]
+        if "classifier" not in names[id(parameter)]
+    }
 
 
-def test_an_adapter_that_does_not_train_is_not_counted(at):
-    at("lsr")
-    model, view = fresh()
-    model.requires_grad_(False)
-    with pytest.raises(ValueError, match="nothing requires grad: load the adapter with trainable=True"):
-        adapters.count_parameters(model, view.base_model)
+@pytest.mark.parametrize(
+    ("word", "overrides", "groups"),
+    [
+        ("lora", {"lora.use_dora": True}, {"lora_A": (0.002, 0.01), "lora_magnitude_vector": (0.002, 0.0)}),
+        ("ia3", {}, {"ia3_l": (0.005, 0.0)}),
+        ("bitfit", {}, {"bias": (0.001, 0.0)}),
+        ("ln_tuning", {}, {"ln_tuning_layers": (0.001, 0.0)}),
+        ("vblora", {}, {"vblora_vector_bank": (0.001, 0.01), "vblora_logits_A": (0.01, 0.01)}),
+        ("lorasb", {}, {"lsr_adapters": (0.006, 0.01)}),
+    ],
+)
+def test_each_parameter_has_its_rate_and_decays_where_zero_is_no_change(base, word, overrides, groups):
+    assert groups_of(base, seen(word, overrides)).items() >= groups.items()
 
 
-@pytest.mark.parametrize("word", workspace.MAIN)
-def test_merging_for_a_while_leaves_no_trace(at, word):
-    at(word)
-    model, _ = fresh()
-    before = copy.deepcopy(model.state_dict())
-    with adapters.merged(model):
-        is_merged = any(getattr(module, "merged", False) for module in model.modules())
-    assert is_merged == (word == "lsr")
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+@pytest.mark.parametrize("shape", [[2, 2], [3]])
+def test_the_pipeline_trains_lsr_at_the_rates_that_the_package_gives(base, shape):
+    train = "factors" if len(shape) > 1 else "all"
+    overrides = {"lsr.separation_rank": 4 if len(shape) > 1 else "auto", "lsr.init": "random", "lsr.train": train}
+    view = seen("lsr", overrides | {"lsr.rank_shape": shape})
+    model = added(base, view)
+    given = lsr.parameter_groups(model, view.section.learning_rate, view.train.head_learning_rate)
+    expected = {id(parameter): group["lr"] for group in given for parameter in group["params"]}
+    groups = arguments.optimizer(model, view).param_groups
+    assert {id(parameter): group["lr"] for group in groups for parameter in group["params"]} == expected
+
+
+def test_flow_style_survives_an_override_of_dvc(tmp_path):
+    from dvc.utils.hydra import apply_overrides
+
+    path = tmp_path / "params.yaml"
+    before = (workspace.ROOT / "params.yaml").read_text()
+    path.write_text(before)
+    apply_overrides(path, ["adapter=vera", "vera.r=64", "lsr.rank_shape=[2,2]", "+vera.vera_dropout=0.1"])
+    after = path.read_text()
+    assert "vera: {type: VERA, r: 64," in after
+    assert [line for line in before.splitlines() if line.startswith("#")] == [
+        line for line in after.splitlines() if line.startswith("#")
+    ]

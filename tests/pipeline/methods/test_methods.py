@@ -1,0 +1,176 @@
+"""Every method on a tiny model: it starts as it says, and is saved, loaded and counted; a few go all the way."""
+
+import copy
+import re
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from lsr.tuner.factors import entries
+from pipeline import params
+from pipeline.core import artifacts
+from pipeline.methods import adapters, base_models, pooling
+from pipeline.params.changed import changed
+from pipeline.predict.opening import open_adapter
+from stages import evaluate, factorize_init, train
+from tests import workspace
+from tests.stages.running import TOKENIZE, added, base_model, logits, report, run
+
+LAYERS, WIDTH = 4, 24  # query and value of two layers
+TRAINED = {  # numbers of the adapter in this workspace, from the formulas of the methods
+    "lsr": 2 * 2 * 2 * (4 + 6) * LAYERS,
+    "lora": 8 * 2 * WIDTH * LAYERS,
+    "full": 19_472,
+    "head": 0,
+    "lokr": (4 * 4 + 6 * 6) * LAYERS,
+    "krona": (4 * 4 + 6 * 6) * LAYERS,
+    "kadaptation": 8**3 + 2 * WIDTH * LAYERS,
+    "vera": (16 + WIDTH) * LAYERS,
+    "fourierft": 30 * LAYERS,
+    "vblora": 9 * 8 + 4 * 2 * 3 * 9 * LAYERS,
+    "unilora": 50,
+    "tinylora": 3 * LAYERS,
+    "c3a": WIDTH**2 // 8 * LAYERS,
+    "directions": 12,
+    "loraxs": 4**2 * LAYERS,
+    "lorasb": 4**2 * LAYERS,
+    "ia3": 2 * (24 + 24 + 24 + 40),  # PEFT's: keys, values, and what goes into both layers that end so
+    "bitfit": 24 + 2 * (7 * 24 + 40),
+    "ln_tuning": 2 * 24 * (2 * 2 + 1),
+    "peft": 2 * WIDTH * LAYERS,
+}
+RANDOM = {"fourierft", "vblora", "unilora", "c3a"}  # whose authors start with a small update that is not zero
+WHOLE = [  # a section of each kind, and forms that make another file or another start
+    *((word, {}) for word in ("lora", "full", "head", "krona", "kadaptation", "vera", "ia3", "bitfit", "ln_tuning")),
+    ("lora", {"lora.init_lora_weights": "pissa"}),
+    ("directions", {"directions.init": "warm"}),
+    ("peft", {"peft.type": "OFT", "peft.r": 0, "peft.oft_block_size": 4}),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tokens(tmp_path_factory):
+    """A workspace with tokens as the working folder."""
+    folder = workspace.make(tmp_path_factory.mktemp("methods"), train={"epochs": 1, "batch_size": 48})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("DVC_ROOT", raising=False)
+        run(TOKENIZE)
+        base = base_model(params.load(params.TrainView))
+        patch.setattr(base_models, "load_base_model", lambda *_: copy.deepcopy(base))
+        yield
+
+
+def seen(view, word, overrides=None):
+    """What a stage sees of params.yaml where a section is chosen."""
+    return changed({"adapter": word, **(overrides or {})}, view)
+
+
+def test_there_is_a_number_for_each_section():
+    assert params.load_params().sections.keys() == TRAINED.keys()
+
+
+@pytest.mark.parametrize("word", TRAINED)
+def test_a_fresh_adapter_is_counted_saved_and_loaded(word, tmp_path):
+    view = seen(params.TrainView, word)
+    base = logits(base_model(view))
+    model = added(base_model(view), view.section, view.base_model, view.seed)
+    if word in RANDOM:
+        assert 0 < (logits(model) - base).abs().max() < 0.05
+    else:
+        assert torch.equal(logits(model), base)
+    counts = adapters.count_parameters(model, view.base_model)
+    assert counts["adapter_trained"] == TRAINED[word]
+    assert counts["adapter_effective"] >= max(counts["adapter_trained"], counts["adapter_stored"])
+    adapters.save_adapter(model, tmp_path, view.base_model)
+    saved = load_file(tmp_path / adapters.WEIGHTS)
+    twice = 24 + 2 if word == "bitfit" else 0  # PEFT's `bias: all` saves those of the head and of the one it replaces
+    assert counts["adapter_stored"] + counts["head_parameters"] + 2 * twice == sum(map(entries, saved.values()))
+    loaded = adapters.load_adapter(base_model(view), tmp_path, trainable=False)
+    assert torch.equal(logits(loaded), logits(model))
+    assert not any(tensor.is_meta for tensor in loaded.parameters())
+
+
+@pytest.mark.parametrize(("word", "overrides"), WHOLE)
+def test_a_method_goes_all_the_way(word, overrides):
+    factorize_init.main(seen(params.FactorizeInitView, word, overrides))
+    view = seen(params.TrainView, word, overrides)
+    base = logits(base_model(view))
+    fresh = adapters.load_adapter(base_model(view), artifacts.INIT, trainable=True)
+    frozen = {name for name, tensor in fresh.state_dict(keep_vars=True).items() if not tensor.requires_grad}
+    train.main(view)
+    before, after = (load_file(folder / adapters.WEIGHTS) for folder in (artifacts.INIT, artifacts.ADAPTER))
+    assert before.keys() == after.keys()
+    stood = {name for name in before if torch.equal(before[name], after[name])}
+    assert stood == {name for name in before if with_adapter(name, frozen)}
+
+    evaluate.main(seen(params.EvaluateView, word, {**overrides, "evaluate.export": ["merged"]}))
+    found = report(artifacts.EVALUATE_METRICS)
+    assert found["adapter_bytes"] == sum(tensor.nbytes for tensor in after.values()) + header_bytes()
+    assert found["merge_difference"] < 1e-5
+    assert report(artifacts.EXPORTS / artifacts.PARITY)["merged"] < 1e-5
+    loaded = adapters.load_adapter(base_model(view), artifacts.ADAPTER, trainable=False)
+    assert not torch.equal(logits(loaded), base)
+    opened, _ = open_adapter(artifacts.ADAPTER, "tiny-roberta")
+    assert torch.equal(logits(opened.cpu()), logits(loaded))
+    run_card(artifacts.ADAPTER)
+
+
+def test_what_lsr_pools_has_no_say_in_another_section():
+    alone = seen(params.FactorizeInitView, "lorasb")
+    beside = seen(params.FactorizeInitView, "lorasb", {"lsr.frames_from": ["glue"], "lsr.init": "gradient"})
+    assert "glue" in beside.pooled
+    assert beside.section == alone.section
+    found = [pooling.gradients(base_model(view), view) for view in (alone, beside)]
+    assert len(found[0]) == len(found[1]) == 1
+    assert all(torch.equal(value, found[1][0][name]) for name, value in found[0][0].items())
+
+
+@pytest.mark.parametrize("word", workspace.MAIN)
+def test_merging_for_a_while_leaves_no_trace(word):
+    view = seen(params.TrainView, word)
+    model = added(base_model(view), view.section, view.base_model, view.seed)
+    before = copy.deepcopy(model.state_dict())
+    with adapters.merged(model):
+        is_merged = any(getattr(module, "merged", False) for module in model.modules())
+    assert is_merged == (word == "lsr")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_layer_that_is_called_like_the_head_is_no_head():
+    view = seen(params.TrainView, "lora", {"lora.target_modules": ["query"]})
+    model = added(base_model(view), view.section, view.base_model, view.seed)
+    before = adapters.count_parameters(model, view.base_model)
+    layer = model.get_base_model().roberta.encoder.layer[0]
+    layer.classifier = copy.deepcopy(layer.output)  # frozen, as all of the base model
+    found = adapters.count_parameters(model, view.base_model)
+    extra = sum(parameter.numel() for parameter in layer.classifier.parameters())
+    assert found == {**before, "base_parameters": before["base_parameters"] + extra}
+
+
+def run_card(folder):
+    """Run the snippet of an adapter's card where it lies, beside the base model that it names."""
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
+    link = folder / "tiny-roberta"
+    link.symlink_to(Path("tiny-roberta").resolve())
+    with chdir(folder):
+        exec(compile(code, "README.md", "exec"), {})  # noqa: S102 what the card says is asked for
+    link.unlink()
+
+
+def with_adapter(name, frozen):
+    """Whether a tensor of the file is among those of the model, which have the adapter's name in theirs."""
+    stem, _, last = name.rpartition(".")
+    return bool({name, f"{name}.default", f"{stem}.default.{last}"} & frozen)
+
+
+def header_bytes():
+    """The length of the file's header, and of the number that says it."""
+    path = artifacts.ADAPTER / adapters.WEIGHTS
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+    return 8 + int.from_bytes(path.read_bytes()[:8], "little")
