@@ -14,7 +14,7 @@ from lsr.algebra.precision import TOLERATED_LOSS
 from lsr.convert.commands import run_export, run_frames, run_inspect
 from lsr.convert.export import DTYPES
 from lsr.loading.files import InputError
-from lsr.serve.command import run_bank
+from lsr.serve.opening import run_bank
 from lsr.tuner.config import SHARED
 from lsr.tuner.factors import STORAGE
 

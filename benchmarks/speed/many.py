@@ -17,7 +17,7 @@ from benchmarks.processes import process
 from benchmarks.speed.step import SHAPES
 from benchmarks.speed.timing import Times, ratio, take_turns
 from lsr import AdapterBank, LsrConfig
-from lsr.serve.reading import read_adapter
+from lsr.serve.saved import read_adapter
 from pipeline.core import console
 
 MODEL, ROWS, ROUNDS = "MiniLM", 64, 4

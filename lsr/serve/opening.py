@@ -1,13 +1,15 @@
 """Open a bank from disk, from one file or a folder of adapters, on the base model that it names."""
 
+import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lsr.convert.writing import check_output
 from lsr.loading.adapters import METHOD
 from lsr.loading.base_models import load_base
 from lsr.loading.files import PREFIX, InputError, read_config, read_task, read_tensors
-from lsr.serve import stored
+from lsr.serve import file
 from lsr.serve.bank import AdapterBank
 from lsr.tuner.saved import CONFIG
 
@@ -18,10 +20,10 @@ def open_bank(folder: Path, base: str | None = None) -> AdapterBank:
     Raises:
         InputError: if the folder holds neither, or the base model is missing or does not fit.
     """
-    if not (folder / stored.FILE).is_file():
+    if not (folder / file.FILE).is_file():
         return bank_of(adapter_folders([folder]), base)
-    index, _, heads = stored.read(folder)
-    own = {f"{PREFIX}{head}.{name}": s[0] for head, stacks in heads.items() for name, s in stacks.items()}
+    index, contents = file.read(folder)
+    own = {f"{PREFIX}{head}.{name}": s[0] for head, stacks in contents["heads"].items() for name, s in stacks.items()}
     return AdapterBank.load(load_base(index.base, own, base), folder)
 
 
@@ -39,26 +41,18 @@ def bank_of(folders: Mapping[str, Path], base: str | None = None, *, collapse: b
     return bank
 
 
-def fields_of(folder: Path) -> Mapping[str, Any]:
-    """Return the configuration fields about the base model from the adapters of a bank's folder.
-
-    Raises:
-        InputError: if the folder holds neither a bank nor an adapter.
-    """
-    if (folder / stored.FILE).is_file():
-        return stored.read_index(folder).base
-    return read_config(next(iter(adapter_folders([folder]).values())), METHOD)
-
-
-def notes_of(folder: Path) -> dict[str, Any]:
-    """Return the notes of a bank by adapter, without reading tensors.
+def read_notes(folder: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """Return the configuration fields about the base model of a bank's folder, and the notes by adapter.
 
     Raises:
         InputError: if the folder holds neither a bank nor an adapter, or a note is not valid JSON.
     """
-    if (folder / stored.FILE).is_file():
-        return stored.read_index(folder).notes
-    return {name: read_task(one) for name, one in adapter_folders([folder]).items()}
+    if (folder / file.FILE).is_file():
+        index = file.read_index(folder)
+        return index.base, index.notes
+    folders = adapter_folders([folder])
+    fields = read_config(next(iter(folders.values())), METHOD)
+    return fields, {name: read_task(one) for name, one in folders.items()}
 
 
 def adapter_folders(sources: Sequence[Path]) -> dict[str, Path]:
@@ -79,3 +73,13 @@ def adapter_folders(sources: Sequence[Path]) -> dict[str, Path]:
                 raise InputError(f"{folder}: another adapter is named {name!r}, {found[name]}; rename one of them")
             found[name] = folder
     return found
+
+
+def run_bank(options: argparse.Namespace) -> None:
+    """Write a bank for `python -m lsr bank`, and print its contents."""
+    check_output(options.output, tuple(options.sources), replace=options.force)
+    bank = bank_of(adapter_folders(options.sources), options.base, collapse=options.collapse)
+    bank.save(options.output, force=options.force)
+    written = (options.output / file.FILE).stat().st_size
+    print(f"{options.output}: {len(bank)} adapter{'s' * (len(bank) != 1)}, {written:,} bytes")
+    print(f"{bank.nbytes:,} bytes of memory in addition to the base model")

@@ -14,10 +14,7 @@ FORMS = {  # model, fields
         "bert",
         {**FRAMES, "core": "diagonal", "share": "layers", "frames_dtype": "sign"},
     ),
-    "cores between Kronecker factors, a head of two layers": (
-        "roberta",
-        {**FRAMES, "rank_shape": (2, 2), "separation_rank": 3},
-    ),
+    "cores, a head of two layers": ("roberta", FRAMES),
     "factors": ("bert", {}),
     "the paper's, padded": ("bert-padded", {"rank_shape": (2, 2), "separation_rank": 3}),
     "a start that is subtracted": ("bert", {"init_weights": "principal"}),
