@@ -12,14 +12,6 @@ from pipeline.arena.machine import cpu
 from pipeline.core import artifacts
 
 FOLDER = Path("benchmarks/results")
-STYLE = {  # of pictures, with matplotlib's defaults
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-}
-DOTS_PER_INCH = 150
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#595959"  # the first two from Okabe & Ito's color-blind safe set
 PACKAGES = ("torch", "transformers", "peft", "numpy", "scipy", "tensorly", "safetensors")
 
 

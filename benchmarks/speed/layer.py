@@ -1,10 +1,9 @@
-"""One linear layer: forward alone, and forward and backward, compared with the lower bound of the frozen layer."""
+"""One linear layer: forward alone, and forward and backward, compared with the frozen layer."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import partial
 from statistics import median
-from time import perf_counter
 from typing import NamedTuple
 
 import torch
@@ -39,42 +38,31 @@ CASES = tuple(Case(width, count, dtype) for dtype in DTYPES for width, counts in
 
 
 class Row(NamedTuple):
-    """A method on a layer. Seconds are medians; `bound_share` is the frozen layer's lower bound over `both_seconds`."""
+    """A method on a layer. Seconds are medians."""
 
     width: int
     tokens: int
     dtype: str
     method: str
     forward_seconds: float
-    forward_least: float
     forward_ratio: float  # to the frozen layer
     forward_overhead: float  # over the frozen layer, as a share of LoRA's (r = 8)
     both_seconds: float  # forward and backward
-    both_least: float
     both_ratio: float
     both_overhead: float
-    bound_share: float  # of forward and backward
     peak_bytes: int | None  # of forward and backward, in addition to model and input
-
-
-class Rates(NamedTuple):
-    """Measured rates of the machine."""
-
-    bytes_a_second: float
-    flops: dict[str, float]  # a second, by dtype
 
 
 def run(cases: tuple[Case, ...], threads: int, rounds: int = ROUNDS) -> Iterator[Row]:
     """Yield a row for each case and method."""
     with process(threads, __name__) as worker:
-        rates = worker.submit(measured_rates).result()
         for case in console.track(cases, "layer", len(cases), "cases"):
             affordable = max(FEWEST, int(WORK / (case.width**2 * case.tokens)))
             forward, both = worker.submit(times, case, min(rounds, affordable)).result()
             has_peak = (case.width, case.tokens) == WITH_MEMORY
             for method in METHODS:
                 peak = in_fresh_process(threads, peak_memory, case, method) if has_peak else None
-                yield _row(case, method, forward, both, rates, peak)
+                yield _row(case, method, forward, both, peak)
 
 
 def times(case: Case, rounds: int) -> tuple[Times, Times]:
@@ -95,34 +83,6 @@ def peak_memory(case: Case, method: str) -> int:
     return peak_beyond(_step(layers[method], x.requires_grad_(), gradient))[1]
 
 
-def measured_rates() -> Rates:
-    """Return the bytes per second of a copy (read and written) and the operations per second of a large product."""
-    source, target = torch.ones(2**26), torch.zeros(2**26)
-    copied = 2 * source.nbytes / _least_seconds(lambda: target.copy_(source))
-    flops = {}
-    for name in DTYPES:
-        # Transposed like the weight of a linear layer; without bf16 units other layouts take a hundred times as long.
-        square = torch.ones(1024, 1024, dtype=getattr(torch, name))
-        flops[name] = 2 * 1024**3 / _least_seconds(partial(torch.mm, square, square.T))
-    return Rates(copied, flops)
-
-
-def bound(case: Case, rates: Rates) -> float:
-    """Return a lower bound in seconds for both passes of the frozen layer, if each tensor is moved once."""
-    width, tokens, size = case.width, case.tokens, getattr(torch, case.dtype).itemsize
-    moved = (4 * tokens * width + 2 * width**2) * size
-    return max(moved / rates.bytes_a_second, 4 * tokens * width**2 / rates.flops[case.dtype])
-
-
-def _least_seconds(call: Callable[[], object]) -> float:
-    found = []
-    for _ in range(7):
-        begin = perf_counter()
-        call()
-        found.append(perf_counter() - begin)
-    return min(found)
-
-
 def _operands(case: Case, methods: tuple[str, ...]) -> tuple[dict[str, nn.Module], Tensor, Tensor]:
     dtype = getattr(torch, case.dtype)
     torch.manual_seed(0)
@@ -141,18 +101,15 @@ def _step(layer: nn.Module, x: Tensor, gradient: Tensor) -> Callable[[], object]
     return lambda: torch.autograd.grad(layer(x), wanted, gradient)
 
 
-def _row(case: Case, method: str, forward: Times, both: Times, rates: Rates, peak: int | None) -> Row:
+def _row(case: Case, method: str, forward: Times, both: Times, peak: int | None) -> Row:
     return Row(
         *case,
         method=method,
         forward_seconds=median(forward[method]),
-        forward_least=min(forward[method]),
         forward_ratio=ratio(forward[method], forward[FROZEN]),
         forward_overhead=overhead(forward, method, FROZEN, PEER),
         both_seconds=median(both[method]),
-        both_least=min(both[method]),
         both_ratio=ratio(both[method], both[FROZEN]),
         both_overhead=overhead(both, method, FROZEN, PEER),
-        bound_share=bound(case, rates) / median(both[method]),
         peak_bytes=peak,
     )

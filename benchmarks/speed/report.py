@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.figures import BLUE, DOTS_PER_INCH, ORANGE, STYLE
 from benchmarks.speed import layer, many, step
 from benchmarks.speed.methods import FROZEN, METHODS, PEER, SMALLEST_PEER
+from pipeline.compare.pictures import BLUE, DOTS_PER_INCH, ORANGE, STYLE
 from pipeline.core import artifacts, console
 
 SHOWN = (768, 2048, "float32")  # the layer in the plot
@@ -22,7 +22,6 @@ def show_layers(rows: Sequence[layer.Row]) -> None:
         ("forward_ratio", "layer, forward: time over the frozen layer's"),
         ("both_ratio", "layer, forward and backward: time over the frozen layer's"),
         ("both_overhead", f"layer, forward and backward: what is added to the frozen layer, over {PEER}'s"),
-        ("bound_share", "layer, forward and backward: least possible time of the frozen layer over the time"),
     ):
         cells: list[list[console.Cell]] = [
             [case.name, *(float(f"{getattr(row, field):.3g}") for row in found)] for case, found in _by_layer(rows)

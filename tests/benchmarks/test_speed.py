@@ -64,12 +64,6 @@ def test_an_overhead_is_what_is_added_to_the_base_over_what_the_peer_adds():
     assert timing.ratio(times["peer"], times["base"]) == 3
 
 
-def test_the_bound_is_the_slower_of_moving_and_computing():
-    case = layer.Case(4, 10, "float32")
-    assert layer.bound(case, layer.Rates(1.0, {"float32": 1e12})) == (4 * 10 * 4 + 2 * 16) * 4
-    assert layer.bound(case, layer.Rates(1e12, {"float32": 1.0})) == 4 * 10 * 16
-
-
 def test_a_step_changes_what_trains_and_nothing_else(tiny):
     model = step._model(step.Case("MiniLM", "q, v", "float32"), OURS)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
