@@ -62,7 +62,7 @@ def test_jobs_each_in_a_clone_of_its_own_all_arrive(repository, tmp_path, cache)
     bare = tmp_path / "bare.git"
     share(original, tmp_path / "remote", bare)
     jobs = tmp_path / "jobs.txt"
-    jobs.write_text("".join(f"dvc exp run --name {name}-{i} -S seed={seed}\n" for i, seed in enumerate(seeds, start=1)))
+    jobs.write_text("".join(f"--name {name}-{i} -S seed={seed}\n" for i, seed in enumerate(seeds, start=1)))
     where = original if cache else bare
     environment = {"DVC_CACHE": str(repository / ".dvc/cache")} if cache else {}
     with ThreadPoolExecutor(len(seeds)) as pool:
