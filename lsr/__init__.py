@@ -23,7 +23,6 @@ if "LSR" not in PeftType.__members__:  # PEFT's list of methods is closed: a plu
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.model import LsrModel
 from lsr.tuner.rates import parameter_groups
-from lsr.tuner.rescaling import register_layers
 from lsr.tuner.start import allocate_ranks, start_from_examples
 
 if TYPE_CHECKING:  # what type checkers read; when they run, `__getattr__` loads these on first use
@@ -41,7 +40,6 @@ ON_FIRST_USE = {
 }
 
 register_peft_method(name="lsr", config_cls=LsrConfig, model_cls=LsrModel, prefix="lsr_")
-register_layers()
 
 __all__ = [
     "AdapterBank",

@@ -15,8 +15,8 @@ from lsr.convert.commands import run_export, run_frames, run_inspect
 from lsr.convert.export import DTYPES
 from lsr.loading.files import InputError
 from lsr.serve.opening import run_bank
-from lsr.tuner.config import SHARED
 from lsr.tuner.factors import STORAGE
+from lsr.tuner.options import SHARED
 
 MISTAKE, FAILED, STOPPED = 2, 1, 130  # exit codes
 

@@ -40,7 +40,6 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_harmed_adapter_is_read_or_refused_in_one_line(command, whole, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lsr.tuner.expressions.SECONDS", 0.5)
     shutil.copytree(whole / "base", "base")
     for what, changes in mutations.examples(mutations.adapters(whole / "adapter"), COUNT, sum(map(ord, command))):
         shutil.copytree(whole / "adapter", "adapter")

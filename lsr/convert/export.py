@@ -249,7 +249,7 @@ def _rounding_of_merge(layers: Mapping[str, LsrLinear], adapter_name: str, dtype
         errors[name] = float((written - weight.double() - update.double()).norm())
         lengths[name] = float(update.double().norm())
         adapter = layer.adapter(adapter_name)
-        if adapter.has_start and lengths[name] <= UPDATE_ROUNDOFF * float(adapter.start_update().norm()):
+        if adapter.is_folded and lengths[name] <= UPDATE_ROUNDOFF * float(adapter.folded_update().norm()):
             errors[name] = lengths[name] = 0.0  # an initial update minus itself
     return _relative(errors, lengths)
 

@@ -116,7 +116,7 @@ def _conditions(adapter: LsrAdapter, norm: float) -> Conditions:
         right, left = (side.detach().double() for side in adapter.collapse())
         return replace(conditions_of(a, b), update=update_condition_number([right[None]], [left[None]]))
     found = conditions_of(a, b)
-    if not adapter.has_start or norm == 0:
+    if not adapter.is_folded or norm == 0:
         return found
     whole = abs(adapter.scaling) * float(singular_values_of_pair(kron_sum(*b), kron_sum(*a)).norm())
     return replace(found, update=found.update * whole / norm)

@@ -11,8 +11,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from lsr.loading.files import PREFIX, InputError, read_tensors
-from lsr.tuner.config import override
-from lsr.tuner.expressions import check_expressions
+from lsr.tuner.patterns import check_plain, override
 from lsr.tuner.saved import CONFIG
 
 FACTOR = re.compile(rf"{re.escape(PREFIX)}(.*)\.lora_([AB])\.weight")
@@ -30,8 +29,8 @@ def lora_updates(folder: Path, lora: Mapping[str, Any]) -> dict[str, tuple[Tenso
     """Return (scaling * B, A), (m, r) and (r, n) in float64, of each layer of a LoRA by name.
 
     Raises:
-        InputError: if the LoRA does more than add B A, a factor is not that of a linear layer or is missing, or an
-            expression of its configuration takes too long.
+        InputError: if the LoRA does more than add B A, a factor is not that of a linear layer or is missing, or it
+            chooses layers by patterns.
     """
     _check_plain(folder, lora)
     sides: dict[str, dict[str, Tensor]] = {}
@@ -44,7 +43,7 @@ def lora_updates(folder: Path, lora: Mapping[str, Any]) -> dict[str, tuple[Tenso
     if not sides:
         raise InputError(f"{folder}: holds no LoRA factors")
     try:
-        check_expressions(lora, sides)
+        check_plain({name: lora.get(name) for name in ("rank_pattern", "alpha_pattern")})
     except ValueError as error:
         raise InputError(f"{folder / CONFIG}: {error}") from None
     for name, side in sides.items():

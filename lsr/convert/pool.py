@@ -17,12 +17,13 @@ from lsr.init.initialization import Start
 from lsr.loading.adapters import ADAPTER, load_layers
 from lsr.loading.base_models import by
 from lsr.loading.files import PREFIX, InputError, read_config
-from lsr.tuner.config import SHARED, LsrConfig
+from lsr.tuner.config import LsrConfig
 from lsr.tuner.factors import STORAGE, LsrFactors, entries
 from lsr.tuner.fingerprint import are_alike
-from lsr.tuner.kinds import kind_of
+from lsr.tuner.options import SHARED
 from lsr.tuner.resolved import Resolved
 from lsr.tuner.saved import CONFIG
+from lsr.tuner.sharing import kind_of
 
 Pair = tuple[Tensor, Tensor]  # (m, k), (k, n): an update is their product
 

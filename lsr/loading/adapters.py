@@ -14,10 +14,10 @@ from lsr.algebra.precision import dtype_name
 from lsr.loading.base_models import MISFITS, by, load_base
 from lsr.loading.files import FACTOR, InputError, read_config, read_tensors
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.expressions import check_expressions
-from lsr.tuner.family import Holders, check_room, read_family
+from lsr.tuner.forms import check_room
 from lsr.tuner.linear import LsrLinear, adapted_layers
 from lsr.tuner.saved import CONFIG, WEIGHTS, check_saved, first_line, misfit
+from lsr.tuner.sharing import FrameRegistry, read_shared_frames
 
 METHOD = "LSR"
 ADAPTER = "default"
@@ -48,7 +48,7 @@ def load_adapter(folder: Path, base: str | None = None, method: str | None = MET
             base_model = base_model.float()
         model = _attach(base_model, folder, trainable=False).float().eval()
     for layer in adapted_layers(model).values():
-        layer.settle()  # a folded initial update was rounded to the dtype of the base
+        layer.refresh_base_weight()  # a folded initial update was rounded to the dtype of the base
     return model
 
 
@@ -82,7 +82,6 @@ def _checked_config(folder: Path, method: str | None) -> dict[str, Any]:
 def _attach(base: nn.Module, folder: Path, *, trainable: bool) -> PeftModel:
     fields, tensors = read_config(folder), read_tensors(folder)
     try:
-        check_expressions(fields, [name for name, _ in base.named_modules()])
         model = PeftModel.from_pretrained(
             base,
             str(folder),
@@ -112,12 +111,12 @@ def load_layers(folder: Path) -> SavedLayers:
     first = sorted(states, key=lambda name: not any(".factor_" in key for key in states[name]))
     try:
         check_room(config, states)
-        family = read_family(config)
-        holders = Holders(config, (), family)
-        made = {name: _layer(name, config, holders, states[name]) for name in first}
+        shared = read_shared_frames(config)
+        frames = FrameRegistry(config, (), shared)
+        made = {name: _layer(name, config, frames, states[name]) for name in first}
     except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
         raise InputError(f"{folder}: {WEIGHTS} and {CONFIG} do not fit together: {first_line(error)}") from None
-    of_frames = family or config.resolved
+    of_frames = shared or config.resolved
     return SavedLayers(config, {name: made[name] for name in states}, of_frames.base_sketch if of_frames else {})
 
 
@@ -145,14 +144,14 @@ def _states(folder: Path) -> dict[str, dict[str, Tensor]]:
     return states
 
 
-def _layer(name: str, config: LsrConfig, holders: Holders, state: Mapping[str, Tensor]) -> LsrLinear:
+def _layer(name: str, config: LsrConfig, frames: FrameRegistry, state: Mapping[str, Tensor]) -> LsrLinear:
     if config.resolved is None:
         raise ValueError("resolved: the configuration does not contain the shapes of the layers")
     shapes = config.resolved.layer(name)
     base = torch.nn.utils.skip_init(nn.Linear, shapes.in_features, shapes.out_features, bias=False)
     layer = LsrLinear(base, ADAPTER, name)
-    layer.update_layer(ADAPTER, config, holders.holder(layer))
-    holders.add(layer, ADAPTER)
+    layer.update_layer(ADAPTER, config, frames.frames_of(layer))
+    frames.add(layer, ADAPTER)
     layer.base_hashes.clear()  # there is no weight to compare with
     own = {key: value for key, value in layer.state_dict().items() if not key.startswith("base_layer.")}
     for key in sorted(own.keys() ^ state.keys()):

@@ -12,7 +12,7 @@ TASK = "task.json"  # written beside an adapter by the pipeline's stage train
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
 PREFIX = "base_model.model."  # PEFT puts it before each tensor's name in the base model
 # The name of a factor or core in the file: its layer, and its name in the adapter.
-FACTOR = re.compile(rf"{re.escape(PREFIX)}(.*)\.lsr_adapters\.((?:factor|scale|start)_[AB]\d+|core)")
+FACTOR = re.compile(rf"{re.escape(PREFIX)}(.*)\.lsr_adapters\.((?:factor|folded)_[AB]\d+|core)")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what a terminal interprets as a command or a line break
 LONGEST_LINE = 276  # characters of a message, before a command's name is prepended
 

@@ -13,7 +13,7 @@ from lsr.init.examples import widths
 from lsr.loading.base_models import by
 from lsr.serve.rows import Rows, Stacked
 from lsr.tuner.adapter import LsrAdapter
-from lsr.tuner.rows import add_by_cores, add_by_factors
+from lsr.tuner.row_updates import add_by_cores, add_by_factors
 
 
 class Frames(nn.Module):

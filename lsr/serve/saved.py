@@ -14,7 +14,7 @@ from lsr.tuner.adapter import LsrAdapter
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.fingerprint import are_alike, check_weight
 from lsr.tuner.linear import LsrLinear
-from lsr.tuner.same_base import base_sketch
+from lsr.tuner.sharing import base_sketch
 
 BASE_FIELDS = ("base_model_name_or_path", "revision", "task_type", "auto_mapping")
 Modules = Mapping[str, nn.Module]  # of a base model, by name
@@ -46,7 +46,7 @@ class SavedAdapter:
         for name, adapter in self.layers.items():
             layer = linear(modules, name)
             layer.make_form(self.config)
-            if adapter.has_start and name in hashes:
+            if adapter.is_folded and name in hashes:
                 check_weight(layer.pretrained_weight(), hashes[name], name)
         check_sketch(self.base_sketch, modules)
 

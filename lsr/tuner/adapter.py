@@ -1,4 +1,4 @@
-"""The adapter of a single layer: its own or shared factors, its core, its initial update, and the resulting update."""
+"""The adapter of a single layer: its own or shared factors, its core, its folded update, and the resulting update."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from lsr.algebra.shapes import Form
 from lsr.init.initialization import Start
-from lsr.tuner.config import CORED
 from lsr.tuner.factors import LsrFactors, entries, moved, named
 from lsr.tuner.functional import Side
 
@@ -32,11 +31,11 @@ class LsrAdapter(LsrFactors):
     With `train` set to `core` or `all`, R is the parameter `core`, initialized to zero: (r, r), or (r,) for a diagonal.
     Otherwise R is the identity.
 
-    B0 A0 is the initial update if the initialization folds it: `start_A1`, ..., `start_B1`, ... are buffers with the
+    B0 A0 is the initial update if the initialization folds it: `folded_A1`, ..., `folded_B1`, ... are buffers with the
     shapes of the factors.
 
-    The adapter has its own factors, or only a core and the factors of `holder`, which belongs to another layer or to
-    the frames of a family. Layers of equal shape may also share a single adapter.
+    The adapter has its own factors, or only a core between `frames`, which belong to another layer's adapter or to an
+    adapter in another folder. Layers of equal shape may also share a single adapter.
     """
 
     core: nn.Parameter
@@ -49,49 +48,44 @@ class LsrAdapter(LsrFactors):
         train: str = "factors",
         dropout: float = 0.0,
         storage: str = "float32",
-        holder: LsrFactors | None = None,
+        frames: LsrFactors | None = None,
     ) -> None:
         super().__init__(form, train, storage)
         self.scaling = scaling
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-        self.has_start = False
-        self._holder = () if holder is None else (holder,)  # a tuple, which nn.Module does not register
+        self.is_folded = False
+        self._frames = () if frames is None else (frames,)  # a tuple, which nn.Module does not register
 
     @property
     def frames(self) -> LsrFactors:
         """The module that holds the factors: the adapter itself, or the one that it shares."""
-        return self._holder[0] if self._holder else self
+        return self._frames[0] if self._frames else self
 
     @property
     def has_core(self) -> bool:
         """Whether there is a core between A and B."""
-        return self.trained_part in CORED
+        return self.trained_part != "factors"
 
     def set_core(self, value: Tensor, like: Tensor) -> None:  # (r, r) or (r,)
         """Set the core; a new one is on the device of the base weight `like`, in at least float32."""
-        existing = self._parameters.get("core")
-        if existing is None:
-            self.register_parameter("core", nn.Parameter(moved(value, like)))
-        else:
-            with torch.no_grad():
-                existing.copy_(value)
+        self._set_parameter("core", value, like)
 
-    def subtract(self, start: Start, like: Tensor) -> None:
+    def fold(self, start: Start, like: Tensor) -> None:
         """Store the initial update, to be subtracted."""
         for name, value in named(start):
-            self.register_buffer(f"start_{name}", moved(value, like))
-        self.has_start = True
+            self.register_buffer(f"folded_{name}", moved(value, like))
+        self.is_folded = True
 
-    def forget_start(self) -> None:
+    def unfold(self) -> None:
         """Drop the initial update, so that nothing is subtracted."""
-        for name in [name for name in self._buffers if name.startswith("start_")]:
+        for name in [name for name in self._buffers if name.startswith("folded_")]:
             delattr(self, name)
-        self.has_start = False
+        self.is_folded = False
 
-    def make_room_for_start(self, like: Tensor) -> None:
+    def make_room_for_folded(self, like: Tensor) -> None:
         """Create zero buffers into which the initial update is loaded from a file."""
         a, b = ([torch.zeros(factor.shape, device="cpu") for factor in side] for side in self.factors())
-        self.subtract(Start(a, b), like)
+        self.fold(Start(a, b), like)
 
     @property
     def is_meta(self) -> bool:
@@ -100,21 +94,21 @@ class LsrAdapter(LsrFactors):
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Make the parameters trainable or frozen, including those shared with other layers."""
-        if self._holder:
+        if self._frames:
             self.frames.requires_grad_(requires_grad)
         return super().requires_grad_(requires_grad)
 
     def factors(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return the factors of A, (s, r_i, n_i) each, and of B, (s, m_i, r_i) each, also frozen and shared ones."""
-        if not self._holder:
+        if not self._frames:
             return super().factors()
         a, b = ([factor.to(self.core.device) for factor in side] for side in self.frames.factors())
         return a, b
 
-    def start_factors(self) -> tuple[list[Tensor], list[Tensor]]:
+    def folded_factors(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return the factors of A0 and of B0, in the shapes of `factors`."""
         positions = range(1, len(self.form.rank_shape) + 1)
-        a, b = ([getattr(self, f"start_{side}{position}") for position in positions] for side in "AB")
+        a, b = ([getattr(self, f"folded_{side}{position}") for position in positions] for side in "AB")
         return a, b
 
     def collapse(self) -> tuple[Tensor, Tensor]:  # (r, in_features), (out_features, r)
@@ -128,7 +122,7 @@ class LsrAdapter(LsrFactors):
 
     def operands(self) -> tuple[Side, Side]:
         """Return (A1, A2) and (B1, B2) if they are the whole update, else those of `collapse`, each with None."""
-        if len(self.form.rank_shape) == 2 and not self.has_core:
+        if len(self.form.rank_shape) == 2:
             a, b = self.factors()
             return (a[0], a[1]), (b[0], b[1])
         full_a, full_b = self.collapse()
@@ -137,21 +131,21 @@ class LsrAdapter(LsrFactors):
     def as_lora(self) -> tuple[Tensor, Tensor]:  # (r or 2r, in_features), (out_features, r or 2r)
         """Return A and B such that scaling * B A is the whole update of the pretrained weight.
 
-        If an initial update is subtracted they are [A; A0] and [B, -B0], otherwise the result of `collapse`.
+        If an initial update is folded they are [A; A0] and [B, -B0], otherwise the result of `collapse`.
         """
         a, b = self.collapse()
-        if not self.has_start:
+        if not self.is_folded:
             return a, b
-        a0, b0 = self.matrices(*self.start_factors())
+        a0, b0 = self.matrices(*self.folded_factors())
         return torch.cat([a, a0.to(a.dtype)]), torch.cat([b, -b0.to(b.dtype)], dim=1)
 
     def update(self) -> Tensor:  # (out_features, in_features)
         """Return the whole update of the pretrained weight, in at least float32."""
         return self._product(*self.as_lora())
 
-    def start_update(self) -> Tensor:  # (out_features, in_features)
+    def folded_update(self) -> Tensor:  # (out_features, in_features)
         """Return scaling * B0 A0, in at least float32."""
-        return self._product(*self.matrices(*self.start_factors()))
+        return self._product(*self.matrices(*self.folded_factors()))
 
     def _product(self, a: Tensor, b: Tensor) -> Tensor:
         precise = torch.promote_types(a.dtype, torch.float32)
@@ -162,4 +156,4 @@ class LsrAdapter(LsrFactors):
         core = self.core.numel() if self.has_core else 0
         trained = sum(parameter.numel() for parameter in self.parameters())
         stored = sum(map(entries, self.state_dict().values()))
-        return Sizes(trained, stored, core if self._holder else self.form.parameters + core)
+        return Sizes(trained, stored, core if self._frames else self.form.parameters + core)

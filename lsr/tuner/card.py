@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
 from safetensors import safe_open
+
+from lsr.tuner.saved import WEIGHTS
 
 FILE = "README.md"
 MARK = "<!-- Written by lsr when the adapter is saved; without this line it stays as you edit it. -->"
@@ -152,22 +155,16 @@ def _summary(text: str) -> str:  # what is between the title and the first secti
     return text.partition("\n# ")[2].partition("\n")[2].partition("\n## ")[0].strip() if MARK in text else ""
 
 
-def is_ours(folder: Path) -> bool:
-    """Return whether the card in a folder is PEFT's empty one or one of this module, not one written by a user."""
+def replace_empty(card: Card, folder: Path) -> None:
+    """Write a card into a folder with an adapter's file, unless a user has written the one that is there."""
     text = text_in(folder)
-    return MARK in text or UNFILLED in text
+    if MARK in text or UNFILLED in text:
+        sections = {"Parameters": f"The file holds {_stored(folder / WEIGHTS)}"} if (folder / WEIGHTS).is_file() else {}
+        replace(card, sections=sections).write(folder)
 
 
-def stored(path: Path) -> str:
-    """Return a sentence with the number of parameters in an LSR adapter's file."""
+def _stored(path: Path) -> str:
     with safe_open(path, "pt") as file:
-        sizes = {name: _size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 it is no dict
+        sizes = {name: prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 it is no dict
     own = sum(size for name, size in sizes.items() if ".lsr_" in name)
     return f"{own:,} of the adapter, and {sum(sizes.values()) - own:,} of the head and other modules trained in full."
-
-
-def _size(shape: Sequence[int]) -> int:
-    size = 1
-    for side in shape:
-        size *= side
-    return size

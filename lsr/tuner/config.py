@@ -1,44 +1,36 @@
 """LsrConfig: the options of an LSR adapter."""
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from math import inf
-from operator import index
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from peft import PeftConfig, PeftType
-from peft.utils.other import get_pattern_key
 
 from lsr.algebra.shapes import Form
 from lsr.init import INITIALIZATIONS, READERS
 from lsr.tuner import card
-from lsr.tuner.expressions import check_syntax
 from lsr.tuner.factors import STORAGE
+from lsr.tuner.options import CORED, OWN, as_sizes, check_options
+from lsr.tuner.patterns import PATTERNS, any_of, check_plain, exactly, is_plain, matches, override, patterns_in
 from lsr.tuner.resolved import Resolved
-from lsr.tuner.saved import WEIGHTS
+from lsr.tuner.saved import read_fields
 
-Value = TypeVar("Value")
-
-PATTERNS = ("rank_pattern", "separation_rank_pattern", "alpha_pattern")
-SHARED = ("none", "layers")
-CORED = ("core", "all")  # the values of `train` that add a core
-TRAINED = ("factors", "first", *CORED)
-OWN = "own"
 DIAGONAL = 8  # divides alpha if the core is diagonal: its directions are independent, whatever r is
 TERMS = 16  # the default separation rank for two or more factors
 
 
 @dataclass
 class LsrConfig(PeftConfig):
-    """Configuration of an LSR adapter: ΔW = alpha / r * (sum_k B1_k ⊗ B2_k) R (sum_k A1_k ⊗ A2_k).
+    """Configuration of an LSR adapter, of one of two families.
 
-    The update has rank r = r1 * r2 * ..., the product of `rank_shape`; with a single factor, A and B are dense. The
-    core R is r x r if `train` is `core` or `all`, and the identity otherwise. With `share="layers"` all layers of a
-    kind, which differ only in their index, share A and B, and each has its own core.
+    Separable sums: ΔW = alpha / r * (sum_k B1_k ⊗ B2_k) (sum_k A1_k ⊗ A2_k), of rank r = r1 * r2 * ..., the product of
+    `rank_shape`; all factors are trained. With a single rank, A and B are dense.
+
+    A core: ΔW = alpha / r * B R A, if `train` is `core` or `all`, with r x r entries between dense frames A and B. With
+    `share="layers"` all layers of a kind, which differ only in their index, share A and B, and each has its own core.
 
     Raises:
         ValueError: if a value is out of bounds; names the field and what is allowed.
@@ -62,8 +54,7 @@ class LsrConfig(PeftConfig):
     share: str = field(
         default="none",
         metadata={
-            "help": "'none': each layer has its own A and B. 'layers': all layers of a kind share them, and each has "
-            "its own core."
+            "help": "'none': each layer has its own A and B. 'layers': those of a kind share them; each has a core."
         },
     )
     alpha: float = field(default=16, metadata={"help": "Numerator of the scaling, alpha / rank."})
@@ -72,8 +63,7 @@ class LsrConfig(PeftConfig):
         metadata={"help": "Factors (n1, n2, ...) of the input width. None: those with the fewest parameters."},
     )
     out_shape: tuple[int, ...] | None = field(
-        default=None,
-        metadata={"help": "Factors (m1, m2, ...) of the output width. None: those with the fewest parameters."},
+        default=None, metadata={"help": "Factors (m1, m2, ...) of the output width. None: as for in_shape."}
     )
     init_weights: bool | str = field(
         default=True,
@@ -90,15 +80,15 @@ class LsrConfig(PeftConfig):
     train: str = field(
         default="factors",
         metadata={
-            "help": "What to train. 'factors': all factors. 'first': A1 and B1 only; A2, B2, ... stay as initialized. "
-            "'core': a core between A and B, which are frozen frames. 'all': the core and all factors."
+            "help": "What to train. 'factors': all factors. 'core': a core between A and B, which are frozen frames. "
+            "'all': the core, A and B. A core needs one rank in rank_shape."
         },
     )
     core: str = field(
         default="full",
         metadata={
             "help": "Form of the core, if there is one. 'full': r x r. 'diagonal': r entries, so that the i-th "
-            "direction of A is mapped only to the i-th of B; needs one rank in rank_shape."
+            "direction of A is mapped only to the i-th of B."
         },
     )
     frames: str = field(
@@ -160,106 +150,34 @@ class LsrConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType("LSR")
-        self.rank_shape = _as_sizes("rank_shape", self.rank_shape)
+        self.rank_shape = as_sizes("rank_shape", self.rank_shape)
         if not isinstance(self.frames, str | PathLike):
             raise ValueError(f"frames must be {OWN!r} or the folder or hub repository of frames, got {self.frames!r}")
         self.frames = fspath(self.frames)
         for name in PATTERNS:
-            setattr(self, name, {} if getattr(self, name) is None else getattr(self, name))
+            value = getattr(self, name) or {}
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{name}: must hold names of layers and values, got {value!r}")
+            setattr(self, name, value)
         if self.separation_rank is None:
             self.separation_rank = usual_terms(self.rank_shape)
-        self.in_shape = None if self.in_shape is None else _as_sizes("in_shape", self.in_shape)
-        self.out_shape = None if self.out_shape is None else _as_sizes("out_shape", self.out_shape)
+        for name in ("in_shape", "out_shape"):
+            if getattr(self, name) is not None:
+                setattr(self, name, as_sizes(name, getattr(self, name)))
         self.rank_pattern = {
-            name: _as_sizes(f"rank_pattern[{name!r}]", shape) for name, shape in self.rank_pattern.items()
+            name: as_sizes(f"rank_pattern[{name!r}]", shape) for name, shape in self.rank_pattern.items()
         }
         if self.resolved is not None and not isinstance(self.resolved, Resolved):
             self.resolved = Resolved.from_fields(self.resolved)
+            check_plain(vars(self))
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             setattr(self, name, set(value) if isinstance(value, list | tuple) else value)
-        self._made: Resolved | None = None  # written to files once the adapter is created
+        self._made: dict[str, Any] = {}  # of a created adapter: fields that its file holds in place of those here
         self.awaits_examples = False  # from when the layers exist until they are initialized from examples
-        self.reads_examples = False  # while examples pass through the model
         self.folder: Path | None = None  # where it was read from, if it was
         self.labels: tuple[str, ...] = ()  # of the base model, for the card
-        self._check_shapes()
-        self._check_choices()
-        self._check_combinations()
-        check_syntax(vars(self))
-
-    def _check_shapes(self) -> None:
-        for name, shape in self._with_pattern("rank_shape", "rank_pattern").items():
-            if not shape or not all(map(_is_count, shape)):
-                raise ValueError(f"{name} must hold one or more ranks >= 1, got {list(shape)}")
-        for name, s in self._with_pattern("separation_rank", "separation_rank_pattern").items():
-            if not _is_count(s):
-                raise ValueError(f"{name} must be >= 1, got {s!r}")
-        for side in ("in_shape", "out_shape"):
-            shape = getattr(self, side)
-            if shape is not None and (len(shape) != len(self.rank_shape) or not all(map(_is_count, shape))):
-                raise ValueError(
-                    f"{side} must hold {len(self.rank_shape)} sizes >= 1, as rank_shape does, got {list(shape)}"
-                )
-
-    def _check_choices(self) -> None:
-        if not isinstance(self.init_weights, bool) and self.init_weights not in INITIALIZATIONS:
-            raise ValueError(
-                f"init_weights must be a bool or one of {list(INITIALIZATIONS)}, got {self.init_weights!r}"
-            )
-        words = {"train": TRAINED, "core": ("full", "diagonal"), "share": SHARED, "frames_dtype": tuple(STORAGE)}
-        for name, allowed in words.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(self, name)!r}")
-        for name, alpha in self._with_pattern("alpha", "alpha_pattern").items():
-            if not _is_number(alpha) or not 0 < alpha < inf:
-                raise ValueError(f"{name} must be a positive number, got {alpha!r}")
-        if self.seed is not None and (isinstance(self.seed, bool) or not hasattr(self.seed, "__index__")):
-            raise ValueError(f"seed must be an integer or None, got {self.seed!r}")
-        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout!r}")
-        if self.bias not in ("none", "all", "lsr_only"):
-            raise ValueError(f"bias must be 'none', 'all' or 'lsr_only', got {self.bias!r}")
-        if isinstance(self.target_modules, str) and self.target_modules != "all-linear":
-            for name in ("layers_to_transform", "layers_pattern"):
-                if getattr(self, name) is not None:
-                    raise ValueError(
-                        f"{name} needs target_modules to be a list, got the pattern {self.target_modules!r}"
-                    )
-        if self.layers_pattern and self.layers_to_transform is None:
-            raise ValueError("layers_pattern needs layers_to_transform, got None")
-
-    def _check_combinations(self) -> None:
-        if self.share == "layers" and not self.has_core:
-            raise ValueError(
-                f"share='layers' needs train to be one of {list(CORED)}, got {self.train!r}: without a core of its own "
-                "each layer would have the same update"
-            )
-        if len(self.rank_shape) == 1 and self.separation_rank != 1:
-            raise ValueError(
-                "separation_rank must be 1 if rank_shape holds one rank, because A and B are then dense, got "
-                f"{self.separation_rank}"
-            )
-        if self.frames_dtype == "sign" and len(self.rank_shape) > 1:
-            raise ValueError(f"frames_dtype='sign' needs one rank in rank_shape, got {list(self.rank_shape)}")
-        if self.core == "diagonal" and not (self.has_core and len(self.rank_shape) == 1):
-            raise ValueError(
-                "core='diagonal' needs train='core' or 'all', and one rank in rank_shape, got "
-                f"train={self.train!r} and rank_shape={list(self.rank_shape)}"
-            )
-        for name, usual in (("frames", OWN), ("frames_dtype", "float32")):
-            if self.train != "core" and getattr(self, name) != usual:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} needs train='core': trained factors belong to the adapter and are "
-                    f"in float32, got train={self.train!r}"
-                )
-
-    def _with_pattern(self, name: str, pattern: str) -> dict[str, Any]:
-        """Return the default value and those of single layers, keyed by their names in error messages."""
-        return {
-            name: getattr(self, name),
-            **{f"{pattern}[{k!r}]": value for k, value in getattr(self, pattern).items()},
-        }
+        check_options(self)
 
     @property
     def start(self) -> str:
@@ -295,18 +213,22 @@ class LsrConfig(PeftConfig):
             config.folder = folder
         return config
 
+    @classmethod
+    def from_json_file(cls, path_json_file: str, **kwargs: Any) -> dict[str, Any]:
+        """Return the fields of a saved configuration, which others may have written.
+
+        Raises:
+            ValueError: if it is none, is too large, or names layers by patterns.
+        """
+        fields = read_fields(Path(path_json_file))
+        check_plain(fields)
+        return fields
+
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write the configuration as PEFT does, and replace the empty model card that PEFT has just written."""
         super().save_pretrained(save_directory, **kwargs)
-        folder = Path(save_directory)
-        if card.is_ours(folder):
-            held = (
-                {"Parameters": f"The file holds {card.stored(folder / WEIGHTS)}"}
-                if (folder / WEIGHTS).is_file()
-                else {}
-            )
-            base = self.base_model_name_or_path or card.UNNAMED
-            card.Card("LSR", base, self.revision, self.task_type, self.labels, sections=held).write(folder)
+        base = self.base_model_name_or_path or card.UNNAMED
+        card.replace_empty(card.Card("LSR", base, self.revision, self.task_type, self.labels), Path(save_directory))
 
     def remember(
         self,
@@ -315,8 +237,30 @@ class LsrConfig(PeftConfig):
         frames_hash: str | None = None,
         base_sketch: Mapping[str, tuple[float, ...]] | None = None,
     ) -> None:
-        """Set what files record about a created adapter; this object can still configure another model."""
-        self._made = Resolved.of(forms, base_hashes or {}, frames_hash, base_sketch)
+        """Set what files record about a created adapter; this object can still configure another model.
+
+        A file names layers where this object has patterns: see `lsr.tuner.patterns.check_plain`.
+        """
+        self._made = {"resolved": asdict(Resolved.of(forms, base_hashes or {}, frames_hash, base_sketch))}
+        if not all(is_plain(pattern) for _, pattern in patterns_in(vars(self))):
+            self._made |= self._by_name(forms)
+
+    def _by_name(self, forms: Mapping[str, Form]) -> dict[str, Any]:
+        """Return the fields that choose layers and values, with the names of these layers in place of patterns."""
+        ranks = {name: form.rank_shape for name, form in forms.items() if form.rank_shape != self.rank_shape}
+        terms = {
+            name: form.separation_rank
+            for name, form in forms.items()
+            if form.separation_rank != self.separation_rank or name in ranks
+        }
+        alphas = {name: override(self.alpha_pattern, name, self.alpha) for name in forms}
+        return {
+            "target_modules": any_of(forms),
+            **dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern")),
+            "rank_pattern": exactly(ranks),
+            "separation_rank_pattern": exactly(terms),
+            "alpha_pattern": exactly({name: alpha for name, alpha in alphas.items() if alpha != self.alpha}),
+        }
 
     def ranks(self, layer_name: str) -> tuple[int, ...]:
         """Return the rank shape of a layer."""
@@ -339,17 +283,15 @@ class LsrConfig(PeftConfig):
 
     def with_ranks(self, ranks: Mapping[str, int]) -> "LsrConfig":
         """Return the configuration of an adapter with dense frames of these ranks, on these layers only."""
-        usual, others = _most_frequent({name: (rank,) for name, rank in ranks.items()})
+        usual = Counter(ranks.values()).most_common(1)[0][0]
         return replace(
             self,
-            rank_shape=usual,
+            rank_shape=(usual,),
             separation_rank=1,
             separation_rank_pattern={},
-            rank_pattern=_as_pattern(others),
+            rank_pattern=exactly({name: (rank,) for name, rank in ranks.items() if rank != usual}),
             alpha_pattern={
-                key: alpha
-                for key, alpha in self.alpha_pattern.items()
-                if any(get_pattern_key([key], name) == key for name in ranks)
+                key: a for key, a in self.alpha_pattern.items() if any(matches(key, name) for name in ranks)
             },
             target_modules=list(ranks),
             exclude_modules=None,
@@ -357,38 +299,10 @@ class LsrConfig(PeftConfig):
             layers_pattern=None,
         )
 
-    def with_layers(self, forms: Mapping[str, Form], scalings: Mapping[str, float]) -> "LsrConfig":
-        """Return the configuration of an adapter with existing factors, of these shapes and scalings by layer.
-
-        The most frequent values become the defaults; a pattern for each other layer matches only that layer.
-        """
-        rank_shape, rank_pattern = _most_frequent({name: form.rank_shape for name, form in forms.items()})
-        terms, term_pattern = _most_frequent({name: form.separation_rank for name, form in forms.items()})
-        alpha, alpha_pattern = _most_frequent({name: scalings[name] * form.rank for name, form in forms.items()})
-        return replace(
-            self,
-            rank_shape=rank_shape,
-            rank_pattern=_as_pattern(rank_pattern),
-            separation_rank=terms,
-            separation_rank_pattern=_as_pattern(term_pattern),
-            alpha=alpha,
-            alpha_pattern=_as_pattern(alpha_pattern),
-            init_weights=True,
-            train="factors",
-            core="full",
-            share="none",
-            frames=OWN,
-            frames_dtype="float32",
-            in_shape=None,
-            out_shape=None,
-            resolved=Resolved.of(forms, {}),
-        )
-
     def to_dict(self) -> dict[str, Any]:
         """Return the fields for JSON, with sets as sorted lists, so that every process writes the same file."""
         fields = {name: sorted(value) if isinstance(value, set) else value for name, value in super().to_dict().items()}
-        if self._made is not None:
-            fields["resolved"] = asdict(self._made)
+        fields |= self._made
         if self.modules_to_save:  # PEFT appends the names of common heads each time an adapter is loaded
             fields["modules_to_save"] = list(dict.fromkeys(self.modules_to_save))
         return fields
@@ -397,37 +311,3 @@ class LsrConfig(PeftConfig):
 def usual_terms(rank_shape: Sequence[int]) -> int:
     """Return the default separation rank."""
     return TERMS if len(rank_shape) > 1 else 1
-
-
-def override(pattern: Mapping[str, Value], layer_name: str, usual: Value) -> Value:
-    """Return the value of a pattern of the configuration for a layer, or the default."""
-    return pattern.get(get_pattern_key(list(pattern), layer_name), usual)
-
-
-def _as_sizes(name: str, values: object) -> tuple[int, ...]:
-    """Return a sequence of numbers as a tuple, with numpy's integers as Python's.
-
-    Raises:
-        ValueError: if it is no list or tuple; names the field.
-    """
-    if not isinstance(values, list | tuple):
-        raise ValueError(f"{name} must be a list or tuple of numbers, got {values!r}")
-    return tuple(index(v) if hasattr(v, "__index__") and not isinstance(v, bool) else v for v in values)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _most_frequent(values: Mapping[str, Value]) -> tuple[Value, dict[str, Value]]:
-    """Return the most frequent value, and those of the other layers by name."""
-    usual = Counter(values.values()).most_common(1)[0][0]
-    return usual, {name: value for name, value in values.items() if value != usual}
-
-
-def _as_pattern(values: Mapping[str, Value]) -> dict[str, Value]:
-    return {re.escape(name): value for name, value in values.items()}

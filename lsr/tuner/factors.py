@@ -10,17 +10,16 @@ from lsr.algebra.separable import kron_sum
 from lsr.algebra.shapes import Form
 from lsr.init.initialization import Start
 
-STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8, "sign": torch.uint8}
-LARGEST_INT8 = 127
+STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "sign": torch.uint8}
 BITS = 8
 
 
 class LsrFactors(nn.Module):
-    """`factor_A1` (s, r_1, n_1), ..., `factor_B1` (s, m_1, r_1), ...: parameters if trainable, buffers if frozen.
+    """`factor_A1` (s, r_1, n_1), ..., `factor_B1` (s, m_1, r_1), ...: parameters if they are trained, else buffers.
 
-    Buffers have a dtype of STORAGE and are rounded when they are set, so that training uses exactly what is stored.
-    int8 has a scale per direction of the rank, `scale_A1` (s, r_1, 1), ..., `scale_B1` (s, 1, r_1), ... `sign` stores
-    dense frames with one bit per entry, eight to a byte: unit directions whose entries all have the same magnitude.
+    Buffers are frames around a core. They have a dtype of STORAGE and are rounded when they are set, so that training
+    uses exactly what is stored. `sign` stores one bit per entry, eight to a byte: unit directions whose entries all
+    have the same magnitude.
 
     The factors know their shapes but not their layer, so layers of equal shape may share a single object.
     """
@@ -30,46 +29,40 @@ class LsrFactors(nn.Module):
     ) -> None:
         super().__init__()
         self.form = form
-        self.trained_part = train
+        self.trained_part = train  # factors, core or all
         self.storage = storage
         self.is_persistent = persistent  # whether a state dict holds buffers
-
-    def trains(self, name: str) -> bool:
-        """Return whether a factor, such as A1 or B2, is trainable."""
-        return self.trained_part in ("factors", "all") or (self.trained_part == "first" and name.endswith("1"))
 
     def set_factors(self, start: Start, like: Tensor) -> None:
         """Set the initial factors; new ones are on the device of the base weight `like`, in at least float32."""
         for name, value in named(start):
-            existing = self._parameters.get(f"factor_{name}")
-            if existing is not None:
-                with torch.no_grad():
-                    existing.copy_(value)
-            elif self.trains(name):
-                self.register_parameter(f"factor_{name}", nn.Parameter(moved(value, like)))
+            if self.trained_part == "core":
+                self._set_frame(f"factor_{name}", self._rounded(name, moved(value, like)))
             else:
-                self._store(name, moved(value, like))
+                self._set_parameter(f"factor_{name}", value, like)
 
-    def _store(self, name: str, value: Tensor) -> None:
-        if self.storage == "sign":
-            value = pack_signs(value[0] if name.startswith("A") else value[0].T)
-        elif self.storage == "int8":
-            scale = value.abs().amax(dim=_along(name), keepdim=True) / LARGEST_INT8
-            value = torch.where(scale > 0, value / scale, 0.0).round().to(torch.int8)
-            self._set_buffer(f"scale_{name}", scale.float())
-        elif self.storage != "float32":
-            value = value.to(STORAGE[self.storage])
-        self._set_buffer(f"factor_{name}", value)
+    def _set_parameter(self, name: str, value: Tensor, like: Tensor) -> None:
+        existing = self._parameters.get(name)
+        if existing is None:
+            self.register_parameter(name, nn.Parameter(moved(value, like)))
+        else:
+            with torch.no_grad():
+                existing.copy_(value)
 
-    def _set_buffer(self, name: str, value: Tensor) -> None:
+    def _set_frame(self, name: str, value: Tensor) -> None:
         existing = self._buffers.get(name)
         if existing is None:
             self.register_buffer(name, value, persistent=self.is_persistent)
         else:
             existing.copy_(value)
 
+    def _rounded(self, name: str, value: Tensor) -> Tensor:
+        if self.storage == "sign":
+            return pack_signs(value[0] if name.startswith("A") else value[0].T)
+        return value if self.storage == "float32" else value.to(STORAGE[self.storage])
+
     def load(self, tensors: Mapping[str, Tensor], like: Tensor) -> None:
-        """Load stored tensors, `factor_A1`, `scale_A1` and so on, to the device of a base weight.
+        """Load stored frames, `factor_A1` and so on, to the device of a base weight.
 
         Tensors that are not rounded get the weight's dtype or float32, whichever is more precise.
 
@@ -99,7 +92,7 @@ class LsrFactors(nn.Module):
         return torch.float32 if self.storage == "float32" and value.is_floating_point() else value.dtype
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move the factors or change their dtype, but not that of rounded frames and scales: files hold just these."""
+        """Move the factors or change their dtype, but not that of rounded frames: files hold just these."""
         buffers = {} if self.storage == "float32" else self._buffers
         exact = {name: value for name, value in buffers.items() if value is not None}
         super()._apply(fn, recurse)
@@ -119,9 +112,6 @@ class LsrFactors(nn.Module):
             is_a = name.startswith("A")
             rows = unpack_signs(value, self.form.in_features if is_a else self.form.out_features)
             return (rows if is_a else rows.T)[None]
-        if value.dtype is torch.int8:
-            scale: Tensor = getattr(self, f"scale_{name}")
-            return value * scale
         return value.to(torch.promote_types(value.dtype, torch.float32)) if self.storage == "bfloat16" else value
 
     def matrices(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -161,8 +151,3 @@ def unpack_signs(packed: Tensor, width: int) -> Tensor:  # (r, ceil(n / 8)), uin
 
 def _places(device: torch.device) -> Tensor:  # (8,)
     return torch.arange(BITS, dtype=torch.uint8, device=device)
-
-
-def _along(name: str) -> int:
-    """Return the axis of a factor that is not a rank: the columns of A, the rows of B."""
-    return 2 if name.startswith("A") else 1

@@ -6,11 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lsr.algebra.separable import kron_sum, kron_sum_gradients, kron_sum_product
+from lsr.algebra.separable import kron_sum, kron_sum_gradients
 
 Side = tuple[Tensor, Tensor | None]  # a matrix, or its two Kronecker factors
-
-FEW_TOKENS = 64
 
 
 def add_low_rank(
@@ -43,14 +41,9 @@ def adapted_linear(
 
     The time of an adapter goes into passes over activations, not into its products, and in small models into the number
     of operations. So everything is one autograd node, which saves for the backward pass only x, the small A, B and A x,
-    and a Boolean mask if there is dropout. There are three ways to apply the update, equal up to rounding; the number
-    of tokens and the shapes determine which is used:
-
-    - many tokens in full precision: a temporary `W + scaling * B A` replaces W, which saves passes over outputs and
-      gradients (`_is_cheaper_in_weight`);
-    - few tokens without gradients, as in decoding: one factor at a time, without forming A and B
-      (`is_cheaper_by_factors`);
-    - otherwise: B A x is added to the output of W inside a product, and likewise the gradient with respect to x.
+    and a Boolean mask if there is dropout. For many tokens in full precision a temporary `W + scaling * B A` replaces
+    W, which saves passes over outputs and gradients (`_is_cheaper_in_weight`). Otherwise B A x is added to the output
+    of W inside a product, and likewise the gradient with respect to x.
 
     Under autocast x is cast once, for both W and A. Factors are cast to the dtype of x, never the reverse. Double
     backward is exact.
@@ -69,7 +62,7 @@ def adapted_linear(
     elif torch.is_grad_enabled():
         total = _AdaptedLinear.apply(flat, weight, bias, kept, scaling, *a, *b)
     else:
-        total = _without_gradients(flat, weight, bias, kept, scaling, a, b)
+        total = _forward(flat, weight, bias, kept, scaling, *_matrices(flat, weight, a, b))[0]
     return total.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -112,50 +105,6 @@ def _is_full_precision(device_type: str) -> bool:
     # torch 2.9 introduced a setting per backend; once one is set, reading the global one raises an error.
     precision = getattr(getattr(backend, "matmul", None), "fp32_precision", None)
     return torch.get_float32_matmul_precision() == "highest" if precision is None else precision in ("none", "ieee")
-
-
-def is_cheaper_by_factors(
-    tokens: int,
-    one: Tensor,  # (s, p_1, q_1)
-    two: Tensor,  # (s, p_2, q_2)
-) -> bool:
-    """Return whether `kron_sum_product` takes at most two thirds of the multiplications of forming the matrix.
-
-    With few tokens it is then faster. With more tokens forming the matrix pays
-    off, because its products are more regular.
-    """
-    (count, p1, q1), (_, p2, q2) = one.shape, two.shape
-    by_matrix = p1 * p2 * q1 * q2 * (count + tokens)
-    by_factors = tokens * count * p2 * q1 * (q2 + p1)
-    return tokens <= FEW_TOKENS and 3 * by_factors < 2 * by_matrix
-
-
-def _without_gradients(
-    x: Tensor,  # (T, n)
-    weight: Tensor,  # (m, n)
-    bias: Tensor | None,
-    kept: Tensor | None,  # (T, n), bool
-    scaling: float,
-    a: Side,
-    b: Side,
-) -> Tensor:  # (T, m)
-    by_factors = [two is not None and is_cheaper_by_factors(len(x), one, two) for one, two in (a, b)]
-    if not any(by_factors) or _is_cheaper_in_weight(x, weight, kept):
-        return _forward(x, weight, bias, kept, scaling, *_matrices(x, weight, a, b))[0]
-    hidden = _product(_masked(x, kept), a, by_factors[0])
-    return F.linear(x, weight, bias).add_(_product(hidden, b, by_factors[1])[:, : len(weight)], alpha=scaling)
-
-
-def _product(
-    x: Tensor,  # (T, n)
-    side: Side,
-    by_factors: bool,
-) -> Tensor:  # (T, rows of the side's matrix)
-    one, two = side
-    if two is not None and by_factors:
-        return kron_sum_product(x, one.to(x.dtype), two.to(x.dtype))
-    matrix = one if two is None else kron_sum(one, two)
-    return x @ matrix[:, : x.shape[1]].to(x.dtype).T
 
 
 def _forward(

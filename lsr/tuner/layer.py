@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import prod
 from typing import cast
 
 import torch
@@ -11,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lsr.algebra.shapes import Form, split_width
+from lsr.algebra.shapes import Form
 from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS
 from lsr.init.examples import widths
@@ -22,8 +21,7 @@ from lsr.tuner.adapter import LsrAdapter, Sizes
 from lsr.tuner.base_weight import check_adaptable, dequantized, is_quantized
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.factors import LsrFactors
-
-MOST_PADDED = 2  # times a layer's width, which the factors of a shape may span: the next power of two is below
+from lsr.tuner.forms import form_of
 
 
 class LsrLayer(BaseTunerLayer):
@@ -49,17 +47,6 @@ class LsrLayer(BaseTunerLayer):
         """Return an adapter by name."""
         return cast("LsrAdapter", self.lsr_adapters[name])
 
-    @property
-    def scaling(self) -> dict[str, float]:
-        """The scaling of each adapter's update, by name; a value that is set is temporary and not saved."""
-        return {name: self.adapter(name).scaling for name in self.lsr_adapters}
-
-    @scaling.setter
-    def scaling(self, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self.adapter(name).scaling = value
-        self.settle()
-
     def sizes(self, adapter_name: str) -> Sizes:
         """Return the numbers of trained, stored and effective parameters of an adapter in this layer."""
         adapter = self.adapter(adapter_name)
@@ -67,8 +54,8 @@ class LsrLayer(BaseTunerLayer):
         is_kept_here = any(frames is adapter.frames for frames in self.lsr_frames.values())
         return replace(sizes, effective=sizes.effective + adapter.form.parameters) if is_kept_here else sizes
 
-    def update_layer(self, adapter_name: str, config: LsrConfig, holder: LsrFactors | None = None) -> None:
-        """Add an adapter with random factors, or with those of a holder; `initialize` applies other initializations.
+    def update_layer(self, adapter_name: str, config: LsrConfig, frames: LsrFactors | None = None) -> None:
+        """Add an adapter with random factors, or with shared frames; `initialize` applies other initializations.
 
         Raises:
             ValueError: if the shapes do not fit the layer, or its weight would change but is quantized; names it.
@@ -78,14 +65,14 @@ class LsrLayer(BaseTunerLayer):
         form = self.make_form(config)
         scaling = config.scaling(self.layer_name, form)
         adapter = LsrAdapter(
-            form, scaling, train=config.train, dropout=config.dropout, storage=config.frames_dtype, holder=holder
+            form, scaling, train=config.train, dropout=config.dropout, storage=config.frames_dtype, frames=frames
         )
-        if holder is None:
+        if frames is None:
             adapter.set_factors(self._random_start(config, form), self.base_parameter())
         if adapter.has_core:
             adapter.set_core(self._random_core(config, form), self.base_parameter())
         if folds and config.resolved is not None:
-            adapter.make_room_for_start(self.base_parameter())
+            adapter.make_room_for_folded(self.base_parameter())
             self.base_hashes[adapter_name] = config.resolved.base_hash(self.layer_name)
         self.lsr_adapters[adapter_name] = adapter
         self._move_adapter_to_device_of_base_layer(adapter_name)
@@ -116,63 +103,7 @@ class LsrLayer(BaseTunerLayer):
         Raises:
             ValueError: if they do not fit the layer; names the layer and what would fit.
         """
-        rank_shape, terms = config.ranks(self.layer_name), config.terms(self.layer_name)
-        form = Form(
-            rank_shape,
-            *self._shapes(config, rank_shape),
-            separation_rank=terms,
-            in_features=self.in_features,
-            out_features=self.out_features,
-        )
-        smaller = min(self.in_features, self.out_features)
-        if form.rank > smaller and (config.has_core or len(rank_shape) == 1):
-            raise ValueError(
-                f"layer {self.layer_name!r}: the rank must be in [1, {smaller}], the smaller side of "
-                f"{self.out_features} x {self.in_features}, got {form.rank}"
-            )
-        if terms > form.max_separation_rank:
-            shapes = f"{self.out_features} x {self.in_features} as {list(form.out_shape)} x {list(form.in_shape)}"
-            raise ValueError(
-                f"layer {self.layer_name!r}: separation_rank must be in [1, {form.max_separation_rank}] for {shapes} "
-                f"and rank_shape {list(rank_shape)}, got {terms}"
-            )
-        return form
-
-    def _shapes(self, config: LsrConfig, rank_shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return in_shape and out_shape: those of the file, of the configuration, or with the fewest parameters.
-
-        Raises:
-            ValueError: if they do not fit the layer; names the layer.
-        """
-        saved = None if config.resolved is None else config.resolved.layer(self.layer_name)
-        if saved is not None and (saved.out_features, saved.in_features) != (self.out_features, self.in_features):
-            raise ValueError(
-                f"layer {self.layer_name!r}: the adapter is for a layer of {saved.out_features} x {saved.in_features}, "
-                f"and this one is {self.out_features} x {self.in_features}"
-            )
-        given = config if saved is None else saved
-        return (
-            self._shape("in_shape", given.in_shape, self.in_features, rank_shape),
-            self._shape("out_shape", given.out_shape, self.out_features, rank_shape),
-        )
-
-    def _shape(
-        self, field: str, given: tuple[int, ...] | None, width: int, rank_shape: tuple[int, ...]
-    ) -> tuple[int, ...]:
-        if given is None:
-            return split_width(width, rank_shape)
-        if len(rank_shape) == 1 and given != (width,):
-            raise ValueError(
-                f"layer {self.layer_name!r}: {field} must be [{width}], the width, because A and B are dense with one "
-                f"rank in rank_shape, got {list(given)}"
-            )
-        most = MOST_PADDED * width
-        if len(given) != len(rank_shape) or not width <= prod(given) <= most:
-            raise ValueError(
-                f"layer {self.layer_name!r}: {field} must hold {len(rank_shape)} sizes with a product from {width} to "
-                f"{most}, such as {list(split_width(width, rank_shape))}, got {list(given)}"
-            )
-        return given
+        return form_of(config, self.layer_name, self.in_features, self.out_features)
 
     def initialize(
         self,
@@ -201,10 +132,10 @@ class LsrLayer(BaseTunerLayer):
         adapter.set_factors(start, self.base_parameter())
         for layer, source in zip((self, *sharing), sources, strict=True) if adapter.has_core else ():
             layer.adapter(adapter_name).set_core(layer._first_core(config, source, adapter), layer.base_parameter())
-        adapter.forget_start()
+        adapter.unfold()
         if config.folds:
-            adapter.subtract(start, self.base_parameter())
-        self.settle()
+            adapter.fold(start, self.base_parameter())
+        self.refresh_base_weight()
         return start
 
     def _source(self, config: LsrConfig, form: Form, gradients: Mapping[str, Sequence[Matrix]] | None = None) -> Source:
@@ -233,10 +164,10 @@ class LsrLayer(BaseTunerLayer):
         digest = hashlib.sha256(f"{config.seed}:{self.layer_name}{part}".encode()).digest()
         return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little"))
 
-    def settle(self) -> None:
+    def refresh_base_weight(self) -> None:
         """Update the base weight to match the state of the adapters, if it depends on them."""
 
-    def release(self) -> None:
+    def restore_base_weight(self) -> None:
         """Restore the pretrained base weight, whatever the state of the adapters."""
 
     def base_parameter(self) -> nn.Parameter:
@@ -271,7 +202,7 @@ class LsrLayer(BaseTunerLayer):
         """Round the adapter to the dtype of the base weight, unless that is quantized."""
         if adapter_name in self.lsr_adapters and not is_quantized(self.get_base_layer()):
             self.adapter(adapter_name).to(self.base_parameter().dtype)
-            self.settle()
+            self.refresh_base_weight()
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Return True: PEFT may convert any LSR adapter."""

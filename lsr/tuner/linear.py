@@ -13,7 +13,7 @@ from lsr.tuner.base_weight import is_plain, is_quantized
 from lsr.tuner.fingerprint import check_weight
 from lsr.tuner.functional import adapted_linear, add_low_rank
 from lsr.tuner.layer import LsrLayer
-from lsr.tuner.rows import add_rows
+from lsr.tuner.row_updates import add_rows
 
 
 class LsrLinear(nn.Module, LsrLayer):
@@ -72,7 +72,7 @@ class LsrLinear(nn.Module, LsrLayer):
         """Return the pretrained weight in the base layer's layout, also while adapters are merged or folded into it."""
         return super().pretrained_weight() if self._pretrained_weight is None else self._pretrained_weight
 
-    def settle(self) -> None:
+    def refresh_base_weight(self) -> None:
         """Set the base weight to W plus the merged updates, or W minus the folded initial updates of active adapters.
 
         It is always computed from the stored W, so that no errors accumulate and W can be restored bit for bit. Modules
@@ -81,9 +81,9 @@ class LsrLinear(nn.Module, LsrLayer):
         if self.merged_adapters:
             updates = [self.get_delta_weight(name) for name in self.merged_adapters]
         else:
-            updates = [-self.in_layout(adapter.start_update()) for adapter in self._folded()]
+            updates = [-self.in_layout(adapter.folded_update()) for adapter in self._folded()]
         if not updates:
-            self.release()
+            self.restore_base_weight()
             return
         weight, pretrained = self.base_parameter(), self.pretrained_weight()
         total = pretrained.to(torch.promote_types(weight.dtype, torch.float32))
@@ -97,9 +97,9 @@ class LsrLinear(nn.Module, LsrLayer):
 
     def _folded(self) -> list[LsrAdapter]:
         active = [self.adapter(name) for name in self.active_adapters if name in self.lsr_adapters]
-        return [a for a in active if a.has_start and not a.is_meta and not self.disable_adapters]
+        return [a for a in active if a.is_folded and not a.is_meta and not self.disable_adapters]
 
-    def release(self) -> None:
+    def restore_base_weight(self) -> None:
         """Restore the pretrained base weight, whatever the state of the adapters."""
         if self._pretrained_weight is not None:
             (weight,) = self._lent
@@ -114,12 +114,12 @@ class LsrLinear(nn.Module, LsrLayer):
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Set the active adapters; called by PEFT."""
         super().set_adapter(adapter_names, inference_mode=inference_mode)
-        self.settle()
+        self.refresh_base_weight()
 
     def enable_adapters(self, enabled: bool) -> None:
         """Enable or disable all adapters; called by PEFT."""
         super().enable_adapters(enabled)
-        self.settle()
+        self.refresh_base_weight()
 
     def check_merge(self, safe_merge: bool, adapter_names: list[str] | None) -> None:
         """Raise the error that `merge` would raise for these adapters, without changing anything.
@@ -140,7 +140,7 @@ class LsrLinear(nn.Module, LsrLayer):
                     self.merge(safe_merge=True, adapter_names=adapter_names)
             finally:
                 self.merged_adapters[:] = before
-                self.settle()
+                self.refresh_base_weight()
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Merge the adapters into the base weight, in float32; the pretrained weight is kept for `unmerge`.
@@ -155,10 +155,10 @@ class LsrLinear(nn.Module, LsrLayer):
         self.check_merge(False, names)
         before = list(self.merged_adapters)
         self.merged_adapters.extend(names)
-        self.settle()
+        self.refresh_base_weight()
         if safe_merge and not torch.isfinite(self.base_parameter()).all():
             self.merged_adapters[:] = before
-            self.settle()
+            self.refresh_base_weight()
             raise ValueError(f"NaNs detected in the merged weights of {self.layer_name!r}: one of {names} seems broken")
 
     def unmerge(self) -> None:
@@ -167,7 +167,7 @@ class LsrLinear(nn.Module, LsrLayer):
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
         self.merged_adapters.clear()
-        self.settle()
+        self.refresh_base_weight()
 
     def __repr__(self) -> str:
         return f"lsr.{super().__repr__()}"
@@ -184,4 +184,4 @@ def _subtract_what_was_loaded(layer: LsrLinear, _: object) -> None:
     for name, expected in layer.base_hashes.items():
         if pretrained.is_meta or not layer.adapter(name).is_meta:  # else this adapter is about to be loaded
             check_weight(pretrained, expected, layer.layer_name)
-    layer.settle()
+    layer.refresh_base_weight()

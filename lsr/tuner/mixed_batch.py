@@ -37,13 +37,13 @@ def rows_choose(
     handles = [module.register_forward_pre_hook(choose, with_kwargs=True) for module in choosing]
     try:
         for layer in layers:
-            layer.release()
+            layer.restore_base_weight()
         yield
     finally:
         for handle in handles:
             handle.remove()
         for layer in layers:
-            layer.settle()
+            layer.refresh_base_weight()
 
 
 def copies_of_a_row(arguments: Mapping[str, Any]) -> int:

@@ -1,28 +1,28 @@
 """LsrModel: inserts LSR layers into a model, as PEFT's own methods do."""
 
+import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from lsr.tuner import reminders
+from lsr.init.examples import widths
+from lsr.tuner.base_weight import check_adaptable
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.family import Family, Holders, drop_unused_frames, read_family
-from lsr.tuner.kinds import Kind, kind_of
+from lsr.tuner.forms import form_of
 from lsr.tuner.layer import LsrLayer
 from lsr.tuner.linear import LsrLinear, adapted_layers
 from lsr.tuner.mixed_batch import copies_of_a_row, rows_choose
-from lsr.tuner.same_base import check_base
-from lsr.tuner.start import config_of, initialize_factors, remember
-from lsr.tuner.targets import DEFAULTS, adapted_names, check_names, check_shared
-from lsr.tuner.weighted_sum import EXACT, check_request, sum_adapters
+from lsr.tuner.sharing import FrameRegistry, Kind, SharedFrames, drop_unused_frames, kind_of, read_shared_frames
+from lsr.tuner.start import config_of, initialize_factors, layers_of, remember
+from lsr.tuner.targets import DEFAULTS, adapted_names, check_names
 
 
 class LsrModel(BaseTuner):
@@ -54,11 +54,11 @@ class LsrModel(BaseTuner):
         adapted = adapted_names(model, config, names)
         if config.target_modules == "all-linear":
             config.target_modules = sorted(adapted)
-        family = read_family(config)
-        check_forms(model, adapted, config, family)
-        if family is not None:
-            check_base(model, family)
-        self._holders = Holders(config, adapted_layers(model).values(), family)
+        shared = read_shared_frames(config)
+        check_forms(model, adapted, config, shared)
+        if shared is not None:
+            shared.check_base(model)
+        self._frames = FrameRegistry(config, adapted_layers(model).values(), shared)
         try:
             super().inject_adapter(
                 model,
@@ -68,61 +68,35 @@ class LsrModel(BaseTuner):
                 state_dict=state_dict,
             )
         finally:
-            del self._holders  # otherwise frames would outlive their last adapter here
+            del self._frames  # otherwise frames would outlive their last adapter here
         labels = getattr(getattr(model, "config", None), "id2label", None) or {}
         config.labels = tuple(str(labels[index]) for index in sorted(labels)) if len(labels) > 1 else ()
         if config.is_saved:
             return
-        remember(self, adapter_name, frames_hash=None if family is None else family.sha256)
-        reminders.warn_of_size(self, adapter_name)
-        if config.needs_examples:
-            reminders.remind_of_examples(model, config)
-        elif family is None:
+        remember(self, adapter_name, frames_hash=None if shared is None else shared.sha256)
+        _warn_of_size(self, adapter_name)
+        config.awaits_examples = config.needs_examples
+        if shared is None and not config.needs_examples:
             for _ in initialize_factors(self, adapter_name):
                 pass
 
+    def _remind_of_examples(self) -> None:
+        for config in cast("dict[str, LsrConfig]", self.peft_config).values():
+            if config.awaits_examples:
+                config.awaits_examples = False
+                warnings.warn(
+                    f"LSR: init_weights={config.start!r} reads examples, and has been given none: training begins from "
+                    "random factors; call lsr.start_from_examples(model, batches) first",
+                    stacklevel=2,
+                )
+
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: object, **kwargs: object) -> Iterator[None]:
+        if self.training:
+            self._remind_of_examples()
         names = cast("list[str] | None", kwargs.get("adapter_names"))
         with nullcontext() if names is None else rows_choose(self, names, copies_of_a_row(kwargs)):
             yield
-
-    def add_weighted_adapter(
-        self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = EXACT
-    ) -> None:
-        """Add the exact weighted sum of adapters as a new adapter, which is not active yet; the ranks add up.
-
-        Its rank shape is (sum of all r1, r2, ...), and its terms are those of all adapters. A module that one of them
-        has trained in full is copied.
-
-        Raises:
-            ValueError: if the sum has no exact form as an LSR adapter; gives the reason. The model is then unchanged.
-        """
-        configs = cast("dict[str, LsrConfig]", self.peft_config)
-        check_request(configs, adapters, weights, adapter_name, combination_type)
-        owners = self._owners_of_heads(adapters)
-        config, starts = sum_adapters(adapted_layers(self), configs, adapters, weights)
-        self.peft_config[adapter_name] = config
-        try:
-            self.inject_adapter(self.model, adapter_name)
-        except BaseException:  # such as ranks that add up to more than a side of a layer
-            del self.peft_config[adapter_name]
-            raise
-        for name, layer in adapted_layers(self).items():
-            if name in starts:
-                layer.adapter(adapter_name).set_factors(starts[name], layer.base_parameter())
-        for wrapper, owner in owners:
-            wrapper.modules_to_save[adapter_name].load_state_dict(wrapper.modules_to_save[owner].state_dict())
-
-    def _owners_of_heads(self, adapters: list[str]) -> list[tuple[ModulesToSaveWrapper, str]]:
-        found = []
-        for name, module in self.model.named_modules():
-            if isinstance(module, ModulesToSaveWrapper):
-                owners = [owner for owner in dict.fromkeys(adapters) if owner in module.modules_to_save]
-                if len(owners) > 1:
-                    raise ValueError(f"modules_to_save: {owners} have each trained {name!r} in full: they have no sum")
-                found += [(module, owner) for owner in owners]
-        return found
 
     def _create_and_replace(
         self,
@@ -136,8 +110,8 @@ class LsrModel(BaseTuner):
     ) -> None:
         config = cast("LsrConfig", peft_config)
         layer = target if isinstance(target, LsrLinear) else LsrLinear(target, adapter_name, current_key)
-        layer.update_layer(adapter_name, config, self._holders.holder(layer))
-        self._holders.add(layer, adapter_name)
+        layer.update_layer(adapter_name, config, self._frames.frames_of(layer))
+        self._frames.add(layer, adapter_name)
         if layer is not target:
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)  # an additional adapter is not active yet
@@ -208,7 +182,7 @@ class LsrModel(BaseTuner):
         if merge:
             self._check_merge(adapter_names, safe_merge)
         for layer in adapted_layers(self).values():
-            layer.release()  # a folded initial update belongs to the adapter, not to the remaining model
+            layer.restore_base_weight()  # a folded initial update belongs to the adapter, not to the remaining model
         return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
 
     @classmethod
@@ -230,7 +204,7 @@ class LsrModel(BaseTuner):
             super()._replace_module(parent, child_name, new_module, child)
 
 
-def check_forms(model: nn.Module, names: Sequence[str], config: LsrConfig, family: Family | None = None) -> None:
+def check_forms(model: nn.Module, names: Sequence[str], config: LsrConfig, shared: SharedFrames | None = None) -> None:
     """Check that all layers can be adapted, before the model is changed.
 
     Raises:
@@ -240,10 +214,37 @@ def check_forms(model: nn.Module, names: Sequence[str], config: LsrConfig, famil
     kinds: Counter[Kind] = Counter()
     for name in names:
         module = model.get_submodule(name)
-        layer = module if isinstance(module, LsrLinear) else LsrLinear(module, "", name)
-        form = layer.make_form(config)
-        if family is not None:
-            family.owner(name, form)
+        base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        check_adaptable(base, name)
+        form = form_of(config, name, *widths(base))
+        if shared is not None:
+            shared.owner(name, form)
         kinds[kind_of(name, form)] += 1
-    if config.share == "layers" and family is None:
-        check_shared(kinds)
+    if config.share == "layers" and shared is None:
+        _check_kinds(kinds)
+
+
+def _check_kinds(kinds: Mapping[Kind, int]) -> None:
+    for kind, count in kinds.items():
+        if count < 2:
+            raise ValueError(
+                f"share='layers' needs two or more layers of a kind, and there is one {kind}; use share='none', or "
+                "leave it out"
+            )
+
+
+def _warn_of_size(model: nn.Module, adapter_name: str) -> None:
+    """Warn if layers train more factors than LoRA of the same rank does, which can do all that they can."""
+    larger = {}
+    for name, layer in layers_of(model, adapter_name).items():
+        adapter = layer.adapter(adapter_name)
+        lora = adapter.form.rank * (layer.in_features + layer.out_features)
+        if not adapter.has_core and adapter.form.parameters > lora:
+            larger[name] = adapter.form.parameters, lora, adapter.form.rank
+    if larger:
+        name, (factors, lora, rank) = max(larger.items(), key=lambda found: found[1][0] / found[1][1])
+        warnings.warn(
+            f"LSR: {len(larger)} layers have more parameters than LoRA of their rank, {name} the most: {factors:,}, "
+            f"and LoRA r = {rank} has {lora:,}; choose a smaller separation_rank, or LoRA",
+            stacklevel=2,
+        )

@@ -4,7 +4,6 @@ from typing import Any
 
 from torch import nn
 
-from lsr.tuner.config import CORED
 from lsr.tuner.start import layers_of
 
 
@@ -30,8 +29,7 @@ def parameter_groups(
     for layer in layers.values():
         adapter = layer.adapter(adapter_name)
         for name, parameter in adapter.named_parameters():
-            factor = rate_factor(name, adapter.trained_part, adapter.form.separation_rank)
-            rates[id(parameter)] = learning_rate * factor
+            rates[id(parameter)] = learning_rate * rate_factor(name, adapter.form.separation_rank)
     groups: dict[float, list[nn.Parameter]] = {}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not any(id(parameter) in rates for parameter in trainable):
@@ -43,13 +41,11 @@ def parameter_groups(
 
 def rate_factor(
     parameter: str,  # its name
-    train: str,
     terms: int,
 ) -> float:
     """Return a parameter's learning rate relative to that of the adapter: 1 / sqrt(terms) for A2 and B2, otherwise 1.
 
     A2 and B2 have entries of the size 1 / sqrt(terms), and a step of Adam has the same size for every entry, so at one
-    rate they would turn sqrt(terms) times faster than A1. Around a core all factors have entries of one size.
+    rate they would turn sqrt(terms) times faster than A1.
     """
-    is_small = parameter.endswith(("factor_A2", "factor_B2")) and train not in CORED
-    return 1 / terms**0.5 if is_small else 1.0
+    return 1 / terms**0.5 if parameter.endswith(("factor_A2", "factor_B2")) else 1.0

@@ -20,11 +20,8 @@ from lsr.algebra.precision import dtype_name
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MOST_BYTES = 8_000_000  # of JSON: enough for the names and hashes of 20,000 layers
 WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.")
-# For factors, heads and biases; int8 and uint8 for rounded frames, int64 for counters in modules that are saved whole.
-DTYPES = (
-    *(torch.float64, torch.float32, torch.bfloat16, torch.float16),
-    *(torch.int8, torch.uint8, torch.int64),
-)
+# For factors, heads and biases; uint8 for the signs of frames, int64 for counters in modules that are saved whole.
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.int64)
 
 
 def read_fields(path: Path) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from lsr.init import INITIALIZATIONS, READERS
 from lsr.init.allocation import allocate
 from lsr.init.head import STEPS
 from lsr.init.initialization import Start
-from lsr.tuner.config import OWN, LsrConfig
+from lsr.tuner.config import LsrConfig
 from lsr.tuner.fingerprint import weight_hash
-from lsr.tuner.kinds import Kind, kind_of
 from lsr.tuner.linear import LsrLinear, adapted_layers
-from lsr.tuner.same_base import base_sketch
+from lsr.tuner.options import OWN
+from lsr.tuner.sharing import Kind, base_sketch, kind_of
 from lsr.tuner.targets import completed, heads_of, target_names
 
 
@@ -167,11 +167,7 @@ def collect_gradients(
     heads = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
     config = config_of(model, adapter_name)
     kept = {"keep_head": True} if INITIALIZATIONS[config.start].goes_on else {}
-    config.reads_examples = True
-    try:
-        return _reader(config)(model, bases, batches, heads, steps=head_steps, seed=seed, **kept)
-    finally:
-        config.reads_examples = False
+    return _reader(config)(model, bases, batches, heads, steps=head_steps, seed=seed, **kept)
 
 
 def allocate_ranks(

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -12,9 +12,8 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
 
-from lsr.tuner.config import PATTERNS, LsrConfig
-from lsr.tuner.expressions import check_expressions
-from lsr.tuner.kinds import Kind
+from lsr.tuner.config import LsrConfig
+from lsr.tuner.patterns import PATTERNS, matches
 
 # By architecture, if a configuration names no layers; PEFT's table has no entries for the last two.
 DEFAULTS = cast("dict[str, list[str]]", TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING) | {
@@ -34,9 +33,8 @@ def check_names(config: PeftConfig, names: list[str]) -> None:
     It also skips targets in the modules that are trained in full.
 
     Raises:
-        ValueError: names the entry and the nearest layer, or an expression in any field that takes too long.
+        ValueError: names the entry and the nearest layer.
     """
-    check_expressions(vars(config), names)
     for field in ("target_modules", "exclude_modules"):
         value = getattr(config, field, None)  # not every method has exclude_modules
         for entry in sorted(value) if isinstance(value, set) else []:
@@ -130,7 +128,7 @@ def check_patterns(config: LsrConfig, adapted: list[str]) -> None:
     """
     for field in PATTERNS:
         for pattern in getattr(config, field):
-            if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in adapted):
+            if not any(matches(pattern, name) for name in adapted):
                 raise ValueError(f"{field}: {pattern!r} matches no adapted layer{_nearest(pattern, adapted)}")
     check_indices(config, adapted)
 
@@ -145,20 +143,6 @@ def check_indices(config: PeftConfig, names: list[str]) -> None:
     for index in [indices] if isinstance(indices, int) else indices or []:
         if not any(f".{index}." in name for name in names):
             raise ValueError(f"layers_to_transform: no adapted layer has the index {index}")
-
-
-def check_shared(kinds: Mapping[Kind, int]) -> None:
-    """Refuse to share factors if a kind has only one layer.
-
-    Raises:
-        ValueError: names the kind.
-    """
-    for kind, count in kinds.items():
-        if count < 2:
-            raise ValueError(
-                f"share='layers' needs two or more layers of a kind, and there is one {kind}; use share='none', or "
-                "leave it out"
-            )
 
 
 def _nearest(word: str, names: list[str]) -> str:

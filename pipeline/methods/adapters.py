@@ -20,10 +20,11 @@ from lsr.init.allocation import allocate
 from lsr.loading.adapters import load_onto
 from lsr.loading.files import InputError
 from lsr.tuner import targets
-from lsr.tuner.config import OWN, LsrConfig
+from lsr.tuner.config import LsrConfig
 from lsr.tuner.factors import entries
 from lsr.tuner.linear import adapted_layers
 from lsr.tuner.model import check_forms
+from lsr.tuner.options import OWN
 from lsr.tuner.start import Started, initialize_factors
 from pipeline.core.errors import UserError, first_line
 from pipeline.data.pretrained import public_name

@@ -191,6 +191,6 @@ def rate_of(section: MethodParams, parameter: str) -> float | None:
     usual = section.rates.get(RATE)
     if isinstance(section, LsrParams):
         terms = usual_terms(section.rank_shape) if section.separation_rank == "auto" else section.separation_rank
-        return section.learning_rate * rate_factor(parameter, section.train, terms)
+        return section.learning_rate * rate_factor(parameter, terms)
     own = {name.removesuffix(f"_{RATE}"): rate for name, rate in section.rates.items() if name != RATE}
     return next((rate for part, rate in own.items() if part in parameter), usual)

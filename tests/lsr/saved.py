@@ -9,62 +9,35 @@ from lsr import LsrConfig
 from tests.capabilities.models import LABELS, tiny, tokens
 
 USUAL = {"task_type": "SEQ_CLS", "rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0}
+DENSE = {"rank_shape": (4,), "separation_rank": None}
 CASES = {  # what it shows: model, fields
     "a head of one layer": ("bert", {}),
-    "a head of two layers": ("roberta", {}),
-    "a head of two modules": ("distilbert", {}),
+    "a head of two layers": ("roberta", {"in_shape": (5, 5), "out_shape": (2, 13)}),
+    "a head of two modules": ("distilbert", {"rank_shape": (2, 2, 2), "bias": "all"}),
     "transposed weights": ("gpt2", {"target_modules": "all-linear"}),
     "a language model": ("gpt2-causal", {"task_type": "CAUSAL_LM"}),
-    "no task": ("bert", {"task_type": None}),
     "padded widths": ("bert-padded", {"target_modules": "all-linear"}),
-    "three factors": ("bert", {"rank_shape": (2, 2, 2)}),
-    "own shapes": ("bert", {"in_shape": (5, 5), "out_shape": (2, 13)}),
     "folded": ("bert", {"init_weights": "principal"}),
     "folded and transposed": ("gpt2", {"init_weights": "principal", "target_modules": ["c_attn", "c_proj"]}),
-    "folded and padded": ("bert-padded", {"init_weights": "principal"}),
-    "first factors trained": ("bert", {"train": "first"}),
-    "first factors trained, drawn without a seed": ("roberta", {"train": "first", "seed": None}),
-    "folded, first factors trained": ("bert", {"init_weights": "principal", "train": "first"}),
     "patterns": (
         "bert",
         {
-            "target_modules": ["query", "key", "value"],
+            "target_modules": r".*\.(query|key|value)",
             "rank_pattern": {"query": (1, 2), r"layer\.1\..*value": (2, 1, 1)},
             "separation_rank_pattern": {"key": 1},
             "alpha_pattern": {"0.attention.self.query": 3},
+            "modules_to_save": ["pooler"],
         },
     ),
-    "one factor": ("bert", {"rank_shape": (4,), "separation_rank": None}),
-    "one factor, folded": ("gpt2", {"rank_shape": (4,), "separation_rank": None, "init_weights": "principal"}),
-    "a core": ("bert", {"rank_shape": (4,), "separation_rank": None, "train": "core"}),
-    "a core between padded factors": ("bert-padded", {"train": "core", "init_weights": "principal"}),
-    "a core and factors": ("roberta", {"train": "all"}),
-    "a core, rounded to bfloat16": ("bert", {"train": "core", "frames_dtype": "bfloat16"}),
-    "a core, rounded to int8": ("bert-padded", {"train": "core", "frames_dtype": "int8"}),
-    "a core, rounded to signs": (
-        "bert",
-        {"rank_shape": (4,), "separation_rank": None, "train": "core", "frames_dtype": "sign"},
-    ),
-    "a diagonal core": (
-        "gpt2",
-        {"rank_shape": (4,), "separation_rank": None, "train": "all", "core": "diagonal", "share": "layers"},
-    ),
-    "shared": ("bert", {"train": "core", "share": "layers", "rank_shape": (4,), "separation_rank": None}),
-    "shared and transposed": (
-        "gpt2",
-        {"train": "all", "share": "layers", "target_modules": "all-linear", "seed": None},
-    ),
-    "shared, rounded to int8": ("distilbert", {"train": "core", "share": "layers", "frames_dtype": "int8"}),
-    "biases of the adapted": ("bert", {"bias": "lsr_only"}),
-    "all biases": ("roberta", {"bias": "all"}),
-    "more saved whole": ("bert", {"modules_to_save": ["pooler"]}),
+    "one factor": ("bert", {**DENSE, "task_type": None, "bias": "lsr_only"}),
+    "a core": ("bert", {**DENSE, "train": "core"}),
+    "a core, rounded to signs": ("bert", {**DENSE, "train": "core", "frames_dtype": "sign"}),
+    "shared": ("bert", {**DENSE, "train": "core", "share": "layers", "frames_dtype": "bfloat16"}),
+    "shared and transposed": ("gpt2", {**DENSE, "train": "all", "core": "diagonal", "share": "layers", "seed": None}),
 }
-
 FOLDED = [case for case, (_, fields) in CASES.items() if LsrConfig(**fields).folds]
-SPLIT = [  # into Kronecker factors, and nothing between them
-    case
-    for case, (_, fields) in CASES.items()
-    if len(LsrConfig(**fields).rank_shape) > 1 and not LsrConfig(**fields).has_core
+SPLIT = [  # into Kronecker factors
+    case for case, (_, fields) in CASES.items() if len(LsrConfig(**fields).rank_shape) > 1
 ]
 
 

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
 from tests.capabilities.behavior import Behavior
-from tests.capabilities.checks import check, layers, near, same, stir, trainable
+from tests.capabilities.checks import check, layers, near, same, trainable
 from tests.capabilities.models import logits, tiny, tokens
 from tests.capabilities.subjects import HEADLESS, TARGETS, Subject
 
@@ -61,20 +61,6 @@ def _delete_adapter(subject: Subject, folder: Path) -> None:
     check(not any("second" in name for name in model.state_dict()), "something of a deleted adapter is left")
 
 
-def _weighted(subject: Subject, folder: Path) -> None:
-    fields = HEADLESS
-    model = subject.stirred(**fields)
-    model.add_adapter("second", subject.config(**fields))
-    model.set_adapter("second")
-    stir(model, seed=1).eval()
-    model.add_weighted_adapter(["default", "second"], [0.5, -2.0], "sum", combination_type="cat")
-    model.set_adapter("sum")
-    near(logits(model), _with_updates(subject, model, {"default": 0.5, "second": -2.0}), "the sum is not exact")
-    model.save_pretrained(str(folder), selected_adapters=["sum"])
-    loaded = PeftModel.from_pretrained(tiny(subject.model), str(folder / "sum"))
-    same(logits(loaded), logits(model), "a loaded sum computes something else")
-
-
 def _mixed_batch(subject: Subject, folder: Path) -> None:
     model = subject.with_two(**HEADLESS)
     outputs = {}
@@ -110,7 +96,6 @@ BEHAVIORS = {
     "`set_adapter`": Behavior(_set_adapter),
     "`delete_adapter`": Behavior(_delete_adapter),
     "several active adapters": Behavior(_several_active),
-    "`add_weighted_adapter`, exact (`cat`)": Behavior(_weighted),
     "`adapter_names`: each row its adapter": Behavior(_mixed_batch),
     "`PeftMixedModel` with LoRA": Behavior(_mixed_methods, ("bert",)),
 }

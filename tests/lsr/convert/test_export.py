@@ -151,7 +151,7 @@ def test_ranks_that_differ_are_named_by_escaped_paths(exported):
         ),
         ("a language model", set()),
         (
-            "more saved whole",
+            "patterns",
             {"classifier.weight", "classifier.bias", "bert.pooler.dense.weight", "bert.pooler.dense.bias"},
         ),
     ],

@@ -118,7 +118,7 @@ def test_an_update_near_its_subtracted_start_counts_as_cancellation(tmp_path):
     layer = next(iter(adapted_layers(model).values()))
     far = inspect_layer(layer)
     adapter = layer.adapter("default")
-    for side, start_side in zip(adapter.factors(), adapter.start_factors(), strict=True):
+    for side, start_side in zip(adapter.factors(), adapter.folded_factors(), strict=True):
         for factor, start in zip(side, start_side, strict=True):
             factor.data.copy_(start + 1e-2 * (factor.data - start))
     near = inspect_layer(layer)

@@ -26,7 +26,7 @@ each_model = pytest.mark.parametrize("name", MODELS)
 each_way = pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
 each_word = pytest.mark.parametrize("init", INITIALIZATIONS)
 each_folded = pytest.mark.parametrize("init", FOLDED)
-each_part = pytest.mark.parametrize("part", ["factors", "first"])
+each_part = pytest.mark.parametrize("part", ["factors"])
 
 
 def adapted(name="bert", **fields):
@@ -207,7 +207,7 @@ def test_an_adapter_comes_back_bit_for_bit_and_nothing_is_decomposed(
 
 @each_way
 def test_frozen_factors_drawn_without_a_seed_come_back_too(low_cpu_mem_usage, tmp_path):
-    model = train(adapted(train="first", seed=None)).eval()
+    model = train(adapted(seed=None)).eval()
     assert torch.equal(logits(reload(model, tmp_path, low_cpu_mem_usage=low_cpu_mem_usage)), logits(model))
 
 
@@ -216,7 +216,7 @@ def test_frozen_factors_drawn_without_a_seed_come_back_too(low_cpu_mem_usage, tm
 def test_the_file_holds_every_factor_and_the_start_if_that_is_folded(init, part, tmp_path):
     adapted(init_weights=init, train=part).save_pretrained(str(tmp_path))
     names = [n for n in load_file(tmp_path / "adapter_model.safetensors") if ".lsr_adapters." in n]
-    kinds = ("factor", "start") if init in FOLDED else ("factor",)
+    kinds = ("factor", "folded") if init in FOLDED else ("factor",)
     assert {n.rpartition(".")[2] for n in names} == {f"{k}_{side}{i}" for k in kinds for side in "AB" for i in (1, 2)}
     assert len(names) == 4 * 4 * len(kinds)
 
@@ -228,7 +228,7 @@ def test_a_loaded_start_is_subtracted_from_the_base_weight(init, low_cpu_mem_usa
     assert_close(logits(loaded), logits(tiny("bert")), atol=1e-5, rtol=1e-5)
     for name, layer in adapted_layers(loaded).items():
         pretrained = tiny("bert").get_submodule(name).weight
-        assert_close(layer.base_parameter(), pretrained - layer.adapter("default").start_update())
+        assert_close(layer.base_parameter(), pretrained - layer.adapter("default").folded_update())
         assert not torch.equal(layer.base_parameter(), pretrained)
         assert torch.equal(layer.pretrained_weight(), pretrained)
 
@@ -246,7 +246,7 @@ def test_another_base_model_is_refused_by_the_name_of_the_layer(part, low_cpu_me
 
 @each_way
 def test_another_base_model_is_fine_where_nothing_is_subtracted(low_cpu_mem_usage, tmp_path):
-    adapted(init_weights="random", train="first").save_pretrained(str(tmp_path))
+    adapted(init_weights="random").save_pretrained(str(tmp_path))
     other = tiny("bert")
     other.bert.encoder.layer[1].attention.self.value.weight.data[0, 0] += 1e-6
     expected = logits(other)
@@ -282,7 +282,7 @@ def test_a_file_without_the_hash_of_a_weight_is_refused(low_cpu_mem_usage, tmp_p
 def test_the_file_does_not_depend_on_how_a_width_is_split(name, init, low_cpu_mem_usage, tmp_path, monkeypatch):
     model = train(adapted(name, init_weights=init)).eval()
     model.save_pretrained(str(tmp_path))
-    monkeypatch.setattr("lsr.tuner.layer.split_width", lambda width, rank_shape: (width, 2))
+    monkeypatch.setattr("lsr.tuner.forms.split_width", lambda width, rank_shape: (width, 2))
     assert {layer.adapter("default").form.in_shape for layer in adapted_layers(adapted(name)).values()} != {
         layer.adapter("default").form.in_shape for layer in adapted_layers(model).values()
     }
@@ -357,7 +357,7 @@ def test_a_start_from_examples_without_examples_is_refused():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"train": "frozen"}, r"train must be one of \['factors', 'first', 'core', 'all'\], got 'frozen'"),
+        ({"train": "frozen"}, r"train must be one of \['factors', 'core', 'all'\], got 'frozen'"),
         ({"init_weights": "activation"}, r"init_weights must be a bool or one of \['random', .*\], got 'activation'"),
     ],
 )

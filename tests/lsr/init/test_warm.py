@@ -115,7 +115,7 @@ def test_a_model_of_enough_rank_goes_on_from_where_the_short_run_ended(share, tr
     assert_close(logits(model), logits(expected), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("fields", [{"frames_dtype": "sign"}, {"frames_dtype": "int8"}, {"core": "diagonal"}])
+@pytest.mark.parametrize("fields", [{"frames_dtype": "sign"}, {"core": "diagonal"}])
 def test_the_core_fits_the_frames_as_they_are_stored(fields):
     config = LsrConfig(
         **{"task_type": "SEQ_CLS", "rank_shape": (4,), "train": "core", "init_weights": "warm", "seed": 0, **fields}

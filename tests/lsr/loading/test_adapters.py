@@ -63,7 +63,7 @@ def test_an_adapter_comes_back_bit_for_bit_and_nothing_is_decomposed(case, tmp_p
 
 def test_the_layers_do_not_depend_on_how_a_width_is_split(tmp_path, monkeypatch):
     model = save("bert-padded", tmp_path)
-    monkeypatch.setattr("lsr.tuner.layer.split_width", lambda width, rank_shape: (width, *rank_shape[1:]))
+    monkeypatch.setattr("lsr.tuner.forms.split_width", lambda width, rank_shape: (width, *rank_shape[1:]))
     assert torch.equal(logits(load_adapter(tmp_path / "adapter")), logits(model))
 
 

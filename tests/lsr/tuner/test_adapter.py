@@ -14,19 +14,17 @@ from lsr.init.initialization import Start
 from lsr.tuner.adapter import LsrAdapter, Sizes
 
 LIKE = torch.zeros(1, dtype=torch.float64)
+DENSE = Form((3,), (7,), (5,), 1, 7, 5)
+FORM = Form((2, 3), (3, 2), (2, 4), 4, 5, 7)
 FORMS = st.sampled_from(
     [
         Form((1, 1), (1, 1), (1, 1), 1, 1, 1),
-        Form((2, 2), (3, 2), (2, 4), 1, 6, 8),
         Form((2, 3), (3, 2), (2, 4), 4, 6, 8),
         Form((3, 1), (3, 3), (2, 4), 2, 8, 7),  # padded
         Form((2, 1, 2), (2, 2, 2), (3, 1, 3), 2, 7, 8),
-        Form((3,), (7,), (5,), 1, 7, 5),
+        DENSE,
     ]
 )
-PARTS = st.sampled_from(["factors", "first"])
-CORED = st.sampled_from(["core", "all"])
-FORM = Form((2, 3), (3, 2), (2, 4), 4, 5, 7)
 
 
 def factors(form, seed=0, dtype=torch.float64):
@@ -42,11 +40,11 @@ def factors(form, seed=0, dtype=torch.float64):
     )
 
 
-def make(form=FORM, *, folded=False, scaling=1.5, train="factors", like=LIKE):
-    adapter = LsrAdapter(form, scaling, train=train)
+def make(form=FORM, *, folded=False, train="factors", like=LIKE):
+    adapter = LsrAdapter(form, 1.5, train=train)
     adapter.set_factors(factors(form), like)
     if folded:
-        adapter.subtract(factors(form, seed=1), like)
+        adapter.fold(factors(form, seed=1), like)
     return adapter
 
 
@@ -55,35 +53,22 @@ def dense(side):
     return sum(reduce(torch.kron, terms) for terms in zip(*side, strict=True))
 
 
-def product(form, start):
-    return dense(start.b)[: form.out_features] @ dense(start.a)[:, : form.in_features]
-
-
-@given(FORMS, PARTS)
-def test_it_collapses_to_its_kronecker_sums_without_the_padding(form, train):
-    start = factors(form)
-    a, b = make(form, train=train).collapse()
-    assert_close(a, dense(start.a)[:, : form.in_features])
-    assert_close(b, dense(start.b)[: form.out_features])
-
-
-@given(FORMS, PARTS, st.booleans())
-def test_the_update_is_that_of_the_factors_less_that_of_the_start(form, train, folded):
-    start, first = factors(form), factors(form, seed=1)
-    adapter = make(form, folded=folded, train=train)
-    expected = product(form, start) - (product(form, first) if folded else 0)
-    assert_close(adapter.update(), 1.5 * expected)
-    if folded:
-        assert_close(adapter.start_update(), 1.5 * product(form, first))
+def sides(form, start):
+    return dense(start.a)[:, : form.in_features], dense(start.b)[: form.out_features]
 
 
 @given(FORMS, st.booleans())
-def test_as_lora_the_product_is_the_update(form, folded):
+def test_the_update_is_that_of_the_kronecker_sums_without_padding_less_that_of_the_start(form, folded):
+    (a, b), (first_a, first_b) = (sides(form, factors(form, seed)) for seed in (0, 1))
     adapter = make(form, folded=folded)
-    a, b = adapter.as_lora()
-    rank = form.rank * (2 if folded else 1)
-    assert (a.shape, b.shape) == ((rank, form.in_features), (form.out_features, rank))
-    assert_close(adapter.scaling * b @ a, adapter.update())
+    for found, expected in zip(adapter.collapse(), (a, b), strict=True):
+        assert_close(found, expected)
+    assert_close(adapter.update(), 1.5 * (b @ a - (first_b @ first_a if folded else 0)))
+    if folded:
+        assert_close(adapter.folded_update(), 1.5 * first_b @ first_a)
+    right, left = adapter.as_lora()
+    assert len(right) == form.rank * (2 if folded else 1)
+    assert_close(adapter.scaling * left @ right, adapter.update())
 
 
 @given(FORMS)
@@ -98,129 +83,88 @@ def test_the_operands_are_two_factors_or_whole_matrices(form):
             assert torch.equal(one, matrix)
 
 
-def cored(form, train="core", holder=None):
-    """An adapter with a core, whose factors are its own or a holder's; and the core."""
-    adapter = LsrAdapter(form, 1.5, train=train, holder=holder)
-    if holder is None:
-        adapter.set_factors(factors(form), LIKE)
-    core = torch.randn(form.rank, form.rank, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+def cored(train="core", frames=None):
+    """An adapter with a core, whose factors are its own or others; and the core."""
+    adapter = LsrAdapter(DENSE, 1.5, train=train, frames=frames)
+    if frames is None:
+        adapter.set_factors(factors(DENSE), LIKE)
+    core = torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
     adapter.set_core(core, LIKE)
     return adapter, core
 
 
-@given(FORMS, CORED, st.booleans())
-def test_a_core_stands_between_both_sides(form, train, is_held):
-    holder = make(form) if is_held else None
-    adapter, core = cored(form, train, holder)
-    start = factors(form)
-    expected = dense(start.b)[: form.out_features] @ core @ dense(start.a)[:, : form.in_features]
-    assert_close(adapter.update(), 1.5 * expected)
-    (right, none), (left, nothing) = adapter.operands()
-    assert none is nothing is None
-    assert_close(left @ right, expected)
-    a, b = adapter.as_lora()
-    assert_close(b @ a, expected)
+@pytest.mark.parametrize("train", ["core", "all"])
+def test_a_core_stands_between_both_sides_and_what_is_shared_counts_elsewhere(train):
+    frames = make(DENSE, train=train)
+    for own in (True, False):
+        adapter, core = cored(train, None if own else frames)
+        a, b = sides(DENSE, factors(DENSE))
+        assert_close(adapter.update(), 1.5 * b @ core @ a)
+        (right, none), (left, nothing) = adapter.operands()
+        assert none is nothing is None
+        assert_close(left @ right, b @ core @ a)
+        stored = 9 + 36 * own
+        assert adapter.sizes() == Sizes(stored if train == "all" else 9, stored, stored)
+        assert ("factor_A1" in adapter.state_dict()) == own
 
 
-@given(FORMS, CORED)
-def test_a_core_counts_and_what_is_held_counts_elsewhere(form, train):
-    (own, _), held = cored(form, train), cored(form, train, make(form, train=train))[0]
-    square = form.rank**2
-    trained = square + (form.parameters if train == "all" else 0)
-    assert own.sizes() == Sizes(trained, square + form.parameters, square + form.parameters)
-    assert held.sizes() == Sizes(square, square, square)
-    assert set(held.state_dict()) == {"core"}
-
-
-def test_whether_it_trains_is_said_of_what_it_holds_too():
-    holder = make()
-    adapter, _ = cored(FORM, "all", holder)
+def test_whether_it_trains_is_said_of_what_it_shares_too():
+    frames = make(DENSE)
+    adapter, _ = cored("all", frames)
     for trains in (False, True):
         adapter.requires_grad_(trains)
-        assert {p.requires_grad for p in (*adapter.parameters(), *holder.parameters())} == {trains}
+        assert {p.requires_grad for p in (*adapter.parameters(), *frames.parameters())} == {trains}
 
 
-def test_another_core_is_set_in_place():
-    adapter, core = cored(FORM)
-    before = adapter.core
+def test_factors_and_core_are_set_again_in_place():
+    adapter, core = cored()
+    before = [adapter.core, *(factor for side in adapter.factors() for factor in side)]
     adapter.set_core(2 * core, LIKE)
-    assert adapter.core is before
-    assert torch.equal(adapter.core, 2 * core)
+    adapter.set_factors(factors(DENSE, seed=2), LIKE)
+    after = [adapter.core, *(factor for side in adapter.factors() for factor in side)]
+    assert all(one is other for one, other in zip(before, after, strict=True))
+    a, b = sides(DENSE, factors(DENSE, seed=2))
+    assert_close(adapter.update(), 1.5 * b @ (2 * core) @ a)
 
 
-def test_a_copy_of_both_shares_and_one_alone_has_a_holder_of_its_own():
-    holder = make()
-    adapter, _ = cored(FORM, "all", holder)
-    twin, one = copy.deepcopy((adapter, holder))
-    assert twin.frames is one is not holder
-    assert copy.deepcopy(adapter).frames is not holder
+def test_a_copy_of_both_shares_and_one_alone_has_frames_of_its_own():
+    frames = make(DENSE)
+    adapter, _ = cored("all", frames)
+    twin, one = copy.deepcopy((adapter, frames))
+    assert twin.frames is one is not frames
+    assert copy.deepcopy(adapter).frames is not frames
 
 
-@given(FORMS, PARTS, st.booleans())
-def test_the_counts_are_those_of_what_trains_and_of_what_is_stored(form, train, folded):
-    adapter = make(form, folded=folded, train=train)
-    trained = sum(parameter.numel() for parameter in adapter.parameters())
-    stored = sum(tensor.numel() for tensor in adapter.state_dict().values())
-    effective = sum(factor.numel() for side in adapter.factors() for factor in side)
-    assert adapter.sizes() == Sizes(trained, stored, effective)
-
-
-@pytest.mark.parametrize(
-    ("train", "trained"), [("factors", ["A1", "A2", "B1", "B2"]), ("first", ["A1", "B1"])], ids=["factors", "first"]
-)
-def test_what_trains_are_parameters_and_what_is_frozen_is_stored_beside(train, trained):
-    adapter = make(train=train, folded=True)
-    assert sorted(name for name, _ in adapter.named_parameters()) == [f"factor_{name}" for name in trained]
-    assert set(adapter.state_dict()) == {
-        f"{kind}_{f}" for kind in ("factor", "start") for f in ("A1", "A2", "B1", "B2")
-    }
+def test_what_trains_are_parameters_and_what_is_frozen_is_stored_beside():
+    adapter, names = make(folded=True), ("A1", "A2", "B1", "B2")
+    assert sorted(name for name, _ in adapter.named_parameters()) == [f"factor_{name}" for name in names]
+    assert set(adapter.state_dict()) == {f"{kind}_{name}" for kind in ("factor", "folded") for name in names}
+    assert list(cored()[0].state_dict()) == ["core", "factor_A1", "factor_B1"]
 
 
 def test_the_factors_of_a_start_are_copied():
     start = factors(FORM, dtype=torch.float32)
     adapter = LsrAdapter(FORM, 1.0)
     adapter.set_factors(start, LIKE.float())
-    adapter.subtract(start, LIKE.float())
+    adapter.fold(start, LIKE.float())
     adapter.factor_A1.data += 1
-    assert torch.equal(start.a[0], adapter.start_A1)
+    assert torch.equal(start.a[0], adapter.folded_A1)
     assert torch.equal(start.a[0], factors(FORM, dtype=torch.float32).a[0])
 
 
-def test_other_factors_are_set_in_place():
-    adapter = make(train="first")
-    before = [factor for side in adapter.factors() for factor in side]
-    adapter.set_factors(factors(FORM, seed=2), LIKE)
-    after = [factor for side in adapter.factors() for factor in side]
-    assert all(one is other for one, other in zip(before, after, strict=True))
-    assert_close(adapter.update(), 1.5 * product(FORM, factors(FORM, seed=2)))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_factors_are_in_float32_at_least(dtype):
     adapter = make(folded=True, like=LIKE.to(dtype))
     expected = torch.float64 if dtype is torch.float64 else torch.float32
     assert {tensor.dtype for tensor in adapter.state_dict().values()} == {expected}
 
 
-def test_a_start_is_forgotten_with_its_buffers():
-    adapter = make(folded=True)
-    adapter.forget_start()
+def test_a_folded_update_is_forgotten_with_its_buffers_and_that_of_a_file_finds_room():
+    adapter, saved = make(folded=True), make(folded=True)
+    adapter.unfold()
     assert torch.equal(adapter.update(), make().update())
     assert adapter.state_dict().keys() == make().state_dict().keys()
-    assert adapter.sizes() == make().sizes()
-
-
-def test_the_start_of_a_file_finds_room_for_its_values():
-    adapter, saved = make(), make(folded=True)
-    adapter.make_room_for_start(LIKE)
-    assert not adapter.start_update().any()
+    adapter.make_room_for_folded(LIKE)
+    assert not adapter.folded_update().any()
     adapter.load_state_dict(saved.state_dict())
     assert torch.equal(adapter.update(), saved.update())
-
-
-def test_a_copy_is_independent():
-    adapter = make(folded=True)
-    before, twin = adapter.update(), copy.deepcopy(adapter)
-    twin.factor_A1.data += 1
-    assert torch.equal(adapter.update(), before)
-    assert not torch.equal(twin.update(), before)

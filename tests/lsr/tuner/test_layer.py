@@ -39,22 +39,12 @@ def test_with_one_rank_a_shape_is_the_width(side, size):
         adapt(base(6, 6), "encoder.query", rank_shape=(2,), **{side: (size,)})
 
 
-def test_a_shape_that_does_not_fit_the_rank_shape_of_a_pattern_is_refused():
-    with pytest.raises(ValueError, match="in_shape must hold 3 sizes with a product from 6 to 12"):
-        adapt(base(6, 6), rank_pattern={"layer": (2, 1, 1)}, in_shape=(3, 2))
-
-
 # How the factors are initialized
 
 
 def test_a_seed_gives_each_name_its_own_factors():
     one, same, other = (adapt(base(6, 4), name) for name in ("a.query", "a.query", "b.query"))
     assert torch.equal(one.adapter("default").factor_A1, same.adapter("default").factor_A1)
-    assert not torch.equal(one.adapter("default").factor_A1, other.adapter("default").factor_A1)
-
-
-def test_another_seed_gives_other_factors():
-    one, other = (adapt(base(6, 4), seed=seed) for seed in (0, 1))
     assert not torch.equal(one.adapter("default").factor_A1, other.adapter("default").factor_A1)
 
 
@@ -78,7 +68,7 @@ def test_a_principal_start_spans_the_leading_rows_of_the_weight_in_either_layout
     layer = adapt(base(6, 9, transposed=transposed), rank_shape=(4,), in_shape=(6,), out_shape=(9,))
     layer.initialize("default", config(rank_shape=(4,), init_weights="principal"))
     a, _ = layer.adapter("default").collapse()
-    weight = layer.weight.T if transposed else layer.weight
+    weight = layer.base_matrix()
     leading = torch.linalg.svd(weight).Vh[:4]
     overlap = (leading @ torch.linalg.qr(a.detach().T).Q).square().sum() / 4
     assert overlap.item() == pytest.approx(1)

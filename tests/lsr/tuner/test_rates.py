@@ -8,12 +8,14 @@ from lsr import LsrConfig, parameter_groups
 from tests.capabilities.models import tiny
 
 TERMS = 4
+DENSE = {"rank_shape": (4,), "separation_rank": None}
 
 
 def grouped(**fields):
     """A model, and the rate of each trainable parameter by its name."""
     model = get_peft_model(
-        tiny("bert"), LsrConfig(task_type="SEQ_CLS", rank_shape=(2, 2), separation_rank=TERMS, seed=0, **fields)
+        tiny("bert"),
+        LsrConfig(**{"task_type": "SEQ_CLS", "rank_shape": (2, 2), "separation_rank": TERMS, "seed": 0, **fields}),
     )
     groups = parameter_groups(model, 0.004, 0.001)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -22,7 +24,7 @@ def grouped(**fields):
     return model, dict(listed)
 
 
-@pytest.mark.parametrize("fields", [{}, {"train": "first"}, {"train": "core"}, {"train": "all", "share": "layers"}])
+@pytest.mark.parametrize("fields", [{}, {**DENSE, "train": "core"}, {**DENSE, "train": "all", "share": "layers"}])
 def test_every_trainable_parameter_is_in_one_group(fields):
     model, rates = grouped(**fields)
     assert rates.keys() == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -35,7 +37,7 @@ def test_small_factors_turn_no_faster_than_others():
 
 
 def test_factors_around_a_core_have_the_rate_of_the_core():
-    assert {rate for name, rate in grouped(train="all")[1].items() if "lsr_" in name} == {0.004}
+    assert {rate for name, rate in grouped(**DENSE, train="all")[1].items() if "lsr_" in name} == {0.004}
 
 
 def test_a_head_has_a_rate_of_its_own():

@@ -7,16 +7,12 @@ import warnings
 import pytest
 import torch
 from peft import PeftModel, get_peft_model, set_peft_model_state_dict
-from peft.helpers import rescale_adapter_scale
 from safetensors.torch import load_file
-from torch import nn
 
 import lsr
 from lsr import LsrConfig
 from lsr.supported import check_peft
-from lsr.tuner.linear import adapted_layers
-from tests.capabilities.checks import stir
-from tests.capabilities.models import logits, tiny
+from tests.capabilities.models import tiny
 from tests.workspace import ROOT
 
 GRADIENT = {"rank_shape": (2,), "train": "core", "init_weights": "gradient", "target_modules": ["query", "value"]}
@@ -113,38 +109,3 @@ class TestPeft:
     def test_the_bounds_are_those_of_the_package(self):
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         assert "peft>=0.21,<0.22" in project["dependencies"]
-
-
-class TestRescaling:
-    @pytest.mark.parametrize(
-        "fields",
-        [
-            {"rank_shape": (2, 2), "separation_rank": 2},
-            {"rank_shape": (2, 2), "separation_rank": 1, "init_weights": "principal"},
-            {"rank_shape": (2,), "train": "all", "share": "layers"},
-        ],
-        ids=["factors", "folded", "shared"],
-    )
-    def test_the_update_is_multiplied_for_a_while(self, fields):
-        model = stir(made(**fields, target_modules=["query", "value"]).eval())
-        updates = {name: layer.get_delta_weight("default") for name, layer in adapted_layers(model).items()}
-        before = logits(model)
-        with rescale_adapter_scale(model, 0.5):
-            for name, layer in adapted_layers(model).items():
-                torch.testing.assert_close(layer.get_delta_weight("default"), 0.5 * updates[name])
-            assert not torch.equal(logits(model), before)
-        assert torch.equal(logits(model), before)
-
-    def test_none_of_it_is_the_base(self):
-        model = stir(made(rank_shape=(2, 2), separation_rank=2, target_modules=["query"]).eval())
-        with model.disable_adapter():
-            base = logits(model)
-        with rescale_adapter_scale(model, 0):
-            torch.testing.assert_close(logits(model), base)
-
-    def test_a_model_without_adapters_is_refused_as_before(self):
-        with (
-            pytest.raises(ValueError, match="scaling is only supported"),
-            rescale_adapter_scale(nn.Linear(2, 2), 0.5),
-        ):
-            pass

@@ -38,7 +38,9 @@ def test_the_shapes_of_most_layers_are_usual_and_the_others_have_names():
 def test_it_comes_back_from_json():
     config = LsrConfig(separation_rank=2)
     config.remember({"a": SQUARE, "b": WIDE}, {"a": "1f"})
-    assert Resolved.from_fields(json.loads(json.dumps(config.to_dict()))["resolved"]) == config._made
+    assert Resolved.from_fields(json.loads(json.dumps(config.to_dict()))["resolved"]) == Resolved.of(
+        {"a": SQUARE, "b": WIDE}, {"a": "1f"}
+    )
 
 
 def test_the_split_of_a_file_is_used_and_not_a_new_one(tmp_path):

@@ -1,7 +1,5 @@
 """Members of the family that others have written down: each equals its formula, in float64."""
 
-from functools import reduce
-
 import numpy as np
 import pytest
 import torch
@@ -10,8 +8,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from lsr import LsrConfig
-from lsr.tuner.kinds import kind_of
 from lsr.tuner.linear import adapted_layers
+from lsr.tuner.sharing import kind_of
 from tests.capabilities.checks import loss, trainable
 from tests.capabilities.models import logits, tiny
 from tests.lsr.layers import adapt, base, normal
@@ -187,36 +185,3 @@ def test_shared_layers_are_lotr_step_for_step():
     for kind, holder in owners(model).items():
         assert_close(holder.factor_A1[0], shared[kind][0], rtol=1e-7, atol=1e-9)
         assert_close(holder.factor_B1[0], shared[kind][1], rtol=1e-7, atol=1e-9)
-
-
-def test_the_gradient_of_shared_kronecker_factors_is_the_sum_over_layers():
-    """Each layer with factors of its own, of the same values: their gradients add up to that of the shared ones."""
-    fields = {"rank_shape": (2, 2), "separation_rank": 3, "train": "all", "init_weights": False}
-    model, apart = lsr(share="layers", **fields), lsr(**fields)
-    separate = adapted_layers(apart)
-    for name, layer in adapted_layers(model).items():
-        mine, other = layer.adapter("default"), separate[name].adapter("default")
-        other.core.data.copy_(mine.core)
-        for sides in zip(mine.factors(), other.factors(), strict=True):
-            for one, two in zip(*sides, strict=True):
-                two.data.copy_(one)
-    assert_close(logits(model), logits(apart))
-    for each in (model, apart):
-        loss(each).backward()
-    for kind, holder in owners(model).items():
-        alike = [layer.adapter("default") for name, layer in separate.items() if kind_of(name, holder.form) == kind]
-        assert len(alike) == 2
-        for name, factor in holder.named_parameters():
-            if name != "core":
-                assert factor.grad.any()
-                assert_close(factor.grad, sum(getattr(one, name).grad for one in alike))
-
-
-def test_shared_kronecker_factors_are_those_of_their_dense_definition():
-    model = sharing(rank_shape=(2, 2), separation_rank=3)
-    for layer in adapted_layers(model).values():
-        adapter = layer.adapter("default")
-        a, b = (
-            sum(reduce(torch.kron, terms) for terms in zip(*side, strict=True)) for side in adapter.frames.factors()
-        )
-        assert_close(layer.get_delta_weight("default"), 7 / 4 * b @ adapter.core @ a)

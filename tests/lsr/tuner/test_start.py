@@ -19,7 +19,7 @@ from tests.capabilities.models import LABELS, logits, tiny, tokens
 pytestmark = pytest.mark.usefixtures("remembered_fits")
 
 USUAL = {"task_type": "SEQ_CLS", "rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0}
-MODELS = {"bert": {}, "bert-padded": {"rank_shape": (2, 1, 2)}, "gpt2": {"train": "first"}}
+MODELS = {"bert-padded": {"rank_shape": (2, 1, 2)}, "gpt2": {}, "bert": {"rank_shape": (3,), "separation_rank": 1}}
 BATCHES = [{**tokens(), "labels": torch.arange(4) % LABELS}]
 by_weight = pytest.mark.parametrize("init", [word for word, one in INITIALIZATIONS.items() if one.reads not in READERS])
 each_model = pytest.mark.parametrize("name", MODELS)
@@ -137,9 +137,9 @@ def test_in_the_dtype_of_the_base_what_is_subtracted_is_what_the_factors_are():
     for layer in adapted_layers(model).values():
         adapter = layer.adapter("default")
         assert {value.dtype for value in adapter.state_dict().values()} == {torch.bfloat16}
-        for factors, starts in zip(adapter.factors(), adapter.start_factors(), strict=True):
+        for factors, starts in zip(adapter.factors(), adapter.folded_factors(), strict=True):
             assert all(torch.equal(factor, start) for factor, start in zip(factors, starts, strict=True))
-        expected = layer.pretrained_weight().float() - adapter.start_update()
+        expected = layer.pretrained_weight().float() - adapter.folded_update()
         assert torch.equal(layer.base_parameter(), expected.bfloat16())
 
 

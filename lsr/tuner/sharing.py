@@ -1,37 +1,58 @@
-"""Frames shared by many adapters: read from the folder of one of them and identified by hash."""
+"""What layers or adapters share: the frames of all layers of a kind, or those of an adapter in another folder."""
 
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from huggingface_hub import hf_hub_download
-from torch import Tensor
+from torch import Tensor, nn
 
 from lsr.algebra.shapes import Form
-from lsr.tuner.config import OWN, LsrConfig
-from lsr.tuner.expressions import check_expressions
-from lsr.tuner.factors import LsrFactors, entries
-from lsr.tuner.kinds import Kind, kind_of
+from lsr.tuner.base_weight import is_quantized
+from lsr.tuner.config import LsrConfig
+from lsr.tuner.factors import LsrFactors
+from lsr.tuner.fingerprint import are_alike, weight_sketch
+from lsr.tuner.forms import check_room, form_in_file
 from lsr.tuner.layer import LsrLayer
-from lsr.tuner.saved import CONFIG, WEIGHTS, first_line, read_fields, read_weights
+from lsr.tuner.options import OWN
+from lsr.tuner.saved import CONFIG, WEIGHTS, first_line, read_weights
 
-PREFIX, INFIX = "base_model.model.", ".lsr_adapters."
-PARTS = ("factor_", "scale_")
-MOST_ENTRIES = 2**30  # of A and B together: as many as a 23,000 x 23,000 layer has at full rank
-
+PREFIX, INFIX, FACTOR = "base_model.model.", ".lsr_adapters.", "factor_"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
+
+
+class Kind(NamedTuple):
+    """What layers that differ only in their index have in common: the name without indices, and the shapes."""
+
+    pattern: str
+    form: Form
+
+    def __str__(self) -> str:
+        """Return the pattern and the widths."""
+        return f"{self.pattern} ({self.form.out_features} x {self.form.in_features})"
+
+
+def kind_of(layer_name: str, form: Form) -> Kind:
+    """Return the kind of a layer: `encoder.layer.*.attention.self.query` of `encoder.layer.3.attention.self.query`."""
+    return Kind(INDEX.sub("*", layer_name), form)
+
 
 Owner = Kind | str  # a kind, whose layers share their frames, or the name of a layer
-Tensors = Mapping[str, Tensor]  # factor_A1, scale_A1, ...
+Tensors = Mapping[str, Tensor]  # factor_A1 and so on
+
+
+def _owner(share: str, layer_name: str, form: Form) -> Owner:
+    return kind_of(layer_name, form) if share == "layers" else layer_name
 
 
 @dataclass(frozen=True)
-class Family:
-    """Frames by owner."""
+class SharedFrames:
+    """The frames in another adapter's folder, by owner."""
 
     source: str
     share: str
@@ -55,8 +76,29 @@ class Family:
             f"layer {layer_name!r}: the adapter needs frames of {_described(form)}, and {self.source!r} holds {theirs}"
         )
 
+    def check_base(self, model: nn.Module) -> None:
+        """Check that the frames are of this base model, as far as its dtype and theirs allow.
 
-def read_family(config: LsrConfig) -> Family | None:
+        Raises:
+            ValueError: names a layer whose weight is unlike that of the frames' model.
+        """
+        modules = dict(model.named_modules())
+        for name, sketch in self.base_sketch.items():
+            if name in modules and not are_alike(sketch, base_sketch(modules[name])):
+                raise ValueError(
+                    f"frames: those in {self.source!r} are of another base model: the weights of layer {name!r} differ"
+                )
+
+
+def base_sketch(layer: nn.Module) -> tuple[float, ...]:
+    """Return the sketch of a layer's pretrained weight; empty if it has no values, or packed ones."""
+    base = layer.get_base_layer() if isinstance(layer, LsrLayer) else layer
+    if is_quantized(base):
+        return ()
+    return weight_sketch(layer.pretrained_weight() if isinstance(layer, LsrLayer) else cast("Tensor", base.weight))
+
+
+def read_shared_frames(config: LsrConfig) -> SharedFrames | None:
     """Return the frames that a configuration names; None if the adapter has its own.
 
     For an adapter that was read from a folder, a relative path may be relative to that folder or its parent: these come
@@ -73,6 +115,7 @@ def read_family(config: LsrConfig) -> Family | None:
         theirs, tensors = _read(source, config.folder)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"frames: no LSR adapter can be read from {source!r}: {first_line(error)}") from None
+    assert theirs.resolved is not None  # as `_read` has checked
     if theirs.frames != OWN:
         raise ValueError(f"frames: {source!r} holds only a core; its frames are in {theirs.frames!r}: name that")
     if theirs.share != config.share:
@@ -86,20 +129,8 @@ def read_family(config: LsrConfig) -> Family | None:
             f"frames: those in {source!r} have the hash {found[:12]}, but the adapter was trained on others, "
             f"{expected[:12]}"
         )
-    forms = {name: form_in_file(theirs, name) for name in tensors}
-    for name, form in forms.items():
-        try:
-            _frames(form, theirs.frames_dtype, tensors[name], torch.empty(0))
-        except ValueError as error:
-            raise ValueError(f"frames: {source!r}: layer {name!r}: {error}") from None
-    owners: dict[Owner, tuple[Form, Tensors]] = {}
-    for name in tensors:
-        owner = _owner(theirs.share, name, forms[name])
-        if owner in owners:
-            raise ValueError(f"frames: {source!r} holds those of {owner} twice, the second time in layer {name!r}")
-        owners[owner] = forms[name], tensors[name]
-    sketch = theirs.resolved.base_sketch if theirs.resolved is not None else {}
-    return Family(source, theirs.share, theirs.frames_dtype, owners, found, sketch)
+    owners = _by_owner(source, theirs, tensors)
+    return SharedFrames(source, theirs.share, theirs.frames_dtype, owners, found, theirs.resolved.base_sketch)
 
 
 def _read(source: str, beside: Path | None) -> tuple[LsrConfig, dict[str, dict[str, Tensor]]]:
@@ -108,14 +139,13 @@ def _read(source: str, beside: Path | None) -> tuple[LsrConfig, dict[str, dict[s
     if folder is None and (Path(source).exists() or not HUB_NAME.fullmatch(source)):
         raise ValueError(f"{CONFIG} is missing" if Path(source).exists() else "no such folder")
     path, weights = (_from_hub(source, name) if folder is None else folder / name for name in (CONFIG, WEIGHTS))
-    read_fields(path)  # checks its size: PEFT reads a file of any size
     config = LsrConfig.from_pretrained(str(path.parent))
     if not isinstance(config, LsrConfig) or config.resolved is None:
         raise ValueError("it is not a saved LSR adapter")
     tensors: dict[str, dict[str, Tensor]] = {}
     for key, value in read_weights(weights).items():
         layer, infix, name = key.removeprefix(PREFIX).partition(INFIX)
-        if infix and name.startswith(PARTS):
+        if infix and name.startswith(FACTOR):
             tensors.setdefault(layer, {})[name] = value
     check_room(config, tensors)
     return config, tensors
@@ -128,40 +158,25 @@ def _from_hub(repository: str, name: str) -> Path:
         raise ValueError(f"no such folder, and from the hub: {first_line(error)}") from None
 
 
-def check_room(config: LsrConfig, tensors: Mapping[str, Tensors]) -> None:
-    """Refuse, before allocating memory, shapes that need more than the file holds: its author can write any number.
-
-    `tensors` holds the tensors of each layer. Expressions to be matched with the layers' names are checked first.
-
-    Raises:
-        ValueError: names the layer or the expression.
-    """
-    check_expressions(vars(config), tensors)
-    if config.resolved is None or config.frames != OWN:
-        return  # refused elsewhere, or checked with the file of the frames
-    held = sum(map(entries, (tensor for its in tensors.values() for tensor in its.values())))
-    for name in tensors:
-        form = form_in_file(config, name)
-        if not len(form.rank_shape) == len(form.in_shape) == len(form.out_shape):
-            continue  # the layer itself raises a better error
-        if (needed := form.parameters) > held:
-            raise ValueError(f"layer {name!r}: its configuration says {needed:,} entries, but the file holds {held:,}")
-        if (used := form.rank * (form.in_width + form.out_width)) > MOST_ENTRIES:
-            raise ValueError(f"layer {name!r}: its A and B have {used:,} entries; at most {MOST_ENTRIES:,} are allowed")
+def _by_owner(source: str, theirs: LsrConfig, tensors: Mapping[str, Tensors]) -> dict[Owner, tuple[Form, Tensors]]:
+    owners: dict[Owner, tuple[Form, Tensors]] = {}
+    for name, values in tensors.items():
+        form = form_in_file(theirs, name)
+        try:
+            _loaded(form, theirs.frames_dtype, values, torch.empty(0))
+        except ValueError as error:
+            raise ValueError(f"frames: {source!r}: layer {name!r}: {error}") from None
+        owner = _owner(theirs.share, name, form)
+        if owner in owners:
+            raise ValueError(f"frames: {source!r} holds those of {owner} twice, the second time in layer {name!r}")
+        owners[owner] = form, values
+    return owners
 
 
-def form_in_file(config: LsrConfig, layer_name: str) -> Form:
-    """Return the form of a layer of a saved adapter."""
-    assert config.resolved is not None
-    shapes = config.resolved.layer(layer_name)
-    return Form(
-        config.ranks(layer_name),
-        shapes.in_shape,
-        shapes.out_shape,
-        config.terms(layer_name),
-        shapes.in_features,
-        shapes.out_features,
-    )
+def _loaded(form: Form, storage: str, tensors: Tensors, like: Tensor) -> LsrFactors:
+    frames = LsrFactors(form, "core", storage, persistent=False)
+    frames.load(tensors, like)
+    return frames
 
 
 def frames_hash(tensors: Mapping[str, Tensors]) -> str:
@@ -175,43 +190,43 @@ def frames_hash(tensors: Mapping[str, Tensors]) -> str:
     return digest.hexdigest()
 
 
-class Holders:
-    """The modules that hold the factors of an adapter under construction: the first layer of a kind, or a family.
+class FrameRegistry:
+    """The frames that layers of an adapter under construction share: of the first of a kind, or of another folder.
 
-    Frames of a family are registered by hash in the first layer that needs them, so that they move with the model and
+    Frames from a folder are registered by hash in the first layer that needs them, so that they move with the model and
     adapters added later find them.
     """
 
-    def __init__(self, config: LsrConfig, layers: Iterable[LsrLayer], family: Family | None) -> None:
+    def __init__(self, config: LsrConfig, layers: Iterable[LsrLayer], shared: SharedFrames | None) -> None:
         self.config = config
-        self.family = family
-        self.found: dict[Owner, LsrFactors] = {}
-        for layer in layers if family is not None else ():
+        self.shared = shared
+        self._frames: dict[Owner, LsrFactors] = {}
+        for layer in layers if shared is not None else ():
             for key, frames in layer.lsr_frames.items():
-                if family is not None and key == family.sha256:
+                if shared is not None and key == shared.sha256:
                     held = cast("LsrFactors", frames)
-                    self.found[_owner(family.share, layer.layer_name, held.form)] = held
+                    self._frames[_owner(shared.share, layer.layer_name, held.form)] = held
 
-    def holder(self, layer: LsrLayer) -> LsrFactors | None:
-        """Return the holder of a layer's factors; None if the layer gets its own.
+    def frames_of(self, layer: LsrLayer) -> LsrFactors | None:
+        """Return the frames that a layer shares; None if it gets its own.
 
         Raises:
-            ValueError: if the form does not fit the layer, or the family has no frames of this form; names the layer.
+            ValueError: if the form does not fit the layer, or the folder has no frames of this form; names the layer.
         """
         form = layer.make_form(self.config)
-        if self.family is None:
-            return self.found.get(kind_of(layer.layer_name, form)) if self.config.share == "layers" else None
-        owner = self.family.owner(layer.layer_name, form)
-        if owner not in self.found:
-            frames = _frames(form, self.family.storage, self.family.frames[owner][1], layer.base_parameter())
-            self.found[owner] = layer.lsr_frames[self.family.sha256] = frames
-        return self.found[owner]
+        if self.shared is None:
+            return self._frames.get(kind_of(layer.layer_name, form)) if self.config.share == "layers" else None
+        owner = self.shared.owner(layer.layer_name, form)
+        if owner not in self._frames:
+            frames = _loaded(form, self.shared.storage, self.shared.frames[owner][1], layer.base_parameter())
+            self._frames[owner] = layer.lsr_frames[self.shared.sha256] = frames
+        return self._frames[owner]
 
     def add(self, layer: LsrLayer, adapter_name: str) -> None:
         """If the layer is the first of its kind, let later ones share its factors."""
         adapter = layer.adapter(adapter_name)
-        if self.family is None and self.config.share == "layers":
-            self.found.setdefault(kind_of(layer.layer_name, adapter.form), adapter)
+        if self.shared is None and self.config.share == "layers":
+            self._frames.setdefault(kind_of(layer.layer_name, adapter.form), adapter)
 
 
 def drop_unused_frames(layers: Iterable[LsrLayer]) -> None:
@@ -224,17 +239,5 @@ def drop_unused_frames(layers: Iterable[LsrLayer]) -> None:
                 del layer.lsr_frames[key]
 
 
-def _frames(form: Form, storage: str, tensors: Tensors, like: Tensor) -> LsrFactors:
-    frames = LsrFactors(form, "core", storage, persistent=False)
-    frames.load(tensors, like)
-    return frames
-
-
-def _owner(share: str, layer_name: str, form: Form) -> Owner:
-    return kind_of(layer_name, form) if share == "layers" else layer_name
-
-
 def _described(form: Form) -> str:
-    terms = f", separation_rank {form.separation_rank}" if len(form.rank_shape) > 1 else ""
-    shapes = f" as {list(form.out_shape)} x {list(form.in_shape)}" if len(form.rank_shape) > 1 else ""
-    return f"rank_shape {list(form.rank_shape)}{terms} for {form.out_features} x {form.in_features}{shapes}"
+    return f"rank_shape {list(form.rank_shape)} for {form.out_features} x {form.in_features}"

@@ -1,0 +1,109 @@
+"""The shapes of an adapter in a layer, checked before anything of that size is allocated."""
+
+from collections.abc import Mapping
+from math import prod
+
+from torch import Tensor
+
+from lsr.algebra.shapes import Form, split_width
+from lsr.tuner.config import LsrConfig
+from lsr.tuner.factors import entries
+from lsr.tuner.options import OWN
+
+MOST_PADDED = 2  # times a layer's width, which the factors of a shape may span: the next power of two is below
+MOST_ENTRIES = 2**30  # of A and B together: as many as a 23,000 x 23,000 layer has at full rank
+
+
+def form_of(config: LsrConfig, layer_name: str, in_features: int, out_features: int) -> Form:
+    """Return the shapes of an adapter of a layer: those of the file, of the configuration, or the smallest ones.
+
+    Raises:
+        ValueError: if they do not fit the layer; names the layer and what would fit.
+    """
+    rank_shape = config.ranks(layer_name)
+    saved = None if config.resolved is None else config.resolved.layer(layer_name)
+    if saved is not None and (saved.out_features, saved.in_features) != (out_features, in_features):
+        raise ValueError(
+            f"layer {layer_name!r}: the adapter is for a layer of {saved.out_features} x {saved.in_features}, "
+            f"and this one is {out_features} x {in_features}"
+        )
+    given = config if saved is None else saved
+    form = Form(
+        rank_shape,
+        _split(layer_name, "in_shape", given.in_shape, in_features, rank_shape),
+        _split(layer_name, "out_shape", given.out_shape, out_features, rank_shape),
+        separation_rank=config.terms(layer_name),
+        in_features=in_features,
+        out_features=out_features,
+    )
+    _check_ranks(form, layer_name)
+    return form
+
+
+def _split(
+    layer_name: str, field: str, given: tuple[int, ...] | None, width: int, rank_shape: tuple[int, ...]
+) -> tuple[int, ...]:
+    if given is None:
+        return split_width(width, rank_shape)
+    if len(rank_shape) == 1 and given != (width,):
+        raise ValueError(
+            f"layer {layer_name!r}: {field} must be [{width}], the width, because A and B are dense with one rank in "
+            f"rank_shape, got {list(given)}"
+        )
+    most = MOST_PADDED * width
+    if len(given) != len(rank_shape) or not width <= prod(given) <= most:
+        raise ValueError(
+            f"layer {layer_name!r}: {field} must hold {len(rank_shape)} sizes with a product from {width} to {most}, "
+            f"such as {list(split_width(width, rank_shape))}, got {list(given)}"
+        )
+    return given
+
+
+def _check_ranks(form: Form, layer_name: str) -> None:
+    smaller = min(form.in_features, form.out_features)
+    if len(form.rank_shape) == 1 and form.rank > smaller:
+        raise ValueError(
+            f"layer {layer_name!r}: the rank must be in [1, {smaller}], the smaller side of {form.out_features} x "
+            f"{form.in_features}, got {form.rank}"
+        )
+    if form.separation_rank > form.max_separation_rank:
+        raise ValueError(
+            f"layer {layer_name!r}: separation_rank must be in [1, {form.max_separation_rank}] for {form.out_features} "
+            f"x {form.in_features} as {list(form.out_shape)} x {list(form.in_shape)} and rank_shape "
+            f"{list(form.rank_shape)}, got {form.separation_rank}"
+        )
+
+
+def form_in_file(config: LsrConfig, layer_name: str) -> Form:
+    """Return the form of a layer of a saved adapter, as its file says."""
+    assert config.resolved is not None
+    shapes = config.resolved.layer(layer_name)
+    return Form(
+        config.ranks(layer_name),
+        shapes.in_shape,
+        shapes.out_shape,
+        config.terms(layer_name),
+        shapes.in_features,
+        shapes.out_features,
+    )
+
+
+def check_room(config: LsrConfig, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Refuse, before allocating memory, shapes that need more than the file holds: its author can write any number.
+
+    `tensors` holds the tensors of each layer.
+
+    Raises:
+        ValueError: names the layer.
+    """
+    if config.resolved is None or config.frames != OWN:
+        return  # refused elsewhere, or checked with the file of the frames
+    held = sum(map(entries, (tensor for its in tensors.values() for tensor in its.values())))
+    for name in tensors:
+        form = form_in_file(config, name)
+        if not len(form.rank_shape) == len(form.in_shape) == len(form.out_shape):
+            continue  # the layer itself raises a better error
+        if (needed := form.parameters) > held:
+            raise ValueError(f"layer {name!r}: its configuration says {needed:,} entries, but the file holds {held:,}")
+        if (used := form.rank * (form.in_width + form.out_width)) > MOST_ENTRIES:
+            raise ValueError(f"layer {name!r}: its A and B have {used:,} entries; at most {MOST_ENTRIES:,} are allowed")

@@ -1,0 +1,135 @@
+"""The values that the options of an LsrConfig may have, and how they go together: one line says what is allowed."""
+
+import re
+from collections.abc import Iterable
+from math import inf
+from operator import index
+from typing import TYPE_CHECKING, Any
+
+from lsr.init import INITIALIZATIONS
+from lsr.tuner.factors import STORAGE
+from lsr.tuner.patterns import patterns_in
+
+if TYPE_CHECKING:
+    from lsr.tuner.config import LsrConfig
+
+SHARED = ("none", "layers")
+CORED = ("core", "all")  # the values of `train` that add a core
+TRAINED = ("factors", *CORED)
+OWN = "own"
+
+
+def check_options(config: "LsrConfig") -> None:
+    """Check a configuration, whose values have the types that it gives them.
+
+    Raises:
+        ValueError: names the field and what is allowed.
+    """
+    _check_shapes(config)
+    _check_numbers(config)
+    _check_words(config)
+    _check_layers(config)
+    _check_families(config)
+
+
+def _check_shapes(config: "LsrConfig") -> None:
+    for name, shape in _with_pattern(config, "rank_shape", "rank_pattern"):
+        if not shape or not all(map(_is_count, shape)):
+            raise ValueError(f"{name} must hold one or more ranks >= 1, got {list(shape)}")
+    for name, terms in _with_pattern(config, "separation_rank", "separation_rank_pattern"):
+        if not _is_count(terms):
+            raise ValueError(f"{name} must be >= 1, got {terms!r}")
+    for side in ("in_shape", "out_shape"):
+        shape = getattr(config, side)
+        if shape is not None and (len(shape) != len(config.rank_shape) or not all(map(_is_count, shape))):
+            raise ValueError(
+                f"{side} must hold {len(config.rank_shape)} sizes >= 1, as rank_shape does, got {list(shape)}"
+            )
+
+
+def _check_numbers(config: "LsrConfig") -> None:
+    for name, alpha in _with_pattern(config, "alpha", "alpha_pattern"):
+        if not _is_number(alpha) or not 0 < alpha < inf:
+            raise ValueError(f"{name} must be a positive number, got {alpha!r}")
+    if config.seed is not None and (isinstance(config.seed, bool) or not hasattr(config.seed, "__index__")):
+        raise ValueError(f"seed must be an integer or None, got {config.seed!r}")
+    if not _is_number(config.dropout) or not 0 <= config.dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {config.dropout!r}")
+
+
+def _check_words(config: "LsrConfig") -> None:
+    if not isinstance(config.init_weights, bool) and config.init_weights not in INITIALIZATIONS:
+        raise ValueError(f"init_weights must be a bool or one of {list(INITIALIZATIONS)}, got {config.init_weights!r}")
+    words = {"train": TRAINED, "core": ("full", "diagonal"), "share": SHARED, "frames_dtype": tuple(STORAGE)}
+    for name, allowed in words.items():
+        if getattr(config, name) not in allowed:
+            raise ValueError(f"{name} must be one of {list(allowed)}, got {getattr(config, name)!r}")
+    if config.bias not in ("none", "all", "lsr_only"):
+        raise ValueError(f"bias must be 'none', 'all' or 'lsr_only', got {config.bias!r}")
+
+
+def _check_layers(config: "LsrConfig") -> None:
+    if isinstance(config.target_modules, str) and config.target_modules != "all-linear":
+        for name in ("layers_to_transform", "layers_pattern"):
+            if getattr(config, name) is not None:
+                raise ValueError(f"{name} needs target_modules to be a list, got the pattern {config.target_modules!r}")
+    if config.layers_pattern and config.layers_to_transform is None:
+        raise ValueError("layers_pattern needs layers_to_transform, got None")
+    for name, pattern in patterns_in(vars(config)):
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"{name}: {pattern!r} is not a valid regular expression: {error}") from None
+
+
+def _check_families(config: "LsrConfig") -> None:
+    # Separable sums, or a core between dense frames.
+    for name, shape in _with_pattern(config, "rank_shape", "rank_pattern"):
+        if config.has_core and len(shape) > 1:
+            raise ValueError(
+                f"train={config.train!r} needs one rank in {name}, because a core is between dense frames, got "
+                f"{list(shape)}"
+            )
+    if len(config.rank_shape) == 1 and config.separation_rank != 1:
+        raise ValueError(
+            "separation_rank must be 1 if rank_shape holds one rank, because A and B are then dense, got "
+            f"{config.separation_rank}"
+        )
+    if config.share == "layers" and not config.has_core:
+        raise ValueError(
+            f"share='layers' needs train to be one of {list(CORED)}, got {config.train!r}: without a core of its own "
+            "each layer would have the same update"
+        )
+    if config.core == "diagonal" and not config.has_core:
+        raise ValueError(f"core='diagonal' needs train='core' or 'all', got train={config.train!r}")
+    for name, usual in (("frames", OWN), ("frames_dtype", "float32")):
+        if config.train != "core" and getattr(config, name) != usual:
+            raise ValueError(
+                f"{name}={getattr(config, name)!r} needs train='core': trained factors belong to the adapter and are "
+                f"in float32, got train={config.train!r}"
+            )
+
+
+def _with_pattern(config: "LsrConfig", name: str, pattern: str) -> Iterable[tuple[str, Any]]:
+    """Return the default value and those of single layers, each after its name in error messages."""
+    single = ((f"{pattern}[{key!r}]", value) for key, value in getattr(config, pattern).items())
+    return ((name, getattr(config, name)), *single)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def as_sizes(name: str, values: object) -> tuple[int, ...]:
+    """Return a sequence of numbers as a tuple, with numpy's integers as Python's.
+
+    Raises:
+        ValueError: if it is no list or tuple; names the field.
+    """
+    if not isinstance(values, list | tuple):
+        raise ValueError(f"{name} must be a list or tuple of numbers, got {values!r}")
+    return tuple(index(v) if hasattr(v, "__index__") and not isinstance(v, bool) else v for v in values)

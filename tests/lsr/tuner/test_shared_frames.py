@@ -1,0 +1,477 @@
+"""Frames from another folder: held once for all adapters, told by their hash, and never mistaken for others."""
+
+import copy
+import gc
+import json
+import os
+import re
+import shutil
+import weakref
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+
+from lsr import LsrConfig, start_from_examples
+from lsr.algebra.shapes import Form
+from lsr.convert.inspect import inspect_adapter
+from lsr.loading.adapters import load_adapter, load_layers
+from lsr.loading.files import InputError
+from lsr.tuner.forms import check_room
+from lsr.tuner.linear import adapted_layers
+from lsr.tuner.resolved import Resolved
+from lsr.tuner.sharing import frames_hash
+from lsr.tuner.start import initialize_factors
+from tests.capabilities.checks import stir, train, trainable
+from tests.capabilities.models import logits, tiny, tokens
+
+pytestmark = pytest.mark.usefixtures("remembered_fits")
+
+USUAL = {"task_type": "SEQ_CLS", "rank_shape": (4,), "alpha": 7, "seed": 0, "train": "core"}
+SOURCES = {  # fields of the adapter whose frames they are
+    "of its own layers": {"init_weights": "principal"},
+    "of separable sums": {"train": "factors"},
+    "of kinds, trained": {"share": "layers", "train": "all"},
+    "rounded to bfloat16": {"frames_dtype": "bfloat16", "share": "layers"},
+    "rounded to signs": {"frames_dtype": "sign"},
+}
+QUERY = "bert.encoder.layer.0.attention.self.query"
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+each_source = pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
+
+
+def first(folder, **fields):
+    """A perturbed adapter with frames of its own, saved beside its base."""
+    base = tiny("bert")
+    base.save_pretrained(str(folder.parent / "base"))
+    base.name_or_path = str(folder.parent / "base")
+    model = stir(get_peft_model(base, LsrConfig(**{**USUAL, **fields})).eval())
+    model.save_pretrained(str(folder))
+    return model
+
+
+def second(folder, source, **fields):
+    """The configuration of an adapter that takes its frames from a folder."""
+    share = {"share": source["share"]} if "share" in source else {}
+    return LsrConfig(**{**USUAL, **share, "frames": str(folder), **fields})
+
+
+def on_frames_of(folder, source, base=None, **fields):
+    base = tiny("bert") if base is None else base
+    base.name_or_path = str(folder.parent / "base")
+    return get_peft_model(base, second(folder, source, **fields)).eval()
+
+
+def adapters(model, name="default"):
+    return {key: layer.adapter(name) for key, layer in adapted_layers(model).items() if name in layer.lsr_adapters}
+
+
+def kept(model):
+    """Frames from elsewhere that layers of a model keep."""
+    return [frames for layer in adapted_layers(model).values() for frames in layer.lsr_frames.values()]
+
+
+def same_factors(one, two):
+    return all(
+        torch.equal(x, y) for pair in zip(one.factors(), two.factors(), strict=True) for x, y in zip(*pair, strict=True)
+    )
+
+
+def edit(folder, **changes):
+    path = folder / CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+# What it holds and stores
+
+
+@each_source
+def test_it_starts_as_the_base_model_with_the_frames_of_the_other(source, tmp_path):
+    owner = adapters(first(tmp_path / "one", **source))
+    model = on_frames_of(tmp_path / "one", source)
+    assert torch.equal(logits(model), logits(tiny("bert")))
+    for name, adapter in adapters(model).items():
+        assert same_factors(adapter, owner[name])
+        assert adapter.frames is not adapter
+    stir(model)
+    a, b = (value.detach() for value in adapters(model)[QUERY].collapse())
+    own_a, own_b = owner[QUERY].matrices(*owner[QUERY].factors())
+    assert_close(a, adapters(model)[QUERY].core @ own_a)
+    assert torch.equal(b, own_b)
+
+
+@each_source
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+def test_cores_and_heads_alone_train_are_stored_and_come_back_bit_for_bit(source, low_cpu_mem_usage, tmp_path):
+    owner = first(tmp_path / "one", **source)
+    model = on_frames_of(tmp_path / "one", source)
+    frames = [{name: value.clone() for name, value in one.named_buffers()} for one in kept(model)]
+    assert {name.rpartition(".")[2] for name in trainable(model) if ".lsr_" in name} == {"core"}
+    train(model)
+    for one, values in zip(kept(model), frames, strict=True):
+        assert all(torch.equal(value, values[name]) for name, value in one.named_buffers())
+    model.save_pretrained(str(tmp_path / "two"))
+    written = load_file(tmp_path / "two" / WEIGHTS)
+    assert {name.rpartition(".")[2] for name in written if ".lsr_" in name} == {"core"}
+    for name, layer in adapted_layers(model).items():
+        sizes, its = layer.sizes("default"), adapted_layers(owner)[name].sizes("default")
+        assert (sizes.trained, sizes.stored, sizes.effective) == (16, 16, its.effective + 16 * (its.effective == 192))
+    loaded = PeftModel.from_pretrained(tiny("bert"), str(tmp_path / "two"), low_cpu_mem_usage=low_cpu_mem_usage)
+    assert torch.equal(logits(loaded), logits(model))
+    assert not any(value.is_meta for one in kept(loaded) for value in one.buffers())
+    loaded.save_pretrained(str(tmp_path / "three"))
+    for file in (WEIGHTS, CONFIG):
+        assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "three" / file).read_bytes()
+
+
+def test_its_file_says_whose_frames_it_was_trained_on(tmp_path):
+    first(tmp_path / "one")
+    on_frames_of(tmp_path / "one", {}).save_pretrained(str(tmp_path / "two"))
+    tensors = {}
+    for key, value in load_file(tmp_path / "one" / WEIGHTS).items():
+        layer, infix, name = key.removeprefix("base_model.model.").partition(".lsr_adapters.")
+        if infix and name != "core":
+            tensors.setdefault(layer, {})[name] = value
+    said = json.loads((tmp_path / "two" / CONFIG).read_text())
+    assert said["resolved"]["frames_hash"] == frames_hash(tensors)
+    assert said["frames"] == str(tmp_path / "one")
+    assert json.loads((tmp_path / "one" / CONFIG).read_text())["resolved"]["frames_hash"] is None
+
+
+def test_the_hash_tells_names_dtypes_shapes_and_bytes_apart():
+    usual = {"a": {"factor_A1": torch.arange(6.0).reshape(1, 2, 3)}}
+    others = [
+        {"b": usual["a"]},
+        {"a": {"factor_B1": usual["a"]["factor_A1"]}},
+        {"a": {"factor_A1": usual["a"]["factor_A1"].double()}},
+        {"a": {"factor_A1": usual["a"]["factor_A1"].reshape(1, 3, 2)}},
+        {"a": {"factor_A1": usual["a"]["factor_A1"] + 1e-6}},
+        {},
+    ]
+    assert len({frames_hash(tensors) for tensors in (usual, *others)}) == 1 + len(others)
+    assert frames_hash({"a": {"factor_A1": usual["a"]["factor_A1"].mT.contiguous().mT}}) == frames_hash(usual)
+
+
+# One copy
+
+
+@pytest.mark.parametrize("share", ["none", "layers"])
+def test_adapters_of_one_model_hold_one_copy_which_is_freed_with_the_last(share, tmp_path):
+    source = {"share": share}
+    first(tmp_path / "one", **source)
+    shutil.copytree(tmp_path / "one", tmp_path / "copy")
+    model = on_frames_of(tmp_path / "one", source)
+    count = len(kept(model))
+    assert count == (2 if share == "layers" else 4)
+    model.add_adapter("second", second(tmp_path / "copy", source))
+    model.save_pretrained(str(tmp_path / "two"))
+    model.load_adapter(str(tmp_path / "two" / "second"), "third")
+    assert len(kept(model)) == count
+    others = [adapters(model, name) for name in ("second", "third")]
+    assert all(adapter.frames is other[name].frames for name, adapter in adapters(model).items() for other in others)
+    del others
+    tensors = [weakref.ref(value) for one in kept(model) for value in one.buffers()]
+    model.set_adapter("second")
+    expected = logits(model)
+    model.delete_adapter("default")
+    assert (len(kept(model)), torch.equal(logits(model), expected)) == (count, True)
+    model.delete_adapter("third")
+    model.delete_adapter("second")
+    assert kept(model) == []
+    gc.collect()
+    assert not any(tensor() is not None for tensor in tensors)
+
+
+def test_an_adapter_on_more_layers_holds_the_same_frames_and_one_may_have_a_single_layer(tmp_path):
+    owner = first(tmp_path / "one", share="layers")
+    model = on_frames_of(tmp_path / "one", {"share": "layers"}, target_modules=["query"], layers_to_transform=[1])
+    (adapter,) = adapters(model).values()
+    assert same_factors(adapter, adapters(owner)[QUERY])
+    assert len(kept(model)) == 1
+    model.add_adapter("second", second(tmp_path / "one", {"share": "layers"}))
+    assert len(kept(model)) == 2
+    assert adapters(model, "second")[QUERY].frames is adapter.frames
+
+
+# As any adapter
+
+
+@each_source
+def test_a_copy_holds_frames_of_its_own_and_they_go_where_the_model_goes(source, tmp_path):
+    first(tmp_path / "one", **source)
+    model = stir(on_frames_of(tmp_path / "one", source))
+    before, twin = logits(model), copy.deepcopy(model)
+    assert torch.equal(logits(twin), before)
+    assert all(any(adapter.frames is one for one in kept(twin)) for adapter in adapters(twin).values())
+    assert not any(one is other for one in kept(twin) for other in kept(model))
+    assert_close(logits(twin.double()), before.double(), atol=1e-4, rtol=1e-4)
+    assert {value.device.type for one in kept(twin.to("meta")) for value in one.buffers()} == {"meta"}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "sign"])
+@pytest.mark.parametrize("cast", [torch.nn.Module.half, torch.nn.Module.double])
+def test_rounded_frames_of_a_model_in_another_dtype_are_still_frames(cast, dtype, tmp_path):
+    owner = first(tmp_path / "one", frames_dtype=dtype)
+    expected = {name: value.clone() for name, value in owner.state_dict().items() if ".factor_" in name}
+    cast(owner).save_pretrained(str(tmp_path / "two"))
+    assert all(torch.equal(owner.state_dict()[name], value) for name, value in expected.items())
+    assert len(kept(on_frames_of(tmp_path / "two", {}))) == len(adapters(owner))
+
+
+@each_source
+def test_a_bfloat16_base_merging_mixed_rows_and_disabling_work(source, tmp_path):
+    first(tmp_path / "one", **source)
+    half = get_peft_model(tiny("bert").bfloat16(), second(tmp_path / "one", source)).eval()
+    assert torch.equal(logits(half), logits(tiny("bert").bfloat16()))
+    assert all(train(half)[1].values())
+    model = stir(on_frames_of(tmp_path / "one", source, task_type=None))
+    model.add_adapter("second", LsrConfig(rank_shape=(2, 2), separation_rank=2, seed=0, init_weights=False))
+    before = logits(model.eval())
+    with model.disable_adapter():
+        base = logits(model)
+    assert torch.equal(base, logits(tiny("bert")))
+    with torch.no_grad():
+        mixed = model(**tokens(), adapter_names=["default", "__base__", "default", "__base__"]).logits
+    assert_close(mixed, torch.stack([before[0], base[1], before[2], base[3]]))
+    model.merge_adapter()
+    assert_close(logits(model), before, atol=1e-5, rtol=1e-5)
+    model.unmerge_adapter()
+    assert torch.equal(logits(model), before)
+
+
+def test_initializing_such_an_adapter_leaves_its_frames_and_what_its_file_says(tmp_path):
+    first(tmp_path / "one")
+    model = on_frames_of(tmp_path / "one", {})
+    assert list(initialize_factors(model)) == []
+    with pytest.raises(ValueError, match=rf"^frames: the frames of '{tmp_path}/one' are fixed and cannot be initial"):
+        start_from_examples(model, [])
+    model.save_pretrained(str(tmp_path / "two"))
+    assert json.loads((tmp_path / "two" / CONFIG).read_text())["resolved"]["frames_hash"] is not None
+
+
+# Where they are
+
+
+@pytest.mark.parametrize("frames", ["frames", "../frames", "inside/frames"])
+def test_a_relative_folder_is_one_beside_or_inside_the_adapters(frames, tmp_path, monkeypatch):
+    first(tmp_path / "elsewhere")
+    model = stir(on_frames_of(tmp_path / "elsewhere", {}))
+    model.save_pretrained(str(tmp_path / "two"))
+    place = {"frames": "frames", "../frames": "frames", "inside/frames": "two/inside/frames"}[frames]
+    (tmp_path / place).parent.mkdir(exist_ok=True, parents=True)
+    shutil.move(tmp_path / "elsewhere", tmp_path / place)
+    edit(tmp_path / "two", frames=frames)
+    first(tmp_path / "here/frames", seed=1)  # other frames of the name in the working directory
+    monkeypatch.chdir(tmp_path / "here")
+    assert torch.equal(logits(PeftModel.from_pretrained(tiny("bert"), str(tmp_path / "two"))), logits(model))
+    assert load_layers(tmp_path / "two").layers.keys() == adapted_layers(model).keys()
+
+
+def test_a_relative_folder_is_one_of_the_working_directory_for_a_new_adapter(tmp_path, monkeypatch):
+    owner = first(tmp_path / "one")
+    monkeypatch.chdir(tmp_path)
+    model = get_peft_model(tiny("bert"), LsrConfig(**USUAL, frames="one"))
+    assert same_factors(adapters(model)[QUERY], adapters(owner)[QUERY])
+
+
+# What holds no frames, or others
+
+
+def replace_tensor(folder, part, change):
+    tensors = load_file(folder / WEIGHTS)
+    key = next(key for key in sorted(tensors) if key.endswith(part))
+    value = change(tensors.pop(key))
+    save_file(tensors if value is None else {**tensors, key: value}, folder / WEIGHTS)
+
+
+B1 = "1.attention.self.value.lsr_adapters.factor_B1"
+
+
+def stale(folder):
+    replace_tensor(folder, "factor_A1", lambda value: value + 1e-3)
+
+
+def nan(folder):
+    replace_tensor(folder, "factor_A1", lambda value: value * float("nan"))
+
+
+def without_a_factor(folder):
+    replace_tensor(folder, B1, lambda _: None)
+
+
+def of_another_shape(folder):
+    replace_tensor(folder, B1, lambda value: value[:, :-1].clone())
+
+
+def of_another_dtype(folder):
+    replace_tensor(folder, B1, lambda value: value.to(torch.uint8))
+
+
+def of_no_dtype(folder):
+    replace_tensor(folder, B1, lambda value: value != 0)
+
+
+def cut_off(folder):
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:100])
+
+
+def without_configuration(folder):
+    (folder / CONFIG).unlink()
+
+
+def without_shapes(folder):
+    edit(folder, resolved=None)
+
+
+def of_another_method(folder):
+    edit(folder, peft_type="LORA")
+
+
+def gone(folder):
+    shutil.rmtree(folder)
+
+
+def as_core(folder):
+    edit(folder, frames="./other", train="core")
+
+
+def of_a_short_sketch(folder):
+    fields = json.loads((folder / CONFIG).read_text())
+    edit(folder, resolved=fields["resolved"] | {"base_sketch": {"a": [1.0]}})
+
+
+def huge(folder):
+    edit(folder, rank_shape=[10_000_000])
+
+
+def endless(folder):
+    edit(folder, rank_pattern={"([a-z0-9.]+)+X": [4]})
+
+
+def as_pipe(folder):
+    (folder / WEIGHTS).unlink()
+    os.mkfifo(folder / WEIGHTS)
+
+
+def large(folder):
+    edit(folder, task_type="x" * 8_000_000)
+
+
+DAMAGE = {  # what became of the folder: what a new adapter says
+    nan: r"no LSR adapter can be read from .*: base_model\..*factor_A1 holds values that are not finite",
+    of_no_dtype: r"factor_B1 holds values of bool; needed: float64",
+    huge: r"layer 'bert.*query': its configuration says 480,000,000 entries, but the file holds 768",
+    endless: r"rank_pattern: '.*' is a pattern; in an adapter's file only the names of layers are read",
+    as_pipe: r"adapter_model\.safetensors: not a file",
+    large: r"adapter_config\.json: a file of over 8,000,000 bytes",
+    without_a_factor: r"factor_B1 is missing",
+    of_another_shape: r"factor_B1 is \(1, 23, 4\) in torch\.float32, needed: \(1, 24, 4\) in torch\.float32",
+    of_another_dtype: r"factor_B1 is \(1, 24, 4\) in torch\.uint8, needed: \(1, 24, 4\) in torch\.float32",
+    cut_off: "no LSR adapter can be read from",
+    without_configuration: r"no LSR adapter can be read from .*: adapter_config\.json is missing",
+    without_shapes: "no LSR adapter can be read from .*: it is not a saved LSR adapter",
+    of_another_method: "no LSR adapter can be read from",
+    gone: "no LSR adapter can be read from .*: no such folder",
+    of_a_short_sketch: "resolved: not what a saved adapter says of its layers",
+    as_core: r"holds only a core; its frames are in '\./other': name that",
+    stale: r"have the hash [0-9a-f]{12}, but the adapter was trained on others, [0-9a-f]{12}",
+}
+OTHERS = {  # fields of both adapters, what is said
+    "rank": ({}, {"rank_shape": (2,)}, r"layer 'bert.*query': the adapter needs frames of rank_shape \[2\] .* \[4\]"),
+    "factors": (
+        {"rank_shape": (2, 2), "separation_rank": 3, "train": "factors"},
+        {},
+        r"rank_shape \[4\] for .* \[2, 2\]",
+    ),
+    "shared rank": ({"share": "layers"}, {"share": "layers", "rank_shape": (2,)}, "holds none for this layer and form"),
+    "share": ({"share": "layers"}, {}, "need share='layers', got 'none'"),
+    "not shared": ({}, {"share": "layers"}, "need share='none', got 'layers'"),
+    "other layers": (
+        {"target_modules": ["query"]},
+        {"target_modules": ["query", "value"]},
+        "layer 'bert.encoder.layer.0.attention.self.value': .* holds none for this layer",
+    ),
+}
+
+
+def refused(act, message):
+    with pytest.raises(ValueError, match=message) as found:
+        act()
+    assert "\n" not in str(found.value)
+    return str(found.value)
+
+
+def refused_by_a_model(folder, message, **fields):
+    """A new model and one with an adapter refuse the frames in a folder, and stay as they were."""
+    base = tiny("bert")
+    said = refused(lambda: get_peft_model(base, LsrConfig(**{**USUAL, "frames": str(folder), **fields})), message)
+    assert str(folder) in said
+    assert list(base.state_dict()) == list(tiny("bert").state_dict())
+    model = get_peft_model(tiny("bert"), LsrConfig(**USUAL))
+    before = set(model.state_dict())
+    config = LsrConfig(**{**USUAL, "frames": str(folder), **fields})
+    refused(lambda: model.add_adapter("second", config), message)
+    assert set(model.state_dict()) == before
+    assert list(model.peft_config) == ["default"]
+    assert kept(model) == []
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE.items(), ids=lambda value: getattr(value, "__name__", ""))
+def test_a_damaged_folder_is_refused_in_one_line_by_every_reader(damage, message, tmp_path):
+    first(tmp_path / "one")
+    on_frames_of(tmp_path / "one", {}).save_pretrained(str(tmp_path / "two"))
+    damage(tmp_path / "one")
+    if damage is not stale:  # only an adapter that was trained on them knows that these are others
+        refused_by_a_model(tmp_path / "one", message)
+    hashed = rf"{message}|have the hash [0-9a-f]{{12}}, but the adapter was trained on others"
+    refused(lambda: PeftModel.from_pretrained(tiny("bert"), str(tmp_path / "two")), hashed)
+    for read in (load_adapter, load_layers, inspect_adapter):
+        with pytest.raises(InputError) as found:
+            read(tmp_path / "two")
+        assert re.search(hashed, found.value.args[0])  # whole: long paths are cut in the line that is printed
+        assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(("source", "fields", "message"), OTHERS.values(), ids=OTHERS)
+def test_frames_of_another_form_are_refused_and_the_model_stays_as_it_was(source, fields, message, tmp_path):
+    first(tmp_path / "one", **source)
+    refused_by_a_model(tmp_path / "one", message, **fields)
+
+
+def test_few_numbers_are_not_taken_that_stand_for_large_matrices():
+    form = Form((200, 200), (200, 200), (200, 200), 1, 40_000, 40_000)
+    config = LsrConfig(rank_shape=(200, 200), separation_rank=1)
+    config.resolved = Resolved.of({"layer": form}, {})
+    tensors = {"layer": {"factor_A1": torch.empty(form.parameters)}}
+    with pytest.raises(ValueError, match="layer 'layer': its A and B have 3,200,000,000 entries; at most 1,07"):
+        check_room(config, tensors)
+
+
+def test_frames_that_a_kind_of_layers_shares_are_refused_if_two_layers_hold_them(tmp_path):
+    first(tmp_path / "one", share="layers")
+    tensors = load_file(tmp_path / "one" / WEIGHTS)
+    again = {key.replace("layer.0.", "layer.1."): value + 1 for key, value in tensors.items() if "factor_" in key}
+    save_file({**tensors, **again}, tmp_path / "one" / WEIGHTS)
+    held = r"holds those of .* twice, the second time in layer 'bert\.encoder\.layer\.1\.attention\.self\.query'"
+    refused_by_a_model(tmp_path / "one", held, share="layers")
+
+
+def test_frames_of_another_base_model_are_refused(tmp_path):
+    first(tmp_path / "one")
+    base = tiny("bert")
+    torch.manual_seed(1)
+    for parameter in base.parameters():
+        parameter.data = torch.randn_like(parameter)
+    said = re.escape(f"are of another base model: the weights of layer {QUERY!r} differ")
+    refused(lambda: get_peft_model(base, second(tmp_path / "one", {})), said)
+    assert list(base.state_dict()) == list(tiny("bert").state_dict())
+    on_frames_of(tmp_path / "one", {}).save_pretrained(str(tmp_path / "two"))
+    refused(lambda: PeftModel.from_pretrained(base, str(tmp_path / "two")), said)
+
+
+def test_a_name_that_is_no_folder_is_refused_without_a_hub():
+    said = "frames: no LSR adapter can be read from 'nobody/nothing': no such folder, and from the hub: "
+    with pytest.raises(ValueError, match=re.escape(said)):
+        get_peft_model(tiny("bert"), LsrConfig(**USUAL, frames="nobody/nothing"))
