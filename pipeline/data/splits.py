@@ -65,7 +65,7 @@ def _examples(table: pd.DataFrame, row: DatasetRow, before: int, dropped: Counte
     table, numbers, found = table[apart], numbers[apart], found[apart]
     made = texts.of(table, row)
     # Choices are kept or dropped together: each is identified by the texts of all.
-    folded = [text[name].map(fold) for text in made for name in text]
+    folded = [text[name].map(fold).astype("str") for text in made for name in text]  # no rows have no type
     same = reduce(lambda one, other: one + "\n" + other, folded)
     together = same if not row.group else table[row.group[0]].map(str).map(fold)
     if row.group:
