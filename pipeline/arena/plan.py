@@ -8,8 +8,8 @@ all rates. Only the validation score decides.
 import hashlib
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, fields
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 from pipeline import params
@@ -17,11 +17,13 @@ from pipeline.arena import record
 from pipeline.arena.files import digests
 from pipeline.arena.preset import PATH, Preset, Reads
 from pipeline.arena.record import RATE, Record
+from pipeline.methods.table import known_types
+from pipeline.params import PeftParams
 from pipeline.params.changed import changed
 
 VERSION = 1  # to be raised when a change of code invalidates old records: all are then run again
 HEAD = f"train.head_{RATE}"
-NAMES = {"data", "model"}  # fields of the view that only name rows, whose contents are other fields
+NAMES = {"data", "model", "adapter"}  # fields of the view that only name what other fields hold
 Records = Mapping[str, Record]  # by key
 TRIES, SEEDS = "tries", "seeds"  # purposes of trainings
 
@@ -98,8 +100,7 @@ class Run:
 
     def rate_keys(self) -> list[str]:
         """Return the names of the method's learning rates in its section, the main one first; none for the head."""
-        names = [name for name in self._view(0)[1].section.model_dump() if name.endswith(RATE)]
-        return sorted(names, key=len)
+        return list(self._view(0)[1].section.rates)
 
     def _cell(self, setting: Setting, seed: int) -> Cell:
         overrides, view = self._view(setting.choice)
@@ -244,8 +245,9 @@ def _beyond(tried: Mapping[Setting, Cell], records: Records) -> Setting | None:
 def key_of(view: ArenaView, reads: Mapping[str, Reads]) -> str:
     """Return a hash of all inputs of a training, its values, rows and contents of files: 16 hexadecimal digits.
 
-    Values at the default of their schema are not hashed, so keys stay when an option comes, with what was done before
-    as its default, or goes. Where a default changes, VERSION must.
+    Names of rows and sections are not hashed, and neither are values at their defaults, of our schema or of PEFT. So
+    keys stay when an option comes, with what was done before as its default, or goes. Where a default changes, VERSION
+    must.
 
     Raises:
         UserError: if a file that a row names does not exist.
@@ -253,11 +255,27 @@ def key_of(view: ArenaView, reads: Mapping[str, Reads]) -> str:
     sources = [view.dataset.source, *(row.source for row in view.pooled.values()), view.base_model.source]
     known = {
         **view.model_dump(mode="json", exclude=NAMES, exclude_defaults=True),
+        "section": _changed_values(view),
         "version": VERSION,
         "reads": [one.model_dump(mode="json") for one in reads.values()],
         "files": digests([*sources, getattr(view.section, "frames", "own")]),
     }
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _changed_values(view: ArenaView) -> dict[str, Any]:
+    """Return the type of a section, and its values that are no defaults."""
+    section = view.section
+    usual = _defaults_in_peft(section.type) if isinstance(section, PeftParams) else {}
+    values = section.model_dump(mode="json", exclude_defaults=True)
+    kept = {name: value for name, value in values.items() if name not in usual or value != usual[name]}
+    return {"type": view.adapter} | kept  # the sections without a type have fixed names
+
+
+@cache
+def _defaults_in_peft(method: str) -> dict[str, Any]:
+    config = known_types().get(method)
+    return {one.name: one.default for one in fields(config)} if config else {}
 
 
 def _times(rate: float, factor: float) -> float:
