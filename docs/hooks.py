@@ -59,10 +59,10 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     """Fill in the tables, and lead the links that leave docs/ to the copies in the site."""
     here = page.file.src_uri
 
-    def inside(found: re.Match[str]) -> str:
-        path = _in_repository(here, found["path"])
+    def inside(match: re.Match[str]) -> str:
+        path = _in_repository(here, match["path"])
         if path is None:
-            return found["path"]
+            return match["path"]
         return relpath(OF_PAGES.get(path, path), Path(here).parent.as_posix())
 
     return LINK.sub(inside, TABLE.sub(_table, markdown))
@@ -73,22 +73,22 @@ def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files
     return FORMULA.sub(_formula, html)
 
 
-def _formula(found: re.Match[str]) -> str:
-    display = "block" if found[2] == "[" else "inline"
-    text = found[3].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">")
+def _formula(match: re.Match[str]) -> str:
+    display = "block" if match[2] == "[" else "inline"
+    text = match[3].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">")
     return convert(text, display=display)
 
 
-def _from_docs(uri: str, found: re.Match[str]) -> str:
+def _from_docs(uri: str, match: re.Match[str]) -> str:
     """Lead a link of a page that lies at the root of the repository as from where the site has the page."""
-    path = found["path"]
+    path = match["path"]
     here = OF_PAGES.get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else f"../{path}")
     return relpath(here, Path(uri).parent.as_posix())
 
 
 def _outside(page: File) -> Iterator[str]:
-    for found in LINK.finditer(page.content_string):
-        if path := _in_repository(page.src_uri, found["path"]):
+    for match in LINK.finditer(page.content_string):
+        if path := _in_repository(page.src_uri, match["path"]):
             yield path
 
 
@@ -98,10 +98,10 @@ def _in_repository(page: str, link: str) -> str | None:
     return None if path.startswith(("docs/", "..")) else path
 
 
-def _table(found: re.Match[str]) -> str:
-    if found[1] not in TABLES:
-        raise PluginError(f"there is no table {found[1]}, only {', '.join(TABLES)}")
-    return TABLES[found[1]]()
+def _table(match: re.Match[str]) -> str:
+    if match[1] not in TABLES:
+        raise PluginError(f"there is no table {match[1]}, only {', '.join(TABLES)}")
+    return TABLES[match[1]]()
 
 
 def _rows(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -190,8 +190,10 @@ def _type(annotation: Any) -> str:
 def commands() -> str:
     """Return the help of every command of `python -m lsr`."""
     os.environ["COLUMNS"] = COLUMNS
-    (found,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
-    parts = [f"## {name}\n\n```text\n{command.format_help().strip()}\n```\n" for name, command in found.choices.items()]
+    (subparsers,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
+    parts = [
+        f"## {name}\n\n```text\n{command.format_help().strip()}\n```\n" for name, command in subparsers.choices.items()
+    ]
     return "\n".join(parts)
 
 

@@ -93,10 +93,10 @@ def filled(text: str) -> str:
 
 def default_run() -> Iterator[str]:
     """Yield the scores of the default run, fractions."""
-    found = json.loads((ROOT / "reports/evaluate/metrics.json").read_text(encoding="utf-8"))
-    header = ("test split", "score", f"95 % interval over its {found['examples']:,} examples")
+    metrics = json.loads((ROOT / "reports/evaluate/metrics.json").read_text(encoding="utf-8"))
+    header = ("test split", "score", f"95 % interval over its {metrics['examples']:,} examples")
     rows = [
-        (name, f"{found[name]:.3f}", f"{found[f'{name}_low']:.3f} to {found[f'{name}_high']:.3f}")
+        (name, f"{metrics[name]:.3f}", f"{metrics[f'{name}_low']:.3f} to {metrics[f'{name}_high']:.3f}")
         for name in ("accuracy", "f1")
     ]
     return table(header, rows)
@@ -104,11 +104,11 @@ def default_run() -> Iterator[str]:
 
 def arena(methods: Sequence[str] | None, columns: Sequence[str]) -> Iterator[str]:
     """Yield the scores of methods of the preset `offline`, in percent; None: all methods."""
-    found = results("offline")
+    by_task = results("offline")
     rows = [
-        [method, *_sizes(found["average", method]), f"{_kilobytes(found['average', method]):,.0f}"]
-        + [_scored(found[task, method], 1, 1) for task in columns]
-        for method in methods or dict.fromkeys(method for _, method in found)
+        [method, *_sizes(by_task["average", method]), f"{_kilobytes(by_task['average', method]):,.0f}"]
+        + [_scored(by_task[task, method], 1, 1) for task in columns]
+        for method in methods or dict.fromkeys(method for _, method in by_task)
     ]
     names = ["mean" if task == "average" else task for task in columns]
     return table(("method", "trained", "stored", "file, kB", *names), rows)
@@ -119,13 +119,13 @@ def forms(preset: str, methods: Mapping[str, str], beside: Sequence[str], *, int
 
     Sizes are of the first data set; ▲ and ▼ say that the interval of the difference to the baseline excludes 0.
     """
-    found = results(preset)
+    by_task = results(preset)
     rows = []
     for shown, method in methods.items():
-        first = found[FORMS[0], method]
+        first = by_task[FORMS[0], method]
         trained, stored = _sizes(first)
         sizes = {"trained": trained, "stored": stored, "kB": f"{_kilobytes(first) - 0.004 * first['head']:,.1f}"}
-        scores = [_scored(found[task, method], 100, 3, intervals) + _mark(found[task, method]) for task in FORMS]
+        scores = [_scored(by_task[task, method], 100, 3, intervals) + _mark(by_task[task, method]) for task in FORMS]
         rows.append([shown, *(sizes[name] for name in beside), *scores])
     return table(("method", *beside, *FORMS), rows)
 

@@ -95,7 +95,7 @@ def serve(count: int, rounds: int) -> list[Row]:
 
 def loading(count: int) -> list[Loading]:
     """Time the loading of the first and of the last of `count` adapters from folders, and of all from one file."""
-    found = [_lora_loading(3 * LOADED)]
+    rows = [_lora_loading(3 * LOADED)]
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder)
         for form, config in FORMS.items():
@@ -108,8 +108,8 @@ def loading(count: int) -> list[Loading]:
             last = [_seconds(partial(bank.add, f"last {n}", saved / "adapter")) for n in range(LOADED)]
             bank.save(saved / "bank", force=True)
             of_file = _seconds(partial(AdapterBank.load, _base(), saved / "bank"))
-            found.append(Loading(form, len(bank), median(first), median(last), of_file))
-    return found
+            rows.append(Loading(form, len(bank), median(first), median(last), of_file))
+    return rows
 
 
 def _lora_loading(count: int) -> Loading:

@@ -24,11 +24,12 @@ def show_layers(rows: Sequence[layer.Row]) -> None:
         ("both_overhead", f"layer, forward and backward: what is added to the frozen layer, over {PEER}'s"),
     ):
         cells: list[list[console.Cell]] = [
-            [case.name, *(float(f"{getattr(row, field):.3g}") for row in found)] for case, found in _by_layer(rows)
+            [case.name, *(float(f"{getattr(row, field):.3g}") for row in measured)]
+            for case, measured in _by_layer(rows)
         ]
         console.table(title, ["case", *METHODS], cells)
-    for case, found in _by_layer([row for row in rows if row.peak_bytes is not None]):
-        peaks = [(row.method, row.peak_bytes // 10**6) for row in found if row.peak_bytes is not None]
+    for case, measured in _by_layer([row for row in rows if row.peak_bytes is not None]):
+        peaks = [(row.method, row.peak_bytes // 10**6) for row in measured if row.peak_bytes is not None]
         console.table(f"layer, forward and backward, {case.name}", ["method", "peak MB"], peaks)
 
 

@@ -68,18 +68,18 @@ def run(cases: tuple[Case, ...], threads: int, rounds: int = ROUNDS) -> Iterator
     """
     for case in console.track(cases, "step", len(cases), "cases"):
         with process(threads, __name__) as worker:
-            found, sizes = worker.submit(times, case, rounds).result()
+            seconds, sizes = worker.submit(times, case, rounds).result()
         for method in METHODS:
             has_peak = (case.targets, case.dtype) == (ALL_LINEAR, "float32")
             yield Row(
                 *case,
                 method=method,
                 trained=sizes[method],
-                seconds=median(found[method]),
-                examples_a_second=BATCHES[case.model][0] / median(found[method]),
-                speed_to_lora=ratio(found[PEER], found[method]),
-                speed_to_smallest=ratio(found[SMALLEST_PEER], found[method]),
-                bound_share=ratio(found[FROZEN], found[method]),
+                seconds=median(seconds[method]),
+                examples_a_second=BATCHES[case.model][0] / median(seconds[method]),
+                speed_to_lora=ratio(seconds[PEER], seconds[method]),
+                speed_to_smallest=ratio(seconds[SMALLEST_PEER], seconds[method]),
+                bound_share=ratio(seconds[FROZEN], seconds[method]),
                 peak_bytes=in_fresh_process(threads, peak_memory, case, method) if has_peak else None,
             )
 

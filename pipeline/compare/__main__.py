@@ -54,11 +54,11 @@ def write(folder: Path, preset: str, records: Sequence[Record], baseline: str, r
         OSError: if a file cannot be written.
     """
     comparison = compare(preset, records, baseline, resamples)
-    found = tables.everything(comparison)
+    content = tables.everything(comparison)
     for name, text in {
-        "comparison.json": json.dumps(found, indent=1, ensure_ascii=False) + "\n",
+        "comparison.json": json.dumps(content, indent=1, ensure_ascii=False) + "\n",
         "comparison.md": tables.markdown(comparison),
-        "index.html": page(found),
+        "index.html": page(content),
     }.items():
         with artifacts.replacing(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -66,8 +66,8 @@ def scores(metric: str, labels: Values, predicted: Sequence[Values], resamples: 
 
     def statistic(rows: Values, axis: int) -> Values:  # (batch, n) or (n,) -> (trainings, batch) or (trainings,)
         weights = np.apply_along_axis(np.bincount, axis, rows, minlength=len(labels)).astype(np.float64)
-        found: Values = sums.score((weights @ columns).reshape(*rows.shape[:-1], len(predicted), -1))
-        return np.moveaxis(found, -1, 0)
+        by_resample: Values = sums.score((weights @ columns).reshape(*rows.shape[:-1], len(predicted), -1))
+        return np.moveaxis(by_resample, -1, 0)
 
     drawn = stats.bootstrap(
         (np.arange(len(labels)),),

@@ -55,7 +55,7 @@ def _mismatch(labels: NDArray[np.float64] | None, cells: Iterable[Cell]) -> str:
             return f"{metric} is no function of sums over examples"
         if len(run.predicted) != len(labels):
             return f"{len(labels):,} labels, but {run.method} has {len(run.predicted):,} predictions"
-        found = scores.score((metric,), np.array(run.predicted), labels)[metric]
-        if abs(found - run.score()) > (OF_NUMBERS if metric == "pearson" else TOLERANCE):
-            return f"{metric} {found:.6g} of the labels, but {run.score():.6g} in the record of {run.method}"
+        recomputed = scores.score((metric,), np.array(run.predicted), labels)[metric]
+        if abs(recomputed - run.score()) > (OF_NUMBERS if metric == "pearson" else TOLERANCE):
+            return f"{metric} {recomputed:.6g} of the labels, but {run.score():.6g} in the record of {run.method}"
     return ""

@@ -102,7 +102,7 @@ def _panel(axes: Axes, every: Sequence[Point]) -> None:
             axes.vlines(point.size, point.low, point.high, color=color(point.method), linewidth=1, alpha=0.45)
         else:
             axes.axhline(point.mean, color=GREY, linewidth=0.8, linestyle="--")
-            _say(axes, point.method, (0.01, point.mean), ("axes fraction", "data"), va="bottom")
+            _annotate(axes, point.method, (0.01, point.mean), ("axes fraction", "data"), va="bottom")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(numticks=9))
     axes.xaxis.set_major_formatter(FuncFormatter(_short))
@@ -117,7 +117,7 @@ def _panel(axes: Axes, every: Sequence[Point]) -> None:
     if below := [point for point in every if point.mean < limit]:
         names = ", ".join(f"{point.method} {point.mean:.1f}" for point in below)
         text = names if len(below) <= MOST_NAMES else f"{len(below)} methods"
-        _say(axes, f"below: {text}", (0.99, 0.01), "axes fraction", ha="right")
+        _annotate(axes, f"below: {text}", (0.99, 0.01), "axes fraction", ha="right")
 
 
 def _front(axes: Axes, sized: Sequence[Point]) -> None:
@@ -135,15 +135,15 @@ def _front(axes: Axes, sized: Sequence[Point]) -> None:
             named, left = point.mean, point.size <= middle
             # No point is above the front, so names go there, toward the middle of the panel.
             side, shift = ("left", 4) if left else ("right", -4)
-            _say(axes, point.method, (point.size, point.mean), "data", (shift, 4), ha=side)
+            _annotate(axes, point.method, (point.size, point.mean), "data", (shift, 4), ha=side)
 
 
-def _say(
+def _annotate(
     axes: Axes, text: str, place: tuple[float, float], of: Any, shift: tuple[int, int] = (0, 0), **align: str
 ) -> None:
     """Write small text at a place, `shift` points away, for which the layout makes no room."""
-    said = axes.annotate(text, place, shift, of, textcoords="offset points", fontsize=7, **align)  # type: ignore[arg-type]
-    said.set_in_layout(False)
+    annotation = axes.annotate(text, place, shift, of, textcoords="offset points", fontsize=7, **align)  # type: ignore[arg-type]
+    annotation.set_in_layout(False)
 
 
 def _short(value: float, _: int) -> str:

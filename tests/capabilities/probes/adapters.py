@@ -70,9 +70,9 @@ def _mixed_batch(subject: Subject, folder: Path) -> None:
     with model.disable_adapter():
         outputs["__base__"] = logits(model)
     with torch.no_grad():
-        found = model(**tokens(), adapter_names=NAMES).logits
+        mixed = model(**tokens(), adapter_names=NAMES).logits
     expected = torch.stack([outputs[name][row] for row, name in enumerate(NAMES)])
-    near(found, expected, "the adapters of rows are ignored")
+    near(mixed, expected, "the adapters of rows are ignored")
 
 
 def _mixed_methods(subject: Subject, folder: Path) -> None:

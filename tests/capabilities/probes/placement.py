@@ -46,15 +46,15 @@ def _head(subject: Subject, folder: Path) -> None:
 
 @contextmanager
 def _recorded() -> Iterator[list[warnings.WarningMessage]]:
-    with warnings.catch_warnings(record=True) as found:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        yield found
+        yield caught
 
 
 def _tied_warning(subject: Subject, folder: Path) -> None:
-    with _recorded() as found:
+    with _recorded() as caught:
         subject.fresh(target_modules=["lm_head"])
-    check(any("tie_word_embeddings" in str(warning.message) for warning in found), "no word about tied weights")
+    check(any("tie_word_embeddings" in str(warning.message) for warning in caught), "no word about tied weights")
 
 
 def _tied_head(subject: Subject, folder: Path) -> None:

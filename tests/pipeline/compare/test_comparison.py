@@ -135,11 +135,11 @@ def test_labels_that_cannot_be_read_are_one_line(content, records):
 
 
 def test_records_of_an_earlier_engine_have_means_and_intervals():
-    # One entry in the place of the epochs, no predictions, no losses, no file and no peak.
+    # One entry in the place of the epochs, no predictions, no losses and no peak.
     old = [
         record(
             method, seed=seed, validation=[0.8], test=[{"accuracy": 0.8 + 0.01 * seed}],
-            loss=[], predicted=[], file_bytes=None, peak_bytes=None,
+            loss=[], predicted=[], peak_bytes=None,
         )
         for method in ("LoRA r=1", "LSR 200")
         for seed in (0, 1, 2)
@@ -147,7 +147,7 @@ def test_records_of_an_earlier_engine_have_means_and_intervals():
     found = compare("small", old, "LoRA r=1", RESAMPLES)
     row, pair = found.rows["rte"]["LSR 200"], found.pairs["rte"]["LSR 200"]
     assert found.notes == ("rte: records without predictions, so no bootstrap",)
-    assert (row.score.mean, row.size.bytes, pair.p) == (pytest.approx(81), None, None)
+    assert (row.score.mean, row.size.peak_bytes, pair.p) == (pytest.approx(81), None, None)
     assert row.score.high > 81
 
 
