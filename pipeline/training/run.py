@@ -40,6 +40,8 @@ class MergingTrainer(Trainer):
     def __init__(self, *args: Any, keeps_order: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._keeps_order = keeps_order
+        # The loss of a classifier is a mean over rows. Taken for a sum, it is multiplied by the number of processes.
+        self.model_accepts_loss_kwargs = False
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Return the Trainer's metrics; the model is unchanged afterwards, bit for bit."""

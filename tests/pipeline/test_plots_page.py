@@ -51,6 +51,7 @@ def opened(browser, path):
     return page, elsewhere, errors
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("words", [("show",), ("diff", "HEAD"), ("show", "--out", "else/where")])
 def test_a_page_draws_all_charts_without_a_connection(words, repository, browser):
     plots_page.main([])
@@ -68,6 +69,7 @@ def test_a_page_draws_all_charts_without_a_connection(words, repository, browser
     assert not elsewhere + errors
 
 
+@pytest.mark.nightly
 def test_a_clone_without_it_has_the_page_of_dvc_itself(repository, browser):
     command(repository, "dvc", "plots", "show")
     page, elsewhere, errors = opened(browser, repository / "dvc_plots/index.html")

@@ -1,12 +1,10 @@
 """Frames around a core: what the stages make of every word of the family, pooled, and held from a folder."""
 
 import csv
-import math
 import shutil
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
@@ -129,9 +127,8 @@ def test_every_word_starts_an_adapter_and_reports_its_frames(at, train, share, i
     assert digests(artifacts.INIT) | digests("reports") == first
 
 
-@pytest.mark.parametrize("share", ["none", "layers"])
-def test_the_energies_are_those_of_the_weights_between_the_frames_that_are_written(at, share):
-    at({"init": "random", "share": share})
+def test_the_energies_are_those_of_the_weights_between_the_frames_that_are_written(at):
+    at({"init": "random"})
     run(FACTORIZE)
     view = params.load(params.TrainView)
     layers = adapted_layers(adapters.load_adapter(base_model(view), artifacts.INIT, trainable=False))
@@ -161,13 +158,6 @@ def test_an_adapter_with_a_core_is_trained_scored_and_exported(at, words):
     found = report(artifacts.EVALUATE_METRICS)
     assert found["merge_difference"] < 1e-5
     assert all(value < 1e-5 for value in report(artifacts.EXPORTS / artifacts.PARITY).values())
-
-
-def test_a_diagonal_core_has_frames_where_gradients_have_fewer_directions_than_the_rank(at):
-    at({"core": "diagonal"})  # the head has two outputs: the gradients of a layer have few directions
-    run(FACTORIZE)
-    assert all(value.isfinite().all() for value in load_file(WEIGHTS).values())
-    assert all(math.isfinite(value) for value in report(artifacts.FACTORIZE_METRICS).values())
 
 
 @pytest.mark.parametrize("core", ["full", "diagonal"])
@@ -211,6 +201,7 @@ def test_all_members_of_a_pool_have_the_same_frames_whatever_row_is_chosen(at):
     written = {}
     for data in POOL:
         at({"frames_from": POOL}, data=data)
+        shutil.rmtree(artifacts.TOKENS, ignore_errors=True)  # a pool needs none
         run(FACTORIZE)
         written[data] = load_file(WEIGHTS)
     one, two = map(factors_in, written.values())
@@ -221,19 +212,6 @@ def test_all_members_of_a_pool_have_the_same_frames_whatever_row_is_chosen(at):
         next(value for name, value in found.items() if name.endswith("out_proj.weight")) for found in written.values()
     ]
     assert [len(head) for head in heads] == [2, 1]
-
-
-def test_a_pool_needs_no_tokens_of_the_chosen_row_and_counts_all_its_rows(at):
-    found = {}
-    for rows in (POOL, POOL[:1], POOL[1:]):
-        at({"frames_from": rows})
-        shutil.rmtree(artifacts.TOKENS, ignore_errors=True)
-        run(FACTORIZE)
-        found[tuple(rows)] = factors_in(load_file(WEIGHTS))
-    names = next(iter(found.values()))
-    for name in names:
-        values = [one[name] for one in found.values()]
-        assert not any(torch.equal(values[i], values[j]) for i in range(3) for j in range(i))
 
 
 # Folders of frames
@@ -347,13 +325,4 @@ def test_examples_of_one_class_have_no_gradient_to_look_at(at):
         writer.write_table(changed)
     assert (
         refusal(FACTORIZE) == "params.yaml: lsr.init: glue: all 40 examples have the label 1: a head needs at least two"
-    )
-
-
-def test_a_pooled_row_of_one_label_is_named(at):
-    at({"frames_from": POOL})
-    pd.read_csv("ratings.csv").assign(rating=2.0).to_csv("ratings.csv", index=False)
-    assert (
-        refusal(FACTORIZE)
-        == "params.yaml: lsr.init: ratings: all 40 examples have the label 2.0: a head needs at least two"
     )
