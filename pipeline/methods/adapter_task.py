@@ -5,7 +5,7 @@ PEFT's adapter_config.json has no fields for the label names, the columns and th
 
 import json
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
@@ -50,8 +50,18 @@ def read(folder: Path) -> Task | None:
         return None
     try:
         content = json.loads(read_small(path, MOST_BYTES).decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
+        raise UserError(f"{path}: not valid JSON: {error}") from None
+    return parsed(content, path)
+
+
+def parsed(content: Any, path: Path) -> Task:
+    """Return the task that the content of a file describes; messages begin with its path.
+
+    Raises:
+        UserError: if it describes none; one line per mistake.
+    """
+    try:
         return Task.model_validate(content)
     except ValidationError as error:
         raise UserError("\n".join(mistakes.lines(error, Task, content, path, ()))) from None
-    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
-        raise UserError(f"{path}: not valid JSON: {error}") from None
