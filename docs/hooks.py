@@ -23,8 +23,9 @@ from pydantic import BaseModel
 
 import lsr
 from lsr.__main__ import parser
+from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.methods import PeftParams
-from pipeline.params.rows import DatasetRow, ModelRow
+from pipeline.params.model_row import ModelRow
 from pipeline.params.schema import Params
 from pipeline.params.sections import Section
 

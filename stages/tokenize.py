@@ -19,7 +19,7 @@ from pipeline import params, stage
 from pipeline.core import artifacts, console
 from pipeline.data import content, datasets
 from pipeline.data.encoding import tokenize
-from pipeline.params.rows import DatasetRow
+from pipeline.params.dataset_row import DatasetRow
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -11,7 +11,7 @@ from lsr.__main__ import main
 from pipeline import params
 from pipeline.core.errors import UserError
 from pipeline.data import datasets
-from pipeline.params.rows import DatasetRow
+from pipeline.params.dataset_row import DatasetRow
 from tests import mutations, workspace
 from tests.lsr.saved import CASES, save
 

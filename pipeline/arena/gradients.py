@@ -19,7 +19,7 @@ from pipeline.arena import task_tokens
 from pipeline.arena.task_tokens import CACHE, Task
 from pipeline.core import artifacts
 from pipeline.data import pretrained, tokens
-from pipeline.methods import adapters, architecture, base_models
+from pipeline.methods import adapters, base_models
 from pipeline.methods.pooling import BATCH
 
 HEAD = "head"  # suffix of its parameters in a file
@@ -73,7 +73,7 @@ def _computed(reading: Reading) -> Gradients:
     layers = adapters.gradients(
         base, reading.layers, batches, task.model, reading.init, reading.head_steps, reading.seed
     )
-    heads = architecture.head_of(task.model, base) if INITIALIZATIONS[reading.init].goes_on else ()
+    heads = base_models.head_of(task.model, base) if INITIALIZATIONS[reading.init].goes_on else ()
     trained = {
         f"{head}.{name}": value for head in heads for name, value in base.get_submodule(head).state_dict().items()
     }

@@ -30,7 +30,7 @@ from pipeline.evaluation import inference, scores
 from pipeline.evaluation.answers import answers
 from pipeline.methods import adapters, base_models
 from pipeline.params import LsrParams
-from pipeline.params.rows import DatasetRow
+from pipeline.params.dataset_row import DatasetRow
 from pipeline.training import run
 from pipeline.training.callbacks import DivergedError, StopAtDivergence
 

@@ -12,8 +12,7 @@ from pydantic import AfterValidator, Field, JsonValue, StrictFloat, StrictInt, S
 
 from pipeline.core.errors import UserError, nearest
 from pipeline.params.reading import load_table
-from pipeline.params.rows import Named, Word
-from pipeline.params.sections import Count, Section
+from pipeline.params.sections import Count, Named, Section, Word
 from pipeline.params.sources import all_different
 
 PATH = Path("pipeline/arena.yaml")

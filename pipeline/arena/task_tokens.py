@@ -19,7 +19,8 @@ from pipeline.core.errors import UserError
 from pipeline.data import datasets, pretrained, tokens
 from pipeline.data.encoding import tokenize
 from pipeline.evaluation.answers import members
-from pipeline.params.rows import GROUP, DatasetRow, ModelRow
+from pipeline.params.dataset_row import GROUP, DatasetRow
+from pipeline.params.model_row import ModelRow
 
 CACHE = Path(".cache/arena")
 KEPT = (*tokens.INPUTS, GROUP)

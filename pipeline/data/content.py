@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.core import console
 from pipeline.core.errors import UserError
-from pipeline.params.rows import HubModel, PackageModel
+from pipeline.params.model_row import HubModel, PackageModel
 from pipeline.params.sources import PackageSource, Row, TableSource
 
 WATCHED = ("data", "models")  # dvc.yaml has them as deps of the stage `tokenize`

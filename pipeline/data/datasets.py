@@ -17,7 +17,7 @@ from pipeline import params
 from pipeline.core.errors import UserError
 from pipeline.data import pairs, sources
 from pipeline.data.splits import Examples, read
-from pipeline.params.rows import DatasetRow
+from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sources import Split
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.data import datasets
 from pipeline.data.encoding import tokenize
 from pipeline.data.tokens import batches
-from pipeline.params.rows import DatasetRow
+from pipeline.params.dataset_row import DatasetRow
 
 
 def first(

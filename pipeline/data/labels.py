@@ -9,7 +9,7 @@ import pandas as pd
 
 from pipeline.core.errors import nearest
 from pipeline.data.texts import refuse
-from pipeline.params.rows import Classes, Number, Threshold
+from pipeline.params.dataset_row import Classes, Number, Threshold
 
 WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})(\.0+)?", re.ASCII)
 HIDDEN = -1  # GLUE's placeholder in the label column of a test split

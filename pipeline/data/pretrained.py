@@ -16,7 +16,7 @@ from transformers.utils import logging
 from pipeline.core import console
 from pipeline.core.errors import UserError, first_line
 from pipeline.params import PARAMS
-from pipeline.params.rows import HubModel, ModelRow, PackageModel
+from pipeline.params.model_row import HubModel, ModelRow, PackageModel
 
 if TYPE_CHECKING:  # importing a model class takes seconds, and the stage tokenize has no model
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from pipeline.data import labels, sources, texts
-from pipeline.params.rows import GROUP, DatasetRow, Number
+from pipeline.params.dataset_row import GROUP, DatasetRow, Number
 from pipeline.params.sources import Split
 
 HASHES = ("hash_1", "hash_2")  # columns, beside those of the table

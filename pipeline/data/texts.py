@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.params.rows import CHOICE, FIELD, DatasetRow, Mark, fields, is_template
+from pipeline.params.dataset_row import CHOICE, FIELD, DatasetRow, Mark, fields, is_template
 
 ASTRAY = 2  # words by which a published word index may be off; the pronouns of WSC are off by up to one
 

@@ -12,7 +12,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError, first_line
-from pipeline.params.rows import GROUP
+from pipeline.params.dataset_row import GROUP
 
 INPUTS = ("input_ids", "token_type_ids", "length", "label")
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation import inference
-from pipeline.params.rows import DatasetRow
+from pipeline.params.dataset_row import DatasetRow
 
 Numbers = NDArray[Any]
 

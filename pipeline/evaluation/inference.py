@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import DataCollatorWithPadding
 
 from pipeline.methods.device import device_of
-from pipeline.params.rows import DatasetRow
+from pipeline.params.dataset_row import DatasetRow
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from pipeline.evaluation import scores
 from pipeline.evaluation.answers import Answers, answers, members
 from pipeline.evaluation.intervals import intervals
-from pipeline.params.rows import DatasetRow
+from pipeline.params.dataset_row import DatasetRow
 
 
 @dataclass(frozen=True)

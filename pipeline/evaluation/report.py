@@ -6,7 +6,7 @@ from pipeline.core import artifacts, console
 from pipeline.data import tokens
 from pipeline.evaluation.outcome import Outcome, groups
 from pipeline.params import EvaluateView
-from pipeline.params.rows import Number
+from pipeline.params.dataset_row import Number
 
 GROUPS = 10  # equal parts of a regression's range, for the plot of actual against predicted
 

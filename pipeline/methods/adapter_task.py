@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_small
 from pipeline.params import mistakes
-from pipeline.params.rows import DatasetRow
+from pipeline.params.dataset_row import DatasetRow
 
 CONFIG, FILE = "adapter_config.json", "task.json"
 MOST_BYTES = 1_000_000  # enough for 10,000 label names

@@ -28,10 +28,10 @@ from lsr.tuner.options import OWN
 from lsr.tuner.start import Started, initialize_factors
 from pipeline.core.errors import UserError, first_line
 from pipeline.data.pretrained import public_name
-from pipeline.methods import architecture, device, table
+from pipeline.methods import base_models, device, table
 from pipeline.params import PARAMS, LsrParams, MethodParams, PeftParams
 from pipeline.params.methods import RATE
-from pipeline.params.rows import ModelRow
+from pipeline.params.model_row import ModelRow
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -133,7 +133,7 @@ def gradients(
         ValueError: if the examples or the head are not suitable.
     """
     layers = {name: base.get_submodule(name) for name in names}
-    head = [base.get_submodule(name) for name in architecture.head_of(row, base)]
+    head = [base.get_submodule(name) for name in base_models.head_of(row, base)]
     with device.placed(base):
         examples = device.moved(batches, device.device_of(base))
         initialization = INITIALIZATIONS[init]
@@ -229,7 +229,7 @@ def _freeze_replaced_heads(model: PeftModel) -> None:
 def heads(model: PeftModel, row: ModelRow) -> dict[str, nn.Module]:
     """Return the modules of the head by full name."""
     base = model.get_base_model()
-    return {f"base_model.model.{name}": base.get_submodule(name) for name in architecture.head_of(row, base)}
+    return {f"base_model.model.{name}": base.get_submodule(name) for name in base_models.head_of(row, base)}
 
 
 def head_parameters(model: PeftModel, row: ModelRow) -> set[int]:

@@ -1,17 +1,20 @@
-"""Base models with their heads, for a row of pipeline/models.yaml."""
+"""Base models with their heads for a row of pipeline/models.yaml, and the layers to adapt in them."""
 
 import warnings
+from collections.abc import Sequence
 
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from lsr import LsrModel
 from lsr.loading import base_models as loading
 from lsr.loading.files import InputError
 from pipeline.core.errors import UserError, nearest
 from pipeline.data import pretrained
 from pipeline.data.pretrained import MAX_LENGTH, public_name
-from pipeline.params.rows import DatasetRow, ModelRow
+from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.model_row import ModelRow
 
 POSITIONS = ("position_embeddings", "embed_positions", "wpe")  # what transformers calls tables of learned positions
 # About a renamed attribute, which concerns PEFT.
@@ -82,6 +85,32 @@ def linear_layers(model: PreTrainedModel) -> list[str]:
     """Return the distinct last parts of the names of a backbone's linear layers."""
     found = (name for name, module in model.base_model.named_modules() if isinstance(module, nn.Linear | Conv1D))
     return list(dict.fromkeys(name.rpartition(".")[2] for name in found))
+
+
+def targets_of(row: ModelRow, model: PreTrainedModel) -> Sequence[str] | str:
+    """Return name suffixes of the layers to adapt, or a regular expression: from the row, or from PEFT's table.
+
+    Raises:
+        UserError: if the row names none and PEFT does not know the architecture; lists the linear layers.
+    """
+    if row.target_modules is not None:
+        return row.target_modules
+    kind = model.config.model_type
+    usual = LsrModel.target_module_mapping.get(kind)
+    if usual is None:
+        raise UserError(
+            f"{row.where}: {public_name(row)[0]}: it is not known which layers of the architecture {kind} are usually "
+            f"adapted; name them by target_modules of a row; its linear layers: {', '.join(linear_layers(model))}"
+        )
+    return usual
+
+
+def head_of(row: ModelRow, model: nn.Module) -> list[str]:
+    """Return the modules of the head: from the row, or all modules with parameters outside the backbone."""
+    if row.head is not None:
+        return list(row.head)
+    beside = {name: module for name, module in model.named_children() if name != model.base_model_prefix}
+    return [name for name, module in beside.items() if any(True for _ in module.parameters())]
 
 
 def check_positions(model: PreTrainedModel, max_length: int, where: str = MAX_LENGTH) -> None:

@@ -17,7 +17,7 @@ from pipeline.core.errors import UserError
 from pipeline.data import pretrained
 from pipeline.methods import device
 from pipeline.params import PARAMS
-from pipeline.params.rows import ModelRow
+from pipeline.params.model_row import ModelRow
 
 
 def write(form: str, model: PeftModel, folder: Path, row: ModelRow, tokenizer: PreTrainedTokenizerBase) -> None:

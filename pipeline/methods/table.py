@@ -18,10 +18,10 @@ from lsr.tuner.config import usual_terms
 from lsr.tuner.rates import rate_factor
 from lsr.tuner.targets import check_indices, check_names
 from pipeline.core.errors import UserError, first_line, nearest
-from pipeline.methods import architecture, kadaptation  # noqa: F401 it registers a method
+from pipeline.methods import base_models, kadaptation  # noqa: F401 it registers a method
 from pipeline.params import PARAMS, FullParams, LsrParams, MethodParams, PeftParams, mistakes
 from pipeline.params.methods import RATE
-from pipeline.params.rows import ModelRow
+from pipeline.params.model_row import ModelRow
 
 # PEFT warns about layers that it does adapt.
 warnings.filterwarnings("ignore", "Unsupported layer type .*Norm", module="peft")
@@ -165,8 +165,8 @@ def _targets(section: MethodParams, base: PreTrainedModel, row: ModelRow) -> Any
         case "IA3":
             return None  # PEFT has a table by architecture for it
         case "LN_TUNING":
-            return _norms(base, architecture.head_of(row, base))
-    return _as_peft(architecture.targets_of(row, base))
+            return _norms(base, base_models.head_of(row, base))
+    return _as_peft(base_models.targets_of(row, base))
 
 
 def _as_peft(targets: Any) -> Any:
@@ -183,7 +183,7 @@ def _trained_whole(section: MethodParams, base: PreTrainedModel, row: ModelRow) 
     """Return the modules that are trained and saved in full: the head, or all of them."""
     if isinstance(section, FullParams):
         return [name for name, _ in base.named_children()]
-    return architecture.head_of(row, base)
+    return base_models.head_of(row, base)
 
 
 def rate_of(section: MethodParams, parameter: str) -> float | None:

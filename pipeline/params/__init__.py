@@ -2,7 +2,6 @@
 
 from pipeline.params.methods import FullParams, HeadParams, LsrParams, MethodParams, PeftParams
 from pipeline.params.reading import AnyView, load, load_params, load_row, load_rows, sections
-from pipeline.params.rows import Word
 from pipeline.params.schema import (
     DECLARED,
     PARAMS,
@@ -14,7 +13,7 @@ from pipeline.params.schema import (
     TrainView,
     View,
 )
-from pipeline.params.sections import Dropout, EvaluateParams, Section, Shape, Targets, TokenizeParams, TrainParams
+from pipeline.params.sections import Dropout, EvaluateParams, Section, Shape, Targets, TokenizeParams, TrainParams, Word
 
 __all__ = [
     "DECLARED",

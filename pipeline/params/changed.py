@@ -5,11 +5,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from pipeline.core.errors import UserError
-from pipeline.params import mistakes
-from pipeline.params.reading import AnyView, load_row, read_yaml, seen_by
+from pipeline.params.reading import AnyView, load_row, read_yaml, seen_by, validated
 from pipeline.params.schema import PARAMS, Params
 
 Overrides = Mapping[str, Any]  # dotted keys of params.yaml
@@ -28,8 +25,4 @@ def changed(overrides: Overrides, view: type[AnyView], path: Path = PARAMS, plac
         if not isinstance(inner, dict):
             raise UserError(f"{path}: {'.'.join((*place, key))}: {section} of {PARAMS} has no keys")
         inner[field] = value
-    try:
-        checked = Params.model_validate(content)
-    except ValidationError as error:
-        raise UserError("\n".join(mistakes.lines(error, Params, content, path, place))) from None
-    return seen_by(view, checked, load_row)
+    return seen_by(view, validated(Params, content, path, place), load_row)

@@ -15,8 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.params.rows import Word
-from pipeline.params.sections import Alpha, Count, Dropout, Layers, Rate, Section, Shape, Targets, Widths
+from pipeline.params.sections import Alpha, Count, Dropout, Layers, Rate, Section, Shape, Targets, Widths, Word
 from pipeline.params.sources import all_different
 
 READ = ("gradient", "update", "warm")  # initializations of LSR that read examples

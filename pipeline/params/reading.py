@@ -14,7 +14,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from pipeline.core.errors import UserError, first_line, nearest
 from pipeline.params import mistakes
-from pipeline.params.rows import ModelRow
+from pipeline.params.model_row import ModelRow
 from pipeline.params.schema import PARAMS, TABLES, UNTYPED, Params, View
 
 AnyView = TypeVar("AnyView", bound=View)
@@ -36,7 +36,7 @@ def load_params() -> Params:
     Raises:
         UserError: with one line for each mistake, all at once.
     """
-    return _validate(Params, read_yaml(PARAMS), PARAMS, ())
+    return validated(Params, read_yaml(PARAMS), PARAMS, ())
 
 
 def seen_by(view: type[AnyView], params: Params, row_of: Callable[[str, str, str], Any]) -> AnyView:
@@ -81,7 +81,7 @@ def load_row(word: str, name: str, key: str | None = None) -> Any:
             return row
         itself = "; or a folder, or a hub repository such as owner/name" if schema is ModelRow else ""
         raise UserError(f"{where}: no row {name!r} in {path}{nearest(name, rows)}; rows: {', '.join(rows)}{itself}")
-    return _validate(schema, rows[name], path, (name,))
+    return validated(schema, rows[name], path, (name,))
 
 
 def load_rows(word: str, path: Path | None = None) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def load_table(path: Path, schema: type[AnyModel]) -> dict[str, AnyModel]:
     Raises:
         UserError: if the file or a row is broken.
     """
-    return {name: _validate(schema, row, path, (name,)) for name, row in read_yaml(path).items()}
+    return {name: validated(schema, row, path, (name,)) for name, row in read_yaml(path).items()}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -130,7 +130,12 @@ def _parsed(text: bytes) -> Any:
     return YAML(typ="safe", pure=True).load(text)
 
 
-def _validate(schema: type[AnyModel], content: Any, path: Path, prefix: tuple[str, ...]) -> AnyModel:
+def validated(schema: type[AnyModel], content: Any, path: Path, prefix: tuple[str, ...]) -> AnyModel:
+    """Return content as a model; messages say that it is at `prefix` in a file.
+
+    Raises:
+        UserError: if it does not fit the schema, with one line for each mistake.
+    """
     try:
         return schema.model_validate(content)
     except ValidationError as error:

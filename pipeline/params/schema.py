@@ -9,9 +9,10 @@ from typing import Any, Self
 from pydantic import Field, SerializeAsAny, StrictInt, StrictStr, ValidationInfo, field_validator, model_validator
 
 from pipeline.core.errors import nearest
+from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.methods import FullParams, HeadParams, LsrParams, Method, MethodParams
-from pipeline.params.rows import DatasetRow, ModelRow, Named, Word
-from pipeline.params.sections import EvaluateParams, Section, TokenizeParams, TrainParams
+from pipeline.params.model_row import ModelRow
+from pipeline.params.sections import EvaluateParams, Named, Section, TokenizeParams, TrainParams, Word
 from pipeline.params.sources import Row
 
 PARAMS = Path("params.yaml")

@@ -1,12 +1,31 @@
 """The sections of params.yaml that belong to no method, and the bounds that sections share."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
-from pipeline.params.rows import compiles
+from pipeline.core.errors import first_line
 from pipeline.params.sources import all_different
 
+
+def compiles(expression: str) -> str:
+    """Check a regular expression for pydantic; a plain word counts as one.
+
+    Raises:
+        ValueError: if it does not compile.
+    """
+    try:
+        re.compile(expression)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"not a valid regular expression: {first_line(error)}") from None
+    return expression
+
+
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", description="DVC splits keys on dots, so a word has none")]
+Named = Annotated[
+    str, Field(pattern=r"^[^\x00-\x1f]+$", description="a row's word; or a folder or hub repository itself")
+]
 # Bounds are far above any sensible value: they catch typing errors. Each comment says what the bound prevents.
 # Strict: true and "3" are not numbers, and 1 is not a Boolean, although Python would convert them.
 Dropout = Annotated[StrictFloat, Field(ge=0, lt=1)]

@@ -18,7 +18,7 @@ from pipeline.evaluation import scores
 from pipeline.evaluation.answers import answers
 from pipeline.methods import adapters, device, table
 from pipeline.params import PARAMS, FullParams, TrainParams, TrainView
-from pipeline.params.rows import DatasetRow
+from pipeline.params.dataset_row import DatasetRow
 
 LOGS_A_RUN = 100  # points of the loss curve
 

@@ -14,7 +14,8 @@ from ruamel.yaml import YAML
 from lsr.__main__ import parser as lsr_parser
 from pipeline import params
 from pipeline.arena import preset
-from pipeline.params.rows import DatasetRow, ModelRow
+from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.model_row import ModelRow
 from pipeline.predict.__main__ import parser as predict_parser
 from tests.workspace import ROOT, merged, read_yaml, write_yaml
 

@@ -15,7 +15,8 @@ from pipeline import params
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
 from pipeline.data import encoding, pretrained
-from pipeline.params.rows import DatasetRow, ModelRow
+from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.model_row import ModelRow
 from stages import tokenize as stage
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "very"]

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.core.errors import UserError
 from pipeline.data import datasets
-from pipeline.params.rows import DatasetRow
+from pipeline.params.dataset_row import DatasetRow
 
 SPLITS = ("train", "validation", "test")
 CLASSES = {"column": "label", "names": ["bad", "good"]}

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.core.errors import UserError
 from pipeline.data import content
-from pipeline.params.rows import HubModel, PackageModel
+from pipeline.params.model_row import HubModel, PackageModel
 from pipeline.params.sources import TableSource
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data import labels
-from pipeline.params.rows import Classes, Number, Threshold
+from pipeline.params.dataset_row import Classes, Number, Threshold
 
 NAMES = (("no", "yes"), ("0", "1"), ("1", "2"), ("0.0", "1.0"), ("-1", "1"), ("1", "01"))
 RATING = Number(column="label", low=0, high=5)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data import datasets, sources
-from pipeline.params.rows import DatasetRow
+from pipeline.params.dataset_row import DatasetRow
 from tests.pipeline.data.rows import CLASSES, SPLITS, load, refusal, row_of, row_with
 
 # Files

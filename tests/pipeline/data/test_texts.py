@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data import texts
-from pipeline.params.rows import DatasetRow
+from pipeline.params.dataset_row import DatasetRow
 
 BY_WORD = {"column": "text", "word": "at", "says": "span"}
 BY_CHARACTER = {"column": "text", "start": "start", "end": "end"}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipeline.evaluation import report
 from pipeline.evaluation.answers import chosen, members
 from pipeline.evaluation.outcome import Outcome
-from pipeline.params.rows import DatasetRow
+from pipeline.params.dataset_row import DatasetRow
 
 FILES = {"train": "a.jsonl", "test": "b.jsonl"}
 CLASSES = {"column": "label", "names": ["no", "yes"]}

@@ -13,8 +13,8 @@ from pipeline import params
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
 from pipeline.data import encoding, pretrained
-from pipeline.methods import adapters, architecture, base_models
-from pipeline.params.rows import ModelRow
+from pipeline.methods import adapters, base_models
+from pipeline.params.model_row import ModelRow
 from pipeline.predict.__main__ import main as predict
 from tests import architectures, workspace
 from tests.pipeline.methods.test_base_models import PAIRS
@@ -113,7 +113,7 @@ def test_padding_on_the_left_would_move_the_positions_and_is_not_left_there(save
 def test_a_model_that_is_named_itself_has_the_usual_layers_and_its_head(kind, named):
     row = named(kind)
     model = base_models.load_base_model(row, PAIRS)
-    assert (list(architecture.targets_of(row, model)), architecture.head_of(row, model)) == USUAL[kind]
+    assert (list(base_models.targets_of(row, model)), base_models.head_of(row, model)) == USUAL[kind]
     lora = params.PeftParams(type="LORA", learning_rate=0.002)
     adapted = adapters.add_adapter(model, lora, row, seed=0)
     counts = adapters.count_parameters(adapted, row)
@@ -167,8 +167,8 @@ def test_a_wrong_target_of_a_row_lists_the_linear_layers(saved):
 
 def test_an_architecture_that_no_table_knows_lists_its_linear_layers(named, monkeypatch):
     model = base_models.load_base_model(named("opt"), PAIRS)
-    monkeypatch.delitem(architecture.LsrModel.target_module_mapping, "opt")
-    line = refusal(architecture.targets_of, named("opt"), model)
+    monkeypatch.delitem(base_models.LsrModel.target_module_mapping, "opt")
+    line = refusal(base_models.targets_of, named("opt"), model)
     assert line.startswith("params.yaml: model: ")
     assert "of the architecture opt are usually adapted; name them by target_modules of a row" in line
     assert line.endswith("its linear layers: k_proj, v_proj, q_proj, out_proj, fc1, fc2")

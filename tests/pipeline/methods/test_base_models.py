@@ -11,7 +11,8 @@ import torch
 from pipeline.core.errors import UserError
 from pipeline.data import pretrained
 from pipeline.methods import base_models
-from pipeline.params.rows import DatasetRow, ModelRow
+from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.model_row import ModelRow
 from tests import workspace
 
 SPLITS = {"train": "train", "test": "validation"}

@@ -13,7 +13,7 @@ from pipeline.core.errors import UserError
 from pipeline.methods import adapters, base_models, table
 from pipeline.params.changed import changed
 from pipeline.params.methods import PeftParams
-from pipeline.params.rows import ModelRow
+from pipeline.params.model_row import ModelRow
 from pipeline.training import arguments
 from tests import workspace
 

@@ -1,6 +1,5 @@
-"""The schemas of the tables pipeline/datasets.yaml and pipeline/models.yaml: one row per data set or model."""
+"""The schema of the table pipeline/datasets.yaml: one row per data set."""
 
-import os
 import re
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -8,32 +7,17 @@ from pydantic import (
     AfterValidator,
     Discriminator,
     Field,
-    PrivateAttr,
     StrictBool,
     StrictFloat,
     Tag,
     model_validator,
 )
 
-from pipeline.core.errors import first_line
-from pipeline.params.sources import Columns, PackageSource, Pinned, Row, Sha256, TableSource, all_different
+from pipeline.params.sources import Columns, PackageSource, Row, TableSource, all_different
 
 FIELD = re.compile(r"\{([^{}]+)\}")  # of a template: a column in braces
 CHOICE = "choice"  # the template field that stands for the current choice
 GROUP = "group"  # a column of examples in addition to text, text_pair and label
-
-
-def compiles(expression: str) -> str:
-    """Check a regular expression for pydantic; a plain word counts as one.
-
-    Raises:
-        ValueError: if it does not compile.
-    """
-    try:
-        re.compile(expression)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"not a valid regular expression: {first_line(error)}") from None
-    return expression
 
 
 def fields(entry: str) -> tuple[str, ...]:
@@ -57,10 +41,6 @@ def filled_by_columns(entry: str) -> str:
     return entry
 
 
-Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", description="DVC splits keys on dots, so a word has none")]
-Named = Annotated[
-    str, Field(pattern=r"^[^\x00-\x1f]+$", description="a row's word; or a folder or hub repository itself")
-]
 Share = Annotated[StrictFloat, Field(ge=0, lt=1)]
 # Squares of labels are summed in float32, whose maximum is 3e38.
 Real = Annotated[StrictFloat, Field(ge=-1e15, le=1e15)]
@@ -284,60 +264,3 @@ class DatasetRow(Row):
         if self.stratify and (self.is_regression or self.is_grouped or self.pairs is not None):
             raise ValueError("stratify: needs a label of classes, and no choices, group or pairs")
         return self
-
-
-class HubModel(Row):
-    """A model repository on the Hugging Face hub, or a local folder of the same form, read by `from_pretrained`."""
-
-    kind: Literal["hub"]
-    path: str
-    revision: str | None = Field(None, description="a commit, so that the row stands for the content")
-    trust_remote_code: StrictBool = Field(False, description="run the code in the repository or folder")
-
-
-class PackageModel(Row):
-    """A model folder inside an installed package."""
-
-    kind: Literal["package"]
-    package: Pinned
-    folder: str = Field(description="the folder with config.json, relative to the package's root")
-    sha256: Sha256 = Field(description="of model.safetensors")
-    same_as: str = Field(
-        description="the hub repository with the same weights, which a saved adapter names as its base"
-    )
-    revision: str | None = Field(None, description="the commit of that repository")
-
-
-class ModelRow(Row):
-    """One base model: where it comes from, which layers are adapted by default, and which module is its head."""
-
-    source: HubModel | PackageModel = Field(discriminator="kind")
-    target_modules: tuple[str, ...] | None = Field(
-        None,
-        min_length=1,
-        description="name suffixes of the layers to adapt; by default PEFT's for the architecture",
-    )
-    head: tuple[str, ...] | None = Field(
-        None, min_length=1, description="freshly initialized modules, always trained and saved; by default detected"
-    )
-    _where: str = PrivateAttr("pipeline/models.yaml")
-
-    @property
-    def where(self) -> str:
-        """Where the row is defined, as a prefix for messages."""
-        return self._where
-
-    @classmethod
-    def named(cls, name: str, where: str) -> Self | None:
-        """Return a row for a folder or a repository (`owner/name` or `owner/name@revision`) that has none in the table.
-
-        None if the name can only be the name of a row.
-        """
-        folder = os.path.isdir(name)  # noqa: PTH112 False for an invalid file name, where Path raises
-        path, _, revision = (name, "", "") if folder else name.partition("@")
-        if not (folder or "/" in path):
-            return None
-        source = HubModel(kind="hub", path=path, revision=revision or None, trust_remote_code=False)
-        row = cls(source=source, target_modules=None, head=None)
-        row._where = where
-        return row

@@ -1,0 +1,65 @@
+"""The schema of the table pipeline/models.yaml: one row per base model."""
+
+import os
+from typing import Literal, Self
+
+from pydantic import Field, PrivateAttr, StrictBool
+
+from pipeline.params.sources import Pinned, Row, Sha256
+
+
+class HubModel(Row):
+    """A model repository on the Hugging Face hub, or a local folder of the same form, read by `from_pretrained`."""
+
+    kind: Literal["hub"]
+    path: str
+    revision: str | None = Field(None, description="a commit, so that the row stands for the content")
+    trust_remote_code: StrictBool = Field(False, description="run the code in the repository or folder")
+
+
+class PackageModel(Row):
+    """A model folder inside an installed package."""
+
+    kind: Literal["package"]
+    package: Pinned
+    folder: str = Field(description="the folder with config.json, relative to the package's root")
+    sha256: Sha256 = Field(description="of model.safetensors")
+    same_as: str = Field(
+        description="the hub repository with the same weights, which a saved adapter names as its base"
+    )
+    revision: str | None = Field(None, description="the commit of that repository")
+
+
+class ModelRow(Row):
+    """One base model: where it comes from, which layers are adapted by default, and which module is its head."""
+
+    source: HubModel | PackageModel = Field(discriminator="kind")
+    target_modules: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="name suffixes of the layers to adapt; by default PEFT's for the architecture",
+    )
+    head: tuple[str, ...] | None = Field(
+        None, min_length=1, description="freshly initialized modules, always trained and saved; by default detected"
+    )
+    _where: str = PrivateAttr("pipeline/models.yaml")
+
+    @property
+    def where(self) -> str:
+        """Where the row is defined, as a prefix for messages."""
+        return self._where
+
+    @classmethod
+    def named(cls, name: str, where: str) -> Self | None:
+        """Return a row for a folder or a repository (`owner/name` or `owner/name@revision`) that has none in the table.
+
+        None if the name can only be the name of a row.
+        """
+        folder = os.path.isdir(name)  # noqa: PTH112 False for an invalid file name, where Path raises
+        path, _, revision = (name, "", "") if folder else name.partition("@")
+        if not (folder or "/" in path):
+            return None
+        source = HubModel(kind="hub", path=path, revision=revision or None, trust_remote_code=False)
+        row = cls(source=source, target_modules=None, head=None)
+        row._where = where
+        return row
