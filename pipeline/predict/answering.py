@@ -28,7 +28,7 @@ def of_one(options: argparse.Namespace, given: Given, task: Task | None) -> Colu
     Raises:
         UserError: if the adapter cannot be opened, or its labels or the length of its texts are unknown.
     """
-    opened = opening.one(options.adapter, options.base)
+    opened = opening.open_adapter(options.adapter, options.base)
     labels = _labels(options, opened, task)
     limit = opened.tokenizer.model_max_length if task is None else task.max_length
     found = _logits(options, opened, given, None, limit)
@@ -90,7 +90,7 @@ def of_bank(options: argparse.Namespace, given: Given, tasks: Mapping[str, Task]
     if options.max_length is None and len(lengths) > 1:
         raise UserError(f"--max-length: needed: the adapters were trained with {', '.join(map(str, lengths))} tokens")
     names = given.table[options.adapter_column].astype(str).tolist()
-    found = _logits(options, opening.many(options.bank, options.base), given, names, lengths[0])
+    found = _logits(options, opening.open_adapters(options.bank, options.base), given, names, lengths[0])
     rows = []
     for name, logits in zip(names, found, strict=True):
         labels = tasks[name].labels

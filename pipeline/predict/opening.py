@@ -28,7 +28,7 @@ class Opened(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
 
 
-def one(folder: Path, base: str | None) -> Opened:
+def open_adapter(folder: Path, base: str | None) -> Opened:
     """Return a trained adapter on the base model that it names, or on `base`, a folder or hub repository.
 
     Raises:
@@ -43,7 +43,7 @@ def one(folder: Path, base: str | None) -> Opened:
         return _opened(model, cast("PreTrainedModel", model.get_base_model()), fields, folder, base)
 
 
-def many(folder: Path, base: str | None) -> Opened:
+def open_adapters(folder: Path, base: str | None) -> Opened:
     """Return a bank of adapters, on the base model that they name, or on `base`.
 
     Raises:

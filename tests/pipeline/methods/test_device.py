@@ -76,7 +76,7 @@ def test_evaluation_and_exports_are_asked_on_one_device(after, accelerator, monk
 def test_predictions_are_asked_on_one_device(after, accelerator):
     after("lora")
     accelerator()
-    model, _ = open_adapter(artifacts.ADAPTER, None)
+    model = open_adapter(artifacts.ADAPTER, None).model
     assert devices(model) == {META}
     assert not model.training
 
