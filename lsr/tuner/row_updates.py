@@ -23,10 +23,6 @@ def add_rows(
     places = torch.tensor([place_of.get(name, 0) for name in names], device=x.device)
     flat, flat_x = (value.reshape(len(x), -1, value.shape[-1]) for value in (result, x))
     chosen = [adapters[name] for name in used]
-    if _differ_in_cores_alone(chosen):
-        a, b = chosen[0].matrices(*chosen[0].factors())
-        cores = _stack([adapter.scaling * adapter.core for adapter in chosen])
-        return add_by_cores(flat, flat_x, a, b, cores, places).view(result.shape)
     sides = [adapter.as_lora() for adapter in chosen]
     a = _stack([side for side, _ in sides])
     b = _stack([adapter.scaling * side.T for adapter, (_, side) in zip(chosen, sides, strict=True)])
@@ -60,14 +56,6 @@ def add_by_factors(
     a, b = (stack.index_select(0, places) for stack in (a, b))
     hidden = torch.bmm(x, a.to(x.dtype).mT)  # (rows, tokens, r)
     return torch.baddbmm(result, hidden.to(result.dtype), b.to(result.dtype))
-
-
-def _differ_in_cores_alone(adapters: Sequence[LsrAdapter]) -> bool:
-    first = adapters[0]
-    return all(
-        adapter.has_core and adapter.frames is first.frames and adapter.core.shape == first.core.shape
-        for adapter in adapters
-    )
 
 
 def _stack(parts: Sequence[Tensor]) -> Tensor:  # (1 + parts, ...), zeros first and beyond smaller parts

@@ -142,16 +142,6 @@ def test_what_trains_are_parameters_and_what_is_frozen_is_stored_beside():
     assert list(cored()[0].state_dict()) == ["core", "factor_A1", "factor_B1"]
 
 
-def test_the_factors_of_a_start_are_copied():
-    start = factors(FORM, dtype=torch.float32)
-    adapter = LsrAdapter(FORM, 1.0)
-    adapter.set_factors(start, LIKE.float())
-    adapter.fold(start, LIKE.float())
-    adapter.factor_A1.data += 1
-    assert torch.equal(start.a[0], adapter.folded_A1)
-    assert torch.equal(start.a[0], factors(FORM, dtype=torch.float32).a[0])
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_factors_are_in_float32_at_least(dtype):
     adapter = make(folded=True, like=LIKE.to(dtype))

@@ -6,12 +6,10 @@ import pytest
 import torch
 from peft import TaskType, get_peft_model
 
-import lsr
 from lsr import LsrConfig, allocate_ranks, start_from_examples
 from lsr.init import head
 from lsr.tuner.linear import adapted_layers
 from tests.capabilities.models import LABELS, logits, tiny, tokens
-from tests.lsr.saved import CASES
 
 USUAL = {"rank_shape": (1,), "train": "core", "core": "diagonal", "init_weights": "update", "seed": 0}
 BATCHES = [{**tokens(), "labels": torch.arange(4) % LABELS} for _ in range(4)]
@@ -35,11 +33,6 @@ def test_the_head_that_peft_adds_gets_no_directions(name, budget):
     assert not [layer for layer in ranks if "classifier" in layer]
 
 
-def test_without_targets_the_directions_go_to_the_defaults_of_the_architecture():
-    ranks = allocated("bert", 6, task_type="SEQ_CLS")
-    assert {layer.rpartition(".")[2] for layer in ranks} <= {"query", "value"}
-
-
 @pytest.mark.parametrize(
     "fields",
     [
@@ -59,8 +52,3 @@ def test_the_head_is_fitted_first_however_it_is_named(fields):
 def test_an_architecture_without_a_default_needs_targets():
     with pytest.raises(ValueError, match=r"^target_modules: there is no default for the architecture 'None'; name the"):
         allocate_ranks(LsrConfig(**USUAL), torch.nn.Sequential(torch.nn.Linear(4, 4)), BATCHES, 4)
-
-
-def test_the_defaults_are_those_that_peft_takes():
-    assert lsr.LsrModel.target_module_mapping["bert"] == ["query", "value"]
-    assert {CASES["a head of one layer"][0]} <= lsr.LsrModel.target_module_mapping.keys()

@@ -3,9 +3,8 @@
 import re
 
 import pytest
-import torch
 from huggingface_hub import ModelCard
-from peft import AutoPeftModelForSequenceClassification, get_peft_model
+from peft import get_peft_model
 from transformers import AutoModelForSequenceClassification
 
 from lsr import LsrConfig
@@ -50,23 +49,6 @@ def test_the_snippet_runs_as_it_is_printed_with_the_labels(saved, monkeypatch, c
     capsys.readouterr()
     exec(compile(code, "README.md", "exec"), {})  # noqa: S102 what the card says is asked for
     assert re.search(rf"'label': '({'|'.join(NAMES)})'", capsys.readouterr().out)
-
-
-def test_labels_are_in_the_order_of_their_ids(saved, tmp_path):
-    base = AutoModelForSequenceClassification.from_pretrained(saved[0].parent / "base", num_labels=3)
-    base.config.id2label = {2: "good", 0: "bad", 1: "fair"}
-    model = get_peft_model(base, LsrConfig(task_type="SEQ_CLS", rank_shape=(2,), target_modules=["query"]))
-    model.save_pretrained(tmp_path, save_embedding_layers=False)
-    assert "{0: 'bad', 1: 'fair', 2: 'good'}" in (tmp_path / "README.md").read_text()
-
-
-def test_peft_finds_the_base_by_itself_if_it_is_told_the_labels(saved):
-    folder, model = saved
-    loaded = AutoPeftModelForSequenceClassification.from_pretrained(folder, id2label=dict(enumerate(NAMES)))
-    ids = torch.arange(5, 12)[None]
-    with torch.no_grad():
-        assert torch.equal(loaded.eval()(ids).logits, model.eval()(ids).logits)
-    assert loaded.config.id2label == dict(enumerate(NAMES))
 
 
 def test_a_card_that_somebody_wrote_is_kept(saved):

@@ -66,13 +66,6 @@ def test_a_compiled_layer_with_two_active_adapters_is_one_graph():
     assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x))
 
 
-def test_a_padded_width_compiles_too():
-    layer = adapted({}, out_features=53)
-    assert layer.adapter("default").form.out_shape == (9, 6)
-    x = torch.randn(5, 12)
-    assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x))
-
-
 @pytest.mark.parametrize("fields", [{"terms": 2}, {"terms": 1, "rank_shape": (4,), "share": "layers", "train": "core"}])
 def test_a_whole_adapted_transformer_is_one_graph(fields):
     config = LsrConfig(task_type="SEQ_CLS", init_weights=False, seed=0, separation_rank=fields.pop("terms"))

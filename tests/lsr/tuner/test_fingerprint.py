@@ -22,13 +22,6 @@ def test_the_hash_is_that_of_the_bytes_whatever_the_strides(dtype):
     check_weight(weight, expected, "layer")
 
 
-def test_a_weight_without_values_is_refused():
-    with pytest.raises(
-        ValueError, match="layer 'a': cannot subtract an initial update from a base weight without values"
-    ):
-        check_weight(torch.empty(2, 2, device="meta"), "1f", "a")
-
-
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
 @pytest.mark.parametrize("init", ["principal"])
 def test_a_folded_adapter_is_refused_on_another_base(init, low_cpu_mem_usage, tmp_path):

@@ -48,21 +48,6 @@ def test_a_seed_gives_each_name_its_own_factors():
     assert not torch.equal(one.adapter("default").factor_A1, other.adapter("default").factor_A1)
 
 
-def test_a_seed_leaves_torchs_random_numbers_alone():
-    state = torch.get_rng_state()
-    adapt(base(6, 4), seed=0)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_without_a_seed_torchs_random_numbers_decide():
-    torch.manual_seed(3)
-    one, other = adapt(base(6, 4), seed=None), adapt(base(6, 4), seed=None)
-    torch.manual_seed(3)
-    again = adapt(base(6, 4), seed=None)
-    assert torch.equal(one.adapter("default").factor_A1, again.adapter("default").factor_A1)
-    assert not torch.equal(one.adapter("default").factor_A1, other.adapter("default").factor_A1)
-
-
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_principal_start_spans_the_leading_rows_of_the_weight_in_either_layout(transposed):
     layer = adapt(base(6, 9, transposed=transposed), rank_shape=(4,), in_shape=(6,), out_shape=(9,))

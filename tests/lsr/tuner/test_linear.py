@@ -1,5 +1,3 @@
-from math import prod
-
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +7,6 @@ from torch import nn
 from torch.testing import assert_close
 
 from lsr import LsrConfig
-from lsr.algebra.separable import kron_sum
 from tests.lsr.layers import adapt, base, config, normal
 
 WIDTHS = st.integers(1, 9)
@@ -30,32 +27,10 @@ def test_forward_equals_the_merged_weight(n, m, batch, rank_shape, bias, transpo
     assert_close(layer(x), adapted)
 
 
-@given(WIDTHS, WIDTHS, RANK_SHAPES, st.sampled_from([1, 5, 16.0]), st.booleans())
-def test_the_update_is_scaling_times_b_times_a(n, m, rank_shape, alpha, transposed):
-    layer = adapt(base(n, m, transposed=transposed), rank_shape=rank_shape, alpha=alpha)
-    a, b = layer.adapter("default").factors()
-    dense = kron_sum(*b)[:m] @ kron_sum(*a)[:, :n] * alpha / prod(rank_shape)
-    assert_close(layer.get_delta_weight("default"), dense.T if transposed else dense)
-
-
 @given(WIDTHS, WIDTHS, RANK_SHAPES)
 def test_a_fresh_layer_changes_no_bit(n, m, rank_shape):
     layer, x = adapt(base(n, m), rank_shape=rank_shape, init_weights=True), normal(3, n)
     assert torch.equal(layer(x), base(n, m)(x))
-
-
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("rank_shape", [(2, 2), (2, 1, 2)])
-def test_the_gradients_of_all_factors_are_right(rank_shape, transposed):
-    layer = adapt(base(5, 7, transposed=transposed), rank_shape=rank_shape, separation_rank=2)
-    names = [name for name, parameter in layer.named_parameters() if parameter.requires_grad]
-    assert len(names) == 2 * len(rank_shape)
-
-    def run(x, *values):
-        return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), x)
-
-    values = [layer.get_parameter(name).detach().clone().requires_grad_() for name in names]
-    assert torch.autograd.gradcheck(run, (normal(2, 5).requires_grad_(), *values))
 
 
 def test_dropout_acts_on_the_inputs_of_the_adapter_alone_in_both_passes():
@@ -103,16 +78,6 @@ def test_what_a_base_layer_does_beside_its_product_still_happens(make):
     assert_close(layer(x), expected + nn.functional.linear(x, layer.get_delta_weight("default")))
 
 
-def test_a_trained_base_weight_gets_its_gradient():
-    layer, x = adapt(base(6, 4)), normal(5, 6)
-    layer.base_layer.requires_grad_(True)
-    layer(x).square().sum().backward()
-    weight, bias = layer.base_layer.weight, layer.base_layer.bias
-    total = nn.functional.linear(x, weight + layer.get_delta_weight("default"), bias).square().sum()
-    for found, expected in zip((weight.grad, bias.grad), torch.autograd.grad(total, (weight, bias)), strict=True):
-        assert_close(found, expected)
-
-
 # Merging
 
 
@@ -140,18 +105,6 @@ def test_a_half_precision_weight_is_merged_in_full_precision_and_rounded_once():
     assert torch.equal(layer.weight, exact.to(torch.bfloat16))
 
 
-def test_merging_one_adapter_after_the_other_remembers_the_first_weight():
-    layer = adapt(base(6, 4))
-    layer.update_layer("other", config(rank_shape=(2, 1), alpha=5, seed=1))
-    before = layer.weight.clone()
-    layer.merge(adapter_names=["default"])
-    with pytest.warns(UserWarning, match="additionally merging other"):
-        layer.merge(adapter_names=["other"])
-    assert_close(layer.weight, before + layer.get_delta_weight("default") + layer.get_delta_weight("other"))
-    layer.unmerge()
-    assert torch.equal(layer.weight, before)
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_safe_merge_of_a_broken_adapter_raises_and_leaves_the_weight(value):
     layer = adapt(base(6, 4), "encoder.query")
@@ -162,13 +115,6 @@ def test_a_safe_merge_of_a_broken_adapter_raises_and_leaves_the_weight(value):
         layer.merge(safe_merge=True, adapter_names=["default", "broken"])
     assert torch.equal(layer.weight, before)
     assert not layer.merged
-
-
-def test_the_kept_weight_is_never_saved():
-    layer = adapt(base(6, 4))
-    keys = set(layer.state_dict())
-    layer.merge()
-    assert set(layer.state_dict()) == keys
 
 
 # In modules that transformers does not know

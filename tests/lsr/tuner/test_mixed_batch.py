@@ -101,13 +101,6 @@ def test_the_beams_of_a_row_share_its_adapter(arguments):
         assert torch.equal(mixed[i * count : (i + 1) * count], alone[i * count : (i + 1) * count])
 
 
-def test_sampled_answers_share_the_adapter_of_their_prompt():
-    model = with_two("gpt2-causal")
-    ids = tokens()["input_ids"][:2]
-    sampled = {"num_return_sequences": 3, "do_sample": True, "max_new_tokens": 2, "pad_token_id": 0}
-    assert len(model.generate(ids, **sampled, adapter_names=["default", "second"])) == 6
-
-
 @pytest.mark.parametrize(
     ("names", "message"),
     [
@@ -137,13 +130,3 @@ def test_merged_adapters_do_not_mix():
     model.merge_adapter()
     with pytest.raises(ValueError, match=r"adapters are merged into the base weights; call unmerge_adapter\(\) first"):
         in_one_batch(model)
-
-
-def test_an_adapter_may_sit_on_some_layers_only():
-    model = with_two()
-    model.add_adapter("third", LsrConfig(**{**USUAL, "target_modules": ["intermediate.dense"]}))
-    model.eval()
-    mixed = in_one_batch(model, ["third", "default", "third", "default"])
-    model.set_adapter("third")
-    assert_close(mixed[::2], logits(model)[::2])
-    assert len(adapted_layers(model)) == 6

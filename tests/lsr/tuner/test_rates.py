@@ -36,20 +36,6 @@ def test_small_factors_turn_no_faster_than_others():
     assert rates == {"factor_A1": 0.004, "factor_A2": 0.002, "factor_B1": 0.004, "factor_B2": 0.002}
 
 
-def test_factors_around_a_core_have_the_rate_of_the_core():
-    assert {rate for name, rate in grouped(**DENSE, train="all")[1].items() if "lsr_" in name} == {0.004}
-
-
-def test_a_head_has_a_rate_of_its_own():
-    assert {rate for name, rate in grouped()[1].items() if "lsr_" not in name} == {0.001}
-
-
-def test_a_pattern_of_terms_gives_each_layer_its_rate():
-    rates = grouped(separation_rank_pattern={"0.attention.self.query": 1}, target_modules=["query", "value"])[1]
-    first = {name: rate for name, rate in rates.items() if name.endswith("factor_A2") and "layer.0." in name}
-    assert {name.split(".")[-4]: rate for name, rate in first.items()} == {"query": 0.004, "value": 0.002}
-
-
 def test_a_model_without_anything_to_train_is_refused():
     model = grouped()[0].requires_grad_(False)
     with pytest.raises(ValueError, match=r"^no parameter of the adapter 'default' is trainable: is another one active"):

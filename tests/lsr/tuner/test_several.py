@@ -121,12 +121,6 @@ def test_both_merged_are_both_active_and_unmerging_brings_every_bit_back(first, 
 
 
 @each_pair
-def test_unloading_gives_every_bit_of_the_base_back(first, second):
-    plain = with_two(first, second).unload()
-    assert all(torch.equal(value, tiny("bert").state_dict()[name]) for name, value in plain.state_dict().items())
-
-
-@each_pair
 def test_a_copy_and_a_pickled_module_compute_the_same(first, second):
     model = with_two(first, second)
     file = io.BytesIO()
@@ -137,17 +131,6 @@ def test_a_copy_and_a_pickled_module_compute_the_same(first, second):
         found = outputs(twin)
         assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert torch.equal(logits(model), expected["default"])
-
-
-@each_pair
-def test_a_state_dict_of_the_whole_model_comes_back(first, second):
-    model, other = with_two(first, second), with_two(first, second)
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    stir(other, seed=5)
-    other.load_state_dict(state)
-    assert torch.equal(logits(other), logits(model))
-    with other.disable_adapter():
-        assert torch.equal(logits(other), logits(tiny("bert")))
 
 
 def test_merged_adapters_are_not_deleted():

@@ -20,7 +20,7 @@ from lsr.tuner.adapter import Sizes
 from lsr.tuner.linear import adapted_layers
 from lsr.tuner.sharing import Kind, kind_of
 from lsr.tuner.start import initialize_factors
-from tests.capabilities.checks import loss, stir, train, trainable
+from tests.capabilities.checks import train, trainable
 from tests.capabilities.models import LABELS, logits, tiny, tokens
 from tests.lsr.layers import adapt, base, normal
 from tests.lsr.subjects import CASES
@@ -107,11 +107,6 @@ def test_layers_of_other_shapes_are_of_kinds_of_their_own():
     assert [started.name for started in initialize_factors(model)] == ["*.fc (12 x 12)", "*.fc (20 x 20)"]
 
 
-def test_a_pattern_of_ranks_makes_kinds_too():
-    ranks = {name: adapter.core.shape for name, adapter in adapters(adapted(rank_pattern={"query": (2,)})).items()}
-    assert ranks == {**dict.fromkeys(QUERIES, (2, 2)), **dict.fromkeys(VALUES, (4, 4))}
-
-
 # Counts
 
 
@@ -133,13 +128,6 @@ def test_what_is_shared_counts_where_it_is_stored(fields, first, others):
 
 
 # Training
-
-
-def test_a_fresh_core_is_zero_and_random_where_a_fresh_adapter_is_to_differ():
-    assert all(not adapter.core.any() for adapter in adapters(adapted()).values())
-    cores = [adapter.core for adapter in adapters(adapted(init_weights=False)).values()]
-    assert all(core.any() for core in cores)
-    assert not torch.equal(cores[0], cores[1])
 
 
 @pytest.mark.parametrize("init", ["random", "principal", "gradient"])
@@ -169,25 +157,7 @@ def test_shared_factors_train_with_the_adapter_that_is_active(part):
     assert (training("default"), training("second")) == ({False}, {True})
 
 
-def test_factors_are_initialized_again_with_all_cores_at_zero():
-    model = stir(adapted(init_weights=False))
-    list(initialize_factors(model, init_weights="principal"))
-    expected = tensors_of(adapted())
-    assert all(torch.equal(value, expected[key]) for key, value in tensors_of(model).items())
-    assert torch.equal(logits(model), logits(tiny("bert")))
-
-
 # Beside others, copied, merged
-
-
-def test_two_adapters_share_nothing_with_each_other():
-    model = adapted()
-    model.add_adapter("second", LsrConfig(**USUAL))
-    one, two = (adapters(model, name)[QUERIES[1]].frames for name in ("default", "second"))
-    assert one is not two
-    model.delete_adapter("default")
-    assert all(len(layer.lsr_adapters) == 1 for layer in adapted_layers(model).values())
-    assert adapters(model, "second")[QUERIES[1]].frames is two
 
 
 @each_shared
@@ -245,21 +215,6 @@ def test_two_layers_may_hold_one_adapter_whose_gradients_add_up():
     pairs = zip(*(layer.adapter("default").parameters() for layer in apart), strict=True)
     for shared, (mine, other) in zip(adapter.parameters(), pairs, strict=True):
         assert_close(shared.grad, mine.grad + other.grad)
-
-
-def test_the_gradients_of_shared_factors_add_up_over_the_layers():
-    shared, apart = (adapted(train="all", init_weights=False, share=share) for share in ("layers", "none"))
-    for name, adapter in adapters(apart).items():
-        mine = adapters(shared)[name]
-        adapter.core.data.copy_(mine.core)
-        adapter.factor_A1.data.copy_(mine.frames.factor_A1)
-        adapter.factor_B1.data.copy_(mine.frames.factor_B1)
-    for model in (shared, apart):
-        loss(model).backward()
-    for names in (QUERIES, VALUES):
-        for factor in ("factor_A1", "factor_B1"):
-            both = sum(getattr(adapters(apart)[name], factor).grad for name in names)
-            assert_close(getattr(adapters(shared)[names[0]], factor).grad, both)
 
 
 # Files that do not fit

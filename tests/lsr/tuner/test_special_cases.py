@@ -111,11 +111,6 @@ def test_a_core_between_singular_vectors_is_lora_xs(transposed):
     assert_close(layer(torch.from_numpy(x)), torch.from_numpy(expected))
 
 
-def test_a_core_between_singular_vectors_trains_r_squared_parameters_a_layer():
-    model = lsr(train="core", init_weights="principal")
-    assert [parameter.shape for parameter in trainable(model).values()] == [(4, 4)] * len(adapted_layers(model))
-
-
 # LoTR: all layers of a kind have one A and B, and a core each
 
 

@@ -82,40 +82,12 @@ def test_frames_are_those_of_all_data_sets_and_of_all_layers_that_share_them(sha
     assert torch.equal(logits(model), logits(tiny("bert")))
 
 
-def test_factors_that_train_start_from_all_data_sets_too():
-    model = made("bert", "gradient", rank_shape=(4,), separation_rank=1)
-    one = collect_gradients(model, BATCHES)
-    two = collect_gradients(model, [{**tokens(3, 7), "labels": torch.arange(3) % LABELS}])
-    for name, _, start in initialize_factors(model, gradients=[one, two]):
-        _, right = leading_frames([one[name], two[name]], 4)
-        basis = torch.linalg.qr(start.a[0][0].double().T).Q
-        assert_close(basis @ basis.T, right.T @ right, atol=1e-6, rtol=0)
-        assert not start.b[0].any()
-
-
 @by_weight
 @pytest.mark.parametrize("before", ["random", "principal"])
 def test_nothing_of_an_earlier_initialization_is_left(before, init, tmp_path):
     model = made("bert", before)
     list(initialize_factors(model, init_weights=init))
     assert_same(model, made("bert", init), tmp_path)
-
-
-def test_layers_are_yielded_as_they_are_done_with_what_they_start_at():
-    model = made("bert", True)
-    for name, (layer,), start in initialize_factors(model, init_weights="principal"):
-        assert layer is adapted_layers(model)[name]
-        for factor, value in zip(layer.adapter("default").factors()[0], start.a, strict=True):
-            assert_close(factor, value.float())
-
-
-def test_an_initialization_that_is_none_changes_nothing():
-    model = made("bert", "principal")
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    with pytest.raises(ValueError, match=r"^init_weights must be a bool or one of .*, got 'prinzipal'$"):
-        list(initialize_factors(model, init_weights="prinzipal"))
-    assert model.peft_config["default"].init_weights == "principal"
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_examples_are_for_the_gradient_alone():
@@ -162,21 +134,6 @@ def test_an_adapter_that_is_not_the_active_one_starts_from_no_examples(init):
     found = {name: value for name, value in model.state_dict().items() if ".b." in name and "lsr_" in name}
     assert found.keys()
     assert all(torch.equal(value, alone.state_dict()[name]) for name, value in found.items())
-
-
-def test_an_adapter_that_is_none_starts_from_no_examples():
-    model = get_peft_model(tiny("bert"), LsrConfig(**OTHER, init_weights="warm"))
-    with pytest.raises(ValueError, match=r"^the model has no adapter 'x'; it has 'default'$"):
-        start_from_examples(model, BATCHES, "x")
-
-
-def test_after_examples_that_are_refused_the_reminder_stays():
-    model = get_peft_model(tiny("bert"), LsrConfig(**OTHER, init_weights="warm"))
-    with pytest.raises(ValueError, match="has no labels"):
-        start_from_examples(model, [tokens()])
-    assert model.peft_config["default"].awaits_examples
-    start_from_examples(model, BATCHES)
-    assert not model.peft_config["default"].awaits_examples
 
 
 def test_a_start_that_fails_halfway_leaves_the_reminder():
