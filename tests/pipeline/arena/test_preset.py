@@ -66,7 +66,7 @@ def test_an_unknown_preset_is_told_from_those_there_are(arena):
         ({"model": "tinny"}, ["no row 'tinny'", "did you mean tiny?"]),
         ({"methods": {"head": {"adapter": "heads"}}}, ["heads"]),
         ({"methods": {"head": {"adapter": "head", "params": {"train.epoch": 1}}}}, ["train.epoch", "epochs?"]),
-        ({"methods": {"odd": {"adapter": "lora", "params": {"lora.r": 0}}}}, ["methods.odd", "lora.r", "got 0"]),
+        ({"methods": {"odd": {"adapter": "lora", "params": {"lora.r": "1"}}}}, ["methods.odd", "lora.r", "integer"]),
         ({"methods": {"odd": {"adapter": "lora", "params": {"model.r": 0}}}}, ["model of params.yaml has no keys"]),
         (
             {"methods": {"odd": {"adapter": "lora", "params": {"lora.target_modules": ["valeu"]}}}},
