@@ -28,17 +28,17 @@ def labels(chosen, split):
 
 
 def test_a_record_holds_scores_by_epoch_and_the_answers_of_the_selected_one(arena):
-    found = measure(cell())
-    assert found.status == "finished", found.reason
-    assert len(found.validation) == len(found.test) == len(found.loss) == 2
+    record = measure(cell())
+    assert record.status == "finished", record.reason
+    assert len(record.validation) == len(record.test) == len(record.loss) == 2
     truth = labels(cell(), "test")
-    assert len(found.predicted) == len(truth) == 20
-    assert found.score() == pytest.approx(accuracy_score(truth, found.predicted), abs=1e-6)
-    assert {"accuracy", "f1"} == found.test[0].keys()
-    assert (found.trained, found.stored) == (4 * 48, 4 * 48)
-    assert found.file_bytes > 4 * (found.stored + found.head)
-    assert found.seconds.keys() == {"load", "start", "train", "score"}
-    assert found.made["torch"]
+    assert len(record.predicted) == len(truth) == 20
+    assert record.score() == pytest.approx(accuracy_score(truth, record.predicted), abs=1e-6)
+    assert {"accuracy", "f1"} == record.test[0].keys()
+    assert (record.trained, record.stored) == (4 * 48, 4 * 48)
+    assert record.file_bytes > 4 * (record.stored + record.head)
+    assert record.seconds.keys() == {"load", "start", "train", "score"}
+    assert record.made["torch"]
 
 
 def test_the_same_training_gives_the_same_record(arena):
@@ -49,27 +49,27 @@ def test_the_same_training_gives_the_same_record(arena):
 
 
 def test_a_regression_is_scored_by_its_correlation(arena):
-    found = measure(cell("ratings: head"))
-    assert found.metrics == ("pearson", "spearman")
-    assert -1 <= found.score() <= 1
-    assert found.rate is None
-    assert found.trained == 0 < found.head
+    record = measure(cell("ratings: head"))
+    assert record.metrics == ("pearson", "spearman")
+    assert -1 <= record.score() <= 1
+    assert record.rate is None
+    assert record.trained == 0 < record.head
 
 
 def test_a_training_that_diverges_is_a_record_with_its_reason(arena, monkeypatch):
     compute = Trainer.compute_loss
     monkeypatch.setattr(Trainer, "compute_loss", lambda *args, **options: compute(*args, **options) * math.inf)
-    found = measure(cell())
-    assert found.status == "diverged"
-    assert "lower the learning rate" in found.reason
-    assert found.validation == found.test == found.predicted == ()
+    record = measure(cell())
+    assert record.status == "diverged"
+    assert "lower the learning rate" in record.reason
+    assert record.validation == record.test == record.predicted == ()
 
 
 def test_a_method_that_does_not_fit_is_a_record_with_its_reason(arena):
     small.write(methods={"odd": {"adapter": "c3a", "params": {"c3a.block_size": 7}}})
-    found = measure(cell("glue: odd"))
-    assert found.status == "failed"
-    assert found.reason.startswith("params.yaml: c3a: The block size should be a factor")
+    record = measure(cell("glue: odd"))
+    assert record.status == "failed"
+    assert record.reason.startswith("params.yaml: c3a: The block size should be a factor")
 
 
 def test_what_a_method_raises_is_its_reason_and_what_the_machine_refuses_is_not(arena, monkeypatch):
@@ -80,8 +80,8 @@ def test_what_a_method_raises_is_its_reason_and_what_the_machine_refuses_is_not(
         monkeypatch.setattr(Trainer, "compute_loss", broken)
 
     refuse(RuntimeError("mat1 and mat2 shapes cannot be multiplied\nand more"))
-    found = measure(cell())
-    assert (found.status, found.reason) == ("failed", "RuntimeError: mat1 and mat2 shapes cannot be multiplied")
+    record = measure(cell())
+    assert (record.status, record.reason) == ("failed", "RuntimeError: mat1 and mat2 shapes cannot be multiplied")
     refuse(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
     with pytest.raises(RuntimeError, match="allocate"):
         measure(cell())
@@ -96,17 +96,17 @@ def test_choices_are_compared_as_one_example(arena, tmp_path):
     chosen = cell("copa: head")
     task_tokens.write_labels(task_of(chosen), tmp_path / "copa.csv")
     table = pd.read_csv(tmp_path / "copa.csv")
-    found = measure(chosen)
-    assert len(table) == len(found.predicted)
-    assert found.score() == pytest.approx((table["label"].to_numpy() == np.array(found.predicted)).mean(), abs=1e-6)
+    record = measure(chosen)
+    assert len(table) == len(record.predicted)
+    assert record.score() == pytest.approx((table["label"].to_numpy() == np.array(record.predicted)).mean(), abs=1e-6)
 
 
 @pytest.mark.parametrize("word", ["lsr", "full", "head", "vera", "directions"])
 def test_every_method_runs(word, arena):
     small.write(methods={"odd": {"adapter": word}}, params={"train.epochs": 1})
-    found = measure(cell("glue: odd"))
-    assert found.status == "finished", found.reason
-    assert found.adapter == word
+    record = measure(cell("glue: odd"))
+    assert record.status == "finished", record.reason
+    assert record.adapter == word
 
 
 def test_methods_start_with_the_same_head(arena):
@@ -160,5 +160,5 @@ def test_the_paper_s_preset_runs_end_to_end_on_a_tiny_model(arena):
     chosen = preset.load("small")
     methods = list(chosen.methods)
     for number, task in enumerate(chosen.tasks):  # each task, and each method, at least once
-        found = measure(cell(f"{task}: {methods[number % len(methods)]}"))
-        assert found.status == "finished", f"{task}: {found.reason}"
+        record = measure(cell(f"{task}: {methods[number % len(methods)]}"))
+        assert record.status == "finished", f"{task}: {record.reason}"
