@@ -46,7 +46,7 @@ def named(saved):
     return lambda kind: ModelRow.named(str(saved(kind)), "params.yaml: model")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["gpt2", "deberta-v2"])
 def test_the_outline_of_a_model_has_its_layers_and_no_weights(kind, named):
     outline, model = base_models.outline(named(kind)), base_models.load_base_model(named(kind), PAIRS)
     names = [[name for name, _ in each.named_modules()] for each in (outline, model)]
@@ -56,10 +56,10 @@ def test_the_outline_of_a_model_has_its_layers_and_no_weights(kind, named):
     assert all(one.is_meta for one in outline.parameters())
 
 
-POSITIONS = {"gpt2", "opt", "deberta-v2", "distilbert"}  # that have learned 64 of them; the others turn by any angle
+POSITIONS = {"gpt2", "opt", "deberta-v2"}  # that have learned 64 of them; the others turn by any angle
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*POSITIONS, "llama"])
 def test_the_longest_text_that_positions_allow_is_the_longest_that_the_model_takes(kind, named, monkeypatch):
     model = base_models.load_base_model(named(kind), PAIRS).eval()
 
@@ -83,7 +83,7 @@ def outputs(model, tokenizer, texts):
         return model.eval()(**tokenizer(texts, padding=True, return_tensors="pt"))
 
 
-@pytest.mark.parametrize("kind", architectures.LAST)
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
 def test_a_decoder_classifies_the_last_token_of_each_text_in_a_batch(kind, named):
     row = named(kind)
     model, tokenizer = base_models.load_base_model(row, PAIRS), pretrained.load_tokenizer(row)
@@ -174,19 +174,14 @@ def test_an_architecture_that_no_table_knows_lists_its_linear_layers(named, monk
     assert line.endswith("its linear layers: k_proj, v_proj, q_proj, out_proj, fc1, fc2")
 
 
-def test_what_cannot_classify_or_pad_is_refused_before_any_text_is_read(tmp_path):
+def test_a_tokenizer_that_cannot_pad_is_refused(tmp_path):
     folder = architectures.save(tmp_path / "model", "gpt2")
     row = ModelRow.named(str(folder), "params.yaml: model")
-    pretrained.load_config(row)
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": None}))
     assert refusal(pretrained.load_tokenizer, row) == (
         f"params.yaml: model: {folder}: the tokenizer has no padding token, and no end of text to use instead; add "
         "pad_token to its tokenizer_config.json"
-    )
-    (folder / "config.json").write_text('{"model_type": "clip_text_model"}')
-    assert refusal(base_models.check_architecture, row).endswith(
-        "transformers has no head that classifies texts on the architecture clip_text_model; choose another model"
     )
 
 

@@ -69,10 +69,6 @@ def test_a_package_is_known_to_others_by_its_public_name(package):
     assert pretrained.public_name(package) == ("someone/tiny", None)
 
 
-def test_the_tokenizer_comes_from_the_same_folder(package):
-    assert pretrained.load_tokenizer(package)("the cat")["input_ids"][0] == 0
-
-
 def changed(model_row, **source):
     return model_row.model_copy(update={"source": model_row.source.model_copy(update=source)})
 
@@ -158,11 +154,6 @@ def test_the_code_of_a_folder_is_not_run_unless_the_row_says_so(own_code, monkey
         assert type(base_models.load_base_model(trusting, PAIRS)).__name__ == "OwnModel"
     assert (own_code / "ran").exists()
     assert capsys.readouterr().out == "pipeline/models.yaml: own: runs its own code, as the row allows\n"
-
-
-def test_trust_is_a_truth_value():
-    with pytest.raises(ValueError, match="valid boolean"):
-        row(path="own", trust_remote_code="yes")
 
 
 def test_no_code_of_a_model_is_run_to_look_at_its_layers(own_code):

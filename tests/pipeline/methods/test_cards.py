@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
@@ -110,25 +109,11 @@ def test_a_card_that_is_no_text_is_no_traceback(tmp_path):
     assert not section(card(out).text, "Score")
 
 
-def test_a_task_whose_labels_are_none_is_one_line(tmp_path, capsys):
-    path = artifacts.ADAPTER / "task.json"
-    before = path.read_text()
-    path.write_text('{"labels": ["a"]}')
-    try:
-        assert lsr_command(["export", str(artifacts.ADAPTER), "--to", "merged", "-o", str(Path(tmp_path, "no"))]) == 2
-    finally:
-        path.write_text(before)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith(f"{path}: labels: needs 2 different names, one per label of the head, got a")
-
-
 @pytest.mark.parametrize(
     ("fields", "title"),
     [
         ({"peft_type": "LSR"}, "LSR adapter"),
-        ({"peft_type": "LORA"}, "LoRA adapter"),
         ({"peft_type": "VBLORA"}, "VB-LoRA adapter"),
-        ({"peft_type": "IA3"}, "IA3 adapter"),
         ({"peft_type": "LORA", "target_modules": "dummy-target-modules"}, "Fine-tuned modules"),  # of head and full
     ],
 )
