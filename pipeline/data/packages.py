@@ -68,5 +68,7 @@ def read_member(archive: Path, members: tuple[str, ...]) -> bytes:
             names = [info.name for info in nested if info.isfile()]
             if member not in names:
                 raise UserError(f"{archive.name}: no file {member!r}{nearest(member, names)}")
-            content = nested.extractfile(member).read()  # type: ignore[union-attr] None only for folders and devices
+            file = nested.extractfile(member)
+            assert file is not None  # None only for folders and devices
+            content = file.read()
     return content

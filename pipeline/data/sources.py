@@ -95,7 +95,7 @@ def check_columns(there: Iterable[str], wanted: Iterable[str], where: str) -> No
     for column in wanted:
         if column not in names:
             shown = f"columns: {', '.join(names)}" if names else "there are no columns"
-            raise UserError(f"{where}: no column {column!r}{nearest(column, names)}; {shown}{_separator_hint(names)}")
+            raise UserError(f"{where}: no column {column!r}{nearest(column, names)}; {shown}")
 
 
 @contextmanager
@@ -118,30 +118,18 @@ def _hub(source: TableSource, split: Split) -> "Dataset":
 
     datasets.disable_progress_bars()
     is_folder = Path(str(source.path)).is_dir()
-    # The cache of `datasets` identifies a folder by path: for an edited file it returns the old rows, or fails.
-    anew = {"download_mode": "reuse_cache_if_exists", "verification_mode": "no_checks"} if is_folder else {}
+    options = {"revision": source.revision, "split": source.splits[split]}
+    if is_folder:  # the cache identifies it by path: for an edited file it would return the old rows, or fail
+        options |= {"download_mode": "reuse_cache_if_exists", "verification_mode": "no_checks"}
     try:
-        loaded = datasets.load_dataset(
-            source.path, source.config, revision=source.revision, split=source.splits[split], **anew
-        )
+        loaded = datasets.load_dataset(source.path, source.config, **options)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(_why_not_loaded(error, is_folder)) from None
+        raise ValueError(f"cannot be loaded: {first_line(error.__cause__ or error)}") from None
     # Offline, `datasets` takes any revision that it finds in its cache, where folders are named by commit.
     pinned = source.revision and len(source.revision) == 40 and not is_folder
     if pinned and not any(source.revision in Path(file["filename"]).parts for file in loaded.cache_files):
         raise ValueError(f"the local cache holds another revision than {source.revision}; connect to the hub to get it")
     return loaded
-
-
-def _why_not_loaded(error: Exception, is_folder: bool) -> str:
-    import datasets
-
-    if not isinstance(error, OSError) or is_folder:
-        return f"cannot be loaded: {first_line(error.__cause__ or error)}"
-    reason = f"not reachable on the hub ({first_line(error)})"
-    if datasets.config.HF_HUB_OFFLINE:
-        reason = "not in the local cache, and offline mode is on (HF_HUB_OFFLINE)"
-    return f"not a local folder and {reason}; `path` also takes a local folder of the same form"
 
 
 def _tables(loaded: "Dataset") -> Iterator[pd.DataFrame]:
@@ -193,16 +181,10 @@ def _separated(records: Records, names: Sequence[str] | None, *, drops_broken: b
         broken = [(number, fields) for number, fields in batch if len(fields) != len(names)]
         if broken and not drops_broken:
             number, fields = broken[0]
-            raise ValueError(f"line {number} has {len(fields)} columns, not {len(names)}{_separator_hint(fields)}")
+            raise ValueError(f"line {number} has {len(fields)} columns, not {len(names)}")
         numbers, rows = zip(*batch, strict=True)
         whole = [fields if len(fields) == len(names) else [None] * len(names) for fields in rows]
         yield pd.DataFrame(whole, pd.Index(numbers, name="line"), list(names))
-
-
-def _separator_hint(fields: Sequence[str]) -> str:
-    if len(fields) == 1 and any(sign in fields[0] for sign in ",\t;|"):
-        return "; columns are separated by commas in .csv and by tabs in .tsv"
-    return ""
 
 
 def _comma_separated(lines: Iterable[str]) -> Records:

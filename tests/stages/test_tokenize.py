@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from pipeline import params
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
-from pipeline.data import encoding, pretrained
+from pipeline.data import encoding
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.model_row import ModelRow
 from stages import tokenize as stage
@@ -75,22 +75,10 @@ def test_of_a_pair_both_texts_are_encoded_and_marked(tokenizer):
 
 
 def test_a_long_text_is_cut_and_its_whole_length_is_known(tokenizer):
-    table, lengths = stage.tokenize(texts(("very " * 50, 1), ("good", 0)), tokenizer, 8)
-    assert table["input_ids"].to_pylist() == [[2, *[7] * 6, 3], [2, 4, 3]]
-    assert table["length"].to_pylist() == [8, 3]
-    assert lengths.tolist() == [52, 3]
-
-
-def test_only_texts_that_are_longer_than_the_limit_are_cut(tokenizer):
-    table, lengths = stage.tokenize(texts(("very " * 6, 1), ("very " * 7, 0)), tokenizer, 8)
-    assert table["length"].to_pylist() == [8, 8]
-    row = DatasetRow(
-        source={"kind": "files", "files": dict.fromkeys(("train", "validation", "test"), "x.csv")},
-        text=["text"],
-        label={"column": "label", "names": ["bad", "good"]},
-        metrics=["accuracy"],
-    )
-    assert stage.summarize("train", table["label"].to_numpy(), lengths, row, 8)["train_truncated_share"] == 0.5
+    table, lengths = stage.tokenize(texts(("very " * 50, 1.5), ("very " * 6, 0)), tokenizer, 8)
+    assert table["input_ids"].to_pylist() == [[2, *[7] * 6, 3]] * 2
+    assert table["label"].to_pylist() == [1.5, 0.0]  # a number to predict stays one
+    assert lengths.tolist() == [52, 8]
 
 
 def test_a_pair_is_cut_as_the_tokenizer_cuts_it(tokenizer):
@@ -117,12 +105,7 @@ def test_batches_change_nothing(tokenizer, monkeypatch):
     assert done == [4, 4, 4, 4, 4, 4, 1]
 
 
-def test_a_number_to_predict_stays_a_float(tokenizer):
-    table, _ = stage.tokenize(texts(("good", 1.5)), tokenizer, 8)
-    assert table["label"].to_pylist() == [1.5]
-
-
-@pytest.mark.parametrize("longest", [1, 29, 30, 31, 128, 1000])
+@pytest.mark.parametrize("longest", [1, 30, 31, 1000])
 def test_the_histogram_holds_every_length_in_at_most_thirty_equal_bins(longest):
     lengths = np.arange(1, longest + 1)
     edges, rows = zip(*stage.histogram(lengths), strict=True)
@@ -171,19 +154,9 @@ def read(split):
         return reader.read_all()
 
 
-def test_the_stage_writes_a_file_a_split(view):
-    stage.main(view())
-    assert sorted(path.name for path in artifacts.TOKENS.iterdir()) == [
-        "test.arrow",
-        "train.arrow",
-        "validation.arrow",
-    ]
-    test = read("test").to_pydict()
-    assert test["input_ids"] == [[2, 5, 3], [2, 7, 5, 3]]
-    assert test["text"] == ["bad", "very bad"]
-
-
 def test_the_report_counts_rows_lengths_and_what_was_left_out(view):
+    with Path("train.csv").open("a") as file:
+        file.write("GOOD film,0\nGOOD FILM,1\nvery bad,1\nbad,0\n")
     stage.main(view())
     metrics = json.loads(artifacts.TOKENIZE_METRICS.read_text())
     assert {name: value for name, value in metrics.items() if name.startswith(("train", "rows"))} == {
@@ -195,21 +168,12 @@ def test_the_report_counts_rows_lengths_and_what_was_left_out(view):
         "train_tokens_p99": 22,
         "train_tokens_max": 22,
         "train_truncated_share": 0.25,
-        "rows_dropped_duplicate": 1,
+        "rows_dropped_duplicate": 5,
         "rows_dropped_missing": 1,
         "rows_dropped_within_margin": 0,
-        "rows_conflicting": 0,
+        "rows_conflicting": 2,
     }
     assert artifacts.TOKENIZE_LENGTHS.read_text().splitlines()[:6] == ["length,rows", "0,0", "1,0", "2,0", "3,0", "4,3"]
-
-
-def test_duplicates_that_contradict_the_row_which_stays_are_counted_and_said(view, capfd):
-    with Path("train.csv").open("a") as file:
-        file.write("GOOD film,0\nGOOD FILM,1\nvery bad,1\nbad,0\n")
-    stage.main(view())
-    metrics = json.loads(artifacts.TOKENIZE_METRICS.read_text())
-    assert (metrics["rows_dropped_duplicate"], metrics["rows_conflicting"]) == (5, 2)
-    assert "5 duplicate, 2 of them with another label than the row kept\n" in capfd.readouterr().out
 
 
 def test_a_split_that_is_written_in_parts_holds_the_same_rows(view, monkeypatch):
@@ -218,6 +182,7 @@ def test_a_split_that_is_written_in_parts_holds_the_same_rows(view, monkeypatch)
     monkeypatch.setattr(stage, "WRITTEN", 3)
     stage.main(view())
     assert read("train")["label"].num_chunks == 2
+    assert read("test")["input_ids"].to_pylist() == [[2, 5, 3], [2, 7, 5, 3]]
     for split, table in whole.items():
         assert read(split).equals(table)
 
@@ -256,10 +221,6 @@ def test_two_runs_write_the_same_bytes(view):
 def test_a_length_beyond_the_model_is_refused_with_the_limit(view):
     with pytest.raises(UserError, match=r"tokenize.max_length: the model takes at most 32 tokens, got 33"):
         stage.main(view(max_length=33))
-
-
-def test_a_tokenizer_without_a_limit_takes_any_length(tmp_path):
-    pretrained.check_tokens(AutoTokenizer.from_pretrained(save_tokenizer(tmp_path / "model")), 8192)
 
 
 def test_a_refused_run_leaves_the_tokens_of_the_last_one(view):

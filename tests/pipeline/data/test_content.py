@@ -74,12 +74,9 @@ def test_a_repository_and_a_package_have_no_local_files(source):
     assert content.digests(source, "") == {}
 
 
-@pytest.mark.parametrize("source", [files(train="data/no"), HubModel(kind="hub", path="models/no")])
-def test_a_missing_file_is_refused(source):
-    assert refusal(source).endswith("/no: not found; paths start at the root of the repository")
-
-
-def test_in_a_copy_of_the_repository_a_file_that_git_does_not_track_is_explained(repository, monkeypatch):
+def test_a_missing_file_is_refused_and_in_a_copy_of_the_repository_explained(repository, monkeypatch):
+    for source in (files(train="data/no"), HubModel(kind="hub", path="models/no")):
+        assert refusal(source).endswith("/no: not found; paths start at the root of the repository")
     original = repository.parent / "original"
     (original / "data").mkdir(parents=True)
     (original / "data/a.csv").write_text("a")
