@@ -168,7 +168,8 @@ def _fields(
         inference_mode=True,
     )
     sketch = _common_sketch(given)
-    config.remember({name: _form(shape, rank) for name, shape in shapes.items()}, base_sketch=sketch)
+    forms = {name: _form(shape, rank) for name, shape in shapes.items()}
+    config.remember(forms, Resolved.of(forms, {}, base_sketch=sketch))
     return config.to_dict()
 
 

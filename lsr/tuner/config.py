@@ -1,7 +1,7 @@
 """LsrConfig: the options of an LSR adapter."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike, fspath
 from pathlib import Path
@@ -13,13 +13,12 @@ from lsr.algebra.shapes import Form
 from lsr.init import INITIALIZATIONS, READERS
 from lsr.tuner import card
 from lsr.tuner.factors import STORAGE
-from lsr.tuner.options import CORED, OWN, as_sizes, check_options
+from lsr.tuner.options import CORED, OWN, TERMS, as_sizes, check_options, usual_terms
 from lsr.tuner.patterns import PATTERNS, any_of, check_plain, exactly, is_plain, matches, override, patterns_in
 from lsr.tuner.resolved import Resolved
 from lsr.tuner.saved import read_fields
 
 DIAGONAL = 8  # divides alpha if the core is diagonal: its directions are independent, whatever r is
-TERMS = 16  # the default separation rank for two or more factors
 
 
 @dataclass
@@ -71,9 +70,8 @@ class LsrConfig(PeftConfig):
             "help": "Name of the initialization. True or 'random': as LoRA. 'principal': A and B fitted jointly to the "
             "weight, from which this initial update is subtracted, in memory only. 'gradient', 'update': A and B's "
             "frame from the gradient over examples, or from the update of a short training on them; 'warm': that "
-            "update, and the head as trained; see `lsr.start_from_examples`. Around a core A and B are frames: "
-            "orthonormal directions, either random or the leading singular vectors of the weight ('principal'), of the "
-            "gradient or of the update. The core is initialized to zero, with 'warm' to the update between the frames. "
+            "update, and the head as trained; see `lsr.start_from_examples`. Around a core A and B are orthonormal "
+            "frames, random or leading singular vectors, and the core is zero, with 'warm' the update between them. "
             "False: all random, for tests. Only it and 'warm' change the output of a fresh model."
         },
     )
@@ -94,8 +92,8 @@ class LsrConfig(PeftConfig):
     frames: str = field(
         default=OWN,
         metadata={
-            "help": "Source of frozen frames: 'own', or the folder or hub repository of another adapter whose frames "
-            "to use: only the core is trained and stored; `init_weights` and `frames_dtype` are those of the frames."
+            "help": "'own', or the folder or hub repository of another adapter whose frames to use: only the core is "
+            "trained and stored, and `init_weights` and `frames_dtype` are those of the frames."
         },
     )
     frames_dtype: str = field(
@@ -142,8 +140,7 @@ class LsrConfig(PeftConfig):
     resolved: Resolved | None = field(
         default=None,
         metadata={
-            "help": "Of a saved adapter: the shapes of its layers, and hashes of the base weights from which its "
-            "initial update is subtracted. Written when an adapter is created; not to be set by hand."
+            "help": "Of a saved adapter: the shapes of its layers, and hashes of base weights. Not to be set by hand."
         },
     )
 
@@ -230,18 +227,12 @@ class LsrConfig(PeftConfig):
         base = self.base_model_name_or_path or card.UNNAMED
         card.replace_empty(card.Card("LSR", base, self.revision, self.task_type, self.labels), Path(save_directory))
 
-    def remember(
-        self,
-        forms: Mapping[str, Form],
-        base_hashes: Mapping[str, str] | None = None,
-        frames_hash: str | None = None,
-        base_sketch: Mapping[str, tuple[float, ...]] | None = None,
-    ) -> None:
+    def remember(self, forms: Mapping[str, Form], resolved: Resolved) -> None:
         """Set what files record about a created adapter; this object can still configure another model.
 
         A file names layers where this object has patterns: see `lsr.tuner.patterns.check_plain`.
         """
-        self._made = {"resolved": asdict(Resolved.of(forms, base_hashes or {}, frames_hash, base_sketch))}
+        self._made = {"resolved": asdict(resolved)}
         if not all(is_plain(pattern) for _, pattern in patterns_in(vars(self))):
             self._made |= self._by_name(forms)
 
@@ -306,8 +297,3 @@ class LsrConfig(PeftConfig):
         if self.modules_to_save:  # PEFT appends the names of common heads each time an adapter is loaded
             fields["modules_to_save"] = list(dict.fromkeys(self.modules_to_save))
         return fields
-
-
-def usual_terms(rank_shape: Sequence[int]) -> int:
-    """Return the default separation rank."""
-    return TERMS if len(rank_shape) > 1 else 1

@@ -1,7 +1,7 @@
 """The values that the options of an LsrConfig may have, and how they go together: one line says what is allowed."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import inf
 from operator import index
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ SHARED = ("none", "layers")
 CORED = ("core", "all")  # the values of `train` that add a core
 TRAINED = ("factors", *CORED)
 OWN = "own"
+TERMS = 16  # the default separation rank for two or more factors
 
 
 def check_options(config: "LsrConfig") -> None:
@@ -122,6 +123,11 @@ def _is_number(value: object) -> bool:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def usual_terms(rank_shape: Sequence[int]) -> int:
+    """Return the default separation rank."""
+    return TERMS if len(rank_shape) > 1 else 1
 
 
 def as_sizes(name: str, values: object) -> tuple[int, ...]:

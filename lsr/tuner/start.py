@@ -8,7 +8,6 @@ from typing import NamedTuple, cast
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from lsr.algebra.shapes import Form
 from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS, READERS
 from lsr.init.allocation import allocate
@@ -18,6 +17,7 @@ from lsr.tuner.config import LsrConfig
 from lsr.tuner.fingerprint import weight_hash
 from lsr.tuner.linear import LsrLinear, adapted_layers
 from lsr.tuner.options import OWN
+from lsr.tuner.resolved import Resolved
 from lsr.tuner.sharing import Kind, base_sketch, kind_of
 from lsr.tuner.targets import completed, heads_of, target_names
 
@@ -45,11 +45,6 @@ def groups_of(model: nn.Module, adapter_name: str) -> dict[str, list[LsrLinear]]
         kinds.setdefault(kind_of(name, layer.adapter(adapter_name).form), []).append(layer)
     patterns = Counter(kind.pattern for kind in kinds)
     return {str(kind) if patterns[kind.pattern] > 1 else kind.pattern: group for kind, group in kinds.items()}
-
-
-def forms_of(model: nn.Module, adapter_name: str) -> dict[str, Form]:
-    """Return the shapes of an adapter by layer."""
-    return {name: layer.adapter(adapter_name).form for name, layer in layers_of(model, adapter_name).items()}
 
 
 def config_of(model: nn.Module, adapter_name: str) -> LsrConfig:
@@ -106,7 +101,8 @@ def remember(
     sketch = {}
     if first is not None and frames_hash is None and (found := base_sketch(layers[first])):
         sketch[first] = found
-    config_of(model, adapter_name).remember(forms_of(model, adapter_name), base_hashes, frames_hash, sketch)
+    forms = {name: layer.adapter(adapter_name).form for name, layer in layers.items()}
+    config_of(model, adapter_name).remember(forms, Resolved.of(forms, base_hashes or {}, frames_hash, sketch))
 
 
 def start_from_examples(

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from transformers import PreTrainedModel
 
 from lsr import LsrConfig
-from lsr.tuner.config import usual_terms
+from lsr.tuner.options import usual_terms
 from lsr.tuner.rates import rate_factor
 from lsr.tuner.targets import check_indices, check_names
 from pipeline.core.errors import UserError, first_line, nearest

@@ -37,7 +37,8 @@ def test_the_shapes_of_most_layers_are_usual_and_the_others_have_names():
 
 def test_it_comes_back_from_json():
     config = LsrConfig(separation_rank=2)
-    config.remember({"a": SQUARE, "b": WIDE}, {"a": "1f"})
+    forms = {"a": SQUARE, "b": WIDE}
+    config.remember(forms, Resolved.of(forms, {"a": "1f"}))
     assert Resolved.from_fields(json.loads(json.dumps(config.to_dict()))["resolved"]) == Resolved.of(
         {"a": SQUARE, "b": WIDE}, {"a": "1f"}
     )
