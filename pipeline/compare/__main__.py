@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.arena.preset import PATH, Preset
 from pipeline.arena.record import ENDING, FOLDER, Record, read
-from pipeline.compare import pictures, tables
+from pipeline.compare import tables
 from pipeline.compare.comparison import RESAMPLES, compare
 from pipeline.compare.page import page
 from pipeline.core import artifacts, console
@@ -41,6 +42,8 @@ def main(words: Sequence[str] | None = None) -> None:
     """
     options = parser().parse_args(words)
     with exit_on_error("stopped", PROGRAM):
+        if find_spec("matplotlib") is None:
+            raise UserError(f"{PROGRAM}: needs matplotlib: pip install -c constraints.txt -e '.[pipeline,compare]'")
         preset, records = _records(options.preset)
         baseline = options.baseline or _baseline(preset)
         write(options.output / preset, preset, records, baseline, options.resamples)
@@ -53,6 +56,8 @@ def write(folder: Path, preset: str, records: Sequence[Record], baseline: str, r
         UserError: if there is no such baseline.
         OSError: if a file cannot be written.
     """
+    from pipeline.compare import pictures  # with matplotlib, which only an extra installs
+
     comparison = compare(preset, records, baseline, resamples)
     content = tables.everything(comparison)
     for name, text in {

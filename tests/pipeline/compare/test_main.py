@@ -79,6 +79,11 @@ def failing(words, capsys):
     return line
 
 
+def test_a_missing_package_is_one_line_with_the_extra(monkeypatch, capsys):
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    assert failing([], capsys).endswith("needs matplotlib: pip install -c constraints.txt -e '.[pipeline,compare]'")
+
+
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     start = "python -m pipeline.compare: "
