@@ -42,8 +42,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """
     options = parser().parse_args(words)
     with exit_on_error("stopped", PROGRAM):
-        if find_spec("matplotlib") is None:
-            raise UserError(f"{PROGRAM}: needs matplotlib: pip install -c constraints.txt -e '.[pipeline,compare]'")
+        _check_packages()
         preset, records = _records(options.preset)
         baseline = options.baseline or _baseline(preset)
         write(options.output / preset, preset, records, baseline, options.resamples)
@@ -70,6 +69,11 @@ def write(folder: Path, preset: str, records: Sequence[Record], baseline: str, r
     pictures.write(folder, comparison)
     tables.show(comparison)
     console.line(f"written: {folder / 'index.html'}, with tables and pictures beside it")
+
+
+def _check_packages() -> None:
+    if find_spec("matplotlib") is None:
+        raise UserError(f"{PROGRAM}: needs matplotlib: pip install -c constraints.txt -e '.[pipeline,compare]'")
 
 
 def _baseline(name: str) -> str:
