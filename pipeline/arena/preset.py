@@ -114,8 +114,10 @@ class Preset(Section):
 
     def reads_of(self, task: str) -> Reads:
         """Return how much is read of a task, or of another row of data."""
-        changes = self.tasks[task].reads if task in self.tasks else {}
-        return Reads(**{**self.reads.model_dump(), **changes})
+        chosen = self.reads.model_dump()
+        if task in self.tasks:
+            chosen |= self.tasks[task].reads.items()
+        return Reads(**chosen)
 
 
 def load(name: str, path: Path = PATH) -> Preset:
