@@ -69,13 +69,11 @@ def compete(runs: Sequence[Run], records: dict[str, Record], path: Path, jobs: i
         UserError: if one of them cannot run, before any does; or if a worker dies.
     """
     left = [run for run in runs if plan.missing(run, records)]
-    check.check(left)
-    for run in {run.task: run for run in runs}.values():
-        labels = record.labels_path(run.name, run.task)
-        if run in left or not labels.exists():
-            write_labels(task_of(run.first()), labels)
     if not left:
         return
+    check.check(left)
+    for run in {run.task: run for run in left}.values():
+        write_labels(task_of(run.first()), record.labels_path(run.name, run.task))
     set_up_torch(threads=max(1, (os.cpu_count() or 1) // jobs))
     most = sum(plan.most(run) for run in left)
     with workers_of_this_program(jobs) as pool, console.progress("arena: at most", most, "trainings") as advance:
