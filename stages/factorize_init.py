@@ -19,6 +19,7 @@ from pipeline.core.errors import UserError
 from pipeline.methods import adapters, base_models, pooling
 
 SHOWN = 24  # layers or kinds on the terminal; the file has all
+COLUMNS = ("layers", "rank", "effective", "captured", "energy", "energy_best", "relative_error")
 
 
 def factorize_init(base: PreTrainedModel, view: params.FactorizeInitView) -> tuple[PeftModel, dict[str, StartReport]]:
@@ -40,7 +41,7 @@ def factorize_init(base: PreTrainedModel, view: params.FactorizeInitView) -> tup
     for one in console.track(started, "factorize-init", len(groups_of(model, "default")), "starts"):
         try:
             reports[one.name] = report_start(one, gradients, view.seed, read=read)
-        except ValueError as error:  # a weight that is zero or not finite, unless the initialization has rejected it
+        except ValueError as error:  # a weight that is not finite, unless the initialization has rejected it
             raise UserError(f"{view.model}: {one.name}: {error}") from None
     return model, reports
 
@@ -57,16 +58,19 @@ def main(view: params.FactorizeInitView) -> None:
 
 
 def write_reports(reports: Mapping[str, StartReport], counts: Mapping[str, int]) -> None:
-    """Write the metrics and the table of layers or kinds, and print both."""
+    """Write the metrics, the table of layers or kinds, and the mean error by separation rank; print the first two."""
     means = {
         name: fmean(getattr(one, name) for one in reports.values()) for name in ("energy", "energy_best") if reports
     }
     artifacts.write_metrics(artifacts.FACTORIZE_METRICS, {**counts, **means})
-    columns = ("layer", *StartReport._fields)
-    rows = [(name, *("" if value is None else value for value in one)) for name, one in reports.items()]
-    artifacts.write_csv(artifacts.FACTORIZE_START, columns, rows)
+    table = {name: [getattr(one, column) for column in COLUMNS] for name, one in reports.items()}
+    rows = [(name, *("" if value is None else value for value in values)) for name, values in table.items()]
+    artifacts.write_csv(artifacts.FACTORIZE_START, ("layer", *COLUMNS), rows)
     if rows:
-        console.table("share of the energy that the start captures", columns, rows[:SHOWN])
+        console.table("share of the energy that the start captures", ("layer", *COLUMNS), rows[:SHOWN])
+    terms = sorted({terms for one in reports.values() for terms in one.errors})
+    curve = [(s, fmean(one.errors[s] for one in reports.values() if s in one.errors)) for s in terms]
+    artifacts.write_csv(artifacts.FACTORIZE_SEPARATION, ("separation_rank", "relative_error"), curve)
     console.table("factorize-init", ["what", "parameters"], list(counts.items()))
 
 

@@ -45,6 +45,6 @@ def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (M, N), on the CPU 
     try:
         return torch.linalg.svd(matrix, full_matrices=False)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        found = scipy.linalg.svd(matrix.numpy(), full_matrices=False, lapack_driver="gesvd")
-        left, values, right = (torch.from_numpy(part.copy()) for part in found)
+        parts = scipy.linalg.svd(matrix.numpy(), full_matrices=False, lapack_driver="gesvd")
+        left, values, right = (torch.from_numpy(part.copy()) for part in parts)
         return left, values, right

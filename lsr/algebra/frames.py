@@ -5,6 +5,7 @@ factors of its Tucker decomposition over rows and columns: each matrix is approx
 """
 
 from collections.abc import Sequence
+from math import isfinite
 
 import numpy as np
 import torch
@@ -79,8 +80,8 @@ def paired_frames(
     draws = np.random.default_rng(seed).standard_normal((len(stack), rank))
     start = CPTensor((np.ones(rank), [draws, *(side.numpy().copy() for side in before)]))
     with converging_numpy():
-        found = parafac(stack.numpy(), rank, init=start, n_iter_max=SWEEPS, tol=TOLERANCE, l2_reg=PENALTY)
-    weights, columns, rows = (torch.from_numpy(factor.copy()) for factor in found.factors)
+        terms = parafac(stack.numpy(), rank, init=start, n_iter_max=SWEEPS, tol=TOLERANCE, l2_reg=PENALTY)
+    weights, columns, rows = (torch.from_numpy(factor.copy()) for factor in terms.factors)
     sizes = weights.norm(dim=0) * columns.norm(dim=0) * rows.norm(dim=0)
     order = sizes.argsort(descending=True, stable=True)
     # If the matrices have fewer directions, the penalty drives a term to zero: keep the initial pair of such a term.
@@ -132,17 +133,39 @@ def paired_energies(
 
     Of a zero matrix it is 1, as in `captured_energies`.
     """
-    found = []
+    energies = []
     for matrix in matrices:
         captured = _between(matrix, left, right).diagonal() @ diagonal_between(matrix, left, right)
-        found.append(_share(float(captured), matrix))
-    return found
+        energies.append(_share(float(captured), matrix))
+    return energies
+
+
+def energies_in_rows(
+    matrices: Sequence[Matrix],
+    right: Tensor,  # (r, n), orthonormal rows
+) -> list[float]:
+    """Return `||G A^T||_F^2 / ||G||_F^2` for each matrix; of a zero matrix it is 1."""
+    parts = [
+        matrix @ right.T if isinstance(matrix, Tensor) else (matrix[0], matrix[1] @ right.T) for matrix in matrices
+    ]
+    return [_share(norm_of(part) ** 2, matrix) for part, matrix in zip(parts, matrices, strict=True)]
+
+
+def leading_energies(matrices: Sequence[Matrix], rank: int, seed: int = 0) -> list[float]:
+    """Return the fraction of each matrix's energy in its own leading directions; of a zero matrix it is 1."""
+    return [_share(float(leading_svd(matrix, rank, seed)[1].square().sum()), matrix) for matrix in matrices]
 
 
 def _share(captured: float, matrix: Matrix) -> float:
-    """Return a captured energy as a fraction of the matrix's."""
-    energy = norm_of(matrix) ** 2
-    return captured / energy if energy else 1.0
+    """Return a captured energy as a fraction of the matrix's.
+
+    Raises:
+        ValueError: if the matrix is not finite.
+    """
+    norm = norm_of(matrix)
+    if not isfinite(norm):
+        raise ValueError(f"expected a finite matrix, got one of norm {norm}")
+    return captured / norm**2 if norm else 1.0
 
 
 def core_between(
@@ -162,32 +185,6 @@ def diagonal_between(
     """Return the diagonal d that minimizes `||matrix - B diag(d) A||_F`; of several, the smallest."""
     gram = (left.T @ left) * (right @ right.T)
     return torch.linalg.lstsq(gram, _between(matrix, left, right).diagonal()[:, None], driver="gelsd").solution[:, 0]
-
-
-def nested_energies(
-    matrices: Sequence[Matrix],
-    most: int,
-    seed: int = 0,
-) -> list[float]:
-    """Return the mean of `captured_energies` in the first 1, 2, ... of `most` leading directions.
-
-    For one matrix it is the cumulative spectrum; for several, frames computed for fewer directions could capture a
-    little more. Zero matrices have no directions of their own, and count as captured.
-    """
-    alive = without_zeros(matrices)
-    if not alive:
-        return [1.0] * most
-    left, right = leading_frames(alive, most, seed)
-    total = torch.full((most,), float(len(matrices) - len(alive)), dtype=torch.float64)
-    for matrix in alive:
-        squares = (_between(matrix, left, right) / norm_of(matrix)).square()
-        total += squares.cumsum(0).cumsum(1).diagonal()
-    return (total / len(matrices)).tolist()
-
-
-def without_zeros(matrices: Sequence[Matrix]) -> list[Matrix]:
-    """Return the matrices that are not zero: those that have leading directions."""
-    return [matrix for matrix in matrices if norm_of(matrix) != 0]
 
 
 def _between(matrix: Matrix, left: Tensor, right: Tensor) -> Tensor:  # (r, r)

@@ -52,22 +52,6 @@ def kron_sum(
     return blocks.view(p1, q1, p2, q2).transpose(1, 2).reshape(p1 * p2, q1 * q2)
 
 
-def kron_sum_product(
-    x: Tensor,  # (T, <= q_1 * q_2), missing columns are zero
-    left: Tensor,  # (s, p_1, q_1)
-    right: Tensor,  # (s, p_2, q_2)
-) -> Tensor:  # (T, p_1 * p_2)
-    """Return `x kron_sum(left, right)^T` without forming the matrix: `sum_k left_k X right_k^T`, X a row as q_1 x q_2.
-
-    Reference: `(A ⊗ B) vec X`, Van Loan, "The ubiquitous Kronecker product", 2000.
-    """
-    (count, p1, q1), (_, p2, q2) = left.shape, right.shape
-    if x.shape[1] != q1 * q2:
-        x = pad_columns(x, q1 * q2)
-    inner = (x.reshape(-1, q2) @ right.reshape(count * p2, q2).T).view(len(x), q1 * count, p2)
-    return (left.permute(1, 2, 0).reshape(p1, q1 * count) @ inner).reshape(len(x), p1 * p2)
-
-
 def kron_sum_gradients(
     gradient: Tensor,  # of kron_sum(left, right): (<= p_1 * p_2, <= q_1 * q_2), missing entries are zero
     left: Tensor,  # (s, p_1, q_1)

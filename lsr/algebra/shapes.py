@@ -31,7 +31,7 @@ def split_width(width: int, rank_shape: tuple[int, ...]) -> tuple[int, ...]:
         rank = rank_shape[position]
         if position == len(rank_shape) - 1:
             return rank * needed, needed, (needed,)
-        found = None
+        cheapest = None
         for size in range(allowed, 0, -1):
             rest = (
                 best(-(-needed // size), allowed // size, position + 1)
@@ -41,9 +41,9 @@ def split_width(width: int, rank_shape: tuple[int, ...]) -> tuple[int, ...]:
             if rest is None:
                 continue
             candidate = (rank * size + rest[0], size * rest[1], (size, *rest[2]))
-            if found is None or candidate[:2] < found[:2]:
-                found = candidate
-        return found
+            if cheapest is None or candidate[:2] < cheapest[:2]:
+                cheapest = candidate
+        return cheapest
 
     shape = best(width, largest, 0)
     assert shape is not None  # (width, 1, ..., 1) always fits
@@ -99,8 +99,3 @@ class Form:
         """
         sizes = zip(self.rank_shape, self.in_shape, self.out_shape, strict=True)
         return self.separation_rank * sum(rank * (columns + rows) for rank, columns, rows in sizes)
-
-    @property
-    def first_parameters(self) -> int:
-        """The number of parameters in A1 and B1, the only trainable factors with `train="first"`."""
-        return self.separation_rank * self.rank_shape[0] * (self.in_shape[0] + self.out_shape[0])

@@ -17,13 +17,7 @@ class Sketch:
     """
 
     def __init__(self, shape: Shape, rank: int, seed: int = 0) -> None:
-        """Start with a sum of zero.
-
-        Raises:
-            ValueError: if the rank is not positive.
-        """
-        if rank < 1:
-            raise ValueError(f"the rank of a sketch must be at least 1, got {rank}")
+        """Start with a sum of zero."""
         rows, columns = shape
         k = min(2 * rank + 1, rows, columns)
         draws = torch.Generator().manual_seed(seed)

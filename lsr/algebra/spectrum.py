@@ -30,9 +30,10 @@ def leading_svd(
     shape = shape_of(matrix)
     if not 1 <= rank <= min(shape):
         raise ValueError(f"the rank must be in [1, {min(shape)}] for a matrix {shape}, got {rank}")
-    found = _svd_of_dense(matrix, rank, seed) if isinstance(matrix, Tensor) else _svd_of_pair(*matrix, rank)
-    signs = canonical_signs(found[2].T)[:, None]
-    return found[0] * signs.T, found[1], found[2] * signs
+    parts = _svd_of_dense(matrix, rank, seed) if isinstance(matrix, Tensor) else _svd_of_pair(*matrix, rank)
+    left, values, right = parts
+    signs = canonical_signs(right.T)[:, None]
+    return left * signs.T, values, right * signs
 
 
 def _svd_of_dense(matrix: Tensor, rank: int, seed: int) -> tuple[Tensor, ...]:
@@ -41,10 +42,10 @@ def _svd_of_dense(matrix: Tensor, rank: int, seed: int) -> tuple[Tensor, ...]:
     method = "randomized_svd" if is_large else "truncated_svd"
     options = {"random_state": seed, "n_iter": 5, "n_oversamples": 16} if is_large else {}
     with converging_numpy():
-        found = svd_interface(
+        parts = svd_interface(
             (dense.float() if is_large else dense.double()).numpy(), method, n_eigenvecs=rank, **options
         )
-    return tuple(torch.from_numpy(part.copy()).double() for part in found)
+    return tuple(torch.from_numpy(part.copy()).double() for part in parts)
 
 
 def _svd_of_pair(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, ...]:
@@ -96,40 +97,3 @@ def distance_of_pairs(
     """Return the Frobenius distance between two products without forming either."""
     left = torch.cat([one[0].double(), -other[0].double()], dim=1)
     return float(singular_values_of_pair(left, torch.cat([one[1].double(), other[1].double()])).norm())
-
-
-def leading_row_space(
-    weight: Tensor,  # (m, n)
-    rank: int,
-    seed: int = 0,
-) -> Tensor:  # (rank, n), float64
-    """Return the leading right singular vectors of a weight as orthonormal rows, with canonical signs.
-
-    Raises:
-        ValueError: if the rank exceeds a side of the weight, or the weight is zero or not finite.
-    """
-    _check(weight, rank)
-    return leading_svd(weight, rank, seed)[2]
-
-
-def leading_part(
-    weight: Tensor,  # (m, n)
-    rank: int,
-    seed: int = 0,
-) -> tuple[Tensor, Tensor]:  # (m, rank), (rank, n), float64
-    """Return U_r S_r^1/2 and S_r^1/2 V_r^T of the truncated SVD, with canonical signs.
-
-    Raises:
-        ValueError: as `leading_row_space`.
-    """
-    _check(weight, rank)
-    left, values, right = leading_svd(weight, rank, seed)
-    return left * values.sqrt(), values.sqrt()[:, None] * right
-
-
-def _check(weight: Tensor, rank: int) -> None:
-    if not 1 <= rank <= min(weight.shape):
-        raise ValueError(f"the rank must be in [1, {min(weight.shape)}] for a weight {tuple(weight.shape)}, got {rank}")
-    largest = float(weight.detach().abs().max())
-    if not 0 < largest < float("inf"):
-        raise ValueError(f"the weight has no row space to start from: its largest entry is {largest}")

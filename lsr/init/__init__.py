@@ -1,4 +1,4 @@
-"""Initialization of the factors: one scheme per file, statistics gathered from examples, and quality measures.
+"""Initialization of the factors: one scheme per file, and the statistics that some of them gather from examples.
 
 Everything runs in float64, one layer at a time, or one group of layers that share factors. A fresh adapter leaves the
 model unchanged: B1 or the core is zero, or the initial update is subtracted from the base weight (schemes that fold).
@@ -8,13 +8,13 @@ Only `warm` begins with an update, that of a short training run.
 from collections.abc import Callable, Mapping
 
 from lsr.algebra.spectrum import Matrix
-from lsr.init import frames, gradient, principal, random, warm
-from lsr.init.head import examples_gradients
+from lsr.init import gradient, principal, random, warm
+from lsr.init.gradients import examples_gradients
 from lsr.init.initialization import Initialization
 from lsr.init.update import examples_updates
 
 INITIALIZATIONS = {
-    "random": Initialization("seed", random.start, frames.random_frames),
+    "random": Initialization("seed", random.start, random.frames),
     "principal": Initialization("weight", principal.start, principal.frames, folds=True),
     "gradient": Initialization("gradient", gradient.start, gradient.frames),
     "update": Initialization("update", gradient.start, gradient.frames),  # in place of the gradient

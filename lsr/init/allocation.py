@@ -25,18 +25,18 @@ def allocate(
         ValueError: if the budget is not positive or exceeds what the layers can hold, or all gradients are zero.
     """
     norms = _norms(gradients)
-    values = {name: _values([found[name] for found in gradients], norms, seed) for name in gradients[0]}
+    values = {name: _values([one[name] for one in gradients], norms, seed) for name in gradients[0]}
     most = sum(map(len, values.values()))
     if not 1 <= budget <= most:
         raise ValueError(f"the budget must be in [1, {most}], at most {MOST} directions per layer, got {budget}")
-    names = [name for name, found in values.items() for _ in found]
+    names = [name for name, of_layer in values.items() for _ in of_layer]
     order = torch.cat(list(values.values())).argsort(descending=True, stable=True)[:budget]
     chosen = Counter(names[index] for index in order.tolist())
     return {name: chosen[name] for name in values if name in chosen}
 
 
 def _norms(gradients: Sequence[Mapping[str, Matrix]]) -> list[float]:
-    norms = [hypot(*map(norm_of, found.values())) for found in gradients]
+    norms = [hypot(*map(norm_of, one.values())) for one in gradients]
     if not all(0 < norm < float("inf") for norm in norms):
         raise ValueError(f"cannot allocate directions: the norm of the gradients is {min(norms)}")
     return norms

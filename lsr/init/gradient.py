@@ -1,52 +1,39 @@
-"""A and B's frame from the leading singular vectors of the loss gradient; B1, or the core between the frames, is zero.
+"""A and B's frame from a separable fit to the loss gradient; B1, or the core between frames of it, is zero.
 
 The update of a short training run takes the place of the gradient in the same way: it accumulates gradients.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
+import torch
 from torch import Tensor
 
-from lsr.algebra.fit import fit_row_space
+from lsr.algebra.fit import in_orthonormal_basis
 from lsr.algebra.frames import leading_frames
-from lsr.algebra.separable import nearest_kron_sum, pad_columns
+from lsr.algebra.separable import recondition
 from lsr.algebra.spectrum import Matrix
-from lsr.init import random
-from lsr.init.frames import framed
 from lsr.init.initialization import Source, Start
+from lsr.init.principal import fitted, framed
+from lsr.init.random import as_random_a, as_zero_b
 
 
 def start(source: Source) -> Start:
-    """Take A from the right singular vectors of the gradient and B's frame from the left ones.
+    """Take the directions of A and B's frame from the factors nearest to the gradient, and their scale from LoRA's.
 
-    With B1 = 0 the first step moves B only within the frame, along the gradient times A^T.
+    With B1 = 0 the first step moves B along the gradient times A^T. Its gain is the energy of the gradient in the rows
+    of A, which the fit keeps higher than one to the leading singular vectors does, for the same number of terms. Of
+    several data sets, the joint directions are fitted.
 
     Raises:
         ValueError: if there is no gradient, or it is zero, not finite or too small.
 
     Reference: LoRA-GA (Wang et al. 2024, arXiv 2407.05000), LoRA-One (Zhang et al. 2025, arXiv 2502.01235).
     """
-    form = source.form
-    left, right = leading_frames(_gradients([source]), form.rank, source.seed)
-    columns = pad_columns(left.T, form.out_width).T
-    b = nearest_kron_sum(columns, form.out_shape, form.rank_shape, form.separation_rank, source.seed)
-    return replace(_in_row_space(right, source), b=random.as_zero_b(b, form))
-
-
-def _in_row_space(
-    rows: Tensor,  # (r, n), orthonormal
-    source: Source,
-) -> Start:
-    """Return random factors, except that A spans the rows as closely as its form allows.
-
-    A minimizes ||V_r^T - C A||_F over A and C (r x r): only its row space matters in the first steps, because B, which
-    starts at zero, can learn any C.
-    """
-    form = source.form
-    padded = pad_columns(rows, form.in_width)
-    fit = fit_row_space(padded, form.rank_shape, form.in_shape, form.separation_rank, seed=source.seed)
-    return replace(random.start(source), a=random.as_random_a(fit.a, form), error=fit.error, rows=rows)
+    is_pooled = len(source.gradients) > 1
+    joint = leading_frames(source.gradients, source.form.rank, source.seed) if is_pooled else only_matrix(source)
+    fit = fitted(joint, source)
+    a = as_random_a(recondition(*in_orthonormal_basis(fit.a)), source.form)
+    return Start(a, as_zero_b(recondition(*fit.b), source.form), fit.error)
 
 
 def frames(sources: Sequence[Source]) -> Start:
@@ -55,15 +42,31 @@ def frames(sources: Sequence[Source]) -> Start:
     Only the directions are kept: frames scaled by the singular values learned less.
 
     Raises:
-        ValueError: as `start`.
+        ValueError: if there is no gradient, or it is zero, not finite or too small.
 
     Reference: LoRA-SB (Ponkshe et al. 2024, arXiv 2411.19557), which takes the first full gradient.
     """
-    return framed(_gradients(sources), sources[0])
+    for source in sources:
+        _check_any(source)
+    return framed([matrix for source in sources for matrix in source.gradients], sources[0])
 
 
-def _gradients(sources: Sequence[Source]) -> list[Matrix]:
-    gradients = [gradient for source in sources for gradient in source.gradients]
-    if not gradients:
+def only_matrix(source: Source) -> Matrix:
+    """Return the gradient or update that a source has, in float64 on the CPU.
+
+    Raises:
+        ValueError: if there is not exactly one, or it is not finite.
+    """
+    _check_any(source)
+    if len(source.gradients) > 1:
+        raise ValueError(f"a warm start goes on from one short training run, got {len(source.gradients)}")
+    matrix = source.gradients[0]
+    parts = [part.detach().to("cpu", torch.float64) for part in ((matrix,) if isinstance(matrix, Tensor) else matrix)]
+    if not all(torch.isfinite(part).all() for part in parts):
+        raise ValueError("the gradient or update is not finite")
+    return parts[0] if len(parts) == 1 else (parts[0], parts[1])
+
+
+def _check_any(source: Source) -> None:
+    if not source.gradients:
         raise ValueError("this initialization needs examples: see lsr.start_from_examples")
-    return gradients

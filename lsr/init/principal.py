@@ -1,29 +1,30 @@
-"""A and B fitted jointly to the weight: PiSSA in Kronecker form. The initial update is folded."""
+"""The separable decomposition of the weight: PiSSA in Kronecker form. The initial update is folded."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from math import isfinite
 
 import torch
 from torch import Tensor
 
 from lsr.algebra.fit import fit_product
-from lsr.algebra.separable import balance, pad_columns
-from lsr.init.frames import framed
+from lsr.algebra.frames import leading_frames, paired_frames
+from lsr.algebra.separable import balance, kron_sum, nearest_kron_sum, pad_columns
+from lsr.algebra.shapes import Form
+from lsr.algebra.spectrum import Matrix, distance_of_pairs, leading_svd, norm_of
 from lsr.init.initialization import Source, Start
+
+MOST_DOUBLINGS = 4  # of the number of terms in `errors_by_terms`: up to 16
 
 
 def start(source: Source) -> Start:
-    """Return the factors of min ||W - scaling * B A||_F, found by alternating least squares.
+    """Return the factors of min ||W - scaling * B A||_F: TensorLy's decomposition, improved by least squares.
 
     Raises:
         ValueError: if the weight is zero, not finite or too small.
 
     Reference: PiSSA (Meng et al. 2024, arXiv 2404.02948).
     """
-    form = source.form
-    weight = source.weight().detach().to("cpu", torch.float64)
-    padded = pad_columns(pad_columns(weight, form.in_width).T, form.out_width).T
-    return fitted(padded, source)
+    return fitted(source.weight().detach().to("cpu", torch.float64), source)
 
 
 def frames(sources: Sequence[Source]) -> Start:
@@ -37,18 +38,50 @@ def frames(sources: Sequence[Source]) -> Start:
     return framed([source.weight() for source in sources], sources[0])
 
 
+def errors_by_terms(weight: Tensor, form: Form, seed: int = 0) -> dict[int, float]:
+    """Return the relative error of TensorLy's decomposition of the weight's leading part, by its number of terms.
+
+    Both sides of the truncated SVD of rank r are decomposed into 1, 2, 4, ... Kronecker products, up to as many as the
+    form can use. The error is a ratio of Frobenius norms; it shows how separable the weight is.
+
+    Raises:
+        ValueError: if the weight is not finite.
+    """
+    if not isfinite(norm := norm_of(weight)):
+        raise ValueError(f"expected a finite weight to decompose, got one of norm {norm}")
+    left, values, right = leading_svd(weight, form.rank, seed)
+    columns = pad_columns((left * values.sqrt()).T, form.out_width).T
+    rows = pad_columns(values.sqrt()[:, None] * right, form.in_width)
+    errors = {}
+    for terms in (2**power for power in range(MOST_DOUBLINGS + 1)):
+        if terms <= form.max_separation_rank:
+            b = nearest_kron_sum(columns, form.out_shape, form.rank_shape, terms, seed)
+            a = nearest_kron_sum(rows, form.rank_shape, form.in_shape, terms, seed)
+            distance = distance_of_pairs((columns, rows), (kron_sum(*b), kron_sum(*a)))
+            errors[terms] = distance / (float(values.norm()) or 1.0)  # zero is decomposed exactly
+    return errors
+
+
 def fitted(
-    target: Tensor | tuple[Tensor, Tensor],  # (M, N), or (M, r) and (r, N) whose product it is; padded
+    matrix: Matrix,  # (m, n)
     source: Source,
 ) -> Start:
-    """Return the factors nearest to a matrix, with the scaling distributed over them."""
+    """Return the factors of min ||matrix - scaling * B A||_F, balanced, with the scaling distributed over them."""
     form = source.form
-    fit = fit_product(target, form.out_shape, form.rank_shape, form.in_shape, form.separation_rank, seed=source.seed)
-    return unscaled(Start(fit.a, fit.b, fit.error), source)
+    left, right = (matrix, None) if isinstance(matrix, Tensor) else matrix
+    rows = pad_columns(left.T, form.out_width).T
+    padded = pad_columns(rows, form.in_width) if right is None else (rows, pad_columns(right, form.in_width))
+    fit = fit_product(padded, form.out_shape, form.rank_shape, form.in_shape, form.separation_rank, seed=source.seed)
+    share = source.scaling ** (-0.5 / len(form.rank_shape))  # each factor's share of the scaling
+    a, b = ([share * factor for factor in balance(*side)] for side in (fit.a, fit.b))
+    return Start(a, b, fit.error)
 
 
-def unscaled(start: Start, source: Source) -> Start:
-    """Return balanced factors with the scaling divided out: scaling * B A is what B A was."""
-    share = source.scaling ** (-0.5 / len(source.form.rank_shape))  # each factor's share of the scaling
-    a, b = ([share * factor for factor in balance(*side)] for side in (start.a, start.b))
-    return replace(start, a=a, b=b)
+def framed(matrices: Sequence[Matrix], source: Source) -> Start:
+    """Return the frames that capture most of one matrix (m, n), or of several jointly, in the form of the source.
+
+    Raises:
+        ValueError: as `lsr.algebra.frames.leading_frames`.
+    """
+    left, right = (paired_frames if source.paired else leading_frames)(matrices, source.form.rank, source.seed)
+    return Start([right[None].contiguous()], [left[None].contiguous()])

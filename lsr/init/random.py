@@ -1,5 +1,6 @@
-"""Random factors at LoRA's scale, and the scaling that brings other initializations to the same scale."""
+"""Random factors at LoRA's scale, random frames around a core, and the scale that gives other factors theirs."""
 
+from collections.abc import Sequence
 from math import sqrt
 
 import torch
@@ -15,6 +16,19 @@ def start(source: Source) -> Start:
     return Start(*random_factors(source.form, source.zero, source.generator))
 
 
+def frames(sources: Sequence[Source]) -> Start:
+    """Draw orthonormal frames around a core, for one layer or for all that share them."""
+    form, generator = sources[0].form, sources[0].generator
+
+    def draw(width: int) -> Tensor:  # (width, r), orthonormal columns
+        return torch.linalg.qr(torch.randn(form.rank, width, generator=generator, dtype=torch.float64).T).Q
+
+    # Name the device: under `with torch.device("meta")` nothing would be drawn.
+    with torch.device("cpu"):
+        right, left = draw(form.in_features), draw(form.out_features)
+    return Start([right.T[None].contiguous()], [left[None].contiguous()])
+
+
 def random_factors(
     form: Form,
     zero: bool,
@@ -28,14 +42,13 @@ def random_factors(
 
     Reference: LoRA's kaiming_uniform(sqrt 5), Hu et al. 2021 (arXiv 2106.09685); here s affects only the variance.
     """
-    frame = _frame_scales(form)
-    a_scales = [1 / sqrt(3 * form.in_features), *frame]
-    b_scales = [0.0 if zero else 1 / sqrt(3 * form.rank), *frame]
+    others = _other_scales(form)
+    a_scales = [1 / sqrt(3 * form.in_features), *others]
+    b_scales = [0.0 if zero else 1 / sqrt(3 * form.rank), *others]
 
     def draw(scale: float, *shape: int) -> Tensor:
         return scale * torch.randn(form.separation_rank, *shape, generator=generator)
 
-    # Name the device: under `with torch.device("meta")` nothing would be drawn.
     with torch.device("cpu"):
         a = [draw(scale, r, n) for scale, r, n in zip(a_scales, form.rank_shape, form.in_shape, strict=True)]
         b = [draw(scale, m, r) for scale, r, m in zip(b_scales, form.rank_shape, form.out_shape, strict=True)]
@@ -46,11 +59,11 @@ def as_random_a(
     factors: list[Tensor],  # (s, r_i, n_i), unit terms in all but the first
     form: Form,
 ) -> list[Tensor]:
-    """Scale A to ||A||_F^2 = r / 3, LoRA's expected value, and its frame to the norm of a random one.
+    """Scale A to ||A||_F^2 = r / 3, LoRA's expected value, and all factors but the first to the norm of random ones.
 
     Learning rates then carry over from random initialization.
     """
-    scaled = _with_random_frame(factors, form)
+    scaled = _with_random_others(factors, form)
     length = torch.linalg.matrix_norm(kron_sum(*scaled)[:, : form.in_features])
     return [scaled[0] * (sqrt(form.rank / 3) / length), *scaled[1:]]
 
@@ -59,16 +72,16 @@ def as_zero_b(
     factors: list[Tensor],  # (s, m_i, r_i), unit terms in all but the first
     form: Form,
 ) -> list[Tensor]:
-    """Scale B's frame to the norm of a random one, and set B1 to zero."""
-    scaled = _with_random_frame(factors, form)
+    """Set B1 to zero, and scale all other factors to the norm of random ones."""
+    scaled = _with_random_others(factors, form)
     return [torch.zeros_like(scaled[0]), *scaled[1:]]
 
 
-def _with_random_frame(factors: list[Tensor], form: Form) -> list[Tensor]:
-    frame = zip(factors[1:], _frame_scales(form), strict=True)
-    return [factors[0], *(factor * (scale / factor.square().mean().sqrt()) for factor, scale in frame)]
+def _with_random_others(factors: list[Tensor], form: Form) -> list[Tensor]:
+    others = zip(factors[1:], _other_scales(form), strict=True)
+    return [factors[0], *(factor * (scale / factor.square().mean().sqrt()) for factor, scale in others)]
 
 
-def _frame_scales(form: Form) -> list[float]:
+def _other_scales(form: Form) -> list[float]:
     """Root mean squares of all factors but the first, chosen so that the full matrix keeps the scale of the first."""
     return [1 / sqrt(form.separation_rank), *[1.0] * len(form.rank_shape)][: len(form.rank_shape) - 1]

@@ -16,10 +16,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lsr.algebra.spectrum import Matrix
-from lsr.init.examples import widths
-from lsr.init.head import STEPS, fitted_head, head_parameters, passed_batches
-from lsr.init.passes import Batch, loss_of, part_of, undisturbed
-from lsr.init.steps import Group, PreciseAdamW, copied_values, restored, set_values
+from lsr.init.head import STEPS, fitted_head, head_parameters
+from lsr.init.passes import (
+    Batch,
+    Group,
+    PreciseAdamW,
+    Track,
+    copied_values,
+    loss_of,
+    restored,
+    set_values,
+    undisturbed,
+    untracked,
+    widths,
+)
 
 RANK = 16
 RATE = 0.001
@@ -28,17 +38,21 @@ SCALING = 2.0
 LARGEST_NORM = 1.0  # of a step's gradient
 FAILED = 0.95  # of the mean loss of the first quarter: a last quarter above it shows that the run has learned nothing
 JUDGED_STEPS = 32  # of runs with a head to train; in shorter ones, the means of quarters are mostly noise
-WARM_UP = 0.1  # of the steps, when such a run is repeated
 
 
-class Gentler(NamedTuple):
-    """A way to repeat a run that has failed."""
+class Attempt(NamedTuple):
+    """A way to make the run: what is gentler than in the first one, in words and in numbers."""
 
     words: str
     share: float  # of the learning rates
+    warm_up: float  # share of the steps over which the rates rise
 
 
-REPEATED = (Gentler("a warm-up", 1.0), Gentler("a warm-up and half the learning rates", 0.5))
+ATTEMPTS = (  # each follows if those before have failed
+    Attempt("nothing", 1.0, 0.0),
+    Attempt("a warm-up", 1.0, 0.1),
+    Attempt("a warm-up and half the learning rates", 0.5, 0.1),
+)
 
 Pair = tuple[nn.Parameter, nn.Parameter]  # A (k, n), B (m, k)
 
@@ -55,7 +69,7 @@ def examples_updates(
     head_rate: float = HEAD_RATE,
     seed: int = 0,
     keep_head: bool = False,
-    progress: Callable[[int, int], None] | None = None,  # called after each batch with the numbers done and total
+    track: Track = untracked,
 ) -> dict[str, Matrix]:  # (m, k) and (k, n) each
     """Return each layer's update as a product of two factors of rank `rank`.
 
@@ -66,8 +80,7 @@ def examples_updates(
     hardly falls over at least `JUDGED_STEPS` steps, this is done again with rates that first rise linearly, and once
     more with half of these rates if that fails, too; the run that ends lowest is used, and a warning says which.
     Without a head, as in a language model, the loss begins low and falls little in any case. Small batches work best,
-    for example of eight. The batches are read once and kept in memory.
-    Deterministic: equal inputs give equal bytes.
+    for example of eight. The batches are read once and kept in memory. Deterministic: equal inputs give equal bytes.
 
     A step costs a forward pass and a backward pass through the activations; frozen weights need no gradient, so they
     may be quantized.
@@ -82,36 +95,33 @@ def examples_updates(
     if not listed:
         raise ValueError("no examples: there are no batches to train on")
     parameters = head_parameters(model, head)
-    start = passed_batches(listed, steps, parameters)
-    total = start + len(listed)
-
     pairs = _pairs(layers, rank, seed)
     factors = [factor for pair in pairs.values() for factor in pair]
     groups = [Group(factors, rate), Group(parameters, head_rate)]
     with (
-        fitted_head(model, head, listed, steps=steps, seed=seed, keep=keep_head, progress=part_of(progress, 0, total)),
+        fitted_head(model, head, listed, steps=steps, seed=seed, keep=keep_head, track=track),
         restored(parameters, after_errors_only=keep_head),
         undisturbed(model, [*factors, *parameters]),
         _added(layers, pairs),
     ):
-        _train(model, list(pairs), groups, listed, progress, start)
+        _train(model, list(pairs), groups, listed, track)
     return {name: (SCALING * b.detach().cpu().double(), a.detach().cpu().double()) for name, (a, b) in pairs.items()}
 
 
 def _pairs(layers: Mapping[str, nn.Module], rank: int, seed: int) -> dict[str, Pair]:
     """Return a fresh LoRA for each layer, in at least float32: A random, B zero."""
     draws = torch.Generator().manual_seed(seed)
-    found = {}
+    pairs = {}
     for name, layer in layers.items():
         n, m = widths(layer)
         a = torch.randn(rank, n, generator=draws) / (3 * n) ** 0.5  # the variance of LoRA's A
         like = layer.get_parameter("weight")
         dtype = torch.promote_types(like.dtype, torch.float32) if like.is_floating_point() else torch.float32
-        found[name] = (
+        pairs[name] = (
             nn.Parameter(a.to(like.device, dtype)),
             nn.Parameter(torch.zeros(m, rank, device=like.device, dtype=dtype)),
         )
-    return found
+    return pairs
 
 
 @contextmanager
@@ -138,56 +148,48 @@ def _train(
     names: Sequence[str],  # of the layers whose factors form the first group, two per layer
     groups: Sequence[Group],
     batches: Sequence[Batch],
-    progress: Callable[[int, int], None] | None,
-    start: int,  # batches done before
+    track: Track,
 ) -> None:
-    """Run over the batches, and more gently while the loss hardly falls; keep the run that ends lowest."""
-    parameters, count = [parameter for group in groups for parameter in group.parameters], len(batches)
-    _, head = groups
-    begin = copied_values(parameters)
-    losses = _run(model, names, groups, batches, part_of(progress, start, start + count))
-    first, last = _quarters(losses)
-    end, reached = copied_values(parameters), [last]
-    is_judged = head.parameters and count >= JUDGED_STEPS
-    for number, gentler in enumerate(REPEATED if is_judged else (), 1):
-        if min(reached) <= FAILED * first:
-            break
+    """Run over the batches, and more gently while the loss hardly falls; keep the run that ends lowest.
+
+    Raises:
+        ValueError: if the first run fails; later ones may diverge.
+    """
+    parameters = [parameter for group in groups for parameter in group.parameters]
+    is_judged = bool(groups[1].parameters) and len(batches) >= JUDGED_STEPS
+    begin, best, first = copied_values(parameters), [], math.inf
+    ends: list[float] = []  # the mean loss of the last quarter of each run; infinity if it diverged
+    for attempt in ATTEMPTS:
         set_values(parameters, begin)
-        done = start + number * count
-        reached.append(_repeated(model, names, groups, batches, part_of(progress, done, done + count), gentler))
-        if reached[-1] < min(reached[:-1]):
-            end = copied_values(parameters)
-    set_values(parameters, end)
-    if len(reached) > 1:
-        warnings.warn(_story(first, reached), stacklevel=3)  # the caller of examples_updates
+        try:
+            losses = _run(model, names, groups, batches, attempt, track)
+        except ValueError:
+            if not ends:
+                raise
+            ends.append(math.inf)
+            continue
+        start, end = _quarters(losses)
+        if not ends:
+            first = start
+        if not ends or end < min(ends):
+            best = copied_values(parameters)
+        ends.append(end)
+        if not is_judged or min(ends) <= FAILED * first:
+            break
+    set_values(parameters, best)
+    if len(ends) > 1:
+        warnings.warn(_story(first, ends), stacklevel=3)  # the caller of examples_updates
 
 
-def _repeated(
-    model: nn.Module,
-    names: Sequence[str],
-    groups: Sequence[Group],
-    batches: Sequence[Batch],
-    progress: Callable[[int], None] | None,
-    gentler: Gentler,
-) -> float:
-    """Run once more, and return the mean loss of the last quarter; infinity if the loss is not finite."""
-    slower = [Group(group.parameters, gentler.share * group.rate) for group in groups]
-    try:
-        _, last = _quarters(_run(model, names, slower, batches, progress, warm_up=WARM_UP))
-    except ValueError:
-        return math.inf
-    return last
-
-
-def _story(first: float, reached: Sequence[float]) -> str:
+def _story(first: float, ends: Sequence[float]) -> str:
     """Return what the runs led to, in a line."""
     again = ", then with ".join(
-        f"{gentler.words}, which {f'led to {last:.3f}' if math.isfinite(last) else 'diverged'}"
-        for gentler, last in zip(REPEATED, reached[1:], strict=False)  # not all may have been needed
+        f"{attempt.words}, which {f'led to {end:.3f}' if math.isfinite(end) else 'diverged'}"
+        for attempt, end in list(zip(ATTEMPTS, ends, strict=False))[1:]
     )
-    used = ("first", "second", "third")[reached.index(min(reached))]
+    used = ("first", "second", "third")[ends.index(min(ends))]
     return (
-        f"the loss of the short training run only went from {first:.3f} to {reached[0]:.3f}, so it was repeated with "
+        f"the loss of the short training run only went from {first:.3f} to {ends[0]:.3f}, so it was repeated with "
         f"{again}: the {used} run is used"
     )
 
@@ -200,32 +202,32 @@ def _quarters(losses: Sequence[float]) -> tuple[float, float]:
 
 def _run(
     model: nn.Module,
-    names: Sequence[str],  # of the layers whose factors form the first group, two per layer
+    names: Sequence[str],
     groups: Sequence[Group],
     batches: Sequence[Batch],
-    progress: Callable[[int], None] | None,
-    warm_up: float = 0.0,  # share of the steps
+    attempt: Attempt,
+    track: Track,
 ) -> list[float]:  # the loss of each step, one a batch
-    count, rising = len(batches), round(warm_up * len(batches))
-    steps = PreciseAdamW(groups, largest_norm=LARGEST_NORM, weight_decay=0.0)
+    count, rising = len(batches), round(attempt.warm_up * len(batches))
+    slower = [Group(group.parameters, attempt.share * group.rate) for group in groups]
+    optimizer = PreciseAdamW(slower, largest_norm=LARGEST_NORM, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        steps.optimizer, lambda done: (done + 1) / rising if done < rising else 1 - (done - rising) / (count - rising)
+        optimizer.optimizer,
+        lambda done: (done + 1) / rising if done < rising else 1 - (done - rising) / (count - rising),
     )
     losses = []
-    for done, batch in enumerate(batches, 1):
+    for step, batch in enumerate(track(batches, "short training run"), 1):
         with torch.enable_grad():
             loss = loss_of(model, batch)
         if not torch.isfinite(loss):
             raise ValueError(
-                f"the loss is not finite in step {done} of {len(batches)} of the short training run at the learning "
-                f"rate {groups[0].rate:g}"
+                f"the loss is not finite in step {step} of {count} of the short training run at the learning "
+                f"rate {slower[0].rate:g}"
             )
         losses.append(loss.item())
-        reached = steps.step(loss)
-        for name, is_reached in zip(names, reached[::2], strict=False):
-            if not is_reached:
+        is_reached = optimizer.step(loss)
+        for name, depends in zip(names, is_reached[::2], strict=False):
+            if not depends:
                 raise ValueError(f"layer {name!r} was never called, or the loss does not depend on it")
         schedule.step()
-        if progress:
-            progress(done)
     return losses

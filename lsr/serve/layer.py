@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lsr.init.examples import widths
+from lsr.init.passes import widths
 from lsr.loading.base_models import by
 from lsr.serve.rows import Rows, Stacked
 from lsr.tuner.adapter import LsrAdapter

@@ -13,9 +13,9 @@ from transformers.pytorch_utils import Conv1D
 from lsr.algebra.shapes import Form
 from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS
-from lsr.init.examples import widths
-from lsr.init.frames import random_frames
 from lsr.init.initialization import Source, Start
+from lsr.init.passes import widths
+from lsr.init.random import frames as random_frames
 from lsr.init.random import random_factors
 from lsr.tuner.adapter import LsrAdapter, Sizes
 from lsr.tuner.base_weight import check_adaptable, dequantized, is_quantized

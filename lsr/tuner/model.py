@@ -13,7 +13,7 @@ from peft.utils import ModulesToSaveWrapper
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from lsr.init.examples import widths
+from lsr.init.passes import widths
 from lsr.tuner.base_weight import check_adaptable
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.forms import form_of

@@ -151,7 +151,7 @@ def collect_gradients(
     head as trained.
 
     Raises:
-        ValueError: as `lsr.init.head.examples_gradients` and `lsr.init.update.examples_updates`.
+        ValueError: as `lsr.init.gradients.examples_gradients` and `lsr.init.update.examples_updates`.
     """
     active = getattr(model, "active_adapters", [adapter_name])
     if list(active) != [adapter_name]:  # the examples pass through the active ones, and their heads would be fitted

@@ -1,7 +1,7 @@
 """Adapters on a base model: create from the selected section, initialize, merge, save, load and count."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS, READERS
 from lsr.init.allocation import allocate
+from lsr.init.passes import Track, untracked
 from lsr.loading.adapters import load_onto
 from lsr.loading.files import InputError
 from lsr.tuner import targets
@@ -121,7 +122,7 @@ def gradients(
     init: str,
     head_steps: int,
     seed: int,
-    progress: Callable[[int, int], None] | None = None,  # called with the numbers of batches done and in total
+    track: Track = untracked,
 ) -> dict[str, Matrix]:
     """Return the gradients of a base model's layers, or the updates of a short training run, for an initialization.
 
@@ -139,7 +140,7 @@ def gradients(
         initialization = INITIALIZATIONS[init]
         kept = {"keep_head": True} if initialization.goes_on else {}
         read = READERS[initialization.reads]
-        return read(base, layers, examples, head, steps=head_steps, seed=seed, progress=progress, **kept)
+        return read(base, layers, examples, head, steps=head_steps, seed=seed, track=track, **kept)
 
 
 def start(model: PeftModel, section: LsrParams, gradients: Sequence[Mapping[str, Matrix]] = ()) -> Iterator[Started]:

@@ -1,12 +1,12 @@
 """The gradients or updates from which frames are computed, for the selected data set or pooled over several."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
 from lsr.algebra.spectrum import Matrix
-from lsr.init import INITIALIZATIONS
 from pipeline.core import console
 from pipeline.core.errors import UserError
 from pipeline.data import examples, pretrained, tokens
@@ -51,19 +51,13 @@ def _gradients(
 ) -> dict[str, Matrix]:
     assert isinstance(view.section, LsrParams)
     listed, names = list(batches), adapters.target_names(base, view.section, view.base_model, view.seed)
-    passes = 2 if view.section.head_steps else 1
-    read = INITIALIZATIONS[view.section.init].reads
-    with console.progress(f"{read}s of {name}", passes * len(listed), "batches") as advance:
-        shown = 0
 
-        def show(done: int, total: int) -> None:
-            nonlocal shown
-            advance(done - shown, total=total)
-            shown = done
+    def track(items: Sequence[Any], title: str) -> Iterator[Any]:
+        return console.track(items, f"{name}: {title}", len(items), "batches")
 
-        try:
-            return adapters.gradients(
-                base, names, listed, view.base_model, view.section.init, view.section.head_steps, view.seed, show
-            )
-        except ValueError as error:
-            raise UserError(f"{PARAMS}: {view.section.word}.init: {name}: {error}") from None
+    try:
+        return adapters.gradients(
+            base, names, listed, view.base_model, view.section.init, view.section.head_steps, view.seed, track
+        )
+    except ValueError as error:
+        raise UserError(f"{PARAMS}: {view.section.word}.init: {name}: {error}") from None

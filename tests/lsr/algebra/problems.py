@@ -1,29 +1,18 @@
-"""What the tests of fits and of their sweeps fit: matrices, factors and forms, always the same."""
+"""What the tests decompose and fit: factors and forms, always the same."""
 
 import torch
 from hypothesis import strategies as st
 
 from lsr.algebra.separable import kron_sum
 from lsr.algebra.shapes import max_separation_rank
+from tests.lsr.matrices import normal
 
 SEEDS = st.integers(0, 999)
-FORMS = {2: ((8, 6), (2, 2), (6, 8)), 3: ((4, 3, 3), (2, 2, 1), (3, 4, 3))}  # out, rank and in shape
-PLAIN = ((8, 6), (2, 2), (6, 8))
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def orthogonal(size, seed=0):
-    return torch.linalg.qr(normal(size, size, seed=seed)).Q
-
-
-def decaying(rows, columns, seed=0):
-    """A matrix with well separated singular values 1, 1/2, 1/3, ..."""
-    count = min(rows, columns)
-    left, right = orthogonal(rows, seed)[:, :count], orthogonal(columns, seed + 1)[:, :count]
-    return (left / torch.arange(1, count + 1)) @ right.T
+FORMS = {  # out, rank and in shape by the number of factors
+    1: ((48,), (4,), (48,)),
+    2: ((8, 6), (2, 2), (6, 8)),
+    3: ((4, 3, 3), (2, 2, 1), (3, 4, 3)),
+}
 
 
 def drawn(terms, row_shape, column_shape, seed=0):
@@ -35,7 +24,7 @@ def drawn(terms, row_shape, column_shape, seed=0):
 
 def drawn_sides(terms, out_shape, rank_shape, in_shape, seed=0):
     """Factors of A and of B."""
-    return drawn(terms, rank_shape, in_shape, seed), drawn(terms, out_shape, rank_shape, seed + 10)
+    return drawn(terms, rank_shape, in_shape, seed), drawn(terms, out_shape, rank_shape, seed + 50)
 
 
 def product(a, b):
@@ -44,11 +33,6 @@ def product(a, b):
 
 def difference(one, two):
     return float(torch.dist(one, two) / two.norm())
-
-
-def projection(a):
-    basis = torch.linalg.qr(kron_sum(*a).T).Q
-    return basis @ basis.T
 
 
 @st.composite

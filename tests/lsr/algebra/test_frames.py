@@ -1,19 +1,24 @@
 """Frames against dense references: singular vectors for one matrix, energies of projections for several."""
 
 import re
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from lsr.algebra import spectrum
 from lsr.algebra.frames import (
+    bases_of,
     captured_energies,
+    core_between,
+    diagonal_between,
+    energies_in_rows,
+    leading_energies,
     leading_frames,
-    nested_energies,
     paired_energies,
     paired_frames,
 )
@@ -46,12 +51,8 @@ def energy(matrices, left, right):
     return total
 
 
-def as_bytes(frames):
-    return [side.numpy().tobytes() for side in frames]
-
-
 @given(problems())
-def test_frames_are_orthonormal_with_canonical_signs(problem):
+def test_frames_are_orthonormal_with_canonical_signs_and_hold_what_dense_projections_do(problem):
     matrices, rank = problem
     left, right = leading_frames(matrices, rank)
     assert (left.shape, right.shape) == ((len(matrices[0]), rank), (rank, matrices[0].shape[1]))
@@ -59,53 +60,16 @@ def test_frames_are_orthonormal_with_canonical_signs(problem):
         assert rows.dtype is torch.float64
         assert_close(rows @ rows.T, torch.eye(rank, dtype=torch.float64))
         assert (rows.gather(1, rows.abs().argmax(dim=1, keepdim=True)) > 0).all()
-
-
-@pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("large", [2**19, 1])
-def test_the_same_matrices_give_the_same_bytes(count, large, monkeypatch):
-    monkeypatch.setattr(spectrum, "LARGE", large)
-    matrices, _ = related(count)
-    state = np.random.get_state()[1].copy()
-    assert as_bytes(leading_frames(matrices, 4)) == as_bytes(leading_frames(matrices, 4))
-    assert np.array_equal(np.random.get_state()[1], state)
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_the_norms_of_the_matrices_do_not_matter(count):
-    matrices, _ = related(count)
-    scaled = [10.0**power * matrix for power, matrix in zip((5, -4, 0), matrices, strict=False)]
-    for one, two in zip(leading_frames(matrices, 4), leading_frames(scaled, 4), strict=True):
-        assert_close(one, two, atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("rank", [0, 7])
-def test_a_rank_above_a_side_is_refused_with_what_is_allowed(count, rank):
-    matrices = [normal(9, 6, seed=i) for i in range(count)]
-    with pytest.raises(ValueError, match=re.escape("the rank must be in [1, 6] for ")):
-        leading_frames(matrices, rank)
-
-
-@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
-@pytest.mark.parametrize("position", [0, 1])
-@pytest.mark.parametrize("large", [2**19, 1])
-def test_a_matrix_without_directions_is_refused(value, position, large, monkeypatch):
-    monkeypatch.setattr(spectrum, "LARGE", large)
-    matrices = [normal(6, 8), normal(6, 8, seed=1)]
-    matrices[position] = torch.full((6, 8), value)
-    with pytest.raises(ValueError, match="cannot take frames from a matrix of norm"):
-        leading_frames(matrices, 2)
-    with pytest.raises(ValueError, match="cannot take frames from a matrix of norm"):
-        leading_frames([matrices[position]], 2)
-
-
-@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
-@pytest.mark.parametrize("count", [1, 2])
-def test_a_pair_without_directions_is_refused(value, count):
-    pairs = [(normal(6, 3), normal(3, 8))] * (count - 1) + [(torch.full((6, 3), value), normal(3, 8))]
-    with pytest.raises(ValueError, match="cannot take frames from a matrix of norm"):
-        leading_frames(pairs, 2)
+    energies = captured_energies(matrices, left, right)
+    assert len(energies) == len(matrices)
+    assert sum(energies) == pytest.approx(energy(matrices, left, right))
+    pairs = [(matrix, torch.eye(matrix.shape[1], dtype=torch.float64)) for matrix in matrices]
+    assert captured_energies(pairs, left, right) == pytest.approx(energies)
+    in_rows = [float((matrix @ right.T).square().sum() / matrix.square().sum()) for matrix in matrices]
+    assert energies_in_rows(matrices, right) == pytest.approx(in_rows)
+    assert energies_in_rows(pairs, right) == pytest.approx(in_rows)
+    own = [captured_energies([matrix], *leading_frames([matrix], rank))[0] for matrix in matrices]
+    assert leading_energies(matrices, rank) == pytest.approx(own)
 
 
 @given(problems())
@@ -119,39 +83,18 @@ def test_of_one_matrix_they_are_the_leading_singular_vectors(problem):
         assert_close(found @ found.T, torch.from_numpy(expected @ expected.T), atol=1e-7, rtol=0)
 
 
-@given(problems())
-def test_captured_energies_are_those_of_dense_projections(problem):
+@given(problems(least=2), st.integers(0, 20))
+def test_no_frames_at_random_hold_more_nor_those_of_the_stacked_matrices(problem, seed):
+    """The HOSVD, from which the iteration starts, is a lower bound; the best of each matrix alone an upper one."""
     matrices, rank = problem
-    left, right = leading_frames(matrices, rank)
-    found = captured_energies(matrices, left, right)
-    assert len(found) == len(matrices)
-    assert sum(found) == pytest.approx(energy(matrices, left, right))
-    pairs = [(matrix, torch.eye(matrix.shape[1], dtype=torch.float64)) for matrix in matrices]
-    assert captured_energies(pairs, left, right) == pytest.approx(found)
-
-
-@pytest.mark.parametrize("energies", [captured_energies, paired_energies])
-def test_of_a_zero_matrix_any_frames_capture_all(energies):
-    matrices = [normal(6, 8), normal(6, 8, seed=1)]
-    left, right = leading_frames(matrices, 2)
-    found = energies(matrices, left, right)
-    pair = (torch.zeros(6, 3, dtype=torch.float64), normal(3, 8))
-    assert energies([torch.zeros(6, 8), *matrices, pair], left, right) == [1, *found, 1]
-
-
-def test_zero_matrices_count_as_captured_by_nested_frames():
-    matrices = [normal(6, 8), normal(6, 8, seed=1)]
-    with_zeros = nested_energies([*matrices, torch.zeros(6, 8)], 3)
-    assert with_zeros == pytest.approx([(2 * energy + 1) / 3 for energy in nested_energies(matrices, 3)])
-    assert nested_energies([torch.zeros(6, 8)], 3) == [1, 1, 1]
-
-
-@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5))
-def test_frames_of_full_rank_hold_everything(count, rows, columns):
-    rank = min(rows, columns)
-    matrices = [normal(rows, rank, seed=i) @ normal(rank, columns, seed=7) for i in range(count)]
-    left, right = leading_frames([matrix[:rank, :rank] for matrix in matrices], rank)
-    assert sum(captured_energies([m[:rank, :rank] for m in matrices], left, right)) == pytest.approx(count)
+    held = energy(matrices, *leading_frames(matrices, rank))
+    normed = [matrix / matrix.norm() for matrix in matrices]
+    rows = torch.linalg.svd(torch.cat(normed), full_matrices=False).Vh[:rank]
+    columns = torch.linalg.svd(torch.cat(normed, dim=1), full_matrices=False).U[:, :rank]
+    assert held >= energy(matrices, columns, rows) - 1e-6
+    left, right = (torch.linalg.qr(normal(size, rank, seed=seed)).Q for size in matrices[0].shape)
+    assert held >= energy(matrices, left, right.T) - 1e-9
+    assert held <= sum(float(torch.linalg.svdvals(matrix)[:rank].square().sum()) for matrix in normed) + 1e-9
 
 
 def test_matrices_between_common_frames_are_held_whole_and_their_frames_found():
@@ -162,23 +105,7 @@ def test_matrices_between_common_frames_are_held_whole_and_their_frames_found():
     assert_close(found[1].T @ found[1], right.T @ right)
 
 
-@settings(max_examples=25)
-@given(problems(least=2), st.integers(0, 20))
-def test_no_frames_at_random_hold_more_nor_those_of_the_stacked_matrices(problem, seed):
-    """The HOSVD, from which the iteration starts, is a lower bound; the best of each matrix alone an upper one."""
-    matrices, rank = problem
-    held = energy(matrices, *leading_frames(matrices, rank))
-    normed = [matrix / matrix.norm() for matrix in matrices]
-    rows = torch.linalg.svd(torch.cat(normed), full_matrices=False).Vh[:rank]
-    columns = torch.linalg.svd(torch.cat(normed, dim=1), full_matrices=False).U[:, :rank]
-    assert held >= energy(matrices, columns, rows) - 1e-6
-    drawn = (torch.linalg.qr(normal(size, rank, seed=seed)).Q for size in matrices[0].shape)
-    left, right = drawn
-    assert held >= energy(matrices, left, right.T) - 1e-9
-    assert held <= sum(float(torch.linalg.svdvals(matrix)[:rank].square().sum()) for matrix in normed) + 1e-9
-
-
-def test_neither_side_can_be_improved_alone():
+def test_neither_side_can_be_improved_alone_and_leading_directions_come_first():
     """At the optimum each side is the leading singular vectors of what the other side leaves of all matrices."""
     matrices, _ = related(noise=0.3)
     left, right = leading_frames(matrices, 4)
@@ -188,15 +115,23 @@ def test_neither_side_can_be_improved_alone():
     held = energy(matrices, left, right)
     assert energy(matrices, best_left, right) <= held + 1e-4
     assert energy(matrices, left, best_right) <= held + 1e-4
-
-
-def test_leading_directions_come_first():
-    matrices, _ = related(noise=0.3)
-    left, right = leading_frames(matrices, 6)
-    between = torch.stack([left.T @ (m / m.norm()) @ right.T for m in matrices])
+    between = torch.stack([left.T @ m @ right.T for m in normed])
     for axis in (1, 2):
         energies = between.square().sum(dim=[0, 3 - axis])
         assert torch.equal(energies, energies.sort(descending=True).values)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("large", [2**19, 1])
+def test_the_same_matrices_give_the_same_bytes_whatever_their_norms(count, large, monkeypatch):
+    monkeypatch.setattr(spectrum, "LARGE", large)
+    matrices, _ = related(count)
+    state = np.random.get_state()[1].copy()
+    one, two = leading_frames(matrices, 4), leading_frames(matrices, 4)
+    assert all(torch.equal(first, second) for first, second in zip(one, two, strict=True))
+    assert np.array_equal(np.random.get_state()[1], state)
+    scaled = [10.0**power * matrix for power, matrix in zip((5, -4, 0), matrices, strict=False)]
+    assert_close(leading_frames(scaled, 4), one, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -205,7 +140,6 @@ def test_large_matrices_are_replaced_by_their_leading_parts(count, monkeypatch):
     dense = energy(matrices, *leading_frames(matrices, 3))
     monkeypatch.setattr(spectrum, "LARGE", 1)
     left, right = leading_frames(matrices, 3)
-    assert (left.shape, right.shape) == ((40, 3), (3, 30))
     assert_close(left.T @ left, torch.eye(3, dtype=torch.float64), atol=1e-5, rtol=0)
     assert_close(right @ right.T, torch.eye(3, dtype=torch.float64), atol=1e-5, rtol=0)
     assert energy(matrices, left, right) == pytest.approx(dense, rel=1e-3)
@@ -215,8 +149,7 @@ def test_large_matrices_are_replaced_by_their_leading_parts(count, monkeypatch):
 def test_pairs_have_the_frames_of_their_products(count):
     pairs = [(decaying(20, 5, seed=i), decaying(5, 24, seed=i + 9)) for i in range(count)]
     dense = [left @ right for left, right in pairs]
-    for one, two in zip(leading_frames(pairs, 3), leading_frames(dense, 3), strict=True):
-        assert_close(one, two, atol=1e-5, rtol=0)
+    assert_close(leading_frames(pairs, 3), leading_frames(dense, 3), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -228,13 +161,72 @@ def test_pairs_of_fewer_directions_than_the_rank_have_orthonormal_frames_too(cou
     assert captured_energies(pairs, left, right) == pytest.approx([1] * count)
 
 
+@pytest.mark.parametrize("rank", [0, 7])
+def test_a_rank_above_a_side_is_refused_with_what_is_allowed(rank):
+    with pytest.raises(ValueError, match=re.escape("the rank must be in [1, 6] for ")):
+        leading_frames([normal(9, 6, seed=i) for i in range(2)], rank)
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("is_pair", [False, True])
+@pytest.mark.parametrize("frames", [leading_frames, paired_frames])
+def test_a_matrix_without_directions_is_refused(frames, is_pair, value):
+    broken = (torch.full((6, 3), value), normal(3, 8)) if is_pair else torch.full((6, 8), value)
+    for matrices in ([normal(6, 8), broken], [broken]):
+        with pytest.raises(ValueError, match="cannot take frames from a matrix of norm"):
+            frames(matrices, 2)
+
+
+# Cores
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_paired_energies_are_those_of_the_nearest_diagonal_core(count):
     matrices = [decaying(12, 9, seed=seed) for seed in range(count)]
     left, right = paired_frames(matrices, 4)
     terms = torch.stack([torch.outer(b, a).flatten() for b, a in zip(left.T, right, strict=True)], dim=1)
-    for matrix, energy in zip(matrices, paired_energies(matrices, left, right), strict=True):
+    for matrix, held in zip(matrices, paired_energies(matrices, left, right), strict=True):
         rest = matrix.flatten() - terms @ torch.linalg.lstsq(terms, matrix.flatten()[:, None]).solution[:, 0]
-        assert energy == pytest.approx(1 - float(rest.square().sum() / matrix.square().sum()))
+        assert held == pytest.approx(1 - float(rest.square().sum() / matrix.square().sum()))
         if count == 1:
-            assert energy == pytest.approx(captured_energies([matrix], left, right)[0])
+            assert held == pytest.approx(captured_energies([matrix], left, right)[0])
+
+
+@pytest.mark.parametrize("energies", [captured_energies, paired_energies])
+def test_of_a_zero_matrix_any_frames_capture_all(energies):
+    matrices = [normal(6, 8), normal(6, 8, seed=1)]
+    left, right = leading_frames(matrices, 2)
+    pair = (torch.zeros(6, 3, dtype=torch.float64), normal(3, 8))
+    found = energies([torch.zeros(6, 8), *matrices, pair], left, right)
+    assert found == [1, *energies(matrices, left, right), 1]
+    assert energies_in_rows([pair], right) == leading_energies([pair], 2) == [1]
+
+
+@pytest.mark.parametrize("is_diagonal", [False, True])
+@pytest.mark.parametrize("is_pair", [False, True])
+def test_no_core_between_any_frames_is_nearer_to_the_matrix(is_pair, is_diagonal):
+    """Against least squares over all entries, one unknown per entry of the core."""
+    pair = normal(20, 6), normal(6, 26)
+    dense = pair[0] @ pair[1]
+    left, right = normal(20, 4, seed=2), normal(4, 26, seed=3)
+    found = (diagonal_between if is_diagonal else core_between)(pair if is_pair else dense, left, right)
+    places = [(i, i) for i in range(4)] if is_diagonal else list(product(range(4), repeat=2))
+    columns = torch.stack([torch.outer(left[:, i], right[j]).flatten() for i, j in places], dim=1)
+    best = torch.linalg.lstsq(columns, dense.flatten()[:, None]).solution[:, 0]
+    assert_close(found, best if is_diagonal else best.reshape(4, 4))
+
+
+@pytest.mark.parametrize("between", [core_between, diagonal_between])
+def test_directions_that_coincide_share_what_is_there(between):
+    """Frames of rank 1 twice: the smallest of many cores, not one without bounds."""
+    left, right = normal(20, 1).expand(20, 2), normal(1, 26, seed=1).expand(2, 26)
+    found = between(left[:, :1] @ right[:1], left, right)
+    assert_close(found, torch.full_like(found, 0.25 if found.dim() == 2 else 0.5))
+
+
+def test_bases_span_what_the_directions_do():
+    rows, columns = normal(3, 9).float(), normal(12, 3, seed=1).float()
+    left, right = bases_of(rows, columns)
+    assert_close(left.T @ left, torch.eye(3, dtype=torch.float64))
+    assert_close(right.T @ right @ rows.double().T, rows.double().T)
+    assert_close(left @ left.T @ columns.double(), columns.double())

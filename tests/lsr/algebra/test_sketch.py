@@ -1,11 +1,10 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from lsr.algebra.sketch import Sketch
-from lsr.algebra.spectrum import leading_svd
 from tests.lsr.matrices import decaying, normal
 
 
@@ -13,19 +12,18 @@ def of_rank(rows, columns, rank, seed=0):
     return normal(rows, rank, seed=seed) @ normal(rank, columns, seed=seed + 1)
 
 
-@settings(max_examples=50)
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 5), st.data())
 def test_a_sum_of_low_rank_is_recovered(rows, columns, rank, data):
     parts = data.draw(st.lists(st.tuples(st.integers(0, 9), st.sampled_from([1, 2, 8])), min_size=1, max_size=3))
     limit = 2 * rank + 1  # what it keeps
-    ranks = [limit // len(parts)] * len(parts)
     sketch, total = Sketch((rows, columns), rank, seed=3), torch.zeros(rows, columns, dtype=torch.float64)
-    for (seed, times), part_rank in zip(parts, ranks, strict=True):
-        matrix = of_rank(rows, columns, part_rank, seed)
+    for seed, times in parts:
+        matrix = of_rank(rows, columns, limit // len(parts), seed)
         sketch.add(matrix, times)
         total += times * matrix
     left, right = sketch.pair()
     assert left.shape[1] == min(limit, rows, columns)
+    assert_close(left.T @ left, torch.eye(left.shape[1], dtype=torch.float64))
     assert_close(left @ right, total, rtol=1e-6, atol=1e-8 * float(total.norm()))
 
 
@@ -42,35 +40,13 @@ def test_the_error_is_about_that_of_the_best_approximation_of_the_rank(shape):
     assert sum(errors) / len(errors) < 4 * best**2  # the bound of the expectation
 
 
-def test_leading_singular_vectors_are_those_of_the_sum():
-    matrix = decaying(90, 60) + 1e-9 * normal(90, 60)
-    noisy = of_rank(90, 60, 4) + 1e-9 * matrix
-    sketch = Sketch((90, 60), 4)
-    sketch.add(noisy)
-    for found, expected in zip(leading_svd(sketch.pair(), 4), leading_svd(noisy, 4), strict=True):
-        assert_close(found, expected, rtol=1e-6, atol=1e-6)
-
-
-def test_the_columns_of_the_left_matrix_are_orthonormal():
-    sketch = Sketch((30, 20), 3)
-    sketch.add(normal(30, 20))
-    left, _ = sketch.pair()
-    assert_close(left.T @ left, torch.eye(7, dtype=torch.float64))
-
-
 def test_half_precision_loses_no_more_than_its_rounding():
     matrix = of_rank(30, 20, 3).bfloat16()
-    exact = matrix.double()  # of full rank, by its rounding
     sketch = Sketch((30, 20), 9)
     sketch.add(matrix)
     left, right = sketch.pair()
     assert (left.dtype, right.dtype) == (torch.float64, torch.float64)
-    assert float((left @ right - exact).norm() / exact.norm()) < 1e-2
-
-
-def test_a_sketch_of_nothing_is_zero():
-    left, right = Sketch((5, 4), 1).pair()
-    assert not (left @ right).any()
+    assert float((left @ right - matrix.double()).norm() / matrix.double().norm()) < 1e-2
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_one_others():
@@ -90,8 +66,3 @@ def test_a_value_that_is_not_finite_is_noticed(value):
     assert sketch.is_finite()
     sketch.add(torch.full((5, 4), value))
     assert not sketch.is_finite()
-
-
-def test_a_sketch_has_a_rank():
-    with pytest.raises(ValueError, match="the rank of a sketch must be at least 1, got 0"):
-        Sketch((5, 4), 0)

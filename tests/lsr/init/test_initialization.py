@@ -6,37 +6,28 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from lsr.algebra.frames import leading_frames
+from lsr.algebra.separable import kron_sum
 from lsr.init import INITIALIZATIONS, READERS
 from lsr.init.initialization import Source
-from tests.lsr.init.forms import RANKS, as_bytes, form_of
-from tests.lsr.matrices import decaying
+from tests.lsr.init.forms import RANKS, as_bytes, form_of, generator
+from tests.lsr.matrices import decaying, normal
 
 each_word = pytest.mark.parametrize("word", INITIALIZATIONS)
-each_count = pytest.mark.parametrize("rank_shape", [(4,), *RANKS.values()], ids=[1, *RANKS])
+each_count = pytest.mark.parametrize("rank_shape", RANKS.values(), ids=RANKS)
 WIDTHS = (20, 26)  # 26 is padded to 27 or more
-OF_WEIGHTS = [word for word, one in INITIALIZATIONS.items() if one.reads == "weight"]
-FOLDED = [word for word, one in INITIALIZATIONS.items() if one.folds]
-BROKEN = {"zero": torch.zeros(20, 26), "not finite": torch.full((20, 26), torch.nan)}
+FROM_EXAMPLES = [word for word, one in INITIALIZATIONS.items() if one.reads in READERS]
 
 
-def unread():
-    raise AssertionError("the weight was read")
-
-
-def terms_of(rank_shape):
-    return 1 if len(rank_shape) == 1 else 3
-
-
-def source_for(word, rank_shape=(2, 2)):
+def source_for(word, rank_shape=(2, 2), seed=0):
     """Only what the initialization says that it reads."""
-    matrix = decaying(*WIDTHS)
-    reads = INITIALIZATIONS[word].reads
+    reads, matrix = INITIALIZATIONS[word].reads, decaying(*WIDTHS, seed=seed)
     return Source(
-        form_of(*WIDTHS, rank_shape, terms_of(rank_shape)),
-        (lambda: matrix) if reads == "weight" else unread,
+        form_of(*WIDTHS, rank_shape, 3),
+        (lambda: matrix) if reads == "weight" else lambda: pytest.fail("the weight was read"),
         scaling=0.7,
         seed=3,
-        generator=torch.Generator().manual_seed(5),
+        generator=generator(5),
         gradients=[matrix] if reads in READERS else (),
     )
 
@@ -45,82 +36,101 @@ def start_of(word, *arguments):
     return INITIALIZATIONS[word].start(source_for(word, *arguments))
 
 
+def frames_of(word, count=1):
+    return INITIALIZATIONS[word].frames([source_for(word, (4,), seed) for seed in range(count)])
+
+
 @each_count
 @each_word
 def test_it_reads_what_it_says_and_returns_finite_factors_of_the_form(word, rank_shape):
-    form, terms = form_of(*WIDTHS, rank_shape, terms_of(rank_shape)), terms_of(rank_shape)
+    form, before = source_for(word, rank_shape).form, torch.get_rng_state()
     start = start_of(word, rank_shape)
-    assert [tuple(factor.shape) for factor in start.a] == [
-        (terms, r, n) for r, n in zip(rank_shape, form.in_shape, strict=True)
-    ]
-    assert [tuple(factor.shape) for factor in start.b] == [
-        (terms, m, r) for r, m in zip(rank_shape, form.out_shape, strict=True)
-    ]
-    assert all(torch.isfinite(factor).all() for factor in (*start.a, *start.b))
+    terms = form.separation_rank
+    shapes_a = [(terms, r, n) for r, n in zip(rank_shape, form.in_shape, strict=True)]
+    shapes_b = [(terms, m, r) for r, m in zip(rank_shape, form.out_shape, strict=True)]
+    assert [tuple(factor.shape) for factor in (*start.a, *start.b)] == [*shapes_a, *shapes_b]
+    assert all(torch.isfinite(factor).all() and not factor.requires_grad for factor in (*start.a, *start.b))
+    assert as_bytes(start) == as_bytes(start_of(word, rank_shape))
+    assert torch.equal(torch.get_rng_state(), before)  # with a generator of its own
+    assert bool(start.b[0].any()) == (INITIALIZATIONS[word].folds or INITIALIZATIONS[word].goes_on)
+    assert all(factor.any() for factor in (*start.a, *start.b[1:]))
+    assert (start.error is None) == (word == "random")
+    assert start.error is None or 0 <= start.error < 1
 
 
 @pytest.mark.parametrize("word", [word for word, one in INITIALIZATIONS.items() if one.reads != "seed"])
 def test_what_it_says_it_reads_decides(word):
-    other = decaying(*WIDTHS, seed=9)
-    changes = {"weight": lambda: other} if INITIALIZATIONS[word].reads == "weight" else {"gradients": [other]}
-    changed = replace(source_for(word), **changes)
-    assert as_bytes(INITIALIZATIONS[word].start(changed)) != as_bytes(start_of(word))
-
-
-@each_count
-@each_word
-def test_the_same_source_gives_the_same_bytes(word, rank_shape):
-    assert as_bytes(start_of(word, rank_shape)) == as_bytes(start_of(word, rank_shape))
+    assert as_bytes(start_of(word, (2, 2), 9)) != as_bytes(start_of(word))
 
 
 @each_word
-def test_with_a_generator_of_its_own_it_draws_nothing_from_the_global_one(word):
-    before = torch.get_rng_state()
-    start_of(word)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@each_count
-@each_word
-def test_b1_alone_is_zero_unless_there_is_an_update_to_fold_or_to_go_on_from(word, rank_shape):
-    start = start_of(word, rank_shape)
-    assert bool(start.b[0].any()) == (INITIALIZATIONS[word].folds or INITIALIZATIONS[word].goes_on)
-    assert all(factor.any() for factor in (*start.a, *start.b[1:]))
-
-
-@each_word
-def test_an_error_is_told_of_what_is_fitted_alone(word):
-    error = start_of(word).error
-    assert (error is None) == (INITIALIZATIONS[word].reads == "seed")
-    assert error is None or 0 <= error < 1
-
-
-@pytest.mark.parametrize("weight", BROKEN.values(), ids=BROKEN)
-@pytest.mark.parametrize("word", OF_WEIGHTS)
-def test_a_weight_without_a_row_space_is_refused(word, weight):
-    with pytest.raises(ValueError, match=r"the matrix is zero|expected a finite matrix|no row space to start from"):
-        INITIALIZATIONS[word].start(replace(source_for(word), weight=lambda: weight))
-
-
-@pytest.mark.parametrize("word", OF_WEIGHTS)
-def test_a_weight_of_fewer_rows_than_the_rank_is_refused(word):
-    small = replace(source_for(word), form=form_of(3, 26, (2, 2), 1), weight=lambda: decaying(3, 26))
-    with pytest.raises(ValueError, match=r"rank"):
-        INITIALIZATIONS[word].start(small)
-
-
-def test_those_that_fold_fit_both_sides():
-    assert FOLDED == ["principal"]
-
-
-@each_word
-def test_with_one_factor_a_side_a_spans_singular_vectors_and_what_is_folded_is_a_singular_part(word):
+def test_with_one_factor_a_side_it_spans_singular_vectors_and_what_it_begins_with_is_a_singular_part(word):
     start, matrix = start_of(word, (4,)), decaying(*WIDTHS)
     (a,), (b,) = start.a, start.b
     u, values, vt = torch.linalg.svd(matrix, full_matrices=False)
-    if INITIALIZATIONS[word].folds:
-        part = u[:, :4] * values[:4] @ vt[:4]
-        assert_close(0.7 * b[0] @ a[0], part, atol=1e-8, rtol=0)
+    if INITIALIZATIONS[word].folds or INITIALIZATIONS[word].goes_on:
+        assert_close(0.7 * b[0] @ a[0], u[:, :4] * values[:4] @ vt[:4], atol=1e-8, rtol=0)
     elif word != "random":
-        basis = torch.linalg.qr(a[0].double().T).Q
-        assert_close(basis @ basis.T, vt[:4].T @ vt[:4], atol=1e-6, rtol=0)
+        assert_close(a[0] @ a[0].T, torch.eye(4, dtype=torch.float64) / 3, atol=1e-6, rtol=0)
+        assert_close(3 * a[0].T @ a[0], vt[:4].T @ vt[:4], atol=1e-6, rtol=0)
+
+
+@each_word
+@pytest.mark.parametrize("count", [1, 3])
+def test_frames_around_a_core_are_orthonormal_and_the_leading_ones_of_all_that_is_read(word, count):
+    (a,), (b,) = (side[0] for side in (frames_of(word, count).a, frames_of(word, count).b))
+    assert_close(a @ a.T, torch.eye(4, dtype=torch.float64))
+    assert_close(b.T @ b, torch.eye(4, dtype=torch.float64))
+    if word != "random":
+        left, right = leading_frames([decaying(*WIDTHS, seed=seed) for seed in range(count)], 4, 3)
+        assert torch.equal(b, left)
+        assert torch.equal(a, right)
+
+
+@pytest.mark.parametrize("word", FROM_EXAMPLES)
+def test_data_sets_are_pooled_unless_training_goes_on_from_one(word):
+    both = [decaying(*WIDTHS, seed=seed) for seed in (0, 9)]
+    source = replace(source_for(word, (4,)), gradients=both)
+    left, right = leading_frames(both, 4, 3)
+    frames = INITIALIZATIONS[word].frames([source])
+    assert torch.equal(frames.a[0][0], right)
+    assert torch.equal(frames.b[0][0], left)
+    if INITIALIZATIONS[word].goes_on:
+        with pytest.raises(ValueError, match=r"^a warm start goes on from one short training run, got 2$"):
+            INITIALIZATIONS[word].start(source)
+    else:
+        (a,) = INITIALIZATIONS[word].start(source).a[0]
+        assert_close(3 * a.T @ a, right.T @ right, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("word", FROM_EXAMPLES)
+def test_without_examples_it_says_where_they_come_from(word):
+    source = replace(source_for(word, (4,)), gradients=())
+    for read in (lambda: INITIALIZATIONS[word].start(source), lambda: INITIALIZATIONS[word].frames([source])):
+        with pytest.raises(ValueError, match=r"^this initialization needs examples: see lsr\.start_from_examples$"):
+            read()
+
+
+@pytest.mark.parametrize("value", [0.0, torch.nan])
+@pytest.mark.parametrize("word", [word for word in INITIALIZATIONS if word != "random"])
+def test_a_matrix_without_directions_is_refused(word, value):
+    broken = torch.full(WIDTHS, value)
+    source = source_for(word)
+    source = replace(source, gradients=[broken] if source.gradients else (), weight=lambda: broken)
+    with pytest.raises(ValueError, match=r"the matrix is zero|expected a finite matrix|update is not finite"):
+        INITIALIZATIONS[word].start(source)
+    with pytest.raises(ValueError, match="cannot take frames from a matrix of norm"):
+        INITIALIZATIONS[word].frames([replace(source, form=form_of(*WIDTHS, (4,)))])
+
+
+@pytest.mark.parametrize("rank_shape", [(2, 2), (2, 2, 2)])
+def test_a_gradient_gives_a_the_norm_that_lora_expects_and_more_of_the_gradient_than_a_random_one(rank_shape):
+    source = source_for("gradient", rank_shape)
+    gradient, start = source.gradients[0], start_of("gradient", rank_shape)
+    a = kron_sum(*start.a)[:, : WIDTHS[1]]
+    assert float(a.square().sum()) == pytest.approx(source.form.rank / 3)
+    for others in (start.a[1:], start.b[1:]):
+        assert float(others[0].square().mean().sqrt()) == pytest.approx(3**-0.5)
+    drawn = normal(*a.shape)
+    kept, by_chance = ((gradient @ torch.linalg.qr(rows.T).Q).norm() for rows in (a, drawn))
+    assert kept > 1.3 * by_chance

@@ -44,7 +44,7 @@ def test_the_head_that_peft_adds_gets_no_directions(name, budget):
 )
 def test_the_head_is_fitted_first_however_it_is_named(fields):
     config = LsrConfig(**USUAL, target_modules=["query"], **fields)
-    with mock.patch.object(head, "_fit", wraps=head._fit) as fit:
+    with mock.patch.object(head, "_check_labels", wraps=head._check_labels) as fit:
         allocate_ranks(config, tiny("bert"), BATCHES, 4)
     assert fit.call_count == 1
 

@@ -1,9 +1,9 @@
-"""Gradients of the loss with respect to the weights of layers, over a few batches, for initializations that read them.
+"""Gradients of the loss with respect to the weights of layers, over a few batches, for `gradient`.
 
 The layers are those that `model` calls: in a PEFT wrapper, the base layers. The gradients are float64, on the CPU.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -11,21 +11,45 @@ from torch import Tensor, nn
 
 from lsr.algebra.sketch import Sketch
 from lsr.algebra.spectrum import Matrix
-from lsr.init.passes import Batch, loss_of, size_of, undisturbed
+from lsr.init.head import STEPS, fitted_head
+from lsr.init.passes import Batch, Track, loss_of, size_of, undisturbed, untracked
 
 DENSE_ENTRIES = 2**24  # per layer: 128 MiB in float64
 SKETCH_RANK = 64
 
 
-def weight_gradients(
+def examples_gradients(
     model: nn.Module,
     layers: Mapping[str, nn.Module],
     batches: Iterable[Batch],
+    head: Sequence[nn.Module] = (),
+    *,
+    steps: int = STEPS,
+    seed: int = 0,
+    track: Track = untracked,
+) -> dict[str, Matrix]:  # (m, n) each
+    """Return `weight_gradients` of the layers through a head fitted for `steps` steps, which is restored afterwards.
+
+    The fitted head serves the gradients only. Training starts from the original head: the fitted one did no better.
+    The batches are read once and kept in memory. Deterministic: equal inputs give equal bytes.
+
+    Raises:
+        ValueError: as `lsr.init.head.fitted_head` and `weight_gradients`.
+    """
+    listed = list(batches)
+    with fitted_head(model, head, listed, steps=steps, seed=seed, track=track):
+        return weight_gradients(model, layers, listed, seed=seed, track=track)
+
+
+def weight_gradients(
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    batches: Sequence[Batch],
     *,
     dense_entries: int = DENSE_ENTRIES,
     rank: int = SKETCH_RANK,
     seed: int = 0,
-    progress: Callable[[int], None] | None = None,  # called after each batch with the number done
+    track: Track = untracked,
 ) -> dict[str, Matrix]:  # (m, n) each
     """Return the mean of dL/dW over all examples for each layer, with W as in y = W x whatever the layer's layout.
 
@@ -44,25 +68,14 @@ def weight_gradients(
     Reference: LoRA-GA (Wang et al. 2024, arXiv 2407.05000) and LoRA-One (Zhang et al. 2025, arXiv 2502.01235), which
     initialize from the gradient's singular vectors.
     """
-    totals = {_weight(layer): _Total(layer, dense_entries, rank, seed) for layer in layers.values()}
-    examples = 0
-    with undisturbed(model, totals):
-        for done, batch in enumerate(batches, 1):
-            _add_gradients(model, batch, totals)
-            examples += size_of(batch)
-            if progress:
-                progress(done)
-    if not examples:
+    if not batches:
         raise ValueError("no examples: there are no batches to compute gradients on")
+    totals = {_weight(layer): _Total(layer, dense_entries, rank, seed) for layer in layers.values()}
+    with undisturbed(model, totals):
+        for batch in track(batches, "gradients"):
+            _add_gradients(model, batch, totals)
+    examples = sum(map(size_of, batches))
     return {name: _mean(totals[_weight(layer)], examples, name) for name, layer in layers.items()}
-
-
-def widths(layer: nn.Module) -> tuple[int, int]:
-    """Return in_features and out_features of a layer; GPT-2's Conv1D stores its weight in that order, transposed."""
-    if isinstance(layer, nn.Linear):  # not from the weight: packed 4-bit weights have other shapes
-        return layer.in_features, layer.out_features
-    n, m = _weight(layer).shape
-    return n, m
 
 
 class _Total:

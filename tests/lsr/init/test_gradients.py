@@ -1,0 +1,187 @@
+"""Gradients over examples are those of backward, take one matrix of memory at a time, and leave the model as it was."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.testing import assert_close
+
+from lsr.init.gradients import examples_gradients, weight_gradients
+from lsr.init.head import fitted_head
+from tests.capabilities.models import tiny, tokens
+from tests.lsr.init.models import LAYERS, Titles, batches, examples, in_use, made, state, wrapped
+
+each_model = pytest.mark.parametrize("name", LAYERS)
+each_layout = pytest.mark.parametrize("name", ["bert", "gpt2"])
+
+
+class Tiny(nn.Module):
+    """A model of two linear layers, one of them called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3).double()
+        self.unused = nn.Linear(3, 3).double()
+
+    def forward(self, x, labels=None):
+        y = self.layer(self.layer(x + 0 * torch.randn(x.shape)))
+        return SimpleNamespace(loss=None if labels is None else (y.square().mean() + self.unused.bias.sum()))
+
+
+def one_row():
+    return [{"x": torch.tensor([[1.0, -2.0, 3.0]], dtype=torch.float64), "labels": torch.zeros(1)}]
+
+
+@each_layout
+def test_a_gradient_is_that_of_the_mean_loss_over_examples_however_they_are_cut(name):
+    model, layers, _ = made(name)
+    whole, parts = (weight_gradients(model, layers, cut) for cut in (batches(6), batches(3, 1, 2)))
+    (layer,) = layers.values()
+    model(**examples()).loss.backward()
+    expected = layer.weight.grad if isinstance(layer, nn.Linear) else layer.weight.grad.T
+    for found in (*whole.values(), *parts.values()):
+        assert_close(found, expected)
+        assert (found.dtype, found.device.type) == (torch.float64, "cpu")
+
+
+@settings(max_examples=5)
+@given(st.integers(0, 10**6))
+def test_a_gradient_is_the_slope_of_the_loss(seed):
+    model, layers, _ = made("gpt2")
+    ((key, _),) = layers.items()
+    gradient = weight_gradients(model, layers, [examples()])[key]
+    direction = torch.randn(gradient.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+    def loss(step):  # at W + step * direction
+        moved = tiny("gpt2").double()
+        moved.get_submodule(key).weight.data += step * direction.T
+        return moved(**examples()).loss.detach()
+
+    assert_close((gradient * direction).sum(), (loss(1e-5) - loss(-1e-5)) / 2e-5, rtol=1e-5, atol=1e-8)
+
+
+def test_every_call_of_a_layer_counts_and_layers_with_one_weight_have_one_gradient():
+    model = Tiny()
+    model(**one_row()[0]).loss.backward()
+    found = weight_gradients(model, {"it": model.layer, "again": model.layer}, one_row())
+    assert_close(list(found.values()), [model.layer.weight.grad] * 2)
+
+
+def test_no_other_parameter_takes_part_even_under_no_grad():
+    model, layers, _ = made("bert")
+    taking_part = []
+
+    def note(*_):
+        taking_part.append([name for name, parameter in model.named_parameters() if parameter.requires_grad])
+
+    with model.register_forward_hook(note), torch.no_grad():
+        weight_gradients(model, layers, [examples()])
+    assert taking_part == [[f"{name}.weight" for name in layers]]
+
+
+# Through a fitted head
+
+
+@each_model
+def test_gradients_are_those_through_the_fitted_head_in_a_peft_wrapper_too(name):
+    model, layers, head = made(name)
+    listed, titles = batches(2, 4, name=name), Titles()
+    found = examples_gradients(model, layers, iter(listed), head, steps=20, seed=4, track=titles)
+    assert titles.passes == [*([("fit the head", 20)] if head else []), ("gradients", 2)]
+    with fitted_head(model, head, listed, steps=20, seed=4):
+        expected = weight_gradients(model, layers, listed)
+    assert_close(found, expected, rtol=0, atol=0)
+    if head:
+        fresh = weight_gradients(model, layers, listed)
+        assert not torch.allclose(found[LAYERS[name]], fresh[LAYERS[name]])
+        outer, its_layers, wrappers = wrapped(name)
+        assert_close(examples_gradients(outer, its_layers, listed, wrappers, steps=20, seed=4), expected)
+
+
+# Memory
+
+
+@each_layout
+def test_no_more_than_one_gradient_of_a_weight_is_alive(name):
+    model = tiny(name).double()
+    layers = {key: model.get_submodule(key) for key in (LAYERS[name], LAYERS[name].replace(".1.", ".0."))}
+    alive = []
+
+    def count(_):
+        alive.append(sum(layer.weight.grad is not None for layer in layers.values()))
+
+    for layer in layers.values():  # before the hooks that free them
+        layer.weight.register_post_accumulate_grad_hook(count)
+    weight_gradients(model, layers, batches(2, 4))
+    assert alive == [1] * 4
+
+
+@each_layout
+def test_a_large_layer_gives_a_pair_whose_product_is_its_gradient(name):
+    model, layers, _ = made(name)
+    ((key, layer),) = layers.items()
+    dense = weight_gradients(model, layers, batches(2, 4), dense_entries=layer.weight.numel())[key]
+    options = {"dense_entries": layer.weight.numel() - 1, "rank": 12}
+    one, two, other = (weight_gradients(model, layers, batches(2, 4), seed=s, **options)[key] for s in (0, 0, 1))
+    assert_close(one[0] @ one[1], dense, rtol=1e-6, atol=1e-9)
+    assert all(torch.equal(x, y) for x, y in zip(one, two, strict=True))
+    assert not torch.equal(one[0], other[0])
+
+
+# What a measurement leaves alone
+
+
+@each_model
+def test_a_measurement_leaves_the_model_as_it_was_and_takes_no_dropout(name):
+    model, layers, head = in_use(name)
+    before = state(model)
+    one, two = (examples_gradients(model, layers, batches(2, 4, name=name), head, steps=3) for _ in range(2))
+    assert state(model) == before
+    plain, its_layers, its_head = made(name)
+    expected = examples_gradients(plain, its_layers, batches(2, 4, name=name), its_head, steps=3)
+    assert all(torch.equal(one[key], two[key]) and torch.equal(one[key], expected[key]) for key in layers)
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_a_failure_leaves_the_model_as_it_was(step):
+    """Four steps of the head and a pass over two batches; one of them fails."""
+    model, layers, head = in_use("bert")
+    before = state(model)
+    with pytest.raises(KeyboardInterrupt):
+        examples_gradients(model, layers, batches(2, 4), head, steps=4, track=Titles(failing=step))
+    assert state(model) == before
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "no examples: there are no batches to compute gradients on"),
+        ([tokens()], "the model returned no loss: batches need labels, but these have input_ids, attention_mask"),
+    ],
+)
+def test_gradients_need_examples_with_labels(given, message):
+    model, layers, _ = made("bert")
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        weight_gradients(model, layers, given)
+
+
+def test_a_layer_that_is_never_called_is_named_and_left_frozen():
+    model, outside = Tiny(), nn.Linear(2, 2).requires_grad_(False)
+    for name, idle in (("idle", model.unused), ("outside", outside)):
+        with pytest.raises(ValueError, match=f"layer '{name}' was never called"):
+            weight_gradients(model, {"used": model.layer, name: idle}, one_row())
+    assert not outside.weight.requires_grad
+
+
+@pytest.mark.parametrize("entries", [0, 10**6], ids=["sketch", "dense"])
+def test_gradients_that_are_not_finite_name_the_layer(entries):
+    model, layers, _ = made("bert")
+    model.bert.encoder.layer[0].attention.self.value.bias.data[0] = torch.nan
+    with pytest.raises(ValueError, match=rf"layer '{LAYERS['bert']}': its gradient over these examples is not finite"):
+        weight_gradients(model, layers, [examples()], dense_entries=entries)
