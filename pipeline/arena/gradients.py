@@ -19,8 +19,8 @@ from pipeline.arena import task_tokens
 from pipeline.arena.task_tokens import CACHE, Task
 from pipeline.core import artifacts
 from pipeline.data import pretrained, tokens
-from pipeline.methods import adapters, base_models
-from pipeline.methods.pooling import BATCH
+from pipeline.methods import base_models
+from pipeline.methods.pooling import BATCH, read_gradients
 
 HEAD = "head"  # suffix of its parameters in a file
 
@@ -70,9 +70,7 @@ def _computed(reading: Reading) -> Gradients:
     tokenizer = pretrained.load_tokenizer(task.model)
     train = task_tokens.splits(task)["train"]
     batches = list(tokens.sample(train, tokenizer, reading.examples, reading.seed, BATCH[reading.init]))
-    layers = adapters.gradients(
-        base, reading.layers, batches, task.model, reading.init, reading.head_steps, reading.seed
-    )
+    layers = read_gradients(base, reading.layers, batches, task.model, reading.init, reading.head_steps, reading.seed)
     heads = base_models.head_of(task.model, base) if INITIALIZATIONS[reading.init].goes_on else ()
     trained = {
         f"{head}.{name}": value for head in heads for name, value in base.get_submodule(head).state_dict().items()

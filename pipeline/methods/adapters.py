@@ -1,7 +1,7 @@
 """Adapters on a base model: create from the selected section, initialize, merge, save, load and count."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +11,11 @@ import peft
 from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import _get_tuner_state_dict_key_prefixes
 from peft.utils import ModulesToSaveWrapper
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from lsr.algebra.spectrum import Matrix
-from lsr.init import INITIALIZATIONS, READERS
 from lsr.init.allocation import allocate
-from lsr.init.passes import Track, untracked
 from lsr.loading.adapters import load_onto
 from lsr.loading.files import InputError
 from lsr.tuner import targets
@@ -29,15 +27,16 @@ from lsr.tuner.options import OWN
 from lsr.tuner.start import Started, initialize_factors
 from pipeline.core.errors import UserError, first_line
 from pipeline.data.pretrained import public_name
-from pipeline.methods import base_models, device, table
+from pipeline.methods import base_models, table
 from pipeline.params import PARAMS, LsrParams, MethodParams, PeftParams
 from pipeline.params.methods import RATE
 from pipeline.params.model_row import ModelRow
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-# What a method raises if a value does not fit a model: methods of PEFT may raise anything.
-MISFIT = (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, AssertionError, ImportError)
+MISFIT = (ValueError, TypeError)  # raised by a method if a value does not fit a model
+# Methods of PEFT may raise anything else.
+ANY_MISFIT = (*MISFIT, KeyError, AttributeError, IndexError, RuntimeError, AssertionError, ImportError)
 
 
 def check_section(base: PreTrainedModel, section: MethodParams, row: ModelRow) -> None:
@@ -95,9 +94,10 @@ def _explaining(section: MethodParams) -> Iterator[None]:
     Raises:
         UserError: in place of it.
     """
+    misfit = ANY_MISFIT if isinstance(section, PeftParams) else MISFIT
     try:
         yield
-    except MISFIT as error:
+    except misfit as error:
         raise UserError(f"{PARAMS}: {section.word}: {first_line(error)}") from None
 
 
@@ -112,35 +112,6 @@ def _check_rates(model: PeftModel, section: PeftParams) -> None:
         part = key.removesuffix(RATE).removesuffix("_")
         if not any(part in name for name in names):
             raise ValueError(f"{key}: no parameter of {section.type} has {part!r} in its name")
-
-
-def gradients(
-    base: PreTrainedModel,
-    names: Sequence[str],
-    batches: Iterable[Mapping[str, Tensor]],
-    row: ModelRow,
-    init: str,
-    head_steps: int,
-    seed: int,
-    track: Track = untracked,
-) -> dict[str, Matrix]:
-    """Return the gradients of a base model's layers, or the updates of a short training run, for an initialization.
-
-    The head is fitted to the examples first, and restored unless the initialization goes on from training. The model
-    runs on the fastest device and is moved back afterwards, because decompositions are reproducible to the byte only on
-    one device.
-
-    Raises:
-        ValueError: if the examples or the head are not suitable.
-    """
-    layers = {name: base.get_submodule(name) for name in names}
-    head = [base.get_submodule(name) for name in base_models.head_of(row, base)]
-    with device.placed(base):
-        examples = device.moved(batches, device.device_of(base))
-        initialization = INITIALIZATIONS[init]
-        kept = {"keep_head": True} if initialization.goes_on else {}
-        read = READERS[initialization.reads]
-        return read(base, layers, examples, head, steps=head_steps, seed=seed, track=track, **kept)
 
 
 def start(model: PeftModel, section: LsrParams, gradients: Sequence[Mapping[str, Matrix]] = ()) -> Iterator[Started]:

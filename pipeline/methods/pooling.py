@@ -7,11 +7,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
 from lsr.algebra.spectrum import Matrix
+from lsr.init import INITIALIZATIONS, READERS
+from lsr.init.passes import Track, untracked
 from pipeline.core import console
 from pipeline.core.errors import UserError
 from pipeline.data import examples, pretrained, tokens
-from pipeline.methods import adapters, base_models
+from pipeline.methods import adapters, base_models, device
 from pipeline.params import PARAMS, FactorizeInitView, LsrParams
+from pipeline.params.model_row import ModelRow
 
 BATCH = {"gradient": 32, "update": 8, "warm": 8}  # examples per batch; training takes one step per batch
 
@@ -33,14 +36,14 @@ def gradients(base: PreTrainedModel, view: FactorizeInitView) -> list[dict[str, 
     if not view.section.frames_from:
         batches = tokens.sample(tokens.load_tokens("train"), tokenizer, count, view.seed, size)
         return [_gradients(base, batches, view, view.data)]
-    found = []
+    pooled = []
     for name in view.section.frames_from:
         row = view.pooled[name]
         set_seed(view.seed)  # the head is initialized when the checkpoint loads
         other = base_models.load_base_model(view.base_model, row)
         batches = examples.first(row, name, tokenizer, count, view.tokenize.max_length, size, view.seed)
-        found.append(_gradients(other, batches, view, name))
-    return found
+        pooled.append(_gradients(other, batches, view, name))
+    return pooled
 
 
 def _gradients(
@@ -56,8 +59,37 @@ def _gradients(
         return console.track(items, f"{name}: {title}", len(items), "batches")
 
     try:
-        return adapters.gradients(
+        return read_gradients(
             base, names, listed, view.base_model, view.section.init, view.section.head_steps, view.seed, track
         )
     except ValueError as error:
         raise UserError(f"{PARAMS}: {view.section.word}.init: {name}: {error}") from None
+
+
+def read_gradients(
+    base: PreTrainedModel,
+    names: Sequence[str],
+    batches: Iterable[Mapping[str, Tensor]],
+    row: ModelRow,
+    init: str,
+    head_steps: int,
+    seed: int,
+    track: Track = untracked,
+) -> dict[str, Matrix]:
+    """Return the gradients of a base model's layers, or the updates of a short training run, for an initialization.
+
+    The head is fitted to the examples first, and restored unless the initialization goes on from training. The model
+    runs on the fastest device and is moved back afterwards, because decompositions are reproducible to the byte only on
+    one device.
+
+    Raises:
+        ValueError: if the examples or the head are not suitable.
+    """
+    layers = {name: base.get_submodule(name) for name in names}
+    head = [base.get_submodule(name) for name in base_models.head_of(row, base)]
+    with device.placed(base):
+        examples = device.moved(batches, device.device_of(base))
+        initialization = INITIALIZATIONS[init]
+        kept = {"keep_head": True} if initialization.goes_on else {}
+        read = READERS[initialization.reads]
+        return read(base, layers, examples, head, steps=head_steps, seed=seed, track=track, **kept)

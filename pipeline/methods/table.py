@@ -2,7 +2,6 @@
 
 import copy
 import warnings
-from collections.abc import Mapping
 from dataclasses import fields
 from importlib.metadata import version
 from typing import Any, get_type_hints
@@ -43,7 +42,7 @@ def config_of(section: MethodParams, base: PreTrainedModel, row: ModelRow, seed:
         UserError: if a value is not allowed, one line each, or names layers that the model does not have.
     """
     config = configured(section, seed, _targets(section, base, row), _trained_whole(section, base, row))
-    if isinstance(section, PeftParams) and config.target_modules not in (None, DUMMY_TARGET_MODULES):
+    if isinstance(section, PeftParams) and getattr(config, "target_modules", None) not in (None, DUMMY_TARGET_MODULES):
         try:
             _check_names(base, config)
         except ValueError as error:
@@ -97,10 +96,10 @@ def _peft_fields(section: PeftParams, seed: int) -> dict[str, Any]:
         ValueError: if there is no such method, or it cannot do what the section says.
     """
     config = _type_of(section)
-    known = _options(config)
-    keys = dict.fromkeys(PeftParams.model_fields, (Any, None))  # known too, where a misspelled one is like them
-    allowed = {name: (annotation, None) for name, annotation in known.items()}
-    schema = create_model(section.type, __base__=_Options, **allowed | keys)
+    known = _field_types(config)
+    own = dict.fromkeys(PeftParams.model_fields, Any)  # a misspelled key may be like one of these
+    definitions: dict[str, Any] = {name: (kind, None) for name, kind in {**known, **own}.items()}
+    schema = create_model(section.type, __base__=_Fields, **definitions)
     try:
         schema.model_validate(section.options)
     except ValidationError as error:
@@ -114,21 +113,17 @@ def _peft_fields(section: PeftParams, seed: int) -> dict[str, Any]:
     return seeds | section.options | _layers(section)
 
 
-class _Options(BaseModel):
+class _Fields(BaseModel):
     """The fields of a configuration of PEFT, with PEFT's types: in YAML, 1 is no Boolean and "1" no number."""
 
     model_config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, protected_namespaces=())
 
 
-def _options(config: type[PeftConfig]) -> Mapping[str, Any]:
-    """Return the fields of a configuration that a section may set, with their types."""
-    general = {field.name for field in fields(PeftConfig)} | {
-        "target_modules",
-        "modules_to_save",
-        "layers_to_transform",
-    }
+def _field_types(config: type[PeftConfig]) -> dict[str, Any]:
+    """Return the types of the fields that a section may set: not those of all methods, and not what we choose."""
+    chosen = {"target_modules", "modules_to_save", "layers_to_transform", *PeftConfig.__dataclass_fields__}
     types = get_type_hints(config)
-    return {field.name: types[field.name] for field in fields(config) if field.init and field.name not in general}
+    return {field.name: types[field.name] for field in fields(config) if field.init and field.name not in chosen}
 
 
 def known_types() -> dict[str, type[PeftConfig]]:

@@ -7,7 +7,7 @@ import torch
 
 from lsr.init import READERS
 from pipeline import params
-from pipeline.methods import adapters, device
+from pipeline.methods import adapters, device, pooling
 from pipeline.params.changed import changed
 from tests import workspace
 from tests.stages.running import added, base_model
@@ -78,7 +78,9 @@ def test_examples_are_read_on_the_accelerator_and_the_model_is_then_where_it_was
 
     monkeypatch.setitem(READERS, "gradient", gradients)
     examples = [Batch(batches), Batch(batches)]
-    found = adapters.gradients(base, names, examples, view.base_model, "gradient", view.section.head_steps, view.seed)
+    found = pooling.read_gradients(
+        base, names, examples, view.base_model, "gradient", view.section.head_steps, view.seed
+    )
     assert (list(found), len(names)) == (names, 4)
     assert went == [CUDA, CPU]
     assert batches == [CUDA] * 2
