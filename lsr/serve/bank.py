@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lsr.loading.files import InputError
 from lsr.serve import file
 from lsr.serve.head import BankHead, new_head
-from lsr.serve.layer import BankLayer, Frames, new_layer, stored_layer
+from lsr.serve.layer import BankLayer, Frames, new_layer
 from lsr.serve.rows import NOBODY, Rows
 from lsr.serve.saved import SavedAdapter, check_sketch, linear, read_adapter
 from lsr.tuner.mixed_batch import BASE, copies_of_a_row
@@ -54,9 +54,6 @@ class AdapterBank(nn.Module):
     def __len__(self) -> int:
         return len(self._places)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._places
-
     @property
     def names(self) -> list[str]:
         """The names of the adapters, in the order they were added."""
@@ -94,6 +91,8 @@ class AdapterBank(nn.Module):
     def _take(self, name: str, saved: SavedAdapter) -> None:
         self._check_base(saved.base)
         saved.check_layers(self._modules_of_base)
+        if saved.base_sketch != self._base_sketch:
+            check_sketch(saved.base_sketch, self._modules_of_base)
         self._check_nesting(saved.layers, saved.whole(self._modules_of_base))
         heads = saved.heads_on(self._modules_of_base)
         layers = self._layers_for(saved)
@@ -133,11 +132,16 @@ class AdapterBank(nn.Module):
             InputError: if a name is unknown. Inside the context a batch raises ValueError unless it has as many rows as
                 there are names, or `copies` times as many.
         """
-        with self._rows.one_thread:
+        rows = self._rows
+        with rows.one_thread:
             self._check_names(names)
+            before = rows.places, rows.copies
             places = torch.tensor([self._places.get(name, NOBODY) for name in names], dtype=torch.int64)
-            with self._rows.being(places.to(self._device()), copies):
+            rows.places, rows.copies = places.to(self._device()), copies
+            try:
                 yield
+            finally:
+                rows.places, rows.copies = before
 
     @contextmanager
     def side_by_side(self) -> Iterator[list[Tensor]]:
@@ -207,9 +211,8 @@ class AdapterBank(nn.Module):
         try:
             frames = {name: Frames(**sides) for name, sides in contents["frames"].items()}
             for name, stacks in contents["layers"].items():
-                base_layer = linear(modules, name).base_layer
                 its = frames[index.frames[name]] if name in index.frames else None
-                bank._insert(name, stored_layer(base_layer, bank._rows, stacks, its))
+                bank._insert(name, BankLayer(linear(modules, name).base_layer, bank._rows, stacks, its))
             check_sketch(index.base_sketch, modules)
             for name, stacks in contents["heads"].items():
                 bank._insert(name, BankHead(modules[name], bank._rows, stacks))
@@ -229,9 +232,9 @@ class AdapterBank(nn.Module):
             if name not in self._places and name != BASE:
                 if not self._places:
                     raise InputError(f"adapter_names: no adapter is named {name!r}: the bank is empty")
-                near = get_close_matches(name, self._places, 1) or self.names[:1]
+                (near,) = get_close_matches(name, self._places, 1) or self.names[:1]
                 raise InputError(
-                    f"adapter_names: no adapter is named {name!r}; there are {len(self)}, such as {near[0]!r}"
+                    f"adapter_names: no adapter is named {name!r}; there are {len(self)}, such as {near!r}"
                 )
 
     def _check_base(self, fields: Mapping[str, Any]) -> None:
@@ -266,7 +269,6 @@ class AdapterBank(nn.Module):
         return found
 
     def _insert(self, name: str, module: BankLayer | BankHead) -> None:
-        """Put a layer or head in the place of the base model's module, unless it is there."""
         held: dict[str, Any] = self._layers if isinstance(module, BankLayer) else self._heads
         if name in held:
             return

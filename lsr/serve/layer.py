@@ -44,7 +44,21 @@ class BankLayer(Stacked):
         super().__init__(rows, stacks)
         self.base_layer = base_layer
         self.frames = frames
+        self._check_shapes()
         self.to(base_layer.weight.device)
+
+    def _check_shapes(self) -> None:
+        n, m = widths(self.base_layer)
+        shapes = {part: tuple(stack.shape[1:]) for part, stack in self.stacks().items()}
+        if self.frames is None:
+            rank = shapes.get("a", (0,))[0]
+            fits = shapes == {"a": (rank, n), "b": (rank, m)}
+        else:
+            a, b = self.frames.a, self.frames.b
+            fits = shapes in ({"cores": (len(a),)}, {"cores": (len(a), len(a))})
+            fits = fits and (tuple(a.shape), tuple(b.shape)) == ((len(a), n), (m, len(a)))
+        if not fits:
+            raise ValueError(f"its tensors, {shapes}, do not fit a layer of {m} x {n}")
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # (rows, ..., n) -> (rows, ..., m)
         """Return the base layer's output plus, for each row, the update of its adapter."""
@@ -84,23 +98,3 @@ def new_layer(base_layer: nn.Module, rows: Rows, adapter: LsrAdapter, places: in
     a, b = (side.detach() for side in adapter.as_lora())
     stacks = {"a": a.new_zeros(places, *a.shape), "b": b.new_zeros(places, *b.T.shape)}
     return BankLayer(base_layer, rows, stacks, None)
-
-
-def stored_layer(base_layer: nn.Module, rows: Rows, stacks: Mapping[str, Tensor], frames: Frames | None) -> BankLayer:
-    """Return a layer with the stacks of a file.
-
-    Raises:
-        ValueError: if they do not fit the widths of the layer.
-    """
-    n, m = widths(base_layer)
-    shapes = {part: tuple(stack.shape[1:]) for part, stack in stacks.items()}
-    if frames is None:
-        rank = shapes.get("a", (0,))[0]
-        fits = shapes == {"a": (rank, n), "b": (rank, m)}
-    else:
-        rank = len(frames.a)
-        fits = shapes in ({"cores": (rank,)}, {"cores": (rank, rank)})
-        fits = fits and (tuple(frames.a.shape), tuple(frames.b.shape)) == ((rank, n), (m, rank))
-    if not fits:
-        raise ValueError(f"its tensors, {shapes}, do not fit a layer of {m} x {n}")
-    return BankLayer(base_layer, rows, stacks, frames)

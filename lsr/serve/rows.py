@@ -1,7 +1,6 @@
 """The slot of the bank that each row of the current batch reads, and modules with a stack of slots."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from threading import RLock
 
 import torch
@@ -21,17 +20,6 @@ class Rows:
         self.places: Tensor | None = None
         self.copies = 1
         self.one_thread = RLock()
-
-    @contextmanager
-    def being(self, places: Tensor | None, copies: int = 1) -> Iterator[None]:
-        """Have the layers read these slots; within another such context of the same thread, only until the end."""
-        with self.one_thread:
-            before = self.places, self.copies
-            self.places, self.copies = places, copies
-            try:
-                yield
-            finally:
-                self.places, self.copies = before
 
     def of(self, x: Tensor) -> Tensor | None:  # (rows,)
         """Return the slots of the rows of x.

@@ -48,7 +48,6 @@ class SavedAdapter:
             layer.make_form(self.config)
             if adapter.is_folded and name in hashes:
                 check_weight(layer.pretrained_weight(), hashes[name], name)
-        check_sketch(self.base_sketch, modules)
 
     def whole(self, modules: Modules) -> list[str]:
         """Return the modules of a base model that it trained in full: PEFT's rule, DistilBERT's pre_classifier too."""
