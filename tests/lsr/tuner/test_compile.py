@@ -10,9 +10,7 @@ from tests.capabilities.models import logits, tiny
 
 CONFIGS = {
     "two factors": {"rank_shape": (2, 2)},
-    "three factors": {"rank_shape": (2, 1, 2)},
     "a start that is subtracted": {"init_weights": "principal", "seed": 0},
-    "one factor": {"rank_shape": (4,), "separation_rank": 1},
     "a core and factors": {"rank_shape": (4,), "separation_rank": 1, "train": "all"},
     "a core between rounded frames": {
         "rank_shape": (4,),
@@ -48,12 +46,11 @@ def output_and_gradients(function, layer, x):
     return [output.detach(), x.grad, *[p.grad.clone() for p in layer.parameters() if p.requires_grad]]
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_a_compiled_layer_is_one_graph_and_equals_the_eager_one(config, backend):
+def test_a_compiled_layer_is_one_graph_and_equals_the_eager_one(config):
     layer = adapted(config)
     x = torch.randn(5, 12)
-    compiled = torch.compile(layer, backend=backend, fullgraph=True)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     for one, two in zip(output_and_gradients(compiled, layer, x), output_and_gradients(layer, layer, x), strict=True):
         assert_close(one, two)
 

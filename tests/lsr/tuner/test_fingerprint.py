@@ -23,9 +23,8 @@ def test_the_hash_is_that_of_the_bytes_whatever_the_strides(dtype):
 
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
-@pytest.mark.parametrize("init", ["principal"])
-def test_a_folded_adapter_is_refused_on_another_base(init, low_cpu_mem_usage, tmp_path):
-    get_peft_model(tiny("bert"), LsrConfig(**FIELDS, init_weights=init)).save_pretrained(str(tmp_path))
+def test_a_folded_adapter_is_refused_on_another_base(low_cpu_mem_usage, tmp_path):
+    get_peft_model(tiny("bert"), LsrConfig(**FIELDS, init_weights="principal")).save_pretrained(str(tmp_path))
     other = tiny("bert")
     other.get_submodule(LAYER).weight.data[0, 0] += 1e-3
     message = (
@@ -35,9 +34,8 @@ def test_a_folded_adapter_is_refused_on_another_base(init, low_cpu_mem_usage, tm
         PeftModel.from_pretrained(other, str(tmp_path), low_cpu_mem_usage=low_cpu_mem_usage)
 
 
-@pytest.mark.parametrize("init", ["random"])
-def test_an_adapter_that_subtracts_nothing_may_move_to_another_base(init, tmp_path):
-    get_peft_model(tiny("bert"), LsrConfig(**FIELDS, init_weights=init)).save_pretrained(str(tmp_path))
+def test_an_adapter_that_subtracts_nothing_may_move_to_another_base(tmp_path):
+    get_peft_model(tiny("bert"), LsrConfig(**FIELDS)).save_pretrained(str(tmp_path))
     other = tiny("bert")
     other.get_submodule(LAYER).weight.data[0, 0] += 1e-3
     assert torch.equal(logits(PeftModel.from_pretrained(other, str(tmp_path))), logits(other))

@@ -105,50 +105,7 @@ def test_a_half_precision_weight_is_merged_in_full_precision_and_rounded_once():
     assert torch.equal(layer.weight, exact.to(torch.bfloat16))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_safe_merge_of_a_broken_adapter_raises_and_leaves_the_weight(value):
-    layer = adapt(base(6, 4), "encoder.query")
-    layer.update_layer("broken", config(rank_shape=(2, 1), alpha=5, seed=1))
-    layer.adapter("broken").factor_B2.data[0, 0, 0] = value
-    before = layer.weight.clone()
-    with pytest.raises(ValueError, match=r"NaNs detected in the merged weights of 'encoder.query': .*broken"):
-        layer.merge(safe_merge=True, adapter_names=["default", "broken"])
-    assert torch.equal(layer.weight, before)
-    assert not layer.merged
-
-
 # In modules that transformers does not know
-
-
-class Plain(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Linear(6, 5), nn.Linear(5, 3)
-
-    def forward(self, x):
-        return self.second(self.first(x).relu())
-
-
-def test_a_plain_module_is_adapted_trained_saved_and_loaded(tmp_path):
-    torch.manual_seed(0)
-    plain, x = Plain(), torch.randn(40, 6)
-    before = plain(x)
-    labels = (x[:, 0] > 0).long()
-    model = get_peft_model(plain, LsrConfig(target_modules=["first"], modules_to_save=["second"], separation_rank=2))
-    assert torch.equal(model(x), before)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
-    losses = []
-    for _ in range(40):
-        loss = nn.functional.cross_entropy(model(x), labels)
-        losses.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert losses[-1] < 0.5 * losses[0]
-    trained = model(x)
-    model.save_pretrained(str(tmp_path))
-    torch.manual_seed(0)
-    assert torch.equal(type(model).from_pretrained(Plain(), str(tmp_path))(x), trained)
 
 
 @pytest.mark.parametrize("targets", [["linear1"], ["linear1", "linear2"]])

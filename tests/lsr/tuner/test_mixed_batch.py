@@ -7,7 +7,6 @@ from torch.testing import assert_close
 from transformers import GenerationConfig
 
 from lsr import LsrConfig
-from lsr.tuner.linear import adapted_layers
 from tests.capabilities.models import logits, tiny, tokens
 
 USUAL = {"rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0, "init_weights": False}
@@ -53,25 +52,6 @@ def test_each_row_passes_through_its_adapter_whatever_is_active(name, init):
         before = logits(model)
         assert_close(in_one_batch(model), expected)
         assert torch.equal(logits(model), before)
-
-
-@pytest.mark.parametrize("core", ["full", "diagonal"])
-def test_rows_of_adapters_on_the_same_frames_differ_in_their_cores(core, tmp_path):
-    fields = {"rank_shape": (4,), "separation_rank": 1, "train": "core", "core": core, "alpha": 7}
-    get_peft_model(tiny("bert"), LsrConfig(**fields, seed=0)).save_pretrained(str(tmp_path / "frames"))
-    held = {**fields, "frames": str(tmp_path / "frames")}
-    model = get_peft_model(tiny("bert"), LsrConfig(**held))
-    model.add_adapter("second", LsrConfig(**held | {"alpha": 3}))
-    for layer in adapted_layers(model).values():
-        for name in ("default", "second"):
-            torch.nn.init.normal_(layer.adapter(name).core)
-    assert_close(in_one_batch(model.eval()), row_by_row(model))
-    model.add_adapter("third", LsrConfig(**USUAL))  # of another form
-    names = ["third", "default", "second", "third"]
-    mixed = in_one_batch(model.eval(), names)
-    for row, name in enumerate(names):
-        model.set_adapter(name)
-        assert_close(mixed[row], logits(model)[row])
 
 
 def test_heads_that_were_trained_whole_go_with_their_adapter():

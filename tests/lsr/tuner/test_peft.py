@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 
-from lsr import LsrConfig, LsrModel
+from lsr import LsrConfig
 from lsr.tuner.layer import LsrLayer
 from lsr.tuner.linear import adapted_layers
 from tests.capabilities.checks import is_factor, train, trainable
@@ -139,19 +139,6 @@ def test_a_tied_head_that_folds_its_start_leaves_the_embeddings():
         assert base.lm_head.get_base_layer().weight is base.transformer.wte.weight
 
 
-def with_two(case):
-    model = case.fresh(init_weights=False)
-    model.add_adapter("second", case.config(**SECOND, init_weights=False))
-    return model.eval()
-
-
-def test_merging_a_wrong_name_says_which_names_there_are():
-    model = with_two(USUAL)
-    for act in (model.merge_adapter, model.merge_and_unload):
-        with pytest.raises(ValueError, match=r"no adapter is named 'typo'; there are \['default', 'second'\]"):
-            act(adapter_names=["default", "typo"])
-
-
 def test_a_second_adapter_may_sit_on_other_layers(tmp_path):
     model = USUAL.fresh(init_weights=False)
     first = logits(model)
@@ -181,20 +168,6 @@ def test_a_layer_starts_the_same_whatever_other_layers_are_adapted(init):
 
 
 # What PEFT reports
-
-
-def test_the_reports_of_peft_count_and_name_what_is_there(capsys):
-    model = USUAL.fresh()
-    count = sum(parameter.numel() for parameter in trainable(model).values())
-    model.print_trainable_parameters()
-    assert f"trainable params: {count:,} ||" in capsys.readouterr().out
-    layers = [layer for layer in model.get_layer_status() if "classifier" not in layer.name]
-    assert [layer.name.removeprefix("model.") for layer in layers] == list(adapted_layers(model))
-    assert {layer.module_type for layer in layers} == {"lsr.LsrLinear"}
-    status = model.get_model_status()
-    assert (status.adapter_model_type, status.peft_types) == (LsrModel.__name__, {"default": "LSR"})
-    assert (status.enabled, status.active_adapters, status.merged_adapters) == (True, ["default"], [])
-    assert repr(next(iter(adapted_layers(model).values()))).startswith("lsr.LsrLinear(")
 
 
 # Mistakes

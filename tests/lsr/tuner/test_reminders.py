@@ -1,19 +1,17 @@
 """What is warned of once: more parameters than LoRA, examples that never came, and a PEFT that is not tried."""
 
 import copy
-import tomllib
 import warnings
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 
 import lsr
 from lsr import LsrConfig
 from lsr.supported import check_peft
 from tests.capabilities.models import tiny
-from tests.workspace import ROOT
 
 GRADIENT = {"rank_shape": (2,), "train": "core", "init_weights": "gradient", "target_modules": ["query", "value"]}
 IDS = torch.arange(12).reshape(2, 6)
@@ -44,21 +42,12 @@ class TestSize:
     def test_as_many_factors_are_fine_and_a_core_is_no_factor(self, fields):
         assert said(lambda: made(**fields, target_modules=["query"]), "more parameters") == []
 
-    def test_a_saved_adapter_says_nothing(self, tmp_path):
-        made(rank_shape=(2, 2), separation_rank=5, target_modules=["query"]).save_pretrained(tmp_path)
-        assert said(lambda: PeftModel.from_pretrained(tiny("bert"), tmp_path), "more parameters") == []
-
 
 class TestExamples:
     def test_training_without_them_is_warned_of_once(self):
         model = made(**GRADIENT).train()
         assert len(said(lambda: model(input_ids=IDS), "has been given none")) == 1
         assert said(lambda: model(input_ids=IDS), "has been given none") == []
-
-    def test_the_line_says_what_to_call(self):
-        (line,) = said(lambda: made(**GRADIENT).train()(input_ids=IDS), "has been given none")
-        assert "init_weights='gradient' reads examples" in line
-        assert "call lsr.start_from_examples(model, batches) first" in line
 
     def test_evaluation_is_no_training(self):
         model = made(**GRADIENT).eval()
@@ -77,11 +66,6 @@ class TestExamples:
         set_peft_model_state_dict(model, load_file(tmp_path / "adapter_model.safetensors"))
         assert said(lambda: model.train()(input_ids=IDS), "given none") == []
 
-    @pytest.mark.parametrize("init", [True, "principal"])
-    def test_other_initializations_say_nothing(self, init):
-        model = made(rank_shape=(2, 2), separation_rank=1, init_weights=init, target_modules=["query"]).train()
-        assert said(lambda: model(input_ids=IDS), "given none") == []
-
     def test_a_copy_reminds_by_itself(self):
         model = copy.deepcopy(made(**GRADIENT)).train()
         assert len(said(lambda: model(input_ids=IDS), "given none")) == 1
@@ -89,7 +73,7 @@ class TestExamples:
 
 
 class TestPeft:
-    @pytest.mark.parametrize("version", ["0.18.1", "0.20.0", "0.9"])
+    @pytest.mark.parametrize("version", ["0.20.0", "0.9"])
     def test_an_older_one_is_refused_in_one_line(self, version):
         with pytest.raises(ImportError) as caught:
             check_peft(version)
@@ -97,7 +81,7 @@ class TestPeft:
             f"lsr needs peft>=0.21,<0.22, and {version} is installed; install it with: pip install 'peft>=0.21,<0.22'"
         )
 
-    @pytest.mark.parametrize("version", ["0.22.0", "0.22.0.dev0", "1.0"])
+    @pytest.mark.parametrize("version", ["0.22.0.dev0", "1.0"])
     def test_a_newer_one_is_warned_of(self, version):
         with pytest.warns(UserWarning, match=f"tested with peft>=0.21,<0.22, and {version} is installed"):
             check_peft(version)
@@ -105,7 +89,3 @@ class TestPeft:
     @pytest.mark.parametrize("version", ["0.21.0", "0.21.2"])
     def test_one_between_says_nothing(self, version):
         assert said(lambda: check_peft(version), "peft") == []
-
-    def test_the_bounds_are_those_of_the_package(self):
-        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-        assert "peft>=0.21,<0.22" in project["dependencies"]

@@ -57,13 +57,8 @@ def test_the_split_of_a_file_is_used_and_not_a_new_one(tmp_path):
         "a\nb",
         [],
         {},
-        {"usual": USUAL},
-        {**FIELDS, "others": []},
-        {**FIELDS, "base_hashes": None},
         {**FIELDS, "usual": {**USUAL, "in_shape": 24}},
-        {**FIELDS, "usual": {**USUAL, "in_shape": ["six", 4]}},
         {**FIELDS, "usual": {**USUAL, "in_shape": [-6, -4]}},
-        {**FIELDS, "usual": {**USUAL, "out_features": 0}},
         {**FIELDS, "usual": {**USUAL, "out_shape": [5, 4]}},  # less than the width
         {**FIELDS, "others": {"bert.encoder.layer.0.attention.self.query": {}}},
     ],

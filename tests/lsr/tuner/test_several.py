@@ -1,8 +1,5 @@
 """Adapters side by side, folded ones too: what is subtracted comes and goes with the active adapter."""
 
-import copy
-import io
-
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
@@ -87,22 +84,6 @@ def test_a_second_folder_is_loaded_beside_the_first(first, second, low_cpu_mem_u
 
 
 @each_pair
-def test_deleting_an_adapter_leaves_what_the_other_alone_is(first, second):
-    model = with_two(first, second)
-    expected = outputs(model)
-    model.delete_adapter("second")
-    assert torch.equal(logits(model), expected["default"])
-    model = with_two(first, second)
-    model.set_adapter("second")
-    model.delete_adapter("default")
-    assert torch.equal(logits(model), expected["second"])
-    model.delete_adapter("second")
-    assert base_weights_are_pretrained(model)
-    base = model.base_model.model  # around it, PeftModel asks for the active adapter
-    assert torch.equal(logits(base), logits(tiny("bert")))
-
-
-@each_pair
 def test_both_merged_are_both_active_and_unmerging_brings_every_bit_back(first, second):
     model = with_two(first, second)
     model.base_model.set_adapter(["default", "second"])
@@ -118,23 +99,3 @@ def test_both_merged_are_both_active_and_unmerging_brings_every_bit_back(first, 
         for adapter in layer.lsr_adapters:
             plain.get_submodule(name).weight.data += layer.get_delta_weight(adapter)
     assert_close(logits(model.merge_and_unload()), logits(plain), atol=1e-5, rtol=1e-5)
-
-
-@each_pair
-def test_a_copy_and_a_pickled_module_compute_the_same(first, second):
-    model = with_two(first, second)
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    expected = outputs(model)
-    for twin in (copy.deepcopy(model), torch.load(file, weights_only=False)):
-        found = outputs(twin)
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert torch.equal(logits(model), expected["default"])
-
-
-def test_merged_adapters_are_not_deleted():
-    model = with_two({"init_weights": "principal"}, {})
-    model.merge_adapter()
-    with pytest.raises(ValueError, match="merged"):
-        model.delete_adapter("default")

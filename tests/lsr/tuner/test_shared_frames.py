@@ -266,58 +266,36 @@ def replace_tensor(folder, part, change):
 B1 = "1.attention.self.value.lsr_adapters.factor_B1"
 
 
-def stale(folder):
-    replace_tensor(folder, "factor_A1", lambda value: value + 1e-3)
-
-
-def without_a_factor(folder):
-    replace_tensor(folder, B1, lambda _: None)
-
-
-def of_another_shape(folder):
-    replace_tensor(folder, B1, lambda value: value[:, :-1].clone())
-
-
-def without_configuration(folder):
-    (folder / CONFIG).unlink()
-
-
-def without_shapes(folder):
-    edit(folder, resolved=None)
-
-
-def of_another_method(folder):
-    edit(folder, peft_type="LORA")
-
-
-def as_core(folder):
-    edit(folder, frames="./other", train="core")
-
-
-def huge(folder):
-    edit(folder, rank_shape=[10_000_000])
-
-
-def endless(folder):
-    edit(folder, rank_pattern={"([a-z0-9.]+)+X": [4]})
-
-
 def as_pipe(folder):
     (folder / WEIGHTS).unlink()
     os.mkfifo(folder / WEIGHTS)
 
 
-DAMAGE = {  # what became of the folder: what a new adapter says
-    huge: r"layer 'bert.*query': its configuration says 480,000,000 entries, but the file holds 768",
-    endless: r"rank_pattern: '.*' is a pattern; in an adapter's file only the names of layers are read",
-    as_pipe: r"adapter_model\.safetensors: not a file",
-    without_a_factor: r"factor_B1 is missing",
-    of_another_shape: r"factor_B1 is \(1, 23, 4\) in torch\.float32, needed: \(1, 24, 4\) in torch\.float32",
-    without_configuration: r"no LSR adapter can be read from .*: adapter_config\.json is missing",
-    without_shapes: "no LSR adapter can be read from .*: it is not a saved LSR adapter",
-    of_another_method: "no LSR adapter can be read from",
-    as_core: r"holds only a core; its frames are in '\./other': name that",
-    stale: r"have the hash [0-9a-f]{12}, but the adapter was trained on others, [0-9a-f]{12}",
+CANNOT = "no LSR adapter can be read from"
+STALE = r"have the hash [0-9a-f]{12}, but the adapter was trained on others, [0-9a-f]{12}"
+DAMAGE = {  # what became of the folder, what is said of it
+    "huge": (
+        lambda folder: edit(folder, rank_shape=[10_000_000]),
+        r"layer 'bert.*query': its configuration says 480,000,000 entries, but the file holds 768",
+    ),
+    "endless": (
+        lambda folder: edit(folder, rank_pattern={"([a-z0-9.]+)+X": [4]}),
+        r"rank_pattern: '.*' is a pattern; in an adapter's file only the names of layers are read",
+    ),
+    "a pipe": (as_pipe, r"adapter_model\.safetensors: not a file"),
+    "no factor": (lambda folder: replace_tensor(folder, B1, lambda _: None), "factor_B1 is missing"),
+    "a smaller one": (
+        lambda folder: replace_tensor(folder, B1, lambda value: value[:, :-1].clone()),
+        r"factor_B1 is \(1, 23, 4\) in torch\.float32, needed: \(1, 24, 4\) in torch\.float32",
+    ),
+    "no configuration": (lambda folder: (folder / CONFIG).unlink(), rf"{CANNOT} .*: adapter_config\.json is missing"),
+    "no shapes": (lambda folder: edit(folder, resolved=None), f"{CANNOT} .*: it is not a saved LSR adapter"),
+    "another method": (lambda folder: edit(folder, peft_type="LORA"), CANNOT),
+    "a core": (
+        lambda folder: edit(folder, frames="./other", train="core"),
+        r"holds only a core; its frames are in '\./other': name that",
+    ),
+    "others": (lambda folder: replace_tensor(folder, "factor_A1", lambda value: value + 1e-3), STALE),
 }
 OTHERS = {  # fields of both adapters, what is said
     "rank": ({}, {"rank_shape": (2,)}, r"layer 'bert.*query': the adapter needs frames of rank_shape \[2\] .* \[4\]"),
@@ -359,14 +337,14 @@ def refused_by_a_model(folder, message, **fields):
     assert kept(model) == []
 
 
-@pytest.mark.parametrize(("damage", "message"), DAMAGE.items(), ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_folder_is_refused_in_one_line_by_every_reader(damage, message, tmp_path):
     first(tmp_path / "one")
     on_frames_of(tmp_path / "one", {}).save_pretrained(str(tmp_path / "two"))
     damage(tmp_path / "one")
-    if damage is not stale:  # only an adapter that was trained on them knows that these are others
+    if message is not STALE:  # only an adapter that was trained on them knows that these are others
         refused_by_a_model(tmp_path / "one", message)
-    hashed = rf"{message}|have the hash [0-9a-f]{{12}}, but the adapter was trained on others"
+    hashed = f"{message}|{STALE}"
     refused(lambda: PeftModel.from_pretrained(tiny("bert"), str(tmp_path / "two")), hashed)
     for read in (load_adapter, load_layers, inspect_adapter):
         with pytest.raises(InputError) as found:

@@ -20,16 +20,10 @@ from tests.lsr.subjects import CASES
             ValueError,
             "target_modules: no layer is named 'valeu'; did you mean 'value'?",
         ),
-        ({"target_modules": ["query", "zzz"]}, ValueError, "target_modules: no layer is named 'zzz'"),
         (
             {"target_modules": ["query", "classifier"], "task_type": "SEQ_CLS"},
             ValueError,
             "target_modules: 'classifier' is part of the head, or of another module that is trained in full",
-        ),
-        (
-            {"target_modules": ["query", "key"], "modules_to_save": ["key"]},
-            ValueError,
-            "target_modules: 'key' is part of the head, or of another module that is trained in full",
         ),
         ({"target_modules": ".*querry"}, ValueError, "target_modules: '.*querry' matches no layer"),
         (
@@ -42,7 +36,6 @@ from tests.lsr.subjects import CASES
             ValueError,
             "modules_to_save: no module is named 'clasifier'; did you mean 'classifier'?",
         ),
-        ({"exclude_modules": "quer.*"}, ValueError, "exclude_modules: 'quer.*' matches no layer"),
         (
             {"target_modules": ["word_embeddings"]},
             TypeError,
@@ -58,7 +51,6 @@ from tests.lsr.subjects import CASES
             ValueError,
             "separation_rank_pattern: 'intermediate.dense' matches no adapted layer",
         ),
-        ({"alpha_pattern": {"key": 2}}, ValueError, "alpha_pattern: 'key' matches no adapted layer"),
         (
             {"target_modules": ["query"], "layers_to_transform": [0, 2]},
             ValueError,
@@ -67,16 +59,8 @@ from tests.lsr.subjects import CASES
     ],
 )
 def test_a_mistake_is_refused_with_its_name_and_what_is_there(fields, kind, message):
-    with pytest.raises(kind, match=re.escape(message)):
-        CASES["two factors"].fresh(**fields)
-
-
-@pytest.mark.parametrize(
-    "fields", [{"target_modules": ["valeu"]}, {"alpha_pattern": {"key": 2}}, {"exclude_modules": ["quer"]}]
-)
-def test_a_name_that_matches_nothing_leaves_the_model_as_it_was(fields):
     base = tiny("bert")
-    with pytest.raises(ValueError, match=r"no (adapted )?layer"):
+    with pytest.raises(kind, match=re.escape(message)):
         get_peft_model(base, CASES["two factors"].config(**fields))
     assert not any(isinstance(module, LsrLayer) for module in base.modules())
 
@@ -88,10 +72,9 @@ def test_an_internal_part_of_an_adapted_layer_is_no_target():
     assert list(model.peft_config) == ["default"]
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt2", "llama-causal"])
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
 def test_all_linear_layers_of_some_indices_are_those_alone(name, tmp_path):
-    task = "CAUSAL_LM" if name.endswith("causal") else "SEQ_CLS"
-    fields = {"task_type": task, "rank_shape": (2,), "target_modules": "all-linear"}
+    fields = {"task_type": "SEQ_CLS", "rank_shape": (2,), "target_modules": "all-linear"}
     every = adapted_layers(get_peft_model(tiny(name), LsrConfig(**fields))).keys()
     model = get_peft_model(tiny(name), LsrConfig(**fields, layers_to_transform=[1]))
     assert adapted_layers(model).keys() == {layer for layer in every if ".1." in layer} != set()
