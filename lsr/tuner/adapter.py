@@ -152,7 +152,7 @@ class LsrAdapter(LsrFactors):
         return self.scaling * (b.to(precise) @ a.to(precise))
 
     def sizes(self) -> Sizes:
-        """Return the numbers of trained, stored and effective parameters; shared ones are counted with their owner."""
+        """Return the numbers of parameters; shared ones are counted where they are stored."""
         core = self.core.numel() if self.has_core else 0
         trained = sum(parameter.numel() for parameter in self.parameters())
         stored = sum(map(entries, self.state_dict().values()))

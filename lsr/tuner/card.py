@@ -54,9 +54,9 @@ class Card:
         is_ours = self.method == "LSR"
         needs = ""
         if self._imported != "peft":
-            found = "`pip install lsr-adapt`" if is_ours else "from the repository that trained it"
+            where = "`pip install lsr-adapt`" if is_ours else "from the repository that trained it"
             needs = (
-                f"PEFT loads this adapter only after `import {self._imported}` ({found}); without it, it says "
+                f"PEFT loads this adapter only after `import {self._imported}` ({where}); without it, it says "
                 f"`KeyError: '{self.method}'`.\n\n"
             )
         sections = {"Use": self._use(), **self.sections}
@@ -133,7 +133,7 @@ def as_lora(
         labels=labels,
         is_pair=ASK[True] in text,
         summary=f"It equals an LSR adapter, and loads without `lsr`. {_summary(text)}".rstrip(),
-        sections={heading: found for heading in CARRIED if (found := section(text, heading))},
+        sections={heading: content for heading in CARRIED if (content := section(text, heading))},
     )
 
 

@@ -97,8 +97,8 @@ class LsrFactors(nn.Module):
         exact = {name: value for name, value in buffers.items() if value is not None}
         super()._apply(fn, recurse)
         for name, value in exact.items():
-            found = cast("Tensor", self._buffers[name])
-            self._buffers[name] = found.to(value.dtype) if value.is_meta else value.to(found.device)
+            changed = cast("Tensor", self._buffers[name])
+            self._buffers[name] = changed.to(value.dtype) if value.is_meta else value.to(changed.device)
         return self
 
     def factors(self) -> tuple[list[Tensor], list[Tensor]]:

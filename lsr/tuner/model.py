@@ -218,7 +218,7 @@ def check_forms(model: nn.Module, names: Sequence[str], config: LsrConfig, share
         check_adaptable(base, name)
         form = form_of(config, name, *widths(base))
         if shared is not None:
-            shared.owner(name, form)
+            shared.group_of(name, form)
         kinds[kind_of(name, form)] += 1
     if config.share == "layers" and shared is None:
         _check_kinds(kinds)
@@ -242,7 +242,7 @@ def _warn_of_size(model: nn.Module, adapter_name: str) -> None:
         if not adapter.has_core and adapter.form.parameters > lora:
             larger[name] = adapter.form.parameters, lora, adapter.form.rank
     if larger:
-        name, (factors, lora, rank) = max(larger.items(), key=lambda found: found[1][0] / found[1][1])
+        name, (factors, lora, rank) = max(larger.items(), key=lambda layer: layer[1][0] / layer[1][1])
         warnings.warn(
             f"LSR: {len(larger)} layers have more parameters than LoRA of their rank, {name} the most: {factors:,}, "
             f"and LoRA r = {rank} has {lora:,}; choose a smaller separation_rank, or LoRA",

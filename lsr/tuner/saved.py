@@ -90,10 +90,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def check_saved(model: PeftModel, found: Mapping[str, Sequence[int]]) -> None:
+def check_saved(model: PeftModel, shapes: Mapping[str, Sequence[int]]) -> None:
     """Check that a file holds exactly the tensors of a model's adapter, head and biases, for any method.
 
-    `found` maps the names of the file's tensors to their shapes. Where the model adopts the file's own tensors their
+    `shapes` maps the names of the file's tensors to their shapes. Where the model adopts the file's own tensors their
     shapes always match; PEFT has already rejected any that do not fit.
 
     Raises:
@@ -107,14 +107,14 @@ def check_saved(model: PeftModel, found: Mapping[str, Sequence[int]]) -> None:
     state: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
     # With bias="all" PEFT also lists the biases inside the wrapper of a head.
     expected = {name: tensor for name, tensor in state.items() if not WRAPPED.search(name)}
-    for name in sorted(expected.keys() ^ {name for name in found if not WRAPPED.search(name)}):
+    for name in sorted(expected.keys() ^ {name for name in shapes if not WRAPPED.search(name)}):
         raise ValueError(
             f"{name} {'is missing' if name in expected else 'is no part of this adapter on this base model'}"
         )
     for name, tensor in expected.items():
-        if tuple(tensor.shape) != tuple(found[name]):
+        if tuple(tensor.shape) != tuple(shapes[name]):
             raise ValueError(
-                f"{name} is {tuple(found[name])}, but the adapter's configuration says {tuple(tensor.shape)}"
+                f"{name} is {tuple(shapes[name])}, but the adapter's configuration says {tuple(tensor.shape)}"
             )
 
 

@@ -42,35 +42,35 @@ def kind_of(layer_name: str, form: Form) -> Kind:
     return Kind(INDEX.sub("*", layer_name), form)
 
 
-Owner = Kind | str  # a kind, whose layers share their frames, or the name of a layer
+Group = Kind | str  # a kind, whose layers share their frames, or the name of a layer
 Tensors = Mapping[str, Tensor]  # factor_A1 and so on
 
 
-def _owner(share: str, layer_name: str, form: Form) -> Owner:
+def _group_of(share: str, layer_name: str, form: Form) -> Group:
     return kind_of(layer_name, form) if share == "layers" else layer_name
 
 
 @dataclass(frozen=True)
 class SharedFrames:
-    """The frames in another adapter's folder, by owner."""
+    """The frames in another adapter's folder, by group of layers."""
 
     source: str
     share: str
     storage: str
-    frames: Mapping[Owner, tuple[Form, Tensors]]
+    frames: Mapping[Group, tuple[Form, Tensors]]
     sha256: str
     base_sketch: Mapping[str, Sequence[float]]  # of one weight of the base model they are for, by layer; or none
 
-    def owner(self, layer_name: str, form: Form) -> Owner:
-        """Return the owner of a layer's frames.
+    def group_of(self, layer_name: str, form: Form) -> Group:
+        """Return the group whose frames a layer uses.
 
         Raises:
             ValueError: if there are no frames of the layer's form; names the layer.
         """
-        owner = _owner(self.share, layer_name, form)
-        if owner in self.frames and self.frames[owner][0] == form:
-            return owner
-        have = self.frames[owner][0] if owner in self.frames else None
+        group = _group_of(self.share, layer_name, form)
+        if group in self.frames and self.frames[group][0] == form:
+            return group
+        have = self.frames[group][0] if group in self.frames else None
         theirs = "none for this layer and form" if have is None else f"for it {_described(have)}"
         raise ValueError(
             f"layer {layer_name!r}: the adapter needs frames of {_described(form)}, and {self.source!r} holds {theirs}"
@@ -122,15 +122,15 @@ def read_shared_frames(config: LsrConfig) -> SharedFrames | None:
         raise ValueError(f"frames: those in {source!r} need share={theirs.share!r}, got {config.share!r}")
     if not tensors:
         raise ValueError(f"frames: {source!r} holds no factors")
-    found = frames_hash(tensors)
+    sha256 = frames_hash(tensors)
     expected = config.resolved.frames_hash if config.resolved is not None else None
-    if expected is not None and found != expected:
+    if expected is not None and sha256 != expected:
         raise ValueError(
-            f"frames: those in {source!r} have the hash {found[:12]}, but the adapter was trained on others, "
+            f"frames: those in {source!r} have the hash {sha256[:12]}, but the adapter was trained on others, "
             f"{expected[:12]}"
         )
-    owners = _by_owner(source, theirs, tensors)
-    return SharedFrames(source, theirs.share, theirs.frames_dtype, owners, found, theirs.resolved.base_sketch)
+    by_group = _by_group(source, theirs, tensors)
+    return SharedFrames(source, theirs.share, theirs.frames_dtype, by_group, sha256, theirs.resolved.base_sketch)
 
 
 def _read(source: str, beside: Path | None) -> tuple[LsrConfig, dict[str, dict[str, Tensor]]]:
@@ -158,19 +158,19 @@ def _from_hub(repository: str, name: str) -> Path:
         raise ValueError(f"no such folder, and from the hub: {first_line(error)}") from None
 
 
-def _by_owner(source: str, theirs: LsrConfig, tensors: Mapping[str, Tensors]) -> dict[Owner, tuple[Form, Tensors]]:
-    owners: dict[Owner, tuple[Form, Tensors]] = {}
+def _by_group(source: str, theirs: LsrConfig, tensors: Mapping[str, Tensors]) -> dict[Group, tuple[Form, Tensors]]:
+    by_group: dict[Group, tuple[Form, Tensors]] = {}
     for name, values in tensors.items():
         form = form_in_file(theirs, name)
         try:
             _loaded(form, theirs.frames_dtype, values, torch.empty(0))
         except ValueError as error:
             raise ValueError(f"frames: {source!r}: layer {name!r}: {error}") from None
-        owner = _owner(theirs.share, name, form)
-        if owner in owners:
-            raise ValueError(f"frames: {source!r} holds those of {owner} twice, the second time in layer {name!r}")
-        owners[owner] = form, values
-    return owners
+        group = _group_of(theirs.share, name, form)
+        if group in by_group:
+            raise ValueError(f"frames: {source!r} holds those of {group} twice, the second time in layer {name!r}")
+        by_group[group] = form, values
+    return by_group
 
 
 def _loaded(form: Form, storage: str, tensors: Tensors, like: Tensor) -> LsrFactors:
@@ -200,12 +200,12 @@ class FrameRegistry:
     def __init__(self, config: LsrConfig, layers: Iterable[LsrLayer], shared: SharedFrames | None) -> None:
         self.config = config
         self.shared = shared
-        self._frames: dict[Owner, LsrFactors] = {}
+        self._frames: dict[Group, LsrFactors] = {}
         for layer in layers if shared is not None else ():
             for key, frames in layer.lsr_frames.items():
                 if shared is not None and key == shared.sha256:
                     held = cast("LsrFactors", frames)
-                    self._frames[_owner(shared.share, layer.layer_name, held.form)] = held
+                    self._frames[_group_of(shared.share, layer.layer_name, held.form)] = held
 
     def frames_of(self, layer: LsrLayer) -> LsrFactors | None:
         """Return the frames that a layer shares; None if it gets its own.
@@ -216,11 +216,11 @@ class FrameRegistry:
         form = layer.make_form(self.config)
         if self.shared is None:
             return self._frames.get(kind_of(layer.layer_name, form)) if self.config.share == "layers" else None
-        owner = self.shared.owner(layer.layer_name, form)
-        if owner not in self._frames:
-            frames = _loaded(form, self.shared.storage, self.shared.frames[owner][1], layer.base_parameter())
-            self._frames[owner] = layer.lsr_frames[self.shared.sha256] = frames
-        return self._frames[owner]
+        group = self.shared.group_of(layer.layer_name, form)
+        if group not in self._frames:
+            frames = _loaded(form, self.shared.storage, self.shared.frames[group][1], layer.base_parameter())
+            self._frames[group] = layer.lsr_frames[self.shared.sha256] = frames
+        return self._frames[group]
 
     def add(self, layer: LsrLayer, adapter_name: str) -> None:
         """If the layer is the first of its kind, let later ones share its factors."""

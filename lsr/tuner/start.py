@@ -23,7 +23,7 @@ from lsr.tuner.targets import completed, heads_of, target_names
 
 
 class Started(NamedTuple):
-    """An initialized layer, or all layers that share its factors, the owner first."""
+    """An initialized layer, or all layers that share its factors, first the one that stores them."""
 
     name: str  # of the layer, or of the kind, without indices
     layers: tuple[LsrLinear, ...]
@@ -79,15 +79,15 @@ def initialize_factors(
     if config.frames != OWN:
         return  # frames of another adapter are not initialized
     chosen = config if init_weights is None else replace(config, init_weights=init_weights)  # which checks the name
-    by_layer = {name: [found[name] for found in gradients] for name in layers_of(model, adapter_name)}
+    by_layer = {name: [one[name] for one in gradients] for name in layers_of(model, adapter_name)}
     hashes: dict[str, str] = {}
-    for name, (owner, *sharing) in groups_of(model, adapter_name).items():
-        start = owner.initialize(adapter_name, chosen, by_layer, sharing)
+    for name, (first, *sharing) in groups_of(model, adapter_name).items():
+        start = first.initialize(adapter_name, chosen, by_layer, sharing)
         if start is None:
             return  # the factors are about to be loaded
         if chosen.folds:
-            hashes[owner.layer_name] = weight_hash(owner.pretrained_weight())
-        yield Started(name, (owner, *sharing), start)
+            hashes[first.layer_name] = weight_hash(first.pretrained_weight())
+        yield Started(name, (first, *sharing), start)
     config.init_weights, config.awaits_examples = chosen.init_weights, False
     remember(model, adapter_name, hashes)
 
@@ -99,8 +99,8 @@ def remember(
     layers = layers_of(model, adapter_name)
     first = min(layers, default=None)
     sketch = {}
-    if first is not None and frames_hash is None and (found := base_sketch(layers[first])):
-        sketch[first] = found
+    if first is not None and frames_hash is None and (numbers := base_sketch(layers[first])):
+        sketch[first] = numbers
     forms = {name: layer.adapter(adapter_name).form for name, layer in layers.items()}
     config_of(model, adapter_name).remember(forms, Resolved.of(forms, base_hashes or {}, frames_hash, sketch))
 
@@ -188,8 +188,8 @@ def allocate_ranks(
         raise ValueError("share='layers' has one rank for all layers of a kind: a budget needs share='none'")
     seen = completed(config, model)
     layers = {name: model.get_submodule(name) for name in target_names(model, seen)}
-    found = _reader(config)(model, layers, batches, heads_of(model, seen), steps=head_steps, seed=seed)
-    return config.with_ranks(allocate([found], budget, seed))
+    matrices = _reader(config)(model, layers, batches, heads_of(model, seen), steps=head_steps, seed=seed)
+    return config.with_ranks(allocate([matrices], budget, seed))
 
 
 def _reader(config: LsrConfig) -> Callable[..., dict[str, Matrix]]:

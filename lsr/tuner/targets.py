@@ -38,23 +38,23 @@ def check_names(config: PeftConfig, names: list[str]) -> None:
     for field in ("target_modules", "exclude_modules"):
         value = getattr(config, field, None)  # not every method has exclude_modules
         for entry in sorted(value) if isinstance(value, set) else []:
-            found = [name for name in names if f".{name}".endswith(f".{entry}")]
-            if not found:
+            matched = [name for name in names if f".{name}".endswith(f".{entry}")]
+            if not matched:
                 raise ValueError(f"{field}: no layer is named {entry!r}{_nearest(entry, names)}")
-            _check_adaptable(config, field, entry, found)
+            _check_adaptable(config, field, entry, matched)
         if isinstance(value, str) and value != "all-linear":
-            found = [name for name in names if re.fullmatch(value, name)]
-            if not found:
+            matched = [name for name in names if re.fullmatch(value, name)]
+            if not matched:
                 raise ValueError(f"{field}: {value!r} matches no layer{_nearest(value, names)}")
-            _check_adaptable(config, field, value, found)
+            _check_adaptable(config, field, value, matched)
     added = {head for heads in HEADS.values() for head in heads}  # PEFT adds them whatever the model has
     for entry in getattr(config, "modules_to_save", None) or []:
         if entry not in added and not any(name.endswith(entry) for name in names):
             raise ValueError(f"modules_to_save: no module is named {entry!r}{_nearest(entry, names)}")
 
 
-def _check_adaptable(config: PeftConfig, field: str, entry: str, found: Sequence[str]) -> None:
-    if field == "target_modules" and all(is_trained_whole(config, name) for name in found):
+def _check_adaptable(config: PeftConfig, field: str, entry: str, matched: Sequence[str]) -> None:
+    if field == "target_modules" and all(is_trained_whole(config, name) for name in matched):
         raise ValueError(f"{field}: {entry!r} is part of the head, or of another module that is trained in full")
 
 
