@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 
@@ -22,7 +21,7 @@ from lsr.loading.adapters import load_adapter
 from lsr.loading.files import PREFIX, InputError
 from lsr.tuner.linear import adapted_layers
 from tests.capabilities.models import logits, tiny, tokens
-from tests.lsr.saved import CASES, FOLDED, adapted, save
+from tests.lsr.saved import CASES, FOLDED, save
 
 pytestmark = pytest.mark.usefixtures("remembered_fits")
 
@@ -58,10 +57,13 @@ save_file(found, Path(sys.argv[1]) / "found.safetensors")
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """All cases: what the adapters say, their LoRA folders, and what a reader without this package makes of them."""
+    """All cases: what the adapters say, their LoRA folders, and what a reader without this package makes of them.
+
+    Beside each LoRA is the adapter.
+    """
     folder, expected = tmp_path_factory.mktemp("exported"), {}
     for position, (case, (name, fields)) in enumerate(CASES.items()):
-        model = adapted(name, folder / str(position) / "base", **fields)
+        model = save(name, folder / str(position), **fields)
         expected[case] = logits(model)
         export_lora(model, folder / str(position) / "lora")
     save_file(tokens(), folder / "tokens.safetensors")
@@ -141,14 +143,11 @@ def test_the_same_adapter_gives_the_same_bytes(tmp_path):
 
 
 @each_case
-def test_a_folder_alone_gives_what_a_model_gives(case, tmp_path):
-    name, fields = CASES[case]
-    model = save(name, tmp_path, **fields)
-    export_lora(load_adapter(tmp_path / "adapter"), tmp_path / "one")
-    shutil.rmtree(tmp_path / "base")
-    rounding = export_lora(tmp_path / "adapter", tmp_path / "two")
-    assert rounding.layers.keys() == adapted_layers(model).keys()
-    (one, tensors), (two, again) = read(tmp_path / "one"), read(tmp_path / "two")
+def test_a_folder_alone_gives_what_a_model_gives(exported, case, tmp_path):
+    folder = exported[case][1]
+    rounding = export_lora(folder.parent / "adapter", tmp_path / "lora")
+    (one, tensors), (two, again) = read(folder), read(tmp_path / "lora")
+    assert rounding.layers.keys() == set(one["target_modules"])
     assert one | {"fan_in_fan_out": False} == two  # PEFT sets it for the layers that need it
     assert tensors.keys() == again.keys()
     for key, value in tensors.items():
@@ -208,11 +207,10 @@ def test_an_export_needs_an_lsr_adapter(tmp_path):
 
 
 @each_case
-def test_the_merged_checkpoint_says_the_same_to_plain_transformers(case, tmp_path):
-    name, fields = CASES[case]
-    model = adapted(name, tmp_path / "base", **fields)
-    expected = logits(model)
-    export_merged(model, tmp_path / "merged")
+def test_the_merged_checkpoint_says_the_same_to_plain_transformers(exported, case, tmp_path):
+    expected, folder, *_ = exported[case]
+    name, _ = CASES[case]
+    export_merged(load_adapter(folder.parent / "adapter"), tmp_path / "merged")
     loaded = type(tiny(name)).from_pretrained(str(tmp_path / "merged")).eval()
     assert loaded.state_dict().keys() == tiny(name).state_dict().keys()
     assert_close(logits(loaded), expected, atol=1e-5, rtol=1e-5)

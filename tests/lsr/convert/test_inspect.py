@@ -17,18 +17,16 @@ from tests.lsr.saved import CASES, FOLDED, entries, save
 pytestmark = pytest.mark.usefixtures("remembered_fits")
 
 
-def report(case, folder, base=None):
-    name, fields = CASES[case]
-    return save(name, folder, **fields), inspect_adapter(folder / "adapter", base)
+@pytest.fixture(scope="module", params=CASES)
+def known(request, tmp_path_factory):
+    """A case, its model, its folder and its report."""
+    name, fields = CASES[request.param]
+    folder = tmp_path_factory.mktemp("known")
+    return request.param, save(name, folder, **fields), folder, inspect_adapter(folder / "adapter")
 
 
-def forget_base(folder):
-    (folder / "base").rename(folder / "elsewhere")
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_norms_and_singular_values_are_those_of_the_dense_update(case, tmp_path):
-    model, found = report(case, tmp_path)
+def test_norms_and_singular_values_are_those_of_the_dense_update(known):
+    _, model, _, found = known
     assert found.base_problem is None
     layers = adapted_layers(model)
     assert found.layers.keys() == layers.keys()
@@ -36,23 +34,20 @@ def test_norms_and_singular_values_are_those_of_the_dense_update(case, tmp_path)
         update = layer.get_delta_weight("default").detach().double()
         shown = found.layers[name]
         assert shown.norm == pytest.approx(float(update.norm()), rel=1e-5)
-        assert shown.relative_norm == pytest.approx(
-            float(update.norm() / layer.pretrained_weight().double().norm()), rel=1e-5
-        )
+        weight = float(layer.pretrained_weight().double().norm())
+        assert shown.relative_norm == pytest.approx(float(update.norm()) / weight, rel=1e-5)
         expected = torch.linalg.svdvals(update)[: shown.lora_rank]
         values = torch.tensor(shown.singular_values, dtype=torch.float64)
         assert_close(values[: len(expected)], expected, atol=1e-6 * shown.norm, rtol=1e-5)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_sizes_are_those_of_the_layers_and_of_the_exported_lora(case, tmp_path):
-    model, found = report(case, tmp_path)
+def test_sizes_are_those_of_the_layers_and_of_the_exported_lora(known, tmp_path):
+    case, model, folder, found = known
     export_lora(model, tmp_path / "lora")
-    lora, adapter = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("lora", "adapter"))
-    assert sum(t.numel() for n, t in lora.items() if ".lora_" in n) == sum(
-        r.lora_parameters for r in found.layers.values()
-    )
-    assert sum(entries(t) for n, t in adapter.items() if ".lsr_" in n) == sum(r.stored for r in found.layers.values())
+    lora, adapter = (load_file(path / "adapter_model.safetensors") for path in (tmp_path / "lora", folder / "adapter"))
+    reports = found.layers.values()
+    assert sum(t.numel() for n, t in lora.items() if ".lora_" in n) == sum(r.lora_parameters for r in reports)
+    assert sum(entries(t) for n, t in adapter.items() if ".lsr_" in n) == sum(r.stored for r in reports)
     assert sum(t.numel() for n, t in adapter.items() if ".lsr_" not in n) == found.other_parameters
     for name, layer in adapted_layers(model).items():
         sizes, shown = layer.sizes("default"), found.layers[name]
@@ -60,18 +55,18 @@ def test_sizes_are_those_of_the_layers_and_of_the_exported_lora(case, tmp_path):
         assert shown.lora_rank == shown.rank * (2 if case in FOLDED else 1)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_without_its_base_it_says_the_same_but_for_the_norm_of_the_weight(case, tmp_path):
-    _, known = report(case, tmp_path)
-    forget_base(tmp_path)
-    found = inspect_adapter(tmp_path / "adapter")
+def test_without_its_base_it_says_the_same_but_for_the_norm_of_the_weight(known):
+    _, _, folder, with_base = known
+    (folder / "base").rename(folder / "elsewhere")
+    found = inspect_adapter(folder / "adapter")
+    (folder / "elsewhere").rename(folder / "base")
     assert "cannot be loaded" in found.base_problem or "no such folder" in found.base_problem
-    assert found.layers == {name: replace(layer, relative_norm=None) for name, layer in known.layers.items()}
-    assert found.other_parameters == known.other_parameters
+    assert found.layers == {name: replace(layer, relative_norm=None) for name, layer in with_base.layers.items()}
+    assert found.other_parameters == with_base.other_parameters
 
 
 def test_a_base_that_was_asked_for_must_be_there(tmp_path):
-    report("a head of one layer", tmp_path)
+    save("bert", tmp_path)
     with pytest.raises(InputError, match="no such folder"):
         inspect_adapter(tmp_path / "adapter", str(tmp_path / "nowhere"))
 

@@ -143,9 +143,8 @@ def test_it_grows_and_says_the_same(folders):
     assert {len(layer.stacks()["cores"]) for layer in bank._layers.values()} == {5}
 
 
-@pytest.mark.parametrize("form", ["cores", "factors"])
-def test_replacing_and_removing_compile_nothing_again(form, folders):
-    folder = folders(form)
+def test_replacing_and_removing_compile_nothing_again(folders):
+    folder = folders("cores")
     bank = filled(folder)
     torch.compiler.reset()
     bank.model.compile(backend="eager", fullgraph=True)
