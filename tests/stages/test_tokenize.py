@@ -18,6 +18,7 @@ from pipeline.data import encoding
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.model_row import ModelRow
 from stages import tokenize as stage
+from tests.pipeline.data.rows import NUMBER, SPLITS, row_of
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "very"]
 
@@ -116,12 +117,24 @@ def test_the_histogram_holds_every_length_in_at_most_thirty_equal_bins(longest):
     assert sum(rows) == longest
 
 
+def test_a_regression_is_summarized_by_mean_and_deviation():
+    row = row_of(dict.fromkeys(SPLITS, "x.csv"), NUMBER)
+    found = stage.summarize("train", np.array([1.0, 4.0]), np.array([9, 10]), row, 9)
+    assert found == {
+        "train_rows": 2,
+        "train_label_mean": 2.5,
+        "train_label_std": 1.5,
+        **{f"train_tokens_{name}": 10 for name in ("p50", "p95", "p99", "max")},
+        "train_truncated_share": 0.5,
+    }
+
+
 # The stage
 
 
 @pytest.fixture
 def view(tmp_path, folder, monkeypatch):
-    """A function from max_length and label to what the stage sees, in an empty working directory."""
+    """A function from max_length to what the stage sees, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     rows = {
         "train": [("good film", 1), ("bad film", 0), ("very good", 1), ("very " * 20, 1), ("Good  film", 1), ("", 0)],
@@ -131,14 +144,14 @@ def view(tmp_path, folder, monkeypatch):
     for split, lines in rows.items():
         pd.DataFrame(lines, columns=["sentence", "label"]).to_csv(f"{split}.csv", index=False)
 
-    def build(max_length=8, label=None, metrics=("accuracy",)):
+    def build(max_length=8):
         source = {"kind": "files", "files": {split: f"{split}.csv" for split in rows}}
-        label = label or {"column": "label", "names": ["negative", "positive"]}
+        label = {"column": "label", "names": ["negative", "positive"]}
         return params.TokenizeView.model_construct(
             data="mine",
             model="tiny",
             tokenize=params.TokenizeParams(max_length=max_length),
-            dataset=DatasetRow(source=source, text=["sentence"], label=label, metrics=metrics),
+            dataset=DatasetRow(source=source, text=["sentence"], label=label, metrics=["accuracy"]),
             base_model=ModelRow.model_validate(
                 {"source": {"kind": "hub", "path": folder}, "target_modules": ["query"], "head": ["classifier"]}
             ),
@@ -185,14 +198,6 @@ def test_a_split_that_is_written_in_parts_holds_the_same_rows(view, monkeypatch)
     assert read("test")["input_ids"].to_pylist() == [[2, 5, 3], [2, 7, 5, 3]]
     for split, table in whole.items():
         assert read(split).equals(table)
-
-
-def test_the_report_of_a_regression_has_mean_and_deviation(view):
-    stage.main(view(label={"column": "label", "low": 0, "high": 1}, metrics=("pearson",)))
-    metrics = json.loads(artifacts.TOKENIZE_METRICS.read_text())
-    assert metrics["train_label_mean"] == 0.75
-    assert metrics["train_label_std"] == pytest.approx(0.433013)
-    assert "train_share_negative" not in metrics
 
 
 def test_the_closing_table_shows_every_split(view, capfd):

@@ -78,8 +78,9 @@ def test_a_wrong_hash_is_refused_and_nothing_is_kept(index, tmp_path):
     assert not list((tmp_path / "cache/lsr-adapt").iterdir())
 
 
-def test_a_damaged_file_in_the_cache_is_refused(index, sdist):
-    path = packages.fetch_sdist("toydata==1.0", sha256(sdist))
+def test_a_damaged_file_in_the_cache_is_refused(index, tmp_path, sdist):
+    path = tmp_path / "cache/lsr-adapt/toydata-1.0.tar.gz"
+    path.parent.mkdir(parents=True)
     path.write_bytes(sdist[:-1])
     with pytest.raises(UserError, match="not the row's; delete the file to fetch it again"):
         packages.fetch_sdist("toydata==1.0", sha256(sdist))
