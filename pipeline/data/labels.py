@@ -38,13 +38,13 @@ def read(values: pd.Series, label: Classes | Threshold | Number) -> pd.Series:
 def _classes(values: pd.Series, label: Classes) -> pd.Series:
     known: dict[str, int] = {}
     for number, name in enumerate(label.names):
-        known.setdefault(_plain(name), number)
+        known.setdefault(plain_text(name), number)
     allowed = list(label.names)
     # Names such as "1" ... "5" are values in the file, so then a position in the list is not accepted as well.
     if not any(name.lstrip("-").isdecimal() for name in known):
         known |= {str(number): number for number in range(len(label.names))}
         allowed += map(str, range(len(label.names)))
-    plain = values.map(_plain)
+    plain = values.map(plain_text)
     numbers = plain.map(known)
     if str(HIDDEN) not in known:
         refuse(values, plain == str(HIDDEN), IS_HIDDEN)
@@ -56,8 +56,11 @@ def _classes(values: pd.Series, label: Classes) -> pd.Series:
     return numbers
 
 
-def _plain(value: object) -> str:
-    """Normalize a value: True, 1.0 and the text 1.0 all mean class 1, whatever the file format. 01 remains a text."""
+def plain_text(value: object) -> str:
+    """Return the same text for True, 1, 1.0 and the text 1.0, which file formats and missing values make of one another.
+
+    01 remains as it is.
+    """
     if isinstance(value, int | float) and value == value // 1:
         return str(int(value))
     text = str(value)

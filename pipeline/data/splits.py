@@ -69,8 +69,8 @@ def _examples(table: pd.DataFrame, row: DatasetRow, before: int, dropped: Counte
     same = reduce(lambda one, other: one + "\n" + other, folded)
     together = same if not row.group else table[row.group[0]].map(str).map(fold)
     if row.group:
-        numbers = _digests(reduce(lambda one, other: one + "\0" + other, (table[name].map(str) for name in row.group)))
-        numbers = numbers[:, 0]
+        named = (table[name].map(labels.plain_text) for name in row.group)
+        numbers = _digests(reduce(lambda one, other: one + "\0" + other, named))[:, 0]
     kind = float if isinstance(row.label, Number) else int
     examples = []
     for place, text in enumerate(made):
