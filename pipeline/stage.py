@@ -28,7 +28,7 @@ def run(main: Callable[[params.AnyView], None], view: type[params.AnyView]) -> N
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args()
     try:
-        with exit_on_error("stopped", program), console.warnings_in_lines(name.removeprefix("stages.")):
+        with exit_on_error("stopped", program), console.warnings_in_lines(name.rpartition(".")[2].replace("_", "-")):
             checked = params.load(view)
             artifacts.sweep()
             main(checked)

@@ -273,8 +273,7 @@ def test_an_adapter_on_frames_that_have_changed_is_refused_in_one_line(at):
     path = Path(HELD) / adapters.WEIGHTS
     changed = {name: value * 2 if ".factor_A1" in name else value for name, value in load_file(path).items()}
     save_file(changed, path, metadata={"format": "pt"})
-    message = refusal(TRAIN)
-    assert message.startswith("artifacts/init: does not fit the base model: frames: those in 'models/family' have the")
+    assert "frames: those in 'models/family' have the hash" in refusal(TRAIN)
     run(FACTORIZE)
     run(TRAIN)
 
@@ -285,32 +284,21 @@ def test_an_adapter_on_frames_that_have_changed_is_refused_in_one_line(at):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (
-            {"layers": [0]},
-            "params.yaml: lsr: share='layers' needs two or more layers of a kind, and there is one "
-            "roberta.encoder.layer.*.attention.self.query (24 x 24); use share='none'",
-        ),
-        ({"frames": "someone/on-the-hub"}, "params.yaml: lsr: frames: no LSR adapter can be read from 'someone/on-the"),
-        ({"frames": HELD, "train": "all"}, "params.yaml: lsr: frames: those of another adapter need train: core"),
-        ({"frames": HELD, "rank_shape": [4]}, "params.yaml: lsr: layer 'roberta.encoder.layer.0.attention.self.query'"),
-        ({"frames": HELD, "share": "none"}, "params.yaml: lsr: frames: those in 'models/family' need share='layers'"),
-        ({"train": "factors"}, "params.yaml: lsr: share: layers needs train: core or all, or each layer"),
-        (
-            {"budget": 7},
-            "params.yaml: lsr: budget: needs init: gradient or update or warm, frames: own, share: none, "
-            "train: core or all, ",
-        ),
-        (
-            {"budget": 999, "share": "none", "core": "diagonal"},
-            "params.yaml: lsr: budget: must be at most 96 on these layers, the sum of 64 or the smaller side of each, "
-            "got 999",
-        ),
+        ({"layers": [0]}, "share='layers' needs two or more layers of a kind"),
+        ({"frames": "someone/on-the-hub"}, "frames: no LSR adapter can be read from 'someone/on-the-hub'"),
+        ({"frames": HELD, "train": "all"}, "frames='models/family' needs train='core'"),
+        ({"frames": HELD, "rank_shape": [4]}, "layer 'roberta.encoder.layer.0.attention.self.query'"),
+        ({"frames": HELD, "share": "none"}, "frames: those in 'models/family' need share='layers'"),
+        ({"train": "factors"}, "share='layers' needs train to be one of"),
+        ({"budget": 999, "share": "none", "core": "diagonal"}, "the budget must be in [1, 96]"),
     ],
 )
 def test_words_that_do_not_go_together_are_one_line(at, words, said):
     at(words)
     before = digests("artifacts")
-    assert refusal(FACTORIZE).startswith(said)
+    message = refusal(FACTORIZE)
+    assert message.startswith("params.yaml: lsr: ")
+    assert said in message
     assert digests("artifacts") == before
 
 
