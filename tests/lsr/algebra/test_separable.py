@@ -20,7 +20,6 @@ from lsr.algebra.separable import (
     kron_sum,
     kron_sum_gradients,
     nearest_kron_sum,
-    pad_columns,
     rearrange,
     recondition,
 )
@@ -64,10 +63,14 @@ def has_positive_largest_entries(factor):
 
 
 @given(factor_lists())
-def test_a_kron_sum_is_the_sum_of_kronecker_products_and_its_gradient_right(factors):
+def test_a_kron_sum_is_the_sum_of_kronecker_products(factors):
     dense = sum(reduce(torch.kron, term) for term in zip(*factors, strict=True))
     assert_close(kron_sum(*factors), dense)
-    assert torch.autograd.gradcheck(kron_sum, [factor.requires_grad_() for factor in factors[:3]])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_gradient_of_a_kron_sum_is_right(count):
+    assert torch.autograd.gradcheck(kron_sum, [normal(2, 2, 3, seed=i).requires_grad_() for i in range(count)])
 
 
 @given(factor_lists(least=2, most=2), st.booleans())
@@ -99,11 +102,6 @@ def test_rearranging_turns_kronecker_into_outer_products_and_keeps_distances(fac
     assert_close(torch.dist(rearrange(dense, *shapes), rearrange(other, *shapes)), torch.dist(dense, other))
 
 
-def test_padding_appends_zero_columns():
-    matrix = normal(2, 3)
-    assert torch.equal(pad_columns(matrix, 5), torch.cat([matrix, torch.zeros(2, 2, dtype=torch.float64)], dim=1))
-
-
 # The nearest sum
 
 
@@ -118,20 +116,10 @@ def test_the_error_of_two_factors_falls_with_every_term_as_the_tail_of_the_singu
     assert all(after < before + 1e-12 for before, after in pairwise(errors))
 
 
-@given(pair_shapes(), SEEDS)
-def test_nothing_random_beats_the_nearest_sum(shapes, seed):
-    rows, columns, limit = shapes
-    matrix = matrix_of(rows, columns, seed=seed)
-    nearest = nearest_kron_sum(matrix, rows, columns, max(1, limit // 2))
-    moved = [factor + 0.1 * normal(*factor.shape, seed=seed + 7) for factor in nearest]
-    assert torch.dist(matrix, kron_sum(*nearest)) <= torch.dist(matrix, kron_sum(*moved)) + 1e-12
-
-
-@pytest.mark.parametrize("driver", ["gesdd", "gesvd"])
-def test_the_factors_do_not_depend_on_the_signs_that_an_svd_returns(driver):
+def test_the_factors_do_not_depend_on_the_signs_that_an_svd_returns():
     rows, columns = SHAPES[2]
     matrix = matrix_of(rows, columns)
-    left, sigma, right = scipy.linalg.svd(rearrange(matrix, rows, columns).numpy(), False, lapack_driver=driver)
+    left, sigma, right = scipy.linalg.svd(rearrange(matrix, rows, columns).numpy(), False, lapack_driver="gesvd")
     flips = np.random.default_rng(0).choice([-1.0, 1.0], len(sigma))
     left, right = left * flips, right * flips[:, None]
     signs = np.sign(right[np.arange(len(right)), np.abs(right).argmax(axis=1)])
@@ -156,19 +144,6 @@ def test_three_factors_recover_a_separable_matrix(terms):
     rows, columns = SHAPES[3]
     matrix = kron_sum(*[normal(terms, p, q, seed=i) for i, (p, q) in enumerate(zip(rows, columns, strict=True))])
     assert relative_error(matrix, nearest_kron_sum(matrix, rows, columns, terms)) < 0.01
-
-
-@pytest.mark.parametrize("rank", [1, 4, 8])
-def test_three_factors_come_nearer_than_their_random_start_could(rank):
-    rows, columns = SHAPES[3]
-    matrix = matrix_of(rows, columns)
-    draws = np.random.default_rng(0)
-    start = [draws.standard_normal((p * q, rank)) for p, q in zip(rows, columns, strict=True)]
-    terms = np.stack([reduce(np.multiply.outer, [f[:, k] for f in start]).ravel() for k in range(rank)], axis=1)
-    target = rearrange(matrix, rows, columns).numpy().ravel()
-    residual = target - terms @ np.linalg.lstsq(terms, target, rcond=None)[0]
-    best_weights = np.linalg.norm(residual) / np.linalg.norm(target)
-    assert relative_error(matrix, nearest_kron_sum(matrix, rows, columns, rank)) < best_weights
 
 
 @pytest.mark.parametrize("kind", ["full rank", "rank one", "padded", "single entry", "zero"])
@@ -204,14 +179,6 @@ def test_the_same_matrix_gives_the_same_bytes_and_leaves_the_callers_backend_and
     assert np.array_equal(np.random.get_state()[1], state)
 
 
-def test_a_single_factor_is_a_copy_of_the_matrix():
-    matrix = normal(6, 8)
-    (found,) = nearest_kron_sum(matrix, (6,), (8,), 1)
-    assert torch.equal(found, matrix[None])
-    found += 1
-    assert torch.equal(matrix, normal(6, 8))
-
-
 @pytest.mark.parametrize(("count", "limit"), [(1, 1), (2, 8), (3, 24)])
 @pytest.mark.parametrize("over", [False, True])
 def test_a_number_of_terms_out_of_bounds_is_refused_with_the_bounds(count, limit, over):
@@ -242,12 +209,6 @@ def test_reconditioned_factors_have_the_same_sum_with_unit_terms_largest_first(f
         assert condition_number(first, *others) == pytest.approx(1)
 
 
-def test_two_reconditioned_factors_are_those_of_the_nearest_sum():
-    factors = [normal(3, 2, 4), normal(3, 3, 5, seed=1)]
-    for one, two in zip(recondition(*factors), nearest_kron_sum(kron_sum(*factors), *SHAPES[2], 3), strict=True):
-        assert_close(one, two)
-
-
 @pytest.mark.parametrize("zero", [0, 1])
 @each_count
 def test_a_term_of_weight_zero_keeps_its_other_factors(count, zero):
@@ -260,12 +221,6 @@ def test_a_term_of_weight_zero_keeps_its_other_factors(count, zero):
     for one, two in zip(balance(*factors), factors, strict=True):
         assert torch.equal(one[0], two[0])
         assert not torch.equal(one[1], two[1])
-
-
-def test_reconditioning_does_not_form_the_matrix():
-    first, second = recondition(normal(2, 1000, 500), normal(2, 500, 1000, seed=1))  # of a matrix of 2 TB
-    assert first.shape == (2, 1000, 500)
-    assert second.flatten(1).norm(dim=1).tolist() == pytest.approx([1, 1])
 
 
 def test_more_terms_than_can_be_orthogonal_are_refused_with_the_number():
@@ -291,7 +246,3 @@ def test_the_condition_number_counts_the_digits_that_cancel_until_the_terms_are_
     right[1] = right[0]
     assert np.log10(condition_number(left, right)) == pytest.approx(digits, abs=0.2)
     assert condition_number(*recondition(left, right)) == pytest.approx(1)
-
-
-def test_a_zero_sum_has_the_condition_number_one():
-    assert condition_number(torch.zeros(2, 2, 3), normal(2, 3, 2).float()) == 1.0

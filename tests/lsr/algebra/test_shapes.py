@@ -44,15 +44,6 @@ def test_no_triple_of_factors_is_cheaper(width, rank_shape):
     assert cost(split_width(width, rank_shape), rank_shape) == cost(best_shape(width, rank_shape), rank_shape)
 
 
-@pytest.mark.parametrize(("width", "expected"), [(1, (1, 1)), (2, (2, 1)), (768, (32, 24))])
-def test_known_widths_split_as_they_should(width, expected):
-    assert split_width(width, (2, 2)) == expected
-
-
-def test_a_prime_width_is_padded_rather_than_left_whole():
-    assert cost(split_width(769, (2, 2)), (2, 2)) < 0.15 * cost((769, 1), (2, 2))
-
-
 @pytest.mark.parametrize(("width", "rank_shape"), [(0, (2, 2)), (-3, (2, 2)), (8, ())])
 def test_a_split_without_width_or_factors_is_refused(width, rank_shape):
     with pytest.raises(ValueError, match="a split needs a width >= 1 and at least one factor, got"):

@@ -11,7 +11,6 @@ from torch.testing import assert_close
 
 from lsr import LsrConfig, start_from_examples
 from lsr.init import INITIALIZATIONS, READERS
-from lsr.init.gradients import weight_gradients
 from lsr.tuner.linear import adapted_layers
 from tests.capabilities.models import LABELS, logits, tiny, tokens
 from tests.lsr.init.models import batches, examples
@@ -119,17 +118,6 @@ def test_a_folded_start_changes_base_weights_in_memory_and_disabling_or_unloadin
     assert torch.equal(logits(model.unload()), logits(tiny("bert")))
 
 
-def test_a_second_adapter_starts_from_the_pretrained_weight_and_deleting_the_first_leaves_it():
-    model, alone = folded(), folded(seed=1)
-    model.add_adapter("second", LsrConfig(**{**SHAPES, "seed": 1}, init_weights="principal"))
-    for one, two in zip(adapted_layers(model).values(), adapted_layers(alone).values(), strict=True):
-        for first, second in zip(one.adapter("second").factors()[0], two.adapter("default").factors()[0], strict=True):
-            assert torch.equal(first, second)
-    model.delete_adapter("default")
-    model.delete_adapter("second")
-    assert all(torch.equal(w, base_weights(adapted())[n]) for n, w in base_weights(model).items())
-
-
 # Files
 
 
@@ -201,19 +189,6 @@ def test_a_base_weight_without_values_or_hash_is_refused_in_one_line(low_cpu_mem
 
 
 # From examples
-
-
-def test_the_gradient_start_points_along_the_gradient_through_the_fitted_head():
-    model = get_peft_model(tiny("bert"), LsrConfig(**{**SHAPES, "separation_rank": 8}, init_weights="gradient"))
-    start_from_examples(model, [examples()], head_steps=0)
-    plain = tiny("bert")
-    plain.load_state_dict(get_peft_model(tiny("bert"), LsrConfig(**SHAPES)).unload().state_dict())
-    layers = {name: plain.get_submodule(name) for name in adapted_layers(model)}
-    gradients = weight_gradients(plain, layers, [examples()])
-    for name, layer in adapted_layers(model).items():
-        a, _ = layer.adapter("default").collapse()
-        basis = torch.linalg.qr(a.detach().double().T).Q
-        assert (gradients[name] @ basis).norm() > 0.5 * gradients[name].norm()
 
 
 @pytest.mark.parametrize(

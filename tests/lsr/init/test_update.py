@@ -116,10 +116,10 @@ def test_the_first_run_is_used_with_its_head_if_the_others_diverge(monkeypatch):
     listed = batches(*[2] * 20)
     diverged = r"with a warm-up, which diverged, then .*, which diverged: the first run is used$"
     with pytest.warns(UserWarning, match=diverged):
-        (found,) = examples_updates(model, layers, listed, head, rank=3, keep_head=True).values()
+        (found,) = examples_updates(model, layers, listed, head, steps=3, rank=3, keep_head=True).values()
     monkeypatch.undo()
     other, its_layers, its_head = made("bert")
-    (expected,) = examples_updates(other, its_layers, listed, its_head, rank=3, keep_head=True).values()
+    (expected,) = examples_updates(other, its_layers, listed, its_head, steps=3, rank=3, keep_head=True).values()
     assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
     assert all(torch.equal(one, two) for one, two in zip(values_of(head), values_of(its_head), strict=True))
 
@@ -135,7 +135,8 @@ def test_a_run_that_is_short_or_learns_or_has_no_head_is_not_repeated(name, step
 def test_it_leaves_the_model_as_it_was_and_the_seed_decides(name):
     model, layers, head = in_use(name)
     before, listed = state(model), batches(2, 4, name=name)
-    one, two, other = (examples_updates(model, layers, listed, head, seed=seed)[LAYERS[name]] for seed in (1, 1, 2))
+    updates = [examples_updates(model, layers, listed, head, steps=3, seed=seed) for seed in (1, 1, 2)]
+    one, two, other = (update[LAYERS[name]] for update in updates)
     assert state(model) == before
     assert all(torch.equal(first, second) for first, second in zip(one, two, strict=True))
     assert not torch.equal(one[0], other[0])
@@ -155,7 +156,7 @@ def test_a_failure_leaves_the_model_as_it_was(step, keep_head):
 def test_the_head_alone_stays_as_trained_if_asked():
     model, layers, head = in_use("bert")
     before, head_before = state(model), values_of(head)
-    examples_updates(model, layers, batches(2, 2, 2), head, keep_head=True)
+    examples_updates(model, layers, batches(2, 2, 2), head, steps=3, keep_head=True)
     assert all(not torch.equal(one, two) for one, two in zip(values_of(head), head_before, strict=True))
     with torch.no_grad():
         for parameter, value in zip((p for module in head for p in module.parameters()), head_before, strict=True):
@@ -168,11 +169,11 @@ def test_it_trains_in_float32_what_is_kept_in_bfloat16():
     model, layers, head = made("bert")
     model.bfloat16()
     before = values_of(head)
-    (found,) = examples_updates(model, layers, batches(2, 2, 2), head).values()
+    (found,) = examples_updates(model, layers, batches(2, 2, 2), head, steps=3).values()
     assert all(torch.equal(one, two) for one, two in zip(values_of(head), before, strict=True))
     assert found[0].dtype is torch.float64
     precise, its_layers, its_head = made("bert")
-    (expected,) = examples_updates(precise, its_layers, batches(2, 2, 2), its_head).values()
+    (expected,) = examples_updates(precise, its_layers, batches(2, 2, 2), its_head, steps=3).values()
     assert 0 < torch.dist(product(found), product(expected)) < 0.2 * product(expected).norm()
 
 
