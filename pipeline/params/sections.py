@@ -66,7 +66,7 @@ def _none_alone(words: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class Section(BaseModel):
-    """A part of params.yaml. It has no defaults: DVC can only show and lock values that are in the file."""
+    """A part of params.yaml. Defaults are for methods alone: DVC can only show and lock values that are in the file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

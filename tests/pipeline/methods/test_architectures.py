@@ -12,7 +12,7 @@ from lsr.__main__ import main as lsr_command
 from pipeline import params
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
-from pipeline.data import encoding, pretrained
+from pipeline.data import pretrained
 from pipeline.methods import adapters, base_models
 from pipeline.params.model_row import ModelRow
 from pipeline.predict.__main__ import main as predict
@@ -196,15 +196,6 @@ def test_a_repository_may_be_named_with_its_revision(tmp_path, monkeypatch):
     assert ModelRow.named("roberta-bsae", "here") is None
 
 
-def test_a_name_that_can_only_be_a_row_lists_the_rows(monkeypatch):
-    monkeypatch.chdir(workspace.ROOT)
-    line = refusal(params.load_row, "model", "roberta-bsae")
-    assert line.startswith(
-        "params.yaml: model: no row 'roberta-bsae' in pipeline/models.yaml; did you mean roberta-base?"
-    )
-    assert line.endswith("; or a folder, or a hub repository such as owner/name")
-
-
 def test_every_row_of_the_table_fits_the_architecture_that_it_is_of():
     """The hub is not asked: the rows name the modules that transformers' classes have."""
     rows = params.load_rows("model")
@@ -213,8 +204,3 @@ def test_every_row_of_the_table_fits_the_architecture_that_it_is_of():
         assert (list(rows[name].target_modules), list(rows[name].head)) == USUAL[kind]
     for name in ("roberta-base", "roberta-large", "distilroberta", "bert-base"):
         assert (rows[name].target_modules, rows[name].head) == (("query", "value"), ("classifier",))
-
-
-def test_encoding_needs_no_padding_token(named):
-    encoded, whole = encoding.encode(TEXTS, None, pretrained.load_tokenizer(named("gpt2")), 30)
-    assert [len(ids) for ids in encoded["input_ids"]] == whole
