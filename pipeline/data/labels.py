@@ -57,10 +57,7 @@ def _classes(values: pd.Series, label: Classes) -> pd.Series:
 
 
 def plain_text(value: object) -> str:
-    """Return the same text for True, 1, 1.0 and the text 1.0, which file formats and missing values make of one another.
-
-    01 remains as it is.
-    """
+    """Return the same text for True, 1, 1.0 and the text 1.0, which depend on the file format. 01 remains as it is."""
     if isinstance(value, int | float) and value == value // 1:
         return str(int(value))
     text = str(value)
