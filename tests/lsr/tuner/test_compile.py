@@ -63,8 +63,7 @@ def test_a_compiled_layer_with_two_active_adapters_is_one_graph():
     assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x))
 
 
-@pytest.mark.parametrize("fields", [{"terms": 2}, {"terms": 1, "rank_shape": (4,), "share": "layers", "train": "core"}])
-def test_a_whole_adapted_transformer_is_one_graph(fields):
-    config = LsrConfig(task_type="SEQ_CLS", init_weights=False, seed=0, separation_rank=fields.pop("terms"))
+def test_a_whole_transformer_with_shared_frames_is_one_graph():
+    config = LsrConfig(task_type="SEQ_CLS", rank_shape=(4,), train="core", share="layers", init_weights=False, seed=0)
     model = get_peft_model(tiny("bert"), config).eval()
     assert_close(logits(torch.compile(model, backend="eager", fullgraph=True)), logits(model))

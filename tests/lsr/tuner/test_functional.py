@@ -60,9 +60,6 @@ def fused(x, weight, bias, a1, a2, b1, b2, dropout=0.0):
     return adapted_linear(x, weight, bias, (a1, a2), (b1, b2), 0.7, dropout)
 
 
-TOKENS = pytest.mark.parametrize("tokens", [3, 16], ids=["added to outputs", "added to the weight"])  # 7 x 6 or so
-
-
 def kept_by(x, dropout):
     torch.manual_seed(7)
     return torch.empty(x.shape, dtype=torch.bool).bernoulli_(1 - dropout)
@@ -80,10 +77,13 @@ def test_the_fused_layer_is_the_plain_formula(case, with_bias, dropout, batch, m
     assert_close(fused(x, weight, bias, *factors, dropout), expected)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
-@pytest.mark.parametrize("case", ["factors", "matrices"])
-@pytest.mark.parametrize("n", [6, 5], ids=["exact", "padded"])
-@TOKENS
+@pytest.mark.parametrize(
+    ("tokens", "case", "dropout", "n"),  # 3 tokens: added to outputs; 16: to the weight, without dropout
+    [
+        *((3, "factors", 0.0, 5), (3, "factors", 0.4, 6), (3, "matrices", 0.4, 5)),
+        *((16, "factors", 0.0, 6), (16, "factors", 0.4, 5), (16, "matrices", 0.0, 6)),
+    ],
+)
 def test_all_gradients_of_the_fused_layer_and_their_gradients_are_right(tokens, case, dropout, n):
     factors, _, _ = sides(case, 7, n)
     values = [normal(tokens, n), normal(7, n, seed=1), normal(7, seed=9), *factors]
