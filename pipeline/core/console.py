@@ -23,12 +23,9 @@ Cell = str | int | float
 
 
 class Advance(Protocol):
-    """Counts units just done; a note, such as the loss, stands behind the time until there is another.
+    """Counts units just done; a note, such as the loss, stands behind the time until there is another."""
 
-    A total replaces the one before it: some work turns out to be more.
-    """
-
-    def __call__(self, done: int, note: str = "", total: int | None = None) -> None:
+    def __call__(self, done: int, note: str = "") -> None:
         """Count, and show the note."""
 
 
@@ -55,8 +52,8 @@ def progress(description: str, total: int, unit: str, to: Console = console) -> 
     with Progress(*columns, note, console=to) as bar:
         task = bar.add_task(description, total=total, unit=unit, note="")
 
-        def advance(done: int, note: str = "", total: int | None = None) -> None:
-            bar.update(task, advance=done, total=total)
+        def advance(done: int, note: str = "") -> None:
+            bar.update(task, advance=done)
             if note:
                 bar.update(task, note=note)
 
@@ -65,18 +62,17 @@ def progress(description: str, total: int, unit: str, to: Console = console) -> 
 
 def _plain_progress(description: str, total: int, unit: str, to: Console) -> Advance:
     start = last = time.monotonic()
-    count, of, noted = 0, total, ""
+    count, noted = 0, ""
 
-    def advance(done: int, note: str = "", total: int | None = None) -> None:
-        nonlocal count, last, noted, of
+    def advance(done: int, note: str = "") -> None:
+        nonlocal count, last, noted
         count += done
-        of = of if total is None else total
         noted = f", {note}" if note else noted
         now = time.monotonic()
         if count and now - last >= SECONDS_BETWEEN_LINES:  # a training says that it begins with 0 steps done
             last, rate = now, count / (now - start)
-            left = _duration((of - count) / rate)
-            to.print(f"{description}: {count}/{of} {unit}, {_rate(rate, unit)}, {left} left{noted}", soft_wrap=True)
+            left = _duration((total - count) / rate)
+            to.print(f"{description}: {count}/{total} {unit}, {_rate(rate, unit)}, {left} left{noted}", soft_wrap=True)
 
     return advance
 

@@ -68,20 +68,6 @@ def test_work_that_is_long_in_beginning_shows_no_rate(capsys, monkeypatch):
     assert capsys.readouterr().out == "train: 11/300 steps, 1.0 steps/s, 289 s left\n"
 
 
-def test_work_can_turn_out_to_be_more(capsys, monkeypatch):
-    now = iter([0.0, 10.0, 20.0])
-    monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
-    with console.progress("updates", 200, "batches") as advance:
-        advance(100)
-        advance(100, total=400)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[1] == "updates: 200/400 batches, 10.0 batches/s, 20 s left"
-    terminal = Console(force_terminal=True, width=80, file=io.StringIO(), color_system=None)
-    with console.progress("updates", 200, "batches", terminal) as advance:
-        advance(201, total=400)
-    assert "201/400" in terminal.file.getvalue()
-
-
 def test_a_warning_of_a_library_is_one_line_without_its_code(capsys):
     with console.warnings_in_lines("train"):
         warnings.warn("too many\n  parameters \x1b[31m", stacklevel=1)
