@@ -40,7 +40,7 @@ class BankLayer(Stacked):
     with A, (places, r, n), and `b` with c B^T, (places, r, m), zero-padded to the largest rank.
     """
 
-    def __init__(self, base_layer: nn.Module, rows: Rows, stacks: Mapping[str, Tensor], frames: Frames | None) -> None:
+    def __init__(self, base_layer: Any, rows: Rows, stacks: Mapping[str, Tensor], frames: Frames | None) -> None:
         super().__init__(rows, stacks)
         self.base_layer = base_layer
         self.frames = frames

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -45,7 +46,7 @@ def _labels(options: argparse.Namespace, opened: Opened, task: Task | None) -> S
     Raises:
         UserError: if the number of names differs from the number of outputs.
     """
-    config = opened.base.config
+    config: Any = opened.base.config
     named, where = (None if task is None else task.labels), str(options.adapter / FILE)
     if options.labels is not None:
         named, where = options.labels, "--labels"
@@ -91,7 +92,7 @@ def of_bank(options: argparse.Namespace, given: Given, tasks: Mapping[str, Task]
         raise UserError(f"--max-length: needed: the adapters were trained with {', '.join(map(str, lengths))} tokens")
     names = given.table[options.adapter_column].astype(str).tolist()
     found = _logits(options, opening.open_adapters(options.bank, options.base), given, names, lengths[0])
-    rows = []
+    rows: list[dict[str, object]] = []
     for name, logits in zip(names, found, strict=True):
         labels = tasks[name].labels
         if labels is None:
