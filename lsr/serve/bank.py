@@ -13,8 +13,8 @@ from lsr.loading.files import InputError
 from lsr.serve import file
 from lsr.serve.head import BankHead, new_head
 from lsr.serve.layer import BankLayer, Frames, new_layer
-from lsr.serve.rows import NOBODY, Rows
 from lsr.serve.saved import SavedAdapter, check_sketch, linear, read_adapter
+from lsr.serve.slots import NOBODY, Rows
 from lsr.tuner.mixed_batch import BASE, copies_of_a_row
 from lsr.tuner.saved import first_line
 

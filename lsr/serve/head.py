@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from lsr.loading.base_models import by
-from lsr.serve.rows import NOBODY, Rows, Stacked
+from lsr.serve.slots import NOBODY, Rows, Stacked
 
 
 class BankHead(Stacked):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lsr.init.passes import widths
 from lsr.loading.base_models import by
-from lsr.serve.rows import Rows, Stacked
+from lsr.serve.slots import Rows, Stacked
 from lsr.tuner.adapter import LsrAdapter
 from lsr.tuner.row_updates import add_by_cores, add_by_factors
 

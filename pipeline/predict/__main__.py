@@ -14,9 +14,9 @@ from pipeline.core.command_line import Parser, whole_number
 from pipeline.core.errors import UserError, exit_on_error
 from pipeline.data.sources import check_columns
 from pipeline.methods import adapter_task
-from pipeline.predict import inputs, output
-from pipeline.predict.inputs import Given
+from pipeline.predict import output, texts
 from pipeline.predict.output import Columns
+from pipeline.predict.texts import Given
 
 PROGRAM = "python -m pipeline.predict"
 NO_LIMIT = 10**6  # tokens; a tokenizer without a limit reports 1e30
@@ -101,23 +101,23 @@ def predict(options: argparse.Namespace) -> None:
 def _of_one(options: argparse.Namespace) -> tuple[Given, Columns]:
     task = adapter_task.read(options.adapter)
     if options.file is None:
-        given = inputs.read_words(options.texts, task)
+        given = texts.read_words(options.texts, task)
     else:
-        given = inputs.choose(inputs.read_file(options.file), options, task)
-    given = inputs.checked(given, skip_empty=options.skip_empty)
+        given = texts.choose(texts.read_file(options.file), options, task)
+    given = texts.checked(given, skip_empty=options.skip_empty)
     from pipeline.predict import answering
 
     return given, answering.of_one(options, given, task)
 
 
 def _of_bank(options: argparse.Namespace) -> tuple[Given, Columns]:
-    table = inputs.read_file(options.file)
+    table = texts.read_file(options.file)
     check_columns(table.columns, [options.adapter_column], f"--file: {options.file}")
     from pipeline.predict import answering
 
     tasks = answering.tasks_of(options, table[options.adapter_column])
-    given = inputs.choose(table, options, next(iter(tasks.values())))
-    given = inputs.checked(given, skip_empty=options.skip_empty)
+    given = texts.choose(table, options, next(iter(tasks.values())))
+    given = texts.checked(given, skip_empty=options.skip_empty)
     return given, answering.of_bank(options, given, tasks)
 
 

@@ -16,9 +16,9 @@ from pipeline.methods import adapter_task
 from pipeline.methods.adapter_task import FILE, Task
 from pipeline.methods.device import device_of
 from pipeline.predict import opening
-from pipeline.predict.inputs import Given
 from pipeline.predict.opening import Opened
 from pipeline.predict.output import Columns, rounded
+from pipeline.predict.texts import Given
 
 NO_LIMIT = 10**6  # tokens; a tokenizer without a limit reports 1e30
 
