@@ -22,12 +22,6 @@ def run(*stages):
         stage.main(params.load(view))
 
 
-def leftovers():
-    """What a stage that was cut off has left beside its outputs, and folders of checkpoints."""
-    hidden = {path.as_posix() for folder in ("artifacts", "reports") for path in Path(folder).rglob(".*")}
-    return hidden | {path.as_posix() for path in Path(".checkpoints").iterdir() if path.is_dir()}
-
-
 def report(path):
     return json.loads(path.read_text())
 

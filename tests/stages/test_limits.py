@@ -1,13 +1,15 @@
 """A full disk ends in one line, and what was there before is whole."""
 
-from functools import partial
+import multiprocessing
+import os
+import resource
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline import stage
-from tests import limits
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, digests
 
 pytestmark = pytest.mark.nightly
@@ -22,7 +24,12 @@ FULL = {  # the largest file that can be written, in bytes: where it ends
 }
 
 
-def command(name):
+def run_limited(folder, name, largest, said):
+    """Run a stage whose files have at most `largest` bytes, with its standard error in a file."""
+    os.chdir(folder)
+    sys.argv = ["command"]
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
     torch.set_num_threads(1)
     module, view = STAGES[name]
     stage.run(module.main, view)
@@ -33,12 +40,14 @@ def written():
 
 
 @pytest.mark.parametrize(("name", "size"), FULL)
-def test_a_full_disk_is_one_line_and_leaves_what_was_there(after, name, size):
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(after, tmp_path_factory, name, size):
     folder = after(evaluate={"export": ["lora"]})
-    before = written()
-    ended = limits.run(folder, partial(command, name), size)
-    assert ended.code == 2
-    (line,) = ended.err.splitlines()
+    before, said = written(), tmp_path_factory.mktemp("said") / "lines"
+    process = multiprocessing.get_context("spawn").Process(target=run_limited, args=(folder, name, size, said))
+    process.start()
+    process.join()
+    assert process.exitcode == 2
+    (line,) = said.read_text().splitlines()
     assert line.endswith(FULL[name, size])
     assert written() == before
     assert not [path for folder in ("artifacts", "reports") for path in Path(folder).rglob(".*")]
