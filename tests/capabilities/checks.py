@@ -1,7 +1,8 @@
 """Helpers of the probes: training, and comparisons that raise the reason if they fail."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from tests.capabilities.models import LABELS, tokens
+from tests.capabilities.models import LABELS, logits, tiny, tokens
 
 TOLERANCE = 1e-5
 
@@ -70,6 +71,27 @@ def check(holds: bool, reason: str) -> None:
 def same(one: Tensor, other: Tensor, reason: str) -> None:
     """Check that two tensors are equal bit for bit."""
     check(torch.equal(one, other), reason)
+
+
+def refused(act: Callable[[], object], reason: str) -> None:
+    """Check that a call raises a ValueError.
+
+    Raises:
+        AssertionError: if it does not, with the reason.
+    """
+    try:
+        act()
+    except ValueError:
+        return
+    raise AssertionError(reason)
+
+
+def reloaded(model: Any, base: str, folder: Path, what: str = "a loaded adapter", **how: Any) -> Any:
+    """Save an adapter, load it onto a new model, check that both compute the same, and return the loaded one."""
+    model.save_pretrained(str(folder))
+    loaded = PeftModel.from_pretrained(tiny(base), str(folder), **how)
+    same(logits(loaded.eval()), logits(model), f"{what} computes something else")
+    return loaded
 
 
 def near(one: Tensor, other: Tensor, reason: str, tolerance: float = TOLERANCE) -> None:

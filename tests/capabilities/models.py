@@ -21,65 +21,31 @@ LABELS = 3
 VOCABULARY = 64
 Fields = dict[str, Any]  # of a configuration
 
-NO_DROPOUT: Fields = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-BERT_SIZES: Fields = {
-    "vocab_size": VOCABULARY,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 40,
-    "max_position_embeddings": 20,
-    "num_labels": LABELS,
-}
-GPT2_SIZES: Fields = {
-    "vocab_size": VOCABULARY,
-    "n_embd": 24,
-    "n_layer": 2,
-    "n_head": 2,
-    "n_positions": 20,
-    "num_labels": LABELS,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "resid_pdrop": 0.0,
-    "embd_pdrop": 0.0,
-    "attn_pdrop": 0.0,
-}
-DISTILBERT_SIZES: Fields = {
-    "vocab_size": VOCABULARY,
-    "dim": 24,
-    "n_layers": 2,
-    "n_heads": 2,
-    "hidden_dim": 40,
-    "max_position_embeddings": 20,
-    "num_labels": LABELS,
-    "dropout": 0.0,
-    "attention_dropout": 0.0,
-    "seq_classif_dropout": 0.0,
-}
-LLAMA_SIZES: Fields = {
+SIZES: Fields = {  # transformers translates the names for architectures that have others
     "vocab_size": VOCABULARY,
     "hidden_size": 24,
-    "intermediate_size": 40,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
-    "num_key_value_heads": 1,
+    "intermediate_size": 40,
     "max_position_embeddings": 20,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
+    "num_labels": LABELS,
 }
+NO_DROPOUT: Fields = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+BERT: Fields = SIZES | NO_DROPOUT
+DECODER: Fields = SIZES | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+GPT2: Fields = DECODER | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 CONFIGS: dict[str, PretrainedConfig] = {
-    "bert": BertConfig(hidden_size=24, **BERT_SIZES, **NO_DROPOUT),
+    "bert": BertConfig(**BERT),
     # 62 is split as 63 = 9 * 7, with padded factors.
-    "bert-padded": BertConfig(hidden_size=62, **BERT_SIZES, **NO_DROPOUT),
+    "bert-padded": BertConfig(**BERT | {"hidden_size": 62}),
     # On some CPUs, 4-bit layers of bitsandbytes need a width above 24.
-    "bert-wide": BertConfig(hidden_size=64, **BERT_SIZES, **NO_DROPOUT),
-    "roberta": RobertaConfig(hidden_size=24, pad_token_id=1, **BERT_SIZES, **NO_DROPOUT),
-    "distilbert": DistilBertConfig(**DISTILBERT_SIZES),
-    "gpt2": GPT2Config(**GPT2_SIZES),
-    "gpt2-causal": GPT2Config(**GPT2_SIZES),
-    "llama-causal": LlamaConfig(**LLAMA_SIZES),
+    "bert-wide": BertConfig(**BERT | {"hidden_size": 64}),
+    "roberta": RobertaConfig(**BERT | {"pad_token_id": 1}),
+    "distilbert": DistilBertConfig(**SIZES, hidden_dim=40, dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.0),
+    "gpt2": GPT2Config(**GPT2),
+    "gpt2-causal": GPT2Config(**GPT2),
+    "llama-causal": LlamaConfig(**DECODER, num_key_value_heads=1),
 }
 
 

@@ -43,6 +43,7 @@ class Subject:
     heads: tuple[str, ...] | None = None  # None: those of the model
     layers: int | None = None  # how many it should adapt, if a test checks that
     method: str = "LSR"
+    beside: Fields = field(default_factory=dict)  # of a second adapter
 
     @property
     def trained_whole(self) -> tuple[str, ...]:
@@ -69,7 +70,8 @@ class Subject:
 
     def second(self, **fields: Any) -> PeftConfig:
         """Return the configuration of a second adapter, of a different size if the method allows it."""
-        return Subject(self.model, METHODS[self.method][2], method=self.method).config(**fields)
+        usual = METHODS[self.method][2]
+        return Subject(self.model, {**usual, **self.beside}, method=self.method).config(**fields)
 
     def fresh(self, **fields: Any) -> Any:
         """Return the model with a new adapter."""

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import Tensor
 
-from tests.capabilities.behavior import Behavior
+from tests.capabilities.behavior import PAIRS, Behavior
 from tests.capabilities.checks import check, layers, near, same, trainable
 from tests.capabilities.models import logits, tiny, tokens
 from tests.capabilities.subjects import HEADLESS, TARGETS, Subject
@@ -16,11 +16,13 @@ NAMES = ["second", "__base__", "default", "second"]  # of rows
 
 
 def _disable(subject: Subject, folder: Path) -> None:
-    model = subject.stirred()
-    before = logits(model)
-    with model.disable_adapter():
-        same(logits(model), logits(tiny(subject.model)), "the disabled adapter changes the model")
-    same(logits(model), before, "enabled again, it computes something else")
+    model = subject.with_two()
+    for name in ("default", "second"):
+        model.set_adapter(name)
+        before = logits(model)
+        with model.disable_adapter():
+            same(logits(model), logits(tiny(subject.model)), "the disabled adapter changes the model")
+        same(logits(model), before, "enabled again, it computes something else")
 
 
 def _add_adapter(subject: Subject, folder: Path) -> None:
@@ -51,6 +53,8 @@ def _several_active(subject: Subject, folder: Path) -> None:
     near(both, _with_updates(subject, model, {"default": 1, "second": 1}), "active adapters do not add up")
     model.merge_adapter()
     near(logits(model), both, "merged together, they compute something else")
+    model.unmerge_adapter()
+    near(logits(model), both, "unmerged together, they compute something else")
 
 
 def _delete_adapter(subject: Subject, folder: Path) -> None:
@@ -63,16 +67,17 @@ def _delete_adapter(subject: Subject, folder: Path) -> None:
 
 def _mixed_batch(subject: Subject, folder: Path) -> None:
     model = subject.with_two(**HEADLESS)
-    outputs = {}
+    outputs = {"__base__": logits(tiny(subject.model))}
     for name in ("default", "second"):
         model.set_adapter(name)
         outputs[name] = logits(model)
-    with model.disable_adapter():
-        outputs["__base__"] = logits(model)
-    with torch.no_grad():
-        mixed = model(**tokens(), adapter_names=NAMES).logits
     expected = torch.stack([outputs[name][row] for row, name in enumerate(NAMES)])
-    near(mixed, expected, "the adapters of rows are ignored")
+    for active in ("default", "second"):
+        model.set_adapter(active)
+        with torch.no_grad():
+            mixed = model(**tokens(), adapter_names=NAMES).logits
+        near(mixed, expected, "the adapters of rows are ignored")
+        same(logits(model), outputs[active], "a mixed batch changes the model")
 
 
 def _mixed_methods(subject: Subject, folder: Path) -> None:
@@ -91,11 +96,11 @@ def _with_updates(subject: Subject, model: Any, weights: dict[str, float]) -> Te
 
 
 BEHAVIORS = {
-    "`disable_adapter`: the base, bit for bit": Behavior(_disable),
-    "`add_adapter`": Behavior(_add_adapter),
-    "`set_adapter`": Behavior(_set_adapter),
-    "`delete_adapter`": Behavior(_delete_adapter),
-    "several active adapters": Behavior(_several_active),
-    "`adapter_names`: each row its adapter": Behavior(_mixed_batch),
+    "`disable_adapter`: the base, bit for bit": Behavior(_disable, PAIRS),
+    "`add_adapter`": Behavior(_add_adapter, PAIRS),
+    "`set_adapter`": Behavior(_set_adapter, PAIRS),
+    "`delete_adapter`": Behavior(_delete_adapter, PAIRS),
+    "several active adapters": Behavior(_several_active, PAIRS),
+    "`adapter_names`: each row its adapter": Behavior(_mixed_batch, PAIRS),
     "`PeftMixedModel` with LoRA": Behavior(_mixed_methods, ("bert",)),
 }

@@ -13,33 +13,26 @@ from peft import (
 )
 from peft.utils.hotswap import hotswap_adapter
 
-from tests.capabilities.behavior import CLASSIFIERS, EVERY, LANGUAGE_MODELS, Behavior
-from tests.capabilities.checks import check, far, same, stir, train, trainable
+from tests.capabilities.behavior import CLASSIFIERS, EVERY, LANGUAGE_MODELS, PAIRS, Behavior
+from tests.capabilities.checks import check, far, reloaded, same, stir, train, trainable
 from tests.capabilities.models import LABELS, Fields, logits, tiny
 from tests.capabilities.subjects import HEADLESS, Subject
 
 
 def _loading(subject: Subject, folder: Path) -> None:
     model = subject.stirred()
-    model.save_pretrained(str(folder))
     far(logits(model), logits(tiny(subject.model)))
-    loaded = PeftModel.from_pretrained(tiny(subject.model), str(folder))
-    same(logits(loaded), logits(model), "a loaded adapter computes something else")
+    reloaded(model, subject.model, folder)
 
 
 def _meta_loading(subject: Subject, folder: Path) -> None:
-    model = subject.stirred()
-    model.save_pretrained(str(folder))
-    loaded = PeftModel.from_pretrained(tiny(subject.model), str(folder), low_cpu_mem_usage=True)
-    same(logits(loaded), logits(model), "an adapter loaded through the meta device computes something else")
+    reloaded(subject.stirred(), subject.model, folder, low_cpu_mem_usage=True)
 
 
 def _further_training(subject: Subject, folder: Path) -> None:
     model = subject.stirred()
-    model.save_pretrained(str(folder))
-    loaded = PeftModel.from_pretrained(tiny(subject.model), str(folder))
-    check(not trainable(loaded), "a loaded adapter trains without being asked to")
-    further = PeftModel.from_pretrained(tiny(subject.model), str(folder), is_trainable=True)
+    check(not trainable(reloaded(model, subject.model, folder)), "a loaded adapter trains without being asked to")
+    further = reloaded(model, subject.model, folder, is_trainable=True)
     check(trainable(further).keys() == trainable(model).keys(), "something else trains after loading")
     losses, _ = train(further, steps=10)
     check(losses[-1] < losses[0], "training does not go on after loading")
@@ -52,8 +45,7 @@ def _no_pickles(subject: Subject, folder: Path) -> None:
 
 
 def _same_bytes(subject: Subject, folder: Path) -> None:
-    subject.stirred().save_pretrained(str(folder / "one"))
-    PeftModel.from_pretrained(tiny(subject.model), str(folder / "one")).save_pretrained(str(folder / "two"))
+    reloaded(subject.stirred(), subject.model, folder / "one").save_pretrained(str(folder / "two"))
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         one, two = ((folder / which / name).read_bytes() for which in ("one", "two"))
         check(one == two, f"{name} differs when a loaded adapter is saved again")
@@ -90,12 +82,13 @@ def _selected_adapters(subject: Subject, folder: Path) -> None:
 def _load_adapter(subject: Subject, folder: Path) -> None:
     model = subject.with_two()
     model.save_pretrained(str(folder))
-    loaded = PeftModel.from_pretrained(tiny(subject.model), str(folder))
-    loaded.load_adapter(str(folder / "second"), "second")
-    for name in ("default", "second"):
-        model.set_adapter(name)
-        loaded.set_adapter(name)
-        same(logits(loaded), logits(model), f"adapter {name} computes something else")
+    for is_lean in (False, True):
+        loaded = PeftModel.from_pretrained(tiny(subject.model), str(folder))
+        loaded.load_adapter(str(folder / "second"), "second", low_cpu_mem_usage=is_lean)
+        for name in ("default", "second"):
+            model.set_adapter(name)
+            loaded.set_adapter(name)
+            same(logits(loaded.eval()), logits(model), f"adapter {name} computes something else")
 
 
 def _hot_swap(subject: Subject, folder: Path) -> None:
@@ -114,7 +107,7 @@ BEHAVIORS = {
     "`AutoPeftModelForSequenceClassification`": Behavior(_auto_class, CLASSIFIERS),
     "`AutoPeftModelForCausalLM`": Behavior(_auto_class, LANGUAGE_MODELS, "llama-causal"),
     "`get_`, `set_peft_model_state_dict`": Behavior(_state_dict),
-    "`load_adapter`": Behavior(_load_adapter),
-    "`save_pretrained(selected_adapters=...)`": Behavior(_selected_adapters),
+    "`load_adapter`": Behavior(_load_adapter, PAIRS),
+    "`save_pretrained(selected_adapters=...)`": Behavior(_selected_adapters, PAIRS),
     "`hotswap_adapter`": Behavior(_hot_swap, ("bert",)),
 }

@@ -16,7 +16,7 @@ from lsr.loading.base_models import load_base, load_tokenizer, locate
 from lsr.loading.files import InputError, NoBaseError, read_config, read_tensors
 from lsr.tuner.saved import CONFIG
 from pipeline import params
-from tests.capabilities.models import BERT_SIZES, VOCABULARY, tiny
+from tests.capabilities.models import SIZES, VOCABULARY, tiny
 from tests.lsr.saved import save
 from tests.workspace import ROOT
 
@@ -75,13 +75,13 @@ def test_a_head_of_other_labels_becomes_one_of_the_adapters(name, head, tmp_path
 
 def base_of(width=24, **more):
     def change(folder):
-        BertForSequenceClassification(BertConfig(hidden_size=width, **BERT_SIZES | more)).save_pretrained("base")
+        BertForSequenceClassification(BertConfig(**SIZES | {"hidden_size": width} | more)).save_pretrained("base")
 
     return change
 
 
 def half_a_base(folder):
-    BertModel(BertConfig(hidden_size=24, **BERT_SIZES), add_pooling_layer=False).save_pretrained("base")
+    BertModel(BertConfig(**SIZES), add_pooling_layer=False).save_pretrained("base")
 
 
 def pickled(folder):

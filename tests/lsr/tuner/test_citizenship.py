@@ -4,10 +4,10 @@ import re
 
 import pytest
 
-from tests.capabilities.behavior import EVERY
+from tests.capabilities.behavior import EVERY, PAIRS
 from tests.capabilities.probes import BEHAVIORS
 from tests.capabilities.subjects import Subject
-from tests.lsr.subjects import CASES
+from tests.lsr import subjects
 
 pytestmark = pytest.mark.usefixtures("remembered_fits")
 
@@ -16,10 +16,11 @@ REFUSED = {  # by PEFT or transformers themselves: what a user reads
     "`PeftMixedModel` with LoRA": "The provided `peft_type` 'LSR' is not compatible with the `PeftMixedModel`.",
     "transformers' `add_adapter`, `disable_adapters`, `delete_adapter`": "The version of PEFT you are using",
 }
+ON = {EVERY: subjects.CASES, PAIRS: subjects.PAIRS}
 MATRIX = [
     pytest.param(behavior, subject, id=f"{behavior.replace('`', '')}-{name}")
     for behavior, entry in BEHAVIORS.items()
-    for name, subject in (CASES if entry.on == EVERY else {model: Subject(model) for model in entry.on}).items()
+    for name, subject in (ON.get(entry.on) or {model: Subject(model) for model in entry.on}).items()
 ]
 
 

@@ -4,23 +4,20 @@ import re
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file
-from torch import nn
 from torch.testing import assert_close
 
-from lsr import LsrConfig
 from lsr.tuner.layer import LsrLayer
 from lsr.tuner.linear import adapted_layers
 from tests.capabilities.checks import is_factor, train, trainable
 from tests.capabilities.models import logits, tiny
-from tests.capabilities.subjects import METHODS, Subject
+from tests.capabilities.subjects import HEADLESS, Subject
 from tests.lsr.saved import entries
-from tests.lsr.subjects import CASES
+from tests.lsr.subjects import CASES, PAIRS
 
 pytestmark = pytest.mark.usefixtures("remembered_fits")
 
-_, _, SECOND = METHODS["LSR"]
 USUAL = CASES["two factors"]
 PATTERNS = CASES["patterns, more saved whole"]
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -139,18 +136,17 @@ def test_a_tied_head_that_folds_its_start_leaves_the_embeddings():
         assert base.lm_head.get_base_layer().weight is base.transformer.wte.weight
 
 
-def test_a_second_adapter_may_sit_on_other_layers(tmp_path):
-    model = USUAL.fresh(init_weights=False)
-    first = logits(model)
-    fields = {**SECOND, "init_weights": False, "target_modules": "all-linear"}
-    model.add_adapter("second", USUAL.config(**fields))
-    assert torch.equal(logits(model), first)
-    model.set_adapter("second")
-    alone = USUAL.fresh(**fields)
-    assert torch.equal(logits(model), logits(alone))
-    assert len(adapted_layers(model)) == 13
-    model.save_pretrained(str(tmp_path), selected_adapters=["second"])
-    assert torch.equal(logits(PeftModel.from_pretrained(tiny("bert"), str(tmp_path / "second"))), logits(alone))
+# Two adapters
+
+
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
+def test_two_merged_adapters_leave_every_bit_when_they_are_unmerged(pair):
+    model = pair.with_two(**HEADLESS)
+    model.base_model.set_adapter(["default", "second"])
+    before = {name: layer.base_parameter().clone() for name, layer in adapted_layers(model).items()}
+    model.merge_adapter()
+    model.unmerge_adapter()
+    assert all(torch.equal(layer.base_parameter(), before[name]) for name, layer in adapted_layers(model).items())
 
 
 # How each layer is initialized
@@ -165,9 +161,6 @@ def test_a_layer_starts_the_same_whatever_other_layers_are_adapted(init):
         mine, others = (one.adapter("default").factors() for one in (layer, many[name]))
         for side, other in zip(mine, others, strict=True):
             assert all(torch.equal(one, two) for one, two in zip(side, other, strict=True))
-
-
-# What PEFT reports
 
 
 # Mistakes
@@ -187,8 +180,3 @@ def test_a_layer_starts_the_same_whatever_other_layers_are_adapted(init):
 def test_a_size_that_a_layer_does_not_allow_is_refused_with_its_name(fields, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         USUAL.fresh(**fields)
-
-
-def test_a_model_without_usual_targets_asks_for_them():
-    with pytest.raises(ValueError, match="Please specify `target_modules`"):
-        get_peft_model(nn.Sequential(nn.Linear(4, 4)), LsrConfig())

@@ -54,9 +54,8 @@ def test_it_trains_in_float32(kind):
 
 
 @each_kind
-@pytest.mark.parametrize("part", ["factors", "first"])
-def test_an_adapter_comes_back_bit_for_bit(kind, part, tmp_path):
-    model = stir(adapted(kind, train=part))
+def test_an_adapter_comes_back_bit_for_bit(kind, tmp_path):
+    model = stir(adapted(kind))
     model.save_pretrained(str(tmp_path))
     assert torch.equal(logits(PeftModel.from_pretrained(quantized(kind), str(tmp_path))), logits(model))
 
