@@ -100,17 +100,6 @@ def test_a_head_that_the_model_does_not_have_lists_its_modules(package):
         base_models.load_base_model(package.model_copy(update={"head": ("score",)}), PAIRS)
 
 
-def test_a_pickled_checkpoint_is_refused(tmp_path):
-    folder = tmp_path / "pickled"
-    workspace.save_tiny_roberta(folder)
-    weights = folder / "model.safetensors"
-    torch.save({}, folder / "pytorch_model.bin")
-    weights.unlink()
-    with pytest.raises(UserError, match="safetensors") as error:
-        base_models.load_base_model(row(path=str(folder)), PAIRS)
-    assert "\n" not in str(error.value)
-
-
 CODE = """
 from pathlib import Path
 from transformers import RobertaConfig, RobertaForSequenceClassification

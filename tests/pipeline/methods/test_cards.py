@@ -59,19 +59,6 @@ def test_the_card_of_evaluate_has_the_test_scores_and_how_it_was_trained():
     assert found.data.eval_results[0].metric_value == pytest.approx(scores["accuracy"], abs=1e-6)
 
 
-@pytest.mark.parametrize("folder", [artifacts.ADAPTER, artifacts.EXPORTS / "lora"])
-def test_the_snippet_runs_as_it_is_printed(folder, published, monkeypatch, capsys):
-    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
-    assert ("import lsr" in code) == (folder == artifacts.ADAPTER)
-    target = folder / "tiny-roberta"  # the base model's name is a path of the workspace
-    target.symlink_to(published / "tiny-roberta")
-    monkeypatch.chdir(folder)
-    capsys.readouterr()
-    exec(compile(code, "README.md", "exec"), {})  # noqa: S102 what the card says is asked for
-    assert re.search(r"'label': '(not_)?equivalent'", capsys.readouterr().out)
-    (published / target).unlink()
-
-
 def test_a_merged_export_takes_the_labels_from_the_task(tmp_path):
     out = tmp_path / "merged"
     assert lsr_command(["export", str(artifacts.ADAPTER), "--to", "merged", "-o", str(out)]) == 0

@@ -118,10 +118,3 @@ def test_two_adapters_have_factors_of_their_own(base, x):
         assert torch.equal(model.double()(x), base(x) if name == "second" else first)
     model.delete_adapter("second")
     assert not [name for name in model.state_dict() if name.endswith(".second")]
-
-
-def test_what_it_cannot_adapt_is_an_error():
-    with pytest.raises(ValueError, match="n: 4 does not divide 6, a width of the layer"):
-        get_peft_model(nn.Sequential(nn.Linear(6, 8)), KadaptationConfig(n=4, target_modules=["0"]))
-    with pytest.raises(TypeError, match=r"KAdaptation adapts nn.Linear, but this is of Embedding"):
-        get_peft_model(nn.Sequential(nn.Embedding(6, 8)), KadaptationConfig(n=4, target_modules=["0"]))
