@@ -3,8 +3,7 @@
 Results are in benchmarks/results/factorize.json.
 """
 
-import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from math import prod
 from statistics import median
@@ -20,6 +19,7 @@ from lsr.algebra.shapes import Form, split_width
 from lsr.init import INITIALIZATIONS
 from lsr.init.initialization import Source, Start
 from pipeline.core import console
+from pipeline.core.command_line import Parser
 from pipeline.core.errors import exit_on_error
 
 RESULTS = figures.FOLDER / "factorize.json"
@@ -75,28 +75,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: with code 2 after a mistake on the command line, 130 after Ctrl-C.
     """
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.factorize", description=__doc__.partition("\n")[0])
-    parser.add_argument("--threads", type=int, choices=range(1, 257), metavar="N", default=2, help="default: 2")
+    parser = Parser(prog="python -m benchmarks.factorize", description=__doc__.partition("\n")[0])
+    figures.add_threads(parser, default=2)
     options = parser.parse_args(arguments)
     with exit_on_error("stopped; the results are unchanged"):
-        run(ROUNDS, options.threads)
+        figures.publish(RESULTS, "starts", options.threads, run(ROUNDS, options.threads))
 
 
-def run(rounds: Mapping[int, int], threads: int) -> None:
-    """Measure all decompositions of weights of these sizes; print and write the figures."""
-    where = figures.machine(threads)
+def run(rounds: Mapping[int, int], threads: int) -> Iterator[Row]:
+    """Measure all decompositions of weights of these sizes, and yield a row for each."""
     turns = [case for size, count in rounds.items() for _ in range(count) for case in cases(size)]
     times: dict[Case, list[float]] = {case: [] for case in turns}
     with process(threads, __name__) as worker:
         for case in console.track(turns, "time", len(turns), "calls"):
             times[case].append(worker.submit(seconds, case).result())
-    measured = [
-        row(case, times, *in_fresh_process(threads, probe, case))
-        for case in console.track(times, "memory", len(times), "calls")
-    ]
-    shown = [["–" if value is None else value for value in one] for one in measured]
-    console.table("factorize", Row._fields, shown)
-    figures.write(RESULTS, "starts", where, [one._asdict() for one in measured])
+    for case in console.track(times, "memory", len(times), "calls"):
+        yield row(case, times, *in_fresh_process(threads, probe, case))
 
 
 def cases(size: int) -> list[Case]:

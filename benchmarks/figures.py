@@ -1,5 +1,6 @@
-"""Writes benchmark figures together with the machine on which they were measured."""
+"""Publishes benchmark figures together with the machine on which they were measured."""
 
+import argparse
 import json
 import os
 import platform
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.arena.machine import cpu
-from pipeline.core import artifacts
+from pipeline.core import artifacts, console
+from pipeline.core.command_line import whole_number
 
 FOLDER = Path("benchmarks/results")
 PACKAGES = ("torch", "transformers", "peft", "numpy", "scipy", "tensorly", "safetensors")
@@ -27,10 +29,22 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
-def write(path: Path, part: str, where: Mapping[str, Any], measured: Iterable[Mapping[str, Any]]) -> None:
-    """Write one part of a results file, leaving the others unchanged."""
+def add_threads(parser: argparse.ArgumentParser, default: int) -> None:
+    """Add the option --threads to the parser of a benchmark."""
+    parser.add_argument(
+        "--threads", type=whole_number(1, 256), metavar="N", default=default, help="default: %(default)s"
+    )
+
+
+def publish(path: Path, part: str, threads: int, measured: Iterable[Any]) -> None:
+    """Measure rows, which are named tuples; print them, and write them as one part of a file with several."""
+    where = machine(threads)  # with the load before the measurements
+    rows = list(measured)  # an iterator measures now
+    for kind in dict.fromkeys(map(type, rows)):
+        shown = [["–" if value is None else value for value in row] for row in rows if type(row) is kind]
+        console.table(f"{part}, {kind.__name__.lower()}s", kind._fields, shown)
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    known[part] = {"machine": where, "figures": [_rounded(figure) for figure in measured]}
+    known[part] = {"machine": where, "figures": [_rounded(row._asdict()) for row in rows]}
     with artifacts.replacing(path) as temporary:
         temporary.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -6,22 +6,21 @@ Results are in benchmarks/results/speed.json and speed.png.
 import argparse
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
-from time import perf_counter
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 
 from benchmarks import figures
-from benchmarks.speed import layer, many, report, step
+from benchmarks.speed import layer, many, picture, step
 from pipeline.core import console
+from pipeline.core.command_line import Parser
 from pipeline.core.errors import exit_on_error
 
 PARTS = ("layer", "step", "many")
 RESULTS = figures.FOLDER / "speed.json"
 PICTURE = figures.FOLDER / "speed.png"
 Case = TypeVar("Case", layer.Case, step.Case)
-Row = TypeVar("Row", bound=NamedTuple)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,13 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     options = _options(arguments)
     threads = options.threads
+    measure: dict[str, Callable[[], Iterator[Any]]] = {
+        "layer": lambda: layer.run(affordable(layer.CASES), threads),
+        "step": lambda: step.run(affordable(step.CASES), threads),
+        "many": lambda: many.run(threads),
+    }
     with exit_on_error("stopped; parts that are done are kept"):
-        if "layer" in options.parts:
-            publish("layer", threads, layer.run(affordable(layer.CASES), threads), report.show_layers)
-        if "step" in options.parts:
-            publish("step", threads, step.run(affordable(step.CASES), threads), report.show_steps)
-        if "many" in options.parts:
-            publish("many", threads, many.run(threads), report.show_many)
+        for part in options.parts or PARTS:
+            figures.publish(RESULTS, part, threads, measure[part]())
     draw()
 
 
@@ -50,39 +50,20 @@ def affordable(cases: Sequence[Case]) -> tuple[Case, ...]:
     return tuple(case for case in cases if case.dtype != "bfloat16")
 
 
-def publish(
-    part: str,
-    threads: int,
-    measured: Iterable[Row],  # lazily: each row is measured when it is requested
-    show: Callable[[Sequence[Row]], None],
-) -> None:
-    """Measure one part; print and write its figures."""
-    where = figures.machine(threads)  # includes the load before the measurements
-    begin = perf_counter()
-    rows = list(measured)
-    console.line(f"{part}: measured in {perf_counter() - begin:.0f} s")
-    show(rows)
-    figures.write(RESULTS, part, where, [row._asdict() for row in rows])
-
-
 def draw() -> None:
     """Draw the plot of layers and steps once both have been measured."""
     known = json.loads(RESULTS.read_text(encoding="utf-8"))
     if {"layer", "step"} <= set(known):
         layers = [layer.Row(**fields) for fields in known["layer"]["figures"]]
         steps = [step.Row(**fields) for fields in known["step"]["figures"]]
-        report.draw(PICTURE, layers, steps)
+        picture.draw(PICTURE, layers, steps)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.partition("\n")[0])
+    parser = Parser(prog="python -m benchmarks.speed", description=__doc__.partition("\n")[0])
     parser.add_argument("parts", nargs="*", type=_part, metavar="part", help=f"of {', '.join(PARTS)}; default: all")
-    parser.add_argument(
-        "--threads", type=int, choices=range(1, 257), metavar="N", default=os.cpu_count(), help="default: all cores"
-    )
-    options = parser.parse_args(arguments)
-    options.parts = options.parts or PARTS
-    return options
+    figures.add_threads(parser, default=os.cpu_count() or 1)
+    return parser.parse_args(arguments)
 
 
 def _part(text: str) -> str:  # choices would refuse the empty list of parts

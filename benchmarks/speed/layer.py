@@ -28,11 +28,6 @@ class Case(NamedTuple):
     tokens: int
     dtype: str
 
-    @property
-    def name(self) -> str:
-        """The case in words."""
-        return f"d={self.width}, {self.tokens:,} tokens, {self.dtype}"
-
 
 CASES = tuple(Case(width, count, dtype) for dtype in DTYPES for width, counts in TOKENS.items() for count in counts)
 

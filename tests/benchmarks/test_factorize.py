@@ -44,7 +44,8 @@ def test_the_command_writes_a_figure_for_each_decomposition(tmp_path, monkeypatc
     monkeypatch.setattr(factorize, "TERMS", {(2, 2): 2})
     monkeypatch.setattr(factorize, "process", lambda threads, module: ThreadPoolExecutor(1))
     monkeypatch.setattr(factorize, "in_fresh_process", lambda threads, call, *arguments: call(*arguments))
-    factorize.run({SIZE: 2}, threads=1)
+    monkeypatch.setattr(factorize, "ROUNDS", {SIZE: 2})
+    factorize.main(["--threads", "1"])
     rows = json.loads((tmp_path / "factorize.json").read_text())["starts"]["figures"]
     assert [(row["method"], row["rank"]) for row in rows] == [(SVD, None), (LOWRANK, 4), (PRINCIPAL, 4)]
     assert [row["captured"] is None for row in rows] == [True, True, False]
