@@ -1,4 +1,4 @@
-"""`python -m pipeline.compare`: compare the methods of the arena in tables, pictures and one page."""
+"""`python -m pipeline.compare`: compare the methods of the arena in tables, a picture and one page."""
 
 import json
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def parser() -> Parser:
     """Return the parser of the command line."""
     top = Parser(
         prog=PROGRAM,
-        description=f"Write tables, pictures and one page with the results of the arena into a folder in {OUTPUT}.",
+        description=f"Write tables, a picture and one page with the results of the arena into a folder in {OUTPUT}.",
     )
     add = top.add_argument
     add("preset", nargs="?", metavar="PRESET", help=f"a folder in {FOLDER}; optional if there is only one")
@@ -66,9 +66,9 @@ def write(folder: Path, preset: str, records: Sequence[Record], baseline: str, r
     }.items():
         with artifacts.replacing(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    pictures.write(folder, comparison)
+    pictures.draw(folder / "pareto-trained.png", comparison)
     tables.show(comparison)
-    console.line(f"written: {folder / 'index.html'}, with tables and pictures beside it")
+    console.line(f"written: {folder / 'index.html'}, with the tables and a picture beside it")
 
 
 def _check_packages() -> None:

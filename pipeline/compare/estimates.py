@@ -18,11 +18,6 @@ class Estimate(NamedTuple):
     high: float | None = None
     seeds: int = 0
 
-    def scaled(self, factor: float) -> "Estimate":
-        """Return the estimate in another unit."""
-        mean, low, high = (None if value is None else factor * value for value in self[:3])
-        return Estimate(mean, low, high, self.seeds)
-
     def flat(self, name: str) -> dict[str, float | None]:
         """Return the mean and the ends of the interval by name: score, score_low, score_high."""
         return {name: self.mean, f"{name}_low": self.low, f"{name}_high": self.high}

@@ -1,4 +1,4 @@
-"""The Pareto pictures: scores by size, a panel per task and one for their average. PNG, the same bytes every time."""
+"""The Pareto picture: scores by size, a panel per task and one for their average. PNG, the same bytes every time."""
 
 from collections.abc import Sequence
 from math import ceil, sqrt
@@ -16,7 +16,6 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from pipeline.compare.comparison import AVERAGE, Comparison, Row
 from pipeline.core import artifacts
 
-SIZES = {"trained": "trained parameters of the adapter", "bytes": "bytes of the adapter's file"}
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
 DOTS_PER_INCH = 150
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#595959"  # the first two from Okabe & Ito's color-blind safe set
@@ -27,20 +26,14 @@ BEYOND = 0.12  # of the range of means, for intervals
 MOST_NAMES = 2  # of methods far below
 
 
-def write(folder: Path, comparison: Comparison) -> None:
-    """Write both pictures into a folder.
+def draw(path: Path, comparison: Comparison) -> None:
+    """Draw scores with intervals over trained parameters, and the Pareto front, where no smaller method is better.
+
+    Methods without parameters of an adapter, such as the head alone, are dashed lines; those far below are named but
+    not drawn.
 
     Raises:
-        OSError: if they cannot be written.
-    """
-    for size, title in SIZES.items():
-        pareto(folder / f"pareto-{size}.png", comparison, size, title)
-
-
-def pareto(path: Path, comparison: Comparison, size: str, title: str) -> None:
-    """Draw scores with intervals over a size, and the Pareto front, where no smaller method is better.
-
-    Methods without such a size, such as the head alone, are dashed lines; those far below are named but not drawn.
+        OSError: if the file cannot be written.
     """
     shown = [*comparison.tasks, AVERAGE] if len(comparison.tasks) > 1 else list(comparison.tasks)
     lines = ceil(len(shown) / ABREAST)
@@ -49,11 +42,11 @@ def pareto(path: Path, comparison: Comparison, size: str, title: str) -> None:
         FigureCanvasAgg(figure)
         panels = figure.subplots(lines, min(ABREAST, len(shown)), sharex=True, squeeze=False).flat
         for axes, task in zip(panels, shown, strict=False):
-            _panel(axes, points(list(comparison.rows[task].values()), size))
+            _panel(axes, points(list(comparison.rows[task].values())))
             axes.set_title(task, fontsize="medium")
         for axes in list(panels)[len(shown) :]:
             axes.remove()
-        figure.supxlabel(title, fontsize="medium")
+        figure.supxlabel("trained parameters of the adapter", fontsize="medium")
         figure.supylabel("score, %", fontsize="medium")
         groups = ((ORANGE, "LSR"), (BLUE, "LoRA"), (GREY, "others"))
         handles = [Line2D([], [], color=color, marker="o", linestyle="", label=name) for color, name in groups]
@@ -71,20 +64,20 @@ class Point(NamedTuple):
     """A method in a panel."""
 
     method: str
-    size: float  # 0 if it has none
+    size: int  # trained parameters; 0 if it has none
     mean: float
     low: float  # 95 % interval over seeds
     high: float
 
 
-def points(rows: Sequence[Row], size: str) -> list[Point]:
+def points(rows: Sequence[Row]) -> list[Point]:
     """Return the methods that have a score."""
     listed = []
     for row in rows:
         mean, low, high, _ = row.score
         if mean is not None:
             ends = (mean if low is None else low, mean if high is None else high)
-            listed.append(Point(row.method, getattr(row.size, size) or 0, mean, *ends))
+            listed.append(Point(row.method, row.size.trained or 0, mean, *ends))
     return listed
 
 
