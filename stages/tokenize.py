@@ -103,7 +103,7 @@ def main(view: params.TokenizeView) -> None:
 
     pretrained.load_config(view.base_model)
     tokenizer = pretrained.load_tokenizer(view.base_model)
-    pretrained.check_tokens(tokenizer, max_length)
+    pretrained.check_length(tokenizer.model_max_length, max_length)
     metrics: dict[str, artifacts.Value] = {f"rows_dropped_{reason}": count for reason, count in dropped.items()}
     metrics["rows_conflicting"] = conflicting
     # A param with the name of a metric is params.yaml:data in DVC's tables. Otherwise they would take it for the folder

@@ -47,7 +47,8 @@ def _mistakes(run: Run, place: str, check_one: Callable[[Cell], None]) -> Iterat
 def _check_task(cell: Cell) -> None:
     view = cell.view
     arguments.check_machine(view.train)
-    pretrained.check_tokens(pretrained.load_tokenizer(view.base_model), view.tokenize.max_length)
+    tokenizer = pretrained.load_tokenizer(view.base_model)
+    pretrained.check_length(tokenizer.model_max_length, view.tokenize.max_length)
     task_tokens.cached(task_of(cell))
 
 

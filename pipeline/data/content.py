@@ -56,18 +56,11 @@ def digests(source: Source, where: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for path in named(source):
         if not path.exists():
-            raise UserError(f"{where}: {path}: not found{_advice(path)}")
+            raise UserError(f"{where}: {path}: not found; paths start at the root of the repository")
         if "DVC_STAGE" in os.environ:  # otherwise nothing is skipped, so nothing can be out of date
             _check_watched(path, where)
         found |= {file.as_posix(): sha256(file) for file in files(path)}
     return found
-
-
-def _advice(path: Path) -> str:
-    """Say how a path is meant, or how an experiment in a copy of the repository gets a file that Git does not track."""
-    if path.is_absolute() or not Path(os.environ.get("DVC_ROOT", "."), path).exists():
-        return "; paths start at the root of the repository"
-    return f" in this copy of what Git tracks; git add {path}, or name it by its absolute path"
 
 
 def _check_watched(path: Path, where: str) -> None:

@@ -1,7 +1,7 @@
 """Turn texts into tokens, in the same way for training data and for prediction."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -13,19 +13,12 @@ if TYPE_CHECKING:
 BATCH = 1000  # texts per call of the tokenizer
 
 
-class Tokens(NamedTuple):
-    """The tokens of a split or a part of it, and the length of each text before truncation."""
-
-    table: pa.Table
-    lengths: np.ndarray  # (rows,), before truncation
-
-
 def tokenize(
     texts: "Dataset",
     tokenizer: "PreTrainedTokenizerBase",
     max_length: int,
     advance: Callable[[int], None] = lambda done: None,
-) -> Tokens:
+) -> tuple[pa.Table, np.ndarray]:  # lengths: (rows,), before truncation
     """Return the tokens of each row of `texts` (text, perhaps text_pair), at most `max_length`, and full lengths.
 
     There is no padding, hence no attention mask: it would be all ones. In a pair, the longer text is truncated first.
@@ -45,7 +38,7 @@ def tokenize(
         tables.append(pa.table(arrays))
         lengths += whole
         advance(len(batch))
-    return Tokens(pa.concat_tables(tables).combine_chunks(), np.array(lengths))
+    return pa.concat_tables(tables).combine_chunks(), np.array(lengths)
 
 
 def encode(

@@ -39,14 +39,8 @@ def _download(package: str, sha256: str, path: Path) -> None:
         requirements = Path(folder, "requirements.txt")
         requirements.write_text(f"{package} --hash=sha256:{sha256}\n", encoding="utf-8")
         # `--no-binary :all:` would also build the build backend from source; naming the package limits it to this one.
-        options = [
-            "--no-deps",
-            "--no-binary",
-            package.partition("==")[0],
-            "--require-hashes",
-            "--dest",
-            f"{folder}/dist",
-        ]
+        name = package.partition("==")[0]
+        options = ["--no-deps", "--no-binary", name, "--require-hashes", "--dest", f"{folder}/dist"]
         command = [sys.executable, "-m", "pip", "download", "--quiet", *options, "--requirement", str(requirements)]
         run = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 no shell, and words that fit a pattern
         if run.returncode:

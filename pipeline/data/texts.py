@@ -19,18 +19,6 @@ def is_missing(value: object) -> bool:
     return bool(pd.api.types.is_scalar(value) and pd.isna(value)) or (isinstance(value, str) and not value.strip())
 
 
-def checked_text(value: object) -> str:
-    """Return a value if it is a text.
-
-    Raises:
-        ValueError: if it is not a string, or not valid Unicode.
-    """
-    if not isinstance(value, str):
-        raise ValueError(_not_text(value))
-    value.encode()  # UnicodeEncodeError is a ValueError
-    return value
-
-
 def refuse(values: pd.Series, wrong: "pd.Series[bool]", message: str | Callable[[Any], str]) -> None:
     """Refuse the first wrong value; the index of `values` holds the numbers of lines or rows and is named so.
 
@@ -43,6 +31,16 @@ def refuse(values: pd.Series, wrong: "pd.Series[bool]", message: str | Callable[
         raise ValueError(f"{values.index.name} {values.index[first]}: {reason}")
 
 
+def refuse_other_than_text(values: pd.Series) -> None:
+    """Refuse the first value that is no string.
+
+    Raises:
+        ValueError: with the line or row, and the value.
+    """
+    wrong = ~values.map(lambda value: isinstance(value, str)).astype(bool)
+    refuse(values, wrong, lambda value: f"a text must be text, got {value!r}")
+
+
 def of(table: pd.DataFrame, row: DatasetRow) -> list[pd.DataFrame]:
     """Return the texts of examples, in the columns text and text_pair (for a pair): one table, or one for each choice.
 
@@ -52,16 +50,12 @@ def of(table: pd.DataFrame, row: DatasetRow) -> list[pd.DataFrame]:
     used = dict.fromkeys(name for entry in row.text for name in fields(entry) if not (row.choices and name == CHOICE))
     values = {name: table[name] for name in (*used, *row.choices)}
     for column in values.values():
-        refuse(column, ~column.map(lambda value: isinstance(value, str)).astype(bool), _not_text)
+        refuse_other_than_text(column)
     for name in {mark.column for mark in row.mark}:
         values[name] = _marked(table, name, [mark for mark in row.mark if mark.column == name])
     named = dict(zip(("text", "text_pair"), row.text, strict=False))
     chosen = [values | {CHOICE: values[choice]} for choice in row.choices] or [values]
     return [pd.DataFrame({name: _filled(entry, each) for name, entry in named.items()}, table.index) for each in chosen]
-
-
-def _not_text(value: object) -> str:
-    return f"a text must be text, got {value!r}"
 
 
 def _filled(entry: str, values: Mapping[str, pd.Series]) -> pd.Series:
@@ -102,7 +96,7 @@ def _part(text: str, mark: Mark, record: Mapping[str, Any]) -> tuple[int, int]:
         if not 0 <= begin < end <= len(text):
             raise ValueError(f"{mark.start} {begin} and {mark.end} {end} are not in {mark.column}: {text!r}")
         return begin, end
-    number, says = _whole(record, mark.word), checked_text(record[mark.says])
+    number, says = _whole(record, mark.word), str(record[mark.says])
     words = [word.start() for word in re.finditer(r"\S+", text)]
     pattern = r"(?<!\w)" + r"\s+".join(map(re.escape, says.split())) + r"(?!\w)"
 

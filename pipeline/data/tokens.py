@@ -4,14 +4,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from pipeline.core import artifacts
-from pipeline.core.errors import UserError, first_line
+from pipeline.core.errors import UserError
 from pipeline.params.dataset_row import GROUP
 
 INPUTS = ("input_ids", "token_type_ids", "length", "label")
@@ -21,7 +20,7 @@ def load_tokens(split: str) -> Dataset:
     """Return a tokenized split for the Trainer, without the text; rows are read on demand.
 
     Raises:
-        UserError: if the split has not been tokenized, or its file is broken.
+        UserError: if the split has not been tokenized.
     """
     whole = _mapped(split)
     return whole.select_columns([name for name in whole.column_names if name in (*INPUTS, GROUP)])
@@ -46,10 +45,7 @@ def _mapped(split: str) -> Dataset:
     path = artifacts.tokens(split)
     if not path.is_file():
         raise UserError(f"{path}: not found; run python -m stages.tokenize first, or dvc repro")
-    try:
-        return Dataset.from_file(str(path))
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: corrupt or cut off: {first_line(error)}; run python -m stages.tokenize") from None
+    return Dataset.from_file(str(path))
 
 
 def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:

@@ -123,4 +123,4 @@ def check_positions(model: PreTrainedModel, max_length: int, where: str = MAX_LE
         if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in POSITIONS:
             before = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
             said = getattr(model.config, "max_position_embeddings", None) or module.num_embeddings
-            pretrained.check_most(min(said, module.num_embeddings - before), max_length, where)
+            pretrained.check_length(min(said, module.num_embeddings - before), max_length, where)

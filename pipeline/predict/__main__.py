@@ -19,7 +19,6 @@ from pipeline.predict.output import Columns
 from pipeline.predict.texts import Given
 
 PROGRAM = "python -m pipeline.predict"
-NO_LIMIT = 10**6  # tokens; a tokenizer without a limit reports 1e30
 
 
 def parser() -> Parser:
@@ -35,12 +34,7 @@ def parser() -> Parser:
     add("texts", nargs="*", metavar="TEXT", help="without any, or with -, read standard input, one text per line")
     add("--adapter", type=Path, default=artifacts.ADAPTER, metavar="FOLDER", help="the adapter (%(default)s)")
     add("--base", metavar="FOLDER_OR_HUB_ID", help="the base model, if not the one that the adapter names")
-    add(
-        "--bank",
-        type=Path,
-        metavar="FOLDER",
-        help="many adapters instead of one: a bank from `python -m lsr bank`, or a folder of adapters",
-    )
+    add("--bank", type=Path, metavar="FOLDER", help="a bank from `python -m lsr bank`, or a folder of adapters")
     add("--adapter-column", metavar="NAME", help="the column of --file with the adapter for each row")
     add("--file", type=Path, help="read the texts from csv, tsv, jsonl or parquet, by extension")
     add("--column", nargs="+", metavar="NAME", help="text columns of --file (those of training, or the only one)")
@@ -48,9 +42,7 @@ def parser() -> Parser:
     add("--out", type=Path, metavar="FILE", help="write csv, jsonl or parquet, by extension, instead of printing")
     add("--force", action="store_true", help="replace --out if it exists")
     add("--json", action="store_true", help="print JSON lines")
-    add("--labels", nargs="+", metavar="NAME", help="names of the labels, if the adapter has none")
-    add("--max-length", type=whole_number(1, NO_LIMIT), metavar="TOKENS", help="longer texts are truncated")
-    add("--batch-size", type=whole_number(1, NO_LIMIT), default=32, metavar="TEXTS", help="at a time (%(default)s)")
+    add("--batch-size", type=whole_number(1, 10**6), default=32, metavar="TEXTS", help="at a time (%(default)s)")
     return top
 
 
@@ -68,14 +60,10 @@ def check(options: argparse.Namespace) -> None:
         raise UserError("--bank and --adapter-column go together: the column names the adapter of each row")
     if options.bank is not None and options.file is None:
         raise UserError("--bank: needs --file, with a column that names the adapter of each row")
-    if options.bank is not None and options.labels is not None:
-        raise UserError(f"--labels: each adapter of a bank names its own, in its {adapter_task.FILE}")
     out = options.out
     if out is not None and out.suffix not in output.FORMATS:
         raise UserError(f"--out: {out}: the extension must be one of {', '.join(output.FORMATS)}")
-    if out is not None and out.is_dir():
-        raise UserError(f"--out: {out}: is a folder; needed: a file")
-    if out is not None and out.exists() and not options.force:
+    if out is not None and out.exists() and (out.is_dir() or not options.force):
         raise UserError(f"--out: {out}: exists; choose another file, or replace it with --force")
 
 
@@ -86,10 +74,7 @@ def predict(options: argparse.Namespace) -> None:
         UserError: for the first error; nothing is written then.
     """
     check(options)
-    if options.bank is None:
-        given, columns = _of_one(options)
-    else:
-        given, columns = _of_bank(options)
+    given, columns = _of_one(options) if options.bank is None else _of_bank(options)
     table = output.with_columns(given.table, columns)
     if options.out is None:
         output.show(table, str(options.bank or options.adapter), as_json=options.json)

@@ -11,7 +11,7 @@ import pandas as pd
 from pipeline.core import console
 from pipeline.core.errors import UserError
 from pipeline.data import sources
-from pipeline.data.texts import checked_text, is_missing
+from pipeline.data.texts import is_missing, refuse_other_than_text
 from pipeline.methods.adapter_task import Task
 
 STDIN = "-"
@@ -106,12 +106,12 @@ def checked(given: Given, *, skip_empty: bool) -> Given:
     numbers = [row + 1 for row in texts.index[empty]]
     if numbers and not skip_empty:
         raise UserError(f"row {numbers[0]}: is empty; needed: a text, or --skip-empty")
-    for row, values in texts[~empty].iterrows():
-        for value in values:
-            try:
-                checked_text(value)
-            except ValueError as error:
-                raise UserError(f"row {int(str(row)) + 1}: {error}") from None
+    full = texts[~empty].set_axis(pd.RangeIndex(1, len(texts) + 1, name="row")[~empty])
+    for _, column in full.items():
+        try:
+            refuse_other_than_text(column)
+        except ValueError as error:
+            raise UserError(str(error)) from None
     if numbers:
         shown = ", ".join(map(str, numbers[:SHOWN])) + ", ..." * (len(numbers) > SHOWN)
         console.errors.print(f"rows without text skipped: {len(numbers)} of {len(empty)}: {shown}", soft_wrap=True)
@@ -123,8 +123,5 @@ def checked(given: Given, *, skip_empty: bool) -> Given:
 def _lines() -> list[str]:
     if sys.stdin.isatty():
         console.errors.print("one text per line; Ctrl-D ends", soft_wrap=True)
-    try:
-        content = sys.stdin.buffer.read().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"standard input: not UTF-8: {error.reason} at byte {error.start}") from None
-    return [line.removesuffix("\r") for line in content.removesuffix("\n").split("\n")] if content else []
+    with sources.explained("standard input"):
+        return [line.removesuffix("\n") for line in sys.stdin]

@@ -14,7 +14,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from pipeline import params
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
-from pipeline.data import encoding
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.model_row import ModelRow
 from stages import tokenize as stage
@@ -68,13 +67,6 @@ def test_tokens_are_those_of_the_tokenizer(tokenizer):
     assert lengths.tolist() == [4, 3]
 
 
-def test_of_a_pair_both_texts_are_encoded_and_marked(tokenizer):
-    table, _ = stage.tokenize(texts(("good", "bad film", 1)), tokenizer, 8)
-    assert table["input_ids"].to_pylist() == [[2, 4, 3, 5, 6, 3]]
-    assert table["token_type_ids"].to_pylist() == [[0, 0, 0, 1, 1, 1]]
-    assert table["text_pair"].to_pylist() == ["bad film"]
-
-
 def test_a_long_text_is_cut_and_its_whole_length_is_known(tokenizer):
     table, lengths = stage.tokenize(texts(("very " * 50, 1.5), ("very " * 6, 0)), tokenizer, 8)
     assert table["input_ids"].to_pylist() == [[2, *[7] * 6, 3]] * 2
@@ -82,28 +74,20 @@ def test_a_long_text_is_cut_and_its_whole_length_is_known(tokenizer):
     assert lengths.tolist() == [52, 8]
 
 
-def test_a_pair_is_cut_as_the_tokenizer_cuts_it(tokenizer):
-    pair = ("good " * 20, "bad " * 3)
-    table, lengths = stage.tokenize(texts((*pair, 1)), tokenizer, 12)
-    assert table["input_ids"].to_pylist() == [tokenizer(*pair, truncation=True, max_length=12)["input_ids"]]
-    assert table["length"].to_pylist() == [12]
-    assert lengths.tolist() == [26]
+def test_a_pair_is_marked_and_cut_as_the_tokenizer_does(tokenizer):
+    pair = ("good " * 20, "bad film")
+    table, lengths = stage.tokenize(texts((*pair, 1), ("good", "bad film", 1)), tokenizer, 12)
+    expected = tokenizer(*pair, truncation=True, max_length=12)
+    assert table["input_ids"].to_pylist() == [expected["input_ids"], [2, 4, 3, 5, 6, 3]]
+    assert table["token_type_ids"].to_pylist() == [expected["token_type_ids"], [0, 0, 0, 1, 1, 1]]
+    assert table["text_pair"].to_pylist() == ["bad film"] * 2
+    assert (table["length"].to_pylist(), lengths.tolist()) == ([12, 6], [25, 6])
 
 
 def test_a_model_without_token_types_gets_none(tmp_path):
     folder = save_tokenizer(tmp_path / "model", model_input_names=["input_ids", "attention_mask"])
     table, _ = stage.tokenize(texts(("good", 1)), AutoTokenizer.from_pretrained(folder), 8)
     assert table.column_names == ["input_ids", "length", "label", "text"]
-
-
-def test_batches_change_nothing(tokenizer, monkeypatch):
-    rows = texts(*((f"{'very ' * (number % 12)}good", number % 2) for number in range(25)))
-    whole, _ = stage.tokenize(rows, tokenizer, 8)
-    monkeypatch.setattr(encoding, "BATCH", 4)
-    done = []
-    batched, _ = stage.tokenize(rows, tokenizer, 8, done.append)
-    assert batched.equals(whole)
-    assert done == [4, 4, 4, 4, 4, 4, 1]
 
 
 @pytest.mark.parametrize("longest", [1, 30, 31, 1000])
@@ -200,19 +184,6 @@ def test_a_split_that_is_written_in_parts_holds_the_same_rows(view, monkeypatch)
         assert read(split).equals(table)
 
 
-def test_the_closing_table_shows_every_split(view, capfd):
-    stage.main(view())
-    out, err = capfd.readouterr()
-    assert out.splitlines() == [
-        "mine: tokens of whole texts, truncated to 8: split | rows | labels | p50 | p95 | truncated",
-        "  train | 4 | negative 25%, positive 75% | 4 | 22 | 25.0%",
-        "  validation | 1 | negative 0%, positive 100% | 3 | 3 | 0.0%",
-        "  test | 2 | negative 100%, positive 0% | 4 | 4 | 0.0%",
-        "rows left out: 1 missing, 0 within margin, 1 duplicate, 0 of them with another label than the row kept",
-    ]
-    assert err == ""
-
-
 def test_two_runs_write_the_same_bytes(view):
     def written():
         stage.main(view())
@@ -226,15 +197,6 @@ def test_two_runs_write_the_same_bytes(view):
 def test_a_length_beyond_the_model_is_refused_with_the_limit(view):
     with pytest.raises(UserError, match=r"tokenize.max_length: the model takes at most 32 tokens, got 33"):
         stage.main(view(max_length=33))
-
-
-def test_a_refused_run_leaves_the_tokens_of_the_last_one(view):
-    stage.main(view())
-    before = artifacts.tokens("train").read_bytes()
-    Path("test.csv").write_text("sentence,label\ngood,perhaps\n")
-    with pytest.raises(UserError, match="label 'perhaps' is not a class"):
-        stage.main(view())
-    assert artifacts.tokens("train").read_bytes() == before
 
 
 # What later stages depend on
@@ -266,13 +228,3 @@ def test_pooled_rows_and_frames_are_recorded(view):
     missing = pooled.model_copy(update={"source": pooled.source.model_copy(update={"files": {"train": "data/no.csv"}})})
     with pytest.raises(UserError, match=r"^pipeline/datasets.yaml: other: data/no.csv: not found; paths start at"):
         stage.inputs(chosen.model_copy(update={"pooled": {"other": missing}}))
-
-
-def test_a_model_that_is_named_itself_is_named_once_in_a_message(view, monkeypatch):
-    monkeypatch.setenv("DVC_STAGE", "tokenize")
-    Path("mine").mkdir()
-    with pytest.raises(UserError) as error:
-        stage.inputs(
-            view().model_copy(update={"model": "mine", "base_model": ModelRow.named("mine", "params.yaml: model")})
-        )
-    assert str(error.value) == "params.yaml: model: mine: DVC notices changes only in data/ and models/; move it there"

@@ -1,6 +1,8 @@
 """Rows of small files."""
 
+import io
 import json
+import tarfile
 
 import pytest
 
@@ -29,6 +31,17 @@ def row_with(folder, name, content, **settings):
     path = folder / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return row_of({"train": str(path), **held_out}, **settings)
+
+
+def tar_gz(files):
+    """The bytes of an archive of files by name."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
 
 
 def frames(loaded):

@@ -19,8 +19,6 @@ def repository(tmp_path, monkeypatch):
         (folder / name).mkdir(parents=True)
     monkeypatch.chdir(folder)
     monkeypatch.setenv("DVC_STAGE", "tokenize")
-    monkeypatch.setenv("DVC_ROOT", str(folder))
-    return folder
 
 
 def files(**paths):
@@ -37,22 +35,15 @@ def refusal(source):
     return str(error.value)
 
 
-def test_files_are_recorded_by_their_content():
-    for name in ("a", "b", "other"):
-        Path(f"data/{name}.csv").write_text(name)
-    found = content.digests(files(train="data/a.csv", test="data/b.csv"), "")
-    assert found == {"data/a.csv": sha256("a"), "data/b.csv": sha256("b")}
-
-
 @pytest.mark.parametrize(
     "source",
     [
         HubModel(kind="hub", path="models/mine"),
-        TableSource(kind="hub", path="models/mine", splits={"train": "train"}),
+        files(train="models/mine/config.json", test="models/mine/deep/x"),
         "models/mine",
     ],
 )
-def test_a_folder_is_recorded_by_all_its_files_except_hidden_ones(source):
+def test_a_source_is_recorded_by_the_content_of_its_files_and_a_folder_by_all_except_hidden_ones(source):
     Path("models/mine/deep").mkdir(parents=True)
     Path("models/mine/.cache").mkdir()
     for name in ("config.json", "deep/x", ".hidden", ".cache/y"):
@@ -74,15 +65,9 @@ def test_a_repository_and_a_package_have_no_local_files(source):
     assert content.digests(source, "") == {}
 
 
-def test_a_missing_file_is_refused_and_in_a_copy_of_the_repository_explained(repository, monkeypatch):
+def test_a_missing_file_is_refused():
     for source in (files(train="data/no"), HubModel(kind="hub", path="models/no")):
         assert refusal(source).endswith("/no: not found; paths start at the root of the repository")
-    original = repository.parent / "original"
-    (original / "data").mkdir(parents=True)
-    (original / "data/a.csv").write_text("a")
-    monkeypatch.setenv("DVC_ROOT", str(original))
-    advice = "not found in this copy of what Git tracks; git add data/a.csv, or name it by its absolute path"
-    assert refusal(files(train="data/a.csv")) == f"table: mine: data/a.csv: {advice}"
 
 
 @pytest.mark.parametrize("path", ["a.csv", "data/../a.csv", "../repository/data/a.csv"])

@@ -40,19 +40,16 @@ def test_names_that_are_numbers_are_names_and_not_positions():
     assert read(("1", "01"), "01") == [1]
 
 
-@pytest.mark.parametrize("value", ["01", "1.5", "1e0", " 1", "1" * 5000, float("inf"), [1], 2])
-def test_a_value_that_is_no_class_is_refused(value):
+@pytest.mark.parametrize("value", ["01", "1.5", " 1", float("inf"), [1], 2])
+def test_a_value_that_is_no_class_is_refused_and_the_nearest_named(value):
+    with pytest.raises(ValueError, match=r"^row 1: label 'yess' is not a class; .*; did you mean yes\?$"):
+        read(("no", "yes"), "yess")
     with pytest.raises(ValueError, match=r"^row 2: label .* is not a class; allowed: no, yes, 0, 1$"):
         read(("no", "yes"), "no", value)
 
 
-def test_the_nearest_class_is_named():
-    with pytest.raises(ValueError, match=r"^row 1: label 'yess' is not a class; .*; did you mean yes\?$"):
-        read(("no", "yes"), "yess")
-
-
 @pytest.mark.parametrize("label", [("no", "yes"), RATING])
-@pytest.mark.parametrize("value", ["-1", "-1.0", -1, -1.0])
+@pytest.mark.parametrize("value", ["-1.0", -1])
 def test_hidden_labels_are_explained(label, value):
     with pytest.raises(ValueError, match=r"^row 1: the label is -1: the labels of this split are hidden"):
         read(label, value)
@@ -65,17 +62,15 @@ def test_a_threshold_leaves_out_what_is_closer_than_the_margin():
     assert read(label.model_copy(update={"margin": 0.0}), 0, 0.001, -0.001) == [0, 1, 0]  # 0 itself is not above
 
 
-def test_numbers_are_read_exactly():
-    assert read(RATING, 1, "2.5", "0.7333333333333334") == [1.0, 2.5, 0.7333333333333334]
-
-
-@pytest.mark.parametrize(("value", "message"), [("five", "is not a finite number"), ("inf", "is not a finite number")])
-def test_a_value_that_is_no_number_is_refused(value, message):
-    with pytest.raises(ValueError, match=rf"^row 1: label '{value}' {message}"):
-        read(RATING, value)
-
-
-@pytest.mark.parametrize("value", [5.01, -0.5, "17", 1e300])
-def test_a_number_outside_of_the_range_is_refused(value):
-    with pytest.raises(ValueError, match="is not in the row's range, 0 to 5"):
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("five", "'five' is not a finite number"),
+        ("inf", "'inf' is not"),
+        (5.01, "5.01 is not in the row's range, 0 to 5"),
+    ],
+)
+def test_a_number_is_read_exactly_and_must_be_in_the_range(value, message):
+    assert read(RATING, 1, "0.7333333333333334") == [1.0, 0.7333333333333334]
+    with pytest.raises(ValueError, match=f"^row 1: label {message}"):
         read(RATING, value)

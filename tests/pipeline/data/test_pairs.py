@@ -24,7 +24,7 @@ def reference(digests, numbers, *, disjoint):
 
 
 @pytest.mark.parametrize("disjoint", [False, True])
-@pytest.mark.parametrize("count", [0, 1, 2, 3, 10, 501])
+@pytest.mark.parametrize("count", [0, 1, 2, 501])
 def test_pairs_are_those_of_a_plain_loop(count, disjoint):
     digests, numbers = rows(count)
     made = pairs.pair(digests, numbers, MARGIN, disjoint=disjoint)
@@ -37,15 +37,6 @@ def test_a_difference_of_the_margin_stays_and_equal_numbers_never_do():
     made = pairs.pair(digests, np.array([0.0, 0.75, 0.75, 0.5]), MARGIN, disjoint=False)
     assert (made.rows.tolist(), made.labels.tolist(), made.within_margin) == ([[0, 1]], [1], 2)
     assert pairs.pair(digests, np.ones(4), 1e-9, disjoint=False).within_margin == 3
-
-
-def test_the_order_of_the_rows_changes_no_pair():
-    digests, numbers = rows(300)
-    shuffled = np.random.default_rng(1).permutation(300)
-    one = pairs.pair(digests, numbers, MARGIN, disjoint=True)
-    other = pairs.pair(digests[shuffled], numbers[shuffled], MARGIN, disjoint=True)
-    assert shuffled[other.rows].tolist() == one.rows.tolist()
-    assert other.labels.tolist() == one.labels.tolist()
 
 
 def test_the_first_of_equal_texts_stands_for_all():

@@ -62,8 +62,6 @@ def test_of_equal_words_the_one_with_the_number_is_marked(words, data):
     [
         (BY_WORD, {"at": 5, "span": "one"}, "span 'one' is not at word 5 of text: 'one two three'"),
         (BY_WORD, {"at": "x", "span": "one"}, "at must be a whole number, got 'x'"),
-        (BY_WORD, {"at": 0, "span": 7}, "a text must be text, got 7"),
-        (BY_CHARACTER, {"start": 2, "end": 2}, "start 2 and end 2 are not in text: 'one two three'"),
         (BY_CHARACTER, {"start": 0, "end": 14}, "start 0 and end 14 are not in text: 'one two three'"),
     ],
 )
@@ -72,7 +70,6 @@ def test_a_part_that_is_not_there_is_refused(mark, record, message):
         made({"text": "one two three"} | record, mark=[mark])
 
 
-@pytest.mark.parametrize("value", [3, ["a"]])
-def test_a_value_that_is_no_text_is_refused(value):
-    with pytest.raises(ValueError, match=r"^line 7: a text must be text, got"):
-        made({"a": "x", "b": value}, ("{a} {b}",))
+def test_a_value_that_is_no_text_is_refused():
+    with pytest.raises(ValueError, match=r"^line 7: a text must be text, got \['a'\]"):
+        made({"a": "x", "b": ["a"]}, ("{a} {b}",))
