@@ -9,13 +9,12 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-import torch
-
 from benchmarks import figures
 from benchmarks.speed import layer, many, picture, step
 from pipeline.core import console
 from pipeline.core.command_line import Parser
 from pipeline.core.errors import exit_on_error
+from pipeline.training.arguments import has_fast_bf16
 
 PARTS = ("layer", "step", "many")
 RESULTS = figures.FOLDER / "speed.json"
@@ -44,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def affordable(cases: Sequence[Case]) -> tuple[Case, ...]:
     """Return the cases without bf16 where torch has no fast products in it, which would take hours."""
-    if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if has_fast_bf16():
         return tuple(cases)
     console.warn("bf16 is left out: torch has no fast products in bf16 on this processor")
     return tuple(case for case in cases if case.dtype != "bfloat16")

@@ -54,17 +54,6 @@ Count = Annotated[StrictInt, Field(ge=1, le=1_000_000_000)]  # fits into 32 bits
 Alpha = Annotated[StrictFloat, Field(gt=0, le=1_000_000)]  # it multiplies products in float32, and fp16's end at 65,504
 
 
-def _none_alone(words: tuple[str, ...]) -> tuple[str, ...]:
-    """Check that `none` has no trackers beside it.
-
-    Raises:
-        ValueError: if it has.
-    """
-    if "none" in words and len(words) > 1:
-        raise ValueError("none stands alone")
-    return words
-
-
 class Section(BaseModel):
     """A part of params.yaml. Defaults are for methods alone: DVC can only show and lock values that are in the file."""
 
@@ -95,11 +84,9 @@ class TrainParams(Section):
     )
     compile: StrictBool = Field(description="whether to use torch.compile: faster steps after a slow start")
     # It is left out of dumps: a card says, and a checkpoint is found by, what determines the result.
-    report_to: Annotated[
-        tuple[Literal["none", "tensorboard", "wandb", "mlflow"], ...],
-        AfterValidator(all_different),
-        AfterValidator(_none_alone),
-    ] = Field(exclude=True, description="trackers, in transformers' words, that write into runs/; [none] is []")
+    report_to: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], AfterValidator(all_different)] = Field(
+        exclude=True, description="trackers, in transformers' words, that write into runs/"
+    )
 
 
 class EvaluateParams(Section):

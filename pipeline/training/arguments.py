@@ -76,7 +76,7 @@ def check_machine(train: TrainParams) -> None:
     if train.precision == "bf16" and not has_fast_bf16():
         console.warn("train: this machine has no instructions for bf16, so train.precision: fp32 would be faster")
     for word in train.report_to:
-        if word != "none" and importlib.util.find_spec(word) is None:
+        if importlib.util.find_spec(word) is None:
             install = f"install it with: pip install 'lsr-adapt[{word}]'"
             raise UserError(f"{PARAMS}: train.report_to: {word} is not installed; {install}")
     if train.batch_size % processes():

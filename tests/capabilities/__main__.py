@@ -81,14 +81,5 @@ def page(columns: Mapping[str, Mapping[str, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def read_column(text: str, method: str) -> dict[str, str]:
-    """Return what a page says of a method, as `column` does."""
-    reasons = dict(re.findall(r"^(\d+)\. (.*)$", text, re.MULTILINE))
-    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line[:2] == "| "]
-    place = rows[0].index(method)
-    cells = {row[0]: row[place] for row in rows[1:-1]}
-    return {name: reasons[cell.strip("no []")] if cell.startswith("no ") else cell for name, cell in cells.items()}
-
-
 if __name__ == "__main__":
     main()

@@ -39,11 +39,6 @@ def devices(model):
     return {tensor.device for tensor in (*model.parameters(), *model.buffers())}
 
 
-def test_without_an_accelerator_the_cpu_is_the_fastest(monkeypatch):
-    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
-    assert device.fastest() == CPU
-
-
 @pytest.mark.parametrize("word", ["lsr", "vera", "full"])
 def test_an_adapter_is_loaded_to_the_device_of_its_base_and_moves_as_a_whole(accelerator, word, tmp_path):
     view = changed({"adapter": word}, params.TrainView)

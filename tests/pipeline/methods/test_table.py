@@ -23,17 +23,13 @@ ROW = ModelRow.model_validate(
 )
 MISTAKES = [  # on the tiny model
     ("vera", {"vera.rr": 4}, "vera.rr: no such key; did you mean r?"),
-    ("vera", {"vera.vera_dropuot": 0.1}, "vera.vera_dropuot: no such key; did you mean vera_dropout?"),
     ("vera", {"vera.target_module": ["query"]}, "vera.target_module: no such key; did you mean target_modules?"),
     ("vera", {"vera.layers_to_transform": [0]}, "vera.layers_to_transform: no such key"),
-    ("vera", {"vera.task_type": "CAUSAL_LM"}, "vera.task_type: no such key"),
-    ("vera", {"vera.r": "8"}, "vera.r: input should be a valid integer, got '8'"),
     ("vera", {"vera.save_projection": 1}, "vera.save_projection: input should be a valid boolean, got 1"),
     ("lora", {"lora.bias": "al"}, "lora.bias: input should be 'none', 'all' or 'lora_only', got 'al'; did you mean"),
     ("lora", {"lora.init_lora_weights": "pisa"}, "lora.init_lora_weights: input should be a valid boolean or 'gau"),
     ("lora", {"lora.init_lora_weights": "eva"}, "lora: init_lora_weights: eva needs examples, which this pipeline"),
     ("peft", {"peft.type": "LOHAA"}, "peft: type: PEFT 0.21.2 has no method 'LOHAA' that adapts layers; did you mean"),
-    ("peft", {"peft.type": "P_TUNING"}, "peft: type: PEFT 0.21.2 has no method 'P_TUNING' that adapts layers; "),
     ("peft", {"peft.type": "ADALORA"}, "peft: type: ADALORA needs calls that move ranks between layers, which this"),
     ("ln_tuning", {"ln_tuning.layers": [1]}, "ln_tuning: layers: LN_TUNING cannot choose layers by index; name them"),
     ("peft", {"peft.r": 0}, "peft: `r` should be a positive integer value but the value passed is 0"),
