@@ -40,7 +40,8 @@ def publish(path: Path, part: str, threads: int, measured: Iterable[Any]) -> Non
     """Measure rows, which are named tuples; print them, and write them as one part of a file with several."""
     where = machine(threads)  # with the load before the measurements
     rows = list(measured)  # an iterator measures now
-    for kind in dict.fromkeys(map(type, rows)):
+    kinds: dict[type[Any], None] = dict.fromkeys(map(type, rows))
+    for kind in kinds:
         shown = [["–" if value is None else value for value in row] for row in rows if type(row) is kind]
         console.table(f"{part}, {kind.__name__.lower()}s", kind._fields, shown)
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -141,7 +141,9 @@ class Run:
     def _overrides(self, choice: Mapping[str, Any]) -> dict[str, Any]:
         method = self.preset.methods[self.method]
         chosen = {**self.preset.params, **self.preset.tasks[self.task].params, **method.params, **choice}
-        others = params.sections().keys() - {method.adapter}  # a preset may set keys that only some methods have
+        others = params.load_params().sections.keys() - {
+            method.adapter
+        }  # a preset may set keys that only some methods have
         return {
             **{key: value for key, value in chosen.items() if key.partition(".")[0] not in others},
             **({"lsr.frames_from": self._frames_from()} if method.frames_from != "own" else {}),

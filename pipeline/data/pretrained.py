@@ -79,14 +79,14 @@ def pad(tokenizer: "PreTrainedTokenizerBase", where: str, model: "PreTrainedMode
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 
-def check_length(most: int, max_length: int, where: str = MAX_LENGTH) -> None:
+def check_length(most: int, max_length: int) -> None:
     """Refuse a length in tokens, set at `where`, above a limit of the model; a tokenizer without one says 1e30.
 
     Raises:
         UserError: if it is.
     """
     if max_length > most:
-        raise UserError(f"{where}: the model takes at most {most} tokens, got {max_length}")
+        raise UserError(f"{MAX_LENGTH}: the model takes at most {most} tokens, got {max_length}")
 
 
 def brings_code(row: ModelRow) -> bool:

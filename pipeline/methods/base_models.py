@@ -12,7 +12,7 @@ from lsr.loading import base_models as loading
 from lsr.loading.files import InputError
 from pipeline.core.errors import UserError, nearest
 from pipeline.data import pretrained
-from pipeline.data.pretrained import MAX_LENGTH, public_name
+from pipeline.data.pretrained import public_name
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.model_row import ModelRow
 
@@ -113,7 +113,7 @@ def head_of(row: ModelRow, model: nn.Module) -> list[str]:
     return [name for name, module in beside.items() if any(True for _ in module.parameters())]
 
 
-def check_positions(model: PreTrainedModel, max_length: int, where: str = MAX_LENGTH) -> None:
+def check_positions(model: PreTrainedModel, max_length: int) -> None:
     """Refuse texts that are longer than a table of learned positions reaches, whatever the tokenizer says.
 
     Raises:
@@ -123,4 +123,4 @@ def check_positions(model: PreTrainedModel, max_length: int, where: str = MAX_LE
         if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in POSITIONS:
             before = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
             said = getattr(model.config, "max_position_embeddings", None) or module.num_embeddings
-            pretrained.check_length(min(said, module.num_embeddings - before), max_length, where)
+            pretrained.check_length(min(said, module.num_embeddings - before), max_length)

@@ -1,7 +1,7 @@
 """The schema of params.yaml and the two tables, and the part of them that each stage sees."""
 
 from pipeline.params.methods import FullParams, HeadParams, LsrParams, MethodParams, PeftParams
-from pipeline.params.reading import AnyView, load, load_params, load_row, load_rows, sections
+from pipeline.params.reading import AnyView, load, load_params, load_row
 from pipeline.params.schema import (
     DECLARED,
     PARAMS,
@@ -42,6 +42,4 @@ __all__ = [
     "load",
     "load_params",
     "load_row",
-    "load_rows",
-    "sections",
 ]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.errors import UserError
-from pipeline.params.reading import AnyView, load_row, read_yaml, seen_by, validated
+from pipeline.params.reading import AnyView, read_yaml, seen_by, validated
 from pipeline.params.schema import PARAMS, Params
 
 Overrides = Mapping[str, Any]  # dotted keys of params.yaml
@@ -25,4 +25,4 @@ def changed(overrides: Overrides, view: type[AnyView], path: Path = PARAMS, plac
         if not isinstance(inner, dict):
             raise UserError(f"{path}: {'.'.join((*place, key))}: {section} of {PARAMS} has no keys")
         inner[field] = value
-    return seen_by(view, validated(Params, content, path, place), load_row)
+    return seen_by(view, validated(Params, content, path, place))

@@ -3,7 +3,6 @@
 `load(View)` checks the whole file, then returns only the fields of the stage's view.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +14,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from pipeline.core.errors import UserError, first_line, nearest
 from pipeline.params import mistakes
 from pipeline.params.model_row import ModelRow
-from pipeline.params.schema import PARAMS, TABLES, UNTYPED, Params, View
+from pipeline.params.schema import PARAMS, TABLES, Params, View
 
 AnyView = TypeVar("AnyView", bound=View)
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
@@ -27,7 +26,7 @@ def load(view: type[AnyView]) -> AnyView:
     Raises:
         UserError: with one line for each mistake, all at once.
     """
-    return seen_by(view, load_params(), load_row)
+    return seen_by(view, load_params())
 
 
 def load_params() -> Params:
@@ -39,30 +38,22 @@ def load_params() -> Params:
     return validated(Params, read_yaml(PARAMS), PARAMS, ())
 
 
-def seen_by(view: type[AnyView], params: Params, row_of: Callable[[str, str, str], Any]) -> AnyView:
-    """Return a view of checked params; `row_of` is `load_row` or equivalent."""
+def seen_by(view: type[AnyView], params: Params) -> AnyView:
+    """Return a view of checked params, with the rows that they name.
+
+    Raises:
+        UserError: if there is no such row, or it is not valid.
+    """
     everything = {
         **{name: getattr(params, name) for name in Params.model_fields},
         "section": params.sections[params.adapter],
-        "dataset": row_of("data", params.data, "data"),
-        "base_model": row_of("model", params.model, "model"),
+        "dataset": load_row("data", params.data, "data"),
+        "base_model": load_row("model", params.model, "model"),
         "frames": params.lsr.frames,
-        "pooled": {name: row_of("data", name, "lsr.frames_from") for name in params.lsr.frames_from},
+        "pooled": {name: load_row("data", name, "lsr.frames_from") for name in params.lsr.frames_from},
     }
     # Already validated: `model_construct` keeps the frozen sections as they are.
     return view.model_construct(**{name: everything[name] for name in view.model_fields})
-
-
-def sections() -> dict[str, dict[str, Any]]:
-    """Return the sections of params.yaml that `adapter` can select, as written, by word.
-
-    Raises:
-        UserError: if the file cannot be read.
-    """
-    content = read_yaml(PARAMS).items()
-    return {
-        word: values for word, values in content if isinstance(values, dict) and (word in UNTYPED or "type" in values)
-    }
 
 
 def load_row(word: str, name: str, key: str | None = None) -> Any:
@@ -82,16 +73,6 @@ def load_row(word: str, name: str, key: str | None = None) -> Any:
         itself = "; or a folder, or a hub repository such as owner/name" if schema is ModelRow else ""
         raise UserError(f"{where}: no row {name!r} in {path}{nearest(name, rows)}; rows: {', '.join(rows)}{itself}")
     return validated(schema, rows[name], path, (name,))
-
-
-def load_rows(word: str, path: Path | None = None) -> dict[str, Any]:
-    """Return all rows of the table for `word` ("data" or "model"), or of a similar file, by name.
-
-    Raises:
-        UserError: if the table or a row is broken.
-    """
-    usual, schema = TABLES[word]
-    return load_table(path or usual, schema)
 
 
 def load_table(path: Path, schema: type[AnyModel]) -> dict[str, AnyModel]:

@@ -20,7 +20,6 @@ TABLES: dict[str, tuple[Path, type[Row]]] = {
     "data": (Path("pipeline/datasets.yaml"), DatasetRow),
     "model": (Path("pipeline/models.yaml"), ModelRow),
 }
-UNTYPED = ("full", "head")  # sections of methods that are none of PEFT's
 
 
 class Params(Section):
@@ -60,7 +59,7 @@ class Params(Section):
     @classmethod
     def _is_a_section(cls, adapter: str, info: ValidationInfo) -> str:
         if "methods" in info.data:
-            words = [*UNTYPED, "lsr", *info.data["methods"]]
+            words = ["full", "head", "lsr", *info.data["methods"]]
             if adapter not in words:
                 raise ValueError(f"no such section{nearest(adapter, words)}; sections: {', '.join(words)}")
         return adapter

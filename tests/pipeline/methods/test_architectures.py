@@ -15,6 +15,7 @@ from pipeline.core.errors import UserError
 from pipeline.data import pretrained
 from pipeline.methods import adapters, base_models
 from pipeline.params.model_row import ModelRow
+from pipeline.params.reading import load_table
 from pipeline.predict.__main__ import main as predict
 from tests import architectures, workspace
 from tests.pipeline.methods.test_base_models import PAIRS
@@ -198,7 +199,7 @@ def test_a_repository_may_be_named_with_its_revision(tmp_path, monkeypatch):
 
 def test_every_row_of_the_table_fits_the_architecture_that_it_is_of():
     """The hub is not asked: the rows name the modules that transformers' classes have."""
-    rows = params.load_rows("model")
+    rows = load_table(*params.TABLES["model"])
     of = {"gpt2": "gpt2", "llama-3.2-1b": "llama", "deberta-v3-base": "deberta-v2", "modernbert-base": "modernbert"}
     for name, kind in of.items():
         assert (list(rows[name].target_modules), list(rows[name].head)) == USUAL[kind]

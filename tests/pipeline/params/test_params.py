@@ -17,7 +17,7 @@ from pipeline.core.errors import UserError
 from pipeline.params.__main__ import main
 from pipeline.params.changed import changed
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.reading import validated
+from pipeline.params.reading import load_table, validated
 
 ROOT = Path(__file__).parents[3]
 YAML_12 = YAML(typ="safe", pure=True)
@@ -76,13 +76,9 @@ def refused(overrides):
 # The files of the repository
 
 
-def test_the_sections_of_the_file_are_those_that_adapter_selects(root):
-    assert params.load_params().sections.keys() == params.sections().keys() >= {"lsr", "lora", "full", "head", "vera"}
-
-
 @pytest.mark.parametrize("word", ["data", "model"])
 def test_every_row_is_valid_and_has_a_name_that_dvc_can_find(word, root):
-    assert all(re.fullmatch("[A-Za-z0-9_-]+", name) or word == "model" for name in params.load_rows(word))
+    assert all(re.fullmatch("[A-Za-z0-9_-]+", name) or word == "model" for name in load_table(*params.TABLES[word]))
 
 
 def test_any_row_can_select_on_test_by_one_word():
