@@ -258,12 +258,10 @@ def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a tensor in a dtype.
 
     Raises:
-        InputError: if it overflows, or was not finite before; names it.
+        InputError: if it overflows; names it.
     """
     written = tensor.to(dtype)
     if not torch.isfinite(written).all():
-        if not torch.isfinite(tensor).all():
-            raise InputError(f"the weights of {name} hold values that are not finite")
         raise InputError(f"{dtype_name(dtype)} cannot hold the weights of {name}: they overflow; use float32")
     return written
 

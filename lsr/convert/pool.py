@@ -18,9 +18,8 @@ from lsr.loading.adapters import ADAPTER, load_layers
 from lsr.loading.base_models import by
 from lsr.loading.files import PREFIX, InputError, read_config
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.factors import STORAGE, LsrFactors, entries
+from lsr.tuner.factors import LsrFactors, entries
 from lsr.tuner.fingerprint import are_alike
-from lsr.tuner.options import SHARED
 from lsr.tuner.resolved import Resolved
 from lsr.tuner.saved import CONFIG
 from lsr.tuner.sharing import kind_of
@@ -54,15 +53,10 @@ def pool_frames(
     name. Without `rank`, the frames have the largest rank of the adapters.
 
     Raises:
-        InputError: if a folder is not an adapter of LSR or LoRA, they adapt different layers or base models, or a value
-            is not allowed.
+        InputError: if a folder is not an adapter of LSR or LoRA, they adapt different layers or base models, or the
+            rank is not that of a layer.
     """
     folders, output = [Path(folder) for folder in adapters], Path(output)
-    if not folders:
-        raise InputError("there are no adapters to take frames from")
-    for name, value, allowed in (("--share", share, SHARED), ("--dtype", dtype, STORAGE)):
-        if value not in allowed:
-            raise InputError(f"{name} must be one of {', '.join(allowed)}, got {value}")
     check_output(output, tuple(folders), replace=force)
     fields = [read_config(folder) for folder in folders]
     updates = {str(folder): _updates(folder, its) for folder, its in zip(folders, fields, strict=True)}

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,13 +15,8 @@ from torch import Tensor
 from lsr.loading.files import InputError
 from lsr.tuner.saved import CONFIG, WEIGHTS, first_line
 
-# The files that a command writes: an adapter, or a checkpoint with its tokenizer; `task.json` is the pipeline's.
-WRITTEN = re.compile(
-    r"adapter_config\.json|adapter_model\.safetensors|bank\.safetensors|task\.json|README\.md|"
-    r"(generation_)?config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|"
-    r"tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|chat_template\.jinja|"
-    r"vocab\.(txt|json)|merges\.txt|(spiece|sentencepiece\.bpe|tokenizer)\.model"
-)
+# Of the files that a command writes: an adapter, a bank, or a checkpoint with its tokenizer.
+ENDINGS = (".json", ".safetensors", ".md", ".txt", ".jinja", ".model")
 
 
 def write_adapter(folder: Path, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -49,10 +43,8 @@ def check_output(path: Path, sources: tuple[Path, ...], *, replace: bool) -> Non
     if path.exists() and not path.is_dir():
         raise InputError(f"{path}: not a folder, so it is not replaced")
     for file in sorted(path.glob("*")):
-        if not WRITTEN.fullmatch(file.name) or not file.is_file():
-            raise InputError(
-                f"{path}: holds {file.name}, which is not a file of an adapter or checkpoint, so it is not replaced"
-            )
+        if file.suffix not in ENDINGS or not file.is_file():
+            raise InputError(f"{path}: holds {file.name}, which no adapter or checkpoint has, so it is not replaced")
 
 
 @contextmanager

@@ -7,26 +7,13 @@ from typing import Any
 from torch import Tensor
 
 from lsr.tuner.saved import CONFIG, WEIGHTS, read_fields, read_json, read_weights
+from lsr.tuner.saved import InputError as InputError
 
 TASK = "task.json"  # written beside an adapter by the pipeline's stage train
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
 PREFIX = "base_model.model."  # PEFT puts it before each tensor's name in the base model
 # The name of a factor or core in the file: its layer, and its name in the adapter.
 FACTOR = re.compile(rf"{re.escape(PREFIX)}(.*)\.lsr_adapters\.((?:factor|folded)_[AB]\d+|core)")
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what a terminal interprets as a command or a line break
-LONGEST_LINE = 276  # characters of a message, before a command's name is prepended
-
-
-class InputError(ValueError):
-    """A mistake that the user can fix: one line that says where, what, and what is allowed.
-
-    Its length is bounded, because it may quote a file that contains anything.
-    """
-
-    def __str__(self) -> str:
-        line = CONTROL.sub(lambda found: ascii(found[0])[1:-1], super().__str__().replace("\n", " "))
-        half = (LONGEST_LINE - 3) // 2
-        return line if len(line) <= LONGEST_LINE else f"{line[:half]}...{line[-half:]}"
 
 
 class NoBaseError(InputError):
@@ -42,10 +29,7 @@ def read_config(folder: Path, method: str | None = None) -> dict[str, Any]:
     if not (folder / CONFIG).exists():
         missing = f"not an adapter folder, {CONFIG} is missing" if folder.is_dir() else "no such folder"
         raise InputError(f"{folder}: {missing}")
-    try:
-        fields = read_fields(folder / CONFIG)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    fields = read_fields(folder / CONFIG)
     if method is not None and fields["peft_type"] != method:
         raise InputError(f"{folder}: an adapter of the method {fields['peft_type']}; needed: {method}")
     return fields
@@ -63,10 +47,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             f"{folder / pickled[0]}: a pickle, which can run any code when read, so it is not read; save the adapter "
             f"as {WEIGHTS}"
         )
-    try:
-        return read_weights(folder / WEIGHTS)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    return read_weights(folder / WEIGHTS)
 
 
 def read_task(folder: Path) -> Any:
@@ -76,10 +57,7 @@ def read_task(folder: Path) -> Any:
         InputError: if it is not JSON.
     """
     path = folder / TASK
-    try:
-        return read_json(path) if path.exists() else None
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    return read_json(path) if path.exists() else None
 
 
 def read_labels(folder: Path) -> list[str] | None:

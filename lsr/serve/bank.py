@@ -230,12 +230,8 @@ class AdapterBank(nn.Module):
     def _check_names(self, names: Sequence[str]) -> None:
         for name in names:
             if name not in self._places and name != BASE:
-                if not self._places:
-                    raise InputError(f"adapter_names: no adapter is named {name!r}: the bank is empty")
-                (near,) = get_close_matches(name, self._places, 1) or self.names[:1]
-                raise InputError(
-                    f"adapter_names: no adapter is named {name!r}; there are {len(self)}, such as {near!r}"
-                )
+                near = "".join(f"; did you mean {near}?" for near in get_close_matches(name, self._places, 1))
+                raise InputError(f"adapter_names: no adapter is named {name!r}, of {len(self)} in the bank{near}")
 
     def _check_base(self, fields: Mapping[str, Any]) -> None:
         expected = self._base_fields or fields

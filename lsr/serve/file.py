@@ -12,7 +12,6 @@ from torch import Tensor
 from lsr.convert.writing import check_output, writing
 from lsr.loading.base_models import by
 from lsr.loading.files import InputError
-from lsr.tuner.mixed_batch import BASE
 from lsr.tuner.resolved import sketches_from_fields
 from lsr.tuner.saved import first_line, read_weights
 
@@ -57,11 +56,7 @@ def read(folder: Path) -> tuple[Index, Contents]:
         InputError: if there is no bank, it is broken, or a value is not finite.
     """
     index, contents = read_index(folder), Contents({kind: {} for kind in KINDS})
-    try:
-        tensors = read_weights(folder / FILE)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    for key, value in tensors.items():
+    for key, value in read_weights(folder / FILE).items():
         kind, _, name = key.partition("/")
         module, _, part = name.partition("/")
         if kind not in KINDS or (kind != "frames" and value.shape[:1] != (len(index.notes) + 1,)):
@@ -81,22 +76,16 @@ def read_index(folder: Path) -> Index:
         raise InputError(f"{folder}: not a bank of adapters, {FILE} is missing")
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get(HEADER, "null"))
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: corrupt or cut off: {first_line(error)}") from None
+            return _index(json.loads((file.metadata() or {}).get(HEADER, "null")))
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: not a bank of adapters, or cut off: {first_line(error)}") from None
+
+
+def _index(header: Any) -> Index:
     if not isinstance(header, dict) or header.pop("version", None) != VERSION:
-        raise InputError(f"{path}: not a bank of adapters of version {VERSION}")
-    try:
-        index = Index(**header)
-        _check(index)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: its header is not that of a bank: {first_line(error)}") from None
-    return index
-
-
-def _check(index: Index) -> None:
-    if not all(isinstance(one, dict) for one in (index.base, index.notes, index.frames)) or not index.notes:
-        raise ValueError("it names no adapters")
-    if {BASE, ""} & index.notes.keys():
-        raise ValueError(f"it names an adapter {BASE!r} or nothing")
+        raise ValueError(f"needed: a header of version {VERSION}")
+    index = Index(**header)
+    if not all(isinstance(one, dict) for one in (index.base, index.notes, index.frames)):
+        raise ValueError("base, notes and frames must hold keys and values")
     sketches_from_fields(index.base_sketch)
+    return index

@@ -22,25 +22,39 @@ MOST_BYTES = 8_000_000  # of JSON: enough for the names and hashes of 20,000 lay
 WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.")
 # For factors, heads and biases; uint8 for the signs of frames, int64 for counters in modules that are saved whole.
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.int64)
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what a terminal interprets as a command or a line break
+LONGEST_LINE = 276  # characters of a message, before a command's name is prepended
+
+
+class InputError(ValueError):
+    """A mistake that the user can fix: one line that says where, what, and what is allowed.
+
+    Its length is bounded, because it may quote a file that contains anything.
+    """
+
+    def __str__(self) -> str:
+        line = CONTROL.sub(lambda found: ascii(found[0])[1:-1], super().__str__().replace("\n", " "))
+        half = (LONGEST_LINE - 3) // 2
+        return line if len(line) <= LONGEST_LINE else f"{line[:half]}...{line[-half:]}"
 
 
 def read_fields(path: Path) -> dict[str, Any]:
     """Return the fields of an adapter's configuration, for any method.
 
     Raises:
-        ValueError: if the file is not an adapter's configuration; names it.
+        InputError: if the file is not an adapter's configuration; names it.
     """
     fields = read_json(path)
     if not isinstance(fields, dict) or not isinstance(fields.get("peft_type"), str):
-        raise ValueError(f"{path}: not an adapter's configuration, it names no peft_type")
+        raise InputError(f"{path}: not an adapter's configuration, it names no peft_type")
     if fields.get("megatron_config") is not None:
-        raise ValueError(f"{path}: megatron_config: PEFT would import any module that the file names; it is not read")
+        raise InputError(f"{path}: megatron_config: PEFT would import any module that the file names; it is not read")
     for name in ("base_model_name_or_path", "revision", "task_type"):
         if not isinstance(fields.get(name), str | None):
-            raise ValueError(f"{path}: {name}: must be a string or null, got {fields[name]!r}")
+            raise InputError(f"{path}: {name}: must be a string or null, got {fields[name]!r}")
     for name, value in fields.items():
         if name.endswith("_config") and not isinstance(value, dict | None):
-            raise ValueError(f"{path}: {name}: must hold keys and values, got {value!r}")
+            raise InputError(f"{path}: {name}: must hold keys and values, got {value!r}")
     return fields
 
 
@@ -48,20 +62,20 @@ def read_json(path: Path, most: int = MOST_BYTES) -> Any:
     """Return the contents of a regular JSON file of at most `most` bytes; endless pipes and devices are rejected.
 
     Raises:
-        ValueError: if it is not a regular file, is too large, or is not standard JSON; names it.
+        InputError: if it is not a regular file, is too large, or is not standard JSON; names it.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+        raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     with path.open("rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise ValueError(f"{path}: a file of over {most:,} bytes; at most that is allowed")
+        raise InputError(f"{path}: a file of over {most:,} bytes; at most that is allowed")
     try:
         return json.loads(content.decode("utf-8"), parse_constant=_refuse)
     except RecursionError:
-        raise ValueError(f"{path}: not valid JSON: too deep") from None
+        raise InputError(f"{path}: not valid JSON: too deep") from None
     except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON: {first_line(error)}") from None
+        raise InputError(f"{path}: not valid JSON: {first_line(error)}") from None
 
 
 def _refuse(constant: str) -> NoReturn:
@@ -72,21 +86,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file by name.
 
     Raises:
-        ValueError: if it is not a file, or is truncated or corrupt, or a tensor is empty, not finite or of a dtype that
+        InputError: if it is not a file, or is truncated or corrupt, or a tensor is empty, not finite or of a dtype that
             no adapter has; names the file.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+        raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     try:
         tensors = load_file(path, device="cpu")
     except (SafetensorError, OSError, ValueError, KeyError) as error:  # a dtype that torch lacks is a KeyError
-        raise ValueError(f"{path}: corrupt or cut off: {first_line(error)}") from None
+        raise InputError(f"{path}: corrupt or cut off: {first_line(error)}") from None
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES or not tensor.numel():
             held = "no values" if not tensor.numel() else f"values of {dtype_name(tensor.dtype)}"
-            raise ValueError(f"{path}: {name} holds {held}; needed: {', '.join(map(dtype_name, DTYPES))}")
+            raise InputError(f"{path}: {name} holds {held}; needed: {', '.join(map(dtype_name, DTYPES))}")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ValueError(f"{path}: {name} holds values that are not finite")
+            raise InputError(f"{path}: {name} holds values that are not finite")
     return tensors
 
 

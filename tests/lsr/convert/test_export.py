@@ -12,7 +12,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.testing import assert_close
-from transformers import AutoModelForSequenceClassification
 
 from lsr import LsrConfig, export_lora, export_merged
 from lsr.algebra.precision import TOLERATED_LOSS
@@ -78,13 +77,8 @@ def exported(tmp_path_factory):
     assert run.returncode == 0, run.stderr
     found = load_file(folder / "found.safetensors")
     return {
-        case: (
-            expected[case],
-            folder / str(position) / "lora",
-            found[f"{position}.beside"],
-            found[f"{position}.merged"],
-        )
-        for position, case in enumerate(CASES)
+        case: (expected[case], folder / f"{at}/lora", found[f"{at}.beside"], found[f"{at}.merged"])
+        for at, case in enumerate(CASES)
     }
 
 
@@ -99,32 +93,21 @@ def test_peft_without_this_package_says_the_same(exported, case):
 
 
 @each_case
-def test_the_file_says_only_what_old_readers_know(exported, case):
-    fields = json.loads((exported[case][1] / "adapter_config.json").read_text())
+def test_the_file_says_only_what_old_readers_know_and_the_true_ranks(exported, case):
+    fields, tensors = read(exported[case][1])
     assert fields.keys() - {"auto_mapping"} == PORTABLE
     assert fields["lora_alpha"] == fields["r"]
     assert fields["alpha_pattern"] == fields["rank_pattern"]
+    ranks = {n[len(PREFIX) : -len(".lora_A.weight")]: len(v) for n, v in tensors.items() if "lora_A" in n}
+    assert fields["rank_pattern"] == {re.escape(n): rank for n, rank in ranks.items() if rank != fields["r"]}
+    if case in (*FOLDED, "a head of one layer"):
+        assert set(ranks.values()) == {8 if case in FOLDED else 4}  # twice the rank for a start that is subtracted
     assert fields["target_modules"] == sorted(fields["target_modules"])
     assert (fields["task_type"] is None) == ("auto_mapping" in fields)
 
 
 def read(folder):
     return json.loads((folder / "adapter_config.json").read_text()), load_file(folder / "adapter_model.safetensors")
-
-
-def test_the_rank_is_the_true_one_and_twice_that_with_a_subtracted_start(exported):
-    ranks = {case: read(folder)[0]["r"] for case, (_, folder, _, _) in exported.items()}
-    assert ranks["a head of one layer"] == 4
-    assert {ranks[case] for case in FOLDED} == {8}
-
-
-def test_ranks_that_differ_are_named_by_escaped_paths(exported):
-    fields, tensors = read(exported["patterns"][1])
-    ranks = {
-        re.escape(name[len(PREFIX) : -len(".lora_A.weight")]): len(v) for name, v in tensors.items() if "lora_A" in name
-    }
-    assert set(ranks.values()) == {2, 4}
-    assert fields["rank_pattern"] == {name: rank for name, rank in ranks.items() if rank != fields["r"]}
 
 
 def test_the_same_adapter_gives_the_same_bytes(tmp_path):
@@ -135,11 +118,6 @@ def test_the_same_adapter_gives_the_same_bytes(tmp_path):
     export_lora(load_adapter(tmp_path / "adapter"), tmp_path / "two")
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    assert {path.name for path in (tmp_path / "one").iterdir()} == {
-        "README.md",
-        "adapter_config.json",
-        "adapter_model.safetensors",
-    }
 
 
 @each_case
@@ -161,20 +139,6 @@ def test_a_folder_with_short_names_targets_them_exactly(tmp_path):
     export_lora(tmp_path / "adapter", tmp_path / "lora")
     loaded = PeftModel.from_pretrained(Nested(), str(tmp_path / "lora"))
     assert not any("inner" in name for name, _ in loaded.named_parameters() if "lora_" in name)
-
-
-def test_a_folder_is_not_replaced_by_its_own_export(tmp_path):
-    save("bert", tmp_path)
-    with pytest.raises(InputError, match=r"would replace .*adapter, which is read"):
-        export_lora(tmp_path / "adapter", tmp_path / "adapter", force=True)
-
-
-def test_transformers_loads_the_lora_itself(tmp_path):
-    model = save("roberta", tmp_path)
-    export_lora(model, tmp_path / "lora")
-    base = AutoModelForSequenceClassification.from_pretrained(str(tmp_path / "base"))
-    base.load_adapter(str(tmp_path / "lora"))
-    assert_close(logits(base.eval()), logits(model), atol=2e-6, rtol=2e-6)
 
 
 class Block(nn.Module):
@@ -227,15 +191,11 @@ def test_the_error_of_a_merge_is_that_of_the_rounded_weights(tmp_path):
     assert {tensor.dtype for tensor in written.values()} == {torch.bfloat16}
     errors = {}
     for name, delta in deltas.items():
-        errors[name] = (
-            written[f"{name}.weight"].double() - tiny("bert").get_submodule(name).weight.detach().double() - delta
-        )
+        base = tiny("bert").get_submodule(name).weight.detach().double()
+        errors[name] = written[f"{name}.weight"].double() - base - delta
         assert found.layers[name] == pytest.approx(float(errors[name].norm() / delta.norm()), rel=1e-5)
-    total = (
-        torch.stack([e.norm() for e in errors.values()]).norm()
-        / torch.stack([d.norm() for d in deltas.values()]).norm()
-    )
-    assert found.total == pytest.approx(float(total), rel=1e-5)
+    error, update = (torch.stack([one.norm() for one in many.values()]).norm() for many in (errors, deltas))
+    assert found.total == pytest.approx(float(error / update), rel=1e-5)
     assert found.layers[found.worst] == max(found.layers.values())
 
 
@@ -245,19 +205,15 @@ def shrink(model, factor):
     return model
 
 
-def test_a_dtype_in_which_a_small_update_vanishes_is_refused(tmp_path):
+def test_a_dtype_in_which_a_small_update_vanishes_is_refused_and_the_update_survives_as_lora(tmp_path):
     model = shrink(save("bert", tmp_path), 1e-3)
     with pytest.raises(
         InputError, match=r"bfloat16 would lose [\d.]+% of the update, .* in bert\.encoder.*; at most 5% is"
     ):
         export_merged(model, tmp_path / "merged", dtype=torch.bfloat16)
     assert not (tmp_path / "merged").exists()
-    assert export_merged(model, tmp_path / "merged", dtype=torch.bfloat16, force=True).total > TOLERATED_LOSS
-
-
-def test_a_small_update_survives_as_lora(tmp_path):
-    model = shrink(save("bert", tmp_path), 1e-3)
     assert export_lora(model, tmp_path / "lora", dtype=torch.bfloat16).total < TOLERATED_LOSS
+    assert export_merged(model, tmp_path / "merged", dtype=torch.bfloat16, force=True).total > TOLERATED_LOSS
 
 
 def test_an_overflow_is_refused_even_by_force(tmp_path):
@@ -267,15 +223,8 @@ def test_an_overflow_is_refused_even_by_force(tmp_path):
 
 
 @pytest.mark.parametrize("init", INITIALIZATIONS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_fresh_adapter_loses_nothing(init, dtype, tmp_path):
-    fields = {"target_modules": ["query"], "separation_rank": 2, "init_weights": init}
-    model = get_peft_model(tiny("bert"), LsrConfig(**fields))
-    assert export_lora(model, tmp_path / "lora", dtype=dtype).total == 0
-
-
-@pytest.mark.parametrize("init", INITIALIZATIONS)
-def test_a_fresh_adapter_can_be_merged(init, tmp_path):
+def test_a_fresh_adapter_loses_nothing(init, tmp_path):
     fields = {"target_modules": ["query"], "separation_rank": 2, "init_weights": init}
     model = get_peft_model(tiny("bert"), LsrConfig(**fields)).eval()
+    assert export_lora(model, tmp_path / "lora", dtype=torch.bfloat16).total == 0
     assert export_merged(model, tmp_path / "merged").total == 0

@@ -59,13 +59,10 @@ def test_the_updates_are_those_of_peft(case, tmp_path):
     ("fields", "message"),
     [
         ({"use_dora": True}, "use_dora=True is not supported; needed: plain LoRA on the base's own weights"),
-        ({"lora_bias": True}, "lora_bias=True is not supported"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' is not supported"),
-        ({"layer_replication": [[0, 1]]}, r"layer_replication=\[\[0, 1\]\] is not supported"),
         ({"a_new_option": 3}, "a_new_option=3 is not supported"),
         ({"peft_type": "LSR"}, "an adapter of the method LSR; needed: LORA"),
         ({"r": 5}, "has rank 4, but its configuration says 5"),
-        ({"task_type": {}}, "adapter_config.json: task_type: must be a string or null, got {}"),
         ({"rank_pattern": {"([a-z0-9.]+)+X": 4}}, r"adapter_config.json: rank_pattern: .* is a pattern; in an"),
     ],
 )
@@ -77,31 +74,15 @@ def test_what_is_more_than_a_product_is_refused(fields, message, tmp_path):
         read(tmp_path)
 
 
-def drop_a_factor(tensors):
-    tensors.pop(next(name for name in tensors if "lora_B" in name))
-
-
-def drop_all(tensors):
-    for name in [name for name in tensors if "lora_" in name]:
-        tensors.pop(name)
-
-
-def add_an_embedding(tensors):
-    tensors["base_model.model.x.lora_embedding_A"] = torch.zeros(2, 3)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (drop_a_factor, "or one is missing"),
-        (drop_all, "holds no LoRA factors"),
-        (add_an_embedding, r"lora_embedding_A \(2, 3\) is not supported; needed: LoRA of linear layers"),
-    ],
-)
-def test_a_file_of_other_tensors_is_refused(change, message, tmp_path):
+def test_a_file_of_other_tensors_is_refused(tmp_path):
     save_lora("bert", tmp_path)
     tensors = load_file(tmp_path / WEIGHTS)
-    change(tensors)
-    save_file(tensors, tmp_path / WEIGHTS)
-    with pytest.raises(InputError, match=message):
-        read(tmp_path)
+    without = next(name for name in tensors if "lora_B" in name)
+    for changed, message in (
+        ({n: v for n, v in tensors.items() if n != without}, "or one is missing"),
+        ({n: v for n, v in tensors.items() if "lora_" not in n}, "holds no LoRA factors"),
+        (tensors | {"base_model.model.x.lora_embedding_A": torch.zeros(2, 3)}, "needed: LoRA of linear layers"),
+    ):
+        save_file(changed, tmp_path / WEIGHTS)
+        with pytest.raises(InputError, match=message):
+            read(tmp_path)

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from peft import get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import ViTConfig, ViTForImageClassification
 
 from lsr import LsrConfig
@@ -61,14 +61,6 @@ def export(to="lora", *more):
     return ("export", "adapter", "--to", to, "-o", "out", *more)
 
 
-@pytest.mark.parametrize("words", [[], *([name] for name in ("export", "inspect", "frames", "bank"))])
-def test_help_leaves_with_zero(words, capsys):
-    with pytest.raises(SystemExit) as left:
-        main([*words, "--help"])
-    assert left.value.code == 0
-    assert " ".join(["usage: python -m lsr", *words]) in capsys.readouterr().out
-
-
 # Export
 
 
@@ -84,7 +76,6 @@ def differences(text):
     [
         ("roberta", {"bias": "all"}, "lora"),
         ("gpt2", {"init_weights": "principal", "target_modules": "all-linear"}, "merged"),
-        ("gpt2-causal", {"task_type": "CAUSAL_LM"}, "lora"),
         ("bert", {"task_type": None, "rank_shape": (4,), "separation_rank": None, "train": "core"}, "merged"),
     ],
 )
@@ -174,19 +165,6 @@ def test_the_report_is_a_table_of_layers_or_json(folder, capsys):
     assert "without its base model, ‖W‖ is unknown: base model ./base: no such folder" in text
 
 
-def test_the_report_warns_of_terms_that_cancel(folder, capsys):
-    path = folder / "adapter" / WEIGHTS
-    tensors = load_file(path)
-    name = next(name for name in tensors if name.endswith("factor_A1"))
-    tensors[name][1] = -tensors[name][0] * (1 + 1e-5)
-    second = name.replace("factor_A1", "factor_A2")
-    tensors[second][1] = tensors[second][0]
-    tensors[name][:2] *= 100
-    save_file(tensors, path)
-    lost = r"bfloat16 would lose \d+% of the update in bert\.encoder\..*: its terms cancel; keep float32"
-    assert re.search(lost, ok(capsys, "inspect", "adapter"))
-
-
 def test_shared_frames_are_counted_once_and_those_that_are_gone_are_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fields = {"rank_shape": (4,), "separation_rank": None, "train": "core", "share": "layers"}
@@ -217,6 +195,8 @@ def test_frames_say_what_they_hold_of_each_adapter(folder, capsys):
 def test_force_replaces_an_export_and_nothing_of_somebody_else(folder, capsys):
     ok(capsys, *export())
     before = (folder / "out" / WEIGHTS).read_bytes()
+    (folder / "plain").touch()
+    assert {path.stat().st_mode for path in (folder / "out").iterdir()} == {(folder / "plain").stat().st_mode}
     assert "out: exists; choose another folder, or replace it with --force" in mistake(capsys, *export())
     (folder / "out/config.json").touch()  # of a checkpoint that was there
     ok(capsys, *export("lora", "--force"))
@@ -225,16 +205,9 @@ def test_force_replaces_an_export_and_nothing_of_somebody_else(folder, capsys):
     for name in ("thesis.tex", ".git"):
         (folder / "out" / name).touch()
         for words in (export("merged", "--force"), ("frames", "--from", "adapter", "-o", "out", "--force")):
-            held = f"out: holds {name}, which is not a file of an adapter or checkpoint, so it is not replaced"
+            held = f"out: holds {name}, which no adapter or checkpoint has, so it is not replaced"
             assert held in mistake(capsys, *words)
         (folder / "out" / name).unlink()
-
-
-def test_others_may_read_what_is_written(folder, capsys):
-    ok(capsys, *export())
-    (folder / "plain").touch()
-    modes = {path.stat().st_mode for path in (folder / "out").iterdir()}
-    assert modes == {(folder / "plain").stat().st_mode}
 
 
 def test_what_fails_half_way_leaves_the_old_folder(tmp_path):
@@ -258,10 +231,7 @@ def test_what_fails_half_way_leaves_the_old_folder(tmp_path):
     ("words", "message"),
     [
         ([], "the following arguments are required: COMMAND"),
-        (["shrink", "adapter"], "invalid choice: 'shrink'"),
-        (["export", "adapter"], "the following arguments are required: --to, -o/--output"),
-        (export("onnx"), "--to: invalid choice: 'onnx' (choose from"),
-        (export("lora", "--base", "./nowhere"), "base model ./nowhere: no such folder"),
+        (("inspect", "adapter", "--base", "./nowhere"), "base model ./nowhere: no such folder"),
         (("inspect", "nothing"), "python -m lsr inspect: nothing: no such folder"),
         (("inspect", "base"), "python -m lsr inspect: base: not an adapter folder, adapter_config.json is missing"),
         (("frames", "--from", "adapter", "-o", "out", "--rank", "25"), "--rank must be in [1, 24] for layer"),

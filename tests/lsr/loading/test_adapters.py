@@ -61,12 +61,6 @@ def test_an_adapter_comes_back_bit_for_bit_and_nothing_is_decomposed(case, tmp_p
             assert other.adapter("default").form == layer.adapter("default").form
 
 
-def test_the_layers_do_not_depend_on_how_a_width_is_split(tmp_path, monkeypatch):
-    model = save("bert-padded", tmp_path)
-    monkeypatch.setattr("lsr.tuner.forms.split_width", lambda width, rank_shape: (width, *rank_shape[1:]))
-    assert torch.equal(logits(load_adapter(tmp_path / "adapter")), logits(model))
-
-
 def test_a_folded_start_on_another_base_is_refused(tmp_path):
     save("bert", tmp_path, init_weights="principal")
     other = load_file(tmp_path / "base/model.safetensors")
@@ -127,14 +121,6 @@ def pipe(name):
     return change
 
 
-def endless(name):
-    def change(folder):
-        (folder / name).unlink()
-        (folder / name).symlink_to("/dev/zero")
-
-    return change
-
-
 def pickled(folder):
     (folder / WEIGHTS).unlink()
     (folder / "adapter_model.bin").write_bytes(pickle.dumps(Explosive()))
@@ -157,19 +143,14 @@ MISTAKES = {  # what is wrong: how the folder is changed, what the line says
     "no folder": (shutil.rmtree, "adapter: no such folder"),
     "no adapter": (without(CONFIG), f"adapter: not an adapter folder, {CONFIG} is missing"),
     "no JSON": (content(CONFIG, b"{"), f"{CONFIG}: not valid JSON"),
-    "another JSON": (content(CONFIG, b"[]"), f"{CONFIG}: not an adapter's configuration"),
     "a deep file": (content(CONFIG, b"[" * 100_000), f"{CONFIG}: not valid JSON: too deep"),
     "a large file": (configure(task_type="x" * 8_000_000), f"{CONFIG}: a file of over 8,000,000 bytes"),
     "a pipe": (pipe(CONFIG), f"{CONFIG}: not a file"),
-    "endless weights": (endless(WEIGHTS), f"{WEIGHTS}: not a file"),
     "another method": (configure(peft_type="LORA"), "adapter: an adapter of the method LORA; needed: LSR"),
-    "a long name": (configure(peft_type="x" * 1_000_000), "adapter: an adapter of the method xxx"),
     "a bad field": (configure(rank_shape=[0]), f"{CONFIG}: rank_shape must hold one or more ranks >= 1"),
     "no number": (configure(alpha=float("nan")), f"{CONFIG}: not valid JSON: NaN is not a number"),
     "a huge rank": (configure(rank_shape=[10_000_000, 2]), "its configuration says 360,000,048 entries, but the file"),
-    "a bad task": (configure(task_type="CHESS"), "Invalid task type: 'CHESS'. Must be one of"),
     "no shapes": (configure(resolved=None), "resolved: the configuration does not contain the shapes of the layers"),
-    "broken shapes": (configure(resolved={"usual": SHAPES}), f"{CONFIG}: resolved: not what a saved adapter says"),
     "shapes that hold no width": (
         configure(resolved={"usual": {**SHAPES, "out_shape": [2, 2]}, "others": {}, "base_hashes": {}}),
         f"{CONFIG}: resolved: not what a saved adapter says",
@@ -181,7 +162,6 @@ MISTAKES = {  # what is wrong: how the folder is changed, what the line says
     ),
     "no weights": (without(WEIGHTS), f"{WEIGHTS}: no such file"),
     "cut off": (cut(2000), f"{WEIGHTS}: corrupt or cut off"),
-    "cut off in its header": (cut(20), f"{WEIGHTS}: corrupt or cut off"),
     "a pickle": (pickled, "adapter_model.bin: a pickle, which can run any code when read, so it is not read"),
     "not finite": (tensors(lambda value: value / 0), "factor_A1 holds values that are not finite"),
     "values that are true": (tensors(lambda value: value.bool()), "factor_A1 holds values of bool; needed: float64"),
@@ -212,35 +192,15 @@ def test_a_mistake_is_one_line_and_runs_no_code(what, folder, monkeypatch):
     assert not (folder.parent / "exploded").exists()
 
 
-@pytest.mark.parametrize("what", ["a bad field", "no shapes", "other terms", "cut off", "a missing factor"])
-def test_the_layers_alone_refuse_the_same(what, folder):
-    change, message = MISTAKES[what]
-    change(folder)
-    with pytest.raises(InputError) as raised:
-        load_layers(folder)
-    assert message in str(raised.value)
-
-
 def query(layer, part):
     return f"base_model.model.bert.encoder.layer.{layer}.attention.self.query.lsr_adapters.{part}"
 
 
-@pytest.mark.parametrize(
-    ("gone", "copied", "message"),
-    [
-        (query(0, "factor_A1"), None, "query': lsr_adapters.default.factor_A1 is missing"),
-        (query(1, "core"), None, "1.attention.self.query"),
-        (None, query(1, "factor_A1"), "factor_A1"),
-        (query(0, "factor_A1"), query(1, "factor_A1"), "factor_A1"),
-    ],
-    ids=["missing", "no core", "doubled", "in another layer"],
-)
-def test_shared_factors_that_are_missing_or_doubled_are_one_line(gone, copied, message, tmp_path):
+def test_shared_factors_in_another_layer_are_one_line(tmp_path):
     save("bert", tmp_path, train="core", share="layers", rank_shape=(4,), separation_rank=None)
     path = tmp_path / "adapter" / WEIGHTS
     held = load_file(path)
-    if copied is not None:
-        held[copied] = held[query(0, "factor_A1")].clone()
-    save_file({key: value for key, value in held.items() if key != gone}, path)
-    with pytest.raises(InputError, match=message):
+    held[query(1, "factor_A1")] = held.pop(query(0, "factor_A1"))
+    save_file(held, path)
+    with pytest.raises(InputError, match="factor_A1"):
         load_adapter(tmp_path / "adapter")

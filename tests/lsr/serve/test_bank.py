@@ -12,7 +12,6 @@ from torch.testing import assert_close
 
 from lsr import AdapterBank
 from lsr.loading.files import InputError
-from lsr.serve.saved import read_adapter
 from lsr.tuner.linear import adapted_layers
 from tests.capabilities.models import tiny, tokens
 from tests.lsr.serve.families import CORED, FORMS, FRAMES, save, says
@@ -69,22 +68,8 @@ def test_each_row_is_what_its_adapter_alone_says(form, folders):
     for options in ({}, {"collapse": True}) if form in CORED else ({},):
         bank = filled(folder, model, dtype, **options)
         assert_close(asked(bank, NAMES), expected, rtol=1e-5, atol=1e-6)  # files hold float32
-        assert_close(asked(bank, ["__base__"] * 2), says(model, None, 2, dtype))
-
-
-@pytest.mark.parametrize("form", ["diagonal cores on shared signs", "factors"])
-def test_lower_precision_is_as_near_as_one_adapter_is(form, folders):
-    folder = folders(form)
-    exact = torch.stack([says("bert", folder / name)[row] for row, name in enumerate("abca")])
-    alone = torch.stack([says("bert", folder / name, dtype=torch.bfloat16)[row] for row, name in enumerate("abca")])
-    found = asked(filled(folder, dtype=torch.bfloat16), list("abca"))
-    assert found.dtype is torch.bfloat16
-    assert (found - exact).abs().max() < 3 * (alone - exact).abs().max() + 1e-6
-
-
-def test_without_names_all_rows_are_those_of_the_base_model(bank):
-    with torch.no_grad():
-        assert torch.equal(bank(**tokens()).logits, says("bert", dtype=torch.float32))
+        with torch.no_grad():
+            assert_close(bank(**tokens()).logits, says(model, None, 4, dtype))  # without names
 
 
 def test_beams_and_answers_of_a_prompt_share_its_adapter(folders):
@@ -171,15 +156,6 @@ def test_who_comes_takes_the_place_of_who_left_and_nothing_of_it(tmp_path, bank)
     assert_close(asked(bank, ["part", "part"]), says("bert", part, 2, torch.float32))
 
 
-def test_one_saved_adapter_may_have_several_names(folders):
-    bank = AdapterBank(tiny("bert"))
-    saved = read_adapter(folders("cores") / "a")
-    for number in range(40):
-        bank.add(f"user {number}", saved)
-    found = asked(bank, ["user 0", "user 39"])
-    assert_close(found, says("bert", folders("cores") / "a", 2, torch.float32))
-
-
 def test_shared_frames_are_in_memory_once(folders):
     bank = filled(folders("diagonal cores on shared signs"), capacity=3)
     frames = 2 * 2 * 4 * 24  # of two kinds, A and B
@@ -244,8 +220,9 @@ def refused(call, *arguments, **options):
 
 def test_a_name_that_is_not_there_or_taken_is_refused(bank, folders):
     bank.add("alpha", folders("cores") / "a")
-    assert "no adapter is named 'alhpa'; there are 4, such as 'alpha'" in refused(asked, bank, ["a", "alhpa"])
-    assert "no adapter is named 'x'" in refused(bank.remove, "x")
+    assert "no adapter is named 'alhpa', of 4 in the bank; did you mean alpha?" in refused(asked, bank, ["a", "alhpa"])
+    assert "no adapter is named 'x', of 4 in the bank" in refused(bank.remove, "x")
+    assert "the bank is empty: add an adapter first" in refused(AdapterBank(tiny("bert")).save, folders("cores") / "no")
     assert "a: an adapter of this name is in the bank" in refused(bank.add, "a", folders("cores") / "b")
     assert "other than '__base__', got '__base__'" in refused(bank.add, "__base__", folders("cores") / "b")
     assert "no such folder" in refused(bank.add, "new", folders("cores") / "nothing")
@@ -253,23 +230,16 @@ def test_a_name_that_is_not_there_or_taken_is_refused(bank, folders):
         bank(**tokens(), adapter_names=["a", "b", "c"])
 
 
-def test_an_empty_bank_has_no_names_and_is_not_saved(tmp_path):
-    bank = AdapterBank(tiny("bert"))
-    assert refused(asked, bank, ["a"]) == "adapter_names: no adapter is named 'a': the bank is empty"
-    assert "the bank is empty: add an adapter first" in refused(bank.save, tmp_path / "bank")
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({**FRAMES, "init_weights": True}, "query's: its frames differ from the bank's; see collapse"),
         ({**FRAMES, "rank_shape": (3,)}, "its core is 3 x 3, but the bank's cores are 4 x 4"),
-        ({**FRAMES, "core": "diagonal"}, "its core is 4, but the bank's cores are 4 x 4"),
         ({}, "trains factors, but the bank stores only cores; see collapse"),
         ({**FRAMES, "bias": "all"}, "trains biases of the base model (bias='all'); a bank cannot"),
         ({**FRAMES, "base": "huge"}, "base_model_name_or_path is 'huge', but 'tiny' for the adapters in"),
     ],
-    ids=["frames", "rank", "core", "form", "biases", "base"],
+    ids=["frames", "rank", "form", "biases", "base"],
 )
 def test_an_adapter_that_does_not_go_with_the_others_is_refused_and_changes_nothing(fields, message, bank, tmp_path):
     before = asked(bank, ["a", "b", "c"])
@@ -297,12 +267,6 @@ def flipped():
     return base
 
 
-def without_a_query():
-    base = tiny("bert")
-    base.bert.encoder.layer[0].attention.self.query = nn.Identity()
-    return base
-
-
 def with_five_labels():
     base = tiny("bert")
     base.classifier = nn.Linear(24, 5)
@@ -313,7 +277,6 @@ BASES = {  # another base model: what is said of it
     "weights": (flipped, "is for another base model: the weights of layer 'bert.encoder.layer.0.attention.self.query'"),
     "widths": (lambda: tiny("bert-padded"), "the adapter is for a layer of 24 x 24, and this one is 62 x 62"),
     "layers": (lambda: tiny("roberta"), "adapts a layer 'bert.encoder.layer.0.attention.self.query', which the base"),
-    "a layer": (without_a_query, "it must be Linear or Conv1D, got Identity"),
     "labels": (with_five_labels, "classifier.bias is 3, but 5 in the base model"),
 }
 
@@ -329,13 +292,6 @@ def test_another_base_model_is_refused(what, form, folders, tmp_path):
         filled(folders(form)).save(tmp_path / "bank")
         said = refused(AdapterBank.load, base(), tmp_path / "bank")
         assert (message if what == "weights" else "weight of a head is 3 x 24, but 5 x 24 in the base model") in said
-
-
-def test_a_folded_start_of_another_weight_is_refused(folders):
-    base = tiny("bert")
-    base.bert.encoder.layer[1].attention.self.query.weight.data[0, 0] += 1
-    message = refused(AdapterBank(base).add, "a", folders("a start that is subtracted") / "a")
-    assert "layer 'bert.encoder.layer.1.attention.self.query': this is not the base model" in message
 
 
 def test_a_head_that_no_entry_names_is_refused(folders, tmp_path):

@@ -91,12 +91,10 @@ QUERY = "layers/bert.encoder.layer.0.attention.self.query"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda header, tensors: header.update(version=1), "not a bank of adapters of version 2"),
-        (lambda header, tensors: header.update(notes={}), "it names no adapters"),
-        (lambda header, tensors: header.update(notes={"a": None, "__base__": None}), "names an adapter '__base__'"),
+        (lambda header, tensors: header.update(version=1), "needed: a header of version 2"),
+        (lambda header, tensors: header.update(notes=["a"]), "base, notes and frames must hold keys and values"),
         (lambda header, tensors: header.update(frames={"bert.encoder.layer.0.attention.self.query": "x"}), "x"),
         (lambda header, tensors: header.update(more=3), "more"),
-        (lambda header, tensors: header["notes"].update(d=None), "needed: 4 x ..."),
         (lambda header, tensors: tensors.update({f"{QUERY}/a": torch.ones(6, 4, 24)}), "needed: 3 x ..."),
         (lambda header, tensors: tensors.update({f"{QUERY}/a": tensors[f"{QUERY}/a"] / 0}), "values that are not"),
         (lambda header, tensors: tensors.update({f"{QUERY}/a": torch.ones(3, 4, 23)}), "do not fit a layer of 24 x 24"),
@@ -119,10 +117,10 @@ def test_a_file_that_is_cut_off_missing_or_another_is_refused(saved, tmp_path):
         AdapterBank.load(tiny("bert"), tmp_path)
     path = tmp_path / file.FILE
     path.write_bytes((root / "bank" / file.FILE).read_bytes()[:-9])
-    with pytest.raises(InputError, match="corrupt or cut off"):
+    with pytest.raises(InputError, match="not a bank of adapters, or cut off: "):
         AdapterBank.load(tiny("bert"), tmp_path)
     path.write_bytes((root / "a/adapter_model.safetensors").read_bytes())
-    with pytest.raises(InputError, match="not a bank of adapters of version 2"):
+    with pytest.raises(InputError, match="needed: a header of version 2"):
         AdapterBank.load(tiny("bert"), tmp_path)
 
 
