@@ -22,7 +22,6 @@ if TYPE_CHECKING:  # importing a model class takes seconds, and the stage tokeni
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 HEAD = "AutoModelForSequenceClassification"  # as listed in the configuration of a model with custom code
-MAX_LENGTH = f"{PARAMS}: tokenize.max_length"
 logging.set_verbosity_error()  # a freshly initialized head is intended here
 logging.disable_progress_bar()
 
@@ -80,13 +79,13 @@ def pad(tokenizer: "PreTrainedTokenizerBase", where: str, model: "PreTrainedMode
 
 
 def check_length(most: int, max_length: int) -> None:
-    """Refuse a length in tokens, set at `where`, above a limit of the model; a tokenizer without one says 1e30.
+    """Refuse a length in tokens above a limit of the model; a tokenizer without one says 1e30.
 
     Raises:
         UserError: if it is.
     """
     if max_length > most:
-        raise UserError(f"{MAX_LENGTH}: the model takes at most {most} tokens, got {max_length}")
+        raise UserError(f"{PARAMS}: tokenize.max_length: the model takes at most {most} tokens, got {max_length}")
 
 
 def brings_code(row: ModelRow) -> bool:

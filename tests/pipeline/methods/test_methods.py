@@ -1,18 +1,21 @@
 """Every method on a tiny model: it starts as it says, and is saved, loaded and counted; a few go all the way."""
 
 import copy
+import json
 import re
+import warnings
 from contextlib import chdir
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lsr.tuner.factors import entries
 from pipeline import params
 from pipeline.core import artifacts
+from pipeline.core.errors import UserError
 from pipeline.methods import adapters, base_models, pooling
 from pipeline.params.changed import changed
 from pipeline.predict.opening import open_adapter
@@ -43,6 +46,7 @@ TRAINED = {  # numbers of the adapter in this workspace, from the formulas of th
     "ln_tuning": 2 * 24 * (2 * 2 + 1),
     "peft": 2 * WIDTH * LAYERS,
 }
+FORMS = ("lsr", "lora", "full", "head", "kadaptation", "bitfit", "vera")  # one for each way of storing an adapter
 RANDOM = {"fourierft", "vblora", "unilora", "c3a"}  # whose authors start with a small update that is not zero
 WHOLE = [  # a section of each kind, and forms that make another file or another start
     *((word, {}) for word in ("lora", "full", "head", "krona", "kadaptation", "vera", "ia3", "bitfit", "ln_tuning")),
@@ -115,7 +119,7 @@ def test_a_method_goes_all_the_way(word, overrides):
     assert report(artifacts.EXPORTS / artifacts.PARITY)["merged"] < 1e-5
     loaded = adapters.load_adapter(base_model(view), artifacts.ADAPTER, trainable=False)
     assert not torch.equal(logits(loaded), base)
-    opened = open_adapter(artifacts.ADAPTER, "tiny-roberta").model
+    opened, _ = open_adapter(artifacts.ADAPTER, "tiny-roberta")
     assert torch.equal(logits(opened.cpu()), logits(loaded))
     run_card(artifacts.ADAPTER)
 
@@ -150,6 +154,80 @@ def test_a_layer_that_is_called_like_the_head_is_no_head():
     found = adapters.count_parameters(model, view.base_model)
     extra = sum(parameter.numel() for parameter in layer.classifier.parameters())
     assert found == {**before, "base_parameters": before["base_parameters"] + extra}
+
+
+# Files that PEFT would load without a word
+
+
+def saved(word, folder):
+    """The folder with a fresh adapter of a method."""
+    view = seen(params.TrainView, word, {"vera.save_projection": False})
+    adapters.save_adapter(added(base_model(view), view.section, view.base_model), folder, view.base_model)
+    return folder
+
+
+def load(folder):
+    return adapters.load_adapter(base_models.load_base_model(), folder, trainable=False)
+
+
+def write(folder, tensors):
+    save_file(tensors, folder / adapters.WEIGHTS, metadata={"format": "pt"})
+
+
+def configure(folder, fields):
+    path = folder / adapters.CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def refusal(folder):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises(UserError) as error:
+            load(folder)
+    assert not [one for one in caught if one.category is UserWarning]  # the error says it all
+    (line,) = str(error.value).splitlines()
+    assert line.startswith(str(folder))
+    return line
+
+
+@pytest.mark.parametrize("word", FORMS)
+def test_a_file_holds_all_tensors_of_its_method_and_no_others(word, tmp_path):
+    folder = saved(word, tmp_path)
+    assert not any(parameter.is_meta for parameter in load(folder).parameters())
+    whole = load_file(folder / adapters.WEIGHTS)
+    for name in (min(whole), max(whole)):
+        write(folder, {key: tensor for key, tensor in whole.items() if key != name})
+        line = refusal(folder)
+        assert "is missing" in line
+        assert name.removesuffix(".weight").rpartition(".")[2] in line
+        shape = whole[name].shape
+        for wrong in (torch.zeros(*shape[:-1], shape[-1] + 1), torch.zeros(shape, dtype=torch.long)):
+            write(folder, whole | {name: wrong})
+            refusal(folder)
+    write(folder, whole | {"more": torch.zeros(2, 2)})
+    assert "more is no part of this adapter on this base model" in refusal(folder)
+
+
+@pytest.mark.parametrize(("word", "label"), [("lsr", "LORA"), ("lora", "LSR")])
+def test_an_adapter_with_the_label_of_another_method_is_refused(word, label, tmp_path):
+    configure(saved(word, tmp_path), {"peft_type": label})
+    refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"megatron_config": {}}, "megatron_config: PEFT would import any module that the file names; it is not read"),
+        ({"eva_config": [1]}, "eva_config: must hold keys and values, got [1]"),
+        ({"rank_pattern": ["query"]}, "does not fit the base model: "),
+    ],
+)
+def test_what_a_configuration_would_do_is_refused(fields, words, tmp_path):
+    configure(saved("lora", tmp_path), fields)
+    assert words in refusal(tmp_path)
+
+
+# Helpers
 
 
 def run_card(folder):
