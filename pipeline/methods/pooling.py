@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
@@ -11,7 +12,8 @@ from lsr.init import INITIALIZATIONS, READERS
 from lsr.init.passes import Track, untracked
 from pipeline.core import console
 from pipeline.core.errors import UserError
-from pipeline.data import examples, pretrained, tokens
+from pipeline.data import datasets, pretrained, tokens
+from pipeline.data.encoding import tokenize
 from pipeline.methods import adapters, base_models, device
 from pipeline.params import PARAMS, FactorizeInitView, LsrParams
 from pipeline.params.model_row import ModelRow
@@ -41,7 +43,9 @@ def gradients(base: PreTrainedModel, view: FactorizeInitView) -> list[dict[str, 
         row = view.pooled[name]
         set_seed(view.seed)  # the head is initialized when the checkpoint loads
         other = base_models.load_base_model(view.base_model, row)
-        batches = examples.first(row, name, tokenizer, count, view.tokenize.max_length, size, view.seed)
+        train = datasets.load(row, name).splits["train"]  # in the order of a hash, so the first ones are a sample
+        first, _ = tokenize(train.select(range(min(count, len(train)))), tokenizer, view.tokenize.max_length)
+        batches = tokens.batches(Dataset(first), tokenizer, size, view.seed)
         pooled.append(_gradients(other, batches, view, name))
     return pooled
 

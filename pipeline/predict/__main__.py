@@ -56,10 +56,8 @@ def check(options: argparse.Namespace) -> None:
         raise UserError("--file: texts are taken from the file or from the arguments, got both")
     if options.file is None and options.column is not None:
         raise UserError("--column: names columns of --file, and there is none")
-    if (options.bank is None) != (options.adapter_column is None):
-        raise UserError("--bank and --adapter-column go together: the column names the adapter of each row")
-    if options.bank is not None and options.file is None:
-        raise UserError("--bank: needs --file, with a column that names the adapter of each row")
+    if (options.bank is None) != (options.adapter_column is None) or (options.bank and not options.file):
+        raise UserError("--bank, --adapter-column and --file go together: the column names the adapter of each row")
     out = options.out
     if out is not None and out.suffix not in output.FORMATS:
         raise UserError(f"--out: {out}: the extension must be one of {', '.join(output.FORMATS)}")

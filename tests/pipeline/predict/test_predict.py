@@ -342,9 +342,8 @@ def test_a_mistake_with_a_bank_is_one_line(users, capsys):
     def line(*words, **options):
         return of_users(capsys, *words, call=mistake, **options)
 
-    together = "--bank and --adapter-column go together: the column names the adapter of each row"
-    assert mistake(capsys, "--bank", "users", "a") == together
-    assert "--bank: needs --file" in mistake(capsys, "--bank", "users", "--adapter-column", "user", "a")
+    for words in (("a",), ("--file", "in.csv"), ("--adapter-column", "user", "a")):
+        assert "--bank, --adapter-column and --file go together" in mistake(capsys, "--bank", "users", *words)
     assert "tiny-roberta: no adapter or folder of adapters" in line(bank="tiny-roberta")
     edit(Path("users/ben/task.json"), max_length=7)
     assert "the adapters differ in max_length, or some read single texts" in line()
