@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, get_args, get_origin
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -94,43 +93,23 @@ def _has(content: Any, part: Any) -> bool:
     return (isinstance(content, dict) and part in content) or (isinstance(content, list) and isinstance(part, int))
 
 
-def _hint(place: Place, mistake: Any, schema: Any) -> str:
+def _hint(place: Place, mistake: Any, schema: type[BaseModel]) -> str:
     """The key that was probably meant, or nothing."""
     known = schema.model_fields if mistake["type"] == "no_method" else _keys_around(schema, mistake["loc"])
     return nearest(place[-1], known).removeprefix("; did you mean ").removesuffix("?")
 
 
-def _keys_around(schema: Any, loc: tuple[int | str, ...]) -> list[str]:
-    """The keys that the section around `loc` knows."""
-    for part in loc[:-1]:
-        schema = _inside(schema, part)
-    return list(schema.model_fields) if _is_model(schema) else []
+def _keys_around(schema: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """The keys that may stand at `loc`: the outermost ones, or those of any form of the section around it."""
+    models = [schema] if len(loc) == 1 else _models_in(schema.model_fields[str(loc[0])].annotation)
+    return [name for model in models for name in model.model_fields]
 
 
-def _inside(schema: Any, part: int | str) -> Any:
-    """The type of a field, of what a dictionary holds, or of the member of a union with this tag."""
-    if _is_model(schema):
-        return _given(schema.model_fields[str(part)].annotation)
-    if get_origin(schema) is dict:
-        return get_args(schema)[1]
-    union = get_args(schema)[0] if get_origin(schema) is Annotated else schema
-    return next((member for member in map(_bare, get_args(union)) if _tag(member) == part), None)
-
-
-def _is_model(schema: Any) -> bool:
-    return isinstance(schema, type) and issubclass(schema, BaseModel)
-
-
-def _given(annotation: Any) -> Any:
-    """Strip the None from the annotation of an optional section."""
-    members = get_args(annotation)
-    return members[0] if members[1:] == (NoneType,) else annotation
-
-
-def _bare(annotation: Any) -> Any:
-    return annotation if isinstance(annotation, type) else get_args(annotation)[0]
-
-
-def _tag(member: Any) -> str:
-    """The value of its `kind`, or its own name."""
-    return get_args(member.model_fields["kind"].annotation)[0] if "kind" in member.model_fields else member.__name__
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the models in an annotation, and those in their fields."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+        for field in annotation.model_fields.values():
+            yield from _models_in(field.annotation)
+    for part in get_args(annotation):
+        yield from _models_in(part)
