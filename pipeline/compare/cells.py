@@ -57,8 +57,8 @@ class Cell(NamedTuple):
         return any(len(rates) > 1 and rate in (min(rates), max(rates)) for rate, rates in chosen)
 
 
-def cells(records: Iterable[Record]) -> tuple[list[Cell], int]:
-    """Return the cells, sorted by task and size of the method, and the number of outdated records.
+def cells(records: Iterable[Record]) -> tuple[dict[str, dict[str, Cell]], int]:
+    """Return the cells by task and method, smallest method first, and the number of outdated records.
 
     A preset may have changed: if a method on a task has records with different settings, the newest settings count.
     """
@@ -68,15 +68,10 @@ def cells(records: Iterable[Record]) -> tuple[list[Cell], int]:
     left = {name: list(_newest_form(group)) for name, group in groups.items()}
     dropped = sum(map(len, groups.values())) - sum(map(len, left.values()))
     listed = [_cell(*name, group) for name, group in left.items()]
-    return sorted(listed, key=lambda cell: (cell.task, cell.shown.trained, cell.method)), dropped
-
-
-def by_task(listed: Sequence[Cell]) -> dict[str, dict[str, Cell]]:
-    """Return the cells by task and method."""
     tasks: dict[str, dict[str, Cell]] = {}
-    for cell in listed:
+    for cell in sorted(listed, key=lambda cell: (cell.task, cell.shown.trained, cell.method)):
         tasks.setdefault(cell.task, {})[cell.method] = cell
-    return tasks
+    return tasks, dropped
 
 
 def _cell(task: str, method: str, group: Sequence[Record]) -> Cell:

@@ -9,7 +9,7 @@ import numpy as np
 from pipeline.arena.record import Record
 from pipeline.compare import bootstrap, labels
 from pipeline.compare.bootstrap import Leads
-from pipeline.compare.cells import FINISHED, MISSING, PARTLY, Cell, by_task, cells
+from pipeline.compare.cells import FINISHED, MISSING, PARTLY, Cell, cells
 from pipeline.compare.estimates import CONFIDENCE, Estimate, difference, estimate, holm
 from pipeline.core import console
 from pipeline.core.errors import UserError, nearest
@@ -88,8 +88,8 @@ def compare(preset: str, records: Sequence[Record], baseline: str, resamples: in
     Raises:
         UserError: if there is no such baseline, or a file of labels is not valid.
     """
-    listed, dropped = cells(records)
-    tasks, methods = by_task(listed), _methods(listed)
+    tasks, dropped = cells(records)
+    methods = _methods(tasks)
     if baseline not in methods:
         near = nearest(baseline, methods)
         raise UserError(f"--baseline: {preset} has no method {baseline!r}{near}; methods: {', '.join(methods)}")
@@ -117,10 +117,10 @@ def compare(preset: str, records: Sequence[Record], baseline: str, resamples: in
     )
 
 
-def _methods(listed: Sequence[Cell]) -> tuple[str, ...]:
+def _methods(tasks: Mapping[str, Mapping[str, Cell]]) -> tuple[str, ...]:
     """Return all methods, sorted by largest size."""
     sizes: dict[str, int] = {}
-    for cell in listed:
+    for cell in (cell for methods in tasks.values() for cell in methods.values()):
         sizes[cell.method] = max(cell.shown.trained, sizes.get(cell.method, 0))
     return tuple(sorted(sizes, key=lambda name: (sizes[name], name)))
 

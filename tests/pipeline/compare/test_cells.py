@@ -2,14 +2,14 @@
 
 import pytest
 
-from pipeline.compare.cells import by_task, cells
+from pipeline.compare.cells import cells
 from tests.pipeline.compare.records import MADE, record
 
 
 def one(found):
-    listed, dropped = cells(found)
-    assert len(listed) == 1
-    return listed[0], dropped
+    tasks, dropped = cells(found)
+    ((cell,),) = (methods.values() for methods in tasks.values())
+    return cell, dropped
 
 
 def test_the_validation_score_chooses_the_rate_and_the_test_score_has_no_say():
@@ -77,4 +77,4 @@ def test_the_order_of_records_changes_nothing():
         for rate in (0.002, 0.008)
     ]
     assert cells(found) == cells(found[::-1])
-    assert list(by_task(cells(found)[0])) == ["cola", "rte"]
+    assert list(cells(found)[0]) == ["cola", "rte"]
