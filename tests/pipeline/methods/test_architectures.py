@@ -60,7 +60,7 @@ def test_the_outline_of_a_model_has_its_layers_and_no_weights(kind, named):
 POSITIONS = {"gpt2", "opt", "deberta-v2"}  # that have learned 64 of them; the others turn by any angle
 
 
-@pytest.mark.parametrize("kind", [*POSITIONS, "llama"])
+@pytest.mark.parametrize("kind", sorted({*POSITIONS, "llama"}))
 def test_the_longest_text_that_positions_allow_is_the_longest_that_the_model_takes(kind, named, monkeypatch):
     model = base_models.load_base_model(named(kind), PAIRS).eval()
 
