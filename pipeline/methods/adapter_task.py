@@ -3,19 +3,16 @@
 PEFT's adapter_config.json has no fields for the label names, the columns and the length of the texts.
 """
 
-import json
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from pipeline.core.errors import UserError
-from pipeline.core.files import read_small
 from pipeline.params import mistakes
 from pipeline.params.dataset_row import DatasetRow
 
-CONFIG, FILE = "adapter_config.json", "task.json"
-MOST_BYTES = 1_000_000  # enough for 10,000 label names
+FILE = "task.json"
 
 
 class Task(BaseModel):
@@ -43,16 +40,14 @@ def read(folder: Path) -> Task | None:
     Raises:
         UserError: if the folder is not an adapter, or its file is broken; one line per mistake.
     """
-    if not (folder / CONFIG).is_file():
-        raise UserError(f"{folder}: not an adapter folder, {CONFIG} is missing")
-    path = folder / FILE
-    if not path.exists():
-        return None
+    from lsr.loading.files import InputError, read_config, read_task  # these import torch, which takes seconds
+
     try:
-        content = json.loads(read_small(path, MOST_BYTES).decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
-        raise UserError(f"{path}: not valid JSON: {error}") from None
-    return parsed(content, path)
+        read_config(folder)
+        content = read_task(folder)
+    except InputError as error:
+        raise UserError(str(error)) from None
+    return None if content is None else parsed(content, folder / FILE)
 
 
 def parsed(content: Any, path: Path) -> Task:

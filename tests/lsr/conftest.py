@@ -1,6 +1,9 @@
+import shutil
+
 import pytest
 
 from tests.lsr import fits
+from tests.lsr.saved import edit, save
 
 
 @pytest.fixture(scope="module")
@@ -8,3 +11,20 @@ def remembered_fits():
     """For files that are about what becomes of factors, and not about the fit that they began with."""
     with fits.remembered():
         yield
+
+
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory):
+    """An adapter of BERT's with its base, which nobody changes."""
+    folder = tmp_path_factory.mktemp("originals")
+    save("bert", folder)
+    return folder
+
+
+@pytest.fixture
+def beside(originals, tmp_path, monkeypatch):
+    """A working directory with adapter/ and base/."""
+    shutil.copytree(originals, tmp_path, dirs_exist_ok=True)
+    edit(tmp_path / "adapter/adapter_config.json", base_model_name_or_path="./base")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -1,6 +1,7 @@
 """Trained tiny adapters in folders, each beside its base model."""
 
 import copy
+import json
 
 import torch
 from peft import get_peft_model
@@ -39,6 +40,11 @@ FOLDED = [case for case, (_, fields) in CASES.items() if LsrConfig(**fields).fol
 SPLIT = [  # into Kronecker factors
     case for case, (_, fields) in CASES.items() if len(LsrConfig(**fields).rank_shape) > 1
 ]
+
+
+def edit(path, **changes):
+    """Change keys of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def entries(tensor):

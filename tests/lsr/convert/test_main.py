@@ -13,26 +13,9 @@ from transformers import ViTConfig, ViTForImageClassification
 from lsr import LsrConfig
 from lsr.__main__ import main
 from lsr.convert.writing import writing
-from lsr.tuner.saved import CONFIG, WEIGHTS
+from lsr.tuner.saved import WEIGHTS
 from tests.capabilities.models import tiny
 from tests.lsr.saved import USUAL, save, train
-
-
-@pytest.fixture(scope="module")
-def originals(tmp_path_factory):
-    """An adapter of BERT's with its base, which nobody changes."""
-    folder = tmp_path_factory.mktemp("originals")
-    save("bert", folder)
-    return folder
-
-
-@pytest.fixture
-def folder(originals, tmp_path, monkeypatch):
-    """A working directory with adapter/ and base/."""
-    shutil.copytree(originals, tmp_path, dirs_exist_ok=True)
-    edit(tmp_path / "adapter" / CONFIG, base_model_name_or_path="./base")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def ok(capsys, *words):
@@ -51,10 +34,6 @@ def mistake(capsys, *words):
     assert code == 2, printed.out
     (line,) = printed.err.splitlines()
     return line
-
-
-def edit(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def export(to="lora", *more):
@@ -88,7 +67,7 @@ def test_the_outputs_of_an_export_are_those_of_the_adapter(name, fields, to, tmp
     assert max(found.values()) < 1e-5
 
 
-def test_a_rounded_export_shows_its_error_and_its_difference(folder, capsys):
+def test_a_rounded_export_shows_its_error_and_its_difference(beside, capsys):
     text = ok(capsys, *export("lora", "--dtype", "bfloat16"))
     assert 1e-4 < float(re.search(r"error of the update in bfloat16: ([\d.e-]+) in total", text)[1]) < 0.05
     assert 0 < differences(text)["lora, bfloat16, merged by PEFT"] < 0.05
@@ -103,7 +82,7 @@ def test_a_tied_head_that_cannot_be_merged_is_said(tmp_path, capsys, monkeypatch
 
 
 @pytest.mark.parametrize("folded", [False, True])
-def test_a_base_in_half_precision_is_taken_as_it_is(folded, folder, capsys):
+def test_a_base_in_half_precision_is_taken_as_it_is(folded, beside, capsys):
     base = tiny("bert").bfloat16()
     base.save_pretrained("base")
     model = train(get_peft_model(base, LsrConfig(**USUAL, init_weights="principal" if folded else True)))
@@ -112,24 +91,24 @@ def test_a_base_in_half_precision_is_taken_as_it_is(folded, folder, capsys):
     assert differences(ok(capsys, *export()))["lora, float32, unmerged"] < 1e-5
 
 
-def test_a_merged_checkpoint_has_the_names_of_the_task_and_says_that_no_tokenizer_was_there(folder, capsys):
-    (folder / "adapter/task.json").write_text('{"labels": ["bad", "fair", "good"]}')
+def test_a_merged_checkpoint_has_the_names_of_the_task_and_says_that_no_tokenizer_was_there(beside, capsys):
+    (beside / "adapter/task.json").write_text('{"labels": ["bad", "fair", "good"]}')
     assert "no tokenizer beside the adapter or its base model" in ok(capsys, *export("merged"))
-    config = json.loads((folder / "out/config.json").read_text())
+    config = json.loads((beside / "out/config.json").read_text())
     assert config["id2label"] == {"0": "bad", "1": "fair", "2": "good"}
     assert config["architectures"] == ["BertForSequenceClassification"]
-    (folder / "adapter/task.json").write_text('{"labels": ["bad", "good"]}')
+    (beside / "adapter/task.json").write_text('{"labels": ["bad", "good"]}')
     line = mistake(capsys, *export("merged", "--force"))
     assert line.endswith("adapter/task.json: labels must be 3 different names, got bad good")
 
 
-def test_a_lora_needs_no_base_and_says_so(folder, capsys):
+def test_a_lora_needs_no_base_and_says_so(beside, capsys):
     ok(capsys, *export())
-    with_base = load_file(folder / "out" / WEIGHTS)
+    with_base = load_file(beside / "out" / WEIGHTS)
     shutil.rmtree("base")
     last = ok(capsys, *export("lora", "--force")).splitlines()[-1]
     assert last == "without its base model, the outputs are not compared: base model ./base: no such folder"
-    found = load_file(folder / "out" / WEIGHTS)
+    found = load_file(beside / "out" / WEIGHTS)
     assert all(torch.allclose(found[key], value, atol=1e-7) for key, value in with_base.items())
     assert "base model ./base: no such folder" in mistake(capsys, *export("merged", "--force"))
 
@@ -149,7 +128,7 @@ def test_a_model_of_images_is_exported_without_a_comparison(tmp_path, monkeypatc
 # Inspect
 
 
-def test_the_report_is_a_table_of_layers_or_json(folder, capsys):
+def test_the_report_is_a_table_of_layers_or_json(beside, capsys):
     lines = ok(capsys, "inspect", "adapter").splitlines()
     assert lines[0] == "adapter: 4 layers of bert.encoder.layer, base ./base"
     assert re.split(r"  +", lines[1])[:3] == ["layer", "out x in", "rank"]
@@ -182,7 +161,7 @@ def test_shared_frames_are_counted_once_and_those_that_are_gone_are_one_line(tmp
 # Frames
 
 
-def test_frames_say_what_they_hold_of_each_adapter(folder, capsys):
+def test_frames_say_what_they_hold_of_each_adapter(beside, capsys):
     lines = ok(capsys, "frames", "--from", "adapter", "-o", "out").splitlines()
     assert lines[0].startswith("out: frames of 4 layers or kinds, ")
     assert re.split(r"  +", lines[1]) == ["frames of", "layers", "rank", "parameters", "held of adapter"]
@@ -192,22 +171,22 @@ def test_frames_say_what_they_hold_of_each_adapter(folder, capsys):
 # What is written
 
 
-def test_force_replaces_an_export_and_nothing_of_somebody_else(folder, capsys):
+def test_force_replaces_an_export_and_nothing_of_somebody_else(beside, capsys):
     ok(capsys, *export())
-    before = (folder / "out" / WEIGHTS).read_bytes()
-    (folder / "plain").touch()
-    assert {path.stat().st_mode for path in (folder / "out").iterdir()} == {(folder / "plain").stat().st_mode}
+    before = (beside / "out" / WEIGHTS).read_bytes()
+    (beside / "plain").touch()
+    assert {path.stat().st_mode for path in (beside / "out").iterdir()} == {(beside / "plain").stat().st_mode}
     assert "out: exists; choose another folder, or replace it with --force" in mistake(capsys, *export())
-    (folder / "out/config.json").touch()  # of a checkpoint that was there
+    (beside / "out/config.json").touch()  # of a checkpoint that was there
     ok(capsys, *export("lora", "--force"))
-    assert (folder / "out" / WEIGHTS).read_bytes() == before
-    assert not (folder / "out/config.json").exists()
+    assert (beside / "out" / WEIGHTS).read_bytes() == before
+    assert not (beside / "out/config.json").exists()
     for name in ("thesis.tex", ".git"):
-        (folder / "out" / name).touch()
+        (beside / "out" / name).touch()
         for words in (export("merged", "--force"), ("frames", "--from", "adapter", "-o", "out", "--force")):
             held = f"out: holds {name}, which no adapter or checkpoint has, so it is not replaced"
             assert held in mistake(capsys, *words)
-        (folder / "out" / name).unlink()
+        (beside / "out" / name).unlink()
 
 
 def test_what_fails_half_way_leaves_the_old_folder(tmp_path):
@@ -241,8 +220,8 @@ def test_what_fails_half_way_leaves_the_old_folder(tmp_path):
         (export("lora", "-o", "file/out"), "file/out: cannot be written: Not a directory"),
     ],
 )
-def test_a_mistake_is_one_line(words, message, folder, capsys):
-    (folder / "file").touch()
-    before = sorted(folder.rglob("*"))
+def test_a_mistake_is_one_line(words, message, beside, capsys):
+    (beside / "file").touch()
+    before = sorted(beside.rglob("*"))
     assert message in mistake(capsys, *words)
-    assert sorted(folder.rglob("*")) == before
+    assert sorted(beside.rglob("*")) == before

@@ -25,18 +25,9 @@ QUERY = "bert.encoder.layer.0.attention.self.query"
 SHAPES = {"out_features": 24, "in_features": 24, "out_shape": [6, 4], "in_shape": [6, 4]}
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    """A plain adapter beside its base, which nobody changes."""
-    folder = tmp_path_factory.mktemp("original")
-    save("bert", folder)
-    return folder
-
-
 @pytest.fixture
-def folder(original, tmp_path):
-    """A copy of it, on the same base."""
-    return Path(shutil.copytree(original / "adapter", tmp_path / "adapter"))
+def folder(beside):
+    return beside / "adapter"
 
 
 def adapter_state(adapter):

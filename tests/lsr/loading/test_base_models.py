@@ -1,7 +1,5 @@
 """The base model that an adapter names is found and gets its head, and what does not fit is one clear line."""
 
-import json
-import shutil
 import tomllib
 from pathlib import Path
 
@@ -17,29 +15,8 @@ from lsr.loading.files import InputError, NoBaseError, read_config, read_tensors
 from lsr.tuner.saved import CONFIG
 from pipeline import params
 from tests.capabilities.models import SIZES, VOCABULARY, tiny
-from tests.lsr.saved import save
+from tests.lsr.saved import edit, save
 from tests.workspace import ROOT
-
-
-@pytest.fixture(scope="module")
-def originals(tmp_path_factory):
-    """An adapter of BERT's with its base, which nobody changes."""
-    folder = tmp_path_factory.mktemp("originals")
-    save("bert", folder)
-    return folder
-
-
-@pytest.fixture
-def folder(originals, tmp_path, monkeypatch):
-    """A working directory with adapter/ and base/."""
-    shutil.copytree(originals, tmp_path, dirs_exist_ok=True)
-    edit(tmp_path / "adapter" / CONFIG, base_model_name_or_path="./base")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def edit(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def loaded(base=None):
@@ -50,7 +27,7 @@ def loaded(base=None):
 # The head
 
 
-def test_a_base_without_a_head_gets_one_of_the_adapters_labels(folder):
+def test_a_base_without_a_head_gets_one_of_the_adapters_labels(beside):
     plain = tiny("bert").bert
     plain.config.num_labels = 2  # what a configuration says that says nothing
     plain.save_pretrained("other")
@@ -126,9 +103,9 @@ MISTAKES = {  # what is wrong: how the folder is changed, what the line says
 
 
 @pytest.mark.parametrize("what", MISTAKES)
-def test_a_mistake_is_one_line_and_runs_no_code(what, folder):
+def test_a_mistake_is_one_line_and_runs_no_code(what, beside):
     change, message = MISTAKES[what]
-    change(folder)
+    change(beside)
     with pytest.raises(InputError) as raised:
         loaded()
     assert message in str(raised.value)
@@ -146,9 +123,9 @@ def save_tokenizer(path):
 
 
 @pytest.mark.parametrize("place", ["adapter", "base", None])
-def test_the_tokenizer_is_beside_the_adapter_or_its_base(place, folder):
+def test_the_tokenizer_is_beside_the_adapter_or_its_base(place, beside):
     if place is not None:
-        save_tokenizer(folder / place)
+        save_tokenizer(beside / place)
     found = load_tokenizer(read_config(Path("adapter")), Path("adapter"))
     assert found is None if place is None else len(found) == VOCABULARY
 

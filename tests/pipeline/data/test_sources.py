@@ -86,39 +86,15 @@ def test_a_file_that_does_not_fit_is_one_line(tmp_path, name, content, message):
     assert message in refusal(row_with(tmp_path, name, content))
 
 
-def test_broken_lines_can_be_left_out(tmp_path):
-    row = row_with(tmp_path, "train.tsv", "text\tlabel\na\t0\nb\ntorn\t1\t1\nc\t1\n", source={"broken_lines": "drop"})
-    loaded = datasets.load(row, "mine")
-    assert sorted(loaded.splits["train"]["text"]) == ["a", "c"]
-    assert loaded.dropped["missing"] == 2
-
-
-def nested(tmp_path, *records):
-    """The row of a file whose lines have a document with a title and a list of parts, each with text and label."""
-    for split, found in (("train", records), ("test", [document("held out", {"text": "x", "label": 0})])):
-        (tmp_path / f"{split}.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in found))
+@pytest.mark.parametrize("record", [{"doc": {"title": "A"}}, {"doc": {"title": "A", "parts": ["x"]}}])
+def test_a_line_without_the_list_of_a_row_is_one_line(tmp_path, record):
+    good = {"doc": {"title": "A", "parts": [{"text": "a", "label": 0}]}}
+    for split, records in (("train", [good, record]), ("test", [good])):
+        (tmp_path / f"{split}.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in records))
     files = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "test")}
-    label = {**CLASSES, "column": "doc.parts.label"}
-    source = {"each": "doc.parts", "rename": {"text": "doc.parts.text"}}
-    return row_of(files, label, ["doc.title", "text"], source, select_on="test")
-
-
-def document(title, *parts):
-    return {"doc": {"title": title, "parts": list(parts)}}
-
-
-def test_items_of_a_list_are_rows_with_what_surrounds_them(tmp_path):
-    parts = [{"text": f"part {number}", "label": number % 2} for number in range(3)]
-    found = load(nested(tmp_path, document("A", *parts), document("B", parts[2])))["train"]
-    assert sorted(found.itertuples(index=False, name=None)) == [
-        ("A", "part 0", 0), ("A", "part 1", 1), ("A", "part 2", 0), ("B", "part 2", 0),
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("record", [{"doc": {"title": "A"}}, document("A", "x")])
-def test_a_line_without_the_list_is_one_line(tmp_path, record):
-    good = document("A", {"text": "a", "label": 0})
-    assert "train.jsonl: line 2: no list of objects at doc.parts" in refusal(nested(tmp_path, good, record))
+    label, source = {**CLASSES, "column": "doc.parts.label"}, {"each": "doc.parts"}
+    row = row_of(files, label, ["doc.title", "doc.parts.text"], source, select_on="test")
+    assert "train.jsonl: line 2: no list of objects at doc.parts" in refusal(row)
 
 
 # Packages

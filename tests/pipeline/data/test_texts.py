@@ -25,29 +25,10 @@ def test_a_template_is_filled_and_its_values_are_not_looked_at_again():
     assert made(record, ("{a}: {b}.{c d}", "b")) == [("the {b}: $1 \\1.x", "$1 \\1")]
 
 
-def test_each_choice_makes_an_example():
-    record = {"p": "why", "one": "so", "two": "no"}
-    assert made(record, ("p", "{choice}!"), choices=["one", "two"]) == [("why", "so!"), ("why", "no!")]
-
-
 def test_parts_are_marked_by_characters():
     marks = [BY_CHARACTER, {"column": "text", "sign": "#", "start": "s", "end": "e"}]
     record = {"text": "über den Fluß", "start": 0, "end": "4", "s": 9, "e": 13}
     assert made(record, mark=marks) == [("*über* den #Fluß#",)]
-
-
-@pytest.mark.parametrize(
-    ("at", "span", "expected"),
-    [
-        (0, "he", "*He* said that he, the heir, left"),
-        (2, "he", "He said that *he*, the heir, left"),  # one too low, as some in WSC
-        (4, "the heir", "He said that he, *the heir*, left"),
-        ("6", "left", "He said that he, the heir, *left*"),
-    ],
-)
-def test_a_part_is_marked_by_words(at, span, expected):
-    record = {"text": "He said that he, the heir, left", "at": at, "span": span}
-    assert made(record, mark=[BY_WORD]) == [(expected,)]
 
 
 @given(st.lists(st.text("abc", min_size=1, max_size=3), min_size=1, max_size=12), st.data())

@@ -239,7 +239,7 @@ def test_a_file_is_written_whole_or_not_at_all(one, capsys, monkeypatch):
     ("words", "message"),
     [
         (("--batch-size", "0"), "argument --batch-size: must be from 1 to 1,000,000, got 0; see"),
-        (("a", "--adapter", "nowhere"), "nowhere: not an adapter folder, adapter_config.json is missing"),
+        (("a", "--adapter", "nowhere"), "nowhere: no such folder"),
         (("a", "--file", "in.csv"), "--file: texts are taken from the file or from the arguments, got both"),
         (("a", "--column", "x"), "--column: names columns of --file, and there is none"),
         (("--file", "nowhere.csv"), "--file: nowhere.csv: not found; paths start at the current folder"),
