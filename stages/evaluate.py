@@ -79,7 +79,7 @@ def export(
             model = adapters.load_adapter(plain.unload(), artifacts.ADAPTER, trainable=False)
         if "merged" in view.evaluate.export:
             exports.write("merged", model, folder / "merged", view.base_model, tokenizer)
-            compare("merged", exports.load_merged(folder / "merged", view.base_model))
+            compare("merged", exports.load_merged(folder / "merged"))
         elif adapters.merge(model):
             compare("merged", model)
         artifacts.write_metrics(folder / artifacts.PARITY, {form: differences[form] for form in view.evaluate.export})

@@ -45,19 +45,16 @@ MISFITS = (  # what transformers and PEFT raise if files do not fit
 )
 
 
-def load_model(
-    kind: Any, name: str, revision: str | None = None, *, runs_code: bool = False, shown: str | None = None, **more: Any
-) -> Any:
+def load_model(kind: Any, name: str, revision: str | None = None, *, shown: str | None = None, **more: Any) -> Any:
     """Return a pretrained model of a class of transformers, from safetensors; `more` is for `from_pretrained`.
 
-    Code that the model brings is run only if `runs_code` is set; transformers would ask on the terminal. Messages show
-    the name `shown`.
+    Code that the model brings is not run; transformers would ask on the terminal. Messages show the name `shown`.
 
     Raises:
         NoBaseError: if it does not exist or cannot be loaded.
     """
     with explain_base(shown or name):
-        return kind.from_pretrained(name, revision=revision, use_safetensors=True, trust_remote_code=runs_code, **more)
+        return kind.from_pretrained(name, revision=revision, use_safetensors=True, trust_remote_code=False, **more)
 
 
 def outline(kind: Any, config: PretrainedConfig, name: str) -> PreTrainedModel:

@@ -54,5 +54,4 @@ def _check_task(cell: Cell) -> None:
 
 def _check_method(cell: Cell) -> None:
     row = cell.view.base_model
-    if not pretrained.brings_code(row):
-        adapters.check_section(base_models.outline(row), cell.view.section, row)
+    adapters.check_section(base_models.outline(row), cell.view.section, row)

@@ -140,8 +140,7 @@ def started(cell: Cell) -> PeftModel:
 def _gradients(cell: Cell, section: LsrParams) -> list[Gradients]:
     """Return the gradients of the tasks that the frames are from: the training's own, or a pool."""
     row = cell.view.base_model
-    outline = base_models.load_base_model(row, cell.view.dataset) if pretrained.brings_code(row) else None
-    layers = tuple(adapters.target_names(outline or base_models.outline(row), section, row, cell.seed))
+    layers = tuple(adapters.target_names(base_models.outline(row), section, row, cell.seed))
     tasks = _tasks(cell, cell.view.pooled) or [task_of(cell)]
     return [
         gradients(Reading(section.init, task, section.examples, section.head_steps, cell.seed, layers))

@@ -4,7 +4,6 @@ import hashlib
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,6 @@ from transformers import AutoConfig, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 from transformers.utils import logging
 
-from pipeline.core import console
 from pipeline.core.errors import UserError, first_line
 from pipeline.params import PARAMS
 from pipeline.params.model_row import HubModel, ModelRow, PackageModel
@@ -21,7 +19,6 @@ from pipeline.params.model_row import HubModel, ModelRow, PackageModel
 if TYPE_CHECKING:  # importing a model class takes seconds, and the stage tokenize has no model
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-HEAD = "AutoModelForSequenceClassification"  # as listed in the configuration of a model with custom code
 logging.set_verbosity_error()  # a freshly initialized head is intended here
 logging.disable_progress_bar()
 
@@ -34,9 +31,8 @@ def load_config(row: ModelRow) -> "PreTrainedConfig":
     """
     path, revision = source(row)
     with explain_row(row):
-        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=runs_code(row))
-    brings_head = runs_code(row) and HEAD in (getattr(config, "auto_map", None) or {})
-    if config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES and not brings_head:
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    if config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
         raise UserError(
             f"{row.where}: {public_name(row)[0]}: transformers has no head that classifies texts on the "
             f"architecture {config.model_type}; choose another model"
@@ -52,7 +48,7 @@ def load_tokenizer(row: ModelRow) -> "PreTrainedTokenizerBase":
     """
     path, revision = source(row)
     with explain_row(row):
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=runs_code(row))
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
     pad(tokenizer, f"{row.where}: {public_name(row)[0]}")
     return tokenizer
 
@@ -86,24 +82,6 @@ def check_length(most: int, max_length: int) -> None:
     """
     if max_length > most:
         raise UserError(f"{PARAMS}: tokenize.max_length: the model takes at most {most} tokens, got {max_length}")
-
-
-def brings_code(row: ModelRow) -> bool:
-    """Return whether the row has the model's own code run."""
-    return isinstance(row.source, HubModel) and row.source.trust_remote_code
-
-
-def runs_code(row: ModelRow) -> bool:
-    """Return whether the row allows the model's own code to run, and print that. Otherwise transformers would ask."""
-    if not brings_code(row):
-        return False
-    _say_once(f"pipeline/models.yaml: {public_name(row)[0]}: runs its own code, as the row allows")
-    return True
-
-
-@cache
-def _say_once(line: str) -> None:
-    console.warn(line)
 
 
 def public_name(row: ModelRow) -> tuple[str, str | None]:

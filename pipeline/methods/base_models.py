@@ -39,7 +39,6 @@ def load_base_model(row: ModelRow, dataset: DatasetRow) -> PreTrainedModel:
             AutoModelForSequenceClassification,
             path,
             revision,
-            runs_code=pretrained.runs_code(row),
             shown=public_name(row)[0],
             num_labels=dataset.num_labels,
             problem_type="regression" if dataset.is_regression else "single_label_classification",

@@ -53,7 +53,6 @@ def _write_merged(model: PeftModel, folder: Path, tokenizer: PreTrainedTokenizer
         tokenizer.save_pretrained(str(new))
 
 
-def load_merged(folder: Path, row: ModelRow) -> nn.Module:
+def load_merged(folder: Path) -> nn.Module:
     """Load a checkpoint that `write` has written, the way users without this package would, on the fastest device."""
-    runs_code = pretrained.runs_code(row)
-    return device.place(load_model(AutoModelForSequenceClassification, str(folder), runs_code=runs_code))
+    return device.place(load_model(AutoModelForSequenceClassification, str(folder)))

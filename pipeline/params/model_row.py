@@ -3,18 +3,17 @@
 import os
 from typing import Literal, Self
 
-from pydantic import Field, PrivateAttr, StrictBool
+from pydantic import Field, PrivateAttr
 
 from pipeline.params.sources import Pinned, Row, Sha256
 
 
 class HubModel(Row):
-    """A model repository on the Hugging Face hub, or a local folder of the same form, read by `from_pretrained`."""
+    """A model repository on the Hugging Face hub, or a local folder of the same form; code in it is never run."""
 
     kind: Literal["hub"]
     path: str
     revision: str | None = Field(None, description="a commit, so that the row stands for the content")
-    trust_remote_code: StrictBool = Field(False, description="run the code in the repository or folder")
 
 
 class PackageModel(Row):
@@ -59,7 +58,7 @@ class ModelRow(Row):
         path, _, revision = (name, "", "") if folder else name.partition("@")
         if not (folder or "/" in path):
             return None
-        source = HubModel(kind="hub", path=path, revision=revision or None, trust_remote_code=False)
+        source = HubModel(kind="hub", path=path, revision=revision or None)
         row = cls(source=source, target_modules=None, head=None)
         row._where = where
         return row

@@ -100,50 +100,16 @@ def test_a_head_that_the_model_does_not_have_lists_its_modules(package):
         base_models.load_base_model(package.model_copy(update={"head": ("score",)}), PAIRS)
 
 
-CODE = """
-from pathlib import Path
-from transformers import RobertaConfig, RobertaForSequenceClassification
-
-Path("ran").touch()
-
-class OwnConfig(RobertaConfig):
-    model_type = "own"
-
-class OwnModel(RobertaForSequenceClassification):
-    config_class = OwnConfig
-"""
-
-
-@pytest.fixture
-def own_code(tmp_path, monkeypatch):
-    """A model folder that brings its own code, as the working directory's."""
+@pytest.mark.parametrize("call", [base_models.outline, lambda row: base_models.load_base_model(row, PAIRS)])
+def test_the_code_that_a_model_brings_is_not_run(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr("sys.path", [*sys.path])
-    pretrained._say_once.cache_clear()
-    workspace.save_tiny_roberta(tmp_path / "own")
-    (tmp_path / "own/code_of_own.py").write_text(CODE)
-    config = tmp_path / "own/config.json"
-    classes = {"AutoConfig": "OwnConfig", "AutoModelForSequenceClassification": "OwnModel"}
-    mapping = {auto: f"code_of_own.{name}" for auto, name in classes.items()}
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "own", "auto_map": mapping}))
-    return tmp_path
-
-
-def test_the_code_of_a_folder_is_not_run_unless_the_row_says_so(own_code, monkeypatch, capsys):
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asks on the terminal"))
-    with pytest.raises(UserError, match=r"pipeline/models.yaml: base model own: cannot be loaded: ") as error:
-        base_models.load_base_model(row(path="own"), PAIRS)
+    workspace.save_tiny_roberta(tmp_path / "own")
+    (tmp_path / "own/code_of_own.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
+    config = tmp_path / "own/config.json"
+    mapping = dict.fromkeys(("AutoConfig", "AutoModelForSequenceClassification"), "code_of_own.Own")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "own", "auto_map": mapping}))
+    with pytest.raises(UserError, match=r"^pipeline/models.yaml: .*own: .*") as error:
+        call(row(path="own"))
     assert "\n" not in str(error.value)
-    assert not (own_code / "ran").exists()
-    trusting = row(path="own", trust_remote_code=True)
-    for _ in range(2):
-        assert type(base_models.load_base_model(trusting, PAIRS)).__name__ == "OwnModel"
-    assert (own_code / "ran").exists()
-    assert capsys.readouterr().out == "pipeline/models.yaml: own: runs its own code, as the row allows\n"
-
-
-def test_no_code_of_a_model_is_run_to_look_at_its_layers(own_code):
-    with pytest.raises(UserError, match=r"pipeline/models.yaml: "):
-        base_models.outline(row(path="own"))
-    assert not (own_code / "ran").exists()
+    assert not (tmp_path / "ran").exists()
