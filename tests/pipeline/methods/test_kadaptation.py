@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 
@@ -93,18 +93,13 @@ def test_a_fresh_adapter_changes_nothing_and_all_of_it_moves_in_two_steps(base, 
     assert not [name for name, parameter in trained.items() if torch.equal(parameter, before[name])]
 
 
-def test_all_layers_hold_the_same_factors_and_the_file_has_them_once(base, x, tmp_path):
+def test_all_layers_hold_the_same_factors_and_the_file_has_them_once(base, tmp_path):
     model = stirred(base)
     one, other = (layer.factors("default")[0] for layer in layers(model))
     assert one is other
-    base, model, x = base.float(), model.float(), x.float()
     model.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "adapter_model.safetensors")
     assert sum(tensor.numel() for tensor in saved.values()) == N**3 + 2 * R * (8 + 12)
-    for is_lean in (False, True):
-        loaded = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path, low_cpu_mem_usage=is_lean).eval()
-        assert torch.equal(loaded(x), model(x))
-        assert not [parameter for parameter in loaded.parameters() if parameter.requires_grad]
 
 
 def test_two_adapters_have_factors_of_their_own(base, x):
