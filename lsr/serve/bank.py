@@ -195,7 +195,7 @@ class AdapterBank(nn.Module):
             if layer.frames is not None:
                 frames[name] = owners.setdefault(id(layer.frames), name)
                 contents["frames"][frames[name]] = dict(layer.frames.named_buffers())
-        index = file.Index(dict(self._base_fields), self.collapse, self.notes, dict(self._base_sketch), frames)
+        index = file.Index(dict(self._base_fields), self.notes, dict(self._base_sketch), frames)
         file.write(Path(folder), index, contents, force=force)
 
     @classmethod
@@ -206,7 +206,7 @@ class AdapterBank(nn.Module):
             InputError: if there is no bank, its file is broken, or it does not fit the base model.
         """
         index, contents = file.read(Path(folder))
-        bank = cls(base, collapse=index.collapse, capacity=len(index.notes))
+        bank = cls(base, capacity=len(index.notes))
         modules = bank._modules_of_base
         try:
             frames = {name: Frames(**sides) for name, sides in contents["frames"].items()}

@@ -26,7 +26,6 @@ class Index:
     """The header. Adapter i of `notes` is in slot i + 1 of each stack; the first slot is for rows with no adapter."""
 
     base: dict[str, Any]  # the base model according to the adapters' configurations
-    collapse: bool
     notes: dict[str, Any]  # by adapter, any JSON value
     base_sketch: dict[str, Any] = field(default_factory=dict)  # of one weight of the base model, by layer
     frames: dict[str, str] = field(default_factory=dict)  # by layer: the layer under whose name its frames are stored

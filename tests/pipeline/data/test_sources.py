@@ -100,26 +100,26 @@ def test_a_line_without_the_list_of_a_row_is_one_line(tmp_path, record):
 # Packages
 
 
-def package_row(tmp_path, monkeypatch, content):
-    """A row of a package that is in the cache; its file is inside an archive inside the package."""
-    outer = tar_gz({"toy-1.0/inner.tar.gz": tar_gz({"data/ratings.txt": content})})
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    (tmp_path / "lsr-adapt").mkdir()
-    (tmp_path / "lsr-adapt/toy-1.0.tar.gz").write_bytes(outer)
-    source = {
-        "kind": "package",
-        "package": "toy==1.0",
-        "sha256": hashlib.sha256(outer).hexdigest(),
-        "members": ["toy-1.0/inner.tar.gz", "data/ratings.txt"],
-        "columns": ["id", "label", "text"],
-    }
-    label, cut = {**CLASSES, "above": 0.0, "margin": 0.5}, {"validation": 0.2, "test": 0.2}
-    return DatasetRow(source=source, text=["text"], label=label, metrics=["accuracy"], cut=cut)
-
-
 def test_a_package_file_has_no_quoting_and_no_header(tmp_path, monkeypatch):
     lines = [f'{number}\t{number % 5 - 2}\t"open number {number} ü\u0085x' for number in range(100)]
-    loaded = datasets.load(package_row(tmp_path, monkeypatch, "\r\n".join(lines).encode()), "mine")
+    content = tar_gz({"toy-1.0/inner.tar.gz": tar_gz({"data/ratings.txt": "\r\n".join(lines).encode()})})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "lsr-adapt").mkdir()
+    (tmp_path / "lsr-adapt/toy-1.0.tar.gz").write_bytes(content)
+    row = DatasetRow(
+        source={
+            "kind": "package",
+            "package": "toy==1.0",
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "members": ["toy-1.0/inner.tar.gz", "data/ratings.txt"],
+            "columns": ["id", "label", "text"],
+        },
+        text=["text"],
+        label={**CLASSES, "above": 0.0, "margin": 0.5},
+        metrics=["accuracy"],
+        cut={"validation": 0.2, "test": 0.2},
+    )
+    loaded = datasets.load(row, "mine")
     texts = [text for table in loaded.splits.values() for text in table["text"]]
     assert sorted(texts) == sorted(line.split("\t")[2] for number, line in enumerate(lines) if number % 5 != 2)
     assert loaded.dropped["within_margin"] == 20

@@ -216,22 +216,6 @@ def test_a_file_is_written_by_its_extension(one, capsys):
     ok(capsys, *words, "--force")
 
 
-def test_a_file_is_written_whole_or_not_at_all(one, capsys, monkeypatch):
-    Path("out.csv").write_text("kept")
-    before = set(Path().iterdir())
-
-    def full(*given, **options):
-        raise OSError(28, "full")
-
-    monkeypatch.setattr(pd.DataFrame, "to_csv", full)
-    assert (
-        mistake(capsys, SENTENCE, "--out", "out.csv", "--force")
-        == "out.csv: cannot be written: No space left on device"
-    )
-    assert Path("out.csv").read_text() == "kept"
-    assert set(Path().iterdir()) == before
-
-
 # Mistakes
 
 
