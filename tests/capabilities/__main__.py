@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.core import artifacts, console
 from tests.capabilities.probes import BEHAVIORS
-from tests.capabilities.subjects import METHODS, Subject
+from tests.capabilities.subjects import COLUMNS, Subject
 from tests.workspace import ROOT
 
 PAGE = ROOT / "docs/reference/capabilities.md"
@@ -24,7 +24,7 @@ LONGEST_REASON = 120
 
 def main() -> None:
     """Probe all methods and write the page."""
-    columns = {method: column(method) for method in console.track(METHODS, "capabilities", len(METHODS), "methods")}
+    columns = {method: column(method) for method in console.track(COLUMNS, "capabilities", len(COLUMNS), "methods")}
     with artifacts.replacing(PAGE) as temporary:
         temporary.write_text(page(columns), encoding="utf-8")
 

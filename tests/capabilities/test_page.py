@@ -6,7 +6,7 @@ import pytest
 
 from tests.capabilities.__main__ import HAS, PAGE, answer, column, page
 from tests.capabilities.probes import BEHAVIORS
-from tests.capabilities.subjects import METHODS
+from tests.capabilities.subjects import COLUMNS
 from tests.lsr.tuner.test_citizenship import REFUSED
 from tests.workspace import ROOT
 
@@ -27,7 +27,7 @@ def test_the_page_says_of_lsr_what_its_tests_prove():
 
 @pytest.mark.nightly
 def test_the_page_is_what_the_probes_find_for_every_method():
-    assert page({method: column(method) for method in METHODS}) == TEXT, "run: python -m tests.capabilities"
+    assert page({method: column(method) for method in COLUMNS}) == TEXT, "run: python -m tests.capabilities"
 
 
 def test_a_page_numbers_its_reasons_and_counts():
@@ -52,6 +52,6 @@ def test_a_reason_is_one_short_sentence(error, text):
 
 def test_the_documentation_counts_what_the_page_says():
     said = " ".join((ROOT / "docs/how-to/peft.md").read_text(encoding="utf-8").split())
-    for method in METHODS:
+    for method in COLUMNS:
         assert re.search(rf"\b{method} (passes )?{len(passed(method))}\b", said), method
     assert f"of {len(BEHAVIORS)} rows LSR passes" in said

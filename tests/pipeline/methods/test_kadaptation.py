@@ -1,6 +1,4 @@
-"""KAdaptation is the sum of Kronecker products that it says, and every factor of it trains."""
-
-import copy
+"""KAdaptation is the sum of Kronecker products that it says, and behaves as PEFT's own methods do."""
 
 import pytest
 import torch
@@ -9,92 +7,58 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pipeline.methods.kadaptation import KadaptationConfig, KadaptationLinear
+from tests.capabilities import probes
+from tests.capabilities.checks import trainable
+from tests.capabilities.subjects import Subject
 
 N, R = 4, 2
-
-
-class Two(nn.Module):
-    """Two layers of different widths, one after the other."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(8, 12)
-        self.second = nn.Linear(12, 8, bias=False)
-
-    def forward(self, x):
-        return self.second(torch.tanh(self.first(x)))
-
-
-def config(**changes):
-    return KadaptationConfig(n=N, r=R, target_modules=["first", "second"], **changes)
+BEHAVIORS = (
+    "a fresh adapter changes no bit",
+    "training moves all of it, and no base weight",
+    "`save_pretrained`, `from_pretrained`: bit for bit",
+    "`low_cpu_mem_usage=True`",
+    "`load_adapter`",
+    "`merge_and_unload`, saved as a plain model",
+    "the same under a head of several layers (RoBERTa)",
+    "`safe_merge` refuses NaN and leaves all as it was",
+    "`disable_adapter`: the base, bit for bit",
+    "`add_adapter`",
+    "`set_adapter`",
+    "`delete_adapter`",
+    "several active adapters",
+)
 
 
 @pytest.fixture
-def base():
+def model():
+    """Two adapted layers of different widths, in float64, with no factor at zero."""
     torch.manual_seed(0)
-    return Two().double()
-
-
-@pytest.fixture
-def x():
-    return torch.randn(5, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    base = nn.ModuleDict({"first": nn.Linear(8, 12), "second": nn.Linear(12, 8, bias=False)})
+    adapted = get_peft_model(base, KadaptationConfig(n=N, r=R, target_modules=["first", "second"])).double()
+    for parameter in trainable(adapted).values():
+        parameter.data.normal_()
+    return adapted.eval()
 
 
 def layers(model):
     return [module for module in model.modules() if isinstance(module, KadaptationLinear)]
 
 
-def stirred(base):
-    """An adapted model, all in float64, with no factor at zero."""
-    model = get_peft_model(copy.deepcopy(base), config()).double()
-    torch.manual_seed(2)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data.normal_()
-    return model.eval()
-
-
-def test_the_update_is_the_sum_of_kronecker_products(base):
-    for layer in layers(stirred(base)):
+def test_the_update_is_the_sum_of_kronecker_products(model):
+    for layer in layers(model):
         s, u, v = layer.factors("default")
         expected = sum(torch.kron(s[k], u[k] @ v[k]) for k in range(N))
         assert torch.allclose(layer.get_delta_weight("default"), expected, atol=1e-12)
 
 
-def test_the_layer_computes_what_its_update_does(base, x):
-    model = stirred(base)
+def test_the_layer_computes_what_its_update_does(model):
     for layer in layers(model):
         inputs = torch.randn(2, 3, layer.in_features, dtype=torch.float64)
         expected = layer.base_layer(inputs) + inputs @ layer.get_delta_weight("default").T
         assert torch.allclose(layer(inputs), expected, atol=1e-12)
-    beside = model(x)
-    with model.disable_adapter():
-        assert torch.equal(model(x), base(x))
-    model.merge_adapter()
-    assert torch.allclose(model(x), beside, atol=1e-12)
-    model.unmerge_adapter()
-    assert torch.allclose(model.get_base_model().first.base_layer.weight, base.first.weight, atol=1e-12)
-    plain = model.merge_and_unload()
-    assert isinstance(plain.first, nn.Linear)
-    assert torch.allclose(plain(x), beside, atol=1e-12)
 
 
-def test_a_fresh_adapter_changes_nothing_and_all_of_it_moves_in_two_steps(base, x):
-    model = get_peft_model(copy.deepcopy(base), config()).double()
-    assert torch.equal(model(x), base(x))
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    before = {name: parameter.detach().clone() for name, parameter in trained.items()}
-    optimizer = torch.optim.SGD(trained.values(), lr=0.1)
-    for _ in range(2):
-        optimizer.zero_grad()
-        model(x).square().sum().backward()
-        optimizer.step()
-    assert len(trained) == 1 + 2 * 2
-    assert not [name for name, parameter in trained.items() if torch.equal(parameter, before[name])]
-
-
-def test_all_layers_hold_the_same_factors_and_the_file_has_them_once(base, tmp_path):
-    model = stirred(base)
+def test_all_layers_hold_the_same_factors_and_the_file_has_them_once(model, tmp_path):
     one, other = (layer.factors("default")[0] for layer in layers(model))
     assert one is other
     model.save_pretrained(tmp_path)
@@ -102,14 +66,7 @@ def test_all_layers_hold_the_same_factors_and_the_file_has_them_once(base, tmp_p
     assert sum(tensor.numel() for tensor in saved.values()) == N**3 + 2 * R * (8 + 12)
 
 
-def test_two_adapters_have_factors_of_their_own(base, x):
-    model = stirred(base)
-    first = model(x)
-    model.add_adapter("second", KadaptationConfig(n=2, r=1, target_modules=["first"]))
-    for name in ("second", "default"):
-        model.set_adapter(name)
-        trained = [parameter for parameter, tensor in model.named_parameters() if tensor.requires_grad]
-        assert {parameter.rpartition(".")[2] for parameter in trained} == {name}
-        assert torch.equal(model.double()(x), base(x) if name == "second" else first)
-    model.delete_adapter("second")
-    assert not [name for name in model.state_dict() if name.endswith(".second")]
+@pytest.mark.parametrize("behavior", BEHAVIORS)
+def test_it_behaves_as_a_method_of_peft(behavior, tmp_path):
+    entry = probes.BEHAVIORS[behavior]
+    entry.probe(Subject(entry.shown_on, method="KAdaptation"), tmp_path)
