@@ -78,20 +78,12 @@ def choose(table: pd.DataFrame, options: argparse.Namespace, task: Task | None) 
     Raises:
         UserError: if there are no such columns.
     """
-    where, names = f"--file: {options.file}", list(table.columns)
-    chosen = options.column
-    if chosen is None and task is not None and set(task.columns) <= set(names):
-        chosen = task.columns
-    elif chosen is None and len(names) == 1:
-        chosen = names
-    elif chosen is None:
-        trained_on = "" if task is None else f"no column {' and '.join(task.columns)}, as in training; "
-        raise UserError(f"{where}: {trained_on}choose with --column; columns: {', '.join(names)}")
-    width = min(2, len(chosen)) if task is None else len(task.columns)
+    names = list(table.columns)
+    width = len(task.columns) if task is not None else len((options.column or names[:1])[:2])
+    chosen = options.column or (names if task is None or len(names) == width == 1 else task.columns)
     if len(chosen) != width:
-        needed = "1 name, as the adapter reads one text" if width == 1 else "2 names, as the adapter reads pairs"
-        raise UserError(f"--column needs {needed}, got {' '.join(chosen)}")
-    sources.check_columns(names, chosen, where)
+        raise UserError(f"--column: the adapter reads {width} column{'s' * (width > 1)}, got {' '.join(chosen)}")
+    sources.check_columns(names, chosen, f"--file: {options.file}, --column")
     return Given(table, chosen)
 
 

@@ -178,6 +178,8 @@ def test_standard_input_holds_one_text_a_line(one, capsys, monkeypatch):
 
 def test_without_a_task_the_labels_are_those_of_the_base_model(one, capsys):
     TASK.unlink()
+    Path("in.csv").write_text("id,text\n1,a cat\n")
+    assert mistake(capsys, "--file", "in.csv") == "--column: the adapter reads 1 column, got id text"
     assert ok(capsys, SENTENCE).startswith("text,label,p(LABEL_0),p(LABEL_1)\n")
     predict.main([SENTENCE])
     assert "artifacts/adapter: no task.json, which names the labels\n" in capsys.readouterr().err
@@ -227,9 +229,9 @@ def test_a_file_is_written_by_its_extension(one, capsys):
         (("a", "--file", "in.csv"), "--file: texts are taken from the file or from the arguments, got both"),
         (("a", "--column", "x"), "--column: names columns of --file, and there is none"),
         (("--file", "nowhere.csv"), "--file: nowhere.csv: not found; paths start at the current folder"),
-        (("--file", "in.csv"), "--file: in.csv: no column sentence1, as in training; choose with --column; columns: "),
-        (("--file", "in.csv", "--column", "txet"), "--file: in.csv: no column 'txet'; did you mean text?; columns: "),
-        (("--file", "in.csv", "--column", "id", "text"), "--column needs 1 name, as the adapter reads one text, got"),
+        (("--file", "in.csv"), "--file: in.csv, --column: no column 'sentence1'; columns: id, text"),
+        (("--file", "in.csv", "--column", "txet"), "--file: in.csv, --column: no column 'txet'; did you mean text?; c"),
+        (("--file", "in.csv", "--column", "id", "text"), "--column: the adapter reads 1 column, got id text"),
         (("--file", "empty.csv", "--column", "text"), "--file: empty.csv: empty; needed: at least one row"),
         (("--file", "numbers.jsonl"), "row 1: a text must be text, got 3"),
         (("a", " "), "row 2: is empty; needed: a text, or --skip-empty"),
@@ -251,9 +253,9 @@ def test_a_mistake_in_pairs_is_one_line(pairs, capsys, monkeypatch):
     typed(monkeypatch, b"a\tb\na\n")
     assert mistake(capsys) == "standard input: line 2: needed: two texts with a tab between them"
     Path("in.csv").write_text("sentence1,text\na,b\n")
-    message = "no column sentence1 and sentence2, as in training; choose with --column; columns: sentence1, text"
-    assert mistake(capsys, "--file", "in.csv") == f"--file: in.csv: {message}"
-    message = "--column needs 2 names, as the adapter reads pairs, got text"
+    message = "--column: no column 'sentence2'; did you mean sentence1?; columns: sentence1, text"
+    assert mistake(capsys, "--file", "in.csv") == f"--file: in.csv, {message}"
+    message = "--column: the adapter reads 2 columns, got text"
     assert mistake(capsys, "--file", "in.csv", "--column", "text") == message
 
 
