@@ -123,25 +123,17 @@ class AdapterBank(nn.Module):
             del self._places[name], self.notes[name]
 
     @contextmanager
-    def rows(self, names: Sequence[str], copies: int = 1) -> Iterator[None]:
-        """Pass row i of each batch through adapter `names[i]`; "__base__" stands for no adapter.
-
-        Another thread that calls the bank waits until the context ends.
-
-        Raises:
-            InputError: if a name is unknown. Inside the context a batch raises ValueError unless it has as many rows as
-                there are names, or `copies` times as many.
-        """
+    def _passing(self, names: Sequence[str], copies: int = 1) -> Iterator[None]:
+        # Rows i * copies to (i + 1) * copies of a batch go through adapter names[i]; other threads wait.
         rows = self._rows
         with rows.one_thread:
             self._check_names(names)
-            before = rows.places, rows.copies
             places = torch.tensor([self._places.get(name, NOBODY) for name in names], dtype=torch.int64)
             rows.places, rows.copies = places.to(self._device()), copies
             try:
                 yield
             finally:
-                rows.places, rows.copies = before
+                rows.places, rows.copies = None, 1
 
     @contextmanager
     def side_by_side(self) -> Iterator[list[Tensor]]:
@@ -167,14 +159,18 @@ class AdapterBank(nn.Module):
                 stack.requires_grad_(False).grad = None
 
     def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
-        """Call the model, each row with the adapter it names; without names, as `rows` says, or with the base model."""
-        with self.rows(adapter_names) if adapter_names is not None else self._rows.one_thread:
+        """Call the model, each row with the adapter it names; "__base__" stands for none, as do no names at all.
+
+        Raises:
+            InputError: if a name is unknown; ValueError if there is not one for each row.
+        """
+        with self._passing(adapter_names) if adapter_names is not None else self._rows.one_thread:
             return self.model(*args, **kwargs)
 
     def generate(self, *args: Any, adapter_names: Sequence[str], **kwargs: Any) -> Any:
         """Call the model's `generate`, each prompt with the adapter it names."""
         model: Any = self.model
-        with self.rows(adapter_names, copies_of_a_row(kwargs)):
+        with self._passing(adapter_names, copies_of_a_row(kwargs)):
             return model.generate(*args, **kwargs)
 
     def save(self, folder: str | Path, *, force: bool = False) -> None:
@@ -270,11 +266,7 @@ class AdapterBank(nn.Module):
             return
         held[name] = module.eval()
         parent_name, _, child = name.rpartition(".")
-        parent = self.model.get_submodule(parent_name)
-        setattr(parent, child, module)
-        if isinstance(parent, nn.TransformerEncoderLayer):
-            # The fast path in evaluation mode reads the base weights and bypasses the adapters; zero disables it.
-            parent.activation_relu_or_gelu = 0
+        setattr(self.model.get_submodule(parent_name), child, module)
 
     def _free_place(self) -> int:
         taken = set(self._places.values())
