@@ -146,11 +146,6 @@ def view(tmp_path, folder, monkeypatch):
     return build
 
 
-def read(split):
-    with pa.OSFile(str(artifacts.tokens(split))) as file, pa.ipc.open_stream(file) as reader:
-        return reader.read_all()
-
-
 def test_the_report_counts_rows_lengths_and_what_was_left_out(view):
     with Path("train.csv").open("a") as file:
         file.write("GOOD film,0\nGOOD FILM,1\nvery bad,1\nbad,0\n")
@@ -173,25 +168,22 @@ def test_the_report_counts_rows_lengths_and_what_was_left_out(view):
     assert artifacts.TOKENIZE_LENGTHS.read_text().splitlines()[:6] == ["length,rows", "0,0", "1,0", "2,0", "3,0", "4,3"]
 
 
-def test_a_split_that_is_written_in_parts_holds_the_same_rows(view, monkeypatch):
-    stage.main(view())
-    whole = {split: read(split) for split in ("train", "validation", "test")}
-    monkeypatch.setattr(stage, "WRITTEN", 3)
-    stage.main(view())
-    assert read("train")["label"].num_chunks == 2
-    assert read("test")["input_ids"].to_pylist() == [[2, 5, 3], [2, 7, 5, 3]]
-    for split, table in whole.items():
-        assert read(split).equals(table)
-
-
-def test_two_runs_write_the_same_bytes(view):
+def test_two_runs_write_the_same_bytes_and_parts_of_a_split_the_same_rows(view, monkeypatch):
     def written():
         stage.main(view())
         return {path: path.read_bytes() for path in Path().glob("[ar]*/**/*") if path.is_file()}
 
-    first = written()
+    def rows():
+        with pa.OSFile(str(artifacts.tokens("train"))) as file, pa.ipc.open_stream(file) as reader:
+            return reader.read_all()
+
+    first, whole = written(), rows()
     assert len(first) == 6
     assert written() == first
+    monkeypatch.setattr(stage, "WRITTEN", 3)
+    stage.main(view())
+    assert rows()["label"].num_chunks == 2
+    assert rows().equals(whole)
 
 
 def test_a_length_beyond_the_model_is_refused_with_the_limit(view):
