@@ -66,10 +66,3 @@ def test_decompositions_are_the_same_with_the_other_driver(decompose, gives_up):
 def test_what_no_driver_can_decompose_is_an_error(decompose):
     with pytest.raises(ValueError, match="infs or NaNs"):
         decompose(torch.full((3, 3), float("nan"), dtype=torch.float64))
-
-
-def test_tensorly_keeps_the_backend_that_was_set():
-    before = tl.get_backend()
-    with converging_numpy():
-        assert tl.get_backend() == "numpy-converging"
-    assert tl.get_backend() == before

@@ -5,19 +5,18 @@ from math import prod
 
 import numpy as np
 import pytest
-import scipy.linalg
 import tensorly
 import torch
 from hypothesis import given, settings
-from tensorly.decomposition import parafac, tensor_train_matrix
+from tensorly.decomposition import tensor_train_matrix
 from torch.testing import assert_close
 
 from lsr.algebra import fit, spectrum
 from lsr.algebra.fit import fit_product, in_orthonormal_basis
-from lsr.algebra.separable import kron_sum, nearest_kron_sum, rearrange
+from lsr.algebra.separable import kron_sum, nearest_kron_sum
 from lsr.algebra.shapes import max_separation_rank
 from lsr.algebra.spectrum import leading_svd
-from tests.lsr.algebra.problems import FORMS, SEEDS, difference, drawn, drawn_sides, forms, product
+from tests.lsr.algebra.problems import FORMS, SEEDS, difference, drawn, forms, product
 from tests.lsr.matrices import decaying, normal
 
 PLAIN = FORMS[2]
@@ -25,8 +24,8 @@ TERMS = {1: 1, 2: 3, 3: 3}
 each_count = pytest.mark.parametrize("count", FORMS)
 
 
-def matrix_of(out_shape, in_shape, seed=0):
-    return decaying(prod(out_shape), prod(in_shape), seed)
+def matrix_of(out_shape, in_shape):
+    return decaying(prod(out_shape), prod(in_shape))
 
 
 # How near it is
@@ -43,19 +42,6 @@ def test_the_error_is_the_distance_and_no_larger_than_that_of_sides_decomposed_o
     a = nearest_kron_sum(values.sqrt()[:, None] * right, rank_shape, in_shape, terms)
     b = nearest_kron_sum(left * values.sqrt(), out_shape, rank_shape, terms)
     assert found.error <= difference(product(a, b), matrix) + 1e-9
-
-
-@settings(max_examples=10)
-@given(forms(), SEEDS)
-def test_no_sweep_moves_a_product_away_from_the_matrix(form, seed):
-    out_shape, _, in_shape, terms = form
-    target, _ = fit.normalized(normal(prod(out_shape), prod(in_shape), seed=seed), prod(out_shape), prod(in_shape))
-    a, b = drawn_sides(terms, *form[:3], seed)
-    distance = torch.dist(target, product(a, b))
-    for _ in range(10):
-        a, b, _ = fit.improved(target, a, b, 1, 0.0)
-        before, distance = distance, torch.dist(target, product(a, b))
-        assert distance <= before + 1e-9
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -107,11 +93,10 @@ def test_an_orthonormal_basis_keeps_the_row_space(count):
 # The same matrix in other clothes
 
 
-@pytest.mark.parametrize("inner", [7, 60])
 @each_count
-def test_a_pair_is_fitted_as_its_product_is(count, inner):
+def test_a_pair_is_fitted_as_its_product_is(count):
     rows, columns = (prod(shape) for shape in FORMS[count][::2])
-    left, right = normal(rows, inner), normal(inner, columns, seed=1)
+    left, right = normal(rows, 7), normal(7, columns, seed=1)
     pair, dense = (fit_product(one, *FORMS[count], TERMS[count]) for one in ((left, right), left @ right))
     assert pair.error == pytest.approx(dense.error, rel=1e-6)
     assert difference(product(pair.a, pair.b), product(dense.a, dense.b)) < 1e-5
@@ -123,37 +108,6 @@ def test_a_pair_is_never_multiplied_out():
     with pytest.warns(UserWarning, match="converge"):
         found = fit_product(pair, (400, 250), (2, 2), (250, 400), 2, sweeps=1)
     assert 0 < found.error < 1
-
-
-@pytest.mark.parametrize("scale", [-1.0, 1e-12, 1e12])
-def test_a_multiple_of_the_matrix_gives_that_multiple_of_the_product(scale):
-    one, two = (fit_product(factor * decaying(48, 48), *PLAIN, 4) for factor in (1.0, scale))
-    assert two.error == pytest.approx(one.error)
-    assert difference(product(two.a, two.b), scale * product(one.a, one.b)) < 1e-6
-
-
-def test_it_does_not_depend_on_the_signs_that_an_svd_returns(monkeypatch):
-    plain = fit_product(decaying(48, 48), *PLAIN, 4)
-
-    def svd(dense, method, n_eigenvecs):
-        left, values, right = scipy.linalg.svd(dense, full_matrices=False, lapack_driver="gesvd")
-        flips = np.random.default_rng(0).choice([-1.0, 1.0], len(values))
-        return (left * flips)[:, :n_eigenvecs], values[:n_eigenvecs], (right * flips[:, None])[:n_eigenvecs]
-
-    monkeypatch.setattr(spectrum, "svd_interface", svd)
-    other = fit_product(decaying(48, 48), *PLAIN, 4)
-    assert difference(product(other.a, other.b), product(plain.a, plain.b)) < 1e-4
-
-
-@pytest.mark.parametrize(("large", "dtype"), [(spectrum.LARGE, torch.float32), (1, torch.float32), (1, torch.float64)])
-def test_a_large_matrix_or_one_in_single_precision_gives_nearly_the_same_product(monkeypatch, large, dtype):
-    matrix, shapes = decaying(48, 80), ((8, 6), (2, 2), (8, 10))
-    exact = fit_product(matrix, *shapes, 4)
-    monkeypatch.setattr(spectrum, "LARGE", large)
-    found = fit_product(matrix.to(dtype), *shapes, 4)
-    assert found.a[0].dtype is torch.float64
-    assert difference(product(found.a, found.b), product(exact.a, exact.b)) < 1e-4
-    assert found.error == pytest.approx(difference(product(found.a, found.b), matrix), rel=1e-5)
 
 
 @pytest.mark.parametrize("large", [1, spectrum.LARGE])
@@ -170,15 +124,8 @@ def test_the_same_matrix_gives_the_same_bytes_and_leaves_all_else_alone(monkeypa
 
 
 @pytest.mark.filterwarnings("ignore:the fit did not converge")
-@pytest.mark.parametrize("kind", ["rank one", "padded", "single entry"])
-def test_a_deficient_matrix_gives_finite_factors(kind):
-    matrix = normal(48, 48)
-    if kind == "rank one":
-        matrix = matrix[:, :1] @ matrix[:1]
-    elif kind == "padded":
-        matrix[:, -5:] = matrix[-3:] = 0
-    else:
-        matrix[1:] = matrix[:, 1:] = 0
+def test_a_matrix_of_rank_one_gives_finite_factors():
+    matrix = normal(48, 1) @ normal(1, 48)
     found = fit_product(matrix, *PLAIN, 4)
     assert all(torch.isfinite(factor).all() for factor in (*found.a, *found.b))
     assert 0 <= found.error <= 1
@@ -187,24 +134,12 @@ def test_a_deficient_matrix_gives_finite_factors(kind):
 # What is said
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("is_pair", [False, True])
-def test_a_matrix_that_is_not_finite_is_refused(value, is_pair):
-    left, right = normal(48, 4), normal(4, 48)
-    left[3, 2] = value
-    with pytest.raises(ValueError, match=r"expected a finite matrix to fit, got one of norm (nan|inf)"):
-        fit_product((left, right) if is_pair else left @ right, *PLAIN, 2)
-
-
 @pytest.mark.parametrize(
     ("matrix", "form", "terms", "message"),
     [
         (torch.zeros(48, 48), PLAIN, 2, "nothing to fit: the matrix is zero"),
-        ((torch.zeros(48, 4), torch.zeros(4, 48)), PLAIN, 2, "nothing to fit: the matrix is zero"),
         (normal(48, 48), ((8, 6), (1, 2), (6, 8)), 7, "separation_rank must be in [1, 6] for these shapes, got 7"),
-        (normal(48, 48), ((6, 8), (1, 2), (8, 6)), 0, "separation_rank must be in [1, 6] for these shapes, got 0"),
-        (normal(48, 48), FORMS[1], 2, "separation_rank must be in [1, 1] for these shapes, got 2"),
-        (normal(48, 47), PLAIN, 2, "expected a matrix 48 x 48, got (48, 47)"),
+        (torch.full((48, 48), torch.nan), PLAIN, 2, "expected a finite matrix to fit, got one of norm nan"),
         ((normal(48, 4), normal(4, 40)), PLAIN, 2, "expected a matrix 48 x 48, got (48, 40)"),
         (normal(3, 48), ((3, 1), (2, 2), (6, 8)), 2, "the rank must be in [1, 3] for a matrix (3, 48), got 4"),
     ],
@@ -223,30 +158,15 @@ def test_a_fit_that_is_cut_short_warns_of_its_last_change_and_one_that_has_conve
     assert caught[0].filename == __file__
 
 
-# Single steps end where TensorLy's solvers do
-
-
-def steps(matrix, factors, count):
-    """Alternating least squares on A alone: B is the identity."""
-    for _ in range(count):
-        factors = fit._step(factors, torch.eye(len(matrix), dtype=torch.float64), matrix)
-    return factors
+# TensorLy
 
 
 def test_where_b_is_orthonormal_steps_on_a_end_at_tensorlys_tensor_train_matrix():
     (r1, r2), (n1, n2) = rank_shape, in_shape = (3, 4), (4, 5)
     matrix = decaying(12, 20)
-    found = steps(matrix, drawn(3, rank_shape, in_shape), 300)
+    found = drawn(3, rank_shape, in_shape)
+    for _ in range(300):  # alternating least squares on A alone: B is the identity
+        found = fit._step(found, torch.eye(12, dtype=torch.float64), matrix)
     cores = tensor_train_matrix(matrix.reshape(r1, r2, n1, n2).numpy(), rank=[1, 3, 1])
     train = tensorly.tt_matrix_to_tensor(cores).reshape(r1 * r2, n1 * n2)
     assert_close(kron_sum(*found).numpy(), train, atol=1e-6, rtol=0)
-
-
-def test_steps_on_three_factors_reach_the_error_of_tensorlys_parafac():
-    rank_shape, in_shape = (2, 2, 2), (3, 4, 3)
-    matrix = normal(8, 36)
-    tensor = rearrange(matrix, rank_shape, in_shape).numpy()
-    theirs = [parafac(tensor, 3, init="random", n_iter_max=500, tol=1e-9, random_state=seed) for seed in range(2)]
-    best = min(np.linalg.norm(tensor - tensorly.cp_to_tensor(cp)) / np.linalg.norm(tensor) for cp in theirs)
-    ours = min(difference(kron_sum(*steps(matrix, drawn(3, rank_shape, in_shape, s), 300)), matrix) for s in range(3))
-    assert ours == pytest.approx(best, rel=0.02)

@@ -1,6 +1,5 @@
 """Frames against dense references: singular vectors for one matrix, energies of projections for several."""
 
-import re
 from itertools import product
 
 import numpy as np
@@ -33,12 +32,10 @@ def problems(draw, least=1):
     return matrices, draw(st.integers(1, min(rows, columns)))
 
 
-def related(count=3, rows=20, columns=24, rank=4, noise=0.05):
+def related(count):
     """Matrices B R_l A with one A and B, and noise."""
-    left, right = (torch.linalg.qr(normal(size, rank, seed=size)).Q for size in (rows, columns))
-    return [
-        left @ normal(rank, rank, seed=i) @ right.T + noise * normal(rows, columns, seed=50 + i) for i in range(count)
-    ], (left, right.T)
+    left, right = normal(20, 4), normal(4, 24, seed=1)
+    return [left @ normal(4, 4, seed=i) @ right + 0.05 * normal(20, 24, seed=50 + i) for i in range(count)]
 
 
 def energy(matrices, left, right):
@@ -96,27 +93,11 @@ def test_no_frames_at_random_hold_more_nor_those_of_the_stacked_matrices(problem
     assert held <= sum(float(torch.linalg.svdvals(matrix)[:rank].square().sum()) for matrix in normed) + 1e-9
 
 
-def test_neither_side_can_be_improved_alone_and_leading_directions_come_first():
-    """At the optimum each side is the leading singular vectors of what the other side leaves of all matrices."""
-    matrices, _ = related(noise=0.3)
-    left, right = leading_frames(matrices, 4)
-    normed = [matrix / matrix.norm() for matrix in matrices]
-    best_left = torch.linalg.svd(torch.cat([m @ right.T for m in normed], dim=1)).U[:, :4]
-    best_right = torch.linalg.svd(torch.cat([left.T @ m for m in normed])).Vh[:4]
-    held = energy(matrices, left, right)
-    assert energy(matrices, best_left, right) <= held + 1e-4
-    assert energy(matrices, left, best_right) <= held + 1e-4
-    between = torch.stack([left.T @ m @ right.T for m in normed])
-    for axis in (1, 2):
-        energies = between.square().sum(dim=[0, 3 - axis])
-        assert torch.equal(energies, energies.sort(descending=True).values)
-
-
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("large", [2**19, 1])
 def test_the_same_matrices_give_the_same_bytes_whatever_their_norms(count, large, monkeypatch):
     monkeypatch.setattr(spectrum, "LARGE", large)
-    matrices, _ = related(count)
+    matrices = related(count)
     state = np.random.get_state()[1].copy()
     one, two = leading_frames(matrices, 4), leading_frames(matrices, 4)
     assert all(torch.equal(first, second) for first, second in zip(one, two, strict=True))
@@ -125,7 +106,7 @@ def test_the_same_matrices_give_the_same_bytes_whatever_their_norms(count, large
     assert_close(leading_frames(scaled, 4), one, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("count", [1, 4])
 def test_large_matrices_are_replaced_by_their_leading_parts(count, monkeypatch):
     matrices = [decaying(40, 30, seed=i) for i in range(count)]
     dense = energy(matrices, *leading_frames(matrices, 3))
@@ -143,20 +124,13 @@ def test_pairs_have_the_frames_of_their_products(count):
     assert_close(leading_frames(pairs, 3), leading_frames(dense, 3), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("rank", [0, 7])
-def test_a_rank_above_a_side_is_refused_with_what_is_allowed(rank):
-    with pytest.raises(ValueError, match=re.escape("the rank must be in [1, 6] for ")):
-        leading_frames([normal(9, 6, seed=i) for i in range(2)], rank)
-
-
-@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
-@pytest.mark.parametrize("is_pair", [False, True])
-@pytest.mark.parametrize("frames", [leading_frames, paired_frames])
-def test_a_matrix_without_directions_is_refused(frames, is_pair, value):
-    broken = (torch.full((6, 3), value), normal(3, 8)) if is_pair else torch.full((6, 8), value)
-    for matrices in ([normal(6, 8), broken], [broken]):
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_a_matrix_without_directions_is_refused(value):
+    for broken in (torch.full((6, 8), value), (torch.full((6, 3), value), normal(3, 8))):
         with pytest.raises(ValueError, match="cannot take frames from a matrix of norm"):
-            frames(matrices, 2)
+            leading_frames([normal(6, 8), broken], 2)
+        with pytest.raises(ValueError, match="cannot take frames from a matrix of norm"):
+            paired_frames([broken], 2)
 
 
 # Cores
@@ -196,11 +170,3 @@ def test_no_core_between_any_frames_is_nearer_to_the_matrix(is_pair, is_diagonal
     columns = torch.stack([torch.outer(left[:, i], right[j]).flatten() for i, j in places], dim=1)
     best = torch.linalg.lstsq(columns, dense.flatten()[:, None]).solution[:, 0]
     assert_close(found, best if is_diagonal else best.reshape(4, 4))
-
-
-@pytest.mark.parametrize("between", [core_between, diagonal_between])
-def test_directions_that_coincide_share_what_is_there(between):
-    """Frames of rank 1 twice: the smallest of many cores, not one without bounds."""
-    left, right = normal(20, 1).expand(20, 2), normal(1, 26, seed=1).expand(2, 26)
-    found = between(left[:, :1] @ right[:1], left, right)
-    assert_close(found, torch.full_like(found, 0.25 if found.dim() == 2 else 0.5))

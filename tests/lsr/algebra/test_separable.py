@@ -50,10 +50,6 @@ def pair_shapes(draw):
     return rows, columns, min(rows[0] * columns[0], rows[1] * columns[1])
 
 
-def relative_error(matrix, factors):
-    return float((matrix - kron_sum(*factors)).norm() / matrix.norm())
-
-
 def has_positive_largest_entries(factor):
     terms = factor.flatten(1)
     return bool((terms.gather(1, terms.abs().argmax(dim=1, keepdim=True)) > 0).all())
@@ -66,11 +62,6 @@ def has_positive_largest_entries(factor):
 def test_a_kron_sum_is_the_sum_of_kronecker_products(factors):
     dense = sum(reduce(torch.kron, term) for term in zip(*factors, strict=True))
     assert_close(kron_sum(*factors), dense)
-
-
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_the_gradient_of_a_kron_sum_is_right(count):
-    assert torch.autograd.gradcheck(kron_sum, [normal(2, 2, 3, seed=i).requires_grad_() for i in range(count)])
 
 
 @given(factor_lists(least=2, most=2), st.booleans())
@@ -139,25 +130,17 @@ def test_tensorlys_tensor_train_matrix_and_parafac_find_the_same_two_factors():
     assert np.linalg.norm(tensor - tensorly.cp_to_tensor(cp)) == pytest.approx(float(torch.dist(matrix, nearest)))
 
 
-@pytest.mark.parametrize("terms", [1, 2, 3])
-def test_three_factors_recover_a_separable_matrix(terms):
+def test_three_factors_recover_a_separable_matrix():
     rows, columns = SHAPES[3]
-    matrix = kron_sum(*[normal(terms, p, q, seed=i) for i, (p, q) in enumerate(zip(rows, columns, strict=True))])
-    assert relative_error(matrix, nearest_kron_sum(matrix, rows, columns, terms)) < 0.01
+    matrix = kron_sum(*[normal(3, p, q, seed=i) for i, (p, q) in enumerate(zip(rows, columns, strict=True))])
+    assert torch.dist(matrix, kron_sum(*nearest_kron_sum(matrix, rows, columns, 3))) < 0.01 * matrix.norm()
 
 
-@pytest.mark.parametrize("kind", ["full rank", "rank one", "padded", "single entry", "zero"])
+@pytest.mark.parametrize("rank", [1, 8])
 @each_count
-def test_terms_come_largest_first_none_is_dead_and_signs_are_canonical(count, kind):
+def test_terms_come_largest_first_none_is_dead_and_signs_are_canonical(count, rank):
     rows, columns = SHAPES[count]
-    matrix = matrix_of(rows, columns)
-    if kind == "rank one":
-        matrix = matrix[:, :1] @ matrix[:1]
-    elif kind == "padded":
-        matrix[:, -5:] = 0
-    elif kind != "full rank":
-        matrix[1:] = matrix[:, 1:] = 0
-        matrix[0, 0] = float(kind == "single entry")
+    matrix = normal(prod(rows), rank) @ normal(rank, prod(columns), seed=1)
     first, *others = nearest_kron_sum(matrix, rows, columns, 6)
     sizes = first.flatten(1).norm(dim=1)
     assert torch.equal(sizes, sizes.sort(descending=True).values)
@@ -179,11 +162,9 @@ def test_the_same_matrix_gives_the_same_bytes_and_leaves_the_callers_backend_and
     assert np.array_equal(np.random.get_state()[1], state)
 
 
-@pytest.mark.parametrize(("count", "limit"), [(1, 1), (2, 8), (3, 24)])
-@pytest.mark.parametrize("over", [False, True])
-def test_a_number_of_terms_out_of_bounds_is_refused_with_the_bounds(count, limit, over):
+@pytest.mark.parametrize(("count", "limit", "rank"), [(1, 1, 2), (2, 8, 0), (3, 24, 25)])
+def test_a_number_of_terms_out_of_bounds_is_refused_with_the_bounds(count, limit, rank):
     rows, columns = SHAPES[count]
-    rank = limit + 1 if over else 0
     with pytest.raises(ValueError, match=rf"separation_rank must be in \[1, {limit}\] for these shapes, got {rank}"):
         nearest_kron_sum(matrix_of(rows, columns), rows, columns, rank)
 
@@ -239,10 +220,9 @@ def test_balanced_factors_have_the_same_sum_and_one_length_per_term(factors):
 # Conditioning
 
 
-@pytest.mark.parametrize("digits", [2, 4, 6])
-def test_the_condition_number_counts_the_digits_that_cancel_until_the_terms_are_orthogonal(digits):
+def test_the_condition_number_counts_the_digits_that_cancel_until_the_terms_are_orthogonal():
     left, right = normal(2, 2, 3, seed=1), normal(2, 3, 2, seed=2)
-    left[1] = -left[0] * (1 + 10.0**-digits)
+    left[1] = -left[0] * (1 + 1e-4)
     right[1] = right[0]
-    assert np.log10(condition_number(left, right)) == pytest.approx(digits, abs=0.2)
+    assert np.log10(condition_number(left, right)) == pytest.approx(4, abs=0.2)
     assert condition_number(*recondition(left, right)) == pytest.approx(1)
