@@ -17,6 +17,7 @@ from lsr.tuner.saved import CONFIG, WEIGHTS, first_line
 
 # Of the files that a command writes: an adapter, a bank, or a checkpoint with its tokenizer.
 ENDINGS = (".json", ".safetensors", ".md", ".txt", ".jinja", ".model")
+MARKS = (CONFIG, "config.json", "bank.safetensors")  # at least one of them is in each
 
 
 def write_adapter(folder: Path, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -42,7 +43,10 @@ def check_output(path: Path, sources: tuple[Path, ...], *, replace: bool) -> Non
         raise InputError(f"{path}: exists; choose another folder, or replace it with --force")
     if path.exists() and not path.is_dir():
         raise InputError(f"{path}: not a folder, so it is not replaced")
-    for file in sorted(path.glob("*")):
+    files = sorted(path.glob("*"))
+    if files and not any(file.name in MARKS for file in files):
+        raise InputError(f"{path}: no adapter, bank or checkpoint, so it is not replaced")
+    for file in files:
         if file.suffix not in ENDINGS or not file.is_file():
             raise InputError(f"{path}: holds {file.name}, which no adapter or checkpoint has, so it is not replaced")
 

@@ -187,6 +187,10 @@ def test_force_replaces_an_export_and_nothing_of_somebody_else(beside, capsys):
             held = f"out: holds {name}, which no adapter or checkpoint has, so it is not replaced"
             assert held in mistake(capsys, *words)
         (beside / "out" / name).unlink()
+    (beside / "notes").mkdir()
+    (beside / "notes/ideas.md").touch()
+    words = ("export", "adapter", "--to", "lora", "-o", "notes", "--base", "base", "--force")
+    assert "notes: no adapter, bank or checkpoint, so it is not replaced" in mistake(capsys, *words)
 
 
 def test_what_fails_half_way_leaves_the_old_folder(tmp_path):
