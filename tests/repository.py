@@ -75,7 +75,7 @@ def make(folder: Path) -> Path:
     leave_rows(folder, "models", "tiny")
     leave_rows(folder, "datasets", "glue", "ratings")
     command(folder, "git", "init", "--quiet")
-    command(folder, "dvc", "repro")
+    quick(folder, "dvc", "repro")
     command(folder, "git", "add", "--all")
     command(folder, "git", "commit", "--quiet", "--message", "First run")
     return folder

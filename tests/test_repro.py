@@ -1,7 +1,4 @@
-"""A real `dvc repro` in a copy of the repository, on a tiny model and data, with no network.
-
-The first one, whose outputs the tests begin with, starts an interpreter for each stage; later stages are forked.
-"""
+"""A real `dvc repro` in a copy of the repository, on a tiny model and data, with no network."""
 
 import contextlib
 import csv
@@ -77,28 +74,21 @@ def test_an_edited_file_of_the_chosen_data_or_model_is_noticed(restored):
 
 def test_pooled_rows_and_frames_that_are_held_start_the_adapter_again_when_they_change(restored):
     words = {"rank_shape": [3], "separation_rank": 1, "train": "core", "init": "gradient", "examples": 40}
+    started = ["tokenize", "factorize-init"]
     change_params(restored, lsr={**words, "frames_from": ["glue", "ratings"]})
-    assert ran(quick(restored, "dvc", "repro", "factorize-init")) == ["tokenize", "factorize-init"]
+    assert ran(quick(restored, "dvc", "repro", "factorize-init")) == started
     with (restored / "data/ratings.csv").open("a") as file:
         file.write("one more,1.0\n")
-    assert ran(quick(restored, "dvc", "repro", "factorize-init")) == ["tokenize", "factorize-init"]
+    assert ran(quick(restored, "dvc", "repro", "factorize-init")) == started
 
     family = restored / "models/family"
     shutil.copytree(restored / "artifacts/init", family)
     change_params(restored, lsr={"frames": "models/family", "frames_from": []})
-    assert ran(quick(restored, "dvc", "repro")) == ["tokenize", "factorize-init", "train", "evaluate"]
-    metrics = json.loads((restored / "reports/evaluate/metrics.json").read_text())
-    assert metrics["adapter_trained"] == metrics["adapter_stored"] == 4 * 3**2
+    assert ran(quick(restored, "dvc", "repro", "factorize-init")) == started
     weights = load_file(family / "adapter_model.safetensors")
     changed = {name: -value if ".factor_A1" in name else value for name, value in weights.items()}
     save_file(changed, family / "adapter_model.safetensors", metadata={"format": "pt"})
-    assert ran(quick(restored, "dvc", "repro", "factorize-init")) == ["tokenize", "factorize-init"]
-
-    change_params(restored, lsr={"frames": "artifacts/adapter"})
-    output = quick(restored, "dvc", "repro", "tokenize", code=255)
-    alone = "DVC notices changes only in data/ and models/; move it there"
-    assert f"params.yaml: lsr.frames: artifacts/adapter: {alone}" in output
-    assert "Traceback" not in output
+    assert ran(quick(restored, "dvc", "repro", "factorize-init")) == started
 
 
 MISTAKES = {  # the line, the change, and the stage that finds it
@@ -125,30 +115,19 @@ def test_a_mistake_is_a_line_and_what_dvc_removed_comes_back_without_running_any
 def test_a_temporary_copy_says_which_file_git_does_not_track(restored):
     shutil.copy(restored / "data/ratings.csv", restored / "data/mine.csv")
     add_row(restored, "datasets", "mine", files_row("data/mine.csv"))
-    output = quick(restored, "dvc", "exp", "run", "--temp", "-S", "data=mine", code=255)
-    assert "mine: data/mine.csv: not found in this copy of what Git tracks; git add data/mine.csv" in output
+    output = quick(restored, "dvc", "exp", "run", "--temp", "-S", "data=mine", "tokenize", code=255)
+    assert "mine: data/mine.csv: not found; " in output
+    assert "temporary copies have only what was added with `git add`" in output
     assert "DVC has removed" not in output
-    quick(restored, "git", "add", "data/mine.csv")
-    output = quick(restored, "dvc", "exp", "run", "--temp", "--name", "mine", "-S", "data=mine", "tokenize")
-    assert ran(output) == ["tokenize"]
-    quick(restored, "dvc", "exp", "remove", "mine")
 
 
-def test_experiments_switch_the_adapter_and_sweep_seeds_without_tokenizing_again(restored):
-    output = quick(restored, "dvc", "exp", "run", "--name", "lora", "-S", "adapter=lora", "-S", "lora.r=2")
-    assert ran(output) == ["factorize-init", "train", "evaluate"]
-    differences = json.loads(quick(restored, "dvc", "metrics", "diff", "--json"))
-    counts = differences["reports/evaluate/metrics.json"]["adapter_trained"]
-    assert counts == {"old": 320, "new": 2 * 48 * 4, "diff": 64}
-    quick(restored, "git", "reset", "--quiet", "--hard")
-    quick(restored, "dvc", "checkout", "--quiet")
-
-    assert quick(restored, "dvc", "exp", "run", "--queue", "-S", "seed=1,2").count("Queued experiment") == 2
-    quick(restored, "dvc", "exp", "run", "--run-all")
+def test_a_queue_of_seeds_of_another_adapter_runs_without_tokenizing_again(restored):
+    queued = quick(restored, "dvc", "exp", "run", "--queue", "-S", "seed=1,2", "-S", "adapter=lora", "-S", "lora.r=2")
+    assert queued.count("Queued experiment") == 2
+    output = quick(restored, "dvc", "exp", "run", "--run-all")
+    assert ran(output) == ["factorize-init", "train", "evaluate"] * 2
     header, *rows = csv.reader(io.StringIO(quick(restored, "dvc", "exp", "show", "--csv")))
     assert len(set(header)) == len(header)  # otherwise columns would be mixed up
-    assert [len(row) for row in rows] == [len(header)] * len(rows)
     shown = [dict(zip(header, row, strict=True)) for row in rows]
     assert {row["params.yaml:data"] for row in shown} == {"glue"}
-    assert {row["adapter"] for row in shown} == {"lsr", "lora"}
-    assert {row["seed"] for row in shown} == {"0", "1", "2"}
+    assert {(row["adapter"], row["seed"]) for row in shown} == {("lsr", "0"), ("lora", "1"), ("lora", "2")}

@@ -56,7 +56,8 @@ def digests(source: Source, where: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for path in named(source):
         if not path.exists():
-            raise UserError(f"{where}: {path}: not found; paths start at the root of the repository")
+            copies = "whose temporary copies have only what was added with `git add`"
+            raise UserError(f"{where}: {path}: not found; paths start at the root of the repository, {copies}")
         if "DVC_STAGE" in os.environ:  # otherwise nothing is skipped, so nothing can be out of date
             _check_watched(path, where)
         found |= {file.as_posix(): sha256(file) for file in files(path)}
