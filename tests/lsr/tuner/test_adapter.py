@@ -1,6 +1,5 @@
 """One adapter without a layer, against the dense definition in float64."""
 
-import copy
 from functools import reduce
 
 import pytest
@@ -71,18 +70,6 @@ def test_the_update_is_that_of_the_kronecker_sums_without_padding_less_that_of_t
     assert_close(adapter.scaling * left @ right, adapter.update())
 
 
-@given(FORMS)
-def test_the_operands_are_two_factors_or_whole_matrices(form):
-    adapter = make(form)
-    for (one, two), side, matrix in zip(adapter.operands(), adapter.factors(), adapter.collapse(), strict=True):
-        if len(side) == 2:
-            assert one is side[0]
-            assert two is side[1]
-        else:
-            assert two is None
-            assert torch.equal(one, matrix)
-
-
 def cored(train="core", frames=None):
     """An adapter with a core, whose factors are its own or others; and the core."""
     adapter = LsrAdapter(DENSE, 1.5, train=train, frames=frames)
@@ -108,14 +95,6 @@ def test_a_core_stands_between_both_sides_and_what_is_shared_counts_elsewhere(tr
         assert ("factor_A1" in adapter.state_dict()) == own
 
 
-def test_whether_it_trains_is_said_of_what_it_shares_too():
-    frames = make(DENSE)
-    adapter, _ = cored("all", frames)
-    for trains in (False, True):
-        adapter.requires_grad_(trains)
-        assert {p.requires_grad for p in (*adapter.parameters(), *frames.parameters())} == {trains}
-
-
 def test_factors_and_core_are_set_again_in_place():
     adapter, core = cored()
     before = [adapter.core, *(factor for side in adapter.factors() for factor in side)]
@@ -125,14 +104,6 @@ def test_factors_and_core_are_set_again_in_place():
     assert all(one is other for one, other in zip(before, after, strict=True))
     a, b = sides(DENSE, factors(DENSE, seed=2))
     assert_close(adapter.update(), 1.5 * b @ (2 * core) @ a)
-
-
-def test_a_copy_of_both_shares_and_one_alone_has_frames_of_its_own():
-    frames = make(DENSE)
-    adapter, _ = cored("all", frames)
-    twin, one = copy.deepcopy((adapter, frames))
-    assert twin.frames is one is not frames
-    assert copy.deepcopy(adapter).frames is not frames
 
 
 def test_what_trains_are_parameters_and_what_is_frozen_is_stored_beside():

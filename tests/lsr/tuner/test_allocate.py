@@ -25,7 +25,7 @@ def allocated(name, budget, **fields):
     return {name: layer.adapter("default").form.rank for name, layer in adapted_layers(model).items()}
 
 
-@pytest.mark.parametrize("budget", [1, 5, 11, 40])
+@pytest.mark.parametrize("budget", [1, 11])
 @pytest.mark.parametrize("name", ["bert", "roberta"])
 def test_the_head_that_peft_adds_gets_no_directions(name, budget):
     ranks = allocated(name, budget, task_type="SEQ_CLS", target_modules="all-linear")
@@ -36,9 +36,7 @@ def test_the_head_that_peft_adds_gets_no_directions(name, budget):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"task_type": "SEQ_CLS"},
         {"task_type": TaskType.SEQ_CLS},
-        {"modules_to_save": ["classifier"]},
         {"modules_to_save": ["assifier"]},
     ],
 )

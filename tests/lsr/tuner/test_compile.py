@@ -11,14 +11,12 @@ from tests.capabilities.models import logits, tiny
 CONFIGS = {
     "two factors": {"rank_shape": (2, 2)},
     "a start that is subtracted": {"init_weights": "principal", "seed": 0},
-    "a core and factors": {"rank_shape": (4,), "separation_rank": 1, "train": "all"},
     "a core between rounded frames": {
         "rank_shape": (4,),
         "separation_rank": 1,
         "train": "core",
         "frames_dtype": "sign",
     },
-    "dropout in evaluation": {"dropout": 0.5},
 }
 
 

@@ -1,7 +1,6 @@
 import json
 import re
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,11 +58,6 @@ def test_a_saved_configuration_comes_back_equal(tmp_path_factory, family, **fiel
     loaded.inference_mode = config.inference_mode
     assert loaded == config
     assert LsrConfig.from_pretrained(str(folder)).folder == folder
-
-
-@pytest.mark.parametrize(("rank_shape", "terms"), [((4,), 1), ((2, 2), 16), ((2, 2, 2), 16)])
-def test_without_a_number_of_terms_dense_sides_have_one(rank_shape, terms):
-    assert LsrConfig(rank_shape=rank_shape).separation_rank == terms
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["value", "query", "output.dense", "key"]], ids=str)
@@ -142,10 +136,7 @@ def test_the_file_names_the_layers_that_a_pattern_matched(tmp_path):
     "fields",
     [
         {"target_modules": "(([a-z.])*)*X"},
-        {"exclude_modules": "a{1,30000}"},
         {"rank_pattern": {"([a-z0-9.]+)+X": [4, 1]}},
-        {"alpha_pattern": {"[ab]": 2}},
-        {"layers_pattern": ["a?a?"], "layers_to_transform": [0]},
         {"modules_to_save": ["(a|a)*"]},
     ],
     ids=str,
@@ -167,16 +158,9 @@ def test_a_pattern_in_a_file_is_refused_in_one_line(fields, tmp_path):
     [
         ({"rank_shape": 4}, "rank_shape must be a list or tuple of numbers, got 4"),
         ({"in_shape": ("a", 4)}, "in_shape must hold 2 sizes >= 1, as rank_shape does, got ['a', 4]"),
-        ({"rank_pattern": {"key": (0, 2)}}, "rank_pattern['key'] must hold one or more ranks >= 1, got [0, 2]"),
         ({"rank_pattern": ["key"]}, "rank_pattern: must hold names of layers and values, got ['key']"),
         ({"separation_rank_pattern": {"key": -1}}, "separation_rank_pattern['key'] must be >= 1, got -1"),
-        ({"in_shape": (24,)}, "in_shape must hold 2 sizes >= 1, as rank_shape does, got [24]"),
         ({"init_weights": "rowspace"}, f"init_weights must be a bool or one of {WORDS}, got 'rowspace'"),
-        ({"train": "first"}, "train must be one of ['factors', 'core', 'all'], got 'first'"),
-        (
-            {"train": "core", "frames_dtype": "int8"},
-            "frames_dtype must be one of ['float32', 'bfloat16', 'sign'], got 'int8'",
-        ),
         (
             {"share": "layers"},
             "share='layers' needs train to be one of ['core', 'all'], got 'factors': without a core of its own each "
@@ -190,31 +174,18 @@ def test_a_pattern_in_a_file_is_refused_in_one_line(fields, tmp_path):
             {"train": "all"},
             "train='all' needs one rank in rank_shape, because a core is between dense frames, got [2, 2]",
         ),
-        (
-            {"rank_shape": (4,), "train": "core", "rank_pattern": {"key": (2, 2)}},
-            "train='core' needs one rank in rank_pattern['key'], because a core is between dense frames, got [2, 2]",
-        ),
         ({"core": "diagonal"}, "core='diagonal' needs train='core' or 'all', got train='factors'"),
         (
             {"frames": "./other"},
             "frames='./other' needs train='core': trained factors belong to the adapter and are in float32, got "
             "train='factors'",
         ),
-        (
-            {"rank_shape": (4,), "train": "all", "frames_dtype": "bfloat16"},
-            "frames_dtype='bfloat16' needs train='core': trained factors belong to the adapter and are in float32",
-        ),
         ({"alpha_pattern": {"key": 0}}, "alpha_pattern['key'] must be a positive number, got 0"),
-        ({"dropout": 1.0}, "dropout must be in [0, 1), got 1.0"),
-        ({"bias": "lora_only"}, "bias must be 'none', 'all' or 'lsr_only', got 'lora_only'"),
         (
             {"target_modules": ".*query", "layers_to_transform": [0]},
             "layers_to_transform needs target_modules to be a list, got the pattern '.*query'",
         ),
-        ({"layers_pattern": "layer"}, "layers_pattern needs layers_to_transform, got None"),
         ({"alpha_pattern": {"*": 2}}, "alpha_pattern: '*' is not a valid regular expression"),
-        ({"frames": None}, "frames must be 'own' or the folder or hub repository of frames, got None"),
-        ({"seed": 1.5}, "seed must be an integer or None, got 1.5"),
     ],
 )
 def test_a_value_out_of_bounds_is_refused_with_what_is_allowed(fields, message):
@@ -222,15 +193,11 @@ def test_a_value_out_of_bounds_is_refused_with_what_is_allowed(fields, message):
         LsrConfig(**fields)
 
 
-def test_no_pattern_is_an_empty_one():
-    assert LsrConfig(rank_pattern=None, separation_rank_pattern=None, alpha_pattern=None) == LsrConfig()
-
-
-def test_a_path_is_written_as_a_string_and_the_integers_of_numpy_as_integers(tmp_path):
-    config = LsrConfig(rank_shape=[np.int64(4)], in_shape=(np.int32(24),), train="core", frames=tmp_path)
+def test_a_path_is_written_as_a_string(tmp_path):
+    config = LsrConfig(rank_shape=[4], train="core", frames=tmp_path)
     config.save_pretrained(str(tmp_path))
     loaded = LsrConfig.from_pretrained(str(tmp_path))
-    assert (loaded.frames, loaded.rank_shape, loaded.in_shape) == (str(tmp_path), (4,), (24,))
+    assert (loaded.frames, loaded.rank_shape) == (str(tmp_path), (4,))
 
 
 @pytest.mark.parametrize(

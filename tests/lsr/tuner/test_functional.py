@@ -1,5 +1,3 @@
-from math import prod
-
 import pytest
 import torch
 from hypothesis import given
@@ -33,12 +31,6 @@ def operands(batch, m, n, r, dtype=torch.float64):
 def test_it_adds_the_dense_update(batch, m, n, r, scaling):
     result, x, a, b = operands(batch, m, n, r)
     assert_close(add_low_rank(result, x, a, b, scaling), result + F.linear(x, scaling * b @ a))
-
-
-@given(BATCHES.filter(prod), SIZES, SIZES, SIZES)
-def test_all_four_gradients_are_right(batch, m, n, r):
-    values = [value.requires_grad_() for value in operands(batch, m, n, r)]
-    assert torch.autograd.gradcheck(lambda *args: add_low_rank(*args, 0.7), values)
 
 
 # The fused layer
@@ -75,6 +67,8 @@ def test_the_fused_layer_is_the_plain_formula(case, with_bias, dropout, batch, m
     dropped = x * kept_by(x, dropout) / (1 - dropout)
     expected = F.linear(x, weight, bias) + 0.7 * F.linear(F.linear(dropped, a), b)
     assert_close(fused(x, weight, bias, *factors, dropout), expected)
+    with torch.no_grad():
+        assert_close(fused(x, weight, bias, *factors, dropout), expected)
 
 
 @pytest.mark.parametrize(
@@ -96,22 +90,6 @@ def test_all_gradients_of_the_fused_layer_and_their_gradients_are_right(tokens, 
 # The ways to apply the update
 
 
-@given(BATCHES | st.just((4, 6)), SIZES, SIZES, st.integers(1, 3), st.booleans())
-def test_without_gradients_the_fused_layer_gives_the_same(batch, m, n, count, is_transposed):
-    n1, m1 = -(-n // 3), -(-m // 3)
-    a, b = (
-        [normal(count, *shape, seed=i) for i, shape in enumerate(shapes)]
-        for shapes in ([(4, n1), (2, 3)], [(m1, 4), (3, 2)])
-    )
-    weight = normal(n, m, seed=1).T if is_transposed else normal(m, n, seed=1)
-    x, bias = normal(*batch, n), normal(m, seed=9)
-    with torch.no_grad():
-        output = fused(x, weight, bias, *a, *b)
-    assert_close(output, fused(x, weight, bias, *a, *b))
-    update = 0.7 * kron_sum(*b)[:m] @ kron_sum(*a)[:, :n]
-    assert_close(output, F.linear(x, weight, bias) + F.linear(x, update))
-
-
 class OldBackend:
     """Of torch 2.8 and before, which has one setting for all backends."""
 
@@ -123,10 +101,8 @@ def for_cpus(value):
 SETTINGS = {
     "as torch starts": lambda: None,
     "old torch": lambda: setattr(torch.backends, "mkldnn", OldBackend()),
-    "all of float32": lambda: for_cpus("ieee"),
     "TF32 everywhere": lambda: torch.set_float32_matmul_precision("high"),
     "TF32 on CPUs": lambda: for_cpus("tf32"),
-    "bfloat16 on CPUs": lambda: for_cpus("bf16"),
 }
 
 
@@ -143,7 +119,7 @@ def setting(request, monkeypatch):
 
 @pytest.mark.parametrize("setting", SETTINGS, indirect=True)
 def test_a_setting_that_rounds_float32_is_seen(setting):
-    assert functional._is_full_precision("cpu") == (not setting.startswith(("TF32", "bfloat16")))
+    assert functional._is_full_precision("cpu") == (not setting.startswith("TF32"))
     assert not functional._is_full_precision("xpu")
 
 

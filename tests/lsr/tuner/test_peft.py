@@ -1,7 +1,5 @@
 """What only LSR has of PEFT's behaviors: its layers, files and initializations. The others: test_citizenship.py."""
 
-import re
-
 import pytest
 import torch
 from peft import PeftModel
@@ -12,9 +10,9 @@ from lsr.tuner.layer import LsrLayer
 from lsr.tuner.linear import adapted_layers
 from tests.capabilities.checks import is_factor, train, trainable
 from tests.capabilities.models import logits, tiny
-from tests.capabilities.subjects import HEADLESS, Subject
+from tests.capabilities.subjects import Subject
 from tests.lsr.saved import entries
-from tests.lsr.subjects import CASES, PAIRS
+from tests.lsr.subjects import CASES
 
 pytestmark = pytest.mark.usefixtures("remembered_fits")
 
@@ -139,16 +137,6 @@ def test_a_tied_head_that_folds_its_start_leaves_the_embeddings():
 # Two adapters
 
 
-@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
-def test_two_merged_adapters_leave_every_bit_when_they_are_unmerged(pair):
-    model = pair.with_two(**HEADLESS)
-    model.base_model.set_adapter(["default", "second"])
-    before = {name: layer.base_parameter().clone() for name, layer in adapted_layers(model).items()}
-    model.merge_adapter()
-    model.unmerge_adapter()
-    assert all(torch.equal(layer.base_parameter(), before[name]) for name, layer in adapted_layers(model).items())
-
-
 # How each layer is initialized
 
 
@@ -164,19 +152,3 @@ def test_a_layer_starts_the_same_whatever_other_layers_are_adapted(init):
 
 
 # Mistakes
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"separation_rank": 9}, "layer 'bert.encoder.layer.0.attention.self.query': separation_rank must be in"),
-        (
-            {"separation_rank_pattern": {"1.attention.self.value": 9}},
-            "layer 'bert.encoder.layer.1.attention.self.value': separation_rank must be in [1, 8]",
-        ),
-        ({"in_shape": (4, 5)}, "in_shape must hold 2 sizes with a product from 24 to 48, such as [6, 4], got [4, 5]"),
-    ],
-)
-def test_a_size_that_a_layer_does_not_allow_is_refused_with_its_name(fields, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        USUAL.fresh(**fields)

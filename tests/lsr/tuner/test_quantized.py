@@ -9,7 +9,6 @@ from torch import nn
 
 from lsr import LsrConfig
 from lsr.tuner.linear import adapted_layers
-from lsr.tuner.start import initialize_factors
 from tests.capabilities.checks import stir, train, trainable
 from tests.capabilities.models import logits, tiny
 
@@ -94,16 +93,6 @@ def test_an_initialization_that_folds_is_refused(kind):
     with pytest.raises(ValueError, match=f"^{re.escape(REFUSED)}$"):
         get_peft_model(base, LsrConfig(**USUAL, init_weights="principal"))
     assert not adapted_layers(base)
-
-
-@each_kind
-def test_folding_is_refused_after_a_model_was_made_with_random_factors(kind):
-    model = stir(adapted(kind))
-    before = logits(model)
-    with pytest.raises(ValueError, match=f"^{re.escape(REFUSED)}$"):
-        list(initialize_factors(model, init_weights="principal"))
-    assert torch.equal(logits(model), before)
-    assert model.peft_config["default"].init_weights is True
 
 
 @each_kind

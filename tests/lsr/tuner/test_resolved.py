@@ -6,7 +6,6 @@ from peft import PeftConfig, PeftModel, get_peft_model
 
 from lsr import LsrConfig
 from lsr.algebra.shapes import Form
-from lsr.tuner.resolved import LayerShapes, Resolved
 from tests.capabilities.models import tiny
 
 SQUARE = Form((2, 2), (6, 4), (6, 4), 3, 24, 24)
@@ -27,23 +26,6 @@ def change(folder, resolved):
     path.write_text(json.dumps({**json.loads(path.read_text()), "resolved": resolved}))
 
 
-def test_the_shapes_of_most_layers_are_usual_and_the_others_have_names():
-    found = Resolved.of({"a": SQUARE, "b": WIDE, "c": SQUARE}, {"a": "1f"})
-    assert found.usual == LayerShapes(24, 24, (6, 4), (6, 4))
-    assert found.others == {"b": LayerShapes(40, 24, (8, 5), (6, 4))}
-    assert found.base_hashes == {"a": "1f"}
-    assert [found.layer(name) for name in "abc"] == [found.usual, found.others["b"], found.usual]
-
-
-def test_it_comes_back_from_json():
-    config = LsrConfig(separation_rank=2)
-    forms = {"a": SQUARE, "b": WIDE}
-    config.remember(forms, Resolved.of(forms, {"a": "1f"}))
-    assert Resolved.from_fields(json.loads(json.dumps(config.to_dict()))["resolved"]) == Resolved.of(
-        {"a": SQUARE, "b": WIDE}, {"a": "1f"}
-    )
-
-
 def test_the_split_of_a_file_is_used_and_not_a_new_one(tmp_path):
     other = {**USUAL, "in_shape": [4, 6]}
     change(saved(tmp_path), {**FIELDS, "usual": other})
@@ -55,9 +37,7 @@ def test_the_split_of_a_file_is_used_and_not_a_new_one(tmp_path):
     "resolved",
     [
         "a\nb",
-        [],
         {},
-        {**FIELDS, "usual": {**USUAL, "in_shape": 24}},
         {**FIELDS, "usual": {**USUAL, "in_shape": [-6, -4]}},
         {**FIELDS, "usual": {**USUAL, "out_shape": [5, 4]}},  # less than the width
         {**FIELDS, "others": {"bert.encoder.layer.0.attention.self.query": {}}},

@@ -168,17 +168,6 @@ def test_adapters_of_one_model_hold_one_copy_which_is_freed_with_the_last(share,
     assert not any(tensor() is not None for tensor in tensors)
 
 
-def test_an_adapter_on_more_layers_holds_the_same_frames_and_one_may_have_a_single_layer(tmp_path):
-    owner = first(tmp_path / "one", share="layers")
-    model = on_frames_of(tmp_path / "one", {"share": "layers"}, target_modules=["query"], layers_to_transform=[1])
-    (adapter,) = adapters(model).values()
-    assert same_factors(adapter, adapters(owner)[QUERY])
-    assert len(kept(model)) == 1
-    model.add_adapter("second", second(tmp_path / "one", {"share": "layers"}))
-    assert len(kept(model)) == 2
-    assert adapters(model, "second")[QUERY].frames is adapter.frames
-
-
 # As any adapter
 
 
@@ -278,19 +267,13 @@ DAMAGE = {  # what became of the folder, what is said of it
         lambda folder: edit(folder, rank_shape=[10_000_000]),
         r"layer 'bert.*query': its configuration says 480,000,000 entries, but the file holds 768",
     ),
-    "endless": (
-        lambda folder: edit(folder, rank_pattern={"([a-z0-9.]+)+X": [4]}),
-        r"rank_pattern: '.*' is a pattern; in an adapter's file only the names of layers are read",
-    ),
     "a pipe": (as_pipe, r"adapter_model\.safetensors: not a file"),
     "no factor": (lambda folder: replace_tensor(folder, B1, lambda _: None), "factor_B1 is missing"),
     "a smaller one": (
         lambda folder: replace_tensor(folder, B1, lambda value: value[:, :-1].clone()),
         r"factor_B1 is \(1, 23, 4\) in torch\.float32, needed: \(1, 24, 4\) in torch\.float32",
     ),
-    "no configuration": (lambda folder: (folder / CONFIG).unlink(), rf"{CANNOT} .*: adapter_config\.json is missing"),
     "no shapes": (lambda folder: edit(folder, resolved=None), f"{CANNOT} .*: it is not a saved LSR adapter"),
-    "another method": (lambda folder: edit(folder, peft_type="LORA"), CANNOT),
     "a core": (
         lambda folder: edit(folder, frames="./other", train="core"),
         r"holds only a core; its frames are in '\./other': name that",
@@ -299,14 +282,7 @@ DAMAGE = {  # what became of the folder, what is said of it
 }
 OTHERS = {  # fields of both adapters, what is said
     "rank": ({}, {"rank_shape": (2,)}, r"layer 'bert.*query': the adapter needs frames of rank_shape \[2\] .* \[4\]"),
-    "factors": (
-        {"rank_shape": (2, 2), "separation_rank": 3, "train": "factors"},
-        {},
-        r"rank_shape \[4\] for .* \[2, 2\]",
-    ),
-    "shared rank": ({"share": "layers"}, {"share": "layers", "rank_shape": (2,)}, "holds none for this layer and form"),
     "share": ({"share": "layers"}, {}, "need share='layers', got 'none'"),
-    "not shared": ({}, {"share": "layers"}, "need share='none', got 'layers'"),
     "other layers": (
         {"target_modules": ["query"]},
         {"target_modules": ["query", "value"]},

@@ -1,7 +1,6 @@
 """Factors that are initialized after the model was made are those that `get_peft_model` gives."""
 
 import re
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -96,13 +95,6 @@ def test_examples_are_for_the_gradient_alone():
         start_from_examples(made("bert", "principal"), BATCHES)
 
 
-def test_a_gradient_needs_examples():
-    with pytest.raises(
-        ValueError, match=r"^layer 'bert\..*query': .*this initialization needs examples: see lsr.start_from_ex"
-    ):
-        list(initialize_factors(made("bert", "gradient")))
-
-
 def test_in_the_dtype_of_the_base_what_is_subtracted_is_what_the_factors_are():
     config = LsrConfig(**USUAL, init_weights="principal")
     model = get_peft_model(tiny("bert").bfloat16(), config, autocast_adapter_dtype=False)
@@ -136,28 +128,10 @@ def test_an_adapter_that_is_not_the_active_one_starts_from_no_examples(init):
     assert all(torch.equal(value, alone.state_dict()[name]) for name, value in found.items())
 
 
-def test_a_start_that_fails_halfway_leaves_the_reminder():
-    model = get_peft_model(tiny("bert"), LsrConfig(**OTHER, init_weights="warm")).train()
-    fails = patch("lsr.tuner.layer.LsrLayer.initialize", side_effect=ValueError("it fails"))
-    with fails, pytest.raises(ValueError, match="it fails"):
-        start_from_examples(model, BATCHES)
-    with pytest.warns(UserWarning, match="has been given none"):
-        model(**BATCHES[0])
-
-
 def test_a_budget_has_no_layers_that_share_their_frames():
     config = LsrConfig(**OTHER, init_weights="gradient", train="core", share="layers")
     with pytest.raises(ValueError, match="a budget needs share='none'"):
         allocate_ranks(config, tiny("bert"), BATCHES, 4)
-
-
-def test_a_budget_keeps_the_patterns_of_layers_that_have_directions():
-    config = LsrConfig(
-        **OTHER, init_weights="gradient", alpha_pattern={"0.attention.self.query": 8, "1.attention.self.value": 9}
-    )
-    found = config.with_ranks({"bert.encoder.layer.0.attention.self.query": 2})
-    assert found.alpha_pattern == {"0.attention.self.query": 8}
-    get_peft_model(tiny("bert"), found)
 
 
 def test_what_is_reported_of_rounded_frames_is_what_the_stored_ones_hold():
