@@ -2,15 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from math import prod
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
-from safetensors import safe_open
-
-from lsr.tuner.saved import WEIGHTS
 
 FILE = "README.md"
 MARK = "<!-- Written by lsr when the adapter is saved; without this line it stays as you edit it. -->"
@@ -156,15 +152,7 @@ def _summary(text: str) -> str:  # what is between the title and the first secti
 
 
 def replace_empty(card: Card, folder: Path) -> None:
-    """Write a card into a folder with an adapter's file, unless a user has written the one that is there."""
+    """Write a card into an adapter's folder, unless a user has written the one that is there."""
     text = text_in(folder)
     if MARK in text or UNFILLED in text:
-        sections = {"Parameters": f"The file holds {_stored(folder / WEIGHTS)}"} if (folder / WEIGHTS).is_file() else {}
-        replace(card, sections=sections).write(folder)
-
-
-def _stored(path: Path) -> str:
-    with safe_open(path, "pt") as file:
-        sizes = {name: prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 it is no dict
-    own = sum(size for name, size in sizes.items() if ".lsr_" in name)
-    return f"{own:,} of the adapter, and {sum(sizes.values()) - own:,} of the head and other modules trained in full."
+        card.write(folder)

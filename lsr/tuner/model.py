@@ -21,7 +21,7 @@ from lsr.tuner.layer import LsrLayer
 from lsr.tuner.linear import LsrLinear, adapted_layers
 from lsr.tuner.mixed_batch import copies_of_a_row, rows_choose
 from lsr.tuner.sharing import FrameRegistry, Kind, SharedFrames, drop_unused_frames, kind_of, read_shared_frames
-from lsr.tuner.start import config_of, initialize_factors, layers_of, remember
+from lsr.tuner.start import config_of, initialize_factors, remember
 from lsr.tuner.targets import DEFAULTS, adapted_names, check_names
 
 
@@ -74,7 +74,6 @@ class LsrModel(BaseTuner):
         if config.is_saved:
             return
         remember(self, adapter_name, frames_hash=None if shared is None else shared.sha256)
-        _warn_of_size(self, adapter_name)
         config.awaits_examples = config.needs_examples
         if shared is None and not config.needs_examples:
             for _ in initialize_factors(self, adapter_name):
@@ -231,20 +230,3 @@ def _check_kinds(kinds: Mapping[Kind, int]) -> None:
                 f"share='layers' needs two or more layers of a kind, and there is one {kind}; use share='none', or "
                 "leave it out"
             )
-
-
-def _warn_of_size(model: nn.Module, adapter_name: str) -> None:
-    """Warn if layers train more factors than LoRA of the same rank does, which can do all that they can."""
-    larger = {}
-    for name, layer in layers_of(model, adapter_name).items():
-        adapter = layer.adapter(adapter_name)
-        lora = adapter.form.rank * (layer.in_features + layer.out_features)
-        if not adapter.has_core and adapter.form.parameters > lora:
-            larger[name] = adapter.form.parameters, lora, adapter.form.rank
-    if larger:
-        name, (factors, lora, rank) = max(larger.items(), key=lambda layer: layer[1][0] / layer[1][1])
-        warnings.warn(
-            f"LSR: {len(larger)} layers have more parameters than LoRA of their rank, {name} the most: {factors:,}, "
-            f"and LoRA r = {rank} has {lora:,}; choose a smaller separation_rank, or LoRA",
-            stacklevel=2,
-        )
