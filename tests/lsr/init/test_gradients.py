@@ -1,7 +1,5 @@
 """Gradients over examples are those of backward, take one matrix of memory at a time, and leave the model as it was."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import nn
@@ -16,23 +14,6 @@ each_model = pytest.mark.parametrize("name", LAYERS)
 each_layout = pytest.mark.parametrize("name", ["bert", "gpt2"])
 
 
-class Tiny(nn.Module):
-    """A model of two linear layers, one of them called twice."""
-
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(3, 3).double()
-        self.unused = nn.Linear(3, 3).double()
-
-    def forward(self, x, labels=None):
-        y = self.layer(self.layer(x + 0 * torch.randn(x.shape)))
-        return SimpleNamespace(loss=None if labels is None else (y.square().mean() + self.unused.bias.sum()))
-
-
-def one_row():
-    return [{"x": torch.tensor([[1.0, -2.0, 3.0]], dtype=torch.float64), "labels": torch.zeros(1)}]
-
-
 @each_layout
 def test_a_gradient_is_that_of_the_mean_loss_over_examples_however_they_are_cut(name):
     model, layers, _ = made(name)
@@ -43,13 +24,6 @@ def test_a_gradient_is_that_of_the_mean_loss_over_examples_however_they_are_cut(
     for found in (*whole.values(), *parts.values()):
         assert_close(found, expected)
         assert (found.dtype, found.device.type) == (torch.float64, "cpu")
-
-
-def test_every_call_of_a_layer_counts_and_layers_with_one_weight_have_one_gradient():
-    model = Tiny()
-    model(**one_row()[0]).loss.backward()
-    found = weight_gradients(model, {"it": model.layer, "again": model.layer}, one_row())
-    assert_close(list(found.values()), [model.layer.weight.grad] * 2)
 
 
 # Through a fitted head
@@ -74,10 +48,9 @@ def test_gradients_are_those_through_the_fitted_head_in_a_peft_wrapper_too(name)
 # Memory
 
 
-@each_layout
-def test_no_more_than_one_gradient_of_a_weight_is_alive(name):
-    model = tiny(name).double()
-    layers = {key: model.get_submodule(key) for key in (LAYERS[name], LAYERS[name].replace(".1.", ".0."))}
+def test_no_more_than_one_gradient_of_a_weight_is_alive():
+    model, name = tiny("bert").double(), LAYERS["bert"]
+    layers = {key: model.get_submodule(key) for key in (name, name.replace(".1.", ".0."))}
     alive = []
 
     def count(_):
@@ -104,7 +77,7 @@ def test_a_large_layer_gives_a_pair_whose_product_is_its_gradient(name):
 # What a measurement leaves alone
 
 
-@each_model
+@pytest.mark.parametrize("name", ["bert", "llama-causal"])
 def test_a_measurement_leaves_the_model_as_it_was_and_takes_no_dropout(name):
     model, layers, head = in_use(name)
     before = state(model)
@@ -113,16 +86,6 @@ def test_a_measurement_leaves_the_model_as_it_was_and_takes_no_dropout(name):
     plain, its_layers, its_head = made(name)
     expected = examples_gradients(plain, its_layers, batches(2, 4, name=name), its_head, steps=3)
     assert all(torch.equal(one[key], two[key]) and torch.equal(one[key], expected[key]) for key in layers)
-
-
-@pytest.mark.parametrize("step", range(6))
-def test_a_failure_leaves_the_model_as_it_was(step):
-    """Four steps of the head and a pass over two batches; one of them fails."""
-    model, layers, head = in_use("bert")
-    before = state(model)
-    with pytest.raises(KeyboardInterrupt):
-        examples_gradients(model, layers, batches(2, 4), head, steps=4, track=Titles(failing=step))
-    assert state(model) == before
 
 
 # Errors
@@ -141,15 +104,7 @@ def test_gradients_need_examples_with_labels(given, message):
         weight_gradients(model, layers, given)
 
 
-def test_a_layer_that_is_never_called_is_named_and_left_frozen():
-    model, outside = Tiny(), nn.Linear(2, 2).requires_grad_(False)
-    for name, idle in (("idle", model.unused), ("outside", outside)):
-        with pytest.raises(ValueError, match=f"layer '{name}' was never called"):
-            weight_gradients(model, {"used": model.layer, name: idle}, one_row())
-    assert not outside.weight.requires_grad
-
-
-@pytest.mark.parametrize("entries", [0, 10**6], ids=["sketch", "dense"])
+@pytest.mark.parametrize("entries", [0, 10**6])
 def test_gradients_that_are_not_finite_name_the_layer(entries):
     model, layers, _ = made("bert")
     model.bert.encoder.layer[0].attention.self.value.bias.data[0] = torch.nan

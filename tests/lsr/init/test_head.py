@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from lsr.init.head import fitted_head
 from tests.capabilities.models import CONFIGS, LABELS, tiny, tokens
-from tests.lsr.init.models import HEADS, batches, examples, in_use, made, state, values_of, wrapped
+from tests.lsr.init.models import HEADS, examples, made, values_of
 
 each_model = pytest.mark.parametrize("name", [name for name, head in HEADS.items() if head])
 
@@ -43,26 +43,13 @@ def test_a_head_is_fitted_as_by_steps_through_the_whole_model(name):
     assert_close(fitted_values(model, head, [examples()], steps=5), fitted_in_full(model, head, examples(), steps=5))
 
 
-@each_model
-def test_a_head_in_a_peft_wrapper_is_fitted_as_the_plain_one(name):
-    model, _, head = made(name)
-    expected = fitted_values(model, head, batches(2, 4), steps=5)
-    outer, _, wrappers = wrapped(name)
-    with fitted_head(outer, wrappers, batches(2, 4), steps=5):
-        found = values_of([wrapper.modules_to_save["default"] for wrapper in wrappers])
-        for wrapper, module in zip(wrappers, head, strict=True):  # which is not what is trained
-            assert_close(list(wrapper.original_module.parameters()), list(module.parameters()), rtol=0, atol=0)
-    assert_close(found, expected)
-
-
 def regression(rows=6):
     return {**tokens(rows), "labels": torch.linspace(-1, 1, rows, dtype=torch.float64)}
 
 
-@pytest.mark.parametrize("problem", [None, "regression"])
-def test_a_head_of_one_number_is_fitted_to_numbers(problem):
+def test_a_head_of_one_number_is_fitted_to_numbers():
     config = copy.deepcopy(CONFIGS["bert"])
-    config.num_labels, config.problem_type = 1, problem
+    config.num_labels = 1
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(config).double().eval()
     found = fitted_values(model, [model.classifier], [regression()], steps=5)
@@ -79,30 +66,6 @@ def test_the_head_of_a_language_model_is_fitted_if_asked_unless_it_is_tied(name)
     assert is_tied == (name == "gpt2-causal") == torch.equal(found, before)
     if not is_tied:
         assert_close([found], fitted_in_full(model, [model.lm_head], batch, steps=3))
-
-
-def test_dropout_takes_no_part_and_the_head_alone_is_another():
-    model, _, head = in_use("bert")
-    plain, _, its_head = made("bert")
-    expected = fitted_values(plain, its_head, batches(2, 4), steps=5)
-    *before, values, numbers = state(model)
-    with fitted_head(model, head, batches(2, 4), steps=5):
-        *within, changed, same_numbers = state(model)
-        assert all(torch.equal(one, two) for one, two in zip(values_of(head), expected, strict=True))
-    assert (within, same_numbers) == (before, numbers)
-    names = [name for name, _ in model.named_parameters()]
-    different = {name for name, one, two in zip(names, values, changed, strict=True) if one != two}
-    assert different == {"classifier.weight", "classifier.bias"}
-    assert state(model) == (*before, values, numbers)
-
-
-def test_steps_in_half_precision_are_not_lost_to_rounding():
-    """Of 1, bfloat16 keeps steps of 0.004 or more."""
-    model = tiny("bert").bfloat16()
-    model.classifier.weight.data.fill_(1)
-    with fitted_head(model, [model.classifier], [examples()], rate=0.001):
-        assert model.classifier.weight.dtype == torch.bfloat16
-        assert (model.classifier.weight != 1).any()
 
 
 def labels_seen(model, head, given, **options):
@@ -128,11 +91,6 @@ def test_each_round_of_steps_takes_each_batch_once_in_an_order_of_the_seed(seed,
     assert seen == labels_seen(model, head, listed, steps=3 * count, seed=seed)
 
 
-def test_without_steps_nothing_passes_the_model():
-    model, _, head = made("bert")
-    assert labels_seen(model, head, batches(2, 4), steps=0) == []
-
-
 # Errors
 
 
@@ -146,13 +104,7 @@ def test_without_steps_nothing_passes_the_model():
             "batch 2 has no labels to fit a head to: it has input_ids, attention_mask; with head_steps=0 no head is "
             "fitted",
         ),
-        ([examples(2, labels=torch.tensor([0, torch.nan]))], {}, "batch 1 has labels that are not finite"),
         ([examples(labels=torch.full((6,), 2))] * 2, {}, "all 12 examples have the label 2: a head needs at least two"),
-        (
-            [examples(labels=torch.tensor([[1.0, 0.0, 1.0]] * 6))],
-            {},
-            r"all 6 examples have the label \[1.0, 0.0, 1.0\]: a head needs at least two",
-        ),
         (
             [examples()],
             {"rate": float("inf")},

@@ -1,14 +1,9 @@
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from torch.testing import assert_close
 
 from lsr.algebra.separable import kron_sum
-from lsr.init import random
 from lsr.init.random import random_factors
-from tests.lsr.init.forms import RANKS, as_bytes, form_of, generator, source_of
-from tests.lsr.matrices import normal
+from tests.lsr.init.forms import RANKS, form_of, generator
 
 each_count = pytest.mark.parametrize("rank_shape", RANKS.values(), ids=RANKS)
 
@@ -37,15 +32,3 @@ def test_the_seed_decides_even_where_new_tensors_have_no_values():
     for first, again, another in zip(*([*drawn[0], *drawn[1]] for drawn in (one, two, other)), strict=True):
         assert torch.equal(first, again)
         assert not torch.equal(first, another)
-
-
-@given(st.integers(1, 4), st.integers(4, 9), st.integers(4, 9))
-def test_random_frames_are_orthonormal_and_those_of_the_first_layer(rank, rows, columns):
-    def start(*seeds):
-        return random.frames([source_of(normal(rows, columns), (rank,), generator=generator(seed)) for seed in seeds])
-
-    (a,), (b,) = start(1).a[0], start(1).b[0]
-    eye = torch.eye(rank, dtype=torch.float64)
-    assert_close(a @ a.T, eye)
-    assert_close(b.T @ b, eye)
-    assert as_bytes(start(1)) == as_bytes(start(1, 2))

@@ -90,8 +90,6 @@ SLOWER = f"{WARMER}, then with a warm-up and half the learning rates, which led 
 GENTLER = {  # by the ends of the runs: what is said of the repeated ones, and how the one that is used was made
     (0.96, 0.5): (f"{WARMER}: the second", {"rising": 2}),
     (0.96, 0.955, 0.5): (f"{SLOWER}: the third", {"rising": 2, "share": 0.5}),
-    (0.97, 0.96, 0.965): (f"{SLOWER}: the second", {"rising": 2}),
-    (0.96, 0.96, 0.97): (f"{SLOWER}: the first", {}),
 }
 
 
@@ -131,7 +129,7 @@ def test_a_run_that_is_short_or_learns_or_has_no_head_is_not_repeated(name, step
     examples_updates(model, layers, batches(*[1] * steps, name=name), head, steps=3)
 
 
-@each_model
+@pytest.mark.parametrize("name", ["bert", "llama-causal"])
 def test_it_leaves_the_model_as_it_was_and_the_seed_decides(name):
     model, layers, head = in_use(name)
     before, listed = state(model), batches(2, 4, name=name)
@@ -142,8 +140,7 @@ def test_it_leaves_the_model_as_it_was_and_the_seed_decides(name):
     assert not torch.equal(one[0], other[0])
 
 
-@pytest.mark.parametrize("keep_head", [False, True])
-@pytest.mark.parametrize("step", range(4))
+@pytest.mark.parametrize(("step", "keep_head"), [(1, True), (3, False)])
 def test_a_failure_leaves_the_model_as_it_was(step, keep_head):
     """Two steps of the head and two of the run; one of them fails."""
     model, layers, head = in_use("bert")
