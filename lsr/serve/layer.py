@@ -7,13 +7,14 @@ products.
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lsr.init.passes import widths
 from lsr.loading.base_models import by
 from lsr.serve.slots import Rows, Stacked
 from lsr.tuner.adapter import LsrAdapter
-from lsr.tuner.row_updates import add_by_cores, add_by_factors
 
 
 class Frames(nn.Module):
@@ -98,3 +99,32 @@ def new_layer(base_layer: nn.Module, rows: Rows, adapter: LsrAdapter, places: in
     a, b = (side.detach() for side in adapter.as_lora())
     stacks = {"a": a.new_zeros(places, *a.shape), "b": b.new_zeros(places, *b.T.shape)}
     return BankLayer(base_layer, rows, stacks, None)
+
+
+def add_by_cores(
+    result: Tensor,  # (rows, tokens, m)
+    x: Tensor,  # (rows, tokens, n)
+    a: Tensor,  # (r, n)
+    b: Tensor,  # (m, r)
+    cores: Tensor,  # (places, r, r) or (places, r), with their scaling
+    places: Tensor,  # (rows,)
+) -> Tensor:  # (rows, tokens, m)
+    """Return `result + B R_i A x`, with the core R_i of each row between the same A and B."""
+    cores = cores.index_select(0, places).to(x.dtype)
+    hidden = F.linear(x, a.to(x.dtype))  # (rows, tokens, r)
+    hidden = torch.bmm(hidden, cores.mT) if cores.dim() == 3 else hidden * cores[:, None]
+    hidden = hidden.flatten(0, 1).to(result.dtype)
+    return torch.addmm(result.flatten(0, 1), hidden, b.to(result.dtype).T).view(result.shape)
+
+
+def add_by_factors(
+    result: Tensor,  # (rows, tokens, m)
+    x: Tensor,  # (rows, tokens, n)
+    a: Tensor,  # (places, r, n)
+    b: Tensor,  # (places, r, m): B^T, with its scaling
+    places: Tensor,  # (rows,)
+) -> Tensor:  # (rows, tokens, m)
+    """Return `result + B_i A_i x`, with the A and B of each row."""
+    a, b = (stack.index_select(0, places) for stack in (a, b))
+    hidden = torch.bmm(x, a.to(x.dtype).mT)  # (rows, tokens, r)
+    return torch.baddbmm(result, hidden.to(result.dtype), b.to(result.dtype))

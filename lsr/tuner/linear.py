@@ -13,7 +13,6 @@ from lsr.tuner.base_weight import is_plain, is_quantized
 from lsr.tuner.fingerprint import check_weight
 from lsr.tuner.functional import adapted_linear, add_low_rank
 from lsr.tuner.layer import LsrLayer
-from lsr.tuner.row_updates import add_rows
 
 
 class LsrLinear(nn.Module, LsrLayer):
@@ -54,8 +53,11 @@ class LsrLinear(nn.Module, LsrLayer):
 
     def _forward_rows(self, x: Tensor, adapter_names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
         result = cast("Tensor", self.base_layer(x, *args, **kwargs))
-        # Whole updates, because the base weight is the pretrained one here.
-        return add_rows(result, x, {name: self.adapter(name) for name in self.lsr_adapters}, adapter_names)
+        for name in filter(self.lsr_adapters.__contains__, dict.fromkeys(adapter_names)):
+            rows = [row for row, chosen in enumerate(adapter_names) if chosen == name]
+            adapter = self.adapter(name)  # the whole update, because the base weight is the pretrained one here
+            result[rows] = add_low_rank(result[rows], x[rows], *adapter.as_lora(), adapter.scaling)
+        return result
 
     def _forward_fused(self, x: Tensor, adapter: LsrAdapter) -> Tensor:
         base, dropout = self.base_layer, adapter.dropout
