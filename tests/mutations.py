@@ -1,4 +1,4 @@
-"""What may have become of an adapter's folder or of a data file: hypothesis draws it, as often as a test asks for."""
+"""What may have become of an adapter's folder: hypothesis draws it, as often as a test asks for."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -22,9 +22,6 @@ VALUES = (
     SCALARS
     | st.lists(SCALARS, max_size=4)
     | st.dictionaries(WORDS, SCALARS | st.lists(NUMBERS, max_size=3), max_size=3)
-)
-CELLS = st.text(max_size=12) | st.sampled_from(
-    ['"', '""', "a,b", "\t", "\r", "\n", "\0", "NaN", "-1", "1e999", "0", "1"]
 )
 TENSORS: dict[str, Callable[[torch.Tensor], torch.Tensor | None]] = {
     "gone": lambda value: None,
@@ -117,19 +114,3 @@ def harm(folder: Path, changes: dict[str, bytes | tuple[str, str]]) -> None:
         tensors = load_file(path)
         changed = TENSORS[change[1]](tensors.pop(change[0]))
         save_file(tensors if changed is None else {**tensors, change[0]: changed.contiguous()}, path)
-
-
-@st.composite
-def data_files(draw: st.DrawFn) -> tuple[str, bytes]:
-    """Draw the ending and the bytes of a file with the columns text and label, or what is left of one."""
-    ending = draw(st.sampled_from(["csv", "tsv", "jsonl"]))
-    rows = [("text", "label"), *draw(st.lists(st.tuples(CELLS, CELLS), max_size=6))]
-    if ending == "jsonl":
-        records = [
-            {"text": draw(VALUES | st.just(text)), "label": draw(VALUES | st.just(label))} for text, label in rows[1:]
-        ]
-        lines = [json.dumps(record, ensure_ascii=draw(st.booleans())) for record in records]
-    else:
-        lines = [("," if ending == "csv" else "\t").join(row) for row in rows]
-    whole = "\n".join(lines).encode(errors="surrogatepass")
-    return ending, draw(st.just(whole) | content(whole))

@@ -57,9 +57,9 @@ def on_ray(tmp_path):
     (tmp_path / "stub").mkdir()
     (tmp_path / "stub/ray.py").write_text(RAY)
 
-    def run(*words):
+    def run():
         (folder / "ran").write_text("")
-        command = [sys.executable, ROOT / "examples/cluster/on_ray.py", "repository", "jobs.txt", folder, *words]
+        command = [sys.executable, ROOT / "examples/cluster/on_ray.py", "repository", "jobs.txt", folder]
         environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(tmp_path / "stub"), "CPUS": "2"}
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         return ended, (folder / "ran").read_text().splitlines(), folder
@@ -80,9 +80,3 @@ def test_what_failed_or_was_lost_is_said_and_runs_again_alone(on_ray):
     ended, ran, _ = on_ray()
     assert ran == ["repository jobs.txt 2"]
     assert (folder / "jobs.txt.ray").read_text().split() == ["1", "2"]
-
-
-def test_other_words_are_refused_in_a_line(on_ray):
-    ended, ran, _ = on_ray("more")
-    assert (ended.returncode, ran) == (1, [])
-    assert ended.stderr == "usage: on_ray.py REPOSITORY LIST FOLDER\n"

@@ -135,13 +135,6 @@ def test_every_output_is_a_path_of_pipeline_artifacts():
     assert {path for stage in STAGES for _, path, _ in outputs(stage)} == known
 
 
-def test_artifacts_alone_writes_paths_of_artifacts_and_reports():
-    for path in [*(ROOT / "pipeline").rglob("*.py"), *(ROOT / "stages").glob("*.py")]:
-        strings = [n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)]
-        here = [text for text in strings if isinstance(text, str) and text.startswith(("artifacts/", "reports/"))]
-        assert not here or path.name == "artifacts.py", path
-
-
 def test_every_section_is_seen_by_a_stage():
     seen = {field for stage in STAGES for field in view_of(stage).model_fields}
     assert set(params.Params.model_fields) - {"methods"} <= seen | {"lsr", "full", "head"}
@@ -163,11 +156,6 @@ def test_initializations_are_those_of_the_library_and_look_at_examples_where_its
 
     assert get_args(LsrParams.model_fields["init"].annotation) == tuple(INITIALIZATIONS)
     assert set(READ) == set(BATCH) == {word for word, one in INITIALIZATIONS.items() if one.reads in READERS}
-
-
-def test_the_table_of_models_is_a_dep_by_row_and_not_as_a_file():
-    deps = {dep for name, stage in STAGES.items() if name not in WHOLE for dep in stage["deps"]}
-    assert not deps & {"pipeline", "pipeline/datasets.yaml", "pipeline/models.yaml", "params.yaml"}
 
 
 def test_the_default_params_are_valid(monkeypatch):

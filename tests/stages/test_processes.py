@@ -38,11 +38,3 @@ def test_two_processes_train_what_one_does_but_for_rounding(after):
     torch.testing.assert_close(load_file(artifacts.ADAPTER / adapters.WEIGHTS), alone, rtol=1e-3, atol=1e-4)
     assert report(artifacts.TRAIN_METRICS) == pytest.approx(scores, rel=1e-3)
     assert not any(path.is_dir() for path in Path(".checkpoints").iterdir())
-
-
-def test_processes_that_cannot_share_a_batch_are_refused(after):
-    after()
-    done = torchrun(3)
-    assert done.returncode != 0
-    line = "params.yaml: train.batch_size: 16 examples per step cannot be divided equally among 3 processes"
-    assert line in done.stderr

@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from dvc.utils.hydra import apply_overrides
 
 from pipeline import params
 from pipeline.core import artifacts
@@ -44,17 +43,6 @@ def test_the_official_files_are_read(task, row_of):
         named = [[str(value).replace("SPLIT", f"{split} 0") for value in one] for one in tasks.FORMS[task].examples]
         in_order = list if split == "test" else sorted  # train is ordered by the hash of the texts
         assert in_order([[str(value) for value in one] for one in examples]) == in_order(named)
-
-
-def test_the_word_for_files_changes_one_line_of_the_table(tmp_path):
-    """DVC writes lists in lines of their own: others would be a difference in Git after each experiment."""
-    table = tmp_path / "datasets.yaml"
-    shutil.copy(workspace.ROOT / "pipeline/datasets.yaml", table)
-    before = table.read_text().splitlines()
-    apply_overrides(table, ["mrpc.source.kind=files"])
-    after = table.read_text().splitlines()
-    assert [line for line in after if line not in before] == ["    kind: files # or files"]
-    assert len(after) == len(before)
 
 
 def as_on_the_hub(task, split):

@@ -90,7 +90,7 @@ def test_a_model_without_token_types_gets_none(tmp_path):
     assert table.column_names == ["input_ids", "length", "label", "text"]
 
 
-@pytest.mark.parametrize("longest", [1, 30, 31, 1000])
+@pytest.mark.parametrize("longest", [1, 31])
 def test_the_histogram_holds_every_length_in_at_most_thirty_equal_bins(longest):
     lengths = np.arange(1, longest + 1)
     edges, rows = zip(*stage.histogram(lengths), strict=True)

@@ -50,15 +50,6 @@ def test_it_runs_what_is_missing_and_nothing_twice(arena, in_threads, capsys):
     assert keys == [json.loads(line)["key"] for line in lines]
 
 
-@pytest.mark.nightly
-def test_two_processes_share_the_trainings(arena):
-    run("--only", "ratings: head")
-    records = record.read(RECORDS.parent).values()
-    assert {(one.task, one.method, one.status) for one in records if one.task == "ratings"} == {
-        ("ratings", "head", "finished")
-    }
-
-
 def test_commands_for_a_cluster_name_one_run_each(arena, capsys):
     run("--commands", "--only", "glue")
     lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
@@ -70,28 +61,8 @@ def test_commands_for_a_cluster_name_one_run_each(arena, capsys):
     assert len({line[line.index("--write") + 1] for line in lines}) == 3
 
 
-@pytest.mark.parametrize(
-    ("words", "mistake"),
-    [
-        (["--bad"], "unrecognized arguments: --bad"),
-        (["--jobs", "0"], "argument --jobs: must be from 1 to 64, got 0"),
-        (["--write", "a/b"], "argument --write: letters, digits, - and _ are allowed, got 'a/b'"),
-    ],
-)
-def test_a_mistake_in_the_command_line_is_one_line(capsys, words, mistake):
-    program = "python -m pipeline.arena"
-    assert refused(capsys, *words) == f"{program}: {mistake}; see {program} --help\n"
-
-
 def test_an_unknown_run_is_told_from_the_nearest(arena, capsys):
     said = refused(capsys, "--only", "glue: LoRA r=2")
     assert "no run has this in its title; did you mean glue: LoRA r=1?; a title is TASK: METHOD" in said
     small.write(retired={"BitFit": "PEFT trains biases beside LoRA alone"})
     assert "cannot be trained any more: BitFit: PEFT trains" in refused(capsys, "--only", "glue: BitFit")
-
-
-def test_a_mistake_is_said_before_anything_runs(arena, capsys):
-    small.write(methods={"odd": {"adapter": "lora", "params": {"lora.target_modules": ["valeu"]}}})
-    said = refused(capsys, "--only", "glue")
-    assert said.startswith("pipeline/arena.yaml: small.methods.odd: ")
-    assert not RECORDS.parent.joinpath("labels").exists() or "Traceback" not in said

@@ -36,7 +36,7 @@ def test_what_a_killed_run_left_of_a_line_is_passed_over_and_cut_off(cells, tmp_
     assert record.read(tmp_path).keys() == {cell.key for cell in cells}
 
 
-@pytest.mark.parametrize("line", ["{}", "[]", "nothing", '{"key": 3}'])
+@pytest.mark.parametrize("line", ["nothing", '{"key": 3}'])
 def test_a_line_that_is_no_record_is_named(line, cells, tmp_path):
     record.append(tmp_path / "a.jsonl", recorded(cells[0], 0.5))
     with (tmp_path / "a.jsonl").open("a") as file:

@@ -11,9 +11,7 @@ from pipeline.core.errors import UserError, exit_on_error, first_line
     ("error", "line"),
     [
         (ValueError("one\ntwo"), "one"),
-        (ValueError("\n  one \n two"), "one"),
         (ValueError(), "ValueError"),
-        (KeyError(), "KeyError"),
         (OSError(" \n "), "OSError"),
     ],
 )

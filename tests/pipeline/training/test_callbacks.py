@@ -14,10 +14,13 @@ from pipeline.training.callbacks import LiveCurve, Progress, StopAtDivergence
 STATE = TrainerState(global_step=7)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(
-    ("key", "words"),
-    [("loss", "the loss"), ("eval_loss", "the validation loss"), ("train_loss", "the mean loss")],
+    ("key", "words", "value"),
+    [
+        ("loss", "the loss", math.nan),
+        ("eval_loss", "the validation loss", math.inf),
+        ("train_loss", "the mean loss", -math.inf),
+    ],
 )
 def test_every_loss_that_is_logged_is_looked_at(key, words, value):
     others = {"loss": 0.5, "eval_loss": 0.5, "grad_norm": 1.0}
@@ -28,12 +31,11 @@ def test_every_loss_that_is_logged_is_looked_at(key, words, value):
     StopAtDivergence().on_log(None, STATE, None)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_the_final_weights_are_looked_at(value):
+def test_the_final_weights_are_looked_at():
     model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
     StopAtDivergence().on_train_end(None, STATE, None, model=model)
     with torch.no_grad():
-        model[1].weight[1, 0] = value
+        model[1].weight[1, 0] = math.inf
     with pytest.raises(UserError) as error:
         StopAtDivergence().on_train_end(None, STATE, None, model=model)
     line = "train: 1.weight holds values that are not finite after 7 steps: lower the learning rate"
