@@ -106,13 +106,6 @@ def test_factors_and_core_are_set_again_in_place():
     assert_close(adapter.update(), 1.5 * b @ (2 * core) @ a)
 
 
-def test_what_trains_are_parameters_and_what_is_frozen_is_stored_beside():
-    adapter, names = make(folded=True), ("A1", "A2", "B1", "B2")
-    assert sorted(name for name, _ in adapter.named_parameters()) == [f"factor_{name}" for name in names]
-    assert set(adapter.state_dict()) == {f"{kind}_{name}" for kind in ("factor", "folded") for name in names}
-    assert list(cored()[0].state_dict()) == ["core", "factor_A1", "factor_B1"]
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_factors_are_in_float32_at_least(dtype):
     adapter = make(folded=True, like=LIKE.to(dtype))

@@ -8,7 +8,6 @@ from peft import PeftConfig, PeftModel, get_peft_model
 
 from lsr import LsrConfig
 from lsr.init import INITIALIZATIONS
-from lsr.tuner.linear import adapted_layers
 from tests.capabilities.models import tiny
 
 WORDS = list(INITIALIZATIONS)
@@ -108,28 +107,6 @@ def test_a_configuration_that_was_made_comes_back_as_one_of_a_file(tmp_path):
 
 
 # Patterns
-
-
-PATTERN = r"bert\.encoder\.layer\.(0|1)\.attention\.self\.(query|value)"
-
-
-def test_the_file_names_the_layers_that_a_pattern_matched(tmp_path):
-    fields = {"target_modules": PATTERN, "exclude_modules": ".*1.*value", "rank_pattern": {"quer.": (1, 3)}}
-    config = LsrConfig(**fields, separation_rank=2)
-    model = get_peft_model(tiny("bert"), config)
-    model.save_pretrained(str(tmp_path))
-    assert config.target_modules == PATTERN
-    written = json.loads((tmp_path / "adapter_config.json").read_text())
-    layer = r"bert\.encoder\.layer\.{}\.attention\.self\.{}".format
-    names = [layer(0, "query"), layer(0, "value"), layer(1, "query")]
-    assert written["target_modules"] == "|".join(names)
-    assert written["exclude_modules"] is None
-    assert written["rank_pattern"] == {f"^{names[0]}": [1, 3], f"^{names[2]}": [1, 3]}
-    loaded = PeftModel.from_pretrained(tiny("bert"), str(tmp_path))
-    forms = [
-        {name: one.adapter("default").form for name, one in adapted_layers(each).items()} for each in (model, loaded)
-    ]
-    assert forms[0] == forms[1]
 
 
 @pytest.mark.parametrize(

@@ -41,16 +41,6 @@ def test_frozen_factors_are_buffers_of_the_storage_and_read_in_float32(storage):
     assert {factor.dtype for side in factors.factors() for factor in side} == {torch.float32}
 
 
-@each_storage
-def test_what_is_set_again_takes_the_place_of_what_was_there(storage):
-    factors, other = frozen(storage), LsrFactors(FORM, "core", storage)
-    buffers = dict(factors.named_buffers())
-    for each in (factors, other):
-        each.set_factors(start_of(seed=5), LIKE)
-    assert all(torch.equal(value, other.state_dict()[name]) for name, value in factors.state_dict().items())
-    assert all(value is buffers[name] for name, value in factors.named_buffers())
-
-
 @pytest.mark.parametrize(
     ("storage", "change", "message"),
     [

@@ -7,7 +7,7 @@ from peft import PeftModel, get_peft_model
 
 from lsr import LsrConfig
 from lsr.tuner.fingerprint import are_alike, check_weight, weight_hash, weight_sketch
-from tests.capabilities.models import logits, tiny
+from tests.capabilities.models import tiny
 
 FIELDS = {"task_type": "SEQ_CLS", "separation_rank": 2, "seed": 0}
 LAYER = "bert.encoder.layer.1.attention.self.value"
@@ -32,13 +32,6 @@ def test_a_folded_adapter_is_refused_on_another_base(low_cpu_mem_usage, tmp_path
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         PeftModel.from_pretrained(other, str(tmp_path), low_cpu_mem_usage=low_cpu_mem_usage)
-
-
-def test_an_adapter_that_subtracts_nothing_may_move_to_another_base(tmp_path):
-    get_peft_model(tiny("bert"), LsrConfig(**FIELDS)).save_pretrained(str(tmp_path))
-    other = tiny("bert")
-    other.get_submodule(LAYER).weight.data[0, 0] += 1e-3
-    assert torch.equal(logits(PeftModel.from_pretrained(other, str(tmp_path))), logits(other))
 
 
 WIDTHS = [(24, 24), (384, 1536), (5, 768)]
@@ -66,10 +59,3 @@ def test_unrelated_weights_are_not_alike(shape):
 def test_a_weight_that_has_no_sketch_may_be_any():
     assert weight_sketch(torch.zeros(4, 4)) == weight_sketch(torch.empty(4, 4, device="meta")) == ()
     assert are_alike((), weight_sketch(drawn(0, (4, 4))))
-
-
-def test_the_sketch_is_that_of_its_definition():
-    weight, draws = drawn(0, (6, 9)), torch.Generator().manual_seed(0)
-    signs = [2 * torch.randint(2, (16, side), generator=draws).double() - 1 for side in weight.shape]
-    expected = [float(u @ weight.double() @ v / weight.double().norm()) for u, v in zip(*signs, strict=True)]
-    assert weight_sketch(weight) == pytest.approx(expected, abs=1e-4)

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from lsr.algebra.separable import kron_sum
 from lsr.tuner import functional
-from lsr.tuner.functional import adapted_linear, add_low_rank
+from lsr.tuner.functional import adapted_linear
 
 SIZES = st.integers(1, 6)
 BATCHES = st.sampled_from([(), (2,), (2, 3), (0, 3), (0,)])
@@ -15,22 +15,6 @@ BATCHES = st.sampled_from([(), (2,), (2, 3), (0, 3), (0,)])
 
 def normal(*shape, dtype=torch.float64, seed=0):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def operands(batch, m, n, r, dtype=torch.float64):
-    """result, x, A, B."""
-    return (
-        normal(*batch, m, dtype=dtype),
-        normal(*batch, n, dtype=dtype, seed=1),
-        normal(r, n, seed=2, dtype=dtype),
-        normal(m, r, seed=3, dtype=dtype),
-    )
-
-
-@given(BATCHES, SIZES, SIZES, SIZES, st.sampled_from([1.0, -0.5, 0.0, 7.25]))
-def test_it_adds_the_dense_update(batch, m, n, r, scaling):
-    result, x, a, b = operands(batch, m, n, r)
-    assert_close(add_low_rank(result, x, a, b, scaling), result + F.linear(x, scaling * b @ a))
 
 
 # The fused layer

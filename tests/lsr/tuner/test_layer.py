@@ -28,24 +28,7 @@ def test_a_shape_below_or_far_above_the_width_is_refused_with_one_that_fits(side
         adapt(base(6, 6), "encoder.query", **{side: shape})
 
 
-@pytest.mark.parametrize("size", [5, 7])
-@pytest.mark.parametrize("side", ["in_shape", "out_shape"])
-def test_with_one_rank_a_shape_is_the_width(side, size):
-    message = (
-        f"layer 'encoder.query': {side} must be [6], the width, because A and B are dense with one rank in rank_shape, "
-        f"got [{size}]"
-    )
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        adapt(base(6, 6), "encoder.query", rank_shape=(2,), **{side: (size,)})
-
-
 # How the factors are initialized
-
-
-def test_a_seed_gives_each_name_its_own_factors():
-    one, same, other = (adapt(base(6, 4), name) for name in ("a.query", "a.query", "b.query"))
-    assert torch.equal(one.adapter("default").factor_A1, same.adapter("default").factor_A1)
-    assert not torch.equal(one.adapter("default").factor_A1, other.adapter("default").factor_A1)
 
 
 @pytest.mark.parametrize("transposed", [False, True])

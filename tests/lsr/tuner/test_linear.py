@@ -57,13 +57,7 @@ def hooked(m, n):
     return layer
 
 
-def patched(m, n):
-    layer = nn.Linear(n, m).double()
-    layer.forward = lambda x: 2 * nn.functional.linear(x, layer.weight, layer.bias)
-    return layer
-
-
-@pytest.mark.parametrize("make", [hooked, patched, lambda m, n: Doubled(n, m).double()], ids=["hook", "patch", "class"])
+@pytest.mark.parametrize("make", [hooked, lambda m, n: Doubled(n, m).double()], ids=["hook", "class"])
 def test_what_a_base_layer_does_beside_its_product_still_happens(make):
     base_layer = make(4, 6)
     x = normal(5, 6)

@@ -66,14 +66,6 @@ def test_patterns_choose_rank_terms_and_alpha_of_single_layers_and_are_names_in_
     assert torch.equal(logits(loaded), logits(model))
 
 
-def test_widths_are_padded_or_split_as_told():
-    padded = adapted_layers(CASES["three factors, padded"].fresh()).values()
-    assert all(layer.adapter("default").form.in_width >= layer.in_features for layer in padded)
-    assert any(layer.adapter("default").form.in_width > layer.in_features for layer in padded)
-    for layer in adapted_layers(CASES["own shapes, no seed, biases of the adapted"].fresh()).values():
-        assert (layer.adapter("default").form.in_shape, layer.adapter("default").form.out_shape) == ((5, 5), (2, 13))
-
-
 # Training
 
 

@@ -93,10 +93,3 @@ def test_an_initialization_that_folds_is_refused(kind):
     with pytest.raises(ValueError, match=f"^{re.escape(REFUSED)}$"):
         get_peft_model(base, LsrConfig(**USUAL, init_weights="principal"))
     assert not adapted_layers(base)
-
-
-@each_kind
-def test_a_folded_adapter_of_a_file_is_refused(kind, tmp_path):
-    get_peft_model(tiny("bert-wide"), LsrConfig(**USUAL, init_weights="principal")).save_pretrained(str(tmp_path))
-    with pytest.raises(ValueError, match=f"^{re.escape(REFUSED)}$"):
-        PeftModel.from_pretrained(quantized(kind), str(tmp_path))

@@ -32,11 +32,6 @@ class TestExamples:
         assert len(said(lambda: model(input_ids=IDS), "has been given none")) == 1
         assert said(lambda: model(input_ids=IDS), "has been given none") == []
 
-    def test_evaluation_is_no_training(self):
-        model = made(**GRADIENT).eval()
-        assert said(lambda: model(input_ids=IDS), "given none") == []
-        assert len(said(lambda: model.train()(input_ids=IDS), "given none")) == 1
-
     def test_an_adapter_that_has_started_says_nothing(self):
         model = made(**GRADIENT)
         batch = {"input_ids": IDS, "labels": torch.tensor([0, 1])}

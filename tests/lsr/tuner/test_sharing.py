@@ -14,10 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lsr import LsrConfig
-from lsr.algebra.shapes import Form
 from lsr.tuner.adapter import Sizes
 from lsr.tuner.linear import adapted_layers
-from lsr.tuner.sharing import Kind, kind_of
 from lsr.tuner.start import initialize_factors
 from tests.capabilities.checks import train
 from tests.capabilities.models import logits, tiny
@@ -45,20 +43,6 @@ def tensors_of(model):
 
 
 # Who shares with whom
-
-
-@pytest.mark.parametrize(
-    ("name", "pattern"),
-    [
-        ("bert.encoder.layer.3.attention.self.query", "bert.encoder.layer.*.attention.self.query"),
-        ("0.1", "*.*"),
-        ("block1.layer.12.fc2", "block1.layer.*.fc2"),
-        ("lm_head", "lm_head"),
-    ],
-)
-def test_an_index_is_a_part_of_the_name_that_is_a_number(name, pattern):
-    form = Form((4,), (24,), (24,), 1, 24, 24)
-    assert kind_of(name, form) == Kind(pattern, form)
 
 
 @each_shared
