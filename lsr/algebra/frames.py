@@ -195,8 +195,10 @@ def _between(matrix: Matrix, left: Tensor, right: Tensor) -> Tensor:  # (r, r)
 
 def _compressed(matrices: Sequence[Matrix], rank: int, seed: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return the stack (L, p, q) of normalized, compressed matrices, and the bases (m, p) and (n, q) that expand it."""
-    if all(isinstance(matrix, Tensor) and matrix.numel() <= spectrum.LARGE for matrix in matrices):
-        return _dense(matrices), None, None
+    dense = [matrix for matrix in matrices if isinstance(matrix, Tensor) and matrix.numel() <= spectrum.LARGE]
+    if len(dense) == len(matrices):
+        normalized = [matrix.detach().to("cpu", torch.float64) / norm_of(matrix) for matrix in dense]
+        return torch.stack(normalized), None, None
     pairs = []
     for matrix in matrices:
         norm = norm_of(matrix)
@@ -208,11 +210,6 @@ def _compressed(matrices: Sequence[Matrix], rank: int, seed: int) -> tuple[Tenso
     outer = torch.linalg.qr(torch.cat([left for left, _ in pairs], dim=1)).Q
     inner = torch.linalg.qr(torch.cat([right for _, right in pairs]).T).Q
     return torch.stack([(outer.T @ left) @ (right @ inner) for left, right in pairs]), outer, inner
-
-
-def _dense(matrices: Sequence[Matrix]) -> Tensor:  # (L, m, n)
-    full = [matrix if isinstance(matrix, Tensor) else matrix[0] @ matrix[1] for matrix in matrices]
-    return torch.stack([matrix.detach().to("cpu", torch.float64) / norm_of(matrix) for matrix in full])
 
 
 def _check(matrices: Sequence[Matrix], rank: int) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lsr.algebra.separable import condition_number, kron_sum
-from lsr.algebra.spectrum import singular_values_of_pair
+from lsr.algebra.spectrum import norm_of_pair
 
 # Unit roundoffs: times the condition number, the relative error of the product of factors stored in a dtype.
 ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
@@ -50,5 +50,5 @@ def update_condition_number(
     sqrt(sum_k prod_i ||A_i[k]||^2) * sqrt(sum_k prod_i ||B_i[k]||^2) / ||B A||_F, and 1 for a zero product.
     """
     lengths = [torch.stack([f.double().flatten(1).norm(dim=1) for f in side]).prod(dim=0).norm() for side in (a, b)]
-    total = singular_values_of_pair(kron_sum(*b), kron_sum(*a)).norm()
+    total = norm_of_pair(kron_sum(*b), kron_sum(*a))
     return float(lengths[0] * lengths[1] / total) if total > 0 else 1.0

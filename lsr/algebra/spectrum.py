@@ -60,9 +60,8 @@ def singular_values_of_pair(
     left: Tensor,  # (M, k)
     right: Tensor,  # (k, N)
 ) -> Tensor:  # (k,) at most, float64, descending
-    """Return the singular values of `left @ right` without forming it; their 2-norm is its Frobenius norm."""
-    core_left, core_right = (torch.linalg.qr(side.detach().double(), mode="r").R for side in (left, right.T))
-    return torch.linalg.svdvals(core_left @ core_right.T)
+    """Return the singular values of `left @ right` without forming it."""
+    return torch.linalg.svdvals(_core_of_pair(left, right))
 
 
 def norm_of_pair(
@@ -73,8 +72,12 @@ def norm_of_pair(
 
     It is not finite if an entry is not.
     """
+    return float(torch.linalg.matrix_norm(_core_of_pair(left, right)))
+
+
+def _core_of_pair(left: Tensor, right: Tensor) -> Tensor:
     core_left, core_right = (torch.linalg.qr(side.detach().double(), mode="r").R for side in (left, right.T))
-    return float(torch.linalg.matrix_norm(core_left @ core_right.T))
+    return core_left @ core_right.T
 
 
 def shape_of(matrix: Matrix) -> tuple[int, int]:
@@ -96,4 +99,4 @@ def distance_of_pairs(
 ) -> float:
     """Return the Frobenius distance between two products without forming either."""
     left = torch.cat([one[0].double(), -other[0].double()], dim=1)
-    return float(singular_values_of_pair(left, torch.cat([one[1].double(), other[1].double()])).norm())
+    return norm_of_pair(left, torch.cat([one[1].double(), other[1].double()]))

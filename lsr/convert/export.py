@@ -16,7 +16,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from lsr.algebra.precision import TOLERATED_LOSS, dtype_name
-from lsr.algebra.spectrum import distance_of_pairs, singular_values_of_pair
+from lsr.algebra.spectrum import distance_of_pairs, norm_of_pair
 from lsr.convert.writing import check_output, write_adapter, writing
 from lsr.loading.adapters import ADAPTER, load_layers
 from lsr.loading.files import FACTOR, PREFIX, InputError, read_labels, read_tensors
@@ -230,7 +230,7 @@ def _rounding_of_pairs(pairs: Mapping[str, tuple[Tensor, Tensor]], dtype: torch.
     written = {name: [rounded(name, side, dtype) for side in pair] for name, pair in pairs.items()}
     return _relative(
         {name: _distance((written[name][0], written[name][1]), pair) for name, pair in pairs.items()},
-        {name: float(singular_values_of_pair(*pair).norm()) for name, pair in pairs.items()},
+        {name: norm_of_pair(*pair) for name, pair in pairs.items()},
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lsr.algebra.precision import TOLERATED_LOSS, Conditions, conditions_of, update_condition_number
 from lsr.algebra.separable import kron_sum
-from lsr.algebra.spectrum import singular_values_of_pair
+from lsr.algebra.spectrum import norm_of_pair, singular_values_of_pair
 from lsr.loading.adapters import ADAPTER, load_adapter, load_layers
 from lsr.loading.files import PREFIX, NoBaseError, read_config, read_tensors
 from lsr.tuner.adapter import LsrAdapter
@@ -118,7 +118,7 @@ def _conditions(adapter: LsrAdapter, norm: float) -> Conditions:
     found = conditions_of(a, b)
     if not adapter.is_folded or norm == 0:
         return found
-    whole = abs(adapter.scaling) * float(singular_values_of_pair(kron_sum(*b), kron_sum(*a)).norm())
+    whole = abs(adapter.scaling) * norm_of_pair(kron_sum(*b), kron_sum(*a))
     return replace(found, update=found.update * whole / norm)
 
 

@@ -33,7 +33,6 @@ class Start:
     a: list[Tensor]  # (s, r_i, n_i) each
     b: list[Tensor]  # (s, m_i, r_i) each
     error: float | None = None  # relative error of the fit; None if nothing was fitted
-    rows: Tensor | None = None  # (r, n), orthonormal: the target row space, unless it is the weight's leading one
 
 
 class Initialization(NamedTuple):

@@ -65,8 +65,6 @@ def examples_updates(
     *,
     steps: int = STEPS,
     rank: int = RANK,
-    rate: float = RATE,
-    head_rate: float = HEAD_RATE,
     seed: int = 0,
     keep_head: bool = False,
     track: Track = untracked,
@@ -97,7 +95,7 @@ def examples_updates(
     parameters = head_parameters(model, head)
     pairs = _pairs(layers, rank, seed)
     factors = [factor for pair in pairs.values() for factor in pair]
-    groups = [Group(factors, rate), Group(parameters, head_rate)]
+    groups = [Group(factors, RATE), Group(parameters, HEAD_RATE)]
     with (
         fitted_head(model, head, listed, steps=steps, seed=seed, keep=keep_head, track=track),
         restored(parameters, after_errors_only=keep_head),

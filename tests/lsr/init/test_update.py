@@ -178,21 +178,18 @@ def test_it_trains_in_float32_what_is_kept_in_bfloat16():
 
 
 @pytest.mark.parametrize(
-    ("listed", "options", "message"),
+    ("listed", "message"),
     [
-        ([], {}, "no examples: there are no batches to train on"),
-        ([examples(labels=torch.full((6,), 2))], {}, "all 6 examples have the label 2: a head needs at least two"),
-        (
-            batches(2, 4),
-            {"rate": float("inf")},
-            "the loss is not finite in step 2 of 2 of the short training run at the learning rate inf",
-        ),
+        ([], "no examples: there are no batches to train on"),
+        ([examples(labels=torch.full((6,), 2))], "all 6 examples have the label 2: a head needs at least two"),
+        (batches(2, 4), "the loss is not finite in step 2 of 2 of the short training run at the learning rate inf"),
     ],
 )
-def test_what_cannot_be_trained_on_is_refused(listed, options, message):
+def test_what_cannot_be_trained_on_is_refused(listed, message, monkeypatch):
+    monkeypatch.setattr(update, "RATE", math.inf)
     model, layers, head = made("bert")
     with pytest.raises(ValueError, match=f"^{message}$"):
-        examples_updates(model, layers, listed, head, **options)
+        examples_updates(model, layers, listed, head)
 
 
 def test_a_layer_that_is_never_called_is_named():
