@@ -6,7 +6,6 @@ import runpy
 
 import nbformat
 import pytest
-from nbclient.exceptions import CellExecutionError
 
 from tests.workspace import ROOT
 
@@ -41,13 +40,6 @@ def test_every_cell_runs_without_a_warning():
     assert run.metadata == COMMITTED.metadata
 
 
-def test_a_cell_that_fails_is_an_error(tmp_path):
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("raise ValueError('no such layer')")])
-    nbformat.write(notebook, tmp_path / "failing.ipynb")
-    with pytest.raises(CellExecutionError, match="no such layer"):
-        DOCS["execute"](tmp_path / "failing.ipynb")
-
-
 def test_the_committed_outputs_are_those_of_one_whole_run():
     nbformat.validate(COMMITTED)
     assert [cell.execution_count for cell in code(COMMITTED)] == list(range(1, len(code(COMMITTED)) + 1))
@@ -64,11 +56,6 @@ def test_the_committed_notebook_names_no_machine():
     texts = [said(cell) for cell in code(COMMITTED)] + [cell.source for cell in COMMITTED.cells]
     assert [found for text in texts for found in PLACE.findall(text)] == []
     assert DOCS["NOTEBOOK"].stat().st_size < LARGEST
-
-
-@pytest.mark.parametrize("text", ["saved to /tmp/tmpk3/adapter", '"/home/someone/models"', "C:\\Users\\someone"])
-def test_a_path_of_a_machine_is_found(text):
-    assert PLACE.search(text)
 
 
 def test_its_links_lead_to_files():

@@ -41,8 +41,3 @@ def test_the_version_is_said_once():
     newest = re.search(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)[1]
     assert newest == VERSION
     assert not [path for path in (ROOT / "lsr").glob("*.py") if VERSION in path.read_text()]
-
-
-def test_another_name_is_no_attribute():
-    with pytest.raises(AttributeError, match="module 'lsr' has no attribute 'verson'"):
-        lsr.verson  # noqa: B018

@@ -64,16 +64,6 @@ def opened(browser, path, said):
     return page
 
 
-def test_the_search_finds_from_the_disk(site, browser):
-    page = browser.new_page(viewport={"width": WIDE, "height": 900})
-    page.goto((site / "index.html").as_uri())
-    page.locator(".md-search__input").click()
-    page.keyboard.type("separation rank")
-    page.locator(".md-search-result__link").first.wait_for()
-    links = page.locator(".md-search-result__link").evaluate_all("links => links.map(link => link.href)")
-    assert any("separation-rank.html" in link for link in links)
-
-
 def test_every_link_within_the_site_leads_to_a_file(site):
     pages = [path for path in site.rglob("*.html") if path.name != "404.html"]
     links = [(page, link) for page in pages for link in re.findall(r'(?:href|src)="([^"#?]+)', page.read_text("utf-8"))]

@@ -2,7 +2,6 @@
 
 import ast
 import copy
-import datetime
 import re
 import shutil
 from pathlib import Path
@@ -81,11 +80,6 @@ def test_every_row_is_valid_and_has_a_name_that_dvc_can_find(word, root):
     assert all(re.fullmatch("[A-Za-z0-9_-]+", name) or word == "model" for name in load_table(*params.TABLES[word]))
 
 
-def test_any_row_can_select_on_test_by_one_word():
-    for row in DATASETS.values():
-        assert DatasetRow.model_validate(row | {"select_on": "test"}).select_on == "test"
-
-
 def test_only_the_schema_names_the_file():
     def names_it(path):
         constants = (node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant))
@@ -122,14 +116,6 @@ def test_an_lsr_section_has_the_defaults_of_the_library():
         assert value == default or (value in ("auto", "default", "all") and default in (None, 16)), name
 
 
-@pytest.mark.parametrize("view", [params.TokenizeView, params.FactorizeInitView, params.TrainView, params.EvaluateView])
-def test_a_view_holds_its_fields_and_cannot_be_changed(view, root):
-    seen = params.load(view)
-    assert set(vars(seen)) == set(view.model_fields)
-    with pytest.raises(ValueError, match="frozen"):
-        seen.model = "other"
-
-
 def test_a_float_as_dvc_writes_it_is_a_number(workspace):
     text = Path("params.yaml").read_text()
     Path("params.yaml").write_text(re.sub(r"\blearning_rate: [\d.]+", "learning_rate: 1e-05", text))
@@ -138,37 +124,23 @@ def test_a_float_as_dvc_writes_it_is_a_number(workspace):
 
 # Mistakes
 
-TODAY = datetime.date(2025, 1, 1)
 MISTAKES = [
     ("train.batch_sise", 4, "train.batch_sise: no such key; did you mean batch_size?"),
-    ("sed", 0, "sed: no such key; did you mean seed?"),
     ("adapter", "lro", "adapter: no such section; did you mean lsr?; sections: full, head, lsr, lora, directions, "),
-    ("adapter", "train", "adapter: no such section; sections: full, head, lsr, lora, directions, loraxs, lorasb, "),
     ("lroa", {"r": 8}, "lroa: no such key; did you mean lsr?; the section of a method has a type"),
-    ("lora.type", 3, "lora.type: input should be a valid string, got 3"),
     ("vblora.logits_learning_rate", 2, "vblora: logits_learning_rate: must be above 0 and at most 1, got 2"),
-    ("vera.r", TODAY, "vera.r: input was not a valid JSON value"),
     ("lsr.type", "LORA", "lsr.type: input should be 'LSR', got 'LORA'; did you mean LSR?"),
     ("loraxs.frames", "own", "loraxs.frames: section lsr alone can have this key"),
     ("loraxs.alhpa", 3, "loraxs.alhpa: no such key; did you mean alpha?"),
     ("head", None, "head: must hold keys and values, or {} for none, got None"),
     ("train.epochs", "four", "train.epochs: input should be a valid integer, got 'four'"),
-    ("train.epochs", 10**400, "train.epochs: input should be less than or equal to 100000, got 1000"),
-    ("train.precision", "bf32", "train.precision: input should be 'fp32', 'bf16' or 'fp16', got 'bf32'; did you mean"),
     ("train.report_to", ["tensorbord"], "train.report_to.0: input should be 'tensorboard', 'wandb' or 'mlflow', got"),
-    ("evaluate.export", "lora", "evaluate.export: input should be a list, got 'lora'"),
     ("evaluate.export", ["lora", "lora"], "evaluate.export: names must differ from each other, got ['lora', 'lora']"),
     ("lsr.learning_rate", float("inf"), "lsr.learning_rate: input should be a finite number, got inf"),
-    ("lsr.in_shape", "atuo", "lsr.in_shape: input should be 'auto' or a list, got 'atuo'; did you mean auto?"),
     ("lsr.layers", [1, 1], "lsr.layers: input should be 'all' or names must differ from each other, got [1, 1]"),
-    ("lsr.frames_from", ["tweets", "twets"], "lsr.frames_from: no row 'twets' in pipeline/datasets.yaml; did you mean"),
-    ("lsr.init", "row_space", "lsr.init: input should be 'random', 'principal', 'gradient', 'update' or 'warm', got"),
     ("lsr.rank_shape", [1] * 12, "lsr.rank_shape: input should be a list of at most 6, got [1, 1, 1, 1, 1, 1, 1, 1,"),
-    ("lora.target_modules", ["query", 3], "lora.target_modules.1: input should be a valid string, got 3"),
     ("lsr.target_modules", "qu(ery", "lsr.target_modules: not a valid regular expression: missing ), unterminated"),
     ("data", "movie-reviws", "data: no row 'movie-reviws' in pipeline/datasets.yaml; did you mean movie-reviews?"),
-    ("data", "a.b", "data: string should match pattern '^[A-Za-z0-9_-]+$', got 'a.b'"),
-    ("model", "minilmm", "model: no row 'minilmm' in pipeline/models.yaml; did you mean minilm?; rows: minilm, "),
 ]  # fmt: skip
 
 
@@ -181,7 +153,6 @@ def test_a_mistake_is_one_line(root, key, value, message):
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("train.epochs", "train.epochs: this key is required"),
         ("head", "head: this key is required"),
         ("lora.type", "lora: no such key; did you mean lsr?; the section of a method has a type"),
     ],
@@ -217,11 +188,6 @@ def test_words_that_do_not_go_together_are_one_line(root, overrides, message):
     assert refused(overrides) == [f"params.yaml: {message}"]
 
 
-def test_an_unknown_adapter_is_reported_once_beside_an_export(root):
-    (line,) = refused({"adapter": "lro", "evaluate.export": ["lora"]})
-    assert line.startswith("params.yaml: adapter: no such section")
-
-
 def test_a_misspelt_key_is_not_reported_as_missing_too(workspace):
     text = Path("params.yaml").read_text()
     Path("params.yaml").write_text(text.replace("epochs:", "epoch:"))
@@ -246,9 +212,7 @@ def test_rows_are_pooled_and_checked_like_the_chosen_one(workspace):
     ("content", "message"),
     [
         (b"seed: [0\nx: 1\n", "params.yaml: not valid YAML: line 2: expected ',' or ']', but got ':'"),
-        (b"seed: 0\nseed: 1\n", 'params.yaml: not valid YAML: line 2: found duplicate key "seed"'),
         (b"data: \xff\n", "params.yaml: not valid YAML: unacceptable character #x00ff: invalid start byte"),
-        (b"a: 2020-13-45\n", "params.yaml: not valid YAML: month must be in 1..12"),
         (b"- 1\n", "params.yaml: must hold keys and values, got [1]"),
         (None, "params.yaml: not found; run from the root of the repository"),
     ],
@@ -286,30 +250,17 @@ def test_any_value_is_valid_or_refused_in_short_lines(root, key, value):
 
 ROW_MISTAKES = [
     ("movie-reviews.source.kind", "pakage", "kind: input should be 'hub', 'files', 'package', got 'pakage'; did you"),
-    ("movie-reviews.source.package", ..., "source.package: this key is required"),
     ("movie-reviews.source.package", "-r==1", "source.package: string should match pattern"),
-    ("movie-reviews.label.margn", 1, "label.margn: no such key; did you mean margin?"),
-    ("movie-reviews.label.names", ["a", "b", "c"], "label.names: input should be a list of at most 2, got ['a', 'b'"),
     ("movie-reviews.label", {"column": "a", "low": 4, "high": 4}, "label: low must be below high, got 4 and 4"),
     ("movie-reviews.pairs", {"margin": 1}, "movie-reviews: pairs compare numbers: the label needs low and high, and"),
-    ("movie-reviews.pairs", {}, "pairs.margin: this key is required"),
     ("movie-reviews.metrics", ["accuracy", "f2"], "metrics.1: input should be 'accuracy', 'f1', 'macro_f1', 'matth"),
-    ("movie-reviews.metrics", ["pearson"], "metrics ['pearson'] do not fit this label; allowed are ['accuracy',"),
     ("movie-reviews.cut.tset", 0.1, "cut.tset: input should be 'validation' or 'test', got 'tset'; did you mean test?"),
     ("movie-reviews.cut.test", ..., "movie-reviews: nothing provides test: name it in the source, or cut it from tr"),
-    ("movie-reviews.cut.test", 0.95, "movie-reviews: the cut shares must leave rows for train, got a sum of 1.05"),
     ("movie-pairs.text", ["text", "id"], "movie-pairs: pairs are made of one text column, got text, id"),
-    ("copa.choices", ["choice1"], "copa: choices need a label with 1 names, one for each in their order"),
-    ("copa.text", ["premise"], "copa: choices need a text with {choice}, got premise"),
     ("copa.text", ["{premise", "{choice}"], "copa.text.0: a template has columns in braces, such as '{premise} What"),
-    ("copa.group", ["idx"], "copa: choices already form groups: leave out group"),
-    ("copa.metrics", ["accuracy", "f1"], "copa: choices are scored by accuracy alone, got accuracy, f1"),
     ("multirc.group", ..., "multirc: metrics ['exact_match'] score groups: define them with `group`"),
     ("wsc.mark.0.column", "txt", "wsc: mark: txt is in no text; columns of the text are text"),
-    ("wsc.mark.0.says", ..., "wsc.mark.0: a mark needs start and end, or word and says, got word"),
     ("stsb.stratify", True, "stsb: stratify: needs a label of classes, and no choices, group or pairs"),
-    ("wic.source.columns", ["a", "b"], "wic.source: columns is for .csv and .tsv and .txt files, got data/superglue"),
-    ("cola.source.each", "a.b", "cola.source: each is for .jsonl and .json files, got data/glue/CoLA/train.tsv"),
     ("cola.source.splits", {}, "cola.source: kind: hub needs path and splits"),
     ("mrpc.select_on", "test", "select_on: test leaves no use for the validation split; remove it from the source"),
 ]  # fmt: skip
