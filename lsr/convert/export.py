@@ -149,7 +149,7 @@ def _of_model(model: PeftModel, adapter_name: str) -> _Source:
 
 
 def _of_folder(folder: Path) -> _Source:
-    config, layers, _ = load_layers(folder)
+    config, layers = load_layers(folder)
     others = {key: value for key, value in read_tensors(folder).items() if not FACTOR.fullmatch(key)}
     parts = [key.removeprefix(PREFIX).split(".")[:-1] for key in others]
     return _Source(

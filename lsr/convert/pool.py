@@ -19,7 +19,6 @@ from lsr.loading.base_models import by
 from lsr.loading.files import PREFIX, InputError, read_config
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.factors import LsrFactors, entries
-from lsr.tuner.fingerprint import are_alike
 from lsr.tuner.resolved import Resolved
 from lsr.tuner.saved import CONFIG
 from lsr.tuner.sharing import kind_of
@@ -161,25 +160,9 @@ def _fields(
         target_modules=sorted(shapes),
         inference_mode=True,
     )
-    sketch = _common_sketch(given)
     forms = {name: _form(shape, rank) for name, shape in shapes.items()}
-    config.remember(forms, Resolved.of(forms, {}, base_sketch=sketch))
+    config.remember(forms, Resolved.of(forms, {}))
     return config.to_dict()
-
-
-def _common_sketch(given: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, ...]]:
-    """Return the sketches of base weights by layer, of all adapters that have any.
-
-    Raises:
-        InputError: if two are of different weights.
-    """
-    found: dict[str, tuple[float, ...]] = {}
-    for fields in given:
-        its = Resolved.from_fields(fields["resolved"]).base_sketch if fields.get("resolved") else {}
-        for layer, sketch in its.items():
-            if not are_alike(found.setdefault(layer, sketch), sketch):
-                raise InputError(f"the adapters are of different base models: the weights of layer {layer!r} differ")
-    return found
 
 
 def _form(shape: tuple[int, int], rank: int) -> Form:

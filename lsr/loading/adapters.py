@@ -1,7 +1,7 @@
 """Adapters of any method on their base models, and the layers of an LSR adapter without one."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,6 @@ class SavedLayers(NamedTuple):
 
     config: LsrConfig
     layers: dict[str, LsrLinear]
-    base_sketch: Mapping[str, Sequence[float]]  # of one weight of the base model that they are for, by layer
 
 
 def load_adapter(folder: Path, base: str | None = None, method: str | None = METHOD) -> PeftModel:
@@ -111,13 +110,11 @@ def load_layers(folder: Path) -> SavedLayers:
     first = sorted(states, key=lambda name: not any(".factor_" in key for key in states[name]))
     try:
         check_room(config, states)
-        shared = read_shared_frames(config)
-        frames = FrameRegistry(config, (), shared)
+        frames = FrameRegistry(config, (), read_shared_frames(config))
         made = {name: _layer(name, config, frames, states[name]) for name in first}
     except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
         raise InputError(f"{folder}: {WEIGHTS} and {CONFIG} do not fit together: {first_line(error)}") from None
-    of_frames = shared or config.resolved
-    return SavedLayers(config, {name: made[name] for name in states}, of_frames.base_sketch if of_frames else {})
+    return SavedLayers(config, {name: made[name] for name in states})
 
 
 def _config(folder: Path) -> LsrConfig:

@@ -13,7 +13,7 @@ from lsr.loading.files import InputError
 from lsr.serve import file
 from lsr.serve.head import BankHead, new_head
 from lsr.serve.layer import BankLayer, Frames, new_layer
-from lsr.serve.saved import SavedAdapter, check_sketch, linear, read_adapter
+from lsr.serve.saved import SavedAdapter, linear, read_adapter
 from lsr.serve.slots import NOBODY, Rows
 from lsr.tuner.mixed_batch import BASE, copies_of_a_row
 from lsr.tuner.saved import first_line
@@ -42,7 +42,6 @@ class AdapterBank(nn.Module):
         self.collapse = collapse
         self.notes: dict[str, Any] = {}  # by adapter, any JSON value
         self._base_fields: Mapping[str, Any] = {}  # the base model according to the adapters' configurations
-        self._base_sketch: Mapping[str, Sequence[float]] = {}  # of one of its weights, by layer
         self._modules_of_base = dict(base.named_modules())
         self._rows = Rows()
         self._places: dict[str, int] = {}
@@ -91,15 +90,12 @@ class AdapterBank(nn.Module):
     def _take(self, name: str, saved: SavedAdapter) -> None:
         self._check_base(saved.base)
         saved.check_layers(self._modules_of_base)
-        if saved.base_sketch != self._base_sketch:
-            check_sketch(saved.base_sketch, self._modules_of_base)
         self._check_nesting(saved.layers, saved.whole(self._modules_of_base))
         heads = saved.heads_on(self._modules_of_base)
         layers = self._layers_for(saved)
         parts = {layer: layers[layer].parts_of(adapter) for layer, adapter in saved.layers.items()}
         # Nothing below can fail.
         self._base_fields = self._base_fields or saved.base
-        self._base_sketch = self._base_sketch or saved.base_sketch
         for layer, wrapped in layers.items():
             self._insert(layer, wrapped)
         for head in heads.keys() - self._heads.keys():
@@ -191,7 +187,7 @@ class AdapterBank(nn.Module):
             if layer.frames is not None:
                 frames[name] = owners.setdefault(id(layer.frames), name)
                 contents["frames"][frames[name]] = dict(layer.frames.named_buffers())
-        index = file.Index(dict(self._base_fields), self.notes, dict(self._base_sketch), frames)
+        index = file.Index(dict(self._base_fields), self.notes, frames)
         file.write(Path(folder), index, contents, force=force)
 
     @classmethod
@@ -209,12 +205,11 @@ class AdapterBank(nn.Module):
             for name, stacks in contents["layers"].items():
                 its = frames[index.frames[name]] if name in index.frames else None
                 bank._insert(name, BankLayer(linear(modules, name).base_layer, bank._rows, stacks, its))
-            check_sketch(index.base_sketch, modules)
             for name, stacks in contents["heads"].items():
                 bank._insert(name, BankHead(modules[name], bank._rows, stacks))
         except (ValueError, TypeError, LookupError) as error:
             raise InputError(f"{folder}: {first_line(error)}") from None
-        bank._base_fields, bank._base_sketch = index.base, index.base_sketch
+        bank._base_fields = index.base
         bank._places = {name: place for place, name in enumerate(index.notes, start=1)}
         bank.notes = dict(index.notes)
         return bank

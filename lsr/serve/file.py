@@ -12,7 +12,6 @@ from torch import Tensor
 from lsr.convert.writing import check_output, writing
 from lsr.loading.base_models import by
 from lsr.loading.files import InputError
-from lsr.tuner.resolved import sketches_from_fields
 from lsr.tuner.saved import first_line, read_weights
 
 FILE = "bank.safetensors"
@@ -27,7 +26,6 @@ class Index:
 
     base: dict[str, Any]  # the base model according to the adapters' configurations
     notes: dict[str, Any]  # by adapter, any JSON value
-    base_sketch: dict[str, Any] = field(default_factory=dict)  # of one weight of the base model, by layer
     frames: dict[str, str] = field(default_factory=dict)  # by layer: the layer under whose name its frames are stored
 
 
@@ -86,5 +84,4 @@ def _index(header: Any) -> Index:
     index = Index(**header)
     if not all(isinstance(one, dict) for one in (index.base, index.notes, index.frames)):
         raise ValueError("base, notes and frames must hold keys and values")
-    sketches_from_fields(index.base_sketch)
     return index

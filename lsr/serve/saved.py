@@ -1,6 +1,6 @@
 """An adapter as its folder has it: its layers, its heads, and what tells whether a base model is its own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,8 @@ from lsr.loading.base_models import by
 from lsr.loading.files import FACTOR, PREFIX, InputError, read_config, read_tensors
 from lsr.tuner.adapter import LsrAdapter
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.fingerprint import are_alike, check_weight
+from lsr.tuner.fingerprint import check_weight
 from lsr.tuner.linear import LsrLinear
-from lsr.tuner.sharing import base_sketch
 
 BASE_FIELDS = ("base_model_name_or_path", "revision", "task_type", "auto_mapping")
 Modules = Mapping[str, nn.Module]  # of a base model, by name
@@ -28,7 +27,6 @@ class SavedAdapter:
     config: LsrConfig
     base: Mapping[str, Any]  # the configuration's BASE_FIELDS, which describe the base model
     layers: Mapping[str, LsrAdapter]
-    base_sketch: Mapping[str, Sequence[float]]  # of one weight of the base model, by layer; or none
     heads: Mapping[str, Tensor]  # the tensors of the modules that it trained in full, by name in the base model
 
     @property
@@ -82,7 +80,7 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
     """
     folder = Path(folder)
     fields, tensors = read_config(folder, METHOD), read_tensors(folder)
-    config, layers, sketch = load_layers(folder)
+    config, layers = load_layers(folder)
     if config.bias != "none":
         raise InputError(f"{folder}: trains biases of the base model (bias={config.bias!r}); a bank cannot")
     return SavedAdapter(
@@ -90,7 +88,6 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
         config,
         {name: fields.get(name) for name in BASE_FIELDS},
         {name: layer.adapter(ADAPTER).requires_grad_(False) for name, layer in layers.items()},
-        sketch,
         {key.removeprefix(PREFIX): value for key, value in tensors.items() if not FACTOR.match(key)},
     )
 
@@ -104,14 +101,3 @@ def linear(modules: Modules, name: str) -> LsrLinear:
     if name not in modules:
         raise ValueError(f"adapts a layer {name!r}, which the base model does not have")
     return LsrLinear(modules[name], ADAPTER, name)
-
-
-def check_sketch(sketch: Mapping[str, Sequence[float]], modules: Modules) -> None:
-    """Check the sketches of a base model's weights by layer.
-
-    Raises:
-        ValueError: names a layer with other weights.
-    """
-    for name in sketch.keys() & modules.keys():
-        if not are_alike(sketch[name], base_sketch(modules[name])):
-            raise ValueError(f"is for another base model: the weights of layer {name!r} differ")

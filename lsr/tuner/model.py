@@ -56,8 +56,6 @@ class LsrModel(BaseTuner):
             config.target_modules = sorted(adapted)
         shared = read_shared_frames(config)
         check_forms(model, adapted, config, shared)
-        if shared is not None:
-            shared.check_base(model)
         self._frames = FrameRegistry(config, adapted_layers(model).values(), shared)
         try:
             super().inject_adapter(

@@ -7,7 +7,6 @@ from math import prod
 from typing import Any
 
 from lsr.algebra.shapes import Form
-from lsr.tuner.fingerprint import PROJECTIONS
 
 Shape = tuple[int, ...]
 
@@ -30,15 +29,10 @@ class Resolved:
     others: dict[str, LayerShapes] = field(default_factory=dict)
     base_hashes: dict[str, str] = field(default_factory=dict)  # SHA-256 of weights from which a start is subtracted
     frames_hash: str | None = None  # SHA-256 of the frames if they are stored elsewhere
-    base_sketch: dict[str, tuple[float, ...]] = field(default_factory=dict)  # of one weight of the frames' base model
 
     @classmethod
     def of(
-        cls,
-        forms: Mapping[str, Form],
-        base_hashes: Mapping[str, str],
-        frames_hash: str | None = None,
-        base_sketch: Mapping[str, tuple[float, ...]] | None = None,
+        cls, forms: Mapping[str, Form], base_hashes: Mapping[str, str], frames_hash: str | None = None
     ) -> "Resolved":
         """Build it from the forms by layer."""
         shapes = {
@@ -47,7 +41,7 @@ class Resolved:
         }
         usual = Counter(shapes.values()).most_common(1)[0][0]
         others = {name: its for name, its in shapes.items() if its != usual}
-        return cls(usual, others, dict(base_hashes), frames_hash, dict(base_sketch or {}))
+        return cls(usual, others, dict(base_hashes), frames_hash)
 
     @classmethod
     def from_fields(cls, fields: Any) -> "Resolved":
@@ -60,9 +54,8 @@ class Resolved:
             others = {str(name): _shapes(value) for name, value in fields["others"].items()}
             hashes = {str(name): str(value) for name, value in fields["base_hashes"].items()}
             frames_hash = fields.get("frames_hash")
-            sketch = sketches_from_fields(fields.get("base_sketch"))
             usual = _shapes(fields["usual"])
-            return cls(usual, others, hashes, None if frames_hash is None else str(frames_hash), sketch)
+            return cls(usual, others, hashes, None if frames_hash is None else str(frames_hash))
         except (KeyError, TypeError, AttributeError, ValueError):
             raise ValueError(f"resolved: not what a saved adapter says of its layers: {repr(fields)[:80]}") from None
 
@@ -79,22 +72,6 @@ class Resolved:
         if name not in self.base_hashes:
             raise ValueError(f"resolved: base_hashes has no entry for layer {name!r}, whose start is subtracted")
         return self.base_hashes[name]
-
-
-def sketches_from_fields(fields: Any) -> dict[str, tuple[float, ...]]:
-    """Return sketches of base weights by layer, from JSON.
-
-    Raises:
-        TypeError, ValueError or AttributeError: if the JSON is something else.
-    """
-    return {str(name): _sketch(value) for name, value in (fields or {}).items()}
-
-
-def _sketch(values: Any) -> tuple[float, ...]:
-    sketch = tuple(float(value) for value in values)
-    if len(sketch) != PROJECTIONS:
-        raise ValueError(f"a sketch has {PROJECTIONS} numbers, got {len(sketch)}")
-    return sketch
 
 
 def _shapes(fields: Mapping[str, Any]) -> LayerShapes:

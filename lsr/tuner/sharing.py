@@ -2,20 +2,18 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
 from huggingface_hub import hf_hub_download
-from torch import Tensor, nn
+from torch import Tensor
 
 from lsr.algebra.shapes import Form
-from lsr.tuner.base_weight import is_quantized
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.factors import LsrFactors
-from lsr.tuner.fingerprint import are_alike, weight_sketch
 from lsr.tuner.forms import check_room, form_in_file
 from lsr.tuner.layer import LsrLayer
 from lsr.tuner.options import OWN
@@ -59,7 +57,6 @@ class SharedFrames:
     storage: str
     frames: Mapping[Group, tuple[Form, Tensors]]
     sha256: str
-    base_sketch: Mapping[str, Sequence[float]]  # of one weight of the base model they are for, by layer; or none
 
     def group_of(self, layer_name: str, form: Form) -> Group:
         """Return the group whose frames a layer uses.
@@ -75,27 +72,6 @@ class SharedFrames:
         raise ValueError(
             f"layer {layer_name!r}: the adapter needs frames of {_described(form)}, and {self.source!r} holds {theirs}"
         )
-
-    def check_base(self, model: nn.Module) -> None:
-        """Check that the frames are of this base model, as far as its dtype and theirs allow.
-
-        Raises:
-            ValueError: names a layer whose weight is unlike that of the frames' model.
-        """
-        modules = dict(model.named_modules())
-        for name, sketch in self.base_sketch.items():
-            if name in modules and not are_alike(sketch, base_sketch(modules[name])):
-                raise ValueError(
-                    f"frames: those in {self.source!r} are of another base model: the weights of layer {name!r} differ"
-                )
-
-
-def base_sketch(layer: nn.Module) -> tuple[float, ...]:
-    """Return the sketch of a layer's pretrained weight; empty if it has no values, or packed ones."""
-    base = layer.get_base_layer() if isinstance(layer, LsrLayer) else layer
-    if is_quantized(base):
-        return ()
-    return weight_sketch(layer.pretrained_weight() if isinstance(layer, LsrLayer) else cast("Tensor", base.weight))
 
 
 def read_shared_frames(config: LsrConfig) -> SharedFrames | None:
@@ -115,7 +91,6 @@ def read_shared_frames(config: LsrConfig) -> SharedFrames | None:
         theirs, tensors = _read(source, config.folder)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"frames: no LSR adapter can be read from {source!r}: {first_line(error)}") from None
-    assert theirs.resolved is not None  # as `_read` has checked
     if theirs.frames != OWN:
         raise ValueError(f"frames: {source!r} holds only a core; its frames are in {theirs.frames!r}: name that")
     if theirs.share != config.share:
@@ -130,7 +105,7 @@ def read_shared_frames(config: LsrConfig) -> SharedFrames | None:
             f"{expected[:12]}"
         )
     by_group = _by_group(source, theirs, tensors)
-    return SharedFrames(source, theirs.share, theirs.frames_dtype, by_group, sha256, theirs.resolved.base_sketch)
+    return SharedFrames(source, theirs.share, theirs.frames_dtype, by_group, sha256)
 
 
 def _read(source: str, beside: Path | None) -> tuple[LsrConfig, dict[str, dict[str, Tensor]]]:

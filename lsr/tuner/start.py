@@ -18,7 +18,7 @@ from lsr.tuner.fingerprint import weight_hash
 from lsr.tuner.linear import LsrLinear, adapted_layers
 from lsr.tuner.options import OWN
 from lsr.tuner.resolved import Resolved
-from lsr.tuner.sharing import Kind, base_sketch, kind_of
+from lsr.tuner.sharing import Kind, kind_of
 from lsr.tuner.targets import completed, heads_of, target_names
 
 
@@ -95,14 +95,9 @@ def initialize_factors(
 def remember(
     model: nn.Module, adapter_name: str, base_hashes: Mapping[str, str] | None = None, frames_hash: str | None = None
 ) -> None:
-    """Set what files record about a new adapter; one with its own frames records for which base model they are."""
-    layers = layers_of(model, adapter_name)
-    first = min(layers, default=None)
-    sketch = {}
-    if first is not None and frames_hash is None and (numbers := base_sketch(layers[first])):
-        sketch[first] = numbers
-    forms = {name: layer.adapter(adapter_name).form for name, layer in layers.items()}
-    config_of(model, adapter_name).remember(forms, Resolved.of(forms, base_hashes or {}, frames_hash, sketch))
+    """Set what files record about a new adapter."""
+    forms = {name: layer.adapter(adapter_name).form for name, layer in layers_of(model, adapter_name).items()}
+    config_of(model, adapter_name).remember(forms, Resolved.of(forms, base_hashes or {}, frames_hash))
 
 
 def start_from_examples(

@@ -315,19 +315,6 @@ def test_few_numbers_are_not_taken_that_stand_for_large_matrices():
         check_room(config, tensors)
 
 
-def test_frames_of_another_base_model_are_refused(tmp_path):
-    first(tmp_path / "one")
-    base = tiny("bert")
-    torch.manual_seed(1)
-    for parameter in base.parameters():
-        parameter.data = torch.randn_like(parameter)
-    said = re.escape(f"are of another base model: the weights of layer {QUERY!r} differ")
-    refused(lambda: get_peft_model(base, second(tmp_path / "one", {})), said)
-    assert list(base.state_dict()) == list(tiny("bert").state_dict())
-    on_frames_of(tmp_path / "one", {}).save_pretrained(str(tmp_path / "two"))
-    refused(lambda: PeftModel.from_pretrained(base, str(tmp_path / "two")), said)
-
-
 def test_a_name_that_is_no_folder_is_refused_without_a_hub():
     said = "frames: no LSR adapter can be read from 'nobody/nothing': no such folder, and from the hub: "
     with pytest.raises(ValueError, match=re.escape(said)):
