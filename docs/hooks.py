@@ -6,9 +6,10 @@ the file that it names becomes part of the site.
 
 import argparse
 import dataclasses
+import inspect
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from posixpath import normpath, relpath
@@ -105,58 +106,40 @@ def _table(match: re.Match[str]) -> str:
     return TABLES[match[1]]()
 
 
-def _rows(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _rows(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [header, ("---",) * len(header), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 def fields_of_the_configuration() -> str:
     """Return the fields of LsrConfig with type, default and help."""
-    own = lsr.LsrConfig.__annotations__
-    fields = [field for field in dataclasses.fields(lsr.LsrConfig) if field.name in own]
-    return _rows(
-        ("field", "type", "default", ""),
-        [
-            (f"`{field.name}`", f"`{_type(field.type)}`", f"`{_default(field)}`", field.metadata["help"])
-            for field in fields
-        ],
-    )
-
-
-def _default(field: "dataclasses.Field[Any]") -> str:
-    return repr(field.default_factory() if callable(field.default_factory) else field.default)
+    rows = []
+    for field in dataclasses.fields(lsr.LsrConfig):
+        if field.name in lsr.LsrConfig.__annotations__:  # not one that PEFT's classes have
+            default = field.default_factory() if callable(field.default_factory) else field.default
+            kind = field.type.__name__ if isinstance(field.type, type) else field.type
+            rows.append((f"`{field.name}`", f"`{kind}`", f"`{default!r}`", field.metadata["help"]))
+    return _rows(("field", "type", "default", ""), rows)
 
 
 def params() -> str:
     """Return a table for each section of params.yaml, and one for the words beside them."""
-    sections = {name: _section(field.annotation) for name, field in Params.model_fields.items() if name != "methods"}
-    words = [(f"`{name}`", _values(Params, name), _says(Params, name)) for name, of in sections.items() if of is None]
-    parts = [_rows(("key", "values", ""), words)]
-    for name, section in sections.items():
-        if section is not None and section.model_fields:
-            parts += [f"\n## `{name}`\n", section.__doc__ or "", "", _keys(section)]
-    parts += ["\n## Other methods\n", PeftParams.__doc__ or "", "", _keys(PeftParams)]
+    kinds = {name: field.annotation for name, field in Params.model_fields.items() if name != "methods"}
+    sections = {name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Section)}
+    parts = [_keys(Params, kinds.keys() - sections.keys())]
+    titled: dict[str, type[BaseModel]] = {f"`{name}`": kind for name, kind in sections.items()}
+    titled["Other methods"] = PeftParams
+    for title, section in titled.items():
+        if section.model_fields:
+            parts += [f"\n## {title}\n", inspect.getdoc(section) or "", "", _keys(section, section.model_fields)]
     return "\n".join(parts)
 
 
-def _section(annotation: Any) -> type[Section] | None:
-    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
-
-
-def _keys(model: type[BaseModel]) -> str:
-    return _rows(
-        ("key", "values", ""), [(f"`{name}`", _values(model, name), _says(model, name)) for name in model.model_fields]
-    )
-
-
-def _says(model: type[BaseModel], name: str) -> str:
-    return model.model_fields[name].description or ""
-
-
-def _values(model: type[BaseModel], name: str) -> str:
-    """Return what a key takes, in the words of its JSON schema."""
-    schema = model.model_json_schema()
-    return _kind(schema["properties"][name])
+def _keys(model: type[BaseModel], names: Container[str]) -> str:
+    """Return a table of the keys of these names, and what they take in the words of their JSON schema."""
+    properties = model.model_json_schema()["properties"].items()
+    rows = [(f"`{key}`", _kind(schema), schema.get("description", "")) for key, schema in properties if key in names]
+    return _rows(("key", "values", ""), rows)
 
 
 def _kind(schema: Mapping[str, Any]) -> str:
@@ -184,10 +167,6 @@ def _bounds(schema: Mapping[str, Any]) -> str:
     return f" in {opening}{low:,.15g}, {high:,.15g}{closing}"
 
 
-def _type(annotation: Any) -> str:
-    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
-
-
 def commands() -> str:
     """Return the help of every command of `python -m lsr`."""
     os.environ["COLUMNS"] = COLUMNS
@@ -201,7 +180,7 @@ def commands() -> str:
 TABLES: Mapping[str, Callable[[], str]] = {
     "configuration": fields_of_the_configuration,
     "params": params,
-    "dataset_row": lambda: _keys(DatasetRow),
-    "model_row": lambda: _keys(ModelRow),
+    "dataset_row": lambda: _keys(DatasetRow, DatasetRow.model_fields),
+    "model_row": lambda: _keys(ModelRow, ModelRow.model_fields),
     "commands": commands,
 }
