@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 
 from pipeline.arena import check, plan, preset, record
 from pipeline.arena.measure import measure, task_of
@@ -56,8 +56,6 @@ def runs_of(name: str, only: Sequence[str]) -> list[Run]:
     if runs := plan.runs(name, chosen, only):
         return runs
     words = " ".join(only)
-    if gone := [f"{method}: {reason}" for method, reason in chosen.retired.items() if method in words]:
-        raise UserError(f"--only {words}: this method cannot be trained any more: {gone[0]}")
     near = nearest(words, [run.title for run in plan.runs(name, chosen)])
     raise UserError(f"--only {words}: no run has this in its title{near}; a title is TASK: METHOD")
 
@@ -107,22 +105,17 @@ def _next(runs: Sequence[Run], records: plan.Records, busy: set[str], count: int
 
 
 def show(runs: Sequence[Run], records: plan.Records) -> None:
-    """Print the results of each run, and the overhead of a training in addition to its steps."""
-    rows, costs = [], []
+    """Print the results of each run."""
+    rows = []
     for run in runs:
         cells = plan.repeated(run, records)
         known = [records[cell.key] for cell in cells if cell.key in records]
         finished = [one for one in known if one.status == "finished"]
-        costs += [one.seconds["load"] + one.seconds["start"] for one in finished if "start" in one.seconds]
         score = f"{mean(one.score() for one in finished):.4f}" if finished else "none finished"
         trained = finished[0].trained if finished else ""
         rate = f"{cells[0].rate:g}" if cells and cells[0].rate is not None else ""
         rows.append((run.title, trained, rate, f"{len(finished)} of {len(run.preset.seeds)}", score))
     console.table("arena", ("run", "trained", "rate", "seeds", "score"), rows)
-    if costs:
-        console.line(
-            f"overhead of a training besides steps and scores: {median(costs):.1f} s (median), {max(costs):.1f} s (max)"
-        )
     console.line(f"compare: python -m pipeline.compare {runs[0].name}")
 
 

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import resource
 import sys
 import time
 from contextlib import suppress
@@ -15,7 +14,6 @@ import torch
 from dulwich.errors import NotGitRepository
 from dulwich.repo import Repo
 
-BYTES_OF_MAXRSS = 1 if sys.platform == "darwin" else 1024
 PACKAGES = ("torch", "transformers", "peft")
 
 
@@ -51,18 +49,16 @@ def clock() -> float:
 
 
 def forget_peak() -> None:
-    """Reset `peak_bytes`; on systems that cannot, it keeps counting from the start of the process."""
+    """Reset `peak_bytes`, where the system has it."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def peak_bytes() -> int:
-    """Return the peak memory of this process, in bytes."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * BYTES_OF_MAXRSS
+def peak_bytes() -> int | None:
+    """Return the peak memory of this process in bytes; None where the system does not count it."""
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="ascii").splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
 
 
 def _commit() -> str:

@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -13,9 +13,7 @@ from peft import PeftModel
 from transformers import (
     Trainer,
     TrainerCallback,
-    TrainerControl,
     TrainerState,
-    TrainingArguments,
     set_seed,
 )
 
@@ -49,7 +47,7 @@ def measure(cell: Cell) -> Record:
     machine.forget_peak()
     view, scored = cell.view, None
     seconds: dict[str, float] = {}
-    counts = Counts(0, 0, 0, 0)
+    counts = dict.fromkeys(("trained", "stored", "head", "file_bytes"), 0)
     status, reason = "finished", ""
     try:
         with _timed(seconds, "load"):
@@ -57,7 +55,7 @@ def measure(cell: Cell) -> Record:
             collate = tokens.collator(pretrained.load_tokenizer(view.base_model))
         with _timed(seconds, "start"):
             model = started(cell)
-            counts = Counts.of(model, view)
+            counts = counts_of(model, view)
         scored = Scored(model, view, splits, collate)
         with _timed(seconds, "train"):
             train(model, view, splits, collate, scored)
@@ -81,7 +79,7 @@ def measure(cell: Cell) -> Record:
         "reason": reason,
         "metrics": view.dataset.metrics,
         **(NOTHING if scored is None or reason else scored.columns()),
-        **counts._asdict(),
+        **counts,
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
         "peak_bytes": machine.peak_bytes(),
         "made": machine.made(),
@@ -89,22 +87,14 @@ def measure(cell: Cell) -> Record:
     return Record.model_validate(fields)
 
 
-class Counts(NamedTuple):
-    """The sizes of an adapter, as the fields of a record."""
-
-    trained: int
-    stored: int
-    head: int
-    file_bytes: int
-
-    @classmethod
-    def of(cls, model: PeftModel, view: ArenaView) -> Self:
-        """Return the sizes of a model's adapter and head, and of the adapter's file."""
-        counts = adapters.count_parameters(model, view.base_model)
-        with tempfile.TemporaryDirectory() as folder:
-            adapters.save_adapter(model, Path(folder), view.base_model)
-            file_bytes = Path(folder, adapters.WEIGHTS).stat().st_size
-        return cls(counts["adapter_trained"], counts["adapter_stored"], counts["head_parameters"], file_bytes)
+def counts_of(model: PeftModel, view: ArenaView) -> dict[str, int]:
+    """Return the sizes of a model's adapter and head, and of the adapter's file, as the fields of a record."""
+    counts = adapters.count_parameters(model, view.base_model)
+    with tempfile.TemporaryDirectory() as folder:
+        adapters.save_adapter(model, Path(folder), view.base_model)
+        file_bytes = Path(folder, adapters.WEIGHTS).stat().st_size
+    named = {"trained": "adapter_trained", "stored": "adapter_stored", "head": "head_parameters"}
+    return {**{name: counts[key] for name, key in named.items()}, "file_bytes": file_bytes}
 
 
 def task_of(cell: Cell) -> Task:
@@ -182,7 +172,7 @@ class Scored(TrainerCallback):
         self.loss: list[float] = []
         self.seconds = 0.0
 
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_epoch_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Score the model. Among epochs with equal scores the last is the best."""
         begin = machine.clock()
         first = self.view.dataset.metrics[0]

@@ -3,8 +3,7 @@
 Methods and tasks are overrides of params.yaml by dotted key, so the arena can compare any trainings.
 """
 
-from collections.abc import Iterable, Iterator
-from itertools import product
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -16,14 +15,23 @@ from pipeline.params.sections import Count, Named, Section, Word
 from pipeline.params.sources import all_different
 
 PATH = Path("pipeline/arena.yaml")
-Overrides = dict[Annotated[str, Field(pattern=r"^[a-z0-9_.]+$", description="a dotted key of params.yaml")], JsonValue]
 # A name in tables and plots, without characters that a file name or a table cannot contain.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 =.,()+_-]{0,39}$")]
 Factor = Annotated[StrictFloat, Field(gt=0, le=1000)]
 Factors = Annotated[tuple[Factor, ...], AfterValidator(all_different)]
 Amount = Literal["all"] | Count
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]
-OWN_KEYS = ("data", "model", "seed", "adapter", "lsr.frames_from")  # the arena sets them itself
+OWN_KEYS = {"data", "model", "seed", "adapter", "lsr.frames_from"}  # the arena sets them itself
+
+
+def _without_own_keys(values: dict[str, Any]) -> dict[str, Any]:
+    for key in values.keys() & OWN_KEYS:
+        raise ValueError(f"{key} is set by the arena itself")
+    return values
+
+
+Key = Annotated[str, Field(pattern=r"^[a-z0-9_.]+$", description="a dotted key of params.yaml")]
+Overrides = Annotated[dict[Key, JsonValue], AfterValidator(_without_own_keys)]
 
 
 class Reads(Section):
@@ -83,22 +91,6 @@ class Preset(Section):
     retired: dict[Name, str] = Field(
         default_factory=dict, description="methods with records that cannot be trained any more, and why"
     )
-
-    @model_validator(mode="after")
-    def _nobody_sets_what_the_arena_sets(self) -> Self:
-        for (place, values), key in product(self._overrides(), OWN_KEYS):
-            if key in values:
-                raise ValueError(f"{place}: {key} is set by the arena itself")
-        return self
-
-    def _overrides(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        yield "params", self.params
-        for name, task in self.tasks.items():
-            yield f"tasks: {name}: params", task.params
-        for name, method in self.methods.items():
-            yield f"methods: {name}: params", method.params
-            for choice in method.choices:
-                yield f"methods: {name}: choices", choice
 
     @model_validator(mode="after")
     def _named_methods_and_tasks_exist(self) -> Self:

@@ -56,7 +56,7 @@ class Record(BaseModel):
     file_bytes: int  # of the adapter's file, including the head
 
     seconds: dict[str, float]  # by what they were spent on: load, start, train, score (or all); see machine.clock
-    peak_bytes: int | None  # of memory of the process
+    peak_bytes: int | None  # of memory of the process, if the system counts it
     made: dict[str, str]  # commit, date, cpu, and versions of torch, transformers and peft
 
     @property

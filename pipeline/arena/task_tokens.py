@@ -13,7 +13,7 @@ from datasets import Dataset
 from filelock import FileLock
 
 from pipeline.arena.files import digests
-from pipeline.arena.preset import Amount, Reads
+from pipeline.arena.preset import Reads
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
 from pipeline.data import datasets, pretrained, tokens
@@ -49,7 +49,11 @@ def splits(task: Task) -> dict[str, Dataset]:
         UserError: as `pipeline.data.datasets.load`, or if no example of a split is left.
     """
     folder = cached(task)
-    return {split: _select(_mapped(folder, split), KEPT) for split in datasets.SPLITS}
+    mapped = {split: _mapped(folder, split) for split in datasets.SPLITS}
+    return {
+        name: split.select_columns([column for column in split.column_names if column in KEPT])
+        for name, split in mapped.items()
+    }
 
 
 def write_labels(task: Task, path: Path) -> None:
@@ -94,14 +98,11 @@ def _tables(task: Task) -> dict[str, pa.Table]:
     if reads.train != "all" and task.row.select_on == "validation":
         spare = tables["train"].slice(reads.train)
         tables["validation"] = pa.concat_tables([tables["validation"], spare.select(tables["validation"].column_names)])
-    first = {split: _first(table, getattr(reads, split)) for split, table in tables.items()}
+    amounts = {split: getattr(reads, split) for split in tables}
+    first = {split: t if amounts[split] == "all" else t.slice(0, amounts[split]) for split, t in tables.items()}
     if empty := [split for split, table in first.items() if not len(table)]:
         raise UserError(f"{task.name}: {empty[0]} has no text of at most {reads.longest} tokens; raise reads.longest")
     return first
-
-
-def _first(table: pa.Table, amount: Amount) -> pa.Table:
-    return table if amount == "all" else table.slice(0, amount)
 
 
 def _write(table: pa.Table, path: Path) -> None:
@@ -111,7 +112,3 @@ def _write(table: pa.Table, path: Path) -> None:
 
 def _mapped(folder: Path, split: str) -> Dataset:
     return Dataset.from_file(str(folder / f"{split}.arrow"))
-
-
-def _select(split: Dataset, names: tuple[str, ...]) -> Dataset:
-    return split.select_columns([name for name in split.column_names if name in names])

@@ -31,13 +31,12 @@ def intervals(
     intervals are percentiles of a bootstrap over examples, or over whole groups; all use the same resamples.
 
     Raises:
-        ValueError: if a metric is unknown or lacks groups, or if the arrays are empty or of different lengths.
         UserError: if a prediction is not a finite number.
 
     Reference: Clopper & Pearson, "The use of confidence or fiducial limits", 1934; Efron & Tibshirani, "An Introduction
     to the Bootstrap", 1993, chapter 13.
     """
-    scores.check(metrics, predictions, labels, groups)
+    scores.check_finite(predictions)
     found: dict[str, Interval] = {}
     for name in metrics:
         if groups is not None and name in scores.GROUPS:

@@ -27,10 +27,9 @@ def score(
     example. An undefined metric is 0: f1 if no example has or is predicted as the class, a correlation with a constant.
 
     Raises:
-        ValueError: if a metric is unknown or lacks groups, or if the arrays are empty or of different lengths.
         UserError: if a prediction is not a finite number.
     """
-    check(metrics, predictions, labels, groups)
+    check_finite(predictions)
     found = {name: float(EXAMPLES[name](labels, predictions)) for name in metrics if name in EXAMPLES}
     if groups is not None:
         found |= {name: float(GROUPS[name](labels, predictions, groups).mean()) for name in metrics if name in GROUPS}
@@ -55,18 +54,11 @@ def calibration_error(
     weighted by its share of the examples. With few examples per bin, the estimate is biased upwards.
 
     Raises:
-        ValueError: if there are no examples, the lengths differ, or a row is not a probability distribution.
         UserError: if a probability is not a finite number.
 
     Reference: Guo et al., "On calibration of modern neural networks", arXiv 1706.04599, section 2.
     """
-    if probabilities.ndim != 2 or len(probabilities) != len(labels) or not len(labels):
-        raise ValueError(
-            f"probabilities must be (examples, classes) for {len(labels)} labels, got {probabilities.shape}"
-        )
-    _check_finite(probabilities)
-    if not ((probabilities >= 0).all() and np.allclose(probabilities.sum(axis=1), 1, atol=1e-3)):
-        raise ValueError("each row of probabilities must be >= 0 and sum to 1; were these logits?")
+    check_finite(probabilities)
     confidence = probabilities.max(axis=1).astype(np.float64)
     correct = probabilities.argmax(axis=1) == labels
     bins = np.digitize(confidence, np.linspace(0, 1, BINS + 1)[1:-1], right=True)
@@ -74,26 +66,12 @@ def calibration_error(
     return float(np.abs(gaps).sum() / len(labels))
 
 
-def check(metrics: Sequence[str], predictions: Numbers, labels: Numbers, groups: Numbers | None) -> None:
-    """Check the arguments of `score`.
+def check_finite(predictions: Numbers | Values) -> None:
+    """Check predictions.
 
     Raises:
-        ValueError: if a metric is unknown or lacks groups, or if the arrays are empty or of different lengths.
-        UserError: if a prediction is not a finite number.
+        UserError: if one is not a finite number.
     """
-    known = [*EXAMPLES, *(() if groups is None else GROUPS)]
-    if unknown := [name for name in metrics if name not in known]:
-        raise ValueError(f"metrics must be among {known}, got {unknown}")
-    if predictions.shape != labels.shape or labels.ndim != 1 or not len(labels):
-        raise ValueError(
-            f"predictions and labels must be vectors of equal length, got {predictions.shape} and {labels.shape}"
-        )
-    if groups is not None and groups.shape != labels.shape:
-        raise ValueError(f"groups must be as many as labels, got {groups.shape} and {labels.shape}")
-    _check_finite(predictions)
-
-
-def _check_finite(predictions: Numbers | Values) -> None:
     if lost := np.count_nonzero(~np.isfinite(predictions)):
         raise UserError(
             f"predictions: {lost} of {predictions.size} are not finite numbers: training diverged; lower learning_rate"

@@ -3,14 +3,14 @@
 import math
 from typing import Any, ClassVar
 
-from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from pipeline.core import artifacts
 from pipeline.core.console import Advance
 from pipeline.core.errors import UserError
 
 LOSSES = {"loss": "loss", "eval_loss": "validation loss", "train_loss": "mean loss"}  # in the Trainer's log
+Log = dict[str, float]
 
 
 class DivergedError(UserError):
@@ -23,21 +23,16 @@ class Progress(TrainerCallback):
     def __init__(self, advance: Advance) -> None:
         self.advance = advance
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Count the steps that a resumed run has already done."""
         self.advance(state.global_step)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Count one step."""
         self.advance(1)
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: dict[str, float] | None = None, **_: Any
     ) -> None:
         """Show the mean loss since the last log, and the learning rate of the first group: the adapter's, if any."""
         if logs and "loss" in logs:
@@ -56,11 +51,11 @@ class LiveCurve(TrainerCallback):
         "eval_score": "validation_score",
     }  # of the Trainer's log, and their names in the file
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Replace the file of the last run; a resumed run keeps what it logged before its checkpoint."""
         self._write(state)
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Rewrite the file."""
         self._write(state)
 
@@ -79,12 +74,7 @@ class StopAtDivergence(TrainerCallback):
     """Stops a run whose loss or weights are infinite or NaN: it could not recover."""
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
+        self, args: Any, state: TrainerState, control: Any, logs: dict[str, float] | None = None, **_: Any
     ) -> None:
         """Check the losses: those of some steps, of the validation split, and at the end the mean over all steps.
 
@@ -98,14 +88,7 @@ class StopAtDivergence(TrainerCallback):
                     f"train: the {name} is {loss} after {state.global_step} steps: lower the learning rate"
                 )
 
-    def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **_: Any,
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, model: Any = None, **_: Any) -> None:
         """Check the trained parameters, as they will be saved.
 
         Raises:
@@ -127,12 +110,7 @@ class LaterOfEquals(TrainerCallback):
     """
 
     def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **_: Any,
+        self, args: Any, state: TrainerState, control: Any, metrics: dict[str, float] | None = None, **_: Any
     ) -> None:
         """Compare with the best evaluation so far."""
         if metrics is None or metrics["eval_score"] != state.best_metric:

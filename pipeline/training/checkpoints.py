@@ -8,7 +8,7 @@ from zipfile import BadZipFile, ZipFile
 
 from accelerate import PartialState
 from safetensors import safe_open
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -71,11 +71,11 @@ class KeepComplete(TrainerCallback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Tell a resumed run where its best checkpoint is: the path in its state is where it was written."""
         self._point_to_best(state)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_save(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Move the new checkpoint into place once all processes have written their part of it."""
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:

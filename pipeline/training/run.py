@@ -26,7 +26,6 @@ from pipeline.params import TrainView
 from pipeline.training import arguments, checkpoints
 from pipeline.training.callbacks import LaterOfEquals
 
-MEGABYTE = 2**20
 CODE = Path(__file__).parents[2]  # the folder of dvc.yaml
 
 
@@ -141,8 +140,7 @@ def checkpoint_folder(view: TrainView) -> Path:
     for name, path in sorted(_inputs()):
         digest.update(name.encode())
         with path.open("rb") as file:
-            while part := file.read(MEGABYTE):  # tokens may exceed the memory
-                digest.update(part)
+            digest.update(hashlib.file_digest(file, "sha256").digest())  # piece by piece: it may exceed the memory
     return artifacts.repository() / ".checkpoints" / digest.hexdigest()[:16]
 
 

@@ -84,20 +84,6 @@ def test_the_baseline_gives_the_most_frequent_class_or_the_mean():
     assert scores.constant(np.array([0.0, 1.0, 5.0]), is_regression=True).tolist() == [2.0, 2.0, 2.0]
 
 
-@pytest.mark.parametrize(
-    ("names", "predictions", "labels", "rule"),
-    [
-        (["bleu"], [0, 1], [0, 1], "metrics must be among"),
-        (["accuracy"], [0, 1, 1], [0, 1], "vectors of equal length, got"),
-    ],
-)
-def test_unusable_input_is_refused_with_the_rule(names, predictions, labels, rule):
-    with pytest.raises(ValueError, match=rule):
-        scores.score(names, np.array(predictions), np.array(labels))
-    with pytest.raises(ValueError, match=rule):
-        intervals(names, np.array(predictions), np.array(labels), 100)
-
-
 def test_a_diverged_model_is_named_as_such():
     with pytest.raises(UserError, match=r"1 of 3 are not finite numbers: training diverged; lower learning_rate"):
         scores.score(["pearson"], np.array([0.0, np.nan, 1.0]), np.arange(3.0))
@@ -137,8 +123,3 @@ def test_the_calibration_error_is_the_sum_over_bins_in_any_order(pair, random):
     found = scores.calibration_error(probabilities[order], labels[order])
     assert 0 <= found <= 1
     assert found == pytest.approx(expected)
-
-
-def test_logits_are_not_taken_for_probabilities():
-    with pytest.raises(ValueError, match="were these logits"):
-        scores.calibration_error(np.array([[2.0, -1.0]]), np.array([0]))
