@@ -11,8 +11,8 @@ from lsr.loading.adapters import ADAPTER, METHOD, load_layers
 from lsr.loading.base_models import by
 from lsr.loading.files import FACTOR, PREFIX, InputError, read_config, read_tensors
 from lsr.tuner.adapter import LsrAdapter
+from lsr.tuner.base_weight import check_weight
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.fingerprint import check_weight
 from lsr.tuner.linear import LsrLinear
 
 BASE_FIELDS = ("base_model_name_or_path", "revision", "task_type", "auto_mapping")

@@ -9,8 +9,7 @@ from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
 from lsr.tuner.adapter import LsrAdapter
-from lsr.tuner.base_weight import is_plain, is_quantized
-from lsr.tuner.fingerprint import check_weight
+from lsr.tuner.base_weight import check_weight, is_plain, is_quantized
 from lsr.tuner.functional import adapted_linear, add_low_rank
 from lsr.tuner.layer import LsrLayer
 

@@ -13,8 +13,8 @@ from lsr.init import INITIALIZATIONS, READERS
 from lsr.init.allocation import allocate
 from lsr.init.head import STEPS
 from lsr.init.initialization import Start
+from lsr.tuner.base_weight import weight_hash
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.fingerprint import weight_hash
 from lsr.tuner.linear import LsrLinear, adapted_layers
 from lsr.tuner.options import OWN
 from lsr.tuner.resolved import Resolved

@@ -192,8 +192,7 @@ BROKEN = {  # what the file has: fields, keys left out, keys taken from others, 
 
 
 @pytest.mark.parametrize(("fields", "gone", "copied", "message"), BROKEN.values(), ids=BROKEN)
-@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
-def test_a_file_that_holds_less_or_more_is_refused(fields, gone, copied, message, low_cpu_mem_usage, tmp_path):
+def test_a_file_that_holds_less_or_more_is_refused(fields, gone, copied, message, tmp_path):
     adapted(**fields).save_pretrained(str(tmp_path))
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     more = {key_of(*key): tensors[key_of(*source)].clone() for key, source in copied.items()}
@@ -201,7 +200,7 @@ def test_a_file_that_holds_less_or_more_is_refused(fields, gone, copied, message
     kept = {key: value for key, value in tensors.items() if key not in removed}
     save_file(kept | more, tmp_path / "adapter_model.safetensors")
     with pytest.raises(ValueError, match=rf"^the adapter's file: (base_model\.model\.)?{re.escape(message)}$"):
-        PeftModel.from_pretrained(tiny("bert"), str(tmp_path), low_cpu_mem_usage=low_cpu_mem_usage)
+        PeftModel.from_pretrained(tiny("bert"), str(tmp_path))
 
 
 # What cannot be
@@ -215,7 +214,6 @@ def test_a_file_that_holds_less_or_more_is_refused(fields, gone, copied, message
             "share='layers' needs two or more layers of a kind, and there is one bert.pooler.dense (24 x 24); use "
             "share='none', or leave it out",
         ),
-        ({"rank_shape": (25,)}, f"layer {QUERIES[0]!r}: the rank must be in [1, 24], the smaller side of 24 x 24, got"),
         (
             {"rank_pattern": {"value": (30,)}},
             f"layer {VALUES[0]!r}: the rank must be in [1, 24], the smaller side of 24 x 24, got 30",
@@ -227,9 +225,3 @@ def test_what_a_model_does_not_allow_is_refused_and_leaves_it_as_it_was(fields, 
     with pytest.raises(ValueError, match=re.escape(message)):
         get_peft_model(base_model, LsrConfig(**{**USUAL, **fields}))
     assert list(base_model.state_dict()) == list(tiny("bert").state_dict())
-    model = adapted()
-    before = set(model.state_dict())
-    with pytest.raises(ValueError, match=re.escape(message)):
-        model.add_adapter("second", LsrConfig(**{**USUAL, **fields}))
-    assert set(model.state_dict()) == before
-    assert list(model.peft_config) == ["default"]
