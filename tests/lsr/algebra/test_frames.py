@@ -117,13 +117,6 @@ def test_large_matrices_are_replaced_by_their_leading_parts(count, monkeypatch):
     assert energy(matrices, left, right) == pytest.approx(dense, rel=1e-3)
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_pairs_have_the_frames_of_their_products(count):
-    pairs = [(decaying(20, 5, seed=i), decaying(5, 24, seed=i + 9)) for i in range(count)]
-    dense = [left @ right for left, right in pairs]
-    assert_close(leading_frames(pairs, 3), leading_frames(dense, 3), atol=1e-5, rtol=0)
-
-
 @pytest.mark.parametrize("value", [0.0, float("nan")])
 def test_a_matrix_without_directions_is_refused(value):
     for broken in (torch.full((6, 8), value), (torch.full((6, 3), value), normal(3, 8))):

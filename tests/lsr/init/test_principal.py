@@ -73,10 +73,8 @@ def test_the_errors_by_terms_fall_and_are_no_smaller_than_those_of_the_fit(rank_
     if rank_shape == (2, 2):
         assert all(more < fewer for fewer, more in pairwise(errors.values()))
         assert errors[8] < 0.2
-    leading = torch.linalg.svd(weight, full_matrices=False)
-    rank = prod(rank_shape)
-    part = leading.U[:, :rank] * leading.S[:rank] @ leading.Vh[:rank]
-    fitted = principal.start(source_of(part, rank_shape, 2, scaling=1.0))
+    left, values, right = spectrum.leading_svd(weight, prod(rank_shape))
+    fitted = principal.start(source_of(left * values @ right, rank_shape, 2))
     assert errors[2] >= fitted.error - 1e-9
 
 

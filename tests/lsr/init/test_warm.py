@@ -1,4 +1,4 @@
-"""A warm start: the adapter begins as the update of a short training run, as far as its form can hold it."""
+"""A warm start: the adapter begins as the update of a short training run, and the core as near to it as it can."""
 
 import pytest
 import torch
@@ -6,32 +6,10 @@ from peft import get_peft_model
 from torch.testing import assert_close
 
 from lsr import LsrConfig, start_from_examples
-from lsr.init.initialization import Source
 from lsr.init.update import examples_updates
-from lsr.init.warm import start
 from lsr.tuner.linear import adapted_layers
 from tests.capabilities.models import logits, tiny
-from tests.lsr.init.forms import form_of
 from tests.lsr.init.models import batches
-from tests.lsr.matrices import decaying, normal
-
-SCALING = 0.7
-UPDATE = (decaying(20, 6), normal(6, 26))
-each_kind = pytest.mark.parametrize("update", [UPDATE, UPDATE[0] @ UPDATE[1]], ids=["pair", "dense"])
-
-
-def source_for(update, rank=6, **fields):
-    return Source(
-        form_of(20, 26, (rank,)), lambda: pytest.fail("the weight was read"), SCALING, gradients=[update], **fields
-    )
-
-
-@pytest.mark.parametrize("rank", [2, 6])
-@each_kind
-def test_dense_factors_are_the_update_as_far_as_their_rank_allows(update, rank):
-    found = start(source_for(update, rank))
-    u, values, vt = torch.linalg.svd(UPDATE[0] @ UPDATE[1], full_matrices=False)
-    assert_close(SCALING * found.b[0][0] @ found.a[0][0], u[:, :rank] * values[:rank] @ vt[:rank])
 
 
 @pytest.mark.parametrize(("share", "train"), [("none", "factors"), ("layers", "core")])
