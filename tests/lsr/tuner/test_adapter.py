@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from lsr.algebra.shapes import Form
 from lsr.init.initialization import Start
-from lsr.tuner.adapter import LsrAdapter, Sizes
+from lsr.tuner.adapter import LsrAdapter
 
 LIKE = torch.zeros(1, dtype=torch.float64)
 DENSE = Form((3,), (7,), (5,), 1, 7, 5)
@@ -70,33 +70,19 @@ def test_the_update_is_that_of_the_kronecker_sums_without_padding_less_that_of_t
     assert_close(adapter.scaling * left @ right, adapter.update())
 
 
-def cored(train="core", frames=None):
-    """An adapter with a core, whose factors are its own or others; and the core."""
-    adapter = LsrAdapter(DENSE, 1.5, train=train, frames=frames)
-    if frames is None:
-        adapter.set_factors(factors(DENSE), LIKE)
+def cored():
+    """An adapter with a core, and the core."""
+    adapter = LsrAdapter(DENSE, 1.5, train="core")
+    adapter.set_factors(factors(DENSE), LIKE)
     core = torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
     adapter.set_core(core, LIKE)
     return adapter, core
 
 
-@pytest.mark.parametrize("train", ["core", "all"])
-def test_a_core_stands_between_both_sides_and_what_is_shared_counts_elsewhere(train):
-    frames = make(DENSE, train=train)
-    for own in (True, False):
-        adapter, core = cored(train, None if own else frames)
-        a, b = sides(DENSE, factors(DENSE))
-        assert_close(adapter.update(), 1.5 * b @ core @ a)
-        (right, none), (left, nothing) = adapter.operands()
-        assert none is nothing is None
-        assert_close(left @ right, b @ core @ a)
-        stored = 9 + 36 * own
-        assert adapter.sizes() == Sizes(stored if train == "all" else 9, stored, stored)
-        assert ("factor_A1" in adapter.state_dict()) == own
-
-
 def test_factors_and_core_are_set_again_in_place():
     adapter, core = cored()
+    a, b = sides(DENSE, factors(DENSE))
+    assert_close(adapter.update(), 1.5 * b @ core @ a)
     before = [adapter.core, *(factor for side in adapter.factors() for factor in side)]
     adapter.set_core(2 * core, LIKE)
     adapter.set_factors(factors(DENSE, seed=2), LIKE)

@@ -84,25 +84,14 @@ def edit(folder, **changes):
 
 
 @each_source
-def test_it_starts_as_the_base_model_with_the_frames_of_the_other(source, tmp_path):
-    owner = adapters(first(tmp_path / "one", **source))
-    model = on_frames_of(tmp_path / "one", source)
-    assert torch.equal(logits(model), logits(tiny("bert")))
-    for name, adapter in adapters(model).items():
-        assert same_factors(adapter, owner[name])
-        assert adapter.frames is not adapter
-    stir(model)
-    a, b = (value.detach() for value in adapters(model)[QUERY].collapse())
-    own_a, own_b = owner[QUERY].matrices(*owner[QUERY].factors())
-    assert_close(a, adapters(model)[QUERY].core @ own_a)
-    assert torch.equal(b, own_b)
-
-
-@each_source
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
-def test_cores_and_heads_alone_train_are_stored_and_come_back_bit_for_bit(source, low_cpu_mem_usage, tmp_path):
+def test_it_starts_as_the_base_and_cores_and_heads_alone_train_are_stored_and_come_back(
+    source, low_cpu_mem_usage, tmp_path
+):
     owner = first(tmp_path / "one", **source)
     model = on_frames_of(tmp_path / "one", source)
+    assert torch.equal(logits(model), logits(tiny("bert")))
+    assert all(same_factors(adapter, adapters(owner)[name]) for name, adapter in adapters(model).items())
     frames = [{name: value.clone() for name, value in one.named_buffers()} for one in kept(model)]
     assert {name.rpartition(".")[2] for name in trainable(model) if ".lsr_" in name} == {"core"}
     train(model)

@@ -74,19 +74,6 @@ def test_the_usual_configuration_has_the_parameters_of_the_paper():
     assert (sizes.trained, sizes.stored, sizes.effective) == (3584, 3584, 3584)
 
 
-def test_the_update_is_that_of_its_dense_definition():
-    layer = adapt(base(12, 10), rank_shape=(2, 3), separation_rank=3, alpha=5)
-    adapter = layer.adapter("default")
-    factors = {name: value.detach().numpy() for name, value in adapter.named_parameters()}
-    a = sum(np.kron(factors["factor_A1"][k], factors["factor_A2"][k]) for k in range(3))
-    b = sum(np.kron(factors["factor_B1"][k], factors["factor_B2"][k]) for k in range(3))
-    update = torch.from_numpy(5 / 6 * b @ a)
-    x, plain = normal(7, 12), layer.get_base_layer()
-    expected = torch.nn.functional.linear(x, plain.weight + update, plain.bias)
-    assert_close(layer(x), expected)
-    assert_close(layer.get_delta_weight("default"), update)
-
-
 # LoRA-XS: a core between singular vectors
 
 
