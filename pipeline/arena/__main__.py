@@ -146,16 +146,10 @@ def parser() -> Parser:
         "--jobs", type=whole_number(1, 64), default=2, metavar="N", help="trainings in parallel (%(default)s)"
     )
     top.add_argument(
-        "--write", default="records", metavar="NAME", type=_name, help="name of the file for new records (%(default)s)"
+        "--write", default="records", metavar="NAME", help="name of the file for new records (%(default)s)"
     )
     top.add_argument("--commands", action="store_true", help="print one command per run, for a cluster; run nothing")
     return top
-
-
-def _name(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", text):
-        raise argparse.ArgumentTypeError(f"letters, digits, - and _ are allowed, got {text!r}")
-    return text
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, TextIO, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -131,18 +131,11 @@ def warnings_in_lines(name: str, to: Console = console) -> Iterator[None]:
     with warnings.catch_warnings():
         show = warnings.showwarning
 
-        def show_line(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
+        def show_line(message: Warning | str, category: type[Warning], *others: Any, **named: Any) -> None:
             if category is UserWarning:
                 warn(f"{name}: {clipped(' '.join(str(message).split()))}", to)
             else:
-                show(message, category, filename, lineno, file, line)
+                show(message, category, *others, **named)
 
         warnings.showwarning = show_line
         yield

@@ -84,12 +84,6 @@ def test_a_pair_is_marked_and_cut_as_the_tokenizer_does(tokenizer):
     assert (table["length"].to_pylist(), lengths.tolist()) == ([12, 6], [25, 6])
 
 
-def test_a_model_without_token_types_gets_none(tmp_path):
-    folder = save_tokenizer(tmp_path / "model", model_input_names=["input_ids", "attention_mask"])
-    table, _ = stage.tokenize(texts(("good", 1)), AutoTokenizer.from_pretrained(folder), 8)
-    assert table.column_names == ["input_ids", "length", "label", "text"]
-
-
 @pytest.mark.parametrize("longest", [1, 31])
 def test_the_histogram_holds_every_length_in_at_most_thirty_equal_bins(longest):
     lengths = np.arange(1, longest + 1)
