@@ -63,9 +63,8 @@ nightly: $(ALL)
 audit: $(ALL)
 	.ci/audit
 
-## docs: the documentation, in build/site/index.html; first the picture and the tables of figures
+## docs: the documentation, in build/site/index.html; first the tables of figures
 docs: $(ALL)
-	python docs/picture.py
 	python -m docs.tables
 	python -m mkdocs build
 
