@@ -130,15 +130,6 @@ def test_every_section_is_seen_by_a_stage():
     assert set(params.Params.model_fields) - {"methods"} <= seen | {"lsr", "full", "head"}
 
 
-def test_the_lsr_section_has_the_fields_of_the_config():
-    from lsr import LsrConfig
-
-    renamed = {"init": "init_weights", "layers": "layers_to_transform"}
-    of_the_pipeline = {"type", "learning_rate", "examples", "head_steps", "frames_from", "budget"}
-    fields = {renamed.get(name, name) for name in params.LsrParams.model_fields} - of_the_pipeline
-    assert fields <= set(LsrConfig.__dataclass_fields__)
-
-
 def test_initializations_are_those_of_the_library_and_look_at_examples_where_its_do():
     from lsr.init import INITIALIZATIONS, READERS
     from pipeline.methods.pooling import BATCH

@@ -48,14 +48,12 @@ def test_an_override_that_is_shown_names_a_key(override):
         values = values[key]
 
 
-@pytest.mark.parametrize("line", commands("python -m lsr"))
-def test_a_command_of_lsr_that_is_shown_is_one(line):
-    lsr_parser().parse_args(shlex.split(line))
+PARSERS = {"python -m lsr": lsr_parser, "python -m pipeline.predict": predict_parser}
 
 
-@pytest.mark.parametrize("line", commands("python -m pipeline.predict"))
-def test_a_command_of_predict_that_is_shown_is_one(line):
-    predict_parser().parse_args(shlex.split(line.partition(" < ")[0]))
+@pytest.mark.parametrize(("start", "line"), [(start, line) for start in PARSERS for line in commands(start)])
+def test_a_command_that_is_shown_is_one(start, line):
+    PARSERS[start]().parse_args(shlex.split(line.partition(" < ")[0]))
 
 
 @pytest.mark.parametrize(

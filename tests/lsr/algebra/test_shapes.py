@@ -65,9 +65,6 @@ def test_any_matrix_is_represented_exactly_by_the_most_terms_of_two_factors(size
     matrix = normal(r1 * r2, n1 * n2, seed=seed)
     terms = max_separation_rank((r1, r2), (n1, n2))
     assert_close(kron_sum(*nearest_kron_sum(matrix, (r1, r2), (n1, n2), terms)), matrix)
-    if terms > 1:
-        fewer = nearest_kron_sum(matrix, (r1, r2), (n1, n2), terms - 1)
-        assert torch.dist(kron_sum(*fewer), matrix) > 1e-8
 
 
 def test_the_most_terms_of_three_factors_write_any_matrix_entry_by_entry():

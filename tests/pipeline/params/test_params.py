@@ -1,6 +1,5 @@
 """Every mistake in params.yaml and in the two tables is one line that says how to mend it."""
 
-import ast
 import copy
 import re
 import shutil
@@ -78,15 +77,6 @@ def refused(overrides):
 @pytest.mark.parametrize("word", ["data", "model"])
 def test_every_row_is_valid_and_has_a_name_that_dvc_can_find(word, root):
     assert all(re.fullmatch("[A-Za-z0-9_-]+", name) or word == "model" for name in load_table(*params.TABLES[word]))
-
-
-def test_only_the_schema_names_the_file():
-    def names_it(path):
-        constants = (node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant))
-        return any(isinstance(value, str) and re.fullmatch(r"(.*/)?params\.yaml", value) for value in constants)
-
-    sources = [path for folder in ("lsr", "pipeline", "stages") for path in (ROOT / folder).rglob("*.py")]
-    assert [path.relative_to(ROOT).as_posix() for path in sources if names_it(path)] == ["pipeline/params/schema.py"]
 
 
 # What a stage sees
