@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 WRITTEN = 10_000  # texts per batch of the Arrow file
 BINS = 30
-CLASSES_SHOWN = 4
 
 
 def write(
@@ -124,12 +123,11 @@ def main(view: params.TokenizeView) -> None:
 
 
 def _report(view: params.TokenizeView, splits: Iterable[str], metrics: Mapping[str, artifacts.Value]) -> None:
-    columns = ("split", "rows", "labels", "p50", "p95", "truncated")
+    columns = ("split", "rows", "p50", "p95", "truncated")
     rows = [
         (
             split,
             metrics[f"{split}_rows"],
-            _shown_labels(split, view.dataset, metrics),
             metrics[f"{split}_tokens_p50"],
             metrics[f"{split}_tokens_p95"],
             f"{metrics[f'{split}_truncated_share']:.1%}",
@@ -140,15 +138,6 @@ def _report(view: params.TokenizeView, splits: Iterable[str], metrics: Mapping[s
     reasons = ", ".join(f"{metrics[f'rows_dropped_{reason}']} {reason}" for reason in datasets.DROPPED)
     conflicts = f"{metrics['rows_conflicting']} of them with another label than the row kept"
     console.line(f"rows left out: {reasons.replace('_', ' ')}, {conflicts}")
-
-
-def _shown_labels(split: str, row: DatasetRow, metrics: Mapping[str, artifacts.Value]) -> str:
-    if row.is_regression:
-        return f"mean {metrics[f'{split}_label_mean']:.3g}"
-    shares = [metrics[f"{split}_share_{name}"] for name in row.names]
-    if len(shares) > CLASSES_SHOWN:
-        return f"{len(shares)} classes, {min(shares):.1%} to {max(shares):.1%}"
-    return ", ".join(f"{name} {share:.0%}" for name, share in zip(row.names, shares, strict=True))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from pipeline.core.errors import UserError, first_line
 FOLDER = artifacts.ARENA
 ENDING = ".jsonl"
 RATE = "learning_rate"  # the last part of the keys of learning rates
-Score = float
 Status = Literal["finished", "diverged", "failed"]
 
 
@@ -45,8 +44,8 @@ class Record(BaseModel):
     status: Status
     reason: str  # why it did not finish, in one line; otherwise empty
     metrics: tuple[str, ...]  # of the task; the first one is its score
-    validation: tuple[Score, ...]  # score on the held-out part of train, by epoch
-    test: tuple[dict[str, Score], ...]  # metrics on the official validation split or the task's test split, by epoch
+    validation: tuple[float, ...]  # score on the held-out part of train, by epoch
+    test: tuple[dict[str, float], ...]  # metrics on the official validation split or the task's test split, by epoch
     loss: tuple[float, ...]  # mean training loss, by epoch
     predicted: tuple[float, ...]  # on the test split, in its order, at the selected epoch: class indices or numbers
 
@@ -76,7 +75,7 @@ class Record(BaseModel):
         """The epoch with the best validation score, from 0; the last if several."""
         return max(range(len(self.validation)), key=lambda epoch: (self.validation[epoch], epoch))
 
-    def score(self, epoch: int | None = None, metric: str | None = None) -> Score:
+    def score(self, epoch: int | None = None, metric: str | None = None) -> float:
         """Return a metric on the test split; by default the first one, at the selected epoch."""
         return self.test[self.selected if epoch is None else epoch][metric or self.metrics[0]]
 

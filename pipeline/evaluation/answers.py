@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation import inference
 from pipeline.params.dataset_row import DatasetRow
 
 Numbers = NDArray[Any]
@@ -27,7 +26,7 @@ def answers(
 ) -> Answers:
     """Return what the metrics of a row score."""
     if not row.choices:
-        return Answers(inference.predicted(logits, row), labels, groups)
+        return Answers(logits[:, 0] if row.is_regression else logits.argmax(axis=1), labels, groups)
     assert groups is not None  # each choice has the number of its row
     return Answers(chosen(logits, groups), labels[members(groups)].argmax(axis=1), None)
 

@@ -1,15 +1,13 @@
-"""Logits of a model over a tokenized split, and the predictions from them."""
+"""Logits of a model over a tokenized split."""
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import DataCollatorWithPadding
 
 from pipeline.methods.device import device_of
-from pipeline.params.dataset_row import DatasetRow
 
 
 @torch.inference_mode()
@@ -35,16 +33,3 @@ def logits(
         found.append(model(**{name: value.to(where) for name, value in batch.items()}).logits.float().cpu())
         advance(len(indices))
     return torch.cat(found)[order.argsort()]
-
-
-def predicted(
-    logits: np.ndarray,  # (examples, labels)
-    row: DatasetRow,
-) -> np.ndarray:  # (examples,)
-    """Return class indices, or the predicted values of a regression."""
-    return logits[:, 0] if row.is_regression else logits.argmax(axis=1)
-
-
-def largest_difference(one: Tensor, other: Tensor) -> float:
-    """Return the largest absolute difference between two models' logits."""
-    return float((one - other).abs().max())

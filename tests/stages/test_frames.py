@@ -149,18 +149,6 @@ def test_an_adapter_with_a_diagonal_core_is_trained_scored_and_exported(at):
     assert all(value < 1e-5 for value in report(artifacts.EXPORTS / artifacts.PARITY).values())
 
 
-def test_the_weight_of_a_dead_layer_is_captured_by_any_frames(at):
-    at({"init": "random", "share": "none"})
-    path = Path("tiny-roberta/model.safetensors")
-    weights = load_file(path)
-    weights["encoder.layer.1.attention.self.value.weight"].zero_()
-    save_file(weights, path, metadata={"format": "pt"})
-    run(FACTORIZE)
-    *_, dead = table(artifacts.FACTORIZE_START)
-    assert dead["layer"].endswith("layer.1.attention.self.value")
-    assert float(dead["energy"]) == float(dead["energy_best"]) == 1
-
-
 def test_a_budget_of_directions_is_spent_over_the_layers(at):
     budget = 7
     at({"share": "none", "core": "diagonal", "budget": budget})

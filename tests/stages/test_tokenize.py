@@ -17,7 +17,6 @@ from pipeline.core.errors import UserError
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.model_row import ModelRow
 from stages import tokenize as stage
-from tests.pipeline.data.rows import NUMBER, SPLITS, row_of
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "very"]
 
@@ -93,18 +92,6 @@ def test_the_histogram_holds_every_length_in_at_most_thirty_equal_bins(longest):
     assert len(edges) <= stage.BINS
     assert rows == tuple(int(((lengths >= edge) & (lengths < edge + width)).sum()) for edge in edges)
     assert sum(rows) == longest
-
-
-def test_a_regression_is_summarized_by_mean_and_deviation():
-    row = row_of(dict.fromkeys(SPLITS, "x.csv"), NUMBER)
-    found = stage.summarize("train", np.array([1.0, 4.0]), np.array([9, 10]), row, 9)
-    assert found == {
-        "train_rows": 2,
-        "train_label_mean": 2.5,
-        "train_label_std": 1.5,
-        **{f"train_tokens_{name}": 10 for name in ("p50", "p95", "p99", "max")},
-        "train_truncated_share": 0.5,
-    }
 
 
 # The stage

@@ -40,15 +40,6 @@ def test_slow_work_shows_units_that_people_count_in(capsys, monkeypatch):
     assert capsys.readouterr().out == "arena: 1/500 trainings, 3.0 trainings/min, 2 h 46 min left\n"
 
 
-def test_work_that_is_long_in_beginning_shows_no_rate(capsys, monkeypatch):
-    now = iter([0.0, 10.0, 11.0])
-    monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
-    with console.progress("train", 300, "steps") as advance:
-        advance(0)
-        advance(11)
-    assert capsys.readouterr().out == "train: 11/300 steps, 1.0 steps/s, 289 s left\n"
-
-
 def test_a_warning_of_a_library_is_one_line_without_its_code(capsys):
     with console.warnings_in_lines("train"):
         warnings.warn("too many\n  parameters \x1b[31m", stacklevel=1)
