@@ -111,9 +111,6 @@ def _groups(shapes: Mapping[str, tuple[int, int]], rank: int, share: str) -> dic
             raise InputError(f"--rank must be in [1, {min(shape)}] for layer {name!r}, got {rank}")
         key = str(kind_of(name, _form(shape, rank))) if share == "layers" else name
         groups.setdefault(key, []).append(name)
-    for kind, layers in groups.items():
-        if share == "layers" and len(layers) < 2:
-            raise InputError(f"--share layers needs two or more layers of a kind, and there is one {kind}")
     return groups
 
 

@@ -1,8 +1,7 @@
 """LsrModel: inserts LSR layers into a model, as PEFT's own methods do."""
 
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
@@ -20,7 +19,7 @@ from lsr.tuner.forms import form_of
 from lsr.tuner.layer import LsrLayer
 from lsr.tuner.linear import LsrLinear, adapted_layers
 from lsr.tuner.mixed_batch import copies_of_a_row, rows_choose
-from lsr.tuner.sharing import FrameRegistry, Kind, SharedFrames, drop_unused_frames, kind_of, read_shared_frames
+from lsr.tuner.sharing import FrameRegistry, SharedFrames, drop_unused_frames, read_shared_frames
 from lsr.tuner.start import config_of, initialize_factors, remember
 from lsr.tuner.targets import DEFAULTS, adapted_names, check_names
 
@@ -205,10 +204,8 @@ def check_forms(model: nn.Module, names: Sequence[str], config: LsrConfig, share
     """Check that all layers can be adapted, before the model is changed.
 
     Raises:
-        ValueError: if the shapes do not fit a layer, or it has nothing to share; TypeError if its class cannot be
-            adapted. Names the layer.
+        ValueError: if the shapes do not fit a layer; TypeError if its class cannot be adapted. Names the layer.
     """
-    kinds: Counter[Kind] = Counter()
     for name in names:
         module = model.get_submodule(name)
         base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
@@ -216,15 +213,3 @@ def check_forms(model: nn.Module, names: Sequence[str], config: LsrConfig, share
         form = form_of(config, name, *widths(base))
         if shared is not None:
             shared.group_of(name, form)
-        kinds[kind_of(name, form)] += 1
-    if config.share == "layers" and shared is None:
-        _check_kinds(kinds)
-
-
-def _check_kinds(kinds: Mapping[Kind, int]) -> None:
-    for kind, count in kinds.items():
-        if count < 2:
-            raise ValueError(
-                f"share='layers' needs two or more layers of a kind, and there is one {kind}; use share='none', or "
-                "leave it out"
-            )

@@ -31,7 +31,6 @@ CASES = {  # what it shows: model, fields
         },
     ),
     "one factor": ("bert", {**DENSE, "task_type": None, "bias": "lsr_only"}),
-    "a core": ("bert", {**DENSE, "train": "core"}),
     "a core, rounded to signs": ("bert", {**DENSE, "train": "core", "frames_dtype": "sign"}),
     "shared": ("bert", {**DENSE, "train": "core", "share": "layers", "frames_dtype": "bfloat16"}),
     "shared and transposed": ("gpt2", {**DENSE, "train": "all", "core": "diagonal", "share": "layers", "seed": None}),

@@ -238,7 +238,6 @@ def test_an_adapter_on_frames_that_have_changed_is_refused_in_one_line(at):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ({"layers": [0]}, "share='layers' needs two or more layers of a kind"),
         ({"frames": HELD, "train": "all"}, "frames='models/family' needs train='core'"),
         ({"frames": HELD, "share": "none"}, "frames: those in 'models/family' need share='layers'"),
         ({"budget": 999, "share": "none", "core": "diagonal"}, "the budget must be in [1, 96]"),
