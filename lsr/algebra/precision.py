@@ -1,12 +1,11 @@
-"""The effect of rounding on an update: condition numbers of its factors, and the dtypes that they rule out."""
+"""The effect of rounding on an update: its condition number, and what storing its factors in a dtype loses."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lsr.algebra.separable import condition_number, kron_sum
+from lsr.algebra.separable import kron_sum
 from lsr.algebra.spectrum import norm_of_pair
 
 # Unit roundoffs: times the condition number, the relative error of the product of factors stored in a dtype.
@@ -17,28 +16,6 @@ TOLERATED_LOSS = 0.05  # relative error of the update from which on a dtype caus
 def dtype_name(dtype: torch.dtype) -> str:
     """Return the name without the module, for example bfloat16."""
     return str(dtype).removeprefix("torch.")
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """Condition numbers of A and B with respect to their terms, and of their product; 1 means no digits are lost."""
-
-    a: float
-    b: float
-    update: float
-
-    @property
-    def losses(self) -> dict[str, float]:
-        """The relative error of the update if its factors were stored in a dtype, by dtype."""
-        return {dtype_name(dtype): roundoff * max(self.a, self.b, self.update) for dtype, roundoff in ROUNDOFF.items()}
-
-
-def conditions_of(
-    a: Sequence[Tensor],  # (s, r_i, n_i) each
-    b: Sequence[Tensor],  # (s, m_i, r_i) each
-) -> Conditions:
-    """Return the condition numbers of an update B A."""
-    return Conditions(condition_number(*a), condition_number(*b), update_condition_number(a, b))
 
 
 def update_condition_number(

@@ -1,11 +1,11 @@
 """A report on a trained adapter by layer: sizes, the update's spectrum, conditioning, the equivalent LoRA."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from lsr.algebra.precision import TOLERATED_LOSS, Conditions, conditions_of, update_condition_number
-from lsr.algebra.separable import kron_sum
+from lsr.algebra.precision import ROUNDOFF, TOLERATED_LOSS, dtype_name, update_condition_number
+from lsr.algebra.separable import condition_number, kron_sum
 from lsr.algebra.spectrum import norm_of_pair, singular_values_of_pair
 from lsr.loading.adapters import ADAPTER, load_adapter, load_layers
 from lsr.loading.files import PREFIX, NoBaseError, read_config, read_tensors
@@ -84,7 +84,7 @@ def inspect_layer(layer: LsrLinear, *, has_base: bool = True, adapter_name: str 
     right, left = (side.detach() for side in adapter.as_lora())
     values = adapter.scaling * singular_values_of_pair(left, right)
     norm = float(values.norm())
-    conditions = _conditions(adapter, norm)
+    conditions = condition_a, condition_b, condition_update = _condition_numbers(adapter, norm)
     weight = float(layer.pretrained_weight().double().norm()) if has_base else None
     return LayerReport(
         out_features=layer.out_features,
@@ -97,29 +97,29 @@ def inspect_layer(layer: LsrLinear, *, has_base: bool = True, adapter_name: str 
         trained=sizes.trained,
         stored=sizes.stored,
         effective=sizes.effective,
-        condition_a=conditions.a,
-        condition_b=conditions.b,
-        condition_update=conditions.update,
+        condition_a=condition_a,
+        condition_b=condition_b,
+        condition_update=condition_update,
         norm=norm,
         relative_norm=norm / weight if weight else None,
         singular_values=tuple(values.tolist()),
         lora_rank=len(right),
         lora_parameters=len(right) * (layer.in_features + layer.out_features),
-        losses=conditions.losses,
+        losses={dtype_name(dtype): roundoff * max(conditions) for dtype, roundoff in ROUNDOFF.items()},
     )
 
 
-def _conditions(adapter: LsrAdapter, norm: float) -> Conditions:
+def _condition_numbers(adapter: LsrAdapter, norm: float) -> tuple[float, float, float]:
     """Return the condition numbers of A, B and ΔW, whose norm is given; subtracting an initial update cancels, too."""
     a, b = ([factor.detach().double() for factor in side] for side in adapter.factors())
     if adapter.has_core:
         right, left = (side.detach().double() for side in adapter.collapse())
-        return replace(conditions_of(a, b), update=update_condition_number([right[None]], [left[None]]))
-    found = conditions_of(a, b)
-    if not adapter.is_folded or norm == 0:
-        return found
-    whole = abs(adapter.scaling) * norm_of_pair(kron_sum(*b), kron_sum(*a))
-    return replace(found, update=found.update * whole / norm)
+        update = update_condition_number([right[None]], [left[None]])
+    else:
+        update = update_condition_number(a, b)
+        if adapter.is_folded and norm:
+            update *= abs(adapter.scaling) * norm_of_pair(kron_sum(*b), kron_sum(*a)) / norm
+    return condition_number(*a), condition_number(*b), update
 
 
 def shared_prefix(names: Mapping[str, object]) -> str:
