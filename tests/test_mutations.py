@@ -10,11 +10,8 @@ from lsr.__main__ import main
 from tests import mutations
 from tests.lsr.saved import CASES, save
 
-COUNT = 200 if os.environ.get("LSR_NIGHTLY") == "1" else 20  # of a command
-COMMANDS = {
-    "inspect": ("inspect", "adapter"),
-    "export": ("export", "adapter", "--to", "lora", "-o", "out", "--force", "--base", "base"),
-}
+COUNT = 200 if os.environ.get("LSR_NIGHTLY") == "1" else 20
+EXPORT = ("export", "adapter", "--to", "lora", "-o", "out", "--force", "--base", "base")
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +23,13 @@ def whole(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_harmed_adapter_is_read_or_refused_in_one_line(command, whole, tmp_path, monkeypatch, capsys):
+def test_a_harmed_adapter_is_read_or_refused_in_one_line(whole, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(whole / "base", "base")
-    for what, changes in mutations.examples(mutations.adapters(whole / "adapter"), COUNT, sum(map(ord, command))):
+    for what, changes in mutations.examples(mutations.adapters(whole / "adapter"), COUNT):
         shutil.copytree(whole / "adapter", "adapter")
         mutations.harm(Path("adapter"), changes)
-        code, said = main(COMMANDS[command]), capsys.readouterr().err
+        code, said = main(EXPORT), capsys.readouterr().err
         assert code in (0, 2), what
         assert len(said.splitlines()) == (code != 0), what
         assert len(said) <= 301, what
