@@ -17,12 +17,7 @@ def split_width(width: int, rank_shape: tuple[int, ...]) -> tuple[int, ...]:
 
     The product exceeds the width by at most 2 %. Ties go to the least padding, then to the longest first factor: on the
     output side the first factor is initialized to zero, and the others are its frame.
-
-    Raises:
-        ValueError: if the width is not positive, or there are no factors.
     """
-    if width < 1 or not rank_shape:
-        raise ValueError(f"a split needs a width >= 1 and at least one factor, got {width} and {rank_shape}")
     largest = width + int(MAX_PADDING * width)
 
     @cache
