@@ -58,6 +58,7 @@ def test_two_experiments_in_one_clone_have_the_scores_of_one_alone(repository, s
 def test_jobs_each_in_a_clone_of_its_own_all_arrive(repository, tmp_path, cache):
     original, name, seeds = tmp_path / "original", "job", (21, 22, 23)
     command(tmp_path, "git", "clone", "--quiet", str(repository), str(original))
+    command(original, "git", "remote", "remove", "origin")
     command(original, "dvc", "cache", "dir", "--local", str(repository / ".dvc/cache"))
     bare = tmp_path / "bare.git"
     share(original, tmp_path / "remote", bare)
