@@ -88,9 +88,6 @@ class Preset(Section):
     reads: Reads
     params: Overrides = Field(description="overrides for all")
     methods: Annotated[dict[Name, Method], Field(min_length=1)]
-    retired: dict[Name, str] = Field(
-        default_factory=dict, description="methods with records that cannot be trained any more, and why"
-    )
 
     @model_validator(mode="after")
     def _named_methods_and_tasks_exist(self) -> Self:
