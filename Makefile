@@ -13,7 +13,7 @@ PYTEST := pytest -n auto --maxprocesses 8 --dist worksteal
 # Stages and DVC find `python` and `dvc` on the PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # What would not fit a screen: what is behind a score, further counts, and hashes of what a stage has read or depends on.
-UNCOMPARED := .*_(low|high|baseline|stored|effective|bytes|error|difference)$$|artifacts|reports/(tokenize|factorize_init|train)/.*
+UNCOMPARED := .*_(low|high|baseline|stored|effective|bytes|sha256|error|difference)$$|artifacts|reports/(tokenize|factorize_init|train)/.*
 UNCOMPARED := $(UNCOMPARED)|(rows|train|validation|test)_.*|energy_.*|error$$|(best|last)_.*|steps$$|(data|models|params.yaml)$$
 # A notice at every build that another generator will follow this one.
 export NO_MKDOCS_2_WARNING := 1

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from pipeline import params, stage
 from pipeline.core import artifacts, console
 from pipeline.data import pretrained, tokens
-from pipeline.evaluation import inference, report
+from pipeline.evaluation import answers, inference, report
 from pipeline.evaluation.outcome import Outcome
 from pipeline.methods import adapter_task, adapters, base_models, cards, device, exports
 
@@ -42,7 +42,8 @@ def main(view: params.EvaluateView) -> None:
     differences = export(view, model, tokenizer, logits, beside, metrics)
     if "merged" in differences:
         metrics["merge_difference"] = differences["merged"]
-    artifacts.write_metrics(artifacts.EVALUATE_METRICS, metrics)
+    digest = answers.sha256(outcome.answers.predicted)
+    artifacts.write_metrics(artifacts.EVALUATE_METRICS, {**metrics, "outputs_sha256": digest})
     report.write_predictions(outcome)
     report.show(metrics, differences, view)
     report.warn_of_one_answer(view.data, outcome)

@@ -1,6 +1,7 @@
 """The stages after one another on a tiny RoBERTa and a GLUE-shaped folder, in this process."""
 
 import csv
+import hashlib
 import math
 import shutil
 from pathlib import Path
@@ -66,6 +67,8 @@ def test_a_run_starts_as_the_base_model_moves_adapter_and_head_and_is_scored(aft
     rows = list(csv.DictReader(artifacts.EVALUATE_PREDICTIONS.open(newline="")))
     assert len(rows) == scores["examples"] == 40
     assert np.mean([row["actual"] == row["predicted"] for row in rows]) == pytest.approx(scores["accuracy"])
+    numbers = [str(view.dataset.names.index(row["predicted"])) for row in rows]
+    assert scores["outputs_sha256"] == hashlib.sha256("\n".join(numbers).encode()).hexdigest()
     assert rows[0]["text"].startswith("the ")
 
 
