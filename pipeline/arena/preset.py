@@ -4,13 +4,14 @@ Methods and tasks are overrides of params.yaml by dotted key, so the arena can c
 """
 
 from collections.abc import Iterable
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, JsonValue, StrictFloat, StrictInt, StrictStr, model_validator
 
 from pipeline.core.errors import UserError, nearest
-from pipeline.params.reading import load_table
+from pipeline.params.reading import load_row, load_table
 from pipeline.params.sections import Count, Named, Section, Word
 from pipeline.params.sources import all_different
 
@@ -75,6 +76,16 @@ class Method(Section):
         "texts of this one), or one other task",
     )
     like: str | None = Field(None, description="the method whose tuned rates and choice it takes, instead of tries")
+    tasks: tuple[Word, ...] = Field((), description="on which it is run; none named: on all")
+
+
+class Hypothesis(Section):
+    """What a comparison is expected to show, written down before its trainings; the comparison says whether it held."""
+
+    method: Name
+    expected: Literal["equivalent", "better"]
+    against: Name
+    on: Name = Field(description="one of the averages")
 
 
 class Preset(Section):
@@ -88,6 +99,13 @@ class Preset(Section):
     reads: Reads
     params: Overrides = Field(description="overrides for all")
     methods: Annotated[dict[Name, Method], Field(min_length=1)]
+    averages: dict[Name, Annotated[tuple[Word, ...], Field(min_length=2), AfterValidator(all_different)]] = Field(
+        default_factory=dict,
+        description="means over tasks that share no texts, the main one last; a task in none of them is a variant of "
+        "another. If there is none, the average is over all tasks",
+    )
+    margin: Factor = Field(1.0, description="percentage points within which methods are equivalent")
+    hypotheses: tuple[Hypothesis, ...] = ()
 
     @model_validator(mode="after")
     def _named_methods_and_tasks_exist(self) -> Self:
@@ -96,10 +114,33 @@ class Preset(Section):
             place = f"methods: {name}"
             named += [(f"{place}: like", method.like, self.methods)] if method.like is not None else []
             named += [(f"{place}: frames_from", method.frames_from, ("own", "all", "others", *self.tasks))]
+            named += [(f"{place}: tasks", task, self.tasks) for task in method.tasks]
+        for name, tasks in self.averages.items():
+            named += [(f"averages: {name}", task, self.tasks) for task in tasks]
+        for number, one in enumerate(self.hypotheses, start=1):
+            place = f"hypotheses: {number}"
+            named += [(f"{place}: method", one.method, self.methods), (f"{place}: against", one.against, self.methods)]
+            named += [(f"{place}: on", one.on, self.means)]
         for place, name, known in named:
             if name not in known:
                 raise ValueError(f"{place}: no {name!r} here{nearest(name, known)}; known: {', '.join(known)}")
         return self
+
+    @model_validator(mode="after")
+    def _averages_count_each_text_once(self) -> Self:
+        for name, tasks in self.averages.items():
+            if name in self.tasks:
+                raise ValueError(f"averages: {name} is the name of a task")
+            sources = {task: load_row("data", task).source for task in tasks}
+            for first, second in combinations(tasks, 2):
+                if sources[first] == sources[second]:
+                    raise ValueError(f"averages: {name}: {first} and {second} share their texts; keep one of them")
+        return self
+
+    @property
+    def means(self) -> dict[str, tuple[str, ...]]:
+        """The tasks of each average by its name, the main one last."""
+        return self.averages or {"average": tuple(self.tasks)}
 
     def reads_of(self, task: str) -> Reads:
         """Return how much is read of a task, or of another row of data."""

@@ -37,6 +37,17 @@ def test_the_committed_presets_hold_the_baselines_and_all_trainings_of_the_commi
         ({"tuning": {"rates": [1.0, 1.0]}}, ["small.tuning.rates", "must differ"]),
         ({"tests": 3}, ["small.tests: no such key", "did you mean tasks?"]),
         ({"params": {"seed": 3}}, ["params: seed is set by the arena itself"]),
+        ({"methods": {"odd": {"adapter": "lora", "tasks": ["glu"]}}}, ["methods: odd: tasks: no 'glu'", "mean glue?"]),
+        ({"averages": {"main": ["glue", "rating"]}}, ["averages: main: no 'rating'", "did you mean ratings?"]),
+        ({"averages": {"glue": ["glue", "ratings"]}}, ["averages: glue is the name of a task"]),
+        (
+            {"tasks": {"comparisons": {}}, "averages": {"main": ["glue", "ratings", "comparisons"]}},
+            ["averages: main: ratings and comparisons share their texts; keep one of them"],
+        ),
+        (
+            {"hypotheses": [{"method": "LoRA r=1", "expected": "better", "against": "head", "on": "mean"}]},
+            ["hypotheses: 1: on: no 'mean' here", "known: average"],
+        ),
     ],
 )
 def test_a_broken_preset_is_refused_in_a_line(changes, words, arena):
