@@ -18,7 +18,7 @@ UNCOMPARED := $(UNCOMPARED)|(rows|train|validation|test)_.*|energy_.*|error$$|(b
 # A notice at every build that another generator will follow this one.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help setup repro experiments plots test types check nightly audit docs arena bench bench-factorize capabilities clean
+.PHONY: help setup repro experiments plots test types check nightly audit docs arena bench capabilities clean
 
 ## help: this list
 help:
@@ -75,10 +75,6 @@ arena: $(COMPARE)
 ## bench: what an adapter costs in time and memory, beside other methods
 bench: $(ALL)
 	python -m benchmarks.speed
-
-## bench-factorize: time and memory of the initializations beside torch's SVD
-bench-factorize: $(ALL)
-	python -m benchmarks.factorize
 
 ## capabilities: which of PEFT's features LSR and other methods have, in docs/reference/capabilities.md
 capabilities: $(ALL)
