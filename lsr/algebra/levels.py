@@ -1,0 +1,77 @@
+"""Numbers as codes of a few bits, with a scale per group of neighbours.
+
+A code c of b bits stands for scale * (c - (2^b - 1) / 2): 2^b levels on both sides of zero, so one bit is a sign.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# If a few entries are much larger than the others, it costs least to clip them: tried are factors down to an eighth.
+CLIPPINGS = tuple(0.9**power for power in range(21))
+SMALLEST = torch.finfo(torch.bfloat16).tiny
+
+
+def to_codes(
+    values: Tensor,  # (n,), float32
+    lengths: Tensor,  # (groups,), which sum to n
+    bits: int,
+) -> tuple[Tensor, Tensor]:  # (n,), uint8; (groups,), bfloat16
+    """Return the codes of values and the scale of each group, chosen for the least sum of squared errors.
+
+    For one bit it is twice the mean magnitude. Otherwise the outermost level is at one of CLIPPINGS times the largest
+    magnitude, and so in use: from values that have been rounded, the same scale is found. A scale below SMALLEST is 0,
+    and its group comes back as zeros.
+    """
+    group = torch.arange(len(lengths)).repeat_interleave(lengths)
+    zeros, magnitudes = values.new_zeros(len(lengths)), values.abs()
+    if bits == 1:
+        scales = _storable(2 * zeros.index_add(0, group, magnitudes) / lengths)
+    else:
+        outermost = zeros.scatter_reduce(0, group, magnitudes, "amax") / _outermost(bits)
+        unit = outermost.clamp(min=SMALLEST)[group]  # in units of it, squares neither overflow nor vanish
+        scales, least = zeros, zeros + torch.inf
+        for clipping in CLIPPINGS:
+            tried = _storable(clipping * outermost)
+            own = tried[group]
+            errors = _levels(values, own, bits).mul_(own).sub_(values).div_(unit).square_()
+            loss = zeros.index_add(0, group, errors)
+            scales, least = torch.where(loss < least, tried, scales), torch.minimum(loss, least)
+    codes = _levels(values, scales[group], bits) + _outermost(bits)
+    return codes.to(torch.uint8), scales.bfloat16()
+
+
+def from_codes(
+    codes: Tensor,  # (n,)
+    scales: Tensor,  # (n,), that of each code's group
+    bits: int,
+) -> Tensor:  # (n,), float32
+    """Return the values for which codes stand."""
+    return scales.float() * (codes.float() - _outermost(bits))
+
+
+def _levels(values: Tensor, scales: Tensor, bits: int) -> Tensor:
+    """Return the nearest level of each value, in steps of its scale; any level if the scale is 0."""
+    steps = values / scales.clamp(min=SMALLEST)
+    return steps.floor_().add_(0.5).clamp_(-_outermost(bits), _outermost(bits))
+
+
+def _outermost(bits: int) -> float:
+    return (2**bits - 1) / 2
+
+
+def _storable(scales: Tensor) -> Tensor:  # float32
+    rounded = scales.bfloat16().float()
+    return torch.where(rounded < SMALLEST, 0, rounded)
+
+
+def to_bytes(codes: Tensor, bits: int) -> Tensor:  # (n,) -> (ceil(n * bits / 8),), uint8
+    """Return codes one after the other without a gap, the lowest bit first, in bytes filled from their lowest bit."""
+    each = np.unpackbits(codes.numpy()[:, None], axis=1, count=bits, bitorder="little")
+    return torch.from_numpy(np.packbits(each, bitorder="little"))
+
+
+def from_bytes(packed: Tensor, bits: int, count: int) -> Tensor:  # (ceil(count * bits / 8),) -> (count,), uint8
+    """Return the first codes in bytes: the inverse of `to_bytes`."""
+    each = np.unpackbits(packed.numpy(), count=count * bits, bitorder="little").reshape(count, bits)
+    return torch.from_numpy(np.packbits(each, axis=1, bitorder="little")[:, 0])
