@@ -27,6 +27,7 @@ from lsr.tuner.start import allocate_ranks, start_from_examples
 
 if TYPE_CHECKING:  # what type checkers read; when they run, `__getattr__` loads these on first use
     from lsr.convert.export import export_lora, export_merged
+    from lsr.convert.from_lora import from_lora
     from lsr.convert.inspect import inspect_adapter
     from lsr.convert.pool import pool_frames
     from lsr.serve.bank import AdapterBank
@@ -35,6 +36,7 @@ ON_FIRST_USE = {
     "AdapterBank": "serve.bank",
     "export_lora": "convert.export",
     "export_merged": "convert.export",
+    "from_lora": "convert.from_lora",
     "inspect_adapter": "convert.inspect",
     "pool_frames": "convert.pool",
 }
@@ -48,6 +50,7 @@ __all__ = [
     "allocate_ranks",
     "export_lora",
     "export_merged",
+    "from_lora",
     "inspect_adapter",
     "parameter_groups",
     "pool_frames",

@@ -1,4 +1,4 @@
-"""`python -m lsr`: export and inspect adapters, pool their frames, and put many into one file."""
+"""`python -m lsr`: export, import and inspect adapters, pool their frames, and put many into one file."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from transformers.utils import logging
 
 from lsr.algebra.precision import TOLERATED_LOSS
-from lsr.convert.commands import run_export, run_frames, run_inspect
+from lsr.convert.commands import run_export, run_frames, run_import, run_inspect
 from lsr.convert.export import DTYPES
 from lsr.loading.files import InputError
 from lsr.serve.opening import run_bank
@@ -33,10 +33,11 @@ def parser() -> Parser:
     """Return the parser of the whole command line."""
     top = Parser(
         prog="python -m lsr",
-        description="Export and inspect LSR adapters, pool their frames, and put many into one file.",
+        description="Export, import and inspect LSR adapters, pool their frames, and put many into one file.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_export(commands)
+    _add_import(commands)
     _add_inspect(commands)
     _add_frames(commands)
     _add_bank(commands)
@@ -56,6 +57,18 @@ def _add_export(commands: Any) -> None:
     command.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of what is written (float32)")
     _add_base(command)
     command.set_defaults(run=run_export)
+
+
+def _add_import(commands: Any) -> None:
+    command = commands.add_parser(
+        "import",
+        help="write a plain LoRA as an LSR adapter",
+        description="Write a plain PEFT LoRA folder as an LSR adapter with the same tensors, bit for bit. It trains on "
+        "as LoRA does, in less time, and export --to lora gives the LoRA back.",
+    )
+    command.add_argument("lora", metavar="LORA", type=Path, help="folder of a LoRA")
+    _add_output(command)
+    command.set_defaults(run=run_import)
 
 
 def _add_inspect(commands: Any) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lsr.algebra.precision import ROUNDOFF, dtype_name
 from lsr.convert.export import DTYPES, Rounding, export_lora, export_merged
+from lsr.convert.from_lora import from_lora
 from lsr.convert.inspect import AdapterReport, LayerReport, inspect_adapter, shared_prefix
 from lsr.convert.parity import largest_difference, outputs, probe_ids
 from lsr.convert.pool import pool_frames
@@ -64,6 +65,12 @@ def run_export(options: argparse.Namespace) -> None:
                 f"{name}: this is no rounding, so do not use it so; a weight that two layers share, such as that of a "
                 "tied head, cannot be merged for one of them"
             )
+
+
+def run_import(options: argparse.Namespace) -> None:
+    """Write a LoRA as an LSR adapter, and print what was written."""
+    config = from_lora(options.lora, options.output, force=options.force)
+    print(f"{options.output}: LSR with rank_shape {list(config.rank_shape)}, {_size(options.output)}")
 
 
 def _export(options: argparse.Namespace, adapter: PeftModel | Path) -> Rounding:

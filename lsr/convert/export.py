@@ -1,6 +1,7 @@
 """Export a trained LSR adapter for other software: as a plain PEFT LoRA folder or a plain transformers checkpoint.
 
-The LoRA is exact, because A and B of LSR are LoRA factors: no SVD is taken, and the scaling is folded into B.
+The LoRA is exact, because A and B of LSR are LoRA factors: no SVD is taken, and the scaling is folded into B, or alpha
+is kept where the adapter's own factors are those of a LoRA.
 """
 
 import re
@@ -17,12 +18,14 @@ from torch import Tensor, nn
 
 from lsr.algebra.precision import TOLERATED_LOSS, dtype_name
 from lsr.algebra.spectrum import distance_of_pairs, norm_of_pair
+from lsr.convert.lora import LoraPair
 from lsr.convert.writing import check_output, write_adapter, writing
 from lsr.loading.adapters import ADAPTER, load_layers
 from lsr.loading.files import FACTOR, PREFIX, InputError, read_labels, read_tensors
 from lsr.tuner.card import Card, as_lora
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.linear import LsrLinear
+from lsr.tuner.patterns import override
 from lsr.tuner.start import layers_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -37,7 +40,7 @@ class _Source:
     """All that a LoRA needs of an adapter, from a model or from its folder."""
 
     config: LsrConfig
-    pairs: Mapping[str, tuple[Tensor, Tensor]]  # B and A by layer
+    pairs: Mapping[str, LoraPair]  # by layer
     others: Mapping[str, Tensor]  # the head and the trained biases, by their names in the file
     whole: Sequence[str]  # modules with a tensor in `others`
     targets: Sequence[str] | str
@@ -69,8 +72,9 @@ def export_lora(
     """Write an LSR adapter as a LoRA folder, which PEFT loads without this package: the same update, head and biases.
 
     `adapter` is a model with the adapter, or the adapter's folder, which needs no base model, only its frames if they
-    are elsewhere. Each layer has its true rank (twice that if an initial update is subtracted) and scaling 1. The bytes
-    are the same every time.
+    are elsewhere. Each layer has its true rank (twice that if an initial update is subtracted) and scaling 1. Where the
+    adapter is a LoRA (one rank in `rank_shape`, no core), it has the adapter's own A, B and alpha, bit for bit. The
+    bytes are the same every time.
 
     Raises:
         InputError: if the folder exists and `force` is false, or the dtype loses more of the update than
@@ -82,7 +86,7 @@ def export_lora(
     rounding = _rounding_of_pairs(source.pairs, dtype)
     _check_rounding(rounding, dtype, force)
     tensors = dict(source.others)
-    for name, (left, right) in source.pairs.items():
+    for name, (left, right, _) in source.pairs.items():
         tensors |= {f"{PREFIX}{name}.lora_A.weight": right, f"{PREFIX}{name}.lora_B.weight": left}
     with writing(folder) as new:
         write_adapter(new, _lora_fields(source), {n: rounded(n, tensor, dtype) for n, tensor in tensors.items()})
@@ -120,11 +124,17 @@ def export_merged(
     return rounding
 
 
-def lora_pair(layer: LsrLinear, adapter_name: str) -> tuple[Tensor, Tensor]:  # (m, r or 2r), (r or 2r, n)
-    """Return B, including the scaling, and A: their product is the whole update of the layer."""
-    adapter = layer.adapter(adapter_name)
-    a, b = adapter.as_lora()
-    return adapter.scaling * b.detach(), a.detach()
+def _lora_pairs(config: LsrConfig, layers: Mapping[str, LsrLinear], adapter_name: str) -> dict[str, LoraPair]:
+    """Return the LoRA that equals each layer's whole update: its own factors if they are one, else with scaling 1."""
+    pairs = {}
+    for name, layer in layers.items():
+        adapter = layer.adapter(adapter_name)
+        a, b = (side.detach() for side in adapter.as_lora())
+        if adapter.is_lora:
+            pairs[name] = LoraPair(b, a, override(config.alpha_pattern, name, config.alpha))
+        else:
+            pairs[name] = LoraPair(adapter.scaling * b, a, len(a))
+    return pairs
 
 
 def _layers_of(model: PeftModel, adapter_name: str) -> dict[str, LsrLinear]:
@@ -136,10 +146,11 @@ def _layers_of(model: PeftModel, adapter_name: str) -> dict[str, LsrLinear]:
 
 def _of_model(model: PeftModel, adapter_name: str) -> _Source:
     layers = _layers_of(model, adapter_name)
+    config = cast("LsrConfig", model.peft_config[adapter_name])
     state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     return _Source(
-        config=cast("LsrConfig", model.peft_config[adapter_name]),
-        pairs={name: lora_pair(layer, adapter_name) for name, layer in layers.items()},
+        config=config,
+        pairs=_lora_pairs(config, layers, adapter_name),
         others={key: value for key, value in state.items() if not FACTOR.fullmatch(key)},
         whole=[name for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)],
         targets=_targets(list(layers), [key.removeprefix(PREFIX) for key, _ in model.named_modules()]),
@@ -154,7 +165,7 @@ def _of_folder(folder: Path) -> _Source:
     parts = [key.removeprefix(PREFIX).split(".")[:-1] for key in others]
     return _Source(
         config=config,
-        pairs={name: lora_pair(layer, ADAPTER) for name, layer in layers.items()},
+        pairs=_lora_pairs(config, layers, ADAPTER),
         others=others,
         whole=[".".join(path[:length]) for path in parts for length in range(1, len(path) + 1)],
         # Other layers may end in a short name, and without the base nobody knows.
@@ -167,10 +178,8 @@ def _of_folder(folder: Path) -> _Source:
 def _lora_fields(source: _Source) -> dict[str, Any]:
     """Return the fields of adapter_config.json: only those that old versions of PEFT and other readers know."""
     config = source.config
-    ranks = {name: len(right) for name, (_, right) in source.pairs.items()}
-    usual = min(Counter(ranks.values()).items(), key=lambda item: (-item[1], item[0]))[0]
-    # PEFT matches these as regular expressions.
-    pattern = {re.escape(name): rank for name, rank in ranks.items() if rank != usual}
+    rank, ranks = _usual({name: len(pair.a) for name, pair in source.pairs.items()})
+    alpha, alphas = _usual({name: pair.alpha for name, pair in source.pairs.items()})
     return {
         **({} if config.task_type else {"auto_mapping": source.auto_mapping}),
         "peft_type": "LORA",
@@ -178,11 +187,11 @@ def _lora_fields(source: _Source) -> dict[str, Any]:
         "base_model_name_or_path": config.base_model_name_or_path,
         "revision": config.revision,
         "inference_mode": True,
-        "r": usual,
-        "lora_alpha": usual,
-        "lora_dropout": 0.0,
-        "rank_pattern": pattern,
-        "alpha_pattern": pattern,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": config.dropout,
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
         "target_modules": source.targets,
         "modules_to_save": _saved_whole(source),
         "layers_to_transform": None,
@@ -193,6 +202,12 @@ def _lora_fields(source: _Source) -> dict[str, Any]:
         "use_rslora": False,
         "use_dora": False,
     }
+
+
+def _usual(values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
+    """Return the most common value of layers, and the others by patterns, which PEFT matches as regular expressions."""
+    usual = min(Counter(values.values()).items(), key=lambda item: (-item[1], item[0]))[0]
+    return usual, {re.escape(name): value for name, value in values.items() if value != usual}
 
 
 def _card(config: LsrConfig) -> Card:
@@ -226,12 +241,11 @@ def _saved_whole(source: _Source) -> list[str] | None:
     return sorted(set(entries)) or None
 
 
-def _rounding_of_pairs(pairs: Mapping[str, tuple[Tensor, Tensor]], dtype: torch.dtype) -> Rounding:
-    written = {name: [rounded(name, side, dtype) for side in pair] for name, pair in pairs.items()}
-    return _relative(
-        {name: _distance((written[name][0], written[name][1]), pair) for name, pair in pairs.items()},
-        {name: norm_of_pair(*pair) for name, pair in pairs.items()},
-    )
+def _rounding_of_pairs(pairs: Mapping[str, LoraPair], dtype: torch.dtype) -> Rounding:
+    errors = {
+        name: _distance((rounded(name, b, dtype), rounded(name, a, dtype)), (b, a)) for name, (b, a, _) in pairs.items()
+    }
+    return _relative(errors, {name: norm_of_pair(b, a) for name, (b, a, _) in pairs.items()})
 
 
 def _distance(written: tuple[Tensor, Tensor], pair: tuple[Tensor, Tensor]) -> float:

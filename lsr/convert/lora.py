@@ -1,11 +1,11 @@
-"""Read the folder of a plain PEFT LoRA: the update of each layer as a pair of thin matrices."""
+"""Read the folder of a plain PEFT LoRA: the two factors of each layer, and their product's scaling."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import fields
 from math import isfinite, sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from peft import LoraConfig
 from torch import Tensor
@@ -25,8 +25,26 @@ IRRELEVANT = (
 UNCHANGED_BASE = (True, False, "gaussian", "orthogonal", "eva")  # initializations that leave the base weight unchanged
 
 
+class LoraPair(NamedTuple):
+    """The factors of a layer as they are in the file: ΔW = alpha / r * B A."""
+
+    b: Tensor  # (m, r)
+    a: Tensor  # (r, n)
+    alpha: float  # of a rank-stabilized LoRA sqrt(r) times its own
+
+
 def lora_updates(folder: Path, lora: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
     """Return (scaling * B, A), (m, r) and (r, n) in float64, of each layer of a LoRA by name.
+
+    Raises:
+        InputError: as `lora_pairs`.
+    """
+    pairs = lora_pairs(folder, lora)
+    return {name: (its.alpha / len(its.a) * its.b.double(), its.a.double()) for name, its in pairs.items()}
+
+
+def lora_pairs(folder: Path, lora: Mapping[str, Any]) -> dict[str, LoraPair]:
+    """Return the factors of each layer of a LoRA by name.
 
     Raises:
         InputError: if the LoRA does more than add B A, a factor is not that of a linear layer or is missing, or it
@@ -37,7 +55,7 @@ def lora_updates(folder: Path, lora: Mapping[str, Any]) -> dict[str, tuple[Tenso
     for key, tensor in read_tensors(folder).items():
         found = FACTOR.fullmatch(key)
         if found and tensor.dim() == 2:
-            sides.setdefault(found[1], {})[found[2]] = tensor.double()
+            sides.setdefault(found[1], {})[found[2]] = tensor
         elif ".lora_" in key:
             raise InputError(f"{folder}: {key} {tuple(tensor.shape)} is not supported; needed: LoRA of linear layers")
     if not sides:
@@ -49,17 +67,17 @@ def lora_updates(folder: Path, lora: Mapping[str, Any]) -> dict[str, tuple[Tenso
     for name, side in sides.items():
         if side.keys() != {"A", "B"} or len(side["A"]) != side["B"].shape[1]:
             raise InputError(f"{folder}: layer {name!r}: lora_A and lora_B do not fit together, or one is missing")
-    return {name: (_scaling(folder, lora, name, len(side["A"])) * side["B"], side["A"]) for name, side in sides.items()}
+    return {n: LoraPair(side["B"], side["A"], _alpha(folder, lora, n, len(side["A"]))) for n, side in sides.items()}
 
 
-def _scaling(folder: Path, lora: Mapping[str, Any], name: str, rank: int) -> float:
+def _alpha(folder: Path, lora: Mapping[str, Any], name: str, rank: int) -> float:
     expected = override(lora.get("rank_pattern") or {}, name, lora.get("r", rank))
     if expected != rank:
         raise InputError(f"{folder}: layer {name!r} has rank {rank}, but its configuration says {expected}")
     alpha = override(lora.get("alpha_pattern") or {}, name, lora.get("lora_alpha", LoraConfig().lora_alpha))
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not isfinite(alpha):
         raise InputError(f"{folder}: layer {name!r}: its alpha must be a finite number, got {alpha!r}")
-    return alpha / (sqrt(rank) if lora.get("use_rslora") else rank)
+    return alpha / sqrt(rank) * rank if lora.get("use_rslora") else alpha
 
 
 def _check_plain(folder: Path, lora: Mapping[str, Any]) -> None:

@@ -1,18 +1,20 @@
-"""The updates of a LoRA's folder are those that PEFT computes, and what is more than B A is refused in one line."""
+"""A LoRA's folder has the updates that PEFT computes; as an LSR adapter it is the same, and what is more is refused."""
 
 import json
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
+from lsr import export_lora, from_lora
 from lsr.convert.lora import lora_updates
 from lsr.loading.files import InputError, read_config
 from lsr.tuner.saved import CONFIG, WEIGHTS
-from tests.capabilities.models import tiny
+from tests.capabilities.models import LABELS, logits, tiny, tokens
+from tests.lsr.saved import edit
 
 LORAS = {  # what it shows: model, fields
     "usual": ("bert", {}),
@@ -26,6 +28,8 @@ LORAS = {  # what it shows: model, fields
             "bias": "all",
         },
     ),
+    "rank one, a head of two layers, dropout": ("roberta", {"r": 1, "bias": "lora_only", "lora_dropout": 0.1}),
+    "no task": ("bert", {"r": 8, "task_type": None}),
 }
 
 
@@ -86,3 +90,86 @@ def test_a_file_of_other_tensors_is_refused(tmp_path):
         save_file(changed, tmp_path / WEIGHTS)
         with pytest.raises(InputError, match=message):
             read(tmp_path)
+
+
+# As an LSR adapter
+
+
+def loaded(name, folder, **options):
+    return PeftModel.from_pretrained(tiny(name), str(folder), **options)
+
+
+@pytest.mark.parametrize("case", LORAS)
+def test_the_adapter_computes_what_the_lora_computes_and_merges_to_the_same_bits(case, tmp_path):
+    name, fields = LORAS[case]
+    save_lora(name, tmp_path / "lora", **fields)
+    from_lora(tmp_path / "lora", tmp_path / "lsr")
+    ours, theirs = (loaded(name, tmp_path / folder).eval() for folder in ("lsr", "lora"))
+    assert_close(logits(ours), logits(theirs), atol=1e-6, rtol=0)
+    merged = theirs.merge_and_unload().state_dict()
+    assert all(torch.equal(value, merged[key]) for key, value in ours.merge_and_unload().state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", LORAS)
+def test_the_way_there_and_back_changes_no_bit_and_no_scaling(case, dtype, tmp_path):
+    name, fields = LORAS[case]
+    save_lora(name, tmp_path / "lora", **fields)
+    stored = {key: value.to(dtype) for key, value in load_file(tmp_path / "lora" / WEIGHTS).items()}
+    save_file(stored, tmp_path / "lora" / WEIGHTS, metadata={"format": "pt"})
+    from_lora(tmp_path / "lora", tmp_path / "lsr")
+    export_lora(tmp_path / "lsr", tmp_path / "back", dtype=dtype)
+    back = load_file(tmp_path / "back" / WEIGHTS)
+    assert back.keys() == {key for key in stored if "original_module" not in key and "modules_to_save" not in key}
+    assert all(value.dtype == dtype and torch.equal(value, stored[key]) for key, value in back.items())
+    ours, theirs = (scalings(loaded(name, tmp_path / folder)) for folder in ("back", "lora"))
+    assert ours == pytest.approx(theirs, rel=2**-52)
+    before, after = (read_config(tmp_path / folder) for folder in ("lora", "back"))
+    for field in ("task_type", "base_model_name_or_path", "revision", "auto_mapping", "bias", "lora_dropout"):
+        assert after.get(field) == before[field]
+
+
+def scalings(model):
+    return {name: m.scaling["default"] for name, m in model.named_modules() if isinstance(m, LoraLayer)}
+
+
+def test_it_trains_on_as_the_lora_does(tmp_path):
+    save_lora("bert", tmp_path / "lora", r=8, bias="all", lora_alpha=16)
+    from_lora(tmp_path / "lora", tmp_path / "lsr")
+    ours, theirs = (losses(loaded("bert", tmp_path / folder, is_trainable=True)) for folder in ("lsr", "lora"))
+    assert ours[0] - ours[-1] > 0.1  # of an nat: they do train
+    assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+def losses(model, steps=20):
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    found = []
+    for _ in range(steps):
+        loss = model(**tokens(), labels=torch.arange(4) % LABELS).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append(loss.item())
+    return torch.tensor(found)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"use_dora": True}, "use_dora=True is not supported"),
+        ({"lora_alpha": 0}, "adapter_config.json: alpha must be a positive number, got 0"),
+        ({"bias": "some"}, "adapter_config.json: bias must be one of"),
+    ],
+)
+def test_what_no_adapter_can_be_is_one_line_and_nothing_is_written(fields, message, tmp_path):
+    save_lora("bert", tmp_path / "lora")
+    edit(tmp_path / "lora" / CONFIG, **fields)
+    with pytest.raises(InputError, match=message):
+        from_lora(tmp_path / "lora", tmp_path / "lsr")
+    assert not (tmp_path / "lsr").exists()
+
+
+def test_a_rank_above_the_widths_is_refused(tmp_path):
+    save_lora("bert", tmp_path / "lora", r=25)
+    with pytest.raises(InputError, match=r"the rank must be in \[1, 24\], the smaller side of 24 x 24, got 25"):
+        from_lora(tmp_path / "lora", tmp_path / "lsr")

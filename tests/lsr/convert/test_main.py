@@ -125,6 +125,16 @@ def test_a_model_of_images_is_exported_without_a_comparison(tmp_path, monkeypatc
     assert last == "the model reads no token ids, so the outputs are not compared"
 
 
+def test_a_lora_is_imported_and_comes_back(beside, capsys):
+    ok(capsys, "export", "adapter", "--to", "lora", "-o", "lora")
+    said = ok(capsys, "import", "lora", "-o", "imported")
+    assert re.fullmatch(r"imported: LSR with rank_shape \[4\], [\d,]+ bytes\n", said)
+    found = differences(ok(capsys, "export", "imported", "--to", "lora", "-o", "out"))
+    assert found["lora, float32, unmerged"] < 1e-6
+    assert (beside / "out" / WEIGHTS).read_bytes() == (beside / "lora" / WEIGHTS).read_bytes()
+    assert "adapter: an adapter of the method LSR; needed: LORA" in mistake(capsys, "import", "adapter", "-o", "new")
+
+
 # Inspect
 
 
