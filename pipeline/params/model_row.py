@@ -16,12 +16,20 @@ class HubModel(Row):
     revision: str | None = Field(None, description="a commit, so that the row stands for the content")
 
 
+class Archive(Row):
+    """A zip in parts, each in a package of its own, because the package index limits the size of a file."""
+
+    parts: tuple[str, ...] = Field(min_length=1, description="their files, each relative to its package's root")
+    sha256: Sha256 = Field(description="of the zip that they make")
+
+
 class PackageModel(Row):
-    """A model folder inside an installed package."""
+    """A model folder inside an installed package, or in a zip whose parts it and the packages it requires hold."""
 
     kind: Literal["package"]
     package: Pinned
-    folder: str = Field(description="the folder with config.json, relative to the package's root")
+    archive: Archive | None = Field(None, exclude_if=lambda archive: archive is None)  # other rows keep their digest
+    folder: str = Field(description="the folder with config.json, relative to the package's root or in the zip")
     sha256: Sha256 = Field(description="of model.safetensors")
     same_as: str = Field(
         description="the hub repository with the same weights, which a saved adapter names as its base"

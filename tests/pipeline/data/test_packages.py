@@ -1,11 +1,17 @@
-"""Source distributions: fetched through pip from a folder of files, so without a network."""
+"""Source distributions, which pip fetches from a folder, so without a network; archives in installed parts."""
 
+import errno
 import hashlib
+import io
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from zipfile import ZipFile
 
 import pytest
 
 from pipeline.core.errors import UserError
 from pipeline.data import packages
+from pipeline.params.model_row import Archive
 from tests.pipeline.data.rows import tar_gz
 
 PYPROJECT = b'[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
@@ -81,3 +87,67 @@ def test_a_file_is_read_from_an_archive_in_the_archive_and_a_near_one_named(tmp_
     assert packages.read_member(archive, ("toydata-1.0/inner.tar.gz", "deep/words.txt")) == "é\n".encode()
     with pytest.raises(UserError, match=r"a.tar.gz: no file 'toydata-1.0/iner.tar.gz'; did you mean toydata-1.0/inner"):
         packages.read_member(archive, ("toydata-1.0/iner.tar.gz", "deep/words.txt"))
+
+
+# Archives in parts
+
+
+@pytest.fixture
+def halves(tmp_path, monkeypatch):
+    """An archive whose halves lie in two installed packages, and an empty cache."""
+    buffer = io.BytesIO()
+    with ZipFile(buffer, "w") as archive:
+        archive.writestr("model/config.json", "é" * 50)
+        archive.writestr("../../outside", "")
+    content = buffer.getvalue()
+    for name, half in (("half-of_1", content[:70]), ("half-of_2", content[70:])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('the code of the package was run')")
+        (tmp_path / name / "zip").write_bytes(half)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "below/it/cache"))
+    return Archive(parts=("half-of_1/zip", "half-of_2/zip"), sha256=sha256(content))
+
+
+def kept(folder):
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def test_an_archive_is_unpacked_once_by_whoever_comes_first_and_stays(halves, tmp_path, capsys):
+    with ThreadPoolExecutor(4) as threads:
+        (folder,) = set(threads.map(lambda _: packages.unpacked("halves==1.0", halves), range(4)))
+    assert capsys.readouterr().out == f"unpacking halves==1.0 into {folder}\n"
+    shutil.rmtree(tmp_path / "half-of_2")
+    assert packages.unpacked("halves==1.0", halves) == folder
+    assert (folder / "model/config.json").read_text(encoding="utf-8") == "é" * 50
+
+
+def test_no_member_of_an_archive_is_written_elsewhere(halves, tmp_path):
+    folder = packages.unpacked("halves==1.0", halves)
+    assert kept(folder) == ["config.json", "outside"]
+    assert kept(tmp_path / "below") == ["config.json", "halves-1.0.lock", "outside"]
+
+
+def no_space(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path: path.unlink(), r"halves==1.0: no file .*half-of_2/zip; install .*: pip install halves==1.0"),
+        (lambda path: path.write_bytes(b""), r"halves==1.0: its parts make an archive with sha256 \w+, not the row's"),
+        (no_space, r"cache/lsr-adapt/halves-1.0: cannot be written: No space left on device"),
+    ],
+)
+def test_a_part_that_is_missing_or_damaged_and_a_full_disk_are_one_line_and_keep_nothing(
+    damage, words, halves, tmp_path, monkeypatch
+):
+    if damage is no_space:
+        monkeypatch.setattr(shutil, "copyfileobj", damage)
+    else:
+        damage(tmp_path / "half-of_2/zip")
+    with pytest.raises(UserError, match=words) as error:
+        packages.unpacked("halves==1.0", halves)
+    assert "\n" not in str(error.value)
+    assert kept(tmp_path / "below") == ["halves-1.0.lock"]

@@ -21,9 +21,8 @@ from tests import architectures, workspace
 from tests.pipeline.methods.test_base_models import PAIRS
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run
 
-KINDS = (*architectures.LAST, *architectures.OTHERS)
 TEXTS = ["the cat", "the owl number 3 sleeps in the barn at night", "nobody saw 3"]
-USUAL = {
+USUAL = {  # by PEFT's table, which MPNet is not in
     "gpt2": (["c_attn"], ["score"]),
     "llama": (["q_proj", "v_proj"], ["score"]),
     "qwen2": (["q_proj", "v_proj"], ["score"]),
@@ -57,7 +56,7 @@ def test_the_outline_of_a_model_has_its_layers_and_no_weights(kind, named):
     assert all(one.is_meta for one in outline.parameters())
 
 
-POSITIONS = {"gpt2", "opt", "deberta-v2"}  # that have learned 64 of them; the others turn by any angle
+POSITIONS = {"gpt2", "opt", "deberta-v2", "mpnet"}  # that have learned 64 of them; the others turn by any angle
 
 
 @pytest.mark.parametrize("kind", sorted({*POSITIONS, "llama"}))
@@ -110,7 +109,7 @@ def test_padding_on_the_left_would_move_the_positions_and_is_not_left_there(save
     assert tokenizer(TEXTS, padding=True)["attention_mask"][0][0] == 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", USUAL)
 def test_a_model_that_is_named_itself_has_the_usual_layers_and_its_head(kind, named):
     row = named(kind)
     model = base_models.load_base_model(row, PAIRS)
@@ -123,23 +122,31 @@ def test_a_model_that_is_named_itself_has_the_usual_layers_and_its_head(kind, na
     assert counts["adapter_trained"] > 0
 
 
-def test_a_decoder_that_is_named_itself_is_trained_scored_exported_and_asked(tmp_path, monkeypatch, capsys):
+ONE = {"separation_rank": 1, "examples": 32, "head_steps": 4}
+SHARED = {"rank_shape": [3], "share": "layers", "train": "all", "init": "warm"}
+DIRECTIONS = {"rank_shape": [1], "train": "core", "core": "diagonal", "init": "warm", "budget": 12}
+WHOLE = [
+    ("gpt2", {**ONE, "rank_shape": [2], "init": "gradient"}),
+    ("mpnet", {**ONE, **SHARED, "target_modules": ["attn.q", "attn.v"]}),
+    ("mpnet", {**ONE, **DIRECTIONS, "target_modules": "all-linear"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "lsr"), WHOLE)
+def test_a_model_that_is_named_itself_is_trained_scored_exported_and_asked(kind, lsr, tmp_path, monkeypatch, capsys):
     folder = workspace.make(
-        tmp_path,
-        model="models/gpt2",
-        train={"epochs": 1},
-        lsr={"rank_shape": [2], "separation_rank": 1, "init": "gradient"},
-        evaluate={"export": ["lora", "merged"]},
+        tmp_path, model=f"models/{kind}", train={"epochs": 1}, lsr=lsr, evaluate={"export": ["lora", "merged"]}
     )
-    architectures.save(folder / "models/gpt2", "gpt2")
+    architectures.save(folder / "models" / kind, kind)
     monkeypatch.chdir(folder)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
     assert report(artifacts.EVALUATE_METRICS)["merge_difference"] < 1e-5
     assert max(report(artifacts.EXPORTS / "parity.json").values()) < 1e-5
-    assert report(artifacts.EXPORTS / "merged/config.json")["pad_token_id"] == 0
+    padding = 1 if kind in architectures.PADS else 0
+    assert report(artifacts.EXPORTS / "merged/config.json")["pad_token_id"] == padding
     assert lsr_command(["export", str(artifacts.ADAPTER), "--to", "merged", "-o", "merged"]) == 0
-    assert report(Path("merged/config.json"))["pad_token_id"] == 0
+    assert report(Path("merged/config.json"))["pad_token_id"] == padding
     scored = pd.read_csv(artifacts.EVALUATE_PREDICTIONS)
     capsys.readouterr()
     assert predict(["--file", str(artifacts.EVALUATE_PREDICTIONS), "--column", "text", "text_pair"]) == 0
@@ -166,13 +173,12 @@ def test_a_wrong_target_of_a_row_lists_the_linear_layers(saved):
     )
 
 
-def test_an_architecture_that_no_table_knows_lists_its_linear_layers(named, monkeypatch):
-    model = base_models.load_base_model(named("opt"), PAIRS)
-    monkeypatch.delitem(base_models.LsrModel.target_module_mapping, "opt")
-    line = refusal(base_models.targets_of, named("opt"), model)
+def test_an_architecture_that_no_table_knows_lists_its_linear_layers(named):
+    model = base_models.load_base_model(named("mpnet"), PAIRS)
+    line = refusal(base_models.targets_of, named("mpnet"), model)
     assert line.startswith("params.yaml: model: ")
-    assert "of the architecture opt are usually adapted; name them by target_modules of a row" in line
-    assert line.endswith("its linear layers: k_proj, v_proj, q_proj, out_proj, fc1, fc2")
+    assert "of the architecture mpnet are usually adapted; name them by target_modules of a row" in line
+    assert line.endswith("its linear layers: q, k, v, o, dense")
 
 
 def test_a_tokenizer_that_cannot_pad_is_refused(tmp_path):
@@ -205,3 +211,4 @@ def test_every_row_of_the_table_fits_the_architecture_that_it_is_of():
         assert (list(rows[name].target_modules), list(rows[name].head)) == USUAL[kind]
     for name in ("roberta-base", "roberta-large", "distilroberta", "bert-base"):
         assert (rows[name].target_modules, rows[name].head) == (("query", "value"), ("classifier",))
+    assert (rows["mpnet-base"].target_modules, rows["mpnet-base"].head) == (("attn.q", "attn.v"), ("classifier",))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import sys
 from importlib.metadata import PackageNotFoundError
 
@@ -67,6 +68,30 @@ def test_the_seed_decides_the_head_and_nothing_else(package):
 
 def test_a_package_is_known_to_others_by_its_public_name(package):
     assert pretrained.public_name(package) == ("someone/tiny", None)
+
+
+def test_a_model_in_parts_of_packages_is_unpacked_and_loads_as_from_one(package, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shutil.make_archive(str(tmp_path / "whole"), "zip", tmp_path / "carrying")
+    content = (tmp_path / "whole.zip").read_bytes()
+    (tmp_path / "carrying/zip.1").write_bytes(content[:1000])
+    (tmp_path / "carrying/zip.2").write_bytes(content[1000:])
+    parts = {"parts": ["carrying/zip.1", "carrying/zip.2"], "sha256": hashlib.sha256(content).hexdigest()}
+    in_parts = row(**package.source.model_dump() | {"archive": parts, "folder": "model"})
+    loaded = []
+    for model_row in (package, in_parts):
+        torch.manual_seed(0)
+        loaded.append(base_models.load_base_model(model_row, PAIRS).state_dict())
+    assert all(torch.equal(value, loaded[1][name]) for name, value in loaded[0].items())
+    folder = tmp_path / "cache/lsr-adapt/carrying-1.0"
+    (folder / "model/model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError) as error:
+        base_models.load_base_model(in_parts, PAIRS)
+    assert error.value.args[0].endswith(f"not the row's; delete {folder} to unpack it again")
+
+
+def test_a_row_without_an_archive_has_the_digest_that_it_had_before_there_were_any(package):
+    assert "archive" not in package.model_dump()["source"]
 
 
 def changed(model_row, **source):
