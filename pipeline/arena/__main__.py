@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from statistics import mean
 
-from pipeline.arena import check, plan, preset, record
+from pipeline.arena import check, plan, preset, record, tuning
 from pipeline.arena.measure import measure, task_of
 from pipeline.arena.plan import Cell, Run
 from pipeline.arena.record import Record
@@ -66,14 +66,15 @@ def compete(runs: Sequence[Run], records: dict[str, Record], path: Path, jobs: i
     Raises:
         UserError: if one of them cannot run, before any does; or if a worker dies.
     """
-    left = [run for run in runs if plan.missing(run, records)]
+    left = [run for run in runs if tuning.missing(run, records)]
     if not left:
         return
     check.check(left)
     for run in {run.task: run for run in left}.values():
-        write_labels(task_of(run.first()), record.labels_path(run.name, run.task))
+        task = task_of(run.first())
+        write_labels(task, record.labels_path(run.name, run.task, private=task.row.source.kind == "files"))
     set_up_torch(threads=max(1, (os.cpu_count() or 1) // jobs))
-    most = sum(plan.most(run) for run in left)
+    most = sum(tuning.most(run) for run in left)
     with workers_of_this_program(jobs) as pool, console.progress("arena: at most", most, "trainings") as advance:
         busy: dict[Future[Record], Cell] = {}
         try:
@@ -94,21 +95,21 @@ def compete(runs: Sequence[Run], records: dict[str, Record], path: Path, jobs: i
             raise
 
 
-def _next(runs: Sequence[Run], records: plan.Records, busy: set[str], count: int) -> Iterator[Cell]:
+def _next(runs: Sequence[Run], records: tuning.Records, busy: set[str], count: int) -> Iterator[Cell]:
     """Yield at most `count` trainings that can start now, in the order of the runs, so that these complete in turn."""
     for run in runs:
-        for cell in plan.missing(run, records):
+        for cell in tuning.missing(run, records):
             if count > 0 and cell.key not in busy:
                 count -= 1
                 busy.add(cell.key)
                 yield cell
 
 
-def show(runs: Sequence[Run], records: plan.Records) -> None:
+def show(runs: Sequence[Run], records: tuning.Records) -> None:
     """Print the results of each run."""
     rows = []
     for run in runs:
-        cells = plan.repeated(run, records)
+        cells = tuning.repeated(run, records)
         known = [records[cell.key] for cell in cells if cell.key in records]
         finished = [one for one in known if one.status == "finished"]
         score = f"{mean(one.score() for one in finished):.4f}" if finished else "none finished"

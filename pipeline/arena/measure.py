@@ -9,18 +9,15 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
-from peft import PeftModel
-from transformers import (
-    Trainer,
-    TrainerCallback,
-    TrainerState,
-    set_seed,
-)
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import save
+from transformers import Trainer, TrainerCallback, TrainerState, set_seed
 
+from lsr.algebra.rounding import PRECISIONS, pack, unpack
 from pipeline.arena import machine, task_tokens
 from pipeline.arena.gradients import Gradients, Reading, gradients
 from pipeline.arena.plan import ArenaView, Cell
-from pipeline.arena.record import Record
+from pipeline.arena.record import Record, Rounded
 from pipeline.arena.task_tokens import Task
 from pipeline.core.errors import UserError, clipped, first_line, refused_by_machine
 from pipeline.data import pretrained, tokens
@@ -49,16 +46,26 @@ def measure(cell: Cell) -> Record:
     seconds: dict[str, float] = {}
     counts = dict.fromkeys(("trained", "stored", "head", "file_bytes"), 0)
     status, reason = "finished", ""
+    rounded: dict[str, Rounded] = {}
     try:
         with _timed(seconds, "load"):
             splits = task_tokens.splits(task_of(cell))
+            if cell.frames_half is not None:
+                splits["train"] = task_tokens.half(splits["train"], "second")
             collate = tokens.collator(pretrained.load_tokenizer(view.base_model))
         with _timed(seconds, "start"):
             model = started(cell)
             counts = counts_of(model, view)
         scored = Scored(model, view, splits, collate)
         with _timed(seconds, "train"):
-            train(model, view, splits, collate, scored)
+            if cell.is_trained:
+                train(model, view, splits, collate, scored)
+            else:
+                counts["trained"] = 0
+                scored.score_once()
+        if cell.is_rounded:
+            with _timed(seconds, "round"):
+                rounded = dict(in_precisions(model, view, scored))
     except DivergedError as error:
         status, reason = "diverged", str(error)
     except UserError as error:
@@ -79,6 +86,7 @@ def measure(cell: Cell) -> Record:
         "reason": reason,
         "metrics": view.dataset.metrics,
         **(NOTHING if scored is None or reason else scored.columns()),
+        "rounded": rounded,
         **counts,
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
         "peak_bytes": machine.peak_bytes(),
@@ -132,8 +140,9 @@ def _gradients(cell: Cell, section: LsrParams) -> list[Gradients]:
     row = cell.view.base_model
     layers = tuple(adapters.target_names(base_models.outline(row), section, row, cell.seed))
     tasks = _tasks(cell, cell.view.pooled) or [task_of(cell)]
+    half = {"other": "first", "same": "second", None: None}[cell.frames_half]
     return [
-        gradients(Reading(section.init, task, section.examples, section.head_steps, cell.seed, layers))
+        gradients(Reading(section.init, task, section.examples, section.head_steps, cell.seed, layers, half))
         for task in tasks
     ]
 
@@ -161,6 +170,24 @@ def train(model: PeftModel, view: ArenaView, splits: Mapping[str, Dataset], coll
         scored.take_losses(trainer)
 
 
+def in_precisions(model: PeftModel, view: ArenaView, scored: "Scored") -> Iterator[tuple[str, Rounded]]:
+    """Yield each precision and what the trained adapter, with its head, takes and scores in it; the model is restored.
+
+    Precisions that hold all values exactly, such as float32, are scored too: the others are compared with them.
+    """
+    state = {
+        name: value.clone() for name, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+    }
+    for precision in PRECISIONS:
+        stored = pack(state, precision)
+        set_peft_model_state_dict(model, unpack(stored))
+        validation, test = scored.scores()
+        score = _rounded([validation[view.dataset.metrics[0]], *test.values()])
+        fields = dict(zip(test, score[1:], strict=True))
+        yield precision, Rounded(bytes=len(save(stored)), validation=score[0], test=fields)
+    set_peft_model_state_dict(model, state)
+
+
 class Scored(TrainerCallback):
     """Scores a model after every epoch, and keeps the predictions of the best epoch."""
 
@@ -175,15 +202,23 @@ class Scored(TrainerCallback):
     def on_epoch_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Score the model. Among epochs with equal scores the last is the best."""
         begin = machine.clock()
+        self.score_once()
+        self.model.train()
+        self.seconds += machine.clock() - begin
+
+    def score_once(self) -> None:
+        """Add the scores of the model as it is."""
         first = self.view.dataset.metrics[0]
-        validation, _predicted = self._of("validation")
+        validation, _ = self._of("validation")
         test, predicted = self._of("test")
         if not self.validation or validation[first] >= max(self.validation):
             self.predicted = predicted
         self.validation.append(validation[first])
         self.test.append(test)
-        self.model.train()
-        self.seconds += machine.clock() - begin
+
+    def scores(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Return the metrics of the model as it is, on the validation and test splits."""
+        return self._of("validation")[0], self._of("test")[0]
 
     def take_losses(self, trainer: Trainer) -> None:
         """Take the mean loss of every epoch from the Trainer's log."""

@@ -1,22 +1,16 @@
-"""The trainings of a comparison: those that tune a method on a task, and then its seeds.
-
-Every method has the same number of tries on every task: the rates of the preset, some beyond them as long as the best
-one is at an end, and then rates of the head. A method with choices, such as the layers to adapt, tries each of them at
-all rates. Only the validation score decides.
-"""
+"""The trainings of a comparison: what makes one, and the runs of methods on tasks that they belong to."""
 
 import hashlib
 import json
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 from pipeline import params
-from pipeline.arena import record
 from pipeline.arena.files import digests
-from pipeline.arena.preset import PATH, Preset, Reads
-from pipeline.arena.record import RATE, Record
+from pipeline.arena.preset import PATH, Method, Preset, Reads
+from pipeline.arena.record import RATE
 from pipeline.methods.table import known_types
 from pipeline.params import PeftParams
 from pipeline.params.changed import changed
@@ -24,8 +18,6 @@ from pipeline.params.changed import changed
 VERSION = 1  # to be raised when a change of code invalidates old records: all are then run again
 HEAD = f"train.head_{RATE}"
 NAMES = {"data", "model", "adapter"}  # fields of the view that only name what other fields hold
-Records = Mapping[str, Record]  # by key
-TRIES, SEEDS = "tries", "seeds"  # purposes of trainings
 
 
 class ArenaView(params.FactorizeInitView, params.TrainView):
@@ -55,6 +47,9 @@ class Cell:
     rate: float | None
     head_rate: float
     key: str
+    is_trained: bool = True  # otherwise it is scored as it is initialized
+    frames_half: str | None = None  # of train, see the preset; the training itself reads the second half
+    is_rounded: bool = False  # scored at all precisions, too
 
 
 @dataclass(frozen=True)
@@ -74,14 +69,24 @@ class Run:
         return f"{self.task}: {self.method}"
 
     @property
+    def chosen(self) -> Method:
+        """What the preset says of the method."""
+        return self.preset.methods[self.method]
+
+    @property
+    def seeds(self) -> Sequence[int]:
+        """The seeds that the method is repeated with."""
+        return self.preset.seeds[: self.chosen.seeds]
+
+    @property
     def choices(self) -> Sequence[dict[str, Any]]:
         """The choices of the method, of which tuning takes one; an empty one if it has none."""
-        return self.preset.methods[self.method].choices or ({},)
+        return self.chosen.choices or ({},)
 
     @cached_property
     def tuned_by(self) -> "Run":
         """The run whose tries decide: this one, or that of the method that it is like."""
-        like = self.preset.methods[self.method].like
+        like = self.chosen.like
         return self if like is None else Run(self.name, self.preset, self.task, like)
 
     def cell(self, setting: Setting, seed: int) -> Cell:
@@ -99,8 +104,8 @@ class Run:
         return self.cell(Setting(), self.preset.seeds[0])
 
     def rate_keys(self) -> list[str]:
-        """Return the names of the method's learning rates in its section, the main one first; none for the head."""
-        return list(self._view(0)[1].section.rates)
+        """Return the names of the method's learning rates in its section, the main one first; none if none is used."""
+        return list(self._view(0)[1].section.rates) if self.chosen.trained else []
 
     def _cell(self, setting: Setting, seed: int) -> Cell:
         overrides, view = self._view(setting.choice)
@@ -128,18 +133,23 @@ class Run:
             reads=reads,
             rate=rates[own[0]] if own else None,
             head_rate=head_rate,
-            key=key_of(view, reads),
+            key=key_of(view, reads, is_trained=self.chosen.trained, frames_half=self.chosen.frames_half),
+            is_trained=self.chosen.trained,
+            frames_half=self.chosen.frames_half,
         )
 
     def _view(self, choice: int) -> tuple[dict[str, Any], ArenaView]:
         """Return the overrides of params.yaml before tuning, and the view that they make."""
         if choice not in self._views:
             overrides = self._overrides(self.choices[choice])
-            self._views[choice] = overrides, changed(overrides, ArenaView, PATH, (self.name, "methods", self.method))
+            view = changed(overrides, ArenaView, PATH, (self.name, "methods", self.method))
+            pooled = {name: self.preset.row_of(name, row) for name, row in view.pooled.items()}
+            rows = {"dataset": self.preset.row_of(self.task, view.dataset), "pooled": pooled}
+            self._views[choice] = overrides, view.model_copy(update=rows)
         return self._views[choice]
 
     def _overrides(self, choice: Mapping[str, Any]) -> dict[str, Any]:
-        method = self.preset.methods[self.method]
+        method = self.chosen
         chosen = {**self.preset.params, **self.preset.tasks[self.task].params, **method.params, **choice}
         others = params.load_params().sections.keys() - {
             method.adapter
@@ -155,7 +165,7 @@ class Run:
 
     def _frames_from(self) -> list[str]:
         """Return the tasks that the frames are from: all, those of other sources, or a named one."""
-        chosen = self.preset.methods[self.method].frames_from
+        chosen = self.chosen.frames_from
         if chosen not in ("all", "others"):
             return [chosen]
         sources = {task: params.load_row("data", task).source for task in self.preset.tasks}
@@ -167,84 +177,19 @@ def runs(name: str, preset: Preset, only: Sequence[str] = ()) -> list[Run]:
 
     Frames from another task are not tried on that task itself.
     """
-    pairs = [(task, method) for task in preset.tasks for method in preset.methods]
-    listed = [Run(name, preset, *pair) for pair in pairs if preset.methods[pair[1]].frames_from != pair[0]]
+    listed = [
+        Run(name, preset, task, method)
+        for task in preset.tasks
+        for method, chosen in preset.methods.items()
+        if chosen.frames_from != task and task in (chosen.tasks or preset.tasks)
+    ]
     named = [run for run in listed if [run.title] == list(only)]
     return named or [run for run in listed if all(word in run.title for word in only)]
 
 
-def missing(run: Run, records: Records) -> list[Cell]:
-    """Return the next trainings of a run that have no record yet; none if the run is complete.
-
-    A training that failed or diverged is not repeated.
-    """
-    listed = (cells for _, cells in steps(run, records))
-    return next((left for cells in listed if (left := [cell for cell in cells if cell.key not in records])), [])
-
-
-def repeated(run: Run, records: Records) -> list[Cell]:
-    """Return the trainings of all seeds with the tuned setting; none while tries are missing, or if none finished."""
-    return next((cells for purpose, cells in steps(run, records) if purpose == SEEDS), [])
-
-
-def most(run: Run) -> int:
-    """Return the largest possible number of trainings of a run."""
-    tuning, has_rate = run.preset.tuning, bool(run.rate_keys())
-    heads = len(set(tuning.head_rates) - {1.0}) if has_rate else 0
-    return len(run.choices) * len(tuning.rates) + tuning.wider + heads + len(run.preset.seeds) - 1
-
-
-def steps(run: Run, records: Records) -> Iterator[tuple[str, list[Cell]]]:
-    """Yield trainings that can run in parallel, step by step, until a step needs records that are missing."""
-    tuned = yield from _tries(run.tuned_by, records)
-    if tuned is not None:
-        yield SEEDS, [run.cell(tuned, seed) for seed in run.preset.seeds]
-
-
-def _tries(run: Run, records: Records) -> Generator[tuple[str, list[Cell]], None, Setting | None]:
-    """Yield the trainings that tune a run; return the best setting, or None if it is not known yet."""
-    tuning, (first, *_) = run.preset.tuning, run.preset.seeds
-    grid = [Setting(choice, factor) for choice in range(len(run.choices)) for factor in sorted(tuning.rates)]
-    tried = {setting: run.cell(setting, first) for setting in grid}
-    yield TRIES, list(tried.values())
-    for _ in range(tuning.wider):
-        if not _are_known(tried, records) or (further := _beyond(tried, records)) is None:
-            break
-        tried[further] = run.cell(further, first)
-        yield TRIES, [tried[further]]
-    if not _are_known(tried, records) or (best := _best(tried, records)) is None:
-        return None
-    heads = {best: tried[best]}
-    if tried[best].rate is not None:
-        settings = [best._replace(head_factor=factor) for factor in sorted({*tuning.head_rates} - {1.0})]
-        heads |= {setting: run.cell(setting, first) for setting in settings}
-    yield TRIES, list(heads.values())
-    return _best(heads, records) if _are_known(heads, records) else None
-
-
-def _are_known(tried: Mapping[Setting, Cell], records: Records) -> bool:
-    return all(cell.key in records for cell in tried.values())
-
-
-def _best(tried: Mapping[Setting, Cell], records: Records) -> Setting | None:
-    """Return the setting with the best validation score, the first if several; None if no training finished."""
-    known = {setting: records[cell.key] for setting, cell in tried.items()}
-    best = record.best(known)
-    return next((setting for setting, one in known.items() if one is best), None)
-
-
-def _beyond(tried: Mapping[Setting, Cell], records: Records) -> Setting | None:
-    """Return the setting one step beyond the end at which the best one is, or below all if none finished."""
-    best = _best(tried, records)
-    choice = 0 if best is None else best.choice
-    factors = sorted(setting.factor for setting in tried if setting.choice == choice)
-    if best is None or best.factor == factors[0]:
-        step = factors[1] / factors[0] if len(factors) > 1 else 2.0
-        return Setting(choice, factors[0] / step)
-    return Setting(choice, factors[-1] * factors[-1] / factors[-2]) if best.factor == factors[-1] else None
-
-
-def key_of(view: ArenaView, reads: Mapping[str, Reads]) -> str:
+def key_of(
+    view: ArenaView, reads: Mapping[str, Reads], *, is_trained: bool = True, frames_half: str | None = None
+) -> str:
     """Return a hash of all inputs of a training, its values, rows and contents of files: 16 hexadecimal digits.
 
     Names of rows and sections are not hashed, and neither are values at their defaults, of our schema or of PEFT. So
@@ -261,6 +206,8 @@ def key_of(view: ArenaView, reads: Mapping[str, Reads]) -> str:
         "version": VERSION,
         "reads": [one.model_dump(mode="json") for one in reads.values()],
         "files": digests([*sources, getattr(view.section, "frames", "own")]),
+        **({} if is_trained else {"trained": False}),
+        **({} if frames_half is None else {"frames_half": frames_half}),
     }
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 

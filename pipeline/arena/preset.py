@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, JsonValue, StrictFloat, StrictInt, StrictStr, model_validator
 
 from pipeline.core.errors import UserError, nearest
+from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.reading import load_row, load_table
 from pipeline.params.sections import Count, Named, Section, Word
 from pipeline.params.sources import all_different
@@ -50,17 +51,23 @@ class Reads(Section):
 class TaskChanges(Section):
     """What is different on a task."""
 
+    kind: Literal["hub", "files"] | None = Field(None, description="of the row's source, if the row describes both")
     params: Overrides = Field(default_factory=dict)
     reads: dict[Literal["train", "validation", "test", "longest"], Amount] = Field(default_factory=dict)
 
 
 class Tuning(Section):
-    """The tries of each method on each task, all with the first seed; the validation score decides."""
+    """The tries of each method on each task; the validation score decides.
+
+    All are run with the first seed, and the best of them with `seeds` of them, until the best mean is of that many: a
+    rate that suits one seed alone is not chosen.
+    """
 
     rates: Annotated[Factors, Field(min_length=1)] = Field(description="factors of the learning rates of the method")
     wider: Annotated[StrictInt, Field(ge=0, le=10)] = Field(
         description="further tries beyond an end of the rates, one by one, as long as the best one is at that end"
     )
+    seeds: Annotated[StrictInt, Field(ge=1, le=5)] = Field(1, description="of the best of the tries")
     head_rates: Factors = Field(description="factors of train.head_learning_rate, tried at the best rate; 1 always is")
 
 
@@ -77,6 +84,12 @@ class Method(Section):
     )
     like: str | None = Field(None, description="the method whose tuned rates and choice it takes, instead of tries")
     tasks: tuple[Word, ...] = Field((), description="on which it is run; none named: on all")
+    seeds: Count | None = Field(None, description="how many of the preset's; by default all")
+    trained: bool = Field(True, description="or scored as it is initialized, to know what the training adds")
+    frames_half: Literal["same", "other"] | None = Field(
+        None, description="trains on the second half of train, with frames from that half or from the other"
+    )
+    rounded: bool = Field(False, description="scored at all precisions of lsr.algebra.rounding, too, once tuned")
 
 
 class Hypothesis(Section):
@@ -141,6 +154,12 @@ class Preset(Section):
     def means(self) -> dict[str, tuple[str, ...]]:
         """The tasks of each average by its name, the main one last."""
         return self.averages or {"average": tuple(self.tasks)}
+
+    def row_of(self, task: str, row: DatasetRow) -> DatasetRow:
+        """Return a row of data with the kind of source that the preset chooses."""
+        kind = self.tasks[task].kind if task in self.tasks else None
+        source = row.source if kind is None else row.source.model_copy(update={"kind": kind})
+        return row.model_copy(update={"source": source})
 
     def reads_of(self, task: str) -> Reads:
         """Return how much is read of a task, or of another row of data."""

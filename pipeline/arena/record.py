@@ -5,9 +5,9 @@ The files of a folder are read together, so the results of several machines are 
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
@@ -15,9 +15,20 @@ from pipeline.core import artifacts
 from pipeline.core.errors import UserError, first_line
 
 FOLDER = artifacts.ARENA
+PRIVATE = Path(".cache/arena/labels")
 ENDING = ".jsonl"
 RATE = "learning_rate"  # the last part of the keys of learning rates
 Status = Literal["finished", "diverged", "failed"]
+
+
+class Rounded(BaseModel):
+    """A trained adapter and its head as stored in a lower precision, see `lsr.algebra.rounding`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    bytes: int  # of the file, including the head
+    validation: float
+    test: dict[str, float]
 
 
 class Record(BaseModel):
@@ -48,6 +59,7 @@ class Record(BaseModel):
     test: tuple[dict[str, float], ...]  # metrics on the official validation split or the task's test split, by epoch
     loss: tuple[float, ...]  # mean training loss, by epoch
     predicted: tuple[float, ...]  # on the test split, in its order, at the selected epoch: class indices or numbers
+    rounded: dict[str, Rounded] = {}  # by precision, after the last epoch; only of tuned trainings
 
     trained: int  # trained parameters of the adapter
     stored: int  # parameters in its file
@@ -83,7 +95,8 @@ class Record(BaseModel):
 def read(folder: Path) -> dict[str, Record]:
     """Return all records in a folder by key; none if there is no folder.
 
-    A partial last line of a killed run is ignored. A record of a training that finished takes precedence.
+    A partial last line of a killed run is ignored. A record of a training that finished takes precedence, and one with
+    scores of other precisions over one without.
 
     Raises:
         UserError: if a complete line is not a record; names the file and the line.
@@ -92,14 +105,17 @@ def read(folder: Path) -> dict[str, Record]:
     for path in sorted(folder.glob(f"*{ENDING}")):
         for record in _lines(path):
             known = records.get(record.key)
-            if known is None or known.status != "finished":
+            if known is None or known.status != "finished" or len(known.rounded) < len(record.rounded):
                 records[record.key] = record
     return records
 
 
-def labels_path(preset: str, task: str) -> Path:
-    """Return the path of the labels of a task's test split, in the order of the predictions."""
-    return FOLDER / preset / "labels" / f"{task}.csv"
+def labels_path(preset: str, task: str, *, private: bool = False) -> Path:
+    """Return the path of the labels of a task's test split, in the order of the predictions.
+
+    Those of a user's own files are private: they stay in the cache.
+    """
+    return (PRIVATE / preset if private else FOLDER / preset / "labels") / f"{task}.csv"
 
 
 def append(path: Path, record: Record) -> None:
@@ -111,15 +127,6 @@ def append(path: Path, record: Record) -> None:
         os.truncate(path, len(whole))
     with path.open("a", encoding="utf-8") as file:
         file.write(record.model_dump_json() + "\n")
-
-
-def best(records: Mapping[Any, Record]) -> Record | None:
-    """Return the record with the best validation score, the first if several; None if no training finished.
-
-    The test score is not considered.
-    """
-    finished = [record for record in records.values() if record.status == "finished"]
-    return max(finished, key=lambda record: record.validation[record.selected], default=None)
 
 
 def _lines(path: Path) -> Iterator[Record]:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from pipeline.arena.record import Record, best
+from pipeline.arena.record import Record
 
 FINISHED, PARTLY, MISSING = "finished", "partly finished", "not run"
 Rates = tuple[float | None, float]
@@ -84,13 +84,10 @@ def _cell(task: str, method: str, group: Sequence[Record]) -> Cell:
 
 
 def _chosen(tries: Sequence[Record], group: Sequence[Record]) -> Record | None:
-    """Return the try with the best validation score; among equals, the one with the most seeds."""
-    top = best({record.key: record for record in tries})
-    if top is None:
-        return None
-    equal = [one for one in tries if one.validation and one.validation[one.selected] == top.validation[top.selected]]
+    """Return the try with the most seeds, the tuned one; among equals, the one with the best validation score."""
     seeds = Counter(one.tuned for one in group)
-    return max(equal, key=lambda one: seeds[one.tuned])
+    finished = [one for one in tries if one.status == FINISHED]
+    return max(finished, key=lambda one: (seeds[one.tuned], one.validation[one.selected]), default=None)
 
 
 def _newest_form(group: Sequence[Record]) -> Iterator[Record]:

@@ -1,0 +1,118 @@
+"""Which trainings of a run come next: those that tune it, and then its seeds at the best setting.
+
+Every method has the same number of tries on every task: the rates of the preset, some beyond them as long as the best
+one is at an end, and then rates of the head. A method with choices, such as the layers to adapt, tries each of them at
+all rates. Only the validation score decides: that of the first seed, and of the best, that of as many seeds as the
+preset says.
+"""
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
+from math import inf
+from statistics import fmean
+
+from pipeline.arena.plan import Cell, Run, Setting
+from pipeline.arena.record import Record
+
+Records = Mapping[str, Record]  # by key
+TRIES, SEEDS = "tries", "seeds"  # purposes of trainings
+
+
+def missing(run: Run, records: Records) -> list[Cell]:
+    """Return the next trainings of a run that have no record yet; none if the run is complete.
+
+    A training that failed or diverged is not repeated.
+    """
+    for _, cells in steps(run, records):
+        if left := [cell for cell in cells if not _is_known(cell, records)]:
+            return left
+    return []
+
+
+def _is_known(cell: Cell, records: Records) -> bool:
+    known = records.get(cell.key)
+    return known is not None and bool(known.rounded or not cell.is_rounded or known.status != "finished")
+
+
+def repeated(run: Run, records: Records) -> list[Cell]:
+    """Return the trainings of all seeds with the tuned setting; none while tries are missing, or if none finished."""
+    return next((cells for purpose, cells in steps(run, records) if purpose == SEEDS), [])
+
+
+def most(run: Run) -> int:
+    """Return the number of trainings of a run, at most, unless the best try is not the best with a further seed."""
+    tuning, has_rate, seeds = run.preset.tuning, bool(run.rate_keys()), len(run.seeds)
+    if not run.chosen.trained:
+        return seeds
+    heads = len(set(tuning.head_rates) - {1.0}) if has_rate else 0
+    return len(run.choices) * len(tuning.rates) + tuning.wider + heads + seeds - 1
+
+
+def steps(run: Run, records: Records) -> Iterator[tuple[str, list[Cell]]]:
+    """Yield trainings that can run in parallel, step by step, until a step needs records that are missing."""
+    tuned = (yield from _tries(run.tuned_by, records)) if run.chosen.trained else Setting()
+    if tuned is not None:
+        yield SEEDS, [replace(run.cell(tuned, seed), is_rounded=run.chosen.rounded) for seed in run.seeds]
+
+
+def _tries(run: Run, records: Records) -> Generator[tuple[str, list[Cell]], None, Setting | None]:
+    """Yield the trainings that tune a run; return the best setting, or None if it is not known yet."""
+    tuning, first = run.preset.tuning, run.seeds[0]
+    tried = [Setting(choice, factor) for choice in range(len(run.choices)) for factor in sorted(tuning.rates)]
+    yield TRIES, [run.cell(setting, first) for setting in tried]
+    for _ in range(tuning.wider):
+        if (further := _beyond(run, tried, records)) is None:
+            break
+        tried.append(further)
+        yield TRIES, [run.cell(further, first)]
+    best = yield from _settled(run, tried, records)
+    if best is None or not run.rate_keys():
+        return best
+    heads = [best._replace(head_factor=factor) for factor in sorted({*tuning.head_rates} - {1.0})]
+    yield TRIES, [run.cell(setting, first) for setting in heads]
+    return (yield from _settled(run, [best, *heads], records))
+
+
+def _settled(
+    run: Run, tried: Sequence[Setting], records: Records
+) -> Generator[tuple[str, list[Cell]], None, Setting | None]:
+    """Yield further seeds of the best setting until it is the best with all of those of tuning; return it."""
+    seeds = run.seeds[: run.preset.tuning.seeds]
+    while (best := _best(run, tried, records)) is not None:
+        cells = [run.cell(best, seed) for seed in seeds]
+        if all(cell.key in records for cell in cells):
+            break
+        yield TRIES, cells
+    return best
+
+
+def _best(run: Run, tried: Sequence[Setting], records: Records) -> Setting | None:
+    """Return the setting with the best validation score, the first if several.
+
+    It is None while a first seed is missing, or if no training finished. The test score is not considered.
+    """
+    scores: dict[Setting, float] = {}
+    for setting in tried:
+        cells = [run.cell(setting, seed) for seed in run.seeds[: run.preset.tuning.seeds]]
+        if cells[0].key not in records:
+            return None
+        scores[setting] = fmean(_validation(records[cell.key]) for cell in cells if cell.key in records)
+    best = max(scores, key=lambda setting: scores[setting])
+    return best if scores[best] > -inf else None
+
+
+def _validation(record: Record) -> float:
+    return record.validation[record.selected] if record.status == "finished" else -inf
+
+
+def _beyond(run: Run, tried: Sequence[Setting], records: Records) -> Setting | None:
+    """Return the setting one step beyond the end at which the best one is, or below all if none finished."""
+    if any(run.cell(setting, run.seeds[0]).key not in records for setting in tried):
+        return None
+    best = _best(run, tried, records)
+    choice = 0 if best is None else best.choice
+    factors = sorted(setting.factor for setting in tried if setting.choice == choice)
+    if best is None or best.factor == factors[0]:
+        step = factors[1] / factors[0] if len(factors) > 1 else 2.0
+        return Setting(choice, factors[0] / step)
+    return Setting(choice, factors[-1] * factors[-1] / factors[-2]) if best.factor == factors[-1] else None
