@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from filelock import FileLock
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import set_seed
 
 from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS
-from pipeline.arena import task_tokens
+from pipeline.arena import machine, task_tokens
 from pipeline.arena.task_tokens import CACHE, Task
 from pipeline.core import artifacts
 from pipeline.data import pretrained, tokens
@@ -23,6 +24,7 @@ from pipeline.methods import base_models
 from pipeline.methods.pooling import BATCH, read_gradients
 
 HEAD = "head"  # suffix of its parameters in a file
+SECONDS = "seconds"  # in its metadata: what it took
 
 
 class Gradients(NamedTuple):
@@ -30,6 +32,7 @@ class Gradients(NamedTuple):
 
     layers: Mapping[str, Matrix]  # (m, n) each, by layer
     head: Mapping[str, Tensor]  # the parameters of the head as trained, if the initialization goes on from there
+    spared: float = 0.0  # seconds that the cache has spared
 
 
 class Reading(NamedTuple):
@@ -58,10 +61,16 @@ def gradients(reading: Reading) -> Gradients:
     path = CACHE / f"{reading.init}-{reading.digest()}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
-        if not path.exists():
-            with artifacts.replacing(path) as temporary:
-                save_file(_flat(_computed(reading)), temporary)
-    return _nested(load_file(path))
+        if path.exists():
+            with safe_open(path, "pt") as file:
+                spared = float(file.metadata()[SECONDS])
+            return _nested(load_file(path))._replace(spared=spared)
+        begin = machine.clock()
+        computed = _computed(reading)
+        spent = machine.clock() - begin
+        with artifacts.replacing(path) as temporary:
+            save_file(_flat(computed), temporary, {SECONDS: f"{spent:.2f}"})
+    return computed
 
 
 def _computed(reading: Reading) -> Gradients:

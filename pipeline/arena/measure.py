@@ -54,8 +54,10 @@ def measure(cell: Cell) -> Record:
                 splits["train"] = task_tokens.half(splits["train"], "second")
             collate = tokens.collator(pretrained.load_tokenizer(view.base_model))
         with _timed(seconds, "start"):
-            model = started(cell)
+            read = gradients_of(cell)
+            model = started(cell, read)
             counts = counts_of(model, view)
+        seconds["start"] += sum(task.spared for task in read)  # each training is charged for the run that it needs
         scored = Scored(model, view, splits, collate)
         with _timed(seconds, "train"):
             if cell.is_trained:
@@ -65,7 +67,7 @@ def measure(cell: Cell) -> Record:
                 scored.score_once()
         if cell.is_rounded:
             with _timed(seconds, "round"):
-                rounded = dict(in_precisions(model, view, scored))
+                rounded = dict(in_precisions(model, scored))
     except DivergedError as error:
         status, reason = "diverged", str(error)
     except UserError as error:
@@ -115,14 +117,13 @@ def _tasks(cell: Cell, rows: Mapping[str, DatasetRow]) -> list[Task]:
     return [Task(name, row, view.base_model, view.tokenize.max_length, cell.reads[name]) for name, row in rows.items()]
 
 
-def started(cell: Cell) -> PeftModel:
+def started(cell: Cell, tasks: Sequence[Gradients]) -> PeftModel:
     """Return the base model with its adapter, before training.
 
     Raises:
-        UserError: if the method does not fit the model, or the examples are not suitable for its initialization.
+        UserError: if the method does not fit the model, or the initialization fails on what was read.
     """
     view, section = cell.view, cell.view.section
-    tasks = _gradients(cell, section) if isinstance(section, LsrParams) and section.reads_examples else []
     set_seed(view.seed)  # the head is drawn when the checkpoint loads: all methods have the same one
     base = base_models.load_base_model(view.base_model, view.dataset)
     for task in tasks:
@@ -135,9 +136,15 @@ def started(cell: Cell) -> PeftModel:
     return model
 
 
-def _gradients(cell: Cell, section: LsrParams) -> list[Gradients]:
-    """Return the gradients of the tasks that the frames are from: the training's own, or a pool."""
-    row = cell.view.base_model
+def gradients_of(cell: Cell) -> list[Gradients]:
+    """Return the gradients of the tasks that the frames are from: the training's own, or a pool; or none.
+
+    Raises:
+        UserError: if the method does not fit the model, or the examples are not suitable for its initialization.
+    """
+    row, section = cell.view.base_model, cell.view.section
+    if not (isinstance(section, LsrParams) and section.reads_examples):
+        return []
     layers = tuple(adapters.target_names(base_models.outline(row), section, row, cell.seed))
     tasks = _tasks(cell, cell.view.pooled) or [task_of(cell)]
     half = {"other": "first", "same": "second", None: None}[cell.frames_half]
@@ -170,21 +177,22 @@ def train(model: PeftModel, view: ArenaView, splits: Mapping[str, Dataset], coll
         scored.take_losses(trainer)
 
 
-def in_precisions(model: PeftModel, view: ArenaView, scored: "Scored") -> Iterator[tuple[str, Rounded]]:
+def in_precisions(model: PeftModel, scored: "Scored") -> Iterator[tuple[str, Rounded]]:
     """Yield each precision and what the trained adapter, with its head, takes and scores in it; the model is restored.
 
-    Precisions that hold all values exactly, such as float32, are scored too: the others are compared with them.
+    In float32 the scores are those of the last epoch.
     """
     state = {
         name: value.clone() for name, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()
     }
     for precision in PRECISIONS:
         stored = pack(state, precision)
-        set_peft_model_state_dict(model, unpack(stored))
-        validation, test = scored.scores()
-        score = _rounded([validation[view.dataset.metrics[0]], *test.values()])
-        fields = dict(zip(test, score[1:], strict=True))
-        yield precision, Rounded(bytes=len(save(stored)), validation=score[0], test=fields)
+        validation, test = scored.validation[-1], scored.test[-1]
+        if precision != "float32":
+            set_peft_model_state_dict(model, unpack(stored))
+            validation, test, _ = scored.scores()
+        values = dict(zip(test, _rounded(list(test.values())), strict=True))
+        yield precision, Rounded(bytes=len(save(stored)), validation=_rounded([validation])[0], test=values)
     set_peft_model_state_dict(model, state)
 
 
@@ -200,25 +208,24 @@ class Scored(TrainerCallback):
         self.seconds = 0.0
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        """Score the model. Among epochs with equal scores the last is the best."""
+        """Score the model."""
         begin = machine.clock()
         self.score_once()
         self.model.train()
         self.seconds += machine.clock() - begin
 
     def score_once(self) -> None:
-        """Add the scores of the model as it is."""
-        first = self.view.dataset.metrics[0]
-        validation, _ = self._of("validation")
-        test, predicted = self._of("test")
-        if not self.validation or validation[first] >= max(self.validation):
+        """Add the scores of the model as it is. Among epochs with equal scores the last is the best."""
+        validation, test, predicted = self.scores()
+        if not self.validation or validation >= max(self.validation):
             self.predicted = predicted
-        self.validation.append(validation[first])
+        self.validation.append(validation)
         self.test.append(test)
 
-    def scores(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Return the metrics of the model as it is, on the validation and test splits."""
-        return self._of("validation")[0], self._of("test")[0]
+    def scores(self) -> tuple[float, dict[str, float], NDArray[Any]]:
+        """Return the validation score of the model as it is, its test metrics, and its answers on the test split."""
+        validation, _ = self._of("validation")
+        return validation[self.view.dataset.metrics[0]], *self._of("test")
 
     def take_losses(self, trainer: Trainer) -> None:
         """Take the mean loss of every epoch from the Trainer's log."""

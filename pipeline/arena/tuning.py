@@ -81,9 +81,11 @@ def _settled(
     while (best := _best(run, tried, records)) is not None:
         cells = [run.cell(best, seed) for seed in seeds]
         if all(cell.key in records for cell in cells):
-            break
+            return best
         yield TRIES, cells
-    return best
+        if any(cell.key not in records for cell in cells):
+            break
+    return None
 
 
 def _best(run: Run, tried: Sequence[Setting], records: Records) -> Setting | None:

@@ -49,6 +49,12 @@ def test_it_runs_what_is_missing_and_nothing_twice(arena, in_threads, capsys):
     assert keys == [json.loads(line)["key"] for line in lines]
 
 
+def test_labels_of_files_stay_in_the_cache(arena, in_threads):
+    run("--only", "ratings: head", "--jobs", "1")
+    assert not record.labels_path("small", "ratings").exists()
+    assert record.labels_path("small", "ratings", private=True).exists()
+
+
 def test_commands_for_a_cluster_name_one_run_each(arena, capsys):
     run("--commands", "--only", "glue")
     lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]

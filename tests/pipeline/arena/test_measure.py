@@ -1,5 +1,6 @@
 """One training of the arena: what the pipeline would train, scored by epoch, with its sizes."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -9,8 +10,9 @@ import torch
 from sklearn.metrics import accuracy_score
 from transformers import Trainer
 
+from lsr.algebra.rounding import PRECISIONS
 from pipeline.arena import plan, preset, task_tokens
-from pipeline.arena.measure import measure, started, task_of
+from pipeline.arena.measure import gradients_of, measure, started, task_of
 from pipeline.core.errors import UserError
 from tests import tasks, workspace
 from tests.pipeline.arena import small
@@ -21,6 +23,10 @@ HEAD = "modules_to_save"
 def cell(title="glue: LoRA r=1", factor=1.0, seed=0):
     [run] = plan.runs("small", preset.load("small"), [title])
     return run.cell(plan.Setting(factor=factor), seed)
+
+
+def start(chosen):
+    return started(chosen, gradients_of(chosen))
 
 
 def labels(chosen, split):
@@ -54,6 +60,39 @@ def test_a_regression_is_scored_by_its_correlation(arena):
     assert -1 <= record.score() <= 1
     assert record.rate is None
     assert record.trained == 0 < record.head
+
+
+@pytest.mark.parametrize("title", ["glue: LoRA r=1", "glue: LSR shared r=2", "ratings: head"])
+def test_a_tuned_training_is_scored_in_all_precisions_and_else_the_same(title, arena):
+    plain, rounded = measure(cell(title)), measure(dataclasses.replace(cell(title), is_rounded=True))
+    assert rounded.rounded.keys() == set(PRECISIONS)
+    assert rounded.rounded["float32"].test == rounded.test[-1]
+    assert rounded.rounded["float32"].validation == rounded.validation[-1]
+    sizes = [rounded.rounded[precision].bytes for precision in PRECISIONS]
+    assert sizes == sorted(sizes, reverse=True)
+    assert rounded.predicted == plain.predicted
+    assert plain.rounded == {}
+
+
+def test_what_is_not_trained_is_scored_once_with_the_head_of_the_short_run(arena):
+    small.write(methods={"alone": {"adapter": "lsr", "params": {**small.LSR, "lsr.init": "warm"}, "trained": False}})
+    record = measure(cell("glue: alone"))
+    assert record.status == "finished", record.reason
+    assert (len(record.test), len(record.loss), record.trained, record.rate) == (1, 0, 0, None)
+    assert record.stored > 0
+
+
+def test_halves_share_no_text_and_frames_come_from_the_one_that_is_named(arena):
+    train = task_tokens.splits(task_of(cell()))["train"]
+    first, second = (task_tokens.half(train, which)["input_ids"][:] for which in ("first", "second"))
+    assert [*first, *second] == [*train["input_ids"][:]]
+    frames = {}
+    for half in ("same", "other"):
+        small.write(methods={"halves": {"adapter": "lsr", "params": small.LSR, "frames_half": half}})
+        state = start(cell("glue: halves")).state_dict()
+        frames[half] = next(value for name, value in state.items() if ".factor_" in name)
+        assert measure(cell("glue: halves")).status == "finished"
+    assert not torch.equal(frames["same"], frames["other"])
 
 
 def test_a_training_that_diverges_is_a_record_with_its_reason(arena, monkeypatch):
@@ -112,7 +151,7 @@ def test_every_method_runs(word, arena):
 def test_methods_start_with_the_same_head(arena):
     small.write(methods={"odd": {"adapter": "vera"}})
     heads = [
-        [value.detach().numpy() for name, value in started(one).named_parameters() if "modules_to_save" in name]
+        [value.detach().numpy() for name, value in start(one).named_parameters() if "modules_to_save" in name]
         for one in (cell(), cell("glue: LSR shared r=2"), cell("glue: odd"), cell("glue: head"))
     ]
     assert all(np.array_equal(*pair) for other in heads[1:] for pair in zip(heads[0], other, strict=True))
@@ -122,13 +161,16 @@ def test_a_warm_start_goes_on_from_a_cached_run_with_its_head(arena):
     """The second time from the cache, which an adapter of another form reads too."""
     small.write(methods={"warm": {"adapter": "lsr", "params": {**small.LSR, "lsr.init": "warm"}}})
     chosen = cell("glue: warm")
-    fresh, first, again = (started(one).state_dict() for one in (cell(), chosen, chosen))
+    fresh, first, again = (start(one).state_dict() for one in (cell(), chosen, chosen))
     heads = [name for name in first if HEAD in name]
     assert heads
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not any(torch.equal(first[name], fresh[name]) for name in heads)
     assert all(value.any() for name, value in first.items() if name.endswith("core"))
-    assert measure(chosen).status == "finished"
+    [cached] = gradients_of(chosen)
+    record = measure(chosen)
+    assert record.status == "finished"
+    assert record.seconds["start"] >= cached.spared > 0  # as if it had run
 
 
 def test_rows_beyond_what_trains_are_held_out_with_the_others(arena):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.arena import plan, preset
+from pipeline.arena import plan, preset, tuning
 from pipeline.arena.plan import Setting
 from tests.pipeline.arena import small
 from tests.pipeline.arena.made_up import recorded
@@ -16,7 +16,7 @@ def run(title="glue: LoRA r=1"):
 def simulate(chosen, score):
     """Answer what a run asks for until it is complete; return the sizes of what it asked for, and the records."""
     records, sizes = {}, []
-    while cells := plan.missing(chosen, records):
+    while cells := tuning.missing(chosen, records):
         sizes.append(len(cells))
         for cell in cells:
             records[cell.key] = recorded(cell, score(cell))
@@ -34,10 +34,10 @@ def key(title="glue: LoRA r=1", seed=0, **setting):
 def test_the_tries_come_first_and_then_the_other_seeds_at_the_best(arena):
     sizes, records = simulate(run(), lambda cell: -abs(cell.rate - base_rate() / 2))
     assert sizes == [2, 1]
-    cells = plan.repeated(run(), records)
+    cells = tuning.repeated(run(), records)
     assert [cell.seed for cell in cells] == [0, 1]
     assert {cell.rate for cell in cells} == {base_rate() / 2}
-    assert sum(sizes) == plan.most(run())
+    assert sum(sizes) == tuning.most(run())
 
 
 @pytest.mark.parametrize(
@@ -55,15 +55,15 @@ def test_where_the_best_is_at_an_end_the_next_one_is_tried_as_often_as_is_allowe
     _, records = simulate(run(), lambda cell: rates.append(cell.rate) or score(cell))
     assert [rate / base_rate() for rate in rates] == pytest.approx(factors)
     finished = any(one.status == "finished" for one in records.values())
-    assert [cell.rate for cell in plan.repeated(run(), records)] == ([rates[-1]] * 2 if finished else [])
+    assert [cell.rate for cell in tuning.repeated(run(), records)] == ([rates[-1]] * 2 if finished else [])
 
 
 def test_rates_of_the_head_are_tried_at_the_best_rate_of_the_adapter(arena):
     small.write(tuning={"head_rates": [0.5, 1.0, 2.0]})
     sizes, records = simulate(run(), lambda cell: cell.rate - abs(cell.head_rate - 2 * run().first().head_rate))
     assert sizes == [2, 2, 1]
-    assert plan.repeated(run(), records)[0].head_rate == pytest.approx(2 * run().first().head_rate)
-    assert plan.most(run()) == 2 + 2 + 1
+    assert tuning.repeated(run(), records)[0].head_rate == pytest.approx(2 * run().first().head_rate)
+    assert tuning.most(run()) == 2 + 2 + 1
 
 
 def test_a_head_that_trains_alone_is_tuned_by_the_same_tries(arena):
@@ -74,15 +74,58 @@ def test_a_head_that_trains_alone_is_tuned_by_the_same_tries(arena):
     assert {one.rate for one in records.values()} == {None}
 
 
+def test_a_rate_that_suits_one_seed_alone_is_not_chosen(arena):
+    """The best try is run with the second seed until the best mean is of both seeds."""
+    small.write(tuning={"seeds": 2}, seeds=[0, 1, 2])
+    high = base_rate()
+    asked = []
+
+    def score(cell):
+        asked.append((cell.rate / high, cell.seed))
+        return None if (cell.rate, cell.seed) == (high, 1) else cell.rate
+
+    _, records = simulate(run(), score)
+    assert asked == [(0.5, 0), (1, 0), (1, 1), (0.5, 1), (0.5, 2)]
+    assert {cell.rate for cell in tuning.repeated(run(), records)} == {high / 2}
+
+
+def test_what_is_not_trained_is_not_tuned_and_a_training_differs_by_it(arena):
+    small.write(methods={"alone": {"adapter": "lsr", "params": small.LSR, "trained": False}})
+    sizes, _ = simulate(run("glue: alone"), lambda cell: 0.5)
+    assert sizes == [2] == [tuning.most(run("glue: alone"))]
+    assert run("glue: alone").first().rate is None
+    assert key("glue: alone") != key("glue: LSR shared r=2")
+
+
+def test_a_method_may_have_fewer_seeds_and_tasks(arena):
+    small.write(methods={"few": {"adapter": "head", "seeds": 1, "tasks": ["ratings"]}})
+    sizes, _ = simulate(run("ratings: few"), lambda cell: cell.head_rate)
+    assert sizes == [2]
+    assert plan.runs("small", preset.load("small"), ["glue: few"]) == []
+
+
+def test_tuned_trainings_without_scores_in_all_precisions_are_run_again(arena):
+    _, records = simulate(run(), lambda cell: cell.rate)
+    small.write(methods={"LoRA r=1": {**small.SMALL["methods"]["LoRA r=1"], "rounded": True}})
+    again = tuning.missing(run(), records)
+    assert [(cell.seed, cell.is_rounded, cell.rate) for cell in again] == [
+        (0, True, base_rate()),
+        (1, True, base_rate()),
+    ]
+    scores = {"float32": {"bytes": 800, "validation": 0.5, "test": {"accuracy": 0.5}}}
+    records |= {cell.key: recorded(cell, cell.rate).model_copy(update={"rounded": scores}) for cell in again}
+    assert tuning.missing(run(), records) == []
+
+
 def test_choices_are_tried_at_all_rates_and_the_best_one_wider(arena):
     choices = [{"lora.layers": [0]}, {"lora.layers": [1]}]
     few = {"adapter": "lora", "params": {"lora.r": 1, "lora.lora_alpha": 2}, "choices": choices}
     small.write(tuning={"wider": 1}, methods={"few": few})
     sizes, records = simulate(run("glue: few"), lambda cell: cell.rate * (1 + (cell.choice == choices[1])))
     assert sizes == [4, 1, 1]
-    assert sum(sizes) == plan.most(run("glue: few"))
+    assert sum(sizes) == tuning.most(run("glue: few"))
     assert [record.choice for record in records.values()] == [choices[0]] * 2 + [choices[1]] * 4
-    for cell in plan.repeated(run("glue: few"), records):
+    for cell in tuning.repeated(run("glue: few"), records):
         assert (cell.choice, cell.overrides["lora.layers"]) == (choices[1], [1])
         assert cell.view.section.layers == (1,)
 
@@ -92,7 +135,7 @@ def test_a_method_like_another_takes_its_setting_and_repeats_its_seeds_alone(are
     sizes, records = simulate(run("glue: more"), lambda cell: -cell.rate)
     assert sizes == [2, 2]
     assert [one.method for one in records.values()] == ["LoRA r=1"] * 2 + ["more"] * 2
-    assert {cell.rate for cell in plan.repeated(run("glue: more"), records)} == {base_rate() / 2}
+    assert {cell.rate for cell in tuning.repeated(run("glue: more"), records)} == {base_rate() / 2}
 
 
 @pytest.mark.parametrize(
@@ -119,7 +162,7 @@ def test_frames_of_another_task_are_not_tried_on_it_and_what_is_read_of_it_count
 
 def test_the_test_score_has_no_say(arena):
     _, records = simulate(run(), lambda cell: (cell.rate, -cell.rate))
-    assert plan.repeated(run(), records)[0].rate == base_rate()
+    assert tuning.repeated(run(), records)[0].rate == base_rate()
 
 
 def test_a_key_stands_for_all_that_a_training_sees(arena):

@@ -26,6 +26,14 @@ def test_one_that_finished_goes_before_one_that_did_not(cells, tmp_path):
     assert record.read(tmp_path)[cells[0].key].status == "finished"
 
 
+def test_one_with_scores_in_all_precisions_goes_before_one_without(cells, tmp_path):
+    scores = {"sign": record.Rounded(bytes=100, validation=0.4, test={"accuracy": 0.4})}
+    whole = recorded(cells[0], 0.5).model_copy(update={"rounded": scores})
+    for name, one in (("a", recorded(cells[0], 0.5)), ("b", whole), ("c", recorded(cells[0], 0.5))):
+        record.append(tmp_path / f"{name}.jsonl", one)
+    assert record.read(tmp_path) == {cells[0].key: whole}
+
+
 def test_what_a_killed_run_left_of_a_line_is_passed_over_and_cut_off(cells, tmp_path):
     path = tmp_path / "a.jsonl"
     record.append(path, recorded(cells[0], 0.5))
@@ -52,9 +60,3 @@ def test_of_epochs_with_equal_scores_the_last_is_selected(cells):
     assert several.selected == 2
     assert several.score() == 0.3
     assert several.score(0) == 0.1
-
-
-def test_the_best_is_chosen_by_validation_among_those_that_finished(cells):
-    records = {number: recorded(cells[0], score) for number, score in enumerate([(0.5, 0.9), (0.7, 0.1), None])}
-    assert record.best(records) is records[1]
-    assert record.best({0: records[2]}) is None
