@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from pipeline import params
 from pipeline.arena import task_tokens
+from pipeline.arena.files import check_pinned
 from pipeline.arena.measure import task_of
-from pipeline.arena.plan import Cell, Run
+from pipeline.arena.plan import Run
 from pipeline.arena.preset import PATH
 from pipeline.core import console
 from pipeline.core.errors import UserError
@@ -34,24 +35,25 @@ def check(runs: Sequence[Run]) -> None:
         raise UserError("\n".join(mistakes))
 
 
-def _mistakes(run: Run, place: str, check_one: Callable[[Cell], None]) -> Iterator[str]:
+def _mistakes(run: Run, place: str, check_one: Callable[[Run], None]) -> Iterator[str]:
     """Yield what is wrong with a task or method; it is to be fixed in the preset's file unless another is named."""
     try:
-        check_one(run.first())
+        check_one(run)
     except UserError as error:
         for line in str(error).splitlines():
             about_values = line.startswith(f"{params.PARAMS}: ")
             yield f"{PATH}: {run.name}.{place}: {line.removeprefix(f'{params.PARAMS}: ')}" if about_values else line
 
 
-def _check_task(cell: Cell) -> None:
-    view = cell.view
+def _check_task(run: Run) -> None:
+    view = run.first().view
+    check_pinned(run.preset.files, [view.dataset.source])
     arguments.check_machine(view.train)
     tokenizer = pretrained.load_tokenizer(view.base_model)
     pretrained.check_length(tokenizer.model_max_length, view.tokenize.max_length)
-    task_tokens.cached(task_of(cell))
+    task_tokens.cached(task_of(run.first()))
 
 
-def _check_method(cell: Cell) -> None:
-    row = cell.view.base_model
-    adapters.check_section(base_models.outline(row), cell.view.section, row)
+def _check_method(run: Run) -> None:
+    view = run.first().view
+    adapters.check_section(base_models.outline(view.base_model), view.section, view.base_model)

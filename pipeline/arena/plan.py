@@ -133,7 +133,7 @@ class Run:
             reads=reads,
             rate=rates[own[0]] if own else None,
             head_rate=head_rate,
-            key=key_of(view, reads, is_trained=self.chosen.trained, frames_half=self.chosen.frames_half),
+            key=key_of(view, reads, self.chosen, self.preset.files),
             is_trained=self.chosen.trained,
             frames_half=self.chosen.frames_half,
         )
@@ -187,9 +187,7 @@ def runs(name: str, preset: Preset, only: Sequence[str] = ()) -> list[Run]:
     return named or [run for run in listed if all(word in run.title for word in only)]
 
 
-def key_of(
-    view: ArenaView, reads: Mapping[str, Reads], *, is_trained: bool = True, frames_half: str | None = None
-) -> str:
+def key_of(view: ArenaView, reads: Mapping[str, Reads], method: Method, pinned: Mapping[str, str]) -> str:
     """Return a hash of all inputs of a training, its values, rows and contents of files: 16 hexadecimal digits.
 
     Names of rows and sections are not hashed, and neither are values at their defaults, of our schema or of PEFT. So
@@ -205,9 +203,8 @@ def key_of(
         "section": _changed_values(view),
         "version": VERSION,
         "reads": [one.model_dump(mode="json") for one in reads.values()],
-        "files": digests([*sources, getattr(view.section, "frames", "own")]),
-        **({} if is_trained else {"trained": False}),
-        **({} if frames_half is None else {"frames_half": frames_half}),
+        "files": digests([*sources, getattr(view.section, "frames", "own")], pinned),
+        **method.model_dump(include={"trained", "frames_half"}, exclude_defaults=True),
     }
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 

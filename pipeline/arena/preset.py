@@ -14,7 +14,7 @@ from pipeline.core.errors import UserError, nearest
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.reading import load_row, load_table
 from pipeline.params.sections import Count, Named, Section, Word
-from pipeline.params.sources import all_different
+from pipeline.params.sources import Sha256, all_different
 
 PATH = Path("pipeline/arena.yaml")
 # A name in tables and plots, without characters that a file name or a table cannot contain.
@@ -116,6 +116,9 @@ class Preset(Section):
         default_factory=dict,
         description="means over tasks that share no texts, the main one last; a task in none of them is a variant of "
         "another. If there is none, the average is over all tasks",
+    )
+    files: dict[str, Sha256] = Field(
+        default_factory=dict, description="the SHA-256 of files that tasks name, by path: records are of these alone"
     )
     margin: Factor = Field(1.0, description="percentage points within which methods are equivalent")
     hypotheses: tuple[Hypothesis, ...] = ()

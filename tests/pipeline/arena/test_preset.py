@@ -1,5 +1,7 @@
 """The file of presets: what it holds is what it says, and a mistake in it is one line."""
 
+from pathlib import Path
+
 import pytest
 
 from pipeline.arena import check, plan, preset, record, tuning
@@ -18,7 +20,7 @@ def test_the_committed_presets_hold_the_baselines_and_all_trainings_of_the_commi
     monkeypatch.chdir(workspace.ROOT)
     chosen = preset.load(name)
     assert chosen.methods.keys() >= BASELINES
-    assert len(chosen.seeds) >= 5
+    assert len(chosen.seeds) >= 3
     records = record.read(record.FOLDER / name)
     planned = set()
     for run in plan.runs(name, chosen):
@@ -57,6 +59,21 @@ def test_a_broken_preset_is_refused_in_a_line(changes, words, arena):
     with pytest.raises(UserError) as error:
         preset.load("small")
     assert all(word in str(error.value) for word in (str(preset.PATH), *words)), str(error.value)
+
+
+def test_keys_of_pinned_files_are_known_without_them_and_other_files_are_refused(arena):
+    """Private data are not in the repository, their records are."""
+    pinned = {"data/mine.csv": "0" * 64}
+    source = {"kind": "files", "files": {"train": "data/mine.csv"}}
+    rows = workspace.read_yaml(workspace.ROOT / "pipeline/datasets.yaml")
+    workspace.write_yaml(Path("pipeline/datasets.yaml"), {**rows, "mine": {"source": source, **workspace.RATING_ROW}})
+    small.write(tasks={"mine": {}}, files=pinned)
+    [run] = plan.runs("small", preset.load("small"), ["mine: head"])
+    assert len(run.first().key) == 16
+    Path("data").mkdir(exist_ok=True)
+    Path("data/mine.csv").write_text("sentence1,rating\na,1\n")
+    with pytest.raises(UserError, match=r"data/mine\.csv: not the file of the preset: its SHA-256 must be 0000"):
+        check.check([run])
 
 
 def test_an_unknown_preset_is_told_from_those_there_are(arena):
