@@ -1,8 +1,8 @@
 """Kronecker factors of both sides of a product, fitted to a matrix by alternating least squares.
 
 Decomposing A and B of a truncated SVD separately is not optimal: the basis between them is free, and the best basis is
-the one in which both are most nearly separable. The fit optimizes over it, for any number of Kronecker factors: each
-factor is updated in turn while the others are fixed.
+the one in which both are most nearly separable. The fit optimizes over it: each factor is updated in turn while the
+others are fixed.
 
 The target is a dense matrix, (M, N), or a pair, (M, k) and (k, N), that stands for its product, which is never formed.
 It is normalized to norm 1, so that the captured part of ||W||^2 is a fraction.
@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
 from math import inf, isfinite, prod
 
 import torch
@@ -59,9 +58,9 @@ class ProductFit:
 @one_thread()
 def fit_product(
     matrix: Matrix,  # (M, N), or (M, k) and (k, N)
-    out_shape: Shape,  # (m_1, ..., m_D), of product M
-    rank_shape: Shape,  # (r_1, ..., r_D)
-    in_shape: Shape,  # (n_1, ..., n_D), of product N
+    out_shape: Shape,  # (m_1, m_2), of product M
+    rank_shape: Shape,  # (r_1, r_2)
+    in_shape: Shape,  # (n_1, n_2), of product N
     separation_rank: int,
     *,
     seed: int = 0,
@@ -72,8 +71,7 @@ def fit_product(
 
     Starts from the nearest Kronecker sums of sqrt(S) V^T and U sqrt(S), the sides of the truncated SVD with canonical
     signs, which TensorLy decomposes. Stops after a sweep whose gain is below `tolerance` times the captured energy, or
-    times the remaining energy if that is smaller. No sweep makes the fit worse, up to rounding. With more than two
-    factors a best fit may not exist, since terms may cancel; see `condition_number`.
+    times the remaining energy if that is smaller. No sweep makes the fit worse, up to rounding.
 
     Raises:
         ValueError: if the matrix is zero, not finite or of the wrong shape, the rank exceeds one of its sides, or
@@ -85,8 +83,8 @@ def fit_product(
     target, norm = normalized(matrix, prod(out_shape), prod(in_shape))
     left, values, right = leading_svd(target, prod(rank_shape), seed)
     roots = values.sqrt()
-    a = nearest_kron_sum(roots[:, None] * right, rank_shape, in_shape, separation_rank, seed)
-    b = nearest_kron_sum(left * roots, out_shape, rank_shape, separation_rank, seed)
+    a = nearest_kron_sum(roots[:, None] * right, rank_shape, in_shape, separation_rank)
+    b = nearest_kron_sum(left * roots, out_shape, rank_shape, separation_rank)
     a, b, change = improved(target, a, b, sweeps, tolerance)
     if change > STALLED:
         warnings.warn(
@@ -198,24 +196,21 @@ def _step(
 ) -> Factors:
     """Update the factors of A for a fixed B: one over-relaxed least-squares step each, min ||W - B A||_F.
 
-    For factor i, let Y_k be the Kronecker product of the k-th terms of all the other factors. Split the rows of A into
-    (p, q) and its columns into (i, j), the first index for factor i and the second for the others. The normal equations
-    are
+    Split the rows of A into (p, q) and its columns into (i, j), the first index for the factor F that is updated and
+    the second for the other, Y. The normal equations are
 
-        sum_{l,t} G[(k,p),(l,t)] F_i[l,t,i] = Q[(k,p),i]
+        sum_{l,t} G[(k,p),(l,t)] F[l,t,i] = Q[(k,p),i]
         G[(k,p),(l,t)] = sum_{q,w} (B^T B)[(p,q),(t,w)] (Y_k Y_l^T)[q,w]
         Q[(k,p),i] = sum_{q,j} (B^T W)[(p,q),(i,j)] Y_k[q,j]
-
-    The Gram matrices Y_k Y_l^T are Kronecker products of those of the factors.
     """
     factors = list(factors)
     rank_shape = [factor.shape[1] for factor in factors]
     target = rearrange(product, tuple(rank_shape), tuple(factor.shape[2] for factor in factors))
     for position, factor in enumerate(factors):
         s, r, n = factor.shape
-        others = factors[:position] + factors[position + 1 :]
-        system = _system(gram, rank_shape, position, others)
-        aim = target.movedim(position, 0).flatten(1) @ _outer_each(others).T  # (r_i * n_i, s)
+        other = factors[1 - position]
+        system = _system(gram, rank_shape, position, other)
+        aim = (target.T if position else target) @ other.flatten(1).T  # (r_i * n_i, s)
         aim = aim.view(r, n, s).permute(2, 0, 1).reshape(s * r, n)
         step = torch.linalg.solve(_with_ridge(system), aim - system @ factor.reshape(s * r, n))
         factors[position] = factor + OVER_RELAXATION * step.view(s, r, n)
@@ -226,29 +221,14 @@ def _system(
     gram: Tensor,  # (r, r)
     rank_shape: list[int],
     position: int,
-    others: Factors,  # without the factor at that position
+    other: Tensor,  # the factor that is not at that position
 ) -> Tensor:  # (s * r_i, s * r_i)
-    s, r, count = len(others[0]), rank_shape[position], len(rank_shape)
-    order = [position, *(axis for axis in range(count) if axis != position)]
-    paired = gram.view(*rank_shape, *rank_shape).permute(*order, *(count + axis for axis in order))
-    paired = paired.reshape(r, -1, r, gram.shape[0] // r).transpose(1, 2).flatten(2).flatten(0, 1)  # (pt, qw)
-    system = paired @ reduce(_kron_grams, map(_grams, others)).flatten(2).flatten(0, 1).T  # (pt, kl)
-    return system.view(r, r, s, s).permute(2, 0, 3, 1).reshape(s * r, s * r)
-
-
-def _grams(factor: Tensor) -> Tensor:  # (s, r, n) -> (s, s, r, r)
-    s, r, n = factor.shape
-    rows = factor.reshape(s * r, n)
-    return (rows @ rows.T).view(s, r, s, r).transpose(1, 2)
-
-
-def _kron_grams(left: Tensor, right: Tensor) -> Tensor:  # (s, s, p, p), (s, s, q, q) -> (s, s, pq, pq)
-    return (left[:, :, :, None, :, None] * right[:, :, None, :, None, :]).flatten(4).flatten(2, 3)
-
-
-def _outer_each(factors: Factors) -> Tensor:  # D of (s, r_i, n_i) -> (s, r_1 * n_1 * ... * r_D * n_D)
-    terms = [factor.flatten(1) for factor in factors]
-    return reduce(lambda left, right: (left[:, :, None] * right[:, None, :]).flatten(1), terms)
+    s, r = len(other), rank_shape[position]
+    paired = gram.view(*rank_shape, *rank_shape)
+    paired = (paired.permute(1, 0, 3, 2) if position else paired).transpose(1, 2).flatten(2).flatten(0, 1)  # (pt, qw)
+    rows = other.flatten(0, 1)
+    grams = (rows @ rows.T).view(s, -1, s, other.shape[1]).transpose(1, 2).flatten(2).flatten(0, 1)  # (kl, qw)
+    return (paired @ grams.T).view(r, r, s, s).permute(2, 0, 3, 1).reshape(s * r, s * r)
 
 
 def _with_ridge(system: Tensor) -> Tensor:

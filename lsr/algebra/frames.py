@@ -20,7 +20,8 @@ from lsr.algebra.spectrum import Matrix, leading_svd, norm_of, shape_of
 
 OVERSAMPLED = 16  # a large matrix is compressed to twice the rank plus this many singular vectors
 SWEEPS = 200
-PENALTY = 1e-3  # keeps CP terms from canceling, as in `lsr.algebra.separable`
+# Relative to a stack of norm 1: parafac solves normal equations, which two nearly equal terms make singular.
+PENALTY = 1e-3
 TOLERANCE = 1e-6  # the iteration stops when the relative error changes by less
 
 

@@ -1,11 +1,11 @@
 """How a layer's widths split into Kronecker factor shapes.
 
-A width n, such as 768, becomes `in_shape` (n1, ..., nD) with n <= n1 * ... * nD: the factors span a slightly wider
-matrix, of which the first n columns are used. So every width works, even a prime.
+A width n, such as 768, becomes `in_shape` (n1, n2) with n <= n1 * n2: the factors span a slightly wider matrix, of
+which the first n columns are used. So every width works, even a prime.
 """
 
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from math import prod
 
 MAX_PADDING = 0.02  # the padding that a split may add, relative to the width
@@ -13,43 +13,23 @@ MAX_PADDING = 0.02  # the padding that a split may add, relative to the width
 
 @lru_cache(maxsize=256)
 def split_width(width: int, rank_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape (n1, ..., nD), n1 * ... * nD >= width, with the fewest parameters: r1*n1 + ... + rD*nD.
+    """Return the shape (n1, n2), n1 * n2 >= width, with the fewest parameters, r1*n1 + r2*n2; (width,) of one rank.
 
     The product exceeds the width by at most 2 %. Ties go to the least padding, then to the longest first factor: on the
-    output side the first factor is initialized to zero, and the others are its frame.
+    output side the first factor is initialized to zero, and the second is its frame.
     """
+    if len(rank_shape) == 1:
+        return (width,)
     largest = width + int(MAX_PADDING * width)
-
-    @cache
-    def best(needed: int, allowed: int, position: int) -> tuple[int, int, tuple[int, ...]] | None:
-        """Least (parameters, product, shape) of factors `position`... with needed <= product <= allowed."""
-        rank = rank_shape[position]
-        if position == len(rank_shape) - 1:
-            return rank * needed, needed, (needed,)
-        cheapest = None
-        for size in range(allowed, 0, -1):
-            rest = (
-                best(-(-needed // size), allowed // size, position + 1)
-                if size * -(-needed // size) <= allowed
-                else None
-            )
-            if rest is None:
-                continue
-            candidate = (rank * size + rest[0], size * rest[1], (size, *rest[2]))
-            if cheapest is None or candidate[:2] < cheapest[:2]:
-                cheapest = candidate
-        return cheapest
-
-    shape = best(width, largest, 0)
-    assert shape is not None  # (width, 1, ..., 1) always fits
-    return shape[2]
+    shapes = ((first, -(-width // first)) for first in range(largest, 0, -1))
+    fitting = (shape for shape in shapes if prod(shape) <= largest)  # (width, 1) always does
+    return min(fitting, key=lambda shape: (rank_shape[0] * shape[0] + rank_shape[1] * shape[1], prod(shape)))
 
 
 def max_separation_rank(rank_shape: tuple[int, ...], width_shape: tuple[int, ...]) -> int:
     """Return the number of Kronecker terms that suffices for any matrix of this form; more would be redundant.
 
-    It is the product of all the rearranged mode sizes r_i * n_i except the largest: for two factors min(r1 n1, r2 n2),
-    and 1 for a single factor, which is the whole matrix.
+    It is min(r1 n1, r2 n2), and 1 for a single factor, which is the whole matrix.
     """
     modes = [rank * width for rank, width in zip(rank_shape, width_shape, strict=True)]
     return prod(modes) // max(modes)
@@ -57,11 +37,11 @@ def max_separation_rank(rank_shape: tuple[int, ...], width_shape: tuple[int, ...
 
 @dataclass(frozen=True)
 class Form:
-    """The shapes of one adapted layer: A (r x n) is cropped from n1 * ... * nD >= n columns, B is m x r."""
+    """The shapes of one adapted layer: A (r x n) is cropped from n1 * n2 >= n columns, B is m x r."""
 
-    rank_shape: tuple[int, ...]  # (r1, ..., rD), r = r1 * ... * rD
-    in_shape: tuple[int, ...]  # (n1, ..., nD)
-    out_shape: tuple[int, ...]  # (m1, ..., mD)
+    rank_shape: tuple[int, ...]  # (r1, r2), r = r1 * r2; or (r,)
+    in_shape: tuple[int, ...]  # (n1, n2)
+    out_shape: tuple[int, ...]  # (m1, m2)
     separation_rank: int
     in_features: int
     out_features: int

@@ -55,8 +55,8 @@ def errors_by_terms(weight: Tensor, form: Form, seed: int = 0) -> dict[int, floa
     errors = {}
     for terms in (2**power for power in range(MOST_DOUBLINGS + 1)):
         if terms <= form.max_separation_rank:
-            b = nearest_kron_sum(columns, form.out_shape, form.rank_shape, terms, seed)
-            a = nearest_kron_sum(rows, form.rank_shape, form.in_shape, terms, seed)
+            b = nearest_kron_sum(columns, form.out_shape, form.rank_shape, terms)
+            a = nearest_kron_sum(rows, form.rank_shape, form.in_shape, terms)
             distance = distance_of_pairs((columns, rows), (kron_sum(*b), kron_sum(*a)))
             errors[terms] = distance / (float(values.norm()) or 1.0)  # zero is decomposed exactly
     return errors

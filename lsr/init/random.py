@@ -36,52 +36,47 @@ def random_factors(
 ) -> tuple[list[Tensor], list[Tensor]]:  # A factors (s, r_i, n_i), B factors (s, m_i, r_i), float32
     """Draw factors such that the entries of A have LoRA's variance, 1 / (3 in_features), and B is zero.
 
-    A1 ~ N(0, 1/(3 n)), A2 and B2 ~ N(0, 1/s), further factors ~ N(0, 1); B1 = 0. Only B1 may be zero: if B2 were too,
+    A1 ~ N(0, 1/(3 n)), A2 and B2 ~ N(0, 1/s); B1 = 0. Only B1 may be zero: if B2 were too,
     all gradients would vanish. `zero=False` draws B1 at the scale of LoRA's B, so that the fresh adapter changes the
     model.
 
     Reference: LoRA's kaiming_uniform(sqrt 5), Hu et al. 2021 (arXiv 2106.09685); here s affects only the variance.
     """
-    others = _other_scales(form)
-    a_scales = [1 / sqrt(3 * form.in_features), *others]
-    b_scales = [0.0 if zero else 1 / sqrt(3 * form.rank), *others]
+    second = 1 / sqrt(form.separation_rank)
+    a_scales = (1 / sqrt(3 * form.in_features), second)
+    b_scales = (0.0 if zero else 1 / sqrt(3 * form.rank), second)
 
     def draw(scale: float, *shape: int) -> Tensor:
         return scale * torch.randn(form.separation_rank, *shape, generator=generator)
 
     with torch.device("cpu"):
-        a = [draw(scale, r, n) for scale, r, n in zip(a_scales, form.rank_shape, form.in_shape, strict=True)]
-        b = [draw(scale, m, r) for scale, r, m in zip(b_scales, form.rank_shape, form.out_shape, strict=True)]
+        a = [draw(scale, r, n) for scale, r, n in zip(a_scales, form.rank_shape, form.in_shape, strict=False)]
+        b = [draw(scale, m, r) for scale, r, m in zip(b_scales, form.rank_shape, form.out_shape, strict=False)]
     return a, b
 
 
 def as_random_a(
-    factors: list[Tensor],  # (s, r_i, n_i), unit terms in all but the first
+    factors: list[Tensor],  # (s, r_i, n_i), unit terms in the second
     form: Form,
 ) -> list[Tensor]:
-    """Scale A to ||A||_F^2 = r / 3, LoRA's expected value, and all factors but the first to the norm of random ones.
+    """Scale A to ||A||_F^2 = r / 3, LoRA's expected value, and its second factor to the norm of a random one.
 
     Learning rates then carry over from random initialization.
     """
-    scaled = _with_random_others(factors, form)
+    scaled = _with_random_second(factors, form)
     length = torch.linalg.matrix_norm(kron_sum(*scaled)[:, : form.in_features])
     return [scaled[0] * (sqrt(form.rank / 3) / length), *scaled[1:]]
 
 
 def as_zero_b(
-    factors: list[Tensor],  # (s, m_i, r_i), unit terms in all but the first
+    factors: list[Tensor],  # (s, m_i, r_i), unit terms in the second
     form: Form,
 ) -> list[Tensor]:
-    """Set B1 to zero, and scale all other factors to the norm of random ones."""
-    scaled = _with_random_others(factors, form)
+    """Set B1 to zero, and scale B2 to the norm of a random one."""
+    scaled = _with_random_second(factors, form)
     return [torch.zeros_like(scaled[0]), *scaled[1:]]
 
 
-def _with_random_others(factors: list[Tensor], form: Form) -> list[Tensor]:
-    others = zip(factors[1:], _other_scales(form), strict=True)
-    return [factors[0], *(factor * (scale / factor.square().mean().sqrt()) for factor, scale in others)]
-
-
-def _other_scales(form: Form) -> list[float]:
-    """Root mean squares of all factors but the first, chosen so that the full matrix keeps the scale of the first."""
-    return [1 / sqrt(form.separation_rank), *[1.0] * len(form.rank_shape)][: len(form.rank_shape) - 1]
+def _with_random_second(factors: list[Tensor], form: Form) -> list[Tensor]:
+    scale = 1 / sqrt(form.separation_rank)
+    return [factors[0], *(factor * (scale / factor.square().mean().sqrt()) for factor in factors[1:])]

@@ -25,7 +25,7 @@ DIAGONAL = 8  # divides alpha if the core is diagonal: its directions are indepe
 class LsrConfig(PeftConfig):
     """Configuration of an LSR adapter, of one of two families.
 
-    Separable sums: ΔW = alpha / r * (sum_k B1_k ⊗ B2_k) (sum_k A1_k ⊗ A2_k), of rank r = r1 * r2 * ..., the product of
+    Separable sums: ΔW = alpha / r * (sum_k B1_k ⊗ B2_k) (sum_k A1_k ⊗ A2_k), of rank r = r1 * r2, the product of
     `rank_shape`; all factors are trained. With a single rank, A and B are dense.
 
     A core: ΔW = alpha / r * B R A, if `train` is `core` or `all`, with r x r entries between dense frames A and B. With
@@ -40,7 +40,7 @@ class LsrConfig(PeftConfig):
     rank_shape: tuple[int, ...] = field(
         default=(2, 2),
         metadata={
-            "help": "Ranks (r1, r2, ...) of the Kronecker factors; their product is the rank. (r,): A and B are dense."
+            "help": "Ranks (r1, r2) of the Kronecker factors; their product is the rank. (r,): A and B are dense."
         },
     )
     separation_rank: int | None = field(
@@ -59,10 +59,10 @@ class LsrConfig(PeftConfig):
     alpha: float = field(default=16, metadata={"help": "Numerator of the scaling, alpha / rank."})
     in_shape: tuple[int, ...] | None = field(
         default=None,
-        metadata={"help": "Factors (n1, n2, ...) of the input width. None: those with the fewest parameters."},
+        metadata={"help": "Factors (n1, n2) of the input width. None: those with the fewest parameters."},
     )
     out_shape: tuple[int, ...] | None = field(
-        default=None, metadata={"help": "Factors (m1, m2, ...) of the output width. None: as for in_shape."}
+        default=None, metadata={"help": "Factors (m1, m2) of the output width. None: as for in_shape."}
     )
     init_weights: bool | str = field(
         default=True,

@@ -16,7 +16,7 @@ SHARED = ("none", "layers")
 CORED = ("core", "all")  # the values of `train` that add a core
 TRAINED = ("factors", *CORED)
 OWN = "own"
-TERMS = 16  # the default separation rank for two or more factors
+TERMS = 16  # the default separation rank of two factors
 
 
 def check_options(config: "LsrConfig") -> None:
@@ -34,8 +34,8 @@ def check_options(config: "LsrConfig") -> None:
 
 def _check_shapes(config: "LsrConfig") -> None:
     for name, shape in _with_pattern(config, "rank_shape", "rank_pattern"):
-        if not shape or not all(map(_is_count, shape)):
-            raise ValueError(f"{name} must hold one or more ranks >= 1, got {list(shape)}")
+        if len(shape) not in (1, 2) or not all(map(_is_count, shape)):
+            raise ValueError(f"{name} must hold one or two ranks >= 1, got {list(shape)}")
     for name, terms in _with_pattern(config, "separation_rank", "separation_rank_pattern"):
         if not _is_count(terms):
             raise ValueError(f"{name} must be >= 1, got {terms!r}")

@@ -35,9 +35,8 @@ Targets = (
 )
 # The width of the widest layers: beyond it nothing is low-rank, and memory would run out before any error message.
 Rank = Annotated[StrictInt, Field(ge=1, le=16_384)]
-# Decomposing into more factors takes minutes, and 2**6 exceeds any rank in use.
-Shape = Annotated[tuple[Rank, ...], Field(min_length=1, max_length=6)]
-Widths = Annotated[tuple[Annotated[StrictInt, Field(ge=1, le=1_000_000)], ...], Field(min_length=1, max_length=6)]
+Shape = Annotated[tuple[Rank, ...], Field(min_length=1, max_length=2)]
+Widths = Annotated[tuple[Annotated[StrictInt, Field(ge=1, le=1_000_000)], ...], Field(min_length=1, max_length=2)]
 Layers = (
     Literal["all"]
     | Annotated[

@@ -17,7 +17,7 @@ METHODS: dict[str, tuple[type[PeftConfig], Fields, Fields]] = {  # configuration
     "LSR": (
         LsrConfig,
         {"rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0},
-        {"rank_shape": (2, 1, 2), "separation_rank": 2, "alpha": 5, "seed": 1},
+        {"rank_shape": (2, 1), "separation_rank": 2, "alpha": 5, "seed": 1},
     ),
     "LoRA": (LoraConfig, {"r": 4, "lora_alpha": 7}, {"r": 2, "lora_alpha": 5}),
     "LoKr": (LoKrConfig, {"r": 4, "alpha": 7}, {"r": 2, "alpha": 5}),

@@ -14,7 +14,7 @@ DENSE = {"rank_shape": (4,), "separation_rank": None}
 CASES = {  # what it shows: model, fields
     "a head of one layer": ("bert", {}),
     "a head of two layers": ("roberta", {"in_shape": (5, 5), "out_shape": (2, 13)}),
-    "a head of two modules": ("distilbert", {"rank_shape": (2, 2, 2), "bias": "all"}),
+    "a head of two modules": ("distilbert", {"rank_shape": (3, 2), "bias": "all"}),
     "transposed weights": ("gpt2", {"target_modules": "all-linear"}),
     "a language model": ("gpt2-causal", {"task_type": "CAUSAL_LM"}),
     "padded widths": ("bert-padded", {"target_modules": "all-linear"}),
@@ -24,7 +24,7 @@ CASES = {  # what it shows: model, fields
         "bert",
         {
             "target_modules": r".*\.(query|key|value)",
-            "rank_pattern": {"query": (1, 2), r"layer\.1\..*value": (2, 1, 1)},
+            "rank_pattern": {"query": (1, 2), r"layer\.1\..*value": (2, 1)},
             "separation_rank_pattern": {"key": 1},
             "alpha_pattern": {"0.attention.self.query": 3},
             "modules_to_save": ["pooler"],

@@ -9,9 +9,9 @@ CORE: dict[str, Any] = {**DENSE, "train": "core"}
 SHARED: dict[str, Any] = {**CORE, "share": "layers", "init_weights": "principal"}
 CASES = {  # every option meets most of the others, each in one configuration
     "two factors": Subject("bert", layers=4),
-    "three factors, padded": Subject(
+    "padded": Subject(
         "bert-padded",
-        {"rank_shape": (2, 2, 2), "target_modules": ["query", "intermediate.dense", "attention.output.dense"]},
+        {"rank_shape": (3, 2), "target_modules": ["query", "intermediate.dense", "attention.output.dense"]},
         layers=6,
     ),
     "principal, dropout": Subject("distilbert", {"init_weights": "principal", "dropout": 0.3}, layers=4),
@@ -33,7 +33,7 @@ CASES = {  # every option meets most of the others, each in one configuration
         "bert",
         {
             "target_modules": r".*\.(query|key|value)",
-            "rank_pattern": {"query": (1, 2), r"layer\.1\..*value": (2, 1, 1)},
+            "rank_pattern": {"query": (1, 2), r"layer\.1\..*value": (2, 1)},
             "separation_rank_pattern": {"key": 1},
             "alpha_pattern": {"0.attention.self.query": 3},
             "modules_to_save": ["pooler"],

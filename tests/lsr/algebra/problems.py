@@ -11,7 +11,6 @@ SEEDS = st.integers(0, 999)
 FORMS = {  # out, rank and in shape by the number of factors
     1: ((48,), (4,), (48,)),
     2: ((8, 6), (2, 2), (6, 8)),
-    3: ((4, 3, 3), (2, 2, 1), (3, 4, 3)),
 }
 
 
@@ -37,9 +36,8 @@ def difference(one, two):
 
 @st.composite
 def forms(draw):
-    """Out, rank and in shape of two or three factors, and a number of terms that they can use."""
-    count = draw(st.integers(2, 3))
-    rank = draw(st.tuples(*[st.integers(1, 2)] * count))
+    """Out, rank and in shape of two factors, and a number of terms that they can use."""
+    rank = draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
     out, in_ = (tuple(r * draw(st.integers(1, 3)) for r in rank) for _ in range(2))
     limit = min(max_separation_rank(rank, out), max_separation_rank(rank, in_))
     return out, rank, in_, draw(st.integers(1, limit))

@@ -20,7 +20,7 @@ from tests.lsr.algebra.problems import FORMS, SEEDS, difference, drawn, forms, p
 from tests.lsr.matrices import decaying, normal
 
 PLAIN = FORMS[2]
-TERMS = {1: 1, 2: 3, 3: 3}
+TERMS = {1: 1, 2: 3}
 each_count = pytest.mark.parametrize("count", FORMS)
 
 
@@ -44,17 +44,16 @@ def test_the_error_is_the_distance_and_no_larger_than_that_of_sides_decomposed_o
     assert found.error <= difference(product(a, b), matrix) + 1e-9
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_a_fitted_product_is_stationary_in_every_factor(count):
-    matrix = matrix_of(*FORMS[count][::2])
-    found = fit_product(matrix, *FORMS[count], 2, sweeps=5000, tolerance=1e-14)
+def test_a_fitted_product_is_stationary_in_every_factor():
+    matrix = matrix_of(*PLAIN[::2])
+    found = fit_product(matrix, *PLAIN, 2, sweeps=5000, tolerance=1e-14)
     a, b = ([factor.requires_grad_() for factor in side] for side in (found.a, found.b))
     (matrix - product(a, b)).square().sum().backward()
     for factor in (*a, *b):
         assert factor.grad.norm() < 1e-5 * matrix.square().sum()
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@each_count
 def test_with_all_terms_it_is_the_truncated_svd(count):
     out_shape, rank_shape, in_shape = FORMS[count]
     matrix, rank = matrix_of(out_shape, in_shape), prod(rank_shape)

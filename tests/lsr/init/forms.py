@@ -5,7 +5,7 @@ import torch
 from lsr.algebra.shapes import Form, split_width
 from lsr.init.initialization import Source
 
-RANKS = {1: (4,), 2: (2, 2), 3: (2, 2, 2)}
+RANKS = {1: (4,), 2: (2, 2)}
 
 
 def form_of(rows, columns, rank_shape=(2, 2), terms=4, in_shape=None, out_shape=None):

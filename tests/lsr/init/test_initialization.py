@@ -39,9 +39,7 @@ def frames_of(word, count=1):
     return INITIALIZATIONS[word].frames([source_for(word, (4,), seed) for seed in range(count)])
 
 
-@pytest.mark.parametrize(
-    ("word", "rank_shape"), [*((word, (2, 2)) for word in INITIALIZATIONS), ("random", (4,)), ("principal", (2, 2, 2))]
-)
+@pytest.mark.parametrize(("word", "rank_shape"), [*((word, (2, 2)) for word in INITIALIZATIONS), ("random", (4,))])
 def test_it_reads_what_it_says_and_returns_finite_factors_of_the_form(word, rank_shape):
     form, before = source_for(word, rank_shape).form, torch.get_rng_state()
     start = start_of(word, rank_shape)

@@ -138,7 +138,7 @@ MISTAKES = {  # what is wrong: how the folder is changed, what the line says
     "a large file": (configure(task_type="x" * 8_000_000), f"{CONFIG}: a file of over 8,000,000 bytes"),
     "a pipe": (pipe(CONFIG), f"{CONFIG}: not a file"),
     "another method": (configure(peft_type="LORA"), "adapter: an adapter of the method LORA; needed: LSR"),
-    "a bad field": (configure(rank_shape=[0]), f"{CONFIG}: rank_shape must hold one or more ranks >= 1"),
+    "a bad field": (configure(rank_shape=[0]), f"{CONFIG}: rank_shape must hold one or two ranks >= 1"),
     "no number": (configure(alpha=float("nan")), f"{CONFIG}: not valid JSON: NaN is not a number"),
     "a huge rank": (configure(rank_shape=[10_000_000, 2]), "its configuration says 360,000,048 entries, but the file"),
     "no shapes": (configure(resolved=None), "resolved: the configuration does not contain the shapes of the layers"),

@@ -12,7 +12,7 @@ from tests.capabilities.models import tiny
 
 WORDS = list(INITIALIZATIONS)
 
-SHAPES = st.lists(st.integers(1, 8), min_size=2, max_size=3).map(tuple)
+SHAPES = st.tuples(st.integers(1, 8), st.integers(1, 8))
 NAMES = st.lists(st.sampled_from(["query", "key", "value", "output.dense"]), min_size=1, unique=True)
 CORES = st.fixed_dictionaries(
     {

@@ -18,7 +18,7 @@ from tests.capabilities.models import LABELS, logits, tiny, tokens
 pytestmark = pytest.mark.usefixtures("remembered_fits")
 
 USUAL = {"task_type": "SEQ_CLS", "rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0}
-MODELS = {"bert-padded": {"rank_shape": (2, 1, 2)}, "gpt2": {}, "bert": {"rank_shape": (3,), "separation_rank": 1}}
+MODELS = {"bert-padded": {"rank_shape": (2, 1)}, "gpt2": {}, "bert": {"rank_shape": (3,), "separation_rank": 1}}
 BATCHES = [{**tokens(), "labels": torch.arange(4) % LABELS}]
 by_weight = pytest.mark.parametrize("init", [word for word, one in INITIALIZATIONS.items() if one.reads not in READERS])
 each_model = pytest.mark.parametrize("name", MODELS)

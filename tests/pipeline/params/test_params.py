@@ -128,7 +128,7 @@ MISTAKES = [
     ("evaluate.export", ["lora", "lora"], "evaluate.export: names must differ from each other, got ['lora', 'lora']"),
     ("lsr.learning_rate", float("inf"), "lsr.learning_rate: input should be a finite number, got inf"),
     ("lsr.layers", [1, 1], "lsr.layers: input should be 'all' or names must differ from each other, got [1, 1]"),
-    ("lsr.rank_shape", [1] * 12, "lsr.rank_shape: input should be a list of at most 6, got [1, 1, 1, 1, 1, 1, 1, 1,"),
+    ("lsr.rank_shape", [1] * 12, "lsr.rank_shape: input should be a list of at most 2, got [1, 1, 1, 1, 1, 1, 1, 1,"),
     ("lsr.target_modules", "qu(ery", "lsr.target_modules: not a valid regular expression: missing ), unterminated"),
     ("data", "movie-reviws", "data: no row 'movie-reviws' in pipeline/datasets.yaml; did you mean movie-reviews?"),
 ]  # fmt: skip
