@@ -58,7 +58,7 @@ def main(view: params.FactorizeInitView) -> None:
 
 
 def write_reports(reports: Mapping[str, StartReport], counts: Mapping[str, int]) -> None:
-    """Write the metrics, the table of layers or kinds, and the mean error by separation rank; print the first two."""
+    """Write the metrics and the table of layers or kinds, and print them."""
     means = {
         name: fmean(getattr(one, name) for one in reports.values()) for name in ("energy", "energy_best") if reports
     }
@@ -68,9 +68,6 @@ def write_reports(reports: Mapping[str, StartReport], counts: Mapping[str, int])
     artifacts.write_csv(artifacts.FACTORIZE_START, ("layer", *COLUMNS), rows)
     if rows:
         console.table("share of the energy that the start captures", ("layer", *COLUMNS), rows[:SHOWN])
-    terms = sorted({terms for one in reports.values() for terms in one.errors})
-    curve = [(s, fmean(one.errors[s] for one in reports.values() if s in one.errors)) for s in terms]
-    artifacts.write_csv(artifacts.FACTORIZE_SEPARATION, ("separation_rank", "relative_error"), curve)
     console.table("factorize-init", ["what", "parameters"], list(counts.items()))
 
 

@@ -8,7 +8,6 @@ import torch
 
 from lsr.algebra.frames import bases_of, captured_energies, energies_in_rows, leading_energies, paired_energies
 from lsr.algebra.spectrum import Matrix
-from lsr.init.principal import errors_by_terms
 from lsr.tuner.start import Started
 
 
@@ -27,7 +26,6 @@ class StartReport:
     energy: float
     energy_best: float  # in the best frames of equal rank that each layer could have by itself
     relative_error: float | None  # of the fit; None if nothing was fitted
-    errors: Mapping[int, float]  # of the weight's decomposition by separation rank; empty if A and B are dense
 
 
 def report_start(
@@ -63,5 +61,4 @@ def report_start(
         energy=fmean(energies),
         energy_best=fmean(leading_energies(matrices, form.rank, seed)),
         relative_error=started.start.error,
-        errors=errors_by_terms(weights[0], form, seed) if len(form.rank_shape) > 1 else {},
     )

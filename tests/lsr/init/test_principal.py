@@ -14,10 +14,9 @@ from lsr import LsrConfig
 from lsr.algebra import separable, spectrum
 from lsr.algebra.separable import kron_sum
 from lsr.init import principal
-from lsr.init.principal import errors_by_terms
 from lsr.tuner.linear import adapted_layers
 from tests.lsr.algebra.problems import FORMS, difference, drawn_sides, product
-from tests.lsr.init.forms import form_of, source_of
+from tests.lsr.init.forms import source_of
 from tests.lsr.matrices import decaying
 
 RANKS = (2, 2)
@@ -56,23 +55,6 @@ def test_the_error_falls_with_the_separation_rank_and_is_the_distance_of_the_upd
     assert all(more < fewer for fewer, more in pairwise(errors))
     best = torch.linalg.svdvals(weight)[prod(RANKS) :].norm() / weight.norm()
     assert errors[-1] >= float(best) - 1e-9
-
-
-def test_the_errors_by_terms_fall_and_are_no_smaller_than_those_of_the_fit():
-    weight = decaying(20, 24)
-    errors = errors_by_terms(weight, form_of(20, 24, RANKS))
-    assert list(errors) == [1, 2, 4, 8]
-    assert all(more < fewer for fewer, more in pairwise(errors.values()))
-    assert errors[8] < 0.2
-    left, values, right = spectrum.leading_svd(weight, prod(RANKS))
-    fitted = principal.start(source_of(left * values @ right, RANKS, 2))
-    assert errors[2] >= fitted.error - 1e-9
-
-
-def test_a_weight_of_zeros_has_no_error_and_one_that_is_not_finite_is_refused():
-    assert set(errors_by_terms(torch.zeros(20, 24), form_of(20, 24)).values()) == {0.0}
-    with pytest.raises(ValueError, match="expected a finite weight to decompose, got one of norm nan"):
-        errors_by_terms(torch.full((20, 24), torch.nan), form_of(20, 24))
 
 
 def test_the_scaling_is_spread_over_the_factors_of_one_length():
