@@ -96,8 +96,8 @@ def nearest_kron_sum(
         raise ValueError(f"separation_rank must be in [1, {limit}] for these shapes, got {separation_rank}")
     with converging_numpy():
         left, sigma, right = svd_interface(rearranged.numpy(), "truncated_svd", n_eigenvecs=separation_rank)
-    parts = (torch.from_numpy(part) for part in (sigma, left, right.T))
-    return _in_convention(*parts, row_shape, column_shape)
+    weights, first, second = (torch.from_numpy(part) for part in (sigma, left, right.T))
+    return _in_convention(weights, first, second, row_shape, column_shape)
 
 
 def recondition(
