@@ -1,7 +1,6 @@
 """What the stage evaluate exports: both forms, the same logits, the same bytes, from one base model."""
 
 import pytest
-import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -54,16 +53,6 @@ def test_both_forms_are_written_from_one_base_model_and_compared(after, capsys, 
     first = digests(artifacts.EXPORTS)
     run(EVALUATE)
     assert digests(artifacts.EXPORTS) == first
-
-
-def test_an_adapter_of_peft_is_exported_merged(after):
-    after("lora", evaluate={"export": ["merged"]})
-    run(EVALUATE)
-    assert exported(["merged"])["merged"] == report(artifacts.EVALUATE_METRICS)["merge_difference"] < 1e-5
-    view = params.load(params.EvaluateView)
-    merged = AutoModelForSequenceClassification.from_pretrained("artifacts/exports/merged")
-    beside = adapters.load_adapter(base_of(view), artifacts.ADAPTER, trainable=False)
-    assert torch.allclose(logits(merged), logits(beside), atol=1e-5)
 
 
 def test_an_export_that_is_refused_is_one_line_and_leaves_the_old_one(after):

@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from lsr.init import INITIALIZATIONS, READERS
-from lsr.tuner.linear import adapted_layers
 from pipeline import params
 from pipeline.core import artifacts
-from pipeline.core.errors import UserError
 from pipeline.methods import adapters
 from tests import workspace
 from tests.stages.running import (
@@ -81,13 +79,6 @@ def factors_in(weights):
     return {name: value for name, value in weights.items() if ".factor_" in name or ".scale_" in name}
 
 
-def refusal(*stages):
-    with pytest.raises(UserError) as error:
-        run(*stages)
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
 # Words
 
 
@@ -123,40 +114,6 @@ def test_every_word_starts_an_adapter_and_reports_its_frames(at, train, share, i
     first = digests(artifacts.INIT) | digests("reports")
     run(FACTORIZE)
     assert digests(artifacts.INIT) | digests("reports") == first
-
-
-def test_the_energies_are_those_of_the_weights_between_the_frames_that_are_written(at):
-    at({"init": "random"})
-    run(FACTORIZE)
-    view = params.load(params.TrainView)
-    layers = adapted_layers(adapters.load_adapter(base_model(view), artifacts.INIT, trainable=False))
-    energies = []
-    for layer in layers.values():
-        (a,), (b,) = layer.adapter("default").factors()
-        weight = layer.base_matrix().double()
-        left, right = torch.linalg.qr(b[0].double()).Q, torch.linalg.qr(a[0].T.double()).Q
-        energies.append(float((left.T @ weight @ right).square().sum() / weight.square().sum()))
-    assert report(artifacts.FACTORIZE_METRICS)["energy"] == pytest.approx(np.mean(energies), rel=1e-5)
-
-
-def test_an_adapter_with_a_diagonal_core_is_trained_scored_and_exported(at):
-    at({"core": "diagonal", "learning_rate": 0.1}, evaluate={"export": ["lora", "merged"]})
-    run(FACTORIZE, TRAIN, EVALUATE)
-    before, after = load_file(WEIGHTS), load_file(artifacts.ADAPTER / adapters.WEIGHTS)
-    assert {name for name in before if torch.equal(before[name], after[name])} == set(factors_in(before))
-    found = report(artifacts.EVALUATE_METRICS)
-    assert found["merge_difference"] < 1e-5
-    assert all(value < 1e-5 for value in report(artifacts.EXPORTS / artifacts.PARITY).values())
-
-
-def test_a_budget_of_directions_is_spent_over_the_layers(at):
-    budget = 7
-    at({"share": "none", "core": "diagonal", "budget": budget})
-    run(FACTORIZE)
-    cores = [value for name, value in load_file(WEIGHTS).items() if name.endswith(".core")]
-    assert sum(map(len, cores)) == report(artifacts.FACTORIZE_METRICS)["adapter_trained"] == budget
-    run(TRAIN, EVALUATE)
-    assert report(artifacts.EVALUATE_METRICS)["adapter_trained"] == budget
 
 
 # Pools
@@ -205,48 +162,3 @@ def test_an_adapter_that_holds_frames_is_a_core_alone_through_all_stages(at):
     shutil.rmtree(HELD)  # what is exported needs no frames
     plain = PeftModel.from_pretrained(base_of(view), artifacts.EXPORTS / "lora")
     assert logits(plain) == pytest.approx(expected, abs=1e-5)
-
-
-def test_an_adapter_of_another_task_has_the_very_factors_of_the_folder(at):
-    at({"frames": HELD}, data="ratings")
-    run(FACTORIZE)
-    view = params.load(params.TrainView)
-    layers = adapted_layers(adapters.load_adapter(base_model(view), artifacts.INIT, trainable=False))
-    held = factors_in(load_file(Path(HELD) / adapters.WEIGHTS))
-    for name, layer in layers.items():
-        (a,), (b,) = layer.adapter("default").factors()
-        kind = name.rpartition(".")[2]
-        theirs = {key.rpartition("_")[2]: value for key, value in held.items() if f".{kind}." in key}
-        assert torch.equal(a, theirs["A1"])
-        assert torch.equal(b, theirs["B1"])
-
-
-def test_an_adapter_on_frames_that_have_changed_is_refused_in_one_line(at):
-    at({"frames": HELD})
-    run(FACTORIZE)
-    path = Path(HELD) / adapters.WEIGHTS
-    changed = {name: value * 2 if ".factor_A1" in name else value for name, value in load_file(path).items()}
-    save_file(changed, path, metadata={"format": "pt"})
-    assert "frames: those in 'models/family' have the hash" in refusal(TRAIN)
-    run(FACTORIZE)
-    run(TRAIN)
-
-
-# Mistakes
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ({"frames": HELD, "train": "all"}, "frames='models/family' needs train='core'"),
-        ({"frames": HELD, "share": "none"}, "frames: those in 'models/family' need share='layers'"),
-        ({"budget": 999, "share": "none", "core": "diagonal"}, "the budget must be in [1, 96]"),
-    ],
-)
-def test_words_that_do_not_go_together_are_one_line(at, words, said):
-    at(words)
-    before = digests("artifacts")
-    message = refusal(FACTORIZE)
-    assert message.startswith("params.yaml: lsr: ")
-    assert said in message
-    assert digests("artifacts") == before

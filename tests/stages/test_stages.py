@@ -183,24 +183,6 @@ def test_the_head_and_the_small_factors_have_their_own_learning_rates(at):
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 4 * 4 + 4
 
 
-def test_products_in_bf16_train_factors_in_fp32(after, monkeypatch):
-    after(train={"precision": "bf16"})
-    computed = set()
-    forward = torch.nn.functional.linear
-
-    def linear(x, *others):
-        output = forward(x, *others)
-        computed.add(output.dtype)
-        return output
-
-    monkeypatch.setattr(torch.nn.functional, "linear", linear)
-    run(TRAIN)
-    assert torch.bfloat16 in computed
-    weights = load_file(artifacts.ADAPTER / adapters.WEIGHTS)
-    assert {weight.dtype for weight in weights.values()} == {torch.float32}
-    assert all(weight.isfinite().all() for weight in weights.values())
-
-
 def test_what_the_machine_cannot_do_is_a_line(at, monkeypatch, capsys):
     at(train={"precision": "fp16"})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -294,17 +276,6 @@ def test_every_start_of_separable_sums_is_reported_and_the_same_every_time(at, l
     assert digests(artifacts.INIT) | digests("reports") == first
 
 
-def test_the_seed_draws_other_factors_and_another_head(at):
-    at(lsr={"init": "random"})
-    run(TOKENIZE, FACTORIZE)
-    first = load_file(artifacts.INIT / adapters.WEIGHTS)
-    workspace.change(seed=1)
-    run(FACTORIZE)
-    second = load_file(artifacts.INIT / adapters.WEIGHTS)
-    same = {name.rpartition(".")[2] for name in first if torch.equal(first[name], second[name])}
-    assert same == {"bias", "factor_B1"}
-
-
 def test_no_path_of_this_machine_is_in_an_adapter(after):
     folder = after()
     assert str(folder) not in (artifacts.INIT / "adapter_config.json").read_text()
@@ -324,28 +295,6 @@ def test_saving_a_loaded_adapter_asks_no_hub(after, monkeypatch):
 
 
 # Mistakes
-
-QUERY = "roberta.encoder.layer.0.attention.self.query"
-
-
-@pytest.mark.parametrize(
-    ("adapter", "section", "words"),
-    [
-        ("lsr", {"separation_rank": 999}, ["params.yaml: lsr", "separation_rank must be in [1, 8]", "999"]),
-        ("lsr", {"target_modules": ["query", "valeu"]}, ["no layer is named 'valeu'", "did you mean 'value'"]),
-        ("lsr", {"rank_shape": [5, 5]}, [QUERY, "the rank must be in [1, 24]", "got 25"]),
-        ("lora", {"layers": [0, 7]}, ["params.yaml: lora: layers_to_transform: no adapted layer has the index 7"]),
-    ],
-)
-def test_a_section_that_does_not_fit_the_model_is_one_line(after, adapter, section, words):
-    after(adapter, **{adapter: section})
-    before = digests(artifacts.INIT)
-    with pytest.raises(UserError) as error:
-        run(FACTORIZE)
-    assert "\n" not in str(error.value)
-    for word in words:
-        assert word in str(error.value)
-    assert digests(artifacts.INIT) == before
 
 
 def test_a_broken_weight_is_one_line_that_names_the_layer(after):

@@ -1,7 +1,6 @@
 """Every method on a tiny model: it starts as it says, and is saved, loaded and counted; a few go all the way."""
 
 import copy
-import json
 import re
 import warnings
 from contextlib import chdir
@@ -145,17 +144,6 @@ def test_merging_for_a_while_leaves_no_trace(word):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_layer_that_is_called_like_the_head_is_no_head():
-    view = seen(params.TrainView, "lora", {"lora.target_modules": ["query"]})
-    model = added(base_model(view), view.section, view.base_model, view.seed)
-    before = adapters.count_parameters(model, view.base_model)
-    layer = model.get_base_model().roberta.encoder.layer[0]
-    layer.classifier = copy.deepcopy(layer.output)  # frozen, as all of the base model
-    found = adapters.count_parameters(model, view.base_model)
-    extra = sum(parameter.numel() for parameter in layer.classifier.parameters())
-    assert found == {**before, "base_parameters": before["base_parameters"] + extra}
-
-
 # Files that PEFT would load without a word
 
 
@@ -172,11 +160,6 @@ def load(folder):
 
 def write(folder, tensors):
     save_file(tensors, folder / adapters.WEIGHTS, metadata={"format": "pt"})
-
-
-def configure(folder, fields):
-    path = folder / adapters.CONFIG
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 def refusal(folder):
@@ -206,25 +189,6 @@ def test_a_file_holds_all_tensors_of_its_method_and_no_others(word, tmp_path):
             refusal(folder)
     write(folder, whole | {"more": torch.zeros(2, 2)})
     assert "more is no part of this adapter on this base model" in refusal(folder)
-
-
-@pytest.mark.parametrize(("word", "label"), [("lsr", "LORA"), ("lora", "LSR")])
-def test_an_adapter_with_the_label_of_another_method_is_refused(word, label, tmp_path):
-    configure(saved(word, tmp_path), {"peft_type": label})
-    refusal(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"megatron_config": {}}, "megatron_config: PEFT would import any module that the file names; it is not read"),
-        ({"eva_config": [1]}, "eva_config: must hold keys and values, got [1]"),
-        ({"rank_pattern": ["query"]}, "does not fit the base model: "),
-    ],
-)
-def test_what_a_configuration_would_do_is_refused(fields, words, tmp_path):
-    configure(saved("lora", tmp_path), fields)
-    assert words in refusal(tmp_path)
 
 
 # Helpers

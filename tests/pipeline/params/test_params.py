@@ -106,12 +106,6 @@ def test_an_lsr_section_has_the_defaults_of_the_library():
         assert value == default or (value in ("auto", "default", "all") and default in (None, 16)), name
 
 
-def test_a_float_as_dvc_writes_it_is_a_number(workspace):
-    text = Path("params.yaml").read_text()
-    Path("params.yaml").write_text(re.sub(r"\blearning_rate: [\d.]+", "learning_rate: 1e-05", text))
-    assert params.load(params.TrainView).section.learning_rate == 1e-05
-
-
 # Mistakes
 
 MISTAKES = [
