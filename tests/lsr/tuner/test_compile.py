@@ -54,7 +54,7 @@ def test_a_compiled_layer_is_one_graph_and_equals_the_eager_one(config):
 
 def test_a_compiled_layer_with_two_active_adapters_is_one_graph():
     layer = adapted({})
-    layer.update_layer("other", LsrConfig(rank_shape=(2, 1, 1), separation_rank=1, alpha=5, init_weights=False))
+    layer.update_layer("other", LsrConfig(rank_shape=(2, 1), separation_rank=1, alpha=5, init_weights=False))
     layer.set_adapter(["default", "other"])
     x = torch.randn(5, 12)
     assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x))

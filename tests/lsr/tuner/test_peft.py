@@ -58,7 +58,7 @@ def test_patterns_choose_rank_terms_and_alpha_of_single_layers_and_are_names_in_
         "0.value": ((2, 2), 3, 7 / 4),
         "1.query": ((1, 2), 3, 7 / 2),
         "1.key": ((2, 2), 1, 7 / 4),
-        "1.value": ((2, 1, 1), 3, 7 / 2),
+        "1.value": ((2, 1), 3, 7 / 2),
     }
     model.save_pretrained(str(tmp_path))
     loaded = PeftModel.from_pretrained(tiny("bert"), str(tmp_path))
