@@ -1,4 +1,4 @@
-"""The cost of adapters in time and memory: one layer, a whole training step, many adapters in a batch.
+"""The cost of adapters in time and memory: one layer, a whole training step, LoRA by PEFT and by LSR, many in a batch.
 
 Results are in benchmarks/results/speed.json and speed.png.
 """
@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from benchmarks import figures
-from benchmarks.speed import layer, many, picture, step
+from benchmarks.speed import layer, lora, many, picture, step
 from pipeline.core import console
 from pipeline.core.command_line import Parser
 from pipeline.core.errors import exit_on_error
 from pipeline.training.arguments import has_fast_bf16
 
-PARTS = ("layer", "step", "many")
+PARTS = ("layer", "step", "lora", "many")
 RESULTS = figures.FOLDER / "speed.json"
 PICTURE = figures.FOLDER / "speed.png"
-Case = TypeVar("Case", layer.Case, step.Case)
+Case = TypeVar("Case", layer.Case, step.Case, lora.Case)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     measure: dict[str, Callable[[], Iterator[Any]]] = {
         "layer": lambda: layer.run(affordable(layer.CASES), threads),
         "step": lambda: step.run(affordable(step.CASES), threads),
+        "lora": lambda: lora.run(affordable(lora.CASES), threads),
         "many": lambda: many.run(threads),
     }
     with exit_on_error("stopped; parts that are done are kept"):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.processes import in_fresh_process, peak_beyond, process
+from benchmarks.processes import process
 from benchmarks.speed.methods import FROZEN, METHODS, PEER, adapted, trained
 from benchmarks.speed.timing import Times, overhead, ratio, take_turns
 from pipeline.core import console
@@ -18,7 +18,6 @@ DTYPES = ("float32", "bfloat16")
 TOKENS = {384: (256, 2048), 768: (256, 2048, 16384), 4096: (64, 256)}
 ROUNDS, FEWEST = 15, 3  # of a small layer, and of a large one
 WORK = 1.7e10  # multiplications of the frozen layer in all rounds, while that leaves enough rounds
-WITH_MEMORY = (768, 16384)  # width and tokens
 
 
 class Case(NamedTuple):
@@ -45,7 +44,6 @@ class Row(NamedTuple):
     both_seconds: float  # forward and backward
     both_ratio: float
     both_overhead: float
-    peak_bytes: int | None  # of forward and backward, in addition to model and input
 
 
 def run(cases: tuple[Case, ...], threads: int, rounds: int = ROUNDS) -> Iterator[Row]:
@@ -54,10 +52,8 @@ def run(cases: tuple[Case, ...], threads: int, rounds: int = ROUNDS) -> Iterator
         for case in console.track(cases, "layer", len(cases), "cases"):
             affordable = max(FEWEST, int(WORK / (case.width**2 * case.tokens)))
             forward, both = worker.submit(times, case, min(rounds, affordable)).result()
-            has_peak = (case.width, case.tokens) == WITH_MEMORY
             for method in METHODS:
-                peak = in_fresh_process(threads, peak_memory, case, method) if has_peak else None
-                yield _row(case, method, forward, both, peak)
+                yield _row(case, method, forward, both)
 
 
 def times(case: Case, rounds: int) -> tuple[Times, Times]:
@@ -68,14 +64,6 @@ def times(case: Case, rounds: int) -> tuple[Times, Times]:
     x.requires_grad_()
     calls = {name: _step(layer, x, gradient) for name, layer in layers.items()}
     return forward, take_turns(calls, rounds, twice=True)
-
-
-def peak_memory(case: Case, method: str) -> int:
-    """Return the bytes that a forward and backward pass needs in addition to the layer and its input."""
-    layers, x, gradient = _operands(case, (method,))
-    small_layers, small, small_gradient = _operands(case._replace(width=64, tokens=8), (method,))
-    _step(small_layers[method], small.requires_grad_(), small_gradient)()  # loads libraries
-    return peak_beyond(_step(layers[method], x.requires_grad_(), gradient))[1]
 
 
 def _operands(case: Case, methods: tuple[str, ...]) -> tuple[dict[str, nn.Module], Tensor, Tensor]:
@@ -96,7 +84,7 @@ def _step(layer: nn.Module, x: Tensor, gradient: Tensor) -> Callable[[], object]
     return lambda: torch.autograd.grad(layer(x), wanted, gradient)
 
 
-def _row(case: Case, method: str, forward: Times, both: Times, peak: int | None) -> Row:
+def _row(case: Case, method: str, forward: Times, both: Times) -> Row:
     return Row(
         *case,
         method=method,
@@ -106,5 +94,4 @@ def _row(case: Case, method: str, forward: Times, both: Times, peak: int | None)
         both_seconds=median(both[method]),
         both_ratio=ratio(both[method], both[FROZEN]),
         both_overhead=overhead(both, method, FROZEN, PEER),
-        peak_bytes=peak,
     )

@@ -1,12 +1,13 @@
 """A whole training step: forward, loss, backward and AdamW, with the shapes of two real models."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from itertools import repeat
 from statistics import median
 from typing import NamedTuple
 
 import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -87,28 +88,40 @@ def run(cases: tuple[Case, ...], threads: int, rounds: int = ROUNDS) -> Iterator
 def times(case: Case, rounds: int) -> tuple[Times, dict[str, int]]:
     """Return the seconds of steps, and the number of trained parameters without the head, by method."""
     models = {method: _model(case, method) for method in METHODS}
-    sizes = {method: sum(p.numel() for p in _parameters(model)[0]) for method, model in models.items()}
-    calls = {method: step(model, *BATCHES[case.model]) for method, model in models.items()}
+    sizes = {method: _trained_beside_head(model) for method, model in models.items()}
+    calls = {method: step(model, drawn(*BATCHES[case.model])) for method, model in models.items()}
     return take_turns(calls, rounds), sizes
 
 
 def peak_memory(case: Case, method: str) -> int:
     """Return the bytes that two steps need in addition to the model."""
-    call = step(_model(case, method), *BATCHES[case.model])
+    call = step(_model(case, method), drawn(*BATCHES[case.model]))
     return peak_beyond(lambda: (call(), call()))[1]
 
 
-def step(model: nn.Module, examples: int, length: int) -> Callable[[], None]:
-    """Return a call that trains a model by one step on tokens drawn once."""
+def drawn(examples: int, length: int) -> Iterator[Mapping[str, Tensor]]:
+    """Return batches with the same tokens, drawn once."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, 30000, (examples, length), generator=generator)
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, 0] % 2}
-    optimizer = torch.optim.AdamW([p for group in _parameters(model) for p in group], lr=1e-3, foreach=True)
+    return repeat({"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, 0] % 2})
 
-    def run_step() -> None:
-        model(**batch).loss.backward()
+
+def step(
+    model: nn.Module, batches: Iterator[Mapping[str, Tensor]], *, rate: float = 1e-3, bf16: bool = False
+) -> Callable[[], float]:
+    """Return a call that trains a model by one step on the next batch and returns its loss.
+
+    With `bf16` products are in it, by autocast, as the Trainer does it.
+    """
+    optimizer = torch.optim.AdamW(trained(model), lr=rate, foreach=True)
+
+    def run_step() -> float:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = model(**next(batches)).loss
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        return float(loss.detach())
 
     return run_step
 
@@ -129,8 +142,5 @@ def _head(model: nn.Module) -> nn.Module:
     return (model.get_base_model() if isinstance(model, PeftModel) else model).get_submodule(HEAD)
 
 
-def _parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Return the trained parameters of the adapter and those of the head."""
-    head = {id(p) for p in _head(model).parameters()}
-    both = trained(model)
-    return [p for p in both if id(p) not in head], [p for p in both if id(p) in head]
+def _trained_beside_head(model: nn.Module) -> int:
+    return sum(p.numel() for p in trained(model)) - sum(p.numel() for p in _head(model).parameters())

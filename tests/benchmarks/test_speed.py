@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
-from transformers import BertConfig
+from transformers import AutoModelForSequenceClassification, BertConfig
 
 from benchmarks.speed import __main__ as command
-from benchmarks.speed import layer, many, picture, step, timing
+from benchmarks.speed import layer, lora, many, picture, step, timing
 from benchmarks.speed.methods import FROZEN, METHODS, OURS, PEER, TEXTBOOK, adapted, trained
 
 SMALL = layer.Case(64, 8, "float32")
@@ -67,7 +67,7 @@ def test_an_overhead_is_what_is_added_to_the_base_over_what_the_peer_adds():
 def test_a_step_changes_what_trains_and_nothing_else(tiny):
     model = step._model(step.Case("MiniLM", "q, v", "float32"), OURS)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    call = step.step(model, 4, 6)
+    call = step.step(model, step.drawn(4, 6))
     for _ in range(3):
         call()
     changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
@@ -84,12 +84,32 @@ def test_a_step_runs_with_every_method_in_the_dtype_of_its_case(tiny):
     assert {value.dtype for value in frozen if value.shape in {(96, 96), (128, 96)}} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-2)])
+def test_a_lora_has_the_same_losses_by_peft_and_by_lsr(dtype, tolerance, monkeypatch):
+    config = BertConfig(vocab_size=64, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=40)
+    kind = AutoModelForSequenceClassification
+    monkeypatch.setattr(lora.base_models, "load_base_model", lambda row, dataset: kind.from_config(config))
+    batches = [{"input_ids": torch.arange(12).view(2, 6) + at, "labels": torch.tensor([0, 1])} for at in range(5)]
+    monkeypatch.setattr(lora, "_batches", lambda *arguments: batches)
+    times, losses = lora.train(lora.Case("minilm", step.ALL_LINEAR, dtype, 8), rounds=4)
+    assert {name: len(seconds) for name, seconds in times.items()} == {lora.PEFT: 4, lora.LSR: 4}
+    assert losses[lora.LSR] == pytest.approx(losses[lora.PEFT], abs=tolerance)
+    assert len(set(losses[lora.PEFT])) == 5
+
+
+def test_a_model_that_is_not_installed_is_one_line_and_the_others_are_measured(monkeypatch, capsys):
+    monkeypatch.setattr(lora.pretrained, "source", lambda row: ("", None))
+    cases = [lora.Case(model, "q, v", "float32", 8) for model in ("nowhere", "minilm")]
+    assert list(lora._installed(cases)) == cases[1:]
+    assert "nowhere is left out: params.yaml: model: no row 'nowhere'" in capsys.readouterr().out
+
+
 def test_gradients_reach_the_first_layer_of_the_frozen_model(tiny):
     model = step._model(step.Case("MiniLM", "q, v", "float32"), FROZEN)
     seen = []
     first = model.get_submodule("bert.encoder.layer.0.attention.self.query")
     first.register_full_backward_hook(lambda *call: seen.append(call[1][0]))
-    step.step(model, 2, 4)()
+    step.step(model, step.drawn(2, 4))()
     assert seen[0].abs().max() > 0
 
 
@@ -107,9 +127,7 @@ def test_the_command_writes_figures_and_the_picture(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(command, "RESULTS", tmp_path / "speed.json")
     monkeypatch.setattr(command, "PICTURE", tmp_path / "speed.png")
     monkeypatch.setattr(layer, "process", lambda threads, module: ThreadPoolExecutor(1))
-    monkeypatch.setattr(layer, "in_fresh_process", lambda threads, call, *arguments: call(*arguments))
     monkeypatch.setattr(layer, "CASES", [SMALL])
-    monkeypatch.setattr(layer, "WITH_MEMORY", SMALL[:2])
     monkeypatch.setattr(picture, "SHOWN", SMALL)
     steps = [
         step.Row("RoBERTa-base", "all linear", dtype, method, 1, 0.5, 2.0, 1.2, 1.3, 0.8, peak)
@@ -120,7 +138,6 @@ def test_the_command_writes_figures_and_the_picture(tmp_path, monkeypatch, capsy
     command.main(["layer", "step", "--threads", "1"])
     measured = json.loads((tmp_path / "speed.json").read_text())
     assert [row["method"] for row in measured["layer"]["figures"]] == list(METHODS)
-    assert all(row["peak_bytes"] is not None for row in measured["layer"]["figures"])
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
     assert "step, rows: model | targets | dtype | method" in capsys.readouterr().out
 
@@ -128,7 +145,7 @@ def test_the_command_writes_figures_and_the_picture(tmp_path, monkeypatch, capsy
 def test_an_unknown_part_is_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         command.main(["laier"])
-    assert "expected one of layer, step, many, got laier" in capsys.readouterr().err
+    assert "expected one of layer, step, lora, many, got laier" in capsys.readouterr().err
 
 
 def test_bf16_is_left_out_where_it_would_take_hours(monkeypatch, capsys):
