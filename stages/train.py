@@ -2,7 +2,7 @@
 
 Reads artifacts/tokens and artifacts/init. Writes artifacts/adapter/ (the PEFT adapter of the best epoch; task.json, its
 inputs and labels; README.md, its card) and reports/train/. Several processes train together, and the first one writes.
-Not DVC outs: reports/train/live.csv, the curve so far, and runs/, where trackers write.
+Not a DVC out: runs/, where trackers write.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from pipeline.data import pretrained, tokens
 from pipeline.methods import adapters, base_models, cards
 from pipeline.methods.adapter_task import Task
 from pipeline.training import arguments, checkpoints, run
-from pipeline.training.callbacks import LiveCurve, Progress, StopAtDivergence
+from pipeline.training.callbacks import Progress, StopAtDivergence
 
 
 def main(view: params.TrainView) -> None:
@@ -37,9 +37,8 @@ def train(view: params.TrainView, folder: Path) -> None:
     splits = {name: tokens.load_tokens(name) for name in ("train", "validation")}
     collate = tokens.collator(pretrained.load_tokenizer(view.base_model))
     steps = view.train.epochs * run.steps_an_epoch(view, splits["train"])
-    console.line(f"train: the curve so far is in {artifacts.from_repository(artifacts.TRAIN_LIVE)}")
     with console.progress("train", steps, "steps") as advance:
-        callbacks = [StopAtDivergence(), Progress(advance), LiveCurve()]
+        callbacks = [StopAtDivergence(), Progress(advance)]
         trainer = run.trainer_of(view, model, splits, collate, checkpoints.aside(folder), callbacks)
         run.fit(trainer, folder)
     if arguments.is_main():

@@ -22,12 +22,9 @@ FACTORIZE_METRICS = Path("reports/factorize_init/metrics.json")
 FACTORIZE_START = Path("reports/factorize_init/start.csv")
 TRAIN_METRICS = Path("reports/train/metrics.json")
 TRAIN_CURVES = Path("reports/train/curves")
-TRAIN_LIVE = Path("reports/train/live.csv")
 EVALUATE_METRICS = Path("reports/evaluate/metrics.json")
 EVALUATE_PREDICTIONS = Path("reports/evaluate/predictions.csv")
 ARENA = Path("reports/arena")  # a folder of records for each preset: beside the pipeline, no outs of DVC's
-# No outs of DVC's, and ignored by Git: DVC takes outs away before a run.
-UNTRACKED = (TRAIN_LIVE,)
 
 PARITY = "parity.json"  # in EXPORTS
 
@@ -42,11 +39,6 @@ def tokens(split: str) -> Path:
 def repository() -> Path:
     """Return the repository: not the temporary copy in which DVC may run an experiment, and which it removes."""
     return Path(os.environ.get("DVC_ROOT", "."))
-
-
-def from_repository(path: Path) -> str:
-    """Return how a path of this workspace, which may be such a copy, is reached from the repository."""
-    return os.path.relpath(path, repository())
 
 
 def write_metrics(path: Path, metrics: Mapping[str, Value]) -> None:

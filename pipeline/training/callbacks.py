@@ -1,11 +1,10 @@
-"""Callbacks of the Trainer: progress, the live curve, stopping at divergence, and ties between checkpoints."""
+"""Callbacks of the Trainer: progress, stopping at divergence, and ties between checkpoints."""
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 from transformers import TrainerCallback, TrainerState
 
-from pipeline.core import artifacts
 from pipeline.core.console import Advance
 from pipeline.core.errors import UserError
 
@@ -37,37 +36,6 @@ class Progress(TrainerCallback):
         """Show the mean loss since the last log, and the learning rate of the first group: the adapter's, if any."""
         if logs and "loss" in logs:
             self.advance(0, f"loss {logs['loss']:.3g}, lr {logs['learning_rate']:.3g}")
-
-
-class LiveCurve(TrainerCallback):
-    """Writes the log so far, each time the whole file: no partial lines, and no duplicates after a resumed run."""
-
-    COLUMNS: ClassVar = {
-        "step": "step",
-        "epoch": "epoch",
-        "loss": "loss",
-        "learning_rate": "learning_rate",
-        "eval_loss": "validation_loss",
-        "eval_score": "validation_score",
-    }  # of the Trainer's log, and their names in the file
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        """Replace the file of the last run; a resumed run keeps what it logged before its checkpoint."""
-        self._write(state)
-
-    def on_log(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        """Rewrite the file."""
-        self._write(state)
-
-    def _write(self, state: TrainerState) -> None:
-        if not state.is_world_process_zero:
-            return
-        by_step: dict[float, dict[str, float]] = {}  # loss and validation of one step are two entries
-        for entry in state.log_history:
-            if entry.keys() & {"loss", "eval_loss"}:
-                by_step.setdefault(entry["step"], {}).update(entry)
-        rows = [[entry.get(key, "") for key in self.COLUMNS] for entry in by_step.values()]
-        artifacts.write_csv(artifacts.TRAIN_LIVE, list(self.COLUMNS.values()), rows)
 
 
 class StopAtDivergence(TrainerCallback):

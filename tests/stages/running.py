@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from pipeline import params
-from pipeline.core import artifacts
 from pipeline.methods import adapters, base_models
 from stages import evaluate, factorize_init, tokenize, train
 
@@ -27,8 +26,7 @@ def report(path):
 
 
 def digests(folder):
-    tracked = [path for path in sorted(Path(folder).rglob("*.*")) if path not in artifacts.UNTRACKED]
-    return {path.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in tracked}
+    return {path.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in Path(folder).rglob("*.*")}
 
 
 def base_model(view):

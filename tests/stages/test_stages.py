@@ -102,7 +102,6 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(at, monkeypatch)
     at(train={"epochs": 3}, lsr={"dropout": 0.1})
     run(TOKENIZE, FACTORIZE, TRAIN)
     undisturbed = digests("artifacts/adapter") | digests("reports/train")
-    curve = artifacts.TRAIN_LIVE.read_text()
     assert not any(path.is_dir() for path in Path(".checkpoints").iterdir())
 
     killed_training(monkeypatch, 1.3)
@@ -113,7 +112,6 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(at, monkeypatch)
     )
     run(TRAIN)
     assert digests("artifacts/adapter") | digests("reports/train") == undisturbed
-    assert artifacts.TRAIN_LIVE.read_text() == curve
     assert steps[0] > 1
     assert not any(path.is_dir() for path in Path(".checkpoints").iterdir())
 

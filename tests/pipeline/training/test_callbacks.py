@@ -7,9 +7,8 @@ import torch
 from torch import nn
 from transformers import TrainerState
 
-from pipeline.core import artifacts
 from pipeline.core.errors import UserError
-from pipeline.training.callbacks import LiveCurve, Progress, StopAtDivergence
+from pipeline.training.callbacks import Progress, StopAtDivergence
 
 STATE = TrainerState(global_step=7)
 
@@ -52,38 +51,3 @@ def test_the_bar_is_told_loss_and_learning_rate_and_of_no_other_log():
     progress.on_log(None, STATE, None, logs={"eval_loss": 0.5, "eval_score": 0.9})
     progress.on_log(None, STATE, None)
     assert told == [(1, ""), (0, "loss 0.512, lr 0.00123")]
-
-
-TRAINED = {"step": 4, "epoch": 0.5, "loss": 0.75, "learning_rate": 0.001, "grad_norm": 1.0}
-AGAIN = {"step": 8, "epoch": 1.0, "loss": 0.5, "learning_rate": 0.0005, "grad_norm": 1.0}
-EVALUATED = {"step": 8, "epoch": 1.0, "eval_loss": 0.625, "eval_score": 0.875, "eval_runtime": 1.0}
-CLOSING = {"step": 8, "epoch": 1.0, "train_loss": 0.6, "train_runtime": 2.0}
-HEADER = "step,epoch,loss,learning_rate,validation_loss,validation_score"
-
-
-@pytest.fixture
-def live(tmp_path, monkeypatch):
-    """The lines of the live curve after a log."""
-    monkeypatch.chdir(tmp_path)
-
-    def lines(history, event="on_log", **state):
-        getattr(LiveCurve(), event)(None, TrainerState(log_history=history, **state), None)
-        assert [path.name for path in artifacts.TRAIN_LIVE.parent.iterdir()] == ["live.csv"]
-        return artifacts.TRAIN_LIVE.read_text().splitlines()
-
-    return lines
-
-
-def test_the_live_curve_has_a_row_a_step_and_grows_by_each_log(live):
-    first = "4,0.5,0.75,0.001,,"
-    assert live([TRAINED]) == [HEADER, first]
-    assert live([TRAINED, AGAIN]) == [HEADER, first, "8,1,0.5,0.0005,,"]
-    whole = [HEADER, first, "8,1,0.5,0.0005,0.625,0.875"]
-    assert live([TRAINED, AGAIN, EVALUATED]) == whole
-    assert live([TRAINED, AGAIN, EVALUATED, CLOSING]) == whole
-
-
-def test_the_live_curve_begins_anew_with_each_run_and_where_a_resumed_one_was(live):
-    live([TRAINED, AGAIN, EVALUATED])
-    assert live([TRAINED], "on_train_begin") == [HEADER, "4,0.5,0.75,0.001,,"]
-    assert live([], "on_train_begin") == [HEADER]
