@@ -4,17 +4,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile
 
 from accelerate import PartialState
-from safetensors import safe_open
 from transformers import TrainerCallback, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from pipeline.core import artifacts, console
-from pipeline.core.errors import first_line
-from pipeline.methods.adapters import WEIGHTS
+from pipeline.core import artifacts
 
 NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
 
@@ -30,33 +25,9 @@ def path_of(folder: Path, step: int) -> Path:
 
 
 def newest(folder: Path) -> Path | None:
-    """Return the last checkpoint that can be read, or None; later ones are removed, with a line that says why."""
-    for step in sorted(_steps(folder), reverse=True):
-        path = path_of(folder, step)
-        try:
-            _read(path)
-        except Exception as error:  # whatever a damaged file makes a reader raise
-            console.warn(f"train: {path}: skipped, because it cannot be read: {first_line(error)}")
-            artifacts.remove(path)
-        else:
-            return path
-    return None
-
-
-def _read(path: Path) -> None:
-    """Read a checkpoint, and the weights of the best one so far.
-
-    Raises:
-        BadZipFile: or whatever else the readers raise, if a file is missing or damaged.
-    """
-    state = TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
-    for file in path.glob("*.pt*"):  # of torch: archives with a checksum of each part
-        with ZipFile(file) as archive:
-            if (damaged := archive.testzip()) is not None:
-                raise BadZipFile(f"{file.name}: {damaged} has changed")
-    for step in {state.global_step, state.best_global_step or state.global_step}:
-        with safe_open(path_of(path.parent, step) / WEIGHTS, "pt"):
-            pass
+    """Return the last complete checkpoint, or None."""
+    steps = list(_steps(folder))
+    return path_of(folder, max(steps)) if steps else None
 
 
 def _steps(folder: Path) -> Iterator[int]:

@@ -102,8 +102,7 @@ def trainer_of(
 
 def fit(trainer: Trainer, folder: Path) -> None:
     """Fit the model, resuming from the last complete checkpoint in the run's folder; the Trainer writes aside there."""
-    with PartialState().main_process_first():  # which removes what cannot be read
-        newest = checkpoints.newest(folder)
+    newest = checkpoints.newest(folder)
     trainer.add_callback(checkpoints.KeepComplete(folder))
     trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     PartialState().wait_for_everyone()  # all have read the best checkpoint, so it may be removed
