@@ -5,12 +5,12 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
-from rich.text import Text
 
 from pipeline.core.errors import clipped
 
@@ -29,15 +29,9 @@ class Advance(Protocol):
         """Count, and show the note."""
 
 
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text(_rate(speed, task.fields["unit"]) if speed else "", style="progress.data.speed")
-
-
 @contextmanager
 def progress(description: str, total: int, unit: str, to: Console = console) -> Iterator[Advance]:
-    """Show a bar with rate and remaining time; yield a function that takes the number of units just done."""
+    """Show a bar with the remaining time; yield a function that takes the number of units just done."""
     if not to.is_terminal:
         yield _plain_progress(description, total, unit, to)
         return
@@ -46,11 +40,11 @@ def progress(description: str, total: int, unit: str, to: Console = console) -> 
         TextColumn("{task.description}"),
         BarColumn(None, table_column=Column(max_width=40)),
         MofNCompleteColumn(),
-        _Rate(table_column=Column(no_wrap=True)),
+        TextColumn(unit),
         TimeRemainingColumn(),
     )
     with Progress(*columns, note, console=to) as bar:
-        task = bar.add_task(description, total=total, unit=unit, note="")
+        task = bar.add_task(description, total=total, note="")
 
         def advance(done: int, note: str = "") -> None:
             bar.update(task, advance=done)
@@ -70,25 +64,10 @@ def _plain_progress(description: str, total: int, unit: str, to: Console) -> Adv
         noted = f", {note}" if note else noted
         now = time.monotonic()
         if count and now - last >= SECONDS_BETWEEN_LINES:  # a training says that it begins with 0 steps done
-            last, rate = now, count / (now - start)
-            left = _duration((total - count) / rate)
-            to.print(f"{description}: {count}/{total} {unit}, {_rate(rate, unit)}, {left} left{noted}", soft_wrap=True)
+            last, left = now, timedelta(seconds=round((total - count) * (now - start) / count))
+            to.print(f"{description}: {count}/{total} {unit}, {left} left{noted}", soft_wrap=True)
 
     return advance
-
-
-def _rate(a_second: float, unit: str) -> str:
-    """Return a rate per second, or per minute or hour if there is less than one a second or minute."""
-    per, seconds = ("s", 1) if a_second >= 1 else ("min", 60) if a_second * 60 >= 1 else ("h", 3600)
-    return f"{a_second * seconds:,.1f} {unit}/{per}"
-
-
-def _duration(seconds: float) -> str:
-    """Return a duration in seconds, or in minutes, or hours and minutes, if it is long."""
-    if seconds < 600:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours > 1 else f"{60 * hours + minutes} min"
 
 
 def track(items: Iterable[Item], description: str, total: int, unit: str) -> Iterator[Item]:
