@@ -67,15 +67,6 @@ def test_a_page_draws_all_charts_without_a_connection(words, repository, browser
     assert not elsewhere + errors
 
 
-@pytest.mark.nightly
-def test_a_clone_without_it_has_the_page_of_dvc_itself(repository, browser):
-    command(repository, "dvc", "plots", "show")
-    page, elsewhere, errors = opened(browser, repository / "dvc_plots/index.html")
-    assert any("vega" in address for address in elsewhere)
-    assert errors
-    assert page.locator("canvas.marks, svg.marks").count() == 0
-
-
 def test_it_is_of_this_clone_alone(repository, capsys):
     plots_page.main([])
     assert "pages that need no connection" in capsys.readouterr().out
@@ -94,11 +85,3 @@ def test_without_the_package_or_a_repository_one_line_says_so(tmp_path, monkeypa
     assert left.value.code == 2
     line = "plots: vl-convert-python is not installed; install it with: pip install 'lsr-adapt[plots]'\n"
     assert capsys.readouterr().err == line
-
-
-def test_a_mistake_in_the_command_line_is_one_line(capsys):
-    with pytest.raises(SystemExit) as left:
-        plots_page.main(["--bad"])
-    assert left.value.code == 2
-    program = plots_page.PROGRAM
-    assert capsys.readouterr().err == f"{program}: unrecognized arguments: --bad; see {program} --help\n"

@@ -21,11 +21,6 @@ def drawn(terms, row_shape, column_shape, seed=0):
     ]
 
 
-def drawn_sides(terms, out_shape, rank_shape, in_shape, seed=0):
-    """Factors of A and of B."""
-    return drawn(terms, rank_shape, in_shape, seed), drawn(terms, out_shape, rank_shape, seed + 50)
-
-
 def product(a, b):
     return kron_sum(*b) @ kron_sum(*a)
 

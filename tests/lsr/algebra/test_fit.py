@@ -1,14 +1,12 @@
-"""A fitted product: as near as it can be, the same in whatever form the matrix comes, and what TensorLy finds."""
+"""A fitted product: as near as it can be, and the same in whatever form the matrix comes."""
 
 import re
 from math import prod
 
 import numpy as np
 import pytest
-import tensorly
 import torch
 from hypothesis import given, settings
-from tensorly.decomposition import tensor_train_matrix
 from torch.testing import assert_close
 
 from lsr.algebra import fit, spectrum
@@ -155,17 +153,3 @@ def test_a_fit_that_is_cut_short_warns_of_its_last_change_and_one_that_has_conve
         found = fit_product(normal(48, 48), *PLAIN, 3, sweeps=2, tolerance=0.0)
     assert f"{found.change:.1e}" in str(caught[0].message)
     assert caught[0].filename == __file__
-
-
-# TensorLy
-
-
-def test_where_b_is_orthonormal_steps_on_a_end_at_tensorlys_tensor_train_matrix():
-    (r1, r2), (n1, n2) = rank_shape, in_shape = (3, 4), (4, 5)
-    matrix = decaying(12, 20)
-    found = drawn(3, rank_shape, in_shape)
-    for _ in range(300):  # alternating least squares on A alone: B is the identity
-        found = fit._step(found, torch.eye(12, dtype=torch.float64), matrix)
-    cores = tensor_train_matrix(matrix.reshape(r1, r2, n1, n2).numpy(), rank=[1, 3, 1])
-    train = tensorly.tt_matrix_to_tensor(cores).reshape(r1 * r2, n1 * n2)
-    assert_close(kron_sum(*found).numpy(), train, atol=1e-6, rtol=0)

@@ -5,7 +5,6 @@ from math import prod
 
 import numpy as np
 import pytest
-import scipy.linalg
 import tensorly
 import torch
 from hypothesis import given
@@ -100,18 +99,6 @@ def test_the_error_of_two_factors_falls_with_every_term_as_the_tail_of_the_singu
     for terms, error in enumerate(errors, 1):
         assert_close(error, values[terms:].norm(), atol=1e-12, rtol=1e-7)
     assert all(after < before + 1e-12 for before, after in pairwise(errors))
-
-
-def test_the_factors_do_not_depend_on_the_signs_that_an_svd_returns():
-    rows, columns = ROWS, COLUMNS
-    matrix = matrix_of(rows, columns)
-    left, sigma, right = scipy.linalg.svd(rearrange(matrix, rows, columns).numpy(), False, lapack_driver="gesvd")
-    flips = np.random.default_rng(0).choice([-1.0, 1.0], len(sigma))
-    left, right = left * flips, right * flips[:, None]
-    signs = np.sign(right[np.arange(len(right)), np.abs(right).argmax(axis=1)])
-    first, second = nearest_kron_sum(matrix, rows, columns, 4)
-    assert_close(first.flatten(1).numpy(), (left * sigma * signs).T[:4])
-    assert_close(second.flatten(1).numpy(), (right * signs[:, None])[:4])
 
 
 def test_tensorlys_tensor_train_matrix_and_parafac_find_the_same_two_factors():

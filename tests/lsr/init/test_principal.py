@@ -15,7 +15,7 @@ from lsr.algebra import separable, spectrum
 from lsr.algebra.separable import kron_sum
 from lsr.init import principal
 from lsr.tuner.linear import adapted_layers
-from tests.lsr.algebra.problems import FORMS, difference, drawn_sides, product
+from tests.lsr.algebra.problems import difference
 from tests.lsr.init.forms import source_of
 from tests.lsr.matrices import decaying
 
@@ -35,15 +35,6 @@ def test_tensorly_decomposes_the_weight_and_both_sides_of_it():
         principal.start(source_of(decaying(24, 24), RANKS, 2))
     assert of_the_weight.call_count == 1
     assert of_a_side.call_count == 2
-
-
-def test_a_planted_sum_of_kronecker_products_is_reproduced():
-    out_shape, rank_shape, in_shape = FORMS[2]
-    planted = product(*drawn_sides(3, *FORMS[2], 500))
-    source = source_of(planted, rank_shape, 3, in_shape, out_shape, scaling=SCALING)
-    start = principal.start(source)
-    assert start.error < 1e-6
-    assert difference(update(start, *planted.shape), planted) < 1e-6
 
 
 def test_the_error_falls_with_the_separation_rank_and_is_the_distance_of_the_update():

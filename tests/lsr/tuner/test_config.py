@@ -170,13 +170,6 @@ def test_a_value_out_of_bounds_is_refused_with_what_is_allowed(fields, message):
         LsrConfig(**fields)
 
 
-def test_a_path_is_written_as_a_string(tmp_path):
-    config = LsrConfig(rank_shape=[4], train="core", frames=tmp_path)
-    config.save_pretrained(str(tmp_path))
-    loaded = LsrConfig.from_pretrained(str(tmp_path))
-    assert (loaded.frames, loaded.rank_shape) == (str(tmp_path), (4,))
-
-
 @pytest.mark.parametrize(
     ("fields", "terms"),
     [

@@ -16,16 +16,6 @@ def test_too_many_terms_are_refused_with_the_most_and_the_layer():
         adapt(base(6, 4), "encoder.query", separation_rank=9)
 
 
-@pytest.mark.parametrize(("side", "shape"), [("in_shape", (2, 2)), ("out_shape", (13, 1))])
-def test_a_shape_below_or_far_above_the_width_is_refused_with_one_that_fits(side, shape):
-    message = (
-        f"layer 'encoder.query': {side} must hold 2 sizes with a product from 6 to 12, such as [3, 2], "
-        f"got {list(shape)}"
-    )
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        adapt(base(6, 6), "encoder.query", **{side: shape})
-
-
 # How the factors are initialized
 
 

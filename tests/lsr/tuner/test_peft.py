@@ -6,7 +6,6 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from lsr.tuner.layer import LsrLayer
 from lsr.tuner.linear import adapted_layers
 from tests.capabilities.checks import is_factor, train, trainable
 from tests.capabilities.models import logits, tiny
@@ -106,17 +105,6 @@ def test_the_file_holds_the_adapter_the_heads_and_the_chosen_biases_exactly(case
     assert sum(entries(tensor) for name, tensor in written.items() if ".lsr_" in name) == counted
 
 
-@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
-def test_loading_decomposes_nothing(tmp_path, monkeypatch, low_cpu_mem_usage):
-    model = USUAL.stirred(init_weights="principal")
-    model.save_pretrained(str(tmp_path))
-    base = tiny("bert")
-    monkeypatch.setattr(LsrLayer, "initialize", lambda *_: pytest.fail("factors were initialized"))
-    monkeypatch.setattr(torch.linalg, "svd", lambda *_, **__: pytest.fail("a decomposition was computed"))
-    loaded = PeftModel.from_pretrained(base, str(tmp_path), low_cpu_mem_usage=low_cpu_mem_usage)
-    assert torch.equal(logits(loaded), logits(model))
-
-
 def test_a_tied_head_that_folds_its_start_leaves_the_embeddings():
     model = Subject("gpt2-causal", {"target_modules": ["lm_head"], "init_weights": "principal"}).fresh()
     base = model.get_base_model()
@@ -124,9 +112,6 @@ def test_a_tied_head_that_folds_its_start_leaves_the_embeddings():
     assert_close(logits(model), logits(tiny("gpt2-causal")), atol=1e-5, rtol=1e-5)
     with model.disable_adapter():
         assert base.lm_head.get_base_layer().weight is base.transformer.wte.weight
-
-
-# Two adapters
 
 
 # How each layer is initialized
@@ -141,6 +126,3 @@ def test_a_layer_starts_the_same_whatever_other_layers_are_adapted(init):
         mine, others = (one.adapter("default").factors() for one in (layer, many[name]))
         for side, other in zip(mine, others, strict=True):
             assert all(torch.equal(one, two) for one, two in zip(side, other, strict=True))
-
-
-# Mistakes

@@ -8,7 +8,6 @@ from lsr import LsrConfig
 from lsr.algebra.shapes import Form
 from tests.capabilities.models import tiny
 
-SQUARE = Form((2, 2), (6, 4), (6, 4), 3, 24, 24)
 WIDE = Form((2, 2), (6, 4), (8, 5), 3, 24, 40)
 USUAL = {"out_features": 24, "in_features": 24, "out_shape": [6, 4], "in_shape": [6, 4]}
 FIELDS = {"usual": USUAL, "others": {}, "base_hashes": {}}

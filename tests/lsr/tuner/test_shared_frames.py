@@ -2,7 +2,6 @@
 
 import gc
 import json
-import os
 import re
 import shutil
 import weakref
@@ -215,11 +214,6 @@ def replace_tensor(folder, part, change):
 B1 = "1.attention.self.value.lsr_adapters.factor_B1"
 
 
-def as_pipe(folder):
-    (folder / WEIGHTS).unlink()
-    os.mkfifo(folder / WEIGHTS)
-
-
 CANNOT = "no LSR adapter can be read from"
 STALE = r"have the hash [0-9a-f]{12}, but the adapter was trained on others, [0-9a-f]{12}"
 DAMAGE = {  # what became of the folder, what is said of it
@@ -227,7 +221,6 @@ DAMAGE = {  # what became of the folder, what is said of it
         lambda folder: edit(folder, rank_shape=[10_000_000]),
         r"layer 'bert.*query': its configuration says 480,000,000 entries, but the file holds 768",
     ),
-    "a pipe": (as_pipe, r"adapter_model\.safetensors: not a file"),
     "no factor": (lambda folder: replace_tensor(folder, B1, lambda _: None), "factor_B1 is missing"),
     "a smaller one": (
         lambda folder: replace_tensor(folder, B1, lambda value: value[:, :-1].clone()),

@@ -78,12 +78,6 @@ def test_groups_are_drawn_whole():
     assert np.ptp(grouped) == pytest.approx(2 * np.ptp(alone), rel=0.25)
 
 
-def test_a_share_of_groups_is_exact_over_groups():
-    labels = np.zeros(12, np.int64)
-    groups = np.repeat(np.arange(6), 2)
-    assert intervals(["exact_match"], labels, labels, 100, groups) == {"exact_match": share(6, 6)}
-
-
 def test_one_example_leaves_nothing_to_draw():
     one = np.array([1])
     assert intervals(["macro_f1"], one, one, 100)["macro_f1"] == (1.0, 1.0)
