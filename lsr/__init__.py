@@ -9,15 +9,11 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import peft
 from aenum import extend_enum
 from peft import PeftType
 from peft.utils import register_peft_method
 
-from lsr.supported import check_peft
-
 if "LSR" not in PeftType.__members__:  # PEFT's list of methods is closed: a plugin must add its member first
-    check_peft(peft.__version__)  # before what an older one lacks is imported
     extend_enum(PeftType, "LSR", "LSR")
 
 from lsr.tuner.config import LsrConfig
