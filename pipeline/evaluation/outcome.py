@@ -51,15 +51,6 @@ class Outcome:
         """The model's probability for each class."""
         return self.logits.softmax(dim=1)
 
-    @property
-    def only_answer(self) -> str | None:
-        """The prediction, if it is the same for all examples."""
-        predicted = self.answers.predicted
-        if len(predicted) < 2 or np.ptp(predicted) > 0:
-            return None
-        names = self.examples.choices or self.examples.names
-        return names[int(predicted[0])] if names else f"{predicted[0]:.4g}"
-
     def metrics(self, resamples: int) -> dict[str, float]:
         """Return the official metrics with 95 % intervals and baselines, the loss and the calibration error.
 

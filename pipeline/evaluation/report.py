@@ -46,10 +46,3 @@ def show(metrics: Mapping[str, float], differences: Mapping[str, float], view: E
 def _interval(metrics: Mapping[str, float], name: str) -> str:
     low, high = metrics[f"{name}_low"], metrics[f"{name}_high"]
     return f"{low:.4f} to {high:.4f}" if low < high else "none: every resample scores the same"
-
-
-def warn_of_one_answer(name: str, outcome: Outcome) -> None:
-    """Warn if a model gives the same answer to every example."""
-    if (answer := outcome.only_answer) is not None:
-        count = len(outcome.answers.predicted)
-        console.warn(f"{name}: all {count:,} predictions are {answer}: the model does not distinguish the examples")

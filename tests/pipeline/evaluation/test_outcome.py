@@ -1,4 +1,4 @@
-"""What logits answer, what is said of it, and what a benchmark's server gets."""
+"""What logits answer, and what is said of it."""
 
 import hashlib
 
@@ -68,25 +68,6 @@ def test_answers_have_one_hash_whatever_the_last_bits_of_numbers():
     assert sha256(rated) == sha256(same) == hashlib.sha256(b"1.23\n0.00\n3.00").hexdigest()
     assert sha256(np.array([0, 11, 2])) == hashlib.sha256(b"0\n11\n2").hexdigest()
     assert sha256(rated) != sha256(rated[::-1])
-
-
-@pytest.mark.parametrize(
-    ("logits", "examples", "groups", "answer"),
-    [
-        ([[1.0, 0.0]] * 4, row(), None, "no"),
-        ([[1.0, 0.0]] * 3 + [[0.0, 1.0]], row(), None, None),
-        ([[2.5]] * 4, RATING, None, "2.5"),
-        ([[1.0, 0.0], [0.0, 1.0]] * 2, CHOICES, [0, 0, 1, 1], "b"),
-        ([[1.0, 0.0]], row(), None, None),  # one example says nothing
-    ],
-)
-def test_one_answer_for_all_is_said(logits, examples, groups, answer, capsys):
-    labels = [0.0 if examples is RATING else 0] * len(logits)
-    outcome = Outcome.of(torch.tensor(logits), labels, examples, None if groups is None else np.array(groups))
-    assert outcome.only_answer == answer
-    report.warn_of_one_answer("mine", outcome)
-    said = capsys.readouterr().out
-    assert (f"predictions are {answer}: the model does not distinguish the examples" in said) == (answer is not None)
 
 
 def test_an_interval_without_a_width_is_called_none():
