@@ -1,23 +1,20 @@
-"""The paired bootstrap: leads over the baseline on resamples of the test examples, the same ones for all trainings.
+"""The bootstrap over test examples: scores on resamples of them, the same ones for all trainings of a task.
 
 All metrics but rank correlations are functions of a few sums over examples. A resample weights the examples, so the
 sums for all trainings and resamples are one matrix product, instead of a million calls of scikit-learn.
 """
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
-from pipeline.compare.cells import Cell
 from pipeline.evaluation.scores import ROUNDING
 
 Values = NDArray[Any]
-Leads = dict[str, Values]  # by method: its lead over the baseline on each resample, (resamples,), a fraction
-WEIGHTS_AT_ONCE = 4_000_000  # numbers in memory
+AT_ONCE = 1000  # resamples in memory
 
 
 class Sums(NamedTuple):
@@ -27,58 +24,21 @@ class Sums(NamedTuple):
     score: Callable[[Values], Values]  # sums (..., columns) -> (...)
 
 
-def leads(cells: Mapping[str, Cell], baseline: str, labels: Values, resamples: int) -> Leads:
-    """Return the lead of each method of a task over the baseline on each resample, the mean over the seeds in common.
+def scores(task: str, metric: str, labels: Values, predicted: Sequence[Values], resamples: int) -> Values:
+    """Return a metric of SUMS of each training on each resample, (trainings, resamples); `predicted` are (n,) each.
 
-    Methods without a common seed are left out.
+    Each task has its own draws, which do not depend on other tasks.
     """
-    runs = [run for cell in cells.values() for run in cell.finished]
-    if baseline not in cells or not cells[baseline].finished:
-        return {}
-    seed = zlib.crc32(runs[0].task.encode())  # each task has its own, so that its draws do not depend on other tasks
-    drawn = scores(runs[0].metrics[0], labels, [np.array(run.predicted) for run in runs], resamples, seed)
-    by_run = {(run.method, run.seed): row for run, row in zip(runs, drawn, strict=True)}
-    listed: Leads = {}
-    for method, cell in cells.items():
-        shared = [run.seed for run in cell.finished if (baseline, run.seed) in by_run]
-        if method != baseline and shared:
-            listed[method] = np.mean([by_run[method, seed] - by_run[baseline, seed] for seed in shared], axis=0)
-    return listed
-
-
-def over_tasks(tasks: Sequence[Leads]) -> Leads:
-    """Return the lead on each resample, averaged over tasks, for the methods that all tasks have."""
-    shared = set.intersection(*map(set, tasks)) if tasks else set()
-    return {method: np.mean([task[method] for task in tasks], axis=0) for method in sorted(shared)}
-
-
-def p_value(differences: Values) -> float:
-    """Return the two-sided p-value of a difference from its resamples, (resamples,); it is never 0."""
-    sides = [int((differences <= 0).sum()), int((differences >= 0).sum())]
-    return min(1.0, 2 * (1 + min(sides)) / (1 + len(differences)))
-
-
-def scores(metric: str, labels: Values, predicted: Sequence[Values], resamples: int, seed: int) -> Values:
-    """Return a metric of SUMS of each training on each resample, (trainings, resamples); `predicted` are (n,) each."""
     sums = SUMS[metric]
     classes = 1 + int(max(1, labels.max(), *(one.max() for one in predicted)))
     columns = np.concatenate([sums.columns(labels, one, classes) for one in predicted], axis=1)
 
-    def statistic(rows: Values, axis: int) -> Values:  # (batch, n) or (n,) -> (trainings, batch) or (trainings,)
-        weights = np.apply_along_axis(np.bincount, axis, rows, minlength=len(labels)).astype(np.float64)
-        by_resample: Values = sums.score((weights @ columns).reshape(*rows.shape[:-1], len(predicted), -1))
-        return np.moveaxis(by_resample, -1, 0)
-
-    drawn = stats.bootstrap(
-        (np.arange(len(labels)),),
-        statistic,
-        n_resamples=resamples,
-        batch=max(1, WEIGHTS_AT_ONCE // len(labels)),
-        vectorized=True,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    return drawn.bootstrap_distribution
+    rng, drawn = np.random.default_rng(zlib.crc32(task.encode())), []
+    for first in range(0, resamples, AT_ONCE):
+        rows = rng.integers(len(labels), size=(min(AT_ONCE, resamples - first), len(labels)))
+        weights = np.stack([np.bincount(row, minlength=len(labels)) for row in rows]).astype(np.float64)
+        drawn.append(sums.score((weights @ columns).reshape(len(rows), len(predicted), -1)))
+    return np.concatenate(drawn).T
 
 
 def _counts(labels: Values, predicted: Values, classes: int) -> Values:

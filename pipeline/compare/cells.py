@@ -1,7 +1,9 @@
 """A method on a task: the tries that tuned its learning rate, and the trainings at that rate with all seeds."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from math import inf
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from pipeline.arena.record import Record
@@ -57,37 +59,47 @@ class Cell(NamedTuple):
         return any(len(rates) > 1 and rate in (min(rates), max(rates)) for rate, rates in chosen)
 
 
-def cells(records: Iterable[Record]) -> tuple[dict[str, dict[str, Cell]], int]:
+def cells(records: Iterable[Record], tuning: Collection[int]) -> tuple[dict[str, dict[str, Cell]], int]:
     """Return the cells by task and method, smallest method first, and the number of outdated records.
 
-    A preset may have changed: if a method on a task has records with different settings, the newest settings count.
+    `tuning` are the seeds whose validation score chooses the rates. A preset may have changed: if a method on a task
+    has records with different settings, the newest settings count.
     """
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in sorted(records, key=lambda one: one.key):
         groups.setdefault((record.task, record.method), []).append(record)
     left = {name: list(_newest_form(group)) for name, group in groups.items()}
     dropped = sum(map(len, groups.values())) - sum(map(len, left.values()))
-    listed = [_cell(*name, group) for name, group in left.items()]
+    listed = [_cell(*name, group, tuning) for name, group in left.items()]
     tasks: dict[str, dict[str, Cell]] = {}
     for cell in sorted(listed, key=lambda cell: (cell.task, cell.shown.trained, cell.method)):
         tasks.setdefault(cell.task, {})[cell.method] = cell
     return tasks, dropped
 
 
-def _cell(task: str, method: str, group: Sequence[Record]) -> Cell:
-    first = min(record.seed for record in group)
-    tries = sorted((record for record in group if record.seed == first), key=lambda one: _order(_rates(one)))
-    chosen = _chosen(tries, group)
-    runs = [record for record in group if chosen is None or record.tuned == chosen.tuned]
-    runs.sort(key=lambda one: (one.seed, _order(_rates(one))))
+def _cell(task: str, method: str, group: Sequence[Record], tuning: Collection[int]) -> Cell:
+    runs = sorted(group, key=lambda one: (one.seed, _order(_rates(one))))
+    tries = [record for record in runs if record.seed == runs[0].seed]
+    chosen = _chosen(runs, tuning)
+    runs = [record for record in runs if chosen is None or record.tuned == chosen.tuned]
     return Cell(task, method, tuple(tries), tuple(runs), chosen)
 
 
-def _chosen(tries: Sequence[Record], group: Sequence[Record]) -> Record | None:
-    """Return the try with the most seeds, the tuned one; among equals, the one with the best validation score."""
-    seeds = Counter(one.tuned for one in group)
-    finished = [one for one in tries if one.status == FINISHED]
-    return max(finished, key=lambda one: (seeds[one.tuned], one.validation[one.selected]), default=None)
+def _chosen(runs: Sequence[Record], tuning: Collection[int]) -> Record | None:
+    """Return a training at the tuned setting: that with the most seeds, among equals with the best validation score."""
+    settings: dict[Any, list[Record]] = {}
+    for run in runs:
+        settings.setdefault(run.tuned, []).append(run)
+
+    def order(group: Sequence[Record]) -> tuple[int, float]:
+        return len(group), fmean([_validation(run) for run in group if run.seed in tuning] or [-inf])
+
+    best = max(settings.values(), key=order)
+    return next((run for run in best if run.status == FINISHED), None)
+
+
+def _validation(record: Record) -> float:
+    return record.validation[record.selected] if record.status == FINISHED else -inf
 
 
 def _newest_form(group: Sequence[Record]) -> Iterator[Record]:

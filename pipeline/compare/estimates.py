@@ -1,6 +1,6 @@
 """Means over seeds with confidence intervals; Holm's correction of several p-values."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
@@ -8,6 +8,7 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
+PERCENT = 100.0
 
 
 class Estimate(NamedTuple):
@@ -16,25 +17,15 @@ class Estimate(NamedTuple):
     mean: float | None = None
     low: float | None = None
     high: float | None = None
-    seeds: int = 0
-
-    def flat(self, name: str) -> dict[str, float | None]:
-        """Return the mean and the ends of the interval by name: score, score_low, score_high."""
-        return {name: self.mean, f"{name}_low": self.low, f"{name}_high": self.high}
 
 
 def estimate(values: Sequence[float]) -> Estimate:
     """Return the mean, and mean ± t · std / √n with t of n - 1 degrees of freedom."""
     if len(values) < 2:
-        return Estimate(values[0] if values else None, seeds=len(values))
+        return Estimate(*values)
     mean = fmean(values)
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values))
-    return Estimate(mean, mean - half, mean + half, len(values))
-
-
-def difference(scores: Mapping[int, float], others: Mapping[int, float]) -> Estimate:
-    """Return the estimated difference of scores to others, paired by the seeds in common."""
-    return estimate([scores[seed] - others[seed] for seed in sorted(scores) if seed in others])
+    return Estimate(mean, mean - half, mean + half)
 
 
 def holm(values: Sequence[float]) -> list[float]:

@@ -1,6 +1,7 @@
 """The labels of the test splits, written by the arena next to its records, for the bootstrap over test examples."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,40 +18,38 @@ OF_NUMBERS = 0.005  # if predictions are numbers with six digits, perhaps nearly
 
 
 def read(preset: str, tasks: Mapping[str, Mapping[str, Cell]]) -> tuple[dict[str, NDArray[np.float64]], list[str]]:
-    """Return the labels by task, and a note for each reason why tasks have no bootstrap.
+    """Return the labels by task, and a note for each task whose errors are of seeds alone.
 
     Raises:
         UserError: if a file was not written by the arena.
     """
     usable: dict[str, NDArray[np.float64]] = {}
-    reasons: dict[str, list[str]] = {}
+    notes = []
     for task, cells in tasks.items():
-        labels = _read(preset, task)
-        if reason := _mismatch(labels, cells.values()):
-            reasons.setdefault(reason, []).append(task)
+        paths = labels_path(preset, task), labels_path(preset, task, private=True)
+        labels = next((_read(path) for path in paths if path.is_file()), None)
+        if reason := _mismatch(labels, paths, cells.values()):
+            notes.append(f"{task}: {reason}, so its errors are of seeds alone")
         elif labels is not None:
             usable[task] = labels
-    return usable, [f"{', '.join(names)}: {reason}, so no bootstrap" for reason, names in reasons.items()]
+    return usable, notes
 
 
-def _read(preset: str, task: str) -> NDArray[np.float64] | None:
-    path = labels_path(preset, task)
-    if not path.is_file():
-        return None
+def _read(path: Path) -> NDArray[np.float64]:
     try:
         return pd.read_csv(path)["label"].to_numpy(dtype=np.float64)
     except (ValueError, KeyError) as error:
         raise UserError(f"{path}: not the labels of a task: {first_line(error)}; delete it") from None
 
 
-def _mismatch(labels: NDArray[np.float64] | None, cells: Iterable[Cell]) -> str:
+def _mismatch(labels: NDArray[np.float64] | None, paths: Sequence[Path], cells: Iterable[Cell]) -> str:
     """Return why labels cannot be those that the trainings were scored with, or an empty text if they can."""
     for run in (run for cell in cells for run in cell.finished):
         metric = run.metrics[0]
         if not run.predicted:
             return "records without predictions"
         if labels is None:
-            return "no labels"
+            return f"neither {paths[0]} nor {paths[1]} is there"
         if metric not in SUMS:
             return f"{metric} is no function of sums over examples"
         if len(run.predicted) != len(labels):

@@ -1,138 +1,142 @@
 """The tables: flat rows for JSON and the page, Markdown for reading, and a summary for the terminal."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from pipeline.compare.comparison import AVERAGE, Comparison, Row
+from pipeline.compare.comparison import Comparison
 from pipeline.compare.estimates import Estimate
+from pipeline.compare.rows import Row
+from pipeline.compare.verdicts import BETTER, EQUIVALENT, UNDECIDED, WORSE, Outcome, Verdict
 from pipeline.core import console
 
 NONE = "–"
 DIGITS = 7  # significant ones in JSON
-HEADER = (
-    "method", "score", "difference", "p (Holm)", "trained", "stored", "bytes", "seconds", "peak MB", "seeds", "rate",
-    "status",
-)  # fmt: skip
+INTERVAL, ERRORS = "95 % interval", "errors: seeds, examples"
+IN_BRIEF = ("method", "score", "lead", INTERVAL, ERRORS, "p (Holm)", "verdict", "trained", "bytes", "status")
+SIGNS = {BETTER: " ▲", EQUIVALENT: " =", WORSE: " ▼", UNDECIDED: "", None: ""}
 
 
 def everything(comparison: Comparison) -> dict[str, Any]:
     """Return the whole comparison for JSON."""
+    rows = [row for rows in comparison.rows.values() for row in rows.values()]
+    outcomes = [
+        {**one.hypothesis.model_dump(), "held": one.held, **one.verdict._asdict()} for one in comparison.hypotheses
+    ]
     return {
-        "preset": comparison.preset,
-        "baseline": comparison.baseline,
-        "tasks": list(comparison.tasks),
-        "methods": list(comparison.methods),
-        "unit": "percent of each task's first metric; differences in percentage points",
+        **{name: value for name, value in comparison._asdict().items() if name != "rows"},
         "protocol": protocol(comparison),
-        "resamples": comparison.resamples,
-        "notes": list(comparison.notes),
-        "made": dict(comparison.made),
-        "results": [_flat(comparison, row) for rows in comparison.rows.values() for row in rows.values()],
+        "hypotheses": [_flat(one) for one in outcomes],
+        "results": [_flat({**row._asdict(), **row.verdict._asdict()}) for row in rows],
     }
 
 
-def _flat(comparison: Comparison, row: Row) -> dict[str, Any]:
-    pair = comparison.pairs[row.task].get(row.method)
-    ahead = pair.over_seeds if pair else Estimate()
-    flat = {
-        "task": row.task,
-        "method": row.method,
-        "adapter": row.adapter,
-        "metric": row.metric,
-        "status": row.status,
-        "reason": row.reason,
-        "trainings": row.trainings,
-        "seeds": row.score.seeds,
-        "scores": {str(seed): _rounded(score) for seed, score in row.scores.items()},
-        **row.score.flat("score"),
-        "validation": row.validation,
-        **ahead.flat("difference"),
-        "difference_examples_low": pair and pair.low,
-        "difference_examples_high": pair and pair.high,
-        "p": pair and pair.p,
-        "p_holm": pair and pair.p_holm,
-        **row.size._asdict(),
-        "rate": row.rate,
-        "head_rate": row.head_rate,
-        "rate_at_edge": row.at_edge,
-    }
-    return {name: _rounded(value) for name, value in flat.items()}
-
-
-def _rounded(value: Any) -> Any:
-    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values with few digits, the ends of intervals as values of their own, and seeds as texts."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Estimate):
+            flat |= {name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high}
+        else:
+            flat[name] = _flat({str(key): one for key, one in value.items()}) if isinstance(value, dict) else value
+    return {name: float(f"{one:.{DIGITS}g}") if isinstance(one, float) else one for name, one in flat.items()}
 
 
 def markdown(comparison: Comparison) -> str:
-    """Return the tables in Markdown: methods by tasks first, then one table per task."""
-    methods, tasks = several(len(comparison.methods), "method"), several(len(comparison.tasks), "task")
-    columns = (*comparison.tasks, AVERAGE)
+    """Return the tables in Markdown: methods by tasks, hypotheses, then a table for each average and task."""
+    lines = [f"# {comparison.preset}", "", protocol(comparison), ""]
     overview = [
-        [
-            method,
-            *(scored(row.score) if row.scores else row.status for row in (comparison.rows[c][method] for c in columns)),
-            counted(comparison.rows[AVERAGE][method].size.trained),
-        ]
-        for method in comparison.methods
+        {
+            "method": method,
+            **{place: _signed(rows[method]) for place, rows in comparison.rows.items()},
+            "trained": _counted(main.trained),
+        }
+        for method, main in comparison.rows[comparison.main].items()
     ]
-    lines = [f"# {comparison.preset}: {methods} on {tasks}", "", protocol(comparison)]
-    lines += ["", *table(("method", *columns, "trained"), overview)]
-    for task in (AVERAGE, *comparison.tasks):
-        rows = comparison.rows[task]
-        lines += ["", f"## {task}: {next(iter(rows.values())).metric}, baseline {comparison.baseline}", ""]
-        lines += table(HEADER, [_cells(comparison, row) for row in rows.values()])
+    lines += _table(overview)
+    if comparison.hypotheses:
+        lines += ["", "## Hypotheses", "", *_table(map(_outcome, comparison.hypotheses))]
+    for place, rows in reversed(list(comparison.rows.items())):
+        what = comparison.metrics.get(place) or f"mean of {', '.join(comparison.averages[place])}"
+        lines += ["", f"## {place}: {what}, baseline {comparison.baseline}", ""]
+        lines += _table(map(_cells, rows.values()))
     if comparison.notes:
         lines += ["", "## Notes", "", *(f"- {_inline(note)}" for note in comparison.notes)]
     return "\n".join(lines) + "\n"
 
 
 def protocol(comparison: Comparison) -> str:
-    """Return in a few sentences how scores, intervals and p-values were obtained."""
-    rows = (row for task in comparison.tasks for row in comparison.rows[task].values() if row.scores)
-    seeds = sorted({row.score.seeds for row in rows}) or [0]
-    many = " to ".join(map(str, dict.fromkeys([seeds[0], seeds[-1]])))
+    """Return in a few sentences how scores, intervals and verdicts were obtained."""
     return (
-        f"Scores are percent of each task's first metric on its test split, mean over {many} seeds ± half of the 95 % "
-        "interval (Student's t). The validation split selects learning rate and epoch. Differences to "
-        f"{comparison.baseline} are paired by seed; p is from a paired bootstrap over the test examples "
-        f"({comparison.resamples:,} resamples), with Holm's correction for the methods of the task."
+        "Scores are percent of each task's first metric on its test split, mean over seeds ± half of the 95 % "
+        "interval (Student's t). The validation split selects learning rate and epoch. Leads over "
+        f"{comparison.baseline} are paired by seed; errors are standard errors, 95 % intervals and p-values are from a "
+        f"bootstrap over seeds and test examples, and for averages over tasks ({comparison.resamples:,} resamples). "
+        "▲ better, ▼ worse: p < 0.05 after Holm's correction for the number of methods. = equivalent: two one-sided "
+        f"tests at 5 % find the lead within {comparison.margin:g} points. No sign: undecided. Bytes are those of the "
+        "smallest precision that costs at most 0.2 points on the validation split."
     )
 
 
 def show(comparison: Comparison) -> None:
-    """Print the averages over tasks, best first, and the notes."""
-    rows = comparison.rows[AVERAGE].values()
+    """Print the main average, best first, what became of the hypotheses, and the notes."""
+    rows = comparison.rows[comparison.main].values()
     best_first = sorted(rows, key=lambda row: (-(row.score.mean or float("-inf")), row.method))
-    title = f"{comparison.preset}: average of {several(len(comparison.tasks), 'task')}, percent"
-    console.table(title, HEADER, [_cells(comparison, row) for row in best_first])
+    title = f"{comparison.preset}: {comparison.main}, percent"
+    console.table(title, IN_BRIEF, [[_cells(row)[name] for name in IN_BRIEF] for row in best_first])
+    if outcomes := [_outcome(one) for one in comparison.hypotheses]:
+        console.table("hypotheses", list(outcomes[0]), [list(one.values()) for one in outcomes])
     for note in comparison.notes:
         console.warn(note)
 
 
-def _cells(comparison: Comparison, row: Row) -> tuple[str, ...]:
-    pair, size = comparison.pairs[row.task].get(row.method), row.size
-    return (
-        row.method,
-        scored(row.score),
-        ahead(pair.over_seeds) if pair else NONE,
-        probable(pair and pair.p_holm),
-        counted(size.trained),
-        counted(size.stored),
-        counted(size.bytes),
-        counted(size.seconds),
-        counted(size.peak_bytes and size.peak_bytes / 1e6),
-        f"{row.score.seeds} of {row.trainings}",
-        NONE if row.rate is None else f"{row.rate:g}{' (edge)' if row.at_edge else ''}",
-        row.status + (f": {row.reason}" if row.reason else ""),
-    )
+def _signed(row: Row) -> str:
+    return _scored(row.score) + SIGNS[row.verdict.verdict] if row.scores else row.status
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Yield the lines of a table in Markdown."""
-    yield f"| {' | '.join(map(_inline, header))} |"
-    yield f"|{'---|' * len(header)}"
-    yield from (f"| {' | '.join(map(_inline, row))} |" for row in rows)
+def _cells(row: Row) -> dict[str, str]:
+    """Return what the tables say of a method, by the header of the column."""
+    return {
+        "method": row.method,
+        "score": _scored(row.score),
+        **_tested(row.verdict),
+        "trained": _counted(row.trained),
+        "stored": _counted(row.stored),
+        "bytes": _counted(row.bytes),
+        "precision": row.precision or NONE,
+        "score at bytes": _scored(row.score_at_bytes),
+        "seconds": _counted(row.seconds),
+        "seeds": f"{len(row.scores)} of {row.trainings}",
+        "rate": NONE if row.rate is None else f"{row.rate:g}{' (edge)' if row.rate_at_edge else ''}",
+        "status": row.status + (f": {row.reason}" if row.reason else ""),
+    }
+
+
+def _outcome(one: Outcome) -> dict[str, str]:
+    """Return what the tables say of a hypothesis, by the header of the column."""
+    within = _between(one.verdict.equivalence_low, one.verdict.equivalence_high)
+    held = "yes" if one.held else "no"
+    return {**one.hypothesis.model_dump(), "held": held, **_tested(one.verdict), "90 % interval": within}
+
+
+def _tested(found: Verdict) -> dict[str, str]:
+    both = (found.error_seeds, found.error_examples)
+    return {
+        "lead": NONE if found.difference is None else f"{found.difference:+.2f}",
+        INTERVAL: _between(found.difference_low, found.difference_high),
+        ERRORS: ", ".join(NONE if one is None else f"{one:.2f}" for one in both),
+        "p (Holm)": _probable(found.p_holm),
+        "verdict": found.verdict or NONE,
+    }
+
+
+def _table(rows: Iterable[Mapping[str, str]]) -> Iterator[str]:
+    """Yield the lines of a table in Markdown; each row is by header."""
+    for number, row in enumerate(rows):
+        if number == 0:
+            yield f"| {' | '.join(map(_inline, row))} |"
+            yield f"|{'---|' * len(row)}"
+        yield f"| {' | '.join(map(_inline, row.values()))} |"
 
 
 def _inline(text: str) -> str:
@@ -140,30 +144,23 @@ def _inline(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))
 
 
-def scored(value: Estimate) -> str:
+def _scored(value: Estimate) -> str:
     """Return the mean and half the width of the 95 % interval, as in "81.23 ± 0.45"."""
     if value.mean is None:
         return NONE
     return f"{value.mean:.2f}" if value.high is None else f"{value.mean:.2f} ± {value.high - value.mean:.2f}"
 
 
-def ahead(value: Estimate) -> str:
-    """Return a difference with its sign and interval."""
-    if value.mean is None:
-        return NONE
-    return f"{value.mean:+.2f}" if value.low is None else f"{value.mean:+.2f} ({value.low:+.2f} to {value.high:+.2f})"
+def _between(low: float | None, high: float | None) -> str:
+    """Return the ends of an interval, as in "-0.31 to +1.02"."""
+    return NONE if low is None else f"{low:+.2f} to {high:+.2f}"
 
 
-def counted(value: float | None) -> str:
+def _counted(value: float | None) -> str:
     """Return a whole number with thousands separators."""
     return NONE if value is None else f"{value:,.0f}"
 
 
-def probable(value: float | None) -> str:
+def _probable(value: float | None) -> str:
     """Return a p-value."""
     return NONE if value is None else f"{value:.4f}" if value >= 0.0001 else "< 0.0001"
-
-
-def several(count: int, what: str) -> str:
-    """Return a number of things, as in "1 task" and "5 tasks"."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"

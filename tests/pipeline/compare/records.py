@@ -5,9 +5,11 @@ import json
 
 import numpy as np
 
+from pipeline.arena.preset import PATH, Preset
 from pipeline.arena.record import FOLDER, Record, append, labels_path
 from pipeline.core.artifacts import write_csv
 from pipeline.evaluation import scores
+from tests.workspace import write_yaml
 
 MADE = {
     "commit": "0123456789abcdef",
@@ -34,6 +36,21 @@ SIZES = {  # adapter, overrides, trained, how often it is right
     "LoRA r=8": ("lora", {"lora.r": 8, "lora.lora_alpha": 16}, 73728, 0.87),
     "every weight": ("full", {}, 22713216, 0.88),
 }
+
+PRESET = {
+    "model": "minilm",
+    "tasks": {task: {} for task in TASKS},
+    "seeds": [0, 1, 2, 3, 4],
+    "baseline": "LoRA r=1",
+    "tuning": {"rates": [1.0], "wider": 0, "head_rates": []},
+    "reads": {"train": "all", "validation": "all", "test": "all", "longest": "all"},
+    "params": {},
+    "methods": {method: {"adapter": adapter} for method, (adapter, *_) in SIZES.items()},
+}
+
+
+def preset(**changes):
+    return Preset.model_validate(PRESET | changes)
 
 
 def labels(task, examples=EXAMPLES):
@@ -122,7 +139,8 @@ def cells(methods=tuple(SIZES), tasks=tuple(TASKS), seeds=(0, 1, 2, 3, 4)):
 
 
 def save(records, preset="small", tasks=TASKS):
-    """Write records and labels as the arena does, into the current folder."""
+    """Write a preset, its records and labels as the arena does, into the current folder."""
+    write_yaml(PATH, {preset: PRESET | {"tasks": {task: {} for task in tasks or TASKS}}})
     for one in records:
         append(FOLDER / preset / "cells.jsonl", one.model_copy(update={"preset": preset}))
     for task in tasks:

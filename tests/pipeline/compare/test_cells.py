@@ -6,8 +6,8 @@ from pipeline.compare.cells import cells
 from tests.pipeline.compare.records import MADE, record
 
 
-def one(found):
-    tasks, dropped = cells(found)
+def one(found, tuning=(0,)):
+    tasks, dropped = cells(found, tuning)
     ((cell,),) = (methods.values() for methods in tasks.values())
     return cell, dropped
 
@@ -56,6 +56,18 @@ def test_of_rates_that_validate_alike_the_one_with_all_seeds_is_chosen():
     assert len(cell.runs) == 2
 
 
+def test_of_rates_with_all_seeds_the_tuned_one_is_chosen_by_all_seeds_of_tuning():
+    # The first was chosen by one seed, before the preset asked for two.
+    scores = {0.002: (0.8, 0.5), 0.008: (0.7, 0.7)}
+    found = [
+        record(rate=rate, seed=seed, validation=[0.1, 0.1, score])
+        for rate, of in scores.items()
+        for seed, score in enumerate(of)
+    ]
+    assert one(found)[0].chosen.rate == 0.002
+    assert one(found, (0, 1))[0].chosen.rate == 0.008
+
+
 def test_of_two_forms_of_a_method_the_newest_counts():
     new = {"overrides": {"lora.r": 3, "seed": 0}, "made": MADE | {"date": "2027-01-01T00:00:00+00:00"}, "key": "f" * 16}
     cell, dropped = one([record(), record(seed=1), record(**new)])
@@ -76,5 +88,5 @@ def test_the_order_of_records_changes_nothing():
         for task in ("rte", "cola")
         for rate in (0.002, 0.008)
     ]
-    assert cells(found) == cells(found[::-1])
-    assert list(cells(found)[0]) == ["cola", "rte"]
+    assert cells(found, [0]) == cells(found[::-1], [0])
+    assert list(cells(found, [0])[0]) == ["cola", "rte"]

@@ -9,13 +9,14 @@ from scipy import stats
 
 from pipeline.arena.record import labels_path
 from pipeline.compare import tables
-from pipeline.compare.comparison import AVERAGE, compare
+from pipeline.compare.comparison import compare
 from pipeline.core.artifacts import write_csv
 from pipeline.core.errors import UserError
 from pipeline.evaluation import scores
-from tests.pipeline.compare.records import TASKS, cells, labels, record, save_labels
+from tests.pipeline.compare.records import TASKS, cells, labels, preset, record, save_labels
 
-RESAMPLES = 400
+AVERAGE, RESAMPLES = "average", 400
+ALONE = {"tasks": {"rte": {}}}
 
 
 @pytest.fixture(autouse=True)
@@ -36,14 +37,14 @@ def found(records, tmp_path_factory):
     with chdir(folder):
         for task in TASKS:
             save_labels(task)
-        return compare("small", records, "LoRA r=1", RESAMPLES)
+        return compare("small", records, preset(), RESAMPLES)
 
 
 def test_every_method_has_a_row_on_every_task(found):
     listed = tables.everything(found)["results"]
     assert len(listed) == len(found.methods) * (len(TASKS) + 1)
     (lost,) = [row for row in listed if (row["method"], row["task"]) == ("VeRA", "cola")]
-    assert (lost["status"], lost["score"], lost["seeds"]) == ("diverged", None, 0)
+    assert (lost["status"], lost["score"], lost["scores"]) == ("diverged", None, {})
     assert "the loss is no finite number" in lost["reason"]
 
 
@@ -63,75 +64,99 @@ def test_a_method_that_lacks_a_task_has_no_average_but_a_reason(found):
 
 
 def test_a_method_that_nobody_has_run_on_a_task_says_so():
-    found = compare("small", [record(), record("VeRA", "cola"), record(task="cola")], "LoRA r=1", RESAMPLES)
+    found = compare("small", [record(), record("VeRA", "cola"), record(task="cola")], preset(), RESAMPLES)
     row = found.rows["rte"]["VeRA"]
-    assert (row.status, row.reason) == ("not run", "no record in the arena")
+    assert (row.status, row.reason, row.score.mean, row.bytes) == ("not run", "", None, None)
+    assert found.notes[0] == "no average: no records of stsb"
+    assert list(found.rows) == ["cola", "rte"]
+
+
+def test_an_average_is_over_its_tasks_and_without_a_method_that_was_not_run_on_all(records):
+    averages = {"two": ("rte", "stsb"), "three": ("cola", "rte", "stsb")}
+    left = [one for one in records if (one.method, one.task) != ("LoRA r=2", "cola")]
+    found = compare("small", left, preset().model_copy(update={"averages": averages}), RESAMPLES)
+    two, three = found.rows["two"]["LoRA r=2"], found.rows["three"]["LoRA r=2"]
+    assert two.score.mean == pytest.approx(fmean(found.rows[task]["LoRA r=2"].score.mean for task in ("rte", "stsb")))
+    assert two.verdict.difference == pytest.approx(two.score.mean - found.rows["two"]["LoRA r=1"].score.mean)
+    assert (three.status, three.reason, three.verdict.verdict) == ("not run", "on cola", None)
+    assert found.main == "three"
+    assert found.notes == []
 
 
 def test_a_seed_that_failed_is_left_out_of_the_mean_and_reported(found):
     row = found.rows["rte"]["LSR 200"]
-    assert (row.score.seeds, row.trainings, row.status) == (4, 5, "partly finished")
+    assert (len(row.scores), row.trainings, row.status) == (4, 5, "partly finished")
     assert row.reason == "seed 4: failed: not enough memory"
 
 
-def test_differences_are_seed_by_seed_and_p_values_corrected(found):
-    pair, rows = found.pairs["rte"]["LoRA r=8"], found.rows["rte"]
+def test_leads_are_seed_by_seed_and_p_values_corrected(found):
+    rows = found.rows["rte"]
+    of = rows["LoRA r=8"].verdict
     by_seed = [rows["LoRA r=8"].scores[seed] - rows["LoRA r=1"].scores[seed] for seed in range(5)]
-    assert pair.over_seeds.mean == pytest.approx(fmean(by_seed))
-    assert pair.low < pair.over_seeds.mean < pair.high
-    assert 0 < pair.p <= pair.p_holm <= 1
-    assert found.pairs[AVERAGE]["head alone"].p_holm < 0.05
-    assert "LoRA r=1" not in found.pairs["rte"]
+    assert of.difference == pytest.approx(fmean(by_seed))
+    assert of.difference_low < of.equivalence_low < of.difference < of.equivalence_high < of.difference_high
+    assert of.error_seeds == pytest.approx(stats.sem(by_seed))
+    assert 0 < of.p <= of.p_holm <= 1
+    assert found.rows["rte"]["head alone"].verdict.verdict == "worse"
+    assert rows["LoRA r=1"].verdict.difference is None
 
 
-def test_the_bootstrap_agrees_with_the_exact_test_on_accuracy():
-    # McNemar's: of the examples on which one seed of each differ, half would go either way.
-    records = cells(("LoRA r=1", "LoRA r=8"), ("rte",), (0,))
-    found = compare("small", records, "LoRA r=1", 10_000)
-    chosen = {method: found.rows["rte"][method].rate for method in ("LoRA r=1", "LoRA r=8")}
-    first, second = (
-        next(np.array(one.predicted) for one in records if (one.method, one.rate) == item) for item in chosen.items()
-    )
-    right, left = first == labels("rte"), second == labels("rte")
-    wins, losses = int((left & ~right).sum()), int((right & ~left).sum())
-    paired = found.pairs["rte"]["LoRA r=8"]
-    assert paired.p == pytest.approx(stats.binomtest(wins, wins + losses).pvalue, abs=0.06)
-    assert paired.over_seeds.mean == pytest.approx(100 * (wins - losses) / len(right))
-    assert paired.over_seeds.low is None  # one seed
+def test_the_error_of_examples_is_that_of_a_mean_of_differences():
+    records = cells(("LoRA r=1", "LoRA r=8"), ("rte",), (0, 1))
+    found = compare("small", records, preset(**ALONE), 10_000).rows["rte"]
+    of = {
+        method: np.array([
+            one.predicted for one in records if (one.method, one.rate) == (method, found[method].rate)
+        ]) == labels("rte")
+        for method in ("LoRA r=1", "LoRA r=8")
+    }  # fmt: skip
+    gains = 100 * (of["LoRA r=8"].mean(axis=0) - of["LoRA r=1"].mean(axis=0))
+    assert found["LoRA r=8"].verdict.difference == pytest.approx(gains.mean())
+    assert found["LoRA r=8"].verdict.error_examples == pytest.approx(gains.std() / len(gains) ** 0.5, rel=0.03)
 
 
 def test_an_unknown_baseline_is_one_line_with_all_methods(records):
     with pytest.raises(UserError) as error:
-        compare("small", records, "LoRA r=9", RESAMPLES)
+        compare("small", records, preset().model_copy(update={"baseline": "LoRA r=9"}), RESAMPLES)
     (line,) = str(error.value).splitlines()
     assert line.startswith("--baseline: small has no method 'LoRA r=9'; did you mean LoRA r=")
     assert "methods: head alone, LSR 200" in line
 
 
-def test_without_usable_labels_there_is_no_bootstrap_and_a_note_says_why(records, tmp_path):
+def test_without_usable_labels_errors_are_of_seeds_alone_and_a_note_says_why(records, tmp_path):
     labels_path("small", "rte").unlink()
     save_labels("cola", examples=150)
-    found = compare("small", records, "LoRA r=1", RESAMPLES)
-    assert "rte: no labels, so no bootstrap" in found.notes
+    found = compare("small", records, preset(), RESAMPLES)
+    path, private = (labels_path("small", "rte", private=is_private) for is_private in (False, True))
+    assert f"rte: neither {path} nor {private} is there, so its errors are of seeds alone" in found.notes
     assert any(note.startswith("cola: 150 labels, but head alone has 200 predictions") for note in found.notes)
-    assert found.pairs["rte"]["LoRA r=8"].p is None
-    assert found.pairs["rte"]["LoRA r=8"].over_seeds.mean is not None
-    assert found.pairs["stsb"]["LoRA r=8"].p is not None
-    assert found.pairs[AVERAGE]["LoRA r=8"].p is None
+    alone, both = found.rows["rte"]["LoRA r=8"].verdict, found.rows["stsb"]["LoRA r=8"].verdict
+    assert (alone.error_examples, alone.p is None) == (None, False)
+    assert both.error_examples > 0
+    assert found.rows[AVERAGE]["LoRA r=8"].verdict.error_examples is None
+
+
+def test_labels_of_a_users_files_are_found_in_the_cache(records):
+    private = labels_path("small", "rte", private=True)
+    private.parent.mkdir(parents=True)
+    labels_path("small", "rte").rename(private)
+    found = compare("small", records, preset(), RESAMPLES)
+    assert found.notes == []
+    assert found.rows["rte"]["LoRA r=8"].verdict.error_examples > 0
 
 
 def test_labels_that_do_not_give_the_scores_are_not_used(records):
     write_csv(labels_path("small", "rte"), ["label"], [[label] for label in labels("rte")[::-1].tolist()])
-    (note,) = compare("small", records, "LoRA r=1", RESAMPLES).notes
+    (note,) = compare("small", records, preset(), RESAMPLES).notes
     assert note.startswith("rte: accuracy 0.")
-    assert note.endswith("in the record of head alone, so no bootstrap")
+    assert note.endswith("in the record of head alone, so its errors are of seeds alone")
 
 
 @pytest.mark.parametrize("content", ["text\na\n", "label\nx\n"])
 def test_labels_that_cannot_be_read_are_one_line(content, records):
     labels_path("small", "rte").write_text(content)
     with pytest.raises(UserError, match=r"labels/rte.csv: not the labels of a task: .*; delete it"):
-        compare("small", records, "LoRA r=1", RESAMPLES)
+        compare("small", records, preset(), RESAMPLES)
 
 
 def test_records_of_an_earlier_engine_have_means_and_intervals():
@@ -144,23 +169,25 @@ def test_records_of_an_earlier_engine_have_means_and_intervals():
         for method in ("LoRA r=1", "LSR 200")
         for seed in (0, 1, 2)
     ]  # fmt: skip
-    found = compare("small", old, "LoRA r=1", RESAMPLES)
-    row, pair = found.rows["rte"]["LSR 200"], found.pairs["rte"]["LSR 200"]
-    assert found.notes == ("rte: records without predictions, so no bootstrap",)
-    assert (row.score.mean, row.size.peak_bytes, pair.p) == (pytest.approx(81), None, None)
+    found = compare("small", old, preset(**ALONE), RESAMPLES)
+    row = found.rows["rte"]["LSR 200"]
+    assert found.notes == ["rte: records without predictions, so its errors are of seeds alone"]
+    assert (row.score.mean, row.peak_bytes) == (pytest.approx(81), None)
+    assert (row.precision, row.bytes, row.score_at_bytes) == ("as trained", old[-1].file_bytes, row.score)
+    assert row.verdict.verdict == "equivalent"  # both score the same
     assert row.score.high > 81
 
 
-def test_records_of_several_commits_are_noted_and_all_origins_listed():
+def test_all_origins_of_records_are_listed():
     other = record(seed=1, made={"commit": "fedcba", "cpu": "another one", "date": "2027-01-01"})
-    found = compare("small", [record(), other], "LoRA r=1", RESAMPLES)
-    assert "records are from 2 commits" in found.notes
+    found = compare("small", [record(), other], preset(**ALONE), RESAMPLES)
     assert found.made["commit"] == ["0123456789abcdef", "fedcba"]
     assert found.made["date"] == ["2026-11-26T10:00:00+00:00", "2027-01-01"]
 
 
-def test_a_task_where_all_fail_has_rows_and_no_differences():
+def test_a_task_where_all_fail_has_rows_and_no_leads():
     lost = [record(name, "cola", status="failed", reason="not enough memory") for name in ("LoRA r=1", "VeRA")]
-    found = compare("small", [*lost, record(), record("VeRA")], "LoRA r=1", RESAMPLES)
+    chosen = preset(tasks={"cola": {}, "rte": {}})
+    found = compare("small", [*lost, record(), record("VeRA")], chosen, RESAMPLES)
     assert [row.status for row in found.rows["cola"].values()] == ["failed", "failed"]
-    assert found.pairs[AVERAGE] == {}
+    assert {row.verdict.difference for row in found.rows[AVERAGE].values()} == {None}

@@ -8,11 +8,15 @@ from pipeline.compare import tables
 from pipeline.compare.comparison import compare
 from pipeline.compare.page import page as html_of
 from tests.browser import LOCAL, chromium
-from tests.pipeline.compare.records import cells, record, save
+from tests.pipeline.compare.records import cells, preset, record, save
 from tests.pipeline.compare.test_main import HOSTILE
 
 pytestmark = pytest.mark.nightly
 NARROW, WIDE = 400, 1280  # pixels
+HYPOTHESES = [
+    {"method": method, "expected": "better", "against": "head alone", "on": "average"}
+    for method in ("LoRA r=8", "VeRA")
+]
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +25,7 @@ def address(tmp_path_factory):
     records = [*cells(seeds=(0, 1, 2)), *(record(HOSTILE, "rte", seed=seed) for seed in (0, 1, 2))]
     with chdir(folder):
         save(records)
-        found = compare("small", records, "LoRA r=1", 300)
+        found = compare("small", records, preset(hypotheses=HYPOTHESES), 300)
     (folder / "index.html").write_text(html_of(tables.everything(found)), encoding="utf-8")
     return (folder / "index.html").as_uri()
 
@@ -83,6 +87,12 @@ def test_a_row_says_why_trainings_failed_and_opens_to_say_how_it_is_run(opened):
     assert "python -m pipeline.arena small --only 'cola: LoRA r=8'" in detail.inner_text()
     page.locator(".name", has_text="LoRA r=8").click()
     assert page.locator(".detail").count() == 0
+
+
+def test_it_says_what_became_of_the_hypotheses(opened):
+    first, second = opened().locator("#hypotheses li").all_inner_texts()
+    assert first.startswith("LoRA r=8 is better than head alone on average: held (better): +")
+    assert second == "VeRA is better than head alone on average: not tested"  # it diverges on a task
 
 
 def test_a_header_sorts_and_a_link_shows_what_its_sender_saw(opened):

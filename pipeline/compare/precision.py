@@ -1,0 +1,44 @@
+"""The precision in which an adapter is stored: the smallest that costs next to nothing on the validation split."""
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from pipeline.arena.record import Record, Rounded
+from pipeline.compare.cells import Cell
+from pipeline.compare.estimates import PERCENT
+from pipeline.evaluation.scores import ROUNDING
+
+FULL, AS_TRAINED = "float32", "as trained"  # the second is all that is known of records without rounded files
+LOSS = 0.002  # of the validation score, a fraction
+
+
+def smallest(cells: Sequence[Cell]) -> tuple[str, int, list[float]]:
+    """Return the precision of a method's smallest file that loses at most LOSS, its bytes, and its score by seed.
+
+    The loss is the mean over some tasks and their seeds. Bytes are those of the first seed, the most over tasks,
+    because heads depend on the number of classes. Scores are percent, of the seeds that finished on all tasks.
+    """
+    if not all(cell.finished for cell in cells):
+        return AS_TRAINED, max(cell.shown.file_bytes for cell in cells), []
+    runs = [{run.seed: _files(run) for run in cell.finished} for cell in cells]  # by task
+    every = [files for by_seed in runs for files in by_seed.values()]
+    validation = {
+        name: fmean(fmean(files[name].validation for files in by_seed.values()) for by_seed in runs)
+        for name in every[0]
+        if all(name in files for files in every)
+    }
+    least = validation.get(FULL, validation[AS_TRAINED]) - LOSS
+    enough = [name for name, score in validation.items() if score > least - ROUNDING]
+    sizes = {name: max(_files(cell.shown)[name].bytes for cell in cells) for name in enough}
+    chosen = min(enough, key=lambda name: sizes[name])
+    metrics = [cell.shown.metrics[0] for cell in cells]
+    scores = [
+        PERCENT * fmean(of[seed][chosen].test[metric] for of, metric in zip(runs, metrics, strict=True))
+        for seed in sorted(set.intersection(*map(set, runs)))
+    ]
+    return chosen, sizes[chosen], scores
+
+
+def _files(run: Record) -> dict[str, Rounded]:
+    whole = Rounded(bytes=run.file_bytes, validation=run.validation[run.selected], test=run.test[run.selected])
+    return {**run.rounded, AS_TRAINED: whole}  # last, so that full precision goes before it

@@ -1,0 +1,85 @@
+"""Leads against what is known of them: the variance of the bootstrap, Student's test, and how often intervals cover."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pipeline.compare.leads import Lead, Scores, on_task, over_tasks
+
+RESAMPLES = 4000
+TASKS, SEEDS, EXAMPLES = 6, 5, 80
+RNG = np.random.default_rng(0)
+
+
+def method(task, hits, resamples=RESAMPLES):
+    """The scores of a method by seed, from what it gains on each example, (seeds, examples); the same resamples."""
+    rows = np.random.default_rng(task).integers(hits.shape[1], size=(resamples, hits.shape[1]))
+    return {seed: Scores(float(of.mean()), of[rows].mean(axis=1)) for seed, of in enumerate(hits)}
+
+
+def nothing(task, hits, resamples=RESAMPLES):
+    return method(task, np.zeros_like(hits), resamples)
+
+
+def leads(gains, resamples=RESAMPLES):
+    return [on_task(f"task {t}", method(t, of, resamples), nothing(t, of, resamples)) for t, of in enumerate(gains)]
+
+
+def test_the_bootstrap_has_the_variance_that_theory_gives():
+    """Of crossed draws of seeds and examples; of tasks the spread of their leads, which includes the errors within."""
+    gains = RNG.normal(0, 8, (TASKS, 1, EXAMPLES)) + RNG.normal(0, 8, (TASKS, SEEDS, EXAMPLES))
+    gains += RNG.normal(0, 1, (TASKS, SEEDS, 1)) + RNG.normal(0, 3, (TASKS, 1, 1))
+    found = leads(gains)
+    for lead, of in zip(found, gains, strict=True):
+        seeds, examples = of.mean(axis=1), of.mean(axis=0)
+        of_seeds, of_examples = seeds.var(ddof=1) / SEEDS, examples.var() / EXAMPLES
+        rest = of - seeds[:, None] - examples + of.mean()
+        of_both = (rest**2).sum() / (SEEDS * EXAMPLES) / ((SEEDS - 1) * EXAMPLES)
+        assert lead.error_seeds**2 == pytest.approx(of_seeds)
+        assert lead.error_examples**2 == pytest.approx(of_examples, rel=0.15)
+        assert lead.error**2 == pytest.approx(of_seeds + of_examples + of_both, rel=0.15)
+    mean = over_tasks(found)
+    assert mean.mean == pytest.approx(gains.mean())
+    assert mean.error**2 == pytest.approx(gains.mean(axis=(1, 2)).var(ddof=1) / TASKS, rel=0.1)
+    assert mean.error_examples == pytest.approx(np.hypot.reduce([lead.error_examples for lead in found]) / TASKS)
+
+
+def test_tasks_that_agree_leave_the_errors_within_them():
+    gains = RNG.normal(0, 8, (TASKS, 1, EXAMPLES)) + RNG.normal(0, 8, (TASKS, SEEDS, EXAMPLES))
+    found = leads(gains - gains.mean(axis=(1, 2), keepdims=True) + 1)
+    mean = over_tasks(found)
+    assert mean.error == pytest.approx(np.hypot.reduce([lead.error for lead in found]) / TASKS, rel=0.05)
+    assert mean.freedom > TASKS  # many examples vouch for it
+
+
+def test_without_labels_a_lead_has_the_errors_of_seeds_alone_and_students_test():
+    first, second = RNG.normal(80, 1, (2, SEEDS))
+    one, other = ({s: Scores(v, np.full(RESAMPLES, v)) for s, v in enumerate(scores)} for scores in (first, second))
+    lead = on_task("rte", one, other)
+    assert (lead.error_examples, lead.freedom) == (None, SEEDS - 1)
+    assert lead.error == pytest.approx(lead.error_seeds, rel=0.05)
+    assert lead.p == pytest.approx(stats.ttest_rel(first, second).pvalue, abs=0.02)
+
+
+def test_seeds_are_paired_and_one_in_common_has_no_error():
+    scores = {seed: Scores(value, np.full(9, value)) for seed, value in enumerate([3.0, 5.0, 9.0])}
+    lead = on_task("rte", scores, {0: scores[1]})
+    assert (lead.mean, lead.error, lead.p, lead.interval(0.95)) == (-2.0, None, None, (None, None))
+    assert on_task("rte", scores, {7: scores[1]}) is None
+    assert over_tasks([lead, on_task("rte", scores, scores)]) == Lead(-1.0)
+
+
+def test_two_methods_that_are_the_same_have_a_lead_of_nothing():
+    scores = method(0, RNG.normal(80, 5, (SEEDS, EXAMPLES)))
+    lead = over_tasks([on_task("rte", scores, scores)] * 3)
+    assert (lead.mean, lead.error, lead.p, lead.interval(0.9)) == (0.0, 0.0, 1.0, (0.0, 0.0))
+
+
+@pytest.mark.parametrize("spread", [0.0, 3.0])
+def test_intervals_cover_the_truth_about_as_often_as_they_say(spread):
+    covered, trials = 0, 150
+    for _ in range(trials):
+        gains = RNG.normal(0, 8, (4, 1, EXAMPLES)) + RNG.normal(0, 4, (4, SEEDS, EXAMPLES))
+        low, high = over_tasks(leads(gains + RNG.normal(0, spread, (4, 1, 1)), 100)).interval(0.9)
+        covered += low <= 0 <= high
+    assert 0.78 < covered / trials < 0.99

@@ -1,0 +1,59 @@
+"""The precision in which a method is stored: the smallest file that loses at most 0.2 points of validation score."""
+
+import pytest
+
+from pipeline.compare.cells import cells
+from pipeline.compare.precision import smallest
+from tests.pipeline.compare.records import record
+
+BYTES = {"float32": 4000, "bfloat16": 2000, "4bit": 600, "2bit": 400, "sign": 300}
+WHOLE = {"validation": [0.7, 0.8, 0.8], "file_bytes": 4100}
+
+
+def of(*records):
+    tasks, _ = cells(records, [0])
+    return [cell for task in tasks.values() for cell in task.values()]
+
+
+def rounded(test=0.9, bytes_=BYTES, **validation):
+    """Files at precisions, of which some validate at a score, in thousandths, and others at 800."""
+    return {
+        name: {"bytes": size, "validation": validation.get(f"v{name}", 800) / 1000, "test": {"accuracy": test}}
+        for name, size in bytes_.items()
+    }
+
+
+@pytest.mark.parametrize(("validation", "expected"), [
+    ({}, "sign"),
+    ({"vsign": 797}, "2bit"),
+    ({"vsign": 798}, "sign"),
+    ({"vsign": 700, "v2bit": 700}, "4bit"),
+    ({"v4bit": 700, "v2bit": 799, "vsign": 700}, "2bit"),
+    ({"vfloat32": 810}, "float32"),
+])  # fmt: skip
+def test_the_smallest_that_loses_at_most_a_fifth_of_a_point(validation, expected):
+    precision, size, scores = smallest(of(record(rounded=rounded(**validation), **WHOLE)))
+    assert (precision, size, scores) == (expected, BYTES[expected], [pytest.approx(90)])
+
+
+def test_the_mean_over_seeds_and_tasks_decides():
+    seeds = [record(seed=seed, rounded=rounded(vsign=loss), **WHOLE) for seed, loss in enumerate((794, 802, 800))]
+    assert smallest(of(*seeds[:2]))[0] == "sign"
+    assert smallest(of(seeds[0]))[0] == "2bit"
+    larger = {name: 2 * size for name, size in BYTES.items()}
+    other = record(task="cola", metrics=["accuracy"], rounded=rounded(0.7, larger, vsign=796), **WHOLE)
+    precision, size, scores = smallest(of(*seeds, other))
+    assert (precision, size, scores) == ("2bit", 800, [pytest.approx(80)])  # of the only seed that both have
+
+
+def test_records_without_rounded_files_keep_theirs():
+    known, unknown = record(rounded=rounded(), **WHOLE), record(seed=1, **WHOLE)
+    precision, size, scores = smallest(of(known, unknown))
+    assert (precision, size) == ("as trained", 4100)
+    assert scores == [pytest.approx(100 * run.score()) for run in (known, unknown)]
+    assert smallest(of(record(status="failed", file_bytes=7))) == ("as trained", 7, [])
+
+
+def test_a_file_that_is_smaller_as_it_was_trained_stays_so():
+    signs = record(rounded=rounded(vsign=700), **(WHOLE | {"file_bytes": 350}))
+    assert smallest(of(signs))[:2] == ("as trained", 350)
