@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # what type checkers read; when they run, `__getattr__` loads
     from lsr.convert.from_lora import from_lora
     from lsr.convert.inspect import inspect_adapter
     from lsr.convert.pool import pool_frames
+    from lsr.convert.rounded import round_adapter
     from lsr.serve.bank import AdapterBank
 
 ON_FIRST_USE = {
@@ -35,6 +36,7 @@ ON_FIRST_USE = {
     "from_lora": "convert.from_lora",
     "inspect_adapter": "convert.inspect",
     "pool_frames": "convert.pool",
+    "round_adapter": "convert.rounded",
 }
 
 register_peft_method(name="lsr", config_cls=LsrConfig, model_cls=LsrModel, prefix="lsr_")
@@ -50,6 +52,7 @@ __all__ = [
     "inspect_adapter",
     "parameter_groups",
     "pool_frames",
+    "round_adapter",
     "start_from_examples",
 ]
 

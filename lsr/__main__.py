@@ -1,4 +1,4 @@
-"""`python -m lsr`: export, import and inspect adapters, pool their frames, and put many into one file."""
+"""`python -m lsr`: export, import, inspect and round adapters, pool their frames, and put many into one file."""
 
 import argparse
 import sys
@@ -11,8 +11,10 @@ from typing import Any, NoReturn
 from transformers.utils import logging
 
 from lsr.algebra.precision import TOLERATED_LOSS
+from lsr.algebra.rounding import PRECISIONS
 from lsr.convert.commands import run_export, run_frames, run_import, run_inspect
 from lsr.convert.export import DTYPES
+from lsr.convert.rounded import run_round
 from lsr.loading.files import InputError
 from lsr.serve.opening import run_bank
 from lsr.tuner.factors import STORAGE
@@ -33,12 +35,13 @@ def parser() -> Parser:
     """Return the parser of the whole command line."""
     top = Parser(
         prog="python -m lsr",
-        description="Export, import and inspect LSR adapters, pool their frames, and put many into one file.",
+        description="Export, import, inspect and round adapters, pool their frames, and put many into one file.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_export(commands)
     _add_import(commands)
     _add_inspect(commands)
+    _add_round(commands)
     _add_frames(commands)
     _add_bank(commands)
     return top
@@ -84,6 +87,20 @@ def _add_inspect(commands: Any) -> None:
     command.set_defaults(run=run_inspect)
 
 
+def _add_round(commands: Any) -> None:
+    command = commands.add_parser(
+        "round",
+        help="write an adapter of any method in fewer bits",
+        description="Write an adapter of any method in bfloat16, in 8, 4, 3 or 2 bits, or as signs, with a scale for "
+        "each 64 entries. Every command takes such a folder; PEFT itself needs it back in float32. No base model is "
+        "read.",
+    )
+    _add_adapter(command, "an adapter of any method")
+    command.add_argument("--to", choices=PRECISIONS, required=True, help="the precision of what is written")
+    _add_output(command)
+    command.set_defaults(run=run_round)
+
+
 def _add_frames(commands: Any) -> None:
     command = commands.add_parser(
         "frames",
@@ -119,8 +136,8 @@ def _add_bank(commands: Any) -> None:
     command.set_defaults(run=run_bank)
 
 
-def _add_adapter(command: argparse.ArgumentParser) -> None:
-    command.add_argument("adapter", metavar="ADAPTER", type=Path, help="folder of an LSR adapter")
+def _add_adapter(command: argparse.ArgumentParser, kind: str = "an LSR adapter") -> None:
+    command.add_argument("adapter", metavar="ADAPTER", type=Path, help=f"folder of {kind}")
 
 
 def _add_sources(command: argparse.ArgumentParser, name: str, text: str) -> None:

@@ -101,11 +101,7 @@ def _name_labels(model: PeftModel, folder: Path) -> None:
 
 def _show_export(options: argparse.Namespace, rounding: Rounding) -> None:
     print(f"{options.output}: {options.to}, {len(rounding.layers)} layers, {options.dtype}, {_size(options.output)}")
-    worst = rounding.worst
-    print(
-        f"rounding error of the update in {options.dtype}: {rounding.total:.2g} in total, "
-        f"{rounding.layers[worst]:.2g} at most, in {worst}"
-    )
+    print(f"rounding error of the update in {options.dtype}: {rounding}")
 
 
 def differences(options: argparse.Namespace, ids: Tensor, expected: Tensor) -> list[tuple[str, float]]:

@@ -50,7 +50,7 @@ class _Source:
 
 @dataclass(frozen=True)
 class Rounding:
-    """The relative errors of an update written in a dtype, ||written - update||_F / ||update||_F."""
+    """The relative errors of an update written in fewer bits, ||written - update||_F / ||update||_F."""
 
     layers: dict[str, float]
     total: float  # of all layers as one long vector
@@ -59,6 +59,10 @@ class Rounding:
     def worst(self) -> str:
         """The layer with the largest error."""
         return max(self.layers, key=lambda name: self.layers[name])
+
+    def __str__(self) -> str:
+        """Return the error in total and the largest."""
+        return f"{self.total:.2g} in total, {self.layers[self.worst]:.2g} at most, in {self.worst}"
 
 
 def export_lora(
@@ -243,12 +247,12 @@ def _saved_whole(source: _Source) -> list[str] | None:
 
 def _rounding_of_pairs(pairs: Mapping[str, LoraPair], dtype: torch.dtype) -> Rounding:
     errors = {
-        name: _distance((rounded(name, b, dtype), rounded(name, a, dtype)), (b, a)) for name, (b, a, _) in pairs.items()
+        name: distance((rounded(name, b, dtype), rounded(name, a, dtype)), (b, a)) for name, (b, a, _) in pairs.items()
     }
-    return _relative(errors, {name: norm_of_pair(b, a) for name, (b, a, _) in pairs.items()})
+    return relative_errors(errors, {name: norm_of_pair(b, a) for name, (b, a, _) in pairs.items()})
 
 
-def _distance(written: tuple[Tensor, Tensor], pair: tuple[Tensor, Tensor]) -> float:
+def distance(written: tuple[Tensor, Tensor], pair: tuple[Tensor, Tensor]) -> float:
     """Return the distance of two products, or 0 if it is roundoff, as for an initial update minus itself."""
     found = distance_of_pairs(written, pair)
     return found if found > ROUNDOFF * float(pair[0].norm() * pair[1].norm()) else 0.0
@@ -265,7 +269,7 @@ def _rounding_of_merge(layers: Mapping[str, LsrLinear], adapter_name: str, dtype
         adapter = layer.adapter(adapter_name)
         if adapter.is_folded and lengths[name] <= UPDATE_ROUNDOFF * float(adapter.folded_update().norm()):
             errors[name] = lengths[name] = 0.0  # an initial update minus itself
-    return _relative(errors, lengths)
+    return relative_errors(errors, lengths)
 
 
 def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -280,8 +284,8 @@ def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return written
 
 
-def _relative(errors: Mapping[str, float], lengths: Mapping[str, float]) -> Rounding:
-    """Divide by the norms of the updates; a zero update that stays zero has error 0."""
+def relative_errors(errors: Mapping[str, float], lengths: Mapping[str, float]) -> Rounding:
+    """Divide errors by the norms of what was written; a zero that stays zero has error 0."""
     layers = {name: errors[name] / lengths[name] if lengths[name] else 0.0 for name in errors}
     total, length = (float(torch.tensor(list(v.values()), dtype=torch.float64).norm()) for v in (errors, lengths))
     return Rounding(layers, total / length if length else 0.0)

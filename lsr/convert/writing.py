@@ -20,12 +20,14 @@ ENDINGS = (".json", ".safetensors", ".md", ".txt", ".jinja", ".model")
 MARKS = (CONFIG, "config.json", "bank.safetensors")  # at least one of them is in each
 
 
-def write_adapter(folder: Path, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write the configuration and tensors into a folder."""
+def write_adapter(
+    folder: Path, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], weights: str = WEIGHTS
+) -> None:
+    """Write the configuration and tensors into a folder, the tensors into the file `weights`."""
     text = json.dumps(dict(fields), indent=2, sort_keys=True)
     (folder / CONFIG).write_text(f"{text}\n", encoding="utf-8")
     own = {name: tensors[name].detach().cpu().clone().contiguous() for name in sorted(tensors)}
-    save_file(own, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(own, folder / weights, metadata={"format": "pt"} if weights == WEIGHTS else None)
 
 
 def check_output(path: Path, sources: tuple[Path, ...], *, replace: bool) -> None:

@@ -4,10 +4,12 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
-from peft import PeftModel
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftModel
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lsr.algebra.precision import dtype_name
@@ -16,7 +18,7 @@ from lsr.loading.files import FACTOR, InputError, read_config, read_tensors
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.forms import check_room
 from lsr.tuner.linear import LsrLinear, adapted_layers
-from lsr.tuner.saved import CONFIG, WEIGHTS, check_saved, first_line, misfit
+from lsr.tuner.saved import CONFIG, WEIGHTS, check_saved, first_line, misfit, weights_of
 from lsr.tuner.sharing import FrameRegistry, read_shared_frames
 
 METHOD = "LSR"
@@ -81,21 +83,34 @@ def _checked_config(folder: Path, method: str | None) -> dict[str, Any]:
 def _attach(base: nn.Module, folder: Path, *, trainable: bool) -> PeftModel:
     fields, tensors = read_config(folder), read_tensors(folder)
     try:
-        model = PeftModel.from_pretrained(
-            base,
-            str(folder),
-            is_trainable=trainable,
-            # Do not initialize factors that are about to be loaded, unless that changes the base weight, as in PiSSA.
-            low_cpu_mem_usage=not isinstance(fields.get("init_lora_weights"), str),
-            torch_device=str(next(base.parameters()).device),  # otherwise PEFT picks an accelerator
-        )
+        with _as_peft_reads(folder, tensors) as readable:
+            model = PeftModel.from_pretrained(
+                base,
+                str(readable),
+                is_trainable=trainable,
+                config=PEFT_TYPE_TO_CONFIG_MAPPING[fields["peft_type"]].from_pretrained(str(folder)),
+                # Do not initialize factors that are about to be loaded, unless it changes the base weight, as PiSSA.
+                low_cpu_mem_usage=not isinstance(fields.get("init_lora_weights"), str),
+                torch_device=str(next(base.parameters()).device),  # otherwise PEFT picks an accelerator
+            )
     except MISFITS as error:
         raise InputError(f"{folder}: does not fit the base model: {misfit(error)}") from None
     try:
         check_saved(model, {name: tensor.shape for name, tensor in tensors.items()})
     except ValueError as error:
-        raise InputError(f"{folder / WEIGHTS}: {error}") from None
+        raise InputError(f"{weights_of(folder)}: {error}") from None
     return model
+
+
+@contextmanager
+def _as_peft_reads(folder: Path, tensors: Mapping[str, Tensor]) -> Iterator[Path]:
+    """Yield a folder whose file PEFT reads: the adapter's own, or if that is rounded, a temporary one."""
+    if (folder / WEIGHTS).exists():
+        yield folder
+        return
+    with TemporaryDirectory() as temporary:
+        save_file(dict(tensors), Path(temporary, WEIGHTS))
+        yield Path(temporary)
 
 
 def load_layers(folder: Path) -> SavedLayers:
@@ -137,7 +152,7 @@ def _states(folder: Path) -> dict[str, dict[str, Tensor]]:
         if found := FACTOR.fullmatch(key):
             states.setdefault(found[1], {})[f"lsr_adapters.{ADAPTER}.{found[2]}"] = tensor
     if not states:
-        raise InputError(f"{folder / WEIGHTS}: holds no LSR factors")
+        raise InputError(f"{weights_of(folder)}: holds no LSR factors")
     return states
 
 

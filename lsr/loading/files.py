@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lsr.tuner.saved import CONFIG, WEIGHTS, read_fields, read_json, read_weights
+from lsr.tuner.saved import CONFIG, WEIGHTS, read_fields, read_json, read_weights, weights_of
 from lsr.tuner.saved import InputError as InputError
 
 TASK = "task.json"  # written beside an adapter by the pipeline's stage train
@@ -42,12 +42,13 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         InputError: if there is no safetensors file, it is cut off or corrupt, a tensor is empty or of a dtype that no
             adapter has, or a value is not finite.
     """
-    if not (folder / WEIGHTS).exists() and (pickled := [name for name in PICKLES if (folder / name).exists()]):
+    path = weights_of(folder)
+    if not path.exists() and (pickled := [name for name in PICKLES if (folder / name).exists()]):
         raise InputError(
             f"{folder / pickled[0]}: a pickle, which can run any code when read, so it is not read; save the adapter "
             f"as {WEIGHTS}"
         )
-    return read_weights(folder / WEIGHTS)
+    return read_weights(path)
 
 
 def read_task(folder: Path) -> Any:

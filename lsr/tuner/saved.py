@@ -16,8 +16,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lsr.algebra.precision import dtype_name
+from lsr.algebra.rounding import unpack
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ROUNDED = "adapter_rounded.safetensors"  # in place of WEIGHTS: PEFT would take a file of that name and find no factors
 MOST_BYTES = 8_000_000  # of JSON: enough for the names and hashes of 20,000 layers
 WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.")
 # For factors, heads and biases; uint8 for the signs of frames, int64 for counters in modules that are saved whole.
@@ -82,8 +84,13 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a number")
 
 
+def weights_of(folder: Path) -> Path:
+    """Return the path of the tensors of an adapter, which may be rounded; there may be no such file."""
+    return folder / (ROUNDED if (folder / ROUNDED).exists() and not (folder / WEIGHTS).exists() else WEIGHTS)
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file by name.
+    """Return the tensors of a safetensors file by name, or of what a file of rounded tensors stands for.
 
     Raises:
         InputError: if it is not a file, or is truncated or corrupt, or a tensor is empty, not finite or of a dtype that
@@ -93,6 +100,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     try:
         tensors = load_file(path, device="cpu")
+        tensors = unpack(tensors) if path.name == ROUNDED else tensors
     except (SafetensorError, OSError, ValueError, KeyError) as error:  # a dtype that torch lacks is a KeyError
         raise InputError(f"{path}: corrupt or cut off: {first_line(error)}") from None
     for name, tensor in tensors.items():

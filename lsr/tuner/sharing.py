@@ -17,7 +17,7 @@ from lsr.tuner.factors import LsrFactors
 from lsr.tuner.forms import check_room, form_in_file
 from lsr.tuner.layer import LsrLayer
 from lsr.tuner.options import OWN
-from lsr.tuner.saved import CONFIG, WEIGHTS, first_line, read_weights
+from lsr.tuner.saved import CONFIG, WEIGHTS, first_line, read_weights, weights_of
 
 PREFIX, INFIX, FACTOR = "base_model.model.", ".lsr_adapters.", "factor_"
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -113,7 +113,10 @@ def _read(source: str, beside: Path | None) -> tuple[LsrConfig, dict[str, dict[s
     folder = next((place for place in places if (place / CONFIG).exists()), None)
     if folder is None and (Path(source).exists() or not HUB_NAME.fullmatch(source)):
         raise ValueError(f"{CONFIG} is missing" if Path(source).exists() else "no such folder")
-    path, weights = (_from_hub(source, name) if folder is None else folder / name for name in (CONFIG, WEIGHTS))
+    if folder is None:
+        path, weights = _from_hub(source, CONFIG), _from_hub(source, WEIGHTS)
+    else:
+        path, weights = folder / CONFIG, weights_of(folder)
     config = LsrConfig.from_pretrained(str(path.parent))
     if not isinstance(config, LsrConfig) or config.resolved is None:
         raise ValueError("it is not a saved LSR adapter")

@@ -97,6 +97,17 @@ def test_the_exported_lora_says_the_same(pairs, capsys):
     assert found[0]["p(equivalent)"] == pytest.approx(found[1]["p(equivalent)"], abs=1e-5)
 
 
+def test_a_rounded_adapter_is_asked_like_any_other(pairs, capsys):
+    assert lsr_main(["round", str(artifacts.ADAPTER), "-o", "rounded", "--to", "2bit"]) == 0
+    assert lsr_main(["round", "rounded", "-o", "again", "--to", "float32"]) == 0
+    words = (SENTENCE, "nobody saw 3 today", "--json")
+    rounded, again, exact = (
+        ok(capsys, "--adapter", name, *words) for name in ("rounded", "again", str(artifacts.ADAPTER))
+    )
+    assert rounded == again != exact
+    assert "p(not_equivalent)" in rounded
+
+
 def test_a_regression_says_a_number(one, capsys):
     base = AutoModelForSequenceClassification.from_pretrained("tiny-roberta", num_labels=1)
     config = LoraConfig(task_type="SEQ_CLS", target_modules=["query"], init_lora_weights=False)

@@ -1,0 +1,82 @@
+"""An adapter of any method in another precision: its folder, and what rounding has changed."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from lsr.algebra.rounding import pack, unpack
+from lsr.algebra.spectrum import norm_of_pair
+from lsr.convert.export import Rounding, distance, relative_errors
+from lsr.convert.lora import lora_updates
+from lsr.convert.writing import check_output, write_adapter, writing
+from lsr.loading.adapters import ADAPTER, METHOD, load_layers
+from lsr.loading.files import TASK, InputError, read_config, read_task, read_tensors
+from lsr.tuner.saved import ROUNDED, weights_of
+
+
+class RoundingErrors(NamedTuple):
+    """What rounding has changed."""
+
+    tensors: Rounding  # by tensor
+    update: Rounding | None  # by layer; None for methods other than LSR and plain LoRA
+
+
+def round_adapter(folder: str | Path, output: str | Path, precision: str, *, force: bool = False) -> RoundingErrors:
+    """Write an adapter of any method in a precision: float32, bfloat16, 8bit, 4bit, 3bit, 2bit or sign.
+
+    In float32 the folder is one for PEFT. In the others, the tensors are in a file of their own, laid out as
+    `lsr.algebra.rounding` says, which all functions and commands of this package take in place of PEFT's.
+
+    Raises:
+        InputError: if the folder is no adapter, there is no such precision, or `output` exists and `force` is false.
+    """
+    folder, output = Path(folder), Path(output)
+    check_output(output, (folder,), replace=force)
+    fields, tensors, task = read_config(folder), read_tensors(folder), read_task(folder)
+    try:
+        stored = pack(tensors, precision)
+    except ValueError as error:
+        raise InputError(f"{folder}: {error}") from None
+    written = unpack(stored)
+    if fields.get("frames_dtype") == "bfloat16":
+        fields["frames_dtype"] = "float32"  # otherwise frames of fewer bits would be rounded a second time
+    with writing(output) as new:
+        if precision == "float32":
+            write_adapter(new, fields, written)
+        else:
+            write_adapter(new, fields, stored, ROUNDED)
+        if task is not None:
+            (new / TASK).write_text(json.dumps(task, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        before, after = _updates(folder), _updates(new)
+    lengths = {name: norm_of_pair(*pair) for name, pair in before.items()}
+    update = relative_errors({name: distance(after[name], pair) for name, pair in before.items()}, lengths)
+    exact = {name: tensor.double() for name, tensor in tensors.items() if tensor.is_floating_point()}
+    errors = {name: float((written[name] - tensor).norm()) for name, tensor in exact.items()}
+    tensors_error = relative_errors(errors, {name: float(tensor.norm()) for name, tensor in exact.items()})
+    return RoundingErrors(tensors_error, update if before else None)
+
+
+def _updates(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:  # (m, r), (r, n)
+    """Return two matrices whose product is the update of each layer; nothing if the method does more than add it."""
+    fields = read_config(folder)
+    if fields["peft_type"] == METHOD:
+        adapters = {name: layer.adapter(ADAPTER) for name, layer in load_layers(folder).layers.items()}
+        sides = {name: adapter.as_lora() for name, adapter in adapters.items()}
+        return {name: (adapters[name].scaling * b.detach(), a.detach()) for name, (a, b) in sides.items()}
+    try:
+        return lora_updates(folder, fields) if fields["peft_type"] == "LORA" else {}
+    except InputError:
+        return {}
+
+
+def run_round(options: argparse.Namespace) -> None:
+    """Round an adapter for `python -m lsr round`, and print what has changed."""
+    errors = round_adapter(options.adapter, options.output, options.to, force=options.force)
+    before, after = (weights_of(folder).stat().st_size for folder in (options.adapter, options.output))
+    print(f"{options.output}: {options.to}, tensors in {after:,} bytes, before in {before:,}")
+    print(f"rounding error of the tensors: {errors.tensors}")
+    if errors.update is not None:
+        print(f"rounding error of the update: {errors.update}")

@@ -1,0 +1,175 @@
+"""A rounded adapter's folder is read like any other, by everything, and what is read is what was rounded."""
+
+import shutil
+
+import pytest
+import torch
+from peft import LoKrConfig, LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+
+import lsr
+from lsr import AdapterBank, export_lora, inspect_adapter, round_adapter
+from lsr.algebra.rounding import PRECISIONS, file_bytes, pack, unpack
+from lsr.loading.adapters import load_adapter, load_layers
+from lsr.loading.files import InputError, read_tensors
+from lsr.tuner.saved import CONFIG, ROUNDED, WEIGHTS
+from tests.capabilities.checks import stir
+from tests.capabilities.models import logits, tiny, tokens
+from tests.lsr.convert.test_main import mistake, ok
+from tests.lsr.saved import CASES, save
+
+pytestmark = pytest.mark.usefixtures("remembered_fits")
+
+FEW_BITS = PRECISIONS[1:]
+OTHERS = {
+    "lora": LoraConfig(task_type="SEQ_CLS", r=3, target_modules=["query", "dense"], bias="lora_only"),
+    "rslora of several ranks": LoraConfig(
+        task_type="SEQ_CLS", r=3, use_rslora=True, target_modules=["query", "value"], rank_pattern={"value": 2}
+    ),
+    "dora": LoraConfig(task_type="SEQ_CLS", use_dora=True, target_modules=["query"]),
+    "lokr": LoKrConfig(task_type="SEQ_CLS", target_modules=["query"]),
+}
+
+
+def save_other(case, folder):
+    base = tiny("bert")
+    base.save_pretrained(str(folder / "base"))
+    base.name_or_path = str(folder / "base")
+    stir(get_peft_model(base, OTHERS[case])).save_pretrained(str(folder / "adapter"))
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("case", [*CASES, *OTHERS])
+def test_what_is_loaded_is_what_was_rounded(case, tmp_path):
+    if case in CASES:
+        save(CASES[case][0], tmp_path, **CASES[case][1])
+    else:
+        save_other(case, tmp_path)
+    round_adapter(tmp_path / "adapter", tmp_path / "rounded", "4bit")
+    expected = unpack(pack(load_file(tmp_path / "adapter" / WEIGHTS), "4bit"))
+    assert same(read_tensors(tmp_path / "rounded"), expected)
+    round_adapter(tmp_path / "rounded", tmp_path / "again", "float32")
+    assert same(load_file(tmp_path / "again" / WEIGHTS), expected)
+    loaded = logits(load_adapter(tmp_path / "rounded", method=None))
+    assert torch.equal(loaded, logits(load_adapter(tmp_path / "again", method=None)))
+    assert not torch.equal(loaded, logits(load_adapter(tmp_path / "adapter", method=None)))
+
+
+@pytest.mark.parametrize("precision", FEW_BITS)
+def test_an_export_is_the_merge_of_the_rounded_tensors(precision, beside):
+    report = round_adapter("adapter", "rounded", precision)
+    export_lora("rounded", "lora")
+    model = load_adapter(beside / "rounded")
+    expected = logits(model)
+    assert_close(logits(load_adapter(beside / "lora", method="LORA")), expected, atol=1e-5, rtol=1e-5)
+    assert_close(logits(model.merge_and_unload()), expected, atol=1e-5, rtol=1e-5)
+    assert inspect_adapter("rounded").layers.keys() == report.update.layers.keys()
+
+
+def test_a_bank_takes_rounded_adapters(beside):
+    round_adapter("adapter", "rounded", "3bit")
+    bank = AdapterBank(tiny("bert"), capacity=2)
+    bank.add("exact", "adapter")
+    bank.add("rounded", "rounded")
+    rows = tokens()
+    found = bank(**rows, adapter_names=["rounded"] * len(rows["input_ids"])).logits
+    assert_close(found, logits(load_adapter(beside / "rounded")), atol=1e-5, rtol=1e-5)
+
+
+def test_rounding_again_changes_no_byte_and_the_file_is_as_large_as_foretold(beside):
+    (beside / "adapter/task.json").write_text('{"labels": ["bad", "fair", "good"]}')
+    for precision in FEW_BITS:
+        round_adapter("adapter", "one", precision, force=True)
+        round_adapter("one", "two", precision, force=True)
+        assert {path.name for path in (beside / "one").iterdir()} == {CONFIG, ROUNDED, "task.json"}
+        for path in (beside / "one").iterdir():
+            assert path.read_bytes() == (beside / "two" / path.name).read_bytes()
+        size = (beside / "one" / ROUNDED).stat().st_size
+        assert size == file_bytes(pack(read_tensors(beside / "adapter"), precision))
+
+
+def test_frames_elsewhere_are_found_from_the_rounded_folder(tmp_path, monkeypatch):
+    save("bert", tmp_path / "all", **CASES["shared"][1])
+    monkeypatch.chdir(tmp_path / "all")
+    round_adapter("adapter", "frames", "2bit")
+    fields = {name: CASES["shared"][1][name] for name in ("rank_shape", "separation_rank", "train", "share")}
+    save("bert", tmp_path / "all", frames="frames", **fields)
+    round_adapter("adapter", "rounded", "8bit")
+    shared = load_layers(tmp_path / "all/frames").layers
+    for name, layer in load_layers(tmp_path / "all/rounded").layers.items():
+        for side in "AB":
+            frame, own = (getattr(it.adapter("default").frames, f"factor_{side}1") for it in (layer, shared[name]))
+            assert torch.equal(frame, own)
+
+
+def test_the_errors_are_those_of_tensors_and_updates(tmp_path):
+    save("bert", tmp_path)
+    report = round_adapter(tmp_path / "adapter", tmp_path / "rounded", "3bit")
+    (before, after), pairs = (read_tensors(tmp_path / name) for name in ("adapter", "rounded")), {}
+    flat = [torch.cat([value.flatten().double() for value in its.values()]) for its in (before, after)]
+    assert report.tensors.total == pytest.approx(float((flat[1] - flat[0]).norm() / flat[0].norm()))
+    for name in ("adapter", "rounded"):
+        for layer_name, layer in load_layers(tmp_path / name).layers.items():
+            pairs.setdefault(layer_name, []).append(layer.get_delta_weight("default").double())
+    for name, (exact, rounded) in pairs.items():
+        assert report.update.layers[name] == pytest.approx(float((rounded - exact).norm() / exact.norm()), rel=1e-4)
+
+
+# The command
+
+
+def test_the_command_says_sizes_and_errors(beside, capsys):
+    lines = ok(capsys, "round", "adapter", "-o", "out", "--to", "3bit").splitlines()
+    assert lines[0].startswith("out: 3bit, tensors in ")
+    assert lines[1].startswith("rounding error of the tensors: 0.")
+    assert " at most, in bert.encoder.layer." in lines[2]
+    assert ok(capsys, "export", "out", "--to", "lora", "-o", "lora")
+    assert ok(capsys, "inspect", "out")
+
+
+def test_a_method_whose_updates_are_not_known_has_no_line_of_them(tmp_path, capsys):
+    for case in ("lokr", "dora"):
+        save_other(case, tmp_path / case)
+        words = (str(tmp_path / case / "adapter"), "-o", str(tmp_path / f"{case}-out"), "--to", "sign")
+        assert len(ok(capsys, "round", *words).splitlines()) == 2
+
+
+def test_what_cannot_be_rounded_is_refused_and_nothing_written(beside, capsys):
+    tensors = load_file("adapter/" + WEIGHTS)
+    save_file({name: value * 1e38 for name, value in tensors.items()}, "adapter/" + WEIGHTS)
+    assert "not finite, or of 2^127 and more" in mistake(capsys, "round", "adapter", "-o", "out", "--to", "3bit")
+    assert "invalid choice: '5bit'" in mistake(capsys, "round", "adapter", "-o", "out", "--to", "5bit")
+    with pytest.raises(InputError, match=r"^adapter: precision must be one of float32, .* got '5bit'$"):
+        lsr.round_adapter("adapter", "out", "5bit")
+    assert not (beside / "out").exists()
+
+
+def test_a_rounded_file_that_is_broken_is_refused_in_a_line(beside, capsys):
+    round_adapter("adapter", "out", "3bit")
+    stored = load_file(f"out/{ROUNDED}")
+    for changes, said in (
+        ({"values": stored["values"][:-1]}, "corrupt or cut off: values is "),
+        ({"scales": stored["scales"] * torch.nan}, "base_model.* holds values that are not finite"),
+        ({"index": stored["index"][:-9]}, "corrupt or cut off: its index is broken: cut off"),
+    ):
+        save_file(stored | changes, f"out/{ROUNDED}")
+        with pytest.raises(InputError, match=rf"out/adapter_rounded\.safetensors: {said}"):
+            read_tensors(beside / "out")
+    (beside / "out" / ROUNDED).write_bytes((beside / "out" / ROUNDED).read_bytes()[:-9])
+    assert "adapter_rounded.safetensors: corrupt or cut off" in mistake(capsys, "inspect", "out")
+
+
+def test_peft_alone_does_not_take_a_rounded_folder_for_one_of_its_own(beside):
+    round_adapter("adapter", "out", "3bit")
+    with pytest.raises((OSError, ValueError), match=r"[Cc]an(not|'t) find"):
+        PeftModel.from_pretrained(tiny("bert"), "out")
+
+
+def test_tensors_that_peft_reads_come_first(beside):
+    round_adapter("adapter", "out", "3bit")
+    shutil.copy("adapter/" + WEIGHTS, "out")
+    assert same(read_tensors(beside / "out"), load_file("adapter/" + WEIGHTS))
