@@ -84,18 +84,6 @@ def test_a_lora_exported_by_hand_says_what_its_adapter_says(published, tmp_path,
     assert re.search(r"'label': '(not_)?equivalent'", capsys.readouterr().out)
 
 
-def test_a_card_that_is_no_text_is_no_traceback(tmp_path):
-    path, out = artifacts.ADAPTER / "README.md", tmp_path / "lora"
-    before = path.read_bytes()
-    path.write_bytes(b"\xff\xfe no UTF-8 \xe9")
-    try:
-        assert lsr_command(["export", str(artifacts.ADAPTER), "--to", "lora", "-o", str(out)]) == 0
-    finally:
-        path.write_bytes(before)
-    assert section(card(out).text, "Use")
-    assert not section(card(out).text, "Score")
-
-
 @pytest.mark.parametrize(
     ("fields", "title"),
     [

@@ -82,12 +82,6 @@ def test_every_row_is_valid_and_has_a_name_that_dvc_can_find(word, root):
 # What a stage sees
 
 
-@pytest.mark.parametrize("adapter", ["lsr", "full", "directions", "vera"])
-def test_the_section_is_that_of_the_adapter(adapter, root):
-    view = changed({"adapter": adapter}, params.TrainView)
-    assert view.section.word == view.adapter == adapter
-
-
 def test_a_section_of_ones_own_is_a_line(workspace):
     with Path("params.yaml").open("a") as file:
         file.write("mine: {type: BOFT, boft_block_size: 8, learning_rate: 0.01}\n")
@@ -132,17 +126,6 @@ MISTAKES = [
 def test_a_mistake_is_one_line(root, key, value, message):
     (line,) = refused({"lsr.init": "update", key: value})  # update may be pooled
     assert line.startswith(f"params.yaml: {message}")
-
-
-@pytest.mark.parametrize(
-    ("key", "message"),
-    [
-        ("head", "head: this key is required"),
-        ("lora.type", "lora: no such key; did you mean lsr?; the section of a method has a type"),
-    ],
-)
-def test_a_key_that_is_left_out_is_one_line(key, message):
-    assert refusal(validated, params.Params, edited(PARAMS, key, ...), params.PARAMS, ()) == [f"params.yaml: {message}"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from lsr import export_lora
 from lsr.__main__ import main as lsr_main
 from pipeline.core import artifacts
 from pipeline.predict import __main__ as predict
@@ -85,16 +84,6 @@ def test_it_says_what_the_pipeline_scored(after, capsys, adapter):
     for row, expected in zip(asked, scored, strict=True):
         assert float(row[f"p({row['label']})"]) == pytest.approx(float(expected["confidence"]), abs=0.0051)
         assert float(row["p(not_equivalent)"]) + float(row["p(equivalent)"]) == pytest.approx(1, abs=2e-6)
-
-
-def test_the_exported_lora_says_the_same(pairs, capsys):
-    export_lora(artifacts.ADAPTER, "lora")
-    shutil.copy(TASK, "lora")
-    words = (SENTENCE, "nobody saw 3 today", "--json")
-    found = [json.loads(ok(capsys, "--adapter", name, *words)) for name in (str(artifacts.ADAPTER), "lora")]
-    assert list(found[0]) == ["text", "text_pair", "label", "p(not_equivalent)", "p(equivalent)"]
-    assert found[0]["label"] == found[1]["label"]
-    assert found[0]["p(equivalent)"] == pytest.approx(found[1]["p(equivalent)"], abs=1e-5)
 
 
 def test_a_rounded_adapter_is_asked_like_any_other(pairs, capsys):
