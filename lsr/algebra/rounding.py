@@ -1,4 +1,4 @@
-"""An adapter's tensors rounded to a precision, in a few one-dimensional tensors, as a file would hold them.
+"""An adapter's tensors rounded to a precision, in a few one-dimensional tensors of a safetensors file.
 
     values        float32, bfloat16, or codes of 8, 4, 3, 2 or 1 bits in uint8 (`lsr.algebra.levels`)
     scales        bfloat16, one a group of codes
@@ -15,10 +15,11 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from lsr.algebra.levels import from_bytes, from_codes, to_bytes, to_codes
@@ -29,20 +30,32 @@ BITS = {"8bit": 8, "4bit": 4, "3bit": 3, "2bit": 2, "sign": 1}
 PRECISIONS = (*WHOLE, *BITS)
 PARTS = ("values", "small", "uint8", "int64")  # with the entries of tensors
 GROUP = 64  # entries
+LARGEST = 2.0**127  # from here on a rounded value may overflow
+MOST_BYTES = 8_000_000  # of the index: enough for 100,000 tensors
+MOST_AXES = 8
 
 Room = tuple[str, Sequence[int]]  # the part that has a tensor's entries, and the tensor's shape
 
 
 def pack(tensors: Mapping[str, Tensor], precision: str) -> dict[str, Tensor]:
-    """Return tensors that stand for an adapter's, rounded to one of PRECISIONS.
+    """Return the tensors of a file that holds an adapter's, rounded to one of PRECISIONS.
 
     Packing what `unpack` returns, in the same precision, gives the same bytes again.
+
+    Raises:
+        ValueError: if there is no such precision, a value is not finite, or a tensor is of a dtype that no adapter has.
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     rooms: dict[str, Room] = {}
     pieces: dict[str, list[Tensor]] = {}
     for name, tensor in sorted(tensors.items()):
         floating = "small" if precision in BITS and tensor.numel() < GROUP else "values"
         part = floating if tensor.is_floating_point() else dtype_name(tensor.dtype)
+        if part not in PARTS:
+            raise ValueError(f"{name} holds values of {part}; needed: a floating-point dtype, uint8 or int64")
+        if not (tensor.abs() < LARGEST).all():
+            raise ValueError(f"{name} holds values that are not finite, or of 2^127 and more")
         rooms[name] = part, tensor.shape
         pieces.setdefault(part, []).append(tensor.detach().cpu().movedim(_longest(tensor.shape), -1).flatten())
     stored = {part: torch.cat(its) for part, its in pieces.items()}
@@ -57,16 +70,23 @@ def pack(tensors: Mapping[str, Tensor], precision: str) -> dict[str, Tensor]:
 
 
 def unpack(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors by name that `pack` has rounded, floating-point ones in float32."""
-    precision, tree = json.loads(zlib.decompress(stored["index"].numpy().tobytes()))
-    rooms = dict(sorted(_leaves(tree, "")))
-    left = {part: stored[part].float() if part == "small" else stored[part] for part in PARTS if part in stored}
-    if "values" in left and precision in WHOLE:
-        left["values"] = left["values"].float()
-    elif "values" in left:
-        bits, groups = BITS[precision], _groups(rooms)
-        codes = from_bytes(left["values"], bits, int(groups.sum()))
-        left["values"] = from_codes(codes, stored["scales"].repeat_interleave(groups), bits)
+    """Return the tensors by name that a file of `pack` holds, floating-point ones in float32.
+
+    Raises:
+        ValueError: if the index is broken, or the other tensors are not what it says.
+    """
+    precision, rooms = _read_index(stored)
+    sizes = {part: sum(prod(shape) for its, shape in rooms.values() if its == part) for part in PARTS}
+    left = {name: _part(stored, name, sizes[name], getattr(torch, name)) for name in ("uint8", "int64")}
+    left["small"] = _part(stored, "small", sizes["small"], torch.bfloat16).float()
+    if precision in WHOLE:
+        left["values"] = _part(stored, "values", sizes["values"], WHOLE[precision]).float()
+    else:
+        bits = BITS[precision]
+        packed = _part(stored, "values", ceil(sizes["values"] * bits / 8), torch.uint8)
+        groups = _groups(rooms)  # there are no more than codes, whose number has been checked
+        scales = _part(stored, "scales", len(groups), torch.bfloat16).repeat_interleave(groups)
+        left["values"] = from_codes(from_bytes(packed, bits, sizes["values"]), scales, bits)
     found = {}
     for name, (part, shape) in rooms.items():
         entries, left[part] = left[part].tensor_split([prod(shape)])
@@ -74,6 +94,11 @@ def unpack(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         moved = *shape[:axis], *shape[axis + 1 :], *shape[axis : axis + 1]
         found[name] = entries.reshape(moved).movedim(-1, axis).clone(memory_format=torch.contiguous_format)
     return found
+
+
+def file_bytes(stored: Mapping[str, Tensor]) -> int:
+    """Return the size of a safetensors file of these tensors."""
+    return len(save(dict(stored)))
 
 
 def _longest(shape: Sequence[int]) -> int:
@@ -101,9 +126,44 @@ def _index(precision: str, rooms: Mapping[str, Room]) -> Tensor:
     return torch.frombuffer(bytearray(zlib.compress(text.encode(), level=9)), dtype=torch.uint8)
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Room]]:
+def _read_index(stored: Mapping[str, Tensor]) -> tuple[str, dict[str, Room]]:
+    if "index" not in stored or stored["index"].dtype is not torch.uint8:
+        raise ValueError("no rounded adapter: it has no index of uint8")
+    inflate = zlib.decompressobj()
+    try:
+        text = inflate.decompress(stored["index"].numpy().tobytes(), MOST_BYTES)
+        if not inflate.eof:
+            raise ValueError(f"cut off, or over {MOST_BYTES:,} bytes")
+        precision, tree = json.loads(text)
+        if precision not in PRECISIONS:
+            raise ValueError(f"the precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        return precision, dict(sorted(_leaves(tree, "")))
+    except (zlib.error, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"its index is broken: {error}") from None
+
+
+def _leaves(tree: Any, prefix: str) -> Iterator[tuple[str, Room]]:
     for key, value in tree.items():
+        name = f"{prefix}{key}"
         if isinstance(value, list):
-            yield f"{prefix}{key}", (value[0], tuple(value[1:]))
+            part, *shape = value
+            if part not in PARTS or len(shape) > MOST_AXES or not all(type(n) is int and n > 0 for n in shape):
+                raise ValueError(f"{name}: {value} is not one of {', '.join(PARTS)} and a shape")
+            yield name, (part, tuple(shape))
         else:
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from _leaves(value, f"{name}.")
+
+
+def _part(stored: Mapping[str, Tensor], name: str, size: int, dtype: torch.dtype) -> Tensor:  # (size,)
+    """Return a tensor of the file; checked before anything of its size is made.
+
+    Raises:
+        ValueError: if it has another size or dtype than the index says.
+    """
+    part = stored.get(name, torch.empty(0, dtype=dtype))
+    if part.shape != (size,) or part.dtype is not dtype:
+        found, needed = (
+            f"{tuple(of)} of {dtype_name(its)}" for of, its in ((part.shape, part.dtype), ((size,), dtype))
+        )
+        raise ValueError(f"{name} is {found}, but the index says {needed}")
+    return part
