@@ -78,7 +78,7 @@ def cells(records: Iterable[Record], tuning: Collection[int]) -> tuple[dict[str,
 
 
 def _cell(task: str, method: str, group: Sequence[Record], tuning: Collection[int]) -> Cell:
-    runs = sorted(group, key=lambda one: (one.seed, _order(_rates(one))))
+    runs = sorted(group, key=lambda one: (one.seed, one.rate or 0.0, one.head_rate))
     tries = [record for record in runs if record.seed == runs[0].seed]
     chosen = _chosen(runs, tuning)
     runs = [record for record in runs if chosen is None or record.tuned == chosen.tuned]
@@ -119,7 +119,3 @@ def _date(record: Record) -> str:
 
 def _rates(record: Record) -> Rates:
     return record.rate, record.head_rate
-
-
-def _order(rates: Rates) -> tuple[float, float]:
-    return rates[0] or 0.0, rates[1]

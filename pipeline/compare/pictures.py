@@ -1,6 +1,6 @@
 """The Pareto picture: scores on the main average by trained parameters and by bytes. PNG, the same bytes every time."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import sqrt
 from pathlib import Path
 from statistics import median
@@ -15,6 +15,7 @@ from matplotlib.ticker import EngFormatter, NullFormatter
 
 from pipeline.compare.comparison import Comparison
 from pipeline.compare.estimates import Estimate
+from pipeline.compare.precision import AS_TRAINED
 from pipeline.core import artifacts
 
 STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
@@ -43,14 +44,15 @@ def draw(path: Path, comparison: Comparison) -> None:
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, 2, sharey=True)
         _panel(panels[0], [(row.trained, row.method, row.score) for row in rows])
-        _panel(panels[1], [(row.bytes, row.method, row.score_at_bytes) for row in rows])
+        whole = {row.method for row in rows if row.precision == AS_TRAINED}
+        _panel(panels[1], [(row.bytes, row.method, row.score_at_bytes) for row in rows], hollow=whole)
         for row in every.values():
             if row.score.mean is not None and (row.method == comparison.baseline or (row.trained or 0) > most):
                 for axes in panels:
                     axes.axhline(row.score.mean, color=GREY, linewidth=0.8, linestyle="--")
                     _name(axes, row.method, (0.99, row.score.mean), -1, ("axes fraction", "data"))
         panels[0].set(xlabel="trained parameters of the adapter", ylabel=f"{comparison.main}, %")
-        panels[1].set(xlabel="bytes of its file, with the head")
+        panels[1].set(xlabel="bytes of its file, with the head; hollow: not rounded")
         groups = ((ORANGE, "LSR"), (BLUE, "LoRA"), (GREY, "others"))
         handles = [Line2D([], [], color=color, marker="o", linestyle="", label=name) for color, name in groups]
         figure.legend(handles=handles, loc="outside upper center", ncols=len(groups))
@@ -68,7 +70,7 @@ def lowest(means: Sequence[float]) -> float:
     return median(means) - max(LEAST_SPAN, FAR_BELOW * (max(means) - median(means)))
 
 
-def _panel(axes: Axes, methods: Sequence[tuple[int | None, str, Estimate]]) -> None:
+def _panel(axes: Axes, methods: Sequence[tuple[int | None, str, Estimate]], hollow: Collection[str] = ()) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_minor_formatter(NullFormatter())
@@ -78,7 +80,8 @@ def _panel(axes: Axes, methods: Sequence[tuple[int | None, str, Estimate]]) -> N
     limit = lowest([point[1] for point in points]) if points else 0.0
     drawn = sorted((point for point in points if point[1] >= limit), key=lambda point: (point[0], -point[1]))
     for size, mean, method, (_, low, high) in drawn:
-        axes.plot(size, mean, "o", color=color(method), markersize=5, zorder=3)
+        fill = "white" if method in hollow else color(method)
+        axes.plot(size, mean, "o", color=color(method), markerfacecolor=fill, markersize=5, zorder=3)
         if low is not None and high is not None:
             axes.vlines(size, low, high, color=color(method), linewidth=1, alpha=0.4)
     if drawn:

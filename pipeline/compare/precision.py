@@ -31,9 +31,8 @@ def smallest(cells: Sequence[Cell]) -> tuple[str, int, list[float]]:
     enough = [name for name, score in validation.items() if score > least - ROUNDING]
     sizes = {name: max(_files(cell.shown)[name].bytes for cell in cells) for name in enough}
     chosen = min(enough, key=lambda name: sizes[name])
-    metrics = [cell.shown.metrics[0] for cell in cells]
     scores = [
-        PERCENT * fmean(of[seed][chosen].test[metric] for of, metric in zip(runs, metrics, strict=True))
+        PERCENT * fmean(of[seed][chosen].test[cell.shown.metrics[0]] for of, cell in zip(runs, cells, strict=True))
         for seed in sorted(set.intersection(*map(set, runs)))
     ]
     return chosen, sizes[chosen], scores

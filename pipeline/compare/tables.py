@@ -74,7 +74,7 @@ def protocol(comparison: Comparison) -> str:
         f"bootstrap over seeds and test examples, and for averages over tasks ({comparison.resamples:,} resamples). "
         "▲ better, ▼ worse: p < 0.05 after Holm's correction for the number of methods. = equivalent: two one-sided "
         f"tests at 5 % find the lead within {comparison.margin:g} points. No sign: undecided. Bytes are those of the "
-        "smallest precision that costs at most 0.2 points on the validation split."
+        "smallest precision that costs at most 0.2 points on the validation split, where a file has been rounded."
     )
 
 

@@ -148,7 +148,7 @@ function pareto(size, score, title, all) {
   let best = -Infinity, named = -Infinity, path = "";
   for (const row of sized.sort((a, b) => a[size] - b[size] || b[score] - a[score])) {
     if (!none(row[`${score}_low`])) parts.push(drawn("line", { x1: x(row[size]), x2: x(row[size]), y1: y(row[`${score}_low`]), y2: y(row[`${score}_high`]), class: group(row) }));
-    parts.push(point(x(row[size]), y(row[score]), row));
+    parts.push(point(x(row[size]), y(row[score]), row, size !== "bytes" || row.precision !== "as trained"));
     if (row[score] <= best) continue;
     path += path ? `H${x(row[size])}V${y(row[score])}` : `M${x(row[size])},${y(row[score])}`;
     best = row[score];
