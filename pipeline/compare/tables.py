@@ -115,7 +115,7 @@ def _cells(row: Row) -> dict[str, str]:
 def _outcome(one: Outcome) -> dict[str, str]:
     """Return what the tables say of a hypothesis, by the header of the column."""
     within = _between(one.verdict.equivalence_low, one.verdict.equivalence_high)
-    held = "yes" if one.held else "no"
+    held = "not tested" if one.verdict.verdict is None else "yes" if one.held else "no"
     return {**one.hypothesis.model_dump(), "held": held, **_tested(one.verdict), "90 % interval": within}
 
 
