@@ -19,8 +19,9 @@ FORMS = ("movie-reviews", "tweets", "amazon-reviews", "movie-ratings", "movie-pa
 Result = Mapping[str, Any]  # a method on a task, as reports/compare has it
 
 IN_README = (
-    "LSR 96 directions of signs", "LSR warm 200 directions", "LoRA-SB", "Uni-LoRA 2000", "LoRA r=1", "LSR shared r=6",
-    "LoRA r=8", "full",
+    "LSR 96 directions of signs", "LSR 200 directions", "LSR warm 200 directions", "Uni-LoRA 2000",
+    "LSR warm shared r=3", "LSR warm shared r=3, 2 passes", "LoRA r=1", "LoRA r=1, 3 epochs", "LoRA r=1 warm, 2 passes",
+    "LSR shared r=6", "LoRA r=8", "full",
 )  # fmt: skip
 LONG_IN_README = {  # what a page calls a method, and its name in the preset
     "96 directions, signs": "LSR 96 directions, signs",
@@ -103,16 +104,42 @@ def default_run() -> Iterator[str]:
     return table(header, rows)
 
 
+def verdicts(methods: Sequence[str] | None) -> Iterator[str]:
+    """Yield sizes, scores and verdicts of the preset `offline` on the mean of four tasks; None: of all methods."""
+    by_task = results("offline")
+    rows = []
+    for method in methods or [method for task, method in by_task if task == MEAN]:
+        row = by_task[MEAN, method]
+        if row["score"] is not None:
+            size = f"{_kilobytes(row):,.1f} ({row['precision']})"
+            rows.append((method, *_sizes(row), size, _scored(row, 1, 1), _lead(row), row["verdict"] or "baseline"))
+    return table(("method", "trained", "stored", "kB", "score", "lead, 95 % interval", "verdict"), rows)
+
+
+def _lead(row: Result) -> str:
+    if row["difference_low"] is None:
+        return "–"
+    return f"{row['difference']:+.1f} ({row['difference_low']:+.1f} to {row['difference_high']:+.1f})"
+
+
+def hypotheses() -> Iterator[str]:
+    """Yield what the preset `offline` says that it expects, and whether it came so."""
+    rows = [
+        (one["method"], one["expected"], one["against"], _lead(one), one["verdict"] or "not tested yet")
+        for one in _comparison("offline")["hypotheses"]
+    ]
+    return table(("method", "expected", "beside", "lead, 95 % interval", "verdict"), rows)
+
+
 def arena(methods: Sequence[str] | None, columns: Sequence[str]) -> Iterator[str]:
     """Yield the scores of methods of the preset `offline`, in percent; None: all methods."""
     by_task = results("offline")
     rows = [
-        [method, *_sizes(by_task[MEAN, method]), f"{_kilobytes(by_task[MEAN, method]):,.0f}"]
-        + [_scored(by_task[task, method], 1, 1) for task in columns]
+        [method, by_task[columns[0], method]["trained"], *(_scored(by_task[task, method], 1, 1) for task in columns)]
         for method in methods or dict.fromkeys(method for _, method in by_task)
     ]
     names = ["mean of four" if task == MEAN else task for task in columns]
-    return table(("method", "trained", "stored", "file, kB", *names), rows)
+    return table(("method", "trained", *names), [[row[0], f"{row[1]:,}", *row[2:]] for row in rows])
 
 
 def forms(preset: str, methods: Mapping[str, str], beside: Sequence[str], *, intervals: bool = True) -> Iterator[str]:
@@ -134,9 +161,11 @@ def forms(preset: str, methods: Mapping[str, str], beside: Sequence[str], *, int
 @cache
 def results(preset: str) -> dict[tuple[str, str], Result]:
     """Return the committed comparison of a preset by task and method, smallest method first."""
-    path = ROOT / f"reports/compare/{preset}/comparison.json"
-    rows = json.loads(path.read_text(encoding="utf-8"))["results"]
-    return {(row["task"], row["method"]): row for row in rows}
+    return {(row["task"], row["method"]): row for row in _comparison(preset)["results"]}
+
+
+def _comparison(preset: str) -> dict[str, Any]:
+    return json.loads((ROOT / f"reports/compare/{preset}/comparison.json").read_text(encoding="utf-8"))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -155,7 +184,9 @@ def _kilobytes(row: Result) -> float:
 
 
 def _scored(row: Result, scale: int, digits: int, interval: bool = True) -> str:
-    """Return the mean, perhaps with half of its 95 % interval, divided by a scale."""
+    """Return the mean, perhaps with half of its 95 % interval, divided by a scale; a dash if it was not run."""
+    if row["score"] is None:
+        return "–"
     mean, half = row["score"] / scale, (row["score_high"] - row["score"]) / scale
     return f"{mean:.{digits}f} ± {half:.{digits}f}" if interval else f"{mean:.{digits}f}"
 
@@ -168,7 +199,9 @@ def _mark(row: Result) -> str:
 
 TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "default run": default_run,
-    "arena, means": partial(arena, IN_README, (MEAN,)),
+    "arena, means": partial(verdicts, IN_README),
+    "verdicts": partial(verdicts, None),
+    "hypotheses": hypotheses,
     "arena": partial(arena, None, ARENA),
     "forms, long": partial(forms, "long", LONG_IN_README, ("trained",), intervals=False),
     "short, by trained": partial(forms, "short", BY_TRAINED, ("trained", "stored")),
