@@ -19,7 +19,6 @@ from math import ceil, prod
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from lsr.algebra.levels import from_bytes, from_codes, to_bytes, to_codes
@@ -94,11 +93,6 @@ def unpack(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         moved = *shape[:axis], *shape[axis + 1 :], *shape[axis : axis + 1]
         found[name] = entries.reshape(moved).movedim(-1, axis).clone(memory_format=torch.contiguous_format)
     return found
-
-
-def file_bytes(stored: Mapping[str, Tensor]) -> int:
-    """Return the size of a safetensors file of these tensors."""
-    return len(save(dict(stored)))
 
 
 def _longest(shape: Sequence[int]) -> int:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from lsr.algebra.rounding import PRECISIONS, file_bytes, pack, unpack
+from lsr.algebra.rounding import PRECISIONS, pack, unpack
 from tests.lsr.algebra.problems import SEEDS
 from tests.lsr.matrices import normal
 
@@ -59,7 +59,6 @@ def test_packing_again_gives_the_same_bytes_whatever_the_order_of_the_names(tens
     found = list(unpack(stored).items())
     random.shuffle(found)
     assert save(pack(dict(found), precision)) == save(stored)
-    assert file_bytes(stored) == len(save(stored))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +97,7 @@ def test_a_hundred_names_cost_a_few_hundred_bytes(precision):
     stored = pack({name: normal(1, 384, seed=0) for name in names}, precision)
     assert sum(map(len, names)) > 4000
     assert len(stored["index"]) < 200
-    assert file_bytes(stored) < sum(part.nbytes for part in stored.values()) + 300
+    assert len(save(stored)) < sum(part.nbytes for part in stored.values()) + 300
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 3e38])
