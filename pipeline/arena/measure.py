@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save
-from transformers import Trainer, TrainerCallback, TrainerState, set_seed
+from torch import Tensor
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, set_seed
 
 from lsr.algebra.rounding import PRECISIONS, pack, unpack
 from pipeline.arena import machine, task_tokens
@@ -126,6 +128,9 @@ def started(cell: Cell, tasks: Sequence[Gradients]) -> PeftModel:
     view, section = cell.view, cell.view.section
     set_seed(view.seed)  # the head is drawn when the checkpoint loads: all methods have the same one
     base = base_models.load_base_model(view.base_model, view.dataset)
+    if cell.mean_of is not None:
+        _add_mean(base, tasks, cell.rate or 0.0)
+        tasks = ()
     for task in tasks:
         base.load_state_dict(task.head, strict=False)  # as trained, if the initialization goes on from it
     read = [task.layers for task in tasks]
@@ -136,12 +141,23 @@ def started(cell: Cell, tasks: Sequence[Gradients]) -> PeftModel:
     return model
 
 
+@torch.no_grad()
+def _add_mean(base: PreTrainedModel, tasks: Sequence[Gradients], scale: float) -> None:
+    """Add the mean of updates to the weights of linear layers."""
+    for task in tasks:
+        for name, update in task.layers.items():
+            whole = update if isinstance(update, Tensor) else update[0] @ update[1]
+            base.get_submodule(name).get_parameter("weight").add_(scale / len(tasks) * whole)
+
+
 def gradients_of(cell: Cell) -> list[Gradients]:
     """Return the gradients of the tasks that the frames are from: the training's own, or a pool; or none.
 
     Raises:
         UserError: if the method does not fit the model, or the examples are not suitable for its initialization.
     """
+    if cell.mean_of is not None:
+        return gradients_of(cell.mean_of)
     row, section = cell.view.base_model, cell.view.section
     if not (isinstance(section, LsrParams) and section.reads_examples):
         return []

@@ -50,6 +50,7 @@ class Cell:
     is_trained: bool = True  # otherwise it is scored as it is initialized
     frames_half: str | None = None  # of train, see the preset; the training itself reads the second half
     is_rounded: bool = False  # scored at all precisions, too
+    mean_of: "Cell | None" = None  # the base model is changed by the mean of its updates, times the rate
 
 
 @dataclass(frozen=True)
@@ -107,12 +108,19 @@ class Run:
         """Return the names of the method's learning rates in its section, the main one first; none if none is used."""
         return list(self._view(0)[1].section.rates) if self.chosen.trained else []
 
+    @property
+    def has_rate(self) -> bool:
+        """Whether more than the head's learning rate is tuned."""
+        return bool(self.rate_keys()) or self.chosen.mean_of is not None
+
     def _cell(self, setting: Setting, seed: int) -> Cell:
         overrides, view = self._view(setting.choice)
         own = self.rate_keys()
         rates = {name: _times(getattr(view.section, name), setting.factor) for name in own}
         # If only the head is trained, its rate is tuned in place of the adapter's.
-        head_rate = _times(view.train.head_learning_rate, setting.head_factor if own else setting.factor)
+        head_rate = _times(view.train.head_learning_rate, setting.head_factor if self.has_rate else setting.factor)
+        mean = self.chosen.mean_of
+        of = None if mean is None else Run(self.name, self.preset, self.task, mean).cell(Setting(), seed)
         view = view.model_copy(
             update={
                 "seed": seed,
@@ -131,11 +139,12 @@ class Run:
             overrides=dict(sorted((overrides | tuned).items())),
             choice=self.choices[setting.choice],
             reads=reads,
-            rate=rates[own[0]] if own else None,
+            rate=rates[own[0]] if own else setting.factor if of else None,
             head_rate=head_rate,
-            key=key_of(view, reads, self.chosen, self.preset.files),
+            key=key_of(view, reads, self.chosen, self.preset.files, None if of is None else [of.key, setting.factor]),
             is_trained=self.chosen.trained,
             frames_half=self.chosen.frames_half,
+            mean_of=of,
         )
 
     def _view(self, choice: int) -> tuple[dict[str, Any], ArenaView]:
@@ -187,7 +196,13 @@ def runs(name: str, preset: Preset, only: Sequence[str] = ()) -> list[Run]:
     return named or [run for run in listed if all(word in run.title for word in only)]
 
 
-def key_of(view: ArenaView, reads: Mapping[str, Reads], method: Method, pinned: Mapping[str, str]) -> str:
+def key_of(
+    view: ArenaView,
+    reads: Mapping[str, Reads],
+    method: Method,
+    pinned: Mapping[str, str],  # SHA-256 of files by path
+    mean_of: Sequence[Any] | None = None,  # the key of the training whose updates change the base model, and how much
+) -> str:
     """Return a hash of all inputs of a training, its values, rows and contents of files: 16 hexadecimal digits.
 
     Names of rows and sections are not hashed, and neither are values at their defaults, of our schema or of PEFT. So
@@ -205,6 +220,7 @@ def key_of(view: ArenaView, reads: Mapping[str, Reads], method: Method, pinned: 
         "reads": [one.model_dump(mode="json") for one in reads.values()],
         "files": digests([*sources, getattr(view.section, "frames", "own")], pinned),
         **method.model_dump(include={"trained", "frames_half"}, exclude_defaults=True),
+        **({} if mean_of is None else {"mean_of": mean_of}),
     }
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 

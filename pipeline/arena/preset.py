@@ -89,6 +89,11 @@ class Method(Section):
     frames_half: Literal["same", "other"] | None = Field(
         None, description="trains on the second half of train, with frames from that half or from the other"
     )
+    mean_of: Name | None = Field(
+        None,
+        description="for adapter head: what the base model is changed by, the mean of the updates that the frames of "
+        "this method are from, times a number that is tuned in place of a rate",
+    )
     rounded: bool = Field(False, description="scored at all precisions of lsr.algebra.rounding, too, once tuned")
 
 
@@ -129,6 +134,7 @@ class Preset(Section):
         for name, method in self.methods.items():
             place = f"methods: {name}"
             named += [(f"{place}: like", method.like, self.methods)] if method.like is not None else []
+            named += [(f"{place}: mean_of", method.mean_of, self.methods)] if method.mean_of is not None else []
             named += [(f"{place}: frames_from", method.frames_from, ("own", "all", "others", *self.tasks))]
             named += [(f"{place}: tasks", task, self.tasks) for task in method.tasks]
         for name, tasks in self.averages.items():

@@ -41,7 +41,7 @@ def repeated(run: Run, records: Records) -> list[Cell]:
 
 def most(run: Run) -> int:
     """Return the number of trainings of a run, at most, unless the best try is not the best with a further seed."""
-    tuning, has_rate, seeds = run.preset.tuning, bool(run.rate_keys()), len(run.seeds)
+    tuning, has_rate, seeds = run.preset.tuning, run.has_rate, len(run.seeds)
     if not run.chosen.trained:
         return seeds
     heads = len(set(tuning.head_rates) - {1.0}) if has_rate else 0
@@ -66,7 +66,7 @@ def _tries(run: Run, records: Records) -> Generator[tuple[str, list[Cell]], None
         tried.append(further)
         yield TRIES, [run.cell(further, first)]
     best = yield from _settled(run, tried, records)
-    if best is None or not run.rate_keys():
+    if best is None or not run.has_rate:
         return best
     heads = [best._replace(head_factor=factor) for factor in sorted({*tuning.head_rates} - {1.0})]
     yield TRIES, [run.cell(setting, first) for setting in heads]

@@ -95,6 +95,21 @@ def test_halves_share_no_text_and_frames_come_from_the_one_that_is_named(arena):
     assert not torch.equal(frames["same"], frames["other"])
 
 
+def test_the_mean_of_updates_changes_the_base_model_by_a_tuned_number(arena):
+    pool = {"adapter": "lsr", "params": small.LSR, "frames_from": "others"}
+    small.write(methods={"pool": pool, "mean": {"adapter": "head", "mean_of": "pool"}})
+    [update] = gradients_of(cell("ratings: pool"))
+    plain, twice = (start(cell(title, factor=2.0)).get_base_model() for title in ("ratings: head", "ratings: mean"))
+    assert update.layers
+    for name, (left, right) in update.layers.items():
+        weights = [model.get_submodule(name).weight.double() for model in (plain, twice)]
+        assert torch.allclose(weights[1] - weights[0], 2.0 * left @ right, atol=1e-7)
+    assert cell("ratings: mean", factor=2.0).rate == 2.0
+    assert cell("ratings: mean", factor=2.0).key != cell("ratings: mean").key != cell("ratings: head").key
+    record = measure(cell("ratings: mean"))
+    assert (record.status, record.trained) == ("finished", 0)
+
+
 def test_a_training_that_diverges_is_a_record_with_its_reason(arena, monkeypatch):
     compute = Trainer.compute_loss
     monkeypatch.setattr(Trainer, "compute_loss", lambda *args, **options: compute(*args, **options) * math.inf)
