@@ -165,22 +165,6 @@ def test_a_checkpoint_is_found_by_what_trains_and_by_nothing_else(after, tmp_pat
         assert here != before, changed
 
 
-def test_the_head_and_the_small_factors_have_their_own_learning_rates(at):
-    at(train={"head_learning_rate": 0.5}, lsr={"learning_rate": 0.25, "separation_rank": 4})
-    rates = {".classifier.": 0.5, ".factor_A2": 0.125, ".factor_B2": 0.125}  # 1 / sqrt(4) of the others'
-    run(TOKENIZE, FACTORIZE)
-    view = params.load(params.TrainView)
-    model = adapters.load_adapter(base_model(view), artifacts.INIT, trainable=True)
-    optimizer = arguments.optimizer(model, view)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            name = names[id(parameter)]
-            assert group["lr"] == next((rate for part, rate in rates.items() if part in name), 0.25)
-            assert (group["weight_decay"] == 0) == name.endswith(".bias")
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == 4 * 4 + 4
-
-
 def test_what_the_machine_cannot_do_is_a_line(at, monkeypatch, capsys):
     at(train={"precision": "fp16"})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -250,28 +234,6 @@ def test_rated_texts_are_compared_in_pairs(at):
         higher = "first" if rated[row["text"]] > rated[row["text_pair"]] else "second"
         assert row["actual"] == row["actual_group"] == higher
     assert len(rows) > 3
-
-
-STARTS = [{"init": "principal"}, {"init": "gradient", "examples": 20}]
-
-
-@pytest.mark.parametrize("lsr", STARTS, ids=[start["init"] for start in STARTS])
-def test_every_start_of_separable_sums_is_reported_and_the_same_every_time(at, lsr):
-    at(lsr=lsr)
-    run(TOKENIZE, FACTORIZE)
-    view = params.load(params.TrainView)
-    model = adapters.load_adapter(base_model(view), artifacts.INIT, trainable=False)
-    assert logits(model) == pytest.approx(logits(base_model(view)), abs=1e-5)
-    found = report(artifacts.FACTORIZE_METRICS)
-    rows = list(csv.DictReader(artifacts.FACTORIZE_START.open(newline="")))
-    assert len(rows) == 4
-    assert {row["captured"] for row in rows} == {"gradient" if lsr["init"] == "gradient" else "weight"}
-    for name in ("energy", "energy_best"):
-        assert found[name] == pytest.approx(np.mean([float(row[name]) for row in rows]), rel=1e-5)
-    assert 0 < found["energy"] <= found["energy_best"] + 1e-6 <= 1 + 2e-6
-    first = digests(artifacts.INIT) | digests("reports")
-    run(FACTORIZE)
-    assert digests(artifacts.INIT) | digests("reports") == first
 
 
 def test_no_path_of_this_machine_is_in_an_adapter(after):

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -81,17 +80,6 @@ def test_a_pair_is_marked_and_cut_as_the_tokenizer_does(tokenizer):
     assert table["token_type_ids"].to_pylist() == [expected["token_type_ids"], [0, 0, 0, 1, 1, 1]]
     assert table["text_pair"].to_pylist() == ["bad film"] * 2
     assert (table["length"].to_pylist(), lengths.tolist()) == ([12, 6], [25, 6])
-
-
-@pytest.mark.parametrize("longest", [1, 31])
-def test_the_histogram_holds_every_length_in_at_most_thirty_equal_bins(longest):
-    lengths = np.arange(1, longest + 1)
-    edges, rows = zip(*stage.histogram(lengths), strict=True)
-    width = edges[1] if len(edges) > 1 else longest + 1
-    assert edges == tuple(range(0, len(edges) * width, width))
-    assert len(edges) <= stage.BINS
-    assert rows == tuple(int(((lengths >= edge) & (lengths < edge + width)).sum()) for edge in edges)
-    assert sum(rows) == longest
 
 
 # The stage

@@ -38,10 +38,6 @@ def test_no_pair_of_factors_is_better(width, rank_shape):
     assert split_width(width, rank_shape) == best_shape(width, rank_shape)
 
 
-def test_the_case_of_the_paper_counts_3584_numbers():
-    assert Form((2, 2), (32, 24), (32, 24), 16, 768, 768).parameters == 3584
-
-
 @given(st.integers(1, 4), RANKS, st.integers(1, 40), st.integers(1, 40))
 def test_the_count_is_that_of_the_factors(terms, rank_shape, columns, rows):
     in_shape, out_shape = split_width(columns, rank_shape), split_width(rows, rank_shape)

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from peft import get_peft_model
 from torch import nn
 
 import lsr
@@ -13,13 +12,9 @@ from pipeline.core.errors import UserError
 from pipeline.methods import adapters, base_models, table
 from pipeline.params.changed import changed
 from pipeline.params.methods import PeftParams
-from pipeline.params.model_row import ModelRow
 from pipeline.training import arguments
 from tests import workspace
 
-ROW = ModelRow.model_validate(
-    {"source": {"kind": "hub", "path": "none"}, "target_modules": ["dense"], "head": ["classifier"]}
-)
 MISTAKES = [  # on the tiny model
     ("vera", {"vera.rr": 4}, "vera.rr: no such key; did you mean r?"),
     ("vera", {"vera.target_module": ["query"]}, "vera.target_module: no such key; did you mean target_modules?"),
@@ -96,37 +91,6 @@ def test_the_seed_is_every_seed_that_a_section_does_not_set(base):
         assert getattr(table.config_of(view.section, base, view.base_model, view.seed), field) == 7
     view = seen("vera", {"seed": 7, "vera.projection_prng_key": 3})
     assert table.config_of(view.section, base, view.base_model, view.seed).projection_prng_key == 3
-
-
-def test_what_a_section_leaves_out_has_the_default_of_peft(base):
-    view = seen("lora", {"lora.layers": [1]})
-    config = table.config_of(view.section, base, view.base_model, 0)
-    assert (config.bias, config.layers_to_transform, config.target_modules) == ("none", [1], {"query", "value"})
-    assert config.modules_to_save[0] == "classifier"
-
-
-@pytest.mark.parametrize(
-    ("width_in", "width_out", "factor", "first"),
-    [(24, 40, -1, (5, 4)), (24, 40, 4, (4, 4)), (384, 384, 2, (2, 2)), (7, 5, -1, (1, 1))],
-)
-def test_krona_is_one_kronecker_product_of_two_full_factors(monkeypatch, width_in, width_out, factor, first):
-    monkeypatch.chdir(workspace.ROOT)
-    torch.manual_seed(0)
-    base = nn.ModuleDict({"dense": nn.Linear(width_in, width_out), "classifier": nn.Linear(width_out, 2)}).double()
-    view = seen("krona", {"krona.decompose_factor": factor, "krona.alpha": 393_216})
-    config = table.config_of(view.section, base, ROW, 0)
-    config.task_type = None
-    layer = get_peft_model(base, config).double().get_submodule("base_model.model.dense")
-    (a,), (b,) = layer.lokr_w1.values(), layer.lokr_w2.values()
-    assert a.shape == first
-    assert (a.shape[0] * b.shape[0], a.shape[1] * b.shape[1]) == (width_out, width_in)
-    assert bool((a == 0).all()) != bool((b == 0).all())  # so that the other one gets a gradient
-    for number, factor_of in enumerate((a, b)):
-        factor_of.data = torch.randn(factor_of.shape, dtype=torch.float64) + number
-    expected = 0.375 * torch.kron(a, b)
-    assert torch.equal(layer.get_delta_weight("default"), expected)
-    x = torch.randn(3, width_in, dtype=torch.float64)
-    assert torch.allclose(layer(x), layer.base_layer(x) + x @ expected.T, rtol=0, atol=1e-13 * width_in)
 
 
 def groups_of(base, view):
