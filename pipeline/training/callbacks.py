@@ -9,7 +9,6 @@ from pipeline.core.console import Advance
 from pipeline.core.errors import UserError
 
 LOSSES = {"loss": "loss", "eval_loss": "validation loss", "train_loss": "mean loss"}  # in the Trainer's log
-Log = dict[str, float]
 
 
 class DivergedError(UserError):
