@@ -1,5 +1,6 @@
 """Make an LSR adapter of a plain PEFT LoRA: the same tensors, in the fused layer of LSR."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +13,7 @@ from lsr.loading.files import PREFIX, InputError, read_config, read_labels, read
 from lsr.tuner.card import UNNAMED, Card
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.forms import form_of
-from lsr.tuner.patterns import any_of, exactly
+from lsr.tuner.patterns import exactly
 from lsr.tuner.resolved import Resolved
 from lsr.tuner.saved import CONFIG, WRAPPED
 
@@ -61,7 +62,8 @@ def _config(lora: Mapping[str, Any], pairs: Mapping[str, LoraPair]) -> LsrConfig
         bias="lsr_only" if bias == "lora_only" else bias,
         inference_mode=True,
     ).with_ranks({name: len(pair.a) for name, pair in pairs.items()})
-    config = replace(config, target_modules=any_of(pairs))  # endings of names might match other layers
+    # A list would hold endings of names, which other layers might have too.
+    config = replace(config, target_modules="|".join(map(re.escape, pairs)))
     forms = {name: form_of(config, name, pair.a.shape[1], len(pair.b)) for name, pair in pairs.items()}
-    config.remember(forms, Resolved.of(forms, {}))
+    config.remember(Resolved.of(forms, {}))
     return config

@@ -11,8 +11,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from lsr.loading.files import PREFIX, InputError, read_tensors
-from lsr.tuner.patterns import check_plain, override
-from lsr.tuner.saved import CONFIG
+from lsr.tuner.patterns import override
 
 FACTOR = re.compile(rf"{re.escape(PREFIX)}(.*)\.lora_([AB])\.weight")
 # Fields that are read, and fields that do not affect the trained update.
@@ -47,8 +46,7 @@ def lora_pairs(folder: Path, lora: Mapping[str, Any]) -> dict[str, LoraPair]:
     """Return the factors of each layer of a LoRA by name.
 
     Raises:
-        InputError: if the LoRA does more than add B A, a factor is not that of a linear layer or is missing, or it
-            chooses layers by patterns.
+        InputError: if the LoRA does more than add B A, or a factor is not that of a linear layer or is missing.
     """
     _check_plain(folder, lora)
     sides: dict[str, dict[str, Tensor]] = {}
@@ -60,10 +58,6 @@ def lora_pairs(folder: Path, lora: Mapping[str, Any]) -> dict[str, LoraPair]:
             raise InputError(f"{folder}: {key} {tuple(tensor.shape)} is not supported; needed: LoRA of linear layers")
     if not sides:
         raise InputError(f"{folder}: holds no LoRA factors")
-    try:
-        check_plain({name: lora.get(name) for name in ("rank_pattern", "alpha_pattern")})
-    except ValueError as error:
-        raise InputError(f"{folder / CONFIG}: {error}") from None
     for name, side in sides.items():
         if side.keys() != {"A", "B"} or len(side["A"]) != side["B"].shape[1]:
             raise InputError(f"{folder}: layer {name!r}: lora_A and lora_B do not fit together, or one is missing")

@@ -158,7 +158,7 @@ def _fields(
         inference_mode=True,
     )
     forms = {name: _form(shape, rank) for name, shape in shapes.items()}
-    config.remember(forms, Resolved.of(forms, {}))
+    config.remember(Resolved.of(forms, {}))
     return config.to_dict()
 
 

@@ -14,9 +14,8 @@ from lsr.init import INITIALIZATIONS, READERS
 from lsr.tuner import card
 from lsr.tuner.factors import STORAGE
 from lsr.tuner.options import CORED, OWN, TERMS, as_sizes, check_options, usual_terms
-from lsr.tuner.patterns import PATTERNS, any_of, check_plain, exactly, is_plain, matches, override, patterns_in
+from lsr.tuner.patterns import PATTERNS, exactly, matches, override
 from lsr.tuner.resolved import Resolved
-from lsr.tuner.saved import read_fields
 
 DIAGONAL = 8  # divides alpha if the core is diagonal: its directions are independent, whatever r is
 
@@ -166,7 +165,6 @@ class LsrConfig(PeftConfig):
         }
         if self.resolved is not None and not isinstance(self.resolved, Resolved):
             self.resolved = Resolved.from_fields(self.resolved)
-            check_plain(vars(self))
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             setattr(self, name, set(value) if isinstance(value, list | tuple) else value)
@@ -210,48 +208,15 @@ class LsrConfig(PeftConfig):
             config.folder = folder
         return config
 
-    @classmethod
-    def from_json_file(cls, path_json_file: str, **kwargs: Any) -> dict[str, Any]:
-        """Return the fields of a saved configuration, which others may have written.
-
-        Raises:
-            ValueError: if it is none, is too large, or names layers by patterns.
-        """
-        fields = read_fields(Path(path_json_file))
-        check_plain(fields)
-        return fields
-
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write the configuration as PEFT does, and replace the empty model card that PEFT has just written."""
         super().save_pretrained(save_directory, **kwargs)
         base = self.base_model_name_or_path or card.UNNAMED
         card.replace_empty(card.Card("LSR", base, self.revision, self.task_type, self.labels), Path(save_directory))
 
-    def remember(self, forms: Mapping[str, Form], resolved: Resolved) -> None:
-        """Set what files record about a created adapter; this object can still configure another model.
-
-        A file names layers where this object has patterns: see `lsr.tuner.patterns.check_plain`.
-        """
+    def remember(self, resolved: Resolved) -> None:
+        """Set what files record about a created adapter; this object can still configure another model."""
         self._made = {"resolved": asdict(resolved)}
-        if not all(is_plain(pattern) for _, pattern in patterns_in(vars(self))):
-            self._made |= self._by_name(forms)
-
-    def _by_name(self, forms: Mapping[str, Form]) -> dict[str, Any]:
-        """Return the fields that choose layers and values, with the names of these layers in place of patterns."""
-        ranks = {name: form.rank_shape for name, form in forms.items() if form.rank_shape != self.rank_shape}
-        terms = {
-            name: form.separation_rank
-            for name, form in forms.items()
-            if form.separation_rank != self.separation_rank or name in ranks
-        }
-        alphas = {name: override(self.alpha_pattern, name, self.alpha) for name in forms}
-        return {
-            "target_modules": any_of(forms),
-            **dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern")),
-            "rank_pattern": exactly(ranks),
-            "separation_rank_pattern": exactly(terms),
-            "alpha_pattern": exactly({name: alpha for name, alpha in alphas.items() if alpha != self.alpha}),
-        }
 
     def ranks(self, layer_name: str) -> tuple[int, ...]:
         """Return the rank shape of a layer."""

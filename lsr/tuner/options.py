@@ -1,13 +1,11 @@
 """The values that the options of an LsrConfig may have, and how they go together: one line says what is allowed."""
 
-import re
 from collections.abc import Iterable, Sequence
 from math import inf
 from typing import TYPE_CHECKING, Any
 
 from lsr.init import INITIALIZATIONS
 from lsr.tuner.factors import STORAGE
-from lsr.tuner.patterns import patterns_in
 
 if TYPE_CHECKING:
     from lsr.tuner.config import LsrConfig
@@ -79,11 +77,6 @@ def _check_layers(config: "LsrConfig") -> None:
                 raise ValueError(f"{name} needs target_modules to be a list, got the pattern {config.target_modules!r}")
     if config.layers_pattern and config.layers_to_transform is None:
         raise ValueError("layers_pattern needs layers_to_transform, got None")
-    for name, pattern in patterns_in(vars(config)):
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"{name}: {pattern!r} is not a valid regular expression: {error}") from None
 
 
 def _check_families(config: "LsrConfig") -> None:

@@ -97,7 +97,7 @@ def remember(
 ) -> None:
     """Set what files record about a new adapter."""
     forms = {name: layer.adapter(adapter_name).form for name, layer in layers_of(model, adapter_name).items()}
-    config_of(model, adapter_name).remember(forms, Resolved.of(forms, base_hashes or {}, frames_hash))
+    config_of(model, adapter_name).remember(Resolved.of(forms, base_hashes or {}, frames_hash))
 
 
 def start_from_examples(

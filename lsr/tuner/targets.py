@@ -43,7 +43,10 @@ def check_names(config: PeftConfig, names: list[str]) -> None:
                 raise ValueError(f"{field}: no layer is named {entry!r}{_nearest(entry, names)}")
             _check_adaptable(config, field, entry, matched)
         if isinstance(value, str) and value != "all-linear":
-            matched = [name for name in names if re.fullmatch(value, name)]
+            try:
+                matched = [name for name in names if re.fullmatch(value, name)]
+            except re.error as error:
+                raise ValueError(f"{field}: {value!r} is not a valid regular expression: {error}") from None
             if not matched:
                 raise ValueError(f"{field}: {value!r} matches no layer{_nearest(value, names)}")
             _check_adaptable(config, field, value, matched)

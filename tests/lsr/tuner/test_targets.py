@@ -25,6 +25,7 @@ from tests.lsr.subjects import CASES
             ValueError,
             "target_modules: 'classifier' is part of the head, or of another module that is trained in full",
         ),
+        ({"target_modules": "*"}, ValueError, "target_modules: '*' is not a valid regular expression"),
         (
             {"modules_to_save": ["clasifier"]},
             ValueError,
