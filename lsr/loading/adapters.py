@@ -1,6 +1,5 @@
 """Adapters of any method on their base models, and the layers of an LSR adapter without one."""
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,12 +41,11 @@ def load_adapter(folder: Path, base: str | None = None, method: str | None = MET
         InputError: if the folder is not an adapter of this method of PEFT (of any, if None), or the base model does not
             exist or does not fit it.
     """
-    with _errors_alone():
-        fields = _checked_config(folder, method)
-        base_model = load_base(fields, read_tensors(folder), base)
-        if fields["peft_type"] != METHOD:  # LSR compares the base weight's own bytes; PEFT rounds adapters to its dtype
-            base_model = base_model.float()
-        model = _attach(base_model, folder, trainable=False).float().eval()
+    fields = _checked_config(folder, method)
+    base_model = load_base(fields, read_tensors(folder), base)
+    if fields["peft_type"] != METHOD:  # LSR compares the base weight's own bytes; PEFT rounds adapters to its dtype
+        base_model = base_model.float()
+    model = _attach(base_model, folder, trainable=False).float().eval()
     for layer in adapted_layers(model).values():
         layer.refresh_base_weight()  # a folded initial update was rounded to the dtype of the base
     return model
@@ -59,18 +57,8 @@ def load_onto(base: nn.Module, folder: Path, *, trainable: bool = False) -> Peft
     Raises:
         InputError: if the folder is not an adapter, is incomplete, or does not fit the base model.
     """
-    with _errors_alone():
-        _checked_config(folder, None)
-        return _attach(base, folder, trainable=trainable)
-
-
-@contextmanager
-def _errors_alone() -> Iterator[None]:
-    """Hold back warnings until all went well: an error says more than PEFT's warnings before it."""
-    with warnings.catch_warnings(record=True) as caught:
-        yield
-    for warning in caught:
-        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    _checked_config(folder, None)
+    return _attach(base, folder, trainable=trainable)
 
 
 def _checked_config(folder: Path, method: str | None) -> dict[str, Any]:
