@@ -36,9 +36,6 @@ VOCABULARIES = (
     *("spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
 )
 PACKAGED = "lsr.base_models"  # entry points
-MOST_LAYERS = 1000  # of a base model: its configuration can ask for any number
-PER_BYTE = 4  # entries that a byte of weights can hold: two bits each
-FRESH = 10_000_000  # entries that may be missing from the weights, such as a head's
 MISFITS = (  # what transformers and PEFT raise if files do not fit
     *(OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, ImportError, AssertionError),
     SafetensorError,
@@ -63,11 +60,9 @@ def outline(kind: Any, config: PretrainedConfig, name: str) -> PreTrainedModel:
     No code that the model brings is run.
 
     Raises:
-        NoBaseError: if it asks for more layers than any real model has, or cannot be built.
+        NoBaseError: if it cannot be built.
     """
     with explain_base(name), torch.device("meta"):
-        if (layers := getattr(config.get_text_config(), "num_hidden_layers", 0)) > MOST_LAYERS:
-            raise NoBaseError(f"base model {name}: config.json asks for {layers:,} layers, above {MOST_LAYERS:,}")
         return kind.from_config(config, trust_remote_code=False) if hasattr(kind, "from_config") else kind(config)
 
 
@@ -82,7 +77,6 @@ def load_base(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], base: st
     with explain_base(name):
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     empty = outline(kind, config, name)
-    _check_size(name, empty, own)
     _fit_labels(config, empty, own)
     # Tensors of the head may have other shapes: the adapter replaces them.
     options = {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -107,22 +101,6 @@ def _fit_labels(config: PretrainedConfig, model: PreTrainedModel, own: Mapping[s
     for key, value in own.items():
         if key in state and value.dim() == 2 and len(value) != len(state[key]):
             config.num_labels = len(value)
-
-
-def _check_size(name: str, model: PreTrainedModel, own: Mapping[str, Tensor]) -> None:
-    """Check that a model is not far larger than the weights in its folder and the adapter's tensors.
-
-    Raises:
-        InputError: if it is: the missing weights would be drawn at random.
-    """
-    if not Path(name).is_dir():
-        return  # weights on the hub are not downloaded yet
-    size = sum(path.stat().st_size for path in Path(name).glob("*.safetensors"))
-    needed = sum(parameter.numel() for parameter in model.parameters())
-    if needed > PER_BYTE * size + sum(value.numel() for value in own.values()) + FRESH:
-        raise InputError(
-            f"base model {name}: config.json asks for {needed:,} parameters, but its weights are {size:,} bytes"
-        )
 
 
 def _name_padding(config: PretrainedConfig) -> None:

@@ -71,10 +71,6 @@ def with_code(folder):
     edit(folder / "base/config.json", auto_map={"AutoConfig": "evil.C", "AutoModel": "evil.M"}, model_type="evil")
 
 
-def configure(**changes):
-    return lambda folder: edit(folder / "base/config.json", **changes)
-
-
 def of_no_task(**mapping):
     return lambda folder: edit(folder / "adapter" / CONFIG, task_type=None, auto_mapping=mapping or None)
 
@@ -86,8 +82,6 @@ def named(name):
 MISTAKES = {  # what is wrong: how the folder is changed, what the line says
     "another width": (base_of(width=32), "base model ./base: classifier.weight is 3 x 24 in the adapter"),
     "half a base": (half_a_base, "bert.pooler.dense.bias is missing, and the adapter does not hold it either"),
-    "a million layers": (configure(num_hidden_layers=10**6), "config.json asks for 1,000,000 layers, above 1,000"),
-    "endless words": (configure(vocab_size=10**9), "config.json asks for 24,0"),
     "pickles": (pickled, "base model ./base: cannot be loaded"),
     "code": (with_code, "base model ./base: cannot be loaded"),
     "nowhere": (named("nowhere/no-such-model"), "base model nowhere/no-such-model: cannot be loaded"),
