@@ -39,8 +39,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Return an adapter's tensors by their names in the file.
 
     Raises:
-        InputError: if there is no safetensors file, it is cut off or corrupt, a tensor is empty or of a dtype that no
-            adapter has, or a value is not finite.
+        InputError: if there is no safetensors file, it is cut off or corrupt, or a value is not finite.
     """
     path = weights_of(folder)
     if not path.exists() and (pickled := [name for name in PICKLES if (folder / name).exists()]):

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -15,15 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lsr.algebra.precision import dtype_name
 from lsr.algebra.rounding import unpack
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ROUNDED = "adapter_rounded.safetensors"  # in place of WEIGHTS: PEFT would take a file of that name and find no factors
 MOST_BYTES = 8_000_000  # of JSON: enough for the names and hashes of 20,000 layers
 WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.")
-# For factors, heads and biases; uint8 for the signs of frames, int64 for counters in modules that are saved whole.
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.int64)
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what a terminal interprets as a command or a line break
 LONGEST_LINE = 276  # characters of a message, before a command's name is prepended
 
@@ -73,15 +70,9 @@ def read_json(path: Path, most: int = MOST_BYTES) -> Any:
     if len(content) > most:
         raise InputError(f"{path}: a file of over {most:,} bytes; at most that is allowed")
     try:
-        return json.loads(content.decode("utf-8"), parse_constant=_refuse)
-    except RecursionError:
-        raise InputError(f"{path}: not valid JSON: too deep") from None
-    except ValueError as error:
+        return json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON: {first_line(error)}") from None
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a number")
 
 
 def weights_of(folder: Path) -> Path:
@@ -93,8 +84,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file by name, or of what a file of rounded tensors stands for.
 
     Raises:
-        InputError: if it is not a file, or is truncated or corrupt, or a tensor is empty, not finite or of a dtype that
-            no adapter has; names the file.
+        InputError: if it is not a file, or is truncated or corrupt, or a tensor is not finite; names the file.
     """
     if not path.is_file():
         raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
@@ -104,9 +94,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError, ValueError, KeyError) as error:  # a dtype that torch lacks is a KeyError
         raise InputError(f"{path}: corrupt or cut off: {first_line(error)}") from None
     for name, tensor in tensors.items():
-        if tensor.dtype not in DTYPES or not tensor.numel():
-            held = "no values" if not tensor.numel() else f"values of {dtype_name(tensor.dtype)}"
-            raise InputError(f"{path}: {name} holds {held}; needed: {', '.join(map(dtype_name, DTYPES))}")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(f"{path}: {name} holds values that are not finite")
     return tensors
@@ -119,13 +106,8 @@ def check_saved(model: PeftModel, shapes: Mapping[str, Sequence[int]]) -> None:
     shapes always match; PEFT has already rejected any that do not fit.
 
     Raises:
-        ValueError: names the first tensor that is missing or unexpected, has the wrong shape, or is not floating-point.
+        ValueError: names the first tensor that is missing or unexpected, or has the wrong shape.
     """
-    for name, parameter in model.named_parameters():
-        if parameter.dtype is torch.int64:  # a head's: the model has taken the file's own tensor
-            raise ValueError(
-                f"{name.replace('.default', '')} holds int64 values, but the model computes with another dtype"
-            )
     state: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
     # With bias="all" PEFT also lists the biases inside the wrapper of a head.
     expected = {name: tensor for name, tensor in state.items() if not WRAPPED.search(name)}
