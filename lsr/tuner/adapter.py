@@ -126,12 +126,9 @@ class LsrAdapter(LsrFactors):
         return (core @ a if core.dim() == 2 else core[:, None] * a), b
 
     def operands(self) -> tuple[Side, Side]:
-        """Return (A1, A2) and (B1, B2) if they are the whole update, else those of `collapse`, each with None."""
-        if len(self.form.rank_shape) == 2:
-            a, b = self.factors()
-            return (a[0], a[1]), (b[0], b[1])
-        full_a, full_b = self.collapse()
-        return (full_a, None), (full_b, None)
+        """Return the factors of A and of B, or with a core the result of `collapse`; after one alone comes None."""
+        a, b = ([side] for side in self.collapse()) if self.has_core else self.factors()
+        return (a[0], a[1] if len(a) > 1 else None), (b[0], b[1] if len(b) > 1 else None)
 
     def as_lora(self) -> tuple[Tensor, Tensor]:  # (r or 2r, in_features), (out_features, r or 2r)
         """Return A and B such that scaling * B A is the whole update of the pretrained weight.

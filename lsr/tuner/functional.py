@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from lsr.algebra.separable import kron_sum, kron_sum_gradients
 
-Side = tuple[Tensor, Tensor | None]  # a matrix, or its two Kronecker factors
+Side = tuple[Tensor, Tensor | None]  # a matrix, which may be a stack of one, or its two Kronecker factors
 
 
 def add_low_rank(
@@ -32,8 +32,8 @@ def adapted_linear(
     x: Tensor,  # (..., n)
     weight: Tensor,  # (m, n)
     bias: Tensor | None,  # (m,)
-    a: Side,  # A (r, n) and None, or A1 (s, r_1, n_1) and A2 (s, r_2, n_2)
-    b: Side,  # B (m, r) and None, or B1 (s, m_1, r_1) and B2 (s, m_2, r_2)
+    a: Side,  # A (r, n) or (1, r, n) and None, or A1 (s, r_1, n_1) and A2 (s, r_2, n_2)
+    b: Side,  # B (m, r) or (1, m, r) and None, or B1 (s, m_1, r_1) and B2 (s, m_2, r_2)
     scaling: float,
     dropout: float = 0.0,
 ) -> Tensor:  # (..., m)
@@ -176,7 +176,7 @@ def _matrices(
     a: Side,
     b: Side,
 ) -> tuple[Tensor, Tensor]:  # (r, n), (m, r)
-    full_a, full_b = (one if two is None else kron_sum(one, two) for one, two in (a, b))
+    full_a, full_b = (one.flatten(0, -2) if two is None else kron_sum(one, two) for one, two in (a, b))
     return full_a[:, : x.shape[1]].to(x.dtype), full_b[: weight.shape[0]].to(x.dtype)
 
 
@@ -188,7 +188,7 @@ def _side_gradients(
     if gradient is None:
         return None, None
     gradient = gradient.to(one.dtype)
-    return (gradient, None) if two is None else kron_sum_gradients(gradient, one, two)
+    return (gradient.view_as(one), None) if two is None else kron_sum_gradients(gradient, one, two)
 
 
 def _input_gradient(
