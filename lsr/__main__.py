@@ -67,7 +67,7 @@ def _add_import(commands: Any) -> None:
         "import",
         help="write a plain LoRA as an LSR adapter",
         description="Write a plain PEFT LoRA folder as an LSR adapter with the same tensors, bit for bit. It trains on "
-        "as LoRA does, in less time, and export --to lora gives the LoRA back.",
+        "as LoRA does, and export --to lora gives the LoRA back.",
     )
     command.add_argument("lora", metavar="LORA", type=Path, help="folder of a LoRA")
     _add_output(command)

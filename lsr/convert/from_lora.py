@@ -23,8 +23,8 @@ SAME = ("task_type", "auto_mapping", "base_model_name_or_path", "revision", "mod
 def from_lora(lora: str | Path, output: str | Path, *, force: bool = False) -> LsrConfig:
     """Write the LoRA in a folder as an LSR adapter with the same A, B, head and biases, bit for bit.
 
-    With `rank_shape=(r,)` and trained factors LSR is LoRA: it computes the same and goes on training in the same way,
-    faster, and `export_lora` gives the same tensors again. Returns the configuration, which names each layer.
+    With `rank_shape=(r,)` and trained factors LSR is LoRA: it computes the same, goes on training in the same way, and
+    `export_lora` gives the same tensors again. Returns the configuration, which names each layer.
 
     Raises:
         InputError: if the folder is not a LoRA, or does more than add B A to linear layers (DoRA, initializations that
