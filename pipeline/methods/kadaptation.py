@@ -28,12 +28,10 @@ class KadaptationConfig(PeftConfig):
     n: int = field(default=8, metadata={"help": "Number of terms, and height and width of the shared factors."})
     r: int = field(default=1, metadata={"help": "Rank of each layer's own factors."})
     target_modules: Names = field(default=None, metadata={"help": "Names of the layers to adapt, or an expression."})
-    exclude_modules: Names = field(default=None, metadata={"help": "Names of layers to leave as they are."})
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "Modules that are trained and saved in full."}
     )
     layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Indices of layers to adapt."})
-    layers_pattern: Names = field(default=None, metadata={"help": "The part before the index in a layer's name."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,7 +70,6 @@ class KadaptationLinear(nn.Module, BaseTunerLayer):
         self.kadaptation_u[adapter_name] = nn.Parameter(torch.zeros(n, self.out_features // n, r))
         self.kadaptation_v[adapter_name] = nn.Parameter(v)
         self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def factors(self, adapter_name: str) -> tuple[Tensor, Tensor, Tensor]:
         """Return S (n, n, n), U (n, p, r) and V (n, r, q) of an adapter; the first axis is the term."""
@@ -85,11 +82,9 @@ class KadaptationLinear(nn.Module, BaseTunerLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the base layer's output with the updates of the active adapters."""
-        if self.disable_adapters and self.merged:
-            self.unmerge()
         result = cast("Tensor", self.base_layer(x, *args, **kwargs))
         if not (self.disable_adapters or self.merged):
-            for name in filter(self._has, self.active_adapters):
+            for name in self.active_adapters:
                 result = result + self._applied(x, name).to(result.dtype)
         return result
 
@@ -100,27 +95,11 @@ class KadaptationLinear(nn.Module, BaseTunerLayer):
         return torch.einsum("...bkr,kab,kpr->...ap", inner, s, u).flatten(-2)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add the updates of the named, or active, adapters to the weight.
-
-        Raises:
-            ValueError: with `safe_merge`, if a merged value would not be finite.
-        """
-        for name in filter(self._has, check_adapters_to_merge(self, adapter_names)):
+        """Add the updates of the named, or active, adapters to the weight."""
+        for name in check_adapters_to_merge(self, adapter_names):
             weight = self.base_layer.weight
-            merged = weight.data + self.get_delta_weight(name).detach().to(weight.dtype)
-            if safe_merge and not torch.isfinite(merged).all():
-                raise ValueError(f"the weight merged with adapter {name!r} is not finite")
-            weight.data = merged
+            weight.data = weight.data + self.get_delta_weight(name).detach().to(weight.dtype)
             self.merged_adapters.append(name)
-
-    def unmerge(self) -> None:
-        """Subtract the merged updates."""
-        while self.merged_adapters:
-            weight = self.base_layer.weight
-            weight.data -= self.get_delta_weight(self.merged_adapters.pop()).detach().to(weight.dtype)
-
-    def _has(self, adapter_name: str) -> bool:
-        return adapter_name in self.kadaptation_u
 
 
 class KadaptationModel(BaseTuner):
@@ -133,21 +112,6 @@ class KadaptationModel(BaseTuner):
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         self.kadaptation_s = nn.ParameterDict()
 
-    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        """Activate adapters and make only their factors trainable, or none in `inference_mode`."""
-        super().set_adapter(adapter_name, inference_mode)
-        for name, shared in self.kadaptation_s.items():
-            shared.requires_grad_(name in self.active_adapters and not inference_mode)
-
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter and the factors that its layers share.
-
-        Raises:
-            ValueError: if there is no adapter of this name.
-        """
-        super().delete_adapter(adapter_name)
-        del self.kadaptation_s[adapter_name]
-
     def _create_and_replace(
         self,
         peft_config: PeftConfig,
@@ -159,18 +123,12 @@ class KadaptationModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         config = cast("KadaptationConfig", peft_config)
-        is_active = adapter_name in self.active_adapters  # a second adapter is not active yet
         if adapter_name not in self.kadaptation_s:  # by the first of its layers
             s = torch.randn(config.n, config.n, config.n) / config.n  # n terms of n products: unit gain
-            self.kadaptation_s[adapter_name] = nn.Parameter(s, requires_grad=is_active and not config.inference_mode)
-        if isinstance(target, KadaptationLinear):
-            target.update_layer(adapter_name, config)
-            return
+            self.kadaptation_s[adapter_name] = nn.Parameter(s)
         layer = KadaptationLinear(target, self.kadaptation_s)
         layer._active_adapter = adapter_name
         layer.update_layer(adapter_name, config)
-        if not is_active:
-            layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:

@@ -17,15 +17,8 @@ BEHAVIORS = (
     "training moves all of it, and no base weight",
     "`save_pretrained`, `from_pretrained`: bit for bit",
     "`low_cpu_mem_usage=True`",
-    "`load_adapter`",
     "`merge_and_unload`, saved as a plain model",
     "the same under a head of several layers (RoBERTa)",
-    "`safe_merge` refuses NaN and leaves all as it was",
-    "`disable_adapter`: the base, bit for bit",
-    "`add_adapter`",
-    "`set_adapter`",
-    "`delete_adapter`",
-    "several active adapters",
 )
 
 
