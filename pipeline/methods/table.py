@@ -4,12 +4,11 @@ import copy
 import warnings
 from dataclasses import fields
 from importlib.metadata import version
-from typing import Any, get_type_hints
+from typing import Any
 
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, LoraConfig, PeftConfig, PromptLearningConfig, TaskType
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
 from peft.utils.constants import DUMMY_TARGET_MODULES
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from transformers import PreTrainedModel
 
 from lsr import LsrConfig
@@ -18,7 +17,7 @@ from lsr.tuner.rates import rate_factor
 from lsr.tuner.targets import check_indices, check_names
 from pipeline.core.errors import UserError, first_line, nearest
 from pipeline.methods import base_models, kadaptation  # noqa: F401 it registers a method
-from pipeline.params import PARAMS, FullParams, LsrParams, MethodParams, PeftParams, mistakes
+from pipeline.params import PARAMS, FullParams, LsrParams, MethodParams, PeftParams
 from pipeline.params.methods import RATE
 from pipeline.params.model_row import ModelRow
 
@@ -92,38 +91,18 @@ def _peft_fields(section: PeftParams, seed: int) -> dict[str, Any]:
     """Return the fields of PEFT's configuration that a section sets, with the seed for all that PEFT draws by one.
 
     Raises:
-        UserError: if the configuration has no such field, or does not allow the value; one line each.
-        ValueError: if there is no such method, or it cannot do what the section says.
+        ValueError: if there is no such method or field, or the method cannot do what the section says.
     """
-    config = _type_of(section)
-    known = _field_types(config)
-    own = dict.fromkeys(PeftParams.model_fields, Any)  # a misspelled key may be like one of these
-    definitions: dict[str, Any] = {name: (kind, None) for name, kind in {**known, **own}.items()}
-    schema = create_model(section.type, __base__=_Fields, **definitions)
-    try:
-        schema.model_validate(section.options)
-    except ValidationError as error:
-        lines = mistakes.lines(error, schema, section.options, PARAMS, (section.word,))
-        raise UserError("\n".join(lines)) from None
-    if section.layers != "all" and "layers_to_transform" not in config.__dataclass_fields__:
+    known = _type_of(section).__dataclass_fields__
+    for name in section.options:
+        if name not in known:
+            raise ValueError(f"{name}: no such key{nearest(name, known)}")
+    if section.layers != "all" and "layers_to_transform" not in known:
         raise ValueError(f"layers: {section.type} cannot choose layers by index; name them by target_modules")
     if section.options.get("init_lora_weights") == "eva":
         raise ValueError("init_lora_weights: eva needs examples, which this pipeline does not pass to it")
     seeds = {name: seed for name in known if name.endswith("seed") or name == "projection_prng_key"}
     return seeds | section.options | _layers(section)
-
-
-class _Fields(BaseModel):
-    """The fields of a configuration of PEFT, with PEFT's types: in YAML, 1 is no Boolean and "1" no number."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, protected_namespaces=())
-
-
-def _field_types(config: type[PeftConfig]) -> dict[str, Any]:
-    """Return the types of the fields that a section may set: not those of all methods, and not what we choose."""
-    chosen = {"target_modules", "modules_to_save", "layers_to_transform", *PeftConfig.__dataclass_fields__}
-    types = get_type_hints(config)
-    return {field.name: types[field.name] for field in fields(config) if field.init and field.name not in chosen}
 
 
 def known_types() -> dict[str, type[PeftConfig]]:

@@ -259,4 +259,4 @@ def test_the_command_checks_all_sections_with_peft_and_says_what_would_run(works
     lsr, vera = output.err.splitlines()
     assert output.out == ""
     assert lsr.startswith("params.yaml: lsr: ")
-    assert vera == "params.yaml: vera.rr: no such key; did you mean r?"
+    assert vera == "params.yaml: vera: rr: no such key; did you mean r?"
