@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline import params
-from pipeline.core import artifacts, console
+from pipeline.core import artifacts
 from pipeline.core.errors import exit_on_error
 
 
@@ -28,7 +28,7 @@ def run(main: Callable[[params.AnyView], None], view: type[params.AnyView]) -> N
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args()
     try:
-        with exit_on_error("stopped", program), console.warnings_in_lines(name.rpartition(".")[2].replace("_", "-")):
+        with exit_on_error("stopped", program):
             checked = params.load(view)
             artifacts.sweep()
             main(checked)

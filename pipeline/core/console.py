@@ -2,7 +2,6 @@
 
 import os
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -11,8 +10,6 @@ from typing import Any, Protocol, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
-
-from pipeline.core.errors import clipped
 
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}  # [x] and :x: are shown as they are
 console = Console(**PLAIN, quiet=os.environ.get("RANK", "0") != "0")  # of several processes, the first one prints
@@ -99,25 +96,9 @@ def line(text: str) -> None:
     console.print(text, soft_wrap=True)
 
 
-def warn(text: str, to: Console = console) -> None:
+def warn(text: str) -> None:
     """Print one line that should not be overlooked."""
-    to.print(text, style="yellow", soft_wrap=True)
-
-
-@contextmanager
-def warnings_in_lines(name: str, to: Console = console) -> Iterator[None]:
-    """Print what libraries warn a user of as one line each, after a name, without the line of code that warns."""
-    with warnings.catch_warnings():
-        show = warnings.showwarning
-
-        def show_line(message: Warning | str, category: type[Warning], *others: Any, **named: Any) -> None:
-            if category is UserWarning:
-                warn(f"{name}: {clipped(' '.join(str(message).split()))}", to)
-            else:
-                show(message, category, *others, **named)
-
-        warnings.showwarning = show_line
-        yield
+    console.print(text, style="yellow", soft_wrap=True)
 
 
 def _shown(cell: Cell) -> str:

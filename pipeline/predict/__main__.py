@@ -4,10 +4,8 @@ Heavy packages are imported only after all checks that do not need them.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 from pipeline.core import artifacts, console
 from pipeline.core.command_line import Parser, whole_number
@@ -104,19 +102,16 @@ def _of_bank(options: argparse.Namespace) -> tuple[Given, Columns]:
     return given, answering.of_bank(options, given, tasks)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return the exit code."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Raises:
+        SystemExit: with code 2 after a mistake, 1 if a file cannot be read or written, 130 after Ctrl-C.
+    """
     options = parser().parse_args(arguments)
-    try:
-        with (
-            exit_on_error("stopped; nothing was half written", PROGRAM, before=f"{PROGRAM}: "),
-            console.warnings_in_lines("predict", console.errors),
-        ):
-            predict(options)
-    except SystemExit as left:
-        return cast("int", left.code)
-    return 0
+    with exit_on_error("stopped; nothing was half written", PROGRAM, before=f"{PROGRAM}: "):
+        predict(options)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -2,7 +2,6 @@
 
 import io
 import re
-import warnings
 
 import pytest
 from rich.console import Console
@@ -30,24 +29,6 @@ def test_long_work_shows_the_remaining_time_in_one_line(capsys, monkeypatch):
     with console.progress("tokenize", 300, "texts") as advance:
         advance(100)
     assert capsys.readouterr().out == "tokenize: 100/300 texts, 0:00:20 left\n"
-
-
-def test_a_warning_of_a_library_is_one_line_without_its_code(capsys):
-    with console.warnings_in_lines("train"):
-        warnings.warn("too many\n  parameters \x1b[31m", stacklevel=1)
-    assert capsys.readouterr() == ("train: too many parameters \\x1b[31m\n", "")
-
-
-def test_a_command_whose_output_others_read_warns_on_standard_error(capsys):
-    with console.warnings_in_lines("predict", console.errors):
-        warnings.warn("too many", stacklevel=1)
-    assert capsys.readouterr() == ("", "predict: too many\n")
-
-
-def test_a_warning_to_programmers_is_shown_as_ever(recwarn):
-    with console.warnings_in_lines("train"):
-        warnings.warn("old", FutureWarning, stacklevel=1)
-    assert [str(one.message) for one in recwarn] == ["old"]
 
 
 def test_a_note_stands_behind_the_time_until_there_is_another(capsys, monkeypatch):
