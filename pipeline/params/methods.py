@@ -167,5 +167,7 @@ def _class_of(section: Any) -> str | None:
 
 Method = Annotated[
     Annotated[LsrParams, Tag("LsrParams")] | Annotated[PeftParams, Tag("PeftParams")],
-    Discriminator(_class_of, custom_error_type="no_method", custom_error_message="no method"),
+    Discriminator(
+        _class_of, custom_error_type="no_type", custom_error_message="no such key; the section of a method has a type"
+    ),
 ]
