@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import YAMLError
 
-from pipeline.core.errors import UserError, first_line, nearest
+from pipeline.core.errors import UserError, nearest
 from pipeline.params import mistakes
 from pipeline.params.model_row import ModelRow
 from pipeline.params.schema import PARAMS, TABLES, Params, View
@@ -88,19 +88,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Return the contents of a YAML mapping; the result is cached, so copy it before changing it.
 
     Raises:
-        UserError: if it is not a mapping, or cannot be read.
+        UserError: if there is none, or it is no mapping.
     """
     try:
         content = _parsed(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run from the root of the repository") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark is not None else "?"
-        raise UserError(f"{path}: not valid YAML: line {line}: {' '.join(str(error.problem).split())}") from None
     except (YAMLError, ValueError) as error:  # ruamel raises a ValueError for a date in month 13
-        raise UserError(f"{path}: not valid YAML: {' '.join(first_line(error).split())}") from None
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold keys and values, got {content!r}")
     return content

@@ -170,7 +170,7 @@ def test_rows_are_pooled_and_checked_like_the_chosen_one(workspace):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"seed: [0\nx: 1\n", "params.yaml: not valid YAML: line 2: expected ',' or ']', but got ':'"),
+        (b"seed: [0\nx: 1\n", "params.yaml: not valid YAML: while parsing a flow sequence in "),
         (b"data: \xff\n", "params.yaml: not valid YAML: unacceptable character #x00ff: invalid start byte"),
         (b"- 1\n", "params.yaml: must hold keys and values, got [1]"),
         (None, "params.yaml: not found; run from the root of the repository"),
