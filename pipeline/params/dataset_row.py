@@ -30,17 +30,6 @@ def is_template(entry: str) -> bool:
     return fields(entry) != (entry,)
 
 
-def filled_by_columns(entry: str) -> str:
-    """Check an entry of `text` for pydantic.
-
-    Raises:
-        ValueError: if braces do not come in pairs around a name.
-    """
-    if set("{}") & set(FIELD.sub("", entry)):
-        raise ValueError("a template has columns in braces, such as '{premise} What was the {question}?'")
-    return entry
-
-
 Share = Annotated[StrictFloat, Field(ge=0, lt=1)]
 # Squares of labels are summed in float32, whose maximum is 3e38.
 Real = Annotated[StrictFloat, Field(ge=-1e15, le=1e15)]
@@ -135,8 +124,8 @@ class DatasetRow(Row):
     """One data set: its source, which columns are text and label, how it is split and how predictions are scored."""
 
     source: TableSource | PackageSource = Field(discriminator="kind")
-    text: Annotated[tuple[Annotated[str, AfterValidator(filled_by_columns)], ...], AfterValidator(all_different)] = (
-        Field(min_length=1, max_length=2, description="one text, or a pair: a column, or a template with columns in {}")
+    text: Annotated[tuple[str, ...], AfterValidator(all_different)] = Field(
+        min_length=1, max_length=2, description="one text, or a pair: a column, or a template with columns in {}"
     )
     mark: tuple[Mark, ...] = Field((), description="parts of columns to mark, before templates are filled")
     choices: Annotated[tuple[str, ...], AfterValidator(all_different)] = Field(
@@ -211,13 +200,6 @@ class DatasetRow(Row):
             raise ValueError("choices already form groups: leave out group")
         if self.metrics != ("accuracy",):
             raise ValueError(f"choices are scored by accuracy alone, got {', '.join(self.metrics)}")
-        return self
-
-    @model_validator(mode="after")
-    def _marks_are_in_the_text(self) -> Self:
-        there = {name for entry in self.text for name in fields(entry)}
-        if wrong := [mark.column for mark in self.mark if mark.column not in there]:
-            raise ValueError(f"mark: {', '.join(wrong)} is in no text; columns of the text are {', '.join(there)}")
         return self
 
     @model_validator(mode="after")

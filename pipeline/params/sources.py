@@ -59,13 +59,6 @@ class TableSource(Row):
             raise ValueError("kind: files needs files")
         return self
 
-    @model_validator(mode="after")
-    def _keys_fit_the_files(self) -> Self:
-        for key, endings in (("columns", (".csv", ".tsv", ".txt")), ("each", (".jsonl", ".json"))):
-            if getattr(self, key) and (wrong := [path for path in self.files.values() if not path.endswith(endings)]):
-                raise ValueError(f"{key} is for {' and '.join(endings)} files, got {', '.join(wrong)}")
-        return self
-
 
 class PackageSource(Row):
     """One file inside a source distribution of the package index, pinned by version and sha256."""
