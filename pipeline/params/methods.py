@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.params.sections import Alpha, Count, Dropout, Layers, Rate, Section, Shape, Targets, Widths, Word
+from pipeline.params.sections import Alpha, Count, Dropout, Layers, Rate, Section, Shape, Targets, Word
 from pipeline.params.sources import all_different
 
 READ = ("gradient", "update", "warm")  # initializations of LSR that read examples
@@ -68,15 +68,15 @@ class LsrParams(MethodParams):
     )
     alpha: Alpha = 16.0
     examples: Count = Field(1024, description="from the train split, for gradient, update and warm")
-    head_steps: Annotated[StrictInt, Field(ge=0, le=1_000_000)] = Field(
+    head_steps: Annotated[StrictInt, Field(ge=0)] = Field(
         60, description="steps to fit the head before gradient, update and warm"
     )
     budget: Literal["none"] | Count = Field(
         "none", description="directions of diagonal cores, distributed over the target layers by gradient or update"
     )
     dropout: Dropout = 0.0
-    in_shape: Literal["auto"] | Widths = "auto"
-    out_shape: Literal["auto"] | Widths = "auto"
+    in_shape: Literal["auto"] | Shape = "auto"
+    out_shape: Literal["auto"] | Shape = "auto"
     target_modules: Targets = "default"
     layers: Layers = "all"
     learning_rate: Rate = Field(description="of factors and cores: peak, per optimizer step")
