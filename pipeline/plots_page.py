@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
+from dvc_render.html import PAGE_HTML
 
 from pipeline.core import artifacts, console
 from pipeline.core.command_line import Parser
@@ -19,25 +20,6 @@ from pipeline.core.errors import UserError, exit_on_error, first_line
 PROGRAM = "python -m pipeline.plots_page"
 NAME = "plots.html"  # DVC looks for it in its own folder
 VEGA_LITE = "5.20"  # DVC's plots are written for 5
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>DVC plots</title>
-{refresh_tag}
-<link rel="icon" href="data:,">
-<style>
-body { font-family: system-ui, sans-serif; margin: 2rem; }
-body > div { margin-bottom: 2rem; }
-img { max-width: 100%; }
-</style>
-<script>(() => { "use strict"; LIBRARY })();</script>
-</head>
-<body>
-{plot_divs}
-</body>
-</html>
-"""
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -53,7 +35,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def page() -> str:
-    """Return the template: DVC fills in the plots, in the place of its word for them.
+    """Return DVC's own page with the library in place of the addresses of it.
 
     Raises:
         UserError: if the package that holds the library is not installed.
@@ -64,7 +46,8 @@ def page() -> str:
         line = "plots: vl-convert-python is not installed; install it with: pip install 'lsr-adapt[plots]'"
         raise UserError(line) from None
     bundle = vl_convert.javascript_bundle(vl_version=VEGA_LITE)  # type: ignore[call-arg] # its stub asks for a snippet
-    return PAGE.replace("LIBRARY", bundle)
+    script = f'<meta charset="utf-8">\n<script>(() => {{ "use strict"; {bundle} }})();</script>'
+    return PAGE_HTML.replace("{scripts}", script)
 
 
 def install(template: str) -> Path:
