@@ -1,8 +1,7 @@
-"""One linear layer: forward alone, and forward and backward, compared with the frozen layer."""
+"""Forward and backward through one linear layer, compared with the frozen layer."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from functools import partial
 from statistics import median
 from typing import NamedTuple
 
@@ -10,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.processes import process
-from benchmarks.speed.methods import FROZEN, METHODS, PEER, adapted, trained
-from benchmarks.speed.timing import Times, overhead, ratio, take_turns
+from benchmarks.speed.methods import FROZEN, METHODS, adapted, trained
+from benchmarks.speed.timing import Times, ratio, take_turns
 from pipeline.core import console
 
 DTYPES = ("float32", "bfloat16")
@@ -38,12 +37,8 @@ class Row(NamedTuple):
     tokens: int
     dtype: str
     method: str
-    forward_seconds: float
-    forward_ratio: float  # to the frozen layer
-    forward_overhead: float  # over the frozen layer, as a share of LoRA's (r = 8)
     both_seconds: float  # forward and backward
-    both_ratio: float
-    both_overhead: float
+    both_ratio: float  # to the frozen layer
 
 
 def run(cases: tuple[Case, ...], threads: int, rounds: int = ROUNDS) -> Iterator[Row]:
@@ -51,19 +46,16 @@ def run(cases: tuple[Case, ...], threads: int, rounds: int = ROUNDS) -> Iterator
     with process(threads, __name__) as worker:
         for case in console.track(cases, "layer", len(cases), "cases"):
             affordable = max(FEWEST, int(WORK / (case.width**2 * case.tokens)))
-            forward, both = worker.submit(times, case, min(rounds, affordable)).result()
+            both = worker.submit(times, case, min(rounds, affordable)).result()
             for method in METHODS:
-                yield _row(case, method, forward, both)
+                yield Row(*case, method, median(both[method]), ratio(both[method], both[FROZEN]))
 
 
-def times(case: Case, rounds: int) -> tuple[Times, Times]:
-    """Return the seconds of forward passes, and of forward and backward passes, by method."""
+def times(case: Case, rounds: int) -> Times:
+    """Return the seconds of forward and backward passes by method."""
     layers, x, gradient = _operands(case, METHODS)
-    with torch.no_grad():
-        forward = take_turns({name: partial(layer, x) for name, layer in layers.items()}, rounds, twice=True)
     x.requires_grad_()
-    calls = {name: _step(layer, x, gradient) for name, layer in layers.items()}
-    return forward, take_turns(calls, rounds, twice=True)
+    return take_turns({name: _step(layer, x, gradient) for name, layer in layers.items()}, rounds, twice=True)
 
 
 def _operands(case: Case, methods: tuple[str, ...]) -> tuple[dict[str, nn.Module], Tensor, Tensor]:
@@ -82,16 +74,3 @@ def _operands(case: Case, methods: tuple[str, ...]) -> tuple[dict[str, nn.Module
 def _step(layer: nn.Module, x: Tensor, gradient: Tensor) -> Callable[[], object]:
     wanted = [x, *trained(layer)]
     return lambda: torch.autograd.grad(layer(x), wanted, gradient)
-
-
-def _row(case: Case, method: str, forward: Times, both: Times) -> Row:
-    return Row(
-        *case,
-        method=method,
-        forward_seconds=median(forward[method]),
-        forward_ratio=ratio(forward[method], forward[FROZEN]),
-        forward_overhead=overhead(forward, method, FROZEN, PEER),
-        both_seconds=median(both[method]),
-        both_ratio=ratio(both[method], both[FROZEN]),
-        both_overhead=overhead(both, method, FROZEN, PEER),
-    )

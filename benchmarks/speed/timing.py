@@ -32,11 +32,3 @@ def take_turns(calls: Mapping[str, Callable[[], object]], rounds: int, *, twice:
 def ratio(times: Sequence[float], others: Sequence[float]) -> float:
     """Return the median of the ratios within rounds."""
     return median(time / other for time, other in zip(times, others, strict=True))
-
-
-def overhead(times: Times, method: str, base: str, peer: str) -> float:
-    """Return the overhead of a method over the base, relative to the peer's: medians of differences in a round."""
-    own, others = (
-        median(time - other for time, other in zip(times[name], times[base], strict=True)) for name in (method, peer)
-    )
-    return own / others
