@@ -8,7 +8,6 @@ another value.
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,16 +36,10 @@ def write(
     advance: Callable[[int], None],
 ) -> np.ndarray:
     """Write the tokens of a split in batches; return the lengths before truncation."""
-    lengths = []
-    with pa.OSFile(str(path), "wb") as file, ExitStack() as stack:
-        writer = None
-        for at in range(0, len(texts), WRITTEN):
-            part = texts.select(range(at, min(at + WRITTEN, len(texts))))
-            table, whole = tokenize(part, tokenizer, max_length, advance)
-            writer = writer or stack.enter_context(pa.ipc.new_stream(file, table.schema))
-            writer.write_table(table)
-            lengths.append(whole)
-    return np.concatenate(lengths)
+    table, lengths = tokenize(texts, tokenizer, max_length, advance)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=WRITTEN)
+    return lengths
 
 
 def summarize(

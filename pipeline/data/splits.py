@@ -36,12 +36,9 @@ def read(row: DatasetRow, split: Split, where: str) -> Examples:
     """
     where = f"{where}: {split}: {sources.name_of(row.source, split)}"
     columns = list(dict.fromkeys((*row.reads, row.label.column)))
-    dropped, parts, rows = Counter[str](), [], 0
+    dropped = Counter[str]()
     with sources.explained(where):
-        for table in sources.read(row.source, split, columns, where):
-            parts.append(_examples(table, row, rows, dropped))
-            rows += len(table)
-    examples = pd.concat(parts, ignore_index=True)
+        examples = _examples(sources.read(row.source, split, columns, where), row, dropped)
     if row.group:
         examples[GROUP] = pd.factorize(examples[GROUP])[0]
     schema = pa.schema({name: pa.string() for name in ("text", "text_pair")[: len(row.text)]})
@@ -53,9 +50,9 @@ def read(row: DatasetRow, split: Split, where: str) -> Examples:
     return Examples(whole, digests, examples["key"].to_numpy(), examples["label"].to_numpy(), dropped)
 
 
-def _examples(table: pd.DataFrame, row: DatasetRow, before: int, dropped: Counter[str]) -> pd.DataFrame:
-    """Return the examples of a batch; `before` is the number of rows before it. Add to the counts of dropped rows."""
-    numbers = np.arange(before, before + len(table))
+def _examples(table: pd.DataFrame, row: DatasetRow, dropped: Counter[str]) -> pd.DataFrame:
+    """Return the examples of a table, and add to the counts of dropped rows."""
+    numbers = np.arange(len(table))
     missing = table.map(texts.is_missing).to_numpy(bool).any(axis=1)
     table, numbers = table[~missing], numbers[~missing]
     found = labels.read(table[row.label.column], row.label).to_numpy(float)
@@ -84,7 +81,7 @@ def _examples(table: pd.DataFrame, row: DatasetRow, before: int, dropped: Counte
             ).astype(dict.fromkeys(text, "str"))
         )
     order = np.arange(len(made) * len(table)).reshape(len(made), -1).T.ravel()  # the choices of a row are neighbors
-    return pd.concat(examples).iloc[order]
+    return pd.concat(examples, ignore_index=True).iloc[order].reset_index(drop=True)
 
 
 def _digests(contents: pd.Series) -> np.ndarray:

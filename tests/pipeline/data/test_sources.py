@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data import datasets, sources
+from pipeline.data import datasets
 from pipeline.params.dataset_row import DatasetRow
 from tests.pipeline.data.rows import CLASSES, SPLITS, load, refusal, row_of, row_with, tar_gz
 
@@ -23,10 +23,8 @@ WRITERS = {
 }
 
 
-@pytest.mark.parametrize("batch", [sources.BATCH, 8])
 @pytest.mark.parametrize("ending", WRITERS)
-def test_every_format_gives_the_same_tables(tmp_path, monkeypatch, ending, batch):
-    monkeypatch.setattr(sources, "BATCH", batch)
+def test_every_format_gives_the_same_tables(tmp_path, ending):
     files = {split: str(tmp_path / f"{split}.{ending}") for split in SPLITS}
     made = {
         split: pd.DataFrame([(n, f"{split} {n}, ü", n % 2) for n in range(20)], columns=["id", "text", "label"])
