@@ -34,11 +34,11 @@ class Task(BaseModel):
         (folder / FILE).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def read(folder: Path) -> Task | None:
-    """Return the task in an adapter's folder; None if there is no task file.
+def read(folder: Path) -> Task:
+    """Return the task in an adapter's folder.
 
     Raises:
-        UserError: if the folder is not an adapter, or its file is broken; one line per mistake.
+        UserError: if the folder is not an adapter, or its file is missing or broken; one line per mistake.
     """
     from lsr.loading.files import InputError, read_config, read_task  # these import torch, which takes seconds
 
@@ -47,7 +47,9 @@ def read(folder: Path) -> Task | None:
         content = read_task(folder)
     except InputError as error:
         raise UserError(str(error)) from None
-    return None if content is None else parsed(content, folder / FILE)
+    if content is None:
+        raise UserError(f"{folder}: no {FILE}, which names the columns and labels")
+    return parsed(content, folder / FILE)
 
 
 def parsed(content: Any, path: Path) -> Task:

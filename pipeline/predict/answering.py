@@ -20,31 +20,19 @@ from pipeline.predict.opening import Opened
 from pipeline.predict.output import Columns, rounded
 from pipeline.predict.texts import Given
 
-LONGEST = 10**6  # tokens; a tokenizer without a limit reports 1e30
 
-
-def of_one(options: argparse.Namespace, given: Given, task: Task | None) -> Columns:
+def of_one(options: argparse.Namespace, given: Given, task: Task) -> Columns:
     """Return the label and the probability of each class, or the number, to six digits.
 
-    Without a task the labels are those of the base model, and texts may be as long as its tokenizer says.
-
     Raises:
-        UserError: if the adapter cannot be opened, or its labels or the length of its texts are unknown.
+        UserError: if the adapter cannot be opened, or has other labels than its task names.
     """
     model, tokenizer = opening.open_adapter(options.adapter, options.base)
-    config, where = model.config, options.adapter / FILE
-    labels: Sequence[str] | None
-    if task is not None:
-        labels, length = task.labels, task.max_length
-    else:
-        console.errors.print(f"{options.adapter}: no {FILE}, which names the labels", soft_wrap=True)
-        length = tokenizer.model_max_length
-        labels = None if config.num_labels == 1 else [config.id2label[at] for at in range(config.num_labels)]
-    if length > LONGEST:
-        raise UserError(f"{where}: needed: the tokenizer does not limit the length of a text")
-    if len(labels or ("number",)) != config.num_labels:
-        raise UserError(f"{where}: labels: {config.num_labels} names are needed, one per output of the head")
-    found = _logits(options, (model, tokenizer), given, None, length)
+    labels, outputs = task.labels, model.config.num_labels
+    if len(labels or ("number",)) != outputs:
+        where = options.adapter / FILE
+        raise UserError(f"{where}: labels: {outputs} names are needed, one per output of the head")
+    found = _logits(options, (model, tokenizer), given, None, task.max_length)
     if labels is None:
         return {"number": [rounded(value) for value in found[:, 0].tolist()]}
     shares = found.double().softmax(dim=1)

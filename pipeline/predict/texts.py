@@ -36,7 +36,7 @@ class Given(NamedTuple):
         return self.table[self.chosen[1]].tolist() if len(self.chosen) > 1 else None
 
 
-def read_words(words: Sequence[str], task: Task | None) -> Given:
+def read_words(words: Sequence[str], task: Task) -> Given:
     """Return the texts in the arguments or, without any or with "-", from standard input, one per line.
 
     For an adapter of pairs, every two arguments are a pair, and a line holds two texts separated by a tab.
@@ -44,7 +44,7 @@ def read_words(words: Sequence[str], task: Task | None) -> Given:
     Raises:
         UserError: if there are no texts, or a pair is incomplete.
     """
-    width = 1 if task is None else len(task.columns)
+    width = len(task.columns)
     if list(words) in ([], [STDIN]):
         rows = [line.split("\t", width - 1) for line in _lines()]
         for number, row in enumerate(rows, start=1):
@@ -72,15 +72,14 @@ def read_file(path: Path) -> pd.DataFrame:
     return table
 
 
-def choose(table: pd.DataFrame, options: argparse.Namespace, task: Task | None) -> Given:
+def choose(table: pd.DataFrame, options: argparse.Namespace, task: Task) -> Given:
     """Return the rows of a file with the columns that hold texts: those of --column or of training, or the only one.
 
     Raises:
         UserError: if there are no such columns.
     """
-    names = list(table.columns)
-    width = len(task.columns) if task is not None else len((options.column or names[:1])[:2])
-    chosen = options.column or (names if task is None or len(names) == width == 1 else task.columns)
+    names, width = list(table.columns), len(task.columns)
+    chosen = options.column or (names if len(names) == width == 1 else task.columns)
     if len(chosen) != width:
         raise UserError(f"--column: the adapter reads {width} column{'s' * (width > 1)}, got {' '.join(chosen)}")
     sources.check_columns(names, chosen, f"--file: {options.file}, --column")

@@ -172,13 +172,9 @@ def test_standard_input_holds_one_text_a_line(one, capsys, monkeypatch):
         assert mistake(capsys) == message
 
 
-def test_without_a_task_the_labels_are_those_of_the_base_model(one, capsys):
+def test_without_a_task_one_line_says_so(one, capsys):
     TASK.unlink()
-    Path("in.csv").write_text("id,text\n1,a cat\n")
-    assert mistake(capsys, "--file", "in.csv") == "--column: the adapter reads 1 column, got id text"
-    assert ok(capsys, SENTENCE).startswith("text,label,p(LABEL_0),p(LABEL_1)\n")
-    predict.main([SENTENCE])
-    assert "artifacts/adapter: no task.json, which names the labels\n" in capsys.readouterr().err
+    assert mistake(capsys, SENTENCE) == "artifacts/adapter: no task.json, which names the columns and labels"
 
 
 def test_pairs_are_two_arguments_a_line_with_a_tab_or_two_columns(pairs, capsys, monkeypatch):
