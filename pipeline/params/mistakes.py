@@ -17,12 +17,12 @@ def lines(error: ValidationError, schema: type[BaseModel], content: Any, path: P
     for mistake in error.errors(include_url=False):
         # A value that fits no member of a union is reported once, with everything that is allowed.
         places.setdefault(_place(mistake, content), []).append(mistake)
-    known = {name for model in _models_in(schema) for name in model.model_fields}
+    inner = {name for model in _models_in(schema) for name in model.model_fields}
     outer = {place[:length] for place in places for length in range(1, len(place))}
     for place, mistakes in places.items():
         shown = ": ".join(filter(None, [str(path), ".".join((*prefix, *place))]))
         if mistakes[0]["type"] == "extra_forbidden":
-            yield f"{shown}: no such key{nearest(place[-1], known)}"
+            yield f"{shown}: no such key{nearest(place[-1], inner if len(place) > 1 else schema.model_fields)}"
         elif place not in outer:  # the line about the inner place is enough
             yield f"{shown}: {_rules(mistakes)}"
 
