@@ -52,7 +52,7 @@ class Outcome:
         return self.logits.softmax(dim=1)
 
     def metrics(self, resamples: int) -> dict[str, float]:
-        """Return the official metrics with 95 % intervals and baselines, the loss and the calibration error.
+        """Return the official metrics with 95 % intervals and baselines, and the loss.
 
         `score` is the first metric; `loss` is in nats per example, or the mean squared error of a regression. The
         baseline is the score of always predicting the most frequent class of the split, or its mean.
@@ -71,7 +71,6 @@ class Outcome:
         return metrics | {
             "loss": float(F.cross_entropy(self.logits, self.labels)),
             "loss_baseline": float(stats.entropy(np.bincount(everything))),
-            "calibration_error": scores.calibration_error(self.probabilities.numpy(), everything),
         }
 
 

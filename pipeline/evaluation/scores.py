@@ -1,4 +1,4 @@
-"""The official scores of the tasks, and the calibration of the model's confidence."""
+"""The official scores of the tasks."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,10 +11,8 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from pipeline.core.errors import UserError
 
 Numbers = NDArray[Any]  # (examples,): class indices, or real numbers
-Values = NDArray[np.float64]
 
 ROUNDING = 1e-12  # numbers that differ by less than this share of the largest count as equal
-BINS = 15
 
 
 def score(
@@ -44,29 +42,7 @@ def constant(labels: Numbers, *, is_regression: bool) -> Numbers:
     return np.full(len(labels), classes[counts.argmax()])
 
 
-def calibration_error(
-    probabilities: Values,  # (examples, classes)
-    labels: Numbers,  # (examples,)
-) -> float:
-    """Return the expected gap between confidence and accuracy: a fraction in [0, 1], 0 is perfectly calibrated.
-
-    The examples are binned by the probability of their most probable class, into 15 equal bins (low, high]; each bin is
-    weighted by its share of the examples. With few examples per bin, the estimate is biased upwards.
-
-    Raises:
-        UserError: if a probability is not a finite number.
-
-    Reference: Guo et al., "On calibration of modern neural networks", arXiv 1706.04599, section 2.
-    """
-    check_finite(probabilities)
-    confidence = probabilities.max(axis=1).astype(np.float64)
-    correct = probabilities.argmax(axis=1) == labels
-    bins = np.digitize(confidence, np.linspace(0, 1, BINS + 1)[1:-1], right=True)
-    gaps = np.bincount(bins, weights=correct - confidence, minlength=BINS)
-    return float(np.abs(gaps).sum() / len(labels))
-
-
-def check_finite(predictions: Numbers | Values) -> None:
+def check_finite(predictions: Numbers) -> None:
     """Check predictions.
 
     Raises:

@@ -3,8 +3,6 @@ import warnings
 import numpy as np
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
@@ -64,34 +62,3 @@ def test_the_baseline_gives_the_most_frequent_class_or_the_mean():
 def test_a_diverged_model_is_named_as_such():
     with pytest.raises(UserError, match=r"1 of 3 are not finite numbers: training diverged; lower learning_rate"):
         scores.score(["pearson"], np.array([0.0, np.nan, 1.0]), np.arange(3.0))
-    with pytest.raises(UserError, match=r"2 of 4 are not finite numbers: training diverged"):
-        scores.calibration_error(np.array([[0.5, 0.5], [np.nan, np.nan]]), np.array([0, 0]))
-
-
-def test_a_confidence_on_an_edge_belongs_to_the_bin_below():
-    # 0.8 is the edge between two bins: with 0.75 below it the gaps cancel, in a bin of its own they would not.
-    probabilities = np.array([[0.2, 0.8], [0.25, 0.75]])
-    assert scores.calibration_error(probabilities, np.array([1, 0])) == pytest.approx(abs(0.2 - 0.75) / 2)
-
-
-@st.composite
-def distributions(draw):
-    rows, classes = draw(st.integers(1, 30)), draw(st.integers(2, 4))
-    weights = draw(arrays.arrays(np.int64, (rows, classes), elements=st.integers(1, 50))).astype(float)
-    return weights / weights.sum(axis=1, keepdims=True), draw(
-        arrays.arrays(np.int64, rows, elements=st.integers(0, classes - 1))
-    )
-
-
-@given(distributions(), st.randoms(use_true_random=False))
-def test_the_calibration_error_is_the_sum_over_bins_in_any_order(pair, random):
-    probabilities, labels = pair
-    gaps: dict[int, list[float]] = {}
-    for row, label in zip(probabilities, labels, strict=True):
-        bin_number = next(k for k in range(1, 16) if row.max() <= np.linspace(0, 1, 16)[k])
-        gaps.setdefault(bin_number, []).append(float(row.argmax() == label) - row.max())
-    expected = sum(abs(sum(gap)) for gap in gaps.values()) / len(labels)
-    order = random.sample(range(len(labels)), len(labels))
-    found = scores.calibration_error(probabilities[order], labels[order])
-    assert 0 <= found <= 1
-    assert found == pytest.approx(expected)
