@@ -1,6 +1,6 @@
 """Logits of a model over a tokenized split."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from datasets import Dataset
@@ -17,6 +17,7 @@ def logits(
     collate: DataCollatorWithPadding,
     batch_size: int,
     advance: Callable[[int], None],
+    names: Sequence[str] | None = None,  # of each example's adapter in a bank
 ) -> Tensor:  # (examples, labels), float32, on the CPU, in the order of the split
     """Return the model's output for each example; examples of similar length are batched to minimize padding.
 
@@ -29,7 +30,9 @@ def logits(
     inputs = tokens.select_columns([name for name in tokens.column_names if name in ("input_ids", "token_type_ids")])
     found = []
     for indices in order.split(batch_size):
-        batch = collate(inputs[indices.tolist()])
-        found.append(model(**{name: value.to(where) for name, value in batch.items()}).logits.float().cpu())
+        rows = indices.tolist()
+        batch = {name: value.to(where) for name, value in collate(inputs[rows]).items()}
+        chosen = {} if names is None else {"adapter_names": [names[row] for row in rows]}
+        found.append(model(**batch, **chosen).logits.float().cpu())
         advance(len(indices))
     return torch.cat(found)[order.argsort()]

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
-import torch
+from datasets import Dataset
 from torch import Tensor
 from transformers import DataCollatorWithPadding
 
@@ -12,9 +12,9 @@ from lsr.serve.opening import read_notes
 from pipeline.core import console
 from pipeline.core.errors import UserError, nearest
 from pipeline.data.encoding import encode
+from pipeline.evaluation import inference
 from pipeline.methods import adapter_task
 from pipeline.methods.adapter_task import FILE, Task
-from pipeline.methods.device import device_of
 from pipeline.predict import opening
 from pipeline.predict.opening import Opened
 from pipeline.predict.output import Columns, rounded
@@ -89,24 +89,16 @@ def of_bank(options: argparse.Namespace, given: Given, tasks: Mapping[str, Task]
     return {key: [row.get(key) for row in rows] for key in columns}
 
 
-@torch.inference_mode()
 def _logits(
     options: argparse.Namespace, opened: Opened, given: Given, names: Sequence[str] | None, length: int
 ) -> Tensor:  # (texts, labels)
-    """Return the model's outputs; texts of similar length share a batch, whose rows a bank passes through `names`."""
+    """Return the model's outputs; a bank passes each text through the adapter that `names` has for it."""
     model, tokenizer = opened
     encoded, whole = encode(given.texts, given.pairs, tokenizer, length)
-    collate, where = DataCollatorWithPadding(tokenizer), device_of(model)
-    order = torch.tensor(list(map(len, encoded["input_ids"]))).argsort(descending=True, stable=True)
-    found = []
-    with console.progress("predict", len(order), "texts", console.errors) as advance:
-        for indices in order.split(options.batch_size):
-            rows = indices.tolist()
-            batch = collate([{name: values[row] for name, values in encoded.items()} for row in rows])
-            chosen = {} if names is None else {"adapter_names": [names[row] for row in rows]}
-            on_device = {name: value.to(where) for name, value in batch.items()}
-            found.append(model(**on_device, **chosen).logits.float().cpu())
-            advance(len(rows))
+    inputs = Dataset.from_dict({**encoded, "length": [len(ids) for ids in encoded["input_ids"]]})
+    with console.progress("predict", len(inputs), "texts", console.errors) as advance:
+        collate = DataCollatorWithPadding(tokenizer)
+        found = inference.logits(model, inputs, collate, options.batch_size, advance, names)
     if cut := sum(tokens > length for tokens in whole):
         console.errors.print(f"{cut} of {len(whole)} texts truncated to {length} tokens", soft_wrap=True)
-    return torch.cat(found)[order.argsort()]
+    return found
