@@ -3,30 +3,20 @@
 import argparse
 import json
 import os
-import platform
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipeline.arena.machine import cpu
+from pipeline.arena.machine import made
 from pipeline.core import artifacts, console
 from pipeline.core.command_line import whole_number
 
 FOLDER = Path("benchmarks/results")
-PACKAGES = ("torch", "transformers", "peft", "numpy", "scipy", "tensorly", "safetensors")
 
 
 def machine(threads: int) -> dict[str, Any]:
     """Return what the figures depend on: the machine, its current load, and versions."""
-    return {
-        "cpu": cpu(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "load_average": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
-    }
+    return {**made(), "threads": threads, "load_average": round(os.getloadavg()[0], 2)}
 
 
 def add_threads(parser: argparse.ArgumentParser, default: int) -> None:

@@ -1,10 +1,8 @@
-"""Measurements in separate processes, and their peak memory."""
+"""Measurements in separate processes."""
 
 import multiprocessing
 import os
-import resource
 import signal
-import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -13,8 +11,6 @@ from typing import TypeVar
 import torch
 
 Result = TypeVar("Result")
-
-BYTES_OF_MAXRSS = 1 if sys.platform == "darwin" else 1024
 
 
 def process(threads: int, module: str) -> ProcessPoolExecutor:
@@ -36,20 +32,3 @@ def _prepare(threads: int) -> None:
     warnings.simplefilter("ignore", FutureWarning)  # PEFT's calls of transformers are not ours to change
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # exit silently at Ctrl-C
-
-
-def peak_beyond(call: Callable[[], Result]) -> tuple[Result, int]:
-    """Return the result of a call, and by how many bytes it raises the peak resident memory of this process.
-
-    The kernel records the peak (`ru_maxrss`), so none is missed between samples, and it includes the allocations of all
-    libraries, while tracemalloc sees only Python's objects. It is exact if the process has never been much larger than
-    before the call, so use a fresh process, forked from the small fork server.
-    """
-    before = peak_memory()
-    result = call()
-    return result, peak_memory() - before
-
-
-def peak_memory() -> int:
-    """Return the peak resident memory of this process in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * BYTES_OF_MAXRSS

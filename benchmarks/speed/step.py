@@ -16,9 +16,10 @@ from transformers import (
     RobertaConfig,
 )
 
-from benchmarks.processes import in_fresh_process, peak_beyond, process
+from benchmarks.processes import in_fresh_process, process
 from benchmarks.speed.methods import FROZEN, METHODS, PEER, SMALLEST_PEER, Targets, adapted, trained
 from benchmarks.speed.timing import Times, ratio, take_turns
+from pipeline.arena.machine import peak_bytes
 from pipeline.core import console
 
 ALL_LINEAR = "all linear"
@@ -93,10 +94,14 @@ def times(case: Case, rounds: int) -> tuple[Times, dict[str, int]]:
     return take_turns(calls, rounds), sizes
 
 
-def peak_memory(case: Case, method: str) -> int:
-    """Return the bytes that two steps need in addition to the model."""
+def peak_memory(case: Case, method: str) -> int | None:
+    """Return the bytes that two steps need in addition to the model; None where the system does not count them."""
     call = step(_model(case, method), drawn(*BATCHES[case.model]))
-    return peak_beyond(lambda: (call(), call()))[1]
+    before = peak_bytes()
+    call()
+    call()
+    after = peak_bytes()
+    return None if before is None or after is None else after - before
 
 
 def drawn(examples: int, length: int) -> Iterator[Mapping[str, Tensor]]:
