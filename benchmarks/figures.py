@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from platform import python_version
 from typing import Any
 
 from pipeline.arena.machine import made
@@ -16,7 +17,7 @@ FOLDER = Path("benchmarks/results")
 
 def machine(threads: int) -> dict[str, Any]:
     """Return what the figures depend on: the machine, its current load, and versions."""
-    return {**made(), "threads": threads, "load_average": round(os.getloadavg()[0], 2)}
+    return {**made(), "threads": threads, "load_average": round(os.getloadavg()[0], 2), "python": python_version()}
 
 
 def add_threads(parser: argparse.ArgumentParser, default: int) -> None:
