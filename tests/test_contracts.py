@@ -9,6 +9,7 @@ import pytest
 from pipeline import params
 from pipeline.core import artifacts
 from pipeline.data.content import WATCHED
+from pipeline.params.schema import DECLARED
 from tests.workspace import ROOT, read_yaml
 
 DVC = read_yaml(ROOT / "dvc.yaml")
@@ -72,7 +73,7 @@ def closure(path, seen):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_declares_exactly_what_its_view_sees(stage):
-    expected = {params.DECLARED.get(field, field) for field in view_of(stage).model_fields}
+    expected = {DECLARED.get(field, field) for field in view_of(stage).model_fields}
     assert set(declared_params(stage)) == expected
 
 
