@@ -40,8 +40,8 @@ NOTHING: dict[str, Any] = {"validation": (), "test": (), "loss": (), "predicted"
 def measure(cell: Cell) -> Record:
     """Return the record of one training; a mistake or a divergence is a record too, with its reason.
 
-    After every epoch the model is scored in float32 on the held-out validation split, and on the test split, which no
-    decision uses.
+    After every epoch the model is scored, in the precision of training, on the held-out validation split, and on the
+    test split, which no decision uses.
     """
     machine.forget_peak()
     view, scored = cell.view, None
