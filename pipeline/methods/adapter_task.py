@@ -4,21 +4,20 @@ PEFT's adapter_config.json has no fields for the label names, the columns and th
 """
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import Field, PositiveInt
 
 from pipeline.core.errors import UserError
-from pipeline.params import mistakes
 from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.reading import validated
+from pipeline.params.sources import Row
 
 FILE = "task.json"
 
 
-class Task(BaseModel):
+class Task(Row):
     """The task of an adapter."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     columns: tuple[str, ...] = Field(min_length=1, max_length=2, description="of the text, or of a pair of texts")
     labels: tuple[str, ...] | None = Field(description="names in the order of the head's outputs; null for a number")
@@ -49,16 +48,4 @@ def read(folder: Path) -> Task:
         raise UserError(str(error)) from None
     if content is None:
         raise UserError(f"{folder}: no {FILE}, which names the columns and labels")
-    return parsed(content, folder / FILE)
-
-
-def parsed(content: Any, path: Path) -> Task:
-    """Return the task that the content of a file describes; messages begin with its path.
-
-    Raises:
-        UserError: if it describes none; one line per mistake.
-    """
-    try:
-        return Task.model_validate(content)
-    except ValidationError as error:
-        raise UserError("\n".join(mistakes.lines(error, Task, content, path, ()))) from None
+    return validated(Task, content, folder / FILE, ())

@@ -3,10 +3,10 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import AfterValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
 from pipeline.core.errors import first_line
-from pipeline.params.sources import all_different
+from pipeline.params.sources import Row, all_different
 
 
 def compiles(expression: str) -> str:
@@ -43,10 +43,8 @@ Rate = Annotated[StrictFloat, Field(gt=0, le=1)]
 Alpha = Annotated[StrictFloat, Field(gt=0, le=1_000_000)]  # it multiplies products in float32, and fp16's end at 65,504
 
 
-class Section(BaseModel):
+class Section(Row):
     """A part of params.yaml. Defaults are for methods alone: DVC can only show and lock values that are in the file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TokenizeParams(Section):

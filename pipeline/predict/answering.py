@@ -13,8 +13,8 @@ from pipeline.core import console
 from pipeline.core.errors import UserError, nearest
 from pipeline.data.encoding import encode
 from pipeline.evaluation import inference
-from pipeline.methods import adapter_task
 from pipeline.methods.adapter_task import FILE, Task
+from pipeline.params.reading import validated
 from pipeline.predict import opening
 from pipeline.predict.opening import Opened
 from pipeline.predict.output import Columns, rounded
@@ -55,7 +55,7 @@ def tasks_of(options: argparse.Namespace, names: "pd.Series[str]") -> dict[str, 
         if notes[name] is None:
             raise UserError(f"{options.bank}: adapter {name}: no {FILE}, which names the columns and labels")
         if name not in tasks:
-            tasks[name] = adapter_task.parsed(notes[name], options.bank / name / FILE)
+            tasks[name] = validated(Task, notes[name], options.bank / name / FILE, ())
     if len({(len(task.columns), task.max_length) for task in tasks.values()}) > 1:
         raise UserError(
             f"{options.bank}: the adapters differ in max_length, or some read single texts and others pairs; run them "
