@@ -28,10 +28,13 @@ def score(
         UserError: if a prediction is not a finite number.
     """
     check_finite(predictions)
-    found = {name: float(EXAMPLES[name](labels, predictions)) for name in metrics if name in EXAMPLES}
-    if groups is not None:
-        found |= {name: float(GROUPS[name](labels, predictions, groups).mean()) for name in metrics if name in GROUPS}
-    return {name: found[name] for name in metrics}
+    found = {}
+    for name in metrics:
+        if groups is not None and name == "exact_match":
+            found[name] = float(are_right(labels, predictions, groups).mean())
+        else:
+            found[name] = float(EXAMPLES[name](labels, predictions))
+    return found
 
 
 def constant(labels: Numbers, *, is_regression: bool) -> Numbers:
@@ -86,11 +89,6 @@ EXAMPLES: dict[str, Callable[[Numbers, Numbers], float]] = {
 }
 
 
-def _are_right(labels: Numbers, predictions: Numbers, groups: Numbers) -> NDArray[np.bool_]:
+def are_right(labels: Numbers, predictions: Numbers, groups: Numbers) -> NDArray[np.bool_]:
+    """Return for each group, in the order of their numbers, whether it is without a mistake."""
     return ~np.isin(np.unique(groups), groups[labels != predictions])
-
-
-# Metrics of groups: (labels, predictions, groups) -> whether each group passes, in the order of group numbers.
-GROUPS: dict[str, Callable[[Numbers, Numbers, Numbers], NDArray[np.bool_]]] = {
-    "exact_match": _are_right,
-}

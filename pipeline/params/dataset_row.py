@@ -31,12 +31,8 @@ def is_template(entry: str) -> bool:
 
 
 Share = Annotated[StrictFloat, Field(ge=0, lt=1)]
-# Squares of labels are summed in float32, whose maximum is 3e38.
-Real = Annotated[StrictFloat, Field(ge=-1e15, le=1e15)]
-Margin = Annotated[StrictFloat, Field(le=1e15)]
 # The official scores of the supported tasks. The first metric of a row selects the best checkpoint.
-GroupMetric = Literal["exact_match"]
-ClassificationMetric = Literal["accuracy", "f1", "macro_f1", "matthews_correlation", GroupMetric]
+ClassificationMetric = Literal["accuracy", "f1", "macro_f1", "matthews_correlation", "exact_match"]
 RegressionMetric = Literal["pearson", "spearman"]
 COMPARED = ("first", "second")  # the classes of pairs: which of the two has the larger number
 CHOSEN = ("wrong", "right")  # the classes of a choice
@@ -54,8 +50,8 @@ class Threshold(Row):
 
     column: str
     names: Annotated[tuple[str, str], AfterValidator(all_different)] = Field(description="not above, above")
-    above: Real
-    margin: Margin = Field(0.0, ge=0, description="rows with |number - above| < margin are dropped")
+    above: StrictFloat
+    margin: StrictFloat = Field(0.0, ge=0, description="rows with |number - above| < margin are dropped")
 
 
 class Number(Row):
@@ -66,8 +62,8 @@ class Number(Row):
     """
 
     column: str
-    low: Real = Field(description="least possible label")
-    high: Real = Field(description="greatest possible label")
+    low: StrictFloat = Field(description="least possible label")
+    high: StrictFloat = Field(description="greatest possible label")
 
     @model_validator(mode="after")
     def _low_is_below_high(self) -> Self:
@@ -94,7 +90,9 @@ Label = Annotated[
 class Pairs(Row):
     """Two classes derived from numbers: which of two texts of a split has the larger one."""
 
-    margin: Margin = Field(gt=0, description="pairs whose numbers differ by less are dropped; above 0, to exclude ties")
+    margin: StrictFloat = Field(
+        gt=0, description="pairs whose numbers differ by less are dropped; above 0, to exclude ties"
+    )
 
 
 class Mark(Row):
@@ -209,8 +207,8 @@ class DatasetRow(Row):
             raise ValueError(f"metrics {wrong} do not fit this label; allowed are {list(fitting)}")
         if "f1" in self.metrics and self.num_labels != 2:
             raise ValueError("f1 scores the second of two classes; use macro_f1 for more")
-        if self.group is None and (wrong := [metric for metric in self.metrics if metric in get_args(GroupMetric)]):
-            raise ValueError(f"metrics {wrong} score groups: define them with `group`")
+        if self.group is None and "exact_match" in self.metrics:
+            raise ValueError("exact_match scores groups: define them with `group`")
         return self
 
     @model_validator(mode="after")
