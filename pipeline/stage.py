@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline import params
-from pipeline.core import artifacts
 from pipeline.core.errors import exit_on_error
 
 
@@ -29,9 +28,7 @@ def run(main: Callable[[params.AnyView], None], view: type[params.AnyView]) -> N
     ).parse_args()
     try:
         with exit_on_error("stopped", program):
-            checked = params.load(view)
-            artifacts.sweep()
-            main(checked)
+            main(params.load(view))
     except SystemExit:
         if "DVC_STAGE" in os.environ and Path(os.environ.get("DVC_ROOT", ".")).resolve() == Path.cwd():
             print("undo the change and run `dvc repro` to restore what DVC has removed", file=sys.stderr)

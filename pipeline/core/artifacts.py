@@ -68,7 +68,8 @@ def replacing(path: Path) -> Iterator[Path]:
         UserError: if the disk does not take it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
+    remove(temporary)  # what a killed run has left
     try:
         with name_path_on_error(path):
             yield temporary
@@ -94,13 +95,6 @@ def name_path_on_error(path: Path) -> Iterator[None]:
         if reason is None or getattr(error, "filename", None) is not None:
             raise
         raise UserError(f"{path}: cannot be written: {reason}") from None
-
-
-def sweep() -> None:
-    """Remove what a killed stage has left half written beside its outputs."""
-    for output in (TOKENS, TOKENIZE_METRICS, FACTORIZE_METRICS, TRAIN_METRICS, EVALUATE_METRICS):
-        for leftover in output.parent.glob(".*.tmp"):
-            remove(leftover)
 
 
 def follow_umask(path: Path) -> None:

@@ -10,7 +10,6 @@ from pkgutil import resolve_name
 import pytest
 import torch
 
-from pipeline.core import artifacts
 from pipeline.training import callbacks
 from tests import workspace
 from tests.stages.running import FACTORIZE, TOKENIZE, TRAIN, digests, run
@@ -31,7 +30,6 @@ DEATHS = {
 def train():
     """Train as the stage does, in a process that may have died here before."""
     torch.set_num_threads(1)
-    artifacts.sweep()
     run(TRAIN)
 
 

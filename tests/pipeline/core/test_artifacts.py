@@ -63,15 +63,13 @@ def test_a_full_disk_is_one_line_with_the_path(tmp_path):
         write()
 
 
-def test_what_a_killed_stage_left_is_swept_and_nothing_else(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    left = ["artifacts/.adapter.7.tmp/w", "reports/train/.curves.7.tmp/w", "reports/train/.metrics.json.7.tmp"]
-    stays = ["artifacts/.gitignore", "artifacts/adapter/w", "reports/other/.page.7.tmp", ".note.tmp"]
-    for name in left + stays:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    artifacts.sweep()
-    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == set(stays)
+def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path):
+    (tmp_path / ".adapter.tmp").mkdir()
+    (tmp_path / ".adapter.tmp/half").touch()
+    with artifacts.replacing(tmp_path / "adapter") as folder:
+        folder.mkdir()
+    assert names(tmp_path) == ["adapter"]
+    assert names(tmp_path / "adapter") == []
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
