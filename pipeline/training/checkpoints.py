@@ -1,7 +1,5 @@
 """Checkpoints that survive a kill: the Trainer writes each one aside, and a complete one is renamed into place."""
 
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +8,6 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from pipeline.core import artifacts
-
-NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
 
 
 def aside(folder: Path) -> Path:
@@ -22,18 +18,6 @@ def aside(folder: Path) -> Path:
 def path_of(folder: Path, step: int) -> Path:
     """Return the complete checkpoint of an optimizer step."""
     return folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-
-
-def newest(folder: Path) -> Path | None:
-    """Return the last complete checkpoint, or None."""
-    steps = list(_steps(folder))
-    return path_of(folder, max(steps)) if steps else None
-
-
-def _steps(folder: Path) -> Iterator[int]:
-    for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        if name := NAME.fullmatch(path.name):
-            yield int(name[1])
 
 
 class KeepComplete(TrainerCallback):
@@ -52,8 +36,9 @@ class KeepComplete(TrainerCallback):
         if state.is_world_process_zero:
             path = path_of(self.folder, state.global_step)
             (aside(self.folder) / path.name).rename(path)
-            for step in set(_steps(self.folder)) - {state.global_step, state.best_global_step}:
-                artifacts.remove(path_of(self.folder, step))
+            kept = {path_of(self.folder, step) for step in (state.global_step, state.best_global_step) if step}
+            for other in set(self.folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")) - kept:
+                artifacts.remove(other)
         PartialState().wait_for_everyone()
         self._point_to_best(state)
 

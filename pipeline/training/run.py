@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import get_last_checkpoint
 
 from pipeline.core import artifacts
 from pipeline.data import tokens
@@ -102,9 +103,9 @@ def trainer_of(
 
 def fit(trainer: Trainer, folder: Path) -> None:
     """Fit the model, resuming from the last complete checkpoint in the run's folder; the Trainer writes aside there."""
-    newest = checkpoints.newest(folder)
+    newest = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     trainer.add_callback(checkpoints.KeepComplete(folder))
-    trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+    trainer.train(resume_from_checkpoint=newest)
     PartialState().wait_for_everyone()  # all have read the best checkpoint, so it may be removed
 
 
