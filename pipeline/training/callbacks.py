@@ -12,7 +12,7 @@ LOSSES = {"loss": "loss", "eval_loss": "validation loss", "train_loss": "mean lo
 
 
 class DivergedError(UserError):
-    """A training run whose loss or weights are infinite or NaN."""
+    """A training run whose loss is infinite or NaN."""
 
 
 class Progress(TrainerCallback):
@@ -38,7 +38,7 @@ class Progress(TrainerCallback):
 
 
 class StopAtDivergence(TrainerCallback):
-    """Stops a run whose loss or weights are infinite or NaN: it could not recover."""
+    """Stops a run whose loss is infinite or NaN: it could not recover."""
 
     def on_log(
         self, args: Any, state: TrainerState, control: Any, logs: dict[str, float] | None = None, **_: Any
@@ -53,19 +53,6 @@ class StopAtDivergence(TrainerCallback):
             if not math.isfinite(loss):
                 raise DivergedError(
                     f"train: the {name} is {loss} after {state.global_step} steps: lower the learning rate"
-                )
-
-    def on_train_end(self, args: Any, state: TrainerState, control: Any, model: Any = None, **_: Any) -> None:
-        """Check the trained parameters, as they will be saved.
-
-        Raises:
-            DivergedError: if a value is infinite or NaN.
-        """
-        for name, parameter in model.named_parameters() if model is not None else ():
-            if parameter.requires_grad and not parameter.isfinite().all():
-                raise DivergedError(
-                    f"train: {name} holds values that are not finite after {state.global_step} steps: lower the "
-                    "learning rate"
                 )
 
 

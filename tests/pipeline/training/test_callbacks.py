@@ -1,10 +1,8 @@
-"""A run can be watched, and one whose losses or weights are no numbers ends in one line."""
+"""A run can be watched, and one whose losses are no numbers ends in one line."""
 
 import math
 
 import pytest
-import torch
-from torch import nn
 from transformers import TrainerState
 
 from pipeline.core.errors import UserError
@@ -28,19 +26,6 @@ def test_every_loss_that_is_logged_is_looked_at(key, words, value):
     assert str(error.value) == f"train: {words} is {value} after 7 steps: lower the learning rate"
     StopAtDivergence().on_log(None, STATE, None, logs=others)
     StopAtDivergence().on_log(None, STATE, None)
-
-
-def test_the_final_weights_are_looked_at():
-    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
-    StopAtDivergence().on_train_end(None, STATE, None, model=model)
-    with torch.no_grad():
-        model[1].weight[1, 0] = math.inf
-    with pytest.raises(UserError) as error:
-        StopAtDivergence().on_train_end(None, STATE, None, model=model)
-    line = "train: 1.weight holds values that are not finite after 7 steps: lower the learning rate"
-    assert str(error.value) == line
-    model[1].weight.requires_grad_(False)  # the base model's own
-    StopAtDivergence().on_train_end(None, STATE, None, model=model)
 
 
 def test_the_bar_is_told_loss_and_learning_rate_and_of_no_other_log():
