@@ -86,14 +86,10 @@ def _distinct(examples: Mapping[Split, Examples]) -> tuple[np.ndarray, np.ndarra
     digests = np.concatenate([part.digests for part in parts])
     labels = np.concatenate([part.labels for part in parts])
     held_out = len(labels) - len(examples["train"].labels)
-    order = np.lexsort(digests.T[::-1])  # stable: among equal texts, other splits come first, then train in its order
-    digests, labels = digests[order], labels[order]
-    is_first = np.ones(len(order), bool)
-    is_first[1:] = (digests[1:] != digests[:-1]).any(axis=1)
-    is_train = order >= held_out
-    stays = labels[is_first][np.cumsum(is_first) - 1]  # for each row, the label of the first one with its texts
-    conflicting = int((is_train & (labels != stays)).sum())
-    rows = order[is_first & is_train] - held_out
+    # Of equal texts the first one stays: of other splits, then of train in its order.
+    _, first, group = np.unique(digests, axis=0, return_index=True, return_inverse=True)
+    conflicting = int((labels != labels[first[group]])[held_out:].sum())
+    rows = first[first >= held_out] - held_out
     return rows, (examples["train"].keys[rows] >> 12) / 2.0**52, conflicting
 
 

@@ -31,13 +31,10 @@ def pair(
     A row is in up to two pairs, once as the first and once as the second; with `disjoint` it is in at most one, so that
     pairs are as independent as rows. Of rows with equal texts, only the first is used.
     """
-    order = np.lexsort(digests.T[::-1])
-    is_new = np.ones(len(order), bool)
-    is_new[1:] = (digests[order][1:] != digests[order][:-1]).any(axis=1)
-    order = order[is_new]
+    _, order = np.unique(digests, axis=0, return_index=True)
     step = 2 if disjoint else 1
     first, second = order[:-1:step], order[1::step]
     differences = numbers[first] - numbers[second]
     apart = np.abs(differences) >= margin
     rows, labels = np.stack([first, second], axis=1)[apart], (differences[apart] < 0).astype(np.int64)
-    return Paired(rows, labels, int((~apart).sum()), int((~is_new).sum()))
+    return Paired(rows, labels, int((~apart).sum()), len(digests) - len(order))
