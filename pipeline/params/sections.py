@@ -32,7 +32,7 @@ Targets = (
     Annotated[StrictStr, Field(min_length=1, max_length=1000), AfterValidator(compiles)]
     | Annotated[tuple[StrictStr, ...], Field(min_length=1)]
 )
-Count = Annotated[StrictInt, Field(ge=1, lt=2**31)]
+Count = Annotated[StrictInt, Field(ge=1)]
 Shape = Annotated[tuple[Count, ...], Field(min_length=1, max_length=2)]
 Layers = (  # indices of the base model's layers
     Literal["all"]
