@@ -97,17 +97,11 @@ class LsrParams(MethodParams):
 
     @model_validator(mode="after")
     def _a_budget_is_spent_by_what_examples_say(self) -> Self:
-        needed = {
-            "init": READ,
-            "frames": ("own",),
-            "share": ("none",),
-            "train": ("core", "all"),
-            "core": ("diagonal",),
-        }
-        wrong = [f"{name}: {getattr(self, name)}" for name, words in needed.items() if getattr(self, name) not in words]
-        if self.budget != "none" and wrong:
-            rules = ", ".join(f"{name}: {' or '.join(words)}" for name, words in needed.items())
-            raise ValueError(f"budget: needs {rules}; got {', '.join(wrong)}")
+        if self.budget != "none" and (not self.reads_examples or (self.share, self.core) != ("none", "diagonal")):
+            raise ValueError(
+                f"budget: needs init: {', '.join(READ)}, frames: own, share: none and core: diagonal; got init: "
+                f"{self.init}, frames: {self.frames}, share: {self.share} and core: {self.core}"
+            )
         return self
 
 

@@ -132,8 +132,8 @@ def test_a_mistake_is_one_line(root, key, value, message):
     [
         (
             {"lsr.budget": 9},
-            "lsr: budget: needs init: gradient or update or warm, frames: own, share: none, train: core or all, core: "
-            "diagonal; got share: layers, core: full",
+            "lsr: budget: needs init: gradient, update, warm, frames: own, share: none and core: diagonal; got init: "
+            "warm, frames: own, share: layers and core: full",
         ),
         (
             {"lora.layers": [1], "lora.target_modules": "all-linear"},
