@@ -86,15 +86,20 @@ class LsrLinear(nn.Module, LsrLayer):
         if not updates:
             self.restore_base_weight()
             return
-        weight, pretrained = self.base_parameter(), self.pretrained_weight()
-        total = pretrained.to(torch.promote_types(weight.dtype, torch.float32))
+        weight, total = self.base_parameter(), self._weight_with(updates)
+        if not self._lent:
+            self._lent, self._pretrained_weight = (weight,), self.pretrained_weight()
+            self._set_base_parameter(nn.Parameter(total, requires_grad=weight.requires_grad))
+        else:
+            weight.data = total
+
+    def _weight_with(self, updates: Sequence[Tensor]) -> Tensor:
+        """Return the pretrained weight plus updates, which are added in at least float32."""
+        pretrained = self.pretrained_weight()
+        total = pretrained.to(torch.promote_types(pretrained.dtype, torch.float32))
         for update in updates:
             total = total + update.detach()
-        if not self._lent:
-            self._lent, self._pretrained_weight = (weight,), pretrained
-            self._set_base_parameter(nn.Parameter(total.to(weight.dtype), requires_grad=weight.requires_grad))
-        else:
-            weight.data = total.to(weight.dtype)
+        return total.to(pretrained.dtype)
 
     def _folded(self) -> list[LsrAdapter]:
         active = [self.adapter(name) for name in self.active_adapters if name in self.lsr_adapters]
@@ -133,15 +138,10 @@ class LsrLinear(nn.Module, LsrLayer):
                 f"layer {self.layer_name!r}: its weight is quantized, and merging would round it again; load the "
                 "adapter on the base model in full precision to merge it, or export it as LoRA"
             )
-        if safe_merge:
-            before = list(self.merged_adapters)
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # the merge itself will warn
-                    self.merge(safe_merge=True, adapter_names=adapter_names)
-            finally:
-                self.merged_adapters[:] = before
-                self.refresh_base_weight()
+        names = self.active_adapters if adapter_names is None else adapter_names
+        names = [name for name in dict.fromkeys((*self.merged_adapters, *names)) if name in self.lsr_adapters]
+        if safe_merge and not torch.isfinite(self._weight_with([self.get_delta_weight(name) for name in names])).all():
+            raise ValueError(f"NaNs detected in the merged weights of {self.layer_name!r}: one of {names} seems broken")
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Merge the adapters into the base weight, in float32; the pretrained weight is kept for `unmerge`.
@@ -153,14 +153,9 @@ class LsrLinear(nn.Module, LsrLayer):
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.lsr_adapters]
         if not names:
             return
-        self.check_merge(False, names)
-        before = list(self.merged_adapters)
+        self.check_merge(safe_merge, names)
         self.merged_adapters.extend(names)
         self.refresh_base_weight()
-        if safe_merge and not torch.isfinite(self.base_parameter()).all():
-            self.merged_adapters[:] = before
-            self.refresh_base_weight()
-            raise ValueError(f"NaNs detected in the merged weights of {self.layer_name!r}: one of {names} seems broken")
 
     def unmerge(self) -> None:
         """Restore the original weight bit for bit; subtracting the update would leave rounding errors."""
@@ -169,9 +164,6 @@ class LsrLinear(nn.Module, LsrLayer):
             return
         self.merged_adapters.clear()
         self.refresh_base_weight()
-
-    def __repr__(self) -> str:
-        return f"lsr.{super().__repr__()}"
 
 
 def adapted_layers(model: nn.Module) -> dict[str, LsrLinear]:
