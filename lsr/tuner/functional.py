@@ -56,21 +56,11 @@ def adapted_linear(
     if dropout:
         kept = torch.empty_like(flat, dtype=torch.bool).bernoulli_(1 - dropout)
         scaling /= 1 - dropout
-    if _is_transformed():
-        result = F.linear(flat, weight, bias)
-        total = add_low_rank(result, _masked(flat, kept), *_matrices(flat, weight, a, b), scaling)
-    elif torch.is_grad_enabled():
+    if torch.is_grad_enabled():
         total = _AdaptedLinear.apply(flat, weight, bias, kept, scaling, *a, *b)
     else:
         total = _forward(flat, weight, bias, kept, scaling, *_matrices(flat, weight, a, b))[0]
     return total.view(*x.shape[:-1], weight.shape[0])
-
-
-def _is_transformed() -> bool:
-    """Return whether torch.func or forward-mode differentiation is at work, which `_AdaptedLinear` does not support."""
-    if torch.compiler.is_compiling():
-        return False
-    return bool(torch._C._are_functorch_transforms_active()) or torch.autograd.forward_ad._current_level >= 0
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -126,7 +116,7 @@ class _AdaptedLinear(torch.autograd.Function):
     """See `adapted_linear`. Skinny products are computed as (r, n) (n, T), which is two to three times faster."""
 
     # No setup_context: with it apply() binds its arguments by name, which for few tokens takes as long as everything
-    # else here. The price is that torch.func rejects this node: see `_is_transformed`.
+    # else here. The price is that torch.func rejects this node.
     @staticmethod
     def forward(
         ctx: Any,

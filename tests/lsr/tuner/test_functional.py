@@ -166,19 +166,3 @@ def test_autocast_casts_the_input_of_the_fused_layer_once():
     gradients = torch.autograd.grad(output.float().sum(), [x, *leaves])
     assert {gradient.dtype for gradient in gradients} == {torch.float32}
     assert_close(output.float(), F.linear(x, weight) + 0.7 * x @ a.T @ b.T, atol=1.0, rtol=0.05)
-
-
-TRANSFORMS = {
-    "vmap of grad": lambda f, x: torch.func.vmap(torch.func.grad(lambda z: f(z[None]).square().sum()))(x),
-    "jacfwd": lambda f, x: torch.func.jacfwd(f)(x),
-    "forward mode": lambda f, x: torch.autograd.functional.jvp(f, x, torch.ones_like(x), strict=True)[1],
-}
-
-
-@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
-@pytest.mark.parametrize("case", ["factors", "matrices"])
-def test_the_transforms_of_torch_go_through_the_fused_layer(case, transform):
-    x, weight, bias = normal(3, 5, seed=4), normal(6, 5, seed=5), normal(6, seed=6)
-    factors, a, b = sides(case, 6, 5)
-    found = transform(lambda z: fused(z, weight, bias, *factors), x)
-    assert_close(found, transform(lambda z: F.linear(z, weight + 0.7 * b @ a, bias), x))
