@@ -84,7 +84,7 @@ def _attach(base: nn.Module, folder: Path, *, trainable: bool) -> PeftModel:
     except MISFITS as error:
         raise InputError(f"{folder}: does not fit the base model: {misfit(error)}") from None
     try:
-        check_saved(model, {name: tensor.shape for name, tensor in tensors.items()})
+        check_saved(model, tensors)
     except ValueError as error:
         raise InputError(f"{weights_of(folder)}: {error}") from None
     return model

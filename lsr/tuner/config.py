@@ -151,10 +151,7 @@ class LsrConfig(PeftConfig):
             raise ValueError(f"frames must be {OWN!r} or the folder or hub repository of frames, got {self.frames!r}")
         self.frames = fspath(self.frames)
         for name in PATTERNS:
-            value = getattr(self, name) or {}
-            if not isinstance(value, Mapping):
-                raise ValueError(f"{name}: must hold names of layers and values, got {value!r}")
-            setattr(self, name, value)
+            setattr(self, name, getattr(self, name) or {})
         if self.separation_rank is None:
             self.separation_rank = usual_terms(self.rank_shape)
         for name in ("in_shape", "out_shape"):

@@ -67,7 +67,7 @@ class LsrFactors(nn.Module):
         Tensors that are not rounded get the weight's dtype or float32, whichever is more precise.
 
         Raises:
-            ValueError: if a tensor is missing or unexpected, or has the wrong shape or dtype; names it.
+            ValueError: if a tensor is missing or unexpected, or has the wrong shape; names it.
         """
         a, b = (
             [torch.zeros(self.form.separation_rank, *sizes) for sizes in side]
@@ -81,15 +81,9 @@ class LsrFactors(nn.Module):
             raise ValueError(f"{name} is {'missing' if name in self._buffers else 'no part of these frames'}")
         for name, room in list(self._buffers.items()):
             value = tensors[name]
-            if room is not None and (room.shape, self._stored(room)) != (value.shape, self._stored(value)):
-                raise ValueError(
-                    f"{name} is {tuple(value.shape)} in {value.dtype}, needed: {tuple(room.shape)} in {room.dtype}"
-                )
+            if room is not None and room.shape != value.shape:
+                raise ValueError(f"{name} is {tuple(value.shape)}, needed: {tuple(room.shape)}")
             self._buffers[name] = moved(value, like) if self.storage == "float32" else value.to(like.device)
-
-    def _stored(self, value: Tensor) -> torch.dtype:
-        """Return the dtype of a tensor; without rounding, one dtype stands for all equivalent ones."""
-        return torch.float32 if self.storage == "float32" and value.is_floating_point() else value.dtype
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move the factors or change their dtype, but not that of rounded frames: files hold just these."""

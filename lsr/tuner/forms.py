@@ -75,17 +75,14 @@ def _check_ranks(form: Form, layer_name: str) -> None:
 
 
 def form_in_file(config: LsrConfig, layer_name: str) -> Form:
-    """Return the form of a layer of a saved adapter, as its file says."""
+    """Return the form of a layer of a saved adapter, as its file says.
+
+    Raises:
+        ValueError: as `form_of`.
+    """
     assert config.resolved is not None
     shapes = config.resolved.layer(layer_name)
-    return Form(
-        config.ranks(layer_name),
-        shapes.in_shape,
-        shapes.out_shape,
-        config.terms(layer_name),
-        shapes.in_features,
-        shapes.out_features,
-    )
+    return form_of(config, layer_name, shapes.in_features, shapes.out_features)
 
 
 def check_room(config: LsrConfig, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -101,8 +98,6 @@ def check_room(config: LsrConfig, tensors: Mapping[str, Mapping[str, Tensor]]) -
     held = sum(map(entries, (tensor for its in tensors.values() for tensor in its.values())))
     for name in tensors:
         form = form_in_file(config, name)
-        if not len(form.rank_shape) == len(form.in_shape) == len(form.out_shape):
-            continue  # the layer itself raises a better error
         if (needed := form.parameters) > held:
             raise ValueError(f"layer {name!r}: its configuration says {needed:,} entries, but the file holds {held:,}")
         if (used := form.rank * (form.in_width + form.out_width)) > MOST_ENTRIES:

@@ -73,7 +73,7 @@ class LsrLayer(BaseTunerLayer):
             adapter.set_core(self._random_core(config, form), self.base_parameter())
         if folds and config.resolved is not None:
             adapter.make_room_for_folded(self.base_parameter())
-            self.base_hashes[adapter_name] = config.resolved.base_hash(self.layer_name)
+            self.base_hashes[adapter_name] = config.resolved.base_hashes.get(self.layer_name, "")
         self.lsr_adapters[adapter_name] = adapter
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)

@@ -49,8 +49,6 @@ def _check_numbers(config: "LsrConfig") -> None:
     for name, alpha in _with_pattern(config, "alpha", "alpha_pattern"):
         if not isinstance(alpha, int | float) or not 0 < alpha < inf:
             raise ValueError(f"{name} must be a positive number, got {alpha!r}")
-    if not isinstance(config.seed, int | None):
-        raise ValueError(f"seed must be an integer or None, got {config.seed!r}")
     if not isinstance(config.dropout, int | float) or not 0 <= config.dropout < 1:
         raise ValueError(f"dropout must be in [0, 1), got {config.dropout!r}")
 

@@ -113,7 +113,6 @@ def test_a_configuration_that_was_made_comes_back_as_one_of_a_file(tmp_path):
     [
         ({"rank_shape": 4}, "rank_shape must be a list or tuple of numbers, got 4"),
         ({"in_shape": ("a", 4)}, "in_shape must hold 2 sizes >= 1, as rank_shape does, got ['a', 4]"),
-        ({"rank_pattern": ["key"]}, "rank_pattern: must hold names of layers and values, got ['key']"),
         ({"separation_rank_pattern": {"key": -1}}, "separation_rank_pattern['key'] must be >= 1, got -1"),
         ({"init_weights": "rowspace"}, f"init_weights must be a bool or one of {WORDS}, got 'rowspace'"),
         (

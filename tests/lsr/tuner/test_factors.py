@@ -46,9 +46,7 @@ def test_frozen_factors_are_buffers_of_the_storage_and_read_in_float32(storage):
     [
         ("float32", {"factor_A1": None}, "factor_A1 is missing"),
         ("float32", {"factor_A3": torch.zeros(1)}, "factor_A3 is no part of these frames"),
-        ("float32", {"factor_A1": torch.zeros(1, 3, 4)}, "factor_A1 is (1, 3, 4) in torch.float32, needed: (1, 3, 7)"),
-        ("float32", {"factor_A1": torch.zeros(1, 3, 7, dtype=torch.uint8)}, "factor_A1 is (1, 3, 7) in torch.uint8"),
-        ("bfloat16", {"factor_A1": torch.zeros(1, 3, 7)}, "factor_A1 is (1, 3, 7) in torch.float32, needed: (1, 3, 7)"),
+        ("float32", {"factor_A1": torch.zeros(1, 3, 4)}, "factor_A1 is (1, 3, 4), needed: (1, 3, 7)"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused_by_name(storage, change, message):

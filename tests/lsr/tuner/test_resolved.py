@@ -37,8 +37,6 @@ def test_the_split_of_a_file_is_used_and_not_a_new_one(tmp_path):
     [
         "a\nb",
         {},
-        {**FIELDS, "usual": {**USUAL, "in_shape": [-6, -4]}},
-        {**FIELDS, "usual": {**USUAL, "out_shape": [5, 4]}},  # less than the width
         {**FIELDS, "others": {"bert.encoder.layer.0.attention.self.query": {}}},
     ],
     ids=str,

@@ -224,7 +224,7 @@ DAMAGE = {  # what became of the folder, what is said of it
     "no factor": (lambda folder: replace_tensor(folder, B1, lambda _: None), "factor_B1 is missing"),
     "a smaller one": (
         lambda folder: replace_tensor(folder, B1, lambda value: value[:, :-1].clone()),
-        r"factor_B1 is \(1, 23, 4\) in torch\.float32, needed: \(1, 24, 4\) in torch\.float32",
+        r"factor_B1 is \(1, 23, 4\), needed: \(1, 24, 4\)",
     ),
     "no shapes": (lambda folder: edit(folder, resolved=None), f"{CANNOT} .*: it is not a saved LSR adapter"),
     "a core": (
