@@ -22,7 +22,7 @@ from lsr.convert.lora import LoraPair
 from lsr.convert.writing import check_output, write_adapter, writing
 from lsr.loading.adapters import ADAPTER, load_layers
 from lsr.loading.files import FACTOR, PREFIX, InputError, read_labels, read_tensors
-from lsr.tuner.card import Card, as_lora
+from lsr.tuner.card import UNNAMED, Card
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.linear import LsrLinear
 from lsr.tuner.patterns import override
@@ -216,12 +216,14 @@ def _usual(values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
 
 def _card(config: LsrConfig) -> Card:
     labels = read_labels(config.folder) if config.folder else None
-    return as_lora(
-        config.folder,
-        config.base_model_name_or_path,
-        config.revision,
-        config.task_type,
-        config.labels if labels is None else labels,
+    return Card(
+        method="LORA",
+        called="LoRA adapter",
+        base=config.base_model_name_or_path or UNNAMED,
+        revision=config.revision,
+        task_type=config.task_type,
+        labels=config.labels if labels is None else labels,
+        summary="It equals an LSR adapter, and loads without `lsr`.",
     )
 
 

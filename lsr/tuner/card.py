@@ -22,7 +22,6 @@ MERGED = ("LSR", "LORA")  # PEFT's other methods do not come off a model whose h
 LABELLED = ("SEQ_CLS", "TOKEN_CLS")
 LONGEST = 2**20  # characters of a card that are read
 UNNAMED = "a base model"
-CARRIED = ("Score", "Training")  # sections that also hold for the LoRA that equals an adapter
 ASK = {False: '"A text."', True: '{"text": "A text.", "text_pair": "Another one."}'}
 
 
@@ -115,24 +114,6 @@ class Card:
         (folder / FILE).write_text(self.text(), encoding="utf-8")
 
 
-def as_lora(
-    folder: Path | None, base: str | None, revision: str | None, task_type: str | None, labels: Sequence[str]
-) -> Card:
-    """Return the card of the LoRA that equals an LSR adapter, with what the card in the adapter's folder says of it."""
-    text = text_in(folder) if folder else ""
-    return Card(
-        method="LORA",
-        called="LoRA adapter",
-        base=base or UNNAMED,
-        revision=revision,
-        task_type=task_type,
-        labels=labels,
-        is_pair=ASK[True] in text,
-        summary=f"It equals an LSR adapter, and loads without `lsr`. {_summary(text)}".rstrip(),
-        sections={heading: content for heading in CARRIED if (content := section(text, heading))},
-    )
-
-
 def text_in(folder: Path) -> str:
     """Return the beginning of the card in a folder, which others may have written; empty if there is none."""
     path = folder / FILE
@@ -145,10 +126,6 @@ def text_in(folder: Path) -> str:
 def section(text: str, heading: str) -> str:
     """Return a section of a card by its heading; empty if there is none."""
     return text.partition(f"\n## {heading}\n\n")[2].partition("\n## ")[0].strip()
-
-
-def _summary(text: str) -> str:  # what is between the title and the first section of a card of this module
-    return text.partition("\n# ")[2].partition("\n")[2].partition("\n## ")[0].strip() if MARK in text else ""
 
 
 def replace_empty(card: Card, folder: Path) -> None:

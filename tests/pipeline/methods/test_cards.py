@@ -7,7 +7,6 @@ import pytest
 from huggingface_hub import ModelCard
 
 from lsr.__main__ import main as lsr_command
-from lsr.tuner.card import section
 from pipeline import params
 from pipeline.core import artifacts
 from pipeline.methods import cards, table
@@ -66,17 +65,14 @@ def test_a_merged_export_takes_the_labels_from_the_task(tmp_path):
     assert lsr_command(["export", str(artifacts.ADAPTER), "--to", "merged", "-o", str(out), "--force"]) == 0
 
 
-def test_a_lora_exported_by_hand_says_what_its_adapter_says(published, tmp_path, monkeypatch, capsys):
+def test_a_lora_exported_by_hand_needs_no_lsr(published, tmp_path, monkeypatch, capsys):
     out = tmp_path / "lora"
     assert lsr_command(["export", str(artifacts.ADAPTER), "--to", "lora", "-o", str(out)]) == 0
-    found, of_adapter = card(out), card(artifacts.ADAPTER)
+    found = card(out)
     assert "lsr" not in found.data.tags
     assert "import lsr" not in found.text
     assert "# LoRA adapter of " in found.text
-    assert "It equals an LSR adapter, and loads without `lsr`. It was trained on glue. From a text (" in found.text
-    for heading in ("Score", "Training"):
-        assert section(found.text, heading) == section(of_adapter.text, heading) != ""
-    assert not section(found.text, "Parameters")  # the LoRA stores more than the adapter
+    assert "It equals an LSR adapter, and loads without `lsr`." in found.text
     (out / "tiny-roberta").symlink_to(published / "tiny-roberta")
     monkeypatch.chdir(out)
     capsys.readouterr()
