@@ -48,7 +48,6 @@ class AdapterBank(nn.Module):
         self._room = 1 + capacity  # the first slot is for rows without an adapter
         self._layers: dict[str, BankLayer] = {}
         self._heads: dict[str, BankHead] = {}
-        self._trains = False
 
     def __len__(self) -> int:
         return len(self._places)
@@ -76,7 +75,6 @@ class AdapterBank(nn.Module):
         """
         if not name or name == BASE:
             raise InputError(f"an adapter's name must be a non-empty string other than {BASE!r}, got {name!r}")
-        self._check_idle(f"add {name!r}")
         if name in self._places and not replace:
             raise InputError(f"{name}: an adapter of this name is in the bank; pass replace=True to replace it")
         saved = adapter if isinstance(adapter, SavedAdapter) else read_adapter(adapter)
@@ -111,9 +109,8 @@ class AdapterBank(nn.Module):
         """Remove an adapter; the next one added reuses its slot.
 
         Raises:
-            InputError: if the bank has no adapter of this name, or its adapters are training.
+            InputError: if the bank has no adapter of this name.
         """
-        self._check_idle(f"remove {name!r}")
         with self._rows.one_thread:
             self._check_names([name])
             del self._places[name], self.notes[name]
@@ -137,19 +134,14 @@ class AdapterBank(nn.Module):
 
         Each row contributes gradients only to its own adapter, and none to the base model. An adapter without rows in a
         batch has zero gradient, but an optimizer with momentum or weight decay still changes it. A stack holds cores
-        multiplied by their scaling c, so an Adam step on it amounts to a step 1 / c times as large on the core.
-
-        Raises:
-            InputError: if they are training already.
+        multiplied by their scaling c, so an Adam step on it amounts to a step 1 / c times as large on the core. Add no
+        adapter meanwhile: an optimizer would go on with the stacks that it was given.
         """
-        self._check_idle("train")
         stacks = [stack for one in self._stacked() for stack in one.stacks().values() if stack.is_floating_point()]
         hooks = [stack.requires_grad_().register_hook(_nothing_for_nobody) for stack in stacks]
-        self._trains = True
         try:
             yield stacks
         finally:
-            self._trains = False
             for stack, hook in zip(stacks, hooks, strict=True):
                 hook.remove()
                 stack.requires_grad_(False).grad = None
@@ -213,10 +205,6 @@ class AdapterBank(nn.Module):
         bank._places = {name: place for place, name in enumerate(index.notes, start=1)}
         bank.notes = dict(index.notes)
         return bank
-
-    def _check_idle(self, action: str) -> None:
-        if self._trains:
-            raise InputError(f"cannot {action} while the bank's adapters are training side by side")
 
     def _check_names(self, names: Sequence[str]) -> None:
         for name in names:
