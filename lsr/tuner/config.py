@@ -191,11 +191,6 @@ class LsrConfig(PeftConfig):
         """Whether the initialization needs examples."""
         return self.frames == OWN and INITIALIZATIONS[self.start].reads in READERS
 
-    @property
-    def is_saved(self) -> bool:
-        """Whether the factors are in a file, so that none need to be initialized."""
-        return self.resolved is not None
-
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any) -> Any:
         """Return the configuration in a folder or hub repository, as PEFT does, and remember the folder."""

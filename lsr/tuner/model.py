@@ -68,7 +68,7 @@ class LsrModel(BaseTuner):
             del self._frames  # otherwise frames would outlive their last adapter here
         labels = getattr(getattr(model, "config", None), "id2label", None) or {}
         config.labels = tuple(str(labels[index]) for index in sorted(labels)) if len(labels) > 1 else ()
-        if config.is_saved:
+        if config.resolved is not None:
             return
         remember(self, adapter_name, frames_hash=None if shared is None else shared.sha256)
         config.awaits_examples = config.needs_examples

@@ -51,9 +51,6 @@ def read_fields(path: Path) -> dict[str, Any]:
     for name in ("base_model_name_or_path", "revision", "task_type"):
         if not isinstance(fields.get(name), str | None):
             raise InputError(f"{path}: {name}: must be a string or null, got {fields[name]!r}")
-    for name, value in fields.items():
-        if name.endswith("_config") and not isinstance(value, dict | None):
-            raise InputError(f"{path}: {name}: must hold keys and values, got {value!r}")
     return fields
 
 

@@ -20,7 +20,6 @@ from lsr.tuner.options import OWN
 from lsr.tuner.saved import CONFIG, WEIGHTS, first_line, read_weights, weights_of
 
 PREFIX, INFIX, FACTOR = "base_model.model.", ".lsr_adapters.", "factor_"
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
@@ -111,8 +110,6 @@ def read_shared_frames(config: LsrConfig) -> SharedFrames | None:
 def _read(source: str, beside: Path | None) -> tuple[LsrConfig, dict[str, dict[str, Tensor]]]:
     places = [*([] if beside is None else [beside / source, beside.parent / source]), Path(source)]
     folder = next((place for place in places if (place / CONFIG).exists()), None)
-    if folder is None and (Path(source).exists() or not HUB_NAME.fullmatch(source)):
-        raise ValueError(f"{CONFIG} is missing" if Path(source).exists() else "no such folder")
     if folder is None:
         path, weights = _from_hub(source, CONFIG), _from_hub(source, WEIGHTS)
     else:
@@ -133,7 +130,7 @@ def _from_hub(repository: str, name: str) -> Path:
     try:
         return Path(hf_hub_download(repository, name))
     except (OSError, ValueError) as error:
-        raise ValueError(f"no such folder, and from the hub: {first_line(error)}") from None
+        raise ValueError(f"no such adapter here, and from the hub: {first_line(error)}") from None
 
 
 def _by_group(source: str, theirs: LsrConfig, tensors: Mapping[str, Tensors]) -> dict[Group, tuple[Form, Tensors]]:
@@ -145,8 +142,6 @@ def _by_group(source: str, theirs: LsrConfig, tensors: Mapping[str, Tensors]) ->
         except ValueError as error:
             raise ValueError(f"frames: {source!r}: layer {name!r}: {error}") from None
         group = _group_of(theirs.share, name, form)
-        if group in by_group:
-            raise ValueError(f"frames: {source!r} holds those of {group} twice, the second time in layer {name!r}")
         by_group[group] = form, values
     return by_group
 
