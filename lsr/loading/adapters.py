@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from lsr.algebra.precision import dtype_name
 from lsr.loading.base_models import MISFITS, by, load_base
-from lsr.loading.files import FACTOR, InputError, read_config, read_tensors
+from lsr.loading.files import InputError, read_config, read_tensors
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.forms import check_room
 from lsr.tuner.linear import LsrLinear, adapted_layers
-from lsr.tuner.saved import CONFIG, WEIGHTS, check_saved, first_line, misfit, weights_of
+from lsr.tuner.saved import CONFIG, WEIGHTS, check_saved, factors_by_layer, first_line, misfit, weights_of
 from lsr.tuner.sharing import FrameRegistry, read_shared_frames
 
 METHOD = "LSR"
@@ -108,9 +108,11 @@ def load_layers(folder: Path) -> SavedLayers:
         InputError: if the folder is not an LSR adapter, its file is incomplete, or its two files do not fit together.
     """
     read_config(folder, METHOD)
-    config, states = _config(folder), _states(folder)
+    config, states = _config(folder), factors_by_layer(read_tensors(folder))
+    if not states:
+        raise InputError(f"{weights_of(folder)}: holds no LSR factors")
     # If factors are shared, the layer that stores them comes first, as in a model.
-    first = sorted(states, key=lambda name: not any(".factor_" in key for key in states[name]))
+    first = sorted(states, key=lambda name: not any(key.startswith("factor_") for key in states[name]))
     try:
         check_room(config, states)
         frames = FrameRegistry(config, (), read_shared_frames(config))
@@ -129,21 +131,6 @@ def _config(folder: Path) -> LsrConfig:
     return config
 
 
-def _states(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of each layer by their names in its state dict.
-
-    Raises:
-        InputError: if there are none.
-    """
-    states: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in read_tensors(folder).items():
-        if found := FACTOR.fullmatch(key):
-            states.setdefault(found[1], {})[f"lsr_adapters.{ADAPTER}.{found[2]}"] = tensor
-    if not states:
-        raise InputError(f"{weights_of(folder)}: holds no LSR factors")
-    return states
-
-
 def _layer(name: str, config: LsrConfig, frames: FrameRegistry, state: Mapping[str, Tensor]) -> LsrLinear:
     if config.resolved is None:
         raise ValueError("resolved: the configuration does not contain the shapes of the layers")
@@ -153,7 +140,7 @@ def _layer(name: str, config: LsrConfig, frames: FrameRegistry, state: Mapping[s
     layer.update_layer(ADAPTER, config, frames.frames_of(layer))
     frames.add(layer, ADAPTER)
     layer.base_hashes.clear()  # there is no weight to compare with
-    own = {key: value for key, value in layer.state_dict().items() if not key.startswith("base_layer.")}
+    own = layer.adapter(ADAPTER).state_dict()
     for key in sorted(own.keys() ^ state.keys()):
         raise ValueError(f"layer {name!r}: {key} is {'missing' if key in own else 'not part of this adapter'}")
     for key, tensor in state.items():
@@ -164,5 +151,5 @@ def _layer(name: str, config: LsrConfig, frames: FrameRegistry, state: Mapping[s
             raise ValueError(
                 f"layer {name!r}: {key} is {by(tensor.shape)}, but its configuration says {by(room.shape)}"
             )
-    layer.load_state_dict(state, strict=False)
+    layer.adapter(ADAPTER).load_state_dict(state)
     return layer

@@ -21,16 +21,9 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from transformers.utils.hub import cached_file
 
 from lsr.loading.files import PREFIX, InputError, NoBaseError
+from lsr.tuner.card import CLASSES
 from lsr.tuner.saved import CONFIG, first_line
 
-CLASSES = {  # by PEFT's task_type
-    "SEQ_CLS": transformers.AutoModelForSequenceClassification,
-    "TOKEN_CLS": transformers.AutoModelForTokenClassification,
-    "CAUSAL_LM": transformers.AutoModelForCausalLM,
-    "SEQ_2_SEQ_LM": transformers.AutoModelForSeq2SeqLM,
-    "QUESTION_ANS": transformers.AutoModelForQuestionAnswering,
-    "FEATURE_EXTRACTION": transformers.AutoModel,
-}
 VOCABULARIES = (
     *("tokenizer.json", "vocab.txt", "vocab.json"),
     *("spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
@@ -169,7 +162,7 @@ def class_of(fields: Mapping[str, Any]) -> Any:
     """
     task, mapping = fields.get("task_type"), fields.get("auto_mapping")
     if task in CLASSES:
-        return CLASSES[task]
+        return getattr(transformers, CLASSES[task])
     if not isinstance(mapping, dict):  # such as frames of several adapters, which have no head
         raise NoBaseError(f"{CONFIG}: names no task and no class of the base model")
     module, name = str(mapping.get("parent_library")), str(mapping.get("base_model_class"))

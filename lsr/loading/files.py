@@ -1,19 +1,17 @@
 """The two files of an adapter's folder, read without running any code in them."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from lsr.tuner.saved import CONFIG, WEIGHTS, read_fields, read_json, read_weights, weights_of
+from lsr.tuner.saved import FACTOR as FACTOR
+from lsr.tuner.saved import PREFIX as PREFIX
 from lsr.tuner.saved import InputError as InputError
 
 TASK = "task.json"  # written beside an adapter by the pipeline's stage train
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
-PREFIX = "base_model.model."  # PEFT puts it before each tensor's name in the base model
-# The name of a factor or core in the file: its layer, and its name in the adapter.
-FACTOR = re.compile(rf"{re.escape(PREFIX)}(.*)\.lsr_adapters\.((?:factor|folded)_[AB]\d+|core)")
 
 
 class NoBaseError(InputError):

@@ -11,12 +11,13 @@ from huggingface_hub import ModelCardData
 FILE = "README.md"
 MARK = "<!-- Written by lsr when the adapter is saved; without this line it stays as you edit it. -->"
 UNFILLED = "[More Information Needed]"  # of PEFT's template
-CLASSES = {  # by PEFT's task_type
+CLASSES = {  # of transformers, by PEFT's task_type
     "SEQ_CLS": "AutoModelForSequenceClassification",
     "TOKEN_CLS": "AutoModelForTokenClassification",
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "FEATURE_EXTRACTION": "AutoModel",
 }
 MERGED = ("LSR", "LORA")  # PEFT's other methods do not come off a model whose head has several layers
 LABELLED = ("SEQ_CLS", "TOKEN_CLS")

@@ -5,7 +5,7 @@ The files are not trusted: they may contain anything. PEFT itself ignores missin
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from lsr.algebra.rounding import unpack
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ROUNDED = "adapter_rounded.safetensors"  # in place of WEIGHTS: PEFT would take a file of that name and find no factors
 MOST_BYTES = 8_000_000  # of JSON: enough for the names and hashes of 20,000 layers
+PREFIX = "base_model.model."  # PEFT puts it before each tensor's name in the base model
+# The name of a factor or core in the file: its layer, and its name in the adapter.
+FACTOR = re.compile(rf"{re.escape(PREFIX)}(.*)\.lsr_adapters\.((?:factor|folded)_[AB]\d+|core)")
 WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what a terminal interprets as a command or a line break
 LONGEST_LINE = 276  # characters of a message, before a command's name is prepended
@@ -94,6 +97,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(f"{path}: {name} holds values that are not finite")
     return tensors
+
+
+def factors_by_layer(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return the factors and cores in a file by layer and by their names in its adapter, without heads and biases."""
+    layers: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if found := FACTOR.fullmatch(key):
+            layers.setdefault(found[1], {})[found[2]] = tensor
+    return layers
 
 
 def check_saved(model: PeftModel, names: Iterable[str]) -> None:

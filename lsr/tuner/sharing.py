@@ -17,9 +17,8 @@ from lsr.tuner.factors import LsrFactors
 from lsr.tuner.forms import check_room, form_in_file
 from lsr.tuner.layer import LsrLayer
 from lsr.tuner.options import OWN
-from lsr.tuner.saved import CONFIG, WEIGHTS, first_line, read_weights, weights_of
+from lsr.tuner.saved import CONFIG, WEIGHTS, factors_by_layer, first_line, read_weights, weights_of
 
-PREFIX, INFIX, FACTOR = "base_model.model.", ".lsr_adapters.", "factor_"
 INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
@@ -117,11 +116,11 @@ def _read(source: str, beside: Path | None) -> tuple[LsrConfig, dict[str, dict[s
     config = LsrConfig.from_pretrained(str(path.parent))
     if not isinstance(config, LsrConfig) or config.resolved is None:
         raise ValueError("it is not a saved LSR adapter")
-    tensors: dict[str, dict[str, Tensor]] = {}
-    for key, value in read_weights(weights).items():
-        layer, infix, name = key.removeprefix(PREFIX).partition(INFIX)
-        if infix and name.startswith(FACTOR):
-            tensors.setdefault(layer, {})[name] = value
+    frames = {
+        layer: {name: value for name, value in its.items() if name.startswith("factor_")}
+        for layer, its in factors_by_layer(read_weights(weights)).items()
+    }
+    tensors = {layer: its for layer, its in frames.items() if its}
     check_room(config, tensors)
     return config, tensors
 

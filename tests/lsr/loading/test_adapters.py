@@ -144,12 +144,12 @@ MISTAKES = {  # what is wrong: how the folder is changed, what the line says
     "no shapes": (configure(resolved=None), "resolved: the configuration does not contain the shapes of the layers"),
     "shapes that hold no width": (
         configure(resolved={"usual": {**SHAPES, "out_shape": [2, 2]}, "others": {}, "base_hashes": {}}),
-        f"{CONFIG}: resolved: not what a saved adapter says",
+        f"{MISFIT}layer '{QUERY}': out_shape must hold 2 sizes with a product from 24 to 48",
     ),
-    "no hashes of a start": (configure(init_weights="principal"), f"base_hashes has no entry for layer '{QUERY}'"),
+    "no start": (configure(init_weights="principal"), f"{MISFIT}layer '{QUERY}': folded_A1 is missing"),
     "other terms": (
         configure(separation_rank=2),
-        f"{MISFIT}layer '{QUERY}': lsr_adapters.default.factor_A1 is 3 x 2 x 6, but its configuration says 2 x 2 x 6",
+        f"{MISFIT}layer '{QUERY}': factor_A1 is 3 x 2 x 6, but its configuration says 2 x 2 x 6",
     ),
     "no weights": (without(WEIGHTS), f"{WEIGHTS}: no such file"),
     "cut off": (cut(2000), f"{WEIGHTS}: corrupt or cut off"),
@@ -158,7 +158,7 @@ MISTAKES = {  # what is wrong: how the folder is changed, what the line says
     "whole numbers": (tensors(lambda value: value.long()), "factor_A1 is of int64, not float32"),
     "a missing factor": (
         tensors(lambda value: None, "factor_B2"),
-        f"{MISFIT}layer '{QUERY}': lsr_adapters.default.factor_B2 is missing",
+        f"{MISFIT}layer '{QUERY}': factor_B2 is missing",
     ),
     "a missing bias": (tensors(lambda value: None, "classifier.bias"), "classifier.bias"),
     "a longer bias": (

@@ -49,7 +49,7 @@ def chosen_by_patterns(model):
     return found
 
 
-def test_patterns_choose_rank_terms_and_alpha_of_single_layers_and_are_names_in_the_file(tmp_path):
+def test_patterns_choose_rank_terms_and_alpha_of_single_layers_also_when_loaded(tmp_path):
     model = PATTERNS.stirred()
     assert chosen_by_patterns(model) == {
         "0.query": ((1, 2), 3, 3 / 2),

@@ -219,7 +219,7 @@ STALE = r"have the hash [0-9a-f]{12}, but the adapter was trained on others, [0-
 DAMAGE = {  # what became of the folder, what is said of it
     "huge": (
         lambda folder: edit(folder, rank_shape=[10_000_000]),
-        r"layer 'bert.*query': its configuration says 480,000,000 entries, but the file holds 768",
+        r"layer 'bert.*query': the rank must be in \[1, 24\], the smaller side of 24 x 24, got 10000000",
     ),
     "no factor": (lambda folder: replace_tensor(folder, B1, lambda _: None), "factor_B1 is missing"),
     "a smaller one": (
