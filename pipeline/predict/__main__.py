@@ -32,7 +32,7 @@ def parser() -> Parser:
     add("texts", nargs="*", metavar="TEXT", help="without any, or with -, read standard input, one text per line")
     add("--adapter", type=Path, default=artifacts.ADAPTER, metavar="FOLDER", help="the adapter (%(default)s)")
     add("--base", metavar="FOLDER_OR_HUB_ID", help="the base model, if not the one that the adapter names")
-    add("--bank", type=Path, metavar="FOLDER", help="a bank from `python -m lsr bank`, or a folder of adapters")
+    add("--bank", type=Path, metavar="FOLDER", help="a bank from `python -m lsr bank`")
     add("--adapter-column", metavar="NAME", help="the column of --file with the adapter for each row")
     add("--file", type=Path, help="read the texts from csv, tsv, jsonl or parquet, by extension")
     add("--column", nargs="+", metavar="NAME", help="text columns of --file (those of training, or the only one)")

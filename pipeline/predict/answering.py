@@ -8,7 +8,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import DataCollatorWithPadding
 
-from lsr.serve.opening import read_notes
+from lsr.serve.file import read_index
 from pipeline.core import console
 from pipeline.core.errors import UserError, nearest
 from pipeline.data.encoding import encode
@@ -42,12 +42,12 @@ def of_one(options: argparse.Namespace, given: Given, task: Task) -> Columns:
 
 @opening.in_plain_words()
 def tasks_of(options: argparse.Namespace, names: "pd.Series[str]") -> dict[str, Task]:
-    """Return the tasks of the adapters that rows of a file name, from a bank or a folder of adapters.
+    """Return the tasks of the adapters that rows of a file name, from a bank.
 
     Raises:
         UserError: if an adapter is missing or says nothing of its task, or they read texts of different kinds.
     """
-    notes, tasks = read_notes(options.bank)[1], dict[str, Task]()
+    notes, tasks = read_index(options.bank).notes, dict[str, Task]()
     for row, name in enumerate(names.astype(str), start=1):
         if name not in notes:
             there = f"{options.bank}, which holds {len(notes)}{nearest(name, notes)}"

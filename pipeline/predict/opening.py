@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from lsr.loading.adapters import load_adapter
 from lsr.loading.base_models import load_tokenizer
 from lsr.loading.files import InputError, read_config
-from lsr.serve.opening import open_bank, read_notes
+from lsr.serve.file import read_index
+from lsr.serve.opening import open_bank
 from pipeline.core.errors import UserError
 from pipeline.data.pretrained import pad
 from pipeline.methods import device, table
@@ -53,10 +54,10 @@ def open_adapters(folder: Path, base: str | None) -> Opened:
     """Return a bank of adapters, on the base model that they name, or on `base`.
 
     Raises:
-        UserError: if the folder holds no adapters, or their base model or tokenizer is missing or does not fit.
+        UserError: if the folder holds no bank, or their base model or tokenizer is missing or does not fit.
     """
-    bank, (fields, _) = open_bank(folder, base), read_notes(folder)
-    return _opened(bank, bank.model, fields, folder, base)
+    bank = open_bank(folder, base)
+    return _opened(bank, bank.model, read_index(folder).base, folder, base)
 
 
 def _opened(model: Any, base_model: Any, fields: Mapping[str, Any], folder: Path, base: str | None) -> Opened:

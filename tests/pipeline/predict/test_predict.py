@@ -299,8 +299,10 @@ def users(one):
     Path("in.csv").write_text(f"user,sentence1\nben,{SENTENCE}\nanna,{SENTENCE}\nben,an owl\n")
 
 
-def of_users(capsys, *words, call=ok, bank="users"):
-    return call(capsys, "--bank", bank, "--adapter-column", "user", "--file", "in.csv", *words)
+def of_users(capsys, call=ok):
+    assert lsr_main(["bank", "--from", "users", "-o", "bank", "--force"]) == 0
+    capsys.readouterr()
+    return call(capsys, "--bank", "bank", "--adapter-column", "user", "--file", "in.csv")
 
 
 def test_each_row_of_a_file_goes_through_its_adapter(users, capsys):
@@ -309,25 +311,21 @@ def test_each_row_of_a_file_goes_through_its_adapter(users, capsys):
         (alone,) = table(ok(capsys, text, "--adapter", f"users/{name}"))
         share = float(alone[f"p({alone['label']})"])
         expected.append({"user": name, "sentence1": text, "label": alone["label"], "probability": share})
-    printed = of_users(capsys)
-    found = [row | {"probability": float(row["probability"])} for row in table(printed)]
+    found = [row | {"probability": float(row["probability"])} for row in table(of_users(capsys))]
     assert [list(row.items())[:3] for row in found] == [list(row.items())[:3] for row in expected]
     assert [row["probability"] for row in found] == pytest.approx([row["probability"] for row in expected], abs=1e-5)
     assert {found[0]["label"], found[1]["label"]} in ({"no", "equivalent"}, {"yes", "not_equivalent"})
-    assert lsr_main(["bank", "--from", "users", "-o", "bank"]) == 0
-    assert of_users(capsys, bank="bank") == printed
 
 
 def test_a_mistake_with_a_bank_is_one_line(users, capsys):
-    def line(*words, **options):
-        return of_users(capsys, *words, call=mistake, **options)
+    def line():
+        return of_users(capsys, call=mistake)
 
     for words in (("a",), ("--file", "in.csv"), ("--adapter-column", "user", "a")):
-        assert "--bank, --adapter-column and --file go together" in mistake(capsys, "--bank", "users", *words)
-    assert "tiny-roberta: no adapter or folder of adapters" in line(bank="tiny-roberta")
+        assert "--bank, --adapter-column and --file go together" in mistake(capsys, "--bank", "bank", *words)
     edit(Path("users/ben/task.json"), max_length=7)
     assert "the adapters differ in max_length, or some read single texts" in line()
     Path("users/ben/task.json").unlink()
-    assert line() == "users: adapter ben: no task.json, which names the columns and labels"
+    assert line() == "bank: adapter ben: no task.json, which names the columns and labels"
     Path("in.csv").write_text("user,sentence1\nanna,a cat\nbne,a cat\n")
-    assert line() == "--file: in.csv: row 2: no adapter 'bne' in users, which holds 2; did you mean ben?"
+    assert line() == "--file: in.csv: row 2: no adapter 'bne' in bank, which holds 2; did you mean ben?"
