@@ -21,7 +21,6 @@ CLASSES = {  # of transformers, by PEFT's task_type
 }
 MERGED = ("LSR", "LORA")  # PEFT's other methods do not come off a model whose head has several layers
 LABELLED = ("SEQ_CLS", "TOKEN_CLS")
-LONGEST = 2**20  # characters of a card that are read
 UNNAMED = "a base model"
 ASK = {False: '"A text."', True: '{"text": "A text.", "text_pair": "Another one."}'}
 
@@ -116,12 +115,9 @@ class Card:
 
 
 def text_in(folder: Path) -> str:
-    """Return the beginning of the card in a folder, which others may have written; empty if there is none."""
+    """Return the card in a folder; empty if there is none."""
     path = folder / FILE
-    if not path.is_file():
-        return ""
-    with path.open(encoding="utf-8", errors="replace") as file:
-        return file.read(LONGEST)
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def section(text: str, heading: str) -> str:

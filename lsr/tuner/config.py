@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from os import PathLike, fspath
+from os import fspath
 from pathlib import Path
 from typing import Any, cast
 
@@ -147,8 +147,6 @@ class LsrConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = PeftType("LSR")
         self.rank_shape = as_sizes("rank_shape", self.rank_shape)
-        if not isinstance(self.frames, str | PathLike):
-            raise ValueError(f"frames must be {OWN!r} or the folder or hub repository of frames, got {self.frames!r}")
         self.frames = fspath(self.frames)
         for name in PATTERNS:
             setattr(self, name, getattr(self, name) or {})
