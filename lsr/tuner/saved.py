@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lsr.algebra.precision import dtype_name
 from lsr.algebra.rounding import unpack
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -23,6 +24,8 @@ MOST_BYTES = 8_000_000  # of JSON: enough for the names and hashes of 20,000 lay
 PREFIX = "base_model.model."  # PEFT puts it before each tensor's name in the base model
 # The name of a factor or core in the file: its layer, and its name in the adapter.
 FACTOR = re.compile(rf"{re.escape(PREFIX)}(.*)\.lsr_adapters\.((?:factor|folded)_[AB]\d+|core)")
+# For factors, heads and biases; uint8 for the signs of frames, int64 for counters in modules that are saved whole.
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.int64)
 WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what a terminal interprets as a command or a line break
 LONGEST_LINE = 276  # characters of a message, before a command's name is prepended
@@ -84,7 +87,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors file by name, or of what a file of rounded tensors stands for.
 
     Raises:
-        InputError: if it is not a file, or is truncated or corrupt, or a tensor is not finite; names the file.
+        InputError: if it is not a file, or is truncated or corrupt, or a tensor is not finite or of a dtype that no
+            adapter has; names the file.
     """
     if not path.is_file():
         raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
@@ -94,6 +98,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError, ValueError, KeyError) as error:  # a dtype that torch lacks is a KeyError
         raise InputError(f"{path}: corrupt or cut off: {first_line(error)}") from None
     for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            needed = ", ".join(map(dtype_name, DTYPES))
+            raise InputError(f"{path}: {name} holds values of {dtype_name(tensor.dtype)}; needed: {needed}")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(f"{path}: {name} holds values that are not finite")
     return tensors
@@ -114,8 +121,11 @@ def check_saved(model: PeftModel, names: Iterable[str]) -> None:
     PEFT checks their shapes alone.
 
     Raises:
-        ValueError: names the first tensor that is missing or unexpected.
+        ValueError: names the first tensor that is missing or unexpected, or is of whole numbers.
     """
+    for name, parameter in model.named_parameters():
+        if parameter.dtype is torch.int64:  # a head's: the model has taken the file's own tensor
+            raise ValueError(f"{name.replace('.default', '')} holds int64 values; needed: floating-point ones")
     state: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
     # With bias="all" PEFT also lists the biases inside the wrapper of a head.
     expected, held = ({name for name in side if not WRAPPED.search(name)} for side in (state, names))
