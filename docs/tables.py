@@ -19,9 +19,9 @@ FORMS = ("movie-reviews", "tweets", "amazon-reviews", "movie-ratings", "movie-pa
 Result = Mapping[str, Any]  # a method on a task, as reports/compare has it
 
 IN_README = (
-    "LSR 96 directions of signs", "LSR 200 directions", "LSR warm 200 directions", "Uni-LoRA 2000",
-    "LSR warm shared r=3", "LSR warm shared r=3, 2 passes", "LoRA r=1", "LoRA r=1, 3 epochs", "LoRA r=1 warm, 2 passes",
-    "LSR shared r=6", "LoRA r=8", "full",
+    "LSR 96 directions of signs", "LSR 200 directions", "LSR warm 200, 2 passes", "Uni-LoRA 2000",
+    "LSR warm shared r=2, 2 passes", "LSR warm shared r=3", "LoRA r=1", "LoRA r=1 warm, 2 passes", "LSR shared r=6",
+    "LoRA r=1 warm, all linear, 2 passes", "LoRA r=8", "full",
 )  # fmt: skip
 LONG_IN_README = {  # what a page calls a method, and its name in the preset
     "96 directions, signs": "LSR 96 directions, signs",
