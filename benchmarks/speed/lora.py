@@ -52,8 +52,7 @@ class Row(NamedTuple):
     peft_seconds: float  # per step
     lsr_seconds: float
     speed_to_peft: float  # PEFT's time over LSR's in the same round, median
-    first_loss: float  # of PEFT's
-    last_loss: float
+    last_loss: float  # of PEFT's
     largest_difference: float  # of the two losses of a step
 
 
@@ -78,7 +77,6 @@ def run(cases: Sequence[Case], threads: int, rounds: int = ROUNDS) -> Iterator[R
                 peft_seconds=median(times[PEFT]),
                 lsr_seconds=median(times[LSR]),
                 speed_to_peft=ratio(times[PEFT], times[LSR]),
-                first_loss=losses[PEFT][0],
                 last_loss=losses[PEFT][-1],
                 largest_difference=max(abs(one - other) for one, other in both),
             )
