@@ -61,7 +61,7 @@ def row(place: str, method: str, cells: Mapping[str, Cell | None]) -> Row:
         bytes=size,
         precision=precision,
         score_at_bytes=estimate(at_size),
-        seconds=fmean(sum(run.seconds.values()) for run in every) if every else None,
+        seconds=fmean(sum(run.seconds.values()) - run.seconds.get("round", 0) for run in every) if every else None,
         peak_bytes=_largest(run.peak_bytes for run in every),
         rate=chosen.rate if chosen else None,
         rate_at_edge=chosen is not None and known[0].at_edge,
