@@ -131,15 +131,14 @@ def hypotheses() -> Iterator[str]:
     return table(("method", "expected", "beside", "lead, 95 % interval", "verdict"), rows)
 
 
-def arena(methods: Sequence[str] | None, columns: Sequence[str]) -> Iterator[str]:
-    """Yield the scores of methods of the preset `offline`, in percent; None: all methods."""
+def arena(columns: Sequence[str]) -> Iterator[str]:
+    """Yield the scores of all methods of the preset `offline`, in percent."""
     by_task = results("offline")
     rows = [
-        [method, by_task[columns[0], method]["trained"], *(_scored(by_task[task, method], 1, 1) for task in columns)]
-        for method in methods or dict.fromkeys(method for _, method in by_task)
+        [method, _sizes(by_task[MEAN, method])[0], *(_scored(by_task[task, method], 1, 1) for task in columns)]
+        for method in dict.fromkeys(method for _, method in by_task)
     ]
-    names = ["mean of four" if task == MEAN else task for task in columns]
-    return table(("method", "trained", *names), [[row[0], f"{row[1]:,}", *row[2:]] for row in rows])
+    return table(("method", "trained", *("mean of four" if task == MEAN else task for task in columns)), rows)
 
 
 def forms(preset: str, methods: Mapping[str, str], beside: Sequence[str], *, intervals: bool = True) -> Iterator[str]:
@@ -202,7 +201,7 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "arena, means": partial(verdicts, IN_README),
     "verdicts": partial(verdicts, None),
     "hypotheses": hypotheses,
-    "arena": partial(arena, None, ARENA),
+    "arena": partial(arena, ARENA),
     "forms, long": partial(forms, "long", LONG_IN_README, ("trained",), intervals=False),
     "short, by trained": partial(forms, "short", BY_TRAINED, ("trained", "stored")),
     "short, by bytes": partial(forms, "short", BY_BYTES, ("trained", "kB")),

@@ -174,7 +174,7 @@ def train(model: PeftModel, view: ArenaView, splits: Mapping[str, Dataset], coll
     """Fit the adapter and the head.
 
     Raises:
-        DivergedError: if the loss or the weights become infinite or NaN.
+        DivergedError: if the loss or the outputs become infinite or NaN.
     """
     with tempfile.TemporaryDirectory() as folder:
         trainer = run.trainer_of(
@@ -198,9 +198,8 @@ def in_precisions(model: PeftModel, scored: "Scored") -> Iterator[tuple[str, Rou
 
     In float32 the scores are those of the last epoch.
     """
-    state = {
-        name: value.clone() for name, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()
-    }
+    trained = get_peft_model_state_dict(model, save_embedding_layers=False)
+    state = {name: value.clone() for name, value in trained.items()}
     for precision in PRECISIONS:
         stored = pack(state, precision)
         validation, test = scored.validation[-1], scored.test[-1]

@@ -160,9 +160,8 @@ class Run:
     def _overrides(self, choice: Mapping[str, Any]) -> dict[str, Any]:
         method = self.chosen
         chosen = {**self.preset.params, **self.preset.tasks[self.task].params, **method.params, **choice}
-        others = params.load_params().sections.keys() - {
-            method.adapter
-        }  # a preset may set keys that only some methods have
+        # A preset may set keys that only some methods have.
+        others = params.load_params().sections.keys() - {method.adapter}
         return {
             **{key: value for key, value in chosen.items() if key.partition(".")[0] not in others},
             **({"lsr.frames_from": self._frames_from()} if method.frames_from != "own" else {}),

@@ -6,6 +6,7 @@ The files of a folder are read together, so the results of several machines are 
 import json
 import os
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 from typing import Literal
 
@@ -86,6 +87,11 @@ class Record(BaseModel):
     def selected(self) -> int:
         """The epoch with the best validation score, from 0; the last if several."""
         return max(range(len(self.validation)), key=lambda epoch: (self.validation[epoch], epoch))
+
+    @property
+    def held_out(self) -> float:
+        """The validation score at the selected epoch, by which tuning decides; minus infinity if it did not finish."""
+        return self.validation[self.selected] if self.status == "finished" else -inf
 
     def score(self, epoch: int | None = None, metric: str | None = None) -> float:
         """Return a metric on the test split; by default the first one, at the selected epoch."""

@@ -98,13 +98,9 @@ def _best(run: Run, tried: Sequence[Setting], records: Records) -> Setting | Non
         cells = [run.cell(setting, seed) for seed in run.seeds[: run.preset.tuning.seeds]]
         if cells[0].key not in records:
             return None
-        scores[setting] = fmean(_validation(records[cell.key]) for cell in cells if cell.key in records)
+        scores[setting] = fmean(records[cell.key].held_out for cell in cells if cell.key in records)
     best = max(scores, key=lambda setting: scores[setting])
     return best if scores[best] > -inf else None
-
-
-def _validation(record: Record) -> float:
-    return record.validation[record.selected] if record.status == "finished" else -inf
 
 
 def _beyond(run: Run, tried: Sequence[Setting], records: Records) -> Setting | None:

@@ -92,14 +92,10 @@ def _chosen(runs: Sequence[Record], tuning: Collection[int]) -> Record | None:
         settings.setdefault(run.tuned, []).append(run)
 
     def order(group: Sequence[Record]) -> tuple[int, float]:
-        return len(group), fmean([_validation(run) for run in group if run.seed in tuning] or [-inf])
+        return len(group), fmean([run.held_out for run in group if run.seed in tuning] or [-inf])
 
     best = max(settings.values(), key=order)
     return next((run for run in best if run.status == FINISHED), None)
-
-
-def _validation(record: Record) -> float:
-    return record.validation[record.selected] if record.status == FINISHED else -inf
 
 
 def _newest_form(group: Sequence[Record]) -> Iterator[Record]:

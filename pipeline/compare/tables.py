@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pipeline.compare.comparison import Comparison
-from pipeline.compare.estimates import Estimate
+from pipeline.compare.estimates import PERCENT, Estimate
+from pipeline.compare.precision import LOSS
 from pipeline.compare.rows import Row
 from pipeline.compare.verdicts import BETTER, EQUIVALENT, UNDECIDED, WORSE, Outcome, Verdict
 from pipeline.core import console
@@ -74,7 +75,8 @@ def protocol(comparison: Comparison) -> str:
         f"bootstrap over seeds and test examples, and for averages over tasks ({comparison.resamples:,} resamples). "
         "▲ better, ▼ worse: p < 0.05 after Holm's correction for the number of methods. = equivalent: two one-sided "
         f"tests at 5 % find the lead within {comparison.margin:g} points. No sign: undecided. Bytes are those of the "
-        "smallest precision that costs at most 0.2 points on the validation split, where a file has been rounded."
+        f"smallest precision that costs at most {PERCENT * LOSS:g} points on the validation split, where a file has "
+        "been rounded."
     )
 
 
