@@ -115,7 +115,7 @@ def show(runs: Sequence[Run], records: tuning.Records) -> None:
         score = f"{mean(one.score() for one in finished):.4f}" if finished else "none finished"
         trained = finished[0].trained if finished else ""
         rate = f"{cells[0].rate:g}" if cells and cells[0].rate is not None else ""
-        rows.append((run.title, trained, rate, f"{len(finished)} of {len(run.preset.seeds)}", score))
+        rows.append((run.title, trained, rate, f"{len(finished)} of {len(run.seeds)}", score))
     console.table("arena", ("run", "trained", "rate", "seeds", "score"), rows)
     console.line(f"compare: python -m pipeline.compare {runs[0].name}")
 

@@ -56,10 +56,10 @@ def _plain_progress(description: str, total: int, unit: str, to: Console) -> Adv
     count, noted = 0, ""
 
     def advance(done: int, note: str = "") -> None:
-        nonlocal count, last, noted
+        nonlocal count, last, noted, total
         count += done
         noted = f", {note}" if note else noted
-        now = time.monotonic()
+        now, total = time.monotonic(), max(total, count)  # there may be more than was thought
         if count and now - last >= SECONDS_BETWEEN_LINES:  # a training says that it begins with 0 steps done
             last, left = now, timedelta(seconds=round((total - count) * (now - start) / count))
             to.print(f"{description}: {count}/{total} {unit}, {left} left{noted}", soft_wrap=True)

@@ -10,7 +10,7 @@ from tests import workspace
 from tests.pipeline.arena import small
 
 COMMITTED = workspace.read_yaml(workspace.ROOT / preset.PATH)
-GOES_ON = "offline"  # its controls, and the second seed of its tuning, are not all run yet
+GOES_ON = ("offline", "long")  # some of their trainings are not run yet
 BASELINES = {"LoRA r=1", "LoRA r=8"}
 
 
@@ -25,10 +25,10 @@ def test_the_committed_presets_hold_the_baselines_and_all_trainings_of_the_commi
     planned = set()
     for run in plan.runs(name, chosen):
         assert run.first().view.seed == 0
-        assert not records or name == GOES_ON or tuning.missing(run, records) == [], run.title
+        assert not records or name in GOES_ON or tuning.missing(run, records) == [], run.title
         planned |= {cell.key for _, cells in tuning.steps(run, records) for cell in cells}
     left = {one.method for key, one in records.items() if key not in planned}
-    assert not left or name == GOES_ON
+    assert not left or name in GOES_ON
     assert {one.method for one in records.values()} <= chosen.methods.keys()
 
 
