@@ -36,9 +36,6 @@ CASES = {  # what it shows: model, fields
     "shared and transposed": ("gpt2", {**DENSE, "train": "all", "core": "diagonal", "share": "layers", "seed": None}),
 }
 FOLDED = [case for case, (_, fields) in CASES.items() if LsrConfig(**fields).folds]
-SPLIT = [  # into Kronecker factors
-    case for case, (_, fields) in CASES.items() if len(LsrConfig(**fields).rank_shape) > 1
-]
 
 
 def edit(path, **changes):

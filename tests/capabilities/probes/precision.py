@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
-from tests.capabilities.behavior import EVERY, Behavior
+from tests.capabilities.behavior import EVERY, PAIRS, Behavior
 from tests.capabilities.checks import check, is_factor, layers, loss, near, same, train, trainable
 from tests.capabilities.models import logits, tiny
 from tests.capabilities.subjects import HEADLESS, Subject
@@ -99,6 +99,6 @@ BEHAVIORS = {
     "autocast": Behavior(_autocast),
     "`torch.compile`, one graph": Behavior(_compile, ("bert",)),
     "another adapter's weights set in place, not compiled again": Behavior(_swap_compiled, ("bert",)),
-    "`deepcopy`": Behavior(_copy),
+    "`deepcopy`": Behavior(_copy, PAIRS),
     "`get_layer_status`, `get_model_status`, counts": Behavior(_reports),
 }

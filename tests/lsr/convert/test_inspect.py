@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from lsr import export_lora
 from lsr.algebra.precision import ROUNDOFF, TOLERATED_LOSS
-from lsr.convert.inspect import inspect_adapter, inspect_layer, shared_prefix
+from lsr.convert.inspect import inspect_adapter, inspect_layer
 from lsr.tuner.linear import adapted_layers
 from tests.lsr.saved import CASES, FOLDED, entries, save
 
@@ -78,29 +78,3 @@ def test_terms_that_cancel_are_warned_of(tmp_path):
     assert "bfloat16" in found.unfit_dtypes
     assert "float32" not in found.unfit_dtypes
     assert found.losses["bfloat16"] == ROUNDOFF[torch.bfloat16] * found.condition_update > TOLERATED_LOSS
-
-
-def test_an_update_near_its_subtracted_start_counts_as_cancellation(tmp_path):
-    name, fields = CASES["folded"]
-    model = save(name, tmp_path, **fields)
-    layer = next(iter(adapted_layers(model).values()))
-    far = inspect_layer(layer)
-    adapter = layer.adapter("default")
-    for side, start_side in zip(adapter.factors(), adapter.folded_factors(), strict=True):
-        for factor, start in zip(side, start_side, strict=True):
-            factor.data.copy_(start + 1e-2 * (factor.data - start))
-    near = inspect_layer(layer)
-    assert near.norm < 0.1 * far.norm
-    assert near.condition_update > 10 * far.condition_update
-
-
-@pytest.mark.parametrize(
-    ("names", "prefix"),
-    [
-        (["a.b.0.q", "a.b.1.q"], "a.b."),
-        (["a.b", "a.b.c"], "a."),
-        ([], ""),
-    ],
-)
-def test_a_shared_prefix_leaves_each_name_a_part(names, prefix):
-    assert shared_prefix(dict.fromkeys(names)) == prefix

@@ -8,14 +8,13 @@ import pytest
 import torch
 from peft import get_peft_model
 from safetensors.torch import load_file
-from transformers import ViTConfig, ViTForImageClassification
 
 from lsr import LsrConfig
 from lsr.__main__ import main
 from lsr.convert.writing import writing
 from lsr.tuner.saved import WEIGHTS
 from tests.capabilities.models import tiny
-from tests.lsr.saved import USUAL, save, train
+from tests.lsr.saved import save, train
 
 
 def ok(capsys, *words):
@@ -74,23 +73,6 @@ def test_a_rounded_export_shows_its_error_and_its_difference(beside, capsys):
     assert {tensor.dtype for tensor in load_file("out/" + WEIGHTS).values()} == {torch.bfloat16}
 
 
-def test_a_tied_head_that_cannot_be_merged_is_said(tmp_path, capsys, monkeypatch):
-    save("gpt2-causal", tmp_path, task_type="CAUSAL_LM", target_modules=["lm_head"])
-    monkeypatch.chdir(tmp_path)
-    said = [line for line in ok(capsys, *export()).splitlines() if "this is no rounding" in line]
-    assert [line.partition(":")[0] for line in said] == ["lora, float32, merged by PEFT"]
-
-
-@pytest.mark.parametrize("folded", [False, True])
-def test_a_base_in_half_precision_is_taken_as_it_is(folded, beside, capsys):
-    base = tiny("bert").bfloat16()
-    base.save_pretrained("base")
-    model = train(get_peft_model(base, LsrConfig(**USUAL, init_weights="principal" if folded else True)))
-    model.peft_config["default"].base_model_name_or_path = "base"
-    model.save_pretrained("adapter", save_embedding_layers=False)
-    assert differences(ok(capsys, *export()))["lora, float32, unmerged"] < 1e-5
-
-
 def test_a_merged_checkpoint_has_the_names_of_the_task_and_says_that_no_tokenizer_was_there(beside, capsys):
     (beside / "adapter/task.json").write_text('{"labels": ["bad", "fair", "good"]}')
     assert "no tokenizer beside the adapter or its base model" in ok(capsys, *export("merged"))
@@ -111,18 +93,6 @@ def test_a_lora_needs_no_base_and_says_so(beside, capsys):
     found = load_file(beside / "out" / WEIGHTS)
     assert all(torch.allclose(found[key], value, atol=1e-7) for key, value in with_base.items())
     assert "base model ./base: no such folder" in mistake(capsys, *export("merged", "--force"))
-
-
-def test_a_model_of_images_is_exported_without_a_comparison(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
-    ViTForImageClassification(ViTConfig(**sizes, image_size=16, patch_size=8)).save_pretrained("base")
-    base = ViTForImageClassification.from_pretrained("./base")
-    get_peft_model(
-        base, LsrConfig(target_modules=["q_proj"], modules_to_save=["classifier"], separation_rank=2)
-    ).save_pretrained("adapter")
-    last = ok(capsys, *export()).splitlines()[-1]
-    assert last == "the model reads no token ids, so the outputs are not compared"
 
 
 def test_a_lora_is_imported_and_comes_back(beside, capsys):

@@ -1,11 +1,9 @@
 """A rounded adapter's folder is read like any other, by everything, and what is read is what was rounded."""
 
-import shutil
-
 import pytest
 import safetensors.torch
 import torch
-from peft import LoKrConfig, LoraConfig, PeftModel, get_peft_model
+from peft import LoKrConfig, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
@@ -132,13 +130,6 @@ def test_the_command_says_sizes_and_errors(beside, capsys):
     assert ok(capsys, "inspect", "out")
 
 
-def test_a_method_whose_updates_are_not_known_has_no_line_of_them(tmp_path, capsys):
-    for case in ("lokr", "dora"):
-        save_other(case, tmp_path / case)
-        words = (str(tmp_path / case / "adapter"), "-o", str(tmp_path / f"{case}-out"), "--to", "sign")
-        assert len(ok(capsys, "round", *words).splitlines()) == 2
-
-
 def test_what_cannot_be_rounded_is_refused_and_nothing_written(beside, capsys):
     tensors = load_file("adapter/" + WEIGHTS)
     save_file({name: value * 1e38 for name, value in tensors.items()}, "adapter/" + WEIGHTS)
@@ -162,15 +153,3 @@ def test_a_rounded_file_that_is_broken_is_refused_in_a_line(beside, capsys):
             read_tensors(beside / "out")
     (beside / "out" / ROUNDED).write_bytes((beside / "out" / ROUNDED).read_bytes()[:-9])
     assert "adapter_rounded.safetensors: corrupt or cut off" in mistake(capsys, "inspect", "out")
-
-
-def test_peft_alone_does_not_take_a_rounded_folder_for_one_of_its_own(beside):
-    round_adapter("adapter", "out", "3bit")
-    with pytest.raises((OSError, ValueError), match=r"[Cc]an(not|'t) find"):
-        PeftModel.from_pretrained(tiny("bert"), "out")
-
-
-def test_tensors_that_peft_reads_come_first(beside):
-    round_adapter("adapter", "out", "3bit")
-    shutil.copy("adapter/" + WEIGHTS, "out")
-    assert same(read_tensors(beside / "out"), load_file("adapter/" + WEIGHTS))

@@ -99,28 +99,6 @@ def test_a_folded_start_changes_base_weights_in_memory_and_disabling_or_unloadin
 # Files
 
 
-@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
-@pytest.mark.parametrize("init", ["random", "principal"])
-def test_an_adapter_comes_back_bit_for_bit_and_nothing_is_decomposed_nor_split_again(
-    init, low_cpu_mem_usage, tmp_path, monkeypatch
-):
-    model = train(adapted("bert-padded", init_weights=init))
-    expected, tensors, weights = logits(model), tensors_of(model), base_weights(model)
-    model.save_pretrained(str(tmp_path))
-    for word, one in INITIALIZATIONS.items():
-        monkeypatch.setitem(INITIALIZATIONS, word, one._replace(start=lambda _: pytest.fail("a start was made")))
-    monkeypatch.setattr("lsr.tuner.forms.split_width", lambda width, rank_shape: (width, 2))
-    loaded = reload(tmp_path, "bert-padded", low_cpu_mem_usage=low_cpu_mem_usage)
-    assert tensors_of(loaded).keys() == tensors.keys()
-    assert all(torch.equal(value, tensors[name]) for name, value in tensors_of(loaded).items())
-    assert all(torch.equal(weight, weights[name]) for name, weight in base_weights(loaded).items())
-    assert torch.equal(logits(loaded), expected)
-    assert not [name for name, parameter in loaded.named_parameters() if parameter.requires_grad]
-    again = reload(tmp_path, "bert-padded", low_cpu_mem_usage=low_cpu_mem_usage, is_trainable=True)
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert {name for name, parameter in again.named_parameters() if parameter.requires_grad} == trained
-
-
 @pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")
 def test_a_base_weight_without_values_or_hash_is_refused_in_one_line(tmp_path):
     folded().save_pretrained(str(tmp_path))

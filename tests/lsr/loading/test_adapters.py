@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from lsr.init import INITIALIZATIONS
@@ -16,7 +15,7 @@ from lsr.loading.adapters import load_adapter, load_layers
 from lsr.loading.files import InputError
 from lsr.tuner.linear import adapted_layers
 from lsr.tuner.saved import CONFIG, WEIGHTS
-from tests.capabilities.models import logits, tiny
+from tests.capabilities.models import logits
 from tests.lsr.saved import CASES, save
 
 pytestmark = pytest.mark.usefixtures("remembered_fits")
@@ -50,30 +49,6 @@ def test_an_adapter_comes_back_bit_for_bit_and_nothing_is_decomposed(case, tmp_p
             assert again.keys() == state.keys()
             assert all(torch.equal(value, again[key]) for key, value in state.items())
             assert other.adapter("default").form == layer.adapter("default").form
-
-
-def test_a_folded_start_on_another_base_is_refused(tmp_path):
-    save("bert", tmp_path, init_weights="principal")
-    other = load_file(tmp_path / "base/model.safetensors")
-    other[f"{QUERY}.weight"][0, 0] += 1e-6
-    save_file(other, tmp_path / "base/model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match=r"this is not the base model .* has another hash$"):
-        load_adapter(tmp_path / "adapter")
-
-
-@pytest.mark.parametrize("method", ["LSR", None])
-def test_a_lora_is_loaded_where_it_is_asked_for(method, tmp_path):
-    base = tiny("bert")
-    base.save_pretrained(str(tmp_path / "base"))
-    base.name_or_path = str(tmp_path / "base")
-    config = LoraConfig(task_type="SEQ_CLS", target_modules=["query"], init_lora_weights=False)
-    model = get_peft_model(base, config).eval()
-    model.save_pretrained(str(tmp_path / "lora"))
-    if method is None:
-        assert torch.equal(logits(load_adapter(tmp_path / "lora", method=None)), logits(model))
-    else:
-        with pytest.raises(InputError, match="lora: an adapter of the method LORA; needed: LSR"):
-            load_adapter(tmp_path / "lora")
 
 
 # What others may have made
@@ -181,17 +156,3 @@ def test_a_mistake_is_one_line_and_runs_no_code(what, folder, monkeypatch):
     assert len(str(raised.value).splitlines()) == 1
     assert len(str(raised.value)) < 300
     assert not (folder.parent / "exploded").exists()
-
-
-def query(layer, part):
-    return f"base_model.model.bert.encoder.layer.{layer}.attention.self.query.lsr_adapters.{part}"
-
-
-def test_shared_factors_in_another_layer_are_one_line(tmp_path):
-    save("bert", tmp_path, train="core", share="layers", rank_shape=(4,), separation_rank=None)
-    path = tmp_path / "adapter" / WEIGHTS
-    held = load_file(path)
-    held[query(1, "factor_A1")] = held.pop(query(0, "factor_A1"))
-    save_file(held, path)
-    with pytest.raises(InputError, match="factor_A1"):
-        load_adapter(tmp_path / "adapter")

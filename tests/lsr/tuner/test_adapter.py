@@ -69,41 +69,8 @@ def test_the_update_is_that_of_the_kronecker_sums_without_padding_less_that_of_t
     assert_close(adapter.scaling * left @ right, adapter.update())
 
 
-def cored():
-    """An adapter with a core, and the core."""
-    adapter = LsrAdapter(DENSE, 1.5, train="core")
-    adapter.set_factors(factors(DENSE), LIKE)
-    core = torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
-    adapter.set_core(core, LIKE)
-    return adapter, core
-
-
-def test_factors_and_core_are_set_again_in_place():
-    adapter, core = cored()
-    a, b = sides(DENSE, factors(DENSE))
-    assert_close(adapter.update(), 1.5 * b @ core @ a)
-    before = [adapter.core, *(factor for side in adapter.factors() for factor in side)]
-    adapter.set_core(2 * core, LIKE)
-    adapter.set_factors(factors(DENSE, seed=2), LIKE)
-    after = [adapter.core, *(factor for side in adapter.factors() for factor in side)]
-    assert all(one is other for one, other in zip(before, after, strict=True))
-    a, b = sides(DENSE, factors(DENSE, seed=2))
-    assert_close(adapter.update(), 1.5 * b @ (2 * core) @ a)
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_factors_are_in_float32_at_least(dtype):
     adapter = make(folded=True, like=LIKE.to(dtype))
     expected = torch.float64 if dtype is torch.float64 else torch.float32
     assert {tensor.dtype for tensor in adapter.state_dict().values()} == {expected}
-
-
-def test_a_folded_update_is_forgotten_with_its_buffers_and_that_of_a_file_finds_room():
-    adapter, saved = make(folded=True), make(folded=True)
-    adapter.unfold()
-    assert torch.equal(adapter.update(), make().update())
-    assert adapter.state_dict().keys() == make().state_dict().keys()
-    adapter.make_room_for_folded(LIKE)
-    assert not adapter.folded_update().any()
-    adapter.load_state_dict(saved.state_dict())
-    assert torch.equal(adapter.update(), saved.update())

@@ -1,13 +1,10 @@
 """Directions are distributed over the layers that `get_peft_model` adapts, through the head that it trains."""
 
-from unittest import mock
-
 import pytest
 import torch
-from peft import TaskType, get_peft_model
+from peft import get_peft_model
 
 from lsr import LsrConfig, allocate_ranks, start_from_examples
-from lsr.init import head
 from lsr.tuner.linear import adapted_layers
 from tests.capabilities.models import LABELS, logits, tiny, tokens
 
@@ -31,20 +28,6 @@ def test_the_head_that_peft_adds_gets_no_directions(name, budget):
     ranks = allocated(name, budget, task_type="SEQ_CLS", target_modules="all-linear")
     assert sum(ranks.values()) == budget
     assert not [layer for layer in ranks if "classifier" in layer]
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"task_type": TaskType.SEQ_CLS},
-        {"modules_to_save": ["assifier"]},
-    ],
-)
-def test_the_head_is_fitted_first_however_it_is_named(fields):
-    config = LsrConfig(**USUAL, target_modules=["query"], **fields)
-    with mock.patch.object(head, "_check_labels", wraps=head._check_labels) as fit:
-        allocate_ranks(config, tiny("bert"), BATCHES, 4)
-    assert fit.call_count == 1
 
 
 def test_an_architecture_without_a_default_needs_targets():

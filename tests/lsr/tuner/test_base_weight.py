@@ -26,13 +26,6 @@ def test_a_layer_that_cannot_be_adapted_is_refused_by_name_and_type(layer, reaso
         LsrLinear(layer, "default", "block.part")
 
 
-def test_a_quantized_weight_is_refused():
-    layer = nn.Linear(4, 4)
-    layer.weight = nn.Parameter(torch.zeros(8, 1, dtype=torch.uint8), requires_grad=False)
-    with pytest.raises(TypeError, match=r"its weight is quantized, got the dtype torch\.uint8"):
-        LsrLinear(layer, "default", "block.part")
-
-
 FIELDS = {"task_type": "SEQ_CLS", "separation_rank": 2, "seed": 0}
 LAYER = "bert.encoder.layer.1.attention.self.value"
 

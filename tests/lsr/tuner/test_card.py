@@ -36,12 +36,6 @@ def test_the_header_says_what_the_hub_asks_for(saved):
     assert data.license == "other"
 
 
-def test_the_first_line_says_what_peft_needs(saved):
-    text = ModelCard.load(saved[0] / "README.md").text
-    first = next(line for line in text.splitlines() if line and not line.startswith("<!--"))
-    assert first.startswith("PEFT loads this adapter only after `import lsr` (`pip install lsr-adapt`)")
-
-
 def test_the_snippet_runs_as_it_is_printed_with_the_labels(saved, monkeypatch, capsys):
     folder, _ = saved
     code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]

@@ -50,11 +50,3 @@ def test_a_compiled_layer_is_one_graph_and_equals_the_eager_one(config):
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     for one, two in zip(output_and_gradients(compiled, layer, x), output_and_gradients(layer, layer, x), strict=True):
         assert_close(one, two)
-
-
-def test_a_compiled_layer_with_two_active_adapters_is_one_graph():
-    layer = adapted({})
-    layer.update_layer("other", LsrConfig(rank_shape=(2, 1), separation_rank=1, alpha=5, init_weights=False))
-    layer.set_adapter(["default", "other"])
-    x = torch.randn(5, 12)
-    assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x))

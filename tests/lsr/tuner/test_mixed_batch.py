@@ -4,13 +4,11 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch.testing import assert_close
-from transformers import GenerationConfig
 
 from lsr import LsrConfig
 from tests.capabilities.models import logits, tiny, tokens
 
 USUAL = {"rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0, "init_weights": False}
-SHORT = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
 
 
 def with_two(name="bert", **fields):
@@ -33,26 +31,6 @@ def test_heads_that_were_trained_whole_go_with_their_adapter():
     model.base_model.model.classifier.modules_to_save["default"].bias.data += 1
     (row,) = in_one_batch(model, ["__base__", "__base__", "default", "__base__"])[2:3]
     assert_close(row, logits(model)[2])
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"num_beams": 3, **SHORT},
-        {"num_beams": 3, "num_return_sequences": 2, **SHORT},
-        {"generation_config": GenerationConfig(num_beams=3, **SHORT)},
-    ],
-    ids=["beams", "several answers", "a configuration"],
-)
-def test_the_beams_of_a_row_share_its_adapter(arguments):
-    model = with_two("gpt2-causal")
-    ids = {"input_ids": tokens()["input_ids"][:, :5]}
-    mixed = model.generate(**ids, **arguments, adapter_names=["default", "second"] * 2)
-    for i, name in enumerate(("default", "second")):
-        model.set_adapter(name)
-        alone = model.generate(**ids, **arguments)
-        count = len(alone) // 4
-        assert torch.equal(mixed[i * count : (i + 1) * count], alone[i * count : (i + 1) * count])
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import warnings
 import torch
 from peft import get_peft_model
 
-import lsr
 from lsr import LsrConfig
 from tests.capabilities.models import tiny
 
@@ -28,10 +27,3 @@ def test_training_without_them_is_warned_of_once():
     model = made(**GRADIENT).train()
     assert len(said(lambda: model(input_ids=IDS), "has been given none")) == 1
     assert said(lambda: model(input_ids=IDS), "has been given none") == []
-
-
-def test_an_adapter_that_has_started_says_nothing():
-    model = made(**GRADIENT)
-    batch = {"input_ids": IDS, "labels": torch.tensor([0, 1])}
-    assert said(lambda: lsr.start_from_examples(model, [batch]), "given none") == []
-    assert said(lambda: model.train()(input_ids=IDS), "given none") == []

@@ -10,7 +10,6 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from torch.testing import assert_close
 
 from lsr import LsrConfig, start_from_examples
 from lsr.algebra.shapes import Form
@@ -22,7 +21,7 @@ from lsr.tuner.linear import adapted_layers
 from lsr.tuner.resolved import Resolved
 from lsr.tuner.start import initialize_factors
 from tests.capabilities.checks import stir, train, trainable
-from tests.capabilities.models import logits, tiny, tokens
+from tests.capabilities.models import logits, tiny
 
 pytestmark = pytest.mark.usefixtures("remembered_fits")
 
@@ -32,7 +31,6 @@ SOURCES = {  # fields of the adapter whose frames they are
     "of kinds, trained": {"share": "layers", "train": "all"},
     "of kinds, rounded to signs": {"frames_dtype": "sign", "share": "layers"},
 }
-QUERY = "bert.encoder.layer.0.attention.self.query"
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 each_source = pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 
@@ -138,39 +136,6 @@ def test_adapters_of_one_model_hold_one_copy_which_is_freed_with_the_last(share,
     assert kept(model) == []
     gc.collect()
     assert not any(tensor() is not None for tensor in tensors)
-
-
-# As any adapter
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "sign"])
-def test_rounded_frames_of_a_model_in_another_dtype_are_still_frames(dtype, tmp_path):
-    owner = first(tmp_path / "one", frames_dtype=dtype)
-    expected = {name: value.clone() for name, value in owner.state_dict().items() if ".factor_" in name}
-    owner.half().save_pretrained(str(tmp_path / "two"))
-    assert all(torch.equal(owner.state_dict()[name], value) for name, value in expected.items())
-    assert len(kept(on_frames_of(tmp_path / "two", {}))) == len(adapters(owner))
-
-
-@each_source
-def test_a_bfloat16_base_merging_mixed_rows_and_disabling_work(source, tmp_path):
-    first(tmp_path / "one", **source)
-    half = get_peft_model(tiny("bert").bfloat16(), second(tmp_path / "one", source)).eval()
-    assert torch.equal(logits(half), logits(tiny("bert").bfloat16()))
-    assert all(train(half)[1].values())
-    model = stir(on_frames_of(tmp_path / "one", source, task_type=None))
-    model.add_adapter("second", LsrConfig(rank_shape=(2, 2), separation_rank=2, seed=0, init_weights=False))
-    before = logits(model.eval())
-    with model.disable_adapter():
-        base = logits(model)
-    assert torch.equal(base, logits(tiny("bert")))
-    with torch.no_grad():
-        mixed = model(**tokens(), adapter_names=["default", "__base__", "default", "__base__"]).logits
-    assert_close(mixed, torch.stack([before[0], base[1], before[2], base[3]]))
-    model.merge_adapter()
-    assert_close(logits(model), before, atol=1e-5, rtol=1e-5)
-    model.unmerge_adapter()
-    assert torch.equal(logits(model), before)
 
 
 def test_initializing_such_an_adapter_leaves_its_frames_and_what_its_file_says(tmp_path):

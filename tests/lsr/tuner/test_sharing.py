@@ -4,7 +4,6 @@ What these have in common with every adapter is in test_citizenship.py and test_
 test_special_cases.py.
 """
 
-import copy
 import re
 
 import pytest
@@ -109,36 +108,7 @@ def test_what_is_shared_counts_where_it_is_stored(fields, first, others):
     assert model.get_nb_trainable_parameters()[0] == sum(one.trained for one in sizes.values())
 
 
-# Training
-
-
-@pytest.mark.parametrize("part", ["core", "all"])
-def test_shared_factors_train_with_the_adapter_that_is_active(part):
-    model = adapted(train=part, init_weights=True)
-    model.add_adapter("second", LsrConfig(**{**USUAL, "train": part, "seed": 1}))
-
-    def training(name):
-        return {p.requires_grad for adapter in adapters(model, name).values() for p in adapter.frames.parameters()}
-
-    assert (training("default"), training("second")) == ({True}, {False})
-    model.set_adapter("second")
-    assert (training("default"), training("second")) == ({False}, {True})
-
-
 # Beside others, copied, merged
-
-
-@each_shared
-def test_a_copy_shares_as_well_and_nothing_with_the_original(subject):
-    model = subject.stirred()
-    before, twin = logits(model), copy.deepcopy(model)
-    ours, theirs = adapters(model), adapters(twin)
-    for name, adapter in theirs.items():
-        assert adapter.frames is not ours[name].frames
-        assert any(adapter.frames is other for other in theirs.values())
-    train(twin)
-    assert torch.equal(logits(model), before)
-    assert not torch.equal(logits(twin), before)
 
 
 @pytest.mark.parametrize(

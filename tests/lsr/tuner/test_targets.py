@@ -55,13 +55,6 @@ def test_a_mistake_is_refused_with_its_name_and_what_is_there(fields, kind, mess
     assert not any(isinstance(module, LsrLayer) for module in base.modules())
 
 
-def test_an_internal_part_of_an_adapted_layer_is_no_target():
-    model = CASES["two factors"].fresh()
-    with pytest.raises(ValueError, match="target_modules: no layer is named 'base_layer'"):
-        model.add_adapter("second", LsrConfig(target_modules=["base_layer"]))
-    assert list(model.peft_config) == ["default"]
-
-
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
 def test_all_linear_layers_of_some_indices_are_those_alone(name, tmp_path):
     fields = {"task_type": "SEQ_CLS", "rank_shape": (2,), "target_modules": "all-linear"}
