@@ -81,22 +81,6 @@ def test_a_lora_has_the_same_losses_by_peft_and_by_lsr(dtype, tolerance, monkeyp
     assert len(set(losses[lora.PEFT])) == 5
 
 
-def test_a_model_that_is_not_installed_is_one_line_and_the_others_are_measured(monkeypatch, capsys):
-    monkeypatch.setattr(lora.pretrained, "source", lambda row: ("", None))
-    cases = [lora.Case(model, "q, v", "float32", 8) for model in ("nowhere", "minilm")]
-    assert list(lora._installed(cases)) == cases[1:]
-    assert "nowhere is left out: params.yaml: model: no row 'nowhere'" in capsys.readouterr().out
-
-
-def test_gradients_reach_the_first_layer_of_the_frozen_model(tiny):
-    model = step._model(step.Case("MiniLM", "q, v", "float32"), FROZEN)
-    seen = []
-    first = model.get_submodule("bert.encoder.layer.0.attention.self.query")
-    first.register_full_backward_hook(lambda *call: seen.append(call[1][0]))
-    step.step(model, step.drawn(2, 4))()
-    assert seen[0].abs().max() > 0
-
-
 def test_many_adapters_are_served_by_every_way_and_loading_is_timed(tiny):
     rows = [*many.serve(1, rounds=1), *many.serve(5, rounds=1)]
     assert [row.method for row in rows] == 2 * [many.MERGED, many.ALONE, *many.FORMS, many.PEER]
@@ -124,15 +108,3 @@ def test_the_command_writes_figures_and_the_picture(tmp_path, monkeypatch, capsy
     assert [row["method"] for row in measured["layer"]["figures"]] == list(METHODS)
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
     assert "step, rows: model | targets | dtype | method" in capsys.readouterr().out
-
-
-def test_an_unknown_part_is_refused(capsys):
-    with pytest.raises(SystemExit, match="2"):
-        command.main(["laier"])
-    assert "expected one of layer, step, lora, many, got laier" in capsys.readouterr().err
-
-
-def test_bf16_is_left_out_where_it_would_take_hours(monkeypatch, capsys):
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert {case.dtype for case in command.affordable(step.CASES)} == {"float32"}
-    assert "bf16 is left out" in capsys.readouterr().out

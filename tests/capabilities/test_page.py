@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.capabilities.__main__ import HAS, PAGE, answer, column, page
+from tests.capabilities.__main__ import HAS, PAGE, column, page
 from tests.capabilities.probes import BEHAVIORS
 from tests.capabilities.subjects import COLUMNS
 from tests.lsr.tuner.test_citizenship import REFUSED
@@ -28,26 +28,6 @@ def test_the_page_says_of_lsr_what_its_tests_prove():
 @pytest.mark.nightly
 def test_the_page_is_what_the_probes_find_for_every_method():
     assert page({method: column(method) for method in COLUMNS}) == TEXT, "run: python -m tests.capabilities"
-
-
-def test_a_page_numbers_its_reasons_and_counts():
-    text = page({"LSR": {"a": HAS, "b": "cannot"}, "LoRA": {"a": "no way", "b": HAS}})
-    assert text.endswith("| a | yes | no [1] |\n| b | no [2] | yes |\n| of 2 | 1 | 1 |\n\n1. no way\n2. cannot\n")
-
-
-@pytest.mark.parametrize(
-    ("error", "text"),
-    [
-        (ValueError("no such thing. Try another.\nmore"), "no such thing"),
-        (KeyError(), "KeyError"),
-        (ValueError("word " * 60), f"{'word ' * 23}word ..."),
-    ],
-)
-def test_a_reason_is_one_short_sentence(error, text):
-    def probe(subject, folder):
-        raise error
-
-    assert answer(probe, None) == text
 
 
 def test_the_documentation_counts_what_the_page_says():

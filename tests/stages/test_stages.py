@@ -235,24 +235,6 @@ def test_rated_texts_are_compared_in_pairs(at):
     assert len(rows) > 3
 
 
-def test_no_path_of_this_machine_is_in_an_adapter(after):
-    folder = after()
-    assert str(folder) not in (artifacts.INIT / "adapter_config.json").read_text()
-    assert report(artifacts.INIT / "adapter_config.json")["base_model_name_or_path"] == "tiny-roberta"
-
-
-def test_saving_a_loaded_adapter_asks_no_hub(after, monkeypatch):
-    after()
-    view = params.load(params.TrainView)
-    path = artifacts.INIT / "adapter_config.json"
-    path.write_text(path.read_text().replace('"tiny-roberta"', '"someone/on-the-hub"'))
-    model = adapters.load_adapter(base_model(view), artifacts.INIT, trainable=True)
-    asked = []
-    monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", lambda *names: asked.append(names))
-    model.save_pretrained("saved")
-    assert asked == []
-
-
 # Mistakes
 
 

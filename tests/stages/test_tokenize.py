@@ -72,16 +72,6 @@ def test_a_long_text_is_cut_and_its_whole_length_is_known(tokenizer):
     assert lengths.tolist() == [52, 8]
 
 
-def test_a_pair_is_marked_and_cut_as_the_tokenizer_does(tokenizer):
-    pair = ("good " * 20, "bad film")
-    table, lengths = stage.tokenize(texts((*pair, 1), ("good", "bad film", 1)), tokenizer, 12)
-    expected = tokenizer(*pair, truncation=True, max_length=12)
-    assert table["input_ids"].to_pylist() == [expected["input_ids"], [2, 4, 3, 5, 6, 3]]
-    assert table["token_type_ids"].to_pylist() == [expected["token_type_ids"], [0, 0, 0, 1, 1, 1]]
-    assert table["text_pair"].to_pylist() == ["bad film"] * 2
-    assert (table["length"].to_pylist(), lengths.tolist()) == ([12, 6], [25, 6])
-
-
 # The stage
 
 

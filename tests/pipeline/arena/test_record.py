@@ -20,12 +20,6 @@ def test_records_of_several_files_are_read_together(cells, tmp_path):
     assert record.read(tmp_path / "nowhere") == {}
 
 
-def test_one_that_finished_goes_before_one_that_did_not(cells, tmp_path):
-    record.append(tmp_path / "a.jsonl", recorded(cells[0], 0.5))
-    record.append(tmp_path / "b.jsonl", recorded(cells[0], None))
-    assert record.read(tmp_path)[cells[0].key].status == "finished"
-
-
 def test_one_with_scores_in_all_precisions_goes_before_one_without(cells, tmp_path):
     scores = {"sign": record.Rounded(bytes=100, validation=0.4, test={"accuracy": 0.4})}
     whole = recorded(cells[0], 0.5).model_copy(update={"rounded": scores})

@@ -63,15 +63,6 @@ def test_a_full_disk_is_one_line_with_the_path(tmp_path):
         write()
 
 
-def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path):
-    (tmp_path / ".adapter.tmp").mkdir()
-    (tmp_path / ".adapter.tmp/half").touch()
-    with artifacts.replacing(tmp_path / "adapter") as folder:
-        folder.mkdir()
-    assert names(tmp_path) == ["adapter"]
-    assert names(tmp_path / "adapter") == []
-
-
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
 def test_files_of_a_folder_follow_the_umask(tmp_path, mask, mode):
     before = os.umask(mask)

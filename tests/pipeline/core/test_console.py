@@ -31,16 +31,6 @@ def test_long_work_shows_the_remaining_time_in_one_line(capsys, monkeypatch):
     assert capsys.readouterr().out == "tokenize: 100/300 texts, 0:00:20 left\n"
 
 
-def test_a_note_stands_behind_the_time_until_there_is_another(capsys, monkeypatch):
-    now = iter([0.0, 10.0, 20.0])
-    monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
-    with console.progress("train", 300, "steps") as advance:
-        advance(100, "loss [0.5], lr 0.001")
-        advance(100)
-    lines = [f"train: {done}/300 steps, 0:00:{left} left" for done, left in ((100, 20), (200, 10))]
-    assert capsys.readouterr().out.splitlines() == [f"{line}, loss [0.5], lr 0.001" for line in lines]
-
-
 def test_the_bar_shows_the_note_in_eighty_columns():
     terminal = Console(force_terminal=True, width=80, file=io.StringIO(), color_system=None)
     with console.progress("train", 3600, "steps", terminal) as advance:

@@ -45,10 +45,3 @@ def test_the_first_of_equal_texts_stands_for_all():
     made, alone = pairs.pair(*twice, MARGIN, disjoint=False), pairs.pair(digests, numbers, MARGIN, disjoint=False)
     assert made.duplicate == 40
     assert made.rows.tolist() == alone.rows.tolist()
-
-
-@pytest.mark.parametrize("disjoint", [False, True])
-def test_neither_class_is_favoured(disjoint):
-    """Within four standard errors of fair coins; pairs that share a row err in opposite directions."""
-    labels = pairs.pair(*rows(20_000, seed=2), MARGIN, disjoint=disjoint).labels
-    assert abs(labels.mean() - 0.5) < 4 * 0.5 / len(labels) ** 0.5

@@ -49,8 +49,3 @@ def test_of_equal_words_the_one_with_the_number_is_marked(words, data):
 def test_a_part_that_is_not_there_is_refused(mark, record, message):
     with pytest.raises(ValueError, match=rf"^line 7: {message}"):
         made({"text": "one two three"} | record, mark=[mark])
-
-
-def test_a_value_that_is_no_text_is_refused():
-    with pytest.raises(ValueError, match=r"^line 7: a text must be text, got \['a'\]"):
-        made({"a": "x", "b": ["a"]}, ("{a} {b}",))

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.evaluation import report
 from pipeline.evaluation.answers import chosen, members, sha256
 from pipeline.evaluation.outcome import Outcome
 from pipeline.params.dataset_row import DatasetRow
@@ -68,7 +67,3 @@ def test_answers_have_one_hash_whatever_the_last_bits_of_numbers():
     assert sha256(rated) == sha256(same) == hashlib.sha256(b"1.23\n0.00\n3.00").hexdigest()
     assert sha256(np.array([0, 11, 2])) == hashlib.sha256(b"0\n11\n2").hexdigest()
     assert sha256(rated) != sha256(rated[::-1])
-
-
-def test_an_interval_without_a_width_is_called_none():
-    assert report._interval({"f1_low": 1.0, "f1_high": 1.0}, "f1") == "none: every resample scores the same"

@@ -15,7 +15,6 @@ from pipeline.core.errors import UserError
 from pipeline.data import pretrained
 from pipeline.methods import adapters, base_models
 from pipeline.params.model_row import ModelRow
-from pipeline.params.reading import load_table
 from pipeline.predict.__main__ import main as predict
 from tests import architectures, workspace
 from tests.pipeline.methods.test_base_models import PAIRS
@@ -44,16 +43,6 @@ def saved(tmp_path_factory):
 def named(saved):
     """A function that returns the row of a tiny model that is named itself."""
     return lambda kind: ModelRow.named(str(saved(kind)), "params.yaml: model")
-
-
-@pytest.mark.parametrize("kind", ["gpt2", "deberta-v2"])
-def test_the_outline_of_a_model_has_its_layers_and_no_weights(kind, named):
-    outline, model = base_models.outline(named(kind)), base_models.load_base_model(named(kind), PAIRS)
-    names = [[name for name, _ in each.named_modules()] for each in (outline, model)]
-    assert names[0] == names[1]
-    shapes = [{name: one.shape for name, one in each.named_parameters()} for each in (outline, model)]
-    assert shapes[0] == shapes[1]
-    assert all(one.is_meta for one in outline.parameters())
 
 
 POSITIONS = {"gpt2", "opt", "deberta-v2", "mpnet"}  # that have learned 64 of them; the others turn by any angle
@@ -96,17 +85,6 @@ def test_a_decoder_classifies_the_last_token_of_each_text_in_a_batch(kind, named
             expected = model.score(hidden)
         assert torch.allclose(logits, expected, atol=1e-5)
         assert not torch.allclose(logits, model.score(model.base_model(**alone).last_hidden_state[0, -2]), atol=1e-3)
-
-
-def test_padding_on_the_left_would_move_the_positions_and_is_not_left_there(saved, named):
-    path = saved("gpt2") / "tokenizer_config.json"
-    before = path.read_text()
-    path.write_text(json.dumps(json.loads(before) | {"padding_side": "left"}))
-    try:
-        tokenizer = pretrained.load_tokenizer(named("gpt2"))
-    finally:
-        path.write_text(before)
-    assert tokenizer(TEXTS, padding=True)["attention_mask"][0][0] == 1
 
 
 @pytest.mark.parametrize("kind", USUAL)
@@ -201,14 +179,3 @@ def test_a_repository_may_be_named_with_its_revision(tmp_path, monkeypatch):
     assert (source.path, source.revision) == ("Qwen/Qwen2.5-0.5B", "abc")
     assert ModelRow.named("Qwen/Qwen2.5-0.5B", "here").source.revision is None
     assert ModelRow.named("roberta-bsae", "here") is None
-
-
-def test_every_row_of_the_table_fits_the_architecture_that_it_is_of():
-    """The hub is not asked: the rows name the modules that transformers' classes have."""
-    rows = load_table(*params.TABLES["model"])
-    of = {"gpt2": "gpt2", "llama-3.2-1b": "llama", "deberta-v3-base": "deberta-v2", "modernbert-base": "modernbert"}
-    for name, kind in of.items():
-        assert (list(rows[name].target_modules), list(rows[name].head)) == USUAL[kind]
-    for name in ("roberta-base", "roberta-large", "distilroberta", "bert-base"):
-        assert (rows[name].target_modules, rows[name].head) == (("query", "value"), ("classifier",))
-    assert (rows["mpnet-base"].target_modules, rows["mpnet-base"].head) == (("attn.q", "attn.v"), ("classifier",))

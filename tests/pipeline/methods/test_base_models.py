@@ -66,10 +66,6 @@ def test_the_seed_decides_the_head_and_nothing_else(package):
     assert set(loaded[0]) - same[1] == {"classifier.dense.weight", "classifier.out_proj.weight"}
 
 
-def test_a_package_is_known_to_others_by_its_public_name(package):
-    assert pretrained.public_name(package) == ("someone/tiny", None)
-
-
 def test_a_model_in_parts_of_packages_is_unpacked_and_loads_as_from_one(package, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shutil.make_archive(str(tmp_path / "whole"), "zip", tmp_path / "carrying")
@@ -88,10 +84,6 @@ def test_a_model_in_parts_of_packages_is_unpacked_and_loads_as_from_one(package,
     with pytest.raises(UserError) as error:
         base_models.load_base_model(in_parts, PAIRS)
     assert error.value.args[0].endswith(f"not the row's; delete {folder} to unpack it again")
-
-
-def test_a_row_without_an_archive_has_the_digest_that_it_had_before_there_were_any(package):
-    assert "archive" not in package.model_dump()["source"]
 
 
 def changed(model_row, **source):

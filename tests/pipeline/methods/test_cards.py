@@ -13,8 +13,6 @@ from pipeline.methods import cards, table
 from tests import workspace
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run
 
-LABELS = {"0": "not_equivalent", "1": "equivalent"}
-
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
@@ -56,13 +54,6 @@ def test_the_card_of_evaluate_has_the_test_scores_and_how_it_was_trained():
         ("f1", "test"),
     ]
     assert found.data.eval_results[0].metric_value == pytest.approx(scores["accuracy"], abs=1e-6)
-
-
-def test_a_merged_export_takes_the_labels_from_the_task(tmp_path):
-    out = tmp_path / "merged"
-    assert lsr_command(["export", str(artifacts.ADAPTER), "--to", "merged", "-o", str(out)]) == 0
-    assert report(out / "config.json")["id2label"] == LABELS
-    assert lsr_command(["export", str(artifacts.ADAPTER), "--to", "merged", "-o", str(out), "--force"]) == 0
 
 
 def test_a_lora_exported_by_hand_needs_no_lsr(published, tmp_path, monkeypatch, capsys):

@@ -7,19 +7,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pipeline.methods.kadaptation import KadaptationConfig, KadaptationLinear
-from tests.capabilities import probes
 from tests.capabilities.checks import trainable
-from tests.capabilities.subjects import Subject
 
 N, R = 4, 2
-BEHAVIORS = (
-    "a fresh adapter changes no bit",
-    "training moves all of it, and no base weight",
-    "`save_pretrained`, `from_pretrained`: bit for bit",
-    "`low_cpu_mem_usage=True`",
-    "`merge_and_unload`, saved as a plain model",
-    "the same under a head of several layers (RoBERTa)",
-)
 
 
 @pytest.fixture
@@ -57,9 +47,3 @@ def test_all_layers_hold_the_same_factors_and_the_file_has_them_once(model, tmp_
     model.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "adapter_model.safetensors")
     assert sum(tensor.numel() for tensor in saved.values()) == N**3 + 2 * R * (8 + 12)
-
-
-@pytest.mark.parametrize("behavior", BEHAVIORS)
-def test_it_behaves_as_a_method_of_peft(behavior, tmp_path):
-    entry = probes.BEHAVIORS[behavior]
-    entry.probe(Subject(entry.shown_on, method="KAdaptation"), tmp_path)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-import lsr
 from pipeline import params
 from pipeline.core.errors import UserError
 from pipeline.methods import adapters, base_models, table
@@ -116,15 +115,3 @@ def groups_of(base, view):
 )
 def test_each_parameter_has_its_rate_and_decays_where_zero_is_no_change(base, word, overrides, groups):
     assert groups_of(base, seen(word, overrides)).items() >= groups.items()
-
-
-@pytest.mark.parametrize("shape", [[2, 2], [3]])
-def test_the_pipeline_trains_lsr_at_the_rates_that_the_package_gives(base, shape):
-    train = "factors" if len(shape) > 1 else "all"
-    overrides = {"lsr.separation_rank": 4 if len(shape) > 1 else "auto", "lsr.init": "random", "lsr.train": train}
-    view = seen("lsr", overrides | {"lsr.rank_shape": shape})
-    model = added(base, view)
-    given = lsr.parameter_groups(model, view.section.learning_rate, view.train.head_learning_rate)
-    expected = {id(parameter): group["lr"] for group in given for parameter in group["params"]}
-    groups = arguments.optimizer(model, view).param_groups
-    assert {id(parameter): group["lr"] for group in groups for parameter in group["params"]} == expected

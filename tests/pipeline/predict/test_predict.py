@@ -83,17 +83,6 @@ def test_it_says_what_the_pipeline_scored(after, capsys, adapter):
         assert float(row["p(not_equivalent)"]) + float(row["p(equivalent)"]) == pytest.approx(1, abs=2e-6)
 
 
-def test_a_rounded_adapter_is_asked_like_any_other(pairs, capsys):
-    assert lsr_main(["round", str(artifacts.ADAPTER), "-o", "rounded", "--to", "2bit"]) == 0
-    assert lsr_main(["round", "rounded", "-o", "again", "--to", "float32"]) == 0
-    words = (SENTENCE, "nobody saw 3 today", "--json")
-    rounded, again, exact = (
-        ok(capsys, "--adapter", name, *words) for name in ("rounded", "again", str(artifacts.ADAPTER))
-    )
-    assert rounded == again != exact
-    assert "p(not_equivalent)" in rounded
-
-
 def test_a_regression_says_a_number(one, capsys):
     base = AutoModelForSequenceClassification.from_pretrained("tiny-roberta", num_labels=1)
     config = LoraConfig(task_type="SEQ_CLS", target_modules=["query"], init_lora_weights=False)
@@ -174,11 +163,6 @@ def test_standard_input_holds_one_text_a_line(one, capsys, monkeypatch):
         assert mistake(capsys) == message
 
 
-def test_without_a_task_one_line_says_so(one, capsys):
-    TASK.unlink()
-    assert mistake(capsys, SENTENCE) == "artifacts/adapter: no task.json, which names the columns and labels"
-
-
 def test_pairs_are_two_arguments_a_line_with_a_tab_or_two_columns(pairs, capsys, monkeypatch):
     expected = ok(capsys, SENTENCE, "an owl", "a fox", "a hen")
     assert [(row["text"], row["text_pair"]) for row in table(expected)] == [(SENTENCE, "an owl"), ("a fox", "a hen")]
@@ -242,30 +226,6 @@ def test_a_mistake_is_one_line(one, capsys, words, message):
     assert mistake(capsys, *words).startswith(message)
 
 
-def test_a_mistake_in_pairs_is_one_line(pairs, capsys, monkeypatch):
-    assert mistake(capsys, "a", "b", "c") == "the adapter reads pairs: needed: an even number of texts, got 3"
-    typed(monkeypatch, b"a\tb\na\n")
-    assert mistake(capsys) == "standard input: line 2: needed: two texts with a tab between them"
-    Path("in.csv").write_text("sentence1,text\na,b\n")
-    message = "--column: no column 'sentence2'; did you mean sentence1?; columns: sentence1, text"
-    assert mistake(capsys, "--file", "in.csv") == f"--file: in.csv, {message}"
-    message = "--column: the adapter reads 2 columns, got text"
-    assert mistake(capsys, "--file", "in.csv", "--column", "text") == message
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "not valid JSON: Expecting property name"),
-        ('{"columns": ["a"], "labels": null}', "max_length: this key is required"),
-        ('{"columns": ["a"], "labels": null, "max_length": 8}', "labels: 2 names are needed, one per output"),
-    ],
-)
-def test_a_broken_task_is_one_line(one, capsys, content, message):
-    TASK.write_text(content)
-    assert mistake(capsys, SENTENCE).startswith(f"artifacts/adapter/task.json: {message}")
-
-
 def test_an_adapter_of_a_method_that_is_not_trained_here_or_that_is_pickled_is_refused(one, capsys):
     path = artifacts.ADAPTER / "adapter_config.json"
     content = path.read_text()
@@ -274,14 +234,6 @@ def test_an_adapter_of_a_method_that_is_not_trained_here_or_that_is_pickled_is_r
     path.write_text(content)
     (artifacts.ADAPTER / "adapter_model.safetensors").rename(artifacts.ADAPTER / "adapter_model.bin")
     assert "adapter_model.bin: a pickle, which can run any code when read, so it is not read" in mistake(capsys, "a")
-
-
-def test_a_base_without_a_tokenizer_is_refused(one, capsys):
-    for path in Path("tiny-roberta").iterdir():
-        if path.name not in ("config.json", "model.safetensors"):
-            path.unlink()
-    message = "no tokenizer beside the adapter or its base model; see --base"
-    assert mistake(capsys, "a") == f"artifacts/adapter: {message}"
 
 
 # Many adapters
