@@ -80,6 +80,11 @@ class Run:
         return self.preset.seeds[: self.chosen.seeds]
 
     @property
+    def is_rounded(self) -> bool:
+        """Whether the tuned trainings are scored at all precisions: if the method asks for it, on averaged tasks."""
+        return self.chosen.rounded and any(self.task in tasks for tasks in self.preset.means.values())
+
+    @property
     def choices(self) -> Sequence[dict[str, Any]]:
         """The choices of the method, of which tuning takes one; an empty one if it has none."""
         return self.chosen.choices or ({},)

@@ -94,7 +94,7 @@ class Method(Section):
         description="for adapter head: what the base model is changed by, the mean of the updates that the frames of "
         "this method are from, times a number that is tuned in place of a rate",
     )
-    rounded: bool = Field(False, description="scored at all precisions of lsr.algebra.rounding, too, once tuned")
+    rounded: bool = Field(False, description="scored at all precisions, too, once tuned, on the tasks of averages")
 
 
 class Hypothesis(Section):

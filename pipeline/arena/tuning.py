@@ -52,7 +52,7 @@ def steps(run: Run, records: Records) -> Iterator[tuple[str, list[Cell]]]:
     """Yield trainings that can run in parallel, step by step, until a step needs records that are missing."""
     tuned = (yield from _tries(run.tuned_by, records)) if run.chosen.trained else Setting()
     if tuned is not None:
-        yield SEEDS, [replace(run.cell(tuned, seed), is_rounded=run.chosen.rounded) for seed in run.seeds]
+        yield SEEDS, [replace(run.cell(tuned, seed), is_rounded=run.is_rounded) for seed in run.seeds]
 
 
 def _tries(run: Run, records: Records) -> Generator[tuple[str, list[Cell]], None, Setting | None]:

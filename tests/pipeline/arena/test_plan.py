@@ -7,6 +7,8 @@ from pipeline.arena.plan import Setting
 from tests.pipeline.arena import small
 from tests.pipeline.arena.made_up import recorded
 
+LORA = small.SMALL["methods"]["LoRA r=1"]
+
 
 def run(title="glue: LoRA r=1"):
     [chosen] = plan.runs("small", preset.load("small"), [title])
@@ -106,7 +108,7 @@ def test_a_method_may_have_fewer_seeds_and_tasks(arena):
 
 def test_tuned_trainings_without_scores_in_all_precisions_are_run_again(arena):
     _, records = simulate(run(), lambda cell: cell.rate)
-    small.write(methods={"LoRA r=1": {**small.SMALL["methods"]["LoRA r=1"], "rounded": True}})
+    small.write(methods={"LoRA r=1": {**LORA, "rounded": True}})
     again = tuning.missing(run(), records)
     assert [(cell.seed, cell.is_rounded, cell.rate) for cell in again] == [
         (0, True, base_rate()),
@@ -115,6 +117,10 @@ def test_tuned_trainings_without_scores_in_all_precisions_are_run_again(arena):
     scores = {"float32": {"bytes": 800, "validation": 0.5, "test": {"accuracy": 0.5}}}
     records |= {cell.key: recorded(cell, cell.rate).model_copy(update={"rounded": scores}) for cell in again}
     assert tuning.missing(run(), records) == []
+    assert run("ratings: LoRA r=1").is_rounded
+    averages = {"main": ["glue", "comparisons"]}
+    small.write(tasks={"comparisons": {}}, averages=averages, methods={"LoRA r=1": {**LORA, "rounded": True}})
+    assert [run(f"{task}: LoRA r=1").is_rounded for task in ("glue", "ratings")] == [True, False]
 
 
 def test_choices_are_tried_at_all_rates_and_the_best_one_wider(arena):
