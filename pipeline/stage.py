@@ -4,9 +4,9 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from pipeline import params
+from pipeline.core import artifacts
 from pipeline.core.errors import exit_on_error
 
 
@@ -30,6 +30,6 @@ def run(main: Callable[[params.AnyView], None], view: type[params.AnyView]) -> N
         with exit_on_error("stopped", program):
             main(params.load(view))
     except SystemExit:
-        if "DVC_STAGE" in os.environ and Path(os.environ.get("DVC_ROOT", ".")).resolve() == Path.cwd():
+        if "DVC_STAGE" in os.environ and not artifacts.is_temporary_copy():
             print("undo the change and run `dvc repro` to restore what DVC has removed", file=sys.stderr)
         raise

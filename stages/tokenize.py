@@ -1,9 +1,9 @@
 """Turn the texts of a data set into tokens. Reads the rows that params.yaml chooses, and the files that they name.
 
 Writes artifacts/tokens/, with a file each for train, validation and test; artifacts/inputs.json, the SHA-256 of those
-files, on which later stages depend instead of all of data/ and models/; and reports/tokenize/metrics.json and
-lengths.csv. Lengths in the reports are those of whole texts, before truncation to `max_length`, to show the effect of
-another value.
+rows and files, on which later stages depend instead of the tables and all of data/ and models/; and
+reports/tokenize/metrics.json and lengths.csv. Lengths in the reports are those of whole texts, before truncation to
+`max_length`, to show the effect of another value.
 """
 
 import os
@@ -67,22 +67,18 @@ def histogram(lengths: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def inputs(view: params.TokenizeView) -> dict[str, str]:
-    """Return the SHA-256 of each local file of the chosen rows and frames, of the model's row and of pooled rows.
-
-    The rows of the model and of `lsr.frames_from` have no key in dvc.yaml: the first may be a folder or hub repository
-    that is named itself, the others are a list.
+    """Return the SHA-256 of the rows of the model, the data and the pooled data, and of each local file of theirs.
 
     Raises:
         UserError: if a file or folder does not exist, or is where DVC would not notice changes.
     """
-    table = params.TABLES["data"][0]
-    model = f"{view.base_model.where}: {view.model}"
     # A folder that `model` itself names is the path that messages name anyway.
-    where = view.base_model.where if Path(view.model) in content.named(view.base_model.source) else model
-    found = {model: content.sha256_of(view.base_model)} | content.digests(view.base_model.source, where)
-    found |= content.digests(view.dataset.source, f"{table}: {view.data}")
-    for name, row in view.pooled.items():
-        found |= {f"{table}: {name}": content.sha256_of(row)} | content.digests(row.source, f"{table}: {name}")
+    is_named = Path(view.model) in content.named(view.base_model.source)
+    where = view.base_model.where if is_named else f"{view.base_model.where}: {view.model}"
+    found = {f"model: {view.model}": content.sha256_of(view.base_model)}
+    found |= content.digests(view.base_model.source, where)
+    for name, row in {**view.pooled, view.data: view.dataset}.items():
+        found |= {f"data: {name}": content.sha256_of(row)} | content.digests(row.source, f"{row.where}: {name}")
     return found if view.frames == "own" else found | content.digests(view.frames, f"{params.PARAMS}: lsr.frames")
 
 

@@ -40,10 +40,12 @@ def move_where_dvc_watches(folder):
         (folder / new).mkdir(exist_ok=True)
         shutil.move(folder / old, folder / new / old)
     model = workspace.read_yaml(folder / "pipeline/models.yaml")["tiny"]
-    add_row(folder, "models", "tiny", workspace.merged(model, {"source": {"path": "models/tiny-roberta"}}))
+    add_row(
+        folder, "pipeline/models.yaml", "tiny", workspace.merged(model, {"source": {"path": "models/tiny-roberta"}})
+    )
     rows = workspace.read_yaml(folder / "pipeline/datasets.yaml")
-    add_row(folder, "datasets", "glue", workspace.merged(rows["glue"], {"source": {"path": "data/glue"}}))
-    add_row(folder, "datasets", "ratings", files_row("data/ratings.csv"))
+    add_row(folder, "pipeline/datasets.yaml", "glue", workspace.merged(rows["glue"], {"source": {"path": "data/glue"}}))
+    add_row(folder, "pipeline/datasets.yaml", "ratings", files_row("data/ratings.csv"))
 
 
 def leave_rows(folder, table, *names):
@@ -54,8 +56,9 @@ def leave_rows(folder, table, *names):
 
 
 def add_row(folder, table, name, row):
-    path = folder / f"pipeline/{table}.yaml"
-    workspace.write_yaml(path, workspace.read_yaml(path) | {name: row})
+    path = folder / table
+    rows = workspace.read_yaml(path) if path.exists() else {}
+    workspace.write_yaml(path, rows | {name: row})
 
 
 def files_row(path):

@@ -14,7 +14,7 @@ from tests.workspace import ROOT, read_yaml
 
 DVC = read_yaml(ROOT / "dvc.yaml")
 STAGES = DVC["stages"]
-TABLES = [path.as_posix() for path, _ in params.TABLES.values()]
+TABLES = [table.built_in.as_posix() for table in params.TABLES.values()]
 # Deps that are no code: files whose every line counts, where all other stages have keys and rows.
 WHOLE = {"tokenize": TABLES}
 

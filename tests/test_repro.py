@@ -55,9 +55,25 @@ def test_an_edit_that_concerns_nobody_costs_one_tokenize_with_the_same_bytes(res
     (restored / "data/ratings.csv").write_text("sentence1,rating\n")
     (restored / "models/other").mkdir()
     (restored / "models/other/config.json").write_text("{}")
+    add_row(restored, "pipeline/datasets.yaml", "other", files_row("data/ratings.csv"))
+    add_row(restored, "data/datasets.yaml", "mine", files_row("data/ratings.csv"))
     assert ran(quick(restored, "dvc", "repro")) == ["tokenize"]
     assert outputs(restored) == before
     assert changed_stages(restored) == set()
+
+
+def test_the_chosen_row_is_what_all_stages_depend_on_and_going_back_runs_nothing(restored):
+    before = outputs(restored)
+    row = workspace.read_yaml(restored / "pipeline/datasets.yaml")["glue"]
+    add_row(restored, "pipeline/datasets.yaml", "glue", row | {"metrics": ["f1"]})
+    assert ran(quick(restored, "dvc", "repro")) == ["tokenize", "factorize-init", "train", "evaluate"]
+    assert "accuracy" not in json.loads((restored / "reports/evaluate/metrics.json").read_text())
+    add_row(restored, "pipeline/datasets.yaml", "glue", row)
+    assert ran(quick(restored, "dvc", "repro")) == []
+    assert outputs(restored) == before
+    output = quick(restored, "dvc", "exp", "run", "-S", "pipeline/datasets.yaml:glue.cut.validation=0.3", "tokenize")
+    assert ran(output) == ["tokenize"]
+    assert changed_stages(restored) == {"factorize-init", "train", "evaluate"}
 
 
 def test_an_edited_file_of_the_chosen_data_or_model_is_noticed(restored):
@@ -107,7 +123,10 @@ def test_a_mistake_is_a_line_and_what_dvc_removed_comes_back_without_running_any
 
 def test_a_temporary_copy_says_which_file_git_does_not_track(restored):
     shutil.copy(restored / "data/ratings.csv", restored / "data/mine.csv")
-    add_row(restored, "datasets", "mine", files_row("data/mine.csv"))
+    add_row(restored, "data/datasets.yaml", "mine", files_row("data/mine.csv"))
+    output = quick(restored, "dvc", "exp", "run", "--temp", "-S", "data=mine", "tokenize", code=255)
+    assert "no row 'mine'; rows: glue, ratings; a temporary copy has data/datasets.yaml only after `git add`" in output
+    quick(restored, "git", "add", "data/datasets.yaml")
     output = quick(restored, "dvc", "exp", "run", "--temp", "-S", "data=mine", "tokenize", code=255)
     assert "mine: data/mine.csv: not found; " in output
     assert "temporary copies have only what was added with `git add`" in output

@@ -41,6 +41,11 @@ def repository() -> Path:
     return Path(os.environ.get("DVC_ROOT", "."))
 
 
+def is_temporary_copy() -> bool:
+    """Return whether DVC runs an experiment elsewhere than in the repository; only what Git tracks is there."""
+    return repository().resolve() != Path.cwd()
+
+
 def write_metrics(path: Path, metrics: Mapping[str, Value]) -> None:
     """Write flat JSON with sorted keys and floats of six digits, so that a diff shows real changes only.
 

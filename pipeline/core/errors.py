@@ -15,6 +15,7 @@ OS_ERROR = re.compile(r"\(os error (\d+)\)")  # in messages of packages in Rust:
 TORCH_SAVE = ("inline_container.cc", "iostream error")  # in torch's messages
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 LONGEST_LINE, MOST_LINES = 300, 20
+CUT_FIRST, CUT_LAST = re.compile(r"^\S{1,40}(?!\S)"), re.compile(r"(?<!\S)\S{1,40}$")  # words, but no long values
 
 
 class UserError(Exception):
@@ -31,10 +32,15 @@ class UserError(Exception):
 
 
 def clipped(line: str) -> str:
-    """Return a line of at most LONGEST_LINE characters, beginning and end, with control characters escaped."""
+    """Return a line of at most LONGEST_LINE characters, beginning and end, with control characters escaped.
+
+    It is cut between words.
+    """
     line = CONTROL.sub(lambda found: ascii(found[0])[1:-1], line)
-    half = (LONGEST_LINE - 3) // 2
-    return line if len(line) <= LONGEST_LINE else f"{line[:half]}...{line[-half:]}"
+    if len(line) <= LONGEST_LINE:
+        return line
+    half = (LONGEST_LINE - len(" ... ")) // 2
+    return f"{CUT_LAST.sub('', line[:half]).rstrip()} ... {CUT_FIRST.sub('', line[-half:]).lstrip()}"
 
 
 @contextmanager
@@ -85,7 +91,7 @@ def refused_by_disk(error: Exception) -> str | None:
 
 def nearest(word: object, known: Iterable[object]) -> str:
     """Return "; did you mean X?" for the known word that is most like `word`, or nothing."""
-    near = difflib.get_close_matches(str(word), [str(name) for name in known], n=1, cutoff=0.5)
+    near = difflib.get_close_matches(str(word), [str(name) for name in known], n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 

@@ -1,1 +1,1 @@
-"""From a row of pipeline/datasets.yaml to tokenized splits."""
+"""From a row of data to tokenized splits."""

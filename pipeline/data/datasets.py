@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipeline import params
 from pipeline.core.errors import UserError
 from pipeline.data import pairs, sources
 from pipeline.data.splits import Examples, read
@@ -47,7 +46,7 @@ def load(row: DatasetRow, name: str) -> Loaded:
         UserError: if the source cannot be read, a text or label does not fit the row, a split is empty, or a class has
             no row in train.
     """
-    where = f"{params.TABLES['data'][0]}: {name}"
+    where = f"{row.where}: {name}"
     examples = {split: read(row, split, where) for split in SPLITS if split in row.source.provides}
     dropped = Counter(dict.fromkeys(DROPPED, 0))
     for part in examples.values():

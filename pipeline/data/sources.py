@@ -43,7 +43,7 @@ def read(source: TableSource | PackageSource, split: Split, columns: Sequence[st
     elif source.kind == "hub":
         table = _table(_hub(source, split))
     else:
-        table, renamed = _file(Path(source.files[split]), source), source.rename
+        table, renamed = read_file(Path(source.files[split]), source), source.rename
     theirs = [renamed.get(column, column) for column in columns]
     check_columns(table.columns, theirs, where)
     return table[theirs].set_axis(list(columns), axis=1)
@@ -70,7 +70,7 @@ def whole_file(path: Path, where: str) -> pd.DataFrame:
 
             table = pd.DataFrame(pq.read_table(path).to_pydict(), dtype=object)
         else:
-            table = _file(path).reset_index(drop=True).astype(object)
+            table = read_file(path).reset_index(drop=True).astype(object)
     return table.where(table.notna(), None)
 
 
@@ -126,7 +126,12 @@ def _table(loaded: "Dataset") -> pd.DataFrame:
     return table.set_axis(pd.RangeIndex(1, len(table) + 1, name="row"))
 
 
-def _file(path: Path, source: TableSource | None = None) -> pd.DataFrame:
+def read_file(path: Path, source: TableSource | None = None) -> pd.DataFrame:
+    """Return all rows and columns of a file, as `read` does those of a source.
+
+    Raises:
+        ValueError: or an OSError, if it cannot be read, to be `explained`.
+    """
     if path.suffix in OBJECTS:
         numbers, records = _objects(path)
         table = pd.json_normalize(records).set_axis(numbers)

@@ -18,18 +18,12 @@ from lsr.tuner.targets import check_indices, check_names
 from pipeline.core.errors import UserError, first_line, nearest
 from pipeline.methods import base_models, kadaptation  # noqa: F401 it registers a method
 from pipeline.params import PARAMS, FullParams, LsrParams, MethodParams, PeftParams
-from pipeline.params.methods import RATE
+from pipeline.params.methods import OWN_LOOP, RATE
 from pipeline.params.model_row import ModelRow
 
 # PEFT warns about layers that it does adapt.
 warnings.filterwarnings("ignore", "Unsupported layer type .*Norm", module="peft")
 
-# Methods of PEFT that depend on their own training loop: here they would be different methods of the same name.
-OWN_LOOP = {
-    "ADALORA": "calls that move ranks between layers",
-    "POLY": "the number of a task with each example",
-    "XLORA": "previously trained adapters",
-}
 # Parts of the names of parameters for which zero is neither the initial nor a neutral value.
 UNDECAYED = ("lora_magnitude_vector", "ia3_l")
 
@@ -118,8 +112,6 @@ def _adapts_layers(config: type[PeftConfig]) -> bool:
 
 def _type_of(section: PeftParams) -> type[PeftConfig]:
     name, known = section.type, known_types()
-    if name in OWN_LOOP:
-        raise ValueError(f"type: {name} needs {OWN_LOOP[name]}, which this training does not have")
     if name not in known:
         names = ", ".join(known)
         raise ValueError(

@@ -1,17 +1,22 @@
-"""`python -m pipeline.params`: check params.yaml and show what would run."""
+"""`python -m pipeline.params`: check params.yaml and the tables, and show what would run."""
 
 import argparse
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from pipeline.core.command_line import Parser
-from pipeline.core.errors import UserError, exit_on_error
+from pipeline.core.errors import exit_on_error
+from pipeline.core.git import warn_without_identity
 from pipeline.params import PARAMS, MethodParams, TrainView, load, load_params
+from pipeline.params.reading import all_of
 
 PROGRAM = "python -m pipeline.params"
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Check params.yaml, with the sections of all methods, and print one line that says what would run.
+    """Check params.yaml, with the sections of all methods, and all rows of the tables; print what would run.
+
+    The chosen model and the chosen files must be there, too.
 
     Raises:
         SystemExit: with exit code 2, if there is a mistake.
@@ -24,8 +29,21 @@ def main(words: Sequence[str] | None = None) -> None:
     ).parse_args(words)
     with exit_on_error("stopped", PROGRAM):
         view = load(TrainView)
-        _check_with_peft(load_params().sections.values())
+        all_of([partial(_check_is_there, view), partial(_check_with_peft, load_params().sections.values())])
         print(f"{PARAMS}: fine: {view.adapter} on {view.model}, {view.data}, seed {view.seed}")
+        warn_without_identity()
+
+
+def _check_is_there(view: TrainView) -> None:
+    """Check that the files of the data are there, and that the model is, and can classify.
+
+    Raises:
+        UserError: if not.
+    """
+    from pipeline.data import content, pretrained  # takes seconds, so after what can be checked without transformers
+
+    content.digests(view.dataset.source, f"{view.dataset.where}: {view.data}")
+    pretrained.load_config(view.base_model)
 
 
 def _check_with_peft(sections: Iterable[MethodParams]) -> None:
@@ -34,16 +52,9 @@ def _check_with_peft(sections: Iterable[MethodParams]) -> None:
     Raises:
         UserError: with one line for each mistake.
     """
-    from pipeline.methods.table import configured  # takes seconds, so after what can be checked without PEFT
+    from pipeline.methods.table import configured
 
-    mistakes = []
-    for section in sections:
-        try:
-            configured(section, seed=0, targets=["query"], trained_whole=[])
-        except UserError as error:
-            mistakes.append(str(error))
-    if mistakes:
-        raise UserError("\n".join(mistakes))
+    all_of(partial(configured, section, seed=0, targets=["query"], trained_whole=[]) for section in sections)
 
 
 if __name__ == "__main__":

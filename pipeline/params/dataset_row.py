@@ -1,4 +1,4 @@
-"""The schema of the table pipeline/datasets.yaml: one row per data set."""
+"""The schema of the tables of data: one row per data set."""
 
 import re
 from typing import Annotated, Any, Literal, Self, get_args
@@ -7,13 +7,14 @@ from pydantic import (
     AfterValidator,
     Discriminator,
     Field,
+    PrivateAttr,
     StrictBool,
     StrictFloat,
     Tag,
     model_validator,
 )
 
-from pipeline.params.sources import Columns, PackageSource, Row, TableSource, all_different
+from pipeline.params.sources import Columns, PackageSource, Row, TableRow, TableSource, all_different
 
 FIELD = re.compile(r"\{([^{}]+)\}")  # of a template: a column in braces
 CHOICE = "choice"  # the template field that stands for the current choice
@@ -118,7 +119,7 @@ class Mark(Row):
         return self
 
 
-class DatasetRow(Row):
+class DatasetRow(TableRow):
     """One data set: its source, which columns are text and label, how it is split and how predictions are scored."""
 
     source: TableSource | PackageSource = Field(discriminator="kind")
@@ -146,6 +147,7 @@ class DatasetRow(Row):
         description="test: choose the checkpoint on the scored split, as the usual GLUE scripts do; "
         "then no validation is cut, and its rows stay in train",
     )
+    _where: str = PrivateAttr("pipeline/datasets.yaml")
 
     @property
     def is_regression(self) -> bool:

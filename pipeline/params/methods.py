@@ -1,5 +1,7 @@
 """The sections of params.yaml for the methods: LSR, any other method of PEFT, full fine-tuning, and the head alone."""
 
+import importlib.util
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -20,6 +22,30 @@ from pipeline.params.sources import all_different
 
 READ = ("gradient", "update", "warm")  # initializations of LSR that read examples
 RATE = "learning_rate"
+# Methods of PEFT that depend on their own training loop: here they would be different methods of the same name.
+OWN_LOOP = {
+    "ADALORA": "calls that move ranks between layers",
+    "POLY": "the number of a task with each example",
+    "XLORA": "previously trained adapters",
+}
+
+
+def own_loop(kind: str) -> str:
+    """Check PEFT's name of a method for pydantic.
+
+    Raises:
+        ValueError: if the method depends on its own training loop.
+    """
+    if kind in OWN_LOOP:
+        raise ValueError(f"{kind} needs {OWN_LOOP[kind]}, which this training does not have")
+    return kind
+
+
+def peft_type(word: str) -> str | None:
+    """Return PEFT's name of a method that a word may mean, without importing PEFT, which takes seconds."""
+    peft = importlib.util.find_spec("peft")
+    folders = [Path(place, "tuners", word.lower()) for place in (peft and peft.submodule_search_locations) or ()]
+    return word.upper() if any(map(Path.is_dir, folders)) else None
 
 
 class MethodParams(Section):
@@ -115,7 +141,9 @@ class PeftParams(MethodParams):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, JsonValue]
 
-    type: StrictStr = Field(min_length=1, description="PEFT's name of the method, such as LORA or VERA")
+    type: Annotated[StrictStr, AfterValidator(own_loop)] = Field(
+        min_length=1, description="PEFT's name of the method, such as LORA or VERA"
+    )
     target_modules: Targets = "default"
     layers: Layers = "all"
     learning_rate: Rate = Field(description="peak, per optimizer step")

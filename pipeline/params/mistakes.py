@@ -1,5 +1,6 @@
 """Turn pydantic's errors about a YAML file into one line per mistake, in the file's terms, with the nearest match."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -9,6 +10,14 @@ from pydantic import BaseModel, ValidationError
 from pipeline.core.errors import nearest
 
 Place = tuple[str, ...]
+IN_YAML = [  # what pydantic says in Python's words
+    (re.compile(r"a valid dictionary( or .*)?"), "keys with values"),
+    (re.compile(r"a valid tuple"), "a list"),
+    (re.compile(r"Tuple (should .*) after validation"), r"List \1"),
+    (re.compile(r"a valid string"), "text in quotes"),
+    (re.compile(r"Unable to extract tag using discriminator '(\w+)'"), r"It needs a key \1"),
+    (re.compile(r"Input tag '(.*)' found using '(\w+)' does .* tags: (.*)"), r"No \2 '\1'; there are \3"),
+]
 
 
 def lines(error: ValidationError, schema: type[BaseModel], content: Any, path: Path, prefix: Place) -> Iterator[str]:
@@ -30,12 +39,21 @@ def lines(error: ValidationError, schema: type[BaseModel], content: Any, path: P
 def _rules(mistakes: list[Any]) -> str:
     if mistakes[0]["type"] == "missing":
         return "this key is required"
-    first, *others = dict.fromkeys(mistake["msg"].removeprefix("Value error, ") for mistake in mistakes)
-    rest = "".join(f" or {rule.removeprefix('Input should be ')}" for rule in others)
+    first, *others = dict.fromkeys(_said(mistake["msg"]) for mistake in mistakes)
+    rest = "".join(f" or {rule.removeprefix('input should be ')}" for rule in others)
     value = mistakes[0]["input"]
     allowed = [word for mistake in mistakes if mistake["type"] == "literal_error" for word in _words(mistake)]
     got = "" if isinstance(value, dict) else f", got {value!r}"
-    return f"{first[:1].lower()}{first[1:]}{rest}{got}{nearest(value, allowed)}"
+    return f"{first}{rest}{got}{nearest(value, allowed)}"
+
+
+def _said(message: str) -> str:
+    ours = message.removeprefix("Value error, ")
+    if ours != message:
+        return ours
+    for said, better in IN_YAML:
+        message = said.sub(better, message)
+    return f"{message[:1].lower()}{message[1:]}"
 
 
 def _words(mistake: Any) -> list[str]:

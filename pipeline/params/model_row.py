@@ -1,11 +1,11 @@
-"""The schema of the table pipeline/models.yaml: one row per base model."""
+"""The schema of the tables of models: one row per base model."""
 
 import os
 from typing import Literal, Self
 
 from pydantic import Field, PrivateAttr
 
-from pipeline.params.sources import Pinned, Row, Sha256
+from pipeline.params.sources import Pinned, Row, Sha256, TableRow
 
 
 class HubModel(Row):
@@ -37,7 +37,7 @@ class PackageModel(Row):
     revision: str | None = Field(None, description="the commit of that repository")
 
 
-class ModelRow(Row):
+class ModelRow(TableRow):
     """One base model: where it comes from, which layers are adapted by default, and which module is its head."""
 
     source: HubModel | PackageModel = Field(discriminator="kind")
@@ -51,20 +51,17 @@ class ModelRow(Row):
     )
     _where: str = PrivateAttr("pipeline/models.yaml")
 
-    @property
-    def where(self) -> str:
-        """Where the row is defined, as a prefix for messages."""
-        return self._where
-
     @classmethod
     def named(cls, name: str, where: str) -> Self | None:
-        """Return a row for a folder or a repository (`owner/name` or `owner/name@revision`) that has none in the table.
+        """Return a row for a folder or a repository (`owner/name` or `owner/name@revision`) that has none in a table.
 
-        None if the name can only be the name of a row.
+        None if it is no folder and can be no repository: models/name is in a folder of ours, or would be.
         """
         folder = os.path.isdir(name)  # noqa: PTH112 False for an invalid file name, where Path raises
         path, _, revision = (name, "", "") if folder else name.partition("@")
-        if not (folder or "/" in path):
+        owner, _, repository = path.partition("/")
+        is_path = owner in ("", ".", "..", "~") or "/" in repository or os.path.isdir(owner)  # noqa: PTH112
+        if not folder and (is_path or not repository):
             return None
         source = HubModel(kind="hub", path=path, revision=revision or None)
         row = cls(source=source, target_modules=None, head=None)

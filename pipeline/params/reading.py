@@ -1,9 +1,11 @@
-"""Read and check params.yaml and the rows it selects. This is the only module that opens these files.
+"""Read and check params.yaml and the tables. This is the only module that opens these files.
 
-`load(View)` checks the whole file, then returns only the fields of the stage's view.
+`load(View)` checks all of them, then returns only the fields of the stage's view.
 """
 
-from functools import lru_cache
+import re
+from collections.abc import Callable, Iterable
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,22 +13,43 @@ from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from pipeline.core import artifacts
 from pipeline.core.errors import UserError, nearest
 from pipeline.params import mistakes
 from pipeline.params.model_row import ModelRow
 from pipeline.params.schema import PARAMS, TABLES, Params, View
+from pipeline.params.sections import NAME
+from pipeline.params.sources import TableRow
 
 AnyView = TypeVar("AnyView", bound=View)
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 
 def load(view: type[AnyView]) -> AnyView:
-    """Check all of params.yaml and the selected rows, then return the part that `view` sees.
+    """Check all of params.yaml and of the tables, then return the part that `view` sees.
 
     Raises:
         UserError: with one line for each mistake, all at once.
     """
-    return seen_by(view, load_params())
+    params, *_ = all_of([load_params, *(partial(load_rows, word) for word in TABLES)])
+    return seen_by(view, params)
+
+
+def all_of(checks: Iterable[Callable[[], Any]]) -> list[Any]:
+    """Return the results of all checks.
+
+    Raises:
+        UserError: with the lines of all that have failed.
+    """
+    results, lines = [], []
+    for check in checks:
+        try:
+            results.append(check())
+        except UserError as error:
+            lines.append(str(error))
+    if lines:
+        raise UserError("\n".join(lines))
+    return results
 
 
 def load_params() -> Params:
@@ -57,22 +80,53 @@ def seen_by(view: type[AnyView], params: Params) -> AnyView:
 
 
 def load_row(word: str, name: str, key: str | None = None) -> Any:
-    """Return the row `name` of the table for `word` ("data" or "model"); `key` is the params.yaml key that named it.
+    """Return the row `name` for `word` ("data" or "model"); `key` is the params.yaml key that named it.
 
     A model without a row may be named directly, as a folder or a hub repository.
 
     Raises:
         UserError: if there is no such row (the message lists the existing ones), or it does not fit the schema.
     """
-    path, schema = TABLES[word]
-    rows = read_yaml(path)
-    if name not in rows:
-        where = f"{PARAMS}: {key or word}"
-        if schema is ModelRow and (row := ModelRow.named(name, where)):
-            return row
-        itself = "; or a folder, or a hub repository such as owner/name" if schema is ModelRow else ""
-        raise UserError(f"{where}: no row {name!r} in {path}{nearest(name, rows)}; rows: {', '.join(rows)}{itself}")
-    return validated(schema, rows[name], path, (name,))
+    where, rows = f"{PARAMS}: {key or word}", {row: path for path in _tables(word) for row in read_yaml(path)}
+    if name in rows:
+        return _row(word, name, rows[name])
+    if word == "model" and (row := ModelRow.named(name, where)):
+        return row
+    what, other = {
+        "data": ("row", "python -m pipeline.add FILE makes one"),
+        "model": ("row or folder", "or a hub repository such as owner/name"),
+    }[word]
+    if artifacts.is_temporary_copy() and not TABLES[word].own.exists():
+        other = f"a temporary copy has {TABLES[word].own} only after `git add`"
+    raise UserError(f"{where}: no {what} {name!r}{nearest(name, rows)}; rows: {', '.join(rows)}; {other}")
+
+
+def load_rows(word: str) -> dict[str, Any]:
+    """Return all rows for `word`, by name.
+
+    Raises:
+        UserError: with one line for each mistake.
+    """
+    named = [(name, path) for path in _tables(word) for name in read_yaml(path)]
+    rows = all_of(partial(_row, word, *one) for one in named)
+    return {name: row for (name, _), row in zip(named, rows, strict=True)}
+
+
+def _tables(word: str) -> list[Path]:
+    """Return the files with rows: the user's own first, if there is one."""
+    table = TABLES[word]
+    return [table.own, table.built_in] if table.own.is_file() else [table.built_in]
+
+
+def _row(word: str, name: str, path: Path) -> TableRow:
+    table = TABLES[word]
+    if word == "data" and not re.fullmatch(NAME, str(name)):
+        raise UserError(f"{path}: {name!r}: the name of a row of data has letters, digits, - and _ only")
+    if path == table.own and name in read_yaml(table.built_in):
+        raise UserError(f"{path}: {name}: {table.built_in} has a row of this name too; rename yours")
+    row = validated(table.schema, read_yaml(path)[name], path, (str(name),))
+    row._where = str(path)
+    return row
 
 
 def load_table(path: Path, schema: type[AnyModel]) -> dict[str, AnyModel]:
@@ -96,6 +150,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not found; run from the root of the repository") from None
     except (YAMLError, ValueError) as error:  # ruamel raises a ValueError for a date in month 13
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if content is None:  # nothing but comments
+        return {}
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold keys and values, got {content!r}")
     return content

@@ -4,21 +4,31 @@ DVC learns only from dvc.yaml which keys a stage depends on; a test keeps the tw
 """
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from pydantic import Field, SerializeAsAny, StrictInt, StrictStr, ValidationInfo, field_validator, model_validator
 
 from pipeline.core.errors import nearest
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.methods import FullParams, HeadParams, LsrParams, Method, MethodParams
+from pipeline.params.methods import FullParams, HeadParams, LsrParams, Method, MethodParams, own_loop, peft_type
 from pipeline.params.model_row import ModelRow
 from pipeline.params.sections import EvaluateParams, Named, Section, TokenizeParams, TrainParams, Word
-from pipeline.params.sources import Row
+from pipeline.params.sources import TableRow
 
 PARAMS = Path("params.yaml")
-TABLES: dict[str, tuple[Path, type[Row]]] = {
-    "data": (Path("pipeline/datasets.yaml"), DatasetRow),
-    "model": (Path("pipeline/models.yaml"), ModelRow),
+
+
+class Table(NamedTuple):
+    """The rows that a word of params.yaml can name: those that come with the pipeline, and its user's own."""
+
+    built_in: Path
+    own: Path  # in a folder on which the stage tokenize depends; it need not be there
+    schema: type[TableRow]
+
+
+TABLES = {
+    "data": Table(Path("pipeline/datasets.yaml"), Path("data/datasets.yaml"), DatasetRow),
+    "model": Table(Path("pipeline/models.yaml"), Path("models/models.yaml"), ModelRow),
 }
 
 
@@ -60,6 +70,10 @@ class Params(Section):
     def _is_a_section(cls, adapter: str, info: ValidationInfo) -> str:
         if "methods" in info.data:
             words = ["full", "head", "lsr", *info.data["methods"]]
+            if adapter not in words and (kind := peft_type(adapter)):
+                raise ValueError(
+                    f"no such section; a method of PEFT goes by adapter: peft and peft.type: {own_loop(kind)}"
+                )
             if adapter not in words:
                 raise ValueError(f"no such section{nearest(adapter, words)}; sections: {', '.join(words)}")
         return adapter
@@ -147,10 +161,10 @@ class EvaluateView(View):
 
 DECLARED = {
     "section": "${adapter}",
-    "dataset": f"{TABLES['data'][0]}:${{data}}",
     "frames": "lsr.frames",
-    # A list cannot name keys, nor can a folder or repository without a row: they are locked by content, which the stage
-    # `tokenize` records.
+    # The stage `tokenize` depends on the tables as files and records the chosen rows, on which all other stages depend.
+    # As params, each of their keys would be a column of `dvc exp show`.
+    "dataset": "data",
     "base_model": "model",
     "pooled": "lsr.frames_from",
 }

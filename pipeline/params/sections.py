@@ -22,7 +22,8 @@ def compiles(expression: str) -> str:
     return expression
 
 
-Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", description="DVC splits keys on dots, so a word has none")]
+NAME = r"^[A-Za-z0-9_-]+$"
+Word = Annotated[str, Field(pattern=NAME, description="DVC splits keys on dots, so a word has none")]
 Named = Annotated[
     str, Field(pattern=r"^[^\x00-\x1f]+$", description="a row's word; or a folder or hub repository itself")
 ]

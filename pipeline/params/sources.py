@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 
 def all_different(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -26,6 +26,17 @@ class Row(BaseModel):
     """The base of all rows: no unknown keys, immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TableRow(Row):
+    """A row of a table, which knows where it is defined."""
+
+    _where: str = PrivateAttr()
+
+    @property
+    def where(self) -> str:
+        """The file, or the key of params.yaml that names what has no row, as a prefix for messages."""
+        return self._where
 
 
 class TableSource(Row):

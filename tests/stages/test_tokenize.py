@@ -158,17 +158,18 @@ def test_the_files_of_the_chosen_rows_are_recorded(view, folder):
     stage.main(chosen)
     found = json.loads(artifacts.INPUTS.read_text())
     assert found.keys() == {
-        "pipeline/models.yaml: tiny",
+        "data: mine",
+        "model: tiny",
         *(f"{split}.csv" for split in ("train", "validation", "test")),
         *(str(path) for path in Path(folder).iterdir()),
     }
     stage.main(chosen.model_copy(update={"base_model": chosen.base_model.model_copy(update={"head": ("score",)})}))
     changed = json.loads(artifacts.INPUTS.read_text())
-    assert {name for name in found if found[name] != changed[name]} == {"pipeline/models.yaml: tiny"}
+    assert {name for name in found if found[name] != changed[name]} == {"model: tiny"}
 
 
 def test_pooled_rows_and_frames_are_recorded(view):
-    chosen, other = view(), "pipeline/datasets.yaml: other"
+    chosen, other = view(), "data: other"
     pooled = chosen.dataset.model_copy(update={"cut": {"validation": 0.1, "test": 0.1}})
     Path("models/family").mkdir(parents=True)
     Path("models/family/adapter_config.json").write_text("{}")

@@ -1,6 +1,7 @@
 """What a user reads of another library's error."""
 
 import errno
+import re
 
 import pytest
 
@@ -21,6 +22,15 @@ def test_the_first_line_of_an_error_is_its_kind_where_it_says_nothing(error, lin
 
 def test_a_message_is_one_line_for_a_terminal_too():
     assert str(UserError("a\x1b[2J\x0cb\u2028c\nd")) == "a\\x1b[2J\\x0cb\\u2028c\nd"
+
+
+def test_a_long_line_is_cut_between_words_and_only_a_long_value_within():
+    shown = str(UserError(" ".join(f"word{number}" for number in range(100))))
+    assert len(shown) <= 300
+    assert shown.startswith("word0 word1 ")
+    assert shown.endswith(" word98 word99")
+    assert all(re.fullmatch(r"word\d+|\.\.\.", word) for word in shown.split())
+    assert len(str(UserError(f"seed: got {'x' * 400} here"))) > 290
 
 
 ENDS = {  # what happens: the exit code, and the line

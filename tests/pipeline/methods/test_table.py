@@ -21,7 +21,7 @@ MISTAKES = [  # on the tiny model
     ("lora", {"lora.init_lora_weights": "pisa"}, "lora: Unknown initialization init_lora_weights='pisa'"),
     ("lora", {"lora.init_lora_weights": "eva"}, "lora: init_lora_weights: eva needs examples, which this pipeline"),
     ("peft", {"peft.type": "LOHAA"}, "peft: type: PEFT 0.21.2 has no method 'LOHAA' that adapts layers; did you mean"),
-    ("peft", {"peft.type": "ADALORA"}, "peft: type: ADALORA needs calls that move ranks between layers, which this"),
+    ("peft", {"peft.type": "ADALORA"}, "peft.type: ADALORA needs calls that move ranks between layers, which this"),
     ("ln_tuning", {"ln_tuning.layers": [1]}, "ln_tuning: layers: LN_TUNING cannot choose layers by index; name them"),
     ("peft", {"peft.r": 0}, "peft: `r` should be a positive integer value but the value passed is 0"),
     ("lsr", {"lsr.separation_rank": 0}, "lsr.separation_rank: input should be 'auto' or greater than or equal to 1"),

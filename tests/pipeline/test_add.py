@@ -1,0 +1,114 @@
+"""A file of one's own gets a row: what is decided from its columns, what is refused, and that other rows stay."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pipeline import params
+from pipeline.add import main
+from tests.workspace import ROOT, read_yaml
+
+QUEUES = ["billing", "other", "technical"]
+OWN = Path("data/datasets.yaml")
+ROWS = range(120)
+
+
+def text(number):
+    return f"The printer of room {number} prints page {number % 7} twice"
+
+
+@pytest.fixture(autouse=True)
+def workspace(tmp_path, monkeypatch):
+    """The tables, and files of a user, as the working directory."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("pipeline", "data"):
+        Path(folder).mkdir()
+    for name in ("pipeline/datasets.yaml", "pipeline/models.yaml"):
+        shutil.copy(ROOT / name, name)
+    tickets = pd.DataFrame({"id": ROWS, "body": map(text, ROWS), "queue": [QUEUES[row % 3] for row in ROWS]})
+    tickets.to_csv("data/tickets.csv", index=False)
+    tickets.assign(team=tickets["id"] % 4).to_csv("data/two.csv", index=False)
+    answers = map(text, reversed(ROWS))
+    pairs = pd.DataFrame({"question": map(text, ROWS), "answer": answers, "label": [row % 2 for row in ROWS]})
+    pairs.to_csv("data/pairs.tsv", index=False, sep="\t")
+    ratings = [{"review": text(row), "stars": row / 30, "spam": row % 2 == 0} for row in ROWS]
+    Path("data/ratings.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ratings))
+    pd.DataFrame({"text": map(text, ROWS), "n": [row % 5 + 1 for row in ROWS]}).to_parquet("data/stars.parquet")
+
+
+SPAM = ["data/ratings.jsonl", "--label", "spam"]
+DECIDED = [
+    (["data/tickets.csv"], ["body"], {"column": "queue", "names": QUEUES}, ["accuracy", "macro_f1"]),
+    (["data/pairs.tsv"], ["question", "answer"], {"column": "label", "names": ["0", "1"]}, ["accuracy", "f1"]),
+    (["data/ratings.jsonl"], ["review"], {"column": "stars", "low": 0, "high": 119 / 30}, ["pearson", "spearman"]),
+    (SPAM, ["review"], {"column": "spam", "names": ["false", "true"]}, ["accuracy", "f1"]),
+    (["data/stars.parquet"], ["text"], {"column": "n", "names": list("12345")}, ["accuracy", "macro_f1"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "text", "label", "metrics"), DECIDED)
+def test_the_columns_say_what_is_text_and_what_kind_of_label_there_is(words, text, label, metrics, capsys):
+    main(words)
+    ((name, row),) = read_yaml(OWN).items()
+    assert row["source"] == {"kind": "files", "files": {"train": words[0]}}
+    assert (row["text"], row["label"], row["metrics"]) == (text, label, metrics)
+    assert row.get("stratify", False) == (len(label.get("names", "")) > 2)  # 40 and 24 rows of a class are few
+    assert params.load_row("data", name).where == "data/datasets.yaml"
+    shown = capsys.readouterr().out
+    assert f"data/datasets.yaml: added {name}: 120 rows of {words[0]}\n" in shown
+    assert f"\nTo train: dvc exp run -S data={name}\n" in shown
+
+
+def test_what_was_decided_is_said(capsys):
+    main(["data/tickets.csv", "--name", "mine"])
+    assert capsys.readouterr().out.splitlines()[:5] == [
+        "data/datasets.yaml: added mine: 120 rows of data/tickets.csv",
+        "  text    body",
+        "  label   queue, 3 classes: billing 40, other 40, technical 40",
+        "  scores  accuracy, macro_f1",
+        "  splits  train 84, validation 12, test 24, by a hash of the text",
+    ]
+
+
+def test_comments_and_other_rows_stay_as_they_are():
+    before = """# mine
+first: # yes
+    source: {kind: files, files: {train: data/stars.parquet}}
+    text: [text]
+    label: {column: n, low: 1, high: 5}
+    metrics: [pearson]
+    cut: {test: 0.2,
+      validation: 0.1}
+"""
+    OWN.write_text(before)
+    main(["data/tickets.csv"])
+    assert OWN.read_text().startswith(f"{before}tickets:\n  source:\n")
+    assert list(read_yaml(OWN)) == ["first", "tickets"]
+
+
+MISTAKES = [
+    (["data/no.csv"], "data/no.csv: not found; "),
+    (["data/no.xlsx"], "data/no.xlsx: the extension must be one of .csv, .tsv, "),
+    (["/mine/a.csv"], "/mine/a.csv: DVC notices changes only in data/; move the file, or a link to it, there"),
+    (["data/tickets.csv", "--label", "quue"], "data/tickets.csv: no column 'quue'; did you mean queue?; columns: id, "),
+    (["data/tickets.csv", "--text", "boddy"], "data/tickets.csv: no column 'boddy'; did you mean body?; columns: id, "),
+    (["data/tickets.csv", "--label", "body"], "data/tickets.csv: body is no label: it has 120 different values in"),
+    (["data/two.csv"], "data/two.csv: which column is to be predicted? --label queue or team"),
+    (["data/pairs.tsv", "--label", "question"], "data/pairs.tsv: question is no label: it has 120 different values"),
+    (["data/tickets.csv", "--name", "mrpc"], "data: there is a row mrpc already; remove it, or choose another --name"),
+    (["data/tickets.csv", "--name", "a.b"], "--name: a row's name has letters, digits, - and _ only, got a.b"),
+    (["data/ratings.jsonl", "--text", "stars", "--label", "spam"], "data/datasets.yaml: ratings: train: data/ratings"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES)
+def test_a_mistake_is_one_line_and_nothing_is_written(words, message, capsys):
+    Path("data/no.xlsx").write_text("")
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(message)
+    assert not OWN.exists()
