@@ -5,7 +5,7 @@ factors of its Tucker decomposition over rows and columns: each matrix is approx
 """
 
 from collections.abc import Sequence
-from math import isfinite
+from math import inf, isfinite
 
 import numpy as np
 import torch
@@ -32,16 +32,17 @@ def leading_frames(
 ) -> tuple[Tensor, Tensor]:  # (m, rank) with orthonormal columns, (rank, n) with orthonormal rows, float64
     """Return B and A that maximize `sum_l ||B^T G_l A^T||_F^2 / ||G_l||_F^2`, leading directions first.
 
-    Each matrix is normalized, so that none dominates the others. Signs are canonical: the largest entry of each row of
-    A and each column of B is positive. Large matrices are first truncated to their leading singular parts.
+    Each matrix is normalized, so that none dominates the others; zero matrices do not count. Signs are canonical: the
+    largest entry of each row of A and each column of B is positive. Large matrices are first truncated to their leading
+    singular parts.
 
     Raises:
-        ValueError: if the rank exceeds a side, or a matrix is zero or not finite.
+        ValueError: if the rank exceeds a side, a matrix is not finite, or all are zero.
 
     Reference: for one matrix, Eckart & Young 1936; for several, higher-order orthogonal iteration from the HOSVD, De
     Lathauwer, De Moor & Vandewalle 2000.
     """
-    _check(matrices, rank)
+    matrices = _nonzero(matrices, rank)
     if len(matrices) == 1:
         left, _, right = leading_svd(matrices[0], rank, seed)
         return left * canonical_signs(left), right
@@ -73,9 +74,9 @@ def paired_frames(
 
     Reference: Beylkin & Mohlenkamp 2005 (separated representations); Carroll & Chang 1970 (CP).
     """
+    matrices = _nonzero(matrices, rank)
     if len(matrices) == 1:
         return leading_frames(matrices, rank, seed)
-    _check(matrices, rank)
     stack, outer, inner = _compressed(matrices, rank, seed)
     before = _tucker(stack, rank, seed)
     draws = np.random.default_rng(seed).standard_normal((len(stack), rank))
@@ -213,10 +214,11 @@ def _compressed(matrices: Sequence[Matrix], rank: int, seed: int) -> tuple[Tenso
     return torch.stack([(outer.T @ left) @ (right @ inner) for left, right in pairs]), outer, inner
 
 
-def _check(matrices: Sequence[Matrix], rank: int) -> None:
+def _nonzero(matrices: Sequence[Matrix], rank: int) -> list[Matrix]:
     smaller = min(shape_of(matrices[0]))
     if not 1 <= rank <= smaller:
         raise ValueError(f"the rank must be in [1, {smaller}] for matrices {shape_of(matrices[0])}, got {rank}")
-    for norm in map(norm_of, matrices):
-        if not 0 < norm < float("inf"):
-            raise ValueError(f"cannot take frames from a matrix of norm {norm}")
+    norms = [norm_of(matrix) for matrix in matrices]
+    if not 0 < sum(norms) < inf:
+        raise ValueError(f"cannot take frames from matrices of norm {sum(norms)}")
+    return [matrix for matrix, norm in zip(matrices, norms, strict=True) if norm]

@@ -11,7 +11,7 @@ from torch import Tensor
 from lsr.algebra.fit import in_orthonormal_basis
 from lsr.algebra.frames import leading_frames
 from lsr.algebra.separable import recondition
-from lsr.algebra.spectrum import Matrix
+from lsr.algebra.spectrum import Matrix, norm_of
 from lsr.init.initialization import Source, Start
 from lsr.init.principal import fitted, framed
 from lsr.init.random import as_random_a, as_zero_b
@@ -29,6 +29,7 @@ def start(source: Source) -> Start:
 
     Reference: LoRA-GA (Wang et al. 2024, arXiv 2407.05000), LoRA-One (Zhang et al. 2025, arXiv 2502.01235).
     """
+    check_reached([source])
     is_pooled = len(source.gradients) > 1
     joint = leading_frames(source.gradients, source.form.rank, source.seed) if is_pooled else only_matrix(source)
     fit = fitted(joint, source)
@@ -46,8 +47,7 @@ def frames(sources: Sequence[Source]) -> Start:
 
     Reference: LoRA-SB (Ponkshe et al. 2024, arXiv 2411.19557), which takes the first full gradient.
     """
-    for source in sources:
-        _check_any(source)
+    check_reached(sources)
     return framed([matrix for source in sources for matrix in source.gradients], sources[0])
 
 
@@ -55,9 +55,8 @@ def only_matrix(source: Source) -> Matrix:
     """Return the gradient or update that a source has, in float64 on the CPU.
 
     Raises:
-        ValueError: if there is not exactly one, or it is not finite.
+        ValueError: if there are several, or it is not finite.
     """
-    _check_any(source)
     if len(source.gradients) > 1:
         raise ValueError(f"a warm start goes on from one short training run, got {len(source.gradients)}")
     matrix = source.gradients[0]
@@ -67,6 +66,16 @@ def only_matrix(source: Source) -> Matrix:
     return parts[0] if len(parts) == 1 else (parts[0], parts[1])
 
 
-def _check_any(source: Source) -> None:
-    if not source.gradients:
+def check_reached(sources: Sequence[Source]) -> None:
+    """Check that there are gradients or updates, and not of zeros alone.
+
+    Raises:
+        ValueError: if not; names the ways out.
+    """
+    if not all(source.gradients for source in sources):
         raise ValueError("this initialization needs examples: see lsr.start_from_examples")
+    if not any(norm_of(matrix) for source in sources for matrix in source.gradients):
+        raise ValueError(
+            "no gradient of the loss over the examples reaches it, so they show it no direction; initialize it as "
+            "'random' or 'principal', which read no examples, or leave it out of target_modules"
+        )

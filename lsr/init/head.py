@@ -5,12 +5,23 @@ from contextlib import contextmanager
 from itertools import islice
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lsr.init.passes import Batch, Group, PreciseAdamW, Track, loss_of, restored, undisturbed, untracked
+from lsr.init.passes import (
+    Batch,
+    Group,
+    PreciseAdamW,
+    Track,
+    copied_values,
+    loss_of,
+    restored,
+    set_values,
+    undisturbed,
+    untracked,
+)
 
 STEPS = 60
-RATE = 0.01
+RATES = (0.01, 0.001, 0.0001)  # each follows if the head is dead after the one before
 
 
 @contextmanager
@@ -29,7 +40,8 @@ def fitted_head(
     `head` lists the modules that are trained in full alongside the adapter: in a PEFT wrapper, its `modules_to_save`
     wrappers, whose active copies are fitted. Leave it empty if the head is pretrained, as in a language model: nothing
     is then fitted. Parameters that other modules use too, such as tied embeddings, are left unchanged. The batches are
-    read over and over, each time in a new order drawn from `seed`.
+    read over and over, each time in a new order drawn from `seed`. A fit after which no gradient gets through the head
+    (features that say little have driven its ReLUs to zero) is repeated from the beginning with smaller steps.
 
     Raises:
         ValueError: if there are no examples; labels are missing or all equal; the loss is not finite or
@@ -40,18 +52,41 @@ def fitted_head(
         yield
         return
     _check_labels(batches)
+    planned = [batches[index] for index in islice(_rounds(len(batches), seed), steps)]
     with restored(parameters, after_errors_only=keep):
         with undisturbed(model, parameters):
-            optimizer = PreciseAdamW([Group(parameters, RATE)])
-            planned = list(islice(_rounds(len(batches), seed), steps))
-            for step, index in enumerate(track(planned, "fit the head"), 1):
-                with torch.enable_grad():
-                    loss = loss_of(model, batches[index])
-                if not torch.isfinite(loss):
-                    raise ValueError(f"the loss is not finite in step {step} of {steps} of the head")
-                if not any(optimizer.step(loss)):
-                    raise ValueError("the loss does not depend on the head: is this the head that the model calls?")
+            begin = copied_values(parameters)
+            for rate in RATES:
+                set_values(parameters, begin)
+                if not _is_dead(_fit(model, parameters, planned, rate, track)):
+                    break
         yield
+
+
+def _fit(
+    model: nn.Module, parameters: Sequence[nn.Parameter], batches: Sequence[Batch], rate: float, track: Track
+) -> list[Tensor]:
+    """Take one step per batch, and return the gradients of the last.
+
+    Raises:
+        ValueError: if the loss is not finite or does not depend on the head.
+    """
+    optimizer, gradients = PreciseAdamW([Group(parameters, rate)]), []
+    for step, batch in enumerate(track(batches, "fit the head"), 1):
+        with torch.enable_grad():
+            loss = loss_of(model, batch)
+        if not torch.isfinite(loss):
+            raise ValueError(f"the loss is not finite in step {step} of {len(batches)} of the head")
+        gradients = [gradient for gradient in optimizer.step(loss) if gradient is not None]
+        if not gradients:
+            raise ValueError("the loss does not depend on the head: is this the head that the model calls?")
+    return gradients
+
+
+def _is_dead(gradients: Sequence[Tensor]) -> bool:
+    """Return whether gradients end within the head; if there are none at all, it has learned the batch by heart."""
+    reached = [bool(gradient.any()) for gradient in gradients]
+    return any(reached) and not all(reached)
 
 
 def head_parameters(model: nn.Module, head: Sequence[nn.Module]) -> list[nn.Parameter]:

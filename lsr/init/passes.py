@@ -102,7 +102,7 @@ class PreciseAdamW:
         )
         self._largest_norm = largest_norm
 
-    def step(self, loss: Tensor) -> list[bool]:  # for each parameter, whether the loss depends on it
+    def step(self, loss: Tensor) -> Sequence[Tensor | None]:  # each parameter's gradient
         """Take one step; the loss need not depend on all parameters."""
         gradients: Sequence[Tensor | None] = [None] * len(self._parameters)
         if loss.requires_grad:
@@ -113,7 +113,7 @@ class PreciseAdamW:
             torch.nn.utils.clip_grad_norm_(self._exact, self._largest_norm)
         self.optimizer.step()
         set_values(self._parameters, self._exact)
-        return [gradient is not None for gradient in gradients]
+        return gradients
 
 
 @contextmanager

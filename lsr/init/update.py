@@ -223,9 +223,9 @@ def _run(
                 f"rate {slower[0].rate:g}"
             )
         losses.append(loss.item())
-        is_reached = optimizer.step(loss)
-        for name, depends in zip(names, is_reached[::2], strict=False):
-            if not depends:
+        gradients = optimizer.step(loss)
+        for name, gradient in zip(names, gradients[::2], strict=False):
+            if gradient is None:
                 raise ValueError(f"layer {name!r} was never called, or the loss does not depend on it")
         schedule.step()
     return losses

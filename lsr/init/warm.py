@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from lsr.algebra.frames import core_between, diagonal_between
-from lsr.init.gradient import only_matrix
+from lsr.init.gradient import check_reached, only_matrix
 from lsr.init.initialization import Source, Start
 from lsr.init.principal import fitted
 
@@ -14,6 +14,7 @@ def start(source: Source) -> Start:
     Raises:
         ValueError: if there is not exactly one update, or it is zero, not finite or too small.
     """
+    check_reached([source])
     return fitted(only_matrix(source), source)
 
 
@@ -25,7 +26,7 @@ def core(
     """Return the core R of min ||U - scaling * B R A||_F, between the frames as they are stored.
 
     Raises:
-        ValueError: if there is not exactly one update.
+        ValueError: if there are several updates.
     """
     between = diagonal_between if source.paired else core_between
     return between(only_matrix(source), left.double(), right.double()) / source.scaling

@@ -117,13 +117,15 @@ def test_large_matrices_are_replaced_by_their_leading_parts(count, monkeypatch):
     assert energy(matrices, left, right) == pytest.approx(dense, rel=1e-3)
 
 
-@pytest.mark.parametrize("value", [0.0, float("nan")])
-def test_a_matrix_without_directions_is_refused(value):
-    for broken in (torch.full((6, 8), value), (torch.full((6, 3), value), normal(3, 8))):
-        with pytest.raises(ValueError, match="cannot take frames from a matrix of norm"):
-            leading_frames([normal(6, 8), broken], 2)
-        with pytest.raises(ValueError, match="cannot take frames from a matrix of norm"):
-            paired_frames([broken], 2)
+@pytest.mark.parametrize("frames", [leading_frames, paired_frames])
+def test_zero_matrices_do_not_count_unless_all_are_and_others_are_finite(frames):
+    for other in (lambda value: torch.full((6, 8), value), lambda value: (torch.full((6, 3), value), normal(3, 8))):
+        for count in (1, 2):
+            matrices = [normal(6, 8, seed=seed) for seed in range(count)]
+            assert_close(frames([other(0.0), *matrices], 2), frames(matrices, 2), atol=0, rtol=0)
+        for broken in ([other(0.0)] * 2, [normal(6, 8), other(float("nan"))]):
+            with pytest.raises(ValueError, match=r"^cannot take frames from matrices of norm (0\.0|nan)$"):
+                frames(broken, 2)
 
 
 # Cores
