@@ -6,8 +6,7 @@ BIN := $(VENV)/bin
 RUN := $(VENV)/.with-pipeline,demo
 PRESET ?= offline
 COMPARE := $(VENV)/.with-pipeline,compare,$(if $(filter base,$(PRESET)),base-model,demo)
-PLOTS := $(VENV)/.with-pipeline,plots
-ALL := $(VENV)/.with-pipeline,compare,plots,demo,docs,dev
+ALL := $(VENV)/.with-pipeline,compare,demo,docs,dev
 # One worker a core, each with the neighboring tests of one file, which share what they set up.
 PYTEST := pytest -n auto --maxprocesses 8 --dist worksteal
 # Stages and DVC find `python` and `dvc` on the PATH.
@@ -35,9 +34,8 @@ experiments: $(RUN)
 	@if [ -n "$$(dvc exp list --name-only)" ]; then dvc exp show --only-changed --drop '$(UNCOMPARED)'; \
 	else echo "no experiments since the last commit; to run one: dvc exp run -S adapter=lora"; fi
 
-## plots: all plots as one page, dvc_plots/index.html, which needs no connection
-plots: $(PLOTS)
-	python -m pipeline.plots_page
+## plots: all plots as one page, dvc_plots/index.html
+plots: $(RUN)
 	dvc plots show
 
 ## test: the test suite

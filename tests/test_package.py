@@ -11,7 +11,7 @@ import pytest
 from tests.workspace import ROOT
 
 # What the extras bring, by the names that are imported. accelerate is left out: PEFT needs it.
-OTHERS = ("dvc", "datasets", "pydantic", "rich", "ruamel", "sklearn", "matplotlib", "pandas", "pyarrow", "vl_convert")
+OTHERS = ("dvc", "datasets", "pydantic", "rich", "ruamel", "sklearn", "matplotlib", "pandas", "pyarrow")
 ALONE = f"""
 import sys
 sys.modules.update(dict.fromkeys({OTHERS}))  # None: Python says that it is not there

@@ -1,4 +1,4 @@
-"""`python -m pipeline.compare`: compare the methods of the arena in tables, a picture and one page."""
+"""`python -m pipeline.compare`: compare the methods of the arena in a picture and one page."""
 
 import json
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ OUTPUT = Path("reports", "compare")
 
 def parser() -> Parser:
     """Return the parser of the command line."""
-    top = Parser(prog=PROGRAM, description="Write tables, a picture and one page with the results of the arena.")
+    top = Parser(prog=PROGRAM, description="Write one page, a picture and JSON with the results of the arena.")
     add = top.add_argument
     add("preset", metavar="PRESET", help=f"a preset of {PATH} that has records in {FOLDER}")
     add("--baseline", metavar="METHOD", help="method to compare others with (that of the preset)")
@@ -58,14 +58,13 @@ def write(folder: Path, name: str, baseline: str | None) -> None:
     content = tables.everything(comparison)
     for file, text in {
         "comparison.json": json.dumps(content, indent=1, ensure_ascii=False) + "\n",
-        "comparison.md": tables.markdown(comparison),
         "index.html": page(content),
     }.items():
         with artifacts.replacing(folder / file) as temporary:
             temporary.write_text(text, encoding="utf-8")
     pictures.draw(folder / "pareto.png", comparison)
     tables.show(comparison)
-    console.line(f"written: {folder / 'index.html'}, with the tables and a picture beside it")
+    console.line(f"written: {folder / 'index.html'}, with its JSON and a picture beside it")
 
 
 if __name__ == "__main__":

@@ -1,21 +1,17 @@
-"""The tables: flat rows for JSON and the page, Markdown for reading, and a summary for the terminal."""
+"""The tables: flat rows for JSON and the page, and a summary for the terminal."""
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pipeline.compare.comparison import Comparison
 from pipeline.compare.estimates import PERCENT, Estimate
 from pipeline.compare.precision import LOSS
 from pipeline.compare.rows import Row
-from pipeline.compare.verdicts import BETTER, EQUIVALENT, UNDECIDED, WORSE, Outcome, Verdict
+from pipeline.compare.verdicts import Outcome, Verdict
 from pipeline.core import console
 
 NONE = "–"
 DIGITS = 7  # significant ones in JSON
 INTERVAL, ERRORS = "95 % interval", "errors: seeds, examples"
-IN_BRIEF = ("method", "score", "lead", INTERVAL, ERRORS, "p (Holm)", "verdict", "trained", "bytes", "status")
-SIGNS = {BETTER: " ▲", EQUIVALENT: " =", WORSE: " ▼", UNDECIDED: "", None: ""}
 
 
 def everything(comparison: Comparison) -> dict[str, Any]:
@@ -43,29 +39,6 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
     return {name: float(f"{one:.{DIGITS}g}") if isinstance(one, float) else one for name, one in flat.items()}
 
 
-def markdown(comparison: Comparison) -> str:
-    """Return the tables in Markdown: methods by tasks, hypotheses, then a table for each average and task."""
-    lines = [f"# {comparison.preset}", "", protocol(comparison), ""]
-    overview = [
-        {
-            "method": method,
-            **{place: _signed(rows[method]) for place, rows in comparison.rows.items()},
-            "trained": _counted(main.trained),
-        }
-        for method, main in comparison.rows[comparison.main].items()
-    ]
-    lines += _table(overview)
-    if comparison.hypotheses:
-        lines += ["", "## Hypotheses", "", *_table(map(_outcome, comparison.hypotheses))]
-    for place, rows in reversed(list(comparison.rows.items())):
-        what = comparison.metrics.get(place) or f"mean of {', '.join(comparison.averages[place])}"
-        lines += ["", f"## {place}: {what}, baseline {comparison.baseline}", ""]
-        lines += _table(map(_cells, rows.values()))
-    if comparison.notes:
-        lines += ["", "## Notes", "", *(f"- {_inline(note)}" for note in comparison.notes)]
-    return "\n".join(lines) + "\n"
-
-
 def protocol(comparison: Comparison) -> str:
     """Return in a few sentences how scores, intervals and verdicts were obtained."""
     return (
@@ -85,37 +58,28 @@ def show(comparison: Comparison) -> None:
     rows = comparison.rows[comparison.main].values()
     best_first = sorted(rows, key=lambda row: (-(row.score.mean or float("-inf")), row.method))
     title = f"{comparison.preset}: {comparison.main}, percent"
-    console.table(title, IN_BRIEF, [[_cells(row)[name] for name in IN_BRIEF] for row in best_first])
+    shown = [_cells(row) for row in best_first]
+    console.table(title, list(shown[0]), [list(one.values()) for one in shown])
     if outcomes := [_outcome(one) for one in comparison.hypotheses]:
         console.table("hypotheses", list(outcomes[0]), [list(one.values()) for one in outcomes])
     for note in comparison.notes:
         console.warn(note)
 
 
-def _signed(row: Row) -> str:
-    return _scored(row.score) + SIGNS[row.verdict.verdict] if row.scores else row.status
-
-
 def _cells(row: Row) -> dict[str, str]:
-    """Return what the tables say of a method, by the header of the column."""
+    """Return what the summary says of a method, by the header of the column."""
     return {
         "method": row.method,
         "score": _scored(row.score),
         **_tested(row.verdict),
         "trained": _counted(row.trained),
-        "stored": _counted(row.stored),
         "bytes": _counted(row.bytes),
-        "precision": row.precision or NONE,
-        "score at bytes": _scored(row.score_at_bytes),
-        "seconds": _counted(row.seconds),
-        "seeds": f"{len(row.scores)} of {row.trainings}",
-        "rate": NONE if row.rate is None else f"{row.rate:g}{' (edge)' if row.rate_at_edge else ''}",
         "status": row.status + (f": {row.reason}" if row.reason else ""),
     }
 
 
 def _outcome(one: Outcome) -> dict[str, str]:
-    """Return what the tables say of a hypothesis, by the header of the column."""
+    """Return what the summary says of a hypothesis, by the header of the column."""
     within = _between(one.verdict.equivalence_low, one.verdict.equivalence_high)
     held = "not tested" if one.verdict.verdict is None else "yes" if one.held else "no"
     return {**one.hypothesis.model_dump(), "held": held, **_tested(one.verdict), "90 % interval": within}
@@ -130,20 +94,6 @@ def _tested(found: Verdict) -> dict[str, str]:
         "p (Holm)": _probable(found.p_holm),
         "verdict": found.verdict or NONE,
     }
-
-
-def _table(rows: Iterable[Mapping[str, str]]) -> Iterator[str]:
-    """Yield the lines of a table in Markdown; each row is by header."""
-    for number, row in enumerate(rows):
-        if number == 0:
-            yield f"| {' | '.join(map(_inline, row))} |"
-            yield f"|{'---|' * len(row)}"
-        yield f"| {' | '.join(map(_inline, row.values()))} |"
-
-
-def _inline(text: str) -> str:
-    """Return text on one line, with Markdown's special characters escaped."""
-    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))
 
 
 def _scored(value: Estimate) -> str:

@@ -1,5 +1,6 @@
 """Speed: the methods are what they are called, times are paired, and the command writes what it has measured."""
 
+import copy
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,8 +19,8 @@ TINY = BertConfig(vocab_size=30000, hidden_size=96, num_hidden_layers=2, num_att
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Few tokens through a tiny model."""
-    monkeypatch.setitem(step.SHAPES, "MiniLM", TINY)
+    """Few tokens through a tiny model, whose dtype a test may change."""
+    monkeypatch.setitem(step.SHAPES, "MiniLM", copy.deepcopy(TINY))
     monkeypatch.setitem(step.BATCHES, "MiniLM", (2, 4))
     for name, value in {"ROWS": 3, "LENGTHS": (4,), "LOADED": 2}.items():
         monkeypatch.setattr(many, name, value)
