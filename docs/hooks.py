@@ -7,6 +7,7 @@ the file that it names becomes part of the site.
 import argparse
 import dataclasses
 import inspect
+import json
 import os
 import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from pydantic import BaseModel
+from ruamel.yaml import YAML
 
 import lsr
 from lsr.__main__ import parser
@@ -42,6 +44,9 @@ FROM_ROOT = re.compile(r"(?<=\]\()(?P<path>[\w./-]+)(?=[)#])")  # no address of 
 LINK = re.compile(r"(?<=\]\()(?P<path>\.\./[^)#\s]+)")
 TABLE = re.compile(r"<!-- table: (\w+) -->")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
+FIGURES = re.compile(r"<!-- figures: [\w ,]+ -->\n(.*?)<!-- end -->", re.DOTALL)  # see docs/tables.py
+PARAMS = ROOT / "params.yaml"
+KEY = re.compile(r"(?P<indent>  )?(?P<name>\w+):(?:.*?\s# (?P<comment>.*))?")
 COLUMNS = "100"  # of a help text, whatever the terminal's width is
 
 
@@ -67,7 +72,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
             return match["path"]
         return relpath(OF_PAGES.get(path, path), Path(here).parent.as_posix())
 
-    return LINK.sub(inside, TABLE.sub(_table, markdown))
+    narrow = FIGURES.sub(r'<div class="figures" markdown>\n\n\1\n</div>', TABLE.sub(_table, markdown))
+    return LINK.sub(inside, narrow)
 
 
 def on_page_content(html: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -123,23 +129,64 @@ def fields_of_the_configuration() -> str:
 
 
 def params() -> str:
-    """Return a table for each section of params.yaml, and one for the words beside them."""
+    """Return a table for each section of params.yaml with its values and comments, and of the words beside them."""
+    values, comments = YAML(typ="safe", pure=True).load(PARAMS.read_text(encoding="utf-8")), comments_of_params()
     kinds = {name: field.annotation for name, field in Params.model_fields.items() if name != "methods"}
     sections = {name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Section)}
-    parts = [_keys(Params, kinds.keys() - sections.keys())]
-    titled: dict[str, type[BaseModel]] = {f"`{name}`": kind for name, kind in sections.items()}
-    titled["Other methods"] = PeftParams
-    for title, section in titled.items():
+    parts = [_keys(Params, kinds.keys() - sections.keys(), values, comments)]
+    for name, section in sections.items():
         if section.model_fields:
-            parts += [f"\n## {title}\n", inspect.getdoc(section) or "", "", _keys(section, section.model_fields)]
-    return "\n".join(parts)
+            own = {key.removeprefix(f"{name}."): said for key, said in comments.items()}
+            table = _keys(section, section.model_fields, values[name], own)
+            parts += [f"\n## `{name}`\n", inspect.getdoc(section) or "", "", table]
+    parts += ["\n## Other methods\n", inspect.getdoc(PeftParams) or "", ""]
+    parts += [_keys(PeftParams, PeftParams.model_fields), "", "In the file are:", ""]
+    rows = []
+    for name, section in values.items():
+        if name not in kinds:
+            keys = {key: value for key, value in section.items() if key != "type"}
+            said = [comments.get(name, "").rstrip(":")]
+            said += [f"`{key}`: {comments[f'{name}.{key}']}" for key in keys if f"{name}.{key}" in comments]
+            rows.append((f"`{name}`", f"`{section['type']}`", f"`{_value(keys)}`", "; ".join(filter(None, said))))
+    return "\n".join([*parts, _rows(("section", "type", "other keys", ""), rows)])
 
 
-def _keys(model: type[BaseModel], names: Container[str]) -> str:
-    """Return a table of the keys of these names, and what they take in the words of their JSON schema."""
-    properties = model.model_json_schema()["properties"].items()
-    rows = [(f"`{key}`", _kind(schema), schema.get("description", "")) for key, schema in properties if key in names]
-    return _rows(("key", "values", ""), rows)
+def comments_of_params() -> dict[str, str]:
+    """Return the comments of params.yaml by key, as `lsr.alpha`; of a section, the one above it or in its line."""
+    comments, section, above = {}, "", ""
+    for line in PARAMS.read_text(encoding="utf-8").splitlines():
+        if key := KEY.match(line):
+            section, name = (section, f"{section}.{key['name']}") if key["indent"] else (key["name"], key["name"])
+            comments[name] = key["comment"] or ("" if key["indent"] else above)
+        above = line.removeprefix("# ") if line.startswith("# ") else ""
+    return {name: comment for name, comment in comments.items() if comment}
+
+
+def _keys(
+    model: type[BaseModel],
+    names: Container[str],
+    values: Mapping[str, Any] | None = None,
+    comments: Mapping[str, str] | None = None,
+) -> str:
+    """Return a table of the keys of these names: the value in a file or else the default, what they take, and why."""
+    schema = model.model_json_schema()
+    rows = []
+    for key, taken in schema["properties"].items():
+        if key in names:
+            default = "required" if key in schema.get("required", ()) else f"`{_value(taken.get('default'))}`"
+            said = (comments or {}).get(key) or taken.get("description", "")
+            shown = f"`{_value(values[key])}`" if values and key in values else default
+            rows.append((f"`{key}`", shown, _kind(taken), said))
+    return _rows(("key", "default", "values", ""), rows)
+
+
+def _value(value: Any) -> str:
+    """Return a value as it stands in YAML."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_value(inner)}" for key, inner in value.items())
+    if isinstance(value, list):
+        return f"[{', '.join(map(_value, value))}]"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _kind(schema: Mapping[str, Any]) -> str:

@@ -16,6 +16,9 @@ NARROW, WIDE = 400, 1280  # pixels
 SETTLED_WIDTH = """() => new Promise(told => requestAnimationFrame(() => requestAnimationFrame(
     () => told(document.documentElement.scrollWidth))))"""  # after the page has noticed its new size
 
+FIGURES_FIT = """[...document.querySelectorAll('.figures .md-typeset__scrollwrap')].every(
+    table => table.scrollWidth <= table.clientWidth)"""  # in cells of one line each
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
@@ -48,6 +51,7 @@ def test_every_page_opens_without_a_complaint_or_a_request(site, browser):
         page.bring_to_front()
         assert page.locator("h1").count() == 1, path
         assert page.evaluate("document.documentElement.scrollWidth") <= WIDE, path
+        assert page.evaluate(FIGURES_FIT), path
         page.set_viewport_size({"width": NARROW, "height": 900})
         assert page.evaluate(SETTLED_WIDTH) <= NARROW, path
     assert not said
