@@ -61,9 +61,8 @@ nightly: $(ALL)
 audit: $(ALL)
 	.ci/audit
 
-## docs: the documentation, in build/site/index.html; first the tables of figures
+## docs: the documentation, in build/site/index.html
 docs: $(ALL)
-	python -m docs.tables
 	python -m mkdocs build
 
 ## arena: every method on every task of a preset: make arena PRESET=offline; goes on where it was stopped

@@ -5,31 +5,29 @@ Between `<!-- figures: NAME -->` and `<!-- end -->`, a page has the table of tha
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from docs import picture
+from pipeline.arena import record as arena_records
+
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/explanation/results.md")
+PAGES = ("README.md", "docs/explanation/results.md", "docs/explanation/cost.md", "docs/how-to/many.md")
 PLACE = re.compile(r"(<!-- figures: ([\w ,]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PICTURE = "docs/methods.svg"
+SPEED = "benchmarks/results/speed.json"
 MEAN = "sentiment"  # the average of the preset offline
+TIMED_TASK, TIMED_CPU = "amazon-reviews", "AMD EPYC"  # where all methods of the first picture have been timed
 ARENA = ("movie-reviews", "tweets", "amazon-reviews", "editorials", "movie-ratings", MEAN)  # columns
 FORMS = ("movie-reviews", "tweets", "amazon-reviews", "movie-ratings", "movie-pairs")
 Result = Mapping[str, Any]  # a method on a task, as reports/compare has it
 
-IN_README = (
-    "LSR 96 directions of signs", "LSR 200 directions", "LSR warm 200, 2 passes", "Uni-LoRA 2000",
-    "LSR warm shared r=2, 2 passes", "LSR warm shared r=3", "LoRA r=1", "LoRA r=1 warm, 2 passes", "LSR shared r=6",
-    "LoRA r=1 warm, all linear, 2 passes", "LoRA r=8", "full",
-)  # fmt: skip
-LONG_IN_README = {  # what a page calls a method, and its name in the preset
-    "96 directions, signs": "LSR 96 directions, signs",
-    "200 directions, warm start": "LSR 200 directions, warm",
-    "the default's": "LSR shared r=3, warm",
-    "LoRA r = 1": "LoRA r=1",
-    "LoRA r = 8": "LoRA r=8",
-}
+TIMED = ("LSR r=4 s=16", "LoRA r=1", "LoRA r=8", "LoKr r=8", "VeRA r=256")
+BESIDE_LORA = ("frozen", "LSR r=4 s=16", "LoRA r=1", "LoKr r=8", "VeRA r=256")
 BY_TRAINED = {
     "head only": "head",
     "96 directions": "LSR 96 directions",
@@ -78,10 +76,18 @@ LONG = {
 
 
 def main() -> None:
-    """Fill the tables of all pages."""
-    for page in PAGES:
-        path = ROOT / page
-        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+    """Fill the tables of all pages, and draw the first picture."""
+    for name in (*PAGES, PICTURE):
+        path = ROOT / name
+        path.write_text(made(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def made(text: str) -> str:
+    """Return a page with its tables made anew, or the picture."""
+    if not text.startswith("<svg"):
+        return filled(text)
+    rows = {method: row for (task, method), row in results("offline").items() if task == MEAN}
+    return picture.draw(rows, _comparison("offline")["margin"])
 
 
 def filled(text: str) -> str:
@@ -95,7 +101,7 @@ def filled(text: str) -> str:
 
 def default_run() -> Iterator[str]:
     """Yield the scores of the default run, fractions."""
-    metrics = json.loads((ROOT / "reports/evaluate/metrics.json").read_text(encoding="utf-8"))
+    metrics = json.loads(read("reports/evaluate/metrics.json"))
     header = ("test split", "score", f"95 % interval over its {metrics['examples']:,} examples")
     rows = [
         (name, f"{metrics[name]:.3f}", f"{metrics[f'{name}_low']:.3f} to {metrics[f'{name}_high']:.3f}")
@@ -104,16 +110,82 @@ def default_run() -> Iterator[str]:
     return table(header, rows)
 
 
-def verdicts(methods: Sequence[str] | None) -> Iterator[str]:
-    """Yield sizes, scores and verdicts of the preset `offline` on the mean of four tasks; None: of all methods."""
+def layers() -> Iterator[str]:
+    """Yield the time of one layer, relative to the frozen one, by tokens and dtype."""
+    rows = [row for row in json.loads(read(SPEED))["layer"]["figures"] if row["width"] == 768]
+    ratios = {(row["dtype"], row["tokens"], row["method"]): row["both_ratio"] for row in rows}
+    cases = sorted({(dtype, tokens) for dtype, tokens, _ in ratios}, reverse=True)
+    return table(
+        ("tokens", *TIMED),
+        [
+            [f"{tokens:,}, {dtype}", *(f"{ratios[dtype, tokens, method]:.2f}" for method in TIMED)]
+            for dtype, tokens in cases
+        ],
+    )
+
+
+def steps() -> Iterator[str]:
+    """Yield the throughput of whole training steps, relative to LoRA r = 8."""
+    rows = json.loads(read(SPEED))["step"]["figures"]
+    speeds = {(row["model"], row["targets"], row["dtype"], row["method"]): row["speed_to_lora"] for row in rows}
+    return table(
+        ("model, layers, dtype", *BESIDE_LORA),
+        [
+            [", ".join(case), *(f"{speeds[*case, method]:.2f}" for method in BESIDE_LORA)]
+            for case in dict.fromkeys(key[:3] for key in speeds)
+        ],
+    )
+
+
+def many() -> Iterator[str]:
+    """Yield the milliseconds of a batch in which 256 adapters have a row each, or one adapter all rows."""
+    rows = [row for row in json.loads(read(SPEED))["many"]["figures"] if row["adapters"] == 256]
+    times = {(row["method"], row["tokens"]): 1000 * row["seconds"] for row in rows}
+    lengths = sorted({tokens for _, tokens in times}, reverse=True)
+    return table(
+        ("256 adapters", *(f"ms, rows of {tokens} tokens" for tokens in lengths)),
+        [
+            [method, *(f"{times[method, tokens]:.0f}" for tokens in lengths)]
+            for method in dict.fromkeys(m for m, _ in times)
+        ],
+    )
+
+
+def leaders() -> Iterator[str]:
+    """Yield sizes, seconds and scores of the methods of the first picture."""
     by_task = results("offline")
+    seconds = _seconds("offline")
     rows = []
-    for method in methods or [method for task, method in by_task if task == MEAN]:
+    for shown, method in picture.METHODS.items():
         row = by_task[MEAN, method]
-        if row["score"] is not None:
+        size = f"{_kilobytes(row):,.1f}"
+        rows.append((shown, f"{row['trained']:,}", size, seconds[method], _scored(row, 1, 1), *_judged(row)))
+    return table(("method", "trained", "kB", "s", "score", "lead, 95 % interval", "verdict"), rows)
+
+
+def _seconds(preset: str) -> Mapping[str, str]:
+    """Return the processor time of a training on one task and machine by method, its short run included."""
+    taken = defaultdict(list)
+    for record in arena_records.read(ROOT / arena_records.FOLDER / preset).values():
+        if record.task == TIMED_TASK and "train" in record.seconds and record.made["cpu"].startswith(TIMED_CPU):
+            taken[record.method].append(record.seconds)
+    # Older records leave out a short run that came from the cache: the longest is one that was run.
+    longest = {method: max(one["start"] for one in every) for method, every in taken.items()}
+    return {method: f"{longest[method] + fmean(one['train'] for one in every):.0f}" for method, every in taken.items()}
+
+
+def verdicts() -> Iterator[str]:
+    """Yield sizes, scores and verdicts of the preset `offline` on the mean of four tasks."""
+    rows = []
+    for (task, method), row in results("offline").items():
+        if task == MEAN and row["score"] is not None:
             size = f"{_kilobytes(row):,.1f} ({row['precision']})"
-            rows.append((method, *_sizes(row), size, _scored(row, 1, 1), _lead(row), row["verdict"] or "baseline"))
+            rows.append((method, *_sizes(row), size, _scored(row, 1, 1), *_judged(row)))
     return table(("method", "trained", "stored", "kB", "score", "lead, 95 % interval", "verdict"), rows)
+
+
+def _judged(row: Result) -> tuple[str, str]:
+    return _lead(row), row["verdict"] or "baseline"
 
 
 def _lead(row: Result) -> str:
@@ -141,7 +213,7 @@ def arena(columns: Sequence[str]) -> Iterator[str]:
     return table(("method", "trained", *("mean of four" if task == MEAN else task for task in columns)), rows)
 
 
-def forms(preset: str, methods: Mapping[str, str], beside: Sequence[str], *, intervals: bool = True) -> Iterator[str]:
+def forms(preset: str, methods: Mapping[str, str], beside: Sequence[str]) -> Iterator[str]:
     """Yield the scores of methods by what a page calls them, as fractions.
 
     Sizes are of the first data set; ▲ and ▼ say that the interval of the difference to the baseline excludes 0.
@@ -152,19 +224,23 @@ def forms(preset: str, methods: Mapping[str, str], beside: Sequence[str], *, int
         first = by_task[FORMS[0], method]
         trained, stored = _sizes(first)
         sizes = {"trained": trained, "stored": stored, "kB": f"{_kilobytes(first) - 0.004 * first['head']:,.1f}"}
-        scores = [_scored(by_task[task, method], 100, 3, intervals) + _mark(by_task[task, method]) for task in FORMS]
+        scores = [_scored(by_task[task, method], 100, 3) + _mark(by_task[task, method]) for task in FORMS]
         rows.append([shown, *(sizes[name] for name in beside), *scores])
     return table(("method", *beside, *FORMS), rows)
 
 
-@cache
 def results(preset: str) -> dict[tuple[str, str], Result]:
     """Return the committed comparison of a preset by task and method, smallest method first."""
     return {(row["task"], row["method"]): row for row in _comparison(preset)["results"]}
 
 
 def _comparison(preset: str) -> dict[str, Any]:
-    return json.loads((ROOT / f"reports/compare/{preset}/comparison.json").read_text(encoding="utf-8"))
+    return json.loads(read(f"reports/compare/{preset}/comparison.json"))
+
+
+def read(path: str) -> str:
+    """Return a report."""
+    return (ROOT / path).read_text(encoding="utf-8")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -182,12 +258,12 @@ def _kilobytes(row: Result) -> float:
     return row["bytes"] / 1000
 
 
-def _scored(row: Result, scale: int, digits: int, interval: bool = True) -> str:
-    """Return the mean, perhaps with half of its 95 % interval, divided by a scale; a dash if it was not run."""
+def _scored(row: Result, scale: int, digits: int) -> str:
+    """Return the mean with half of its 95 % interval, divided by a scale; a dash if it was not run."""
     if row["score"] is None:
         return "–"
     mean, half = row["score"] / scale, (row["score_high"] - row["score"]) / scale
-    return f"{mean:.{digits}f} ± {half:.{digits}f}" if interval else f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
 def _mark(row: Result) -> str:
@@ -198,11 +274,13 @@ def _mark(row: Result) -> str:
 
 TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "default run": default_run,
-    "arena, means": partial(verdicts, IN_README),
-    "verdicts": partial(verdicts, None),
+    "layers": layers,
+    "steps": steps,
+    "many": many,
+    "leaders": leaders,
+    "verdicts": verdicts,
     "hypotheses": hypotheses,
     "arena": partial(arena, ARENA),
-    "forms, long": partial(forms, "long", LONG_IN_README, ("trained",), intervals=False),
     "short, by trained": partial(forms, "short", BY_TRAINED, ("trained", "stored")),
     "short, by bytes": partial(forms, "short", BY_BYTES, ("trained", "kB")),
     "long": partial(forms, "long", LONG, ("trained", "kB")),

@@ -36,6 +36,16 @@ def test_nothing_that_a_user_runs_imports_the_tests(path):
     assert not [node for node in imported if re.search(r"\btests\b", ast.unparse(node))]
 
 
+def test_the_first_page_names_the_versions_that_the_package_needs():
+    (said,) = re.findall(r"^Python .*$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {"Python": project["requires-python"]} | dict(
+        re.fullmatch(r"(\w+)(>=.*)", one).groups() for one in project["dependencies"]
+    )
+    for name, shown in re.findall(r"(\w+) (\d[.\d]*\d)", said):
+        assert re.search(rf">={shown}\b", needed[name.lower() if name != "Python" else name]), name
+
+
 def test_the_version_is_said_once():
     assert lsr.__version__ == VERSION
     newest = re.search(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)[1]
