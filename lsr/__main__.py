@@ -122,16 +122,12 @@ def _add_bank(commands: Any) -> None:
     command = commands.add_parser(
         "bank",
         help="write many adapters of one base model into one file",
-        description="Write adapters of one base model into one file, bank.safetensors, from which lsr.AdapterBank "
-        "serves them together: each row of a batch through its own. An adapter has the name of its folder.",
+        description="Write adapters of one base model, of LSR or LoRA, into one file, bank.safetensors, from which "
+        "lsr.AdapterBank serves them together: each row of a batch through its own. An adapter has its folder's name.",
     )
     _add_sources(command, "FOLDER", "folders of adapters, or folders that hold such")
     _add_output(command)
-    command.add_argument(
-        "--collapse",
-        action="store_true",
-        help="keep A and B of each as matrices, whatever its form; without it adapters of one set of frames keep cores",
-    )
+    command.add_argument("--precision", choices=PRECISIONS, default="float32", help="of what is stored (float32)")
     _add_base(command)
     command.set_defaults(run=run_bank)
 

@@ -17,7 +17,7 @@ from benchmarks.processes import process
 from benchmarks.speed.step import SHAPES
 from benchmarks.speed.timing import Times, ratio, take_turns
 from lsr import AdapterBank, LsrConfig
-from lsr.serve.saved import read_adapter
+from lsr.convert.contents import read_contents
 from pipeline.core import console
 
 MODEL, ROWS, ROUNDS = "MiniLM", 64, 4
@@ -29,10 +29,11 @@ COMMON: dict[str, Any] = {
     "modules_to_save": ["classifier"],
 }
 SMALLEST = "LSR, 192 directions"
-FORMS: dict[str, Callable[[], LsrConfig]] = {  # twelve layers with 16 directions each: 192 parameters per adapter
+FORMS: dict[str, Callable[..., PeftConfig]] = {  # twelve layers with 16 directions each: 192 parameters per adapter
     SMALLEST: partial(LsrConfig, rank_shape=(16,), train="core", core="diagonal", share="layers", init_weights=False),
     "LSR, cores 12 x 12": partial(LsrConfig, rank_shape=(12,), train="core", share="layers", init_weights=False),
-    "LSR r=4 s=16, as matrices": partial(LsrConfig, rank_shape=(2, 2), separation_rank=16, init_weights=False),
+    "LoRA r=1": partial(LoraConfig, r=1, init_lora_weights=False),
+    "LoRA r=8": partial(LoraConfig, r=8, init_lora_weights=False),
 }
 PEER, MERGED, ALONE = "LoRA r=8, PEFT's loop", "one adapter, merged", "one adapter, not merged"
 LOADED = 16  # adapters whose loading is timed, at each end
@@ -82,7 +83,7 @@ def serve(count: int, rounds: int) -> list[Row]:
         **{form: partial(bank, adapter_names=names) for form, bank in banks.items()},
         PEER: partial(peer, adapter_names=names),
     }
-    sizes: dict[str, int] = {form: bank.nbytes for form, bank in banks.items()}
+    sizes: dict[str, int] = {form: sum(bank.sizes.values()) for form, bank in banks.items()}
     sizes[PEER] = _peer_bytes(peer, min(count, ROWS)) * count
     rows = []
     for length in LENGTHS:
@@ -100,9 +101,9 @@ def loading(count: int) -> list[Loading]:
         saved = Path(folder)
         for form, config in FORMS.items():
             _save(config(**COMMON), saved / "adapter")
-            bank = AdapterBank(_base(), capacity=count)
+            bank = AdapterBank(_base())
             first = [_seconds(partial(bank.add, f"first {n}", saved / "adapter")) for n in range(LOADED)]
-            reading = read_adapter(saved / "adapter")
+            reading = read_contents(saved / "adapter")
             for number in range(count - 2 * LOADED):
                 bank.add(str(number), reading)
             last = [_seconds(partial(bank.add, f"last {n}", saved / "adapter")) for n in range(LOADED)]
@@ -125,8 +126,8 @@ def bank(form: str, count: int) -> AdapterBank:
     """Return a bank of so many adapters of one form."""
     with tempfile.TemporaryDirectory() as folder:
         _save(FORMS[form](**COMMON), Path(folder))
-        reading = read_adapter(folder)
-    filled = AdapterBank(_base(), capacity=count)
+        reading = read_contents(folder)
+    filled = AdapterBank(_base())
     for number in range(count):  # with equal values, each in its own slot
         filled.add(str(number), reading)
     return filled

@@ -3,6 +3,8 @@
 A code c of b bits stands for scale * (c - (2^b - 1) / 2): 2^b levels on both sides of zero, so one bit is a sign.
 """
 
+from math import gcd
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -75,3 +77,12 @@ def from_bytes(packed: Tensor, bits: int, count: int) -> Tensor:  # (ceil(count 
     """Return the first codes in bytes: the inverse of `to_bytes`."""
     each = np.unpackbits(packed.numpy(), count=count * bits, bitorder="little").reshape(count, bits)
     return torch.from_numpy(np.packbits(each, axis=1, bitorder="little")[:, 0])
+
+
+def unpacked(packed: Tensor, bits: int, width: int) -> Tensor:  # (rows, ceil(width * bits / 8)) -> (rows, width), uint8
+    """Return the codes of rows that `to_bytes` packed one by one, by torch: on any device, and under its compiler."""
+    step = gcd(8, bits)  # codes of three bits may lie in two bytes, but their single bits do not
+    of_byte, of_code = (torch.arange(0, end, step, dtype=torch.uint8, device=packed.device) for end in (8, bits))
+    pieces = (packed[:, :, None] >> of_byte) & (2**step - 1)
+    pieces = pieces.flatten(1)[:, : width * len(of_code)].unflatten(1, (width, len(of_code)))
+    return pieces[:, :, 0] if len(of_code) == 1 else (pieces << of_code).sum(dim=2, dtype=torch.uint8)

@@ -106,9 +106,14 @@ def _groups(rooms: Mapping[str, Room]) -> Tensor:
         if part == "values":
             longest, size = max(shape, default=1), prod(shape)
             width = longest if longest >= GROUP else size
-            groups = max(1, round(width / GROUP))
-            lengths += size // width * [width // groups + (group < width % groups) for group in range(groups)]
+            lengths += size // width * group_lengths(width)
     return torch.tensor(lengths, dtype=torch.int64)
+
+
+def group_lengths(width: int) -> list[int]:
+    """Return the number of entries in each of the groups into which an axis is cut."""
+    groups = max(1, round(width / GROUP))
+    return [width // groups + (group < width % groups) for group in range(groups)]
 
 
 def _index(precision: str, rooms: Mapping[str, Room]) -> Tensor:

@@ -46,6 +46,11 @@ class Form:
     in_features: int
     out_features: int
 
+    @classmethod
+    def dense(cls, rank: int, in_features: int, out_features: int) -> "Form":
+        """Return the form of one dense A (r, n) and B (m, r)."""
+        return cls((rank,), (in_features,), (out_features,), 1, in_features, out_features)
+
     @property
     def rank(self) -> int:
         """The rank r of the update."""

@@ -164,4 +164,4 @@ def _fields(
 
 def _form(shape: tuple[int, int], rank: int) -> Form:
     rows, columns = shape
-    return Form((rank,), (columns,), (rows,), 1, columns, rows)
+    return Form.dense(rank, columns, rows)

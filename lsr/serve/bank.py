@@ -9,43 +9,51 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from lsr.algebra.rounding import PRECISIONS
+from lsr.convert.contents import Contents, Frames, read_contents, write_contents
 from lsr.loading.files import InputError
 from lsr.serve import file
-from lsr.serve.head import BankHead, new_head
-from lsr.serve.layer import BankLayer, Frames, new_layer
-from lsr.serve.saved import SavedAdapter, linear, read_adapter
-from lsr.serve.slots import NOBODY, Rows
+from lsr.serve.answer import Answer, mean_of_means
+from lsr.serve.checks import check_base, check_nesting, check_note
+from lsr.serve.head import BankHead
+from lsr.serve.layer import BankLayer
+from lsr.serve.side_by_side import SideBySide
+from lsr.serve.stack import NOBODY, Rows
+from lsr.tuner.base_weight import check_adaptable
 from lsr.tuner.mixed_batch import BASE, copies_of_a_row
 from lsr.tuner.saved import first_line
 
-FIRST_PLACES = 8  # initial capacity in adapters; it doubles when exhausted
-
 
 class AdapterBank(nn.Module):
-    """A base model with many adapters, each a slot in a few stacked tensors.
+    """A base model with many adapters, of LSR and of LoRA, of any rank and on any layers.
 
-    The first adapter determines what is stored. If it has trained cores between frozen frames, all adapters must use
-    the same frames, and the bank stores only their scaled cores: a few hundred values each. Otherwise, or with
-    `collapse`, the bank stores the A and B of each adapter as matrices, whatever its form, zero-padded to the largest
-    rank. Modules that the adapters trained in full, such as heads, are stored too.
+    An adapter takes the memory of its own directions and of its head, which may have any number of labels. Where it has
+    a core between frames that the bank holds, those of the first such adapter on the layer, it takes that of the core.
+    `precision` is one of float32, bfloat16, 8bit, 4bit, 3bit, 2bit and sign, rounded as by `lsr.round_adapter`.
 
     The base model is modified in place: its adapted layers and heads are wrapped, its parameters frozen, and it is put
     into evaluation mode. Rows without an adapter, named "__base__", give the same results as without a bank.
 
-    Adding and removing adapters changes no shapes while they fit into `capacity`, so a compiled model stays compiled;
-    beyond that the capacity doubles, and the model is recompiled once.
+    Threads may share a bank, also to add and remove adapters: they wait for each other. Tensors without room for one
+    are doubled, and a compiled model is then compiled once more.
+
+    Raises:
+        InputError: if there is no such precision.
     """
 
-    def __init__(self, base: nn.Module, *, collapse: bool = False, capacity: int = FIRST_PLACES) -> None:
+    def __init__(self, base: nn.Module, *, precision: str = "float32") -> None:
         super().__init__()
+        if precision not in PRECISIONS:
+            raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         self.model = base.requires_grad_(False).eval()
-        self.collapse = collapse
-        self.notes: dict[str, Any] = {}  # by adapter, any JSON value
-        self._base_fields: Mapping[str, Any] = {}  # the base model according to the adapters' configurations
+        self.precision = precision
+        self.notes: dict[str, Any] = {}  # by adapter: what its task.json says, or any JSON value
+        self._labels = int(getattr(getattr(base, "config", None), "num_labels", 0))
+        self._base_fields: dict[str, Any] = {}  # the base model according to the adapters' configurations
         self._modules_of_base = dict(base.named_modules())
         self._rows = Rows()
         self._places: dict[str, int] = {}
-        self._room = 1 + capacity  # the first slot is for rows without an adapter
+        self._ranks: dict[str, int] = {}  # by adapter: the largest number of directions in a layer
         self._layers: dict[str, BankLayer] = {}
         self._heads: dict[str, BankHead] = {}
 
@@ -58,108 +66,170 @@ class AdapterBank(nn.Module):
         return list(self._places)
 
     @property
-    def nbytes(self) -> int:
-        """The bytes in addition to the base model: stacks, including free slots, and frames, each counted once."""
-        frames = [layer.frames for layer in self._layers.values() if layer.frames is not None]
-        buffers = [buffer for one in (*self._stacked(), *frames) for buffer in one.buffers(recurse=False)]
-        return sum({buffer.data_ptr(): buffer.nbytes for buffer in buffers}.values())
+    def sizes(self) -> dict[str, int]:
+        """The bytes in addition to the base model, free rows included, by what they are for."""
+        layers = self._layers.values()
+        kinds: dict[str, list[nn.Module]] = {
+            "updates": [stack for layer in layers for stack in layer.stacks.values()],
+            "frames": [*{id(layer.frames): layer.frames for layer in layers if layer.frames is not None}.values()],
+            "heads": [stack for head in self._heads.values() for stack in head.stacks.values()],
+        }
+        return {kind: sum(tensor.nbytes for its in found for tensor in its.buffers()) for kind, found in kinds.items()}
 
-    def add(self, name: str, adapter: str | Path | SavedAdapter, *, note: Any = None, replace: bool = False) -> None:
-        """Load an adapter from its folder; with `replace` it replaces any adapter of the same name.
+    def outputs(self, name: str) -> int:
+        """Return the number of outputs that the head of an adapter has, or that of "__base__"."""
+        place = NOBODY if name == BASE else self.place(name)
+        return next((head.outputs(place) for head in self._heads.values() if head.labelled), self._labels)
 
-        On an error the bank is unchanged. A `SavedAdapter` may be added under several names.
+    def labels(self, name: str) -> tuple[str, ...] | None:
+        """Return the label names of an adapter: those of its note, or LABEL_0 and so on; None if it says a number."""
+        note, count = self.notes.get(name), self.outputs(name)
+        named = note.get("labels") if isinstance(note, dict) else None
+        return None if count == 1 else tuple(named or (f"LABEL_{at}" for at in range(count)))
+
+    def place(self, name: str) -> int:
+        """Return the place of an adapter in the stacks.
 
         Raises:
-            InputError: if the name is taken, the folder holds no LSR adapter, or it does not fit the base model or the
-                adapters in the bank.
+            InputError: if the bank has no adapter of this name.
+        """
+        if name not in self._places:
+            near = "".join(f"; did you mean {one}?" for one in get_close_matches(name, self._places, 1))
+            raise InputError(f"adapter_names: no adapter is named {name!r}, of {len(self)} in the bank{near}")
+        return self._places[name]
+
+    def add(self, name: str, adapter: str | Path | Contents, *, note: Any = None, replace: bool = False) -> None:
+        """Load an adapter from its folder; with `replace` it replaces any adapter of the same name.
+
+        On an error the bank is unchanged. `Contents` may be added under several names. `note` stands in for what the
+        folder's task.json says, whose `labels` are the names of the labels.
+
+        Raises:
+            InputError: if the name is taken, the folder holds no adapter of LSR or plain LoRA, or it does not fit the
+                base model or the adapters in the bank.
         """
         if not name or name == BASE:
-            raise InputError(f"an adapter's name must be a non-empty string other than {BASE!r}, got {name!r}")
-        if name in self._places and not replace:
-            raise InputError(f"{name}: an adapter of this name is in the bank; pass replace=True to replace it")
-        saved = adapter if isinstance(adapter, SavedAdapter) else read_adapter(adapter)
+            raise InputError(f"an adapter's name must not be empty or {BASE!r}, got {name!r}")
+        contents = adapter if isinstance(adapter, Contents) else read_contents(adapter)
         with self._rows.one_thread:
+            if name in self._places and not replace:
+                raise InputError(f"{name}: an adapter of this name is in the bank; pass replace=True to replace it")
             try:
-                self._take(name, saved)
+                self._take(name, contents, contents.task if note is None else note)
             except (TypeError, ValueError) as error:
-                raise InputError(f"{saved.source}: {first_line(error)}") from None
-            self.notes[name] = note
+                raise InputError(f"{contents.source}: {first_line(error)}") from None
 
-    def _take(self, name: str, saved: SavedAdapter) -> None:
-        self._check_base(saved.base)
-        saved.check_layers(self._modules_of_base)
-        self._check_nesting(saved.layers, saved.whole(self._modules_of_base))
-        heads = saved.heads_on(self._modules_of_base)
-        layers = self._layers_for(saved)
-        parts = {layer: layers[layer].parts_of(adapter) for layer, adapter in saved.layers.items()}
+    def _take(self, name: str, contents: Contents, note: Any) -> None:
+        check_base(contents.base, self._base_fields)
+        contents.check_layers(self._modules_of_base)
+        whole = contents.whole(self._modules_of_base)
+        check_nesting({*self._layers, *contents.updates}, {*self._heads, *whole})
+        states = contents.heads_on(self._modules_of_base)
+        room = 1 + max(self._places.values(), default=NOBODY)
+        heads = {head: self._heads.get(head) or self._new_head(head, room) for head in states}
+        counts = {head: heads[head].labels_of(state) for head, state in states.items()}
+        check_note(note, next((counts[head] for head in states if heads[head].labelled), self._labels))
         # Nothing below can fail.
-        self._base_fields = self._base_fields or saved.base
-        for layer, wrapped in layers.items():
-            self._insert(layer, wrapped)
+        for layer in [layer for layer in contents.updates if layer not in self._layers]:
+            self._insert(layer, self._new_layer(layer, room))
         for head in heads.keys() - self._heads.keys():
-            self._insert(head, new_head(self._modules_of_base[head], self._rows, self._room))
-        place = self._places.get(name) or self._free_place()
-        for layer, wrapped in self._layers.items():
-            wrapped.put(place, parts.get(layer, {}))
-        for head, its in self._heads.items():
-            its.put(place, heads.get(head) or self._modules_of_base[head].state_dict())
-        self._places[name] = place
+            self._insert(head, heads[head])
+        free = {*range(1, room + 1)} - {*self._places.values()}
+        place = self._places.get(name) or min(free)
+        self._put(place, contents.updates, states)
+        self._base_fields |= {field: value for field, value in contents.base.items() if value is not None}
+        self._places[name], self.notes[name], self._ranks[name] = place, note, self._rank(place)
+
+    def _put(self, place: int, updates: Mapping[str, Any], states: Mapping[str, Mapping[str, Tensor]]) -> None:
+        for name, layer in self._layers.items():
+            layer.put(place, updates.get(name))
+        for name, head in self._heads.items():
+            head.put(place, states.get(name))
+
+    def _rank(self, place: int) -> int:
+        return max(int((layer.stacks["directions"].slots[place] > 0).sum()) for layer in self._layers.values())
 
     def remove(self, name: str) -> None:
-        """Remove an adapter; the next one added reuses its slot.
+        """Remove an adapter; the next ones take its memory.
 
         Raises:
             InputError: if the bank has no adapter of this name.
         """
         with self._rows.one_thread:
-            self._check_names([name])
-            del self._places[name], self.notes[name]
+            self._put(self.place(name), {}, {})
+            del self._places[name], self._ranks[name], self.notes[name]
 
     @contextmanager
     def _passing(self, names: Sequence[str], copies: int = 1) -> Iterator[None]:
         # Rows i * copies to (i + 1) * copies of a batch go through adapter names[i]; other threads wait.
         rows = self._rows
         with rows.one_thread:
-            self._check_names(names)
-            places = torch.tensor([self._places.get(name, NOBODY) for name in names], dtype=torch.int64)
-            rows.places, rows.copies = places.to(self._device()), copies
+            places = [NOBODY if name == BASE else self.place(name) for name in names]
+            rank = max((self._ranks.get(name, 0) for name in names), default=0)
+            rows.rank = 1 << (rank - 1).bit_length() if rank else 0  # few values: a compiled model is made for each
+            device = next((layer.stacks["scaling"].slots.device for layer in self._layers.values()), None)
+            rows.places, rows.copies = torch.tensor(places, dtype=torch.int64, device=device), copies
             try:
                 yield
             finally:
                 rows.places, rows.copies = None, 1
 
-    @contextmanager
-    def side_by_side(self) -> Iterator[list[Tensor]]:
-        """Train all adapters side by side; yields the stacks, to be passed to an optimizer.
+    def forward(
+        self, *args: Any, adapter_names: Sequence[str] | None = None, labels: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """Call the model, each row with the adapter it names; "__base__" stands for none.
 
-        Each row contributes gradients only to its own adapter, and none to the base model. An adapter without rows in a
-        batch has zero gradient, but an optimizer with momentum or weight decay still changes it. A stack holds cores
-        multiplied by their scaling c, so an Adam step on it amounts to a step 1 / c times as large on the core. Add no
-        adapter meanwhile: an optimizer would go on with the stacks that it was given.
-        """
-        stacks = [stack for one in self._stacked() for stack in one.stacks().values() if stack.is_floating_point()]
-        hooks = [stack.requires_grad_().register_hook(_nothing_for_nobody) for stack in stacks]
-        try:
-            yield stacks
-        finally:
-            for stack, hook in zip(stacks, hooks, strict=True):
-                hook.remove()
-                stack.requires_grad_(False).grad = None
-
-    def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
-        """Call the model, each row with the adapter it names; "__base__" stands for none, as do no names at all.
+        The logits have as many columns as the largest head; `answers` gives each row its own. With `labels` the loss is
+        the mean over adapters of the mean over their rows, as `lsr.serve.answer` says.
 
         Raises:
-            InputError: if a name is unknown; ValueError if there is not one for each row.
+            InputError: if there are no names, or one is unknown; ValueError if there is not one for each row.
         """
-        with self._passing(adapter_names) if adapter_names is not None else self._rows.one_thread:
-            return self.model(*args, **kwargs)
+        if adapter_names is None:
+            raise InputError(f"adapter_names: name the adapter of each row of the batch, or {BASE!r} for none")
+        with self._passing(adapter_names):
+            output = self.model(*args, **kwargs)
+            if labels is not None:
+                counts = {name: self.outputs(name) for name in adapter_names}
+                output["loss"] = mean_of_means(output.logits, labels, adapter_names, counts)
+        return output
+
+    def answers(self, logits: Tensor, adapter_names: Sequence[str]) -> list[Answer]:
+        """Return for each row of the logits its adapter, the names of its labels, and the logits of these alone."""
+        with self._rows.one_thread:
+            heads = {name: (self.labels(name), self.outputs(name)) for name in {*adapter_names}}
+        rows = zip(adapter_names, logits, strict=True)
+        return [Answer(name, heads[name][0], row[: heads[name][1]]) for name, row in rows]
 
     def generate(self, *args: Any, adapter_names: Sequence[str], **kwargs: Any) -> Any:
         """Call the model's `generate`, each prompt with the adapter it names."""
         model: Any = self.model
         with self._passing(adapter_names, copies_of_a_row(kwargs)):
             return model.generate(*args, **kwargs)
+
+    def side_by_side(self, names: Iterable[str] | None = None, **options: Any) -> SideBySide:
+        """Return a training of these adapters, or of all, with the options and errors of `SideBySide`."""
+        return SideBySide(self, self.names if names is None else names, **options)
+
+    def write(self, name: str, folder: str | Path, *, method: str = "LORA", force: bool = False) -> None:
+        """Write an adapter as a folder of LORA or LSR, with its head and its task.json.
+
+        As LSR it has cores and the frames around them, if the bank holds cores for all of its layers.
+        """
+        with self._rows.one_thread:
+            place = self.place(name)
+            order = [layer for layer in self._modules_of_base if layer in self._layers]
+            updates = {layer: self._layers[layer].update(place) for layer in order}
+            states = {head: its.state(place) for head, its in self._heads.items()}
+            contents = Contents(
+                source=name,
+                base=dict(self._base_fields),
+                updates={layer: update for layer, update in updates.items() if update is not None},
+                heads={f"{head}.{key}": value for head, state in states.items() for key, value in state.items()},
+                endings=tuple(head for head, state in states.items() if state),
+                task=self.notes[name],
+            )
+        write_contents(contents, Path(folder), method, force=force)
 
     def save(self, folder: str | Path, *, force: bool = False) -> None:
         """Write the whole bank to a single file in a folder, for `load`.
@@ -169,18 +239,21 @@ class AdapterBank(nn.Module):
         """
         if not self._places:
             raise InputError(f"{folder}: the bank is empty: add an adapter first")
-        order = torch.tensor([NOBODY, *self._places.values()])
         owners: dict[int, str] = {}  # the first layer of each set of frames
-        frames, contents = dict[str, str](), file.Contents({kind: {} for kind in file.KINDS})
-        for kind, modules in (("layers", self._layers), ("heads", self._heads)):
-            for name, module in modules.items():
-                contents[kind][name] = {part: stack[order] for part, stack in module.stacks().items()}
-        for name, layer in self._layers.items():
-            if layer.frames is not None:
-                frames[name] = owners.setdefault(id(layer.frames), name)
-                contents["frames"][frames[name]] = dict(layer.frames.named_buffers())
-        index = file.Index(dict(self._base_fields), self.notes, frames)
-        file.write(Path(folder), index, contents, force=force)
+        frames, tensors = dict[str, list[Any]](), dict[str, Tensor]()
+        with self._rows.one_thread:
+            places = [NOBODY, *self._places.values()]
+            for kind, modules in ((file.LAYERS, self._layers), (file.HEADS, self._heads)):
+                for name, module in modules.items():
+                    tensors |= {f"{kind}/{name}/{key}": value for key, value in module.tensors(places).items()}
+            for name, layer in self._layers.items():
+                if layer.frames is not None:
+                    frames[name] = [owners.setdefault(id(layer.frames), name), layer.stacks["cores"].width]
+                    own = layer.frames.named_buffers()
+                    tensors |= {f"{file.FRAMES}/{frames[name][0]}/{side}": value for side, value in own}
+            notes = {name: self.notes[name] for name in self._places}
+            index = file.Index(dict(self._base_fields), self.precision, notes, frames)
+        file.write(Path(folder), index, tensors, force=force)
 
     @classmethod
     def load(cls, base: nn.Module, folder: str | Path) -> Self:
@@ -189,83 +262,39 @@ class AdapterBank(nn.Module):
         Raises:
             InputError: if there is no bank, its file is broken, or it does not fit the base model.
         """
-        index, contents = file.read(Path(folder))
-        bank = cls(base, capacity=len(index.notes))
-        modules = bank._modules_of_base
+        index, modules = file.read(Path(folder))
         try:
-            frames = {name: Frames(**sides) for name, sides in contents["frames"].items()}
-            for name, stacks in contents["layers"].items():
-                its = frames[index.frames[name]] if name in index.frames else None
-                bank._insert(name, BankLayer(linear(modules, name).base_layer, bank._rows, stacks, its))
-            for name, stacks in contents["heads"].items():
-                bank._insert(name, BankHead(modules[name], bank._rows, stacks))
-        except (ValueError, TypeError, LookupError) as error:
+            bank, places = cls(base, precision=index.precision), len(index.notes) + 1
+            frames = {name: Frames(**sides) for name, sides in modules.get(file.FRAMES, {}).items()}
+            for name, tensors in modules[file.LAYERS].items():
+                check_adaptable(bank._modules_of_base[name], name)
+                layer = bank._new_layer(name, places)
+                if name in index.frames:
+                    owner, width = index.frames[name]
+                    layer.set_frames(frames[owner], width)
+                layer.restore(tensors, places)
+                bank._insert(name, layer)
+            for name, tensors in modules.get(file.HEADS, {}).items():
+                head = bank._new_head(name, places)
+                head.restore(tensors, places)
+                bank._insert(name, head)
+        except KeyError as error:
+            raise InputError(f"{folder}: {error.args[0]!r} is missing in the base model or in the file") from None
+        except (ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{folder}: {first_line(error)}") from None
-        bank._base_fields = index.base
+        bank._base_fields, bank.notes = dict(index.base), dict(index.notes)
         bank._places = {name: place for place, name in enumerate(index.notes, start=1)}
-        bank.notes = dict(index.notes)
+        bank._ranks = {name: bank._rank(place) for name, place in bank._places.items()}
         return bank
 
-    def _check_names(self, names: Sequence[str]) -> None:
-        for name in names:
-            if name not in self._places and name != BASE:
-                near = "".join(f"; did you mean {near}?" for near in get_close_matches(name, self._places, 1))
-                raise InputError(f"adapter_names: no adapter is named {name!r}, of {len(self)} in the bank{near}")
+    def _new_layer(self, name: str, places: int) -> BankLayer:
+        return BankLayer(self._modules_of_base[name], self._rows, places, self.precision)
 
-    def _check_base(self, fields: Mapping[str, Any]) -> None:
-        expected = self._base_fields or fields
-        for field, value in fields.items():
-            if value != expected.get(field):
-                raise ValueError(f"{field} is {value!r}, but {expected.get(field)!r} for the adapters in the bank")
-
-    def _check_nesting(self, layers: Iterable[str], heads: Iterable[str]) -> None:
-        # Copies of a module that was trained in full hold no adapters.
-        whole, adapted = {*self._heads, *heads}, {*self._layers, *layers}
-        for name in sorted(adapted | whole):
-            inside = [head for head in whole if name.startswith(f"{head}.") or (name == head and name in adapted)]
-            if inside:
-                raise ValueError(
-                    f"{name!r} is adapted or trained, and {inside[0]!r} trained in full, by this adapter or one in the "
-                    "bank; a bank can hold only one of both"
-                )
-
-    def _layers_for(self, saved: SavedAdapter) -> dict[str, BankLayer]:
-        # New layers where no adapter in the bank has one yet.
-        first = next(iter(self._layers.values()), None)
-        keeps_cores = saved.is_core and not self.collapse if first is None else first.frames is not None
-        if keeps_cores and not saved.is_core:
-            raise ValueError("trains factors, but the bank stores only cores; see collapse")
-        found, shared = {}, dict[int, Frames]()
-        for name, adapter in saved.layers.items():
-            base, key = self._modules_of_base[name], id(adapter.frames)
-            if keeps_cores and key not in shared:
-                shared[key] = Frames.of(adapter)
-            found[name] = self._layers.get(name) or new_layer(base, self._rows, adapter, self._room, shared.get(key))
-        return found
+    def _new_head(self, name: str, places: int) -> BankHead:
+        return BankHead(self._modules_of_base[name], self._labels, self._rows, places, self.precision)
 
     def _insert(self, name: str, module: BankLayer | BankHead) -> None:
         held: dict[str, Any] = self._layers if isinstance(module, BankLayer) else self._heads
-        if name in held:
-            return
         held[name] = module.eval()
         parent_name, _, child = name.rpartition(".")
         setattr(self.model.get_submodule(parent_name), child, module)
-
-    def _free_place(self) -> int:
-        taken = set(self._places.values())
-        place = next(place for place in range(1, len(taken) + 2) if place not in taken)
-        if place >= self._room:
-            self._room = 2 * self._room - 1  # twice as many adapters
-            for one in self._stacked():
-                one.make_room(self._room)
-        return place
-
-    def _stacked(self) -> list[BankLayer | BankHead]:
-        return [*self._layers.values(), *self._heads.values()]
-
-    def _device(self) -> torch.device:
-        return next((buffer.device for one in self._stacked() for buffer in one.buffers()), torch.device("cpu"))
-
-
-def _nothing_for_nobody(gradient: Tensor) -> Tensor:  # (places, ...)
-    return gradient.index_fill(0, torch.tensor([NOBODY], device=gradient.device), 0)

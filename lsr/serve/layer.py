@@ -4,127 +4,94 @@ There is no loop over adapters and no copy of activations: parameters are gather
 products.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lsr.convert.contents import Frames, Update
 from lsr.init.passes import widths
-from lsr.loading.base_models import by
-from lsr.serve.slots import Rows, Stacked
-from lsr.tuner.adapter import LsrAdapter
-
-
-class Frames(nn.Module):
-    """A (r, n) and B (m, r), which layers of one kind may share: a module, so that moving it keeps them shared."""
-
-    a: Tensor
-    b: Tensor
-
-    def __init__(self, a: Tensor, b: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("a", a)
-        self.register_buffer("b", b)
-
-    @classmethod
-    def of(cls, adapter: LsrAdapter) -> "Frames":
-        """Return a copy of the frames of an adapter."""
-        return cls(*(side.detach().clone() for side in adapter.matrices(*adapter.factors())))
+from lsr.serve.stack import Rows, Stack, Stacked
 
 
 class BankLayer(Stacked):
-    """A layer with adapters on the same frames, or with adapters of any form.
+    """A layer with low-rank updates of any rank, and cores between one pair of frames.
 
-    With frames there is a stack `cores` of c R, (places, r, r), or of its diagonal, (places, r). Without, there are `a`
-    with A, (places, r, n), and `b` with c B^T, (places, r, m), zero-padded to the largest rank.
+    `directions` holds a row of A and a column of B in each of its rows, as many as the rank of an adapter. An adapter
+    with a core between the layer's frames, those of the first adapter that has a core, has one row of `cores` instead:
+    the core, or only its diagonal. Both are without the scaling.
     """
 
-    def __init__(self, base_layer: Any, rows: Rows, stacks: Mapping[str, Tensor], frames: Frames | None) -> None:
-        super().__init__(rows, stacks)
-        self.base_layer = base_layer
-        self.frames = frames
-        self._check_shapes()
-        self.to(base_layer.weight.device)
+    frames: Frames | None
 
-    def _check_shapes(self) -> None:
-        n, m = widths(self.base_layer)
-        shapes = {part: tuple(stack.shape[1:]) for part, stack in self.stacks().items()}
-        if self.frames is None:
-            rank = shapes.get("a", (0,))[0]
-            fits = shapes == {"a": (rank, n), "b": (rank, m)}
+    def __init__(self, base: nn.Module, rows: Rows, places: int, precision: str) -> None:
+        super().__init__(base, rows)
+        self.n, self.m = widths(base)
+        self._precision = precision
+        self.frames = None
+        self.add_stack("directions", Stack((self.n, self.m), places, precision))
+        self.add_stack("scaling", Stack((1,), places, precision, torch.float32))
+
+    def put(self, place: int, update: Update | None) -> None:
+        """Store the update of the adapter at a place, instead of what is there; None if it does not adapt the layer."""
+        if update is None:
+            self.fill(place, {})
+            return
+        core, scaling = update.core, torch.tensor([[update.scaling]])
+        if core is not None and self.frames is None:
+            self.set_frames(update.frames, core.numel())
+        if core is not None and self._fits(update.frames, core):
+            core = core.diag() if core.numel() < self.stacks["cores"].width else core
+            self.fill(place, {"cores": core.reshape(1, -1), "scaling": scaling})
         else:
-            a, b = self.frames.a, self.frames.b
-            fits = shapes in ({"cores": (len(a),)}, {"cores": (len(a), len(a))})
-            fits = fits and (tuple(a.shape), tuple(b.shape)) == ((len(a), n), (m, len(a)))
-        if not fits:
-            raise ValueError(f"its tensors, {shapes}, do not fit a layer of {m} x {n}")
+            frames = update.plain().frames
+            self.fill(place, {"directions": torch.cat([frames.a, frames.b.T], dim=1), "scaling": scaling})
+
+    def _fits(self, frames: Frames, core: Tensor) -> bool:
+        held = self.frames
+        return held is not None and core.numel() in (len(held.a), self.stacks["cores"].width) and held.equals(frames)
+
+    def set_frames(self, frames: Frames, width: int) -> None:
+        """Set the frames, and make room for cores of so many entries between them.
+
+        Raises:
+            ValueError: if they do not fit the layer.
+        """
+        a, b, rank = frames.a, frames.b, len(frames.a)
+        if (*a.shape, *b.shape) != (rank, self.n, self.m, rank) or width not in (rank, rank * rank):
+            raise ValueError(f"frames {tuple(a.shape)} and {tuple(b.shape)} do not fit a layer of {self.m} x {self.n}")
+        slots = self.stacks["directions"].slots
+        self.frames = frames.to(slots.device)
+        self.add_stack("cores", Stack((width,), len(slots), self._precision))
+
+    def update(self, place: int) -> Update | None:
+        """Return a copy of the update of the adapter at a place; None if it does not adapt the layer."""
+        own = self.own(place)
+        if "cores" in own and self.frames is not None:
+            core, rank = own["cores"][0], len(self.frames.a)
+            return Update(self.frames, float(own["scaling"]), core if len(core) == rank else core.view(rank, rank))
+        if "directions" not in own:
+            return None
+        a, b = own["directions"].split((self.n, self.m), dim=1)
+        return Update(Frames(a.contiguous(), b.T.contiguous()), float(own["scaling"]))
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # (rows, ..., n) -> (rows, ..., m)
         """Return the base layer's output plus, for each row, the update of its adapter."""
-        result: Tensor = self.base_layer(x, *args, **kwargs)
-        places = self.rows.of(x)
+        result: Tensor = self.base(x, *args, **kwargs)
+        places, rank = self.rows.of(x), self.rows.rank
         if places is None:
             return result
         flat, flat_x = (value.reshape(len(x), -1, value.shape[-1]) for value in (result, x))
-        if self.frames is None:
-            added = add_by_factors(flat, flat_x, **self.stacks(), places=places)
-        else:
-            added = add_by_cores(flat, flat_x, self.frames.a, self.frames.b, **self.stacks(), places=places)
-        return added.view(result.shape)
-
-    def parts_of(self, adapter: LsrAdapter) -> dict[str, Tensor]:
-        """Return the parts of an adapter to store, with its scaling included.
-
-        Raises:
-            ValueError: if its core has another shape than the others or lies between other frames.
-        """
-        if self.frames is None:
-            a, b = (side.detach() for side in adapter.as_lora())
-            return {"a": a, "b": adapter.scaling * b.T}
-        needed = self.stacks()["cores"].shape[1:]
-        if adapter.core.shape != needed:
-            raise ValueError(f"its core is {by(adapter.core.shape)}, but the bank's cores are {by(needed)}")
-        for own, held in zip(adapter.matrices(*adapter.factors()), (self.frames.a, self.frames.b), strict=True):
-            if not own.to(held).equal(held):
-                raise ValueError("its frames differ from the bank's; see collapse")
-        return {"cores": adapter.scaling * adapter.core.detach()}
-
-
-def new_layer(base_layer: nn.Module, rows: Rows, adapter: LsrAdapter, places: int, frames: Frames | None) -> BankLayer:
-    """Return a layer for adapters like this one, with `places` slots, all zero."""
-    if frames is not None:
-        return BankLayer(base_layer, rows, {"cores": frames.a.new_zeros(places, *adapter.core.shape)}, frames)
-    a, b = (side.detach() for side in adapter.as_lora())
-    stacks = {"a": a.new_zeros(places, *a.shape), "b": b.new_zeros(places, *b.T.shape)}
-    return BankLayer(base_layer, rows, stacks, None)
-
-
-def add_by_cores(
-    result: Tensor,  # (rows, tokens, m)
-    x: Tensor,  # (rows, tokens, n)
-    a: Tensor,  # (r, n)
-    b: Tensor,  # (m, r)
-    cores: Tensor,  # (places, r, r) or (places, r), with their scaling
-    places: Tensor,  # (rows,)
-) -> Tensor:  # (rows, tokens, m)
-    """Return `result + B R_i A x`, with the core R_i of each row between the same A and B."""
-    cores = cores.index_select(0, places).to(x.dtype)
-    hidden = F.linear(x, a.to(x.dtype))  # (rows, tokens, r)
-    hidden = torch.bmm(hidden, cores.mT) if cores.dim() == 3 else hidden * cores[:, None]
-    hidden = hidden.flatten(0, 1).to(result.dtype)
-    return torch.addmm(result.flatten(0, 1), hidden, b.to(result.dtype).T).view(result.shape)
-
-
-def add_by_factors(
-    result: Tensor,  # (rows, tokens, m)
-    x: Tensor,  # (rows, tokens, n)
-    a: Tensor,  # (places, r, n)
-    b: Tensor,  # (places, r, m): B^T, with its scaling
-    places: Tensor,  # (rows,)
-) -> Tensor:  # (rows, tokens, m)
-    """Return `result + B_i A_i x`, with the A and B of each row."""
-    a, b = (stack.index_select(0, places) for stack in (a, b))
-    hidden = torch.bmm(x, a.to(x.dtype).mT)  # (rows, tokens, r)
-    return torch.baddbmm(result, hidden.to(result.dtype), b.to(result.dtype))
+        scaling = self.stacks["scaling"].take(places)  # (rows, 1, 1)
+        if rank:
+            a, b = self.stacks["directions"].take(places, rank).split((self.n, self.m), dim=2)  # (rows, rank, n or m)
+            hidden = torch.bmm(flat_x, a.to(x.dtype).mT) * scaling  # (rows, tokens, rank)
+            flat = torch.baddbmm(flat, hidden.to(flat.dtype), b.to(flat.dtype))
+        if self.frames is not None:
+            hidden, cores = F.linear(flat_x, self.frames.a.to(x.dtype)), self.stacks["cores"].take(places).to(x.dtype)
+            size = hidden.shape[2]
+            hidden = hidden * cores if cores.shape[2] == size else torch.bmm(hidden, cores.view(-1, size, size).mT)
+            hidden = (hidden * scaling).flatten(0, 1).to(flat.dtype)
+            flat = torch.addmm(flat.flatten(0, 1), hidden, self.frames.b.to(flat.dtype).T).view(flat.shape)
+        return flat.view(result.shape)

@@ -4,12 +4,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from lsr.convert.writing import check_output
-from lsr.loading.adapters import METHOD
 from lsr.loading.base_models import load_base
-from lsr.loading.files import PREFIX, InputError, read_config, read_task, read_tensors
+from lsr.loading.files import PREFIX, InputError, read_config, read_tensors
 from lsr.serve import file
 from lsr.serve.bank import AdapterBank
+from lsr.serve.head import OUTPUTS
+from lsr.serve.stack import NOBODY
 from lsr.tuner.saved import CONFIG
 
 
@@ -19,8 +22,13 @@ def open_bank(folder: Path, base: str | None = None) -> AdapterBank:
     Raises:
         InputError: if the folder holds none, or the base model is missing or does not fit.
     """
-    index, contents = file.read(folder)
-    own = {f"{PREFIX}{head}.{name}": s[0] for head, stacks in contents["heads"].items() for name, s in stacks.items()}
+    index, modules = file.read(folder)
+    own = {}  # of the head that rows without an adapter have: as many rows as labels
+    for head, tensors in modules.get(file.HEADS, {}).items():
+        for key, slots in tensors.items():
+            name, _, part = key.rpartition("/")
+            if part == "slots" and name != OUTPUTS:
+                own[f"{PREFIX}{head}.{name}"] = torch.empty(int((slots[NOBODY] > 0).sum()), 1)
     return AdapterBank.load(load_base(index.base, own, base), folder)
 
 
@@ -49,11 +57,12 @@ def run_bank(options: argparse.Namespace) -> None:
     check_output(options.output, tuple(options.sources), replace=options.force)
     folders = adapter_folders(options.sources)
     first = next(iter(folders.values()))
-    base = load_base(read_config(first, METHOD), read_tensors(first), options.base)
-    bank = AdapterBank(base, collapse=options.collapse, capacity=len(folders))
+    bank = AdapterBank(load_base(read_config(first), read_tensors(first), options.base), precision=options.precision)
     for name, folder in folders.items():
-        bank.add(name, folder, note=read_task(folder))
+        bank.add(name, folder)
     bank.save(options.output, force=options.force)
     written = (options.output / file.FILE).stat().st_size
-    print(f"{options.output}: {len(bank)} adapter{'s' * (len(bank) != 1)}, {written:,} bytes")
-    print(f"{bank.nbytes:,} bytes of memory in addition to the base model")
+    print(f"{options.output}: {len(bank)} adapter{'s' * (len(bank) != 1)} in {options.precision}, {written:,} bytes")
+    for kind, modules in file.read(options.output)[1].items():
+        size = sum(tensor.nbytes for tensors in modules.values() for tensor in tensors.values())
+        print(f"{kind}: {size:,} bytes, {size / len(bank):,.0f} an adapter")

@@ -68,23 +68,19 @@ def of_bank(options: argparse.Namespace, given: Given, tasks: Mapping[str, Task]
     """Return the label of each row's adapter with its probability, or the number, to six digits.
 
     Raises:
-        UserError: if the bank cannot be opened, or an adapter has other labels than its task names.
+        UserError: if the bank cannot be opened.
     """
     length = next(iter(tasks.values())).max_length
     names = given.table[options.adapter_column].astype(str).tolist()
-    found = _logits(options, opening.open_adapters(options.bank, options.base), given, names, length)
+    opened = opening.open_adapters(options.bank, options.base)
+    found = _logits(options, opened, given, names, length)
     rows: list[dict[str, object]] = []
-    for name, logits in zip(names, found, strict=True):
-        labels = tasks[name].labels
-        if labels is None:
-            rows.append({"number": rounded(float(logits[0]))})
-        elif len(labels) != len(logits):
-            raise UserError(
-                f"{options.bank}: adapter {name}: {FILE} names {len(labels)} labels, got {len(logits)} outputs"
-            )
+    for answer in opened[0].answers(found, names):
+        if answer.labels is None:
+            rows.append({"number": rounded(float(answer.logits[0]))})
         else:
-            share, at = logits.double().softmax(dim=0).max(dim=0)
-            rows.append({"label": labels[int(at)], "probability": rounded(float(share))})
+            share, at = answer.logits.double().softmax(dim=0).max(dim=0)
+            rows.append({"label": answer.labels[int(at)], "probability": rounded(float(share))})
     columns = dict.fromkeys(key for row in rows for key in row)
     return {key: [row.get(key) for row in rows] for key in columns}
 

@@ -71,7 +71,7 @@ def test_an_export_is_the_merge_of_the_rounded_tensors(precision, beside):
 
 def test_a_bank_takes_rounded_adapters(beside):
     round_adapter("adapter", "rounded", "3bit")
-    bank = AdapterBank(tiny("bert"), capacity=2)
+    bank = AdapterBank(tiny("bert"))
     bank.add("exact", "adapter")
     bank.add("rounded", "rounded")
     rows = tokens()

@@ -1,7 +1,8 @@
 """Folders of adapters of one tiny base model, with random values, and what each says alone."""
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 
 from lsr import LsrConfig
 from tests.capabilities.models import tiny, tokens
@@ -25,11 +26,21 @@ FORMS = {  # model, fields
 CORED = [form for form, (_, fields) in FORMS.items() if fields.get("train") == "core"]
 
 
-def save(folder, model="bert", seed=1, base="tiny", **fields):
-    """Save an adapter with random values at `folder`."""
-    start = tiny(model)
+def save(folder, model="bert", seed=1, base="tiny", labels=None, **fields):
+    """Save an LSR adapter with random values at `folder`."""
+    return write(folder, LsrConfig(**{**USUAL, **fields}), model, seed, base, labels)
+
+
+def save_lora(folder, model="bert", seed=1, base="tiny", labels=None, **fields):
+    """Save a LoRA with random values at `folder`."""
+    usual = {"task_type": "SEQ_CLS", "r": 3, "target_modules": ["query", "value"]}
+    return write(folder, LoraConfig(**{**usual, **fields}), model, seed, base, labels)
+
+
+def write(folder, config, model, seed, base, labels):
+    start = with_labels(tiny(model), labels)
     start.name_or_path = base
-    adapted = get_peft_model(start, LsrConfig(**{**USUAL, **fields}))
+    adapted = get_peft_model(start, config)
     generator = torch.Generator().manual_seed(seed)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
@@ -38,9 +49,19 @@ def save(folder, model="bert", seed=1, base="tiny", **fields):
     return folder
 
 
-def says(model, folder=None, rows=4, dtype=torch.float64):
+def with_labels(model, labels):
+    """Give a BERT a head of so many labels; None: its own."""
+    if labels is not None:
+        with torch.random.fork_rng():
+            torch.manual_seed(labels)
+            model.classifier = nn.Linear(model.config.hidden_size, labels)
+        model.num_labels = model.config.num_labels = labels
+    return model
+
+
+def says(model, folder=None, rows=4, dtype=torch.float64, labels=None):
     """Return the logits of a base model, with the adapter of a folder by PEFT."""
-    adapted = tiny(model).to(dtype)
+    adapted = with_labels(tiny(model), labels).to(dtype)
     if folder is not None:
         adapted = PeftModel.from_pretrained(adapted, str(folder)).to(dtype)
     with torch.no_grad():

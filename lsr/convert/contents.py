@@ -1,0 +1,208 @@
+"""An adapter as its folder has it, of LSR or LoRA: the update of each layer, its heads, and what its base model is."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from lsr.convert.composed import Part, composed
+from lsr.convert.export import export_lora
+from lsr.convert.lora import FACTOR as LORA_FACTOR
+from lsr.convert.lora import lora_pairs
+from lsr.convert.writing import check_output, write_adapter, writing
+from lsr.init.passes import widths
+from lsr.loading.adapters import ADAPTER, METHOD, load_layers
+from lsr.loading.files import FACTOR, PREFIX, TASK, InputError, read_config, read_task, read_tensors
+from lsr.tuner.base_weight import check_adaptable, check_weight
+from lsr.tuner.config import DIAGONAL
+
+BASE_FIELDS = ("base_model_name_or_path", "revision", "task_type", "auto_mapping")
+
+
+class Frames(nn.Module):
+    """A (r, n) and B (m, r), which layers of one kind may share: a module, so that moving it keeps them shared."""
+
+    a: Tensor
+    b: Tensor
+
+    def __init__(self, a: Tensor, b: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("a", a)
+        self.register_buffer("b", b)
+
+    def equals(self, other: "Frames") -> bool:
+        """Return whether these are the same frames, entry by entry."""
+        return self is other or (self.a.equal(other.a.to(self.a)) and self.b.equal(other.b.to(self.b)))
+
+
+class Update(NamedTuple):
+    """The update of a layer, scaling * B R A, with A and B from `frames`, and R = 1 if there is no core."""
+
+    frames: Frames
+    scaling: float
+    core: Tensor | None = None  # (r, r), or (r,) for a diagonal
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """The widths of the layer, n and m."""
+        return self.frames.a.shape[1], len(self.frames.b)
+
+    def part(self) -> Part:
+        """Return it as a part of an LSR adapter."""
+        a, b, core = self.frames.a, self.frames.b, self.core
+        return Part(a, b, self.scaling * (DIAGONAL if core is not None and core.dim() == 1 else len(a)), core)
+
+    def plain(self) -> "Update":
+        """Return the same update without a core: R A takes the place of A."""
+        a, core = self.frames.a, self.core
+        if core is None:
+            return self
+        return Update(Frames(core[:, None] * a if core.dim() == 1 else core @ a, self.frames.b), self.scaling)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The contents of an adapter's folder."""
+
+    source: str
+    base: Mapping[str, Any]  # the configuration's BASE_FIELDS, which describe the base model
+    updates: Mapping[str, Update]  # by layer
+    heads: Mapping[str, Tensor]  # the tensors of the modules that it trained in full, by name in the base model
+    endings: tuple[str, ...]  # of the names of these modules
+    task: Any  # what task.json says, such as the names of labels; None if there is no such file
+    hashes: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of base weights that a start was subtracted from
+
+    def check_layers(self, modules: Mapping[str, nn.Module]) -> None:
+        """Check that a base model has the layers that the adapter was trained on, as far as its files can tell.
+
+        Raises:
+            ValueError: names a layer that is missing or has other widths or weights; TypeError if it is no linear one.
+        """
+        for name, update in self.updates.items():
+            if name not in modules:
+                raise ValueError(f"adapts a layer {name!r}, which the base model does not have")
+            layer = modules[name]
+            check_adaptable(layer, name)
+            (n, m), (own_n, own_m) = widths(layer), update.widths
+            if (own_m, own_n) != (m, n):
+                raise ValueError(
+                    f"layer {name!r}: the adapter is for a layer of {own_m} x {own_n}, this one is {m} x {n}"
+                )
+            if name in self.hashes:
+                check_weight(layer.get_parameter("weight"), self.hashes[name], name)
+
+    def whole(self, modules: Mapping[str, nn.Module]) -> list[str]:
+        """Return the modules of a base model that it trained in full: PEFT's rule, DistilBERT's pre_classifier too."""
+        found: list[str] = []
+        for name in modules:
+            if name.endswith(self.endings) and not name.startswith(tuple(f"{outer}." for outer in found)):
+                found.append(name)
+        return found
+
+    def heads_on(self, modules: Mapping[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
+        """Return the tensors of each module of a base model that the adapter trained in full.
+
+        Raises:
+            ValueError: if a tensor is missing, or is in no such module.
+        """
+        keys = {name: list(modules[name].state_dict()) for name in self.whole(modules)}
+        needed = {f"{name}.{key}" for name, its in keys.items() for key in its}
+        for key in sorted(needed ^ self.heads.keys()):
+            raise ValueError(f"{key} is {'missing' if key in needed else 'no part of a head of the base model'}")
+        return {name: {key: self.heads[f"{name}.{key}"] for key in its} for name, its in keys.items()}
+
+
+def read_contents(folder: str | Path) -> Contents:
+    """Read an adapter's folder, of LSR or plain LoRA; no base model is needed.
+
+    Raises:
+        InputError: if it is neither, its files are inconsistent, or it trained biases of the base model.
+    """
+    folder = Path(folder)
+    fields, tensors = read_config(folder), read_tensors(folder)
+    if fields.get("bias", "none") != "none":
+        raise InputError(f"{folder}: trains biases of the base model (bias={fields['bias']!r}); a bank cannot")
+    read = _updates_of_lora if fields["peft_type"] == "LORA" else _updates_of_lsr
+    updates, hashes = read(folder, fields)
+    return Contents(
+        str(folder),
+        {name: fields.get(name) for name in BASE_FIELDS},
+        updates,
+        {
+            key.removeprefix(PREFIX): value
+            for key, value in tensors.items()
+            if not (FACTOR.fullmatch(key) or LORA_FACTOR.fullmatch(key))
+        },
+        _endings(folder, fields),
+        read_task(folder),
+        hashes,
+    )
+
+
+def _endings(folder: Path, fields: Mapping[str, Any]) -> tuple[str, ...]:
+    names = fields.get("modules_to_save") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise InputError(f"{folder}: modules_to_save must be a list of names, got {names!r}")
+    return tuple(names)
+
+
+def _updates_of_lora(folder: Path, fields: Mapping[str, Any]) -> tuple[dict[str, Update], dict[str, str]]:
+    pairs = lora_pairs(folder, fields).items()
+    return {name: Update(Frames(its.a, its.b), its.alpha / len(its.a)) for name, its in pairs}, {}
+
+
+def _updates_of_lsr(folder: Path, fields: Mapping[str, Any]) -> tuple[dict[str, Update], dict[str, str]]:
+    read_config(folder, METHOD)  # refuses other methods
+    config, layers = load_layers(folder)
+    hashes = config.resolved.base_hashes if config.resolved else {}
+    updates, frames, folded = {}, dict[int, Frames](), {}
+    for name, layer in layers.items():
+        adapter = layer.adapter(ADAPTER)
+        if adapter.trained_part == "core":
+            its = frames.setdefault(id(adapter.frames), _detached(*adapter.matrices(*adapter.factors())))
+            updates[name] = Update(its, adapter.scaling, adapter.core.detach())
+        else:
+            updates[name] = Update(_detached(*adapter.as_lora()), adapter.scaling)
+        if adapter.is_folded and name in hashes:
+            folded[name] = hashes[name]
+    return updates, folded
+
+
+def _detached(a: Tensor, b: Tensor) -> Frames:
+    return Frames(*(side.detach().clone() for side in (a, b)))
+
+
+def write_contents(adapter: Contents, folder: Path, method: str = METHOD, *, force: bool = False) -> None:
+    """Write an adapter's folder, of LSR or LoRA; it has cores if all of its updates have one of the same form.
+
+    Raises:
+        InputError: if there is no such method, the folder exists and `force` is false, or LSR refuses a value.
+    """
+    if method == "LORA":
+        with TemporaryDirectory() as beside:
+            write_contents(adapter, Path(beside, "lsr"))
+            export_lora(Path(beside, "lsr"), folder, force=force)
+            if adapter.task is not None:
+                (folder / TASK).write_text(f"{json.dumps(adapter.task, indent=2)}\n", encoding="utf-8")
+        return
+    if method != METHOD:
+        raise InputError(f"method must be {METHOD} or LORA, got {method!r}")
+    check_output(folder, (), replace=force)
+    updates = dict(adapter.updates)
+    if len({None if update.core is None else update.core.dim() for update in updates.values()}) > 1:
+        updates = {name: update.plain() for name, update in updates.items()}
+    fields = {**adapter.base, "modules_to_save": list(adapter.endings) or None}
+    try:
+        config, factors = composed(fields, {name: update.part() for name, update in updates.items()})
+    except ValueError as error:
+        raise InputError(f"{adapter.source}: {error}") from None
+    with writing(folder) as new:
+        write_adapter(
+            new, config.to_dict(), factors | {f"{PREFIX}{key}": value for key, value in adapter.heads.items()}
+        )
+        if adapter.task is not None:
+            (new / TASK).write_text(f"{json.dumps(adapter.task, indent=2)}\n", encoding="utf-8")
