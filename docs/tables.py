@@ -26,7 +26,6 @@ ARENA = ("movie-reviews", "tweets", "amazon-reviews", "editorials", "movie-ratin
 FORMS = ("movie-reviews", "tweets", "amazon-reviews", "movie-ratings", "movie-pairs")
 Result = Mapping[str, Any]  # a method on a task, as reports/compare has it
 
-TIMED = ("LSR r=4 s=16", "LoRA r=1", "LoRA r=8", "LoKr r=8", "VeRA r=256")
 BESIDE_LORA = ("frozen", "LSR r=4 s=16", "LoRA r=1", "LoKr r=8", "VeRA r=256")
 BY_TRAINED = {
     "head only": "head",
@@ -108,20 +107,6 @@ def default_run() -> Iterator[str]:
         for name in ("accuracy", "f1")
     ]
     return table(header, rows)
-
-
-def layers() -> Iterator[str]:
-    """Yield the time of one layer, relative to the frozen one, by tokens and dtype."""
-    rows = [row for row in json.loads(read(SPEED))["layer"]["figures"] if row["width"] == 768]
-    ratios = {(row["dtype"], row["tokens"], row["method"]): row["both_ratio"] for row in rows}
-    cases = sorted({(dtype, tokens) for dtype, tokens, _ in ratios}, reverse=True)
-    return table(
-        ("tokens", *TIMED),
-        [
-            [f"{tokens:,}, {dtype}", *(f"{ratios[dtype, tokens, method]:.2f}" for method in TIMED)]
-            for dtype, tokens in cases
-        ],
-    )
 
 
 def steps() -> Iterator[str]:
@@ -274,7 +259,6 @@ def _mark(row: Result) -> str:
 
 TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "default run": default_run,
-    "layers": layers,
     "steps": steps,
     "many": many,
     "leaders": leaders,

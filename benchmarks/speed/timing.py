@@ -9,17 +9,11 @@ import torch
 Times = dict[str, list[float]]  # seconds, one per round, by method
 
 
-def take_turns(calls: Mapping[str, Callable[[], object]], rounds: int, *, twice: bool = False) -> Times:
-    """Return the seconds of each call in each round, after one round that is not timed.
-
-    With `twice`, the second of two consecutive calls is timed: in a model a layer runs after similar layers, whose code
-    is in the caches, and not after layers of all other methods.
-    """
+def take_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> Times:
+    """Return the seconds of each call in each round, after one round that is not timed."""
     times: Times = {name: [] for name in calls}
     for number in range(rounds + 1):
         for name, call in calls.items():
-            if twice:
-                call()
             begin = perf_counter()
             call()
             if torch.cuda.is_available():
