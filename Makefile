@@ -53,7 +53,7 @@ check: $(ALL)
 	ruff format --check .
 	$(MAKE) --jobs 2 types test # mypy has one core: the suite does not wait for it
 
-## nightly: all tests, with many kills, several processes, full disks, a browser and more random inputs; one table
+## nightly: all tests, with many kills, several processes, full disks, a browser and more random inputs
 nightly: $(ALL)
 	LSR_NIGHTLY=1 $(PYTEST) -m 'nightly or not nightly'
 

@@ -10,11 +10,9 @@ from transformers import (
     DistilBertConfig,
     GPT2Config,
     LlamaConfig,
-    ModernBertConfig,
     MPNetConfig,
     OPTConfig,
     PreTrainedTokenizerFast,
-    Qwen2Config,
 )
 
 from tests import workspace
@@ -26,7 +24,6 @@ HEADS = {"num_key_value_heads": 1, "max_position_embeddings": 64}
 LAST = {  # decoders: the class of a text is read at its last token
     "gpt2": GPT2Config(n_embd=24, n_layer=2, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=0),
     "llama": LlamaConfig(**WIDE, **HEADS, bos_token_id=0, eos_token_id=0),
-    "qwen2": Qwen2Config(**WIDE, **HEADS, bos_token_id=0, eos_token_id=0),
     "opt": OPTConfig(
         hidden_size=24,
         num_hidden_layers=2,
@@ -41,15 +38,6 @@ LAST = {  # decoders: the class of a text is read at its last token
 }
 OTHERS = {
     "deberta-v2": DebertaV2Config(**WIDE, max_position_embeddings=64, pad_token_id=1),
-    "modernbert": ModernBertConfig(
-        **WIDE,
-        max_position_embeddings=64,
-        pad_token_id=1,
-        bos_token_id=0,
-        eos_token_id=0,
-        cls_token_id=0,
-        sep_token_id=0,
-    ),
     "mpnet": MPNetConfig(**WIDE, max_position_embeddings=66, pad_token_id=1),  # it counts from 2, as RoBERTa
     "distilbert": DistilBertConfig(dim=24, n_layers=2, n_heads=2, hidden_dim=40, max_position_embeddings=64),
 }

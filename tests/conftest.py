@@ -3,7 +3,6 @@
 import gc
 import os
 import shutil
-from collections import defaultdict
 from functools import lru_cache
 
 # Before anything imports transformers or datasets: both read these once.
@@ -16,7 +15,6 @@ import torch
 from filelock import FileLock
 from hypothesis import settings
 
-from pipeline.core import console
 from tests import workspace
 
 # The first call of many a torch operation takes longer than hypothesis' 200 ms.
@@ -81,17 +79,3 @@ def pytest_collection_finish():
     """What is imported stays: without it, every full garbage collection would look at a million objects again."""
     gc.collect()
     gc.freeze()
-
-
-def pytest_terminal_summary(terminalreporter):
-    """Print one table after `make nightly`: a row a file of nightly tests, and one for the rest of the suite."""
-    if os.environ.get("LSR_NIGHTLY") != "1":
-        return
-    counts = defaultdict(lambda: [0, 0, 0.0])  # passed, failed, seconds
-    for outcome in ("passed", "failed", "error"):
-        for report in terminalreporter.stats.get(outcome, ()):
-            row = counts[report.nodeid.partition("::")[0] if "nightly" in report.keywords else "the default suite"]
-            row[outcome != "passed"] += 1
-            row[2] += report.duration
-    rows = [(name, passed, failed, f"{seconds:.0f}") for name, (passed, failed, seconds) in sorted(counts.items())]
-    console.table("nightly", ("tests", "passed", "failed", "seconds"), rows)

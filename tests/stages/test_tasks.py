@@ -1,10 +1,8 @@
 """The official files of GLUE and SuperGLUE, in each of their formats; from the hub come the same examples."""
 
-import json
 import shutil
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from pipeline import params
@@ -43,41 +41,6 @@ def test_the_official_files_are_read(task, row_of):
         named = [[str(value).replace("SPLIT", f"{split} 0") for value in one] for one in tasks.FORMS[task].examples]
         in_order = list if split == "test" else sorted  # train is ordered by the hash of the texts
         assert in_order([[str(value) for value in one] for one in examples]) == in_order(named)
-
-
-def as_on_the_hub(task, split):
-    records = [json.loads(line) for line in tasks.FORMS[task].rows.replace("SPLIT", f"{split} 0").splitlines()]
-    if task == "cb":
-        return [record | {"label": tasks.NLI.index(record["label"])} for record in records]
-    if task == "wsc":
-        return [{"text": one["text"], **one["target"], "label": int(one["label"])} for one in records]
-    return [
-        {
-            "paragraph": record["passage"]["text"],
-            "question": question["question"],
-            "answer": answer["text"],
-            "idx": {"paragraph": record["idx"], "question": question["idx"], "answer": answer["idx"]},
-            "label": answer["label"],
-        }
-        for record in records
-        for question in record["passage"]["questions"]
-        for answer in question["answers"]
-    ]
-
-
-@pytest.mark.parametrize("task", ["cb", "multirc", "wsc"])
-def test_the_hub_and_the_files_give_the_same_examples(task, row_of, tmp_path):
-    row = row_of(task)
-    folder = tmp_path / "hub"
-    folder.mkdir()
-    for split, name in (("train", "train"), ("test", "validation")):
-        pd.DataFrame(as_on_the_hub(task, split)).to_parquet(folder / f"{name}.parquet", index=False)
-    files = "".join(f"  - split: {name}\n    path: {name}.parquet\n" for name in ("train", "validation"))
-    config = f"- config_name: {row.source.config}\n  data_files:\n{files}"
-    (folder / "README.md").write_text(f"---\nconfigs:\n{config}---\n", encoding="utf-8")
-    hub = row.source.model_copy(update={"kind": "hub", "path": str(folder), "revision": None})
-    for split, table in tables(row.model_copy(update={"source": hub})).items():
-        pd.testing.assert_frame_equal(table, tables(row)[split])
 
 
 def test_groups_are_cut_together_and_scored_while_training_as_afterwards(tmp_path, monkeypatch):

@@ -2,11 +2,9 @@
 
 import numpy as np
 import pytest
-import tensorly as tl
 import torch
 from torch.testing import assert_close
 
-from lsr.algebra.backend import converging_numpy, svd
 from lsr.algebra.frames import leading_frames, paired_frames
 from lsr.algebra.separable import nearest_kron_sum
 from lsr.algebra.spectrum import leading_svd
@@ -28,21 +26,6 @@ def gives_up(monkeypatch):
         monkeypatch.setattr(torch.linalg, "svd", torch_svd)
 
     return start
-
-
-@pytest.mark.parametrize("shape", [(7, 4), (4, 7), (5, 5)])
-def test_a_driver_that_gives_up_is_replaced(shape, gives_up):
-    matrix = normal(*shape)
-    values = torch.linalg.svdvals(matrix)
-    gives_up()
-    for left, found, right in (svd(matrix), _by_tensorly(matrix)):
-        assert_close(found, values)
-        assert_close((left * found) @ right, matrix)
-
-
-def _by_tensorly(matrix):
-    with converging_numpy():
-        return tuple(torch.from_numpy(part.copy()) for part in tl.svd(matrix.numpy(), full_matrices=False))
 
 
 @pytest.mark.parametrize(

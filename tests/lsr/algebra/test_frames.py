@@ -106,17 +106,6 @@ def test_the_same_matrices_give_the_same_bytes_whatever_their_norms(count, large
     assert_close(leading_frames(scaled, 4), one, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("count", [1, 4])
-def test_large_matrices_are_replaced_by_their_leading_parts(count, monkeypatch):
-    matrices = [decaying(40, 30, seed=i) for i in range(count)]
-    dense = energy(matrices, *leading_frames(matrices, 3))
-    monkeypatch.setattr(spectrum, "LARGE", 1)
-    left, right = leading_frames(matrices, 3)
-    assert_close(left.T @ left, torch.eye(3, dtype=torch.float64), atol=1e-5, rtol=0)
-    assert_close(right @ right.T, torch.eye(3, dtype=torch.float64), atol=1e-5, rtol=0)
-    assert energy(matrices, left, right) == pytest.approx(dense, rel=1e-3)
-
-
 @pytest.mark.parametrize("frames", [leading_frames, paired_frames])
 def test_zero_matrices_do_not_count_unless_all_are_and_others_are_finite(frames):
     for other in (lambda value: torch.full((6, 8), value), lambda value: (torch.full((6, 3), value), normal(3, 8))):

@@ -9,7 +9,6 @@ import tensorly
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tensorly.decomposition import parafac, tensor_train_matrix
 from torch.testing import assert_close
 
 from lsr.algebra.separable import (
@@ -99,17 +98,6 @@ def test_the_error_of_two_factors_falls_with_every_term_as_the_tail_of_the_singu
     for terms, error in enumerate(errors, 1):
         assert_close(error, values[terms:].norm(), atol=1e-12, rtol=1e-7)
     assert all(after < before + 1e-12 for before, after in pairwise(errors))
-
-
-def test_tensorlys_tensor_train_matrix_and_parafac_find_the_same_two_factors():
-    (p1, p2), (q1, q2) = rows, columns = ROWS, COLUMNS
-    matrix = matrix_of(rows, columns)
-    nearest = kron_sum(*nearest_kron_sum(matrix, rows, columns, 3))
-    cores = tensor_train_matrix(matrix.reshape(p1, p2, q1, q2).numpy(), rank=[1, 3, 1])
-    assert_close(nearest.numpy(), tensorly.tt_matrix_to_tensor(cores).reshape(p1 * p2, q1 * q2))
-    tensor = rearrange(matrix, rows, columns).numpy()
-    cp = parafac(tensor, 3, init="svd", n_iter_max=2000, tol=1e-14, random_state=0)
-    assert np.linalg.norm(tensor - tensorly.cp_to_tensor(cp)) == pytest.approx(float(torch.dist(matrix, nearest)))
 
 
 @pytest.mark.parametrize("rank", [1, 6])

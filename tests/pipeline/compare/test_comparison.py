@@ -116,27 +116,11 @@ def test_without_usable_labels_errors_are_of_seeds_alone_and_a_note_says_why(rec
     assert found.rows[AVERAGE]["LoRA r=8"].verdict.error_examples is None
 
 
-def test_labels_of_a_users_files_are_found_in_the_cache(records):
-    private = labels_path("small", "rte", private=True)
-    private.parent.mkdir(parents=True)
-    labels_path("small", "rte").rename(private)
-    found = compare("small", records, preset(), RESAMPLES)
-    assert found.notes == []
-    assert found.rows["rte"]["LoRA r=8"].verdict.error_examples > 0
-
-
 def test_labels_that_do_not_give_the_scores_are_not_used(records):
     write_csv(labels_path("small", "rte"), ["label"], [[label] for label in labels("rte")[::-1].tolist()])
     (note,) = compare("small", records, preset(), RESAMPLES).notes
     assert note.startswith("rte: accuracy 0.")
     assert note.endswith("in the record of head alone, so its errors are of seeds alone")
-
-
-@pytest.mark.parametrize("content", ["text\na\n", "label\nx\n"])
-def test_labels_that_cannot_be_read_are_one_line(content, records):
-    labels_path("small", "rte").write_text(content)
-    with pytest.raises(UserError, match=r"labels/rte.csv: not the labels of a task: .*; delete it"):
-        compare("small", records, preset(), RESAMPLES)
 
 
 def test_records_of_an_earlier_engine_have_means_and_intervals():
@@ -156,13 +140,6 @@ def test_records_of_an_earlier_engine_have_means_and_intervals():
     assert (row.precision, row.bytes, row.score_at_bytes) == ("as trained", old[-1].file_bytes, row.score)
     assert row.verdict.verdict == "equivalent"  # both score the same
     assert row.score.high > 81
-
-
-def test_all_origins_of_records_are_listed():
-    other = record(seed=1, made={"commit": "fedcba", "cpu": "another one", "date": "2027-01-01"})
-    found = compare("small", [record(), other], preset(**ALONE), RESAMPLES)
-    assert found.made["commit"] == ["0123456789abcdef", "fedcba"]
-    assert found.made["date"] == ["2026-11-26T10:00:00+00:00", "2027-01-01"]
 
 
 def test_a_task_where_all_fail_has_rows_and_no_leads():

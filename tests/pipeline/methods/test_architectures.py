@@ -24,10 +24,8 @@ TEXTS = ["the cat", "the owl number 3 sleeps in the barn at night", "nobody saw 
 USUAL = {  # by PEFT's table, which MPNet is not in
     "gpt2": (["c_attn"], ["score"]),
     "llama": (["q_proj", "v_proj"], ["score"]),
-    "qwen2": (["q_proj", "v_proj"], ["score"]),
     "opt": (["q_proj", "v_proj"], ["score"]),
     "deberta-v2": (["query_proj", "value_proj"], ["pooler", "classifier"]),
-    "modernbert": (["Wqkv"], ["head", "classifier"]),
     "distilbert": (["q_lin", "v_lin"], ["pre_classifier", "classifier"]),
 }
 

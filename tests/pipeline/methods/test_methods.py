@@ -14,7 +14,7 @@ from lsr.tuner.factors import entries
 from pipeline import params
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
-from pipeline.methods import adapters, base_models, pooling
+from pipeline.methods import adapters, base_models
 from pipeline.params.changed import changed
 from pipeline.predict.opening import open_adapter
 from stages import evaluate, factorize_init, train
@@ -120,27 +120,6 @@ def test_a_method_goes_all_the_way(word, overrides):
     opened, _ = open_adapter(artifacts.ADAPTER, "tiny-roberta")
     assert torch.equal(logits(opened.cpu()), logits(loaded))
     run_card(artifacts.ADAPTER)
-
-
-def test_what_lsr_pools_has_no_say_in_another_section():
-    alone = seen(params.FactorizeInitView, "lorasb")
-    beside = seen(params.FactorizeInitView, "lorasb", {"lsr.frames_from": ["glue"], "lsr.init": "gradient"})
-    assert "glue" in beside.pooled
-    assert beside.section == alone.section
-    found = [pooling.gradients(base_model(view), view) for view in (alone, beside)]
-    assert len(found[0]) == len(found[1]) == 1
-    assert all(torch.equal(value, found[1][0][name]) for name, value in found[0][0].items())
-
-
-@pytest.mark.parametrize("word", workspace.MAIN)
-def test_merging_for_a_while_leaves_no_trace(word):
-    view = seen(params.TrainView, word)
-    model = added(base_model(view), view.section, view.base_model, view.seed)
-    before = copy.deepcopy(model.state_dict())
-    with adapters.merged(model):
-        is_merged = any(getattr(module, "merged", False) for module in model.modules())
-    assert is_merged == (word == "lsr")
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 # Files that PEFT would load without a word
