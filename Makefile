@@ -5,8 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(VENV)/.with-pipeline,demo
 PRESET ?= offline
-COMPARE := $(VENV)/.with-pipeline,compare,$(if $(filter base,$(PRESET)),base-model,demo)
-ALL := $(VENV)/.with-pipeline,compare,demo,docs,dev
+ARENA := $(VENV)/.with-pipeline,$(if $(filter base,$(PRESET)),base-model,demo)
+ALL := $(VENV)/.with-pipeline,demo,docs,dev
 # One worker a core, each with the neighboring tests of one file, which share what they set up.
 PYTEST := pytest -n auto --maxprocesses 8 --dist worksteal
 # Stages and DVC find `python` and `dvc` on the PATH.
@@ -66,7 +66,7 @@ docs: $(ALL)
 	python -m mkdocs build
 
 ## arena: every method on every task of a preset: make arena PRESET=offline; goes on where it was stopped
-arena: $(COMPARE)
+arena: $(ARENA)
 	python -m pipeline.arena $(PRESET)
 
 ## bench: what an adapter costs in time and memory, beside other methods

@@ -25,7 +25,7 @@ CONTEXT = multiprocessing.get_context("fork")  # from a process that has importe
 
 # Of the stages and of DVC, what takes long; nothing of ours, of which a test may have a copy of its own.
 PRELOADED = (
-    *("accelerate", "datasets", "matplotlib.backends.backend_agg", "matplotlib.figure", "pandas", "peft", "pydantic"),
+    *("accelerate", "datasets", "pandas", "peft", "pydantic"),
     *("rich.progress", "rich.table", "ruamel.yaml", "scipy.stats", "sklearn.metrics", "tensorly"),
     *("transformers.models.auto.modeling_auto", "transformers.trainer", "transformers.models.roberta.modeling_roberta"),
     *("dvc.cli", "dvc.cli.parser", "dvc.repo", "dvc.repo.experiments", "dvc.stage"),

@@ -1,1 +1,1 @@
-"""Comparison of methods: the results of the arena in tables, plots and one page."""
+"""Comparison of methods: the results of the arena in tables and one page."""

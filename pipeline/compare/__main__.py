@@ -1,8 +1,7 @@
-"""`python -m pipeline.compare`: compare the methods of the arena in a picture and one page."""
+"""`python -m pipeline.compare`: compare the methods of the arena on one page."""
 
 import json
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from pipeline.arena.preset import PATH, load
@@ -20,7 +19,7 @@ OUTPUT = Path("reports", "compare")
 
 def parser() -> Parser:
     """Return the parser of the command line."""
-    top = Parser(prog=PROGRAM, description="Write one page, a picture and JSON with the results of the arena.")
+    top = Parser(prog=PROGRAM, description="Write one page, and JSON, with the results of the arena.")
     add = top.add_argument
     add("preset", metavar="PRESET", help=f"a preset of {PATH} that has records in {FOLDER}")
     add("--baseline", metavar="METHOD", help="method to compare others with (that of the preset)")
@@ -43,13 +42,9 @@ def write(folder: Path, name: str, baseline: str | None) -> None:
     """Compare the records of a preset, write all output, and print a summary.
 
     Raises:
-        UserError: if there is no such preset or baseline, there are no records, or matplotlib is not installed.
+        UserError: if there is no such preset or baseline, or there are no records.
         OSError: if a file cannot be written.
     """
-    if find_spec("matplotlib") is None:
-        raise UserError(f"{PROGRAM}: needs matplotlib: pip install -c constraints.txt -e '.[pipeline,compare]'")
-    from pipeline.compare import pictures  # with matplotlib, which only an extra installs
-
     preset, records = load(name), list(read(FOLDER / name).values())
     if not records:
         raise UserError(f"{FOLDER / name}: no records; run python -m pipeline.arena {name}")
@@ -62,9 +57,8 @@ def write(folder: Path, name: str, baseline: str | None) -> None:
     }.items():
         with artifacts.replacing(folder / file) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    pictures.draw(folder / "pareto.png", comparison)
     tables.show(comparison)
-    console.line(f"written: {folder / 'index.html'}, with its JSON and a picture beside it")
+    console.line(f"written: {folder / 'index.html'}, with its JSON beside it")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The contents of the tables, the pictures and the page, computed once. Scores are in percent."""
+"""The contents of the tables and the page, computed once. Scores are in percent."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple

@@ -8,7 +8,7 @@ import pytest
 from pipeline.arena import record as arena_record
 from pipeline.arena.preset import load
 from pipeline.compare import __main__ as command
-from pipeline.compare import pictures, tables
+from pipeline.compare import tables
 from pipeline.compare.comparison import compare
 from pipeline.compare.page import page
 from tests.pipeline.compare.records import cells, preset, record, save
@@ -16,7 +16,7 @@ from tests.workspace import ROOT
 
 METHODS = ("head alone", "LSR r=3", "LoRA r=1", "LoRA r=8")
 WORDS = ["small", "--baseline", "LoRA r=1"]
-WRITTEN = {"comparison.json", "index.html", "pareto.png"}
+WRITTEN = {"comparison.json", "index.html"}
 HOSTILE = "LSR <img src=x onerror=alert(1)> </script><b>r=5"
 
 
@@ -46,7 +46,7 @@ def test_the_same_records_give_the_same_bytes(made, capsys):
     results = json.loads(again["comparison.json"])["results"]
     (best,) = [row for row in results if (row["task"], row["method"]) == ("average", "LoRA r=8")]
     assert f"LoRA r=8 | {best['score']:.2f} ± {best['score_high'] - best['score']:.2f} | " in said
-    assert said.endswith("written: again/small/index.html, with its JSON and a picture beside it\n")
+    assert said.endswith("written: again/small/index.html, with its JSON beside it\n")
 
 
 def test_names_are_printed_as_they_are(tmp_path, monkeypatch):
@@ -57,23 +57,12 @@ def test_names_are_printed_as_they_are(tmp_path, monkeypatch):
     assert html.count("</script>") == 2
 
 
-def test_methods_far_below_the_others_are_not_drawn():
-    assert pictures.lowest([80, 84, 85, 86]) == pytest.approx(84.5 - 4.5)
-    assert pictures.lowest([85, 85, 85]) == 83
-
-
 def failing(words, capsys):
     with pytest.raises(SystemExit) as end:
         command.main(words)
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     return line
-
-
-def test_a_missing_package_is_one_line_with_the_extra(monkeypatch, capsys):
-    monkeypatch.setattr(command, "find_spec", lambda name: None)
-    line = failing(["small"], capsys)
-    assert line.endswith("needs matplotlib: pip install -c constraints.txt -e '.[pipeline,compare]'")
 
 
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
