@@ -18,14 +18,13 @@ from torch import Tensor, nn
 
 from lsr.algebra.precision import TOLERATED_LOSS, dtype_name
 from lsr.algebra.spectrum import distance_of_pairs, norm_of_pair
-from lsr.convert.lora import LoraPair
-from lsr.convert.writing import check_output, write_adapter, writing
+from lsr.convert.lora import LoraPair, pairs_of
+from lsr.convert.writing import check_output, copy_task, write_adapter, writing
 from lsr.loading.adapters import ADAPTER, load_layers
 from lsr.loading.files import FACTOR, PREFIX, InputError, read_labels, read_tensors
-from lsr.tuner.card import UNNAMED, Card
+from lsr.tuner.card import Card
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.linear import LsrLinear
-from lsr.tuner.patterns import override
 from lsr.tuner.start import layers_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -95,6 +94,7 @@ def export_lora(
     with writing(folder) as new:
         write_adapter(new, _lora_fields(source), {n: rounded(n, tensor, dtype) for n, tensor in tensors.items()})
         _card(source.config).write(new)
+        _keep_task(source.config, new)
     return rounding
 
 
@@ -116,6 +116,7 @@ def export_merged(
     check_output(folder, (), replace=force)
     rounding = _rounding_of_merge(_layers_of(model, adapter_name), adapter_name, dtype)
     _check_rounding(rounding, dtype, force)
+    config = cast("LsrConfig", model.peft_config[adapter_name])
     model.set_adapter(adapter_name)
     plain = cast("Any", model.merge_and_unload())
     for name, parameter in plain.named_parameters():
@@ -125,20 +126,8 @@ def export_merged(
         plain.save_pretrained(str(new))
         if tokenizer is not None:
             tokenizer.save_pretrained(str(new))
+        _keep_task(config, new)
     return rounding
-
-
-def _lora_pairs(config: LsrConfig, layers: Mapping[str, LsrLinear], adapter_name: str) -> dict[str, LoraPair]:
-    """Return the LoRA that equals each layer's whole update: its own factors if they are one, else with scaling 1."""
-    pairs = {}
-    for name, layer in layers.items():
-        adapter = layer.adapter(adapter_name)
-        a, b = (side.detach() for side in adapter.as_lora())
-        if adapter.is_lora:
-            pairs[name] = LoraPair(b, a, override(config.alpha_pattern, name, config.alpha))
-        else:
-            pairs[name] = LoraPair(adapter.scaling * b, a, len(a))
-    return pairs
 
 
 def _layers_of(model: PeftModel, adapter_name: str) -> dict[str, LsrLinear]:
@@ -154,7 +143,7 @@ def _of_model(model: PeftModel, adapter_name: str) -> _Source:
     state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     return _Source(
         config=config,
-        pairs=_lora_pairs(config, layers, adapter_name),
+        pairs=pairs_of(config, layers, adapter_name),
         others={key: value for key, value in state.items() if not FACTOR.fullmatch(key)},
         whole=[name for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)],
         targets=_targets(list(layers), [key.removeprefix(PREFIX) for key, _ in model.named_modules()]),
@@ -169,7 +158,7 @@ def _of_folder(folder: Path) -> _Source:
     parts = [key.removeprefix(PREFIX).split(".")[:-1] for key in others]
     return _Source(
         config=config,
-        pairs=_lora_pairs(config, layers, ADAPTER),
+        pairs=pairs_of(config, layers, ADAPTER),
         others=others,
         whole=[".".join(path[:length]) for path in parts for length in range(1, len(path) + 1)],
         # Other layers may end in a short name, and without the base nobody knows.
@@ -214,12 +203,17 @@ def _usual(values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
     return usual, {re.escape(name): value for name, value in values.items() if value != usual}
 
 
+def _keep_task(config: LsrConfig, folder: Path) -> None:
+    if config.folder is not None:
+        copy_task(config.folder, folder)
+
+
 def _card(config: LsrConfig) -> Card:
     labels = read_labels(config.folder) if config.folder else None
     return Card(
         method="LORA",
         called="LoRA adapter",
-        base=config.base_model_name_or_path or UNNAMED,
+        base=config.base_model_name_or_path,
         revision=config.revision,
         task_type=config.task_type,
         labels=config.labels if labels is None else labels,

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from lsr.convert.composed import Part, composed
 from lsr.convert.lora import FACTOR, lora_pairs
-from lsr.convert.writing import check_output, write_adapter, writing
+from lsr.convert.writing import check_output, copy_task, write_adapter, writing
 from lsr.loading.files import InputError, read_config, read_labels, read_tensors
-from lsr.tuner.card import UNNAMED, Card
+from lsr.tuner.card import Card
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.saved import CONFIG, WRAPPED
 
@@ -38,6 +38,7 @@ def from_lora(lora: str | Path, output: str | Path, *, force: bool = False) -> L
     tensors = {k: value for k, value in read_tensors(lora).items() if not (FACTOR.fullmatch(k) or WRAPPED.search(k))}
     with writing(output) as new:
         write_adapter(new, config.to_dict(), tensors | factors)
-        base = config.base_model_name_or_path or UNNAMED
-        Card("LSR", base, config.revision, config.task_type, read_labels(lora) or ()).write(new)
+        copy_task(lora, new)
+        base, labels = config.base_model_name_or_path, read_labels(lora) or ()
+        Card("LSR", base, config.revision, config.task_type, labels).write(new)
     return config

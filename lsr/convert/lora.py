@@ -1,4 +1,4 @@
-"""Read the folder of a plain PEFT LoRA: the two factors of each layer, and their product's scaling."""
+"""An adapter as the LoRA that equals it: the two factors of each layer, and their product's scaling."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 from peft import LoraConfig
 from torch import Tensor
 
+from lsr.loading.adapters import ADAPTER, load_layers
 from lsr.loading.files import PREFIX, InputError, read_tensors
+from lsr.tuner.config import LsrConfig
+from lsr.tuner.linear import LsrLinear
 from lsr.tuner.patterns import override
 
 FACTOR = re.compile(rf"{re.escape(PREFIX)}(.*)\.lora_([AB])\.weight")
@@ -32,14 +35,28 @@ class LoraPair(NamedTuple):
     alpha: float  # of a rank-stabilized LoRA sqrt(r) times its own
 
 
-def lora_updates(folder: Path, lora: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return (scaling * B, A), (m, r) and (r, n) in float64, of each layer of a LoRA by name.
+def updates_in(folder: Path, fields: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return (scaling * B, A), (m, r) and (r, n) in float64, of each layer of an adapter of LSR or LoRA by name.
 
     Raises:
-        InputError: as `lora_pairs`.
+        InputError: as `lora_pairs`, or if an adapter of LSR is broken.
     """
-    pairs = lora_pairs(folder, lora)
+    is_lora = fields["peft_type"] == "LORA"
+    pairs = lora_pairs(folder, fields) if is_lora else pairs_of(*load_layers(folder), ADAPTER)
     return {name: (its.alpha / len(its.a) * its.b.double(), its.a.double()) for name, its in pairs.items()}
+
+
+def pairs_of(config: LsrConfig, layers: Mapping[str, LsrLinear], adapter_name: str) -> dict[str, LoraPair]:
+    """Return the LoRA that equals each layer's whole update: its own factors if they are one, else with scaling 1."""
+    pairs = {}
+    for name, layer in layers.items():
+        adapter = layer.adapter(adapter_name)
+        a, b = (side.detach() for side in adapter.as_lora())
+        if adapter.is_lora:
+            pairs[name] = LoraPair(b, a, override(config.alpha_pattern, name, config.alpha))
+        else:
+            pairs[name] = LoraPair(adapter.scaling * b, a, len(a))
+    return pairs
 
 
 def lora_pairs(folder: Path, lora: Mapping[str, Any]) -> dict[str, LoraPair]:

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from lsr.algebra.frames import bases_of, captured_energies, leading_frames
 from lsr.algebra.shapes import Form
-from lsr.convert.lora import lora_updates
+from lsr.convert.lora import updates_in
 from lsr.convert.writing import check_output, write_adapter, writing
 from lsr.init.initialization import Start
-from lsr.loading.adapters import ADAPTER, load_layers
 from lsr.loading.base_models import by
 from lsr.loading.files import PREFIX, InputError, read_config
 from lsr.tuner.config import LsrConfig
@@ -47,9 +46,9 @@ def pool_frames(
 ) -> dict[str, PooledFrames]:
     """Write the frames that capture most of the updates of several adapters, of LSR or LoRA, in each layer.
 
-    The updates of all adapters, each normalized, are decomposed jointly, as in `lsr.algebra.frames`. An untrained
-    adapter contributes its frames instead. The folder is an adapter with zero cores, which `frames` of LsrConfig may
-    name. Without `rank`, the frames have the largest rank of the adapters.
+    The updates of all adapters, each normalized, are decomposed jointly, as in `lsr.algebra.frames`; zero ones do not
+    count. The folder is an adapter with zero cores, which `frames` of LsrConfig may name. Without `rank`, the frames
+    have the largest rank of the adapters.
 
     Raises:
         InputError: if a folder is not an adapter of LSR or LoRA, they adapt different layers or base models, or the
@@ -58,7 +57,7 @@ def pool_frames(
     folders, output = [Path(folder) for folder in adapters], Path(output)
     check_output(output, tuple(folders), replace=force)
     fields = [read_config(folder) for folder in folders]
-    updates = {str(folder): _updates(folder, its) for folder, its in zip(folders, fields, strict=True)}
+    updates = {str(folder): updates_in(folder, its) for folder, its in zip(folders, fields, strict=True)}
     shapes = _common_shapes(updates)
     largest = max(len(right) for pairs in updates.values() for _, right in pairs.values())
     chosen = largest if rank is None else rank
@@ -73,20 +72,6 @@ def pool_frames(
     with writing(output) as new:
         write_adapter(new, _fields(fields, shapes, chosen, share, dtype), tensors)
     return reports
-
-
-def _updates(folder: Path, fields: Mapping[str, Any]) -> dict[str, Pair]:
-    """Return the update of each layer; if it is zero, the product of the frames instead."""
-    if fields["peft_type"] == "LORA":
-        return lora_updates(folder, fields)
-    found = {}
-    for name, layer in load_layers(folder).layers.items():
-        adapter = layer.adapter(ADAPTER)
-        right, left = (side.detach().double() for side in adapter.as_lora())
-        if not (left @ right).any():
-            right, left = (side.detach().double() for side in adapter.matrices(*adapter.factors()))
-        found[name] = left, right
-    return found
 
 
 def _common_shapes(updates: Mapping[str, Mapping[str, Pair]]) -> dict[str, tuple[int, int]]:

@@ -1,7 +1,7 @@
 """An adapter of any method in another precision: its folder, and what rounding has changed."""
 
 import argparse
-import json
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,10 +10,10 @@ from torch import Tensor
 from lsr.algebra.rounding import pack, unpack
 from lsr.algebra.spectrum import norm_of_pair
 from lsr.convert.export import Rounding, distance, relative_errors
-from lsr.convert.lora import lora_updates
-from lsr.convert.writing import check_output, write_adapter, writing
-from lsr.loading.adapters import ADAPTER, METHOD, load_layers
-from lsr.loading.files import TASK, InputError, read_config, read_task, read_tensors
+from lsr.convert.lora import updates_in
+from lsr.convert.writing import check_output, copy_task, write_adapter, writing
+from lsr.loading.adapters import METHOD
+from lsr.loading.files import InputError, read_config, read_tensors
 from lsr.tuner.saved import ROUNDED, weights_of
 
 
@@ -35,7 +35,7 @@ def round_adapter(folder: str | Path, output: str | Path, precision: str, *, for
     """
     folder, output = Path(folder), Path(output)
     check_output(output, (folder,), replace=force)
-    fields, tensors, task = read_config(folder), read_tensors(folder), read_task(folder)
+    fields, tensors = read_config(folder), read_tensors(folder)
     try:
         stored = pack(tensors, precision)
     except ValueError as error:
@@ -48,8 +48,7 @@ def round_adapter(folder: str | Path, output: str | Path, precision: str, *, for
             write_adapter(new, fields, written)
         else:
             write_adapter(new, fields, stored, ROUNDED)
-        if task is not None:
-            (new / TASK).write_text(json.dumps(task, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        copy_task(folder, new)
         before, after = _updates(folder), _updates(new)
     lengths = {name: norm_of_pair(*pair) for name, pair in before.items()}
     update = relative_errors({name: distance(after[name], pair) for name, pair in before.items()}, lengths)
@@ -63,13 +62,10 @@ def _updates(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:  # (m, r), (r, n
     """Return two matrices whose product is the update of each layer; nothing if the method does more than add it."""
     fields = read_config(folder)
     if fields["peft_type"] == METHOD:
-        adapters = {name: layer.adapter(ADAPTER) for name, layer in load_layers(folder).layers.items()}
-        sides = {name: adapter.as_lora() for name, adapter in adapters.items()}
-        return {name: (adapters[name].scaling * b.detach(), a.detach()) for name, (a, b) in sides.items()}
-    try:
-        return lora_updates(folder, fields) if fields["peft_type"] == "LORA" else {}
-    except InputError:
-        return {}
+        return updates_in(folder, fields)
+    with suppress(InputError):
+        return updates_in(folder, fields)
+    return {}
 
 
 def run_round(options: argparse.Namespace) -> None:

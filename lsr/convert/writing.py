@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lsr.loading.files import InputError
+from lsr.loading.files import TASK, InputError, read_task
 from lsr.tuner.saved import CONFIG, WEIGHTS, first_line
 
 # Of the files that a command writes: an adapter, a bank, or a checkpoint with its tokenizer.
@@ -28,6 +28,17 @@ def write_adapter(
     (folder / CONFIG).write_text(f"{text}\n", encoding="utf-8")
     own = {name: tensors[name].detach().cpu().clone().contiguous() for name in sorted(tensors)}
     save_file(own, folder / weights, metadata={"format": "pt"} if weights == WEIGHTS else None)
+
+
+def copy_task(source: Path, folder: Path) -> None:
+    """Copy what the pipeline wrote about an adapter's task, such as the names of labels, if it did.
+
+    Raises:
+        InputError: if that is not JSON.
+    """
+    task = read_task(source)
+    if task is not None:
+        (folder / TASK).write_text(json.dumps(task, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def check_output(path: Path, sources: tuple[Path, ...], *, replace: bool) -> None:

@@ -30,7 +30,7 @@ class Card:
     """The contents of a card. `labels` are the head's labels in order; a head without labels predicts a number."""
 
     method: str  # PEFT's name of the method; LSR is this package's
-    base: str
+    base: str | None  # of the hub, or a path; None: a model without a name, of one's own class
     revision: str | None
     task_type: str | None
     labels: Sequence[str] = ()
@@ -43,7 +43,7 @@ class Card:
 
     def text(self) -> str:
         """Return the whole card, the same text every time."""
-        tags = ["base_model:adapter:" + self.base, self.method.lower(), "transformers"]
+        tags = [*([f"base_model:adapter:{self.base}"] if self.base else []), self.method.lower(), "transformers"]
         known: dict[str, Any] = {"base_model": self.base, "library_name": "peft", "license": "other", "tags": tags}
         header = ModelCardData(**known | dict(self.header)).to_yaml()
         is_ours = self.method == "LSR"
@@ -61,7 +61,7 @@ class Card:
                 "    python -m lsr export . --to merged -o ../merged # plain transformers"
             )
         body = "".join(f"\n## {heading}\n\n{content}\n" for heading, content in sections.items())
-        title = f"{self.called or f'{self.method} adapter'} of {self.base}"
+        title = f"{self.called or f'{self.method} adapter'} of {self.base or UNNAMED}"
         return f"---\n{header}\n---\n\n{MARK}\n\n{needs}# {title}\n\n{self.summary}\n{body}"
 
     @property
@@ -77,7 +77,9 @@ class Card:
         """Return Python code that loads the adapter from the working directory and, for a classifier, runs it."""
         kind = CLASSES.get(str(self.task_type), "AutoModel")
         asks = self.task_type == "SEQ_CLS"
-        arguments = [json.dumps(self.base)] + ([f"revision={json.dumps(self.revision)}"] if self.revision else [])
+        arguments = [json.dumps(self.base or UNNAMED)] + (
+            [f"revision={json.dumps(self.revision)}"] if self.revision else []
+        )
         named = ", ".join(arguments)
         if self.task_type in LABELLED:
             arguments.append(

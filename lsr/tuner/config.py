@@ -201,8 +201,8 @@ class LsrConfig(PeftConfig):
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write the configuration as PEFT does, and replace the empty model card that PEFT has just written."""
         super().save_pretrained(save_directory, **kwargs)
-        base = self.base_model_name_or_path or card.UNNAMED
-        card.replace_empty(card.Card("LSR", base, self.revision, self.task_type, self.labels), Path(save_directory))
+        own = card.Card("LSR", self.base_model_name_or_path, self.revision, self.task_type, self.labels)
+        card.replace_empty(own, Path(save_directory))
 
     def remember(self, resolved: Resolved) -> None:
         """Set what files record about a created adapter; this object can still configure another model."""

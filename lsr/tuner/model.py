@@ -42,12 +42,10 @@ class LsrModel(BaseTuner):
         """Insert the adapter's layers and initialize their factors.
 
         Raises:
-            ValueError: if an entry of the configuration matches no layer; suggests the closest name.
+            ValueError: if an entry of the configuration matches no layer; names those of the model.
         """
         config = config_of(self, adapter_name)
-        inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, LsrLayer))
-        names = [name for name, _ in model.named_modules() if name and not name.startswith(inside)]
-        check_names(config, names)
+        names = check_names(config, model)
         # PEFT resolves default and all-linear targets only later; a wrong pattern should leave the model unchanged.
         config = cast("LsrConfig", self._prepare_adapter_config(config, self.get_model_config(model)))
         adapted = adapted_names(model, config, names)

@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 from peft import PeftConfig
@@ -11,8 +12,10 @@ from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_tar
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from lsr.tuner.config import LsrConfig
+from lsr.tuner.layer import LsrLayer
 from lsr.tuner.patterns import PATTERNS, matches
 
 # By architecture, if a configuration names no layers; PEFT's table has no entries for the last two.
@@ -20,6 +23,7 @@ DEFAULTS = cast("dict[str, list[str]]", TRANSFORMERS_MODELS_TO_LORA_TARGET_MODUL
     "distilbert": ["q_lin", "v_lin"],
     "modernbert": ["Wqkv"],
 }
+SHOWN = 8  # names of a message
 HEADS = {  # by task_type: modules that PEFT trains in full without being told
     "SEQ_CLS": SEQ_CLS_HEAD_NAMES,
     "TOKEN_CLS": SEQ_CLS_HEAD_NAMES,
@@ -27,20 +31,24 @@ HEADS = {  # by task_type: modules that PEFT trains in full without being told
 }
 
 
-def check_names(config: PeftConfig, names: list[str]) -> None:
-    """Refuse entries of target_modules, exclude_modules and modules_to_save that match nothing: PEFT skips them.
+def check_names(config: PeftConfig, model: nn.Module) -> list[str]:
+    """Return the names of a model's modules; refuse entries of the configuration that match none: PEFT skips them.
 
-    It also skips targets in the modules that are trained in full.
+    These are entries of target_modules, exclude_modules and modules_to_save. PEFT also skips targets in the modules
+    that are trained in full.
 
     Raises:
-        ValueError: names the entry and the nearest layer.
+        ValueError: names the entry and what the model has, the nearest first.
     """
+    inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, LsrLayer))
+    names = [name for name, _ in model.named_modules() if name and not name.startswith(inside)]
+    there_are = partial(_there_are, linear_layers(model, config), "linear layers")
     for field in ("target_modules", "exclude_modules"):
         value = getattr(config, field, None)  # not every method has exclude_modules
         for entry in sorted(value) if isinstance(value, set) else []:
             matched = [name for name in names if f".{name}".endswith(f".{entry}")]
             if not matched:
-                raise ValueError(f"{field}: no layer is named {entry!r}{_nearest(entry, names)}")
+                raise ValueError(f"{field}: no layer is named {entry!r}; {there_are(entry)}")
             _check_adaptable(config, field, entry, matched)
         if isinstance(value, str) and value != "all-linear":
             try:
@@ -48,12 +56,15 @@ def check_names(config: PeftConfig, names: list[str]) -> None:
             except re.error as error:
                 raise ValueError(f"{field}: {value!r} is not a valid regular expression: {error}") from None
             if not matched:
-                raise ValueError(f"{field}: {value!r} matches no layer{_nearest(value, names)}")
+                raise ValueError(f"{field}: {value!r} matches no layer; {there_are(value)}")
             _check_adaptable(config, field, value, matched)
     added = {head for heads in HEADS.values() for head in heads}  # PEFT adds them whatever the model has
     for entry in getattr(config, "modules_to_save", None) or []:
         if entry not in added and not any(name.endswith(entry) for name in names):
-            raise ValueError(f"modules_to_save: no module is named {entry!r}{_nearest(entry, names)}")
+            raise ValueError(
+                f"modules_to_save: no module is named {entry!r}; {_there_are(_last_parts(names), 'modules', entry)}"
+            )
+    return names
 
 
 def _check_adaptable(config: PeftConfig, field: str, entry: str, matched: Sequence[str]) -> None:
@@ -89,9 +100,7 @@ def target_names(model: nn.Module, config: LsrConfig) -> list[str]:
     Raises:
         ValueError: if an entry, a pattern or an index matches no layer.
     """
-    names = [name for name, _ in model.named_modules() if name]
-    check_names(config, names)
-    return adapted_names(model, config, names)
+    return adapted_names(model, config, check_names(config, model))
 
 
 def adapted_names(model: nn.Module, config: LsrConfig, names: list[str]) -> list[str]:
@@ -127,12 +136,13 @@ def check_patterns(config: LsrConfig, adapted: list[str]) -> None:
     """Refuse a pattern or an index that matches no adapted layer.
 
     Raises:
-        ValueError: names the entry and the nearest layer.
+        ValueError: names the entry and the adapted layers, the nearest first.
     """
     for field in PATTERNS:
         for pattern in getattr(config, field):
             if not any(matches(pattern, name) for name in adapted):
-                raise ValueError(f"{field}: {pattern!r} matches no adapted layer{_nearest(pattern, adapted)}")
+                there_are = _there_are(_last_parts(adapted), "adapted layers", pattern)
+                raise ValueError(f"{field}: {pattern!r} matches no adapted layer; {there_are}")
     check_indices(config, adapted)
 
 
@@ -148,7 +158,22 @@ def check_indices(config: PeftConfig, names: list[str]) -> None:
             raise ValueError(f"layers_to_transform: no adapted layer has the index {index}")
 
 
-def _nearest(word: str, names: list[str]) -> str:
-    endings = dict.fromkeys(name.rpartition(".")[2] for name in names)
-    near = difflib.get_close_matches(word, [ending for ending in endings if not ending.isdigit()], n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
+def linear_layers(model: nn.Module, config: PeftConfig | None = None) -> list[str]:
+    """Return the distinct last parts of the names of a model's linear layers, adapted or not.
+
+    Layers that the configuration trains in full are left out.
+    """
+    found = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    kept = [name for name in found if config is None or not is_trained_whole(config, name)]
+    return _last_parts([name.removesuffix(".base_layer") for name in kept])
+
+
+def _last_parts(names: Sequence[str]) -> list[str]:
+    return [last for last in dict.fromkeys(name.rpartition(".")[2] for name in names) if not last.isdigit()]
+
+
+def _there_are(known: Sequence[str], what: str, word: str) -> str:
+    """Return what there is in place of a word, as the end of a message, the nearest first."""
+    ordered = sorted(known, key=lambda name: -difflib.SequenceMatcher(None, word, name).ratio())
+    more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
+    return f"{what}: {', '.join(ordered[:SHOWN])}{more}"

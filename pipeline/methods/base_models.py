@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from lsr import LsrModel
 from lsr.loading import base_models as loading
 from lsr.loading.files import InputError
+from lsr.tuner.targets import linear_layers
 from pipeline.core.errors import UserError, nearest
 from pipeline.data import pretrained
 from pipeline.data.pretrained import public_name
@@ -73,17 +73,11 @@ def _check_names(row: ModelRow, model: PreTrainedModel) -> None:
     layers = [name for name, module in model.named_modules() if getattr(module, "weight", None) is not None]
     for ending in row.target_modules or ():
         if not any(f".{name}".endswith(f".{ending}") for name in layers):
-            linear = linear_layers(model)
+            linear = linear_layers(model.base_model)
             raise UserError(
                 f"{row.where}: target_modules: the model has no layer {ending!r}{nearest(ending, linear)}; its linear "
                 f"layers: {', '.join(linear)}"
             )
-
-
-def linear_layers(model: PreTrainedModel) -> list[str]:
-    """Return the distinct last parts of the names of a backbone's linear layers."""
-    found = (name for name, module in model.base_model.named_modules() if isinstance(module, nn.Linear | Conv1D))
-    return list(dict.fromkeys(name.rpartition(".")[2] for name in found))
 
 
 def targets_of(row: ModelRow, model: PreTrainedModel) -> Sequence[str] | str:
@@ -97,9 +91,10 @@ def targets_of(row: ModelRow, model: PreTrainedModel) -> Sequence[str] | str:
     kind = model.config.model_type
     usual = LsrModel.target_module_mapping.get(kind)
     if usual is None:
+        linear = ", ".join(linear_layers(model.base_model))
         raise UserError(
             f"{row.where}: {public_name(row)[0]}: it is not known which layers of the architecture {kind} are usually "
-            f"adapted; name them by target_modules of a row; its linear layers: {', '.join(linear_layers(model))}"
+            f"adapted; name them by target_modules of a row; its linear layers: {linear}"
         )
     return usual
 

@@ -45,8 +45,7 @@ def config_of(section: MethodParams, base: PreTrainedModel, row: ModelRow, seed:
 
 def _check_names(base: PreTrainedModel, config: PeftConfig) -> None:
     """Refuse names and indices of layers that match nothing, which PEFT skips; LSR does so itself."""
-    names = [name for name, _ in base.named_modules() if name]
-    check_names(config, names)
+    names = check_names(config, base)
     opened = _maybe_include_all_linear_layers(copy.copy(config), base)
     check_indices(config, [name for name in names if check_target_module_exists(opened, name)])
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from lsr import export_lora, from_lora
-from lsr.convert.lora import lora_updates
+from lsr.convert.lora import updates_in
 from lsr.loading.files import InputError, read_config
 from lsr.tuner.saved import CONFIG, WEIGHTS
 from tests.capabilities.models import logits, tiny
@@ -42,7 +42,7 @@ def save_lora(name, folder, **fields):
 
 
 def read(folder):
-    return lora_updates(folder, read_config(folder, "LORA"))
+    return updates_in(folder, read_config(folder, "LORA"))
 
 
 @pytest.mark.parametrize("case", LORAS)

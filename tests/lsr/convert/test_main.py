@@ -79,14 +79,19 @@ def test_a_merged_checkpoint_has_the_names_of_the_task_and_says_that_no_tokenize
     config = json.loads((beside / "out/config.json").read_text())
     assert config["id2label"] == {"0": "bad", "1": "fair", "2": "good"}
     assert config["architectures"] == ["BertForSequenceClassification"]
+    assert json.loads((beside / "out/task.json").read_text()) == {"labels": ["bad", "fair", "good"]}
     (beside / "adapter/task.json").write_text('{"labels": ["bad", "good"]}')
     line = mistake(capsys, *export("merged", "--force"))
     assert line.endswith("adapter/task.json: labels must be 3 different names, got bad good")
 
 
-def test_a_lora_needs_no_base_and_says_so(beside, capsys):
+def test_a_lora_keeps_the_task_and_needs_no_base_and_says_so(beside, capsys):
+    (beside / "adapter/task.json").write_text('{"labels": ["bad", "fair", "good"]}')
     ok(capsys, *export())
     with_base = load_file(beside / "out" / WEIGHTS)
+    assert json.loads((beside / "out/task.json").read_text()) == {"labels": ["bad", "fair", "good"]}
+    ok(capsys, "import", "out", "-o", "back")
+    assert (beside / "back/task.json").read_bytes() == (beside / "out/task.json").read_bytes()
     shutil.rmtree("base")
     last = ok(capsys, *export("lora", "--force")).splitlines()[-1]
     assert last == "without its base model, the outputs are not compared: base model ./base: no such folder"

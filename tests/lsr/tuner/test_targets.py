@@ -18,7 +18,7 @@ from tests.lsr.subjects import CASES
         (
             {"target_modules": ["query", "valeu"]},
             ValueError,
-            "target_modules: no layer is named 'valeu'; did you mean 'value'?",
+            "target_modules: no layer is named 'valeu'; linear layers: value, key, query, dense",
         ),
         (
             {"target_modules": ["query", "classifier"], "task_type": "SEQ_CLS"},
@@ -29,7 +29,7 @@ from tests.lsr.subjects import CASES
         (
             {"modules_to_save": ["clasifier"]},
             ValueError,
-            "modules_to_save: no module is named 'clasifier'; did you mean 'classifier'?",
+            "modules_to_save: no module is named 'clasifier'; modules: classifier, ",
         ),
         (
             {"target_modules": ["word_embeddings"]},
@@ -39,7 +39,7 @@ from tests.lsr.subjects import CASES
         (
             {"separation_rank_pattern": {"intermediate.dense": 2}},  # a layer, but not an adapted one
             ValueError,
-            "separation_rank_pattern: 'intermediate.dense' matches no adapted layer",
+            "separation_rank_pattern: 'intermediate.dense' matches no adapted layer; adapted layers: query, value",
         ),
         (
             {"target_modules": ["query"], "layers_to_transform": [0, 2]},

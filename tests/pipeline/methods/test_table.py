@@ -32,7 +32,7 @@ MISTAKES = [  # on the tiny model
     ("kadaptation", {"kadaptation.n": 5}, "kadaptation: n: 5 does not divide 24, a width of the layer"),
     ("kadaptation", {"kadaptation.target_modules": ["LayerNorm"]}, "kadaptation: KAdaptation adapts nn.Linear, but"),
     ("vblora", {"vblora.lgits_learning_rate": 0.1}, "vblora: lgits_learning_rate: no parameter of VBLORA has 'lgits'"),
-    ("vera", {"vera.target_modules": ["qury"]}, "vera: target_modules: no layer is named 'qury'; did you mean 'query'"),
+    ("vera", {"vera.target_modules": ["qury"]}, "vera: target_modules: no layer is named 'qury'; linear layers: query"),
     ("vera", {"vera.target_modules": ["classifier"]}, "vera: target_modules: 'classifier' is part of the head, or of"),
     ("vera", {"vera.layers": [9]}, "vera: layers_to_transform: no adapted layer has the index 9"),
 ]  # fmt: skip
