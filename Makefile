@@ -11,9 +11,10 @@ ALL := $(VENV)/.with-pipeline,demo,docs,dev
 PYTEST := pytest -n auto --maxprocesses 8 --dist worksteal
 # Stages and DVC find `python` and `dvc` on the PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# What would not fit a screen: what is behind a score, further counts, and hashes of what a stage has read or depends on.
-UNCOMPARED := .*_(low|high|baseline|stored|effective|bytes|sha256|error|difference)$$|artifacts|reports/(tokenize|factorize_init|train)/.*
-UNCOMPARED := $(UNCOMPARED)|(rows|train|validation|test)_.*|energy_.*|error$$|(best|last)_.*|steps$$|(data|models|params.yaml)$$
+# What would not fit a screen: what is behind a score, other scores and counts, and hashes of what a stage depends on.
+UNCOMPARED := Created|(artifacts|reports|lsr|pipeline|stages)/|.*_(low|high|baseline|stored|effective|bytes|parameters|sha256|difference|batches)$$
+UNCOMPARED := $(UNCOMPARED)|(rows|train|validation|test|best|last)_|(energy|loss|steps|examples|data|models)
+UNCOMPARED := $(UNCOMPARED)|(accuracy|f1|macro_f1|matthews_correlation|exact_match|pearson|spearman)$$
 # A notice at every build that another generator will follow this one.
 export NO_MKDOCS_2_WARNING := 1
 
@@ -26,10 +27,11 @@ help:
 ## repro: fine-tune the default model on the default data: tokenize, factorize-init, train, evaluate
 repro: $(RUN)
 	python -m pipeline.params
-	dvc repro
-	@dvc metrics show --md reports/evaluate/metrics.json
+	LSR_SUMMARY=later dvc repro
+	@python -m pipeline.summary
 
-## experiments: those of DVC beside the committed run: scores, trained parameters, and the values that differ
+## experiments: those of DVC beside the committed run: scores, examples that training and its start have read, trained
+##              parameters, and the values that differ
 experiments: $(RUN)
 	@if [ -n "$$(dvc exp list --name-only)" ]; then dvc exp show --only-changed --drop '$(UNCOMPARED)'; \
 	else echo "no experiments since the last commit; to run one: dvc exp run -S adapter=lora"; fi

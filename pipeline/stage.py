@@ -3,10 +3,11 @@
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable
 
 from pipeline import params
-from pipeline.core import artifacts
+from pipeline.core import artifacts, seconds
 from pipeline.core.errors import exit_on_error
 
 
@@ -28,7 +29,10 @@ def run(main: Callable[[params.AnyView], None], view: type[params.AnyView]) -> N
     ).parse_args()
     try:
         with exit_on_error("stopped", program):
+            start = time.monotonic()
             main(params.load(view))
+            if os.environ.get("RANK", "0") == "0":
+                seconds.record(name.rpartition(".")[2], time.monotonic() - start)
     except SystemExit:
         if "DVC_STAGE" in os.environ and not artifacts.is_temporary_copy():
             print("undo the change and run `dvc repro` to restore what DVC has removed", file=sys.stderr)

@@ -5,6 +5,7 @@ Reads artifacts/tokens and artifacts/adapter. Writes reports/evaluate/, and into
 test score, to be published with it.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Mapping
 
@@ -12,7 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from pipeline import params, stage
+from pipeline import params, stage, summary
 from pipeline.core import artifacts, console
 from pipeline.data import pretrained, tokens
 from pipeline.evaluation import answers, inference, report
@@ -45,7 +46,6 @@ def main(view: params.EvaluateView) -> None:
     digest = answers.sha256(outcome.answers.predicted)
     artifacts.write_metrics(artifacts.EVALUATE_METRICS, {**metrics, "outputs_sha256": digest})
     report.write_predictions(outcome)
-    report.show(metrics, differences, view)
 
 
 def export(
@@ -89,3 +89,5 @@ def export(
 
 if __name__ == "__main__":
     stage.run(main, params.EvaluateView)
+    if os.environ.get("LSR_SUMMARY") != "later":  # `make repro` prints it below all that DVC says
+        summary.main([])

@@ -4,7 +4,7 @@ Reads the base model and, if the initialization needs examples, artifacts/tokens
 Writes artifacts/init/ (a PEFT adapter with its head, both before training) and reports/factorize_init/.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from peft import PeftModel
@@ -22,8 +22,10 @@ SHOWN = 24  # layers or kinds on the terminal; the file has all
 COLUMNS = ("layers", "rank", "effective", "captured", "energy", "energy_best", "relative_error")
 
 
-def factorize_init(base: PreTrainedModel, view: params.FactorizeInitView) -> tuple[PeftModel, dict[str, StartReport]]:
-    """Add an adapter to a base model and initialize it; return the starts of LSR by layer or kind.
+def factorize_init(
+    base: PreTrainedModel, view: params.FactorizeInitView
+) -> tuple[PeftModel, dict[str, StartReport], list[pooling.Read]]:
+    """Add an adapter to a base model and initialize it; return the starts of LSR by layer or kind, and what they read.
 
     Raises:
         UserError: if the section does not fit the model, or a weight or the examples are not suitable.
@@ -32,43 +34,44 @@ def factorize_init(base: PreTrainedModel, view: params.FactorizeInitView) -> tup
     adapters.check_section(base, section, view.base_model)
     if not isinstance(section, params.LsrParams):
         model = adapters.add_adapter(base, section, view.base_model, view.seed)
-        return model, {}
-    gradients = pooling.gradients(base, view) if section.reads_examples else []
+        return model, {}, []
+    read = pooling.gradients(base, view) if section.reads_examples else []
+    gradients = [one.layers for one in read]
     model = adapters.add_adapter(base, section, view.base_model, view.seed, gradients)
     started = adapters.start(model, section, gradients)
-    read = INITIALIZATIONS[section.init].reads
+    captured = INITIALIZATIONS[section.init].reads
     reports = {}
     for one in console.track(started, "factorize-init", len(groups_of(model, "default")), "starts"):
         try:
-            reports[one.name] = report_start(one, gradients, view.seed, read=read)
+            reports[one.name] = report_start(one, gradients, view.seed, read=captured)
         except ValueError as error:  # a weight that is not finite, unless the initialization has rejected it
             raise UserError(f"{view.model}: {one.name}: {error}") from None
-    return model, reports
+    return model, reports, read
 
 
 def main(view: params.FactorizeInitView) -> None:
     set_seed(view.seed)  # the head is drawn when the checkpoint loads
     base = base_models.load_base_model(view.base_model, view.dataset)
     base_models.check_positions(base, view.tokenize.max_length)
-    model, reports = factorize_init(base, view)
+    model, reports, read = factorize_init(base, view)
     with artifacts.replacing(artifacts.INIT) as folder:
         folder.mkdir()
         adapters.save_adapter(model, folder, view.base_model)
-    write_reports(reports, adapters.count_parameters(model, view.base_model))
+    write_reports(reports, read)
 
 
-def write_reports(reports: Mapping[str, StartReport], counts: Mapping[str, int]) -> None:
+def write_reports(reports: Mapping[str, StartReport], read: Sequence[pooling.Read]) -> None:
     """Write the metrics and the table of layers or kinds, and print them."""
     means = {
         name: fmean(getattr(one, name) for one in reports.values()) for name in ("energy", "energy_best") if reports
     }
-    artifacts.write_metrics(artifacts.FACTORIZE_METRICS, {**counts, **means})
+    passes = {"start_batches": sum(one.batches for one in read), "start_read": sum(one.examples for one in read)}
+    artifacts.write_metrics(artifacts.FACTORIZE_METRICS, {**passes, **means})
     table = {name: [getattr(one, column) for column in COLUMNS] for name, one in reports.items()}
     rows = [(name, *("" if value is None else value for value in values)) for name, values in table.items()]
     artifacts.write_csv(artifacts.FACTORIZE_START, ("layer", *COLUMNS), rows)
     if rows:
         console.table("share of the energy that the start captures", ("layer", *COLUMNS), rows[:SHOWN])
-    console.table("factorize-init", ["what", "parameters"], list(counts.items()))
 
 
 if __name__ == "__main__":

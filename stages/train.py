@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
+from datasets import Dataset
 from peft import PeftModel
 from transformers import Trainer, set_seed
 
@@ -44,7 +45,7 @@ def train(view: params.TrainView, folder: Path) -> None:
     if arguments.is_main():
         counts = adapters.count_parameters(model, view.base_model)
         write_adapter(model, trainer, counts, view)
-        write_reports(trainer, counts, view)
+        write_reports(trainer, view)
 
 
 def write_adapter(model: PeftModel, trainer: Trainer, counts: Mapping[str, int], view: params.TrainView) -> None:
@@ -56,7 +57,7 @@ def write_adapter(model: PeftModel, trainer: Trainer, counts: Mapping[str, int],
         cards.of_training(view, counts, cast("float", trainer.state.best_metric), folder)
 
 
-def write_reports(trainer: Trainer, counts: Mapping[str, int], view: params.TrainView) -> None:
+def write_reports(trainer: Trainer, view: params.TrainView) -> None:
     """Write metrics and curves, and print a summary table."""
     curves = arguments.curves(trainer.state.log_history)
     with artifacts.replacing(artifacts.TRAIN_CURVES) as folder:
@@ -70,7 +71,7 @@ def write_reports(trainer: Trainer, counts: Mapping[str, int], view: params.Trai
         "last_score": list(scores.values())[-1],
         "last_loss": curves["loss"][-1][1],
         "steps": trainer.state.global_step,
-        **counts,
+        "read": view.train.epochs * len(cast("Dataset", trainer.train_dataset)),
     }
     artifacts.write_metrics(artifacts.TRAIN_METRICS, metrics)
     rows = [(epoch, score, losses[step]) for epoch, (step, score) in enumerate(scores.items(), start=1)]

@@ -69,7 +69,7 @@ def make(folder: Path) -> Path:
     """Fill an empty folder, run the pipeline there, commit all, and return it."""
     for name in ("lsr", "pipeline", "stages", "data", "models"):
         shutil.copytree(workspace.ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+    for name in ("Makefile", "dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(workspace.ROOT / name, folder / name)
     (folder / ".dvc").mkdir()
     shutil.copy(workspace.ROOT / ".dvc/config", folder / ".dvc/config")

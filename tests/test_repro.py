@@ -143,3 +143,26 @@ def test_a_queue_of_seeds_of_another_adapter_runs_without_tokenizing_again(resto
     shown = [dict(zip(header, row, strict=True)) for row in rows]
     assert {row["params.yaml:data"] for row in shown} == {"glue"}
     assert {(row["adapter"], row["seed"]) for row in shown} == {("lsr", "0"), ("lora", "1"), ("lora", "2")}
+
+
+def target(repository, name):
+    """Run a target of the Makefile in the environment of the tests, on a terminal of 120 characters."""
+    return quick(repository, "make", "-o", ".venv/.with-pipeline,demo", name, COLUMNS="120")
+
+
+def test_the_end_of_a_run_and_the_list_of_experiments_fit_a_screen(restored):
+    _, _, summary = target(restored, "repro").partition("\nlsr on tiny, glue, seed 0\n")
+    assert summary.count("\n") < 25
+    assert all(len(line) <= 100 for line in summary.splitlines())
+    for said in ("accuracy    0.", "95 % interval", "18 optimizer steps, 260 examples read", "seconds ", "a short run"):
+        assert said in summary
+
+    shutil.copy(restored / "data/ratings.csv", restored / "data/mine.csv")
+    assert "dvc exp run -S data=mine\n" in quick(restored, "python", "-m", "pipeline.add", "data/mine.csv")
+    output = quick(restored, "dvc", "exp", "run", "-S", "data=mine", "-S", "adapter=vera", "-S", "vera.r=8")
+    assert output.count("vera on tiny, mine, seed 0") == 1
+    lines = target(restored, "experiments").splitlines()
+    header = next(line for line in lines if "Experiment" in line)
+    columns = ["Experiment", "score", "read", "start_read", "adapter_trained", "adapter", "params.yaml:data", "vera.r"]
+    assert header.split() == [column for column in columns if column != "start_read"]  # no start reads examples
+    assert all(len(line) <= 120 and "…" not in line for line in lines)

@@ -1,11 +1,10 @@
-"""The readable results of an evaluation: the table of predictions and the closing tables."""
+"""The table of an evaluation's predictions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from pipeline.core import artifacts, console
+from pipeline.core import artifacts
 from pipeline.data import tokens
 from pipeline.evaluation.outcome import Outcome, groups
-from pipeline.params import EvaluateView
 from pipeline.params.dataset_row import Number
 
 GROUPS = 10  # equal parts of a regression's range, for the plot of actual against predicted
@@ -27,22 +26,3 @@ def write_predictions(outcome: Outcome) -> None:
         # Two digits are what a confidence means; more of them differ between processors.
         columns["confidence"] = [round(value, 2) for value in outcome.probabilities.amax(dim=1).tolist()]
     artifacts.write_csv(artifacts.EVALUATE_PREDICTIONS, list(columns), zip(*columns.values(), strict=True))
-
-
-def show(metrics: Mapping[str, float], differences: Mapping[str, float], view: EvaluateView) -> None:
-    """Print the metrics with intervals and the score of a constant answer, and a table of the exports if any."""
-    names = view.dataset.metrics
-    rows: list[tuple[str, float, str, float | str]] = [
-        (name, metrics[name], _interval(metrics, name), metrics[f"{name}_baseline"]) for name in names
-    ]
-    rows.append(("loss", metrics["loss"], "", metrics["loss_baseline"]))
-    rows += [(name, value, "", "") for name, value in metrics.items() if not name.startswith(("score", "loss", *names))]
-    console.table(f"evaluate: {view.data}", ["metric", "value", "95 % interval", "one answer for all"], rows)
-    if view.evaluate.export:
-        exported = [(form, differences[form], str(artifacts.EXPORTS / form)) for form in view.evaluate.export]
-        console.table("exports, loaded again", ["form", "largest difference of logits", "folder"], exported)
-
-
-def _interval(metrics: Mapping[str, float], name: str) -> str:
-    low, high = metrics[f"{name}_low"], metrics[f"{name}_high"]
-    return f"{low:.4f} to {high:.4f}" if low < high else "none: every resample scores the same"

@@ -1,7 +1,7 @@
 """The gradients or updates from which frames are computed, for the selected data set or pooled over several."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset
 from torch import Tensor
@@ -21,7 +21,15 @@ from pipeline.params.model_row import ModelRow
 BATCH = {"gradient": 32, "update": 8, "warm": 8}  # examples per batch; training takes one step per batch
 
 
-def gradients(base: PreTrainedModel, view: FactorizeInitView) -> list[dict[str, Matrix]]:
+class Read(NamedTuple):
+    """What the passes over the examples of a data set give, and what they read."""
+
+    layers: dict[str, Matrix]  # gradients or updates
+    batches: int
+    examples: int
+
+
+def gradients(base: PreTrainedModel, view: FactorizeInitView) -> list[Read]:
     """Return the gradients or updates of the layers to adapt, for each data set, with fitted heads.
 
     `base` is the model of the selected data set; it is left unchanged, except that `warm` trains its head.
@@ -55,17 +63,21 @@ def _gradients(
     batches: Iterable[Mapping[str, Tensor]],
     view: FactorizeInitView,
     name: str,
-) -> dict[str, Matrix]:
+) -> Read:
     assert isinstance(view.section, LsrParams)
     listed, names = list(batches), adapters.target_names(base, view.section, view.base_model, view.seed)
+    read: list[int] = []  # the examples of each batch
 
-    def track(items: Sequence[Any], title: str) -> Iterator[Any]:
-        return console.track(items, f"{name}: {title}", len(items), "batches")
+    def track(items: Sequence[Any], title: str) -> Iterator[Any]:  # items: batches, or their positions
+        for item in console.track(items, f"{name}: {title}", len(items), "batches"):
+            read.append(len((listed[item] if isinstance(item, int) else item)["labels"]))
+            yield item
 
     try:
-        return read_gradients(
+        layers = read_gradients(
             base, names, listed, view.base_model, view.section.init, view.section.head_steps, view.seed, track
         )
+        return Read(layers, len(read), sum(read))
     except ValueError as error:
         raise UserError(f"{PARAMS}: {view.section.word}.init: {name}: {error}") from None
 

@@ -31,6 +31,8 @@ def workspace(tmp_path, monkeypatch):
     for name in FILES:
         shutil.copy(ROOT / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
+    for what in ("NAME", "EMAIL"):  # otherwise a line says how to give Git a name
+        monkeypatch.setenv(f"GIT_COMMITTER_{what}", "tests")
     return tmp_path
 
 

@@ -1,0 +1,101 @@
+"""`python -m pipeline.summary`: the run in the workspace on one screen, and what can be done next.
+
+The stage evaluate ends with it. It reads reports/, which are the same after a run and after DVC has restored one.
+"""
+
+import argparse
+import json
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.core import artifacts, console, seconds
+from pipeline.core.command_line import Parser
+from pipeline.core.errors import UserError, exit_on_error
+from pipeline.core.git import warn_without_identity
+from pipeline.params import Params, load_params, load_row
+from pipeline.params.dataset_row import DatasetRow
+
+PROGRAM = "python -m pipeline.summary"
+WIDTH, INDENT = 88, 12  # characters
+SHORT = 200  # optimizer steps
+STAGES = ("tokenize", "factorize_init", "train", "evaluate")
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Print the summary.
+
+    Raises:
+        SystemExit: with exit code 2, if nothing has been evaluated.
+    """
+    Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(words)
+    with exit_on_error("stopped", PROGRAM):
+        params = load_params()
+        row = load_row("data", params.data)
+        results = list(_results(row))
+        console.line(f"\n{params.adapter} on {params.model}, {params.data}, seed {params.seed}\n")
+        for word, said in results:
+            console.line(textwrap.fill(f"{word:{INDENT}}{said}", WIDTH, subsequent_indent=" " * INDENT))
+        if not artifacts.is_temporary_copy():  # which is gone when this is read
+            for word, command in _next(params, row):
+                console.line(f"{word:{INDENT}}{command}".rstrip())
+            warn_without_identity()
+
+
+def _results(row: DatasetRow) -> Iterator[tuple[str, str]]:
+    found, trained, start = map(
+        _report, (artifacts.EVALUATE_METRICS, artifacts.TRAIN_METRICS, artifacts.FACTORIZE_METRICS)
+    )
+    for name in row.metrics:
+        yield (
+            name,
+            f"{found[name]:.4g}, {_interval(found, name)}; {found[f'{name}_baseline']:.4g} for one answer to all",
+        )
+    yield (
+        "parameters",
+        f"{found['adapter_trained']:,} of the adapter and {found['head_parameters']:,} of the head trained, "
+        f"{found['base_parameters']:,} frozen",
+    )
+    yield "bytes", f"{found['adapter_bytes']:,} in {artifacts.ADAPTER}, with the head"
+    yield "training", f"{trained['steps']:,} optimizer steps, {trained['read']:,} examples read"
+    if start["start_batches"]:
+        yield "its start", f"{start['start_batches']:,} batches, {start['start_read']:,} examples read"
+    if trained["steps"] < SHORT:
+        yield "", f"This is a short run: below {SHORT} steps, more of train.epochs often changes which method is best."
+    took = {stage: taken for stage in STAGES if (taken := seconds.recorded(stage)) is not None}
+    if took:
+        listed = ", ".join(f"{stage.replace('_', '-')} {taken:,.0f}" for stage, taken in took.items())
+        yield "seconds", f"{sum(took.values()):,.0f}: {listed}"
+    for form, difference in _report(artifacts.EXPORTS / artifacts.PARITY).items():
+        yield "exported", f"{artifacts.EXPORTS / form}, whose logits differ by at most {difference:.2g}"
+
+
+def _interval(found: Mapping[str, float], name: str) -> str:
+    low, high = found[f"{name}_low"], found[f"{name}_high"]
+    return f"95 % interval {low:.4g} to {high:.4g}" if low < high else "no interval: every resample scores the same"
+
+
+def _report(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; run dvc repro first") from None
+
+
+def _next(params: Params, row: DatasetRow) -> Iterator[tuple[str, str]]:
+    texts = " ".join(['"A text of yours."', '"Another one."'][: len(row.columns)])
+    form = params.sections[params.adapter].exports[0]
+    other = "lsr" if params.adapter == "lora" else "lora"
+    yield "", ""
+    yield "predict", f"python -m pipeline.predict {texts}"
+    yield "export", f"python -m lsr export {artifacts.ADAPTER} --to {form} -o build/{form}"
+    yield "compare", f"dvc exp run -S adapter={other} && make experiments"
+    yield "", ""
+    yield "Git", "shows dvc.lock and reports/ as modified, because they are now those of this run."
+    yield "to keep", f'git commit -am "Train {params.adapter} on {params.data}"'
+    yield "to go back", "git checkout HEAD dvc.lock reports params.yaml && dvc checkout"
+
+
+if __name__ == "__main__":
+    main()

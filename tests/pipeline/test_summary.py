@@ -1,0 +1,112 @@
+"""The end of a run is one screen, of what the reports say."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.core import artifacts, seconds
+from pipeline.summary import main
+from tests.workspace import ROOT
+
+SCORES = {"score": 0.842, "accuracy": 0.842, "accuracy_baseline": 0.5, "accuracy_low": 0.82, "accuracy_high": 0.86}
+F1 = {"f1": 1.0, "f1_baseline": 0.0, "f1_low": 1.0, "f1_high": 1.0}
+COUNTS = {"adapter_trained": 4716, "head_parameters": 770, "base_parameters": 22713216, "adapter_bytes": 24408}
+
+IDENTITY = ("GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL")
+
+
+@pytest.fixture(autouse=True)
+def workspace(tmp_path, monkeypatch):
+    """A folder with params.yaml, the tables and reports."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    for name in ("params.yaml", "pipeline/datasets.yaml", "pipeline/models.yaml"):
+        Path(name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, name)
+    for name in IDENTITY:
+        monkeypatch.setenv(name, "tests")
+    write(artifacts.TOKENIZE_METRICS, {})
+    write(artifacts.EVALUATE_METRICS, SCORES | F1 | COUNTS)
+    write(artifacts.TRAIN_METRICS, {"steps": 450, "read": 14350})
+    write(artifacts.FACTORIZE_METRICS, {"start_batches": 188, "start_read": 1504})
+    write(artifacts.EXPORTS / artifacts.PARITY, {"lora": 1.5e-7})
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def test_the_screen_has_scores_sizes_work_and_what_is_next(capsys):
+    for stage in ("factorize_init", "train"):
+        seconds.record(stage, 61.4)
+    main([])
+    assert (
+        capsys.readouterr().out
+        == """
+lsr on minilm, movie-reviews, seed 0
+
+accuracy    0.842, 95 % interval 0.82 to 0.86; 0.5 for one answer to all
+f1          1, no interval: every resample scores the same; 0 for one answer to all
+parameters  4,716 of the adapter and 770 of the head trained, 22,713,216 frozen
+bytes       24,408 in artifacts/adapter, with the head
+training    450 optimizer steps, 14,350 examples read
+its start   188 batches, 1,504 examples read
+seconds     123: factorize-init 61, train 61
+exported    artifacts/exports/lora, whose logits differ by at most 1.5e-07
+
+predict     python -m pipeline.predict "A text of yours."
+export      python -m lsr export artifacts/adapter --to lora -o build/lora
+compare     dvc exp run -S adapter=lora && make experiments
+
+Git         shows dvc.lock and reports/ as modified, because they are now those of this run.
+to keep     git commit -am "Train lsr on movie-reviews"
+to go back  git checkout HEAD dvc.lock reports params.yaml && dvc checkout
+"""
+    )
+
+
+def test_a_short_run_is_called_one_and_what_did_not_happen_is_left_out(capsys):
+    write(artifacts.TRAIN_METRICS, {"steps": 199, "read": 6000})
+    write(artifacts.FACTORIZE_METRICS, {"start_batches": 0, "start_read": 0})
+    write(artifacts.EXPORTS / artifacts.PARITY, {})
+    main([])
+    output = capsys.readouterr().out
+    assert "\n            This is a short run: below 200 steps, " in output
+    assert not any(word in output for word in ("its start", "seconds", "exported"))
+
+
+def test_seconds_are_those_of_the_run_that_wrote_the_reports():
+    seconds.record("train", 61.4)
+    write(artifacts.TRAIN_METRICS, {"steps": 1})
+    assert seconds.recorded("train") is None
+    seconds.record("train", 2.0)
+    write(artifacts.TRAIN_METRICS, {"steps": 450, "read": 14350})
+    assert seconds.recorded("train") == 61.4
+
+
+def test_a_temporary_copy_has_no_next_commands(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path.parent))
+    main([])
+    assert "predict" not in capsys.readouterr().out
+
+
+def test_git_without_a_name_is_told_how_to_get_one(capsys, monkeypatch, tmp_path):
+    for name in IDENTITY:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    main([])
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "Git does not know your name, which `dvc exp run` needs: "
+        "git config user.name 'Your Name' && git config user.email you@example.com"
+    )
+
+
+def test_nothing_to_show_is_one_line(capsys):
+    artifacts.EVALUATE_METRICS.unlink()
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert capsys.readouterr() == ("", "reports/evaluate/metrics.json: not found; run dvc repro first\n")
