@@ -31,9 +31,9 @@ repro: $(RUN)
 	@python -m pipeline.summary
 
 ## experiments: those of DVC beside the committed run: scores, examples that training and its start have read, trained
-##              parameters, and the values that differ
+##              parameters, and the values that differ; of all commits with COMMITS=--all-commits
 experiments: $(RUN)
-	@if [ -n "$$(dvc exp list --name-only)" ]; then dvc exp show --only-changed --drop '$(UNCOMPARED)'; \
+	@if [ -n "$$(dvc exp list --name-only $(COMMITS))" ]; then dvc exp show --only-changed --drop '$(UNCOMPARED)' $(COMMITS); \
 	else echo "no experiments since the last commit; to run one: dvc exp run -S adapter=lora"; fi
 
 ## plots: all plots as one page, dvc_plots/index.html
