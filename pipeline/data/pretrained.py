@@ -92,20 +92,18 @@ def source(row: ModelRow) -> tuple[str, str | None]:
     """Return the arguments of `from_pretrained`: a folder or repository, and its revision."""
     if isinstance(row.source, HubModel):
         return row.source.path, row.source.revision
-    return str(_package_folder(row.source)), None
+    return str(_package_folder(row.source, row.where)), None
 
 
-def _package_folder(source: PackageModel) -> Path:
+def _package_folder(source: PackageModel, where: str) -> Path:
     name, _, wanted = source.package.partition("==")
     install = f"install it with: pip install {source.package}"
     try:
         installed = version(name)
     except PackageNotFoundError:
-        raise UserError(f"pipeline/models.yaml: package {source.package} is not installed; {install}") from None
+        raise UserError(f"{where}: package {source.package} is not installed; {install}") from None
     if installed != wanted:
-        raise UserError(
-            f"pipeline/models.yaml: package {name} has version {installed}, the row pins {wanted}; {install}"
-        )
+        raise UserError(f"{where}: package {name} has version {installed}, the row pins {wanted}; {install}")
     if source.archive is None:
         folder, again = packages.installed(source.folder), ""
     else:
@@ -113,11 +111,9 @@ def _package_folder(source: PackageModel) -> Path:
         folder, again = unpacked / source.folder, f"; delete {unpacked} to unpack it again"
     weights = folder / "model.safetensors"
     if not weights.is_file():
-        raise UserError(f"pipeline/models.yaml: package {source.package} holds no {source.folder}/model.safetensors")
+        raise UserError(f"{where}: package {source.package} holds no {source.folder}/model.safetensors")
     if (found := content.sha256(weights)) != source.sha256:
-        raise UserError(
-            f"pipeline/models.yaml: {weights.name} of {source.package} has sha256 {found}, not the row's{again}"
-        )
+        raise UserError(f"{where}: {weights.name} of {source.package} has sha256 {found}, not the row's{again}")
     return folder
 
 

@@ -104,6 +104,10 @@ def test_every_word_starts_an_adapter_and_reports_its_frames(at, train, share, i
     assert counts["adapter_stored"] == counts["adapter_effective"] == cores + frames
 
     found = report(artifacts.FACTORIZE_METRICS)
+    # Five steps of the head, then one pass over 40 examples, in batches of 32 for gradients, of 8 otherwise.
+    passes = {"gradient": (7, (128, 152)), "update": (10, (80,)), "warm": (10, (80,)), "principal": (0, (0,))}
+    batches, examples = passes[init]
+    assert (found["start_batches"], found["start_read"] in examples) == (batches, True)
     read = INITIALIZATIONS[init].reads
     rows = table(artifacts.FACTORIZE_START)
     assert len(rows) == (2 if share == "layers" else 2 * LAYERS)

@@ -269,6 +269,13 @@ def test_a_row_of_ones_own_is_found_before_those_that_come_with_the_pipeline(own
     assert line.startswith("params.yaml: data: no row 'ticket'; did you mean tickets?; rows: tickets, movie-reviews, ")
 
 
+def test_a_model_has_a_row_of_ones_own_too(own):
+    write("models/models.yaml", {"mine": {"source": {"kind": "hub", "path": "models/mine"}, "head": ["score"]}})
+    assert own({}).model == "minilm"
+    row = params.load_row("model", "mine")
+    assert (row.where, row.source.path, row.head) == ("models/models.yaml", "models/mine", ("score",))
+
+
 def test_every_mistake_in_the_tables_is_found_at_once_whichever_row_is_chosen(own):
     lines = refusal(
         own,
