@@ -5,7 +5,7 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lsr.tuner.linear import adapted_layers
-from pipeline import params
+from pipeline import params, summary
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
 from pipeline.methods import adapters, base_models
@@ -30,7 +30,9 @@ def test_both_forms_are_written_from_one_base_model_and_compared(after, capsys, 
     differences = exported(["lora", "merged"])
     assert differences.keys() == {"lora", "merged"}
     assert all(value < 1e-5 for value in differences.values())
-    assert f"  lora | {differences['lora']:.4g} | artifacts/exports/lora" in capsys.readouterr().out
+    summary.main([])
+    shown = f"exported    artifacts/exports/lora, whose logits differ by at most {differences['lora']:.2g}\n"
+    assert shown in capsys.readouterr().out
 
     view = params.load(params.EvaluateView)
     model = adapters.load_adapter(base_of(view), artifacts.ADAPTER, trainable=False)
