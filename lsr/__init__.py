@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # what type checkers read; when they run, `__getattr__` loads
     from lsr.convert.inspect import inspect_adapter
     from lsr.convert.pool import pool_frames
     from lsr.convert.rounded import round_adapter
+    from lsr.convert.squeezed import squeeze_adapter
     from lsr.serve.bank import AdapterBank
 
 ON_FIRST_USE = {
@@ -37,6 +38,7 @@ ON_FIRST_USE = {
     "inspect_adapter": "convert.inspect",
     "pool_frames": "convert.pool",
     "round_adapter": "convert.rounded",
+    "squeeze_adapter": "convert.squeezed",
 }
 
 register_peft_method(name="lsr", config_cls=LsrConfig, model_cls=LsrModel, prefix="lsr_")
@@ -53,6 +55,7 @@ __all__ = [
     "parameter_groups",
     "pool_frames",
     "round_adapter",
+    "squeeze_adapter",
     "start_from_examples",
 ]
 

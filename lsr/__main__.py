@@ -1,4 +1,4 @@
-"""`python -m lsr`: export, import, inspect and round adapters, pool their frames, and put many into one file."""
+"""`python -m lsr`: export, import, inspect, round and squeeze adapters, pool frames, and put many into one file."""
 
 import argparse
 import sys
@@ -15,6 +15,7 @@ from lsr.algebra.rounding import PRECISIONS
 from lsr.convert.commands import run_export, run_frames, run_import, run_inspect
 from lsr.convert.export import DTYPES
 from lsr.convert.rounded import run_round
+from lsr.convert.squeezed import BITS, run_squeeze
 from lsr.loading.files import InputError
 from lsr.serve.opening import run_bank
 from lsr.tuner.factors import STORAGE
@@ -35,13 +36,14 @@ def parser() -> Parser:
     """Return the parser of the whole command line."""
     top = Parser(
         prog="python -m lsr",
-        description="Export, import, inspect and round adapters, pool their frames, and put many into one file.",
+        description="Export, import, inspect, round and squeeze adapters, pool frames, and put many into one file.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_export(commands)
     _add_import(commands)
     _add_inspect(commands)
     _add_round(commands)
+    _add_squeeze(commands)
     _add_frames(commands)
     _add_bank(commands)
     return top
@@ -99,6 +101,26 @@ def _add_round(commands: Any) -> None:
     command.add_argument("--to", choices=PRECISIONS, required=True, help="the precision of what is written")
     _add_output(command)
     command.set_defaults(run=run_round)
+
+
+def _add_squeeze(commands: Any) -> None:
+    command = commands.add_parser(
+        "squeeze",
+        help="write an adapter as a small one",
+        description="Write an adapter of LSR or LoRA as the small LSR adapter that is nearest to it, and say how near. "
+        "No base model is read. To train it on, name it in lsr.init of the pipeline.",
+    )
+    _add_adapter(command, "an adapter of LSR or LoRA")
+    command.add_argument(
+        "--to",
+        default="rank:1",
+        metavar="FORM",
+        help="rank:R in each layer, directions:N in all layers, or shared:R between frames of all layers of a kind "
+        "(rank:1)",
+    )
+    command.add_argument("--bits", type=int, choices=tuple(BITS), help="round it, as `round` does; 1 keeps signs")
+    _add_output(command)
+    command.set_defaults(run=run_squeeze)
 
 
 def _add_frames(commands: Any) -> None:

@@ -56,6 +56,11 @@ class Update(NamedTuple):
         a, b, core = self.frames.a, self.frames.b, self.core
         return Part(a, b, self.scaling * (DIAGONAL if core is not None and core.dim() == 1 else len(a)), core)
 
+    def pair(self) -> tuple[Tensor, Tensor]:  # (m, r), (r, n), float64
+        """Return two matrices whose product is the update."""
+        frames = self.plain().frames
+        return self.scaling * frames.b.double(), frames.a.double()
+
     def plain(self) -> "Update":
         """Return the same update without a core: R A takes the place of A."""
         a, core = self.frames.a, self.core
@@ -125,9 +130,8 @@ def read_contents(folder: str | Path) -> Contents:
     folder = Path(folder)
     fields, tensors = read_config(folder), read_tensors(folder)
     if fields.get("bias", "none") != "none":
-        raise InputError(f"{folder}: trains biases of the base model (bias={fields['bias']!r}); a bank cannot")
-    read = _updates_of_lora if fields["peft_type"] == "LORA" else _updates_of_lsr
-    updates, hashes = read(folder, fields)
+        raise InputError(f"{folder}: trains biases of the base model (bias={fields['bias']!r}), which is not supported")
+    updates, hashes = read_updates(folder, fields)
     return Contents(
         str(folder),
         {name: fields.get(name) for name in BASE_FIELDS},
@@ -150,13 +154,17 @@ def _endings(folder: Path, fields: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _updates_of_lora(folder: Path, fields: Mapping[str, Any]) -> tuple[dict[str, Update], dict[str, str]]:
-    pairs = lora_pairs(folder, fields).items()
-    return {name: Update(Frames(its.a, its.b), its.alpha / len(its.a)) for name, its in pairs}, {}
+def read_updates(folder: Path, fields: Mapping[str, Any]) -> tuple[dict[str, Update], dict[str, str]]:
+    """Return the update of each layer of an adapter of LSR or plain LoRA, whose configuration is given.
 
+    Beside them are the SHA-256 of base weights that a start was subtracted from.
 
-def _updates_of_lsr(folder: Path, fields: Mapping[str, Any]) -> tuple[dict[str, Update], dict[str, str]]:
-    read_config(folder, METHOD)  # refuses other methods
+    Raises:
+        InputError: if it is neither, or its files are inconsistent.
+    """
+    if fields["peft_type"] == "LORA":
+        pairs = lora_pairs(folder, fields).items()
+        return {name: Update(Frames(its.a, its.b), its.alpha / len(its.a)) for name, its in pairs}, {}
     config, layers = load_layers(folder)
     hashes = config.resolved.base_hashes if config.resolved else {}
     updates, frames, folded = {}, dict[int, Frames](), {}

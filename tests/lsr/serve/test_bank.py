@@ -301,8 +301,12 @@ def test_a_name_that_is_not_there_or_taken_is_refused(bank, folders):
 @pytest.mark.parametrize(
     ("kind", "fields", "message"),
     [
-        (save, {"bias": "all"}, "trains biases of the base model (bias='all'); a bank cannot"),
-        (save_lora, {"bias": "lora_only"}, "trains biases of the base model (bias='lora_only'); a bank cannot"),
+        (save, {"bias": "all"}, "trains biases of the base model (bias='all'), which is not supported"),
+        (
+            save_lora,
+            {"bias": "lora_only"},
+            "trains biases of the base model (bias='lora_only'), which is not supported",
+        ),
         (save_lora, {"use_dora": True}, "use_dora=True is not supported; needed: plain LoRA"),
         (save_lora, {"base": "huge"}, "base_model_name_or_path is 'huge', but 'tiny' for the adapters in"),
         (save_lora, {"model": "bert-padded"}, "the adapter is for a layer of 62 x 62, this one is 24 x 24"),

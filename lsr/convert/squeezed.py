@@ -1,0 +1,144 @@
+"""A trained adapter, of LSR or LoRA, as a small one: of few directions, or with cores between shared frames."""
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lsr.algebra.shapes import Form
+from lsr.algebra.spectrum import norm_of_pair
+from lsr.convert.commands import table
+from lsr.convert.contents import Frames, Update, read_contents, write_contents
+from lsr.convert.export import Rounding, distance, relative_errors
+from lsr.convert.inspect import shared_prefix
+from lsr.convert.rounded import round_adapter
+from lsr.convert.writing import check_output
+from lsr.init import gradient, warm
+from lsr.init.allocation import MOST, allocate
+from lsr.init.initialization import Source
+from lsr.loading.files import InputError
+from lsr.tuner.config import DIAGONAL, LsrConfig
+from lsr.tuner.saved import first_line, weights_of
+from lsr.tuner.sharing import Kind, kind_of
+
+FORM = re.compile(r"(rank|shared|directions):([1-9]\d{0,5})")
+BITS = {8: "8bit", 4: "4bit", 3: "3bit", 2: "2bit", 1: "sign"}
+Pair = tuple[Tensor, Tensor]  # (m, k), (k, n): an update is their product
+
+
+class Squeezed(NamedTuple):
+    """What is left: the relative errors of the update by layer and in all, and the bytes of the tensors."""
+
+    errors: Rounding
+    bytes_before: int
+    bytes_after: int
+
+
+def squeeze_adapter(
+    folder: str | Path, output: str | Path, to: str = "rank:1", *, bits: int | None = None, force: bool = False
+) -> Squeezed:
+    """Write a small LSR adapter whose update is close to that of an adapter.
+
+        rank:R        R directions in each layer, as a LoRA has them: the nearest such update in the Frobenius norm
+        directions:N  N in all, where the singular values of all layers are largest, with diagonal cores: the nearest,
+                      too, but with at most 64 a layer
+        shared:R      a core of R x R in each layer, between frames that all layers of a kind share
+
+    It begins as `init_weights="warm"` does with the update of a short training run, so it may be trained on. A layer
+    gets no more directions than its update has, and one without an update is left out. The head is kept. With `bits` of
+    8, 4, 3, 2 or 1, all is rounded as by `lsr.round_adapter`.
+
+    Raises:
+        InputError: if the folder is no adapter of LSR or LoRA, or does more than add an update to linear layers; if its
+            update is zero, or no such form of it is possible; or if the output exists and `force` is false.
+    """
+    folder, output = Path(folder), Path(output)
+    check_output(output, (folder,), replace=force)
+    form = FORM.fullmatch(to)
+    if form is None or bits not in (None, *BITS):
+        wrong = f"--to must be rank:R, directions:N or shared:R, got {to!r}" if form is None else f"--bits {bits}"
+        raise InputError(f"{wrong}; needed: numbers from 1 on, and --bits of {', '.join(map(str, BITS))}")
+    contents = read_contents(folder)
+    before = {name: update.pair() for name, update in contents.updates.items()}
+    updates = {name: pair for name, pair in before.items() if norm_of_pair(*pair)}
+    if not updates:
+        raise InputError(f"{folder}: its update is zero: there is nothing to squeeze")
+    try:
+        small = FORMS[form[1]](updates, int(form[2]))
+    except ValueError as error:
+        raise InputError(f"{folder}: --to {to}: {first_line(error)}") from None
+    squeezed = replace(contents, updates=small, hashes={})
+    if bits is None:
+        write_contents(squeezed, output, force=force)
+    else:
+        with TemporaryDirectory() as temporary:
+            write_contents(squeezed, Path(temporary, "exact"))
+            round_adapter(Path(temporary, "exact"), output, BITS[bits], force=force)
+    after = {name: update.pair() for name, update in read_contents(output).updates.items()}
+    lengths = {name: norm_of_pair(*pair) for name, pair in before.items()}
+    errors = {n: distance(after[n], pair) if n in after else lengths[n] for n, pair in before.items()}
+    return Squeezed(relative_errors(errors, lengths), *(weights_of(one).stat().st_size for one in (folder, output)))
+
+
+def _ranked(updates: Mapping[str, Pair], rank: int) -> dict[str, Update]:
+    small = dict[str, Update]()
+    for name, pair in updates.items():
+        source = _source(pair, min(rank, _rank(pair)))
+        start = warm.start(source)
+        small[name] = Update(Frames(start.a[0][0].float(), start.b[0][0].float()), source.scaling)
+    return small
+
+
+def _directed(updates: Mapping[str, Pair], budget: int) -> dict[str, Update]:
+    most = sum(min(MOST, _rank(pair)) for pair in updates.values())
+    shares = allocate([updates], min(budget, most))
+    return {name: _between([_source(updates[name], rank, paired=True)])[0] for name, rank in shares.items()}
+
+
+def _shared(updates: Mapping[str, Pair], rank: int) -> dict[str, Update]:
+    sources = {name: _source(pair, rank) for name, pair in updates.items()}
+    kinds: dict[Kind, list[str]] = {}
+    for name, source in sources.items():
+        kinds.setdefault(kind_of(name, source.form), []).append(name)
+    small = dict[str, Update]()
+    for names in kinds.values():
+        small |= dict(zip(names, _between([sources[name] for name in names]), strict=True))
+    return {name: small[name] for name in updates}
+
+
+def _between(sources: Sequence[Source]) -> list[Update]:
+    """Return the updates between frames of several: those of `warm`, and its cores."""
+    start = gradient.frames(sources)
+    frames = Frames(start.a[0][0].float(), start.b[0][0].float())
+    cores = [warm.core(source, frames.b, frames.a).float() for source in sources]
+    return [Update(frames, source.scaling, core) for source, core in zip(sources, cores, strict=True)]
+
+
+def _rank(pair: Pair) -> int:
+    left, right = pair
+    return min(len(left), *right.shape)
+
+
+def _source(pair: Pair, rank: int, *, paired: bool = False) -> Source:
+    left, right = pair
+    form = Form.dense(rank, right.shape[1], len(left))
+    scaling = LsrConfig.alpha / (DIAGONAL if paired else rank)
+    return Source(form, torch.empty, scaling=scaling, gradients=(pair,), paired=paired)
+
+
+FORMS = {"rank": _ranked, "directions": _directed, "shared": _shared}
+
+
+def run_squeeze(options: argparse.Namespace) -> None:
+    """Squeeze an adapter for `python -m lsr squeeze`, and print what is left."""
+    squeezed = squeeze_adapter(options.adapter, options.output, options.to, bits=options.bits, force=options.force)
+    layers, prefix = squeezed.errors.layers, shared_prefix(squeezed.errors.layers)
+    print(table(("layer", "relative error"), [(name.removeprefix(prefix), f"{e:.2%}") for name, e in layers.items()]))
+    print(f"relative error of the update: {squeezed.errors}")
+    print(f"{options.output}: tensors in {squeezed.bytes_after:,} bytes, before in {squeezed.bytes_before:,}")

@@ -1,0 +1,119 @@
+"""Squeezed adapters against the dense definition: what is kept, what is lost, and what is refused."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+
+from lsr import export_lora, squeeze_adapter
+from lsr.__main__ import main
+from lsr.algebra.spectrum import singular_values_of_pair
+from lsr.convert.contents import read_contents
+from lsr.loading.adapters import load_adapter
+from lsr.loading.files import InputError
+from tests.capabilities.models import logits, tiny
+from tests.lsr.serve.families import FRAMES, save, save_lora, says
+
+ADAPTERS = {
+    "lora": (save_lora, "bert", {"r": 5, "target_modules": "all-linear", "use_rslora": True}),
+    "terms": (save, "bert-padded", {"rank_shape": (2, 2), "separation_rank": 3}),
+    "cores": (save, "bert", FRAMES),
+    "decoder": (save_lora, "gpt2-causal", {"r": 4, "target_modules": ["c_attn"], "task_type": "CAUSAL_LM"}),
+}
+
+
+@pytest.fixture(params=ADAPTERS)
+def adapter(request, tmp_path):
+    kind, model, fields = ADAPTERS[request.param]
+    return kind(tmp_path / "adapter", model, **fields)
+
+
+def dense(folder):
+    pairs = {name: update.pair() for name, update in read_contents(folder).updates.items()}
+    return {name: left @ right for name, (left, right) in pairs.items()}
+
+
+@pytest.mark.parametrize("form", ["rank", "directions", "shared"])
+def test_at_full_rank_only_rounding_is_lost(form, adapter, tmp_path):
+    before = dense(adapter)
+    most = 999 if form == "directions" else min(min(update.shape) for update in before.values())
+    squeezed = squeeze_adapter(adapter, tmp_path / "small", f"{form}:{most}")
+    after = dense(tmp_path / "small")
+    assert before.keys() == after.keys()
+    for name, update in before.items():
+        assert_close(after[name], update, rtol=0, atol=1e-6 * float(update.norm()))
+    assert squeezed.errors.total < 1e-6
+
+
+@pytest.mark.parametrize(("to", "kept"), [("rank:1", None), ("rank:2", None), ("directions:7", 7)])
+def test_what_is_lost_is_the_discarded_singular_values(to, kept, adapter, tmp_path):
+    squeezed = squeeze_adapter(adapter, tmp_path / "small", to)
+    pairs = {name: update.pair() for name, update in read_contents(adapter).updates.items()}
+    values = {name: singular_values_of_pair(*pair) for name, pair in pairs.items()}
+    every = torch.cat(list(values.values()))
+    least = float(every.sort(descending=True).values[kept - 1]) if kept else None
+    lost = {}
+    for name, its in values.items():
+        lost[name] = its[its < least * (1 - 1e-9)] if least else its[int(to[-1]) :]
+        assert squeezed.errors.layers[name] == pytest.approx(float(lost[name].norm() / its.norm()), rel=1e-4, abs=1e-6)
+    assert squeezed.errors.total == pytest.approx(float(torch.cat(list(lost.values())).norm() / every.norm()), rel=1e-4)
+    assert sum(update.frames.a.shape[0] for update in read_contents(tmp_path / "small").updates.values()) == (
+        kept or int(to[-1]) * len(pairs)
+    )
+
+
+@pytest.mark.parametrize("to", ["rank:2", "directions:9", "shared:3"])
+def test_a_squeezed_adapter_keeps_its_head_and_exports_as_any_other(to, tmp_path):
+    folder = save_lora(tmp_path / "lora", labels=5, r=4)
+    (folder / "task.json").write_text(json.dumps({"labels": list("abcde")}))
+    squeeze_adapter(folder, tmp_path / "small", to)
+    export_lora(tmp_path / "small", tmp_path / "plain")
+    found = says("bert", tmp_path / "small", labels=5)
+    assert_close(says("bert", tmp_path / "plain", labels=5), found, rtol=1e-6, atol=1e-7)
+    before, after = read_contents(folder), read_contents(tmp_path / "small")
+    assert all(torch.equal(value, after.heads[name]) for name, value in before.heads.items())
+    assert after.task == before.task
+    assert after.base["base_model_name_or_path"] == "tiny"
+
+
+def test_the_command_says_what_is_kept_in_few_bits(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tiny("bert-wide").save_pretrained("base")
+    save_lora("lora", "bert-wide", base="./base", r=6)
+    assert main(["squeeze", "lora", "-o", "small", "--to", "shared:4", "--bits", "3"]) == 0
+    head, *rows, total, sizes = capsys.readouterr().out.splitlines()
+    assert head.split() == ["layer", "relative", "error"]
+    assert [row.split()[0] for row in rows] == [f"{i}.attention.self.{x}" for i in (0, 1) for x in ("query", "value")]
+    assert total.startswith("relative error of the update: 0.")
+    before, after = ((tmp_path / name).stat().st_size for name in (
+        "lora/adapter_model.safetensors", "small/adapter_rounded.safetensors",
+    ))  # fmt: skip
+    assert sizes == f"small: tensors in {after:,} bytes, before in {before:,}"
+    assert logits(load_adapter(tmp_path / "small")).isfinite().all()
+
+
+def test_what_cannot_be_held_is_refused_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_lora("lora")
+    save_lora("dora", use_dora=True)
+    save_lora("biases", bias="lora_only")
+    shutil.copytree("lora", "zero")
+    tensors = load_file("zero/adapter_model.safetensors")
+    save_file({key: 0 * value for key, value in tensors.items()}, "zero/adapter_model.safetensors")
+    for folder, to, bits, message in (
+        ("lora", "rank:0", None, "--to must be rank:R, directions:N or shared:R, got 'rank:0'"),
+        ("lora", "core:3", None, "got 'core:3'"),
+        ("lora", "shared:25", None, "lora: --to shared:25: the rank must be in [1, 24]"),
+        ("lora", "rank:1", 5, "--bits of 8, 4, 3, 2, 1"),
+        ("dora", "rank:1", None, "use_dora=True is not supported"),
+        ("biases", "rank:1", None, "trains biases of the base model (bias='lora_only'), which is not supported"),
+        ("zero", "rank:1", None, "zero: its update is zero: there is nothing to squeeze"),
+        ("nothing", "rank:1", None, "no such folder"),
+    ):
+        with pytest.raises(InputError) as raised:
+            squeeze_adapter(folder, "small", to, bits=bits)
+        assert message in str(raised.value)
+        assert not (tmp_path / "small").exists()
