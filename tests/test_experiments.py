@@ -1,4 +1,4 @@
-"""Experiments at the same time: two in one clone, and several each in a clone of its own; all arrive, all are right."""
+"""Experiments at the same time, each in a clone of its own: all arrive, all are right."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -26,32 +26,15 @@ def scores(repository):
     return {row["name"]: row["revs"][0]["data"]["metrics"][METRICS]["data"] for row in rows}
 
 
-def run_experiment(repository, name, seed, *words):
-    """Run an experiment in a temporary copy: without the word, DVC refuses it where another command holds the clone."""
-    command(repository, "dvc", "--wait-for-lock", "exp", "run", "--temp", "--name", name, "-S", f"seed={seed}", *words)
-
-
 def check_alone(repository, name, seeds):
     """Compare the experiments name-1, name-2, ... with runs of their seeds one by one."""
     together = scores(repository)
     for number, seed in enumerate(seeds, start=1):
-        run_experiment(repository, f"{name}-alone-{number}", seed, "--force")
+        words = ("--temp", "--force", "--name", f"{name}-alone-{number}", "-S", f"seed={seed}")
+        command(repository, "dvc", "exp", "run", *words)
     alone = scores(repository)
     for number in range(1, len(seeds) + 1):
         assert together[f"{name}-{number}"] == alone[f"{name}-alone-{number}"]
-
-
-@pytest.mark.parametrize("seeds", [(11, 12), (13, 13)], ids=["different", "the same"])
-def test_two_experiments_in_one_clone_have_the_scores_of_one_alone(repository, seeds):
-    name = f"pair{seeds[0]}"
-    with ThreadPoolExecutor(2) as pool:
-        runs = [
-            pool.submit(run_experiment, repository, f"{name}-{number}", seed)
-            for number, seed in enumerate(seeds, start=1)
-        ]
-    for run in runs:
-        run.result()
-    check_alone(repository, name, seeds)
 
 
 @pytest.mark.parametrize("cache", [False, True], ids=["a remote", "a shared cache"])

@@ -15,9 +15,3 @@ def test_the_results_of_one_part_leave_those_of_the_other(tmp_path):
         figures.publish(path, part, 1, [Row("principal", seconds)])
     found = json.loads(path.read_text())
     assert {part: found[part]["figures"][0]["seconds"] for part in found} == {"starts": 0.333333, "stream": 2.0}
-
-
-def test_a_machine_is_described_by_what_figures_depend_on():
-    found = figures.machine(threads=3)
-    assert found["threads"] == 3
-    assert {"cpu", "cores", "load_average", "python", "torch", "peft"} <= set(found)

@@ -2,17 +2,14 @@
 
 import importlib
 import re
-import shlex
 import shutil
 
 import pytest
 from ruamel.yaml import YAML
 
 from docs import hooks
-from lsr.__main__ import parser as lsr_parser
 from pipeline import params
 from pipeline.arena import preset
-from pipeline.predict.__main__ import parser as predict_parser
 from tests.workspace import ROOT, merged, read_yaml, write_yaml
 
 PAGES = [path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]]
@@ -23,32 +20,10 @@ def blocks(language):
     return sorted(set(re.findall(rf"```{language}\n(.*?)```", ALL, re.DOTALL)))
 
 
-def commands(start):
-    """What follows `start` in the lines of code that begin with it, without their comments."""
-    lines = re.findall(rf"^(?: {{4}})?{re.escape(start)} (.*)$", ALL, re.MULTILINE)
-    return sorted({line.partition("  #")[0].rstrip() for line in lines})
-
-
 @pytest.mark.parametrize("block", [block for block in blocks("yaml") if block.startswith("methods:")])
 def test_methods_of_a_preset_that_are_shown_are_valid(block):
     for method in YAML(typ="safe", pure=True).load(block)["methods"].values():
         assert preset.Method.model_validate(method)
-
-
-@pytest.mark.parametrize("override", sorted(set(re.findall(r"-S '?([\w./:-]+?)=", ALL))))
-def test_an_override_that_is_shown_names_a_key(override):
-    path, _, keys = override.rpartition(":")
-    values = read_yaml(ROOT / (path or params.PARAMS))
-    for key in keys.split("."):
-        values = values[key]
-
-
-PARSERS = {"python -m lsr": lsr_parser, "python -m pipeline.predict": predict_parser}
-
-
-@pytest.mark.parametrize(("start", "line"), [(start, line) for start in PARSERS for line in commands(start)])
-def test_a_command_that_is_shown_is_one(start, line):
-    PARSERS[start]().parse_args(shlex.split(line.partition(" < ")[0]))
 
 
 def test_the_reference_says_what_params_yaml_says():

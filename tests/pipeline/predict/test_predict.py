@@ -95,16 +95,6 @@ def test_a_regression_says_a_number(one, capsys):
     assert float(asked["number"]) == pytest.approx(number, rel=1e-5)
 
 
-def test_the_batch_size_changes_neither_order_nor_outcome(one, capsys):
-    texts = [" ".join(SENTENCE.split()[:length]) for length in (7, 2, 5, 1, 8, 3)]
-    found = [table(ok(capsys, "--batch-size", size, *texts)) for size in ("1", "4", "32")]
-    assert [row["text"] for row in found[0]] == texts
-    assert len({row["p(equivalent)"] for row in found[0]}) > 1
-    for other in found[1:]:
-        for row, expected in zip(other, found[0], strict=True):
-            assert float(row["p(equivalent)"]) == pytest.approx(float(expected["p(equivalent)"]), abs=1e-5)
-
-
 def test_a_long_text_is_cut_as_in_training_and_counted(one, capsys):
     long = " ".join(f"{SENTENCE} {number}" for number in range(20))
     tokenizer = AutoTokenizer.from_pretrained("tiny-roberta")
@@ -224,16 +214,6 @@ def test_a_mistake_is_one_line(one, capsys, words, message):
     Path("numbers.jsonl").write_text('{"sentence1": 3}\n')
     Path("folder.csv").mkdir()
     assert mistake(capsys, *words).startswith(message)
-
-
-def test_an_adapter_of_a_method_that_is_not_trained_here_or_that_is_pickled_is_refused(one, capsys):
-    path = artifacts.ADAPTER / "adapter_config.json"
-    content = path.read_text()
-    edit(path, peft_type="XLORA")
-    assert mistake(capsys, "a").startswith("artifacts/adapter: an adapter of the method XLORA; needed: ")
-    path.write_text(content)
-    (artifacts.ADAPTER / "adapter_model.safetensors").rename(artifacts.ADAPTER / "adapter_model.bin")
-    assert "adapter_model.bin: a pickle, which can run any code when read, so it is not read" in mistake(capsys, "a")
 
 
 # Many adapters
