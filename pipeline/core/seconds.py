@@ -1,6 +1,7 @@
 """The seconds that stages took, beside DVC's outputs, whose bytes do not depend on the machine.
 
-They are found by what the stage wrote, so those of a run that DVC restores are found again, if it ran in this clone.
+They are found by what the stage wrote, so those of a run that DVC restores are found again, if it ran in this clone. Of
+a training that was killed and went on, they are the seconds since then.
 """
 
 import hashlib

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from pipeline import params
-from pipeline.add import main
+from pipeline.add.__main__ import main
 from tests.workspace import ROOT, read_yaml
 
 QUEUES = ["billing", "other", "technical"]
@@ -31,6 +31,7 @@ def workspace(tmp_path, monkeypatch):
     tickets = pd.DataFrame({"id": ROWS, "body": map(text, ROWS), "queue": [QUEUES[row % 3] for row in ROWS]})
     tickets.to_csv("data/tickets.csv", index=False)
     tickets.assign(team=tickets["id"] % 4).to_csv("data/two.csv", index=False)
+    tickets.drop(columns="id").to_csv("data/bare.csv", index=False, header=False)
     answers = map(text, reversed(ROWS))
     pairs = pd.DataFrame({"question": map(text, ROWS), "answer": answers, "label": [row % 2 for row in ROWS]})
     pairs.to_csv("data/pairs.tsv", index=False, sep="\t")
@@ -89,6 +90,14 @@ first: # yes
     assert list(read_yaml(OWN)) == ["first", "tickets"]
 
 
+def test_a_file_to_which_no_row_can_be_added_stays_as_it_is(capsys):
+    OWN.write_text("{}")
+    with pytest.raises(SystemExit, match="2"):
+        main(["data/tickets.csv"])
+    assert capsys.readouterr().err.startswith("data/datasets.yaml: a row cannot be added at its end; ")
+    assert OWN.read_text() == "{}"
+
+
 MISTAKES = [
     (["data/no.csv"], "data/no.csv: not found; "),
     (["data/no.xlsx"], "data/no.xlsx: the extension must be one of .csv, .tsv, "),
@@ -96,6 +105,7 @@ MISTAKES = [
     (["data/tickets.csv", "--label", "quue"], "data/tickets.csv: no column 'quue'; did you mean queue?; columns: id, "),
     (["data/tickets.csv", "--text", "boddy"], "data/tickets.csv: no column 'boddy'; did you mean body?; columns: id, "),
     (["data/tickets.csv", "--label", "body"], "data/tickets.csv: body is no label: it has 120 different values in"),
+    (["data/bare.csv"], "data/bare.csv: the first line is a row; put one above it with names of columns, "),
     (["data/two.csv"], "data/two.csv: which column is to be predicted? --label queue or team"),
     (["data/pairs.tsv", "--label", "question"], "data/pairs.tsv: question is no label: it has 120 different values"),
     (["data/tickets.csv", "--name", "mrpc"], "data: there is a row mrpc already; remove it, or choose another --name"),

@@ -1,0 +1,1 @@
+"""`python -m pipeline.add`: rows for files of one's own."""
