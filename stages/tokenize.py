@@ -7,39 +7,18 @@ reports/tokenize/metrics.json and lengths.csv. Lengths in the reports are those 
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
 from pipeline import params, stage
 from pipeline.core import artifacts, console
 from pipeline.data import content, datasets
-from pipeline.data.encoding import tokenize
+from pipeline.data.encoding import tokenize, write
 from pipeline.params.dataset_row import DatasetRow
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
-
-WRITTEN = 10_000  # texts per batch of the Arrow file
 BINS = 30
-
-
-def write(
-    path: Path,
-    texts: "Dataset",
-    tokenizer: "PreTrainedTokenizerBase",
-    max_length: int,
-    advance: Callable[[int], None],
-) -> np.ndarray:
-    """Write the tokens of a split in batches; return the lengths before truncation."""
-    table, lengths = tokenize(texts, tokenizer, max_length, advance)
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
-        writer.write_table(table, max_chunksize=WRITTEN)
-    return lengths
 
 
 def summarize(
@@ -102,8 +81,8 @@ def main(view: params.TokenizeView) -> None:
     with artifacts.replacing(artifacts.TOKENS) as folder, console.progress("tokenize", total, "texts") as advance:
         folder.mkdir()
         for split, texts in splits.items():
-            path = folder / artifacts.tokens(split).name
-            whole[split] = write(path, texts, tokenizer, max_length, advance)
+            table, whole[split] = tokenize(texts, tokenizer, max_length, advance)
+            write(table, folder / artifacts.tokens(split).name)
             metrics |= summarize(split, np.array(texts["label"]), whole[split], view.dataset, max_length)
     artifacts.write_metrics(artifacts.INPUTS, named)
     artifacts.write_csv(artifacts.TOKENIZE_LENGTHS, ("length", "rows"), histogram(whole["train"]))

@@ -17,7 +17,7 @@ from pipeline.arena.preset import Reads
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
 from pipeline.data import datasets, pretrained, tokens
-from pipeline.data.encoding import tokenize
+from pipeline.data.encoding import tokenize, write
 from pipeline.evaluation.answers import members
 from pipeline.params.dataset_row import GROUP, DatasetRow
 from pipeline.params.model_row import ModelRow
@@ -87,7 +87,7 @@ def cached(task: Task) -> Path:
             with artifacts.replacing(folder) as temporary:
                 temporary.mkdir()
                 for split, table in _tables(task).items():
-                    _write(table, temporary / f"{split}.arrow")
+                    write(table, temporary / f"{split}.arrow")
     return folder
 
 
@@ -109,11 +109,6 @@ def _tables(task: Task) -> dict[str, pa.Table]:
     if empty := [split for split, table in first.items() if not len(table)]:
         raise UserError(f"{task.name}: {empty[0]} has no text of at most {reads.longest} tokens; raise reads.longest")
     return first
-
-
-def _write(table: pa.Table, path: Path) -> None:
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
-        writer.write_table(table)
 
 
 def _mapped(folder: Path, split: str) -> Dataset:

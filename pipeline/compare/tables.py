@@ -6,12 +6,11 @@ from pipeline.compare.comparison import Comparison
 from pipeline.compare.estimates import PERCENT, Estimate
 from pipeline.compare.precision import LOSS
 from pipeline.compare.rows import Row
-from pipeline.compare.verdicts import Outcome, Verdict
 from pipeline.core import console
 
 NONE = "–"
 DIGITS = 7  # significant ones in JSON
-INTERVAL, ERRORS = "95 % interval", "errors: seeds, examples"
+COLUMNS = ("method", "score", "lead", "verdict", "trained", "bytes", "status")  # on the terminal
 
 
 def everything(comparison: Comparison) -> dict[str, Any]:
@@ -54,65 +53,24 @@ def protocol(comparison: Comparison) -> str:
 
 
 def show(comparison: Comparison) -> None:
-    """Print the main average, best first, what became of the hypotheses, and the notes."""
+    """Print the main average, best first, and the notes; all else is on the page."""
     rows = comparison.rows[comparison.main].values()
     best_first = sorted(rows, key=lambda row: (-(row.score.mean or float("-inf")), row.method))
-    title = f"{comparison.preset}: {comparison.main}, percent"
-    shown = [_cells(row) for row in best_first]
-    console.table(title, list(shown[0]), [list(one.values()) for one in shown])
-    if outcomes := [_outcome(one) for one in comparison.hypotheses]:
-        console.table("hypotheses", list(outcomes[0]), [list(one.values()) for one in outcomes])
+    console.table(f"{comparison.preset}: {comparison.main}, percent", COLUMNS, map(_cells, best_first))
     for note in comparison.notes:
         console.warn(note)
 
 
-def _cells(row: Row) -> dict[str, str]:
-    """Return what the summary says of a method, by the header of the column."""
-    return {
-        "method": row.method,
-        "score": _scored(row.score),
-        **_tested(row.verdict),
-        "trained": _counted(row.trained),
-        "bytes": _counted(row.bytes),
-        "status": row.status + (f": {row.reason}" if row.reason else ""),
-    }
-
-
-def _outcome(one: Outcome) -> dict[str, str]:
-    """Return what the summary says of a hypothesis, by the header of the column."""
-    within = _between(one.verdict.equivalence_low, one.verdict.equivalence_high)
-    held = "not tested" if one.verdict.verdict is None else "yes" if one.held else "no"
-    return {**one.hypothesis.model_dump(), "held": held, **_tested(one.verdict), "90 % interval": within}
-
-
-def _tested(found: Verdict) -> dict[str, str]:
-    both = (found.error_seeds, found.error_examples)
-    return {
-        "lead": NONE if found.difference is None else f"{found.difference:+.2f}",
-        INTERVAL: _between(found.difference_low, found.difference_high),
-        ERRORS: ", ".join(NONE if one is None else f"{one:.2f}" for one in both),
-        "p (Holm)": _probable(found.p_holm),
-        "verdict": found.verdict or NONE,
-    }
-
-
-def _scored(value: Estimate) -> str:
-    """Return the mean and half the width of the 95 % interval, as in "81.23 ± 0.45"."""
-    if value.mean is None:
-        return NONE
-    return f"{value.mean:.2f}" if value.high is None else f"{value.mean:.2f} ± {value.high - value.mean:.2f}"
-
-
-def _between(low: float | None, high: float | None) -> str:
-    """Return the ends of an interval, as in "-0.31 to +1.02"."""
-    return NONE if low is None else f"{low:+.2f} to {high:+.2f}"
-
-
-def _counted(value: float | None) -> str:
-    """Return a whole number with thousands separators."""
-    return NONE if value is None else f"{value:,.0f}"
-
-
-def _probable(value: float | None) -> str:
-    """Return a p-value."""
-    return NONE if value is None else f"{value:.4f}" if value >= 0.0001 else "< 0.0001"
+def _cells(row: Row) -> list[console.Cell]:
+    mean, _, high = row.score
+    half = "" if mean is None or high is None else f" ± {high - mean:.2f}"
+    lead = row.verdict.difference
+    return [
+        row.method,
+        NONE if mean is None else f"{mean:.2f}{half}",
+        NONE if lead is None else f"{lead:+.2f}",
+        row.verdict.verdict or NONE,
+        NONE if row.trained is None else row.trained,
+        NONE if row.bytes is None else row.bytes,
+        row.status + (f": {row.reason}" if row.reason else ""),
+    ]

@@ -1,6 +1,7 @@
 """Turn texts into tokens, in the same way for training data and for prediction."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BATCH = 1000  # texts per call of the tokenizer
+WRITTEN = 10_000  # texts per batch of a file
 
 
 def tokenize(
@@ -39,6 +41,12 @@ def tokenize(
         lengths += whole
         advance(len(batch))
     return pa.concat_tables(tables).combine_chunks(), np.array(lengths)
+
+
+def write(table: pa.Table, path: Path) -> None:
+    """Write tokens to an Arrow file, which is mapped into memory where it is read."""
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=WRITTEN)
 
 
 def encode(

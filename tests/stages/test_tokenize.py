@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from pipeline import params
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
+from pipeline.data import encoding
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.model_row import ModelRow
 from stages import tokenize as stage
@@ -139,7 +140,7 @@ def test_two_runs_write_the_same_bytes_and_parts_of_a_split_the_same_rows(view, 
     first, whole = written(), rows()
     assert len(first) == 6
     assert written() == first
-    monkeypatch.setattr(stage, "WRITTEN", 3)
+    monkeypatch.setattr(encoding, "WRITTEN", 3)
     stage.main(view())
     assert rows()["label"].num_chunks == 2
     assert rows().equals(whole)
