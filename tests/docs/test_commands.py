@@ -45,7 +45,7 @@ GIVEN = {
     + REVIEWS("stars,text", "low", "high", "../elsewhere/reviews.csv")
     + 'ln -s "$PWD" ../elsewhere/REPOSITORY\ncd ../elsewhere\ncp reviews.csv new.csv\n',
     "docs/how-to/data-and-models.md": REVIEWS("stars,review", "bad", "good", "data/reviews.csv")
-    + f"ln -s {get_model_path()} models/my-model\n",
+    + f"cp -r {get_model_path()} models/my-model\n",
     "docs/how-to/distributed.md": "sed -i 's/^seed: 0/seed: 1/' params.yaml\n",
     "docs/how-to/experiments.md": "python -m lsr frames --from artifacts/adapter -o models/frames --rank 4\n",
     "docs/how-to/many.md": REVIEWS("user,text", "anna", "ben", "reviews.csv")
