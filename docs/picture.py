@@ -33,7 +33,7 @@ def draw(rows: Mapping[str, Mapping[str, Any]], margin: float) -> str:
         f'<rect x="{low:.1f}" y="{TOP}" width="{high - low:.1f}" height="{bottom - TOP}" fill="{BAND}"/>',
         f'<path d="M{_x(0):.1f} {TOP}V{bottom}" stroke="{GREY}" stroke-dasharray="5 4"/>',
         _text(24, 32, "trained, size with head", 17, SOFT, "start"),
-        _text((LEFT + RIGHT) / 2, 32, "points above LoRA r = 1", 17, SOFT),
+        _text((LEFT + RIGHT) / 2, 32, "points over LoRA r = 1", 17, SOFT),
         _text(WIDTH - 24, 32, "accuracy", 17, SOFT, "end"),
         _text((LEFT + RIGHT) / 2, bottom + 46, f"grey: within {margin:g} point; bars: 95 % intervals", 17, SOFT),
     ]

@@ -37,6 +37,7 @@ ln -sf /usr/bin/true bin/pip
 echo {packages} > "$(echo lib/python*/site-packages)/all.pth"
 """
 ACTIVE = "make --silent setup\n. .venv/bin/activate\n"
+COMMITTED = "git restore --staged --worktree .\n"  # where each row of a table of commands begins
 REVIEWS = "sed '1s/.*/{}/; s/^-2/{}/; s/^2/{}/' data/tweets.csv > {}\n".format
 # What pages expect their reader to have, beside an active environment.
 GIVEN = {
@@ -74,8 +75,9 @@ def commands(page):
             for row in block["table"].splitlines():
                 cell = row.rpartition(" | ")[2]
                 own = re.search("<!-- (nightly|not run)", cell)
-                for command in re.findall("`([^`]+)`", cell):
-                    yield own[1] if own else mark, f"{command}\n"
+                row_commands = "".join(f"{command}\n" for command in re.findall("`([^`]+)`", cell))
+                if row_commands:
+                    yield own[1] if own else mark, f"{COMMITTED}{row_commands}"
         mark = ""
 
 
