@@ -110,7 +110,7 @@ def _add_squeeze(commands: Any) -> None:
         description="Write an adapter of LSR or LoRA as the small LSR adapter that is nearest to it, and say how near. "
         "No base model is read. To train it on, name it in lsr.init of the pipeline.",
     )
-    _add_adapter(command, "an adapter of LSR or LoRA")
+    _add_adapter(command, "an adapter of LSR or LoRA, or its hub repository")
     command.add_argument(
         "--to",
         default="rank:1",

@@ -1,6 +1,6 @@
-"""Initialize the adapter from the seed, the pretrained weights, the gradient over examples, or a short training run.
+"""Initialize the adapter from the seed, the base weights, gradients, a short training run, or another adapter.
 
-Reads the base model and, if the initialization needs examples, artifacts/tokens or the pooled rows.
+Reads the base model and, if the initialization needs them, artifacts/tokens, the pooled rows or the other adapter.
 Writes artifacts/init/ (a PEFT adapter with its head, both before training) and reports/factorize_init/.
 """
 
@@ -36,10 +36,12 @@ def factorize_init(
         model = adapters.add_adapter(base, section, view.base_model, view.seed)
         return model, {}, []
     read = pooling.gradients(base, view) if section.reads_examples else []
+    if section.source:
+        read = [pooling.updates_of(section.source, base, view)]
     gradients = [one.layers for one in read]
     model = adapters.add_adapter(base, section, view.base_model, view.seed, gradients)
     started = adapters.start(model, section, gradients)
-    captured = INITIALIZATIONS[section.init].reads
+    captured = INITIALIZATIONS[section.scheme].reads
     reports = {}
     for one in console.track(started, "factorize-init", len(groups_of(model, "default")), "starts"):
         try:

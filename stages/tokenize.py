@@ -58,7 +58,11 @@ def inputs(view: params.TokenizeView) -> dict[str, str]:
     found |= content.digests(view.base_model.source, where)
     for name, row in {**view.pooled, view.data: view.dataset}.items():
         found |= {f"data: {name}": content.sha256_of(row)} | content.digests(row.source, f"{row.where}: {name}")
-    return found if view.frames == "own" else found | content.digests(view.frames, f"{params.PARAMS}: lsr.frames")
+    if view.frames != "own":
+        found |= content.digests(view.frames, f"{params.PARAMS}: lsr.frames")
+    if "/" in view.init:  # another adapter, and not a word
+        found |= content.digests(view.init, f"{params.PARAMS}: lsr.init")
+    return found
 
 
 def main(view: params.TokenizeView) -> None:

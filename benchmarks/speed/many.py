@@ -17,7 +17,7 @@ from benchmarks.processes import process
 from benchmarks.speed.step import SHAPES
 from benchmarks.speed.timing import Times, ratio, take_turns
 from lsr import AdapterBank, LsrConfig
-from lsr.convert.contents import read_contents
+from lsr.loading.contents import read_contents
 from pipeline.core import console
 
 MODEL, ROWS, ROUNDS = "MiniLM", 64, 4

@@ -1,16 +1,23 @@
-"""An LSR adapter made of the matrices of each layer: its configuration, and its tensors by their names in the file."""
+"""An LSR adapter made of the matrices of each layer: its configuration, its tensors, and its folder."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from lsr.algebra.shapes import Form
-from lsr.loading.files import PREFIX
-from lsr.tuner.config import LsrConfig
+from lsr.convert.export import export_lora
+from lsr.convert.writing import check_output, write_adapter, writing
+from lsr.loading.adapters import METHOD
+from lsr.loading.contents import Contents, Update
+from lsr.loading.files import PREFIX, TASK, InputError
+from lsr.tuner.config import DIAGONAL, LsrConfig
 from lsr.tuner.forms import form_of
 from lsr.tuner.patterns import exactly
 from lsr.tuner.resolved import Resolved
@@ -73,3 +80,38 @@ def composed(base: Mapping[str, Any], parts: Mapping[str, Part], **options: Any)
         if part.core is not None:
             tensors[f"{adapter}core"] = part.core
     return config, tensors
+
+
+def write_contents(adapter: Contents, folder: Path, method: str = METHOD, *, force: bool = False) -> None:
+    """Write an adapter's folder, of LSR or LoRA; it has cores if all of its updates have one of the same form.
+
+    Raises:
+        InputError: if there is no such method, the folder exists and `force` is false, or LSR refuses a value.
+    """
+    if method == "LORA":
+        with TemporaryDirectory() as beside:
+            write_contents(adapter, Path(beside, "lsr"))
+            export_lora(Path(beside, "lsr"), folder, force=force)
+        return
+    if method != METHOD:
+        raise InputError(f"method must be {METHOD} or LORA, got {method!r}")
+    check_output(folder, (), replace=force)
+    updates = dict(adapter.updates)
+    if len({None if update.core is None else update.core.dim() for update in updates.values()}) > 1:
+        updates = {name: update.plain() for name, update in updates.items()}
+    fields = {**adapter.base, "modules_to_save": list(adapter.endings) or None}
+    try:
+        config, factors = composed(fields, {name: _part(update) for name, update in updates.items()})
+    except ValueError as error:
+        raise InputError(f"{adapter.source}: {error}") from None
+    with writing(folder) as new:
+        write_adapter(
+            new, config.to_dict(), factors | {f"{PREFIX}{key}": value for key, value in adapter.heads.items()}
+        )
+        if adapter.task is not None:
+            (new / TASK).write_text(json.dumps(adapter.task, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _part(update: Update) -> Part:
+    (a, b), core = (update.frames.a, update.frames.b), update.core
+    return Part(a, b, update.scaling * (DIAGONAL if core is not None and core.dim() == 1 else len(a)), core)

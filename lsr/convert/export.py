@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from lsr.algebra.precision import TOLERATED_LOSS, dtype_name
 from lsr.algebra.spectrum import distance_of_pairs, norm_of_pair
-from lsr.convert.lora import LoraPair, pairs_of
 from lsr.convert.writing import check_output, copy_task, write_adapter, writing
 from lsr.loading.adapters import ADAPTER, load_layers
 from lsr.loading.files import FACTOR, PREFIX, InputError, read_labels, read_tensors
+from lsr.loading.lora import LoraPair, pairs_of
 from lsr.tuner.card import Card
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.linear import LsrLinear

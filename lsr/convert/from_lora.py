@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from lsr.convert.composed import Part, composed
-from lsr.convert.lora import FACTOR, lora_pairs
 from lsr.convert.writing import check_output, copy_task, write_adapter, writing
 from lsr.loading.files import InputError, read_config, read_labels, read_tensors
+from lsr.loading.lora import FACTOR, lora_pairs
 from lsr.tuner.card import Card
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.saved import CONFIG, WRAPPED

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from lsr.algebra.frames import bases_of, captured_energies, leading_frames
 from lsr.algebra.shapes import Form
-from lsr.convert.lora import updates_in
 from lsr.convert.writing import check_output, write_adapter, writing
 from lsr.init.initialization import Start
 from lsr.loading.base_models import by
 from lsr.loading.files import PREFIX, InputError, read_config
+from lsr.loading.lora import updates_in
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.factors import LsrFactors, entries
 from lsr.tuner.resolved import Resolved

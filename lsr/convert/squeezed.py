@@ -14,7 +14,7 @@ from torch import Tensor
 from lsr.algebra.shapes import Form
 from lsr.algebra.spectrum import norm_of_pair
 from lsr.convert.commands import table
-from lsr.convert.contents import Frames, Update, read_contents, write_contents
+from lsr.convert.composed import write_contents
 from lsr.convert.export import Rounding, distance, relative_errors
 from lsr.convert.inspect import shared_prefix
 from lsr.convert.rounded import round_adapter
@@ -22,7 +22,8 @@ from lsr.convert.writing import check_output
 from lsr.init import gradient, warm
 from lsr.init.allocation import MOST, allocate
 from lsr.init.initialization import Source
-from lsr.loading.files import InputError
+from lsr.loading.contents import Frames, Update, read_contents
+from lsr.loading.files import InputError, adapter_folder
 from lsr.tuner.config import DIAGONAL, LsrConfig
 from lsr.tuner.saved import first_line, weights_of
 from lsr.tuner.sharing import Kind, kind_of
@@ -43,7 +44,7 @@ class Squeezed(NamedTuple):
 def squeeze_adapter(
     folder: str | Path, output: str | Path, to: str = "rank:1", *, bits: int | None = None, force: bool = False
 ) -> Squeezed:
-    """Write a small LSR adapter whose update is close to that of an adapter.
+    """Write a small LSR adapter whose update is close to that of an adapter, in a folder or a hub repository.
 
         rank:R        R directions in each layer, as a LoRA has them: the nearest such update in the Frobenius norm
         directions:N  N in all, where the singular values of all layers are largest, with diagonal cores: the nearest,
@@ -58,7 +59,7 @@ def squeeze_adapter(
         InputError: if the folder is no adapter of LSR or LoRA, or does more than add an update to linear layers; if its
             update is zero, or no such form of it is possible; or if the output exists and `force` is false.
     """
-    folder, output = Path(folder), Path(output)
+    folder, output = adapter_folder(folder), Path(output)
     check_output(output, (folder,), replace=force)
     form = FORM.fullmatch(to)
     if form is None or bits not in (None, *BITS):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lsr.algebra.rounding import PRECISIONS
-from lsr.convert.contents import Contents, Frames, read_contents, write_contents
+from lsr.convert.composed import write_contents
+from lsr.loading.contents import Contents, Frames, read_contents
 from lsr.loading.files import InputError
 from lsr.serve import file
 from lsr.serve.answer import Answer, mean_of_means

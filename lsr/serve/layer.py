@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lsr.convert.contents import Frames, Update
 from lsr.init.passes import widths
+from lsr.loading.contents import Frames, Update
 from lsr.serve.stack import Rows, Stack, Stacked
 
 

@@ -125,7 +125,7 @@ def start(model: PeftModel, section: LsrParams, gradients: Sequence[Mapping[str,
     if section.frames != OWN:
         return  # frames from another adapter are already loaded
     try:
-        yield from initialize_factors(model, init_weights=section.init, gradients=gradients)
+        yield from initialize_factors(model, init_weights=section.scheme, gradients=gradients)
     except ValueError as error:
         raise UserError(f"{PARAMS}: {section.word}.init: {error}") from None
 

@@ -10,6 +10,9 @@ from transformers import PreTrainedModel, set_seed
 from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS, READERS
 from lsr.init.passes import Track, untracked
+from lsr.loading.contents import read_contents
+from lsr.loading.files import adapter_folder
+from lsr.tuner.saved import first_line
 from pipeline.core import console
 from pipeline.core.errors import UserError
 from pipeline.data import datasets, pretrained, tokens
@@ -80,6 +83,28 @@ def _gradients(
         return Read(layers, len(read), sum(read))
     except ValueError as error:
         raise UserError(f"{PARAMS}: {view.section.word}.init: {name}: {error}") from None
+
+
+def updates_of(source: str, base: PreTrainedModel, view: FactorizeInitView) -> Read:
+    """Return the updates of another adapter, in a folder or hub repository; its head replaces that of the base model.
+
+    Raises:
+        UserError: if it is no adapter of LSR or LoRA, or has other layers or another head than the one to train.
+    """
+    assert isinstance(view.section, LsrParams)
+    names = adapters.target_names(base, view.section, view.base_model, view.seed)
+    where, modules = f"{PARAMS}: {view.section.word}.init", dict(base.named_modules())
+    try:
+        contents = read_contents(adapter_folder(source))
+        contents.check_layers(modules)
+        for name, state in contents.heads_on(modules).items():
+            modules[name].load_state_dict(state)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"{where}: {first_line(error)}") from None
+    for name in sorted(contents.updates.keys() ^ set(names)):
+        does = "adapts" if name in contents.updates else "does not adapt"
+        raise UserError(f"{where}: {source} {does} {name!r}; target_modules must name the layers that it adapts")
+    return Read({name: contents.updates[name].pair() for name in names}, batches=0, examples=0)
 
 
 def read_gradients(

@@ -82,7 +82,12 @@ class LsrParams(MethodParams):
         "factors", description="trainable: all factors; a core between frozen frames; the core and the frames"
     )
     core: Literal["full", "diagonal"] = "full"
-    init: Literal["random", "principal", "gradient", "update", "warm"] = "random"
+    init: Literal["random", "principal", "gradient", "update", "warm"] | Annotated[StrictStr, Field(pattern="/")] = (
+        Field(
+            "random",
+            description="or the folder or hub repository of an adapter of LSR or LoRA, which training goes on from",
+        )
+    )
     frames: StrictStr = Field(
         "own", min_length=1, description="own, or the folder or hub repository of an adapter with the frames"
     )
@@ -108,9 +113,27 @@ class LsrParams(MethodParams):
     learning_rate: Rate = Field(description="of factors and cores: peak, per optimizer step")
 
     @property
+    def source(self) -> str | None:
+        """The folder or hub repository of the adapter that training goes on from."""
+        return self.init if "/" in self.init else None
+
+    @property
+    def scheme(self) -> str:
+        """The name of the initialization: that of another adapter takes its update for that of a short training run."""
+        return "warm" if self.source else self.init
+
+    @property
     def reads_examples(self) -> bool:
         """Whether the initialization looks at tokens."""
         return self.init in READ and self.frames == "own"
+
+    @model_validator(mode="after")
+    def _goes_on_from_one_adapter(self) -> Self:
+        if self.source and self.frames != "own":
+            raise ValueError(
+                f"init: {self.init}: an adapter to go on from needs frames: own, got frames: {self.frames}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _frames_are_pooled_from_gradients(self) -> Self:
@@ -123,7 +146,8 @@ class LsrParams(MethodParams):
 
     @model_validator(mode="after")
     def _a_budget_is_spent_by_what_examples_say(self) -> Self:
-        if self.budget != "none" and (not self.reads_examples or (self.share, self.core) != ("none", "diagonal")):
+        is_read = self.reads_examples or self.source
+        if self.budget != "none" and (not is_read or (self.share, self.core) != ("none", "diagonal")):
             raise ValueError(
                 f"budget: needs init: {', '.join(READ)}, frames: own, share: none and core: diagonal; got init: "
                 f"{self.init}, frames: {self.frames}, share: {self.share} and core: {self.core}"

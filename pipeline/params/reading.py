@@ -73,6 +73,7 @@ def seen_by(view: type[AnyView], params: Params) -> AnyView:
         "dataset": load_row("data", params.data, "data"),
         "base_model": load_row("model", params.model, "model"),
         "frames": params.lsr.frames,
+        "init": params.lsr.init,
         "pooled": {name: load_row("data", name, "lsr.frames_from") for name in params.lsr.frames_from},
     }
     # Already validated: `model_construct` keeps the frozen sections as they are.

@@ -60,9 +60,13 @@ class Params(Section):
     @classmethod
     def _frames_are_for_one_section(cls, methods: dict[str, MethodParams]) -> dict[str, MethodParams]:
         for word, section in methods.items():
+            if not isinstance(section, LsrParams):
+                continue
             for key in ("frames", "frames_from"):
-                if key in section.model_fields_set and isinstance(section, LsrParams):
+                if key in section.model_fields_set:
                     raise ValueError(f"{word}.{key}: section lsr alone can have this key")
+            if section.source:
+                raise ValueError(f"{word}.init: section lsr alone can go on from another adapter")
         return methods
 
     @field_validator("adapter")
@@ -110,7 +114,7 @@ class View(Section):
 
 
 class TokenizeView(View):
-    """Of stages/tokenize.py. The frames of another adapter are files too, and pooled rows may name some."""
+    """Of stages/tokenize.py. Another adapter and its frames are files too, and pooled rows may name some."""
 
     data: Word
     model: Named
@@ -118,6 +122,7 @@ class TokenizeView(View):
     dataset: DatasetRow
     base_model: ModelRow
     frames: str
+    init: str
     pooled: dict[str, DatasetRow]
 
 
@@ -162,6 +167,7 @@ class EvaluateView(View):
 DECLARED = {
     "section": "${adapter}",
     "frames": "lsr.frames",
+    "init": "lsr.init",
     # The stage `tokenize` depends on the tables as files and records the chosen rows, on which all other stages depend.
     # As params, each of their keys would be a column of `dvc exp show`.
     "dataset": "data",

@@ -1,6 +1,7 @@
 """Frames around a core: what the stages make of every word of the family, pooled, and held from a folder."""
 
 import csv
+import re
 import shutil
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from lsr import export_lora
 from lsr.init import INITIALIZATIONS, READERS
+from lsr.loading.adapters import load_onto
 from pipeline import params
 from pipeline.core import artifacts
+from pipeline.core.errors import UserError
 from pipeline.methods import adapters
 from tests import workspace
 from tests.stages.running import (
@@ -167,3 +171,37 @@ def test_an_adapter_that_holds_frames_is_a_core_alone_through_all_stages(at):
     shutil.rmtree(HELD)  # what is exported needs no frames
     plain = PeftModel.from_pretrained(base_of(view), artifacts.EXPORTS / "lora")
     assert logits(plain) == pytest.approx(expected, abs=1e-5)
+
+
+# Another adapter
+
+
+@pytest.mark.parametrize("kind", ["LSR", "LORA"])
+def test_training_goes_on_from_another_adapter(kind, at):
+    at({"init": "warm"})
+    run(FACTORIZE)
+    source = Path("models/source")
+    if kind == "LORA":
+        export_lora(artifacts.INIT, source)
+    else:
+        artifacts.INIT.rename(source)
+    view = params.load(params.TrainView)
+    expected = logits(load_onto(base_model(view), source))
+    at({"init": "models/source", "learning_rate": 0.1}, evaluate={"export": ["lora"]})
+    run(TOKENIZE, FACTORIZE)
+    assert "models/source/adapter_config.json" in report(artifacts.INPUTS)
+    begun = logits(adapters.load_adapter(base_model(view), artifacts.INIT, trainable=False))
+    assert begun == pytest.approx(expected, abs=1e-5)
+    assert {row["captured"] for row in table(artifacts.FACTORIZE_START)} == {"update"}
+    run(TRAIN, EVALUATE)
+    assert report(artifacts.EVALUATE_METRICS)["merge_difference"] < 1e-5
+    for changes, message in (
+        ({"target_modules": ["query"]}, "lsr.init: models/source adapts "),
+        ({"target_modules": ["query", "key", "value"]}, "lsr.init: models/source does not adapt "),
+        ({"frames": HELD}, "an adapter to go on from needs frames: own"),
+        ({"init": "models/nothing"}, "models/nothing"),
+        ({"init": "wram"}, "or string should match pattern '/', got 'wram'; did you mean warm?"),
+    ):
+        at({"init": "models/source", **changes})
+        with pytest.raises(UserError, match=re.escape(message)):
+            run(FACTORIZE)

@@ -100,6 +100,7 @@ def view(tmp_path, folder, monkeypatch):
                 {"source": {"kind": "hub", "path": folder}, "target_modules": ["query"], "head": ["classifier"]}
             ),
             frames="own",
+            init="random",
             pooled={},
         )
 

@@ -11,8 +11,8 @@ from torch.testing import assert_close
 from lsr import export_lora, squeeze_adapter
 from lsr.__main__ import main
 from lsr.algebra.spectrum import singular_values_of_pair
-from lsr.convert.contents import read_contents
 from lsr.loading.adapters import load_adapter
+from lsr.loading.contents import read_contents
 from lsr.loading.files import InputError
 from tests.capabilities.models import logits, tiny
 from tests.lsr.serve.families import FRAMES, save, save_lora, says

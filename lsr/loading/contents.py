@@ -1,24 +1,18 @@
 """An adapter as its folder has it, of LSR or LoRA: the update of each layer, its heads, and what its base model is."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from lsr.convert.composed import Part, composed
-from lsr.convert.export import export_lora
-from lsr.convert.lora import FACTOR as LORA_FACTOR
-from lsr.convert.lora import lora_pairs
-from lsr.convert.writing import check_output, write_adapter, writing
 from lsr.init.passes import widths
-from lsr.loading.adapters import ADAPTER, METHOD, load_layers
-from lsr.loading.files import FACTOR, PREFIX, TASK, InputError, read_config, read_task, read_tensors
+from lsr.loading.adapters import ADAPTER, load_layers
+from lsr.loading.files import FACTOR, PREFIX, InputError, read_config, read_task, read_tensors
+from lsr.loading.lora import FACTOR as LORA_FACTOR
+from lsr.loading.lora import lora_pairs
 from lsr.tuner.base_weight import check_adaptable, check_weight
-from lsr.tuner.config import DIAGONAL
 
 BASE_FIELDS = ("base_model_name_or_path", "revision", "task_type", "auto_mapping")
 
@@ -50,11 +44,6 @@ class Update(NamedTuple):
     def widths(self) -> tuple[int, int]:
         """The widths of the layer, n and m."""
         return self.frames.a.shape[1], len(self.frames.b)
-
-    def part(self) -> Part:
-        """Return it as a part of an LSR adapter."""
-        a, b, core = self.frames.a, self.frames.b, self.core
-        return Part(a, b, self.scaling * (DIAGONAL if core is not None and core.dim() == 1 else len(a)), core)
 
     def pair(self) -> tuple[Tensor, Tensor]:  # (m, r), (r, n), float64
         """Return two matrices whose product is the update."""
@@ -182,35 +171,3 @@ def read_updates(folder: Path, fields: Mapping[str, Any]) -> tuple[dict[str, Upd
 
 def _detached(a: Tensor, b: Tensor) -> Frames:
     return Frames(*(side.detach().clone() for side in (a, b)))
-
-
-def write_contents(adapter: Contents, folder: Path, method: str = METHOD, *, force: bool = False) -> None:
-    """Write an adapter's folder, of LSR or LoRA; it has cores if all of its updates have one of the same form.
-
-    Raises:
-        InputError: if there is no such method, the folder exists and `force` is false, or LSR refuses a value.
-    """
-    if method == "LORA":
-        with TemporaryDirectory() as beside:
-            write_contents(adapter, Path(beside, "lsr"))
-            export_lora(Path(beside, "lsr"), folder, force=force)
-            if adapter.task is not None:
-                (folder / TASK).write_text(f"{json.dumps(adapter.task, indent=2)}\n", encoding="utf-8")
-        return
-    if method != METHOD:
-        raise InputError(f"method must be {METHOD} or LORA, got {method!r}")
-    check_output(folder, (), replace=force)
-    updates = dict(adapter.updates)
-    if len({None if update.core is None else update.core.dim() for update in updates.values()}) > 1:
-        updates = {name: update.plain() for name, update in updates.items()}
-    fields = {**adapter.base, "modules_to_save": list(adapter.endings) or None}
-    try:
-        config, factors = composed(fields, {name: update.part() for name, update in updates.items()})
-    except ValueError as error:
-        raise InputError(f"{adapter.source}: {error}") from None
-    with writing(folder) as new:
-        write_adapter(
-            new, config.to_dict(), factors | {f"{PREFIX}{key}": value for key, value in adapter.heads.items()}
-        )
-        if adapter.task is not None:
-            (new / TASK).write_text(f"{json.dumps(adapter.task, indent=2)}\n", encoding="utf-8")
