@@ -2,15 +2,7 @@ import shutil
 
 import pytest
 
-from tests.lsr import fits
 from tests.lsr.saved import edit, save
-
-
-@pytest.fixture(scope="module")
-def remembered_fits():
-    """For files that are about what becomes of factors, and not about the fit that they began with."""
-    with fits.remembered():
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,6 @@ from lsr.tuner.linear import adapted_layers
 from tests.capabilities.models import logits, tiny, tokens
 from tests.lsr.saved import CASES, FOLDED, save
 
-pytestmark = pytest.mark.usefixtures("remembered_fits")
-
 each_case = pytest.mark.parametrize("case", CASES)
 PORTABLE = {
     *("alpha_pattern", "base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode", "init_lora_weights"),

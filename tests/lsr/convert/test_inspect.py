@@ -13,8 +13,6 @@ from lsr.convert.inspect import inspect_adapter, inspect_layer
 from lsr.tuner.linear import adapted_layers
 from tests.lsr.saved import CASES, FOLDED, entries, save
 
-pytestmark = pytest.mark.usefixtures("remembered_fits")
-
 
 @pytest.fixture(scope="module", params=CASES)
 def known(request, tmp_path_factory):

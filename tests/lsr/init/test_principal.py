@@ -8,7 +8,6 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch import nn
-from torch.testing import assert_close
 
 from lsr import LsrConfig
 from lsr.algebra import separable, spectrum
@@ -46,17 +45,6 @@ def test_the_error_falls_with_the_separation_rank_and_is_the_distance_of_the_upd
     assert all(more < fewer for fewer, more in pairwise(errors))
     best = torch.linalg.svdvals(weight)[prod(RANKS) :].norm() / weight.norm()
     assert errors[-1] >= float(best) - 1e-9
-
-
-def test_the_scaling_is_spread_over_the_factors_of_one_length():
-    weight, updates = decaying(20, 26), []
-    for scaling in (1.0, 0.01):
-        start = principal.start(source_of(weight, RANKS, 3, scaling=scaling))
-        updates.append(update(start, 20, 26, scaling))
-        for side in (start.a, start.b):
-            lengths = torch.stack([factor.flatten(1).norm(dim=1) for factor in side])
-            assert_close(lengths, lengths[:1].expand_as(lengths))
-    assert_close(*updates, atol=1e-10, rtol=0)
 
 
 def test_a_layer_subtracts_exactly_what_its_factors_make():

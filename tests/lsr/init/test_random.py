@@ -23,12 +23,3 @@ def test_only_the_first_factor_of_b_starts_at_zero(rank_shape):
     a, (first, *others) = draw(rank_shape=rank_shape)
     assert not first.any()
     assert all(factor.all() for factor in (*a, *others, *draw(rank_shape=rank_shape, zero=False)[1]))
-
-
-def test_the_seed_decides_even_where_new_tensors_have_no_values():
-    with torch.device("meta"):
-        one = draw(zero=False)
-    two, other = draw(zero=False), draw(zero=False, seed=1)
-    for first, again, another in zip(*([*drawn[0], *drawn[1]] for drawn in (one, two, other)), strict=True):
-        assert torch.equal(first, again)
-        assert not torch.equal(first, another)

@@ -14,8 +14,6 @@ from lsr.tuner.linear import adapted_layers
 from tests.capabilities.models import LABELS, logits, tiny, tokens
 from tests.lsr.init.models import batches
 
-pytestmark = pytest.mark.usefixtures("remembered_fits")
-
 SHAPES = {"separation_rank": 3, "rank_shape": (2, 2), "alpha": 7, "seed": 0, "task_type": "SEQ_CLS"}
 each_model = pytest.mark.parametrize("name", ["bert", "bert-padded", "gpt2"])  # Conv1D is the other layout
 each_word = pytest.mark.parametrize("init", INITIALIZATIONS)

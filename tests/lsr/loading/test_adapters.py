@@ -18,8 +18,6 @@ from lsr.tuner.saved import CONFIG, WEIGHTS
 from tests.capabilities.models import logits
 from tests.lsr.saved import CASES, save
 
-pytestmark = pytest.mark.usefixtures("remembered_fits")
-
 QUERY = "bert.encoder.layer.0.attention.self.query"
 SHAPES = {"out_features": 24, "in_features": 24, "out_shape": [6, 4], "in_shape": [6, 4]}
 

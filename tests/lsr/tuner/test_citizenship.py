@@ -9,8 +9,6 @@ from tests.capabilities.probes import BEHAVIORS
 from tests.capabilities.subjects import Subject
 from tests.lsr import subjects
 
-pytestmark = pytest.mark.usefixtures("remembered_fits")
-
 REFUSED = {  # by PEFT or transformers themselves: what a user reads
     "`hotswap_adapter`": "Hotswapping only supports LORA but LSR was passed.",
     "`PeftMixedModel` with LoRA": "The provided `peft_type` 'LSR' is not compatible with the `PeftMixedModel`.",

@@ -13,9 +13,6 @@ from tests.capabilities.subjects import Subject
 from tests.lsr.saved import entries
 from tests.lsr.subjects import CASES
 
-pytestmark = pytest.mark.usefixtures("remembered_fits")
-
-USUAL = CASES["two factors"]
 PATTERNS = CASES["patterns, more saved whole"]
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -112,17 +109,3 @@ def test_a_tied_head_that_folds_its_start_leaves_the_embeddings():
     assert_close(logits(model), logits(tiny("gpt2-causal")), atol=1e-5, rtol=1e-5)
     with model.disable_adapter():
         assert base.lm_head.get_base_layer().weight is base.transformer.wte.weight
-
-
-# How each layer is initialized
-
-
-@pytest.mark.parametrize("init", [True, False, "principal"])
-def test_a_layer_starts_the_same_whatever_other_layers_are_adapted(init):
-    few = adapted_layers(USUAL.fresh(init_weights=init, target_modules=["value"]))
-    many = adapted_layers(USUAL.fresh(init_weights=init, target_modules="all-linear"))
-    assert len(few) == 2
-    for name, layer in few.items():
-        mine, others = (one.adapter("default").factors() for one in (layer, many[name]))
-        for side, other in zip(mine, others, strict=True):
-            assert all(torch.equal(one, two) for one, two in zip(side, other, strict=True))

@@ -34,14 +34,3 @@ def test_every_trainable_parameter_is_in_one_group(fields):
 def test_small_factors_turn_no_faster_than_others():
     rates = {name.rpartition(".")[2]: rate for name, rate in grouped()[1].items() if "lsr_" in name}
     assert rates == {"factor_A1": 0.004, "factor_A2": 0.002, "factor_B1": 0.004, "factor_B2": 0.002}
-
-
-def test_the_rates_are_those_of_the_named_adapter():
-    model = grouped()[0]
-    model.add_adapter("other", LsrConfig(task_type="SEQ_CLS", rank_shape=(3,), seed=0))
-    model.set_adapter("other")
-    with pytest.raises(ValueError, match="no parameter of the adapter 'default' is trainable"):
-        parameter_groups(model)
-    assert {group["lr"] for group in parameter_groups(model, adapter_name="other")} == {0.006, 0.002}
-    with pytest.raises(ValueError, match="the model has no LSR adapter 'typo'"):
-        parameter_groups(model, adapter_name="typo")

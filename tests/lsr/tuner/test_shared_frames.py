@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from lsr import LsrConfig, start_from_examples
+from lsr import LsrConfig
 from lsr.algebra.shapes import Form
 from lsr.convert.inspect import inspect_adapter
 from lsr.loading.adapters import load_adapter, load_layers
@@ -19,11 +19,8 @@ from lsr.loading.files import InputError
 from lsr.tuner.forms import check_room
 from lsr.tuner.linear import adapted_layers
 from lsr.tuner.resolved import Resolved
-from lsr.tuner.start import initialize_factors
 from tests.capabilities.checks import stir, train, trainable
 from tests.capabilities.models import logits, tiny
-
-pytestmark = pytest.mark.usefixtures("remembered_fits")
 
 USUAL = {"task_type": "SEQ_CLS", "rank_shape": (4,), "alpha": 7, "seed": 0, "train": "core"}
 SOURCES = {  # fields of the adapter whose frames they are
@@ -138,16 +135,6 @@ def test_adapters_of_one_model_hold_one_copy_which_is_freed_with_the_last(share,
     assert not any(tensor() is not None for tensor in tensors)
 
 
-def test_initializing_such_an_adapter_leaves_its_frames_and_what_its_file_says(tmp_path):
-    first(tmp_path / "one")
-    model = on_frames_of(tmp_path / "one", {})
-    assert list(initialize_factors(model)) == []
-    with pytest.raises(ValueError, match=rf"^frames: the frames of '{tmp_path}/one' are fixed and cannot be initial"):
-        start_from_examples(model, [])
-    model.save_pretrained(str(tmp_path / "two"))
-    assert json.loads((tmp_path / "two" / CONFIG).read_text())["resolved"]["frames_hash"] is not None
-
-
 # Where they are
 
 
@@ -198,15 +185,6 @@ DAMAGE = {  # what became of the folder, what is said of it
     ),
     "others": (lambda folder: replace_tensor(folder, "factor_A1", lambda value: value + 1e-3), STALE),
 }
-OTHERS = {  # fields of both adapters, what is said
-    "rank": ({}, {"rank_shape": (2,)}, r"layer 'bert.*query': the adapter needs frames of rank_shape \[2\] .* \[4\]"),
-    "share": ({"share": "layers"}, {}, "need share='layers', got 'none'"),
-    "other layers": (
-        {"target_modules": ["query"]},
-        {"target_modules": ["query", "value"]},
-        "layer 'bert.encoder.layer.0.attention.self.value': .* holds none for this layer",
-    ),
-}
 
 
 def refused(act, message):
@@ -245,12 +223,6 @@ def test_a_damaged_folder_is_refused_in_one_line_by_every_reader(damage, message
             read(tmp_path / "two")
         assert re.search(hashed, found.value.args[0])  # whole: long paths are cut in the line that is printed
         assert "\n" not in str(found.value)
-
-
-@pytest.mark.parametrize(("source", "fields", "message"), OTHERS.values(), ids=OTHERS)
-def test_frames_of_another_form_are_refused_and_the_model_stays_as_it_was(source, fields, message, tmp_path):
-    first(tmp_path / "one", **source)
-    refused_by_a_model(tmp_path / "one", message, **fields)
 
 
 def test_few_numbers_are_not_taken_that_stand_for_large_matrices():

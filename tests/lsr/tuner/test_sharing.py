@@ -20,8 +20,6 @@ from tests.capabilities.checks import train
 from tests.capabilities.models import logits, tiny
 from tests.lsr.subjects import CASES
 
-pytestmark = pytest.mark.usefixtures("remembered_fits")
-
 USUAL = {"rank_shape": (4,), "alpha": 7, "seed": 0, "train": "core", "share": "layers", "init_weights": "principal"}
 QUERIES = [f"bert.encoder.layer.{i}.attention.self.query" for i in (0, 1)]
 VALUES = [f"bert.encoder.layer.{i}.attention.self.value" for i in (0, 1)]

@@ -12,10 +12,7 @@ from lsr.algebra.frames import leading_frames
 from lsr.init import INITIALIZATIONS, READERS
 from lsr.tuner.linear import adapted_layers
 from lsr.tuner.start import collect_gradients, initialize_factors
-from lsr.tuner.start_report import report_start
 from tests.capabilities.models import LABELS, logits, tiny, tokens
-
-pytestmark = pytest.mark.usefixtures("remembered_fits")
 
 USUAL = {"task_type": "SEQ_CLS", "rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0}
 MODELS = {"bert-padded": {"rank_shape": (2, 1)}, "gpt2": {}, "bert": {"rank_shape": (3,), "separation_rank": 1}}
@@ -94,18 +91,6 @@ def test_examples_are_for_the_gradient_alone():
         start_from_examples(made("bert", "principal"), BATCHES)
 
 
-def test_in_the_dtype_of_the_base_what_is_subtracted_is_what_the_factors_are():
-    config = LsrConfig(**USUAL, init_weights="principal")
-    model = get_peft_model(tiny("bert").bfloat16(), config, autocast_adapter_dtype=False)
-    for layer in adapted_layers(model).values():
-        adapter = layer.adapter("default")
-        assert {value.dtype for value in adapter.state_dict().values()} == {torch.bfloat16}
-        for factors, starts in zip(adapter.factors(), adapter.folded_factors(), strict=True):
-            assert all(torch.equal(factor, start) for factor, start in zip(factors, starts, strict=True))
-        expected = layer.pretrained_weight().float() - adapter.folded_update()
-        assert torch.equal(layer.base_parameter(), expected.bfloat16())
-
-
 OTHER = {"task_type": "SEQ_CLS", "target_modules": ["query"], "rank_shape": (3,), "seed": 0}
 
 
@@ -117,18 +102,3 @@ def test_an_adapter_that_is_not_the_active_one_starts_from_no_examples():
     with pytest.raises(ValueError, match=said):
         start_from_examples(model, BATCHES, "b")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-def test_what_is_reported_of_rounded_frames_is_what_the_stored_ones_hold():
-    fields = {"task_type": "SEQ_CLS", "rank_shape": (3,), "train": "core", "seed": 0, "frames_dtype": "sign"}
-    model = get_peft_model(tiny("bert"), LsrConfig(**fields, init_weights="gradient"))
-    gradients = [collect_gradients(model, BATCHES)]
-    for started in initialize_factors(model, gradients=gradients):
-        (layer,) = started.layers
-        adapter = layer.adapter("default")
-        a, b = (side.detach().double() for side in adapter.matrices(*adapter.factors()))
-        gradient = gradients[0][layer.layer_name].double()
-        rest = gradient - b @ torch.linalg.pinv(b) @ gradient @ torch.linalg.pinv(a) @ a
-        held = float(1 - rest.square().sum() / gradient.square().sum())
-        assert report_start(started, gradients, 0).energy == pytest.approx(held, abs=1e-5)
-        assert held < 0.9  # what the frames hold before they are rounded is more

@@ -79,14 +79,3 @@ def test_a_training_that_finished_goes_before_its_repetition_that_did_not():
     cell, dropped = one([record(), record(status="failed", reason="killed", key="0" * 16)])
     assert cell.status == "finished"
     assert dropped == 1
-
-
-def test_the_order_of_records_changes_nothing():
-    found = [
-        record(method, task, rate)
-        for method in ("VeRA", "LoRA r=1")
-        for task in ("rte", "cola")
-        for rate in (0.002, 0.008)
-    ]
-    assert cells(found, [0]) == cells(found[::-1], [0])
-    assert list(cells(found, [0])[0]) == ["cola", "rte"]

@@ -140,11 +140,3 @@ def test_records_of_an_earlier_engine_have_means_and_intervals():
     assert (row.precision, row.bytes, row.score_at_bytes) == ("as trained", old[-1].file_bytes, row.score)
     assert row.verdict.verdict == "equivalent"  # both score the same
     assert row.score.high > 81
-
-
-def test_a_task_where_all_fail_has_rows_and_no_leads():
-    lost = [record(name, "cola", status="failed", reason="not enough memory") for name in ("LoRA r=1", "VeRA")]
-    chosen = preset(tasks={"cola": {}, "rte": {}})
-    found = compare("small", [*lost, record(), record("VeRA")], chosen, RESAMPLES)
-    assert [row.status for row in found.rows["cola"].values()] == ["failed", "failed"]
-    assert {row.verdict.difference for row in found.rows[AVERAGE].values()} == {None}

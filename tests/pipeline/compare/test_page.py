@@ -84,12 +84,3 @@ def test_a_header_sorts_and_a_link_shows_what_its_sender_saw(opened):
     assert (len(names(page)), state(page)) == (9, {})
     page.evaluate("location.hash = '#task=nothing'")
     page.wait_for_function("document.getElementById('task').value === 'average'")
-
-
-def test_a_point_says_what_it_is_and_texts_are_texts(opened):
-    page = opened("#task=rte")
-    titles = page.locator("#trained circle title").all_text_contents()
-    assert any(title.startswith("LoRA r=8: ") and "trained 73,728" in title for title in titles)
-    assert HOSTILE in names(page)
-    assert page.locator("img").count() == 0
-    assert "0123456789abcdef" in page.locator("#made").inner_text()

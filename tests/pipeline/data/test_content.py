@@ -87,10 +87,3 @@ def test_a_link_to_a_file_is_followed_and_one_to_a_folder_is_refused(tmp_path):
     Path("data/far").symlink_to(tmp_path / "far")
     assert content.digests(files(train="data/a.csv"), "") == {"data/a.csv": sha256("a")}
     assert "data/far: DVC does not follow a link to a folder; link its files" in refusal(files(train="data/far/a.csv"))
-
-
-def test_an_absolute_path_is_read_with_a_warning(tmp_path, capfd):
-    (tmp_path / "a.csv").write_text("a")
-    found = content.digests(files(train=str(tmp_path / "a.csv")), "table: mine")
-    assert found == {f"{tmp_path}/a.csv": sha256("a")}
-    assert f"table: mine: {tmp_path}/a.csv: DVC does not notice changes of files outside" in capfd.readouterr().out

@@ -1,15 +1,12 @@
 """What the pipeline publishes has a card: with the validation score in the adapter's folder, else with the test's."""
 
-import json
 import re
 
 import pytest
 from huggingface_hub import ModelCard
 
 from lsr.__main__ import main as lsr_command
-from pipeline import params
 from pipeline.core import artifacts
-from pipeline.methods import cards, table
 from tests import workspace
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run
 
@@ -69,23 +66,3 @@ def test_a_lora_exported_by_hand_needs_no_lsr(published, tmp_path, monkeypatch, 
     capsys.readouterr()
     exec(compile(re.search(r"```python\n(.*?)```", found.text, re.DOTALL)[1], "README.md", "exec"), {})  # noqa: S102
     assert re.search(r"'label': '(not_)?equivalent'", capsys.readouterr().out)
-
-
-@pytest.mark.parametrize(
-    ("fields", "title"),
-    [
-        ({"peft_type": "LSR"}, "LSR adapter"),
-        ({"peft_type": "VBLORA"}, "VB-LoRA adapter"),
-        ({"peft_type": "LORA", "target_modules": "dummy-target-modules"}, "Fine-tuned modules"),  # of head and full
-    ],
-)
-def test_the_title_spells_the_method_as_its_authors_do(fields, title, tmp_path):
-    config = report(artifacts.ADAPTER / "adapter_config.json") | fields
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    counts = dict.fromkeys(("adapter_trained", "adapter_stored", "head_parameters", "base_parameters"), 1)
-    cards.of_training(params.load(params.TrainView), counts, 0.5, tmp_path)
-    assert f"\n# {title} of " in card(tmp_path).text
-
-
-def test_names_are_spelled_for_methods_that_there_are():
-    assert set(cards.SPELLED) <= table.known_types().keys()
