@@ -136,7 +136,7 @@ def _add_frames(commands: Any) -> None:
     command.add_argument(
         "--share", choices=SHARED, default="none", help="layers: one set for all layers of a kind (none)"
     )
-    command.add_argument("--dtype", choices=tuple(STORAGE), default="float32", help="of the frames (float32)")
+    command.add_argument("--dtype", choices=STORAGE, default="float32", help="of the frames (float32)")
     command.set_defaults(run=run_frames)
 
 

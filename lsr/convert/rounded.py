@@ -41,8 +41,6 @@ def round_adapter(folder: str | Path, output: str | Path, precision: str, *, for
     except ValueError as error:
         raise InputError(f"{folder}: {error}") from None
     written = unpack(stored)
-    if fields.get("frames_dtype") == "bfloat16":
-        fields["frames_dtype"] = "float32"  # otherwise frames of fewer bits would be rounded a second time
     with writing(output) as new:
         if precision == "float32":
             write_adapter(new, fields, written)

@@ -12,7 +12,6 @@ from peft import PeftConfig, PeftType
 from lsr.algebra.shapes import Form
 from lsr.init import INITIALIZATIONS, READERS
 from lsr.tuner import card
-from lsr.tuner.factors import STORAGE
 from lsr.tuner.options import CORED, OWN, TERMS, as_sizes, check_options, usual_terms
 from lsr.tuner.patterns import PATTERNS, exactly, matches, override
 from lsr.tuner.resolved import Resolved
@@ -97,7 +96,7 @@ class LsrConfig(PeftConfig):
     )
     frames_dtype: str = field(
         default="float32",
-        metadata={"help": f"Dtype of frozen frames, rounded before training: {', '.join(STORAGE)}."},
+        metadata={"help": "'float32', or 'sign': frozen frames are rounded to one bit per entry before training."},
     )
     seed: int | None = field(
         default=None,

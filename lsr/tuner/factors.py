@@ -1,7 +1,6 @@
 """The factors of A and B, of a single adapter or shared by several."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Self, cast
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,16 +9,16 @@ from lsr.algebra.separable import kron_sum
 from lsr.algebra.shapes import Form
 from lsr.init.initialization import Start
 
-STORAGE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "sign": torch.uint8}
+STORAGE = ("float32", "sign")  # of frozen frames
 BITS = 8
 
 
 class LsrFactors(nn.Module):
     """`factor_A1` (s, r_1, n_1), ..., `factor_B1` (s, m_1, r_1), ...: parameters if they are trained, else buffers.
 
-    Buffers are frames around a core. They have a dtype of STORAGE and are rounded when they are set, so that training
-    uses exactly what is stored. `sign` stores one bit per entry, eight to a byte: unit directions whose entries all
-    have the same magnitude.
+    Buffers are frames around a core, as they are or, with the storage `sign`, rounded when they are set, so that
+    training uses exactly what is stored: one bit per entry, eight to a byte, of unit directions whose entries all have
+    the same magnitude.
 
     The factors know their shapes but not their layer, so layers of equal shape may share a single object.
     """
@@ -59,7 +58,7 @@ class LsrFactors(nn.Module):
     def _rounded(self, name: str, value: Tensor) -> Tensor:
         if self.storage == "sign":
             return pack_signs(value[0] if name.startswith("A") else value[0].T)
-        return value if self.storage == "float32" else value.to(STORAGE[self.storage])
+        return value
 
     def load(self, tensors: Mapping[str, Tensor], like: Tensor) -> None:
         """Load stored frames, `factor_A1` and so on, to the device of a base weight.
@@ -85,16 +84,6 @@ class LsrFactors(nn.Module):
                 raise ValueError(f"{name} is {tuple(value.shape)}, needed: {tuple(room.shape)}")
             self._buffers[name] = moved(value, like) if self.storage == "float32" else value.to(like.device)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move the factors or change their dtype, but not that of rounded frames: files hold just these."""
-        buffers = {} if self.storage == "float32" else self._buffers
-        exact = {name: value for name, value in buffers.items() if value is not None}
-        super()._apply(fn, recurse)
-        for name, value in exact.items():
-            changed = cast("Tensor", self._buffers[name])
-            self._buffers[name] = changed.to(value.dtype) if value.is_meta else value.to(changed.device)
-        return self
-
     def factors(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return the factors of A, (s, r_i, n_i) each, and of B, (s, m_i, r_i) each, in at least float32."""
         a, b = ([self._factor(f"{side}{i}") for i in range(1, len(self.form.rank_shape) + 1)] for side in "AB")
@@ -106,7 +95,7 @@ class LsrFactors(nn.Module):
             is_a = name.startswith("A")
             rows = unpack_signs(value, self.form.in_features if is_a else self.form.out_features)
             return (rows if is_a else rows.T)[None]
-        return value.to(torch.promote_types(value.dtype, torch.float32)) if self.storage == "bfloat16" else value
+        return value
 
     def matrices(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return the matrices A (r, in_features) and B (out_features, r) of factors, without padding."""

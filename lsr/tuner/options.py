@@ -60,7 +60,7 @@ def _check_words(config: "LsrConfig") -> None:
         "train": TRAINED,
         "core": ("full", "diagonal"),
         "share": SHARED,
-        "frames_dtype": tuple(STORAGE),
+        "frames_dtype": STORAGE,
         "bias": ("none", "all", "lsr_only"),
     }
     for name, allowed in words.items():

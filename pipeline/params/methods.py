@@ -94,7 +94,7 @@ class LsrParams(MethodParams):
     frames_from: Annotated[tuple[Word, ...], AfterValidator(all_different)] = Field(
         (), description="data rows whose gradients or updates are pooled into the frames; none: only the selected row"
     )
-    frames_dtype: Literal["float32", "bfloat16", "sign"] = Field(
+    frames_dtype: Literal["float32", "sign"] = Field(
         "float32", description="to which frozen frames are rounded before training"
     )
     alpha: Alpha = 16.0

@@ -32,7 +32,7 @@ CASES = {  # what it shows: model, fields
     ),
     "one factor": ("bert", {**DENSE, "task_type": None, "bias": "lsr_only"}),
     "a core, rounded to signs": ("bert", {**DENSE, "train": "core", "frames_dtype": "sign"}),
-    "shared": ("bert", {**DENSE, "train": "core", "share": "layers", "frames_dtype": "bfloat16"}),
+    "shared": ("bert", {**DENSE, "train": "core", "share": "layers"}),
     "shared and transposed": ("gpt2", {**DENSE, "train": "all", "core": "diagonal", "share": "layers", "seed": None}),
 }
 FOLDED = [case for case, (_, fields) in CASES.items() if LsrConfig(**fields).folds]

@@ -44,9 +44,7 @@ CASES = {  # every option meets most of the others, each in one configuration
     "a language model, one of its layers": Subject(
         "gpt2-causal", {"target_modules": ["c_attn"], "layers_to_transform": 0, "layers_pattern": "h"}, layers=1
     ),
-    "a core, rounded to bfloat16, all biases": Subject(
-        "roberta", {**CORE, "frames_dtype": "bfloat16", "bias": "all"}, layers=4
-    ),
+    "a core, all biases": Subject("roberta", {**CORE, "bias": "all"}, layers=4),
     "a diagonal core": Subject("bert", {**CORE, "core": "diagonal", "init_weights": "principal"}, layers=4),
     "shared, rounded to signs": Subject("distilbert", {**SHARED, "frames_dtype": "sign"}, layers=4),
     "shared, diagonal, transposed": Subject("gpt2", {**SHARED, "train": "all", "core": "diagonal"}, layers=2),

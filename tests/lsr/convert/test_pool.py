@@ -64,7 +64,7 @@ def test_a_lora_takes_part(tmp_path):
     assert all(energy == pytest.approx(1) for one in reports.values() for energy in one.energy.values())
 
 
-@pytest.mark.parametrize(("share", "dtype"), [("none", "bfloat16"), ("layers", "float32"), ("layers", "sign")])
+@pytest.mark.parametrize(("share", "dtype"), [("layers", "float32"), ("layers", "sign")])
 def test_the_folder_is_an_adapter_that_changes_nothing_and_counts_entries(tmp_path, share, dtype):
     saved(tmp_path / "one")
     reports = pool_frames([tmp_path / "one"], tmp_path / "frames", share=share, dtype=dtype)

@@ -9,24 +9,28 @@ from lsr import LsrConfig, start_from_examples
 from lsr.init.update import examples_updates
 from lsr.tuner.linear import adapted_layers
 from tests.capabilities.models import logits, tiny
-from tests.lsr.init.models import batches
+from tests.lsr.init.models import HEADS, batches
 
 
-@pytest.mark.parametrize(("share", "train"), [("none", "factors"), ("layers", "core")])
-def test_a_model_of_enough_rank_goes_on_from_where_the_short_run_ended(share, train):
-    """Its update is added to the weights, and the head is as trained."""
-    config = LsrConfig(
-        task_type="SEQ_CLS", rank_shape=(24,), share=share, train=train, init_weights="warm", alpha=5, seed=0
-    )
-    model, listed = get_peft_model(tiny("bert"), config).eval(), batches(2, 2, 2)
+@pytest.mark.parametrize(
+    ("name", "share", "train"),
+    [("bert", "none", "factors"), ("bert", "layers", "core"), ("llama-causal", "layers", "core")],
+)
+def test_a_model_of_enough_rank_goes_on_from_where_the_short_run_ended(name, share, train):
+    """Its update is added to the weights, and the head is as trained; a language model's stays as it is."""
+    kind, targets = ("SEQ_CLS", ["query", "value"]) if name == "bert" else ("CAUSAL_LM", ["q_proj"])
+    fields = {"task_type": kind, "share": share, "train": train, "target_modules": targets}
+    config = LsrConfig(rank_shape=(24,), init_weights="warm", alpha=5, seed=0, **fields)
+    model, listed = get_peft_model(tiny(name), config).eval(), batches(2, 2, 2, name=name)
     start_from_examples(model, listed, head_steps=3, seed=3)
-    expected = tiny("bert")
-    layers = {name: expected.get_submodule(name) for name in adapted_layers(model)}
-    updates = examples_updates(expected, layers, listed, [expected.classifier], steps=3, seed=3, keep_head=True)
+    expected = tiny(name)
+    layers = {layer: expected.get_submodule(layer) for layer in adapted_layers(model)}
+    head = [expected.get_submodule(part) for part in HEADS[name]]
+    updates = examples_updates(expected, layers, listed, head, steps=3, seed=3, keep_head=True)
     with torch.no_grad():
-        for name, (left, right) in updates.items():
-            layers[name].weight += (left @ right).float()
-    assert not torch.allclose(logits(expected), logits(tiny("bert")), atol=1e-3)
+        for layer, (left, right) in updates.items():
+            layers[layer].weight += (left @ right).float()
+    assert not torch.allclose(logits(expected), logits(tiny(name)), atol=1e-3)
     assert_close(logits(model), logits(expected), atol=1e-5, rtol=1e-5)
 
 

@@ -19,7 +19,7 @@ CORES = st.fixed_dictionaries(
         "rank_shape": st.just((3,)),
         "share": st.sampled_from(["none", "layers"]),
         "frames": st.sampled_from(["own", "../frames", "someone/frames"]),
-        "frames_dtype": st.sampled_from(["float32", "bfloat16", "sign"]),
+        "frames_dtype": st.sampled_from(["float32", "sign"]),
         "core": st.sampled_from(["full", "diagonal"]),
     }
 )
