@@ -44,7 +44,7 @@ def compare(name: str, records: Sequence[Record], preset: Preset, resamples: int
     """Compare the methods of the records with the baseline of their preset, and test its hypotheses.
 
     Raises:
-        UserError: if there is no such baseline, or a file of labels is not valid.
+        UserError: if there is no such baseline.
     """
     tasks, dropped = cells(records, preset.seeds[: preset.tuning.seeds])
     methods, baseline = _methods(tasks), preset.baseline

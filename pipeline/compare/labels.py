@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from pipeline.arena.record import labels_path
 from pipeline.compare.bootstrap import SUMS
 from pipeline.compare.cells import Cell
-from pipeline.core.errors import UserError, first_line
 from pipeline.evaluation import scores
 
 TOLERANCE = 2e-6  # of a score with six digits
@@ -18,28 +17,17 @@ OF_NUMBERS = 0.005  # if predictions are numbers with six digits, perhaps nearly
 
 
 def read(preset: str, tasks: Mapping[str, Mapping[str, Cell]]) -> tuple[dict[str, NDArray[np.float64]], list[str]]:
-    """Return the labels by task, and a note for each task whose errors are of seeds alone.
-
-    Raises:
-        UserError: if a file was not written by the arena.
-    """
+    """Return the labels by task, and a note for each task whose errors are of seeds alone."""
     usable: dict[str, NDArray[np.float64]] = {}
     notes = []
     for task, cells in tasks.items():
         paths = labels_path(preset, task), labels_path(preset, task, private=True)
-        labels = next((_read(path) for path in paths if path.is_file()), None)
+        labels = next((pd.read_csv(path)["label"].to_numpy(np.float64) for path in paths if path.is_file()), None)
         if reason := _mismatch(labels, paths, cells.values()):
             notes.append(f"{task}: {reason}, so its errors are of seeds alone")
         elif labels is not None:
             usable[task] = labels
     return usable, notes
-
-
-def _read(path: Path) -> NDArray[np.float64]:
-    try:
-        return pd.read_csv(path)["label"].to_numpy(dtype=np.float64)
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{path}: not the labels of a task: {first_line(error)}; delete it") from None
 
 
 def _mismatch(labels: NDArray[np.float64] | None, paths: Sequence[Path], cells: Iterable[Cell]) -> str:

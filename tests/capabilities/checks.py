@@ -106,7 +106,7 @@ def far(one: Tensor, other: Tensor) -> None:
 
 def is_factor(name: str) -> bool:
     """Return whether a parameter or buffer belongs to an adapter's layer."""
-    return re.search(r"\.(lsr|lora|lokr|vera|kadaptation)_", name) is not None
+    return re.search(r"\.(lsr|lora|lokr|vera)_", name) is not None
 
 
 def base_weights(model: nn.Module) -> dict[str, Tensor]:

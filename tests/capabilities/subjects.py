@@ -8,7 +8,6 @@ import torch
 from peft import LoKrConfig, LoraConfig, PeftConfig, VeraConfig, get_peft_model
 
 from lsr import LsrConfig
-from pipeline.methods.kadaptation import KadaptationConfig
 from tests.capabilities.checks import stir
 from tests.capabilities.models import Fields, tiny
 
@@ -22,7 +21,6 @@ METHODS: dict[str, tuple[type[PeftConfig], Fields, Fields]] = {  # configuration
     "LoRA": (LoraConfig, {"r": 4, "lora_alpha": 7}, {"r": 2, "lora_alpha": 5}),
     "LoKr": (LoKrConfig, {"r": 4, "alpha": 7}, {"r": 2, "alpha": 5}),
     "VeRA": (VeraConfig, {"r": 16}, {"r": 16}),
-    "KAdaptation": (KadaptationConfig, {"n": 4, "r": 2}, {"n": 2, "r": 1}),
 }
 TARGETS = {
     "bert": ["query", "value"],

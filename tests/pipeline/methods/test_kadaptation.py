@@ -1,4 +1,4 @@
-"""KAdaptation is the sum of Kronecker products that it says, and behaves as PEFT's own methods do."""
+"""KAdaptation is the sum of Kronecker products that it says, with factors that all layers share."""
 
 import pytest
 import torch
