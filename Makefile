@@ -25,9 +25,10 @@ help:
 	@sed -n 's/^## //p' Makefile
 
 ## repro: fine-tune the default model on the default data: tokenize, factorize-init, train, evaluate
+repro: export LSR_SUMMARY := later
 repro: $(RUN)
 	python -m pipeline.params
-	LSR_SUMMARY=later dvc repro
+	dvc repro
 	@python -m pipeline.summary
 
 ## experiments: those of DVC beside the committed run: scores, examples that training and its start have read, trained
