@@ -83,7 +83,7 @@ def serve(count: int, rounds: int) -> list[Row]:
         **{form: partial(bank, adapter_names=names) for form, bank in banks.items()},
         PEER: partial(peer, adapter_names=names),
     }
-    sizes: dict[str, int] = {form: sum(bank.sizes.values()) for form, bank in banks.items()}
+    sizes: dict[str, int] = {form: bank.nbytes for form, bank in banks.items()}
     sizes[PEER] = _peer_bytes(peer, min(count, ROWS)) * count
     rows = []
     for length in LENGTHS:

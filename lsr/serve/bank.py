@@ -55,8 +55,7 @@ class AdapterBank(nn.Module):
         self._rows = Rows()
         self._places: dict[str, int] = {}
         self._ranks: dict[str, int] = {}  # by adapter: the largest number of directions in a layer
-        self._layers: dict[str, BankLayer] = {}
-        self._heads: dict[str, BankHead] = {}
+        self._stacked: dict[str, BankLayer | BankHead] = {}  # by the names of the modules that they wrap
 
     def __len__(self) -> int:
         return len(self._places)
@@ -67,20 +66,18 @@ class AdapterBank(nn.Module):
         return list(self._places)
 
     @property
-    def sizes(self) -> dict[str, int]:
-        """The bytes in addition to the base model, free rows included, by what they are for."""
-        layers = self._layers.values()
-        kinds: dict[str, list[nn.Module]] = {
-            "updates": [stack for layer in layers for stack in layer.stacks.values()],
-            "frames": [*{id(layer.frames): layer.frames for layer in layers if layer.frames is not None}.values()],
-            "heads": [stack for head in self._heads.values() for stack in head.stacks.values()],
-        }
-        return {kind: sum(tensor.nbytes for its in found for tensor in its.buffers()) for kind, found in kinds.items()}
+    def nbytes(self) -> int:
+        """The bytes in addition to the base model, with room for more adapters; frames count once."""
+        layers = [module for module in self._stacked.values() if isinstance(module, BankLayer)]
+        frames = {id(layer.frames): layer.frames for layer in layers if layer.frames is not None}
+        held = [*frames.values(), *(stack for module in self._stacked.values() for stack in module.stacks.values())]
+        return sum(tensor.nbytes for module in held for tensor in module.buffers())
 
     def outputs(self, name: str) -> int:
         """Return the number of outputs that the head of an adapter has, or that of "__base__"."""
         place = NOBODY if name == BASE else self.place(name)
-        return next((head.outputs(place) for head in self._heads.values() if head.labelled), self._labels)
+        heads = (module for module in self._stacked.values() if isinstance(module, BankHead) and module.labelled)
+        return next((head.outputs(place) for head in heads), self._labels)
 
     def labels(self, name: str) -> tuple[str, ...] | None:
         """Return the label names of an adapter: those of its note, or LABEL_0 and so on; None if it says a number."""
@@ -124,31 +121,31 @@ class AdapterBank(nn.Module):
         check_base(contents.base, self._base_fields)
         contents.check_layers(self._modules_of_base)
         whole = contents.whole(self._modules_of_base)
-        check_nesting({*self._layers, *contents.updates}, {*self._heads, *whole})
+        heads = {held for held, module in self._stacked.items() if isinstance(module, BankHead)}
+        check_nesting({*self._stacked, *contents.updates} - heads, heads | {*whole})
         states = contents.heads_on(self._modules_of_base)
         room = 1 + max(self._places.values(), default=NOBODY)
-        heads = {head: self._heads.get(head) or self._new_head(head, room) for head in states}
-        counts = {head: heads[head].labels_of(state) for head, state in states.items()}
-        check_note(note, next((counts[head] for head in states if heads[head].labelled), self._labels))
+        fresh = {
+            one: self._new(one, room, one in states) for one in (*contents.updates, *states) if one not in self._stacked
+        }
+        both = (self._stacked | fresh).items()
+        counts = [head.labels_of(states[one]) for one, head in both if one in states and isinstance(head, BankHead)]
+        check_note(note, next((count for count in counts if count), self._labels))
         # Nothing below can fail.
-        for layer in [layer for layer in contents.updates if layer not in self._layers]:
-            self._insert(layer, self._new_layer(layer, room))
-        for head in heads.keys() - self._heads.keys():
-            self._insert(head, heads[head])
-        free = {*range(1, room + 1)} - {*self._places.values()}
-        place = self._places.get(name) or min(free)
-        self._put(place, contents.updates, states)
+        for one, module in fresh.items():
+            self._insert(one, module)
+        place = self._places.get(name) or min({*range(1, room + 1)} - {*self._places.values()})
+        self._put(place, {**contents.updates, **states})
         self._base_fields |= {field: value for field, value in contents.base.items() if value is not None}
         self._places[name], self.notes[name], self._ranks[name] = place, note, self._rank(place)
 
-    def _put(self, place: int, updates: Mapping[str, Any], states: Mapping[str, Mapping[str, Tensor]]) -> None:
-        for name, layer in self._layers.items():
-            layer.put(place, updates.get(name))
-        for name, head in self._heads.items():
-            head.put(place, states.get(name))
+    def _put(self, place: int, values: Mapping[str, Any]) -> None:
+        for name, module in self._stacked.items():
+            module.put(place, values.get(name))
 
     def _rank(self, place: int) -> int:
-        return max(int((layer.stacks["directions"].slots[place] > 0).sum()) for layer in self._layers.values())
+        stacks = [module.stacks["directions"] for module in self._stacked.values() if isinstance(module, BankLayer)]
+        return max(int((stack.slots[place] > 0).sum()) for stack in stacks)
 
     def remove(self, name: str) -> None:
         """Remove an adapter; the next ones take its memory.
@@ -157,7 +154,7 @@ class AdapterBank(nn.Module):
             InputError: if the bank has no adapter of this name.
         """
         with self._rows.one_thread:
-            self._put(self.place(name), {}, {})
+            self._put(self.place(name), {})
             del self._places[name], self._ranks[name], self.notes[name]
 
     @contextmanager
@@ -168,7 +165,7 @@ class AdapterBank(nn.Module):
             places = [NOBODY if name == BASE else self.place(name) for name in names]
             rank = max((self._ranks.get(name, 0) for name in names), default=0)
             rows.rank = 1 << (rank - 1).bit_length() if rank else 0  # few values: a compiled model is made for each
-            device = next((layer.stacks["scaling"].slots.device for layer in self._layers.values()), None)
+            device = next((next(module.buffers()).device for module in self._stacked.values()), None)
             rows.places, rows.copies = torch.tensor(places, dtype=torch.int64, device=device), copies
             try:
                 yield
@@ -219,9 +216,9 @@ class AdapterBank(nn.Module):
         """
         with self._rows.one_thread:
             place = self.place(name)
-            order = [layer for layer in self._modules_of_base if layer in self._layers]
-            updates = {layer: self._layers[layer].update(place) for layer in order}
-            states = {head: its.state(place) for head, its in self._heads.items()}
+            held = {one: self._stacked[one] for one in self._modules_of_base if one in self._stacked}
+            updates = {one: layer.update(place) for one, layer in held.items() if isinstance(layer, BankLayer)}
+            states = {one: head.state(place) for one, head in held.items() if isinstance(head, BankHead)}
             contents = Contents(
                 source=name,
                 base=dict(self._base_fields),
@@ -244,13 +241,12 @@ class AdapterBank(nn.Module):
         frames, tensors = dict[str, list[Any]](), dict[str, Tensor]()
         with self._rows.one_thread:
             places = [NOBODY, *self._places.values()]
-            for kind, modules in ((file.LAYERS, self._layers), (file.HEADS, self._heads)):
-                for name, module in modules.items():
-                    tensors |= {f"{kind}/{name}/{key}": value for key, value in module.tensors(places).items()}
-            for name, layer in self._layers.items():
-                if layer.frames is not None:
-                    frames[name] = [owners.setdefault(id(layer.frames), name), layer.stacks["cores"].width]
-                    own = layer.frames.named_buffers()
+            for name, module in self._stacked.items():
+                kind = file.HEADS if isinstance(module, BankHead) else file.LAYERS
+                tensors |= {f"{kind}/{name}/{key}": value for key, value in module.tensors(places).items()}
+                if isinstance(module, BankLayer) and module.frames is not None:
+                    frames[name] = [owners.setdefault(id(module.frames), name), module.stacks["cores"].width]
+                    own = module.frames.named_buffers()
                     tensors |= {f"{file.FRAMES}/{frames[name][0]}/{side}": value for side, value in own}
             notes = {name: self.notes[name] for name in self._places}
             index = file.Index(dict(self._base_fields), self.precision, notes, frames)
@@ -267,18 +263,14 @@ class AdapterBank(nn.Module):
         try:
             bank, places = cls(base, precision=index.precision), len(index.notes) + 1
             frames = {name: Frames(**sides) for name, sides in modules.get(file.FRAMES, {}).items()}
-            for name, tensors in modules[file.LAYERS].items():
-                check_adaptable(bank._modules_of_base[name], name)
-                layer = bank._new_layer(name, places)
-                if name in index.frames:
+            heads = modules.get(file.HEADS, {})
+            for name, tensors in (modules[file.LAYERS] | heads).items():
+                module = bank._new(name, places, name in heads)
+                if isinstance(module, BankLayer) and name in index.frames:
                     owner, width = index.frames[name]
-                    layer.set_frames(frames[owner], width)
-                layer.restore(tensors, places)
-                bank._insert(name, layer)
-            for name, tensors in modules.get(file.HEADS, {}).items():
-                head = bank._new_head(name, places)
-                head.restore(tensors, places)
-                bank._insert(name, head)
+                    module.set_frames(frames[owner], width)
+                module.restore(tensors, places)
+                bank._insert(name, module)
         except KeyError as error:
             raise InputError(f"{folder}: {error.args[0]!r} is missing in the base model or in the file") from None
         except (ValueError, TypeError, AttributeError) as error:
@@ -288,14 +280,14 @@ class AdapterBank(nn.Module):
         bank._ranks = {name: bank._rank(place) for name, place in bank._places.items()}
         return bank
 
-    def _new_layer(self, name: str, places: int) -> BankLayer:
-        return BankLayer(self._modules_of_base[name], self._rows, places, self.precision)
-
-    def _new_head(self, name: str, places: int) -> BankHead:
-        return BankHead(self._modules_of_base[name], self._labels, self._rows, places, self.precision)
+    def _new(self, name: str, places: int, is_head: bool) -> BankLayer | BankHead:
+        base = self._modules_of_base[name]
+        if is_head:
+            return BankHead(base, self._labels, self._rows, places, self.precision)
+        check_adaptable(base, name)
+        return BankLayer(base, self._rows, places, self.precision)
 
     def _insert(self, name: str, module: BankLayer | BankHead) -> None:
-        held: dict[str, Any] = self._layers if isinstance(module, BankLayer) else self._heads
-        held[name] = module.eval()
+        self._stacked[name] = module.eval()
         parent_name, _, child = name.rpartition(".")
         setattr(self.model.get_submodule(parent_name), child, module)

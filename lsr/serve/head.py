@@ -39,12 +39,12 @@ class BankHead(Stacked):
             stack.slots = stack.slots.repeat(places, 1)
 
     def labels_of(self, state: Mapping[str, Tensor]) -> int:
-        """Return the number of labels of a state.
+        """Return the number of labels of a state; 0 if its tensors do not tell.
 
         Raises:
             ValueError: if it differs from the base model's in anything but that; names the tensor.
         """
-        count = next((len(state[name]) for name in self.labelled if state[name].dim()), self.labels)
+        count = next((len(state[name]) for name in self.labelled if state[name].dim()), 0)
         for name, like in self.like.items():
             needed = (count, *like.shape[1:]) if name in self.labelled else like.shape
             if state[name].shape != needed:
@@ -56,7 +56,7 @@ class BankHead(Stacked):
         if state is None:
             self.fill(place, {})
             return
-        count = self.labels_of(state)
+        count = self.labels_of(state) or self.labels
         self.is_ragged |= count != self.labels
         rows = {name: _as_rows(value) for name, value in state.items()}
         self.fill(place, {**rows, OUTPUTS: torch.tensor([[count]])})

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lsr.loading.files import InputError
 from lsr.serve.answer import losses_of_rows
+from lsr.serve.head import BankHead
 from lsr.serve.stack import Stack
 
 if TYPE_CHECKING:
@@ -58,9 +59,8 @@ class SideBySide:
         if bank.precision != "float32":
             raise InputError(f"a bank in {bank.precision} cannot be trained; needed: precision='float32'")
         self._trained = [
-            self._begin(stack, its)
-            for its, modules in ((rate, bank._layers), (head_rate, bank._heads))
-            for module in modules.values()
+            self._begin(stack, head_rate if isinstance(module, BankHead) else rate)
+            for module in bank._stacked.values()
             for stack in module.stacks.values()
             if not stack.is_exact
         ]

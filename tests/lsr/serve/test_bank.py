@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from lsr import AdapterBank
 from lsr.loading.files import InputError
+from lsr.serve.layer import BankLayer
 from tests.capabilities.models import tiny, tokens
 from tests.lsr.serve.families import CORED, FORMS, FRAMES, save, save_lora, says, with_labels
 
@@ -66,7 +67,8 @@ def test_each_row_is_what_its_adapter_alone_says(form, folders):
     assert (alone["a"] - alone["b"]).abs().max() > 1e-3
     bank = filled(folder, model, dtype)
     assert_close(asked(bank, NAMES), expected, rtol=1e-5, atol=1e-6)  # files hold float32
-    assert [name for name, layer in bank._layers.items() if layer.frames] == (form in CORED) * list(bank._layers)
+    layers = [module for module in bank._stacked.values() if isinstance(module, BankLayer)]
+    assert {layer.frames is not None for layer in layers} == {form in CORED}
 
 
 def test_heads_of_any_size_numbers_and_loras_beside_lsr(tmp_path):
@@ -112,15 +114,15 @@ def test_heads_of_any_size_numbers_and_loras_beside_lsr(tmp_path):
 def test_an_adapter_takes_the_memory_of_its_own_directions(tmp_path):
     bank = AdapterBank(tiny("bert"))
     bank.add("large", save_lora(tmp_path / "large", r=8))
-    before = len(bank._layers["bert.encoder.layer.0.attention.self.query"].stacks["directions"].values)
+    before = len(bank._stacked["bert.encoder.layer.0.attention.self.query"].stacks["directions"].values)
     for number in range(8):
         bank.add(str(number), save_lora(tmp_path / str(number), r=1))
-    rows = len(bank._layers["bert.encoder.layer.0.attention.self.query"].stacks["directions"].values)
+    rows = len(bank._stacked["bert.encoder.layer.0.attention.self.query"].stacks["directions"].values)
     assert (before, rows) == (9, 18)  # one of zeros, doubled: not 8 more for each
     for number in range(8):
         bank.remove(str(number))
     bank.add("again", tmp_path / "large")
-    assert len(bank._layers["bert.encoder.layer.0.attention.self.query"].stacks["directions"].values) == 18
+    assert len(bank._stacked["bert.encoder.layer.0.attention.self.query"].stacks["directions"].values) == 18
     assert torch.equal(asked(bank, ["again", "again"]), asked(bank, ["large", "large"]))
 
 
@@ -156,6 +158,21 @@ def test_threads_have_their_own_rows(bank):
         assert all(pool.map(lambda name: torch.equal(asked(bank, [name] * 4), expected[name]), "ab" * 50))
 
 
+def test_while_one_thread_replaces_an_adapter_the_others_say_what_one_of_the_two_says(bank, folders):
+    expected = {name: asked(bank, [name] * 4) for name in "abc"}
+
+    def act(turn):
+        if turn % 5 == 0:
+            bank.add("b", folders("cores") / "bc"[turn // 5 % 2], replace=True)
+            return True
+        said = asked(bank, ["a", "b", "a", "b"])
+        of_b = [torch.equal(said[1::2], expected[name][1::2]) for name in "bc"]
+        return torch.equal(said[::2], expected["a"][::2]) and any(of_b)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(act, range(60)))
+
+
 # Adding, replacing, removing
 
 
@@ -166,10 +183,10 @@ def test_it_grows_and_who_comes_takes_the_place_of_who_left_and_nothing_of_it(fo
     for name in "bc":
         bank.add(name, folders("cores") / name)
     assert torch.equal(asked(bank, ["a", "__base__"]), before)
-    sizes, part = bank.sizes, save(tmp_path / "part", target_modules=["query"], **FRAMES)
+    size, part = bank.nbytes, save(tmp_path / "part", target_modules=["query"], **FRAMES)
     bank.remove("b")
     bank.add("part", part)
-    assert (bank.sizes, bank.names) == (sizes, ["a", "c", "part"])
+    assert (bank.nbytes, bank.names) == (size, ["a", "c", "part"])
     assert_close(asked(bank, ["part", "part"]), says("bert", part, 2, torch.float32))
 
 
@@ -230,7 +247,7 @@ def test_side_by_side_each_takes_the_steps_that_it_takes_alone(tmp_path):
     bank = AdapterBank(tiny("bert").double())
     for name in sizes:
         bank.add(name, tmp_path / name)
-    for stack in (stack for one in (*bank._layers.values(), *bank._heads.values()) for stack in one.stacks.values()):
+    for stack in (stack for one in bank._stacked.values() for stack in one.stacks.values()):
         stack.values = stack.values.double() if stack.values.is_floating_point() else stack.values
     names, labels = ["a", "b", "d", "a", "c", "d"], torch.tensor([0, 0.3, 2, 1, 1, 0]).double()
     before = {name: value.clone() for name, value in bank.model.named_parameters()}

@@ -13,6 +13,7 @@ from lsr.__main__ import main
 from lsr.algebra.rounding import PRECISIONS
 from lsr.loading.files import InputError
 from lsr.serve import file
+from lsr.serve.layer import BankLayer
 from tests.capabilities.models import tiny, tokens
 from tests.lsr.serve.families import FORMS, save, save_lora, says
 
@@ -71,8 +72,8 @@ def test_shared_frames_are_in_the_file_once_and_stay_shared(saved):
     assert cores == 4 * [(1 + 2, 4)]  # a row of zeros, and one of each adapter
     assert tensors["heads/classifier/weight/values"].shape == (1 + 3 * 3, 24)  # the base model's, too
     again = AdapterBank.load(tiny("bert"), root / "bank")
-    assert len({id(layer.frames) for layer in again._layers.values()}) == 2
-    assert again.sizes["heads"] < bank.sizes["heads"]  # which has room for more
+    assert len({id(module.frames) for module in again._stacked.values() if isinstance(module, BankLayer)}) == 2
+    assert again.nbytes < bank.nbytes  # which has room for more
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -92,7 +93,7 @@ def test_a_bank_in_few_bits_says_what_rounded_folders_say(precision, tmp_path):
     again = AdapterBank.load(tiny("bert-wide"), tmp_path / "bank")
     assert torch.equal(asked(again, names), asked(bank, names))
     if precision not in ("float32", "bfloat16"):
-        assert again.sizes["updates"] < whole.sizes["updates"] / 2
+        assert again.nbytes < whole.nbytes / 2
 
 
 # Mistakes
@@ -195,7 +196,7 @@ def test_adapters_become_one_file(words, here, capsys):
         assert f"{kind}: {held:,} bytes, {held / 2:,.0f} an adapter" in kinds
     bank = AdapterBank.load(tiny("bert"), here / "bank")
     assert bank.notes == {"anna": None, "ben": {"labels": ["no", "maybe", "yes"]}}
-    assert all(layer.frames is not None for layer in bank._layers.values())
+    assert all(module.frames is not None for module in bank._stacked.values() if isinstance(module, BankLayer))
     found = asked(bank, ["ben", "anna"])
     for row, name in enumerate(("ben", "anna")):
         expected = says("bert", here / "users" / name, 2, torch.float32)[row]
