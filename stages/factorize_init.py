@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
 
 from lsr.init import INITIALIZATIONS
+from lsr.tuner.options import OWN
 from lsr.tuner.start import groups_of
 from lsr.tuner.start_report import StartReport, report_start
 from pipeline import params, stage
@@ -42,8 +43,10 @@ def factorize_init(
     model = adapters.add_adapter(base, section, view.base_model, view.seed, gradients)
     started = adapters.start(model, section, gradients)
     captured = INITIALIZATIONS[section.scheme].reads
-    reports = {}
-    for one in console.track(started, "factorize-init", len(groups_of(model, "default")), "starts"):
+    reports, groups = {}, groups_of(model, "default")
+    if section.frames == OWN:
+        console.line(f"factorize-init: {section.init}, {sum(map(len, groups.values()))} layers, {len(groups)} starts")
+    for one in console.track(started, "factorize-init", len(groups), "starts"):
         try:
             reports[one.name] = report_start(one, gradients, view.seed, read=captured)
         except ValueError as error:  # a weight that is not finite, unless the initialization has rejected it

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from lsr.algebra import frames, spectrum
 from lsr.algebra.frames import (
     captured_energies,
     core_between,
@@ -86,15 +87,34 @@ def test_no_frames_at_random_hold_more_nor_those_of_the_stacked_matrices(problem
     assert held <= sum(float(torch.linalg.svdvals(matrix)[:rank].square().sum()) for matrix in normed) + 1e-9
 
 
-@pytest.mark.parametrize("frames", [leading_frames, paired_frames])
-def test_zero_matrices_do_not_count_unless_all_are_and_others_are_finite(frames):
+@given(problems(least=2))
+def test_gram_matrices_give_the_hosvd_of_many_matrices(problem):
+    stack = torch.stack([matrix / matrix.norm() for matrix in problem[0]])
+    for side, along in zip(frames._leading_of_grams(stack, problem[1]), (stack, stack.mT), strict=True):
+        assert_close(torch.from_numpy(side.T @ side), torch.eye(problem[1], dtype=torch.float64))
+        unfolded = torch.cat(list(along), dim=1)
+        expected = torch.linalg.svdvals(unfolded)[: problem[1]].square().sum()
+        assert_close((torch.from_numpy(side.T.copy()) @ unfolded).square().sum(), expected)
+
+
+def test_many_matrices_have_the_same_frames_from_gram_matrices(monkeypatch):
+    left, right = normal(20, 4), normal(4, 24, seed=1)
+    matrices = [left @ normal(4, 4, seed=i) @ right + 0.05 * normal(20, 24, seed=50 + i) for i in range(4)]
+    expected = leading_frames(matrices, 4)
+    monkeypatch.setattr(spectrum, "LARGE", matrices[0].numel())
+    assert_close(leading_frames(matrices, 4), expected, atol=1e-4, rtol=0)
+    assert energy(matrices, *leading_frames(matrices, 4)) == pytest.approx(energy(matrices, *expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("of", [leading_frames, paired_frames])
+def test_zero_matrices_do_not_count_unless_all_are_and_others_are_finite(of):
     for other in (lambda value: torch.full((6, 8), value), lambda value: (torch.full((6, 3), value), normal(3, 8))):
         for count in (1, 2):
             matrices = [normal(6, 8, seed=seed) for seed in range(count)]
-            assert_close(frames([other(0.0), *matrices], 2), frames(matrices, 2), atol=0, rtol=0)
+            assert_close(of([other(0.0), *matrices], 2), of(matrices, 2), atol=0, rtol=0)
         for broken in ([other(0.0)] * 2, [normal(6, 8), other(float("nan"))]):
             with pytest.raises(ValueError, match=r"^cannot take frames from matrices of norm (0\.0|nan)$"):
-                frames(broken, 2)
+                of(broken, 2)
 
 
 # Cores
