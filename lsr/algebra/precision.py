@@ -1,4 +1,4 @@
-"""The effect of rounding on an update: its condition number, and what storing its factors in a dtype loses."""
+"""The effect of rounding on an update: its condition number, and how much of it may be lost."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,7 @@ from torch import Tensor
 from lsr.algebra.separable import kron_sum
 from lsr.algebra.spectrum import norm_of_pair
 
-# Unit roundoffs: times the condition number, the relative error of the product of factors stored in a dtype.
-ROUNDOFF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
-TOLERATED_LOSS = 0.05  # relative error of the update from which on a dtype causes a warning
+TOLERATED_LOSS = 0.05  # relative error of the update from which on an export in a dtype is refused
 
 
 def dtype_name(dtype: torch.dtype) -> str:

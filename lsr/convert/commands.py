@@ -12,7 +12,6 @@ from pathlib import Path
 from peft import PeftModel
 from torch import Tensor
 
-from lsr.algebra.precision import ROUNDOFF, dtype_name
 from lsr.convert.export import DTYPES, Rounding, export_lora, export_merged
 from lsr.convert.from_lora import from_lora
 from lsr.convert.inspect import AdapterReport, LayerReport, inspect_adapter, shared_prefix
@@ -132,11 +131,6 @@ def run_inspect(options: argparse.Namespace) -> None:
     print("κ: norm of the terms over norm of their sum; rounding errors grow by as much")
     if report.base_problem is not None:
         print(f"without its base model, ‖W‖ is unknown: {report.base_problem}")
-    for dtype in map(dtype_name, ROUNDOFF):
-        unfit = {name: layer.losses[dtype] for name, layer in report.layers.items() if dtype in layer.unfit_dtypes}
-        if unfit:
-            worst = max(unfit, key=lambda name: unfit[name])
-            print(f"{dtype} would lose {unfit[worst]:.0%} of the update in {worst}: its terms cancel; keep float32")
 
 
 def _row(name: str, layer: LayerReport) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lsr.algebra.precision import ROUNDOFF, TOLERATED_LOSS, dtype_name, update_condition_number
+from lsr.algebra.precision import update_condition_number
 from lsr.algebra.separable import condition_number, kron_sum
 from lsr.algebra.spectrum import norm_of_pair, singular_values_of_pair
 from lsr.loading.adapters import ADAPTER, load_adapter, load_layers
@@ -35,12 +35,6 @@ class LayerReport:
     singular_values: tuple[float, ...]  # of ΔW, all that can differ from zero
     lora_rank: int  # of the LoRA with the same update
     lora_parameters: int
-    losses: dict[str, float]  # dtype -> relative error of the update if its factors were stored in it
-
-    @property
-    def unfit_dtypes(self) -> list[str]:
-        """The dtypes that would lose more of the update than is tolerated."""
-        return [name for name, loss in self.losses.items() if loss > TOLERATED_LOSS]
 
 
 @dataclass(frozen=True)
@@ -84,7 +78,7 @@ def inspect_layer(layer: LsrLinear, *, has_base: bool = True, adapter_name: str 
     right, left = (side.detach() for side in adapter.as_lora())
     values = adapter.scaling * singular_values_of_pair(left, right)
     norm = float(values.norm())
-    conditions = condition_a, condition_b, condition_update = _condition_numbers(adapter, norm)
+    condition_a, condition_b, condition_update = _condition_numbers(adapter, norm)
     weight = float(layer.pretrained_weight().double().norm()) if has_base else None
     return LayerReport(
         out_features=layer.out_features,
@@ -105,7 +99,6 @@ def inspect_layer(layer: LsrLinear, *, has_base: bool = True, adapter_name: str 
         singular_values=tuple(values.tolist()),
         lora_rank=len(right),
         lora_parameters=len(right) * (layer.in_features + layer.out_features),
-        losses={dtype_name(dtype): roundoff * max(conditions) for dtype, roundoff in ROUNDOFF.items()},
     )
 
 

@@ -8,7 +8,6 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from lsr import export_lora
-from lsr.algebra.precision import ROUNDOFF, TOLERATED_LOSS
 from lsr.convert.inspect import inspect_adapter, inspect_layer
 from lsr.tuner.linear import adapted_layers
 from tests.lsr.saved import CASES, FOLDED, entries, save
@@ -62,17 +61,13 @@ def test_without_its_base_it_says_the_same_but_for_the_norm_of_the_weight(known)
     assert found.other_parameters == with_base.other_parameters
 
 
-def test_terms_that_cancel_are_warned_of(tmp_path):
+def test_terms_that_cancel_have_large_condition_numbers(tmp_path):
     model = save("bert", tmp_path)
     layer = next(iter(adapted_layers(model).values()))
-    calm = inspect_layer(layer)
-    assert calm.unfit_dtypes == []
+    assert inspect_layer(layer).condition_a < 10
     first, second = (factor.data for factor in layer.adapter("default").factors()[0])
     first[1], second[1] = -first[0] * (1 + 1e-4), second[0]
     for factor in (first, second):
         factor[:2] *= 40
     found = inspect_layer(layer)
     assert found.condition_update > found.condition_a > 100
-    assert "bfloat16" in found.unfit_dtypes
-    assert "float32" not in found.unfit_dtypes
-    assert found.losses["bfloat16"] == ROUNDOFF[torch.bfloat16] * found.condition_update > TOLERATED_LOSS
