@@ -99,14 +99,6 @@ def test_a_pair_is_fitted_as_its_product_is(count):
     assert difference(product(pair.a, pair.b), product(dense.a, dense.b)) < 1e-5
 
 
-def test_a_pair_is_never_multiplied_out():
-    width = 100_000  # squared: 80 GB
-    pair = normal(width, 4), normal(4, width, seed=1)
-    with pytest.warns(UserWarning, match="converge"):
-        found = fit_product(pair, (400, 250), (2, 2), (250, 400), 2, sweeps=1)
-    assert 0 < found.error < 1
-
-
 @pytest.mark.parametrize("large", [1, spectrum.LARGE])
 def test_the_same_matrix_gives_the_same_bytes_and_leaves_all_else_alone(monkeypatch, large):
     counts = []

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from lsr.init.gradients import examples_gradients, weight_gradients
 from lsr.init.head import fitted_head
-from tests.capabilities.models import tiny, tokens
+from tests.capabilities.models import tokens
 from tests.lsr.init.models import LAYERS, Titles, batches, examples, in_use, made, state, wrapped
 
 each_model = pytest.mark.parametrize("name", LAYERS)
@@ -43,23 +43,6 @@ def test_gradients_are_those_through_the_fitted_head_in_a_peft_wrapper_too(name)
         assert not torch.allclose(found[LAYERS[name]], fresh[LAYERS[name]])
         outer, its_layers, wrappers = wrapped(name)
         assert_close(examples_gradients(outer, its_layers, listed, wrappers, steps=20, seed=4), expected)
-
-
-# Memory
-
-
-def test_no_more_than_one_gradient_of_a_weight_is_alive():
-    model, name = tiny("bert").double(), LAYERS["bert"]
-    layers = {key: model.get_submodule(key) for key in (name, name.replace(".1.", ".0."))}
-    alive = []
-
-    def count(_):
-        alive.append(sum(layer.weight.grad is not None for layer in layers.values()))
-
-    for layer in layers.values():  # before the hooks that free them
-        layer.weight.register_post_accumulate_grad_hook(count)
-    weight_gradients(model, layers, batches(2, 4))
-    assert alive == [1] * 4
 
 
 # What a measurement leaves alone

@@ -16,13 +16,6 @@ def class_pairs(draw, most=5):
     return tuple(draw(arrays.arrays(np.int64, rows, elements=st.integers(0, highest))) for _ in range(2))
 
 
-@st.composite
-def number_pairs(draw):
-    """Predictions and labels with ties: multiples of one fifth, as in a similarity task."""
-    rows = draw(ROWS)
-    return tuple(draw(arrays.arrays(np.int64, rows, elements=st.integers(-10, 25))) / 5 for _ in range(2))
-
-
 def two_classes(rows, accuracy=0.8, seed=0):
     random = np.random.default_rng(seed)
     labels = random.integers(0, 2, rows)

@@ -1,7 +1,6 @@
 """Decoders and others are padded and classified correctly, adapted where it is usual, or refused in one line."""
 
 import io
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -155,17 +154,6 @@ def test_an_architecture_that_no_table_knows_lists_its_linear_layers(named):
     assert line.startswith("params.yaml: model: ")
     assert "of the architecture mpnet are usually adapted; name them by target_modules of a row" in line
     assert line.endswith("its linear layers: q, k, v, o, dense")
-
-
-def test_a_tokenizer_that_cannot_pad_is_refused(tmp_path):
-    folder = architectures.save(tmp_path / "model", "gpt2")
-    row = ModelRow.named(str(folder), "params.yaml: model")
-    path = folder / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": None}))
-    assert refusal(pretrained.load_tokenizer, row) == (
-        f"params.yaml: model: {folder}: the tokenizer has no padding token, and no end of text to use instead; add "
-        "pad_token to its tokenizer_config.json"
-    )
 
 
 # Names

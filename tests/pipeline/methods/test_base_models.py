@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import sys
 
 import pytest
@@ -63,26 +62,6 @@ def test_the_seed_decides_the_head_and_nothing_else(package):
     same = [{name for name in loaded[0] if torch.equal(loaded[0][name], other[name])} for other in loaded[1:]]
     assert same[0] == set(loaded[0])
     assert set(loaded[0]) - same[1] == {"classifier.dense.weight", "classifier.out_proj.weight"}
-
-
-def test_a_model_in_parts_of_packages_is_unpacked_and_loads_as_from_one(package, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    shutil.make_archive(str(tmp_path / "whole"), "zip", tmp_path / "carrying")
-    content = (tmp_path / "whole.zip").read_bytes()
-    (tmp_path / "carrying/zip.1").write_bytes(content[:1000])
-    (tmp_path / "carrying/zip.2").write_bytes(content[1000:])
-    parts = {"parts": ["carrying/zip.1", "carrying/zip.2"], "sha256": hashlib.sha256(content).hexdigest()}
-    in_parts = row(**package.source.model_dump() | {"archive": parts, "folder": "model"})
-    loaded = []
-    for model_row in (package, in_parts):
-        torch.manual_seed(0)
-        loaded.append(base_models.load_base_model(model_row, PAIRS).state_dict())
-    assert all(torch.equal(value, loaded[1][name]) for name, value in loaded[0].items())
-    folder = tmp_path / "cache/lsr-adapt/carrying-1.0"
-    (folder / "model/model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError) as error:
-        base_models.load_base_model(in_parts, PAIRS)
-    assert error.value.args[0].endswith(f"not the row's; delete {folder} to unpack it again")
 
 
 def changed(model_row, **source):
