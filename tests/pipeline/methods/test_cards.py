@@ -35,7 +35,7 @@ def card(folder):
 def test_the_adapter_says_how_it_was_trained_and_its_validation_score():
     text, trained = card(artifacts.ADAPTER).text, report(artifacts.TRAIN_METRICS)
     assert f"accuracy {trained['best_score']:.4g} on the validation split" in text
-    assert f"{trained['adapter_trained']:,} of the adapter were trained" in text
+    assert f"{report(artifacts.EVALUATE_METRICS)['adapter_trained']:,} of the adapter were trained" in text
     assert "dvc exp run -S data=glue -S model=tiny -S adapter=lsr -S seed=0" in text
     assert '"rank_shape": [2, 2]' in text
 
