@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lsr.algebra.frames import bases_of, captured_energies, leading_frames
 from lsr.algebra.shapes import Form
+from lsr.convert.composed import Part, composed
 from lsr.convert.writing import check_output, write_adapter, writing
 from lsr.init.initialization import Start
 from lsr.loading.base_models import by
@@ -18,7 +19,6 @@ from lsr.loading.files import PREFIX, InputError, read_config
 from lsr.loading.lora import updates_in
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.factors import LsrFactors, entries
-from lsr.tuner.resolved import Resolved
 from lsr.tuner.saved import CONFIG
 from lsr.tuner.sharing import kind_of
 
@@ -62,15 +62,17 @@ def pool_frames(
     largest = max(len(right) for pairs in updates.values() for _, right in pairs.values())
     chosen = largest if rank is None else rank
     groups = _groups(shapes, chosen, share)
-    tensors: dict[str, Tensor] = {}
+    parts: dict[str, Part] = {}
+    rounded: dict[str, Tensor] = {}
     reports: dict[str, PooledFrames] = {}
     for name, layers in groups.items():
         frames, reports[name] = _pooled(name, layers, updates, shapes[layers[0]], chosen, dtype)
-        tensors |= {f"{PREFIX}{layers[0]}.lsr_adapters.{key}": value for key, value in frames.items()}
-    zero = torch.zeros(chosen, chosen)
-    tensors |= {f"{PREFIX}{layer}.lsr_adapters.core": zero for layers in groups.values() for layer in layers}
+        part = Part(*frames.matrices(*frames.factors()), LsrConfig.alpha, torch.zeros(chosen, chosen))
+        parts |= dict.fromkeys(layers, part)
+        rounded |= {f"{PREFIX}{layers[0]}.lsr_adapters.{key}": value for key, value in frames.state_dict().items()}
+    config, tensors = composed(_base(fields), parts, frames_dtype=dtype)
     with writing(output) as new:
-        write_adapter(new, _fields(fields, shapes, chosen, share, dtype), tensors)
+        write_adapter(new, config.to_dict(), tensors | rounded)
     return reports
 
 
@@ -106,7 +108,7 @@ def _pooled(
     shape: tuple[int, int],
     rank: int,
     dtype: str,
-) -> tuple[dict[str, Tensor], PooledFrames]:
+) -> tuple[LsrFactors, PooledFrames]:
     try:
         left, right = leading_frames([pairs[layer] for pairs in updates.values() for layer in layers], rank)
     except ValueError as error:
@@ -117,34 +119,14 @@ def _pooled(
     energy = {
         folder: fmean(captured_energies([pairs[layer] for layer in layers], *kept)) for folder, pairs in updates.items()
     }
-    state = frames.state_dict()
-    return state, PooledFrames(len(layers), rank, sum(map(entries, state.values())), energy)
+    return frames, PooledFrames(len(layers), rank, sum(map(entries, frames.state_dict().values())), energy)
 
 
-def _fields(
-    given: Sequence[Mapping[str, Any]],
-    shapes: Mapping[str, tuple[int, int]],
-    rank: int,
-    share: str,
-    dtype: str,
-) -> dict[str, Any]:
+def _base(given: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     bases = {str(fields.get("base_model_name_or_path")) for fields in given}
     if len(bases) > 1:
         raise InputError(f"{CONFIG}: the adapters are of different base models: {', '.join(sorted(bases))}")
-    first = given[0]
-    config = LsrConfig(
-        rank_shape=(rank,),
-        share=share,
-        train="core",
-        frames_dtype=dtype,
-        base_model_name_or_path=first.get("base_model_name_or_path"),
-        revision=first.get("revision"),
-        target_modules=sorted(shapes),
-        inference_mode=True,
-    )
-    forms = {name: _form(shape, rank) for name, shape in shapes.items()}
-    config.remember(Resolved.of(forms, {}))
-    return config.to_dict()
+    return {name: given[0].get(name) for name in ("base_model_name_or_path", "revision")}
 
 
 def _form(shape: tuple[int, int], rank: int) -> Form:
