@@ -17,6 +17,7 @@ from lsr.convert.writing import check_output, write_adapter, writing
 from lsr.loading.adapters import METHOD
 from lsr.loading.contents import Contents, Update
 from lsr.loading.files import PREFIX, TASK, InputError
+from lsr.tuner.card import UNNAMED, Card
 from lsr.tuner.config import DIAGONAL, LsrConfig
 from lsr.tuner.forms import form_of
 from lsr.tuner.patterns import exactly
@@ -108,6 +109,9 @@ def write_contents(adapter: Contents, folder: Path, method: str = METHOD, *, for
         write_adapter(
             new, config.to_dict(), factors | {f"{PREFIX}{key}": value for key, value in adapter.heads.items()}
         )
+        labels = adapter.task.get("labels") if isinstance(adapter.task, dict) else None
+        base = config.base_model_name_or_path or UNNAMED
+        Card(METHOD, base, config.revision, config.task_type, labels or ()).write(new)
         if adapter.task is not None:
             (new / TASK).write_text(json.dumps(adapter.task, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -80,8 +80,9 @@ class SideBySide:
     def __exit__(self, *_: object) -> None:
         for one in self._trained:
             one.stack.values.requires_grad_(False).grad = None
-        for name, values in self._kept.items():
-            self._restore(self.bank.place(name), values)
+        for name, kept in self._kept.items():
+            for one, values in zip(self._trained, kept, strict=True):
+                one.stack.values[one.stack.own(self.bank.place(name))] = values
         self.bank._rows.one_thread.release()
 
     def step(self, batch: Mapping[str, Any], names: Sequence[str], share: float = 1.0) -> dict[str, float]:
@@ -146,8 +147,3 @@ class SideBySide:
                 for one in self._trained:
                     one.owners[one.owners == place] = 0
         return list(self.going)
-
-    @torch.no_grad()
-    def _restore(self, place: int, values: Sequence[Tensor]) -> None:
-        for one, its in zip(self._trained, values, strict=True):
-            one.stack.values[one.stack.own(place)] = its

@@ -104,6 +104,8 @@ class Stack(nn.Module):
             raise ValueError(f"the slots of {places} places are {tuple(slots.shape)} of {slots.dtype}")
         if not (slots.numel() and slots.min() >= 0 and slots.max() < len(values)):
             raise ValueError(f"the slots name rows beyond the {len(values)} that there are")
+        if values[ZERO].any() or scales[ZERO].any():
+            raise ValueError("its first row must be zeros: it stands for no adapter")
         self.values, self.scales, self.slots = values, scales, slots.int()
 
 

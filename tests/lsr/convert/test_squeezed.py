@@ -76,6 +76,7 @@ def test_a_squeezed_adapter_keeps_its_head_and_exports_as_any_other(to, tmp_path
     before, after = read_contents(folder), read_contents(tmp_path / "small")
     assert all(torch.equal(value, after.heads[name]) for name, value in before.heads.items())
     assert after.task == before.task
+    assert "base_model: tiny" in (tmp_path / "small/README.md").read_text()
     assert after.base["base_model_name_or_path"] == "tiny"
 
 
