@@ -45,10 +45,9 @@ def protocol(comparison: Comparison) -> str:
         "interval (Student's t). The validation split selects learning rate and epoch. Leads over "
         f"{comparison.baseline} are paired by seed; errors are standard errors, 95 % intervals and p-values are from a "
         f"bootstrap over seeds and test examples, and for averages over tasks ({comparison.resamples:,} resamples). "
-        "▲ better, ▼ worse: p < 0.05 after Holm's correction for the number of methods. = equivalent: two one-sided "
-        f"tests at 5 % find the lead within {comparison.margin:g} points. No sign: undecided. Bytes are those of the "
-        f"smallest precision that costs at most {PERCENT * LOSS:g} points on the validation split, where a file has "
-        "been rounded."
+        "Better, worse: p < 0.05 after Holm's correction for the number of methods. Equivalent: two one-sided tests at "
+        f"5 % find the lead within {comparison.margin:g} points. Bytes are those of the smallest precision that costs "
+        f"at most {PERCENT * LOSS:g} points on the validation split, where a file has been rounded."
     )
 
 
