@@ -1,6 +1,6 @@
 """Logits of a model over a tokenized split."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from datasets import Dataset
@@ -17,7 +17,6 @@ def logits(
     collate: DataCollatorWithPadding,
     batch_size: int,
     advance: Callable[[int], None],
-    names: Sequence[str] | None = None,  # of each example's adapter in a bank
 ) -> Tensor:  # (examples, labels), float32, on the CPU, in the order of the split
     """Return the model's output for each example; examples of similar length are batched to minimize padding.
 
@@ -30,9 +29,7 @@ def logits(
     inputs = tokens.select_columns([name for name in tokens.column_names if name in ("input_ids", "token_type_ids")])
     found = []
     for indices in order.split(batch_size):
-        rows = indices.tolist()
-        batch = {name: value.to(where) for name, value in collate(inputs[rows]).items()}
-        chosen = {} if names is None else {"adapter_names": [names[row] for row in rows]}
-        found.append(model(**batch, **chosen).logits.float().cpu())
+        batch = {name: value.to(where) for name, value in collate(inputs[indices.tolist()]).items()}
+        found.append(model(**batch).logits.float().cpu())
         advance(len(indices))
     return torch.cat(found)[order.argsort()]

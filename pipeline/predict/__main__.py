@@ -10,11 +10,8 @@ from pathlib import Path
 from pipeline.core import artifacts, console
 from pipeline.core.command_line import Parser, whole_number
 from pipeline.core.errors import UserError, exit_on_error
-from pipeline.data.sources import check_columns
 from pipeline.methods import adapter_task
 from pipeline.predict import output, texts
-from pipeline.predict.output import Columns
-from pipeline.predict.texts import Given
 
 PROGRAM = "python -m pipeline.predict"
 
@@ -32,8 +29,6 @@ def parser() -> Parser:
     add("texts", nargs="*", metavar="TEXT", help="without any, or with -, read standard input, one text per line")
     add("--adapter", type=Path, default=artifacts.ADAPTER, metavar="FOLDER", help="the adapter (%(default)s)")
     add("--base", metavar="FOLDER_OR_HUB_ID", help="the base model, if not the one that the adapter names")
-    add("--bank", type=Path, metavar="FOLDER", help="a bank from `python -m lsr bank`")
-    add("--adapter-column", metavar="NAME", help="the column of --file with the adapter for each row")
     add("--file", type=Path, help="read the texts from csv, tsv, jsonl or parquet, by extension")
     add("--column", nargs="+", metavar="NAME", help="text columns of --file (those of training, or the only one)")
     add("--skip-empty", action="store_true", help="skip rows without text and list them, instead of failing")
@@ -54,8 +49,6 @@ def check(options: argparse.Namespace) -> None:
         raise UserError("--file: texts are taken from the file or from the arguments, got both")
     if options.file is None and options.column is not None:
         raise UserError("--column: names columns of --file, and there is none")
-    if (options.bank is None) != (options.adapter_column is None) or (options.bank and not options.file):
-        raise UserError("--bank, --adapter-column and --file go together: the column names the adapter of each row")
     out = options.out
     if out is not None and out.suffix not in output.FORMATS:
         raise UserError(f"--out: {out}: the extension must be one of {', '.join(output.FORMATS)}")
@@ -70,36 +63,20 @@ def predict(options: argparse.Namespace) -> None:
         UserError: for the first error; nothing is written then.
     """
     check(options)
-    given, columns = _of_one(options) if options.bank is None else _of_bank(options)
-    table = output.with_columns(given.table, columns)
-    if options.out is None:
-        output.show(table, str(options.bank or options.adapter), as_json=options.json)
-    else:
-        output.write(table, options.out)
-        console.errors.print(f"{options.out}: {len(table)} row{'s' * (len(table) != 1)}", soft_wrap=True)
-
-
-def _of_one(options: argparse.Namespace) -> tuple[Given, Columns]:
     task = adapter_task.read(options.adapter)
     if options.file is None:
         given = texts.read_words(options.texts, task)
     else:
-        given = texts.choose(texts.read_file(options.file), options, task)
+        given = texts.read_columns(options.file, options.column, task)
     given = texts.checked(given, skip_empty=options.skip_empty)
     from pipeline.predict import answering
 
-    return given, answering.of_one(options, given, task)
-
-
-def _of_bank(options: argparse.Namespace) -> tuple[Given, Columns]:
-    table = texts.read_file(options.file)
-    check_columns(table.columns, [options.adapter_column], f"--file: {options.file}")
-    from pipeline.predict import answering
-
-    tasks = answering.tasks_of(options, table[options.adapter_column])
-    given = texts.choose(table, options, next(iter(tasks.values())))
-    given = texts.checked(given, skip_empty=options.skip_empty)
-    return given, answering.of_bank(options, given, tasks)
+    table = output.with_columns(given.table, answering.answers(options, given, task))
+    if options.out is None:
+        output.show(table, str(options.adapter), as_json=options.json)
+    else:
+        output.write(table, options.out)
+        console.errors.print(f"{options.out}: {len(table)} row{'s' * (len(table) != 1)}", soft_wrap=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,6 +1,5 @@
 """The texts of the command: arguments, lines of standard input, or columns of a file."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,29 +59,20 @@ def read_words(words: Sequence[str], task: Task) -> Given:
     return Given(pd.DataFrame(rows, columns=list(names), dtype=object), names)
 
 
-def read_file(path: Path) -> pd.DataFrame:
-    """Return all rows and columns of a file, as the Python values that it holds.
+def read_columns(path: Path, column: Sequence[str] | None, task: Task) -> Given:
+    """Return the rows of a file with the columns that hold texts: those of --column or of training, or the only one.
 
     Raises:
-        UserError: if the file cannot be read or has no rows.
+        UserError: if the file cannot be read or has no rows, or there are no such columns.
     """
     table = sources.whole_file(path, "--file")
     if table.empty:
         raise UserError(f"--file: {path}: empty; needed: at least one row")
-    return table
-
-
-def choose(table: pd.DataFrame, options: argparse.Namespace, task: Task) -> Given:
-    """Return the rows of a file with the columns that hold texts: those of --column or of training, or the only one.
-
-    Raises:
-        UserError: if there are no such columns.
-    """
     names, width = list(table.columns), len(task.columns)
-    chosen = options.column or (names if len(names) == width == 1 else task.columns)
+    chosen = column or (names if len(names) == width == 1 else task.columns)
     if len(chosen) != width:
         raise UserError(f"--column: the adapter reads {width} column{'s' * (width > 1)}, got {' '.join(chosen)}")
-    sources.check_columns(names, chosen, f"--file: {options.file}, --column")
+    sources.check_columns(names, chosen, f"--file: {path}, --column")
     return Given(table, chosen)
 
 

@@ -16,7 +16,7 @@ from pipeline.core import artifacts
 from pipeline.core.errors import UserError
 from pipeline.methods import adapters, base_models
 from pipeline.params.changed import changed
-from pipeline.predict.opening import open_adapter
+from pipeline.predict.answering import open_adapter
 from stages import evaluate, factorize_init, train
 from tests import workspace
 from tests.stages.running import TOKENIZE, added, base_model, logits, report, run

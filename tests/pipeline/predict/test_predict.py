@@ -3,17 +3,14 @@
 import csv
 import io
 import json
-import shutil
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from lsr.__main__ import main as lsr_main
 from pipeline.core import artifacts
 from pipeline.methods.adapter_task import Task
 from pipeline.predict import __main__ as predict
@@ -214,50 +211,3 @@ def test_a_mistake_is_one_line(one, capsys, words, message):
     Path("numbers.jsonl").write_text('{"sentence1": 3}\n')
     Path("folder.csv").mkdir()
     assert mistake(capsys, *words).startswith(message)
-
-
-# Many adapters
-
-
-@pytest.fixture
-def users(one):
-    """A folder `users` with two adapters, of which `ben`'s head says the opposite, and a file with a row for each."""
-    for name in ("anna", "ben"):
-        shutil.copytree(artifacts.ADAPTER, Path("users") / name)
-    path = Path("users/ben/adapter_model.safetensors")
-    tensors = load_file(path)
-    save_file({name: -value if ".out_proj." in name else value for name, value in tensors.items()}, path)
-    edit(Path("users/ben/task.json"), labels=["no", "yes"])
-    Path("in.csv").write_text(f"user,sentence1\nben,{SENTENCE}\nanna,{SENTENCE}\nben,an owl\n")
-
-
-def of_users(capsys, call=ok):
-    assert lsr_main(["bank", "--from", "users", "-o", "bank", "--force"]) == 0
-    capsys.readouterr()
-    return call(capsys, "--bank", "bank", "--adapter-column", "user", "--file", "in.csv")
-
-
-def test_each_row_of_a_file_goes_through_its_adapter(users, capsys):
-    expected = []
-    for name, text in (("ben", SENTENCE), ("anna", SENTENCE), ("ben", "an owl")):
-        (alone,) = table(ok(capsys, text, "--adapter", f"users/{name}"))
-        share = float(alone[f"p({alone['label']})"])
-        expected.append({"user": name, "sentence1": text, "label": alone["label"], "probability": share})
-    found = [row | {"probability": float(row["probability"])} for row in table(of_users(capsys))]
-    assert [list(row.items())[:3] for row in found] == [list(row.items())[:3] for row in expected]
-    assert [row["probability"] for row in found] == pytest.approx([row["probability"] for row in expected], abs=1e-5)
-    assert {found[0]["label"], found[1]["label"]} in ({"no", "equivalent"}, {"yes", "not_equivalent"})
-
-
-def test_a_mistake_with_a_bank_is_one_line(users, capsys):
-    def line():
-        return of_users(capsys, call=mistake)
-
-    for words in (("a",), ("--file", "in.csv"), ("--adapter-column", "user", "a")):
-        assert "--bank, --adapter-column and --file go together" in mistake(capsys, "--bank", "bank", *words)
-    edit(Path("users/ben/task.json"), max_length=7)
-    assert "the adapters differ in max_length, or some read single texts" in line()
-    Path("users/ben/task.json").unlink()
-    assert line() == "bank: adapter ben: no task.json, which names the columns and labels"
-    Path("in.csv").write_text("user,sentence1\nanna,a cat\nbne,a cat\n")
-    assert line() == "--file: in.csv: row 2: no adapter 'bne' in bank, which holds 2; did you mean ben?"
