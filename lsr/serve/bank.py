@@ -14,7 +14,7 @@ from lsr.convert.composed import write_contents
 from lsr.loading.contents import Contents, Frames, read_contents
 from lsr.loading.files import InputError
 from lsr.serve import file
-from lsr.serve.answer import Answer, mean_of_means
+from lsr.serve.answer import Answer, labels_in
 from lsr.serve.checks import check_base, check_nesting, check_note
 from lsr.serve.head import BankHead
 from lsr.serve.layer import BankLayer
@@ -55,7 +55,8 @@ class AdapterBank(nn.Module):
         self._rows = Rows()
         self._places: dict[str, int] = {}
         self._ranks: dict[str, int] = {}  # by adapter: the largest number of directions in a layer
-        self._stacked: dict[str, BankLayer | BankHead] = {}  # by the names of the modules that they wrap
+        self._layers: dict[str, BankLayer] = {}  # by the names of the modules that they wrap
+        self._heads: dict[str, BankHead] = {}
 
     def __len__(self) -> int:
         return len(self._places)
@@ -66,35 +67,14 @@ class AdapterBank(nn.Module):
         return list(self._places)
 
     @property
+    def _stacked(self) -> dict[str, BankLayer | BankHead]:
+        return {**self._layers, **self._heads}
+
+    @property
     def nbytes(self) -> int:
         """The bytes in addition to the base model, with room for more adapters; frames count once."""
-        layers = [module for module in self._stacked.values() if isinstance(module, BankLayer)]
-        frames = {id(layer.frames): layer.frames for layer in layers if layer.frames is not None}
-        held = [*frames.values(), *(stack for module in self._stacked.values() for stack in module.stacks.values())]
-        return sum(tensor.nbytes for module in held for tensor in module.buffers())
-
-    def outputs(self, name: str) -> int:
-        """Return the number of outputs that the head of an adapter has, or that of "__base__"."""
-        place = NOBODY if name == BASE else self.place(name)
-        heads = (module for module in self._stacked.values() if isinstance(module, BankHead) and module.labelled)
-        return next((head.outputs(place) for head in heads), self._labels)
-
-    def labels(self, name: str) -> tuple[str, ...] | None:
-        """Return the label names of an adapter: those of its note, or LABEL_0 and so on; None if it says a number."""
-        note, count = self.notes.get(name), self.outputs(name)
-        named = note.get("labels") if isinstance(note, dict) else None
-        return None if count == 1 else tuple(named or (f"LABEL_{at}" for at in range(count)))
-
-    def place(self, name: str) -> int:
-        """Return the place of an adapter in the stacks.
-
-        Raises:
-            InputError: if the bank has no adapter of this name.
-        """
-        if name not in self._places:
-            near = "".join(f"; did you mean {one}?" for one in get_close_matches(name, self._places, 1))
-            raise InputError(f"adapter_names: no adapter is named {name!r}, of {len(self)} in the bank{near}")
-        return self._places[name]
+        modules = {child for one in self._stacked.values() for child in one.children() if child is not one.base}
+        return sum(tensor.nbytes for module in modules for tensor in module.buffers())
 
     def add(self, name: str, adapter: str | Path | Contents, *, note: Any = None, replace: bool = False) -> None:
         """Load an adapter from its folder; with `replace` it replaces any adapter of the same name.
@@ -109,43 +89,39 @@ class AdapterBank(nn.Module):
         if not name or name == BASE:
             raise InputError(f"an adapter's name must not be empty or {BASE!r}, got {name!r}")
         contents = adapter if isinstance(adapter, Contents) else read_contents(adapter)
+        note = contents.task if note is None else note
         with self._rows.one_thread:
             if name in self._places and not replace:
                 raise InputError(f"{name}: an adapter of this name is in the bank; pass replace=True to replace it")
+            places = 1 + max(self._places.values(), default=NOBODY)
             try:
-                self._take(name, contents, contents.task if note is None else note)
+                states = self._check(contents)
+                layers = {one: self._new_layer(one, places) for one in contents.updates if one not in self._layers}
+                heads = {one: self._new_head(one, places) for one in states if one not in self._heads}
+                counts = [(self._heads | heads)[one].labels_of(state) for one, state in states.items()]
+                check_note(note, next(filter(None, counts), self._labels))
             except (TypeError, ValueError) as error:
                 raise InputError(f"{contents.source}: {first_line(error)}") from None
+            self._insert(layers, heads)
+            place = self._places.get(name) or min({*range(1, places + 1)} - {*self._places.values()})
+            self._put(place, {**contents.updates, **states})
+            self._base_fields |= {field: value for field, value in contents.base.items() if value is not None}
+            self._places[name], self.notes[name], self._ranks[name] = place, note, self._rank(place)
 
-    def _take(self, name: str, contents: Contents, note: Any) -> None:
+    def _check(self, contents: Contents) -> dict[str, dict[str, Tensor]]:
+        """Return the tensors of an adapter's heads, if it fits the base model and the bank."""
         check_base(contents.base, self._base_fields)
         contents.check_layers(self._modules_of_base)
         whole = contents.whole(self._modules_of_base)
-        heads = {held for held, module in self._stacked.items() if isinstance(module, BankHead)}
-        check_nesting({*self._stacked, *contents.updates} - heads, heads | {*whole})
-        states = contents.heads_on(self._modules_of_base)
-        room = 1 + max(self._places.values(), default=NOBODY)
-        fresh = {
-            one: self._new(one, room, one in states) for one in (*contents.updates, *states) if one not in self._stacked
-        }
-        both = (self._stacked | fresh).items()
-        counts = [head.labels_of(states[one]) for one, head in both if one in states and isinstance(head, BankHead)]
-        check_note(note, next((count for count in counts if count), self._labels))
-        # Nothing below can fail.
-        for one, module in fresh.items():
-            self._insert(one, module)
-        place = self._places.get(name) or min({*range(1, room + 1)} - {*self._places.values()})
-        self._put(place, {**contents.updates, **states})
-        self._base_fields |= {field: value for field, value in contents.base.items() if value is not None}
-        self._places[name], self.notes[name], self._ranks[name] = place, note, self._rank(place)
+        check_nesting({*self._layers, *contents.updates}, {*self._heads, *whole})
+        return contents.heads_on(self._modules_of_base)
 
     def _put(self, place: int, values: Mapping[str, Any]) -> None:
         for name, module in self._stacked.items():
             module.put(place, values.get(name))
 
     def _rank(self, place: int) -> int:
-        stacks = [module.stacks["directions"] for module in self._stacked.values() if isinstance(module, BankLayer)]
-        return max(int((stack.slots[place] > 0).sum()) for stack in stacks)
+        return max(len(layer.stacks["directions"].own(place)) for layer in self._layers.values())
 
     def remove(self, name: str) -> None:
         """Remove an adapter; the next ones take its memory.
@@ -157,28 +133,38 @@ class AdapterBank(nn.Module):
             self._put(self.place(name), {})
             del self._places[name], self._ranks[name], self.notes[name]
 
+    def place(self, name: str) -> int:
+        """Return the place of an adapter, or of "__base__", in the stacks.
+
+        Raises:
+            InputError: if the bank has no adapter of this name.
+        """
+        if name == BASE:
+            return NOBODY
+        if name not in self._places:
+            near = "".join(f"; did you mean {one}?" for one in get_close_matches(name, self._places, 1))
+            raise InputError(f"adapter_names: no adapter is named {name!r}, of {len(self)} in the bank{near}")
+        return self._places[name]
+
     @contextmanager
     def _passing(self, names: Sequence[str], copies: int = 1) -> Iterator[None]:
         # Rows i * copies to (i + 1) * copies of a batch go through adapter names[i]; other threads wait.
         rows = self._rows
         with rows.one_thread:
-            places = [NOBODY if name == BASE else self.place(name) for name in names]
+            places = [self.place(name) for name in names]
             rank = max((self._ranks.get(name, 0) for name in names), default=0)
             rows.rank = 1 << (rank - 1).bit_length() if rank else 0  # few values: a compiled model is made for each
-            device = next((next(module.buffers()).device for module in self._stacked.values()), None)
+            device = next((next(layer.buffers()).device for layer in self._layers.values()), None)
             rows.places, rows.copies = torch.tensor(places, dtype=torch.int64, device=device), copies
             try:
                 yield
             finally:
                 rows.places, rows.copies = None, 1
 
-    def forward(
-        self, *args: Any, adapter_names: Sequence[str] | None = None, labels: Tensor | None = None, **kwargs: Any
-    ) -> Any:
+    def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
         """Call the model, each row with the adapter it names; "__base__" stands for none.
 
-        The logits have as many columns as the largest head; `answers` gives each row its own. With `labels` the loss is
-        the mean over adapters of the mean over their rows, as `lsr.serve.answer` says.
+        The logits have as many columns as the largest head; `answers` gives each row its own.
 
         Raises:
             InputError: if there are no names, or one is unknown; ValueError if there is not one for each row.
@@ -186,24 +172,32 @@ class AdapterBank(nn.Module):
         if adapter_names is None:
             raise InputError(f"adapter_names: name the adapter of each row of the batch, or {BASE!r} for none")
         with self._passing(adapter_names):
-            output = self.model(*args, **kwargs)
-            if labels is not None:
-                counts = {name: self.outputs(name) for name in adapter_names}
-                output["loss"] = mean_of_means(output.logits, labels, adapter_names, counts)
-        return output
-
-    def answers(self, logits: Tensor, adapter_names: Sequence[str]) -> list[Answer]:
-        """Return for each row of the logits its adapter, the names of its labels, and the logits of these alone."""
-        with self._rows.one_thread:
-            heads = {name: (self.labels(name), self.outputs(name)) for name in {*adapter_names}}
-        rows = zip(adapter_names, logits, strict=True)
-        return [Answer(name, heads[name][0], row[: heads[name][1]]) for name, row in rows]
+            return self.model(*args, **kwargs)
 
     def generate(self, *args: Any, adapter_names: Sequence[str], **kwargs: Any) -> Any:
         """Call the model's `generate`, each prompt with the adapter it names."""
         model: Any = self.model
         with self._passing(adapter_names, copies_of_a_row(kwargs)):
             return model.generate(*args, **kwargs)
+
+    def answers(self, logits: Tensor, adapter_names: Sequence[str]) -> list[Answer]:
+        """Return for each row of the logits its adapter, the names of its labels, and the logits of these alone.
+
+        The names are those in the adapter's note, or LABEL_0 and so on; None if it says a number.
+        """
+        heads = dict[str, tuple[tuple[str, ...] | None, int]]()
+        with self._rows.one_thread:
+            for name in {*adapter_names}:
+                count = self.outputs(name)
+                labels = labels_in(self.notes.get(name)) or [f"LABEL_{at}" for at in range(count)]
+                heads[name] = None if count == 1 else tuple(labels), count
+        rows = zip(adapter_names, logits, strict=True)
+        return [Answer(name, heads[name][0], row[: heads[name][1]]) for name, row in rows]
+
+    def outputs(self, name: str) -> int:
+        """Return the number of outputs that the head of an adapter has, or that of "__base__"."""
+        labelled = (head for head in self._heads.values() if head.labelled)
+        return next((head.outputs(self.place(name)) for head in labelled), self._labels)
 
     def side_by_side(self, names: Iterable[str] | None = None, **options: Any) -> SideBySide:
         """Return a training of these adapters, or of all, with the options and errors of `SideBySide`."""
@@ -216,9 +210,8 @@ class AdapterBank(nn.Module):
         """
         with self._rows.one_thread:
             place = self.place(name)
-            held = {one: self._stacked[one] for one in self._modules_of_base if one in self._stacked}
-            updates = {one: layer.update(place) for one, layer in held.items() if isinstance(layer, BankLayer)}
-            states = {one: head.state(place) for one, head in held.items() if isinstance(head, BankHead)}
+            updates = {one: self._layers[one].update(place) for one in self._modules_of_base if one in self._layers}
+            states = {one: head.state(place) for one, head in self._heads.items()}
             contents = Contents(
                 source=name,
                 base=dict(self._base_fields),
@@ -238,18 +231,20 @@ class AdapterBank(nn.Module):
         if not self._places:
             raise InputError(f"{folder}: the bank is empty: add an adapter first")
         owners: dict[int, str] = {}  # the first layer of each set of frames
-        frames, tensors = dict[str, list[Any]](), dict[str, Tensor]()
+        frames, tensors = dict[str, tuple[str, int]](), dict[str, Tensor]()
         with self._rows.one_thread:
             places = [NOBODY, *self._places.values()]
-            for name, module in self._stacked.items():
-                kind = file.HEADS if isinstance(module, BankHead) else file.LAYERS
-                tensors |= {f"{kind}/{name}/{key}": value for key, value in module.tensors(places).items()}
-                if isinstance(module, BankLayer) and module.frames is not None:
-                    frames[name] = [owners.setdefault(id(module.frames), name), module.stacks["cores"].width]
-                    own = module.frames.named_buffers()
-                    tensors |= {f"{file.FRAMES}/{frames[name][0]}/{side}": value for side, value in own}
+            for kind, modules in ((file.LAYERS, self._layers), (file.HEADS, self._heads)):
+                for name, module in modules.items():
+                    parts = module.tensors(places).items()
+                    tensors |= {f"{kind}/{name}/{key}": value for key, value in parts}
+            for name, layer in self._layers.items():
+                if layer.frames is not None:
+                    owner = owners.setdefault(id(layer.frames), name)
+                    frames[name] = owner, layer.stacks["cores"].width
+                    tensors |= {f"{file.FRAMES}/{owner}/{side}": value for side, value in layer.frames.named_buffers()}
             notes = {name: self.notes[name] for name in self._places}
-            index = file.Index(dict(self._base_fields), self.precision, notes, frames)
+            index = file.Index(dict(self._base_fields), self._labels, self.precision, notes, frames)
         file.write(Path(folder), index, tensors, force=force)
 
     @classmethod
@@ -259,18 +254,20 @@ class AdapterBank(nn.Module):
         Raises:
             InputError: if there is no bank, its file is broken, or it does not fit the base model.
         """
-        index, modules = file.read(Path(folder))
+        index, kinds = file.read(Path(folder))
         try:
             bank, places = cls(base, precision=index.precision), len(index.notes) + 1
-            frames = {name: Frames(**sides) for name, sides in modules.get(file.FRAMES, {}).items()}
-            heads = modules.get(file.HEADS, {})
-            for name, tensors in (modules[file.LAYERS] | heads).items():
-                module = bank._new(name, places, name in heads)
-                if isinstance(module, BankLayer) and name in index.frames:
-                    owner, width = index.frames[name]
-                    module.set_frames(frames[owner], width)
-                module.restore(tensors, places)
-                bank._insert(name, module)
+            if index.labels != bank._labels:
+                raise InputError(f"made for a base model with {index.labels} labels, this one has {bank._labels}")
+            layers = {name: bank._new_layer(name, places) for name in kinds[file.LAYERS]}
+            heads = {name: bank._new_head(name, places) for name in kinds.get(file.HEADS, {})}
+            frames = {name: Frames(**sides) for name, sides in kinds.get(file.FRAMES, {}).items()}
+            for name, (owner, width) in index.frames.items():
+                layers[name].set_frames(frames[owner], width)
+            for kind, modules in ((file.LAYERS, layers), (file.HEADS, heads)):
+                for name, module in modules.items():
+                    module.restore(kinds[kind][name])
+            bank._insert(layers, heads)
         except KeyError as error:
             raise InputError(f"{folder}: {error.args[0]!r} is missing in the base model or in the file") from None
         except (ValueError, TypeError, AttributeError) as error:
@@ -280,14 +277,16 @@ class AdapterBank(nn.Module):
         bank._ranks = {name: bank._rank(place) for name, place in bank._places.items()}
         return bank
 
-    def _new(self, name: str, places: int, is_head: bool) -> BankLayer | BankHead:
-        base = self._modules_of_base[name]
-        if is_head:
-            return BankHead(base, self._labels, self._rows, places, self.precision)
-        check_adaptable(base, name)
-        return BankLayer(base, self._rows, places, self.precision)
+    def _new_layer(self, name: str, places: int) -> BankLayer:
+        check_adaptable(self._modules_of_base[name], name)
+        return BankLayer(self._modules_of_base[name], self._rows, places, self.precision)
 
-    def _insert(self, name: str, module: BankLayer | BankHead) -> None:
-        self._stacked[name] = module.eval()
-        parent_name, _, child = name.rpartition(".")
-        setattr(self.model.get_submodule(parent_name), child, module)
+    def _new_head(self, name: str, places: int) -> BankHead:
+        return BankHead(self._modules_of_base[name], self._labels, self._rows, places, self.precision)
+
+    def _insert(self, layers: Mapping[str, BankLayer], heads: Mapping[str, BankHead]) -> None:
+        self._layers |= layers
+        self._heads |= heads
+        for name, module in {**layers, **heads}.items():
+            parent, _, child = name.rpartition(".")
+            setattr(self.model.get_submodule(parent), child, module.eval())

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Set
 from typing import Any
 
+from lsr.serve.answer import labels_in
+
 
 def check_base(fields: Mapping[str, Any], held: Mapping[str, Any]) -> None:
     """Check that an adapter's base model is that of a bank, as far as both name it.
@@ -37,7 +39,7 @@ def check_note(note: Any, outputs: int) -> None:
     Raises:
         ValueError: if it does not.
     """
-    labels = note.get("labels") if isinstance(note, dict) else None
+    labels = labels_in(note)
     if labels is not None and (not isinstance(labels, list) or len(labels) != outputs):
         named = f"{len(labels)} labels" if isinstance(labels, list) else "no list of labels"
         raise ValueError(f"its task names {named}, but its head has {outputs} outputs")

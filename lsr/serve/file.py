@@ -15,7 +15,7 @@ from lsr.loading.files import InputError
 from lsr.tuner.saved import first_line, read_weights
 
 FILE = "bank.safetensors"
-HEADER, VERSION = "lsr_bank", 3
+HEADER, VERSION = "lsr_bank", 4
 LAYERS, HEADS, FRAMES = "layers", "heads", "frames"  # kinds of modules
 
 
@@ -24,9 +24,10 @@ class Index:
     """The header. Adapter i of `notes` is at place i + 1; the first place is for rows with no adapter."""
 
     base: dict[str, Any]  # the base model according to the adapters' configurations
+    labels: int  # of the base model
     precision: str
     notes: dict[str, Any]  # by adapter, any JSON value
-    frames: dict[str, list[Any]]  # by layer: the layer under whose name its frames are, and the entries of a core
+    frames: dict[str, tuple[str, int]]  # by layer: the layer under whose name its frames are, and the entries of a core
 
 
 def write(folder: Path, index: Index, tensors: Mapping[str, Tensor], *, force: bool) -> None:

@@ -41,16 +41,14 @@ class BankLayer(Stacked):
         core, scaling = update.core, torch.tensor([[update.scaling]])
         if core is not None and self.frames is None:
             self.set_frames(update.frames, core.numel())
-        if core is not None and self._fits(update.frames, core):
-            core = core.diag() if core.numel() < self.stacks["cores"].width else core
+        if core is not None and core.numel() == self.stacks["cores"].width and self._holds(update.frames):
             self.fill(place, {"cores": core.reshape(1, -1), "scaling": scaling})
         else:
             frames = update.plain().frames
             self.fill(place, {"directions": torch.cat([frames.a, frames.b.T], dim=1), "scaling": scaling})
 
-    def _fits(self, frames: Frames, core: Tensor) -> bool:
-        held = self.frames
-        return held is not None and core.numel() in (len(held.a), self.stacks["cores"].width) and held.equals(frames)
+    def _holds(self, frames: Frames) -> bool:
+        return self.frames is not None and self.frames.equals(frames)
 
     def set_frames(self, frames: Frames, width: int) -> None:
         """Set the frames, and make room for cores of so many entries between them.

@@ -11,8 +11,6 @@ from lsr.loading.base_models import load_base
 from lsr.loading.files import PREFIX, InputError, read_config, read_tensors
 from lsr.serve import file
 from lsr.serve.bank import AdapterBank
-from lsr.serve.head import OUTPUTS
-from lsr.serve.stack import NOBODY
 from lsr.tuner.saved import CONFIG
 
 
@@ -23,12 +21,9 @@ def open_bank(folder: Path, base: str | None = None) -> AdapterBank:
         InputError: if the folder holds none, or the base model is missing or does not fit.
     """
     index, modules = file.read(folder)
-    own = {}  # of the head that rows without an adapter have: as many rows as labels
-    for head, tensors in modules.get(file.HEADS, {}).items():
-        for key, slots in tensors.items():
-            name, _, part = key.rpartition("/")
-            if part == "slots" and name != OUTPUTS:
-                own[f"{PREFIX}{head}.{name}"] = torch.empty(int((slots[NOBODY] > 0).sum()), 1)
+    # The base model may lack a head: its tensors are named, with as many rows as labels.
+    names = {f"{head}.{key.rpartition('/')[0]}" for head, its in modules.get(file.HEADS, {}).items() for key in its}
+    own = {f"{PREFIX}{name}": torch.empty(index.labels, 1) for name in names}
     return AdapterBank.load(load_base(index.base, own, base), folder)
 
 

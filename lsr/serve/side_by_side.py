@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lsr.loading.files import InputError
-from lsr.serve.answer import losses_of_rows
-from lsr.serve.head import BankHead
 from lsr.serve.stack import Stack
 
 if TYPE_CHECKING:
@@ -59,8 +58,9 @@ class SideBySide:
         if bank.precision != "float32":
             raise InputError(f"a bank in {bank.precision} cannot be trained; needed: precision='float32'")
         self._trained = [
-            self._begin(stack, head_rate if isinstance(module, BankHead) else rate)
-            for module in bank._stacked.values()
+            self._begin(stack, of_kind)
+            for modules, of_kind in ((bank._layers, rate), (bank._heads, head_rate))
+            for module in modules.values()
             for stack in module.stacks.values()
             if not stack.is_exact
         ]
@@ -94,12 +94,18 @@ class SideBySide:
             ValueError: if there are no labels, or not one name per row.
         """
         labels: Tensor = batch["labels"]
-        outputs = self.bank(**{key: value for key, value in batch.items() if key != "labels"}, adapter_names=names)
-        losses = losses_of_rows(outputs.logits, labels, [self.bank.outputs(name) for name in names])
-        rows = {name: [row for row, other in enumerate(names) if other == name] for name in dict.fromkeys(names)}
-        means = {name: losses[its].mean() for name, its in rows.items()}
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        logits: Tensor = self.bank(**inputs, adapter_names=names).logits
+        if logits.dim() != 2 or labels.shape != logits.shape[:1]:
+            raise ValueError(f"one label per row is needed, got {tuple(labels.shape)}, logits {tuple(logits.shape)}")
+        means = dict[str, Tensor]()
+        for name in dict.fromkeys(names):
+            rows = [row for row, other in enumerate(names) if other == name]
+            own, wanted = logits[rows, : self.bank.outputs(name)], labels[rows]
+            is_number = own.shape[1] == 1
+            means[name] = F.mse_loss(own[:, 0], wanted.to(own)) if is_number else F.cross_entropy(own, wanted.long())
         torch.stack(list(means.values())).sum().backward()  # no adapter's gradient depends on how many there are
-        self._update([self.going[name] for name in rows if name in self.going], share)
+        self._update([self.going[name] for name in means if name in self.going], share)
         return {name: float(mean.detach()) for name, mean in means.items()}
 
     @torch.no_grad()

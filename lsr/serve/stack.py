@@ -24,8 +24,7 @@ class Stack(nn.Module):
         scales  (rows, groups): of codes; each part of a row is cut into groups of about 64 entries, none across parts
         slots   (places, most): the rows of each place, ZERO after its last
 
-    A place without rows of its own has those of NOBODY. Parts of fewer than 64 entries are in bfloat16 beside codes, as
-    in `lsr.algebra.rounding`.
+    Parts of fewer than 64 entries are in bfloat16 beside codes, as in `lsr.algebra.rounding`.
     """
 
     values: Tensor
@@ -58,18 +57,17 @@ class Stack(nn.Module):
         return from_codes(codes, scales, self.bits).unflatten(0, slots.shape)
 
     def own(self, place: int) -> list[int]:
-        """Return the rows that a place does not borrow from NOBODY."""
-        borrowed = {ZERO} if place == NOBODY else {ZERO, *self.slots[NOBODY].tolist()}
-        return [row for row in self.slots[place].tolist() if row not in borrowed]
+        """Return which rows are those of a place."""
+        return [row for row in self.slots[place].tolist() if row != ZERO]
 
     @torch.no_grad()
     def put(self, place: int, rows: Tensor | None) -> None:  # (count, width)
-        """Give a place these rows instead of its own; None: those of NOBODY."""
+        """Give a place these rows, or none, instead of its own."""
         if place < len(self.slots):
             self._free = self.own(place) + self._free  # in front: as many rows as before stay where they are
         count = 0 if rows is None else len(rows)
         self.slots = _grown(self.slots, place + 1, count)
-        self.slots[place] = self.slots[NOBODY] if rows is None else ZERO
+        self.slots[place] = ZERO
         if rows is None:
             return
         if (missing := count - len(self._free)) > 0:
@@ -90,22 +88,20 @@ class Stack(nn.Module):
         used, slots = torch.unique(torch.cat([torch.full_like(slots[:1], ZERO), slots]), return_inverse=True)
         return {"values": self.values[used], "scales": self.scales[used], "slots": slots[1:]}
 
-    def restore(self, tensors: Mapping[str, Tensor], places: int) -> None:
-        """Take the tensors of so many places.
+    def restore(self, values: Tensor, scales: Tensor, slots: Tensor) -> None:
+        """Take what `tensors` returned for as many places as there are.
 
         Raises:
-            ValueError: if one is missing or does not fit.
+            ValueError: if it does not fit, or its first row is not zeros.
         """
-        values, scales, slots = (tensors.get(name, torch.empty(0, 0)) for name in ("values", "scales", "slots"))
-        for own, given in ((self.values, values), (self.scales, scales)):
-            if given.dtype is not own.dtype or given.shape != (len(values), own.shape[1]):
-                raise ValueError(f"{tuple(given.shape)} of {given.dtype} is not {own.shape[1]} columns of {own.dtype}")
-        if slots.dtype is not torch.int64 or slots.dim() != 2 or len(slots) != places:
-            raise ValueError(f"the slots of {places} places are {tuple(slots.shape)} of {slots.dtype}")
-        if not (slots.numel() and slots.min() >= 0 and slots.max() < len(values)):
-            raise ValueError(f"the slots name rows beyond the {len(values)} that there are")
-        if values[ZERO].any() or scales[ZERO].any():
-            raise ValueError("its first row must be zeros: it stands for no adapter")
+        pairs = ((self.values, values), (self.scales, scales))
+        if not (
+            all(given.dtype is own.dtype and given.shape == (len(values), own.shape[1]) for own, given in pairs)
+            and (slots.dtype, slots.dim(), len(slots)) == (torch.int64, 2, len(self.slots))
+            and (slots.numel() and slots.min() >= ZERO and slots.max() < len(values))
+            and not (values[ZERO].any() or scales[ZERO].any())
+        ):
+            raise ValueError("values, scales and slots do not fit together, the bank's adapters or the base model")
         self.values, self.scales, self.slots = values, scales, slots.int()
 
 
@@ -147,49 +143,40 @@ class Rows:
 
 
 class Stacked(nn.Module):
-    """A module of the base model with stacks by name, which all of a bank's modules fill at the same places."""
+    """A module of the base model, and what adapters have for it: rows in stacks by name, at one place for each."""
 
     def __init__(self, base: nn.Module, rows: Rows) -> None:
         super().__init__()
-        self.base, self._rows = base, (rows,)  # a tuple, because all modules share what is in it
+        self.base, self.rows = base, rows
         self.stacks: dict[str, Stack] = {}
-
-    @property
-    def rows(self) -> Rows:
-        """The places of the current batch."""
-        return self._rows[0]
 
     def add_stack(self, name: str, stack: Stack) -> None:
         """Add a stack, on the device of the base module."""
         self.stacks[name] = stack.to(next(iter(self.base.state_dict().values())).device)
         self.add_module(f"stack_{len(self.stacks)}", stack)  # a tensor's name may have dots
 
-    def fill(self, place: int, values: Mapping[str, Tensor]) -> None:
-        """Give a place these rows by stack; in the others it has those of NOBODY."""
+    def fill(self, place: int, rows: Mapping[str, Tensor]) -> None:
+        """Give a place these rows by stack, and none in the others."""
         for name, stack in self.stacks.items():
-            stack.put(place, values.get(name))
+            stack.put(place, rows.get(name))
 
     def own(self, place: int) -> dict[str, Tensor]:  # (count, width) each
-        """Return a copy of what a place has of its own, by stack."""
+        """Return a copy of the rows of a place, by stack that has any."""
         where = torch.tensor([place], device=next(iter(self.buffers())).device)
         counts = {name: len(stack.own(place)) for name, stack in self.stacks.items()}
         found = {name: self.stacks[name].take(where, count)[0] for name, count in counts.items() if count}
         return {name: rows.detach().clone() for name, rows in found.items()}
 
     def tensors(self, places: Sequence[int]) -> dict[str, Tensor]:
-        """Return the tensors of all stacks for these places, by stack and name."""
+        """Return the tensors of all stacks for these places, by stack and part."""
         parts = {name: stack.tensors(places) for name, stack in self.stacks.items()}
         return {f"{name}/{part}": value for name, its in parts.items() for part, value in its.items()}
 
-    def restore(self, tensors: Mapping[str, Tensor], places: int) -> None:
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Take what `tensors` returned.
 
         Raises:
-            ValueError: if something is missing or does not fit; names the stack.
+            ValueError: if it does not fit; KeyError if something is missing.
         """
         for name, stack in self.stacks.items():
-            own = {part: tensors[key] for part in ("values", "scales", "slots") if (key := f"{name}/{part}") in tensors}
-            try:
-                stack.restore(own, places)
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
+            stack.restore(*(tensors[f"{name}/{part}"] for part in ("values", "scales", "slots")))
