@@ -1,7 +1,6 @@
 """A whole training step: forward, loss, backward and AdamW, with the shapes of two real models."""
 
 from collections.abc import Callable, Iterator, Mapping
-from itertools import repeat
 from statistics import median
 from typing import NamedTuple
 
@@ -104,29 +103,21 @@ def peak_memory(case: Case, method: str) -> int | None:
     return None if before is None or after is None else after - before
 
 
-def drawn(examples: int, length: int) -> Iterator[Mapping[str, Tensor]]:
-    """Return batches with the same tokens, drawn once."""
+def drawn(examples: int, length: int) -> Mapping[str, Tensor]:
+    """Return a batch of random tokens."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, 30000, (examples, length), generator=generator)
-    return repeat({"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, 0] % 2})
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, 0] % 2}
 
 
-def step(
-    model: nn.Module, batches: Iterator[Mapping[str, Tensor]], *, rate: float = 1e-3, bf16: bool = False
-) -> Callable[[], float]:
-    """Return a call that trains a model by one step on the next batch and returns its loss.
+def step(model: nn.Module, batch: Mapping[str, Tensor]) -> Callable[[], None]:
+    """Return a call that trains a model by one step on a batch."""
+    optimizer = torch.optim.AdamW(trained(model), foreach=True)
 
-    With `bf16` products are in it, by autocast, as the Trainer does it.
-    """
-    optimizer = torch.optim.AdamW(trained(model), lr=rate, foreach=True)
-
-    def run_step() -> float:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = model(**next(batches)).loss
-        loss.backward()
+    def run_step() -> None:
+        model(**batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        return float(loss.detach())
 
     return run_step
 
