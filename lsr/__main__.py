@@ -80,8 +80,8 @@ def _add_inspect(commands: Any) -> None:
     command = commands.add_parser(
         "inspect",
         help="show what an adapter holds, layer by layer",
-        description="Show sizes, condition numbers, size and singular values of the update, and the LoRA that equals "
-        "it, layer by layer. The base model is read if it is there.",
+        description="Show sizes, norm and singular values of the update, and the LoRA that equals it, layer by layer. "
+        "The base model is read if it is there.",
     )
     _add_adapter(command)
     _add_base(command)

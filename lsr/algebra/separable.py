@@ -105,8 +105,8 @@ def recondition(
 ) -> list[Tensor]:  # the same shapes
     """Return factors of the same sum in the convention of `nearest_kron_sum`, largest term first.
 
-    The terms become orthogonal, hence a condition number of 1, by QR decompositions of both factors and an SVD of their
-    s x s core; the matrix is not formed. A single factor is unchanged.
+    The terms become orthogonal by QR decompositions of both factors and an SVD of their s x s core; the matrix is not
+    formed. A single factor is unchanged.
 
     Raises:
         ValueError: if there are more terms than entries in a term of a factor: they cannot be orthogonal.
@@ -152,18 +152,6 @@ def canonical_signs(columns: Tensor) -> Tensor:  # (size, s) -> (s,)
     """Return the signs that make the largest entry of each column positive."""
     largest = columns.gather(0, columns.abs().argmax(dim=0, keepdim=True))[0]
     return torch.where(largest < 0, -1.0, 1.0).to(columns.dtype)
-
-
-def condition_number(*factors: Tensor) -> float:
-    """Return `sqrt(sum_k prod_i ||factors[i][k]||^2) / ||kron_sum(*factors)||_F`, 1 for a zero sum.
-
-    Large values mean that large terms cancel: the log10 is the number of digits lost. Orthogonal terms give exactly 1.
-
-    Reference: Beylkin & Mohlenkamp, "Algorithms for numerical analysis in high dimensions", SISC 26:2133, 2005.
-    """
-    total = torch.linalg.matrix_norm(kron_sum(*factors))
-    terms = torch.stack([factor.flatten(1).norm(dim=1) for factor in factors]).prod(dim=0)
-    return float(terms.norm() / total) if total > 0 else 1.0
 
 
 def pad_columns(matrix: Tensor, columns: int) -> Tensor:

@@ -24,7 +24,7 @@ from lsr.loading.files import TASK, InputError, NoBaseError, read_config, read_l
 
 COLUMNS = (
     *("layer", "out x in", "rank", "terms", "trained", "stored", "effective"),
-    *("κ(A)", "κ(B)", "κ(ΔW)", "‖ΔW‖/‖W‖", "singular values", "LoRA"),
+    *("‖ΔW‖/‖W‖", "singular values", "LoRA"),
 )
 SINGULAR_VALUES = 4  # in the table
 MORE_THAN_ROUNDING = 0.1  # of the largest output: bfloat16 changes a hundredth
@@ -128,7 +128,6 @@ def run_inspect(options: argparse.Namespace) -> None:
     print(f"{options.adapter}: {len(report.layers)} layers of {prefix.rstrip('.') or 'the model'}, base {report.base}")
     print(table(COLUMNS, [_row(name.removeprefix(prefix), layer) for name, layer in report.layers.items()]))
     print(_totals(report))
-    print("κ: norm of the terms over norm of their sum; rounding errors grow by as much")
     if report.base_problem is not None:
         print(f"without its base model, ‖W‖ is unknown: {report.base_problem}")
 
@@ -139,7 +138,6 @@ def _row(name: str, layer: LayerReport) -> list[str]:
     return [
         *(name, f"{layer.out_features} x {layer.in_features}", f"{layer.rank}", f"{layer.separation_rank}"),
         *(f"{count:,}" for count in (layer.trained, layer.stored, layer.effective)),
-        *(f"{value:.3g}" for value in (layer.condition_a, layer.condition_b, layer.condition_update)),
         *(relative, leading, f"r={layer.lora_rank}: {layer.lora_parameters:,}"),
     ]
 

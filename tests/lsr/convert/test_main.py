@@ -122,7 +122,7 @@ def test_the_report_is_a_table_of_layers_or_json(beside, capsys):
     assert lines[6] == "total: 480 trained, 480 stored, 480 effective, 768 as LoRA; heads and biases 75"
     found = json.loads(ok(capsys, "inspect", "adapter", "--json", "--base", "base"))
     layer = found["layers"]["bert.encoder.layer.0.attention.self.query"]
-    assert (layer["out_features"], layer["in_features"], layer["rank_shape"]) == (24, 24, [2, 2])
+    assert (layer["out_features"], layer["in_features"], layer["rank"]) == (24, 24, 4)
     assert len(layer["singular_values"]) == layer["lora_rank"] == 4
     shutil.rmtree("base")
     text = ok(capsys, "inspect", "adapter")
