@@ -92,7 +92,9 @@ class AdapterBank(nn.Module):
         note = contents.task if note is None else note
         with self._rows.one_thread:
             if name in self._places and not replace:
-                raise InputError(f"{name}: an adapter of this name is in the bank; pass replace=True to replace it")
+                raise InputError(
+                    f"{contents.source}: an adapter named {name!r} is in the bank; replace=True replaces it"
+                )
             places = 1 + max(self._places.values(), default=NOBODY)
             try:
                 states = self._check(contents)

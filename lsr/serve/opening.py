@@ -1,7 +1,6 @@
 """Open a bank from its file, or make one of folders of adapters, on the base model that they name."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -27,34 +26,26 @@ def open_bank(folder: Path, base: str | None = None) -> AdapterBank:
     return AdapterBank.load(load_base(index.base, own, base), folder)
 
 
-def adapter_folders(sources: Sequence[Path]) -> dict[str, Path]:
-    """Return the adapter folders by name: each source that is one, and the adapters directly inside the others.
+def _folders(source: Path) -> list[Path]:
+    """Return an adapter's folder, or else those of the adapters directly inside it.
 
     Raises:
-        InputError: if a source holds no adapter, or two have the same name.
+        InputError: if it holds none.
     """
-    found: dict[str, Path] = {}
-    for source in sources:
-        is_adapter = (source / CONFIG).is_file()
-        inside = [source] if is_adapter else sorted(path.parent for path in source.glob(f"*/{CONFIG}"))
-        if not inside:
-            raise InputError(f"{source}: no adapter or folder of adapters; needed: {CONFIG} in it or below it")
-        for folder in inside:
-            name = folder.resolve().name
-            if name in found:
-                raise InputError(f"{folder}: another adapter is named {name!r}, {found[name]}; rename one of them")
-            found[name] = folder
-    return found
+    found = [*source.glob(CONFIG)] or sorted(source.glob(f"*/{CONFIG}"))
+    if not found:
+        raise InputError(f"{source}: no adapter or folder of adapters; needed: {CONFIG} in it or below it")
+    return [path.parent for path in found]
 
 
 def run_bank(options: argparse.Namespace) -> None:
-    """Write a bank for `python -m lsr bank`, and print its contents."""
+    """Write a bank for `python -m lsr bank`, each adapter named after its folder, and print its contents."""
     check_output(options.output, tuple(options.sources), replace=options.force)
-    folders = adapter_folders(options.sources)
-    first = next(iter(folders.values()))
+    folders = [folder for source in options.sources for folder in _folders(source)]
+    first = folders[0]
     bank = AdapterBank(load_base(read_config(first), read_tensors(first), options.base), precision=options.precision)
-    for name, folder in folders.items():
-        bank.add(name, folder)
+    for folder in folders:
+        bank.add(folder.resolve().name, folder)
     bank.save(options.output, force=options.force)
     written = (options.output / file.FILE).stat().st_size
     print(f"{options.output}: {len(bank)} adapter{'s' * (len(bank) != 1)} in {options.precision}, {written:,} bytes")

@@ -299,7 +299,7 @@ def test_a_name_that_is_not_there_or_taken_is_refused(bank, folders):
     assert "no adapter is named 'alhpa', of 4 in the bank; did you mean alpha?" in refused(asked, bank, ["a", "alhpa"])
     assert "no adapter is named 'x', of 4 in the bank" in refused(bank.remove, "x")
     assert "the bank is empty: add an adapter first" in refused(AdapterBank(tiny("bert")).save, folders("cores") / "no")
-    assert "a: an adapter of this name is in the bank" in refused(bank.add, "a", folders("cores") / "b")
+    assert "an adapter named 'a' is in the bank" in refused(bank.add, "a", folders("cores") / "b")
     assert "must not be empty or '__base__', got '__base__'" in refused(bank.add, "__base__", folders("cores") / "b")
     assert "no such folder" in refused(bank.add, "new", folders("cores") / "nothing")
     assert "adapter_names: name the adapter of each row of the batch, or '__base__'" in refused(bank, **tokens())

@@ -203,7 +203,7 @@ def test_a_mistake_is_one_line(here, capsys):
     shutil.copytree("users/anna", "broken/one")
     (here / "broken/one/task.json").write_text("{")
     for words, message in (
-        (("users", "others", "-o", "bank"), "others/anna: another adapter is named 'anna', users/anna; rename one"),
+        (("users", "others", "-o", "bank"), "others/anna: an adapter named 'anna' is in the bank"),
         (("base", "-o", "bank"), "base: no adapter or folder of adapters"),
         (("users", "-o", "users", "--force"), "would replace users"),
         (("broken", "-o", "bank"), "task.json: not valid JSON"),
