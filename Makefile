@@ -72,7 +72,7 @@ docs: $(ALL)
 arena: $(ARENA)
 	python -m pipeline.arena $(PRESET)
 
-## bench: what an adapter costs in time and memory, beside other methods
+## bench: what an adapter costs in time, beside other methods
 bench: $(ALL)
 	python -m benchmarks.speed
 

@@ -1,4 +1,4 @@
-"""The cost of adapters in time and memory: a whole training step, many in a batch.
+"""The cost of adapters in time: a whole training step, many in a batch.
 
 Results are in benchmarks/results/speed.json.
 """

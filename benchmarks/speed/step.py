@@ -15,10 +15,9 @@ from transformers import (
     RobertaConfig,
 )
 
-from benchmarks.processes import in_fresh_process, process
+from benchmarks.processes import process
 from benchmarks.speed.methods import FROZEN, METHODS, PEER, SMALLEST_PEER, Targets, adapted, trained
 from benchmarks.speed.timing import Times, ratio, take_turns
-from pipeline.arena.machine import peak_bytes
 from pipeline.core import console
 
 ALL_LINEAR = "all linear"
@@ -53,7 +52,6 @@ class Row(NamedTuple):
     speed_to_lora: float  # examples per second over LoRA's (r = 8) in the same round, median
     speed_to_smallest: float  # likewise over LoRA's with r = 1
     bound_share: float  # likewise over the frozen model's, through which gradients flow as well
-    peak_bytes: int | None  # of a step, in addition to the model
 
 
 CASES = (
@@ -71,7 +69,6 @@ def run(cases: tuple[Case, ...], threads: int, rounds: int = ROUNDS) -> Iterator
         with process(threads, __name__) as worker:
             seconds, sizes = worker.submit(times, case, rounds).result()
         for method in METHODS:
-            has_peak = (case.targets, case.dtype) == (ALL_LINEAR, "float32")
             yield Row(
                 *case,
                 method=method,
@@ -81,7 +78,6 @@ def run(cases: tuple[Case, ...], threads: int, rounds: int = ROUNDS) -> Iterator
                 speed_to_lora=ratio(seconds[PEER], seconds[method]),
                 speed_to_smallest=ratio(seconds[SMALLEST_PEER], seconds[method]),
                 bound_share=ratio(seconds[FROZEN], seconds[method]),
-                peak_bytes=in_fresh_process(threads, peak_memory, case, method) if has_peak else None,
             )
 
 
@@ -91,16 +87,6 @@ def times(case: Case, rounds: int) -> tuple[Times, dict[str, int]]:
     sizes = {method: _trained_beside_head(model) for method, model in models.items()}
     calls = {method: step(model, drawn(*BATCHES[case.model])) for method, model in models.items()}
     return take_turns(calls, rounds), sizes
-
-
-def peak_memory(case: Case, method: str) -> int | None:
-    """Return the bytes that two steps need in addition to the model; None where the system does not count them."""
-    call = step(_model(case, method), drawn(*BATCHES[case.model]))
-    before = peak_bytes()
-    call()
-    call()
-    after = peak_bytes()
-    return None if before is None or after is None else after - before
 
 
 def drawn(examples: int, length: int) -> Mapping[str, Tensor]:

@@ -67,7 +67,7 @@ def test_many_adapters_are_served_by_every_way_and_loading_is_timed(tiny):
 
 def test_the_command_writes_figures(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "RESULTS", tmp_path / "speed.json")
-    rows = [step.Row("MiniLM", "q, v", "float32", method, 1, 0.5, 2.0, 1.2, 1.3, 0.8, None) for method in METHODS]
+    rows = [step.Row("MiniLM", "q, v", "float32", method, 1, 0.5, 2.0, 1.2, 1.3, 0.8) for method in METHODS]
     monkeypatch.setattr(step, "run", lambda *arguments: rows)
     command.main(["step", "--threads", "1"])
     measured = json.loads((tmp_path / "speed.json").read_text())
