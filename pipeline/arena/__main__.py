@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from statistics import mean
 
 from pipeline.arena import check, plan, preset, record, tuning
 from pipeline.arena.measure import measure, task_of
@@ -43,7 +42,7 @@ def main(words: Sequence[str] | None = None) -> None:
             return
         records = record.read(folder)
         compete(runs, records, folder / f"{options.write}{record.ENDING}", options.jobs)
-        show(runs, records)
+        console.line(f"compare: python -m pipeline.compare {options.preset}")
 
 
 def runs_of(name: str, only: Sequence[str]) -> list[Run]:
@@ -103,21 +102,6 @@ def _next(runs: Sequence[Run], records: tuning.Records, busy: set[str], count: i
                 count -= 1
                 busy.add(cell.key)
                 yield cell
-
-
-def show(runs: Sequence[Run], records: tuning.Records) -> None:
-    """Print the results of each run."""
-    rows = []
-    for run in runs:
-        cells = tuning.repeated(run, records)
-        known = [records[cell.key] for cell in cells if cell.key in records]
-        finished = [one for one in known if one.status == "finished"]
-        score = f"{mean(one.score() for one in finished):.4f}" if finished else "none finished"
-        trained = finished[0].trained if finished else ""
-        rate = f"{cells[0].rate:g}" if cells and cells[0].rate is not None else ""
-        rows.append((run.title, trained, rate, f"{len(finished)} of {len(run.seeds)}", score))
-    console.table("arena", ("run", "trained", "rate", "seeds", "score"), rows)
-    console.line(f"compare: python -m pipeline.compare {runs[0].name}")
 
 
 def commands(runs: Sequence[Run], name: str) -> Iterator[str]:

@@ -15,7 +15,6 @@ from pipeline.arena.plan import Cell, Run, Setting
 from pipeline.arena.record import Record
 
 Records = Mapping[str, Record]  # by key
-TRIES, SEEDS = "tries", "seeds"  # purposes of trainings
 
 
 def missing(run: Run, records: Records) -> list[Cell]:
@@ -23,7 +22,7 @@ def missing(run: Run, records: Records) -> list[Cell]:
 
     A training that failed or diverged is not repeated.
     """
-    for _, cells in steps(run, records):
+    for cells in steps(run, records):
         if left := [cell for cell in cells if not _is_known(cell, records)]:
             return left
     return []
@@ -32,11 +31,6 @@ def missing(run: Run, records: Records) -> list[Cell]:
 def _is_known(cell: Cell, records: Records) -> bool:
     known = records.get(cell.key)
     return known is not None and bool(known.rounded or not cell.is_rounded or known.status != "finished")
-
-
-def repeated(run: Run, records: Records) -> list[Cell]:
-    """Return the trainings of all seeds with the tuned setting; none while tries are missing, or if none finished."""
-    return next((cells for purpose, cells in steps(run, records) if purpose == SEEDS), [])
 
 
 def most(run: Run) -> int:
@@ -48,41 +42,42 @@ def most(run: Run) -> int:
     return len(run.choices) * len(tuning.rates) + tuning.wider + heads + seeds - 1
 
 
-def steps(run: Run, records: Records) -> Iterator[tuple[str, list[Cell]]]:
-    """Yield trainings that can run in parallel, step by step, until a step needs records that are missing."""
+def steps(run: Run, records: Records) -> Iterator[list[Cell]]:
+    """Yield trainings that can run in parallel, step by step, until a step needs records that are missing.
+
+    The last step of a run that finished is its seeds at the tuned setting.
+    """
     tuned = (yield from _tries(run.tuned_by, records)) if run.chosen.trained else Setting()
     if tuned is not None:
-        yield SEEDS, [replace(run.cell(tuned, seed), is_rounded=run.is_rounded) for seed in run.seeds]
+        yield [replace(run.cell(tuned, seed), is_rounded=run.is_rounded) for seed in run.seeds]
 
 
-def _tries(run: Run, records: Records) -> Generator[tuple[str, list[Cell]], None, Setting | None]:
+def _tries(run: Run, records: Records) -> Generator[list[Cell], None, Setting | None]:
     """Yield the trainings that tune a run; return the best setting, or None if it is not known yet."""
     tuning, first = run.preset.tuning, run.seeds[0]
     tried = [Setting(choice, factor) for choice in range(len(run.choices)) for factor in sorted(tuning.rates)]
-    yield TRIES, [run.cell(setting, first) for setting in tried]
+    yield [run.cell(setting, first) for setting in tried]
     for _ in range(tuning.wider):
         if (further := _beyond(run, tried, records)) is None:
             break
         tried.append(further)
-        yield TRIES, [run.cell(further, first)]
+        yield [run.cell(further, first)]
     best = yield from _settled(run, tried, records)
     if best is None or not run.has_rate:
         return best
     heads = [best._replace(head_factor=factor) for factor in sorted({*tuning.head_rates} - {1.0})]
-    yield TRIES, [run.cell(setting, first) for setting in heads]
+    yield [run.cell(setting, first) for setting in heads]
     return (yield from _settled(run, [best, *heads], records))
 
 
-def _settled(
-    run: Run, tried: Sequence[Setting], records: Records
-) -> Generator[tuple[str, list[Cell]], None, Setting | None]:
+def _settled(run: Run, tried: Sequence[Setting], records: Records) -> Generator[list[Cell], None, Setting | None]:
     """Yield further seeds of the best setting until it is the best with all of those of tuning; return it."""
     seeds = run.seeds[: run.preset.tuning.seeds]
     while (best := _best(run, tried, records)) is not None:
         cells = [run.cell(best, seed) for seed in seeds]
         if all(cell.key in records for cell in cells):
             return best
-        yield TRIES, cells
+        yield cells
         if any(cell.key not in records for cell in cells):
             break
     return None

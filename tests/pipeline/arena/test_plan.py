@@ -25,6 +25,10 @@ def simulate(chosen, score):
     return sizes, records
 
 
+def last_step(chosen, records):
+    return list(tuning.steps(chosen, records))[-1]
+
+
 def base_rate():
     return run().first().rate
 
@@ -36,7 +40,7 @@ def key(title="glue: LoRA r=1", seed=0, **setting):
 def test_the_tries_come_first_and_then_the_other_seeds_at_the_best(arena):
     sizes, records = simulate(run(), lambda cell: -abs(cell.rate - base_rate() / 2))
     assert sizes == [2, 1]
-    cells = tuning.repeated(run(), records)
+    cells = last_step(run(), records)
     assert [cell.seed for cell in cells] == [0, 1]
     assert {cell.rate for cell in cells} == {base_rate() / 2}
     assert sum(sizes) == tuning.most(run())
@@ -57,14 +61,14 @@ def test_where_the_best_is_at_an_end_the_next_one_is_tried_as_often_as_is_allowe
     _, records = simulate(run(), lambda cell: rates.append(cell.rate) or score(cell))
     assert [rate / base_rate() for rate in rates] == pytest.approx(factors)
     finished = any(one.status == "finished" for one in records.values())
-    assert [cell.rate for cell in tuning.repeated(run(), records)] == ([rates[-1]] * 2 if finished else [])
+    assert [cell.rate for cell in last_step(run(), records)] == [rates[-1]] * (2 if finished else 1)
 
 
 def test_rates_of_the_head_are_tried_at_the_best_rate_of_the_adapter(arena):
     small.write(tuning={"head_rates": [0.5, 1.0, 2.0]})
     sizes, records = simulate(run(), lambda cell: cell.rate - abs(cell.head_rate - 2 * run().first().head_rate))
     assert sizes == [2, 2, 1]
-    assert tuning.repeated(run(), records)[0].head_rate == pytest.approx(2 * run().first().head_rate)
+    assert last_step(run(), records)[0].head_rate == pytest.approx(2 * run().first().head_rate)
     assert tuning.most(run()) == 2 + 2 + 1
 
 
@@ -88,7 +92,7 @@ def test_a_rate_that_suits_one_seed_alone_is_not_chosen(arena):
 
     _, records = simulate(run(), score)
     assert asked == [(0.5, 0), (1, 0), (1, 1), (0.5, 1), (0.5, 2)]
-    assert {cell.rate for cell in tuning.repeated(run(), records)} == {high / 2}
+    assert {cell.rate for cell in last_step(run(), records)} == {high / 2}
 
 
 def test_what_is_not_trained_is_not_tuned_and_a_training_differs_by_it(arena):
@@ -131,7 +135,7 @@ def test_choices_are_tried_at_all_rates_and_the_best_one_wider(arena):
     assert sizes == [4, 1, 1]
     assert sum(sizes) == tuning.most(run("glue: few"))
     assert [record.choice for record in records.values()] == [choices[0]] * 2 + [choices[1]] * 4
-    for cell in tuning.repeated(run("glue: few"), records):
+    for cell in last_step(run("glue: few"), records):
         assert (cell.choice, cell.overrides["lora.layers"]) == (choices[1], [1])
         assert cell.view.section.layers == (1,)
 
@@ -141,7 +145,7 @@ def test_a_method_like_another_takes_its_setting_and_repeats_its_seeds_alone(are
     sizes, records = simulate(run("glue: more"), lambda cell: -cell.rate)
     assert sizes == [2, 2]
     assert [one.method for one in records.values()] == ["LoRA r=1"] * 2 + ["more"] * 2
-    assert {cell.rate for cell in tuning.repeated(run("glue: more"), records)} == {base_rate() / 2}
+    assert {cell.rate for cell in last_step(run("glue: more"), records)} == {base_rate() / 2}
 
 
 @pytest.mark.parametrize(
@@ -168,7 +172,7 @@ def test_frames_of_another_task_are_not_tried_on_it_and_what_is_read_of_it_count
 
 def test_the_test_score_has_no_say(arena):
     _, records = simulate(run(), lambda cell: (cell.rate, -cell.rate))
-    assert tuning.repeated(run(), records)[0].rate == base_rate()
+    assert last_step(run(), records)[0].rate == base_rate()
 
 
 def test_a_key_stands_for_all_that_a_training_sees(arena):
