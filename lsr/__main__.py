@@ -85,7 +85,6 @@ def _add_inspect(commands: Any) -> None:
     )
     _add_adapter(command)
     _add_base(command)
-    command.add_argument("--json", action="store_true", help="print JSON, with all singular values")
     command.set_defaults(run=run_inspect)
 
 

@@ -4,9 +4,7 @@ Tables are plain aligned text, which needs no further package and reads the same
 """
 
 import argparse
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from peft import PeftModel
@@ -121,9 +119,6 @@ def differences(options: argparse.Namespace, ids: Tensor, expected: Tensor) -> l
 def run_inspect(options: argparse.Namespace) -> None:
     """Print the report of an adapter."""
     report = inspect_adapter(options.adapter, options.base)
-    if options.json:
-        print(json.dumps(asdict(report), indent=2, sort_keys=True))
-        return
     prefix = shared_prefix(report.layers)
     print(f"{options.adapter}: {len(report.layers)} layers of {prefix.rstrip('.') or 'the model'}, base {report.base}")
     print(table(COLUMNS, [_row(name.removeprefix(prefix), layer) for name, layer in report.layers.items()]))
