@@ -244,8 +244,8 @@ def _kilobytes(row: Result) -> float:
 
 
 def _scored(row: Result, scale: int, digits: int) -> str:
-    """Return the mean with half of its 95 % interval, divided by a scale; a dash if it was not run."""
-    if row["score"] is None:
+    """Return the mean with half of its 95 % interval, divided by a scale; a dash if fewer than two seeds have run."""
+    if row["score_high"] is None:
         return "–"
     mean, half = row["score"] / scale, (row["score_high"] - row["score"]) / scale
     return f"{mean:.{digits}f} ± {half:.{digits}f}"
