@@ -26,7 +26,7 @@ def test_the_committed_presets_hold_the_baselines_and_all_trainings_of_the_commi
     for run in plan.runs(name, chosen):
         assert run.first().view.seed == 0
         assert not records or name in GOES_ON or tuning.missing(run, records) == [], run.title
-        planned |= {cell.key for _, cells in tuning.steps(run, records) for cell in cells}
+        planned |= {cell.key for cells in tuning.steps(run, records) for cell in cells}
     left = {one.method for key, one in records.items() if key not in planned}
     assert not left or name in GOES_ON
     assert {one.method for one in records.values()} <= chosen.methods.keys()
