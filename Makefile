@@ -72,9 +72,10 @@ docs: $(ALL)
 arena: $(ARENA)
 	python -m pipeline.arena $(PRESET)
 
-## bench: what an adapter costs in time, beside other methods
+## bench: what an adapter costs in time and memory, beside other methods, and its start beside torch's SVD
 bench: $(ALL)
 	python -m benchmarks.speed
+	python -m benchmarks.factorize
 
 ## capabilities: which of PEFT's features LSR and other methods have, in docs/reference/capabilities.md
 capabilities: $(ALL)

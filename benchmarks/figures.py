@@ -1,5 +1,6 @@
 """Publishes benchmark figures together with the machine on which they were measured."""
 
+import argparse
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -9,11 +10,21 @@ from typing import Any
 
 from pipeline.arena.machine import made
 from pipeline.core import artifacts, console
+from pipeline.core.command_line import whole_number
+
+FOLDER = Path("benchmarks/results")
 
 
 def machine(threads: int) -> dict[str, Any]:
     """Return what the figures depend on: the machine, its current load, and versions."""
     return {**made(), "threads": threads, "load_average": round(os.getloadavg()[0], 2), "python": python_version()}
+
+
+def add_threads(parser: argparse.ArgumentParser, default: int) -> None:
+    """Add the option --threads to the parser of a benchmark."""
+    parser.add_argument(
+        "--threads", type=whole_number(1, 256), metavar="N", default=default, help="default: %(default)s"
+    )
 
 
 def publish(path: Path, part: str, threads: int, measured: Iterable[Any]) -> None:

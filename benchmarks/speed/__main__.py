@@ -1,4 +1,4 @@
-"""The cost of adapters in time: a whole training step, many in a batch.
+"""The cost of adapters in time and memory: a whole training step, LoRA by PEFT and by LSR, many in a batch.
 
 Results are in benchmarks/results/speed.json.
 """
@@ -6,18 +6,18 @@ Results are in benchmarks/results/speed.json.
 import argparse
 import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks import figures
-from benchmarks.speed import many, step
+from benchmarks.speed import lora, many, step
 from pipeline.core import console
-from pipeline.core.command_line import Parser, whole_number
+from pipeline.core.command_line import Parser
 from pipeline.core.errors import exit_on_error
 from pipeline.training.arguments import has_fast_bf16
 
-PARTS = ("step", "many")
-RESULTS = Path("benchmarks/results/speed.json")
+PARTS = ("step", "lora", "many")
+RESULTS = figures.FOLDER / "speed.json"
+Case = TypeVar("Case", step.Case, lora.Case)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     threads = options.threads
     measure: dict[str, Callable[[], Iterator[Any]]] = {
         "step": lambda: step.run(affordable(step.CASES), threads),
+        "lora": lambda: lora.run(affordable(lora.CASES), threads),
         "many": lambda: many.run(threads),
     }
     with exit_on_error("stopped; parts that are done are kept"):
@@ -37,10 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             figures.publish(RESULTS, part, threads, measure[part]())
 
 
-def affordable(cases: tuple[step.Case, ...]) -> tuple[step.Case, ...]:
+def affordable(cases: Sequence[Case]) -> tuple[Case, ...]:
     """Return the cases without bf16 where torch has no fast products in it, which would take hours."""
     if has_fast_bf16():
-        return cases
+        return tuple(cases)
     console.warn("bf16 is left out: torch has no fast products in bf16 on this processor")
     return tuple(case for case in cases if case.dtype != "bfloat16")
 
@@ -48,9 +49,7 @@ def affordable(cases: tuple[step.Case, ...]) -> tuple[step.Case, ...]:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m benchmarks.speed", description=__doc__.partition("\n")[0])
     parser.add_argument("parts", nargs="*", type=_part, metavar="part", help=f"of {', '.join(PARTS)}; default: all")
-    parser.add_argument(
-        "--threads", type=whole_number(1, 256), metavar="N", default=os.cpu_count() or 1, help="default: %(default)s"
-    )
+    figures.add_threads(parser, default=os.cpu_count() or 1)
     return parser.parse_args(arguments)
 
 

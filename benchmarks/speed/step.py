@@ -1,6 +1,7 @@
 """A whole training step: forward, loss, backward and AdamW, with the shapes of two real models."""
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import repeat
 from statistics import median
 from typing import NamedTuple
 
@@ -15,9 +16,10 @@ from transformers import (
     RobertaConfig,
 )
 
-from benchmarks.processes import process
+from benchmarks.processes import in_fresh_process, process
 from benchmarks.speed.methods import FROZEN, METHODS, PEER, SMALLEST_PEER, Targets, adapted, trained
 from benchmarks.speed.timing import Times, ratio, take_turns
+from pipeline.arena.machine import peak_bytes
 from pipeline.core import console
 
 ALL_LINEAR = "all linear"
@@ -52,6 +54,7 @@ class Row(NamedTuple):
     speed_to_lora: float  # examples per second over LoRA's (r = 8) in the same round, median
     speed_to_smallest: float  # likewise over LoRA's with r = 1
     bound_share: float  # likewise over the frozen model's, through which gradients flow as well
+    peak_bytes: int | None  # of a step, in addition to the model
 
 
 CASES = (
@@ -69,6 +72,7 @@ def run(cases: tuple[Case, ...], threads: int, rounds: int = ROUNDS) -> Iterator
         with process(threads, __name__) as worker:
             seconds, sizes = worker.submit(times, case, rounds).result()
         for method in METHODS:
+            has_peak = (case.targets, case.dtype) == (ALL_LINEAR, "float32")
             yield Row(
                 *case,
                 method=method,
@@ -78,6 +82,7 @@ def run(cases: tuple[Case, ...], threads: int, rounds: int = ROUNDS) -> Iterator
                 speed_to_lora=ratio(seconds[PEER], seconds[method]),
                 speed_to_smallest=ratio(seconds[SMALLEST_PEER], seconds[method]),
                 bound_share=ratio(seconds[FROZEN], seconds[method]),
+                peak_bytes=in_fresh_process(threads, peak_memory, case, method) if has_peak else None,
             )
 
 
@@ -89,21 +94,39 @@ def times(case: Case, rounds: int) -> tuple[Times, dict[str, int]]:
     return take_turns(calls, rounds), sizes
 
 
-def drawn(examples: int, length: int) -> Mapping[str, Tensor]:
-    """Return a batch of random tokens."""
+def peak_memory(case: Case, method: str) -> int | None:
+    """Return the bytes that two steps need in addition to the model; None where the system does not count them."""
+    call = step(_model(case, method), drawn(*BATCHES[case.model]))
+    before = peak_bytes()
+    call()
+    call()
+    after = peak_bytes()
+    return None if before is None or after is None else after - before
+
+
+def drawn(examples: int, length: int) -> Iterator[Mapping[str, Tensor]]:
+    """Return batches with the same tokens, drawn once."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, 30000, (examples, length), generator=generator)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, 0] % 2}
+    return repeat({"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids[:, 0] % 2})
 
 
-def step(model: nn.Module, batch: Mapping[str, Tensor]) -> Callable[[], None]:
-    """Return a call that trains a model by one step on a batch."""
-    optimizer = torch.optim.AdamW(trained(model), foreach=True)
+def step(
+    model: nn.Module, batches: Iterator[Mapping[str, Tensor]], *, rate: float = 1e-3, bf16: bool = False
+) -> Callable[[], float]:
+    """Return a call that trains a model by one step on the next batch and returns its loss.
 
-    def run_step() -> None:
-        model(**batch).loss.backward()
+    With `bf16` products are in it, by autocast, as the Trainer does it.
+    """
+    optimizer = torch.optim.AdamW(trained(model), lr=rate, foreach=True)
+
+    def run_step() -> float:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = model(**next(batches)).loss
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        return float(loss.detach())
 
     return run_step
 

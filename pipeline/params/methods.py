@@ -1,5 +1,7 @@
 """The sections of params.yaml for the methods: LSR, any other method of PEFT, full fine-tuning, and the head alone."""
 
+import importlib.util
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -37,6 +39,13 @@ def own_loop(kind: str) -> str:
     if kind in OWN_LOOP:
         raise ValueError(f"{kind} needs {OWN_LOOP[kind]}, which this training does not have")
     return kind
+
+
+def peft_type(word: str) -> str | None:
+    """Return PEFT's name of a method that a word may mean, without importing PEFT, which takes seconds."""
+    peft = importlib.util.find_spec("peft")
+    folders = [Path(place, "tuners", word.lower()) for place in (peft and peft.submodule_search_locations) or ()]
+    return word.upper() if any(map(Path.is_dir, folders)) else None
 
 
 class MethodParams(Section):

@@ -10,7 +10,7 @@ from pydantic import Field, SerializeAsAny, StrictInt, StrictStr, ValidationInfo
 
 from pipeline.core.errors import nearest
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.methods import FullParams, HeadParams, LsrParams, Method, MethodParams
+from pipeline.params.methods import FullParams, HeadParams, LsrParams, Method, MethodParams, own_loop, peft_type
 from pipeline.params.model_row import ModelRow
 from pipeline.params.sections import EvaluateParams, Named, Section, TokenizeParams, TrainParams, Word
 from pipeline.params.sources import TableRow
@@ -74,6 +74,10 @@ class Params(Section):
     def _is_a_section(cls, adapter: str, info: ValidationInfo) -> str:
         if "methods" in info.data:
             words = ["full", "head", "lsr", *info.data["methods"]]
+            if adapter not in words and (kind := peft_type(adapter)):
+                raise ValueError(
+                    f"no such section; a method of PEFT goes by adapter: peft and peft.type: {own_loop(kind)}"
+                )
             if adapter not in words:
                 raise ValueError(f"no such section{nearest(adapter, words)}; sections: {', '.join(words)}")
         return adapter

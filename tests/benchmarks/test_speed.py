@@ -5,10 +5,10 @@ import json
 
 import pytest
 import torch
-from transformers import BertConfig
+from transformers import AutoModelForSequenceClassification, BertConfig
 
 from benchmarks.speed import __main__ as command
-from benchmarks.speed import many, step, timing
+from benchmarks.speed import lora, many, step, timing
 from benchmarks.speed.methods import FROZEN, METHODS, OURS, PEER
 
 TINY = BertConfig(vocab_size=30000, hidden_size=96, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
@@ -55,6 +55,19 @@ def test_a_step_runs_with_every_method_in_the_dtype_of_its_case(tiny):
     assert {value.dtype for value in frozen if value.shape in {(96, 96), (128, 96)}} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-2)])
+def test_a_lora_has_the_same_losses_by_peft_and_by_lsr(dtype, tolerance, monkeypatch):
+    config = BertConfig(vocab_size=64, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=40)
+    kind = AutoModelForSequenceClassification
+    monkeypatch.setattr(lora.base_models, "load_base_model", lambda row, dataset: kind.from_config(config))
+    batches = [{"input_ids": torch.arange(12).view(2, 6) + at, "labels": torch.tensor([0, 1])} for at in range(5)]
+    monkeypatch.setattr(lora, "_batches", lambda *arguments: batches)
+    times, losses = lora.train(lora.Case("minilm", step.ALL_LINEAR, dtype, 8), rounds=4)
+    assert {name: len(seconds) for name, seconds in times.items()} == {lora.PEFT: 4, lora.LSR: 4}
+    assert losses[lora.LSR] == pytest.approx(losses[lora.PEFT], abs=tolerance)
+    assert len(set(losses[lora.PEFT])) == 5
+
+
 def test_many_adapters_are_served_by_every_way_and_loading_is_timed(tiny):
     rows = [*many.serve(1, rounds=1), *many.serve(5, rounds=1)]
     assert [row.method for row in rows] == 2 * [many.MERGED, many.ALONE, *many.FORMS, many.PEER]
@@ -67,7 +80,7 @@ def test_many_adapters_are_served_by_every_way_and_loading_is_timed(tiny):
 
 def test_the_command_writes_figures(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "RESULTS", tmp_path / "speed.json")
-    rows = [step.Row("MiniLM", "q, v", "float32", method, 1, 0.5, 2.0, 1.2, 1.3, 0.8) for method in METHODS]
+    rows = [step.Row("MiniLM", "q, v", "float32", method, 1, 0.5, 2.0, 1.2, 1.3, 0.8, None) for method in METHODS]
     monkeypatch.setattr(step, "run", lambda *arguments: rows)
     command.main(["step", "--threads", "1"])
     measured = json.loads((tmp_path / "speed.json").read_text())

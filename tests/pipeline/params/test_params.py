@@ -121,6 +121,8 @@ MISTAKES = [
     ("lsr.target_modules", "qu(ery", "lsr.target_modules: not a valid regular expression: missing ), unterminated"),
     ("train", 3, "train: input should be keys with values, got 3"),
     ("evaluate.export", "lora", "evaluate.export: input should be a list, got 'lora'"),
+    ("adapter", "boft", "adapter: no such section; a method of PEFT goes by adapter: peft and peft.type: BOFT, got"),
+    ("adapter", "adalora", "adapter: ADALORA needs calls that move ranks between layers, which this training does not"),
     ("data", "movie-reviws", "data: no row 'movie-reviws'; did you mean movie-reviews?; rows: movie-reviews, amazon"),
     ("data", "nope", "data: no row 'nope'; rows: movie-reviews, amazon-reviews, "),
     ("model", "models/nope", "model: no row or folder 'models/nope'; rows: minilm, "),

@@ -1,0 +1,148 @@
+"""Whole training steps of the same LoRA, as PEFT trains it and as LSR does: same start, same texts, same losses."""
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel, set_seed
+
+from benchmarks.processes import process
+from benchmarks.speed.step import ALL_LINEAR, step
+from benchmarks.speed.timing import Times, ratio, take_turns
+from lsr import from_lora
+from pipeline import params
+from pipeline.core import console
+from pipeline.core.errors import UserError
+from pipeline.data import datasets, encoding, pretrained, tokens
+from pipeline.methods import base_models
+from pipeline.params.model_row import ModelRow
+
+DATA, MAX_LENGTH = "movie-reviews", 128
+BATCHES = {"minilm": 32, "mpnet-base": 16}  # examples per step, by row of pipeline/models.yaml
+RANKS = (8, 16)
+RATE, ALPHA = 0.002, 16  # as in params.yaml
+ROUNDS = 6
+PEFT, LSR = "PEFT", "LSR"
+
+
+class Case(NamedTuple):
+    """A model, which of its layers are adapted, the precision of products (train.precision), and LoRA's rank."""
+
+    model: str
+    targets: str
+    dtype: str
+    rank: int
+
+
+class Row(NamedTuple):
+    """A LoRA trained in both ways. Seconds are medians."""
+
+    model: str
+    targets: str
+    dtype: str
+    rank: int
+    peft_seconds: float  # per step
+    lsr_seconds: float
+    speed_to_peft: float  # PEFT's time over LSR's in the same round, median
+    last_loss: float  # of PEFT's
+    largest_difference: float  # of the two losses of a step
+
+
+CASES = tuple(
+    Case(model, targets, dtype, rank)
+    for model in BATCHES
+    for targets in ("q, v", ALL_LINEAR)
+    for dtype in ("float32", "bfloat16")
+    for rank in RANKS
+)
+
+
+def run(cases: Sequence[Case], threads: int, rounds: int = ROUNDS) -> Iterator[Row]:
+    """Yield a row for each case whose model is installed, and print one line for each model that is not."""
+    possible = list(_installed(cases))
+    with process(threads, __name__) as worker:
+        for case in console.track(possible, "lora", len(possible), "cases"):
+            times, losses = worker.submit(train, case, rounds).result()
+            both = zip(losses[PEFT], losses[LSR], strict=True)
+            yield Row(
+                *case,
+                peft_seconds=median(times[PEFT]),
+                lsr_seconds=median(times[LSR]),
+                speed_to_peft=ratio(times[PEFT], times[LSR]),
+                last_loss=losses[PEFT][-1],
+                largest_difference=max(abs(one - other) for one, other in both),
+            )
+
+
+def _installed(cases: Sequence[Case]) -> Iterator[Case]:
+    for model in dict.fromkeys(case.model for case in cases):
+        try:
+            pretrained.source(params.load_row("model", model))
+        except UserError as error:
+            console.warn(f"{model} is left out: {error}")
+        else:
+            yield from (case for case in cases if case.model == model)
+
+
+def train(case: Case, rounds: int) -> tuple[Times, dict[str, list[float]]]:
+    """Return the seconds and the losses of steps in turns, PEFT's and LSR's."""
+    row = params.load_row("model", case.model)
+    batches = _batches(row, BATCHES[case.model], rounds + 1)
+    losses: dict[str, list[float]] = {PEFT: [], LSR: []}
+    models = dict(zip(losses, _models(case, row), strict=True))
+    steps = {
+        name: step(model, _with_same_dropout(batches), rate=RATE, bf16=case.dtype == "bfloat16")
+        for name, model in models.items()
+    }
+    return take_turns({name: partial(_record, losses[name], call) for name, call in steps.items()}, rounds), losses
+
+
+def _record(losses: list[float], call: Callable[[], float]) -> None:
+    losses.append(call())
+
+
+def _models(case: Case, row: ModelRow) -> tuple[nn.Module, nn.Module]:
+    """Return a model with a LoRA, and another with the LSR adapter that its folder becomes."""
+    set_seed(0)
+    base = base_models.load_base_model(row, params.load_row("data", DATA))
+    config = LoraConfig(
+        task_type="SEQ_CLS",
+        r=case.rank,
+        lora_alpha=ALPHA,
+        target_modules=_linear_layers(base) if case.targets == ALL_LINEAR else list(row.target_modules or ()),
+        modules_to_save=base_models.head_of(row, base),
+    )
+    other = copy.deepcopy(base)
+    lora = get_peft_model(base, config)
+    with tempfile.TemporaryDirectory() as folder:
+        lora.save_pretrained(folder, save_embedding_layers=False)
+        from_lora(folder, Path(folder, "lsr"))
+        lsr = PeftModel.from_pretrained(other, str(Path(folder, "lsr")), is_trainable=True)
+    return lora.train(), lsr.train()
+
+
+def _linear_layers(base: PreTrainedModel) -> list[str]:
+    inside = f"{base.base_model_prefix}."  # and not in the head
+    return [name for name, module in base.named_modules() if isinstance(module, nn.Linear) and name.startswith(inside)]
+
+
+def _batches(row: ModelRow, examples: int, count: int) -> list[Mapping[str, Tensor]]:
+    """Return the first texts of the train split in batches."""
+    tokenizer = pretrained.load_tokenizer(row)
+    texts = datasets.load(params.load_row("data", DATA), DATA).splits["train"].select(range(examples * count))
+    table, _ = encoding.tokenize(texts, tokenizer, MAX_LENGTH)
+    return list(tokens.batches(Dataset(table), tokenizer, examples, seed=0))
+
+
+def _with_same_dropout(batches: Sequence[Mapping[str, Tensor]]) -> Iterator[Mapping[str, Tensor]]:
+    for number, batch in enumerate(batches):
+        torch.manual_seed(number)
+        yield batch
