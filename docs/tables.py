@@ -122,6 +122,22 @@ def steps() -> Iterator[str]:
     )
 
 
+def lora_steps() -> Iterator[str]:
+    """Yield how many times as fast as PEFT's the same LoRA trains in LSR's layer, and how far their losses differ."""
+    figures = json.loads(read(SPEED))["lora"]["figures"]
+    cases: dict[tuple[str, ...], dict[str, Result]] = {}
+    for row in figures:
+        cases.setdefault((row["model"], row["targets"], str(row["rank"])), {})[row["dtype"]] = row
+    dtypes = list(dict.fromkeys(row["dtype"] for row in figures))
+    header = ("model", "adapted", "r", *dtypes, *(f"losses differ by at most, {dtype}" for dtype in dtypes))
+    rows = [
+        [*case, *(f"{its[name]['speed_to_peft']:.2f}" for name in dtypes)]
+        + [f"{its[name]['largest_difference']:.0e}" for name in dtypes]
+        for case, its in cases.items()
+    ]
+    return table(header, rows)
+
+
 def many() -> Iterator[str]:
     """Yield the milliseconds of a batch in which 256 adapters have a row each, or one adapter all rows."""
     rows = [row for row in json.loads(read(SPEED))["many"]["figures"] if row["adapters"] == 256]
@@ -260,6 +276,7 @@ def _mark(row: Result) -> str:
 TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "default run": default_run,
     "steps": steps,
+    "LoRA steps": lora_steps,
     "many": many,
     "leaders": leaders,
     "verdicts": verdicts,
