@@ -52,8 +52,7 @@ GIVEN = {
     "python -m lsr export artifacts/adapter --to lora -o models/trained\n",
     "docs/how-to/many.md": REVIEWS("user,text", "anna", "ben", "reviews.csv")
     + "mkdir users\ncp -r artifacts/adapter users/anna\ncp -r artifacts/adapter users/ben\n"
-    + f"ln -s {get_model_path()} BASE\n"
-    + "trap 'kill $(jobs -p)' EXIT\n",  # the server that it starts
+    + f"ln -s {get_model_path()} BASE\n",
     "docs/how-to/convert.md": "python -m lsr export artifacts/adapter --to lora -o my-lora\n"
     + "".join(
         REVIEWS(f"rating,{column}", -2, 2, name) for column, name in (("review", "new.csv"), ("message", "tickets.csv"))
