@@ -15,8 +15,8 @@ from lsr.convert.composed import Part, composed
 from lsr.convert.writing import check_output, write_adapter, writing
 from lsr.init.initialization import Start
 from lsr.loading.base_models import by
+from lsr.loading.contents import updates_in
 from lsr.loading.files import PREFIX, InputError, read_config
-from lsr.loading.lora import updates_in
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.factors import LsrFactors, entries
 from lsr.tuner.saved import CONFIG

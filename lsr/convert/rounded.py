@@ -12,8 +12,8 @@ from lsr.algebra.spectrum import norm_of_pair
 from lsr.convert.export import Rounding, distance, relative_errors
 from lsr.convert.writing import check_output, copy_task, write_adapter, writing
 from lsr.loading.adapters import METHOD
+from lsr.loading.contents import updates_in
 from lsr.loading.files import InputError, read_config, read_tensors
-from lsr.loading.lora import updates_in
 from lsr.tuner.saved import ROUNDED, weights_of
 
 

@@ -169,5 +169,10 @@ def read_updates(folder: Path, fields: Mapping[str, Any]) -> tuple[dict[str, Upd
     return updates, folded
 
 
+def updates_in(folder: Path, fields: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:  # (m, r), (r, n), float64
+    """Return two matrices whose product is the update of each layer, with the errors of `read_updates`."""
+    return {name: update.pair() for name, update in read_updates(folder, fields)[0].items()}
+
+
 def _detached(a: Tensor, b: Tensor) -> Frames:
     return Frames(*(side.detach().clone() for side in (a, b)))

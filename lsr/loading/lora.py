@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from peft import LoraConfig
 from torch import Tensor
 
-from lsr.loading.adapters import ADAPTER, load_layers
 from lsr.loading.files import PREFIX, InputError, read_tensors
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.linear import LsrLinear
@@ -33,17 +32,6 @@ class LoraPair(NamedTuple):
     b: Tensor  # (m, r)
     a: Tensor  # (r, n)
     alpha: float  # of a rank-stabilized LoRA sqrt(r) times its own
-
-
-def updates_in(folder: Path, fields: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return (scaling * B, A), (m, r) and (r, n) in float64, of each layer of an adapter of LSR or LoRA by name.
-
-    Raises:
-        InputError: as `lora_pairs`, or if an adapter of LSR is broken.
-    """
-    is_lora = fields["peft_type"] == "LORA"
-    pairs = lora_pairs(folder, fields) if is_lora else pairs_of(*load_layers(folder), ADAPTER)
-    return {name: (its.alpha / len(its.a) * its.b.double(), its.a.double()) for name, its in pairs.items()}
 
 
 def pairs_of(config: LsrConfig, layers: Mapping[str, LsrLinear], adapter_name: str) -> dict[str, LoraPair]:

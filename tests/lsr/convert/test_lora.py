@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from lsr import export_lora, from_lora
+from lsr.loading.contents import updates_in
 from lsr.loading.files import InputError, read_config
-from lsr.loading.lora import updates_in
 from lsr.tuner.saved import CONFIG, WEIGHTS
 from tests.capabilities.models import logits, tiny
 
