@@ -24,8 +24,6 @@ from lsr.tuner.start import allocate_ranks, start_from_examples
 if TYPE_CHECKING:  # what type checkers read; when they run, `__getattr__` loads these on first use
     from lsr.convert.export import export_lora, export_merged
     from lsr.convert.from_lora import from_lora
-    from lsr.convert.inspect import inspect_adapter
-    from lsr.convert.pool import pool_frames
     from lsr.convert.rounded import round_adapter
     from lsr.convert.squeezed import squeeze_adapter
     from lsr.serve.bank import AdapterBank
@@ -35,8 +33,6 @@ ON_FIRST_USE = {
     "export_lora": "convert.export",
     "export_merged": "convert.export",
     "from_lora": "convert.from_lora",
-    "inspect_adapter": "convert.inspect",
-    "pool_frames": "convert.pool",
     "round_adapter": "convert.rounded",
     "squeeze_adapter": "convert.squeezed",
 }
@@ -51,9 +47,7 @@ __all__ = [
     "export_lora",
     "export_merged",
     "from_lora",
-    "inspect_adapter",
     "parameter_groups",
-    "pool_frames",
     "round_adapter",
     "squeeze_adapter",
     "start_from_examples",

@@ -1,4 +1,4 @@
-"""`python -m lsr`: export, import, inspect, round and squeeze adapters, pool frames, and put many into one file."""
+"""`python -m lsr`: export, import, round and squeeze adapters, and put many into one file."""
 
 import argparse
 import sys
@@ -12,14 +12,12 @@ from transformers.utils import logging
 
 from lsr.algebra.precision import TOLERATED_LOSS
 from lsr.algebra.rounding import PRECISIONS
-from lsr.convert.commands import run_export, run_frames, run_import, run_inspect
+from lsr.convert.commands import run_export, run_import
 from lsr.convert.export import DTYPES
 from lsr.convert.rounded import run_round
 from lsr.convert.squeezed import BITS, run_squeeze
 from lsr.loading.files import InputError
 from lsr.serve.opening import run_bank
-from lsr.tuner.factors import STORAGE
-from lsr.tuner.options import SHARED
 
 MISTAKE, FAILED, STOPPED = 2, 1, 130  # exit codes
 
@@ -36,15 +34,13 @@ def parser() -> Parser:
     """Return the parser of the whole command line."""
     top = Parser(
         prog="python -m lsr",
-        description="Export, import, inspect, round and squeeze adapters, pool frames, and put many into one file.",
+        description="Export, import, round and squeeze adapters, and put many into one file.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_export(commands)
     _add_import(commands)
-    _add_inspect(commands)
     _add_round(commands)
     _add_squeeze(commands)
-    _add_frames(commands)
     _add_bank(commands)
     return top
 
@@ -74,18 +70,6 @@ def _add_import(commands: Any) -> None:
     command.add_argument("lora", metavar="LORA", type=Path, help="folder of a LoRA")
     _add_output(command)
     command.set_defaults(run=run_import)
-
-
-def _add_inspect(commands: Any) -> None:
-    command = commands.add_parser(
-        "inspect",
-        help="show what an adapter holds, layer by layer",
-        description="Show sizes, norm and singular values of the update, and the LoRA that equals it, layer by layer. "
-        "The base model is read if it is there.",
-    )
-    _add_adapter(command)
-    _add_base(command)
-    command.set_defaults(run=run_inspect)
 
 
 def _add_round(commands: Any) -> None:
@@ -122,23 +106,6 @@ def _add_squeeze(commands: Any) -> None:
     command.set_defaults(run=run_squeeze)
 
 
-def _add_frames(commands: Any) -> None:
-    command = commands.add_parser(
-        "frames",
-        help="write frames that many adapters can hold",
-        description="Write frames that hold most of what adapters, of LSR or LoRA, have learned of each layer. New "
-        "adapters take them from that folder (`frames` of LsrConfig, or `lsr.frames`) and store a core alone.",
-    )
-    _add_sources(command, "ADAPTER", "folders of adapters")
-    _add_output(command)
-    command.add_argument("--rank", type=int, metavar="R", help="of the frames; without it the largest of the adapters")
-    command.add_argument(
-        "--share", choices=SHARED, default="none", help="layers: one set for all layers of a kind (none)"
-    )
-    command.add_argument("--dtype", choices=STORAGE, default="float32", help="of the frames (float32)")
-    command.set_defaults(run=run_frames)
-
-
 def _add_bank(commands: Any) -> None:
     command = commands.add_parser(
         "bank",
@@ -146,7 +113,15 @@ def _add_bank(commands: Any) -> None:
         description="Write adapters of one base model, of LSR or LoRA, into one file, bank.safetensors, from which "
         "lsr.AdapterBank serves them together: each row of a batch through its own. An adapter has its folder's name.",
     )
-    _add_sources(command, "FOLDER", "folders of adapters, or folders that hold such")
+    command.add_argument(
+        "--from",
+        dest="sources",
+        nargs="+",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="folders of adapters, or folders that hold such",
+    )
     _add_output(command)
     command.add_argument("--precision", choices=PRECISIONS, default="float32", help="of what is stored (float32)")
     _add_base(command)
@@ -155,10 +130,6 @@ def _add_bank(commands: Any) -> None:
 
 def _add_adapter(command: argparse.ArgumentParser, kind: str = "an LSR adapter") -> None:
     command.add_argument("adapter", metavar="ADAPTER", type=Path, help=f"folder of {kind}")
-
-
-def _add_sources(command: argparse.ArgumentParser, name: str, text: str) -> None:
-    command.add_argument("--from", dest="sources", nargs="+", type=Path, required=True, metavar=name, help=text)
 
 
 def _add_output(command: argparse.ArgumentParser, force: str = "replace OUT if it exists") -> None:

@@ -33,16 +33,15 @@ model.save_pretrained("adapter", save_embedding_layers=False)
 again = PeftModel.from_pretrained(BertForSequenceClassification.from_pretrained("base"), "adapter").eval()
 torch.testing.assert_close(again(input_ids=ids).logits, expected)
 lsr.export_lora(model, "lora")
-assert lsr.inspect_adapter("adapter", "base").layers
 assert all(callable(getattr(lsr, name)) for name in lsr.__all__)
 
 from lsr.__main__ import main
-main(["inspect", "adapter", "--base", "base"])
+main(["export", "adapter", "--to", "lora", "-o", "again", "--base", "base"])
 print("done")
 """
 
 
-def test_an_adapter_is_made_saved_loaded_exported_and_inspected_without_the_pipeline(tmp_path):
+def test_an_adapter_is_made_saved_loaded_and_exported_without_the_pipeline(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [sys.executable, "-c", ALONE], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False

@@ -51,14 +51,6 @@ def leading_frames(
     return _in_convention(columns, rows, outer, inner)
 
 
-def bases_of(
-    rows: Tensor,  # A: (r, n)
-    columns: Tensor,  # B: (m, r)
-) -> tuple[Tensor, Tensor]:  # (m, r) with orthonormal columns, (r, n) with orthonormal rows, float64
-    """Return orthonormal bases of the directions that B and A span, for `captured_energies`."""
-    return torch.linalg.qr(columns.detach().double()).Q, torch.linalg.qr(rows.detach().double().T).Q.T
-
-
 def paired_frames(
     matrices: Sequence[Matrix],  # (m, n) each, or (m, k) and (k, n) whose product it is
     rank: int,

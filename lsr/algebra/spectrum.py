@@ -56,14 +56,6 @@ def _svd_of_pair(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, ...]:
     return (q_left @ u)[:, :rank], values[:rank], (vt @ q_right.T)[:rank]
 
 
-def singular_values_of_pair(
-    left: Tensor,  # (M, k)
-    right: Tensor,  # (k, N)
-) -> Tensor:  # (k,) at most, float64, descending
-    """Return the singular values of `left @ right` without forming it."""
-    return torch.linalg.svdvals(_core_of_pair(left, right))
-
-
 def norm_of_pair(
     left: Tensor,  # (M, k)
     right: Tensor,  # (k, N)
@@ -72,12 +64,8 @@ def norm_of_pair(
 
     It is not finite if an entry is not.
     """
-    return float(torch.linalg.matrix_norm(_core_of_pair(left, right)))
-
-
-def _core_of_pair(left: Tensor, right: Tensor) -> Tensor:
     core_left, core_right = (torch.linalg.qr(side.detach().double(), mode="r").R for side in (left, right.T))
-    return core_left @ core_right.T
+    return float(torch.linalg.matrix_norm(core_left @ core_right.T))
 
 
 def shape_of(matrix: Matrix) -> tuple[int, int]:

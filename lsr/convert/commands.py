@@ -1,4 +1,4 @@
-"""The commands of `python -m lsr` on a single adapter or on frames: each calls one function and prints its result.
+"""The commands of `python -m lsr` that export and import: each calls one function and prints its result.
 
 Tables are plain aligned text, which needs no further package and reads the same in a terminal, a file or a pipe.
 """
@@ -12,19 +12,12 @@ from torch import Tensor
 
 from lsr.convert.export import DTYPES, Rounding, export_lora, export_merged
 from lsr.convert.from_lora import from_lora
-from lsr.convert.inspect import AdapterReport, LayerReport, inspect_adapter, shared_prefix
 from lsr.convert.parity import largest_difference, outputs, probe_ids
-from lsr.convert.pool import pool_frames
 from lsr.convert.writing import check_output
 from lsr.loading.adapters import load_adapter
 from lsr.loading.base_models import class_of, load_model, load_tokenizer
 from lsr.loading.files import TASK, InputError, NoBaseError, read_config, read_labels
 
-COLUMNS = (
-    *("layer", "out x in", "rank", "terms", "trained", "stored", "effective"),
-    *("‖ΔW‖/‖W‖", "singular values", "LoRA"),
-)
-SINGULAR_VALUES = 4  # in the table
 MORE_THAN_ROUNDING = 0.1  # of the largest output: bfloat16 changes a hundredth
 
 
@@ -114,59 +107,6 @@ def differences(options: argparse.Namespace, ids: Tensor, expected: Tensor) -> l
         (f"lora, {options.dtype}, unmerged", beside),
         (f"lora, {options.dtype}, merged by PEFT", merged),
     ]
-
-
-def run_inspect(options: argparse.Namespace) -> None:
-    """Print the report of an adapter."""
-    report = inspect_adapter(options.adapter, options.base)
-    prefix = shared_prefix(report.layers)
-    print(f"{options.adapter}: {len(report.layers)} layers of {prefix.rstrip('.') or 'the model'}, base {report.base}")
-    print(table(COLUMNS, [_row(name.removeprefix(prefix), layer) for name, layer in report.layers.items()]))
-    print(_totals(report))
-    if report.base_problem is not None:
-        print(f"without its base model, ‖W‖ is unknown: {report.base_problem}")
-
-
-def _row(name: str, layer: LayerReport) -> list[str]:
-    relative = "" if layer.relative_norm is None else f"{layer.relative_norm:.2g}"
-    leading = " ".join(f"{value:.2g}" for value in layer.singular_values[:SINGULAR_VALUES])
-    return [
-        *(name, f"{layer.out_features} x {layer.in_features}", f"{layer.rank}", f"{layer.separation_rank}"),
-        *(f"{count:,}" for count in (layer.trained, layer.stored, layer.effective)),
-        *(relative, leading, f"r={layer.lora_rank}: {layer.lora_parameters:,}"),
-    ]
-
-
-def _totals(report: AdapterReport) -> str:
-    sums = {
-        name: sum(getattr(layer, name) for layer in report.layers.values())
-        for name in ("trained", "stored", "effective", "lora_parameters")
-    }
-    return (
-        f"total: {sums['trained']:,} trained, {sums['stored']:,} stored, {sums['effective']:,} effective, "
-        f"{sums['lora_parameters']:,} as LoRA; heads and biases {report.other_parameters:,}"
-    )
-
-
-def run_frames(options: argparse.Namespace) -> None:
-    """Write frames of several adapters, and print how much of each they capture."""
-    reports = pool_frames(
-        options.sources,
-        options.output,
-        rank=options.rank,
-        share=options.share,
-        dtype=options.dtype,
-        force=options.force,
-    )
-    prefix = shared_prefix(reports)
-    names = [str(source) for source in options.sources]
-    print(f"{options.output}: frames of {len(reports)} layers or kinds, {_size(options.output)}")
-    rows = [
-        [name.removeprefix(prefix), f"{one.layers}", f"{one.rank}", f"{one.parameters:,}"]
-        + [f"{one.energy[source]:.1%}" for source in names]
-        for name, one in reports.items()
-    ]
-    print(table(("frames of", "layers", "rank", "parameters", *(f"held of {name}" for name in names)), rows))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

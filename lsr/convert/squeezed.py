@@ -16,7 +16,6 @@ from lsr.algebra.spectrum import norm_of_pair
 from lsr.convert.commands import table
 from lsr.convert.composed import write_contents
 from lsr.convert.export import Rounding, distance, relative_errors
-from lsr.convert.inspect import shared_prefix
 from lsr.convert.rounded import round_adapter
 from lsr.convert.writing import check_output
 from lsr.init import gradient, warm
@@ -139,7 +138,7 @@ FORMS = {"rank": _ranked, "directions": _directed, "shared": _shared}
 def run_squeeze(options: argparse.Namespace) -> None:
     """Squeeze an adapter for `python -m lsr squeeze`, and print what is left."""
     squeezed = squeeze_adapter(options.adapter, options.output, options.to, bits=options.bits, force=options.force)
-    layers, prefix = squeezed.errors.layers, shared_prefix(squeezed.errors.layers)
-    print(table(("layer", "relative error"), [(name.removeprefix(prefix), f"{e:.2%}") for name, e in layers.items()]))
+    rows = [(name, f"{error:.2%}") for name, error in squeezed.errors.layers.items()]
+    print(table(("layer", "relative error"), rows))
     print(f"relative error of the update: {squeezed.errors}")
     print(f"{options.output}: tensors in {squeezed.bytes_after:,} bytes, before in {squeezed.bytes_before:,}")

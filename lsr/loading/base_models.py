@@ -159,7 +159,7 @@ def class_of(fields: Mapping[str, Any]) -> Any:
     task, mapping = fields.get("task_type"), fields.get("auto_mapping")
     if task in CLASSES:
         return getattr(transformers, CLASSES[task])
-    if not isinstance(mapping, dict):  # such as frames of several adapters, which have no head
+    if not isinstance(mapping, dict):
         raise NoBaseError(f"{CONFIG}: names no task and no class of the base model")
     module, name = str(mapping.get("parent_library")), str(mapping.get("base_model_class"))
     kind = None

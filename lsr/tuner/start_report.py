@@ -6,7 +6,7 @@ from statistics import fmean
 
 import torch
 
-from lsr.algebra.frames import bases_of, captured_energies, energies_in_rows, leading_energies, paired_energies
+from lsr.algebra.frames import captured_energies, energies_in_rows, leading_energies, paired_energies
 from lsr.algebra.spectrum import Matrix
 from lsr.tuner.start import Started
 
@@ -47,12 +47,11 @@ def report_start(
     read_ones = [matrices[layer.layer_name] for layer in layers for matrices in gradients]
     matrices: Sequence[Matrix] = read_ones or weights
     a, b = (side.detach().cpu().double() for side in adapter.matrices(*adapter.factors()))
-    if not adapter.has_core:
-        energies = energies_in_rows(matrices, torch.linalg.qr(a.T).Q.T)
-    elif adapter.core.dim() == 1:
+    if adapter.has_core and adapter.core.dim() == 1:
         energies = paired_energies(matrices, b, a)
     else:
-        energies = captured_energies(matrices, *bases_of(a, b))
+        rows, columns = torch.linalg.qr(a.T).Q.T, torch.linalg.qr(b).Q
+        energies = captured_energies(matrices, columns, rows) if adapter.has_core else energies_in_rows(matrices, rows)
     return StartReport(
         layers=len(layers),
         rank=form.rank,

@@ -48,7 +48,7 @@ GIVEN = {
     "docs/how-to/data-and-models.md": REVIEWS("stars,review", "bad", "good", "data/reviews.csv")
     + f"cp -r {get_model_path()} models/my-model\n",
     "docs/how-to/distributed.md": "sed -i 's/^seed: 0/seed: 1/' params.yaml\n",
-    "docs/how-to/experiments.md": "python -m lsr frames --from artifacts/adapter -o models/frames --rank 4\n"
+    "docs/how-to/experiments.md": "cp -r artifacts/adapter models/frames\n"
     "python -m lsr export artifacts/adapter --to lora -o models/trained\n",
     "docs/how-to/many.md": REVIEWS("user,text", "anna", "ben", "reviews.csv")
     + "mkdir users\ncp -r artifacts/adapter users/anna\ncp -r artifacts/adapter users/ben\n"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from lsr.algebra import spectrum
-from lsr.algebra.spectrum import distance_of_pairs, leading_svd, norm_of, shape_of, singular_values_of_pair
+from lsr.algebra.spectrum import distance_of_pairs, leading_svd, norm_of, shape_of
 from tests.lsr.matrices import decaying, normal
 
 
@@ -49,9 +49,7 @@ def test_the_randomized_svd_of_a_large_matrix_finds_the_same_always(monkeypatch,
 @pytest.mark.parametrize("inner", [1, 4, 30])
 def test_what_is_measured_of_pairs_is_that_of_their_products(inner):
     left, right = pair = normal(12, inner), normal(inner, 9, seed=1)
-    count = min(inner, 9)
     assert shape_of(pair) == (12, 9)
-    assert_close(singular_values_of_pair(left, right)[:count], torch.linalg.svdvals(left @ right)[:count])
     assert norm_of(pair) == pytest.approx(norm_of(left @ right)) == pytest.approx(float((left @ right).norm()))
     other = normal(12, 3, seed=2), normal(3, 9, seed=3)
     expected = float((left @ right - other[0] @ other[1]).norm())

@@ -6,15 +6,12 @@ import shutil
 
 import pytest
 import torch
-from peft import get_peft_model
 from safetensors.torch import load_file
 
-from lsr import LsrConfig
 from lsr.__main__ import main
 from lsr.convert.writing import writing
 from lsr.tuner.saved import WEIGHTS
-from tests.capabilities.models import tiny
-from tests.lsr.saved import save, train
+from tests.lsr.saved import save
 
 
 def ok(capsys, *words):
@@ -110,46 +107,6 @@ def test_a_lora_is_imported_and_comes_back(beside, capsys):
     assert "adapter: an adapter of the method LSR; needed: LORA" in mistake(capsys, "import", "adapter", "-o", "new")
 
 
-# Inspect
-
-
-def test_the_report_is_a_table_of_layers(beside, capsys):
-    lines = ok(capsys, "inspect", "adapter").splitlines()
-    assert lines[0] == "adapter: 4 layers of bert.encoder.layer, base ./base"
-    assert re.split(r"  +", lines[1])[:3] == ["layer", "out x in", "rank"]
-    names = [f"{i}.attention.self.{n}" for i in (0, 1) for n in ("query", "value")]
-    assert [line.split()[0] for line in lines[2:6]] == names
-    assert lines[6] == "total: 480 trained, 480 stored, 480 effective, 768 as LoRA; heads and biases 75"
-    assert re.split(r"  +", lines[2])[1:3] == ["24 x 24", "4"]
-    shutil.rmtree("base")
-    text = ok(capsys, "inspect", "adapter")
-    assert "without its base model, ‖W‖ is unknown: base model ./base: no such folder" in text
-
-
-def test_shared_frames_are_counted_once_and_those_that_are_gone_are_one_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    fields = {"rank_shape": (4,), "separation_rank": None, "train": "core", "share": "layers"}
-    save("bert", tmp_path, **fields)
-    assert "total: 64 trained, 448 stored, 448 effective, 768 as LoRA" in ok(capsys, "inspect", "adapter")
-    base = tiny("bert")
-    base.name_or_path = "./base"
-    config = LsrConfig(task_type="SEQ_CLS", frames="adapter", seed=0, **fields)
-    train(get_peft_model(base, config)).save_pretrained("second")
-    assert "total: 64 trained, 64 stored, 448 effective" in ok(capsys, "inspect", "second")
-    shutil.rmtree("adapter")
-    assert "frames: no LSR adapter can be read from 'adapter': " in mistake(capsys, "inspect", "second")
-
-
-# Frames
-
-
-def test_frames_say_what_they_hold_of_each_adapter(beside, capsys):
-    lines = ok(capsys, "frames", "--from", "adapter", "-o", "out").splitlines()
-    assert lines[0].startswith("out: frames of 4 layers or kinds, ")
-    assert re.split(r"  +", lines[1]) == ["frames of", "layers", "rank", "parameters", "held of adapter"]
-    assert lines[2].split() == ["0.attention.self.query", "1", "4", "192", "100.0%"]
-
-
 # What is written
 
 
@@ -165,9 +122,8 @@ def test_force_replaces_an_export_and_nothing_of_somebody_else(beside, capsys):
     assert not (beside / "out/config.json").exists()
     for name in ("thesis.tex", ".git"):
         (beside / "out" / name).touch()
-        for words in (export("merged", "--force"), ("frames", "--from", "adapter", "-o", "out", "--force")):
-            held = f"out: holds {name}, which no adapter or checkpoint has, so it is not replaced"
-            assert held in mistake(capsys, *words)
+        held = f"out: holds {name}, which no adapter or checkpoint has, so it is not replaced"
+        assert held in mistake(capsys, *export("merged", "--force"))
         (beside / "out" / name).unlink()
     (beside / "notes").mkdir()
     (beside / "notes/ideas.md").touch()
@@ -196,10 +152,9 @@ def test_what_fails_half_way_leaves_the_old_folder(tmp_path):
     ("words", "message"),
     [
         ([], "the following arguments are required: COMMAND"),
-        (("inspect", "adapter", "--base", "./nowhere"), "base model ./nowhere: no such folder"),
-        (("inspect", "nothing"), "python -m lsr inspect: nothing: no such folder"),
-        (("inspect", "base"), "python -m lsr inspect: base: not an adapter folder, adapter_config.json is missing"),
-        (("frames", "--from", "adapter", "-o", "out", "--rank", "25"), "--rank must be in [1, 24] for layer"),
+        (export("lora", "--base", "./nowhere"), "base model ./nowhere: no such folder"),
+        (("import", "nothing", "-o", "out"), "python -m lsr import: nothing: no such folder"),
+        (("import", "base", "-o", "out"), "base: not an adapter folder, adapter_config.json is missing"),
         (export("lora", "-o", "adapter", "--force"), "adapter: would replace adapter, which is read"),
         (export("lora", "-o", ".", "--force"), ".: would replace"),
         (export("lora", "-o", "file", "--force"), "file: not a folder, so it is not replaced"),
