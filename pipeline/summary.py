@@ -14,7 +14,7 @@ from pipeline.core import artifacts, console, seconds
 from pipeline.core.command_line import Parser
 from pipeline.core.errors import UserError, exit_on_error
 from pipeline.core.git import warn_without_identity
-from pipeline.params import Params, load_params, load_row
+from pipeline.params import LsrParams, Params, load_params, load_row
 from pipeline.params.dataset_row import DatasetRow
 
 PROGRAM = "python -m pipeline.summary"
@@ -67,8 +67,6 @@ def _results(row: DatasetRow) -> Iterator[tuple[str, str]]:
     if took:
         listed = ", ".join(f"{stage.replace('_', '-')} {taken:,.0f}" for stage, taken in took.items())
         yield "seconds", f"{sum(took.values()):,.0f}: {listed}"
-    for form, difference in _report(artifacts.EXPORTS / artifacts.PARITY).items():
-        yield "exported", f"{artifacts.EXPORTS / form}, whose logits differ by at most {difference:.2g}"
 
 
 def _interval(found: Mapping[str, float], name: str) -> str:
@@ -85,11 +83,11 @@ def _report(path: Path) -> dict[str, Any]:
 
 def _next(params: Params, row: DatasetRow) -> Iterator[tuple[str, str]]:
     texts = " ".join(['"A text of yours."', '"Another one."'][: len(row.columns)])
-    form = params.sections[params.adapter].exports[0]
     other = "lsr" if params.adapter == "lora" else "lora"
     yield "", ""
     yield "predict", f"python -m pipeline.predict {texts}"
-    yield "export", f"python -m lsr export {artifacts.ADAPTER} --to {form} -o build/{form}"
+    if isinstance(params.sections[params.adapter], LsrParams):  # the others are PEFT's own as they are
+        yield "export", f"python -m lsr export {artifacts.ADAPTER} --to lora -o build/lora"
     yield "compare", f"dvc exp run -S adapter={other} && make experiments"
     yield "", ""
     yield "Git", "shows dvc.lock and reports/ as modified, because they are now those of this run."

@@ -54,7 +54,7 @@ def write_adapter(model: PeftModel, trainer: Trainer, counts: Mapping[str, int],
         folder.mkdir()
         adapters.save_adapter(model, folder, view.base_model)
         Task.of(view.dataset, view.tokenize.max_length).write(folder)
-        cards.of_training(view, counts, cast("float", trainer.state.best_metric), folder)
+        cards.of_training(view, counts, cast("float", trainer.state.best_metric), folder).write(folder)
 
 
 def write_reports(trainer: Trainer, view: params.TrainView) -> None:

@@ -35,7 +35,7 @@ SMALL = {
     "model": "tiny",
     "tokenize": {"max_length": 24},
     "train": {"epochs": 2, "batch_size": 16},
-    "evaluate": {"resamples": 100, "export": []},
+    "evaluate": {"resamples": 100},
     "lsr": {
         "rank_shape": [2, 2],
         "separation_rank": 2,

@@ -14,7 +14,7 @@ INPUTS = Path("artifacts/inputs.json")
 TOKENS = Path("artifacts/tokens")
 INIT = Path("artifacts/init")
 ADAPTER = Path("artifacts/adapter")
-EXPORTS = Path("artifacts/exports")
+CARD = Path("artifacts/card.md")
 
 TOKENIZE_METRICS = Path("reports/tokenize/metrics.json")
 TOKENIZE_LENGTHS = Path("reports/tokenize/lengths.csv")
@@ -25,8 +25,6 @@ TRAIN_CURVES = Path("reports/train/curves")
 EVALUATE_METRICS = Path("reports/evaluate/metrics.json")
 EVALUATE_PREDICTIONS = Path("reports/evaluate/predictions.csv")
 ARENA = Path("reports/arena")  # a folder of records for each preset: beside the pipeline, no outs of DVC's
-
-PARITY = "parity.json"  # in EXPORTS
 
 Value = str | int | float
 

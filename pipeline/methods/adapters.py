@@ -130,15 +130,6 @@ def start(model: PeftModel, section: LsrParams, gradients: Sequence[Mapping[str,
         raise UserError(f"{PARAMS}: {section.word}.init: {error}") from None
 
 
-def merge(model: PeftModel) -> bool:
-    """Merge an adapter into its base model, and return whether its method supports that."""
-    try:
-        model.merge_adapter()
-    except (NotImplementedError, AttributeError):  # raised by PEFT for methods that cannot be merged
-        return False
-    return True
-
-
 @contextmanager
 def merged(model: nn.Module) -> Iterator[None]:
     """Merge an adapter temporarily if unmerging is exact, so that inference costs no more than the base model.

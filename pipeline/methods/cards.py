@@ -1,7 +1,7 @@
 """The model cards of published adapters: training data, settings and scores.
 
 The stage train writes the card in the adapter's folder, with the validation score. The test split is scored by a later
-stage, which may not change that folder; it writes the same card with the test scores next to its exports.
+stage, which may not change that folder; it writes the same card with the test scores beside it.
 """
 
 import json
@@ -34,8 +34,8 @@ SPELLED = {  # methods, as their authors write them, where PEFT's name differs
 }
 
 
-def of_training(view: TrainView, counts: Mapping[str, int], score: float, folder: Path) -> None:
-    """Write the card into an otherwise complete adapter folder; `score` is the validation score."""
+def of_training(view: TrainView, counts: Mapping[str, int], score: float, adapter: Path) -> Card:
+    """Return the card of an adapter in a folder; `score` is the validation score."""
     values = {view.adapter: view.section, "tokenize": view.tokenize, "train": view.train}
     chosen = "\n".join(f"{word}: {json.dumps(section.model_dump(mode='json'))}" for word, section in values.items())
     command = f"dvc exp run -S data={view.data} -S model={view.model} -S adapter={view.adapter} -S seed={view.seed}"
@@ -45,13 +45,11 @@ def of_training(view: TrainView, counts: Mapping[str, int], score: float, folder
         "Parameters": _counted(counts),
         TRAINING: f"With these values in `params.yaml`:\n\n```yaml\n{chosen}\n```\n\n    {command}",
     }
-    _card(view, folder, sections, {}).write(folder)
+    return _card(view, adapter, sections, {})
 
 
-def of_evaluation(
-    view: EvaluateView, metrics: Mapping[str, float], adapter: Path, folder: Path, *, as_lora: bool = False
-) -> None:
-    """Write the card of a trained adapter, or of the LoRA that equals it, with its test scores into another folder."""
+def of_evaluation(view: EvaluateView, metrics: Mapping[str, float], adapter: Path) -> Card:
+    """Return the card of a trained adapter with its test scores."""
     names = view.dataset.metrics
     rows = "\n".join(
         f"| {name} | {metrics[name]:.4g} | {metrics[f'{name}_low']:.4g} to {metrics[f'{name}_high']:.4g} |"
@@ -77,7 +75,7 @@ def of_evaluation(
             for name in names
         ],
     }
-    _card(view, folder if as_lora else adapter, sections, header).write(folder)
+    return _card(view, adapter, sections, header)
 
 
 def _card(

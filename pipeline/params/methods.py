@@ -2,7 +2,7 @@
 
 import importlib.util
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -51,7 +51,6 @@ def peft_type(word: str) -> str | None:
 class MethodParams(Section):
     """The section of a method: `adapter` selects it by its key in params.yaml."""
 
-    exports: ClassVar[tuple[str, ...]] = ("merged",)  # the formats of evaluate.export that it supports
     _word: str = PrivateAttr("adapter")
 
     @property
@@ -71,8 +70,6 @@ class LsrParams(MethodParams):
 
     A key that is left out has the default of LsrConfig, which also checks what goes together.
     """
-
-    exports = ("lora", "merged")
 
     type: Literal["LSR"]
     rank_shape: Shape = (2, 2)

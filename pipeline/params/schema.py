@@ -44,7 +44,7 @@ class Params(Section):
     full: FullParams
     head: HeadParams
     methods: dict[Word, Method]
-    adapter: StrictStr  # it selects one of the sections above, so it is validated after them, as evaluate is
+    adapter: StrictStr  # it selects one of the sections above, so it is validated after them
     evaluate: EvaluateParams
 
     @model_validator(mode="before")
@@ -81,18 +81,6 @@ class Params(Section):
             if adapter not in words:
                 raise ValueError(f"no such section{nearest(adapter, words)}; sections: {', '.join(words)}")
         return adapter
-
-    @field_validator("evaluate")
-    @classmethod
-    def _the_method_has_the_forms_to_export(cls, evaluate: EvaluateParams, info: ValidationInfo) -> EvaluateParams:
-        known = info.data | info.data.get("methods", {})
-        section = known.get(info.data.get("adapter"))  # an unknown adapter has its own error
-        if isinstance(section, MethodParams) and (wrong := set(evaluate.export) - set(section.exports)):
-            raise ValueError(
-                f"export: {wrong.pop()} is for sections of type LSR, which {info.data['adapter']} is not; allowed here "
-                f"are [] and [{', '.join(section.exports)}]"
-            )
-        return evaluate
 
     @property
     def sections(self) -> dict[str, MethodParams]:

@@ -78,10 +78,7 @@ class TrainParams(Section):
 
 
 class EvaluateParams(Section):
-    """How the trained model is scored, and the formats in which it is exported."""
+    """How the trained model is scored."""
 
     batch_size: Count
     resamples: StrictInt = Field(ge=100, le=100_000, description="bootstrap resamples")
-    export: Annotated[tuple[Literal["lora", "merged"], ...], AfterValidator(all_different)] = Field(
-        description="lora: a plain PEFT LoRA folder; merged: a plain transformers checkpoint"
-    )

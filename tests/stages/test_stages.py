@@ -60,7 +60,6 @@ def test_a_run_starts_as_the_base_model_moves_adapter_and_head_and_is_scored(aft
     scores = report(artifacts.EVALUATE_METRICS)
     assert scores["score"] == scores["accuracy"]
     assert scores["accuracy_low"] <= scores["accuracy"] <= scores["accuracy_high"]
-    assert scores["merge_difference"] < 1e-5
     assert scores["adapter_bytes"] == (artifacts.ADAPTER / adapters.WEIGHTS).stat().st_size
     counts = adapters.count_parameters(
         adapters.load_adapter(base_model(view), artifacts.ADAPTER, trainable=True), view.base_model
@@ -198,16 +197,14 @@ def test_a_training_that_diverges_ends_in_one_line(after, monkeypatch):
     assert not artifacts.ADAPTER.exists()
 
 
-def test_a_regression_is_scored_by_its_correlations_and_exported_with_its_head(at):
-    at(data="ratings", lsr={"init": "principal"}, evaluate={"export": ["lora", "merged"]})
+def test_a_regression_is_scored_by_its_correlations(at):
+    at(data="ratings", lsr={"init": "principal"})
     run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
     scores = report(artifacts.EVALUATE_METRICS)
     assert scores["score"] == scores["pearson"]
     assert {"spearman_low", "spearman_high", "loss"} <= scores.keys()
     rows = list(csv.DictReader(artifacts.EVALUATE_PREDICTIONS.open(newline="")))
     assert {row["actual_group"] for row in rows} == {"0: 0 to 0.4", "9: 3.6 to 4"}
-    differences = report(artifacts.EXPORTS / "parity.json")  # of an initial update that is subtracted, too
-    assert all(value < 1e-4 for value in differences.values())
 
 
 def test_rated_texts_are_compared_in_pairs(at):

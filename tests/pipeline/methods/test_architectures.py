@@ -109,17 +109,12 @@ WHOLE = [
 
 @pytest.mark.parametrize(("kind", "lsr"), WHOLE)
 def test_a_model_that_is_named_itself_is_trained_scored_exported_and_asked(kind, lsr, tmp_path, monkeypatch, capsys):
-    folder = workspace.make(
-        tmp_path, model=f"models/{kind}", train={"epochs": 1}, lsr=lsr, evaluate={"export": ["lora", "merged"]}
-    )
+    folder = workspace.make(tmp_path, model=f"models/{kind}", train={"epochs": 1}, lsr=lsr)
     architectures.save(folder / "models" / kind, kind)
     monkeypatch.chdir(folder)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
-    assert report(artifacts.EVALUATE_METRICS)["merge_difference"] < 1e-5
-    assert max(report(artifacts.EXPORTS / "parity.json").values()) < 1e-5
     padding = 1 if kind in architectures.PADS else 0
-    assert report(artifacts.EXPORTS / "merged/config.json")["pad_token_id"] == padding
     assert lsr_command(["export", str(artifacts.ADAPTER), "--to", "merged", "-o", "merged"]) == 0
     assert report(Path("merged/config.json"))["pad_token_id"] == padding
     scored = pd.read_csv(artifacts.EVALUATE_PREDICTIONS)

@@ -110,11 +110,9 @@ def test_a_method_goes_all_the_way(word, overrides):
     stood = {name for name in before if torch.equal(before[name], after[name])}
     assert stood == {name for name in before if with_adapter(name, frozen)}
 
-    evaluate.main(seen(params.EvaluateView, word, {**overrides, "evaluate.export": ["merged"]}))
+    evaluate.main(seen(params.EvaluateView, word, overrides))
     found = report(artifacts.EVALUATE_METRICS)
     assert found["adapter_bytes"] == sum(tensor.nbytes for tensor in after.values()) + header_bytes()
-    assert found["merge_difference"] < 1e-5
-    assert report(artifacts.EXPORTS / artifacts.PARITY)["merged"] < 1e-5
     loaded = adapters.load_adapter(base_model(view), artifacts.ADAPTER, trainable=False)
     assert not torch.equal(logits(loaded), base)
     opened, _ = open_adapter(artifacts.ADAPTER, "tiny-roberta")

@@ -114,13 +114,12 @@ MISTAKES = [
     ("loraxs.alhpa", 3, "loraxs.alhpa: no such key; did you mean alpha?"),
     ("train.epochs", "four", "train.epochs: input should be a valid integer, got 'four'"),
     ("train.report_to", ["tensorbord"], "train.report_to.0: input should be 'tensorboard', 'wandb' or 'mlflow', got"),
-    ("evaluate.export", ["lora", "lora"], "evaluate.export: names must differ from each other, got ['lora', 'lora']"),
     ("lsr.learning_rate", float("inf"), "lsr.learning_rate: input should be a finite number, got inf"),
     ("lsr.layers", [1, 1], "lsr.layers: input should be 'all' or names must differ from each other, got [1, 1]"),
     ("lsr.rank_shape", [1] * 12, "lsr.rank_shape: list should have at most 2 items, not 12, got"),
     ("lsr.target_modules", "qu(ery", "lsr.target_modules: not a valid regular expression: missing ), unterminated"),
     ("train", 3, "train: input should be keys with values, got 3"),
-    ("evaluate.export", "lora", "evaluate.export: input should be a list, got 'lora'"),
+    ("train.report_to", "mlflow", "train.report_to: input should be a list, got 'mlflow'"),
     ("adapter", "boft", "adapter: no such section; a method of PEFT goes by adapter: peft and peft.type: BOFT, got"),
     ("adapter", "adalora", "adapter: ADALORA needs calls that move ranks between layers, which this training does not"),
     ("data", "movie-reviws", "data: no row 'movie-reviws'; did you mean movie-reviews?; rows: movie-reviews, amazon"),
@@ -152,10 +151,6 @@ def test_a_mistake_is_one_line(root, key, value, message):
             {"lsr.frames_from": ["tweets"]},
             "lsr: frames_from: pools gradients or updates, so it needs init: gradient or update, and frames: own; got "
             "init: warm and frames: own",
-        ),
-        (
-            {"evaluate.export": ["lora"], "adapter": "vera"},
-            "evaluate: export: lora is for sections of type LSR, which vera is not; allowed here are [] and [merged]",
         ),
     ],
 )
