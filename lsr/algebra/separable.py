@@ -5,13 +5,11 @@ and q_i columns in factor i. For the adapter's A (r x n) these are r_i and n_i, 
 single factor is the dense matrix itself. Pairs of indices are row-major: row (u, v) of X ⊗ Y is u * p2 + v.
 """
 
-from collections.abc import Sequence
-
 import torch
 from tensorly.tenalg import svd_interface
 from torch import Tensor
 
-from lsr.algebra.backend import converging_numpy, svd
+from lsr.algebra.backend import converging_numpy
 
 Shape = tuple[int, ...]
 
@@ -97,29 +95,9 @@ def nearest_kron_sum(
     with converging_numpy():
         left, sigma, right = svd_interface(rearranged.numpy(), "truncated_svd", n_eigenvecs=separation_rank)
     weights, first, second = (torch.from_numpy(part) for part in (sigma, left, right.T))
-    return _in_convention(weights, first, second, row_shape, column_shape)
-
-
-def recondition(
-    *factors: Tensor,  # (s, p_i, q_i) each
-) -> list[Tensor]:  # the same shapes
-    """Return factors of the same sum in the convention of `nearest_kron_sum`, largest term first.
-
-    The terms become orthogonal by QR decompositions of both factors and an SVD of their s x s core; the matrix is not
-    formed. A single factor is unchanged.
-
-    Raises:
-        ValueError: if there are more terms than entries in a term of a factor: they cannot be orthogonal.
-    """
-    if len(factors) == 1:
-        return list(factors)
-    columns = [factor.flatten(1).T for factor in factors]
-    least, count = min(map(len, columns)), len(factors[0])
-    if count > least:
-        raise ValueError(f"at most {least} terms of these factors can be orthogonal, got {count}")
-    (left, left_core), (right, right_core) = (torch.linalg.qr(side) for side in columns)
-    u, sigma, vt = svd(left_core @ right_core.T)
-    return _in_convention(sigma, left @ u, right @ vt.T, [f.shape[1] for f in factors], [f.shape[2] for f in factors])
+    signs = canonical_signs(second)
+    sides = zip((first * weights * signs, second * signs), row_shape, column_shape, strict=True)
+    return [columns.T.reshape(-1, p, q) for columns, p, q in sides]
 
 
 def balance(
@@ -133,19 +111,6 @@ def balance(
     weights = lengths.prod(dim=0)
     scales = torch.where(weights > 0, weights ** (1 / len(factors)) / lengths, 1.0)
     return [factor * scale[:, None, None] for factor, scale in zip(factors, scales, strict=True)]
-
-
-def _in_convention(
-    weights: Tensor,  # (s,)
-    left: Tensor,  # (p_1 * q_1, s), unit columns
-    right: Tensor,  # (p_2 * q_2, s), unit columns
-    row_shape: Sequence[int],
-    column_shape: Sequence[int],
-) -> list[Tensor]:  # (s, p_i, q_i)
-    """Absorb weights and signs into the first factor; in the second the largest entry of each column is positive."""
-    signs = canonical_signs(right)
-    sides = zip((left * weights * signs, right * signs), row_shape, column_shape, strict=True)
-    return [columns.T.reshape(-1, p, q) for columns, p, q in sides]
 
 
 def canonical_signs(columns: Tensor) -> Tensor:  # (size, s) -> (s,)

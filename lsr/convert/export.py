@@ -28,9 +28,7 @@ from lsr.tuner.linear import LsrLinear
 from lsr.tuner.start import layers_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-ROUNDOFF = 1e-12  # relative, of products in float64
 LONG = 2  # dots in the name of a layer that no other layer's name ends in, as in transformers
-UPDATE_ROUNDOFF = 1e-6  # the same in float32, relative to the initial update that is subtracted
 BIASES = {"none": "none", "all": "all", "lsr_only": "lora_only"}
 
 
@@ -75,7 +73,7 @@ def export_lora(
     """Write an LSR adapter as a LoRA folder, which PEFT loads without this package: the same update, head and biases.
 
     `adapter` is a model with the adapter, or the adapter's folder, which needs no base model, only its frames if they
-    are elsewhere. Each layer has its true rank (twice that if an initial update is subtracted) and scaling 1. Where the
+    are elsewhere. Each layer has its true rank and scaling 1. Where the
     adapter is a LoRA (one rank in `rank_shape`, no core), it has the adapter's own A, B and alpha, bit for bit. The
     bytes are the same every time.
 
@@ -243,15 +241,10 @@ def _saved_whole(source: _Source) -> list[str] | None:
 
 def _rounding_of_pairs(pairs: Mapping[str, LoraPair], dtype: torch.dtype) -> Rounding:
     errors = {
-        name: distance((rounded(name, b, dtype), rounded(name, a, dtype)), (b, a)) for name, (b, a, _) in pairs.items()
+        name: distance_of_pairs((rounded(name, b, dtype), rounded(name, a, dtype)), (b, a))
+        for name, (b, a, _) in pairs.items()
     }
     return relative_errors(errors, {name: norm_of_pair(b, a) for name, (b, a, _) in pairs.items()})
-
-
-def distance(written: tuple[Tensor, Tensor], pair: tuple[Tensor, Tensor]) -> float:
-    """Return the distance of two products, or 0 if it is roundoff, as for an initial update minus itself."""
-    found = distance_of_pairs(written, pair)
-    return found if found > ROUNDOFF * float(pair[0].norm() * pair[1].norm()) else 0.0
 
 
 def _rounding_of_merge(layers: Mapping[str, LsrLinear], adapter_name: str, dtype: torch.dtype) -> Rounding:
@@ -262,9 +255,6 @@ def _rounding_of_merge(layers: Mapping[str, LsrLinear], adapter_name: str, dtype
         written = rounded(name, weight + update, dtype).double()
         errors[name] = float((written - weight.double() - update.double()).norm())
         lengths[name] = float(update.double().norm())
-        adapter = layer.adapter(adapter_name)
-        if adapter.is_folded and lengths[name] <= UPDATE_ROUNDOFF * float(adapter.folded_update().norm()):
-            errors[name] = lengths[name] = 0.0  # an initial update minus itself
     return relative_errors(errors, lengths)
 
 

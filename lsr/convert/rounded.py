@@ -8,8 +8,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from lsr.algebra.rounding import pack, unpack
-from lsr.algebra.spectrum import norm_of_pair
-from lsr.convert.export import Rounding, distance, relative_errors
+from lsr.algebra.spectrum import distance_of_pairs, norm_of_pair
+from lsr.convert.export import Rounding, relative_errors
 from lsr.convert.writing import check_output, copy_task, write_adapter, writing
 from lsr.loading.adapters import METHOD
 from lsr.loading.contents import updates_in
@@ -49,7 +49,7 @@ def round_adapter(folder: str | Path, output: str | Path, precision: str, *, for
         copy_task(folder, new)
         before, after = _updates(folder), _updates(new)
     lengths = {name: norm_of_pair(*pair) for name, pair in before.items()}
-    update = relative_errors({name: distance(after[name], pair) for name, pair in before.items()}, lengths)
+    update = relative_errors({name: distance_of_pairs(after[name], pair) for name, pair in before.items()}, lengths)
     exact = {name: tensor.double() for name, tensor in tensors.items() if tensor.is_floating_point()}
     errors = {name: float((written[name] - tensor).norm()) for name, tensor in exact.items()}
     tensors_error = relative_errors(errors, {name: float(tensor.norm()) for name, tensor in exact.items()})

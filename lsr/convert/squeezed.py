@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from lsr.algebra.shapes import Form
-from lsr.algebra.spectrum import norm_of_pair
+from lsr.algebra.spectrum import distance_of_pairs, norm_of_pair
 from lsr.convert.commands import table
 from lsr.convert.composed import write_contents
-from lsr.convert.export import Rounding, distance, relative_errors
+from lsr.convert.export import Rounding, relative_errors
 from lsr.convert.rounded import round_adapter
 from lsr.convert.writing import check_output
 from lsr.init import gradient, warm
@@ -73,7 +73,7 @@ def squeeze_adapter(
         small = FORMS[form[1]](updates, int(form[2]))
     except ValueError as error:
         raise InputError(f"{folder}: --to {to}: {first_line(error)}") from None
-    squeezed = replace(contents, updates=small, hashes={})
+    squeezed = replace(contents, updates=small)
     if bits is None:
         write_contents(squeezed, output, force=force)
     else:
@@ -82,7 +82,7 @@ def squeeze_adapter(
             round_adapter(Path(temporary, "exact"), output, BITS[bits], force=force)
     after = {name: update.pair() for name, update in read_contents(output).updates.items()}
     lengths = {name: norm_of_pair(*pair) for name, pair in before.items()}
-    errors = {n: distance(after[n], pair) if n in after else lengths[n] for n, pair in before.items()}
+    errors = {n: distance_of_pairs(after[n], pair) if n in after else lengths[n] for n, pair in before.items()}
     return Squeezed(relative_errors(errors, lengths), *(weights_of(one).stat().st_size for one in (folder, output)))
 
 

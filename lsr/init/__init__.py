@@ -1,8 +1,7 @@
 """Initialization of the factors: one scheme per file, and the statistics that some of them gather from examples.
 
 Everything runs in float64, one layer at a time, or one group of layers that share factors. A fresh adapter leaves the
-model unchanged: B1 or the core is zero, or the initial update is subtracted from the base weight (schemes that fold).
-Only `warm` begins with an update, that of a short training run.
+model unchanged, because B1 or the core is zero. Only `warm` begins with an update, that of a short training run.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from lsr.init.update import examples_updates
 
 INITIALIZATIONS = {
     "random": Initialization("seed", random.start, random.frames),
-    "principal": Initialization("weight", principal.start, principal.frames, folds=True),
+    "principal": Initialization("weight", principal.start, principal.frames),
     "gradient": Initialization("gradient", gradient.start, gradient.frames),
     "update": Initialization("update", gradient.start, gradient.frames),  # in place of the gradient
     "warm": Initialization("update", warm.start, gradient.frames, core=warm.core),

@@ -1,4 +1,4 @@
-"""A and B's frame from a separable fit to the loss gradient; B1, or the core between frames of it, is zero.
+"""A and B's frame from the leading singular vectors of the loss gradient; B1, or the core between frames, is zero.
 
 The update of a short training run takes the place of the gradient in the same way: it accumulates gradients.
 """
@@ -8,21 +8,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lsr.algebra.fit import in_orthonormal_basis
-from lsr.algebra.frames import leading_frames
-from lsr.algebra.separable import recondition
 from lsr.algebra.spectrum import Matrix, norm_of
 from lsr.init.initialization import Source, Start
-from lsr.init.principal import fitted, framed
-from lsr.init.random import as_random_a, as_zero_b
+from lsr.init.principal import directed, framed
 
 
 def start(source: Source) -> Start:
-    """Take the directions of A and B's frame from the factors nearest to the gradient, and their scale from LoRA's.
+    """Take the directions of A and B's frame from the gradient, joint ones of several data sets; their scale is LoRA's.
 
     With B1 = 0 the first step moves B along the gradient times A^T. Its gain is the energy of the gradient in the rows
-    of A: on decaying matrices more than after a fit to the leading singular vectors, such as .61 beside .57 of it for
-    r = 4 and 16 terms. Of several data sets, the joint directions are fitted.
+    of A.
 
     Raises:
         ValueError: if there is no gradient, or it is zero, not finite or too small.
@@ -30,11 +25,7 @@ def start(source: Source) -> Start:
     Reference: LoRA-GA (Wang et al. 2024, arXiv 2407.05000), LoRA-One (Zhang et al. 2025, arXiv 2502.01235).
     """
     check_reached([source])
-    is_pooled = len(source.gradients) > 1
-    joint = leading_frames(source.gradients, source.form.rank, source.seed) if is_pooled else only_matrix(source)
-    fit = fitted(joint, source)
-    a = as_random_a(recondition(*in_orthonormal_basis(fit.a)), source.form)
-    return Start(a, as_zero_b(recondition(*fit.b), source.form), fit.error)
+    return directed(source.gradients, source)
 
 
 def frames(sources: Sequence[Source]) -> Start:

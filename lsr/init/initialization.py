@@ -32,14 +32,13 @@ class Start:
 
     a: list[Tensor]  # (s, r_i, n_i) each
     b: list[Tensor]  # (s, m_i, r_i) each
-    error: float | None = None  # relative error of the fit; None if nothing was fitted
 
 
 class Initialization(NamedTuple):
     """An initialization scheme.
 
-    `start` returns trainable factors, with B A = 0 or, if the scheme `folds`, an update that is subtracted from the
-    base weight. `frames` returns the frames around a core, for one layer or for all that share them.
+    `start` returns trainable factors with B A = 0, and `frames` the frames around a core, for one layer or for all that
+    share them.
 
     A scheme with a `core` goes on from the short training run whose update it reads: the head stays as trained, `start`
     returns factors of the update, and `core` the best core between the frames of a layer. Otherwise the core is zero.
@@ -48,7 +47,6 @@ class Initialization(NamedTuple):
     reads: Literal["seed", "weight", "gradient", "update"]
     start: Callable[[Source], Start]
     frames: Callable[[Sequence[Source]], Start]
-    folds: bool = False
     core: Callable[[Source, Tensor, Tensor], Tensor] | None = None  # of B (m, r) and A (r, n)
 
     @property

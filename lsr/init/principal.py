@@ -1,52 +1,48 @@
-"""The separable decomposition of the weight: PiSSA in Kronecker form. The initial update is folded."""
+"""A and B's frame from the leading singular vectors of the weight; B1, or the core between frames of it, is zero."""
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
-from lsr.algebra.fit import fit_product
 from lsr.algebra.frames import leading_frames, paired_frames
-from lsr.algebra.separable import balance, pad_columns
+from lsr.algebra.separable import nearest_kron_sum, pad_columns
 from lsr.algebra.spectrum import Matrix
 from lsr.init.initialization import Source, Start
+from lsr.init.random import as_random_a, as_zero_b
 
 
 def start(source: Source) -> Start:
-    """Return the factors of min ||W - scaling * B A||_F: TensorLy's decomposition, improved by least squares.
+    """Return `directed` by the weight.
 
     Raises:
-        ValueError: if the weight is zero, not finite or too small.
-
-    Reference: PiSSA (Meng et al. 2024, arXiv 2404.02948).
+        ValueError: as `directed`.
     """
-    return fitted(source.weight().detach().to("cpu", torch.float64), source)
+    return directed([source.weight()], source)
 
 
 def frames(sources: Sequence[Source]) -> Start:
     """Return the leading singular vectors of the weight, or joint ones over several weights.
 
     Raises:
-        ValueError: as `start`.
+        ValueError: as `framed`.
 
     Reference: LoRA-XS (Bałazy et al. 2024, arXiv 2405.17604), whose B is scaled by the singular values.
     """
     return framed([source.weight() for source in sources], sources[0])
 
 
-def fitted(
-    matrix: Matrix,  # (m, n)
-    source: Source,
-) -> Start:
-    """Return the factors of min ||matrix - scaling * B A||_F, balanced, with the scaling distributed over them."""
+def directed(matrices: Sequence[Matrix], source: Source) -> Start:
+    """Return A and B's frame as the sums nearest to the leading directions of matrices (m, n), with LoRA's scale.
+
+    TensorLy decomposes the matrices, jointly if there are several, and then both sides of them.
+
+    Raises:
+        ValueError: if the rank exceeds a side of the matrices, or they are zero or not finite.
+    """
     form = source.form
-    left, right = (matrix, None) if isinstance(matrix, Tensor) else matrix
-    rows = pad_columns(left.T, form.out_width).T
-    padded = pad_columns(rows, form.in_width) if right is None else (rows, pad_columns(right, form.in_width))
-    fit = fit_product(padded, form.out_shape, form.rank_shape, form.in_shape, form.separation_rank, seed=source.seed)
-    share = source.scaling ** (-0.5 / len(form.rank_shape))  # each factor's share of the scaling
-    a, b = ([share * factor for factor in balance(*side)] for side in (fit.a, fit.b))
-    return Start(a, b, fit.error)
+    left, right = leading_frames(matrices, form.rank, source.seed)
+    columns, rows = pad_columns(left.T, form.out_width).T, pad_columns(right, form.in_width)
+    a = nearest_kron_sum(rows, form.rank_shape, form.in_shape, form.separation_rank)
+    b = nearest_kron_sum(columns, form.out_shape, form.rank_shape, form.separation_rank)
+    return Start(as_random_a(a, form), as_zero_b(b, form))
 
 
 def framed(matrices: Sequence[Matrix], source: Source) -> Start:

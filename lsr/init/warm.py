@@ -3,19 +3,26 @@
 from torch import Tensor
 
 from lsr.algebra.frames import core_between, diagonal_between
+from lsr.algebra.separable import balance, nearest_kron_sum, pad_columns
+from lsr.algebra.spectrum import leading_svd
 from lsr.init.gradient import check_reached, only_matrix
 from lsr.init.initialization import Source, Start
-from lsr.init.principal import fitted
 
 
 def start(source: Source) -> Start:
-    """Return the factors nearest to the update: min ||U - scaling * B A||_F.
+    """Return the sums nearest to both sides of the update's truncated SVD: with one factor a side, that SVD itself.
 
     Raises:
         ValueError: if there is not exactly one update, or it is zero, not finite or too small.
     """
     check_reached([source])
-    return fitted(only_matrix(source), source)
+    form = source.form
+    left, values, right = leading_svd(only_matrix(source), form.rank, source.seed)
+    roots = (values / source.scaling).sqrt()
+    columns, rows = pad_columns((left * roots).T, form.out_width).T, pad_columns(roots[:, None] * right, form.in_width)
+    a = nearest_kron_sum(rows, form.rank_shape, form.in_shape, form.separation_rank)
+    b = nearest_kron_sum(columns, form.out_shape, form.rank_shape, form.separation_rank)
+    return Start(balance(*a), balance(*b))
 
 
 def core(

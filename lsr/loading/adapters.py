@@ -15,7 +15,7 @@ from lsr.loading.base_models import MISFITS, load_base
 from lsr.loading.files import InputError, read_config, read_tensors
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.forms import check_room
-from lsr.tuner.linear import LsrLinear, adapted_layers
+from lsr.tuner.linear import LsrLinear
 from lsr.tuner.saved import CONFIG, WEIGHTS, check_saved, factors_by_layer, first_line, misfit, weights_of
 from lsr.tuner.sharing import FrameRegistry, read_shared_frames
 
@@ -44,10 +44,7 @@ def load_adapter(folder: Path, base: str | None = None, method: str | None = MET
     base_model = load_base(fields, read_tensors(folder), base)
     if fields["peft_type"] != METHOD:  # LSR compares the base weight's own bytes; PEFT rounds adapters to its dtype
         base_model = base_model.float()
-    model = _attach(base_model, folder, trainable=False).float().eval()
-    for layer in adapted_layers(model).values():
-        layer.refresh_base_weight()  # a folded initial update was rounded to the dtype of the base
-    return model
+    return _attach(base_model, folder, trainable=False).float().eval()
 
 
 def load_onto(base: nn.Module, folder: Path, *, trainable: bool = False) -> PeftModel:

@@ -1,7 +1,7 @@
 """An adapter as its folder has it, of LSR or LoRA: the update of each layer, its heads, and what its base model is."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from lsr.loading.adapters import ADAPTER, load_layers
 from lsr.loading.files import FACTOR, PREFIX, InputError, read_config, read_task, read_tensors
 from lsr.loading.lora import FACTOR as LORA_FACTOR
 from lsr.loading.lora import lora_pairs
-from lsr.tuner.base_weight import check_adaptable, check_weight
+from lsr.tuner.base_weight import check_adaptable
 
 BASE_FIELDS = ("base_model_name_or_path", "revision", "task_type", "auto_mapping")
 
@@ -68,13 +68,12 @@ class Contents:
     heads: Mapping[str, Tensor]  # the tensors of the modules that it trained in full, by name in the base model
     endings: tuple[str, ...]  # of the names of these modules
     task: Any  # what task.json says, such as the names of labels; None if there is no such file
-    hashes: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of base weights that a start was subtracted from
 
     def check_layers(self, modules: Mapping[str, nn.Module]) -> None:
         """Check that a base model has the layers that the adapter was trained on, as far as its files can tell.
 
         Raises:
-            ValueError: names a layer that is missing or has other widths or weights; TypeError if it is no linear one.
+            ValueError: names a layer that is missing or has other widths; TypeError if it is no linear one.
         """
         for name, update in self.updates.items():
             if name not in modules:
@@ -86,8 +85,6 @@ class Contents:
                 raise ValueError(
                     f"layer {name!r}: the adapter is for a layer of {own_m} x {own_n}, this one is {m} x {n}"
                 )
-            if name in self.hashes:
-                check_weight(layer.get_parameter("weight"), self.hashes[name], name)
 
     def whole(self, modules: Mapping[str, nn.Module]) -> list[str]:
         """Return the modules of a base model that it trained in full: PEFT's rule, DistilBERT's pre_classifier too."""
@@ -120,11 +117,10 @@ def read_contents(folder: str | Path) -> Contents:
     fields, tensors = read_config(folder), read_tensors(folder)
     if fields.get("bias", "none") != "none":
         raise InputError(f"{folder}: trains biases of the base model (bias={fields['bias']!r}), which is not supported")
-    updates, hashes = read_updates(folder, fields)
     return Contents(
         str(folder),
         {name: fields.get(name) for name in BASE_FIELDS},
-        updates,
+        read_updates(folder, fields),
         {
             key.removeprefix(PREFIX): value
             for key, value in tensors.items()
@@ -132,7 +128,6 @@ def read_contents(folder: str | Path) -> Contents:
         },
         _endings(folder, fields),
         read_task(folder),
-        hashes,
     )
 
 
@@ -143,35 +138,29 @@ def _endings(folder: Path, fields: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def read_updates(folder: Path, fields: Mapping[str, Any]) -> tuple[dict[str, Update], dict[str, str]]:
+def read_updates(folder: Path, fields: Mapping[str, Any]) -> dict[str, Update]:
     """Return the update of each layer of an adapter of LSR or plain LoRA, whose configuration is given.
-
-    Beside them are the SHA-256 of base weights that a start was subtracted from.
 
     Raises:
         InputError: if it is neither, or its files are inconsistent.
     """
     if fields["peft_type"] == "LORA":
         pairs = lora_pairs(folder, fields).items()
-        return {name: Update(Frames(its.a, its.b), its.alpha / len(its.a)) for name, its in pairs}, {}
-    config, layers = load_layers(folder)
-    hashes = config.resolved.base_hashes if config.resolved else {}
-    updates, frames, folded = {}, dict[int, Frames](), {}
-    for name, layer in layers.items():
+        return {name: Update(Frames(its.a, its.b), its.alpha / len(its.a)) for name, its in pairs}
+    updates, frames = {}, dict[int, Frames]()
+    for name, layer in load_layers(folder).layers.items():
         adapter = layer.adapter(ADAPTER)
         if adapter.trained_part == "core":
             its = frames.setdefault(id(adapter.frames), _detached(*adapter.matrices(*adapter.factors())))
             updates[name] = Update(its, adapter.scaling, adapter.core.detach())
         else:
-            updates[name] = Update(_detached(*adapter.as_lora()), adapter.scaling)
-        if adapter.is_folded and name in hashes:
-            folded[name] = hashes[name]
-    return updates, folded
+            updates[name] = Update(_detached(*adapter.collapse()), adapter.scaling)
+    return updates
 
 
 def updates_in(folder: Path, fields: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:  # (m, r), (r, n), float64
     """Return two matrices whose product is the update of each layer, with the errors of `read_updates`."""
-    return {name: update.pair() for name, update in read_updates(folder, fields)[0].items()}
+    return {name: update.pair() for name, update in read_updates(folder, fields).items()}
 
 
 def _detached(a: Tensor, b: Tensor) -> Frames:

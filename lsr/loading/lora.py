@@ -39,7 +39,7 @@ def pairs_of(config: LsrConfig, layers: Mapping[str, LsrLinear], adapter_name: s
     pairs = {}
     for name, layer in layers.items():
         adapter = layer.adapter(adapter_name)
-        a, b = (side.detach() for side in adapter.as_lora())
+        a, b = (side.detach() for side in adapter.collapse())
         if adapter.is_lora:
             pairs[name] = LoraPair(b, a, override(config.alpha_pattern, name, config.alpha))
         else:

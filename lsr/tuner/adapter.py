@@ -1,4 +1,4 @@
-"""The adapter of a single layer: its own or shared factors, its core, its folded update, and the resulting update."""
+"""The adapter of a single layer: its own or shared factors, its core, and the resulting update."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lsr.algebra.shapes import Form
-from lsr.init.initialization import Start
-from lsr.tuner.factors import LsrFactors, entries, moved, named
+from lsr.tuner.factors import LsrFactors, entries
 from lsr.tuner.functional import Side
 
 
@@ -26,13 +25,10 @@ class Sizes:
 
 
 class LsrAdapter(LsrFactors):
-    """The update ΔW = scaling * (B R A - B0 A0).
+    """The update ΔW = scaling * B R A.
 
     With `train` set to `core` or `all`, R is the parameter `core`, initialized to zero: (r, r), or (r,) for a diagonal.
     Otherwise R is the identity.
-
-    B0 A0 is the initial update if the initialization folds it: `folded_A1`, ..., `folded_B1`, ... are buffers with the
-    shapes of the factors.
 
     The adapter has its own factors, or only a core between `frames`, which belong to another layer's adapter or to an
     adapter in another folder. Layers of equal shape may also share a single adapter.
@@ -53,7 +49,6 @@ class LsrAdapter(LsrFactors):
         super().__init__(form, train, storage)
         self.scaling = scaling
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-        self.is_folded = False
         self._frames = () if frames is None else (frames,)  # a tuple, which nn.Module does not register
 
     @property
@@ -68,29 +63,12 @@ class LsrAdapter(LsrFactors):
 
     @property
     def is_lora(self) -> bool:
-        """Whether the factors are those of a LoRA: A and B themselves, with nothing between them or subtracted."""
-        return len(self.form.rank_shape) == 1 and not self.has_core and not self.is_folded
+        """Whether the factors are those of a LoRA: A and B themselves, with nothing between them."""
+        return len(self.form.rank_shape) == 1 and not self.has_core
 
     def set_core(self, value: Tensor, like: Tensor) -> None:  # (r, r) or (r,)
         """Set the core; a new one is on the device of the base weight `like`, in at least float32."""
         self._set_parameter("core", value, like)
-
-    def fold(self, start: Start, like: Tensor) -> None:
-        """Store the initial update, to be subtracted."""
-        for name, value in named(start):
-            self.register_buffer(f"folded_{name}", moved(value, like))
-        self.is_folded = True
-
-    def unfold(self) -> None:
-        """Drop the initial update, so that nothing is subtracted."""
-        for name in [name for name in self._buffers if name.startswith("folded_")]:
-            delattr(self, name)
-        self.is_folded = False
-
-    def make_room_for_folded(self, like: Tensor) -> None:
-        """Create zero buffers into which the initial update is loaded from a file."""
-        a, b = ([torch.zeros(factor.shape, device="cpu") for factor in side] for side in self.factors())
-        self.fold(Start(a, b), like)
 
     @property
     def is_meta(self) -> bool:
@@ -110,14 +88,8 @@ class LsrAdapter(LsrFactors):
         a, b = ([factor.to(self.core.device) for factor in side] for side in self.frames.factors())
         return a, b
 
-    def folded_factors(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the factors of A0 and of B0, in the shapes of `factors`."""
-        positions = range(1, len(self.form.rank_shape) + 1)
-        a, b = ([getattr(self, f"folded_{side}{position}") for position in positions] for side in "AB")
-        return a, b
-
     def collapse(self) -> tuple[Tensor, Tensor]:  # (r, in_features), (out_features, r)
-        """Return R A and B as matrices: the update relative to the folded base weight, without the scaling."""
+        """Return the LoRA that is the same update: R A and B, without the scaling."""
         a, b = self.matrices(*self.factors())
         if not self.has_core:
             return a, b
@@ -130,26 +102,9 @@ class LsrAdapter(LsrFactors):
         a, b = ([side] for side in self.collapse()) if self.has_core else self.factors()
         return (a[0], a[1] if len(a) > 1 else None), (b[0], b[1] if len(b) > 1 else None)
 
-    def as_lora(self) -> tuple[Tensor, Tensor]:  # (r or 2r, in_features), (out_features, r or 2r)
-        """Return A and B such that scaling * B A is the whole update of the pretrained weight.
-
-        If an initial update is folded they are [A; A0] and [B, -B0], otherwise the result of `collapse`.
-        """
-        a, b = self.collapse()
-        if not self.is_folded:
-            return a, b
-        a0, b0 = self.matrices(*self.folded_factors())
-        return torch.cat([a, a0.to(a.dtype)]), torch.cat([b, -b0.to(b.dtype)], dim=1)
-
     def update(self) -> Tensor:  # (out_features, in_features)
-        """Return the whole update of the pretrained weight, in at least float32."""
-        return self._product(*self.as_lora())
-
-    def folded_update(self) -> Tensor:  # (out_features, in_features)
-        """Return scaling * B0 A0, in at least float32."""
-        return self._product(*self.matrices(*self.folded_factors()))
-
-    def _product(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the update, in at least float32."""
+        a, b = self.collapse()
         precise = torch.promote_types(a.dtype, torch.float32)
         return self.scaling * (b.to(precise) @ a.to(precise))
 

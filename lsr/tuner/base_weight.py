@@ -1,9 +1,7 @@
-"""Base layers: which of them can be adapted, their weights, and the hashes by which a weight is known again."""
+"""Base layers: which of them can be adapted, and the weights of quantized ones."""
 
-import hashlib
 from typing import cast
 
-import torch
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -57,23 +55,3 @@ def dequantized(base: nn.Module, layer_name: str) -> Tensor:
             "initialize or load adapters before that"
         )
     return cast("Tensor", dequantize_module_weight(base)).detach()
-
-
-def weight_hash(weight: Tensor) -> str:
-    """Return the SHA-256 of a pretrained weight's bytes, as the base layer stores them."""
-    return hashlib.sha256(weight.cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()
-
-
-def check_weight(weight: Tensor, expected: str, layer_name: str) -> None:
-    """Check a pretrained weight against the hash in an adapter's file.
-
-    Raises:
-        ValueError: if the weight differs; names the layer.
-    """
-    if weight.is_meta:
-        raise ValueError(f"layer {layer_name!r}: cannot subtract an initial update from a base weight without values")
-    if weight_hash(weight) != expected:
-        raise ValueError(
-            f"layer {layer_name!r}: this is not the base model that the adapter was initialized from: the weight "
-            f"{tuple(weight.shape)} in {weight.dtype} has another hash"
-        )

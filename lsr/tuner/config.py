@@ -65,12 +65,11 @@ class LsrConfig(PeftConfig):
     init_weights: bool | str = field(
         default=True,
         metadata={
-            "help": "Name of the initialization. True or 'random': as LoRA. 'principal': A and B fitted jointly to the "
-            "weight, from which this initial update is subtracted, in memory only. 'gradient', 'update': A and B's "
-            "frame from the gradient over examples, or from the update of a short training on them; 'warm': that "
-            "update, and the head as trained; see `lsr.start_from_examples`. Around a core A and B are orthonormal "
-            "frames, random or leading singular vectors, and the core is zero, with 'warm' the update between them. "
-            "False: all random, for tests. Only it and 'warm' change the output of a fresh model."
+            "help": "Name of the initialization. True or 'random': as LoRA. 'principal', 'gradient', 'update': A and "
+            "B's frame from the weight, from the gradient over examples, or from the update of a short training on "
+            "them; 'warm': that update, and the head as trained; see `lsr.start_from_examples`. Around a core A and B "
+            "are orthonormal frames, random or leading singular vectors, and the core is zero, with 'warm' the update "
+            "between them. False: all random, for tests. Only it and 'warm' change the output of a fresh model."
         },
     )
     train: str = field(
@@ -138,7 +137,7 @@ class LsrConfig(PeftConfig):
     resolved: Resolved | None = field(
         default=None,
         metadata={
-            "help": "Of a saved adapter: the shapes of its layers, and hashes of base weights. Not to be set by hand."
+            "help": "Of a saved adapter: the shapes of its layers, and the hash of its frames. Not to be set by hand."
         },
     )
 
@@ -177,11 +176,6 @@ class LsrConfig(PeftConfig):
     def has_core(self) -> bool:
         """Whether there is a core between A and B."""
         return self.train in CORED
-
-    @property
-    def folds(self) -> bool:
-        """Whether the initial update is subtracted from the base weights; with a core it is zero."""
-        return INITIALIZATIONS[self.start].folds and not self.has_core
 
     @property
     def needs_examples(self) -> bool:

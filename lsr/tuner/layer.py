@@ -28,7 +28,6 @@ class LsrLayer(BaseTunerLayer):
     """The adapters of a layer by name."""
 
     adapter_layer_names = ("lsr_adapters",)
-    other_param_names = ("base_hashes",)
 
     def __init__(self, base_layer: nn.Module, layer_name: str) -> None:
         base = base_layer.get_base_layer() if isinstance(base_layer, BaseTunerLayer) else base_layer
@@ -39,7 +38,6 @@ class LsrLayer(BaseTunerLayer):
         self.in_features, self.out_features = widths(base)
         self.lsr_adapters = nn.ModuleDict({})
         self.lsr_frames = nn.ModuleDict({})  # by hash: frames of another adapter, which adapters of any layer may share
-        self.base_hashes: dict[str, str] = {}  # of the weight that a loaded initial update is subtracted from
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
 
@@ -58,10 +56,8 @@ class LsrLayer(BaseTunerLayer):
         """Add an adapter with random factors, or with shared frames; `initialize` applies other initializations.
 
         Raises:
-            ValueError: if the shapes do not fit the layer, or its weight would change but is quantized; names it.
+            ValueError: if the shapes do not fit the layer; names it.
         """
-        folds = config.folds
-        self._check_can_fold(folds)
         form = self.make_form(config)
         scaling = config.scaling(self.layer_name, form)
         adapter = LsrAdapter(
@@ -71,9 +67,6 @@ class LsrLayer(BaseTunerLayer):
             adapter.set_factors(self._random_start(config, form), self.base_parameter())
         if adapter.has_core:
             adapter.set_core(self._random_core(config, form), self.base_parameter())
-        if folds and config.resolved is not None:
-            adapter.make_room_for_folded(self.base_parameter())
-            self.base_hashes[adapter_name] = config.resolved.base_hashes.get(self.layer_name, "")
         self.lsr_adapters[adapter_name] = adapter
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
@@ -111,19 +104,16 @@ class LsrLayer(BaseTunerLayer):
         config: LsrConfig,
         gradients: Mapping[str, Sequence[Matrix]] | None = None,
         sharing: Sequence["LsrLayer"] = (),
-    ) -> Start | None:
+    ) -> None:
         """Initialize the factors as configured, and reset the cores.
 
         `gradients` holds matrices (m, n) by layer name, one per data set. `sharing` are the other layers that share the
-        factors. Returns the initial factors, or None if they are meta tensors, about to be loaded.
+        factors.
 
         Raises:
             ValueError: if a base weight or gradient is not suitable; names the layer.
         """
         adapter, initialization = self.adapter(adapter_name), INITIALIZATIONS[config.start]
-        if adapter.is_meta:
-            return None
-        self._check_can_fold(config.folds)
         sources = [layer._source(config, adapter.form, gradients or {}) for layer in (self, *sharing)]
         try:
             start = initialization.frames(sources) if adapter.has_core else initialization.start(sources[0])
@@ -132,11 +122,6 @@ class LsrLayer(BaseTunerLayer):
         adapter.set_factors(start, self.base_parameter())
         for layer, source in zip((self, *sharing), sources, strict=True) if adapter.has_core else ():
             layer.adapter(adapter_name).set_core(layer._first_core(config, source, adapter), layer.base_parameter())
-        adapter.unfold()
-        if config.folds:
-            adapter.fold(start, self.base_parameter())
-        self.refresh_base_weight()
-        return start
 
     def _source(self, config: LsrConfig, form: Form, gradients: Mapping[str, Sequence[Matrix]] | None = None) -> Source:
         return Source(
@@ -150,25 +135,12 @@ class LsrLayer(BaseTunerLayer):
             paired=config.core == "diagonal",
         )
 
-    def _check_can_fold(self, folds: bool) -> None:
-        if folds and is_quantized(self.get_base_layer()):
-            raise ValueError(
-                f"layer {self.layer_name!r}: its weight is quantized, and an initialization that is subtracted from it "
-                f"would change it; use one of {[word for word, one in INITIALIZATIONS.items() if not one.folds]}"
-            )
-
     def _generator(self, config: LsrConfig, part: str = "") -> torch.Generator | None:
         """Mix the seed with the layer's name: initial values do not depend on which other layers are adapted."""
         if config.seed is None:
             return None
         digest = hashlib.sha256(f"{config.seed}:{self.layer_name}{part}".encode()).digest()
         return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little"))
-
-    def refresh_base_weight(self) -> None:
-        """Update the base weight to match the state of the adapters, if it depends on them."""
-
-    def restore_base_weight(self) -> None:
-        """Restore the pretrained base weight, whatever the state of the adapters."""
 
     def base_parameter(self) -> nn.Parameter:
         """Return the base layer's weight, in the base layer's layout."""
@@ -183,12 +155,12 @@ class LsrLayer(BaseTunerLayer):
         return matrix.T if self.is_transposed else matrix
 
     def pretrained_weight(self) -> Tensor:
-        """Return the pretrained weight in the base layer's layout, also while adapters are merged or folded into it."""
+        """Return the pretrained weight in the base layer's layout, also while adapters are merged into it."""
         base = self.get_base_layer()
         return dequantized(base, self.layer_name) if is_quantized(base) else self.base_parameter().detach()
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
-        """Return the whole update in the base weight's layout, in at least float32; called by PEFT."""
+        """Return the update in the base weight's layout, in at least float32; called by PEFT."""
         return self.in_layout(self.adapter(adapter_name).update())
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
@@ -202,7 +174,6 @@ class LsrLayer(BaseTunerLayer):
         """Round the adapter to the dtype of the base weight, unless that is quantized."""
         if adapter_name in self.lsr_adapters and not is_quantized(self.get_base_layer()):
             self.adapter(adapter_name).to(self.base_parameter().dtype)
-            self.refresh_base_weight()
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Return True: PEFT may convert any LSR adapter."""

@@ -9,7 +9,7 @@ from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 
 from lsr.tuner.adapter import LsrAdapter
-from lsr.tuner.base_weight import check_weight, is_plain, is_quantized
+from lsr.tuner.base_weight import is_plain, is_quantized
 from lsr.tuner.functional import adapted_linear, add_low_rank
 from lsr.tuner.layer import LsrLayer
 
@@ -23,11 +23,10 @@ class LsrLinear(nn.Module, LsrLayer):
         nn.Module.__init__(self)
         LsrLayer.__init__(self, base_layer, layer_name)
         self._active_adapter = adapter_name
-        # Not persistent: W while adapters are merged or folded into the base weight, never part of a state dict.
+        # Not persistent: W while adapters are merged into the base weight, never part of a state dict.
         self.register_buffer("_pretrained_weight", None, persistent=False)
         # Meanwhile, the base layer's original parameter: embeddings may share it, and must not change with the head.
         self._lent: tuple[nn.Parameter, ...] = ()  # a tuple, so that nn.Module does not register it
-        self.register_load_state_dict_post_hook(_subtract_what_was_loaded)
 
     def forward(  # (..., in_features) -> (..., out_features)
         self, x: Tensor, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any
@@ -54,8 +53,8 @@ class LsrLinear(nn.Module, LsrLayer):
         result = cast("Tensor", self.base_layer(x, *args, **kwargs))
         for name in filter(self.lsr_adapters.__contains__, dict.fromkeys(adapter_names)):
             rows = [row for row, chosen in enumerate(adapter_names) if chosen == name]
-            adapter = self.adapter(name)  # the whole update, because the base weight is the pretrained one here
-            result[rows] = add_low_rank(result[rows], x[rows], *adapter.as_lora(), adapter.scaling)
+            adapter = self.adapter(name)
+            result[rows] = add_low_rank(result[rows], x[rows], *adapter.collapse(), adapter.scaling)
         return result
 
     def _forward_fused(self, x: Tensor, adapter: LsrAdapter) -> Tensor:
@@ -70,40 +69,29 @@ class LsrLinear(nn.Module, LsrLayer):
         )
 
     def pretrained_weight(self) -> Tensor:
-        """Return the pretrained weight in the base layer's layout, also while adapters are merged or folded into it."""
+        """Return the pretrained weight in the base layer's layout, also while adapters are merged into it."""
         return super().pretrained_weight() if self._pretrained_weight is None else self._pretrained_weight
 
-    def refresh_base_weight(self) -> None:
-        """Set the base weight to W plus the merged updates, or W minus the folded initial updates of active adapters.
+    def _add_merged(self) -> None:
+        """Set the base weight to W plus the merged updates.
 
         It is always computed from the stored W, so that no errors accumulate and W can be restored bit for bit. Modules
         that share W with the base layer, such as embeddings with a tied head, keep W.
         """
-        if self.merged_adapters:
-            updates = [self.get_delta_weight(name) for name in self.merged_adapters]
-        else:
-            updates = [-self.in_layout(adapter.folded_update()) for adapter in self._folded()]
-        if not updates:
-            self.restore_base_weight()
-            return
-        weight, total = self.base_parameter(), self._weight_with(updates)
+        weight, total = self.base_parameter(), self._weight_with(self.merged_adapters)
         if not self._lent:
             self._lent, self._pretrained_weight = (weight,), self.pretrained_weight()
             self._set_base_parameter(nn.Parameter(total, requires_grad=weight.requires_grad))
         else:
             weight.data = total
 
-    def _weight_with(self, updates: Sequence[Tensor]) -> Tensor:
+    def _weight_with(self, adapter_names: Sequence[str]) -> Tensor:
         """Return the pretrained weight plus updates, which are added in at least float32."""
         pretrained = self.pretrained_weight()
         total = pretrained.to(torch.promote_types(pretrained.dtype, torch.float32))
-        for update in updates:
-            total = total + update.detach()
+        for name in adapter_names:
+            total = total + self.get_delta_weight(name).detach()
         return total.to(pretrained.dtype)
-
-    def _folded(self) -> list[LsrAdapter]:
-        active = [self.adapter(name) for name in self.active_adapters if name in self.lsr_adapters]
-        return [a for a in active if a.is_folded and not a.is_meta and not self.disable_adapters]
 
     def restore_base_weight(self) -> None:
         """Restore the pretrained base weight, whatever the state of the adapters."""
@@ -116,16 +104,6 @@ class LsrLinear(nn.Module, LsrLayer):
     def _set_base_parameter(self, weight: nn.Parameter) -> None:
         # Not by attribute: while PEFT loads with low_cpu_mem_usage, a parameter assigned that way loses its values.
         self.get_base_layer()._parameters["weight"] = weight
-
-    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Set the active adapters; called by PEFT."""
-        super().set_adapter(adapter_names, inference_mode=inference_mode)
-        self.refresh_base_weight()
-
-    def enable_adapters(self, enabled: bool) -> None:
-        """Enable or disable all adapters; called by PEFT."""
-        super().enable_adapters(enabled)
-        self.refresh_base_weight()
 
     def check_merge(self, safe_merge: bool, adapter_names: list[str] | None) -> None:
         """Raise the error that `merge` would raise for these adapters, without changing anything.
@@ -140,7 +118,7 @@ class LsrLinear(nn.Module, LsrLayer):
             )
         names = self.active_adapters if adapter_names is None else adapter_names
         names = [name for name in dict.fromkeys((*self.merged_adapters, *names)) if name in self.lsr_adapters]
-        if safe_merge and not torch.isfinite(self._weight_with([self.get_delta_weight(name) for name in names])).all():
+        if safe_merge and not torch.isfinite(self._weight_with(names)).all():
             raise ValueError(f"NaNs detected in the merged weights of {self.layer_name!r}: one of {names} seems broken")
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -155,7 +133,7 @@ class LsrLinear(nn.Module, LsrLayer):
             return
         self.check_merge(safe_merge, names)
         self.merged_adapters.extend(names)
-        self.refresh_base_weight()
+        self._add_merged()
 
     def unmerge(self) -> None:
         """Restore the original weight bit for bit; subtracting the update would leave rounding errors."""
@@ -163,18 +141,9 @@ class LsrLinear(nn.Module, LsrLayer):
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
         self.merged_adapters.clear()
-        self.refresh_base_weight()
+        self.restore_base_weight()
 
 
 def adapted_layers(model: nn.Module) -> dict[str, LsrLinear]:
     """Return the LSR layers of a model by their names in the base model, in the model's order."""
     return {module.layer_name: module for module in model.modules() if isinstance(module, LsrLinear)}
-
-
-def _subtract_what_was_loaded(layer: LsrLinear, _: object) -> None:
-    """Subtract loaded initial updates from the base weight, after checking that it is the one that they belong to."""
-    pretrained = layer.pretrained_weight()
-    for name, expected in layer.base_hashes.items():
-        if pretrained.is_meta or not layer.adapter(name).is_meta:  # else this adapter is about to be loaded
-            check_weight(pretrained, expected, layer.layer_name)
-    layer.refresh_base_weight()

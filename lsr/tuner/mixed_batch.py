@@ -20,8 +20,7 @@ def rows_choose(
 ) -> Iterator[None]:
     """Pass row i of each batch through adapter `names[i]` and its trained head only, whichever adapters are active.
 
-    In generation, the beams or several answers of one prompt are `copies` consecutive rows that share a name. Inside
-    the context the base weights are the pretrained ones, even if an active adapter folds its initial update into them.
+    In generation, the beams or several answers of one prompt are `copies` consecutive rows that share a name.
 
     Raises:
         ValueError: if a name is unknown, the model is in training mode, or adapters are merged; inside the context, if
@@ -36,14 +35,10 @@ def rows_choose(
     choosing = [module for module in model.modules() if isinstance(module, LsrLinear | AuxiliaryTrainingWrapper)]
     handles = [module.register_forward_pre_hook(choose, with_kwargs=True) for module in choosing]
     try:
-        for layer in layers:
-            layer.restore_base_weight()
         yield
     finally:
         for handle in handles:
             handle.remove()
-        for layer in layers:
-            layer.refresh_base_weight()
 
 
 def copies_of_a_row(arguments: Mapping[str, Any]) -> int:

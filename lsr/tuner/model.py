@@ -175,8 +175,9 @@ class LsrModel(BaseTuner):
     ) -> Any:  # the model, though PEFT's annotation says None
         if merge:
             self._check_merge(adapter_names, safe_merge)
-        for layer in adapted_layers(self).values():
-            layer.restore_base_weight()  # a folded initial update belongs to the adapter, not to the remaining model
+        else:
+            for layer in adapted_layers(self).values():
+                layer.restore_base_weight()
         return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
 
     @classmethod

@@ -22,17 +22,15 @@ class LayerShapes:
 
 @dataclass(frozen=True)
 class Resolved:
-    """The most common shapes, the exceptions by layer name, and the base weights that were changed."""
+    """The most common shapes, the exceptions by layer name, and what the frames are if they are stored elsewhere."""
 
     usual: LayerShapes
     others: dict[str, LayerShapes] = field(default_factory=dict)
-    base_hashes: dict[str, str] = field(default_factory=dict)  # SHA-256 of weights from which a start is subtracted
-    frames_hash: str | None = None  # SHA-256 of the frames if they are stored elsewhere
+    base_hashes: dict[str, str] = field(default_factory=dict)  # always empty; files have it
+    frames_hash: str | None = None  # SHA-256
 
     @classmethod
-    def of(
-        cls, forms: Mapping[str, Form], base_hashes: Mapping[str, str], frames_hash: str | None = None
-    ) -> "Resolved":
+    def of(cls, forms: Mapping[str, Form], frames_hash: str | None = None) -> "Resolved":
         """Build it from the forms by layer."""
         shapes = {
             name: LayerShapes(form.out_features, form.in_features, form.out_shape, form.in_shape)
@@ -40,7 +38,7 @@ class Resolved:
         }
         usual = Counter(shapes.values()).most_common(1)[0][0]
         others = {name: its for name, its in shapes.items() if its != usual}
-        return cls(usual, others, dict(base_hashes), frames_hash)
+        return cls(usual, others, frames_hash=frames_hash)
 
     @classmethod
     def from_fields(cls, fields: Any) -> "Resolved":
@@ -51,12 +49,14 @@ class Resolved:
         """
         try:
             others = {str(name): _shapes(value) for name, value in fields["others"].items()}
-            hashes = {str(name): str(value) for name, value in fields["base_hashes"].items()}
             frames_hash = fields.get("frames_hash")
+            is_subtracted = bool(fields["base_hashes"])
             usual = _shapes(fields["usual"])
-            return cls(usual, others, hashes, None if frames_hash is None else str(frames_hash))
         except (KeyError, TypeError, AttributeError, ValueError):
             raise ValueError(f"resolved: not what a saved adapter says of its layers: {repr(fields)[:80]}") from None
+        if is_subtracted:
+            raise ValueError("resolved: base_hashes: its start is subtracted from base weights, which is not supported")
+        return cls(usual, others, frames_hash=None if frames_hash is None else str(frames_hash))
 
     def layer(self, name: str) -> LayerShapes:
         """Return the shapes of a layer."""

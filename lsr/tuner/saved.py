@@ -23,7 +23,7 @@ ROUNDED = "adapter_rounded.safetensors"  # in place of WEIGHTS: PEFT would take 
 MOST_BYTES = 8_000_000  # of JSON: enough for the names and hashes of 20,000 layers
 PREFIX = "base_model.model."  # PEFT puts it before each tensor's name in the base model
 # The name of a factor or core in the file: its layer, and its name in the adapter.
-FACTOR = re.compile(rf"{re.escape(PREFIX)}(.*)\.lsr_adapters\.((?:factor|folded)_[AB]\d+|core)")
+FACTOR = re.compile(rf"{re.escape(PREFIX)}(.*)\.lsr_adapters\.(factor_[AB]\d+|core)")
 # For factors, heads and biases; uint8 for the signs of frames, int64 for counters in modules that are saved whole.
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.int64)
 WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.")

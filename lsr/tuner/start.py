@@ -12,8 +12,6 @@ from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS, READERS
 from lsr.init.allocation import allocate
 from lsr.init.head import STEPS
-from lsr.init.initialization import Start
-from lsr.tuner.base_weight import weight_hash
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.linear import LsrLinear, adapted_layers
 from lsr.tuner.options import OWN
@@ -27,7 +25,6 @@ class Started(NamedTuple):
 
     name: str  # of the layer, or of the kind, without indices
     layers: tuple[LsrLinear, ...]
-    start: Start
 
 
 def layers_of(model: nn.Module, adapter_name: str) -> dict[str, LsrLinear]:
@@ -80,24 +77,19 @@ def initialize_factors(
         return  # frames of another adapter are not initialized
     chosen = config if init_weights is None else replace(config, init_weights=init_weights)  # which checks the name
     by_layer = {name: [one[name] for one in gradients] for name in layers_of(model, adapter_name)}
-    hashes: dict[str, str] = {}
     for name, (first, *sharing) in groups_of(model, adapter_name).items():
-        start = first.initialize(adapter_name, chosen, by_layer, sharing)
-        if start is None:
+        if first.adapter(adapter_name).is_meta:
             return  # the factors are about to be loaded
-        if chosen.folds:
-            hashes[first.layer_name] = weight_hash(first.pretrained_weight())
-        yield Started(name, (first, *sharing), start)
+        first.initialize(adapter_name, chosen, by_layer, sharing)
+        yield Started(name, (first, *sharing))
     config.init_weights, config.awaits_examples = chosen.init_weights, False
-    remember(model, adapter_name, hashes)
+    remember(model, adapter_name)
 
 
-def remember(
-    model: nn.Module, adapter_name: str, base_hashes: Mapping[str, str] | None = None, frames_hash: str | None = None
-) -> None:
+def remember(model: nn.Module, adapter_name: str, frames_hash: str | None = None) -> None:
     """Set what files record about a new adapter."""
     forms = {name: layer.adapter(adapter_name).form for name, layer in layers_of(model, adapter_name).items()}
-    config_of(model, adapter_name).remember(Resolved.of(forms, base_hashes or {}, frames_hash))
+    config_of(model, adapter_name).remember(Resolved.of(forms, frames_hash))
 
 
 def start_from_examples(

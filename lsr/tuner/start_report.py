@@ -16,7 +16,7 @@ class StartReport:
     """The start of a layer, or of a kind whose layers share frames. Energies are fractions, means over the layers.
 
     An energy is `||B^T G A^T||_F^2 / ||G||_F^2` between frames, where G is a gradient, update or weight. Without a core
-    B begins at zero or fits the weight, so it is `||G P||_F^2 / ||G||_F^2`, where P projects onto the rows of A.
+    B begins at zero, so it is `||G P||_F^2 / ||G||_F^2`, where P projects onto the rows of A.
     """
 
     layers: int
@@ -25,7 +25,6 @@ class StartReport:
     captured: str  # gradient, update or weight
     energy: float
     energy_best: float  # in the best frames of equal rank that each layer could have by itself
-    relative_error: float | None  # of the fit; None if nothing was fitted
 
 
 def report_start(
@@ -59,5 +58,4 @@ def report_start(
         captured=read if gradients else "weight",
         energy=fmean(energies),
         energy_best=fmean(leading_energies(matrices, form.rank, seed)),
-        relative_error=started.start.error,
     )

@@ -52,12 +52,6 @@ class Subject:
         return HEADS.get(self.model, ("classifier",)) if self.heads is None else self.heads
 
     @property
-    def folds(self) -> bool:
-        """Whether the adapter's initial update is subtracted from the base weight."""
-        config = self.config()
-        return isinstance(config, LsrConfig) and config.folds
-
-    @property
     def is_causal(self) -> bool:
         """Whether the model is a language model."""
         return self.model.endswith("-causal")

@@ -1,6 +1,9 @@
 """Matrices to decompose, always the same."""
 
 import torch
+from hypothesis import strategies as st
+
+SEEDS = st.integers(0, 999)
 
 
 def normal(*shape, seed=0):

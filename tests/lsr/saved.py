@@ -18,8 +18,6 @@ CASES = {  # what it shows: model, fields
     "transposed weights": ("gpt2", {"target_modules": "all-linear"}),
     "a language model": ("gpt2-causal", {"task_type": "CAUSAL_LM"}),
     "padded widths": ("bert-padded", {"target_modules": "all-linear"}),
-    "folded": ("bert", {"init_weights": "principal"}),
-    "folded and transposed": ("gpt2", {"init_weights": "principal", "target_modules": ["c_attn", "c_proj"]}),
     "patterns": (
         "bert",
         {
@@ -35,7 +33,6 @@ CASES = {  # what it shows: model, fields
     "shared": ("bert", {**DENSE, "train": "core", "share": "layers"}),
     "shared and transposed": ("gpt2", {**DENSE, "train": "all", "core": "diagonal", "share": "layers", "seed": None}),
 }
-FOLDED = [case for case, (_, fields) in CASES.items() if LsrConfig(**fields).folds]
 
 
 def edit(path, **changes):

@@ -50,12 +50,12 @@ CASES = {  # every option meets most of the others, each in one configuration
     "shared, diagonal, transposed": Subject("gpt2", {**SHARED, "train": "all", "core": "diagonal"}, layers=2),
     "shared, grouped queries": Subject("llama-causal", {**SHARED, "train": "all", "init_weights": True}, layers=4),
 }
-FOLDED: dict[str, Any] = {"init_weights": "principal"}  # subtracted from the base weight while its adapter is active
 PAIRS = {
     "two plain ones": Subject("roberta"),
-    "two folded ones": Subject("bert", FOLDED, beside=FOLDED),
-    "a folded one beside a core": Subject("gpt2", FOLDED, beside={**CORE, "frames_dtype": "sign"}),
+    "one of the weight beside a core": Subject(
+        "gpt2", {"init_weights": "principal"}, beside={**CORE, "frames_dtype": "sign"}
+    ),
     "two shared ones": Subject("distilbert", SHARED, beside={**SHARED, "train": "all"}),
     "one without a start beside a shared one": Subject("llama-causal", {"init_weights": False}, beside=SHARED),
-    "a folded one on other layers": Subject("gpt2-causal", beside={**FOLDED, "target_modules": ["c_fc"]}),
+    "one on other layers": Subject("gpt2-causal", beside={"target_modules": ["c_fc"]}),
 }

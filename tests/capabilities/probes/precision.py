@@ -19,10 +19,7 @@ def _bfloat16(subject: Subject, folder: Path) -> None:
     model = get_peft_model(copy.deepcopy(base), subject.config()).eval()
     factors = {name: p for name, p in trainable(model).items() if is_factor(name)}
     check({p.dtype for p in factors.values()} == {torch.float32}, "the adapter is not kept in float32")
-    if subject.folds:  # a weight minus an update is rounded to eight bits
-        near(logits(model), logits(base), "a fresh adapter changes a bfloat16 model", tolerance=0.03)
-    else:
-        same(logits(model), logits(base), "a fresh adapter changes a bfloat16 model")
+    same(logits(model), logits(base), "a fresh adapter changes a bfloat16 model")
     train(model)
     model.save_pretrained(str(folder))
     same(logits(PeftModel.from_pretrained(base, str(folder))), logits(model), "loaded, it computes something else")

@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lsr.algebra import levels
-from tests.lsr.algebra.problems import SEEDS
-from tests.lsr.matrices import normal
+from tests.lsr.matrices import SEEDS, normal
 
 BITS = st.sampled_from([1, 2, 3, 4, 8])
 BFLOAT16 = 2.0**-8  # relative, of a scale as it is stored

@@ -15,10 +15,8 @@ from lsr.algebra.separable import (
     kron_sum_gradients,
     nearest_kron_sum,
     rearrange,
-    recondition,
 )
-from tests.lsr.algebra.problems import SEEDS
-from tests.lsr.matrices import normal
+from tests.lsr.matrices import SEEDS, normal
 
 SIZES = st.integers(1, 4)
 ROWS, COLUMNS = (2, 3), (4, 5)
@@ -116,36 +114,13 @@ def test_a_number_of_terms_out_of_bounds_is_refused_with_the_bounds(terms):
 # The same sum in other factors
 
 
-@given(factor_lists())
-def test_reconditioned_factors_have_the_same_sum_with_unit_terms_largest_first(factors):
-    # no more terms than can be orthogonal
-    factors = [factor[: min(factor[0].numel() for factor in factors)] for factor in factors]
-    first, *others = recondition(*factors)
-    assert_close(kron_sum(first, *others), kron_sum(*factors))
-    if not others:
-        return
-    sizes = first.flatten(1).norm(dim=1)
-    assert_close(sizes, sizes.sort(descending=True).values)
-    assert has_positive_largest_entries(others[0])
-    terms = torch.stack([factor.flatten(1).norm(dim=1) for factor in (first, *others)]).prod(dim=0)
-    assert terms.norm() == pytest.approx(float(kron_sum(first, *others).norm()))  # so they are orthogonal
-
-
 @pytest.mark.parametrize("zero", [0, 1])
 def test_a_term_of_weight_zero_keeps_its_other_factor(zero):
     factors = [normal(2, 2, 3, seed=seed) for seed in range(2)]
     factors[zero][0] = 0
-    first, second = recondition(*factors)
-    assert first[1].norm() < 1e-12
-    assert_close(second.flatten(1).norm(dim=1), torch.ones(2, dtype=torch.float64))
     for one, two in zip(balance(*factors), factors, strict=True):
         assert torch.equal(one[0], two[0])
         assert not torch.equal(one[1], two[1])
-
-
-def test_more_terms_than_can_be_orthogonal_are_refused_with_the_number():
-    with pytest.raises(ValueError, match=r"^at most 4 terms of these factors can be orthogonal, got 5$"):
-        recondition(normal(5, 2, 2), normal(5, 3, 3))
 
 
 @given(factor_lists())

@@ -20,7 +20,7 @@ from lsr.loading.adapters import load_adapter
 from lsr.loading.files import PREFIX, InputError
 from lsr.tuner.linear import adapted_layers
 from tests.capabilities.models import logits, tiny, tokens
-from tests.lsr.saved import CASES, FOLDED, save
+from tests.lsr.saved import CASES, save
 
 each_case = pytest.mark.parametrize("case", CASES)
 PORTABLE = {
@@ -101,8 +101,8 @@ def test_the_file_says_only_what_old_readers_know_and_the_true_ranks(exported, c
         assert fields["alpha_pattern"] == fields["rank_pattern"]
     ranks = {n[len(PREFIX) : -len(".lora_A.weight")]: len(v) for n, v in tensors.items() if "lora_A" in n}
     assert fields["rank_pattern"] == {re.escape(n): rank for n, rank in ranks.items() if rank != fields["r"]}
-    if case in (*FOLDED, "a head of one layer"):
-        assert set(ranks.values()) == {8 if case in FOLDED else 4}  # twice the rank for a start that is subtracted
+    if case == "a head of one layer":
+        assert set(ranks.values()) == {4}
     assert fields["target_modules"] == sorted(fields["target_modules"])
     assert (fields["task_type"] is None) == ("auto_mapping" in fields)
 

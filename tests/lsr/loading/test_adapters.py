@@ -119,9 +119,9 @@ MISTAKES = {  # what is wrong: how the folder is changed, what the line says
         configure(resolved={"usual": {**SHAPES, "out_shape": [2, 2]}, "others": {}, "base_hashes": {}}),
         f"{MISFIT}layer '{QUERY}': out_shape must hold 2 sizes with a product from 24 to 48",
     ),
-    "no start": (
-        configure(init_weights="principal"),
-        f"{MISFIT}layer '{QUERY}': Missing key(s) in state_dict: \"folded_A1\"",
+    "a start that is subtracted": (
+        configure(resolved={"usual": SHAPES, "others": {}, "base_hashes": {QUERY: "0"}}),
+        "resolved: base_hashes: its start is subtracted from base weights, which is not supported",
     ),
     "other terms": (
         configure(separation_rank=2),

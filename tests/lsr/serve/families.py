@@ -18,7 +18,6 @@ FORMS = {  # model, fields
     "cores, a head of two layers": ("roberta", FRAMES),
     "factors": ("bert", {}),
     "the paper's, padded": ("bert-padded", {"rank_shape": (2, 2), "separation_rank": 3}),
-    "a start that is subtracted": ("bert", {"init_weights": "principal"}),
     "a head of two modules": ("distilbert", {}),
     "transposed": ("gpt2", {"share": "layers", "train": "all", "target_modules": "all-linear"}),
     "no head": ("gpt2-causal", {"task_type": "CAUSAL_LM"}),

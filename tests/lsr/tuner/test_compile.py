@@ -9,7 +9,6 @@ from lsr.tuner.linear import adapted_layers
 
 CONFIGS = {
     "two factors": {"rank_shape": (2, 2)},
-    "a start that is subtracted": {"init_weights": "principal", "seed": 0},
     "a core between rounded frames": {
         "rank_shape": (4,),
         "separation_rank": 1,

@@ -82,7 +82,6 @@ def test_what_was_made_is_written_and_the_object_can_start_a_second_model(init):
         "out_shape": (6, 4),
         "in_shape": (6, 4),
     }
-    assert len(written["resolved"]["base_hashes"]) == (4 if INITIALIZATIONS[init].folds else 0)
     assert config.resolved is None
     second = get_peft_model(tiny("bert"), config).state_dict()
     assert first.keys() == second.keys()

@@ -94,7 +94,7 @@ def test_the_file_holds_the_adapter_the_heads_and_the_chosen_biases_exactly(case
         .replace(".lsr_adapters.default.", ".lsr_adapters.")
         .removesuffix(".default"): value
         for name, value in model.state_dict().items()
-        if is_factor(name) or name in trainable(model)  # everything frozen is stored too, such as what is subtracted
+        if is_factor(name) or name in trainable(model)  # frozen frames are stored too
     }
     assert {name: tensor.shape for name, tensor in written.items()} == {n: v.shape for n, v in expected.items()}
     assert all(torch.equal(tensor, expected[name]) for name, tensor in written.items())
@@ -102,10 +102,11 @@ def test_the_file_holds_the_adapter_the_heads_and_the_chosen_biases_exactly(case
     assert sum(entries(tensor) for name, tensor in written.items() if ".lsr_" in name) == counted
 
 
-def test_a_tied_head_that_folds_its_start_leaves_the_embeddings():
-    model = Subject("gpt2-causal", {"target_modules": ["lm_head"], "init_weights": "principal"}).fresh()
-    base = model.get_base_model()
+def test_a_merged_tied_head_leaves_the_embeddings():
+    model = Subject("gpt2-causal", {"target_modules": ["lm_head"]}).stirred()
+    base, before = model.get_base_model(), logits(model)
+    model.merge_adapter()
     assert torch.equal(base.transformer.wte.weight, tiny("gpt2-causal").transformer.wte.weight)
-    assert_close(logits(model), logits(tiny("gpt2-causal")), atol=1e-5, rtol=1e-5)
-    with model.disable_adapter():
-        assert base.lm_head.get_base_layer().weight is base.transformer.wte.weight
+    assert_close(logits(model), before, atol=1e-5, rtol=1e-5)
+    model.unmerge_adapter()
+    assert base.lm_head.get_base_layer().weight is base.transformer.wte.weight

@@ -1,14 +1,11 @@
 """8-bit and 4-bit base layers of bitsandbytes: they train, save and load, and are never changed."""
 
-import re
-
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
 
 from lsr import LsrConfig
-from lsr.tuner.linear import adapted_layers
 from tests.capabilities.checks import stir, train, trainable
 from tests.capabilities.models import logits, tiny
 
@@ -63,17 +60,3 @@ def test_merging_is_refused_and_changes_nothing(kind):
         with pytest.raises(ValueError, match="its weight is quantized, and merging would round it again; load the"):
             act()
     assert torch.equal(logits(model), before)
-
-
-REFUSED = (
-    "layer 'bert.encoder.layer.0.attention.self.query': its weight is quantized, and an initialization that is "
-    "subtracted from it would change it; use one of ['random', 'gradient', 'update', 'warm']"
-)
-
-
-@each_kind
-def test_an_initialization_that_folds_is_refused(kind):
-    base = quantized(kind)
-    with pytest.raises(ValueError, match=f"^{re.escape(REFUSED)}$"):
-        get_peft_model(base, LsrConfig(**USUAL, init_weights="principal"))
-    assert not adapted_layers(base)

@@ -227,7 +227,7 @@ def test_a_damaged_folder_is_refused_in_one_line_by_every_reader(damage, message
 def test_few_numbers_are_not_taken_that_stand_for_large_matrices():
     form = Form((200, 200), (200, 200), (200, 200), 1, 40_000, 40_000)
     config = LsrConfig(rank_shape=(200, 200), separation_rank=1)
-    config.resolved = Resolved.of({"layer": form}, {})
+    config.resolved = Resolved.of({"layer": form})
     tensors = {"layer": {"factor_A1": torch.empty(form.parameters)}}
     with pytest.raises(ValueError, match="layer 'layer': its A and B have 3,200,000,000 entries; at most 1,07"):
         check_room(config, tensors)
