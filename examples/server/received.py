@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from lsr.loading.contents import Contents, read_contents
-from lsr.loading.files import InputError, read_config, read_labels
+from lsr.loading.files import InputError, read_config
 
 FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_rounded.safetensors", "task.json")
 
@@ -40,7 +40,6 @@ def read_adapter(folder: Path) -> Contents:
     """
     if read_config(folder).get("frames", "own") != "own":
         raise InputError(f"{folder}: names frames in another folder, which cannot be sent")
-    read_labels(folder)
     contents = read_contents(folder)
     max_length_of(contents.task)
     return contents

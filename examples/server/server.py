@@ -39,7 +39,6 @@ from transformers.utils import logging
 from lsr.loading.base_models import load_tokenizer
 from lsr.loading.contents import Contents
 from lsr.loading.files import InputError
-from lsr.serve.file import read_index
 from lsr.serve.opening import open_bank
 
 MOST_TEXTS, MOST_BYTES = 64, 1 << 20  # of a request
@@ -206,7 +205,7 @@ def opened(options: argparse.Namespace) -> Service:
         InputError: if there is no bank, or it does not fit the base model or this server.
     """
     bank = open_bank(options.bank, options.base)
-    tokenizer = load_tokenizer(read_index(options.bank).base, options.bank, options.base)
+    tokenizer = load_tokenizer(bank.base_fields, options.bank, options.base)
     if tokenizer is None:
         raise InputError(f"{options.bank}: the base model has no tokenizer")
     for note in bank.notes.values():

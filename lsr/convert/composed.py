@@ -109,7 +109,7 @@ def write_contents(adapter: Contents, folder: Path, method: str = METHOD, *, for
         write_adapter(
             new, config.to_dict(), factors | {f"{PREFIX}{key}": value for key, value in adapter.heads.items()}
         )
-        labels = adapter.task.get("labels") if isinstance(adapter.task, dict) else None
+        labels = (adapter.task or {}).get("labels")
         base = config.base_model_name_or_path or UNNAMED
         Card(METHOD, base, config.revision, config.task_type, labels or ()).write(new)
         if adapter.task is not None:

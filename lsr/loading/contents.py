@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lsr.init.passes import widths
 from lsr.loading.adapters import ADAPTER, load_layers
+from lsr.loading.base_models import by
 from lsr.loading.files import FACTOR, PREFIX, InputError, read_config, read_task, read_tensors
 from lsr.loading.lora import FACTOR as LORA_FACTOR
 from lsr.loading.lora import lora_pairs
@@ -67,7 +68,7 @@ class Contents:
     updates: Mapping[str, Update]  # by layer
     heads: Mapping[str, Tensor]  # the tensors of the modules that it trained in full, by name in the base model
     endings: tuple[str, ...]  # of the names of these modules
-    task: Any  # what task.json says, such as the names of labels; None if there is no such file
+    task: Mapping[str, Any] | None  # what task.json says, such as the names of labels; None if there is no such file
 
     def check_layers(self, modules: Mapping[str, nn.Module]) -> None:
         """Check that a base model has the layers that the adapter was trained on, as far as its files can tell.
@@ -94,17 +95,32 @@ class Contents:
                 found.append(name)
         return found
 
-    def heads_on(self, modules: Mapping[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
-        """Return the tensors of each module of a base model that the adapter trained in full.
+    def heads_on(self, modules: Mapping[str, nn.Module], labels: int) -> dict[str, dict[str, Tensor]]:
+        """Return the tensors of each module of a base model, with so many labels, that the adapter trained in full.
 
         Raises:
-            ValueError: if a tensor is missing, or is in no such module.
+            ValueError: if a tensor is missing, is in no such module, or has another shape in anything but the number of
+                labels, or if the task names another number of labels.
         """
-        keys = {name: list(modules[name].state_dict()) for name in self.whole(modules)}
-        needed = {f"{name}.{key}" for name, its in keys.items() for key in its}
-        for key in sorted(needed ^ self.heads.keys()):
+        like = {name: modules[name].state_dict() for name in self.whole(modules)}
+        needed = {f"{name}.{key}": value for name, its in like.items() for key, value in its.items()}
+        for key in sorted(needed.keys() ^ self.heads.keys()):
             raise ValueError(f"{key} is {'missing' if key in needed else 'no part of a head of the base model'}")
-        return {name: {key: self.heads[f"{name}.{key}"] for key in its} for name, its in keys.items()}
+        labelled = by_label(needed, labels)
+        count = next((len(self.heads[key]) for key in labelled if self.heads[key].dim()), labels)
+        for key, value in needed.items():
+            shape = (count, *value.shape[1:]) if key in labelled else value.shape
+            if self.heads[key].shape != shape:
+                raise ValueError(f"{key} of a head is {by(self.heads[key].shape)}, needed: {by(shape)}")
+        names = (self.task or {}).get("labels")
+        if names is not None and len(names) != count:
+            raise ValueError(f"its task names {len(names)} labels, but its head has {count} outputs")
+        return {name: {key: self.heads[f"{name}.{key}"] for key in its} for name, its in like.items()}
+
+
+def by_label(head: Mapping[str, Tensor], labels: int) -> list[str]:
+    """Return the tensors of a head that have a row for each label."""
+    return [name for name, value in head.items() if value.shape[:1] == (labels,)]
 
 
 def read_contents(folder: str | Path) -> Contents:

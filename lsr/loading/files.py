@@ -64,24 +64,28 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     return read_weights(path)
 
 
-def read_task(folder: Path) -> Any:
+def read_task(folder: Path) -> dict[str, Any] | None:
     """Return what the pipeline wrote about an adapter's task into its folder; None if there is no such file.
 
     Raises:
-        InputError: if it is not JSON.
+        InputError: if it is no JSON object, or its labels are no list of names.
     """
     path = folder / TASK
-    return read_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    task = read_json(path)
+    if not isinstance(task, dict):
+        raise InputError(f"{path}: must be an object, got {task!r}")
+    labels = task.get("labels")
+    if not (labels is None or (isinstance(labels, list) and all(isinstance(name, str) for name in labels))):
+        raise InputError(f"{path}: labels must be a list of names or null, got {labels!r}")
+    return task
 
 
 def read_labels(folder: Path) -> list[str] | None:
     """Return the label names of an adapter's task; None if there are none.
 
     Raises:
-        InputError: if the file is not JSON, or its labels are no list of names.
+        InputError: as `read_task`.
     """
-    task = read_task(folder)
-    labels = task.get("labels") if isinstance(task, dict) else None
-    if not (labels is None or (isinstance(labels, list) and all(isinstance(name, str) for name in labels))):
-        raise InputError(f"{folder / TASK}: labels must be a list of names or null")
-    return labels
+    return (read_task(folder) or {}).get("labels")

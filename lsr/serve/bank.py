@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace as changed
 from difflib import get_close_matches
+from itertools import product
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +16,26 @@ from lsr.convert.composed import write_contents
 from lsr.loading.contents import Contents, Frames, read_contents
 from lsr.loading.files import InputError
 from lsr.serve import file
-from lsr.serve.answer import Answer, labels_in
-from lsr.serve.checks import check_base, check_nesting, check_note
 from lsr.serve.head import BankHead
 from lsr.serve.layer import BankLayer
 from lsr.serve.side_by_side import SideBySide
-from lsr.serve.stack import NOBODY, Rows
-from lsr.tuner.base_weight import check_adaptable
+from lsr.serve.stack import NOBODY, Stack
+from lsr.serve.stacked import Shared
 from lsr.tuner.mixed_batch import BASE, copies_of_a_row
 from lsr.tuner.saved import first_line
+
+
+class Answer(NamedTuple):
+    """The result of a row: as many logits as its adapter has labels; a number if `labels` is None."""
+
+    adapter: str
+    labels: tuple[str, ...] | None
+    logits: Tensor  # (labels,), or (1,)
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """The probability of each label; none of a number."""
+        return dict(zip(self.labels or (), self.logits.double().softmax(dim=0).tolist(), strict=False))
 
 
 class AdapterBank(nn.Module):
@@ -47,16 +60,13 @@ class AdapterBank(nn.Module):
         if precision not in PRECISIONS:
             raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         self.model = base.requires_grad_(False).eval()
-        self.precision = precision
-        self.notes: dict[str, Any] = {}  # by adapter: what its task.json says, or any JSON value
-        self._labels = int(getattr(getattr(base, "config", None), "num_labels", 0))
-        self._base_fields: dict[str, Any] = {}  # the base model according to the adapters' configurations
-        self._modules_of_base = dict(base.named_modules())
-        self._rows = Rows()
+        self.shared = Shared(precision, int(getattr(getattr(base, "config", None), "num_labels", 0)))
+        self.base_fields: dict[str, Any] = {}  # the base model according to the adapters' configurations
+        self.notes: dict[str, dict[str, Any]] = {}  # by adapter: what its task.json says
+        self.layers: dict[str, BankLayer] = {}  # by the names of the modules that they wrap
+        self.heads: dict[str, BankHead] = {}
+        self._of_base = dict(base.named_modules())
         self._places: dict[str, int] = {}
-        self._ranks: dict[str, int] = {}  # by adapter: the largest number of directions in a layer
-        self._layers: dict[str, BankLayer] = {}  # by the names of the modules that they wrap
-        self._heads: dict[str, BankHead] = {}
 
     def __len__(self) -> int:
         return len(self._places)
@@ -67,14 +77,20 @@ class AdapterBank(nn.Module):
         return list(self._places)
 
     @property
-    def _stacked(self) -> dict[str, BankLayer | BankHead]:
-        return {**self._layers, **self._heads}
+    def _wrapped(self) -> dict[str, BankLayer | BankHead]:
+        return {**self.layers, **self.heads}
+
+    def _stacks(self) -> dict[str, Stack]:
+        """Return all stacks by their names in a file."""
+        kinds = ((file.LAYERS, self.layers), (file.HEADS, self.heads))
+        modules = {f"{kind}/{name}": module for kind, its in kinds for name, module in its.items()}
+        return {f"{name}/{part}": stack for name, module in modules.items() for part, stack in module.stacks.items()}
 
     @property
     def nbytes(self) -> int:
         """The bytes in addition to the base model, with room for more adapters; frames count once."""
-        modules = {child for one in self._stacked.values() for child in one.children() if child is not one.base}
-        return sum(tensor.nbytes for module in modules for tensor in module.buffers())
+        frames = {layer.frames for layer in self.layers.values() if layer.frames is not None}
+        return sum(tensor.nbytes for module in (*self._stacks().values(), *frames) for tensor in module.buffers())
 
     def add(self, name: str, adapter: str | Path | Contents, *, note: Any = None, replace: bool = False) -> None:
         """Load an adapter from its folder; with `replace` it replaces any adapter of the same name.
@@ -86,44 +102,56 @@ class AdapterBank(nn.Module):
             InputError: if the name is taken, the folder holds no adapter of LSR or plain LoRA, or it does not fit the
                 base model or the adapters in the bank.
         """
-        if not name or name == BASE:
-            raise InputError(f"an adapter's name must not be empty or {BASE!r}, got {name!r}")
         contents = adapter if isinstance(adapter, Contents) else read_contents(adapter)
-        note = contents.task if note is None else note
-        with self._rows.one_thread:
-            if name in self._places and not replace:
-                raise InputError(
-                    f"{contents.source}: an adapter named {name!r} is in the bank; replace=True replaces it"
-                )
-            places = 1 + max(self._places.values(), default=NOBODY)
+        contents = contents if note is None else changed(contents, task=note)
+        with self.shared.one_thread:
             try:
-                states = self._check(contents)
-                layers = {one: self._new_layer(one, places) for one in contents.updates if one not in self._layers}
-                heads = {one: self._new_head(one, places) for one in states if one not in self._heads}
-                counts = [(self._heads | heads)[one].labels_of(state) for one, state in states.items()]
-                check_note(note, next(filter(None, counts), self._labels))
+                heads = self._check(name, contents, replace)
             except (TypeError, ValueError) as error:
                 raise InputError(f"{contents.source}: {first_line(error)}") from None
-            self._insert(layers, heads)
-            place = self._places.get(name) or min({*range(1, places + 1)} - {*self._places.values()})
-            self._put(place, {**contents.updates, **states})
-            self._base_fields |= {field: value for field, value in contents.base.items() if value is not None}
-            self._places[name], self.notes[name], self._ranks[name] = place, note, self._rank(place)
+            free = self.shared.ranks.keys() - {NOBODY, *self._places.values()}
+            place = self._places.get(name) or min(free, default=len(self.shared.ranks))
+            self.shared.ranks[place] = 0
+            self._wrap(contents.updates, heads)
+            self._put(place, {**contents.updates, **heads})
+            self.base_fields |= {field: value for field, value in contents.base.items() if value is not None}
+            self._places[name], self.notes[name] = place, dict(contents.task or {})
 
-    def _check(self, contents: Contents) -> dict[str, dict[str, Tensor]]:
-        """Return the tensors of an adapter's heads, if it fits the base model and the bank."""
-        check_base(contents.base, self._base_fields)
-        contents.check_layers(self._modules_of_base)
-        whole = contents.whole(self._modules_of_base)
-        check_nesting({*self._layers, *contents.updates}, {*self._heads, *whole})
-        return contents.heads_on(self._modules_of_base)
+    def _check(self, name: str, contents: Contents, replace: bool) -> dict[str, dict[str, Tensor]]:
+        if not name or name == BASE:
+            raise ValueError(f"an adapter's name must not be empty or {BASE!r}, got {name!r}")
+        if name in self._places and not replace:
+            raise ValueError(f"an adapter named {name!r} is in the bank; replace=True replaces it")
+        for field, value in contents.base.items():
+            held = self.base_fields.get(field, value)
+            if value is not None and value != held:
+                raise ValueError(f"{field} is {value!r}, but {held!r} for the adapters in the bank")
+        contents.check_layers(self._of_base)
+        adapted, whole = {*self.layers, *contents.updates}, {*self.heads, *contents.whole(self._of_base)}
+        for outer, inner in product(sorted(whole), sorted(adapted | whole)):
+            if f"{inner}.".startswith(f"{outer}.") and (inner != outer or inner in adapted):
+                raise ValueError(
+                    f"{inner!r} is adapted or trained, and {outer!r} trained in full, by this adapter or one in the "
+                    "bank; a bank can hold only one of both"
+                )
+        return contents.heads_on(self._of_base, self.shared.labels)
+
+    def _wrap(self, layers: Iterable[str], heads: Iterable[str]) -> None:
+        """Put layers and heads of a bank into the base model, where there are none yet."""
+        self.layers |= {name: BankLayer(self._of_base[name], self.shared) for name in layers if name not in self.layers}
+        self.heads |= {name: BankHead(self._of_base[name], self.shared) for name in heads if name not in self.heads}
+        for name, module in self._wrapped.items():
+            parent, _, child = name.rpartition(".")
+            setattr(self.model.get_submodule(parent), child, module.eval())
 
     def _put(self, place: int, values: Mapping[str, Any]) -> None:
-        for name, module in self._stacked.items():
+        for name, module in self._wrapped.items():
             module.put(place, values.get(name))
+        self._count(place)
 
-    def _rank(self, place: int) -> int:
-        return max(len(layer.stacks["directions"].own(place)) for layer in self._layers.values())
+    def _count(self, place: int) -> None:
+        counts = (len(layer.stacks["directions"].own(place)) for layer in self.layers.values())
+        self.shared.ranks[place] = max(counts)
 
     def remove(self, name: str) -> None:
         """Remove an adapter; the next ones take its memory.
@@ -131,9 +159,9 @@ class AdapterBank(nn.Module):
         Raises:
             InputError: if the bank has no adapter of this name.
         """
-        with self._rows.one_thread:
+        with self.shared.one_thread:
             self._put(self.place(name), {})
-            del self._places[name], self._ranks[name], self.notes[name]
+            del self._places[name], self.notes[name]
 
     def place(self, name: str) -> int:
         """Return the place of an adapter, or of "__base__", in the stacks.
@@ -149,19 +177,18 @@ class AdapterBank(nn.Module):
         return self._places[name]
 
     @contextmanager
-    def _passing(self, names: Sequence[str], copies: int = 1) -> Iterator[None]:
-        # Rows i * copies to (i + 1) * copies of a batch go through adapter names[i]; other threads wait.
-        rows = self._rows
-        with rows.one_thread:
+    def _passing(self, names: Sequence[str]) -> Iterator[None]:
+        """Let the rows of a batch go through these adapters, while other threads wait."""
+        shared = self.shared
+        with shared.one_thread:
             places = [self.place(name) for name in names]
-            rank = max((self._ranks.get(name, 0) for name in names), default=0)
-            rows.rank = 1 << (rank - 1).bit_length() if rank else 0  # few values: a compiled model is made for each
-            device = next((next(layer.buffers()).device for layer in self._layers.values()), None)
-            rows.places, rows.copies = torch.tensor(places, dtype=torch.int64, device=device), copies
+            rank = max((shared.ranks[place] for place in places), default=0)
+            shared.rank = 1 << (rank - 1).bit_length() if rank else 0  # few values: a compiled model is made for each
+            shared.places = torch.tensor(places, dtype=torch.int64, device=next(self.model.parameters()).device)
             try:
                 yield
             finally:
-                rows.places, rows.copies = None, 1
+                shared.places = None
 
     def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
         """Call the model, each row with the adapter it names; "__base__" stands for none.
@@ -177,29 +204,30 @@ class AdapterBank(nn.Module):
             return self.model(*args, **kwargs)
 
     def generate(self, *args: Any, adapter_names: Sequence[str], **kwargs: Any) -> Any:
-        """Call the model's `generate`, each prompt with the adapter it names."""
+        """Call the model's `generate`, each prompt with the adapter it names, and so its beams or several answers."""
         model: Any = self.model
-        with self._passing(adapter_names, copies_of_a_row(kwargs)):
+        copies = copies_of_a_row(kwargs)
+        with self._passing([name for name in adapter_names for _ in range(copies)]):
             return model.generate(*args, **kwargs)
 
     def answers(self, logits: Tensor, adapter_names: Sequence[str]) -> list[Answer]:
         """Return for each row of the logits its adapter, the names of its labels, and the logits of these alone.
 
-        The names are those in the adapter's note, or LABEL_0 and so on; None if it says a number.
+        The names are those of the adapter's task, or LABEL_0 and so on; None if it says a number.
         """
-        heads = dict[str, tuple[tuple[str, ...] | None, int]]()
-        with self._rows.one_thread:
-            for name in {*adapter_names}:
+        labels = dict[str, tuple[str, ...] | None]()
+        with self.shared.one_thread:
+            for name in dict.fromkeys(adapter_names):
                 count = self.outputs(name)
-                labels = labels_in(self.notes.get(name)) or [f"LABEL_{at}" for at in range(count)]
-                heads[name] = None if count == 1 else tuple(labels), count
+                named = self.notes.get(name, {}).get("labels") or [f"LABEL_{at}" for at in range(count)]
+                labels[name] = None if count == 1 else tuple(named)
         rows = zip(adapter_names, logits, strict=True)
-        return [Answer(name, heads[name][0], row[: heads[name][1]]) for name, row in rows]
+        return [Answer(name, labels[name], row[: len(labels[name] or "1")]) for name, row in rows]
 
     def outputs(self, name: str) -> int:
         """Return the number of outputs that the head of an adapter has, or that of "__base__"."""
-        labelled = (head for head in self._heads.values() if head.labelled)
-        return next((head.outputs(self.place(name)) for head in labelled), self._labels)
+        labelled = (head for head in self.heads.values() if head.labelled)
+        return next((head.outputs(self.place(name)) for head in labelled), self.shared.labels)
 
     def side_by_side(self, names: Iterable[str] | None = None, **options: Any) -> SideBySide:
         """Return a training of these adapters, or of all, with the options and errors of `SideBySide`."""
@@ -210,17 +238,17 @@ class AdapterBank(nn.Module):
 
         As LSR it has cores and the frames around them, if the bank holds cores for all of its layers.
         """
-        with self._rows.one_thread:
+        with self.shared.one_thread:
             place = self.place(name)
-            updates = {one: self._layers[one].update(place) for one in self._modules_of_base if one in self._layers}
-            states = {one: head.state(place) for one, head in self._heads.items()}
+            updates = {one: self.layers[one].update(place) for one in self._of_base if one in self.layers}
+            states = {one: head.state(place) for one, head in self.heads.items()}
             contents = Contents(
                 source=name,
-                base=dict(self._base_fields),
+                base=dict(self.base_fields),
                 updates={layer: update for layer, update in updates.items() if update is not None},
                 heads={f"{head}.{key}": value for head, state in states.items() for key, value in state.items()},
                 endings=tuple(head for head, state in states.items() if state),
-                task=self.notes[name],
+                task=self.notes[name] or None,
             )
         write_contents(contents, Path(folder), method, force=force)
 
@@ -232,22 +260,21 @@ class AdapterBank(nn.Module):
         """
         if not self._places:
             raise InputError(f"{folder}: the bank is empty: add an adapter first")
-        owners: dict[int, str] = {}  # the first layer of each set of frames
-        frames, tensors = dict[str, tuple[str, int]](), dict[str, Tensor]()
-        with self._rows.one_thread:
+        with self.shared.one_thread:
             places = [NOBODY, *self._places.values()]
-            for kind, modules in ((file.LAYERS, self._layers), (file.HEADS, self._heads)):
-                for name, module in modules.items():
-                    parts = module.tensors(places).items()
-                    tensors |= {f"{kind}/{name}/{key}": value for key, value in parts}
-            for name, layer in self._layers.items():
-                if layer.frames is not None:
-                    owner = owners.setdefault(id(layer.frames), name)
-                    frames[name] = owner, layer.stacks["cores"].width
-                    tensors |= {f"{file.FRAMES}/{owner}/{side}": value for side, value in layer.frames.named_buffers()}
-            notes = {name: self.notes[name] for name in self._places}
-            index = file.Index(dict(self._base_fields), self._labels, self.precision, notes, frames)
-        file.write(Path(folder), index, tensors, force=force)
+            parts = {name: stack.stored(places).items() for name, stack in self._stacks().items()}
+            tensors = {f"{name}/{part}": value for name, its in parts.items() for part, value in its}
+            held = {name: layer.frames for name, layer in self.layers.items() if layer.frames is not None}
+            owners = {frames: name for name, frames in reversed(held.items())}  # the first layer of each
+            for frames, owner in owners.items():
+                tensors |= {f"{file.FRAMES}/{owner}/{side}": value for side, value in frames.named_buffers()}
+            header = {
+                "base": self.base_fields,
+                "precision": self.shared.precision,
+                "notes": {name: self.notes[name] for name in self._places},
+                "frames": {name: (owners[its], self.layers[name].stacks["cores"].width) for name, its in held.items()},
+            }
+        file.write(Path(folder), header, tensors, force=force)
 
     @classmethod
     def load(cls, base: nn.Module, folder: str | Path) -> Self:
@@ -256,39 +283,25 @@ class AdapterBank(nn.Module):
         Raises:
             InputError: if there is no bank, its file is broken, or it does not fit the base model.
         """
-        index, kinds = file.read(Path(folder))
+        header, tensors = file.read(Path(folder))
         try:
-            bank, places = cls(base, precision=index.precision), len(index.notes) + 1
-            if index.labels != bank._labels:
-                raise InputError(f"made for a base model with {index.labels} labels, this one has {bank._labels}")
-            layers = {name: bank._new_layer(name, places) for name in kinds[file.LAYERS]}
-            heads = {name: bank._new_head(name, places) for name in kinds.get(file.HEADS, {})}
-            frames = {name: Frames(**sides) for name, sides in kinds.get(file.FRAMES, {}).items()}
-            for name, (owner, width) in index.frames.items():
-                layers[name].set_frames(frames[owner], width)
-            for kind, modules in ((file.LAYERS, layers), (file.HEADS, heads)):
-                for name, module in modules.items():
-                    module.restore(kinds[kind][name])
-            bank._insert(layers, heads)
+            bank = cls(base, precision=header["precision"])
+            bank.base_fields, bank.notes = header["base"], header["notes"]
+            bank._places = {name: place for place, name in enumerate(bank.notes, start=NOBODY + 1)}
+            bank.shared.ranks |= dict.fromkeys(bank._places.values(), 0)
+            bank._wrap(file.modules(tensors, file.LAYERS), file.modules(tensors, file.HEADS))
+            frames = {
+                owner: Frames(*(tensors[f"{file.FRAMES}/{owner}/{side}"] for side in "ab"))
+                for owner in file.modules(tensors, file.FRAMES)
+            }
+            for name, (owner, width) in header["frames"].items():
+                bank.layers[name].set_frames(frames[owner], width)
+            for name, stack in bank._stacks().items():
+                stack.restore(tensors[f"{name}/values"], tensors[f"{name}/slots"])
+            for place in bank._places.values():
+                bank._count(place)
         except KeyError as error:
             raise InputError(f"{folder}: {error.args[0]!r} is missing in the base model or in the file") from None
         except (ValueError, TypeError, AttributeError) as error:
             raise InputError(f"{folder}: {first_line(error)}") from None
-        bank._base_fields, bank.notes = dict(index.base), dict(index.notes)
-        bank._places = {name: place for place, name in enumerate(index.notes, start=1)}
-        bank._ranks = {name: bank._rank(place) for name, place in bank._places.items()}
         return bank
-
-    def _new_layer(self, name: str, places: int) -> BankLayer:
-        check_adaptable(self._modules_of_base[name], name)
-        return BankLayer(self._modules_of_base[name], self._rows, places, self.precision)
-
-    def _new_head(self, name: str, places: int) -> BankHead:
-        return BankHead(self._modules_of_base[name], self._labels, self._rows, places, self.precision)
-
-    def _insert(self, layers: Mapping[str, BankLayer], heads: Mapping[str, BankHead]) -> None:
-        self._layers |= layers
-        self._heads |= heads
-        for name, module in {**layers, **heads}.items():
-            parent, _, child = name.rpartition(".")
-            setattr(self.model.get_submodule(parent), child, module.eval())

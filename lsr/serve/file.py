@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,11 @@ from lsr.loading.files import InputError
 from lsr.tuner.saved import first_line, read_weights
 
 FILE = "bank.safetensors"
-HEADER, VERSION = "lsr_bank", 4
+HEADER, VERSION = "lsr_bank", 5
 LAYERS, HEADS, FRAMES = "layers", "heads", "frames"  # kinds of modules
 
 
-@dataclass(frozen=True)
-class Index:
-    """The header. Adapter i of `notes` is at place i + 1; the first place is for rows with no adapter."""
-
-    base: dict[str, Any]  # the base model according to the adapters' configurations
-    labels: int  # of the base model
-    precision: str
-    notes: dict[str, Any]  # by adapter, any JSON value
-    frames: dict[str, tuple[str, int]]  # by layer: the layer under whose name its frames are, and the entries of a core
-
-
-def write(folder: Path, index: Index, tensors: Mapping[str, Tensor], *, force: bool) -> None:
+def write(folder: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor], *, force: bool) -> None:
     """Write a bank; its tensors are named kind/module/stack/part.
 
     Raises:
@@ -39,44 +27,30 @@ def write(folder: Path, index: Index, tensors: Mapping[str, Tensor], *, force: b
     check_output(folder, (), replace=force)
     own = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with writing(folder) as new:
-        save_file(own, new / FILE, metadata={HEADER: json.dumps({"version": VERSION, **asdict(index)})})
+        save_file(own, new / FILE, metadata={HEADER: json.dumps({"version": VERSION, **header})})
 
 
-def read(folder: Path) -> tuple[Index, dict[str, dict[str, dict[str, Tensor]]]]:
-    """Return a bank's index and its tensors by kind and module, memory-mapped from the file.
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return a bank's header and its tensors, memory-mapped from the file.
 
     Raises:
         InputError: if there is no bank, it is broken, or a value is not finite.
-    """
-    index, modules = read_index(folder), dict[str, dict[str, dict[str, Tensor]]]()
-    for key, value in read_weights(folder / FILE).items():
-        kind, _, rest = key.partition("/")
-        module, _, part = rest.partition("/")
-        modules.setdefault(kind, {}).setdefault(module, {})[part] = value
-    return index, modules
-
-
-def read_index(folder: Path) -> Index:
-    """Return the header of a bank.
-
-    Raises:
-        InputError: if there is no bank, or it is broken.
     """
     path = folder / FILE
     if not path.is_file():
         raise InputError(f"{folder}: not a bank of adapters, {FILE} is missing")
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get(HEADER, "null"))
-        return _index(header)
-    except (SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
+            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+        version = header.pop("version", None)
+    except (SafetensorError, OSError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: not a bank of adapters, or cut off: {first_line(error)}") from None
+    if version != VERSION:
+        raise InputError(f"{path}: not a bank of adapters of version {VERSION}")
+    return header, read_weights(path)
 
 
-def _index(header: Any) -> Index:
-    if not isinstance(header, dict) or header.pop("version", None) != VERSION:
-        raise ValueError(f"needed: a header of version {VERSION}")
-    index = Index(**header)
-    if not all(isinstance(one, dict) for one in (index.base, index.notes, index.frames)):
-        raise ValueError("base, notes and frames must hold keys and values")
-    return index
+def modules(tensors: Mapping[str, Tensor], kind: str) -> list[str]:
+    """Return the modules of a kind."""
+    names = (key.split("/")[:2] for key in tensors)
+    return list(dict.fromkeys(name for its, name in names if its == kind))

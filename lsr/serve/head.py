@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from lsr.loading.base_models import by
-from lsr.serve.stack import Rows, Stack, Stacked
+from lsr.loading.contents import by_label
+from lsr.serve.stacked import Shared, Stacked
 
 
 class BankHead(Stacked):
@@ -20,29 +20,12 @@ class BankHead(Stacked):
     those after its own are -inf.
     """
 
-    def __init__(self, base: nn.Module, labels: int, rows: Rows, places: int, precision: str) -> None:
-        super().__init__(base, rows)
-        self.labels = labels  # of the base model
+    def __init__(self, base: nn.Module, shared: Shared) -> None:
+        super().__init__(base, shared)
         self.like = {name: value.detach().to("meta") for name, value in base.state_dict().items()}
-        self.labelled = [
-            name for name, like in self.like.items() if like.shape[:1] == (labels,)
-        ]  # a row for each label
+        self.labelled = by_label(self.like, shared.labels)
         for name, value in self.like.items():
-            dtype = None if value.is_floating_point() else value.dtype
-            self.add_stack(name, Stack((_as_rows(value).shape[1],), places, precision, dtype))
-
-    def labels_of(self, state: Mapping[str, Tensor]) -> int:
-        """Return the number of labels of a state; 0 if its tensors do not tell.
-
-        Raises:
-            ValueError: if it differs from the base model's in anything but that; names the tensor.
-        """
-        count = next((len(state[name]) for name in self.labelled if state[name].dim()), 0)
-        for name, like in self.like.items():
-            needed = (count, *like.shape[1:]) if name in self.labelled else like.shape
-            if state[name].shape != needed:
-                raise ValueError(f"{name} of a head is {by(state[name].shape)}, needed: {by(needed)}")
-        return count
+            self.add_stack(name, _as_rows(value).shape[1])
 
     def put(self, place: int, state: Mapping[str, Tensor] | None) -> None:
         """Store the state of the adapter at a place, instead of what is there; None if it has the base model's."""
@@ -50,7 +33,7 @@ class BankHead(Stacked):
 
     def outputs(self, place: int) -> int:
         """Return the number of outputs at a place."""
-        return len(self.stacks[self.labelled[0]].own(place)) or self.labels
+        return len(self.stacks[self.labelled[0]].own(place)) or self.shared.labels
 
     def state(self, place: int) -> dict[str, Tensor]:
         """Return a copy of the state of the adapter at a place; nothing if it has that of the base model."""
@@ -62,7 +45,7 @@ class BankHead(Stacked):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Apply to each row its own adapter's module, all rows in one batched call."""
-        of_base, places = self.base(x, *args, **kwargs), self.rows.of(x)
+        of_base, places = self.base(x, *args, **kwargs), self.shared.places_of(x)
         if places is None:
             return of_base
         states = {name: self._shaped(name, stack.take(places)) for name, stack in self.stacks.items()}
@@ -74,7 +57,7 @@ class BankHead(Stacked):
         slots = self.stacks[(self.labelled or list(self.like))[0]].slots.index_select(0, places)
         counts = (slots > 0).sum(dim=1).view(-1, *[1] * (found.dim() - 1))  # of labels, each a row of its stack
         if self.labelled:
-            most = max(found.shape[-1], self.labels)
+            most = max(found.shape[-1], self.shared.labels)
             found, of_base = (F.pad(one, (0, most - one.shape[-1]), value=-torch.inf) for one in (found, of_base))
             found = found.masked_fill(torch.arange(most, device=found.device) >= counts, -torch.inf)
         return torch.where(counts > 0, found, of_base)

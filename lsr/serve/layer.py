@@ -12,7 +12,9 @@ from torch.nn import functional as F
 
 from lsr.init.passes import widths
 from lsr.loading.contents import Frames, Update
-from lsr.serve.stack import Rows, Stack, Stacked
+from lsr.serve.stacked import Shared, Stacked
+
+SCALING = "scaling"  # the stack of what is not trained
 
 
 class BankLayer(Stacked):
@@ -25,13 +27,12 @@ class BankLayer(Stacked):
 
     frames: Frames | None
 
-    def __init__(self, base: nn.Module, rows: Rows, places: int, precision: str) -> None:
-        super().__init__(base, rows)
+    def __init__(self, base: nn.Module, shared: Shared) -> None:
+        super().__init__(base, shared)
         self.n, self.m = widths(base)
-        self._precision = precision
         self.frames = None
-        self.add_stack("directions", Stack((self.n, self.m), places, precision))
-        self.add_stack("scaling", Stack((1,), places, precision, torch.float32))
+        self.add_stack("directions", self.n, self.m)
+        self.add_stack(SCALING, 1, precision="float32")
 
     def put(self, place: int, update: Update | None) -> None:
         """Store the update of the adapter at a place, instead of what is there; None if it does not adapt the layer."""
@@ -41,47 +42,37 @@ class BankLayer(Stacked):
         core, scaling = update.core, torch.tensor([[update.scaling]])
         if core is not None and self.frames is None:
             self.set_frames(update.frames, core.numel())
-        if core is not None and core.numel() == self.stacks["cores"].width and self._holds(update.frames):
-            self.fill(place, {"cores": core.reshape(1, -1), "scaling": scaling})
+        is_held = core is not None and self.frames is not None and update.frames.equals(self.frames)
+        if core is not None and is_held and core.numel() == self.stacks["cores"].width:
+            self.fill(place, {"cores": core.reshape(1, -1), SCALING: scaling})
         else:
             frames = update.plain().frames
-            self.fill(place, {"directions": torch.cat([frames.a, frames.b.T], dim=1), "scaling": scaling})
-
-    def _holds(self, frames: Frames) -> bool:
-        return self.frames is not None and self.frames.equals(frames)
+            self.fill(place, {"directions": torch.cat([frames.a, frames.b.T], dim=1), SCALING: scaling})
 
     def set_frames(self, frames: Frames, width: int) -> None:
-        """Set the frames, and make room for cores of so many entries between them.
-
-        Raises:
-            ValueError: if they do not fit the layer.
-        """
-        a, b, rank = frames.a, frames.b, len(frames.a)
-        if (*a.shape, *b.shape) != (rank, self.n, self.m, rank) or width not in (rank, rank * rank):
-            raise ValueError(f"frames {tuple(a.shape)} and {tuple(b.shape)} do not fit a layer of {self.m} x {self.n}")
-        slots = self.stacks["directions"].slots
-        self.frames = frames.to(slots.device)
-        self.add_stack("cores", Stack((width,), len(slots), self._precision))
+        """Set the frames, and make room for cores of so many entries between them."""
+        self.frames = frames.to(self.stacks[SCALING].values.device)
+        self.add_stack("cores", width)
 
     def update(self, place: int) -> Update | None:
         """Return a copy of the update of the adapter at a place; None if it does not adapt the layer."""
         own = self.own(place)
         if "cores" in own and self.frames is not None:
             core, rank = own["cores"][0], len(self.frames.a)
-            return Update(self.frames, float(own["scaling"]), core if len(core) == rank else core.view(rank, rank))
+            return Update(self.frames, float(own[SCALING]), core if len(core) == rank else core.view(rank, rank))
         if "directions" not in own:
             return None
         a, b = own["directions"].split((self.n, self.m), dim=1)
-        return Update(Frames(a.contiguous(), b.T.contiguous()), float(own["scaling"]))
+        return Update(Frames(a.contiguous(), b.T.contiguous()), float(own[SCALING]))
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # (rows, ..., n) -> (rows, ..., m)
         """Return the base layer's output plus, for each row, the update of its adapter."""
         result: Tensor = self.base(x, *args, **kwargs)
-        places, rank = self.rows.of(x), self.rows.rank
+        places, rank = self.shared.places_of(x), self.shared.rank
         if places is None:
             return result
         flat, flat_x = (value.reshape(len(x), -1, value.shape[-1]) for value in (result, x))
-        scaling = self.stacks["scaling"].take(places)  # (rows, 1, 1)
+        scaling = self.stacks[SCALING].take(places)  # (rows, 1, 1)
         if rank:
             a, b = self.stacks["directions"].take(places, rank).split((self.n, self.m), dim=2)  # (rows, rank, n or m)
             hidden = torch.bmm(flat_x, a.to(x.dtype).mT) * scaling  # (rows, tokens, rank)

@@ -1,6 +1,7 @@
 """Open a bank from its file, or make one of folders of adapters, on the base model that they name."""
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -19,11 +20,10 @@ def open_bank(folder: Path, base: str | None = None) -> AdapterBank:
     Raises:
         InputError: if the folder holds none, or the base model is missing or does not fit.
     """
-    index, modules = file.read(folder)
-    # The base model may lack a head: its tensors are named, with as many rows as labels.
-    names = {f"{head}.{key.rpartition('/')[0]}" for head, its in modules.get(file.HEADS, {}).items() for key in its}
-    own = {f"{PREFIX}{name}": torch.empty(index.labels, 1) for name in names}
-    return AdapterBank.load(load_base(index.base, own, base), folder)
+    header, tensors = file.read(folder)
+    names = {key.partition("/")[2].rpartition("/")[0].replace("/", ".") for key in tensors}
+    own = {f"{PREFIX}{name}": torch.empty(0) for name in names}  # the base model may lack a head
+    return AdapterBank.load(load_base(header["base"], own, base), folder)
 
 
 def _folders(source: Path) -> list[Path]:
@@ -49,6 +49,8 @@ def run_bank(options: argparse.Namespace) -> None:
     bank.save(options.output, force=options.force)
     written = (options.output / file.FILE).stat().st_size
     print(f"{options.output}: {len(bank)} adapter{'s' * (len(bank) != 1)} in {options.precision}, {written:,} bytes")
-    for kind, modules in file.read(options.output)[1].items():
-        size = sum(tensor.nbytes for tensors in modules.values() for tensor in tensors.values())
+    sizes = Counter[str]()
+    for key, tensor in file.read(options.output)[1].items():
+        sizes[key.partition("/")[0]] += tensor.nbytes
+    for kind, size in sizes.items():
         print(f"{kind}: {size:,} bytes, {size / len(bank):,.0f} an adapter")

@@ -12,7 +12,6 @@ from torch.testing import assert_close
 
 from lsr import AdapterBank
 from lsr.loading.files import InputError
-from lsr.serve.layer import BankLayer
 from tests.capabilities.models import tiny, tokens
 from tests.lsr.serve.families import CORED, FORMS, FRAMES, save, save_lora, says, with_labels
 
@@ -66,8 +65,7 @@ def test_each_row_is_what_its_adapter_alone_says(form, folders):
     assert (alone["a"] - alone["b"]).abs().max() > 1e-3
     bank = filled(folder, model, dtype)
     assert_close(asked(bank, NAMES), expected, rtol=1e-5, atol=1e-6)  # files hold float32
-    layers = [module for module in bank._stacked.values() if isinstance(module, BankLayer)]
-    assert {layer.frames is not None for layer in layers} == {form in CORED}
+    assert {layer.frames is not None for layer in bank.layers.values()} == {form in CORED}
 
 
 def test_heads_of_any_size_numbers_and_loras_beside_lsr(tmp_path):
@@ -108,15 +106,15 @@ def test_heads_of_any_size_numbers_and_loras_beside_lsr(tmp_path):
 def test_an_adapter_takes_the_memory_of_its_own_directions(tmp_path):
     bank = AdapterBank(tiny("bert"))
     bank.add("large", save_lora(tmp_path / "large", r=8))
-    before = len(bank._stacked["bert.encoder.layer.0.attention.self.query"].stacks["directions"].values)
+    before = len(bank.layers["bert.encoder.layer.0.attention.self.query"].stacks["directions"].values)
     for number in range(8):
         bank.add(str(number), save_lora(tmp_path / str(number), r=1))
-    rows = len(bank._stacked["bert.encoder.layer.0.attention.self.query"].stacks["directions"].values)
+    rows = len(bank.layers["bert.encoder.layer.0.attention.self.query"].stacks["directions"].values)
     assert (before, rows) == (9, 18)  # one of zeros, doubled: not 8 more for each
     for number in range(8):
         bank.remove(str(number))
     bank.add("again", tmp_path / "large")
-    assert len(bank._stacked["bert.encoder.layer.0.attention.self.query"].stacks["directions"].values) == 18
+    assert len(bank.layers["bert.encoder.layer.0.attention.self.query"].stacks["directions"].values) == 18
     assert torch.equal(asked(bank, ["again", "again"]), asked(bank, ["large", "large"]))
 
 
@@ -241,8 +239,8 @@ def test_side_by_side_each_takes_the_steps_that_it_takes_alone(tmp_path):
     bank = AdapterBank(tiny("bert").double())
     for name in sizes:
         bank.add(name, tmp_path / name)
-    for stack in (stack for one in bank._stacked.values() for stack in one.stacks.values()):
-        stack.values = stack.values.double() if stack.values.is_floating_point() else stack.values
+    for stack in (stack for one in bank._wrapped.values() for stack in one.stacks.values()):
+        stack.values = stack.values.double()
     names, labels = ["a", "b", "d", "a", "c", "d"], torch.tensor([0, 0.3, 2, 1, 1, 0]).double()
     before = {name: value.clone() for name, value in bank.model.named_parameters()}
     with bank.side_by_side(rate=0.01, head_rate=0.03, weight_decay=0.1) as training:
@@ -346,7 +344,7 @@ def test_modules_within_each_other_are_refused_in_both_orders(tmp_path):
     ("change", "message"),
     [
         (lambda tensors: tensors.pop(f"{HEAD}.bias"), "classifier.bias is missing"),
-        (lambda tensors: tensors.update({f"{HEAD}.bias": torch.ones(4)}), "bias of a head is 4, needed: 3"),
+        (lambda tensors: tensors.update({f"{HEAD}.bias": torch.ones(4)}), "classifier.bias of a head is 4, needed: 3"),
         (
             lambda tensors: tensors.update({f"{HEAD}.weight": torch.ones(3, 23)}),
             "weight of a head is 3 x 23, needed: 3 x 24",
