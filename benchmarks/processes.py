@@ -4,13 +4,9 @@ import multiprocessing
 import os
 import signal
 import warnings
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from typing import TypeVar
 
 import torch
-
-Result = TypeVar("Result")
 
 
 def process(threads: int, module: str) -> ProcessPoolExecutor:
@@ -20,12 +16,6 @@ def process(threads: int, module: str) -> ProcessPoolExecutor:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([module])
     return ProcessPoolExecutor(1, context, initializer=_prepare, initargs=(threads,))
-
-
-def in_fresh_process(threads: int, call: Callable[..., Result], *arguments: object) -> Result:
-    """Return the result of a call in its own process, so that the memory of the process is that of the call."""
-    with process(threads, call.__module__) as worker:
-        return worker.submit(call, *arguments).result()
 
 
 def _prepare(threads: int) -> None:

@@ -1,12 +1,13 @@
 """A whole training step: forward, loss, backward and AdamW, with the shapes of two real models."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import repeat
 from statistics import median
 from typing import NamedTuple
 
 import torch
-from peft import PeftModel
+from peft import LoKrConfig, LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -16,12 +17,22 @@ from transformers import (
     RobertaConfig,
 )
 
-from benchmarks.processes import in_fresh_process, process
-from benchmarks.speed.methods import FROZEN, METHODS, PEER, SMALLEST_PEER, Targets, adapted, trained
+from benchmarks.processes import process
 from benchmarks.speed.timing import Times, ratio, take_turns
-from pipeline.arena.machine import peak_bytes
+from lsr import LsrConfig
 from pipeline.core import console
 
+Targets = Sequence[str] | str
+
+FROZEN, PEER, OURS = "frozen", "LoRA r=8", "LSR r=4 s=16"
+CONFIGS: dict[str, Callable[..., PeftConfig]] = {  # with the defaults of their libraries
+    OURS: partial(LsrConfig, rank_shape=(2, 2), separation_rank=16),
+    "LoRA r=1": partial(LoraConfig, r=1),
+    PEER: partial(LoraConfig, r=8),
+    "LoKr r=8": partial(LoKrConfig, r=8),
+    "VeRA r=256": partial(VeraConfig, r=256),
+}
+METHODS = (FROZEN, *CONFIGS)
 ALL_LINEAR = "all linear"
 SHAPES: dict[str, PretrainedConfig] = {  # with two labels; random weights take the same time
     "MiniLM": BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536),
@@ -50,11 +61,7 @@ class Row(NamedTuple):
     method: str
     trained: int  # parameters, without the head
     seconds: float  # per step, median
-    examples_a_second: float
-    speed_to_lora: float  # examples per second over LoRA's (r = 8) in the same round, median
-    speed_to_smallest: float  # likewise over LoRA's with r = 1
-    bound_share: float  # likewise over the frozen model's, through which gradients flow as well
-    peak_bytes: int | None  # of a step, in addition to the model
+    speed_to_lora: float  # LoRA's time (r = 8) over this one in the same round, median
 
 
 CASES = (
@@ -72,17 +79,12 @@ def run(cases: tuple[Case, ...], threads: int, rounds: int = ROUNDS) -> Iterator
         with process(threads, __name__) as worker:
             seconds, sizes = worker.submit(times, case, rounds).result()
         for method in METHODS:
-            has_peak = (case.targets, case.dtype) == (ALL_LINEAR, "float32")
             yield Row(
                 *case,
                 method=method,
                 trained=sizes[method],
                 seconds=median(seconds[method]),
-                examples_a_second=BATCHES[case.model][0] / median(seconds[method]),
                 speed_to_lora=ratio(seconds[PEER], seconds[method]),
-                speed_to_smallest=ratio(seconds[SMALLEST_PEER], seconds[method]),
-                bound_share=ratio(seconds[FROZEN], seconds[method]),
-                peak_bytes=in_fresh_process(threads, peak_memory, case, method) if has_peak else None,
             )
 
 
@@ -92,16 +94,6 @@ def times(case: Case, rounds: int) -> tuple[Times, dict[str, int]]:
     sizes = {method: _trained_beside_head(model) for method, model in models.items()}
     calls = {method: step(model, drawn(*BATCHES[case.model])) for method, model in models.items()}
     return take_turns(calls, rounds), sizes
-
-
-def peak_memory(case: Case, method: str) -> int | None:
-    """Return the bytes that two steps need in addition to the model; None where the system does not count them."""
-    call = step(_model(case, method), drawn(*BATCHES[case.model]))
-    before = peak_bytes()
-    call()
-    call()
-    after = peak_bytes()
-    return None if before is None or after is None else after - before
 
 
 def drawn(examples: int, length: int) -> Iterator[Mapping[str, Tensor]]:
@@ -118,7 +110,7 @@ def step(
 
     With `bf16` products are in it, by autocast, as the Trainer does it.
     """
-    optimizer = torch.optim.AdamW(trained(model), lr=rate, foreach=True)
+    optimizer = torch.optim.AdamW(_trained(model), lr=rate, foreach=True)
 
     def run_step() -> float:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -136,7 +128,9 @@ def _model(case: Case, method: str) -> nn.Module:
     base: PreTrainedModel = AutoModelForSequenceClassification.from_config(
         SHAPES[case.model], dtype=getattr(torch, case.dtype)
     )
-    model = adapted(base, method, TARGETS[case.targets])
+    model: nn.Module = base.requires_grad_(False)
+    if method != FROZEN:
+        model = get_peft_model(base, CONFIGS[method](target_modules=TARGETS[case.targets]))
     _head(model).requires_grad_()
     if method == FROZEN:
         base.get_input_embeddings().register_forward_hook(lambda *call: call[-1].detach().requires_grad_())
@@ -148,4 +142,8 @@ def _head(model: nn.Module) -> nn.Module:
 
 
 def _trained_beside_head(model: nn.Module) -> int:
-    return sum(p.numel() for p in trained(model)) - sum(p.numel() for p in _head(model).parameters())
+    return sum(p.numel() for p in _trained(model)) - sum(p.numel() for p in _head(model).parameters())
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
