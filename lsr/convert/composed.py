@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
-from lsr.algebra.shapes import Form
 from lsr.convert.export import export_lora
 from lsr.convert.writing import check_output, write_adapter, writing
 from lsr.loading.adapters import METHOD
 from lsr.loading.contents import Contents, Update
 from lsr.loading.files import PREFIX, TASK, InputError
+from lsr.loading.lora import Part
 from lsr.tuner.card import UNNAMED, Card
 from lsr.tuner.config import DIAGONAL, LsrConfig
 from lsr.tuner.forms import form_of
@@ -25,20 +25,6 @@ from lsr.tuner.resolved import Resolved
 from lsr.tuner.sharing import kind_of
 
 SAME = ("task_type", "auto_mapping", "base_model_name_or_path", "revision", "modules_to_save")  # fields of LoRA too
-
-
-class Part(NamedTuple):
-    """The update of a layer, alpha / r * B R A, with 8 for r if R is diagonal; R = 1 if there is no core."""
-
-    a: Tensor  # (r, n)
-    b: Tensor  # (m, r)
-    alpha: float
-    core: Tensor | None = None  # (r, r), or (r,) for a diagonal
-
-    @property
-    def form(self) -> Form:
-        """The shapes of A and B."""
-        return Form.dense(len(self.a), self.a.shape[1], len(self.b))
 
 
 def composed(base: Mapping[str, Any], parts: Mapping[str, Part], **options: Any) -> tuple[LsrConfig, dict[str, Tensor]]:

@@ -21,7 +21,7 @@ from lsr.algebra.spectrum import distance_of_pairs, norm_of_pair
 from lsr.convert.writing import check_output, copy_task, write_adapter, writing
 from lsr.loading.adapters import ADAPTER, load_layers
 from lsr.loading.files import FACTOR, PREFIX, InputError, read_labels, read_tensors
-from lsr.loading.lora import LoraPair, pairs_of
+from lsr.loading.lora import Part, pairs_of
 from lsr.tuner.card import Card
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.linear import LsrLinear
@@ -37,7 +37,7 @@ class _Source:
     """All that a LoRA needs of an adapter, from a model or from its folder."""
 
     config: LsrConfig
-    pairs: Mapping[str, LoraPair]  # by layer
+    pairs: Mapping[str, Part]  # by layer, without cores
     others: Mapping[str, Tensor]  # the head and the trained biases, by their names in the file
     whole: Sequence[str]  # modules with a tensor in `others`
     targets: Sequence[str] | str
@@ -87,8 +87,8 @@ def export_lora(
     rounding = _rounding_of_pairs(source.pairs, dtype)
     _check_rounding(rounding, dtype, force)
     tensors = dict(source.others)
-    for name, (left, right, _) in source.pairs.items():
-        tensors |= {f"{PREFIX}{name}.lora_A.weight": right, f"{PREFIX}{name}.lora_B.weight": left}
+    for name, pair in source.pairs.items():
+        tensors |= {f"{PREFIX}{name}.lora_A.weight": pair.a, f"{PREFIX}{name}.lora_B.weight": pair.b}
     with writing(folder) as new:
         write_adapter(new, _lora_fields(source), {n: rounded(n, tensor, dtype) for n, tensor in tensors.items()})
         _card(source.config).write(new)
@@ -239,12 +239,13 @@ def _saved_whole(source: _Source) -> list[str] | None:
     return sorted(set(entries)) or None
 
 
-def _rounding_of_pairs(pairs: Mapping[str, LoraPair], dtype: torch.dtype) -> Rounding:
+def _rounding_of_pairs(pairs: Mapping[str, Part], dtype: torch.dtype) -> Rounding:
+    exact = {name: (pair.b, pair.a) for name, pair in pairs.items()}
     errors = {
         name: distance_of_pairs((rounded(name, b, dtype), rounded(name, a, dtype)), (b, a))
-        for name, (b, a, _) in pairs.items()
+        for name, (b, a) in exact.items()
     }
-    return relative_errors(errors, {name: norm_of_pair(b, a) for name, (b, a, _) in pairs.items()})
+    return relative_errors(errors, {name: norm_of_pair(b, a) for name, (b, a) in exact.items()})
 
 
 def _rounding_of_merge(layers: Mapping[str, LsrLinear], adapter_name: str, dtype: torch.dtype) -> Rounding:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lsr.convert.composed import Part, composed
+from lsr.convert.composed import composed
 from lsr.convert.writing import check_output, copy_task, write_adapter, writing
 from lsr.loading.files import InputError, read_config, read_labels, read_tensors
 from lsr.loading.lora import FACTOR, lora_pairs
@@ -29,9 +29,7 @@ def from_lora(lora: str | Path, output: str | Path, *, force: bool = False) -> L
     bias = fields.get("bias", "none")
     options = {"dropout": fields.get("lora_dropout", 0.0), "bias": "lsr_only" if bias == "lora_only" else bias}
     try:
-        config, factors = composed(
-            fields, {n: Part(pair.a, pair.b, pair.alpha) for n, pair in pairs.items()}, **options
-        )
+        config, factors = composed(fields, pairs, **options)
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{lora / CONFIG}: {error}") from None
     # With bias="all" PEFT writes the biases of a head twice, by the names that they have inside its wrapper too.

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from peft import LoraConfig
 from torch import Tensor
 
+from lsr.algebra.shapes import Form
 from lsr.loading.files import PREFIX, InputError, read_tensors
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.linear import LsrLinear
@@ -26,28 +27,34 @@ IRRELEVANT = (
 UNCHANGED_BASE = (True, False, "gaussian", "orthogonal", "eva")  # initializations that leave the base weight unchanged
 
 
-class LoraPair(NamedTuple):
-    """The factors of a layer as they are in the file: ΔW = alpha / r * B A."""
+class Part(NamedTuple):
+    """The update of a layer, alpha / r * B R A, with 8 for r if R is diagonal; R = 1 if there is no core."""
 
-    b: Tensor  # (m, r)
     a: Tensor  # (r, n)
+    b: Tensor  # (m, r)
     alpha: float  # of a rank-stabilized LoRA sqrt(r) times its own
+    core: Tensor | None = None  # (r, r), or (r,) for a diagonal
+
+    @property
+    def form(self) -> Form:
+        """The shapes of A and B."""
+        return Form.dense(len(self.a), self.a.shape[1], len(self.b))
 
 
-def pairs_of(config: LsrConfig, layers: Mapping[str, LsrLinear], adapter_name: str) -> dict[str, LoraPair]:
+def pairs_of(config: LsrConfig, layers: Mapping[str, LsrLinear], adapter_name: str) -> dict[str, Part]:
     """Return the LoRA that equals each layer's whole update: its own factors if they are one, else with scaling 1."""
     pairs = {}
     for name, layer in layers.items():
         adapter = layer.adapter(adapter_name)
         a, b = (side.detach() for side in adapter.collapse())
         if adapter.is_lora:
-            pairs[name] = LoraPair(b, a, override(config.alpha_pattern, name, config.alpha))
+            pairs[name] = Part(a, b, override(config.alpha_pattern, name, config.alpha))
         else:
-            pairs[name] = LoraPair(adapter.scaling * b, a, len(a))
+            pairs[name] = Part(a, adapter.scaling * b, len(a))
     return pairs
 
 
-def lora_pairs(folder: Path, lora: Mapping[str, Any]) -> dict[str, LoraPair]:
+def lora_pairs(folder: Path, lora: Mapping[str, Any]) -> dict[str, Part]:
     """Return the factors of each layer of a LoRA by name.
 
     Raises:
@@ -66,7 +73,7 @@ def lora_pairs(folder: Path, lora: Mapping[str, Any]) -> dict[str, LoraPair]:
     for name, side in sides.items():
         if side.keys() != {"A", "B"} or len(side["A"]) != side["B"].shape[1]:
             raise InputError(f"{folder}: layer {name!r}: lora_A and lora_B do not fit together, or one is missing")
-    return {n: LoraPair(side["B"], side["A"], _alpha(folder, lora, n, len(side["A"]))) for n, side in sides.items()}
+    return {n: Part(side["A"], side["B"], _alpha(folder, lora, n, len(side["A"]))) for n, side in sides.items()}
 
 
 def _alpha(folder: Path, lora: Mapping[str, Any], name: str, rank: int) -> float:

@@ -1,7 +1,7 @@
 """Initialize an adapter's factors, per layer or per kind of layers, from the seed, the weights or examples."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, cast
 
@@ -119,27 +119,6 @@ def start_from_examples(
     if not config.needs_examples:
         words = " or ".join(repr(word) for word, one in INITIALIZATIONS.items() if one.reads in READERS)
         raise ValueError(f"init_weights must be {words} to start from examples, got {config.start!r}")
-    gradients = collect_gradients(model, batches, adapter_name, head_steps=head_steps, seed=seed)
-    for _ in initialize_factors(model, adapter_name, gradients=[gradients]):
-        pass
-
-
-def collect_gradients(
-    model: nn.Module,
-    batches: Iterable[Mapping[str, Tensor]],
-    adapter_name: str = "default",
-    *,
-    head_steps: int = STEPS,
-    seed: int = 0,
-) -> Mapping[str, Matrix]:
-    """Return the matrices that an adapter's initialization takes from examples, (m, n) by layer name.
-
-    That is the update of a short training run for `update` and `warm`, otherwise the mean gradient. `warm` leaves the
-    head as trained.
-
-    Raises:
-        ValueError: as `lsr.init.gradients.examples_gradients` and `lsr.init.update.examples_updates`.
-    """
     active = getattr(model, "active_adapters", [adapter_name])
     if list(active) != [adapter_name]:  # the examples pass through the active ones, and their heads would be fitted
         raise ValueError(
@@ -148,9 +127,11 @@ def collect_gradients(
         )
     bases = {name: layer.get_base_layer() for name, layer in layers_of(model, adapter_name).items()}
     heads = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
-    config = config_of(model, adapter_name)
-    kept = {"keep_head": True} if INITIALIZATIONS[config.start].goes_on else {}
-    return _reader(config)(model, bases, batches, heads, steps=head_steps, seed=seed, **kept)
+    initialization = INITIALIZATIONS[config.start]
+    kept = {"keep_head": True} if initialization.goes_on else {}
+    gradients = READERS[initialization.reads](model, bases, batches, heads, steps=head_steps, seed=seed, **kept)
+    for _ in initialize_factors(model, adapter_name, gradients=[gradients]):
+        pass
 
 
 def allocate_ranks(
@@ -175,9 +156,6 @@ def allocate_ranks(
         raise ValueError("share='layers' has one rank for all layers of a kind: a budget needs share='none'")
     seen = completed(config, model)
     layers = {name: model.get_submodule(name) for name in target_names(model, seen)}
-    matrices = _reader(config)(model, layers, batches, heads_of(model, seen), steps=head_steps, seed=seed)
+    read = READERS.get(INITIALIZATIONS[config.start].reads, READERS["gradient"])
+    matrices = read(model, layers, batches, heads_of(model, seen), steps=head_steps, seed=seed)
     return config.with_ranks(allocate([matrices], budget, seed))
-
-
-def _reader(config: LsrConfig) -> Callable[..., dict[str, Matrix]]:
-    return READERS.get(INITIALIZATIONS[config.start].reads, READERS["gradient"])

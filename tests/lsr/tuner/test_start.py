@@ -5,13 +5,15 @@ import re
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from peft.utils import ModulesToSaveWrapper
 from torch.testing import assert_close
 
 from lsr import LsrConfig, start_from_examples
 from lsr.algebra.frames import leading_frames
 from lsr.init import INITIALIZATIONS, READERS
+from lsr.init.gradients import examples_gradients
 from lsr.tuner.linear import adapted_layers
-from lsr.tuner.start import collect_gradients, initialize_factors
+from lsr.tuner.start import initialize_factors
 from tests.capabilities.models import LABELS, logits, tiny, tokens
 
 USUAL = {"task_type": "SEQ_CLS", "rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0}
@@ -24,6 +26,13 @@ each_model = pytest.mark.parametrize("name", MODELS)
 def made(name, init, **fields):
     torch.manual_seed(0)
     return get_peft_model(tiny(name), LsrConfig(**{**USUAL, **MODELS[name], **fields}, init_weights=init)).eval()
+
+
+def collected(model, batches):
+    """The gradients of the base layers through a fitted head."""
+    layers = {name: layer.get_base_layer() for name, layer in adapted_layers(model).items()}
+    heads = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
+    return examples_gradients(model, layers, batches, heads)
 
 
 def assert_same(one, two, folder):
@@ -49,7 +58,7 @@ def test_factors_that_are_initialized_later_are_those_of_get_peft_model(name, in
 @each_model
 def test_gradients_that_are_collected_first_give_what_start_from_examples_does(name, tmp_path):
     later, usual = made(name, True), made(name, "gradient")
-    gradients = collect_gradients(later, BATCHES)
+    gradients = collected(later, BATCHES)
     list(initialize_factors(later, init_weights="gradient", gradients=[gradients]))
     start_from_examples(usual, BATCHES)
     assert_same(later, usual, tmp_path)
@@ -61,8 +70,8 @@ def test_frames_are_those_of_all_data_sets_and_of_all_layers_that_share_them(sha
     """Against the frames of the very matrices; a pair of thin matrices is as good as their product."""
     core = {"rank_shape": (4,), "separation_rank": 1, "train": "core", "share": share}
     model = made("bert", "gradient", **core)
-    one = collect_gradients(model, BATCHES)
-    two = collect_gradients(model, [{**tokens(3, 7), "labels": torch.arange(3) % LABELS}])
+    one = collected(model, BATCHES)
+    two = collected(model, [{**tokens(3, 7), "labels": torch.arange(3) % LABELS}])
     pairs = {name: (gradient, torch.eye(24, dtype=torch.float64)) for name, gradient in two.items()}
     started = list(initialize_factors(model, gradients=[one, pairs]))
     assert len(started) == (2 if share == "layers" else 4)
