@@ -97,7 +97,7 @@ def updates_of(source: str, base: PreTrainedModel, view: FactorizeInitView) -> R
     try:
         contents = read_contents(adapter_folder(source))
         contents.check_layers(modules)
-        for name, state in contents.heads_on(modules).items():
+        for name, state in contents.heads_on(modules, view.dataset.num_labels).items():
             modules[name].load_state_dict(state)
     except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{where}: {first_line(error)}") from None
