@@ -260,8 +260,7 @@ class Scored(TrainerCallback):
 
     def _of(self, name: str) -> tuple[dict[str, float], NDArray[Any]]:
         split, row = self.splits[name], self.view.dataset
-        with adapters.merged(self.model):
-            logits = inference.logits(self.model, split, self.collate, AT_ONCE, lambda done: None).numpy()
+        logits = inference.logits(self.model, split, self.collate, AT_ONCE, lambda done: None).numpy()
         if not np.isfinite(logits).all():
             raise DivergedError(f"train: outputs for {name} are not finite: lower the learning rate")
         given = answers(logits, np.asarray(split["label"][:]), row, tokens.groups_of(split))

@@ -130,23 +130,6 @@ def start(model: PeftModel, section: LsrParams, gradients: Sequence[Mapping[str,
         raise UserError(f"{PARAMS}: {section.word}.init: {error}") from None
 
 
-@contextmanager
-def merged(model: nn.Module) -> Iterator[None]:
-    """Merge an adapter temporarily if unmerging is exact, so that inference costs no more than the base model.
-
-    Most methods stay unmerged: unmerging subtracts their update, so rounding would change the base model a little at
-    every evaluation. LSR restores the original weights.
-    """
-    if not (isinstance(model, PeftModel) and isinstance(model.peft_config["default"], LsrConfig)):
-        yield
-        return
-    model.merge_adapter()
-    try:
-        yield
-    finally:
-        model.unmerge_adapter()
-
-
 def save_adapter(model: PeftModel, folder: Path, row: ModelRow) -> None:
     """Write adapter_config.json and adapter_model.safetensors to an existing folder, deterministically."""
     config = model.peft_config["default"]

@@ -7,14 +7,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
 from filelock import FileLock
 from peft import PeftModel
 from ruamel.yaml import YAML
-from torch import nn
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -22,7 +21,6 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from pipeline.core import artifacts
 from pipeline.data import tokens
-from pipeline.methods import adapters
 from pipeline.params import TrainView
 from pipeline.training import arguments, checkpoints
 from pipeline.training.callbacks import LaterOfEquals
@@ -30,11 +28,10 @@ from pipeline.training.callbacks import LaterOfEquals
 CODE = Path(__file__).parents[2]  # the folder of dvc.yaml
 
 
-class MergingTrainer(Trainer):
-    """Evaluates with the adapter merged, except in bf16 and fp16, where rounding the sum would lose a small update.
+class BatchingTrainer(Trainer):
+    """Batches examples of similar length, or with `keeps_order` evaluates in their order.
 
-    It batches examples of similar length, or with `keeps_order` keeps their order, because groups that are scored
-    together are known by their positions.
+    Groups that are scored together are known by their positions.
     """
 
     def __init__(self, *args: Any, keeps_order: bool = False, **kwargs: Any) -> None:
@@ -42,13 +39,6 @@ class MergingTrainer(Trainer):
         self._keeps_order = keeps_order
         # The loss of a classifier is a mean over rows. Taken for a sum, it is multiplied by the number of processes.
         self.model_accepts_loss_kwargs = False
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Return the Trainer's metrics; the model is unchanged afterwards, bit for bit."""
-        if self.args.bf16 or self.args.fp16:
-            return super().evaluate(*args, **kwargs)
-        with adapters.merged(cast("nn.Module", self.model)):
-            return super().evaluate(*args, **kwargs)
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler[int] | None:
         return _with_lengths_in_memory(super()._get_train_sampler(*args, **kwargs))
@@ -86,7 +76,7 @@ def trainer_of(
     """
     groups = tokens.groups_of(splits["validation"]) if "validation" in splits else None
     chosen = arguments.training_arguments(view, steps_an_epoch(view, splits["train"]), folder)
-    trainer = MergingTrainer(
+    trainer = BatchingTrainer(
         model=model,
         args=dataclasses.replace(chosen, **changes),
         train_dataset=splits["train"],

@@ -11,7 +11,7 @@ from tests.pipeline.arena import small
 
 COMMITTED = workspace.read_yaml(workspace.ROOT / preset.PATH)
 GOES_ON = ("offline", "long")  # some of their trainings are not run yet
-BASELINES = {"LoRA r=1", "LoRA r=8"}
+BASELINES = {"head", "LoRA r=1"}
 
 
 @pytest.mark.parametrize("name", COMMITTED)
