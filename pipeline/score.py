@@ -1,0 +1,69 @@
+"""`python -m pipeline.score mrpc artifacts/adapter build/small`: what adapters score on the test split of a data set.
+
+It says what rounding or squeezing an adapter costs. The adapters may be of any method, on any base model.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets import Dataset
+
+from lsr.tuner.saved import weights_of
+from pipeline.core import console
+from pipeline.core.command_line import Parser, whole_number
+from pipeline.core.errors import UserError, exit_on_error
+from pipeline.data import datasets, tokens
+from pipeline.data.encoding import tokenize
+from pipeline.evaluation import inference
+from pipeline.evaluation.outcome import Outcome
+from pipeline.methods import adapter_task
+from pipeline.params import load_params, load_row
+from pipeline.predict.answering import open_adapter
+
+PROGRAM = "python -m pipeline.score"
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Print a table with a row for each adapter.
+
+    Raises:
+        SystemExit: with exit code 2 after a mistake.
+    """
+    parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", metavar="DATA", help="a row of the tables of data, as in params.yaml")
+    parser.add_argument("adapters", nargs="+", type=Path, metavar="ADAPTER", help="folders of adapters")
+    parser.add_argument("--base", metavar="FOLDER_OR_HUB_ID", help="the base model, if not that of the adapters")
+    parser.add_argument("--batch-size", type=whole_number(1, 10**6), default=32, metavar="TEXTS", help="(%(default)s)")
+    options = parser.parse_args(words)
+    with exit_on_error("stopped", PROGRAM, before=f"{PROGRAM}: "):
+        row = load_row("data", options.data)
+        rows = [[str(folder), *scores(folder, options)] for folder in options.adapters]
+        columns = ("adapter", "bytes", *row.metrics, "95 % interval", "examples")
+        console.table(f"{options.data}, test split", columns, rows)
+
+
+def scores(folder: Path, options: argparse.Namespace) -> list[str]:
+    """Return the bytes of an adapter, its metrics, the interval of the first, and the number of examples.
+
+    Raises:
+        UserError: if it cannot be opened, or is for other labels or another number of texts.
+    """
+    row, task = load_row("data", options.data), adapter_task.read(folder)
+    if (task.labels or (), len(task.columns)) != (row.names, len(row.columns)):
+        its, wanted = (" ".join(names) or "a number" for names in (task.labels or (), row.names))
+        raise UserError(f"{folder}: says {its} of {' and '.join(task.columns)}, but {options.data} has {wanted}")
+    model, tokenizer = open_adapter(folder, options.base)
+    table, _ = tokenize(datasets.load(row, options.data).splits["test"], tokenizer, task.max_length)
+    test = Dataset(table)
+    with console.progress(str(folder), len(test), "examples", console.errors) as advance:
+        found = inference.logits(model, test, tokens.collator(tokenizer), options.batch_size, advance)
+    outcome = Outcome.of(found, test["label"][:], row, tokens.groups_of(test))
+    metrics, first = outcome.metrics(load_params().evaluate.resamples), row.metrics[0]
+    interval = f"{metrics[f'{first}_low']:.4f} to {metrics[f'{first}_high']:.4f}"
+    size = weights_of(folder).stat().st_size
+    return [f"{size:,}", *(f"{metrics[name]:.4f}" for name in row.metrics), interval, f"{len(found):,}"]
+
+
+if __name__ == "__main__":
+    main()

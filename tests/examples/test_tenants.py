@@ -1,0 +1,45 @@
+"""The example that trains a tenant's adapter for each tenant of a file."""
+
+import json
+import sys
+
+import pandas as pd
+import pytest
+from peft import AutoPeftModelForSequenceClassification
+
+from examples import tenants
+from tests.workspace import save_tiny_roberta, sentences
+
+LABELS = {"anna": ["bad", "good"], "ben": ["1", "2", "3"]}
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch, capsys):
+    """The folder of adapters, and what was printed."""
+    save_tiny_roberta(tmp_path / "base")
+    texts = [text for text, *_ in sentences(60)]
+    rows = [
+        {"tenant": name, "text": text, "label": labels[at % len(labels)]}
+        for name, labels in LABELS.items()
+        for at, text in enumerate(texts)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "file.csv", index=False)
+    words = ["tenants.py", "file.csv", "-o", "out", "--base", "./base", "--epochs", "2", "--rank", "2"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", words)
+    tenants.main()
+    return tmp_path / "out", capsys.readouterr().out
+
+
+def test_each_tenant_gets_a_lora_with_its_own_labels(trained):
+    folder, printed = trained
+    for name, labels in LABELS.items():
+        config = json.loads((folder / name / "adapter_config.json").read_text())
+        assert (config["peft_type"], config["r"]) == ("LORA", 2)
+        assert json.loads((folder / name / "task.json").read_text())["labels"] == labels
+        model = AutoPeftModelForSequenceClassification.from_pretrained(folder / name, num_labels=len(labels))
+        assert model.state_dict()["base_model.model.classifier.modules_to_save.default.out_proj.weight"].shape[
+            0
+        ] == len(labels)
+        assert f"{name}: " in printed
+        assert f"of 12 held-out texts, labels {', '.join(labels)}" in printed

@@ -1,0 +1,41 @@
+"""The command that scores folders of adapters on a data set."""
+
+import json
+
+import pytest
+
+from lsr import round_adapter
+from pipeline import score
+from pipeline.core import artifacts
+
+
+def test_it_scores_as_the_stage_does_and_a_rounded_adapter_beside_it(after, capsys):
+    folder = after()
+    round_adapter(artifacts.ADAPTER, folder / "rounded", "8bit")
+    capsys.readouterr()
+    score.main(["glue", str(artifacts.ADAPTER), str(folder / "rounded")])
+    _, trained, rounded = capsys.readouterr().out.splitlines()
+    metrics = json.loads(artifacts.EVALUATE_METRICS.read_text())
+    expected = [f"{metrics[name]:.4f}" for name in ("accuracy", "f1")]
+    low, high = (f"{metrics[f'accuracy_{end}']:.4f}" for end in ("low", "high"))
+    name, size, *scores, interval, examples = trained.strip().split(" | ")
+    assert (name, scores, interval) == (str(artifacts.ADAPTER), expected, f"{low} to {high}")
+    assert (size, examples) == (f"{metrics['adapter_bytes']:,}", str(metrics["examples"]))
+    assert int(rounded.split(" | ")[1].replace(",", "")) < metrics["adapter_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["glue", "nowhere"], "nowhere: no such folder"),
+        (["ratings", str(artifacts.ADAPTER)], "says not_equivalent equivalent of sentence1 and sentence2, but ratings"),
+        (["glu", str(artifacts.ADAPTER)], "did you mean glue?"),
+    ],
+)
+def test_what_cannot_be_scored_is_one_line(after, capsys, words, message):
+    after()
+    with pytest.raises(SystemExit, match="2"):
+        score.main(words)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("python -m pipeline.score: ")
+    assert message in line
