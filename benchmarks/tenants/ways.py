@@ -1,13 +1,19 @@
 """The ways to give each tenant an adapter, and the forms in which adapters are stored."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from benchmarks.tenants.training import EPOCHS, Shop, Trained, lora, own, together
 from examples.tenants import ROWS
-from lsr import LsrConfig, pool_frames
+from lsr import LsrConfig
+from lsr.algebra.frames import leading_frames
+from lsr.convert.composed import write_contents
+from lsr.loading.contents import Frames, Update, read_contents
 
 HEAD, OWN, LONGER, SMALL = "head", "LoRA r=8", "LoRA r=8, four passes", "LoRA r=1"
 TOGETHER, ON_TOP, POOLED, OTHERS = "one for all", "one for all, LoRA r=8 on top", "pooled frames", "frames of others"
@@ -51,7 +57,13 @@ def _pooled_of_others(shop: Shop, folder: Path, factor: float, seed: int, done: 
 
 
 def _between(folders: Sequence[Path], output: Path) -> LsrConfig:
-    pool_frames(folders, output, rank=RANK)
+    """Write frames that hold most of what adapters have learned; return the configuration of a core between them."""
+    adapters = [read_contents(folder) for folder in folders]
+    updates = dict[str, Update]()
+    for layer in adapters[0].updates:
+        b, a = leading_frames([one.updates[layer].pair() for one in adapters], RANK)
+        updates[layer] = Update(Frames(a.float(), b.float()), 1.0, torch.zeros(RANK, RANK))
+    write_contents(replace(adapters[0], updates=updates, heads={}, endings=(), task=None), output)
     layers = ["query", "value"]
     return LsrConfig(task_type="SEQ_CLS", rank_shape=(RANK,), train="core", frames=str(output), target_modules=layers)
 
