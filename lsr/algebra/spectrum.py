@@ -86,5 +86,7 @@ def distance_of_pairs(
     other: tuple[Tensor, Tensor],  # (M, l), (l, N)
 ) -> float:
     """Return the Frobenius distance between two products without forming either."""
-    left = torch.cat([one[0].double(), -other[0].double()], dim=1)
-    return norm_of_pair(left, torch.cat([one[1].double(), other[1].double()]))
+    (one_left, one_right), (left, right) = ([side.double() for side in pair] for pair in (one, other))
+    if one_left.equal(left) and one_right.equal(right):
+        return 0.0  # rather than roundoff
+    return norm_of_pair(torch.cat([one_left, -left], dim=1), torch.cat([one_right, right]))
