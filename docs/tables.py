@@ -26,7 +26,6 @@ ARENA = ("movie-reviews", "tweets", "amazon-reviews", "editorials", "movie-ratin
 FORMS = ("movie-reviews", "tweets", "amazon-reviews", "movie-ratings", "movie-pairs")
 Result = Mapping[str, Any]  # a method on a task, as reports/compare has it
 
-BESIDE_LORA = ("frozen", "LSR r=4 s=16", "LoRA r=1", "LoKr r=8", "VeRA r=256")
 BY_TRAINED = {
     "head only": "head",
     "96 directions": "LSR 96 directions",
@@ -107,19 +106,6 @@ def default_run() -> Iterator[str]:
         for name in ("accuracy", "f1")
     ]
     return table(header, rows)
-
-
-def steps() -> Iterator[str]:
-    """Yield the throughput of whole training steps, relative to LoRA r = 8."""
-    rows = json.loads(read(SPEED))["step"]["figures"]
-    speeds = {(row["model"], row["targets"], row["dtype"], row["method"]): row["speed_to_lora"] for row in rows}
-    return table(
-        ("model, layers, dtype", *BESIDE_LORA),
-        [
-            [", ".join(case), *(f"{speeds[*case, method]:.2f}" for method in BESIDE_LORA)]
-            for case in dict.fromkeys(key[:3] for key in speeds)
-        ],
-    )
 
 
 def lora_steps() -> Iterator[str]:
@@ -275,7 +261,6 @@ def _mark(row: Result) -> str:
 
 TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "default run": default_run,
-    "steps": steps,
     "LoRA steps": lora_steps,
     "many": many,
     "leaders": leaders,

@@ -1,4 +1,4 @@
-"""The cost of adapters in time and memory: a whole training step, LoRA by PEFT and by LSR, many in a batch.
+"""The cost of adapters in time and memory: training steps of LoRA by PEFT and by LSR, and many adapters in a batch.
 
 Results are in benchmarks/results/speed.json.
 """
@@ -6,18 +6,17 @@ Results are in benchmarks/results/speed.json.
 import argparse
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from benchmarks import figures
-from benchmarks.speed import lora, many, step
+from benchmarks.speed import lora, many
 from pipeline.core import console
 from pipeline.core.command_line import Parser
 from pipeline.core.errors import exit_on_error
 from pipeline.training.arguments import has_fast_bf16
 
-PARTS = ("step", "lora", "many")
+PARTS = ("lora", "many")
 RESULTS = figures.FOLDER / "speed.json"
-Case = TypeVar("Case", step.Case, lora.Case)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,7 +28,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     threads = options.threads
     measure: dict[str, Callable[[], Iterator[Any]]] = {
-        "step": lambda: step.run(affordable(step.CASES), threads),
         "lora": lambda: lora.run(affordable(lora.CASES), threads),
         "many": lambda: many.run(threads),
     }
@@ -38,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             figures.publish(RESULTS, part, threads, measure[part]())
 
 
-def affordable(cases: Sequence[Case]) -> tuple[Case, ...]:
+def affordable(cases: Sequence[lora.Case]) -> tuple[lora.Case, ...]:
     """Return the cases without bf16 where torch has no fast products in it, which would take hours."""
     if has_fast_bf16():
         return tuple(cases)

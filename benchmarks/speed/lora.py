@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, set_seed
 
 from benchmarks.processes import process
-from benchmarks.speed.step import ALL_LINEAR, step
 from benchmarks.speed.timing import Times, ratio, take_turns
 from lsr import from_lora
 from pipeline import params
@@ -29,6 +28,7 @@ DATA, MAX_LENGTH = "movie-reviews", 128
 BATCHES = {"minilm": 32, "mpnet-base": 16}  # examples per step, by row of pipeline/models.yaml
 RANKS = (8, 16)
 RATE, ALPHA = 0.002, 16  # as in params.yaml
+ALL_LINEAR = "all linear"
 ROUNDS = 6
 PEFT, LSR = "PEFT", "LSR"
 
@@ -99,10 +99,28 @@ def train(case: Case, rounds: int) -> tuple[Times, dict[str, list[float]]]:
     losses: dict[str, list[float]] = {PEFT: [], LSR: []}
     models = dict(zip(losses, _models(case, row), strict=True))
     steps = {
-        name: step(model, _with_same_dropout(batches), rate=RATE, bf16=case.dtype == "bfloat16")
-        for name, model in models.items()
+        name: step(model, _with_same_dropout(batches), bf16=case.dtype == "bfloat16") for name, model in models.items()
     }
     return take_turns({name: partial(_record, losses[name], call) for name, call in steps.items()}, rounds), losses
+
+
+def step(model: nn.Module, batches: Iterator[Mapping[str, Tensor]], *, bf16: bool) -> Callable[[], float]:
+    """Return a call that trains a model by one step on the next batch and returns its loss.
+
+    With `bf16` products are in it, by autocast, as the Trainer does it.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=RATE, foreach=True)
+
+    def run_step() -> float:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = model(**next(batches)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss.detach())
+
+    return run_step
 
 
 def _record(losses: list[float], call: Callable[[], float]) -> None:

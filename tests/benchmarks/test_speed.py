@@ -1,6 +1,5 @@
 """Speed: the methods are what they are called, times are paired, and the command writes what it has measured."""
 
-import copy
 import json
 
 import pytest
@@ -8,18 +7,15 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
 
 from benchmarks.speed import __main__ as command
-from benchmarks.speed import lora, many, step, timing
-from benchmarks.speed.step import FROZEN, METHODS, OURS, PEER
+from benchmarks.speed import lora, many, timing
 
 TINY = BertConfig(vocab_size=30000, hidden_size=96, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
 
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Few tokens through a tiny model, whose dtype a test may change."""
-    monkeypatch.setitem(step.SHAPES, "MiniLM", copy.deepcopy(TINY))
-    monkeypatch.setitem(step.BATCHES, "MiniLM", (2, 4))
-    for name, value in {"ROWS": 3, "LENGTHS": (4,), "LOADED": 2}.items():
+    """Few tokens through a tiny model."""
+    for name, value in {"SHAPE": TINY, "ROWS": 3, "LENGTHS": (4,), "LOADED": 2}.items():
         monkeypatch.setattr(many, name, value)
 
 
@@ -35,26 +31,6 @@ def test_a_ratio_is_the_median_of_those_within_rounds():
     assert timing.ratio([3.0, 12.0, 3.0], [1.0, 10.0, 1.0]) == 3
 
 
-def test_a_step_changes_what_trains_and_nothing_else(tiny):
-    model = step._model(step.Case("MiniLM", "q, v", "float32"), OURS)
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    call = step.step(model, step.drawn(4, 6))
-    for _ in range(3):
-        call()
-    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
-    assert changed == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def test_a_step_runs_with_every_method_in_the_dtype_of_its_case(tiny):
-    case = step.Case("MiniLM", step.ALL_LINEAR, "bfloat16")
-    times, sizes = step.times(case, rounds=1)
-    assert set(times) == set(sizes) == set(METHODS)
-    assert sizes[FROZEN] == 0
-    assert sizes[PEER] > sizes["LoRA r=1"]
-    frozen = [value for value in step._model(case, PEER).parameters() if not value.requires_grad]
-    assert {value.dtype for value in frozen if value.shape in {(96, 96), (128, 96)}} == {torch.bfloat16}
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-2)])
 def test_a_lora_has_the_same_losses_by_peft_and_by_lsr(dtype, tolerance, monkeypatch):
     config = BertConfig(vocab_size=64, hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=40)
@@ -62,7 +38,7 @@ def test_a_lora_has_the_same_losses_by_peft_and_by_lsr(dtype, tolerance, monkeyp
     monkeypatch.setattr(lora.base_models, "load_base_model", lambda row, dataset: kind.from_config(config))
     batches = [{"input_ids": torch.arange(12).view(2, 6) + at, "labels": torch.tensor([0, 1])} for at in range(5)]
     monkeypatch.setattr(lora, "_batches", lambda *arguments: batches)
-    times, losses = lora.train(lora.Case("minilm", step.ALL_LINEAR, dtype, 8), rounds=4)
+    times, losses = lora.train(lora.Case("minilm", lora.ALL_LINEAR, dtype, 8), rounds=4)
     assert {name: len(seconds) for name, seconds in times.items()} == {lora.PEFT: 4, lora.LSR: 4}
     assert losses[lora.LSR] == pytest.approx(losses[lora.PEFT], abs=tolerance)
     assert len(set(losses[lora.PEFT])) == 5
@@ -80,9 +56,8 @@ def test_many_adapters_are_served_by_every_way_and_loading_is_timed(tiny):
 
 def test_the_command_writes_figures(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "RESULTS", tmp_path / "speed.json")
-    rows = [step.Row("MiniLM", "q, v", "float32", method, 1, 0.5, 1.2) for method in METHODS]
-    monkeypatch.setattr(step, "run", lambda *arguments: rows)
-    command.main(["step", "--threads", "1"])
+    monkeypatch.setattr(many, "run", lambda *arguments: [many.Row(32, many.PEER, 4, 0.5, None)])
+    command.main(["many", "--threads", "1"])
     measured = json.loads((tmp_path / "speed.json").read_text())
-    assert [row["method"] for row in measured["step"]["figures"]] == list(METHODS)
-    assert "step, rows: model | targets | dtype | method" in capsys.readouterr().out
+    assert [row["method"] for row in measured["many"]["figures"]] == [many.PEER]
+    assert "many, rows: tokens | method | adapters" in capsys.readouterr().out
