@@ -67,22 +67,16 @@ def _storable(scales: Tensor) -> Tensor:  # float32
     return torch.where(rounded < SMALLEST, 0, rounded)
 
 
-def to_bytes(codes: Tensor, bits: int) -> Tensor:  # (n,) -> (ceil(n * bits / 8),), uint8
+def to_bytes(codes: Tensor, bits: int) -> Tensor:  # (..., n) -> (..., ceil(n * bits / 8)), uint8
     """Return codes one after the other without a gap, the lowest bit first, in bytes filled from their lowest bit."""
-    each = np.unpackbits(codes.numpy()[:, None], axis=1, count=bits, bitorder="little")
-    return torch.from_numpy(np.packbits(each, bitorder="little"))
+    each = np.unpackbits(codes.numpy()[..., None], axis=-1, count=bits, bitorder="little")
+    return torch.from_numpy(np.packbits(each.reshape(*codes.shape[:-1], -1), axis=-1, bitorder="little"))
 
 
-def from_bytes(packed: Tensor, bits: int, count: int) -> Tensor:  # (ceil(count * bits / 8),) -> (count,), uint8
-    """Return the first codes in bytes: the inverse of `to_bytes`."""
-    each = np.unpackbits(packed.numpy(), count=count * bits, bitorder="little").reshape(count, bits)
-    return torch.from_numpy(np.packbits(each, axis=1, bitorder="little")[:, 0])
-
-
-def unpacked(packed: Tensor, bits: int, width: int) -> Tensor:  # (rows, ceil(width * bits / 8)) -> (rows, width), uint8
-    """Return the codes of rows that `to_bytes` packed one by one, by torch: on any device, and under its compiler."""
+def from_bytes(packed: Tensor, bits: int, count: int) -> Tensor:  # (..., bytes) -> (..., count), uint8
+    """Return the first codes in bytes: the inverse of `to_bytes`, on any device and under torch's compiler."""
     step = gcd(8, bits)  # codes of three bits may lie in two bytes, but their single bits do not
     of_byte, of_code = (torch.arange(0, end, step, dtype=torch.uint8, device=packed.device) for end in (8, bits))
-    pieces = (packed[:, :, None] >> of_byte) & (2**step - 1)
-    pieces = pieces.flatten(1)[:, : width * len(of_code)].unflatten(1, (width, len(of_code)))
-    return pieces[:, :, 0] if len(of_code) == 1 else (pieces << of_code).sum(dim=2, dtype=torch.uint8)
+    pieces = (packed[..., None] >> of_byte) & (2**step - 1)
+    pieces = pieces.flatten(-2)[..., : count * len(of_code)].unflatten(-1, (count, len(of_code)))
+    return pieces[..., 0] if len(of_code) == 1 else (pieces << of_code).sum(dim=-1, dtype=torch.uint8)

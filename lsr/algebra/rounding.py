@@ -19,7 +19,7 @@ from math import ceil, prod
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lsr.algebra.levels import from_bytes, from_codes, to_bytes, to_codes
 from lsr.algebra.precision import dtype_name
@@ -114,6 +114,35 @@ def group_lengths(width: int) -> list[int]:
     """Return the number of entries in each of the groups into which an axis is cut."""
     groups = max(1, round(width / GROUP))
     return [width // groups + (group < width % groups) for group in range(groups)]
+
+
+class RowCodes(nn.Module):
+    """Rows of equal width as bytes, each on its own: codes of a few bits, then the scales of their groups in bfloat16.
+
+    Each part of a row is cut into groups as an axis is.
+    """
+
+    lengths: Tensor  # of the groups
+
+    def __init__(self, parts: Sequence[int], bits: int) -> None:
+        super().__init__()
+        lengths = [length for part in parts for length in group_lengths(part)]
+        self.register_buffer("lengths", torch.tensor(lengths))
+        self.bits, self.width = bits, sum(parts)
+        self.codes = ceil(self.width * bits / 8)  # bytes
+        self.columns = self.codes + 2 * len(lengths)
+
+    def pack(self, rows: Tensor) -> Tensor:  # (n, width) -> (n, columns), uint8
+        """Return rows as bytes."""
+        codes, scales = to_codes(rows.cpu().float().flatten(), self.lengths.cpu().repeat(len(rows)), self.bits)
+        each = to_bytes(codes.view(rows.shape), self.bits), scales.view(len(rows), -1).view(torch.uint8)
+        return torch.cat(each, dim=1)
+
+    def unpack(self, stored: Tensor) -> Tensor:  # (n, columns), uint8 -> (n, width), float32
+        """Return the rows for which bytes stand, on any device and under torch's compiler."""
+        scales = stored[:, self.codes :].contiguous().view(torch.bfloat16)
+        scales = scales.repeat_interleave(self.lengths, dim=1, output_size=self.width)
+        return from_codes(from_bytes(stored[:, : self.codes], self.bits, self.width), scales, self.bits)
 
 
 def _index(precision: str, rooms: Mapping[str, Room]) -> Tensor:

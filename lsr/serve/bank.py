@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from lsr.algebra.rounding import PRECISIONS
 from lsr.convert.composed import write_contents
+from lsr.loading.base_models import load_base
 from lsr.loading.contents import Contents, Frames, read_contents
-from lsr.loading.files import InputError
-from lsr.serve import file
+from lsr.loading.files import PREFIX, InputError
+from lsr.serve.file import FRAMES, HEADS, LAYERS, read, write
 from lsr.serve.head import BankHead
-from lsr.serve.layer import BankLayer
+from lsr.serve.layer import DIRECTIONS, BankLayer
 from lsr.serve.side_by_side import SideBySide
-from lsr.serve.stack import NOBODY, Stack
-from lsr.serve.stacked import Shared
+from lsr.serve.stack import NOBODY, Shared, Stack
 from lsr.tuner.mixed_batch import BASE, copies_of_a_row
 from lsr.tuner.saved import first_line
 
@@ -77,20 +77,16 @@ class AdapterBank(nn.Module):
         return list(self._places)
 
     @property
-    def _wrapped(self) -> dict[str, BankLayer | BankHead]:
-        return {**self.layers, **self.heads}
-
-    def _stacks(self) -> dict[str, Stack]:
-        """Return all stacks by their names in a file."""
-        kinds = ((file.LAYERS, self.layers), (file.HEADS, self.heads))
-        modules = {f"{kind}/{name}": module for kind, its in kinds for name, module in its.items()}
-        return {f"{name}/{part}": stack for name, module in modules.items() for part, stack in module.stacks.items()}
-
-    @property
     def nbytes(self) -> int:
         """The bytes in addition to the base model, with room for more adapters; frames count once."""
         frames = {layer.frames for layer in self.layers.values() if layer.frames is not None}
-        return sum(tensor.nbytes for module in (*self._stacks().values(), *frames) for tensor in module.buffers())
+        return sum(tensor.nbytes for module in (*self.stacks().values(), *frames) for tensor in module.buffers())
+
+    def stacks(self) -> dict[str, Stack]:
+        """Return the stacks of layers and heads by their names in a file."""
+        kinds = ((LAYERS, self.layers), (HEADS, self.heads))
+        modules = {f"{kind}/{name}": module for kind, its in kinds for name, module in its.items()}
+        return {f"{name}/{part}": stack for name, module in modules.items() for part, stack in module.stacks.items()}
 
     def add(self, name: str, adapter: str | Path | Contents, *, note: Any = None, replace: bool = False) -> None:
         """Load an adapter from its folder; with `replace` it replaces any adapter of the same name.
@@ -137,28 +133,23 @@ class AdapterBank(nn.Module):
         return contents.heads_on(self._of_base, self.shared.labels)
 
     def _wrap(self, layers: Iterable[str], heads: Iterable[str]) -> None:
-        """Put layers and heads of a bank into the base model, where there are none yet."""
-        self.layers |= {name: BankLayer(self._of_base[name], self.shared) for name in layers if name not in self.layers}
-        self.heads |= {name: BankHead(self._of_base[name], self.shared) for name in heads if name not in self.heads}
-        for name, module in self._wrapped.items():
-            parent, _, child = name.rpartition(".")
-            setattr(self.model.get_submodule(parent), child, module.eval())
+        new_layers = {name: BankLayer(self._of_base[name], self.shared) for name in layers if name not in self.layers}
+        new_heads = {name: BankHead(self._of_base[name], self.shared) for name in heads if name not in self.heads}
+        self.layers, self.heads = self.layers | new_layers, self.heads | new_heads
+        for name, module in {**new_layers, **new_heads}.items():
+            self.model.set_submodule(name, module.eval())
 
     def _put(self, place: int, values: Mapping[str, Any]) -> None:
-        for name, module in self._wrapped.items():
+        modules: dict[str, BankLayer | BankHead] = {**self.layers, **self.heads}
+        for name, module in modules.items():
             module.put(place, values.get(name))
         self._count(place)
 
     def _count(self, place: int) -> None:
-        counts = (len(layer.stacks["directions"].own(place)) for layer in self.layers.values())
-        self.shared.ranks[place] = max(counts)
+        self.shared.ranks[place] = max(len(layer.stacks[DIRECTIONS].own(place)) for layer in self.layers.values())
 
     def remove(self, name: str) -> None:
-        """Remove an adapter; the next ones take its memory.
-
-        Raises:
-            InputError: if the bank has no adapter of this name.
-        """
+        """Remove an adapter, with the errors of `place`; the next ones take its memory."""
         with self.shared.one_thread:
             self._put(self.place(name), {})
             del self._places[name], self.notes[name]
@@ -190,16 +181,18 @@ class AdapterBank(nn.Module):
             finally:
                 shared.places = None
 
-    def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, adapter_names: Sequence[str] = (), **kwargs: Any) -> Any:
         """Call the model, each row with the adapter it names; "__base__" stands for none.
 
         The logits have as many columns as the largest head; `answers` gives each row its own.
 
         Raises:
-            InputError: if there are no names, or one is unknown; ValueError if there is not one for each row.
+            InputError: if there is not one name for each row, or one is unknown.
         """
-        if adapter_names is None:
-            raise InputError(f"adapter_names: name the adapter of each row of the batch, or {BASE!r} for none")
+        rows = len(next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
+        if len(adapter_names) != rows:
+            needed = f"one name per row of the batch, {rows}, or {BASE!r} for none"
+            raise InputError(f"adapter_names must hold {needed}, got {len(adapter_names)}")
         with self._passing(adapter_names):
             return self.model(*args, **kwargs)
 
@@ -262,41 +255,47 @@ class AdapterBank(nn.Module):
             raise InputError(f"{folder}: the bank is empty: add an adapter first")
         with self.shared.one_thread:
             places = [NOBODY, *self._places.values()]
-            parts = {name: stack.stored(places).items() for name, stack in self._stacks().items()}
+            parts = {name: stack.stored(places).items() for name, stack in self.stacks().items()}
             tensors = {f"{name}/{part}": value for name, its in parts.items() for part, value in its}
             held = {name: layer.frames for name, layer in self.layers.items() if layer.frames is not None}
             owners = {frames: name for name, frames in reversed(held.items())}  # the first layer of each
             for frames, owner in owners.items():
-                tensors |= {f"{file.FRAMES}/{owner}/{side}": value for side, value in frames.named_buffers()}
+                tensors |= {f"{FRAMES}/{owner}/{side}": value for side, value in frames.named_buffers()}
             header = {
                 "base": self.base_fields,
                 "precision": self.shared.precision,
-                "notes": {name: self.notes[name] for name in self._places},
-                "frames": {name: (owners[its], self.layers[name].stacks["cores"].width) for name, its in held.items()},
+                "notes": self.notes,
+                "layers": [*self.layers],
+                "heads": [*self.heads],
+                "frames": {name: (owners[its], self.layers[name].core_size) for name, its in held.items()},
             }
-        file.write(Path(folder), header, tensors, force=force)
+            write(Path(folder), header, tensors, force=force)
 
     @classmethod
-    def load(cls, base: nn.Module, folder: str | Path) -> Self:
-        """Return the bank that `save` wrote, on its base model; the file is memory-mapped, not copied.
+    def load(cls, base: nn.Module | str | None, folder: str | Path) -> Self:
+        """Return the bank that `save` wrote; the file is memory-mapped, not copied.
+
+        `base` is its base model, or a folder or hub repository of it; None stands for what the adapters name.
 
         Raises:
-            InputError: if there is no bank, its file is broken, or it does not fit the base model.
+            InputError: if there is no bank, its file is broken, or the base model is missing or does not fit.
         """
-        header, tensors = file.read(Path(folder))
+        header, tensors = read(Path(folder))
         try:
+            if not isinstance(base, nn.Module):
+                names = (key.partition("/")[2].rpartition("/")[0].replace("/", ".") for key in tensors)
+                own = {f"{PREFIX}{name}": torch.empty(0) for name in names}  # the base model may lack heads
+                base = load_base(header["base"], own, base)
             bank = cls(base, precision=header["precision"])
             bank.base_fields, bank.notes = header["base"], header["notes"]
             bank._places = {name: place for place, name in enumerate(bank.notes, start=NOBODY + 1)}
             bank.shared.ranks |= dict.fromkeys(bank._places.values(), 0)
-            bank._wrap(file.modules(tensors, file.LAYERS), file.modules(tensors, file.HEADS))
-            frames = {
-                owner: Frames(*(tensors[f"{file.FRAMES}/{owner}/{side}"] for side in "ab"))
-                for owner in file.modules(tensors, file.FRAMES)
-            }
-            for name, (owner, width) in header["frames"].items():
-                bank.layers[name].set_frames(frames[owner], width)
-            for name, stack in bank._stacks().items():
+            bank._wrap(header["layers"], header["heads"])
+            frames = dict[str, Frames]()
+            for name, (owner, core_size) in header["frames"].items():
+                sides = (tensors[f"{FRAMES}/{owner}/{side}"] for side in "ab")
+                bank.layers[name].set_frames(frames.setdefault(owner, Frames(*sides)), core_size)
+            for name, stack in bank.stacks().items():
                 stack.restore(tensors[f"{name}/values"], tensors[f"{name}/slots"])
             for place in bank._places.values():
                 bank._count(place)

@@ -9,7 +9,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from lsr.loading.contents import by_label
-from lsr.serve.stacked import Shared, Stacked
+from lsr.serve.stack import Shared, Stacked
 
 
 class BankHead(Stacked):
@@ -45,7 +45,7 @@ class BankHead(Stacked):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Apply to each row its own adapter's module, all rows in one batched call."""
-        of_base, places = self.base(x, *args, **kwargs), self.shared.places_of(x)
+        of_base, places = self.base(x, *args, **kwargs), self.shared.places
         if places is None:
             return of_base
         states = {name: self._shaped(name, stack.take(places)) for name, stack in self.stacks.items()}

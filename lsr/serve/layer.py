@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from lsr.init.passes import widths
 from lsr.loading.contents import Frames, Update
-from lsr.serve.stacked import Shared, Stacked
+from lsr.serve.stack import Shared, Stacked
 
-SCALING = "scaling"  # the stack of what is not trained
+DIRECTIONS, CORES, SCALING = "directions", "cores", "scaling"  # stacks; the last is not trained
 
 
 class BankLayer(Stacked):
@@ -30,8 +30,8 @@ class BankLayer(Stacked):
     def __init__(self, base: nn.Module, shared: Shared) -> None:
         super().__init__(base, shared)
         self.n, self.m = widths(base)
-        self.frames = None
-        self.add_stack("directions", self.n, self.m)
+        self.frames, self.core_size = None, 0
+        self.add_stack(DIRECTIONS, self.n, self.m)
         self.add_stack(SCALING, 1, precision="float32")
 
     def put(self, place: int, update: Update | None) -> None:
@@ -43,42 +43,42 @@ class BankLayer(Stacked):
         if core is not None and self.frames is None:
             self.set_frames(update.frames, core.numel())
         is_held = core is not None and self.frames is not None and update.frames.equals(self.frames)
-        if core is not None and is_held and core.numel() == self.stacks["cores"].width:
-            self.fill(place, {"cores": core.reshape(1, -1), SCALING: scaling})
+        if core is not None and is_held and core.numel() == self.core_size:
+            self.fill(place, {CORES: core.reshape(1, -1), SCALING: scaling})
         else:
             frames = update.plain().frames
-            self.fill(place, {"directions": torch.cat([frames.a, frames.b.T], dim=1), SCALING: scaling})
+            self.fill(place, {DIRECTIONS: torch.cat([frames.a, frames.b.T], dim=1), SCALING: scaling})
 
-    def set_frames(self, frames: Frames, width: int) -> None:
+    def set_frames(self, frames: Frames, core_size: int) -> None:
         """Set the frames, and make room for cores of so many entries between them."""
-        self.frames = frames.to(self.stacks[SCALING].values.device)
-        self.add_stack("cores", width)
+        self.frames, self.core_size = frames.to(self.stacks[SCALING].values.device), core_size
+        self.add_stack(CORES, core_size)
 
     def update(self, place: int) -> Update | None:
         """Return a copy of the update of the adapter at a place; None if it does not adapt the layer."""
         own = self.own(place)
-        if "cores" in own and self.frames is not None:
-            core, rank = own["cores"][0], len(self.frames.a)
+        if CORES in own and self.frames is not None:
+            core, rank = own[CORES][0], len(self.frames.a)
             return Update(self.frames, float(own[SCALING]), core if len(core) == rank else core.view(rank, rank))
-        if "directions" not in own:
+        if DIRECTIONS not in own:
             return None
-        a, b = own["directions"].split((self.n, self.m), dim=1)
+        a, b = own[DIRECTIONS].split((self.n, self.m), dim=1)
         return Update(Frames(a.contiguous(), b.T.contiguous()), float(own[SCALING]))
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # (rows, ..., n) -> (rows, ..., m)
         """Return the base layer's output plus, for each row, the update of its adapter."""
         result: Tensor = self.base(x, *args, **kwargs)
-        places, rank = self.shared.places_of(x), self.shared.rank
+        places, rank = self.shared.places, self.shared.rank
         if places is None:
             return result
         flat, flat_x = (value.reshape(len(x), -1, value.shape[-1]) for value in (result, x))
         scaling = self.stacks[SCALING].take(places)  # (rows, 1, 1)
         if rank:
-            a, b = self.stacks["directions"].take(places, rank).split((self.n, self.m), dim=2)  # (rows, rank, n or m)
+            a, b = self.stacks[DIRECTIONS].take(places, rank).split((self.n, self.m), dim=2)  # (rows, rank, n or m)
             hidden = torch.bmm(flat_x, a.to(x.dtype).mT) * scaling  # (rows, tokens, rank)
             flat = torch.baddbmm(flat, hidden.to(flat.dtype), b.to(flat.dtype))
         if self.frames is not None:
-            hidden, cores = F.linear(flat_x, self.frames.a.to(x.dtype)), self.stacks["cores"].take(places).to(x.dtype)
+            hidden, cores = F.linear(flat_x, self.frames.a.to(x.dtype)), self.stacks[CORES].take(places).to(x.dtype)
             size = hidden.shape[2]
             hidden = hidden * cores if cores.shape[2] == size else torch.bmm(hidden, cores.view(-1, size, size).mT)
             hidden = (hidden * scaling).flatten(0, 1).to(flat.dtype)

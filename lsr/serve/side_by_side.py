@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lsr.loading.files import InputError
+from lsr.serve.file import HEADS
 from lsr.serve.layer import SCALING
 from lsr.serve.stack import Stack
 
@@ -44,30 +45,21 @@ class SideBySide:
         self.going = [*self._places]
         self.best: dict[str, float] = {}
         self._since = dict.fromkeys(self.going, 0)  # judgements since the best one
+        self._kept: dict[str, dict[Stack, Tensor]] = {}  # the best values
         rates = {
-            stack: of_kind
-            for modules, of_kind in ((bank.layers, rate), (bank.heads, head_rate))
-            for module in modules.values()
-            for name, stack in module.stacks.items()
-            if name != SCALING
+            stack: head_rate if name.startswith(HEADS) else rate
+            for name, stack in bank.stacks().items()
+            if not name.endswith(SCALING)
         }
         self._values = {
             name: {stack: nn.Parameter(rows) for stack in rates if len(rows := stack.rows(place))}
             for name, place in self._places.items()
         }
-        self._kept: dict[str, dict[Stack, Tensor]] = {}  # the best ones
-        self._optimizer = torch.optim.AdamW(
-            [
-                {
-                    "params": [its[stack] for its in self._values.values() if stack in its],
-                    "lr": of_kind,
-                    "rate": of_kind,
-                }
-                for stack, of_kind in rates.items()
-            ],
-            weight_decay=weight_decay,
-            fused=True,
-        )
+        groups = [
+            {"params": [its[stack] for its in self._values.values() if stack in its], "rate": its_rate}
+            for stack, its_rate in rates.items()
+        ]
+        self._optimizer = torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
 
     def __enter__(self) -> Self:
         self.bank.shared.one_thread.acquire()

@@ -3,15 +3,15 @@
 A direction of a low-rank update, a core and the weights of a label in a head are such rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from threading import RLock
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from lsr.algebra.levels import from_codes, to_bytes, to_codes, unpacked
-from lsr.algebra.rounding import BITS, GROUP, WHOLE, group_lengths
+from lsr.algebra.rounding import BITS, GROUP, WHOLE, RowCodes
 
 NOBODY = 0  # the place for rows of a batch without an adapter
 ZERO = 0  # the row of zeros, for who has fewer rows than others
@@ -20,29 +20,22 @@ ZERO = 0  # the row of zeros, for who has fewer rows than others
 class Stack(nn.Module):
     """Rows of equal width, and for each place of a bank which of them are its adapter's.
 
-        values  (rows, width) in float32 or bfloat16, or (rows, bytes): codes, then their scales
+        values  (rows, width) in float32 or bfloat16, or (rows, bytes): codes
         slots   (places, most): the rows of each place, ZERO after its last
 
-    For codes, each part of a row is cut into groups of about 64 entries with a scale in bfloat16, as in
-    `lsr.algebra.rounding`; rows with shorter parts are in bfloat16 as a whole. While adapters are trained, their rows
-    are in `trained`, by place.
+    In few bits, rows with a part of fewer than 64 entries are in bfloat16. While adapters are trained, their rows are
+    in `trained`, by place.
     """
 
     values: Tensor
     slots: Tensor
-    lengths: Tensor  # of the groups of a row
 
     def __init__(self, parts: Sequence[int], places: int, precision: str) -> None:
         super().__init__()
-        self.width = columns = sum(parts)
-        self.bits = BITS.get(precision, 0) if min(parts) >= GROUP else 0
-        dtype, lengths = WHOLE.get(precision, torch.bfloat16), [each for part in parts for each in group_lengths(part)]
-        if self.bits:
-            dtype, self.code_bytes = torch.uint8, -(-self.width * self.bits // 8)
-            columns = self.code_bytes + 2 * len(lengths)
-        self.register_buffer("values", torch.zeros(1, columns, dtype=dtype))
+        self.codes = RowCodes(parts, BITS[precision]) if precision in BITS and min(parts) >= GROUP else None
+        dtype = torch.uint8 if self.codes else WHOLE.get(precision, torch.bfloat16)
+        self.register_buffer("values", torch.zeros(1, self.codes.columns if self.codes else sum(parts), dtype=dtype))
         self.register_buffer("slots", torch.zeros(places, 1, dtype=torch.int32))
-        self.register_buffer("lengths", torch.tensor(lengths))
         self.trained: dict[int, nn.Parameter] = {}
         self._free: list[int] = []
 
@@ -54,11 +47,7 @@ class Stack(nn.Module):
             return pad_sequence(each, batch_first=True).index_select(0, at[1:])[:, :most]
         slots = self.slots.index_select(0, places)[:, :most]
         rows = self.values.index_select(0, slots.flatten())
-        if self.bits:
-            codes, scales = rows[:, : self.code_bytes], rows[:, self.code_bytes :].contiguous().view(torch.bfloat16)
-            scales = scales.repeat_interleave(self.lengths, dim=1, output_size=self.width)
-            rows = from_codes(unpacked(codes, self.bits, self.width), scales, self.bits)
-        return rows.unflatten(0, slots.shape)
+        return (self.codes.unpack(rows) if self.codes else rows).unflatten(0, slots.shape)
 
     def own(self, place: int) -> list[int]:
         """Return which rows are those of a place."""
@@ -85,28 +74,22 @@ class Stack(nn.Module):
             self._free += range(used, len(self.values))
         own, self._free = self._free[:count], self._free[count:]
         self.slots[place, :count] = torch.tensor(own)
-        self.values[own] = (self._coded(rows.cpu().float()) if self.bits else rows).to(self.values)
-
-    def _coded(self, rows: Tensor) -> Tensor:  # (count, width) -> (count, bytes)
-        codes, scales = to_codes(rows.flatten(), self.lengths.cpu().repeat(len(rows)), self.bits)
-        of_rows = torch.stack([to_bytes(row, self.bits) for row in codes.view(rows.shape)])
-        return torch.cat([of_rows, scales.view(len(rows), -1).view(torch.uint8)], dim=1)
+        self.values[own] = (self.codes.pack(rows) if self.codes else rows).to(self.values)
 
     def stored(self, places: Sequence[int]) -> dict[str, Tensor]:
-        """Return what `restore` takes, for these places alone, in this order, without free rows."""
+        """Return values and slots for these places alone, in this order, without free rows."""
         slots = self.slots[list(places)].long()
         used, slots = torch.unique(torch.cat([torch.full_like(slots[:1], ZERO), slots]), return_inverse=True)
         return {"values": self.values[used], "slots": slots[1:]}
 
     def restore(self, values: Tensor, slots: Tensor) -> None:
-        """Take what `stored` returned for as many places as there are.
+        """Take what `stored` returned.
 
         Raises:
-            ValueError: if it does not fit.
+            ValueError: if it has other widths, or is not for as many places as there are.
         """
-        fits = values.dtype is self.values.dtype and values.shape[1:] == self.values.shape[1:]
-        if not fits or len(slots) != len(self.slots) or not 0 <= slots.min() <= slots.max() < len(values):
-            raise ValueError("values and slots do not fit together, the bank's adapters or the base model")
+        if values.shape[1:] != self.values.shape[1:] or len(slots) != len(self.slots):
+            raise ValueError("its values do not fit the base model or the names of its adapters")
         self.values, self.slots = values, slots.int()
 
 
@@ -114,3 +97,41 @@ def _grown(tensor: Tensor, rows: int, columns: int) -> Tensor:
     """Return a tensor of at least so many rows, doubled if there are too few, and columns; the same if it is enough."""
     more, wider = max(0, rows - len(tensor)), max(0, columns - tensor.shape[1])
     return F.pad(tensor, (0, wider, 0, max(more, len(tensor)) if more else 0)) if more or wider else tensor
+
+
+class Shared:
+    """How a bank stores adapters, and whose the rows of a batch are.
+
+    All threads see the same rows, so one waits until another is done with its own.
+    """
+
+    def __init__(self, precision: str, labels: int) -> None:
+        self.precision, self.labels = precision, labels  # labels of the base model
+        self.ranks = {NOBODY: 0}  # by place: the most directions that its adapter has in a layer
+        self.places: Tensor | None = None  # (rows,), while a batch passes through the bank
+        self.rank = 0  # at least the largest of theirs: what a layer computes for each row
+        self.one_thread = RLock()
+
+
+class Stacked(nn.Module):
+    """A module of the base model, and what adapters have for it: rows in stacks by name, at one place for each."""
+
+    def __init__(self, base: nn.Module, shared: Shared) -> None:
+        super().__init__()
+        self.base, self.shared = base, shared
+        self.stacks: dict[str, Stack] = {}
+
+    def add_stack(self, name: str, *parts: int, precision: str | None = None) -> None:
+        """Add a stack, on the device of the base module."""
+        stack = Stack(parts, 1 + max(self.shared.ranks), precision or self.shared.precision)
+        self.stacks[name] = stack.to(next(iter(self.base.state_dict().values())).device)
+        self.add_module(f"stack_{len(self.stacks)}", stack)  # a tensor's name may have dots
+
+    def fill(self, place: int, rows: Mapping[str, Tensor]) -> None:
+        """Give a place these rows by stack, and none in the others."""
+        for name, stack in self.stacks.items():
+            stack.put(place, rows.get(name))
+
+    def own(self, place: int) -> dict[str, Tensor]:  # (count, width) each
+        """Return a copy of the rows of a place, by stack that has any."""
+        return {name: rows for name, stack in self.stacks.items() if len(rows := stack.rows(place))}

@@ -46,9 +46,9 @@ def filled(folder, model="bert", dtype=torch.float32):
     return bank
 
 
-def asked(bank, names):
+def asked(bank, names, rows=None):
     with torch.no_grad():
-        return bank(**tokens(len(names)), adapter_names=names).logits
+        return bank(**tokens(rows or len(names)), adapter_names=names).logits
 
 
 # What it says
@@ -239,7 +239,7 @@ def test_side_by_side_each_takes_the_steps_that_it_takes_alone(tmp_path):
     bank = AdapterBank(tiny("bert").double())
     for name in sizes:
         bank.add(name, tmp_path / name)
-    for stack in (stack for one in bank._wrapped.values() for stack in one.stacks.values()):
+    for stack in bank.stacks().values():
         stack.values = stack.values.double()
     names, labels = ["a", "b", "d", "a", "c", "d"], torch.tensor([0, 0.3, 2, 1, 1, 0]).double()
     before = {name: value.clone() for name, value in bank.model.named_parameters()}
@@ -299,9 +299,8 @@ def test_a_name_that_is_not_there_or_taken_is_refused(bank, folders):
     assert "an adapter named 'a' is in the bank" in refused(bank.add, "a", folders("cores") / "b")
     assert "must not be empty or '__base__', got '__base__'" in refused(bank.add, "__base__", folders("cores") / "b")
     assert "no such folder" in refused(bank.add, "new", folders("cores") / "nothing")
-    assert "adapter_names: name the adapter of each row of the batch, or '__base__'" in refused(bank, **tokens())
-    with pytest.raises(ValueError, match="one name per row of the batch, 4, got 3"), torch.no_grad():
-        bank(**tokens(), adapter_names=["a", "b", "c"])
+    assert "adapter_names must hold one name per row of the batch, 4, or '__base__'" in refused(bank, **tokens())
+    assert "one name per row of the batch, 4, or '__base__' for none, got 3" in refused(asked, bank, ["a", "b", "c"], 4)
     assert "precision must be one of float32" in refused(AdapterBank, tiny("bert"), precision="5bit")
     small = AdapterBank(tiny("bert"), precision="3bit")
     assert "a bank in 3bit cannot be trained" in refused(small.side_by_side, [], rate=1, head_rate=1)

@@ -116,16 +116,17 @@ HEAD = "heads/classifier/bias"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda header, tensors: header.update(version=3), "not a bank of adapters of version 5"),
         (lambda header, tensors: header.update(precision="5bit"), "precision must be one of float32, bfloat16"),
-        (lambda header, tensors: header.update(frames={QUERY.split("/")[1]: ["x", 4]}), "'x' is missing"),
+        (lambda header, tensors: header.update(frames={QUERY.split("/")[1]: ["x", 4]}), "frames/x/a' is missing"),
         (lambda header, tensors: header.pop("notes"), "'notes' is missing"),
-        (lambda header, tensors: header["notes"].update(b={}), "values and slots do not fit together"),
-        (lambda header, tensors: tensors[f"{QUERY}/slots"].fill_(99), "values and slots do not fit together"),
+        (lambda header, tensors: header["notes"].update(b={}), "do not fit the base model or the names"),
         (lambda header, tensors: tensors[f"{QUERY}/values"].fill_(torch.nan), "values that are not"),
-        (lambda header, tensors: tensors.update({f"{QUERY}/values": torch.ones(9, 47)}), "slots do not fit together"),
+        (
+            lambda header, tensors: tensors.update({f"{QUERY}/values": torch.ones(9, 47)}),
+            "do not fit the base model or the names",
+        ),
         (lambda header, tensors: tensors.pop(f"{QUERY}/values"), "directions/values' is missing"),
-        (lambda header, tensors: tensors.update({"layers/x/directions/values": torch.ones(3, 4)}), "'x' is missing"),
+        (lambda header, tensors: header["layers"].append("x"), "'x' is missing"),
         (lambda header, tensors: tensors.pop(f"{HEAD}/slots"), "bias/slots' is missing"),
     ],
 )
@@ -140,14 +141,14 @@ def test_a_file_that_is_no_bank_is_refused_in_one_line(change, message, saved, t
 
 def test_a_file_that_is_cut_off_missing_or_another_is_refused(saved, tmp_path):
     _, root = saved("factors")
-    with pytest.raises(InputError, match=r"not a bank of adapters, bank\.safetensors is missing"):
+    with pytest.raises(InputError, match=r"bank\.safetensors: no bank of this version, or cut off: No such file"):
         AdapterBank.load(tiny("bert"), tmp_path)
     path = tmp_path / file.FILE
     path.write_bytes((root / "bank" / file.FILE).read_bytes()[:-9])
-    with pytest.raises(InputError, match="not a bank of adapters, or cut off: "):
+    with pytest.raises(InputError, match="no bank of this version, or cut off: "):
         AdapterBank.load(tiny("bert"), tmp_path)
     path.write_bytes((root / "a/adapter_model.safetensors").read_bytes())
-    with pytest.raises(InputError, match="not a bank of adapters of version 5"):
+    with pytest.raises(InputError, match="no bank of this version, or cut off: 'lsr_bank_5'"):
         AdapterBank.load(tiny("bert"), tmp_path)
 
 
@@ -200,7 +201,7 @@ def test_a_mistake_is_one_line(here, capsys):
     (here / "broken/one/task.json").write_text("{")
     for words, message in (
         (("users", "others", "-o", "bank"), "others/anna: an adapter named 'anna' is in the bank"),
-        (("base", "-o", "bank"), "base: no adapter or folder of adapters"),
+        (("base", "-o", "bank"), "base: not an adapter folder"),
         (("users", "-o", "users", "--force"), "would replace users"),
         (("broken", "-o", "bank"), "task.json: not valid JSON"),
     ):
