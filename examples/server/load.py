@@ -1,4 +1,4 @@
-"""What HTTP costs beside the bank alone: python examples/server/load.py artifacts/adapter --tenants 256.
+"""What HTTP costs beside the bank alone: python -m examples.server.load artifacts/adapter --tenants 256.
 
 Copies of an adapter stand for tenants. Texts pass through the bank in this process, in batches of 64 tenants, and then
 through a server of the same bank, which many clients ask at once for one text each. Prints texts a second of both, and
@@ -75,7 +75,7 @@ def main() -> None:
                 bank.answers(bank(**batch, adapter_names=names).logits, names)
         alone = options.requests / (perf_counter() - start)
         print(f"the bank alone: {alone:.0f} texts a second", flush=True)
-        command = [sys.executable, Path(__file__).with_name("server.py"), Path(folder, "bank"), "--port", port]
+        command = [sys.executable, "-m", "examples.server", Path(folder, "bank"), "--port", port]
         server = subprocess.Popen(command)  # noqa: S603
         try:
             address = f"http://127.0.0.1:{port}"
