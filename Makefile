@@ -12,7 +12,7 @@ PYTEST := pytest -n auto --maxprocesses 8 --dist worksteal
 # Stages and DVC find `python` and `dvc` on the PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # What would not fit a screen: what is behind a score, other scores and counts, and hashes of what a stage depends on.
-UNCOMPARED := Created|(artifacts|reports|lsr|pipeline|stages)/|.*_(low|high|baseline|stored|effective|bytes|parameters|sha256|difference|batches)$$
+UNCOMPARED := Created|(artifacts|reports|lsr|pipeline|stages)/|.*_(low|high|baseline|stored|bytes|parameters|sha256|difference|batches)$$
 UNCOMPARED := $(UNCOMPARED)|(rows|train|validation|test|best|last)_|(energy|loss|steps|examples|data|models)
 UNCOMPARED := $(UNCOMPARED)|(accuracy|f1|macro_f1|matthews_correlation|exact_match|pearson|spearman)$$
 # A notice at every build that another generator will follow this one.

@@ -20,7 +20,7 @@ from pipeline.core.errors import UserError
 from pipeline.methods import adapters, base_models, pooling
 
 SHOWN = 24  # layers or kinds on the terminal; the file has all
-COLUMNS = ("layers", "rank", "effective", "captured", "energy", "energy_best")
+COLUMNS = ("layers", "rank", "captured", "energy", "energy_best")
 
 
 def factorize_init(

@@ -1,27 +1,13 @@
 """The adapter of a single layer: its own or shared factors, its core, and the resulting update."""
 
-from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from lsr.algebra.shapes import Form
-from lsr.tuner.factors import LsrFactors, entries
+from lsr.tuner.factors import LsrFactors
 from lsr.tuner.functional import Side
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Numbers of parameters: `trained`, `stored`, and `effective`, the ones that form the update.
-
-    Shared factors are counted in the layer that stores them. Frames from another adapter are not stored; they count as
-    effective in the layer that owns them.
-    """
-
-    trained: int
-    stored: int
-    effective: int
 
 
 class LsrAdapter(LsrFactors):
@@ -107,10 +93,3 @@ class LsrAdapter(LsrFactors):
         a, b = self.collapse()
         precise = torch.promote_types(a.dtype, torch.float32)
         return self.scaling * (b.to(precise) @ a.to(precise))
-
-    def sizes(self) -> Sizes:
-        """Return the numbers of parameters; shared ones are counted where they are stored."""
-        core = self.core.numel() if self.has_core else 0
-        trained = sum(parameter.numel() for parameter in self.parameters())
-        stored = sum(map(entries, self.state_dict().values()))
-        return Sizes(trained, stored, core if self._frames else self.form.parameters + core)

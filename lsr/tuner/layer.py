@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import cast
 
 import torch
@@ -17,7 +16,7 @@ from lsr.init.initialization import Source, Start
 from lsr.init.passes import widths
 from lsr.init.random import frames as random_frames
 from lsr.init.random import random_factors
-from lsr.tuner.adapter import LsrAdapter, Sizes
+from lsr.tuner.adapter import LsrAdapter
 from lsr.tuner.base_weight import check_adaptable, dequantized, is_quantized
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.factors import LsrFactors
@@ -44,13 +43,6 @@ class LsrLayer(BaseTunerLayer):
     def adapter(self, name: str) -> LsrAdapter:
         """Return an adapter by name."""
         return cast("LsrAdapter", self.lsr_adapters[name])
-
-    def sizes(self, adapter_name: str) -> Sizes:
-        """Return the numbers of trained, stored and effective parameters of an adapter in this layer."""
-        adapter = self.adapter(adapter_name)
-        sizes = adapter.sizes()
-        is_kept_here = any(frames is adapter.frames for frames in self.lsr_frames.values())
-        return replace(sizes, effective=sizes.effective + adapter.form.parameters) if is_kept_here else sizes
 
     def update_layer(self, adapter_name: str, config: LsrConfig, frames: LsrFactors | None = None) -> None:
         """Add an adapter with random factors, or with shared frames; `initialize` applies other initializations.

@@ -21,7 +21,6 @@ class StartReport:
 
     layers: int
     rank: int
-    effective: int  # parameters that form the updates of all these layers
     captured: str  # gradient, update or weight
     energy: float
     energy_best: float  # in the best frames of equal rank that each layer could have by itself
@@ -54,7 +53,6 @@ def report_start(
     return StartReport(
         layers=len(layers),
         rank=form.rank,
-        effective=sum(layer.sizes(adapter_name).effective for layer in layers),
         captured=read if gradients else "weight",
         energy=fmean(energies),
         energy_best=fmean(leading_energies(matrices, form.rank, seed)),

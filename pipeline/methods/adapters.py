@@ -9,7 +9,6 @@ from typing import cast
 
 import peft
 from peft import PeftModel, get_peft_model_state_dict
-from peft.tuners.tuners_utils import _get_tuner_state_dict_key_prefixes
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
@@ -21,7 +20,6 @@ from lsr.loading.files import InputError
 from lsr.tuner import targets
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.factors import entries
-from lsr.tuner.linear import adapted_layers
 from lsr.tuner.model import check_forms
 from lsr.tuner.options import OWN
 from lsr.tuner.start import Started, initialize_factors
@@ -184,10 +182,10 @@ def head_parameters(model: PeftModel, row: ModelRow) -> set[int]:
 
 
 def count_parameters(model: PeftModel, row: ModelRow) -> dict[str, int]:
-    """Return the number of parameters of the adapter, counted in three ways, of the head and of the frozen base.
+    """Return the number of parameters of the adapter, counted in two ways, of the head and of the frozen base.
 
-    `adapter_trained` require grad; `adapter_stored` are in the adapter's file, without the head; `adapter_effective`
-    form the update, including frozen ones. The base model's own head, which the trained one replaces, is not counted.
+    `adapter_trained` require grad; `adapter_stored` are in the adapter's file, without the head. The base model's own
+    head, which the trained one replaces, is not counted.
 
     Raises:
         ValueError: if nothing requires grad, as in an adapter loaded for inference.
@@ -202,18 +200,6 @@ def count_parameters(model: PeftModel, row: ModelRow) -> dict[str, int]:
     return {
         "adapter_trained": adapter,
         "adapter_stored": sum(entries(value) for name, value in saved.items() if not name.startswith(names)),
-        "adapter_effective": adapter + _frozen(model),
         "head_parameters": sum(parameter.numel() for parameter in trained if id(parameter) in in_head),
         "base_parameters": sum(parameter.numel() for parameter in frozen if id(parameter) not in in_head),
     }
-
-
-def _frozen(model: PeftModel) -> int:
-    """Return the number of frozen elements that form the update, in parameters and buffers of the method's own."""
-    if isinstance(model.peft_config["default"], LsrConfig):
-        sizes = [layer.sizes("default") for layer in adapted_layers(model).values()]
-        return sum(size.effective - size.trained for size in sizes)
-    own = tuple(f"{prefix}." for prefix in _get_tuner_state_dict_key_prefixes(model))
-    tensors = (*model.named_parameters(), *model.named_buffers())
-    frozen = ((f"{name}.", tensor) for name, tensor in tensors if not tensor.requires_grad)
-    return sum(tensor.numel() for name, tensor in frozen if name.startswith(own))

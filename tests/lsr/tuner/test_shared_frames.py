@@ -93,9 +93,7 @@ def test_it_starts_as_the_base_and_cores_and_heads_alone_train_are_stored_and_co
     model.save_pretrained(str(tmp_path / "two"))
     written = load_file(tmp_path / "two" / WEIGHTS)
     assert {name.rpartition(".")[2] for name in written if ".lsr_" in name} == {"core"}
-    for name, layer in adapted_layers(model).items():
-        sizes, its = layer.sizes("default"), adapted_layers(owner)[name].sizes("default")
-        assert (sizes.trained, sizes.stored, sizes.effective) == (16, 16, its.effective + 16 * (its.effective == 192))
+    assert {value.numel() for name, value in written.items() if ".lsr_" in name} == {16}
     loaded = PeftModel.from_pretrained(tiny("bert"), str(tmp_path / "two"), low_cpu_mem_usage=low_cpu_mem_usage)
     assert torch.equal(logits(loaded), logits(model))
     assert not any(value.is_meta for one in kept(loaded) for value in one.buffers())

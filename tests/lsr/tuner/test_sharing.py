@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lsr import LsrConfig
-from lsr.tuner.adapter import Sizes
+from lsr.tuner.factors import entries
 from lsr.tuner.linear import adapted_layers
 from lsr.tuner.start import initialize_factors
 from tests.capabilities.checks import train
@@ -91,19 +91,22 @@ def test_layers_of_other_shapes_are_of_kinds_of_their_own():
 
 @pytest.mark.parametrize(
     ("fields", "first", "others"),
-    [  # of 24 x 24: trained, stored, effective
-        ({}, Sizes(16, 16 + 192, 16 + 192), Sizes(16, 16, 16)),
-        ({"train": "all", "init_weights": True}, Sizes(208, 208, 208), Sizes(16, 16, 16)),
-        ({"share": "none", "frames_dtype": "sign"}, *2 * (Sizes(16, 208, 208),)),
-        ({"share": "none", "train": "factors", "init_weights": True}, *2 * (Sizes(192, 192, 192),)),
+    [  # of 24 x 24: trained and stored
+        ({}, (16, 16 + 192), (16, 16)),
+        ({"train": "all", "init_weights": True}, (208, 208), (16, 16)),
+        ({"share": "none", "frames_dtype": "sign"}, *2 * ((16, 208),)),
+        ({"share": "none", "train": "factors", "init_weights": True}, *2 * ((192, 192),)),
     ],
 )
 def test_what_is_shared_counts_where_it_is_stored(fields, first, others):
     model = adapted(**fields)
-    sizes = {name: layer.sizes("default") for name, layer in adapted_layers(model).items()}
+    sizes = {
+        name: (sum(p.numel() for p in one.parameters()), sum(map(entries, one.state_dict().values())))
+        for name, one in adapters(model).items()
+    }
     assert [sizes[name] for name in (QUERIES[0], VALUES[0])] == [first] * 2
     assert [sizes[name] for name in (QUERIES[1], VALUES[1])] == [others] * 2
-    assert model.get_nb_trainable_parameters()[0] == sum(one.trained for one in sizes.values())
+    assert model.get_nb_trainable_parameters()[0] == sum(trained for trained, _ in sizes.values())
 
 
 # Beside others, copied, merged

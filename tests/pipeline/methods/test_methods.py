@@ -87,7 +87,6 @@ def test_a_fresh_adapter_is_counted_saved_and_loaded(word, tmp_path):
         assert torch.equal(logits(model), base)
     counts = adapters.count_parameters(model, view.base_model)
     assert counts["adapter_trained"] == TRAINED[word]
-    assert counts["adapter_effective"] >= max(counts["adapter_trained"], counts["adapter_stored"])
     adapters.save_adapter(model, tmp_path, view.base_model)
     saved = load_file(tmp_path / adapters.WEIGHTS)
     twice = 24 + 2 if word == "bitfit" else 0  # PEFT's `bias: all` saves those of the head and of the one it replaces
