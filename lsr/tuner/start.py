@@ -10,14 +10,12 @@ from torch import Tensor, nn
 
 from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS, READERS
-from lsr.init.allocation import allocate
 from lsr.init.head import STEPS
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.linear import LsrLinear, adapted_layers
 from lsr.tuner.options import OWN
 from lsr.tuner.resolved import Resolved
 from lsr.tuner.sharing import Kind, kind_of
-from lsr.tuner.targets import completed, heads_of, target_names
 
 
 class Started(NamedTuple):
@@ -132,30 +130,3 @@ def start_from_examples(
     gradients = READERS[initialization.reads](model, bases, batches, heads, steps=head_steps, seed=seed, **kept)
     for _ in initialize_factors(model, adapter_name, gradients=[gradients]):
         pass
-
-
-def allocate_ranks(
-    config: LsrConfig,
-    model: nn.Module,
-    batches: Iterable[Mapping[str, Tensor]],
-    budget: int,
-    *,
-    head_steps: int = STEPS,
-    seed: int = 0,
-) -> LsrConfig:
-    """Return the configuration with `budget` directions distributed over the layers of a base model.
-
-    They go to the largest singular values over the gradients of all target layers, or over the updates for `update`.
-    A head (`modules_to_save`) is fitted first, as in `start_from_examples`. Call this before `get_peft_model`, and
-    `start_from_examples` after it.
-
-    Raises:
-        ValueError: if the examples are not suitable, or the budget is out of bounds.
-    """
-    if config.share != "none":
-        raise ValueError("share='layers' has one rank for all layers of a kind: a budget needs share='none'")
-    seen = completed(config, model)
-    layers = {name: model.get_submodule(name) for name in target_names(model, seen)}
-    read = READERS.get(INITIALIZATIONS[config.start].reads, READERS["gradient"])
-    matrices = read(model, layers, batches, heads_of(model, seen), steps=head_steps, seed=seed)
-    return config.with_ranks(allocate([matrices], budget, seed))

@@ -72,28 +72,6 @@ def _check_adaptable(config: PeftConfig, field: str, entry: str, matched: Sequen
         raise ValueError(f"{field}: {entry!r} is part of the head, or of another module that is trained in full")
 
 
-def completed(config: LsrConfig, model: nn.Module) -> LsrConfig:
-    """Return a configuration with the layers and heads that `get_peft_model` adds to it for a base model.
-
-    Raises:
-        ValueError: if it names no layers, and the architecture has no default.
-    """
-    targets = config.target_modules
-    if targets is None:
-        kind = str(getattr(getattr(model, "config", None), "model_type", None))
-        if kind not in DEFAULTS:
-            raise ValueError(f"target_modules: there is no default for the architecture {kind!r}; name the layers")
-        targets = DEFAULTS[kind]
-    heads = [*(config.modules_to_save or []), *HEADS.get(config.task_type or "", [])]
-    return replace(config, target_modules=targets, modules_to_save=list(dict.fromkeys(heads)) or None)
-
-
-def heads_of(model: nn.Module, config: LsrConfig) -> list[nn.Module]:
-    """Return the modules of a base model that a configuration trains in full, found as PEFT does: by their endings."""
-    endings = tuple(config.modules_to_save or ())
-    return [module for name, module in model.named_modules() if name.endswith(endings)]
-
-
 def target_names(model: nn.Module, config: LsrConfig) -> list[str]:
     """Return the layers of a base model that a configuration adapts; its target_modules must not be None.
 
