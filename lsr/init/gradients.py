@@ -24,49 +24,36 @@ def examples_gradients(
     seed: int = 0,
     track: Track = untracked,
 ) -> dict[str, Matrix]:  # (m, n) each
-    """Return `weight_gradients` of the layers through a head fitted for `steps` steps, which is restored afterwards.
-
-    The fitted head serves the gradients only. Training starts from the original head: the fitted one did no better.
-    The batches are read once and kept in memory. Deterministic: equal inputs give equal bytes.
-
-    Raises:
-        ValueError: as `lsr.init.head.fitted_head` and `weight_gradients`.
-    """
-    listed = list(batches)
-    with fitted_head(model, head, listed, steps=steps, seed=seed, track=track):
-        return weight_gradients(model, layers, listed, track=track)
-
-
-def weight_gradients(
-    model: nn.Module,
-    layers: Mapping[str, nn.Module],
-    batches: Sequence[Batch],
-    *,
-    track: Track = untracked,
-) -> dict[str, Matrix]:  # (m, n) each
     """Return the mean of dL/dW over all examples for each layer, with W as in y = W x whatever the layer's layout.
 
     `model(**batch).loss` is taken to be the mean over the batch, so each batch is weighted by its size. Takes one pass,
     without dropout. Only the weights of these layers get a gradient, frozen ones too; parameters, their `requires_grad`
     and their `grad` are left unchanged.
 
-    Each layer's gradient is added to its total and freed before the backward pass reaches the next layer.
+    Each layer's gradient is added to its total and freed before the backward pass reaches the next layer. The gradients
+    are those through a head fitted for `steps` steps, which is restored afterwards: training starts from the original
+    head, as the fitted one did no better. The batches are read once and kept in memory. Deterministic: equal inputs
+    give equal bytes.
 
     Raises:
-        ValueError: if there are no examples or no loss, a layer is never called, or its gradient is not finite; names
-            the layer.
+        ValueError: as `lsr.init.head.fitted_head`; or if there are no examples or no loss, a layer is never called, or
+            its gradient is not finite; names the layer.
 
     Reference: LoRA-GA (Wang et al. 2024, arXiv 2407.05000) and LoRA-One (Zhang et al. 2025, arXiv 2502.01235), which
     initialize from the gradient's singular vectors.
     """
-    if not batches:
+    listed = list(batches)
+    if not listed:
         raise ValueError("no examples: there are no batches to compute gradients on")
     totals: dict[nn.Parameter, Tensor] = {}
     weights = {name: cast("nn.Parameter", layer.weight) for name, layer in layers.items()}
-    with undisturbed(model, weights.values()):
-        for batch in track(batches, "gradients"):
+    with (
+        fitted_head(model, head, listed, steps=steps, seed=seed, track=track),
+        undisturbed(model, weights.values()),
+    ):
+        for batch in track(listed, "gradients"):
             _add_gradients(model, batch, list(weights.values()), totals)
-    examples = sum(map(size_of, batches))
+    examples = sum(map(size_of, listed))
     return {name: _mean(totals.get(weights[name]), examples, name, layer) for name, layer in layers.items()}
 
 

@@ -3,35 +3,20 @@
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
 from torch import Tensor
 
-from lsr.tuner.saved import CONFIG, ROUNDED, WEIGHTS, first_line, read_fields, read_json, read_weights, weights_of
+from lsr.tuner.saved import CONFIG, WEIGHTS, read_fields, read_json, read_weights, weights_of
 from lsr.tuner.saved import FACTOR as FACTOR
 from lsr.tuner.saved import PREFIX as PREFIX
+from lsr.tuner.saved import TASK as TASK
 from lsr.tuner.saved import InputError as InputError
+from lsr.tuner.saved import adapter_folder as adapter_folder
 
-TASK = "task.json"  # written beside an adapter by the pipeline's stage train
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
 
 
 class NoBaseError(InputError):
     """The base model does not exist or cannot be loaded."""
-
-
-def adapter_folder(source: str | Path) -> Path:
-    """Return the folder of an adapter, or where the files of one in a hub repository have been downloaded to.
-
-    Raises:
-        InputError: if there is neither.
-    """
-    name = str(source)
-    if Path(source).exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        return Path(source)
-    try:
-        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, ROUNDED, TASK]))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name}: no such adapter here, and from the hub: {first_line(error)}") from None
 
 
 def read_config(folder: Path, method: str | None = None) -> dict[str, Any]:

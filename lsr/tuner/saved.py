@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -19,6 +20,7 @@ from lsr.algebra.precision import dtype_name
 from lsr.algebra.rounding import unpack
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+TASK = "task.json"  # written beside an adapter by the pipeline's stage train
 ROUNDED = "adapter_rounded.safetensors"  # in place of WEIGHTS: PEFT would take a file of that name and find no factors
 MOST_BYTES = 8_000_000  # of JSON: enough for the names and hashes of 20,000 layers
 PREFIX = "base_model.model."  # PEFT puts it before each tensor's name in the base model
@@ -41,6 +43,21 @@ class InputError(ValueError):
         line = CONTROL.sub(lambda found: ascii(found[0])[1:-1], super().__str__().replace("\n", " "))
         half = (LONGEST_LINE - 3) // 2
         return line if len(line) <= LONGEST_LINE else f"{line[:half]}...{line[-half:]}"
+
+
+def adapter_folder(source: str | Path) -> Path:
+    """Return the folder of an adapter, or where the files of one in a hub repository have been downloaded to.
+
+    Raises:
+        InputError: if there is neither.
+    """
+    name = str(source)
+    if Path(source).exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        return Path(source)
+    try:
+        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, ROUNDED, TASK]))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: no such adapter here, and from the hub: {first_line(error)}") from None
 
 
 def read_fields(path: Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
-from huggingface_hub import hf_hub_download
 from torch import Tensor
 
 from lsr.algebra.shapes import Form
@@ -17,7 +16,7 @@ from lsr.tuner.factors import LsrFactors
 from lsr.tuner.forms import check_room, form_in_file
 from lsr.tuner.layer import LsrLayer
 from lsr.tuner.options import OWN
-from lsr.tuner.saved import CONFIG, WEIGHTS, factors_by_layer, first_line, read_weights, weights_of
+from lsr.tuner.saved import CONFIG, adapter_folder, factors_by_layer, first_line, read_weights, weights_of
 
 INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
 
@@ -109,27 +108,17 @@ def read_shared_frames(config: LsrConfig) -> SharedFrames | None:
 def _read(source: str, beside: Path | None) -> tuple[LsrConfig, dict[str, dict[str, Tensor]]]:
     places = [*([] if beside is None else [beside / source, beside.parent / source]), Path(source)]
     folder = next((place for place in places if (place / CONFIG).exists()), None)
-    if folder is None:
-        path, weights = _from_hub(source, CONFIG), _from_hub(source, WEIGHTS)
-    else:
-        path, weights = folder / CONFIG, weights_of(folder)
-    config = LsrConfig.from_pretrained(str(path.parent))
+    folder = adapter_folder(source) if folder is None else folder
+    config = LsrConfig.from_pretrained(str(folder))
     if not isinstance(config, LsrConfig) or config.resolved is None:
         raise ValueError("it is not a saved LSR adapter")
     frames = {
         layer: {name: value for name, value in its.items() if name.startswith("factor_")}
-        for layer, its in factors_by_layer(read_weights(weights)).items()
+        for layer, its in factors_by_layer(read_weights(weights_of(folder))).items()
     }
     tensors = {layer: its for layer, its in frames.items() if its}
     check_room(config, tensors)
     return config, tensors
-
-
-def _from_hub(repository: str, name: str) -> Path:
-    try:
-        return Path(hf_hub_download(repository, name))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no such adapter here, and from the hub: {first_line(error)}") from None
 
 
 def _by_group(source: str, theirs: LsrConfig, tensors: Mapping[str, Tensors]) -> dict[Group, tuple[Form, Tensors]]:

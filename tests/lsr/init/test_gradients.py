@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from lsr.init.gradients import examples_gradients, weight_gradients
+from lsr.init.gradients import examples_gradients
 from lsr.init.head import fitted_head
 from tests.capabilities.models import tokens
 from tests.lsr.init.models import LAYERS, Titles, batches, examples, in_use, made, state, wrapped
@@ -17,7 +17,7 @@ each_layout = pytest.mark.parametrize("name", ["bert", "gpt2"])
 @each_layout
 def test_a_gradient_is_that_of_the_mean_loss_over_examples_however_they_are_cut(name):
     model, layers, _ = made(name)
-    whole, parts = (weight_gradients(model, layers, cut) for cut in (batches(6), batches(3, 1, 2)))
+    whole, parts = (examples_gradients(model, layers, cut) for cut in (batches(6), batches(3, 1, 2)))
     (layer,) = layers.values()
     model(**examples()).loss.backward()
     expected = layer.weight.grad if isinstance(layer, nn.Linear) else layer.weight.grad.T
@@ -36,10 +36,10 @@ def test_gradients_are_those_through_the_fitted_head_in_a_peft_wrapper_too(name)
     found = examples_gradients(model, layers, iter(listed), head, steps=20, seed=4, track=titles)
     assert titles.passes == [*([("fit the head", 20)] if head else []), ("gradients", 2)]
     with fitted_head(model, head, listed, steps=20, seed=4):
-        expected = weight_gradients(model, layers, listed)
+        expected = examples_gradients(model, layers, listed)
     assert_close(found, expected, rtol=0, atol=0)
     if head:
-        fresh = weight_gradients(model, layers, listed)
+        fresh = examples_gradients(model, layers, listed)
         assert not torch.allclose(found[LAYERS[name]], fresh[LAYERS[name]])
         outer, its_layers, wrappers = wrapped(name)
         assert_close(examples_gradients(outer, its_layers, listed, wrappers, steps=20, seed=4), expected)
@@ -72,4 +72,4 @@ def test_a_measurement_leaves_the_model_as_it_was_and_takes_no_dropout(name):
 def test_gradients_need_examples_with_labels(given, message):
     model, layers, _ = made("bert")
     with pytest.raises(ValueError, match=f"^{message}$"):
-        weight_gradients(model, layers, given)
+        examples_gradients(model, layers, given)

@@ -232,6 +232,6 @@ def test_few_numbers_are_not_taken_that_stand_for_large_matrices():
 
 
 def test_a_name_that_is_no_folder_is_refused_without_a_hub():
-    said = "frames: no LSR adapter can be read from 'nobody/nothing': no such adapter here, and from the hub: "
+    said = "from 'nobody/nothing': nobody/nothing: no such adapter here, and from the hub: "
     with pytest.raises(ValueError, match=re.escape(said)):
         get_peft_model(tiny("bert"), LsrConfig(**USUAL, frames="nobody/nothing"))
