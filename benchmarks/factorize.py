@@ -14,7 +14,6 @@ from peft import get_peft_model
 from torch import nn
 
 from benchmarks import figures
-from benchmarks.processes import process
 from lsr import LsrConfig
 from lsr.tuner.start import initialize_factors
 from lsr.tuner.start_report import report_start
@@ -50,15 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     figures.add_threads(parser, default=os.cpu_count() or 1)
     threads = parser.parse_args(arguments).threads
     with exit_on_error("stopped; nothing was written"):
-        figures.publish(RESULTS, "principal", threads, run(threads))
+        figures.use_threads(threads)
+        figures.publish(RESULTS, "principal", threads, run())
 
 
-def run(threads: int) -> Iterator[Row]:
+def run() -> Iterator[Row]:
     """Yield a row for each size and rank."""
     cases = list(product(SIZES, RANKS))
-    with process(threads, __name__) as worker:
-        for (layers, width), rank in console.track(cases, "factorize", len(cases), "cases"):
-            yield worker.submit(measure, layers, width, rank).result()
+    for (layers, width), rank in console.track(cases, "factorize", len(cases), "cases"):
+        yield measure(layers, width, rank)
 
 
 def measure(layers: int, width: int, rank: int) -> Row:

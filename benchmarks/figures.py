@@ -8,6 +8,9 @@ from pathlib import Path
 from platform import python_version
 from typing import Any
 
+import torch
+from threadpoolctl import threadpool_limits
+
 from pipeline.arena.machine import made
 from pipeline.core import artifacts, console
 from pipeline.core.command_line import whole_number
@@ -18,6 +21,12 @@ FOLDER = Path("benchmarks/results")
 def machine(threads: int) -> dict[str, Any]:
     """Return what the figures depend on: the machine, its current load, and versions."""
     return {**made(), "threads": threads, "load_average": round(os.getloadavg()[0], 2), "python": python_version()}
+
+
+def use_threads(threads: int) -> None:
+    """Let torch, and the BLAS of numpy, use so many threads."""
+    torch.set_num_threads(threads)
+    threadpool_limits(threads)
 
 
 def add_threads(parser: argparse.ArgumentParser, default: int) -> None:

@@ -28,9 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     threads = options.threads
     measure: dict[str, Callable[[], Iterator[Any]]] = {
-        "lora": lambda: lora.run(affordable(lora.CASES), threads),
-        "many": lambda: many.run(threads),
+        "lora": lambda: lora.run(affordable(lora.CASES)),
+        "many": lambda: many.run(),
     }
+    figures.use_threads(threads)
     with exit_on_error("stopped; parts that are done are kept"):
         for part in options.parts or PARTS:
             figures.publish(RESULTS, part, threads, measure[part]())

@@ -14,7 +14,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, set_seed
 
-from benchmarks.processes import process
 from benchmarks.speed.timing import Times, ratio, take_turns
 from lsr import from_lora
 from pipeline import params
@@ -65,21 +64,20 @@ CASES = tuple(
 )
 
 
-def run(cases: Sequence[Case], threads: int, rounds: int = ROUNDS) -> Iterator[Row]:
+def run(cases: Sequence[Case], rounds: int = ROUNDS) -> Iterator[Row]:
     """Yield a row for each case whose model is installed, and print one line for each model that is not."""
     possible = list(_installed(cases))
-    with process(threads, __name__) as worker:
-        for case in console.track(possible, "lora", len(possible), "cases"):
-            times, losses = worker.submit(train, case, rounds).result()
-            both = zip(losses[PEFT], losses[LSR], strict=True)
-            yield Row(
-                *case,
-                peft_seconds=median(times[PEFT]),
-                lsr_seconds=median(times[LSR]),
-                speed_to_peft=ratio(times[PEFT], times[LSR]),
-                last_loss=losses[PEFT][-1],
-                largest_difference=max(abs(one - other) for one, other in both),
-            )
+    for case in console.track(possible, "lora", len(possible), "cases"):
+        times, losses = train(case, rounds)
+        both = zip(losses[PEFT], losses[LSR], strict=True)
+        yield Row(
+            *case,
+            peft_seconds=median(times[PEFT]),
+            lsr_seconds=median(times[LSR]),
+            speed_to_peft=ratio(times[PEFT], times[LSR]),
+            last_loss=losses[PEFT][-1],
+            largest_difference=max(abs(one - other) for one, other in both),
+        )
 
 
 def _installed(cases: Sequence[Case]) -> Iterator[Case]:

@@ -13,7 +13,6 @@ from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from benchmarks.processes import process
 from benchmarks.speed.timing import take_turns
 from lsr import AdapterBank, LsrConfig
 from lsr.loading.contents import read_contents
@@ -60,12 +59,11 @@ class Loading(NamedTuple):
     file_seconds: float | None  # all of them from the bank's one file
 
 
-def run(threads: int, counts: tuple[int, ...] = COUNTS, rounds: int = ROUNDS) -> Iterator[Row | Loading]:
+def run(counts: tuple[int, ...] = COUNTS, rounds: int = ROUNDS) -> Iterator[Row | Loading]:
     """Yield a row for each number of adapters and way to serve them, then the loading times."""
-    with process(threads, __name__) as worker:
-        for count in console.track(counts, "many", len(counts), "numbers of adapters"):
-            yield from worker.submit(serve, count, rounds).result()
-        yield from worker.submit(loading, max(counts)).result()
+    for count in console.track(counts, "many", len(counts), "numbers of adapters"):
+        yield from serve(count, rounds)
+    yield from loading(max(counts))
 
 
 def serve(count: int, rounds: int) -> list[Row]:
