@@ -3,6 +3,7 @@
 import argparse
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from logging import ERROR, getLogger
 from pathlib import Path
@@ -16,8 +17,12 @@ from lsr.convert.commands import run_export, run_import
 from lsr.convert.export import DTYPES
 from lsr.convert.rounded import run_round
 from lsr.convert.squeezed import BITS, run_squeeze
-from lsr.loading.files import InputError
-from lsr.serve.opening import run_bank
+from lsr.convert.writing import check_output
+from lsr.loading.base_models import load_base
+from lsr.loading.files import InputError, read_config, read_tensors
+from lsr.serve.bank import AdapterBank
+from lsr.serve.file import FILE, read
+from lsr.tuner.saved import CONFIG
 
 MISTAKE, FAILED, STOPPED = 2, 1, 130  # exit codes
 
@@ -126,6 +131,29 @@ def _add_bank(commands: Any) -> None:
     command.add_argument("--precision", choices=PRECISIONS, default="float32", help="of what is stored (float32)")
     _add_base(command)
     command.set_defaults(run=run_bank)
+
+
+def run_bank(options: argparse.Namespace) -> None:
+    """Write a bank, each adapter named after its folder, and print its contents."""
+    check_output(options.output, tuple(options.sources), replace=options.force)
+    folders = [folder for source in options.sources for folder in _folders(source)]
+    base = load_base(read_config(folders[0]), read_tensors(folders[0]), options.base)
+    bank = AdapterBank(base, precision=options.precision)
+    for folder in folders:
+        bank.add(folder.resolve().name, folder)
+    bank.save(options.output, force=options.force)
+    written, sizes, count = (options.output / FILE).stat().st_size, Counter[str](), len(bank.names)
+    print(f"{options.output}: {count} adapter{'s' * (count != 1)} in {options.precision}, {written:,} bytes")
+    for key, tensor in read(options.output)[1].items():
+        sizes[key.partition("/")[0]] += tensor.nbytes
+    for kind, size in sizes.items():
+        print(f"{kind}: {size:,} bytes, {size / count:,.0f} an adapter")
+
+
+def _folders(source: Path) -> list[Path]:
+    """Return an adapter's folder, or those of the adapters directly inside it."""
+    inside = [path.parent for path in sorted(source.glob(f"*/{CONFIG}"))]
+    return inside if inside and not (source / CONFIG).exists() else [source]
 
 
 def _add_adapter(command: argparse.ArgumentParser, kind: str = "an LSR adapter") -> None:

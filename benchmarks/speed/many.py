@@ -104,7 +104,7 @@ def loading(count: int) -> list[Loading]:
             last = [_seconds(partial(bank.add, f"last {n}", saved / "adapter")) for n in range(LOADED)]
             bank.save(saved / "bank", force=True)
             of_file = _seconds(partial(AdapterBank.load, _base(), saved / "bank"))
-            rows.append(Loading(form, len(bank), median(first), median(last), of_file))
+            rows.append(Loading(form, len(bank.names), median(first), median(last), of_file))
     return rows
 
 

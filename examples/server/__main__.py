@@ -50,7 +50,7 @@ class Service:
 
     def __init__(self, batches: Batches, most_tokens: int) -> None:
         self.batches, self.bank, self.most_tokens = batches, batches.bank, most_tokens
-        ADAPTERS.set_function(lambda: len(self.bank))
+        ADAPTERS.set_function(lambda: len(self.bank.notes))
 
     async def predict(self, request: Request) -> Response:
         """Say of each text what an adapter says."""
@@ -118,7 +118,7 @@ class Service:
             Route("/v1/predict", self.predict, methods=["POST"]),
             Route("/v1/adapters/{name}", self.put, methods=["PUT"]),
             Route("/v1/adapters/{name}", self.delete, methods=["DELETE"]),
-            Route("/health", lambda _: JSONResponse({"status": "ok", "adapters": len(self.bank)})),
+            Route("/health", lambda _: JSONResponse({"status": "ok", "adapters": len(self.bank.notes)})),
             Route("/metrics", lambda _: Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})),
         ]
         handlers: Any = {

@@ -1,5 +1,6 @@
 """AdapterBank: a base model with thousands of adapters, where each row of a batch names its own."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace as changed
@@ -9,14 +10,16 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lsr.algebra.rounding import PRECISIONS
 from lsr.convert.composed import write_contents
+from lsr.convert.writing import check_output, writing
 from lsr.loading.base_models import load_base
 from lsr.loading.contents import Contents, Frames, read_contents
 from lsr.loading.files import PREFIX, InputError
-from lsr.serve.file import FRAMES, HEADS, LAYERS, read, write
+from lsr.serve.file import FILE, FRAMES, HEADER, HEADS, LAYERS, read
 from lsr.serve.head import BankHead
 from lsr.serve.layer import DIRECTIONS, BankLayer
 from lsr.serve.side_by_side import SideBySide
@@ -59,17 +62,14 @@ class AdapterBank(nn.Module):
         super().__init__()
         if precision not in PRECISIONS:
             raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-        self.model = base.requires_grad_(False).eval()
+        self.model: Any = base.requires_grad_(False).eval()
         self.shared = Shared(precision, int(getattr(getattr(base, "config", None), "num_labels", 0)))
         self.base_fields: dict[str, Any] = {}  # the base model according to the adapters' configurations
         self.notes: dict[str, dict[str, Any]] = {}  # by adapter: what its task.json says
         self.layers: dict[str, BankLayer] = {}  # by the names of the modules that they wrap
         self.heads: dict[str, BankHead] = {}
-        self._of_base = dict(base.named_modules())
+        self._of_base, self._base_bytes = dict(base.named_modules()), sum(tensor.nbytes for tensor in base.buffers())
         self._places: dict[str, int] = {}
-
-    def __len__(self) -> int:
-        return len(self._places)
 
     @property
     def names(self) -> list[str]:
@@ -78,15 +78,14 @@ class AdapterBank(nn.Module):
 
     @property
     def nbytes(self) -> int:
-        """The bytes in addition to the base model, with room for more adapters; frames count once."""
-        frames = {layer.frames for layer in self.layers.values() if layer.frames is not None}
-        return sum(tensor.nbytes for module in (*self.stacks().values(), *frames) for tensor in module.buffers())
+        """The bytes in addition to the base model, with room for more adapters."""
+        return sum(tensor.nbytes for tensor in self.model.buffers()) - self._base_bytes
 
     def stacks(self) -> dict[str, Stack]:
         """Return the stacks of layers and heads by their names in a file."""
-        kinds = ((LAYERS, self.layers), (HEADS, self.heads))
-        modules = {f"{kind}/{name}": module for kind, its in kinds for name, module in its.items()}
-        return {f"{name}/{part}": stack for name, module in modules.items() for part, stack in module.stacks.items()}
+        named = [(f"{LAYERS}/{name}", layer.stacks) for name, layer in self.layers.items()]
+        named += [(f"{HEADS}/{name}", head.stacks) for name, head in self.heads.items()]
+        return {f"{name}/{part}": stack for name, stacks in named for part, stack in stacks.items()}
 
     def add(self, name: str, adapter: str | Path | Contents, *, note: Any = None, replace: bool = False) -> None:
         """Load an adapter from its folder; with `replace` it replaces any adapter of the same name.
@@ -126,10 +125,8 @@ class AdapterBank(nn.Module):
         adapted, whole = {*self.layers, *contents.updates}, {*self.heads, *contents.whole(self._of_base)}
         for outer, inner in product(sorted(whole), sorted(adapted | whole)):
             if f"{inner}.".startswith(f"{outer}.") and (inner != outer or inner in adapted):
-                raise ValueError(
-                    f"{inner!r} is adapted or trained, and {outer!r} trained in full, by this adapter or one in the "
-                    "bank; a bank can hold only one of both"
-                )
+                both = f"{inner!r} is adapted or trained, and {outer!r} trained in full"
+                raise ValueError(f"{both}, by this adapter or one in the bank; a bank can hold only one of both")
         return contents.heads_on(self._of_base, self.shared.labels)
 
     def _wrap(self, layers: Iterable[str], heads: Iterable[str]) -> None:
@@ -164,7 +161,7 @@ class AdapterBank(nn.Module):
             return NOBODY
         if name not in self._places:
             near = "".join(f"; did you mean {one}?" for one in get_close_matches(name, self._places, 1))
-            raise InputError(f"adapter_names: no adapter is named {name!r}, of {len(self)} in the bank{near}")
+            raise InputError(f"adapter_names: no adapter is named {name!r}, of {len(self.names)} in the bank{near}")
         return self._places[name]
 
     @contextmanager
@@ -173,7 +170,7 @@ class AdapterBank(nn.Module):
         shared = self.shared
         with shared.one_thread:
             places = [self.place(name) for name in names]
-            rank = max((shared.ranks[place] for place in places), default=0)
+            rank = max(shared.ranks[place] for place in places)
             shared.rank = 1 << (rank - 1).bit_length() if rank else 0  # few values: a compiled model is made for each
             shared.places = torch.tensor(places, dtype=torch.int64, device=next(self.model.parameters()).device)
             try:
@@ -189,38 +186,33 @@ class AdapterBank(nn.Module):
         Raises:
             InputError: if there is not one name for each row, or one is unknown.
         """
-        rows = len(next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
-        if len(adapter_names) != rows:
-            needed = f"one name per row of the batch, {rows}, or {BASE!r} for none"
-            raise InputError(f"adapter_names must hold {needed}, got {len(adapter_names)}")
+        rows, given = len(next(filter(torch.is_tensor, (*args, *kwargs.values())))), len(adapter_names)
+        if given != rows:
+            raise InputError(f"adapter_names: needed: one name per row, {rows}, {BASE!r} for none, got {given}")
         with self._passing(adapter_names):
             return self.model(*args, **kwargs)
 
     def generate(self, *args: Any, adapter_names: Sequence[str], **kwargs: Any) -> Any:
         """Call the model's `generate`, each prompt with the adapter it names, and so its beams or several answers."""
-        model: Any = self.model
-        copies = copies_of_a_row(kwargs)
-        with self._passing([name for name in adapter_names for _ in range(copies)]):
-            return model.generate(*args, **kwargs)
+        with self._passing([name for name in adapter_names for _ in range(copies_of_a_row(kwargs))]):
+            return self.model.generate(*args, **kwargs)
 
     def answers(self, logits: Tensor, adapter_names: Sequence[str]) -> list[Answer]:
         """Return for each row of the logits its adapter, the names of its labels, and the logits of these alone.
 
         The names are those of the adapter's task, or LABEL_0 and so on; None if it says a number.
         """
-        labels = dict[str, tuple[str, ...] | None]()
-        with self.shared.one_thread:
-            for name in dict.fromkeys(adapter_names):
-                count = self.outputs(name)
-                named = self.notes.get(name, {}).get("labels") or [f"LABEL_{at}" for at in range(count)]
-                labels[name] = None if count == 1 else tuple(named)
-        rows = zip(adapter_names, logits, strict=True)
-        return [Answer(name, labels[name], row[: len(labels[name] or "1")]) for name, row in rows]
+        answers = []
+        for name, row in zip(adapter_names, logits, strict=True):
+            count = self.outputs(name)
+            labels = self.notes.get(name, {}).get("labels") or [f"LABEL_{at}" for at in range(count)]
+            answers.append(Answer(name, None if count == 1 else tuple(labels), row[:count]))
+        return answers
 
     def outputs(self, name: str) -> int:
         """Return the number of outputs that the head of an adapter has, or that of "__base__"."""
-        labelled = (head for head in self.heads.values() if head.labelled)
-        return next((head.outputs(self.place(name)) for head in labelled), self.shared.labels)
+        place, labelled = self.place(name), (head for head in self.heads.values() if head.labelled)
+        return next((len(head.stacks[head.labelled[0]].own(place)) for head in labelled), 0) or self.shared.labels
 
     def side_by_side(self, names: Iterable[str] | None = None, **options: Any) -> SideBySide:
         """Return a training of these adapters, or of all, with the options and errors of `SideBySide`."""
@@ -233,26 +225,16 @@ class AdapterBank(nn.Module):
         """
         with self.shared.one_thread:
             place = self.place(name)
-            updates = {one: self.layers[one].update(place) for one in self._of_base if one in self.layers}
-            states = {one: head.state(place) for one, head in self.heads.items()}
-            contents = Contents(
-                source=name,
-                base=dict(self.base_fields),
-                updates={layer: update for layer, update in updates.items() if update is not None},
-                heads={f"{head}.{key}": value for head, state in states.items() for key, value in state.items()},
-                endings=tuple(head for head, state in states.items() if state),
-                task=self.notes[name] or None,
-            )
+            layers = [one for one in self._of_base if one in self.layers]  # in the order of the model
+            updates = {one: update for one in layers if (update := self.layers[one].update(place))}
+            states = {one: state for one, head in self.heads.items() if (state := head.state(place))}
+            heads = {f"{one}.{key}": value for one, state in states.items() for key, value in state.items()}
+            contents = Contents(name, self.base_fields, updates, heads, tuple(states), self.notes[name] or None)
         write_contents(contents, Path(folder), method, force=force)
 
     def save(self, folder: str | Path, *, force: bool = False) -> None:
-        """Write the whole bank to a single file in a folder, for `load`.
-
-        Raises:
-            InputError: if the bank is empty, the folder exists and `force` is not set, or it cannot be written.
-        """
-        if not self._places:
-            raise InputError(f"{folder}: the bank is empty: add an adapter first")
+        """Write the whole bank to a single file in a folder, for `load`, with the errors of `lsr.convert.writing`."""
+        check_output(Path(folder), (), replace=force)
         with self.shared.one_thread:
             places = [NOBODY, *self._places.values()]
             parts = {name: stack.stored(places).items() for name, stack in self.stacks().items()}
@@ -260,16 +242,12 @@ class AdapterBank(nn.Module):
             held = {name: layer.frames for name, layer in self.layers.items() if layer.frames is not None}
             owners = {frames: name for name, frames in reversed(held.items())}  # the first layer of each
             for frames, owner in owners.items():
-                tensors |= {f"{FRAMES}/{owner}/{side}": value for side, value in frames.named_buffers()}
-            header = {
-                "base": self.base_fields,
-                "precision": self.shared.precision,
-                "notes": self.notes,
-                "layers": [*self.layers],
-                "heads": [*self.heads],
-                "frames": {name: (owners[its], self.layers[name].core_size) for name, its in held.items()},
-            }
-            write(Path(folder), header, tensors, force=force)
+                tensors |= {f"{FRAMES}/{owner}/{side}": its.contiguous() for side, its in frames.named_buffers()}
+            header: dict[str, Any] = {"base": self.base_fields, "precision": self.shared.precision, "notes": self.notes}
+            header |= {"layers": [*self.layers], "heads": [*self.heads]}
+            header["frames"] = {name: (owners[its], self.layers[name].core_size) for name, its in held.items()}
+        with writing(Path(folder)) as new:
+            save_file(tensors, new / FILE, metadata={HEADER: json.dumps(header)})
 
     @classmethod
     def load(cls, base: nn.Module | str | None, folder: str | Path) -> Self:
@@ -296,7 +274,10 @@ class AdapterBank(nn.Module):
                 sides = (tensors[f"{FRAMES}/{owner}/{side}"] for side in "ab")
                 bank.layers[name].set_frames(frames.setdefault(owner, Frames(*sides)), core_size)
             for name, stack in bank.stacks().items():
-                stack.restore(tensors[f"{name}/values"], tensors[f"{name}/slots"])
+                values, slots = tensors[f"{name}/values"], tensors[f"{name}/slots"]
+                if values.shape[1:] != stack.values.shape[1:] or len(slots) != len(stack.slots):
+                    raise InputError("its values do not fit the base model or the names of its adapters")
+                stack.values, stack.slots = values, slots.int()
             for place in bank._places.values():
                 bank._count(place)
         except KeyError as error:

@@ -5,24 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from lsr.convert.writing import check_output, writing
 from lsr.loading.files import InputError
 from lsr.tuner.saved import first_line, read_weights
 
 FILE = "bank.safetensors"
 HEADER = "lsr_bank_5"  # with the version
 LAYERS, HEADS, FRAMES = "layers", "heads", "frames"  # kinds of tensors, which are named kind/module/stack/part
-
-
-def write(folder: Path, header: dict[str, Any], tensors: dict[str, Tensor], *, force: bool) -> None:
-    """Write a bank, with the errors of `check_output` and `writing`."""
-    check_output(folder, (), replace=force)
-    own = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    with writing(folder) as new:
-        save_file(own, new / FILE, metadata={HEADER: json.dumps(header)})
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

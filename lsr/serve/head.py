@@ -31,13 +31,10 @@ class BankHead(Stacked):
         """Store the state of the adapter at a place, instead of what is there; None if it has the base model's."""
         self.fill(place, {name: _as_rows(value) for name, value in (state or {}).items()})
 
-    def outputs(self, place: int) -> int:
-        """Return the number of outputs at a place."""
-        return len(self.stacks[self.labelled[0]].own(place)) or self.shared.labels
-
     def state(self, place: int) -> dict[str, Tensor]:
         """Return a copy of the state of the adapter at a place; nothing if it has that of the base model."""
-        return {name: self._shaped(name, rows) for name, rows in self.own(place).items()}
+        rows = {name: stack.rows(place) for name, stack in self.stacks.items()}
+        return {name: self._shaped(name, own) for name, own in rows.items() if len(own)}
 
     def _shaped(self, name: str, rows: Tensor) -> Tensor:  # (..., most, width)
         like = self.like[name]

@@ -1,8 +1,4 @@
-"""A linear layer with the adapters of a bank: each row of a batch is multiplied by its own adapter's parameters.
-
-There is no loop over adapters and no copy of activations: parameters are gathered by row and applied in batched
-products.
-"""
+"""A linear layer with the adapters of a bank: parameters are gathered by row and applied in batched products."""
 
 from typing import Any
 
@@ -25,12 +21,11 @@ class BankLayer(Stacked):
     the core, or only its diagonal. Both are without the scaling.
     """
 
-    frames: Frames | None
-
     def __init__(self, base: nn.Module, shared: Shared) -> None:
         super().__init__(base, shared)
         self.n, self.m = widths(base)
-        self.frames, self.core_size = None, 0
+        self.frames: Frames | None = None
+        self.core_size = 0
         self.add_stack(DIRECTIONS, self.n, self.m)
         self.add_stack(SCALING, 1, precision="float32")
 
@@ -56,14 +51,14 @@ class BankLayer(Stacked):
 
     def update(self, place: int) -> Update | None:
         """Return a copy of the update of the adapter at a place; None if it does not adapt the layer."""
-        own = self.own(place)
-        if CORES in own and self.frames is not None:
-            core, rank = own[CORES][0], len(self.frames.a)
-            return Update(self.frames, float(own[SCALING]), core if len(core) == rank else core.view(rank, rank))
-        if DIRECTIONS not in own:
+        scaling = self.stacks[SCALING].rows(place)
+        if not len(scaling):
             return None
-        a, b = own[DIRECTIONS].split((self.n, self.m), dim=1)
-        return Update(Frames(a.contiguous(), b.T.contiguous()), float(own[SCALING]))
+        if self.frames is not None and len(core := self.stacks[CORES].rows(place)):
+            rank = len(self.frames.a)
+            return Update(self.frames, float(scaling), core[0] if self.core_size == rank else core.view(rank, rank))
+        a, b = self.stacks[DIRECTIONS].rows(place).split((self.n, self.m), dim=1)
+        return Update(Frames(a.contiguous(), b.T.contiguous()), float(scaling))
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # (rows, ..., n) -> (rows, ..., m)
         """Return the base layer's output plus, for each row, the update of its adapter."""

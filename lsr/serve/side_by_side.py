@@ -1,7 +1,7 @@
 """Train adapters of a bank side by side: one pass over mixed batches, each with the steps that it would take alone."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,6 @@ from lsr.loading.files import InputError
 from lsr.serve.file import HEADS
 from lsr.serve.layer import SCALING
 from lsr.serve.stack import Stack
-
-if TYPE_CHECKING:
-    from lsr.serve.bank import AdapterBank
 
 
 class SideBySide:
@@ -29,7 +26,7 @@ class SideBySide:
 
     def __init__(
         self,
-        bank: "AdapterBank",
+        bank: Any,  # an AdapterBank
         names: Iterable[str],
         *,
         rate: float,
@@ -46,19 +43,14 @@ class SideBySide:
         self.best: dict[str, float] = {}
         self._since = dict.fromkeys(self.going, 0)  # judgements since the best one
         self._kept: dict[str, dict[Stack, Tensor]] = {}  # the best values
-        rates = {
-            stack: head_rate if name.startswith(HEADS) else rate
-            for name, stack in bank.stacks().items()
-            if not name.endswith(SCALING)
-        }
+        trained = {name: stack for name, stack in bank.stacks().items() if not name.endswith(SCALING)}
+        rates = {stack: head_rate if name.startswith(HEADS) else rate for name, stack in trained.items()}
         self._values = {
             name: {stack: nn.Parameter(rows) for stack in rates if len(rows := stack.rows(place))}
             for name, place in self._places.items()
         }
-        groups = [
-            {"params": [its[stack] for its in self._values.values() if stack in its], "rate": its_rate}
-            for stack, its_rate in rates.items()
-        ]
+        values = {stack: [its[stack] for its in self._values.values() if stack in its] for stack in rates}
+        groups = [{"params": values[stack], "rate": rates[stack]} for stack in rates]
         self._optimizer = torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
 
     def __enter__(self) -> Self:
@@ -83,8 +75,8 @@ class SideBySide:
         Raises:
             ValueError: if there are no labels, or not one name per row.
         """
-        labels: Tensor = batch["labels"]
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        inputs = dict(batch)
+        labels: Tensor = inputs.pop("labels", torch.empty(0))
         logits: Tensor = self.bank(**inputs, adapter_names=names).logits
         if logits.dim() != 2 or labels.shape != logits.shape[:1]:
             raise ValueError(f"one label per row is needed, got {tuple(labels.shape)}, logits {tuple(logits.shape)}")
@@ -111,12 +103,11 @@ class SideBySide:
         An adapter without a better one for `patience` judgements stops: later steps leave it as it is.
         """
         for name in [name for name in self.going if name in scores]:
+            self._since[name] += 1
             if scores[name] > self.best.get(name, -torch.inf):
                 self.best[name], self._since[name] = scores[name], 0
                 self._kept[name] = {stack: values.detach().clone() for stack, values in self._values[name].items()}
-                continue
-            self._since[name] += 1
-            if self.patience is not None and self._since[name] >= self.patience:
+            elif self._since[name] == self.patience:
                 self.going.remove(name)
                 for values in self._values[name].values():
                     values.requires_grad_(False)

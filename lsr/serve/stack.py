@@ -4,7 +4,9 @@ A direction of a low-rank update, a core and the weights of a label in a head ar
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from threading import RLock
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,10 +70,9 @@ class Stack(nn.Module):
         self.slots[place] = ZERO
         if rows is None:
             return
-        if count > len(self._free):
-            used = len(self.values)
-            self.values = _grown(self.values, used + count - len(self._free), 0)
-            self._free += range(used, len(self.values))
+        used = len(self.values)
+        self.values = _grown(self.values, used + count - len(self._free), 0)
+        self._free += range(used, len(self.values))
         own, self._free = self._free[:count], self._free[count:]
         self.slots[place, :count] = torch.tensor(own)
         self.values[own] = (self.codes.pack(rows) if self.codes else rows).to(self.values)
@@ -82,16 +83,6 @@ class Stack(nn.Module):
         used, slots = torch.unique(torch.cat([torch.full_like(slots[:1], ZERO), slots]), return_inverse=True)
         return {"values": self.values[used], "slots": slots[1:]}
 
-    def restore(self, values: Tensor, slots: Tensor) -> None:
-        """Take what `stored` returned.
-
-        Raises:
-            ValueError: if it has other widths, or is not for as many places as there are.
-        """
-        if values.shape[1:] != self.values.shape[1:] or len(slots) != len(self.slots):
-            raise ValueError("its values do not fit the base model or the names of its adapters")
-        self.values, self.slots = values, slots.int()
-
 
 def _grown(tensor: Tensor, rows: int, columns: int) -> Tensor:
     """Return a tensor of at least so many rows, doubled if there are too few, and columns; the same if it is enough."""
@@ -99,18 +90,16 @@ def _grown(tensor: Tensor, rows: int, columns: int) -> Tensor:
     return F.pad(tensor, (0, wider, 0, max(more, len(tensor)) if more else 0)) if more or wider else tensor
 
 
+@dataclass
 class Shared:
-    """How a bank stores adapters, and whose the rows of a batch are.
+    """How a bank stores adapters, and whose the rows of a batch are; as all threads see them, one waits for another."""
 
-    All threads see the same rows, so one waits until another is done with its own.
-    """
-
-    def __init__(self, precision: str, labels: int) -> None:
-        self.precision, self.labels = precision, labels  # labels of the base model
-        self.ranks = {NOBODY: 0}  # by place: the most directions that its adapter has in a layer
-        self.places: Tensor | None = None  # (rows,), while a batch passes through the bank
-        self.rank = 0  # at least the largest of theirs: what a layer computes for each row
-        self.one_thread = RLock()
+    precision: str
+    labels: int  # of the base model
+    ranks: dict[int, int] = field(default_factory=lambda: {NOBODY: 0})  # by place: the most directions in a layer
+    places: Tensor | None = None  # (rows,), while a batch passes through the bank
+    rank: int = 0  # at least the largest of theirs: what a layer computes for each row
+    one_thread: Any = field(default_factory=RLock)
 
 
 class Stacked(nn.Module):
@@ -131,7 +120,3 @@ class Stacked(nn.Module):
         """Give a place these rows by stack, and none in the others."""
         for name, stack in self.stacks.items():
             stack.put(place, rows.get(name))
-
-    def own(self, place: int) -> dict[str, Tensor]:  # (count, width) each
-        """Return a copy of the rows of a place, by stack that has any."""
-        return {name: rows for name, stack in self.stacks.items() if len(rows := stack.rows(place))}
