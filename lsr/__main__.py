@@ -11,10 +11,9 @@ from typing import Any, NoReturn
 
 from transformers.utils import logging
 
-from lsr.algebra.precision import TOLERATED_LOSS
 from lsr.algebra.rounding import PRECISIONS
 from lsr.convert.commands import run_export, run_import
-from lsr.convert.export import DTYPES
+from lsr.convert.export import DTYPES, TOLERATED_LOSS
 from lsr.convert.rounded import run_round
 from lsr.convert.squeezed import BITS, run_squeeze
 from lsr.convert.writing import check_output

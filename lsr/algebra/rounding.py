@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from lsr.algebra.levels import from_bytes, from_codes, to_bytes, to_codes
-from lsr.algebra.precision import dtype_name
 
 WHOLE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BITS = {"8bit": 8, "4bit": 4, "3bit": 3, "2bit": 2, "sign": 1}
@@ -93,6 +92,11 @@ def unpack(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         moved = *shape[:axis], *shape[axis + 1 :], *shape[axis : axis + 1]
         found[name] = entries.reshape(moved).movedim(-1, axis).clone(memory_format=torch.contiguous_format)
     return found
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name without the module, for example bfloat16."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _longest(shape: Sequence[int]) -> int:

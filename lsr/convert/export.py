@@ -16,7 +16,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from lsr.algebra.precision import TOLERATED_LOSS, dtype_name
+from lsr.algebra.rounding import dtype_name
 from lsr.algebra.spectrum import distance_of_pairs, norm_of_pair
 from lsr.convert.writing import check_output, copy_task, write_adapter, writing
 from lsr.loading.adapters import ADAPTER, load_layers
@@ -27,6 +27,7 @@ from lsr.tuner.config import LsrConfig
 from lsr.tuner.linear import LsrLinear
 from lsr.tuner.start import layers_of
 
+TOLERATED_LOSS = 0.05  # relative error of the update from which on an export in a dtype is refused
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LONG = 2  # dots in the name of a layer that no other layer's name ends in, as in transformers
 BIASES = {"none": "none", "all": "all", "lsr_only": "lora_only"}
@@ -79,7 +80,7 @@ def export_lora(
 
     Raises:
         InputError: if the folder exists and `force` is false, or the dtype loses more of the update than
-            `lsr.algebra.precision.TOLERATED_LOSS` and `force` is false, or overflows; or the adapter's folder is none.
+            `TOLERATED_LOSS` and `force` is false, or overflows; or the adapter's folder is none.
     """
     folder = Path(folder)
     check_output(folder, () if isinstance(adapter, PeftModel) else (Path(adapter),), replace=force)

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,19 +40,8 @@ FAILED = 0.95  # of the mean loss of the first quarter: a last quarter above it 
 JUDGED_STEPS = 32  # of runs with a head to train; in shorter ones, the means of quarters are mostly noise
 
 
-class Attempt(NamedTuple):
-    """A way to make the run: what is gentler than in the first one, in words and in numbers."""
-
-    words: str
-    share: float  # of the learning rates
-    warm_up: float  # share of the steps over which the rates rise
-
-
-ATTEMPTS = (  # each follows if those before have failed
-    Attempt("nothing", 1.0, 0.0),
-    Attempt("a warm-up", 1.0, 0.1),
-    Attempt("a warm-up and half the learning rates", 0.5, 0.1),
-)
+# The share of the learning rates, and that of the steps over which they rise; each follows if those before have failed.
+ATTEMPTS = ((1.0, 0.0), (1.0, 0.1), (0.5, 0.1))
 
 Pair = tuple[nn.Parameter, nn.Parameter]  # A (k, n), B (m, k)
 
@@ -157,10 +146,10 @@ def _train(
     is_judged = bool(groups[1].parameters) and len(batches) >= JUDGED_STEPS
     begin, best, first = copied_values(parameters), [], math.inf
     ends: list[float] = []  # the mean loss of the last quarter of each run; infinity if it diverged
-    for attempt in ATTEMPTS:
+    for share, warm_up in ATTEMPTS:
         set_values(parameters, begin)
         try:
-            losses = _run(model, names, groups, batches, attempt, track)
+            losses = _run(model, names, groups, batches, share, warm_up, track)
         except ValueError:
             if not ends:
                 raise
@@ -176,20 +165,13 @@ def _train(
             break
     set_values(parameters, best)
     if len(ends) > 1:
-        warnings.warn(_story(first, ends), stacklevel=3)  # the caller of examples_updates
-
-
-def _story(first: float, ends: Sequence[float]) -> str:
-    """Return what the runs led to, in a line."""
-    again = ", then with ".join(
-        f"{attempt.words}, which {f'led to {end:.3f}' if math.isfinite(end) else 'diverged'}"
-        for attempt, end in list(zip(ATTEMPTS, ends, strict=False))[1:]
-    )
-    used = ("first", "second", "third")[ends.index(min(ends))]
-    return (
-        f"the loss of the short training run only went from {first:.3f} to {ends[0]:.3f}, so it was repeated with "
-        f"{again}: the {used} run is used"
-    )
+        used = 1 + ends.index(min(ends))
+        warnings.warn(
+            f"the loss of the short training run only went from {first:.3f} to {ends[0]:.3f}, so it was repeated with "
+            f"a warm-up{' and then with lower learning rates' * (len(ends) > 2)}: run {used} of {len(ends)} is used, "
+            f"which led to {min(ends):.3f}",
+            stacklevel=3,  # the caller of examples_updates
+        )
 
 
 def _quarters(losses: Sequence[float]) -> tuple[float, float]:
@@ -203,11 +185,12 @@ def _run(
     names: Sequence[str],
     groups: Sequence[Group],
     batches: Sequence[Batch],
-    attempt: Attempt,
+    share: float,  # of the learning rates
+    warm_up: float,  # share of the steps over which they rise
     track: Track,
 ) -> list[float]:  # the loss of each step, one a batch
-    count, rising = len(batches), round(attempt.warm_up * len(batches))
-    slower = [Group(group.parameters, attempt.share * group.rate) for group in groups]
+    count, rising = len(batches), round(warm_up * len(batches))
+    slower = [Group(group.parameters, share * group.rate) for group in groups]
     optimizer = PreciseAdamW(slower, largest_norm=LARGEST_NORM, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer.optimizer,

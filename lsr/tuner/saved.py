@@ -16,8 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lsr.algebra.precision import dtype_name
-from lsr.algebra.rounding import unpack
+from lsr.algebra.rounding import dtype_name, unpack
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TASK = "task.json"  # written beside an adapter by the pipeline's stage train

@@ -14,7 +14,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lsr import LsrConfig, export_lora, export_merged
-from lsr.algebra.precision import TOLERATED_LOSS
+from lsr.convert.export import TOLERATED_LOSS
 from lsr.init import INITIALIZATIONS
 from lsr.loading.adapters import load_adapter
 from lsr.loading.files import PREFIX, InputError
