@@ -211,7 +211,9 @@ def main() -> None:
         app = opened(options).application()
     except InputError as error:
         parser.error(str(error))
-    uvicorn.run(app, host=options.host, port=options.port, log_level="warning", timeout_graceful_shutdown=30)
+    # Clients close connections that they leave idle: if the server did so first, it might lose a request.
+    waits = {"timeout_keep_alive": 75, "timeout_graceful_shutdown": 30}
+    uvicorn.run(app, host=options.host, port=options.port, log_level="warning", **waits)
 
 
 if __name__ == "__main__":
