@@ -18,7 +18,7 @@ UNCOMPARED := $(UNCOMPARED)|(accuracy|f1|macro_f1|matthews_correlation|exact_mat
 # A notice at every build that another generator will follow this one.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help setup repro experiments plots test types check nightly audit docs arena bench capabilities clean
+.PHONY: help setup repro experiments plots test types check nightly audit docs arena bench bench-tenants capabilities clean
 
 ## help: this list
 help:
@@ -76,6 +76,11 @@ arena: $(ARENA)
 bench: $(ALL)
 	python -m benchmarks.speed
 	python -m benchmarks.factorize
+
+## bench-tenants: what the adapter of a tenant may be, on the domains in data/tenants, and a bank beside PEFT's loop
+bench-tenants: $(ALL)
+	python -m benchmarks.tenants data/tenants
+	python -m benchmarks.speed many
 
 ## capabilities: which of PEFT's features LSR and other methods have, in docs/reference/capabilities.md
 capabilities: $(ALL)

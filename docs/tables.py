@@ -16,9 +16,10 @@ from docs import picture
 from pipeline.arena import record as arena_records
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/explanation/results.md", "docs/explanation/cost.md", "docs/how-to/many.md")
+PAGES = ("README.md", "docs/explanation/results.md", "docs/explanation/cost.md", "docs/tenants.md")
 PLACE = re.compile(r"(<!-- figures: ([\w ,]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-PICTURE = "docs/methods.svg"
+PICTURES = ("docs/methods.svg", "docs/tenants.svg")
+TENANTS = "benchmarks/results/tenants.json"
 SPEED = "benchmarks/results/speed.json"
 MEAN = "sentiment"  # the average of the preset offline
 TIMED_TASK, TIMED_CPU = "amazon-reviews", "AMD EPYC"  # where all methods of the first picture have been timed
@@ -74,18 +75,19 @@ LONG = {
 
 
 def main() -> None:
-    """Fill the tables of all pages, and draw the first picture."""
-    for name in (*PAGES, PICTURE):
-        path = ROOT / name
-        path.write_text(made(path.read_text(encoding="utf-8")), encoding="utf-8")
+    """Fill the tables of all pages, and draw the pictures."""
+    for name in (*PAGES, *PICTURES):
+        (ROOT / name).write_text(made(name), encoding="utf-8")
 
 
-def made(text: str) -> str:
-    """Return a page with its tables made anew, or the picture."""
-    if not text.startswith("<svg"):
-        return filled(text)
-    rows = {method: row for (task, method), row in results("offline").items() if task == MEAN}
-    return picture.draw(rows, _comparison("offline")["margin"])
+def made(name: str) -> str:
+    """Return a page with its tables made anew, or a picture."""
+    margin = _comparison("offline")["margin"]
+    if name == PICTURES[0]:
+        return picture.of_methods({of: row for (task, of), row in results("offline").items() if task == MEAN}, margin)
+    if name == PICTURES[1]:
+        return picture.of_tenants(json.loads(read(TENANTS))["tenants"]["figures"], margin)
+    return filled((ROOT / name).read_text(encoding="utf-8"))
 
 
 def filled(text: str) -> str:
@@ -135,6 +137,27 @@ def many() -> Iterator[str]:
             [method, *(f"{times[method, tokens]:.0f}" for tokens in lengths)]
             for method in dict.fromkeys(m for m, _ in times)
         ],
+    )
+
+
+def tenants() -> Iterator[str]:
+    """Yield scores, bytes and seconds of what an adapter of a tenant may be."""
+    rows = []
+    for row in json.loads(read(TENANTS))["tenants"]["figures"]:
+        sizes = [f"{row[name] / 1000:,.1f}" for name in ("bytes", "shared_bytes")]
+        rows.append(
+            (row["form"], str(row["passes"]), *sizes, f"{row['seconds']:.0f}", _scored(row, 1, 1), *_judged(row))
+        )
+    header = ("a tenant's adapter", "passes", "kB a tenant", "kB in common", "s", "accuracy", "lead, 95 % interval")
+    return table((*header, "verdict"), rows)
+
+
+def side_by_side() -> Iterator[str]:
+    """Yield what the same adapters take one by one and side by side."""
+    rows = json.loads(read(TENANTS))["side by side"]["figures"]
+    return table(
+        ("eight LoRAs of rank 1", "s, processor", "held-out accuracy"),
+        [(row["order"], f"{row['seconds']:.0f}", f"{row['held_out']:.1f}") for row in rows],
     )
 
 
@@ -264,6 +287,8 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "LoRA steps": lora_steps,
     "many": many,
     "leaders": leaders,
+    "tenants": tenants,
+    "side by side": side_by_side,
     "verdicts": verdicts,
     "hypotheses": hypotheses,
     "arena": partial(arena, ARENA),

