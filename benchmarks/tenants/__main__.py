@@ -2,7 +2,7 @@
 
 The folder has NAME.train.tsv and NAME.test.tsv, with the columns label and text, for each tenant. Every way to train
 has the same tries, three learning rates with the first seed, of which the mean accuracy on held-out texts chooses one.
-A training that is done is not repeated. Records are those of the arena; figures go to benchmarks/results/tenants.json.
+A training that is done is not repeated. Records, in the arena's format, and figures go to benchmarks/results.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from pipeline.compare.leads import Scores
 from pipeline.compare.verdicts import Judge
 
 PATH = figures.FOLDER / "tenants.json"
-RECORDS = record.FOLDER / "tenants" / "records.jsonl"
+RECORDS = figures.FOLDER / "tenants.jsonl"
 CACHE = Path(".cache/tenants")
 TEXTS, MAX_LENGTH = 260, 64  # of a tenant, with those held out; tokens
 SEEDS, FACTORS = (0, 1, 2), (0.3, 1.0, 3.0)
@@ -90,6 +90,7 @@ def main() -> None:
     tested = read(_table(options.folder, "test", None), tokenizer, MAX_LENGTH)
     tests = {name: [*one.train, *one.held_out] for name, one in tested.items()}
     shop = Shop(load, tenants, DataCollatorWithPadding(tokenizer))
+    RECORDS.unlink(missing_ok=True)
     figures.publish(PATH, "tenants", options.threads, measured(shop, tests))
     figures.publish(PATH, "side by side", options.threads, paces(shop))
 
