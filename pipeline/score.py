@@ -19,6 +19,7 @@ from pipeline.evaluation import inference
 from pipeline.evaluation.outcome import Outcome
 from pipeline.methods import adapter_task
 from pipeline.params import load_params, load_row
+from pipeline.params.dataset_row import DatasetRow
 from pipeline.predict.answering import open_adapter
 
 PROGRAM = "python -m pipeline.score"
@@ -38,23 +39,24 @@ def main(words: Sequence[str] | None = None) -> None:
     options = parser.parse_args(words)
     with exit_on_error("stopped", PROGRAM, before=f"{PROGRAM}: "):
         row = load_row("data", options.data)
-        rows = [[str(folder), *scores(folder, options)] for folder in options.adapters]
+        texts = datasets.load(row, options.data).splits["test"]
+        rows = [[str(folder), *scores(folder, row, texts, options)] for folder in options.adapters]
         columns = ("adapter", "bytes", *row.metrics, "95 % interval", "examples")
         console.table(f"{options.data}, test split", columns, rows)
 
 
-def scores(folder: Path, options: argparse.Namespace) -> list[str]:
-    """Return the bytes of an adapter, its metrics, the interval of the first, and the number of examples.
+def scores(folder: Path, row: DatasetRow, texts: Dataset, options: argparse.Namespace) -> list[str]:
+    """Return the bytes of an adapter, its metrics on texts, the interval of the first, and the number of examples.
 
     Raises:
         UserError: if it cannot be opened, or is for other labels or another number of texts.
     """
-    row, task = load_row("data", options.data), adapter_task.read(folder)
+    task = adapter_task.read(folder)
     if (task.labels or (), len(task.columns)) != (row.names, len(row.columns)):
         its, wanted = (" ".join(names) or "a number" for names in (task.labels or (), row.names))
         raise UserError(f"{folder}: says {its} of {' and '.join(task.columns)}, but {options.data} has {wanted}")
     model, tokenizer = open_adapter(folder, options.base)
-    table, _ = tokenize(datasets.load(row, options.data).splits["test"], tokenizer, task.max_length)
+    table, _ = tokenize(texts, tokenizer, task.max_length)
     test = Dataset(table)
     with console.progress(str(folder), len(test), "examples", console.errors) as advance:
         found = inference.logits(model, test, tokens.collator(tokenizer), options.batch_size, advance)

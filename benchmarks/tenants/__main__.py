@@ -9,7 +9,7 @@ import argparse
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -17,16 +17,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from safetensors.torch import save
+from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 from transformers.utils import logging
 
 from benchmarks import figures
-from benchmarks.tenants.training import HEAD_RATE, RATE, Shop, Trained, base_after, lora, own
-from benchmarks.tenants.ways import FORMS, HEAD, LIKE, ON_TOP, OTHERS, OWN, POOLED, TOGETHER, WAYS, Form
-from examples.tenants import BASE, ROWS, Rows, answered, read
+from benchmarks.tenants.training import EPOCHS, HEAD_RATE, RATE, Shop, Trained, base_after, lora, own
+from benchmarks.tenants.ways import FORMS, HEAD, LIKE, NEEDS, ON_TOP, TOGETHER, WAYS, Form
+from examples.tenants import BASE, ROWS, Rows, Tenant, answered, read
 from lsr import AdapterBank, squeeze_adapter
 from lsr.algebra.rounding import pack
 from lsr.loading.base_models import locate
@@ -37,6 +37,9 @@ from pipeline.compare.comparison import RESAMPLES
 from pipeline.compare.estimates import PERCENT, estimate
 from pipeline.compare.leads import Scores
 from pipeline.compare.verdicts import Judge
+from pipeline.core import artifacts
+from pipeline.core.command_line import Parser
+from pipeline.core.errors import UserError, exit_on_error
 
 PATH = figures.FOLDER / "tenants.json"
 RECORDS = figures.FOLDER / "tenants.jsonl"
@@ -45,7 +48,7 @@ TEXTS, MAX_LENGTH = 260, 64  # of a tenant, with those held out; tokens
 SEEDS, FACTORS = (0, 1, 2), (0.3, 1.0, 3.0)
 BASELINE, AVERAGE, MARGIN = "own LoRA r = 8, as trained", "tenants", 1.0  # percentage points
 Values = NDArray[Any]
-NEEDS = {ON_TOP: TOGETHER, POOLED: OWN, OTHERS: OWN}  # what a way begins with
+PROGRAM = "python -m benchmarks.tenants"
 
 
 class Row(NamedTuple):
@@ -74,31 +77,44 @@ class Pace(NamedTuple):
     held_out: float  # mean accuracy in percent
 
 
-def main() -> None:
-    """Train, score and publish."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, score and publish.
+
+    Raises:
+        SystemExit: with code 2 after a mistake, 130 after Ctrl-C.
+    """
+    parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     figures.add_threads(parser, 2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = parser.parse_args(arguments)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    name, revision = locate({"base_model_name_or_path": BASE}, None)
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    load = partial(AutoModelForSequenceClassification.from_pretrained, name, revision=revision, num_labels=2)
-    tenants = read(_table(options.folder, "train", TEXTS), tokenizer, MAX_LENGTH)
-    tested = read(_table(options.folder, "test", None), tokenizer, MAX_LENGTH)
-    tests = {name: [*one.train, *one.held_out] for name, one in tested.items()}
-    shop = Shop(load, tenants, DataCollatorWithPadding(tokenizer))
-    RECORDS.unlink(missing_ok=True)
-    figures.publish(PATH, "tenants", options.threads, measured(shop, tests))
-    figures.publish(PATH, "side by side", options.threads, paces(shop))
+    with exit_on_error("stopped; what is trained is kept", PROGRAM, before=f"{PROGRAM}: "):
+        figures.use_threads(options.threads)
+        name, revision = locate({"base_model_name_or_path": BASE}, None)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        load = partial(AutoModelForSequenceClassification.from_pretrained, name, revision=revision, num_labels=2)
+        tenants = read(_table(options.folder, "train", TEXTS), tokenizer, MAX_LENGTH)
+        tested = read(_table(options.folder, "test", None), tokenizer, MAX_LENGTH)
+        tests = {name: [*one.train, *one.held_out] for name, one in tested.items()}
+        shop = Shop(load, tenants, DataCollatorWithPadding(tokenizer), CACHE / _digest(tenants))
+        RECORDS.unlink(missing_ok=True)
+        figures.publish(PATH, "tenants", options.threads, measured(shop, tests))
+        figures.publish(PATH, "side by side", options.threads, paces(shop))
 
 
 def _table(folder: Path, split: str, most: int | None) -> pd.DataFrame:
     files = sorted(folder.glob(f"*.{split}.tsv"))
+    if not files:
+        raise UserError(f"{folder}: no NAME.{split}.tsv")
     texts = [pd.read_csv(file, sep="\t", quoting=3, encoding_errors="replace", dtype=str)[:most] for file in files]
     return pd.concat([its.assign(tenant=file.name.partition(".")[0]) for file, its in zip(files, texts, strict=True)])
+
+
+def _digest(tenants: Mapping[str, Tenant]) -> str:
+    """Return a hash of what all trainings depend on: other texts or settings are trained anew."""
+    known = json.dumps([BASE, EPOCHS, RATE, HEAD_RATE, tenants])
+    return hashlib.sha256(known.encode()).hexdigest()[:16]
 
 
 def measured(shop: Shop, tests: Mapping[str, Rows]) -> Iterator[Row]:
@@ -116,14 +132,14 @@ def measured(shop: Shop, tests: Mapping[str, Rows]) -> Iterator[Row]:
         for seed, its in by_seed.items():
             for name in tests:
                 keep(form, factors[form.way], seed, name, done[seed], its[name], labels[name])
+        every, verdict = [parts(form, done[SEEDS[0]], name) for name in tests], verdicts[form.name]
         means = [
             PERCENT * fmean(float((its[name] == labels[name]).mean()) for name in tests) for its in by_seed.values()
         ]
-        sizes, verdict = [sizes_of(form, done[SEEDS[0]], name) for name in tests], verdicts[form.name]
         yield Row(
             *(form.name, form.passes, factors[form.way], *estimate(means)),
             *(verdict.difference, verdict.difference_low, verdict.difference_high, verdict.verdict),
-            *(fmean(its for its, _ in sizes), sizes[0][1]),
+            *(fmean(size(its, form.precision) for its, _ in every), size(every[0][1], form.precision)),
             fmean(seconds_of(form, done[seed]) for seed in SEEDS),
         )
 
@@ -135,7 +151,7 @@ def _tuned(shop: Shop, way: str, done: Mapping[str, Trained]) -> float:
 
 
 def _trained(shop: Shop, way: str, factor: float, seed: int, done: Mapping[str, Trained]) -> Trained:
-    return kept(CACHE / way / f"{factor}-{seed}", lambda folder: WAYS[way](shop, folder, factor, seed, done))
+    return kept(shop.folder / way / f"{factor}-{seed}", lambda folder: WAYS[way](shop, folder, factor, seed, done))
 
 
 def kept(folder: Path, train: Callable[[Path], Trained]) -> Trained:
@@ -144,7 +160,8 @@ def kept(folder: Path, train: Callable[[Path], Trained]) -> Trained:
     if not path.is_file():
         shutil.rmtree(folder, ignore_errors=True)
         trained = train(folder)
-        path.write_text(json.dumps(trained._asdict()), encoding="utf-8")
+        with artifacts.replacing(path) as temporary:
+            temporary.write_text(json.dumps(trained._asdict()), encoding="utf-8")
     return Trained(**json.loads(path.read_text(encoding="utf-8")))
 
 
@@ -167,17 +184,19 @@ def stored(form: Form, done: Mapping[str, Trained], name: str) -> Path:
     return small
 
 
-def sizes_of(form: Form, done: Mapping[str, Trained], name: str) -> tuple[int, int]:
-    """Return the bytes of a tenant's own tensors, and of those that all tenants share, as files."""
+def parts(form: Form, done: Mapping[str, Trained], name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the tensors that a tenant has of its own, and those that all tenants share."""
     tensors = read_tensors(stored(form, done, name))
     shared = {key: value for key, value in tensors.items() if form.shared and form.shared in key}
     own_ones = {key: value for key, value in tensors.items() if key not in shared}
     if form.way == ON_TOP:
         shared = {key: value for key, value in read_tensors(done[TOGETHER].of(name)).items() if ".lora_" in key}
-    if form.way == HEAD:
-        shared = {}  # zeros
-    own_bytes, shared_bytes = (len(save(pack(its, form.precision))) if its else 0 for its in (own_ones, shared))
-    return own_bytes, shared_bytes
+    return own_ones, {} if form.way == HEAD else shared  # its LoRA is zero
+
+
+def size(tensors: Mapping[str, Tensor], precision: str) -> int:
+    """Return the bytes of a file that holds these tensors; 0 if there are none."""
+    return len(save(pack(tensors, precision))) if tensors else 0
 
 
 def seconds_of(form: Form, done: Mapping[str, Trained]) -> float:
@@ -206,9 +225,9 @@ def keep(
     form: Form, factor: float, seed: int, name: str, done: Mapping[str, Trained], found: Values, right: Values
 ) -> None:
     """Add a tenant's scores to the records."""
-    own_bytes, _ = sizes_of(form, done, name)
-    tensors, trained = read_tensors(stored(form, done, name)), done[form.way]
-    heads = sum(value.numel() for key, value in tensors.items() if ".classifier." in key)
+    own_ones, shared = parts(form, done, name)
+    heads = sum(value.numel() for key, value in own_ones.items() if ".classifier." in key)
+    trained = sum(value.numel() for value in own_ones.values()) - heads
     setting: dict[str, Any] = {
         "texts": TEXTS,
         "max_length": MAX_LENGTH,
@@ -232,14 +251,14 @@ def keep(
             status="finished",
             reason="",
             metrics=("accuracy",),
-            validation=(trained.held_out[name],),
+            validation=(done[form.way].held_out[name],),
             test=({"accuracy": float((found == right).mean())},),
             loss=(),
             predicted=tuple(map(float, found)),
-            trained=sum(value.numel() for value in tensors.values()) - heads,
-            stored=sum(value.numel() for value in tensors.values()) - heads,
+            trained=trained,
+            stored=trained + sum(value.numel() for value in shared.values()),
             head=heads,
-            file_bytes=own_bytes,
+            file_bytes=size(own_ones, form.precision),
             seconds={"train": round(seconds_of(form, done), 2)},
             peak_bytes=None,
             made=machine.made(),
@@ -253,7 +272,7 @@ def paces(shop: Shop) -> Iterator[Pace]:
     for order, shops in (("side by side", [shop]), ("one by one", alone)):
         rows = ROWS // len(shops)
         found = [
-            kept(CACHE / order / str(at), partial(own, one, config=lora(1), factor=1.0, seed=0, size=rows))
+            kept(shop.folder / order / str(at), partial(own, one, config=lora(1), factor=1.0, seed=0, size=rows))
             for at, one in enumerate(shops)
         ]
         scores = [score for one in found for score in one.held_out.values()]

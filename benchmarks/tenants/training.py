@@ -29,6 +29,7 @@ class Shop(NamedTuple):
     base: Callable[[], PreTrainedModel]  # makes one with a fresh head
     tenants: Mapping[str, Tenant]
     collate: Any
+    folder: Path  # for what is trained
 
 
 class Trained(NamedTuple):

@@ -78,6 +78,7 @@ WAYS: dict[str, Way] = {
     POOLED: _pooled,
     OTHERS: _pooled_of_others,
 }
+NEEDS = {ON_TOP: TOGETHER, POOLED: OWN, OTHERS: OWN}  # what it begins with
 LIKE = {LONGER: OWN, OTHERS: POOLED}  # whose rate it takes, instead of tries
 FORMS = (
     Form("own head", HEAD, 2, shared=".lora_"),

@@ -2,7 +2,6 @@
 
 import json
 import random
-import sys
 
 import pytest
 from transformers import BertConfig, BertForSequenceClassification
@@ -30,10 +29,9 @@ def run(tmp_path, monkeypatch, capsys):
     settings = {"BASE": "./base", "TEXTS": 20, "MAX_LENGTH": 8, "SEEDS": (0, 1), "FACTORS": (1.0, 3.0)}
     for name, value in {**settings, "RESAMPLES": 50}.items():
         monkeypatch.setattr(command, name, value)
-    monkeypatch.setattr(sys, "argv", ["tenants", ".", "--threads", "1"])
 
     def go():
-        command.main()
+        command.main([".", "--threads", "1"])
         return json.loads(command.PATH.read_text()), capsys.readouterr().out
 
     return go
@@ -50,9 +48,18 @@ def test_every_form_has_a_row_and_records_and_nothing_is_trained_twice(run):
     assert {(one.task, one.method, one.seed) for one in records.values()} == {
         (name, form.name, seed) for name in TENANTS for form in ways.FORMS for seed in (0, 1)
     }
+    trained = {one.method: one.trained for one in records.values()}
+    assert trained["own cores, 192 numbers, in frames of all"] == 4 * 4**2  # of two layers' queries and values
+    assert (trained["own head"], trained["one LoRA r = 8 for all, own heads"]) == (0, 0)
     side, alone = figures["side by side"]["figures"]
     assert (side["order"], alone["order"]) == ("side by side", "one by one")
     assert "training" in printed
     again, printed = run()
     assert "training" not in printed
     assert again["tenants"]["figures"] == figures["tenants"]["figures"]
+
+
+def test_a_folder_without_tenants_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.main([str(tmp_path)])
+    assert capsys.readouterr().err == f"python -m benchmarks.tenants: {tmp_path}: no NAME.train.tsv\n"

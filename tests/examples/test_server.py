@@ -207,7 +207,7 @@ def test_adapters_are_replaced_and_removed_under_fire_and_no_row_gets_another_on
         async def change(name):
             for at in (1, 0, 1, 0, 1, 0):
                 assert (await client.put(f"/v1/adapters/{name}", files=sent[name, at])).status_code == 200
-                assert (await client.put("/v1/adapters/guest", files=sent[name, 0])).status_code in (200, 201)
+                assert (await client.put("/v1/adapters/guest", files=sent[name, 0])).status_code == 200
                 assert (await client.delete("/v1/adapters/guest")).status_code in (204, 404)
 
         async def fire(number):
@@ -225,7 +225,7 @@ def test_adapters_are_replaced_and_removed_under_fire_and_no_row_gets_another_on
             versions[check(name, response, expected, texts)] += 1
         else:  # an adapter of one of them, or gone
             assert response.status_code in (200, 404), response.text
-    assert len(versions) == 2
+    assert versions[0] > 10 < versions[1]
 
 
 def test_without_room_requests_are_refused_and_the_others_answered(server, expected):
