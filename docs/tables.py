@@ -24,47 +24,9 @@ SPEED = "benchmarks/results/speed.json"
 SERVED = (8, 64, 1024)  # adapters
 MEAN = "sentiment"  # the average of the preset offline
 TIMED_TASK, TIMED_CPU = "amazon-reviews", "AMD EPYC"  # where all methods of the first picture have been timed
-ARENA = ("movie-reviews", "tweets", "amazon-reviews", "editorials", "movie-ratings", MEAN)  # columns
-FORMS = ("movie-reviews", "tweets", "amazon-reviews", "movie-ratings", "movie-pairs")
+LONG_TASKS = ("movie-reviews", "tweets", "amazon-reviews", "movie-ratings", "movie-pairs")
 Result = Mapping[str, Any]  # a method on a task, as reports/compare has it
 
-BY_TRAINED = {
-    "head only": "head",
-    "96 directions": "LSR 96 directions",
-    "200 directions, frames pooled over five data sets, for many adapters": "LSR 200 directions, pooled",
-    "200 directions, frames pooled over data sets with other texts": "LSR 200 directions, left out",
-    "200 directions, warm start": "LSR 200 directions, warm",
-    "400 directions": "LSR 400 directions",
-    "LoRA r = 1 in its best layer": "LoRA r=1, one layer",
-    "LoRA-XS, r = 12": "LoRA-XS r=12",
-    "LoRA-SB, r = 12": "LoRA-SB r=12",
-    "frames shared by layers, r = 3, from the update": "LSR shared r=3",
-    "the same, from the gradient": "LSR shared r=3, gradient",
-    "LSR of the paper, rank 4, separation rank 4": "LSR r=4 s=4",
-    "the same, separation rank 16": "LSR r=4 s=16",
-    "LoRA r = 1": "LoRA r=1",
-    "LoRA r = 1, two epochs": "LoRA r=1, two epochs",
-    "LoRA r = 8": "LoRA r=8",
-    "LoRA r = 8, two epochs": "LoRA r=8, two epochs",
-    "LoRA r = 16 in all linear layers": "LoRA r=16, all linear",
-    "full fine-tuning": "full",
-}
-BY_BYTES = {
-    "16 directions, signs": "LSR 16 directions, signs",
-    "32 directions, signs": "LSR 32 directions, signs",
-    "LoRA r = 1 in its best layer": "LoRA r=1, one layer",
-    "the same, two epochs": "LoRA r=1, one layer, two epochs",
-    "64 directions, signs": "LSR 64 directions, signs",
-    "LoRA r = 1 in its best two layers": "LoRA r=1, two layers",
-    "those, two epochs": "LoRA r=1, two layers, two epochs",
-    "shared frames, r = 2, warm start": "LSR shared r=2, warm",
-    "96 directions, signs": "LSR 96 directions, signs",
-    "LoRA r = 1 in its best three layers": "LoRA r=1, three layers",
-    "these, two epochs": "LoRA r=1, three layers, two epochs",
-    "shared frames, r = 3, warm start": "LSR shared r=3, warm",
-    "LoRA r = 1 in all layers": "LoRA r=1",
-    "all layers, two epochs": "LoRA r=1, two epochs",
-}
 LONG = {
     "96 directions, signs": "LSR 96 directions, signs",
     "200 directions, warm start": "LSR 200 directions, warm",
@@ -183,11 +145,12 @@ def _seconds(preset: str) -> Mapping[str, str]:
     return {method: f"{longest[method] + fmean(one['train'] for one in every):.0f}" for method, every in taken.items()}
 
 
-def verdicts() -> Iterator[str]:
-    """Yield sizes, scores and verdicts of the preset `offline` on the mean of four tasks."""
+def verdicts(preset: str) -> Iterator[str]:
+    """Yield sizes, scores and verdicts of a preset on the mean of its tasks."""
+    mean = _mean(preset)
     rows = []
-    for (task, method), row in results("offline").items():
-        if task == MEAN and row["score"] is not None:
+    for (task, method), row in results(preset).items():
+        if task == mean and row["score"] is not None:
             size = f"{_kilobytes(row):,.1f} ({row['precision']})"
             rows.append((method, *_sizes(row), size, _scored(row, 1, 1), *_judged(row)))
     return table(("method", "trained", "stored", "kB", "score", "lead, 95 % interval", "verdict"), rows)
@@ -203,39 +166,43 @@ def _lead(row: Result) -> str:
     return f"{row['difference']:+.1f} ({row['difference_low']:+.1f} to {row['difference_high']:+.1f})"
 
 
-def hypotheses() -> Iterator[str]:
-    """Yield what the preset `offline` says that it expects, and whether it came so."""
+def hypotheses(preset: str) -> Iterator[str]:
+    """Yield what a preset says that it expects, and whether it came so."""
     rows = [
         (one["method"], one["expected"], one["against"], _lead(one), one["verdict"] or "not tested yet")
-        for one in _comparison("offline")["hypotheses"]
+        for one in _comparison(preset)["hypotheses"]
     ]
     return table(("method", "expected", "beside", "lead, 95 % interval", "verdict"), rows)
 
 
-def arena(columns: Sequence[str]) -> Iterator[str]:
-    """Yield the scores of all methods of the preset `offline`, in percent."""
-    by_task = results("offline")
+def scores(preset: str) -> Iterator[str]:
+    """Yield the scores of all methods of a preset by task, in percent."""
+    by_task, mean = results(preset), _mean(preset)
+    columns = list(dict.fromkeys(task for task, _ in by_task))
     rows = [
-        [method, _sizes(by_task[MEAN, method])[0], *(_scored(by_task[task, method], 1, 1) for task in columns)]
+        [method, _sizes(by_task[mean, method])[0], *(_scored(by_task[task, method], 1, 1) for task in columns)]
         for method in dict.fromkeys(method for _, method in by_task)
     ]
-    return table(("method", "trained", *("mean of four" if task == MEAN else task for task in columns)), rows)
+    return table(("method", "trained", *("mean" if task == mean else task for task in columns)), rows)
 
 
-def forms(preset: str, methods: Mapping[str, str], beside: Sequence[str]) -> Iterator[str]:
-    """Yield the scores of methods by what a page calls them, as fractions.
+def long() -> Iterator[str]:
+    """Yield the scores of the preset `long` by what a page calls its methods, as fractions.
 
     Sizes are of the first data set; ▲ and ▼ say that the interval of the difference to the baseline excludes 0.
     """
-    by_task = results(preset)
+    by_task = results("long")
     rows = []
-    for shown, method in methods.items():
-        first = by_task[FORMS[0], method]
-        trained, stored = _sizes(first)
-        sizes = {"trained": trained, "stored": stored, "kB": f"{_kilobytes(first) - 0.004 * first['head']:,.1f}"}
-        scores = [_scored(by_task[task, method], 100, 3) + _mark(by_task[task, method]) for task in FORMS]
-        rows.append([shown, *(sizes[name] for name in beside), *scores])
-    return table(("method", *beside, *FORMS), rows)
+    for shown, method in LONG.items():
+        first = by_task[LONG_TASKS[0], method]
+        sizes = [_sizes(first)[0], f"{_kilobytes(first) - 0.004 * first['head']:,.1f}"]
+        found = [by_task[task, method] for task in LONG_TASKS]
+        rows.append([shown, *sizes, *(_scored(row, 100, 3) + _mark(row) for row in found)])
+    return table(("method", "trained", "kB", *LONG_TASKS), rows)
+
+
+def _mean(preset: str) -> str:
+    return list(results(preset))[-1][0]  # the main average is the last
 
 
 def results(preset: str) -> dict[tuple[str, str], Result]:
@@ -288,12 +255,10 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "leaders": leaders,
     "tenants": tenants,
     "side by side": side_by_side,
-    "verdicts": verdicts,
-    "hypotheses": hypotheses,
-    "arena": partial(arena, ARENA),
-    "short, by trained": partial(forms, "short", BY_TRAINED, ("trained", "stored")),
-    "short, by bytes": partial(forms, "short", BY_BYTES, ("trained", "kB")),
-    "long": partial(forms, "long", LONG, ("trained", "kB")),
+    "verdicts": partial(verdicts, "offline"),
+    "hypotheses": partial(hypotheses, "offline"),
+    "scores": partial(scores, "offline"),
+    "long": long,
 }
 
 

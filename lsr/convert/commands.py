@@ -10,7 +10,8 @@ from pathlib import Path
 from peft import PeftModel
 from torch import Tensor
 
-from lsr.convert.export import DTYPES, Rounding, export_lora, export_merged
+from lsr.convert.errors import Errors
+from lsr.convert.export import DTYPES, export_lora, export_merged
 from lsr.convert.from_lora import from_lora
 from lsr.convert.parity import largest_difference, outputs, probe_ids
 from lsr.convert.writing import check_output
@@ -63,7 +64,7 @@ def run_import(options: argparse.Namespace) -> None:
     print(f"{options.output}: LSR with rank_shape {list(config.rank_shape)}, {_size(options.output)}")
 
 
-def _export(options: argparse.Namespace, adapter: PeftModel | Path) -> Rounding:
+def _export(options: argparse.Namespace, adapter: PeftModel | Path) -> Errors:
     dtype = DTYPES[options.dtype]
     if options.to == "lora" or isinstance(adapter, Path):
         return export_lora(adapter, options.output, dtype=dtype, force=options.force)
@@ -89,9 +90,9 @@ def _name_labels(model: PeftModel, folder: Path) -> None:
     model.config.label2id = {name: index for index, name in enumerate(names)}
 
 
-def _show_export(options: argparse.Namespace, rounding: Rounding) -> None:
-    print(f"{options.output}: {options.to}, {len(rounding.layers)} layers, {options.dtype}, {_size(options.output)}")
-    print(f"rounding error of the update in {options.dtype}: {rounding}")
+def _show_export(options: argparse.Namespace, lost: Errors) -> None:
+    print(f"{options.output}: {options.to}, {len(lost.layers)} layers, {options.dtype}, {_size(options.output)}")
+    print(f"rounding error of the update in {options.dtype}: {lost}")
 
 
 def differences(options: argparse.Namespace, ids: Tensor, expected: Tensor) -> list[tuple[str, float]]:

@@ -17,7 +17,8 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from lsr.algebra.rounding import dtype_name
-from lsr.algebra.spectrum import distance_of_pairs, norm_of_pair
+from lsr.convert import errors
+from lsr.convert.errors import Errors
 from lsr.convert.writing import check_output, copy_task, write_adapter, writing
 from lsr.loading.adapters import ADAPTER, load_layers
 from lsr.loading.files import FACTOR, PREFIX, InputError, read_labels, read_tensors
@@ -46,23 +47,6 @@ class _Source:
     is_transposed: bool
 
 
-@dataclass(frozen=True)
-class Rounding:
-    """The relative errors of an update written in fewer bits, ||written - update||_F / ||update||_F."""
-
-    layers: dict[str, float]
-    total: float  # of all layers as one long vector
-
-    @property
-    def worst(self) -> str:
-        """The layer with the largest error."""
-        return max(self.layers, key=lambda name: self.layers[name])
-
-    def __str__(self) -> str:
-        """Return the error in total and the largest."""
-        return f"{self.total:.2g} in total, {self.layers[self.worst]:.2g} at most, in {self.worst}"
-
-
 def export_lora(
     adapter: PeftModel | str | Path,
     folder: str | Path,
@@ -70,7 +54,7 @@ def export_lora(
     dtype: torch.dtype = torch.float32,
     adapter_name: str = "default",
     force: bool = False,
-) -> Rounding:
+) -> Errors:
     """Write an LSR adapter as a LoRA folder, which PEFT loads without this package: the same update, head and biases.
 
     `adapter` is a model with the adapter, or the adapter's folder, which needs no base model, only its frames if they
@@ -85,8 +69,10 @@ def export_lora(
     folder = Path(folder)
     check_output(folder, () if isinstance(adapter, PeftModel) else (Path(adapter),), replace=force)
     source = _of_model(adapter, adapter_name) if isinstance(adapter, PeftModel) else _of_folder(Path(adapter))
-    rounding = _rounding_of_pairs(source.pairs, dtype)
-    _check_rounding(rounding, dtype, force)
+    exact = {name: (pair.b, pair.a) for name, pair in source.pairs.items()}
+    written = {name: (rounded(name, b, dtype), rounded(name, a, dtype)) for name, (b, a) in exact.items()}
+    lost = errors.of_updates(written, exact)
+    _check(lost, dtype, force)
     tensors = dict(source.others)
     for name, pair in source.pairs.items():
         tensors |= {f"{PREFIX}{name}.lora_A.weight": pair.a, f"{PREFIX}{name}.lora_B.weight": pair.b}
@@ -94,7 +80,7 @@ def export_lora(
         write_adapter(new, _lora_fields(source), {n: rounded(n, tensor, dtype) for n, tensor in tensors.items()})
         _card(source.config).write(new)
         _keep_task(source.config, new)
-    return rounding
+    return lost
 
 
 def export_merged(
@@ -105,7 +91,7 @@ def export_merged(
     adapter_name: str = "default",
     tokenizer: Any = None,
     force: bool = False,
-) -> Rounding:
+) -> Errors:
     """Write the base model with the update merged into its weights, and the tokenizer if given; modifies `model`.
 
     Raises:
@@ -113,8 +99,8 @@ def export_merged(
     """
     folder = Path(folder)
     check_output(folder, (), replace=force)
-    rounding = _rounding_of_merge(_layers_of(model, adapter_name), adapter_name, dtype)
-    _check_rounding(rounding, dtype, force)
+    lost = _lost_by_merging(_layers_of(model, adapter_name), adapter_name, dtype)
+    _check(lost, dtype, force)
     config = cast("LsrConfig", model.peft_config[adapter_name])
     model.set_adapter(adapter_name)
     plain = cast("Any", model.merge_and_unload())
@@ -126,7 +112,7 @@ def export_merged(
         if tokenizer is not None:
             tokenizer.save_pretrained(str(new))
         _keep_task(config, new)
-    return rounding
+    return lost
 
 
 def _layers_of(model: PeftModel, adapter_name: str) -> dict[str, LsrLinear]:
@@ -240,24 +226,15 @@ def _saved_whole(source: _Source) -> list[str] | None:
     return sorted(set(entries)) or None
 
 
-def _rounding_of_pairs(pairs: Mapping[str, Part], dtype: torch.dtype) -> Rounding:
-    exact = {name: (pair.b, pair.a) for name, pair in pairs.items()}
-    errors = {
-        name: distance_of_pairs((rounded(name, b, dtype), rounded(name, a, dtype)), (b, a))
-        for name, (b, a) in exact.items()
-    }
-    return relative_errors(errors, {name: norm_of_pair(b, a) for name, (b, a) in exact.items()})
-
-
-def _rounding_of_merge(layers: Mapping[str, LsrLinear], adapter_name: str, dtype: torch.dtype) -> Rounding:
+def _lost_by_merging(layers: Mapping[str, LsrLinear], adapter_name: str, dtype: torch.dtype) -> Errors:
     """Measure ||round(W + ΔW) - W - ΔW||: an entry of ΔW below half a rounding step of W's entry vanishes."""
-    errors, lengths = {}, {}
+    absolute, lengths = {}, {}
     for name, layer in layers.items():
         weight, update = layer.pretrained_weight().float(), layer.get_delta_weight(adapter_name).detach()
         written = rounded(name, weight + update, dtype).double()
-        errors[name] = float((written - weight.double() - update.double()).norm())
+        absolute[name] = float((written - weight.double() - update.double()).norm())
         lengths[name] = float(update.double().norm())
-    return relative_errors(errors, lengths)
+    return errors.relative(absolute, lengths)
 
 
 def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -272,17 +249,10 @@ def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return written
 
 
-def relative_errors(errors: Mapping[str, float], lengths: Mapping[str, float]) -> Rounding:
-    """Divide errors by the norms of what was written; a zero that stays zero has error 0."""
-    layers = {name: errors[name] / lengths[name] if lengths[name] else 0.0 for name in errors}
-    total, length = (float(torch.tensor(list(v.values()), dtype=torch.float64).norm()) for v in (errors, lengths))
-    return Rounding(layers, total / length if length else 0.0)
-
-
-def _check_rounding(rounding: Rounding, dtype: torch.dtype, force: bool) -> None:
-    if rounding.total > TOLERATED_LOSS and not force:
+def _check(lost: Errors, dtype: torch.dtype, force: bool) -> None:
+    if lost.total > TOLERATED_LOSS and not force:
         raise InputError(
-            f"{dtype_name(dtype)} would lose {rounding.total:.1%} of the update, "
-            f"{rounding.layers[rounding.worst]:.1%} of that in {rounding.worst}; "
+            f"{dtype_name(dtype)} would lose {lost.total:.1%} of the update, "
+            f"{lost.layers[lost.worst]:.1%} of that in {lost.worst}; "
             f"at most {TOLERATED_LOSS:.0%} is allowed; use float32, or --force"
         )

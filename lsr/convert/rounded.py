@@ -5,11 +5,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import Tensor
-
 from lsr.algebra.rounding import pack, unpack
-from lsr.algebra.spectrum import distance_of_pairs, norm_of_pair
-from lsr.convert.export import Rounding, relative_errors
+from lsr.convert import errors
+from lsr.convert.errors import Errors, Pair
 from lsr.convert.writing import check_output, copy_task, write_adapter, writing
 from lsr.loading.adapters import METHOD
 from lsr.loading.contents import updates_in
@@ -20,8 +18,8 @@ from lsr.tuner.saved import ROUNDED, weights_of
 class RoundingErrors(NamedTuple):
     """What rounding has changed."""
 
-    tensors: Rounding  # by tensor
-    update: Rounding | None  # by layer; None for methods other than LSR and plain LoRA
+    tensors: Errors  # by tensor
+    update: Errors | None  # by layer; None for methods other than LSR and plain LoRA
 
 
 def round_adapter(folder: str | Path, output: str | Path, precision: str, *, force: bool = False) -> RoundingErrors:
@@ -48,15 +46,13 @@ def round_adapter(folder: str | Path, output: str | Path, precision: str, *, for
             write_adapter(new, fields, stored, ROUNDED)
         copy_task(folder, new)
         before, after = _updates(folder), _updates(new)
-    lengths = {name: norm_of_pair(*pair) for name, pair in before.items()}
-    update = relative_errors({name: distance_of_pairs(after[name], pair) for name, pair in before.items()}, lengths)
     exact = {name: tensor.double() for name, tensor in tensors.items() if tensor.is_floating_point()}
-    errors = {name: float((written[name] - tensor).norm()) for name, tensor in exact.items()}
-    tensors_error = relative_errors(errors, {name: float(tensor.norm()) for name, tensor in exact.items()})
-    return RoundingErrors(tensors_error, update if before else None)
+    absolute = {name: float((written[name] - tensor).norm()) for name, tensor in exact.items()}
+    of_tensors = errors.relative(absolute, {name: float(tensor.norm()) for name, tensor in exact.items()})
+    return RoundingErrors(of_tensors, errors.of_updates(after, before) if before else None)
 
 
-def _updates(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:  # (m, r), (r, n)
+def _updates(folder: Path) -> dict[str, Pair]:
     """Return two matrices whose product is the update of each layer; nothing if the method does more than add it."""
     fields = read_config(folder)
     if fields["peft_type"] == METHOD:
@@ -68,9 +64,9 @@ def _updates(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:  # (m, r), (r, n
 
 def run_round(options: argparse.Namespace) -> None:
     """Round an adapter for `python -m lsr round`, and print what has changed."""
-    errors = round_adapter(options.adapter, options.output, options.to, force=options.force)
+    lost = round_adapter(options.adapter, options.output, options.to, force=options.force)
     before, after = (weights_of(folder).stat().st_size for folder in (options.adapter, options.output))
     print(f"{options.output}: {options.to}, tensors in {after:,} bytes, before in {before:,}")
-    print(f"rounding error of the tensors: {errors.tensors}")
-    if errors.update is not None:
-        print(f"rounding error of the update: {errors.update}")
+    print(f"rounding error of the tensors: {lost.tensors}")
+    if lost.update is not None:
+        print(f"rounding error of the update: {lost.update}")

@@ -9,13 +9,13 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from lsr.algebra.shapes import Form
-from lsr.algebra.spectrum import distance_of_pairs, norm_of_pair
+from lsr.algebra.spectrum import norm_of_pair
+from lsr.convert import errors
 from lsr.convert.commands import table
 from lsr.convert.composed import write_contents
-from lsr.convert.export import Rounding, relative_errors
+from lsr.convert.errors import Errors, Pair
 from lsr.convert.rounded import round_adapter
 from lsr.convert.writing import check_output
 from lsr.init import gradient, warm
@@ -29,13 +29,12 @@ from lsr.tuner.sharing import Kind, kind_of
 
 FORM = re.compile(r"(rank|shared|directions):([1-9]\d{0,5})")
 BITS = {8: "8bit", 4: "4bit", 3: "3bit", 2: "2bit", 1: "sign"}
-Pair = tuple[Tensor, Tensor]  # (m, k), (k, n): an update is their product
 
 
 class Squeezed(NamedTuple):
     """What is left: the relative errors of the update by layer and in all, and the bytes of the tensors."""
 
-    errors: Rounding
+    errors: Errors
     bytes_before: int
     bytes_after: int
 
@@ -81,9 +80,7 @@ def squeeze_adapter(
             write_contents(squeezed, Path(temporary, "exact"))
             round_adapter(Path(temporary, "exact"), output, BITS[bits], force=force)
     after = {name: update.pair() for name, update in read_contents(output).updates.items()}
-    lengths = {name: norm_of_pair(*pair) for name, pair in before.items()}
-    errors = {n: distance_of_pairs(after[n], pair) if n in after else lengths[n] for n, pair in before.items()}
-    return Squeezed(relative_errors(errors, lengths), *(weights_of(one).stat().st_size for one in (folder, output)))
+    return Squeezed(errors.of_updates(after, before), *(weights_of(one).stat().st_size for one in (folder, output)))
 
 
 def _ranked(updates: Mapping[str, Pair], rank: int) -> dict[str, Update]:

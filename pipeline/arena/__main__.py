@@ -7,8 +7,6 @@ too, if their files are copied there.
 
 import argparse
 import os
-import re
-import shlex
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -37,9 +35,6 @@ def main(words: Sequence[str] | None = None) -> None:
     with exit_on_error("stopped; finished trainings are kept", PROGRAM):
         runs = runs_of(options.preset, options.only)
         folder = record.FOLDER / options.preset
-        if options.commands:
-            print("\n".join(commands(runs, options.preset)))
-            return
         records = record.read(folder)
         compete(runs, records, folder / f"{options.write}{record.ENDING}", options.jobs)
         console.line(f"compare: python -m pipeline.compare {options.preset}")
@@ -104,18 +99,6 @@ def _next(runs: Sequence[Run], records: tuning.Records, busy: set[str], count: i
                 yield cell
 
 
-def commands(runs: Sequence[Run], name: str) -> Iterator[str]:
-    """Yield the command of each run, for any scheduler that runs lines; each writes its own file."""
-    for run in runs:
-        words = ["python", "-m", "pipeline.arena", name, "--jobs", "1", "--only", run.title, "--write", slug(run.title)]
-        yield shlex.join(words)
-
-
-def slug(text: str) -> str:
-    """Return a text as the name of a file: letters, digits and -."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")
-
-
 def parser() -> Parser:
     """Return the parser of the command line."""
     top = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -133,7 +116,6 @@ def parser() -> Parser:
     top.add_argument(
         "--write", default="records", metavar="NAME", help="name of the file for new records (%(default)s)"
     )
-    top.add_argument("--commands", action="store_true", help="print one command per run, for a cluster; run nothing")
     return top
 
 

@@ -83,7 +83,6 @@ def measure(cell: Cell) -> Record:
     fields = {
         **{name: getattr(cell, name) for name in ("key", "preset", "task", "method", "rate", "head_rate", "seed")},
         "overrides": cell.overrides,
-        "choice": cell.choice,
         "reads": cell.reads[cell.task].model_dump(mode="json"),
         "adapter": view.adapter,
         "status": status,

@@ -25,9 +25,8 @@ class ArenaView(params.FactorizeInitView, params.TrainView):
 
 
 class Setting(NamedTuple):
-    """What tuning decides: the number of a choice, and factors of the learning rates in params.yaml."""
+    """What tuning decides: factors of the learning rates in params.yaml."""
 
-    choice: int = 0
     factor: float = 1.0
     head_factor: float = 1.0
 
@@ -42,7 +41,6 @@ class Cell:
     seed: int
     view: ArenaView
     overrides: dict[str, Any]  # of params.yaml, by dotted key: what makes the view
-    choice: dict[str, Any]  # those of them that are one of the method's choices
     reads: dict[str, Reads]  # by row of data: the task's, and those that the frames are from
     rate: float | None
     head_rate: float
@@ -61,7 +59,6 @@ class Run:
     preset: Preset
     task: str
     method: str
-    _views: dict[int, tuple[dict[str, Any], ArenaView]] = field(default_factory=dict, repr=False, compare=False)
     _cells: dict[tuple[Setting, int], Cell] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -84,17 +81,6 @@ class Run:
         """Whether the tuned trainings are scored at all precisions: if the method asks for it, on averaged tasks."""
         return self.chosen.rounded and any(self.task in tasks for tasks in self.preset.means.values())
 
-    @property
-    def choices(self) -> Sequence[dict[str, Any]]:
-        """The choices of the method, of which tuning takes one; an empty one if it has none."""
-        return self.chosen.choices or ({},)
-
-    @cached_property
-    def tuned_by(self) -> "Run":
-        """The run whose tries decide: this one, or that of the method that it is like."""
-        like = self.chosen.like
-        return self if like is None else Run(self.name, self.preset, self.task, like)
-
     def cell(self, setting: Setting, seed: int) -> Cell:
         """Return the training with a setting and a seed.
 
@@ -111,7 +97,7 @@ class Run:
 
     def rate_keys(self) -> list[str]:
         """Return the names of the method's learning rates in its section, the main one first; none if none is used."""
-        return list(self._view(0)[1].section.rates) if self.chosen.trained else []
+        return list(self._view[1].section.rates) if self.chosen.trained else []
 
     @property
     def has_rate(self) -> bool:
@@ -119,7 +105,7 @@ class Run:
         return bool(self.rate_keys()) or self.chosen.mean_of is not None
 
     def _cell(self, setting: Setting, seed: int) -> Cell:
-        overrides, view = self._view(setting.choice)
+        overrides, view = self._view
         own = self.rate_keys()
         rates = {name: _times(getattr(view.section, name), setting.factor) for name in own}
         # If only the head is trained, its rate is tuned in place of the adapter's.
@@ -142,7 +128,6 @@ class Run:
             seed=seed,
             view=view,
             overrides=dict(sorted((overrides | tuned).items())),
-            choice=self.choices[setting.choice],
             reads=reads,
             rate=rates[own[0]] if own else setting.factor if of else None,
             head_rate=head_rate,
@@ -152,49 +137,42 @@ class Run:
             mean_of=of,
         )
 
-    def _view(self, choice: int) -> tuple[dict[str, Any], ArenaView]:
-        """Return the overrides of params.yaml before tuning, and the view that they make."""
-        if choice not in self._views:
-            overrides = self._overrides(self.choices[choice])
-            view = changed(overrides, ArenaView, PATH, (self.name, "methods", self.method))
-            pooled = {name: self.preset.row_of(name, row) for name, row in view.pooled.items()}
-            rows = {"dataset": self.preset.row_of(self.task, view.dataset), "pooled": pooled}
-            self._views[choice] = overrides, view.model_copy(update=rows)
-        return self._views[choice]
+    @cached_property
+    def _view(self) -> tuple[dict[str, Any], ArenaView]:
+        """The overrides of params.yaml before tuning, and the view that they make."""
+        overrides = self._overrides()
+        view = changed(overrides, ArenaView, PATH, (self.name, "methods", self.method))
+        pooled = {name: self.preset.row_of(name, row) for name, row in view.pooled.items()}
+        rows = {"dataset": self.preset.row_of(self.task, view.dataset), "pooled": pooled}
+        return overrides, view.model_copy(update=rows)
 
-    def _overrides(self, choice: Mapping[str, Any]) -> dict[str, Any]:
+    def _overrides(self) -> dict[str, Any]:
         method = self.chosen
-        chosen = {**self.preset.params, **self.preset.tasks[self.task].params, **method.params, **choice}
+        chosen = {**self.preset.params, **self.preset.tasks[self.task].params, **method.params}
         # A preset may set keys that only some methods have.
         others = params.load_params().sections.keys() - {method.adapter}
         return {
             **{key: value for key, value in chosen.items() if key.partition(".")[0] not in others},
-            **({"lsr.frames_from": self._frames_from()} if method.frames_from != "own" else {}),
+            **({"lsr.frames_from": self._others()} if method.frames_from == "others" else {}),
             "adapter": method.adapter,
             "data": self.task,
             "model": self.preset.model,
             "seed": self.preset.seeds[0],
         }
 
-    def _frames_from(self) -> list[str]:
-        """Return the tasks that the frames are from: all, those of other sources, or a named one."""
-        chosen = self.chosen.frames_from
-        if chosen not in ("all", "others"):
-            return [chosen]
+    def _others(self) -> list[str]:
+        """Return the tasks that do not have the texts of this one."""
         sources = {task: params.load_row("data", task).source for task in self.preset.tasks}
-        return [task for task, source in sources.items() if chosen == "all" or source != sources[self.task]]
+        return [task for task, source in sources.items() if source != sources[self.task]]
 
 
 def runs(name: str, preset: Preset, only: Sequence[str] = ()) -> list[Run]:
-    """Return the runs of a preset whose titles contain all of `only`, by task; or the one whose title it is exactly.
-
-    Frames from another task are not tried on that task itself.
-    """
+    """Return the runs of a preset whose titles contain all of `only`, by task; or the one whose title it is exactly."""
     listed = [
         Run(name, preset, task, method)
         for task in preset.tasks
         for method, chosen in preset.methods.items()
-        if chosen.frames_from != task and task in (chosen.tasks or preset.tasks)
+        if task in (chosen.tasks or preset.tasks)
     ]
     named = [run for run in listed if [run.title] == list(only)]
     return named or [run for run in listed if all(word in run.title for word in only)]

@@ -76,13 +76,9 @@ class Method(Section):
 
     adapter: StrictStr
     params: Overrides = Field(default_factory=dict)
-    choices: tuple[Overrides, ...] = Field((), description="tuned like rates: each is tried at all of them")
-    frames_from: Word = Field(
-        "own",
-        description="the tasks whose gradients or updates make the frames of LSR: own, all, others (those without "
-        "texts of this one), or one other task",
+    frames_from: Literal["own", "others"] = Field(
+        "own", description="the tasks whose gradients or updates make the frames of LSR; others: those of other texts"
     )
-    like: str | None = Field(None, description="the method whose tuned rates and choice it takes, instead of tries")
     tasks: tuple[Word, ...] = Field((), description="on which it is run; none named: on all")
     seeds: Count | None = Field(None, description="how many of the preset's; by default all")
     trained: bool = Field(True, description="or scored as it is initialized, to know what the training adds")
@@ -133,9 +129,7 @@ class Preset(Section):
         named: list[tuple[str, str, Iterable[str]]] = [("baseline", self.baseline, self.methods)]
         for name, method in self.methods.items():
             place = f"methods: {name}"
-            named += [(f"{place}: like", method.like, self.methods)] if method.like is not None else []
             named += [(f"{place}: mean_of", method.mean_of, self.methods)] if method.mean_of is not None else []
-            named += [(f"{place}: frames_from", method.frames_from, ("own", "all", "others", *self.tasks))]
             named += [(f"{place}: tasks", task, self.tasks) for task in method.tasks]
         for name, tasks in self.averages.items():
             named += [(f"averages: {name}", task, self.tasks) for task in tasks]

@@ -48,7 +48,6 @@ class Record(BaseModel):
     adapter: str  # a section of params.yaml
     overrides: dict[str, JsonValue]  # of params.yaml, by dotted key
     reads: dict[str, JsonValue]  # how much of each split it reads, from the preset
-    choice: dict[str, JsonValue] = {}  # those of the overrides that tuning chose, if the method has choices
     rate: float | None  # learning rate of the adapter; None if only the head is trained
     head_rate: float
     seed: int
@@ -72,15 +71,14 @@ class Record(BaseModel):
     made: dict[str, str]  # commit, date, cpu, and versions of torch, transformers and peft
 
     @property
-    def tuned(self) -> tuple[float | None, float, str]:
-        """What tuning decides, the same for all seeds of a method on a task: both rates and the choice."""
-        return self.rate, self.head_rate, json.dumps(self.choice, sort_keys=True)
+    def tuned(self) -> tuple[float | None, float]:
+        """What tuning decides, the same for all seeds of a method on a task."""
+        return self.rate, self.head_rate
 
     @property
     def form(self) -> str:
         """All other settings; where they differ between records of a method on a task, the preset has changed."""
-        varied = (*self.choice, "seed")
-        kept = {key: value for key, value in self.overrides.items() if key not in varied and not key.endswith(RATE)}
+        kept = {key: value for key, value in self.overrides.items() if key != "seed" and not key.endswith(RATE)}
         return json.dumps([kept, self.reads], sort_keys=True)
 
     @property

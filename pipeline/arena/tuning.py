@@ -1,9 +1,8 @@
 """Which trainings of a run come next: those that tune it, and then its seeds at the best setting.
 
 Every method has the same number of tries on every task: the rates of the preset, some beyond them as long as the best
-one is at an end, and then rates of the head. A method with choices, such as the layers to adapt, tries each of them at
-all rates. Only the validation score decides: that of the first seed, and of the best, that of as many seeds as the
-preset says.
+one is at an end, and then rates of the head. Only
+the validation score decides: that of the first seed, and of the best, that of as many seeds as the preset says.
 """
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -39,7 +38,7 @@ def most(run: Run) -> int:
     if not run.chosen.trained:
         return seeds
     heads = len(set(tuning.head_rates) - {1.0}) if has_rate else 0
-    return len(run.choices) * len(tuning.rates) + tuning.wider + heads + seeds - 1
+    return len(tuning.rates) + tuning.wider + heads + seeds - 1
 
 
 def steps(run: Run, records: Records) -> Iterator[list[Cell]]:
@@ -47,7 +46,7 @@ def steps(run: Run, records: Records) -> Iterator[list[Cell]]:
 
     The last step of a run that finished is its seeds at the tuned setting.
     """
-    tuned = (yield from _tries(run.tuned_by, records)) if run.chosen.trained else Setting()
+    tuned = (yield from _tries(run, records)) if run.chosen.trained else Setting()
     if tuned is not None:
         yield [replace(run.cell(tuned, seed), is_rounded=run.is_rounded) for seed in run.seeds]
 
@@ -55,7 +54,7 @@ def steps(run: Run, records: Records) -> Iterator[list[Cell]]:
 def _tries(run: Run, records: Records) -> Generator[list[Cell], None, Setting | None]:
     """Yield the trainings that tune a run; return the best setting, or None if it is not known yet."""
     tuning, first = run.preset.tuning, run.seeds[0]
-    tried = [Setting(choice, factor) for choice in range(len(run.choices)) for factor in sorted(tuning.rates)]
+    tried = [Setting(factor) for factor in sorted(tuning.rates)]
     yield [run.cell(setting, first) for setting in tried]
     for _ in range(tuning.wider):
         if (further := _beyond(run, tried, records)) is None:
@@ -103,9 +102,8 @@ def _beyond(run: Run, tried: Sequence[Setting], records: Records) -> Setting | N
     if any(run.cell(setting, run.seeds[0]).key not in records for setting in tried):
         return None
     best = _best(run, tried, records)
-    choice = 0 if best is None else best.choice
-    factors = sorted(setting.factor for setting in tried if setting.choice == choice)
+    factors = sorted(setting.factor for setting in tried)
     if best is None or best.factor == factors[0]:
         step = factors[1] / factors[0] if len(factors) > 1 else 2.0
-        return Setting(choice, factors[0] / step)
-    return Setting(choice, factors[-1] * factors[-1] / factors[-2]) if best.factor == factors[-1] else None
+        return Setting(factors[0] / step)
+    return Setting(factors[-1] * factors[-1] / factors[-2]) if best.factor == factors[-1] else None

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from pipeline.arena.record import Record
 
 FINISHED, PARTLY, MISSING = "finished", "partly finished", "not run"
-Rates = tuple[float | None, float]
 
 
 class Cell(NamedTuple):
@@ -53,9 +52,8 @@ class Cell(NamedTuple):
         """Whether the chosen learning rate is the lowest or highest tried, so that one beyond may be better."""
         if self.chosen is None:
             return False
-        alike = [one for one in self.tries if one.choice == self.chosen.choice]
-        tried = [set(column) - {None} for column in zip(*map(_rates, alike), strict=True)]
-        chosen = zip(_rates(self.chosen), tried, strict=True)
+        tried = [set(column) - {None} for column in zip(*(one.tuned for one in self.tries), strict=True)]
+        chosen = zip(self.chosen.tuned, tried, strict=True)
         return any(len(rates) > 1 and rate in (min(rates), max(rates)) for rate, rates in chosen)
 
 
@@ -111,7 +109,3 @@ def _newest_form(group: Sequence[Record]) -> Iterator[Record]:
 
 def _date(record: Record) -> str:
     return record.made.get("date", "")
-
-
-def _rates(record: Record) -> Rates:
-    return record.rate, record.head_rate

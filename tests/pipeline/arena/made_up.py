@@ -11,7 +11,6 @@ def recorded(cell, score):
         **{name: getattr(cell, name) for name in ("key", "preset", "task", "method", "rate", "head_rate", "seed")},
         adapter=cell.view.adapter,
         overrides=cell.overrides,
-        choice=cell.choice,
         reads=cell.reads[cell.task].model_dump(),
         status="finished" if finished else "diverged",
         reason="" if finished else "the loss is nan",

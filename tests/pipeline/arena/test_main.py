@@ -1,7 +1,6 @@
 """The command: it runs what is missing, goes on after a stop, and prints what others can run."""
 
 import json
-import shlex
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -51,17 +50,6 @@ def test_labels_of_files_stay_in_the_cache(arena, in_threads):
     run("--only", "ratings: head", "--jobs", "1")
     assert not record.labels_path("small", "ratings").exists()
     assert record.labels_path("small", "ratings", private=True).exists()
-
-
-def test_commands_for_a_cluster_name_one_run_each(arena, capsys):
-    run("--commands", "--only", "glue")
-    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line[line.index("--only") + 1] for line in lines] == [
-        "glue: LSR shared r=2",
-        "glue: LoRA r=1",
-        "glue: head",
-    ]
-    assert len({line[line.index("--write") + 1] for line in lines}) == 3
 
 
 def test_an_unknown_run_is_told_from_the_nearest(arena, capsys):

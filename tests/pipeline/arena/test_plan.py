@@ -127,47 +127,14 @@ def test_tuned_trainings_without_scores_in_all_precisions_are_run_again(arena):
     assert [run(f"{task}: LoRA r=1").is_rounded for task in ("glue", "ratings")] == [True, False]
 
 
-def test_choices_are_tried_at_all_rates_and_the_best_one_wider(arena):
-    choices = [{"lora.layers": [0]}, {"lora.layers": [1]}]
-    few = {"adapter": "lora", "params": {"lora.r": 1, "lora.lora_alpha": 2}, "choices": choices}
-    small.write(tuning={"wider": 1}, methods={"few": few})
-    sizes, records = simulate(run("glue: few"), lambda cell: cell.rate * (1 + (cell.choice == choices[1])))
-    assert sizes == [4, 1, 1]
-    assert sum(sizes) == tuning.most(run("glue: few"))
-    assert [record.choice for record in records.values()] == [choices[0]] * 2 + [choices[1]] * 4
-    for cell in last_step(run("glue: few"), records):
-        assert (cell.choice, cell.overrides["lora.layers"]) == (choices[1], [1])
-        assert cell.view.section.layers == (1,)
-
-
-def test_a_method_like_another_takes_its_setting_and_repeats_its_seeds_alone(arena):
-    small.write(methods={"more": {"adapter": "lora", "params": {"lora.r": 2}, "like": "LoRA r=1"}})
-    sizes, records = simulate(run("glue: more"), lambda cell: -cell.rate)
-    assert sizes == [2, 2]
-    assert [one.method for one in records.values()] == ["LoRA r=1"] * 2 + ["more"] * 2
-    assert {cell.rate for cell in last_step(run("glue: more"), records)} == {base_rate() / 2}
-
-
-@pytest.mark.parametrize(
-    ("frames_from", "pooled"),
-    [("all", {"glue", "ratings", "comparisons"}), ("others", {"glue"}), ("glue", {"glue"}), ("own", set())],
-)
-def test_frames_are_from_all_tasks_from_those_of_other_texts_or_from_one(frames_from, pooled, arena):
-    pool = {"adapter": "lsr", "params": small.LSR, "frames_from": frames_from}
+def test_frames_of_others_are_from_tasks_of_other_texts_and_what_is_read_of_them_counts(arena):
+    pool = {"adapter": "lsr", "params": small.LSR, "frames_from": "others"}
     small.write(tasks={"comparisons": {}}, methods={"pool": pool})  # the texts of ratings, in pairs
     cell = run("ratings: pool").first()
-    assert cell.view.pooled.keys() == pooled
-    assert cell.reads.keys() == {"ratings", *pooled}
-
-
-def test_frames_of_another_task_are_not_tried_on_it_and_what_is_read_of_it_counts(arena):
-    method = {"adapter": "lsr", "params": small.LSR, "frames_from": "ratings"}
-    small.write(methods={"foreign": method})
-    titles = [chosen.title for chosen in plan.runs("small", preset.load("small"), ["foreign"])]
-    assert titles == ["glue: foreign"]
-    before = key("glue: foreign")
-    small.write(methods={"foreign": method}, tasks={"ratings": {"reads": {"train": 40}}})
-    assert key("glue: foreign") != before
+    assert cell.view.pooled.keys() == {"glue"}
+    assert cell.reads.keys() == {"ratings", "glue"}
+    small.write(tasks={"comparisons": {}, "glue": {"reads": {"train": 40}}}, methods={"pool": pool})
+    assert key("ratings: pool") != cell.key
 
 
 def test_the_test_score_has_no_say(arena):
