@@ -32,12 +32,14 @@ PRELOADED = (
 )
 # Needs no package, not even those that each interpreter looks for: it begins in a hundredth of a second.
 SCRIPT = """#!{python} -IS
-import json, os, socket, sys
+import json, os, signal, socket, sys
 asked = socket.socket(socket.AF_UNIX)
 asked.connect({address!r})
 socket.send_fds(asked, [b"."], [0, 1, 2])
 asked.sendall(json.dumps([{words!r} + sys.argv[1:], os.getcwd(), dict(os.environ)]).encode())
 asked.shutdown(socket.SHUT_WR)
+process = int.from_bytes(asked.recv(4), "big")
+signal.signal(signal.SIGTERM, lambda *_: os.kill(process, signal.SIGTERM))
 sys.exit(int(asked.recv(9) or 255))
 """
 
@@ -82,6 +84,8 @@ def serve(address: str) -> None:
             asked, _ = listening.accept()
             process = CONTEXT.Process(target=answer, args=(asked,))
             process.start()
+            with suppress(BrokenPipeError):
+                asked.sendall(process.pid.to_bytes(4, "big"))
             running[process.sentinel] = process, asked
 
 

@@ -114,8 +114,8 @@ class TokenizeView(View):
     pooled: dict[str, DatasetRow]
 
 
-class FactorizeInitView(View):
-    """Of stages/factorize_init.py. It needs the data row for the number of labels: the head belongs to the adapter."""
+class AdapterView(View):
+    """Of the stages that make an adapter."""
 
     data: Word
     model: Named
@@ -125,21 +125,18 @@ class FactorizeInitView(View):
     section: Chosen
     dataset: DatasetRow
     base_model: ModelRow
+
+
+class FactorizeInitView(AdapterView):
+    """Of stages/factorize_init.py. It needs the data row for the number of labels: the head belongs to the adapter."""
+
     pooled: dict[str, DatasetRow]
 
 
-class TrainView(View):
+class TrainView(AdapterView):
     """Of stages/train.py. Its task.json records max_length."""
 
-    data: Word
-    model: Named
-    adapter: str
-    seed: int
-    tokenize: TokenizeParams
     train: TrainParams
-    section: Chosen
-    dataset: DatasetRow
-    base_model: ModelRow
 
 
 class EvaluateView(View):

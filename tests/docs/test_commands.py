@@ -87,7 +87,7 @@ def type_in(folder, script, home):
     """Have a shell that stops at the first failure read a script, as a stranger with little but Git's configuration."""
     environment = {"PATH": f"{home}:/usr/local/bin:/usr/bin:/bin", "HOME": str(home), "HF_HUB_OFFLINE": "1"}
     environment |= {"DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1"}
-    (home / "script").write_text(script)
+    (home / "script").write_text(f"trap 'kill $(jobs -p) 2> /dev/null || true' EXIT\n{script}")
     run = subprocess.run(
         ["bash", "-e", home / "script"], cwd=folder, env=environment, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, check=False,
