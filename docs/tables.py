@@ -255,9 +255,11 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "leaders": leaders,
     "tenants": tenants,
     "side by side": side_by_side,
-    "verdicts": partial(verdicts, "offline"),
-    "hypotheses": partial(hypotheses, "offline"),
-    "scores": partial(scores, "offline"),
+    **{
+        f"{name} of {preset}": partial(table_of, preset)
+        for preset in ("offline", "kinds")
+        for name, table_of in {"verdicts": verdicts, "hypotheses": hypotheses, "scores": scores}.items()
+    },
     "long": long,
 }
 

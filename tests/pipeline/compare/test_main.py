@@ -11,6 +11,7 @@ from pipeline.compare import __main__ as command
 from pipeline.compare import tables
 from pipeline.compare.comparison import compare
 from pipeline.compare.page import page
+from pipeline.compare.verdicts import Verdict
 from tests.pipeline.compare.records import cells, preset, record, save
 from tests.workspace import ROOT
 
@@ -78,7 +79,19 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in (ROOT / arena_record.FOLDER).glob("*/*.jsonl")))
 def test_the_committed_comparison_is_that_of_the_committed_records(name, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    records = list(arena_record.read(arena_record.FOLDER / name).values())
+    records, preset = list(arena_record.read(arena_record.FOLDER / name).values()), load(name)
     committed = json.loads((command.OUTPUT / name / "comparison.json").read_text(encoding="utf-8"))
-    found = tables.everything(compare(name, records, load(name), committed["resamples"]))
-    assert json.loads(json.dumps(found)) == committed, f"run: python -m pipeline.compare {name}"
+    found = json.loads(json.dumps(tables.everything(compare(name, records, preset, committed["resamples"]))))
+    private = [task for task, changes in preset.tasks.items() if changes.kind == "files"]
+    if not all(arena_record.labels_path(name, task, private=True).is_file() for task in private):
+        found, committed = without_errors(found), without_errors(committed)
+    assert found == committed, f"run: python -m pipeline.compare {name}"
+
+
+def without_errors(comparison):
+    """Leave out what depends on the labels of test examples: those of a user's own files are not in the repository."""
+    unknown = {*Verdict._fields, "held", "notes"} - {"difference"}
+    lists = {
+        key: [{k: one[k] for k in one.keys() - unknown} for one in comparison[key]] for key in ("results", "hypotheses")
+    }
+    return {key: comparison[key] for key in comparison.keys() - unknown} | lists
