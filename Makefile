@@ -77,10 +77,11 @@ bench: $(ALL)
 	python -m benchmarks.speed
 	python -m benchmarks.factorize
 
-## bench-tenants: what the adapter of a tenant may be, on the domains in data/tenants, and a bank beside PEFT's loop
+## bench-tenants: what the adapter of a tenant may be, on the domains in data/tenants, a bank of them, and its server
 bench-tenants: $(ALL)
 	python -m benchmarks.tenants data/tenants
 	python -m benchmarks.speed many
+	python -m examples.server.load artifacts/adapter
 
 ## capabilities: which of PEFT's features LSR and other methods have, in docs/reference/capabilities.md
 capabilities: $(ALL)

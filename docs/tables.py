@@ -21,6 +21,7 @@ PLACE = re.compile(r"(<!-- figures: ([\w ,]+) -->\n).*?(<!-- end -->)", re.DOTAL
 PICTURES = ("docs/methods.svg", "docs/tenants.svg")
 TENANTS = "benchmarks/results/tenants.json"
 SPEED = "benchmarks/results/speed.json"
+SERVER = "benchmarks/results/server.json"
 SERVED = (8, 64, 1024)  # adapters
 MEAN = "sentiment"  # the average of the preset offline
 TIMED_TASK, TIMED_CPU = "amazon-reviews", "AMD EPYC"  # where all methods of the first picture have been timed
@@ -99,6 +100,16 @@ def many() -> Iterator[str]:
         ("ms a batch of 64 rows", *(f"{count:,} adapters, {tokens} tokens" for tokens, count in cases)),
         [[method, *(times[method, *case] for case in cases)] for method in dict.fromkeys(one for one, *_ in times)],
     )
+
+
+def server() -> Iterator[str]:
+    """Yield what the server answers, and how long a request takes."""
+    rows = []
+    for row in json.loads(read(SERVER))["load"]["figures"]:
+        pace = f"{row['server']:.0f}", f"{row['bank']:.0f}", f"{row['server'] / row['bank']:.2f}"
+        rows.append((str(row["tenants"]), str(row["clients"]), *pace, f"{row['median']:.2f}", f"{row['p99']:.2f}"))
+    header = ("tenants", "clients", "texts a second", "bank alone", "share", "median, s", "99 of 100 within, s")
+    return table(header, rows)
 
 
 def tenants() -> Iterator[str]:
@@ -255,9 +266,10 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "leaders": leaders,
     "tenants": tenants,
     "side by side": side_by_side,
+    "server": server,
     **{
         f"{name} of {preset}": partial(table_of, preset)
-        for preset in ("offline", "kinds")
+        for preset in ("offline",)
         for name, table_of in {"verdicts": verdicts, "hypotheses": hypotheses, "scores": scores}.items()
     },
     "long": long,
