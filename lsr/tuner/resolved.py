@@ -26,7 +26,6 @@ class Resolved:
 
     usual: LayerShapes
     others: dict[str, LayerShapes] = field(default_factory=dict)
-    base_hashes: dict[str, str] = field(default_factory=dict)  # always empty; files have it
     frames_hash: str | None = None  # SHA-256
 
     @classmethod
@@ -50,12 +49,9 @@ class Resolved:
         try:
             others = {str(name): _shapes(value) for name, value in fields["others"].items()}
             frames_hash = fields.get("frames_hash")
-            is_subtracted = bool(fields["base_hashes"])
             usual = _shapes(fields["usual"])
         except (KeyError, TypeError, AttributeError, ValueError):
             raise ValueError(f"resolved: not what a saved adapter says of its layers: {repr(fields)[:80]}") from None
-        if is_subtracted:
-            raise ValueError("resolved: base_hashes: its start is subtracted from base weights, which is not supported")
         return cls(usual, others, frames_hash=None if frames_hash is None else str(frames_hash))
 
     def layer(self, name: str) -> LayerShapes:

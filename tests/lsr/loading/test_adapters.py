@@ -116,12 +116,8 @@ MISTAKES = {  # what is wrong: how the folder is changed, what the line says
     "a huge rank": (configure(rank_shape=[10_000_000, 2]), "its configuration says 360,000,048 entries, but the file"),
     "no shapes": (configure(resolved=None), "resolved: the configuration does not contain the shapes of the layers"),
     "shapes that hold no width": (
-        configure(resolved={"usual": {**SHAPES, "out_shape": [2, 2]}, "others": {}, "base_hashes": {}}),
+        configure(resolved={"usual": {**SHAPES, "out_shape": [2, 2]}, "others": {}}),
         f"{MISFIT}layer '{QUERY}': out_shape must hold 2 sizes with a product from 24 to 48",
-    ),
-    "a start that is subtracted": (
-        configure(resolved={"usual": SHAPES, "others": {}, "base_hashes": {QUERY: "0"}}),
-        "resolved: base_hashes: its start is subtracted from base weights, which is not supported",
     ),
     "other terms": (
         configure(separation_rank=2),

@@ -7,7 +7,7 @@ from lsr import LsrConfig
 from tests.capabilities.models import tiny
 
 USUAL = {"out_features": 24, "in_features": 24, "out_shape": [6, 4], "in_shape": [6, 4]}
-FIELDS = {"usual": USUAL, "others": {}, "base_hashes": {}}
+FIELDS = {"usual": USUAL, "others": {}}
 
 
 def saved(folder):
