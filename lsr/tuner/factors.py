@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from lsr.algebra.levels import from_bytes, to_bytes
 from lsr.algebra.separable import kron_sum
 from lsr.algebra.shapes import Form
 from lsr.init.initialization import Start
@@ -122,15 +123,9 @@ def entries(value: Tensor) -> int:
 
 def pack_signs(rows: Tensor) -> Tensor:  # (r, n) -> (r, ceil(n / 8)), uint8
     """Return the signs of rows as bits, 1 for nonnegative entries; the first entry is the lowest bit of its byte."""
-    bits = torch.nn.functional.pad((rows >= 0).to(torch.uint8), (0, -rows.shape[1] % BITS))
-    return (bits.unflatten(1, (-1, BITS)) << _places(rows.device)).sum(dim=2, dtype=torch.uint8)
+    return to_bytes((rows >= 0).to("cpu", torch.uint8), bits=1).to(rows.device)
 
 
 def unpack_signs(packed: Tensor, width: int) -> Tensor:  # (r, ceil(n / 8)), uint8 -> (r, n)
     """Return rows of norm 1 whose entries have these signs."""
-    bits = (packed[:, :, None] >> _places(packed.device)) & 1
-    return (2.0 * bits.flatten(1)[:, :width] - 1) / width**0.5
-
-
-def _places(device: torch.device) -> Tensor:  # (8,)
-    return torch.arange(BITS, dtype=torch.uint8, device=device)
+    return (2.0 * from_bytes(packed, 1, width) - 1) / width**0.5
