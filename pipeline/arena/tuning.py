@@ -5,7 +5,7 @@ one is at an end, and then rates of the head. Only
 the validation score decides: that of the first seed, and of the best, that of as many seeds as the preset says.
 """
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import inf
 from statistics import fmean
@@ -61,38 +61,38 @@ def _tries(run: Run, records: Records) -> Generator[list[Cell], None, Setting | 
             break
         tried.append(further)
         yield [run.cell(further, first)]
-    best = yield from _settled(run, tried, records)
+    best = yield from _settled(run, tried, records, set())
     if best is None or not run.has_rate:
         return best
     heads = [best._replace(head_factor=factor) for factor in sorted({*tuning.head_rates} - {1.0})]
     yield [run.cell(setting, first) for setting in heads]
-    return (yield from _settled(run, [best, *heads], records))
+    return (yield from _settled(run, [best, *heads], records, {best}))
 
 
-def _settled(run: Run, tried: Sequence[Setting], records: Records) -> Generator[list[Cell], None, Setting | None]:
-    """Yield further seeds of the best setting until it is the best with all of those of tuning; return it."""
-    seeds = run.seeds[: run.preset.tuning.seeds]
-    while (best := _best(run, tried, records)) is not None:
-        cells = [run.cell(best, seed) for seed in seeds]
-        if all(cell.key in records for cell in cells):
-            return best
-        yield cells
-        if any(cell.key not in records for cell in cells):
-            break
-    return None
+def _settled(
+    run: Run, tried: Sequence[Setting], records: Records, tested: set[Setting]
+) -> Generator[list[Cell], None, Setting | None]:
+    """Yield further seeds of the best setting until the best is one that is `tested` with them; return it."""
+    while (best := _best(run, tried, records, tested)) is not None and best not in tested:
+        tested = {*tested, best}
+        yield [run.cell(best, seed) for seed in run.seeds[: run.preset.tuning.seeds]]
+    return best
 
 
-def _best(run: Run, tried: Sequence[Setting], records: Records) -> Setting | None:
+def _best(run: Run, tried: Sequence[Setting], records: Records, tested: Collection[Setting] = ()) -> Setting | None:
     """Return the setting with the best validation score, the first if several.
 
-    It is None while a first seed is missing, or if no training finished. The test score is not considered.
+    It is that of the first seed, of a tested setting the mean over the seeds of tuning: so the steps are the same when
+    they are asked for again. It is None while one is missing, or if no training finished. The test score is not
+    considered.
     """
     scores: dict[Setting, float] = {}
     for setting in tried:
-        cells = [run.cell(setting, seed) for seed in run.seeds[: run.preset.tuning.seeds]]
-        if cells[0].key not in records:
+        seeds = run.seeds[: run.preset.tuning.seeds if setting in tested else 1]
+        cells = [run.cell(setting, seed) for seed in seeds]
+        if any(cell.key not in records for cell in cells):
             return None
-        scores[setting] = fmean(records[cell.key].held_out for cell in cells if cell.key in records)
+        scores[setting] = fmean(records[cell.key].held_out for cell in cells)
     best = max(scores, key=lambda setting: scores[setting])
     return best if scores[best] > -inf else None
 

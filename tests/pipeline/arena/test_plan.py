@@ -95,6 +95,14 @@ def test_a_rate_that_suits_one_seed_alone_is_not_chosen(arena):
     assert {cell.rate for cell in last_step(run(), records)} == {high / 2}
 
 
+def test_the_steps_are_the_same_when_they_are_asked_for_again(arena):
+    """What further seeds say of the best try does not widen the rates once more."""
+    small.write(tuning={"seeds": 2, "wider": 3}, seeds=[0, 1, 2])
+    _, records = simulate(run(), lambda cell: -abs(cell.rate - 2 * base_rate()) if cell.seed == 0 else -cell.rate)
+    assert {cell.key for cells in tuning.steps(run(), records) for cell in cells} == records.keys()
+    assert min(one.rate for one in records.values()) == base_rate() / 2
+
+
 def test_what_is_not_trained_is_not_tuned_and_a_training_differs_by_it(arena):
     small.write(methods={"alone": {"adapter": "lsr", "params": small.LSR, "trained": False}})
     sizes, _ = simulate(run("glue: alone"), lambda cell: 0.5)
