@@ -269,7 +269,7 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "server": server,
     **{
         f"{name} of {preset}": partial(table_of, preset)
-        for preset in ("offline",)
+        for preset in ("offline", "kinds")
         for name, table_of in {"verdicts": verdicts, "hypotheses": hypotheses, "scores": scores}.items()
     },
     "long": long,
