@@ -1,8 +1,8 @@
 """Which trainings of a run come next: those that tune it, and then its seeds at the best setting.
 
 Every method has the same number of tries on every task: the rates of the preset, some beyond them as long as the best
-one is at an end, and then rates of the head. Only the validation score decides: that of the first seed, and of the best,
-that of as many seeds as the preset says.
+one is at an end, and then rates of the head. Only the validation score decides: that of the first seed, and of the
+best, that of as many seeds as the preset says.
 """
 
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
