@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: with code 2 after a mistake on the command line, 130 after Ctrl-C.
     """
-    parser = Parser(prog="python -m benchmarks.factorize", description=__doc__.partition("\n")[0])
+    parser = Parser("python -m benchmarks.factorize", __doc__)
     figures.add_threads(parser, default=os.cpu_count() or 1)
     threads = parser.parse_args(arguments).threads
     with exit_on_error("stopped; nothing was written"):

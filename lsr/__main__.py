@@ -18,10 +18,9 @@ from lsr.convert.rounded import run_round
 from lsr.convert.squeezed import BITS, run_squeeze
 from lsr.convert.writing import check_output
 from lsr.loading.base_models import load_base
-from lsr.loading.files import InputError, read_config, read_tensors
 from lsr.serve.bank import AdapterBank
 from lsr.serve.file import FILE, read
-from lsr.tuner.saved import CONFIG
+from lsr.tuner.saved import CONFIG, InputError, read_config, read_tensors
 
 MISTAKE, FAILED, STOPPED = 2, 1, 130  # exit codes
 

@@ -31,7 +31,7 @@ def main(words: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: with exit code 2 after a mistake.
     """
-    parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(PROGRAM, __doc__)
     parser.add_argument("data", metavar="DATA", help="a row of the tables of data, as in params.yaml")
     parser.add_argument("adapters", nargs="+", type=Path, metavar="ADAPTER", help="folders of adapters")
     parser.add_argument("--base", metavar="FOLDER_OR_HUB_ID", help="the base model, if not that of the adapters")

@@ -1,6 +1,5 @@
 """How a stage starts and how it fails: `if __name__ == "__main__": stage.run(main, View)`."""
 
-import argparse
 import os
 import sys
 import time
@@ -8,6 +7,7 @@ from collections.abc import Callable
 
 from pipeline import params
 from pipeline.core import artifacts, seconds
+from pipeline.core.command_line import Parser
 from pipeline.core.errors import exit_on_error
 
 
@@ -21,12 +21,7 @@ def run(main: Callable[[params.AnyView], None], view: type[params.AnyView]) -> N
     module = sys.modules[main.__module__]
     name = module.__spec__.name if module.__spec__ else module.__name__
     program = f"python -m {name}"
-    argparse.ArgumentParser(
-        prog=program,
-        description=module.__doc__,
-        epilog="It takes no arguments: all values are in params.yaml.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args()
+    Parser(program, module.__doc__, "It takes no arguments: all values are in params.yaml.").parse_args()
     try:
         with exit_on_error("stopped", program):
             start = time.monotonic()

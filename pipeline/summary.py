@@ -3,7 +3,6 @@
 The stage evaluate ends with it. It reads reports/, which are the same after a run and after DVC has restored one.
 """
 
-import argparse
 import json
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ def main(words: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: with exit code 2, if nothing has been evaluated.
     """
-    Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(words)
+    Parser(PROGRAM, __doc__).parse_args(words)
     with exit_on_error("stopped", PROGRAM):
         params = load_params()
         row = load_row("data", params.data)

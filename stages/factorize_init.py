@@ -1,10 +1,10 @@
 """Initialize the adapter from the seed, the base weights, gradients, a short training run, or another adapter.
 
-Reads the base model and, if the initialization needs them, artifacts/tokens, the pooled rows or the other adapter.
+Reads the base model and, if the initialization needs them, artifacts/tokens or the other adapter.
 Writes artifacts/init/ (a PEFT adapter with its head, both before training) and reports/factorize_init/.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from statistics import fmean
 
 from peft import PeftModel
@@ -17,7 +17,7 @@ from lsr.tuner.start_report import StartReport, report_start
 from pipeline import params, stage
 from pipeline.core import artifacts, console
 from pipeline.core.errors import UserError
-from pipeline.methods import adapters, base_models, pooling
+from pipeline.methods import adapters, base_models, gradients
 
 SHOWN = 24  # layers or kinds on the terminal; the file has all
 COLUMNS = ("layers", "rank", "captured", "energy", "energy_best")
@@ -25,7 +25,7 @@ COLUMNS = ("layers", "rank", "captured", "energy", "energy_best")
 
 def factorize_init(
     base: PreTrainedModel, view: params.FactorizeInitView
-) -> tuple[PeftModel, dict[str, StartReport], list[pooling.Read]]:
+) -> tuple[PeftModel, dict[str, StartReport], gradients.Read]:
     """Add an adapter to a base model and initialize it; return the starts of LSR by layer or kind, and what they read.
 
     Raises:
@@ -35,20 +35,20 @@ def factorize_init(
     adapters.check_section(base, section, view.base_model)
     if not isinstance(section, params.LsrParams):
         model = adapters.add_adapter(base, section, view.base_model, view.seed)
-        return model, {}, []
-    read = pooling.gradients(base, view) if section.reads_examples else []
+        return model, {}, gradients.NOTHING
+    read = gradients.of_examples(base, view) if section.reads_examples else gradients.NOTHING
     if section.source:
-        read = [pooling.updates_of(section.source, base, view)]
-    gradients = [one.layers for one in read]
-    model = adapters.add_adapter(base, section, view.base_model, view.seed, gradients)
-    started = adapters.start(model, section, gradients)
+        read = gradients.of_adapter(section.source, base, view)
+    layers = [read.layers] if read.layers else []
+    model = adapters.add_adapter(base, section, view.base_model, view.seed, layers)
+    started = adapters.start(model, section, layers)
     captured = INITIALIZATIONS[section.scheme].reads
     reports, groups = {}, groups_of(model, "default")
     if section.frames == OWN:
         console.line(f"factorize-init: {section.init}, {sum(map(len, groups.values()))} layers, {len(groups)} starts")
     for one in console.track(started, "factorize-init", len(groups), "starts"):
         try:
-            reports[one.name] = report_start(one, gradients, view.seed, read=captured)
+            reports[one.name] = report_start(one, layers, view.seed, read=captured)
         except ValueError as error:  # a weight that is not finite, unless the initialization has rejected it
             raise UserError(f"{view.model}: {one.name}: {error}") from None
     return model, reports, read
@@ -65,12 +65,12 @@ def main(view: params.FactorizeInitView) -> None:
     write_reports(reports, read)
 
 
-def write_reports(reports: Mapping[str, StartReport], read: Sequence[pooling.Read]) -> None:
+def write_reports(reports: Mapping[str, StartReport], read: gradients.Read) -> None:
     """Write the metrics and the table of layers or kinds, and print them."""
     means = {
         name: fmean(getattr(one, name) for one in reports.values()) for name in ("energy", "energy_best") if reports
     }
-    passes = {"start_batches": sum(one.batches for one in read), "start_read": sum(one.examples for one in read)}
+    passes = {"start_batches": read.batches, "start_read": read.examples}
     artifacts.write_metrics(artifacts.FACTORIZE_METRICS, {**passes, **means})
     table = {name: [getattr(one, column) for column in COLUMNS] for name, one in reports.items()}
     rows = [(name, *("" if value is None else value for value in values)) for name, values in table.items()]

@@ -46,7 +46,7 @@ def histogram(lengths: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def inputs(view: params.TokenizeView) -> dict[str, str]:
-    """Return the SHA-256 of the rows of the model, the data and the pooled data, and of each local file of theirs.
+    """Return the SHA-256 of the rows of the model and the data, and of each local file of theirs.
 
     Raises:
         UserError: if a file or folder does not exist, or is where DVC would not notice changes.
@@ -56,8 +56,8 @@ def inputs(view: params.TokenizeView) -> dict[str, str]:
     where = view.base_model.where if is_named else f"{view.base_model.where}: {view.model}"
     found = {f"model: {view.model}": content.sha256_of(view.base_model)}
     found |= content.digests(view.base_model.source, where)
-    for name, row in {**view.pooled, view.data: view.dataset}.items():
-        found |= {f"data: {name}": content.sha256_of(row)} | content.digests(row.source, f"{row.where}: {name}")
+    found |= {f"data: {view.data}": content.sha256_of(view.dataset)}
+    found |= content.digests(view.dataset.source, f"{view.dataset.where}: {view.data}")
     if view.frames != "own":
         found |= content.digests(view.frames, f"{params.PARAMS}: lsr.frames")
     if "/" in view.init:  # another adapter, and not a word

@@ -46,7 +46,7 @@ def affordable(cases: Sequence[lora.Case]) -> tuple[lora.Case, ...]:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m benchmarks.speed", description=__doc__.partition("\n")[0])
+    parser = Parser("python -m benchmarks.speed", __doc__)
     parser.add_argument("parts", nargs="*", type=_part, metavar="part", help=f"of {', '.join(PARTS)}; default: all")
     figures.add_threads(parser, default=os.cpu_count() or 1)
     return parser.parse_args(arguments)

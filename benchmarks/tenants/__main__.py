@@ -5,7 +5,6 @@ has the same tries, three learning rates with the first seed, of which the mean 
 A training that is done is not repeated. Records, in the arena's format, and figures go to benchmarks/results.
 """
 
-import argparse
 import hashlib
 import json
 import shutil
@@ -30,7 +29,7 @@ from examples.tenants import BASE, ROWS, Rows, Tenant, answered, read
 from lsr import AdapterBank, squeeze_adapter
 from lsr.algebra.rounding import pack
 from lsr.loading.base_models import locate
-from lsr.loading.files import read_tensors
+from lsr.tuner.saved import read_tensors
 from pipeline.arena import machine, record
 from pipeline.compare import bootstrap
 from pipeline.compare.comparison import RESAMPLES
@@ -83,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: with code 2 after a mistake, 130 after Ctrl-C.
     """
-    parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(PROGRAM, __doc__)
     parser.add_argument("folder", type=Path)
     figures.add_threads(parser, 2)
     options = parser.parse_args(arguments)

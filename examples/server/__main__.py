@@ -34,7 +34,7 @@ from examples.server.batches import Batches, unknown
 from lsr import AdapterBank
 from lsr.loading.base_models import load_tokenizer
 from lsr.loading.contents import Contents, read_contents
-from lsr.loading.files import InputError, read_config
+from lsr.tuner.saved import InputError, read_config
 
 MOST_TEXTS, MOST_BYTES, MOST_ADAPTER_BYTES = 64, 1 << 20, 16 << 20  # of a request
 FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_rounded.safetensors", "task.json")

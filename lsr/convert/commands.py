@@ -13,11 +13,11 @@ from torch import Tensor
 from lsr.convert.errors import Errors
 from lsr.convert.export import DTYPES, export_lora, export_merged
 from lsr.convert.from_lora import from_lora
-from lsr.convert.parity import largest_difference, outputs, probe_ids
+from lsr.convert.parity import outputs, probe_ids
 from lsr.convert.writing import check_output
 from lsr.loading.adapters import load_adapter
 from lsr.loading.base_models import class_of, load_model, load_tokenizer
-from lsr.loading.files import TASK, InputError, NoBaseError, read_config, read_labels
+from lsr.tuner.saved import TASK, InputError, NoBaseError, read_config, read_labels
 
 MORE_THAN_ROUNDING = 0.1  # of the largest output: bfloat16 changes a hundredth
 
@@ -99,15 +99,12 @@ def differences(options: argparse.Namespace, ids: Tensor, expected: Tensor) -> l
     """Return the largest difference from the adapter's outputs for each way to load the export."""
     if options.to == "merged":
         kind = class_of(read_config(options.adapter))
-        found = outputs(load_model(kind, str(options.output)).float().eval(), ids)
-        return [(f"merged, {options.dtype}", largest_difference(found, expected))]
-    model = load_adapter(options.output, options.base, "LORA")
-    beside = largest_difference(outputs(model, ids), expected)
-    merged = largest_difference(outputs(model.merge_and_unload(), ids), expected)
-    return [
-        (f"lora, {options.dtype}, unmerged", beside),
-        (f"lora, {options.dtype}, merged by PEFT", merged),
-    ]
+        found = {"merged": outputs(load_model(kind, str(options.output)).float().eval(), ids)}
+    else:
+        model = load_adapter(options.output, options.base, "LORA")
+        found = {"lora, unmerged": outputs(model, ids)}
+        found["lora, merged by PEFT"] = outputs(model.merge_and_unload(), ids)
+    return [(name, float((one - expected).abs().max())) for name, one in found.items()]
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

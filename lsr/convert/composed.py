@@ -15,13 +15,13 @@ from lsr.convert.export import export_lora
 from lsr.convert.writing import check_output, write_adapter, writing
 from lsr.loading.adapters import METHOD
 from lsr.loading.contents import Contents, Update
-from lsr.loading.files import PREFIX, TASK, InputError
 from lsr.loading.lora import Part
 from lsr.tuner.card import UNNAMED, Card
 from lsr.tuner.config import DIAGONAL, LsrConfig
 from lsr.tuner.forms import form_of
 from lsr.tuner.patterns import exactly
 from lsr.tuner.resolved import Resolved
+from lsr.tuner.saved import PREFIX, TASK, InputError
 from lsr.tuner.sharing import kind_of
 
 SAME = ("task_type", "auto_mapping", "base_model_name_or_path", "revision", "modules_to_save")  # fields of LoRA too

@@ -4,11 +4,10 @@ from pathlib import Path
 
 from lsr.convert.composed import composed
 from lsr.convert.writing import check_output, copy_task, write_adapter, writing
-from lsr.loading.files import InputError, read_config, read_labels, read_tensors
 from lsr.loading.lora import FACTOR, lora_pairs
 from lsr.tuner.card import Card
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.saved import CONFIG, WRAPPED
+from lsr.tuner.saved import CONFIG, WRAPPED, InputError, read_config, read_labels, read_tensors
 
 
 def from_lora(lora: str | Path, output: str | Path, *, force: bool = False) -> LsrConfig:

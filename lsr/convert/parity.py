@@ -30,8 +30,3 @@ def outputs(
     if model.config.is_encoder_decoder:
         inputs = [{**row, "decoder_input_ids": row["input_ids"]} for row in inputs]
     return torch.cat([model(**row, return_dict=True)[0].double() for row in inputs])
-
-
-def largest_difference(one: Tensor, other: Tensor) -> float:
-    """Return max |one - other|."""
-    return float((one - other).abs().max())

@@ -11,8 +11,7 @@ from lsr.convert.errors import Errors, Pair
 from lsr.convert.writing import check_output, copy_task, write_adapter, writing
 from lsr.loading.adapters import METHOD
 from lsr.loading.contents import updates_in
-from lsr.loading.files import InputError, read_config, read_tensors
-from lsr.tuner.saved import ROUNDED, weights_of
+from lsr.tuner.saved import ROUNDED, InputError, read_config, read_tensors, weights_of
 
 
 class RoundingErrors(NamedTuple):

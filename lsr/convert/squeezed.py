@@ -22,9 +22,8 @@ from lsr.init import gradient, warm
 from lsr.init.allocation import MOST, allocate
 from lsr.init.initialization import Source
 from lsr.loading.contents import Frames, Update, read_contents
-from lsr.loading.files import InputError, adapter_folder
 from lsr.tuner.config import DIAGONAL, LsrConfig
-from lsr.tuner.saved import first_line, weights_of
+from lsr.tuner.saved import InputError, adapter_folder, first_line, weights_of
 from lsr.tuner.sharing import Kind, kind_of
 
 FORM = re.compile(r"(rank|shared|directions):([1-9]\d{0,5})")

@@ -12,8 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lsr.loading.files import TASK, InputError, read_task
-from lsr.tuner.saved import CONFIG, WEIGHTS, first_line
+from lsr.tuner.saved import CONFIG, TASK, WEIGHTS, InputError, first_line, read_task
 
 # Of the files that a command writes: an adapter, a bank, or a checkpoint with its tokenizer.
 ENDINGS = (".json", ".safetensors", ".md", ".txt", ".jinja", ".model")

@@ -12,11 +12,21 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lsr.loading.base_models import MISFITS, load_base
-from lsr.loading.files import InputError, read_config, read_tensors
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.forms import check_room
 from lsr.tuner.linear import LsrLinear
-from lsr.tuner.saved import CONFIG, WEIGHTS, check_saved, factors_by_layer, first_line, misfit, weights_of
+from lsr.tuner.saved import (
+    CONFIG,
+    WEIGHTS,
+    InputError,
+    check_saved,
+    factors_by_layer,
+    first_line,
+    misfit,
+    read_config,
+    read_tensors,
+    weights_of,
+)
 from lsr.tuner.sharing import FrameRegistry, read_shared_frames
 
 METHOD = "LSR"

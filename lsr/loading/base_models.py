@@ -20,9 +20,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
-from lsr.loading.files import PREFIX, InputError, NoBaseError
 from lsr.tuner.card import CLASSES
-from lsr.tuner.saved import CONFIG, first_line
+from lsr.tuner.saved import CONFIG, PREFIX, InputError, NoBaseError, first_line
 
 VOCABULARIES = (
     *("tokenizer.json", "vocab.txt", "vocab.json"),

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from lsr.init.passes import widths
 from lsr.loading.adapters import ADAPTER, load_layers
 from lsr.loading.base_models import by
-from lsr.loading.files import FACTOR, PREFIX, InputError, read_config, read_task, read_tensors
 from lsr.loading.lora import FACTOR as LORA_FACTOR
 from lsr.loading.lora import lora_pairs
 from lsr.tuner.base_weight import check_adaptable
+from lsr.tuner.saved import FACTOR, PREFIX, InputError, read_config, read_task, read_tensors
 
 BASE_FIELDS = ("base_model_name_or_path", "revision", "task_type", "auto_mapping")
 

@@ -11,10 +11,10 @@ from peft import LoraConfig
 from torch import Tensor
 
 from lsr.algebra.shapes import Form
-from lsr.loading.files import PREFIX, InputError, read_tensors
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.linear import LsrLinear
 from lsr.tuner.patterns import override
+from lsr.tuner.saved import PREFIX, InputError, read_tensors
 
 FACTOR = re.compile(rf"{re.escape(PREFIX)}(.*)\.lora_([AB])\.weight")
 # Fields that are read, and fields that do not affect the trained update.

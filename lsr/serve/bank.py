@@ -18,14 +18,13 @@ from lsr.convert.composed import write_contents
 from lsr.convert.writing import check_output, writing
 from lsr.loading.base_models import load_base
 from lsr.loading.contents import Contents, Frames, read_contents
-from lsr.loading.files import PREFIX, InputError
 from lsr.serve.file import FILE, FRAMES, HEADER, HEADS, LAYERS, read
 from lsr.serve.head import BankHead
 from lsr.serve.layer import DIRECTIONS, BankLayer
 from lsr.serve.side_by_side import SideBySide
 from lsr.serve.stack import NOBODY, Shared, Stack
 from lsr.tuner.mixed_batch import BASE, copies_of_a_row
-from lsr.tuner.saved import first_line
+from lsr.tuner.saved import PREFIX, InputError, first_line
 
 
 class Answer(NamedTuple):

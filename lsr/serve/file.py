@@ -7,8 +7,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lsr.loading.files import InputError
-from lsr.tuner.saved import first_line, read_weights
+from lsr.tuner.saved import InputError, first_line, read_weights
 
 FILE = "bank.safetensors"
 HEADER = "lsr_bank_5"  # with the version

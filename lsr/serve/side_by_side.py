@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lsr.loading.files import InputError
 from lsr.serve.file import HEADS
 from lsr.serve.layer import SCALING
 from lsr.serve.stack import Stack
+from lsr.tuner.saved import InputError
 
 
 class SideBySide:

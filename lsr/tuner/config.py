@@ -55,13 +55,6 @@ class LsrConfig(PeftConfig):
         },
     )
     alpha: float = field(default=16, metadata={"help": "Numerator of the scaling, alpha / rank."})
-    in_shape: tuple[int, ...] | None = field(
-        default=None,
-        metadata={"help": "Factors (n1, n2) of the input width. None: those with the fewest parameters."},
-    )
-    out_shape: tuple[int, ...] | None = field(
-        default=None, metadata={"help": "Factors (m1, m2) of the output width. None: as for in_shape."}
-    )
     init_weights: bool | str = field(
         default=True,
         metadata={
@@ -150,9 +143,6 @@ class LsrConfig(PeftConfig):
             setattr(self, name, getattr(self, name) or {})
         if self.separation_rank is None:
             self.separation_rank = usual_terms(self.rank_shape)
-        for name in ("in_shape", "out_shape"):
-            if getattr(self, name) is not None:
-                setattr(self, name, as_sizes(name, getattr(self, name)))
         self.rank_pattern = {
             name: as_sizes(f"rank_pattern[{name!r}]", shape) for name, shape in self.rank_pattern.items()
         }

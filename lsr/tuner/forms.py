@@ -9,13 +9,14 @@ from lsr.algebra.shapes import Form, split_width
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.factors import entries
 from lsr.tuner.options import OWN
+from lsr.tuner.resolved import LayerShapes
 
 MOST_PADDED = 2  # times a layer's width, which the factors of a shape may span: the next power of two is below
 MOST_ENTRIES = 2**30  # of A and B together: as many as a 23,000 x 23,000 layer has at full rank
 
 
 def form_of(config: LsrConfig, layer_name: str, in_features: int, out_features: int) -> Form:
-    """Return the shapes of an adapter of a layer: those of the file, of the configuration, or the smallest ones.
+    """Return the shapes of an adapter of a layer: those of its file, or the smallest ones.
 
     Raises:
         ValueError: if they do not fit the layer; names the layer and what would fit.
@@ -27,11 +28,10 @@ def form_of(config: LsrConfig, layer_name: str, in_features: int, out_features: 
             f"layer {layer_name!r}: the adapter is for a layer of {saved.out_features} x {saved.in_features}, "
             f"and this one is {out_features} x {in_features}"
         )
-    given = config if saved is None else saved
     form = Form(
         rank_shape,
-        _split(layer_name, "in_shape", given.in_shape, in_features, rank_shape),
-        _split(layer_name, "out_shape", given.out_shape, out_features, rank_shape),
+        _split(layer_name, "in_shape", saved, in_features, rank_shape),
+        _split(layer_name, "out_shape", saved, out_features, rank_shape),
         separation_rank=config.terms(layer_name),
         in_features=in_features,
         out_features=out_features,
@@ -41,10 +41,11 @@ def form_of(config: LsrConfig, layer_name: str, in_features: int, out_features: 
 
 
 def _split(
-    layer_name: str, field: str, given: tuple[int, ...] | None, width: int, rank_shape: tuple[int, ...]
+    layer_name: str, field: str, saved: LayerShapes | None, width: int, rank_shape: tuple[int, ...]
 ) -> tuple[int, ...]:
-    if given is None:
+    if saved is None:
         return split_width(width, rank_shape)
+    given: tuple[int, ...] = getattr(saved, field)
     if len(rank_shape) == 1 and given != (width,):
         raise ValueError(
             f"layer {layer_name!r}: {field} must be [{width}], the width, because A and B are dense with one rank in "

@@ -37,12 +37,6 @@ def _check_shapes(config: "LsrConfig") -> None:
     for name, terms in _with_pattern(config, "separation_rank", "separation_rank_pattern"):
         if not _is_count(terms):
             raise ValueError(f"{name} must be >= 1, got {terms!r}")
-    for side in ("in_shape", "out_shape"):
-        shape = getattr(config, side)
-        if shape is not None and (len(shape) != len(config.rank_shape) or not all(map(_is_count, shape))):
-            raise ValueError(
-                f"{side} must hold {len(config.rank_shape)} sizes >= 1, as rank_shape does, got {list(shape)}"
-            )
 
 
 def _check_numbers(config: "LsrConfig") -> None:

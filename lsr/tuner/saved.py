@@ -21,6 +21,7 @@ from lsr.algebra.rounding import dtype_name, unpack
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TASK = "task.json"  # written beside an adapter by the pipeline's stage train
 ROUNDED = "adapter_rounded.safetensors"  # in place of WEIGHTS: PEFT would take a file of that name and find no factors
+PICKLES = ("adapter_model.bin", "adapter_model.pt")
 MOST_BYTES = 8_000_000  # of JSON: enough for the names and hashes of 20,000 layers
 PREFIX = "base_model.model."  # PEFT puts it before each tensor's name in the base model
 # The name of a factor or core in the file: its layer, and its name in the adapter.
@@ -44,6 +45,10 @@ class InputError(ValueError):
         return line if len(line) <= LONGEST_LINE else f"{line[:half]}...{line[-half:]}"
 
 
+class NoBaseError(InputError):
+    """The base model does not exist or cannot be loaded."""
+
+
 def adapter_folder(source: str | Path) -> Path:
     """Return the folder of an adapter, or where the files of one in a hub repository have been downloaded to.
 
@@ -59,12 +64,16 @@ def adapter_folder(source: str | Path) -> Path:
         raise InputError(f"{name}: no such adapter here, and from the hub: {first_line(error)}") from None
 
 
-def read_fields(path: Path) -> dict[str, Any]:
-    """Return the fields of an adapter's configuration, for any method.
+def read_config(folder: Path, method: str | None = None) -> dict[str, Any]:
+    """Return the fields of an adapter's configuration.
 
     Raises:
-        InputError: if the file is not an adapter's configuration; names it.
+        InputError: if the folder is not an adapter, or not one of the PEFT method given.
     """
+    path = folder / CONFIG
+    if not path.exists():
+        missing = f"not an adapter folder, {CONFIG} is missing" if folder.is_dir() else "no such folder"
+        raise InputError(f"{folder}: {missing}")
     fields = read_json(path)
     if not isinstance(fields, dict) or not isinstance(fields.get("peft_type"), str):
         raise InputError(f"{path}: not an adapter's configuration, it names no peft_type")
@@ -73,6 +82,8 @@ def read_fields(path: Path) -> dict[str, Any]:
     for name in ("base_model_name_or_path", "revision", "task_type"):
         if not isinstance(fields.get(name), str | None):
             raise InputError(f"{path}: {name}: must be a string or null, got {fields[name]!r}")
+    if method is not None and fields["peft_type"] != method:
+        raise InputError(f"{folder}: an adapter of the method {fields['peft_type']}; needed: {method}")
     return fields
 
 
@@ -120,6 +131,48 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(f"{path}: {name} holds values that are not finite")
     return tensors
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Return an adapter's tensors by their names in the file.
+
+    Raises:
+        InputError: if there is no safetensors file, it is cut off or corrupt, or a value is not finite.
+    """
+    path = weights_of(folder)
+    if not path.exists() and (pickled := [name for name in PICKLES if (folder / name).exists()]):
+        raise InputError(
+            f"{folder / pickled[0]}: a pickle, which can run any code when read, so it is not read; save the adapter "
+            f"as {WEIGHTS}"
+        )
+    return read_weights(path)
+
+
+def read_task(folder: Path) -> dict[str, Any] | None:
+    """Return what the pipeline wrote about an adapter's task into its folder; None if there is no such file.
+
+    Raises:
+        InputError: if it is no JSON object, or its labels are no list of names.
+    """
+    path = folder / TASK
+    if not path.exists():
+        return None
+    task = read_json(path)
+    if not isinstance(task, dict):
+        raise InputError(f"{path}: must be an object, got {task!r}")
+    labels = task.get("labels")
+    if not (labels is None or (isinstance(labels, list) and all(isinstance(name, str) for name in labels))):
+        raise InputError(f"{path}: labels must be a list of names or null, got {labels!r}")
+    return task
+
+
+def read_labels(folder: Path) -> list[str] | None:
+    """Return the label names of an adapter's task; None if there are none.
+
+    Raises:
+        InputError: as `read_task`.
+    """
+    return (read_task(folder) or {}).get("labels")
 
 
 def factors_by_layer(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -3,7 +3,6 @@
 The row is checked like any other, and its splits are made once, before anything is written.
 """
 
-import argparse
 import os
 import re
 from collections import Counter
@@ -41,7 +40,7 @@ def main(words: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: with exit code 2 after a mistake, which leaves everything as it was.
     """
-    parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(PROGRAM, __doc__)
     parser.add_argument("file", help="csv, tsv, jsonl or parquet, in data/")
     parser.add_argument("--text", nargs="+", metavar="COLUMN", help="the column with the text, or two for pairs")
     parser.add_argument("--label", metavar="COLUMN", help="the column to predict")

@@ -5,7 +5,6 @@ trainings are kept in reports/arena/PRESET/, and a stopped run resumes from them
 too, if their files are copied there.
 """
 
-import argparse
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -101,7 +100,7 @@ def _next(runs: Sequence[Run], records: tuning.Records, busy: set[str], count: i
 
 def parser() -> Parser:
     """Return the parser of the command line."""
-    top = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top = Parser(PROGRAM, __doc__)
     top.add_argument("preset", nargs="?", default="offline", help="preset in pipeline/arena.yaml (%(default)s)")
     top.add_argument(
         "--only",

@@ -21,7 +21,7 @@ from pipeline.arena.task_tokens import CACHE, Task
 from pipeline.core import artifacts
 from pipeline.data import pretrained, tokens
 from pipeline.methods import base_models
-from pipeline.methods.pooling import BATCH, read_gradients
+from pipeline.methods.gradients import BATCH, read_gradients
 
 HEAD = "head"  # suffix of its parameters in a file
 SECONDS = "seconds"  # in its metadata: what it took

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
 from lsr.algebra.rounding import PRECISIONS, pack, unpack
 from pipeline.arena import machine, task_tokens
 from pipeline.arena.gradients import Gradients, Reading, gradients
-from pipeline.arena.plan import ArenaView, Cell
+from pipeline.arena.plan import Cell
 from pipeline.arena.record import Record, Rounded
 from pipeline.arena.task_tokens import Task
 from pipeline.core.errors import UserError, clipped, first_line, refused_by_machine
@@ -26,7 +26,7 @@ from pipeline.data import pretrained, tokens
 from pipeline.evaluation import inference, scores
 from pipeline.evaluation.answers import answers
 from pipeline.methods import adapters, base_models
-from pipeline.params import LsrParams
+from pipeline.params import LsrParams, TrainView
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.training import run
 from pipeline.training.callbacks import DivergedError, StopAtDivergence
@@ -98,7 +98,7 @@ def measure(cell: Cell) -> Record:
     return Record.model_validate(fields)
 
 
-def counts_of(model: PeftModel, view: ArenaView) -> dict[str, int]:
+def counts_of(model: PeftModel, view: TrainView) -> dict[str, int]:
     """Return the sizes of a model's adapter and head, and of the adapter's file, as the fields of a record."""
     counts = adapters.count_parameters(model, view.base_model)
     with tempfile.TemporaryDirectory() as folder:
@@ -161,7 +161,7 @@ def gradients_of(cell: Cell) -> list[Gradients]:
     if not (isinstance(section, LsrParams) and section.reads_examples):
         return []
     layers = tuple(adapters.target_names(base_models.outline(row), section, row, cell.seed))
-    tasks = _tasks(cell, cell.view.pooled) or [task_of(cell)]
+    tasks = _tasks(cell, cell.pooled) or [task_of(cell)]
     half = {"other": "first", "same": "second", None: None}[cell.frames_half]
     return [
         gradients(Reading(section.init, task, section.examples, section.head_steps, cell.seed, layers, half))
@@ -169,7 +169,7 @@ def gradients_of(cell: Cell) -> list[Gradients]:
     ]
 
 
-def train(model: PeftModel, view: ArenaView, splits: Mapping[str, Dataset], collate: Any, scored: "Scored") -> None:
+def train(model: PeftModel, view: TrainView, splits: Mapping[str, Dataset], collate: Any, scored: "Scored") -> None:
     """Fit the adapter and the head.
 
     Raises:
@@ -213,7 +213,7 @@ def in_precisions(model: PeftModel, scored: "Scored") -> Iterator[tuple[str, Rou
 class Scored(TrainerCallback):
     """Scores a model after every epoch, and keeps the predictions of the best epoch."""
 
-    def __init__(self, model: PeftModel, view: ArenaView, splits: Mapping[str, Dataset], collate: Any) -> None:
+    def __init__(self, model: PeftModel, view: TrainView, splits: Mapping[str, Dataset], collate: Any) -> None:
         self.model, self.view, self.splits, self.collate = model, view, splits, collate
         self.validation: list[float] = []
         self.test: list[dict[str, float]] = []

@@ -12,16 +12,13 @@ from pipeline.arena.files import digests
 from pipeline.arena.preset import PATH, Method, Preset, Reads
 from pipeline.arena.record import RATE
 from pipeline.methods.table import known_types
-from pipeline.params import PeftParams
-from pipeline.params.changed import changed
+from pipeline.params import PeftParams, TrainView
+from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.reading import changed
 
 VERSION = 1  # to be raised when a change of code invalidates old records: all are then run again
 HEAD = f"train.head_{RATE}"
 NAMES = {"data", "model", "adapter"}  # fields of the view that only name what other fields hold
-
-
-class ArenaView(params.FactorizeInitView, params.TrainView):
-    """All of params.yaml that a training and its adapter depend on."""
 
 
 class Setting(NamedTuple):
@@ -39,9 +36,10 @@ class Cell:
     task: str
     method: str
     seed: int
-    view: ArenaView
+    view: TrainView
     overrides: dict[str, Any]  # of params.yaml, by dotted key: what makes the view
     reads: dict[str, Reads]  # by row of data: the task's, and those that the frames are from
+    pooled: dict[str, DatasetRow]  # the latter, if they are others
     rate: float | None
     head_rate: float
     key: str
@@ -120,7 +118,8 @@ class Run:
             }
         )
         tuned = {**{f"{view.adapter}.{name}": rate for name, rate in rates.items()}, HEAD: head_rate, "seed": seed}
-        reads = {name: self.preset.reads_of(name) for name in (self.task, *view.pooled)}
+        pooled = {task: self._row(task) for task in self._others()} if self.chosen.frames_from == "others" else {}
+        reads = {name: self.preset.reads_of(name) for name in (self.task, *pooled)}
         return Cell(
             preset=self.name,
             task=self.task,
@@ -129,22 +128,23 @@ class Run:
             view=view,
             overrides=dict(sorted((overrides | tuned).items())),
             reads=reads,
+            pooled=pooled,
             rate=rates[own[0]] if own else setting.factor if of else None,
             head_rate=head_rate,
-            key=key_of(view, reads, self.chosen, self.preset.files, None if of is None else [of.key, setting.factor]),
+            key=key_of(
+                view, reads, pooled, self.chosen, self.preset.files, None if of is None else [of.key, setting.factor]
+            ),
             is_trained=self.chosen.trained,
             frames_half=self.chosen.frames_half,
             mean_of=of,
         )
 
     @cached_property
-    def _view(self) -> tuple[dict[str, Any], ArenaView]:
+    def _view(self) -> tuple[dict[str, Any], TrainView]:
         """The overrides of params.yaml before tuning, and the view that they make."""
         overrides = self._overrides()
-        view = changed(overrides, ArenaView, PATH, (self.name, "methods", self.method))
-        pooled = {name: self.preset.row_of(name, row) for name, row in view.pooled.items()}
-        rows = {"dataset": self.preset.row_of(self.task, view.dataset), "pooled": pooled}
-        return overrides, view.model_copy(update=rows)
+        view = changed(overrides, TrainView, PATH, (self.name, "methods", self.method))
+        return overrides, view.model_copy(update={"dataset": self._row(self.task)})
 
     def _overrides(self) -> dict[str, Any]:
         method = self.chosen
@@ -153,16 +153,18 @@ class Run:
         others = params.load_params().sections.keys() - {method.adapter}
         return {
             **{key: value for key, value in chosen.items() if key.partition(".")[0] not in others},
-            **({"lsr.frames_from": self._others()} if method.frames_from == "others" else {}),
             "adapter": method.adapter,
             "data": self.task,
             "model": self.preset.model,
             "seed": self.preset.seeds[0],
         }
 
+    def _row(self, task: str) -> DatasetRow:
+        return self.preset.row_of(task, params.load_row("data", task))
+
     def _others(self) -> list[str]:
         """Return the tasks that do not have the texts of this one."""
-        sources = {task: params.load_row("data", task).source for task in self.preset.tasks}
+        sources = {task: self._row(task).source for task in self.preset.tasks}
         return [task for task, source in sources.items() if source != sources[self.task]]
 
 
@@ -179,8 +181,9 @@ def runs(name: str, preset: Preset, only: Sequence[str] = ()) -> list[Run]:
 
 
 def key_of(
-    view: ArenaView,
+    view: TrainView,
     reads: Mapping[str, Reads],
+    pooled: Mapping[str, DatasetRow],
     method: Method,
     pinned: Mapping[str, str],  # SHA-256 of files by path
     mean_of: Sequence[Any] | None = None,  # the key of the training whose updates change the base model, and how much
@@ -194,10 +197,11 @@ def key_of(
     Raises:
         UserError: if a file that a row names does not exist.
     """
-    sources = [view.dataset.source, *(row.source for row in view.pooled.values()), view.base_model.source]
+    sources = [view.dataset.source, *(row.source for row in pooled.values()), view.base_model.source]
     known = {
         **view.model_dump(mode="json", exclude=NAMES, exclude_defaults=True),
         "section": _changed_values(view),
+        "pooled": {name: row.model_dump(mode="json", exclude_defaults=True) for name, row in pooled.items()},
         "version": VERSION,
         "reads": [one.model_dump(mode="json") for one in reads.values()],
         "files": digests([*sources, getattr(view.section, "frames", "own")], pinned),
@@ -207,7 +211,7 @@ def key_of(
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _changed_values(view: ArenaView) -> dict[str, Any]:
+def _changed_values(view: TrainView) -> dict[str, Any]:
     """Return the type of a section, and its values that are no defaults."""
     section = view.section
     usual = _defaults_in_peft(section.type) if isinstance(section, PeftParams) else {}

@@ -23,7 +23,7 @@ Factor = Annotated[StrictFloat, Field(gt=0, le=1000)]
 Factors = Annotated[tuple[Factor, ...], AfterValidator(all_different)]
 Amount = Literal["all"] | Count
 Seed = Annotated[StrictInt, Field(ge=0, lt=2**32)]
-OWN_KEYS = {"data", "model", "seed", "adapter", "lsr.frames_from"}  # the arena sets them itself
+OWN_KEYS = {"data", "model", "seed", "adapter"}  # the arena sets them itself
 
 
 def _without_own_keys(values: dict[str, Any]) -> dict[str, Any]:

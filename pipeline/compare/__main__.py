@@ -17,23 +17,18 @@ PROGRAM = "python -m pipeline.compare"
 OUTPUT = Path("reports", "compare")
 
 
-def parser() -> Parser:
-    """Return the parser of the command line."""
-    top = Parser(prog=PROGRAM, description="Write one page, and JSON, with the results of the arena.")
-    add = top.add_argument
-    add("preset", metavar="PRESET", help=f"a preset of {PATH} that has records in {FOLDER}")
-    add("--baseline", metavar="METHOD", help="method to compare others with (that of the preset)")
-    add("--output", type=Path, default=OUTPUT, metavar="FOLDER", help="folder in which to write PRESET/ (%(default)s)")
-    return top
-
-
 def main(words: Sequence[str] | None = None) -> None:
     """Compare the methods of a preset, and write the results.
 
     Raises:
         SystemExit: with exit code 2 after a user's mistake, 1 if a file cannot be written.
     """
-    options = parser().parse_args(words)
+    parser = Parser(PROGRAM, __doc__)
+    add = parser.add_argument
+    add("preset", metavar="PRESET", help=f"a preset of {PATH} that has records in {FOLDER}")
+    add("--baseline", metavar="METHOD", help="method to compare others with (that of the preset)")
+    add("--output", type=Path, default=OUTPUT, metavar="FOLDER", help="folder in which to write PRESET/ (%(default)s)")
+    options = parser.parse_args(words)
     with exit_on_error("stopped", PROGRAM):
         write(options.output / options.preset, options.preset, options.baseline)
 

@@ -16,12 +16,12 @@ from transformers import PreTrainedModel
 from lsr.algebra.spectrum import Matrix
 from lsr.init.allocation import allocate
 from lsr.loading.adapters import load_onto
-from lsr.loading.files import InputError
 from lsr.tuner import targets
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.factors import entries
 from lsr.tuner.model import check_forms
 from lsr.tuner.options import OWN
+from lsr.tuner.saved import InputError
 from lsr.tuner.start import Started, initialize_factors
 from pipeline.core.errors import UserError, first_line
 from pipeline.data.pretrained import public_name

@@ -21,17 +21,6 @@ from pipeline.params.sources import PackageSource
 
 TRAINING = "Training"  # the heading of the section written by the stage train
 TEST = "test"
-SPELLED = {  # methods, as their authors write them, where PEFT's name differs
-    "FOURIERFT": "FourierFT",
-    "KADAPTATION": "KAdaptation",
-    "LN_TUNING": "LayerNorm tuning",
-    "LOKR": "LoKr",
-    "LORA": "LoRA",
-    "TINYLORA": "TinyLoRA",
-    "UNILORA": "Uni-LoRA",
-    "VBLORA": "VB-LoRA",
-    "VERA": "VeRA",
-}
 
 
 def of_training(view: TrainView, counts: Mapping[str, int], score: float, adapter: Path) -> Card:
@@ -84,14 +73,15 @@ def _card(
     fields = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
     base, revision = pretrained.public_name(view.base_model)
     method = fields["peft_type"]
-    kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[method]].__module__
+    config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[method]]
+    kind = config.__module__
     dataset = view.dataset
     is_adapter = fields.get("target_modules") != DUMMY_TARGET_MODULES  # not a head or a model that is saved as one
     says = f"one of {len(dataset.names)} labels, {', '.join(dataset.names)}" if dataset.names else "a number"
     read = " and ".join(f"`{name}`" for name in dataset.columns)
     return Card(
         method=method,
-        called=f"{SPELLED.get(method, method)} adapter" if is_adapter else "Fine-tuned modules",
+        called=f"{config.__name__.removesuffix('Config')} adapter" if is_adapter else "Fine-tuned modules",
         base=base,
         revision=revision,
         task_type=fields["task_type"],

@@ -22,7 +22,7 @@ Names = list[str] | str | None
 
 
 @dataclass
-class KadaptationConfig(PeftConfig):
+class KAdaptationConfig(PeftConfig):
     """Configuration of a KAdaptation adapter."""
 
     n: int = field(default=8, metadata={"help": "Number of terms, and height and width of the shared factors."})
@@ -40,7 +40,7 @@ class KadaptationConfig(PeftConfig):
             self.target_modules = cast("Names", set(self.target_modules))
 
 
-class KadaptationLinear(nn.Module, BaseTunerLayer):
+class KAdaptationLinear(nn.Module, BaseTunerLayer):
     """nn.Linear with KAdaptation adapters: y = W x + b + Σ_k (S_k ⊗ U_k V_k) x for each active adapter."""
 
     adapter_layer_names = ("kadaptation_u", "kadaptation_v")
@@ -55,7 +55,7 @@ class KadaptationLinear(nn.Module, BaseTunerLayer):
         self.kadaptation_u, self.kadaptation_v = nn.ParameterDict(), nn.ParameterDict()
         self._shared = (shared,)  # a tuple, which nn.Module does not register: the model owns and saves these
 
-    def update_layer(self, adapter_name: str, config: KadaptationConfig) -> None:
+    def update_layer(self, adapter_name: str, config: KAdaptationConfig) -> None:
         """Add an adapter; U is initialized to zero and V is not, so the layer is unchanged but U gets a gradient.
 
         Raises:
@@ -102,11 +102,11 @@ class KadaptationLinear(nn.Module, BaseTunerLayer):
             self.merged_adapters.append(name)
 
 
-class KadaptationModel(BaseTuner):
+class KAdaptationModel(BaseTuner):
     """A base model with KAdaptation adapters; it owns the shared factors, so they are saved once."""
 
     prefix = "kadaptation_"
-    tuner_layer_cls = KadaptationLinear
+    tuner_layer_cls = KAdaptationLinear
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 declared as in PEFT; there are no default targets
 
     def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
@@ -122,11 +122,11 @@ class KadaptationModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        config = cast("KadaptationConfig", peft_config)
+        config = cast("KAdaptationConfig", peft_config)
         if adapter_name not in self.kadaptation_s:  # by the first of its layers
             s = torch.randn(config.n, config.n, config.n) / config.n  # n terms of n products: unit gain
             self.kadaptation_s[adapter_name] = nn.Parameter(s)
-        layer = KadaptationLinear(target, self.kadaptation_s)
+        layer = KAdaptationLinear(target, self.kadaptation_s)
         layer._active_adapter = adapter_name
         layer.update_layer(adapter_name, config)
         self._replace_module(parent, target_name, layer, target)
@@ -142,5 +142,5 @@ class KadaptationModel(BaseTuner):
 if NAME not in PeftType.__members__:  # PEFT's list of methods is closed: a plugin must add its member first
     extend_enum(PeftType, NAME, NAME)
 register_peft_method(
-    name=NAME.lower(), config_cls=KadaptationConfig, model_cls=KadaptationModel, prefix=KadaptationModel.prefix
+    name=NAME.lower(), config_cls=KAdaptationConfig, model_cls=KAdaptationModel, prefix=KAdaptationModel.prefix
 )

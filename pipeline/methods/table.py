@@ -72,7 +72,7 @@ def configured(section: MethodParams, seed: int, targets: Any, trained_whole: li
 def _lsr_fields(section: LsrParams) -> dict[str, Any]:
     """Return the fields of LsrConfig that a section sets; the initialization comes later."""
     same = {name: value for name, value in section if name in LsrConfig.__dataclass_fields__}
-    automatic = {name: None for name in ("separation_rank", "in_shape", "out_shape") if same[name] == "auto"}
+    automatic = {"separation_rank": None} if section.separation_rank == "auto" else {}
     return same | automatic | _layers(section)
 
 

@@ -1,6 +1,5 @@
 """`python -m pipeline.params`: check params.yaml and the tables, and show what would run."""
 
-import argparse
 from collections.abc import Iterable, Sequence
 from functools import partial
 
@@ -21,12 +20,7 @@ def main(words: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: with exit code 2, if there is a mistake.
     """
-    Parser(
-        prog=PROGRAM,
-        description=__doc__,
-        epilog=f"It takes no arguments: all values are in {PARAMS}.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args(words)
+    Parser(PROGRAM, __doc__, f"It takes no arguments: all values are in {PARAMS}.").parse_args(words)
     with exit_on_error("stopped", PROGRAM):
         view = load(TrainView)
         all_of([partial(_check_is_there, view), partial(_check_with_peft, load_params().sections.values())])

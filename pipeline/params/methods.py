@@ -17,8 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.params.sections import Alpha, Count, Dropout, Layers, Rate, Section, Shape, Targets, Word
-from pipeline.params.sources import all_different
+from pipeline.params.sections import Alpha, Count, Dropout, Layers, Rate, Section, Shape, Targets
 
 READ = ("gradient", "update", "warm")  # initializations of LSR that read examples
 RATE = "learning_rate"
@@ -88,9 +87,6 @@ class LsrParams(MethodParams):
     frames: StrictStr = Field(
         "own", min_length=1, description="own, or the folder or hub repository of an adapter with the frames"
     )
-    frames_from: Annotated[tuple[Word, ...], AfterValidator(all_different)] = Field(
-        (), description="data rows whose gradients or updates are pooled into the frames; none: only the selected row"
-    )
     frames_dtype: Literal["float32", "sign"] = Field(
         "float32", description="to which frozen frames are rounded before training"
     )
@@ -103,8 +99,6 @@ class LsrParams(MethodParams):
         "none", description="directions of diagonal cores, distributed over the target layers by gradient or update"
     )
     dropout: Dropout = 0.0
-    in_shape: Literal["auto"] | Shape = "auto"
-    out_shape: Literal["auto"] | Shape = "auto"
     target_modules: Targets = "default"
     layers: Layers = "all"
     learning_rate: Rate = Field(description="of factors and cores: peak, per optimizer step")
@@ -129,15 +123,6 @@ class LsrParams(MethodParams):
         if self.source and self.frames != "own":
             raise ValueError(
                 f"init: {self.init}: an adapter to go on from needs frames: own, got frames: {self.frames}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _frames_are_pooled_from_gradients(self) -> Self:
-        if self.frames_from and not (self.reads_examples and self.init != "warm"):
-            raise ValueError(
-                "frames_from: pools gradients or updates, so it needs init: gradient or update, and frames: own; got "
-                f"init: {self.init} and frames: {self.frames}"
             )
         return self
 

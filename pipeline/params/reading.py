@@ -4,7 +4,8 @@
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,6 +62,24 @@ def load_params() -> Params:
     return validated(Params, read_yaml(PARAMS), PARAMS, ())
 
 
+def changed(
+    overrides: Mapping[str, Any], view: type[AnyView], path: Path = PARAMS, place: tuple[str, ...] = ()
+) -> AnyView:
+    """Return a view of params.yaml with these dotted keys changed; messages name `path` and `place`.
+
+    Raises:
+        UserError: if params.yaml has no such key or does not allow the value; one line each.
+    """
+    content = deepcopy(read_yaml(PARAMS))
+    for key, value in overrides.items():
+        section, _, field = key.rpartition(".")
+        inner = content.setdefault(section, {}) if section else content
+        if not isinstance(inner, dict):
+            raise UserError(f"{path}: {'.'.join((*place, key))}: {section} of {PARAMS} has no keys")
+        inner[field] = value
+    return seen_by(view, validated(Params, content, path, place))
+
+
 def seen_by(view: type[AnyView], params: Params) -> AnyView:
     """Return a view of checked params, with the rows that they name.
 
@@ -74,7 +93,6 @@ def seen_by(view: type[AnyView], params: Params) -> AnyView:
         "base_model": load_row("model", params.model, "model"),
         "frames": params.lsr.frames,
         "init": params.lsr.init,
-        "pooled": {name: load_row("data", name, "lsr.frames_from") for name in params.lsr.frames_from},
     }
     # Already validated: `model_construct` keeps the frozen sections as they are.
     return view.model_construct(**{name: everything[name] for name in view.model_fields})

@@ -40,7 +40,7 @@ class Params(Section):
     seed: StrictInt = Field(ge=0, lt=2**32)
     tokenize: TokenizeParams
     train: TrainParams
-    lsr: LsrParams  # the one section with frames and frames_from, on which the stage tokenize depends
+    lsr: LsrParams  # the one section with frames, on which the stage tokenize depends
     full: FullParams
     head: HeadParams
     methods: dict[Word, Method]
@@ -62,9 +62,8 @@ class Params(Section):
         for word, section in methods.items():
             if not isinstance(section, LsrParams):
                 continue
-            for key in ("frames", "frames_from"):
-                if key in section.model_fields_set:
-                    raise ValueError(f"{word}.{key}: section lsr alone can have this key")
+            if "frames" in section.model_fields_set:
+                raise ValueError(f"{word}.frames: section lsr alone can have this key")
             if section.source:
                 raise ValueError(f"{word}.init: section lsr alone can go on from another adapter")
         return methods
@@ -102,7 +101,7 @@ class View(Section):
 
 
 class TokenizeView(View):
-    """Of stages/tokenize.py. Another adapter and its frames are files too, and pooled rows may name some."""
+    """Of stages/tokenize.py. Another adapter and its frames are files too."""
 
     data: Word
     model: Named
@@ -111,11 +110,10 @@ class TokenizeView(View):
     base_model: ModelRow
     frames: str
     init: str
-    pooled: dict[str, DatasetRow]
 
 
-class AdapterView(View):
-    """Of the stages that make an adapter."""
+class FactorizeInitView(View):
+    """Of stages/factorize_init.py. It needs the data row for the number of labels: the head belongs to the adapter."""
 
     data: Word
     model: Named
@@ -127,14 +125,8 @@ class AdapterView(View):
     base_model: ModelRow
 
 
-class FactorizeInitView(AdapterView):
-    """Of stages/factorize_init.py. It needs the data row for the number of labels: the head belongs to the adapter."""
-
-    pooled: dict[str, DatasetRow]
-
-
-class TrainView(AdapterView):
-    """Of stages/train.py. Its task.json records max_length."""
+class TrainView(FactorizeInitView):
+    """Of stages/train.py, and all that a training and its adapter depend on. Its task.json records max_length."""
 
     train: TrainParams
 
@@ -157,5 +149,4 @@ DECLARED = {
     # As params, each of their keys would be a column of `dvc exp show`.
     "dataset": "data",
     "base_model": "model",
-    "pooled": "lsr.frames_from",
 }

@@ -1,6 +1,8 @@
-"""`python -m pipeline.predict`: predict texts with a trained adapter from the command line.
+"""`python -m pipeline.predict`: print the predictions of a trained adapter of any method for texts.
 
-Heavy packages are imported only after all checks that do not need them.
+They are the label and all class probabilities, or a number; as a table on a terminal, otherwise as CSV. All columns of
+a file are kept. An adapter for text pairs takes two arguments, two columns of a file, or lines of standard input with a
+tab between the two texts.
 """
 
 import argparse
@@ -18,13 +20,7 @@ PROGRAM = "python -m pipeline.predict"
 
 def parser() -> Parser:
     """Return the parser of the command line."""
-    top = Parser(
-        prog=PROGRAM,
-        description="Print the predictions of a trained adapter of any method for texts: the label and all class "
-        "probabilities, or a number; as a table on a terminal, otherwise as CSV.",
-        epilog="All columns of a file are kept. An adapter for text pairs takes two arguments, two columns of a file, "
-        "or lines of standard input with a tab between the two texts.",
-    )
+    top = Parser(PROGRAM, __doc__)
     add = top.add_argument
     add("texts", nargs="*", metavar="TEXT", help="without any, or with -, read standard input, one text per line")
     add("--adapter", type=Path, default=artifacts.ADAPTER, metavar="FOLDER", help="the adapter (%(default)s)")
@@ -69,7 +65,7 @@ def predict(options: argparse.Namespace) -> None:
     else:
         given = texts.read_columns(options.file, options.column, task)
     given = texts.checked(given, skip_empty=options.skip_empty)
-    from pipeline.predict import answering
+    from pipeline.predict import answering  # takes seconds, so after all checks that do not need it
 
     table = output.with_columns(given.table, answering.answers(options, given, task))
     if options.out is None:

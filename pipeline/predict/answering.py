@@ -11,7 +11,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from lsr.loading.adapters import load_adapter
 from lsr.loading.base_models import load_tokenizer
-from lsr.loading.files import InputError, read_config
+from lsr.tuner.saved import InputError, read_config
 from pipeline.core import console
 from pipeline.core.errors import UserError
 from pipeline.data.encoding import encode

@@ -13,7 +13,7 @@ USUAL = {"task_type": "SEQ_CLS", "rank_shape": (2, 2), "separation_rank": 3, "al
 DENSE = {"rank_shape": (4,), "separation_rank": None}
 CASES = {  # what it shows: model, fields
     "a head of one layer": ("bert", {}),
-    "a head of two layers": ("roberta", {"in_shape": (5, 5), "out_shape": (2, 13)}),
+    "a head of two layers": ("roberta", {}),
     "a head of two modules": ("distilbert", {"rank_shape": (3, 2), "bias": "all"}),
     "transposed weights": ("gpt2", {"target_modules": "all-linear"}),
     "a language model": ("gpt2-causal", {"task_type": "CAUSAL_LM"}),

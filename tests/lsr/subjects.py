@@ -18,11 +18,9 @@ CASES = {  # every option meets most of the others, each in one configuration
     "one factor, principal, transposed": Subject(
         "gpt2", {**DENSE, "init_weights": "principal", "target_modules": "all-linear"}, layers=8
     ),
-    "own shapes, no seed, biases of the adapted": Subject(
+    "no seed, biases of the adapted": Subject(
         "bert",
         {
-            "in_shape": (5, 5),
-            "out_shape": (2, 13),
             "seed": None,
             "bias": "lsr_only",
             "exclude_modules": ["0.attention.self.value"],

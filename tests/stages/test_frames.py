@@ -1,4 +1,4 @@
-"""Frames around a core: what the stages make of every word of the family, pooled, and held from a folder."""
+"""Frames around a core: what the stages make of every word of the family, and of frames from a folder."""
 
 import csv
 import re
@@ -42,7 +42,6 @@ FAMILY = {
     "examples": 40,
     "head_steps": 5,
 }
-POOL = ["glue", "ratings"]
 HELD = "models/family"
 WEIGHTS = artifacts.INIT / adapters.WEIGHTS
 
@@ -77,10 +76,6 @@ def at(tokenized, tmp_path, monkeypatch):
 
 def table(path):
     return list(csv.DictReader(path.open(newline="")))
-
-
-def factors_in(weights):
-    return {name: value for name, value in weights.items() if ".factor_" in name or ".scale_" in name}
 
 
 # Words
@@ -123,26 +118,6 @@ def test_every_word_starts_an_adapter_and_reports_its_frames(at, train, share, i
     first = digests(artifacts.INIT) | digests("reports")
     run(FACTORIZE)
     assert digests(artifacts.INIT) | digests("reports") == first
-
-
-# Pools
-
-
-def test_all_members_of_a_pool_have_the_same_frames_whatever_row_is_chosen(at):
-    written = {}
-    for data in POOL:
-        at({"frames_from": POOL}, data=data)
-        shutil.rmtree(artifacts.TOKENS, ignore_errors=True)  # a pool needs none
-        run(FACTORIZE)
-        written[data] = load_file(WEIGHTS)
-    one, two = map(factors_in, written.values())
-    assert one.keys() == two.keys()
-    assert len(one) == 4
-    assert all(torch.equal(value, two[name]) for name, value in one.items())
-    heads = [
-        next(value for name, value in found.items() if name.endswith("out_proj.weight")) for found in written.values()
-    ]
-    assert [len(head) for head in heads] == [2, 1]
 
 
 # Folders of frames

@@ -101,7 +101,6 @@ def view(tmp_path, folder, monkeypatch):
             ),
             frames="own",
             init="random",
-            pooled={},
         )
 
     return build
@@ -170,15 +169,15 @@ def test_the_files_of_the_chosen_rows_are_recorded(view, folder):
     assert {name for name in found if found[name] != changed[name]} == {"model: tiny"}
 
 
-def test_pooled_rows_and_frames_are_recorded(view):
-    chosen, other = view(), "data: other"
-    pooled = chosen.dataset.model_copy(update={"cut": {"validation": 0.1, "test": 0.1}})
+def test_rows_and_frames_are_recorded_and_a_missing_file_is_one_line(view):
+    row = view().dataset.model_copy(update={"cut": {"validation": 0.1, "test": 0.1}})
+    chosen = view().model_copy(update={"dataset": row})
     Path("models/family").mkdir(parents=True)
     Path("models/family/adapter_config.json").write_text("{}")
-    found = stage.inputs(chosen.model_copy(update={"pooled": {"other": pooled}, "frames": "models/family"}))
-    assert found.keys() - stage.inputs(chosen).keys() == {other, "models/family/adapter_config.json"}
-    turned = pooled.model_copy(update={"cut": dict(reversed(pooled.cut.items()))})  # DVC writes keys in another order
-    assert stage.inputs(chosen.model_copy(update={"pooled": {"other": turned}}))[other] == found[other]
-    missing = pooled.model_copy(update={"source": pooled.source.model_copy(update={"files": {"train": "data/no.csv"}})})
-    with pytest.raises(UserError, match=r"^pipeline/datasets.yaml: other: data/no.csv: not found; paths start at"):
-        stage.inputs(chosen.model_copy(update={"pooled": {"other": missing}}))
+    found = stage.inputs(chosen.model_copy(update={"frames": "models/family"}))
+    assert found.keys() - stage.inputs(chosen).keys() == {"models/family/adapter_config.json"}
+    turned = row.model_copy(update={"cut": dict(reversed(row.cut.items()))})  # DVC writes keys in another order
+    assert stage.inputs(chosen.model_copy(update={"dataset": turned})) == stage.inputs(chosen)
+    missing = row.model_copy(update={"source": row.source.model_copy(update={"files": {"train": "data/no.csv"}})})
+    with pytest.raises(UserError, match=r"^pipeline/datasets.yaml: mine: data/no.csv: not found; paths start at"):
+        stage.inputs(chosen.model_copy(update={"dataset": missing}))

@@ -17,8 +17,8 @@ from lsr import LsrConfig, export_lora, export_merged
 from lsr.convert.export import TOLERATED_LOSS
 from lsr.init import INITIALIZATIONS
 from lsr.loading.adapters import load_adapter
-from lsr.loading.files import PREFIX, InputError
 from lsr.tuner.linear import adapted_layers
+from lsr.tuner.saved import PREFIX, InputError
 from tests.capabilities.models import logits, tiny, tokens
 from tests.lsr.saved import CASES, save
 

@@ -11,8 +11,7 @@ from torch.testing import assert_close
 
 from lsr import export_lora, from_lora
 from lsr.loading.contents import updates_in
-from lsr.loading.files import InputError, read_config
-from lsr.tuner.saved import CONFIG, WEIGHTS
+from lsr.tuner.saved import CONFIG, WEIGHTS, InputError, read_config
 from tests.capabilities.models import logits, tiny
 
 LORAS = {  # what it shows: model, fields

@@ -11,8 +11,7 @@ import lsr
 from lsr import AdapterBank, export_lora, round_adapter
 from lsr.algebra.rounding import PRECISIONS, pack, unpack
 from lsr.loading.adapters import load_adapter, load_layers
-from lsr.loading.files import InputError, read_tensors
-from lsr.tuner.saved import CONFIG, ROUNDED, WEIGHTS
+from lsr.tuner.saved import CONFIG, ROUNDED, WEIGHTS, InputError, read_tensors
 from tests.capabilities.checks import stir
 from tests.capabilities.models import logits, tiny, tokens
 from tests.lsr.convert.test_main import mistake, ok

@@ -11,8 +11,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from lsr.loading import base_models
 from lsr.loading.base_models import load_base, load_tokenizer, locate
-from lsr.loading.files import InputError, NoBaseError, read_config, read_tensors
-from lsr.tuner.saved import CONFIG
+from lsr.tuner.saved import CONFIG, InputError, NoBaseError, read_config, read_tensors
 from pipeline import params
 from tests.capabilities.models import SIZES, VOCABULARY, tiny
 from tests.lsr.saved import edit, save

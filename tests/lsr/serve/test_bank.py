@@ -11,7 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lsr import AdapterBank
-from lsr.loading.files import InputError
+from lsr.tuner.saved import InputError
 from tests.capabilities.models import tiny, tokens
 from tests.lsr.serve.families import CORED, FORMS, FRAMES, save, save_lora, says, with_labels
 

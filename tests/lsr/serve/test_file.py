@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from lsr import AdapterBank, round_adapter
 from lsr.__main__ import main
 from lsr.algebra.rounding import PRECISIONS
-from lsr.loading.files import InputError
 from lsr.serve import file
+from lsr.tuner.saved import InputError
 from tests.capabilities.models import tiny, tokens
 from tests.lsr.serve.families import FORMS, save, save_lora, says
 

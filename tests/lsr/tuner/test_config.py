@@ -95,7 +95,6 @@ def test_what_was_made_is_written_and_the_object_can_start_a_second_model(init):
     ("fields", "message"),
     [
         ({"rank_shape": 4}, "rank_shape must be a list or tuple of numbers, got 4"),
-        ({"in_shape": ("a", 4)}, "in_shape must hold 2 sizes >= 1, as rank_shape does, got ['a', 4]"),
         ({"separation_rank_pattern": {"key": -1}}, "separation_rank_pattern['key'] must be >= 1, got -1"),
         ({"init_weights": "rowspace"}, f"init_weights must be a bool or one of {WORDS}, got 'rowspace'"),
         (

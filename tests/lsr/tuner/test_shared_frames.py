@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from lsr import LsrConfig
 from lsr.algebra.shapes import Form
 from lsr.loading.adapters import load_adapter, load_layers
-from lsr.loading.files import InputError
 from lsr.tuner.forms import check_room
 from lsr.tuner.linear import adapted_layers
 from lsr.tuner.resolved import Resolved
+from lsr.tuner.saved import InputError
 from tests.capabilities.checks import stir, train, trainable
 from tests.capabilities.models import logits, tiny
 

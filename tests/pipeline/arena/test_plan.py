@@ -139,7 +139,7 @@ def test_frames_of_others_are_from_tasks_of_other_texts_and_what_is_read_of_them
     pool = {"adapter": "lsr", "params": small.LSR, "frames_from": "others"}
     small.write(tasks={"comparisons": {}}, methods={"pool": pool})  # the texts of ratings, in pairs
     cell = run("ratings: pool").first()
-    assert cell.view.pooled.keys() == {"glue"}
+    assert cell.pooled.keys() == {"glue"}
     assert cell.reads.keys() == {"ratings", "glue"}
     small.write(tasks={"comparisons": {}, "glue": {"reads": {"train": 40}}}, methods={"pool": pool})
     assert key("ratings: pool") != cell.key

@@ -5,7 +5,7 @@ import torch
 
 from pipeline import params
 from pipeline.methods import adapters, device
-from pipeline.params.changed import changed
+from pipeline.params.reading import changed
 from tests import workspace
 from tests.stages.running import added, base_model
 

@@ -6,7 +6,7 @@ from peft import get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 
-from pipeline.methods.kadaptation import KadaptationConfig, KadaptationLinear
+from pipeline.methods.kadaptation import KAdaptationConfig, KAdaptationLinear
 from tests.capabilities.checks import trainable
 
 N, R = 4, 2
@@ -17,14 +17,14 @@ def model():
     """Two adapted layers of different widths, in float64, with no factor at zero."""
     torch.manual_seed(0)
     base = nn.ModuleDict({"first": nn.Linear(8, 12), "second": nn.Linear(12, 8, bias=False)})
-    adapted = get_peft_model(base, KadaptationConfig(n=N, r=R, target_modules=["first", "second"])).double()
+    adapted = get_peft_model(base, KAdaptationConfig(n=N, r=R, target_modules=["first", "second"])).double()
     for parameter in trainable(adapted).values():
         parameter.data.normal_()
     return adapted.eval()
 
 
 def layers(model):
-    return [module for module in model.modules() if isinstance(module, KadaptationLinear)]
+    return [module for module in model.modules() if isinstance(module, KAdaptationLinear)]
 
 
 def test_the_update_is_the_sum_of_kronecker_products(model):

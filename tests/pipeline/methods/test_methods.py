@@ -15,7 +15,7 @@ from pipeline import params
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
 from pipeline.methods import adapters, base_models
-from pipeline.params.changed import changed
+from pipeline.params.reading import changed
 from pipeline.predict.answering import open_adapter
 from stages import evaluate, factorize_init, train
 from tests import workspace

@@ -9,8 +9,8 @@ from torch import nn
 from pipeline import params
 from pipeline.core.errors import UserError
 from pipeline.methods import adapters, base_models, table
-from pipeline.params.changed import changed
 from pipeline.params.methods import PeftParams
+from pipeline.params.reading import changed
 from pipeline.training import arguments
 from tests import workspace
 
@@ -26,7 +26,6 @@ MISTAKES = [  # on the tiny model
     ("peft", {"peft.r": 0}, "peft: `r` should be a positive integer value but the value passed is 0"),
     ("lsr", {"lsr.separation_rank": 0}, "lsr.separation_rank: input should be 'auto' or greater than or equal to 1"),
     ("lsr", {"lsr.core": "diagonal"}, "lsr: core"),
-    ("lsr", {"lsr.in_shape": [24]}, "lsr: in_shape must hold 2 sizes >= 1, as rank_shape does, got [24]"),
     ("loraxs", {"loraxs.rank_shape": [25]}, "loraxs: layer 'roberta.encoder.layer.0.attention.self.query': the rank"),
     ("directions", {"directions.budget": 9999}, "directions: the budget must be in [1, "),
     ("kadaptation", {"kadaptation.n": 5}, "kadaptation: n: 5 does not divide 24, a width of the layer"),

@@ -12,9 +12,8 @@ from ruamel.yaml import YAML
 from pipeline import params
 from pipeline.core.errors import UserError
 from pipeline.params.__main__ import main
-from pipeline.params.changed import changed
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.reading import load_rows, validated
+from pipeline.params.reading import changed, load_rows, validated
 
 ROOT = Path(__file__).parents[3]
 YAML_12 = YAML(typ="safe", pure=True)
@@ -96,7 +95,7 @@ def test_an_lsr_section_has_the_defaults_of_the_library():
 
     section = params.LsrParams(type="LSR", learning_rate=0.1)
     usual, renamed = LsrConfig(), {"layers": "layers_to_transform"}
-    own = {"type", "learning_rate", "init", "examples", "head_steps", "frames_from", "budget"}
+    own = {"type", "learning_rate", "init", "examples", "head_steps", "budget"}
     for name, value in section:
         default = getattr(usual, renamed.get(name, name)) if name not in own else value
         assert value == default or (value in ("auto", "default", "all") and default in (None, 16)), name
@@ -131,7 +130,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("key", "value", "message"), MISTAKES)
 def test_a_mistake_is_one_line(root, key, value, message):
-    (line,) = refused({"lsr.init": "update", key: value})  # update may be pooled
+    (line,) = refused({key: value})
     assert line.startswith(f"params.yaml: {message}")
 
 
@@ -147,11 +146,6 @@ def test_a_mistake_is_one_line(root, key, value, message):
             {"lora.layers": [1], "lora.target_modules": "all-linear"},
             "lora: layers: needs target_modules to be default or a list; got target_modules: all-linear",
         ),
-        (
-            {"lsr.frames_from": ["tweets"]},
-            "lsr: frames_from: pools gradients or updates, so it needs init: gradient or update, and frames: own; got "
-            "init: warm and frames: own",
-        ),
     ],
 )
 def test_words_that_do_not_go_together_are_one_line(root, overrides, message):
@@ -161,14 +155,6 @@ def test_words_that_do_not_go_together_are_one_line(root, overrides, message):
 def test_all_mistakes_are_reported_at_once_in_unused_sections_too(root):
     lines = refused({"train.epochs": 0, "lora.layers": [], "adapter": "veraa"})
     assert [line.split(":")[1].strip() for line in lines] == ["train.epochs", "lora.layers"]
-
-
-def test_rows_are_pooled_and_checked_like_the_chosen_one(workspace):
-    pool = {"lsr.init": "update", "lsr.frames_from": ["tweets"]}
-    assert changed(pool, params.FactorizeInitView).pooled.keys() == {"tweets"}
-    write("pipeline/datasets.yaml", edited(DATASETS, "tweets.metrics", []))
-    line = "pipeline/datasets.yaml: tweets.metrics: list should have at least 1 item, not 0, got []"
-    assert refusal(changed, pool, params.TokenizeView) == [line]
 
 
 @pytest.mark.parametrize(

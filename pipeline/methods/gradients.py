@@ -1,22 +1,20 @@
-"""The gradients or updates from which frames are computed, for the selected data set or pooled over several."""
+"""The gradients or updates from which frames are computed: over examples, or those of another adapter."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel, set_seed
+from transformers import PreTrainedModel
 
 from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS, READERS
 from lsr.init.passes import Track, untracked
 from lsr.loading.contents import read_contents
-from lsr.loading.files import adapter_folder
-from lsr.tuner.saved import first_line
+from lsr.tuner.saved import adapter_folder, first_line
 from pipeline.core import console
 from pipeline.core.errors import UserError
-from pipeline.data import datasets, pretrained, tokens
-from pipeline.data.encoding import tokenize
+from pipeline.data import tokens
+from pipeline.data.pretrained import load_tokenizer
 from pipeline.methods import adapters, base_models, device
 from pipeline.params import PARAMS, FactorizeInitView, LsrParams
 from pipeline.params.model_row import ModelRow
@@ -32,60 +30,39 @@ class Read(NamedTuple):
     examples: int
 
 
-def gradients(base: PreTrainedModel, view: FactorizeInitView) -> list[Read]:
-    """Return the gradients or updates of the layers to adapt, for each data set, with fitted heads.
+NOTHING = Read({}, 0, 0)
 
-    `base` is the model of the selected data set; it is left unchanged, except that `warm` trains its head.
 
-    The gradients of pooled rows do not depend on the selected row: each row uses its first examples and a head drawn
-    from the seed. So all adapters of one pool get the same frames, bit for bit.
+def of_examples(base: PreTrainedModel, view: FactorizeInitView) -> Read:
+    """Return the gradients or updates of the layers to adapt, with a fitted head.
+
+    `base` is left unchanged, except that `warm` trains its head.
 
     Raises:
-        UserError: if examples or their head are not suitable, or the selected row is not tokenized.
+        UserError: if the examples or their head are not suitable, or the data are not tokenized.
     """
-    assert isinstance(view.section, LsrParams)
-    count, tokenizer = view.section.examples, pretrained.load_tokenizer(view.base_model)
-    size = BATCH[view.section.init]
-    if not view.section.frames_from:
-        batches = tokens.sample(tokens.load_tokens("train"), tokenizer, count, view.seed, size)
-        return [_gradients(base, batches, view, view.data)]
-    pooled = []
-    for name in view.section.frames_from:
-        row = view.pooled[name]
-        set_seed(view.seed)  # the head is initialized when the checkpoint loads
-        other = base_models.load_base_model(view.base_model, row)
-        train = datasets.load(row, name).splits["train"]  # in the order of a hash, so the first ones are a sample
-        first, _ = tokenize(train.select(range(min(count, len(train)))), tokenizer, view.tokenize.max_length)
-        batches = tokens.batches(Dataset(first), tokenizer, size, view.seed)
-        pooled.append(_gradients(other, batches, view, name))
-    return pooled
-
-
-def _gradients(
-    base: PreTrainedModel,
-    batches: Iterable[Mapping[str, Tensor]],
-    view: FactorizeInitView,
-    name: str,
-) -> Read:
-    assert isinstance(view.section, LsrParams)
-    listed, names = list(batches), adapters.target_names(base, view.section, view.base_model, view.seed)
+    section = view.section
+    assert isinstance(section, LsrParams)
+    names = adapters.target_names(base, section, view.base_model, view.seed)
+    train, tokenizer = tokens.load_tokens("train"), load_tokenizer(view.base_model)
+    batches = list(tokens.sample(train, tokenizer, section.examples, view.seed, BATCH[section.init]))
     read: list[int] = []  # the examples of each batch
 
     def track(items: Sequence[Any], title: str) -> Iterator[Any]:  # items: batches, or their positions
-        for item in console.track(items, f"{name}: {title}", len(items), "batches"):
-            read.append(len((listed[item] if isinstance(item, int) else item)["labels"]))
+        for item in console.track(items, f"{view.data}: {title}", len(items), "batches"):
+            read.append(len((batches[item] if isinstance(item, int) else item)["labels"]))
             yield item
 
     try:
         layers = read_gradients(
-            base, names, listed, view.base_model, view.section.init, view.section.head_steps, view.seed, track
+            base, names, batches, view.base_model, section.init, section.head_steps, view.seed, track
         )
-        return Read(layers, len(read), sum(read))
     except ValueError as error:
-        raise UserError(f"{PARAMS}: {view.section.word}.init: {name}: {error}") from None
+        raise UserError(f"{PARAMS}: {section.word}.init: {view.data}: {error}") from None
+    return Read(layers, len(read), sum(read))
 
 
-def updates_of(source: str, base: PreTrainedModel, view: FactorizeInitView) -> Read:
+def of_adapter(source: str, base: PreTrainedModel, view: FactorizeInitView) -> Read:
     """Return the updates of another adapter, in a folder or hub repository; its head replaces that of the base model.
 
     Raises:
@@ -104,7 +81,7 @@ def updates_of(source: str, base: PreTrainedModel, view: FactorizeInitView) -> R
     for name in sorted(contents.updates.keys() ^ set(names)):
         does = "adapts" if name in contents.updates else "does not adapt"
         raise UserError(f"{where}: {source} {does} {name!r}; target_modules must name the layers that it adapts")
-    return Read({name: contents.updates[name].pair() for name in names}, batches=0, examples=0)
+    return NOTHING._replace(layers={name: contents.updates[name].pair() for name in names})
 
 
 def read_gradients(
