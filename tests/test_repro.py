@@ -92,7 +92,7 @@ def test_frames_that_are_held_start_the_adapter_again_when_they_change(restored)
     words = {"rank_shape": [3], "separation_rank": 1, "train": "core", "init": "gradient", "examples": 40}
     started = ["tokenize", "factorize-init"]
     change_params(restored, lsr=words)
-    assert ran(quick(restored, "dvc", "repro", "factorize-init")) == started[1:]
+    assert ran(quick(restored, "dvc", "repro", "factorize-init")) == started
     family = restored / "models/family"
     shutil.copytree(restored / "artifacts/init", family)
     change_params(restored, lsr={"frames": "models/family"})
