@@ -273,7 +273,7 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "server": server,
     **{
         f"{name} of {preset}": partial(table_of, preset)
-        for preset in ("offline", "kinds")
+        for preset in ("offline", "kinds", "base")
         for name, table_of in {"verdicts": verdicts, "hypotheses": hypotheses, "scores": scores}.items()
     },
     "long": long,
