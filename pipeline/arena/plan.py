@@ -110,6 +110,7 @@ class Run:
         head_rate = _times(view.train.head_learning_rate, setting.head_factor if self.has_rate else setting.factor)
         mean = self.chosen.mean_of
         of = None if mean is None else Run(self.name, self.preset, self.task, mean).cell(Setting(), seed)
+        changed_by = None if of is None else [of.key, setting.factor]
         view = view.model_copy(
             update={
                 "seed": seed,
@@ -118,8 +119,7 @@ class Run:
             }
         )
         tuned = {**{f"{view.adapter}.{name}": rate for name, rate in rates.items()}, HEAD: head_rate, "seed": seed}
-        pooled = {task: self._row(task) for task in self._others()} if self.chosen.frames_from == "others" else {}
-        reads = {name: self.preset.reads_of(name) for name in (self.task, *pooled)}
+        reads = {name: self.preset.reads_of(name) for name in (self.task, *self._pooled)}
         return Cell(
             preset=self.name,
             task=self.task,
@@ -128,12 +128,10 @@ class Run:
             view=view,
             overrides=dict(sorted((overrides | tuned).items())),
             reads=reads,
-            pooled=pooled,
+            pooled=self._pooled,
             rate=rates[own[0]] if own else setting.factor if of else None,
             head_rate=head_rate,
-            key=key_of(
-                view, reads, pooled, self.chosen, self.preset.files, None if of is None else [of.key, setting.factor]
-            ),
+            key=key_of(view, reads, self._pooled, self.chosen, self.preset.files, changed_by),
             is_trained=self.chosen.trained,
             frames_half=self.chosen.frames_half,
             mean_of=of,
@@ -144,7 +142,7 @@ class Run:
         """The overrides of params.yaml before tuning, and the view that they make."""
         overrides = self._overrides()
         view = changed(overrides, TrainView, PATH, (self.name, "methods", self.method))
-        return overrides, view.model_copy(update={"dataset": self._row(self.task)})
+        return overrides, view.model_copy(update={"dataset": self.preset.row_of(self.task, view.dataset)})
 
     def _overrides(self) -> dict[str, Any]:
         method = self.chosen
@@ -159,13 +157,14 @@ class Run:
             "seed": self.preset.seeds[0],
         }
 
-    def _row(self, task: str) -> DatasetRow:
-        return self.preset.row_of(task, params.load_row("data", task))
-
-    def _others(self) -> list[str]:
-        """Return the tasks that do not have the texts of this one."""
-        sources = {task: self._row(task).source for task in self.preset.tasks}
-        return [task for task, source in sources.items() if source != sources[self.task]]
+    @cached_property
+    def _pooled(self) -> dict[str, DatasetRow]:
+        """The rows that the frames are from, if they are others: those that do not have the texts of this task."""
+        if self.chosen.frames_from == "own":
+            return {}
+        rows = {task: params.load_row("data", task) for task in self.preset.tasks}
+        others = {task: row for task, row in rows.items() if row.source != rows[self.task].source}
+        return {task: self.preset.row_of(task, row) for task, row in others.items()}
 
 
 def runs(name: str, preset: Preset, only: Sequence[str] = ()) -> list[Run]:
