@@ -27,6 +27,7 @@ from lsr.loading.base_models import locate
 
 BASE = "sentence-transformers/all-MiniLM-L6-v2"
 ROWS, LEAST = 64, 5  # texts of a batch, and of a tenant
+COLUMNS = ("tenant", "text", "label")
 Rows = Sequence[Mapping[str, Any]]  # token ids of a text, and the number of its label
 
 
@@ -42,12 +43,15 @@ def read(file: pd.DataFrame, tokenizer: Any, max_length: int) -> dict[str, Tenan
     """Return the tenants of a file by name.
 
     Raises:
-        ValueError: if a column is missing, or a tenant has fewer than five texts or two labels.
+        ValueError: if a column is missing, or a tenant has fewer than five texts or two labels, or no name of a folder.
     """
-    if lacking := {"tenant", "text", "label"}.difference(file.columns):
+    if lacking := set(COLUMNS).difference(file.columns):
         raise ValueError(f"no column {', '.join(sorted(lacking))}; there are {', '.join(file.columns)}")
     tenants = {}
-    for name, table in file.dropna().groupby("tenant"):
+    file = file[list(COLUMNS)]
+    for name, table in file[(file != "").all(axis=1)].groupby("tenant"):
+        if Path(name).name != name or name in ("..", "__base__"):
+            raise ValueError(f"tenant {name!r}: its folder cannot have this name")
         labels = sorted(table["label"].unique())
         if len(table) < LEAST or len(labels) < 2:
             raise ValueError(f"tenant {name}: {len(table)} texts with {len(labels)} labels; needed: {LEAST} with 2")
@@ -124,7 +128,7 @@ def main() -> None:
     set_seed(0)
     try:
         check_output(options.output, (options.file,), replace=False)
-        file = pd.read_csv(options.file, dtype=str)
+        file = pd.read_csv(options.file, dtype=str, keep_default_na=False)  # a label may be "None"
         folder, revision = locate({"base_model_name_or_path": options.base}, None)
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
         tenants = read(file, tokenizer, options.max_length)

@@ -138,7 +138,7 @@ def run_bank(options: argparse.Namespace) -> None:
     base = load_base(read_config(folders[0]), read_tensors(folders[0]), options.base)
     bank = AdapterBank(base, precision=options.precision)
     for folder in folders:
-        bank.add(folder.resolve().name, folder)
+        bank.add(folder.absolute().name, folder)  # not the name of what a link leads to
     bank.save(options.output, force=options.force)
     written, sizes, count = (options.output / FILE).stat().st_size, Counter[str](), len(bank.names)
     print(f"{options.output}: {count} adapter{'s' * (count != 1)} in {options.precision}, {written:,} bytes")

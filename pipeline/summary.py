@@ -13,7 +13,7 @@ from pipeline.core import artifacts, console, seconds
 from pipeline.core.command_line import Parser
 from pipeline.core.errors import UserError, exit_on_error
 from pipeline.core.git import warn_without_identity
-from pipeline.params import LsrParams, Params, load_params, load_row
+from pipeline.params import PARAMS, LsrParams, Params, load_params, load_row
 from pipeline.params.dataset_row import DatasetRow
 
 PROGRAM = "python -m pipeline.summary"
@@ -32,7 +32,7 @@ def main(words: Sequence[str] | None = None) -> None:
     with exit_on_error("stopped", PROGRAM):
         params = load_params()
         row = load_row("data", params.data)
-        results = list(_results(row))
+        results = list(_results(params.data, row))
         console.line(f"\n{params.adapter} on {params.model}, {params.data}, seed {params.seed}\n")
         for word, said in results:
             console.line(textwrap.fill(f"{word:{INDENT}}{said}", WIDTH, subsequent_indent=" " * INDENT))
@@ -42,15 +42,15 @@ def main(words: Sequence[str] | None = None) -> None:
             warn_without_identity()
 
 
-def _results(row: DatasetRow) -> Iterator[tuple[str, str]]:
+def _results(data: str, row: DatasetRow) -> Iterator[tuple[str, str]]:
+    if (last := _report(artifacts.TOKENIZE_METRICS)["data"]) != data:
+        raise UserError(f"{PARAMS}: data is {data}, but the last run read {last}; run dvc repro first")
     found, trained, start = map(
         _report, (artifacts.EVALUATE_METRICS, artifacts.TRAIN_METRICS, artifacts.FACTORIZE_METRICS)
     )
     for name in row.metrics:
-        yield (
-            name,
-            f"{found[name]:.4g}, {_interval(found, name)}; {found[f'{name}_baseline']:.4g} for one answer to all",
-        )
+        constant = f"{found[f'{name}_baseline']:.4g} for one answer to all"
+        yield name, f"{found[name]:.4g}, {_interval(found, name)}; {constant}"
     yield (
         "parameters",
         f"{found['adapter_trained']:,} of the adapter and {found['head_parameters']:,} of the head trained, "

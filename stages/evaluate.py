@@ -6,6 +6,7 @@ its test score, to be published with it.
 
 import os
 
+from lsr.tuner.saved import WEIGHTS
 from pipeline import params, stage, summary
 from pipeline.core import artifacts, console
 from pipeline.data import pretrained, tokens
@@ -26,7 +27,7 @@ def main(view: params.EvaluateView) -> None:
     metrics: dict[str, float] = {
         **outcome.metrics(view.evaluate.resamples),
         **counts,
-        "adapter_bytes": (artifacts.ADAPTER / adapters.WEIGHTS).stat().st_size,
+        "adapter_bytes": (artifacts.ADAPTER / WEIGHTS).stat().st_size,
         "examples": len(logits),
     }
     digest = answers.sha256(outcome.answers.predicted)

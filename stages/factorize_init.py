@@ -72,8 +72,7 @@ def write_reports(reports: Mapping[str, StartReport], read: gradients.Read) -> N
     }
     passes = {"start_batches": read.batches, "start_read": read.examples}
     artifacts.write_metrics(artifacts.FACTORIZE_METRICS, {**passes, **means})
-    table = {name: [getattr(one, column) for column in COLUMNS] for name, one in reports.items()}
-    rows = [(name, *("" if value is None else value for value in values)) for name, values in table.items()]
+    rows = [(name, *(getattr(one, column) for column in COLUMNS)) for name, one in reports.items()]
     artifacts.write_csv(artifacts.FACTORIZE_START, ("layer", *COLUMNS), rows)
     if rows:
         console.table("share of the energy that the start captures", ("layer", *COLUMNS), rows[:SHOWN])

@@ -46,7 +46,7 @@ class Row(NamedTuple):
     method: str
     adapters: int
     seconds: float  # per batch, median
-    bytes_beyond_base: int | None  # of all adapters
+    bytes_beyond_base: int | None  # of all adapters in a bank
 
 
 class Loading(NamedTuple):
@@ -78,8 +78,7 @@ def serve(count: int, rounds: int) -> list[Row]:
         **{form: partial(bank, adapter_names=names) for form, bank in banks.items()},
         PEER: partial(peer, adapter_names=names),
     }
-    sizes: dict[str, int] = {form: bank.nbytes for form, bank in banks.items()}
-    sizes[PEER] = _peer_bytes(peer, min(count, ROWS)) * count
+    sizes = {form: bank.nbytes for form, bank in banks.items()}
     rows = []
     for length in LENGTHS:
         inputs = batch(length)
@@ -133,11 +132,6 @@ def _lora(count: int) -> Any:
     for number in range(1, count):
         model.add_adapter(str(number), LoraConfig(r=8, init_lora_weights=False, **COMMON))
     return model.eval()
-
-
-def _peer_bytes(model: Any, count: int) -> int:  # per adapter
-    own = [p for name, p in model.named_parameters() if ".lora_" in name or ".modules_to_save." in name]
-    return sum(parameter.nbytes for parameter in own) // count
 
 
 def _save(config: PeftConfig, folder: Path) -> None:

@@ -67,13 +67,13 @@ class Service:
         raise HTTPException(422, f'needed: {{"adapter": NAME, "texts": [TEXT, ...]}}, a list of 1 to {MOST_TEXTS}')
 
     def _encoded(self, name: str, texts: list[Any]) -> list[dict[str, list[int]]]:
-        if name not in self.bank.notes:
+        if (note := self.bank.notes.get(name)) is None:  # once: it may leave meanwhile
             raise unknown(name)
         for at, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip() or HALVES.search(text):
                 raise HTTPException(422, f"texts[{at}]: needed: a text of whole Unicode characters, not blank")
         encoded = self.batches.tokenizer(texts, verbose=False)
-        most = min(self.most_tokens, longest(self.bank.notes[name]) or self.most_tokens)
+        most = min(self.most_tokens, longest(note) or self.most_tokens)
         for at, ids in enumerate(encoded["input_ids"]):
             if len(ids) > most:
                 raise HTTPException(422, f"texts[{at}]: {len(ids)} tokens; this adapter reads at most {most}")

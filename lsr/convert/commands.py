@@ -17,7 +17,7 @@ from lsr.convert.parity import outputs, probe_ids
 from lsr.convert.writing import check_output
 from lsr.loading.adapters import load_adapter
 from lsr.loading.base_models import class_of, load_model, load_tokenizer
-from lsr.tuner.saved import TASK, InputError, NoBaseError, read_config, read_labels
+from lsr.tuner.saved import TASK, InputError, NoBaseError, read_config, read_task
 
 MORE_THAN_ROUNDING = 0.1  # of the largest output: bfloat16 changes a hundredth
 
@@ -81,7 +81,7 @@ def _name_labels(model: PeftModel, folder: Path) -> None:
     Raises:
         InputError: unless there is one name per label, all different.
     """
-    names, count = read_labels(folder), model.config.num_labels
+    names, count = (read_task(folder) or {}).get("labels"), model.config.num_labels
     if names is None:
         return
     if len(names) != count or len(set(names)) != count:

@@ -21,7 +21,7 @@ from lsr.tuner.config import DIAGONAL, LsrConfig
 from lsr.tuner.forms import form_of
 from lsr.tuner.patterns import exactly
 from lsr.tuner.resolved import Resolved
-from lsr.tuner.saved import PREFIX, TASK, InputError
+from lsr.tuner.saved import PREFIX, TASK, InputError, labels_of
 from lsr.tuner.sharing import kind_of
 
 SAME = ("task_type", "auto_mapping", "base_model_name_or_path", "revision", "modules_to_save")  # fields of LoRA too
@@ -95,9 +95,9 @@ def write_contents(adapter: Contents, folder: Path, method: str = METHOD, *, for
         write_adapter(
             new, config.to_dict(), factors | {f"{PREFIX}{key}": value for key, value in adapter.heads.items()}
         )
-        labels = (adapter.task or {}).get("labels")
+        labels = labels_of(adapter.task, adapter.heads)
         base = config.base_model_name_or_path or UNNAMED
-        Card(METHOD, base, config.revision, config.task_type, labels or ()).write(new)
+        Card(METHOD, base, config.revision, config.task_type, labels).write(new)
         if adapter.task is not None:
             (new / TASK).write_text(json.dumps(adapter.task, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.utils import ModulesToSaveWrapper
-from torch import Tensor, nn
+from torch import Tensor
 
 from lsr.algebra.rounding import dtype_name
 from lsr.convert import errors
@@ -25,7 +25,7 @@ from lsr.loading.lora import Part, pairs_of
 from lsr.tuner.card import Card
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.linear import LsrLinear
-from lsr.tuner.saved import FACTOR, PREFIX, InputError, read_labels, read_tensors
+from lsr.tuner.saved import FACTOR, PREFIX, InputError, labels_of, read_task, read_tensors
 from lsr.tuner.start import layers_of
 
 TOLERATED_LOSS = 0.05  # relative error of the update from which on an export in a dtype is refused
@@ -123,7 +123,7 @@ def _layers_of(model: PeftModel, adapter_name: str) -> dict[str, LsrLinear]:
 
 
 def _of_model(model: PeftModel, adapter_name: str) -> _Source:
-    layers = _layers_of(model, adapter_name)
+    layers, base = _layers_of(model, adapter_name), model.get_base_model()
     config = cast("LsrConfig", model.peft_config[adapter_name])
     state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     return _Source(
@@ -132,7 +132,7 @@ def _of_model(model: PeftModel, adapter_name: str) -> _Source:
         others={key: value for key, value in state.items() if not FACTOR.fullmatch(key)},
         whole=[name for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)],
         targets=_targets(list(layers), [key.removeprefix(PREFIX) for key, _ in model.named_modules()]),
-        auto_mapping=_class_of(model.get_base_model()),
+        auto_mapping={"base_model_class": type(base).__name__, "parent_library": type(base).__module__},
         is_transposed=any(layer.is_transposed for layer in layers.values()),
     )
 
@@ -185,7 +185,9 @@ def _lora_fields(source: _Source) -> dict[str, Any]:
 def _usual(values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
     """Return the most common value of layers, and the others by patterns, which PEFT matches as regular expressions."""
     usual = min(Counter(values.values()).items(), key=lambda item: (-item[1], item[0]))[0]
-    return usual, {re.escape(name): value for name, value in values.items() if value != usual}
+    others = {name: value for name, value in values.items() if value != usual}
+    ends = {name for name in others if any(one.endswith(f".{name}") for one in values)}  # of the names of other layers
+    return usual, {f"{'^' * (name in ends)}{re.escape(name)}": value for name, value in others.items()}
 
 
 def _keep_task(config: LsrConfig, folder: Path) -> None:
@@ -194,7 +196,7 @@ def _keep_task(config: LsrConfig, folder: Path) -> None:
 
 
 def _card(config: LsrConfig) -> Card:
-    labels = read_labels(config.folder) if config.folder else None
+    labels = labels_of(read_task(config.folder), {}) if config.folder else None
     return Card(
         method="LORA",
         called="LoRA adapter",
@@ -204,11 +206,6 @@ def _card(config: LsrConfig) -> Card:
         labels=config.labels if labels is None else labels,
         summary="It equals an LSR adapter, and loads without `lsr`.",
     )
-
-
-def _class_of(base: nn.Module) -> dict[str, str]:
-    """Return PEFT's `auto_mapping`, which names the class of a base model if there is no task type."""
-    return {"base_model_class": type(base).__name__, "parent_library": type(base).__module__}
 
 
 def _targets(names: list[str], modules: Sequence[str]) -> list[str] | str:

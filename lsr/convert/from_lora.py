@@ -7,7 +7,7 @@ from lsr.convert.writing import check_output, copy_task, write_adapter, writing
 from lsr.loading.lora import FACTOR, lora_pairs
 from lsr.tuner.card import Card
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.saved import CONFIG, WRAPPED, InputError, read_config, read_labels, read_tensors
+from lsr.tuner.saved import CONFIG, WRAPPED, InputError, labels_of, read_config, read_task, read_tensors
 
 
 def from_lora(lora: str | Path, output: str | Path, *, force: bool = False) -> LsrConfig:
@@ -36,6 +36,6 @@ def from_lora(lora: str | Path, output: str | Path, *, force: bool = False) -> L
     with writing(output) as new:
         write_adapter(new, config.to_dict(), tensors | factors)
         copy_task(lora, new)
-        base, labels = config.base_model_name_or_path, read_labels(lora) or ()
+        base, labels = config.base_model_name_or_path, labels_of(read_task(lora), tensors)
         Card("LSR", base, config.revision, config.task_type, labels).write(new)
     return config

@@ -11,7 +11,7 @@ from lsr.convert.errors import Errors, Pair
 from lsr.convert.writing import check_output, copy_task, write_adapter, writing
 from lsr.loading.adapters import METHOD
 from lsr.loading.contents import updates_in
-from lsr.tuner.saved import ROUNDED, InputError, read_config, read_tensors, weights_of
+from lsr.tuner.saved import ROUNDED, InputError, first_line, read_config, read_tensors, weights_of
 
 
 class RoundingErrors(NamedTuple):
@@ -35,9 +35,9 @@ def round_adapter(folder: str | Path, output: str | Path, precision: str, *, for
     fields, tensors = read_config(folder), read_tensors(folder)
     try:
         stored = pack(tensors, precision)
-    except ValueError as error:
-        raise InputError(f"{folder}: {error}") from None
-    written = unpack(stored)
+        written = unpack(stored)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder}: {first_line(error)}") from None
     with writing(output) as new:
         if precision == "float32":
             write_adapter(new, fields, written)

@@ -70,15 +70,16 @@ def writing(path: Path) -> Iterator[Path]:
     Raises:
         InputError: if the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
     try:
         temporary.mkdir(parents=True)
         yield temporary
         for file in temporary.iterdir():  # safetensors makes them private, but a server may be another user
             file.chmod(temporary.stat().st_mode & 0o666)
         if path.is_dir():
-            shutil.rmtree(path)
+            path.rename(old)
         temporary.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own words
         reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"{path}: cannot be written: {reason}") from None

@@ -67,7 +67,7 @@ def _add_gradients(
         total.add_(gradient, alpha=size_of(batch))
         weight.grad = None  # free it before the next layer's is computed
 
-    hooks = [weight.register_post_accumulate_grad_hook(add) for weight in weights]
+    hooks = [weight.register_post_accumulate_grad_hook(add) for weight in dict.fromkeys(weights)]  # some are tied
     try:
         with torch.enable_grad():
             loss = loss_of(model, batch)

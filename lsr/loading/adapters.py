@@ -1,5 +1,6 @@
 """Adapters of any method on their base models, and the layers of an LSR adapter without one."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -123,7 +124,7 @@ def load_layers(folder: Path) -> SavedLayers:
         check_room(config, states)
         frames = FrameRegistry(config, (), read_shared_frames(config))
         made = {name: _layer(name, config, frames, states[name]) for name in first}
-    except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
+    except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError, re.error) as error:
         raise InputError(f"{folder}: {WEIGHTS} and {CONFIG} do not fit together: {first_line(error)}") from None
     return SavedLayers(config, {name: made[name] for name in states})
 

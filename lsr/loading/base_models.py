@@ -7,6 +7,7 @@ A distribution declares which base model a package holds, and a function that re
 """
 
 import importlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import entry_points
@@ -30,7 +31,7 @@ VOCABULARIES = (
 PACKAGED = "lsr.base_models"  # entry points
 MISFITS = (  # what transformers and PEFT raise if files do not fit
     *(OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, ImportError, AssertionError),
-    SafetensorError,
+    *(SafetensorError, re.error),
 )
 
 

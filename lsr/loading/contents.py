@@ -113,8 +113,8 @@ class Contents:
             if self.heads[key].shape != shape:
                 raise ValueError(f"{key} of a head is {by(self.heads[key].shape)}, needed: {by(shape)}")
         names = (self.task or {}).get("labels")
-        if names is not None and len(names) != count:
-            raise ValueError(f"its task names {len(names)} labels, but its head has {count} outputs")
+        if names is not None and len(set(names)) != count:
+            raise ValueError(f"its task names {len(set(names))} labels, but its head has {count} outputs")
         return {name: {key: self.heads[f"{name}.{key}"] for key in its} for name, its in like.items()}
 
 

@@ -14,7 +14,7 @@ from lsr.algebra.shapes import Form
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.linear import LsrLinear
 from lsr.tuner.patterns import override
-from lsr.tuner.saved import PREFIX, InputError, read_tensors
+from lsr.tuner.saved import CONFIG, PREFIX, InputError, first_line, read_tensors
 
 FACTOR = re.compile(rf"{re.escape(PREFIX)}(.*)\.lora_([AB])\.weight")
 # Fields that are read, and fields that do not affect the trained update.
@@ -71,9 +71,12 @@ def lora_pairs(folder: Path, lora: Mapping[str, Any]) -> dict[str, Part]:
     if not sides:
         raise InputError(f"{folder}: holds no LoRA factors")
     for name, side in sides.items():
-        if side.keys() != {"A", "B"} or len(side["A"]) != side["B"].shape[1]:
+        if side.keys() != {"A", "B"} or not 0 < len(side["A"]) == side["B"].shape[1]:
             raise InputError(f"{folder}: layer {name!r}: lora_A and lora_B do not fit together, or one is missing")
-    return {n: Part(side["A"], side["B"], _alpha(folder, lora, n, len(side["A"]))) for n, side in sides.items()}
+    try:
+        return {n: Part(side["A"], side["B"], _alpha(folder, lora, n, len(side["A"]))) for n, side in sides.items()}
+    except (re.error, AttributeError, TypeError, OverflowError) as error:
+        raise InputError(f"{folder / CONFIG}: ranks or alphas of its layers: {first_line(error)}") from None
 
 
 def _alpha(folder: Path, lora: Mapping[str, Any], name: str, rank: int) -> float:
@@ -87,11 +90,7 @@ def _alpha(folder: Path, lora: Mapping[str, Any], name: str, rank: int) -> float
 
 
 def _check_plain(folder: Path, lora: Mapping[str, Any]) -> None:
-    """Refuse options of LoRA that do more than add B A to the base model's own weights.
-
-    Raises:
-        InputError: names the option.
-    """
+    # Refuse options of LoRA that do more than add B A to the base model's own weights.
     usual = {field.name: getattr(LoraConfig(), field.name) for field in fields(LoraConfig)}
     for key, value in sorted(lora.items()):
         if key in IRRELEVANT or key in READ or value in (None, False) or value == usual.get(key):

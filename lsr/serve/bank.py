@@ -164,11 +164,13 @@ class AdapterBank(nn.Module):
         return self._places[name]
 
     @contextmanager
-    def _passing(self, names: Sequence[str]) -> Iterator[None]:
-        """Let the rows of a batch go through these adapters, while other threads wait."""
-        shared = self.shared
+    def _passing(self, names: Sequence[str], given: Iterable[Any], copies: int = 1) -> Iterator[None]:
+        # While a batch passes, other threads wait.
+        shared, rows = self.shared, len(next(filter(torch.is_tensor, given)))
+        if len(names) != rows:
+            raise InputError(f"adapter_names: needed: one name per row, {rows}, {BASE!r} for none, got {len(names)}")
         with shared.one_thread:
-            places = [self.place(name) for name in names]
+            places = [self.place(name) for name in names for _ in range(copies)]
             rank = max(shared.ranks[place] for place in places)
             shared.rank = 1 << (rank - 1).bit_length() if rank else 0  # few values: a compiled model is made for each
             shared.places = torch.tensor(places, dtype=torch.int64, device=next(self.model.parameters()).device)
@@ -185,15 +187,12 @@ class AdapterBank(nn.Module):
         Raises:
             InputError: if there is not one name for each row, or one is unknown.
         """
-        rows, given = len(next(filter(torch.is_tensor, (*args, *kwargs.values())))), len(adapter_names)
-        if given != rows:
-            raise InputError(f"adapter_names: needed: one name per row, {rows}, {BASE!r} for none, got {given}")
-        with self._passing(adapter_names):
+        with self._passing(adapter_names, (*args, *kwargs.values())):
             return self.model(*args, **kwargs)
 
     def generate(self, *args: Any, adapter_names: Sequence[str], **kwargs: Any) -> Any:
         """Call the model's `generate`, each prompt with the adapter it names, and so its beams or several answers."""
-        with self._passing([name for name in adapter_names for _ in range(copies_of_a_row(kwargs))]):
+        with self._passing(adapter_names, (*args, *kwargs.values()), copies_of_a_row(kwargs)):
             return self.model.generate(*args, **kwargs)
 
     def answers(self, logits: Tensor, adapter_names: Sequence[str]) -> list[Answer]:
@@ -264,7 +263,7 @@ class AdapterBank(nn.Module):
                 own = {f"{PREFIX}{name}": torch.empty(0) for name in names}  # the base model may lack heads
                 base = load_base(header["base"], own, base)
             bank = cls(base, precision=header["precision"])
-            bank.base_fields, bank.notes = header["base"], header["notes"]
+            bank.base_fields, bank.notes = header["base"], {name: dict(its) for name, its in header["notes"].items()}
             bank._places = {name: place for place, name in enumerate(bank.notes, start=NOBODY + 1)}
             bank.shared.ranks |= dict.fromkeys(bank._places.values(), 0)
             bank._wrap(header["layers"], header["heads"])
@@ -274,7 +273,9 @@ class AdapterBank(nn.Module):
                 bank.layers[name].set_frames(frames.setdefault(owner, Frames(*sides)), core_size)
             for name, stack in bank.stacks().items():
                 values, slots = tensors[f"{name}/values"], tensors[f"{name}/slots"]
-                if values.shape[1:] != stack.values.shape[1:] or len(slots) != len(stack.slots):
+                rows = range(len(values))
+                fits = values.dtype is stack.values.dtype and values.shape[1:] == stack.values.shape[1:]
+                if not fits or len(slots) != len(stack.slots) or not {*slots.flatten().tolist()} <= {*rows}:
                     raise InputError("its values do not fit the base model or the names of its adapters")
                 stack.values, stack.slots = values, slots.int()
             for place in bank._places.values():

@@ -30,6 +30,8 @@ class BankHead(Stacked):
     def put(self, place: int, state: Mapping[str, Tensor] | None) -> None:
         """Store the state of the adapter at a place, instead of what is there; None if it has the base model's."""
         self.fill(place, {name: _as_rows(value) for name, value in (state or {}).items()})
+        for stack in self.stacks.values():  # whose width is what each row of a batch takes
+            stack.trim()
 
     def state(self, place: int) -> dict[str, Tensor]:
         """Return a copy of the state of the adapter at a place; nothing if it has that of the base model."""

@@ -77,6 +77,10 @@ class Stack(nn.Module):
         self.slots[place, :count] = torch.tensor(own)
         self.values[own] = (self.codes.pack(rows) if self.codes else rows).to(self.values)
 
+    def trim(self) -> None:
+        """Drop the columns of slots that no place uses."""
+        self.slots = self.slots[:, : max(1, int((self.slots != ZERO).any(dim=0).sum()))]
+
     def stored(self, places: Sequence[int]) -> dict[str, Tensor]:
         """Return values and slots for these places alone, in this order, without free rows."""
         slots = self.slots[list(places)].long()

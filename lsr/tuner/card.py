@@ -27,13 +27,13 @@ ASK = {False: '"A text."', True: '{"text": "A text.", "text_pair": "Another one.
 
 @dataclass(frozen=True)
 class Card:
-    """The contents of a card. `labels` are the head's labels in order; a head without labels predicts a number."""
+    """The contents of a card. `labels` are the head's in order, none if it predicts a number; None: unknown."""
 
     method: str  # PEFT's name of the method; LSR is this package's
     base: str | None  # of the hub, or a path; None: a model without a name, of one's own class
     revision: str | None
     task_type: str | None
-    labels: Sequence[str] = ()
+    labels: Sequence[str] | None = ()
     is_pair: bool = False
     summary: str = "It is a fine-tuned adapter."  # what it does, in a sentence or two
     sections: Mapping[str, str] = field(default_factory=dict)  # by heading
@@ -54,7 +54,8 @@ class Card:
                 f"PEFT loads this adapter only after `import {self._imported}` ({where}); without it, it says "
                 f"`KeyError: '{self.method}'`.\n\n"
             )
-        sections = {"Use": self._use(), **self.sections}
+        use = f"    pip install {'lsr-adapt' if is_ours else 'peft'}\n\n```python\n{self.snippet()}```"
+        sections = {"Use": use, **self.sections}
         if is_ours:
             sections["Export"] = (
                 "    python -m lsr export . --to lora -o ../lora # plain PEFT, which needs no lsr\n"
@@ -69,10 +70,6 @@ class Card:
         """The module to import so that PEFT knows the method."""
         return "lsr" if self.method == "LSR" else self.module
 
-    def _use(self) -> str:
-        packages = "lsr-adapt" if self.method == "LSR" else "peft"
-        return f"    pip install {packages}\n\n```python\n{self.snippet()}```"
-
     def snippet(self) -> str:
         """Return Python code that loads the adapter from the working directory and, for a classifier, runs it."""
         kind = CLASSES.get(str(self.task_type), "AutoModel")
@@ -81,7 +78,7 @@ class Card:
             [f"revision={json.dumps(self.revision)}"] if self.revision else []
         )
         named = ", ".join(arguments)
-        if self.task_type in LABELLED:
+        if self.task_type in LABELLED and self.labels is not None:
             arguments.append(
                 f"id2label={ {at: str(name) for at, name in enumerate(self.labels)}!r}"
                 if self.labels

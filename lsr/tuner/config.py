@@ -154,7 +154,7 @@ class LsrConfig(PeftConfig):
         self._made: dict[str, Any] = {}  # of a created adapter: fields that its file holds in place of those here
         self.awaits_examples = False  # from when the layers exist until they are initialized from examples
         self.folder: Path | None = None  # where it was read from, if it was
-        self.labels: tuple[str, ...] = ()  # of the base model, for the card
+        self.labels: tuple[str, ...] | None = None  # of the base model, for the card
         check_options(self)
 
     @property

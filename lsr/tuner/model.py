@@ -24,7 +24,18 @@ from lsr.tuner.start import config_of, initialize_factors, remember
 from lsr.tuner.targets import DEFAULTS, adapted_names, check_names
 
 
-class LsrModel(BaseTuner):
+class WholeHeads(BaseTuner):
+    """A tuner that comes off models whose head has several layers (RoBERTa's)."""
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # PEFT's version reads the weight of the child, which such a head does not have.
+        if isinstance(child, ModulesToSaveWrapper):
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
+
+
+class LsrModel(WholeHeads):
     """A base model with LSR adapters; use it through `peft.get_peft_model(model, LsrConfig(...))`."""
 
     prefix = "lsr_"
@@ -190,13 +201,6 @@ class LsrModel(BaseTuner):
         )
         biases = super()._get_learnable_bias_state_dict(model, state_dict, config)
         return {name: value for name, value in biases.items() if not name.startswith(wrapped)}
-
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # PEFT's version reads the weight of the child, which a head of several layers (RoBERTa's) does not have.
-        if isinstance(child, ModulesToSaveWrapper):
-            setattr(parent, child_name, new_module)
-        else:
-            super()._replace_module(parent, child_name, new_module, child)
 
 
 def check_forms(model: nn.Module, names: Sequence[str], config: LsrConfig, shared: SharedFrames | None = None) -> None:

@@ -166,13 +166,15 @@ def read_task(folder: Path) -> dict[str, Any] | None:
     return task
 
 
-def read_labels(folder: Path) -> list[str] | None:
-    """Return the label names of an adapter's task; None if there are none.
+def labels_of(task: Mapping[str, Any] | None, heads: Mapping[str, Tensor]) -> list[str] | None:
+    """Return an adapter's label names, none if it predicts a number: of its task, or as transformers numbers outputs.
 
-    Raises:
-        InputError: as `read_task`.
+    None if there are neither a task nor heads.
     """
-    return (read_task(folder) or {}).get("labels")
+    if task is not None:
+        return task.get("labels") or []
+    outputs = min((len(weight) for weight in heads.values() if weight.dim() == 2), default=None)
+    return [f"LABEL_{at}" for at in range(outputs)] * (outputs > 1) if outputs else None
 
 
 def factors_by_layer(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

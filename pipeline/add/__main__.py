@@ -75,11 +75,7 @@ def add(file: str, text: Sequence[str] | None, label: str | None, name: str | No
 
 
 def _append(rows: dict[str, Any]) -> None:
-    """Add rows at the end of the file, whose other lines stay as they are.
-
-    Raises:
-        UserError: if a row cannot follow the last line.
-    """
+    # Add rows at the end of the file, whose other lines stay as they are.
     dumped = StringIO()
     YAML().dump(rows, dumped)
     before = OWN.read_text(encoding="utf-8") if OWN.exists() else HEADER

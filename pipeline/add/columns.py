@@ -37,11 +37,7 @@ def described(table: pd.DataFrame, text: Sequence[str] | None, label: str | None
 
 
 def _label(table: pd.DataFrame, text: Sequence[str], path: Path) -> str:
-    """Return the column to predict: the one with a usual name, or the only one with few values.
-
-    Raises:
-        UserError: if there is none, or several.
-    """
+    # The one with a usual name, or the only one with few values.
     columns = [column for column in table if column not in text and not _is_text(table[column])]
     named = [column for word in USUAL for column in columns if column.casefold() == word]
     few = [column for column in columns if 1 < table[column].map(str).nunique() <= min(MOST_CLASSES, len(table) / 5)]
@@ -51,11 +47,7 @@ def _label(table: pd.DataFrame, text: Sequence[str], path: Path) -> str:
 
 
 def _texts(table: pd.DataFrame, path: Path) -> list[str]:
-    """Return the one or two columns that hold text.
-
-    Raises:
-        UserError: if there is none, or more.
-    """
+    # The one or two columns that hold text.
     found = [column for column in table if _is_text(table[column])]
     if not 0 < len(found) <= 2:
         raise UserError(f"{path}: which one or two columns are the text? --text {' '.join(found or table)}")
@@ -77,11 +69,7 @@ def _known(values: pd.Series) -> list[Any]:
 
 
 def _scored(column: pd.Series, path: Path) -> dict[str, Any]:
-    """Return the part of a row that follows from the column to predict: label, metrics and cut.
-
-    Raises:
-        UserError: if the column holds neither classes nor numbers.
-    """
+    # What of a row follows from the column to predict: label, metrics and cut.
     values = _known(column)
     counts = Counter(map(labels.plain_text, values))
     numbers = pd.to_numeric(pd.Series(values, dtype=object), errors="coerce")

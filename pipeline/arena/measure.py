@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, set_seed
 
 from lsr.algebra.rounding import PRECISIONS, pack, unpack
+from lsr.tuner.saved import WEIGHTS
 from pipeline.arena import machine, task_tokens
 from pipeline.arena.gradients import Gradients, Reading, gradients
 from pipeline.arena.plan import Cell
@@ -103,7 +104,7 @@ def counts_of(model: PeftModel, view: TrainView) -> dict[str, int]:
     counts = adapters.count_parameters(model, view.base_model)
     with tempfile.TemporaryDirectory() as folder:
         adapters.save_adapter(model, Path(folder), view.base_model)
-        file_bytes = Path(folder, adapters.WEIGHTS).stat().st_size
+        file_bytes = Path(folder, WEIGHTS).stat().st_size
     named = {"trained": "adapter_trained", "stored": "adapter_stored", "head": "head_parameters"}
     return {**{name: counts[key] for name, key in named.items()}, "file_bytes": file_bytes}
 

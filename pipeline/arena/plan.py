@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 
 from pipeline import params
 from pipeline.arena.files import digests
-from pipeline.arena.preset import PATH, Method, Preset, Reads
+from pipeline.arena.preset import PATH, VERSION, Method, Preset, Reads
 from pipeline.arena.record import RATE
 from pipeline.methods.table import known_types
 from pipeline.params import PeftParams, TrainView
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.reading import changed
 
-VERSION = 1  # to be raised when a change of code invalidates old records: all are then run again
 HEAD = f"train.head_{RATE}"
 NAMES = {"data", "model", "adapter"}  # fields of the view that only name what other fields hold
 

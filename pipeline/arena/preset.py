@@ -17,6 +17,7 @@ from pipeline.params.sections import Count, Named, Section, Word
 from pipeline.params.sources import Sha256, all_different
 
 PATH = Path("pipeline/arena.yaml")
+VERSION = 1  # to be raised when a change of code invalidates old records: all are then run again
 # A name in tables and plots, without characters that a file name or a table cannot contain.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 =.,()+_-]{0,39}$")]
 Factor = Annotated[StrictFloat, Field(gt=0, le=1000)]

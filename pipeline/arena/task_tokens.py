@@ -13,7 +13,7 @@ from datasets import Dataset
 from filelock import FileLock
 
 from pipeline.arena.files import digests
-from pipeline.arena.preset import Reads
+from pipeline.arena.preset import VERSION, Reads
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
 from pipeline.data import datasets, pretrained, tokens
@@ -38,7 +38,7 @@ class Task(NamedTuple):
     def digest(self) -> str:
         """Return a hash of all fields and the contents of files, 16 hexadecimal digits."""
         files = digests((self.row.source, self.model.source))
-        known = (self.row.model_dump_json(), self.model.model_dump_json(), self.max_length, self.reads, files)
+        known = (VERSION, self.row.model_dump_json(), self.model.model_dump_json(), self.max_length, self.reads, files)
         return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
 
 

@@ -54,7 +54,7 @@ def protocol(comparison: Comparison) -> str:
 def show(comparison: Comparison) -> None:
     """Print the main average, best first, and the notes; all else is on the page."""
     rows = comparison.rows[comparison.main].values()
-    best_first = sorted(rows, key=lambda row: (-(row.score.mean or float("-inf")), row.method))
+    best_first = sorted(rows, key=lambda row: (row.score.mean is None, -(row.score.mean or 0.0), row.method))
     console.table(f"{comparison.preset}: {comparison.main}, percent", COLUMNS, map(_cells, best_first))
     for note in comparison.notes:
         console.warn(note)

@@ -11,6 +11,7 @@ import pandas as pd
 
 from pipeline.params.dataset_row import CHOICE, FIELD, DatasetRow, Mark, fields, is_template
 
+HALVES = re.compile("[\ud800-\udfff]")  # of characters, which jsonl can hold and a tokenizer cannot
 ASTRAY = 2  # words by which a published word index may be off; the pronouns of WSC are off by up to one
 
 
@@ -32,12 +33,12 @@ def refuse(values: pd.Series, wrong: "pd.Series[bool]", message: str | Callable[
 
 
 def refuse_other_than_text(values: pd.Series) -> None:
-    """Refuse the first value that is no string.
+    """Refuse the first value that is no string of whole characters.
 
     Raises:
         ValueError: with the line or row, and the value.
     """
-    wrong = ~values.map(lambda value: isinstance(value, str)).astype(bool)
+    wrong = ~values.map(lambda value: isinstance(value, str) and not HALVES.search(value)).astype(bool)
     refuse(values, wrong, lambda value: f"a text must be text, got {value!r}")
 
 

@@ -21,7 +21,7 @@ from lsr.tuner.config import LsrConfig
 from lsr.tuner.factors import entries
 from lsr.tuner.model import check_forms
 from lsr.tuner.options import OWN
-from lsr.tuner.saved import InputError
+from lsr.tuner.saved import CONFIG, InputError
 from lsr.tuner.start import Started, initialize_factors
 from pipeline.core.errors import UserError, first_line
 from pipeline.data.pretrained import public_name
@@ -30,8 +30,6 @@ from pipeline.params import PARAMS, LsrParams, MethodParams, PeftParams
 from pipeline.params.methods import RATE
 from pipeline.params.model_row import ModelRow
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 MISFIT = (ValueError, TypeError)  # raised by a method if a value does not fit a model
 # Methods of PEFT may raise anything else.
 ANY_MISFIT = (*MISFIT, KeyError, AttributeError, IndexError, RuntimeError, AssertionError, ImportError)

@@ -48,9 +48,9 @@ def of_examples(base: PreTrainedModel, view: FactorizeInitView) -> Read:
     batches = list(tokens.sample(train, tokenizer, section.examples, view.seed, BATCH[section.init]))
     read: list[int] = []  # the examples of each batch
 
-    def track(items: Sequence[Any], title: str) -> Iterator[Any]:  # items: batches, or their positions
+    def track(items: Sequence[Any], title: str) -> Iterator[Any]:
         for item in console.track(items, f"{view.data}: {title}", len(items), "batches"):
-            read.append(len((batches[item] if isinstance(item, int) else item)["labels"]))
+            read.append(len(item["labels"]))
             yield item
 
     try:

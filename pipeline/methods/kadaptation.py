@@ -13,9 +13,11 @@ from typing import Any, cast
 import torch
 from aenum import extend_enum
 from peft import PeftConfig, PeftType
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
-from peft.utils import ModulesToSaveWrapper, register_peft_method
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.utils import register_peft_method
 from torch import Tensor, nn
+
+from lsr.tuner.model import WholeHeads
 
 NAME = "KADAPTATION"
 Names = list[str] | str | None
@@ -102,7 +104,7 @@ class KAdaptationLinear(nn.Module, BaseTunerLayer):
             self.merged_adapters.append(name)
 
 
-class KAdaptationModel(BaseTuner):
+class KAdaptationModel(WholeHeads):
     """A base model with KAdaptation adapters; it owns the shared factors, so they are saved once."""
 
     prefix = "kadaptation_"
@@ -130,13 +132,6 @@ class KAdaptationModel(BaseTuner):
         layer._active_adapter = adapter_name
         layer.update_layer(adapter_name, config)
         self._replace_module(parent, target_name, layer, target)
-
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # PEFT's version reads the weight of the child, which a head of several layers (RoBERTa's) does not have.
-        if isinstance(child, ModulesToSaveWrapper):
-            setattr(parent, child_name, new_module)
-        else:
-            super()._replace_module(parent, child_name, new_module, child)
 
 
 if NAME not in PeftType.__members__:  # PEFT's list of methods is closed: a plugin must add its member first

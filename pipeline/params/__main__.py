@@ -29,11 +29,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _check_is_there(view: TrainView) -> None:
-    """Check that the files of the data are there, and that the model is, and can classify.
-
-    Raises:
-        UserError: if not.
-    """
+    # Check that the files of the data are there, and that the model is, and can classify.
     from pipeline.data import content, pretrained  # takes seconds, so after what can be checked without transformers
 
     content.digests(view.dataset.source, f"{view.dataset.where}: {view.data}")
@@ -41,11 +37,7 @@ def _check_is_there(view: TrainView) -> None:
 
 
 def _check_with_peft(sections: Iterable[MethodParams]) -> None:
-    """Check what PEFT's configurations of the methods do not allow, whatever the model is.
-
-    Raises:
-        UserError: with one line for each mistake.
-    """
+    # Check what PEFT's configurations of the methods do not allow, whatever the model is.
     from pipeline.methods.table import configured
 
     all_of(partial(configured, section, seed=0, targets=["query"], trained_whole=[]) for section in sections)

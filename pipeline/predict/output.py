@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.core import artifacts, console
+from pipeline.core.errors import UserError, first_line
 
 JSON_LINES = ".jsonl"
 FORMATS = (".csv", JSON_LINES, ".parquet")
@@ -39,7 +40,10 @@ def write(table: pd.DataFrame, out: Path) -> None:
         elif out.suffix == ".csv":
             table.to_csv(new, index=False, lineterminator="\n")
         else:
-            table.infer_objects().to_parquet(new)
+            try:
+                table.infer_objects().to_parquet(new)
+            except (ValueError, TypeError) as error:  # such as a column of numbers and texts
+                raise UserError(f"{out}: parquet does not take this table: {first_line(error)}") from None
 
 
 def show(table: pd.DataFrame, title: str, *, as_json: bool) -> None:

@@ -28,18 +28,22 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def shares() -> int:
+    """Return into how many parts a batch is split: over processes, or else over the GPUs of this one."""
+    return processes() if processes() > 1 else max(1, torch.cuda.device_count())
+
+
 def is_main() -> bool:
     """Say whether this process is the one that writes."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> TrainingArguments:
-    """Translate our train section into the Trainer's arguments. A batch is split over processes, or else over GPUs."""
-    shares = processes() if processes() > 1 else max(1, torch.cuda.device_count())
+    """Translate our train section into the Trainer's arguments."""
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=view.train.epochs,
-        per_device_train_batch_size=max(1, view.train.batch_size // shares),
+        per_device_train_batch_size=max(1, view.train.batch_size // shares()),
         per_device_eval_batch_size=4 * view.train.batch_size,
         warmup_steps=round(view.train.warmup_share * view.train.epochs * steps_an_epoch),
         lr_scheduler_type="linear",
@@ -53,7 +57,7 @@ def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> Tr
         bf16=view.train.precision == "bf16",
         fp16=view.train.precision == "fp16",
         torch_compile=view.train.compile,
-        logging_steps=max(1, view.train.epochs * steps_an_epoch // LOGS_A_RUN),
+        logging_steps=max(1, min(view.train.epochs, LOGS_A_RUN) * steps_an_epoch // LOGS_A_RUN),
         logging_nan_inf_filter=False,  # the filter waits for the loss of every step, and hides NaN and inf
         seed=view.seed,
         data_seed=view.seed,
@@ -79,10 +83,10 @@ def check_machine(train: TrainParams) -> None:
         if importlib.util.find_spec(word) is None:
             install = f"install it with: pip install 'lsr-adapt[{word}]'"
             raise UserError(f"{PARAMS}: train.report_to: {word} is not installed; {install}")
-    if train.batch_size % processes():
+    if train.batch_size % shares():
         raise UserError(
             f"{PARAMS}: train.batch_size: {train.batch_size} examples per step cannot be divided equally among "
-            f"{processes()} processes"
+            f"{shares()} processes or GPUs"
         )
 
 
@@ -109,7 +113,8 @@ def keep_trackers_here(folder: Path) -> None:
 def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:
     """Return AdamW with separate learning rates for adapter and head, and no weight decay of biases and norms."""
     head_rate = view.train.head_learning_rate
-    no_decay = {id(p) for module in model.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()}
+    norms = (module for module in model.modules() if type(module).__name__.endswith("Norm"))
+    no_decay = {id(parameter) for norm in norms for parameter in norm.parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     in_head = adapters.head_parameters(model, view.base_model)
     for name, parameter in model.named_parameters():

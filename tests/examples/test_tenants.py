@@ -10,7 +10,7 @@ from peft import AutoPeftModelForSequenceClassification
 from examples import tenants
 from tests.workspace import save_tiny_roberta, sentences
 
-LABELS = {"anna": ["bad", "good"], "ben": ["1", "2", "3"]}
+LABELS = {"anna": ["None", "good"], "ben": ["1", "2", "3"]}
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def trained(tmp_path, monkeypatch, capsys):
         for name, labels in LABELS.items()
         for at, text in enumerate(texts)
     ]
-    pd.DataFrame(rows).to_csv(tmp_path / "file.csv", index=False)
+    pd.DataFrame(rows).assign(comment="").to_csv(tmp_path / "file.csv", index=False)
     words = ["tenants.py", "file.csv", "-o", "out", "--base", "./base", "--epochs", "2", "--rank", "2"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", words)
@@ -50,6 +50,7 @@ def test_each_tenant_gets_a_lora_with_its_own_labels(trained):
     [
         ("tenant,text\nanna,a\n", "no column label; there are tenant, text"),
         ("tenant,text,label\nanna,a,good\nanna,b,bad\n", "tenant anna: 2 texts with 2 labels; needed: 5 with 2"),
+        ("tenant,text,label\n../anna,a,good\n", "tenant '../anna': its folder cannot have this name"),
         (None, "No such file or directory"),
     ],
 )

@@ -27,7 +27,7 @@ def workspace(tmp_path, monkeypatch):
         shutil.copy(ROOT / name, name)
     for name in IDENTITY:
         monkeypatch.setenv(name, "tests")
-    write(artifacts.TOKENIZE_METRICS, {})
+    write(artifacts.TOKENIZE_METRICS, {"data": "movie-reviews"})
     write(artifacts.EVALUATE_METRICS, SCORES | F1 | COUNTS)
     write(artifacts.TRAIN_METRICS, {"steps": 450, "read": 14350})
     write(artifacts.FACTORIZE_METRICS, {"start_batches": 188, "start_read": 1504})
@@ -107,3 +107,8 @@ def test_nothing_to_show_is_one_line(capsys):
     with pytest.raises(SystemExit, match="2"):
         main([])
     assert capsys.readouterr() == ("", "reports/evaluate/metrics.json: not found; run dvc repro first\n")
+    write(artifacts.TOKENIZE_METRICS, {"data": "cola"})
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    message = "params.yaml: data is movie-reviews, but the last run read cola; run dvc repro first\n"
+    assert capsys.readouterr() == ("", message)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lsr.tuner.saved import WEIGHTS
 from pipeline.core import artifacts
-from pipeline.methods import adapters
 from tests import workspace
 from tests.stages.running import TRAIN, report, run
 
@@ -31,10 +31,10 @@ def test_two_processes_train_what_one_does_but_for_rounding(after):
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}))
     run(TRAIN)
-    alone, scores = load_file(artifacts.ADAPTER / adapters.WEIGHTS), report(artifacts.TRAIN_METRICS)
+    alone, scores = load_file(artifacts.ADAPTER / WEIGHTS), report(artifacts.TRAIN_METRICS)
     done = torchrun(2)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("train: epoch") == 1
-    torch.testing.assert_close(load_file(artifacts.ADAPTER / adapters.WEIGHTS), alone, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(load_file(artifacts.ADAPTER / WEIGHTS), alone, rtol=1e-3, atol=1e-4)
     assert report(artifacts.TRAIN_METRICS) == pytest.approx(scores, rel=1e-3)
     assert not any(path.is_dir() for path in Path(".checkpoints").iterdir())

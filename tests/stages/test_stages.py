@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from lsr.tuner.saved import WEIGHTS
 from pipeline import params
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
@@ -49,7 +50,7 @@ def test_a_run_starts_as_the_base_model_moves_adapter_and_head_and_is_scored(aft
     expected = logits(base_model(view))
     fresh = adapters.load_adapter(base_model(view), artifacts.INIT, trainable=False)
     assert torch.equal(logits(fresh), expected)
-    before, trained = (load_file(folder / adapters.WEIGHTS) for folder in (artifacts.INIT, artifacts.ADAPTER))
+    before, trained = (load_file(folder / WEIGHTS) for folder in (artifacts.INIT, artifacts.ADAPTER))
     # The Trainer gives RoBERTa one kind of text only and pads with position 1: those rows get no gradient.
     assert {name for name in before if torch.equal(before[name], trained[name])} == set()
     model = PeftModel.from_pretrained(base_model(view), artifacts.ADAPTER)
@@ -60,7 +61,7 @@ def test_a_run_starts_as_the_base_model_moves_adapter_and_head_and_is_scored(aft
     scores = report(artifacts.EVALUATE_METRICS)
     assert scores["score"] == scores["accuracy"]
     assert scores["accuracy_low"] <= scores["accuracy"] <= scores["accuracy_high"]
-    assert scores["adapter_bytes"] == (artifacts.ADAPTER / adapters.WEIGHTS).stat().st_size
+    assert scores["adapter_bytes"] == (artifacts.ADAPTER / WEIGHTS).stat().st_size
     counts = adapters.count_parameters(
         adapters.load_adapter(base_model(view), artifacts.ADAPTER, trainable=True), view.base_model
     )
@@ -140,7 +141,7 @@ def test_of_epochs_with_equal_scores_the_later_one_of_the_lower_loss_is_kept(aft
     run(TRAIN)
     found = report(artifacts.TRAIN_METRICS)
     assert (found["best_epoch"], found["best_score"]) == (best, looks[best - 1][0])
-    kept = load_file(artifacts.ADAPTER / adapters.WEIGHTS)
+    kept = load_file(artifacts.ADAPTER / WEIGHTS)
     assert all(torch.equal(value, weights[best][name]) for name, value in kept.items())
 
 
@@ -174,6 +175,10 @@ def test_what_the_machine_cannot_do_is_a_line(at, monkeypatch, capsys):
     workspace.change(train={"precision": "fp32"})
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UserError, match=r"train.batch_size: 16 examples per step cannot be divided equally among 3"):
+        run(TRAIN)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.delenv("WORLD_SIZE")
+    with pytest.raises(UserError, match=r"cannot be divided equally among 3 processes or GPUs"):
         run(TRAIN)
     workspace.change(train={"precision": "bf16"})
     monkeypatch.setattr(arguments, "has_fast_bf16", lambda: False)

@@ -1,5 +1,6 @@
 """Exports say what the adapter says: to plain PEFT in a process without this package, and to plain transformers."""
 
+import copy
 import json
 import os
 import re
@@ -140,6 +141,14 @@ def test_a_folder_with_short_names_targets_them_exactly(tmp_path):
     export_lora(tmp_path / "adapter", tmp_path / "lora")
     loaded = PeftModel.from_pretrained(Nested(), str(tmp_path / "lora"))
     assert not any("inner" in name for name, _ in loaded.named_parameters() if "lora_" in name)
+
+
+def test_values_of_a_layer_are_not_those_of_one_whose_name_ends_like_it(tmp_path):
+    config = LsrConfig(target_modules=["q"], rank_shape=(2,), rank_pattern={"^block.q": (1,)}, init_weights=False)
+    model = get_peft_model(Nested(), config)
+    x, base = torch.ones(1, 6), copy.deepcopy(model).unload()
+    export_lora(model, tmp_path / "lora")
+    assert_close(PeftModel.from_pretrained(base, str(tmp_path / "lora"))(x), model(x))
 
 
 class Block(nn.Module):

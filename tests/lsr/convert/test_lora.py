@@ -9,10 +9,11 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from lsr import export_lora, from_lora
+from lsr import export_lora, from_lora, squeeze_adapter
 from lsr.loading.contents import updates_in
 from lsr.tuner.saved import CONFIG, WEIGHTS, InputError, read_config
 from tests.capabilities.models import logits, tiny
+from tests.lsr.serve.families import with_labels
 
 LORAS = {  # what it shows: model, fields
     "usual": ("bert", {}),
@@ -65,6 +66,9 @@ def test_the_updates_are_those_of_peft(case, tmp_path):
         ({"a_new_option": 3}, "a_new_option=3 is not supported"),
         ({"peft_type": "LSR"}, "an adapter of the method LSR; needed: LORA"),
         ({"r": 5}, "has rank 4, but its configuration says 5"),
+        ({"rank_pattern": {"(": 2}}, f"{CONFIG}: ranks or alphas of its layers: missing \\), unterminated subpattern"),
+        ({"rank_pattern": ["q"]}, "ranks or alphas of its layers: 'list' object"),
+        ({"lora_alpha": 10**400}, "ranks or alphas of its layers: int too large"),
     ],
 )
 def test_what_is_more_than_a_product_is_refused(fields, message, tmp_path):
@@ -73,6 +77,20 @@ def test_what_is_more_than_a_product_is_refused(fields, message, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
     with pytest.raises(InputError, match=message):
         read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"), [(3, "id2label={0: 'LABEL_0', 1: 'LABEL_1', 2"), (1, "num_labels=1, problem")]
+)
+def test_without_names_of_labels_the_card_has_as_many_as_the_head(labels, said, tmp_path):
+    base = with_labels(tiny("distilbert"), labels)  # whose head has a wide module, too
+    whole = ["pre_classifier", "classifier"]
+    config = LoraConfig(task_type="SEQ_CLS", target_modules=["q_lin"], modules_to_save=whole, init_lora_weights=False)
+    get_peft_model(base, config).save_pretrained(str(tmp_path / "lora"))
+    from_lora(tmp_path / "lora", tmp_path / "lsr")
+    squeeze_adapter(tmp_path / "lora", tmp_path / "small")
+    for folder in ("lsr", "small"):
+        assert said in (tmp_path / folder / "README.md").read_text()
 
 
 def test_a_file_of_other_tensors_is_refused(tmp_path):

@@ -115,6 +115,10 @@ def test_what_cannot_be_rounded_is_refused_and_nothing_written(beside, capsys):
     tensors = load_file("adapter/" + WEIGHTS)
     save_file({name: value * 1e38 for name, value in tensors.items()}, "adapter/" + WEIGHTS)
     assert "not finite, or of 2^127 and more" in mistake(capsys, "round", "adapter", "-o", "out", "--to", "3bit")
+    nested = {"a": torch.ones(1), "a.b": torch.ones(1)}
+    for tensors, message in (({}, "no tensor to store"), (nested, "list indices must be")):
+        save_file(tensors, "adapter/" + WEIGHTS)
+        assert message in mistake(capsys, "round", "adapter", "-o", "out", "--to", "3bit")
     assert "invalid choice: '5bit'" in mistake(capsys, "round", "adapter", "-o", "out", "--to", "5bit")
     with pytest.raises(InputError, match=r"^adapter: precision must be one of float32, .* got '5bit'$"):
         lsr.round_adapter("adapter", "out", "5bit")

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from lsr import AdapterBank
 from lsr.tuner.saved import InputError
-from tests.capabilities.models import tiny, tokens
+from tests.capabilities.models import LABELS, tiny, tokens
 from tests.lsr.serve.families import CORED, FORMS, FRAMES, save, save_lora, says, with_labels
 
 NAMES = ["b", "__base__", "c", "a", "b"]
@@ -180,6 +180,16 @@ def test_it_grows_and_who_comes_takes_the_place_of_who_left_and_nothing_of_it(fo
     bank.add("part", part)
     assert (bank.nbytes, bank.names) == (size, ["a", "c", "part"])
     assert_close(asked(bank, ["part", "part"]), says("bert", part, 2, torch.float32))
+
+
+def test_logits_are_as_wide_as_the_widest_head_that_is_there(tmp_path):
+    bank = AdapterBank(tiny("bert"))
+    bank.add("two", save_lora(tmp_path / "two", labels=2))
+    bank.add("wide", save_lora(tmp_path / "wide", labels=9))
+    assert asked(bank, ["two"]).shape == (1, 9)
+    bank.remove("wide")
+    assert asked(bank, ["two"]).shape == (1, LABELS)  # of the base model
+    assert {stack.slots.shape[1] for stack in bank.heads["classifier"].stacks.values()} == {2}
 
 
 def test_replacing_and_removing_compile_nothing_again(folders):

@@ -127,6 +127,8 @@ HEAD = "heads/classifier/bias"
         ),
         (lambda header, tensors: tensors.pop(f"{QUERY}/values"), "directions/values' is missing"),
         (lambda header, tensors: header["layers"].append("x"), "'x' is missing"),
+        (lambda header, tensors: tensors[f"{QUERY}/slots"].fill_(1000), "do not fit the base model or the names"),
+        (lambda header, tensors: header["notes"].update(a=5), "'int' object is not iterable"),
         (lambda header, tensors: tensors.pop(f"{HEAD}/slots"), "bias/slots' is missing"),
     ],
 )

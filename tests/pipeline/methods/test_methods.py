@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lsr.tuner.factors import entries
+from lsr.tuner.saved import WEIGHTS
 from pipeline import params
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
@@ -88,7 +89,7 @@ def test_a_fresh_adapter_is_counted_saved_and_loaded(word, tmp_path):
     counts = adapters.count_parameters(model, view.base_model)
     assert counts["adapter_trained"] == TRAINED[word]
     adapters.save_adapter(model, tmp_path, view.base_model)
-    saved = load_file(tmp_path / adapters.WEIGHTS)
+    saved = load_file(tmp_path / WEIGHTS)
     twice = 24 + 2 if word == "bitfit" else 0  # PEFT's `bias: all` saves those of the head and of the one it replaces
     assert counts["adapter_stored"] + counts["head_parameters"] + 2 * twice == sum(map(entries, saved.values()))
     loaded = adapters.load_adapter(base_model(view), tmp_path, trainable=False)
@@ -104,7 +105,7 @@ def test_a_method_goes_all_the_way(word, overrides):
     fresh = adapters.load_adapter(base_model(view), artifacts.INIT, trainable=True)
     frozen = {name for name, tensor in fresh.state_dict(keep_vars=True).items() if not tensor.requires_grad}
     train.main(view)
-    before, after = (load_file(folder / adapters.WEIGHTS) for folder in (artifacts.INIT, artifacts.ADAPTER))
+    before, after = (load_file(folder / WEIGHTS) for folder in (artifacts.INIT, artifacts.ADAPTER))
     assert before.keys() == after.keys()
     stood = {name for name in before if torch.equal(before[name], after[name])}
     assert stood == {name for name in before if with_adapter(name, frozen)}
@@ -134,7 +135,7 @@ def load(folder):
 
 
 def write(folder, tensors):
-    save_file(tensors, folder / adapters.WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def refusal(folder):
@@ -149,7 +150,7 @@ def refusal(folder):
 def test_a_file_holds_all_tensors_of_its_method_and_no_others(word, tmp_path):
     folder = saved(word, tmp_path)
     assert not any(parameter.is_meta for parameter in load(folder).parameters())
-    whole = load_file(folder / adapters.WEIGHTS)
+    whole = load_file(folder / WEIGHTS)
     for name in (min(whole), max(whole)):
         write(folder, {key: tensor for key, tensor in whole.items() if key != name})
         line = refusal(folder)
@@ -183,7 +184,7 @@ def with_adapter(name, frozen):
 
 def header_bytes():
     """The length of the file's header, and of the number that says it."""
-    path = artifacts.ADAPTER / adapters.WEIGHTS
+    path = artifacts.ADAPTER / WEIGHTS
     with safe_open(path, "pt") as file:
         assert file.metadata() == {"format": "pt"}
     return 8 + int.from_bytes(path.read_bytes()[:8], "little")

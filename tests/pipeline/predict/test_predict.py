@@ -199,6 +199,8 @@ def test_a_file_is_written_by_its_extension(one, capsys):
         (("--file", "in.csv", "--column", "id", "text"), "--column: the adapter reads 1 column, got id text"),
         (("--file", "empty.csv", "--column", "text"), "--file: empty.csv: empty; needed: at least one row"),
         (("--file", "numbers.jsonl"), "row 1: a text must be text, got 3"),
+        (("--file", "half.jsonl"), "row 1: a text must be text, got '\\ud800'"),
+        (("--file", "mixed.jsonl", "--out", "o.parquet"), "o.parquet: parquet does not take this table: "),
         (("a", " "), "row 2: is empty; needed: a text, or --skip-empty"),
         (("a", "--out", "out.txt"), "--out: out.txt: the extension must be one of .csv, .jsonl, .parquet"),
         (("a", "--out", "folder.csv", "--force"), "--out: folder.csv: exists; choose another file"),
@@ -209,5 +211,7 @@ def test_a_mistake_is_one_line(one, capsys, words, message):
     Path("in.csv").write_text("id,text\n1,a cat\n")
     Path("empty.csv").write_text("id,text\n")
     Path("numbers.jsonl").write_text('{"sentence1": 3}\n')
+    Path("half.jsonl").write_text('{"sentence1": "\\ud800"}\n')
+    Path("mixed.jsonl").write_text('{"sentence1": "a", "id": 1}\n{"sentence1": "b", "id": "a"}\n')
     Path("folder.csv").mkdir()
     assert mistake(capsys, *words).startswith(message)
