@@ -61,10 +61,10 @@ def cells(records: Iterable[Record], tuning: Collection[int]) -> tuple[dict[str,
     """Return the cells by task and method, smallest method first, and the number of outdated records.
 
     `tuning` are the seeds whose validation score chooses the rates. A preset may have changed: if a method on a task
-    has records with different settings, the newest settings count.
+    has records with different settings, the newest settings count, of those of one day the ones that are read last.
     """
     groups: dict[tuple[str, str], list[Record]] = {}
-    for record in sorted(records, key=lambda one: one.key):
+    for record in records:
         groups.setdefault((record.task, record.method), []).append(record)
     left = {name: list(_newest_form(group)) for name, group in groups.items()}
     dropped = sum(map(len, groups.values())) - sum(map(len, left.values()))
@@ -100,7 +100,7 @@ def _newest_form(group: Sequence[Record]) -> Iterator[Record]:
     forms: dict[str, list[Record]] = {}
     for record in group:
         forms.setdefault(record.form, []).append(record)
-    newest = max(forms.values(), key=lambda form: max(map(_date, form)))
+    newest = max(reversed(forms.values()), key=lambda form: max(map(_date, form)))
     once: dict[tuple[Any, int], Record] = {}
     for record in sorted(newest, key=lambda one: (one.status == FINISHED, _date(one), one.key)):
         once[record.tuned, record.seed] = record

@@ -73,6 +73,9 @@ def test_of_two_forms_of_a_method_the_newest_counts():
     cell, dropped = one([record(), record(seed=1), record(**new)])
     assert [run.key for run in cell.runs] == ["f" * 16]
     assert dropped == 2
+    of_one_day = [record(key="f" * 16), record(key="0" * 16, overrides={"lora.r": 3, "seed": 0})]
+    for found in (of_one_day, of_one_day[::-1]):
+        assert one(found)[0].runs == (found[-1],)
 
 
 def test_a_training_that_finished_goes_before_its_repetition_that_did_not():
