@@ -45,8 +45,6 @@ def pack(tensors: Mapping[str, Tensor], precision: str) -> dict[str, Tensor]:
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if not tensors:
-        raise ValueError("there is no tensor to store")
     rooms: dict[str, Room] = {}
     pieces: dict[str, list[Tensor]] = {}
     for name, tensor in sorted(tensors.items()):

@@ -33,6 +33,8 @@ def round_adapter(folder: str | Path, output: str | Path, precision: str, *, for
     folder, output = Path(folder), Path(output)
     check_output(output, (folder,), replace=force)
     fields, tensors = read_config(folder), read_tensors(folder)
+    if not tensors:
+        raise InputError(f"{folder}: there is no tensor to store")
     try:
         stored = pack(tensors, precision)
         written = unpack(stored)
