@@ -25,6 +25,7 @@ from lsr.loading.lora import Part, pairs_of
 from lsr.tuner.card import Card
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.linear import LsrLinear
+from lsr.tuner.patterns import exactly
 from lsr.tuner.saved import FACTOR, PREFIX, InputError, labels_of, read_task, read_tensors
 from lsr.tuner.start import layers_of
 
@@ -186,8 +187,8 @@ def _usual(values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
     """Return the most common value of layers, and the others by patterns, which PEFT matches as regular expressions."""
     usual = min(Counter(values.values()).items(), key=lambda item: (-item[1], item[0]))[0]
     others = {name: value for name, value in values.items() if value != usual}
-    ends = {name for name in others if any(one.endswith(f".{name}") for one in values)}  # of the names of other layers
-    return usual, {f"{'^' * (name in ends)}{re.escape(name)}": value for name, value in others.items()}
+    clash = {name: its for name, its in others.items() if any(one.endswith(f".{name}") for one in values)}
+    return usual, {re.escape(name): its for name, its in others.items() if name not in clash} | exactly(clash)
 
 
 def _keep_task(config: LsrConfig, folder: Path) -> None:

@@ -273,9 +273,8 @@ class AdapterBank(nn.Module):
                 bank.layers[name].set_frames(frames.setdefault(owner, Frames(*sides)), core_size)
             for name, stack in bank.stacks().items():
                 values, slots = tensors[f"{name}/values"], tensors[f"{name}/slots"]
-                rows = range(len(values))
                 fits = values.dtype is stack.values.dtype and values.shape[1:] == stack.values.shape[1:]
-                if not fits or len(slots) != len(stack.slots) or not {*slots.flatten().tolist()} <= {*rows}:
+                if not fits or len(slots) != len(stack.slots) or ((slots < 0) | (slots >= len(values))).any():
                     raise InputError("its values do not fit the base model or the names of its adapters")
                 stack.values, stack.slots = values, slots.int()
             for place in bank._places.values():

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from lsr import export_lora
 from lsr.init import INITIALIZATIONS, READERS
 from lsr.loading.adapters import load_onto
+from lsr.tuner.saved import WEIGHTS
 from pipeline import params
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
@@ -43,7 +44,6 @@ FAMILY = {
     "head_steps": 5,
 }
 HELD = "models/family"
-WEIGHTS = artifacts.INIT / "adapter_model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_an_adapter_that_holds_frames_is_a_core_alone_through_all_stages(at):
     artifacts.INIT.rename(HELD)
     at({"frames": HELD, "learning_rate": 0.1})
     run(FACTORIZE, TRAIN, EVALUATE)
-    weights = load_file(artifacts.ADAPTER / WEIGHTS.name)
+    weights = load_file(artifacts.ADAPTER / WEIGHTS)
     stored = {name: value for name, value in weights.items() if ".classifier." not in name}
     assert len(stored) == 2 * LAYERS
     assert all(name.endswith(".core") and value.abs().max() > 1e-3 for name, value in stored.items())
