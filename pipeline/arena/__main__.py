@@ -67,7 +67,7 @@ def compete(runs: Sequence[Run], records: dict[str, Record], path: Path, jobs: i
         task = task_of(run.first())
         write_labels(task, record.labels_path(run.name, run.task, private=task.row.source.kind == "files"))
     set_up_torch(threads=max(1, (os.cpu_count() or 1) // jobs))
-    most = sum(tuning.most(run) for run in left)
+    most = sum(tuning.most_left(run, records) for run in left)
     with workers_of_this_program(jobs) as pool, console.progress("arena: at most", most, "trainings") as advance:
         busy: dict[Future[Record], Cell] = {}
         try:

@@ -74,9 +74,9 @@ class Run:
         return self.preset.seeds[: self.chosen.seeds]
 
     @property
-    def is_rounded(self) -> bool:
-        """Whether the tuned trainings are scored at all precisions: if the method asks for it, on averaged tasks."""
-        return self.chosen.rounded and any(self.task in tasks for tasks in self.preset.means.values())
+    def rounded(self) -> Sequence[int]:
+        """The seeds whose tuned trainings are scored in all precisions too: none on a task that is in no average."""
+        return self.preset.rounded if any(self.task in tasks for tasks in self.preset.means.values()) else ()
 
     def cell(self, setting: Setting, seed: int) -> Cell:
         """Return the training with a setting and a seed.

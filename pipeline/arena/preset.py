@@ -91,7 +91,6 @@ class Method(Section):
         description="for adapter head: what the base model is changed by, the mean of the updates that the frames of "
         "this method are from, times a number that is tuned in place of a rate",
     )
-    rounded: bool = Field(False, description="scored at all precisions, too, once tuned, on the tasks of averages")
 
 
 class Hypothesis(Section):
@@ -123,6 +122,9 @@ class Preset(Section):
         default_factory=dict, description="the SHA-256 of files that tasks name, by path: records are of these alone"
     )
     margin: Factor = Field(1.0, description="percentage points within which methods are equivalent")
+    rounded: tuple[Seed, ...] = Field(
+        (), description="the seeds with which a tuned method is scored in all precisions too, on the tasks of averages"
+    )
     hypotheses: tuple[Hypothesis, ...] = ()
 
     @model_validator(mode="after")

@@ -32,13 +32,13 @@ def _is_known(cell: Cell, records: Records) -> bool:
     return known is not None and bool(known.rounded or not cell.is_rounded or known.status != "finished")
 
 
-def most(run: Run) -> int:
-    """Return the number of trainings of a run, at most, unless the best try is not the best with a further seed."""
-    tuning, has_rate, seeds = run.preset.tuning, run.has_rate, len(run.seeds)
-    if not run.chosen.trained:
-        return seeds
-    heads = len(set(tuning.head_rates) - {1.0}) if has_rate else 0
-    return len(tuning.rates) + tuning.wider + heads + seeds - 1
+def most_left(run: Run, records: Records) -> int:
+    """Return how many trainings a run lacks, at most, unless the best try is not the best with a further seed."""
+    tuning = run.preset.tuning
+    heads = len(set(tuning.head_rates) - {1.0}) if run.has_rate else 0
+    tries = len(tuning.rates) + tuning.wider + heads - 1 if run.chosen.trained else 0
+    known = {cell.key for cells in steps(run, records) for cell in cells if _is_known(cell, records)}
+    return max(tries + len(run.seeds) - len(known), len(missing(run, records)))
 
 
 def steps(run: Run, records: Records) -> Iterator[list[Cell]]:
@@ -48,7 +48,7 @@ def steps(run: Run, records: Records) -> Iterator[list[Cell]]:
     """
     tuned = (yield from _tries(run, records)) if run.chosen.trained else Setting()
     if tuned is not None:
-        yield [replace(run.cell(tuned, seed), is_rounded=run.is_rounded) for seed in run.seeds]
+        yield [replace(run.cell(tuned, seed), is_rounded=seed in run.rounded) for seed in run.seeds]
 
 
 def _tries(run: Run, records: Records) -> Generator[list[Cell], None, Setting | None]:
@@ -75,7 +75,9 @@ def _settled(
     """Yield further seeds of the best setting until the best is one that is `tested` with them; return it."""
     while (best := _best(run, tried, records, tested)) is not None and best not in tested:
         tested = {*tested, best}
-        yield [run.cell(best, seed) for seed in run.seeds[: run.preset.tuning.seeds]]
+        cells = [run.cell(best, seed) for seed in run.seeds[: run.preset.tuning.seeds]]
+        # Rounded at once where it is new, for it is one of the tuned trainings if this setting stays the best.
+        yield [replace(one, is_rounded=one.seed in run.rounded and one.key not in records) for one in cells]
     return best
 
 

@@ -15,12 +15,15 @@ LOSS = 0.002  # of the validation score, a fraction
 def smallest(cells: Sequence[Cell]) -> tuple[str, int, list[float]]:
     """Return the precision of a method's smallest file that loses at most LOSS, its bytes, and its score by seed.
 
-    The loss is the mean over some tasks and their seeds. Bytes are those of the first seed, the most over tasks,
-    because heads depend on the number of classes. Scores are percent, of the seeds that finished on all tasks.
+    The loss is the mean over some tasks and the seeds that were rounded. Bytes are the most of these, because heads
+    depend on the number of classes. Scores are percent, of those seeds that finished on all tasks. Where a task has no
+    rounded files, everything is as it was trained.
     """
     if not all(cell.finished for cell in cells):
         return AS_TRAINED, max(cell.shown.file_bytes for cell in cells), []
-    runs = [{run.seed: _files(run) for run in cell.finished} for cell in cells]  # by task
+    rounded = [[run for run in cell.finished if run.rounded] for cell in cells]
+    chosen_runs = rounded if all(rounded) else [cell.finished for cell in cells]
+    runs = [{run.seed: _files(run) for run in by_task} for by_task in chosen_runs]
     every = [files for by_seed in runs for files in by_seed.values()]
     validation = {
         name: fmean(fmean(files[name].validation for files in by_seed.values()) for by_seed in runs)
@@ -29,7 +32,7 @@ def smallest(cells: Sequence[Cell]) -> tuple[str, int, list[float]]:
     }
     least = validation.get(FULL, validation[AS_TRAINED]) - LOSS
     enough = [name for name, score in validation.items() if score > least - ROUNDING]
-    sizes = {name: max(_files(cell.shown)[name].bytes for cell in cells) for name in enough}
+    sizes = {name: max(files[name].bytes for files in every) for name in enough}
     chosen = min(enough, key=lambda name: sizes[name])
     scores = [
         PERCENT * fmean(of[seed][chosen].test[cell.shown.metrics[0]] for of, cell in zip(runs, cells, strict=True))

@@ -7,8 +7,6 @@ from pipeline.arena.plan import Setting
 from tests.pipeline.arena import small
 from tests.pipeline.arena.made_up import recorded
 
-LORA = small.SMALL["methods"]["LoRA r=1"]
-
 
 def run(title="glue: LoRA r=1"):
     [chosen] = plan.runs("small", preset.load("small"), [title])
@@ -43,7 +41,9 @@ def test_the_tries_come_first_and_then_the_other_seeds_at_the_best(arena):
     cells = last_step(run(), records)
     assert [cell.seed for cell in cells] == [0, 1]
     assert {cell.rate for cell in cells} == {base_rate() / 2}
-    assert sum(sizes) == tuning.most(run())
+    assert sum(sizes) == tuning.most_left(run(), {})
+    assert tuning.most_left(run(), {cell.key: records[cell.key] for cell in cells[:1]}) == 2
+    assert tuning.most_left(run(), records) == 0
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_rates_of_the_head_are_tried_at_the_best_rate_of_the_adapter(arena):
     sizes, records = simulate(run(), lambda cell: cell.rate - abs(cell.head_rate - 2 * run().first().head_rate))
     assert sizes == [2, 2, 1]
     assert last_step(run(), records)[0].head_rate == pytest.approx(2 * run().first().head_rate)
-    assert tuning.most(run()) == 2 + 2 + 1
+    assert tuning.most_left(run(), {}) == 2 + 2 + 1
 
 
 def test_a_head_that_trains_alone_is_tuned_by_the_same_tries(arena):
@@ -106,7 +106,7 @@ def test_the_steps_are_the_same_when_they_are_asked_for_again(arena):
 def test_what_is_not_trained_is_not_tuned_and_a_training_differs_by_it(arena):
     small.write(methods={"alone": {"adapter": "lsr", "params": small.LSR, "trained": False}})
     sizes, _ = simulate(run("glue: alone"), lambda cell: 0.5)
-    assert sizes == [2] == [tuning.most(run("glue: alone"))]
+    assert sizes == [2] == [tuning.most_left(run("glue: alone"), {})]
     assert run("glue: alone").first().rate is None
     assert key("glue: alone") != key("glue: LSR shared r=2")
 
@@ -120,19 +120,21 @@ def test_a_method_may_have_fewer_seeds_and_tasks(arena):
 
 def test_tuned_trainings_without_scores_in_all_precisions_are_run_again(arena):
     _, records = simulate(run(), lambda cell: cell.rate)
-    small.write(methods={"LoRA r=1": {**LORA, "rounded": True}})
+    small.write(rounded=[1])
     again = tuning.missing(run(), records)
-    assert [(cell.seed, cell.is_rounded, cell.rate) for cell in again] == [
-        (0, True, base_rate()),
-        (1, True, base_rate()),
-    ]
-    scores = {"float32": {"bytes": 800, "validation": 0.5, "test": {"accuracy": 0.5}}}
-    records |= {cell.key: recorded(cell, cell.rate).model_copy(update={"rounded": scores}) for cell in again}
+    assert [(cell.seed, cell.is_rounded, cell.rate) for cell in again] == [(1, True, base_rate())]
+    records |= {cell.key: recorded(cell, cell.rate) for cell in again}
     assert tuning.missing(run(), records) == []
-    assert run("ratings: LoRA r=1").is_rounded
-    averages = {"main": ["glue", "comparisons"]}
-    small.write(tasks={"comparisons": {}}, averages=averages, methods={"LoRA r=1": {**LORA, "rounded": True}})
-    assert [run(f"{task}: LoRA r=1").is_rounded for task in ("glue", "ratings")] == [True, False]
+    assert run("ratings: LoRA r=1").rounded == (1,)
+    small.write(tasks={"comparisons": {}}, averages={"main": ["glue", "comparisons"]}, rounded=[1])
+    assert [run(f"{task}: LoRA r=1").rounded for task in ("glue", "ratings")] == [(1,), ()]
+
+
+def test_a_further_seed_of_the_best_try_is_scored_in_all_precisions_at_once(arena):
+    small.write(rounded=[1], tuning={"seeds": 2})
+    sizes, records = simulate(run(), lambda cell: cell.rate)
+    assert sum(sizes) == len(records) == 3
+    assert [bool(records[cell.key].rounded) for cell in last_step(run(), records)] == [False, True]
 
 
 def test_frames_of_others_are_from_tasks_of_other_texts_and_what_is_read_of_them_counts(arena):

@@ -46,11 +46,13 @@ def test_the_mean_over_seeds_and_tasks_decides():
     assert (precision, size, scores) == ("2bit", 800, [pytest.approx(80)])  # of the only seed that both have
 
 
-def test_records_without_rounded_files_keep_theirs():
-    known, unknown = record(rounded=rounded(), **WHOLE), record(seed=1, **WHOLE)
-    precision, size, scores = smallest(of(known, unknown))
-    assert (precision, size) == ("as trained", 4100)
-    assert scores == [pytest.approx(100 * run.score()) for run in (known, unknown)]
+def test_the_seeds_that_were_rounded_decide_and_without_any_on_a_task_all_is_as_trained():
+    known, unknown = record(rounded=rounded(0.7), **WHOLE), record(seed=1, **WHOLE)
+    assert smallest(of(known, unknown)) == ("sign", BYTES["sign"], [pytest.approx(70)])
+    other = [record(task="cola", metrics=["accuracy"], seed=seed, **WHOLE) for seed in (0, 1)]
+    precision, size, scores = smallest(of(known, unknown, *other))
+    assert (precision, size, len(scores)) == ("as trained", 4100, 2)
+    assert scores[0] == pytest.approx(100 * (known.score() + other[0].score()) / 2)
     assert smallest(of(record(status="failed", file_bytes=7))) == ("as trained", 7, [])
 
 
