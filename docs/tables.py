@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean
+from statistics import median
 from typing import Any
 
 from docs import picture
@@ -157,7 +157,7 @@ def _seconds(preset: str) -> Mapping[str, str]:
             taken[record.method].append(record.seconds)
     # Older records leave out a short run that came from the cache: the longest is one that was run.
     longest = {method: max(one["start"] for one in every) for method, every in taken.items()}
-    return {method: f"{longest[method] + fmean(one['train'] for one in every):.0f}" for method, every in taken.items()}
+    return {method: f"{longest[method] + median(one['train'] for one in every):.0f}" for method, every in taken.items()}
 
 
 def verdicts(preset: str) -> Iterator[str]:
