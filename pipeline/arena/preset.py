@@ -134,6 +134,7 @@ class Preset(Section):
             place = f"methods: {name}"
             named += [(f"{place}: mean_of", method.mean_of, self.methods)] if method.mean_of is not None else []
             named += [(f"{place}: tasks", task, self.tasks) for task in method.tasks]
+        named += [("rounded", str(seed), [str(known) for known in self.seeds]) for seed in self.rounded]
         for name, tasks in self.averages.items():
             named += [(f"averages: {name}", task, self.tasks) for task in tasks]
         for number, one in enumerate(self.hypotheses, start=1):

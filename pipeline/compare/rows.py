@@ -36,8 +36,8 @@ class Row(NamedTuple):
 def row(place: str, method: str, cells: Mapping[str, Cell | None]) -> Row:
     """Return the row of a method on a task, or on the tasks of an average; None in the place of a cell: not run.
 
-    Only seeds that finished on all tasks have a score. Sizes are those of the first seed, the largest over tasks,
-    because those of heads and files depend on the number of classes.
+    Only seeds that finished on all tasks have a score. Numbers of parameters are those of the first seed, the largest
+    over tasks, because those of heads depend on the number of classes; so do bytes, see `smallest`.
     """
     known = [cell for cell in cells.values() if cell]
     is_run = len(known) == len(cells)
