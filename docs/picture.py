@@ -9,6 +9,7 @@ METHODS = {  # what the picture calls a method, and its name in the preset, from
     "LSR, shared frames": "LSR warm shared r=3, 2 passes",
     "LoRA r = 1": "LoRA r=1",
     "LoRA r = 8": "LoRA r=8",
+    "LoRA r = 8, same start": "LoRA r=8 warm, all linear, 2 passes",
     "full fine-tuning": "full",
 }
 TENANTS = {  # forms of adapters, and what the picture calls them

@@ -154,10 +154,8 @@ def _seconds(preset: str) -> Mapping[str, str]:
     taken = defaultdict(list)
     for record in arena_records.read(ROOT / arena_records.FOLDER / preset).values():
         if record.task == TIMED_TASK and "train" in record.seconds and record.made["cpu"].startswith(TIMED_CPU):
-            taken[record.method].append(record.seconds)
-    # Older records leave out a short run that came from the cache: the longest is one that was run.
-    longest = {method: max(one["start"] for one in every) for method, every in taken.items()}
-    return {method: f"{longest[method] + median(one['train'] for one in every):.0f}" for method, every in taken.items()}
+            taken[record.method].append(record.seconds["start"] + record.seconds["train"])
+    return {method: f"{median(every):.0f}" for method, every in taken.items()}
 
 
 def verdicts(preset: str) -> Iterator[str]:
