@@ -12,9 +12,8 @@ Who changes adapters shows the token in the environment variable LSR_TOKEN; with
 import argparse
 import asyncio
 import os
-import re
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,11 +33,11 @@ from examples.server.batches import Batches, unknown
 from lsr import AdapterBank
 from lsr.loading.base_models import load_tokenizer
 from lsr.loading.contents import Contents, read_contents
-from lsr.tuner.saved import InputError, read_config
+from lsr.serve.bank import Answer
+from lsr.tuner.saved import HALVES, InputError, read_config
 
 MOST_TEXTS, MOST_BYTES, MOST_ADAPTER_BYTES = 64, 1 << 20, 16 << 20  # of a request
 FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_rounded.safetensors", "task.json")
-HALVES = re.compile("[\ud800-\udfff]")  # of characters, which JSON can hold and a tokenizer cannot
 
 SECONDS = Histogram("lsr_predict_seconds", "Seconds until texts are answered")
 REFUSED = Counter("lsr_refused", "Refused requests by status", ["status"])
@@ -63,6 +62,7 @@ class Service:
             match asked:
                 case {"adapter": str(name), "texts": [_, *_] as texts, **more} if not more and len(texts) <= MOST_TEXTS:
                     answers = await self.batches.predict(name, self._encoded(name, texts))
+                    _check_finite(answers)
                     return JSONResponse({"adapter": name, "answers": [_shown(answer) for answer in answers]})
         raise HTTPException(422, f'needed: {{"adapter": NAME, "texts": [TEXT, ...]}}, a list of 1 to {MOST_TEXTS}')
 
@@ -146,6 +146,12 @@ def _check_size(request: Request, most: int) -> None:
         raise HTTPException(411, "needed: Content-Length")
     if int(request.headers["Content-Length"]) > most:  # the server reads no more than that
         raise HTTPException(413, f"a body has at most {most:,} bytes")
+
+
+def _check_finite(answers: Sequence[Answer]) -> None:
+    for at, answer in enumerate(answers):
+        if not torch.isfinite(answer.logits).all():
+            raise HTTPException(422, f"texts[{at}]: the answer is not finite: the weights of this adapter overflow")
 
 
 def _shown(answer: Any) -> dict[str, Any]:

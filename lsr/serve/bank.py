@@ -18,6 +18,7 @@ from lsr.convert.composed import write_contents
 from lsr.convert.writing import check_output, writing
 from lsr.loading.base_models import load_base
 from lsr.loading.contents import Contents, Frames, read_contents
+from lsr.serve.admission import check_answers, check_heads
 from lsr.serve.file import FILE, FRAMES, HEADER, HEADS, LAYERS, read
 from lsr.serve.head import BankHead
 from lsr.serve.layer import DIRECTIONS, BankLayer
@@ -94,13 +95,15 @@ class AdapterBank(nn.Module):
 
         Raises:
             InputError: if the name is taken, the folder holds no adapter of LSR or plain LoRA, or it does not fit the
-                base model or the adapters in the bank.
+                base model or the adapters in the bank; if it trains more than heads and linear layers, or its answers
+                are not finite.
         """
         contents = adapter if isinstance(adapter, Contents) else read_contents(adapter)
         contents = contents if note is None else changed(contents, task=note)
         with self.shared.one_thread:
             try:
                 heads = self._check(name, contents, replace)
+                check_answers(self.model, self._of_base, contents.updates, heads)
             except (TypeError, ValueError) as error:
                 raise InputError(f"{contents.source}: {first_line(error)}") from None
             free = self.shared.ranks.keys() - {NOBODY, *self._places.values()}
@@ -121,6 +124,7 @@ class AdapterBank(nn.Module):
             if value is not None and value != held:
                 raise ValueError(f"{field} is {value!r}, but {held!r} for the adapters in the bank")
         contents.check_layers(self._of_base)
+        check_heads(self.model, contents.whole(self._of_base))
         adapted, whole = {*self.layers, *contents.updates}, {*self.heads, *contents.whole(self._of_base)}
         for outer, inner in product(sorted(whole), sorted(adapted | whole)):
             if f"{inner}.".startswith(f"{outer}.") and (inner != outer or inner in adapted):
@@ -266,6 +270,7 @@ class AdapterBank(nn.Module):
             bank.base_fields, bank.notes = header["base"], {name: dict(its) for name, its in header["notes"].items()}
             bank._places = {name: place for place, name in enumerate(bank.notes, start=NOBODY + 1)}
             bank.shared.ranks |= dict.fromkeys(bank._places.values(), 0)
+            check_heads(bank.model, header["heads"])
             bank._wrap(header["layers"], header["heads"])
             frames = dict[str, Frames]()
             for name, (owner, core_size) in header["frames"].items():

@@ -30,6 +30,7 @@ FACTOR = re.compile(rf"{re.escape(PREFIX)}(.*)\.lsr_adapters\.(factor_[AB]\d+|co
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.int64)
 WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what a terminal interprets as a command or a line break
+HALVES = re.compile("[\ud800-\udfff]")  # of characters, which JSON can hold and no text in UTF-8 can
 LONGEST_LINE = 276  # characters of a message, before a command's name is prepended
 
 
@@ -161,8 +162,9 @@ def read_task(folder: Path) -> dict[str, Any] | None:
     if not isinstance(task, dict):
         raise InputError(f"{path}: must be an object, got {task!r}")
     labels = task.get("labels")
-    if not (labels is None or (isinstance(labels, list) and all(isinstance(name, str) for name in labels))):
-        raise InputError(f"{path}: labels must be a list of names or null, got {labels!r}")
+    are_names = isinstance(labels, list) and all(isinstance(name, str) and not HALVES.search(name) for name in labels)
+    if not (labels is None or are_names):
+        raise InputError(f"{path}: labels must be a list of names in whole characters, or null, got {labels!r}")
     return task
 
 

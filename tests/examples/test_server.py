@@ -52,6 +52,9 @@ def there(tmp_path_factory):
     bank = AdapterBank(AutoModelForSequenceClassification.from_pretrained(folder / "base"))
     for name in TENANTS:
         bank.add(name, folder / f"0/{name}")
+    bank.add("eve", folder / "0/anna")
+    for stack in bank.heads["classifier"].stacks.values():  # weights that overflow: the file of a bank may hold any
+        stack.put(bank.place("eve"), 3e38 * stack.rows(bank.place("eve")).sign())
     bank.save(folder / "bank")
     return folder
 
@@ -136,6 +139,18 @@ def test_tenants_in_one_batch_get_what_the_bank_says_in_process(server, expected
     assert metric(metrics, "lsr_batch_rows_sum") == 3 * len(TENANTS) > 2 * metric(metrics, "lsr_batch_rows_count")
 
 
+def test_answers_that_are_not_finite_are_an_error_of_their_tenant_alone(server, expected):
+    async def ask(client):
+        asked = [{"adapter": name, "texts": TEXTS[:3]} for name in ("anna", "eve", "ben")]
+        return await asyncio.gather(*(client.post("/v1/predict", json=one) for one in asked))
+
+    anna, eve, ben = under_load(server, ask)
+    assert (eve.status_code, list(eve.json())) == (422, ["error"])
+    assert eve.json()["error"].startswith("texts[0]: the answer is not finite")
+    check("anna", anna, expected, TEXTS[:3], versions=(0,))
+    check("ben", ben, expected, TEXTS[:3], versions=(0,))
+
+
 def predict(**parts):
     return ("POST", "/v1/predict", {"json": {"adapter": "ben", "texts": ["a"]} | parts})
 
@@ -185,6 +200,8 @@ def test_a_mistake_gets_a_reason_as_json(asked, status, reason, server):
         ("task.json", lambda content: content.replace(b"28", b"0"), 422, "max_length must be a positive"),
         ("task.json", lambda content: content.replace(b'["text"]', b'["a", "b"]'), 422, "passes single texts"),
         ("task.json", lambda _: b'{"labels": [[], []]}', 422, "labels must be a list of names"),
+        ("task.json", lambda _: rb'{"labels": ["one", "\ud800"]}', 422, "whole characters"),
+        (CONFIG, lambda content: content.replace(b'"classifier"', b'"classifier", "dropout"'), 422, "dropout' in full"),
         ("task.json", lambda _: b'{"labels": ["one"]}', 422, "its head has 2 outputs"),
         ("../task.json", lambda _: b"{}", 422, "the parts of the form are"),
     ],

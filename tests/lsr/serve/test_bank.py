@@ -11,6 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lsr import AdapterBank
+from lsr.serve.head import BankHead
 from lsr.tuner.saved import InputError
 from tests.capabilities.models import LABELS, tiny, tokens
 from tests.lsr.serve.families import CORED, FORMS, FRAMES, save, save_lora, says, with_labels
@@ -129,18 +130,14 @@ def test_beams_and_answers_of_a_prompt_share_its_adapter(folders):
         assert torch.equal(mixed[2 * row : 2 * row + 2], alone[2 * row : 2 * row + 2])
 
 
-def test_ranks_layers_and_modules_trained_in_full_may_differ(tmp_path):
+def test_ranks_and_layers_may_differ(tmp_path):
     small = save(tmp_path / "small", rank_shape=(2,), target_modules=["intermediate.dense"])
     large = save(tmp_path / "large", rank_shape=(6,), rank_pattern={"1.attention.self.query": (9,)})
-    pooled = save(tmp_path / "pooled", modules_to_save=["pooler", "classifier"])
     bank = AdapterBank(tiny("bert"))
     for folder in (small, large):
         bank.add(folder.name, folder)
-    before = asked(bank, ["small", "large", "__base__"])
-    bank.add("pooled", pooled)  # the others keep the base model's own pooler
-    assert_close(asked(bank, ["small", "large", "__base__"]), before)
-    found = asked(bank, ["small", "large", "pooled", "large"])
-    for row, folder in enumerate((small, large, pooled, large)):
+    found = asked(bank, ["small", "large", "small", "large"])
+    for row, folder in enumerate((small, large, small, large)):
         assert_close(found[row], says("bert", folder, dtype=torch.float32)[row])
 
 
@@ -336,16 +333,50 @@ def test_an_adapter_that_does_not_fit_is_refused_and_changes_nothing(kind, field
     assert bank.names == ["a", "b", "c"]
 
 
-def test_modules_within_each_other_are_refused_in_both_orders(tmp_path):
-    save(tmp_path / "whole", modules_to_save=["pooler", "classifier"], **FRAMES)
-    save(tmp_path / "inside", target_modules=["query", "value", "pooler.dense"], **FRAMES)
+def test_a_layer_of_a_head_and_the_whole_head_are_refused_in_both_orders(tmp_path):
+    save_lora(tmp_path / "whole")
+    save_lora(tmp_path / "inside", task_type=None, target_modules=["query", "classifier"])
     for first, second in (("whole", "inside"), ("inside", "whole")):
         bank = AdapterBank(tiny("bert"))
         bank.add(first, tmp_path / first)
         before = asked(bank, [first] * 4)
         message = refused(bank.add, second, tmp_path / second)
-        assert "'bert.pooler.dense' is adapted or trained, and 'bert.pooler' trained in full" in message
+        assert "'classifier' is adapted or trained, and 'classifier' trained in full" in message
         assert torch.equal(asked(bank, [first] * 4), before)
+
+
+@pytest.mark.parametrize(
+    "module", ["dropout", "intermediate_act_fn", "position_embeddings", "LayerNorm", "attention.output", "pooler"]
+)
+def test_what_is_no_head_is_refused_so_that_no_row_meets_those_of_others(module, bank, tmp_path):
+    before = asked(bank, NAMES)
+    has_weights = module not in ("dropout", "intermediate_act_fn")  # PEFT itself would not save the others
+    folder = save_lora(tmp_path / "new", modules_to_save=["classifier", *[module] * has_weights])
+    config = folder / "adapter_config.json"
+    config.write_text(config.read_text().replace('"classifier"', f'"classifier", "{module}"'))
+    message = refused(bank.add, "new", folder)
+    assert f"{module}' in full; a bank takes heads and adapted linear layers alone; the heads of this" in message
+    assert torch.equal(asked(bank, NAMES), before)
+    assert bank.names == ["a", "b", "c"]
+
+
+def test_a_file_that_names_another_module_as_a_head_is_refused(bank, tmp_path):
+    bank.heads["dropout"] = BankHead(nn.Dropout(), bank.shared)
+    bank.save(tmp_path / "bank")
+    assert "trains 'dropout' in full; a bank takes heads" in refused(AdapterBank.load, tiny("bert"), tmp_path / "bank")
+
+
+@pytest.mark.parametrize("layer", ["lora_B", "classifier"])
+def test_weights_that_overflow_are_refused_and_replace_nothing(layer, bank, tmp_path):
+    before = asked(bank, NAMES)
+    path = save_lora(tmp_path / "new") / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file({key: 3e38 * value.sign() if layer in key else value for key, value in tensors.items()}, path)
+    for name, replace in (("new", False), ("a", True)):
+        assert "its answers are not finite: its weights overflow" in refused(
+            bank.add, name, path.parent, replace=replace
+        )
+    assert torch.equal(asked(bank, NAMES), before)
 
 
 @pytest.mark.parametrize(
