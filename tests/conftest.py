@@ -1,9 +1,12 @@
 """Settings for all tests: no hub, no deadline on a first call, one thread."""
 
 import gc
+import hashlib
+import json
 import os
 import shutil
 from functools import lru_cache
+from pathlib import Path
 
 # Before anything imports transformers or datasets: both read these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -33,18 +36,18 @@ jinja2.Environment.compile = lru_cache(jinja2.Environment.compile)
 def done(tmp_path_factory, worker_id):
     """A function that returns the workspace after all stages with an adapter, which nobody changes.
 
-    The first worker that needs one makes it, for all workers.
+    `changes` are those of params.yaml before the stages. The first worker that needs one makes it, for all workers.
     """
     from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, run
 
     base = tmp_path_factory.getbasetemp()
     root = base if worker_id == "master" else base.parent
 
-    def after_all_stages(adapter):
-        folder = root / f"done-{adapter}"
+    def after_all_stages(adapter="lsr", **changes):
+        folder = root / f"done-{hashlib.sha256(json.dumps([adapter, changes]).encode()).hexdigest()[:12]}"
         with FileLock(f"{folder}.lock"):
             if not folder.exists():
-                made = workspace.make(root / f"making-{adapter}", adapter=adapter)
+                made = workspace.make(Path(f"{folder}.making"), adapter=adapter, **changes)
                 with pytest.MonkeyPatch.context() as patch:
                     patch.chdir(made)
                     patch.delenv("DVC_ROOT", raising=False)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from tests import forked, workspace
+from tests.kit import write
 
 SCRIPTS = Path(sys.executable).parent
 PATIENCE = 1800  # seconds: on a machine that is busy, a pipeline of seven processes takes minutes
@@ -52,13 +53,13 @@ def leave_rows(folder, table, *names):
     """Leave these rows of a table alone: each command reads all of it, some of them ten times."""
     path = folder / f"pipeline/{table}.yaml"
     rows = workspace.read_yaml(path)
-    workspace.write_yaml(path, {name: rows[name] for name in names})
+    write(path, {name: rows[name] for name in names})
 
 
 def add_row(folder, table, name, row):
     path = folder / table
     rows = workspace.read_yaml(path) if path.exists() else {}
-    workspace.write_yaml(path, rows | {name: row})
+    write(path, rows | {name: row})
 
 
 def files_row(path):

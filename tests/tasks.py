@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests import workspace
+from tests.kit import write
 
 NLI = ("entailment", "contradiction", "neutral")
 ENTAILMENT = ("entailment", "not_entailment")
@@ -119,4 +120,4 @@ def use_files(folder: Path, *names: str, train: int = 40, test: int = 8) -> None
             file.parent.mkdir(parents=True, exist_ok=True)
             content = "".join(FORMS[name].rows.replace("SPLIT", f"{split} {number}") for number in range(count))
             file.write_text(FORMS[name].header + content, encoding="utf-8", newline="")
-    workspace.write_yaml(path, rows)
+    write(path, rows)

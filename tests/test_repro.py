@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.core import artifacts
 from tests import workspace
+from tests.kit import digests, write
 from tests.repository import add_row, files_row, make, quick, ran
-from tests.stages.running import digests
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("repro")]
 
@@ -35,7 +35,7 @@ def restored(repository):
 
 def change_params(folder, **changes):
     path = folder / "params.yaml"
-    workspace.write_yaml(path, workspace.merged(workspace.read_yaml(path), changes))
+    write(path, workspace.merged(workspace.read_yaml(path), changes))
 
 
 def changed_stages(repository):

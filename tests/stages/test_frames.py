@@ -20,6 +20,7 @@ from pipeline.core import artifacts
 from pipeline.core.errors import UserError
 from pipeline.methods import adapters
 from tests import workspace
+from tests.kit import digests, write
 from tests.stages.running import (
     EVALUATE,
     FACTORIZE,
@@ -27,7 +28,6 @@ from tests.stages.running import (
     TRAIN,
     base_model,
     base_of,
-    digests,
     logits,
     report,
     run,
@@ -67,7 +67,7 @@ def at(tokenized, tmp_path, monkeypatch):
 
     def choose(lsr=None, **changes):
         content = workspace.merged(workspace.merged(usual, {"lsr": lsr or {}}), changes)
-        workspace.write_yaml(folder / "params.yaml", content)
+        write(folder / "params.yaml", content)
         monkeypatch.chdir(folder)
 
     monkeypatch.delenv("DVC_ROOT", raising=False)

@@ -12,7 +12,8 @@ import torch
 
 from pipeline.training import callbacks
 from tests import workspace
-from tests.stages.running import FACTORIZE, TOKENIZE, TRAIN, digests, run
+from tests.kit import digests
+from tests.stages.running import FACTORIZE, TOKENIZE, TRAIN, run
 
 pytestmark = pytest.mark.nightly
 

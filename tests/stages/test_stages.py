@@ -23,7 +23,8 @@ from pipeline.methods import adapters
 from pipeline.training import arguments, callbacks
 from pipeline.training import run as training
 from tests import workspace
-from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, base_model, digests, logits, report, run
+from tests.kit import digests
+from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, base_model, logits, report, run
 
 
 @pytest.fixture

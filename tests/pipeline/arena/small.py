@@ -3,7 +3,7 @@
 from typing import Any
 
 from pipeline.arena.preset import PATH
-from tests import workspace
+from tests import kit, workspace
 
 LSR = {"lsr.rank_shape": [2], "lsr.separation_rank": 1, "lsr.share": "layers", "lsr.train": "all", "lsr.init": "update"}
 SMALL: dict[str, Any] = {
@@ -24,4 +24,4 @@ SMALL: dict[str, Any] = {
 
 def write(**changes: Any) -> None:
     """Write the preset `small`, some of it changed, into the working directory, which is a workspace."""
-    workspace.write_yaml(PATH, {"small": workspace.merged(SMALL, changes)})
+    kit.write(PATH, {"small": workspace.merged(SMALL, changes)})

@@ -9,7 +9,7 @@ from pipeline.arena.preset import PATH, Preset
 from pipeline.arena.record import FOLDER, Record, append, labels_path
 from pipeline.core.artifacts import write_csv
 from pipeline.evaluation import scores
-from tests.workspace import write_yaml
+from tests.kit import write
 
 MADE = {
     "commit": "0123456789abcdef",
@@ -140,7 +140,7 @@ def cells(methods=tuple(SIZES), tasks=tuple(TASKS), seeds=(0, 1, 2, 3, 4)):
 
 def save(records, preset="small", tasks=TASKS):
     """Write a preset, its records and labels as the arena does, into the current folder."""
-    write_yaml(PATH, {preset: PRESET | {"tasks": {task: {} for task in tasks or TASKS}}})
+    write(PATH, {preset: PRESET | {"tasks": {task: {} for task in tasks or TASKS}}})
     for one in records:
         append(FOLDER / preset / "cells.jsonl", one.model_copy(update={"preset": preset}))
     for task in tasks:

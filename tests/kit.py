@@ -1,0 +1,109 @@
+"""The kit of every test: one `refused`, one `write`, and `said` for a command that works.
+
+A workspace whose four stages have run is what the fixture `after` gives (tests/conftest.py); `workspace.make` makes one
+in which nothing has run.
+"""
+
+import hashlib
+import io
+import json
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pandas as pd
+from ruamel.yaml import YAML
+from safetensors.torch import load_file, save_file
+
+from lsr.tuner.saved import InputError
+from pipeline.core.errors import UserError
+
+MISTAKES = (UserError, InputError)  # the errors of which commands and stages print the message alone
+MISTAKE = 2  # exit status
+LONGEST = 330  # characters of a line, with the name of a command before it
+
+
+def refused(call, *arguments, says="", kind=MISTAKES, lines=1, **options):
+    """Return the one line with which a call is refused: its error's message, or what a command prints and exits with 2.
+
+    It must hold the words `says`. A traceback, a second line, a very long one, or something on standard output is a
+    failure, and so is a call that goes through. `kind` is another error than those of MISTAKES; `lines` another number.
+    """
+    out, err, text, status = io.StringIO(), io.StringIO(), None, None
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            status = call(*arguments, **options)
+        except kind as error:
+            text = str(error)
+        except SystemExit as end:
+            status = end.code
+    if text is None:
+        assert isinstance(status, int), "it is not refused"
+        assert (status, out.getvalue()) == (MISTAKE, ""), err.getvalue()
+        text = err.getvalue()
+    found = text.splitlines()
+    assert len(found) == lines, text
+    assert all(0 < len(line) <= LONGEST for line in found), text
+    assert says in text, text
+    return text.strip()
+
+
+def said(command, *words):
+    """Return what a command prints on standard output that should work."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            status = command(list(words))
+        except SystemExit as end:
+            status = end.code
+    assert status in (None, 0), err.getvalue()
+    return out.getvalue()
+
+
+def write(path, content):
+    """Write a small file by its extension, with the folders above it, and return its path.
+
+    Text and bytes are written as they are, whatever the extension. Otherwise json and yaml take a value, safetensors
+    takes tensors by name, and csv, tsv, jsonl and parquet take rows: dictionaries by column.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, str | bytes):
+        path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    else:
+        WRITERS[path.suffix](path, content)
+    return path
+
+
+def write_yaml(path, content):
+    with path.open("w", encoding="utf-8") as file:
+        YAML(typ="safe", pure=True).dump(content, file)
+
+
+WRITERS = {
+    ".json": lambda path, value: path.write_text(json.dumps(value), encoding="utf-8"),
+    ".yaml": write_yaml,
+    ".safetensors": lambda path, tensors: save_file(tensors, path, metadata={"format": "pt"}),
+    ".csv": lambda path, rows: pd.DataFrame(rows).to_csv(path, index=False),
+    ".tsv": lambda path, rows: pd.DataFrame(rows).to_csv(path, index=False, sep="\t"),
+    ".jsonl": lambda path, rows: path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8"),
+    ".parquet": lambda path, rows: pd.DataFrame(rows).to_parquet(path, index=False),
+}
+
+
+def edit(path, change=None, **keys):
+    """Change the content of a JSON or safetensors file by a function, or set these keys in it.
+
+    The function changes the dictionary that it is given, or returns another one.
+    """
+    path = Path(path)
+    content = load_file(path) if path.suffix == ".safetensors" else json.loads(path.read_text(encoding="utf-8"))
+    if change is not None:
+        changed = change(content)
+        content = content if changed is None else changed
+    return write(path, content | keys)
+
+
+def digests(folder):
+    """Return the SHA-256 of every file below a folder by its path, to compare what was there with what is."""
+    files = (path for path in Path(folder).rglob("*") if path.is_file())
+    return {path.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
