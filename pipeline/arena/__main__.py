@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.arena import check, plan, preset, record, tuning
 from pipeline.arena.measure import measure, task_of
-from pipeline.arena.plan import Cell, Run
+from pipeline.arena.plan import Entry, Training
 from pipeline.arena.record import Record
 from pipeline.arena.task_tokens import write_labels
 from pipeline.arena.workers import set_up_torch, workers_of_this_program
@@ -32,48 +32,48 @@ def main(words: Sequence[str] | None = None) -> None:
     """
     options = parser().parse_args(words)
     with exit_on_error("stopped; finished trainings are kept", PROGRAM):
-        runs = runs_of(options.preset, options.only)
+        entries = entries_of(options.preset, options.only)
         folder = record.FOLDER / options.preset
         records = record.read(folder)
-        compete(runs, records, folder / f"{options.write}{record.ENDING}", options.jobs)
+        compete(entries, records, folder / f"{options.write}{record.ENDING}", options.jobs)
         console.line(f"compare: python -m pipeline.compare {options.preset}")
 
 
-def runs_of(name: str, only: Sequence[str]) -> list[Run]:
-    """Return the selected runs of a preset.
+def entries_of(name: str, only: Sequence[str]) -> list[Entry]:
+    """Return the selected entries of a preset.
 
     Raises:
-        UserError: if there is no such preset or run.
+        UserError: if there is no such preset or entry.
     """
     chosen = preset.load(name)
-    if runs := plan.runs(name, chosen, only):
-        return runs
+    if entries := plan.entries(name, chosen, only):
+        return entries
     words = " ".join(only)
-    near = nearest(words, [run.title for run in plan.runs(name, chosen)])
-    raise UserError(f"--only {words}: no run has this in its title{near}; a title is TASK: METHOD")
+    near = nearest(words, [entry.title for entry in plan.entries(name, chosen)])
+    raise UserError(f"--only {words}: no entry has this in its title{near}; a title is TASK: METHOD")
 
 
-def compete(runs: Sequence[Run], records: dict[str, Record], path: Path, jobs: int) -> None:
+def compete(entries: Sequence[Entry], records: dict[str, Record], path: Path, jobs: int) -> None:
     """Run the missing trainings, and add their records to `records` and to the file.
 
     Raises:
         UserError: if one of them cannot run, before any does; or if a worker dies.
     """
-    left = [run for run in runs if tuning.missing(run, records)]
+    left = [entry for entry in entries if tuning.missing(entry, records)]
     if not left:
         return
     check.check(left)
-    for run in {run.task: run for run in left}.values():
-        task = task_of(run.first())
-        write_labels(task, record.labels_path(run.name, run.task, private=task.row.source.kind == "files"))
+    for entry in {entry.task: entry for entry in left}.values():
+        task = task_of(entry.first())
+        write_labels(task, record.labels_path(entry.name, entry.task, private=task.row.source.kind == "files"))
     set_up_torch(threads=max(1, (os.cpu_count() or 1) // jobs))
-    most = sum(tuning.most_left(run, records) for run in left)
+    most = sum(tuning.most_left(entry, records) for entry in left)
     with workers_of_this_program(jobs) as pool, console.progress("arena: at most", most, "trainings") as advance:
-        busy: dict[Future[Record], Cell] = {}
+        busy: dict[Future[Record], Training] = {}
         try:
             while True:
-                for cell in _next(left, records, {cell.key for cell in busy.values()}, jobs - len(busy)):
-                    busy[pool.submit(measure, cell)] = cell
+                for training in _next(left, records, {training.key for training in busy.values()}, jobs - len(busy)):
+                    busy[pool.submit(measure, training)] = training
                 if not busy:
                     return
                 for future in wait(busy, return_when=FIRST_COMPLETED).done:
@@ -88,14 +88,14 @@ def compete(runs: Sequence[Run], records: dict[str, Record], path: Path, jobs: i
             raise
 
 
-def _next(runs: Sequence[Run], records: tuning.Records, busy: set[str], count: int) -> Iterator[Cell]:
-    """Yield at most `count` trainings that can start now, in the order of the runs, so that these complete in turn."""
-    for run in runs:
-        for cell in tuning.missing(run, records):
-            if count > 0 and cell.key not in busy:
+def _next(entries: Sequence[Entry], records: tuning.Records, busy: set[str], count: int) -> Iterator[Training]:
+    """Yield at most `count` trainings that can start now, in the order of the entries, which so complete in turn."""
+    for entry in entries:
+        for training in tuning.missing(entry, records):
+            if count > 0 and training.key not in busy:
                 count -= 1
-                busy.add(cell.key)
-                yield cell
+                busy.add(training.key)
+                yield training
 
 
 def parser() -> Parser:
@@ -107,7 +107,7 @@ def parser() -> Parser:
         action="append",
         default=[],
         metavar="TEXT",
-        help="only runs whose title, such as 'tweets: LoRA r=1', contains TEXT; if repeated, all of them",
+        help="only entries whose title, such as 'tweets: LoRA r=1', contains TEXT; if repeated, all of them",
     )
     top.add_argument(
         "--jobs", type=whole_number(1, 64), default=2, metavar="N", help="trainings in parallel (%(default)s)"

@@ -6,7 +6,7 @@ from pipeline import params
 from pipeline.arena import task_tokens
 from pipeline.arena.files import check_pinned
 from pipeline.arena.measure import task_of
-from pipeline.arena.plan import Run
+from pipeline.arena.plan import Entry
 from pipeline.arena.preset import PATH
 from pipeline.core import console
 from pipeline.core.errors import UserError
@@ -15,45 +15,45 @@ from pipeline.methods import adapters, base_models
 from pipeline.training import arguments
 
 
-def check(runs: Sequence[Run]) -> None:
+def check(entries: Sequence[Entry]) -> None:
     """Read the data of each task into the cache, and try each method on the outline of the base model.
 
     Raises:
         UserError: with one line for each mistake, all at once; it names the file and the key to change.
     """
-    tasks = list({run.task: run for run in runs}.values())
-    methods = list({run.method: run for run in runs}.values())
+    tasks = list({entry.task: entry for entry in entries}.values())
+    methods = list({entry.method: entry for entry in entries}.values())
     mistakes: list[str] = []
     with console.progress("check", len(tasks) + len(methods), "tasks and methods") as advance:
-        for run in tasks:
-            mistakes += _mistakes(run, f"tasks.{run.task}", _check_task)
+        for entry in tasks:
+            mistakes += _mistakes(entry, f"tasks.{entry.task}", _check_task)
             advance(1)
-        for run in methods if not mistakes else ():
-            mistakes += _mistakes(run, f"methods.{run.method}", _check_method)
+        for entry in methods if not mistakes else ():
+            mistakes += _mistakes(entry, f"methods.{entry.method}", _check_method)
             advance(1)
     if mistakes:
         raise UserError("\n".join(mistakes))
 
 
-def _mistakes(run: Run, place: str, check_one: Callable[[Run], None]) -> Iterator[str]:
+def _mistakes(entry: Entry, place: str, check_one: Callable[[Entry], None]) -> Iterator[str]:
     """Yield what is wrong with a task or method; it is to be fixed in the preset's file unless another is named."""
     try:
-        check_one(run)
+        check_one(entry)
     except UserError as error:
         for line in str(error).splitlines():
             about_values = line.startswith(f"{params.PARAMS}: ")
-            yield f"{PATH}: {run.name}.{place}: {line.removeprefix(f'{params.PARAMS}: ')}" if about_values else line
+            yield f"{PATH}: {entry.name}.{place}: {line.removeprefix(f'{params.PARAMS}: ')}" if about_values else line
 
 
-def _check_task(run: Run) -> None:
-    view = run.first().view
-    check_pinned(run.preset.files, [view.dataset.source])
+def _check_task(entry: Entry) -> None:
+    view = entry.first().view
+    check_pinned(entry.preset.files, [view.dataset.source])
     arguments.check_machine(view.train)
     tokenizer = pretrained.load_tokenizer(view.base_model)
     pretrained.check_length(tokenizer.model_max_length, view.tokenize.max_length)
-    task_tokens.cached(task_of(run.first()))
+    task_tokens.cached(task_of(entry.first()))
 
 
-def _check_method(run: Run) -> None:
-    view = run.first().view
+def _check_method(entry: Entry) -> None:
+    view = entry.first().view
     adapters.check_section(base_models.outline(view.base_model), view.section, view.base_model)

@@ -19,7 +19,7 @@ from lsr.algebra.rounding import PRECISIONS, pack, unpack
 from lsr.tuner.saved import WEIGHTS
 from pipeline.arena import machine, task_tokens
 from pipeline.arena.gradients import Gradients, Reading, gradients
-from pipeline.arena.plan import Cell
+from pipeline.arena.plan import Training
 from pipeline.arena.record import Record, Rounded
 from pipeline.arena.task_tokens import Task
 from pipeline.core.errors import UserError, clipped, first_line, refused_by_machine
@@ -38,37 +38,37 @@ BROKEN = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
 NOTHING: dict[str, Any] = {"validation": (), "test": (), "loss": (), "predicted": ()}  # if it did not finish
 
 
-def measure(cell: Cell) -> Record:
+def measure(training: Training) -> Record:
     """Return the record of one training; a mistake or a divergence is a record too, with its reason.
 
     After every epoch the model is scored, in the precision of training, on the held-out validation split, and on the
     test split, which no decision uses.
     """
     machine.forget_peak()
-    view, scored = cell.view, None
+    view, scored = training.view, None
     seconds: dict[str, float] = {}
     counts = dict.fromkeys(("trained", "stored", "head", "file_bytes"), 0)
     status, reason = "finished", ""
     rounded: dict[str, Rounded] = {}
     try:
         with _timed(seconds, "load"):
-            splits = task_tokens.splits(task_of(cell))
-            if cell.frames_half is not None:
+            splits = task_tokens.splits(task_of(training))
+            if training.frames_half is not None:
                 splits["train"] = task_tokens.half(splits["train"], "second")
             collate = tokens.collator(pretrained.load_tokenizer(view.base_model))
         with _timed(seconds, "start"):
-            read = gradients_of(cell)
-            model = started(cell, read)
+            read = gradients_of(training)
+            model = started(training, read)
             counts = counts_of(model, view)
         seconds["start"] += sum(task.spared for task in read)  # each training is charged for the run that it needs
         scored = Scored(model, view, splits, collate)
         with _timed(seconds, "train"):
-            if cell.is_trained:
+            if training.is_trained:
                 train(model, view, splits, collate, scored)
             else:
                 counts["trained"] = 0
                 scored.score_once()
-        if cell.is_rounded:
+        if training.is_rounded:
             with _timed(seconds, "round"):
                 rounded = dict(in_precisions(model, scored))
     except DivergedError as error:
@@ -82,9 +82,9 @@ def measure(cell: Cell) -> Record:
     if scored is not None:
         seconds |= {"train": seconds["train"] - scored.seconds, "score": scored.seconds}
     fields = {
-        **{name: getattr(cell, name) for name in ("key", "preset", "task", "method", "rate", "head_rate", "seed")},
-        "overrides": cell.overrides,
-        "reads": cell.reads[cell.task].model_dump(mode="json"),
+        **{name: getattr(training, name) for name in ("key", "preset", "task", "method", "rate", "head_rate", "seed")},
+        "overrides": training.overrides,
+        "reads": training.reads[training.task].model_dump(mode="json"),
         "adapter": view.adapter,
         "status": status,
         "reason": reason,
@@ -109,27 +109,29 @@ def counts_of(model: PeftModel, view: TrainView) -> dict[str, int]:
     return {**{name: counts[key] for name, key in named.items()}, "file_bytes": file_bytes}
 
 
-def task_of(cell: Cell) -> Task:
+def task_of(training: Training) -> Task:
     """Return what determines the tokens of a training."""
-    return _tasks(cell, {cell.task: cell.view.dataset})[0]
+    return _tasks(training, {training.task: training.view.dataset})[0]
 
 
-def _tasks(cell: Cell, rows: Mapping[str, DatasetRow]) -> list[Task]:
-    view = cell.view
-    return [Task(name, row, view.base_model, view.tokenize.max_length, cell.reads[name]) for name, row in rows.items()]
+def _tasks(training: Training, rows: Mapping[str, DatasetRow]) -> list[Task]:
+    view = training.view
+    return [
+        Task(name, row, view.base_model, view.tokenize.max_length, training.reads[name]) for name, row in rows.items()
+    ]
 
 
-def started(cell: Cell, tasks: Sequence[Gradients]) -> PeftModel:
+def started(training: Training, tasks: Sequence[Gradients]) -> PeftModel:
     """Return the base model with its adapter, before training.
 
     Raises:
         UserError: if the method does not fit the model, or the initialization fails on what was read.
     """
-    view, section = cell.view, cell.view.section
+    view, section = training.view, training.view.section
     set_seed(view.seed)  # the head is drawn when the checkpoint loads: all methods have the same one
     base = base_models.load_base_model(view.base_model, view.dataset)
-    if cell.mean_of is not None:
-        _add_mean(base, tasks, cell.rate or 0.0)
+    if training.mean_of is not None:
+        _add_mean(base, tasks, training.rate or 0.0)
         tasks = ()
     for task in tasks:
         base.load_state_dict(task.head, strict=False)  # as trained, if the initialization goes on from it
@@ -150,22 +152,22 @@ def _add_mean(base: PreTrainedModel, tasks: Sequence[Gradients], scale: float) -
             base.get_submodule(name).get_parameter("weight").add_(scale / len(tasks) * whole)
 
 
-def gradients_of(cell: Cell) -> list[Gradients]:
+def gradients_of(training: Training) -> list[Gradients]:
     """Return the gradients of the tasks that the frames are from: the training's own, or a pool; or none.
 
     Raises:
         UserError: if the method does not fit the model, or the examples are not suitable for its initialization.
     """
-    if cell.mean_of is not None:
-        return gradients_of(cell.mean_of)
-    row, section = cell.view.base_model, cell.view.section
+    if training.mean_of is not None:
+        return gradients_of(training.mean_of)
+    row, section = training.view.base_model, training.view.section
     if not (isinstance(section, LsrParams) and section.reads_examples):
         return []
-    layers = tuple(adapters.target_names(base_models.outline(row), section, row, cell.seed))
-    tasks = _tasks(cell, cell.pooled) or [task_of(cell)]
-    half = {"other": "first", "same": "second", None: None}[cell.frames_half]
+    layers = tuple(adapters.target_names(base_models.outline(row), section, row, training.seed))
+    tasks = _tasks(training, training.pooled) or [task_of(training)]
+    half = {"other": "first", "same": "second", None: None}[training.frames_half]
     return [
-        gradients(Reading(section.init, task, section.examples, section.head_steps, cell.seed, layers, half))
+        gradients(Reading(section.init, task, section.examples, section.head_steps, training.seed, layers, half))
         for task in tasks
     ]
 

@@ -1,4 +1,4 @@
-"""The trainings of a comparison: what makes one, and the runs of methods on tasks that they belong to."""
+"""The trainings of a comparison: what makes one, and the entries that they belong to."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ class Setting(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cell:
+class Training:
     """One training: a method on a task at two learning rates, with a seed."""
 
     preset: str  # its name
@@ -45,18 +45,18 @@ class Cell:
     is_trained: bool = True  # otherwise it is scored as it is initialized
     frames_half: str | None = None  # of train, see the preset; the training itself reads the second half
     is_rounded: bool = False  # scored at all precisions, too
-    mean_of: "Cell | None" = None  # the base model is changed by the mean of its updates, times the rate
+    mean_of: "Training | None" = None  # the base model is changed by the mean of its updates, times the rate
 
 
 @dataclass(frozen=True)
-class Run:
+class Entry:
     """A method on a task: tuned independently, with a row in the tables."""
 
     name: str  # of the preset
     preset: Preset
     task: str
     method: str
-    _cells: dict[tuple[Setting, int], Cell] = field(default_factory=dict, repr=False, compare=False)
+    _trainings: dict[tuple[Setting, int], Training] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def title(self) -> str:
@@ -78,19 +78,19 @@ class Run:
         """The seeds whose tuned trainings are scored in all precisions too: none on a task that is in no average."""
         return self.preset.rounded if any(self.task in tasks for tasks in self.preset.means.values()) else ()
 
-    def cell(self, setting: Setting, seed: int) -> Cell:
+    def training(self, setting: Setting, seed: int) -> Training:
         """Return the training with a setting and a seed.
 
         Raises:
             UserError: if the values are not allowed, or a file that a row names does not exist.
         """
-        if (setting, seed) not in self._cells:
-            self._cells[setting, seed] = self._cell(setting, seed)
-        return self._cells[setting, seed]
+        if (setting, seed) not in self._trainings:
+            self._trainings[setting, seed] = self._training(setting, seed)
+        return self._trainings[setting, seed]
 
-    def first(self) -> Cell:
+    def first(self) -> Training:
         """Return the training at the learning rates of params.yaml, with the first seed."""
-        return self.cell(Setting(), self.preset.seeds[0])
+        return self.training(Setting(), self.preset.seeds[0])
 
     def rate_keys(self) -> list[str]:
         """Return the names of the method's learning rates in its section, the main one first; none if none is used."""
@@ -101,14 +101,14 @@ class Run:
         """Whether more than the head's learning rate is tuned."""
         return bool(self.rate_keys()) or self.chosen.mean_of is not None
 
-    def _cell(self, setting: Setting, seed: int) -> Cell:
+    def _training(self, setting: Setting, seed: int) -> Training:
         overrides, view = self._view
         own = self.rate_keys()
         rates = {name: _times(getattr(view.section, name), setting.factor) for name in own}
         # If only the head is trained, its rate is tuned in place of the adapter's.
         head_rate = _times(view.train.head_learning_rate, setting.head_factor if self.has_rate else setting.factor)
         mean = self.chosen.mean_of
-        of = None if mean is None else Run(self.name, self.preset, self.task, mean).cell(Setting(), seed)
+        of = None if mean is None else Entry(self.name, self.preset, self.task, mean).training(Setting(), seed)
         changed_by = None if of is None else [of.key, setting.factor]
         view = view.model_copy(
             update={
@@ -119,7 +119,7 @@ class Run:
         )
         tuned = {**{f"{view.adapter}.{name}": rate for name, rate in rates.items()}, HEAD: head_rate, "seed": seed}
         reads = {name: self.preset.reads_of(name) for name in (self.task, *self._pooled)}
-        return Cell(
+        return Training(
             preset=self.name,
             task=self.task,
             method=self.method,
@@ -166,16 +166,16 @@ class Run:
         return {task: self.preset.row_of(task, row) for task, row in others.items()}
 
 
-def runs(name: str, preset: Preset, only: Sequence[str] = ()) -> list[Run]:
-    """Return the runs of a preset whose titles contain all of `only`, by task; or the one whose title it is exactly."""
+def entries(name: str, preset: Preset, only: Sequence[str] = ()) -> list[Entry]:
+    """Return the entries of a preset whose titles contain all of `only`, by task; or the one of exactly this title."""
     listed = [
-        Run(name, preset, task, method)
+        Entry(name, preset, task, method)
         for task in preset.tasks
         for method, chosen in preset.methods.items()
         if task in (chosen.tasks or preset.tasks)
     ]
-    named = [run for run in listed if [run.title] == list(only)]
-    return named or [run for run in listed if all(word in run.title for word in only)]
+    named = [entry for entry in listed if [entry.title] == list(only)]
+    return named or [entry for entry in listed if all(word in entry.title for word in only)]
 
 
 def key_of(

@@ -1,4 +1,4 @@
-"""Which trainings of a run come next: those that tune it, and then its seeds at the best setting.
+"""Which trainings of an entry come next: those that tune it, and then its seeds at the best setting.
 
 Every method has the same number of tries on every task: the rates of the preset, some beyond them as long as the best
 one is at an end, and then rates of the head. Only the validation score decides: that of the first seed, and of the
@@ -10,78 +10,78 @@ from dataclasses import replace
 from math import inf
 from statistics import fmean
 
-from pipeline.arena.plan import Cell, Run, Setting
+from pipeline.arena.plan import Entry, Setting, Training
 from pipeline.arena.record import Record
 
 Records = Mapping[str, Record]  # by key
 
 
-def missing(run: Run, records: Records) -> list[Cell]:
-    """Return the next trainings of a run that have no record yet; none if the run is complete.
+def missing(entry: Entry, records: Records) -> list[Training]:
+    """Return the next trainings of an entry that have no record yet; none if it is complete.
 
     A training that failed or diverged is not repeated.
     """
-    for cells in steps(run, records):
-        if left := [cell for cell in cells if not _is_known(cell, records)]:
+    for trainings in steps(entry, records):
+        if left := [training for training in trainings if not _is_known(training, records)]:
             return left
     return []
 
 
-def _is_known(cell: Cell, records: Records) -> bool:
-    known = records.get(cell.key)
-    return known is not None and bool(known.rounded or not cell.is_rounded or known.status != "finished")
+def _is_known(training: Training, records: Records) -> bool:
+    known = records.get(training.key)
+    return known is not None and bool(known.rounded or not training.is_rounded or known.status != "finished")
 
 
-def most_left(run: Run, records: Records) -> int:
-    """Return how many trainings a run lacks, at most, unless the best try is not the best with a further seed."""
-    tuning = run.preset.tuning
-    heads = len(set(tuning.head_rates) - {1.0}) if run.has_rate else 0
-    tries = len(tuning.rates) + tuning.wider + heads - 1 if run.chosen.trained else 0
-    known = {cell.key for cells in steps(run, records) for cell in cells if _is_known(cell, records)}
-    return max(tries + len(run.seeds) - len(known), len(missing(run, records)))
+def most_left(entry: Entry, records: Records) -> int:
+    """Return how many trainings an entry lacks, at most, unless the best try is not the best with a further seed."""
+    tuning = entry.preset.tuning
+    heads = len(set(tuning.head_rates) - {1.0}) if entry.has_rate else 0
+    tries = len(tuning.rates) + tuning.wider + heads - 1 if entry.chosen.trained else 0
+    known = {one.key for trainings in steps(entry, records) for one in trainings if _is_known(one, records)}
+    return max(tries + len(entry.seeds) - len(known), len(missing(entry, records)))
 
 
-def steps(run: Run, records: Records) -> Iterator[list[Cell]]:
+def steps(entry: Entry, records: Records) -> Iterator[list[Training]]:
     """Yield trainings that can run in parallel, step by step, until a step needs records that are missing.
 
-    The last step of a run that finished is its seeds at the tuned setting.
+    The last step of an entry that finished is its seeds at the tuned setting.
     """
-    tuned = (yield from _tries(run, records)) if run.chosen.trained else Setting()
+    tuned = (yield from _tries(entry, records)) if entry.chosen.trained else Setting()
     if tuned is not None:
-        yield [replace(run.cell(tuned, seed), is_rounded=seed in run.rounded) for seed in run.seeds]
+        yield [replace(entry.training(tuned, seed), is_rounded=seed in entry.rounded) for seed in entry.seeds]
 
 
-def _tries(run: Run, records: Records) -> Generator[list[Cell], None, Setting | None]:
-    """Yield the trainings that tune a run; return the best setting, or None if it is not known yet."""
-    tuning, first = run.preset.tuning, run.seeds[0]
+def _tries(entry: Entry, records: Records) -> Generator[list[Training], None, Setting | None]:
+    """Yield the trainings that tune an entry; return the best setting, or None if it is not known yet."""
+    tuning, first = entry.preset.tuning, entry.seeds[0]
     tried = [Setting(factor) for factor in sorted(tuning.rates)]
-    yield [run.cell(setting, first) for setting in tried]
+    yield [entry.training(setting, first) for setting in tried]
     for _ in range(tuning.wider):
-        if (further := _beyond(run, tried, records)) is None:
+        if (further := _beyond(entry, tried, records)) is None:
             break
         tried.append(further)
-        yield [run.cell(further, first)]
-    best = yield from _settled(run, tried, records, set())
-    if best is None or not run.has_rate:
+        yield [entry.training(further, first)]
+    best = yield from _settled(entry, tried, records, set())
+    if best is None or not entry.has_rate:
         return best
     heads = [best._replace(head_factor=factor) for factor in sorted({*tuning.head_rates} - {1.0})]
-    yield [run.cell(setting, first) for setting in heads]
-    return (yield from _settled(run, [best, *heads], records, {best}))
+    yield [entry.training(setting, first) for setting in heads]
+    return (yield from _settled(entry, [best, *heads], records, {best}))
 
 
 def _settled(
-    run: Run, tried: Sequence[Setting], records: Records, tested: set[Setting]
-) -> Generator[list[Cell], None, Setting | None]:
+    entry: Entry, tried: Sequence[Setting], records: Records, tested: set[Setting]
+) -> Generator[list[Training], None, Setting | None]:
     """Yield further seeds of the best setting until the best is one that is `tested` with them; return it."""
-    while (best := _best(run, tried, records, tested)) is not None and best not in tested:
+    while (best := _best(entry, tried, records, tested)) is not None and best not in tested:
         tested = {*tested, best}
-        cells = [run.cell(best, seed) for seed in run.seeds[: run.preset.tuning.seeds]]
+        trainings = [entry.training(best, seed) for seed in entry.seeds[: entry.preset.tuning.seeds]]
         # Rounded at once where it is new, for it is one of the tuned trainings if this setting stays the best.
-        yield [replace(one, is_rounded=one.seed in run.rounded and one.key not in records) for one in cells]
+        yield [replace(one, is_rounded=one.seed in entry.rounded and one.key not in records) for one in trainings]
     return best
 
 
-def _best(run: Run, tried: Sequence[Setting], records: Records, tested: Collection[Setting] = ()) -> Setting | None:
+def _best(entry: Entry, tried: Sequence[Setting], records: Records, tested: Collection[Setting] = ()) -> Setting | None:
     """Return the setting with the best validation score, the first if several.
 
     It is that of the first seed, of a tested setting the mean over the seeds of tuning: so the steps are the same when
@@ -90,20 +90,20 @@ def _best(run: Run, tried: Sequence[Setting], records: Records, tested: Collecti
     """
     scores: dict[Setting, float] = {}
     for setting in tried:
-        seeds = run.seeds[: run.preset.tuning.seeds if setting in tested else 1]
-        cells = [run.cell(setting, seed) for seed in seeds]
-        if any(cell.key not in records for cell in cells):
+        seeds = entry.seeds[: entry.preset.tuning.seeds if setting in tested else 1]
+        trainings = [entry.training(setting, seed) for seed in seeds]
+        if any(training.key not in records for training in trainings):
             return None
-        scores[setting] = fmean(records[cell.key].held_out for cell in cells)
+        scores[setting] = fmean(records[training.key].held_out for training in trainings)
     best = max(scores, key=lambda setting: scores[setting])
     return best if scores[best] > -inf else None
 
 
-def _beyond(run: Run, tried: Sequence[Setting], records: Records) -> Setting | None:
+def _beyond(entry: Entry, tried: Sequence[Setting], records: Records) -> Setting | None:
     """Return the setting one step beyond the end at which the best one is, or below all if none finished."""
-    if any(run.cell(setting, run.seeds[0]).key not in records for setting in tried):
+    if any(entry.training(setting, entry.seeds[0]).key not in records for setting in tried):
         return None
-    best = _best(run, tried, records)
+    best = _best(entry, tried, records)
     factors = sorted(setting.factor for setting in tried)
     if best is None or best.factor == factors[0]:
         step = factors[1] / factors[0] if len(factors) > 1 else 2.0

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pipeline.arena.preset import Preset
 from pipeline.arena.record import Record
 from pipeline.compare import bootstrap, labels
-from pipeline.compare.cells import Cell, cells
+from pipeline.compare.entries import Entry, entries
 from pipeline.compare.estimates import PERCENT
 from pipeline.compare.leads import Scores
 from pipeline.compare.rows import Row, row
@@ -46,7 +46,7 @@ def compare(name: str, records: Sequence[Record], preset: Preset, resamples: int
     Raises:
         UserError: if there is no such baseline.
     """
-    tasks, dropped = cells(records, preset.seeds[: preset.tuning.seeds])
+    tasks, dropped = entries(records, preset.seeds[: preset.tuning.seeds])
     methods, baseline = _methods(tasks), preset.baseline
     if baseline not in methods:
         near = nearest(baseline, methods)
@@ -87,24 +87,24 @@ def _averages(means: Places, tasks: Iterable[str]) -> tuple[Places, list[str]]:
 
 
 def _scores(
-    cells: Mapping[str, Cell], known: NDArray[np.float64] | None, resamples: int
+    entries: Mapping[str, Entry], known: NDArray[np.float64] | None, resamples: int
 ) -> dict[str, dict[int, Scores]]:
     """Return the scores of all trainings of a task by method and seed, on resamples too if its labels are known."""
-    runs = [run for cell in cells.values() for run in cell.finished]
-    drawn = np.array([run.score() for run in runs])[:, None].repeat(resamples, axis=1)
-    if runs and known is not None:
-        predicted = [np.array(run.predicted) for run in runs]
-        drawn = bootstrap.scores(runs[0].task, runs[0].metrics[0], known, predicted, resamples)
+    trainings = [training for entry in entries.values() for training in entry.finished]
+    drawn = np.array([training.score() for training in trainings])[:, None].repeat(resamples, axis=1)
+    if trainings and known is not None:
+        predicted = [np.array(training.predicted) for training in trainings]
+        drawn = bootstrap.scores(trainings[0].task, trainings[0].metrics[0], known, predicted, resamples)
     listed: dict[str, dict[int, Scores]] = {}
-    for run, resampled in zip(runs, drawn, strict=True):
-        listed.setdefault(run.method, {})[run.seed] = Scores(PERCENT * run.score(), PERCENT * resampled)
+    for training, resampled in zip(trainings, drawn, strict=True):
+        listed.setdefault(training.method, {})[training.seed] = Scores(PERCENT * training.score(), PERCENT * resampled)
     return listed
 
 
-def _methods(tasks: Mapping[str, Mapping[str, Cell]]) -> tuple[str, ...]:
+def _methods(tasks: Mapping[str, Mapping[str, Entry]]) -> tuple[str, ...]:
     """Return all methods, sorted by largest size."""
-    every = [cell for of in tasks.values() for cell in of.values()]
-    sizes = {cell.method: cell.shown.trained for cell in sorted(every, key=lambda cell: cell.shown.trained)}
+    every = [entry for of in tasks.values() for entry in of.values()]
+    sizes = {entry.method: entry.shown.trained for entry in sorted(every, key=lambda entry: entry.shown.trained)}
     return tuple(sorted(sizes, key=lambda name: (sizes[name], name)))
 
 

@@ -9,40 +9,40 @@ from numpy.typing import NDArray
 
 from pipeline.arena.record import labels_path
 from pipeline.compare.bootstrap import SUMS
-from pipeline.compare.cells import Cell
+from pipeline.compare.entries import Entry
 from pipeline.evaluation import scores
 
 TOLERANCE = 2e-6  # of a score with six digits
 OF_NUMBERS = 0.005  # if predictions are numbers with six digits, perhaps nearly constant
 
 
-def read(preset: str, tasks: Mapping[str, Mapping[str, Cell]]) -> tuple[dict[str, NDArray[np.float64]], list[str]]:
+def read(preset: str, tasks: Mapping[str, Mapping[str, Entry]]) -> tuple[dict[str, NDArray[np.float64]], list[str]]:
     """Return the labels by task, and a note for each task whose errors are of seeds alone."""
     usable: dict[str, NDArray[np.float64]] = {}
     notes = []
-    for task, cells in tasks.items():
+    for task, entries in tasks.items():
         paths = labels_path(preset, task), labels_path(preset, task, private=True)
         labels = next((pd.read_csv(path)["label"].to_numpy(np.float64) for path in paths if path.is_file()), None)
-        if reason := _mismatch(labels, paths, cells.values()):
+        if reason := _mismatch(labels, paths, entries.values()):
             notes.append(f"{task}: {reason}, so its errors are of seeds alone")
         elif labels is not None:
             usable[task] = labels
     return usable, notes
 
 
-def _mismatch(labels: NDArray[np.float64] | None, paths: Sequence[Path], cells: Iterable[Cell]) -> str:
+def _mismatch(labels: NDArray[np.float64] | None, paths: Sequence[Path], entries: Iterable[Entry]) -> str:
     """Return why labels cannot be those that the trainings were scored with, or an empty text if they can."""
-    for run in (run for cell in cells for run in cell.finished):
-        metric = run.metrics[0]
-        if not run.predicted:
+    for one in (one for entry in entries for one in entry.finished):
+        metric = one.metrics[0]
+        if not one.predicted:
             return "records without predictions"
         if labels is None:
             return f"neither {paths[0]} nor {paths[1]} is there"
         if metric not in SUMS:
             return f"{metric} is no function of sums over examples"
-        if len(run.predicted) != len(labels):
-            return f"{len(labels):,} labels, but {run.method} has {len(run.predicted):,} predictions"
-        recomputed = scores.score((metric,), np.array(run.predicted), labels)[metric]
-        if abs(recomputed - run.score()) > (OF_NUMBERS if metric == "pearson" else TOLERANCE):
-            return f"{metric} {recomputed:.6g} of the labels, but {run.score():.6g} in the record of {run.method}"
+        if len(one.predicted) != len(labels):
+            return f"{len(labels):,} labels, but {one.method} has {len(one.predicted):,} predictions"
+        recomputed = scores.score((metric,), np.array(one.predicted), labels)[metric]
+        if abs(recomputed - one.score()) > (OF_NUMBERS if metric == "pearson" else TOLERANCE):
+            return f"{metric} {recomputed:.6g} of the labels, but {one.score():.6g} in the record of {one.method}"
     return ""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from pipeline.arena.record import Record, Rounded
-from pipeline.compare.cells import Cell
+from pipeline.compare.entries import Entry
 from pipeline.compare.estimates import PERCENT
 from pipeline.evaluation.scores import ROUNDING
 
@@ -12,21 +12,21 @@ FULL, AS_TRAINED = "float32", "as trained"  # the second is all that is known of
 LOSS = 0.002  # of the validation score, a fraction
 
 
-def smallest(cells: Sequence[Cell]) -> tuple[str, int, list[float]]:
+def smallest(entries: Sequence[Entry]) -> tuple[str, int, list[float]]:
     """Return the precision of a method's smallest file that loses at most LOSS, its bytes, and its score by seed.
 
     The loss is the mean over some tasks and the seeds that were rounded. Bytes are the most of these, because heads
     depend on the number of classes. Scores are percent, of those seeds that finished on all tasks. Where a task has no
     rounded files, everything is as it was trained.
     """
-    if not all(cell.finished for cell in cells):
-        return AS_TRAINED, max(cell.shown.file_bytes for cell in cells), []
-    rounded = [[run for run in cell.finished if run.rounded] for cell in cells]
-    chosen_runs = rounded if all(rounded) else [cell.finished for cell in cells]
-    runs = [{run.seed: _files(run) for run in by_task} for by_task in chosen_runs]
-    every = [files for by_seed in runs for files in by_seed.values()]
+    if not all(entry.finished for entry in entries):
+        return AS_TRAINED, max(entry.shown.file_bytes for entry in entries), []
+    rounded = [[one for one in entry.finished if one.rounded] for entry in entries]
+    chosen_trainings = rounded if all(rounded) else [entry.finished for entry in entries]
+    by_seeds = [{one.seed: _files(one) for one in trainings} for trainings in chosen_trainings]
+    every = [files for by_seed in by_seeds for files in by_seed.values()]
     validation = {
-        name: fmean(fmean(files[name].validation for files in by_seed.values()) for by_seed in runs)
+        name: fmean(fmean(files[name].validation for files in by_seed.values()) for by_seed in by_seeds)
         for name in every[0]
         if all(name in files for files in every)
     }
@@ -35,12 +35,13 @@ def smallest(cells: Sequence[Cell]) -> tuple[str, int, list[float]]:
     sizes = {name: max(files[name].bytes for files in every) for name in enough}
     chosen = min(enough, key=lambda name: sizes[name])
     scores = [
-        PERCENT * fmean(of[seed][chosen].test[cell.shown.metrics[0]] for of, cell in zip(runs, cells, strict=True))
-        for seed in sorted(set.intersection(*map(set, runs)))
+        PERCENT
+        * fmean(of[seed][chosen].test[entry.shown.metrics[0]] for of, entry in zip(by_seeds, entries, strict=True))
+        for seed in sorted(set.intersection(*map(set, by_seeds)))
     ]
     return chosen, sizes[chosen], scores
 
 
-def _files(run: Record) -> dict[str, Rounded]:
-    whole = Rounded(bytes=run.file_bytes, validation=run.validation[run.selected], test=run.test[run.selected])
-    return {**run.rounded, AS_TRAINED: whole}  # last, so that full precision goes before it
+def _files(one: Record) -> dict[str, Rounded]:
+    whole = Rounded(bytes=one.file_bytes, validation=one.validation[one.selected], test=one.test[one.selected])
+    return {**one.rounded, AS_TRAINED: whole}  # last, so that full precision goes before it

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from pipeline.compare.cells import FINISHED, MISSING, PARTLY, Cell
+from pipeline.compare.entries import FINISHED, MISSING, PARTLY, Entry
 from pipeline.compare.estimates import PERCENT, Estimate, estimate
 from pipeline.compare.precision import smallest
 from pipeline.compare.verdicts import Verdict
@@ -33,53 +33,53 @@ class Row(NamedTuple):
     verdict: Verdict = Verdict()  # against the baseline
 
 
-def row(place: str, method: str, cells: Mapping[str, Cell | None]) -> Row:
-    """Return the row of a method on a task, or on the tasks of an average; None in the place of a cell: not run.
+def row(place: str, method: str, entries: Mapping[str, Entry | None]) -> Row:
+    """Return the row of a method on a task, or on the tasks of an average; None in the place of an entry: not run.
 
     Only seeds that finished on all tasks have a score. Numbers of parameters are those of the first seed, the largest
     over tasks, because those of heads depend on the number of classes; so do bytes, see `smallest`.
     """
-    known = [cell for cell in cells.values() if cell]
-    is_run = len(known) == len(cells)
-    by_task = [{run.seed: PERCENT * run.score() for run in cell.finished} for cell in known]
+    known = [entry for entry in entries.values() if entry]
+    is_run = len(known) == len(entries)
+    by_task = [{one.seed: PERCENT * one.score() for one in entry.finished} for entry in known]
     seeds = sorted(set.intersection(*map(set, by_task))) if is_run else []
     scores = {seed: fmean(one[seed] for one in by_task) for seed in seeds}
-    every = [run for cell in known for run in cell.finished or cell.runs]
+    every = [one for entry in known for one in entry.finished or entry.trainings]
     precision, size, at_size = smallest(known) if is_run else (None, None, [])
-    chosen = known[0].chosen if is_run and len(cells) == 1 else None
+    chosen = known[0].chosen if is_run and len(entries) == 1 else None
     return Row(
         task=place,
         method=method,
         status=_status(known, bool(scores)) if is_run else MISSING,
-        reason=_reason(cells),
-        trainings=max((len(cell.runs) for cell in known), default=0),
+        reason=_reason(entries),
+        trainings=max((len(entry.trainings) for entry in known), default=0),
         scores=scores,
         score=estimate(list(scores.values())),
-        trained=_largest(cell.shown.trained for cell in known),
-        stored=_largest(cell.shown.stored for cell in known),
-        head=_largest(cell.shown.head for cell in known),
+        trained=_largest(entry.shown.trained for entry in known),
+        stored=_largest(entry.shown.stored for entry in known),
+        head=_largest(entry.shown.head for entry in known),
         bytes=size,
         precision=precision,
         score_at_bytes=estimate(at_size),
-        seconds=fmean(sum(run.seconds.values()) - run.seconds.get("round", 0) for run in every) if every else None,
-        peak_bytes=_largest(run.peak_bytes for run in every),
+        seconds=fmean(sum(one.seconds.values()) - one.seconds.get("round", 0) for one in every) if every else None,
+        peak_bytes=_largest(one.peak_bytes for one in every),
         rate=chosen.rate if chosen else None,
         rate_at_edge=chosen is not None and known[0].at_edge,
     )
 
 
-def _status(cells: Sequence[Cell], is_scored: bool) -> str:
-    statuses = {cell.status for cell in cells}
+def _status(entries: Sequence[Entry], is_scored: bool) -> str:
+    statuses = {entry.status for entry in entries}
     if statuses == {FINISHED}:
         return FINISHED
     return PARTLY if is_scored else min(statuses - {FINISHED, PARTLY}, default="no seed in common")
 
 
-def _reason(cells: Mapping[str, Cell | None]) -> str:
-    if missing := [task for task, cell in cells.items() if not cell]:
-        return "" if len(cells) == 1 else f"on {', '.join(missing)}"
-    reasons = {task: cell.reason for task, cell in cells.items() if cell and cell.reason}
-    return "; ".join(reason if len(cells) == 1 else f"{task}: {reason}" for task, reason in reasons.items())
+def _reason(entries: Mapping[str, Entry | None]) -> str:
+    if missing := [task for task, entry in entries.items() if not entry]:
+        return "" if len(entries) == 1 else f"on {', '.join(missing)}"
+    reasons = {task: entry.reason for task, entry in entries.items() if entry and entry.reason}
+    return "; ".join(reason if len(entries) == 1 else f"{task}: {reason}" for task, reason in reasons.items())
 
 
 def _largest(values: Iterable[int | None]) -> int | None:

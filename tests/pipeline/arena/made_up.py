@@ -3,15 +3,15 @@
 from pipeline.arena.record import Record, Rounded
 
 
-def recorded(cell, score):
-    """Return a record of a cell with a validation score, or one of validation and one of test; None: it diverged."""
+def recorded(training, score):
+    """Return a record of a training with a validation score, or one each of validation and test; None: it diverged."""
     validation, test = score if isinstance(score, tuple) else (score, score)
     finished = validation is not None
     return Record(
-        **{name: getattr(cell, name) for name in ("key", "preset", "task", "method", "rate", "head_rate", "seed")},
-        adapter=cell.view.adapter,
-        overrides=cell.overrides,
-        reads=cell.reads[cell.task].model_dump(),
+        **{name: getattr(training, name) for name in ("key", "preset", "task", "method", "rate", "head_rate", "seed")},
+        adapter=training.view.adapter,
+        overrides=training.overrides,
+        reads=training.reads[training.task].model_dump(),
         status="finished" if finished else "diverged",
         reason="" if finished else "the loss is nan",
         metrics=("accuracy",),
@@ -19,7 +19,7 @@ def recorded(cell, score):
         test=({"accuracy": test},) if finished else (),
         loss=(0.5,) if finished else (),
         predicted=(0.0, 1.0) if finished else (),
-        rounded={"2bit": Rounded(bytes=200, validation=0.5, test={"accuracy": 0.5})} if cell.is_rounded else {},
+        rounded={"2bit": Rounded(bytes=200, validation=0.5, test={"accuracy": 0.5})} if training.is_rounded else {},
         trained=10,
         stored=10,
         head=5,

@@ -54,4 +54,4 @@ def test_labels_of_files_stay_in_the_cache(arena, in_threads):
 
 def test_an_unknown_run_is_told_from_the_nearest(arena, capsys):
     said = refused(capsys, "--only", "glue: LoRA r=2")
-    assert "no run has this in its title; did you mean glue: LoRA r=1?; a title is TASK: METHOD" in said
+    assert "no entry has this in its title; did you mean glue: LoRA r=1?; a title is TASK: METHOD" in said

@@ -20,9 +20,9 @@ from tests.pipeline.arena import small
 HEAD = "modules_to_save"
 
 
-def cell(title="glue: LoRA r=1", factor=1.0, seed=0):
-    [run] = plan.runs("small", preset.load("small"), [title])
-    return run.cell(plan.Setting(factor=factor), seed)
+def training(title="glue: LoRA r=1", factor=1.0, seed=0):
+    [entry] = plan.entries("small", preset.load("small"), [title])
+    return entry.training(plan.Setting(factor=factor), seed)
 
 
 def start(chosen):
@@ -34,10 +34,10 @@ def labels(chosen, split):
 
 
 def test_a_record_holds_scores_by_epoch_and_the_answers_of_the_selected_one(arena):
-    record = measure(cell())
+    record = measure(training())
     assert record.status == "finished", record.reason
     assert len(record.validation) == len(record.test) == len(record.loss) == 2
-    truth = labels(cell(), "test")
+    truth = labels(training(), "test")
     assert len(record.predicted) == len(truth) == 20
     assert record.score() == pytest.approx(accuracy_score(truth, record.predicted), abs=1e-6)
     assert {"accuracy", "f1"} == record.test[0].keys()
@@ -49,14 +49,14 @@ def test_a_record_holds_scores_by_epoch_and_the_answers_of_the_selected_one(aren
 
 def test_the_same_training_gives_the_same_record(arena):
     keep = {"validation", "test", "loss", "predicted", "trained"}
-    first, again = (measure(cell("glue: LSR shared r=2")).model_dump(include=keep) for _ in range(2))
+    first, again = (measure(training("glue: LSR shared r=2")).model_dump(include=keep) for _ in range(2))
     assert first == again
-    assert first != measure(cell("glue: LSR shared r=2", seed=1)).model_dump(include=keep)
+    assert first != measure(training("glue: LSR shared r=2", seed=1)).model_dump(include=keep)
 
 
 @pytest.mark.parametrize("title", ["glue: LoRA r=1", "glue: LSR shared r=2", "ratings: head"])
 def test_a_tuned_training_is_scored_in_all_precisions_and_else_the_same(title, arena):
-    plain, rounded = measure(cell(title)), measure(dataclasses.replace(cell(title), is_rounded=True))
+    plain, rounded = measure(training(title)), measure(dataclasses.replace(training(title), is_rounded=True))
     assert rounded.rounded.keys() == set(PRECISIONS)
     assert rounded.rounded["float32"].test == rounded.test[-1]
     assert rounded.rounded["float32"].validation == rounded.validation[-1]
@@ -68,44 +68,44 @@ def test_a_tuned_training_is_scored_in_all_precisions_and_else_the_same(title, a
 
 def test_what_is_not_trained_is_scored_once_with_the_head_of_the_short_run(arena):
     small.write(methods={"alone": {"adapter": "lsr", "params": {**small.LSR, "lsr.init": "warm"}, "trained": False}})
-    record = measure(cell("glue: alone"))
+    record = measure(training("glue: alone"))
     assert record.status == "finished", record.reason
     assert (len(record.test), len(record.loss), record.trained, record.rate) == (1, 0, 0, None)
     assert record.stored > 0
 
 
 def test_halves_share_no_text_and_frames_come_from_the_one_that_is_named(arena):
-    train = task_tokens.splits(task_of(cell()))["train"]
+    train = task_tokens.splits(task_of(training()))["train"]
     first, second = (task_tokens.half(train, which)["input_ids"][:] for which in ("first", "second"))
     assert [*first, *second] == [*train["input_ids"][:]]
     frames = {}
     for half in ("same", "other"):
         small.write(methods={"halves": {"adapter": "lsr", "params": small.LSR, "frames_half": half}})
-        state = start(cell("glue: halves")).state_dict()
+        state = start(training("glue: halves")).state_dict()
         frames[half] = next(value for name, value in state.items() if ".factor_" in name)
-        assert measure(cell("glue: halves")).status == "finished"
+        assert measure(training("glue: halves")).status == "finished"
     assert not torch.equal(frames["same"], frames["other"])
 
 
 def test_the_mean_of_updates_changes_the_base_model_by_a_tuned_number(arena):
     pool = {"adapter": "lsr", "params": small.LSR, "frames_from": "others"}
     small.write(methods={"pool": pool, "mean": {"adapter": "head", "mean_of": "pool"}})
-    [update] = gradients_of(cell("ratings: pool"))
-    plain, twice = (start(cell(title, factor=2.0)).get_base_model() for title in ("ratings: head", "ratings: mean"))
+    [update] = gradients_of(training("ratings: pool"))
+    plain, twice = (start(training(title, factor=2.0)).get_base_model() for title in ("ratings: head", "ratings: mean"))
     assert update.layers
     for name, (left, right) in update.layers.items():
         weights = [model.get_submodule(name).weight.double() for model in (plain, twice)]
         assert torch.allclose(weights[1] - weights[0], 2.0 * left @ right, atol=1e-7)
-    assert cell("ratings: mean", factor=2.0).rate == 2.0
-    assert cell("ratings: mean", factor=2.0).key != cell("ratings: mean").key != cell("ratings: head").key
-    record = measure(cell("ratings: mean"))
+    assert training("ratings: mean", factor=2.0).rate == 2.0
+    assert training("ratings: mean", factor=2.0).key != training("ratings: mean").key != training("ratings: head").key
+    record = measure(training("ratings: mean"))
     assert (record.status, record.trained) == ("finished", 0)
 
 
 def test_a_training_that_diverges_is_a_record_with_its_reason(arena, monkeypatch):
     compute = Trainer.compute_loss
     monkeypatch.setattr(Trainer, "compute_loss", lambda *args, **options: compute(*args, **options) * math.inf)
-    record = measure(cell())
+    record = measure(training())
     assert record.status == "diverged"
     assert "lower the learning rate" in record.reason
     assert record.validation == record.test == record.predicted == ()
@@ -119,20 +119,20 @@ def test_what_a_method_raises_is_its_reason_and_what_the_machine_refuses_is_not(
         monkeypatch.setattr(Trainer, "compute_loss", broken)
 
     refuse(RuntimeError("mat1 and mat2 shapes cannot be multiplied\nand more"))
-    record = measure(cell())
+    record = measure(training())
     assert (record.status, record.reason) == ("failed", "RuntimeError: mat1 and mat2 shapes cannot be multiplied")
     refuse(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
     with pytest.raises(RuntimeError, match="allocate"):
-        measure(cell())
+        measure(training())
 
 
 def test_choices_are_compared_as_one_example(arena, tmp_path):
     tasks.use_files(arena, "copa")
     small.write(tasks={"copa": {}})
     with pytest.raises(UserError, match="in groups, which must stay whole: set all of reads to all"):
-        task_tokens.splits(task_of(cell("copa: head")))
+        task_tokens.splits(task_of(training("copa: head")))
     small.write(tasks={"copa": {}}, reads=dict.fromkeys(("train", "validation", "test", "longest"), "all"))
-    chosen = cell("copa: head")
+    chosen = training("copa: head")
     task_tokens.write_labels(task_of(chosen), tmp_path / "copa.csv")
     table = pd.read_csv(tmp_path / "copa.csv")
     record = measure(chosen)
@@ -144,7 +144,7 @@ def test_methods_start_with_the_same_head(arena):
     small.write(methods={"odd": {"adapter": "vera"}})
     heads = [
         [value.detach().numpy() for name, value in start(one).named_parameters() if "modules_to_save" in name]
-        for one in (cell(), cell("glue: LSR shared r=2"), cell("glue: odd"), cell("glue: head"))
+        for one in (training(), training("glue: LSR shared r=2"), training("glue: odd"), training("glue: head"))
     ]
     assert all(np.array_equal(*pair) for other in heads[1:] for pair in zip(heads[0], other, strict=True))
 
@@ -152,8 +152,8 @@ def test_methods_start_with_the_same_head(arena):
 def test_a_warm_start_goes_on_from_a_cached_run_with_its_head(arena):
     """The second time from the cache, which an adapter of another form reads too."""
     small.write(methods={"warm": {"adapter": "lsr", "params": {**small.LSR, "lsr.init": "warm"}}})
-    chosen = cell("glue: warm")
-    fresh, first, again = (start(one).state_dict() for one in (cell(), chosen, chosen))
+    chosen = training("glue: warm")
+    fresh, first, again = (start(one).state_dict() for one in (training(), chosen, chosen))
     heads = [name for name in first if HEAD in name]
     assert heads
     assert all(torch.equal(first[name], again[name]) for name in first)

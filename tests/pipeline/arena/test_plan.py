@@ -8,18 +8,18 @@ from tests.pipeline.arena import small
 from tests.pipeline.arena.made_up import recorded
 
 
-def run(title="glue: LoRA r=1"):
-    [chosen] = plan.runs("small", preset.load("small"), [title])
+def entry(title="glue: LoRA r=1"):
+    [chosen] = plan.entries("small", preset.load("small"), [title])
     return chosen
 
 
 def simulate(chosen, score):
-    """Answer what a run asks for until it is complete; return the sizes of what it asked for, and the records."""
+    """Answer what an entry asks for until it is complete; return the sizes of what it asked for, and the records."""
     records, sizes = {}, []
-    while cells := tuning.missing(chosen, records):
-        sizes.append(len(cells))
-        for cell in cells:
-            records[cell.key] = recorded(cell, score(cell))
+    while trainings := tuning.missing(chosen, records):
+        sizes.append(len(trainings))
+        for one in trainings:
+            records[one.key] = recorded(one, score(one))
     return sizes, records
 
 
@@ -28,53 +28,53 @@ def last_step(chosen, records):
 
 
 def base_rate():
-    return run().first().rate
+    return entry().first().rate
 
 
 def key(title="glue: LoRA r=1", seed=0, **setting):
-    return run(title).cell(Setting(**setting), seed).key
+    return entry(title).training(Setting(**setting), seed).key
 
 
 def test_the_tries_come_first_and_then_the_other_seeds_at_the_best(arena):
-    sizes, records = simulate(run(), lambda cell: -abs(cell.rate - base_rate() / 2))
+    sizes, records = simulate(entry(), lambda one: -abs(one.rate - base_rate() / 2))
     assert sizes == [2, 1]
-    cells = last_step(run(), records)
-    assert [cell.seed for cell in cells] == [0, 1]
-    assert {cell.rate for cell in cells} == {base_rate() / 2}
-    assert sum(sizes) == tuning.most_left(run(), {})
-    assert tuning.most_left(run(), {cell.key: records[cell.key] for cell in cells[:1]}) == 2
-    assert tuning.most_left(run(), records) == 0
+    trainings = last_step(entry(), records)
+    assert [one.seed for one in trainings] == [0, 1]
+    assert {one.rate for one in trainings} == {base_rate() / 2}
+    assert sum(sizes) == tuning.most_left(entry(), {})
+    assert tuning.most_left(entry(), {one.key: records[one.key] for one in trainings[:1]}) == 2
+    assert tuning.most_left(entry(), records) == 0
 
 
 @pytest.mark.parametrize(
     ("score", "factors"),
     [
-        (lambda cell: cell.rate, [0.5, 1, 2, 4, 8, 8]),
-        (lambda cell: -cell.rate, [0.5, 1, 0.25, 0.125, 0.0625, 0.0625]),
-        (lambda cell: -abs(cell.rate - base_rate() * 2), [0.5, 1, 2, 4, 2]),  # a best in the middle ends the tries
-        (lambda cell: None, [0.5, 1, 0.25, 0.125, 0.0625]),  # what diverged is not tried again, lower rates are
+        (lambda one: one.rate, [0.5, 1, 2, 4, 8, 8]),
+        (lambda one: -one.rate, [0.5, 1, 0.25, 0.125, 0.0625, 0.0625]),
+        (lambda one: -abs(one.rate - base_rate() * 2), [0.5, 1, 2, 4, 2]),  # a best in the middle ends the tries
+        (lambda one: None, [0.5, 1, 0.25, 0.125, 0.0625]),  # what diverged is not tried again, lower rates are
     ],
 )
 def test_where_the_best_is_at_an_end_the_next_one_is_tried_as_often_as_is_allowed(score, factors, arena):
     small.write(tuning={"wider": 3})
     rates = []
-    _, records = simulate(run(), lambda cell: rates.append(cell.rate) or score(cell))
+    _, records = simulate(entry(), lambda one: rates.append(one.rate) or score(one))
     assert [rate / base_rate() for rate in rates] == pytest.approx(factors)
     finished = any(one.status == "finished" for one in records.values())
-    assert [cell.rate for cell in last_step(run(), records)] == [rates[-1]] * (2 if finished else 1)
+    assert [one.rate for one in last_step(entry(), records)] == [rates[-1]] * (2 if finished else 1)
 
 
 def test_rates_of_the_head_are_tried_at_the_best_rate_of_the_adapter(arena):
     small.write(tuning={"head_rates": [0.5, 1.0, 2.0]})
-    sizes, records = simulate(run(), lambda cell: cell.rate - abs(cell.head_rate - 2 * run().first().head_rate))
+    sizes, records = simulate(entry(), lambda one: one.rate - abs(one.head_rate - 2 * entry().first().head_rate))
     assert sizes == [2, 2, 1]
-    assert last_step(run(), records)[0].head_rate == pytest.approx(2 * run().first().head_rate)
-    assert tuning.most_left(run(), {}) == 2 + 2 + 1
+    assert last_step(entry(), records)[0].head_rate == pytest.approx(2 * entry().first().head_rate)
+    assert tuning.most_left(entry(), {}) == 2 + 2 + 1
 
 
 def test_a_head_that_trains_alone_is_tuned_by_the_same_tries(arena):
     small.write(tuning={"head_rates": [0.5, 2.0]})
-    sizes, records = simulate(run("glue: head"), lambda cell: cell.head_rate)
+    sizes, records = simulate(entry("glue: head"), lambda one: one.head_rate)
     assert sizes == [2, 1]
     assert len({one.head_rate for one in records.values()}) == 2
     assert {one.rate for one in records.values()} == {None}
@@ -86,70 +86,70 @@ def test_a_rate_that_suits_one_seed_alone_is_not_chosen(arena):
     high = base_rate()
     asked = []
 
-    def score(cell):
-        asked.append((cell.rate / high, cell.seed))
-        return None if (cell.rate, cell.seed) == (high, 1) else cell.rate
+    def score(one):
+        asked.append((one.rate / high, one.seed))
+        return None if (one.rate, one.seed) == (high, 1) else one.rate
 
-    _, records = simulate(run(), score)
+    _, records = simulate(entry(), score)
     assert asked == [(0.5, 0), (1, 0), (1, 1), (0.5, 1), (0.5, 2)]
-    assert {cell.rate for cell in last_step(run(), records)} == {high / 2}
+    assert {one.rate for one in last_step(entry(), records)} == {high / 2}
 
 
 def test_the_steps_are_the_same_when_they_are_asked_for_again(arena):
     """What further seeds say of the best try does not widen the rates once more."""
     small.write(tuning={"seeds": 2, "wider": 3}, seeds=[0, 1, 2])
-    _, records = simulate(run(), lambda cell: -abs(cell.rate - 2 * base_rate()) if cell.seed == 0 else -cell.rate)
-    assert {cell.key for cells in tuning.steps(run(), records) for cell in cells} == records.keys()
+    _, records = simulate(entry(), lambda one: -abs(one.rate - 2 * base_rate()) if one.seed == 0 else -one.rate)
+    assert {one.key for trainings in tuning.steps(entry(), records) for one in trainings} == records.keys()
     assert min(one.rate for one in records.values()) == base_rate() / 2
 
 
 def test_what_is_not_trained_is_not_tuned_and_a_training_differs_by_it(arena):
     small.write(methods={"alone": {"adapter": "lsr", "params": small.LSR, "trained": False}})
-    sizes, _ = simulate(run("glue: alone"), lambda cell: 0.5)
-    assert sizes == [2] == [tuning.most_left(run("glue: alone"), {})]
-    assert run("glue: alone").first().rate is None
+    sizes, _ = simulate(entry("glue: alone"), lambda one: 0.5)
+    assert sizes == [2] == [tuning.most_left(entry("glue: alone"), {})]
+    assert entry("glue: alone").first().rate is None
     assert key("glue: alone") != key("glue: LSR shared r=2")
 
 
 def test_a_method_may_have_fewer_seeds_and_tasks(arena):
     small.write(methods={"few": {"adapter": "head", "seeds": 1, "tasks": ["ratings"]}})
-    sizes, _ = simulate(run("ratings: few"), lambda cell: cell.head_rate)
+    sizes, _ = simulate(entry("ratings: few"), lambda one: one.head_rate)
     assert sizes == [2]
-    assert plan.runs("small", preset.load("small"), ["glue: few"]) == []
+    assert plan.entries("small", preset.load("small"), ["glue: few"]) == []
 
 
 def test_tuned_trainings_without_scores_in_all_precisions_are_run_again(arena):
-    _, records = simulate(run(), lambda cell: cell.rate)
+    _, records = simulate(entry(), lambda one: one.rate)
     small.write(rounded=[1])
-    again = tuning.missing(run(), records)
-    assert [(cell.seed, cell.is_rounded, cell.rate) for cell in again] == [(1, True, base_rate())]
-    records |= {cell.key: recorded(cell, cell.rate) for cell in again}
-    assert tuning.missing(run(), records) == []
-    assert run("ratings: LoRA r=1").rounded == (1,)
+    again = tuning.missing(entry(), records)
+    assert [(one.seed, one.is_rounded, one.rate) for one in again] == [(1, True, base_rate())]
+    records |= {one.key: recorded(one, one.rate) for one in again}
+    assert tuning.missing(entry(), records) == []
+    assert entry("ratings: LoRA r=1").rounded == (1,)
     small.write(tasks={"comparisons": {}}, averages={"main": ["glue", "comparisons"]}, rounded=[1])
-    assert [run(f"{task}: LoRA r=1").rounded for task in ("glue", "ratings")] == [(1,), ()]
+    assert [entry(f"{task}: LoRA r=1").rounded for task in ("glue", "ratings")] == [(1,), ()]
 
 
 def test_a_further_seed_of_the_best_try_is_scored_in_all_precisions_at_once(arena):
     small.write(rounded=[1], tuning={"seeds": 2})
-    sizes, records = simulate(run(), lambda cell: cell.rate)
+    sizes, records = simulate(entry(), lambda one: one.rate)
     assert sum(sizes) == len(records) == 3
-    assert [bool(records[cell.key].rounded) for cell in last_step(run(), records)] == [False, True]
+    assert [bool(records[one.key].rounded) for one in last_step(entry(), records)] == [False, True]
 
 
 def test_frames_of_others_are_from_tasks_of_other_texts_and_what_is_read_of_them_counts(arena):
     pool = {"adapter": "lsr", "params": small.LSR, "frames_from": "others"}
     small.write(tasks={"comparisons": {}}, methods={"pool": pool})  # the texts of ratings, in pairs
-    cell = run("ratings: pool").first()
-    assert cell.pooled.keys() == {"glue"}
-    assert cell.reads.keys() == {"ratings", "glue"}
+    one = entry("ratings: pool").first()
+    assert one.pooled.keys() == {"glue"}
+    assert one.reads.keys() == {"ratings", "glue"}
     small.write(tasks={"comparisons": {}, "glue": {"reads": {"train": 40}}}, methods={"pool": pool})
-    assert key("ratings: pool") != cell.key
+    assert key("ratings: pool") != one.key
 
 
 def test_the_test_score_has_no_say(arena):
-    _, records = simulate(run(), lambda cell: (cell.rate, -cell.rate))
-    assert last_step(run(), records)[0].rate == base_rate()
+    _, records = simulate(entry(), lambda one: (one.rate, -one.rate))
+    assert last_step(entry(), records)[0].rate == base_rate()
 
 
 def test_a_key_stands_for_all_that_a_training_sees(arena):
@@ -176,7 +176,7 @@ def test_a_key_is_the_same_whatever_the_method_is_called_and_other_methods_are(a
 
 def test_a_title_names_one_run_or_words_name_several(arena):
     chosen = preset.load("small")
-    assert len(plan.runs("small", chosen)) == 6
-    titles = [one.title for one in plan.runs("small", chosen, ["LSR"])]
+    assert len(plan.entries("small", chosen)) == 6
+    titles = [one.title for one in plan.entries("small", chosen, ["LSR"])]
     assert titles == ["glue: LSR shared r=2", "ratings: LSR shared r=2"]
-    assert len(plan.runs("small", chosen, ["glue", "LoRA"])) == 1
+    assert len(plan.entries("small", chosen, ["glue", "LoRA"])) == 1

@@ -21,10 +21,10 @@ def test_the_committed_presets_hold_all_trainings_of_the_committed_records(name,
     assert len(chosen.seeds) >= 3
     records = record.read(record.FOLDER / name)
     planned = set()
-    for run in plan.runs(name, chosen):
-        assert run.first().view.seed == 0
-        assert not records or tuning.missing(run, records) == [], run.title
-        planned |= {cell.key for cells in tuning.steps(run, records) for cell in cells}
+    for entry in plan.entries(name, chosen):
+        assert entry.first().view.seed == 0
+        assert not records or tuning.missing(entry, records) == [], entry.title
+        planned |= {training.key for trainings in tuning.steps(entry, records) for training in trainings}
     left = {one.method for key, one in records.items() if key not in planned}
     assert not left
     assert {one.method for one in records.values()} <= chosen.methods.keys()
@@ -66,12 +66,12 @@ def test_a_broken_preset_is_refused_in_a_line(changes, words, arena):
 def test_keys_of_pinned_files_are_known_without_them_and_other_files_are_refused(arena, tmp_path):
     """Private data are not in the repository, their records are."""
     small.write(files={"ratings.csv": "0" * 64})
-    [run] = plan.runs("small", preset.load("small"), ["ratings: head"])
+    [entry] = plan.entries("small", preset.load("small"), ["ratings: head"])
     with pytest.raises(UserError, match=r"ratings\.csv: not the file of the preset: its SHA-256 must be 0000"):
-        check.check([run])
+        check.check([entry])
     Path("ratings.csv").rename(tmp_path / "ratings.csv")
-    [again] = plan.runs("small", preset.load("small"), ["ratings: head"])
-    assert again.first().key == run.first().key
+    [again] = plan.entries("small", preset.load("small"), ["ratings: head"])
+    assert again.first().key == entry.first().key
     (tmp_path / "ratings.csv").rename("ratings.csv")
 
 
@@ -99,5 +99,5 @@ def test_an_unknown_preset_is_told_from_those_there_are(arena):
 def test_what_does_not_fit_is_said_before_anything_runs(changes, words, arena):
     small.write(**changes)
     with pytest.raises(UserError) as error:
-        check.check(plan.runs("small", preset.load("small")))
+        check.check(plan.entries("small", preset.load("small")))
     assert all(word in str(error.value) for word in words), str(error.value)

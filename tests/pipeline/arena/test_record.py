@@ -8,47 +8,47 @@ from tests.pipeline.arena.made_up import recorded
 
 
 @pytest.fixture
-def cells(arena):
-    [run] = plan.runs("small", preset.load("small"), ["glue: LoRA r=1"])
-    return [run.cell(plan.Setting(), seed) for seed in (0, 1)]
+def trainings(arena):
+    [entry] = plan.entries("small", preset.load("small"), ["glue: LoRA r=1"])
+    return [entry.training(plan.Setting(), seed) for seed in (0, 1)]
 
 
-def test_records_of_several_files_are_read_together(cells, tmp_path):
-    for number, cell in enumerate(cells):
-        record.append(tmp_path / f"machine-{number}.jsonl", recorded(cell, 0.5))
-    assert record.read(tmp_path) == {cell.key: recorded(cell, 0.5) for cell in cells}
+def test_records_of_several_files_are_read_together(trainings, tmp_path):
+    for number, training in enumerate(trainings):
+        record.append(tmp_path / f"machine-{number}.jsonl", recorded(training, 0.5))
+    assert record.read(tmp_path) == {training.key: recorded(training, 0.5) for training in trainings}
     assert record.read(tmp_path / "nowhere") == {}
 
 
-def test_one_with_scores_in_all_precisions_goes_before_one_without(cells, tmp_path):
+def test_one_with_scores_in_all_precisions_goes_before_one_without(trainings, tmp_path):
     scores = {"sign": record.Rounded(bytes=100, validation=0.4, test={"accuracy": 0.4})}
-    whole = recorded(cells[0], 0.5).model_copy(update={"rounded": scores})
-    for name, one in (("a", recorded(cells[0], 0.5)), ("b", whole), ("c", recorded(cells[0], 0.5))):
+    whole = recorded(trainings[0], 0.5).model_copy(update={"rounded": scores})
+    for name, one in (("a", recorded(trainings[0], 0.5)), ("b", whole), ("c", recorded(trainings[0], 0.5))):
         record.append(tmp_path / f"{name}.jsonl", one)
-    assert record.read(tmp_path) == {cells[0].key: whole}
+    assert record.read(tmp_path) == {trainings[0].key: whole}
 
 
-def test_what_a_killed_run_left_of_a_line_is_passed_over_and_cut_off(cells, tmp_path):
+def test_what_a_killed_run_left_of_a_line_is_passed_over_and_cut_off(trainings, tmp_path):
     path = tmp_path / "a.jsonl"
-    record.append(path, recorded(cells[0], 0.5))
+    record.append(path, recorded(trainings[0], 0.5))
     whole = path.read_bytes()
     path.write_bytes(whole + whole[:100])
-    assert record.read(tmp_path).keys() == {cells[0].key}
-    record.append(path, recorded(cells[1], 0.5))
-    assert record.read(tmp_path).keys() == {cell.key for cell in cells}
+    assert record.read(tmp_path).keys() == {trainings[0].key}
+    record.append(path, recorded(trainings[1], 0.5))
+    assert record.read(tmp_path).keys() == {training.key for training in trainings}
 
 
 @pytest.mark.parametrize("line", ["nothing", '{"key": 3}'])
-def test_a_line_that_is_no_record_is_named(line, cells, tmp_path):
-    record.append(tmp_path / "a.jsonl", recorded(cells[0], 0.5))
+def test_a_line_that_is_no_record_is_named(line, trainings, tmp_path):
+    record.append(tmp_path / "a.jsonl", recorded(trainings[0], 0.5))
     with (tmp_path / "a.jsonl").open("a") as file:
         file.write(f"{line}\n")
     with pytest.raises(UserError, match=r"a\.jsonl: line 2 is not a record of the arena: .*; delete the line"):
         record.read(tmp_path)
 
 
-def test_of_epochs_with_equal_scores_the_last_is_selected(cells):
-    made = recorded(cells[0], 0.5)
+def test_of_epochs_with_equal_scores_the_last_is_selected(trainings):
+    made = recorded(trainings[0], 0.5)
     test = tuple({"accuracy": value} for value in (0.1, 0.2, 0.3, 0.4))
     several = made.model_copy(update={"validation": (0.5, 0.7, 0.7, 0.6), "test": test})
     assert several.selected == 2

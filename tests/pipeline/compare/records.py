@@ -116,7 +116,7 @@ def record(method="LoRA r=1", task="rte", rate=0.002, seed=0, status="finished",
     return made.model_copy(update={"predicted": tuple(map(float, epochs[made.selected]))})
 
 
-def cells(methods=tuple(SIZES), tasks=tuple(TASKS), seeds=(0, 1, 2, 3, 4)):
+def trainings(methods=tuple(SIZES), tasks=tuple(TASKS), seeds=(0, 1, 2, 3, 4)):
     """Every method on every task: three rates with the first seed, the best one with the others; some go wrong."""
     found = []
     for task in tasks:
@@ -142,7 +142,7 @@ def save(records, preset="small", tasks=TASKS):
     """Write a preset, its records and labels as the arena does, into the current folder."""
     write(PATH, {preset: PRESET | {"tasks": {task: {} for task in tasks or TASKS}}})
     for one in records:
-        append(FOLDER / preset / "cells.jsonl", one.model_copy(update={"preset": preset}))
+        append(FOLDER / preset / "records.jsonl", one.model_copy(update={"preset": preset}))
     for task in tasks:
         save_labels(task, preset)
 

@@ -13,7 +13,7 @@ from pipeline.compare.comparison import compare
 from pipeline.core.artifacts import write_csv
 from pipeline.core.errors import UserError
 from pipeline.evaluation import scores
-from tests.pipeline.compare.records import TASKS, cells, labels, preset, record, save_labels
+from tests.pipeline.compare.records import TASKS, labels, preset, record, save_labels, trainings
 
 AVERAGE, RESAMPLES = "average", 400
 ALONE = {"tasks": {"rte": {}}}
@@ -28,7 +28,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def records():
-    return cells()
+    return trainings()
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pipeline.compare import tables
 from pipeline.compare.comparison import compare
 from pipeline.compare.page import page
 from pipeline.compare.verdicts import Verdict
-from tests.pipeline.compare.records import cells, preset, record, save
+from tests.pipeline.compare.records import preset, record, save, trainings
 from tests.workspace import ROOT
 
 METHODS = ("head alone", "LSR r=3", "LoRA r=1", "LoRA r=8")
@@ -30,7 +30,7 @@ def made(tmp_path_factory):
     """A folder in which the command has run."""
     folder = tmp_path_factory.mktemp("made")
     with chdir(folder):
-        save(cells(METHODS, ("rte", "stsb"), (0, 1, 2)), tasks=("rte", "stsb"))
+        save(trainings(METHODS, ("rte", "stsb"), (0, 1, 2)), tasks=("rte", "stsb"))
         command.main(WORDS)
     return folder
 

@@ -8,7 +8,7 @@ from pipeline.compare import tables
 from pipeline.compare.comparison import compare
 from pipeline.compare.page import page as html_of
 from tests.browser import LOCAL, chromium
-from tests.pipeline.compare.records import cells, preset, record, save
+from tests.pipeline.compare.records import preset, record, save, trainings
 from tests.pipeline.compare.test_main import HOSTILE
 
 pytestmark = pytest.mark.nightly
@@ -18,7 +18,7 @@ NARROW, WIDE = 400, 1280  # pixels
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
-    records = [*cells(seeds=(0, 1, 2)), *(record(HOSTILE, "rte", seed=seed) for seed in (0, 1, 2))]
+    records = [*trainings(seeds=(0, 1, 2)), *(record(HOSTILE, "rte", seed=seed) for seed in (0, 1, 2))]
     with chdir(folder):
         save(records)
         found = compare("small", records, preset(), 300)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.compare.cells import cells
+from pipeline.compare.entries import entries
 from pipeline.compare.precision import smallest
 from tests.pipeline.compare.records import record
 
@@ -11,8 +11,8 @@ WHOLE = {"validation": [0.7, 0.8, 0.8], "file_bytes": 4100}
 
 
 def of(*records):
-    tasks, _ = cells(records, [0])
-    return [cell for task in tasks.values() for cell in task.values()]
+    tasks, _ = entries(records, [0])
+    return [entry for task in tasks.values() for entry in task.values()]
 
 
 def rounded(test=0.9, bytes_=BYTES, **validation):
