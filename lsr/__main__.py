@@ -20,7 +20,8 @@ from lsr.convert.writing import check_output
 from lsr.loading.base_models import load_base
 from lsr.serve.bank import AdapterBank
 from lsr.serve.file import FILE, read
-from lsr.tuner.saved import CONFIG, InputError, read_config, read_tensors
+from lsr.tuner.files import CONFIG, read_config, read_tensors
+from lsr.tuner.mistakes import InputError
 
 MISTAKE, FAILED, STOPPED = 2, 1, 130  # exit codes
 

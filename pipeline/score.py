@@ -9,7 +9,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from lsr.tuner.saved import weights_of
+from lsr.tuner.files import weights_of
 from pipeline.core import console
 from pipeline.core.command_line import Parser, whole_number
 from pipeline.core.errors import UserError, exit_on_error

@@ -6,7 +6,7 @@ its test score, to be published with it.
 
 import os
 
-from lsr.tuner.saved import WEIGHTS
+from lsr.tuner.files import WEIGHTS
 from pipeline import params, stage, summary
 from pipeline.core import artifacts, console
 from pipeline.data import pretrained, tokens

@@ -29,7 +29,7 @@ from examples.tenants import BASE, ROWS, Rows, Tenant, answered, read
 from lsr import AdapterBank, squeeze_adapter
 from lsr.algebra.rounding import pack
 from lsr.loading.base_models import locate
-from lsr.tuner.saved import read_tensors
+from lsr.tuner.files import read_tensors
 from pipeline.arena import machine, record
 from pipeline.compare import bootstrap
 from pipeline.compare.comparison import RESAMPLES

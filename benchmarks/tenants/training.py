@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, set_seed
 
 from examples.tenants import ROWS, Tenant, add, fit
 from lsr import AdapterBank
-from lsr.tuner.saved import PREFIX, read_tensors
+from lsr.tuner.files import PREFIX, read_tensors
 from pipeline.arena import machine
 
 EPOCHS = 2

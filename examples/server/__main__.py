@@ -33,8 +33,10 @@ from examples.server.batches import Batches, unknown
 from lsr import AdapterBank
 from lsr.loading.base_models import load_tokenizer
 from lsr.loading.contents import Contents, read_contents
+from lsr.loading.task_note import HALVES
 from lsr.serve.bank import Answer
-from lsr.tuner.saved import HALVES, InputError, read_config
+from lsr.tuner.files import read_config
+from lsr.tuner.mistakes import InputError
 
 MOST_TEXTS, MOST_BYTES, MOST_ADAPTER_BYTES = 64, 1 << 20, 16 << 20  # of a request
 FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_rounded.safetensors", "task.json")

@@ -25,7 +25,7 @@ from benchmarks import figures
 from lsr import AdapterBank
 from lsr.loading.base_models import load_base, load_tokenizer
 from lsr.loading.contents import read_contents
-from lsr.tuner.saved import read_config, read_tensors
+from lsr.tuner.files import read_config, read_tensors
 
 PATH = figures.FOLDER / "server.json"
 TENANTS, CLIENTS, REQUESTS = 256, 128, 2048

@@ -1,1 +1,1 @@
-"""From and to files: loading, exports, reports, and the commands of `python -m lsr`."""
+"""Adapters written to files: exports, imports, rounding and squeezing, and the commands that do it."""

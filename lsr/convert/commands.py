@@ -17,7 +17,9 @@ from lsr.convert.parity import outputs, probe_ids
 from lsr.convert.writing import check_output
 from lsr.loading.adapters import load_adapter
 from lsr.loading.base_models import class_of, load_model, load_tokenizer
-from lsr.tuner.saved import TASK, InputError, NoBaseError, read_config, read_task
+from lsr.loading.task_note import read_task
+from lsr.tuner.files import TASK, read_config
+from lsr.tuner.mistakes import InputError, NoBaseError
 
 MORE_THAN_ROUNDING = 0.1  # of the largest output: bfloat16 changes a hundredth
 

@@ -16,12 +16,14 @@ from lsr.convert.writing import check_output, write_adapter, writing
 from lsr.loading.adapters import METHOD
 from lsr.loading.contents import Contents, Update
 from lsr.loading.lora import Part
+from lsr.loading.task_note import labels_of
 from lsr.tuner.card import UNNAMED, Card
 from lsr.tuner.config import DIAGONAL, LsrConfig
+from lsr.tuner.files import PREFIX, TASK
 from lsr.tuner.forms import form_of
+from lsr.tuner.mistakes import InputError
 from lsr.tuner.patterns import exactly
 from lsr.tuner.resolved import Resolved
-from lsr.tuner.saved import PREFIX, TASK, InputError, labels_of
 from lsr.tuner.sharing import kind_of
 
 SAME = ("task_type", "auto_mapping", "base_model_name_or_path", "revision", "modules_to_save")  # fields of LoRA too

@@ -1,4 +1,4 @@
-"""How far what is written is from what it was made of, by layer and in all."""
+"""How far what is written is from the original, by layer and overall."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -22,11 +22,13 @@ from lsr.convert.errors import Errors
 from lsr.convert.writing import check_output, copy_task, write_adapter, writing
 from lsr.loading.adapters import ADAPTER, load_layers
 from lsr.loading.lora import Part, pairs_of
+from lsr.loading.task_note import labels_of, read_task
 from lsr.tuner.card import Card
 from lsr.tuner.config import LsrConfig
+from lsr.tuner.files import FACTOR, PREFIX, read_tensors
 from lsr.tuner.linear import LsrLinear
+from lsr.tuner.mistakes import InputError
 from lsr.tuner.patterns import exactly
-from lsr.tuner.saved import FACTOR, PREFIX, InputError, labels_of, read_task, read_tensors
 from lsr.tuner.start import layers_of
 
 TOLERATED_LOSS = 0.05  # relative error of the update from which on an export in a dtype is refused

@@ -4,10 +4,13 @@ from pathlib import Path
 
 from lsr.convert.composed import composed
 from lsr.convert.writing import check_output, copy_task, write_adapter, writing
+from lsr.loading.adapters import WRAPPED
 from lsr.loading.lora import FACTOR, lora_pairs
+from lsr.loading.task_note import labels_of, read_task
 from lsr.tuner.card import Card
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.saved import CONFIG, WRAPPED, InputError, labels_of, read_config, read_task, read_tensors
+from lsr.tuner.files import CONFIG, read_config, read_tensors
+from lsr.tuner.mistakes import InputError
 
 
 def from_lora(lora: str | Path, output: str | Path, *, force: bool = False) -> LsrConfig:

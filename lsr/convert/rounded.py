@@ -11,7 +11,8 @@ from lsr.convert.errors import Errors, Pair
 from lsr.convert.writing import check_output, copy_task, write_adapter, writing
 from lsr.loading.adapters import METHOD
 from lsr.loading.contents import updates_in
-from lsr.tuner.saved import ROUNDED, InputError, first_line, read_config, read_tensors, weights_of
+from lsr.tuner.files import ROUNDED, read_config, read_tensors, weights_of
+from lsr.tuner.mistakes import InputError, first_line
 
 
 class RoundingErrors(NamedTuple):

@@ -23,7 +23,8 @@ from lsr.init.allocation import MOST, allocate
 from lsr.init.initialization import Source
 from lsr.loading.contents import Frames, Update, read_contents
 from lsr.tuner.config import DIAGONAL, LsrConfig
-from lsr.tuner.saved import InputError, adapter_folder, first_line, weights_of
+from lsr.tuner.files import adapter_folder, weights_of
+from lsr.tuner.mistakes import InputError, first_line
 from lsr.tuner.sharing import Kind, kind_of
 
 FORM = re.compile(r"(rank|shared|directions):([1-9]\d{0,5})")

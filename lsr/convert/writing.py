@@ -12,7 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lsr.tuner.saved import CONFIG, TASK, WEIGHTS, InputError, first_line, read_task
+from lsr.loading.task_note import read_task
+from lsr.tuner.files import CONFIG, TASK, WEIGHTS
+from lsr.tuner.mistakes import InputError, first_line
 
 # Of the files that a command writes: an adapter, a bank, or a checkpoint with its tokenizer.
 ENDINGS = (".json", ".safetensors", ".md", ".txt", ".jinja", ".model")

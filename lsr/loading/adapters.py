@@ -1,37 +1,28 @@
 """Adapters of any method on their base models, and the layers of an LSR adapter without one."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
-from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftModel
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lsr.loading.base_models import MISFITS, load_base
 from lsr.tuner.config import LsrConfig
+from lsr.tuner.files import CONFIG, WEIGHTS, factors_by_layer, read_config, read_tensors, weights_of
 from lsr.tuner.forms import check_room
 from lsr.tuner.linear import LsrLinear
-from lsr.tuner.saved import (
-    CONFIG,
-    WEIGHTS,
-    InputError,
-    check_saved,
-    factors_by_layer,
-    first_line,
-    misfit,
-    read_config,
-    read_tensors,
-    weights_of,
-)
+from lsr.tuner.mistakes import InputError, first_line
 from lsr.tuner.sharing import FrameRegistry, read_shared_frames
 
 METHOD = "LSR"
 ADAPTER = "default"
+WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.")
 
 
 class SavedLayers(NamedTuple):
@@ -151,3 +142,30 @@ def _layer(name: str, config: LsrConfig, frames: FrameRegistry, state: Mapping[s
     except RuntimeError as error:
         raise ValueError(f"layer {name!r}: {first_line(error)}") from None
     return layer
+
+
+def check_saved(model: PeftModel, names: Iterable[str]) -> None:
+    """Check that a file holds exactly the tensors of a model's adapter, head and biases, for any method.
+
+    PEFT checks their shapes alone.
+
+    Raises:
+        ValueError: names the first tensor that is missing or unexpected, or is of whole numbers.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.dtype is torch.int64:  # a head's: the model has taken the file's own tensor
+            raise ValueError(f"{name.replace('.default', '')} holds int64 values; needed: floating-point ones")
+    state: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    # With bias="all" PEFT also lists the biases inside the wrapper of a head.
+    expected, held = ({name for name in side if not WRAPPED.search(name)} for side in (state, names))
+    for name in sorted(expected ^ held):
+        raise ValueError(
+            f"{name} {'is missing' if name in expected else 'is no part of this adapter on this base model'}"
+        )
+
+
+def misfit(error: BaseException) -> str:
+    """Return a message for PEFT's error on a file that does not fit: a KeyError is a missing tensor of a head."""
+    if isinstance(error, KeyError):
+        return f"{error.args[0]} is missing" if error.args else "a tensor is missing"
+    return first_line(error)

@@ -22,7 +22,8 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from transformers.utils.hub import cached_file
 
 from lsr.tuner.card import CLASSES
-from lsr.tuner.saved import CONFIG, PREFIX, InputError, NoBaseError, first_line
+from lsr.tuner.files import CONFIG, PREFIX
+from lsr.tuner.mistakes import InputError, NoBaseError, first_line
 
 VOCABULARIES = (
     *("tokenizer.json", "vocab.txt", "vocab.json"),

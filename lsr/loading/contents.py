@@ -12,8 +12,10 @@ from lsr.loading.adapters import ADAPTER, load_layers
 from lsr.loading.base_models import by
 from lsr.loading.lora import FACTOR as LORA_FACTOR
 from lsr.loading.lora import lora_pairs
+from lsr.loading.task_note import read_task
 from lsr.tuner.base_weight import check_adaptable
-from lsr.tuner.saved import FACTOR, PREFIX, InputError, read_config, read_task, read_tensors
+from lsr.tuner.files import FACTOR, PREFIX, read_config, read_tensors
+from lsr.tuner.mistakes import InputError
 
 BASE_FIELDS = ("base_model_name_or_path", "revision", "task_type", "auto_mapping")
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from lsr.algebra.shapes import Form
 from lsr.tuner.config import LsrConfig
+from lsr.tuner.files import CONFIG, PREFIX, read_tensors
 from lsr.tuner.linear import LsrLinear
+from lsr.tuner.mistakes import InputError, first_line
 from lsr.tuner.patterns import override
-from lsr.tuner.saved import CONFIG, PREFIX, InputError, first_line, read_tensors
 
 FACTOR = re.compile(rf"{re.escape(PREFIX)}(.*)\.lora_([AB])\.weight")
 # Fields that are read, and fields that do not affect the trained update.

@@ -24,8 +24,9 @@ from lsr.serve.head import BankHead
 from lsr.serve.layer import DIRECTIONS, BankLayer
 from lsr.serve.side_by_side import SideBySide
 from lsr.serve.stack import NOBODY, Shared, Stack
+from lsr.tuner.files import PREFIX
+from lsr.tuner.mistakes import InputError, first_line
 from lsr.tuner.mixed_batch import BASE, copies_of_a_row
-from lsr.tuner.saved import PREFIX, InputError, first_line
 
 
 class Answer(NamedTuple):

@@ -7,7 +7,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lsr.tuner.saved import InputError, first_line, read_weights
+from lsr.tuner.files import read_weights
+from lsr.tuner.mistakes import InputError, first_line
 
 FILE = "bank.safetensors"
 HEADER = "lsr_bank_5"  # with the version

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from lsr.serve.file import HEADS
 from lsr.serve.layer import SCALING
 from lsr.serve.stack import Stack
-from lsr.tuner.saved import InputError
+from lsr.tuner.mistakes import InputError
 
 
 class SideBySide:

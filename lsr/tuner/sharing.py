@@ -13,10 +13,11 @@ from torch import Tensor
 from lsr.algebra.shapes import Form
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.factors import LsrFactors
+from lsr.tuner.files import CONFIG, adapter_folder, factors_by_layer, read_weights, weights_of
 from lsr.tuner.forms import check_room, form_in_file
 from lsr.tuner.layer import LsrLayer
+from lsr.tuner.mistakes import first_line
 from lsr.tuner.options import OWN
-from lsr.tuner.saved import CONFIG, adapter_folder, factors_by_layer, first_line, read_weights, weights_of
 
 INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, set_seed
 
 from lsr.algebra.rounding import PRECISIONS, pack, unpack
-from lsr.tuner.saved import WEIGHTS
+from lsr.tuner.files import WEIGHTS
 from pipeline.arena import machine, task_tokens
 from pipeline.arena.gradients import Gradients, Reading, gradients
 from pipeline.arena.plan import Training

@@ -39,7 +39,9 @@ def read(folder: Path) -> Task:
     Raises:
         UserError: if the folder is not an adapter, or its file is missing or broken; one line per mistake.
     """
-    from lsr.tuner.saved import InputError, read_config, read_task  # these import torch, which takes seconds
+    from lsr.loading.task_note import read_task
+    from lsr.tuner.files import read_config
+    from lsr.tuner.mistakes import InputError  # these import torch, which takes seconds
 
     try:
         read_config(folder)

@@ -19,9 +19,10 @@ from lsr.loading.adapters import load_onto
 from lsr.tuner import targets
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.factors import entries
+from lsr.tuner.files import CONFIG
+from lsr.tuner.mistakes import InputError
 from lsr.tuner.model import check_forms
 from lsr.tuner.options import OWN
-from lsr.tuner.saved import CONFIG, InputError
 from lsr.tuner.start import Started, initialize_factors
 from pipeline.core.errors import UserError, first_line
 from pipeline.data.pretrained import public_name

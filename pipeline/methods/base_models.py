@@ -8,7 +8,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from lsr import LsrModel
 from lsr.loading import base_models as loading
-from lsr.tuner.saved import InputError
+from lsr.tuner.mistakes import InputError
 from lsr.tuner.targets import linear_layers
 from pipeline.core.errors import UserError, nearest
 from pipeline.data import pretrained

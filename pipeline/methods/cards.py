@@ -14,7 +14,7 @@ from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from lsr.tuner.card import Card, section, text_in
-from lsr.tuner.saved import CONFIG
+from lsr.tuner.files import CONFIG
 from pipeline.data import pretrained
 from pipeline.params import EvaluateView, TrainView
 from pipeline.params.sources import PackageSource

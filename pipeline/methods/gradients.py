@@ -10,7 +10,8 @@ from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS, READERS
 from lsr.init.passes import Track, untracked
 from lsr.loading.contents import read_contents
-from lsr.tuner.saved import adapter_folder, first_line
+from lsr.tuner.files import adapter_folder
+from lsr.tuner.mistakes import first_line
 from pipeline.core import console
 from pipeline.core.errors import UserError
 from pipeline.data import tokens

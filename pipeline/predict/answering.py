@@ -11,7 +11,8 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from lsr.loading.adapters import load_adapter
 from lsr.loading.base_models import load_tokenizer
-from lsr.tuner.saved import InputError, read_config
+from lsr.tuner.files import read_config
+from lsr.tuner.mistakes import InputError
 from pipeline.core import console
 from pipeline.core.errors import UserError
 from pipeline.data.encoding import encode

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from lsr import export_lora
 from lsr.init import INITIALIZATIONS, READERS
 from lsr.loading.adapters import load_onto
-from lsr.tuner.saved import WEIGHTS
+from lsr.tuner.files import WEIGHTS
 from pipeline import params
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lsr.tuner.saved import WEIGHTS
+from lsr.tuner.files import WEIGHTS
 from pipeline.core import artifacts
 from tests import workspace
 from tests.stages.running import TRAIN, report, run

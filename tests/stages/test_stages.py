@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from lsr.tuner.saved import WEIGHTS
+from lsr.tuner.files import WEIGHTS
 from pipeline import params
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError

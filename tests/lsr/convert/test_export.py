@@ -18,8 +18,9 @@ from lsr import LsrConfig, export_lora, export_merged
 from lsr.convert.export import TOLERATED_LOSS
 from lsr.init import INITIALIZATIONS
 from lsr.loading.adapters import load_adapter
+from lsr.tuner.files import PREFIX
 from lsr.tuner.linear import adapted_layers
-from lsr.tuner.saved import PREFIX, InputError
+from lsr.tuner.mistakes import InputError
 from tests.capabilities.models import logits, tiny, tokens
 from tests.lsr.saved import CASES, save
 

@@ -11,7 +11,8 @@ from torch.testing import assert_close
 
 from lsr import export_lora, from_lora, squeeze_adapter
 from lsr.loading.contents import updates_in
-from lsr.tuner.saved import CONFIG, WEIGHTS, InputError, read_config
+from lsr.tuner.files import CONFIG, WEIGHTS, read_config
+from lsr.tuner.mistakes import InputError
 from tests.capabilities.models import logits, tiny
 from tests.lsr.serve.families import with_labels
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from lsr.__main__ import main
 from lsr.convert.writing import writing
-from lsr.tuner.saved import WEIGHTS
+from lsr.tuner.files import WEIGHTS
 from tests.lsr.saved import save
 
 

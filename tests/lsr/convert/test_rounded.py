@@ -11,7 +11,8 @@ import lsr
 from lsr import AdapterBank, export_lora, round_adapter
 from lsr.algebra.rounding import PRECISIONS, pack, unpack
 from lsr.loading.adapters import load_adapter, load_layers
-from lsr.tuner.saved import CONFIG, ROUNDED, WEIGHTS, InputError, read_tensors
+from lsr.tuner.files import CONFIG, ROUNDED, WEIGHTS, read_tensors
+from lsr.tuner.mistakes import InputError
 from tests.capabilities.checks import stir
 from tests.capabilities.models import logits, tiny, tokens
 from tests.lsr.convert.test_main import mistake, ok

@@ -12,7 +12,7 @@ from lsr import export_lora, squeeze_adapter
 from lsr.__main__ import main
 from lsr.loading.adapters import load_adapter
 from lsr.loading.contents import read_contents
-from lsr.tuner.saved import InputError
+from lsr.tuner.mistakes import InputError
 from tests.capabilities.models import logits, tiny
 from tests.lsr.serve.families import FRAMES, save, save_lora, says
 

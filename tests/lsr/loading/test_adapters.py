@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from lsr.init import INITIALIZATIONS
 from lsr.loading.adapters import load_adapter, load_layers
+from lsr.tuner.files import CONFIG, WEIGHTS
 from lsr.tuner.linear import adapted_layers
-from lsr.tuner.saved import CONFIG, WEIGHTS, InputError
+from lsr.tuner.mistakes import InputError
 from tests.capabilities.models import logits
 from tests.lsr.saved import CASES, save
 

@@ -11,7 +11,8 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from lsr.loading import base_models
 from lsr.loading.base_models import load_base, load_tokenizer, locate
-from lsr.tuner.saved import CONFIG, InputError, NoBaseError, read_config, read_tensors
+from lsr.tuner.files import CONFIG, read_config, read_tensors
+from lsr.tuner.mistakes import InputError, NoBaseError
 from pipeline import params
 from tests.capabilities.models import SIZES, VOCABULARY, tiny
 from tests.lsr.saved import edit, save

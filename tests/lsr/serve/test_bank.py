@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from lsr import AdapterBank
 from lsr.serve.head import BankHead
-from lsr.tuner.saved import InputError
+from lsr.tuner.mistakes import InputError
 from tests.capabilities.models import LABELS, tiny, tokens
 from tests.lsr.serve.families import CORED, FORMS, FRAMES, save, save_lora, says, with_labels
 

@@ -12,7 +12,7 @@ from lsr import AdapterBank, round_adapter
 from lsr.__main__ import main
 from lsr.algebra.rounding import PRECISIONS
 from lsr.serve import file
-from lsr.tuner.saved import InputError
+from lsr.tuner.mistakes import InputError
 from tests.capabilities.models import tiny, tokens
 from tests.lsr.serve.families import FORMS, save, save_lora, says
 

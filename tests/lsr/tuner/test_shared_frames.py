@@ -16,8 +16,8 @@ from lsr.algebra.shapes import Form
 from lsr.loading.adapters import load_adapter, load_layers
 from lsr.tuner.forms import check_room
 from lsr.tuner.linear import adapted_layers
+from lsr.tuner.mistakes import InputError
 from lsr.tuner.resolved import Resolved
-from lsr.tuner.saved import InputError
 from tests.capabilities.checks import stir, train, trainable
 from tests.capabilities.models import logits, tiny
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lsr.tuner.factors import entries
-from lsr.tuner.saved import WEIGHTS
+from lsr.tuner.files import WEIGHTS
 from pipeline import params
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError

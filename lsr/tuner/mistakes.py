@@ -1,0 +1,28 @@
+"""A user's mistakes as one line each: where, what, and what is allowed."""
+
+import re
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what a terminal interprets as a command or a line break
+LONGEST_LINE = 276  # characters of a message, before a command's name is prepended
+
+
+class InputError(ValueError):
+    """A mistake that the user can fix: one line that says where, what, and what is allowed.
+
+    Its length is bounded, because it may quote a file that contains anything.
+    """
+
+    def __str__(self) -> str:
+        line = CONTROL.sub(lambda found: ascii(found[0])[1:-1], super().__str__().replace("\n", " "))
+        half = (LONGEST_LINE - 3) // 2
+        return line if len(line) <= LONGEST_LINE else f"{line[:half]}...{line[-half:]}"
+
+
+class NoBaseError(InputError):
+    """The base model does not exist or cannot be loaded."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message that is no heading, or the error's type if there is no message."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return lines[1].strip() if len(lines) > 1 and lines[0].endswith(":") else lines[0]  # such as those of torch
