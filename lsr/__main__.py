@@ -80,8 +80,8 @@ def _add_round(commands: Any) -> None:
     command = commands.add_parser(
         "round",
         help="write an adapter of any method in fewer bits",
-        description="Write an adapter of any method in bfloat16, in 8, 4, 3 or 2 bits, or as signs, with a scale for "
-        "each 64 entries. Every command takes such a folder; PEFT itself needs it back in float32. No base model is "
+        description="Write an adapter of any method in bfloat16, or in 8, 4, 3 or 2 bits with a scale for each "
+        "64 entries. Every command takes such a folder; PEFT itself needs it back in float32. No base model is "
         "read.",
     )
     _add_adapter(command, "an adapter of any method")
@@ -105,7 +105,7 @@ def _add_squeeze(commands: Any) -> None:
         help="rank:R in each layer, directions:N in all layers, or shared:R between frames of all layers of a kind "
         "(rank:1)",
     )
-    command.add_argument("--bits", type=int, choices=tuple(BITS), help="round it, as `round` does; 1 keeps signs")
+    command.add_argument("--bits", type=int, choices=tuple(BITS), help="round it, as `round` does")
     _add_output(command)
     command.set_defaults(run=run_squeeze)
 

@@ -1,6 +1,6 @@
 """Numbers as codes of a few bits, with a scale per group of neighbours.
 
-A code c of b bits stands for scale * (c - (2^b - 1) / 2): 2^b levels on both sides of zero, so one bit is a sign.
+A code c of b bits stands for scale * (c - (2^b - 1) / 2): 2^b levels, as many on either side of zero.
 """
 
 from math import gcd
@@ -21,24 +21,20 @@ def to_codes(
 ) -> tuple[Tensor, Tensor]:  # (n,), uint8; (groups,), bfloat16
     """Return the codes of values and the scale of each group, chosen for the least sum of squared errors.
 
-    For one bit it is twice the mean magnitude. Otherwise the outermost level is at one of CLIPPINGS times the largest
-    magnitude, and so in use: from values that have been rounded, the same scale is found. A scale below SMALLEST is 0,
-    and its group comes back as zeros.
+    The outermost level is at one of CLIPPINGS times the largest magnitude, and so in use: from values that have been
+    rounded, the same scale is found. A scale below SMALLEST is 0, and its group comes back as zeros.
     """
     group = torch.arange(len(lengths)).repeat_interleave(lengths)
-    zeros, magnitudes = values.new_zeros(len(lengths)), values.abs()
-    if bits == 1:
-        scales = _storable(2 * zeros.index_add(0, group, magnitudes) / lengths)
-    else:
-        outermost = zeros.scatter_reduce(0, group, magnitudes, "amax") / _outermost(bits)
-        unit = outermost.clamp(min=SMALLEST)[group]  # in units of it, squares neither overflow nor vanish
-        scales, least = zeros, zeros + torch.inf
-        for clipping in CLIPPINGS:
-            tried = _storable(clipping * outermost)
-            own = tried[group]
-            errors = _levels(values, own, bits).mul_(own).sub_(values).div_(unit).square_()
-            loss = zeros.index_add(0, group, errors)
-            scales, least = torch.where(loss < least, tried, scales), torch.minimum(loss, least)
+    zeros = values.new_zeros(len(lengths))
+    outermost = zeros.scatter_reduce(0, group, values.abs(), "amax") / _outermost(bits)
+    unit = outermost.clamp(min=SMALLEST)[group]  # in units of it, squares neither overflow nor vanish
+    scales, least = zeros, zeros + torch.inf
+    for clipping in CLIPPINGS:
+        tried = _storable(clipping * outermost)
+        own = tried[group]
+        errors = _levels(values, own, bits).mul_(own).sub_(values).div_(unit).square_()
+        loss = zeros.index_add(0, group, errors)
+        scales, least = torch.where(loss < least, tried, scales), torch.minimum(loss, least)
     codes = _levels(values, scales[group], bits) + _outermost(bits)
     return codes.to(torch.uint8), scales.bfloat16()
 

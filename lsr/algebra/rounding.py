@@ -1,6 +1,6 @@
 """An adapter's tensors rounded to a precision, in a few one-dimensional tensors of a safetensors file.
 
-    values        float32, bfloat16, or codes of 8, 4, 3, 2 or 1 bits in uint8 (`lsr.algebra.levels`)
+    values        float32, bfloat16, or codes of 8, 4, 3 or 2 bits in uint8 (`lsr.algebra.levels`)
     scales        bfloat16, one a group of codes
     small         bfloat16: tensors of fewer than 64 entries, beside codes; cores and biases lose more than they cost
     uint8, int64  what is not floating-point and stays as it is: signs of frames, counters of modules saved whole
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from lsr.algebra.levels import from_bytes, from_codes, to_bytes, to_codes
 
 WHOLE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-BITS = {"8bit": 8, "4bit": 4, "3bit": 3, "2bit": 2, "sign": 1}
+BITS = {"8bit": 8, "4bit": 4, "3bit": 3, "2bit": 2}
 PRECISIONS = (*WHOLE, *BITS)
 PARTS = ("values", "small", "uint8", "int64")  # with the entries of tensors
 GROUP = 64  # entries

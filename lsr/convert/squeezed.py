@@ -28,7 +28,7 @@ from lsr.tuner.mistakes import InputError, first_line
 from lsr.tuner.sharing import Kind, kind_of
 
 FORM = re.compile(r"(rank|shared|directions):([1-9]\d{0,5})")
-BITS = {8: "8bit", 4: "4bit", 3: "3bit", 2: "2bit", 1: "sign"}
+BITS = {8: "8bit", 4: "4bit", 3: "3bit", 2: "2bit"}
 
 
 class Squeezed(NamedTuple):
@@ -51,7 +51,7 @@ def squeeze_adapter(
 
     It begins as `init_weights="warm"` does with the update of a short training run, so it may be trained on. A layer
     gets no more directions than its update has, and one without an update is left out. The head is kept. With `bits` of
-    8, 4, 3, 2 or 1, all is rounded as by `lsr.round_adapter`.
+    8, 4, 3 or 2, all is rounded as by `lsr.round_adapter`.
 
     Raises:
         InputError: if the folder is no adapter of LSR or LoRA, or does more than add an update to linear layers; if its

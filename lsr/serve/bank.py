@@ -47,7 +47,7 @@ class AdapterBank(nn.Module):
 
     An adapter takes the memory of its own directions and of its head, which may have any number of labels. Where it has
     a core between frames that the bank holds, those of the first such adapter on the layer, it takes that of the core.
-    `precision` is one of float32, bfloat16, 8bit, 4bit, 3bit, 2bit and sign, rounded as by `lsr.round_adapter`.
+    `precision` is one of float32, bfloat16, 8bit, 4bit, 3bit and 2bit, rounded as by `lsr.round_adapter`.
 
     The base model is modified in place: its adapted layers and heads are wrapped, its parameters frozen, and it is put
     into evaluation mode. Rows without an adapter, named "__base__", give the same results as without a bank.

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from lsr.algebra import levels
 from tests.lsr.matrices import SEEDS, normal
 
-BITS = st.sampled_from([1, 2, 3, 4, 8])
-BFLOAT16 = 2.0**-8  # relative, of a scale as it is stored
+BITS = st.sampled_from([2, 3, 4, 8])
 
 
 @st.composite
@@ -29,12 +28,6 @@ def rounded(values, lengths, bits):
     return levels.from_codes(codes, scales.repeat_interleave(lengths), bits)
 
 
-def groups(values, lengths, bits):
-    """Pairs of a group, in float64, and what becomes of it."""
-    sizes = lengths.tolist()
-    return zip(values.double().split(sizes), rounded(values, lengths, bits).double().split(sizes), strict=True)
-
-
 @given(grouped(), BITS)
 def test_what_has_been_rounded_has_the_same_codes_and_scales(problem, bits):
     values, lengths = problem
@@ -42,7 +35,7 @@ def test_what_has_been_rounded_has_the_same_codes_and_scales(problem, bits):
     assert all(map(torch.equal, again, levels.to_codes(values, lengths, bits)))
 
 
-@given(grouped(), st.sampled_from([2, 3, 4, 8]))
+@given(grouped(), BITS)
 def test_an_entry_that_is_not_clipped_errs_by_half_a_step_at_most(problem, bits):
     values, lengths = problem
     scales = levels.to_codes(values, lengths, bits)[1].float().repeat_interleave(lengths)
@@ -58,13 +51,7 @@ def test_the_best_step_of_a_normal_distribution_is_found():
         assert float((rounded(values, lengths, bits) - values).square().mean()) < 1.05 * least
 
 
-@given(grouped())
-def test_one_bit_is_the_sign_times_the_mean_magnitude(problem):
-    for group, mine in groups(*problem, 1):
-        torch.testing.assert_close(mine, group.abs().mean() * torch.sign(group), rtol=BFLOAT16, atol=0)
-
-
-@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_zeros_stay_zero_and_so_do_numbers_too_small_for_a_scale(bits):
     assert not rounded(torch.tensor([0.0, 0.0, 1e-40, -1e-39]), torch.tensor([2, 2]), bits).any()
 
