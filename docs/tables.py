@@ -25,17 +25,7 @@ SERVER = "benchmarks/results/server.json"
 SERVED = (8, 64, 1024)  # adapters
 MEAN = "sentiment"  # the average of the preset offline
 TIMED_TASK = "amazon-reviews"  # all trainings of the first picture's methods on it ran on one idle machine
-LONG_TASKS = ("movie-reviews", "tweets", "amazon-reviews", "movie-ratings", "movie-pairs")
 Result = Mapping[str, Any]  # a method on a task, as reports/compare has it
-
-LONG = {
-    "96 directions, signs": "LSR 96 directions, signs",
-    "200 directions, warm start": "LSR 200 directions, warm",
-    "shared frames, r = 3": "LSR shared r=3",
-    "shared frames, r = 3, warm start": "LSR shared r=3, warm",
-    "LoRA r = 1": "LoRA r=1",
-    "LoRA r = 8": "LoRA r=8",
-}
 
 
 def main() -> None:
@@ -121,9 +111,7 @@ def tenants() -> Iterator[str]:
     rows = []
     for row in json.loads(read(TENANTS))["tenants"]["figures"]:
         sizes = [f"{row[name] / 1000:,.1f}" for name in ("bytes", "shared_bytes")]
-        rows.append(
-            (row["form"], str(row["passes"]), *sizes, f"{row['seconds']:.0f}", _scored(row, 1, 1), *_judged(row))
-        )
+        rows.append((row["form"], str(row["passes"]), *sizes, f"{row['seconds']:.0f}", _scored(row), *_judged(row)))
     header = ("a tenant's adapter", "passes", "kB a tenant", "kB in common", "s", "accuracy", "lead, 95 % interval")
     return table((*header, "verdict"), rows)
 
@@ -145,7 +133,7 @@ def leaders() -> Iterator[str]:
     for shown, method in picture.METHODS.items():
         row = by_task[MEAN, method]
         size = f"{_kilobytes(row):,.1f}"
-        rows.append((shown, f"{row['trained']:,}", size, seconds[method], _scored(row, 1, 1), *_judged(row)))
+        rows.append((shown, f"{row['trained']:,}", size, seconds[method], _scored(row), *_judged(row)))
     return table(("method", "trained", "kB", "s", "score", "lead, 95 % interval", "verdict"), rows)
 
 
@@ -165,7 +153,7 @@ def verdicts(preset: str) -> Iterator[str]:
     for (task, method), row in results(preset).items():
         if task == mean and row["score"] is not None:
             size = f"{_kilobytes(row):,.1f} ({row['precision']})"
-            rows.append((method, *_sizes(row), size, _scored(row, 1, 1), *_judged(row)))
+            rows.append((method, *_sizes(row), size, _scored(row), *_judged(row)))
     return table(("method", "trained", "stored", "kB", "score", "lead, 95 % interval", "verdict"), rows)
 
 
@@ -180,7 +168,7 @@ def _lead(row: Result) -> str:
 
 
 def hypotheses(preset: str) -> Iterator[str]:
-    """Yield what a preset says that it expects, and whether it came so."""
+    """Yield what a preset expected before its trainings, and the verdict."""
     rows = [
         (one["method"], one["expected"], one["against"], _lead(one), one["verdict"] or "not tested yet")
         for one in _comparison(preset)["hypotheses"]
@@ -193,25 +181,10 @@ def scores(preset: str) -> Iterator[str]:
     by_task, mean = results(preset), _mean(preset)
     columns = list(dict.fromkeys(task for task, _ in by_task))
     rows = [
-        [method, _sizes(by_task[mean, method])[0], *(_scored(by_task[task, method], 1, 1) for task in columns)]
+        [method, _sizes(by_task[mean, method])[0], *(_scored(by_task[task, method]) for task in columns)]
         for method in dict.fromkeys(method for _, method in by_task)
     ]
     return table(("method", "trained", *("mean" if task == mean else task for task in columns)), rows)
-
-
-def long() -> Iterator[str]:
-    """Yield the scores of the preset `long` by what a page calls its methods, as fractions.
-
-    Sizes are of the first data set; ▲ and ▼ say that the interval of the difference to the baseline excludes 0.
-    """
-    by_task = results("long")
-    rows = []
-    for shown, method in LONG.items():
-        first = by_task[LONG_TASKS[0], method]
-        sizes = [_sizes(first)[0], f"{_kilobytes(first) - 0.004 * first['head']:,.1f}"]
-        found = [by_task[task, method] for task in LONG_TASKS]
-        rows.append([shown, *sizes, *(_scored(row, 100, 3) + _mark(row) for row in found)])
-    return table(("method", "trained", "kB", *LONG_TASKS), rows)
 
 
 def _mean(preset: str) -> str:
@@ -247,18 +220,9 @@ def _kilobytes(row: Result) -> float:
     return row["bytes"] / 1000
 
 
-def _scored(row: Result, scale: int, digits: int) -> str:
-    """Return the mean with half of its 95 % interval, divided by a scale; a dash if fewer than two seeds have run."""
-    if row["score_high"] is None:
-        return "–"
-    mean, half = row["score"] / scale, (row["score_high"] - row["score"]) / scale
-    return f"{mean:.{digits}f} ± {half:.{digits}f}"
-
-
-def _mark(row: Result) -> str:
-    if row["difference_low"] is None:
-        return ""
-    return " ▲" if row["difference_low"] > 0 else " ▼" if row["difference_high"] < 0 else ""
+def _scored(row: Result) -> str:
+    """Return the mean with half of its 95 % interval; a dash if fewer than two seeds have run."""
+    return "–" if row["score_high"] is None else f"{row['score']:.1f} ± {row['score_high'] - row['score']:.1f}"
 
 
 TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
@@ -274,7 +238,6 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
         for preset in ("offline", "kinds", "base")
         for name, table_of in {"verdicts": verdicts, "hypotheses": hypotheses, "scores": scores}.items()
     },
-    "long": long,
 }
 
 

@@ -44,11 +44,10 @@ class Reading(NamedTuple):
     head_steps: int
     seed: int
     layers: tuple[str, ...]
-    half: str | None = None  # of train, if not all of it
 
     def digest(self) -> str:
         """Return a hash of all fields, 16 hexadecimal digits."""
-        known = (self.init, self.task.digest(), self.examples, self.head_steps, self.seed, self.layers, self.half)
+        known = (self.init, self.task.digest(), self.examples, self.head_steps, self.seed, self.layers)
         return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
 
 
@@ -79,8 +78,6 @@ def _computed(reading: Reading) -> Gradients:
     base = base_models.load_base_model(task.model, task.row)
     tokenizer = pretrained.load_tokenizer(task.model)
     train = task_tokens.splits(task)["train"]
-    if reading.half is not None:
-        train = task_tokens.half(train, reading.half)
     batches = list(tokens.sample(train, tokenizer, reading.examples, reading.seed, BATCH[reading.init]))
     layers = read_gradients(base, reading.layers, batches, task.model, reading.init, reading.head_steps, reading.seed)
     heads = base_models.head_of(task.model, base) if INITIALIZATIONS[reading.init].goes_on else ()

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from numpy.typing import NDArray
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save
-from torch import Tensor
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, set_seed
+from transformers import Trainer, TrainerCallback, TrainerState, set_seed
 
 from lsr.algebra.rounding import PRECISIONS, pack, unpack
 from lsr.tuner.files import WEIGHTS
@@ -28,7 +26,6 @@ from pipeline.evaluation import inference, scores
 from pipeline.evaluation.answers import answers
 from pipeline.methods import adapters, base_models
 from pipeline.params import LsrParams, TrainView
-from pipeline.params.dataset_row import DatasetRow
 from pipeline.training import run
 from pipeline.training.callbacks import DivergedError, StopAtDivergence
 
@@ -53,14 +50,12 @@ def measure(training: Training) -> Record:
     try:
         with _timed(seconds, "load"):
             splits = task_tokens.splits(task_of(training))
-            if training.frames_half is not None:
-                splits["train"] = task_tokens.half(splits["train"], "second")
             collate = tokens.collator(pretrained.load_tokenizer(view.base_model))
         with _timed(seconds, "start"):
             read = gradients_of(training)
             model = started(training, read)
             counts = counts_of(model, view)
-        seconds["start"] += sum(task.spared for task in read)  # each training is charged for the run that it needs
+        seconds["start"] += read.spared if read else 0.0  # each training is charged for the short run that it needs
         scored = Scored(model, view, splits, collate)
         with _timed(seconds, "train"):
             if training.is_trained:
@@ -84,7 +79,7 @@ def measure(training: Training) -> Record:
     fields = {
         **{name: getattr(training, name) for name in ("key", "preset", "task", "method", "rate", "head_rate", "seed")},
         "overrides": training.overrides,
-        "reads": training.reads[training.task].model_dump(mode="json"),
+        "reads": training.reads.model_dump(mode="json"),
         "adapter": view.adapter,
         "status": status,
         "reason": reason,
@@ -111,17 +106,11 @@ def counts_of(model: PeftModel, view: TrainView) -> dict[str, int]:
 
 def task_of(training: Training) -> Task:
     """Return what determines the tokens of a training."""
-    return _tasks(training, {training.task: training.view.dataset})[0]
-
-
-def _tasks(training: Training, rows: Mapping[str, DatasetRow]) -> list[Task]:
     view = training.view
-    return [
-        Task(name, row, view.base_model, view.tokenize.max_length, training.reads[name]) for name, row in rows.items()
-    ]
+    return Task(training.task, view.dataset, view.base_model, view.tokenize.max_length, training.reads)
 
 
-def started(training: Training, tasks: Sequence[Gradients]) -> PeftModel:
+def started(training: Training, read: Gradients | None) -> PeftModel:
     """Return the base model with its adapter, before training.
 
     Raises:
@@ -130,46 +119,28 @@ def started(training: Training, tasks: Sequence[Gradients]) -> PeftModel:
     view, section = training.view, training.view.section
     set_seed(view.seed)  # the head is drawn when the checkpoint loads: all methods have the same one
     base = base_models.load_base_model(view.base_model, view.dataset)
-    if training.mean_of is not None:
-        _add_mean(base, tasks, training.rate or 0.0)
-        tasks = ()
-    for task in tasks:
-        base.load_state_dict(task.head, strict=False)  # as trained, if the initialization goes on from it
-    read = [task.layers for task in tasks]
-    model = adapters.add_adapter(base, section, view.base_model, view.seed, read)
+    if read:
+        base.load_state_dict(read.head, strict=False)  # as trained, if the initialization goes on from it
+    layers = [read.layers] if read else []
+    model = adapters.add_adapter(base, section, view.base_model, view.seed, layers)
     if isinstance(section, LsrParams):
-        for _ in adapters.start(model, section, read):
+        for _ in adapters.start(model, section, layers):
             pass
     return model
 
 
-@torch.no_grad()
-def _add_mean(base: PreTrainedModel, tasks: Sequence[Gradients], scale: float) -> None:
-    """Add the mean of updates to the weights of linear layers."""
-    for task in tasks:
-        for name, update in task.layers.items():
-            whole = update if isinstance(update, Tensor) else update[0] @ update[1]
-            base.get_submodule(name).get_parameter("weight").add_(scale / len(tasks) * whole)
-
-
-def gradients_of(training: Training) -> list[Gradients]:
-    """Return the gradients of the tasks that the frames are from: the training's own, or a pool; or none.
+def gradients_of(training: Training) -> Gradients | None:
+    """Return the gradients or updates that the frames are from; None if the initialization reads no examples.
 
     Raises:
         UserError: if the method does not fit the model, or the examples are not suitable for its initialization.
     """
-    if training.mean_of is not None:
-        return gradients_of(training.mean_of)
     row, section = training.view.base_model, training.view.section
     if not (isinstance(section, LsrParams) and section.reads_examples):
-        return []
+        return None
     layers = tuple(adapters.target_names(base_models.outline(row), section, row, training.seed))
-    tasks = _tasks(training, training.pooled) or [task_of(training)]
-    half = {"other": "first", "same": "second", None: None}[training.frames_half]
-    return [
-        gradients(Reading(section.init, task, section.examples, section.head_steps, training.seed, layers, half))
-        for task in tasks
-    ]
+    task = task_of(training)
+    return gradients(Reading(section.init, task, section.examples, section.head_steps, training.seed, layers))
 
 
 def train(model: PeftModel, view: TrainView, splits: Mapping[str, Dataset], collate: Any, scored: "Scored") -> None:

@@ -13,7 +13,6 @@ from pipeline.arena.preset import PATH, VERSION, Method, Preset, Reads
 from pipeline.arena.record import RATE
 from pipeline.methods.table import known_types
 from pipeline.params import PeftParams, TrainView
-from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.reading import changed
 
 HEAD = f"train.head_{RATE}"
@@ -37,15 +36,12 @@ class Training:
     seed: int
     view: TrainView
     overrides: dict[str, Any]  # of params.yaml, by dotted key: what makes the view
-    reads: dict[str, Reads]  # by row of data: the task's, and those that the frames are from
-    pooled: dict[str, DatasetRow]  # the latter, if they are others
+    reads: Reads
     rate: float | None
     head_rate: float
     key: str
     is_trained: bool = True  # otherwise it is scored as it is initialized
-    frames_half: str | None = None  # of train, see the preset; the training itself reads the second half
     is_rounded: bool = False  # scored at all precisions, too
-    mean_of: "Training | None" = None  # the base model is changed by the mean of its updates, times the rate
 
 
 @dataclass(frozen=True)
@@ -99,7 +95,7 @@ class Entry:
     @property
     def has_rate(self) -> bool:
         """Whether more than the head's learning rate is tuned."""
-        return bool(self.rate_keys()) or self.chosen.mean_of is not None
+        return bool(self.rate_keys())
 
     def _training(self, setting: Setting, seed: int) -> Training:
         overrides, view = self._view
@@ -107,9 +103,6 @@ class Entry:
         rates = {name: _times(getattr(view.section, name), setting.factor) for name in own}
         # If only the head is trained, its rate is tuned in place of the adapter's.
         head_rate = _times(view.train.head_learning_rate, setting.head_factor if self.has_rate else setting.factor)
-        mean = self.chosen.mean_of
-        of = None if mean is None else Entry(self.name, self.preset, self.task, mean).training(Setting(), seed)
-        changed_by = None if of is None else [of.key, setting.factor]
         view = view.model_copy(
             update={
                 "seed": seed,
@@ -118,7 +111,7 @@ class Entry:
             }
         )
         tuned = {**{f"{view.adapter}.{name}": rate for name, rate in rates.items()}, HEAD: head_rate, "seed": seed}
-        reads = {name: self.preset.reads_of(name) for name in (self.task, *self._pooled)}
+        reads = self.preset.reads_of(self.task)
         return Training(
             preset=self.name,
             task=self.task,
@@ -127,13 +120,10 @@ class Entry:
             view=view,
             overrides=dict(sorted((overrides | tuned).items())),
             reads=reads,
-            pooled=self._pooled,
-            rate=rates[own[0]] if own else setting.factor if of else None,
+            rate=rates[own[0]] if own else None,
             head_rate=head_rate,
-            key=key_of(view, reads, self._pooled, self.chosen, self.preset.files, changed_by),
+            key=key_of(view, reads, self.preset.files, is_trained=self.chosen.trained),
             is_trained=self.chosen.trained,
-            frames_half=self.chosen.frames_half,
-            mean_of=of,
         )
 
     @cached_property
@@ -156,15 +146,6 @@ class Entry:
             "seed": self.preset.seeds[0],
         }
 
-    @cached_property
-    def _pooled(self) -> dict[str, DatasetRow]:
-        """The rows that the frames are from, if they are others: those that do not have the texts of this task."""
-        if self.chosen.frames_from == "own":
-            return {}
-        rows = {task: params.load_row("data", task) for task in self.preset.tasks}
-        others = {task: row for task, row in rows.items() if row.source != rows[self.task].source}
-        return {task: self.preset.row_of(task, row) for task, row in others.items()}
-
 
 def entries(name: str, preset: Preset, only: Sequence[str] = ()) -> list[Entry]:
     """Return the entries of a preset whose titles contain all of `only`, by task; or the one of exactly this title."""
@@ -178,15 +159,10 @@ def entries(name: str, preset: Preset, only: Sequence[str] = ()) -> list[Entry]:
     return named or [entry for entry in listed if all(word in entry.title for word in only)]
 
 
-def key_of(
-    view: TrainView,
-    reads: Mapping[str, Reads],
-    pooled: Mapping[str, DatasetRow],
-    method: Method,
-    pinned: Mapping[str, str],  # SHA-256 of files by path
-    mean_of: Sequence[Any] | None = None,  # the key of the training whose updates change the base model, and how much
-) -> str:
+def key_of(view: TrainView, reads: Reads, pinned: Mapping[str, str], *, is_trained: bool) -> str:
     """Return a hash of all inputs of a training, its values, rows and contents of files: 16 hexadecimal digits.
+
+    `pinned` holds the SHA-256 of files by path: these need not be there.
 
     Names of rows and sections are not hashed, and neither are values at their defaults, of our schema or of PEFT. So
     keys stay when an option comes, with what was done before as its default, or goes. Where a default changes, VERSION
@@ -195,16 +171,13 @@ def key_of(
     Raises:
         UserError: if a file that a row names does not exist.
     """
-    sources = [view.dataset.source, *(row.source for row in pooled.values()), view.base_model.source]
     known = {
         **view.model_dump(mode="json", exclude=NAMES, exclude_defaults=True),
         "section": _changed_values(view),
-        "pooled": {name: row.model_dump(mode="json", exclude_defaults=True) for name, row in pooled.items()},
         "version": VERSION,
-        "reads": [one.model_dump(mode="json") for one in reads.values()],
-        "files": digests([*sources, getattr(view.section, "frames", "own")], pinned),
-        **method.model_dump(include={"trained", "frames_half"}, exclude_defaults=True),
-        **({} if mean_of is None else {"mean_of": mean_of}),
+        "reads": reads.model_dump(mode="json"),
+        "files": digests([view.dataset.source, view.base_model.source, getattr(view.section, "frames", "own")], pinned),
+        **({} if is_trained else {"trained": False}),
     }
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -77,20 +77,9 @@ class Method(Section):
 
     adapter: StrictStr
     params: Overrides = Field(default_factory=dict)
-    frames_from: Literal["own", "others"] = Field(
-        "own", description="the tasks whose gradients or updates make the frames of LSR; others: those of other texts"
-    )
     tasks: tuple[Word, ...] = Field((), description="on which it is run; none named: on all")
     seeds: Count | None = Field(None, description="how many of the preset's; by default all")
     trained: bool = Field(True, description="or scored as it is initialized, to know what the training adds")
-    frames_half: Literal["same", "other"] | None = Field(
-        None, description="trains on the second half of train, with frames from that half or from the other"
-    )
-    mean_of: Name | None = Field(
-        None,
-        description="for adapter head: what the base model is changed by, the mean of the updates that the frames of "
-        "this method are from, times a number that is tuned in place of a rate",
-    )
 
 
 class Hypothesis(Section):
@@ -131,9 +120,7 @@ class Preset(Section):
     def _named_methods_and_tasks_exist(self) -> Self:
         named: list[tuple[str, str, Iterable[str]]] = [("baseline", self.baseline, self.methods)]
         for name, method in self.methods.items():
-            place = f"methods: {name}"
-            named += [(f"{place}: mean_of", method.mean_of, self.methods)] if method.mean_of is not None else []
-            named += [(f"{place}: tasks", task, self.tasks) for task in method.tasks]
+            named += [(f"methods: {name}: tasks", task, self.tasks) for task in method.tasks]
         named += [("rounded", str(seed), [str(known) for known in self.seeds]) for seed in self.rounded]
         for name, tasks in self.averages.items():
             named += [(f"averages: {name}", task, self.tasks) for task in tasks]
@@ -164,16 +151,13 @@ class Preset(Section):
 
     def row_of(self, task: str, row: DatasetRow) -> DatasetRow:
         """Return a row of data with the kind of source that the preset chooses."""
-        kind = self.tasks[task].kind if task in self.tasks else None
+        kind = self.tasks[task].kind
         source = row.source if kind is None else row.source.model_copy(update={"kind": kind})
         return row.model_copy(update={"source": source})
 
     def reads_of(self, task: str) -> Reads:
-        """Return how much is read of a task, or of another row of data."""
-        chosen = self.reads.model_dump()
-        if task in self.tasks:
-            chosen |= self.tasks[task].reads.items()
-        return Reads(**chosen)
+        """Return how much is read of a task."""
+        return Reads(**self.reads.model_dump() | self.tasks[task].reads)
 
 
 def load(name: str, path: Path = PATH) -> Preset:

@@ -35,8 +35,8 @@ class Rounded(BaseModel):
 class Record(BaseModel):
     """One training and its scores: a method on a task at two learning rates, with a seed.
 
-    Lists by epoch have one entry per epoch, or only one for the last; they are empty if the training did not finish.
-    Trainings of an earlier engine lack predictions, losses and peaks; `made` says what else is different.
+    Lists by epoch have one entry per epoch; they are empty if the training did not finish. What is not trained has one
+    score and no loss.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -66,7 +66,7 @@ class Record(BaseModel):
     head: int  # parameters of the head, which is trained with every method
     file_bytes: int  # of the adapter's file, including the head
 
-    seconds: dict[str, float]  # by what they were spent on: load, start, train, score (or all); see machine.clock
+    seconds: dict[str, float]  # by what they were spent on: load, start, train, score, round; see machine.clock
     peak_bytes: int | None  # of memory of the process, if the system counts it
     made: dict[str, str]  # commit, date, cpu, and versions of torch, transformers and peft
 

@@ -56,12 +56,6 @@ def splits(task: Task) -> dict[str, Dataset]:
     }
 
 
-def half(split: Dataset, which: str) -> Dataset:
-    """Return the first or the second half of a split."""
-    middle = len(split) // 2
-    return split.select(range(middle) if which == "first" else range(middle, len(split)))
-
-
 def write_labels(task: Task, path: Path) -> None:
     """Write the labels of the test split next to the records, in the order of the predictions.
 

@@ -34,8 +34,6 @@ def _mismatch(labels: NDArray[np.float64] | None, paths: Sequence[Path], entries
     """Return why labels cannot be those that the trainings were scored with, or an empty text if they can."""
     for one in (one for entry in entries for one in entry.finished):
         metric = one.metrics[0]
-        if not one.predicted:
-            return "records without predictions"
         if labels is None:
             return f"neither {paths[0]} nor {paths[1]} is there"
         if metric not in SUMS:

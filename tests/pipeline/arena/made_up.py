@@ -11,7 +11,7 @@ def recorded(training, score):
         **{name: getattr(training, name) for name in ("key", "preset", "task", "method", "rate", "head_rate", "seed")},
         adapter=training.view.adapter,
         overrides=training.overrides,
-        reads=training.reads[training.task].model_dump(),
+        reads=training.reads.model_dump(),
         status="finished" if finished else "diverged",
         reason="" if finished else "the loss is nan",
         metrics=("accuracy",),

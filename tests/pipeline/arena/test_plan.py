@@ -137,16 +137,6 @@ def test_a_further_seed_of_the_best_try_is_scored_in_all_precisions_at_once(aren
     assert [bool(records[one.key].rounded) for one in last_step(entry(), records)] == [False, True]
 
 
-def test_frames_of_others_are_from_tasks_of_other_texts_and_what_is_read_of_them_counts(arena):
-    pool = {"adapter": "lsr", "params": small.LSR, "frames_from": "others"}
-    small.write(tasks={"comparisons": {}}, methods={"pool": pool})  # the texts of ratings, in pairs
-    one = entry("ratings: pool").first()
-    assert one.pooled.keys() == {"glue"}
-    assert one.reads.keys() == {"ratings", "glue"}
-    small.write(tasks={"comparisons": {}, "glue": {"reads": {"train": 40}}}, methods={"pool": pool})
-    assert key("ratings: pool") != one.key
-
-
 def test_the_test_score_has_no_say(arena):
     _, records = simulate(entry(), lambda one: (one.rate, -one.rate))
     assert last_step(entry(), records)[0].rate == base_rate()

@@ -34,11 +34,6 @@ def test_the_committed_presets_hold_all_trainings_of_the_committed_records(name,
     ("changes", "words"),
     [
         ({"baseline": "LoRA r=3"}, ["small: baseline: no 'LoRA r=3' here; did you mean LoRA r=1?", "known: "]),
-        (
-            {"methods": {"odd": {"adapter": "head", "mean_of": "heads"}}},
-            ["methods: odd: mean_of: no 'heads'", "mean head?"],
-        ),
-        ({"methods": {"odd": {"adapter": "lsr", "frames_from": "glue"}}}, ["odd.frames_from", "'own' or 'others'"]),
         ({"tuning": {"rates": [1.0, 1.0]}}, ["small.tuning.rates", "must differ"]),
         ({"rounded": [1, 7]}, ["small: rounded: no '7' here", "known: 0, 1"]),
         ({"tests": 3}, ["small.tests: no such key", "did you mean tasks?"]),

@@ -121,22 +121,3 @@ def test_labels_that_do_not_give_the_scores_are_not_used(records):
     (note,) = compare("small", records, preset(), RESAMPLES).notes
     assert note.startswith("rte: accuracy 0.")
     assert note.endswith("in the record of head alone, so its errors are of seeds alone")
-
-
-def test_records_of_an_earlier_engine_have_means_and_intervals():
-    # One entry in the place of the epochs, no predictions, no losses and no peak.
-    old = [
-        record(
-            method, seed=seed, validation=[0.8], test=[{"accuracy": 0.8 + 0.01 * seed}],
-            loss=[], predicted=[], peak_bytes=None,
-        )
-        for method in ("LoRA r=1", "LSR 200")
-        for seed in (0, 1, 2)
-    ]  # fmt: skip
-    found = compare("small", old, preset(**ALONE), RESAMPLES)
-    row = found.rows["rte"]["LSR 200"]
-    assert found.notes == ["rte: records without predictions, so its errors are of seeds alone"]
-    assert (row.score.mean, row.peak_bytes) == (pytest.approx(81), None)
-    assert (row.precision, row.bytes, row.score_at_bytes) == ("as trained", old[-1].file_bytes, row.score)
-    assert row.verdict.verdict == "equivalent"  # both score the same
-    assert row.score.high > 81
