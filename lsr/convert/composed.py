@@ -60,7 +60,7 @@ def composed(base: Mapping[str, Any], parts: Mapping[str, Part], **options: Any)
     # A list would hold endings of names, which other layers might have too.
     config = replace(config, target_modules="|".join(map(re.escape, parts)))
     forms = {name: form_of(config, name, part.a.shape[1], len(part.b)) for name, part in parts.items()}
-    config.remember(Resolved.of(forms))
+    config = replace(config, resolved=Resolved.of(forms))
     tensors = dict[str, Tensor]()
     for name, part in parts.items():
         adapter = f"{PREFIX}{name}.lsr_adapters."

@@ -29,10 +29,9 @@ class LsrAdapter(LsrFactors):
         *,
         train: str = "factors",
         dropout: float = 0.0,
-        storage: str = "float32",
         frames: LsrFactors | None = None,
     ) -> None:
-        super().__init__(form, train, storage)
+        super().__init__(form, train)
         self.scaling = scaling
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self._frames = () if frames is None else (frames,)  # a tuple, which nn.Module does not register
@@ -79,7 +78,7 @@ class LsrAdapter(LsrFactors):
         a, b = self.matrices(*self.factors())
         if not self.has_core:
             return a, b
-        precise = torch.promote_types(self.core.dtype, a.dtype)  # rounded frames are decoded to float32
+        precise = torch.promote_types(self.core.dtype, a.dtype)  # frames of another adapter may be more precise
         core, a = self.core.to(precise), a.to(precise)
         return (core @ a if core.dim() == 2 else core[:, None] * a), b
 

@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from copy import copy
+from dataclasses import InitVar, dataclass, field, replace
 from os import fspath
 from pathlib import Path
 from typing import Any, cast
@@ -83,12 +84,8 @@ class LsrConfig(PeftConfig):
         default=OWN,
         metadata={
             "help": "'own', or the folder or hub repository of another adapter whose frames to use: only the core is "
-            "trained and stored, and `init_weights` and `frames_dtype` are those of the frames."
+            "trained and stored, and `init_weights` is that of the frames."
         },
-    )
-    frames_dtype: str = field(
-        default="float32",
-        metadata={"help": "'float32', or 'sign': frozen frames are rounded to one bit per entry before training."},
     )
     seed: int | None = field(
         default=None,
@@ -114,9 +111,6 @@ class LsrConfig(PeftConfig):
     rank_pattern: dict[str, tuple[int, ...]] = field(
         default_factory=dict, metadata={"help": "Name ending or regular expression -> rank_shape of those layers."}
     )
-    separation_rank_pattern: dict[str, int] = field(
-        default_factory=dict, metadata={"help": "Name ending or regular expression -> separation_rank of those layers."}
-    )
     alpha_pattern: dict[str, float] = field(
         default_factory=dict, metadata={"help": "Name ending or regular expression -> alpha of those layers."}
     )
@@ -130,12 +124,19 @@ class LsrConfig(PeftConfig):
     resolved: Resolved | None = field(
         default=None,
         metadata={
-            "help": "Of a saved adapter: the shapes of its layers, and the hash of its frames. Not to be set by hand."
+            "help": "Of an adapter that exists: the shapes of its layers, and the hash of its frames. Not to be set by "
+            "hand."
         },
     )
+    # Of earlier versions, whose files hold these values alone or cannot be read; they are neither kept nor written.
+    frames_dtype: InitVar[str] = "float32"
+    separation_rank_pattern: InitVar[dict[str, int] | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, frames_dtype: str, separation_rank_pattern: dict[str, int] | None) -> None:
         super().__post_init__()
+        if frames_dtype != "float32" or separation_rank_pattern:
+            gone = f"frames_dtype={frames_dtype!r} and separation_rank_pattern={separation_rank_pattern!r}"
+            raise ValueError(f"{gone}: only earlier versions have more than 'float32' and no pattern of terms")
         self.peft_type = PeftType("LSR")
         self.rank_shape = as_sizes("rank_shape", self.rank_shape)
         self.frames = fspath(self.frames)
@@ -151,10 +152,8 @@ class LsrConfig(PeftConfig):
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             setattr(self, name, set(value) if isinstance(value, list | tuple) else value)
-        self._made: dict[str, Any] = {}  # of a created adapter: fields that its file holds in place of those here
-        self.awaits_examples = False  # from when the layers exist until they are initialized from examples
         self.folder: Path | None = None  # where it was read from, if it was
-        self.labels: tuple[str, ...] | None = None  # of the base model, for the card
+        self.labels: tuple[str, ...] | None = None  # of the base model that it has adapted, for the card
         check_options(self)
 
     @property
@@ -187,9 +186,16 @@ class LsrConfig(PeftConfig):
         own = card.Card("LSR", self.base_model_name_or_path, self.revision, self.task_type, self.labels)
         card.replace_empty(own, Path(save_directory))
 
-    def remember(self, resolved: Resolved) -> None:
-        """Set what files record about a created adapter; this object can still configure another model."""
-        self._made = {"resolved": asdict(resolved)}
+    def copied(self, **values: Any) -> "LsrConfig":
+        """Return a copy with other values of some fields, for a model to keep: this object can configure another.
+
+        Raises:
+            ValueError: if a value is out of bounds; names the field and what is allowed.
+        """
+        other = copy(self)
+        vars(other).update(values)
+        check_options(other)
+        return other
 
     def ranks(self, layer_name: str) -> tuple[int, ...]:
         """Return the rank shape of a layer."""
@@ -199,8 +205,7 @@ class LsrConfig(PeftConfig):
         """Return the separation rank of a layer: the default if it alone is dense, or alone is not."""
         ranks = self.ranks(layer_name)
         is_usual = (len(ranks) > 1) == (len(self.rank_shape) > 1)  # otherwise no number of terms was chosen for it
-        usual = cast("int", self.separation_rank) if is_usual else usual_terms(ranks)
-        return override(self.separation_rank_pattern, layer_name, usual)
+        return cast("int", self.separation_rank) if is_usual else usual_terms(ranks)
 
     def scaling(self, layer_name: str, form: Form) -> float:
         """Return the scaling of a layer's update, alpha / r.
@@ -217,7 +222,6 @@ class LsrConfig(PeftConfig):
             self,
             rank_shape=(usual,),
             separation_rank=1,
-            separation_rank_pattern={},
             rank_pattern=exactly({name: (rank,) for name, rank in ranks.items() if rank != usual}),
             alpha_pattern={
                 key: a for key, a in self.alpha_pattern.items() if any(matches(key, name) for name in ranks)
@@ -231,7 +235,6 @@ class LsrConfig(PeftConfig):
     def to_dict(self) -> dict[str, Any]:
         """Return the fields for JSON, with sets as sorted lists, so that every process writes the same file."""
         fields = {name: sorted(value) if isinstance(value, set) else value for name, value in super().to_dict().items()}
-        fields |= self._made
         if self.modules_to_save:  # PEFT appends the names of common heads each time an adapter is loaded
             fields["modules_to_save"] = list(dict.fromkeys(self.modules_to_save))
         return fields

@@ -5,39 +5,29 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lsr.algebra.levels import from_bytes, to_bytes
 from lsr.algebra.separable import kron_sum
 from lsr.algebra.shapes import Form
 from lsr.init.initialization import Start
-
-STORAGE = ("float32", "sign")  # of frozen frames
-BITS = 8
 
 
 class LsrFactors(nn.Module):
     """`factor_A1` (s, r_1, n_1), ..., `factor_B1` (s, m_1, r_1), ...: parameters if they are trained, else buffers.
 
-    Buffers are frames around a core, as they are or, with the storage `sign`, rounded when they are set, so that
-    training uses exactly what is stored: one bit per entry, eight to a byte, of unit directions whose entries all have
-    the same magnitude.
-
-    The factors know their shapes but not their layer, so layers of equal shape may share a single object.
+    Buffers are frozen frames around a core. The factors know their shapes but not their layer, so layers of equal shape
+    may share a single object.
     """
 
-    def __init__(
-        self, form: Form, train: str = "factors", storage: str = "float32", *, persistent: bool = True
-    ) -> None:
+    def __init__(self, form: Form, train: str = "factors", *, persistent: bool = True) -> None:
         super().__init__()
         self.form = form
         self.trained_part = train  # factors, core or all
-        self.storage = storage
         self.is_persistent = persistent  # whether a state dict holds buffers
 
     def set_factors(self, start: Start, like: Tensor) -> None:
         """Set the initial factors; new ones are on the device of the base weight `like`, in at least float32."""
         for name, value in named(start):
             if self.trained_part == "core":
-                self._set_frame(f"factor_{name}", self._rounded(name, moved(value, like)))
+                self._set_frame(f"factor_{name}", moved(value, like))
             else:
                 self._set_parameter(f"factor_{name}", value, like)
 
@@ -56,15 +46,8 @@ class LsrFactors(nn.Module):
         else:
             existing.copy_(value)
 
-    def _rounded(self, name: str, value: Tensor) -> Tensor:
-        if self.storage == "sign":
-            return pack_signs(value[0] if name.startswith("A") else value[0].T)
-        return value
-
     def load(self, tensors: Mapping[str, Tensor], like: Tensor) -> None:
-        """Load stored frames, `factor_A1` and so on, to the device of a base weight.
-
-        Tensors that are not rounded get the weight's dtype or float32, whichever is more precise.
+        """Load stored frames, `factor_A1` and so on, to the device of a base weight, in at least float32.
 
         Raises:
             ValueError: if a tensor is missing or unexpected, or has the wrong shape; names it.
@@ -83,20 +66,13 @@ class LsrFactors(nn.Module):
             value = tensors[name]
             if room is not None and room.shape != value.shape:
                 raise ValueError(f"{name} is {tuple(value.shape)}, needed: {tuple(room.shape)}")
-            self._buffers[name] = moved(value, like) if self.storage == "float32" else value.to(like.device)
+            self._buffers[name] = moved(value, like)
 
     def factors(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return the factors of A, (s, r_i, n_i) each, and of B, (s, m_i, r_i) each, in at least float32."""
-        a, b = ([self._factor(f"{side}{i}") for i in range(1, len(self.form.rank_shape) + 1)] for side in "AB")
+        count = len(self.form.rank_shape)
+        a, b = ([getattr(self, f"factor_{side}{i}") for i in range(1, count + 1)] for side in "AB")
         return a, b
-
-    def _factor(self, name: str) -> Tensor:
-        value: Tensor = getattr(self, f"factor_{name}")
-        if value.dtype is torch.uint8:
-            is_a = name.startswith("A")
-            rows = unpack_signs(value, self.form.in_features if is_a else self.form.out_features)
-            return (rows if is_a else rows.T)[None]
-        return value
 
     def matrices(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return the matrices A (r, in_features) and B (out_features, r) of factors, without padding."""
@@ -114,18 +90,3 @@ def moved(value: Tensor, like: Tensor) -> Tensor:
     """Return a copy on the device of a base weight, in its dtype or float32, whichever is more precise."""
     dtype = torch.promote_types(like.dtype, torch.float32)
     return value.detach().to(like.device, dtype, copy=True).contiguous()  # safetensors takes nothing else
-
-
-def entries(value: Tensor) -> int:
-    """Return the number of entries that a stored tensor represents; a byte of signs holds eight."""
-    return value.numel() * (BITS if value.dtype is torch.uint8 else 1)
-
-
-def pack_signs(rows: Tensor) -> Tensor:  # (r, n) -> (r, ceil(n / 8)), uint8
-    """Return the signs of rows as bits, 1 for nonnegative entries; the first entry is the lowest bit of its byte."""
-    return to_bytes((rows >= 0).to("cpu", torch.uint8), bits=1).to(rows.device)
-
-
-def unpack_signs(packed: Tensor, width: int) -> Tensor:  # (r, ceil(n / 8)), uint8 -> (r, n)
-    """Return rows of norm 1 whose entries have these signs."""
-    return (2.0 * from_bytes(packed, 1, width) - 1) / width**0.5

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from lsr.algebra.shapes import Form, split_width
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.factors import entries
 from lsr.tuner.options import OWN
 from lsr.tuner.resolved import LayerShapes
 
@@ -96,7 +95,7 @@ def check_room(config: LsrConfig, tensors: Mapping[str, Mapping[str, Tensor]]) -
     """
     if config.resolved is None or config.frames != OWN:
         return  # refused elsewhere, or checked with the file of the frames
-    held = sum(map(entries, (tensor for its in tensors.values() for tensor in its.values())))
+    held = sum(tensor.numel() for its in tensors.values() for tensor in its.values())
     for name in tensors:
         form = form_in_file(config, name)
         if (needed := form.parameters) > held:

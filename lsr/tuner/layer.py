@@ -52,9 +52,7 @@ class LsrLayer(BaseTunerLayer):
         """
         form = self.make_form(config)
         scaling = config.scaling(self.layer_name, form)
-        adapter = LsrAdapter(
-            form, scaling, train=config.train, dropout=config.dropout, storage=config.frames_dtype, frames=frames
-        )
+        adapter = LsrAdapter(form, scaling, train=config.train, dropout=config.dropout, frames=frames)
         if frames is None:
             adapter.set_factors(self._random_start(config, form), self.base_parameter())
         if adapter.has_core:

@@ -19,8 +19,9 @@ from lsr.tuner.forms import form_of
 from lsr.tuner.layer import LsrLayer
 from lsr.tuner.linear import LsrLinear, adapted_layers
 from lsr.tuner.mixed_batch import copies_of_a_row, rows_choose
+from lsr.tuner.resolved import Resolved
 from lsr.tuner.sharing import FrameRegistry, SharedFrames, drop_unused_frames, read_shared_frames
-from lsr.tuner.start import config_of, initialize_factors, remember
+from lsr.tuner.start import config_of, has_begun, initialize_factors, layers_of
 from lsr.tuner.targets import DEFAULTS, adapted_names, check_names
 
 
@@ -42,6 +43,10 @@ class LsrModel(WholeHeads):
     tuner_layer_cls = LsrLayer
     target_module_mapping = DEFAULTS
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.awaiting_examples = set[str]()  # adapters that are to be initialized from examples, and are not yet
+        super().__init__(*args, **kwargs)
+
     def inject_adapter(
         self,
         model: nn.Module,
@@ -50,12 +55,14 @@ class LsrModel(WholeHeads):
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, torch.Tensor] | None = None,
     ) -> None:
-        """Insert the adapter's layers and initialize their factors.
+        """Insert the adapter's layers and initialize their factors; keep a copy of its configuration, as resolved.
 
         Raises:
             ValueError: if an entry of the configuration matches no layer; names those of the model.
         """
-        config = config_of(self, adapter_name)
+        labels = getattr(getattr(model, "config", None), "id2label", None) or {}
+        named = tuple(str(labels[index]) for index in sorted(labels)) if len(labels) > 1 else ()
+        config = self.peft_config[adapter_name] = config_of(self, adapter_name).copied(labels=named)
         names = check_names(config, model)
         # PEFT resolves default and all-linear targets only later; a wrong pattern should leave the model unchanged.
         config = cast("LsrConfig", self._prepare_adapter_config(config, self.get_model_config(model)))
@@ -75,25 +82,24 @@ class LsrModel(WholeHeads):
             )
         finally:
             del self._frames  # otherwise frames would outlive their last adapter here
-        labels = getattr(getattr(model, "config", None), "id2label", None) or {}
-        config.labels = tuple(str(labels[index]) for index in sorted(labels)) if len(labels) > 1 else ()
         if config.resolved is not None:
-            return
-        remember(self, adapter_name, frames_hash=None if shared is None else shared.sha256)
-        config.awaits_examples = config.needs_examples
-        if shared is None and not config.needs_examples:
+            return  # the factors are about to be loaded
+        forms = {name: layer.adapter(adapter_name).form for name, layer in layers_of(self, adapter_name).items()}
+        config.resolved = Resolved.of(forms, None if shared is None else shared.sha256)
+        if config.needs_examples:
+            self.awaiting_examples.add(adapter_name)
+        elif shared is None:
             for _ in initialize_factors(self, adapter_name):
                 pass
 
     def _remind_of_examples(self) -> None:
-        for config in cast("dict[str, LsrConfig]", self.peft_config).values():
-            if config.awaits_examples:
-                config.awaits_examples = False
-                warnings.warn(
-                    f"LSR: init_weights={config.start!r} reads examples, and has been given none: training begins from "
-                    "random factors; call lsr.start_from_examples(model, batches) first",
-                    stacklevel=2,
-                )
+        while self.awaiting_examples:
+            start = config_of(self, self.awaiting_examples.pop()).start
+            warnings.warn(
+                f"LSR: init_weights={start!r} reads examples, and has been given none: training begins from random "
+                "factors; call lsr.start_from_examples(model, batches) first",
+                stacklevel=2,
+            )
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: object, **kwargs: object) -> Iterator[None]:
@@ -156,7 +162,7 @@ class LsrModel(WholeHeads):
         for key in sorted(expected ^ {key for key in remapped if ".lsr_adapters." in key}):
             problem = "is missing" if key in expected else "is no part of this adapter on this base model"
             raise ValueError(f"the adapter's file: {key.replace(f'.{adapter_name}.', '.')} {problem}")
-        cast("LsrConfig", config).awaits_examples = False
+        has_begun(model, adapter_name)
         return remapped
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:

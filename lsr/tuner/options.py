@@ -5,7 +5,6 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from lsr.init import INITIALIZATIONS
-from lsr.tuner.factors import STORAGE
 
 if TYPE_CHECKING:
     from lsr.tuner.config import LsrConfig
@@ -34,9 +33,8 @@ def _check_shapes(config: "LsrConfig") -> None:
     for name, shape in _with_pattern(config, "rank_shape", "rank_pattern"):
         if len(shape) not in (1, 2) or not all(map(_is_count, shape)):
             raise ValueError(f"{name} must hold one or two ranks >= 1, got {list(shape)}")
-    for name, terms in _with_pattern(config, "separation_rank", "separation_rank_pattern"):
-        if not _is_count(terms):
-            raise ValueError(f"{name} must be >= 1, got {terms!r}")
+    if not _is_count(config.separation_rank):
+        raise ValueError(f"separation_rank must be >= 1, got {config.separation_rank!r}")
 
 
 def _check_numbers(config: "LsrConfig") -> None:
@@ -54,7 +52,6 @@ def _check_words(config: "LsrConfig") -> None:
         "train": TRAINED,
         "core": ("full", "diagonal"),
         "share": SHARED,
-        "frames_dtype": STORAGE,
         "bias": ("none", "all", "lsr_only"),
     }
     for name, allowed in words.items():
@@ -91,12 +88,11 @@ def _check_families(config: "LsrConfig") -> None:
         )
     if config.core == "diagonal" and not config.has_core:
         raise ValueError(f"core='diagonal' needs train='core' or 'all', got train={config.train!r}")
-    for name, usual in (("frames", OWN), ("frames_dtype", "float32")):
-        if config.train != "core" and getattr(config, name) != usual:
-            raise ValueError(
-                f"{name}={getattr(config, name)!r} needs train='core': trained factors belong to the adapter and are "
-                f"in float32, got train={config.train!r}"
-            )
+    if config.train != "core" and config.frames != OWN:
+        raise ValueError(
+            f"frames={config.frames!r} needs train='core': trained factors belong to the adapter, got "
+            f"train={config.train!r}"
+        )
 
 
 def _with_pattern(config: "LsrConfig", name: str, pattern: str) -> Iterable[tuple[str, Any]]:

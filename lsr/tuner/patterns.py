@@ -8,7 +8,7 @@ from peft.utils.other import get_pattern_key
 
 Value = TypeVar("Value")
 
-PATTERNS = ("rank_pattern", "separation_rank_pattern", "alpha_pattern")  # one for each value of single layers
+PATTERNS = ("rank_pattern", "alpha_pattern")  # one for each value of single layers
 
 
 def override(pattern: Mapping[str, Value], layer_name: str, usual: Value) -> Value:

@@ -52,7 +52,6 @@ class SharedFrames:
 
     source: str
     share: str
-    storage: str
     frames: Mapping[Group, tuple[Form, Tensors]]
     sha256: str
 
@@ -103,7 +102,7 @@ def read_shared_frames(config: LsrConfig) -> SharedFrames | None:
             f"{expected[:12]}"
         )
     by_group = _by_group(source, theirs, tensors)
-    return SharedFrames(source, theirs.share, theirs.frames_dtype, by_group, sha256)
+    return SharedFrames(source, theirs.share, by_group, sha256)
 
 
 def _read(source: str, beside: Path | None) -> tuple[LsrConfig, dict[str, dict[str, Tensor]]]:
@@ -127,7 +126,7 @@ def _by_group(source: str, theirs: LsrConfig, tensors: Mapping[str, Tensors]) ->
     for name, values in tensors.items():
         form = form_in_file(theirs, name)
         try:
-            _loaded(form, theirs.frames_dtype, values, torch.empty(0))
+            _loaded(form, values, torch.empty(0))
         except ValueError as error:
             raise ValueError(f"frames: {source!r}: layer {name!r}: {error}") from None
         group = _group_of(theirs.share, name, form)
@@ -135,8 +134,8 @@ def _by_group(source: str, theirs: LsrConfig, tensors: Mapping[str, Tensors]) ->
     return by_group
 
 
-def _loaded(form: Form, storage: str, tensors: Tensors, like: Tensor) -> LsrFactors:
-    frames = LsrFactors(form, "core", storage, persistent=False)
+def _loaded(form: Form, tensors: Tensors, like: Tensor) -> LsrFactors:
+    frames = LsrFactors(form, "core", persistent=False)
     frames.load(tensors, like)
     return frames
 
@@ -180,7 +179,7 @@ class FrameRegistry:
             return self._frames.get(kind_of(layer.layer_name, form)) if self.config.share == "layers" else None
         group = self.shared.group_of(layer.layer_name, form)
         if group not in self._frames:
-            frames = _loaded(form, self.shared.storage, self.shared.frames[group][1], layer.base_parameter())
+            frames = _loaded(form, self.shared.frames[group][1], layer.base_parameter())
             self._frames[group] = layer.lsr_frames[self.shared.sha256] = frames
         return self._frames[group]
 

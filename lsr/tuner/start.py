@@ -2,9 +2,9 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple, cast
 
+from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
@@ -14,7 +14,6 @@ from lsr.init.head import STEPS
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.linear import LsrLinear, adapted_layers
 from lsr.tuner.options import OWN
-from lsr.tuner.resolved import Resolved
 from lsr.tuner.sharing import Kind, kind_of
 
 
@@ -73,21 +72,22 @@ def initialize_factors(
     config = config_of(model, adapter_name)
     if config.frames != OWN:
         return  # frames of another adapter are not initialized
-    chosen = config if init_weights is None else replace(config, init_weights=init_weights)  # which checks the name
+    chosen = config if init_weights is None else config.copied(init_weights=init_weights)  # which checks the name
     by_layer = {name: [one[name] for one in gradients] for name in layers_of(model, adapter_name)}
     for name, (first, *sharing) in groups_of(model, adapter_name).items():
         if first.adapter(adapter_name).is_meta:
             return  # the factors are about to be loaded
         first.initialize(adapter_name, chosen, by_layer, sharing)
         yield Started(name, (first, *sharing))
-    config.init_weights, config.awaits_examples = chosen.init_weights, False
-    remember(model, adapter_name)
+    cast("dict[str, LsrConfig]", model.peft_config)[adapter_name] = chosen
+    has_begun(model, adapter_name)
 
 
-def remember(model: nn.Module, adapter_name: str, frames_hash: str | None = None) -> None:
-    """Set what files record about a new adapter."""
-    forms = {name: layer.adapter(adapter_name).form for name, layer in layers_of(model, adapter_name).items()}
-    config_of(model, adapter_name).remember(Resolved.of(forms, frames_hash))
+def has_begun(model: nn.Module, adapter_name: str) -> None:
+    """Let a model know that an adapter awaits no examples any more."""
+    for module in model.modules():
+        if isinstance(module, BaseTuner):
+            cast("set[str]", module.awaiting_examples).discard(adapter_name)
 
 
 def start_from_examples(

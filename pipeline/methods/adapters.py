@@ -18,7 +18,6 @@ from lsr.init.allocation import allocate
 from lsr.loading.adapters import load_onto
 from lsr.tuner import targets
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.factors import entries
 from lsr.tuner.files import CONFIG
 from lsr.tuner.mistakes import InputError
 from lsr.tuner.model import check_forms
@@ -198,7 +197,7 @@ def count_parameters(model: PeftModel, row: ModelRow) -> dict[str, int]:
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     return {
         "adapter_trained": adapter,
-        "adapter_stored": sum(entries(value) for name, value in saved.items() if not name.startswith(names)),
+        "adapter_stored": sum(value.numel() for name, value in saved.items() if not name.startswith(names)),
         "head_parameters": sum(parameter.numel() for parameter in trained if id(parameter) in in_head),
         "base_parameters": sum(parameter.numel() for parameter in frozen if id(parameter) not in in_head),
     }

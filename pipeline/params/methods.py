@@ -87,9 +87,6 @@ class LsrParams(MethodParams):
     frames: StrictStr = Field(
         "own", min_length=1, description="own, or the folder or hub repository of an adapter with the frames"
     )
-    frames_dtype: Literal["float32", "sign"] = Field(
-        "float32", description="to which frozen frames are rounded before training"
-    )
     alpha: Alpha = 16.0
     examples: Count = Field(1024, description="from the train split, for gradient, update and warm")
     head_steps: Annotated[StrictInt, Field(ge=0)] = Field(

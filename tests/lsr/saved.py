@@ -23,13 +23,12 @@ CASES = {  # what it shows: model, fields
         {
             "target_modules": r".*\.(query|key|value)",
             "rank_pattern": {"query": (1, 2), r"layer\.1\..*value": (2, 1)},
-            "separation_rank_pattern": {"key": 1},
             "alpha_pattern": {"0.attention.self.query": 3},
             "modules_to_save": ["pooler"],
         },
     ),
     "one factor": ("bert", {**DENSE, "task_type": None, "bias": "lsr_only"}),
-    "a core, rounded to signs": ("bert", {**DENSE, "train": "core", "frames_dtype": "sign"}),
+    "a core": ("bert", {**DENSE, "train": "core"}),
     "shared": ("bert", {**DENSE, "train": "core", "share": "layers"}),
     "shared and transposed": ("gpt2", {**DENSE, "train": "all", "core": "diagonal", "share": "layers", "seed": None}),
 }
@@ -38,11 +37,6 @@ CASES = {  # what it shows: model, fields
 def edit(path, **changes):
     """Change keys of a JSON file."""
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def entries(tensor):
-    """How many numbers a tensor of a file holds: eight signs a byte."""
-    return tensor.numel() * (8 if tensor.dtype is torch.uint8 else 1)
 
 
 def train(model, steps=3):

@@ -32,7 +32,6 @@ CASES = {  # every option meets most of the others, each in one configuration
         {
             "target_modules": r".*\.(query|key|value)",
             "rank_pattern": {"query": (1, 2), r"layer\.1\..*value": (2, 1)},
-            "separation_rank_pattern": {"key": 1},
             "alpha_pattern": {"0.attention.self.query": 3},
             "modules_to_save": ["pooler"],
         },
@@ -44,15 +43,13 @@ CASES = {  # every option meets most of the others, each in one configuration
     ),
     "a core, all biases": Subject("roberta", {**CORE, "bias": "all"}, layers=4),
     "a diagonal core": Subject("bert", {**CORE, "core": "diagonal", "init_weights": "principal"}, layers=4),
-    "shared, rounded to signs": Subject("distilbert", {**SHARED, "frames_dtype": "sign"}, layers=4),
+    "shared": Subject("distilbert", SHARED, layers=4),
     "shared, diagonal, transposed": Subject("gpt2", {**SHARED, "train": "all", "core": "diagonal"}, layers=2),
     "shared, grouped queries": Subject("llama-causal", {**SHARED, "train": "all", "init_weights": True}, layers=4),
 }
 PAIRS = {
     "two plain ones": Subject("roberta"),
-    "one of the weight beside a core": Subject(
-        "gpt2", {"init_weights": "principal"}, beside={**CORE, "frames_dtype": "sign"}
-    ),
+    "one of the weight beside a core": Subject("gpt2", {"init_weights": "principal"}, beside=CORE),
     "two shared ones": Subject("distilbert", SHARED, beside={**SHARED, "train": "all"}),
     "one without a start beside a shared one": Subject("llama-causal", {"init_weights": False}, beside=SHARED),
     "one on other layers": Subject("gpt2-causal", beside={"target_modules": ["c_fc"]}),

@@ -124,7 +124,7 @@ def test_every_word_starts_an_adapter_and_reports_its_frames(at, train, share, i
 
 
 def test_an_adapter_that_holds_frames_is_a_core_alone_through_all_stages(at):
-    at({"frames_dtype": "sign"})
+    at({})
     run(FACTORIZE)
     shutil.rmtree(HELD)
     artifacts.INIT.rename(HELD)

@@ -11,10 +11,7 @@ USUAL = {"task_type": "SEQ_CLS", "rank_shape": (4,), "separation_rank": None, "a
 FRAMES = {"train": "core", "init_weights": "principal"}
 FORMS = {  # model, fields
     "cores": ("bert", FRAMES),
-    "diagonal cores on shared signs": (
-        "bert",
-        {**FRAMES, "core": "diagonal", "share": "layers", "frames_dtype": "sign"},
-    ),
+    "diagonal cores on shared frames": ("bert", {**FRAMES, "core": "diagonal", "share": "layers"}),
     "cores, a head of two layers": ("roberta", FRAMES),
     "factors": ("bert", {}),
     "the paper's, padded": ("bert-padded", {"rank_shape": (2, 2), "separation_rank": 3}),

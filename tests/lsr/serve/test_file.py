@@ -16,7 +16,7 @@ from lsr.tuner.mistakes import InputError
 from tests.capabilities.models import tiny, tokens
 from tests.lsr.serve.families import FORMS, save, save_lora, says
 
-SHOWN = ("diagonal cores on shared signs", "factors", "a head of two modules")
+SHOWN = ("diagonal cores on shared frames", "factors", "a head of two modules")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_a_bank_is_read_as_it_was_written_and_takes_more(form, saved):
 
 
 def test_shared_frames_are_in_the_file_once_and_stay_shared(saved):
-    bank, root = saved("diagonal cores on shared signs")
+    bank, root = saved("diagonal cores on shared frames")
     tensors = load_file(root / "bank" / file.FILE)
     assert sorted(value.numel() for name, value in tensors.items() if name.startswith(file.FRAMES)) == [4 * 24] * 4
     cores = [value.shape for name, value in tensors.items() if name.endswith("cores/values")]
@@ -163,7 +163,7 @@ def originals(tmp_path_factory):
     root = tmp_path_factory.mktemp("command")
     tiny("bert").save_pretrained(str(root / "base"))
     for seed, name in enumerate(("anna", "ben")):
-        save(root / "users" / name, seed=seed, base="./base", **FORMS["diagonal cores on shared signs"][1])
+        save(root / "users" / name, seed=seed, base="./base", **FORMS["diagonal cores on shared frames"][1])
     (root / "users/ben/task.json").write_text('{"labels": ["no", "maybe", "yes"]}')
     return root
 

@@ -9,12 +9,7 @@ from lsr.tuner.linear import adapted_layers
 
 CONFIGS = {
     "two factors": {"rank_shape": (2, 2)},
-    "a core between rounded frames": {
-        "rank_shape": (4,),
-        "separation_rank": 1,
-        "train": "core",
-        "frames_dtype": "sign",
-    },
+    "a core between frames": {"rank_shape": (4,), "separation_rank": 1, "train": "core"},
 }
 
 

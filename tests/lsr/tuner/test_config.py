@@ -8,6 +8,7 @@ from peft import PeftConfig, get_peft_model
 from lsr import LsrConfig
 from lsr.init import INITIALIZATIONS
 from tests.capabilities.models import tiny
+from tests.kit import edit
 
 WORDS = list(INITIALIZATIONS)
 
@@ -19,7 +20,6 @@ CORES = st.fixed_dictionaries(
         "rank_shape": st.just((3,)),
         "share": st.sampled_from(["none", "layers"]),
         "frames": st.sampled_from(["own", "../frames", "someone/frames"]),
-        "frames_dtype": st.sampled_from(["float32", "sign"]),
         "core": st.sampled_from(["full", "diagonal"]),
     }
 )
@@ -58,13 +58,19 @@ def test_a_saved_configuration_comes_back_equal(tmp_path_factory, family, **fiel
     assert LsrConfig.from_pretrained(str(folder)).folder == folder
 
 
+def test_what_earlier_versions_wrote_without_meaning_is_read_without_a_word(tmp_path, recwarn):
+    LsrConfig().save_pretrained(str(tmp_path))
+    edit(tmp_path / "adapter_config.json", frames_dtype="float32", separation_rank_pattern={})
+    assert PeftConfig.from_pretrained(str(tmp_path)).to_dict() == LsrConfig(inference_mode=False).to_dict()
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("targets", ["all-linear", ["value", "query", "output.dense", "key"]], ids=str)
 def test_names_are_written_in_order_whatever_the_order_of_sets(targets):
     """Sets have another order in each process."""
     fields = {"target_modules": targets, "exclude_modules": ["pooler.dense", "embeddings"], "separation_rank": 1}
     config = LsrConfig(task_type="SEQ_CLS", **fields)
-    get_peft_model(tiny("bert"), config)
-    written = config.to_dict()
+    written = get_peft_model(tiny("bert"), config).peft_config["default"].to_dict()
     for name in ("target_modules", "exclude_modules"):
         assert isinstance(written[name], list)
         assert written[name] == sorted(written[name])
@@ -73,16 +79,16 @@ def test_names_are_written_in_order_whatever_the_order_of_sets(targets):
 @pytest.mark.parametrize("init", ["random", "principal"])
 def test_what_was_made_is_written_and_the_object_can_start_a_second_model(init):
     config = LsrConfig(separation_rank=2, init_weights=init, seed=0)
-    first = get_peft_model(tiny("bert"), config).state_dict()
-    written = config.to_dict()
-    assert (written["init_weights"], config.init_weights) == (init, init)
+    before, model = config.to_dict(), get_peft_model(tiny("bert"), config)
+    first, written = model.state_dict(), model.peft_config["default"].to_dict()
+    assert written["init_weights"] == init
     assert written["resolved"]["usual"] == {
         "out_features": 24,
         "in_features": 24,
         "out_shape": (6, 4),
         "in_shape": (6, 4),
     }
-    assert config.resolved is None
+    assert config.to_dict() == before
     second = get_peft_model(tiny("bert"), config).state_dict()
     assert first.keys() == second.keys()
     assert all(first[name].equal(second[name]) for name in first)
@@ -95,7 +101,9 @@ def test_what_was_made_is_written_and_the_object_can_start_a_second_model(init):
     ("fields", "message"),
     [
         ({"rank_shape": 4}, "rank_shape must be a list or tuple of numbers, got 4"),
-        ({"separation_rank_pattern": {"key": -1}}, "separation_rank_pattern['key'] must be >= 1, got -1"),
+        ({"separation_rank": -1}, "separation_rank must be >= 1, got -1"),
+        ({"frames_dtype": "sign"}, "frames_dtype='sign'"),
+        ({"separation_rank_pattern": {"key": 1}}, "separation_rank_pattern={'key': 1}: only earlier versions have"),
         ({"init_weights": "rowspace"}, f"init_weights must be a bool or one of {WORDS}, got 'rowspace'"),
         (
             {"share": "layers"},
@@ -113,8 +121,7 @@ def test_what_was_made_is_written_and_the_object_can_start_a_second_model(init):
         ({"core": "diagonal"}, "core='diagonal' needs train='core' or 'all', got train='factors'"),
         (
             {"frames": "./other"},
-            "frames='./other' needs train='core': trained factors belong to the adapter and are in float32, got "
-            "train='factors'",
+            "frames='./other' needs train='core': trained factors belong to the adapter, got train='factors'",
         ),
         ({"alpha_pattern": {"key": 0}}, "alpha_pattern['key'] must be a positive number, got 0"),
         (
@@ -133,10 +140,7 @@ def test_a_value_out_of_bounds_is_refused_with_what_is_allowed(fields, message):
     [
         ({"rank_pattern": {"query": (4,)}}, {"query": 1, "value": 16}),
         ({"separation_rank": 3, "rank_pattern": {"query": (4,)}}, {"query": 1, "value": 3}),
-        (
-            {"rank_shape": (4,), "rank_pattern": {"query": (2, 2)}, "separation_rank_pattern": {"query": 2}},
-            {"query": 2, "value": 1},
-        ),
+        ({"rank_shape": (4,), "rank_pattern": {"query": (2, 2)}}, {"query": 16, "value": 1}),
     ],
 )
 def test_a_layer_that_alone_is_dense_or_alone_is_not_has_the_default_number_of_terms(fields, terms):

@@ -45,14 +45,14 @@ def chosen_by_patterns(model):
     return found
 
 
-def test_patterns_choose_rank_terms_and_alpha_of_single_layers_also_when_loaded(tmp_path):
+def test_patterns_choose_rank_and_alpha_of_single_layers_also_when_loaded(tmp_path):
     model = PATTERNS.stirred()
     assert chosen_by_patterns(model) == {
         "0.query": ((1, 2), 3, 3 / 2),
-        "0.key": ((2, 2), 1, 7 / 4),
+        "0.key": ((2, 2), 3, 7 / 4),
         "0.value": ((2, 2), 3, 7 / 4),
         "1.query": ((1, 2), 3, 7 / 2),
-        "1.key": ((2, 2), 1, 7 / 4),
+        "1.key": ((2, 2), 3, 7 / 4),
         "1.value": ((2, 1), 3, 7 / 2),
     }
     model.save_pretrained(str(tmp_path))

@@ -25,7 +25,7 @@ USUAL = {"task_type": "SEQ_CLS", "rank_shape": (4,), "alpha": 7, "seed": 0, "tra
 SOURCES = {  # fields of the adapter whose frames they are
     "of its own layers": {"init_weights": "principal"},
     "of kinds, trained": {"share": "layers", "train": "all"},
-    "of kinds, rounded to signs": {"frames_dtype": "sign", "share": "layers"},
+    "of kinds, frozen": {"share": "layers"},
 }
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 each_source = pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)

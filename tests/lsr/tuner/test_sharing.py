@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lsr import LsrConfig
-from lsr.tuner.factors import entries
 from lsr.tuner.linear import adapted_layers
 from lsr.tuner.start import initialize_factors
 from tests.capabilities.checks import train
@@ -94,14 +93,14 @@ def test_layers_of_other_shapes_are_of_kinds_of_their_own():
     [  # of 24 x 24: trained and stored
         ({}, (16, 16 + 192), (16, 16)),
         ({"train": "all", "init_weights": True}, (208, 208), (16, 16)),
-        ({"share": "none", "frames_dtype": "sign"}, *2 * ((16, 208),)),
+        ({"share": "none"}, *2 * ((16, 208),)),
         ({"share": "none", "train": "factors", "init_weights": True}, *2 * ((192, 192),)),
     ],
 )
 def test_what_is_shared_counts_where_it_is_stored(fields, first, others):
     model = adapted(**fields)
     sizes = {
-        name: (sum(p.numel() for p in one.parameters()), sum(map(entries, one.state_dict().values())))
+        name: (sum(p.numel() for p in one.parameters()), sum(value.numel() for value in one.state_dict().values()))
         for name, one in adapters(model).items()
     }
     assert [sizes[name] for name in (QUERIES[0], VALUES[0])] == [first] * 2
@@ -112,17 +111,10 @@ def test_what_is_shared_counts_where_it_is_stored(fields, first, others):
 # Beside others, copied, merged
 
 
-@pytest.mark.parametrize(
-    ("storage", "share", "dtype"),
-    [
-        ("float32", "layers", torch.float64),
-        ("sign", "none", torch.bfloat16),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("share", "dtype"), [("layers", torch.float64), ("none", torch.bfloat16)], ids=str)
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
-def test_rounded_frames_come_back_exactly(storage, share, low_cpu_mem_usage, dtype, tmp_path):
-    config = LsrConfig(**{**USUAL, "frames_dtype": storage, "share": share})
+def test_frames_come_back_exactly(share, low_cpu_mem_usage, dtype, tmp_path):
+    config = LsrConfig(**{**USUAL, "share": share})
     model = get_peft_model(tiny("bert").to(dtype), config).eval()
     train(model)
     model.save_pretrained(str(tmp_path))
@@ -134,8 +126,7 @@ def test_rounded_frames_come_back_exactly(storage, share, low_cpu_mem_usage, dty
         assert torch.equal(state[key], value)
     written = load_file(tmp_path / "adapter_model.safetensors")
     precise = torch.promote_types(dtype, torch.float32)
-    expected = {"float32": precise, "sign": torch.uint8}[storage]
-    assert {value.dtype for key, value in written.items() if ".factor_" in key} == {expected}
+    assert {value.dtype for key, value in written.items() if ".factor_" in key} == {precise}
 
 
 # Files that do not fit

@@ -37,9 +37,9 @@ from tests.lsr.subjects import CASES
             "layer 'bert.embeddings.word_embeddings' cannot be adapted: it must be Linear or Conv1D, got Embedding",
         ),
         (
-            {"separation_rank_pattern": {"intermediate.dense": 2}},  # a layer, but not an adapted one
+            {"alpha_pattern": {"intermediate.dense": 2}},  # a layer, but not an adapted one
             ValueError,
-            "separation_rank_pattern: 'intermediate.dense' matches no adapted layer; adapted layers: query, value",
+            "alpha_pattern: 'intermediate.dense' matches no adapted layer; adapted layers: query, value",
         ),
         (
             {"target_modules": ["query"], "layers_to_transform": [0, 2]},
