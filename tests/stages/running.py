@@ -42,8 +42,12 @@ def added(base, section, row, seed=0):
     return adapters.add_adapter(base, section, row, seed, gradients)
 
 
-def logits(model):
+def inputs():
     torch.manual_seed(0)
     ids = torch.randint(5, 50, (3, 9))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def logits(model):
     with torch.no_grad():
-        return model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        return model.eval()(**inputs()).logits

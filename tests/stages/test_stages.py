@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -201,34 +200,6 @@ def test_a_training_that_diverges_ends_in_one_line(after, monkeypatch):
     with pytest.raises(UserError, match=r"train: the loss is (nan|inf) after \d+ steps: lower the learning rate"):
         run(TRAIN)
     assert not artifacts.ADAPTER.exists()
-
-
-def test_a_regression_is_scored_by_its_correlations(at):
-    at(data="ratings", lsr={"init": "principal"})
-    run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
-    scores = report(artifacts.EVALUATE_METRICS)
-    assert scores["score"] == scores["pearson"]
-    assert {"spearman_low", "spearman_high", "loss"} <= scores.keys()
-    rows = list(csv.DictReader(artifacts.EVALUATE_PREDICTIONS.open(newline="")))
-    assert {row["actual_group"] for row in rows} == {"0: 0 to 0.4", "9: 3.6 to 4"}
-
-
-def test_rated_texts_are_compared_in_pairs(at):
-    at(data="comparisons")
-    run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
-    assert report(artifacts.ADAPTER / "task.json") == {
-        "columns": ["sentence1", "sentence1_pair"],
-        "labels": ["first", "second"],
-        "max_length": 24,
-    }
-    assert {"accuracy_low", "f1"} <= report(artifacts.EVALUATE_METRICS).keys()
-    ratings = pd.read_csv("ratings.csv")
-    rated = dict(zip(ratings["sentence1"], ratings["rating"], strict=True))
-    rows = list(csv.DictReader(artifacts.EVALUATE_PREDICTIONS.open(newline="")))
-    for row in rows:
-        higher = "first" if rated[row["text"]] > rated[row["text_pair"]] else "second"
-        assert row["actual"] == row["actual_group"] == higher
-    assert len(rows) > 3
 
 
 # Mistakes

@@ -1,0 +1,91 @@
+"""Another adapter's folder as a start: its frames are held, or training goes on from its update."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from lsr import export_lora
+from lsr.loading.adapters import load_onto
+from lsr.tuner.files import WEIGHTS
+from pipeline import params
+from pipeline.core import artifacts
+from pipeline.methods import adapters
+from tests import workspace
+from tests.kit import refused
+from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, base_model, base_of, logits, report, run
+
+RANK, LAYERS = 3, 4  # queries and values of two layers
+SHARED = {"rank_shape": [RANK], "separation_rank": 1, "share": "layers", "train": "core", "init": "warm"}
+OTHER = "models/other"
+
+
+@pytest.fixture
+def other(tmp_path, monkeypatch):
+    """A workspace with tokens, and the fresh adapter of SHARED in models/other."""
+    folder = workspace.make(tmp_path, lsr={**SHARED, "examples": 40, "head_steps": 5}, train={"epochs": 1})
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    run(TOKENIZE, FACTORIZE)
+    Path(OTHER).parent.mkdir()
+    artifacts.INIT.rename(OTHER)
+    return folder
+
+
+def captured():
+    return {row["captured"] for row in csv.DictReader(artifacts.FACTORIZE_START.open(newline=""))}
+
+
+def test_an_adapter_that_holds_frames_is_a_core_alone_and_its_export_needs_them_no_more(other):
+    workspace.change(lsr={"frames": OTHER, "learning_rate": 0.1})
+    run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
+    assert f"{OTHER}/adapter_config.json" in report(artifacts.INPUTS)
+    assert captured() == set()
+    weights = load_file(artifacts.ADAPTER / WEIGHTS)
+    stored = {name: value for name, value in weights.items() if ".classifier." not in name}
+    assert len(stored) == LAYERS
+    assert all(name.endswith(".core") and value.abs().max() > 1e-3 for name, value in stored.items())
+    found = report(artifacts.EVALUATE_METRICS)
+    assert found["adapter_trained"] == found["adapter_stored"] == LAYERS * RANK**2
+
+    view = params.load(params.EvaluateView)
+    expected = logits(adapters.load_adapter(base_of(view), artifacts.ADAPTER, trainable=False))
+    export_lora(artifacts.ADAPTER, Path("lora"))
+    shutil.rmtree(OTHER)
+    assert logits(PeftModel.from_pretrained(base_of(view), "lora")) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["LSR", "LORA"])
+def test_training_goes_on_from_the_update_of_another_adapter(kind, other):
+    if kind == "LORA":
+        export_lora(Path(OTHER), Path("lora"))
+        shutil.rmtree(OTHER)
+        Path("lora").rename(OTHER)
+    view = params.load(params.TrainView)
+    expected = logits(load_onto(base_model(view), Path(OTHER)))
+    workspace.change(lsr={"init": OTHER, "learning_rate": 0.1})
+    run(TOKENIZE, FACTORIZE)
+    assert f"{OTHER}/adapter_config.json" in report(artifacts.INPUTS)
+    begun = logits(adapters.load_adapter(base_model(view), artifacts.INIT, trainable=False))
+    assert begun == pytest.approx(expected, abs=1e-5)
+    assert captured() == {"update"}
+    run(TRAIN, EVALUATE)
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ({"target_modules": ["query"]}, "lsr.init: models/other adapts "),
+        ({"target_modules": ["query", "key", "value"]}, "lsr.init: models/other does not adapt "),
+        ({"frames": OTHER}, "an adapter to go on from needs frames: own"),
+        ({"init": "models/nothing"}, "models/nothing"),
+        ({"init": "wram"}, "or string should match pattern '/', got 'wram'; did you mean warm?"),
+    ],
+)
+def test_an_adapter_from_which_nothing_can_go_on_is_refused_in_a_line(section, says, other):
+    workspace.change(lsr={"init": OTHER, **section})
+    refused(run, FACTORIZE, says=says)
+    assert not artifacts.INIT.exists()
