@@ -12,11 +12,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pipeline import params
 from pipeline.core import artifacts
-from pipeline.core.errors import UserError
 from pipeline.data import encoding
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.model_row import ModelRow
 from stages import tokenize as stage
+from tests.kit import refused
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "very"]
 
@@ -147,8 +147,7 @@ def test_two_runs_write_the_same_bytes_and_parts_of_a_split_the_same_rows(view, 
 
 
 def test_a_length_beyond_the_model_is_refused_with_the_limit(view):
-    with pytest.raises(UserError, match=r"tokenize.max_length: the model takes at most 32 tokens, got 33"):
-        stage.main(view(max_length=33))
+    refused(stage.main, view(max_length=33), says="tokenize.max_length: the model takes at most 32 tokens, got 33")
 
 
 # What later stages depend on
@@ -179,5 +178,5 @@ def test_rows_and_frames_are_recorded_and_a_missing_file_is_one_line(view):
     turned = row.model_copy(update={"cut": dict(reversed(row.cut.items()))})  # DVC writes keys in another order
     assert stage.inputs(chosen.model_copy(update={"dataset": turned})) == stage.inputs(chosen)
     missing = row.model_copy(update={"source": row.source.model_copy(update={"files": {"train": "data/no.csv"}})})
-    with pytest.raises(UserError, match=r"^pipeline/datasets.yaml: mine: data/no.csv: not found; paths start at"):
-        stage.inputs(chosen.model_copy(update={"dataset": missing}))
+    chosen = chosen.model_copy(update={"dataset": missing})
+    refused(stage.inputs, chosen, says="pipeline/datasets.yaml: mine: data/no.csv: not found; paths start at")
