@@ -1,6 +1,5 @@
 """Answers from logits: a class or a number for each example, or the chosen example of each group."""
 
-import hashlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,12 +45,3 @@ def members(
     """Return the positions of the examples of each group; all groups have the same size."""
     order = np.argsort(groups, kind="stable")
     return order.reshape(len(np.unique(groups)), -1)
-
-
-def sha256(predicted: Numbers) -> str:
-    """Return the hash of answers, one a line: indices as they are, numbers with two decimals.
-
-    Processors differ in the last bits of a float, so more decimals would differ too; so would the sign of a zero.
-    """
-    lines = (f"{value:z.2f}" if isinstance(value, float) else str(value) for value in predicted.tolist())
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

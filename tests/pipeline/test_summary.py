@@ -27,8 +27,7 @@ def workspace(tmp_path, monkeypatch):
         shutil.copy(ROOT / name, name)
     for name in IDENTITY:
         monkeypatch.setenv(name, "tests")
-    write(artifacts.TOKENIZE_METRICS, {"data": "movie-reviews"})
-    write(artifacts.EVALUATE_METRICS, SCORES | F1 | COUNTS)
+    write(artifacts.EVALUATE_METRICS, {"data": "movie-reviews"} | SCORES | F1 | COUNTS)
     write(artifacts.TRAIN_METRICS, {"steps": 450, "read": 14350})
     write(artifacts.FACTORIZE_METRICS, {"start_batches": 188, "start_read": 1504})
 
@@ -96,5 +95,5 @@ def test_git_without_a_name_is_told_how_to_get_one(monkeypatch, tmp_path):
 def test_nothing_to_show_is_one_line():
     artifacts.EVALUATE_METRICS.unlink()
     refused(main, [], says="reports/evaluate/metrics.json: not found; run dvc repro first")
-    write(artifacts.TOKENIZE_METRICS, {"data": "cola"})
+    write(artifacts.EVALUATE_METRICS, {"data": "cola"})
     refused(main, [], says="params.yaml: data is movie-reviews, but the last run read cola; run dvc repro first")

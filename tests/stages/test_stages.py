@@ -1,7 +1,6 @@
 """The stages after one another on a tiny RoBERTa and a GLUE-shaped folder, in this process."""
 
 import csv
-import hashlib
 import math
 import re
 import shutil
@@ -49,8 +48,6 @@ def test_the_report_is_of_the_predictions_and_plain_peft_loads_the_adapter_and_t
     rows = list(csv.DictReader(artifacts.EVALUATE_PREDICTIONS.open(newline="")))
     assert len(rows) == scores["examples"] == 40
     assert np.mean([row["actual"] == row["predicted"] for row in rows]) == pytest.approx(scores["accuracy"])
-    numbers = [str(view.dataset.names.index(row["predicted"])) for row in rows]
-    assert scores["outputs_sha256"] == hashlib.sha256("\n".join(numbers).encode()).hexdigest()
     expected = logits(base_model(view))
     model = PeftModel.from_pretrained(base_model(view), artifacts.ADAPTER)
     assert not torch.equal(logits(model), expected)
@@ -134,7 +131,8 @@ def test_a_checkpoint_is_found_by_what_trains_and_by_nothing_else(after, tmp_pat
     code = tmp_path / "code"
     for name in ("lsr", "pipeline", "stages"):
         shutil.copytree(workspace.ROOT / name, code / name)
-    shutil.copy(workspace.ROOT / "dvc.yaml", code)
+    for name in ("dvc.yaml", ".dvcignore"):
+        shutil.copy(workspace.ROOT / name, code)
     view = params.load(params.TrainView)
     here = training.checkpoint_folder(view)
     assert training.checkpoint_folder(view.model_copy(update={"seed": 1})) != here
@@ -142,7 +140,7 @@ def test_a_checkpoint_is_found_by_what_trains_and_by_nothing_else(after, tmp_pat
     assert training.checkpoint_folder(view.model_copy(update={"section": section})) != here
     monkeypatch.setattr(training, "CODE", code)
     assert training.checkpoint_folder(view) == here  # wherever the code is: experiments run in copies
-    for changed in ("lsr/convert/export.py", "lsr/__main__.py", "stages/evaluate.py"):
+    for changed in ("lsr/convert/export.py", "pipeline/datasets.yaml", "pipeline/arena/new.py", "stages/evaluate.py"):
         code.joinpath(changed).write_text("changed")
         assert training.checkpoint_folder(view) == here, changed
     for changed in (code / "lsr/tuner/model.py", code / "stages/train.py", artifacts.INIT / "adapter_config.json"):
