@@ -1,4 +1,4 @@
-"""`python -m lsr`: export, import, round and squeeze adapters, and put many into one file."""
+"""The commands of `lsr`, or `python -m lsr`: export, import, round and squeeze adapters, put many into one file."""
 
 import argparse
 import sys
@@ -24,6 +24,7 @@ from lsr.tuner.files import CONFIG, read_config, read_tensors
 from lsr.tuner.mistakes import InputError
 
 MISTAKE, FAILED, STOPPED = 2, 1, 130  # exit codes
+MODULE, SCRIPT = "python -m lsr", "lsr"
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,10 +35,10 @@ class Parser(argparse.ArgumentParser):
         self.exit(MISTAKE, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-def parser() -> Parser:
-    """Return the parser of the whole command line."""
+def parser(called: str = MODULE) -> Parser:
+    """Return the parser of the whole command line, which messages call so."""
     top = Parser(
-        prog="python -m lsr",
+        prog=called,
         description="Export, import, round and squeeze adapters, and put many into one file.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -170,18 +171,23 @@ def _add_base(command: argparse.ArgumentParser) -> None:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def script() -> int:
+    """Run the command of the console script `lsr`; return the exit code."""
+    return main(called=SCRIPT)
+
+
+def main(arguments: Sequence[str] | None = None, called: str = MODULE) -> int:
     """Run a command; return the exit code."""
-    options = parser().parse_args(arguments)
+    options = parser(called).parse_args(arguments)
     _quiet()
     try:
         options.run(options)
     except InputError as error:
-        code, line = MISTAKE, f"python -m lsr {options.command}: {error}"
+        code, line = MISTAKE, f"{called} {options.command}: {error}"
     except KeyboardInterrupt:
         code, line = STOPPED, "stopped; nothing was half written"
     except OSError as error:
-        code, line = FAILED, f"python -m lsr {options.command}: {error}"
+        code, line = FAILED, f"{called} {options.command}: {error}"
     else:
         return 0
     print(line, file=sys.stderr)

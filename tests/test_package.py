@@ -1,13 +1,17 @@
 """What `pip install .` gives: lsr alone, which needs no package of the pipeline."""
 
+import configparser
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import EntryPoint
 
 import pytest
 
+from lsr.__main__ import main
+from tests.kit import refused
 from tests.workspace import ROOT
 
 # What the extras bring, by the names that are imported. accelerate is left out: PEFT needs it.
@@ -63,15 +67,28 @@ def wheel(tmp_path_factory):
     assert run.returncode == 0, run.stderr
     (built,) = (source / "out").iterdir()
     with zipfile.ZipFile(built) as archive:
-        return archive.namelist(), archive.read(next(n for n in archive.namelist() if n.endswith("METADATA"))).decode()
+        return {name.rpartition("dist-info/")[2]: archive.read(name).decode() for name in archive.namelist()}
 
 
 def test_the_wheel_holds_lsr_and_nothing_else(wheel):
-    names = {name for name in wheel[0] if ".dist-info/" not in name}
+    names = {name for name in wheel if name.startswith("lsr/")}
     assert names == {path.relative_to(ROOT).as_posix() for path in (ROOT / "lsr").rglob("*.py")} | {"lsr/py.typed"}
 
 
 def test_the_wheel_asks_for_the_packages_of_the_method_alone(wheel):
-    lines = [line.removeprefix("Requires-Dist: ") for line in wheel[1].splitlines() if line.startswith("Requires-Dist")]
+    lines = wheel["METADATA"].splitlines()
+    lines = [line.removeprefix("Requires-Dist: ") for line in lines if line.startswith("Requires-Dist")]
     needed = {line.split("<")[0].split(">")[0].strip() for line in lines if "extra ==" not in line}
     assert needed == {"torch", "peft", "transformers", "tensorly", "scipy", "safetensors", "aenum"}
+
+
+def test_the_console_script_is_python_m_lsr_and_says_its_own_name(wheel, monkeypatch):
+    declared = configparser.ConfigParser(delimiters="=")
+    declared.read_string(wheel["entry_points.txt"])
+    script = EntryPoint("lsr", declared["console_scripts"]["lsr"], "console_scripts").load()
+    words = ["import", "nothing", "-o", "out"]
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/lsr", *words])
+    assert refused(script) == "lsr import: nothing: no such folder"
+    assert refused(main, words) == "python -m lsr import: nothing: no such folder"
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/lsr", "exprot"])
+    assert refused(script).startswith("lsr: argument COMMAND: invalid choice: 'exprot'")

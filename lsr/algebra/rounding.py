@@ -3,7 +3,7 @@
     values        float32, bfloat16, or codes of 8, 4, 3 or 2 bits in uint8 (`lsr.algebra.levels`)
     scales        bfloat16, one a group of codes
     small         bfloat16: tensors of fewer than 64 entries, beside codes; cores and biases lose more than they cost
-    uint8, int64  what is not floating-point and stays as it is: signs of frames, counters of modules saved whole
+    int64         what is not floating-point and stays as it is: counters of modules saved whole
     index         uint8, deflated JSON: the precision, and in a tree of names where each tensor is, and its shape
 
 Tensors follow one another in the order of their names, each with its longest axis last. That axis is cut evenly into
@@ -26,7 +26,7 @@ from lsr.algebra.levels import from_bytes, from_codes, to_bytes, to_codes
 WHOLE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BITS = {"8bit": 8, "4bit": 4, "3bit": 3, "2bit": 2}
 PRECISIONS = (*WHOLE, *BITS)
-PARTS = ("values", "small", "uint8", "int64")  # with the entries of tensors
+PARTS = ("values", "small", "int64")  # with the entries of tensors
 GROUP = 64  # entries
 LARGEST = 2.0**127  # from here on a rounded value may overflow
 MOST_BYTES = 8_000_000  # of the index: enough for 100,000 tensors
@@ -51,7 +51,7 @@ def pack(tensors: Mapping[str, Tensor], precision: str) -> dict[str, Tensor]:
         floating = "small" if precision in BITS and tensor.numel() < GROUP else "values"
         part = floating if tensor.is_floating_point() else dtype_name(tensor.dtype)
         if part not in PARTS:
-            raise ValueError(f"{name} holds values of {part}; needed: a floating-point dtype, uint8 or int64")
+            raise ValueError(f"{name} holds values of {part}; needed: a floating-point dtype or int64")
         if not (tensor.abs() < LARGEST).all():
             raise ValueError(f"{name} holds values that are not finite, or of 2^127 and more")
         rooms[name] = part, tensor.shape
@@ -75,7 +75,7 @@ def unpack(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     precision, rooms = _read_index(stored)
     sizes = {part: sum(prod(shape) for its, shape in rooms.values() if its == part) for part in PARTS}
-    left = {name: _part(stored, name, sizes[name], getattr(torch, name)) for name in ("uint8", "int64")}
+    left = {"int64": _part(stored, "int64", sizes["int64"], torch.int64)}
     left["small"] = _part(stored, "small", sizes["small"], torch.bfloat16).float()
     if precision in WHOLE:
         left["values"] = _part(stored, "values", sizes["values"], WHOLE[precision]).float()

@@ -27,7 +27,7 @@ MOST_BYTES = 8_000_000  # of JSON: enough for the names and hashes of 20,000 lay
 PREFIX = "base_model.model."  # PEFT puts it before each tensor's name in the base model
 # The name of a factor or core in the file: its layer, and its name in the adapter.
 FACTOR = re.compile(rf"{re.escape(PREFIX)}(.*)\.lsr_adapters\.(factor_[AB]\d+|core)")
-# For factors, heads and biases; uint8 for the signs of frames, int64 for counters in modules that are saved whole.
+# For factors, heads and biases; int64 for counters in modules that are saved whole, uint8 for the codes of a bank.
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.int64)
 
 
