@@ -7,20 +7,20 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from datasets import Dataset
 
 from lsr.tuner.files import weights_of
+from pipeline import tasks
 from pipeline.core import console
 from pipeline.core.command_line import Parser, whole_number
 from pipeline.core.errors import UserError, exit_on_error
 from pipeline.data import datasets, tokens
-from pipeline.data.encoding import tokenize
-from pipeline.evaluation import inference
-from pipeline.evaluation.outcome import Outcome
 from pipeline.methods import adapter_task
 from pipeline.params import load_params, load_row
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.predict.answering import open_adapter
+from pipeline.predict.answering import answer
+from pipeline.tasks import Outcome
 
 PROGRAM = "python -m pipeline.score"
 
@@ -51,20 +51,18 @@ def scores(folder: Path, row: DatasetRow, texts: Dataset, options: argparse.Name
     Raises:
         UserError: if it cannot be opened, or is for other labels or another number of texts.
     """
-    task = adapter_task.read(folder)
-    if (task.labels or (), len(task.columns)) != (row.names, len(row.columns)):
-        its, wanted = (" ".join(names) or "a number" for names in (task.labels or (), row.names))
-        raise UserError(f"{folder}: says {its} of {' and '.join(task.columns)}, but {options.data} has {wanted}")
-    model, tokenizer = open_adapter(folder, options.base)
-    table, _ = tokenize(texts, tokenizer, task.max_length)
-    test = Dataset(table)
-    with console.progress(str(folder), len(test), "examples", console.errors) as advance:
-        found = inference.logits(model, test, tokens.collator(tokenizer), options.batch_size, advance)
-    outcome = Outcome.of(found, test["label"][:], row, tokens.groups_of(test))
-    metrics, first = outcome.metrics(load_params().evaluate.resamples), row.metrics[0]
+    task, its = tasks.of(row), adapter_task.read(folder)
+    if (its.kind, its.labels or (), len(its.columns)) != (task.kind, task.names, len(task.columns)):
+        said, wanted = (
+            " ".join(names) or f"a {kind}" for kind, names in ((its.kind, its.labels or ()), (task.kind, task.names))
+        )
+        raise UserError(f"{folder}: says {said} of {' and '.join(its.columns)}, but {options.data} has {wanted}")
+    found = answer(folder, options.base, its, texts, options.batch_size)
+    outcome = Outcome(found.outputs, np.array(texts["label"][:]), tokens.groups_of(texts))
+    metrics, first = task.metrics(outcome, load_params().evaluate.resamples), row.metrics[0]
     interval = f"{metrics[f'{first}_low']:.4f} to {metrics[f'{first}_high']:.4f}"
     size = weights_of(folder).stat().st_size
-    return [f"{size:,}", *(f"{metrics[name]:.4f}" for name in row.metrics), interval, f"{len(found):,}"]
+    return [f"{size:,}", *(f"{metrics[name]:.4f}" for name in row.metrics), interval, f"{len(texts):,}"]
 
 
 if __name__ == "__main__":

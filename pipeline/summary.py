@@ -1,7 +1,6 @@
 """`python -m pipeline.summary`: the run in the workspace on one screen, and what can be done next.
 
-In dvc.yaml it is the second command of the stage evaluate. It reads reports/, which are the same after a run and after
-DVC has restored one.
+The stage evaluate ends with it. It reads reports/, which are the same after a run and after DVC has restored one.
 """
 
 import json
@@ -10,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline import tasks
 from pipeline.core import artifacts, console, seconds
 from pipeline.core.command_line import Parser
 from pipeline.core.errors import UserError, exit_on_error
@@ -44,11 +44,11 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _results(data: str, row: DatasetRow) -> Iterator[tuple[str, str]]:
+    if (last := _report(artifacts.TOKENIZE_METRICS)["data"]) != data:
+        raise UserError(f"{PARAMS}: data is {data}, but the last run read {last}; run dvc repro first")
     found, trained, start = map(
         _report, (artifacts.EVALUATE_METRICS, artifacts.TRAIN_METRICS, artifacts.FACTORIZE_METRICS)
     )
-    if found["data"] != data:
-        raise UserError(f"{PARAMS}: data is {data}, but the last run read {found['data']}; run dvc repro first")
     for name in row.metrics:
         constant = f"{found[f'{name}_baseline']:.4g} for one answer to all"
         yield name, f"{found[name]:.4g}, {_interval(found, name)}; {constant}"
@@ -82,7 +82,7 @@ def _report(path: Path) -> dict[str, Any]:
 
 
 def _next(params: Params, row: DatasetRow) -> Iterator[tuple[str, str]]:
-    texts = " ".join(['"A text of yours."', '"Another one."'][: len(row.columns)])
+    texts = " ".join(['"A text of yours."', '"Another one."'][: len(tasks.of(row).columns)])
     other = "lsr" if params.adapter == "lora" else "lora"
     yield "", ""
     yield "predict", f"python -m pipeline.predict {texts}"

@@ -13,11 +13,11 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import Trainer, set_seed
 
-from pipeline import params, stage
+from pipeline import params, stage, tasks
 from pipeline.core import artifacts, console
 from pipeline.data import pretrained, tokens
 from pipeline.methods import adapters, base_models, cards
-from pipeline.methods.adapter_task import Task
+from pipeline.methods.adapter_task import AdapterTask
 from pipeline.training import arguments, checkpoints, run
 from pipeline.training.callbacks import Progress, StopAtDivergence
 
@@ -36,7 +36,7 @@ def train(view: params.TrainView, folder: Path) -> None:
     base = base_models.load_base_model(view.base_model, view.dataset)
     model = adapters.load_adapter(base, artifacts.INIT, trainable=True)
     splits = {name: tokens.load_tokens(name) for name in ("train", "validation")}
-    collate = tokens.collator(pretrained.load_tokenizer(view.base_model))
+    collate = tasks.of(view.dataset).collator(pretrained.load_tokenizer(view.base_model))
     steps = view.train.epochs * run.steps_an_epoch(view, splits["train"])
     with console.progress("train", steps, "steps") as advance:
         callbacks = [StopAtDivergence(), Progress(advance)]
@@ -53,7 +53,7 @@ def write_adapter(model: PeftModel, trainer: Trainer, counts: Mapping[str, int],
     with artifacts.replacing(artifacts.ADAPTER) as folder:
         folder.mkdir()
         adapters.save_adapter(model, folder, view.base_model)
-        Task.of(view.dataset, view.tokenize.max_length).write(folder)
+        AdapterTask.of(tasks.of(view.dataset), view.tokenize.max_length).write(folder)
         cards.of_training(view, counts, cast("float", trainer.state.best_metric), folder).write(folder)
 
 

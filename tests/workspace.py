@@ -58,6 +58,7 @@ SMALL = {
     "lorasb": {"rank_shape": [4], "examples": 32},
     "peft": {"r": 2},
 }
+MAIN = ("lsr", "lora", "full", "head")  # methods that stand for all where a test is about something else
 
 
 def make(folder: Path, **changes: Any) -> Path:

@@ -5,22 +5,23 @@ The row is checked like any other, and its splits are made once, before anything
 
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from pipeline import tasks
 from pipeline.add.columns import described
 from pipeline.core import artifacts, console
 from pipeline.core.command_line import Parser
 from pipeline.core.errors import UserError, exit_on_error
 from pipeline.core.git import warn_without_identity
 from pipeline.data import datasets, sources
-from pipeline.params.dataset_row import DatasetRow, Number
+from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.reading import load_rows, read_yaml, validated
 from pipeline.params.schema import TABLES
 from pipeline.params.sections import NAME
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 PROGRAM = "python -m pipeline.add"
 OWN = TABLES["data"].own
 HEADER = "# Rows of your own data; pipeline/datasets.yaml has more of them, docs/reference/params.md all keys.\n"
-SHOWN = 12  # classes
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -94,10 +94,11 @@ def _show(name: str, row: DatasetRow, path: Path, rows: int, splits: Mapping[str
     used = sum(map(len, splits.values()))
     sizes = ", ".join(f"{split} {len(texts):,}" for split, texts in splits.items())
     left_out = f"; {rows - used:,} rows left out: no text or label, or a text that comes twice" if used < rows else ""
+    task = tasks.of(row)
     shown = {
         "text": " and ".join(row.text) + (", read together" if len(row.text) > 1 else ""),
-        "label": f"{row.label.column}, {_label_shown(row, splits)}",
-        "scores": f"{', '.join(row.metrics)}{f' of {row.names[1]}' if 'f1' in row.metrics else ''}",
+        "label": f"{row.label.column}, {task.shown(np.concatenate([split['label'][:] for split in splits.values()]))}",
+        "scores": f"{', '.join(row.metrics)}{f' of {task.names[1]}' if 'f1' in row.metrics else ''}",
         "splits": f"{sizes}, by a hash of the text{left_out}",
     }
     console.line(f"{OWN}: added {name}: {rows:,} rows of {path}")
@@ -107,18 +108,6 @@ def _show(name: str, row: DatasetRow, path: Path, rows: int, splits: Mapping[str
     console.line(f"To keep both with the repository, the file by its digest: git add {OWN} && dvc add {path}")
     console.line(f"To train: dvc exp run -S data={name}")
     warn_without_identity()
-
-
-def _label_shown(row: DatasetRow, splits: Mapping[str, "Dataset"]) -> str:
-    if isinstance(row.label, Number):
-        return f"a number from {row.label.low:g} to {row.label.high:g}"
-    counts = Counter(row.names[label] for split in splits.values() for label in split["label"])
-    listed = ", ".join(f"{name} {counts[name]:,}" for name in row.names[:SHOWN])
-    more = f" and {len(row.names) - SHOWN} more" if len(row.names) > SHOWN else ""
-    first, *_, last = row.names
-    numbers = all(name.lstrip("-").isdecimal() for name in row.names) and len(row.names) > 2
-    instead = f"; as a number: low: {first} and high: {last} in place of names, metrics: [pearson]" if numbers else ""
-    return f"{len(row.names)} classes: {listed}{more}{instead}"
 
 
 if __name__ == "__main__":

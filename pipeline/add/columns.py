@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from pipeline.core.errors import UserError
-from pipeline.data import labels, texts
 from pipeline.data.sources import check_columns
+from pipeline.tasks.cells import is_missing, plain_text
 
 USUAL = ("label", "labels", "class", "target", "category", "sentiment", "stars", "rating", "score")  # names of labels
 CUT = {"validation": 0.1, "test": 0.2}
@@ -65,13 +65,13 @@ def _is_text(values: pd.Series) -> bool:
 
 
 def _known(values: pd.Series) -> list[Any]:
-    return [value for value in values if not texts.is_missing(value)]
+    return [value for value in values if not is_missing(value)]
 
 
 def _scored(column: pd.Series, path: Path) -> dict[str, Any]:
     # What of a row follows from the column to predict: label, metrics and cut.
     values = _known(column)
-    counts = Counter(map(labels.plain_text, values))
+    counts = Counter(map(plain_text, values))
     numbers = pd.to_numeric(pd.Series(values, dtype=object), errors="coerce")
     are_flags = all(isinstance(value, bool) for value in values)
     are_numbers = numbers.notna().all() and not are_flags

@@ -16,6 +16,7 @@ from transformers import set_seed
 
 from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS
+from pipeline import tasks
 from pipeline.arena import machine, task_tokens
 from pipeline.arena.task_tokens import CACHE, Task
 from pipeline.core import artifacts
@@ -76,9 +77,9 @@ def _computed(reading: Reading) -> Gradients:
     task = reading.task
     set_seed(reading.seed)  # the head is drawn when the checkpoint loads
     base = base_models.load_base_model(task.model, task.row)
-    tokenizer = pretrained.load_tokenizer(task.model)
+    collate = tasks.of(task.row).collator(pretrained.load_tokenizer(task.model))
     train = task_tokens.splits(task)["train"]
-    batches = list(tokens.sample(train, tokenizer, reading.examples, reading.seed, BATCH[reading.init]))
+    batches = list(tokens.sample(train, collate, reading.examples, reading.seed, BATCH[reading.init]))
     layers = read_gradients(base, reading.layers, batches, task.model, reading.init, reading.head_steps, reading.seed)
     heads = base_models.head_of(task.model, base) if INITIALIZATIONS[reading.init].goes_on else ()
     trained = {

@@ -15,15 +15,15 @@ from transformers import Trainer, TrainerCallback, TrainerState, set_seed
 
 from lsr.algebra.rounding import PRECISIONS, pack, unpack
 from lsr.tuner.files import WEIGHTS
+from pipeline import tasks
 from pipeline.arena import machine, task_tokens
 from pipeline.arena.gradients import Gradients, Reading, gradients
 from pipeline.arena.plan import Training
 from pipeline.arena.record import Record, Rounded
 from pipeline.arena.task_tokens import Task
 from pipeline.core.errors import UserError, clipped, first_line, refused_by_machine
-from pipeline.data import pretrained, tokens
-from pipeline.evaluation import inference, scores
-from pipeline.evaluation.answers import answers
+from pipeline.data import pretrained
+from pipeline.evaluation import inference
 from pipeline.methods import adapters, base_models
 from pipeline.params import LsrParams, TrainView
 from pipeline.training import run
@@ -50,7 +50,7 @@ def measure(training: Training) -> Record:
     try:
         with _timed(seconds, "load"):
             splits = task_tokens.splits(task_of(training))
-            collate = tokens.collator(pretrained.load_tokenizer(view.base_model))
+            collate = tasks.of(view.dataset).collator(pretrained.load_tokenizer(view.base_model))
         with _timed(seconds, "start"):
             read = gradients_of(training)
             model = started(training, read)
@@ -232,12 +232,11 @@ class Scored(TrainerCallback):
         }
 
     def _of(self, name: str) -> tuple[dict[str, float], NDArray[Any]]:
-        split, row = self.splits[name], self.view.dataset
-        logits = inference.logits(self.model, split, self.collate, AT_ONCE, lambda done: None).numpy()
-        if not np.isfinite(logits).all():
+        task = tasks.of(self.view.dataset)
+        found = inference.outcome(task, self.model, self.splits[name], self.collate, AT_ONCE)
+        if not found.outputs.isfinite().all():
             raise DivergedError(f"train: outputs for {name} are not finite: lower the learning rate")
-        given = answers(logits, np.asarray(split["label"][:]), row, tokens.groups_of(split))
-        return scores.score(row.metrics, *given), given.predicted
+        return task.scores(found), task.predicted(found)
 
 
 def _rounded(values: Sequence[float]) -> tuple[float, ...]:

@@ -12,15 +12,16 @@ import pyarrow as pa
 from datasets import Dataset
 from filelock import FileLock
 
+from pipeline import tasks
 from pipeline.arena.files import digests
 from pipeline.arena.preset import VERSION, Reads
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
 from pipeline.data import datasets, pretrained, tokens
 from pipeline.data.encoding import tokenize, write
-from pipeline.evaluation.answers import members
-from pipeline.params.dataset_row import GROUP, DatasetRow
+from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.model_row import ModelRow
+from pipeline.tasks.examples import GROUP
 
 CACHE = Path(".cache/arena")
 KEPT = (*tokens.INPUTS, GROUP)
@@ -57,14 +58,9 @@ def splits(task: Task) -> dict[str, Dataset]:
 
 
 def write_labels(task: Task, path: Path) -> None:
-    """Write the labels of the test split next to the records, in the order of the predictions.
-
-    For multiple choice, all choices together are one example, and the label is the number of the right one.
-    """
+    """Write the labels of the test split next to the records, in the order of the predictions."""
     test = _mapped(cached(task), "test")
-    labels = np.asarray(test["label"][:])
-    if task.row.choices:
-        labels = np.array([labels[group].argmax() for group in members(np.asarray(test[GROUP][:]))])
+    labels = tasks.of(task.row).known(np.asarray(test["label"][:]), tokens.groups_of(test))
     artifacts.write_csv(path, ["label"], [[label] for label in labels.tolist()])
 
 
@@ -86,7 +82,7 @@ def cached(task: Task) -> Path:
 
 
 def _tables(task: Task) -> dict[str, pa.Table]:
-    if task.row.is_grouped and any(amount != "all" for amount in task.reads.model_dump().values()):
+    if tasks.of(task.row).is_grouped and any(amount != "all" for amount in task.reads.model_dump().values()):
         raise UserError(f"{task.name}: examples are scored in groups, which must stay whole: set all of reads to all")
     tokenizer = pretrained.load_tokenizer(task.model)
     texts = datasets.load(task.row, task.name).splits

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.scores import ROUNDING
+from pipeline.tasks.scores import ROUNDING
 
 Values = NDArray[Any]
 AT_ONCE = 1000  # resamples in memory

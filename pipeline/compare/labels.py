@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.arena.record import labels_path
 from pipeline.compare.bootstrap import SUMS
 from pipeline.compare.entries import Entry
-from pipeline.evaluation import scores
+from pipeline.tasks import scores
 
 TOLERANCE = 2e-6  # of a score with six digits
 OF_NUMBERS = 0.005  # if predictions are numbers with six digits, perhaps nearly constant

@@ -6,7 +6,7 @@ from statistics import fmean
 from pipeline.arena.record import Record, Rounded
 from pipeline.compare.entries import Entry
 from pipeline.compare.estimates import PERCENT
-from pipeline.evaluation.scores import ROUNDING
+from pipeline.tasks.scores import ROUNDING
 
 FULL, AS_TRAINED = "float32", "as trained"  # the second is all that is known of trainings that were not rounded
 LOSS = 0.002  # of the validation score, a fraction

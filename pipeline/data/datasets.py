@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
+from pipeline import tasks
 from pipeline.core.errors import UserError
-from pipeline.data import pairs, sources
-from pipeline.data.splits import Examples, read
+from pipeline.data import sources
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sources import Split
+from pipeline.tasks import Task
+from pipeline.tasks.examples import Examples
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -46,8 +47,8 @@ def load(row: DatasetRow, name: str) -> Loaded:
         UserError: if the source cannot be read, a text or label does not fit the row, a split is empty, or a class has
             no row in train.
     """
-    where = f"{row.where}: {name}"
-    examples = {split: read(row, split, where) for split in SPLITS if split in row.source.provides}
+    where, task = f"{row.where}: {name}", tasks.of(row)
+    examples = {split: read(task, split, where) for split in SPLITS if split in row.source.provides}
     dropped = Counter(dict.fromkeys(DROPPED, 0))
     for part in examples.values():
         dropped.update(part.dropped)
@@ -59,19 +60,27 @@ def load(row: DatasetRow, name: str) -> Loaded:
     chosen |= _cut(train, positions, row)
     tables = {}
     for split in (split for split in SPLITS if split in chosen):
-        part, rows = examples.get(split, examples["train"]), chosen[split]
-        if row.pairs is None:
-            tables[split] = part.table, rows, part.labels[rows]
-        else:
-            made = pairs.pair(part.digests[rows], part.labels[rows], row.pairs.margin, disjoint=split == "test")
-            tables[split] = _paired(part.table["text"], rows[made.rows], made.labels)
-            dropped.update(within_margin=made.within_margin, duplicate=made.duplicate)
-    _check_filled({split: labels for split, (_, _, labels) in tables.items()}, row, where, dropped)
+        tables[split] = task.chosen(examples.get(split, examples["train"]), chosen[split], split)
+        dropped.update(tables[split].dropped)
+    _check_filled(task, {split: made.labels for split, made in tables.items()}, where, dropped)
     from datasets import Dataset  # takes a second to import: after all checks that do not need it
 
-    splits = {split: Dataset(table).select(rows) for split, (table, rows, _) in tables.items()}
+    splits = {split: Dataset(made.table).select(made.rows) for split, made in tables.items()}
     # Only a row with select_on: test has no validation split; the checkpoint is then chosen on test.
     return Loaded({split: splits.get(split, splits["test"]) for split in SPLITS}, dict(dropped), conflicting)
+
+
+def read(task: Task, split: Split, where: str) -> Examples:
+    """Return the examples of a split that the source provides; errors begin with `where`.
+
+    Raises:
+        UserError: if the source cannot be read, or for a text or label that is neither missing nor allowed; names the
+            file and the line or row.
+    """
+    source = task.row.source
+    where = f"{where}: {split}: {sources.name_of(source, split)}"
+    with sources.explained(where):
+        return task.examples(sources.read(source, split, task.reads, where))
 
 
 def _distinct(examples: Mapping[Split, Examples]) -> tuple[np.ndarray, np.ndarray, int]:
@@ -115,23 +124,12 @@ def _cut(train: np.ndarray, positions: np.ndarray, row: DatasetRow) -> dict[Spli
     return parts
 
 
-def _paired(
-    texts: pa.ChunkedArray, rows: np.ndarray, labels: np.ndarray
-) -> tuple[pa.Table, np.ndarray, np.ndarray]:  # rows: (pairs, 2)
-    first, second = (texts.take(pa.array(column)) for column in rows.T)
-    return pa.table({"text": first, "text_pair": second, "label": labels}), np.arange(len(rows)), labels
-
-
-def _check_filled(labels: Mapping[Split, np.ndarray], row: DatasetRow, where: str, dropped: Mapping[str, int]) -> None:
-    sizes = ", ".join(f"{split} {len(values)}" for split, values in labels.items())
+def _check_filled(task: Task, labels: Mapping[Split, np.ndarray], where: str, dropped: Mapping[str, int]) -> None:
+    source, sizes = task.row.source, ", ".join(f"{split} {len(values)}" for split, values in labels.items())
     for split, values in labels.items():
         if not len(values):
             reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
-            file = sources.name_of(row.source, split if split in row.source.provides else "train")
+            file = sources.name_of(source, split if split in source.provides else "train")
             raise UserError(f"{where}: {split} is empty; rows: {sizes}; dropped: {reasons}; of {file}")
-    if row.is_regression:
-        return
-    counts = np.bincount(labels["train"], minlength=row.num_labels)
-    if not counts.all():
-        shown = ", ".join(f"{name} {count}" for name, count in zip(row.names, counts, strict=True))
-        raise UserError(f"{where}: train has no row of a class; rows per class: {shown}")
+    if lacks := task.lacks(labels["train"]):
+        raise UserError(f"{where}: train has {lacks}")

@@ -16,8 +16,8 @@ import pandas as pd
 
 from pipeline.core.errors import UserError, first_line, nearest
 from pipeline.data import packages
-from pipeline.data.texts import refuse
 from pipeline.params.sources import PackageSource, Split, TableSource
+from pipeline.tasks.cells import refuse
 
 if TYPE_CHECKING:
     from datasets import Dataset

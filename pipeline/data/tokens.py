@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import DataCollatorWithPadding
 
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
-from pipeline.params.dataset_row import GROUP
+from pipeline.tasks.examples import GROUP
 
 INPUTS = ("input_ids", "token_type_ids", "length", "label")
 
@@ -48,23 +48,17 @@ def _mapped(split: str) -> Dataset:
     return Dataset.from_file(str(path))
 
 
-def collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:
-    """Return the collator that makes a batch of examples, padded to the longest one, with an attention mask."""
-    return DataCollatorWithPadding(tokenizer)
-
-
 def sample(
-    split: Dataset, tokenizer: PreTrainedTokenizerBase, count: int, seed: int, size: int
+    split: Dataset, collate: DataCollatorWithPadding, count: int, seed: int, size: int
 ) -> Iterator[dict[str, Tensor]]:
     """Yield labeled batches of `count` examples drawn from a tokenized split, or of all if it has fewer."""
     drawn = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:count]
-    yield from batches(split.select(drawn.tolist()), tokenizer, size, seed)
+    yield from batches(split.select(drawn.tolist()), collate, size, seed)
 
 
-def batches(examples: Dataset, tokenizer: PreTrainedTokenizerBase, size: int, seed: int) -> Iterator[dict[str, Tensor]]:
+def batches(examples: Dataset, collate: DataCollatorWithPadding, size: int, seed: int) -> Iterator[dict[str, Tensor]]:
     """Yield all examples in batches of similar length, which need little padding, in an order drawn from the seed."""
     order = torch.argsort(torch.tensor(examples["length"][:]), stable=True).split(size)
     tokens = examples.select_columns([name for name in examples.column_names if name in INPUTS and name != "length"])
-    collate = collator(tokenizer)
     for place in torch.randperm(len(order), generator=torch.Generator().manual_seed(seed)).tolist():
         yield dict(collate(tokens[order[place].tolist()]))

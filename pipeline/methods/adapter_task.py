@@ -1,39 +1,63 @@
-"""The inputs and labels of a trained adapter: task.json, which the stage train writes next to the weights.
+"""The task of a trained adapter: task.json, which the stage train writes next to the weights.
 
 PEFT's adapter_config.json has no fields for the label names, the columns and the length of the texts.
 """
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from pipeline.core.errors import UserError
-from pipeline.params.dataset_row import DatasetRow
+from pipeline import tasks
+from pipeline.core.errors import UserError, nearest
 from pipeline.params.reading import validated
 from pipeline.params.sources import Row
+from pipeline.tasks import Task
 
 FILE = "task.json"
 
 
-class Task(Row):
-    """The task of an adapter."""
+class AdapterTask(Row):
+    """The task of an adapter: its kind and all that answering depends on."""
 
+    kind: str = Field(description="of task, as classes or number")
     columns: tuple[str, ...] = Field(min_length=1, max_length=2, description="of the text, or of a pair of texts")
     labels: tuple[str, ...] | None = Field(description="names in the order of the head's outputs; null for a number")
     max_length: PositiveInt = Field(description="tokens; longer texts were truncated")
 
+    @model_validator(mode="before")
     @classmethod
-    def of(cls, dataset: DatasetRow, max_length: int) -> Self:
-        """Return the task of a data set."""
-        return cls(columns=dataset.columns, labels=dataset.names or None, max_length=max_length)
+    def _old_files_name_no_kind(cls, content: Any) -> Any:
+        if isinstance(content, dict) and "labels" in content:
+            return {"kind": "number" if content["labels"] is None else "classes", **content}
+        return content
+
+    @field_validator("kind")
+    @classmethod
+    def _is_known(cls, kind: str) -> str:
+        if tasks.named(kind) is None:
+            known = list(dict.fromkeys(task.kind for task in tasks.TASKS.values()))
+            raise ValueError(f"no such kind of task{nearest(kind, known)}; there are {', '.join(known)}")
+        return kind
+
+    @classmethod
+    def of(cls, task: Task, max_length: int) -> Self:
+        """Return what an adapter's folder says of a task."""
+        return cls(kind=task.kind, columns=task.columns, labels=task.names or None, max_length=max_length)
+
+    @property
+    def task(self) -> type[Task]:
+        """The kind of task, which answers without a row of data."""
+        found = tasks.named(self.kind)
+        assert found is not None
+        return found
 
     def write(self, folder: Path) -> None:
         """Write the file into an adapter's folder."""
         (folder / FILE).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def read(folder: Path) -> Task:
+def read(folder: Path) -> AdapterTask:
     """Return the task in an adapter's folder.
 
     Raises:
@@ -50,4 +74,4 @@ def read(folder: Path) -> Task:
         raise UserError(str(error)) from None
     if content is None:
         raise UserError(f"{folder}: no {FILE}, which names the columns and labels")
-    return validated(Task, content, folder / FILE, ())
+    return validated(AdapterTask, content, folder / FILE, ())

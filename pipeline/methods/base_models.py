@@ -10,11 +10,13 @@ from lsr import LsrModel
 from lsr.loading import base_models as loading
 from lsr.tuner.mistakes import InputError
 from lsr.tuner.targets import linear_layers
+from pipeline import tasks
 from pipeline.core.errors import UserError, nearest
 from pipeline.data import pretrained
 from pipeline.data.pretrained import public_name
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.model_row import ModelRow
+from pipeline.tasks.loss import use_loss
 
 POSITIONS = ("position_embeddings", "embed_positions", "wpe")  # what transformers calls tables of learned positions
 # About a renamed attribute, which concerns PEFT.
@@ -22,7 +24,7 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def load_base_model(row: ModelRow, dataset: DatasetRow) -> PreTrainedModel:
-    """Return the pretrained model with a freshly initialized head for the data set's labels; seed torch before.
+    """Return the pretrained model with a fresh head for the task of a data set, and its loss; seed torch before.
 
     Its configuration gets the tokenizer's padding token: a decoder classifies the last token before the padding.
 
@@ -30,24 +32,15 @@ def load_base_model(row: ModelRow, dataset: DatasetRow) -> PreTrainedModel:
         UserError: if the model is missing, is not what the row pins, or lacks the head or the layers to adapt.
     """
     path, revision = pretrained.source(row)
-    names = dataset.names
-    labels = (
-        {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}} if names else {}
-    )
+    task = tasks.of(dataset)
     try:
-        model = loading.load_model(
-            AutoModelForSequenceClassification,
-            path,
-            revision,
-            shown=public_name(row)[0],
-            num_labels=dataset.num_labels,
-            problem_type="regression" if dataset.is_regression else "single_label_classification",
-            **labels,
-        )
+        model = loading.load_model(task.auto_class(), path, revision, shown=public_name(row)[0], **task.head())
     except InputError as error:
         raise UserError(f"{row.where}: {error}") from None
     pretrained.pad(pretrained.load_tokenizer(row), row.where, model)
     _check_names(row, model)
+    if loss := task.loss():
+        use_loss(model, loss)
     return model
 
 

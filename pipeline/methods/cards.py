@@ -15,6 +15,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 
 from lsr.tuner.card import Card, section, text_in
 from lsr.tuner.files import CONFIG
+from pipeline import tasks
 from pipeline.data import pretrained
 from pipeline.params import EvaluateView, TrainView
 from pipeline.params.sources import PackageSource
@@ -54,7 +55,7 @@ def of_evaluation(view: EvaluateView, metrics: Mapping[str, float], adapter: Pat
         "model_name": f"{view.model} on {view.data}",
         "eval_results": [
             EvalResult(
-                task_type="text-classification",
+                task_type=tasks.of(view.dataset).hub_task,
                 dataset_type=_dataset(view),
                 dataset_name=view.data,
                 dataset_split=TEST,
@@ -75,22 +76,21 @@ def _card(
     method = fields["peft_type"]
     config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[method]]
     kind = config.__module__
-    dataset = view.dataset
+    task = tasks.of(view.dataset)
     is_adapter = fields.get("target_modules") != DUMMY_TARGET_MODULES  # not a head or a model that is saved as one
-    says = f"one of {len(dataset.names)} labels, {', '.join(dataset.names)}" if dataset.names else "a number"
-    read = " and ".join(f"`{name}`" for name in dataset.columns)
+    read = " and ".join(f"`{name}`" for name in task.columns)
     return Card(
         method=method,
         called=f"{config.__name__.removesuffix('Config')} adapter" if is_adapter else "Fine-tuned modules",
         base=base,
         revision=revision,
         task_type=fields["task_type"],
-        labels=dataset.names,
-        is_pair=len(dataset.columns) > 1,
-        summary=f"It was trained on {view.data}. From a text ({read} in the data), it predicts {says}.",
+        labels=task.names,
+        is_pair=len(task.columns) > 1,
+        summary=f"It was trained on {view.data}. From a text ({read} in the data), it predicts {task.says()}.",
         sections=sections,
         module="peft" if kind.startswith("peft.") else kind,
-        header={"datasets": [_dataset(view)], "metrics": list(dataset.metrics), **header},
+        header={"datasets": [_dataset(view)], "metrics": list(task.row.metrics), **header},
     )
 
 

@@ -12,6 +12,7 @@ from lsr.init.passes import Track, untracked
 from lsr.loading.contents import read_contents
 from lsr.tuner.files import adapter_folder
 from lsr.tuner.mistakes import first_line
+from pipeline import tasks
 from pipeline.core import console
 from pipeline.core.errors import UserError
 from pipeline.data import tokens
@@ -45,8 +46,8 @@ def of_examples(base: PreTrainedModel, view: FactorizeInitView) -> Read:
     section = view.section
     assert isinstance(section, LsrParams)
     names = adapters.target_names(base, section, view.base_model, view.seed)
-    train, tokenizer = tokens.load_tokens("train"), load_tokenizer(view.base_model)
-    batches = list(tokens.sample(train, tokenizer, section.examples, view.seed, BATCH[section.init]))
+    train, collate = tokens.load_tokens("train"), tasks.of(view.dataset).collator(load_tokenizer(view.base_model))
+    batches = list(tokens.sample(train, collate, section.examples, view.seed, BATCH[section.init]))
     read: list[int] = []  # the examples of each batch
 
     def track(items: Sequence[Any], title: str) -> Iterator[Any]:
@@ -72,17 +73,18 @@ def of_adapter(source: str, base: PreTrainedModel, view: FactorizeInitView) -> R
     assert isinstance(view.section, LsrParams)
     names = adapters.target_names(base, view.section, view.base_model, view.seed)
     where, modules = f"{PARAMS}: {view.section.word}.init", dict(base.named_modules())
+    task = tasks.of(view.dataset)
     try:
         contents = read_contents(adapter_folder(source))
         contents.check_layers(modules)
-        for name, state in contents.heads_on(modules, view.dataset.num_labels).items():
+        for name, state in contents.heads_on(modules, task.width(task.names)).items():
             modules[name].load_state_dict(state)
     except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{where}: {first_line(error)}") from None
     for name in sorted(contents.updates.keys() ^ set(names)):
         does = "adapts" if name in contents.updates else "does not adapt"
         raise UserError(f"{where}: {source} {does} {name!r}; target_modules must name the layers that it adapts")
-    return NOTHING._replace(layers={name: contents.updates[name].product() for name in names})
+    return NOTHING._replace(layers={name: contents.updates[name].pair() for name in names})
 
 
 def read_gradients(

@@ -79,10 +79,12 @@ def _has(content: Any, part: Any) -> bool:
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Yield the models in an annotation, and those in their fields."""
+    """Yield the models in an annotation, their forms, and the models in their fields."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
         for field in annotation.model_fields.values():
             yield from _models_in(field.annotation)
+        for form in annotation.__subclasses__():
+            yield from _models_in(form)
     for part in get_args(annotation):
         yield from _models_in(part)

@@ -65,9 +65,15 @@ def predict(options: argparse.Namespace) -> None:
     else:
         given = texts.read_columns(options.file, options.column, task)
     given = texts.checked(given, skip_empty=options.skip_empty)
-    from pipeline.predict import answering  # takes seconds, so after all checks that do not need it
+    from datasets import Dataset  # takes seconds, as does all that answers: after what can be checked without
 
-    table = output.with_columns(given.table, answering.answers(options, given, task))
+    from pipeline.predict.answering import answer
+
+    found = answer(options.adapter, options.base, task, Dataset.from_dict(given.texts()), options.batch_size)
+    if found.truncated:
+        truncated = f"{found.truncated} of {len(given.table)} texts truncated to {task.max_length} tokens"
+        console.errors.print(truncated, soft_wrap=True)
+    table = output.with_columns(given.table, task.task.printed(found.outputs, task.labels))
     if options.out is None:
         output.show(table, str(options.adapter), as_json=options.json)
     else:

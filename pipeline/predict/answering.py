@@ -1,13 +1,13 @@
-"""Open a trained adapter on its base model, run it over texts, and turn its outputs into columns."""
+"""Open a trained adapter on its base model and run it over texts, for predictions and for scores."""
 
-import argparse
 from logging import ERROR, getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset
 from peft import PeftModel
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from lsr.loading.adapters import load_adapter
 from lsr.loading.base_models import load_tokenizer
@@ -15,37 +15,36 @@ from lsr.tuner.files import read_config
 from lsr.tuner.mistakes import InputError
 from pipeline.core import console
 from pipeline.core.errors import UserError
-from pipeline.data.encoding import encode
+from pipeline.data.encoding import tokenize
 from pipeline.data.pretrained import pad
 from pipeline.evaluation import inference
 from pipeline.methods import device, table
-from pipeline.methods.adapter_task import FILE, Task
-from pipeline.predict.output import Columns, rounded
-from pipeline.predict.texts import Given
+from pipeline.methods.adapter_task import FILE, AdapterTask
 
 
-def answers(options: argparse.Namespace, given: Given, task: Task) -> Columns:
-    """Return the label and the probability of each class, or the number, to six digits.
+class Answered(NamedTuple):
+    """What an adapter says of texts."""
+
+    outputs: Tensor  # (texts, ...), as Task.outputs
+    tokens: Dataset  # the texts with their tokens and all other columns
+    truncated: int  # texts
+
+
+def answer(folder: Path, base: str | None, task: AdapterTask, texts: Dataset, batch_size: int) -> Answered:
+    """Return what the adapter in a folder says of texts in the columns text and text_pair (for a pair).
 
     Raises:
         UserError: if the adapter cannot be opened, or has other labels than its task names.
     """
-    model, tokenizer = open_adapter(options.adapter, options.base)
-    labels, outputs = task.labels, model.config.num_labels
-    if len(labels or ("number",)) != outputs:
-        where = options.adapter / FILE
-        raise UserError(f"{where}: labels: {outputs} names are needed, one per output of the head")
-    encoded, whole = encode(given.texts, given.pairs, tokenizer, task.max_length)
-    inputs = Dataset.from_dict({**encoded, "length": [len(ids) for ids in encoded["input_ids"]]})
-    with console.progress("predict", len(inputs), "texts", console.errors) as advance:
-        found = inference.logits(model, inputs, DataCollatorWithPadding(tokenizer), options.batch_size, advance)
-    if cut := sum(tokens > task.max_length for tokens in whole):
-        console.errors.print(f"{cut} of {len(whole)} texts truncated to {task.max_length} tokens", soft_wrap=True)
-    if labels is None:
-        return {"number": [rounded(value) for value in found[:, 0].tolist()]}
-    shares = found.double().softmax(dim=1)
-    by_label = {f"p({label})": list(map(rounded, shares[:, at].tolist())) for at, label in enumerate(labels)}
-    return {"label": [labels[at] for at in shares.argmax(dim=1).tolist()], **by_label}
+    model, tokenizer = open_adapter(folder, base)
+    outputs = model.config.num_labels
+    if task.task.width(task.labels) != outputs:
+        raise UserError(f"{folder / FILE}: labels: {outputs} names are needed, one per output of the head")
+    table, lengths = tokenize(texts, tokenizer, task.max_length)
+    split, collate = Dataset(table), task.task.collator(tokenizer)
+    with console.progress(str(folder), len(split), "texts", console.errors) as advance:
+        found = inference.outputs(task.task, model, split, collate, batch_size, advance)
+    return Answered(found, split, int((lengths > task.max_length).sum()))
 
 
 def open_adapter(folder: Path, base: str | None) -> tuple[PeftModel, PreTrainedTokenizerBase]:

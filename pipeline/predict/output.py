@@ -1,22 +1,16 @@
 """Predictions with the columns of their rows, printed or written to a file."""
 
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from pipeline.core import artifacts, console
 from pipeline.core.errors import UserError, first_line
+from pipeline.tasks.task import Columns
 
 JSON_LINES = ".jsonl"
 FORMATS = (".csv", JSON_LINES, ".parquet")
-Columns = Mapping[str, Sequence[object]]  # a value for each row
-
-
-def rounded(value: float) -> float:
-    """Return a number rounded to six digits."""
-    return float(f"{value:.6g}")
 
 
 def with_columns(table: pd.DataFrame, columns: Columns) -> pd.DataFrame:

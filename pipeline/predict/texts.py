@@ -10,8 +10,8 @@ import pandas as pd
 from pipeline.core import console
 from pipeline.core.errors import UserError
 from pipeline.data import sources
-from pipeline.data.texts import is_missing, refuse_other_than_text
-from pipeline.methods.adapter_task import Task
+from pipeline.methods.adapter_task import AdapterTask
+from pipeline.tasks.cells import is_missing, refuse_other_than_text
 
 STDIN = "-"
 TEXT_COLUMNS = ("text", "text_pair")  # for input that is not a file
@@ -24,18 +24,12 @@ class Given(NamedTuple):
     table: pd.DataFrame
     chosen: Sequence[str]
 
-    @property
-    def texts(self) -> list[str]:
-        """The first text of each row."""
-        return self.table[self.chosen[0]].tolist()
-
-    @property
-    def pairs(self) -> list[str] | None:
-        """The second text of each row of pairs."""
-        return self.table[self.chosen[1]].tolist() if len(self.chosen) > 1 else None
+    def texts(self) -> dict[str, list[str]]:
+        """Return the texts in the columns text and text_pair (for pairs)."""
+        return {name: self.table[column].tolist() for name, column in zip(TEXT_COLUMNS, self.chosen, strict=False)}
 
 
-def read_words(words: Sequence[str], task: Task) -> Given:
+def read_words(words: Sequence[str], task: AdapterTask) -> Given:
     """Return the texts in the arguments or, without any or with "-", from standard input, one per line.
 
     For an adapter of pairs, every two arguments are a pair, and a line holds two texts separated by a tab.
@@ -59,7 +53,7 @@ def read_words(words: Sequence[str], task: Task) -> Given:
     return Given(pd.DataFrame(rows, columns=list(names), dtype=object), names)
 
 
-def read_columns(path: Path, column: Sequence[str] | None, task: Task) -> Given:
+def read_columns(path: Path, column: Sequence[str] | None, task: AdapterTask) -> Given:
     """Return the rows of a file with the columns that hold texts: those of --column or of training, or the only one.
 
     Raises:

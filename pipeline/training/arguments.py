@@ -14,11 +14,9 @@ from transformers import EvalPrediction, TrainingArguments
 
 from pipeline.core import console
 from pipeline.core.errors import UserError
-from pipeline.evaluation import scores
-from pipeline.evaluation.answers import answers
 from pipeline.methods import adapters, device, table
 from pipeline.params import PARAMS, FullParams, TrainParams, TrainView
-from pipeline.params.dataset_row import DatasetRow
+from pipeline.tasks import Outcome, Task
 
 LOGS_A_RUN = 100  # points of the loss curve
 
@@ -128,17 +126,16 @@ def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:
     return torch.optim.AdamW(listed, foreach=True)  # a third of the time that many small tensors take one by one
 
 
-def scorer(row: DatasetRow, groups: NDArray[np.int64] | None = None) -> Callable[[EvalPrediction], dict[str, float]]:
+def scorer(task: Task, groups: NDArray[np.int64] | None = None) -> Callable[[EvalPrediction], dict[str, float]]:
     """Return the Trainer's metrics function: the task's official metrics, with the first one repeated as `score`.
 
     `groups` holds the group number of each validation example if examples are scored in groups.
     """
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
-        found = scores.score(
-            row.metrics, *answers(np.asarray(prediction.predictions), np.asarray(prediction.label_ids), row, groups)
-        )
-        return {"score": found[row.metrics[0]], **found}
+        outputs, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+        found = task.scores(Outcome(torch.from_numpy(outputs), labels, groups))
+        return {"score": found[task.row.metrics[0]], **found}
 
     return compute
 

@@ -19,6 +19,7 @@ from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, Trai
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint
 
+from pipeline import tasks
 from pipeline.core import artifacts
 from pipeline.data import tokens
 from pipeline.params import TrainView
@@ -82,7 +83,7 @@ def trainer_of(
         train_dataset=splits["train"],
         eval_dataset=splits.get("validation"),
         data_collator=collate,
-        compute_metrics=arguments.scorer(view.dataset, groups),
+        compute_metrics=arguments.scorer(tasks.of(view.dataset), groups),
         keeps_order=groups is not None,
         optimizers=(arguments.optimizer(model, view), None),
         callbacks=[LaterOfEquals(), *callbacks],
@@ -127,19 +128,18 @@ def checkpoint_folder(view: TrainView) -> Path:
     out, and lies in the original repository.
     """
     digest = hashlib.sha256(json.dumps(view.model_dump(mode="json"), sort_keys=True).encode())
-    for name, path in sorted(inputs()):
+    for name, path in sorted(_inputs()):
         digest.update(name.encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())  # piece by piece: it may exceed the memory
     return artifacts.repository() / ".checkpoints" / digest.hexdigest()[:16]
 
 
-def inputs() -> Iterator[tuple[str, Path]]:
+def _inputs() -> Iterator[tuple[str, Path]]:
     """Yield the files that training depends on in addition to its view, the deps of the stage, with their names."""
     deps = YAML(typ="safe", pure=True).load(CODE / "dvc.yaml")["stages"]["train"]["deps"]
-    ignored = {CODE / line[1:] for line in (CODE / ".dvcignore").read_text().splitlines() if line.startswith("/")}
     for dep in map(Path, deps):
         root = Path() if dep.parts[0] == artifacts.INIT.parts[0] else CODE
         for path in (root / dep, *(root / dep).rglob("*")):
-            if path.is_file() and path.suffix != ".pyc" and ignored.isdisjoint((path, *path.parents)):
+            if path.is_file() and path.suffix != ".pyc":
                 yield path.relative_to(root).as_posix(), path

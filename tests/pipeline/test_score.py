@@ -7,13 +7,14 @@ import pytest
 from lsr import round_adapter
 from pipeline import score
 from pipeline.core import artifacts
-from tests.kit import refused, said
 
 
-def test_it_scores_as_the_stage_does_and_a_rounded_adapter_beside_it(after):
+def test_it_scores_as_the_stage_does_and_a_rounded_adapter_beside_it(after, capsys):
     folder = after()
     round_adapter(artifacts.ADAPTER, folder / "rounded", "8bit")
-    _, trained, rounded = said(score.main, "glue", str(artifacts.ADAPTER), str(folder / "rounded")).splitlines()
+    capsys.readouterr()
+    score.main(["glue", str(artifacts.ADAPTER), str(folder / "rounded")])
+    _, trained, rounded = capsys.readouterr().out.splitlines()
     metrics = json.loads(artifacts.EVALUATE_METRICS.read_text())
     expected = [f"{metrics[name]:.4f}" for name in ("accuracy", "f1")]
     low, high = (f"{metrics[f'accuracy_{end}']:.4f}" for end in ("low", "high"))
@@ -31,6 +32,10 @@ def test_it_scores_as_the_stage_does_and_a_rounded_adapter_beside_it(after):
         (["glu", str(artifacts.ADAPTER)], "did you mean glue?"),
     ],
 )
-def test_what_cannot_be_scored_is_one_line(after, words, message):
+def test_what_cannot_be_scored_is_one_line(after, capsys, words, message):
     after()
-    assert refused(score.main, words, says=message).startswith("python -m pipeline.score: ")
+    with pytest.raises(SystemExit, match="2"):
+        score.main(words)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("python -m pipeline.score: ")
+    assert message in line

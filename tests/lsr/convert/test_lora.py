@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from lsr import export_lora, from_lora, squeeze_adapter
-from lsr.loading.contents import read_contents
+from lsr.loading.contents import updates_in
 from lsr.tuner.files import CONFIG, WEIGHTS, read_config
 from lsr.tuner.mistakes import InputError
 from tests.capabilities.models import logits, tiny
@@ -43,7 +43,7 @@ def save_lora(name, folder, **fields):
 
 
 def read(folder):
-    return {name: one.product() for name, one in read_contents(folder, "LORA", with_biases=True).updates.items()}
+    return updates_in(folder, read_config(folder, "LORA"))
 
 
 @pytest.mark.parametrize("case", LORAS)

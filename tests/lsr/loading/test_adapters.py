@@ -11,9 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lsr.init import INITIALIZATIONS
-from lsr.loading.adapters import load_adapter
-from lsr.loading.layers import load_layers
-from lsr.tuner.files import CONFIG, WEIGHTS, read_files
+from lsr.loading.adapters import load_adapter, load_layers
+from lsr.tuner.files import CONFIG, WEIGHTS
 from lsr.tuner.linear import adapted_layers
 from lsr.tuner.mistakes import InputError
 from tests.capabilities.models import logits
@@ -38,7 +37,7 @@ def test_an_adapter_comes_back_bit_for_bit_and_nothing_is_decomposed(case, tmp_p
     model = save(name, tmp_path, **fields)
     for word, one in INITIALIZATIONS.items():
         monkeypatch.setitem(INITIALIZATIONS, word, one._replace(start=None))  # not to be called
-    loaded, alone = load_adapter(tmp_path / "adapter"), load_layers(read_files(tmp_path / "adapter")).layers
+    loaded, alone = load_adapter(tmp_path / "adapter"), load_layers(tmp_path / "adapter").layers
     assert torch.equal(logits(loaded), logits(model))
     found = adapted_layers(loaded)
     for layer_name, layer in adapted_layers(model).items():
@@ -115,7 +114,7 @@ MISTAKES = {  # what is wrong: how the folder is changed, what the line says
     "a bad field": (configure(rank_shape=[0]), f"{CONFIG}: rank_shape must hold one or two ranks >= 1"),
     "no number": (configure(alpha=float("nan")), f"{CONFIG}: alpha must be a positive number, got nan"),
     "a huge rank": (configure(rank_shape=[10_000_000, 2]), "its configuration says 360,000,048 entries, but the file"),
-    "no shapes": (configure(resolved=None), "resolved: it does not contain the shapes of the layers"),
+    "no shapes": (configure(resolved=None), "resolved: the configuration does not contain the shapes of the layers"),
     "shapes that hold no width": (
         configure(resolved={"usual": {**SHAPES, "out_shape": [2, 2]}, "others": {}}),
         f"{MISFIT}layer '{QUERY}': out_shape must hold 2 sizes with a product from 24 to 48",

@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from lsr import LsrConfig
 from lsr.algebra.shapes import Form
-from lsr.loading.adapters import load_adapter
-from lsr.loading.contents import read_contents
+from lsr.loading.adapters import load_adapter, load_layers
 from lsr.tuner.forms import check_room
 from lsr.tuner.linear import adapted_layers
 from lsr.tuner.mistakes import InputError
@@ -148,7 +147,7 @@ def test_a_relative_folder_is_one_beside_or_inside_the_adapters(frames, tmp_path
     first(tmp_path / "here/frames", seed=1)  # other frames of the name in the working directory
     monkeypatch.chdir(tmp_path / "here")
     assert torch.equal(logits(PeftModel.from_pretrained(tiny("bert"), str(tmp_path / "two"))), logits(model))
-    assert read_contents(tmp_path / "two").updates.keys() == adapted_layers(model).keys()
+    assert load_layers(tmp_path / "two").layers.keys() == adapted_layers(model).keys()
 
 
 # What holds no frames, or others
@@ -216,7 +215,7 @@ def test_a_damaged_folder_is_refused_in_one_line_by_every_reader(damage, message
         refused_by_a_model(tmp_path / "one", message)
     hashed = f"{message}|{STALE}"
     refused(lambda: PeftModel.from_pretrained(tiny("bert"), str(tmp_path / "two")), hashed)
-    for read in (load_adapter, read_contents):
+    for read in (load_adapter, load_layers):
         with pytest.raises(InputError) as found:
             read(tmp_path / "two")
         assert re.search(hashed, found.value.args[0])  # whole: long paths are cut in the line that is printed

@@ -8,7 +8,7 @@ import numpy as np
 from pipeline.arena.preset import PATH, Preset
 from pipeline.arena.record import FOLDER, Record, append, labels_path
 from pipeline.core.artifacts import write_csv
-from pipeline.evaluation import scores
+from pipeline.tasks import scores
 from tests.kit import write
 
 MADE = {

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.compare import bootstrap
-from pipeline.evaluation.scores import EXAMPLES
+from pipeline.tasks.scores import EXAMPLES
 
 RESAMPLES = 6
 

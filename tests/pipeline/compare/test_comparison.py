@@ -12,7 +12,7 @@ from pipeline.compare import tables
 from pipeline.compare.comparison import compare
 from pipeline.core.artifacts import write_csv
 from pipeline.core.errors import UserError
-from pipeline.evaluation import scores
+from pipeline.tasks import scores
 from tests.pipeline.compare.records import TASKS, labels, preset, record, save_labels, trainings
 
 AVERAGE, RESAMPLES = "average", 400

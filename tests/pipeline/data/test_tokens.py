@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast
 
 from pipeline.core import artifacts
 from pipeline.data import tokens
@@ -31,18 +31,18 @@ def test_what_is_read_is_mapped_and_takes_no_memory(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    """A tokenizer that is here to pad."""
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"[PAD]": 0})), pad_token="[PAD]")
+def collate():
+    words = Tokenizer(models.WordLevel({"[PAD]": 0}))
+    return DataCollatorWithPadding(PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]"))
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(20, [2, 6, 6, 6]), (1000, [4, *[6] * 16])])
-def test_a_sample_has_batches_of_similar_length_in_random_order(tokenizer, count, sizes):
+def test_a_sample_has_batches_of_similar_length_in_random_order(collate, count, sizes):
     lengths = np.random.default_rng(0).integers(1, 60, 100)
     split = Dataset.from_dict(
         {"input_ids": [[7] * length for length in lengths], "length": lengths, "label": range(100), "text": ["a"] * 100}
     )
-    found = list(tokens.sample(split, tokenizer, count, seed=1, size=6))
+    found = list(tokens.sample(split, collate, count, seed=1, size=6))
     assert all(batch.keys() == {"input_ids", "attention_mask", "labels"} for batch in found)
     assert sorted(len(batch["labels"]) for batch in found) == sizes
     drawn = [label for batch in found for label in batch["labels"].tolist()]
@@ -51,5 +51,5 @@ def test_a_sample_has_batches_of_similar_length_in_random_order(tokenizer, count
     assert [length for span in spans for length in span] != sorted(lengths[drawn])
     assert [length for span in sorted(spans) for length in span] == sorted(lengths[drawn])
     assert [batch["input_ids"].shape[1] for batch in found] == [span[-1] for span in spans]
-    again = [batch["labels"].tolist() for batch in tokens.sample(split, tokenizer, count, seed=1, size=6)]
+    again = [batch["labels"].tolist() for batch in tokens.sample(split, collate, count, seed=1, size=6)]
     assert again == [batch["labels"].tolist() for batch in found]

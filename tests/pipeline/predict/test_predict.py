@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from pipeline.core import artifacts
-from pipeline.methods.adapter_task import Task
+from pipeline.methods.adapter_task import AdapterTask
 from pipeline.predict import __main__ as predict
 
 SENTENCE = "the cat number 3 sleeps in the barn"
@@ -85,7 +85,7 @@ def test_a_regression_says_a_number(one, capsys):
     config = LoraConfig(task_type="SEQ_CLS", target_modules=["query"], init_lora_weights=False)
     model = get_peft_model(base, config).eval()
     model.save_pretrained("ratings")
-    Task(columns=("sentence1",), labels=None, max_length=24).write(Path("ratings"))
+    AdapterTask(kind="number", columns=("sentence1",), labels=None, max_length=24).write(Path("ratings"))
     number = model(**AutoTokenizer.from_pretrained("tiny-roberta")(SENTENCE, return_tensors="pt")).logits.item()
     (asked,) = table(ok(capsys, SENTENCE, "--adapter", "ratings"))
     assert asked.keys() == {"text", "number"}

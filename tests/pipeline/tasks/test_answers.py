@@ -1,14 +1,18 @@
 """What logits answer, and what is said of it."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.evaluation.answers import chosen, members
-from pipeline.evaluation.outcome import Outcome
+from pipeline import tasks
+from pipeline.evaluation.report import sha256
 from pipeline.params.dataset_row import DatasetRow
+from pipeline.tasks import Outcome
+from pipeline.tasks.choices import members
 
 FILES = {"train": "a.jsonl", "test": "b.jsonl"}
 CLASSES = {"column": "label", "names": ["no", "yes"]}
@@ -19,8 +23,8 @@ def row(label=CLASSES, **settings):
     return DatasetRow(source={"kind": "files", "files": FILES}, label=label, **settings)
 
 
-CHOICES = row(text=["{choice}"], choices=["a", "b"], label={"column": "label", "names": ["a", "b"]})
-RATING = row(label={"column": "label", "low": 0, "high": 5}, metrics=["pearson"])
+CHOICES = tasks.of(row(text=["{choice}"], choices=["a", "b"], label={"column": "label", "names": ["a", "b"]}))
+RATING = tasks.of(row(label={"column": "label", "low": 0, "high": 5}, metrics=["pearson"]))
 
 
 @given(st.permutations(range(12)))
@@ -30,24 +34,28 @@ def test_the_likeliest_choice_of_each_group_is_chosen_wherever_its_examples_are(
     logits = np.stack([np.zeros(12), right], axis=1)
     expected = right.reshape(4, 3).argmax(axis=1)
     order = np.array(order)
-    found = chosen(logits[order], groups[order])
+    outcome = Outcome(torch.from_numpy(logits[order]), np.zeros(12), groups[order])
+    found = CHOICES.predicted(outcome)
     rows = members(groups[order])
     assert order[rows[np.arange(4), found]].tolist() == (expected + 3 * np.arange(4)).tolist()
 
 
 def test_choices_are_answers_to_questions_and_classes_of_examples():
     logits = torch.tensor([[0.0, 1.0], [0.0, 2.0], [0.0, -1.0], [0.0, -2.0]])
-    outcome = Outcome.of(logits, [0, 1, 0, 1], CHOICES, np.array([0, 0, 1, 1]))
-    assert (outcome.answers.predicted.tolist(), outcome.answers.labels.tolist()) == ([1, 0], [1, 1])
-    assert outcome.predicted.tolist() == [0, 1, 1, 0]  # not what each would be by itself
-    metrics = outcome.metrics(100)
+    outcome = Outcome(logits, np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1]))
+    answers = CHOICES.answers(outcome)
+    assert (answers.predicted.tolist(), answers.labels.tolist()) == ([1, 0], [1, 1])
+    expected = ["wrong", "right", "right", "wrong"]  # not what each would be by itself
+    assert CHOICES.table(outcome)["predicted"] == expected
+    metrics = CHOICES.metrics(outcome, 100)
     assert (metrics["accuracy"], metrics["accuracy_baseline"]) == (0.5, 1.0)
     assert metrics["accuracy_low"] == pytest.approx(0.01258, abs=1e-5)  # 1 of 2 questions, not 2 of 4 examples
 
 
 def test_a_score_stands_beside_what_one_answer_for_all_has():
     logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [2.0, 0.0]])
-    metrics = Outcome.of(logits, [0, 1, 1, 0], row(metrics=["accuracy", "f1", "matthews_correlation"])).metrics(100)
+    task = tasks.of(row(metrics=["accuracy", "f1", "matthews_correlation"]))
+    metrics = task.metrics(Outcome(logits, np.array([0, 1, 1, 0])), 100)
     assert metrics["accuracy"] == 0.75
     assert (metrics["accuracy_baseline"], metrics["f1_baseline"]) == (0.5, 0.0)
     assert metrics["matthews_correlation_baseline"] == 0.0
@@ -55,5 +63,13 @@ def test_a_score_stands_beside_what_one_answer_for_all_has():
 
 
 def test_the_baseline_of_a_number_is_the_mean():
-    metrics = Outcome.of(torch.tensor([[1.0], [2.0], [4.0]]), [1.0, 3.0, 5.0], RATING).metrics(100)
+    metrics = RATING.metrics(Outcome(torch.tensor([[1.0], [2.0], [4.0]]), np.array([1.0, 3.0, 5.0])), 100)
     assert (metrics["pearson_baseline"], metrics["loss_baseline"]) == (0.0, pytest.approx(8 / 3))
+
+
+def test_answers_have_one_hash_whatever_the_last_bits_of_numbers():
+    rated = np.array([1.234, -0.001, 3.0], np.float32)
+    same = np.array([1.23, 0.0, 3.0], np.float32) + np.float32(1e-6)
+    assert sha256(rated) == sha256(same) == hashlib.sha256(b"1.23\n0.00\n3.00").hexdigest()
+    assert sha256(np.array([0, 11, 2])) == hashlib.sha256(b"0\n11\n2").hexdigest()
+    assert sha256(rated) != sha256(rated[::-1])

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from scipy import stats
 
-from pipeline.evaluation import scores
-from pipeline.evaluation.intervals import intervals, share
-from tests.pipeline.evaluation.samples import OF_NUMBERS, class_pairs, noisy_numbers, two_classes
+from pipeline.tasks import scores
+from pipeline.tasks.intervals import intervals, share
+from tests.pipeline.tasks.samples import OF_NUMBERS, class_pairs, noisy_numbers, two_classes
 
 
 def sample(name, rows):

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import stats
 
-from pipeline.evaluation import scores
-from pipeline.evaluation.scores import Numbers
+from pipeline.tasks import scores
+from pipeline.tasks.scores import Numbers
 
 CONFIDENCE = 0.95
 NUMBERS_AT_ONCE = 4_000_000  # indices of resamples in memory, 32 MB

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data import texts
 from pipeline.params.dataset_row import DatasetRow
+from pipeline.tasks import texts
 
 BY_WORD = {"column": "text", "word": "at", "says": "span"}
 BY_CHARACTER = {"column": "text", "start": "start", "end": "end"}

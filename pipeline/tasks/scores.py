@@ -37,14 +37,6 @@ def score(
     return found
 
 
-def constant(labels: Numbers, *, is_regression: bool) -> Numbers:
-    """Return the constant predictions of the baseline: the most frequent class of `labels`, or their mean."""
-    if is_regression:
-        return np.full(len(labels), labels.mean())
-    classes, counts = np.unique(labels, return_counts=True)
-    return np.full(len(labels), classes[counts.argmax()])
-
-
 def check_finite(predictions: Numbers) -> None:
     """Check predictions.
 

@@ -1,45 +1,25 @@
-"""The texts of examples: parts are marked, templates filled, and choices separated."""
+"""The texts of examples: parts are marked, templates filled, and choices put in."""
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from operator import add
 from typing import Any
 
 import pandas as pd
 
-from pipeline.params.dataset_row import CHOICE, FIELD, DatasetRow, Mark, fields, is_template
+from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.texts import CHOICE, FIELD, Mark, fields, is_template
+from pipeline.tasks.cells import refuse_other_than_text
 
-HALVES = re.compile("[\ud800-\udfff]")  # of characters, which jsonl can hold and a tokenizer cannot
 ASTRAY = 2  # words by which a published word index may be off; the pronouns of WSC are off by up to one
 
 
-def is_missing(value: object) -> bool:
-    """Return whether a cell is empty: null, or only whitespace."""
-    return bool(pd.api.types.is_scalar(value) and pd.isna(value)) or (isinstance(value, str) and not value.strip())
-
-
-def refuse(values: pd.Series, wrong: "pd.Series[bool]", message: str | Callable[[Any], str]) -> None:
-    """Refuse the first wrong value; the index of `values` holds the numbers of lines or rows and is named so.
-
-    Raises:
-        ValueError: with the line or row, and the message, or what it says of the value.
-    """
-    if wrong.any():
-        first = int(wrong.to_numpy().argmax())
-        reason = message if isinstance(message, str) else message(values.astype(object).iloc[first])
-        raise ValueError(f"{values.index.name} {values.index[first]}: {reason}")
-
-
-def refuse_other_than_text(values: pd.Series) -> None:
-    """Refuse the first value that is no string of whole characters.
-
-    Raises:
-        ValueError: with the line or row, and the value.
-    """
-    wrong = ~values.map(lambda value: isinstance(value, str) and not HALVES.search(value)).astype(bool)
-    refuse(values, wrong, lambda value: f"a text must be text, got {value!r}")
+def used(row: DatasetRow) -> list[str]:
+    """Return the columns that the texts of a row are made of, without those of marks."""
+    named = [name for entry in row.text for name in fields(entry) if not (row.choices and name == CHOICE)]
+    return list(dict.fromkeys([*named, *row.choices]))
 
 
 def of(table: pd.DataFrame, row: DatasetRow) -> list[pd.DataFrame]:
@@ -48,8 +28,7 @@ def of(table: pd.DataFrame, row: DatasetRow) -> list[pd.DataFrame]:
     Raises:
         ValueError: if a value is not text, or a mark is not in its text; names the line or row.
     """
-    used = dict.fromkeys(name for entry in row.text for name in fields(entry) if not (row.choices and name == CHOICE))
-    values = {name: table[name] for name in (*used, *row.choices)}
+    values = {name: table[name] for name in used(row)}
     for column in values.values():
         refuse_other_than_text(column)
     for name in {mark.column for mark in row.mark}:

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from pipeline.data import pairs
+from pipeline.tasks import pairs
 
 MARGIN = 0.75
 

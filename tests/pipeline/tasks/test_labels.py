@@ -5,16 +5,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data import labels
-from pipeline.params.dataset_row import Classes, Number, Threshold
+from pipeline import tasks
+from tests.pipeline.data.rows import row_of
 
 NAMES = (("no", "yes"), ("0", "1"), ("1", "2"), ("0.0", "1.0"), ("-1", "1"), ("1", "01"))
-RATING = Number(column="label", low=0, high=5)
+RATING = {"column": "label", "low": 0, "high": 5}
 
 
 def read(label, *values):
-    label = Classes(column="label", names=label) if isinstance(label, tuple) else label
-    return labels.read(pd.Series(values, pd.RangeIndex(1, len(values) + 1, name="row")), label).tolist()
+    label = {"column": "label", "names": label} if isinstance(label, tuple) else label
+    row = row_of(dict.fromkeys(("train", "validation", "test"), "a.jsonl"), label)
+    index = pd.RangeIndex(1, len(values) + 1, name="row")
+    return tasks.of(row).targets(pd.DataFrame({"label": pd.Series(values, index)})).tolist()
 
 
 def outcome(names, value):
@@ -56,10 +58,10 @@ def test_hidden_labels_are_explained(label, value):
 
 
 def test_a_threshold_leaves_out_what_is_closer_than_the_margin():
-    label = Threshold(column="label", names=("bad", "good"), above=0.0, margin=0.5)
+    label = {"column": "label", "names": ("bad", "good"), "above": 0.0, "margin": 0.5}
     found = read(label, -0.5, 0.5, -0.49, 0.49, 0, "2", -3)
     assert [None if value != value else value for value in found] == [0, 1, None, None, None, 1, 0]
-    assert read(label.model_copy(update={"margin": 0.0}), 0, 0.001, -0.001) == [0, 1, 0]  # 0 itself is not above
+    assert read(label | {"margin": 0.0}, 0, 0.001, -0.001) == [0, 1, 0]  # 0 itself is not above
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 from pipeline.core.errors import UserError
-from pipeline.evaluation import scores
-from pipeline.evaluation.intervals import intervals
-from tests.pipeline.evaluation.samples import OF_NUMBERS, OF_TWO, noisy_numbers, two_classes
+from pipeline.tasks import scores
+from pipeline.tasks.intervals import intervals
+from tests.pipeline.tasks.samples import OF_NUMBERS, OF_TWO, noisy_numbers, two_classes
 
 
 def test_the_scores_are_the_official_ones():

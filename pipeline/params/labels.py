@@ -1,0 +1,186 @@
+"""The forms that a label can have in a row of data: each says what its column holds and what goes with it.
+
+A kind of task is chosen by the form, see `pipeline.tasks`. One that is new registers its form here, in FORMS.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, StrictFloat, model_validator
+from pydantic_core import PydanticCustomError
+
+from pipeline.params.sources import Row, all_different
+from pipeline.params.texts import CHOICE, fields, is_template
+
+if TYPE_CHECKING:
+    from pipeline.params.dataset_row import DatasetRow
+
+# The official scores of the supported tasks. The first metric of a row selects the best checkpoint.
+OF_CLASSES = ("accuracy", "f1", "macro_f1", "matthews_correlation", "exact_match")
+OF_NUMBERS = ("pearson", "spearman")
+COMPARED = ("first", "second")  # the classes of pairs: which of the two has the larger number
+CHOSEN = ("wrong", "right")  # the classes of a choice
+
+
+ONLY = {  # keys of a row that only some forms go with
+    "choices": "choices need a label with {count} names, one for each in their order",
+    "pairs": "pairs compare numbers: the label needs low and high, and no names",
+    "stratify": "stratify: needs a label of classes, and no choices, group or pairs",
+}
+
+
+class Form(Row):
+    """What a label is made of. A subclass adds keys, and checks whether the rest of the row goes with them."""
+
+    told_by: ClassVar[frozenset[str]]  # its own keys, one of which is enough to recognize it
+    scored_by: ClassVar[tuple[str, ...]]  # the metrics that may score it
+    goes_with: ClassVar[frozenset[str]] = frozenset()  # keys of ONLY
+
+    column: str
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the source that it reads."""
+        return (self.column,)
+
+    def check(self, row: "DatasetRow") -> None:
+        """Check the rest of a row.
+
+        Raises:
+            ValueError: if one of its keys or metrics does not go with this form.
+        """
+        for key, needs in ONLY.items():
+            if getattr(row, key) and key not in self.goes_with:
+                raise ValueError(needs.format(count=len(row.choices)))
+        self.check_metrics(row)
+
+    def check_metrics(self, row: "DatasetRow") -> None:
+        """Check the metrics of a row.
+
+        Raises:
+            ValueError: if one cannot score this form.
+        """
+        _check_fit(row.metrics, self.scored_by)
+
+
+class Classes(Form):
+    """A label column that holds a class, by number or name."""
+
+    told_by = frozenset({"names"})
+    scored_by = OF_CLASSES
+    goes_with = frozenset({"choices", "stratify"})
+
+    names: Annotated[tuple[str, ...], AfterValidator(all_different)] = Field(min_length=2, description="in class order")
+
+    def check_metrics(self, row: "DatasetRow") -> None:
+        """Check that a choice has all that it needs, that strata are of single examples, and the metrics.
+
+        Raises:
+            ValueError: if not.
+        """
+        if row.choices:
+            self._check_choices(row)
+        if row.stratify and (row.choices or row.group):
+            raise ValueError(ONLY["stratify"])
+        _check_classes(row, len(self.names))
+
+    def _check_choices(self, row: "DatasetRow") -> None:
+        if len(self.names) != len(row.choices):
+            raise ValueError(ONLY["choices"].format(count=len(row.choices)))
+        if not any(is_template(entry) and CHOICE in fields(entry) for entry in row.text):
+            raise ValueError(f"choices need a text with {{{CHOICE}}}, got {', '.join(row.text)}")
+        if row.group is not None:
+            raise ValueError("choices already form groups: leave out group")
+        if row.metrics != ("accuracy",):
+            raise ValueError(f"choices are scored by accuracy alone, got {', '.join(row.metrics)}")
+
+
+class Threshold(Classes):
+    """Two classes derived from a number: above the threshold or not. Numbers too close to it are dropped."""
+
+    told_by = frozenset({"above", "margin"})
+    goes_with = frozenset({"stratify"})
+
+    names: Annotated[tuple[str, str], AfterValidator(all_different)] = Field(description="not above, above")
+    above: StrictFloat
+    margin: StrictFloat = Field(0.0, ge=0, description="rows with |number - above| < margin are dropped")
+
+
+class Number(Form):
+    """A number to predict: regression; or, with `pairs`, to compare.
+
+    `low` and `high` are the ends of the scale, not of the observed range: labels outside are an error. Plots use them
+    as axis limits. Predictions are not clipped to them.
+    """
+
+    told_by = frozenset({"low", "high"})
+    scored_by = OF_NUMBERS
+    goes_with = frozenset({"pairs"})
+
+    low: StrictFloat = Field(description="least possible label")
+    high: StrictFloat = Field(description="greatest possible label")
+
+    @model_validator(mode="after")
+    def _low_is_below_high(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low must be below high, got {self.low:g} and {self.high:g}")
+        return self
+
+    def check_metrics(self, row: "DatasetRow") -> None:
+        """Check that pairs are of one text, and the metrics: those of classes for pairs.
+
+        Raises:
+            ValueError: if not.
+        """
+        if row.pairs is None:
+            super().check_metrics(row)
+        elif len(row.text) != 1:
+            raise ValueError(f"pairs are made of one text column, got {', '.join(row.text)}")
+        else:
+            _check_classes(row, len(COMPARED))
+
+
+class Pairs(Row):
+    """Two classes derived from numbers: which of two texts of a split has the larger one."""
+
+    margin: StrictFloat = Field(
+        gt=0, description="pairs whose numbers differ by less are dropped; above 0, to exclude ties"
+    )
+
+
+def _check_fit(metrics: Sequence[str], fitting: Sequence[str]) -> None:
+    if wrong := [metric for metric in metrics if metric not in fitting]:
+        raise ValueError(f"metrics {wrong} do not fit this label; allowed are {list(fitting)}")
+
+
+def _check_classes(row: "DatasetRow", count: int) -> None:
+    _check_fit(row.metrics, OF_CLASSES)
+    if "f1" in row.metrics and count != 2:
+        raise ValueError("f1 scores the second of two classes; use macro_f1 for more")
+    if row.group is None and "exact_match" in row.metrics:
+        raise ValueError("exact_match scores groups: define them with `group`")
+
+
+# A label has no `kind`, its keys decide: the first form that is told by one of them, else the last.
+FORMS: list[type[Form]] = [Number, Threshold, Classes]
+
+
+def _in_its_form(label: Any) -> Any:
+    """Return a label as its form. Only one form is checked, so that a mistake is reported once."""
+    if isinstance(label, Form):
+        return label
+    keys = label.keys() if isinstance(label, dict) else ()
+    form = next((form for form in FORMS if form.told_by & set(keys)), FORMS[-1])
+    return form.model_validate(label)
+
+
+def _known(metric: str) -> str:
+    names = [repr(name) for name in dict.fromkeys(name for form in reversed(FORMS) for name in form.scored_by)]
+    if repr(metric) not in names:
+        expected = f"{', '.join(names[:-1])} or {names[-1]}"
+        raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
+    return metric
+
+
+Label = Annotated[SerializeAsAny[Form], BeforeValidator(_in_its_form)]
+Metric = Annotated[str, AfterValidator(_known)]

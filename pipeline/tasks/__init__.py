@@ -1,0 +1,27 @@
+"""Kinds of tasks: `tasks.of(row)` is the one place that knows what kind of task a row of data is."""
+
+from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.labels import Classes, Form, Number, Threshold
+from pipeline.tasks.choices import ChoicesTask
+from pipeline.tasks.classes import ClassesTask, ThresholdTask
+from pipeline.tasks.number import NumberTask
+from pipeline.tasks.pairs import PairsTask
+from pipeline.tasks.task import Answers, Outcome, Task
+
+__all__ = ["TASKS", "Answers", "Outcome", "Task", "named", "of"]
+
+TASKS: dict[type[Form], type[Task]] = {Classes: ClassesTask, Threshold: ThresholdTask, Number: NumberTask}
+
+
+def of(row: DatasetRow) -> Task:
+    """Return the task of a row: that of its label's form, unless choices or pairs make other examples of it."""
+    if row.choices:
+        return ChoicesTask(row)
+    if row.pairs is not None:
+        return PairsTask(row)
+    return TASKS[type(row.label)](row)
+
+
+def named(kind: str) -> type[Task] | None:
+    """Return the kind that a task.json names; None if there is none of this name."""
+    return next((task for task in TASKS.values() if task.kind == kind), None)

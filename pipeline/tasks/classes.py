@@ -1,0 +1,154 @@
+"""A model chooses one of several classes, which a column holds by number or name, or which a threshold derives."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from pipeline.core.errors import nearest
+from pipeline.params.labels import Classes, Threshold
+from pipeline.tasks.cells import plain_text, refuse
+from pipeline.tasks.number import HIDDEN, IS_HIDDEN, finite
+from pipeline.tasks.task import Columns, Numbers, Outcome, Task, rounded
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SHOWN = 12  # classes
+
+
+class ClassesTask(Task):
+    """Classes by number or name."""
+
+    kind = "classes"
+    target = pa.int64()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes in the order of their numbers."""
+        label = self.row.label
+        assert isinstance(label, Classes)
+        return label.names
+
+    def targets(self, table: pd.DataFrame) -> pd.Series:
+        """Return the class of each row.
+
+        Raises:
+            ValueError: for a value that is no class.
+        """
+        return classes(table[self.row.label.column], self.names)
+
+    def lacks(self, labels: Numbers) -> str:
+        """Return which classes have no row."""
+        counts = np.bincount(labels, minlength=len(self.names))
+        shown = ", ".join(f"{name} {count}" for name, count in zip(self.names, counts, strict=True))
+        return "" if counts.all() else f"no row of a class; rows per class: {shown}"
+
+    def counts(self, labels: Numbers) -> dict[str, float]:
+        """Return the share of each class."""
+        shares = np.bincount(labels, minlength=len(self.names)) / len(labels)
+        return {f"share_{name}": float(share) for name, share in zip(self.names, shares, strict=True)}
+
+    def head(self) -> dict[str, Any]:
+        """Return an output for each class, with its name."""
+        return {
+            "num_labels": len(self.names),
+            "problem_type": "single_label_classification",
+            "id2label": dict(enumerate(self.names)),
+            "label2id": {name: number for number, name in enumerate(self.names)},
+        }
+
+    def predicted(self, outcome: Outcome) -> Numbers:
+        """Return the likeliest class of each example."""
+        return outcome.outputs.numpy().argmax(axis=1)
+
+    def constant(self, labels: Numbers) -> Any:
+        """Return the most frequent class."""
+        found, counts = np.unique(labels, return_counts=True)
+        return found[counts.argmax()]
+
+    def losses(self, outcome: Outcome) -> tuple[float, float]:
+        """Return the cross-entropy in nats, and that of the shares of the classes."""
+        import torch
+        from scipy import stats
+        from torch.nn import functional as F
+
+        loss = F.cross_entropy(outcome.outputs, torch.from_numpy(outcome.labels))
+        return float(loss), float(stats.entropy(np.bincount(outcome.labels)))
+
+    def of_examples(self, outcome: Outcome) -> Numbers:
+        """Return the predicted class of each example."""
+        return self.predicted(outcome)
+
+    def table(self, outcome: Outcome) -> Columns:
+        """Return the names of the classes, and the model's confidence in the likeliest."""
+        both = {"actual": outcome.labels, "predicted": self.of_examples(outcome)}
+        named = {column: [self.names[number] for number in numbers] for column, numbers in both.items()}
+        # Two digits are what a confidence means; more of them differ between processors.
+        confidence = [round(value, 2) for value in outcome.outputs.softmax(dim=1).amax(dim=1).tolist()]
+        return {**named, **{f"{column}_group": values for column, values in named.items()}, "confidence": confidence}
+
+    @classmethod
+    def printed(cls, outputs: "Tensor", labels: Sequence[str] | None) -> Columns:
+        """Return the label, and the probability of each class to six digits."""
+        shares = outputs.double().softmax(dim=1)
+        names = list(labels or ())
+        by_label = {f"p({name})": [rounded(one, 6) for one in shares[:, at].tolist()] for at, name in enumerate(names)}
+        return {"label": [names[at] for at in shares.argmax(dim=1).tolist()], **by_label}
+
+    def says(self) -> str:
+        """Return the names of the classes."""
+        return f"one of {len(self.names)} labels, {', '.join(self.names)}"
+
+    def shown(self, labels: Numbers) -> str:
+        """Return how many rows each class has; names that are all numbers could be one to predict."""
+        names, counts = self.names, Counter(self.names[label] for label in labels)
+        listed = ", ".join(f"{name} {counts[name]:,}" for name in names[:SHOWN])
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        are_numbers = all(name.lstrip("-").isdecimal() for name in names) and len(names) > 2
+        instead = f"low: {names[0]} and high: {names[-1]} in place of names, metrics: [pearson]"
+        return f"{len(names)} classes: {listed}{more}{f'; as a number: {instead}' if are_numbers else ''}"
+
+
+class ThresholdTask(ClassesTask):
+    """Two classes of a number: not above a threshold, or above it."""
+
+    def targets(self, table: pd.DataFrame) -> pd.Series:
+        """Return the class of each row; NaN within the margin.
+
+        Raises:
+            ValueError: for a value that is no number.
+        """
+        label = self.row.label
+        assert isinstance(label, Threshold)
+        numbers = finite(table[label.column])
+        return (numbers > label.above).astype(float).mask((numbers - label.above).abs() < label.margin)
+
+
+def classes(values: pd.Series, names: Sequence[str]) -> pd.Series:
+    """Return the class of each value, given by number or name.
+
+    Raises:
+        ValueError: for a value that is neither; names its line or row.
+    """
+    known: dict[str, int] = {}
+    for number, name in enumerate(names):
+        known.setdefault(plain_text(name), number)
+    allowed = list(names)
+    # Names such as "1" ... "5" are values in the file, so then a position in the list is not accepted as well.
+    if not any(name.lstrip("-").isdecimal() for name in known):
+        known |= {str(number): number for number in range(len(names))}
+        allowed += map(str, range(len(names)))
+    plain = values.map(plain_text)
+    numbers = plain.map(known)
+    if str(HIDDEN) not in known:
+        refuse(values, plain == str(HIDDEN), IS_HIDDEN)
+
+    def not_a_class(value: object) -> str:
+        return f"label {value!r} is not a class; allowed: {', '.join(allowed)}{nearest(value, names)}"
+
+    refuse(values, numbers.isna(), not_a_class)
+    return numbers

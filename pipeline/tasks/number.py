@@ -1,0 +1,118 @@
+"""A model predicts a number: regression."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from pipeline.params.labels import Number
+from pipeline.tasks.cells import refuse
+from pipeline.tasks.task import Columns, Numbers, Outcome, Task, rounded
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HIDDEN = -1  # GLUE's placeholder in the label column of a test split
+IS_HIDDEN = "the label is -1: the labels of this split are hidden; choose another split"
+BINS = 10  # equal parts of the scale, for the plot of actual against predicted
+
+
+class NumberTask(Task):
+    """A number on a scale."""
+
+    kind = "number"
+    target = pa.float64()
+    names = ()
+
+    @property
+    def label(self) -> Number:
+        """The scale."""
+        assert isinstance(self.row.label, Number)
+        return self.row.label
+
+    def targets(self, table: pd.DataFrame) -> pd.Series:
+        """Return the number of each row.
+
+        Raises:
+            ValueError: for a value that is no number, or outside of the scale.
+        """
+        label, values = self.label, table[self.label.column]
+        numbers = finite(values)
+        if label.low > HIDDEN:
+            refuse(values, numbers == HIDDEN, IS_HIDDEN)
+        outside = (numbers < label.low) | (numbers > label.high)
+        scale = f"the row's range, {label.low:g} to {label.high:g}"
+        refuse(numbers, outside, lambda value: f"label {value:g} is not in {scale}")
+        return numbers
+
+    def counts(self, labels: Numbers) -> dict[str, float]:
+        """Return mean and standard deviation."""
+        return {"label_mean": float(labels.mean()), "label_std": float(labels.std())}
+
+    def head(self) -> dict[str, Any]:
+        """Return a single output."""
+        return {"num_labels": 1, "problem_type": "regression"}
+
+    def predicted(self, outcome: Outcome) -> Numbers:
+        """Return the output for each example."""
+        return outcome.outputs.numpy()[:, 0]
+
+    def constant(self, labels: Numbers) -> Any:
+        """Return the mean."""
+        return labels.mean()
+
+    def losses(self, outcome: Outcome) -> tuple[float, float]:
+        """Return the mean squared error, and the variance of the labels."""
+        import torch
+        from torch.nn import functional as F
+
+        loss = F.mse_loss(outcome.outputs[:, 0], torch.from_numpy(outcome.labels).float())
+        return float(loss), float(outcome.labels.var())
+
+    def table(self, outcome: Outcome) -> Columns:
+        """Return the numbers, and in which part of the scale they are."""
+        predicted = [rounded(value, 3) for value in self.predicted(outcome).tolist()]
+        both = {"actual": outcome.labels.tolist(), "predicted": predicted}
+        binned = {f"{name}_group": bins(values, self.label.low, self.label.high) for name, values in both.items()}
+        return {**both, **binned}
+
+    @classmethod
+    def printed(cls, outputs: "Tensor", labels: Sequence[str] | None) -> Columns:
+        """Return the number to six digits."""
+        return {"number": [rounded(value, 6) for value in outputs[:, 0].tolist()]}
+
+    def says(self) -> str:
+        """Return that it is a number."""
+        return "a number"
+
+    def shown(self, labels: Numbers) -> str:
+        """Return the scale."""
+        return f"a number from {self.label.low:g} to {self.label.high:g}"
+
+
+def bins(values: Sequence[float], low: float, high: float, count: int = BINS) -> list[str]:
+    """Return for each value the name of its bin among `count` equal bins of a range; the names sort in bin order."""
+    edges = np.linspace(low, high, count + 1)
+    positions = np.clip(np.digitize(values, edges) - 1, 0, count - 1)
+    return [f"{position}: {edges[position]:g} to {edges[position + 1]:g}" for position in positions]
+
+
+def finite(values: pd.Series) -> pd.Series:
+    """Return values as numbers.
+
+    Raises:
+        ValueError: for one that is no finite number; names its line or row.
+    """
+    numbers = values.map(_number).astype(float)
+    refuse(values, ~np.isfinite(numbers), lambda value: f"label {value!r} is not a finite number")
+    return numbers
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
