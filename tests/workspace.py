@@ -48,15 +48,20 @@ SMALL = {
     },
     # Of sections whose values are for wider layers.
     "vera": {"r": 16},
-    "fourierft": {"n_frequency": 30},
-    "vblora": {"num_vectors": 9, "vector_length": 8},
     "unilora": {"theta_d_length": 50},
-    "tinylora": {"r": 2, "u": 3},
-    "c3a": {"block_size": 8},
     "directions": {"budget": 12, "init": "update", "examples": 32, "head_steps": 4},
-    "loraxs": {"rank_shape": [4]},
-    "lorasb": {"rank_shape": [4], "examples": 32},
     "peft": {"r": 2},
+    # Of a user's own: with a rate for some parameters, and with layers of their own by default.
+    "vblora": {
+        "type": "VBLORA",
+        "r": 4,
+        "num_vectors": 9,
+        "vector_length": 8,
+        "learning_rate": 0.001,
+        "logits_learning_rate": 0.01,
+    },
+    "ia3": {"type": "IA3", "learning_rate": 0.005},
+    "ln_tuning": {"type": "LN_TUNING", "learning_rate": 0.001},
 }
 MAIN = ("lsr", "lora", "full", "head")  # methods that stand for all where a test is about something else
 

@@ -136,8 +136,9 @@ class Entry:
     def _overrides(self) -> dict[str, Any]:
         method = self.chosen
         chosen = {**self.preset.params, **self.preset.tasks[self.task].params, **method.params}
-        # A preset may set keys that only some methods have.
-        others = params.load_params().sections.keys() - {method.adapter}
+        # A preset may set keys that only some methods have, and make sections that params.yaml does not have.
+        sections = params.load_params().sections.keys() | {one.adapter for one in self.preset.methods.values()}
+        others = sections - {method.adapter}
         return {
             **{key: value for key, value in chosen.items() if key.partition(".")[0] not in others},
             "adapter": method.adapter,

@@ -124,6 +124,8 @@ def _targets(section: MethodParams, base: PreTrainedModel, row: ModelRow) -> Any
     """Return the layers that a section names; by default the usual ones of its method or of the model."""
     if not isinstance(section, LsrParams | PeftParams):
         return DUMMY_TARGET_MODULES
+    if isinstance(section, PeftParams) and section.target_modules == "none":
+        return DUMMY_TARGET_MODULES
     if section.target_modules != "default":
         return _as_peft(section.target_modules)
     match section.type:

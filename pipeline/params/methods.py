@@ -147,7 +147,7 @@ class PeftParams(MethodParams):
     type: Annotated[StrictStr, AfterValidator(own_loop)] = Field(
         min_length=1, description="PEFT's name of the method, such as LORA or VERA"
     )
-    target_modules: Targets = "default"
+    target_modules: Targets = Field("default", description="or none, where biases alone are trained")
     layers: Layers = "all"
     learning_rate: Rate = Field(description="peak, per optimizer step")
 

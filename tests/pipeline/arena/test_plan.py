@@ -164,7 +164,15 @@ def test_a_key_is_the_same_whatever_the_method_is_called_and_other_methods_are(a
     assert key() == before == key("glue: LoRA")
 
 
-def test_a_title_names_one_run_or_words_name_several(arena):
+def test_a_preset_makes_sections_that_other_methods_do_not_see(arena):
+    odd = {"adapter": "loha", "params": {"loha.type": "LOHA"}}
+    small.write(methods={"odd": odd}, params={"loha.learning_rate": 0.01})
+    assert entry("glue: odd").first().rate == 0.01
+    assert key() == key("glue: LoRA r=1")
+    assert "loha.learning_rate" not in entry().first().overrides
+
+
+def test_a_title_names_one_entry_or_words_name_several(arena):
     chosen = preset.load("small")
     assert len(plan.entries("small", chosen)) == 6
     titles = [one.title for one in plan.entries("small", chosen, ["LSR"])]

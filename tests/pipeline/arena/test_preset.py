@@ -6,10 +6,12 @@ import pytest
 
 from pipeline.arena import check, plan, preset, record, tuning
 from pipeline.core.errors import UserError
+from pipeline.methods import table
 from tests import workspace
 from tests.pipeline.arena import small
 
 COMMITTED = workspace.read_yaml(workspace.ROOT / preset.PATH)
+RATE = {"loha.learning_rate": 0.01}
 
 
 @pytest.mark.parametrize("name", COMMITTED)
@@ -23,6 +25,7 @@ def test_the_committed_presets_hold_all_trainings_of_the_committed_records(name,
     planned = set()
     for entry in plan.entries(name, chosen):
         assert entry.first().view.seed == 0
+        table.configured(entry.first().view.section, 0, ["query"], ["classifier"])
         assert not records or tuning.missing(entry, records) == [], entry.title
         planned |= {training.key for trainings in tuning.steps(entry, records) for training in trainings}
     left = {one.method for key, one in records.items() if key not in planned}
@@ -83,6 +86,22 @@ def test_an_unknown_preset_is_told_from_those_there_are(arena):
         (
             {"methods": {"odd": {"adapter": "lora", "params": {"lora.target_modules": ["valeu"]}}}},
             ["pipeline/arena.yaml: small.methods.odd: lora: ", "valeu"],
+        ),
+        (
+            {"methods": {"odd": {"adapter": "loha", "params": {"loha.type": "LOHA", "loha.rr": 2, **RATE}}}},
+            ["pipeline/arena.yaml: small.methods.odd: loha: rr: no such key; did you mean r?"],
+        ),
+        (
+            {"methods": {"odd": {"adapter": "loha", "params": {"loha.type": "LOHAA", **RATE}}}},
+            [
+                "pipeline/arena.yaml: small.methods.odd: loha: type: PEFT ",
+                "has no method 'LOHAA'",
+                "did you mean LOHA?",
+            ],
+        ),
+        (
+            {"methods": {"odd": {"adapter": "loha", "params": {"loha.r": 2}}}},
+            ["pipeline/arena.yaml: small.methods.odd.loha: no such key; the section of a method has a type"],
         ),
         (
             {"params": {"tokenize.max_length": 64}},

@@ -21,7 +21,7 @@ def test_records_of_several_files_are_read_together(trainings, tmp_path):
 
 
 def test_one_with_scores_in_all_precisions_goes_before_one_without(trainings, tmp_path):
-    scores = {"sign": record.Rounded(bytes=100, validation=0.4, test={"accuracy": 0.4})}
+    scores = {"2bit": record.Rounded(bytes=100, validation=0.4, test={"accuracy": 0.4})}
     whole = recorded(trainings[0], 0.5).model_copy(update={"rounded": scores})
     for name, one in (("a", recorded(trainings[0], 0.5)), ("b", whole), ("c", recorded(trainings[0], 0.5))):
         record.append(tmp_path / f"{name}.jsonl", one)

@@ -6,7 +6,7 @@ from pipeline.compare.entries import entries
 from pipeline.compare.precision import smallest
 from tests.pipeline.compare.records import record
 
-BYTES = {"float32": 4000, "bfloat16": 2000, "4bit": 600, "2bit": 400, "sign": 300}
+BYTES = {"float32": 4000, "bfloat16": 2000, "4bit": 600, "3bit": 400, "2bit": 300}
 WHOLE = {"validation": [0.7, 0.8, 0.8], "file_bytes": 4100}
 
 
@@ -24,11 +24,11 @@ def rounded(test=0.9, bytes_=BYTES, **validation):
 
 
 @pytest.mark.parametrize(("validation", "expected"), [
-    ({}, "sign"),
-    ({"vsign": 797}, "2bit"),
-    ({"vsign": 798}, "sign"),
-    ({"vsign": 700, "v2bit": 700}, "4bit"),
-    ({"v4bit": 700, "v2bit": 799, "vsign": 700}, "2bit"),
+    ({}, "2bit"),
+    ({"v2bit": 797}, "3bit"),
+    ({"v2bit": 798}, "2bit"),
+    ({"v2bit": 700, "v3bit": 700}, "4bit"),
+    ({"v4bit": 700, "v3bit": 799, "v2bit": 700}, "3bit"),
     ({"vfloat32": 810}, "float32"),
 ])  # fmt: skip
 def test_the_smallest_that_loses_at_most_a_fifth_of_a_point(validation, expected):
@@ -37,18 +37,18 @@ def test_the_smallest_that_loses_at_most_a_fifth_of_a_point(validation, expected
 
 
 def test_the_mean_over_seeds_and_tasks_decides():
-    seeds = [record(seed=seed, rounded=rounded(vsign=loss), **WHOLE) for seed, loss in enumerate((794, 802, 800))]
-    assert smallest(of(*seeds[:2]))[0] == "sign"
-    assert smallest(of(seeds[0]))[0] == "2bit"
+    seeds = [record(seed=seed, rounded=rounded(v2bit=loss), **WHOLE) for seed, loss in enumerate((794, 802, 800))]
+    assert smallest(of(*seeds[:2]))[0] == "2bit"
+    assert smallest(of(seeds[0]))[0] == "3bit"
     larger = {name: 2 * size for name, size in BYTES.items()}
-    other = record(task="cola", metrics=["accuracy"], rounded=rounded(0.7, larger, vsign=796), **WHOLE)
+    other = record(task="cola", metrics=["accuracy"], rounded=rounded(0.7, larger, v2bit=796), **WHOLE)
     precision, size, scores = smallest(of(*seeds, other))
-    assert (precision, size, scores) == ("2bit", 800, [pytest.approx(80)])  # of the only seed that both have
+    assert (precision, size, scores) == ("3bit", 800, [pytest.approx(80)])  # of the only seed that both have
 
 
 def test_the_seeds_that_were_rounded_decide_and_without_any_on_a_task_all_is_as_trained():
     known, unknown = record(rounded=rounded(0.7), **WHOLE), record(seed=1, **WHOLE)
-    assert smallest(of(known, unknown)) == ("sign", BYTES["sign"], [pytest.approx(70)])
+    assert smallest(of(known, unknown)) == ("2bit", BYTES["2bit"], [pytest.approx(70)])
     other = [record(task="cola", metrics=["accuracy"], seed=seed, **WHOLE) for seed in (0, 1)]
     precision, size, scores = smallest(of(known, unknown, *other))
     assert (precision, size) == ("as trained", 4100)
@@ -58,5 +58,5 @@ def test_the_seeds_that_were_rounded_decide_and_without_any_on_a_task_all_is_as_
 
 
 def test_a_file_that_is_smaller_as_it_was_trained_stays_so():
-    signs = record(rounded=rounded(vsign=700), **(WHOLE | {"file_bytes": 350}))
+    signs = record(rounded=rounded(v2bit=700), **(WHOLE | {"file_bytes": 350}))
     assert smallest(of(signs))[:2] == ("as trained", 350)

@@ -27,25 +27,19 @@ TRAINED = {  # numbers of the adapter in this workspace, from the formulas of th
     "lora": 8 * 2 * WIDTH * LAYERS,
     "full": 19_472,
     "head": 0,
-    "lokr": (4 * 4 + 6 * 6) * LAYERS,
     "krona": (4 * 4 + 6 * 6) * LAYERS,
     "kadaptation": 8**3 + 2 * WIDTH * LAYERS,
     "vera": (16 + WIDTH) * LAYERS,
-    "fourierft": 30 * LAYERS,
     "vblora": 9 * 8 + 4 * 2 * 3 * 9 * LAYERS,
     "unilora": 50,
-    "tinylora": 3 * LAYERS,
-    "c3a": WIDTH**2 // 8 * LAYERS,
     "directions": 12,
-    "loraxs": 4**2 * LAYERS,
-    "lorasb": 4**2 * LAYERS,
     "ia3": 2 * (24 + 24 + 24 + 40),  # PEFT's: keys, values, and what goes into both layers that end so
     "bitfit": 24 + 2 * (7 * 24 + 40),
     "ln_tuning": 2 * 24 * (2 * 2 + 1),
     "peft": 2 * WIDTH * LAYERS,
 }
 FORMS = ("lsr", "lora", "full", "head", "kadaptation", "bitfit", "vera")  # one for each way of storing an adapter
-RANDOM = {"fourierft", "vblora", "unilora", "c3a"}  # whose authors start with a small update that is not zero
+RANDOM = {"vblora", "unilora"}  # whose authors start with a small update that is not zero
 WHOLE = [  # a section of each kind, and forms that make another file or another start
     *((word, {}) for word in ("lora", "full", "head", "krona", "kadaptation", "vera", "ia3", "bitfit", "ln_tuning")),
     ("lora", {"lora.init_lora_weights": "pissa"}),

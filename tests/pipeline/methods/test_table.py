@@ -9,7 +9,6 @@ from torch import nn
 from pipeline import params
 from pipeline.core.errors import UserError
 from pipeline.methods import adapters, base_models, table
-from pipeline.params.methods import PeftParams
 from pipeline.params.reading import changed
 from pipeline.training import arguments
 from tests import workspace
@@ -26,7 +25,7 @@ MISTAKES = [  # on the tiny model
     ("peft", {"peft.r": 0}, "peft: `r` should be a positive integer value but the value passed is 0"),
     ("lsr", {"lsr.separation_rank": 0}, "lsr.separation_rank: input should be 'auto' or greater than or equal to 1"),
     ("lsr", {"lsr.core": "diagonal"}, "lsr: core"),
-    ("loraxs", {"loraxs.rank_shape": [25]}, "loraxs: layer 'roberta.encoder.layer.0.attention.self.query': the rank"),
+    ("directions", {"directions.budget": "none", "directions.rank_shape": [25]}, "directions: layer 'roberta.encoder"),
     ("directions", {"directions.budget": 9999}, "directions: the budget must be in [1, "),
     ("kadaptation", {"kadaptation.n": 5}, "kadaptation: n: 5 does not divide 24, a width of the layer"),
     ("kadaptation", {"kadaptation.target_modules": ["LayerNorm"]}, "kadaptation: KAdaptation adapts nn.Linear, but"),
@@ -69,18 +68,17 @@ def test_a_mistake_is_one_line(base, word, overrides, message):
     assert line.startswith(f"params.yaml: {message}")
 
 
-def test_the_types_of_all_methods_can_be_checked():
+def test_any_method_is_reached_by_its_type(monkeypatch):
+    monkeypatch.chdir(workspace.ROOT)
     for name in table.known_types().keys() - {"LSR"}:
-        section = PeftParams(type=name, learning_rate=0.1)
+        section = changed({"adapter": "peft", "peft.type": name}, params.TrainView).section
         assert table.configured(section, 0, ["dense"], ["classifier"]).peft_type == name
 
 
 def test_the_seed_is_every_seed_that_a_section_does_not_set(base):
     for word, field in (
         ("vera", "projection_prng_key"),
-        ("fourierft", "random_loc_seed"),
         ("unilora", "proj_seed"),
-        ("tinylora", "projection_seed"),
         ("lsr", "seed"),
     ):
         view = seen(word, {"seed": 7})
@@ -109,7 +107,7 @@ def groups_of(base, view):
         ("bitfit", {}, {"bias": (0.001, 0.0)}),
         ("ln_tuning", {}, {"ln_tuning_layers": (0.001, 0.0)}),
         ("vblora", {}, {"vblora_vector_bank": (0.001, 0.01), "vblora_logits_A": (0.01, 0.01)}),
-        ("lorasb", {}, {"lsr_adapters": (0.006, 0.01)}),
+        ("directions", {}, {"lsr_adapters": (0.006, 0.01)}),
     ],
 )
 def test_each_parameter_has_its_rate_and_decays_where_zero_is_no_change(base, word, overrides, groups):
