@@ -32,7 +32,7 @@ VOCABULARIES = (
 PACKAGED = "lsr.base_models"  # entry points
 MISFITS = (  # what transformers and PEFT raise if files do not fit
     *(OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, ImportError, AssertionError),
-    *(SafetensorError, re.error),
+    *(SafetensorError, OverflowError, re.error),
 )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from lsr.algebra.shapes import Form
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.factors import LsrFactors
-from lsr.tuner.files import CONFIG, adapter_folder, factors_by_layer, read_weights, weights_of
+from lsr.tuner.files import CONFIG, adapter_folder, factors_by_layer, read_config, read_tensors
 from lsr.tuner.forms import check_room, form_in_file
 from lsr.tuner.layer import LsrLayer
 from lsr.tuner.mistakes import first_line
@@ -86,7 +86,7 @@ def read_shared_frames(config: LsrConfig) -> SharedFrames | None:
     source = config.frames
     try:
         theirs, tensors = _read(source, config.folder)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, re.error) as error:
         raise ValueError(f"frames: no LSR adapter can be read from {source!r}: {first_line(error)}") from None
     if theirs.frames != OWN:
         raise ValueError(f"frames: {source!r} holds only a core; its frames are in {theirs.frames!r}: name that")
@@ -109,12 +109,13 @@ def _read(source: str, beside: Path | None) -> tuple[LsrConfig, dict[str, dict[s
     places = [*([] if beside is None else [beside / source, beside.parent / source]), Path(source)]
     folder = next((place for place in places if (place / CONFIG).exists()), None)
     folder = adapter_folder(source) if folder is None else folder
+    read_config(folder, "LSR")  # within bounds, which PEFT's own reader does not have
     config = LsrConfig.from_pretrained(str(folder))
-    if not isinstance(config, LsrConfig) or config.resolved is None:
-        raise ValueError("it is not a saved LSR adapter")
+    if config.resolved is None:
+        raise ValueError("resolved: the configuration does not contain the shapes of the layers")
     frames = {
         layer: {name: value for name, value in its.items() if name.startswith("factor_")}
-        for layer, its in factors_by_layer(read_weights(weights_of(folder))).items()
+        for layer, its in factors_by_layer(read_tensors(folder)).items()
     }
     tensors = {layer: its for layer, its in frames.items() if its}
     check_room(config, tensors)

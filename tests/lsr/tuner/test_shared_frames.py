@@ -175,7 +175,10 @@ DAMAGE = {  # what became of the folder, what is said of it
         lambda folder: replace_tensor(folder, B1, lambda value: value[:, :-1].clone()),
         r"factor_B1 is \(1, 23, 4\), needed: \(1, 24, 4\)",
     ),
-    "no shapes": (lambda folder: edit(folder, resolved=None), f"{CANNOT} .*: it is not a saved LSR adapter"),
+    "no shapes": (
+        lambda folder: edit(folder, resolved=None),
+        f"{CANNOT} .*: resolved: the configuration does not contain",
+    ),
     "a core": (
         lambda folder: edit(folder, frames="./other", train="core"),
         r"holds only a core; its frames are in '\./other': name that",

@@ -1,0 +1,197 @@
+"""Ways in which an adapter's folder can be wrong: each changes a whole folder, and has what every reader says of it.
+
+A stranger may have made the folder, so nothing in it is trusted: not its JSON, nor its shapes, nor its tensors.
+"""
+
+import json
+import math
+import os
+import pickle
+import re
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from lsr.tuner.files import CONFIG, ROUNDED, TASK, WEIGHTS
+from tests.kit import edit, write
+
+FACTOR, CORE, HEAD = ".factor_A1", ".core", "classifier.out_proj.bias"
+# Readers that do not look at a part of a folder, and so do not mind.
+FRAMES_ALONE = ("frames",)
+NO_HEADS = ("frames", "read_contents", "round", "squeeze")
+NO_TASK = ("frames", "load_adapter", "load_onto")
+EXPORT = ("export",)  # of which somebody may write what task he likes
+ROUND = ("round",)  # what it takes for tensors alone, if they are not LSR's
+BY_PEFT = ("load_adapter", "load_onto", "predict", "score", "round")  # a LoRA of which PEFT makes something
+BOTH, LORA, ROUNDED_ONE = ("lsr", "lora"), ("lora",), ("rounded",)
+
+
+class Damage(NamedTuple):
+    """What becomes of a folder, and words of which some are in the line that each reader says of it."""
+
+    change: Callable[[Path], object]
+    says: str | tuple[str, ...]
+    of: tuple[str, ...] = ("lsr",)  # what the folder holds: lsr, lora, or an adapter whose tensors are rounded
+    unseen: tuple[str, ...] = ()  # readers that do not look there
+
+
+class Explosive:
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+def config(**fields):
+    return lambda folder: edit(folder / CONFIG, **fields)
+
+
+def resolved(**fields):
+    """Other shapes of the layers: of all, or of the first one alone."""
+
+    def change(content):
+        content["resolved"]["usual"] |= fields
+
+    return lambda folder: edit(folder / CONFIG, change)
+
+
+def task(**fields):
+    return lambda folder: edit(folder / TASK, **fields)
+
+
+def content(name, content):
+    return lambda folder: write(folder / name, content)
+
+
+def without(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def pipe(name):
+    def change(folder):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return change
+
+
+def pickled(folder):
+    (folder / WEIGHTS).unlink()
+    (folder / "adapter_model.bin").write_bytes(pickle.dumps(Explosive()))
+
+
+def cut(name, size):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
+
+
+def tensor(part, change):
+    """Change the first tensor that has this pattern in its name; None removes it."""
+
+    def apply(tensors):
+        name = min(name for name in tensors if re.search(part, name))
+        value = change(tensors.pop(name))
+        return tensors if value is None else {**tensors, name: value.contiguous()}
+
+    return lambda folder: edit(folder / WEIGHTS, apply)
+
+
+def twice(value):
+    return torch.cat([value, value])
+
+
+def head_alone(tensors):
+    return {name: value for name, value in tensors.items() if "classifier" in name}
+
+
+def more(**tensors):
+    return lambda folder: edit(folder / WEIGHTS, lambda held: held | tensors)
+
+
+def index(content):
+    """Another index of rounded tensors: what it says of them decides how the others are read."""
+    text = content if isinstance(content, bytes) else json.dumps(content).encode()
+    packed = torch.tensor(list(zlib.compress(text)), dtype=torch.uint8)
+    return lambda folder: edit(folder / ROUNDED, lambda held: held | {"index": packed})
+
+
+def rounded(name, change):
+    return lambda folder: edit(folder / ROUNDED, lambda held: held | {name: change(held[name])})
+
+
+DAMAGES = {
+    # The folder
+    "nothing there": Damage(shutil.rmtree, ("no such folder", "no such adapter here"), BOTH),
+    "no configuration": Damage(without(CONFIG), f"{CONFIG} is missing", BOTH),
+    "no weights": Damage(without(WEIGHTS), f"{WEIGHTS}: no such file", BOTH),
+    "a pipe": Damage(pipe(CONFIG), f"{CONFIG}: not a file"),
+    "a pipe of weights": Damage(pipe(WEIGHTS), f"{WEIGHTS}: not a file"),
+    "a pickle": Damage(pickled, "adapter_model.bin: a pickle, which can run any code when read, so", BOTH),
+    # The configuration, as JSON
+    "no JSON": Damage(content(CONFIG, "{"), f"{CONFIG}: not valid JSON", BOTH),
+    "no text": Damage(content(CONFIG, b"\xff"), f"{CONFIG}: not valid JSON"),
+    "a deep file": Damage(content(CONFIG, "[" * 100_000), f"{CONFIG}: not valid JSON: maximum recursion depth"),
+    "a large file": Damage(config(task_type="x" * 8_000_000), f"{CONFIG}: a file of over 8,000,000 bytes"),
+    "a list": Damage(content(CONFIG, "[1]"), "not an adapter's configuration, it names no peft_type"),
+    "no method": Damage(config(peft_type=3), "not an adapter's configuration, it names no peft_type"),
+    "a method that nobody knows": Damage(config(peft_type="LORAX"), "LORAX", BOTH, ROUND),
+    "code of another": Damage(config(megatron_config={"a": 1}, megatron_core="evil"), "megatron_config", BOTH),
+    "a base that is a number": Damage(config(base_model_name_or_path=3), "base_model_name_or_path: must be a string"),
+    # The configuration of a method
+    "no ranks": Damage(config(rank_shape=[0]), "rank_shape must hold one or two ranks >= 1"),
+    "a rank that is text": Damage(config(rank_shape="3"), "rank_shape must be a list or tuple of numbers, got '3'"),
+    "a huge rank": Damage(config(rank_shape=[10_000_000]), "the rank must be in [1, 24]"),
+    "more ranks": Damage(config(rank_shape=[2, 2]), "train='core' needs one rank in rank_shape"),
+    "a scaling of nan": Damage(config(alpha=math.nan), "alpha must be a positive number, got nan"),
+    "a huge scaling": Damage(config(alpha=10**400), "too large", unseen=FRAMES_ALONE),
+    "terms that do not go": Damage(config(separation_rank=2), "separation_rank must be 1 if rank_shape holds one"),
+    "a pattern that is none": Damage(config(rank_pattern={"(": [2]}), "unterminated subpattern"),
+    "a pattern of another type": Damage(config(rank_pattern=[1]), "'list' object has no attribute"),
+    "an unknown word": Damage(config(train="cores"), "train must be one of ['factors', 'core', 'all'], got 'cores'"),
+    "frames that are not there": Damage(config(frames="./nowhere"), "nowhere"),
+    "no shapes": Damage(config(resolved=None), "resolved: the configuration does not contain the shapes"),
+    "shapes of another type": Damage(config(resolved="a\nb"), "resolved: not what a saved adapter says of its layers"),
+    "shapes that hold no width": Damage(resolved(out_shape=[2]), "out_shape must be [24]"),
+    "larger layers": Damage(resolved(out_features=10**9, out_shape=[10**9]), "its configuration says 3,000,000,072"),
+    # The tensors
+    "cut off": Damage(cut(WEIGHTS, 2000), f"{WEIGHTS}: corrupt or cut off", BOTH),
+    "cut in its header": Damage(cut(WEIGHTS, 20), f"{WEIGHTS}: corrupt or cut off"),
+    "empty": Damage(cut(WEIGHTS, 0), f"{WEIGHTS}: corrupt or cut off"),
+    "not a number": Damage(tensor(".query.*A", lambda value: value / 0), "holds values that are not finite", BOTH),
+    "complex": Damage(tensor(".query.*A", lambda value: value.to(torch.complex64)), "values of complex64", BOTH),
+    "a missing factor": Damage(tensor(FACTOR, lambda value: None), "factor_A1"),
+    "a missing core": Damage(tensor(CORE, lambda value: None), "core", unseen=FRAMES_ALONE),
+    "no factors": Damage(lambda folder: edit(folder / WEIGHTS, head_alone), "factors"),
+    "a factor that is turned": Damage(tensor(FACTOR, lambda value: value.mT), "factor_A1"),
+    "an empty factor": Damage(tensor(FACTOR, lambda value: value[:0]), "factor_A1"),
+    "a longer core": Damage(tensor(CORE, twice), "core", unseen=FRAMES_ALONE),
+    "an unexpected tensor": Damage(more(more=torch.ones(3)), "more is no part of", unseen=NO_HEADS),
+    "a head without its bias": Damage(tensor(HEAD, lambda value: None), f"{HEAD} is missing", unseen=NO_HEADS),
+    "a head with a longer bias": Damage(tensor(HEAD, twice), ("size mismatch", "a head is 4"), unseen=NO_HEADS),
+    # What the pipeline wrote beside them
+    "a task that is no JSON": Damage(content(TASK, "{"), f"{TASK}: not valid JSON", BOTH, NO_TASK),
+    "a task that is a list": Damage(content(TASK, "[]"), f"{TASK}: must be an object", unseen=NO_TASK),
+    "labels that are numbers": Damage(task(labels=[1, 2]), "labels must be a list of names", unseen=NO_TASK),
+    "half a character": Damage(task(labels=["a", "\ud800"]), "whole characters", unseen=NO_TASK),
+    "more labels": Damage(
+        task(labels=["a", "b", "c"]), ("label", "says a b c"), unseen=(*NO_TASK, *NO_HEADS, "export")
+    ),
+    # LoRA
+    "magnitudes": Damage(config(use_dora=True), ("use_dora=True is not supported", "magnitude_vector"), LORA, ROUND),
+    "an option of tomorrow": Damage(config(tomorrow=3), "tomorrow=3 is not supported", LORA, BY_PEFT),
+    "another rank": Damage(config(r=5), ("has rank 8, but its configuration says 5", "size mismatch"), LORA, ROUND),
+    "a huge alpha": Damage(config(lora_alpha=10**400), "too large", LORA, ROUND),
+    "one of two factors": Damage(tensor("lora_B.weight", lambda value: None), "lora_B", LORA, ROUND),
+    "embeddings": Damage(more(**{"base_model.model.x.lora_embedding_A": torch.ones(2, 3)}), "embedding_A", LORA, ROUND),
+    "no pattern": Damage(config(rank_pattern={"(": 2}), "unterminated subpattern", LORA, ROUND),
+    # Tensors that are rounded
+    "a broken index": Damage(rounded("index", lambda value: value.flip(0)), "index is broken", ROUNDED_ONE),
+    "a bomb": Damage(index(b" " * 9_000_000), "index is broken: cut off, or over 8,000,000", ROUNDED_ONE),
+    "a deep index": Damage(index(b'["3bit",' + b'{"a":' * 100_000), "index is broken", ROUNDED_ONE),
+    "an index of more": Damage(index(["3bit", {"a": ["values", 10**15]}]), "but the index says", ROUNDED_ONE),
+    "an unknown precision": Damage(index(["7bit", {}]), "the precision must be one of", ROUNDED_ONE),
+    "fewer values": Damage(rounded("values", lambda value: value[:-1].clone()), "the index says", ROUNDED_ONE),
+    "other scales": Damage(rounded("scales", lambda value: value.float()), "the index says", ROUNDED_ONE),
+    "rounded and cut off": Damage(cut(ROUNDED, 200), f"{ROUNDED}: corrupt or cut off", ROUNDED_ONE),
+}

@@ -1,0 +1,156 @@
+"""Every reader of an adapter's folder refuses a damaged one in a line, runs none of it, and leaves nothing behind."""
+
+import copy
+import json
+import os
+import random
+import shutil
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import AutoModelForSequenceClassification
+
+from lsr import AdapterBank, LsrConfig, round_adapter
+from lsr.__main__ import main as lsr_command
+from lsr.loading.adapters import load_adapter, load_onto
+from lsr.loading.contents import read_contents
+from lsr.tuner.files import CONFIG, WEIGHTS
+from pipeline import params, score
+from pipeline.methods import base_models
+from pipeline.predict.__main__ import main as predict
+from tests import workspace
+from tests.damaged import DAMAGES
+from tests.kit import LONGEST, MISTAKES, edit, refused
+from tests.stages.running import FACTORIZE, run
+
+IT = "models/it"
+FAMILY = {"rank_shape": [3], "separation_rank": 1, "train": "core"}
+
+
+@cache
+def loaded():
+    return AutoModelForSequenceClassification.from_pretrained("tiny-roberta")
+
+
+def base():
+    return copy.deepcopy(loaded())
+
+
+def command(*words):
+    return lambda: lsr_command([*words, "-o", "out"])
+
+
+READERS = {
+    "load_adapter": lambda: load_adapter(Path(IT), method=None),
+    "load_onto": lambda: load_onto(base(), Path(IT)),
+    "read_contents": lambda: read_contents(IT),
+    "export": command("export", IT, "--to", "lora"),
+    "merged": command("export", IT, "--to", "merged"),
+    "import": command("import", IT),
+    "round": command("round", IT, "--to", "3bit"),
+    "squeeze": command("squeeze", IT, "--to", "rank:1"),
+    "bank": command("bank", "--from", IT),
+    "bank.add": lambda: AdapterBank(base()).add("it", IT),
+    "predict": lambda: predict(["a text", "and another", "--adapter", IT]),
+    "score": lambda: score.main(["glue", IT]),
+    "init": lambda: run(FACTORIZE),
+    "frames": lambda: get_peft_model(base(), LsrConfig(rank_shape=(3,), train="core", frames=IT)),
+}
+NOT_OF = {"lora": {"export", "merged", "frames"}, "lsr": {"import"}, "rounded": {"import"}}
+
+
+@pytest.fixture(scope="module")
+def whole(done, tmp_path_factory):
+    """A workspace that goes on from the adapter in IT, and beside it folders of whole adapters."""
+    folder = tmp_path_factory.mktemp("whole")
+    shutil.copytree(done("lsr", lsr=FAMILY), folder / "workspace")
+    shutil.copytree(folder / "workspace/artifacts/adapter", folder / "lsr")
+    shutil.copytree(done("lora") / "artifacts/adapter", folder / "lora")
+    round_adapter(folder / "lsr", folder / "rounded", "3bit")
+    (folder / "workspace/models").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder / "workspace")
+        workspace.change(lsr={"init": IT})
+        texts = score.datasets.load(params.load_row("data", "glue"), "glue")
+        patch.setattr(score.datasets, "load", lambda *_: texts)
+        patch.setattr(base_models, "load_base_model", lambda *_: base())
+        yield folder
+
+
+@pytest.fixture
+def place(whole):
+    """A function that puts a whole adapter of a kind where it is read."""
+    yield lambda of: Path(shutil.copytree(whole / of, IT))
+    shutil.rmtree(IT, ignore_errors=True)
+
+
+@pytest.mark.parametrize(("damage", "of"), [(name, of) for name, damage in DAMAGES.items() for of in damage.of])
+def test_every_reader_refuses_it_in_a_line_and_leaves_nothing(damage, of, place):
+    change, says, _, unseen = DAMAGES[damage]
+    place(of)
+    change(Path(IT))
+    before = set(Path().rglob("*"))
+    for reader in READERS.keys() - NOT_OF[of] - set(unseen):
+        line = refused(READERS[reader], kind=ValueError if reader == "frames" else MISTAKES)
+        assert any(words in line for words in ([says] if isinstance(says, str) else says)), f"{reader}: {line}"
+        assert set(Path().rglob("*")) == before, reader
+
+
+COUNT = 200 if os.environ.get("LSR_NIGHTLY") == "1" else 20
+VALUES = [
+    *[None, True, -1, 0, 3, 25, 10**6, 2**63, 10**300, 0.5, 1e300, "", "none", "(", ".*", "\0", "x" * 2000],
+    *["([a-z0-9.]+)+X", [], [0], [None, "query"], [10**6, 3], {}, {"query": -1}, {"": [2, 2]}, {"é": None}],
+]
+TENSORS = (
+    lambda value: value[:0],
+    lambda value: value.flatten()[0].clone(),
+    lambda value: torch.cat([value, value]),
+    lambda value: value / 0,
+    lambda value: torch.full_like(value, 1e38),
+    lambda value: value.to(torch.int64),
+    lambda value: value.to(torch.complex64),
+)
+
+
+def harm(folder, chance):
+    """Change a field, a tensor or a few bytes of an adapter; return what."""
+    kind = chance.choice(("field", "tensor", "bytes"))
+    if kind == "field":
+        fields = json.loads((folder / CONFIG).read_text())
+        at = chance.choice([fields, fields, fields["resolved"], fields["resolved"]["usual"]])
+        name, value = chance.choice(sorted(at)), chance.choice(VALUES)
+        at[name] = value
+        edit(folder / CONFIG, lambda _: fields)
+        return name, value
+    if kind == "tensor":
+        number = chance.randrange(len(TENSORS))
+        chosen = []
+
+        def change(tensors):
+            chosen.append(chance.choice(sorted(tensors)))
+            tensors[chosen[0]] = TENSORS[number](tensors[chosen[0]]).contiguous()
+
+        edit(folder / WEIGHTS, change)
+        return chosen, number
+    path = folder / chance.choice((CONFIG, WEIGHTS))
+    content = bytearray(path.read_bytes())
+    at = chance.randrange(min(len(content), 2000))
+    content[at : at + chance.choice((1, 2, len(content)))] = chance.randbytes(chance.randrange(3))
+    path.write_bytes(content)
+    return path.name, bytes(content)
+
+
+def test_whatever_else_is_changed_is_read_or_refused_in_a_line(place, capsys):
+    chance = random.Random(0)
+    for _ in range(COUNT):
+        what = harm(place("lsr"), chance)
+        code, said = READERS["export"](), capsys.readouterr().err
+        assert code in (0, 2), what
+        assert len(said.splitlines()) == (code != 0), what
+        assert len(said) <= LONGEST, what
+        assert Path("out").exists() == (code == 0), what
+        for folder in (IT, "out"):
+            shutil.rmtree(folder, ignore_errors=True)
