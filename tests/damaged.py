@@ -116,6 +116,10 @@ def index(content):
     return lambda folder: edit(folder / ROUNDED, lambda held: held | {"index": packed})
 
 
+def no_index(held):
+    del held["index"]
+
+
 def rounded(name, change):
     return lambda folder: edit(folder / ROUNDED, lambda held: held | {name: change(held[name])})
 
@@ -186,6 +190,13 @@ DAMAGES = {
     "embeddings": Damage(more(**{"base_model.model.x.lora_embedding_A": torch.ones(2, 3)}), "embedding_A", LORA, ROUND),
     "no pattern": Damage(config(rank_pattern={"(": 2}), "unterminated subpattern", LORA, ROUND),
     # Tensors that are rounded
+    "no index": Damage(lambda folder: edit(folder / ROUNDED, no_index), "it has no index of uint8", ROUNDED_ONE),
+    "an index of floats": Damage(rounded("index", lambda value: value.float()), "it has no index of", ROUNDED_ONE),
+    "an index of nothing": Damage(index([]), "not enough values", ROUNDED_ONE),
+    "a tree that is a number": Damage(index(["3bit", 7]), "'int' object", ROUNDED_ONE),
+    "an unknown kind": Damage(index(["3bit", {"a": {"b": ["bool", 9]}}]), "['bool', 9] is not one of", ROUNDED_ONE),
+    "no size": Damage(index(["3bit", {"a": ["values", 0]}]), "['values', 0] is not one of", ROUNDED_ONE),
+    "counters that are not there": Damage(index(["3bit", {"a": ["int64", 5]}]), "the index says", ROUNDED_ONE),
     "a broken index": Damage(rounded("index", lambda value: value.flip(0)), "index is broken", ROUNDED_ONE),
     "a bomb": Damage(index(b" " * 9_000_000), "index is broken: cut off, or over 8,000,000", ROUNDED_ONE),
     "a deep index": Damage(index(b'["3bit",' + b'{"a":' * 100_000), "index is broken", ROUNDED_ONE),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from lsr.algebra import frames, spectrum
+from lsr.algebra import spectrum
 from lsr.algebra.frames import (
     captured_energies,
     core_between,
@@ -85,16 +85,6 @@ def test_no_frames_at_random_hold_more_nor_those_of_the_stacked_matrices(problem
     left, right = (torch.linalg.qr(normal(size, rank, seed=seed)).Q for size in matrices[0].shape)
     assert held >= energy(matrices, left, right.T) - 1e-9
     assert held <= sum(float(torch.linalg.svdvals(matrix)[:rank].square().sum()) for matrix in normed) + 1e-9
-
-
-@given(problems(least=2))
-def test_gram_matrices_give_the_hosvd_of_many_matrices(problem):
-    stack = torch.stack([matrix / matrix.norm() for matrix in problem[0]])
-    for side, along in zip(frames._leading_of_grams(stack, problem[1]), (stack, stack.mT), strict=True):
-        assert_close(torch.from_numpy(side.T @ side), torch.eye(problem[1], dtype=torch.float64))
-        unfolded = torch.cat(list(along), dim=1)
-        expected = torch.linalg.svdvals(unfolded)[: problem[1]].square().sum()
-        assert_close((torch.from_numpy(side.T.copy()) @ unfolded).square().sum(), expected)
 
 
 def test_many_matrices_have_the_same_frames_from_gram_matrices(monkeypatch):
