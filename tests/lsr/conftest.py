@@ -2,7 +2,8 @@ import shutil
 
 import pytest
 
-from tests.lsr.saved import edit, save
+from tests.kit import edit
+from tests.lsr.saved import save
 
 
 @pytest.fixture(scope="session")

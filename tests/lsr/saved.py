@@ -1,7 +1,6 @@
 """Trained tiny adapters in folders, each beside its base model."""
 
 import copy
-import json
 
 import torch
 from peft import get_peft_model
@@ -32,11 +31,6 @@ CASES = {  # what it shows: model, fields
     "shared": ("bert", {**DENSE, "train": "core", "share": "layers"}),
     "shared and transposed": ("gpt2", {**DENSE, "train": "all", "core": "diagonal", "share": "layers", "seed": None}),
 }
-
-
-def edit(path, **changes):
-    """Change keys of a JSON file."""
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def train(model, steps=3):

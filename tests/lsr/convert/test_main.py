@@ -11,25 +11,8 @@ from safetensors.torch import load_file
 from lsr.__main__ import main
 from lsr.convert.writing import writing
 from lsr.tuner.files import WEIGHTS
+from tests.kit import refused, said, write
 from tests.lsr.saved import save
-
-
-def ok(capsys, *words):
-    """Run a command that should work; return what it prints."""
-    assert main(words) == 0, capsys.readouterr().err
-    return capsys.readouterr().out
-
-
-def mistake(capsys, *words):
-    """Run a command that should be refused; return its one line."""
-    try:
-        code = main(words)
-    except SystemExit as left:
-        code = left.code
-    printed = capsys.readouterr()
-    assert code == 2, printed.out
-    (line,) = printed.err.splitlines()
-    return line
 
 
 def export(to="lora", *more):
@@ -54,81 +37,81 @@ def differences(text):
         ("bert", {"task_type": None, "rank_shape": (4,), "separation_rank": None, "train": "core"}, "merged"),
     ],
 )
-def test_the_outputs_of_an_export_are_those_of_the_adapter(name, fields, to, tmp_path, capsys, monkeypatch):
+def test_the_outputs_of_an_export_are_those_of_the_adapter(name, fields, to, tmp_path, monkeypatch):
     save(name, tmp_path, **fields)
     monkeypatch.chdir(tmp_path)
-    found = differences(ok(capsys, *export(to)))
+    found = differences(said(main, *export(to)))
     names = {"lora": ["lora, unmerged", "lora, merged by PEFT"], "merged": ["merged"]}
     assert list(found) == names[to]
     assert max(found.values()) < 1e-5
 
 
-def test_a_rounded_export_shows_its_error_and_its_difference(beside, capsys):
-    text = ok(capsys, *export("lora", "--dtype", "bfloat16"))
+def test_a_rounded_export_shows_its_error_and_its_difference(beside):
+    text = said(main, *export("lora", "--dtype", "bfloat16"))
     assert 1e-4 < float(re.search(r"error of the update in bfloat16: ([\d.e-]+) in total", text)[1]) < 0.05
     assert 0 < differences(text)["lora, merged by PEFT"] < 0.05
     assert {tensor.dtype for tensor in load_file("out/" + WEIGHTS).values()} == {torch.bfloat16}
 
 
-def test_a_merged_checkpoint_has_the_names_of_the_task_and_says_that_no_tokenizer_was_there(beside, capsys):
-    (beside / "adapter/task.json").write_text('{"labels": ["bad", "fair", "good"]}')
-    assert "no tokenizer beside the adapter or its base model" in ok(capsys, *export("merged"))
+def test_a_merged_checkpoint_has_the_names_of_the_task_and_says_that_no_tokenizer_was_there(beside):
+    write("adapter/task.json", {"labels": ["bad", "fair", "good"]})
+    assert "no tokenizer beside the adapter or its base model" in said(main, *export("merged"))
     config = json.loads((beside / "out/config.json").read_text())
     assert config["id2label"] == {"0": "bad", "1": "fair", "2": "good"}
     assert config["architectures"] == ["BertForSequenceClassification"]
     assert json.loads((beside / "out/task.json").read_text()) == {"labels": ["bad", "fair", "good"]}
-    (beside / "adapter/task.json").write_text('{"labels": ["bad", "good"]}')
-    line = mistake(capsys, *export("merged", "--force"))
+    write("adapter/task.json", {"labels": ["bad", "good"]})
+    line = refused(main, export("merged", "--force"))
     assert line.endswith("adapter/task.json: labels must be 3 different names, got bad good")
 
 
-def test_a_lora_keeps_the_task_and_needs_no_base_and_says_so(beside, capsys):
-    (beside / "adapter/task.json").write_text('{"labels": ["bad", "fair", "good"]}')
-    ok(capsys, *export())
+def test_a_lora_keeps_the_task_and_needs_no_base_and_says_so(beside):
+    write("adapter/task.json", {"labels": ["bad", "fair", "good"]})
+    said(main, *export())
     with_base = load_file(beside / "out" / WEIGHTS)
     assert json.loads((beside / "out/task.json").read_text()) == {"labels": ["bad", "fair", "good"]}
-    ok(capsys, "import", "out", "-o", "back")
+    said(main, "import", "out", "-o", "back")
     assert (beside / "back/task.json").read_bytes() == (beside / "out/task.json").read_bytes()
     shutil.rmtree("base")
-    last = ok(capsys, *export("lora", "--force")).splitlines()[-1]
+    last = said(main, *export("lora", "--force")).splitlines()[-1]
     assert last == "without its base model, the outputs are not compared: base model ./base: no such folder"
     found = load_file(beside / "out" / WEIGHTS)
     assert all(torch.allclose(found[key], value, atol=1e-7) for key, value in with_base.items())
-    assert "base model ./base: no such folder" in mistake(capsys, *export("merged", "--force"))
+    refused(main, export("merged", "--force"), says="base model ./base: no such folder")
 
 
-def test_a_lora_is_imported_and_comes_back(beside, capsys):
-    ok(capsys, "export", "adapter", "--to", "lora", "-o", "lora")
-    said = ok(capsys, "import", "lora", "-o", "imported")
-    assert re.fullmatch(r"imported: LSR with rank_shape \[4\], [\d,]+ bytes\n", said)
-    found = differences(ok(capsys, "export", "imported", "--to", "lora", "-o", "out"))
+def test_a_lora_is_imported_and_comes_back(beside):
+    said(main, "export", "adapter", "--to", "lora", "-o", "lora")
+    line = said(main, "import", "lora", "-o", "imported")
+    assert re.fullmatch(r"imported: LSR with rank_shape \[4\], [\d,]+ bytes\n", line)
+    found = differences(said(main, "export", "imported", "--to", "lora", "-o", "out"))
     assert found["lora, unmerged"] < 1e-6
     assert (beside / "out" / WEIGHTS).read_bytes() == (beside / "lora" / WEIGHTS).read_bytes()
-    assert "adapter: an adapter of the method LSR; needed: LORA" in mistake(capsys, "import", "adapter", "-o", "new")
+    refused(main, ["import", "adapter", "-o", "new"], says="adapter: an adapter of the method LSR; needed: LORA")
 
 
 # What is written
 
 
-def test_force_replaces_an_export_and_nothing_of_somebody_else(beside, capsys):
-    ok(capsys, *export())
+def test_force_replaces_an_export_and_nothing_of_somebody_else(beside):
+    said(main, *export())
     before = (beside / "out" / WEIGHTS).read_bytes()
     (beside / "plain").touch()
     assert {path.stat().st_mode for path in (beside / "out").iterdir()} == {(beside / "plain").stat().st_mode}
-    assert "out: exists; choose another folder, or replace it with --force" in mistake(capsys, *export())
+    refused(main, export(), says="out: exists; choose another folder, or replace it with --force")
     (beside / "out/config.json").touch()  # of a checkpoint that was there
-    ok(capsys, *export("lora", "--force"))
+    said(main, *export("lora", "--force"))
     assert (beside / "out" / WEIGHTS).read_bytes() == before
     assert not (beside / "out/config.json").exists()
     for name in ("thesis.tex", ".git"):
         (beside / "out" / name).touch()
         held = f"out: holds {name}, which no adapter or checkpoint has, so it is not replaced"
-        assert held in mistake(capsys, *export("merged", "--force"))
+        refused(main, export("merged", "--force"), says=held)
         (beside / "out" / name).unlink()
     (beside / "notes").mkdir()
     (beside / "notes/ideas.md").touch()
     words = ("export", "adapter", "--to", "lora", "-o", "notes", "--base", "base", "--force")
-    assert "notes: no adapter, bank or checkpoint, so it is not replaced" in mistake(capsys, *words)
+    refused(main, words, says="notes: no adapter, bank or checkpoint, so it is not replaced")
 
 
 def test_what_fails_half_way_leaves_the_old_folder(tmp_path):
@@ -161,8 +144,8 @@ def test_what_fails_half_way_leaves_the_old_folder(tmp_path):
         (export("lora", "-o", "file/out"), "file/out: cannot be written: Not a directory"),
     ],
 )
-def test_a_mistake_is_one_line(words, message, beside, capsys):
+def test_a_mistake_is_one_line(words, message, beside):
     (beside / "file").touch()
     before = sorted(beside.rglob("*"))
-    assert message in mistake(capsys, *words)
+    refused(main, words, says=message)
     assert sorted(beside.rglob("*")) == before

@@ -4,18 +4,17 @@ import pytest
 import safetensors.torch
 import torch
 from peft import LoKrConfig, LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
-import lsr
 from lsr import AdapterBank, export_lora, round_adapter
+from lsr.__main__ import main
 from lsr.algebra.rounding import PRECISIONS, pack, unpack
 from lsr.loading.adapters import load_adapter, load_layers
 from lsr.tuner.files import CONFIG, ROUNDED, WEIGHTS, read_tensors
-from lsr.tuner.mistakes import InputError
 from tests.capabilities.checks import stir
 from tests.capabilities.models import logits, tiny, tokens
-from tests.lsr.convert.test_main import mistake, ok
+from tests.kit import refused, said, write
 from tests.lsr.saved import CASES, save
 
 FEW_BITS = PRECISIONS[1:]
@@ -77,7 +76,7 @@ def test_a_bank_takes_rounded_adapters(beside):
 
 
 def test_rounding_again_changes_no_byte_of_the_packed_tensors(beside):
-    (beside / "adapter/task.json").write_text('{"labels": ["bad", "fair", "good"]}')
+    write("adapter/task.json", {"labels": ["bad", "fair", "good"]})
     for precision in FEW_BITS:
         round_adapter("adapter", "one", precision, force=True)
         round_adapter("one", "two", precision, force=True)
@@ -104,23 +103,25 @@ def test_the_errors_are_those_of_tensors_and_updates(tmp_path):
 # The command
 
 
-def test_the_command_says_sizes_and_errors(beside, capsys):
-    lines = ok(capsys, "round", "adapter", "-o", "out", "--to", "3bit").splitlines()
+def test_the_command_says_sizes_and_errors(beside):
+    lines = said(main, "round", "adapter", "-o", "out", "--to", "3bit").splitlines()
     assert lines[0].startswith("out: 3bit, tensors in ")
     assert lines[1].startswith("rounding error of the tensors: 0.")
     assert " at most, in bert.encoder.layer." in lines[2]
-    assert ok(capsys, "export", "out", "--to", "lora", "-o", "lora")
+    assert said(main, "export", "out", "--to", "lora", "-o", "lora")
 
 
-def test_what_cannot_be_rounded_is_refused_and_nothing_written(beside, capsys):
-    tensors = load_file("adapter/" + WEIGHTS)
-    save_file({name: value * 1e38 for name, value in tensors.items()}, "adapter/" + WEIGHTS)
-    assert "not finite, or of 2^127 and more" in mistake(capsys, "round", "adapter", "-o", "out", "--to", "3bit")
+def test_what_cannot_be_rounded_is_refused_and_nothing_written(beside):
+    words = ("round", "adapter", "-o", "out", "--to", "3bit")
+    overflowing = {name: value * 1e38 for name, value in load_file("adapter/" + WEIGHTS).items()}
     nested = {"a": torch.ones(1), "a.b": torch.ones(1)}
-    for tensors, message in (({}, "no tensor to store"), (nested, "list indices must be")):
-        save_file(tensors, "adapter/" + WEIGHTS)
-        assert message in mistake(capsys, "round", "adapter", "-o", "out", "--to", "3bit")
-    assert "invalid choice: '5bit'" in mistake(capsys, "round", "adapter", "-o", "out", "--to", "5bit")
-    with pytest.raises(InputError, match=r"^adapter: precision must be one of float32, .* got '5bit'$"):
-        lsr.round_adapter("adapter", "out", "5bit")
+    for tensors, message in (
+        (overflowing, "not finite, or of 2^127 and more"),
+        ({}, "no tensor to store"),
+        (nested, "list indices must be"),
+    ):
+        write("adapter/" + WEIGHTS, tensors)
+        refused(main, words, says=message)
+    refused(main, (*words[:-1], "5bit"), says="invalid choice: '5bit'")
+    refused(round_adapter, "adapter", "out", "5bit", says="adapter: precision must be one of float32, ")
     assert not (beside / "out").exists()

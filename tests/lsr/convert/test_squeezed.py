@@ -1,19 +1,19 @@
 """Squeezed adapters against the dense definition: what is kept, what is lost, and what is refused."""
 
-import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from lsr import export_lora, squeeze_adapter
 from lsr.__main__ import main
 from lsr.loading.adapters import load_adapter
 from lsr.loading.contents import read_contents
-from lsr.tuner.mistakes import InputError
+from lsr.tuner.files import ROUNDED, WEIGHTS
 from tests.capabilities.models import logits, tiny
+from tests.kit import edit, refused, said, write
 from tests.lsr.serve.families import FRAMES, save, save_lora, says
 
 ADAPTERS = {
@@ -67,7 +67,7 @@ def test_what_is_lost_is_the_discarded_singular_values(to, kept, adapter, tmp_pa
 @pytest.mark.parametrize("to", ["rank:2", "directions:9", "shared:3"])
 def test_a_squeezed_adapter_keeps_its_head_and_exports_as_any_other(to, tmp_path):
     folder = save_lora(tmp_path / "lora", labels=5, r=4)
-    (folder / "task.json").write_text(json.dumps({"labels": list("abcde")}))
+    write(folder / "task.json", {"labels": list("abcde")})
     squeeze_adapter(folder, tmp_path / "small", to)
     export_lora(tmp_path / "small", tmp_path / "plain")
     found = says("bert", tmp_path / "small", labels=5)
@@ -79,19 +79,17 @@ def test_a_squeezed_adapter_keeps_its_head_and_exports_as_any_other(to, tmp_path
     assert after.base["base_model_name_or_path"] == "tiny"
 
 
-def test_the_command_says_what_is_kept_in_few_bits(tmp_path, monkeypatch, capsys):
+def test_the_command_says_what_is_kept_in_few_bits(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny("bert-wide").save_pretrained("base")
     save_lora("lora", "bert-wide", base="./base", r=6)
-    assert main(["squeeze", "lora", "-o", "small", "--to", "shared:4", "--bits", "3"]) == 0
-    head, *rows, total, sizes = capsys.readouterr().out.splitlines()
+    text = said(main, "squeeze", "lora", "-o", "small", "--to", "shared:4", "--bits", "3")
+    head, *rows, total, sizes = text.splitlines()
     assert head.split() == ["layer", "relative", "error"]
     names = [f"bert.encoder.layer.{i}.attention.self.{x}" for i in (0, 1) for x in ("query", "value")]
     assert [row.split()[0] for row in rows] == names
     assert total.startswith("relative error of the update: 0.")
-    before, after = ((tmp_path / name).stat().st_size for name in (
-        "lora/adapter_model.safetensors", "small/adapter_rounded.safetensors",
-    ))  # fmt: skip
+    before, after = (Path(name).stat().st_size for name in (f"lora/{WEIGHTS}", f"small/{ROUNDED}"))
     assert sizes == f"small: tensors in {after:,} bytes, before in {before:,}"
     assert logits(load_adapter(tmp_path / "small")).isfinite().all()
 
@@ -102,8 +100,7 @@ def test_what_cannot_be_held_is_refused_in_a_line(tmp_path, monkeypatch):
     save_lora("dora", use_dora=True)
     save_lora("biases", bias="lora_only")
     shutil.copytree("lora", "zero")
-    tensors = load_file("zero/adapter_model.safetensors")
-    save_file({key: 0 * value for key, value in tensors.items()}, "zero/adapter_model.safetensors")
+    edit("zero/adapter_model.safetensors", lambda tensors: {key: 0 * value for key, value in tensors.items()})
     for folder, to, bits, message in (
         ("lora", "rank:0", None, "--to must be rank:R, directions:N or shared:R, got 'rank:0'"),
         ("lora", "core:3", None, "got 'core:3'"),
@@ -114,7 +111,5 @@ def test_what_cannot_be_held_is_refused_in_a_line(tmp_path, monkeypatch):
         ("zero", "rank:1", None, "zero: its update is zero: there is nothing to squeeze"),
         ("nothing", "rank:1", None, "no such folder"),
     ):
-        with pytest.raises(InputError) as raised:
-            squeeze_adapter(folder, "small", to, bits=bits)
-        assert message in str(raised.value)
+        refused(squeeze_adapter, folder, "small", to, bits=bits, says=message)
         assert not (tmp_path / "small").exists()

@@ -6,14 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 
 from lsr import AdapterBank
 from lsr.serve.head import BankHead
-from lsr.tuner.mistakes import InputError
+from lsr.tuner.files import WEIGHTS
 from tests.capabilities.models import LABELS, tiny, tokens
+from tests.kit import edit, refused, write
 from tests.lsr.serve.families import CORED, FORMS, FRAMES, save, save_lora, says, with_labels
 
 NAMES = ["b", "__base__", "c", "a", "b"]
@@ -85,7 +86,7 @@ def test_heads_of_any_size_numbers_and_loras_beside_lsr(tmp_path):
         "others": save(tmp_path / "others", seed=5, **{**FRAMES, "init_weights": True}),
         "terms": save(tmp_path / "terms", seed=6, labels=4, rank_shape=(2, 2), separation_rank=3),
     }
-    (folders["two"] / "task.json").write_text('{"labels": ["no", "yes"]}')
+    write(folders["two"] / "task.json", {"labels": ["no", "yes"]})
     bank = AdapterBank(tiny("bert"))
     for name, folder in folders.items():
         bank.add(name, folder)
@@ -291,25 +292,18 @@ def test_an_adapter_stops_early_on_its_own_and_has_its_best_values_at_the_end(fo
 # Mistakes
 
 
-def refused(call, *arguments, **options):
-    with pytest.raises(InputError) as raised:
-        call(*arguments, **options)
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
-
-
 def test_a_name_that_is_not_there_or_taken_is_refused(bank, folders):
     bank.add("alpha", folders("cores") / "a")
-    assert "no adapter is named 'alhpa', of 4 in the bank; did you mean alpha?" in refused(asked, bank, ["a", "alhpa"])
-    assert "no adapter is named 'x', of 4 in the bank" in refused(bank.remove, "x")
-    assert "an adapter named 'a' is in the bank" in refused(bank.add, "a", folders("cores") / "b")
-    assert "must not be empty or '__base__', got '__base__'" in refused(bank.add, "__base__", folders("cores") / "b")
-    assert "no such folder" in refused(bank.add, "new", folders("cores") / "nothing")
-    assert "adapter_names: needed: one name per row, 4, '__base__' for none, got 0" in refused(bank, **tokens())
-    assert "one name per row, 4, '__base__' for none, got 3" in refused(asked, bank, ["a", "b", "c"], 4)
-    assert "precision must be one of float32" in refused(AdapterBank, tiny("bert"), precision="5bit")
+    refused(asked, bank, ["a", "alhpa"], says="no adapter is named 'alhpa', of 4 in the bank; did you mean alpha?")
+    refused(bank.remove, "x", says="no adapter is named 'x', of 4 in the bank")
+    refused(bank.add, "a", folders("cores") / "b", says="an adapter named 'a' is in the bank")
+    refused(bank.add, "__base__", folders("cores") / "b", says="must not be empty or '__base__', got '__base__'")
+    refused(bank.add, "new", folders("cores") / "nothing", says="no such folder")
+    refused(bank, **tokens(), says="adapter_names: needed: one name per row, 4, '__base__' for none, got 0")
+    refused(asked, bank, ["a", "b", "c"], 4, says="one name per row, 4, '__base__' for none, got 3")
+    refused(AdapterBank, tiny("bert"), precision="5bit", says="precision must be one of float32")
     small = AdapterBank(tiny("bert"), precision="3bit")
-    assert "a bank in 3bit cannot be trained" in refused(small.side_by_side, [], rate=1, head_rate=1)
+    refused(small.side_by_side, [], rate=1, head_rate=1, says="a bank in 3bit cannot be trained")
 
 
 @pytest.mark.parametrize(
@@ -328,7 +322,7 @@ def test_a_name_that_is_not_there_or_taken_is_refused(bank, folders):
 )
 def test_an_adapter_that_does_not_fit_is_refused_and_changes_nothing(kind, fields, message, bank, tmp_path):
     before = asked(bank, ["a", "b", "c"])
-    assert message in refused(bank.add, "new", kind(tmp_path / "new", **fields))
+    refused(bank.add, "new", kind(tmp_path / "new", **fields), says=message)
     assert torch.equal(asked(bank, ["a", "b", "c"]), before)
     assert bank.names == ["a", "b", "c"]
 
@@ -363,46 +357,39 @@ def test_what_is_no_head_is_refused_so_that_no_row_meets_those_of_others(module,
 def test_a_file_that_names_another_module_as_a_head_is_refused(bank, tmp_path):
     bank.heads["dropout"] = BankHead(nn.Dropout(), bank.shared)
     bank.save(tmp_path / "bank")
-    assert "trains 'dropout' in full; a bank takes heads" in refused(AdapterBank.load, tiny("bert"), tmp_path / "bank")
+    refused(AdapterBank.load, tiny("bert"), tmp_path / "bank", says="trains 'dropout' in full; a bank takes heads")
 
 
 @pytest.mark.parametrize("layer", ["lora_B", "classifier"])
 def test_weights_that_overflow_are_refused_and_replace_nothing(layer, bank, tmp_path):
     before = asked(bank, NAMES)
-    path = save_lora(tmp_path / "new") / "adapter_model.safetensors"
-    tensors = load_file(path)
-    save_file({key: 3e38 * value.sign() if layer in key else value for key, value in tensors.items()}, path)
+    folder, says = save_lora(tmp_path / "new"), "its answers are not finite: its weights overflow"
+    tensors = load_file(folder / WEIGHTS)
+    edit(folder / WEIGHTS, **{key: 3e38 * value.sign() for key, value in tensors.items() if layer in key})
     for name, replace in (("new", False), ("a", True)):
-        assert "its answers are not finite: its weights overflow" in refused(
-            bank.add, name, path.parent, replace=replace
-        )
+        refused(bank.add, name, folder, replace=replace, says=says)
     assert torch.equal(asked(bank, NAMES), before)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tensors: tensors.pop(f"{HEAD}.bias"), "classifier.bias is missing"),
-        (lambda tensors: tensors.update({f"{HEAD}.bias": torch.ones(4)}), "classifier.bias of a head is 4, needed: 3"),
-        (
-            lambda tensors: tensors.update({f"{HEAD}.weight": torch.ones(3, 23)}),
-            "weight of a head is 3 x 23, needed: 3 x 24",
-        ),
-        (lambda tensors: tensors.update({"more": torch.ones(3)}), "more is no part of a head"),
+        (lambda tensors: {key: its for key, its in tensors.items() if "bias" not in key}, "classifier.bias is missing"),
+        (lambda tensors: {**tensors, f"{HEAD}.bias": torch.ones(4)}, "classifier.bias of a head is 4, needed: 3"),
+        (lambda tensors: {**tensors, f"{HEAD}.weight": torch.ones(3, 23)}, "of a head is 3 x 23, needed: 3 x 24"),
+        (lambda tensors: {**tensors, "more": torch.ones(3)}, "more is no part of a head"),
     ],
 )
 def test_a_head_that_cannot_be_stacked_is_refused(change, message, bank, folders, tmp_path):
     before = asked(bank, ["a", "b", "c"])
     shutil.copytree(folders("cores") / "a", tmp_path / "new")
-    tensors = load_file(tmp_path / "new/adapter_model.safetensors")
-    change(tensors)
-    save_file(tensors, tmp_path / "new/adapter_model.safetensors")
-    assert message in refused(bank.add, "new", tmp_path / "new")
-    (tmp_path / "new/adapter_model.safetensors").write_bytes(b"cut")
-    assert "corrupt or cut off" in refused(bank.add, "new", tmp_path / "new")
+    edit(tmp_path / "new" / WEIGHTS, change)
+    refused(bank.add, "new", tmp_path / "new", says=message)
+    write(tmp_path / "new" / WEIGHTS, b"cut")
+    refused(bank.add, "new", tmp_path / "new", says="corrupt or cut off")
     shutil.copytree(folders("cores") / "a", tmp_path / "named")
-    (tmp_path / "named/task.json").write_text('{"labels": ["no", "yes"]}')
-    assert "its task names 2 labels, but its head has 3 outputs" in refused(bank.add, "new", tmp_path / "named")
+    write(tmp_path / "named/task.json", {"labels": ["no", "yes"]})
+    refused(bank.add, "new", tmp_path / "named", says="its task names 2 labels, but its head has 3 outputs")
     assert torch.equal(asked(bank, ["a", "b", "c"]), before)
     assert bank.names == ["a", "b", "c"]
 
@@ -419,5 +406,5 @@ BASES = {  # another base model: what is said of it
 def test_another_base_model_is_refused(what, form, folders, tmp_path):
     base, message = BASES[what]
     bank = AdapterBank(base())
-    assert message in refused(bank.add, "a", folders(form) / "a")
+    refused(bank.add, "a", folders(form) / "a", says=message)
     assert len(bank.names) == 0

@@ -12,8 +12,8 @@ from lsr import AdapterBank, round_adapter
 from lsr.__main__ import main
 from lsr.algebra.rounding import PRECISIONS
 from lsr.serve import file
-from lsr.tuner.mistakes import InputError
 from tests.capabilities.models import tiny, tokens
+from tests.kit import refused, said, write
 from tests.lsr.serve.families import FORMS, save, save_lora, says
 
 SHOWN = ("diagonal cores on shared frames", "factors", "a head of two modules")
@@ -59,8 +59,7 @@ def test_a_bank_is_read_as_it_was_written_and_takes_more(form, saved):
     assert torch.equal(asked(again, names), asked(bank, names))
     again.add("a", root / "b", replace=True)
     assert (root / "bank" / file.FILE).read_bytes() == before  # memory-mapped, but a copy of its own
-    with pytest.raises(InputError, match="exists; choose another folder"):
-        bank.save(root / "bank")
+    refused(bank.save, root / "bank", says="exists; choose another folder")
 
 
 def test_shared_frames_are_in_the_file_once_and_stay_shared(saved):
@@ -135,23 +134,17 @@ HEAD = "heads/classifier/bias"
 def test_a_file_that_is_no_bank_is_refused_in_one_line(change, message, saved, tmp_path):
     _, root = saved("factors")
     folder = damaged(root, tmp_path / "broken", change)
-    with pytest.raises(InputError) as raised:
-        AdapterBank.load(tiny("bert"), folder)
-    assert message in str(raised.value)
-    assert "\n" not in str(raised.value)
+    refused(AdapterBank.load, tiny("bert"), folder, says=message)
 
 
 def test_a_file_that_is_cut_off_missing_or_another_is_refused(saved, tmp_path):
     _, root = saved("factors")
-    with pytest.raises(InputError, match=r"bank\.safetensors: no bank of this version, or cut off: No such file"):
-        AdapterBank.load(tiny("bert"), tmp_path)
-    path = tmp_path / file.FILE
-    path.write_bytes((root / "bank" / file.FILE).read_bytes()[:-9])
-    with pytest.raises(InputError, match="no bank of this version, or cut off: "):
-        AdapterBank.load(tiny("bert"), tmp_path)
-    path.write_bytes((root / "a/adapter_model.safetensors").read_bytes())
-    with pytest.raises(InputError, match="no bank of this version, or cut off: 'lsr_bank_5'"):
-        AdapterBank.load(tiny("bert"), tmp_path)
+    whole, another = (root / "bank" / file.FILE).read_bytes(), (root / "a/adapter_model.safetensors").read_bytes()
+    for content, reason in ((None, "No such file"), (whole[:-9], ""), (another, "'lsr_bank_5'")):
+        if content is not None:
+            write(tmp_path / file.FILE, content)
+        says = f"{file.FILE}: no bank of this version, or cut off: {reason}"
+        refused(AdapterBank.load, tiny("bert"), tmp_path, says=says)
 
 
 # The command
@@ -164,7 +157,7 @@ def originals(tmp_path_factory):
     tiny("bert").save_pretrained(str(root / "base"))
     for seed, name in enumerate(("anna", "ben")):
         save(root / "users" / name, seed=seed, base="./base", **FORMS["diagonal cores on shared frames"][1])
-    (root / "users/ben/task.json").write_text('{"labels": ["no", "maybe", "yes"]}')
+    write(root / "users/ben/task.json", {"labels": ["no", "maybe", "yes"]})
     return root
 
 
@@ -179,10 +172,9 @@ def here(originals, tmp_path, monkeypatch):
     "words",
     [("users", "-o", "bank"), ("users/anna", "users/ben", "-o", "bank", "--precision", "8bit", "--base", "base")],
 )
-def test_adapters_become_one_file(words, here, capsys):
-    assert main(("bank", "--from", *words)) == 0
+def test_adapters_become_one_file(words, here):
+    first, *kinds = said(main, "bank", "--from", *words).splitlines()
     size = (here / "bank" / file.FILE).stat().st_size
-    first, *kinds = capsys.readouterr().out.splitlines()
     assert first == f"bank: 2 adapters in {'8bit' if '8bit' in words else 'float32'}, {size:,} bytes"
     tensors = load_file(here / "bank" / file.FILE)
     for kind in (file.LAYERS, file.HEADS, file.FRAMES):
@@ -197,17 +189,15 @@ def test_adapters_become_one_file(words, here, capsys):
         torch.testing.assert_close(found[row], expected, rtol=0.02, atol=0.02 if "8bit" in words else 1e-6)
 
 
-def test_a_mistake_is_one_line(here, capsys):
+def test_a_mistake_is_one_line(here):
     shutil.copytree("users/anna", "others/anna")
     shutil.copytree("users/anna", "broken/one")
-    (here / "broken/one/task.json").write_text("{")
+    write("broken/one/task.json", "{")
     for words, message in (
         (("users", "others", "-o", "bank"), "others/anna: an adapter named 'anna' is in the bank"),
         (("base", "-o", "bank"), "base: not an adapter folder"),
         (("users", "-o", "users", "--force"), "would replace users"),
         (("broken", "-o", "bank"), "task.json: not valid JSON"),
     ):
-        assert main(("bank", "--from", *words)) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert message in line
+        refused(main, ("bank", "--from", *words), says=message)
         assert not (here / "bank").exists()
