@@ -8,6 +8,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from pipeline.core.errors import nearest
+from pipeline.params import labels
 
 Place = tuple[str, ...]
 IN_YAML = [  # what pydantic says in Python's words
@@ -84,7 +85,7 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
         for field in annotation.model_fields.values():
             yield from _models_in(field.annotation)
-        for form in annotation.__subclasses__():
+        for form in labels.FORMS if annotation is labels.Form else ():
             yield from _models_in(form)
     for part in get_args(annotation):
         yield from _models_in(part)

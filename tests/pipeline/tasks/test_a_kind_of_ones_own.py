@@ -1,0 +1,102 @@
+"""A kind of task that is not the pipeline's own goes through the stages, predict, score and the arena, in one file."""
+
+import csv
+import io
+import json
+import math
+
+import pandas as pd
+import pytest
+
+from pipeline import params, score
+from pipeline.arena import plan, preset, task_tokens
+from pipeline.arena.measure import measure, task_of
+from pipeline.core import artifacts
+from pipeline.params.dataset_row import DatasetRow
+from pipeline.predict.__main__ import main as predict
+from tests import kit, workspace
+from tests.kit import refused, said
+from tests.pipeline.arena import small
+from tests.pipeline.tasks import ordered
+from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run
+
+LEVELS = ("bad", "fair", "good", "superb")
+ROW = {
+    "source": {"kind": "files", "files": {"train": "levels.csv"}},
+    "text": ["review"],
+    "label": {"column": "stars", "order": list(LEVELS)},
+    "metrics": ["kappa"],
+    "cut": {"validation": 0.2, "test": 0.2},
+}
+START = {"init": "update", "examples": 16, "head_steps": 3, "learning_rate": 0.05}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder after all stages, in which animals have levels."""
+    folder = workspace.make(
+        tmp_path_factory.mktemp("levels"), data="levels", lsr=START, train={"epochs": 8, "head_learning_rate": 0.02}
+    )
+    animals = ("cat", "dog", "owl", "fox")
+    rows = [(f"the {animals[number % 4]} number {number} sleeps", LEVELS[number % 4]) for number in range(240)]
+    pd.DataFrame(rows, columns=["review", "stars"]).to_csv(folder / "levels.csv", index=False)
+    tables = folder / "pipeline/datasets.yaml"
+    kit.write(tables, workspace.read_yaml(tables) | {"levels": ROW})
+    with pytest.MonkeyPatch.context() as patch:
+        ordered.register(patch)
+        patch.chdir(folder)
+        patch.delenv("DVC_ROOT", raising=False)
+        run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(trained, monkeypatch):
+    ordered.register(monkeypatch)
+    monkeypatch.chdir(trained)
+
+
+def predictions():
+    return list(csv.DictReader(artifacts.EVALUATE_PREDICTIONS.open(newline="")))
+
+
+def test_the_stages_score_it_by_its_metric_and_its_loss():
+    found, rows = report(artifacts.EVALUATE_METRICS), predictions()
+    numbers = [[LEVELS.index(row[name]) for row in rows] for name in ("actual", "predicted")]
+    assert found["score"] == found["kappa"] == pytest.approx(ordered.kappa(*numbers), abs=1e-6)
+    assert found["kappa_low"] <= found["kappa"] <= found["kappa_high"]
+    assert found["kappa_baseline"] == 0
+    assert found["kappa"] > 0.2
+    assert found["loss"] < found["loss_baseline"] < math.log(2)  # not a cross-entropy of four classes
+    assert "it predicts a level from bad to superb." in artifacts.CARD.read_text()
+
+
+def test_predict_needs_the_adapter_alone():
+    assert json.loads((artifacts.ADAPTER / "task.json").read_text())["kind"] == "ordered"
+    scored = predictions()
+    printed = said(predict, *(row["text"] for row in scored))
+    assert [row["level"] for row in csv.DictReader(io.StringIO(printed))] == [row["predicted"] for row in scored]
+    assert f"{report(artifacts.EVALUATE_METRICS)['kappa']:.4f}" in said(score.main, "levels", str(artifacts.ADAPTER))
+
+
+def test_the_arena_keeps_its_answers_and_labels(tmp_path):
+    small.write(tasks={"levels": {}}, methods={"update": {"adapter": "lsr", "params": small.LSR}})
+    [entry] = plan.entries("small", preset.load("small"), ["levels: update"])
+    training = entry.first()
+    record = measure(training)
+    assert record.status == "finished", record.reason
+    task_tokens.write_labels(task_of(training), tmp_path / "levels.csv")
+    labels = pd.read_csv(tmp_path / "levels.csv")["label"]
+    assert record.score() == pytest.approx(ordered.kappa(labels, record.predicted), abs=1e-6)
+
+
+def test_its_form_says_what_goes_with_it_and_without_it_is_unknown(monkeypatch):
+    for changes, says in (
+        ({"metrics": ["accuracy"]}, "metrics ['accuracy'] do not fit this label; allowed are ['kappa']"),
+        ({"metrics": ["kapa"]}, "metrics.0: input should be"),
+        ({"stratify": True}, "stratify: needs a label of classes"),
+        ({"label": {**ROW["label"], "names": ["a", "b"]}}, "label.names: no such key"),
+    ):
+        refused(params.reading.validated, DatasetRow, ROW | changes, "t.yaml", ("levels",), says=says)
+    monkeypatch.undo()
+    refused(params.reading.validated, DatasetRow, ROW, "t.yaml", ("levels",), says="label.order: no such key", lines=3)
