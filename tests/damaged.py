@@ -156,6 +156,7 @@ DAMAGES = {
     "frames that are not there": Damage(config(frames="./nowhere"), "nowhere"),
     "no shapes": Damage(config(resolved=None), "resolved: the configuration does not contain the shapes"),
     "shapes of another type": Damage(config(resolved="a\nb"), "resolved: not what a saved adapter says of its layers"),
+    "no usual shapes": Damage(config(resolved={}), "resolved: not what a saved adapter says of its layers"),
     "shapes that hold no width": Damage(resolved(out_shape=[2]), "out_shape must be [24]"),
     "larger layers": Damage(resolved(out_features=10**9, out_shape=[10**9]), "its configuration says 3,000,000,072"),
     # The tensors

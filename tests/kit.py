@@ -42,7 +42,7 @@ def refused(call, *arguments, says="", kind=MISTAKES, lines=1, **options):
         text = err.getvalue()
     found = text.splitlines()
     assert len(found) == lines, text
-    assert all(0 < len(line) <= LONGEST for line in found), text
+    assert all(0 < len(line) <= (LONGEST if kind == MISTAKES else 3 * LONGEST) for line in found), text
     assert says in text, text
     return text.strip()
 

@@ -10,7 +10,7 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_
 
 from tests.capabilities.behavior import EVERY, PAIRS, Behavior
 from tests.capabilities.checks import check, is_factor, layers, loss, near, same, train, trainable
-from tests.capabilities.models import logits, tiny
+from tests.capabilities.models import logits, tiny, tokens
 from tests.capabilities.subjects import HEADLESS, Subject
 
 
@@ -44,7 +44,15 @@ def _autocast(subject: Subject, folder: Path) -> None:
 def _compile(subject: Subject, folder: Path) -> None:
     torch.compiler.reset()
     model = subject.stirred()
-    near(logits(torch.compile(model, backend="eager", fullgraph=True)), logits(model), "compiled, it differs")
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    near(logits(compiled), logits(model), "compiled, it differs")
+    gradients = []
+    for one in (compiled, model):
+        model.zero_grad()
+        one(**tokens()).logits.square().sum().backward()
+        gradients.append({name: parameter.grad.clone() for name, parameter in trainable(model).items()})
+    for name, gradient in gradients[1].items():
+        near(gradients[0][name], gradient, f"compiled, the gradient of {name} differs")
     torch.compiler.reset()
 
 

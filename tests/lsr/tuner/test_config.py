@@ -1,14 +1,12 @@
-import re
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import PeftConfig, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 
 from lsr import LsrConfig
 from lsr.init import INITIALIZATIONS
 from tests.capabilities.models import tiny
-from tests.kit import edit
+from tests.kit import edit, refused
 
 WORDS = list(INITIALIZATIONS)
 
@@ -94,6 +92,13 @@ def test_what_was_made_is_written_and_the_object_can_start_a_second_model(init):
     assert all(first[name].equal(second[name]) for name in first)
 
 
+def test_the_split_of_a_file_is_used_and_not_a_new_one(tmp_path):
+    get_peft_model(tiny("bert"), LsrConfig(separation_rank=2, seed=0)).save_pretrained(str(tmp_path))
+    edit(tmp_path / "adapter_config.json", lambda fields: fields["resolved"]["usual"].update(in_shape=[4, 6]))
+    with pytest.raises(RuntimeError, match="size mismatch"):  # the file's factors are those of the other split
+        PeftModel.from_pretrained(tiny("bert"), str(tmp_path))
+
+
 # Mistakes
 
 
@@ -131,8 +136,7 @@ def test_what_was_made_is_written_and_the_object_can_start_a_second_model(init):
     ],
 )
 def test_a_value_out_of_bounds_is_refused_with_what_is_allowed(fields, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        LsrConfig(**fields)
+    refused(LsrConfig, kind=ValueError, says=message, **fields)
 
 
 @pytest.mark.parametrize(

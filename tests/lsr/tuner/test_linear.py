@@ -27,25 +27,6 @@ def test_forward_equals_the_merged_weight(n, m, batch, rank_shape, bias, transpo
     assert_close(layer(x), adapted)
 
 
-def test_dropout_acts_on_the_inputs_of_the_adapter_alone_in_both_passes():
-    layer = adapt(base(6, 4), dropout=0.5).train()
-    results = []
-    for forward in (
-        layer,
-        lambda x: (
-            layer.base_layer(x) + nn.functional.linear(nn.functional.dropout(x), layer.get_delta_weight("default"))
-        ),
-    ):
-        torch.manual_seed(0)
-        x = normal(5, 6).requires_grad_()
-        layer.zero_grad()
-        forward(x).square().sum().backward()
-        results.append([forward(x), x.grad, *[p.grad.clone() for p in layer.parameters() if p.requires_grad]])
-    for ours, slow in zip(*results, strict=True):
-        assert_close(ours, slow)
-    assert not torch.allclose(results[0][0], layer.eval()(x))
-
-
 class Doubled(nn.Linear):
     def forward(self, x):
         return 2 * super().forward(x)
@@ -69,7 +50,7 @@ def test_what_a_base_layer_does_beside_its_product_still_happens(make):
 # Merging
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_unmerging_restores_every_bit_and_the_layout(dtype, transposed):
     layer = adapt(base(6, 4, dtype=dtype, transposed=transposed))

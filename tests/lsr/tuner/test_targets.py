@@ -1,14 +1,14 @@
 """Names that match nothing are refused with the nearest one, and leave the model as it was."""
 
-import re
-
 import pytest
 from peft import PeftModel, get_peft_model
+from torch import nn
 
 from lsr import LsrConfig
 from lsr.tuner.layer import LsrLayer
-from lsr.tuner.linear import adapted_layers
+from lsr.tuner.linear import LsrLinear, adapted_layers
 from tests.capabilities.models import tiny
+from tests.kit import refused
 from tests.lsr.subjects import CASES
 
 
@@ -50,9 +50,21 @@ from tests.lsr.subjects import CASES
 )
 def test_a_mistake_is_refused_with_its_name_and_what_is_there(fields, kind, message):
     base = tiny("bert")
-    with pytest.raises(kind, match=re.escape(message)):
-        get_peft_model(base, CASES["two factors"].config(**fields))
+    refused(get_peft_model, base, CASES["two factors"].config(**fields), kind=kind, says=message)
     assert not any(isinstance(module, LsrLayer) for module in base.modules())
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (nn.Conv1d(4, 4, 1), "it must be Linear or Conv1D, got Conv1d"),
+        (nn.MultiheadAttention(4, 2).out_proj, "nn.MultiheadAttention reads its weight but never calls it"),
+    ],
+    ids=["convolution", "attention output"],
+)
+def test_a_layer_that_cannot_be_adapted_is_refused_by_name_and_type(layer, reason):
+    says = f"layer 'block.part' cannot be adapted: {reason}"
+    refused(LsrLinear, layer, "default", "block.part", kind=TypeError, says=says)
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
