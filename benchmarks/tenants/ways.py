@@ -12,8 +12,9 @@ from benchmarks.tenants.training import EPOCHS, Shop, Trained, lora, own, togeth
 from examples.tenants import ROWS
 from lsr import LsrConfig
 from lsr.algebra.frames import leading_frames
-from lsr.convert.composed import write_contents
-from lsr.loading.contents import Frames, Update, read_contents
+from lsr.convert.writing import write
+from lsr.loading.contents import read_contents
+from lsr.loading.update import Frames, Update
 
 HEAD, OWN, LONGER, SMALL = "head", "LoRA r=8", "LoRA r=8, four passes", "LoRA r=1"
 TOGETHER, ON_TOP, POOLED, OTHERS = "one for all", "one for all, LoRA r=8 on top", "pooled frames", "frames of others"
@@ -61,9 +62,9 @@ def _between(folders: Sequence[Path], output: Path) -> LsrConfig:
     adapters = [read_contents(folder) for folder in folders]
     updates = dict[str, Update]()
     for layer in adapters[0].updates:
-        b, a = leading_frames([one.updates[layer].pair() for one in adapters], RANK)
-        updates[layer] = Update(Frames(a.float(), b.float()), 1.0, torch.zeros(RANK, RANK))
-    write_contents(replace(adapters[0], updates=updates, heads={}, endings=(), task=None), output)
+        b, a = leading_frames([one.updates[layer].product() for one in adapters], RANK)
+        updates[layer] = Update(Frames(a=a.float(), b=b.float()), RANK, torch.zeros(RANK, RANK))
+    write(replace(adapters[0], updates=updates, heads={}, endings=(), task=None), output)
     layers = ["query", "value"]
     return LsrConfig(task_type="SEQ_CLS", rank_shape=(RANK,), train="core", frames=str(output), target_modules=layers)
 

@@ -4,11 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from lsr.algebra.spectrum import distance_of_pairs, norm_of_pair
-
-Pair = tuple[Tensor, Tensor]  # (m, k), (k, n): an update is their product
+from lsr.loading.update import Update
 
 
 @dataclass(frozen=True)
@@ -28,10 +26,14 @@ class Errors:
         return f"{self.total:.2g} in total, {self.layers[self.worst]:.2g} at most, in {self.worst}"
 
 
-def of_updates(written: Mapping[str, Pair], exact: Mapping[str, Pair]) -> Errors:
+def of_updates(written: Mapping[str, Update], exact: Mapping[str, Update]) -> Errors:
     """Return the errors of updates by layer; one that is not written is written as zero."""
-    lengths = {name: norm_of_pair(*pair) for name, pair in exact.items()}
-    absolute = {n: distance_of_pairs(written[n], pair) if n in written else lengths[n] for n, pair in exact.items()}
+    products = {name: update.product() for name, update in exact.items()}
+    lengths = {name: norm_of_pair(*product) for name, product in products.items()}
+    absolute = {
+        name: distance_of_pairs(written[name].product(), product) if name in written else lengths[name]
+        for name, product in products.items()
+    }
     return relative(absolute, lengths)
 
 

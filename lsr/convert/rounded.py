@@ -1,17 +1,19 @@
 """An adapter of any method in another precision: its folder, and what rounding has changed."""
 
 import argparse
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from lsr.algebra.rounding import pack, unpack
 from lsr.convert import errors
-from lsr.convert.errors import Errors, Pair
-from lsr.convert.writing import check_output, copy_task, write_adapter, writing
-from lsr.loading.adapters import METHOD
+from lsr.convert.errors import Errors
+from lsr.convert.writing import check_output, write_files, write_task, writing
 from lsr.loading.contents import updates_in
-from lsr.tuner.files import ROUNDED, read_config, read_tensors, weights_of
+from lsr.loading.layers import METHOD
+from lsr.loading.task_note import read_task
+from lsr.loading.update import Update
+from lsr.tuner.files import Files, read_files, weights_of
 from lsr.tuner.mistakes import InputError, first_line
 
 
@@ -33,34 +35,29 @@ def round_adapter(folder: str | Path, output: str | Path, precision: str, *, for
     """
     folder, output = Path(folder), Path(output)
     check_output(output, (folder,), replace=force)
-    fields, tensors = read_config(folder), read_tensors(folder)
-    if not tensors:
+    files = read_files(folder)
+    if not files.tensors:
         raise InputError(f"{folder}: there is no tensor to store")
-    try:
-        stored = pack(tensors, precision)
-        written = unpack(stored)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder}: {first_line(error)}") from None
     with writing(output) as new:
-        if precision == "float32":
-            write_adapter(new, fields, written)
-        else:
-            write_adapter(new, fields, stored, ROUNDED)
-        copy_task(folder, new)
-        before, after = _updates(folder), _updates(new)
-    exact = {name: tensor.double() for name, tensor in tensors.items() if tensor.is_floating_point()}
-    absolute = {name: float((written[name] - tensor).norm()) for name, tensor in exact.items()}
+        try:
+            write_files(new, files.fields, files.tensors, precision)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"{folder}: {first_line(error)}") from None
+        write_task(new, read_task(folder))
+        written = read_files(new)
+        before, after = _updates(files), _updates(written)
+    exact = {name: tensor.double() for name, tensor in files.tensors.items() if tensor.is_floating_point()}
+    absolute = {name: float((written.tensors[name] - tensor).norm()) for name, tensor in exact.items()}
     of_tensors = errors.relative(absolute, {name: float(tensor.norm()) for name, tensor in exact.items()})
     return RoundingErrors(of_tensors, errors.of_updates(after, before) if before else None)
 
 
-def _updates(folder: Path) -> dict[str, Pair]:
-    """Return two matrices whose product is the update of each layer; nothing if the method does more than add it."""
-    fields = read_config(folder)
-    if fields["peft_type"] == METHOD:
-        return updates_in(folder, fields)
+def _updates(files: Files) -> Mapping[str, Update]:
+    """Return the update of each layer; nothing if the method does more than add it."""
+    if files.method == METHOD:
+        return updates_in(files)
     with suppress(InputError):
-        return updates_in(folder, fields)
+        return updates_in(files)
     return {}
 
 

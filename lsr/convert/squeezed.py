@@ -5,7 +5,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
@@ -14,20 +13,20 @@ from lsr.algebra.shapes import Form
 from lsr.algebra.spectrum import norm_of_pair
 from lsr.convert import errors
 from lsr.convert.commands import table
-from lsr.convert.composed import write_contents
-from lsr.convert.errors import Errors, Pair
-from lsr.convert.rounded import round_adapter
-from lsr.convert.writing import check_output
+from lsr.convert.errors import Errors
+from lsr.convert.writing import check_output, write
 from lsr.init import gradient, warm
 from lsr.init.allocation import MOST, allocate
-from lsr.init.initialization import Source
-from lsr.loading.contents import Frames, Update, read_contents
+from lsr.init.initialization import Source, Start
+from lsr.loading.contents import read_contents
+from lsr.loading.update import Frames, Product, Update
 from lsr.tuner.config import DIAGONAL, LsrConfig
 from lsr.tuner.files import adapter_folder, weights_of
 from lsr.tuner.mistakes import InputError, first_line
 from lsr.tuner.sharing import Kind, kind_of
 
 FORM = re.compile(r"(rank|shared|directions):([1-9]\d{0,5})")
+ALPHA = LsrConfig.alpha  # the usual one
 BITS = {8: "8bit", 4: "4bit", 3: "3bit", 2: "2bit"}
 
 
@@ -64,42 +63,36 @@ def squeeze_adapter(
         wrong = f"--to must be rank:R, directions:N or shared:R, got {to!r}" if form is None else f"--bits {bits}"
         raise InputError(f"{wrong}; needed: numbers from 1 on, and --bits of {', '.join(map(str, BITS))}")
     contents = read_contents(folder)
-    before = {name: update.pair() for name, update in contents.updates.items()}
-    updates = {name: pair for name, pair in before.items() if norm_of_pair(*pair)}
+    before = {name: update.product() for name, update in contents.updates.items()}
+    updates = {name: product for name, product in before.items() if norm_of_pair(*product)}
     if not updates:
         raise InputError(f"{folder}: its update is zero: there is nothing to squeeze")
     try:
         small = FORMS[form[1]](updates, int(form[2]))
     except ValueError as error:
         raise InputError(f"{folder}: --to {to}: {first_line(error)}") from None
-    squeezed = replace(contents, updates=small)
-    if bits is None:
-        write_contents(squeezed, output, force=force)
-    else:
-        with TemporaryDirectory() as temporary:
-            write_contents(squeezed, Path(temporary, "exact"))
-            round_adapter(Path(temporary, "exact"), output, BITS[bits], force=force)
-    after = {name: update.pair() for name, update in read_contents(output).updates.items()}
-    return Squeezed(errors.of_updates(after, before), *(weights_of(one).stat().st_size for one in (folder, output)))
+    precision = None if bits is None else BITS[bits]
+    write(replace(contents, updates=small), output, precision=precision, force=force)
+    lost = errors.of_updates(read_contents(output).updates, contents.updates)
+    return Squeezed(lost, *(weights_of(one).stat().st_size for one in (folder, output)))
 
 
-def _ranked(updates: Mapping[str, Pair], rank: int) -> dict[str, Update]:
+def _ranked(updates: Mapping[str, Product], rank: int) -> dict[str, Update]:
     small = dict[str, Update]()
-    for name, pair in updates.items():
-        source = _source(pair, min(rank, _rank(pair)))
-        start = warm.start(source)
-        small[name] = Update(Frames(start.a[0][0].float(), start.b[0][0].float()), source.scaling)
+    for name, product in updates.items():
+        start = warm.start(_source(product, min(rank, _rank(product))))
+        small[name] = Update(_frames(start), ALPHA)
     return small
 
 
-def _directed(updates: Mapping[str, Pair], budget: int) -> dict[str, Update]:
-    most = sum(min(MOST, _rank(pair)) for pair in updates.values())
+def _directed(updates: Mapping[str, Product], budget: int) -> dict[str, Update]:
+    most = sum(min(MOST, _rank(product)) for product in updates.values())
     shares = allocate([updates], min(budget, most))
     return {name: _between([_source(updates[name], rank, paired=True)])[0] for name, rank in shares.items()}
 
 
-def _shared(updates: Mapping[str, Pair], rank: int) -> dict[str, Update]:
-    sources = {name: _source(pair, rank) for name, pair in updates.items()}
+def _shared(updates: Mapping[str, Product], rank: int) -> dict[str, Update]:
+    sources = {name: _source(product, rank) for name, product in updates.items()}
     kinds: dict[Kind, list[str]] = {}
     for name, source in sources.items():
         kinds.setdefault(kind_of(name, source.form), []).append(name)
@@ -111,22 +104,22 @@ def _shared(updates: Mapping[str, Pair], rank: int) -> dict[str, Update]:
 
 def _between(sources: Sequence[Source]) -> list[Update]:
     """Return the updates between frames of several: those of `warm`, and its cores."""
-    start = gradient.frames(sources)
-    frames = Frames(start.a[0][0].float(), start.b[0][0].float())
-    cores = [warm.core(source, frames.b, frames.a).float() for source in sources]
-    return [Update(frames, source.scaling, core) for source, core in zip(sources, cores, strict=True)]
+    frames = _frames(gradient.frames(sources))
+    return [Update(frames, ALPHA, warm.core(source, frames.b, frames.a).float()) for source in sources]
 
 
-def _rank(pair: Pair) -> int:
-    left, right = pair
-    return min(len(left), *right.shape)
+def _frames(start: Start) -> Frames:
+    return Frames(a=start.a[0][0].float(), b=start.b[0][0].float())
 
 
-def _source(pair: Pair, rank: int, *, paired: bool = False) -> Source:
-    left, right = pair
-    form = Form.dense(rank, right.shape[1], len(left))
-    scaling = LsrConfig.alpha / (DIAGONAL if paired else rank)
-    return Source(form, torch.empty, scaling=scaling, gradients=(pair,), paired=paired)
+def _rank(product: Product) -> int:
+    return min(len(product.left), *product.right.shape)
+
+
+def _source(product: Product, rank: int, *, paired: bool = False) -> Source:
+    form = Form.dense(rank, product.right.shape[1], len(product.left))
+    scaling = ALPHA / (DIAGONAL if paired else rank)
+    return Source(form, torch.empty, scaling=scaling, gradients=(product,), paired=paired)
 
 
 FORMS = {"rank": _ranked, "directions": _directed, "shared": _shared}

@@ -12,32 +12,61 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lsr.loading.task_note import read_task
-from lsr.tuner.files import CONFIG, TASK, WEIGHTS
+from lsr.algebra.rounding import pack, unpack
+from lsr.convert.as_lora import as_lora, lora_card
+from lsr.convert.as_lsr import as_lsr, lsr_card
+from lsr.loading.contents import Contents
+from lsr.loading.layers import METHOD
+from lsr.loading.lora import LORA
+from lsr.tuner.files import CONFIG, ROUNDED, TASK, WEIGHTS
 from lsr.tuner.mistakes import InputError, first_line
 
+FORMATS = {METHOD: (as_lsr, lsr_card), LORA: (as_lora, lora_card)}
+EXACT = "float32"  # the precision in which PEFT reads the file
 # Of the files that a command writes: an adapter, a bank, or a checkpoint with its tokenizer.
 ENDINGS = (".json", ".safetensors", ".md", ".txt", ".jinja", ".model")
 MARKS = (CONFIG, "config.json", "bank.safetensors")  # at least one of them is in each
 
 
-def write_adapter(
-    folder: Path, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], weights: str = WEIGHTS
+def write(
+    contents: Contents, folder: Path, method: str = METHOD, precision: str | None = None, *, force: bool = False
 ) -> None:
-    """Write the configuration and tensors into a folder, the tensors into the file `weights`."""
-    text = json.dumps(dict(fields), indent=2, sort_keys=True)
-    (folder / CONFIG).write_text(f"{text}\n", encoding="utf-8")
-    own = {name: tensors[name].detach().cpu().clone().contiguous() for name in sorted(tensors)}
-    save_file(own, folder / weights, metadata={"format": "pt"} if weights == WEIGHTS else None)
+    """Write an adapter's folder, of LSR or LORA: its two files, its card and its note.
 
-
-def copy_task(source: Path, folder: Path) -> None:
-    """Copy what the pipeline wrote about an adapter's task, such as the names of labels, if it did.
+    Its tensors are as they are, or rounded to one of PRECISIONS (`lsr.algebra.rounding`).
 
     Raises:
-        InputError: if that is not JSON.
+        InputError: if there is no such method, the folder exists and `force` is false, or LSR refuses a value.
     """
-    task = read_task(source)
+    if method not in FORMATS:
+        raise InputError(f"method must be {' or '.join(FORMATS)}, got {method!r}")
+    check_output(folder, (), replace=force)
+    files, card = FORMATS[method]
+    fields, tensors = files(contents)
+    with writing(folder) as new:
+        write_files(new, fields, tensors, precision)
+        write_task(new, contents.task)
+        card(contents).write(new)
+
+
+def write_files(
+    folder: Path, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], precision: str | None = None
+) -> None:
+    """Write the two files of an adapter of any method into a folder, with the errors of `pack`."""
+    text = json.dumps(dict(fields), indent=2, sort_keys=True)
+    (folder / CONFIG).write_text(f"{text}\n", encoding="utf-8")
+    stored = tensors if precision is None else pack(tensors, precision)
+    if precision == EXACT:
+        stored = unpack(stored)
+    own = {name: stored[name].detach().cpu().clone().contiguous() for name in sorted(stored)}
+    if precision in (None, EXACT):
+        save_file(own, folder / WEIGHTS, metadata={"format": "pt"})
+    else:
+        save_file(own, folder / ROUNDED)
+
+
+def write_task(folder: Path, task: Mapping[str, Any] | None) -> None:
+    """Write what the pipeline noted about an adapter's task, such as the names of labels, if it did."""
     if task is not None:
         (folder / TASK).write_text(json.dumps(task, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

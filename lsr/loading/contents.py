@@ -1,6 +1,6 @@
 """An adapter as its folder has it, of LSR or LoRA: the update of each layer, its heads, and what its base model is."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,57 +8,28 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from lsr.init.passes import widths
-from lsr.loading.adapters import ADAPTER, load_layers
 from lsr.loading.base_models import by
+from lsr.loading.layers import ADAPTER, METHOD, load_layers
 from lsr.loading.lora import FACTOR as LORA_FACTOR
-from lsr.loading.lora import lora_pairs
-from lsr.loading.task_note import read_task
+from lsr.loading.lora import LORA, lora_updates
+from lsr.loading.task_note import labels_of, read_task
+from lsr.loading.update import Frames, Update, folded
 from lsr.tuner.base_weight import check_adaptable
-from lsr.tuner.files import FACTOR, PREFIX, read_config, read_tensors
+from lsr.tuner.config import LsrConfig
+from lsr.tuner.files import FACTOR, PREFIX, WRAPPED, Files, read_files
+from lsr.tuner.linear import LsrLinear
 from lsr.tuner.mistakes import InputError
+from lsr.tuner.patterns import override
 
 BASE_FIELDS = ("base_model_name_or_path", "revision", "task_type", "auto_mapping")
 
 
-class Frames(nn.Module):
-    """A (r, n) and B (m, r), which layers of one kind may share: a module, so that moving it keeps them shared."""
+class Host(NamedTuple):
+    """What a model tells of its adapter, and a folder does not."""
 
-    a: Tensor
-    b: Tensor
-
-    def __init__(self, a: Tensor, b: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("a", a)
-        self.register_buffer("b", b)
-
-    def equals(self, other: "Frames") -> bool:
-        """Return whether these are the same frames, entry by entry."""
-        return self is other or (self.a.equal(other.a.to(self.a)) and self.b.equal(other.b.to(self.b)))
-
-
-class Update(NamedTuple):
-    """The update of a layer, scaling * B R A, with A and B from `frames`, and R = 1 if there is no core."""
-
-    frames: Frames
-    scaling: float
-    core: Tensor | None = None  # (r, r), or (r,) for a diagonal
-
-    @property
-    def widths(self) -> tuple[int, int]:
-        """The widths of the layer, n and m."""
-        return self.frames.a.shape[1], len(self.frames.b)
-
-    def pair(self) -> tuple[Tensor, Tensor]:  # (m, r), (r, n), float64
-        """Return two matrices whose product is the update."""
-        frames = self.plain().frames
-        return self.scaling * frames.b.double(), frames.a.double()
-
-    def plain(self) -> "Update":
-        """Return the same update without a core: R A takes the place of A."""
-        a, core = self.frames.a, self.core
-        if core is None:
-            return self
-        return Update(Frames(core[:, None] * a if core.dim() == 1 else core @ a, self.frames.b), self.scaling)
+    modules: Sequence[str]  # of the base model, by name
+    labels: Sequence[str] | None
+    is_transposed: bool  # whether the weights of adapted layers are stored so
 
 
 @dataclass(frozen=True)
@@ -68,9 +39,19 @@ class Contents:
     source: str
     base: Mapping[str, Any]  # the configuration's BASE_FIELDS, which describe the base model
     updates: Mapping[str, Update]  # by layer
-    heads: Mapping[str, Tensor]  # the tensors of the modules that it trained in full, by name in the base model
-    endings: tuple[str, ...]  # of the names of these modules
+    heads: Mapping[str, Tensor]  # the tensors that it trained in full, by name in the base model
+    endings: tuple[str, ...]  # of the names of the modules that it trained in full
     task: Mapping[str, Any] | None  # what task.json says, such as the names of labels; None if there is no such file
+    bias: str = "none"  # which biases are in `heads`, too: "lsr_only" for those of adapted layers, or "all"
+    dropout: float = 0.0
+    host: Host | None = None  # if it has been read from a model
+
+    @property
+    def labels(self) -> Sequence[str] | None:
+        """The names of the labels, none for a number; None: unknown."""
+        if self.task is None and self.host is not None:
+            return self.host.labels
+        return labels_of(self.task, self.heads)
 
     def check_layers(self, modules: Mapping[str, nn.Module]) -> None:
         """Check that a base model has the layers that the adapter was trained on, as far as its files can tell.
@@ -83,11 +64,10 @@ class Contents:
                 raise ValueError(f"adapts a layer {name!r}, which the base model does not have")
             layer = modules[name]
             check_adaptable(layer, name)
-            (n, m), (own_n, own_m) = widths(layer), update.widths
-            if (own_m, own_n) != (m, n):
-                raise ValueError(
-                    f"layer {name!r}: the adapter is for a layer of {own_m} x {own_n}, this one is {m} x {n}"
-                )
+            (n, m), own = widths(layer), update.form
+            if (own.out_features, own.in_features) != (m, n):
+                its = f"{own.out_features} x {own.in_features}"
+                raise ValueError(f"layer {name!r}: the adapter is for a layer of {its}, this one is {m} x {n}")
 
     def whole(self, modules: Mapping[str, nn.Module]) -> list[str]:
         """Return the modules of a base model that it trained in full: PEFT's rule, DistilBERT's pre_classifier too."""
@@ -125,61 +105,78 @@ def by_label(head: Mapping[str, Tensor], labels: int) -> list[str]:
     return [name for name, value in head.items() if value.shape[:1] == (labels,)]
 
 
-def read_contents(folder: str | Path) -> Contents:
-    """Read an adapter's folder, of LSR or plain LoRA; no base model is needed.
+def read_contents(folder: str | Path, method: str | None = None, *, with_biases: bool = False) -> Contents:
+    """Read an adapter's folder, of LSR or plain LoRA, or of this one of both; no base model is needed.
 
     Raises:
-        InputError: if it is neither, its files are inconsistent, or it trained biases of the base model.
+        InputError: if it is neither, its files are inconsistent, or, unless `with_biases`, it trained biases of the
+            base model.
     """
-    folder = Path(folder)
-    fields, tensors = read_config(folder), read_tensors(folder)
-    if fields.get("bias", "none") != "none":
-        raise InputError(f"{folder}: trains biases of the base model (bias={fields['bias']!r}), which is not supported")
-    return Contents(
-        str(folder),
-        {name: fields.get(name) for name in BASE_FIELDS},
-        read_updates(folder, fields),
-        {
-            key.removeprefix(PREFIX): value
-            for key, value in tensors.items()
-            if not (FACTOR.fullmatch(key) or LORA_FACTOR.fullmatch(key))
-        },
-        _endings(folder, fields),
-        read_task(folder),
-    )
+    files = read_files(folder, method)
+    bias = files.fields.get("bias", "none")
+    if bias != "none" and not with_biases:
+        raise InputError(f"{folder}: trains biases of the base model (bias={bias!r}), which is not supported")
+    return contents_of(files)
 
 
-def _endings(folder: Path, fields: Mapping[str, Any]) -> tuple[str, ...]:
-    names = fields.get("modules_to_save") or []
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise InputError(f"{folder}: modules_to_save must be a list of names, got {names!r}")
-    return tuple(names)
-
-
-def read_updates(folder: Path, fields: Mapping[str, Any]) -> dict[str, Update]:
-    """Return the update of each layer of an adapter of LSR or plain LoRA, whose configuration is given.
+def contents_of(files: Files) -> Contents:
+    """Return what the files of an adapter of LSR or plain LoRA hold.
 
     Raises:
         InputError: if it is neither, or its files are inconsistent.
     """
-    if fields["peft_type"] == "LORA":
-        pairs = lora_pairs(folder, fields).items()
-        return {name: Update(Frames(its.a, its.b), its.alpha / len(its.a)) for name, its in pairs}
+    fields = files.fields
+    names = fields.get("modules_to_save") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise InputError(f"{files.folder}: modules_to_save must be a list of names, got {names!r}")
+    updates, bias = updates_in(files), fields.get("bias", "none")
+    return Contents(
+        source=str(files.folder),
+        base={name: fields.get(name) for name in BASE_FIELDS},
+        updates=updates,
+        heads=heads_in(files.tensors),
+        endings=tuple(names),
+        task=read_task(files.folder),
+        bias="lsr_only" if bias == "lora_only" else bias,
+        dropout=fields.get("dropout" if files.method == METHOD else "lora_dropout", 0.0),
+    )
+
+
+def heads_in(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of an adapter's file that are no factors, by their names in the base model.
+
+    With bias="all" PEFT writes the biases of a head twice, by the names that they have inside its wrapper, too.
+    """
+    others = (FACTOR, LORA_FACTOR)
+    return {
+        name.removeprefix(PREFIX): value
+        for name, value in tensors.items()
+        if not (WRAPPED.search(name) or any(one.fullmatch(name) for one in others))
+    }
+
+
+def updates_in(files: Files) -> dict[str, Update]:
+    """Return the update of each layer of an adapter of LSR or plain LoRA.
+
+    Raises:
+        InputError: if it is neither, or its files are inconsistent.
+    """
+    if files.method not in (METHOD, LORA):
+        raise InputError(f"{files.folder}: an adapter of the method {files.method}; needed: {METHOD} or {LORA}")
+    return updates_of(*load_layers(files)) if files.method == METHOD else lora_updates(files)
+
+
+def updates_of(config: LsrConfig, layers: Mapping[str, LsrLinear], adapter_name: str = ADAPTER) -> dict[str, Update]:
+    """Return the updates of an LSR adapter's layers, between the adapter's own A and B where it is a LoRA or a core."""
     updates, frames = {}, dict[int, Frames]()
-    for name, layer in load_layers(folder).layers.items():
-        adapter = layer.adapter(ADAPTER)
+    for name, layer in layers.items():
+        adapter, alpha = layer.adapter(adapter_name), override(config.alpha_pattern, name, config.alpha)
         if adapter.trained_part == "core":
-            its = frames.setdefault(id(adapter.frames), _detached(*adapter.matrices(*adapter.factors())))
-            updates[name] = Update(its, adapter.scaling, adapter.core.detach())
+            a, b = (side.detach() for side in adapter.matrices(*adapter.factors()))
+            its = frames.setdefault(id(adapter.frames), Frames(a=a, b=b))
+            updates[name] = Update(its, alpha, adapter.core.detach())
         else:
-            updates[name] = Update(_detached(*adapter.collapse()), adapter.scaling)
+            a, b = (side.detach() for side in adapter.collapse())
+            own = Update(Frames(a=a, b=b), alpha)
+            updates[name] = own if adapter.is_lora else folded(a, b, adapter.scaling)
     return updates
-
-
-def updates_in(folder: Path, fields: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:  # (m, r), (r, n), float64
-    """Return two matrices whose product is the update of each layer, with the errors of `read_updates`."""
-    return {name: update.pair() for name, update in read_updates(folder, fields).items()}
-
-
-def _detached(a: Tensor, b: Tensor) -> Frames:
-    return Frames(*(side.detach().clone() for side in (a, b)))

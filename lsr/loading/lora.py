@@ -1,22 +1,21 @@
-"""An adapter as the LoRA that equals it: the two factors of each layer, and their product's scaling."""
+"""The updates in the files of a plain LoRA."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import fields
 from math import isfinite, sqrt
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from peft import LoraConfig
 from torch import Tensor
 
-from lsr.algebra.shapes import Form
-from lsr.tuner.config import LsrConfig
-from lsr.tuner.files import CONFIG, PREFIX, read_tensors
-from lsr.tuner.linear import LsrLinear
+from lsr.loading.update import Frames, Update
+from lsr.tuner.files import CONFIG, PREFIX, Files
 from lsr.tuner.mistakes import InputError, first_line
 from lsr.tuner.patterns import override
 
+LORA = "LORA"  # PEFT's name of the method
 FACTOR = re.compile(rf"{re.escape(PREFIX)}(.*)\.lora_([AB])\.weight")
 # Fields that are read, and fields that do not affect the trained update.
 READ = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "modules_to_save", "lora_dropout")
@@ -28,42 +27,16 @@ IRRELEVANT = (
 UNCHANGED_BASE = (True, False, "gaussian", "orthogonal", "eva")  # initializations that leave the base weight unchanged
 
 
-class Part(NamedTuple):
-    """The update of a layer, alpha / r * B R A, with 8 for r if R is diagonal; R = 1 if there is no core."""
-
-    a: Tensor  # (r, n)
-    b: Tensor  # (m, r)
-    alpha: float  # of a rank-stabilized LoRA sqrt(r) times its own
-    core: Tensor | None = None  # (r, r), or (r,) for a diagonal
-
-    @property
-    def form(self) -> Form:
-        """The shapes of A and B."""
-        return Form.dense(len(self.a), self.a.shape[1], len(self.b))
-
-
-def pairs_of(config: LsrConfig, layers: Mapping[str, LsrLinear], adapter_name: str) -> dict[str, Part]:
-    """Return the LoRA that equals each layer's whole update: its own factors if they are one, else with scaling 1."""
-    pairs = {}
-    for name, layer in layers.items():
-        adapter = layer.adapter(adapter_name)
-        a, b = (side.detach() for side in adapter.collapse())
-        if adapter.is_lora:
-            pairs[name] = Part(a, b, override(config.alpha_pattern, name, config.alpha))
-        else:
-            pairs[name] = Part(a, adapter.scaling * b, len(a))
-    return pairs
-
-
-def lora_pairs(folder: Path, lora: Mapping[str, Any]) -> dict[str, Part]:
-    """Return the factors of each layer of a LoRA by name.
+def lora_updates(files: Files) -> dict[str, Update]:
+    """Return the update of each layer of a plain LoRA.
 
     Raises:
         InputError: if the LoRA does more than add B A, or a factor is not that of a linear layer or is missing.
     """
+    folder, lora = files.folder, files.fields
     _check_plain(folder, lora)
     sides: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in read_tensors(folder).items():
+    for key, tensor in files.tensors.items():
         found = FACTOR.fullmatch(key)
         if found and tensor.dim() == 2:
             sides.setdefault(found[1], {})[found[2]] = tensor
@@ -75,7 +48,10 @@ def lora_pairs(folder: Path, lora: Mapping[str, Any]) -> dict[str, Part]:
         if side.keys() != {"A", "B"} or not 0 < len(side["A"]) == side["B"].shape[1]:
             raise InputError(f"{folder}: layer {name!r}: lora_A and lora_B do not fit together, or one is missing")
     try:
-        return {n: Part(side["A"], side["B"], _alpha(folder, lora, n, len(side["A"]))) for n, side in sides.items()}
+        return {
+            name: Update(Frames(a=side["A"], b=side["B"]), _alpha(folder, lora, name, len(side["A"])))
+            for name, side in sides.items()
+        }
     except (re.error, AttributeError, TypeError, OverflowError) as error:
         raise InputError(f"{folder / CONFIG}: ranks or alphas of its layers: {first_line(error)}") from None
 

@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from lsr.convert.parity import outputs, probe_ids
-from lsr.loading.contents import Update
+from lsr.loading.update import Update
 
 
 def check_heads(model: nn.Module, names: Iterable[str]) -> None:
@@ -59,11 +59,12 @@ def check_answers(
 
 
 def _adding(update: Update) -> Callable[..., Tensor]:
-    frames = update.plain().frames
+    plain = update.plain()
+    frames, scaling = plain.frames, plain.scaling
 
     def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = inputs[0]
-        hidden = update.scaling * F.linear(x, frames.a.to(x))
+        hidden = scaling * F.linear(x, frames.a.to(x))
         return output + F.linear(hidden, frames.b.to(x)).to(output.dtype)
 
     return add

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lsr.algebra.rounding import PRECISIONS
-from lsr.convert.composed import write_contents
-from lsr.convert.writing import check_output, writing
+from lsr.convert.writing import check_output, write, writing
 from lsr.loading.base_models import load_base
-from lsr.loading.contents import Contents, Frames, read_contents
+from lsr.loading.contents import Contents, read_contents
+from lsr.loading.update import Frames
 from lsr.serve.admission import check_answers, check_heads
 from lsr.serve.file import FILE, FRAMES, HEADER, HEADS, LAYERS, read
 from lsr.serve.head import BankHead
@@ -233,7 +233,7 @@ class AdapterBank(nn.Module):
             states = {one: state for one, head in self.heads.items() if (state := head.state(place))}
             heads = {f"{one}.{key}": value for one, state in states.items() for key, value in state.items()}
             contents = Contents(name, self.base_fields, updates, heads, tuple(states), self.notes[name] or None)
-        write_contents(contents, Path(folder), method, force=force)
+        write(contents, Path(folder), method, force=force)
 
     def save(self, folder: str | Path, *, force: bool = False) -> None:
         """Write the whole bank to a single file in a folder, for `load`, with the errors of `lsr.convert.writing`."""
@@ -275,8 +275,8 @@ class AdapterBank(nn.Module):
             bank._wrap(header["layers"], header["heads"])
             frames = dict[str, Frames]()
             for name, (owner, core_size) in header["frames"].items():
-                sides = (tensors[f"{FRAMES}/{owner}/{side}"] for side in "ab")
-                bank.layers[name].set_frames(frames.setdefault(owner, Frames(*sides)), core_size)
+                a, b = (tensors[f"{FRAMES}/{owner}/{side}"] for side in "ab")
+                bank.layers[name].set_frames(frames.setdefault(owner, Frames(a=a, b=b)), core_size)
             for name, stack in bank.stacks().items():
                 values, slots = tensors[f"{name}/values"], tensors[f"{name}/slots"]
                 fits = values.dtype is stack.values.dtype and values.shape[1:] == stack.values.shape[1:]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lsr.init.passes import widths
-from lsr.loading.contents import Frames, Update
+from lsr.loading.update import Frames, Update
 from lsr.serve.stack import Shared, Stacked
 
 DIRECTIONS, CORES, SCALING = "directions", "cores", "scaling"  # stacks; the last is not trained
@@ -34,15 +34,16 @@ class BankLayer(Stacked):
         if update is None:
             self.fill(place, {})
             return
-        core, scaling = update.core, torch.tensor([[update.scaling]])
+        core = update.core
         if core is not None and self.frames is None:
             self.set_frames(update.frames, core.numel())
         is_held = core is not None and self.frames is not None and update.frames.equals(self.frames)
         if core is not None and is_held and core.numel() == self.core_size:
-            self.fill(place, {CORES: core.reshape(1, -1), SCALING: scaling})
+            rows = {CORES: core.reshape(1, -1)}
         else:
-            frames = update.plain().frames
-            self.fill(place, {DIRECTIONS: torch.cat([frames.a, frames.b.T], dim=1), SCALING: scaling})
+            update = update.plain()
+            rows = {DIRECTIONS: torch.cat([update.frames.a, update.frames.b.T], dim=1)}
+        self.fill(place, {**rows, SCALING: torch.tensor([[update.scaling]])})
 
     def set_frames(self, frames: Frames, core_size: int) -> None:
         """Set the frames, and make room for cores of so many entries between them."""
@@ -56,9 +57,10 @@ class BankLayer(Stacked):
             return None
         if self.frames is not None and len(core := self.stacks[CORES].rows(place)):
             rank = len(self.frames.a)
-            return Update(self.frames, float(scaling), core[0] if self.core_size == rank else core.view(rank, rank))
+            core = core[0] if self.core_size == rank else core.view(rank, rank)
+            return Update.scaled(self.frames, float(scaling), core)
         a, b = self.stacks[DIRECTIONS].rows(place).split((self.n, self.m), dim=1)
-        return Update(Frames(a.contiguous(), b.T.contiguous()), float(scaling))
+        return Update.scaled(Frames(a=a.contiguous(), b=b.T.contiguous()), float(scaling))
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # (rows, ..., n) -> (rows, ..., m)
         """Return the base layer's output plus, for each row, the update of its adapter."""

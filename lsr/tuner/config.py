@@ -2,8 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from copy import copy
-from dataclasses import InitVar, dataclass, field, replace
+from dataclasses import InitVar, asdict, dataclass, field, replace
 from os import fspath
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +14,7 @@ from lsr.init import INITIALIZATIONS, READERS
 from lsr.tuner import card
 from lsr.tuner.options import CORED, OWN, TERMS, as_sizes, check_options, usual_terms
 from lsr.tuner.patterns import PATTERNS, exactly, matches, override
-from lsr.tuner.resolved import Resolved
+from lsr.tuner.resolved import Record, Resolved
 
 DIAGONAL = 8  # divides alpha if the core is diagonal: its directions are independent, whatever r is
 
@@ -124,8 +123,7 @@ class LsrConfig(PeftConfig):
     resolved: Resolved | None = field(
         default=None,
         metadata={
-            "help": "Of an adapter that exists: the shapes of its layers, and the hash of its frames. Not to be set by "
-            "hand."
+            "help": "Of a saved adapter: the shapes of its layers, and the hash of its frames. Not to be set by hand."
         },
     )
     # Of earlier versions, whose files hold these values alone or cannot be read; they are neither kept nor written.
@@ -153,7 +151,7 @@ class LsrConfig(PeftConfig):
             value = getattr(self, name)
             setattr(self, name, set(value) if isinstance(value, list | tuple) else value)
         self.folder: Path | None = None  # where it was read from, if it was
-        self.labels: tuple[str, ...] | None = None  # of the base model that it has adapted, for the card
+        self.record: Record | None = None  # of its last injection: PEFT writes an adapter's files through this object
         check_options(self)
 
     @property
@@ -171,6 +169,11 @@ class LsrConfig(PeftConfig):
         """Whether the initialization needs examples."""
         return self.frames == OWN and INITIALIZATIONS[self.start].reads in READERS
 
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The names of the labels of the base model that it has adapted, for the card; None: unknown."""
+        return None if self.record is None else self.record.labels
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any) -> Any:
         """Return the configuration in a folder or hub repository, as PEFT does, and remember the folder."""
@@ -185,17 +188,6 @@ class LsrConfig(PeftConfig):
         super().save_pretrained(save_directory, **kwargs)
         own = card.Card("LSR", self.base_model_name_or_path, self.revision, self.task_type, self.labels)
         card.replace_empty(own, Path(save_directory))
-
-    def copied(self, **values: Any) -> "LsrConfig":
-        """Return a copy with other values of some fields, for a model to keep: this object can configure another.
-
-        Raises:
-            ValueError: if a value is out of bounds; names the field and what is allowed.
-        """
-        other = copy(self)
-        vars(other).update(values)
-        check_options(other)
-        return other
 
     def ranks(self, layer_name: str) -> tuple[int, ...]:
         """Return the rank shape of a layer."""
@@ -233,8 +225,10 @@ class LsrConfig(PeftConfig):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields for JSON, with sets as sorted lists, so that every process writes the same file."""
+        """Return the fields for JSON: of the adapter that it has made, if it has, with sets as sorted lists."""
         fields = {name: sorted(value) if isinstance(value, set) else value for name, value in super().to_dict().items()}
+        if self.record is not None:
+            fields |= {"resolved": asdict(self.record.resolved), "init_weights": self.record.init_weights}
         if self.modules_to_save:  # PEFT appends the names of common heads each time an adapter is loaded
             fields["modules_to_save"] = list(dict.fromkeys(self.modules_to_save))
         return fields

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
@@ -21,6 +21,7 @@ from lsr.tuner.mistakes import InputError, first_line
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TASK = "task.json"  # written beside an adapter by the pipeline's stage train
 ROUNDED = "adapter_rounded.safetensors"  # in place of WEIGHTS: PEFT would take a file of that name and find no factors
+WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.")  # in the names of what PEFT trains in full
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
 MOST_BYTES = 8_000_000  # of JSON: enough for the names and hashes of 20,000 layers
 PREFIX = "base_model.model."  # PEFT puts it before each tensor's name in the base model
@@ -28,6 +29,25 @@ PREFIX = "base_model.model."  # PEFT puts it before each tensor's name in the ba
 FACTOR = re.compile(rf"{re.escape(PREFIX)}(.*)\.lsr_adapters\.(factor_[AB]\d+|core)")
 # For factors, heads and biases; int64 for counters in modules that are saved whole, uint8 for the codes of a bank.
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.int64)
+
+
+class Files(NamedTuple):
+    """What the two files of an adapter hold, which have been read once."""
+
+    folder: Path
+    fields: dict[str, Any]
+    tensors: dict[str, Tensor]  # by their names in the file
+
+    @property
+    def method(self) -> str:
+        """PEFT's name of the method."""
+        return self.fields["peft_type"]
+
+
+def read_files(folder: str | Path, method: str | None = None) -> Files:
+    """Read an adapter's folder, with the errors of `read_config` and `read_tensors`."""
+    folder = Path(folder)
+    return Files(folder, read_config(folder, method), read_tensors(folder))
 
 
 def adapter_folder(source: str | Path) -> Path:

@@ -19,7 +19,7 @@ from lsr.tuner.forms import form_of
 from lsr.tuner.layer import LsrLayer
 from lsr.tuner.linear import LsrLinear, adapted_layers
 from lsr.tuner.mixed_batch import copies_of_a_row, rows_choose
-from lsr.tuner.resolved import Resolved
+from lsr.tuner.resolved import Record, Resolved
 from lsr.tuner.sharing import FrameRegistry, SharedFrames, drop_unused_frames, read_shared_frames
 from lsr.tuner.start import config_of, has_begun, initialize_factors, layers_of
 from lsr.tuner.targets import DEFAULTS, adapted_names, check_names
@@ -55,14 +55,12 @@ class LsrModel(WholeHeads):
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, torch.Tensor] | None = None,
     ) -> None:
-        """Insert the adapter's layers and initialize their factors; keep a copy of its configuration, as resolved.
+        """Insert the adapter's layers and initialize their factors.
 
         Raises:
             ValueError: if an entry of the configuration matches no layer; names those of the model.
         """
-        labels = getattr(getattr(model, "config", None), "id2label", None) or {}
-        named = tuple(str(labels[index]) for index in sorted(labels)) if len(labels) > 1 else ()
-        config = self.peft_config[adapter_name] = config_of(self, adapter_name).copied(labels=named)
+        config = config_of(self, adapter_name)
         names = check_names(config, model)
         # PEFT resolves default and all-linear targets only later; a wrong pattern should leave the model unchanged.
         config = cast("LsrConfig", self._prepare_adapter_config(config, self.get_model_config(model)))
@@ -82,10 +80,13 @@ class LsrModel(WholeHeads):
             )
         finally:
             del self._frames  # otherwise frames would outlive their last adapter here
+        forms = {name: layer.adapter(adapter_name).form for name, layer in layers_of(self, adapter_name).items()}
+        resolved = config.resolved or Resolved.of(forms, None if shared is None else shared.sha256)
+        labels = getattr(getattr(model, "config", None), "id2label", None) or {}
+        named = tuple(str(labels[index]) for index in sorted(labels)) if len(labels) > 1 else ()
+        config.record = Record(resolved, config.init_weights, named)
         if config.resolved is not None:
             return  # the factors are about to be loaded
-        forms = {name: layer.adapter(adapter_name).form for name, layer in layers_of(self, adapter_name).items()}
-        config.resolved = Resolved.of(forms, None if shared is None else shared.sha256)
         if config.needs_examples:
             self.awaiting_examples.add(adapter_name)
         elif shared is None:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from lsr.algebra.shapes import Form
 
@@ -57,6 +57,14 @@ class Resolved:
     def layer(self, name: str) -> LayerShapes:
         """Return the shapes of a layer."""
         return self.others.get(name, self.usual)
+
+
+class Record(NamedTuple):
+    """What the injection of an adapter has made of its configuration: what its files say, and its card."""
+
+    resolved: Resolved
+    init_weights: bool | str
+    labels: tuple[str, ...]  # of the base model's head
 
 
 def _shapes(fields: Mapping[str, Any]) -> LayerShapes:

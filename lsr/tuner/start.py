@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple, cast
 
 from peft.tuners.tuners_utils import BaseTuner
@@ -72,14 +73,15 @@ def initialize_factors(
     config = config_of(model, adapter_name)
     if config.frames != OWN:
         return  # frames of another adapter are not initialized
-    chosen = config if init_weights is None else config.copied(init_weights=init_weights)  # which checks the name
+    chosen = config if init_weights is None else replace(config, init_weights=init_weights)  # which checks the name
     by_layer = {name: [one[name] for one in gradients] for name in layers_of(model, adapter_name)}
     for name, (first, *sharing) in groups_of(model, adapter_name).items():
         if first.adapter(adapter_name).is_meta:
             return  # the factors are about to be loaded
         first.initialize(adapter_name, chosen, by_layer, sharing)
         yield Started(name, (first, *sharing))
-    cast("dict[str, LsrConfig]", model.peft_config)[adapter_name] = chosen
+    assert config.record is not None
+    config.record = config.record._replace(init_weights=chosen.init_weights)
     has_begun(model, adapter_name)
 
 

@@ -84,7 +84,7 @@ def of_adapter(source: str, base: PreTrainedModel, view: FactorizeInitView) -> R
     for name in sorted(contents.updates.keys() ^ set(names)):
         does = "adapts" if name in contents.updates else "does not adapt"
         raise UserError(f"{where}: {source} {does} {name!r}; target_modules must name the layers that it adapts")
-    return NOTHING._replace(layers={name: contents.updates[name].pair() for name in names})
+    return NOTHING._replace(layers={name: contents.updates[name].product() for name in names})
 
 
 def read_gradients(

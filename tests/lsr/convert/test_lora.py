@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from lsr import export_lora, from_lora, squeeze_adapter
-from lsr.loading.contents import updates_in
+from lsr.loading.contents import read_contents
 from lsr.tuner.files import CONFIG, WEIGHTS, read_config
 from tests.capabilities.models import logits, tiny
 from tests.kit import edit, refused, write
@@ -41,7 +41,7 @@ def save_lora(name, folder, **fields):
 
 
 def read(folder):
-    return updates_in(folder, read_config(folder, "LORA"))
+    return {name: one.product() for name, one in read_contents(folder, "LORA", with_biases=True).updates.items()}
 
 
 @pytest.mark.parametrize("case", LORAS)

@@ -10,7 +10,8 @@ from torch.testing import assert_close
 from lsr import AdapterBank, export_lora, round_adapter
 from lsr.__main__ import main
 from lsr.algebra.rounding import PRECISIONS, pack, unpack
-from lsr.loading.adapters import load_adapter, load_layers
+from lsr.loading.adapters import load_adapter
+from lsr.loading.contents import read_contents
 from lsr.tuner.files import CONFIG, ROUNDED, WEIGHTS, read_tensors
 from tests.capabilities.checks import stir
 from tests.capabilities.models import logits, tiny, tokens
@@ -94,8 +95,8 @@ def test_the_errors_are_those_of_tensors_and_updates(tmp_path):
     flat = [torch.cat([value.flatten().double() for value in its.values()]) for its in (before, after)]
     assert report.tensors.total == pytest.approx(float((flat[1] - flat[0]).norm() / flat[0].norm()))
     for name in ("adapter", "rounded"):
-        for layer_name, layer in load_layers(tmp_path / name).layers.items():
-            pairs.setdefault(layer_name, []).append(layer.get_delta_weight("default").double())
+        for layer_name, update in read_contents(tmp_path / name).updates.items():
+            pairs.setdefault(layer_name, []).append(update.product().left @ update.product().right)
     for name, (exact, rounded) in pairs.items():
         assert report.update.layers[name] == pytest.approx(float((rounded - exact).norm() / exact.norm()), rel=1e-4)
 

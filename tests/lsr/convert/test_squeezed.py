@@ -31,7 +31,7 @@ def adapter(request, tmp_path):
 
 
 def dense(folder):
-    pairs = {name: update.pair() for name, update in read_contents(folder).updates.items()}
+    pairs = {name: update.product() for name, update in read_contents(folder).updates.items()}
     return {name: left @ right for name, (left, right) in pairs.items()}
 
 
@@ -50,7 +50,7 @@ def test_at_full_rank_only_rounding_is_lost(form, adapter, tmp_path):
 @pytest.mark.parametrize(("to", "kept"), [("rank:1", None), ("rank:2", None), ("directions:7", 7)])
 def test_what_is_lost_is_the_discarded_singular_values(to, kept, adapter, tmp_path):
     squeezed = squeeze_adapter(adapter, tmp_path / "small", to)
-    pairs = {name: update.pair() for name, update in read_contents(adapter).updates.items()}
+    pairs = {name: update.product() for name, update in read_contents(adapter).updates.items()}
     values = {name: torch.linalg.svdvals(left @ right)[: left.shape[1]] for name, (left, right) in pairs.items()}
     every = torch.cat(list(values.values()))
     least = float(every.sort(descending=True).values[kept - 1]) if kept else None

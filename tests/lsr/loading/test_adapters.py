@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from lsr.init import INITIALIZATIONS
-from lsr.loading.adapters import load_adapter, load_layers
-from lsr.tuner.files import CONFIG, WEIGHTS
+from lsr.loading.adapters import load_adapter
+from lsr.loading.layers import load_layers
+from lsr.tuner.files import CONFIG, WEIGHTS, read_files
 from lsr.tuner.linear import adapted_layers
 from tests.capabilities.models import logits
 from tests.kit import edit, refused, write
@@ -35,7 +36,7 @@ def test_an_adapter_comes_back_bit_for_bit_and_nothing_is_decomposed(case, tmp_p
     model = save(name, tmp_path, **fields)
     for word, one in INITIALIZATIONS.items():
         monkeypatch.setitem(INITIALIZATIONS, word, one._replace(start=None))  # not to be called
-    loaded, alone = load_adapter(tmp_path / "adapter"), load_layers(tmp_path / "adapter").layers
+    loaded, alone = load_adapter(tmp_path / "adapter"), load_layers(read_files(tmp_path / "adapter")).layers
     assert torch.equal(logits(loaded), logits(model))
     found = adapted_layers(loaded)
     for layer_name, layer in adapted_layers(model).items():

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from lsr import LsrConfig
 from lsr.algebra.shapes import Form
-from lsr.loading.adapters import load_adapter, load_layers
+from lsr.loading.adapters import load_adapter
+from lsr.loading.contents import read_contents
 from lsr.tuner.forms import check_room
 from lsr.tuner.linear import adapted_layers
 from lsr.tuner.resolved import Resolved
@@ -140,7 +141,7 @@ def test_a_relative_folder_is_one_beside_or_inside_the_adapters(frames, tmp_path
     first(tmp_path / "here/frames", seed=1)  # other frames of the name in the working directory
     monkeypatch.chdir(tmp_path / "here")
     assert torch.equal(logits(PeftModel.from_pretrained(tiny("bert"), str(tmp_path / "two"))), logits(model))
-    assert load_layers(tmp_path / "two").layers.keys() == adapted_layers(model).keys()
+    assert read_contents(tmp_path / "two").updates.keys() == adapted_layers(model).keys()
 
 
 # What holds no frames, or others
@@ -167,7 +168,7 @@ def test_frames_that_are_not_those_of_the_training_are_refused_by_every_reader(t
         tensors[min(name for name in tensors if "factor_A1" in name)] += 1e-3
 
     edit(tmp_path / "one" / WEIGHTS, change)
-    for read in (load_adapter, load_layers, lambda folder: PeftModel.from_pretrained(tiny("bert"), str(folder))):
+    for read in (load_adapter, read_contents, lambda folder: PeftModel.from_pretrained(tiny("bert"), str(folder))):
         refused(read, tmp_path / "two", kind=ValueError, says="trained on others")
 
 

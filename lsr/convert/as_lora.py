@@ -1,0 +1,102 @@
+"""An adapter's contents as the two files of a LoRA, which PEFT loads without this package.
+
+It is exact, because A and B of LSR are LoRA factors: no SVD is taken.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lsr.loading.contents import Contents
+from lsr.loading.lora import LORA
+from lsr.loading.update import Update
+from lsr.tuner.card import Card
+from lsr.tuner.files import PREFIX
+from lsr.tuner.patterns import exactly
+
+LONG = 2  # dots in the name of a layer that no other layer's name ends in, as in transformers
+BIASES = {"none": "none", "all": "all", "lsr_only": "lora_only"}
+
+
+def as_lora(contents: Contents) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the fields of adapter_config.json and the tensors of a LoRA.
+
+    The fields are only those that old versions of PEFT and other readers know.
+    """
+    updates = {name: update.plain() for name, update in contents.updates.items()}
+    rank, ranks = _usual({name: len(update.frames.a) for name, update in updates.items()})
+    alpha, alphas = _usual({name: update.alpha for name, update in updates.items()})
+    base, host = contents.base, contents.host
+    fields = {
+        **({} if base.get("task_type") else {"auto_mapping": base.get("auto_mapping")}),
+        "peft_type": LORA,
+        "task_type": base.get("task_type"),
+        "base_model_name_or_path": base.get("base_model_name_or_path"),
+        "revision": base.get("revision"),
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": contents.dropout,
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
+        "target_modules": _targets(contents),
+        "modules_to_save": _saved_whole(contents),
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "bias": BIASES[contents.bias],
+        "fan_in_fan_out": host is not None and host.is_transposed,  # without a base, PEFT sets it where it is needed
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "use_dora": False,
+    }
+    return fields, _factors(updates) | {f"{PREFIX}{name}": value for name, value in contents.heads.items()}
+
+
+def lora_card(contents: Contents) -> Card:
+    """Return the card of a LoRA with these contents."""
+    return Card(
+        method=LORA,
+        called="LoRA adapter",
+        base=contents.base.get("base_model_name_or_path"),
+        revision=contents.base.get("revision"),
+        task_type=contents.base.get("task_type"),
+        labels=contents.labels,
+        summary="It equals an LSR adapter, and loads without `lsr`.",
+    )
+
+
+def _factors(updates: Mapping[str, Update]) -> dict[str, Tensor]:
+    tensors = dict[str, Tensor]()
+    for name, update in updates.items():
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = update.frames.a
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = update.frames.b
+    return tensors
+
+
+def _usual(values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
+    """Return the most common value of layers, and the others by patterns, which PEFT matches as regular expressions."""
+    usual = min(Counter(values.values()).items(), key=lambda item: (-item[1], item[0]))[0]
+    others = {name: value for name, value in values.items() if value != usual}
+    clash = {name: its for name, its in others.items() if any(one.endswith(f".{name}") for one in values)}
+    return usual, {re.escape(name): its for name, its in others.items() if name not in clash} | exactly(clash)
+
+
+def _targets(contents: Contents) -> Sequence[str] | str:
+    """Return full names, or one regular expression if other modules end in one of them: PEFT matches endings."""
+    names = sorted(contents.updates)
+    # Other layers may end in a short name, and without the base nobody knows.
+    modules = [f"a.{name}" for name in names if name.count(".") < LONG]
+    if contents.host is not None:
+        modules = [name for name in contents.host.modules if name not in contents.updates]
+    endings = tuple(f".{name}" for name in names)
+    return "|".join(map(re.escape, names)) if any(name.endswith(endings) for name in modules) else names
+
+
+def _saved_whole(contents: Contents) -> list[str] | None:
+    """Return the entries of modules_to_save that the model has: PEFT adds the names of all common heads."""
+    paths = [name.split(".")[:-1] for name in contents.heads]
+    whole = [".".join(path[:length]) for path in paths for length in range(1, len(path) + 1)]
+    return sorted({entry for entry in contents.endings if any(name.endswith(entry) for name in whole)}) or None

@@ -1,0 +1,83 @@
+"""The update that an adapter adds to a linear layer, whatever its method."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lsr.algebra.shapes import Form
+from lsr.tuner.config import DIAGONAL
+
+
+class Frames(nn.Module):
+    """A (r, n) and B (m, r), which layers of one kind may share: a module, so that moving it keeps them shared."""
+
+    a: Tensor
+    b: Tensor
+
+    def __init__(self, *, a: Tensor, b: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("a", a)
+        self.register_buffer("b", b)
+
+    def equals(self, other: "Frames") -> bool:
+        """Return whether these are the same frames, entry by entry."""
+        return self is other or (self.a.equal(other.a.to(self.a)) and self.b.equal(other.b.to(self.b)))
+
+
+class Product(NamedTuple):
+    """Two matrices in float64 whose product is an update."""
+
+    left: Tensor  # (m, k)
+    right: Tensor  # (k, n)
+
+
+class Update(NamedTuple):
+    """The update of a layer, scaling * B R A, with A and B from `frames`, and R = 1 if there is no core.
+
+    It has the alpha of its file rather than the scaling, which would not give back every alpha to the last bit.
+    """
+
+    frames: Frames
+    alpha: float  # of a rank-stabilized LoRA sqrt(r) times its own
+    core: Tensor | None = None  # (r, r), or (r,) for a diagonal
+
+    @classmethod
+    def scaled(cls, frames: Frames, scaling: float, core: Tensor | None = None) -> "Update":
+        """Return the update of a scaling instead of an alpha."""
+        return cls(frames, scaling * _divisor(frames, core), core)
+
+    @property
+    def scaling(self) -> float:
+        """The factor before B R A: alpha / r, or alpha / 8 with a diagonal core."""
+        return self.alpha / _divisor(self.frames, self.core)
+
+    @property
+    def form(self) -> Form:
+        """The shapes of A and B."""
+        return Form.dense(len(self.frames.a), self.frames.a.shape[1], len(self.frames.b))
+
+    def plain(self) -> "Update":
+        """Return the same update without a core: R A takes the place of A, and the scaling is in B."""
+        return self if self.core is None else folded(self._right(), self.frames.b, self.scaling)
+
+    def product(self) -> Product:
+        """Return two matrices whose product is the update."""
+        return Product(self.scaling * self.frames.b.double(), self._right().double())
+
+    def _right(self) -> Tensor:  # R A, (r, n)
+        a, core = self.frames.a, self.core
+        if core is None:
+            return a
+        precise = torch.promote_types(core.dtype, a.dtype)
+        core, a = core.to(precise), a.to(precise)
+        return core[:, None] * a if core.dim() == 1 else core @ a
+
+
+def folded(a: Tensor, b: Tensor, scaling: float) -> Update:  # (r, n), (m, r)
+    """Return the update scaling * B A with the scaling in B."""
+    return Update(Frames(a=a, b=scaling * b), len(a))
+
+
+def _divisor(frames: Frames, core: Tensor | None) -> int:
+    return DIAGONAL if core is not None and core.dim() == 1 else len(frames.a)
