@@ -17,7 +17,7 @@ from lsr.tuner.start_report import StartReport, report_start
 from pipeline import params, stage
 from pipeline.core import artifacts, console
 from pipeline.core.errors import UserError
-from pipeline.methods import adapters, base_models, gradients
+from pipeline.methods import adapters, base_models, planning, statistics
 
 SHOWN = 24  # layers or kinds on the terminal; the file has all
 COLUMNS = ("layers", "rank", "captured", "energy", "energy_best")
@@ -25,30 +25,25 @@ COLUMNS = ("layers", "rank", "captured", "energy", "energy_best")
 
 def factorize_init(
     base: PreTrainedModel, view: params.FactorizeInitView
-) -> tuple[PeftModel, dict[str, StartReport], gradients.Read]:
+) -> tuple[PeftModel, dict[str, StartReport], statistics.Read]:
     """Add an adapter to a base model and initialize it; return the starts of LSR by layer or kind, and what they read.
 
     Raises:
         UserError: if the section does not fit the model, or a weight or the examples are not suitable.
     """
-    section = view.section
-    adapters.check_section(base, section, view.base_model)
+    plan = planning.resolve(view.section, base, view.base_model, view.seed)
+    read = statistics.read(base, plan, view)
+    model = adapters.add_adapter(base, plan, read.layers)
+    section = plan.section
     if not isinstance(section, params.LsrParams):
-        model = adapters.add_adapter(base, section, view.base_model, view.seed)
-        return model, {}, gradients.NOTHING
-    read = gradients.of_examples(base, view) if section.reads_examples else gradients.NOTHING
-    if section.source:
-        read = gradients.of_adapter(section.source, base, view)
-    layers = [read.layers] if read.layers else []
-    model = adapters.add_adapter(base, section, view.base_model, view.seed, layers)
-    started = adapters.start(model, section, layers)
-    captured = INITIALIZATIONS[section.scheme].reads
+        return model, {}, read
+    started = adapters.start(model, plan, read.layers)
     reports, groups = {}, groups_of(model, "default")
     if section.frames == OWN:
         console.line(f"factorize-init: {section.init}, {sum(map(len, groups.values()))} layers, {len(groups)} starts")
     for one in console.track(started, "factorize-init", len(groups), "starts"):
         try:
-            reports[one.name] = report_start(one, layers, view.seed, read=captured)
+            reports[one.name] = report_start(one, read.layers, view.seed, INITIALIZATIONS[section.scheme].reads)
         except ValueError as error:  # a weight that is not finite, unless the initialization has rejected it
             raise UserError(f"{view.model}: {one.name}: {error}") from None
     return model, reports, read
@@ -65,7 +60,7 @@ def main(view: params.FactorizeInitView) -> None:
     write_reports(reports, read)
 
 
-def write_reports(reports: Mapping[str, StartReport], read: gradients.Read) -> None:
+def write_reports(reports: Mapping[str, StartReport], read: statistics.Read) -> None:
     """Write the metrics and the table of layers or kinds, and print them."""
     means = {
         name: fmean(getattr(one, name) for one in reports.values()) for name in ("energy", "energy_best") if reports

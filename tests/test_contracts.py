@@ -132,7 +132,7 @@ def test_every_section_is_seen_by_a_stage():
 
 def test_initializations_are_those_of_the_library_and_look_at_examples_where_its_do():
     from lsr.init import INITIALIZATIONS, READERS
-    from pipeline.methods.gradients import BATCH
+    from pipeline.methods.statistics import BATCH
     from pipeline.params.methods import READ, LsrParams
 
     words, _ = get_args(LsrParams.model_fields["init"].annotation)  # or another adapter

@@ -15,7 +15,7 @@ from lsr.convert import errors
 from lsr.convert.commands import table
 from lsr.convert.errors import Errors
 from lsr.convert.writing import check_output, write
-from lsr.init import gradient, warm
+from lsr.init import directions, warm
 from lsr.init.allocation import MOST, allocate
 from lsr.init.initialization import Source, Start
 from lsr.loading.contents import read_contents
@@ -87,7 +87,7 @@ def _ranked(updates: Mapping[str, Product], rank: int) -> dict[str, Update]:
 
 def _directed(updates: Mapping[str, Product], budget: int) -> dict[str, Update]:
     most = sum(min(MOST, _rank(product)) for product in updates.values())
-    shares = allocate([updates], min(budget, most))
+    shares = allocate(updates, min(budget, most))
     return {name: _between([_source(updates[name], rank, paired=True)])[0] for name, rank in shares.items()}
 
 
@@ -104,7 +104,7 @@ def _shared(updates: Mapping[str, Product], rank: int) -> dict[str, Update]:
 
 def _between(sources: Sequence[Source]) -> list[Update]:
     """Return the updates between frames of several: those of `warm`, and its cores."""
-    frames = _frames(gradient.frames(sources))
+    frames = _frames(directions.frames(sources))
     return [Update(frames, ALPHA, warm.core(source, frames.b, frames.a).float()) for source in sources]
 
 
@@ -119,7 +119,7 @@ def _rank(product: Product) -> int:
 def _source(product: Product, rank: int, *, paired: bool = False) -> Source:
     form = Form.dense(rank, product.right.shape[1], len(product.left))
     scaling = ALPHA / (DIAGONAL if paired else rank)
-    return Source(form, torch.empty, scaling=scaling, gradients=(product,), paired=paired)
+    return Source(form, torch.empty, scaling=scaling, statistic=product, paired=paired)
 
 
 FORMS = {"rank": _ranked, "directions": _directed, "shared": _shared}

@@ -7,7 +7,7 @@ model unchanged, because B1 or the core is zero. Only `warm` begins with an upda
 from collections.abc import Callable, Mapping
 
 from lsr.algebra.spectrum import Matrix
-from lsr.init import gradient, principal, random, warm
+from lsr.init import directions, principal, random, warm
 from lsr.init.gradients import examples_gradients
 from lsr.init.initialization import Initialization
 from lsr.init.update import examples_updates
@@ -15,9 +15,9 @@ from lsr.init.update import examples_updates
 INITIALIZATIONS = {
     "random": Initialization("seed", random.start, random.frames),
     "principal": Initialization("weight", principal.start, principal.frames),
-    "gradient": Initialization("gradient", gradient.start, gradient.frames),
-    "update": Initialization("update", gradient.start, gradient.frames),  # in place of the gradient
-    "warm": Initialization("update", warm.start, gradient.frames, core=warm.core),
+    "gradient": Initialization("gradient", directions.start, directions.frames),
+    "update": Initialization("update", directions.start, directions.frames),
+    "warm": Initialization("update", warm.start, directions.frames, core=warm.core),
 }
 
 # What gathers statistics from examples, by the name that an initialization asks for.

@@ -20,8 +20,7 @@ class Source:
     scaling: float = 1.0
     seed: int = 0  # of randomized decompositions
     generator: torch.Generator | None = None  # for random draws; None: torch's global one
-    # One (m, n) matrix per data set: the mean of dL/dW, or the update of a short training run.
-    gradients: Sequence[Matrix] = ()
+    statistic: Matrix | None = None  # (m, n), of examples: the mean of dL/dW, or the update of a short training run
     zero: bool = True  # B1 = 0 where B is drawn
     paired: bool = False  # frames for a diagonal core: the i-th direction of B belongs to the i-th of A
 

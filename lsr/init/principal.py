@@ -15,7 +15,7 @@ def start(source: Source) -> Start:
     Raises:
         ValueError: as `directed`.
     """
-    return directed([source.weight()], source)
+    return directed(source.weight(), source)
 
 
 def frames(sources: Sequence[Source]) -> Start:
@@ -29,16 +29,16 @@ def frames(sources: Sequence[Source]) -> Start:
     return framed([source.weight() for source in sources], sources[0])
 
 
-def directed(matrices: Sequence[Matrix], source: Source) -> Start:
-    """Return A and B's frame as the sums nearest to the leading directions of matrices (m, n), with LoRA's scale.
+def directed(matrix: Matrix, source: Source) -> Start:
+    """Return A and B's frame as the sums nearest to the leading directions of a matrix (m, n), with LoRA's scale.
 
-    TensorLy decomposes the matrices, jointly if there are several, and then both sides of them.
+    TensorLy decomposes the matrix, and then both sides of it.
 
     Raises:
-        ValueError: if the rank exceeds a side of the matrices, or they are zero or not finite.
+        ValueError: if the rank exceeds a side of the matrix, or it is zero or not finite.
     """
     form = source.form
-    left, right = leading_frames(matrices, form.rank, source.seed)
+    left, right = leading_frames([matrix], form.rank, source.seed)
     columns, rows = pad_columns(left.T, form.out_width).T, pad_columns(right, form.in_width)
     a = nearest_kron_sum(rows, form.rank_shape, form.in_shape, form.separation_rank)
     b = nearest_kron_sum(columns, form.out_shape, form.rank_shape, form.separation_rank)

@@ -92,35 +92,36 @@ class LsrLayer(BaseTunerLayer):
         self,
         adapter_name: str,
         config: LsrConfig,
-        gradients: Mapping[str, Sequence[Matrix]] | None = None,
+        statistics: Mapping[str, Matrix],
         sharing: Sequence["LsrLayer"] = (),
     ) -> None:
         """Initialize the factors as configured, and reset the cores.
 
-        `gradients` holds matrices (m, n) by layer name, one per data set. `sharing` are the other layers that share the
+        `statistics` holds what is read of examples, (m, n) by layer name; `sharing` the other layers that share the
         factors.
 
         Raises:
             ValueError: if a base weight or gradient is not suitable; names the layer.
         """
         adapter, initialization = self.adapter(adapter_name), INITIALIZATIONS[config.start]
-        sources = [layer._source(config, adapter.form, gradients or {}) for layer in (self, *sharing)]
+        layers = (self, *sharing)
+        sources = [layer._source(config, adapter.form, statistics.get(layer.layer_name)) for layer in layers]
         try:
             start = initialization.frames(sources) if adapter.has_core else initialization.start(sources[0])
         except ValueError as error:
             raise ValueError(f"layer {self.layer_name!r}: {error}") from None
         adapter.set_factors(start, self.base_parameter())
-        for layer, source in zip((self, *sharing), sources, strict=True) if adapter.has_core else ():
+        for layer, source in zip(layers, sources, strict=True) if adapter.has_core else ():
             layer.adapter(adapter_name).set_core(layer._first_core(config, source, adapter), layer.base_parameter())
 
-    def _source(self, config: LsrConfig, form: Form, gradients: Mapping[str, Sequence[Matrix]] | None = None) -> Source:
+    def _source(self, config: LsrConfig, form: Form, statistic: Matrix | None = None) -> Source:
         return Source(
             form,
             self.base_matrix,
             scaling=config.scaling(self.layer_name, form),
             seed=config.seed or 0,
             generator=self._generator(config),
-            gradients=(gradients or {}).get(self.layer_name, ()),
+            statistic=statistic,
             zero=config.init_weights is not False,
             paired=config.core == "diagonal",
         )

@@ -1,7 +1,7 @@
 """Initialize an adapter's factors, per layer or per kind of layers, from the seed, the weights or examples."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple, cast
 
@@ -58,14 +58,13 @@ def initialize_factors(
     model: nn.Module,
     adapter_name: str = "default",
     init_weights: bool | str | None = None,
-    gradients: Sequence[Mapping[str, Matrix]] = (),
+    statistics: Mapping[str, Matrix] | None = None,
 ) -> Iterator[Started]:
     """Initialize the factors of each layer, or of each kind that shares them, and yield it when done.
 
     `get_peft_model` does this by itself. This is a generator for callers that show progress: they build the model with
-    random factors and name the initialization here. `gradients` holds what it reads of examples, one mapping from layer
-    names to (m, n) matrices per data set, as `start_from_examples` says; frames are pooled over data sets. If the
-    frames come from another adapter, nothing is initialized.
+    random factors and name the initialization here. `statistics` holds what it reads of examples, an (m, n) matrix by
+    layer name: see `start_from_examples`. If the frames come from another adapter, nothing is initialized.
 
     Raises:
         ValueError: if there is no such initialization, or it fails on a base weight or gradient; names the layer.
@@ -74,11 +73,10 @@ def initialize_factors(
     if config.frames != OWN:
         return  # frames of another adapter are not initialized
     chosen = config if init_weights is None else replace(config, init_weights=init_weights)  # which checks the name
-    by_layer = {name: [one[name] for one in gradients] for name in layers_of(model, adapter_name)}
     for name, (first, *sharing) in groups_of(model, adapter_name).items():
         if first.adapter(adapter_name).is_meta:
             return  # the factors are about to be loaded
-        first.initialize(adapter_name, chosen, by_layer, sharing)
+        first.initialize(adapter_name, chosen, statistics or {}, sharing)
         yield Started(name, (first, *sharing))
     assert config.record is not None
     config.record = config.record._replace(init_weights=chosen.init_weights)
@@ -129,6 +127,6 @@ def start_from_examples(
     heads = [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
     initialization = INITIALIZATIONS[config.start]
     kept = {"keep_head": True} if initialization.goes_on else {}
-    gradients = READERS[initialization.reads](model, bases, batches, heads, steps=head_steps, seed=seed, **kept)
-    for _ in initialize_factors(model, adapter_name, gradients=[gradients]):
+    statistics = READERS[initialization.reads](model, bases, batches, heads, steps=head_steps, seed=seed, **kept)
+    for _ in initialize_factors(model, adapter_name, statistics=statistics):
         pass

@@ -28,10 +28,10 @@ class StartReport:
 
 def report_start(
     started: Started,
-    gradients: Sequence[Mapping[str, Matrix]],
+    statistics: Mapping[str, Matrix],  # gradients or updates by layer; none: the start is that of the weights
     seed: int,
+    read: str = "gradient",  # what the statistics are
     adapter_name: str = "default",
-    read: str = "gradient",  # whether `gradients` holds gradients or updates
 ) -> StartReport:
     """Measure a freshly initialized layer or kind.
 
@@ -41,9 +41,11 @@ def report_start(
     layers = started.layers
     adapter = layers[0].adapter(adapter_name)
     form = adapter.form
-    weights = [layer.base_matrix().detach().cpu().double() for layer in layers]
-    read_ones = [matrices[layer.layer_name] for layer in layers for matrices in gradients]
-    matrices: Sequence[Matrix] = read_ones or weights
+    matrices: Sequence[Matrix] = (
+        [statistics[layer.layer_name] for layer in layers]
+        if statistics
+        else [layer.base_matrix().detach().cpu().double() for layer in layers]
+    )
     a, b = (side.detach().cpu().double() for side in adapter.matrices(*adapter.factors()))
     if adapter.has_core and adapter.core.dim() == 1:
         energies = paired_energies(matrices, b, a)
@@ -53,7 +55,7 @@ def report_start(
     return StartReport(
         layers=len(layers),
         rank=form.rank,
-        captured=read if gradients else "weight",
+        captured=read if statistics else "weight",
         energy=fmean(energies),
         energy_best=fmean(leading_energies(matrices, form.rank, seed)),
     )

@@ -72,15 +72,6 @@ def _check_adaptable(config: PeftConfig, field: str, entry: str, matched: Sequen
         raise ValueError(f"{field}: {entry!r} is part of the head, or of another module that is trained in full")
 
 
-def target_names(model: nn.Module, config: LsrConfig) -> list[str]:
-    """Return the layers of a base model that a configuration adapts; its target_modules must not be None.
-
-    Raises:
-        ValueError: if an entry, a pattern or an index matches no layer.
-    """
-    return adapted_names(model, config, check_names(config, model))
-
-
 def adapted_names(model: nn.Module, config: LsrConfig, names: list[str]) -> list[str]:
     """Return the layers in `names` that a configuration adapts, without changing the configuration.
 

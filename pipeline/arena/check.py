@@ -11,7 +11,7 @@ from pipeline.arena.preset import PATH
 from pipeline.core import console
 from pipeline.core.errors import UserError
 from pipeline.data import pretrained
-from pipeline.methods import adapters, base_models
+from pipeline.methods import base_models, planning
 from pipeline.training import arguments
 
 
@@ -56,4 +56,4 @@ def _check_task(entry: Entry) -> None:
 
 def _check_method(entry: Entry) -> None:
     view = entry.first().view
-    adapters.check_section(base_models.outline(view.base_model), view.section, view.base_model)
+    planning.resolve(view.section, base_models.outline(view.base_model), view.base_model, view.seed)

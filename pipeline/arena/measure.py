@@ -16,15 +16,16 @@ from transformers import Trainer, TrainerCallback, TrainerState, set_seed
 from lsr.algebra.rounding import PRECISIONS, pack, unpack
 from lsr.tuner.files import WEIGHTS
 from pipeline import tasks
-from pipeline.arena import machine, task_tokens
-from pipeline.arena.gradients import Gradients, Reading, gradients
+from pipeline.arena import machine, statistics, task_tokens
 from pipeline.arena.plan import Training
 from pipeline.arena.record import Record, Rounded
+from pipeline.arena.statistics import Reading, Statistics
 from pipeline.arena.task_tokens import Task
 from pipeline.core.errors import UserError, clipped, first_line, refused_by_machine
 from pipeline.data import pretrained
 from pipeline.evaluation import inference
-from pipeline.methods import adapters, base_models
+from pipeline.methods import adapters, base_models, planning
+from pipeline.methods.planning import Plan
 from pipeline.params import LsrParams, TrainView
 from pipeline.training import run
 from pipeline.training.callbacks import DivergedError, StopAtDivergence
@@ -52,8 +53,9 @@ def measure(training: Training) -> Record:
             splits = task_tokens.splits(task_of(training))
             collate = tasks.of(view.dataset).collator(pretrained.load_tokenizer(view.base_model))
         with _timed(seconds, "start"):
-            read = gradients_of(training)
-            model = started(training, read)
+            plan = planned(training)
+            read = statistics_of(training, plan)
+            model = started(training, plan, read)
             counts = counts_of(model, view)
         seconds["start"] += read.spared if read else 0.0  # each training is charged for the short run that it needs
         scored = Scored(model, view, splits, collate)
@@ -110,37 +112,44 @@ def task_of(training: Training) -> Task:
     return Task(training.task, view.dataset, view.base_model, view.tokenize.max_length, training.reads)
 
 
-def started(training: Training, read: Gradients | None) -> PeftModel:
+def planned(training: Training) -> Plan:
+    """Return what the section of a training makes of its base model.
+
+    Raises:
+        UserError: if the method does not fit the model.
+    """
+    view = training.view
+    return planning.resolve(view.section, base_models.outline(view.base_model), view.base_model, view.seed)
+
+
+def started(training: Training, plan: Plan, read: Statistics | None) -> PeftModel:
     """Return the base model with its adapter, before training.
 
     Raises:
         UserError: if the method does not fit the model, or the initialization fails on what was read.
     """
-    view, section = training.view, training.view.section
+    view = training.view
     set_seed(view.seed)  # the head is drawn when the checkpoint loads: all methods have the same one
     base = base_models.load_base_model(view.base_model, view.dataset)
     if read:
         base.load_state_dict(read.head, strict=False)  # as trained, if the initialization goes on from it
-    layers = [read.layers] if read else []
-    model = adapters.add_adapter(base, section, view.base_model, view.seed, layers)
-    if isinstance(section, LsrParams):
-        for _ in adapters.start(model, section, layers):
-            pass
+    layers = read.layers if read else {}
+    model = adapters.add_adapter(base, plan, layers)
+    for _ in adapters.start(model, plan, layers):
+        pass
     return model
 
 
-def gradients_of(training: Training) -> Gradients | None:
+def statistics_of(training: Training, plan: Plan) -> Statistics | None:
     """Return the gradients or updates that the frames are from; None if the initialization reads no examples.
 
     Raises:
-        UserError: if the method does not fit the model, or the examples are not suitable for its initialization.
+        UserError: if the examples are not suitable for the initialization.
     """
-    row, section = training.view.base_model, training.view.section
+    section = plan.section
     if not (isinstance(section, LsrParams) and section.reads_examples):
         return None
-    layers = tuple(adapters.target_names(base_models.outline(row), section, row, training.seed))
-    task = task_of(training)
-    return gradients(Reading(section.init, task, section.examples, section.head_steps, training.seed, layers))
+    return statistics.read(Reading(task_of(training), plan, section, training.seed))
 
 
 def train(model: PeftModel, view: TrainView, splits: Mapping[str, Dataset], collate: Any, scored: "Scored") -> None:

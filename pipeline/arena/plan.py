@@ -11,7 +11,7 @@ from pipeline import params
 from pipeline.arena.files import digests
 from pipeline.arena.preset import PATH, VERSION, Method, Preset, Reads
 from pipeline.arena.record import RATE
-from pipeline.methods.table import known_types
+from pipeline.methods.planning import known_types
 from pipeline.params import PeftParams, TrainView
 from pipeline.params.reading import changed
 

@@ -1,9 +1,7 @@
 """Adapters on a base model: create from the selected section, initialize, merge, save, load and count."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -16,85 +14,39 @@ from transformers import PreTrainedModel
 from lsr.algebra.spectrum import Matrix
 from lsr.init.allocation import allocate
 from lsr.loading.adapters import load_onto
-from lsr.tuner import targets
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import CONFIG
 from lsr.tuner.mistakes import InputError
-from lsr.tuner.model import check_forms
 from lsr.tuner.options import OWN
 from lsr.tuner.start import Started, initialize_factors
-from pipeline.core.errors import UserError, first_line
+from pipeline.core.errors import UserError
 from pipeline.data.pretrained import public_name
-from pipeline.methods import base_models, table
-from pipeline.params import PARAMS, LsrParams, MethodParams, PeftParams
+from pipeline.methods import base_models
+from pipeline.methods.planning import Plan
+from pipeline.params import PARAMS, LsrParams, PeftParams
 from pipeline.params.methods import RATE
 from pipeline.params.model_row import ModelRow
-
-MISFIT = (ValueError, TypeError)  # raised by a method if a value does not fit a model
-# Methods of PEFT may raise anything else.
-ANY_MISFIT = (*MISFIT, KeyError, AttributeError, IndexError, RuntimeError, AssertionError, ImportError)
-
-
-def check_section(base: PreTrainedModel, section: MethodParams, row: ModelRow) -> None:
-    """Check that a section fits a base model by the names and shapes of its layers: it may have no weights.
-
-    Raises:
-        UserError: if the section does not fit the model.
-    """
-    if isinstance(section, LsrParams):
-        target_names(base, section, row, seed=0)
-    else:
-        table.config_of(section, base, row, seed=0)
-
-
-def target_names(base: PreTrainedModel, section: LsrParams, row: ModelRow, seed: int) -> list[str]:
-    """Return the layers of a base model that a section adapts, checked to be adaptable.
-
-    Raises:
-        UserError: if the section does not fit the model.
-    """
-    config = cast("LsrConfig", table.config_of(section, base, row, seed))
-    with _explaining(section):
-        names = targets.target_names(base, config)
-        # A budget chooses the ranks later, from 1 on.
-        check_forms(base, names, config if section.budget == "none" else replace(config, rank_shape=(1,)), None)
-        return names
 
 
 def add_adapter(
     base: PreTrainedModel,
-    section: MethodParams,
-    row: ModelRow,
-    seed: int,
-    gradients: Sequence[Mapping[str, Matrix]] = (),  # by which a budget is allocated
+    plan: Plan,
+    statistics: Mapping[str, Matrix] | None = None,  # gradients or updates by layer: a budget is allocated by them
 ) -> PeftModel:
     """Return the base model with a fresh adapter; its own LSR factors are random until `start` is exhausted.
 
     Raises:
-        UserError: if the section does not fit the model.
+        UserError: if the plan does not fit the model.
     """
-    config = table.config_of(section, base, row, seed)
-    with _explaining(section):
+    section, config = plan.section, plan.config
+    with plan.explaining():
         if isinstance(section, LsrParams) and section.budget != "none":
-            config = cast("LsrConfig", config).with_ranks(allocate(gradients, section.budget, seed))
+            lsr = cast("LsrConfig", config)
+            config = lsr.with_ranks(allocate(statistics or {}, section.budget, lsr.seed or 0))
         model = peft.get_peft_model(base, config)
         if isinstance(section, PeftParams):
             _check_rates(model, section)
     return model
-
-
-@contextmanager
-def _explaining(section: MethodParams) -> Iterator[None]:
-    """Turn what a method raises where a value does not fit a model into one line.
-
-    Raises:
-        UserError: in place of it.
-    """
-    misfit = ANY_MISFIT if isinstance(section, PeftParams) else MISFIT
-    try:
-        yield
-    except misfit as error:
-        raise UserError(f"{PARAMS}: {section.word}: {first_line(error)}") from None
 
 
 def _check_rates(model: PeftModel, section: PeftParams) -> None:
@@ -110,18 +62,19 @@ def _check_rates(model: PeftModel, section: PeftParams) -> None:
             raise ValueError(f"{key}: no parameter of {section.type} has {part!r} in its name")
 
 
-def start(model: PeftModel, section: LsrParams, gradients: Sequence[Mapping[str, Matrix]] = ()) -> Iterator[Started]:
-    """Initialize the factors, per layer or, if shared, per kind of layers; yield each when done.
+def start(model: PeftModel, plan: Plan, statistics: Mapping[str, Matrix] | None = None) -> Iterator[Started]:
+    """Initialize the factors of LSR, per layer or, if shared, per kind of layers; yield each when done.
 
-    `gradients` holds the gradients or updates that the initialization reads, one mapping per data set.
+    `statistics` holds the gradients or updates that the initialization reads, by layer.
 
     Raises:
         UserError: if the initialization fails on a weight or a gradient.
     """
-    if section.frames != OWN:
-        return  # frames from another adapter are already loaded
+    section = plan.section
+    if not isinstance(section, LsrParams) or section.frames != OWN:
+        return  # PEFT has initialized it, or frames from another adapter are already loaded
     try:
-        yield from initialize_factors(model, init_weights=section.scheme, gradients=gradients)
+        yield from initialize_factors(model, init_weights=section.scheme, statistics=statistics)
     except ValueError as error:
         raise UserError(f"{PARAMS}: {section.word}.init: {error}") from None
 

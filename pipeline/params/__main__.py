@@ -38,7 +38,7 @@ def _check_is_there(view: TrainView) -> None:
 
 def _check_with_peft(sections: Iterable[MethodParams]) -> None:
     # Check what PEFT's configurations of the methods do not allow, whatever the model is.
-    from pipeline.methods.table import configured
+    from pipeline.methods.planning import configured
 
     all_of(partial(configured, section, seed=0, targets=["query"], trained_whole=[]) for section in sections)
 

@@ -18,7 +18,7 @@ from pipeline.core.errors import UserError
 from pipeline.data.encoding import tokenize
 from pipeline.data.pretrained import pad
 from pipeline.evaluation import inference
-from pipeline.methods import device, table
+from pipeline.methods import device, planning
 from pipeline.methods.adapter_task import FILE, AdapterTask
 
 
@@ -58,7 +58,7 @@ def open_adapter(folder: Path, base: str | None) -> tuple[PeftModel, PreTrainedT
     getLogger("huggingface_hub").setLevel(ERROR)  # hides its retries when offline
     try:
         fields = read_config(folder)
-        if (method := fields["peft_type"]) not in (known := table.known_types()):
+        if (method := fields["peft_type"]) not in (known := planning.known_types()):
             raise UserError(f"{folder}: an adapter of the method {method}; needed: {' or '.join(sorted(known))}")
         model = load_adapter(folder, base, method=None)
         tokenizer = load_tokenizer(fields, folder, base)

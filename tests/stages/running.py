@@ -5,7 +5,7 @@ import json
 import torch
 
 from pipeline import params
-from pipeline.methods import adapters, base_models
+from pipeline.methods import adapters, base_models, planning
 from stages import evaluate, factorize_init, tokenize, train
 
 TOKENIZE = (tokenize, params.TokenizeView)
@@ -34,12 +34,12 @@ def base_of(view):
 
 def added(base, section, row, seed=0):
     """The base model with a fresh adapter; what a budget is distributed by is drawn."""
-    gradients = []
+    plan = planning.resolve(section, base, row, seed)
+    drawn = {}
     if getattr(section, "budget", "none") != "none":
         torch.manual_seed(0)
-        names = adapters.target_names(base, section, row, seed)
-        gradients = [{name: torch.randn_like(base.get_submodule(name).weight) for name in names}]
-    return adapters.add_adapter(base, section, row, seed, gradients)
+        drawn = {name: torch.randn_like(base.get_submodule(name).weight) for name in plan.layers}
+    return adapters.add_adapter(base, plan, drawn)
 
 
 def inputs():

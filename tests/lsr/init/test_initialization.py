@@ -15,7 +15,6 @@ from tests.lsr.matrices import decaying, normal
 
 each_word = pytest.mark.parametrize("word", INITIALIZATIONS)
 WIDTHS = (20, 26)  # 26 is padded to 27 or more
-FROM_EXAMPLES = [word for word, one in INITIALIZATIONS.items() if one.reads in READERS]
 
 
 def source_for(word, rank_shape=(2, 2), seed=0):
@@ -27,7 +26,7 @@ def source_for(word, rank_shape=(2, 2), seed=0):
         scaling=0.7,
         seed=3,
         generator=generator(5),
-        gradients=[matrix] if reads in READERS else (),
+        statistic=matrix if reads in READERS else None,
     )
 
 
@@ -78,30 +77,14 @@ def test_frames_around_a_core_are_orthonormal_and_the_leading_ones_of_all_that_i
         assert torch.equal(a, right)
 
 
-@pytest.mark.parametrize("word", FROM_EXAMPLES)
-def test_data_sets_are_pooled_unless_training_goes_on_from_one(word):
-    both = [decaying(*WIDTHS, seed=seed) for seed in (0, 9)]
-    source = replace(source_for(word, (4,)), gradients=both)
-    left, right = leading_frames(both, 4, 3)
-    frames = INITIALIZATIONS[word].frames([source])
-    assert torch.equal(frames.a[0][0], right)
-    assert torch.equal(frames.b[0][0], left)
-    if INITIALIZATIONS[word].goes_on:
-        with pytest.raises(ValueError, match=r"^a warm start goes on from one short training run, got 2$"):
-            INITIALIZATIONS[word].start(source)
-    else:
-        (a,) = INITIALIZATIONS[word].start(source).a[0]
-        assert_close(3 * a.T @ a, right.T @ right, atol=1e-6, rtol=0)
-
-
 @pytest.mark.parametrize("value", [0.0, torch.nan])
 @pytest.mark.parametrize("word", [word for word in INITIALIZATIONS if word != "random"])
 def test_a_matrix_without_directions_is_refused(word, value):
     broken = torch.full(WIDTHS, value)
     source = source_for(word)
-    source = replace(source, gradients=[broken] if source.gradients else (), weight=lambda: broken)
+    source = replace(source, statistic=None if source.statistic is None else broken, weight=lambda: broken)
     message = "the matrix is zero|finite matrix|is not finite|frames from matrices of norm"
-    if source.gradients and value == 0:
+    if source.statistic is not None and value == 0:
         message = "^no gradient of the loss over the examples reaches it, .* 'random' or 'principal'"
     with pytest.raises(ValueError, match=message):
         INITIALIZATIONS[word].start(source)
@@ -111,7 +94,7 @@ def test_a_matrix_without_directions_is_refused(word, value):
 
 def test_a_gradient_gives_a_the_norm_that_lora_expects_and_more_of_the_gradient_than_a_random_one():
     source, start = source_for("gradient"), start_of("gradient")
-    gradient = source.gradients[0]
+    gradient = source.statistic
     a = kron_sum(*start.a)[:, : WIDTHS[1]]
     assert float(a.square().sum()) == pytest.approx(source.form.rank / 3)
     for others in (start.a[1:], start.b[1:]):

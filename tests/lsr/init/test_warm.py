@@ -40,7 +40,7 @@ def test_a_model_of_enough_rank_goes_on_from_where_the_short_run_ended(name, sha
 
 def test_sums_of_enough_terms_are_the_singular_part_of_the_update():
     matrix = decaying(20, 26)  # 26 is padded
-    source = source_of(matrix, (2, 2), 8, (7, 4), (5, 4), scaling=0.7, gradients=[matrix])
+    source = source_of(matrix, (2, 2), 8, (7, 4), (5, 4), scaling=0.7, statistic=matrix)
     start = warm.start(source)
     u, values, vt = torch.linalg.svd(matrix)
     found = 0.7 * kron_sum(*start.b)[:20] @ kron_sum(*start.a)[:, :26]

@@ -59,25 +59,24 @@ def test_factors_that_are_initialized_later_are_those_of_get_peft_model(name, in
 def test_gradients_that_are_collected_first_give_what_start_from_examples_does(name, tmp_path):
     later, usual = made(name, True), made(name, "gradient")
     gradients = collected(later, BATCHES)
-    list(initialize_factors(later, init_weights="gradient", gradients=[gradients]))
+    list(initialize_factors(later, init_weights="gradient", statistics=gradients))
     start_from_examples(usual, BATCHES)
     assert_same(later, usual, tmp_path)
     assert torch.equal(logits(PeftModel.from_pretrained(tiny(name), str(tmp_path / "one"))), logits(later))
 
 
 @pytest.mark.parametrize("share", ["none", "layers"])
-def test_frames_are_those_of_all_data_sets_and_of_all_layers_that_share_them(share):
+def test_frames_are_those_of_all_layers_that_share_them(share):
     """Against the frames of the very matrices; a pair of thin matrices is as good as their product."""
     core = {"rank_shape": (4,), "separation_rank": 1, "train": "core", "share": share}
     model = made("bert", "gradient", **core)
     one = collected(model, BATCHES)
-    two = collected(model, [{**tokens(3, 7), "labels": torch.arange(3) % LABELS}])
-    pairs = {name: (gradient, torch.eye(24, dtype=torch.float64)) for name, gradient in two.items()}
-    started = list(initialize_factors(model, gradients=[one, pairs]))
+    pairs = {name: (gradient, torch.eye(24, dtype=torch.float64)) for name, gradient in one.items()}
+    started = list(initialize_factors(model, statistics=pairs))
     assert len(started) == (2 if share == "layers" else 4)
     for _, layers in started:
         names = [layer.layer_name for layer in layers]
-        left, right = leading_frames([found[name] for name in names for found in (one, two)], 4)
+        left, right = leading_frames([one[name] for name in names], 4)
         for layer in layers:
             (a,), (b,) = layer.adapter("default").factors()
             assert_close(b[0].double(), left, atol=1e-5, rtol=0)

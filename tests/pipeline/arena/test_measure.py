@@ -12,7 +12,7 @@ from transformers import Trainer
 
 from lsr.algebra.rounding import PRECISIONS
 from pipeline.arena import plan, preset, task_tokens
-from pipeline.arena.measure import gradients_of, measure, started, task_of
+from pipeline.arena.measure import measure, planned, started, statistics_of, task_of
 from pipeline.core.errors import UserError
 from tests import tasks
 from tests.pipeline.arena import small
@@ -26,7 +26,8 @@ def training(title="glue: LoRA r=1", factor=1.0, seed=0):
 
 
 def start(chosen):
-    return started(chosen, gradients_of(chosen))
+    plan = planned(chosen)
+    return started(chosen, plan, statistics_of(chosen, plan))
 
 
 def labels(chosen, split):
@@ -131,7 +132,7 @@ def test_a_warm_start_goes_on_from_a_cached_run_with_its_head(arena):
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not any(torch.equal(first[name], fresh[name]) for name in heads)
     assert all(value.any() for name, value in first.items() if name.endswith("core"))
-    cached = gradients_of(chosen)
+    cached = statistics_of(chosen, planned(chosen))
     record = measure(chosen)
     assert record.status == "finished"
     assert record.seconds["start"] >= cached.spared > 0  # as if it had run

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.arena import check, plan, preset, record, tuning
 from pipeline.core.errors import UserError
-from pipeline.methods import table
+from pipeline.methods import planning
 from tests import workspace
 from tests.pipeline.arena import small
 
@@ -25,7 +25,7 @@ def test_the_committed_presets_hold_all_trainings_of_the_committed_records(name,
     planned = set()
     for entry in plan.entries(name, chosen):
         assert entry.first().view.seed == 0
-        table.configured(entry.first().view.section, 0, ["query"], ["classifier"])
+        planning.configured(entry.first().view.section, 0, ["query"], ["classifier"])
         assert not records or tuning.missing(entry, records) == [], entry.title
         planned |= {training.key for trainings in tuning.steps(entry, records) for training in trainings}
     left = {one.method for key, one in records.items() if key not in planned}

@@ -12,7 +12,7 @@ from pipeline import params
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
 from pipeline.data import pretrained
-from pipeline.methods import adapters, base_models
+from pipeline.methods import adapters, base_models, planning
 from pipeline.params.model_row import ModelRow
 from pipeline.predict.__main__ import main as predict
 from tests import architectures, workspace
@@ -90,7 +90,7 @@ def test_a_model_that_is_named_itself_has_the_usual_layers_and_its_head(kind, na
     model = base_models.load_base_model(row, PAIRS)
     assert (list(base_models.targets_of(row, model)), base_models.head_of(row, model)) == USUAL[kind]
     lora = params.PeftParams(type="LORA", learning_rate=0.002)
-    adapted = adapters.add_adapter(model, lora, row, seed=0)
+    adapted = adapters.add_adapter(model, planning.resolve(lora, model, row, seed=0))
     counts = adapters.count_parameters(adapted, row)
     inside = sum(p.numel() for name in USUAL[kind][1] for p in model.get_submodule(name).modules_to_save.parameters())
     assert counts["head_parameters"] == inside

@@ -1,4 +1,4 @@
-"""What frames are made from: the gradients of a task, or the updates of a short training on it, computed once.
+"""What starts read of a task: its gradients, or the updates of a short training on it, computed once.
 
 Many trainings need the same ones, which cost as much as a training, so they are cached in files for all processes and
 later runs. They are drawn with their own seeds, so that no training depends on earlier ones.
@@ -22,13 +22,15 @@ from pipeline.arena.task_tokens import CACHE, Task
 from pipeline.core import artifacts
 from pipeline.data import pretrained, tokens
 from pipeline.methods import base_models
-from pipeline.methods.gradients import BATCH, read_gradients
+from pipeline.methods.planning import Plan
+from pipeline.methods.statistics import BATCH, over_batches
+from pipeline.params import LsrParams
 
 HEAD = "head"  # suffix of its parameters in a file
 SECONDS = "seconds"  # in its metadata: what it took
 
 
-class Gradients(NamedTuple):
+class Statistics(NamedTuple):
     """The gradients of a task, or the updates of a short training."""
 
     layers: Mapping[str, Matrix]  # (m, n) each, by layer
@@ -37,28 +39,27 @@ class Gradients(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What determines the gradients or updates of some layers of a model."""
+    """What determines the gradients or updates of the layers of a plan."""
 
-    init: str  # the initialization that uses them
     task: Task
-    examples: int
-    head_steps: int
+    plan: Plan
+    section: LsrParams  # of the plan
     seed: int
-    layers: tuple[str, ...]
 
     def digest(self) -> str:
-        """Return a hash of all fields, 16 hexadecimal digits."""
-        known = (self.init, self.task.digest(), self.examples, self.head_steps, self.seed, self.layers)
+        """Return a hash of all that counts, 16 hexadecimal digits."""
+        section = self.section
+        known = (section.init, self.task.digest(), section.examples, section.head_steps, self.seed, self.plan.layers)
         return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
 
 
-def gradients(reading: Reading) -> Gradients:
+def read(reading: Reading) -> Statistics:
     """Return the gradients or updates, (m, n) each, and the head, from the cache if possible.
 
     Raises:
         UserError: if the examples or the head fitted to them are not suitable.
     """
-    path = CACHE / f"{reading.init}-{reading.digest()}.safetensors"
+    path = CACHE / f"{reading.section.init}-{reading.digest()}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if path.exists():
@@ -73,33 +74,33 @@ def gradients(reading: Reading) -> Gradients:
     return computed
 
 
-def _computed(reading: Reading) -> Gradients:
-    task = reading.task
+def _computed(reading: Reading) -> Statistics:
+    task, section, plan = reading.task, reading.section, reading.plan
     set_seed(reading.seed)  # the head is drawn when the checkpoint loads
     base = base_models.load_base_model(task.model, task.row)
     collate = tasks.of(task.row).collator(pretrained.load_tokenizer(task.model))
     train = task_tokens.splits(task)["train"]
-    batches = list(tokens.sample(train, collate, reading.examples, reading.seed, BATCH[reading.init]))
-    layers = read_gradients(base, reading.layers, batches, task.model, reading.init, reading.head_steps, reading.seed)
-    heads = base_models.head_of(task.model, base) if INITIALIZATIONS[reading.init].goes_on else ()
+    batches = list(tokens.sample(train, collate, section.examples, reading.seed, BATCH[section.init]))
+    layers = over_batches(base, plan, batches, reading.seed)
+    heads = plan.head if INITIALIZATIONS[section.init].goes_on else ()
     trained = {
         f"{head}.{name}": value for head in heads for name, value in base.get_submodule(head).state_dict().items()
     }
-    return Gradients(layers, trained)
+    return Statistics(layers, trained)
 
 
-def _flat(read: Gradients) -> dict[str, Tensor]:
+def _flat(found: Statistics) -> dict[str, Tensor]:
     """Return tensors for a file: both factors of a product, and the head."""
-    parts = {name: (value,) if isinstance(value, Tensor) else value for name, value in read.layers.items()}
+    parts = {name: (value,) if isinstance(value, Tensor) else value for name, value in found.layers.items()}
     flat = {f"{name}/{i}": part.contiguous() for name, all_of in parts.items() for i, part in enumerate(all_of)}
-    return flat | {f"{name}/{HEAD}": value.contiguous() for name, value in read.head.items()}
+    return flat | {f"{name}/{HEAD}": value.contiguous() for name, value in found.head.items()}
 
 
-def _nested(flat: Mapping[str, Tensor]) -> Gradients:
+def _nested(flat: Mapping[str, Tensor]) -> Statistics:
     split = {key: key.rpartition("/") for key in flat}
     names = dict.fromkeys(name for name, _, part in split.values() if part != HEAD)
     factors = {name: (flat[f"{name}/0"], flat.get(f"{name}/1")) for name in names}
-    return Gradients(
+    return Statistics(
         {name: one if two is None else (one, two) for name, (one, two) in factors.items()},
         {name: flat[key] for key, (name, _, part) in split.items() if part == HEAD},
     )

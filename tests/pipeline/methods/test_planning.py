@@ -4,14 +4,14 @@ import copy
 
 import pytest
 import torch
-from torch import nn
 
 from pipeline import params
 from pipeline.core.errors import UserError
-from pipeline.methods import adapters, base_models, table
+from pipeline.methods import base_models, planning
 from pipeline.params.reading import changed
 from pipeline.training import arguments
 from tests import workspace
+from tests.stages.running import added
 
 MISTAKES = [  # on the tiny model
     ("vera", {"vera.rr": 4}, "vera: rr: no such key; did you mean r?"),
@@ -50,29 +50,27 @@ def seen(word, overrides):
     return changed({"adapter": word, **overrides}, params.TrainView)
 
 
-def added(base, view):
-    return adapters.add_adapter(copy.deepcopy(base), view.section, view.base_model, view.seed, drawn(base, view))
+def fresh(base, view):
+    return added(copy.deepcopy(base), view.section, view.base_model, view.seed)
 
 
-def drawn(base, view):
-    """Gradients by which a budget is distributed."""
-    names = [name for name, module in base.roberta.named_modules(prefix="roberta") if isinstance(module, nn.Linear)]
-    return [{name: torch.randn_like(base.get_submodule(name).weight) for name in names}]
+def config_of(base, view):
+    return planning.resolve(view.section, base, view.base_model, view.seed).config
 
 
 @pytest.mark.parametrize(("word", "overrides", "message"), MISTAKES)
 def test_a_mistake_is_one_line(base, word, overrides, message):
     with pytest.raises(UserError) as error:
-        added(base, seen(word, overrides))
+        fresh(base, seen(word, overrides))
     (line,) = str(error.value).splitlines()
     assert line.startswith(f"params.yaml: {message}")
 
 
 def test_any_method_is_reached_by_its_type(monkeypatch):
     monkeypatch.chdir(workspace.ROOT)
-    for name in table.known_types().keys() - {"LSR"}:
+    for name in planning.known_types().keys() - {"LSR"}:
         section = changed({"adapter": "peft", "peft.type": name}, params.TrainView).section
-        assert table.configured(section, 0, ["dense"], ["classifier"]).peft_type == name
+        assert planning.configured(section, 0, ["dense"], ["classifier"]).peft_type == name
 
 
 def test_the_seed_is_every_seed_that_a_section_does_not_set(base):
@@ -82,14 +80,14 @@ def test_the_seed_is_every_seed_that_a_section_does_not_set(base):
         ("lsr", "seed"),
     ):
         view = seen(word, {"seed": 7})
-        assert getattr(table.config_of(view.section, base, view.base_model, view.seed), field) == 7
+        assert getattr(config_of(base, view), field) == 7
     view = seen("vera", {"seed": 7, "vera.projection_prng_key": 3})
-    assert table.config_of(view.section, base, view.base_model, view.seed).projection_prng_key == 3
+    assert config_of(base, view).projection_prng_key == 3
 
 
 def groups_of(base, view):
     """The learning rate and the weight decay of each parameter of the adapter, by the last parts of its name."""
-    model = added(base, view)
+    model = fresh(base, view)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
         names[id(parameter)].partition(".default")[0].rpartition(".")[2]: (group["lr"], group["weight_decay"])

@@ -1,10 +1,12 @@
-"""What a section makes of a base model: its PEFT configuration, and what PEFT does not know about its training."""
+"""What a section makes of a base model, resolved once: PEFT's configuration, the layers that it adapts, the head."""
 
 import copy
 import warnings
-from dataclasses import fields
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, LoraConfig, PeftConfig, PromptLearningConfig, TaskType
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
@@ -12,39 +14,72 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from transformers import PreTrainedModel
 
 from lsr import LsrConfig
-from lsr.tuner.options import usual_terms
-from lsr.tuner.rates import rate_factor
-from lsr.tuner.targets import check_indices, check_names
+from lsr.tuner.model import check_forms
+from lsr.tuner.targets import adapted_names, check_indices, check_names
 from pipeline.core.errors import UserError, first_line, nearest
 from pipeline.methods import base_models, kadaptation  # noqa: F401 it registers a method
 from pipeline.params import PARAMS, FullParams, LsrParams, MethodParams, PeftParams
-from pipeline.params.methods import OWN_LOOP, RATE
+from pipeline.params.methods import OWN_LOOP
 from pipeline.params.model_row import ModelRow
 
 # PEFT warns about layers that it does adapt.
 warnings.filterwarnings("ignore", "Unsupported layer type .*Norm", module="peft")
 
-# Parts of the names of parameters for which zero is neither the initial nor a neutral value.
-UNDECAYED = ("lora_magnitude_vector", "ia3_l")
+MISFIT = (ValueError, TypeError)  # raised by a method if a value does not fit a model
+# Methods of PEFT may raise anything else.
+ANY_MISFIT = (*MISFIT, KeyError, AttributeError, IndexError, RuntimeError, AssertionError, ImportError)
 
 
-def config_of(section: MethodParams, base: PreTrainedModel, row: ModelRow, seed: int) -> PeftConfig:
-    """Return the PEFT configuration of a section on a base model.
+@dataclass(frozen=True)
+class Plan:
+    """An adapter on a base model, before it is added: all that its section and the model's row decide."""
+
+    section: MethodParams
+    config: PeftConfig
+    layers: tuple[str, ...]  # that LSR adapts, by name; other methods of PEFT find theirs themselves
+    head: tuple[str, ...]  # the modules of the base model's head
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Turn what the method raises where a value does not fit a model into one line.
+
+        Raises:
+            UserError: in place of it.
+        """
+        misfit = ANY_MISFIT if isinstance(self.section, PeftParams) else MISFIT
+        try:
+            yield
+        except misfit as error:
+            raise UserError(f"{PARAMS}: {self.section.word}: {first_line(error)}") from None
+
+
+def resolve(section: MethodParams, base: PreTrainedModel, row: ModelRow, seed: int) -> Plan:
+    """Return what a section makes of a base model, checked by the names and shapes of its layers: it needs no weights.
 
     Raises:
-        UserError: if a value is not allowed, one line each, or names layers that the model does not have.
+        UserError: if a value is not allowed, one line each, or does not fit the layers of the model.
     """
-    config = configured(section, seed, _targets(section, base, row), _trained_whole(section, base, row))
-    if isinstance(section, PeftParams) and getattr(config, "target_modules", None) not in (None, DUMMY_TARGET_MODULES):
-        try:
-            _check_names(base, config)
-        except ValueError as error:
-            raise UserError(f"{PARAMS}: {section.word}: {error}") from None
-    return config
+    head = base_models.head_of(row, base)
+    whole = [name for name, _ in base.named_children()] if isinstance(section, FullParams) else head
+    plan = Plan(section, configured(section, seed, _targets(section, base, row, head), whole), (), tuple(head))
+    with plan.explaining():
+        match section:
+            case LsrParams():
+                return replace(plan, layers=tuple(_adapted(base, cast("LsrConfig", plan.config), section)))
+            case PeftParams() if getattr(plan.config, "target_modules", None) not in (None, DUMMY_TARGET_MODULES):
+                _check_names(base, plan.config)
+    return plan
+
+
+def _adapted(base: PreTrainedModel, config: LsrConfig, section: LsrParams) -> list[str]:
+    names = adapted_names(base, config, check_names(config, base))
+    # A budget chooses the ranks later, from 1 on.
+    check_forms(base, names, config if section.budget == "none" else replace(config, rank_shape=(1,)))
+    return names
 
 
 def _check_names(base: PreTrainedModel, config: PeftConfig) -> None:
-    """Refuse names and indices of layers that match nothing, which PEFT skips; LSR does so itself."""
+    """Refuse names and indices of layers that match nothing, which PEFT skips."""
     names = check_names(config, base)
     opened = _maybe_include_all_linear_layers(copy.copy(config), base)
     check_indices(config, [name for name in names if check_target_module_exists(opened, name)])
@@ -120,7 +155,7 @@ def _type_of(section: PeftParams) -> type[PeftConfig]:
     return known[name]
 
 
-def _targets(section: MethodParams, base: PreTrainedModel, row: ModelRow) -> Any:
+def _targets(section: MethodParams, base: PreTrainedModel, row: ModelRow, head: list[str]) -> Any:
     """Return the layers that a section names; by default the usual ones of its method or of the model."""
     if not isinstance(section, LsrParams | PeftParams):
         return DUMMY_TARGET_MODULES
@@ -132,7 +167,7 @@ def _targets(section: MethodParams, base: PreTrainedModel, row: ModelRow) -> Any
         case "IA3":
             return None  # PEFT has a table by architecture for it
         case "LN_TUNING":
-            return _norms(base, base_models.head_of(row, base))
+            return _norms(base, head)
     return _as_peft(base_models.targets_of(row, base))
 
 
@@ -144,20 +179,3 @@ def _norms(base: PreTrainedModel, head: list[str]) -> list[str]:
     """Return the normalization layers outside the head: LayerNorm, RMSNorm and models' own variants."""
     named = [(name, type(module).__name__) for name, module in base.named_modules()]
     return [name for name, kind in named if kind.endswith("Norm") and name.partition(".")[0] not in head]
-
-
-def _trained_whole(section: MethodParams, base: PreTrainedModel, row: ModelRow) -> list[str]:
-    """Return the modules that are trained and saved in full: the head, or all of them."""
-    if isinstance(section, FullParams):
-        return [name for name, _ in base.named_children()]
-    return base_models.head_of(row, base)
-
-
-def rate_of(section: MethodParams, parameter: str) -> float | None:
-    """Return the peak learning rate of an adapter's parameter by its name; None if only the head is trained."""
-    usual = section.rates.get(RATE)
-    if isinstance(section, LsrParams):
-        terms = usual_terms(section.rank_shape) if section.separation_rank == "auto" else section.separation_rank
-        return section.learning_rate * rate_factor(parameter, terms)
-    own = {name.removesuffix(f"_{RATE}"): rate for name, rate in section.rates.items() if name != RATE}
-    return next((rate for part, rate in own.items() if part in parameter), usual)

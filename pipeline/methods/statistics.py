@@ -1,4 +1,4 @@
-"""The gradients or updates from which frames are computed: over examples, or those of another adapter."""
+"""What an initialization reads besides the weights: gradients or updates over examples, or another adapter's."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,9 +17,9 @@ from pipeline.core import console
 from pipeline.core.errors import UserError
 from pipeline.data import tokens
 from pipeline.data.pretrained import load_tokenizer
-from pipeline.methods import adapters, base_models, device
+from pipeline.methods import device
+from pipeline.methods.planning import Plan
 from pipeline.params import PARAMS, FactorizeInitView, LsrParams
-from pipeline.params.model_row import ModelRow
 
 BATCH = {"gradient": 32, "update": 8, "warm": 8}  # examples per batch; training takes one step per batch
 
@@ -35,44 +35,39 @@ class Read(NamedTuple):
 NOTHING = Read({}, 0, 0)
 
 
-def of_examples(base: PreTrainedModel, view: FactorizeInitView) -> Read:
-    """Return the gradients or updates of the layers to adapt, with a fitted head.
-
-    `base` is left unchanged, except that `warm` trains its head.
+def read(base: PreTrainedModel, plan: Plan, view: FactorizeInitView) -> Read:
+    """Return what the initialization of a plan reads. The base model gets the head that training goes on from, if any.
 
     Raises:
-        UserError: if the examples or their head are not suitable, or the data are not tokenized.
+        UserError: if the examples or their head are not suitable, the data are not tokenized, or another adapter does
+            not fit.
     """
-    section = view.section
-    assert isinstance(section, LsrParams)
-    names = adapters.target_names(base, section, view.base_model, view.seed)
+    if not isinstance(plan.section, LsrParams):
+        return NOTHING
+    if plan.section.source:
+        return _of_adapter(plan.section.source, base, plan, view)
+    return _of_examples(plan.section, base, plan, view) if plan.section.reads_examples else NOTHING
+
+
+def _of_examples(section: LsrParams, base: PreTrainedModel, plan: Plan, view: FactorizeInitView) -> Read:
     train, collate = tokens.load_tokens("train"), tasks.of(view.dataset).collator(load_tokenizer(view.base_model))
     batches = list(tokens.sample(train, collate, section.examples, view.seed, BATCH[section.init]))
-    read: list[int] = []  # the examples of each batch
+    sizes: list[int] = []  # of batches
 
     def track(items: Sequence[Any], title: str) -> Iterator[Any]:
         for item in console.track(items, f"{view.data}: {title}", len(items), "batches"):
-            read.append(len(item["labels"]))
+            sizes.append(len(item["labels"]))
             yield item
 
     try:
-        layers = read_gradients(
-            base, names, batches, view.base_model, section.init, section.head_steps, view.seed, track
-        )
+        layers = over_batches(base, plan, batches, view.seed, track)
     except ValueError as error:
         raise UserError(f"{PARAMS}: {section.word}.init: {view.data}: {error}") from None
-    return Read(layers, len(read), sum(read))
+    return Read(layers, len(sizes), sum(sizes))
 
 
-def of_adapter(source: str, base: PreTrainedModel, view: FactorizeInitView) -> Read:
-    """Return the updates of another adapter, in a folder or hub repository; its head replaces that of the base model.
-
-    Raises:
-        UserError: if it is no adapter of LSR or LoRA, or has other layers or another head than the one to train.
-    """
-    assert isinstance(view.section, LsrParams)
-    names = adapters.target_names(base, view.section, view.base_model, view.seed)
-    where, modules = f"{PARAMS}: {view.section.word}.init", dict(base.named_modules())
+def _of_adapter(source: str, base: PreTrainedModel, plan: Plan, view: FactorizeInitView) -> Read:
+    where, modules = f"{PARAMS}: {plan.section.word}.init", dict(base.named_modules())
     task = tasks.of(view.dataset)
     try:
         contents = read_contents(adapter_folder(source))
@@ -81,23 +76,16 @@ def of_adapter(source: str, base: PreTrainedModel, view: FactorizeInitView) -> R
             modules[name].load_state_dict(state)
     except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{where}: {first_line(error)}") from None
-    for name in sorted(contents.updates.keys() ^ set(names)):
+    for name in sorted(contents.updates.keys() ^ set(plan.layers)):
         does = "adapts" if name in contents.updates else "does not adapt"
         raise UserError(f"{where}: {source} {does} {name!r}; target_modules must name the layers that it adapts")
-    return NOTHING._replace(layers={name: contents.updates[name].product() for name in names})
+    return NOTHING._replace(layers={name: contents.updates[name].product() for name in plan.layers})
 
 
-def read_gradients(
-    base: PreTrainedModel,
-    names: Sequence[str],
-    batches: Iterable[Mapping[str, Tensor]],
-    row: ModelRow,
-    init: str,
-    head_steps: int,
-    seed: int,
-    track: Track = untracked,
+def over_batches(
+    base: PreTrainedModel, plan: Plan, batches: Iterable[Mapping[str, Tensor]], seed: int, track: Track = untracked
 ) -> dict[str, Matrix]:
-    """Return the gradients of a base model's layers, or the updates of a short training run, for an initialization.
+    """Return the gradients of the layers of a plan, or the updates of a short training run, for its initialization.
 
     The head is fitted to the examples first, and restored unless the initialization goes on from training. The model
     runs on the fastest device and is moved back afterwards, because decompositions are reproducible to the byte only on
@@ -106,11 +94,13 @@ def read_gradients(
     Raises:
         ValueError: if the examples or the head are not suitable.
     """
-    layers = {name: base.get_submodule(name) for name in names}
-    head = [base.get_submodule(name) for name in base_models.head_of(row, base)]
+    section = plan.section
+    assert isinstance(section, LsrParams)
+    layers = {name: base.get_submodule(name) for name in plan.layers}
+    head = [base.get_submodule(name) for name in plan.head]
+    initialization = INITIALIZATIONS[section.init]
+    kept = {"keep_head": True} if initialization.goes_on else {}
+    reader = READERS[initialization.reads]
     with device.placed(base):
         examples = device.moved(batches, device.device_of(base))
-        initialization = INITIALIZATIONS[init]
-        kept = {"keep_head": True} if initialization.goes_on else {}
-        read = READERS[initialization.reads]
-        return read(base, layers, examples, head, steps=head_steps, seed=seed, track=track, **kept)
+        return reader(base, layers, examples, head, steps=section.head_steps, seed=seed, track=track, **kept)
