@@ -27,7 +27,7 @@ NO_TASK = ("frames", "load_adapter", "load_onto")
 EXPORT = ("export",)  # of which somebody may write what task he likes
 ROUND = ("round",)  # what it takes for tensors alone, if they are not LSR's
 BY_PEFT = ("load_adapter", "load_onto", "predict", "score", "round")  # a LoRA of which PEFT makes something
-BOTH, LORA, ROUNDED_ONE = ("lsr", "lora"), ("lora",), ("rounded",)
+BOTH, LORA, SUMS, ROUNDED_ONE = ("lsr", "lora"), ("lora",), ("sums",), ("rounded",)
 
 
 class Damage(NamedTuple):
@@ -35,7 +35,7 @@ class Damage(NamedTuple):
 
     change: Callable[[Path], object]
     says: str | tuple[str, ...]
-    of: tuple[str, ...] = ("lsr",)  # what the folder holds: lsr, lora, or an adapter whose tensors are rounded
+    of: tuple[str, ...] = ("lsr",)  # what the folder holds: cores, sums, a LoRA, or what is rounded
     unseen: tuple[str, ...] = ()  # readers that do not look there
 
 
@@ -101,6 +101,10 @@ def twice(value):
     return torch.cat([value, value])
 
 
+def narrower(value):
+    return value[:, 1:]
+
+
 def head_alone(tensors):
     return {name: value for name, value in tensors.items() if "classifier" in name}
 
@@ -159,6 +163,9 @@ DAMAGES = {
     "no usual shapes": Damage(config(resolved={}), "resolved: not what a saved adapter says of its layers"),
     "shapes that hold no width": Damage(resolved(out_shape=[2]), "out_shape must be [24]"),
     "larger layers": Damage(resolved(out_features=10**9, out_shape=[10**9]), "its configuration says 3,000,000,072"),
+    "a huge rank of sums": Damage(config(rank_shape=[10_000_000, 2]), "its configuration says 240,000,032", SUMS),
+    "other terms": Damage(config(separation_rank=3), "from checkpoint, the shape in current model is", SUMS),
+    "sums that hold no width": Damage(resolved(out_shape=[2, 2]), "out_shape must hold 2 sizes with a product", SUMS),
     # The tensors
     "cut off": Damage(cut(WEIGHTS, 2000), f"{WEIGHTS}: corrupt or cut off", BOTH),
     "cut in its header": Damage(cut(WEIGHTS, 20), f"{WEIGHTS}: corrupt or cut off"),
@@ -171,6 +178,7 @@ DAMAGES = {
     "a factor that is turned": Damage(tensor(FACTOR, lambda value: value.mT), "factor_A1"),
     "an empty factor": Damage(tensor(FACTOR, lambda value: value[:0]), "factor_A1"),
     "a longer core": Damage(tensor(CORE, twice), "core", unseen=FRAMES_ALONE),
+    "a narrower head": Damage(tensor("out_proj.weight", narrower), ("size mismatch", "a head is"), unseen=NO_HEADS),
     "an unexpected tensor": Damage(more(more=torch.ones(3)), "more is no part of", unseen=NO_HEADS),
     "a head without its bias": Damage(tensor(HEAD, lambda value: None), f"{HEAD} is missing", unseen=NO_HEADS),
     "a head with a longer bias": Damage(tensor(HEAD, twice), ("size mismatch", "a head is 4"), unseen=NO_HEADS),
@@ -189,6 +197,8 @@ DAMAGES = {
     "a huge alpha": Damage(config(lora_alpha=10**400), "too large", LORA, ROUND),
     "one of two factors": Damage(tensor("lora_B.weight", lambda value: None), "lora_B", LORA, ROUND),
     "embeddings": Damage(more(**{"base_model.model.x.lora_embedding_A": torch.ones(2, 3)}), "embedding_A", LORA, ROUND),
+    "a pattern that is a list": Damage(config(rank_pattern=["q"]), "'list' object", LORA, ROUND),
+    "a start that changes the base": Damage(config(init_lora_weights="pissa"), "='pissa' is not", LORA, BY_PEFT),
     "no pattern": Damage(config(rank_pattern={"(": 2}), "unterminated subpattern", LORA, ROUND),
     # Tensors that are rounded
     "no index": Damage(lambda folder: edit(folder / ROUNDED, no_index), "it has no index of uint8", ROUNDED_ONE),

@@ -59,7 +59,12 @@ READERS = {
     "init": lambda: run(FACTORIZE),
     "frames": lambda: get_peft_model(base(), LsrConfig(rank_shape=(3,), train="core", frames=IT)),
 }
-NOT_OF = {"lora": {"export", "merged", "frames"}, "lsr": {"import"}, "rounded": {"import"}}
+NOT_OF = {
+    "lora": {"export", "merged", "frames"},
+    "sums": {"import", "frames"},
+    "lsr": {"import"},
+    "rounded": {"import"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +74,7 @@ def whole(done, tmp_path_factory):
     shutil.copytree(done("lsr", lsr=FAMILY), folder / "workspace")
     shutil.copytree(folder / "workspace/artifacts/adapter", folder / "lsr")
     shutil.copytree(done("lora") / "artifacts/adapter", folder / "lora")
+    shutil.copytree(done() / "artifacts/adapter", folder / "sums")
     round_adapter(folder / "lsr", folder / "rounded", "3bit")
     (folder / "workspace/models").mkdir()
     with pytest.MonkeyPatch.context() as patch:

@@ -97,7 +97,6 @@ def test_the_command_says_what_is_kept_in_few_bits(tmp_path, monkeypatch):
 def test_what_cannot_be_held_is_refused_in_a_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_lora("lora")
-    save_lora("dora", use_dora=True)
     save_lora("biases", bias="lora_only")
     shutil.copytree("lora", "zero")
     edit("zero/adapter_model.safetensors", lambda tensors: {key: 0 * value for key, value in tensors.items()})
@@ -106,10 +105,8 @@ def test_what_cannot_be_held_is_refused_in_a_line(tmp_path, monkeypatch):
         ("lora", "core:3", None, "got 'core:3'"),
         ("lora", "shared:25", None, "lora: --to shared:25: the rank must be in [1, 24]"),
         ("lora", "rank:1", 1, "--bits of 8, 4, 3, 2"),
-        ("dora", "rank:1", None, "use_dora=True is not supported"),
         ("biases", "rank:1", None, "trains biases of the base model (bias='lora_only'), which is not supported"),
         ("zero", "rank:1", None, "zero: its update is zero: there is nothing to squeeze"),
-        ("nothing", "rank:1", None, "no such folder"),
     ):
         refused(squeeze_adapter, folder, "small", to, bits=bits, says=message)
         assert not (tmp_path / "small").exists()
