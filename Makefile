@@ -18,7 +18,7 @@ UNCOMPARED := $(UNCOMPARED)|(accuracy|f1|macro_f1|matthews_correlation|exact_mat
 # A notice at every build that another generator will follow this one.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help setup repro experiments plots test types check nightly audit docs arena bench bench-tenants capabilities clean
+.PHONY: help setup repro experiments plots test types check nightly audit docs arena bench capabilities clean
 
 ## help: this list
 help:
@@ -72,16 +72,9 @@ docs: $(ALL)
 arena: $(ARENA)
 	python -m pipeline.arena $(PRESET)
 
-## bench: what an adapter costs in time and memory, beside other methods, and its start beside torch's SVD
+## bench: what an adapter costs in time and memory: a step of LoRA beside PEFT's, and many adapters in one batch
 bench: $(ALL)
 	python -m benchmarks.speed
-	python -m benchmarks.factorize
-
-## bench-tenants: what the adapter of a tenant may be, on the domains in data/tenants, a bank of them, and its server
-bench-tenants: $(ALL)
-	python -m benchmarks.tenants data/tenants
-	python -m benchmarks.speed many
-	python -m examples.server.load artifacts/adapter
 
 ## capabilities: which of PEFT's features LSR and other methods have, in docs/reference/capabilities.md
 capabilities: $(ALL)

@@ -1,6 +1,5 @@
 """Publishes benchmark figures together with the machine on which they were measured."""
 
-import argparse
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -13,9 +12,6 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.arena.machine import made
 from pipeline.core import artifacts, console
-from pipeline.core.command_line import whole_number
-
-FOLDER = Path("benchmarks/results")
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -27,13 +23,6 @@ def use_threads(threads: int) -> None:
     """Let torch, and the BLAS of numpy, use so many threads."""
     torch.set_num_threads(threads)
     threadpool_limits(threads)
-
-
-def add_threads(parser: argparse.ArgumentParser, default: int) -> None:
-    """Add the option --threads to the parser of a benchmark."""
-    parser.add_argument(
-        "--threads", type=whole_number(1, 256), metavar="N", default=default, help="default: %(default)s"
-    )
 
 
 def publish(path: Path, part: str, threads: int, measured: Iterable[Any]) -> None:

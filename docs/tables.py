@@ -13,34 +13,30 @@ from statistics import median
 from typing import Any
 
 from docs import picture
+from docs.picture import Result
 from pipeline.arena import record as arena_records
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/explanation/results.md", "docs/explanation/cost.md", "docs/tenants.md")
 PLACE = re.compile(r"(<!-- figures: ([\w ,]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-PICTURES = ("docs/methods.svg", "docs/tenants.svg")
-TENANTS = "benchmarks/results/tenants.json"
+PICTURE = "docs/methods.svg"
 SPEED = "benchmarks/results/speed.json"
-SERVER = "benchmarks/results/server.json"
 SERVED = (8, 64, 1024)  # adapters
 MEAN = "sentiment"  # the average of the preset offline
-TIMED_TASK = "amazon-reviews"  # all trainings of the first picture's methods on it ran on one idle machine
-Result = Mapping[str, Any]  # a method on a task, as reports/compare has it
+TIMED_TASK = "amazon-reviews"  # all trainings of the picture's methods on it ran on one idle machine
 
 
 def main() -> None:
-    """Fill the tables of all pages, and draw the pictures."""
-    for name in (*PAGES, *PICTURES):
+    """Fill the tables of all pages, and draw the picture."""
+    for name in (*PAGES, PICTURE):
         (ROOT / name).write_text(made(name), encoding="utf-8")
 
 
 def made(name: str) -> str:
-    """Return a page with its tables made anew, or a picture."""
-    margin = _comparison("offline")["margin"]
-    if name == PICTURES[0]:
-        return picture.of_methods({of: row for (task, of), row in results("offline").items() if task == MEAN}, margin)
-    if name == PICTURES[1]:
-        return picture.of_tenants(json.loads(read(TENANTS))["tenants"]["figures"], margin)
+    """Return a page with its tables made anew, or the picture."""
+    if name == PICTURE:
+        rows = {method: row for (task, method), row in results("offline").items() if task == MEAN}
+        return picture.drawn(rows, _comparison("offline")["margin"])
     return filled((ROOT / name).read_text(encoding="utf-8"))
 
 
@@ -96,37 +92,8 @@ def many() -> Iterator[str]:
     )
 
 
-def server() -> Iterator[str]:
-    """Yield what the server answers, and how long a request takes."""
-    rows = []
-    for row in json.loads(read(SERVER))["load"]["figures"]:
-        pace = f"{row['server']:.0f}", f"{row['bank']:.0f}", f"{row['server'] / row['bank']:.2f}"
-        rows.append((str(row["tenants"]), str(row["clients"]), *pace, f"{row['median']:.2f}", f"{row['p99']:.2f}"))
-    header = ("tenants", "clients", "texts a second", "bank alone", "share", "median, s", "99 of 100 within, s")
-    return table(header, rows)
-
-
-def tenants() -> Iterator[str]:
-    """Yield scores, bytes and seconds of what an adapter of a tenant may be."""
-    rows = []
-    for row in json.loads(read(TENANTS))["tenants"]["figures"]:
-        sizes = [f"{row[name] / 1000:,.1f}" for name in ("bytes", "shared_bytes")]
-        rows.append((row["form"], str(row["passes"]), *sizes, f"{row['seconds']:.0f}", _scored(row), *_judged(row)))
-    header = ("a tenant's adapter", "passes", "kB a tenant", "kB in common", "s", "accuracy", "lead, 95 % interval")
-    return table((*header, "verdict"), rows)
-
-
-def side_by_side() -> Iterator[str]:
-    """Yield what the same adapters take one by one and side by side."""
-    rows = json.loads(read(TENANTS))["side by side"]["figures"]
-    return table(
-        ("eight LoRAs of rank 1", "s, processor", "held-out accuracy"),
-        [(row["order"], f"{row['seconds']:.0f}", f"{row['held_out']:.1f}") for row in rows],
-    )
-
-
 def leaders() -> Iterator[str]:
-    """Yield sizes, seconds and scores of the methods of the first picture."""
+    """Yield sizes, seconds and scores of the methods of the picture."""
     by_task = results("offline")
     seconds = _seconds("offline")
     rows = []
@@ -138,7 +105,7 @@ def leaders() -> Iterator[str]:
 
 
 def _seconds(preset: str) -> Mapping[str, str]:
-    """Return the processor time of a training by method of the first picture, its short run included."""
+    """Return the processor time of a training by method of the picture, its short run included."""
     taken = defaultdict(list)
     for record in arena_records.read(ROOT / arena_records.FOLDER / preset).values():
         if record.task == TIMED_TASK and record.method in picture.METHODS.values():
@@ -230,9 +197,6 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "LoRA steps": lora_steps,
     "many": many,
     "leaders": leaders,
-    "tenants": tenants,
-    "side by side": side_by_side,
-    "server": server,
     **{
         f"{name} of {preset}": partial(table_of, preset)
         for preset in ("offline", "kinds", "base")

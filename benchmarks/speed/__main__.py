@@ -5,18 +5,19 @@ Results are in benchmarks/results/speed.json.
 
 import argparse
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks import figures
 from benchmarks.speed import lora, many
 from pipeline.core import console
-from pipeline.core.command_line import Parser
+from pipeline.core.command_line import Parser, whole_number
 from pipeline.core.errors import exit_on_error
 from pipeline.training.arguments import has_fast_bf16
 
 PARTS = ("lora", "many")
-RESULTS = figures.FOLDER / "speed.json"
+RESULTS = Path("benchmarks/results/speed.json")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -26,15 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: with code 2 after a mistake on the command line, 130 after Ctrl-C.
     """
     options = _options(arguments)
-    threads = options.threads
-    measure: dict[str, Callable[[], Iterator[Any]]] = {
-        "lora": lambda: lora.run(affordable(lora.CASES)),
-        "many": lambda: many.run(),
-    }
-    figures.use_threads(threads)
+    figures.use_threads(options.threads)
     with exit_on_error("stopped; parts that are done are kept"):
         for part in options.parts or PARTS:
-            figures.publish(RESULTS, part, threads, measure[part]())
+            rows: Iterator[Any] = many.run() if part == "many" else lora.run(affordable(lora.CASES))
+            figures.publish(RESULTS, part, options.threads, rows)
 
 
 def affordable(cases: Sequence[lora.Case]) -> tuple[lora.Case, ...]:
@@ -48,7 +45,8 @@ def affordable(cases: Sequence[lora.Case]) -> tuple[lora.Case, ...]:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("python -m benchmarks.speed", __doc__)
     parser.add_argument("parts", nargs="*", type=_part, metavar="part", help=f"of {', '.join(PARTS)}; default: all")
-    figures.add_threads(parser, default=os.cpu_count() or 1)
+    count = os.cpu_count() or 1
+    parser.add_argument("--threads", type=whole_number(1, 256), metavar="N", default=count, help="(%(default)s)")
     return parser.parse_args(arguments)
 
 

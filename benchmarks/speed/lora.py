@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, set_seed
 
 from benchmarks.speed.timing import Times, ratio, take_turns
 from lsr import from_lora
-from pipeline import params
+from pipeline import params, tasks
 from pipeline.core import console
 from pipeline.core.errors import UserError
 from pipeline.data import datasets, encoding, pretrained, tokens
@@ -152,10 +152,10 @@ def _linear_layers(base: PreTrainedModel) -> list[str]:
 
 def _batches(row: ModelRow, examples: int, count: int) -> list[Mapping[str, Tensor]]:
     """Return the first texts of the train split in batches."""
-    tokenizer = pretrained.load_tokenizer(row)
-    texts = datasets.load(params.load_row("data", DATA), DATA).splits["train"].select(range(examples * count))
+    tokenizer, data = pretrained.load_tokenizer(row), params.load_row("data", DATA)
+    texts = datasets.load(data, DATA).splits["train"].select(range(examples * count))
     table, _ = encoding.tokenize(texts, tokenizer, MAX_LENGTH)
-    return list(tokens.batches(Dataset(table), tokenizer, examples, seed=0))
+    return list(tokens.batches(Dataset(table), tasks.of(data).collator(tokenizer), examples, seed=0))
 
 
 def _with_same_dropout(batches: Sequence[Mapping[str, Tensor]]) -> Iterator[Mapping[str, Tensor]]:
