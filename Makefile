@@ -11,10 +11,6 @@ ALL := $(VENV)/.with-pipeline,demo,server,docs,dev
 PYTEST := pytest -n auto --maxprocesses 8 --dist worksteal
 # Stages and DVC find `python` and `dvc` on the PATH.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# What would not fit a screen: what is behind a score, other scores and counts, and hashes of what a stage depends on.
-UNCOMPARED := Created|(artifacts|reports|lsr|pipeline|stages)/|.*_(low|high|baseline|stored|bytes|parameters|sha256|difference|batches)$$
-UNCOMPARED := $(UNCOMPARED)|(rows|train|validation|test|best|last)_|(energy|loss|steps|examples|data|models)
-UNCOMPARED := $(UNCOMPARED)|(accuracy|f1|macro_f1|matthews_correlation|exact_match|pearson|spearman)$$
 # A notice at every build that another generator will follow this one.
 export NO_MKDOCS_2_WARNING := 1
 
@@ -25,16 +21,16 @@ help:
 	@sed -n 's/^## //p' Makefile
 
 ## repro: fine-tune the default model on the default data: tokenize, factorize-init, train, evaluate
-repro: export LSR_SUMMARY := later
 repro: $(RUN)
-	python -m pipeline.params
+	python -m pipeline.check
 	dvc repro
-	@python -m pipeline.summary
 
-## experiments: those of DVC beside the committed run: scores, examples that training and its start have read, trained
-##              parameters, and the values that differ; of all commits with COMMITS=--all-commits
+## experiments: those of DVC beside the committed run: score, examples that training has read, trained parameters, and
+##              the params that differ, whose names alone have a dot; of all commits with COMMITS=--all-commits
 experiments: $(RUN)
-	@if [ -n "$$(dvc exp list --name-only $(COMMITS))" ]; then dvc exp show --only-changed --drop '$(UNCOMPARED)' $(COMMITS); \
+	@if [ -n "$$(dvc exp list --name-only $(COMMITS))" ]; then \
+	dvc exp show --only-changed --drop '[^.]*(/|$$)' \
+	--keep 'Exp|score|read|adapter_trained|(adapter|model|seed)$$' $(COMMITS); \
 	else echo "no experiments since the last commit; to run one: dvc exp run -S adapter=lora"; fi
 
 ## plots: all plots as one page, dvc_plots/index.html

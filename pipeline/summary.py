@@ -1,6 +1,7 @@
 """`python -m pipeline.summary`: the run in the workspace on one screen, and what can be done next.
 
-The stage evaluate ends with it. It reads reports/, which are the same after a run and after DVC has restored one.
+In dvc.yaml it is the second command of the stage evaluate. It reads reports/, which are the same after a run and after
+DVC has restored one.
 """
 
 import json
@@ -44,11 +45,11 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _results(data: str, row: DatasetRow) -> Iterator[tuple[str, str]]:
-    if (last := _report(artifacts.TOKENIZE_METRICS)["data"]) != data:
-        raise UserError(f"{PARAMS}: data is {data}, but the last run read {last}; run dvc repro first")
     found, trained, start = map(
         _report, (artifacts.EVALUATE_METRICS, artifacts.TRAIN_METRICS, artifacts.FACTORIZE_METRICS)
     )
+    if found["data"] != data:
+        raise UserError(f"{PARAMS}: data is {data}, but the last run read {found['data']}; run dvc repro first")
     for name in row.metrics:
         constant = f"{found[f'{name}_baseline']:.4g} for one answer to all"
         yield name, f"{found[name]:.4g}, {_interval(found, name)}; {constant}"

@@ -4,10 +4,8 @@ Reads artifacts/tokens and artifacts/adapter. Writes reports/evaluate/, and arti
 its test score, to be published with it.
 """
 
-import os
-
 from lsr.tuner.files import WEIGHTS
-from pipeline import params, stage, summary, tasks
+from pipeline import params, stage, tasks
 from pipeline.core import artifacts, console
 from pipeline.data import pretrained, tokens
 from pipeline.evaluation import inference, report
@@ -29,8 +27,8 @@ def main(view: params.EvaluateView) -> None:
         "adapter_bytes": (artifacts.ADAPTER / WEIGHTS).stat().st_size,
         "examples": len(test),
     }
-    digest = report.sha256(task.predicted(outcome))
-    artifacts.write_metrics(artifacts.EVALUATE_METRICS, {**metrics, "outputs_sha256": digest})
+    # As a metric is named so too, DVC's tables call the param params.yaml:data, and do not mix it up with the dep data.
+    artifacts.write_metrics(artifacts.EVALUATE_METRICS, {"data": view.data, **metrics})
     report.write_predictions(task, outcome)
     with artifacts.replacing(artifacts.CARD) as temporary:
         temporary.write_text(cards.of_evaluation(view, metrics, artifacts.ADAPTER).text(), encoding="utf-8")
@@ -38,5 +36,3 @@ def main(view: params.EvaluateView) -> None:
 
 if __name__ == "__main__":
     stage.run(main, params.EvaluateView)
-    if os.environ.get("LSR_SUMMARY") != "later":  # `make repro` prints it below all that DVC says
-        summary.main([])

@@ -17,6 +17,7 @@ from lsr.tuner.start_report import StartReport, report_start
 from pipeline import params, stage
 from pipeline.core import artifacts, console
 from pipeline.core.errors import UserError
+from pipeline.data import content
 from pipeline.methods import adapters, base_models, planning, statistics
 
 SHOWN = 24  # layers or kinds on the terminal; the file has all
@@ -49,7 +50,20 @@ def factorize_init(
     return model, reports, read
 
 
+def check_adapters(section: params.MethodParams) -> None:
+    """Check that the adapters that a section starts from are there, and where DVC notices a change.
+
+    Raises:
+        UserError: if one is not.
+    """
+    if isinstance(section, params.LsrParams):
+        for key, source in {"init": section.source, "frames": section.frames}.items():
+            if source not in {None, OWN}:
+                content.local(str(source), f"{params.PARAMS}: {section.word}.{key}", [content.MODELS])
+
+
 def main(view: params.FactorizeInitView) -> None:
+    check_adapters(view.section)
     set_seed(view.seed)  # the head is drawn when the checkpoint loads
     base = base_models.load_base_model(view.base_model, view.dataset)
     base_models.check_positions(base, view.tokenize.max_length)

@@ -1,13 +1,13 @@
 """Turn the texts of a data set into tokens. Reads the rows that params.yaml chooses, and the files that they name.
 
 Writes artifacts/tokens/, with a file each for train, validation and test; artifacts/inputs.json, the SHA-256 of those
-rows and files, on which later stages depend instead of the tables and all of data/ and models/; and
-reports/tokenize/metrics.json and lengths.csv. Lengths in the reports are those of whole texts, before truncation to
-`max_length`, to show the effect of another value.
+rows and files, on which later stages depend instead of the tables and all of data/; and reports/tokenize/splits.csv
+and lengths.csv. Lengths in the reports are those of whole texts, before truncation to `max_length`, to show the effect
+of another value.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +21,14 @@ from pipeline.tasks import Task
 BINS = 30
 
 
-def summarize(
-    split: str, labels: np.ndarray, lengths: np.ndarray, task: Task, max_length: int
-) -> dict[str, artifacts.Value]:
-    """Return the metrics of a split: rows, labels, lengths in tokens, and the share of truncated texts."""
-    metrics: dict[str, artifacts.Value] = {"rows": len(lengths)}
-    metrics |= task.counts(labels)
+def summarize(labels: np.ndarray, lengths: np.ndarray, task: Task, max_length: int) -> dict[str, artifacts.Value]:
+    """Return what a split holds: rows, lengths in tokens, the share of truncated texts, and labels."""
+    found: dict[str, artifacts.Value] = {"rows": len(lengths)}
     for percent in (50, 95, 99):  # "higher": a length that occurs, not one between two
-        metrics[f"tokens_p{percent}"] = int(np.percentile(lengths, percent, method="higher"))
-    metrics["tokens_max"] = int(lengths.max())
-    metrics["truncated_share"] = float((lengths > max_length).mean())
-    return {f"{split}_{name}": value for name, value in metrics.items()}
+        found[f"tokens_p{percent}"] = int(np.percentile(lengths, percent, method="higher"))
+    found["tokens_max"] = int(lengths.max())
+    found["truncated_share"] = float((lengths > max_length).mean())
+    return found | task.counts(labels)
 
 
 def histogram(lengths: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -53,12 +50,7 @@ def inputs(view: params.TokenizeView) -> dict[str, str]:
     found = {f"model: {view.model}": content.sha256_of(view.base_model)}
     found |= content.digests(view.base_model.source, where)
     found |= {f"data: {view.data}": content.sha256_of(view.dataset)}
-    found |= content.digests(view.dataset.source, f"{view.dataset.where}: {view.data}")
-    if view.frames != "own":
-        found |= content.digests(view.frames, f"{params.PARAMS}: lsr.frames")
-    if "/" in view.init:  # another adapter, and not a word
-        found |= content.digests(view.init, f"{params.PARAMS}: lsr.init")
-    return found
+    return found | content.digests(view.dataset.source, f"{view.dataset.where}: {view.data}")
 
 
 def main(view: params.TokenizeView) -> None:
@@ -71,41 +63,44 @@ def main(view: params.TokenizeView) -> None:
     pretrained.load_config(view.base_model)
     tokenizer = pretrained.load_tokenizer(view.base_model)
     pretrained.check_length(tokenizer.model_max_length, max_length)
-    metrics: dict[str, artifacts.Value] = {f"rows_dropped_{reason}": count for reason, count in dropped.items()}
-    metrics["rows_conflicting"] = conflicting
-    # A param with the name of a metric is params.yaml:data in DVC's tables. Otherwise they would take it for the folder
-    # data, on which this stage depends: `dvc exp show` would print its hash, and move all later columns.
-    metrics["data"] = view.data
-    whole = {}
+    counts, whole = {}, {}
     total = sum(len(texts) for texts in splits.values())
     with artifacts.replacing(artifacts.TOKENS) as folder, console.progress("tokenize", total, "texts") as advance:
         folder.mkdir()
         for split, texts in splits.items():
             table, whole[split] = tokenize(texts, tokenizer, max_length, advance)
             write(table, folder / artifacts.tokens(split).name)
-            metrics |= summarize(split, np.array(texts["label"]), whole[split], task, max_length)
+            counts[split] = summarize(np.array(texts["label"]), whole[split], task, max_length)
     artifacts.write_metrics(artifacts.INPUTS, named)
     artifacts.write_csv(artifacts.TOKENIZE_LENGTHS, ("length", "rows"), histogram(whole["train"]))
-    artifacts.write_metrics(artifacts.TOKENIZE_METRICS, metrics)
-    _report(view, splits, metrics)
+    left_out = {reason.replace("_", " "): count for reason, count in dropped.items()}
+    write_splits(counts, {**left_out, "duplicate with another label": conflicting})
+    report(view, counts, left_out, conflicting)
 
 
-def _report(view: params.TokenizeView, splits: Iterable[str], metrics: Mapping[str, artifacts.Value]) -> None:
-    columns = ("split", "rows", "p50", "p95", "truncated")
+def write_splits(counts: Mapping[str, Mapping[str, artifacts.Value]], left_out: Mapping[str, int]) -> None:
+    """Write the table of the splits, with a row of one number for each reason for which rows were left out."""
+    columns = list(counts["train"])
+    rows: list[tuple[artifacts.Value, ...]] = [(split, *found.values()) for split, found in counts.items()]
+    rows += [(f"left out: {reason}", count, *[""] * (len(columns) - 1)) for reason, count in left_out.items()]
+    artifacts.write_csv(artifacts.TOKENIZE_SPLITS, ["part", *columns], rows)
+
+
+def report(
+    view: params.TokenizeView,
+    counts: Mapping[str, Mapping[str, artifacts.Value]],
+    left_out: Mapping[str, int],
+    conflicting: int,
+) -> None:
+    """Print what is in the splits, and what is not."""
     rows = [
-        (
-            split,
-            metrics[f"{split}_rows"],
-            metrics[f"{split}_tokens_p50"],
-            metrics[f"{split}_tokens_p95"],
-            f"{metrics[f'{split}_truncated_share']:.1%}",
-        )
-        for split in splits
+        (split, found["rows"], found["tokens_p50"], found["tokens_p95"], f"{found['truncated_share']:.1%}")
+        for split, found in counts.items()
     ]
-    console.table(f"{view.data}: tokens of whole texts, truncated to {view.tokenize.max_length}", columns, rows)
-    reasons = ", ".join(f"{metrics[f'rows_dropped_{reason}']} {reason}" for reason in datasets.DROPPED)
-    conflicts = f"{metrics['rows_conflicting']} of them with another label than the row kept"
-    console.line(f"rows left out: {reasons.replace('_', ' ')}, {conflicts}")
+    title = f"{view.data}: tokens of whole texts, truncated to {view.tokenize.max_length}"
+    console.table(title, ("split", "rows", "p50", "p95", "truncated"), rows)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+    console.line(f"rows left out: {reasons}, {conflicting} of them with another label than the row kept")
 
 
 if __name__ == "__main__":

@@ -5,18 +5,20 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from dvc.fs import LocalFileSystem
+from dvc.repo import Repo
 
 from pipeline import params
 from pipeline.core import artifacts
-from pipeline.data.content import WATCHED
+from pipeline.data.content import MODELS, WATCHED
 from pipeline.params.schema import DECLARED
+from pipeline.training import run
 from tests.workspace import ROOT, read_yaml
 
 DVC = read_yaml(ROOT / "dvc.yaml")
 STAGES = DVC["stages"]
 TABLES = [table.built_in.as_posix() for table in params.TABLES.values()]
-# Deps that are no code: files whose every line counts, where all other stages have keys and rows.
-WHOLE = {"tokenize": TABLES}
+IGNORED = Repo(str(ROOT)).dvcignore
 
 
 def view_of(stage):
@@ -77,31 +79,49 @@ def test_a_stage_declares_exactly_what_its_view_sees(stage):
     assert set(declared_params(stage)) == expected
 
 
+def below(dep):
+    """The files that DVC sees in a dep."""
+    files = [path for path in (ROOT / dep, *(ROOT / dep).rglob("*")) if path.is_file()]
+    return {path for path in files if not IGNORED.is_ignored(LocalFileSystem(), str(path), ignore_subrepos=False)}
+
+
+def deps_of_code(stage):
+    return [dep for dep in STAGES[stage]["deps"] if not dep.startswith("artifacts/") and dep not in (*WATCHED, *TABLES)]
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_depends_on_every_file_that_it_imports(stage):
-    deps = [ROOT / dep for dep in STAGES[stage]["deps"]]
-    used = closure(module_of(stage), set())
-    assert not [path for path in used if has_code(path) and not any(path == d or d in path.parents for d in deps)]
+    used = {path for path in closure(module_of(stage), set()) if has_code(path)}
+    assert used - set().union(*map(below, deps_of_code(stage))) == set()
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_depends_on_no_file_that_it_does_not_import(stage):
+def test_a_stage_has_no_dep_of_which_it_imports_nothing(stage):
     used = closure(module_of(stage), set())
-    code = [dep for dep in STAGES[stage]["deps"] if not dep.startswith("artifacts/") and dep not in WATCHED]
-    others = [dep for dep in code if not any(ROOT / dep in (path, *path.parents) for path in used)]
-    assert others == WHOLE.get(stage, [])
+    assert [dep for dep in deps_of_code(stage) if used.isdisjoint(below(dep))] == []
 
 
-def test_the_folders_of_users_are_there_and_watched():
-    assert set(WATCHED) <= set(STAGES["tokenize"]["deps"])
+def test_every_file_in_a_dep_of_code_is_imported_by_a_stage():
+    used = set().union(*(closure(module_of(stage), set()) for stage in STAGES))
+    seen = set().union(*(below(dep) for stage in STAGES for dep in deps_of_code(stage)))
+    assert {path for path in seen if path.suffix != ".py" or has_code(path)} - used == {ROOT / "lsr/py.typed"}
+
+
+def test_a_training_resumes_by_the_files_that_dvc_sees():
+    seen = {path for name, path in run.inputs() if not name.startswith("artifacts/")}
+    assert seen == set().union(*map(below, deps_of_code("train")))
+
+
+def test_the_tables_and_the_folders_of_users_are_there_and_watched():
+    assert {*WATCHED, *TABLES} <= set(STAGES["tokenize"]["deps"])
+    assert MODELS in STAGES["factorize-init"]["deps"]
     assert all((ROOT / folder / "README.md").is_file() for folder in WATCHED)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_is_run_as_a_module_and_described(stage):
     command = f"python -m stages.{module_of(stage).stem}"
-    with_launcher = "sh -c '\\${LSR_LAUNCH:-python} -m stages.train'"
-    assert STAGES[stage]["cmd"] == (with_launcher if stage == "train" else command)
+    assert STAGES[stage]["cmd"] == ([command, "python -m pipeline.summary"] if stage == "evaluate" else command)
     assert STAGES[stage]["desc"].endswith(".")
 
 

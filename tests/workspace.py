@@ -63,7 +63,6 @@ SMALL = {
     "ia3": {"type": "IA3", "learning_rate": 0.005},
     "ln_tuning": {"type": "LN_TUNING", "learning_rate": 0.001},
 }
-MAIN = ("lsr", "lora", "full", "head")  # methods that stand for all where a test is about something else
 
 
 def make(folder: Path, **changes: Any) -> Path:

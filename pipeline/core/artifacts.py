@@ -16,7 +16,7 @@ INIT = Path("artifacts/init")
 ADAPTER = Path("artifacts/adapter")
 CARD = Path("artifacts/card.md")
 
-TOKENIZE_METRICS = Path("reports/tokenize/metrics.json")
+TOKENIZE_SPLITS = Path("reports/tokenize/splits.csv")
 TOKENIZE_LENGTHS = Path("reports/tokenize/lengths.csv")
 FACTORIZE_METRICS = Path("reports/factorize_init/metrics.json")
 FACTORIZE_START = Path("reports/factorize_init/start.csv")

@@ -13,18 +13,18 @@ FOLDER = ".cache/seconds"
 
 
 def record(stage: str, seconds: float) -> None:
-    """Note how long a stage took that has just written its metrics."""
+    """Note how long a stage took that has just written its reports."""
     path = _path(stage)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{seconds:.1f}\n", encoding="utf-8")
 
 
 def recorded(stage: str) -> float | None:
-    """Return how long the run of a stage took that wrote its present metrics; None if that is not known."""
+    """Return how long the run of a stage took that wrote its present reports; None if that is not known."""
     path = _path(stage)
     return float(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _path(stage: str) -> Path:
-    digest = hashlib.sha256(Path("reports", stage, "metrics.json").read_bytes()).hexdigest()
-    return artifacts.repository() / FOLDER / f"{stage}-{digest[:16]}"
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path("reports", stage).glob("*.*"))))
+    return artifacts.repository() / FOLDER / f"{stage}-{digest.hexdigest()[:16]}"

@@ -1,9 +1,9 @@
-"""SHA-256 hashes of the local files that a row names."""
+"""The local files that a row or a section names: where they may be, and their SHA-256 hashes."""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.core import console
@@ -11,7 +11,8 @@ from pipeline.core.errors import UserError
 from pipeline.params.model_row import HubModel, PackageModel
 from pipeline.params.sources import PackageSource, Row, TableSource
 
-WATCHED = ("data", "models")  # dvc.yaml has them as deps of the stage `tokenize`
+MODELS = "models"  # dvc.yaml has it as a dep of the stages `tokenize` and `factorize-init`,
+WATCHED = ("data", MODELS)  # and both as deps of `tokenize`
 
 # A source of a row, or the name of a folder or hub repository.
 Source = TableSource | PackageSource | HubModel | PackageModel | str
@@ -53,21 +54,30 @@ def digests(source: Source, where: str) -> dict[str, str]:
     Raises:
         UserError: if a file or folder does not exist, or is where DVC would not notice changes.
     """
-    found: dict[str, str] = {}
-    for path in named(source):
+    return {file.as_posix(): sha256(file) for path in local(source, where) for file in files(path)}
+
+
+def local(source: Source, where: str, watched: Sequence[str] = WATCHED) -> list[Path]:
+    """Return the local files and folders that a source names; DVC notices changes in the folders `watched`.
+
+    Raises:
+        UserError: if one does not exist, or is where DVC would not notice changes.
+    """
+    found = list(named(source))
+    for path in found:
         if not path.exists():
             copies = "whose temporary copies have only what was added with `git add`"
             raise UserError(f"{where}: {path}: not found; paths start at the root of the repository, {copies}")
         if "DVC_STAGE" in os.environ:  # otherwise nothing is skipped, so nothing can be out of date
-            _check_watched(path, where)
-        found |= {file.as_posix(): sha256(file) for file in files(path)}
+            _check_watched(path, where, watched)
     return found
 
 
-def _check_watched(path: Path, where: str) -> None:
+def _check_watched(path: Path, where: str, watched: Sequence[str]) -> None:
     if path.is_absolute():
         console.warn(f"{where}: {path}: DVC does not notice changes of files outside of the repository")
-    elif ".." in path.parts or not any(map(path.is_relative_to, WATCHED)):
-        raise UserError(f"{where}: {path}: DVC notices changes only in data/ and models/; move it there")
+    elif ".." in path.parts or not any(map(path.is_relative_to, watched)):
+        folders = " and ".join(f"{folder}/" for folder in watched)
+        raise UserError(f"{where}: {path}: DVC notices changes only in {folders}; move it there")
     elif linked := [folder for folder in (path, *path.parents) if folder.is_dir() and folder.is_symlink()]:
         raise UserError(f"{where}: {linked[0]}: DVC does not follow a link to a folder; link its files one by one")

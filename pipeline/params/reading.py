@@ -91,8 +91,6 @@ def seen_by(view: type[AnyView], params: Params) -> AnyView:
         "section": params.sections[params.adapter],
         "dataset": load_row("data", params.data, "data"),
         "base_model": load_row("model", params.model, "model"),
-        "frames": params.lsr.frames,
-        "init": params.lsr.init,
     }
     # Already validated: `model_construct` keeps the frozen sections as they are.
     return view.model_construct(**{name: everything[name] for name in view.model_fields})

@@ -40,7 +40,7 @@ class Params(Section):
     seed: StrictInt = Field(ge=0, lt=2**32)
     tokenize: TokenizeParams
     train: TrainParams
-    lsr: LsrParams  # the one section with frames, on which the stage tokenize depends
+    lsr: LsrParams
     full: FullParams
     head: HeadParams
     methods: dict[Word, Method]
@@ -55,18 +55,6 @@ class Params(Section):
         own = content.keys() & cls.model_fields.keys() - {"methods"}
         methods = {word: section for word, section in content.items() if word not in own}
         return {**{name: content[name] for name in own}, "methods": methods}
-
-    @field_validator("methods")
-    @classmethod
-    def _frames_are_for_one_section(cls, methods: dict[str, MethodParams]) -> dict[str, MethodParams]:
-        for word, section in methods.items():
-            if not isinstance(section, LsrParams):
-                continue
-            if "frames" in section.model_fields_set:
-                raise ValueError(f"{word}.frames: section lsr alone can have this key")
-            if section.source:
-                raise ValueError(f"{word}.init: section lsr alone can go on from another adapter")
-        return methods
 
     @field_validator("adapter")
     @classmethod
@@ -101,15 +89,13 @@ class View(Section):
 
 
 class TokenizeView(View):
-    """Of stages/tokenize.py. Another adapter and its frames are files too."""
+    """Of stages/tokenize.py."""
 
     data: Word
     model: Named
     tokenize: TokenizeParams
     dataset: DatasetRow
     base_model: ModelRow
-    frames: str
-    init: str
 
 
 class FactorizeInitView(View):
@@ -143,8 +129,6 @@ class EvaluateView(View):
 
 DECLARED = {
     "section": "${adapter}",
-    "frames": "lsr.frames",
-    "init": "lsr.init",
     # The stage `tokenize` depends on the tables as files and records the chosen rows, on which all other stages depend.
     # As params, each of their keys would be a column of `dvc exp show`.
     "dataset": "data",

@@ -128,18 +128,19 @@ def checkpoint_folder(view: TrainView) -> Path:
     out, and lies in the original repository.
     """
     digest = hashlib.sha256(json.dumps(view.model_dump(mode="json"), sort_keys=True).encode())
-    for name, path in sorted(_inputs()):
+    for name, path in sorted(inputs()):
         digest.update(name.encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())  # piece by piece: it may exceed the memory
     return artifacts.repository() / ".checkpoints" / digest.hexdigest()[:16]
 
 
-def _inputs() -> Iterator[tuple[str, Path]]:
+def inputs() -> Iterator[tuple[str, Path]]:
     """Yield the files that training depends on in addition to its view, the deps of the stage, with their names."""
     deps = YAML(typ="safe", pure=True).load(CODE / "dvc.yaml")["stages"]["train"]["deps"]
+    ignored = {CODE / line[1:] for line in (CODE / ".dvcignore").read_text().splitlines() if line.startswith("/")}
     for dep in map(Path, deps):
         root = Path() if dep.parts[0] == artifacts.INIT.parts[0] else CODE
         for path in (root / dep, *(root / dep).rglob("*")):
-            if path.is_file() and path.suffix != ".pyc":
+            if path.is_file() and path.suffix != ".pyc" and ignored.isdisjoint((path, *path.parents)):
                 yield path.relative_to(root).as_posix(), path

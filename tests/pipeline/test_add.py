@@ -1,14 +1,13 @@
 """A file of one's own gets a row: what is decided from its columns, what is refused, and that other rows stay."""
 
-import json
 import shutil
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from pipeline import params
 from pipeline.add.__main__ import main
+from tests.kit import refused, said, write
 from tests.workspace import ROOT, read_yaml
 
 QUEUES = ["billing", "other", "technical"]
@@ -28,16 +27,14 @@ def workspace(tmp_path, monkeypatch):
         Path(folder).mkdir()
     for name in ("pipeline/datasets.yaml", "pipeline/models.yaml"):
         shutil.copy(ROOT / name, name)
-    tickets = pd.DataFrame({"id": ROWS, "body": map(text, ROWS), "queue": [QUEUES[row % 3] for row in ROWS]})
-    tickets.to_csv("data/tickets.csv", index=False)
-    tickets.assign(team=tickets["id"] % 4).to_csv("data/two.csv", index=False)
-    tickets.drop(columns="id").to_csv("data/bare.csv", index=False, header=False)
-    answers = map(text, reversed(ROWS))
-    pairs = pd.DataFrame({"question": map(text, ROWS), "answer": answers, "label": [row % 2 for row in ROWS]})
-    pairs.to_csv("data/pairs.tsv", index=False, sep="\t")
-    ratings = [{"review": text(row), "stars": row / 30, "spam": row % 2 == 0} for row in ROWS]
-    Path("data/ratings.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ratings))
-    pd.DataFrame({"text": map(text, ROWS), "n": [row % 5 + 1 for row in ROWS]}).to_parquet("data/stars.parquet")
+    tickets = [{"id": row, "body": text(row), "queue": QUEUES[row % 3]} for row in ROWS]
+    write("data/tickets.csv", tickets)
+    write("data/two.csv", [ticket | {"team": ticket["id"] % 4} for ticket in tickets])
+    write("data/bare.csv", "".join(f"{ticket['body']},{ticket['queue']}\n" for ticket in tickets))
+    pairs = [{"question": text(row), "answer": text(ROWS[-1 - row]), "label": row % 2} for row in ROWS]
+    write("data/pairs.tsv", pairs)
+    write("data/ratings.jsonl", [{"review": text(row), "stars": row / 30, "spam": row % 2 == 0} for row in ROWS])
+    write("data/stars.parquet", [{"text": text(row), "n": row % 5 + 1} for row in ROWS])
 
 
 SPAM = ["data/ratings.jsonl", "--label", "spam"]
@@ -51,21 +48,19 @@ DECIDED = [
 
 
 @pytest.mark.parametrize(("words", "text", "label", "metrics"), DECIDED)
-def test_the_columns_say_what_is_text_and_what_kind_of_label_there_is(words, text, label, metrics, capsys):
-    main(words)
+def test_the_columns_say_what_is_text_and_what_kind_of_label_there_is(words, text, label, metrics):
+    shown = said(main, *words)
     ((name, row),) = read_yaml(OWN).items()
     assert row["source"] == {"kind": "files", "files": {"train": words[0]}}
     assert (row["text"], row["label"], row["metrics"]) == (text, label, metrics)
     assert row.get("stratify", False) == (len(label.get("names", "")) > 2)  # 40 and 24 rows of a class are few
     assert params.load_row("data", name).where == "data/datasets.yaml"
-    shown = capsys.readouterr().out
     assert f"data/datasets.yaml: added {name}: 120 rows of {words[0]}\n" in shown
     assert f"\nTo train: dvc exp run -S data={name}\n" in shown
 
 
-def test_what_was_decided_is_said(capsys):
-    main(["data/tickets.csv", "--name", "mine"])
-    assert capsys.readouterr().out.splitlines()[:5] == [
+def test_what_was_decided_is_said():
+    assert said(main, "data/tickets.csv", "--name", "mine").splitlines()[:5] == [
         "data/datasets.yaml: added mine: 120 rows of data/tickets.csv",
         "  text    body",
         "  label   queue, 3 classes: billing 40, other 40, technical 40",
@@ -90,11 +85,9 @@ first: # yes
     assert list(read_yaml(OWN)) == ["first", "tickets"]
 
 
-def test_a_file_to_which_no_row_can_be_added_stays_as_it_is(capsys):
+def test_a_file_to_which_no_row_can_be_added_stays_as_it_is():
     OWN.write_text("{}")
-    with pytest.raises(SystemExit, match="2"):
-        main(["data/tickets.csv"])
-    assert capsys.readouterr().err.startswith("data/datasets.yaml: a row cannot be added at its end; ")
+    refused(main, ["data/tickets.csv"], says="data/datasets.yaml: a row cannot be added at its end; ")
     assert OWN.read_text() == "{}"
 
 
@@ -115,10 +108,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("words", "message"), MISTAKES)
-def test_a_mistake_is_one_line_and_nothing_is_written(words, message, capsys):
+def test_a_mistake_is_one_line_and_nothing_is_written(words, message):
     Path("data/no.xlsx").write_text("")
-    with pytest.raises(SystemExit, match="2"):
-        main(words)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(message)
+    refused(main, words, says=message)
     assert not OWN.exists()

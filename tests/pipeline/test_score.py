@@ -7,14 +7,13 @@ import pytest
 from lsr import round_adapter
 from pipeline import score
 from pipeline.core import artifacts
+from tests.kit import refused, said
 
 
-def test_it_scores_as_the_stage_does_and_a_rounded_adapter_beside_it(after, capsys):
+def test_it_scores_as_the_stage_does_and_a_rounded_adapter_beside_it(after):
     folder = after()
     round_adapter(artifacts.ADAPTER, folder / "rounded", "8bit")
-    capsys.readouterr()
-    score.main(["glue", str(artifacts.ADAPTER), str(folder / "rounded")])
-    _, trained, rounded = capsys.readouterr().out.splitlines()
+    _, trained, rounded = said(score.main, "glue", str(artifacts.ADAPTER), str(folder / "rounded")).splitlines()
     metrics = json.loads(artifacts.EVALUATE_METRICS.read_text())
     expected = [f"{metrics[name]:.4f}" for name in ("accuracy", "f1")]
     low, high = (f"{metrics[f'accuracy_{end}']:.4f}" for end in ("low", "high"))
@@ -32,10 +31,6 @@ def test_it_scores_as_the_stage_does_and_a_rounded_adapter_beside_it(after, caps
         (["glu", str(artifacts.ADAPTER)], "did you mean glue?"),
     ],
 )
-def test_what_cannot_be_scored_is_one_line(after, capsys, words, message):
+def test_what_cannot_be_scored_is_one_line(after, words, message):
     after()
-    with pytest.raises(SystemExit, match="2"):
-        score.main(words)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("python -m pipeline.score: ")
-    assert message in line
+    assert refused(score.main, words, says=message).startswith("python -m pipeline.score: ")

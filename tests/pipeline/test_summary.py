@@ -1,6 +1,5 @@
 """The end of a run is one screen, of what the reports say."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 
 from pipeline.core import artifacts, seconds
 from pipeline.summary import main
+from tests.kit import refused, said, write
 from tests.workspace import ROOT
 
 SCORES = {"score": 0.842, "accuracy": 0.842, "accuracy_baseline": 0.5, "accuracy_low": 0.82, "accuracy_high": 0.86}
@@ -27,23 +27,16 @@ def workspace(tmp_path, monkeypatch):
         shutil.copy(ROOT / name, name)
     for name in IDENTITY:
         monkeypatch.setenv(name, "tests")
-    write(artifacts.TOKENIZE_METRICS, {"data": "movie-reviews"})
-    write(artifacts.EVALUATE_METRICS, SCORES | F1 | COUNTS)
+    write(artifacts.EVALUATE_METRICS, {"data": "movie-reviews"} | SCORES | F1 | COUNTS)
     write(artifacts.TRAIN_METRICS, {"steps": 450, "read": 14350})
     write(artifacts.FACTORIZE_METRICS, {"start_batches": 188, "start_read": 1504})
 
 
-def write(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
-
-
-def test_the_screen_has_scores_sizes_work_and_what_is_next(capsys):
+def test_the_screen_has_scores_sizes_work_and_what_is_next():
     for stage in ("factorize_init", "train"):
         seconds.record(stage, 61.4)
-    main([])
     assert (
-        capsys.readouterr().out
+        said(main)
         == """
 lsr on minilm, movie-reviews, seed 0
 
@@ -66,11 +59,10 @@ to go back  git checkout HEAD dvc.lock reports params.yaml && dvc checkout
     )
 
 
-def test_a_short_run_is_called_one_and_what_did_not_happen_is_left_out(capsys):
+def test_a_short_run_is_called_one_and_what_did_not_happen_is_left_out():
     write(artifacts.TRAIN_METRICS, {"steps": 199, "read": 6000})
     write(artifacts.FACTORIZE_METRICS, {"start_batches": 0, "start_read": 0})
-    main([])
-    output = capsys.readouterr().out
+    output = said(main)
     assert "\n            This is a short run: below 200 steps, " in output
     assert not any(word in output for word in ("its start", "seconds"))
 
@@ -84,31 +76,24 @@ def test_seconds_are_those_of_the_run_that_wrote_the_reports():
     assert seconds.recorded("train") == 61.4
 
 
-def test_a_temporary_copy_has_no_next_commands(capsys, monkeypatch, tmp_path):
+def test_a_temporary_copy_has_no_next_commands(monkeypatch, tmp_path):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path.parent))
-    main([])
-    assert "predict" not in capsys.readouterr().out
+    assert "predict" not in said(main)
 
 
-def test_git_without_a_name_is_told_how_to_get_one(capsys, monkeypatch, tmp_path):
+def test_git_without_a_name_is_told_how_to_get_one(monkeypatch, tmp_path):
     for name in IDENTITY:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
-    main([])
-    assert capsys.readouterr().out.splitlines()[-1] == (
+    assert said(main).splitlines()[-1] == (
         "Git does not know your name, which `dvc exp run` needs: "
         "git config user.name 'Your Name' && git config user.email you@example.com"
     )
 
 
-def test_nothing_to_show_is_one_line(capsys):
+def test_nothing_to_show_is_one_line():
     artifacts.EVALUATE_METRICS.unlink()
-    with pytest.raises(SystemExit, match="2"):
-        main([])
-    assert capsys.readouterr() == ("", "reports/evaluate/metrics.json: not found; run dvc repro first\n")
-    write(artifacts.TOKENIZE_METRICS, {"data": "cola"})
-    with pytest.raises(SystemExit, match="2"):
-        main([])
-    message = "params.yaml: data is movie-reviews, but the last run read cola; run dvc repro first\n"
-    assert capsys.readouterr() == ("", message)
+    refused(main, [], says="reports/evaluate/metrics.json: not found; run dvc repro first")
+    write(artifacts.EVALUATE_METRICS, {"data": "cola"})
+    refused(main, [], says="params.yaml: data is movie-reviews, but the last run read cola; run dvc repro first")

@@ -1,8 +1,8 @@
 """The stages after one another on a tiny RoBERTa and a GLUE-shaped folder, in this process."""
 
 import csv
-import hashlib
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -15,14 +15,13 @@ from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from lsr.tuner.files import WEIGHTS
-from pipeline import params, tasks
+from pipeline import params
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
-from pipeline.methods import adapters
 from pipeline.training import arguments, callbacks
 from pipeline.training import run as training
 from tests import workspace
-from tests.kit import digests
+from tests.kit import digests, refused
 from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, base_model, logits, report, run
 
 
@@ -43,35 +42,17 @@ def written():
     return digests("artifacts") | digests("reports")
 
 
-@pytest.mark.parametrize("adapter", workspace.MAIN)
-def test_a_run_starts_as_the_base_model_moves_adapter_and_head_and_is_scored(after, adapter):
-    after(adapter)
-    view = params.load(params.TrainView)
+def test_the_report_is_of_the_predictions_and_plain_peft_loads_the_adapter_and_turns_it_off(after):
+    after()
+    view, scores = params.load(params.TrainView), report(artifacts.EVALUATE_METRICS)
+    rows = list(csv.DictReader(artifacts.EVALUATE_PREDICTIONS.open(newline="")))
+    assert len(rows) == scores["examples"] == 40
+    assert np.mean([row["actual"] == row["predicted"] for row in rows]) == pytest.approx(scores["accuracy"])
     expected = logits(base_model(view))
-    fresh = adapters.load_adapter(base_model(view), artifacts.INIT, trainable=False)
-    assert torch.equal(logits(fresh), expected)
-    before, trained = (load_file(folder / WEIGHTS) for folder in (artifacts.INIT, artifacts.ADAPTER))
-    # The Trainer gives RoBERTa one kind of text only and pads with position 1: those rows get no gradient.
-    assert {name for name in before if torch.equal(before[name], trained[name])} == set()
     model = PeftModel.from_pretrained(base_model(view), artifacts.ADAPTER)
     assert not torch.equal(logits(model), expected)
     with model.disable_adapter():
         assert torch.equal(logits(model), expected)
-
-    scores = report(artifacts.EVALUATE_METRICS)
-    assert scores["score"] == scores["accuracy"]
-    assert scores["accuracy_low"] <= scores["accuracy"] <= scores["accuracy_high"]
-    assert scores["adapter_bytes"] == (artifacts.ADAPTER / WEIGHTS).stat().st_size
-    counts = adapters.count_parameters(
-        adapters.load_adapter(base_model(view), artifacts.ADAPTER, trainable=True), view.base_model
-    )
-    assert counts.items() <= scores.items()
-    rows = list(csv.DictReader(artifacts.EVALUATE_PREDICTIONS.open(newline="")))
-    assert len(rows) == scores["examples"] == 40
-    assert np.mean([row["actual"] == row["predicted"] for row in rows]) == pytest.approx(scores["accuracy"])
-    numbers = [str(tasks.of(view.dataset).names.index(row["predicted"])) for row in rows]
-    assert scores["outputs_sha256"] == hashlib.sha256("\n".join(numbers).encode()).hexdigest()
-    assert rows[0]["text"].startswith("the ")
 
 
 def test_two_runs_write_the_same_bytes(after):
@@ -150,7 +131,8 @@ def test_a_checkpoint_is_found_by_what_trains_and_by_nothing_else(after, tmp_pat
     code = tmp_path / "code"
     for name in ("lsr", "pipeline", "stages"):
         shutil.copytree(workspace.ROOT / name, code / name)
-    shutil.copy(workspace.ROOT / "dvc.yaml", code)
+    for name in ("dvc.yaml", ".dvcignore"):
+        shutil.copy(workspace.ROOT / name, code)
     view = params.load(params.TrainView)
     here = training.checkpoint_folder(view)
     assert training.checkpoint_folder(view.model_copy(update={"seed": 1})) != here
@@ -158,7 +140,7 @@ def test_a_checkpoint_is_found_by_what_trains_and_by_nothing_else(after, tmp_pat
     assert training.checkpoint_folder(view.model_copy(update={"section": section})) != here
     monkeypatch.setattr(training, "CODE", code)
     assert training.checkpoint_folder(view) == here  # wherever the code is: experiments run in copies
-    for changed in ("lsr/convert/export.py", "lsr/__main__.py", "stages/evaluate.py"):
+    for changed in ("lsr/convert/export.py", "pipeline/datasets.yaml", "pipeline/arena/new.py", "stages/evaluate.py"):
         code.joinpath(changed).write_text("changed")
         assert training.checkpoint_folder(view) == here, changed
     for changed in (code / "lsr/tuner/model.py", code / "stages/train.py", artifacts.INIT / "adapter_config.json"):
@@ -170,19 +152,16 @@ def test_a_checkpoint_is_found_by_what_trains_and_by_nothing_else(after, tmp_pat
 def test_what_the_machine_cannot_do_is_a_line(at, monkeypatch, capsys):
     at(train={"precision": "fp16"})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match=r"params.yaml: train.precision: fp16 needs a GPU, and there is none"):
-        run(TRAIN)
+    refused(run, TRAIN, says="params.yaml: train.precision: fp16 needs a GPU, and there is none")
     workspace.change(train={"precision": "fp32"})
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(UserError, match=r"train.batch_size: 16 examples per step cannot be divided equally among 3"):
-        run(TRAIN)
+    refused(run, TRAIN, says="train.batch_size: 16 examples per step cannot be divided equally among 3")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.delenv("WORLD_SIZE")
-    with pytest.raises(UserError, match=r"cannot be divided equally among 3 processes or GPUs"):
-        run(TRAIN)
+    refused(run, TRAIN, says="cannot be divided equally among 3 processes or GPUs")
     workspace.change(train={"precision": "bf16"})
     monkeypatch.setattr(arguments, "has_fast_bf16", lambda: False)
-    with pytest.raises(UserError, match=r"train.batch_size"):
+    with pytest.raises(UserError, match=r"train.batch_size"):  # after a line that is no mistake
         run(TRAIN)
     assert "no instructions for bf16, so train.precision: fp32 would be faster" in capsys.readouterr().out
 
@@ -197,8 +176,8 @@ def test_a_training_that_diverges_ends_in_one_line(after, monkeypatch):
         return found if isinstance(found, tuple) else found * math.inf
 
     monkeypatch.setattr(Trainer, "compute_loss", infinite)
-    with pytest.raises(UserError, match=r"train: the loss is (nan|inf) after \d+ steps: lower the learning rate"):
-        run(TRAIN)
+    line = refused(run, TRAIN, says=" steps: lower the learning rate")
+    assert re.search(r"train: the loss is (nan|inf) after \d+ ", line)
     assert not artifacts.ADAPTER.exists()
 
 
@@ -211,29 +190,22 @@ def test_a_broken_weight_is_one_line_that_names_the_layer(after):
     weights = load_file(path)
     weights["encoder.layer.1.attention.self.value.weight"].fill_(math.nan)
     save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"encoder\.layer\.1\.attention\.self\.value") as error:
-        run(FACTORIZE)
-    assert "a finite matrix, got one of norm nan" in str(error.value)
-    assert "\n" not in str(error.value)
+    line = refused(run, FACTORIZE, says="a finite matrix, got one of norm nan")
+    assert "encoder.layer.1.attention.self.value" in line
 
 
 def test_a_stage_without_the_one_before_says_so(after):
     after(lsr={"init": "gradient"})
     shutil.rmtree(artifacts.TOKENS)
-    with pytest.raises(UserError, match=r"artifacts/tokens/train.arrow: not found; run python -m stages.tokenize"):
-        run(FACTORIZE)
+    refused(run, FACTORIZE, says="artifacts/tokens/train.arrow: not found; run python -m stages.tokenize")
     shutil.rmtree(artifacts.INIT)
-    with pytest.raises(UserError, match=r"artifacts/init: no such folder"):
-        run(TRAIN)
+    refused(run, TRAIN, says="artifacts/init: no such folder")
 
 
 def test_a_model_that_is_another_one_or_not_there_is_one_line(after, monkeypatch):
     folder = after()
     (folder / "tiny-roberta").rename(folder / "narrow")
-    with pytest.raises(UserError, match=r"pipeline/models.yaml: base model tiny-roberta: cannot be loaded") as error:
-        run(FACTORIZE)
-    assert "\n" not in str(error.value)
+    refused(run, FACTORIZE, says="pipeline/models.yaml: base model tiny-roberta: cannot be loaded")
     monkeypatch.setattr(workspace, "SIZES", workspace.SIZES | {"hidden_size": 32})
     workspace.save_tiny_roberta(folder / "tiny-roberta")
-    with pytest.raises(UserError, match=r"artifacts/adapter: does not fit the base model"):
-        run(EVALUATE)
+    refused(run, EVALUATE, says="artifacts/adapter: does not fit the base model")

@@ -12,11 +12,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pipeline import params
 from pipeline.core import artifacts
-from pipeline.core.errors import UserError
 from pipeline.data import encoding
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.model_row import ModelRow
 from stages import tokenize as stage
+from tests.kit import refused
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "very"]
 
@@ -99,8 +99,6 @@ def view(tmp_path, folder, monkeypatch):
             base_model=ModelRow.model_validate(
                 {"source": {"kind": "hub", "path": folder}, "target_modules": ["query"], "head": ["classifier"]}
             ),
-            frames="own",
-            init="random",
         )
 
     return build
@@ -110,21 +108,15 @@ def test_the_report_counts_rows_lengths_and_what_was_left_out(view):
     with Path("train.csv").open("a") as file:
         file.write("GOOD film,0\nGOOD FILM,1\nvery bad,1\nbad,0\n")
     stage.main(view())
-    metrics = json.loads(artifacts.TOKENIZE_METRICS.read_text())
-    assert {name: value for name, value in metrics.items() if name.startswith(("train", "rows"))} == {
-        "train_rows": 4,
-        "train_share_negative": 0.25,
-        "train_share_positive": 0.75,
-        "train_tokens_p50": 4,
-        "train_tokens_p95": 22,
-        "train_tokens_p99": 22,
-        "train_tokens_max": 22,
-        "train_truncated_share": 0.25,
-        "rows_dropped_duplicate": 5,
-        "rows_dropped_missing": 1,
-        "rows_dropped_within_margin": 0,
-        "rows_conflicting": 2,
-    }
+    header, train, *_, missing, margin, duplicate, contradicting = artifacts.TOKENIZE_SPLITS.read_text().splitlines()
+    assert header == (
+        "part,rows,tokens_p50,tokens_p95,tokens_p99,tokens_max,truncated_share,share_negative,share_positive"
+    )
+    assert train == "train,4,4,22,22,22,0.25,0.25,0.75"
+    assert missing == "left out: missing,1,,,,,,,"
+    assert margin == "left out: within margin,0,,,,,,,"
+    assert duplicate == "left out: duplicate,5,,,,,,,"
+    assert contradicting == "left out: duplicate with another label,2,,,,,,,"
     assert artifacts.TOKENIZE_LENGTHS.read_text().splitlines()[:6] == ["length,rows", "0,0", "1,0", "2,0", "3,0", "4,3"]
 
 
@@ -147,8 +139,7 @@ def test_two_runs_write_the_same_bytes_and_parts_of_a_split_the_same_rows(view, 
 
 
 def test_a_length_beyond_the_model_is_refused_with_the_limit(view):
-    with pytest.raises(UserError, match=r"tokenize.max_length: the model takes at most 32 tokens, got 33"):
-        stage.main(view(max_length=33))
+    refused(stage.main, view(max_length=33), says="tokenize.max_length: the model takes at most 32 tokens, got 33")
 
 
 # What later stages depend on
@@ -169,15 +160,11 @@ def test_the_files_of_the_chosen_rows_are_recorded(view, folder):
     assert {name for name in found if found[name] != changed[name]} == {"model: tiny"}
 
 
-def test_rows_and_frames_are_recorded_and_a_missing_file_is_one_line(view):
+def test_rows_are_recorded_and_a_missing_file_is_one_line(view):
     row = view().dataset.model_copy(update={"cut": {"validation": 0.1, "test": 0.1}})
     chosen = view().model_copy(update={"dataset": row})
-    Path("models/family").mkdir(parents=True)
-    Path("models/family/adapter_config.json").write_text("{}")
-    found = stage.inputs(chosen.model_copy(update={"frames": "models/family"}))
-    assert found.keys() - stage.inputs(chosen).keys() == {"models/family/adapter_config.json"}
     turned = row.model_copy(update={"cut": dict(reversed(row.cut.items()))})  # DVC writes keys in another order
     assert stage.inputs(chosen.model_copy(update={"dataset": turned})) == stage.inputs(chosen)
     missing = row.model_copy(update={"source": row.source.model_copy(update={"files": {"train": "data/no.csv"}})})
-    with pytest.raises(UserError, match=r"^pipeline/datasets.yaml: mine: data/no.csv: not found; paths start at"):
-        stage.inputs(chosen.model_copy(update={"dataset": missing}))
+    chosen = chosen.model_copy(update={"dataset": missing})
+    refused(stage.inputs, chosen, says="pipeline/datasets.yaml: mine: data/no.csv: not found; paths start at")

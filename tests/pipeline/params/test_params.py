@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from pipeline import params
+from pipeline.check import main
 from pipeline.core.errors import UserError
-from pipeline.params.__main__ import main
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.reading import changed, load_rows, validated
 
@@ -109,7 +109,6 @@ MISTAKES = [
     ("lroa", {"r": 8}, "lroa: no such key; the section of a method has a type"),
     ("vera.d_learning_rate", 2, "vera: d_learning_rate: must be above 0 and at most 1, got 2"),
     ("lsr.type", "lsr", "lsr.type: input should be 'LSR', got 'lsr'"),
-    ("directions.frames", "own", "directions.frames: section lsr alone can have this key"),
     ("directions.alhpa", 3, "directions.alhpa: no such key; did you mean alpha?"),
     ("train.epochs", "four", "train.epochs: input should be a valid integer, got 'four'"),
     ("train.report_to", ["tensorbord"], "train.report_to.0: input should be 'tensorboard', 'wandb' or 'mlflow', got"),

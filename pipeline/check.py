@@ -1,4 +1,4 @@
-"""`python -m pipeline.params`: check params.yaml and the tables, and show what would run."""
+"""`python -m pipeline.check`: check params.yaml and the tables, and show what would run."""
 
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -9,7 +9,7 @@ from pipeline.core.git import warn_without_identity
 from pipeline.params import PARAMS, MethodParams, TrainView, load, load_params
 from pipeline.params.reading import all_of
 
-PROGRAM = "python -m pipeline.params"
+PROGRAM = "python -m pipeline.check"
 
 
 def main(words: Sequence[str] | None = None) -> None:
