@@ -5,8 +5,6 @@ import torch
 from lsr.algebra.shapes import Form, split_width
 from lsr.init.initialization import Source
 
-RANKS = {1: (4,), 2: (2, 2)}
-
 
 def form_of(rows, columns, rank_shape=(2, 2), terms=4, in_shape=None, out_shape=None):
     shapes = in_shape or split_width(columns, rank_shape), out_shape or split_width(rows, rank_shape)

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 from lsr.init.gradients import examples_gradients
 from lsr.init.head import fitted_head
 from tests.capabilities.models import tokens
+from tests.kit import refused
 from tests.lsr.init.models import LAYERS, Titles, batches, examples, in_use, made, state, wrapped
 
 each_model = pytest.mark.parametrize("name", LAYERS)
@@ -81,5 +82,4 @@ def test_a_measurement_leaves_the_model_as_it_was_and_takes_no_dropout(name):
 )
 def test_gradients_need_examples_with_labels(given, message):
     model, layers, _ = made("bert")
-    with pytest.raises(ValueError, match=f"^{message}$"):
-        examples_gradients(model, layers, given)
+    assert refused(examples_gradients, model, layers, given, kind=ValueError) == message

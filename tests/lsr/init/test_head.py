@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification
 from lsr.init import head
 from lsr.init.head import fitted_head
 from tests.capabilities.models import CONFIGS, tiny, tokens
+from tests.kit import refused
 from tests.lsr.init.models import HEADS, examples, made, values_of
 
 each_model = pytest.mark.parametrize("name", [name for name, head in HEADS.items() if head])
@@ -92,11 +93,10 @@ def test_a_fit_that_drives_all_relus_to_zero_is_repeated_with_smaller_steps(monk
 )
 def test_what_no_head_can_be_fitted_to_is_refused(listed, message):
     model, _, head = made("bert")
-    with pytest.raises(ValueError, match=f"^{message}$"):
-        fitted_values(model, head, listed)
+    assert refused(fitted_values, model, head, listed, kind=ValueError) == message
 
 
 def test_a_head_that_is_not_the_models_is_refused():
     model, _, _ = made("bert")
-    with pytest.raises(ValueError, match=r"^the loss does not depend on the head: is this the head that the model cal"):
-        fitted_values(model, [nn.Linear(24, 3)], [examples()])
+    says = "the loss does not depend on the head: is this the head that the model cal"
+    refused(fitted_values, model, [nn.Linear(24, 3)], [examples()], kind=ValueError, says=says)

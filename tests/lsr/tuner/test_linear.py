@@ -18,11 +18,18 @@ RANK_SHAPES = st.sampled_from([(1, 1), (2, 2), (3, 1)])
 
 
 @given(WIDTHS, WIDTHS, BATCHES, RANK_SHAPES, st.booleans(), st.booleans())
-def test_forward_equals_the_merged_weight(n, m, batch, rank_shape, bias, transposed):
+def test_forward_and_the_merged_weight_are_the_kronecker_sums_without_padding(
+    n, m, batch, rank_shape, bias, transposed
+):
     layer = adapt(base(n, m, bias=bias, transposed=transposed), rank_shape=rank_shape)
-    x = normal(*batch, n)
+    adapter = layer.adapter("default")
+    a, b = (sum(map(torch.kron, *side)) for side in adapter.factors())
+    update = 3 / (rank_shape[0] * rank_shape[1]) * b[:m] @ a[:, :n]
+    assert_close(adapter.update(), update)
+    x, weight = normal(*batch, n), layer.base_matrix()
     adapted = layer(x)
     assert adapted.shape == (*batch, m)
+    assert_close(adapted, nn.functional.linear(x, weight + update, layer.get_base_layer().bias))
     layer.merge()
     assert_close(layer(x), adapted)
 

@@ -5,6 +5,7 @@ test_special_cases.py.
 """
 
 import re
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -15,8 +16,7 @@ from torch import nn
 from lsr import LsrConfig
 from lsr.tuner.linear import adapted_layers
 from lsr.tuner.start import initialize_factors
-from tests.capabilities.checks import train
-from tests.capabilities.models import logits, tiny
+from tests.capabilities.models import tiny
 from tests.kit import edit, refused
 from tests.lsr.subjects import CASES
 
@@ -64,17 +64,9 @@ def test_the_first_layer_of_a_kind_owns_the_factors_and_the_file_holds_them_once
 
 def test_layers_of_other_shapes_are_of_kinds_of_their_own():
     """What is called alike is shared among equal shapes alone; one layer may have none like it."""
-
-    class Block(nn.Module):
-        def __init__(self, n, m):
-            super().__init__()
-            self.fc = nn.Linear(n, m)
-
-        def forward(self, x):
-            return self.fc(x)
-
     torch.manual_seed(0)
-    blocks = nn.Sequential(Block(12, 12), Block(12, 12), Block(12, 20), Block(20, 20), Block(20, 20), Block(20, 20))
+    shapes = [(12, 12), (12, 12), (12, 20), (20, 20), (20, 20), (20, 20)]
+    blocks = nn.Sequential(*(nn.Sequential(OrderedDict(fc=nn.Linear(*shape))) for shape in shapes))
     model = get_peft_model(blocks, LsrConfig(**{**USUAL, "target_modules": ["fc"]}))
     found = adapters(model)
     owners = {name: next(key for key, one in found.items() if one is a.frames) for name, a in found.items()}
@@ -84,9 +76,6 @@ def test_layers_of_other_shapes_are_of_kinds_of_their_own():
         "*.fc (20 x 12)",
         "*.fc (20 x 20)",
     ]
-
-
-# Counts
 
 
 @pytest.mark.parametrize(
@@ -107,30 +96,6 @@ def test_what_is_shared_counts_where_it_is_stored(fields, first, others):
     assert [sizes[name] for name in (QUERIES[0], VALUES[0])] == [first] * 2
     assert [sizes[name] for name in (QUERIES[1], VALUES[1])] == [others] * 2
     assert model.get_nb_trainable_parameters()[0] == sum(trained for trained, _ in sizes.values())
-
-
-# Beside others, copied, merged
-
-
-@pytest.mark.parametrize(("share", "dtype"), [("layers", torch.float64), ("none", torch.bfloat16)], ids=str)
-@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
-def test_frames_come_back_exactly(share, low_cpu_mem_usage, dtype, tmp_path):
-    config = LsrConfig(**{**USUAL, "share": share})
-    model = get_peft_model(tiny("bert").to(dtype), config).eval()
-    train(model)
-    model.save_pretrained(str(tmp_path))
-    loaded = PeftModel.from_pretrained(tiny("bert").to(dtype), str(tmp_path), low_cpu_mem_usage=low_cpu_mem_usage)
-    assert torch.equal(logits(loaded), logits(model))
-    state = tensors_of(loaded)
-    for key, value in tensors_of(model).items():
-        assert (state[key].dtype, state[key].device) == (value.dtype, value.device)
-        assert torch.equal(state[key], value)
-    written = load_file(tmp_path / "adapter_model.safetensors")
-    precise = torch.promote_types(dtype, torch.float32)
-    assert {value.dtype for key, value in written.items() if ".factor_" in key} == {precise}
-
-
-# Files that do not fit
 
 
 @pytest.mark.parametrize("is_more", [False, True])

@@ -5,11 +5,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.testing import assert_close
 
 from lsr import LsrConfig
 from lsr.tuner.linear import adapted_layers
-from lsr.tuner.sharing import kind_of
 from tests.capabilities.checks import loss, trainable
 from tests.capabilities.models import logits, tiny
 from tests.lsr.layers import adapt, base, normal
@@ -81,7 +81,7 @@ def test_a_core_between_singular_vectors_is_lora_xs(transposed):
     """W + c U_r S_r R V_r^T (Bałazy et al. 2024, arXiv 2405.17604): here S_r is in the core."""
     layer = adapt(base(9, 12, transposed=transposed), rank_shape=(3,), separation_rank=None, alpha=6, train="core")
     fields = {"rank_shape": (3,), "separation_rank": None, "train": "core", "init_weights": "principal"}
-    layer.initialize("default", LsrConfig(**fields, alpha=6))
+    layer.initialize("default", LsrConfig(**fields, alpha=6), {})
     adapter = layer.adapter("default")
     weight = layer.base_matrix().numpy()
     u, values, vt = np.linalg.svd(weight, full_matrices=False)
@@ -100,59 +100,43 @@ def test_a_core_between_singular_vectors_is_lora_xs(transposed):
 # LoTR: all layers of a kind have one A and B, and a core each
 
 
-class SharedLinear(nn.Module):
-    """W x + b + c B R A x with an A and B that other layers have too."""
-
-    def __init__(self, linear, a, b, scaling):
-        super().__init__()
-        self.linear, self.a, self.b, self.scaling = linear, a, b, scaling
-        self.core = nn.Parameter(torch.zeros(len(a), len(a), dtype=a.dtype))
-
-    def forward(self, x):
-        return self.linear(x) + self.scaling * (x @ self.a.T @ self.core.T @ self.b.T)
-
-
-def lotr(model):
-    """The same model in plain torch, with parameters by what they are called: A and B by kind, cores by layer."""
-    plain = tiny("bert").double().requires_grad_(False)
-    shared, cores = {}, {}
-    for name, layer in adapted_layers(model).items():
-        adapter = layer.adapter("default")
-        kind = kind_of(name, adapter.form)
-        if kind not in shared:
-            shared[kind] = [nn.Parameter(matrix.detach().clone()) for matrix in adapter.matrices(*adapter.factors())]
-        made = SharedLinear(plain.get_submodule(name), *shared[kind], adapter.scaling)
-        made.core.data.copy_(adapter.core)
-        plain.set_submodule(name, made)
-        cores[name] = made.core
-    return plain, shared, cores
-
-
-def sharing(**fields):
-    model = lsr(share="layers", train="all", init_weights=False, **fields)
-    for position, parameter in enumerate(trainable(model).values()):
-        parameter.data += 0.1 * normal(*parameter.shape) * (1 + position % 3)
-    return model
-
-
-def owners(model):
-    return {
-        kind_of(n, layer.adapter("default").form): layer.adapter("default").frames
-        for n, layer in reversed(adapted_layers(model).items())
-    }
-
-
 def test_shared_layers_are_lotr_and_have_its_gradients():
     """ΔW_l = c B R_l A (Bershatsky et al. 2024, arXiv 2402.01376), with gradients from torch's autograd."""
-    model = sharing()
-    plain, shared, cores = lotr(model)
-    assert len(shared) == 2
+    model, plain, found = lsr(share="layers", train="all", init_weights=False), tiny("bert").double(), {}
+    factors = {}  # by who holds them: leaves of the plain model
+    for position, parameter in enumerate(trainable(model).values()):
+        parameter.data += 0.1 * normal(*parameter.shape) * (1 + position % 3)
+    for name, layer in adapted_layers(model).items():
+        adapter = layer.adapter("default")
+        holder = adapter.frames
+        if holder not in factors:
+            sides = (holder.factor_A1[0], holder.factor_B1[0])
+            factors[holder] = [side.detach().clone().requires_grad_() for side in sides]
+        a, b = factors[holder]
+        core = adapter.core.detach().clone().requires_grad_()
+        found[name] = (adapter.core, core)
+        weight = plain.get_submodule(name).weight.detach()
+        parametrize.register_parametrization(plain.get_submodule(name), "weight", Sum(a, b, core, adapter.scaling))
+        assert torch.equal(plain.get_submodule(name).parametrizations.weight.original.detach(), weight)
+    assert len(factors) == 2  # queries and values
     assert_close(logits(model), logits(plain))
     loss(model).backward()
     loss(plain).backward()
-    for kind, holder in owners(model).items():
-        assert_close(holder.factor_A1.grad[0], shared[kind][0].grad)
-        assert_close(holder.factor_B1.grad[0], shared[kind][1].grad)
-    for name, layer in adapted_layers(model).items():
-        assert layer.adapter("default").core.grad.any()
-        assert_close(layer.adapter("default").core.grad, cores[name].grad)
+    for holder, (a, b) in factors.items():
+        assert_close(holder.factor_A1.grad[0], a.grad)
+        assert_close(holder.factor_B1.grad[0], b.grad)
+    for ours, core in found.values():
+        assert core.grad.any()
+        assert_close(ours.grad, core.grad)
+
+
+class Sum(nn.Module):
+    """W + c B R A of an A and B that other layers have too."""
+
+    def __init__(self, a, b, core, scaling):
+        super().__init__()
+        self.factors = (a, b, core, scaling)
+
+    def forward(self, weight):
+        a, b, core, scaling = self.factors
+        return weight + scaling * b @ core @ a

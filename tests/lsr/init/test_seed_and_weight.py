@@ -1,25 +1,14 @@
-"""The start from the weight: TensorLy's decomposition of its leading singular vectors."""
+"""The starts from the seed and from the weight: the variance of LoRA's, and leading singular vectors."""
 
-from unittest.mock import patch
-
+import pytest
 import torch
 from torch.testing import assert_close
 
-from lsr.algebra import separable, spectrum
 from lsr.algebra.separable import kron_sum
 from lsr.init import principal
-from tests.lsr.init.forms import source_of
+from lsr.init.random import random_factors
+from tests.lsr.init.forms import form_of, generator, source_of
 from tests.lsr.matrices import decaying
-
-
-def test_tensorly_decomposes_the_weight_and_both_sides_of_it():
-    with (
-        patch.object(spectrum, "svd_interface", wraps=spectrum.svd_interface) as of_the_weight,
-        patch.object(separable, "svd_interface", wraps=separable.svd_interface) as of_a_side,
-    ):
-        principal.start(source_of(decaying(24, 24), (2, 2), 2))
-    assert of_the_weight.call_count == 1
-    assert of_a_side.call_count == 2
 
 
 def test_the_rows_of_a_come_nearer_to_the_leading_singular_vectors_with_each_term():
@@ -30,3 +19,10 @@ def test_the_rows_of_a_come_nearer_to_the_leading_singular_vectors_with_each_ter
         held.append(float((torch.linalg.qr(rows.T).Q.T @ vectors).square().sum()) / 4)
     assert held == sorted(held)
     assert_close(held[-1], 1.0, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(("rank_shape", "terms"), [((2, 2), 1), ((4, 2), 16)])
+def test_a_random_factor_a_has_the_variance_of_lora(rank_shape, terms):
+    form = form_of(600, 600, rank_shape, terms)
+    draws = [kron_sum(*random_factors(form, True, generator(seed))[0]) for seed in range(100)]
+    assert torch.stack(draws).var().item() == pytest.approx(1 / (3 * 600), rel=0.1)
