@@ -29,6 +29,6 @@ def run(main: Callable[[params.AnyView], None], view: type[params.AnyView]) -> N
             if os.environ.get("RANK", "0") == "0":
                 seconds.record(name.rpartition(".")[2], time.monotonic() - start)
     except SystemExit:
-        if "DVC_STAGE" in os.environ and not artifacts.is_temporary_copy():
+        if "DVC_STAGE" in os.environ and "RANK" not in os.environ and not artifacts.is_temporary_copy():
             print("undo the change and run `dvc repro` to restore what DVC has removed", file=sys.stderr)
         raise

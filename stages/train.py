@@ -1,7 +1,8 @@
 """Train the adapter and the head; everything else stays frozen.
 
 Reads artifacts/tokens and artifacts/init. Writes artifacts/adapter/ (the PEFT adapter of the best epoch; task.json, its
-inputs and labels; README.md, its card) and reports/train/. Several processes train together, and the first one writes.
+inputs and labels; README.md, its card) and reports/train/. With `train.processes` above 1, it starts itself that many
+times through torchrun, and the first process writes.
 Not a DVC out: runs/, where trackers write.
 """
 
@@ -18,12 +19,14 @@ from pipeline.core import artifacts, console
 from pipeline.data import pretrained, tokens
 from pipeline.methods import adapters, base_models, cards
 from pipeline.methods.adapter_task import AdapterTask
-from pipeline.training import arguments, checkpoints, run
+from pipeline.training import arguments, checkpoints, processes, run
 from pipeline.training.callbacks import Progress, StopAtDivergence
 
 
 def main(view: params.TrainView) -> None:
     arguments.check_machine(view.train)
+    if processes.start("stages.train", view.train.processes):
+        return
     if view.train.report_to:
         arguments.keep_trackers_here((artifacts.repository() / "runs").resolve())
     with run.run_folder(view) as folder:
@@ -42,7 +45,7 @@ def train(view: params.TrainView, folder: Path) -> None:
         callbacks = [StopAtDivergence(), Progress(advance)]
         trainer = run.trainer_of(view, model, splits, collate, checkpoints.aside(folder), callbacks)
         run.fit(trainer, folder)
-    if arguments.is_main():
+    if processes.is_main():
         counts = adapters.count_parameters(model, view.base_model)
         write_adapter(model, trainer, counts, view)
         write_reports(trainer, view)

@@ -130,7 +130,8 @@ class Entry:
     def _view(self) -> tuple[dict[str, Any], TrainView]:
         """The overrides of params.yaml before tuning, and the view that they make."""
         overrides = self._overrides()
-        view = changed(overrides, TrainView, PATH, (self.name, "methods", self.method))
+        alone = {**overrides, "train.processes": 1}  # workers share the machine instead
+        view = changed(alone, TrainView, PATH, (self.name, "methods", self.method))
         return overrides, view.model_copy(update={"dataset": self.preset.row_of(self.task, view.dataset)})
 
     def _overrides(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 MISTAKE, FAILED, STOPPED = 2, 1, 130  # exit codes
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # in messages of packages in Rust: safetensors and tokenizers
@@ -63,8 +64,19 @@ def exit_on_error(stopped: str, program: str = "failed", before: str = "") -> It
         if reason is None:
             raise
         code, lines = FAILED, clipped(f"{program}: {reason}")
-    print(lines, file=sys.stderr)
+    if _is_first_to_fail():
+        print(lines, file=sys.stderr)
     raise SystemExit(code)
+
+
+def _is_first_to_fail() -> bool:
+    """Return whether no other process of those that torchrun has started here has said what went wrong."""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # in a folder for each process, in one for all
+        try:
+            Path(file).parents[1].joinpath("said").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+    return True
 
 
 def refused_by_machine(error: Exception) -> str | None:

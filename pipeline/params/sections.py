@@ -58,7 +58,8 @@ class TrainParams(Section):
     """How any adapter is trained."""
 
     epochs: Count = Field(description="each adds a checkpoint and a point to the curves")
-    batch_size: Count = Field(description="examples per optimizer step")
+    batch_size: Count = Field(description="examples per optimizer step, of all processes together")
+    processes: Count = Field(1, description="processes of this machine that train together; or of all, by torchrun")
     head_learning_rate: Rate = Field(description="peak, after warm-up; per optimizer step")
     weight_decay: StrictFloat = Field(
         ge=0,

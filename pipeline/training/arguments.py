@@ -17,23 +17,9 @@ from pipeline.core.errors import UserError
 from pipeline.methods import adapters, device, rates
 from pipeline.params import PARAMS, FullParams, TrainParams, TrainView
 from pipeline.tasks import Outcome, Task
+from pipeline.training import processes
 
 LOGS_A_RUN = 100  # points of the loss curve
-
-
-def processes() -> int:
-    """Return the number of processes that a launcher such as torchrun has started for this training."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def shares() -> int:
-    """Return into how many parts a batch is split: over processes, or else over the GPUs of this one."""
-    return processes() if processes() > 1 else max(1, torch.cuda.device_count())
-
-
-def is_main() -> bool:
-    """Say whether this process is the one that writes."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> TrainingArguments:
@@ -41,7 +27,7 @@ def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> Tr
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=view.train.epochs,
-        per_device_train_batch_size=max(1, view.train.batch_size // shares()),
+        per_device_train_batch_size=max(1, view.train.batch_size // processes.shares()),
         per_device_eval_batch_size=4 * view.train.batch_size,
         warmup_steps=round(view.train.warmup_share * view.train.epochs * steps_an_epoch),
         lr_scheduler_type="linear",
@@ -81,10 +67,11 @@ def check_machine(train: TrainParams) -> None:
         if importlib.util.find_spec(word) is None:
             install = f"install it with: pip install 'lsr-adapt[{word}]'"
             raise UserError(f"{PARAMS}: train.report_to: {word} is not installed; {install}")
-    if train.batch_size % shares():
+    shares = max(train.processes, processes.shares())
+    if train.batch_size % shares:
         raise UserError(
             f"{PARAMS}: train.batch_size: {train.batch_size} examples per step cannot be divided equally among "
-            f"{shares()} processes or GPUs"
+            f"{shares} processes or GPUs"
         )
 
 

@@ -23,7 +23,7 @@ from pipeline import tasks
 from pipeline.core import artifacts
 from pipeline.data import tokens
 from pipeline.params import TrainView
-from pipeline.training import arguments, checkpoints
+from pipeline.training import arguments, checkpoints, processes
 from pipeline.training.callbacks import LaterOfEquals
 
 CODE = Path(__file__).parents[2]  # the folder of dvc.yaml
@@ -108,7 +108,7 @@ def run_folder(view: TrainView) -> Iterator[Path]:
     one run, the first one holds the folder for all.
     """
     folder = checkpoint_folder(view)
-    if not arguments.is_main():
+    if not processes.is_main():
         yield folder
         return
     folder.parent.mkdir(parents=True, exist_ok=True)

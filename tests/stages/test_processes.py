@@ -1,9 +1,12 @@
-"""Trainings on several processes, started by torchrun: one set of files, near those of one process."""
+"""Trainings on several processes: one set of files, near those of one process, and nobody left behind."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,28 +16,103 @@ from safetensors.torch import load_file
 from lsr.tuner.files import WEIGHTS
 from pipeline.core import artifacts
 from tests import workspace
+from tests.kit import digests
 from tests.stages.running import TRAIN, report, run
 
 pytestmark = pytest.mark.nightly
+STAGE = [sys.executable, "-m", "stages.train"]
+BY_HAND = [Path(sys.executable).with_name("torchrun"), "--standalone", "--nproc_per_node", "2", "-m", "stages.train"]
 
 
-def torchrun(count):
+@pytest.fixture
+def two(after):
+    """A tiny workspace before a training on two processes; a smaller last batch of its 130 rows would be filled up."""
+    return after(train={"batch_size": 10, "processes": 2})
+
+
+def started(words=STAGE, **options):
     environment = os.environ | {"PYTHONPATH": str(workspace.ROOT), "OMP_NUM_THREADS": "1"}
-    launcher = Path(sys.executable).with_name("torchrun")
-    words = [launcher, "--standalone", "--nproc_per_node", str(count), "-m", "stages.train"]
-    return subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(words, env=environment, start_new_session=True, **pipes, **options)
 
 
-def test_two_processes_train_what_one_does_but_for_rounding(after):
-    folder = after(train={"batch_size": 10})  # of 130 rows: a smaller last batch would be filled up
-    path = folder / "tiny-roberta/config.json"  # each process draws its own dropout
+def done(words=STAGE):
+    process = started(words)
+    out, error = process.communicate()
+    return process.returncode, out, error
+
+
+def children(process):
+    """The processes that a process has started, or that its children have."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout.split()
+    parents = dict(zip(map(int, listed[::2]), map(int, listed[1::2]), strict=True))
+    found = {process}
+    while more := {one for one, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {process}
+
+
+def is_alive(process):
+    with suppress(FileNotFoundError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def wait_until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_two_processes_train_what_one_does_but_for_rounding(two):
+    path = two / "tiny-roberta/config.json"  # each process draws its own dropout
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}))
+    workspace.change(train={"processes": 1})
     run(TRAIN)
     alone, scores = load_file(artifacts.ADAPTER / WEIGHTS), report(artifacts.TRAIN_METRICS)
-    done = torchrun(2)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("train: epoch") == 1
+    workspace.change(train={"processes": 2})
+    code, out, error = done()
+    assert (code, error) == (0, "")
+    assert out.count("train: epoch") == 1
     torch.testing.assert_close(load_file(artifacts.ADAPTER / WEIGHTS), alone, rtol=1e-3, atol=1e-4)
     assert report(artifacts.TRAIN_METRICS) == pytest.approx(scores, rel=1e-3)
     assert not any(path.is_dir() for path in Path(".checkpoints").iterdir())
+    here = digests("artifacts") | digests("reports")
+    assert done(BY_HAND)[0] == 0
+    assert digests("artifacts") | digests("reports") == here
+
+
+def test_a_mistake_is_said_once_and_the_exit_code_is_that_of_one_process(two):
+    workspace.change(train={"batch_size": 9})
+    code, out, error = done()
+    assert (code, out) == (2, "")
+    assert error == (
+        "params.yaml: train.batch_size: 9 examples per step cannot be divided equally among 2 processes or GPUs\n"
+    )
+    workspace.change(train={"batch_size": 10})
+    artifacts.tokens("train").unlink()
+    code, out, error = done()
+    assert (code, error.count("\n")) == (2, 1), error
+    workspace.change(train={"processes": 5})
+    code, _, error = done(BY_HAND)
+    assert code == 1  # torchrun's own
+    assert error.count("params.yaml: train.processes: must be 2, as many as torchrun has started, got 5\n") == 1
+
+
+@pytest.mark.parametrize(("sent", "code", "says"), [("INT", 130, "stopped\n"), ("TERM", 143, ""), ("KILL", -9, "")])
+def test_a_signal_ends_all_processes_and_the_next_run_goes_on_to_the_same_bytes(two, sent, code, says):
+    workspace.change(train={"epochs": 8})
+    assert done()[0] == 0
+    whole = digests("artifacts") | digests("reports")
+    process = started()
+    wait_until(lambda: list(Path(".checkpoints").glob("*/checkpoint-*")))
+    found = children(process.pid)
+    os.kill(process.pid, signal.Signals[f"SIG{sent}"])
+    _, error = process.communicate()
+    assert (process.returncode, error) == (code, says)
+    wait_until(lambda: not any(map(is_alive, found)))
+    assert list(Path(".checkpoints").glob("*/checkpoint-*"))
+    assert done()[0] == 0
+    assert digests("artifacts") | digests("reports") == whole

@@ -1,0 +1,79 @@
+"""A training on several processes: the stage starts itself through torchrun, once for each of `train.processes`."""
+
+import logging
+import os
+import signal
+import tempfile
+import threading
+import time
+
+import torch
+
+from pipeline.core.errors import FAILED, UserError
+from pipeline.params import PARAMS
+
+PATIENCE = 0.2  # seconds between looks at whether torchrun is still there
+
+
+def count() -> int:
+    """Return the number of processes of this training, of which this is one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def shares() -> int:
+    """Return into how many parts a batch is split: over processes, or else over the GPUs of this one."""
+    return count() if count() > 1 else max(1, torch.cuda.device_count())
+
+
+def is_main() -> bool:
+    """Say whether this process is the one that writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def start(module: str, wanted: int) -> bool:
+    """Run a module on several processes, unless this is one of them or one is enough; return whether they have run.
+
+    Processes that torchrun has started, here or by hand, end when it is killed.
+
+    Raises:
+        UserError: if torchrun was started by hand for another number of processes.
+        SystemExit: with the exit code of the first process that fails, or 128 and the signal that ended this one.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        if wanted > 1:
+            _run(module, wanted)
+        return wanted > 1
+    if count() != wanted:
+        raise UserError(f"{PARAMS}: train.processes: must be {count()}, as many as torchrun has started, got {wanted}")
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    return False
+
+
+def _run(module: str, wanted: int) -> None:
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // wanted)))
+    logging.disable()  # torchrun's: what has failed says so itself
+    # Without SIGINT: at Ctrl-C, torchrun ends the processes with SIGTERM, about which they have nothing to say.
+    signals = "SIGTERM,SIGHUP,SIGQUIT"
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["--standalone", "--nproc-per-node", str(wanted), "--log-dir", folder, "--signals-to-handle", signals]
+        try:
+            torchrun.run(torchrun.parse_args([*words, "-m", module]))
+        except ChildFailedError as error:
+            _, failure = error.get_first_failure()
+            if failure.exitcode < 0:
+                raise SystemExit(f"{module}: a process was ended by {signal.Signals(-failure.exitcode).name}") from None
+            raise SystemExit(failure.exitcode or FAILED) from None
+        except SignalException as error:
+            raise SystemExit(128 + error.sigval) from None
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PATIENCE)
+    os.kill(os.getpid(), signal.SIGKILL)
