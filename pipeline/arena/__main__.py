@@ -89,7 +89,7 @@ def compete(entries: Sequence[Entry], records: dict[str, Record], path: Path, jo
 
 
 def _next(entries: Sequence[Entry], records: tuning.Records, busy: set[str], count: int) -> Iterator[Training]:
-    """Yield at most `count` trainings that can start now, in the order of the entries, which so complete in turn."""
+    """Yield at most `count` trainings that can start now, entry by entry, so that entries are completed in turn."""
     for entry in entries:
         for training in tuning.missing(entry, records):
             if count > 0 and training.key not in busy:

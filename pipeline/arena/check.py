@@ -36,7 +36,7 @@ def check(entries: Sequence[Entry]) -> None:
 
 
 def _mistakes(entry: Entry, place: str, check_one: Callable[[Entry], None]) -> Iterator[str]:
-    """Yield what is wrong with a task or method; it is to be fixed in the preset's file unless another is named."""
+    """Yield what is wrong with a task or method; lines that name no other file are about that of the presets."""
     try:
         check_one(entry)
     except UserError as error:

@@ -38,7 +38,7 @@ Overrides = Annotated[dict[Key, JsonValue], AfterValidator(_without_own_keys)]
 
 
 class Reads(Section):
-    """How much of each split a training reads: its first rows, a random sample because splits are sorted by a hash.
+    """How much of each split a training reads: its first rows, a random sample, for splits are sorted by hash.
 
     Further rows of train are added to validation, because it decides on rates, and a small one decides badly.
     """

@@ -91,9 +91,9 @@ class Record(BaseModel):
         """The validation score at the selected epoch, by which tuning decides; minus infinity if it did not finish."""
         return self.validation[self.selected] if self.status == "finished" else -inf
 
-    def score(self, epoch: int | None = None, metric: str | None = None) -> float:
-        """Return a metric on the test split; by default the first one, at the selected epoch."""
-        return self.test[self.selected if epoch is None else epoch][metric or self.metrics[0]]
+    def score(self) -> float:
+        """Return the first metric on the test split at the selected epoch."""
+        return self.test[self.selected][self.metrics[0]]
 
 
 def read(folder: Path) -> dict[str, Record]:

@@ -1,4 +1,4 @@
-"""What starts read of a task: its gradients, or the updates of a short training on it, computed once.
+"""What initializations read of a task: its gradients, or the updates of a short training on it, computed once.
 
 Many trainings need the same ones, which cost as much as a training, so they are cached in files for all processes and
 later runs. They are drawn with their own seeds, so that no training depends on earlier ones.

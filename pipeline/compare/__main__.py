@@ -43,8 +43,8 @@ def write(folder: Path, name: str, baseline: str | None) -> None:
     preset, records = load(name), list(read(FOLDER / name).values())
     if not records:
         raise UserError(f"{FOLDER / name}: no records; run python -m pipeline.arena {name}")
-    console.line(f"{FOLDER / name}: {len(records):,} records")
     comparison = compare(name, records, preset.model_copy(update={"baseline": baseline or preset.baseline}))
+    console.line(f"{FOLDER / name}: {len(records):,} records")
     content = tables.everything(comparison)
     for file, text in {
         "comparison.json": json.dumps(content, indent=1, ensure_ascii=False) + "\n",

@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.arena import __main__ as arena_command
 from pipeline.arena import record
+from tests.kit import refused
 from tests.pipeline.arena import small
 
 RECORDS = record.FOLDER / "small" / "records.jsonl"
@@ -14,13 +15,6 @@ RECORDS = record.FOLDER / "small" / "records.jsonl"
 
 def run(*words):
     arena_command.main(["small", *words])
-
-
-def refused(capsys, *words):
-    with pytest.raises(SystemExit) as end:
-        run(*words)
-    assert end.value.code == 2
-    return capsys.readouterr().err
 
 
 @pytest.fixture
@@ -52,6 +46,6 @@ def test_labels_of_files_stay_in_the_cache(arena, in_threads):
     assert record.labels_path("small", "ratings", private=True).exists()
 
 
-def test_an_unknown_run_is_told_from_the_nearest(arena, capsys):
-    said = refused(capsys, "--only", "glue: LoRA r=2")
-    assert "no entry has this in its title; did you mean glue: LoRA r=1?; a title is TASK: METHOD" in said
+def test_an_unknown_entry_is_told_from_the_nearest(arena):
+    says = "no entry has this in its title; did you mean glue: LoRA r=1?; a title is TASK: METHOD"
+    refused(run, "--only", "glue: LoRA r=2", says=says)

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.arena import check, plan, preset, record, tuning
-from pipeline.core.errors import UserError
 from pipeline.methods import planning
 from tests import workspace
+from tests.kit import refused
 from tests.pipeline.arena import small
 
 COMMITTED = workspace.read_yaml(workspace.ROOT / preset.PATH)
@@ -56,17 +56,15 @@ def test_the_committed_presets_hold_all_trainings_of_the_committed_records(name,
 )
 def test_a_broken_preset_is_refused_in_a_line(changes, words, arena):
     small.write(**changes)
-    with pytest.raises(UserError) as error:
-        preset.load("small")
-    assert all(word in str(error.value) for word in (str(preset.PATH), *words)), str(error.value)
+    line = refused(preset.load, "small", says=str(preset.PATH))
+    assert all(word in line for word in words), line
 
 
 def test_keys_of_pinned_files_are_known_without_them_and_other_files_are_refused(arena, tmp_path):
     """Private data are not in the repository, their records are."""
     small.write(files={"ratings.csv": "0" * 64})
     [entry] = plan.entries("small", preset.load("small"), ["ratings: head"])
-    with pytest.raises(UserError, match=r"ratings\.csv: not the file of the preset: its SHA-256 must be 0000"):
-        check.check([entry])
+    refused(check.check, [entry], says="ratings.csv: not the file of the preset: its SHA-256 must be 0000")
     Path("ratings.csv").rename(tmp_path / "ratings.csv")
     [again] = plan.entries("small", preset.load("small"), ["ratings: head"])
     assert again.first().key == entry.first().key
@@ -74,8 +72,7 @@ def test_keys_of_pinned_files_are_known_without_them_and_other_files_are_refused
 
 
 def test_an_unknown_preset_is_told_from_those_there_are(arena):
-    with pytest.raises(UserError, match="no preset 'smal'; did you mean small\\?; presets: small"):
-        preset.load("smal")
+    refused(preset.load, "smal", says="no preset 'smal'; did you mean small?; presets: small")
 
 
 @pytest.mark.parametrize(
@@ -112,6 +109,5 @@ def test_an_unknown_preset_is_told_from_those_there_are(arena):
 )
 def test_what_does_not_fit_is_said_before_anything_runs(changes, words, arena):
     small.write(**changes)
-    with pytest.raises(UserError) as error:
-        check.check(plan.entries("small", preset.load("small")))
-    assert all(word in str(error.value) for word in words), str(error.value)
+    line = refused(check.check, plan.entries("small", preset.load("small"), ["glu"]))
+    assert all(word in line for word in words), line

@@ -12,6 +12,7 @@ from pipeline.compare import tables
 from pipeline.compare.comparison import compare
 from pipeline.compare.page import page
 from pipeline.compare.verdicts import Verdict
+from tests.kit import refused
 from tests.pipeline.compare.records import preset, record, save, trainings
 from tests.workspace import ROOT
 
@@ -58,22 +59,14 @@ def test_names_are_printed_as_they_are(tmp_path, monkeypatch):
     assert html.count("</script>") == 2
 
 
-def failing(words, capsys):
-    with pytest.raises(SystemExit) as end:
-        command.main(words)
-    assert end.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
-
-
-def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
+def test_mistakes_are_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save([record()], tasks=())
-    assert failing(["smal"], capsys).endswith("no preset 'smal'; did you mean small?; presets: small")
-    assert "--baseline: small has no method 'VeRA'" in failing(["small", "--baseline", "VeRA"], capsys)
+    refused(command.main, ["smal"], says="no preset 'smal'; did you mean small?; presets: small")
+    refused(command.main, ["small", "--baseline", "VeRA"], says="--baseline: small has no method 'VeRA'")
     (path,) = (tmp_path / arena_record.FOLDER / "small").glob("*.jsonl")
     path.write_text('{"key": ')
-    assert failing(["small"], capsys) == "reports/arena/small: no records; run python -m pipeline.arena small"
+    refused(command.main, ["small"], says="reports/arena/small: no records; run python -m pipeline.arena small")
 
 
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in (ROOT / arena_record.FOLDER).glob("*/*.jsonl")))
