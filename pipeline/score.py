@@ -57,7 +57,7 @@ def scores(folder: Path, row: DatasetRow, texts: Dataset, options: argparse.Name
             " ".join(names) or f"a {kind}" for kind, names in ((its.kind, its.labels or ()), (task.kind, task.names))
         )
         raise UserError(f"{folder}: says {said} of {' and '.join(its.columns)}, but {options.data} has {wanted}")
-    found = answer(folder, options.base, its, texts, options.batch_size)
+    found = answer(folder, options.base, its, texts, options.batch_size, str(folder))
     outcome = Outcome(found.outputs, np.array(texts["label"][:]), tokens.groups_of(texts))
     metrics, first = task.metrics(outcome, load_params().evaluate.resamples), row.metrics[0]
     interval = f"{metrics[f'{first}_low']:.4f} to {metrics[f'{first}_high']:.4f}"

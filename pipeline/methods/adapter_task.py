@@ -68,8 +68,9 @@ def read(folder: Path) -> AdapterTask:
     from lsr.tuner.mistakes import InputError  # these import torch, which takes seconds
 
     try:
-        read_config(folder)
         content = read_task(folder)
+        if content is None:
+            read_config(folder)  # says more where there is no adapter either
     except InputError as error:
         raise UserError(str(error)) from None
     if content is None:

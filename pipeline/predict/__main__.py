@@ -64,16 +64,16 @@ def predict(options: argparse.Namespace) -> None:
         given = texts.read_words(options.texts, task)
     else:
         given = texts.read_columns(options.file, options.column, task)
-    given = texts.checked(given, skip_empty=options.skip_empty)
+    table, asked = texts.checked(given, skip_empty=options.skip_empty)
     from datasets import Dataset  # takes seconds, as does all that answers: after what can be checked without
 
     from pipeline.predict.answering import answer
 
-    found = answer(options.adapter, options.base, task, Dataset.from_dict(given.texts()), options.batch_size)
+    found = answer(options.adapter, options.base, task, Dataset.from_dict(asked), options.batch_size, "predict")
     if found.truncated:
-        truncated = f"{found.truncated} of {len(given.table)} texts truncated to {task.max_length} tokens"
+        truncated = f"{found.truncated} of {len(table)} texts truncated to {task.max_length} tokens"
         console.errors.print(truncated, soft_wrap=True)
-    table = output.with_columns(given.table, task.task.printed(found.outputs, task.labels))
+    table = output.with_columns(table, task.task.printed(found.outputs, task.labels))
     if options.out is None:
         output.show(table, str(options.adapter), as_json=options.json)
     else:

@@ -9,9 +9,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lsr.loading.adapters import load_adapter
-from lsr.loading.base_models import load_tokenizer
-from lsr.tuner.files import read_config
+from lsr.loading import adapters, base_models
 from lsr.tuner.mistakes import InputError
 from pipeline.core import console
 from pipeline.core.errors import UserError
@@ -26,11 +24,10 @@ class Answered(NamedTuple):
     """What an adapter says of texts."""
 
     outputs: Tensor  # (texts, ...), as Task.outputs
-    tokens: Dataset  # the texts with their tokens and all other columns
     truncated: int  # texts
 
 
-def answer(folder: Path, base: str | None, task: AdapterTask, texts: Dataset, batch_size: int) -> Answered:
+def answer(folder: Path, base: str | None, task: AdapterTask, texts: Dataset, batch_size: int, title: str) -> Answered:
     """Return what the adapter in a folder says of texts in the columns text and text_pair (for a pair).
 
     Raises:
@@ -42,9 +39,9 @@ def answer(folder: Path, base: str | None, task: AdapterTask, texts: Dataset, ba
         raise UserError(f"{folder / FILE}: labels: {outputs} names are needed, one per output of the head")
     table, lengths = tokenize(texts, tokenizer, task.max_length)
     split, collate = Dataset(table), task.task.collator(tokenizer)
-    with console.progress(str(folder), len(split), "texts", console.errors) as advance:
+    with console.progress(title, len(split), "texts", console.errors) as advance:
         found = inference.outputs(task.task, model, split, collate, batch_size, advance)
-    return Answered(found, split, int((lengths > task.max_length).sum()))
+    return Answered(found, int((lengths > task.max_length).sum()))
 
 
 def open_adapter(folder: Path, base: str | None) -> tuple[PeftModel, PreTrainedTokenizerBase]:
@@ -57,11 +54,11 @@ def open_adapter(folder: Path, base: str | None) -> tuple[PeftModel, PreTrainedT
     """
     getLogger("huggingface_hub").setLevel(ERROR)  # hides its retries when offline
     try:
-        fields = read_config(folder)
-        if (method := fields["peft_type"]) not in (known := planning.known_types()):
-            raise UserError(f"{folder}: an adapter of the method {method}; needed: {' or '.join(sorted(known))}")
-        model = load_adapter(folder, base, method=None)
-        tokenizer = load_tokenizer(fields, folder, base)
+        model = adapters.load_adapter(folder, base, method=None)
+        config = model.peft_config["default"]
+        if config.peft_type not in (known := planning.known_types()):
+            raise UserError(f"{folder}: an adapter of the method {config.peft_type}; needed: {' or '.join(known)}")
+        tokenizer = base_models.load_tokenizer(vars(config), folder, base)
     except InputError as error:
         raise UserError(str(error)) from None
     if tokenizer is None:

@@ -24,10 +24,6 @@ class Given(NamedTuple):
     table: pd.DataFrame
     chosen: Sequence[str]
 
-    def texts(self) -> dict[str, list[str]]:
-        """Return the texts in the columns text and text_pair (for pairs)."""
-        return {name: self.table[column].tolist() for name, column in zip(TEXT_COLUMNS, self.chosen, strict=False)}
-
 
 def read_words(words: Sequence[str], task: AdapterTask) -> Given:
     """Return the texts in the arguments or, without any or with "-", from standard input, one per line.
@@ -70,8 +66,8 @@ def read_columns(path: Path, column: Sequence[str] | None, task: AdapterTask) ->
     return Given(table, chosen)
 
 
-def checked(given: Given, *, skip_empty: bool) -> Given:
-    """Return the rows with text; list the others.
+def checked(given: Given, *, skip_empty: bool) -> tuple[pd.DataFrame, dict[str, list[str]]]:
+    """Return the rows with text, and their texts by the names text and text_pair (for pairs); list the other rows.
 
     Raises:
         UserError: if a row has no text, unless these are skipped, or a value is not text.
@@ -92,7 +88,8 @@ def checked(given: Given, *, skip_empty: bool) -> Given:
         console.errors.print(f"rows without text skipped: {len(numbers)} of {len(empty)}: {shown}", soft_wrap=True)
     if empty.all():
         raise UserError("no row has text")
-    return given._replace(table=given.table[~empty].reset_index(drop=True))
+    named = zip(TEXT_COLUMNS, full.items(), strict=False)
+    return given.table[~empty].reset_index(drop=True), {name: column.tolist() for name, (_, column) in named}
 
 
 def _lines() -> list[str]:
