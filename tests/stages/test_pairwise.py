@@ -199,6 +199,8 @@ def used(view, use, folder):
         return logits(PeftModel.from_pretrained(base_of(view), str(folder / "lora")))
     if use == "merged":
         export_merged(trained(view), folder / "merged")
+        padding = report(folder / "merged/config.json")["pad_token_id"]
+        assert padding == base_of(view).config.pad_token_id is not None
         return logits(type(base_of(view)).from_pretrained(folder / "merged"))
     if use == "bank":
         bank = AdapterBank(base_of(view))

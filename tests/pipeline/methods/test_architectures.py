@@ -1,23 +1,15 @@
 """Decoders and others are padded and classified correctly, adapted where it is usual, or refused in one line."""
 
-import io
-from pathlib import Path
-
-import pandas as pd
 import pytest
 import torch
 
-from lsr.__main__ import main as lsr_command
 from pipeline import params
-from pipeline.core import artifacts
-from pipeline.core.errors import UserError
 from pipeline.data import pretrained
 from pipeline.methods import adapters, base_models, planning
 from pipeline.params.model_row import ModelRow
-from pipeline.predict.__main__ import main as predict
-from tests import architectures, workspace
+from tests import architectures
+from tests.kit import refused
 from tests.pipeline.methods.test_base_models import PAIRS
-from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run
 
 TEXTS = ["the cat", "the owl number 3 sleeps in the barn at night", "nobody saw 3"]
 USUAL = {  # by PEFT's table, which MPNet is not in
@@ -57,8 +49,7 @@ def test_the_longest_text_that_positions_allow_is_the_longest_that_the_model_tak
     if kind not in POSITIONS:
         check(65)
         return
-    with pytest.raises(UserError, match=r"^params.yaml: tokenize.max_length: .* takes at most 64 tokens, got 65$"):
-        check(65)
+    refused(check, 65, says=" takes at most 64 tokens, got 65")
     monkeypatch.setattr(base_models, "check_positions", lambda *_: None)
     with pytest.raises((IndexError, RuntimeError)):
         check(65)
@@ -97,47 +88,13 @@ def test_a_model_that_is_named_itself_has_the_usual_layers_and_its_head(kind, na
     assert counts["adapter_trained"] > 0
 
 
-ONE = {"separation_rank": 1, "examples": 32, "head_steps": 4}
-SHARED = {"rank_shape": [3], "share": "layers", "train": "all", "init": "warm"}
-DIRECTIONS = {"rank_shape": [1], "train": "core", "core": "diagonal", "init": "warm", "budget": 12}
-WHOLE = [
-    ("gpt2", {**ONE, "rank_shape": [2], "init": "gradient"}),
-    ("mpnet", {**ONE, **SHARED, "target_modules": ["attn.q", "attn.v"]}),
-    ("mpnet", {**ONE, **DIRECTIONS, "target_modules": "all-linear"}),
-]
-
-
-@pytest.mark.parametrize(("kind", "lsr"), WHOLE)
-def test_a_model_that_is_named_itself_is_trained_scored_exported_and_asked(kind, lsr, tmp_path, monkeypatch, capsys):
-    folder = workspace.make(tmp_path, model=f"models/{kind}", train={"epochs": 1}, lsr=lsr)
-    architectures.save(folder / "models" / kind, kind)
-    monkeypatch.chdir(folder)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
-    padding = 1 if kind in architectures.PADS else 0
-    assert lsr_command(["export", str(artifacts.ADAPTER), "--to", "merged", "-o", "merged"]) == 0
-    assert report(Path("merged/config.json"))["pad_token_id"] == padding
-    scored = pd.read_csv(artifacts.EVALUATE_PREDICTIONS)
-    capsys.readouterr()
-    predict(["--file", str(artifacts.EVALUATE_PREDICTIONS), "--column", "text", "text_pair"])
-    asked = pd.read_csv(io.StringIO(capsys.readouterr().out))
-    assert asked["label"].tolist() == scored["predicted"].tolist()
-
-
 # Mistakes
-
-
-def refusal(call, *arguments):
-    with pytest.raises(UserError) as error:
-        call(*arguments)
-    (line,) = str(error.value).splitlines()
-    return line
 
 
 def test_a_wrong_target_of_a_row_lists_the_linear_layers(saved):
     source = {"kind": "hub", "path": str(saved("llama"))}
     row = ModelRow.model_validate({"source": source, "target_modules": ["q_porj"]})
-    assert refusal(base_models.load_base_model, row, PAIRS) == (
+    assert refused(base_models.load_base_model, row, PAIRS) == (
         "pipeline/models.yaml: target_modules: the model has no layer 'q_porj'; did you mean q_proj?; its linear "
         "layers: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
     )
@@ -145,7 +102,7 @@ def test_a_wrong_target_of_a_row_lists_the_linear_layers(saved):
 
 def test_an_architecture_that_no_table_knows_lists_its_linear_layers(named):
     model = base_models.load_base_model(named("mpnet"), PAIRS)
-    line = refusal(base_models.targets_of, named("mpnet"), model)
+    line = refused(base_models.targets_of, named("mpnet"), model)
     assert line.startswith("params.yaml: model: ")
     assert "of the architecture mpnet are usually adapted; name them by target_modules of a row" in line
     assert line.endswith("its linear layers: q, k, v, o, dense")
