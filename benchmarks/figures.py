@@ -26,13 +26,12 @@ def use_threads(threads: int) -> None:
 
 
 def publish(path: Path, part: str, threads: int, measured: Iterable[Any]) -> None:
-    """Measure rows, which are named tuples; print them, and write them as one part of a file with several."""
+    """Measure rows, named tuples of one kind; print them, and write them as one part of a file with several."""
     where = machine(threads)  # with the load before the measurements
     rows = list(measured)  # an iterator measures now
-    kinds: dict[type[Any], None] = dict.fromkeys(map(type, rows))
-    for kind in kinds:
-        shown = [["–" if value is None else value for value in row] for row in rows if type(row) is kind]
-        console.table(f"{part}, {kind.__name__.lower()}s", kind._fields, shown)
+    if rows:  # none, where no model is installed
+        shown = [["–" if value is None else value for value in row] for row in rows]
+        console.table(part, rows[0]._fields, shown)
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     known[part] = {"machine": where, "figures": [_rounded(row._asdict()) for row in rows]}
     with artifacts.replacing(path) as temporary:

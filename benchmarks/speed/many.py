@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
@@ -36,7 +35,6 @@ FORMS: dict[str, Callable[..., PeftConfig]] = {  # twelve layers with 16 directi
     "LoRA r=8": partial(LoraConfig, r=8, init_lora_weights=False),
 }
 PEER, MERGED, ALONE = "LoRA r=8, PEFT's loop", "one adapter, merged", "one adapter, not merged"
-LOADED = 16  # adapters whose loading is timed, at each end
 
 
 class Row(NamedTuple):
@@ -49,21 +47,10 @@ class Row(NamedTuple):
     bytes_beyond_base: int | None  # of all adapters in a bank
 
 
-class Loading(NamedTuple):
-    """The time to load adapters from their files."""
-
-    method: str
-    adapters: int  # in memory after the last one is loaded
-    first_seconds: float  # median of the first adapters, each from a folder
-    last_seconds: float  # median of the last ones
-    file_seconds: float | None  # all of them from the bank's one file
-
-
-def run(counts: tuple[int, ...] = COUNTS, rounds: int = ROUNDS) -> Iterator[Row | Loading]:
-    """Yield a row for each number of adapters and way to serve them, then the loading times."""
+def run(counts: tuple[int, ...] = COUNTS, rounds: int = ROUNDS) -> Iterator[Row]:
+    """Yield a row for each number of adapters and way to serve them."""
     for count in console.track(counts, "many", len(counts), "numbers of adapters"):
         yield from serve(count, rounds)
-    yield from loading(max(counts))
 
 
 def serve(count: int, rounds: int) -> list[Row]:
@@ -86,34 +73,6 @@ def serve(count: int, rounds: int) -> list[Row]:
             times = take_turns({name: partial(model, **inputs) for name, model in models.items()}, rounds)
         rows += [Row(length, method, count, median(times[method]), sizes.get(method)) for method in models]
     return rows
-
-
-def loading(count: int) -> list[Loading]:
-    """Time the loading of the first and of the last of `count` adapters from folders, and of all from one file."""
-    rows = [_lora_loading(3 * LOADED)]
-    with tempfile.TemporaryDirectory() as folder:
-        saved = Path(folder)
-        for form, config in FORMS.items():
-            _save(config(**COMMON), saved / "adapter")
-            bank = AdapterBank(_base())
-            first = [_seconds(partial(bank.add, f"first {n}", saved / "adapter")) for n in range(LOADED)]
-            reading = read_contents(saved / "adapter")
-            for number in range(count - 2 * LOADED):
-                bank.add(str(number), reading)
-            last = [_seconds(partial(bank.add, f"last {n}", saved / "adapter")) for n in range(LOADED)]
-            bank.save(saved / "bank", force=True)
-            of_file = _seconds(partial(AdapterBank.load, _base(), saved / "bank"))
-            rows.append(Loading(form, len(bank.names), median(first), median(last), of_file))
-    return rows
-
-
-def _lora_loading(count: int) -> Loading:
-    """Time PEFT's own loading, with fewer adapters, because it takes longer with each."""
-    with tempfile.TemporaryDirectory() as folder:
-        _save(LoraConfig(r=8, **COMMON), Path(folder))
-        model = get_peft_model(_base(), LoraConfig(r=8, **COMMON))
-        times = [_seconds(partial(model.load_adapter, folder, f"adapter {number}")) for number in range(count)]
-    return Loading(PEER, count, median(times[:LOADED]), median(times[-LOADED:]), None)
 
 
 def bank(form: str, count: int) -> AdapterBank:
@@ -148,9 +107,3 @@ def batch(length: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, SHAPE.vocab_size, (ROWS, length), generator=generator)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    begin = perf_counter()
-    call()
-    return perf_counter() - begin
