@@ -73,9 +73,9 @@ class TrainParams(Section):
     )
     compile: StrictBool = Field(description="whether to use torch.compile: faster steps after a slow start")
     # It is left out of dumps: a card says, and a checkpoint is found by, what determines the result.
-    report_to: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], AfterValidator(all_different)] = Field(
-        exclude=True, description="trackers, in transformers' words, that write into runs/"
-    )
+    report_to: Annotated[
+        tuple[Literal["tensorboard", "wandb", "mlflow", "dvclive"], ...], AfterValidator(all_different)
+    ] = Field(exclude=True, description="trackers, in transformers' words, that write into runs/")
 
 
 class EvaluateParams(Section):

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from peft import PeftModel
 from torch import nn
-from transformers import EvalPrediction, TrainingArguments
+from transformers import EvalPrediction, TrainerCallback, TrainingArguments
+from transformers.integrations import DVCLiveCallback
 
 from pipeline.core import console
 from pipeline.core.errors import UserError
@@ -19,6 +20,7 @@ from pipeline.params import PARAMS, FullParams, TrainParams, TrainView
 from pipeline.tasks import Outcome, Task
 from pipeline.training import processes
 
+DVCLIVE = "dvclive"
 LOGS_A_RUN = 100  # points of the loss curve
 
 
@@ -45,12 +47,17 @@ def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> Tr
         logging_nan_inf_filter=False,  # the filter waits for the loss of every step, and hides NaN and inf
         seed=view.seed,
         data_seed=view.seed,
-        report_to=list(view.train.report_to),
-        run_name=f"{view.data}-{view.model}-{view.adapter}-seed{view.seed}",
+        report_to=[word for word in view.train.report_to if word != DVCLIVE],
+        run_name=name_of(view),
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         ddp_find_unused_parameters=isinstance(view.section, FullParams),  # in adapters and heads none are unused
     )
+
+
+def name_of(view: TrainView) -> str:
+    """Return the name of a run for trackers."""
+    return f"{view.data}-{view.model}-{view.adapter}-seed{view.seed}"
 
 
 def check_machine(train: TrainParams) -> None:
@@ -89,10 +96,20 @@ def keep_trackers_here(folder: Path) -> None:
         "WANDB_DIR": str(folder),
         "WANDB_MODE": "offline",
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+        "DVC_STUDIO_OFFLINE": "true",
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+
+
+def live(view: TrainView, folder: Path) -> list[TrainerCallback]:
+    """Return DVCLive's callback, if asked for: transformers' own would write a dvc.yaml and save an experiment."""
+    if DVCLIVE not in view.train.report_to or not processes.is_main():
+        return []
+    from dvclive import Live
+
+    return [DVCLiveCallback(Live(str(folder / DVCLIVE / name_of(view)), dvcyaml=None, save_dvc_exp=False), False)]
 
 
 def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:

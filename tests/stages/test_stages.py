@@ -4,6 +4,7 @@ import csv
 import math
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,23 @@ def test_a_checkpoint_is_found_by_what_trains_and_by_nothing_else(after, tmp_pat
         changed.write_text("changed")
         here, before = training.checkpoint_folder(view), here
         assert here != before, changed
+
+
+def test_dvclive_writes_into_runs_alone_and_changes_no_byte(after):
+    folder = after()
+    before = digests("artifacts") | digests("reports")
+    begin = "git init --quiet && dvc init --quiet && git -c user.name=a -c user.email=b commit --quiet --message Begin"
+    subprocess.run(["bash", "-c", begin], check=True)
+    git = digests(".git")
+    workspace.change(train={"report_to": ["dvclive"]})
+    run(TRAIN)
+    assert digests("artifacts") | digests("reports") == before
+    assert digests(".git") == git
+    live = folder / "runs/dvclive/glue-tiny-lsr-seed0"
+    assert (live / "plots/metrics/eval/score.tsv").read_text().count("\n") == 3
+    score = report(artifacts.TRAIN_METRICS)["last_score"]
+    assert report(live / "metrics.json")["eval"]["score"] == pytest.approx(score, abs=1e-6)
+    assert not list(folder.rglob("dvc.yaml"))
 
 
 def test_what_the_machine_cannot_do_is_a_line(at, monkeypatch, capsys):

@@ -111,7 +111,7 @@ MISTAKES = [
     ("lsr.type", "lsr", "lsr.type: input should be 'LSR', got 'lsr'"),
     ("directions.alhpa", 3, "directions.alhpa: no such key; did you mean alpha?"),
     ("train.epochs", "four", "train.epochs: input should be a valid integer, got 'four'"),
-    ("train.report_to", ["tensorbord"], "train.report_to.0: input should be 'tensorboard', 'wandb' or 'mlflow', got"),
+    ("train.report_to", ["tensorbord"], "train.report_to.0: input should be 'tensorboard', 'wandb', 'mlflow' or"),
     ("lsr.learning_rate", float("inf"), "lsr.learning_rate: input should be a finite number, got inf"),
     ("lsr.layers", [1, 1], "lsr.layers: input should be 'all' or names must differ from each other, got [1, 1]"),
     ("lsr.rank_shape", [1] * 12, "lsr.rank_shape: list should have at most 2 items, not 12, got"),
