@@ -18,7 +18,7 @@ from peft.utils import PeftType
 from torch import Tensor, nn
 
 from lsr.loading.base_models import MISFITS, load_base
-from lsr.loading.layers import ADAPTER, METHOD, check_shapes, load_layers
+from lsr.loading.layers import ADAPTER, METHOD, check_shapes
 from lsr.tuner.files import CONFIG, WRAPPED, Files, read_files, weights_of
 from lsr.tuner.mistakes import InputError, first_line
 
@@ -88,8 +88,6 @@ def _attached(base: nn.Module, files: Files, config: PeftConfig, *, trainable: b
         if hasattr(tuner, "_cast_adapter_dtype"):  # methods that add tokens instead of layers have none
             tuner._cast_adapter_dtype(ADAPTER, autocast_adapter_dtype=True)
     except MISFITS as error:
-        if files.method == METHOD:
-            load_layers(files)  # says more than PEFT if the two files do not fit together
         raise InputError(f"{files.folder}: does not fit the base model: {_misfit(error)}") from None
     try:
         _check_complete(model, files.tensors)
