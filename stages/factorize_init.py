@@ -14,7 +14,7 @@ from lsr.init import INITIALIZATIONS
 from lsr.tuner.options import OWN
 from lsr.tuner.start import groups_of
 from lsr.tuner.start_report import StartReport, report_start
-from pipeline import params, stage
+from pipeline import params, stage, tasks
 from pipeline.core import artifacts, console
 from pipeline.core.errors import UserError
 from pipeline.data import content
@@ -32,7 +32,7 @@ def factorize_init(
     Raises:
         UserError: if the section does not fit the model, or a weight or the examples are not suitable.
     """
-    plan = planning.resolve(view.section, base, view.base_model, view.seed)
+    plan = planning.resolve(view.section, base, view.base_model, view.seed, tasks.of(view.dataset).peft_task)
     read = statistics.read(base, plan, view)
     model = adapters.add_adapter(base, plan, read.layers)
     section = plan.section

@@ -60,7 +60,7 @@ def main(view: params.TokenizeView) -> None:
     splits, dropped, conflicting = datasets.load(view.dataset, view.data)
     from pipeline.data import pretrained  # takes seconds, so after all checks that do not need it
 
-    pretrained.load_config(view.base_model)
+    pretrained.load_config(view.base_model, task)
     tokenizer = pretrained.load_tokenizer(view.base_model)
     pretrained.check_length(tokenizer.model_max_length, max_length)
     counts, whole = {}, {}

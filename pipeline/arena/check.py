@@ -5,13 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pipeline import params
 from pipeline.arena import task_tokens
 from pipeline.arena.files import check_pinned
-from pipeline.arena.measure import task_of
+from pipeline.arena.measure import planned, task_of
 from pipeline.arena.plan import Entry
 from pipeline.arena.preset import PATH
 from pipeline.core import console
 from pipeline.core.errors import UserError
 from pipeline.data import pretrained
-from pipeline.methods import base_models, planning
 from pipeline.training import arguments
 
 
@@ -55,5 +54,4 @@ def _check_task(entry: Entry) -> None:
 
 
 def _check_method(entry: Entry) -> None:
-    view = entry.first().view
-    planning.resolve(view.section, base_models.outline(view.base_model), view.base_model, view.seed)
+    planned(entry.first())

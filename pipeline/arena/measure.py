@@ -119,7 +119,8 @@ def planned(training: Training) -> Plan:
         UserError: if the method does not fit the model.
     """
     view = training.view
-    return planning.resolve(view.section, base_models.outline(view.base_model), view.base_model, view.seed)
+    base, task_type = base_models.outline(view.base_model, view.dataset), tasks.of(view.dataset).peft_task
+    return planning.resolve(view.section, base, view.base_model, view.seed, task_type)
 
 
 def started(training: Training, plan: Plan, read: Statistics | None) -> PeftModel:

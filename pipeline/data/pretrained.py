@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers import AutoConfig, AutoTokenizer
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 from transformers.utils import logging
 
 from pipeline.core.errors import UserError, first_line
 from pipeline.data import content, packages
 from pipeline.params import PARAMS
 from pipeline.params.model_row import HubModel, ModelRow, PackageModel
+from pipeline.tasks import Task
 
 if TYPE_CHECKING:  # importing a model class takes seconds, and the stage tokenize has no model
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -22,19 +22,19 @@ logging.set_verbosity_error()  # a freshly initialized head is intended here
 logging.disable_progress_bar()
 
 
-def load_config(row: ModelRow) -> "PreTrainedConfig":
-    """Return the model's configuration: of an architecture with a head for text classification.
+def load_config(row: ModelRow, task: Task) -> "PreTrainedConfig":
+    """Return the model's configuration: of an architecture with a head for a task.
 
     Raises:
-        UserError: if the model is missing, is not what the row pins, or cannot classify.
+        UserError: if the model is missing, is not what the row pins, or has no such head.
     """
     path, revision = source(row)
     with explain_row(row):
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-    if config.model_type not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+    if config.model_type not in task.architectures():
         raise UserError(
-            f"{row.where}: {public_name(row)[0]}: transformers has no head that classifies texts on the "
-            f"architecture {config.model_type}; choose another model"
+            f"{row.where}: {public_name(row)[0]}: transformers has no {task.auto_class().__name__} of "
+            f"the architecture {config.model_type}; choose another model"
         )
     return config
 

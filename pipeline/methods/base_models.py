@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Sequence
 
 from torch import nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lsr import LsrModel
 from lsr.loading import base_models as loading
@@ -44,15 +44,16 @@ def load_base_model(row: ModelRow, dataset: DatasetRow) -> PreTrainedModel:
     return model
 
 
-def outline(row: ModelRow) -> PreTrainedModel:
+def outline(row: ModelRow, dataset: DatasetRow) -> PreTrainedModel:
     """Return the model that config.json describes, with a head and without weights: its layers have names and shapes.
 
     Raises:
         UserError: if the model is not there, is not what the row pins, or has no such head or layers to adapt.
     """
-    config = pretrained.load_config(row)
+    task = tasks.of(dataset)
+    config = pretrained.load_config(row, task)
     try:
-        model = loading.outline(AutoModelForSequenceClassification, config, public_name(row)[0])
+        model = loading.outline(task.auto_class(), config, public_name(row)[0])
     except InputError as error:
         raise UserError(f"{row.where}: {error}") from None
     _check_names(row, model)

@@ -21,6 +21,7 @@ from pipeline.methods import base_models, kadaptation  # noqa: F401 it registers
 from pipeline.params import PARAMS, FullParams, LsrParams, MethodParams, PeftParams
 from pipeline.params.methods import OWN_LOOP
 from pipeline.params.model_row import ModelRow
+from pipeline.tasks import Task
 
 # PEFT warns about layers that it does adapt.
 warnings.filterwarnings("ignore", "Unsupported layer type .*Norm", module="peft")
@@ -53,7 +54,9 @@ class Plan:
             raise UserError(f"{PARAMS}: {self.section.word}: {first_line(error)}") from None
 
 
-def resolve(section: MethodParams, base: PreTrainedModel, row: ModelRow, seed: int) -> Plan:
+def resolve(
+    section: MethodParams, base: PreTrainedModel, row: ModelRow, seed: int, task_type: str = Task.peft_task
+) -> Plan:
     """Return what a section makes of a base model, checked by the names and shapes of its layers: it needs no weights.
 
     Raises:
@@ -61,7 +64,8 @@ def resolve(section: MethodParams, base: PreTrainedModel, row: ModelRow, seed: i
     """
     head = base_models.head_of(row, base)
     whole = [name for name, _ in base.named_children()] if isinstance(section, FullParams) else head
-    plan = Plan(section, configured(section, seed, _targets(section, base, row, head), whole), (), tuple(head))
+    config = configured(section, seed, _targets(section, base, row, head), whole, task_type)
+    plan = Plan(section, config, (), tuple(head))
     with plan.explaining():
         match section:
             case LsrParams():
@@ -85,13 +89,15 @@ def _check_names(base: PreTrainedModel, config: PeftConfig) -> None:
     check_indices(config, [name for name in names if check_target_module_exists(opened, name)])
 
 
-def configured(section: MethodParams, seed: int, targets: Any, trained_whole: list[str]) -> PeftConfig:
+def configured(
+    section: MethodParams, seed: int, targets: Any, trained_whole: list[str], task_type: str = Task.peft_task
+) -> PeftConfig:
     """Return the PEFT configuration of a section, with the layers that it adapts and the modules that it trains whole.
 
     Raises:
         UserError: if a value is not allowed, one line each.
     """
-    chosen = {"task_type": TaskType.SEQ_CLS, "target_modules": targets, "modules_to_save": trained_whole}
+    chosen = {"task_type": TaskType(task_type), "target_modules": targets, "modules_to_save": trained_whole}
     try:
         match section:
             case LsrParams():

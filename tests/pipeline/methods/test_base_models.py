@@ -86,7 +86,9 @@ def test_a_head_that_the_model_does_not_have_lists_its_modules(package):
         base_models.load_base_model(package.model_copy(update={"head": ("score",)}), PAIRS)
 
 
-@pytest.mark.parametrize("call", [base_models.outline, lambda row: base_models.load_base_model(row, PAIRS)])
+@pytest.mark.parametrize(
+    "call", [lambda row: base_models.outline(row, PAIRS), lambda row: base_models.load_base_model(row, PAIRS)]
+)
 def test_the_code_that_a_model_brings_is_not_run(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asks on the terminal"))
