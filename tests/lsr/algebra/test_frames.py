@@ -62,17 +62,6 @@ def test_frames_are_orthonormal_with_canonical_signs_and_hold_what_dense_project
     assert leading_energies(matrices, rank) == pytest.approx(own)
 
 
-@given(problems())
-def test_of_one_matrix_they_are_the_leading_singular_vectors(problem):
-    (matrix, *_), rank = problem
-    left, right = leading_frames([matrix], rank)
-    u, values, vt = np.linalg.svd(matrix.numpy(), full_matrices=False)
-    between = np.abs((left.T @ matrix @ right.T).numpy())
-    assert_close(torch.from_numpy(between), torch.diag(torch.from_numpy(values[:rank])), atol=1e-9, rtol=1e-9)
-    for found, expected in ((left, u[:, :rank]), (right.T, vt[:rank].T)):
-        assert_close(found @ found.T, torch.from_numpy(expected @ expected.T), atol=1e-7, rtol=0)
-
-
 @given(problems(least=2), st.integers(0, 20))
 def test_no_frames_at_random_hold_more_nor_those_of_the_stacked_matrices(problem, seed):
     """The HOSVD, from which the iteration starts, is a lower bound; the best of each matrix alone an upper one."""
@@ -120,16 +109,6 @@ def test_paired_energies_are_those_of_the_nearest_diagonal_core(count):
         assert held == pytest.approx(1 - float(rest.square().sum() / matrix.square().sum()))
         if count == 1:
             assert held == pytest.approx(captured_energies([matrix], left, right)[0])
-
-
-@pytest.mark.parametrize("energies", [captured_energies, paired_energies])
-def test_of_a_zero_matrix_any_frames_capture_all(energies):
-    matrices = [normal(6, 8), normal(6, 8, seed=1)]
-    left, right = leading_frames(matrices, 2)
-    pair = (torch.zeros(6, 3, dtype=torch.float64), normal(3, 8))
-    found = energies([torch.zeros(6, 8), *matrices, pair], left, right)
-    assert found == [1, *energies(matrices, left, right), 1]
-    assert energies_in_rows([pair], right) == leading_energies([pair], 2) == [1]
 
 
 @pytest.mark.parametrize("is_diagonal", [False, True])

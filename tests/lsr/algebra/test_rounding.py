@@ -66,15 +66,6 @@ def test_tensors_of_less_than_a_group_are_in_bfloat16():
     assert len(found["a"].unique()) == 4
 
 
-def test_groups_are_even():
-    def scales(*shape):
-        return len(pack({"a": tensor(shape)}, "2bit")["scales"])
-
-    assert [scales(*shape) for shape in ((64,), (8, 8), (95,), (97,), (384, 8))] == [1, 1, 1, 2, 48]
-    assert scales(40, 40) == 25  # 1,600 entries as one row
-    assert scales(7, 100) == 14
-
-
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 3e38])
 def test_what_is_not_finite_or_could_overflow_is_refused(value):
     tensors = {"a.b": torch.tensor([1.0, value])}

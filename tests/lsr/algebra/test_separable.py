@@ -115,15 +115,6 @@ def test_a_number_of_terms_out_of_bounds_is_refused_with_the_bounds(terms):
 # The same sum in other factors
 
 
-@pytest.mark.parametrize("zero", [0, 1])
-def test_a_term_of_weight_zero_keeps_its_other_factor(zero):
-    factors = [normal(2, 2, 3, seed=seed) for seed in range(2)]
-    factors[zero][0] = 0
-    for one, two in zip(balance(*factors), factors, strict=True):
-        assert torch.equal(one[0], two[0])
-        assert not torch.equal(one[1], two[1])
-
-
 @given(factor_lists())
 def test_balanced_factors_have_the_same_sum_and_one_length_per_term(factors):
     balanced = balance(*factors)

@@ -4,11 +4,8 @@ from math import prod
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.testing import assert_close
 
-from lsr.algebra.separable import kron_sum, nearest_kron_sum
 from lsr.algebra.shapes import Form, max_separation_rank, split_width
-from tests.lsr.matrices import normal
 
 RANKS = st.lists(st.integers(1, 5), min_size=1, max_size=2).map(tuple)
 
@@ -46,11 +43,3 @@ def test_the_count_is_that_of_the_factors(terms, rank_shape, columns, rows):
     assert form.parameters == sum(torch.empty(terms, *shape).numel() for shape in shapes)
     limits = [max_separation_rank(rank_shape, shape) for shape in (in_shape, out_shape)]
     assert form.max_separation_rank == min(limits)
-
-
-@given(st.tuples(*[st.integers(1, 4)] * 4), st.integers(0, 99))
-def test_any_matrix_is_represented_exactly_by_the_most_terms_of_two_factors(sizes, seed):
-    r1, r2, n1, n2 = sizes
-    matrix = normal(r1 * r2, n1 * n2, seed=seed)
-    terms = max_separation_rank((r1, r2), (n1, n2))
-    assert_close(kron_sum(*nearest_kron_sum(matrix, (r1, r2), (n1, n2), terms)), matrix)

@@ -16,7 +16,6 @@ from torch.testing import assert_close
 
 from lsr import LsrConfig, export_lora, export_merged
 from lsr.convert.export import TOLERATED_LOSS
-from lsr.init import INITIALIZATIONS
 from lsr.loading.adapters import load_adapter
 from lsr.tuner.files import PREFIX
 from lsr.tuner.linear import adapted_layers
@@ -135,15 +134,6 @@ def test_a_folder_alone_gives_what_a_model_gives(exported, case, tmp_path):
         assert_close(again[key], value, atol=1e-7, rtol=1e-6)
 
 
-def test_a_folder_with_short_names_targets_them_exactly(tmp_path):
-    torch.manual_seed(0)
-    model = get_peft_model(Nested(), LsrConfig(target_modules=r"block\.q", init_weights=False, separation_rank=1))
-    model.save_pretrained(str(tmp_path / "adapter"))
-    export_lora(tmp_path / "adapter", tmp_path / "lora")
-    loaded = PeftModel.from_pretrained(Nested(), str(tmp_path / "lora"))
-    assert not any("inner" in name for name, _ in loaded.named_parameters() if "lora_" in name)
-
-
 def test_values_of_a_layer_are_not_those_of_one_whose_name_ends_like_it(tmp_path):
     config = LsrConfig(target_modules=["q"], rank_shape=(2,), rank_pattern={"^block.q": (1,)}, init_weights=False)
     model = get_peft_model(Nested(), config)
@@ -231,11 +221,3 @@ def test_an_overflow_is_refused_even_by_force(tmp_path):
     model = shrink(save("bert", tmp_path), 1e6)
     with pytest.raises(InputError, match=r"float16 cannot hold the weights of bert\.encoder\.layer.*they overflow"):
         export_lora(model, tmp_path / "lora", dtype=torch.float16, force=True)
-
-
-@pytest.mark.parametrize("init", INITIALIZATIONS)
-def test_a_fresh_adapter_loses_nothing(init, tmp_path):
-    fields = {"target_modules": ["query"], "separation_rank": 2, "init_weights": init}
-    model = get_peft_model(tiny("bert"), LsrConfig(**fields)).eval()
-    assert export_lora(model, tmp_path / "lora", dtype=torch.bfloat16).total == 0
-    assert export_merged(model, tmp_path / "merged").total == 0

@@ -7,14 +7,14 @@ from peft import LoKrConfig, LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from lsr import AdapterBank, export_lora, round_adapter
+from lsr import export_lora, round_adapter
 from lsr.__main__ import main
 from lsr.algebra.rounding import PRECISIONS, pack, unpack
 from lsr.loading.adapters import load_adapter
 from lsr.loading.contents import read_contents
 from lsr.tuner.files import CONFIG, ROUNDED, WEIGHTS, read_tensors
 from tests.capabilities.checks import stir
-from tests.capabilities.models import logits, tiny, tokens
+from tests.capabilities.models import logits, tiny
 from tests.kit import refused, said, write
 from tests.lsr.saved import CASES, save
 
@@ -64,16 +64,6 @@ def test_an_export_is_the_merge_of_the_rounded_tensors(precision, beside):
     expected = logits(model)
     assert_close(logits(load_adapter(beside / "lora", method="LORA")), expected, atol=1e-5, rtol=1e-5)
     assert_close(logits(model.merge_and_unload()), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_a_bank_takes_rounded_adapters(beside):
-    round_adapter("adapter", "rounded", "3bit")
-    bank = AdapterBank(tiny("bert"))
-    bank.add("exact", "adapter")
-    bank.add("rounded", "rounded")
-    rows = tokens()
-    found = bank(**rows, adapter_names=["rounded"] * len(rows["input_ids"])).logits
-    assert_close(found, logits(load_adapter(beside / "rounded")), atol=1e-5, rtol=1e-5)
 
 
 def test_rounding_again_changes_no_byte_of_the_packed_tensors(beside):

@@ -27,16 +27,6 @@ def test_a_gradient_is_that_of_the_mean_loss_over_examples_however_they_are_cut(
         assert (found.dtype, found.device.type) == (torch.float64, "cpu")
 
 
-def test_layers_that_share_a_weight_have_its_gradient():
-    model, _, _ = made("bert")
-    first, second = (layer.attention.self.query for layer in model.bert.encoder.layer[:2])
-    second.weight = first.weight
-    found = examples_gradients(model, {"first": first, "second": second}, batches(6))
-    model(**examples()).loss.backward()
-    for gradient in found.values():
-        assert_close(gradient, first.weight.grad.double())
-
-
 # Through a fitted head
 
 

@@ -1,16 +1,12 @@
 """A head is fitted as by steps of AdamW on the whole model, unless there is nothing to fit it to."""
 
-import copy
-
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
-from transformers import AutoModelForSequenceClassification
 
-from lsr.init import head
 from lsr.init.head import fitted_head
-from tests.capabilities.models import CONFIGS, tiny, tokens
+from tests.capabilities.models import tiny, tokens
 from tests.kit import refused
 from tests.lsr.init.models import HEADS, examples, made, values_of
 
@@ -53,27 +49,6 @@ def test_the_head_of_a_language_model_is_fitted_if_asked_unless_it_is_tied(name)
     assert is_tied == (name == "gpt2-causal") == torch.equal(found, before)
     if not is_tied:
         assert_close([found], fitted_in_full(model, [model.lm_head], batch, steps=3))
-
-
-def test_a_fit_that_drives_all_relus_to_zero_is_repeated_with_smaller_steps(monkeypatch):
-    """Before it is trained, DistilBERT gives all texts nearly the same features."""
-    config = copy.deepcopy(CONFIGS["distilbert"])
-    config.num_labels = 2
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = AutoModelForSequenceClassification.from_config(config).eval()
-        ids = torch.randint(5, 60, (256, 20))
-    ids[:, 0] = 2  # [CLS]
-    given = [{"input_ids": rows, "labels": rows[:, 5] % 2} for rows in ids.split(8)]
-
-    def alive():
-        return bool((model.pre_classifier(model.distilbert(ids)[0][:, 0]) > 0).any())
-
-    for rates, expected in ((head.RATES[:1], False), (head.RATES, True)):
-        monkeypatch.setattr(head, "RATES", rates)
-        with fitted_head(model, [model.pre_classifier, model.classifier], given):
-            assert alive() == expected
-    assert alive()
 
 
 # Errors

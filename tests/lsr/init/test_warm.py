@@ -6,14 +6,10 @@ from peft import get_peft_model
 from torch.testing import assert_close
 
 from lsr import LsrConfig, start_from_examples
-from lsr.algebra.separable import kron_sum
-from lsr.init import warm
 from lsr.init.update import examples_updates
 from lsr.tuner.linear import adapted_layers
 from tests.capabilities.models import logits, tiny
-from tests.lsr.init.forms import source_of
 from tests.lsr.init.models import HEADS, batches
-from tests.lsr.matrices import decaying
 
 
 @pytest.mark.parametrize(
@@ -36,17 +32,6 @@ def test_a_model_of_enough_rank_goes_on_from_where_the_short_run_ended(name, sha
             layers[layer].weight += (left @ right).float()
     assert not torch.allclose(logits(expected), logits(tiny(name)), atol=1e-3)
     assert_close(logits(model), logits(expected), atol=1e-5, rtol=1e-5)
-
-
-def test_sums_of_enough_terms_are_the_singular_part_of_the_update():
-    matrix = decaying(20, 26)  # 26 is padded
-    source = source_of(matrix, (2, 2), 8, (7, 4), (5, 4), scaling=0.7, statistic=matrix)
-    start = warm.start(source)
-    u, values, vt = torch.linalg.svd(matrix)
-    found = 0.7 * kron_sum(*start.b)[:20] @ kron_sum(*start.a)[:, :26]
-    assert_close(found, u[:, :4] * values[:4] @ vt[:4], atol=1e-9, rtol=0)
-    for one, two in (start.a, start.b):
-        assert_close(one.flatten(1).norm(dim=1), two.flatten(1).norm(dim=1))
 
 
 def test_the_core_fits_the_frames_as_they_are_stored():

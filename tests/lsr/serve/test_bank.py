@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from lsr import AdapterBank
 from lsr.serve.head import BankHead
 from lsr.tuner.files import WEIGHTS
-from tests.capabilities.models import LABELS, tiny, tokens
+from tests.capabilities.models import tiny, tokens
 from tests.kit import edit, refused, write
 from tests.lsr.serve.families import CORED, FORMS, FRAMES, save, save_lora, says, with_labels
 
@@ -130,23 +130,6 @@ def test_beams_and_answers_of_a_prompt_share_its_adapter(folders):
         assert torch.equal(mixed[2 * row : 2 * row + 2], alone[2 * row : 2 * row + 2])
 
 
-def test_ranks_and_layers_may_differ(tmp_path):
-    small = save(tmp_path / "small", rank_shape=(2,), target_modules=["intermediate.dense"])
-    large = save(tmp_path / "large", rank_shape=(6,), rank_pattern={"1.attention.self.query": (9,)})
-    bank = AdapterBank(tiny("bert"))
-    for folder in (small, large):
-        bank.add(folder.name, folder)
-    found = asked(bank, ["small", "large", "small", "large"])
-    for row, folder in enumerate((small, large, small, large)):
-        assert_close(found[row], says("bert", folder, dtype=torch.float32)[row])
-
-
-def test_threads_have_their_own_rows(bank):
-    expected = {name: asked(bank, [name] * 4) for name in "ab"}
-    with ThreadPoolExecutor(2) as pool:
-        assert all(pool.map(lambda name: torch.equal(asked(bank, [name] * 4), expected[name]), "ab" * 50))
-
-
 def test_while_one_thread_replaces_an_adapter_the_others_say_what_one_of_the_two_says(bank, folders):
     expected = {name: asked(bank, [name] * 4) for name in "abc"}
 
@@ -177,16 +160,6 @@ def test_it_grows_and_who_comes_takes_the_place_of_who_left_and_nothing_of_it(fo
     bank.add("part", part)
     assert (bank.nbytes, bank.names) == (size, ["a", "c", "part"])
     assert_close(asked(bank, ["part", "part"]), says("bert", part, 2, torch.float32))
-
-
-def test_logits_are_as_wide_as_the_widest_head_that_is_there(tmp_path):
-    bank = AdapterBank(tiny("bert"))
-    bank.add("two", save_lora(tmp_path / "two", labels=2))
-    bank.add("wide", save_lora(tmp_path / "wide", labels=9))
-    assert asked(bank, ["two"]).shape == (1, 9)
-    bank.remove("wide")
-    assert asked(bank, ["two"]).shape == (1, LABELS)  # of the base model
-    assert {stack.slots.shape[1] for stack in bank.heads["classifier"].stacks.values()} == {2}
 
 
 def test_replacing_and_removing_compile_nothing_again(folders):
@@ -367,17 +340,3 @@ def test_weights_that_overflow_are_refused_and_replace_nothing(layer, bank, tmp_
     for name, replace in (("new", False), ("a", True)):
         refused(bank.add, name, folder, replace=replace, says=says)
     assert torch.equal(asked(bank, NAMES), before)
-
-
-BASES = {  # another base model: what is said of it
-    "widths": (lambda: tiny("bert-padded"), "the adapter is for a layer of 24 x 24, this one is 62 x 62"),
-    "layers": (lambda: tiny("roberta"), "adapts a layer 'bert.encoder.layer.0.attention.self.query', which the base"),
-}
-
-
-@pytest.mark.parametrize("what", BASES)
-def test_another_base_model_is_refused(what, folders):
-    base, message = BASES[what]
-    bank = AdapterBank(base())
-    refused(bank.add, "a", folders("cores") / "a", says=message)
-    assert len(bank.names) == 0

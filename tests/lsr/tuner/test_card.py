@@ -5,7 +5,6 @@ import re
 import pytest
 from huggingface_hub import ModelCard
 from peft import get_peft_model
-from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from lsr import LsrConfig
@@ -55,12 +54,3 @@ def test_a_card_that_somebody_wrote_is_kept(saved):
     assert "Mine." in path.read_text()
     assert ModelCard.load(path).data.license == "mit"
     path.write_text(before)
-
-
-def test_a_model_without_a_configuration_has_no_name_for_the_hub(tmp_path):
-    config = LsrConfig(target_modules=["0"], rank_shape=(2,))
-    get_peft_model(nn.Sequential(nn.Linear(4, 4)), config).save_pretrained(tmp_path)
-    card = ModelCard.load(tmp_path / "README.md")
-    assert card.data.base_model is None
-    assert not any(tag.startswith("base_model") for tag in card.data.tags)
-    assert "# LSR adapter of a base model" in card.text

@@ -139,16 +139,3 @@ def test_the_split_of_a_file_is_used_and_not_a_new_one(tmp_path):
 )
 def test_a_value_out_of_bounds_is_refused_with_what_is_allowed(fields, message):
     refused(LsrConfig, kind=ValueError, says=message, **fields)
-
-
-@pytest.mark.parametrize(
-    ("fields", "terms"),
-    [
-        ({"rank_pattern": {"query": (4,)}}, {"query": 1, "value": 16}),
-        ({"separation_rank": 3, "rank_pattern": {"query": (4,)}}, {"query": 1, "value": 3}),
-        ({"rank_shape": (4,), "rank_pattern": {"query": (2, 2)}}, {"query": 16, "value": 1}),
-    ],
-)
-def test_a_layer_that_alone_is_dense_or_alone_is_not_has_the_default_number_of_terms(fields, terms):
-    config = LsrConfig(**fields)
-    assert {name: config.terms(f"layer.0.{name}") for name in terms} == terms

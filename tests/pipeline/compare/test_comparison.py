@@ -10,7 +10,6 @@ from scipy import stats
 from pipeline.arena.record import labels_path
 from pipeline.compare import tables
 from pipeline.compare.comparison import compare
-from pipeline.core.artifacts import write_csv
 from pipeline.tasks import scores
 from tests.kit import refused
 from tests.pipeline.compare.records import TASKS, labels, preset, record, save_labels, trainings
@@ -112,10 +111,3 @@ def test_without_usable_labels_errors_are_of_seeds_alone_and_a_note_says_why(rec
     assert (alone.error_examples, alone.p is None) == (None, False)
     assert both.error_examples > 0
     assert found.rows[AVERAGE]["LoRA r=8"].verdict.error_examples is None
-
-
-def test_labels_that_do_not_give_the_scores_are_not_used(records):
-    write_csv(labels_path("small", "rte"), ["label"], [[label] for label in labels("rte")[::-1].tolist()])
-    (note,) = compare("small", records, preset(), RESAMPLES).notes
-    assert note.startswith("rte: accuracy 0.")
-    assert note.endswith("in the record of head alone, so its errors are of seeds alone")

@@ -30,14 +30,6 @@ def test_a_seed_that_diverges_is_counted_and_named():
     assert entry.reason == "seed 2: diverged: the loss is no finite number"
 
 
-def test_where_every_try_fails_there_is_a_reason_with_all_rates():
-    entry, _ = one([record(rate=rate, status="failed", reason="not enough memory") for rate in (0.002, 0.008)])
-    assert entry.chosen is None
-    assert entry.finished == ()
-    assert entry.status == "failed"
-    assert entry.reason == "seed 0 at 0.002, seed 0 at 0.008: failed: not enough memory"
-
-
 @pytest.mark.parametrize(("rates", "chosen", "expected"), [
     ((0.001, 0.002, 0.004), 0.002, False),
     ((0.001, 0.002, 0.004), 0.004, True),
@@ -76,9 +68,3 @@ def test_of_two_forms_of_a_method_the_newest_counts():
     of_one_day = [record(key="f" * 16), record(key="0" * 16, overrides={"lora.r": 3, "seed": 0})]
     for found in (of_one_day, of_one_day[::-1]):
         assert one(found)[0].trainings == (found[-1],)
-
-
-def test_a_training_that_finished_goes_before_its_repetition_that_did_not():
-    entry, dropped = one([record(), record(status="failed", reason="killed", key="0" * 16)])
-    assert entry.status == "finished"
-    assert dropped == 1

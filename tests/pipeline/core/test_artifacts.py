@@ -2,44 +2,29 @@
 
 import os
 import stat
+from contextlib import suppress
 
 import pytest
 
 from pipeline.core import artifacts
-from pipeline.core.errors import UserError
+from tests.kit import refused, write
 
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_folder_takes_the_place_of_an_existing_one(tmp_path):
+def test_a_folder_is_the_whole_old_one_until_it_is_the_whole_new_one(tmp_path):
     old = tmp_path / "tokens"
-    old.mkdir()
-    (old / "stale.csv").write_text("old")
+    write(old / "kept.csv", "old")
+    with suppress(RuntimeError), artifacts.replacing(old) as folder:
+        write(folder / "half.csv", "new")
+        raise RuntimeError
+    assert [names(old), names(tmp_path)] == [["kept.csv"], ["tokens"]]
     with artifacts.replacing(old) as folder:
-        folder.mkdir()
-        (folder / "fresh.csv").write_text("new")
-        assert names(old) == ["stale.csv"]
-    assert names(old) == ["fresh.csv"]
-    assert names(tmp_path) == ["tokens"]
-
-
-def test_a_folder_keeps_its_old_content_when_the_body_raises(tmp_path):
-    old = tmp_path / "tokens"
-    old.mkdir()
-    (old / "kept.csv").write_text("old")
-
-    def write_half():
-        with artifacts.replacing(old) as folder:
-            folder.mkdir()
-            (folder / "half.csv").write_text("new")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        write_half()
-    assert names(old) == ["kept.csv"]
-    assert names(tmp_path) == ["tokens"]
+        write(folder / "fresh.csv", "new")
+        assert names(old) == ["kept.csv"]
+    assert [names(old), names(tmp_path)] == [["fresh.csv"], ["tokens"]]
 
 
 def test_metrics_are_sorted_but_for_the_score_and_have_six_digits(tmp_path):
@@ -55,12 +40,11 @@ def test_a_table_has_a_header_six_digits_and_line_feeds_only(tmp_path):
 
 
 def test_a_full_disk_is_one_line_with_the_path(tmp_path):
-    def write():
+    def full():
         with artifacts.replacing(tmp_path / "adapter"):
             raise OSError(28, "No space left")
 
-    with pytest.raises(UserError, match=f"{tmp_path}/adapter: cannot be written: No space left on device"):
-        write()
+    refused(full, says=f"{tmp_path}/adapter: cannot be written: No space left on device")
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])

@@ -5,19 +5,7 @@ import re
 
 import pytest
 
-from pipeline.core.errors import UserError, exit_on_error, first_line
-
-
-@pytest.mark.parametrize(
-    ("error", "line"),
-    [
-        (ValueError("one\ntwo"), "one"),
-        (ValueError(), "ValueError"),
-        (OSError(" \n "), "OSError"),
-    ],
-)
-def test_the_first_line_of_an_error_is_its_kind_where_it_says_nothing(error, line):
-    assert first_line(error).strip() == line
+from pipeline.core.errors import UserError, exit_on_error
 
 
 def test_a_message_is_one_line_for_a_terminal_too():

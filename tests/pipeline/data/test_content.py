@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.core.errors import UserError
 from pipeline.data import content
-from pipeline.params.model_row import HubModel, PackageModel
+from pipeline.params.model_row import HubModel
 from pipeline.params.sources import TableSource
 
 
@@ -50,19 +50,6 @@ def test_a_source_is_recorded_by_the_content_of_its_files_and_a_folder_by_all_ex
         Path("models/mine", name).write_text(name)
     found = content.digests(source, "")
     assert found == {"models/mine/config.json": sha256("config.json"), "models/mine/deep/x": sha256("deep/x")}
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        HubModel(kind="hub", path="FacebookAI/roberta-base"),
-        TableSource(kind="hub", path="nyu-mll/glue", splits={"train": "train"}),
-        PackageModel(kind="package", package="a==1", folder="a", sha256="0" * 64, same_as="b/c"),
-        "someone/family",
-    ],
-)
-def test_a_repository_and_a_package_have_no_local_files(source):
-    assert content.digests(source, "") == {}
 
 
 def test_a_missing_file_is_refused():

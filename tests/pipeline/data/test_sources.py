@@ -1,7 +1,6 @@
 """Every source gives the same tables, and what is wrong with a file is one line."""
 
 import hashlib
-import json
 import shutil
 
 import pandas as pd
@@ -56,14 +55,6 @@ def test_a_text_is_what_the_file_says(tmp_path, name, content, texts):
     assert sorted(load(row_with(tmp_path, name, content))["train"]["text"]) == texts
 
 
-def test_integers_with_a_null_in_parquet_stay_classes(tmp_path):
-    row = row_with(tmp_path, "train.parquet", b"")
-    pq.write_table(pa.table({"text": ["a", "b", "c"], "label": [0, None, 1]}), tmp_path / "train.parquet")
-    loaded = datasets.load(row, "mine")
-    assert sorted(loaded.splits["train"]["label"]) == [0, 1]
-    assert loaded.dropped["missing"] == 1
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -82,17 +73,6 @@ def test_integers_with_a_null_in_parquet_stay_classes(tmp_path):
 )
 def test_a_file_that_does_not_fit_is_one_line(tmp_path, name, content, message):
     assert message in refusal(row_with(tmp_path, name, content))
-
-
-@pytest.mark.parametrize("record", [{"doc": {"title": "A"}}, {"doc": {"title": "A", "parts": ["x"]}}])
-def test_a_line_without_the_list_of_a_row_is_one_line(tmp_path, record):
-    good = {"doc": {"title": "A", "parts": [{"text": "a", "label": 0}]}}
-    for split, records in (("train", [good, record]), ("test", [good])):
-        (tmp_path / f"{split}.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in records))
-    files = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "test")}
-    label, source = {**CLASSES, "column": "doc.parts.label"}, {"each": "doc.parts"}
-    row = row_of(files, label, ["doc.title", "doc.parts.text"], source, select_on="test")
-    assert "train.jsonl: line 2: no list of objects at doc.parts" in refusal(row)
 
 
 # Packages

@@ -32,13 +32,6 @@ def test_pairs_are_those_of_a_plain_loop(count, disjoint):
     assert (found, made.within_margin) == reference(digests, numbers, disjoint=disjoint)
 
 
-def test_a_difference_of_the_margin_stays_and_equal_numbers_never_do():
-    digests = np.arange(8, dtype=np.uint64).reshape(4, 2)
-    made = pairs.pair(digests, np.array([0.0, 0.75, 0.75, 0.5]), MARGIN, disjoint=False)
-    assert (made.rows.tolist(), made.labels.tolist(), made.within_margin) == ([[0, 1]], [1], 2)
-    assert pairs.pair(digests, np.ones(4), 1e-9, disjoint=False).within_margin == 3
-
-
 def test_the_first_of_equal_texts_stands_for_all():
     digests, numbers = rows(100)
     twice = np.concatenate([digests, digests[:40]]), np.concatenate([numbers, numbers[:40] + 3])
