@@ -31,10 +31,10 @@ def main(words: Sequence[str] | None = None) -> None:
 def _check_is_there(view: TrainView) -> None:
     # Check that the files of the data are there, and that the model is, with a head for the task.
     from pipeline import tasks
-    from pipeline.data import content, pretrained  # takes seconds, so after what can be checked without transformers
+    from pipeline.data import base_models, content  # takes seconds, so after what can be checked without transformers
 
     content.digests(view.dataset.source, f"{view.dataset.where}: {view.data}")
-    pretrained.load_config(view.base_model, tasks.of(view.dataset))
+    base_models.load_config(view.base_model, tasks.of(view.dataset))
 
 
 def _check_with_peft(sections: Iterable[MethodParams]) -> None:

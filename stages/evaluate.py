@@ -7,14 +7,14 @@ its test score, to be published with it.
 from lsr.tuner.files import WEIGHTS
 from pipeline import params, stage, tasks
 from pipeline.core import artifacts, console
-from pipeline.data import pretrained, tokens
+from pipeline.data import base_models, tokens
 from pipeline.evaluation import inference, report
-from pipeline.methods import adapters, base_models, cards, device
+from pipeline.methods import adapters, cards, device
 
 
 def main(view: params.EvaluateView) -> None:
     task = tasks.of(view.dataset)
-    collate = task.collator(pretrained.load_tokenizer(view.base_model))
+    collate = task.collator(base_models.load_tokenizer(view.base_model))
     test = tokens.load_tokens("test")
     base = base_models.load_base_model(view.base_model, view.dataset)
     model = adapters.load_adapter(base, artifacts.ADAPTER, trainable=True)  # not to train it, but to count parameters

@@ -17,8 +17,8 @@ from lsr.tuner.start_report import StartReport, report_start
 from pipeline import params, stage, tasks
 from pipeline.core import artifacts, console
 from pipeline.core.errors import UserError
-from pipeline.data import content
-from pipeline.methods import adapters, base_models, planning, statistics
+from pipeline.data import base_models, content
+from pipeline.methods import adapters, planning, statistics
 
 SHOWN = 24  # layers or kinds on the terminal; the file has all
 COLUMNS = ("layers", "rank", "captured", "energy", "energy_best")

@@ -58,11 +58,11 @@ def main(view: params.TokenizeView) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # set explicitly, so that no later fork warns about it
     task, max_length = tasks.of(view.dataset), view.tokenize.max_length
     splits, dropped, conflicting = datasets.load(view.dataset, view.data)
-    from pipeline.data import pretrained  # takes seconds, so after all checks that do not need it
+    from pipeline.data import base_models  # takes seconds, so after all checks that do not need it
 
-    pretrained.load_config(view.base_model, task)
-    tokenizer = pretrained.load_tokenizer(view.base_model)
-    pretrained.check_length(tokenizer.model_max_length, max_length)
+    base_models.load_config(view.base_model, task)
+    tokenizer = base_models.load_tokenizer(view.base_model)
+    base_models.check_length(tokenizer.model_max_length, max_length)
     counts, whole = {}, {}
     total = sum(len(texts) for texts in splits.values())
     with artifacts.replacing(artifacts.TOKENS) as folder, console.progress("tokenize", total, "texts") as advance:

@@ -16,8 +16,8 @@ from transformers import Trainer, set_seed
 
 from pipeline import params, stage, tasks
 from pipeline.core import artifacts, console
-from pipeline.data import pretrained, tokens
-from pipeline.methods import adapters, base_models, cards
+from pipeline.data import base_models, tokens
+from pipeline.methods import adapters, cards
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.training import arguments, checkpoints, processes, run
 from pipeline.training.callbacks import Progress, StopAtDivergence
@@ -44,7 +44,7 @@ def train(view: params.TrainView, folder: Path) -> None:
     base = base_models.load_base_model(view.base_model, view.dataset)
     model = adapters.load_adapter(base, artifacts.INIT, trainable=True)
     splits = {name: tokens.load_tokens(name) for name in ("train", "validation")}
-    collate = tasks.of(view.dataset).collator(pretrained.load_tokenizer(view.base_model))
+    collate = tasks.of(view.dataset).collator(base_models.load_tokenizer(view.base_model))
     steps = view.train.epochs * run.steps_an_epoch(view, splits["train"])
     with console.progress("train", steps, "steps") as advance:
         callbacks = [StopAtDivergence(), Progress(advance), *arguments.live(view, runs())]

@@ -19,7 +19,7 @@ from lsr.loading.adapters import load_adapter, load_onto
 from lsr.loading.contents import read_contents
 from lsr.tuner.files import CONFIG, WEIGHTS
 from pipeline import params, score
-from pipeline.methods import base_models
+from pipeline.data import base_models
 from pipeline.predict.__main__ import main as predict
 from tests import workspace
 from tests.damaged import DAMAGES

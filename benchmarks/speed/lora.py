@@ -19,8 +19,8 @@ from lsr import from_lora
 from pipeline import params, tasks
 from pipeline.core import console
 from pipeline.core.errors import UserError
-from pipeline.data import datasets, encoding, pretrained, tokens
-from pipeline.methods import base_models
+from pipeline.data import base_models, datasets, encoding, tokens
+from pipeline.methods import planning
 from pipeline.params.model_row import ModelRow
 
 DATA, MAX_LENGTH = "movie-reviews", 128
@@ -83,7 +83,7 @@ def run(cases: Sequence[Case], rounds: int = ROUNDS) -> Iterator[Row]:
 def _installed(cases: Sequence[Case]) -> Iterator[Case]:
     for model in dict.fromkeys(case.model for case in cases):
         try:
-            pretrained.source(params.load_row("model", model))
+            base_models.source(params.load_row("model", model))
         except UserError as error:
             console.warn(f"{model} is left out: {error}")
         else:
@@ -134,7 +134,7 @@ def _models(case: Case, row: ModelRow) -> tuple[nn.Module, nn.Module]:
         r=case.rank,
         lora_alpha=ALPHA,
         target_modules=_linear_layers(base) if case.targets == ALL_LINEAR else list(row.target_modules or ()),
-        modules_to_save=base_models.head_of(row, base),
+        modules_to_save=planning.head_of(row, base),
     )
     other = copy.deepcopy(base)
     lora = get_peft_model(base, config)
@@ -152,7 +152,7 @@ def _linear_layers(base: PreTrainedModel) -> list[str]:
 
 def _batches(row: ModelRow, examples: int, count: int) -> list[Mapping[str, Tensor]]:
     """Return the first texts of the train split in batches."""
-    tokenizer, data = pretrained.load_tokenizer(row), params.load_row("data", DATA)
+    tokenizer, data = base_models.load_tokenizer(row), params.load_row("data", DATA)
     texts = datasets.load(data, DATA).splits["train"].select(range(examples * count))
     table, _ = encoding.tokenize(texts, tokenizer, MAX_LENGTH)
     return list(tokens.batches(Dataset(table), tasks.of(data).collator(tokenizer), examples, seed=0))

@@ -10,7 +10,7 @@ from pipeline.arena.plan import Entry
 from pipeline.arena.preset import PATH
 from pipeline.core import console
 from pipeline.core.errors import UserError
-from pipeline.data import pretrained
+from pipeline.data import base_models
 from pipeline.training import arguments
 
 
@@ -48,8 +48,8 @@ def _check_task(entry: Entry) -> None:
     view = entry.first().view
     check_pinned(entry.preset.files, [view.dataset.source])
     arguments.check_machine(view.train)
-    tokenizer = pretrained.load_tokenizer(view.base_model)
-    pretrained.check_length(tokenizer.model_max_length, view.tokenize.max_length)
+    tokenizer = base_models.load_tokenizer(view.base_model)
+    base_models.check_length(tokenizer.model_max_length, view.tokenize.max_length)
     task_tokens.cached(task_of(entry.first()))
 
 

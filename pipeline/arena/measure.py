@@ -22,9 +22,9 @@ from pipeline.arena.record import Record, Rounded
 from pipeline.arena.statistics import Reading, Statistics
 from pipeline.arena.task_tokens import Task
 from pipeline.core.errors import UserError, clipped, first_line, refused_by_machine
-from pipeline.data import pretrained
+from pipeline.data import base_models
 from pipeline.evaluation import inference
-from pipeline.methods import adapters, base_models, planning
+from pipeline.methods import adapters, planning
 from pipeline.methods.planning import Plan
 from pipeline.params import LsrParams, TrainView
 from pipeline.training import run
@@ -51,7 +51,7 @@ def measure(training: Training) -> Record:
     try:
         with _timed(seconds, "load"):
             splits = task_tokens.splits(task_of(training))
-            collate = tasks.of(view.dataset).collator(pretrained.load_tokenizer(view.base_model))
+            collate = tasks.of(view.dataset).collator(base_models.load_tokenizer(view.base_model))
         with _timed(seconds, "start"):
             plan = planned(training)
             read = statistics_of(training, plan)

@@ -20,8 +20,7 @@ from pipeline import tasks
 from pipeline.arena import machine, task_tokens
 from pipeline.arena.task_tokens import CACHE, Task
 from pipeline.core import artifacts
-from pipeline.data import pretrained, tokens
-from pipeline.methods import base_models
+from pipeline.data import base_models, tokens
 from pipeline.methods.planning import Plan
 from pipeline.methods.statistics import BATCH, over_batches
 from pipeline.params import LsrParams
@@ -78,7 +77,7 @@ def _computed(reading: Reading) -> Statistics:
     task, section, plan = reading.task, reading.section, reading.plan
     set_seed(reading.seed)  # the head is drawn when the checkpoint loads
     base = base_models.load_base_model(task.model, task.row)
-    collate = tasks.of(task.row).collator(pretrained.load_tokenizer(task.model))
+    collate = tasks.of(task.row).collator(base_models.load_tokenizer(task.model))
     train = task_tokens.splits(task)["train"]
     batches = list(tokens.sample(train, collate, section.examples, reading.seed, BATCH[section.init]))
     layers = over_batches(base, plan, batches, reading.seed)

@@ -17,7 +17,7 @@ from pipeline.arena.files import digests
 from pipeline.arena.preset import VERSION, Reads
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
-from pipeline.data import datasets, pretrained, tokens
+from pipeline.data import base_models, datasets, tokens
 from pipeline.data.encoding import tokenize, write
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.model_row import ModelRow
@@ -84,7 +84,7 @@ def cached(task: Task) -> Path:
 def _tables(task: Task) -> dict[str, pa.Table]:
     if tasks.of(task.row).is_grouped and any(amount != "all" for amount in task.reads.model_dump().values()):
         raise UserError(f"{task.name}: examples are scored in groups, which must stay whole: set all of reads to all")
-    tokenizer = pretrained.load_tokenizer(task.model)
+    tokenizer = base_models.load_tokenizer(task.model)
     texts = datasets.load(task.row, task.name).splits
     tables: dict[str, pa.Table] = {}
     reads = task.reads

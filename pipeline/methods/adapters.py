@@ -20,8 +20,8 @@ from lsr.tuner.mistakes import InputError
 from lsr.tuner.options import OWN
 from lsr.tuner.start import Started, initialize_factors
 from pipeline.core.errors import UserError
-from pipeline.data.pretrained import public_name
-from pipeline.methods import base_models
+from pipeline.data.base_models import public_name
+from pipeline.methods import planning
 from pipeline.methods.planning import Plan
 from pipeline.params import PARAMS, LsrParams, PeftParams
 from pipeline.params.methods import RATE
@@ -123,8 +123,8 @@ def _freeze_replaced_heads(model: PeftModel) -> None:
 
 def heads(model: PeftModel, row: ModelRow) -> dict[str, nn.Module]:
     """Return the modules of the head by full name."""
-    base = model.get_base_model()
-    return {f"base_model.model.{name}": base.get_submodule(name) for name in base_models.head_of(row, base)}
+    base = cast("PreTrainedModel", model.get_base_model())
+    return {f"base_model.model.{name}": base.get_submodule(name) for name in planning.head_of(row, base)}
 
 
 def head_parameters(model: PeftModel, row: ModelRow) -> set[int]:

@@ -16,7 +16,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from lsr.tuner.card import Card, section, text_in
 from lsr.tuner.files import CONFIG
 from pipeline import tasks
-from pipeline.data import pretrained
+from pipeline.data import base_models
 from pipeline.params import EvaluateView, TrainView
 from pipeline.params.sources import PackageSource
 
@@ -72,7 +72,7 @@ def _card(
     view: TrainView | EvaluateView, adapter: Path, sections: Mapping[str, str], header: Mapping[str, Any]
 ) -> Card:
     fields = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
-    base, revision = pretrained.public_name(view.base_model)
+    base, revision = base_models.public_name(view.base_model)
     method = fields["peft_type"]
     config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[method]]
     kind = config.__module__

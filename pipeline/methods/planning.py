@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
@@ -13,11 +13,12 @@ from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_tar
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from transformers import PreTrainedModel
 
-from lsr import LsrConfig
+from lsr import LsrConfig, LsrModel
 from lsr.tuner.model import check_forms
-from lsr.tuner.targets import adapted_names, check_indices, check_names
+from lsr.tuner.targets import adapted_names, check_indices, check_names, linear_layers
 from pipeline.core.errors import UserError, first_line, nearest
-from pipeline.methods import base_models, kadaptation  # noqa: F401 it registers a method
+from pipeline.data.base_models import public_name
+from pipeline.methods import kadaptation  # noqa: F401 it registers a method
 from pipeline.params import PARAMS, FullParams, LsrParams, MethodParams, PeftParams
 from pipeline.params.methods import OWN_LOOP
 from pipeline.params.model_row import ModelRow
@@ -62,7 +63,8 @@ def resolve(
     Raises:
         UserError: if a value is not allowed, one line each, or does not fit the layers of the model.
     """
-    head = base_models.head_of(row, base)
+    _check_row(row, base)
+    head = head_of(row, base)
     whole = [name for name, _ in base.named_children()] if isinstance(section, FullParams) else head
     config = configured(section, seed, _targets(section, base, row, head), whole, task_type)
     plan = Plan(section, config, (), tuple(head))
@@ -174,11 +176,52 @@ def _targets(section: MethodParams, base: PreTrainedModel, row: ModelRow, head: 
             return None  # PEFT has a table by architecture for it
         case "LN_TUNING":
             return _norms(base, head)
-    return _as_peft(base_models.targets_of(row, base))
+    return _as_peft(targets_of(row, base))
 
 
 def _as_peft(targets: Any) -> Any:
     return targets if isinstance(targets, str) else list(targets)
+
+
+def targets_of(row: ModelRow, model: PreTrainedModel) -> Sequence[str] | str:
+    """Return name suffixes of the layers to adapt, or a regular expression: from the row, or from PEFT's table.
+
+    Raises:
+        UserError: if the row names none and PEFT does not know the architecture; lists the linear layers.
+    """
+    if row.target_modules is not None:
+        return row.target_modules
+    kind = model.config.model_type
+    usual = LsrModel.target_module_mapping.get(kind)
+    if usual is None:
+        linear = ", ".join(linear_layers(model.base_model))
+        raise UserError(
+            f"{row.where}: {public_name(row)[0]}: it is not known which layers of the architecture {kind} are usually "
+            f"adapted; name them by target_modules of a row; its linear layers: {linear}"
+        )
+    return usual
+
+
+def head_of(row: ModelRow, model: PreTrainedModel) -> list[str]:
+    """Return the modules of the head: from the row, or all modules with parameters outside the backbone."""
+    if row.head is not None:
+        return list(row.head)
+    beside = {name: module for name, module in model.named_children() if name != model.base_model_prefix}
+    return [name for name, module in beside.items() if any(True for _ in module.parameters())]
+
+
+def _check_row(row: ModelRow, model: PreTrainedModel) -> None:
+    modules = dict(model.named_children())
+    if unknown := [name for name in row.head or () if name not in modules]:
+        raise UserError(f"{row.where}: head: the model has no module {unknown[0]}; it has {', '.join(modules)}")
+    layers = [name for name, module in model.named_modules() if getattr(module, "weight", None) is not None]
+    for ending in row.target_modules or ():
+        if not any(f".{name}".endswith(f".{ending}") for name in layers):
+            linear = linear_layers(model.base_model)
+            raise UserError(
+                f"{row.where}: target_modules: the model has no layer {ending!r}{nearest(ending, linear)}; its linear "
+                f"layers: {', '.join(linear)}"
+            )
 
 
 def _norms(base: PreTrainedModel, head: list[str]) -> list[str]:

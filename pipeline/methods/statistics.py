@@ -16,7 +16,7 @@ from pipeline import tasks
 from pipeline.core import console
 from pipeline.core.errors import UserError
 from pipeline.data import tokens
-from pipeline.data.pretrained import load_tokenizer
+from pipeline.data.base_models import load_tokenizer
 from pipeline.methods import device
 from pipeline.methods.planning import Plan
 from pipeline.params import PARAMS, FactorizeInitView, LsrParams

@@ -13,8 +13,8 @@ from lsr.loading import adapters, base_models
 from lsr.tuner.mistakes import InputError
 from pipeline.core import console
 from pipeline.core.errors import UserError
+from pipeline.data.base_models import pad
 from pipeline.data.encoding import tokenize
-from pipeline.data.pretrained import pad
 from pipeline.evaluation import inference
 from pipeline.methods import device, planning
 from pipeline.methods.adapter_task import FILE, AdapterTask

@@ -5,7 +5,8 @@ import json
 import torch
 
 from pipeline import params
-from pipeline.methods import adapters, base_models, planning
+from pipeline.data import base_models
+from pipeline.methods import adapters, planning
 from stages import evaluate, factorize_init, tokenize, train
 
 TOKENIZE = (tokenize, params.TokenizeView)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from pipeline import params
-from pipeline.data import pretrained
-from pipeline.methods import adapters, base_models, planning
+from pipeline.data import base_models
+from pipeline.methods import adapters, planning
 from pipeline.params.model_row import ModelRow
 from tests import architectures
 from tests.kit import refused
@@ -63,7 +63,7 @@ def outputs(model, tokenizer, texts):
 @pytest.mark.parametrize("kind", ["gpt2", "opt"])
 def test_a_decoder_classifies_the_last_token_of_each_text_in_a_batch(kind, named):
     row = named(kind)
-    model, tokenizer = base_models.load_base_model(row, PAIRS), pretrained.load_tokenizer(row)
+    model, tokenizer = base_models.load_base_model(row, PAIRS), base_models.load_tokenizer(row)
     assert tokenizer.pad_token == ("<pad>" if kind in architectures.PADS else architectures.END)
     found = outputs(model, tokenizer, TEXTS).logits
     for text, logits in zip(TEXTS, found, strict=True):
@@ -79,7 +79,7 @@ def test_a_decoder_classifies_the_last_token_of_each_text_in_a_batch(kind, named
 def test_a_model_that_is_named_itself_has_the_usual_layers_and_its_head(kind, named):
     row = named(kind)
     model = base_models.load_base_model(row, PAIRS)
-    assert (list(base_models.targets_of(row, model)), base_models.head_of(row, model)) == USUAL[kind]
+    assert (list(planning.targets_of(row, model)), planning.head_of(row, model)) == USUAL[kind]
     lora = params.PeftParams(type="LORA", learning_rate=0.002)
     adapted = adapters.add_adapter(model, planning.resolve(lora, model, row, seed=0))
     counts = adapters.count_parameters(adapted, row)
@@ -94,7 +94,8 @@ def test_a_model_that_is_named_itself_has_the_usual_layers_and_its_head(kind, na
 def test_a_wrong_target_of_a_row_lists_the_linear_layers(saved):
     source = {"kind": "hub", "path": str(saved("llama"))}
     row = ModelRow.model_validate({"source": source, "target_modules": ["q_porj"]})
-    assert refused(base_models.load_base_model, row, PAIRS) == (
+    model, section = base_models.load_base_model(row, PAIRS), params.PeftParams(type="LORA", learning_rate=0.002)
+    assert refused(planning.resolve, section, model, row, 0) == (
         "pipeline/models.yaml: target_modules: the model has no layer 'q_porj'; did you mean q_proj?; its linear "
         "layers: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
     )
@@ -102,7 +103,7 @@ def test_a_wrong_target_of_a_row_lists_the_linear_layers(saved):
 
 def test_an_architecture_that_no_table_knows_lists_its_linear_layers(named):
     model = base_models.load_base_model(named("mpnet"), PAIRS)
-    line = refused(base_models.targets_of, named("mpnet"), model)
+    line = refused(planning.targets_of, named("mpnet"), model)
     assert line.startswith("params.yaml: model: ")
     assert "of the architecture mpnet are usually adapted; name them by target_modules of a row" in line
     assert line.endswith("its linear layers: q, k, v, o, dense")

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from pipeline.core.errors import UserError
-from pipeline.data import pretrained
-from pipeline.methods import base_models
+from pipeline.data import base_models
+from pipeline.methods import planning
 from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.methods import HeadParams
 from pipeline.params.model_row import ModelRow
 from tests import workspace
 
@@ -33,7 +34,7 @@ def package(tmp_path, monkeypatch):
     workspace.save_tiny_roberta(folder)
     (tmp_path / "carrying/__init__.py").write_text("raise RuntimeError('the code of the package was run')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(pretrained, "version", {"carrying": "1.0"}.__getitem__)
+    monkeypatch.setattr(base_models, "version", {"carrying": "1.0"}.__getitem__)
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     yield row(package="carrying==1.0", folder="carrying/model", sha256=digest)
     sys.modules.pop("carrying", None)
@@ -82,8 +83,9 @@ def test_a_package_that_is_not_what_the_row_pins_is_refused(package, source, wor
 
 
 def test_a_head_that_the_model_does_not_have_lists_its_modules(package):
+    model, section = base_models.load_base_model(package, PAIRS), HeadParams()
     with pytest.raises(UserError, match=r"head: the model has no module score; it has roberta, classifier"):
-        base_models.load_base_model(package.model_copy(update={"head": ("score",)}), PAIRS)
+        planning.resolve(section, model, package.model_copy(update={"head": ("score",)}), 0)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 from lsr.tuner.files import WEIGHTS
 from pipeline import params
-from pipeline.methods import adapters, base_models
+from pipeline.data import base_models
+from pipeline.methods import adapters
 from pipeline.params.reading import changed
 from tests import workspace
 from tests.kit import refused, write

@@ -7,7 +7,8 @@ import torch
 
 from pipeline import params
 from pipeline.core.errors import UserError
-from pipeline.methods import base_models, planning
+from pipeline.data import base_models
+from pipeline.methods import planning
 from pipeline.params.reading import changed
 from pipeline.training import arguments
 from tests import workspace

@@ -1,17 +1,21 @@
-"""Where a row's base model is, and what can be known of it without its weights: its tokenizer and its architecture."""
+"""The base model of a row of pipeline/models.yaml: where it is, its architecture, tokenizer and weights."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging
 
+from pipeline import tasks
 from pipeline.core.errors import UserError, first_line
 from pipeline.data import content, packages
 from pipeline.params import PARAMS
+from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.model_row import HubModel, ModelRow, PackageModel
 from pipeline.tasks import Task
 
@@ -20,6 +24,53 @@ if TYPE_CHECKING:  # importing a model class takes seconds, and the stage tokeni
 
 logging.set_verbosity_error()  # a freshly initialized head is intended here
 logging.disable_progress_bar()
+# About a renamed attribute, which concerns PEFT.
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+POSITIONS = ("position_embeddings", "embed_positions", "wpe")  # what transformers calls tables of learned positions
+MISFITS = (  # what transformers raises if files are not there or do not fit
+    *(OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, ImportError, AssertionError),
+    SafetensorError,
+)
+
+
+def load_base_model(row: ModelRow, dataset: DatasetRow) -> "PreTrainedModel":
+    """Return the pretrained model with a fresh head for the task of a data set, and its loss; seed torch before.
+
+    Its configuration gets the tokenizer's padding token: a decoder classifies the last token before the padding.
+
+    Raises:
+        UserError: if the model is missing, is not what the row pins, or lacks the head.
+    """
+    from pipeline.tasks.loss import use_loss
+
+    path, revision = source(row)
+    task = tasks.of(dataset)
+    with explain_row(row):
+        kind: Any = task.auto_class()
+        model: PreTrainedModel = kind.from_pretrained(
+            path, revision=revision, use_safetensors=True, trust_remote_code=False, **task.head()
+        )
+    pad(load_tokenizer(row), row.where, model)
+    if loss := task.loss():
+        use_loss(model, loss)
+    return model
+
+
+def outline(row: ModelRow, dataset: DatasetRow) -> "PreTrainedModel":
+    """Return the model that config.json describes, with a head and without weights: its layers have names and shapes.
+
+    Raises:
+        UserError: if the model is not there, is not what the row pins, or has no such head.
+    """
+    import torch
+
+    task = tasks.of(dataset)
+    config = load_config(row, task)
+    with explain_row(row), torch.device("meta"):
+        kind: Any = task.auto_class()
+        model: PreTrainedModel = kind.from_config(config, trust_remote_code=False)
+    return model
 
 
 def load_config(row: ModelRow, task: Task) -> "PreTrainedConfig":
@@ -83,6 +134,21 @@ def check_length(most: int, max_length: int) -> None:
         raise UserError(f"{PARAMS}: tokenize.max_length: the model takes at most {most} tokens, got {max_length}")
 
 
+def check_positions(model: "PreTrainedModel", max_length: int) -> None:
+    """Refuse texts that are longer than a table of learned positions reaches, whatever the tokenizer says.
+
+    Raises:
+        UserError: if `max_length` is above that.
+    """
+    from torch.nn import Embedding
+
+    for name, module in model.named_modules():
+        if isinstance(module, Embedding) and name.rpartition(".")[2] in POSITIONS:
+            before = 0 if module.padding_idx is None else module.padding_idx + 1  # RoBERTa counts from there
+            said = getattr(model.config, "max_position_embeddings", None) or module.num_embeddings
+            check_length(min(said, module.num_embeddings - before), max_length)
+
+
 def public_name(row: ModelRow) -> tuple[str, str | None]:
     """Return the public name and revision of the base model, never a path on this machine."""
     return (row.source.same_as if isinstance(row.source, PackageModel) else row.source.path), row.source.revision
@@ -126,7 +192,7 @@ def explain_row(row: ModelRow) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError) as error:
+    except MISFITS as error:
         raise UserError(
             f"{row.where}: cannot load {public_name(row)[0]}: {first_line(error)} (needed: a folder or hub repository "
             "with config.json, a tokenizer and model.safetensors; a hub needs a connection unless it is cached)"
