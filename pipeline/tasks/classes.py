@@ -27,33 +27,28 @@ class ClassesTask(Task):
     target = pa.int64()
 
     @property
+    def label(self) -> Classes:
+        """The form of the label."""
+        assert isinstance(self.row.label, Classes)
+        return self.row.label
+
+    @property
     def names(self) -> tuple[str, ...]:
-        """The classes in the order of their numbers."""
-        label = self.row.label
-        assert isinstance(label, Classes)
-        return label.names
+        return self.label.names
 
     def targets(self, table: pd.DataFrame) -> pd.Series:
-        """Return the class of each row.
-
-        Raises:
-            ValueError: for a value that is no class.
-        """
-        return classes(table[self.row.label.column], self.names)
+        return classes(table[self.label.column], self.label.names)
 
     def lacks(self, labels: Numbers) -> str:
-        """Return which classes have no row."""
         counts = np.bincount(labels, minlength=len(self.names))
         shown = ", ".join(f"{name} {count}" for name, count in zip(self.names, counts, strict=True))
         return "" if counts.all() else f"no row of a class; rows per class: {shown}"
 
     def counts(self, labels: Numbers) -> dict[str, float]:
-        """Return the share of each class."""
         shares = np.bincount(labels, minlength=len(self.names)) / len(labels)
         return {f"share_{name}": float(share) for name, share in zip(self.names, shares, strict=True)}
 
     def head(self) -> dict[str, Any]:
-        """Return an output for each class, with its name."""
         return {
             "num_labels": len(self.names),
             "problem_type": "single_label_classification",
@@ -62,29 +57,25 @@ class ClassesTask(Task):
         }
 
     def predicted(self, outcome: Outcome) -> Numbers:
-        """Return the likeliest class of each example."""
         return outcome.outputs.numpy().argmax(axis=1)
 
     def constant(self, labels: Numbers) -> Any:
-        """Return the most frequent class."""
         found, counts = np.unique(labels, return_counts=True)
         return found[counts.argmax()]
 
     def losses(self, outcome: Outcome) -> tuple[float, float]:
-        """Return the cross-entropy in nats, and that of the shares of the classes."""
         import torch
         from scipy import stats
         from torch.nn import functional as F
 
-        loss = F.cross_entropy(outcome.outputs, torch.from_numpy(outcome.labels))
+        loss = F.cross_entropy(outcome.outputs, torch.from_numpy(outcome.labels))  # in nats
         return float(loss), float(stats.entropy(np.bincount(outcome.labels)))
 
     def of_examples(self, outcome: Outcome) -> Numbers:
-        """Return the predicted class of each example."""
+        """Return the predicted class of each example, also where several examples have one answer."""
         return self.predicted(outcome)
 
     def table(self, outcome: Outcome) -> Columns:
-        """Return the names of the classes, and the model's confidence in the likeliest."""
         both = {"actual": outcome.labels, "predicted": self.of_examples(outcome)}
         named = {column: [self.names[number] for number in numbers] for column, numbers in both.items()}
         # Two digits are what a confidence means; more of them differ between processors.
@@ -93,18 +84,15 @@ class ClassesTask(Task):
 
     @classmethod
     def printed(cls, outputs: "Tensor", labels: Sequence[str] | None) -> Columns:
-        """Return the label, and the probability of each class to six digits."""
         shares = outputs.double().softmax(dim=1)
         names = list(labels or ())
         by_label = {f"p({name})": [rounded(one, 6) for one in shares[:, at].tolist()] for at, name in enumerate(names)}
         return {"label": [names[at] for at in shares.argmax(dim=1).tolist()], **by_label}
 
     def says(self) -> str:
-        """Return the names of the classes."""
         return f"one of {len(self.names)} labels, {', '.join(self.names)}"
 
     def shown(self, labels: Numbers) -> str:
-        """Return how many rows each class has; names that are all numbers could be one to predict."""
         names, counts = self.names, Counter(self.names[label] for label in labels)
         listed = ", ".join(f"{name} {counts[name]:,}" for name in names[:SHOWN])
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
@@ -117,11 +105,6 @@ class ThresholdTask(ClassesTask):
     """Two classes of a number: not above a threshold, or above it."""
 
     def targets(self, table: pd.DataFrame) -> pd.Series:
-        """Return the class of each row; NaN within the margin.
-
-        Raises:
-            ValueError: for a value that is no number.
-        """
         label = self.row.label
         assert isinstance(label, Threshold)
         numbers = finite(table[label.column])

@@ -29,16 +29,10 @@ class NumberTask(Task):
 
     @property
     def label(self) -> Number:
-        """The scale."""
         assert isinstance(self.row.label, Number)
         return self.row.label
 
     def targets(self, table: pd.DataFrame) -> pd.Series:
-        """Return the number of each row.
-
-        Raises:
-            ValueError: for a value that is no number, or outside of the scale.
-        """
         label, values = self.label, table[self.label.column]
         numbers = finite(values)
         if label.low > HIDDEN:
@@ -49,23 +43,18 @@ class NumberTask(Task):
         return numbers
 
     def counts(self, labels: Numbers) -> dict[str, float]:
-        """Return mean and standard deviation."""
         return {"label_mean": float(labels.mean()), "label_std": float(labels.std())}
 
     def head(self) -> dict[str, Any]:
-        """Return a single output."""
         return {"num_labels": 1, "problem_type": "regression"}
 
     def predicted(self, outcome: Outcome) -> Numbers:
-        """Return the output for each example."""
         return outcome.outputs.numpy()[:, 0]
 
     def constant(self, labels: Numbers) -> Any:
-        """Return the mean."""
         return labels.mean()
 
     def losses(self, outcome: Outcome) -> tuple[float, float]:
-        """Return the mean squared error, and the variance of the labels."""
         import torch
         from torch.nn import functional as F
 
@@ -73,7 +62,6 @@ class NumberTask(Task):
         return float(loss), float(outcome.labels.var())
 
     def table(self, outcome: Outcome) -> Columns:
-        """Return the numbers, and in which part of the scale they are."""
         predicted = [rounded(value, 3) for value in self.predicted(outcome).tolist()]
         both = {"actual": outcome.labels.tolist(), "predicted": predicted}
         binned = {f"{name}_group": bins(values, self.label.low, self.label.high) for name, values in both.items()}
@@ -81,15 +69,12 @@ class NumberTask(Task):
 
     @classmethod
     def printed(cls, outputs: "Tensor", labels: Sequence[str] | None) -> Columns:
-        """Return the number to six digits."""
         return {"number": [rounded(value, 6) for value in outputs[:, 0].tolist()]}
 
     def says(self) -> str:
-        """Return that it is a number."""
         return "a number"
 
     def shown(self, labels: Numbers) -> str:
-        """Return the scale."""
         return f"a number from {self.label.low:g} to {self.label.high:g}"
 
 

@@ -27,19 +27,12 @@ class PairsTask(ClassesTask):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the two texts."""
         return self.row.text[0], f"{self.row.text[0]}_pair"
 
     def targets(self, table: pd.DataFrame) -> pd.Series:
-        """Return the number of each row.
-
-        Raises:
-            ValueError: for a value that is no number on the scale.
-        """
         return NumberTask(self.row).targets(table)
 
     def chosen(self, examples: Examples, rows: Numbers, split: str) -> Split:
-        """Return pairs of these rows of examples; those of test are as independent as rows."""
         assert self.row.pairs is not None
         margin, is_test = self.row.pairs.margin, split == "test"
         made = pair(examples.digests[rows], examples.labels[rows], margin, disjoint=is_test)

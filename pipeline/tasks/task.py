@@ -80,7 +80,7 @@ class Task(ABC):
 
     @abstractmethod
     def targets(self, table: pd.DataFrame) -> pd.Series:
-        """Return the label of each row of a table, none of whose cells are missing; NaN for a row to leave out.
+        """Return the label of each row of a table, none of whose cells are missing; NaN within the margin.
 
         Raises:
             ValueError: for a value that the label does not allow; names its line or row.
@@ -98,45 +98,31 @@ class Task(ABC):
         found = self.targets(table)
         apart = found.notna().to_numpy()
         table, numbers, found = table[apart], numbers[apart], found[apart]
-        dropped = Counter({"missing": int(missing.sum()), "within_margin": int((~apart).sum())})
-        parts = self.parts(table, found.to_numpy(), numbers)
-        order = np.arange(len(parts) * len(table)).reshape(len(parts), -1).T.ravel()  # parts of a row are neighbors
-        whole = pd.concat(parts, ignore_index=True).iloc[order].reset_index(drop=True)
+        made = texts.of(table, self.row)
+        same = texts.folded(made)  # all parts of a row are kept or dropped together
+        together = same if not self.row.group else table[self.row.group[0]].map(str).map(fold)
         if self.row.group:
-            whole[GROUP] = pd.factorize(whole[GROUP])[0]
-        schema = pa.schema([*((name, pa.string()) for name in ("text", "text_pair")[: len(self.row.text)])])
-        schema = schema.append(pa.field("label", self.target))
-        if self.is_grouped:
-            schema = schema.append(pa.field(GROUP, pa.int64()))
+            named = (table[name].map(plain_text) for name in self.row.group)
+            numbers = pd.factorize(hashes(reduce(lambda one, other: one + "\0" + other, named))[:, 0])[0]
+        keys, kind = hashes(together)[:, 0], self.target.to_pandas_dtype()
+        parts = []
+        for place, text in enumerate(made):
+            digests = hashes(same if len(made) == 1 else same + f"\n{place}")
+            columns = {"label": self.of_part(found.to_numpy(), place).astype(kind), "key": keys, GROUP: numbers}
+            columns |= {"hash_1": digests[:, 0], "hash_2": digests[:, 1]}
+            parts.append(text.assign(**columns).astype(dict.fromkeys(text, "str")))  # no rows have no type
+        order = np.arange(len(made) * len(table)).reshape(len(made), -1).T.ravel()  # parts of a row are neighbors
+        whole = pd.concat(parts, ignore_index=True).iloc[order].reset_index(drop=True)
+        types = dict.fromkeys(made[0], pa.string()) | {"label": self.target}
+        schema = pa.schema(types | ({GROUP: pa.int64()} if self.is_grouped else {}))
         kept = pa.Table.from_pandas(whole[schema.names], schema, preserve_index=False).replace_schema_metadata(None)
+        dropped = Counter({"missing": int(missing.sum()), "within_margin": int((~apart).sum())})
         digests = whole[["hash_1", "hash_2"]].to_numpy()
         return Examples(kept, digests, whole["key"].to_numpy(), whole["label"].to_numpy(), dropped)
 
-    def parts(self, table: pd.DataFrame, found: Numbers, numbers: Numbers) -> list[pd.DataFrame]:
-        """Return the examples of rows with labels and row numbers: a table, or one for each part of a row.
-
-        Beside text, text_pair and label are the columns hash_1 and hash_2 of the texts, key, equal for examples that no
-        cut may separate, and group.
-
-        Raises:
-            ValueError: if a value is not text, or a mark is not in its text; names the line or row.
-        """
-        (made,) = texts.of(table, self.row)
-        same = folded([made])
-        together = same
-        if self.row.group:
-            together = table[self.row.group[0]].map(str).map(fold)
-            named = (table[name].map(plain_text) for name in self.row.group)
-            numbers = hashes(reduce(lambda one, other: one + "\0" + other, named))[:, 0]
-        return [self.part(made, found, hashes(same), hashes(together)[:, 0], numbers)]
-
-    def part(
-        self, made: pd.DataFrame, label: Numbers, digests: Numbers, keys: Numbers, groups: Numbers
-    ) -> pd.DataFrame:
-        """Return the examples of texts with labels and all that identifies them."""
-        columns = {"label": label.astype(self.target.to_pandas_dtype()), "key": keys, GROUP: groups}
-        named = dict(zip(("hash_1", "hash_2"), digests.T, strict=True))
-        return made.assign(**columns, **named).astype(dict.fromkeys(made, "str"))  # no rows have no type
+    def of_part(self, targets: Numbers, place: int) -> Numbers:
+        """Return the labels of the examples that are the part of rows at this place: all of them, or a choice."""
+        return targets
 
     def chosen(self, examples: Examples, rows: Numbers, split: str) -> Split:
         """Return the split that is made of these rows of examples, after the cut."""
@@ -268,12 +254,6 @@ class Task(ABC):
     def shown(self, labels: Numbers) -> str:
         """Return what the labels of all splits are, for pipeline.add."""
         return self.says()
-
-
-def folded(made: Sequence[pd.DataFrame]) -> pd.Series:
-    """Return a text for each row that is equal where all texts are."""
-    parts = [text[name].map(fold).astype("str") for text in made for name in text]  # no rows have no type
-    return reduce(lambda one, other: one + "\n" + other, parts)
 
 
 def rounded(value: float, digits: int) -> float:

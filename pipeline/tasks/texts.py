@@ -12,6 +12,7 @@ import pandas as pd
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.texts import CHOICE, FIELD, Mark, fields, is_template
 from pipeline.tasks.cells import refuse_other_than_text
+from pipeline.tasks.examples import fold
 
 ASTRAY = 2  # words by which a published word index may be off; the pronouns of WSC are off by up to one
 
@@ -36,6 +37,12 @@ def of(table: pd.DataFrame, row: DatasetRow) -> list[pd.DataFrame]:
     named = dict(zip(("text", "text_pair"), row.text, strict=False))
     chosen = [values | {CHOICE: values[choice]} for choice in row.choices] or [values]
     return [pd.DataFrame({name: _filled(entry, each) for name, entry in named.items()}, table.index) for each in chosen]
+
+
+def folded(made: Sequence[pd.DataFrame]) -> pd.Series:
+    """Return a text for each row that is equal where all texts are."""
+    parts = [text[name].map(fold).astype("str") for text in made for name in text]  # no rows have no type
+    return reduce(lambda one, other: one + "\n" + other, parts)
 
 
 def _filled(entry: str, values: Mapping[str, pd.Series]) -> pd.Series:
