@@ -130,7 +130,7 @@ def rounded(name, change):
 
 DAMAGES = {
     # The folder
-    "nothing there": Damage(shutil.rmtree, ("no such folder", "no such adapter here"), BOTH),
+    "nothing there": Damage(shutil.rmtree, ("no such folder", "no such adapter here", "models/it: not found"), BOTH),
     "no configuration": Damage(without(CONFIG), f"{CONFIG} is missing", BOTH),
     "no weights": Damage(without(WEIGHTS), f"{WEIGHTS}: no such file", BOTH),
     "a pipe": Damage(pipe(CONFIG), f"{CONFIG}: not a file"),
@@ -164,7 +164,7 @@ DAMAGES = {
     "shapes that hold no width": Damage(resolved(out_shape=[2]), "out_shape must be [24]"),
     "larger layers": Damage(resolved(out_features=10**9, out_shape=[10**9]), "its configuration says 3,000,000,072"),
     "a huge rank of sums": Damage(config(rank_shape=[10_000_000, 2]), "its configuration says 240,000,032", SUMS),
-    "other terms": Damage(config(separation_rank=3), "from checkpoint, the shape in current model is", SUMS),
+    "other terms": Damage(config(separation_rank=3), ("factor_A1 is (2, 2, 6)", "from checkpoint, the shape in"), SUMS),
     "sums that hold no width": Damage(resolved(out_shape=[2, 2]), "out_shape must hold 2 sizes with a product", SUMS),
     # The tensors
     "cut off": Damage(cut(WEIGHTS, 2000), f"{WEIGHTS}: corrupt or cut off", BOTH),

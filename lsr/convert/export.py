@@ -13,13 +13,13 @@ from lsr.algebra.rounding import dtype_name
 from lsr.convert import errors
 from lsr.convert.errors import Errors
 from lsr.convert.writing import check_output, write, write_task, writing
-from lsr.loading.contents import Contents, Host, heads_in, read_contents, updates_of
-from lsr.loading.layers import METHOD
+from lsr.loading.contents import Contents, Host, contents_of, read_contents
 from lsr.loading.lora import LORA
+from lsr.loading.lsr import LSR
 from lsr.loading.task_note import read_task
 from lsr.loading.update import Frames, Update
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.files import PREFIX
+from lsr.tuner.files import PREFIX, Files
 from lsr.tuner.linear import LsrLinear
 from lsr.tuner.mistakes import InputError
 from lsr.tuner.start import layers_of
@@ -52,7 +52,7 @@ def export_lora(
         contents = _of_model(adapter, adapter_name)
     else:
         check_output(folder, (Path(adapter),), replace=force)
-        contents = read_contents(adapter, METHOD, with_biases=True)
+        contents = read_contents(adapter, LSR, with_biases=True)
     exact = {name: update.plain() for name, update in contents.updates.items()}
     updates = {name: _cast(name, update, dtype) for name, update in exact.items()}
     lost = errors.of_updates(updates, exact)
@@ -105,26 +105,14 @@ def _of_model(model: PeftModel, adapter_name: str) -> Contents:
     layers, base = _layers_of(model, adapter_name), model.get_base_model()
     config = cast("LsrConfig", model.peft_config[adapter_name])
     state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
-    return Contents(
-        source="the model",
-        base={
-            "base_model_name_or_path": config.base_model_name_or_path,
-            "revision": config.revision,
-            "task_type": config.task_type,
-            "auto_mapping": {"base_model_class": type(base).__name__, "parent_library": type(base).__module__},
-        },
-        updates=updates_of(config, layers, adapter_name),
-        heads=heads_in(state),
-        endings=tuple(config.modules_to_save or ()),
-        task=_task(config),
-        bias=config.bias,
-        dropout=config.dropout,
-        host=Host(
-            modules=[name.removeprefix(PREFIX) for name, _ in model.named_modules()],
-            labels=config.labels,
-            is_transposed=any(layer.is_transposed for layer in layers.values()),
-        ),
+    contents = contents_of(Files(config.folder or Path("the model"), config.to_dict(), state))
+    own = {"base_model_class": type(base).__name__, "parent_library": type(base).__module__}
+    host = Host(
+        modules=[name.removeprefix(PREFIX) for name, _ in model.named_modules()],
+        labels=config.labels,
+        is_transposed=any(layer.is_transposed for layer in layers.values()),
     )
+    return replace(contents, base={**contents.base, "auto_mapping": own}, host=host)
 
 
 def _task(config: LsrConfig) -> Mapping[str, Any] | None:

@@ -10,7 +10,7 @@ from lsr.convert import errors
 from lsr.convert.errors import Errors
 from lsr.convert.writing import check_output, write_files, write_task, writing
 from lsr.loading.contents import updates_in
-from lsr.loading.layers import METHOD
+from lsr.loading.lsr import LSR
 from lsr.loading.task_note import read_task
 from lsr.loading.update import Update
 from lsr.tuner.files import Files, read_files, weights_of
@@ -54,7 +54,7 @@ def round_adapter(folder: str | Path, output: str | Path, precision: str, *, for
 
 def _updates(files: Files) -> Mapping[str, Update]:
     """Return the update of each layer; nothing if the method does more than add it."""
-    if files.method == METHOD:
+    if files.method == LSR:
         return updates_in(files)
     with suppress(InputError):
         return updates_in(files)

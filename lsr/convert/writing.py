@@ -16,12 +16,12 @@ from lsr.algebra.rounding import pack, unpack
 from lsr.convert.as_lora import as_lora, lora_card
 from lsr.convert.as_lsr import as_lsr, lsr_card
 from lsr.loading.contents import Contents
-from lsr.loading.layers import METHOD
 from lsr.loading.lora import LORA
+from lsr.loading.lsr import LSR
 from lsr.tuner.files import CONFIG, ROUNDED, TASK, WEIGHTS
 from lsr.tuner.mistakes import InputError, first_line
 
-FORMATS = {METHOD: (as_lsr, lsr_card), LORA: (as_lora, lora_card)}
+FORMATS = {LSR: (as_lsr, lsr_card), LORA: (as_lora, lora_card)}
 EXACT = "float32"  # the precision in which PEFT reads the file
 # Of the files that a command writes: an adapter, a bank, or a checkpoint with its tokenizer.
 ENDINGS = (".json", ".safetensors", ".md", ".txt", ".jinja", ".model")
@@ -29,7 +29,7 @@ MARKS = (CONFIG, "config.json", "bank.safetensors")  # at least one of them is i
 
 
 def write(
-    contents: Contents, folder: Path, method: str = METHOD, precision: str | None = None, *, force: bool = False
+    contents: Contents, folder: Path, method: str = LSR, precision: str | None = None, *, force: bool = False
 ) -> None:
     """Write an adapter's folder, of LSR or LORA: its two files, its card and its note.
 

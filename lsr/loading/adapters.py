@@ -18,12 +18,12 @@ from peft.utils import PeftType
 from torch import Tensor, nn
 
 from lsr.loading.base_models import MISFITS, load_base
-from lsr.loading.layers import ADAPTER, METHOD, check_shapes
+from lsr.loading.lsr import LSR, check_config
 from lsr.tuner.files import CONFIG, WRAPPED, Files, read_files, weights_of
 from lsr.tuner.mistakes import InputError, first_line
 
 
-def load_adapter(folder: Path, base: str | None = None, method: str | None = METHOD) -> PeftModel:
+def load_adapter(folder: Path, base: str | None = None, method: str | None = LSR) -> PeftModel:
     """Return an adapter on its base model, in evaluation mode and float32.
 
     The base model is the one that the adapter names, or `base`, a folder or a hub repository. It gets as many labels as
@@ -36,7 +36,7 @@ def load_adapter(folder: Path, base: str | None = None, method: str | None = MET
     files = read_files(folder, method)
     config = config_of(files)
     base_model = load_base(files.fields, files.tensors, base)
-    if files.method != METHOD:  # LSR compares the base weight's own bytes; PEFT rounds adapters to its dtype
+    if files.method != LSR:  # LSR compares the base weight's own bytes; PEFT rounds adapters to its dtype
         base_model = base_model.float()
     return _attached(base_model, files, config, trainable=False).float().eval()
 
@@ -57,8 +57,8 @@ def config_of(files: Files) -> PeftConfig:
     Raises:
         InputError: if PEFT has no such method, a field is wrong, or an LSR adapter needs more than its file holds.
     """
-    if files.method == METHOD:
-        return check_shapes(files)
+    if files.method == LSR:
+        return check_config(files)
     if files.method not in PeftType.__members__:
         raise InputError(f"{files.folder / CONFIG}: PEFT has no method {files.method!r}")
     fields = {name: deepcopy(value) for name, value in files.fields.items() if name != "runtime_config"}
@@ -86,7 +86,7 @@ def _attached(base: nn.Module, files: Files, config: PeftConfig, *, trainable: b
         set_peft_model_state_dict(model, tensors, low_cpu_mem_usage=is_empty)
         tuner: Any = model.base_model
         if hasattr(tuner, "_cast_adapter_dtype"):  # methods that add tokens instead of layers have none
-            tuner._cast_adapter_dtype(ADAPTER, autocast_adapter_dtype=True)
+            tuner._cast_adapter_dtype("default", autocast_adapter_dtype=True)
     except MISFITS as error:
         raise InputError(f"{files.folder}: does not fit the base model: {_misfit(error)}") from None
     try:

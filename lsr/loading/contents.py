@@ -9,17 +9,14 @@ from torch import Tensor, nn
 
 from lsr.init.passes import widths
 from lsr.loading.base_models import by
-from lsr.loading.layers import ADAPTER, METHOD, load_layers
 from lsr.loading.lora import FACTOR as LORA_FACTOR
 from lsr.loading.lora import LORA, lora_updates
+from lsr.loading.lsr import LSR, lsr_updates
 from lsr.loading.task_note import labels_of, read_task
-from lsr.loading.update import Frames, Update, folded
+from lsr.loading.update import Update
 from lsr.tuner.base_weight import check_adaptable
-from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import FACTOR, PREFIX, WRAPPED, Files, read_files
-from lsr.tuner.linear import LsrLinear
 from lsr.tuner.mistakes import InputError
-from lsr.tuner.patterns import override
 
 BASE_FIELDS = ("base_model_name_or_path", "revision", "task_type", "auto_mapping")
 
@@ -134,15 +131,15 @@ def contents_of(files: Files) -> Contents:
         source=str(files.folder),
         base={name: fields.get(name) for name in BASE_FIELDS},
         updates=updates,
-        heads=heads_in(files.tensors),
+        heads=_heads(files.tensors),
         endings=tuple(names),
         task=read_task(files.folder),
         bias="lsr_only" if bias == "lora_only" else bias,
-        dropout=fields.get("dropout" if files.method == METHOD else "lora_dropout", 0.0),
+        dropout=fields.get("dropout" if files.method == LSR else "lora_dropout", 0.0),
     )
 
 
-def heads_in(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _heads(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of an adapter's file that are no factors, by their names in the base model.
 
     With bias="all" PEFT writes the biases of a head twice, by the names that they have inside its wrapper, too.
@@ -161,22 +158,6 @@ def updates_in(files: Files) -> dict[str, Update]:
     Raises:
         InputError: if it is neither, or its files are inconsistent.
     """
-    if files.method not in (METHOD, LORA):
-        raise InputError(f"{files.folder}: an adapter of the method {files.method}; needed: {METHOD} or {LORA}")
-    return updates_of(*load_layers(files)) if files.method == METHOD else lora_updates(files)
-
-
-def updates_of(config: LsrConfig, layers: Mapping[str, LsrLinear], adapter_name: str = ADAPTER) -> dict[str, Update]:
-    """Return the updates of an LSR adapter's layers, between the adapter's own A and B where it is a LoRA or a core."""
-    updates, frames = {}, dict[int, Frames]()
-    for name, layer in layers.items():
-        adapter, alpha = layer.adapter(adapter_name), override(config.alpha_pattern, name, config.alpha)
-        if adapter.trained_part == "core":
-            a, b = (side.detach() for side in adapter.matrices(*adapter.factors()))
-            its = frames.setdefault(id(adapter.frames), Frames(a=a, b=b))
-            updates[name] = Update(its, alpha, adapter.core.detach())
-        else:
-            a, b = (side.detach() for side in adapter.collapse())
-            own = Update(Frames(a=a, b=b), alpha)
-            updates[name] = own if adapter.is_lora else folded(a, b, adapter.scaling)
-    return updates
+    if files.method not in (LSR, LORA):
+        raise InputError(f"{files.folder}: an adapter of the method {files.method}; needed: {LSR} or {LORA}")
+    return lsr_updates(files) if files.method == LSR else lora_updates(files)

@@ -58,8 +58,13 @@ class Update(NamedTuple):
         return Form.dense(len(self.frames.a), self.frames.a.shape[1], len(self.frames.b))
 
     def plain(self) -> "Update":
-        """Return the same update without a core: R A takes the place of A, and the scaling is in B."""
-        return self if self.core is None else folded(self._right(), self.frames.b, self.scaling)
+        """Return the same update without a core, folded if it has one."""
+        return self if self.core is None else self.folded()
+
+    def folded(self) -> "Update":
+        """Return the same update with R A for A, and the scaling in B."""
+        a = self._right()
+        return Update(Frames(a=a, b=self.scaling * self.frames.b), len(a))
 
     def product(self) -> Product:
         """Return two matrices whose product is the update."""
@@ -72,11 +77,6 @@ class Update(NamedTuple):
         precise = torch.promote_types(core.dtype, a.dtype)
         core, a = core.to(precise), a.to(precise)
         return core[:, None] * a if core.dim() == 1 else core @ a
-
-
-def folded(a: Tensor, b: Tensor, scaling: float) -> Update:  # (r, n), (m, r)
-    """Return the update scaling * B A with the scaling in B."""
-    return Update(Frames(a=a, b=scaling * b), len(a))
 
 
 def _divisor(frames: Frames, core: Tensor | None) -> int:

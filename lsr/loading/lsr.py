@@ -1,0 +1,111 @@
+"""The updates in the files of an LSR adapter."""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from math import isfinite
+
+from torch import Tensor
+
+from lsr.loading.update import Frames, Update
+from lsr.tuner.config import LsrConfig
+from lsr.tuner.factors import LsrFactors
+from lsr.tuner.files import CONFIG, WEIGHTS, Files, factors_by_layer, weights_of
+from lsr.tuner.forms import check_room, form_in_file
+from lsr.tuner.mistakes import InputError, first_line
+from lsr.tuner.patterns import override
+from lsr.tuner.sharing import Group, kind_of, read_shared_frames
+
+LSR = "LSR"  # PEFT's name of the method
+CORE = "core"
+
+
+def check_config(files: Files) -> LsrConfig:
+    """Return an LSR adapter's configuration, whose shapes have been checked before anything of that size is made.
+
+    Raises:
+        InputError: if a field is wrong, there are no factors, or the shapes need more than the file holds.
+    """
+    try:
+        config = LsrConfig.from_peft_type(**deepcopy(files.fields))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{files.folder / CONFIG}: {first_line(error)}") from None
+    assert isinstance(config, LsrConfig)
+    config.folder = files.folder
+    states = factors_by_layer(files.tensors)
+    if not states:
+        raise InputError(f"{weights_of(files.folder)}: holds no LSR factors")
+    if config.resolved is None:
+        path = files.folder / CONFIG
+        raise InputError(f"{path}: resolved: the configuration does not contain the shapes of the layers")
+    with _fitting(files):
+        check_room(config, states)
+    return config
+
+
+def lsr_updates(files: Files) -> dict[str, Update]:
+    """Return the update of each layer: between the adapter's own A and B if it trained these alone, or a core alone.
+
+    Otherwise, of Kronecker factors or of a core between trained frames, A and B are the LoRA that is the same.
+
+    Raises:
+        InputError: if a file is incomplete, the two do not fit together, or frames elsewhere are not there or others.
+    """
+    config, states = check_config(files), factors_by_layer(files.tensors)
+    with _fitting(files):
+        frames = _frames(config, states)
+        return {name: _update(config, name, frames[name], state.get(CORE)) for name, state in states.items()}
+
+
+def _frames(config: LsrConfig, states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Frames]:
+    """Return A and B of each layer, the same object where they are shared.
+
+    Raises:
+        ValueError: if factors are missing, in two places, or of other shapes than the configuration says.
+    """
+    elsewhere, held, found = read_shared_frames(config), dict[Group, Frames](), dict[str, Frames]()
+    factors = {name: {key: its for key, its in state.items() if key != CORE} for name, state in states.items()}
+    for name in sorted(states, key=lambda name: not factors[name]):  # first those that store what others share
+        form, stored = form_in_file(config, name), factors[name]
+        group: Group = kind_of(name, form) if config.share == "layers" else name
+        if elsewhere is not None:
+            group = elsewhere.group_of(name, form)
+        if stored and (elsewhere is not None or group in held):
+            raise ValueError(f"layer {name!r}: {min(stored)} is no part of this adapter, whose frames are elsewhere")
+        if group not in held:
+            its = LsrFactors(form, CORE)
+            try:
+                its.load(elsewhere.frames[group][1] if elsewhere else stored, next(iter(states[name].values())))
+            except ValueError as error:
+                raise ValueError(f"layer {name!r}: {error}") from None
+            a, b = its.matrices(*its.factors())
+            held[group] = Frames(a=a, b=b)
+        found[name] = held[group]
+    return found
+
+
+def _update(config: LsrConfig, name: str, frames: Frames, core: Tensor | None) -> Update:
+    rank = len(frames.a)
+    needed = ((rank, rank) if config.core == "full" else (rank,)) if config.has_core else None
+    shape = None if core is None else tuple(core.shape)
+    if shape != needed:
+        raise ValueError(f"layer {name!r}: core is {shape or 'missing'}, needed: {needed or 'none'}")
+    update = Update(frames, override(config.alpha_pattern, name, config.alpha), core)
+    if not isfinite(update.scaling):
+        raise ValueError(f"layer {name!r}: its alpha must be a finite number, got {update.alpha!r}")
+    is_kept = len(config.ranks(name)) == 1 and config.train != "all"
+    return update if is_kept else update.folded()
+
+
+@contextmanager
+def _fitting(files: Files) -> Iterator[None]:
+    """Say in one line what does not fit.
+
+    Raises:
+        InputError: in place of another error.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError, re.error) as error:
+        raise InputError(f"{files.folder}: {WEIGHTS} and {CONFIG} do not fit together: {first_line(error)}") from None
