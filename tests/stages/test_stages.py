@@ -3,6 +3,7 @@
 import csv
 import math
 import re
+import resource
 import shutil
 import subprocess
 from pathlib import Path
@@ -19,6 +20,7 @@ from lsr.tuner.files import WEIGHTS
 from pipeline import params
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
+from pipeline.stage import run as start_stage
 from pipeline.training import arguments, callbacks
 from pipeline.training import run as training
 from tests import workspace
@@ -200,6 +202,22 @@ def test_a_training_that_diverges_ends_in_one_line(after, monkeypatch):
 
 
 # Mistakes
+
+
+@pytest.mark.parametrize("stage", [TOKENIZE, FACTORIZE, TRAIN, EVALUATE], ids=lambda stage: stage[0].__name__)
+def test_a_full_disk_ends_a_stage_in_one_line_with_its_outputs_as_they_were(after, stage, monkeypatch, capsys):
+    after()
+    monkeypatch.setattr("sys.argv", ["stage"])
+    before, (most, hard) = written(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # bytes of a file, as if no more were left
+    try:
+        with pytest.raises(SystemExit) as end:
+            start_stage(stage[0].main, stage[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (end.value.code in (1, 2), line.endswith("File too large")) == (True, True), line
+    assert written() == before
 
 
 def test_a_broken_weight_is_one_line_that_names_the_layer(after):

@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 
 from pipeline.core import artifacts
-from tests.kit import refused, write
+from tests.kit import write
 
 
 def names(folder):
@@ -37,14 +37,6 @@ def test_a_table_has_a_header_six_digits_and_line_feeds_only(tmp_path):
     path = tmp_path / "lengths.csv"
     artifacts.write_csv(path, ("name", "value"), [("a,b", 1 / 3), ("c", 4)])
     assert path.read_bytes() == b'name,value\n"a,b",0.333333\nc,4\n'
-
-
-def test_a_full_disk_is_one_line_with_the_path(tmp_path):
-    def full():
-        with artifacts.replacing(tmp_path / "adapter"):
-            raise OSError(28, "No space left")
-
-    refused(full, says=f"{tmp_path}/adapter: cannot be written: No space left on device")
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
