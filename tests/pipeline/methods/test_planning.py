@@ -106,7 +106,7 @@ def groups_of(base, view):
         ("bitfit", {}, {"bias": (0.001, 0.0)}),
         ("ln_tuning", {}, {"ln_tuning_layers": (0.001, 0.0)}),
         ("vblora", {}, {"vblora_vector_bank": (0.001, 0.01), "vblora_logits_A": (0.01, 0.01)}),
-        ("directions", {}, {"lsr_adapters": (0.006, 0.01)}),
+        ("directions", {}, {"lsr_adapters": (0.004, 0.01)}),
     ],
 )
 def test_each_parameter_has_its_rate_and_decays_where_zero_is_no_change(base, word, overrides, groups):
