@@ -73,17 +73,7 @@ def main(view: params.TokenizeView) -> None:
             counts[split] = summarize(np.array(texts["label"]), whole[split], task, max_length)
     artifacts.write_metrics(artifacts.INPUTS, named)
     artifacts.write_csv(artifacts.TOKENIZE_LENGTHS, ("length", "rows"), histogram(whole["train"]))
-    left_out = {reason.replace("_", " "): count for reason, count in dropped.items()}
-    write_splits(counts, {**left_out, "duplicate with another label": conflicting})
-    report(view, counts, left_out, conflicting)
-
-
-def write_splits(counts: Mapping[str, Mapping[str, artifacts.Value]], left_out: Mapping[str, int]) -> None:
-    """Write the table of the splits, with a row of one number for each reason for which rows were left out."""
-    columns = list(counts["train"])
-    rows: list[tuple[artifacts.Value, ...]] = [(split, *found.values()) for split, found in counts.items()]
-    rows += [(f"left out: {reason}", count, *[""] * (len(columns) - 1)) for reason, count in left_out.items()]
-    artifacts.write_csv(artifacts.TOKENIZE_SPLITS, ["part", *columns], rows)
+    report(view, counts, {reason.replace("_", " "): count for reason, count in dropped.items()}, conflicting)
 
 
 def report(
@@ -92,13 +82,18 @@ def report(
     left_out: Mapping[str, int],
     conflicting: int,
 ) -> None:
-    """Print what is in the splits, and what is not."""
-    rows = [
+    """Write the table of the splits, with a row for each reason for which rows were left out; print what matters."""
+    columns = list(counts["train"])
+    rows: list[tuple[artifacts.Value, ...]] = [(split, *found.values()) for split, found in counts.items()]
+    for reason, count in {**left_out, "duplicate with another label": conflicting}.items():
+        rows.append((f"left out: {reason}", count, *[""] * (len(columns) - 1)))
+    artifacts.write_csv(artifacts.TOKENIZE_SPLITS, ["part", *columns], rows)
+    shown = [
         (split, found["rows"], found["tokens_p50"], found["tokens_p95"], f"{found['truncated_share']:.1%}")
         for split, found in counts.items()
     ]
     title = f"{view.data}: tokens of whole texts, truncated to {view.tokenize.max_length}"
-    console.table(title, ("split", "rows", "p50", "p95", "truncated"), rows)
+    console.table(title, ("split", "rows", "p50", "p95", "truncated"), shown)
     reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
     console.line(f"rows left out: {reasons}, {conflicting} of them with another label than the row kept")
 

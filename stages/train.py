@@ -27,15 +27,8 @@ def main(view: params.TrainView) -> None:
     arguments.check_machine(view.train)
     if processes.start("stages.train", view.train.processes):
         return
-    if view.train.report_to:
-        arguments.keep_trackers_here(runs())
     with run.run_folder(view) as folder:
         train(view, folder)
-
-
-def runs() -> Path:
-    """Return where trackers write."""
-    return (artifacts.repository() / "runs").resolve()
 
 
 def train(view: params.TrainView, folder: Path) -> None:
@@ -47,7 +40,7 @@ def train(view: params.TrainView, folder: Path) -> None:
     collate = tasks.of(view.dataset).collator(base_models.load_tokenizer(view.base_model))
     steps = view.train.epochs * run.steps_an_epoch(view, splits["train"])
     with console.progress("train", steps, "steps") as advance:
-        callbacks = [StopAtDivergence(), Progress(advance), *arguments.live(view, runs())]
+        callbacks = [StopAtDivergence(), Progress(advance), *arguments.trackers(view)]
         trainer = run.trainer_of(view, model, splits, collate, checkpoints.aside(folder), callbacks)
         run.fit(trainer, folder)
     if processes.is_main():

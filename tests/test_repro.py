@@ -146,6 +146,15 @@ def test_a_queue_of_seeds_of_another_adapter_runs_without_tokenizing_again(resto
     assert {(row["adapter"], row["seed"]) for row in shown} == {("lsr", "0"), ("lora", "1"), ("lora", "2")}
 
 
+def test_a_version_of_the_adapter_is_an_artifact_of_the_registry(restored, tmp_path):
+    quick(restored, "git", "tag", "-a", "adapter@v1.0.0", "-m", "First")
+    quick(tmp_path, "dvc", "artifacts", "get", str(restored), "adapter", "--out", "got")
+    quick(restored, "git", "tag", "-d", "adapter@v1.0.0")
+    assert {path.name for path in (tmp_path / "got").iterdir()} >= {"adapter_model.safetensors", "README.md"}
+    for path in (tmp_path / "got").iterdir():
+        assert path.read_bytes() == (restored / artifacts.ADAPTER / path.name).read_bytes()
+
+
 def target(repository, name):
     """Run a target of the Makefile in the environment of the tests, on a terminal of 120 characters."""
     return quick(repository, "make", "-o", ".venv/.with-pipeline,demo", name, COLUMNS="120")
@@ -161,7 +170,7 @@ def test_the_end_of_a_run_and_the_list_of_experiments_fit_a_screen(restored):
 
     quick(restored, "dvc", "exp", "remove", "--all-commits")
     quick(restored, "dvc", "queue", "remove", "--all")
-    quick(restored, "dvc", "exp", "run", "-S", "adapter=lora", "-S", "train.epochs=1")
+    quick(restored, "dvc", "exp", "run", "-S", "adapter=lora")
     assert 10 < quick(restored, "dvc", "metrics", "diff").count("\n") <= 24
     shutil.copy(restored / "data/ratings.csv", restored / "data/mine.csv")
     assert "dvc exp run -S data=mine\n" in quick(restored, "python", "-m", "pipeline.add", "data/mine.csv")

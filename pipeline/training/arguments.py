@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from torch import nn
 from transformers import EvalPrediction, TrainerCallback, TrainingArguments
-from transformers.integrations import DVCLiveCallback
+from transformers.integrations.integration_utils import DVCLiveCallback
 
-from pipeline.core import console
+from pipeline.core import artifacts, console
 from pipeline.core.errors import UserError
 from pipeline.methods import adapters, device, rates
 from pipeline.params import PARAMS, FullParams, TrainParams, TrainView
@@ -89,8 +89,15 @@ def has_fast_bf16() -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def keep_trackers_here(folder: Path) -> None:
-    """Have the trackers of train.report_to write into a folder and send nothing, unless the environment says more."""
+def trackers(view: TrainView) -> list[TrainerCallback]:
+    """Have the trackers of train.report_to write into runs/ and send nothing, unless the environment says more.
+
+    Returns:
+        The callback of DVCLive: transformers' own would write a dvc.yaml and save an experiment.
+    """
+    if not view.train.report_to:
+        return []
+    folder = (artifacts.repository() / "runs").resolve()
     defaults = {
         "TENSORBOARD_LOGGING_DIR": str(folder / "tensorboard"),
         "WANDB_DIR": str(folder),
@@ -101,13 +108,9 @@ def keep_trackers_here(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-
-
-def live(view: TrainView, folder: Path) -> list[TrainerCallback]:
-    """Return DVCLive's callback, if asked for: transformers' own would write a dvc.yaml and save an experiment."""
     if DVCLIVE not in view.train.report_to or not processes.is_main():
         return []
-    from dvclive import Live
+    from dvclive.live import Live
 
     return [DVCLiveCallback(Live(str(folder / DVCLIVE / name_of(view)), dvcyaml=None, save_dvc_exp=False), False)]
 
