@@ -16,6 +16,7 @@ from torch import Tensor
 from lsr.algebra import spectrum
 from lsr.algebra.backend import converging_numpy
 from lsr.algebra.separable import canonical_signs
+from lsr.algebra.shapes import check_rank
 from lsr.algebra.spectrum import Matrix, leading_svd, norm_of, shape_of
 
 OVERSAMPLED = 16  # a large matrix is compressed to twice the rank plus this many singular vectors
@@ -226,9 +227,7 @@ def _compressed(matrices: Sequence[Matrix], rank: int, seed: int) -> tuple[Tenso
 
 
 def _nonzero(matrices: Sequence[Matrix], rank: int) -> list[Matrix]:
-    smaller = min(shape_of(matrices[0]))
-    if not 1 <= rank <= smaller:
-        raise ValueError(f"the rank must be in [1, {smaller}] for matrices {shape_of(matrices[0])}, got {rank}")
+    check_rank(rank, *shape_of(matrices[0]))
     norms = [norm_of(matrix) for matrix in matrices]
     if not 0 < sum(norms) < inf:
         raise ValueError(f"cannot take frames from matrices of norm {sum(norms)}")

@@ -35,6 +35,17 @@ def max_separation_rank(rank_shape: tuple[int, ...], width_shape: tuple[int, ...
     return prod(modes) // max(modes)
 
 
+def check_rank(rank: int, rows: int, columns: int) -> None:
+    """Refuse a rank that no matrix of these sizes has.
+
+    Raises:
+        ValueError: names the ranks that it may have.
+    """
+    smaller = min(rows, columns)
+    if not 1 <= rank <= smaller:
+        raise ValueError(f"the rank must be in [1, {smaller}], the smaller side of {rows} x {columns}, got {rank}")
+
+
 @dataclass(frozen=True)
 class Form:
     """The shapes of one adapted layer: A (r x n) is cropped from n1 * n2 >= n columns, B is m x r."""

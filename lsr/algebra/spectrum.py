@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lsr.algebra.backend import converging_numpy, svd
 from lsr.algebra.separable import canonical_signs, pad_columns
+from lsr.algebra.shapes import check_rank
 
 Matrix = Tensor | tuple[Tensor, Tensor]  # (M, N), or (M, k) and (k, N) whose product it is
 
@@ -27,9 +28,7 @@ def leading_svd(
     Raises:
         ValueError: if the rank exceeds a side of the matrix.
     """
-    shape = shape_of(matrix)
-    if not 1 <= rank <= min(shape):
-        raise ValueError(f"the rank must be in [1, {min(shape)}] for a matrix {shape}, got {rank}")
+    check_rank(rank, *shape_of(matrix))
     parts = _svd_of_dense(matrix, rank, seed) if isinstance(matrix, Tensor) else _svd_of_pair(*matrix, rank)
     left, values, right = parts
     signs = canonical_signs(right.T)[:, None]

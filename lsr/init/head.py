@@ -101,7 +101,7 @@ def head_parameters(model: nn.Module, head: Sequence[nn.Module]) -> list[nn.Para
 def _rounds(count: int, seed: int) -> Iterator[int]:
     """Yield the indices below `count` over and over, each time in a new order."""
     draws = torch.Generator().manual_seed(seed)
-    first = torch.randperm(count, generator=draws)  # an order of an order, as in all measured runs
+    first = torch.randperm(count, generator=draws)  # drawn once for all rounds: each is an order of this order
     while True:
         yield from first[torch.randperm(count, generator=draws)].tolist()
 

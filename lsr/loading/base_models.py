@@ -36,15 +36,15 @@ MISFITS = (  # what transformers and PEFT raise if files do not fit
 )
 
 
-def load_model(kind: Any, name: str, revision: str | None = None, *, shown: str | None = None, **more: Any) -> Any:
+def load_model(kind: Any, name: str, revision: str | None = None, **more: Any) -> Any:
     """Return a pretrained model of a class of transformers, from safetensors; `more` is for `from_pretrained`.
 
-    Code that the model brings is not run; transformers would ask on the terminal. Messages show the name `shown`.
+    Code that the model brings is not run; transformers would ask on the terminal.
 
     Raises:
         NoBaseError: if it does not exist or cannot be loaded.
     """
-    with explain_base(shown or name):
+    with explain_base(name):
         return kind.from_pretrained(name, revision=revision, use_safetensors=True, trust_remote_code=False, **more)
 
 

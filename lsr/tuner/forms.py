@@ -5,7 +5,7 @@ from math import prod
 
 from torch import Tensor
 
-from lsr.algebra.shapes import Form, split_width
+from lsr.algebra.shapes import Form, check_rank, split_width
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.options import OWN
 from lsr.tuner.resolved import LayerShapes
@@ -60,12 +60,11 @@ def _split(
 
 
 def _check_ranks(form: Form, layer_name: str) -> None:
-    smaller = min(form.in_features, form.out_features)
-    if len(form.rank_shape) == 1 and form.rank > smaller:
-        raise ValueError(
-            f"layer {layer_name!r}: the rank must be in [1, {smaller}], the smaller side of {form.out_features} x "
-            f"{form.in_features}, got {form.rank}"
-        )
+    if len(form.rank_shape) == 1:
+        try:
+            check_rank(form.rank, form.out_features, form.in_features)
+        except ValueError as error:
+            raise ValueError(f"layer {layer_name!r}: {error}") from None
     if form.separation_rank > form.max_separation_rank:
         raise ValueError(
             f"layer {layer_name!r}: separation_rank must be in [1, {form.max_separation_rank}] for {form.out_features} "

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.params.sections import Alpha, Count, Dropout, Layers, Rate, Section, Shape, Targets
+from pipeline.params.sections import Alpha, Count, Dropout, Layers, Rate, Section, Targets
 
 READ = ("gradient", "update", "warm")  # initializations of LSR that read examples
 RATE = "learning_rate"
@@ -71,7 +71,7 @@ class LsrParams(MethodParams):
     """
 
     type: Literal["LSR"]
-    rank_shape: Shape = (2, 2)
+    rank_shape: tuple[StrictInt, ...] = (2, 2)
     separation_rank: Literal["auto"] | Count = "auto"
     share: Literal["none", "layers"] = Field("none", description="whether all layers of a kind share A and B")
     train: Literal["factors", "core", "all"] = Field(

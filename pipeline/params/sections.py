@@ -34,7 +34,6 @@ Targets = (
     | Annotated[tuple[StrictStr, ...], Field(min_length=1)]
 )
 Count = Annotated[StrictInt, Field(ge=1)]
-Shape = Annotated[tuple[Count, ...], Field(min_length=1, max_length=2)]
 Layers = (  # indices of the base model's layers
     Literal["all"]
     | Annotated[tuple[Annotated[StrictInt, Field(ge=0)], ...], Field(min_length=1), AfterValidator(all_different)]

@@ -26,6 +26,7 @@ MISTAKES = [  # on the tiny model
     ("peft", {"peft.r": 0}, "peft: `r` should be a positive integer value but the value passed is 0"),
     ("lsr", {"lsr.separation_rank": 0}, "lsr.separation_rank: input should be 'auto' or greater than or equal to 1"),
     ("lsr", {"lsr.core": "diagonal"}, "lsr: core"),
+    ("lsr", {"lsr.rank_shape": [1] * 3}, "lsr: rank_shape must hold one or two ranks >= 1, got [1, 1, 1]"),
     ("directions", {"directions.budget": "none", "directions.rank_shape": [25]}, "directions: layer 'roberta.encoder"),
     ("directions", {"directions.budget": 9999}, "directions: the budget must be in [1, "),
     ("kadaptation", {"kadaptation.n": 5}, "kadaptation: n: 5 does not divide 24, a width of the layer"),

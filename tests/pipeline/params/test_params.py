@@ -114,7 +114,6 @@ MISTAKES = [
     ("train.report_to", ["tensorbord"], "train.report_to.0: input should be 'tensorboard', 'wandb', 'mlflow' or"),
     ("lsr.learning_rate", float("inf"), "lsr.learning_rate: input should be a finite number, got inf"),
     ("lsr.layers", [1, 1], "lsr.layers: input should be 'all' or names must differ from each other, got [1, 1]"),
-    ("lsr.rank_shape", [1] * 12, "lsr.rank_shape: list should have at most 2 items, not 12, got"),
     ("lsr.target_modules", "qu(ery", "lsr.target_modules: not a valid regular expression: missing ), unterminated"),
     ("train", 3, "train: input should be keys with values, got 3"),
     ("train.report_to", "mlflow", "train.report_to: input should be a list, got 'mlflow'"),
