@@ -104,38 +104,22 @@ def test_the_split_of_a_file_is_used_and_not_a_new_one(tmp_path):
 # Mistakes
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"rank_shape": 4}, "rank_shape must be a list or tuple of numbers, got 4"),
-        ({"separation_rank": -1}, "separation_rank must be >= 1, got -1"),
-        ({"frames_dtype": "sign"}, "frames_dtype='sign'"),
-        ({"separation_rank_pattern": {"key": 1}}, "separation_rank_pattern={'key': 1}: only earlier versions have"),
-        ({"init_weights": "rowspace"}, f"init_weights must be a bool or one of {WORDS}, got 'rowspace'"),
-        (
-            {"share": "layers"},
-            "share='layers' needs train to be one of ['core', 'all'], got 'factors': without a core of its own each "
-            "layer would have the same update",
-        ),
-        (
-            {"rank_shape": (4,), "separation_rank": 2},
-            "separation_rank must be 1 if rank_shape holds one rank, because A and B are then dense, got 2",
-        ),
-        (
-            {"train": "all"},
-            "train='all' needs one rank in rank_shape, because a core is between dense frames, got [2, 2]",
-        ),
-        ({"core": "diagonal"}, "core='diagonal' needs train='core' or 'all', got train='factors'"),
-        (
-            {"frames": "./other"},
-            "frames='./other' needs train='core': trained factors belong to the adapter, got train='factors'",
-        ),
-        ({"alpha_pattern": {"key": 0}}, "alpha_pattern['key'] must be a positive number, got 0"),
-        (
-            {"target_modules": ".*query", "layers_to_transform": [0]},
-            "layers_to_transform needs target_modules to be a list, got the pattern '.*query'",
-        ),
-    ],
-)
+MISTAKES = [
+    ({"rank_shape": 4}, "rank_shape must be a list or tuple of numbers, got 4"),
+    ({"separation_rank": -1}, "separation_rank must be >= 1, got -1"),
+    ({"frames_dtype": "sign"}, "frames_dtype='sign'"),
+    ({"separation_rank_pattern": {"key": 1}}, "separation_rank_pattern={'key': 1}: only earlier versions have"),
+    ({"init_weights": "rowspace"}, f"init_weights must be a bool or one of {WORDS}, got 'rowspace'"),
+    ({"share": "layers"}, "share='layers' needs train to be one of ['core', 'all'], got 'factors': without a core of "),
+    ({"rank_shape": (4,), "separation_rank": 2}, "separation_rank must be 1 if rank_shape holds one rank, because A"),
+    ({"train": "all"}, "train='all' needs one rank in rank_shape, because a core is between dense frames, got [2, 2]"),
+    ({"core": "diagonal"}, "core='diagonal' needs train='core' or 'all', got train='factors'"),
+    ({"frames": "./other"}, "frames='./other' needs train='core': trained factors belong to the adapter, got train="),
+    ({"alpha_pattern": {"key": 0}}, "alpha_pattern['key'] must be a positive number, got 0"),
+    ({"target_modules": ".*query", "layers_to_transform": [0]}, "layers_to_transform needs target_modules to be a l"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), MISTAKES)
 def test_a_value_out_of_bounds_is_refused_with_what_is_allowed(fields, message):
     refused(LsrConfig, kind=ValueError, says=message, **fields)
