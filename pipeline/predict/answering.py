@@ -34,9 +34,8 @@ def answer(folder: Path, base: str | None, task: AdapterTask, texts: Dataset, ba
         UserError: if the adapter cannot be opened, or has other labels than its task names.
     """
     model, tokenizer = open_adapter(folder, base)
-    outputs = model.config.num_labels
-    if task.task.width(task.labels) != outputs:
-        raise UserError(f"{folder / FILE}: labels: {outputs} names are needed, one per output of the head")
+    if reason := task.task.misfit(model, task.labels):
+        raise UserError(f"{folder / FILE}: {reason}")
     table, lengths = tokenize(texts, tokenizer, task.max_length)
     split, collate = Dataset(table), task.task.collator(tokenizer)
     with console.progress(title, len(split), "texts", console.errors) as advance:

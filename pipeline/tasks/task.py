@@ -162,6 +162,12 @@ class Task(ABC):
         """Return the number of the head's outputs: one for each label or, if they have no names, one."""
         return len(labels or ()) or 1
 
+    @classmethod
+    def misfit(cls, model: Any, labels: Sequence[str] | None) -> str:
+        """Return why a model cannot answer with these labels of task.json; an empty text if it can."""
+        outputs = model.config.num_labels
+        return "" if cls.width(labels) == outputs else f"labels: {outputs} names are needed, one per output of the head"
+
     @abstractmethod
     def head(self) -> dict[str, Any]:
         """Return the fields of the model's configuration that determine its head."""

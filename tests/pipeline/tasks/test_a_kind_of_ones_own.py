@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import shutil
 
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ from pipeline import params, score
 from pipeline.arena import plan, preset, task_tokens
 from pipeline.arena.measure import measure, task_of
 from pipeline.core import artifacts
+from pipeline.methods import adapter_task
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.predict.__main__ import main as predict
 from tests import kit, workspace
@@ -100,3 +102,13 @@ def test_its_form_says_what_goes_with_it_and_without_it_is_unknown(monkeypatch):
         refused(params.reading.validated, DatasetRow, ROW | changes, "t.yaml", ("levels",), says=says)
     monkeypatch.undo()
     refused(params.reading.validated, DatasetRow, ROW, "t.yaml", ("levels",), says="label.order: no such key", lines=3)
+
+
+def test_a_note_without_a_kind_is_of_classes_or_where_they_have_no_names_of_a_number(tmp_path):
+    shutil.copytree(artifacts.ADAPTER, tmp_path, dirs_exist_ok=True)
+    note = {"columns": ["review"], "max_length": 24}
+    for labels, kind in ((["a", "b"], "classes"), (None, "number")):
+        kit.write(tmp_path / "task.json", {**note, "labels": labels})
+        assert adapter_task.read(tmp_path).kind == kind
+    kit.write(tmp_path / "task.json", {**note, "labels": None, "kind": "nmber"})
+    refused(adapter_task.read, tmp_path, says="task.json: kind: no such kind of task; did you mean number?; there are ")
