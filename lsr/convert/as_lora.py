@@ -12,8 +12,6 @@ from torch import Tensor
 
 from lsr.loading.contents import Contents
 from lsr.loading.lora import LORA
-from lsr.loading.update import Update
-from lsr.tuner.card import Card
 from lsr.tuner.files import PREFIX
 from lsr.tuner.patterns import exactly
 
@@ -52,28 +50,11 @@ def as_lora(contents: Contents) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "use_rslora": False,
         "use_dora": False,
     }
-    return fields, _factors(updates) | {f"{PREFIX}{name}": value for name, value in contents.heads.items()}
-
-
-def lora_card(contents: Contents) -> Card:
-    """Return the card of a LoRA with these contents."""
-    return Card(
-        method=LORA,
-        called="LoRA adapter",
-        base=contents.base.get("base_model_name_or_path"),
-        revision=contents.base.get("revision"),
-        task_type=contents.base.get("task_type"),
-        labels=contents.labels,
-        summary="It equals an LSR adapter, and loads without `lsr`.",
-    )
-
-
-def _factors(updates: Mapping[str, Update]) -> dict[str, Tensor]:
-    tensors = dict[str, Tensor]()
+    tensors = {f"{PREFIX}{name}": value for name, value in contents.heads.items()}
     for name, update in updates.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = update.frames.a
         tensors[f"{PREFIX}{name}.lora_B.weight"] = update.frames.b
-    return tensors
+    return fields, tensors
 
 
 def _usual(values: Mapping[str, float]) -> tuple[float, dict[str, float]]:

@@ -9,9 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lsr.loading.contents import Contents
-from lsr.loading.lsr import LSR
 from lsr.loading.update import Update
-from lsr.tuner.card import Card
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import PREFIX
 from lsr.tuner.forms import form_of
@@ -48,12 +46,6 @@ def as_lsr(contents: Contents) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if update.core is not None:
             tensors[f"{adapter}core"] = update.core
     return config.to_dict(), tensors | {f"{PREFIX}{name}": value for name, value in contents.heads.items()}
-
-
-def lsr_card(contents: Contents) -> Card:
-    """Return the card of an LSR adapter with these contents."""
-    name, revision, task = (contents.base.get(key) for key in ("base_model_name_or_path", "revision", "task_type"))
-    return Card(LSR, name, revision, task, contents.labels)
 
 
 def _share(updates: Mapping[str, Update], kinds: Mapping[str, Kind], owners: Mapping[Kind, str]) -> bool:

@@ -14,7 +14,7 @@ from lsr.loading.lsr import LSR
 from lsr.loading.task_note import read_task
 from lsr.loading.update import Update
 from lsr.tuner.files import Files, read_files, weights_of
-from lsr.tuner.mistakes import InputError, first_line
+from lsr.tuner.mistakes import InputError
 
 
 class RoundingErrors(NamedTuple):
@@ -39,10 +39,7 @@ def round_adapter(folder: str | Path, output: str | Path, precision: str, *, for
     if not files.tensors:
         raise InputError(f"{folder}: there is no tensor to store")
     with writing(output) as new:
-        try:
-            write_files(new, files.fields, files.tensors, precision)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"{folder}: {first_line(error)}") from None
+        write_files(new, str(folder), files.fields, files.tensors, precision)
         write_task(new, read_task(folder))
         written = read_files(new)
         before, after = _updates(files), _updates(written)

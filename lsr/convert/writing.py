@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lsr.algebra.rounding import pack, unpack
-from lsr.convert.as_lora import as_lora, lora_card
-from lsr.convert.as_lsr import as_lsr, lsr_card
+from lsr.convert.as_lora import as_lora
+from lsr.convert.as_lsr import as_lsr
 from lsr.loading.contents import Contents
 from lsr.loading.lora import LORA
 from lsr.loading.lsr import LSR
+from lsr.tuner.card import Card
 from lsr.tuner.files import CONFIG, ROUNDED, TASK, WEIGHTS
 from lsr.tuner.mistakes import InputError, first_line
 
-FORMATS = {LSR: (as_lsr, lsr_card), LORA: (as_lora, lora_card)}
+FORMATS = {LSR: as_lsr, LORA: as_lora}
+NAMED = ("base_model_name_or_path", "revision", "task_type")  # what a card says of the base model
 EXACT = "float32"  # the precision in which PEFT reads the file
 # Of the files that a command writes: an adapter, a bank, or a checkpoint with its tokenizer.
 ENDINGS = (".json", ".safetensors", ".md", ".txt", ".jinja", ".model")
@@ -41,23 +44,32 @@ def write(
     if method not in FORMATS:
         raise InputError(f"method must be {' or '.join(FORMATS)}, got {method!r}")
     check_output(folder, (), replace=force)
-    files, card = FORMATS[method]
-    fields, tensors = files(contents)
+    fields, tensors = FORMATS[method](contents)
+    name, revision, task_type = (contents.base.get(key) for key in NAMED)
+    card = Card(method, name, revision, task_type, contents.labels)
+    if method == LORA:
+        card = replaced(card, called="LoRA adapter", summary="It equals an LSR adapter, and loads without `lsr`.")
     with writing(folder) as new:
-        write_files(new, fields, tensors, precision)
+        write_files(new, contents.source, fields, tensors, precision)
         write_task(new, contents.task)
-        card(contents).write(new)
+        card.write(new)
 
 
 def write_files(
-    folder: Path, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], precision: str | None = None
+    folder: Path, source: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], precision: str | None = None
 ) -> None:
-    """Write the two files of an adapter of any method into a folder, with the errors of `pack`."""
+    """Write the two files of an adapter of any method, from a source, into a folder.
+
+    Raises:
+        InputError: if there is no such precision, or it cannot hold the tensors; names the source.
+    """
     text = json.dumps(dict(fields), indent=2, sort_keys=True)
     (folder / CONFIG).write_text(f"{text}\n", encoding="utf-8")
-    stored = tensors if precision is None else pack(tensors, precision)
-    if precision == EXACT:
-        stored = unpack(stored)
+    try:
+        stored = tensors if precision is None else pack(tensors, precision)
+        stored = unpack(stored) if precision == EXACT else stored
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{source}: {first_line(error)}") from None
     own = {name: stored[name].detach().cpu().clone().contiguous() for name in sorted(stored)}
     if precision in (None, EXACT):
         save_file(own, folder / WEIGHTS, metadata={"format": "pt"})

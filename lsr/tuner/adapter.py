@@ -46,11 +46,6 @@ class LsrAdapter(LsrFactors):
         """Whether there is a core between A and B."""
         return self.trained_part != "factors"
 
-    @property
-    def is_lora(self) -> bool:
-        """Whether the factors are those of a LoRA: A and B themselves, with nothing between them."""
-        return len(self.form.rank_shape) == 1 and not self.has_core
-
     def set_core(self, value: Tensor, like: Tensor) -> None:  # (r, r) or (r,)
         """Set the core; a new one is on the device of the base weight `like`, in at least float32."""
         self._set_parameter("core", value, like)

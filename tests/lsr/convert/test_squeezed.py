@@ -100,12 +100,15 @@ def test_what_cannot_be_held_is_refused_in_a_line(tmp_path, monkeypatch):
     save_lora("biases", bias="lora_only")
     shutil.copytree("lora", "zero")
     edit("zero/adapter_model.safetensors", lambda tensors: {key: 0 * value for key, value in tensors.items()})
+    shutil.copytree("lora", "huge")
+    edit("huge/adapter_model.safetensors", lambda tensors: {key: 2e38 * value.sign() for key, value in tensors.items()})
     for folder, to, bits, message in (
         ("lora", "rank:0", None, "--to must be rank:R, directions:N or shared:R, got 'rank:0'"),
         ("lora", "core:3", None, "got 'core:3'"),
         ("lora", "shared:25", None, "lora: --to shared:25: the rank must be in [1, 24]"),
         ("lora", "rank:1", 1, "--bits of 8, 4, 3, 2"),
         ("biases", "rank:1", None, "trains biases of the base model (bias='lora_only'), which is not supported"),
+        ("huge", "rank:1", 3, "huge: base_model.model.classifier.bias holds values that are not finite, or of 2^127"),
         ("zero", "rank:1", None, "zero: its update is zero: there is nothing to squeeze"),
     ):
         refused(squeeze_adapter, folder, "small", to, bits=bits, says=message)
