@@ -33,31 +33,32 @@ def test_the_committed_presets_hold_all_trainings_of_the_committed_records(name,
     assert {one.method for one in records.values()} <= chosen.methods.keys()
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"baseline": "LoRA r=3"}, ["small: baseline: no 'LoRA r=3' here; did you mean LoRA r=1?", "known: "]),
-        ({"tuning": {"rates": [1.0, 1.0]}}, ["small.tuning.rates", "must differ"]),
-        ({"rounded": [1, 7]}, ["small: rounded: no '7' here", "known: 0, 1"]),
-        ({"tests": 3}, ["small.tests: no such key", "did you mean tasks?"]),
-        ({"params": {"seed": 3}}, ["params: seed is set by the arena itself"]),
-        ({"methods": {"odd": {"adapter": "lora", "tasks": ["glu"]}}}, ["methods: odd: tasks: no 'glu'", "mean glue?"]),
-        ({"averages": {"main": ["glue", "rating"]}}, ["averages: main: no 'rating'", "did you mean ratings?"]),
-        ({"averages": {"glue": ["glue", "ratings"]}}, ["averages: glue is the name of a task"]),
-        (
-            {"tasks": {"comparisons": {}}, "averages": {"main": ["glue", "ratings", "comparisons"]}},
-            ["averages: main: ratings and comparisons share their texts; keep one of them"],
-        ),
-        (
-            {"hypotheses": [{"method": "LoRA r=1", "expected": "better", "against": "head", "on": "mean"}]},
-            ["hypotheses: 1: on: no 'mean' here", "known: average"],
-        ),
-    ],
-)
-def test_a_broken_preset_is_refused_in_a_line(changes, words, arena):
+ON_MEAN = {"method": "LoRA r=1", "expected": "better", "against": "head", "on": "mean"}
+ALL = ["glue", "ratings", "comparisons"]
+BROKEN = [
+    ({"baseline": "LoRA r=3"}, "small: baseline: no 'LoRA r=3' here; did you mean LoRA r=1?"),
+    ({"tuning": {"rates": [1.0, 1.0]}}, "small.tuning.rates: "),
+    ({"rounded": [1, 7]}, "small: rounded: no '7' here"),
+    ({"tests": 3}, "small.tests: no such key; did you mean tasks?"),
+    ({"params": {"seed": 3}}, "params: seed is set by the arena itself"),
+    (
+        {"methods": {"odd": {"adapter": "lora", "tasks": ["glu"]}}},
+        "odd: tasks: no 'glu' here; did you mean glue?",
+    ),
+    ({"averages": {"main": ["glue", "rating"]}}, "averages: main: no 'rating' here; did you mean ratings?"),
+    ({"averages": {"glue": ["glue", "ratings"]}}, "averages: glue is the name of a task"),
+    (
+        {"tasks": {"comparisons": {}}, "averages": {"main": ALL}},
+        "ratings and comparisons share their texts; keep",
+    ),
+    ({"hypotheses": [ON_MEAN]}, "hypotheses: 1: on: no 'mean' here"),
+]
+
+
+@pytest.mark.parametrize(("changes", "says"), BROKEN)
+def test_a_broken_preset_is_refused_in_a_line(changes, says, arena):
     small.write(**changes)
-    line = refused(preset.load, "small", says=str(preset.PATH))
-    assert all(word in line for word in words), line
+    assert refused(preset.load, "small", says=says).startswith(str(preset.PATH))
 
 
 def test_keys_of_pinned_files_are_known_without_them_and_other_files_are_refused(arena, tmp_path):
@@ -75,39 +76,26 @@ def test_an_unknown_preset_is_told_from_those_there_are(arena):
     refused(preset.load, "smal", says="no preset 'smal'; did you mean small?; presets: small")
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"tasks": {"glu": {}}}, ["no row 'glu'", "did you mean glue?"]),
-        ({"methods": {"head": {"adapter": "head", "params": {"train.epoch": 1}}}}, ["train.epoch", "epochs?"]),
-        (
-            {"methods": {"odd": {"adapter": "lora", "params": {"lora.target_modules": ["valeu"]}}}},
-            ["pipeline/arena.yaml: small.methods.odd: lora: ", "valeu"],
-        ),
-        (
-            {"methods": {"odd": {"adapter": "loha", "params": {"loha.type": "LOHA", "loha.rr": 2, **RATE}}}},
-            ["pipeline/arena.yaml: small.methods.odd: loha: rr: no such key; did you mean r?"],
-        ),
-        (
-            {"methods": {"odd": {"adapter": "loha", "params": {"loha.type": "LOHAA", **RATE}}}},
-            [
-                "pipeline/arena.yaml: small.methods.odd: loha: type: PEFT ",
-                "has no method 'LOHAA'",
-                "did you mean LOHA?",
-            ],
-        ),
-        (
-            {"methods": {"odd": {"adapter": "loha", "params": {"loha.r": 2}}}},
-            ["pipeline/arena.yaml: small.methods.odd.loha: no such key; the section of a method has a type"],
-        ),
-        (
-            {"params": {"tokenize.max_length": 64}},
-            ["pipeline/arena.yaml: small.tasks.glue: tokenize.max_length", "at most 30"],
-        ),
-        ({"reads": {"longest": 2}}, ["no text of at most 2 tokens", "longest"]),
-    ],
-)
-def test_what_does_not_fit_is_said_before_anything_runs(changes, words, arena):
+def odd(adapter, **params):
+    return {"methods": {"odd": {"adapter": adapter, "params": params}}}
+
+
+MISFITS = [
+    ({"tasks": {"glu": {}}}, "no row 'glu'; did you mean glue?"),
+    (
+        {"methods": {"head": {"adapter": "head", "params": {"train.epoch": 1}}}},
+        "train.epoch: no such key; did you mean",
+    ),
+    (odd("lora", **{"lora.target_modules": ["valeu"]}), "pipeline/arena.yaml: small.methods.odd: lora: "),
+    (odd("loha", **{"loha.type": "LOHA", "loha.rr": 2, **RATE}), "odd: loha: rr: no such key; did you mean r?"),
+    (odd("loha", **{"loha.type": "LOHAA", **RATE}), "has no method 'LOHAA' that adapts layers; did you mean LOHA?"),
+    (odd("loha", **{"loha.r": 2}), "small.methods.odd.loha: no such key; the section of a method has a type"),
+    ({"params": {"tokenize.max_length": 64}}, "pipeline/arena.yaml: small.tasks.glue: tokenize.max_length"),
+    ({"reads": {"longest": 2}}, "no text of at most 2 tokens"),
+]
+
+
+@pytest.mark.parametrize(("changes", "says"), MISFITS)
+def test_what_does_not_fit_is_said_before_anything_runs(changes, says, arena):
     small.write(**changes)
-    line = refused(check.check, plan.entries("small", preset.load("small"), ["glu"]))
-    assert all(word in line for word in words), line
+    refused(check.check, plan.entries("small", preset.load("small"), ["glu"]), says=says)

@@ -245,7 +245,7 @@ def test_every_mistake_in_the_tables_is_found_at_once_whichever_row_is_chosen(ow
         "data/datasets.yaml: mrpc: pipeline/datasets.yaml has a row of this",
     ]
     write("pipeline/models.yaml", {"mine": {"source": 3}})
-    refused(own, {}, says="models.yaml: mine.source: input should be keys with values, got 3", lines=5)
+    refused(own, {}, says="models.yaml: mine.source: input should be keys with values, got 3")
 
 
 # The command
