@@ -36,7 +36,7 @@ Room = tuple[str, Sequence[int]]  # the part that has a tensor's entries, and th
 
 
 def pack(tensors: Mapping[str, Tensor], precision: str) -> dict[str, Tensor]:
-    """Return the tensors of a file that holds an adapter's, rounded to one of PRECISIONS.
+    """Return the tensors of a file that holds an adapter's tensors, rounded to one of PRECISIONS.
 
     Packing what `unpack` returns, in the same precision, gives the same bytes again.
 
@@ -68,7 +68,7 @@ def pack(tensors: Mapping[str, Tensor], precision: str) -> dict[str, Tensor]:
 
 
 def unpack(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors by name that a file of `pack` holds, floating-point ones in float32.
+    """Return the tensors that `pack` stored, by name; floating-point ones in float32.
 
     Raises:
         ValueError: if the index is broken, or the other tensors are not what it says.
@@ -95,7 +95,7 @@ def unpack(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Return the name without the module, for example bfloat16."""
+    """Return the name of a dtype without its module, for example bfloat16."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -187,7 +187,7 @@ def _leaves(tree: Any, prefix: str) -> Iterator[tuple[str, Room]]:
 
 
 def _part(stored: Mapping[str, Tensor], name: str, size: int, dtype: torch.dtype) -> Tensor:  # (size,)
-    """Return a tensor of the file; checked before anything of its size is made.
+    """Return a tensor of the file, checked before any memory of its size is taken.
 
     Raises:
         ValueError: if it has another size or dtype than the index says.

@@ -77,7 +77,7 @@ def _targets(contents: Contents) -> Sequence[str] | str:
 
 
 def _saved_whole(contents: Contents) -> list[str] | None:
-    """Return the entries of modules_to_save that the model has: PEFT adds the names of all common heads."""
+    """Return the entries of modules_to_save that have tensors: PEFT adds the names of all common heads."""
     paths = [name.split(".")[:-1] for name in contents.heads]
     whole = [".".join(path[:length]) for path in paths for length in range(1, len(path) + 1)]
     return sorted({entry for entry in contents.endings if any(name.endswith(entry) for name in whole)}) or None

@@ -1,4 +1,4 @@
-"""The commands of `python -m lsr` that export and import: each calls one function and prints its result.
+"""The commands `lsr export` and `lsr import`: each calls one function and prints its result.
 
 Tables are plain aligned text, which needs no further package and reads the same in a terminal, a file or a pipe.
 """
@@ -98,7 +98,7 @@ def _show_export(options: argparse.Namespace, lost: Errors) -> None:
 
 
 def differences(options: argparse.Namespace, ids: Tensor, expected: Tensor) -> list[tuple[str, float]]:
-    """Return the largest difference from the adapter's outputs for each way to load the export."""
+    """Return, for each way to load the export, the largest difference of its outputs from the adapter's."""
     if options.to == "merged":
         kind = class_of(read_config(options.adapter))
         found = {"merged": outputs(load_model(kind, str(options.output)).float().eval(), ids)}

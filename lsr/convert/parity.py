@@ -1,4 +1,4 @@
-"""Compare two models: the largest difference between their outputs on fixed token ids."""
+"""Fixed token ids, and a model's outputs for them, with which two models are compared."""
 
 from typing import Any
 

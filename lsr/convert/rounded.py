@@ -1,4 +1,4 @@
-"""An adapter of any method in another precision: its folder, and what rounding has changed."""
+"""Round an adapter of any method to another precision, and measure what that changes."""
 
 import argparse
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ def round_adapter(folder: str | Path, output: str | Path, precision: str, *, for
 
 
 def _updates(files: Files) -> Mapping[str, Update]:
-    """Return the update of each layer; nothing if the method does more than add it."""
+    """Return the update of each layer; none if the method does more than add one."""
     if files.method == LSR:
         return updates_in(files)
     with suppress(InputError):
@@ -59,7 +59,7 @@ def _updates(files: Files) -> Mapping[str, Update]:
 
 
 def run_round(options: argparse.Namespace) -> None:
-    """Round an adapter for `python -m lsr round`, and print what has changed."""
+    """Run `lsr round`: round an adapter, and print what has changed."""
     lost = round_adapter(options.adapter, options.output, options.to, force=options.force)
     before, after = (weights_of(folder).stat().st_size for folder in (options.adapter, options.output))
     print(f"{options.output}: {options.to}, tensors in {after:,} bytes, before in {before:,}")

@@ -1,4 +1,4 @@
-"""A trained adapter, of LSR or LoRA, as a small one: of few directions, or with cores between shared frames."""
+"""Squeeze a trained LSR or LoRA adapter into a small one: few directions, or cores between shared frames."""
 
 import argparse
 import re
@@ -31,7 +31,7 @@ BITS = {8: "8bit", 4: "4bit", 3: "3bit", 2: "2bit"}
 
 
 class Squeezed(NamedTuple):
-    """What is left: the relative errors of the update by layer and in all, and the bytes of the tensors."""
+    """The result of squeezing: relative errors of the update, and the bytes of the tensors before and after."""
 
     errors: Errors
     bytes_before: int
@@ -103,7 +103,7 @@ def _shared(updates: Mapping[str, Product], rank: int) -> dict[str, Update]:
 
 
 def _between(sources: Sequence[Source]) -> list[Update]:
-    """Return the updates between frames of several: those of `warm`, and its cores."""
+    """Return updates with the frames that several layers share and their cores, as `warm` starts them."""
     frames = _frames(directions.frames(sources))
     return [Update(frames, ALPHA, warm.core(source, frames.b, frames.a).float()) for source in sources]
 
@@ -126,7 +126,7 @@ FORMS = {"rank": _ranked, "directions": _directed, "shared": _shared}
 
 
 def run_squeeze(options: argparse.Namespace) -> None:
-    """Squeeze an adapter for `python -m lsr squeeze`, and print what is left."""
+    """Run `lsr squeeze`: squeeze an adapter, and print the error of each layer."""
     squeezed = squeeze_adapter(options.adapter, options.output, options.to, bits=options.bits, force=options.force)
     rows = [(name, f"{error:.2%}") for name, error in squeezed.errors.layers.items()]
     print(table(("layer", "relative error"), rows))

@@ -34,7 +34,7 @@ MARKS = (CONFIG, "config.json", "bank.safetensors")  # at least one of them is i
 def write(
     contents: Contents, folder: Path, method: str = LSR, precision: str | None = None, *, force: bool = False
 ) -> None:
-    """Write an adapter's folder, of LSR or LORA: its two files, its card and its note.
+    """Write an adapter's folder, as LSR or LORA: its two files, its card and the note about its task.
 
     Its tensors are as they are, or rounded to one of PRECISIONS (`lsr.algebra.rounding`).
 
@@ -58,10 +58,10 @@ def write(
 def write_files(
     folder: Path, source: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor], precision: str | None = None
 ) -> None:
-    """Write the two files of an adapter of any method, from a source, into a folder.
+    """Write the two files of an adapter of any method into a folder.
 
     Raises:
-        InputError: if there is no such precision, or it cannot hold the tensors; names the source.
+        InputError: if there is no such precision, or it cannot hold the tensors; names `source`, where they come from.
     """
     text = json.dumps(dict(fields), indent=2, sort_keys=True)
     (folder / CONFIG).write_text(f"{text}\n", encoding="utf-8")
@@ -78,13 +78,13 @@ def write_files(
 
 
 def write_task(folder: Path, task: Mapping[str, Any] | None) -> None:
-    """Write what the pipeline noted about an adapter's task, such as the names of labels, if it did."""
+    """Write the note about an adapter's task, such as the names of its labels, if there is one."""
     if task is not None:
         (folder / TASK).write_text(json.dumps(task, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def check_output(path: Path, sources: tuple[Path, ...], *, replace: bool) -> None:
-    """Check that a folder may be written, before anything is computed for it.
+    """Check that a folder may be written, before anything is computed.
 
     Raises:
         InputError: if it is or contains a source, or if it exists and `replace` is false or it holds anything else than

@@ -1,1 +1,1 @@
-"""Adapters and base models from folders, the hub or installed packages: what strangers made, read within limits."""
+"""Adapters and base models from folders, the hub or installed packages: untrusted, so read within limits."""

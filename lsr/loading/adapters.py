@@ -52,7 +52,7 @@ def load_onto(base: nn.Module, folder: Path, *, trainable: bool = False) -> Peft
 
 
 def config_of(files: Files) -> PeftConfig:
-    """Return the configuration in an adapter's file, checked before anything of its sizes is made.
+    """Return the configuration in an adapter's file, checked before any memory of its sizes is taken.
 
     Raises:
         InputError: if PEFT has no such method, a field is wrong, or an LSR adapter needs more than its file holds.

@@ -1,4 +1,4 @@
-"""An adapter as its folder has it, of LSR or LoRA: the update of each layer, its heads, and what its base model is."""
+"""The contents of an LSR or LoRA adapter: the update of each layer, the heads, and which base model it is for."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ BASE_FIELDS = ("base_model_name_or_path", "revision", "task_type", "auto_mapping
 
 
 class Host(NamedTuple):
-    """What a model tells of its adapter, and a folder does not."""
+    """What is known of an adapter in a model but not of one in a folder."""
 
     modules: Sequence[str]  # of the base model, by name
     labels: Sequence[str] | None
@@ -67,7 +67,7 @@ class Contents:
                 raise ValueError(f"layer {name!r}: the adapter is for a layer of {its}, this one is {m} x {n}")
 
     def whole(self, modules: Mapping[str, nn.Module]) -> list[str]:
-        """Return the modules of a base model that it trained in full: PEFT's rule, DistilBERT's pre_classifier too."""
+        """Return the modules of a base model that the adapter trained in full, by PEFT's rule for names."""
         found: list[str] = []
         for name in modules:
             if name.endswith(self.endings) and not name.startswith(tuple(f"{outer}." for outer in found)):
@@ -75,7 +75,7 @@ class Contents:
         return found
 
     def heads_on(self, modules: Mapping[str, nn.Module], labels: int) -> dict[str, dict[str, Tensor]]:
-        """Return the tensors of each module of a base model, with so many labels, that the adapter trained in full.
+        """Return the adapter's tensors for each module of a base model, with so many labels, that it trained in full.
 
         Raises:
             ValueError: if a tensor is missing, is in no such module, or has another shape in anything but the number of
@@ -103,7 +103,7 @@ def by_label(head: Mapping[str, Tensor], labels: int) -> list[str]:
 
 
 def read_contents(folder: str | Path, method: str | None = None, *, with_biases: bool = False) -> Contents:
-    """Read an adapter's folder, of LSR or plain LoRA, or of this one of both; no base model is needed.
+    """Read the folder of an LSR or plain LoRA adapter, or of this method alone; no base model is needed.
 
     Raises:
         InputError: if it is neither, its files are inconsistent, or, unless `with_biases`, it trained biases of the
@@ -117,7 +117,7 @@ def read_contents(folder: str | Path, method: str | None = None, *, with_biases:
 
 
 def contents_of(files: Files) -> Contents:
-    """Return what the files of an adapter of LSR or plain LoRA hold.
+    """Return the contents of the files of an LSR or plain LoRA adapter.
 
     Raises:
         InputError: if it is neither, or its files are inconsistent.
@@ -140,7 +140,7 @@ def contents_of(files: Files) -> Contents:
 
 
 def _heads(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of an adapter's file that are no factors, by their names in the base model.
+    """Return the tensors in an adapter's file other than factors, by their names in the base model.
 
     With bias="all" PEFT writes the biases of a head twice, by the names that they have inside its wrapper, too.
     """

@@ -22,7 +22,7 @@ CORE = "core"
 
 
 def check_config(files: Files) -> LsrConfig:
-    """Return an LSR adapter's configuration, whose shapes have been checked before anything of that size is made.
+    """Return an LSR adapter's configuration, with its shapes checked before any memory of that size is taken.
 
     Raises:
         InputError: if a field is wrong, there are no factors, or the shapes need more than the file holds.
@@ -45,9 +45,10 @@ def check_config(files: Files) -> LsrConfig:
 
 
 def lsr_updates(files: Files) -> dict[str, Update]:
-    """Return the update of each layer: between the adapter's own A and B if it trained these alone, or a core alone.
+    """Return the update of each layer.
 
-    Otherwise, of Kronecker factors or of a core between trained frames, A and B are the LoRA that is the same.
+    A and B are the adapter's own if they are dense and it trained only them, or only a core between them. Kronecker
+    factors, and a core between trained frames, come as the equal LoRA.
 
     Raises:
         InputError: if a file is incomplete, the two do not fit together, or frames elsewhere are not there or others.
@@ -100,7 +101,7 @@ def _update(config: LsrConfig, name: str, frames: Frames, core: Tensor | None) -
 
 @contextmanager
 def _fitting(files: Files) -> Iterator[None]:
-    """Say in one line what does not fit.
+    """Say in one line how the two files disagree.
 
     Raises:
         InputError: in place of another error.

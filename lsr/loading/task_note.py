@@ -14,7 +14,7 @@ HALVES = re.compile("[\ud800-\udfff]")  # of characters, which JSON can hold and
 
 
 def read_task(folder: Path) -> dict[str, Any] | None:
-    """Return what the pipeline wrote about an adapter's task into its folder; None if there is no such file.
+    """Return the note in an adapter's folder; None if there is none.
 
     Raises:
         InputError: if it is no JSON object, or its labels are no list of names.
@@ -33,7 +33,7 @@ def read_task(folder: Path) -> dict[str, Any] | None:
 
 
 def labels_of(task: Mapping[str, Any] | None, heads: Mapping[str, Tensor]) -> list[str] | None:
-    """Return an adapter's label names, none if it predicts a number: of its task, or as transformers numbers outputs.
+    """Return an adapter's label names, empty for a number: those of its task, or else LABEL_0 and so on.
 
     None if there are neither a task nor heads.
     """

@@ -1,4 +1,4 @@
-"""The update that an adapter adds to a linear layer, whatever its method."""
+"""The update that an adapter adds to the weight of a linear layer, in one form for all methods."""
 
 from typing import NamedTuple
 
@@ -44,7 +44,7 @@ class Update(NamedTuple):
 
     @classmethod
     def scaled(cls, frames: Frames, scaling: float, core: Tensor | None = None) -> "Update":
-        """Return the update of a scaling instead of an alpha."""
+        """Return an update given its scaling rather than alpha."""
         return cls(frames, scaling * _divisor(frames, core), core)
 
     @property
@@ -58,11 +58,11 @@ class Update(NamedTuple):
         return Form.dense(len(self.frames.a), self.frames.a.shape[1], len(self.frames.b))
 
     def plain(self) -> "Update":
-        """Return the same update without a core, folded if it has one."""
+        """Return the same update without a core: itself, or folded if it has one."""
         return self if self.core is None else self.folded()
 
     def folded(self) -> "Update":
-        """Return the same update with R A for A, and the scaling in B."""
+        """Return the same update with R A in place of A, and the scaling folded into B."""
         a = self._right()
         return Update(Frames(a=a, b=self.scaling * self.frames.b), len(a))
 

@@ -1,4 +1,4 @@
-"""What a bank takes: heads and adapted linear layers alone, with finite answers. Strangers' adapters can hold more."""
+"""What a bank admits: only heads and adapted linear layers, with finite answers; untrusted adapters can hold more."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -14,7 +14,7 @@ from lsr.loading.update import Update
 
 
 def check_heads(model: nn.Module, names: Iterable[str]) -> None:
-    """Refuse what is trained in full and is no head: a module with weights, beside the backbone of the model.
+    """Refuse modules trained in full that are no heads: a head has weights, and stands beside the model's backbone.
 
     In any other module a row of a batch could reach those of others, or the module would be called with more than the
     rows.

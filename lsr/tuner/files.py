@@ -32,7 +32,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.uin
 
 
 class Files(NamedTuple):
-    """What the two files of an adapter hold, which have been read once."""
+    """The contents of an adapter's two files, read once."""
 
     folder: Path
     fields: dict[str, Any]
@@ -51,7 +51,7 @@ def read_files(folder: str | Path, method: str | None = None) -> Files:
 
 
 def adapter_folder(source: str | Path) -> Path:
-    """Return the folder of an adapter, or where the files of one in a hub repository have been downloaded to.
+    """Return an adapter's folder; that of a hub repository is downloaded first.
 
     Raises:
         InputError: if there is neither.
@@ -112,7 +112,7 @@ def weights_of(folder: Path) -> Path:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file by name, or of what a file of rounded tensors stands for.
+    """Return the tensors of a safetensors file by name; those of a rounded file in float32.
 
     Raises:
         InputError: if it is not a file, or is truncated or corrupt, or a tensor is not finite or of a dtype that no
@@ -150,7 +150,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def factors_by_layer(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Return the factors and cores in a file by layer and by their names in its adapter, without heads and biases."""
+    """Return the factors and cores in a file, without heads and biases, by layer and by name."""
     layers: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if found := FACTOR.fullmatch(key):
