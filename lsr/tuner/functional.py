@@ -45,6 +45,10 @@ def adapted_linear(
     W, which saves passes over outputs and gradients (`_is_cheaper_in_weight`). Otherwise B A x is added to the output
     of W inside a product, and likewise the gradient with respect to x.
 
+    Beside `add_low_rank`, on a MiniLM of six layers with all of them adapted (8 x 24 and 16 x 48 tokens, one processor
+    core, steps that alternate in one process, medians of 12), it spares 5 to 8 % of a training step in float32, and up
+    to 4 % in bfloat16, of the fewest tokens nothing. With query and value alone, the difference is below 1 %.
+
     Under autocast x is cast once, for both W and A. Factors are cast to the dtype of x, never the reverse. Double
     backward is exact.
     """
