@@ -1,11 +1,14 @@
 """The shapes of an adapter in a layer, checked before anything of that size is allocated."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 
-from torch import Tensor
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
 
 from lsr.algebra.shapes import Form, check_rank, split_width
+from lsr.init.passes import widths
+from lsr.tuner.base_weight import check_adaptable
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.options import OWN
 from lsr.tuner.resolved import LayerShapes
@@ -73,6 +76,21 @@ def _check_ranks(form: Form, layer_name: str) -> None:
         )
 
 
+def check_forms(model: nn.Module, names: Sequence[str], config: LsrConfig) -> dict[str, Form]:
+    """Check that all layers can be adapted, before the model is changed, and return the shapes of their adapters.
+
+    Raises:
+        ValueError: if the shapes do not fit a layer; TypeError if its class cannot be adapted. Names the layer.
+    """
+    forms = {}
+    for name in names:
+        module = model.get_submodule(name)
+        base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        check_adaptable(base, name)
+        forms[name] = form_of(config, name, *widths(base))
+    return forms
+
+
 def form_in_file(config: LsrConfig, layer_name: str) -> Form:
     """Return the form of a layer of a saved adapter, as its file says.
 
@@ -84,20 +102,21 @@ def form_in_file(config: LsrConfig, layer_name: str) -> Form:
     return form_of(config, layer_name, shapes.in_features, shapes.out_features)
 
 
-def check_room(config: LsrConfig, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+def check_room(config: LsrConfig, tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Form]:
     """Refuse, before allocating memory, shapes that need more than the file holds: its author can write any number.
 
-    `tensors` holds the tensors of each layer.
+    `tensors` holds the tensors of each layer. Returns the shapes of each; none if they are refused elsewhere.
 
     Raises:
         ValueError: names the layer.
     """
     if config.resolved is None or config.frames != OWN:
-        return  # refused elsewhere, or checked with the file of the frames
+        return {}  # refused elsewhere, or checked with the file of the frames
     held = sum(tensor.numel() for its in tensors.values() for tensor in its.values())
-    for name in tensors:
-        form = form_in_file(config, name)
+    forms = {name: form_in_file(config, name) for name in tensors}
+    for name, form in forms.items():
         if (needed := form.parameters) > held:
             raise ValueError(f"layer {name!r}: its configuration says {needed:,} entries, but the file holds {held:,}")
         if (used := form.rank * (form.in_width + form.out_width)) > MOST_ENTRIES:
             raise ValueError(f"layer {name!r}: its A and B have {used:,} entries; at most {MOST_ENTRIES:,} are allowed")
+    return forms

@@ -50,7 +50,7 @@ class LsrLayer(BaseTunerLayer):
         Raises:
             ValueError: if the shapes do not fit the layer; names it.
         """
-        form = self.make_form(config)
+        form = form_of(config, self.layer_name, self.in_features, self.out_features)
         scaling = config.scaling(self.layer_name, form)
         adapter = LsrAdapter(form, scaling, train=config.train, dropout=config.dropout, frames=frames)
         if frames is None:
@@ -79,14 +79,6 @@ class LsrLayer(BaseTunerLayer):
             if config.init_weights is not False:
                 return torch.zeros(shape)
             return torch.randn(shape, generator=self._generator(config, "core")) / form.rank**0.5
-
-    def make_form(self, config: LsrConfig) -> Form:
-        """Return the shapes of an adapter of this layer.
-
-        Raises:
-            ValueError: if they do not fit the layer; names the layer and what would fit.
-        """
-        return form_of(config, self.layer_name, self.in_features, self.out_features)
 
     def initialize(
         self,

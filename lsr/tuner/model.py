@@ -1,26 +1,24 @@
 """LsrModel: inserts LSR layers into a model, as PEFT's own methods do."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import ModulesToSaveWrapper
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from lsr.init.passes import widths
-from lsr.tuner.base_weight import check_adaptable
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.forms import form_of
+from lsr.tuner.forms import check_forms
 from lsr.tuner.layer import LsrLayer
 from lsr.tuner.linear import LsrLinear, adapted_layers
 from lsr.tuner.mixed_batch import copies_of_a_row, rows_choose
 from lsr.tuner.resolved import Record, Resolved
-from lsr.tuner.sharing import FrameRegistry, SharedFrames, drop_unused_frames, read_shared_frames
+from lsr.tuner.sharing import FrameRegistry, drop_unused_frames, read_shared_frames
 from lsr.tuner.start import config_of, has_begun, initialize_factors, layers_of
 from lsr.tuner.targets import DEFAULTS, adapted_names, check_names
 
@@ -68,7 +66,9 @@ class LsrModel(WholeHeads):
         if config.target_modules == "all-linear":
             config.target_modules = sorted(adapted)
         shared = read_shared_frames(config)
-        check_forms(model, adapted, config, shared)
+        for name, form in check_forms(model, adapted, config).items():
+            if shared is not None:
+                shared.group_of(name, form)
         self._frames = FrameRegistry(config, adapted_layers(model).values(), shared)
         try:
             super().inject_adapter(
@@ -208,18 +208,3 @@ class LsrModel(WholeHeads):
         )
         biases = super()._get_learnable_bias_state_dict(model, state_dict, config)
         return {name: value for name, value in biases.items() if not name.startswith(wrapped)}
-
-
-def check_forms(model: nn.Module, names: Sequence[str], config: LsrConfig, shared: SharedFrames | None = None) -> None:
-    """Check that all layers can be adapted, before the model is changed.
-
-    Raises:
-        ValueError: if the shapes do not fit a layer; TypeError if its class cannot be adapted. Names the layer.
-    """
-    for name in names:
-        module = model.get_submodule(name)
-        base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-        check_adaptable(base, name)
-        form = form_of(config, name, *widths(base))
-        if shared is not None:
-            shared.group_of(name, form)

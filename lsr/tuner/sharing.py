@@ -14,7 +14,7 @@ from lsr.algebra.shapes import Form
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.factors import LsrFactors
 from lsr.tuner.files import CONFIG, adapter_folder, factors_by_layer, read_config, read_tensors
-from lsr.tuner.forms import check_room, form_in_file
+from lsr.tuner.forms import check_room, form_of
 from lsr.tuner.layer import LsrLayer
 from lsr.tuner.mistakes import first_line
 from lsr.tuner.options import OWN
@@ -85,7 +85,7 @@ def read_shared_frames(config: LsrConfig) -> SharedFrames | None:
         return None
     source = config.frames
     try:
-        theirs, tensors = _read(source, config.folder)
+        theirs, tensors, forms = _read(source, config.folder)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, re.error) as error:
         raise ValueError(f"frames: no LSR adapter can be read from {source!r}: {first_line(error)}") from None
     if theirs.frames != OWN:
@@ -101,11 +101,11 @@ def read_shared_frames(config: LsrConfig) -> SharedFrames | None:
             f"frames: those in {source!r} have the hash {sha256[:12]}, but the adapter was trained on others, "
             f"{expected[:12]}"
         )
-    by_group = _by_group(source, theirs, tensors)
+    by_group = _by_group(source, theirs, tensors, forms)
     return SharedFrames(source, theirs.share, by_group, sha256)
 
 
-def _read(source: str, beside: Path | None) -> tuple[LsrConfig, dict[str, dict[str, Tensor]]]:
+def _read(source: str, beside: Path | None) -> tuple[LsrConfig, dict[str, dict[str, Tensor]], dict[str, Form]]:
     places = [*([] if beside is None else [beside / source, beside.parent / source]), Path(source)]
     folder = next((place for place in places if (place / CONFIG).exists()), None)
     folder = adapter_folder(source) if folder is None else folder
@@ -118,14 +118,15 @@ def _read(source: str, beside: Path | None) -> tuple[LsrConfig, dict[str, dict[s
         for layer, its in factors_by_layer(read_tensors(folder)).items()
     }
     tensors = {layer: its for layer, its in frames.items() if its}
-    check_room(config, tensors)
-    return config, tensors
+    return config, tensors, check_room(config, tensors)
 
 
-def _by_group(source: str, theirs: LsrConfig, tensors: Mapping[str, Tensors]) -> dict[Group, tuple[Form, Tensors]]:
+def _by_group(
+    source: str, theirs: LsrConfig, tensors: Mapping[str, Tensors], forms: Mapping[str, Form]
+) -> dict[Group, tuple[Form, Tensors]]:
     by_group: dict[Group, tuple[Form, Tensors]] = {}
     for name, values in tensors.items():
-        form = form_in_file(theirs, name)
+        form = forms[name]
         try:
             _loaded(form, values, torch.empty(0))
         except ValueError as error:
@@ -175,7 +176,7 @@ class FrameRegistry:
         Raises:
             ValueError: if the form does not fit the layer, or the folder has no frames of this form; names the layer.
         """
-        form = layer.make_form(self.config)
+        form = form_of(self.config, layer.layer_name, layer.in_features, layer.out_features)
         if self.shared is None:
             return self._frames.get(kind_of(layer.layer_name, form)) if self.config.share == "layers" else None
         group = self.shared.group_of(layer.layer_name, form)

@@ -14,7 +14,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from transformers import PreTrainedModel
 
 from lsr import LsrConfig, LsrModel
-from lsr.tuner.model import check_forms
+from lsr.tuner.forms import check_forms
 from lsr.tuner.targets import adapted_names, check_indices, check_names, linear_layers
 from pipeline.core.errors import UserError, first_line, nearest
 from pipeline.data.base_models import public_name
@@ -63,32 +63,23 @@ def resolve(
     Raises:
         UserError: if a value is not allowed, one line each, or does not fit the layers of the model.
     """
-    _check_row(row, base)
     head = head_of(row, base)
     whole = [name for name, _ in base.named_children()] if isinstance(section, FullParams) else head
     config = configured(section, seed, _targets(section, base, row, head), whole, task_type)
     plan = Plan(section, config, (), tuple(head))
+    if getattr(config, "target_modules", None) in (None, DUMMY_TARGET_MODULES):
+        return plan
     with plan.explaining():
-        match section:
-            case LsrParams():
-                return replace(plan, layers=tuple(_adapted(base, cast("LsrConfig", plan.config), section)))
-            case PeftParams() if getattr(plan.config, "target_modules", None) not in (None, DUMMY_TARGET_MODULES):
-                _check_names(base, plan.config)
-    return plan
-
-
-def _adapted(base: PreTrainedModel, config: LsrConfig, section: LsrParams) -> list[str]:
-    names = adapted_names(base, config, check_names(config, base))
-    # A budget chooses the ranks later, from 1 on.
-    check_forms(base, names, config if section.budget == "none" else replace(config, rank_shape=(1,)))
-    return names
-
-
-def _check_names(base: PreTrainedModel, config: PeftConfig) -> None:
-    """Refuse names and indices of layers that match nothing, which PEFT skips."""
-    names = check_names(config, base)
-    opened = _maybe_include_all_linear_layers(copy.copy(config), base)
-    check_indices(config, [name for name in names if check_target_module_exists(opened, name)])
+        names = check_names(config, base)
+        if not isinstance(section, LsrParams):  # names and indices that match nothing, which PEFT skips
+            opened = _maybe_include_all_linear_layers(copy.copy(config), base)
+            check_indices(config, [name for name in names if check_target_module_exists(opened, name)])
+            return plan
+        lsr = cast("LsrConfig", config)
+        layers = adapted_names(base, lsr, names)
+        # A budget chooses the ranks later, from 1 on.
+        check_forms(base, layers, lsr if section.budget == "none" else replace(lsr, rank_shape=(1,)))
+        return replace(plan, layers=tuple(layers))
 
 
 def configured(
@@ -187,41 +178,41 @@ def targets_of(row: ModelRow, model: PreTrainedModel) -> Sequence[str] | str:
     """Return name suffixes of the layers to adapt, or a regular expression: from the row, or from PEFT's table.
 
     Raises:
-        UserError: if the row names none and PEFT does not know the architecture; lists the linear layers.
+        UserError: if the row names a layer that the model does not have, or none where PEFT does not know the
+            architecture; lists the linear layers.
     """
-    if row.target_modules is not None:
-        return row.target_modules
     kind = model.config.model_type
-    usual = LsrModel.target_module_mapping.get(kind)
-    if usual is None:
-        linear = ", ".join(linear_layers(model.base_model))
-        raise UserError(
-            f"{row.where}: {public_name(row)[0]}: it is not known which layers of the architecture {kind} are usually "
-            f"adapted; name them by target_modules of a row; its linear layers: {linear}"
-        )
-    return usual
+    usual = LsrModel.target_module_mapping.get(kind) if row.target_modules is None else row.target_modules
+    layers = [name for name, module in model.named_modules() if getattr(module, "weight", None) is not None]
+    unknown = [
+        ending for ending in row.target_modules or () if not any(f".{name}".endswith(f".{ending}") for name in layers)
+    ]
+    if usual is not None and not unknown:
+        return usual
+    linear = linear_layers(model.base_model)
+    listed = f"; its linear layers: {', '.join(linear)}"
+    if unknown:
+        near = nearest(unknown[0], linear)
+        raise UserError(f"{row.where}: target_modules: the model has no layer {unknown[0]!r}{near}{listed}")
+    raise UserError(
+        f"{row.where}: {public_name(row)[0]}: it is not known which layers of the architecture {kind} are usually "
+        f"adapted; name them by target_modules of a row{listed}"
+    )
 
 
 def head_of(row: ModelRow, model: PreTrainedModel) -> list[str]:
-    """Return the modules of the head: from the row, or all modules with parameters outside the backbone."""
-    if row.head is not None:
-        return list(row.head)
-    beside = {name: module for name, module in model.named_children() if name != model.base_model_prefix}
-    return [name for name, module in beside.items() if any(True for _ in module.parameters())]
+    """Return the modules of the head: from the row, or all modules with parameters outside the backbone.
 
-
-def _check_row(row: ModelRow, model: PreTrainedModel) -> None:
+    Raises:
+        UserError: if the row names a module that the model does not have; lists those that there are.
+    """
     modules = dict(model.named_children())
     if unknown := [name for name in row.head or () if name not in modules]:
         raise UserError(f"{row.where}: head: the model has no module {unknown[0]}; it has {', '.join(modules)}")
-    layers = [name for name, module in model.named_modules() if getattr(module, "weight", None) is not None]
-    for ending in row.target_modules or ():
-        if not any(f".{name}".endswith(f".{ending}") for name in layers):
-            linear = linear_layers(model.base_model)
-            raise UserError(
-                f"{row.where}: target_modules: the model has no layer {ending!r}{nearest(ending, linear)}; its linear "
-                f"layers: {', '.join(linear)}"
-            )
+    if row.head is not None:
+        return list(row.head)
+    beside = {name: module for name, module in modules.items() if name != model.base_model_prefix}
+    return [name for name, module in beside.items() if any(True for _ in module.parameters())]
 
 
 def _norms(base: PreTrainedModel, head: list[str]) -> list[str]:

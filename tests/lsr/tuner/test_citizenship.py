@@ -30,7 +30,3 @@ def test_a_behavior_is_there_or_refused_in_words(behavior, subject, tmp_path):
             probe(subject, tmp_path)
     else:
         probe(subject, tmp_path)
-
-
-def test_everything_that_is_refused_is_a_behavior():
-    assert REFUSED.keys() <= BEHAVIORS.keys()
