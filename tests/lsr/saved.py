@@ -6,7 +6,8 @@ import torch
 from peft import get_peft_model
 
 from lsr import LsrConfig
-from tests.capabilities.models import LABELS, tiny, tokens
+from tests.capabilities.checks import train
+from tests.capabilities.models import tiny
 
 USUAL = {"task_type": "SEQ_CLS", "rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0}
 DENSE = {"rank_shape": (4,), "separation_rank": None}
@@ -33,26 +34,15 @@ CASES = {  # what it shows: model, fields
 }
 
 
-def train(model, steps=3):
-    """Move every factor, so that nothing is zero or as it started."""
-    labels = torch.arange(4) % LABELS
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
-    for _ in range(steps):
-        batch = tokens()
-        causal = "CAUSAL_LM" in str(model.peft_config["default"].task_type)
-        model(**batch, labels=batch["input_ids"] if causal else labels).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return model.eval()
-
-
 def adapted(name, base, **fields):
-    """Return a trained adapter on a fresh tiny model, which is saved at `base`."""
+    """Return an adapter on a fresh tiny model, which is saved at `base`, after steps that move every factor."""
     model = tiny(name)
     model.save_pretrained(str(base))
     model.name_or_path = str(base)
     torch.manual_seed(0)
-    return train(get_peft_model(model, LsrConfig(**copy.deepcopy({**USUAL, **fields}))))
+    adapted = get_peft_model(model, LsrConfig(**copy.deepcopy({**USUAL, **fields})))
+    train(adapted, steps=3, learning_rate=0.02)
+    return adapted
 
 
 def save(name, folder, **fields):

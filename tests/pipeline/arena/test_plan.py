@@ -72,14 +72,6 @@ def test_rates_of_the_head_are_tried_at_the_best_rate_of_the_adapter(arena):
     assert tuning.most_left(entry(), {}) == 2 + 2 + 1
 
 
-def test_a_head_that_trains_alone_is_tuned_by_the_same_tries(arena):
-    small.write(tuning={"head_rates": [0.5, 2.0]})
-    sizes, records = simulate(entry("glue: head"), lambda one: one.head_rate)
-    assert sizes == [2, 1]
-    assert len({one.head_rate for one in records.values()}) == 2
-    assert {one.rate for one in records.values()} == {None}
-
-
 def test_a_rate_that_suits_one_seed_alone_is_not_chosen(arena):
     """The best try is run with the second seed until the best mean is of both seeds."""
     small.write(tuning={"seeds": 2}, seeds=[0, 1, 2])
@@ -109,13 +101,6 @@ def test_what_is_not_trained_is_not_tuned_and_a_training_differs_by_it(arena):
     assert sizes == [2] == [tuning.most_left(entry("glue: alone"), {})]
     assert entry("glue: alone").first().rate is None
     assert key("glue: alone") != key("glue: LSR shared r=2")
-
-
-def test_a_method_may_have_fewer_seeds_and_tasks(arena):
-    small.write(methods={"few": {"adapter": "head", "seeds": 1, "tasks": ["ratings"]}})
-    sizes, _ = simulate(entry("ratings: few"), lambda one: one.head_rate)
-    assert sizes == [2]
-    assert plan.entries("small", preset.load("small"), ["glue: few"]) == []
 
 
 def test_tuned_trainings_without_scores_in_all_precisions_are_run_again(arena):

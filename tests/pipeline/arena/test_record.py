@@ -13,13 +13,6 @@ def trainings(arena):
     return [entry.training(plan.Setting(), seed) for seed in (0, 1)]
 
 
-def test_records_of_several_files_are_read_together(trainings, tmp_path):
-    for number, training in enumerate(trainings):
-        record.append(tmp_path / f"machine-{number}.jsonl", recorded(training, 0.5))
-    assert record.read(tmp_path) == {training.key: recorded(training, 0.5) for training in trainings}
-    assert record.read(tmp_path / "nowhere") == {}
-
-
 def test_one_with_scores_in_all_precisions_goes_before_one_without(trainings, tmp_path):
     scores = {"2bit": record.Rounded(bytes=100, validation=0.4, test={"accuracy": 0.4})}
     whole = recorded(trainings[0], 0.5).model_copy(update={"rounded": scores})

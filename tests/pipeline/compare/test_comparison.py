@@ -11,8 +11,7 @@ from pipeline.arena.record import labels_path
 from pipeline.compare import tables
 from pipeline.compare.comparison import compare
 from pipeline.tasks import scores
-from tests.kit import refused
-from tests.pipeline.compare.records import TASKS, labels, preset, record, save_labels, trainings
+from tests.pipeline.compare.records import TASKS, labels, preset, save_labels, trainings
 
 AVERAGE, RESAMPLES = "average", 400
 ALONE = {"tasks": {"rte": {}}}
@@ -56,14 +55,6 @@ def test_the_average_is_the_mean_of_the_tasks_in_percent_seed_by_seed(found, rec
     assert found.rows["stsb"]["LoRA r=8"].scores[3] == pytest.approx(100 * by_hand)
 
 
-def test_a_method_that_nobody_has_run_on_a_task_says_so():
-    found = compare("small", [record(), record("VeRA", "cola"), record(task="cola")], preset(), RESAMPLES)
-    row = found.rows["rte"]["VeRA"]
-    assert (row.status, row.reason, row.score.mean, row.bytes) == ("not run", "", None, None)
-    assert found.notes[0] == "no average: no records of stsb"
-    assert list(found.rows) == ["cola", "rte"]
-
-
 def test_an_average_is_over_its_tasks_and_without_a_method_that_was_not_run_on_all(records):
     averages = {"two": ("rte", "stsb"), "three": ("cola", "rte", "stsb")}
     left = [one for one in records if (one.method, one.task) != ("LoRA r=2", "cola")]
@@ -92,12 +83,6 @@ def test_leads_are_seed_by_seed_and_p_values_corrected(found):
     assert 0 < of.p <= of.p_holm <= 1
     assert found.rows["rte"]["head alone"].verdict.verdict == "worse"
     assert rows["LoRA r=1"].verdict.difference is None
-
-
-def test_an_unknown_baseline_is_one_line_with_all_methods(records):
-    line = refused(compare, "small", records, preset().model_copy(update={"baseline": "LoRA r=9"}), RESAMPLES)
-    assert line.startswith("--baseline: small has no method 'LoRA r=9'; did you mean LoRA r=")
-    assert "methods: head alone, LSR 200" in line
 
 
 def test_without_usable_labels_errors_are_of_seeds_alone_and_a_note_says_why(records, tmp_path):

@@ -55,8 +55,3 @@ def test_the_seeds_that_were_rounded_decide_and_without_any_on_a_task_all_is_as_
     both = zip((known, unknown), other, strict=True)
     assert scores == [pytest.approx(50 * (one.score() + its.score())) for one, its in both]
     assert smallest(of(record(status="failed", file_bytes=7))) == ("as trained", 7, [])
-
-
-def test_a_file_that_is_smaller_as_it_was_trained_stays_so():
-    signs = record(rounded=rounded(v2bit=700), **(WHOLE | {"file_bytes": 350}))
-    assert smallest(of(signs))[:2] == ("as trained", 350)

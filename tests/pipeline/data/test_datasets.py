@@ -90,17 +90,6 @@ def test_texts_are_the_same_whatever_their_case_spacing_and_typography(other):
     assert fold(other) == fold("Hello world") == "hello world"
 
 
-def test_pairs_of_texts_are_equal_only_if_both_are(make):
-    train = [("a", "b", 0), ("a", "c", 1), ("b", "a", 0), ("A", "B", 1), ("a b", "c", 0), ("a", "b c", 1), ("x", "", 0)]
-    row = make(text=("one", "two"), train=train, validation=[("v", "v", 0)], test=[("t", "t", 0), ("a", "c", 0)])
-    loaded = datasets.load(row, "mine")
-    found = frames(loaded)["train"]
-    assert list(found.columns) == ["text", "text_pair", "label"]
-    pairs = set(zip(found["text"], found["text_pair"], strict=True))
-    assert pairs == {("a", "b"), ("b", "a"), ("a b", "c"), ("a", "b c")}
-    assert loaded.dropped == {"missing": 1, "within_margin": 0, "duplicate": 2}
-
-
 def test_a_text_stays_in_train_once_and_not_if_another_split_has_it_and_what_is_left_out_is_counted(make):
     train = [("a", 0), ("A", 1), ("a ", 0), ("b", 1), ("c", 0), ("\uff22", 0), ("v", 1), ("V", 0)]
     missing = [("", 1), ("  ", 1), (None, 1), ("x", None), ("y", ""), (None, None)]
