@@ -5,10 +5,9 @@ its test score, to be published with it.
 """
 
 from lsr.tuner.files import WEIGHTS
-from pipeline import params, stage, tasks
+from pipeline import evaluation, params, stage, tasks
 from pipeline.core import artifacts, console
 from pipeline.data import base_models, tokens
-from pipeline.evaluation import inference, report
 from pipeline.methods import adapters, cards, device
 
 
@@ -20,7 +19,7 @@ def main(view: params.EvaluateView) -> None:
     model = adapters.load_adapter(base, artifacts.ADAPTER, trainable=True)  # not to train it, but to count parameters
     counts = adapters.count_parameters(model, view.base_model)
     with console.progress("evaluate", len(test), "examples") as advance:
-        outcome = inference.outcome(task, device.place(model), test, collate, view.evaluate.batch_size, advance)
+        outcome = evaluation.outcome(task, device.place(model), test, collate, view.evaluate.batch_size, advance)
     metrics: dict[str, float] = {
         **task.metrics(outcome, view.evaluate.resamples),
         **counts,
@@ -29,7 +28,7 @@ def main(view: params.EvaluateView) -> None:
     }
     # As a metric is named so too, DVC's tables call the param params.yaml:data, and do not mix it up with the dep data.
     artifacts.write_metrics(artifacts.EVALUATE_METRICS, {"data": view.data, **metrics})
-    report.write_predictions(task, outcome)
+    evaluation.write_predictions(task, outcome)
     with artifacts.replacing(artifacts.CARD) as temporary:
         temporary.write_text(cards.of_evaluation(view, metrics, artifacts.ADAPTER).text(), encoding="utf-8")
 

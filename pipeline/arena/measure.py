@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainerState, set_seed
 
 from lsr.algebra.rounding import PRECISIONS, pack, unpack
 from lsr.tuner.files import WEIGHTS
-from pipeline import tasks
+from pipeline import evaluation, tasks
 from pipeline.arena import machine, statistics, task_tokens
 from pipeline.arena.plan import Training
 from pipeline.arena.record import Record, Rounded
@@ -23,7 +23,6 @@ from pipeline.arena.statistics import Reading, Statistics
 from pipeline.arena.task_tokens import Task
 from pipeline.core.errors import UserError, clipped, first_line, refused_by_machine
 from pipeline.data import base_models
-from pipeline.evaluation import inference
 from pipeline.methods import adapters, planning
 from pipeline.methods.planning import Plan
 from pipeline.params import LsrParams, TrainView
@@ -243,7 +242,7 @@ class Scored(TrainerCallback):
 
     def _of(self, name: str) -> tuple[dict[str, float], NDArray[Any]]:
         task = tasks.of(self.view.dataset)
-        found = inference.outcome(task, self.model, self.splits[name], self.collate, AT_ONCE)
+        found = evaluation.outcome(task, self.model, self.splits[name], self.collate, AT_ONCE)
         if not found.outputs.isfinite().all():
             raise DivergedError(f"train: outputs for {name} are not finite: lower the learning rate")
         return task.scores(found), task.predicted(found)

@@ -3,7 +3,6 @@
 A kind of task is chosen by the form, see `pipeline.tasks`. One that is new registers its form here, in FORMS.
 """
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, StrictFloat, model_validator
@@ -52,15 +51,11 @@ class Form(Row):
         for key, needs in ONLY.items():
             if getattr(row, key) and key not in self.goes_with:
                 raise ValueError(needs.format(count=len(row.choices)))
-        self.check_metrics(row)
+        self._check_metrics(row)
 
-    def check_metrics(self, row: "DatasetRow") -> None:
-        """Check the metrics of a row.
-
-        Raises:
-            ValueError: if one cannot score this form.
-        """
-        _check_fit(row.metrics, self.scored_by)
+    def _check_metrics(self, row: "DatasetRow") -> None:
+        if wrong := [metric for metric in row.metrics if metric not in self.scored_by]:
+            raise ValueError(f"metrics {wrong} do not fit this label; allowed are {list(self.scored_by)}")
 
 
 class Classes(Form):
@@ -72,17 +67,16 @@ class Classes(Form):
 
     names: Annotated[tuple[str, ...], AfterValidator(all_different)] = Field(min_length=2, description="in class order")
 
-    def check_metrics(self, row: "DatasetRow") -> None:
-        """Check that a choice has all that it needs, that strata are of single examples, and the metrics.
-
-        Raises:
-            ValueError: if not.
-        """
+    def _check_metrics(self, row: "DatasetRow") -> None:
         if row.choices:
             self._check_choices(row)
         if row.stratify and (row.choices or row.group):
             raise ValueError(ONLY["stratify"])
-        _check_classes(row, len(self.names))
+        super()._check_metrics(row)
+        if "f1" in row.metrics and len(self.names) != 2:
+            raise ValueError("f1 scores the second of two classes; use macro_f1 for more")
+        if row.group is None and "exact_match" in row.metrics:
+            raise ValueError("exact_match scores groups: define them with `group`")
 
     def _check_choices(self, row: "DatasetRow") -> None:
         if len(self.names) != len(row.choices):
@@ -126,18 +120,13 @@ class Number(Form):
             raise ValueError(f"low must be below high, got {self.low:g} and {self.high:g}")
         return self
 
-    def check_metrics(self, row: "DatasetRow") -> None:
-        """Check that pairs are of one text, and the metrics: those of classes for pairs.
-
-        Raises:
-            ValueError: if not.
-        """
+    def _check_metrics(self, row: "DatasetRow") -> None:
         if row.pairs is None:
-            super().check_metrics(row)
-        elif len(row.text) != 1:
+            super()._check_metrics(row)
+            return
+        if len(row.text) != 1:
             raise ValueError(f"pairs are made of one text column, got {', '.join(row.text)}")
-        else:
-            _check_classes(row, len(COMPARED))
+        Classes(column=self.column, names=COMPARED)._check_metrics(row)
 
 
 class Pairs(Row):
@@ -146,19 +135,6 @@ class Pairs(Row):
     margin: StrictFloat = Field(
         gt=0, description="pairs whose numbers differ by less are dropped; above 0, to exclude ties"
     )
-
-
-def _check_fit(metrics: Sequence[str], fitting: Sequence[str]) -> None:
-    if wrong := [metric for metric in metrics if metric not in fitting]:
-        raise ValueError(f"metrics {wrong} do not fit this label; allowed are {list(fitting)}")
-
-
-def _check_classes(row: "DatasetRow", count: int) -> None:
-    _check_fit(row.metrics, OF_CLASSES)
-    if "f1" in row.metrics and count != 2:
-        raise ValueError("f1 scores the second of two classes; use macro_f1 for more")
-    if row.group is None and "exact_match" in row.metrics:
-        raise ValueError("exact_match scores groups: define them with `group`")
 
 
 # A label has no `kind`, its keys decide: the first form that is told by one of them, else the last.

@@ -11,11 +11,11 @@ from transformers import PreTrainedTokenizerBase
 
 from lsr.loading import adapters, base_models
 from lsr.tuner.mistakes import InputError
+from pipeline import evaluation
 from pipeline.core import console
 from pipeline.core.errors import UserError
 from pipeline.data.base_models import pad
 from pipeline.data.encoding import tokenize
-from pipeline.evaluation import inference
 from pipeline.methods import device, planning
 from pipeline.methods.adapter_task import FILE, AdapterTask
 
@@ -39,7 +39,7 @@ def answer(folder: Path, base: str | None, task: AdapterTask, texts: Dataset, ba
     table, lengths = tokenize(texts, tokenizer, task.max_length)
     split, collate = Dataset(table), task.task.collator(tokenizer)
     with console.progress(title, len(split), "texts", console.errors) as advance:
-        found = inference.outputs(task.task, model, split, collate, batch_size, advance)
+        found = evaluation.outputs(task.task, model, split, collate, batch_size, advance)
     return Answered(found, int((lengths > task.max_length).sum()))
 
 
