@@ -21,7 +21,6 @@ IDENTITY = ("GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL")
 def workspace(tmp_path, monkeypatch):
     """A folder with params.yaml, the tables and reports."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
     for name in ("params.yaml", "pipeline/datasets.yaml", "pipeline/models.yaml"):
         Path(name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, name)

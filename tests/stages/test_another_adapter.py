@@ -28,7 +28,6 @@ def other(tmp_path, monkeypatch):
     """A workspace with tokens, and the fresh adapter of SHARED in models/other."""
     folder = workspace.make(tmp_path, lsr={**SHARED, "examples": 40, "head_steps": 5}, train={"epochs": 1})
     monkeypatch.chdir(folder)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
     run(TOKENIZE, FACTORIZE)
     Path(OTHER).parent.mkdir()
     artifacts.INIT.rename(OTHER)

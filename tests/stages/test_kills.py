@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import os
 import shutil
+from contextlib import chdir
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -71,9 +72,7 @@ def trained(tmp_path_factory):
         train={"epochs": EPOCHS},
         lsr={"dropout": 0.1, "learning_rate": 0.05},
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("DVC_ROOT", raising=False)
+    with chdir(folder):
         run(TOKENIZE, FACTORIZE, TRAIN)
         return folder, written()
 
@@ -81,7 +80,6 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def at(trained, monkeypatch):
     """The same, in its folder."""
-    monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.chdir(trained[0])
     return trained
 

@@ -99,7 +99,6 @@ def go(world, monkeypatch):
     """A function that runs the four stages with changes to params.yaml, and returns what training sees of them."""
     usual = (world / "params.yaml").read_bytes()
     monkeypatch.chdir(world)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
 
     def stages(**changes):
         workspace.change(**changes)

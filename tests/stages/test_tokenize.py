@@ -42,7 +42,6 @@ def fill(split, rows):
 def here(tmp_path, monkeypatch):
     """A workspace with a row of small files."""
     monkeypatch.chdir(workspace.make(tmp_path, data="mine", tokenize={"max_length": 8}))
-    monkeypatch.delenv("DVC_ROOT", raising=False)
     describe(ROW)
     for split, rows in ROWS.items():
         fill(split, rows)

@@ -7,24 +7,14 @@ from huggingface_hub import ModelCard
 
 from lsr.__main__ import main as lsr_command
 from pipeline.core import artifacts
-from tests import workspace
-from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory):
-    """A folder after all stages; pairs, two labels."""
-    folder = workspace.make(tmp_path_factory.mktemp("cards"), train={"epochs": 1})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("DVC_ROOT", raising=False)
-        run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
-    return folder
+from tests.stages.running import report
 
 
 @pytest.fixture(autouse=True)
-def here(published, monkeypatch):
-    monkeypatch.chdir(published)
+def published(done, monkeypatch):
+    """A folder after all stages, as the working folder; pairs, two labels."""
+    monkeypatch.chdir(done())
+    return done()
 
 
 def card(folder):

@@ -42,7 +42,6 @@ def here(tmp_path_factory):
     folder = workspace.make(tmp_path_factory.mktemp("methods"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.delenv("DVC_ROOT", raising=False)
         base = base_model(params.load(params.TrainView))
         patch.setattr(base_models, "load_base_model", lambda *_: copy.deepcopy(base))
         yield

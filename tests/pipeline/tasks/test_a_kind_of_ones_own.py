@@ -47,7 +47,6 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         ordered.register(patch)
         patch.chdir(folder)
-        patch.delenv("DVC_ROOT", raising=False)
         run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
     return folder
 
