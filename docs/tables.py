@@ -24,6 +24,8 @@ SPEED = "benchmarks/results/speed.json"
 SERVED = (8, 64, 1024)  # adapters
 MEAN = "sentiment"  # the average of the preset offline
 TIMED_TASK = "amazon-reviews"  # all trainings of the picture's methods on it ran on one idle machine
+LEADERS = ("method", "trained", "kB", "s", "score", "lead, 95 % interval")
+FIRST_SCREEN = ("LSR, 200 directions", "LSR, shared frames", "LoRA r = 1", "full fine-tuning")
 
 
 def main() -> None:
@@ -94,14 +96,20 @@ def many() -> Iterator[str]:
 
 def leaders() -> Iterator[str]:
     """Yield sizes, seconds and scores of the methods of the picture."""
-    by_task = results("offline")
-    seconds = _seconds("offline")
-    rows = []
+    return table((*LEADERS, "verdict"), [row for _, row in _leaders()])
+
+
+def first_screen() -> Iterator[str]:
+    """Yield what someone in a hurry compares: four of these methods, without verdicts."""
+    return table(LEADERS, [row[:-1] for shown, row in _leaders() if shown in FIRST_SCREEN])
+
+
+def _leaders() -> Iterator[tuple[str, list[str]]]:
+    by_task, seconds = results("offline"), _seconds("offline")
     for shown, method in picture.METHODS.items():
         row = by_task[MEAN, method]
         size = f"{_kilobytes(row):,.1f}"
-        rows.append((shown, f"{row['trained']:,}", size, seconds[method], _scored(row), *_judged(row)))
-    return table(("method", "trained", "kB", "s", "score", "lead, 95 % interval", "verdict"), rows)
+        yield shown, [shown, f"{row['trained']:,}", size, seconds[method], _scored(row), *_judged(row)]
 
 
 def _seconds(preset: str) -> Mapping[str, str]:
@@ -196,6 +204,7 @@ TABLES: Mapping[str, Callable[[], Iterator[str]]] = {
     "default run": default_run,
     "LoRA steps": lora_steps,
     "many": many,
+    "first screen": first_screen,
     "leaders": leaders,
     **{
         f"{name} of {preset}": partial(table_of, preset)
