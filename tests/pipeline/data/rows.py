@@ -1,14 +1,11 @@
 """Rows of small files."""
 
 import io
-import json
 import tarfile
 
-import pytest
-
-from pipeline.core.errors import UserError
 from pipeline.data import datasets
 from pipeline.params.dataset_row import DatasetRow
+from tests.kit import refused, write
 
 SPLITS = ("train", "validation", "test")
 CLASSES = {"column": "label", "names": ["bad", "good"]}
@@ -21,16 +18,13 @@ def row_of(files, label=CLASSES, text=("text",), source=None, **settings):
 
 
 def write_jsonl(path, rows, columns=("text", "label")):
-    path.write_text("".join(f"{json.dumps(dict(zip(columns, row, strict=True)))}\n" for row in rows), encoding="utf-8")
-    return str(path)
+    return str(write(path, [dict(zip(columns, row, strict=True)) for row in rows]))
 
 
 def row_with(folder, name, content, **settings):
     """The row of a file with this content for train; the other splits have an example each."""
     held_out = {split: write_jsonl(folder / f"{split}.jsonl", [("held out", 1)]) for split in SPLITS[1:]}
-    path = folder / name
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return row_of({"train": str(path), **held_out}, **settings)
+    return row_of({"train": str(write(folder / name, content)), **held_out}, **settings)
 
 
 def tar_gz(files):
@@ -53,8 +47,4 @@ def load(row):
 
 
 def refusal(row):
-    with pytest.raises(UserError) as error:
-        datasets.load(row, "mine")
-    assert "\n" not in str(error.value)
-    assert str(error.value).startswith("pipeline/datasets.yaml: mine: ")
-    return str(error.value)
+    return refused(datasets.load, row, "mine", says="pipeline/datasets.yaml: mine: ")

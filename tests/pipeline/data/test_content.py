@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.errors import UserError
 from pipeline.data import content
 from pipeline.params.model_row import HubModel
 from pipeline.params.sources import TableSource
+from tests.kit import refused
 
 
 @pytest.fixture(autouse=True)
@@ -30,9 +30,7 @@ def sha256(text):
 
 
 def refusal(source):
-    with pytest.raises(UserError) as error:
-        content.digests(source, "table: mine")
-    return str(error.value)
+    return refused(content.digests, source, "table: mine")
 
 
 @pytest.mark.parametrize(

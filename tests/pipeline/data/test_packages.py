@@ -12,6 +12,7 @@ import pytest
 from pipeline.core.errors import UserError
 from pipeline.data import packages
 from pipeline.params.model_row import Archive
+from tests.kit import refused
 from tests.pipeline.data.rows import tar_gz
 
 PYPROJECT = b'[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
@@ -77,8 +78,8 @@ def test_a_file_is_read_from_an_archive_in_the_archive_and_a_near_one_named(tmp_
     archive = tmp_path / "a.tar.gz"
     archive.write_bytes(sdist)
     assert packages.read_member(archive, ("toydata-1.0/inner.tar.gz", "deep/words.txt")) == "é\n".encode()
-    with pytest.raises(UserError, match=r"a.tar.gz: no file 'toydata-1.0/iner.tar.gz'; did you mean toydata-1.0/inner"):
-        packages.read_member(archive, ("toydata-1.0/iner.tar.gz", "deep/words.txt"))
+    says = "a.tar.gz: no file 'toydata-1.0/iner.tar.gz'; did you mean toydata-1.0/inner"
+    refused(packages.read_member, archive, ("toydata-1.0/iner.tar.gz", "deep/words.txt"), says=says)
 
 
 # Archives in parts
@@ -120,9 +121,9 @@ def no_space(*_):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda path: path.unlink(), r"halves==1.0: no file .*half-of_2/zip; install .*: pip install halves==1.0"),
-        (lambda path: path.write_bytes(b""), r"halves==1.0: its parts make an archive with sha256 \w+, not the row's"),
-        (no_space, r"cache/lsr-adapt/halves-1.0: cannot be written: No space left on device"),
+        (lambda path: path.unlink(), "half-of_2/zip; install what it requires: pip install halves==1.0"),
+        (lambda path: path.write_bytes(b""), "halves==1.0: its parts make an archive with sha256 "),
+        (no_space, "cache/lsr-adapt/halves-1.0: cannot be written: No space left on device"),
     ],
 )
 def test_a_part_that_is_missing_or_damaged_and_a_full_disk_are_one_line_and_keep_nothing(
@@ -132,7 +133,5 @@ def test_a_part_that_is_missing_or_damaged_and_a_full_disk_are_one_line_and_keep
         monkeypatch.setattr(shutil, "copyfileobj", damage)
     else:
         damage(tmp_path / "half-of_2/zip")
-    with pytest.raises(UserError, match=words) as error:
-        packages.unpacked("halves==1.0", halves)
-    assert "\n" not in str(error.value)
+    refused(packages.unpacked, "halves==1.0", halves, says=words)
     assert kept(tmp_path / "below") == ["halves-1.0.lock"]
