@@ -4,37 +4,27 @@ import hashlib
 import shutil
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data import datasets
 from pipeline.params.dataset_row import DatasetRow
+from tests import workspace
+from tests.kit import write
 from tests.pipeline.data.rows import CLASSES, SPLITS, load, refusal, row_of, row_with, tar_gz
 
 # Files
 
-WRITERS = {
-    "csv": lambda table, path: table.to_csv(path, index=False),
-    "tsv": lambda table, path: table.to_csv(path, index=False, sep="\t"),
-    "jsonl": lambda table, path: table.to_json(path, orient="records", lines=True, force_ascii=False),
-    "parquet": lambda table, path: table.to_parquet(path, row_group_size=7),
-}
 
-
-@pytest.mark.parametrize("ending", WRITERS)
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
 def test_every_format_gives_the_same_tables(tmp_path, ending):
     files = {split: str(tmp_path / f"{split}.{ending}") for split in SPLITS}
-    made = {
-        split: pd.DataFrame([(n, f"{split} {n}, ü", n % 2) for n in range(20)], columns=["id", "text", "label"])
-        for split in SPLITS
-    }
+    made = {split: [{"id": n, "text": f"{split} {n}, ü", "label": n % 2} for n in range(20)] for split in SPLITS}
     for split, path in files.items():
-        WRITERS[ending](made[split], path)
+        write(path, made[split])
     found = load(row_of(files))
     for split in SPLITS[1:]:
-        pd.testing.assert_frame_equal(found[split], made[split][["text", "label"]])
-    assert sorted(found["train"]["text"]) == sorted(made["train"]["text"])
+        assert found[split].to_dict("records") == [{"text": row["text"], "label": row["label"]} for row in made[split]]
+    assert sorted(found["train"]["text"]) == sorted(row["text"] for row in made["train"])
 
 
 @pytest.mark.parametrize(
@@ -105,58 +95,31 @@ def test_a_package_file_has_no_quoting_and_no_header(tmp_path, monkeypatch):
 
 # The hub, as a local folder of the same form
 
-CARD = """---
-configs:
-- config_name: mrpc
-  data_files:
-  - split: train
-    path: train.parquet
-  - split: validation
-    path: validation.parquet
-  - split: test
-    path: test.parquet
----
-"""
-
 
 @pytest.fixture
 def glue(tmp_path, monkeypatch):
-    """A folder with the form of GLUE on the hub; the row of it takes other settings of the source."""
+    """A function that returns the row of a folder with the form of GLUE on the hub, with other keys of its source."""
     import datasets as hub
 
     monkeypatch.setattr(hub.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    folder = tmp_path / "glue"
-    folder.mkdir()
-    (folder / "README.md").write_text(CARD)
-    for split, count in {"train": 60, "validation": 10, "test": 5}.items():
-        numbers = range(count)
-        table = {
-            "text": [f"{split} {n}" for n in numbers],
-            "label": [-1 if split == "test" else n % 2 for n in numbers],
-        }
-        pq.write_table(pa.table(table), folder / f"{split}.parquet")
-
-    def row(**source):
-        splits = {"train": "train", "test": "validation"}
-        return row_of({}, source={"kind": "hub", "path": str(folder), "config": "mrpc", "splits": splits, **source},
-                      cut={"validation": 0.2})  # fmt: skip
-
-    return row
+    workspace.save_glue(tmp_path / "glue")
+    splits = {"train": "train", "test": "validation"}
+    usual = {"kind": "hub", "path": str(tmp_path / "glue"), "config": "mrpc", "splits": splits}
+    return lambda **source: DatasetRow(source=usual | source, **workspace.GLUE_ROW)
 
 
 def test_a_local_folder_loads_without_a_connection_and_quietly(glue, capfd):
-    found = load(glue())
-    assert found["test"]["text"].tolist() == [f"validation {n}" for n in range(10)]
-    assert found["test"]["label"].tolist() == [0, 1] * 5
-    assert len(found["train"]) + len(found["validation"]) == 60
+    found, expected = load(glue()), workspace.sentences(200)[160:]
+    assert list(found["test"].itertuples(index=False, name=None)) == expected
+    assert len(found["train"]) + len(found["validation"]) == 160
     assert capfd.readouterr() == ("", "")
 
 
 def test_an_edited_folder_gives_its_new_rows(glue, tmp_path):
     load(glue())
-    path = tmp_path / "glue/validation.parquet"
-    pq.write_table(pq.read_table(path).slice(0, 4), path)
-    assert load(glue())["test"]["text"].tolist() == [f"validation {n}" for n in range(4)]
+    path = tmp_path / "glue/mrpc/validation-00000.parquet"
+    write(path, pd.read_parquet(path)[:4])
+    assert len(load(glue())["test"]) == 4
 
 
 @pytest.mark.parametrize(
@@ -178,7 +141,7 @@ def test_another_revision_in_the_cache_is_refused(glue, tmp_path):
     loaded = next((tmp_path / "cache/glue").glob("mrpc*/0.0.0/*/dataset_info.json")).parent
     old, new = "a" * 40, "b" * 40
     shutil.copytree(loaded, tmp_path / f"cache/nobody___glue/mrpc/0.0.0/{old}")
-    assert len(load(glue(path="nobody/glue", revision=old))["test"]) == 10
+    assert len(load(glue(path="nobody/glue", revision=old))["test"]) == 40
     assert f"nobody/glue: the local cache holds another revision than {new}" in refusal(
         glue(path="nobody/glue", revision=new)
     )
