@@ -1,5 +1,6 @@
 """A kind of task that is not the pipeline's own goes through the stages, predict, score and the arena, in one file."""
 
+import copy
 import csv
 import io
 import json
@@ -8,11 +9,13 @@ import shutil
 
 import pandas as pd
 import pytest
+import torch
 
 from pipeline import params, score
 from pipeline.arena import plan, preset, task_tokens
 from pipeline.arena.measure import measure, task_of
 from pipeline.core import artifacts
+from pipeline.data import base_models
 from pipeline.methods import adapter_task
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.predict.__main__ import main as predict
@@ -70,6 +73,17 @@ def test_the_stages_score_it_by_its_metric_and_its_loss():
     assert found["kappa"] > 0.2
     assert found["loss"] < found["loss_baseline"] < math.log(2)  # not a cross-entropy of four classes
     assert "it predicts a level from bad to superb." in artifacts.CARD.read_text()
+
+
+def test_a_copy_of_the_model_computes_the_loss_by_its_own_weights():
+    view = params.load(params.TrainView)
+    model = base_models.load_base_model(view.base_model, view.dataset)
+    copied = copy.deepcopy(model)
+    for parameter in copied.classifier.parameters():
+        parameter.data.zero_()
+    batch = {"input_ids": torch.tensor([[0, 7, 2], [0, 9, 2]]), "labels": torch.tensor([0, 3])}
+    assert copied(**batch).loss.item() == pytest.approx(math.log(2))
+    assert model(**batch).loss.item() != pytest.approx(math.log(2))
 
 
 def test_predict_needs_the_adapter_alone():
