@@ -4,16 +4,17 @@ Reads the base model and, if the initialization needs them, artifacts/tokens or 
 Writes artifacts/init/ (a PEFT adapter with its head, both before training) and reports/factorize_init/.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from peft import PeftModel
 from transformers import PreTrainedModel, set_seed
 
+from lsr.algebra.frames import energy_between
+from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS
 from lsr.tuner.options import OWN
-from lsr.tuner.start import groups_of
-from lsr.tuner.start_report import StartReport, report_start
+from lsr.tuner.start import Started, groups_of
 from pipeline import params, stage, tasks
 from pipeline.core import artifacts, console
 from pipeline.core.errors import UserError
@@ -21,13 +22,16 @@ from pipeline.data import base_models, content
 from pipeline.methods import adapters, planning, statistics
 
 SHOWN = 24  # layers or kinds on the terminal; the file has all
-COLUMNS = ("layers", "rank", "captured", "energy", "energy_best")
+COLUMNS = ("layer", "layers", "rank", "captured", "energy")
+Row = tuple[str, int, int, str, float]  # one of COLUMNS
 
 
 def factorize_init(
     base: PreTrainedModel, view: params.FactorizeInitView
-) -> tuple[PeftModel, dict[str, StartReport], statistics.Read]:
-    """Add an adapter to a base model and initialize it; return the starts of LSR by layer or kind, and what they read.
+) -> tuple[PeftModel, list[Row], statistics.Read]:
+    """Add an adapter to a base model and initialize it; return the rows of its report and what it has read.
+
+    There is a row for each layer of LSR, or each kind whose layers share frames.
 
     Raises:
         UserError: if the section does not fit the model, or a weight or the examples are not suitable.
@@ -37,17 +41,35 @@ def factorize_init(
     model = adapters.add_adapter(base, plan, read.layers)
     section = plan.section
     if not isinstance(section, params.LsrParams):
-        return model, {}, read
+        return model, [], read
     started = adapters.start(model, plan, read.layers)
-    reports, groups = {}, groups_of(model, "default")
+    groups, captured = groups_of(model, "default"), INITIALIZATIONS[section.scheme].reads if read.layers else "weight"
+    rows: list[Row] = []
     if section.frames == OWN:
         console.line(f"factorize-init: {section.init}, {sum(map(len, groups.values()))} layers, {len(groups)} starts")
     for one in console.track(started, "factorize-init", len(groups), "starts"):
         try:
-            reports[one.name] = report_start(one, read.layers, view.seed, INITIALIZATIONS[section.scheme].reads)
+            energy = captured_energy(one, read.layers)
         except ValueError as error:  # a weight that is not finite, unless the initialization has rejected it
             raise UserError(f"{view.model}: {one.name}: {error}") from None
-    return model, reports, read
+        rows.append((one.name, len(one.layers), one.layers[0].adapter("default").form.rank, captured, energy))
+    return model, rows, read
+
+
+def captured_energy(started: Started, read: Mapping[str, Matrix]) -> float:
+    """Return the share of the energy of what a start has read, or else of the weights, that its A and B can reach.
+
+    It is the mean over its layers. Without a core B begins at zero, and the rows of A alone count.
+
+    Raises:
+        ValueError: if a weight is not finite.
+    """
+    adapter = started.layers[0].adapter("default")
+    a, b = (side.detach().cpu().double() for side in adapter.matrices(*adapter.factors()))
+    matrices = [
+        read[layer.layer_name] if read else layer.base_matrix().detach().cpu().double() for layer in started.layers
+    ]
+    return fmean(energy_between(matrix, a, b if adapter.has_core else None) for matrix in matrices)
 
 
 def check_adapters(section: params.MethodParams) -> None:
@@ -67,24 +89,21 @@ def main(view: params.FactorizeInitView) -> None:
     set_seed(view.seed)  # the head is drawn when the checkpoint loads
     base = base_models.load_base_model(view.base_model, view.dataset)
     base_models.check_positions(base, view.tokenize.max_length)
-    model, reports, read = factorize_init(base, view)
+    model, rows, read = factorize_init(base, view)
     with artifacts.replacing(artifacts.INIT) as folder:
         folder.mkdir()
         adapters.save_adapter(model, folder, view.base_model)
-    write_reports(reports, read)
+    write_reports(rows, read)
 
 
-def write_reports(reports: Mapping[str, StartReport], read: statistics.Read) -> None:
-    """Write the metrics and the table of layers or kinds, and print them."""
-    means = {
-        name: fmean(getattr(one, name) for one in reports.values()) for name in ("energy", "energy_best") if reports
-    }
-    passes = {"start_batches": read.batches, "start_read": read.examples}
-    artifacts.write_metrics(artifacts.FACTORIZE_METRICS, {**passes, **means})
-    rows = [(name, *(getattr(one, column) for column in COLUMNS)) for name, one in reports.items()]
-    artifacts.write_csv(artifacts.FACTORIZE_START, ("layer", *COLUMNS), rows)
+def write_reports(rows: Sequence[Row], read: statistics.Read) -> None:
+    """Write the metrics and the table of layers or kinds, and print it."""
+    metrics = {"start_batches": read.batches, "start_read": read.examples}
+    means = {"energy": fmean(energy for *_, energy in rows)} if rows else {}
+    artifacts.write_metrics(artifacts.FACTORIZE_METRICS, metrics | means)
+    artifacts.write_csv(artifacts.FACTORIZE_START, COLUMNS, rows)
     if rows:
-        console.table("share of the energy that the start captures", ("layer", *COLUMNS), rows[:SHOWN])
+        console.table("share of the energy that the start captures", COLUMNS, rows[:SHOWN])
 
 
 if __name__ == "__main__":

@@ -114,64 +114,14 @@ def _in_convention(
     return columns * canonical_signs(columns), (rows * canonical_signs(rows)).T.contiguous()
 
 
-def captured_energies(
-    matrices: Sequence[Matrix],
-    left: Tensor,  # (m, r), orthonormal columns
-    right: Tensor,  # (r, n), orthonormal rows
-) -> list[float]:
-    """Return `||B^T G A^T||_F^2 / ||G||_F^2` for each matrix: the fraction that a core between the frames captures.
+def energy_between(
+    matrix: Matrix,  # (m, n)
+    rows: Tensor,  # A, (r, n)
+    columns: Tensor | None = None,  # B, (m, r)
+) -> float:
+    """Return the share of a matrix's energy, `||G||_F^2`, in the span of the rows, and of the columns if given.
 
-    Of a zero matrix, as of a dead layer, it is 1: a core of zeros is all of it.
-    """
-    return [_share(float(_between(matrix, left, right).square().sum()), matrix) for matrix in matrices]
-
-
-def paired_energies(
-    matrices: Sequence[Matrix],
-    left: Tensor,  # (m, r), unit columns
-    right: Tensor,  # (r, n), unit rows
-) -> list[float]:
-    """Return `1 - min_d ||G - B diag(d) A||_F^2 / ||G||_F^2` for each matrix: the most a diagonal core captures.
-
-    Of a zero matrix it is 1, as in `captured_energies`.
-    """
-    energies = []
-    for matrix in matrices:
-        captured = _between(matrix, left, right).diagonal() @ diagonal_between(matrix, left, right)
-        energies.append(_share(float(captured), matrix))
-    return energies
-
-
-def energies_in_rows(
-    matrices: Sequence[Matrix],
-    right: Tensor,  # (r, n), orthonormal rows
-) -> list[float]:
-    """Return `||G A^T||_F^2 / ||G||_F^2` for each matrix; of a zero matrix it is 1."""
-    parts = [
-        matrix @ right.T if isinstance(matrix, Tensor) else (matrix[0], matrix[1] @ right.T) for matrix in matrices
-    ]
-    return [_share(norm_of(part) ** 2, matrix) for part, matrix in zip(parts, matrices, strict=True)]
-
-
-def leading_energies(matrices: Sequence[Matrix], rank: int, seed: int = 0) -> list[float]:
-    """Return the fraction of each matrix's energy in its own leading directions; of a zero matrix it is 1.
-
-    Of a dense matrix it comes from the eigenvalues of the smaller Gram matrix, a fifth of an SVD's work: they are
-    squares, so roundoff is relative to the largest.
-    """
-    energies = []
-    for matrix in matrices:
-        if isinstance(matrix, Tensor):
-            wide = (matrix if len(matrix) <= matrix.shape[1] else matrix.T).detach().double()
-            squares = torch.linalg.eigvalsh(wide @ wide.T)[-rank:]
-        else:
-            squares = leading_svd(matrix, rank, seed)[1].square()
-        energies.append(_share(float(squares.sum()), matrix))
-    return energies
-
-
-def _share(captured: float, matrix: Matrix) -> float:
-    """Return a captured energy as a fraction of the matrix's.
+    Of a zero matrix, as of a dead layer, it is 1: an update of zero is all of it.
 
     Raises:
         ValueError: if the matrix is not finite.
@@ -179,7 +129,11 @@ def _share(captured: float, matrix: Matrix) -> float:
     norm = norm_of(matrix)
     if not isfinite(norm):
         raise ValueError(f"expected a finite matrix, got one of norm {norm}")
-    return captured / norm**2 if norm else 1.0
+    basis = torch.linalg.qr(rows.T).Q
+    held = matrix @ basis if isinstance(matrix, Tensor) else matrix[0] @ (matrix[1] @ basis)
+    if columns is not None:
+        held = torch.linalg.qr(columns).Q.T @ held
+    return float(held.square().sum()) / norm**2 if norm else 1.0
 
 
 def core_between(
