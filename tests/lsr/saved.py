@@ -8,29 +8,15 @@ from peft import get_peft_model
 from lsr import LsrConfig
 from tests.capabilities.checks import train
 from tests.capabilities.models import tiny
+from tests.lsr import subjects
 
 USUAL = {"task_type": "SEQ_CLS", "rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0}
-DENSE = {"rank_shape": (4,), "separation_rank": None}
-CASES = {  # what it shows: model, fields
-    "a head of one layer": ("bert", {}),
-    "a head of two layers": ("roberta", {}),
-    "a head of two modules": ("distilbert", {"rank_shape": (3, 2), "bias": "all"}),
-    "transposed weights": ("gpt2", {"target_modules": "all-linear"}),
-    "a language model": ("gpt2-causal", {"task_type": "CAUSAL_LM"}),
-    "padded widths": ("bert-padded", {"target_modules": "all-linear"}),
-    "patterns": (
-        "bert",
-        {
-            "target_modules": r".*\.(query|key|value)",
-            "rank_pattern": {"query": (1, 2), r"layer\.1\..*value": (2, 1)},
-            "alpha_pattern": {"0.attention.self.query": 3},
-            "modules_to_save": ["pooler"],
-        },
-    ),
-    "one factor": ("bert", {**DENSE, "task_type": None, "bias": "lsr_only"}),
-    "a core": ("bert", {**DENSE, "train": "core"}),
-    "shared": ("bert", {**DENSE, "train": "core", "share": "layers"}),
-    "shared and transposed": ("gpt2", {**DENSE, "train": "all", "core": "diagonal", "share": "layers", "seed": None}),
+CASES = {  # the configurations of subjects.py, and one without a task: model, fields
+    **{
+        name: (one.model, {"task_type": "CAUSAL_LM" if one.is_causal else "SEQ_CLS", **one.fields})
+        for name, one in subjects.CASES.items()
+    },
+    "no task": ("bert", {**subjects.DENSE, "task_type": None, "bias": "lsr_only"}),
 }
 
 
