@@ -88,7 +88,7 @@ def _next(params: Params, row: DatasetRow) -> Iterator[tuple[str, str]]:
     yield "", ""
     yield "predict", f"python -m pipeline.predict {texts}"
     if isinstance(params.sections[params.adapter], LsrParams):  # the others are PEFT's own as they are
-        yield "export", f"python -m lsr export {artifacts.ADAPTER} --to lora -o build/lora"
+        yield "export", f"lsr export {artifacts.ADAPTER} --to lora -o build/lora"
     yield "compare", f"dvc exp run -S adapter={other} && make experiments"
     yield "", ""
     yield "Git", "shows dvc.lock and reports/ as modified, because they are now those of this run."

@@ -204,7 +204,7 @@ def main() -> None:
     """Serve until a signal stops it: what has been asked is answered, for at most 30 seconds."""
     parser = argparse.ArgumentParser(prog="python -m examples.server", description="Serve a bank over HTTP.")
     add = parser.add_argument
-    add("bank", type=Path, help="a folder from `python -m lsr bank`")
+    add("bank", type=Path, help="a folder from `lsr bank`")
     add("--base", metavar="FOLDER_OR_HUB_ID", help="the base model, if not the one that the adapters name")
     add("--host", default="127.0.0.1", help="(%(default)s)")
     add("--port", type=int, default=8000, help="(%(default)s)")

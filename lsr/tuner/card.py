@@ -58,8 +58,8 @@ class Card:
         sections = {"Use": use, **self.sections}
         if is_ours:
             sections["Export"] = (
-                "    python -m lsr export . --to lora -o ../lora # plain PEFT, which needs no lsr\n"
-                "    python -m lsr export . --to merged -o ../merged # plain transformers"
+                "    lsr export . --to lora -o ../lora # plain PEFT, which needs no lsr\n"
+                "    lsr export . --to merged -o ../merged # plain transformers"
             )
         body = "".join(f"\n## {heading}\n\n{content}\n" for heading, content in sections.items())
         title = f"{self.called or f'{self.method} adapter'} of {self.base or UNNAMED}"

@@ -51,8 +51,8 @@ GIVEN = {
     + f"cp -r {get_model_path()} models/my-model\n",
     "docs/how-to/distributed.md": "sed -i 's/^seed: 0/seed: 1/' params.yaml\n",
     "docs/how-to/experiments.md": "cp -r artifacts/adapter models/frames\n"
-    "python -m lsr export artifacts/adapter --to lora -o models/trained\n",
-    "docs/how-to/convert.md": "python -m lsr export artifacts/adapter --to lora -o my-lora\n"
+    "lsr export artifacts/adapter --to lora -o models/trained\n",
+    "docs/how-to/convert.md": "lsr export artifacts/adapter --to lora -o my-lora\n"
     + "".join(
         REVIEWS(f"rating,{column}", -2, 2, name) for column, name in (("review", "new.csv"), ("message", "tickets.csv"))
     )

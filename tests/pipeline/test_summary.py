@@ -48,7 +48,7 @@ its start   188 batches, 1,504 examples read
 seconds     123: factorize-init 61, train 61
 
 predict     python -m pipeline.predict "A text of yours."
-export      python -m lsr export artifacts/adapter --to lora -o build/lora
+export      lsr export artifacts/adapter --to lora -o build/lora
 compare     dvc exp run -S adapter=lora && make experiments
 
 Git         shows dvc.lock and reports/ as modified, because they are now those of this run.
