@@ -17,6 +17,7 @@ from pipeline.core.command_line import Parser, whole_number
 from pipeline.core.errors import UserError, exit_on_error
 from pipeline.data import datasets, tokens
 from pipeline.methods import adapter_task
+from pipeline.methods.adapter_task import AdapterTask
 from pipeline.params import load_params, load_row
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.predict.answering import answer
@@ -52,11 +53,10 @@ def scores(folder: Path, row: DatasetRow, texts: Dataset, options: argparse.Name
         UserError: if it cannot be opened, or is for other labels or another number of texts.
     """
     task, its = tasks.of(row), adapter_task.read(folder)
-    if (its.kind, its.labels or (), len(its.columns)) != (task.kind, task.names, len(task.columns)):
-        said, wanted = (
-            " ".join(names) or f"a {kind}" for kind, names in ((its.kind, its.labels or ()), (task.kind, task.names))
-        )
-        raise UserError(f"{folder}: says {said} of {' and '.join(its.columns)}, but {options.data} has {wanted}")
+    wanted = AdapterTask.of(task, its.max_length)
+    if (its.kind, its.labels, len(its.columns)) != (wanted.kind, wanted.labels, len(wanted.columns)):
+        said = f"{its.answers} of {' and '.join(its.columns)}"
+        raise UserError(f"{folder}: says {said}, but {options.data} has {wanted.answers}")
     found = answer(folder, options.base, its, texts, options.batch_size, str(folder))
     outcome = Outcome(found.outputs, np.array(texts["label"][:]), tokens.groups_of(texts))
     metrics, first = task.metrics(outcome, load_params().evaluate.resamples), row.metrics[0]

@@ -35,8 +35,7 @@ class AdapterTask(Row):
     @field_validator("kind")
     @classmethod
     def _is_known(cls, kind: str) -> str:
-        if tasks.named(kind) is None:
-            known = list(dict.fromkeys(task.kind for task in tasks.TASKS.values()))
+        if kind not in (known := sorted(tasks.kinds())):
             raise ValueError(f"no such kind of task{nearest(kind, known)}; there are {', '.join(known)}")
         return kind
 
@@ -48,9 +47,12 @@ class AdapterTask(Row):
     @property
     def task(self) -> type[Task]:
         """The kind of task, which answers without a row of data."""
-        found = tasks.named(self.kind)
-        assert found is not None
-        return found
+        return tasks.kinds()[self.kind]
+
+    @property
+    def answers(self) -> str:
+        """What it answers: one of its labels, or else what the kind is called."""
+        return " ".join(self.labels or (f"a {self.kind}",))
 
     def write(self, folder: Path) -> None:
         """Write the file into an adapter's folder."""

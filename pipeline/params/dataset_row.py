@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, PrivateAttr, StrictBool, StrictFloat, model_validator
 
-from pipeline.params.labels import Label, Metric, Pairs
+from pipeline.params.labels import OF_CLASSES, OF_NUMBERS, Label, Metric, Pairs
 from pipeline.params.sources import Columns, PackageSource, TableRow, TableSource, all_different
 from pipeline.params.texts import Mark
 
@@ -26,7 +26,11 @@ class DatasetRow(TableRow):
         None, description="examples equal in these columns are scored together; the first determines the split"
     )
     label: Label = Field(description="column and names; with above and perhaps margin; or column, low and high")
-    metrics: tuple[Metric, ...] = Field(min_length=1, description="the first one selects the best checkpoint")
+    metrics: tuple[Metric, ...] = Field(
+        min_length=1,
+        description=f"of classes {', '.join(OF_CLASSES)}; of a number {' and '.join(OF_NUMBERS)}; the first selects "
+        "the best checkpoint",
+    )
     pairs: Pairs | None = Field(None, description="compare the numbers of two rows instead of predicting them")
     cut: dict[Literal["validation", "test"], Share] = Field({}, description="splits to cut from train, as shares")
     stratify: StrictBool = Field(

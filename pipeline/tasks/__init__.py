@@ -8,7 +8,7 @@ from pipeline.tasks.number import NumberTask
 from pipeline.tasks.pairs import PairsTask
 from pipeline.tasks.task import Answers, Outcome, Task
 
-__all__ = ["TASKS", "Answers", "Outcome", "Task", "named", "of"]
+__all__ = ["TASKS", "Answers", "Outcome", "Task", "kinds", "of"]
 
 TASKS: dict[type[Form], type[Task]] = {Classes: ClassesTask, Threshold: ThresholdTask, Number: NumberTask}
 
@@ -22,6 +22,6 @@ def of(row: DatasetRow) -> Task:
     return TASKS[type(row.label)](row)
 
 
-def named(kind: str) -> type[Task] | None:
-    """Return the kind that a task.json names; None if there is none of this name."""
-    return next((task for task in TASKS.values() if task.kind == kind), None)
+def kinds() -> dict[str, type[Task]]:
+    """Return the kinds by the words that task.json has for them."""
+    return {task.kind: task for task in reversed(TASKS.values())}  # of several with one word, the first
