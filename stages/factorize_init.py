@@ -98,7 +98,7 @@ def main(view: params.FactorizeInitView) -> None:
 
 def write_reports(rows: Sequence[Row], read: statistics.Read) -> None:
     """Write the metrics and the table of layers or kinds, and print it."""
-    metrics = {"start_batches": read.batches, "start_read": read.examples}
+    metrics: dict[str, float] = {"start_batches": read.batches, "start_read": read.examples}
     means = {"energy": fmean(energy for *_, energy in rows)} if rows else {}
     artifacts.write_metrics(artifacts.FACTORIZE_METRICS, metrics | means)
     artifacts.write_csv(artifacts.FACTORIZE_START, COLUMNS, rows)
