@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from lsr.tuner.files import WEIGHTS
 from pipeline import params
 from pipeline.data import base_models
-from pipeline.methods import adapters
+from pipeline.methods import adapters, device
 from pipeline.params.reading import changed
 from tests import workspace
 from tests.kit import refused, write
@@ -72,6 +72,27 @@ def test_a_fresh_adapter_is_counted_saved_and_loaded(word, tmp_path):
     loaded = adapters.load_adapter(base_model(view), tmp_path, trainable=False)
     assert torch.equal(logits(loaded), logits(model))
     assert not any(tensor.is_meta for tensor in loaded.parameters())
+
+
+META = torch.device("meta")
+
+
+def devices(model):
+    return {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+
+
+@pytest.mark.parametrize("word", ["lsr", "vera", "full"])
+def test_an_adapter_is_loaded_to_the_device_of_its_base_and_moves_as_a_whole(word, tmp_path, monkeypatch):
+    """Seen without an accelerator, on a stand-in for one."""
+    view = seen(params.TrainView, word)
+    adapters.save_adapter(added(base_model(view), view.section, view.base_model), tmp_path, view.base_model)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda: META)
+    monkeypatch.setattr("peft.peft_model.infer_device", lambda: str(META))
+    monkeypatch.setattr("peft.utils.save_and_load.infer_device", lambda: str(META))
+    model = adapters.load_adapter(base_model(view), tmp_path, trainable=True)
+    assert devices(model) == {torch.device("cpu")}
+    assert devices(device.place(model)) == {META}
 
 
 # Files that PEFT would load without a word

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from pipeline import params
-from pipeline.core.errors import UserError
 from pipeline.data import base_models
 from pipeline.methods import planning
 from pipeline.params.reading import changed
 from pipeline.training import arguments
 from tests import workspace
+from tests.kit import refused
 from tests.stages.running import added
 
 MISTAKES = [  # on the tiny model
@@ -62,10 +62,7 @@ def config_of(base, view):
 
 @pytest.mark.parametrize(("word", "overrides", "message"), MISTAKES)
 def test_a_mistake_is_one_line(base, word, overrides, message):
-    with pytest.raises(UserError) as error:
-        fresh(base, seen(word, overrides))
-    (line,) = str(error.value).splitlines()
-    assert line.startswith(f"params.yaml: {message}")
+    refused(lambda: fresh(base, seen(word, overrides)), says=f"params.yaml: {message}")
 
 
 def test_any_method_is_reached_by_its_type(monkeypatch):
