@@ -1,11 +1,13 @@
 """Speed: the methods are what they are called, times are paired, and the command writes what it has measured."""
 
 import json
+from typing import NamedTuple
 
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
 
+from benchmarks import figures
 from benchmarks.speed import __main__ as command
 from benchmarks.speed import lora, many, timing
 
@@ -59,3 +61,15 @@ def test_the_command_writes_figures(tmp_path, monkeypatch, capsys):
     measured = json.loads((tmp_path / "speed.json").read_text())
     assert [row["method"] for row in measured["many"]["figures"]] == [many.PEER]
     assert "many: tokens | method | adapters" in capsys.readouterr().out
+
+
+def test_the_results_of_one_part_leave_those_of_the_other(tmp_path):
+    for part, seconds in [("starts", 1.0), ("stream", 2.0), ("starts", 1 / 3)]:
+        figures.publish(tmp_path / "results/figures.json", part, 1, [Row("principal", seconds)])
+    found = json.loads((tmp_path / "results/figures.json").read_text())
+    assert {part: found[part]["figures"][0]["seconds"] for part in found} == {"starts": 0.333333, "stream": 2.0}
+
+
+class Row(NamedTuple):
+    call: str
+    seconds: float

@@ -4,13 +4,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from lsr.algebra.frames import leading_frames
 from lsr.algebra.separable import kron_sum
-from lsr.init import INITIALIZATIONS, READERS
+from lsr.init import INITIALIZATIONS, READERS, principal
+from lsr.init.allocation import allocate
 from lsr.init.initialization import Source
-from tests.lsr.init.forms import as_bytes, form_of, generator
+from lsr.init.random import random_factors
+from tests.kit import refused
+from tests.lsr.init.forms import as_bytes, form_of, generator, source_of
 from tests.lsr.matrices import decaying, normal
 
 each_word = pytest.mark.parametrize("word", INITIALIZATIONS)
@@ -102,3 +107,43 @@ def test_a_gradient_gives_a_the_norm_that_lora_expects_and_more_of_the_gradient_
     drawn = normal(*a.shape)
     kept, by_chance = ((gradient @ torch.linalg.qr(rows.T).Q).norm() for rows in (a, drawn))
     assert kept > 1.3 * by_chance
+
+
+def test_the_rows_of_a_come_nearer_to_the_leading_singular_vectors_with_each_term():
+    weight, held = decaying(24, 26), []  # 26 is padded
+    vectors = torch.linalg.svd(weight).Vh[:4].T
+    for terms in (1, 2, 4, 8):
+        rows = kron_sum(*principal.start(source_of(weight, (2, 2), terms, in_shape=(7, 4))).a)[:, :26]
+        held.append(float((torch.linalg.qr(rows.T).Q.T @ vectors).square().sum()) / 4)
+    assert held == sorted(held)
+    assert_close(held[-1], 1.0, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(("rank_shape", "terms"), [((2, 2), 1), ((4, 2), 16)])
+def test_a_random_factor_a_has_the_variance_of_lora(rank_shape, terms):
+    form = form_of(600, 600, rank_shape, terms)
+    draws = [kron_sum(*random_factors(form, True, generator(seed))[0]) for seed in range(100)]
+    assert torch.stack(draws).var().item() == pytest.approx(1 / (3 * 600), rel=0.1)
+
+
+# A budget of directions
+
+SHAPES = {"query": (5, 4), "value": (3, 7), "dense": (6, 6)}
+
+
+def gradients(seed):
+    return {name: 10.0**-i * normal(*shape, seed=seed + i) for i, (name, shape) in enumerate(SHAPES.items())}
+
+
+@given(st.integers(1, 13), st.integers(0, 999))
+def test_a_layer_gets_as_many_directions_as_it_has_of_the_largest_singular_values(budget, seed):
+    values = {name: torch.linalg.svdvals(matrix) for name, matrix in gradients(seed).items()}
+    least = torch.cat(list(values.values())).sort(descending=True).values[budget - 1] * (1 - 1e-9)
+    expected = {name: int((of_layer >= least).sum()) for name, of_layer in values.items()}
+    assert allocate(gradients(seed), budget) == {name: count for name, count in expected.items() if count}
+
+
+@pytest.mark.parametrize("budget", [0, 14])
+def test_a_budget_that_the_layers_cannot_hold_is_refused(budget):
+    says = "the budget must be in [1, 13], at most 64 directions per layer, got"
+    refused(allocate, gradients(0), budget, kind=ValueError, says=says)
