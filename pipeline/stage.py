@@ -9,9 +9,10 @@ from pipeline import params
 from pipeline.core import artifacts, seconds
 from pipeline.core.command_line import Parser
 from pipeline.core.errors import exit_on_error
+from pipeline.params.reading import AnyView
 
 
-def run(main: Callable[[params.AnyView], None], view: type[params.AnyView]) -> None:
+def run(main: Callable[[AnyView], None], view: type[AnyView]) -> None:
     """Check the whole of params.yaml, run the stage, and turn a user's mistake into one line.
 
     Raises:

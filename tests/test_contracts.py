@@ -11,10 +11,12 @@ from dvc.repo import Repo
 from pipeline import params
 from pipeline.core import artifacts
 from pipeline.data.content import MODELS, WATCHED
-from pipeline.params.schema import DECLARED
 from pipeline.training import run
 from tests.workspace import ROOT, read_yaml
 
+# What the fields of a view that are no keys are in dvc.yaml. The stage `tokenize` depends on the tables as files and
+# records the chosen rows, on which the others depend: as params, each key would be a column of `dvc exp show`.
+DECLARED = {"section": "${adapter}", "dataset": "data", "base_model": "model"}
 DVC = read_yaml(ROOT / "dvc.yaml")
 STAGES = DVC["stages"]
 TABLES = [table.built_in.as_posix() for table in params.TABLES.values()]
@@ -153,7 +155,7 @@ def test_every_section_is_seen_by_a_stage():
 def test_initializations_are_those_of_the_library_and_look_at_examples_where_its_do():
     from lsr.init import INITIALIZATIONS, READERS
     from pipeline.methods.statistics import BATCH
-    from pipeline.params.methods import READ, LsrParams
+    from pipeline.params.sections import READ, LsrParams
 
     words, _ = get_args(LsrParams.model_fields["init"].annotation)  # or another adapter
     assert get_args(words) == tuple(INITIALIZATIONS)

@@ -24,7 +24,7 @@ from pipeline.data import datasets, sources
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.reading import load_rows, read_yaml, validated
 from pipeline.params.schema import TABLES
-from pipeline.params.sections import NAME
+from pipeline.params.sources import NAME
 
 if TYPE_CHECKING:
     from datasets import Dataset

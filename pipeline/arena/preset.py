@@ -12,9 +12,9 @@ from pydantic import AfterValidator, Field, JsonValue, StrictFloat, StrictInt, S
 
 from pipeline.core.errors import UserError, nearest
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.reading import load_row, load_table
-from pipeline.params.sections import Count, Named, Section, Word
-from pipeline.params.sources import Sha256, all_different
+from pipeline.params.reading import load_row, read_yaml, validated
+from pipeline.params.sections import Count, Section
+from pipeline.params.sources import Named, Sha256, Word, all_different
 
 PATH = Path("pipeline/arena.yaml")
 VERSION = 1  # to be raised when a change of code invalidates old records: all are then run again
@@ -166,7 +166,7 @@ def load(name: str, path: Path = PATH) -> Preset:
     Raises:
         UserError: if there is none of this name, or the file is not valid.
     """
-    presets = load_table(path, Preset)
+    presets = {word: validated(Preset, content, path, (word,)) for word, content in read_yaml(path).items()}
     if name not in presets:
         raise UserError(f"{path}: no preset {name!r}{nearest(name, presets)}; presets: {', '.join(presets)}")
     return presets[name]

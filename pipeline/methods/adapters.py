@@ -24,8 +24,8 @@ from pipeline.data.base_models import public_name
 from pipeline.methods import planning
 from pipeline.methods.planning import Plan
 from pipeline.params import PARAMS, LsrParams, PeftParams
-from pipeline.params.methods import RATE
 from pipeline.params.model_row import ModelRow
+from pipeline.params.sections import RATE
 
 
 def add_adapter(

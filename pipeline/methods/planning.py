@@ -20,8 +20,8 @@ from pipeline.core.errors import UserError, first_line, nearest
 from pipeline.data.base_models import public_name
 from pipeline.methods import kadaptation  # noqa: F401 it registers a method
 from pipeline.params import PARAMS, FullParams, LsrParams, MethodParams, PeftParams
-from pipeline.params.methods import OWN_LOOP
 from pipeline.params.model_row import ModelRow
+from pipeline.params.sections import OWN_LOOP
 from pipeline.tasks import Task
 
 # PEFT warns about layers that it does adapt.

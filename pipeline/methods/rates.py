@@ -3,7 +3,7 @@
 from lsr.tuner.options import usual_terms
 from lsr.tuner.rates import rate_factor
 from pipeline.params import LsrParams, MethodParams
-from pipeline.params.methods import RATE
+from pipeline.params.sections import RATE
 
 # Parts of the names of parameters for which zero is neither the initial nor a neutral value.
 UNDECAYED = ("lora_magnitude_vector", "ia3_l")

@@ -4,9 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, PrivateAttr, StrictBool, StrictFloat, model_validator
 
-from pipeline.params.labels import OF_CLASSES, OF_NUMBERS, Label, Metric, Pairs
-from pipeline.params.sources import Columns, PackageSource, TableRow, TableSource, all_different
-from pipeline.params.texts import Mark
+from pipeline.params.labels import OF_CLASSES, OF_NUMBERS, Label, Pairs
+from pipeline.params.sources import Columns, Mark, PackageSource, TableRow, TableSource, all_different
 
 Share = Annotated[StrictFloat, Field(ge=0, lt=1)]
 
@@ -26,7 +25,7 @@ class DatasetRow(TableRow):
         None, description="examples equal in these columns are scored together; the first determines the split"
     )
     label: Label = Field(description="column and names; with above and perhaps margin; or column, low and high")
-    metrics: tuple[Metric, ...] = Field(
+    metrics: tuple[str, ...] = Field(
         min_length=1,
         description=f"of classes {', '.join(OF_CLASSES)}; of a number {' and '.join(OF_NUMBERS)}; the first selects "
         "the best checkpoint",

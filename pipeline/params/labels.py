@@ -6,10 +6,9 @@ A kind of task is chosen by the form, see `pipeline.tasks`. One that is new regi
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, StrictFloat, model_validator
-from pydantic_core import PydanticCustomError
 
-from pipeline.params.sources import Row, all_different
-from pipeline.params.texts import CHOICE, fields, is_template
+from pipeline.core.errors import nearest
+from pipeline.params.sources import CHOICE, Row, all_different, fields, is_template
 
 if TYPE_CHECKING:
     from pipeline.params.dataset_row import DatasetRow
@@ -19,7 +18,6 @@ OF_CLASSES = ("accuracy", "f1", "macro_f1", "matthews_correlation", "exact_match
 OF_NUMBERS = ("pearson", "spearman")
 COMPARED = ("first", "second")  # the classes of pairs: which of the two has the larger number
 CHOSEN = ("wrong", "right")  # the classes of a choice
-
 
 ONLY = {  # keys of a row that only some forms go with
     "choices": "choices need a label with {count} names, one for each in their order",
@@ -37,11 +35,6 @@ class Form(Row):
 
     column: str
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The columns of the source that it reads."""
-        return (self.column,)
-
     def check(self, row: "DatasetRow") -> None:
         """Check the rest of a row.
 
@@ -54,8 +47,10 @@ class Form(Row):
         self._check_metrics(row)
 
     def _check_metrics(self, row: "DatasetRow") -> None:
-        if wrong := [metric for metric in row.metrics if metric not in self.scored_by]:
-            raise ValueError(f"metrics {wrong} do not fit this label; allowed are {list(self.scored_by)}")
+        for metric in row.metrics:
+            if metric not in self.scored_by:
+                near, allowed = nearest(metric, self.scored_by), ", ".join(self.scored_by)
+                raise ValueError(f"metrics: {metric} does not fit this label{near}; allowed are {allowed}")
 
 
 class Classes(Form):
@@ -150,13 +145,4 @@ def _in_its_form(label: Any) -> Any:
     return form.model_validate(label)
 
 
-def _known(metric: str) -> str:
-    names = [repr(name) for name in dict.fromkeys(name for form in reversed(FORMS) for name in form.scored_by)]
-    if repr(metric) not in names:
-        expected = f"{', '.join(names[:-1])} or {names[-1]}"
-        raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
-    return metric
-
-
 Label = Annotated[SerializeAsAny[Form], BeforeValidator(_in_its_form)]
-Metric = Annotated[str, AfterValidator(_known)]

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -27,7 +27,9 @@ def lines(error: ValidationError, schema: type[BaseModel], content: Any, path: P
     for mistake in error.errors(include_url=False):
         # A value that fits no member of a union is reported once, with everything that is allowed.
         places.setdefault(_place(mistake, content), []).append(mistake)
-    inner = {name for model in _models_in(schema) for name in model.model_fields}
+    models = schema.model_json_schema().get("$defs", {}).values()
+    inner = {name for model in models for name in model.get("properties", ())}
+    inner |= {name for form in labels.FORMS for name in form.model_fields}  # a label is in no schema, see there
     outer = {place[:length] for place in places for length in range(1, len(place))}
     for place, mistakes in places.items():
         shown = ": ".join(filter(None, [str(path), ".".join((*prefix, *place))]))
@@ -43,7 +45,8 @@ def _rules(mistakes: list[Any]) -> str:
     first, *others = dict.fromkeys(_said(mistake["msg"]) for mistake in mistakes)
     rest = "".join(f" or {rule.removeprefix('input should be ')}" for rule in others)
     value = mistakes[0]["input"]
-    allowed = [word for mistake in mistakes if mistake["type"] == "literal_error" for word in _words(mistake)]
+    literals = [mistake["ctx"]["expected"] for mistake in mistakes if mistake["type"] == "literal_error"]
+    allowed = [word for expected in literals for word in expected.split("'")[1::2]]
     got = "" if isinstance(value, dict) else f", got {value!r}"
     return f"{first}{rest}{got}{nearest(value, allowed)}"
 
@@ -57,11 +60,6 @@ def _said(message: str) -> str:
     return f"{message[:1].lower()}{message[1:]}"
 
 
-def _words(mistake: Any) -> list[str]:
-    words: list[str] = mistake["ctx"]["expected"].split("'")[1::2]
-    return words
-
-
 def _place(mistake: Any, content: Any) -> Place:
     """The keys as written in the file: pydantic adds the tags of unions, which are not keys."""
     where: list[str] = []
@@ -69,23 +67,7 @@ def _place(mistake: Any, content: Any) -> Place:
     for part in mistake["loc"]:
         if not is_after_tag and isinstance(content, dict) and content.get("kind") == part:
             is_after_tag = True  # `kind: package` has a key package, too
-        elif _has(content, part):
+        elif (isinstance(content, dict) and part in content) or (isinstance(content, list) and isinstance(part, int)):
             content, is_after_tag = content[part], False
             where.append(str(part))
     return (*where, str(mistake["loc"][-1])) if mistake["type"] == "missing" else tuple(where)
-
-
-def _has(content: Any, part: Any) -> bool:
-    return (isinstance(content, dict) and part in content) or (isinstance(content, list) and isinstance(part, int))
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Yield the models in an annotation, their forms, and the models in their fields."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-        for field in annotation.model_fields.values():
-            yield from _models_in(field.annotation)
-        for form in labels.FORMS if annotation is labels.Form else ():
-            yield from _models_in(form)
-    for part in get_args(annotation):
-        yield from _models_in(part)

@@ -18,11 +18,11 @@ from pipeline.core import artifacts
 from pipeline.core.errors import UserError, nearest
 from pipeline.params import mistakes
 from pipeline.params.model_row import ModelRow
-from pipeline.params.schema import PARAMS, TABLES, Params, View
-from pipeline.params.sections import NAME
-from pipeline.params.sources import TableRow
+from pipeline.params.schema import PARAMS, TABLES, Params
+from pipeline.params.sections import Section
+from pipeline.params.sources import NAME, TableRow
 
-AnyView = TypeVar("AnyView", bound=View)
+AnyView = TypeVar("AnyView", bound=Section)
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 
@@ -144,15 +144,6 @@ def _row(word: str, name: str, path: Path) -> TableRow:
     row = validated(table.schema, read_yaml(path)[name], path, (str(name),))
     row._where = str(path)
     return row
-
-
-def load_table(path: Path, schema: type[AnyModel]) -> dict[str, AnyModel]:
-    """Return all rows of a file, by name.
-
-    Raises:
-        UserError: if the file or a row is broken.
-    """
-    return {name: validated(schema, row, path, (name,)) for name, row in read_yaml(path).items()}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -10,10 +10,19 @@ from pydantic import Field, SerializeAsAny, StrictInt, StrictStr, ValidationInfo
 
 from pipeline.core.errors import nearest
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.methods import FullParams, HeadParams, LsrParams, Method, MethodParams, own_loop, peft_type
 from pipeline.params.model_row import ModelRow
-from pipeline.params.sections import EvaluateParams, Named, Section, TokenizeParams, TrainParams, Word
-from pipeline.params.sources import TableRow
+from pipeline.params.sections import (
+    EvaluateParams,
+    FullParams,
+    HeadParams,
+    LsrParams,
+    Method,
+    MethodParams,
+    Section,
+    TokenizeParams,
+    TrainParams,
+)
+from pipeline.params.sources import Named, TableRow, Word
 
 PARAMS = Path("params.yaml")
 
@@ -61,12 +70,9 @@ class Params(Section):
     def _is_a_section(cls, adapter: str, info: ValidationInfo) -> str:
         if "methods" in info.data:
             words = ["full", "head", "lsr", *info.data["methods"]]
-            if adapter not in words and (kind := peft_type(adapter)):
-                raise ValueError(
-                    f"no such section; a method of PEFT goes by adapter: peft and peft.type: {own_loop(kind)}"
-                )
             if adapter not in words:
-                raise ValueError(f"no such section{nearest(adapter, words)}; sections: {', '.join(words)}")
+                known = f"sections: {', '.join(words)}; for another method of PEFT, set peft.type"
+                raise ValueError(f"no such section{nearest(adapter, words)}; {known}")
         return adapter
 
     @property
@@ -84,12 +90,8 @@ class Params(Section):
 Chosen = SerializeAsAny[MethodParams]  # with all fields of the method's own section
 
 
-class View(Section):
-    """The part that one stage sees. dvc.yaml declares the same; DECLARED maps fields that are not keys to it."""
-
-
-class TokenizeView(View):
-    """Of stages/tokenize.py."""
+class TokenizeView(Section):
+    """Of stages/tokenize.py. A test says what each field of a view is in dvc.yaml."""
 
     data: Word
     model: Named
@@ -98,7 +100,7 @@ class TokenizeView(View):
     base_model: ModelRow
 
 
-class FactorizeInitView(View):
+class FactorizeInitView(Section):
     """Of stages/factorize_init.py. It needs the data row for the number of labels: the head belongs to the adapter."""
 
     data: Word
@@ -117,7 +119,7 @@ class TrainView(FactorizeInitView):
     train: TrainParams
 
 
-class EvaluateView(View):
+class EvaluateView(Section):
     """Of stages/evaluate.py. The adapter's folder has everything else about the adapter."""
 
     data: Word
@@ -125,12 +127,3 @@ class EvaluateView(View):
     evaluate: EvaluateParams
     dataset: DatasetRow
     base_model: ModelRow
-
-
-DECLARED = {
-    "section": "${adapter}",
-    # The stage `tokenize` depends on the tables as files and records the chosen rows, on which all other stages depend.
-    # As params, each of their keys would be a column of `dvc exp show`.
-    "dataset": "data",
-    "base_model": "model",
-}

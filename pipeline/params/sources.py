@@ -1,5 +1,6 @@
-"""The schemas of the sources of a data set: the hub, files, or a package from the package index."""
+"""The schemas of what a data set is read from: the hub, files or a package; and of the texts that its columns make."""
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
@@ -20,6 +21,13 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Pinned = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.+!_-]+$", description="name==version")]
 Split = Literal["train", "validation", "test"]
 Columns = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(all_different)]
+NAME = r"^[A-Za-z0-9_-]+$"
+Word = Annotated[str, Field(pattern=NAME, description="DVC splits keys on dots, so a word has none")]
+Named = Annotated[
+    str, Field(pattern=r"^[^\x00-\x1f]+$", description="a row's word; or a folder or hub repository itself")
+]
+FIELD = re.compile(r"\{([^{}]+)\}")  # of a template: a column in braces
+CHOICE = "choice"  # the template field that stands for the current choice
 
 
 class Row(BaseModel):
@@ -84,3 +92,36 @@ class PackageSource(Row):
     def provides(self) -> set[Split]:
         """The splits that need no cutting: the file has no splits, so all of it is train."""
         return {"train"}
+
+
+def fields(entry: str) -> tuple[str, ...]:
+    """Return the columns that an entry of `text` names: those in braces or, if there are none, the entry itself."""
+    return tuple(FIELD.findall(entry)) or (entry,)
+
+
+def is_template(entry: str) -> bool:
+    """Return whether an entry of `text` is more than a column name."""
+    return fields(entry) != (entry,)
+
+
+class Mark(Row):
+    """A part of a text to put between signs, such as the word of WiC and the two spans of WSC."""
+
+    column: str = Field(description="of the text")
+    sign: str = Field("*", min_length=1)
+    start: str | None = Field(None, description="column of the part's first character, counted from 0")
+    end: str | None = Field(None, description="column of the character after the part")
+    word: str | None = Field(None, description="column of the part's first word, counted from 0")
+    says: str | None = Field(None, description="column of the part's own text")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that it reads."""
+        return tuple(name for name in (self.column, self.start, self.end, self.word, self.says) if name is not None)
+
+    @model_validator(mode="after")
+    def _is_by_characters_or_by_words(self) -> Self:
+        given = [name for name in ("start", "end", "word", "says") if getattr(self, name) is not None]
+        if given not in (["start", "end"], ["word", "says"]):
+            raise ValueError(f"a mark needs start and end, or word and says, got {' and '.join(given) or 'neither'}")
+        return self

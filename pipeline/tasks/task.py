@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.texts import is_template
+from pipeline.params.sources import is_template
 from pipeline.tasks import texts
 from pipeline.tasks.cells import is_missing, plain_text
 from pipeline.tasks.examples import GROUP, Examples, Split, fold, hashes
@@ -64,7 +64,7 @@ class Task(ABC):
     def reads(self) -> tuple[str, ...]:
         """The columns of the source from which examples are made."""
         marked = (name for mark in self.row.mark for name in mark.columns)
-        named = (*texts.used(self.row), *marked, *(self.row.group or ()), *self.row.label.columns)
+        named = (*texts.used(self.row), *marked, *(self.row.group or ()), self.row.label.column)
         return tuple(dict.fromkeys(named))
 
     @property

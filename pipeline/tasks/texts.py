@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.texts import CHOICE, FIELD, Mark, fields, is_template
+from pipeline.params.sources import CHOICE, FIELD, Mark, fields, is_template
 from pipeline.tasks.cells import refuse_other_than_text
 from pipeline.tasks.examples import fold
 

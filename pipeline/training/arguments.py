@@ -16,7 +16,8 @@ from transformers.integrations.integration_utils import DVCLiveCallback
 from pipeline.core import artifacts, console
 from pipeline.core.errors import UserError
 from pipeline.methods import adapters, device, rates
-from pipeline.params import PARAMS, FullParams, TrainParams, TrainView
+from pipeline.params import PARAMS, FullParams, TrainView
+from pipeline.params.sections import TrainParams
 from pipeline.tasks import Outcome, Task
 from pipeline.training import processes
 

@@ -105,8 +105,7 @@ MISTAKES = [
     ("lsr.target_modules", "qu(ery", "lsr.target_modules: not a valid regular expression: missing ), unterminated"),
     ("train", 3, "train: input should be keys with values, got 3"),
     ("train.report_to", "mlflow", "train.report_to: input should be a list, got 'mlflow'"),
-    ("adapter", "boft", "adapter: no such section; a method of PEFT goes by adapter: peft and peft.type: BOFT, got"),
-    ("adapter", "adalora", "adapter: ADALORA needs calls that move ranks between layers, which this training does not"),
+    ("peft.type", "ADALORA", "peft.type: ADALORA needs calls that move ranks between layers, which this training does"),
     ("data", "movie-reviws", "data: no row 'movie-reviws'; did you mean movie-reviews?; rows: movie-reviews, amazon"),
     ("data", "nope", "data: no row 'nope'; rows: movie-reviews, amazon-reviews, "),
     ("model", "models/nope", "model: no row or folder 'models/nope'; rows: minilm, "),
@@ -175,7 +174,7 @@ ROW_MISTAKES = [
     ("movie-reviews.source.package", "-r==1", "source.package: string should match pattern"),
     ("movie-reviews.label", {"column": "a", "low": 4, "high": 4}, "label: low must be below high, got 4 and 4"),
     ("movie-reviews.pairs", {"margin": 1}, "movie-reviews: pairs compare numbers: the label needs low and high, and"),
-    ("movie-reviews.metrics", ["accuracy", "f2"], "metrics.1: input should be 'accuracy', 'f1', 'macro_f1', 'matth"),
+    ("movie-reviews.metrics", ["acuracy"], "metrics: acuracy does not fit this label; did you mean accuracy?; allowed"),
     ("movie-reviews.cut.tset", 0.1, "cut.tset: input should be 'validation' or 'test', got 'tset'; did you mean test?"),
     ("movie-reviews.cut.test", ..., "movie-reviews: nothing provides test: name it in the source, or cut it from tr"),
     ("movie-pairs.text", ["text", "id"], "movie-pairs: pairs are made of one text column, got text, id"),
@@ -232,7 +231,7 @@ def test_a_model_has_a_row_of_ones_own_too(own):
 
 def test_every_mistake_in_the_tables_is_found_at_once_whichever_row_is_chosen(own):
     rows = {
-        "mine": edited(edited(DATASETS["sst2"], "label.colum", "stars"), "metrics", ["acuracy"]),
+        "mine": edited(edited(DATASETS["sst2"], "label.colum", "stars"), "metrics", [1]),
         "my row": DATASETS["sst2"],
         "list": [1],
         "mrpc": DATASETS["mrpc"],
@@ -241,7 +240,7 @@ def test_every_mistake_in_the_tables_is_found_at_once_whichever_row_is_chosen(ow
         "data/datasets.yaml: 'my row': the name of a row of data has letter",
         "data/datasets.yaml: list: input should be keys with values, got [1",
         "data/datasets.yaml: mine.label.colum: no such key; did you mean co",
-        "data/datasets.yaml: mine.metrics.0: input should be 'accuracy', 'f",
+        "data/datasets.yaml: mine.metrics.0: input should be text in quotes",
         "data/datasets.yaml: mrpc: pipeline/datasets.yaml has a row of this",
     ]
     write("pipeline/models.yaml", {"mine": {"source": 3}})

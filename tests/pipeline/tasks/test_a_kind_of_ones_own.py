@@ -107,14 +107,14 @@ def test_the_arena_keeps_its_answers_and_labels(tmp_path):
 
 def test_its_form_says_what_goes_with_it_and_without_it_is_unknown(monkeypatch):
     for changes, says in (
-        ({"metrics": ["accuracy"]}, "metrics ['accuracy'] do not fit this label; allowed are ['kappa']"),
-        ({"metrics": ["kapa"]}, "metrics.0: input should be"),
+        ({"metrics": ["accuracy"]}, "metrics: accuracy does not fit this label; allowed are kappa"),
+        ({"metrics": ["kapa"]}, "metrics: kapa does not fit this label; did you mean kappa?"),
         ({"stratify": True}, "stratify: needs a label of classes"),
         ({"label": {**ROW["label"], "names": ["a", "b"]}}, "label.names: no such key"),
     ):
         refused(params.reading.validated, DatasetRow, ROW | changes, "t.yaml", ("levels",), says=says)
     monkeypatch.undo()
-    refused(params.reading.validated, DatasetRow, ROW, "t.yaml", ("levels",), says="label.order: no such key", lines=3)
+    refused(params.reading.validated, DatasetRow, ROW, "t.yaml", ("levels",), says="label.order: no such key", lines=2)
 
 
 def test_a_note_without_a_kind_is_of_classes_or_where_they_have_no_names_of_a_number(tmp_path):
