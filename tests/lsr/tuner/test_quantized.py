@@ -6,8 +6,9 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from lsr import LsrConfig
-from tests.capabilities.checks import stir, train, trainable
+from tests.capabilities.checks import train, trainable
 from tests.capabilities.models import logits, tiny
+from tests.kit import refused
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 USUAL = {"task_type": "SEQ_CLS", "rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0}
@@ -15,7 +16,6 @@ KINDS = {
     "8 bit": lambda n, m, bias: bitsandbytes.nn.Linear8bitLt(n, m, bias, has_fp16_weights=False),
     "4 bit": lambda n, m, bias: bitsandbytes.nn.Linear4bit(n, m, bias, quant_type="nf4"),
 }
-each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def quantized(kind):
@@ -29,13 +29,9 @@ def quantized(kind):
     return model.eval().requires_grad_(False)
 
 
-def adapted(kind, **fields):
-    return get_peft_model(quantized(kind), LsrConfig(**{**USUAL, **fields})).eval()
-
-
-@each_kind
-def test_a_fresh_adapter_changes_no_bit_and_trains_in_float32(kind):
-    model = adapted(kind)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fresh_adapter_changes_no_bit_trains_comes_back_and_is_not_merged(kind, tmp_path):
+    model = get_peft_model(quantized(kind), LsrConfig(**USUAL)).eval()
     assert torch.equal(logits(model), logits(quantized(kind)))
     losses, moved = train(model, steps=25)
     assert losses[-1] < 0.9 * losses[0]
@@ -43,20 +39,9 @@ def test_a_fresh_adapter_changes_no_bit_and_trains_in_float32(kind):
     assert {parameter.dtype for parameter in trainable(model).values()} == {torch.float32}
     with model.disable_adapter():
         assert torch.equal(logits(model), logits(quantized(kind)))
-
-
-@each_kind
-def test_an_adapter_comes_back_bit_for_bit(kind, tmp_path):
-    model = stir(adapted(kind))
     model.save_pretrained(str(tmp_path))
     assert torch.equal(logits(PeftModel.from_pretrained(quantized(kind), str(tmp_path))), logits(model))
-
-
-@each_kind
-def test_merging_is_refused_and_changes_nothing(kind):
-    model = stir(adapted(kind))
-    before = logits(model)
+    before, says = logits(model), "its weight is quantized, and merging would round it again; load the"
     for act in (model.merge_adapter, model.merge_and_unload):
-        with pytest.raises(ValueError, match="its weight is quantized, and merging would round it again; load the"):
-            act()
+        refused(act, kind=ValueError, says=says)
     assert torch.equal(logits(model), before)
