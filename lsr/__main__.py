@@ -3,8 +3,9 @@
 import argparse
 import sys
 import warnings
+from argparse import Namespace
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,131 +13,111 @@ from typing import Any, NoReturn
 from transformers.utils import logging
 
 from lsr.algebra.rounding import PRECISIONS
-from lsr.convert.commands import run_export, run_import
-from lsr.convert.export import DTYPES, TOLERATED_LOSS
-from lsr.convert.rounded import run_round
-from lsr.convert.squeezed import BITS, run_squeeze
+from lsr.convert.export import DTYPES, TOLERATED_LOSS, export_lora, export_merged
+from lsr.convert.from_lora import from_lora
+from lsr.convert.parity import outputs, probe_ids
+from lsr.convert.rounded import round_adapter
+from lsr.convert.squeezed import BITS, squeeze_adapter
 from lsr.convert.writing import check_output
-from lsr.loading.base_models import load_base
+from lsr.loading.adapters import load_adapter
+from lsr.loading.base_models import class_of, load_base, load_model, load_tokenizer
 from lsr.serve.bank import AdapterBank
 from lsr.serve.file import FILE, read
-from lsr.tuner.files import CONFIG, read_config, read_tensors
-from lsr.tuner.mistakes import InputError
+from lsr.tuner.files import CONFIG, read_config, read_tensors, weights_of
+from lsr.tuner.mistakes import InputError, NoBaseError
 
 MISTAKE, FAILED, STOPPED = 2, 1, 130  # exit codes
 MODULE, SCRIPT = "python -m lsr", "lsr"
+MORE_THAN_ROUNDING = 0.1  # of the largest output: bfloat16 changes a hundredth
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+def run_export(options: Namespace) -> None:
+    """Write an export, load it back, and print how far its outputs are from the adapter's.
 
-    def error(self, message: str) -> NoReturn:
-        """Print one line and leave."""
-        self.exit(MISTAKE, f"{self.prog}: {message}; see {self.prog} --help\n")
+    A LoRA does not need the base model: without it, the outputs are not compared.
 
-
-def parser(called: str = MODULE) -> Parser:
-    """Return the parser of the whole command line, which messages call so."""
-    top = Parser(
-        prog=called,
-        description="Export, import, round and squeeze adapters, and put many into one file.",
-    )
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_export(commands)
-    _add_import(commands)
-    _add_round(commands)
-    _add_squeeze(commands)
-    _add_bank(commands)
-    return top
-
-
-def _add_export(commands: Any) -> None:
-    command = commands.add_parser(
-        "export",
-        help="write an adapter as plain LoRA, or merged into its base model",
-        description="Write an LSR adapter as a plain PEFT LoRA folder (exact, no SVD) or merged into its base model, "
-        "and compare the outputs of what was written with those of the adapter.",
-    )
-    _add_adapter(command)
-    command.add_argument("--to", choices=("lora", "merged"), required=True, help="what to write")
-    _add_output(command, f"replace OUT if it exists, and let --dtype lose over {TOLERATED_LOSS:.0%}% of the update")
-    command.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of what is written (float32)")
-    _add_base(command)
-    command.set_defaults(run=run_export)
+    Raises:
+        NoBaseError: if a base that is needed or named does not exist.
+    """
+    sources = (options.adapter, *([Path(options.base)] if options.base else []))
+    check_output(options.output, sources, replace=options.force)
+    dtype, model, why = DTYPES[options.dtype], None, "the model reads no token ids"
+    try:
+        model = load_adapter(options.adapter, options.base)
+    except NoBaseError as error:
+        if options.base or options.to != "lora":
+            raise
+        why = f"without its base model: {error}"
+    ids = None if model is None else probe_ids(model)
+    expected = None if ids is None else outputs(model, ids)
+    if model is None or options.to == "lora":
+        lost = export_lora(model or options.adapter, options.output, dtype=dtype, force=options.force)
+    else:
+        tokenizer = load_tokenizer(read_config(options.adapter), options.adapter, options.base)
+        lost = export_merged(model, options.output, dtype=dtype, tokenizer=tokenizer, force=options.force)
+        if tokenizer is None:
+            print("no tokenizer beside the adapter or its base model: add its files before serving")
+    print(f"{options.output}: {options.to}, {len(lost.layers)} layers, {options.dtype}, {_size(options.output)}")
+    print(f"rounding error of the update in {options.dtype}: {lost}")
+    if ids is None or expected is None:
+        print(f"the outputs are not compared: {why}")
+    else:
+        _compare(options, ids, expected)
 
 
-def _add_import(commands: Any) -> None:
-    command = commands.add_parser(
-        "import",
-        help="write a plain LoRA as an LSR adapter",
-        description="Write a plain PEFT LoRA folder as an LSR adapter with the same tensors, bit for bit. It trains on "
-        "as LoRA does, and export --to lora gives the LoRA back.",
-    )
-    command.add_argument("lora", metavar="LORA", type=Path, help="folder of a LoRA")
-    _add_output(command)
-    command.set_defaults(run=run_import)
+def _compare(options: Namespace, ids: Any, expected: Any) -> None:
+    """Print the largest difference of an export's outputs from the adapter's, for each way to load it."""
+    if options.to == "merged":
+        kind = class_of(read_config(options.adapter))
+        found = {"merged": outputs(load_model(kind, str(options.output)).float().eval(), ids)}
+    else:
+        model = load_adapter(options.output, options.base, "LORA")
+        found = {"lora, unmerged": outputs(model, ids)}
+        found["lora, merged by PEFT"] = outputs(model.merge_and_unload(), ids)
+    largest = float(expected.abs().max())
+    print(f"outputs for {len(ids)} x {ids.shape[1]} seeded token ids; the largest is {largest:.3g}")
+    for name, one in found.items():
+        difference = float((one - expected).abs().max())
+        print(f"{name}: differs by {difference:.2g} at most")
+        if difference > MORE_THAN_ROUNDING * largest:
+            print(
+                "this is no rounding, so do not use it so; a weight that two layers share, such as that of a tied "
+                "head, cannot be merged for one of them"
+            )
 
 
-def _add_round(commands: Any) -> None:
-    command = commands.add_parser(
-        "round",
-        help="write an adapter of any method in fewer bits",
-        description="Write an adapter of any method in bfloat16, or in 8, 4, 3 or 2 bits with a scale for each "
-        "64 entries. Every command takes such a folder; PEFT itself needs it back in float32. No base model is "
-        "read.",
-    )
-    _add_adapter(command, "an adapter of any method")
-    command.add_argument("--to", choices=PRECISIONS, required=True, help="the precision of what is written")
-    _add_output(command)
-    command.set_defaults(run=run_round)
+def run_import(options: Namespace) -> None:
+    """Write a LoRA as an LSR adapter, and print what was written."""
+    config = from_lora(options.lora, options.output, force=options.force)
+    print(f"{options.output}: LSR with rank_shape {list(config.rank_shape)}, {_size(options.output)}")
 
 
-def _add_squeeze(commands: Any) -> None:
-    command = commands.add_parser(
-        "squeeze",
-        help="write an adapter as a small one",
-        description="Write an adapter of LSR or LoRA as the small LSR adapter that is nearest to it, and say how near. "
-        "No base model is read. To train it on, name it in lsr.init of the pipeline.",
-    )
-    _add_adapter(command, "an adapter of LSR or LoRA, or its hub repository")
-    command.add_argument(
-        "--to",
-        default="rank:1",
-        metavar="FORM",
-        help="rank:R in each layer, directions:N in all layers, or shared:R between frames of all layers of a kind "
-        "(rank:1)",
-    )
-    command.add_argument("--bits", type=int, choices=tuple(BITS), help="round it, as `round` does")
-    _add_output(command)
-    command.set_defaults(run=run_squeeze)
+def run_round(options: Namespace) -> None:
+    """Round an adapter, and print what has changed."""
+    lost = round_adapter(options.adapter, options.output, options.to, force=options.force)
+    before, after = (weights_of(folder).stat().st_size for folder in (options.adapter, options.output))
+    print(f"{options.output}: {options.to}, tensors in {after:,} bytes, before in {before:,}")
+    print(f"rounding error of the tensors: {lost.tensors}")
+    if lost.update is not None:
+        print(f"rounding error of the update: {lost.update}")
 
 
-def _add_bank(commands: Any) -> None:
-    command = commands.add_parser(
-        "bank",
-        help="write many adapters of one base model into one file",
-        description="Write adapters of one base model, of LSR or LoRA, into one file, bank.safetensors, from which "
-        "lsr.AdapterBank serves them together: each row of a batch through its own. An adapter has its folder's name.",
-    )
-    command.add_argument(
-        "--from",
-        dest="sources",
-        nargs="+",
-        type=Path,
-        required=True,
-        metavar="FOLDER",
-        help="folders of adapters, or folders that hold such",
-    )
-    _add_output(command)
-    command.add_argument("--precision", choices=PRECISIONS, default="float32", help="of what is stored (float32)")
-    _add_base(command)
-    command.set_defaults(run=run_bank)
+def run_squeeze(options: Namespace) -> None:
+    """Squeeze an adapter, and print the relative error of each layer's update."""
+    squeezed = squeeze_adapter(options.adapter, options.output, options.to, bits=options.bits, force=options.force)
+    for name, error in squeezed.errors.layers.items():
+        print(f"{error:7.2%}  {name}")
+    print(f"relative error of the update: {squeezed.errors}")
+    print(f"{options.output}: tensors in {squeezed.bytes_after:,} bytes, before in {squeezed.bytes_before:,}")
 
 
-def run_bank(options: argparse.Namespace) -> None:
+def run_bank(options: Namespace) -> None:
     """Write a bank, each adapter named after its folder, and print its contents."""
     check_output(options.output, tuple(options.sources), replace=options.force)
-    folders = [folder for source in options.sources for folder in _folders(source)]
+    folders = list[Path]()
+    for source in options.sources:
+        inside = [path.parent for path in sorted(source.glob(f"*/{CONFIG}"))]
+        folders += inside if inside and not (source / CONFIG).exists() else [source]
     base = load_base(read_config(folders[0]), read_tensors(folders[0]), options.base)
     bank = AdapterBank(base, precision=options.precision)
     for folder in folders:
@@ -150,25 +131,101 @@ def run_bank(options: argparse.Namespace) -> None:
         print(f"{kind}: {size:,} bytes, {size / count:,.0f} an adapter")
 
 
-def _folders(source: Path) -> list[Path]:
-    """Return an adapter's folder, or those of the adapters directly inside it."""
-    inside = [path.parent for path in sorted(source.glob(f"*/{CONFIG}"))]
-    return inside if inside and not (source / CONFIG).exists() else [source]
+def _size(folder: Path) -> str:
+    return f"{sum(path.stat().st_size for path in folder.iterdir() if path.is_file()):,} bytes"
 
 
-def _add_adapter(command: argparse.ArgumentParser, kind: str = "an LSR adapter") -> None:
-    command.add_argument("adapter", metavar="ADAPTER", type=Path, help=f"folder of {kind}")
+Argument = tuple[tuple[str, ...], dict[str, Any]]  # what argparse's add_argument takes
 
 
-def _add_output(command: argparse.ArgumentParser, force: str = "replace OUT if it exists") -> None:
-    command.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="the folder to write")
-    command.add_argument("--force", action="store_true", help=force)
+def argument(*names: str, **options: Any) -> Argument:
+    """Return an argument of a command."""
+    return names, options
 
 
-def _add_base(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--base", metavar="FOLDER_OR_HUB_ID", help="the base model, if not the one that the adapter names"
-    )
+ADAPTER = argument("adapter", metavar="ADAPTER", type=Path, help="folder of an adapter")
+OUTPUT = argument("-o", "--output", metavar="OUT", type=Path, required=True, help="the folder to write")
+FORCE = argument("--force", action="store_true", help="replace OUT if it exists")
+BASE = argument("--base", metavar="FOLDER_OR_HUB_ID", help="the base model, if not the one that the adapter names")
+LOSSY = f"replace OUT if it exists, and let --dtype lose over {TOLERATED_LOSS:.0%}% of the update"
+FORMS = "rank:R in each layer, directions:N in all, or shared:R between frames of all layers of a kind (rank:1)"
+# By name: what it runs, what the list of commands and its own help say of it, and its arguments.
+COMMANDS: dict[str, tuple[Callable[[Namespace], None], str, str, Sequence[Argument]]] = {
+    "export": (
+        run_export,
+        "write an adapter as plain LoRA, or merged into its base model",
+        "Write an LSR adapter as a plain PEFT LoRA folder (exact, no SVD) or merged into its base model, and compare "
+        "the outputs of what was written with those of the adapter.",
+        [
+            ADAPTER,
+            argument("--to", choices=("lora", "merged"), required=True, help="what to write"),
+            OUTPUT,
+            argument("--force", action="store_true", help=LOSSY),
+            argument("--dtype", choices=tuple(DTYPES), default="float32", help="of what is written (float32)"),
+            BASE,
+        ],
+    ),
+    "import": (
+        run_import,
+        "write a plain LoRA as an LSR adapter",
+        "Write a plain PEFT LoRA folder as an LSR adapter with the same tensors, bit for bit. It trains on as LoRA "
+        "does, and export --to lora gives the LoRA back.",
+        [argument("lora", metavar="LORA", type=Path, help="folder of a LoRA"), OUTPUT, FORCE],
+    ),
+    "round": (
+        run_round,
+        "write an adapter of any method in fewer bits",
+        "Write an adapter of any method in bfloat16, or in 8, 4, 3 or 2 bits with a scale for each 64 entries. Every "
+        "command takes such a folder; PEFT itself needs it back in float32. No base model is read.",
+        [ADAPTER, argument("--to", choices=PRECISIONS, required=True, help="the precision"), OUTPUT, FORCE],
+    ),
+    "squeeze": (
+        run_squeeze,
+        "write an adapter as a small one",
+        "Write an adapter of LSR or LoRA, in a folder or a hub repository, as the small LSR adapter that is nearest to "
+        "it, and say how near. No base model is read. To train it on, name it in lsr.init of the pipeline.",
+        [
+            ADAPTER,
+            argument("--to", default="rank:1", metavar="FORM", help=FORMS),
+            argument("--bits", type=int, choices=tuple(BITS), help="round it, as `round` does"),
+            OUTPUT,
+            FORCE,
+        ],
+    ),
+    "bank": (
+        run_bank,
+        "write many adapters of one base model into one file",
+        "Write adapters of one base model, of LSR or LoRA, into one file, bank.safetensors, from which lsr.AdapterBank "
+        "serves them together: each row of a batch through its own. An adapter has its folder's name.",
+        [
+            argument("--from", dest="sources", nargs="+", type=Path, required=True, metavar="FOLDER", help="adapters"),
+            OUTPUT,
+            FORCE,
+            argument("--precision", choices=PRECISIONS, default="float32", help="of what is stored (float32)"),
+            BASE,
+        ],
+    ),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and leave."""
+        self.exit(MISTAKE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def parser(called: str = MODULE) -> Parser:
+    """Return the parser of the whole command line, which messages call so."""
+    top = Parser(prog=called, description="Export, import, round and squeeze adapters, and put many into one file.")
+    added = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command, (run, summary, description, its) in COMMANDS.items():
+        one = added.add_parser(command, help=summary, description=description)
+        one.set_defaults(run=run)
+        for names, options in its:
+            one.add_argument(*names, **options)
+    return top
 
 
 def script() -> int:
@@ -179,7 +236,11 @@ def script() -> int:
 def main(arguments: Sequence[str] | None = None, called: str = MODULE) -> int:
     """Run a command; return the exit code."""
     options = parser(called).parse_args(arguments)
-    _quiet()
+    # Leave out what PEFT and transformers say to those who train: a fresh head, progress bars, renamed attributes.
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    getLogger("huggingface_hub").setLevel(ERROR)  # that it tries again, when there is no connection
+    warnings.simplefilter("ignore")
     try:
         options.run(options)
     except InputError as error:
@@ -192,14 +253,6 @@ def main(arguments: Sequence[str] | None = None, called: str = MODULE) -> int:
         return 0
     print(line, file=sys.stderr)
     return code
-
-
-def _quiet() -> None:
-    """Leave out what PEFT and transformers say to those who train: a fresh head, progress bars, renamed attributes."""
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    getLogger("huggingface_hub").setLevel(ERROR)  # that it tries again, when there is no connection
-    warnings.simplefilter("ignore")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def as_lora(contents: Contents) -> tuple[dict[str, Any], dict[str, Tensor]]:
     updates = {name: update.plain() for name, update in contents.updates.items()}
     rank, ranks = _usual({name: len(update.frames.a) for name, update in updates.items()})
     alpha, alphas = _usual({name: update.alpha for name, update in updates.items()})
-    base, host = contents.base, contents.host
+    base = contents.base
     fields = {
         **({} if base.get("task_type") else {"auto_mapping": base.get("auto_mapping")}),
         "peft_type": LORA,
@@ -45,7 +45,7 @@ def as_lora(contents: Contents) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "layers_to_transform": None,
         "layers_pattern": None,
         "bias": BIASES[contents.bias],
-        "fan_in_fan_out": host is not None and host.is_transposed,  # without a base, PEFT sets it where it is needed
+        "fan_in_fan_out": contents.is_transposed,  # without a base, PEFT sets it where it is needed
         "init_lora_weights": True,
         "use_rslora": False,
         "use_dora": False,
@@ -68,10 +68,10 @@ def _usual(values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
 def _targets(contents: Contents) -> Sequence[str] | str:
     """Return full names, or one regular expression if other modules end in one of them: PEFT matches endings."""
     names = sorted(contents.updates)
-    # Other layers may end in a short name, and without the base nobody knows.
-    modules = [f"a.{name}" for name in names if name.count(".") < LONG]
-    if contents.host is not None:
-        modules = [name for name in contents.host.modules if name not in contents.updates]
+    if contents.modules is None:  # without the base nobody knows whether other layers end in a short name
+        modules = [f"a.{name}" for name in names if name.count(".") < LONG]
+    else:
+        modules = [name for name in contents.modules if name not in contents.updates]
     endings = tuple(f".{name}" for name in names)
     return "|".join(map(re.escape, names)) if any(name.endswith(endings) for name in modules) else names
 

@@ -13,13 +13,13 @@ from lsr.algebra.rounding import dtype_name
 from lsr.convert import errors
 from lsr.convert.errors import Errors
 from lsr.convert.writing import check_output, write, write_task, writing
-from lsr.loading.contents import Contents, Host, contents_of, read_contents
+from lsr.loading.contents import Contents, contents_of, read_contents
 from lsr.loading.lora import LORA
 from lsr.loading.lsr import LSR
 from lsr.loading.task_note import read_task
-from lsr.loading.update import Frames, Update
+from lsr.loading.update import Frames
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.files import PREFIX, Files
+from lsr.tuner.files import PREFIX, TASK, Files
 from lsr.tuner.linear import LsrLinear
 from lsr.tuner.mistakes import InputError
 from lsr.tuner.start import layers_of
@@ -47,18 +47,20 @@ def export_lora(
             `TOLERATED_LOSS` and `force` is false, or overflows; or the adapter's folder is none.
     """
     folder = Path(folder)
+    check_output(folder, () if isinstance(adapter, PeftModel) else (Path(adapter),), replace=force)
     if isinstance(adapter, PeftModel):
-        check_output(folder, (), replace=force)
         contents = _of_model(adapter, adapter_name)
     else:
-        check_output(folder, (Path(adapter),), replace=force)
         contents = read_contents(adapter, LSR, with_biases=True)
     exact = {name: update.plain() for name, update in contents.updates.items()}
-    updates = {name: _cast(name, update, dtype) for name, update in exact.items()}
+    updates = {}
+    for name, update in exact.items():
+        a, b = (_rounded(name, side, dtype) for side in (update.frames.a, update.frames.b))
+        updates[name] = update._replace(frames=Frames(a=a, b=b))
     lost = errors.of_updates(updates, exact)
     _check(lost, dtype, force)
-    heads = {name: rounded(name, value, dtype) for name, value in contents.heads.items()}
-    write(replace(contents, updates=updates, heads=heads), folder, LORA, force=force)
+    heads = {name: _rounded(name, value, dtype) for name, value in contents.heads.items()}
+    write(replace(contents, updates=updates, heads=heads), folder, LORA)
     return lost
 
 
@@ -73,24 +75,34 @@ def export_merged(
 ) -> Errors:
     """Write the base model with the update merged into its weights, and the tokenizer if given; modifies `model`.
 
+    Its labels have the names in the task.json of the folder from which the adapter was read.
+
     Raises:
-        InputError: as `export_lora`.
+        InputError: as `export_lora`, and unless task.json has one name for each label.
     """
     folder = Path(folder)
     check_output(folder, (), replace=force)
     lost = _lost_by_merging(_layers_of(model, adapter_name), adapter_name, dtype)
     _check(lost, dtype, force)
     config = cast("LsrConfig", model.peft_config[adapter_name])
+    task = None if config.folder is None else read_task(config.folder)
+    names = (task or {}).get("labels")
+    if names is not None:
+        if len(names) != model.config.num_labels or len(set(names)) != len(names):
+            needed = f"{model.config.num_labels} different names"
+            raise InputError(f"{config.folder}/{TASK}: labels must be {needed}, got {' '.join(names)}")
+        model.config.id2label = dict(enumerate(names))
+        model.config.label2id = {name: index for index, name in enumerate(names)}
     model.set_adapter(adapter_name)
     plain = cast("Any", model.merge_and_unload())
     for name, parameter in plain.named_parameters():
-        parameter.data = rounded(name, parameter.data, dtype)
+        parameter.data = _rounded(name, parameter.data, dtype)
     plain.to(dtype)  # buffers, and the dtype in the configuration
     with writing(folder) as new:
         plain.save_pretrained(str(new))
         if tokenizer is not None:
             tokenizer.save_pretrained(str(new))
-        write_task(new, _task(config))
+        write_task(new, task)
     return lost
 
 
@@ -107,21 +119,13 @@ def _of_model(model: PeftModel, adapter_name: str) -> Contents:
     state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     contents = contents_of(Files(config.folder or Path("the model"), config.to_dict(), state))
     own = {"base_model_class": type(base).__name__, "parent_library": type(base).__module__}
-    host = Host(
+    return replace(
+        contents,
+        base={**contents.base, "auto_mapping": own},
         modules=[name.removeprefix(PREFIX) for name, _ in model.named_modules()],
-        labels=config.labels,
+        model_labels=config.labels,
         is_transposed=any(layer.is_transposed for layer in layers.values()),
     )
-    return replace(contents, base={**contents.base, "auto_mapping": own}, host=host)
-
-
-def _task(config: LsrConfig) -> Mapping[str, Any] | None:
-    return None if config.folder is None else read_task(config.folder)
-
-
-def _cast(name: str, update: Update, dtype: torch.dtype) -> Update:
-    frames = Frames(a=rounded(name, update.frames.a, dtype), b=rounded(name, update.frames.b, dtype))
-    return update._replace(frames=frames)
 
 
 def _lost_by_merging(layers: Mapping[str, LsrLinear], adapter_name: str, dtype: torch.dtype) -> Errors:
@@ -129,18 +133,13 @@ def _lost_by_merging(layers: Mapping[str, LsrLinear], adapter_name: str, dtype: 
     absolute, lengths = {}, {}
     for name, layer in layers.items():
         weight, update = layer.pretrained_weight().float(), layer.get_delta_weight(adapter_name).detach()
-        written = rounded(name, weight + update, dtype).double()
+        written = _rounded(name, weight + update, dtype).double()
         absolute[name] = float((written - weight.double() - update.double()).norm())
         lengths[name] = float(update.double().norm())
     return errors.relative(absolute, lengths)
 
 
-def rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a tensor in a dtype.
-
-    Raises:
-        InputError: if it overflows; names it.
-    """
+def _rounded(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     written = tensor.to(dtype)
     if not torch.isfinite(written).all():
         raise InputError(f"{dtype_name(dtype)} cannot hold the weights of {name}: they overflow; use float32")

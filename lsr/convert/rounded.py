@@ -1,6 +1,5 @@
 """Round an adapter of any method to another precision, and measure what that changes."""
 
-import argparse
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +12,7 @@ from lsr.loading.contents import updates_in
 from lsr.loading.lsr import LSR
 from lsr.loading.task_note import read_task
 from lsr.loading.update import Update
-from lsr.tuner.files import Files, read_files, weights_of
+from lsr.tuner.files import Files, read_files
 from lsr.tuner.mistakes import InputError
 
 
@@ -56,13 +55,3 @@ def _updates(files: Files) -> Mapping[str, Update]:
     with suppress(InputError):
         return updates_in(files)
     return {}
-
-
-def run_round(options: argparse.Namespace) -> None:
-    """Run `lsr round`: round an adapter, and print what has changed."""
-    lost = round_adapter(options.adapter, options.output, options.to, force=options.force)
-    before, after = (weights_of(folder).stat().st_size for folder in (options.adapter, options.output))
-    print(f"{options.output}: {options.to}, tensors in {after:,} bytes, before in {before:,}")
-    print(f"rounding error of the tensors: {lost.tensors}")
-    if lost.update is not None:
-        print(f"rounding error of the update: {lost.update}")

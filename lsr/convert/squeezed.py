@@ -1,6 +1,5 @@
 """Squeeze a trained LSR or LoRA adapter into a small one: few directions, or cores between shared frames."""
 
-import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +11,6 @@ import torch
 from lsr.algebra.shapes import Form
 from lsr.algebra.spectrum import norm_of_pair
 from lsr.convert import errors
-from lsr.convert.commands import table
 from lsr.convert.errors import Errors
 from lsr.convert.writing import check_output, write
 from lsr.init import directions, warm
@@ -71,8 +69,7 @@ def squeeze_adapter(
         small = FORMS[form[1]](updates, int(form[2]))
     except ValueError as error:
         raise InputError(f"{folder}: --to {to}: {first_line(error)}") from None
-    precision = None if bits is None else BITS[bits]
-    write(replace(contents, updates=small), output, precision=precision, force=force)
+    write(replace(contents, updates=small), output, precision=None if bits is None else BITS[bits])
     lost = errors.of_updates(read_contents(output).updates, contents.updates)
     return Squeezed(lost, *(weights_of(one).stat().st_size for one in (folder, output)))
 
@@ -123,12 +120,3 @@ def _source(product: Product, rank: int, *, paired: bool = False) -> Source:
 
 
 FORMS = {"rank": _ranked, "directions": _directed, "shared": _shared}
-
-
-def run_squeeze(options: argparse.Namespace) -> None:
-    """Run `lsr squeeze`: squeeze an adapter, and print the error of each layer."""
-    squeezed = squeeze_adapter(options.adapter, options.output, options.to, bits=options.bits, force=options.force)
-    rows = [(name, f"{error:.2%}") for name, error in squeezed.errors.layers.items()]
-    print(table(("layer", "relative error"), rows))
-    print(f"relative error of the update: {squeezed.errors}")
-    print(f"{options.output}: tensors in {squeezed.bytes_after:,} bytes, before in {squeezed.bytes_before:,}")

@@ -31,19 +31,17 @@ ENDINGS = (".json", ".safetensors", ".md", ".txt", ".jinja", ".model")
 MARKS = (CONFIG, "config.json", "bank.safetensors")  # at least one of them is in each
 
 
-def write(
-    contents: Contents, folder: Path, method: str = LSR, precision: str | None = None, *, force: bool = False
-) -> None:
+def write(contents: Contents, folder: Path, method: str = LSR, precision: str | None = None) -> None:
     """Write an adapter's folder, as LSR or LORA: its two files, its card and the note about its task.
 
-    Its tensors are as they are, or rounded to one of PRECISIONS (`lsr.algebra.rounding`).
+    Its tensors are as they are, or rounded to one of PRECISIONS (`lsr.algebra.rounding`). A folder that is there is
+    replaced: `check_output` says whether it may be.
 
     Raises:
-        InputError: if there is no such method, the folder exists and `force` is false, or LSR refuses a value.
+        InputError: if there is no such method, or LSR refuses a value.
     """
     if method not in FORMATS:
         raise InputError(f"method must be {' or '.join(FORMATS)}, got {method!r}")
-    check_output(folder, (), replace=force)
     fields, tensors = FORMATS[method](contents)
     name, revision, task_type = (contents.base.get(key) for key in NAMED)
     card = Card(method, name, revision, task_type, contents.labels)

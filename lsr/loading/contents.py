@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,21 +12,13 @@ from lsr.loading.base_models import by
 from lsr.loading.lora import FACTOR as LORA_FACTOR
 from lsr.loading.lora import LORA, lora_updates
 from lsr.loading.lsr import LSR, lsr_updates
-from lsr.loading.task_note import labels_of, read_task
+from lsr.loading.task_note import read_task
 from lsr.loading.update import Update
 from lsr.tuner.base_weight import check_adaptable
 from lsr.tuner.files import FACTOR, PREFIX, WRAPPED, Files, read_files
 from lsr.tuner.mistakes import InputError
 
 BASE_FIELDS = ("base_model_name_or_path", "revision", "task_type", "auto_mapping")
-
-
-class Host(NamedTuple):
-    """What is known of an adapter in a model but not of one in a folder."""
-
-    modules: Sequence[str]  # of the base model, by name
-    labels: Sequence[str] | None
-    is_transposed: bool  # whether the weights of adapted layers are stored so
 
 
 @dataclass(frozen=True)
@@ -41,14 +33,19 @@ class Contents:
     task: Mapping[str, Any] | None  # what task.json says, such as the names of labels; None if there is no such file
     bias: str = "none"  # which biases are in `heads`, too: "lsr_only" for those of adapted layers, or "all"
     dropout: float = 0.0
-    host: Host | None = None  # if it has been read from a model
+    # Known of an adapter in a model but not of one in a folder:
+    modules: Sequence[str] | None = None  # of the base model, by name
+    model_labels: Sequence[str] | None = None
+    is_transposed: bool = False  # whether the weights of adapted layers are stored so
 
     @property
     def labels(self) -> Sequence[str] | None:
-        """The names of the labels, none for a number; None: unknown."""
-        if self.task is None and self.host is not None:
-            return self.host.labels
-        return labels_of(self.task, self.heads)
+        """The names of the labels, empty for a number, or else LABEL_0 and so on; None if there is no head either."""
+        if self.task is not None:
+            return self.task.get("labels") or []
+        outputs = min((len(weight) for weight in self.heads.values() if weight.dim() == 2), default=0)
+        numbered = [f"LABEL_{at}" for at in range(outputs)] * (outputs > 1) if outputs else None
+        return numbered if self.model_labels is None else self.model_labels
 
     def check_layers(self, modules: Mapping[str, nn.Module]) -> None:
         """Check that a base model has the layers that the adapter was trained on, as far as its files can tell.

@@ -1,11 +1,8 @@
 """The note that the pipeline leaves beside an adapter: its task, such as the names of the labels."""
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from lsr.tuner.files import TASK, read_json
 from lsr.tuner.mistakes import InputError
@@ -30,14 +27,3 @@ def read_task(folder: Path) -> dict[str, Any] | None:
     if not (labels is None or are_names):
         raise InputError(f"{path}: labels must be a list of names in whole characters, or null, got {labels!r}")
     return task
-
-
-def labels_of(task: Mapping[str, Any] | None, heads: Mapping[str, Tensor]) -> list[str] | None:
-    """Return an adapter's label names, empty for a number: those of its task, or else LABEL_0 and so on.
-
-    None if there are neither a task nor heads.
-    """
-    if task is not None:
-        return task.get("labels") or []
-    outputs = min((len(weight) for weight in heads.values() if weight.dim() == 2), default=None)
-    return [f"LABEL_{at}" for at in range(outputs)] * (outputs > 1) if outputs else None

@@ -226,6 +226,7 @@ class AdapterBank(nn.Module):
 
         As LSR it has cores and the frames around them, if the bank holds cores for all of its layers.
         """
+        check_output(Path(folder), (), replace=force)
         with self.shared.one_thread:
             place = self.place(name)
             layers = [one for one in self._of_base if one in self.layers]  # in the order of the model
@@ -233,7 +234,7 @@ class AdapterBank(nn.Module):
             states = {one: state for one, head in self.heads.items() if (state := head.state(place))}
             heads = {f"{one}.{key}": value for one, state in states.items() for key, value in state.items()}
             contents = Contents(name, self.base_fields, updates, heads, tuple(states), self.notes[name] or None)
-        write(contents, Path(folder), method, force=force)
+        write(contents, Path(folder), method)
 
     def save(self, folder: str | Path, *, force: bool = False) -> None:
         """Write the whole bank to a single file in a folder, for `load`, with the errors of `lsr.convert.writing`."""
