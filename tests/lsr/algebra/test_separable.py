@@ -12,7 +12,6 @@ from torch.testing import assert_close
 from lsr.algebra.separable import (
     balance,
     kron_sum,
-    kron_sum_gradients,
     nearest_kron_sum,
     rearrange,
 )
@@ -54,17 +53,6 @@ def has_positive_largest_entries(factor):
 def test_a_kron_sum_is_the_sum_of_kronecker_products(factors):
     dense = sum(torch.kron(*term) if len(term) > 1 else term[0] for term in zip(*factors, strict=True))
     assert_close(kron_sum(*factors), dense)
-
-
-@given(factor_lists(least=2), st.booleans())
-def test_the_gradients_of_both_factors_are_those_of_the_dense_sum(factors, is_cropped):
-    left, right = (factor.requires_grad_() for factor in factors)
-    total = kron_sum(left, right)
-    total = total[: max(1, len(total) - is_cropped), : max(1, total.shape[1] - is_cropped)]
-    gradient = normal(*total.shape, seed=5)
-    expected = torch.autograd.grad(total, (left, right), gradient)
-    for found, wanted in zip(kron_sum_gradients(gradient, left, right), expected, strict=True):
-        assert_close(found, wanted)
 
 
 def test_factors_that_do_not_pair_up_are_refused_with_their_shapes():

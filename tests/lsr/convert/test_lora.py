@@ -2,16 +2,16 @@
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from lsr import export_lora, from_lora, squeeze_adapter
+from lsr import export_lora, from_lora
 from lsr.tuner.files import WEIGHTS, read_config
 from tests.capabilities.models import logits, tiny
 from tests.kit import write
-from tests.lsr.serve.families import save_lora, with_labels
+from tests.lsr.serve.families import save_lora
 
 LORAS = {  # what it shows: model, fields
     "usual": ("bert", {}),
@@ -28,20 +28,6 @@ LORAS = {  # what it shows: model, fields
     "rank one, a head of two layers, dropout": ("roberta", {"r": 1, "bias": "lora_only", "lora_dropout": 0.1}),
     "no task": ("bert", {"r": 8, "task_type": None}),
 }
-
-
-@pytest.mark.parametrize(
-    ("labels", "said"), [(3, "id2label={0: 'LABEL_0', 1: 'LABEL_1', 2"), (1, "num_labels=1, problem")]
-)
-def test_without_names_of_labels_the_card_has_as_many_as_the_head(labels, said, tmp_path):
-    base = with_labels(tiny("distilbert"), labels)  # whose head has a wide module, too
-    whole = ["pre_classifier", "classifier"]
-    config = LoraConfig(task_type="SEQ_CLS", target_modules=["q_lin"], modules_to_save=whole, init_lora_weights=False)
-    get_peft_model(base, config).save_pretrained(str(tmp_path / "lora"))
-    from_lora(tmp_path / "lora", tmp_path / "lsr")
-    squeeze_adapter(tmp_path / "lora", tmp_path / "small")
-    for folder in ("lsr", "small"):
-        assert said in (tmp_path / folder / "README.md").read_text()
 
 
 # As an LSR adapter

@@ -84,13 +84,6 @@ def test_frames_are_those_of_all_layers_that_share_them(share):
     assert torch.equal(logits(model), logits(tiny("bert")))
 
 
-@by_weight
-def test_nothing_of_an_earlier_initialization_is_left(init, tmp_path):
-    model = made("bert", "principal")
-    list(initialize_factors(model, init_weights=init))
-    assert_same(model, made("bert", init), tmp_path)
-
-
 def test_examples_are_for_the_gradient_alone():
     message = "init_weights must be 'gradient' or 'update' or 'warm' to start from examples, got 'principal'"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):

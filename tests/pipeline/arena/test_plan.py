@@ -155,11 +155,3 @@ def test_a_preset_makes_sections_that_other_methods_do_not_see(arena):
     assert entry("glue: odd").first().rate == 0.01
     assert key() == key("glue: LoRA r=1")
     assert "loha.learning_rate" not in entry().first().overrides
-
-
-def test_a_title_names_one_entry_or_words_name_several(arena):
-    chosen = preset.load("small")
-    assert len(plan.entries("small", chosen)) == 6
-    titles = [one.title for one in plan.entries("small", chosen, ["LSR"])]
-    assert titles == ["glue: LSR shared r=2", "ratings: LSR shared r=2"]
-    assert len(plan.entries("small", chosen, ["glue", "LoRA"])) == 1

@@ -13,14 +13,6 @@ def trainings(arena):
     return [entry.training(plan.Setting(), seed) for seed in (0, 1)]
 
 
-def test_one_with_scores_in_all_precisions_goes_before_one_without(trainings, tmp_path):
-    scores = {"2bit": record.Rounded(bytes=100, validation=0.4, test={"accuracy": 0.4})}
-    whole = recorded(trainings[0], 0.5).model_copy(update={"rounded": scores})
-    for name, one in (("a", recorded(trainings[0], 0.5)), ("b", whole), ("c", recorded(trainings[0], 0.5))):
-        record.append(tmp_path / f"{name}.jsonl", one)
-    assert record.read(tmp_path) == {trainings[0].key: whole}
-
-
 def test_what_a_killed_run_left_of_a_line_is_passed_over_and_cut_off(trainings, tmp_path):
     path = tmp_path / "a.jsonl"
     record.append(path, recorded(trainings[0], 0.5))

@@ -4,7 +4,6 @@ import hashlib
 import sys
 
 import pytest
-import torch
 
 from pipeline.data import base_models
 from pipeline.methods import planning
@@ -52,16 +51,6 @@ def test_the_head_fits_the_labels(package):
     assert base_models.load_base_model(package, RATINGS).classifier.out_proj.out_features == 1
     compares = base_models.load_base_model(package, COMPARISONS).config
     assert (compares.id2label, compares.problem_type) == ({0: "first", 1: "second"}, "single_label_classification")
-
-
-def test_the_seed_decides_the_head_and_nothing_else(package):
-    loaded = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(seed)
-        loaded.append(base_models.load_base_model(package, PAIRS).state_dict())
-    same = [{name for name in loaded[0] if torch.equal(loaded[0][name], other[name])} for other in loaded[1:]]
-    assert same[0] == set(loaded[0])
-    assert set(loaded[0]) - same[1] == {"classifier.dense.weight", "classifier.out_proj.weight"}
 
 
 def changed(model_row, **source):

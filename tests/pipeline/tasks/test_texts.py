@@ -25,12 +25,6 @@ def test_a_template_is_filled_and_its_values_are_not_looked_at_again():
     assert made(record, ("{a}: {b}.{c d}", "b")) == [("the {b}: $1 \\1.x", "$1 \\1")]
 
 
-def test_parts_are_marked_by_characters():
-    marks = [BY_CHARACTER, {"column": "text", "sign": "#", "start": "s", "end": "e"}]
-    record = {"text": "über den Fluß", "start": 0, "end": "4", "s": 9, "e": 13}
-    assert made(record, mark=marks) == [("*über* den #Fluß#",)]
-
-
 @given(st.lists(st.text("abc", min_size=1, max_size=3), min_size=1, max_size=12), st.data())
 def test_of_equal_words_the_one_with_the_number_is_marked(words, data):
     at = data.draw(st.integers(0, len(words) - 1))
