@@ -3,9 +3,8 @@
 from collections.abc import Iterable, Sequence
 from functools import partial
 
-from pipeline.core.command_line import Parser
+from pipeline.core.command_line import Parser, warn_without_identity
 from pipeline.core.errors import exit_on_error
-from pipeline.core.git import warn_without_identity
 from pipeline.params import PARAMS, MethodParams, TrainView, load, load_params
 from pipeline.params.reading import all_of
 

@@ -1,12 +1,19 @@
-"""How a stage starts and how it fails: `if __name__ == "__main__": stage.run(main, View)`."""
+"""How a stage starts and how it fails: `if __name__ == "__main__": stage.run(main, View)`; and how long it took.
 
+Seconds lie beside DVC's outputs, whose bytes do not depend on the machine. They are found by what the stage wrote, so
+those of a run that DVC restores are found again, if it ran in this clone. Of a training that was killed and went on,
+they are the seconds since then.
+"""
+
+import hashlib
 import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from pipeline import params
-from pipeline.core import artifacts, seconds
+from pipeline.core import artifacts
 from pipeline.core.command_line import Parser
 from pipeline.core.errors import exit_on_error
 from pipeline.params.reading import AnyView
@@ -28,8 +35,26 @@ def run(main: Callable[[AnyView], None], view: type[AnyView]) -> None:
             start = time.monotonic()
             main(params.load(view))
             if os.environ.get("RANK", "0") == "0":
-                seconds.record(name.rpartition(".")[2], time.monotonic() - start)
+                record(name.rpartition(".")[2], time.monotonic() - start)
     except SystemExit:
         if "DVC_STAGE" in os.environ and "RANK" not in os.environ and not artifacts.is_temporary_copy():
             print("undo the change and run `dvc repro` to restore what DVC has removed", file=sys.stderr)
         raise
+
+
+def record(stage: str, seconds: float) -> None:
+    """Note how long a stage took that has just written its reports."""
+    path = _path(stage)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{seconds:.1f}\n", encoding="utf-8")
+
+
+def recorded(stage: str) -> float | None:
+    """Return how long the run of a stage took that wrote its present reports; None if that is not known."""
+    path = _path(stage)
+    return float(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _path(stage: str) -> Path:
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path("reports", stage).glob("*.*"))))
+    return artifacts.repository() / ".cache/seconds" / f"{stage}-{digest.hexdigest()[:16]}"

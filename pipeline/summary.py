@@ -10,11 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import tasks
-from pipeline.core import artifacts, console, seconds
-from pipeline.core.command_line import Parser
+from pipeline import stage, tasks
+from pipeline.core import artifacts, console
+from pipeline.core.command_line import Parser, warn_without_identity
 from pipeline.core.errors import UserError, exit_on_error
-from pipeline.core.git import warn_without_identity
 from pipeline.params import PARAMS, LsrParams, Params, load_params, load_row
 from pipeline.params.dataset_row import DatasetRow
 
@@ -64,9 +63,9 @@ def _results(data: str, row: DatasetRow) -> Iterator[tuple[str, str]]:
         yield "its start", f"{start['start_batches']:,} batches, {start['start_read']:,} examples read"
     if trained["steps"] < SHORT:
         yield "", f"This is a short run: below {SHORT} steps, more of train.epochs often changes which method is best."
-    took = {stage: taken for stage in STAGES if (taken := seconds.recorded(stage)) is not None}
+    took = {name: taken for name in STAGES if (taken := stage.recorded(name)) is not None}
     if took:
-        listed = ", ".join(f"{stage.replace('_', '-')} {taken:,.0f}" for stage, taken in took.items())
+        listed = ", ".join(f"{name.replace('_', '-')} {taken:,.0f}" for name, taken in took.items())
         yield "seconds", f"{sum(took.values()):,.0f}: {listed}"
 
 

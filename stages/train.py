@@ -19,8 +19,7 @@ from pipeline.core import artifacts, console
 from pipeline.data import base_models, tokens
 from pipeline.methods import adapters, cards
 from pipeline.methods.adapter_task import AdapterTask
-from pipeline.training import arguments, checkpoints, processes, run
-from pipeline.training.callbacks import Progress, StopAtDivergence
+from pipeline.training import arguments, callbacks, processes, run
 
 
 def main(view: params.TrainView) -> None:
@@ -40,8 +39,8 @@ def train(view: params.TrainView, folder: Path) -> None:
     collate = tasks.of(view.dataset).collator(base_models.load_tokenizer(view.base_model))
     steps = view.train.epochs * run.steps_an_epoch(view, splits["train"])
     with console.progress("train", steps, "steps") as advance:
-        callbacks = [StopAtDivergence(), Progress(advance), *arguments.trackers(view)]
-        trainer = run.trainer_of(view, model, splits, collate, checkpoints.aside(folder), callbacks)
+        watching = [callbacks.StopAtDivergence(), callbacks.Progress(advance), *arguments.trackers(view)]
+        trainer = run.trainer_of(view, model, splits, collate, callbacks.aside(folder), watching)
         run.fit(trainer, folder)
     if processes.is_main():
         counts = adapters.count_parameters(model, view.base_model)
@@ -60,7 +59,11 @@ def write_adapter(model: PeftModel, trainer: Trainer, counts: Mapping[str, int],
 
 def write_reports(trainer: Trainer, view: params.TrainView) -> None:
     """Write metrics and curves, and print a summary table."""
-    curves = arguments.curves(trainer.state.log_history)
+    names = {"loss": "loss", "eval_loss": "validation_loss", "eval_score": "validation_score"}
+    curves = {
+        name: [(int(entry["step"]), float(entry[key])) for entry in trainer.state.log_history if key in entry]
+        for key, name in names.items()
+    }
     with artifacts.replacing(artifacts.TRAIN_CURVES) as folder:
         for name, points in curves.items():
             artifacts.write_csv(folder / f"{name}.csv", ["step", name], points)

@@ -17,9 +17,8 @@ from ruamel.yaml.error import YAMLError
 from pipeline import tasks
 from pipeline.add.columns import described
 from pipeline.core import artifacts, console
-from pipeline.core.command_line import Parser
+from pipeline.core.command_line import Parser, warn_without_identity
 from pipeline.core.errors import UserError, exit_on_error
-from pipeline.core.git import warn_without_identity
 from pipeline.data import datasets, sources
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.reading import load_rows, read_yaml, validated

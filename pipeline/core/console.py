@@ -2,10 +2,10 @@
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,13 +17,7 @@ errors = Console(**PLAIN, stderr=True)  # for commands whose output others read
 SECONDS_BETWEEN_LINES = 5.0
 Item = TypeVar("Item")
 Cell = str | int | float
-
-
-class Advance(Protocol):
-    """Counts units just done; a note, such as the loss, stands behind the time until there is another."""
-
-    def __call__(self, done: int, note: str = "") -> None:
-        """Count, and show the note."""
+Advance = Callable[..., None]  # counts units just done; a note stands behind the time until there is another
 
 
 @contextmanager

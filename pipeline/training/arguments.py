@@ -1,8 +1,8 @@
-"""What transformers' Trainer needs: its arguments, parameter groups and metrics; and the curves in its log."""
+"""What transformers' Trainer needs: its arguments, parameter groups, trackers and metrics."""
 
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -146,12 +146,3 @@ def scorer(task: Task, groups: NDArray[np.int64] | None = None) -> Callable[[Eva
         return {"score": found[task.row.metrics[0]], **found}
 
     return compute
-
-
-def curves(history: Sequence[dict[str, float]]) -> dict[str, list[tuple[int, float]]]:
-    """Return the Trainer's log as one series per name: (optimizer step, value)."""
-    names = {"loss": "loss", "eval_loss": "validation_loss", "eval_score": "validation_score"}
-    return {
-        series: [(int(entry["step"]), float(entry[key])) for entry in history if key in entry]
-        for key, series in names.items()
-    }

@@ -1,10 +1,14 @@
-"""Callbacks of the Trainer: progress, stopping at divergence, and ties between checkpoints."""
+"""Callbacks of the Trainer: progress, stopping at divergence, and which checkpoints are kept, even if it is killed."""
 
 import math
+from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from transformers import TrainerCallback, TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from pipeline.core import artifacts
 from pipeline.core.console import Advance
 from pipeline.core.errors import UserError
 
@@ -72,3 +76,38 @@ class LaterOfEquals(TrainerCallback):
         losses = {entry["step"]: entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry}
         if state.best_global_step is not None and metrics["eval_loss"] <= losses[state.best_global_step]:
             state.best_metric = None
+
+
+def aside(folder: Path) -> Path:
+    """Return where the Trainer writes the checkpoints of a run; nothing is read from there."""
+    return folder / "writing"
+
+
+class KeepComplete(TrainerCallback):
+    """Renames complete checkpoints, which the Trainer writes aside, into place; keeps the last one and the best one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Tell a resumed run where its best checkpoint is: the path in its state is where it was written."""
+        self._point_to_best(state)
+
+    def on_save(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """Move the new checkpoint into place once all processes have written their part of it."""
+        PartialState().wait_for_everyone()
+        if state.is_world_process_zero:
+            path = self._path_of(state.global_step)
+            (aside(self.folder) / path.name).rename(path)
+            kept = {self._path_of(step) for step in (state.global_step, state.best_global_step) if step}
+            for other in set(self.folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")) - kept:
+                artifacts.remove(other)
+        PartialState().wait_for_everyone()
+        self._point_to_best(state)
+
+    def _point_to_best(self, state: TrainerState) -> None:
+        if state.best_global_step is not None:
+            state.best_model_checkpoint = str(self._path_of(state.best_global_step))
+
+    def _path_of(self, step: int) -> Path:
+        return self.folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"

@@ -23,8 +23,7 @@ from pipeline import tasks
 from pipeline.core import artifacts
 from pipeline.data import tokens
 from pipeline.params import TrainView
-from pipeline.training import arguments, checkpoints, processes
-from pipeline.training.callbacks import LaterOfEquals
+from pipeline.training import arguments, callbacks, processes
 
 CODE = Path(__file__).parents[2]  # the folder of dvc.yaml
 
@@ -35,17 +34,13 @@ class BatchingTrainer(Trainer):
     Groups that are scored together are known by their positions.
     """
 
-    def __init__(self, *args: Any, keeps_order: bool = False, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._keeps_order = keeps_order
-        # The loss of a classifier is a mean over rows. Taken for a sum, it is multiplied by the number of processes.
-        self.model_accepts_loss_kwargs = False
+    keeps_order = False
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler[int] | None:
         return _with_lengths_in_memory(super()._get_train_sampler(*args, **kwargs))
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler[int] | None:
-        if self._keeps_order:
+        if self.keeps_order:
             return SequentialSampler(eval_dataset)
         return _with_lengths_in_memory(super()._get_eval_sampler(eval_dataset))
 
@@ -68,7 +63,7 @@ def trainer_of(
     splits: Mapping[str, Dataset],
     collate: DataCollatorWithPadding,
     folder: Path,
-    callbacks: Sequence[TrainerCallback] = (),
+    watching: Sequence[TrainerCallback] = (),
     **changes: Any,
 ) -> Trainer:
     """Return a Trainer that fits a model to the split `train`, evaluating on `validation` if there is one.
@@ -84,10 +79,12 @@ def trainer_of(
         eval_dataset=splits.get("validation"),
         data_collator=collate,
         compute_metrics=arguments.scorer(tasks.of(view.dataset), groups),
-        keeps_order=groups is not None,
         optimizers=(arguments.optimizer(model, view), None),
-        callbacks=[LaterOfEquals(), *callbacks],
+        callbacks=[callbacks.LaterOfEquals(), *watching],
     )
+    trainer.keeps_order = groups is not None
+    # The loss of a classifier is a mean over rows. Taken for a sum, it is multiplied by the number of processes.
+    trainer.model_accepts_loss_kwargs = False
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -95,7 +92,7 @@ def trainer_of(
 def fit(trainer: Trainer, folder: Path) -> None:
     """Fit the model, resuming from the last complete checkpoint in the run's folder; the Trainer writes aside there."""
     newest = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    trainer.add_callback(checkpoints.KeepComplete(folder))
+    trainer.add_callback(callbacks.KeepComplete(folder))
     trainer.train(resume_from_checkpoint=newest)
     PartialState().wait_for_everyone()  # all have read the best checkpoint, so it may be removed
 
@@ -113,7 +110,7 @@ def run_folder(view: TrainView) -> Iterator[Path]:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
-        artifacts.remove(checkpoints.aside(folder))
+        artifacts.remove(callbacks.aside(folder))
         with artifacts.name_path_on_error(folder):
             yield folder
         artifacts.remove(folder)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core import artifacts, seconds
+from pipeline import stage
+from pipeline.core import artifacts
 from pipeline.summary import main
 from tests.kit import refused, said, write
 from tests.workspace import ROOT
@@ -32,8 +33,8 @@ def workspace(tmp_path, monkeypatch):
 
 
 def test_the_screen_has_scores_sizes_work_and_what_is_next():
-    for stage in ("factorize_init", "train"):
-        seconds.record(stage, 61.4)
+    for name in ("factorize_init", "train"):
+        stage.record(name, 61.4)
     assert (
         said(main)
         == """
@@ -67,12 +68,12 @@ def test_a_short_run_is_called_one_and_what_did_not_happen_is_left_out():
 
 
 def test_seconds_are_those_of_the_run_that_wrote_the_reports():
-    seconds.record("train", 61.4)
+    stage.record("train", 61.4)
     write(artifacts.TRAIN_METRICS, {"steps": 1})
-    assert seconds.recorded("train") is None
-    seconds.record("train", 2.0)
+    assert stage.recorded("train") is None
+    stage.record("train", 2.0)
     write(artifacts.TRAIN_METRICS, {"steps": 450, "read": 14350})
-    assert seconds.recorded("train") == 61.4
+    assert stage.recorded("train") == 61.4
 
 
 def test_a_temporary_copy_has_no_next_commands(monkeypatch, tmp_path):
