@@ -30,7 +30,7 @@ def main(view: params.EvaluateView) -> None:
     artifacts.write_metrics(artifacts.EVALUATE_METRICS, {"data": view.data, **metrics})
     evaluation.write_predictions(task, outcome)
     with artifacts.replacing(artifacts.CARD) as temporary:
-        temporary.write_text(cards.of_evaluation(view, metrics, artifacts.ADAPTER).text(), encoding="utf-8")
+        temporary.write_text(cards.of_evaluation(view, metrics, artifacts.ADAPTER), encoding="utf-8")
 
 
 if __name__ == "__main__":

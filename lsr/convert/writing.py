@@ -43,10 +43,10 @@ def write(contents: Contents, folder: Path, method: str = LSR, precision: str | 
     if method not in FORMATS:
         raise InputError(f"method must be {' or '.join(FORMATS)}, got {method!r}")
     fields, tensors = FORMATS[method](contents)
-    name, revision, task_type = (contents.base.get(key) for key in NAMED)
-    card = Card(method, name, revision, task_type, contents.labels)
+    card = Card(*(contents.base.get(key) for key in NAMED), contents.labels)
     if method == LORA:
-        card = replaced(card, called="LoRA adapter", summary="It equals an LSR adapter, and loads without `lsr`.")
+        summary = "It equals an LSR adapter, and loads without `lsr`."
+        card = replaced(card, method=LORA, module="peft", called="LoRA adapter", summary=summary)
     with writing(folder) as new:
         write_files(new, contents.source, fields, tensors, precision)
         write_task(new, contents.task)

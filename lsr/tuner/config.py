@@ -11,7 +11,7 @@ from peft import PeftConfig, PeftType
 
 from lsr.algebra.shapes import Form
 from lsr.init import INITIALIZATIONS, READERS
-from lsr.tuner import card
+from lsr.tuner.card import Card
 from lsr.tuner.options import CORED, OWN, TERMS, as_sizes, check_options, usual_terms
 from lsr.tuner.patterns import PATTERNS, exactly, matches, override
 from lsr.tuner.resolved import Record, Resolved
@@ -186,8 +186,8 @@ class LsrConfig(PeftConfig):
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write the configuration as PEFT does, and replace the empty model card that PEFT has just written."""
         super().save_pretrained(save_directory, **kwargs)
-        own = card.Card("LSR", self.base_model_name_or_path, self.revision, self.task_type, self.labels)
-        card.replace_empty(own, Path(save_directory))
+        own = Card(self.base_model_name_or_path, self.revision, self.task_type, self.labels)
+        own.write(Path(save_directory))
 
     def ranks(self, layer_name: str) -> tuple[int, ...]:
         """Return the rank shape of a layer."""

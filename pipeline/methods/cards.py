@@ -5,23 +5,23 @@ stage, which may not change that folder; it writes the same card with the test s
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub import EvalResult
+from huggingface_hub import EvalResult, ModelCard
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
-from lsr.tuner.card import Card, section, text_in
+from lsr.tuner.card import FILE, Card
 from lsr.tuner.files import CONFIG
 from pipeline import tasks
 from pipeline.data import base_models
 from pipeline.params import EvaluateView, TrainView
 from pipeline.params.sources import PackageSource
 
-TRAINING = "Training"  # the heading of the section written by the stage train
 TEST = "test"
+SCORE = re.compile(r"(?<=\n## Score\n\n).*?(?=\n\n## )", re.DOTALL)  # the section of that name
 
 
 def of_training(view: TrainView, counts: Mapping[str, int], score: float, adapter: Path) -> Card:
@@ -29,69 +29,56 @@ def of_training(view: TrainView, counts: Mapping[str, int], score: float, adapte
     values = {view.adapter: view.section, "tokenize": view.tokenize, "train": view.train}
     chosen = "\n".join(f"{word}: {json.dumps(section.model_dump(mode='json'))}" for word, section in values.items())
     command = f"dvc exp run -S data={view.data} -S model={view.model} -S adapter={view.adapter} -S seed={view.seed}"
-    metric, split = view.dataset.metrics[0], view.dataset.select_on
-    sections = {
-        "Score": f"{metric} {score:.4g} on the {split} split, which chose the checkpoint.",
-        "Parameters": _counted(counts),
-        TRAINING: f"With these values in `params.yaml`:\n\n```yaml\n{chosen}\n```\n\n    {command}",
-    }
-    return _card(view, adapter, sections, {})
+    task, (metric, *_) = tasks.of(view.dataset), view.dataset.metrics
+    fields = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
+    base, revision = base_models.public_name(view.base_model)
+    config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[fields["peft_type"]]]
+    package = config.__module__.partition(".")[0]
+    is_adapter = fields.get("target_modules") != DUMMY_TARGET_MODULES  # not a head or a model that is saved as one
+    read = " and ".join(f"`{name}`" for name in task.columns)
+    return Card(
+        base,
+        revision,
+        fields["task_type"],
+        task.names,
+        is_pair=len(task.columns) > 1,
+        method=fields["peft_type"],
+        module=package if package in ("lsr", "peft") else config.__module__,
+        called=f"{config.__name__.removesuffix('Config')} adapter" if is_adapter else "Fine-tuned modules",
+        summary=f"It was trained on {view.data}. From a text ({read} in the data), it predicts {task.says()}.",
+        sections={
+            "Score": f"{metric} {score:.4g} on the {view.dataset.select_on} split, which chose the checkpoint.",
+            "Parameters": f"{counts['adapter_trained']:,} of the adapter were trained and {counts['adapter_stored']:,} "
+            f"are stored, plus {counts['head_parameters']:,} of the head; {counts['base_parameters']:,} of the base "
+            "model are frozen.",
+            "Training": f"With these values in `params.yaml`:\n\n```yaml\n{chosen}\n```\n\n    {command}",
+        },
+        header={"datasets": [_dataset(view)], "metrics": list(task.row.metrics)},
+    )
 
 
-def of_evaluation(view: EvaluateView, metrics: Mapping[str, float], adapter: Path) -> Card:
-    """Return the card of a trained adapter with its test scores."""
-    names = view.dataset.metrics
+def of_evaluation(view: EvaluateView, metrics: Mapping[str, float], adapter: Path) -> str:
+    """Return the card in the folder of a trained adapter, with its test scores in place of the validation score."""
+    card, names = ModelCard((adapter / FILE).read_text(encoding="utf-8")), view.dataset.metrics
+    card.data.model_name = f"{view.model} on {view.data}"
+    card.data.eval_results = [
+        EvalResult(
+            task_type=tasks.of(view.dataset).hub_task,
+            dataset_type=_dataset(view),
+            dataset_name=view.data,
+            dataset_split=TEST,
+            metric_type=name,
+            metric_value=metrics[name],
+        )
+        for name in names
+    ]
     rows = "\n".join(
         f"| {name} | {metrics[name]:.4g} | {metrics[f'{name}_low']:.4g} to {metrics[f'{name}_high']:.4g} |"
         for name in names
     )
     table = f"| {TEST} split | score | 95 % interval |\n|---|---|---|\n{rows}"
-    sections = {
-        "Score": f"{table}\n\nof {metrics['examples']:,} examples.",
-        "Parameters": _counted(metrics),
-        TRAINING: section(text_in(adapter), TRAINING),
-    }
-    header = {
-        "model_name": f"{view.model} on {view.data}",
-        "eval_results": [
-            EvalResult(
-                task_type=tasks.of(view.dataset).hub_task,
-                dataset_type=_dataset(view),
-                dataset_name=view.data,
-                dataset_split=TEST,
-                metric_type=name,
-                metric_value=metrics[name],
-            )
-            for name in names
-        ],
-    }
-    return _card(view, adapter, sections, header)
-
-
-def _card(
-    view: TrainView | EvaluateView, adapter: Path, sections: Mapping[str, str], header: Mapping[str, Any]
-) -> Card:
-    fields = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
-    base, revision = base_models.public_name(view.base_model)
-    method = fields["peft_type"]
-    config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[method]]
-    kind = config.__module__
-    task = tasks.of(view.dataset)
-    is_adapter = fields.get("target_modules") != DUMMY_TARGET_MODULES  # not a head or a model that is saved as one
-    read = " and ".join(f"`{name}`" for name in task.columns)
-    return Card(
-        method=method,
-        called=f"{config.__name__.removesuffix('Config')} adapter" if is_adapter else "Fine-tuned modules",
-        base=base,
-        revision=revision,
-        task_type=fields["task_type"],
-        labels=task.names,
-        is_pair=len(task.columns) > 1,
-        summary=f"It was trained on {view.data}. From a text ({read} in the data), it predicts {task.says()}.",
-        sections=sections,
-        module="peft" if kind.startswith("peft.") else kind,
-        header={"datasets": [_dataset(view)], "metrics": list(task.row.metrics), **header},
-    )
+    card.text = SCORE.sub(f"{table}\n\nof {metrics['examples']:,} examples.", card.text)
+    return str(card)
 
 
 def _dataset(view: TrainView | EvaluateView) -> str:
@@ -101,10 +88,3 @@ def _dataset(view: TrainView | EvaluateView) -> str:
         return source.package
     is_on_hub = source.kind == "hub" and not Path(str(source.path)).exists()
     return str(source.path) if is_on_hub else view.data
-
-
-def _counted(counts: Mapping[str, float]) -> str:
-    return (
-        f"{counts['adapter_trained']:,} of the adapter were trained and {counts['adapter_stored']:,} are stored, "
-        f"plus {counts['head_parameters']:,} of the head; {counts['base_parameters']:,} of the base model are frozen."
-    )
