@@ -2,11 +2,13 @@
 
 import json
 
+import pytest
 import torch
 
 from pipeline import params
 from pipeline.data import base_models
 from pipeline.methods import adapters, planning
+from pipeline.training import callbacks
 from stages import evaluate, factorize_init, tokenize, train
 
 TOKENIZE = (tokenize, params.TokenizeView)
@@ -52,3 +54,20 @@ def inputs():
 def logits(model):
     with torch.no_grad():
         return model.eval()(**inputs()).logits
+
+
+class KilledError(Exception):
+    pass
+
+
+def killed_training(monkeypatch, epochs):
+    """Train as the stage does, until after so many epochs the process dies."""
+
+    def kill(self, args, state, control, **_):
+        if state.epoch > epochs:
+            raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.Progress, "on_step_end", kill)
+        with pytest.raises(KilledError):
+            run(TRAIN)

@@ -11,10 +11,9 @@ from pkgutil import resolve_name
 import pytest
 import torch
 
-from pipeline.training import callbacks
 from tests import workspace
 from tests.kit import digests
-from tests.stages.running import FACTORIZE, TOKENIZE, TRAIN, run
+from tests.stages.running import FACTORIZE, TOKENIZE, TRAIN, killed_training, run
 
 pytestmark = pytest.mark.nightly
 
@@ -97,19 +96,8 @@ def test_a_death_while_writing_changes_nothing(at, death):
     assert leftovers() == set()
 
 
-class KilledError(Exception):
-    pass
-
-
 def test_a_moved_repository_changes_nothing(at, tmp_path, monkeypatch):
-    def kill(self, args, state, *_, **__):
-        if state.epoch > EPOCHS - 0.5:
-            raise KilledError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(callbacks.Progress, "on_step_end", kill)
-        with pytest.raises(KilledError):
-            train()
+    killed_training(monkeypatch, EPOCHS - 0.5)
     moved = tmp_path / "moved"
     shutil.copytree(".checkpoints", moved / ".checkpoints")
     monkeypatch.setenv("DVC_ROOT", str(moved))

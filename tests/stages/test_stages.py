@@ -25,7 +25,17 @@ from pipeline.training import arguments, callbacks
 from pipeline.training import run as training
 from tests import workspace
 from tests.kit import digests, refused
-from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, base_model, logits, report, run
+from tests.stages.running import (
+    EVALUATE,
+    FACTORIZE,
+    TOKENIZE,
+    TRAIN,
+    base_model,
+    killed_training,
+    logits,
+    report,
+    run,
+)
 
 
 @pytest.fixture
@@ -62,25 +72,6 @@ def test_two_runs_write_the_same_bytes(after):
     first = written()
     run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
     assert written() == first
-
-
-class KilledError(Exception):
-    pass
-
-
-def kill_after(epochs):
-    def kill(self, args, state, control, **_):
-        if state.epoch > epochs:
-            raise KilledError
-
-    return kill
-
-
-def killed_training(monkeypatch, epochs):
-    with monkeypatch.context() as patch:
-        patch.setattr(callbacks.Progress, "on_step_end", kill_after(epochs))
-        with pytest.raises(KilledError):
-            run(TRAIN)
 
 
 def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(at, monkeypatch):
