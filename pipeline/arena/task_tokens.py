@@ -21,7 +21,7 @@ from pipeline.data import base_models, datasets, tokens
 from pipeline.data.encoding import tokenize, write
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.model_row import ModelRow
-from pipeline.tasks.examples import GROUP
+from pipeline.tasks.task import GROUP
 
 CACHE = Path(".cache/arena")
 KEPT = (*tokens.INPUTS, GROUP)

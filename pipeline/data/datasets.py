@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
+import pandas as pd
+import pyarrow as pa
 
 from pipeline import tasks
 from pipeline.core.errors import UserError
@@ -18,7 +19,7 @@ from pipeline.data import sources
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sources import Split
 from pipeline.tasks import Task
-from pipeline.tasks.examples import Examples
+from pipeline.tasks.task import GROUP, HASHES
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,30 +49,28 @@ def load(row: DatasetRow, name: str) -> Loaded:
             no row in train.
     """
     where, task = f"{row.where}: {name}", tasks.of(row)
-    examples = {split: read(task, split, where) for split in SPLITS if split in row.source.provides}
+    examples: dict[Split, pd.DataFrame] = {}
     dropped = Counter(dict.fromkeys(DROPPED, 0))
-    for part in examples.values():
-        dropped.update(part.dropped)
-    train, positions, conflicting = _distinct(examples)
-    dropped["duplicate"] = len(examples["train"].labels) - len(train)
-    if row.stratify:
-        positions = _within(positions, examples["train"].labels[train])
-    chosen: dict[Split, np.ndarray] = {split: np.arange(len(part.labels)) for split, part in examples.items()}
-    chosen |= _cut(train, positions, row)
-    tables = {}
-    for split in (split for split in SPLITS if split in chosen):
-        tables[split] = task.chosen(examples.get(split, examples["train"]), chosen[split], split)
-        dropped.update(tables[split].dropped)
-    _check_filled(task, {split: made.labels for split, made in tables.items()}, where, dropped)
+    for split in (split for split in SPLITS if split in row.source.provides):
+        examples[split], left_out = read(task, split, where)
+        dropped.update(left_out)
+    train, conflicting = _distinct(examples)
+    dropped["duplicate"] = len(examples["train"]) - len(train)
+    examples |= _cut(train, row)
+    examples = {split: examples[split] for split in SPLITS if split in examples}
+    for split, part in examples.items():
+        examples[split], left_out = task.after_cut(part, split)
+        dropped.update(left_out)
+    _check_filled(task, examples, where, dropped)
     from datasets import Dataset  # takes a second to import: after all checks that do not need it
 
-    splits = {split: Dataset(made.table).select(made.rows) for split, made in tables.items()}
+    splits = {split: Dataset(_table(part)) for split, part in examples.items()}
     # Only a row with select_on: test has no validation split; the checkpoint is then chosen on test.
     return Loaded({split: splits.get(split, splits["test"]) for split in SPLITS}, dict(dropped), conflicting)
 
 
-def read(task: Task, split: Split, where: str) -> Examples:
-    """Return the examples of a split that the source provides; errors begin with `where`.
+def read(task: Task, split: Split, where: str) -> tuple[pd.DataFrame, Counter[str]]:
+    """Return the examples of a split that the source provides, and the dropped rows; errors begin with `where`.
 
     Raises:
         UserError: if the source cannot be read, or for a text or label that is neither missing nor allowed; names the
@@ -83,53 +82,49 @@ def read(task: Task, split: Split, where: str) -> Examples:
         return task.examples(sources.read(source, split, task.reads, where))
 
 
-def _distinct(examples: Mapping[Split, Examples]) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return the rows of train without duplicates of other rows, their positions, and the number of conflicts.
+def _distinct(examples: Mapping[Split, pd.DataFrame]) -> tuple[pd.DataFrame, int]:
+    """Return the rows of train without duplicates of other rows, ordered by their hashes, and the number of conflicts.
 
-    A row is dropped if its texts occur earlier in train or in another split. The rows are ordered by the hash of their
-    texts. Positions are numbers in [0, 1), uniform over the units that are cut together, texts or groups: 52 bits of
-    the hash, so that rounding never reaches 1. Conflicts are dropped rows whose label differs from the kept row's.
+    A row is dropped if its texts occur earlier in train or in another split. Conflicts are dropped rows whose label
+    differs from the kept row's.
     """
-    parts = [*(part for split, part in examples.items() if split != "train"), examples["train"]]
-    digests = np.concatenate([part.digests for part in parts])
-    labels = np.concatenate([part.labels for part in parts])
-    held_out = len(labels) - len(examples["train"].labels)
+    train = examples["train"]
+    whole = pd.concat([*(part for split, part in examples.items() if split != "train"), train], ignore_index=True)
+    held_out = len(whole) - len(train)
     # Of equal texts the first one stays: of other splits, then of train in its order.
-    _, first, group = np.unique(digests, axis=0, return_index=True, return_inverse=True)
-    conflicting = int((labels != labels[first[group]])[held_out:].sum())
-    rows = first[first >= held_out] - held_out
-    return rows, (examples["train"].keys[rows] >> 12) / 2.0**52, conflicting
+    again = whole.duplicated(HASHES).to_numpy()[held_out:]
+    differs = whole["label"] != whole.groupby(HASHES)["label"].transform("first")
+    return train[~again].sort_values(HASHES), int(differs[held_out:].sum())
 
 
-def _within(positions: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Return positions evenly spaced over the rows of each class, in order, so that shares of a class are exact."""
-    order = np.lexsort((positions, classes))
-    sizes = np.bincount(classes)
-    firsts = np.cumsum(sizes) - sizes
-    spread = np.empty(len(order))
-    of = classes[order]
-    spread[order] = (np.arange(len(order)) - firsts[of] + 0.5) / sizes[of]
-    return spread
-
-
-def _cut(train: np.ndarray, positions: np.ndarray, row: DatasetRow) -> dict[Split, np.ndarray]:
+def _cut(train: pd.DataFrame, row: DatasetRow) -> dict[Split, pd.DataFrame]:
     """Cut splits by position: [0, test) is test, [test, test + validation) is validation, and the rest is train."""
+    position = train["position"]
+    if row.stratify:  # evenly spaced over the rows of each class, in order, so that shares of a class are exact
+        of_class = position.groupby(train["label"])
+        position = (of_class.rank(method="first") - 0.5) / of_class.transform("size")
     test = row.cut.get("test", 0.0)
     validation = row.cut.get("validation", 0.0) if row.select_on == "validation" else 0.0
-    parts: dict[Split, np.ndarray] = {"train": train[positions >= test + validation]}
+    parts: dict[Split, pd.DataFrame] = {"train": train[position >= test + validation]}
     if test:
-        parts["test"] = train[positions < test]
+        parts["test"] = train[position < test]
     if validation:
-        parts["validation"] = train[(positions >= test) & (positions < test + validation)]
+        parts["validation"] = train[(position >= test) & (position < test + validation)]
     return parts
 
 
-def _check_filled(task: Task, labels: Mapping[Split, np.ndarray], where: str, dropped: Mapping[str, int]) -> None:
-    source, sizes = task.row.source, ", ".join(f"{split} {len(values)}" for split, values in labels.items())
-    for split, values in labels.items():
-        if not len(values):
+def _check_filled(task: Task, examples: Mapping[Split, pd.DataFrame], where: str, dropped: Mapping[str, int]) -> None:
+    source, sizes = task.row.source, ", ".join(f"{split} {len(part)}" for split, part in examples.items())
+    for split, part in examples.items():
+        if part.empty:
             reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
             file = sources.name_of(source, split if split in source.provides else "train")
             raise UserError(f"{where}: {split} is empty; rows: {sizes}; dropped: {reasons}; of {file}")
-    if lacks := task.lacks(labels["train"]):
+    if lacks := task.lacks(examples["train"]["label"].to_numpy()):
         raise UserError(f"{where}: train has {lacks}")
+
+
+def _table(examples: pd.DataFrame) -> pa.Table:
+    names = [name for name in ("text", "text_pair", "label", GROUP) if name in examples]
+    texts = {name: pa.string() for name in names if name.startswith("text")}  # by default pandas has large ones
+    return pa.table({name: pa.array(examples[name], texts.get(name)) for name in names})

@@ -11,7 +11,7 @@ from transformers import DataCollatorWithPadding
 
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
-from pipeline.tasks.examples import GROUP
+from pipeline.tasks.task import GROUP
 
 INPUTS = ("input_ids", "token_type_ids", "length", "label")
 

@@ -1,9 +1,12 @@
-"""The values of a table's cells: what is missing, what is no text, and the text that a value stands for."""
+"""The values of a table's cells: what is missing, what is no text, which text a value stands for, and its hash."""
 
+import hashlib
 import re
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})(\.0+)?", re.ASCII)
@@ -43,3 +46,15 @@ def plain_text(value: object) -> str:
         return str(int(value))
     text = str(value)
     return str(int(text.partition(".")[0])) if WHOLE.fullmatch(text) else text
+
+
+def hashes(contents: pd.Series) -> np.ndarray:  # (contents, 2) of uint64
+    """Return half of the SHA-256 of each text, as two numbers."""
+    content = b"".join(hashlib.sha256(text.encode()).digest()[:16] for text in contents)
+    return np.frombuffer(content, ">u8").reshape(-1, 2).astype(np.uint64)
+
+
+def fold(text: str) -> str:
+    """Return the text after NFKC normalization, case folding and whitespace folding, to compare texts."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(folded.split())

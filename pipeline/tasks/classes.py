@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 from pipeline.core.errors import nearest
 from pipeline.params.labels import Classes, Threshold
@@ -24,7 +23,7 @@ class ClassesTask(Task):
     """Classes by number or name."""
 
     kind = "classes"
-    target = pa.int64()
+    target = "int64"
 
     @property
     def label(self) -> Classes:

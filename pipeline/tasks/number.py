@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 from pipeline.params.labels import Number
 from pipeline.tasks.cells import refuse
@@ -24,7 +23,7 @@ class NumberTask(Task):
     """A number on a scale."""
 
     kind = "number"
-    target = pa.float64()
+    target = "float64"
     names = ()
 
     @property

@@ -6,24 +6,21 @@ two classes are about equally frequent.
 """
 
 from collections import Counter
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 from pipeline.params.labels import COMPARED
 from pipeline.tasks.classes import ClassesTask
-from pipeline.tasks.examples import Examples, Split
 from pipeline.tasks.number import NumberTask
-from pipeline.tasks.task import Numbers
+from pipeline.tasks.task import HASHES
 
 
 class PairsTask(ClassesTask):
     """Two classes of numbers: the first of two texts has the larger one, or the second."""
 
     names = COMPARED
-    target = pa.float64()  # of the examples that are paired
+    target = "float64"  # of the examples that are paired
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -32,41 +29,18 @@ class PairsTask(ClassesTask):
     def targets(self, table: pd.DataFrame) -> pd.Series:
         return NumberTask(self.row).targets(table)
 
-    def chosen(self, examples: Examples, rows: Numbers, split: str) -> Split:
+    def after_cut(self, examples: pd.DataFrame, split: str) -> tuple[pd.DataFrame, Counter[str]]:
+        """Pair each text with the next one in the order of the hashes, unless their numbers are within the margin.
+
+        A text is in up to two pairs, once as the first and once as the second; in test it is in at most one, so that
+        pairs are as independent as texts. Of equal texts, only the first is used.
+        """
         assert self.row.pairs is not None
-        margin, is_test = self.row.pairs.margin, split == "test"
-        made = pair(examples.digests[rows], examples.labels[rows], margin, disjoint=is_test)
-        both = (examples.table["text"].take(pa.array(column)) for column in rows[made.rows].T)
-        table = pa.table(dict(zip(("text", "text_pair", "label"), (*both, made.labels), strict=True)))
-        dropped = Counter(within_margin=made.within_margin, duplicate=made.duplicate)
-        return Split(table, np.arange(len(made.labels)), made.labels, dropped)
-
-
-class Paired(NamedTuple):
-    """The paired rows of a table, the labels, and the numbers of dropped rows and pairs."""
-
-    rows: np.ndarray  # (pairs, 2)
-    labels: np.ndarray  # (pairs,): 0 if the first has the larger number, 1 if the second has
-    within_margin: int
-    duplicate: int  # rows with the text of another row
-
-
-def pair(
-    digests: np.ndarray,  # (rows, 2) of uint64: equal for equal texts
-    numbers: np.ndarray,  # (rows,)
-    margin: float,
-    *,
-    disjoint: bool,
-) -> Paired:
-    """Pair each row with the next one in the order of the digests, unless their numbers are within the margin.
-
-    A row is in up to two pairs, once as the first and once as the second; with `disjoint` it is in at most one, so that
-    pairs are as independent as rows. Of rows with equal texts, only the first is used.
-    """
-    _, order = np.unique(digests, axis=0, return_index=True)
-    step = 2 if disjoint else 1
-    first, second = order[:-1:step], order[1::step]
-    differences = numbers[first] - numbers[second]
-    apart = np.abs(differences) >= margin
-    rows, labels = np.stack([first, second], axis=1)[apart], (differences[apart] < 0).astype(np.int64)
-    return Paired(rows, labels, int((~apart).sum()), len(digests) - len(order))
+        texts = examples.drop_duplicates(HASHES).sort_values(HASHES)
+        step = 2 if split == "test" else 1
+        first, second = (part.reset_index(drop=True) for part in (texts[:-1:step], texts[1::step]))
+        difference = first["label"] - second["label"]
+        label = (difference < 0).astype(np.int64)  # 0 if the first has the larger number, 1 if the second has
+        pairs = pd.DataFrame({"text": first["text"], "text_pair": second["text"], "label": label})
+        apart = difference.abs() >= self.row.pairs.margin
+        return pairs[apart], Counter(within_margin=int((~apart).sum()), duplicate=len(examples) - len(texts))

@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sources import is_template
 from pipeline.tasks import texts
-from pipeline.tasks.cells import is_missing, plain_text
-from pipeline.tasks.examples import GROUP, Examples, Split, fold, hashes
+from pipeline.tasks.cells import fold, hashes, is_missing, plain_text
 
 if TYPE_CHECKING:  # tokenize reads and checks data without them, as they take seconds to import
     from torch import Tensor
@@ -28,6 +26,8 @@ if TYPE_CHECKING:  # tokenize reads and checks data without them, as they take s
 
 Numbers = np.ndarray[Any, Any]
 Columns = Mapping[str, Sequence[Any]]  # a value for each example
+GROUP = "group"  # a column of examples in addition to text, text_pair and label
+HASHES = ["hash_1", "hash_2"]  # columns of examples: half of the SHA-256 of the folded texts
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Task(ABC):
     """A kind of task on a row of data."""
 
     kind: ClassVar[str]  # the word for it in task.json
-    target: ClassVar[pa.DataType]  # of the column `label` of examples
+    target: ClassVar[str]  # type of the column `label` of examples
     hub_task: ClassVar[str] = "text-classification"  # on a model card
     peft_task: ClassVar[str] = "SEQ_CLS"  # PEFT's task_type
 
@@ -86,47 +86,44 @@ class Task(ABC):
             ValueError: for a value that the label does not allow; names its line or row.
         """
 
-    def examples(self, table: pd.DataFrame) -> Examples:
-        """Return the examples of a table with the columns that `reads` names, indexed by line or row.
+    def examples(self, table: pd.DataFrame) -> tuple[pd.DataFrame, Counter[str]]:
+        """Return the examples of a table with the columns that `reads` names, and the number of dropped rows by reason.
+
+        They have the columns text, text_pair (for a pair), label, and group, a number, if they are scored in groups;
+        HASHES, by which duplicates are found; and position, a number in [0, 1), uniform over what is cut together.
 
         Raises:
             ValueError: for a text or label that is neither missing nor allowed; names its line or row.
         """
-        numbers = np.arange(len(table))
         missing = table.map(is_missing).to_numpy(bool).any(axis=1)
-        table, numbers = table[~missing], numbers[~missing]
+        table, numbers = table[~missing], np.flatnonzero(~missing)
         found = self.targets(table)
         apart = found.notna().to_numpy()
-        table, numbers, found = table[apart], numbers[apart], found[apart]
+        table, numbers, targets = table[apart], numbers[apart], found[apart].to_numpy()
         made = texts.of(table, self.row)
         same = texts.folded(made)  # all parts of a row are kept or dropped together
-        together = same if not self.row.group else table[self.row.group[0]].map(str).map(fold)
+        together = same
         if self.row.group:
+            together = table[self.row.group[0]].map(str).map(fold)
             named = (table[name].map(plain_text) for name in self.row.group)
             numbers = pd.factorize(hashes(reduce(lambda one, other: one + "\0" + other, named))[:, 0])[0]
-        keys, kind = hashes(together)[:, 0], self.target.to_pandas_dtype()
+        position = (hashes(together)[:, 0] >> 12) / 2.0**52  # 52 bits of the hash, so that rounding never reaches 1
         parts = []
         for place, text in enumerate(made):
             digests = hashes(same if len(made) == 1 else same + f"\n{place}")
-            columns = {"label": self.of_part(found.to_numpy(), place).astype(kind), "key": keys, GROUP: numbers}
-            columns |= {"hash_1": digests[:, 0], "hash_2": digests[:, 1]}
-            parts.append(text.assign(**columns).astype(dict.fromkeys(text, "str")))  # no rows have no type
-        order = np.arange(len(made) * len(table)).reshape(len(made), -1).T.ravel()  # parts of a row are neighbors
-        whole = pd.concat(parts, ignore_index=True).iloc[order].reset_index(drop=True)
-        types = dict.fromkeys(made[0], pa.string()) | {"label": self.target}
-        schema = pa.schema(types | ({GROUP: pa.int64()} if self.is_grouped else {}))
-        kept = pa.Table.from_pandas(whole[schema.names], schema, preserve_index=False).replace_schema_metadata(None)
-        dropped = Counter({"missing": int(missing.sum()), "within_margin": int((~apart).sum())})
-        digests = whole[["hash_1", "hash_2"]].to_numpy()
-        return Examples(kept, digests, whole["key"].to_numpy(), whole["label"].to_numpy(), dropped)
+            columns = {"label": self.of_part(targets, place).astype(self.target), "position": position}
+            columns |= dict(zip(HASHES, digests.T, strict=True)) | ({GROUP: numbers} if self.is_grouped else {})
+            parts.append(text.reset_index(drop=True).assign(**columns))
+        whole = pd.concat(parts).sort_index(kind="stable", ignore_index=True)  # parts of a row are neighbors
+        return whole, Counter(missing=int(missing.sum()), within_margin=int((~apart).sum()))
 
     def of_part(self, targets: Numbers, place: int) -> Numbers:
         """Return the labels of the examples that are the part of rows at this place: all of them, or a choice."""
         return targets
 
-    def chosen(self, examples: Examples, rows: Numbers, split: str) -> Split:
-        """Return the split that is made of these rows of examples, after the cut."""
-        return Split(examples.table, rows, examples.labels[rows], Counter())
+    def after_cut(self, examples: pd.DataFrame, split: str) -> tuple[pd.DataFrame, Counter[str]]:
+        """Return what becomes of the examples of a split after the cut, and the number of dropped ones by reason."""
+        return examples, Counter()
 
     def lacks(self, labels: Numbers) -> str:
         """Return what the labels of train lack, so that nothing could be learned; an empty text if nothing."""

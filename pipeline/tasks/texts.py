@@ -11,8 +11,7 @@ import pandas as pd
 
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sources import CHOICE, FIELD, Mark, fields, is_template
-from pipeline.tasks.cells import refuse_other_than_text
-from pipeline.tasks.examples import fold
+from pipeline.tasks.cells import fold, refuse_other_than_text
 
 ASTRAY = 2  # words by which a published word index may be off; the pronouns of WSC are off by up to one
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from pipeline.data import datasets
-from pipeline.tasks.examples import fold
+from pipeline.tasks.cells import fold
 from tests.pipeline.data.rows import CLASSES, NUMBER, frames, load, refusal, row_of, write_jsonl
 
 CUT = {"validation": 0.1, "test": 0.2}

@@ -1,7 +1,6 @@
 """A kind of task that the pipeline does not have: classes in an order. An output for each limit says: above, or not."""
 
 import numpy as np
-import pyarrow as pa
 import torch
 from sklearn.metrics import cohen_kappa_score
 from torch.nn import functional as F
@@ -20,7 +19,7 @@ class Ordered(labels.Form):
 
 class OrderedTask(tasks.Task):
     kind = "ordered"
-    target = pa.int64()
+    target = "int64"
 
     @property
     def names(self):
