@@ -57,8 +57,8 @@ def scores(folder: Path, row: DatasetRow, texts: Dataset, options: argparse.Name
     if (its.kind, its.labels, len(its.columns)) != (wanted.kind, wanted.labels, len(wanted.columns)):
         said = f"{its.answers} of {' and '.join(its.columns)}"
         raise UserError(f"{folder}: says {said}, but {options.data} has {wanted.answers}")
-    found = answer(folder, options.base, its, texts, options.batch_size, str(folder))
-    outcome = Outcome(found.outputs, np.array(texts["label"][:]), tokens.groups_of(texts))
+    outputs, _ = answer(folder, options.base, its, texts, options.batch_size, str(folder))
+    outcome = Outcome(outputs, np.array(texts["label"][:]), tokens.groups_of(texts))
     metrics, first = task.metrics(outcome, load_params().evaluate.resamples), row.metrics[0]
     interval = f"{metrics[f'{first}_low']:.4f} to {metrics[f'{first}_high']:.4f}"
     size = weights_of(folder).stat().st_size

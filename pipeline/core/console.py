@@ -95,6 +95,11 @@ def warn(text: str) -> None:
     console.print(text, style="yellow", soft_wrap=True)
 
 
+def note(text: str) -> None:
+    """Print one line on standard error, beside an output that others read."""
+    errors.print(text, soft_wrap=True)
+
+
 def _shown(cell: Cell) -> str:
     if isinstance(cell, float):
         return f"{cell:.4g}"

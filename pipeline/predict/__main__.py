@@ -6,22 +6,31 @@ tab between the two texts.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
+
+import pandas as pd
 
 from pipeline.core import artifacts, console
 from pipeline.core.command_line import Parser, whole_number
-from pipeline.core.errors import UserError, exit_on_error
+from pipeline.core.errors import UserError, exit_on_error, first_line
 from pipeline.methods import adapter_task
-from pipeline.predict import output, texts
+from pipeline.predict import texts
 
 PROGRAM = "python -m pipeline.predict"
+FORMATS = CSV, JSON_LINES, _ = (".csv", ".jsonl", ".parquet")
 
 
-def parser() -> Parser:
-    """Return the parser of the command line."""
-    top = Parser(PROGRAM, __doc__)
-    add = top.add_argument
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Raises:
+        SystemExit: with code 2 after a mistake, 1 if a file cannot be read or written, 130 after Ctrl-C.
+    """
+    parser = Parser(PROGRAM, __doc__)
+    add = parser.add_argument
     add("texts", nargs="*", metavar="TEXT", help="without any, or with -, read standard input, one text per line")
     add("--adapter", type=Path, default=artifacts.ADAPTER, metavar="FOLDER", help="the adapter (%(default)s)")
     add("--base", metavar="FOLDER_OR_HUB_ID", help="the base model, if not the one that the adapter names")
@@ -32,7 +41,10 @@ def parser() -> Parser:
     add("--force", action="store_true", help="replace --out if it exists")
     add("--json", action="store_true", help="print JSON lines")
     add("--batch-size", type=whole_number(1, 10**6), default=32, metavar="TEXTS", help="at a time (%(default)s)")
-    return top
+    options = parser.parse_args(arguments)
+    with exit_on_error("stopped; nothing was half written", PROGRAM, before=f"{PROGRAM}: "):
+        check(options)
+        predict(options)
 
 
 def check(options: argparse.Namespace) -> None:
@@ -46,50 +58,63 @@ def check(options: argparse.Namespace) -> None:
     if options.file is None and options.column is not None:
         raise UserError("--column: names columns of --file, and there is none")
     out = options.out
-    if out is not None and out.suffix not in output.FORMATS:
-        raise UserError(f"--out: {out}: the extension must be one of {', '.join(output.FORMATS)}")
+    if out is not None and out.suffix not in FORMATS:
+        raise UserError(f"--out: {out}: the extension must be one of {', '.join(FORMATS)}")
     if out is not None and out.exists() and (out.is_dir() or not options.force):
         raise UserError(f"--out: {out}: exists; choose another file, or replace it with --force")
 
 
 def predict(options: argparse.Namespace) -> None:
-    """Read texts, run the model, and print or write the predictions.
+    """Read texts, run the model, and print or write the predictions beside the columns of their rows.
 
     Raises:
         UserError: for the first error; nothing is written then.
     """
-    check(options)
     task = adapter_task.read(options.adapter)
     if options.file is None:
-        given = texts.read_words(options.texts, task)
+        given, names = texts.read_words(options.texts, task)
     else:
-        given = texts.read_columns(options.file, options.column, task)
-    table, asked = texts.checked(given, skip_empty=options.skip_empty)
+        given, names = texts.read_columns(options.file, options.column, task)
+    table, asked = texts.checked(given, names, skip_empty=options.skip_empty)
     from datasets import Dataset  # takes seconds, as does all that answers: after what can be checked without
 
     from pipeline.predict.answering import answer
 
-    found = answer(options.adapter, options.base, task, Dataset.from_dict(asked), options.batch_size, "predict")
-    if found.truncated:
-        truncated = f"{found.truncated} of {len(table)} texts truncated to {task.max_length} tokens"
-        console.errors.print(truncated, soft_wrap=True)
-    table = output.with_columns(table, task.task.printed(found.outputs, task.labels))
-    if options.out is None:
-        output.show(table, str(options.adapter), as_json=options.json)
+    outputs, truncated = answer(
+        options.adapter, options.base, task, Dataset.from_dict(asked), options.batch_size, "predict"
+    )
+    if truncated:
+        console.note(f"{truncated} of {len(table)} texts truncated to {task.max_length} tokens")
+    for name, values in task.task.printed(outputs, task.labels).items():
+        while name in table:
+            name = f"predicted_{name}"
+        table[name] = pd.Series(values, table.index, dtype=object)
+    if options.out is not None:
+        with artifacts.replacing(options.out) as new:
+            write(table, new, options.out.suffix)
+        console.note(f"{options.out}: {len(table)} row{'s' * (len(table) != 1)}")
+    elif options.json or not sys.stdout.isatty():
+        write(table, sys.stdout, JSON_LINES if options.json else CSV)
     else:
-        output.write(table, options.out)
-        console.errors.print(f"{options.out}: {len(table)} row{'s' * (len(table) != 1)}", soft_wrap=True)
+        cells = table.map(lambda cell: "" if cell is None else cell if isinstance(cell, int | float) else str(cell))
+        console.table(str(options.adapter), list(table.columns), cells.itertuples(index=False))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command.
+def write(table: pd.DataFrame, out: Path | TextIO, ending: str) -> None:
+    """Write a table in the format of an ending.
 
     Raises:
-        SystemExit: with code 2 after a mistake, 1 if a file cannot be read or written, 130 after Ctrl-C.
+        UserError: if the format does not take it.
     """
-    options = parser().parse_args(arguments)
-    with exit_on_error("stopped; nothing was half written", PROGRAM, before=f"{PROGRAM}: "):
-        predict(options)
+    if ending == JSON_LINES:
+        table.to_json(out, orient="records", lines=True, force_ascii=False, default_handler=str)
+    elif ending == CSV:
+        table.to_csv(out, index=False, lineterminator="\n")
+    else:
+        try:
+            table.infer_objects().to_parquet(out)
+        except (ValueError, TypeError) as error:  # such as a column of numbers and texts
+            raise UserError(f"--out: parquet does not take this table: {first_line(error)}") from None
 
 
 if __name__ == "__main__":

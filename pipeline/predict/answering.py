@@ -2,7 +2,7 @@
 
 from logging import ERROR, getLogger
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
@@ -20,15 +20,10 @@ from pipeline.methods import device, planning
 from pipeline.methods.adapter_task import FILE, AdapterTask
 
 
-class Answered(NamedTuple):
-    """What an adapter says of texts."""
-
-    outputs: Tensor  # (texts, ...), as Task.outputs
-    truncated: int  # texts
-
-
-def answer(folder: Path, base: str | None, task: AdapterTask, texts: Dataset, batch_size: int, title: str) -> Answered:
-    """Return what the adapter in a folder says of texts in the columns text and text_pair (for a pair).
+def answer(
+    folder: Path, base: str | None, task: AdapterTask, texts: Dataset, batch_size: int, title: str
+) -> tuple[Tensor, int]:  # (texts, ...), as Task.outputs
+    """Return what the adapter in a folder says of texts (text, perhaps text_pair), and how many of them it truncated.
 
     Raises:
         UserError: if the adapter cannot be opened, or has other labels than its task names.
@@ -39,14 +34,12 @@ def answer(folder: Path, base: str | None, task: AdapterTask, texts: Dataset, ba
     table, lengths = tokenize(texts, tokenizer, task.max_length)
     split, collate = Dataset(table), task.task.collator(tokenizer)
     with console.progress(title, len(split), "texts", console.errors) as advance:
-        found = evaluation.outputs(task.task, model, split, collate, batch_size, advance)
-    return Answered(found, int((lengths > task.max_length).sum()))
+        outputs = evaluation.outputs(task.task, model, split, collate, batch_size, advance)
+    return outputs, int((lengths > task.max_length).sum())
 
 
 def open_adapter(folder: Path, base: str | None) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """Return a trained adapter on the base model that it names, or on `base`, a folder or hub repository.
-
-    It is in evaluation mode and on the fastest device; beside it is its tokenizer.
+    """Return a trained adapter, on the fastest device, on the base model that it names or on `base`; and its tokenizer.
 
     Raises:
         UserError: if the folder is not such an adapter, or its base model or tokenizer is missing or does not fit.

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 
@@ -18,15 +17,8 @@ TEXT_COLUMNS = ("text", "text_pair")  # for input that is not a file
 SHOWN = 10  # skipped rows that are listed
 
 
-class Given(NamedTuple):
-    """Rows with all of their columns, and the one or two of these that hold the text, or the pair of texts."""
-
-    table: pd.DataFrame
-    chosen: Sequence[str]
-
-
-def read_words(words: Sequence[str], task: AdapterTask) -> Given:
-    """Return the texts in the arguments or, without any or with "-", from standard input, one per line.
+def read_words(words: Sequence[str], task: AdapterTask) -> tuple[pd.DataFrame, Sequence[str]]:
+    """Return the texts in the arguments or, without any or with "-", from standard input; and the names of the columns.
 
     For an adapter of pairs, every two arguments are a pair, and a line holds two texts separated by a tab.
 
@@ -35,7 +27,10 @@ def read_words(words: Sequence[str], task: AdapterTask) -> Given:
     """
     width = len(task.columns)
     if list(words) in ([], [STDIN]):
-        rows = [line.split("\t", width - 1) for line in _lines()]
+        if sys.stdin.isatty():
+            console.note("one text per line; Ctrl-D ends")
+        with sources.explained("standard input"):
+            rows = [line.removesuffix("\n").split("\t", width - 1) for line in sys.stdin]
         for number, row in enumerate(rows, start=1):
             if len(row) != width:
                 raise UserError(f"standard input: line {number}: needed: two texts with a tab between them")
@@ -46,11 +41,11 @@ def read_words(words: Sequence[str], task: AdapterTask) -> Given:
     if not rows:
         raise UserError("standard input: empty; needed: one text per line")
     names = TEXT_COLUMNS[:width]
-    return Given(pd.DataFrame(rows, columns=list(names), dtype=object), names)
+    return pd.DataFrame(rows, columns=list(names), dtype=object), names
 
 
-def read_columns(path: Path, column: Sequence[str] | None, task: AdapterTask) -> Given:
-    """Return the rows of a file with the columns that hold texts: those of --column or of training, or the only one.
+def read_columns(path: Path, column: Sequence[str] | None, task: AdapterTask) -> tuple[pd.DataFrame, Sequence[str]]:
+    """Return the rows of a file, and which columns hold texts: those of --column or of training, or the only one.
 
     Raises:
         UserError: if the file cannot be read or has no rows, or there are no such columns.
@@ -63,37 +58,32 @@ def read_columns(path: Path, column: Sequence[str] | None, task: AdapterTask) ->
     if len(chosen) != width:
         raise UserError(f"--column: the adapter reads {width} column{'s' * (width > 1)}, got {' '.join(chosen)}")
     sources.check_columns(names, chosen, f"--file: {path}, --column")
-    return Given(table, chosen)
+    return table, chosen
 
 
-def checked(given: Given, *, skip_empty: bool) -> tuple[pd.DataFrame, dict[str, list[str]]]:
+def checked(
+    table: pd.DataFrame, names: Sequence[str], *, skip_empty: bool
+) -> tuple[pd.DataFrame, dict[str, list[str]]]:
     """Return the rows with text, and their texts by the names text and text_pair (for pairs); list the other rows.
 
     Raises:
         UserError: if a row has no text, unless these are skipped, or a value is not text.
     """
-    texts = given.table[list(given.chosen)]
+    texts = table[list(names)].set_axis(pd.RangeIndex(1, len(table) + 1, name="row"))
     empty = texts.map(is_missing).any(axis=1)
-    numbers = [row + 1 for row in texts.index[empty]]
+    numbers = [str(row) for row in texts.index[empty]]
     if numbers and not skip_empty:
         raise UserError(f"row {numbers[0]}: is empty; needed: a text, or --skip-empty")
-    full = texts[~empty].set_axis(pd.RangeIndex(1, len(texts) + 1, name="row")[~empty])
+    full = texts[~empty]
     for _, column in full.items():
         try:
             refuse_other_than_text(column)
         except ValueError as error:
             raise UserError(str(error)) from None
     if numbers:
-        shown = ", ".join(map(str, numbers[:SHOWN])) + ", ..." * (len(numbers) > SHOWN)
-        console.errors.print(f"rows without text skipped: {len(numbers)} of {len(empty)}: {shown}", soft_wrap=True)
-    if empty.all():
+        shown = ", ".join(numbers[:SHOWN]) + ", ..." * (len(numbers) > SHOWN)
+        console.note(f"rows without text skipped: {len(numbers)} of {len(empty)}: {shown}")
+    if full.empty:
         raise UserError("no row has text")
     named = zip(TEXT_COLUMNS, full.items(), strict=False)
-    return given.table[~empty].reset_index(drop=True), {name: column.tolist() for name, (_, column) in named}
-
-
-def _lines() -> list[str]:
-    if sys.stdin.isatty():
-        console.errors.print("one text per line; Ctrl-D ends", soft_wrap=True)
-    with sources.explained("standard input"):
-        return [line.removesuffix("\n") for line in sys.stdin]
+    return table[~empty.to_numpy()].reset_index(drop=True), {name: column.tolist() for name, (_, column) in named}

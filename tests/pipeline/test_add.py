@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import params
-from pipeline.add.__main__ import main
+from pipeline.add import main
 from tests.kit import refused, said, write
 from tests.workspace import ROOT, read_yaml
 

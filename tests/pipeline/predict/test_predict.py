@@ -159,7 +159,7 @@ def test_a_file_is_written_by_its_extension(one):
         (("--file", "empty.csv", "--column", "text"), "--file: empty.csv: empty; needed: at least one row"),
         (("--file", "numbers.jsonl"), "row 1: a text must be text, got 3"),
         (("--file", "half.jsonl"), "row 1: a text must be text, got '\\ud800'"),
-        (("--file", "mixed.jsonl", "--out", "o.parquet"), "o.parquet: parquet does not take this table: "),
+        (("--file", "mixed.jsonl", "--out", "o.parquet"), "--out: parquet does not take this table: "),
         (("a", " "), "row 2: is empty; needed: a text, or --skip-empty"),
         (("a", "--out", "out.txt"), "--out: out.txt: the extension must be one of .csv, .jsonl, .parquet"),
         (("a", "--out", "folder.csv", "--force"), "--out: folder.csv: exists; choose another file"),

@@ -1,1 +1,0 @@
-"""`python -m pipeline.add`: rows for files of one's own."""
