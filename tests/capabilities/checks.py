@@ -73,7 +73,7 @@ def same(one: Tensor, other: Tensor, reason: str) -> None:
     check(torch.equal(one, other), reason)
 
 
-def refused(act: Callable[[], object], reason: str) -> None:
+def rejects(act: Callable[[], object], reason: str) -> None:
     """Check that a call raises a ValueError.
 
     Raises:

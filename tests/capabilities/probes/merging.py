@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.capabilities.behavior import EVERY, PAIRS, Behavior
-from tests.capabilities.checks import base_weights, check, layers, near, refused, same, same_base, trainable
+from tests.capabilities.checks import base_weights, check, layers, near, rejects, same, same_base, trainable
 from tests.capabilities.models import logits, tiny
 from tests.capabilities.subjects import HEADLESS, Subject
 
@@ -56,7 +56,7 @@ def _merge_by_name(subject: Subject, folder: Path) -> None:
 
 def _merge_of_unknown(subject: Subject, folder: Path) -> None:
     model = subject.stirred()
-    refused(lambda: model.merge_adapter(adapter_names=["typo"]), "a wrong name is passed over: nothing is merged")
+    rejects(lambda: model.merge_adapter(adapter_names=["typo"]), "a wrong name is passed over: nothing is merged")
 
 
 def _safe_merge(subject: Subject, folder: Path) -> None:
@@ -65,7 +65,7 @@ def _safe_merge(subject: Subject, folder: Path) -> None:
         *_, last = (name for name in trainable(model) if "modules_to_save" not in name)
         model.get_parameter(last).data.fill_(float("nan"))
         weights, before = base_weights(model), set(layers(model))
-        refused(partial(getattr(model, act), safe_merge=True), f"{act} merged NaN")
+        rejects(partial(getattr(model, act), safe_merge=True), f"{act} merged NaN")
         same_base(weights, model, f"{act} changed base weights before it refused NaN")
         check(set(layers(model)) == before, f"{act} unloaded layers before it refused NaN")
 

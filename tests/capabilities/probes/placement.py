@@ -6,7 +6,7 @@ from pathlib import Path
 from peft import get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 
 from tests.capabilities.behavior import CLASSIFIERS, Behavior
-from tests.capabilities.checks import check, far, layers, near, refused, reloaded, same, stir, train, trainable
+from tests.capabilities.checks import check, far, layers, near, rejects, reloaded, same, stir, train, trainable
 from tests.capabilities.models import logits, tiny
 from tests.capabilities.subjects import HEADLESS, METHODS, TARGETS, Subject
 
@@ -18,7 +18,7 @@ def _all_linear(subject: Subject, folder: Path) -> None:
 
 def _typo(subject: Subject, folder: Path) -> None:
     names = [*TARGETS[subject.model], "typo"]
-    refused(lambda: subject.fresh(target_modules=names), "a wrong name beside a right one is passed over")
+    rejects(lambda: subject.fresh(target_modules=names), "a wrong name beside a right one is passed over")
 
 
 def _rank_pattern(subject: Subject, folder: Path) -> None:

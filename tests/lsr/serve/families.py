@@ -24,16 +24,16 @@ CORED = [form for form, (_, fields) in FORMS.items() if fields.get("train") == "
 
 def save(folder, model="bert", seed=1, base="tiny", labels=None, **fields):
     """Save an LSR adapter with random values at `folder`."""
-    return write(folder, LsrConfig(**{**USUAL, **fields}), model, seed, base, labels)
+    return with_values(folder, LsrConfig(**{**USUAL, **fields}), model, seed, base, labels)
 
 
 def save_lora(folder, model="bert", seed=1, base="tiny", labels=None, **fields):
     """Save a LoRA with random values at `folder`."""
     usual = {"task_type": "SEQ_CLS", "r": 3, "target_modules": ["query", "value"]}
-    return write(folder, LoraConfig(**{**usual, **fields}), model, seed, base, labels)
+    return with_values(folder, LoraConfig(**{**usual, **fields}), model, seed, base, labels)
 
 
-def write(folder, config, model, seed, base, labels):
+def with_values(folder, config, model, seed, base, labels):
     start = with_labels(tiny(model), labels)
     start.name_or_path = base
     adapted = get_peft_model(start, config)

@@ -14,5 +14,5 @@ def folder(tmp_path_factory):
 def arena(folder, monkeypatch):
     """The preset `small` in the workspace, which is the working directory."""
     monkeypatch.chdir(folder)
-    small.write()
+    small.use()
     return folder

@@ -22,6 +22,6 @@ SMALL: dict[str, Any] = {
 }
 
 
-def write(**changes: Any) -> None:
+def use(**changes: Any) -> None:
     """Write the preset `small`, some of it changed, into the working directory, which is a workspace."""
     kit.write(PATH, {"small": workspace.merged(SMALL, changes)})

@@ -24,7 +24,7 @@ def in_threads(monkeypatch):
 
 
 def test_it_runs_what_is_missing_and_nothing_twice(arena, in_threads, capsys):
-    small.write(seeds=[0, 1, 2])
+    small.use(seeds=[0, 1, 2])
     run("--only", "glue: LoRA r=1", "--jobs", "1")
     lines = RECORDS.read_text().splitlines()
     assert len(lines) == 2 + 2  # the tries, of which the best is the first seed, and two more seeds

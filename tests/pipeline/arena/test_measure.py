@@ -68,7 +68,7 @@ def test_a_tuned_training_is_scored_in_all_precisions_and_else_the_same(title, a
 
 
 def test_what_is_not_trained_is_scored_once_with_the_head_of_the_short_run(arena):
-    small.write(methods={"alone": {"adapter": "lsr", "params": {**small.LSR, "lsr.init": "warm"}, "trained": False}})
+    small.use(methods={"alone": {"adapter": "lsr", "params": {**small.LSR, "lsr.init": "warm"}, "trained": False}})
     record = measure(training("glue: alone"))
     assert record.status == "finished", record.reason
     assert (len(record.test), len(record.loss), record.trained, record.rate) == (1, 0, 0, None)
@@ -101,10 +101,10 @@ def test_what_a_method_raises_is_its_reason_and_what_the_machine_refuses_is_not(
 
 def test_choices_are_compared_as_one_example(arena, tmp_path):
     tasks.use_files(arena, "copa")
-    small.write(tasks={"copa": {}})
+    small.use(tasks={"copa": {}})
     with pytest.raises(UserError, match="in groups, which must stay whole: set all of reads to all"):
         task_tokens.splits(task_of(training("copa: head")))
-    small.write(tasks={"copa": {}}, reads=dict.fromkeys(("train", "validation", "test", "longest"), "all"))
+    small.use(tasks={"copa": {}}, reads=dict.fromkeys(("train", "validation", "test", "longest"), "all"))
     chosen = training("copa: head")
     task_tokens.write_labels(task_of(chosen), tmp_path / "copa.csv")
     table = pd.read_csv(tmp_path / "copa.csv")
@@ -114,7 +114,7 @@ def test_choices_are_compared_as_one_example(arena, tmp_path):
 
 
 def test_methods_start_with_the_same_head(arena):
-    small.write(methods={"odd": {"adapter": "vera"}})
+    small.use(methods={"odd": {"adapter": "vera"}})
     heads = [
         [value.detach().numpy() for name, value in start(one).named_parameters() if "modules_to_save" in name]
         for one in (training(), training("glue: LSR shared r=2"), training("glue: odd"), training("glue: head"))
@@ -124,7 +124,7 @@ def test_methods_start_with_the_same_head(arena):
 
 def test_a_warm_start_goes_on_from_a_cached_run_with_its_head(arena):
     """The second time from the cache, which an adapter of another form reads too."""
-    small.write(methods={"warm": {"adapter": "lsr", "params": {**small.LSR, "lsr.init": "warm"}}})
+    small.use(methods={"warm": {"adapter": "lsr", "params": {**small.LSR, "lsr.init": "warm"}}})
     chosen = training("glue: warm")
     fresh, first, again = (start(one).state_dict() for one in (training(), chosen, chosen))
     heads = [name for name in first if HEAD in name]

@@ -56,7 +56,7 @@ def test_the_tries_come_first_and_then_the_other_seeds_at_the_best(arena):
     ],
 )
 def test_where_the_best_is_at_an_end_the_next_one_is_tried_as_often_as_is_allowed(score, factors, arena):
-    small.write(tuning={"wider": 3})
+    small.use(tuning={"wider": 3})
     rates = []
     _, records = simulate(entry(), lambda one: rates.append(one.rate) or score(one))
     assert [rate / base_rate() for rate in rates] == pytest.approx(factors)
@@ -65,7 +65,7 @@ def test_where_the_best_is_at_an_end_the_next_one_is_tried_as_often_as_is_allowe
 
 
 def test_rates_of_the_head_are_tried_at_the_best_rate_of_the_adapter(arena):
-    small.write(tuning={"head_rates": [0.5, 1.0, 2.0]})
+    small.use(tuning={"head_rates": [0.5, 1.0, 2.0]})
     sizes, records = simulate(entry(), lambda one: one.rate - abs(one.head_rate - 2 * entry().first().head_rate))
     assert sizes == [2, 2, 1]
     assert last_step(entry(), records)[0].head_rate == pytest.approx(2 * entry().first().head_rate)
@@ -74,7 +74,7 @@ def test_rates_of_the_head_are_tried_at_the_best_rate_of_the_adapter(arena):
 
 def test_a_rate_that_suits_one_seed_alone_is_not_chosen(arena):
     """The best try is run with the second seed until the best mean is of both seeds."""
-    small.write(tuning={"seeds": 2}, seeds=[0, 1, 2])
+    small.use(tuning={"seeds": 2}, seeds=[0, 1, 2])
     high = base_rate()
     asked = []
 
@@ -89,14 +89,14 @@ def test_a_rate_that_suits_one_seed_alone_is_not_chosen(arena):
 
 def test_the_steps_are_the_same_when_they_are_asked_for_again(arena):
     """What further seeds say of the best try does not widen the rates once more."""
-    small.write(tuning={"seeds": 2, "wider": 3}, seeds=[0, 1, 2])
+    small.use(tuning={"seeds": 2, "wider": 3}, seeds=[0, 1, 2])
     _, records = simulate(entry(), lambda one: -abs(one.rate - 2 * base_rate()) if one.seed == 0 else -one.rate)
     assert {one.key for trainings in tuning.steps(entry(), records) for one in trainings} == records.keys()
     assert min(one.rate for one in records.values()) == base_rate() / 2
 
 
 def test_what_is_not_trained_is_not_tuned_and_a_training_differs_by_it(arena):
-    small.write(methods={"alone": {"adapter": "lsr", "params": small.LSR, "trained": False}})
+    small.use(methods={"alone": {"adapter": "lsr", "params": small.LSR, "trained": False}})
     sizes, _ = simulate(entry("glue: alone"), lambda one: 0.5)
     assert sizes == [2] == [tuning.most_left(entry("glue: alone"), {})]
     assert entry("glue: alone").first().rate is None
@@ -105,18 +105,18 @@ def test_what_is_not_trained_is_not_tuned_and_a_training_differs_by_it(arena):
 
 def test_tuned_trainings_without_scores_in_all_precisions_are_run_again(arena):
     _, records = simulate(entry(), lambda one: one.rate)
-    small.write(rounded=[1])
+    small.use(rounded=[1])
     again = tuning.missing(entry(), records)
     assert [(one.seed, one.is_rounded, one.rate) for one in again] == [(1, True, base_rate())]
     records |= {one.key: recorded(one, one.rate) for one in again}
     assert tuning.missing(entry(), records) == []
     assert entry("ratings: LoRA r=1").rounded == (1,)
-    small.write(tasks={"comparisons": {}}, averages={"main": ["glue", "comparisons"]}, rounded=[1])
+    small.use(tasks={"comparisons": {}}, averages={"main": ["glue", "comparisons"]}, rounded=[1])
     assert [entry(f"{task}: LoRA r=1").rounded for task in ("glue", "ratings")] == [(1,), ()]
 
 
 def test_a_further_seed_of_the_best_try_is_scored_in_all_precisions_at_once(arena):
-    small.write(rounded=[1], tuning={"seeds": 2})
+    small.use(rounded=[1], tuning={"seeds": 2})
     sizes, records = simulate(entry(), lambda one: one.rate)
     assert sum(sizes) == len(records) == 3
     assert [bool(records[one.key].rounded) for one in last_step(entry(), records)] == [False, True]
@@ -136,22 +136,22 @@ def test_a_key_stands_for_all_that_a_training_sees(arena):
         {"tasks": {"glue": {"reads": {"longest": 20}}}},
         {"tasks": {"glue": {"params": {"train.warmup_share": 0.5}}}},
     ):
-        small.write(**changes)
+        small.use(**changes)
         keys.append(key())
-    small.write()
+    small.use()
     keys += [key("ratings: LoRA r=1"), key(head_factor=2.0), key(seed=1)]
     assert len(set(keys)) == len(keys)
 
 
 def test_a_key_is_the_same_whatever_the_method_is_called_and_other_methods_are(arena):
     before = key()
-    small.write(params={"lsr.alpha": 3.0}, methods={"LoRA": small.SMALL["methods"]["LoRA r=1"]})
+    small.use(params={"lsr.alpha": 3.0}, methods={"LoRA": small.SMALL["methods"]["LoRA r=1"]})
     assert key() == before == key("glue: LoRA")
 
 
 def test_a_preset_makes_sections_that_other_methods_do_not_see(arena):
     odd = {"adapter": "loha", "params": {"loha.type": "LOHA"}}
-    small.write(methods={"odd": odd}, params={"loha.learning_rate": 0.01})
+    small.use(methods={"odd": odd}, params={"loha.learning_rate": 0.01})
     assert entry("glue: odd").first().rate == 0.01
     assert key() == key("glue: LoRA r=1")
     assert "loha.learning_rate" not in entry().first().overrides

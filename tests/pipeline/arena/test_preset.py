@@ -57,13 +57,13 @@ BROKEN = [
 
 @pytest.mark.parametrize(("changes", "says"), BROKEN)
 def test_a_broken_preset_is_refused_in_a_line(changes, says, arena):
-    small.write(**changes)
+    small.use(**changes)
     assert refused(preset.load, "small", says=says).startswith(str(preset.PATH))
 
 
 def test_keys_of_pinned_files_are_known_without_them_and_other_files_are_refused(arena, tmp_path):
     """Private data are not in the repository, their records are."""
-    small.write(files={"ratings.csv": "0" * 64})
+    small.use(files={"ratings.csv": "0" * 64})
     [entry] = plan.entries("small", preset.load("small"), ["ratings: head"])
     refused(check.check, [entry], says="ratings.csv: not the file of the preset: its SHA-256 must be 0000")
     Path("ratings.csv").rename(tmp_path / "ratings.csv")
@@ -97,5 +97,5 @@ MISFITS = [
 
 @pytest.mark.parametrize(("changes", "says"), MISFITS)
 def test_what_does_not_fit_is_said_before_anything_runs(changes, says, arena):
-    small.write(**changes)
+    small.use(**changes)
     refused(check.check, plan.entries("small", preset.load("small"), ["glu"]), says=says)

@@ -95,7 +95,7 @@ def test_predict_needs_the_adapter_alone():
 
 
 def test_the_arena_keeps_its_answers_and_labels(tmp_path):
-    small.write(tasks={"levels": {}}, methods={"update": {"adapter": "lsr", "params": small.LSR}})
+    small.use(tasks={"levels": {}}, methods={"update": {"adapter": "lsr", "params": small.LSR}})
     [entry] = plan.entries("small", preset.load("small"), ["levels: update"])
     training = entry.first()
     record = measure(training)
