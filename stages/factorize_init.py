@@ -65,7 +65,7 @@ def captured_energy(started: Started, read: Mapping[str, Matrix]) -> float:
         ValueError: if a weight is not finite.
     """
     adapter = started.layers[0].adapter("default")
-    a, b = (side.detach().cpu().double() for side in adapter.matrices(*adapter.factors()))
+    a, b = (side.detach().cpu().double() for side in adapter.matrices())
     matrices = [
         read[layer.layer_name] if read else layer.base_matrix().detach().cpu().double() for layer in started.layers
     ]

@@ -83,10 +83,19 @@ class Form:
         return min(max_separation_rank(self.rank_shape, shape) for shape in (self.in_shape, self.out_shape))
 
     @property
-    def parameters(self) -> int:
-        """The number of parameters in all factors, s * sum_i r_i (n_i + m_i).
+    def factor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the factors by name: `factor_A1` (s, r_1, n_1) and so on, `factor_B1` (s, m_1, r_1) and so on.
 
-        Reference: Li & Sarwate 2025 (arXiv 2502.13568): 3,584 for 768 x 768 as 32 * 24, ranks 2 * 2, s = 16.
+        Reference: Li & Sarwate 2025 (arXiv 2502.13568): 3,584 parameters for 768 x 768 as 32 * 24, ranks 2 * 2, s = 16.
         """
-        sizes = zip(self.rank_shape, self.in_shape, self.out_shape, strict=True)
-        return self.separation_rank * sum(rank * (columns + rows) for rank, columns, rows in sizes)
+        sides = {"A": (self.rank_shape, self.in_shape), "B": (self.out_shape, self.rank_shape)}
+        return {
+            f"factor_{side}{i}": (self.separation_rank, *sizes)
+            for side, shapes in sides.items()
+            for i, sizes in enumerate(zip(*shapes, strict=True), start=1)
+        }
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters in all factors, s * sum_i r_i (n_i + m_i)."""
+        return sum(map(prod, self.factor_shapes.values()))

@@ -20,7 +20,7 @@ from lsr.loading.task_note import read_task
 from lsr.loading.update import Frames
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import PREFIX, TASK, Files
-from lsr.tuner.linear import LsrLinear
+from lsr.tuner.layer import LsrLinear
 from lsr.tuner.mistakes import InputError
 from lsr.tuner.start import layers_of
 

@@ -9,13 +9,13 @@ from math import isfinite
 from torch import Tensor
 
 from lsr.loading.update import Frames, Update
+from lsr.tuner.adapter import LsrFactors
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.factors import LsrFactors
 from lsr.tuner.files import CONFIG, WEIGHTS, Files, factors_by_layer, weights_of
 from lsr.tuner.forms import check_room, form_in_file
 from lsr.tuner.mistakes import InputError, first_line
 from lsr.tuner.patterns import override
-from lsr.tuner.sharing import Group, kind_of, read_shared_frames
+from lsr.tuner.sharing import Group, group_of, read_shared_frames
 
 LSR = "LSR"  # PEFT's name of the method
 CORE = "core"
@@ -69,18 +69,17 @@ def _frames(config: LsrConfig, states: Mapping[str, Mapping[str, Tensor]]) -> di
     factors = {name: {key: its for key, its in state.items() if key != CORE} for name, state in states.items()}
     for name in sorted(states, key=lambda name: not factors[name]):  # first those that store what others share
         form, stored = form_in_file(config, name), factors[name]
-        group: Group = kind_of(name, form) if config.share == "layers" else name
-        if elsewhere is not None:
-            group = elsewhere.group_of(name, form)
+        group = group_of(config, name, form)
+        shared = stored if elsewhere is None else elsewhere.of(config, name, form)
         if stored and (elsewhere is not None or group in held):
             raise ValueError(f"layer {name!r}: {min(stored)} is no part of this adapter, whose frames are elsewhere")
         if group not in held:
-            its = LsrFactors(form, CORE)
+            its = LsrFactors(form, next(iter(states[name].values())))
             try:
-                its.load(elsewhere.frames[group][1] if elsewhere else stored, next(iter(states[name].values())))
+                its.load(shared)
             except ValueError as error:
                 raise ValueError(f"layer {name!r}: {error}") from None
-            a, b = its.matrices(*its.factors())
+            a, b = its.matrices()
             held[group] = Frames(a=a, b=b)
         found[name] = held[group]
     return found

@@ -1,34 +1,35 @@
-"""A tuner layer of PEFT: the adapters of one layer by name, their shapes and their initialization."""
+"""An adapted linear layer: its adapters by name, their initialization, what they add to the output, and merging."""
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lsr.algebra.shapes import Form
 from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS
-from lsr.init.initialization import Source, Start
+from lsr.init.initialization import Source
 from lsr.init.passes import widths
-from lsr.init.random import frames as random_frames
-from lsr.init.random import random_factors
-from lsr.tuner.adapter import LsrAdapter
-from lsr.tuner.base_weight import check_adaptable, dequantized, is_quantized
+from lsr.tuner.adapter import LsrAdapter, LsrFactors
+from lsr.tuner.base_weight import check_adaptable, dequantized, is_plain, is_quantized
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.factors import LsrFactors
 from lsr.tuner.forms import form_of
+from lsr.tuner.functional import adapted_linear, add_low_rank
 
 
-class LsrLayer(BaseTunerLayer):
-    """The adapters of a layer by name."""
+class LsrLinear(nn.Module, BaseTunerLayer):
+    """nn.Linear or Conv1D with LSR adapters: y = W x + b + scaling * B R A x for each active adapter."""
 
     adapter_layer_names = ("lsr_adapters",)
+    _pretrained_weight: Tensor | None
 
-    def __init__(self, base_layer: nn.Module, layer_name: str) -> None:
+    def __init__(self, base_layer: nn.Module, adapter_name: str, layer_name: str) -> None:
+        super().__init__()
         base = base_layer.get_base_layer() if isinstance(base_layer, BaseTunerLayer) else base_layer
         check_adaptable(base, layer_name)
         self.base_layer = base_layer
@@ -37,8 +38,13 @@ class LsrLayer(BaseTunerLayer):
         self.in_features, self.out_features = widths(base)
         self.lsr_adapters = nn.ModuleDict({})
         self.lsr_frames = nn.ModuleDict({})  # by hash: frames of another adapter, which adapters of any layer may share
+        self._active_adapter = adapter_name
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
+        # Not persistent: W while adapters are merged into the base weight, never part of a state dict.
+        self.register_buffer("_pretrained_weight", None, persistent=False)
+        # Meanwhile, the base layer's original parameter: embeddings may share it, and must not change with the head.
+        self._lent: tuple[nn.Parameter, ...] = ()  # a tuple, so that nn.Module does not register it
 
     def adapter(self, name: str) -> LsrAdapter:
         """Return an adapter by name."""
@@ -52,42 +58,20 @@ class LsrLayer(BaseTunerLayer):
         """
         form = form_of(config, self.layer_name, self.in_features, self.out_features)
         scaling = config.scaling(self.layer_name, form)
-        adapter = LsrAdapter(form, scaling, train=config.train, dropout=config.dropout, frames=frames)
-        if frames is None:
-            adapter.set_factors(self._random_start(config, form), self.base_parameter())
-        if adapter.has_core:
-            adapter.set_core(self._random_core(config, form), self.base_parameter())
-        self.lsr_adapters[adapter_name] = adapter
+        self.lsr_adapters[adapter_name] = LsrAdapter(form, config, scaling, self.base_parameter(), frames)
+        self.initialize(adapter_name, config, "random")
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
-
-    def _random_start(self, config: LsrConfig, form: Form) -> Start:
-        if config.has_core:
-            return random_frames([self._source(config, form)])
-        return Start(*random_factors(form, config.init_weights is not False, self._generator(config)))
-
-    def _first_core(self, config: LsrConfig, source: Source, frames: LsrAdapter) -> Tensor:
-        core = INITIALIZATIONS[config.start].core
-        if core is None:
-            return self._random_core(config, source.form)
-        a, b = (side.detach().to("cpu", torch.float64) for side in frames.matrices(*frames.factors()))
-        return core(source, b, a)
-
-    def _random_core(self, config: LsrConfig, form: Form) -> Tensor:
-        shape = (form.rank, form.rank) if config.core == "full" else (form.rank,)
-        with torch.device("cpu"):
-            if config.init_weights is not False:
-                return torch.zeros(shape)
-            return torch.randn(shape, generator=self._generator(config, "core")) / form.rank**0.5
 
     def initialize(
         self,
         adapter_name: str,
         config: LsrConfig,
-        statistics: Mapping[str, Matrix],
-        sharing: Sequence["LsrLayer"] = (),
+        word: str,
+        statistics: Mapping[str, Matrix] | None = None,
+        sharing: Sequence["LsrLinear"] = (),
     ) -> None:
-        """Initialize the factors as configured, and reset the cores.
+        """Set the factors, unless they are those of another adapter, and the cores, by the initialization of a name.
 
         `statistics` holds what is read of examples, (m, n) by layer name; `sharing` the other layers that share the
         factors.
@@ -95,25 +79,34 @@ class LsrLayer(BaseTunerLayer):
         Raises:
             ValueError: if a base weight or gradient is not suitable; names the layer.
         """
-        adapter, initialization = self.adapter(adapter_name), INITIALIZATIONS[config.start]
+        adapter, initialization = self.adapter(adapter_name), INITIALIZATIONS[word]
         layers = (self, *sharing)
-        sources = [layer._source(config, adapter.form, statistics.get(layer.layer_name)) for layer in layers]
-        try:
-            start = initialization.frames(sources) if adapter.has_core else initialization.start(sources[0])
-        except ValueError as error:
-            raise ValueError(f"layer {self.layer_name!r}: {error}") from None
-        adapter.set_factors(start, self.base_parameter())
+        sources = [layer._source(config, adapter.form, statistics or {}) for layer in layers]
+        if adapter.frames is adapter:
+            try:
+                start = initialization.frames(sources) if adapter.has_core else initialization.start(sources[0])
+            except ValueError as error:
+                raise ValueError(f"layer {self.layer_name!r}: {error}") from None
+            adapter.set_factors(start)
         for layer, source in zip(layers, sources, strict=True) if adapter.has_core else ():
-            layer.adapter(adapter_name).set_core(layer._first_core(config, source, adapter), layer.base_parameter())
+            core = layer.adapter(adapter_name).core
+            if initialization.core is not None:
+                a, b = (side.detach().to("cpu", torch.float64) for side in adapter.matrices())
+                core.data.copy_(initialization.core(source, b, a))
+            elif source.zero:
+                core.data.zero_()
+            else:
+                draws = torch.randn(core.shape, generator=layer._generator(config, "core"), device="cpu")
+                core.data.copy_(draws / adapter.form.rank**0.5)
 
-    def _source(self, config: LsrConfig, form: Form, statistic: Matrix | None = None) -> Source:
+    def _source(self, config: LsrConfig, form: Form, statistics: Mapping[str, Matrix]) -> Source:
         return Source(
             form,
             self.base_matrix,
             scaling=config.scaling(self.layer_name, form),
             seed=config.seed or 0,
             generator=self._generator(config),
-            statistic=statistic,
+            statistic=statistics.get(self.layer_name),
             zero=config.init_weights is not False,
             paired=config.core == "diagonal",
         )
@@ -124,6 +117,36 @@ class LsrLayer(BaseTunerLayer):
             return None
         digest = hashlib.sha256(f"{config.seed}:{self.layer_name}{part}".encode()).digest()
         return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little"))
+
+    def forward(  # (..., in_features) -> (..., out_features)
+        self, x: Tensor, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Return the base layer's output plus that of the active adapters, or in row i that of `adapter_names[i]`.
+
+        A single adapter on a plain layer is fused with it into one autograd node (`adapted_linear`). Several active
+        adapters, dropout, further arguments, and a hooked, patched or quantized base layer use `add_low_rank`.
+        """
+        if adapter_names is not None:
+            return self._forward_rows(x, adapter_names, *args, **kwargs)
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        is_plainly_base = self.disable_adapters or self.merged
+        active = [] if is_plainly_base else [self.adapter(n) for n in self.active_adapters if n in self.lsr_adapters]
+        if len(active) == 1 and not (args or kwargs or active[0].drops) and is_plain(self.base_layer):
+            weight, bias = self.in_layout(self.base_parameter()), cast("Tensor | None", self.base_layer.bias)
+            return adapted_linear(x, weight, bias, *active[0].operands(), active[0].scaling)
+        result = cast("Tensor", self.base_layer(x, *args, **kwargs))
+        for adapter in active:
+            result = add_low_rank(result, adapter.dropout(x), *adapter.collapse(), adapter.scaling)
+        return result
+
+    def _forward_rows(self, x: Tensor, adapter_names: Sequence[str], *args: Any, **kwargs: Any) -> Tensor:
+        result = cast("Tensor", self.base_layer(x, *args, **kwargs))
+        for name in filter(self.lsr_adapters.__contains__, dict.fromkeys(adapter_names)):
+            rows = [row for row, chosen in enumerate(adapter_names) if chosen == name]
+            adapter = self.adapter(name)
+            result[rows] = add_low_rank(result[rows], x[rows], *adapter.collapse(), adapter.scaling)
+        return result
 
     def base_parameter(self) -> nn.Parameter:
         """Return the base layer's weight, in the base layer's layout."""
@@ -139,6 +162,8 @@ class LsrLayer(BaseTunerLayer):
 
     def pretrained_weight(self) -> Tensor:
         """Return the pretrained weight in the base layer's layout, also while adapters are merged into it."""
+        if self._pretrained_weight is not None:
+            return self._pretrained_weight
         base = self.get_base_layer()
         return dequantized(base, self.layer_name) if is_quantized(base) else self.base_parameter().detach()
 
@@ -161,3 +186,79 @@ class LsrLayer(BaseTunerLayer):
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Return True: PEFT may convert any LSR adapter."""
         return True
+
+    def _add_merged(self) -> None:
+        """Set the base weight to W plus the merged updates.
+
+        It is always computed from the stored W, so that no errors accumulate and W can be restored bit for bit. Modules
+        that share W with the base layer, such as embeddings with a tied head, keep W.
+        """
+        weight, total = self.base_parameter(), self._weight_with(self.merged_adapters)
+        if not self._lent:
+            self._lent, self._pretrained_weight = (weight,), self.pretrained_weight()
+            self._set_base_parameter(nn.Parameter(total, requires_grad=weight.requires_grad))
+        else:
+            weight.data = total
+
+    def _weight_with(self, adapter_names: Sequence[str]) -> Tensor:
+        """Return the pretrained weight plus updates, which are added in at least float32."""
+        pretrained = self.pretrained_weight()
+        total = pretrained.to(torch.promote_types(pretrained.dtype, torch.float32))
+        for name in adapter_names:
+            total = total + self.get_delta_weight(name).detach()
+        return total.to(pretrained.dtype)
+
+    def restore_base_weight(self) -> None:
+        """Restore the pretrained base weight, whatever the state of the adapters."""
+        if self._pretrained_weight is not None:
+            (weight,) = self._lent
+            weight.data, self._pretrained_weight = self._pretrained_weight, None
+            self._set_base_parameter(weight)
+            self._lent = ()
+
+    def _set_base_parameter(self, weight: nn.Parameter) -> None:
+        # Not by attribute: while PEFT loads with low_cpu_mem_usage, a parameter assigned that way loses its values.
+        self.get_base_layer()._parameters["weight"] = weight
+
+    def check_merge(self, safe_merge: bool, adapter_names: list[str] | None) -> None:
+        """Raise the error that `merge` would raise for these adapters, without changing anything.
+
+        Raises:
+            ValueError: as `merge`.
+        """
+        if is_quantized(self.get_base_layer()):
+            raise ValueError(
+                f"layer {self.layer_name!r}: its weight is quantized, and merging would round it again; load the "
+                "adapter on the base model in full precision to merge it, or export it as LoRA"
+            )
+        names = self.active_adapters if adapter_names is None else adapter_names
+        names = [name for name in dict.fromkeys((*self.merged_adapters, *names)) if name in self.lsr_adapters]
+        if safe_merge and not torch.isfinite(self._weight_with(names)).all():
+            raise ValueError(f"NaNs detected in the merged weights of {self.layer_name!r}: one of {names} seems broken")
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Merge the adapters into the base weight, in float32; the pretrained weight is kept for `unmerge`.
+
+        Raises:
+            ValueError: if the base weight is quantized; with `safe_merge`, if the merged weight is not finite. The base
+                weight is then unchanged.
+        """
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.lsr_adapters]
+        if not names:
+            return
+        self.check_merge(safe_merge, names)
+        self.merged_adapters.extend(names)
+        self._add_merged()
+
+    def unmerge(self) -> None:
+        """Restore the original weight bit for bit; subtracting the update would leave rounding errors."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        self.merged_adapters.clear()
+        self.restore_base_weight()
+
+
+def adapted_layers(model: nn.Module) -> dict[str, LsrLinear]:
+    """Return the LSR layers of a model by their names in the base model, in the model's order."""
+    return {module.layer_name: module for module in model.modules() if isinstance(module, LsrLinear)}

@@ -7,7 +7,7 @@ from typing import Any
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from lsr.tuner.linear import LsrLinear
+from lsr.tuner.layer import LsrLinear
 
 BASE = "__base__"  # PEFT's name for a row without an adapter
 
@@ -27,12 +27,22 @@ def rows_choose(
             a batch does not have one row per name.
     """
     layers = [module for module in model.modules() if isinstance(module, LsrLinear)]
-    _check(model, layers, names)
+    known = sorted({name for layer in layers for name in layer.lsr_adapters})
+    for name in names:
+        if name not in known and name != BASE:
+            raise ValueError(f"adapter_names: no adapter is named {name!r}; there are {known} and {BASE!r}")
+    if model.training:
+        raise ValueError("adapter_names is for evaluation only: call eval() on the model first")
+    if any(layer.merged for layer in layers):
+        raise ValueError("adapter_names: adapters are merged into the base weights; call unmerge_adapter() first")
 
     def choose(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
-        return args, {**kwargs, "adapter_names": _repeated(names, len(args[0]), copies)}
+        rows = len(args[0])
+        if rows not in (len(names), copies * len(names)):
+            raise ValueError(f"adapter_names must hold one name per row of the batch, {rows}, got {len(names)}")
+        return args, {**kwargs, "adapter_names": [name for name in names for _ in range(rows // len(names))]}
 
-    choosing = [module for module in model.modules() if isinstance(module, LsrLinear | AuxiliaryTrainingWrapper)]
+    choosing = [*layers, *(module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper))]
     handles = [module.register_forward_pre_hook(choose, with_kwargs=True) for module in choosing]
     try:
         yield
@@ -46,20 +56,3 @@ def copies_of_a_row(arguments: Mapping[str, Any]) -> int:
     given = arguments.get("generation_config")
     counts = [arguments.get(name) or getattr(given, name, None) or 1 for name in ("num_beams", "num_return_sequences")]
     return max(counts)
-
-
-def _check(model: nn.Module, layers: Sequence[LsrLinear], names: Sequence[str]) -> None:
-    known = sorted({name for layer in layers for name in layer.lsr_adapters})
-    for name in names:
-        if name not in known and name != BASE:
-            raise ValueError(f"adapter_names: no adapter is named {name!r}; there are {known} and {BASE!r}")
-    if model.training:
-        raise ValueError("adapter_names is for evaluation only: call eval() on the model first")
-    if any(layer.merged for layer in layers):
-        raise ValueError("adapter_names: adapters are merged into the base weights; call unmerge_adapter() first")
-
-
-def _repeated(names: Sequence[str], rows: int, copies: int) -> list[str]:
-    if rows not in (len(names), copies * len(names)):
-        raise ValueError(f"adapter_names must hold one name per row of the batch, {rows}, got {len(names)}")
-    return [name for name in names for _ in range(rows // len(names))] if names else []

@@ -14,8 +14,7 @@ from torch import nn
 
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.forms import check_forms
-from lsr.tuner.layer import LsrLayer
-from lsr.tuner.linear import LsrLinear, adapted_layers
+from lsr.tuner.layer import LsrLinear, adapted_layers
 from lsr.tuner.mixed_batch import copies_of_a_row, rows_choose
 from lsr.tuner.resolved import Record, Resolved
 from lsr.tuner.sharing import FrameRegistry, drop_unused_frames, read_shared_frames
@@ -38,7 +37,7 @@ class LsrModel(WholeHeads):
     """A base model with LSR adapters; use it through `peft.get_peft_model(model, LsrConfig(...))`."""
 
     prefix = "lsr_"
-    tuner_layer_cls = LsrLayer
+    tuner_layer_cls = LsrLinear
     target_module_mapping = DEFAULTS
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -68,7 +67,7 @@ class LsrModel(WholeHeads):
         shared = read_shared_frames(config)
         for name, form in check_forms(model, adapted, config).items():
             if shared is not None:
-                shared.group_of(name, form)
+                shared.of(config, name, form)
         self._frames = FrameRegistry(config, adapted_layers(model).values(), shared)
         try:
             super().inject_adapter(
@@ -120,10 +119,8 @@ class LsrModel(WholeHeads):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        config = cast("LsrConfig", peft_config)
         layer = target if isinstance(target, LsrLinear) else LsrLinear(target, adapter_name, current_key)
-        layer.update_layer(adapter_name, config, self._frames.frames_of(layer))
-        self._frames.add(layer, adapter_name)
+        self._frames.update(layer, adapter_name)
         if layer is not target:
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)  # an additional adapter is not active yet
@@ -157,7 +154,7 @@ class LsrModel(WholeHeads):
         expected = {
             f"{name}.lsr_adapters.{adapter_name}.{key}"
             for name, layer in model.named_modules()
-            if isinstance(layer, LsrLayer) and adapter_name in layer.lsr_adapters
+            if isinstance(layer, LsrLinear) and adapter_name in layer.lsr_adapters
             for key in layer.adapter(adapter_name).state_dict()
         }
         for key in sorted(expected ^ {key for key in remapped if ".lsr_adapters." in key}):

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from lsr.algebra.shapes import Form
+from lsr.tuner.adapter import LsrFactors, check_factors
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.factors import LsrFactors
 from lsr.tuner.files import CONFIG, adapter_folder, factors_by_layer, read_config, read_tensors
 from lsr.tuner.forms import check_room, form_of
-from lsr.tuner.layer import LsrLayer
+from lsr.tuner.layer import LsrLinear
 from lsr.tuner.mistakes import first_line
 from lsr.tuner.options import OWN
 
@@ -42,8 +42,9 @@ Group = Kind | str  # a kind, whose layers share their frames, or the name of a 
 Tensors = Mapping[str, Tensor]  # factor_A1 and so on
 
 
-def _group_of(share: str, layer_name: str, form: Form) -> Group:
-    return kind_of(layer_name, form) if share == "layers" else layer_name
+def group_of(config: LsrConfig, layer_name: str, form: Form) -> Group:
+    """Return the group of layers that have the frames of a layer."""
+    return kind_of(layer_name, form) if config.share == "layers" else layer_name
 
 
 @dataclass(frozen=True)
@@ -51,24 +52,26 @@ class SharedFrames:
     """The frames in another adapter's folder, by group of layers."""
 
     source: str
-    share: str
     frames: Mapping[Group, tuple[Form, Tensors]]
     sha256: str
 
-    def group_of(self, layer_name: str, form: Form) -> Group:
-        """Return the group whose frames a layer uses.
+    def of(self, config: LsrConfig, layer_name: str, form: Form) -> Tensors:
+        """Return the frames that a layer of an adapter uses.
 
         Raises:
             ValueError: if there are no frames of the layer's form; names the layer.
         """
-        group = _group_of(self.share, layer_name, form)
-        if group in self.frames and self.frames[group][0] == form:
-            return group
-        have = self.frames[group][0] if group in self.frames else None
-        theirs = "none for this layer and form" if have is None else f"for it {_described(have)}"
+        held, tensors = self.frames.get(group_of(config, layer_name, form), (None, {}))
+        if held == form:
+            return tensors
+        theirs = "none for this layer and form" if held is None else f"for it {_described(held)}"
         raise ValueError(
             f"layer {layer_name!r}: the adapter needs frames of {_described(form)}, and {self.source!r} holds {theirs}"
         )
+
+
+def _described(form: Form) -> str:
+    return f"rank_shape {list(form.rank_shape)} for {form.out_features} x {form.in_features}"
 
 
 def read_shared_frames(config: LsrConfig) -> SharedFrames | None:
@@ -81,9 +84,9 @@ def read_shared_frames(config: LsrConfig) -> SharedFrames | None:
         ValueError: if there is no such adapter, its files are broken, it has no frames of its own or shares them
             differently, or its frames are not the ones that a saved adapter was trained on.
     """
-    if config.frames == OWN:
+    source, resolved = config.frames, config.resolved
+    if source == OWN:
         return None
-    source = config.frames
     try:
         theirs, tensors, forms = _read(source, config.folder)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, re.error) as error:
@@ -95,51 +98,37 @@ def read_shared_frames(config: LsrConfig) -> SharedFrames | None:
     if not tensors:
         raise ValueError(f"frames: {source!r} holds no factors")
     sha256 = frames_hash(tensors)
-    expected = config.resolved.frames_hash if config.resolved is not None else None
-    if expected is not None and sha256 != expected:
+    if resolved is not None and resolved.frames_hash not in (None, sha256):
         raise ValueError(
             f"frames: those in {source!r} have the hash {sha256[:12]}, but the adapter was trained on others, "
-            f"{expected[:12]}"
+            f"{resolved.frames_hash[:12]}"
         )
-    by_group = _by_group(source, theirs, tensors, forms)
-    return SharedFrames(source, theirs.share, by_group, sha256)
+    for name, its in tensors.items():
+        try:
+            check_factors(forms[name], its)
+        except ValueError as error:
+            raise ValueError(f"frames: {source!r}: layer {name!r}: {error}") from None
+    by_group = {group_of(theirs, name, forms[name]): (forms[name], its) for name, its in tensors.items()}
+    return SharedFrames(source, by_group, sha256)
 
 
-def _read(source: str, beside: Path | None) -> tuple[LsrConfig, dict[str, dict[str, Tensor]], dict[str, Form]]:
+def _read(source: str, beside: Path | None) -> tuple[LsrConfig, dict[str, Tensors], dict[str, Form]]:
+    """Return an adapter's configuration, and its frames and their forms by layer.
+
+    Raises:
+        ValueError: if its configuration has no shapes.
+    """
     places = [*([] if beside is None else [beside / source, beside.parent / source]), Path(source)]
-    folder = next((place for place in places if (place / CONFIG).exists()), None)
-    folder = adapter_folder(source) if folder is None else folder
+    folder = next((place for place in places if (place / CONFIG).exists()), None) or adapter_folder(source)
     read_config(folder, "LSR")  # within bounds, which PEFT's own reader does not have
     config = LsrConfig.from_pretrained(str(folder))
     if config.resolved is None:
         raise ValueError("resolved: the configuration does not contain the shapes of the layers")
-    frames = {
-        layer: {name: value for name, value in its.items() if name.startswith("factor_")}
-        for layer, its in factors_by_layer(read_tensors(folder)).items()
-    }
-    tensors = {layer: its for layer, its in frames.items() if its}
+    tensors = dict[str, Tensors]()
+    for layer, its in factors_by_layer(read_tensors(folder)).items():
+        if frames := {name: value for name, value in its.items() if name.startswith("factor_")}:
+            tensors[layer] = frames
     return config, tensors, check_room(config, tensors)
-
-
-def _by_group(
-    source: str, theirs: LsrConfig, tensors: Mapping[str, Tensors], forms: Mapping[str, Form]
-) -> dict[Group, tuple[Form, Tensors]]:
-    by_group: dict[Group, tuple[Form, Tensors]] = {}
-    for name, values in tensors.items():
-        form = forms[name]
-        try:
-            _loaded(form, values, torch.empty(0))
-        except ValueError as error:
-            raise ValueError(f"frames: {source!r}: layer {name!r}: {error}") from None
-        group = _group_of(theirs.share, name, form)
-        by_group[group] = form, values
-    return by_group
-
-
-def _loaded(form: Form, tensors: Tensors, like: Tensor) -> LsrFactors:
-    frames = LsrFactors(form, "core", persistent=False)
-    frames.load(tensors, like)
-    return frames
 
 
 def frames_hash(tensors: Mapping[str, Tensors]) -> str:
@@ -160,39 +149,32 @@ class FrameRegistry:
     adapters added later find them.
     """
 
-    def __init__(self, config: LsrConfig, layers: Iterable[LsrLayer], shared: SharedFrames | None) -> None:
+    def __init__(self, config: LsrConfig, layers: Iterable[LsrLinear], shared: SharedFrames | None) -> None:
         self.config = config
         self.shared = shared
         self._frames: dict[Group, LsrFactors] = {}
-        for layer in layers if shared is not None else ():
-            for key, frames in layer.lsr_frames.items():
-                if shared is not None and key == shared.sha256:
-                    held = cast("LsrFactors", frames)
-                    self._frames[_group_of(shared.share, layer.layer_name, held.form)] = held
+        for layer in layers:
+            if shared is not None and shared.sha256 in layer.lsr_frames:
+                held = cast("LsrFactors", layer.lsr_frames[shared.sha256])
+                self._frames[group_of(config, layer.layer_name, held.form)] = held
 
-    def frames_of(self, layer: LsrLayer) -> LsrFactors | None:
-        """Return the frames that a layer shares; None if it gets its own.
+    def update(self, layer: LsrLinear, adapter_name: str) -> None:
+        """Add the adapter to a layer, with the frames of its group if there are any, else with its own.
 
         Raises:
             ValueError: if the form does not fit the layer, or the folder has no frames of this form; names the layer.
         """
         form = form_of(self.config, layer.layer_name, layer.in_features, layer.out_features)
-        if self.shared is None:
-            return self._frames.get(kind_of(layer.layer_name, form)) if self.config.share == "layers" else None
-        group = self.shared.group_of(layer.layer_name, form)
-        if group not in self._frames:
-            frames = _loaded(form, self.shared.frames[group][1], layer.base_parameter())
+        group = group_of(self.config, layer.layer_name, form)
+        if self.shared is not None and group not in self._frames:
+            frames = LsrFactors(form, layer.base_parameter(), persistent=False)
+            frames.load(self.shared.of(self.config, layer.layer_name, form))
             self._frames[group] = layer.lsr_frames[self.shared.sha256] = frames
-        return self._frames[group]
-
-    def add(self, layer: LsrLayer, adapter_name: str) -> None:
-        """If the layer is the first of its kind, let later ones share its factors."""
-        adapter = layer.adapter(adapter_name)
-        if self.shared is None and self.config.share == "layers":
-            self._frames.setdefault(kind_of(layer.layer_name, adapter.form), adapter)
+        layer.update_layer(adapter_name, self.config, self._frames.get(group))
+        self._frames.setdefault(group, layer.adapter(adapter_name))
 
 
-def drop_unused_frames(layers: Iterable[LsrLayer]) -> None:
+def drop_unused_frames(layers: Iterable[LsrLinear]) -> None:
     """Remove the frames that no adapter uses any more."""
     layers = list(layers)
     used = {id(layer.adapter(name).frames) for layer in layers for name in layer.lsr_adapters}
@@ -200,7 +182,3 @@ def drop_unused_frames(layers: Iterable[LsrLayer]) -> None:
         for key, frames in list(layer.lsr_frames.items()):
             if id(frames) not in used:
                 del layer.lsr_frames[key]
-
-
-def _described(form: Form) -> str:
-    return f"rank_shape {list(form.rank_shape)} for {form.out_features} x {form.in_features}"

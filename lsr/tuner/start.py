@@ -13,7 +13,7 @@ from lsr.algebra.spectrum import Matrix
 from lsr.init import INITIALIZATIONS, READERS
 from lsr.init.head import STEPS
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.linear import LsrLinear, adapted_layers
+from lsr.tuner.layer import LsrLinear, adapted_layers
 from lsr.tuner.options import OWN
 from lsr.tuner.sharing import Kind, kind_of
 
@@ -76,7 +76,7 @@ def initialize_factors(
     for name, (first, *sharing) in groups_of(model, adapter_name).items():
         if first.adapter(adapter_name).is_meta:
             return  # the factors are about to be loaded
-        first.initialize(adapter_name, chosen, statistics or {}, sharing)
+        first.initialize(adapter_name, chosen, chosen.start, statistics, sharing)
         yield Started(name, (first, *sharing))
     assert config.record is not None
     config.record = config.record._replace(init_weights=chosen.init_weights)

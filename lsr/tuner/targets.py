@@ -4,7 +4,6 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import cast
 
 from peft import PeftConfig
@@ -15,7 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lsr.tuner.config import LsrConfig
-from lsr.tuner.layer import LsrLayer
+from lsr.tuner.layer import LsrLinear
 from lsr.tuner.patterns import PATTERNS, matches
 
 # By architecture, if a configuration names no layers; PEFT's table has no entries for the last two.
@@ -24,11 +23,7 @@ DEFAULTS = cast("dict[str, list[str]]", TRANSFORMERS_MODELS_TO_LORA_TARGET_MODUL
     "modernbert": ["Wqkv"],
 }
 SHOWN = 8  # names of a message
-HEADS = {  # by task_type: modules that PEFT trains in full without being told
-    "SEQ_CLS": SEQ_CLS_HEAD_NAMES,
-    "TOKEN_CLS": SEQ_CLS_HEAD_NAMES,
-    "QUESTION_ANS": ["qa_outputs"],
-}
+ADDED = {*SEQ_CLS_HEAD_NAMES, "qa_outputs"}  # to modules_to_save by PEFT, by the task_type, whatever the model has
 
 
 def check_names(config: PeftConfig, model: nn.Module) -> list[str]:
@@ -40,58 +35,55 @@ def check_names(config: PeftConfig, model: nn.Module) -> list[str]:
     Raises:
         ValueError: names the entry and what the model has, the nearest first.
     """
-    inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, LsrLayer))
+    inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, LsrLinear))
     names = [name for name, _ in model.named_modules() if name and not name.startswith(inside)]
-    there_are = partial(_there_are, linear_layers(model, config), "linear layers")
+    linear = linear_layers(model, config)
     for field in ("target_modules", "exclude_modules"):
         value = getattr(config, field, None)  # not every method has exclude_modules
-        for entry in sorted(value) if isinstance(value, set) else []:
-            matched = [name for name in names if f".{name}".endswith(f".{entry}")]
-            if not matched:
-                raise ValueError(f"{field}: no layer is named {entry!r}; {there_are(entry)}")
-            _check_adaptable(config, field, entry, matched)
-        if isinstance(value, str) and value != "all-linear":
+        is_pattern = isinstance(value, str)
+        for entry in () if value == "all-linear" else [value] if is_pattern else sorted(value or ()):
             try:
-                matched = [name for name in names if re.fullmatch(value, name)]
+                matched = [name for name in names if (re.fullmatch(entry, name) if is_pattern else _ends(name, entry))]
             except re.error as error:
-                raise ValueError(f"{field}: {value!r} is not a valid regular expression: {error}") from None
+                raise ValueError(f"{field}: {entry!r} is not a valid regular expression: {error}") from None
             if not matched:
-                raise ValueError(f"{field}: {value!r} matches no layer; {there_are(value)}")
-            _check_adaptable(config, field, value, matched)
-    added = {head for heads in HEADS.values() for head in heads}  # PEFT adds them whatever the model has
+                problem = f"{entry!r} matches no layer" if is_pattern else f"no layer is named {entry!r}"
+                raise ValueError(f"{field}: {problem}; {_there_are(linear, 'linear layers', entry)}")
+            if field == "target_modules" and all(is_trained_whole(config, name) for name in matched):
+                raise ValueError(
+                    f"{field}: {entry!r} is part of the head, or of another module that is trained in full"
+                )
     for entry in getattr(config, "modules_to_save", None) or []:
-        if entry not in added and not any(name.endswith(entry) for name in names):
-            raise ValueError(
-                f"modules_to_save: no module is named {entry!r}; {_there_are(_last_parts(names), 'modules', entry)}"
-            )
+        if entry not in ADDED and not any(name.endswith(entry) for name in names):
+            there_are = _there_are(_last_parts(names), "modules", entry)
+            raise ValueError(f"modules_to_save: no module is named {entry!r}; {there_are}")
     return names
 
 
-def _check_adaptable(config: PeftConfig, field: str, entry: str, matched: Sequence[str]) -> None:
-    if field == "target_modules" and all(is_trained_whole(config, name) for name in matched):
-        raise ValueError(f"{field}: {entry!r} is part of the head, or of another module that is trained in full")
+def _ends(name: str, ending: str) -> bool:
+    return f".{name}".endswith(f".{ending}")
 
 
 def adapted_names(model: nn.Module, config: LsrConfig, names: list[str]) -> list[str]:
     """Return the layers in `names` that a configuration adapts, without changing the configuration.
 
     Raises:
-        ValueError: if a pattern or an index matches none of them.
+        ValueError: if a pattern or an index matches none of them; names the adapted layers, the nearest first.
     """
-    open_config = cast("LsrConfig", _maybe_include_all_linear_layers(replace(config), model))
-    adapted = [name for name in names if check_target_module_exists(open_config, name)]
+    opened = cast("LsrConfig", _maybe_include_all_linear_layers(replace(config), model))
+    adapted = [name for name in names if check_target_module_exists(opened, name)]
     if config.target_modules == "all-linear":  # PEFT lists modules_to_save too, e.g. DistilBERT's pre_classifier
-        adapted = [name for name in adapted if not is_trained_whole(config, name) and _is_chosen(config, name)]
-    check_patterns(config, adapted)
+        adapted = [name for name in adapted if not is_trained_whole(config, name)]
+        if config.layers_to_transform is not None:  # of all-linear layers PEFT ignores it, of a list of endings not
+            ends = {name: replace(config, target_modules=[name.rpartition(".")[2]]) for name in adapted}
+            adapted = [name for name in adapted if check_target_module_exists(ends[name], name)]
+    for field in PATTERNS:
+        for pattern in getattr(config, field):
+            if not any(matches(pattern, name) for name in adapted):
+                there_are = _there_are(_last_parts(adapted), "adapted layers", pattern)
+                raise ValueError(f"{field}: {pattern!r} matches no adapted layer; {there_are}")
+    check_indices(config, adapted)
     return adapted
-
-
-def _is_chosen(config: LsrConfig, name: str) -> bool:
-    """Return whether a layer is in layers_to_transform, if that is set: with all-linear PEFT ignores it."""
-    if config.layers_to_transform is None:
-        return True
-    ending = name.rpartition(".")[2]  # of a list of endings it does not
-    return bool(check_target_module_exists(replace(config, target_modules=[ending]), name))
 
 
 def is_trained_whole(config: PeftConfig, name: str) -> bool:
@@ -99,20 +91,6 @@ def is_trained_whole(config: PeftConfig, name: str) -> bool:
     parts = name.split(".")
     paths = (".".join(parts[: i + 1]) for i in range(len(parts)))
     return any(path.endswith(tuple(getattr(config, "modules_to_save", None) or ())) for path in paths)
-
-
-def check_patterns(config: LsrConfig, adapted: list[str]) -> None:
-    """Refuse a pattern or an index that matches no adapted layer.
-
-    Raises:
-        ValueError: names the entry and the adapted layers, the nearest first.
-    """
-    for field in PATTERNS:
-        for pattern in getattr(config, field):
-            if not any(matches(pattern, name) for name in adapted):
-                there_are = _there_are(_last_parts(adapted), "adapted layers", pattern)
-                raise ValueError(f"{field}: {pattern!r} matches no adapted layer; {there_are}")
-    check_indices(config, adapted)
 
 
 def check_indices(config: PeftConfig, names: list[str]) -> None:

@@ -5,7 +5,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lsr import LsrConfig
-from lsr.tuner.linear import LsrLinear
+from lsr.tuner.layer import LsrLinear
 
 
 def base(n, m, *, bias=True, transposed=False, dtype=torch.float64):

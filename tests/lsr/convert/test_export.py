@@ -18,7 +18,7 @@ from lsr import LsrConfig, export_lora, export_merged
 from lsr.convert.export import TOLERATED_LOSS
 from lsr.loading.adapters import load_adapter
 from lsr.tuner.files import PREFIX
-from lsr.tuner.linear import adapted_layers
+from lsr.tuner.layer import adapted_layers
 from lsr.tuner.mistakes import InputError
 from tests.capabilities.models import logits, tiny, tokens
 from tests.lsr.saved import CASES, save

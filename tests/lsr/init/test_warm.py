@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from lsr import LsrConfig, start_from_examples
 from lsr.init.update import examples_updates
-from lsr.tuner.linear import adapted_layers
+from lsr.tuner.layer import adapted_layers
 from tests.capabilities.models import logits, tiny
 from tests.lsr.init.models import HEADS, batches
 

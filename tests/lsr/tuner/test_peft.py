@@ -8,7 +8,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from lsr import LsrConfig
-from lsr.tuner.linear import adapted_layers
+from lsr.tuner.layer import adapted_layers
 from tests.capabilities.checks import is_factor, train, trainable
 from tests.capabilities.models import logits, tiny, tokens
 from tests.lsr.subjects import CASES, DENSE

@@ -14,7 +14,7 @@ from lsr.algebra.shapes import Form
 from lsr.loading.adapters import load_adapter
 from lsr.loading.contents import read_contents
 from lsr.tuner.forms import check_room
-from lsr.tuner.linear import adapted_layers
+from lsr.tuner.layer import adapted_layers
 from lsr.tuner.resolved import Resolved
 from tests.capabilities.checks import stir, train, trainable
 from tests.capabilities.models import logits, tiny

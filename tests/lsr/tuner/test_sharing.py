@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lsr import LsrConfig
-from lsr.tuner.linear import adapted_layers
+from lsr.tuner.layer import adapted_layers
 from lsr.tuner.start import initialize_factors
 from tests.capabilities.models import tiny
 from tests.kit import edit, refused

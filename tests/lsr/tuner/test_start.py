@@ -12,7 +12,7 @@ from lsr import LsrConfig, start_from_examples
 from lsr.algebra.frames import leading_frames
 from lsr.init import INITIALIZATIONS, READERS
 from lsr.init.gradients import examples_gradients
-from lsr.tuner.linear import adapted_layers
+from lsr.tuner.layer import adapted_layers
 from lsr.tuner.start import initialize_factors
 from tests.capabilities.models import LABELS, logits, tiny, tokens
 

@@ -5,8 +5,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from lsr import LsrConfig
-from lsr.tuner.layer import LsrLayer
-from lsr.tuner.linear import LsrLinear, adapted_layers
+from lsr.tuner.layer import LsrLinear, adapted_layers
 from tests.capabilities.models import tiny
 from tests.kit import refused
 from tests.lsr.subjects import CASES
@@ -25,7 +24,7 @@ MISTAKES = [
 def test_a_mistake_is_refused_with_its_name_and_what_is_there(fields, message):
     base = tiny("bert")
     refused(get_peft_model, base, CASES["two factors"].config(**fields), kind=ValueError, says=message)
-    assert not any(isinstance(module, LsrLayer) for module in base.modules())
+    assert not any(isinstance(module, LsrLinear) for module in base.modules())
 
 
 @pytest.mark.parametrize(
