@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import InitVar, asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from os import fspath
 from pathlib import Path
 from typing import Any, cast
@@ -126,15 +126,9 @@ class LsrConfig(PeftConfig):
             "help": "Of a saved adapter: the shapes of its layers, and the hash of its frames. Not to be set by hand."
         },
     )
-    # Of earlier versions, whose files hold these values alone or cannot be read; they are neither kept nor written.
-    frames_dtype: InitVar[str] = "float32"
-    separation_rank_pattern: InitVar[dict[str, int] | None] = None
 
-    def __post_init__(self, frames_dtype: str, separation_rank_pattern: dict[str, int] | None) -> None:
+    def __post_init__(self) -> None:
         super().__post_init__()
-        if frames_dtype != "float32" or separation_rank_pattern:
-            gone = f"frames_dtype={frames_dtype!r} and separation_rank_pattern={separation_rank_pattern!r}"
-            raise ValueError(f"{gone}: only earlier versions have more than 'float32' and no pattern of terms")
         self.peft_type = PeftType("LSR")
         self.rank_shape = as_sizes("rank_shape", self.rank_shape)
         self.frames = fspath(self.frames)

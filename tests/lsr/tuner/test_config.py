@@ -56,13 +56,6 @@ def test_a_saved_configuration_comes_back_equal(tmp_path_factory, family, **fiel
     assert LsrConfig.from_pretrained(str(folder)).folder == folder
 
 
-def test_what_earlier_versions_wrote_without_meaning_is_read_without_a_word(tmp_path, recwarn):
-    LsrConfig().save_pretrained(str(tmp_path))
-    edit(tmp_path / "adapter_config.json", frames_dtype="float32", separation_rank_pattern={})
-    assert PeftConfig.from_pretrained(str(tmp_path)).to_dict() == LsrConfig(inference_mode=False).to_dict()
-    assert not recwarn.list
-
-
 @pytest.mark.parametrize("targets", ["all-linear", ["value", "query", "output.dense", "key"]], ids=str)
 def test_names_are_written_in_order_whatever_the_order_of_sets(targets):
     """Sets have another order in each process."""
@@ -107,8 +100,6 @@ def test_the_split_of_a_file_is_used_and_not_a_new_one(tmp_path):
 MISTAKES = [
     ({"rank_shape": 4}, "rank_shape must be a list or tuple of numbers, got 4"),
     ({"separation_rank": -1}, "separation_rank must be >= 1, got -1"),
-    ({"frames_dtype": "sign"}, "frames_dtype='sign'"),
-    ({"separation_rank_pattern": {"key": 1}}, "separation_rank_pattern={'key': 1}: only earlier versions have"),
     ({"init_weights": "rowspace"}, f"init_weights must be a bool or one of {WORDS}, got 'rowspace'"),
     ({"share": "layers"}, "share='layers' needs train to be one of ['core', 'all'], got 'factors': without a core of "),
     ({"rank_shape": (4,), "separation_rank": 2}, "separation_rank must be 1 if rank_shape holds one rank, because A"),
