@@ -22,7 +22,7 @@ from pipeline.core.command_line import Parser, warn_without_identity
 from pipeline.core.errors import UserError, exit_on_error
 from pipeline.data import datasets, sources
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.reading import load_rows, read_yaml, validated
+from pipeline.params.reading import check_rows, read_yaml, validated
 from pipeline.params.schema import TABLES
 from pipeline.params.sources import NAME
 from pipeline.tasks.cells import is_missing, plain_text
@@ -71,7 +71,7 @@ def add(file: str, text: Sequence[str] | None, label: str | None, name: str | No
     name = name or re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem)
     if not re.fullmatch(NAME, name):
         raise UserError(f"--name: a row's name has letters, digits, - and _ only, got {name}")
-    if name in load_rows("data"):
+    if name in check_rows("data"):
         raise UserError(f"{OWN.parent}: there is a row {name} already; remove it, or choose another --name")
     with sources.explained(str(path)):
         table = sources.read_file(path)

@@ -6,7 +6,7 @@ DVC has restored one.
 
 import json
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,9 @@ def _results(data: str, row: DatasetRow) -> Iterator[tuple[str, str]]:
         raise UserError(f"{PARAMS}: data is {data}, but the last run read {found['data']}; run dvc repro first")
     for name in row.metrics:
         constant = f"{found[f'{name}_baseline']:.4g} for one answer to all"
-        yield name, f"{found[name]:.4g}, {_interval(found, name)}; {constant}"
+        low, high = found[f"{name}_low"], found[f"{name}_high"]
+        ends = f"95 % interval {low:.4g} to {high:.4g}" if low < high else "no interval: every resample scores the same"
+        yield name, f"{found[name]:.4g}, {ends}; {constant}"
     yield (
         "parameters",
         f"{found['adapter_trained']:,} of the adapter and {found['head_parameters']:,} of the head trained, "
@@ -67,11 +69,6 @@ def _results(data: str, row: DatasetRow) -> Iterator[tuple[str, str]]:
     if took:
         listed = ", ".join(f"{name.replace('_', '-')} {taken:,.0f}" for name, taken in took.items())
         yield "seconds", f"{sum(took.values()):,.0f}: {listed}"
-
-
-def _interval(found: Mapping[str, float], name: str) -> str:
-    low, high = found[f"{name}_low"], found[f"{name}_high"]
-    return f"95 % interval {low:.4g} to {high:.4g}" if low < high else "no interval: every resample scores the same"
 
 
 def _report(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ of another value.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +29,6 @@ def summarize(labels: np.ndarray, lengths: np.ndarray, task: Task, max_length: i
     found["tokens_max"] = int(lengths.max())
     found["truncated_share"] = float((lengths > max_length).mean())
     return found | task.counts(labels)
-
-
-def histogram(lengths: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Yield the lower edge (tokens) of each bin and its number of texts; bins are equally wide and begin at 0."""
-    width = -(-(int(lengths.max()) + 1) // BINS)
-    for number, rows in enumerate(np.bincount(lengths // width)):
-        yield number * width, int(rows)
 
 
 def inputs(view: params.TokenizeView) -> dict[str, str]:
@@ -72,7 +65,9 @@ def main(view: params.TokenizeView) -> None:
             write(table, folder / artifacts.tokens(split).name)
             counts[split] = summarize(np.array(texts["label"]), whole[split], task, max_length)
     artifacts.write_metrics(artifacts.INPUTS, named)
-    artifacts.write_csv(artifacts.TOKENIZE_LENGTHS, ("length", "rows"), histogram(whole["train"]))
+    width = -(-(int(whole["train"].max()) + 1) // BINS)  # tokens; the bins begin at 0
+    bins = [(number * width, int(rows)) for number, rows in enumerate(np.bincount(whole["train"] // width))]
+    artifacts.write_csv(artifacts.TOKENIZE_LENGTHS, ("length", "rows"), bins)
     report(view, counts, {reason.replace("_", " "): count for reason, count in dropped.items()}, conflicting)
 
 

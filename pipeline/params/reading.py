@@ -18,11 +18,10 @@ from pipeline.core import artifacts
 from pipeline.core.errors import UserError, nearest
 from pipeline.params import mistakes
 from pipeline.params.model_row import ModelRow
-from pipeline.params.schema import PARAMS, TABLES, Params
-from pipeline.params.sections import Section
+from pipeline.params.schema import PARAMS, TABLES, Params, View
 from pipeline.params.sources import NAME, TableRow
 
-AnyView = TypeVar("AnyView", bound=Section)
+AnyView = TypeVar("AnyView", bound=View)
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 
@@ -32,7 +31,7 @@ def load(view: type[AnyView]) -> AnyView:
     Raises:
         UserError: with one line for each mistake, all at once.
     """
-    params, *_ = all_of([load_params, *(partial(load_rows, word) for word in TABLES)])
+    params, *_ = all_of([load_params, *(partial(check_rows, word) for word in TABLES)])
     return seen_by(view, params)
 
 
@@ -89,22 +88,22 @@ def seen_by(view: type[AnyView], params: Params) -> AnyView:
     everything = {
         **{name: getattr(params, name) for name in Params.model_fields},
         "section": params.sections[params.adapter],
-        "dataset": load_row("data", params.data, "data"),
-        "base_model": load_row("model", params.model, "model"),
+        "dataset": load_row("data", params.data),
+        "base_model": load_row("model", params.model),
     }
     # Already validated: `model_construct` keeps the frozen sections as they are.
     return view.model_construct(**{name: everything[name] for name in view.model_fields})
 
 
-def load_row(word: str, name: str, key: str | None = None) -> Any:
-    """Return the row `name` for `word` ("data" or "model"); `key` is the params.yaml key that named it.
+def load_row(word: str, name: str) -> Any:
+    """Return the row `name` for `word`, a key of params.yaml: data or model.
 
     A model without a row may be named directly, as a folder or a hub repository.
 
     Raises:
         UserError: if there is no such row (the message lists the existing ones), or it does not fit the schema.
     """
-    where, rows = f"{PARAMS}: {key or word}", {row: path for path in _tables(word) for row in read_yaml(path)}
+    where, rows = f"{PARAMS}: {word}", {row: path for path in _tables(word) for row in read_yaml(path)}
     if name in rows:
         return _row(word, name, rows[name])
     if word == "model" and (row := ModelRow.named(name, where)):
@@ -118,15 +117,15 @@ def load_row(word: str, name: str, key: str | None = None) -> Any:
     raise UserError(f"{where}: no {what} {name!r}{nearest(name, rows)}; rows: {', '.join(rows)}; {other}")
 
 
-def load_rows(word: str) -> dict[str, Any]:
-    """Return all rows for `word`, by name.
+def check_rows(word: str) -> list[str]:
+    """Check all rows for `word`, and return their names.
 
     Raises:
         UserError: with one line for each mistake.
     """
     named = [(name, path) for path in _tables(word) for name in read_yaml(path)]
-    rows = all_of(partial(_row, word, *one) for one in named)
-    return {name: row for (name, _), row in zip(named, rows, strict=True)}
+    all_of(partial(_row, word, *one) for one in named)
+    return [name for name, _ in named]
 
 
 def _tables(word: str) -> list[Path]:

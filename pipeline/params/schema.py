@@ -87,30 +87,28 @@ class Params(Section):
         return self
 
 
-Chosen = SerializeAsAny[MethodParams]  # with all fields of the method's own section
-
-
-class TokenizeView(Section):
-    """Of stages/tokenize.py. A test says what each field of a view is in dvc.yaml."""
+class View(Section):
+    """The part that one stage sees: the same that dvc.yaml declares, and the rows. All stages need the rows."""
 
     data: Word
     model: Named
-    tokenize: TokenizeParams
     dataset: DatasetRow
     base_model: ModelRow
 
 
-class FactorizeInitView(Section):
-    """Of stages/factorize_init.py. It needs the data row for the number of labels: the head belongs to the adapter."""
+class TokenizeView(View):
+    """Of stages/tokenize.py."""
 
-    data: Word
-    model: Named
+    tokenize: TokenizeParams
+
+
+class FactorizeInitView(View):
+    """Of stages/factorize_init.py. The data row says how many labels the head has, which belongs to the adapter."""
+
     adapter: str
     seed: int
     tokenize: TokenizeParams
-    section: Chosen
-    dataset: DatasetRow
-    base_model: ModelRow
+    section: SerializeAsAny[MethodParams]  # with all fields of the method's own section
 
 
 class TrainView(FactorizeInitView):
@@ -119,11 +117,7 @@ class TrainView(FactorizeInitView):
     train: TrainParams
 
 
-class EvaluateView(Section):
+class EvaluateView(View):
     """Of stages/evaluate.py. The adapter's folder has everything else about the adapter."""
 
-    data: Word
-    model: Named
     evaluate: EvaluateParams
-    dataset: DatasetRow
-    base_model: ModelRow

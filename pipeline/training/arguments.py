@@ -33,13 +33,11 @@ def training_arguments(view: TrainView, steps_an_epoch: int, folder: Path) -> Tr
         per_device_train_batch_size=max(1, view.train.batch_size // processes.shares()),
         per_device_eval_batch_size=4 * view.train.batch_size,
         warmup_steps=round(view.train.warmup_share * view.train.epochs * steps_an_epoch),
-        lr_scheduler_type="linear",
         train_sampling_strategy="group_by_length",
         eval_strategy="epoch",
         save_strategy="epoch",
         load_best_model_at_end=True,
         metric_for_best_model="score",
-        greater_is_better=True,
         use_cpu=device.fastest().type == "cpu",  # otherwise bf16 is rejected without a GPU
         bf16=view.train.precision == "bf16",
         fp16=view.train.precision == "fp16",

@@ -13,7 +13,7 @@ from pipeline import params
 from pipeline.check import main
 from pipeline.core.errors import UserError
 from pipeline.params.dataset_row import DatasetRow
-from pipeline.params.reading import changed, load_rows, validated
+from pipeline.params.reading import changed, check_rows, validated
 from tests.kit import refused, said, write
 
 ROOT = Path(__file__).parents[3]
@@ -65,7 +65,7 @@ def seen(overrides):
 
 @pytest.mark.parametrize("word", ["data", "model"])
 def test_every_row_is_valid(word, root):
-    assert len(load_rows(word)) > 9
+    assert len(check_rows(word)) > 9
 
 
 # What a stage sees
