@@ -1,8 +1,9 @@
 """The base model of a row of pipeline/models.yaml: where it is, its architecture, tokenizer and weights."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from pipeline.params.model_row import HubModel, ModelRow, PackageModel
 from pipeline.tasks import Task
 
 if TYPE_CHECKING:  # importing a model class takes seconds, and the stage tokenize has no model
+    from torch import Tensor
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 logging.set_verbosity_error()  # a freshly initialized head is intended here
@@ -42,8 +44,6 @@ def load_base_model(row: ModelRow, dataset: DatasetRow) -> "PreTrainedModel":
     Raises:
         UserError: if the model is missing, is not what the row pins, or lacks the head.
     """
-    from pipeline.tasks.loss import use_loss
-
     path, revision = source(row)
     task = tasks.of(dataset)
     with explain_row(row):
@@ -53,8 +53,26 @@ def load_base_model(row: ModelRow, dataset: DatasetRow) -> "PreTrainedModel":
         )
     pad(load_tokenizer(row), row.where, model)
     if loss := task.loss():
-        use_loss(model, loss)
+        _use_loss(model, loss)
     return model
+
+
+def _use_loss(model: "PreTrainedModel", loss: "Callable[[Tensor, Tensor], Tensor]") -> None:
+    """Have a model compute a loss from its logits and the labels.
+
+    The model's own class changes, not a Trainer: what reads gradients of the model without one has the same loss, PEFT
+    calls `forward` past all hooks, and a copy of the model, on another GPU too, has the method of its own weights.
+    """
+    kind = type(model)
+
+    @wraps(kind.forward)  # the Trainer reads from its signature which columns the model takes
+    def forward(self: Any, *args: Any, labels: "Tensor | None" = None, **inputs: Any) -> Any:
+        output = kind.forward(self, *args, **inputs)
+        if labels is not None:
+            output["loss"] = loss(output["logits"], labels)
+        return output
+
+    model.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
 
 
 def outline(row: ModelRow, dataset: DatasetRow) -> "PreTrainedModel":

@@ -98,7 +98,7 @@ def explained(where: str, start: str = "paths start at the root of the repositor
         yield
     except FileNotFoundError:
         raise UserError(f"{where}: not found; {start}") from None
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors and OSErrors
+    except (OSError, ValueError, OverflowError) as error:  # pyarrow's errors are ValueErrors and OSErrors
         raise UserError(f"{where}: {first_line(error)}") from None
 
 

@@ -4,9 +4,9 @@ PEFT's adapter_config.json has no fields for the label names, the columns and th
 """
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator
 
 from pipeline import tasks
 from pipeline.core.errors import UserError, nearest
@@ -24,13 +24,6 @@ class AdapterTask(Row):
     columns: tuple[str, ...] = Field(min_length=1, max_length=2, description="of the text, or of a pair of texts")
     labels: tuple[str, ...] | None = Field(description="names in the order of the head's outputs; null for a number")
     max_length: PositiveInt = Field(description="tokens; longer texts were truncated")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _old_files_name_no_kind(cls, content: Any) -> Any:
-        if isinstance(content, dict) and "labels" in content:
-            return {"kind": "number" if content["labels"] is None else "classes", **content}
-        return content
 
     @field_validator("kind")
     @classmethod

@@ -6,9 +6,9 @@ from pipeline.tasks.choices import ChoicesTask
 from pipeline.tasks.classes import ClassesTask, ThresholdTask
 from pipeline.tasks.number import NumberTask
 from pipeline.tasks.pairs import PairsTask
-from pipeline.tasks.task import Answers, Outcome, Task
+from pipeline.tasks.task import Outcome, Task
 
-__all__ = ["TASKS", "Answers", "Outcome", "Task", "kinds", "of"]
+__all__ = ["TASKS", "Outcome", "Task", "kinds", "of"]
 
 TASKS: dict[type[Form], type[Task]] = {Classes: ClassesTask, Threshold: ThresholdTask, Number: NumberTask}
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from pipeline.params.labels import CHOSEN
 from pipeline.tasks.classes import ClassesTask
-from pipeline.tasks.task import Answers, Numbers, Outcome
+from pipeline.tasks.task import Numbers, Outcome
 
 
 class ChoicesTask(ClassesTask):
@@ -24,9 +24,6 @@ class ChoicesTask(ClassesTask):
     def known(self, labels: Numbers, groups: Numbers | None) -> Numbers:
         assert groups is not None
         return labels[members(groups)].argmax(axis=1)
-
-    def answers(self, outcome: Outcome) -> Answers:
-        return super().answers(outcome)._replace(groups=None)
 
     def of_examples(self, outcome: Outcome) -> Numbers:
         assert outcome.groups is not None

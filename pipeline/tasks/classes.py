@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from pipeline.core.errors import nearest
-from pipeline.params.labels import Classes, Threshold
 from pipeline.tasks.cells import plain_text, refuse
 from pipeline.tasks.number import HIDDEN, IS_HIDDEN, finite
 from pipeline.tasks.task import Columns, Numbers, Outcome, Task, rounded
@@ -24,12 +23,6 @@ class ClassesTask(Task):
 
     kind = "classes"
     target = "int64"
-
-    @property
-    def label(self) -> Classes:
-        """The form of the label."""
-        assert isinstance(self.row.label, Classes)
-        return self.row.label
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -104,10 +97,8 @@ class ThresholdTask(ClassesTask):
     """Two classes of a number: not above a threshold, or above it."""
 
     def targets(self, table: pd.DataFrame) -> pd.Series:
-        label = self.row.label
-        assert isinstance(label, Threshold)
-        numbers = finite(table[label.column])
-        return (numbers > label.above).astype(float).mask((numbers - label.above).abs() < label.margin)
+        above, numbers = self.label.above, finite(table[self.label.column])
+        return (numbers > above).astype(float).mask((numbers - above).abs() < self.label.margin)
 
 
 def classes(values: pd.Series, names: Sequence[str]) -> pd.Series:

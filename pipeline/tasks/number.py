@@ -1,13 +1,12 @@
 """A model predicts a number: regression."""
 
-import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from pipeline.params.labels import Number
 from pipeline.tasks.cells import refuse
 from pipeline.tasks.task import Columns, Numbers, Outcome, Task, rounded
 
@@ -25,11 +24,6 @@ class NumberTask(Task):
     kind = "number"
     target = "float64"
     names = ()
-
-    @property
-    def label(self) -> Number:
-        assert isinstance(self.row.label, Number)
-        return self.row.label
 
     def targets(self, table: pd.DataFrame) -> pd.Series:
         label, values = self.label, table[self.label.column]
@@ -63,8 +57,10 @@ class NumberTask(Task):
     def table(self, outcome: Outcome) -> Columns:
         predicted = [rounded(value, 3) for value in self.predicted(outcome).tolist()]
         both = {"actual": outcome.labels.tolist(), "predicted": predicted}
-        binned = {f"{name}_group": bins(values, self.label.low, self.label.high) for name, values in both.items()}
-        return {**both, **binned}
+        edges = np.linspace(self.label.low, self.label.high, BINS + 1)
+        bins = [f"{at}: {low:g} to {high:g}" for at, (low, high) in enumerate(pairwise(edges))]  # names sort as bins
+        places = {name: np.clip(np.digitize(both[name], edges) - 1, 0, BINS - 1) for name in both}
+        return both | {f"{name}_group": [bins[at] for at in places[name]] for name in both}
 
     @classmethod
     def printed(cls, outputs: "Tensor", labels: Sequence[str] | None) -> Columns:
@@ -77,26 +73,12 @@ class NumberTask(Task):
         return f"a number from {self.label.low:g} to {self.label.high:g}"
 
 
-def bins(values: Sequence[float], low: float, high: float, count: int = BINS) -> list[str]:
-    """Return for each value the name of its bin among `count` equal bins of a range; the names sort in bin order."""
-    edges = np.linspace(low, high, count + 1)
-    positions = np.clip(np.digitize(values, edges) - 1, 0, count - 1)
-    return [f"{position}: {edges[position]:g} to {edges[position + 1]:g}" for position in positions]
-
-
 def finite(values: pd.Series) -> pd.Series:
     """Return values as numbers.
 
     Raises:
         ValueError: for one that is no finite number; names its line or row.
     """
-    numbers = values.map(_number).astype(float)
+    numbers = pd.to_numeric(values, errors="coerce").astype(float)
     refuse(values, ~np.isfinite(numbers), lambda value: f"label {value!r} is not a finite number")
     return numbers
-
-
-def _number(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return math.nan

@@ -1,4 +1,7 @@
-"""The official scores of the tasks."""
+"""The official scores of the tasks, and their 95 % confidence intervals.
+
+An interval shows how much a score would vary with other examples of the same kind, not with another training run.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,10 +12,14 @@ from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from pipeline.core.errors import UserError
+from pipeline.tasks.task import Numbers
 
-Numbers = NDArray[Any]  # (examples,): class indices, or real numbers
+Metric = Callable[[Numbers, Numbers], float]  # of labels and predictions
+Interval = tuple[float, float]
 
 ROUNDING = 1e-12  # numbers that differ by less than this share of the largest count as equal
+CONFIDENCE = 0.95
+NUMBERS_AT_ONCE = 4_000_000  # indices of resamples in memory, 32 MB
 
 
 def score(
@@ -27,26 +34,81 @@ def score(
     Raises:
         UserError: if a prediction is not a finite number.
     """
-    check_finite(predictions)
+    if lost := np.count_nonzero(~np.isfinite(predictions)):
+        raise UserError(
+            f"predictions: {lost} of {predictions.size} are not finite numbers: training diverged; lower learning_rate"
+        )
     found = {}
     for name in metrics:
         if groups is not None and name == "exact_match":
-            found[name] = float(are_right(labels, predictions, groups).mean())
+            found[name] = float(_are_right(labels, predictions, groups).mean())
         else:
             found[name] = float(EXAMPLES[name](labels, predictions))
     return found
 
 
-def check_finite(predictions: Numbers) -> None:
-    """Check predictions.
+def interval(
+    name: str, predictions: Numbers, labels: Numbers, resamples: int, groups: Numbers | None = None
+) -> Interval:
+    """Return the 95 % confidence interval (low, high) of a metric. The order of the examples does not matter.
 
-    Raises:
-        UserError: if one is not a finite number.
+    A share of independent examples or groups has the exact interval of Clopper and Pearson. So does f1, which is
+    2j / (1 + j), where j is the share of hits among the examples that are, or are predicted as, class 1. All other
+    intervals are percentiles of a bootstrap over examples, or over whole groups; all use the same resamples.
+
+    Reference: Clopper & Pearson, "The use of confidence or fiducial limits", 1934; Efron & Tibshirani, "An Introduction
+    to the Bootstrap", 1993, chapter 13.
     """
-    if lost := np.count_nonzero(~np.isfinite(predictions)):
-        raise UserError(
-            f"predictions: {lost} of {predictions.size} are not finite numbers: training diverged; lower learning_rate"
-        )
+    if groups is not None and name == "exact_match":
+        passed = _are_right(labels, predictions, groups)
+        return share(int(passed.sum()), len(passed))
+    if groups is None and name == "accuracy":
+        return share(int((labels == predictions).sum()), len(labels))
+    if groups is None and name == "f1":
+        hits, seen = (labels == 1) & (predictions == 1), (labels == 1) | (predictions == 1)
+        low, high = share(int(hits.sum()), int(seen.sum()))
+        return 2 * low / (1 + low), 2 * high / (1 + high)
+    return _bootstrap(EXAMPLES[name], predictions, labels, resamples, groups)
+
+
+def share(count: int, of: int) -> Interval:
+    """Return the exact interval of a share; for a share of nothing, [0, 1]."""
+    if of == 0:
+        return 0.0, 1.0
+    bounds = stats.binomtest(count, of).proportion_ci(CONFIDENCE, method="exact")
+    return float(bounds.low), float(bounds.high)
+
+
+def _bootstrap(
+    metric: Metric, predictions: Numbers, labels: Numbers, resamples: int, groups: Numbers | None
+) -> Interval:
+    order = np.lexsort((predictions, labels) if groups is None else (predictions, labels, groups))
+    # The units to draw: single examples, or whole groups.
+    units = None if groups is None else np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+
+    def of_drawn(drawn: Numbers) -> float:
+        rows = order[drawn] if units is None else np.concatenate([units[number] for number in drawn])
+        return float(metric(labels[rows], predictions[rows]))
+
+    numbers = np.arange(len(order) if units is None else len(units))
+    if len(numbers) == 1:  # every resample equals the sample
+        return (whole := of_drawn(numbers)), whole
+    bounds = stats.bootstrap(
+        (numbers,),
+        of_drawn,
+        n_resamples=resamples,
+        batch=max(1, NUMBERS_AT_ONCE // len(numbers)),
+        vectorized=False,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return float(bounds.low), float(bounds.high)
+
+
+def _are_right(labels: Numbers, predictions: Numbers, groups: Numbers) -> NDArray[np.bool_]:
+    """Return for each group, in the order of their numbers, whether it is without a mistake."""
+    return ~np.isin(np.unique(groups), groups[labels != predictions])
 
 
 def _matthews(labels: Numbers, predictions: Numbers) -> float:
@@ -54,33 +116,22 @@ def _matthews(labels: Numbers, predictions: Numbers) -> float:
     return 0.0 if _is_constant(np.concatenate([labels, predictions])) else matthews_corrcoef(labels, predictions)
 
 
-def _pearson(labels: Numbers, predictions: Numbers) -> float:
-    if _is_constant(labels) or _is_constant(predictions):
-        return 0.0
-    return stats.pearsonr(labels, predictions).statistic
+def _correlation(of: Callable[[Numbers, Numbers], Any]) -> Metric:
+    def found(labels: Numbers, predictions: Numbers) -> float:
+        return 0.0 if _is_constant(labels) or _is_constant(predictions) else of(labels, predictions).statistic
 
-
-def _spearman(labels: Numbers, predictions: Numbers) -> float:
-    if np.ptp(labels) == 0 or np.ptp(predictions) == 0:
-        return 0.0
-    return stats.spearmanr(labels, predictions).statistic
+    return found
 
 
 def _is_constant(values: Numbers) -> bool:
     return bool(np.ptp(values) <= ROUNDING * np.abs(values).max())
 
 
-# Metrics of examples: (labels, predictions) -> number.
-EXAMPLES: dict[str, Callable[[Numbers, Numbers], float]] = {
+EXAMPLES: dict[str, Metric] = {  # metrics of examples
     "accuracy": accuracy_score,
     "f1": lambda labels, predictions: f1_score(labels, predictions, zero_division=0.0),
     "macro_f1": lambda labels, predictions: f1_score(labels, predictions, average="macro", zero_division=0.0),
     "matthews_correlation": _matthews,
-    "pearson": _pearson,
-    "spearman": _spearman,
+    "pearson": _correlation(stats.pearsonr),
+    "spearman": _correlation(stats.spearmanr),
 }
-
-
-def are_right(labels: Numbers, predictions: Numbers, groups: Numbers) -> NDArray[np.bool_]:
-    """Return for each group, in the order of their numbers, whether it is without a mistake."""
-    return ~np.isin(np.unique(groups), groups[labels != predictions])

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -39,14 +39,6 @@ class Outcome:
     groups: Numbers | None = None  # (examples,): group numbers, if examples are scored in groups
 
 
-class Answers(NamedTuple):
-    """What is scored, in the order of the examples or, for choices, of the group numbers."""
-
-    predicted: Numbers
-    labels: Numbers
-    groups: Numbers | None  # of the examples, if they are scored in groups
-
-
 class Task(ABC):
     """A kind of task on a row of data."""
 
@@ -57,6 +49,7 @@ class Task(ABC):
 
     def __init__(self, row: DatasetRow) -> None:
         self.row = row
+        self.label: Any = row.label  # in the form that chose the kind
 
     # Examples
 
@@ -195,9 +188,10 @@ class Task(ABC):
         """Return what predictions are compared with."""
         return labels
 
-    def answers(self, outcome: Outcome) -> Answers:
-        """Return what the metrics of the row score."""
-        return Answers(self.predicted(outcome), self.known(outcome.labels, outcome.groups), outcome.groups)
+    def answers(self, outcome: Outcome) -> tuple[Numbers, Numbers, Numbers | None]:
+        """Return what the metrics of the row score: predictions, labels, and the groups that are scored as wholes."""
+        groups = outcome.groups if self.row.group else None
+        return self.predicted(outcome), self.known(outcome.labels, outcome.groups), groups
 
     @abstractmethod
     def constant(self, labels: Numbers) -> Any:
@@ -223,7 +217,7 @@ class Task(ABC):
         Raises:
             UserError: if a prediction is not a finite number.
         """
-        from pipeline.tasks import intervals, scores
+        from pipeline.tasks import scores
 
         names, (predicted, labels, groups) = self.row.metrics, self.answers(outcome)
         found = scores.score(names, predicted, labels, groups)
@@ -234,7 +228,8 @@ class Task(ABC):
             **found,
             **{f"{name}_baseline": value for name, value in baselines.items()},
         }
-        for name, (low, high) in intervals.intervals(names, predicted, labels, resamples, groups).items():
+        for name in names:
+            low, high = scores.interval(name, predicted, labels, resamples, groups)
             metrics |= {f"{name}_low": low, f"{name}_high": high}
         loss, baseline = self.losses(outcome)
         return metrics | {"loss": loss, "loss_baseline": baseline}

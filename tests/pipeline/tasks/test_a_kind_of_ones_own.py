@@ -117,11 +117,7 @@ def test_its_form_says_what_goes_with_it_and_without_it_is_unknown(monkeypatch):
     refused(params.reading.validated, DatasetRow, ROW, "t.yaml", ("levels",), says="label.order: no such key", lines=2)
 
 
-def test_a_note_without_a_kind_is_of_classes_or_where_they_have_no_names_of_a_number(tmp_path):
+def test_a_note_of_an_unknown_kind_is_refused(tmp_path):
     shutil.copytree(artifacts.ADAPTER, tmp_path, dirs_exist_ok=True)
-    note = {"columns": ["review"], "max_length": 24}
-    for labels, kind in ((["a", "b"], "classes"), (None, "number")):
-        kit.write(tmp_path / "task.json", {**note, "labels": labels})
-        assert adapter_task.read(tmp_path).kind == kind
-    kit.write(tmp_path / "task.json", {**note, "labels": None, "kind": "nmber"})
+    kit.edit(tmp_path / "task.json", kind="nmber")
     refused(adapter_task.read, tmp_path, says="task.json: kind: no such kind of task; did you mean number?; there are ")

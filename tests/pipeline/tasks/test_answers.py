@@ -40,8 +40,8 @@ def test_the_likeliest_choice_of_each_group_is_chosen_wherever_its_examples_are(
 def test_choices_are_answers_to_questions_and_classes_of_examples():
     logits = torch.tensor([[0.0, 1.0], [0.0, 2.0], [0.0, -1.0], [0.0, -2.0]])
     outcome = Outcome(logits, np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1]))
-    answers = CHOICES.answers(outcome)
-    assert (answers.predicted.tolist(), answers.labels.tolist()) == ([1, 0], [1, 1])
+    predicted, labels, _ = CHOICES.answers(outcome)
+    assert (predicted.tolist(), labels.tolist()) == ([1, 0], [1, 1])
     expected = ["wrong", "right", "right", "wrong"]  # not what each would be by itself
     assert CHOICES.table(outcome)["predicted"] == expected
     metrics = CHOICES.metrics(outcome, 100)

@@ -11,7 +11,7 @@ from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 from pipeline.tasks import scores
-from pipeline.tasks.intervals import intervals, share
+from pipeline.tasks.scores import interval, share
 from tests.kit import refused
 
 OF_TWO = ("accuracy", "f1", "macro_f1", "matthews_correlation")
@@ -60,7 +60,7 @@ def test_a_correlation_with_a_constant_is_zero_without_a_warning(constant):
         warnings.simplefilter("error")
         assert scores.score(OF_NUMBERS, np.full(7, constant), labels) == {"pearson": 0.0, "spearman": 0.0}
         assert scores.score(OF_NUMBERS, labels, np.full(7, constant)) == {"pearson": 0.0, "spearman": 0.0}
-        assert intervals(OF_NUMBERS, np.full(7, constant), labels, 100)["pearson"] == (0.0, 0.0)
+        assert interval("pearson", np.full(7, constant), labels, 100) == (0.0, 0.0)
 
 
 def test_an_exact_match_is_a_group_without_a_mistake():
@@ -85,9 +85,9 @@ def sample(name, rows):
 
 @given(class_pairs(most=2))
 def test_an_exact_interval_contains_its_score(pair):
-    found, expected = intervals(["accuracy", "f1"], *pair, 100), scores.score(["accuracy", "f1"], *pair)
-    for name, (low, high) in found.items():
-        assert 0 <= low <= expected[name] <= high <= 1
+    for name, found in scores.score(["accuracy", "f1"], *pair).items():
+        low, high = interval(name, *pair, 100)
+        assert 0 <= low <= found <= high <= 1
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_share_has_the_interval_of_clopper_and_pearson(count, of, expected):
 
 def test_the_ends_of_f1_are_those_of_the_share_of_hits_among_what_is_not_rightly_left_aside():
     labels, predictions = np.array([1] * 10 + [0] * 90), np.array([1] * 8 + [0] * 2 + [1] * 4 + [0] * 86)
-    low, high = intervals(["f1"], predictions, labels, 100)["f1"]
+    low, high = interval("f1", predictions, labels, 100)
     hits = stats.binomtest(8, 14).proportion_ci(method="exact")  # 8 hits, 2 misses, 4 false alarms
     assert (low, high) == pytest.approx((2 * hits.low / (1 + hits.low), 2 * hits.high / (1 + hits.high)))
 
@@ -118,13 +118,13 @@ def test_a_bootstrap_has_the_percentiles_of_scores_of_resamples(name):
     found = [scores.score([name], predictions[rows], labels[rows])[name] for rows in drawn]
     low, high = np.percentile(found, [2.5, 97.5])
     # Two independent runs: the ends differ by their Monte-Carlo error, far less than the width.
-    assert intervals([name], predictions, labels, 400)[name] == pytest.approx((low, high), abs=0.25 * (high - low))
+    assert interval(name, predictions, labels, 400) == pytest.approx((low, high), abs=0.25 * (high - low))
 
 
 def test_groups_are_drawn_whole():
     # Four copies of each example in a group say no more than one of it.
     predictions, labels = noisy_numbers(60)
     copied = [np.repeat(values, 4) for values in (predictions, labels, np.arange(60))]
-    grouped = intervals(["pearson"], *copied[:2], 400, copied[2])["pearson"]
-    alone = intervals(["pearson"], *copied[:2], 400)["pearson"]
+    grouped = interval("pearson", *copied[:2], 400, copied[2])
+    alone = interval("pearson", *copied[:2], 400)
     assert np.ptp(grouped) == pytest.approx(2 * np.ptp(alone), rel=0.25)
