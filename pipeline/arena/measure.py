@@ -1,17 +1,16 @@
 """Run one training of the arena: initialize the adapter, train it, and score it after every epoch."""
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
-from numpy.typing import NDArray
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save
-from transformers import Trainer, TrainerCallback, TrainerState, set_seed
+from transformers import TrainerCallback, TrainerState, set_seed
 
 from lsr.algebra.rounding import PRECISIONS, pack, unpack
 from lsr.tuner.files import WEIGHTS
@@ -19,20 +18,21 @@ from pipeline import evaluation, tasks
 from pipeline.arena import machine, statistics, task_tokens
 from pipeline.arena.plan import Training
 from pipeline.arena.record import Record, Rounded
-from pipeline.arena.statistics import Reading, Statistics
-from pipeline.arena.task_tokens import Task
+from pipeline.arena.statistics import Statistics
 from pipeline.core.errors import UserError, clipped, first_line, refused_by_machine
 from pipeline.data import base_models
 from pipeline.methods import adapters, planning
 from pipeline.methods.planning import Plan
-from pipeline.params import LsrParams, TrainView
+from pipeline.params import TrainView
+from pipeline.tasks.task import rounded
 from pipeline.training import run
 from pipeline.training.callbacks import DivergedError, StopAtDivergence
 
 AT_ONCE = 64  # examples per batch if no gradient is needed
+DIGITS = 6  # of scores and predictions in a record
 # Exceptions of a method during training, which become a record as well, unless the machine is their cause.
 BROKEN = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
-NOTHING: dict[str, Any] = {"validation": (), "test": (), "loss": (), "predicted": ()}  # if it did not finish
+SAME = ("key", "preset", "task", "method", "rate", "head_rate", "seed")  # in a training and its record
 
 
 def measure(training: Training) -> Record:
@@ -42,73 +42,57 @@ def measure(training: Training) -> Record:
     test split, which no decision uses.
     """
     machine.forget_peak()
-    view, scored = training.view, None
-    seconds: dict[str, float] = {}
-    counts = dict.fromkeys(("trained", "stored", "head", "file_bytes"), 0)
-    status, reason = "finished", ""
-    rounded: dict[str, Rounded] = {}
+    view, seconds = training.view, defaultdict[str, float](float)
+    found: dict[str, Any] = {"status": "finished", "reason": ""}
     try:
         with _timed(seconds, "load"):
-            splits = task_tokens.splits(task_of(training))
+            splits = task_tokens.splits(training)
             collate = tasks.of(view.dataset).collator(base_models.load_tokenizer(view.base_model))
-        with _timed(seconds, "start"):
             plan = planned(training)
-            read = statistics_of(training, plan)
+        read = statistics.read(training, plan)
+        seconds["start"] = read.seconds  # each training is charged for the short run that it needs
+        with _timed(seconds, "start"):
             model = started(training, plan, read)
-            counts = counts_of(model, view)
-        seconds["start"] += read.spared if read else 0.0  # each training is charged for the short run that it needs
-        scored = Scored(model, view, splits, collate)
+            found |= counts_of(model, training)
+        scored = Scored(model, view, splits, collate, seconds)
         with _timed(seconds, "train"):
             if training.is_trained:
                 train(model, view, splits, collate, scored)
             else:
-                counts["trained"] = 0
                 scored.score_once()
         if training.is_rounded:
             with _timed(seconds, "round"):
-                rounded = dict(in_precisions(model, scored))
+                found["rounded"] = dict(in_precisions(model, scored))
+        found |= {"validation": scored.validation, "test": scored.test, "predicted": scored.predicted}
     except DivergedError as error:
-        status, reason = "diverged", str(error)
+        found |= {"status": "diverged", "reason": str(error)}
     except UserError as error:
-        status, reason = "failed", str(error).replace("\n", "; ")
+        found |= {"status": "failed", "reason": str(error).replace("\n", "; ")}
     except BROKEN as error:
         if refused_by_machine(error):
             raise
-        status, reason = "failed", clipped(f"{type(error).__name__}: {first_line(error)}")
-    if scored is not None:
-        seconds |= {"train": seconds["train"] - scored.seconds, "score": scored.seconds}
-    fields = {
-        **{name: getattr(training, name) for name in ("key", "preset", "task", "method", "rate", "head_rate", "seed")},
-        "overrides": training.overrides,
-        "reads": training.reads.model_dump(mode="json"),
-        "adapter": view.adapter,
-        "status": status,
-        "reason": reason,
-        "metrics": view.dataset.metrics,
-        **(NOTHING if scored is None or reason else scored.columns()),
-        "rounded": rounded,
-        **counts,
-        "seconds": {name: round(value, 2) for name, value in seconds.items()},
-        "peak_bytes": machine.peak_bytes(),
-        "made": machine.made(),
-    }
-    return Record.model_validate(fields)
+        found |= {"status": "failed", "reason": clipped(f"{type(error).__name__}: {first_line(error)}")}
+    return Record.model_validate(
+        {name: getattr(training, name) for name in SAME}
+        | found
+        | {
+            "metrics": view.dataset.metrics,
+            "seconds": {name: round(value, 2) for name, value in seconds.items()},
+            "peak_bytes": machine.peak_bytes(),
+            "made": machine.made(),
+        }
+    )
 
 
-def counts_of(model: PeftModel, view: TrainView) -> dict[str, int]:
-    """Return the sizes of a model's adapter and head, and of the adapter's file, as the fields of a record."""
-    counts = adapters.count_parameters(model, view.base_model)
+def counts_of(model: PeftModel, training: Training) -> dict[str, int]:
+    """Return the sizes of a model's adapter, and of its file, as the fields of a record."""
+    base_model = training.view.base_model
+    counts = adapters.count_parameters(model, base_model)
     with tempfile.TemporaryDirectory() as folder:
-        adapters.save_adapter(model, Path(folder), view.base_model)
+        adapters.save_adapter(model, Path(folder), base_model)
         file_bytes = Path(folder, WEIGHTS).stat().st_size
-    named = {"trained": "adapter_trained", "stored": "adapter_stored", "head": "head_parameters"}
-    return {**{name: counts[key] for name, key in named.items()}, "file_bytes": file_bytes}
-
-
-def task_of(training: Training) -> Task:
-    """Return what determines the tokens of a training."""
-    view = training.view
-    return Task(training.task, view.dataset, view.base_model, view.tokenize.max_length, training.reads)
+    trained = counts["adapter_trained"] if training.is_trained else 0
+    return {"trained": trained, "stored": counts["adapter_stored"], "file_bytes": file_bytes}
 
 
 def planned(training: Training) -> Plan:
@@ -122,7 +106,7 @@ def planned(training: Training) -> Plan:
     return planning.resolve(view.section, base, view.base_model, view.seed, task_type)
 
 
-def started(training: Training, plan: Plan, read: Statistics | None) -> PeftModel:
+def started(training: Training, plan: Plan, read: Statistics) -> PeftModel:
     """Return the base model with its adapter, before training.
 
     Raises:
@@ -131,25 +115,11 @@ def started(training: Training, plan: Plan, read: Statistics | None) -> PeftMode
     view = training.view
     set_seed(view.seed)  # the head is drawn when the checkpoint loads: all methods have the same one
     base = base_models.load_base_model(view.base_model, view.dataset)
-    if read:
-        base.load_state_dict(read.head, strict=False)  # as trained, if the initialization goes on from it
-    layers = read.layers if read else {}
-    model = adapters.add_adapter(base, plan, layers)
-    for _ in adapters.start(model, plan, layers):
+    base.load_state_dict(read.head, strict=False)  # as trained, if the initialization goes on from it
+    model = adapters.add_adapter(base, plan, read.layers)
+    for _ in adapters.start(model, plan, read.layers):
         pass
     return model
-
-
-def statistics_of(training: Training, plan: Plan) -> Statistics | None:
-    """Return the gradients or updates that the frames are from; None if the initialization reads no examples.
-
-    Raises:
-        UserError: if the examples are not suitable for the initialization.
-    """
-    section = plan.section
-    if not (isinstance(section, LsrParams) and section.reads_examples):
-        return None
-    return statistics.read(Reading(task_of(training), plan, section, training.seed))
 
 
 def train(model: PeftModel, view: TrainView, splits: Mapping[str, Dataset], collate: Any, scored: "Scored") -> None:
@@ -158,21 +128,10 @@ def train(model: PeftModel, view: TrainView, splits: Mapping[str, Dataset], coll
     Raises:
         DivergedError: if the loss or the outputs become infinite or NaN.
     """
+    alone: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
     with tempfile.TemporaryDirectory() as folder:
-        trainer = run.trainer_of(
-            view,
-            model,
-            splits,
-            collate,
-            Path(folder),
-            [StopAtDivergence(), scored],
-            eval_strategy="no",
-            save_strategy="no",
-            load_best_model_at_end=False,
-            report_to=[],
-        )
-        trainer.train()
-        scored.take_losses(trainer)
+        callbacks = [StopAtDivergence(), scored]
+        run.trainer_of(view, model, splits, collate, Path(folder), callbacks, report_to=[], **alone).train()
 
 
 def in_precisions(model: PeftModel, scored: "Scored") -> Iterator[tuple[str, Rounded]]:
@@ -188,28 +147,29 @@ def in_precisions(model: PeftModel, scored: "Scored") -> Iterator[tuple[str, Rou
         if precision != "float32":
             set_peft_model_state_dict(model, unpack(stored))
             validation, test, _ = scored.scores()
-        values = dict(zip(test, _rounded(list(test.values())), strict=True))
-        yield precision, Rounded(bytes=len(save(stored)), validation=_rounded([validation])[0], test=values)
+        yield precision, Rounded(bytes=len(save(stored)), validation=validation, test=test)
     set_peft_model_state_dict(model, state)
 
 
 class Scored(TrainerCallback):
     """Scores a model after every epoch, and keeps the predictions of the best epoch."""
 
-    def __init__(self, model: PeftModel, view: TrainView, splits: Mapping[str, Dataset], collate: Any) -> None:
-        self.model, self.view, self.splits, self.collate = model, view, splits, collate
+    def __init__(
+        self, model: PeftModel, view: TrainView, splits: Mapping[str, Dataset], collate: Any, seconds: dict[str, float]
+    ) -> None:
+        self.model, self.task, self.splits, self.collate = model, tasks.of(view.dataset), splits, collate
+        self.seconds = seconds  # takes the time of scoring out of that of training
         self.validation: list[float] = []
         self.test: list[dict[str, float]] = []
-        self.predicted: NDArray[Any] = np.zeros(0)
-        self.loss: list[float] = []
-        self.seconds = 0.0
+        self.predicted: list[float] = []
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         """Score the model."""
-        begin = machine.clock()
-        self.score_once()
-        self.model.train()
-        self.seconds += machine.clock() - begin
+        before = self.seconds["score"]
+        with _timed(self.seconds, "score"):
+            self.score_once()
+            self.model.train()
+        self.seconds["train"] -= self.seconds["score"] - before
 
     def score_once(self) -> None:
         """Add the scores of the model as it is. Among epochs with equal scores the last is the best."""
@@ -219,37 +179,17 @@ class Scored(TrainerCallback):
         self.validation.append(validation)
         self.test.append(test)
 
-    def scores(self) -> tuple[float, dict[str, float], NDArray[Any]]:
+    def scores(self) -> tuple[float, dict[str, float], list[float]]:
         """Return the validation score of the model as it is, its test metrics, and its answers on the test split."""
         validation, _ = self._of("validation")
-        return validation[self.view.dataset.metrics[0]], *self._of("test")
+        return validation[self.task.row.metrics[0]], *self._of("test")
 
-    def take_losses(self, trainer: Trainer) -> None:
-        """Take the mean loss of every epoch from the Trainer's log."""
-        logged = [(entry["epoch"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
-        for epoch in range(len(self.validation)):
-            inner = [loss for at, loss in logged if epoch < at <= epoch + 1]
-            self.loss.append(float(np.mean(inner)) if inner else self.loss[-1])
-
-    def columns(self) -> dict[str, Any]:
-        """Return the fields of a record."""
-        return {
-            "validation": _rounded(self.validation),
-            "test": tuple(dict(zip(one, _rounded(list(one.values())), strict=True)) for one in self.test),
-            "loss": _rounded(self.loss),
-            "predicted": _rounded(self.predicted.tolist()),
-        }
-
-    def _of(self, name: str) -> tuple[dict[str, float], NDArray[Any]]:
-        task = tasks.of(self.view.dataset)
-        found = evaluation.outcome(task, self.model, self.splits[name], self.collate, AT_ONCE)
+    def _of(self, split: str) -> tuple[dict[str, float], list[float]]:
+        found = evaluation.outcome(self.task, self.model, self.splits[split], self.collate, AT_ONCE)
         if not found.outputs.isfinite().all():
-            raise DivergedError(f"train: outputs for {name} are not finite: lower the learning rate")
-        return task.scores(found), task.predicted(found)
-
-
-def _rounded(values: Sequence[float]) -> tuple[float, ...]:
-    return tuple(float(f"{value:.6g}") for value in values)
+            raise DivergedError(f"train: outputs for {split} are not finite: lower the learning rate")
+        scores = {name: rounded(value, DIGITS) for name, value in self.task.scores(found).items()}
+        return scores, [rounded(value, DIGITS) for value in self.task.predicted(found).tolist()]
 
 
 @contextmanager
@@ -258,4 +198,4 @@ def _timed(seconds: dict[str, float], what: str) -> Iterator[None]:
     try:
         yield
     finally:
-        seconds[what] = machine.clock() - begin
+        seconds[what] += machine.clock() - begin

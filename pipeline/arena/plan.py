@@ -8,14 +8,12 @@ from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 from pipeline import params
-from pipeline.arena.files import digests
+from pipeline.arena.cache import digests
 from pipeline.arena.preset import PATH, VERSION, Method, Preset, Reads
-from pipeline.arena.record import RATE
 from pipeline.methods.planning import known_types
 from pipeline.params import PeftParams, TrainView
 from pipeline.params.reading import changed
 
-HEAD = f"train.head_{RATE}"
 NAMES = {"data", "model", "adapter"}  # fields of the view that only name what other fields hold
 
 
@@ -35,13 +33,13 @@ class Training:
     method: str
     seed: int
     view: TrainView
-    overrides: dict[str, Any]  # of params.yaml, by dotted key: what makes the view
     reads: Reads
     rate: float | None
     head_rate: float
     key: str
     is_trained: bool = True  # otherwise it is scored as it is initialized
     is_rounded: bool = False  # scored at all precisions, too
+    is_tuned: bool = False  # at the setting that tuning decided
 
 
 @dataclass(frozen=True)
@@ -88,65 +86,53 @@ class Entry:
         """Return the training at the learning rates of params.yaml, with the first seed."""
         return self.training(Setting(), self.preset.seeds[0])
 
-    def rate_keys(self) -> list[str]:
-        """Return the names of the method's learning rates in its section, the main one first; none if none is used."""
-        return list(self._view[1].section.rates) if self.chosen.trained else []
-
-    @property
-    def has_rate(self) -> bool:
-        """Whether more than the head's learning rate is tuned."""
-        return bool(self.rate_keys())
+    @cached_property
+    def rates(self) -> Sequence[str]:
+        """The names of the method's learning rates in its section, the main one first; none if only a head is tuned."""
+        return list(self._view.section.rates) if self.chosen.trained else []
 
     def _training(self, setting: Setting, seed: int) -> Training:
-        overrides, view = self._view
-        own = self.rate_keys()
-        rates = {name: _times(getattr(view.section, name), setting.factor) for name in own}
+        section, train = self._view.section, self._view.train
+        rates = {name: _times(getattr(section, name), setting.factor) for name in self.rates}
         # If only the head is trained, its rate is tuned in place of the adapter's.
-        head_rate = _times(view.train.head_learning_rate, setting.head_factor if self.has_rate else setting.factor)
-        view = view.model_copy(
-            update={
-                "seed": seed,
-                "section": view.section.model_copy(update=rates),
-                "train": view.train.model_copy(update={HEAD.partition(".")[2]: head_rate}),
-            }
-        )
-        tuned = {**{f"{view.adapter}.{name}": rate for name, rate in rates.items()}, HEAD: head_rate, "seed": seed}
-        reads = self.preset.reads_of(self.task)
+        head_rate = _times(train.head_learning_rate, setting.head_factor if rates else setting.factor)
+        changes = {
+            "seed": seed,
+            "section": section.model_copy(update=rates),
+            "train": train.model_copy(update={"head_learning_rate": head_rate}),
+        }
+        view, reads = self._view.model_copy(update=changes), self.preset.reads_of(self.task)
         return Training(
             preset=self.name,
             task=self.task,
             method=self.method,
             seed=seed,
             view=view,
-            overrides=dict(sorted((overrides | tuned).items())),
             reads=reads,
-            rate=rates[own[0]] if own else None,
+            rate=rates[self.rates[0]] if rates else None,
             head_rate=head_rate,
             key=key_of(view, reads, self.preset.files, is_trained=self.chosen.trained),
             is_trained=self.chosen.trained,
         )
 
     @cached_property
-    def _view(self) -> tuple[dict[str, Any], TrainView]:
-        """The overrides of params.yaml before tuning, and the view that they make."""
-        overrides = self._overrides()
-        alone = {**overrides, "train.processes": 1}  # workers share the machine instead
-        view = changed(alone, TrainView, PATH, (self.name, "methods", self.method))
-        return overrides, view.model_copy(update={"dataset": self.preset.row_of(self.task, view.dataset)})
-
-    def _overrides(self) -> dict[str, Any]:
+    def _view(self) -> TrainView:
+        """What the training sees before tuning."""
         method = self.chosen
-        chosen = {**self.preset.params, **self.preset.tasks[self.task].params, **method.params}
+        values = {**self.preset.params, **self.preset.tasks[self.task].params, **method.params}
         # A preset may set keys that only some methods have, and make sections that params.yaml does not have.
         sections = params.load_params().sections.keys() | {one.adapter for one in self.preset.methods.values()}
         others = sections - {method.adapter}
-        return {
-            **{key: value for key, value in chosen.items() if key.partition(".")[0] not in others},
+        overrides = {
+            **{key: value for key, value in values.items() if key.partition(".")[0] not in others},
+            "train.processes": 1,  # workers share the machine instead
             "adapter": method.adapter,
             "data": self.task,
             "model": self.preset.model,
             "seed": self.preset.seeds[0],
         }
+        view = changed(overrides, TrainView, PATH, (self.name, "methods", self.method))
+        return view.model_copy(update={"dataset": self.preset.row_of(self.task, view.dataset)})
 
 
 def entries(name: str, preset: Preset, only: Sequence[str] = ()) -> list[Entry]:
@@ -173,24 +159,19 @@ def key_of(view: TrainView, reads: Reads, pinned: Mapping[str, str], *, is_train
     Raises:
         UserError: if a file that a row names does not exist.
     """
-    known = {
-        **view.model_dump(mode="json", exclude=NAMES, exclude_defaults=True),
-        "section": _changed_values(view),
-        "version": VERSION,
-        "reads": reads.model_dump(mode="json"),
-        "files": digests([view.dataset.source, view.base_model.source, getattr(view.section, "frames", "own")], pinned),
-        **({} if is_trained else {"trained": False}),
-    }
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _changed_values(view: TrainView) -> dict[str, Any]:
-    """Return the type of a section, and its values that are no defaults."""
     section = view.section
     usual = _defaults_in_peft(section.type) if isinstance(section, PeftParams) else {}
     values = section.model_dump(mode="json", exclude_defaults=True)
-    kept = {name: value for name, value in values.items() if name not in usual or value != usual[name]}
-    return {"type": view.adapter} | kept  # the sections without a type have fixed names
+    changes = {name: value for name, value in values.items() if name not in usual or value != usual[name]}
+    known = {
+        **view.model_dump(mode="json", exclude=NAMES, exclude_defaults=True),
+        "section": {"type": view.adapter} | changes,  # the sections without a type have fixed names
+        "version": VERSION,
+        "reads": reads.model_dump(mode="json"),
+        "files": digests([view.dataset.source, view.base_model.source, getattr(section, "frames", "own")], pinned),
+        **({} if is_trained else {"trained": False}),
+    }
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @cache

@@ -3,22 +3,20 @@
 The files of a folder are read together, so the results of several machines are merged by copying files.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from math import inf
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.core import artifacts
-from pipeline.core.errors import UserError, first_line
+from pipeline.core.errors import UserError
 
 FOLDER = artifacts.ARENA
 PRIVATE = Path(".cache/arena/labels")
 ENDING = ".jsonl"
-RATE = "learning_rate"  # the last part of the keys of learning rates
 Status = Literal["finished", "diverged", "failed"]
 
 
@@ -35,19 +33,15 @@ class Rounded(BaseModel):
 class Record(BaseModel):
     """One training and its scores: a method on a task at two learning rates, with a seed.
 
-    Lists by epoch have one entry per epoch; they are empty if the training did not finish. What is not trained has one
-    score and no loss.
+    Lists by epoch have one entry per epoch, of what is not trained one; they are empty if the training did not finish.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)  # older records hold more, which nothing reads
 
     key: str  # hash of all that determines the result except the code, 16 hexadecimal digits
     preset: str
     task: str  # a row of pipeline/datasets.yaml
     method: str  # its name in the preset
-    adapter: str  # a section of params.yaml
-    overrides: dict[str, JsonValue]  # of params.yaml, by dotted key
-    reads: dict[str, JsonValue]  # how much of each split it reads, from the preset
     rate: float | None  # learning rate of the adapter; None if only the head is trained
     head_rate: float
     seed: int
@@ -55,16 +49,14 @@ class Record(BaseModel):
     status: Status
     reason: str  # why it did not finish, in one line; otherwise empty
     metrics: tuple[str, ...]  # of the task; the first one is its score
-    validation: tuple[float, ...]  # score on the held-out part of train, by epoch
-    test: tuple[dict[str, float], ...]  # metrics on the official validation split or the task's test split, by epoch
-    loss: tuple[float, ...]  # mean training loss, by epoch
-    predicted: tuple[float, ...]  # on the test split, in its order, at the selected epoch: class indices or numbers
+    validation: tuple[float, ...] = ()  # score on the held-out part of train, by epoch
+    test: tuple[dict[str, float], ...] = ()  # metrics on the test split, for GLUE the validation split, by epoch
+    predicted: tuple[float, ...] = ()  # on the test split, in its order, at the selected epoch: classes or numbers
     rounded: dict[str, Rounded] = {}  # by precision, after the last epoch; only of tuned trainings
 
-    trained: int  # trained parameters of the adapter
-    stored: int  # parameters in its file
-    head: int  # parameters of the head, which is trained with every method
-    file_bytes: int  # of the adapter's file, including the head
+    trained: int = 0  # trained parameters of the adapter
+    stored: int = 0  # parameters in its file
+    file_bytes: int = 0  # of the adapter's file, including the head
 
     seconds: dict[str, float]  # by what they were spent on: load, start, train, score, round; see machine.clock
     peak_bytes: int | None  # of memory of the process, if the system counts it
@@ -74,12 +66,6 @@ class Record(BaseModel):
     def tuned(self) -> tuple[float | None, float]:
         """What tuning decides, the same for all seeds of a method on a task."""
         return self.rate, self.head_rate
-
-    @property
-    def form(self) -> str:
-        """All other settings; where they differ between records of a method on a task, the preset has changed."""
-        kept = {key: value for key, value in self.overrides.items() if key != "seed" and not key.endswith(RATE)}
-        return json.dumps([kept, self.reads], sort_keys=True)
 
     @property
     def selected(self) -> int:
@@ -136,9 +122,9 @@ def append(path: Path, record: Record) -> None:
 def _lines(path: Path) -> Iterator[Record]:
     for number, line in enumerate(_whole(path.read_bytes()).splitlines(), start=1):
         try:
-            yield Record.model_validate(json.loads(line))
-        except (ValueError, ValidationError) as error:
-            reason = first_line(error)
+            yield Record.model_validate_json(line)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
             raise UserError(f"{path}: line {number} is not a record of the arena: {reason}; delete the line") from None
 
 

@@ -35,7 +35,7 @@ def _is_known(training: Training, records: Records) -> bool:
 def most_left(entry: Entry, records: Records) -> int:
     """Return how many trainings an entry lacks, at most, unless the best try is not the best with a further seed."""
     tuning = entry.preset.tuning
-    heads = len(set(tuning.head_rates) - {1.0}) if entry.has_rate else 0
+    heads = len(set(tuning.head_rates) - {1.0}) if entry.rates else 0
     tries = len(tuning.rates) + tuning.wider + heads - 1 if entry.chosen.trained else 0
     known = {one.key for trainings in steps(entry, records) for one in trainings if _is_known(one, records)}
     return max(tries + len(entry.seeds) - len(known), len(missing(entry, records)))
@@ -48,7 +48,8 @@ def steps(entry: Entry, records: Records) -> Iterator[list[Training]]:
     """
     tuned = (yield from _tries(entry, records)) if entry.chosen.trained else Setting()
     if tuned is not None:
-        yield [replace(entry.training(tuned, seed), is_rounded=seed in entry.rounded) for seed in entry.seeds]
+        seeds = {seed: entry.training(tuned, seed) for seed in entry.seeds}
+        yield [replace(one, is_rounded=seed in entry.rounded, is_tuned=True) for seed, one in seeds.items()]
 
 
 def _tries(entry: Entry, records: Records) -> Generator[list[Training], None, Setting | None]:
@@ -62,7 +63,7 @@ def _tries(entry: Entry, records: Records) -> Generator[list[Training], None, Se
         tried.append(further)
         yield [entry.training(further, first)]
     best = yield from _settled(entry, tried, records, set())
-    if best is None or not entry.has_rate:
+    if best is None or not entry.rates:
         return best
     heads = [best._replace(head_factor=factor) for factor in sorted({*tuning.head_rates} - {1.0})]
     yield [entry.training(setting, first) for setting in heads]

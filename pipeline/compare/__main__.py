@@ -3,22 +3,25 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.arena.preset import PATH, load
 from pipeline.arena.record import FOLDER, read
-from pipeline.compare import tables
 from pipeline.compare.comparison import compare
 from pipeline.compare.page import page
+from pipeline.compare.rows import Row
 from pipeline.core import artifacts, console
 from pipeline.core.command_line import Parser
-from pipeline.core.errors import UserError, exit_on_error
+from pipeline.core.errors import exit_on_error
 
 PROGRAM = "python -m pipeline.compare"
 OUTPUT = Path("reports", "compare")
+NONE = "–"
+COLUMNS = ("method", "score", "lead", "verdict", "trained", "bytes", "status")
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Compare the methods of a preset, and write the results.
+    """Compare the methods of a preset, write the results, and print a summary.
 
     Raises:
         SystemExit: with exit code 2 after a user's mistake, 1 if a file cannot be written.
@@ -29,31 +32,41 @@ def main(words: Sequence[str] | None = None) -> None:
     add("--baseline", metavar="METHOD", help="method to compare others with (that of the preset)")
     add("--output", type=Path, default=OUTPUT, metavar="FOLDER", help="folder in which to write PRESET/ (%(default)s)")
     options = parser.parse_args(words)
+    name = options.preset
     with exit_on_error("stopped", PROGRAM):
-        write(options.output / options.preset, options.preset, options.baseline)
+        preset, records = load(name), read(FOLDER / name)
+        baseline = options.baseline or preset.baseline
+        comparison = compare(name, records, preset.model_copy(update={"baseline": baseline}))
+        console.line(f"{FOLDER / name}: {len(records):,} records")
+        texts = {"comparison.json": json.dumps(comparison, indent=1, ensure_ascii=False) + "\n"}
+        for file, text in (texts | {"index.html": page(comparison)}).items():
+            with artifacts.replacing(options.output / name / file) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        show(comparison)
+        console.line(f"written: {options.output / name / 'index.html'}, with its JSON beside it")
 
 
-def write(folder: Path, name: str, baseline: str | None) -> None:
-    """Compare the records of a preset, write all output, and print a summary.
+def show(comparison: dict[str, Any]) -> None:
+    """Print the main average, or the last task if there is none, best first, and the notes; the page has all else."""
+    main = comparison["results"][-1]["task"]
+    rows = [row for row in comparison["results"] if row["task"] == main]
+    best_first = sorted(rows, key=lambda row: (row["score"] is None, -(row["score"] or 0.0), row["method"]))
+    console.table(f"{comparison['preset']}: {main}, percent", COLUMNS, map(_cells, best_first))
+    for note in comparison["notes"]:
+        console.warn(note)
 
-    Raises:
-        UserError: if there is no such preset or baseline, or there are no records.
-        OSError: if a file cannot be written.
-    """
-    preset, records = load(name), list(read(FOLDER / name).values())
-    if not records:
-        raise UserError(f"{FOLDER / name}: no records; run python -m pipeline.arena {name}")
-    comparison = compare(name, records, preset.model_copy(update={"baseline": baseline or preset.baseline}))
-    console.line(f"{FOLDER / name}: {len(records):,} records")
-    content = tables.everything(comparison)
-    for file, text in {
-        "comparison.json": json.dumps(content, indent=1, ensure_ascii=False) + "\n",
-        "index.html": page(content),
-    }.items():
-        with artifacts.replacing(folder / file) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    tables.show(comparison)
-    console.line(f"written: {folder / 'index.html'}, with its JSON beside it")
+
+def _cells(row: Row) -> list[console.Cell]:
+    mean, high, lead = row["score"], row["score_high"], row["difference"]
+    half = "" if mean is None or high is None else f" ± {high - mean:.2f}"
+    return [
+        row["method"],
+        NONE if mean is None else f"{mean:.2f}{half}",
+        NONE if lead is None else f"{lead:+.2f}",
+        row["verdict"] or NONE,
+        *(NONE if row[name] is None else row[name] for name in ("trained", "bytes")),
+        row["status"] + (f": {row['reason']}" if row["reason"] else ""),
+    ]
 
 
 if __name__ == "__main__":

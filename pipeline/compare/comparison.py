@@ -1,82 +1,84 @@
-"""The contents of the tables and the page, computed once. Scores are in percent."""
+"""All that comparison.json and the page hold, computed once. Scores are in percent."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.arena.preset import Preset
-from pipeline.arena.record import Record
+from pipeline.arena.record import FOLDER, Record
 from pipeline.compare import bootstrap, labels
 from pipeline.compare.entries import Entry, entries
 from pipeline.compare.estimates import PERCENT
 from pipeline.compare.leads import Scores
-from pipeline.compare.rows import Row, row
-from pipeline.compare.verdicts import Judge, Outcome, Places
+from pipeline.compare.precision import LOSS
+from pipeline.compare.rows import row
+from pipeline.compare.verdicts import Judge, Places
 from pipeline.core.errors import UserError, nearest
+from pipeline.tasks.task import rounded
 
 RESAMPLES = 10_000
+DIGITS = 7  # significant ones
+PROTOCOL = (
+    "Scores are percent of each task's first metric on its test split, mean over seeds ± half of the 95 % interval "
+    "(Student's t). The validation split selects learning rate and epoch. Leads over {baseline} are paired by seed; "
+    "errors are standard errors, 95 % intervals and p-values are from a bootstrap over seeds and test examples, and "
+    "for averages over tasks ({resamples:,} resamples). Better, worse: p < 0.05 after Holm's correction for the number "
+    "of methods. Equivalent: two one-sided tests at 5 % find the lead within {margin:g} points. Bytes are those of the "
+    "smallest precision that costs at most {loss:g} points on the validation split, where a file has been rounded."
+)
 
 
-class Comparison(NamedTuple):
-    """A comparison of methods on the tasks of a preset and on its averages, the main one last."""
+def compare(name: str, records: Mapping[str, Record], preset: Preset, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Compare the methods with the baseline of their preset, and test its hypotheses; `records` are by key.
 
-    preset: str
-    baseline: str
-    metrics: Mapping[str, str]  # by task
-    averages: Places
-    methods: tuple[str, ...]  # smallest first
-    rows: Mapping[str, Mapping[str, Row]]  # by task or average, and method
-    margin: float  # percentage points within which methods are equivalent
-    hypotheses: Sequence[Outcome]
-    made: Mapping[str, list[str]]  # where the records come from
-    notes: Sequence[str]  # that a reader should know
-    resamples: int
-
-    @property
-    def main(self) -> str:
-        """The average that a reader sees first; the task if there is none."""
-        return list(self.rows)[-1]
-
-
-def compare(name: str, records: Sequence[Record], preset: Preset, resamples: int = RESAMPLES) -> Comparison:
-    """Compare the methods of the records with the baseline of their preset, and test its hypotheses.
+    The last of the averages is the main one.
 
     Raises:
-        UserError: if there is no such baseline.
+        UserError: if there are no records, or none of the baseline.
     """
-    tasks, dropped = entries(records, preset.seeds[: preset.tuning.seeds])
+    if not records:
+        raise UserError(f"{FOLDER / name}: no records; run python -m pipeline.arena {name}")
+    tasks, outdated = entries(name, preset, records)
     methods, baseline = _methods(tasks), preset.baseline
     if baseline not in methods:
         near = nearest(baseline, methods)
         raise UserError(f"--baseline: {name} has no method {baseline!r}{near}; methods: {', '.join(methods)}")
-    averages, lacking = _averages(preset.means, tasks)
+    averages, notes = _averages(preset.means, tasks)
     places = {**{task: (task,) for task in tasks}, **averages}
     known, unusable = labels.read(name, tasks)
-    scores = {task: _scores(of, known.get(task), resamples) for task, of in tasks.items()}
+    notes += unusable
+    if outdated:
+        notes.append(f"{outdated:,} records left out: of other settings than those of the preset")
+    scores = {task: _scores(task, of, known.get(task), resamples) for task, of in tasks.items()}
     judge = Judge(scores, places, preset.margin)
-    rows = {
-        place: {
-            method: row(place, method, {task: tasks[task].get(method) for task in of})._replace(verdict=verdict)
+    return {
+        "preset": name,
+        "baseline": baseline,
+        "metrics": {task: next(iter(of.values())).shown.metrics[0] for task, of in tasks.items()},
+        "averages": averages,
+        "methods": methods,  # smallest first
+        "margin": preset.margin,
+        "hypotheses": [_short(one) for one in judge.outcomes(preset.hypotheses)],
+        "made": _made(records.values()),  # where the records come from
+        "notes": notes,
+        "resamples": resamples,
+        "protocol": PROTOCOL.format(baseline=baseline, resamples=resamples, margin=preset.margin, loss=PERCENT * LOSS),
+        "results": [
+            _short(row(place, method, {task: tasks[task].get(method) for task in of}, verdict))
+            for place, of in places.items()
             for method, verdict in judge.against(baseline, place, methods).items()
-        }
-        for place, of in places.items()
+        ],
     }
-    outdated = [f"{dropped:,} records left out: repeated, or from earlier settings of their method"] if dropped else []
-    return Comparison(
-        preset=name,
-        baseline=baseline,
-        metrics={task: next(iter(of.values())).shown.metrics[0] for task, of in tasks.items()},
-        averages=averages,
-        methods=methods,
-        rows=rows,
-        margin=preset.margin,
-        hypotheses=judge.outcomes(preset.hypotheses),
-        made=_made(records),
-        notes=[*lacking, *unusable, *outdated],
-        resamples=resamples,
-    )
+
+
+def _short(values: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {
+        name: _short(one) if isinstance(one, dict) else rounded(one, DIGITS) if isinstance(one, float) else one
+        for name, one in values.items()
+    }
 
 
 def _averages(means: Places, tasks: Iterable[str]) -> tuple[Places, list[str]]:
@@ -87,14 +89,14 @@ def _averages(means: Places, tasks: Iterable[str]) -> tuple[Places, list[str]]:
 
 
 def _scores(
-    entries: Mapping[str, Entry], known: NDArray[np.float64] | None, resamples: int
+    task: str, entries: Mapping[str, Entry], known: NDArray[np.float64] | None, resamples: int
 ) -> dict[str, dict[int, Scores]]:
     """Return the scores of all trainings of a task by method and seed, on resamples too if its labels are known."""
     trainings = [training for entry in entries.values() for training in entry.finished]
     drawn = np.array([training.score() for training in trainings])[:, None].repeat(resamples, axis=1)
     if trainings and known is not None:
         predicted = [np.array(training.predicted) for training in trainings]
-        drawn = bootstrap.scores(trainings[0].task, trainings[0].metrics[0], known, predicted, resamples)
+        drawn = bootstrap.scores(task, trainings[0].metrics[0], known, predicted, resamples)
     listed: dict[str, dict[int, Scores]] = {}
     for training, resampled in zip(trainings, drawn, strict=True):
         listed.setdefault(training.method, {})[training.seed] = Scores(PERCENT * training.score(), PERCENT * resampled)
@@ -110,11 +112,6 @@ def _methods(tasks: Mapping[str, Mapping[str, Entry]]) -> tuple[str, ...]:
 
 def _made(records: Iterable[Record]) -> dict[str, list[str]]:
     """Return all values of each field of the records' `made`, by name; of dates only the first and the last."""
-    values: dict[str, set[str]] = {}
-    for record in records:
-        for name, value in record.made.items():
-            values.setdefault(name, set()).add(value)
-    listed = {name: sorted(different) for name, different in sorted(values.items())}
-    if dates := listed.get("date"):
-        listed["date"] = sorted({dates[0], dates[-1]})
-    return listed
+    made = pd.DataFrame([record.made for record in records])
+    values = {name: sorted(made[name].dropna().unique()) for name in sorted(made)}
+    return values | {"date": sorted({values["date"][0], values["date"][-1]})}

@@ -1,23 +1,24 @@
 """A method on a task: the tries that tuned its learning rate, and the trainings at that rate with all seeds."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from math import inf
-from statistics import fmean
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
+from pipeline.arena import plan, tuning
+from pipeline.arena.preset import Preset
 from pipeline.arena.record import Record
 
-FINISHED, PARTLY, MISSING = "finished", "partly finished", "not run"
+FINISHED, PARTLY, UNTUNED, MISSING = "finished", "partly finished", "not tuned yet", "not run"
+Entries = dict[str, dict[str, "Entry"]]  # by task and method, smallest method first
 
 
 class Entry(NamedTuple):
-    """A method on a task. If no try finished, there is no chosen record, and `trainings` are all records."""
+    """A method on a task. Without a tuned setting there is no chosen record, and `trainings` are all records."""
 
     task: str
     method: str
     tries: tuple[Record, ...]  # with the first seed, one per pair of rates
-    trainings: tuple[Record, ...]  # with the chosen rates, by seed, including those that did not finish
+    trainings: tuple[Record, ...]  # at the tuned setting, by seed, including those that did not finish
     chosen: Record | None
 
     @property
@@ -30,7 +31,8 @@ class Entry(NamedTuple):
         """The status of all seeds together: finished, partly finished, or the most common other status."""
         if self.chosen:
             return FINISHED if len(self.finished) == len(self.trainings) else PARTLY
-        return Counter(training.status for training in self.trainings).most_common(1)[0][0]
+        (status, _), *_ = Counter(training.status for training in self.trainings).most_common()
+        return UNTUNED if any(training.status == FINISHED for training in self.trainings) else status
 
     @property
     def reason(self) -> str:
@@ -57,55 +59,27 @@ class Entry(NamedTuple):
         return any(len(rates) > 1 and rate in (min(rates), max(rates)) for rate, rates in chosen)
 
 
-def entries(records: Iterable[Record], tuning: Collection[int]) -> tuple[dict[str, dict[str, Entry]], int]:
-    """Return the entries by task and method, smallest method first, and the number of outdated records.
+def entries(name: str, preset: Preset, records: Mapping[str, Record]) -> tuple[Entries, int]:
+    """Return the entries of a preset that have records, and the number of records that are of none of them.
 
-    `tuning` are the seeds whose validation score chooses the rates. A preset may have changed: if a method on a task
-    has records with different settings, the newest settings count, of those of one day the ones that are read last.
+    `records` are by key.
     """
-    groups: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        groups.setdefault((record.task, record.method), []).append(record)
-    left = {name: list(_newest_form(group)) for name, group in groups.items()}
-    dropped = sum(map(len, groups.values())) - sum(map(len, left.values()))
-    listed = [_entry(*name, group, tuning) for name, group in left.items()]
-    tasks: dict[str, dict[str, Entry]] = {}
-    for entry in sorted(listed, key=lambda entry: (entry.task, entry.shown.trained, entry.method)):
+    left, found = len(records), []
+    for planned in plan.entries(name, preset):
+        steps = list(tuning.steps(planned, records))
+        known = {one.key: records[one.key] for trainings in steps for one in trainings if one.key in records}
+        left -= len(known)
+        if known:
+            found.append(_entry(planned, [one.key for one in steps[-1] if one.is_tuned], known))
+    tasks: Entries = {}
+    for entry in sorted(found, key=lambda entry: (entry.task, entry.shown.trained, entry.method)):
         tasks.setdefault(entry.task, {})[entry.method] = entry
-    return tasks, dropped
+    return tasks, left
 
 
-def _entry(task: str, method: str, group: Sequence[Record], tuning: Collection[int]) -> Entry:
-    trainings = sorted(group, key=lambda one: (one.seed, one.rate or 0.0, one.head_rate))
-    tries = [record for record in trainings if record.seed == trainings[0].seed]
-    chosen = _chosen(trainings, tuning)
-    trainings = [record for record in trainings if chosen is None or record.tuned == chosen.tuned]
-    return Entry(task, method, tuple(tries), tuple(trainings), chosen)
-
-
-def _chosen(trainings: Sequence[Record], tuning: Collection[int]) -> Record | None:
-    """Return a training at the tuned setting: that with the most seeds, among equals with the best validation score."""
-    settings: dict[Any, list[Record]] = {}
-    for training in trainings:
-        settings.setdefault(training.tuned, []).append(training)
-
-    def order(group: Sequence[Record]) -> tuple[int, float]:
-        return len(group), fmean([training.held_out for training in group if training.seed in tuning] or [-inf])
-
-    best = max(settings.values(), key=order)
-    return next((training for training in best if training.status == FINISHED), None)
-
-
-def _newest_form(group: Sequence[Record]) -> Iterator[Record]:
-    forms: dict[str, list[Record]] = {}
-    for record in group:
-        forms.setdefault(record.form, []).append(record)
-    newest = max(reversed(forms.values()), key=lambda form: max(map(_date, form)))
-    once: dict[tuple[Any, int], Record] = {}
-    for record in sorted(newest, key=lambda one: (one.status == FINISHED, _date(one), one.key)):
-        once[record.tuned, record.seed] = record
-    yield from once.values()
-
-
-def _date(record: Record) -> str:
-    return record.made.get("date", "")
+def _entry(planned: plan.Entry, tuned: list[str], known: Mapping[str, Record]) -> Entry:
+    every = sorted(known.values(), key=lambda one: (one.seed, one.rate or 0.0, one.head_rate))
+    tries = tuple(record for record in every if record.seed == planned.seeds[0])
+    trainings = tuple(record for record in every if not tuned or record.key in tuned)
+    finished = (record for record in trainings if tuned and record.status == FINISHED)
+    return Entry(planned.task, planned.method, tries, trainings, next(finished, None))

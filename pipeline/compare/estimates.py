@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -11,21 +10,16 @@ CONFIDENCE = 0.95
 PERCENT = 100.0
 
 
-class Estimate(NamedTuple):
-    """A mean over seeds and its 95 % interval, by Student's t. One seed has no interval, none has no mean."""
+def estimate(name: str, values: Sequence[float]) -> dict[str, float | None]:
+    """Return a mean over seeds by its name, and the ends of its 95 % interval by Student's t as `name_low` and `_high`.
 
-    mean: float | None = None
-    low: float | None = None
-    high: float | None = None
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """Return the mean, and mean ± t · std / √n with t of n - 1 degrees of freedom."""
-    if len(values) < 2:
-        return Estimate(*values)
-    mean = fmean(values)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values))
-    return Estimate(mean, mean - half, mean + half)
+    They are mean ± t · std / √n with t of n - 1 degrees of freedom. One seed has no interval, none has no mean.
+    """
+    mean, low, high = fmean(values) if values else None, None, None
+    if mean is not None and len(values) > 1:
+        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values))
+        low, high = mean - half, mean + half
+    return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 
 def holm(values: Sequence[float]) -> list[float]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.arena.preset import Hypothesis
 from pipeline.compare.estimates import CONFIDENCE, holm
@@ -28,14 +28,6 @@ class Verdict(NamedTuple):
     verdict: str | None = None
 
 
-class Outcome(NamedTuple):
-    """What became of a hypothesis; untested if a method lacks a task, or has no seed in common with the other."""
-
-    hypothesis: Hypothesis
-    verdict: Verdict
-    held: bool
-
-
 @dataclass(frozen=True)
 class Judge:
     """All scores of a comparison, from which methods are judged."""
@@ -49,13 +41,18 @@ class Judge:
         leads = [self._lead(place, method, baseline) if method != baseline else None for method in methods]
         return dict(zip(methods, self._verdicts(leads), strict=True))
 
-    def outcomes(self, hypotheses: Sequence[Hypothesis]) -> list[Outcome]:
-        """Return what became of each hypothesis; a method that is better by less than the margin is equivalent too."""
+    def outcomes(self, hypotheses: Sequence[Hypothesis]) -> list[dict[str, Any]]:
+        """Return each hypothesis with its verdict, and whether it held.
+
+        A method that is better by less than the margin is equivalent too. What lacks a method on a task, or a seed in
+        common, is untested: all of its verdict is None.
+        """
         verdicts = self._verdicts([self._lead(one.on, one.method, one.against) for one in hypotheses])
-        return [
-            Outcome(one, found, self._is_within(found) if one.expected == EQUIVALENT else found.verdict == BETTER)
-            for one, found in zip(hypotheses, verdicts, strict=True)
-        ]
+        outcomes = []
+        for one, found in zip(hypotheses, verdicts, strict=True):
+            held = self._is_within(found) if one.expected == EQUIVALENT else found.verdict == BETTER
+            outcomes.append({**one.model_dump(), "held": held, **found._asdict()})
+        return outcomes
 
     def _lead(self, place: str, method: str, against: str) -> Lead | None:
         scores = {task: self.scores[task] for task in self.places.get(place, ())}

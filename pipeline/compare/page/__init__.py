@@ -8,7 +8,7 @@ TITLE, STYLE, DATA, SCRIPT = "{{ title }}", "{{ style }}", "{{ data }}", "{{ scr
 
 
 def page(comparison: dict[str, Any]) -> str:
-    """Return the page of a comparison, as `tables.everything` has it."""
+    """Return the page of a comparison."""
     # In JSON, no text can end or begin an HTML element with these escaped.
     data = json.dumps(comparison, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for sign in "&<>":

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from pipeline.arena import __main__ as arena_command
-from pipeline.arena import record
+from pipeline.arena import compete, record
 from tests.kit import refused
 from tests.pipeline.arena import small
 
@@ -20,7 +20,7 @@ def run(*words):
 @pytest.fixture
 def in_threads(monkeypatch):
     """Workers in this process, which import nothing again."""
-    monkeypatch.setattr(arena_command, "workers_of_this_program", ThreadPoolExecutor)
+    monkeypatch.setattr(compete, "workers", ThreadPoolExecutor)
 
 
 def test_it_runs_what_is_missing_and_nothing_twice(arena, in_threads, capsys):

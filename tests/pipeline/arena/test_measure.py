@@ -11,8 +11,8 @@ from sklearn.metrics import accuracy_score
 from transformers import Trainer
 
 from lsr.algebra.rounding import PRECISIONS
-from pipeline.arena import plan, preset, task_tokens
-from pipeline.arena.measure import measure, planned, started, statistics_of, task_of
+from pipeline.arena import plan, preset, statistics, task_tokens
+from pipeline.arena.measure import measure, planned, started
 from pipeline.core.errors import UserError
 from tests import tasks
 from tests.pipeline.arena import small
@@ -27,32 +27,32 @@ def training(title="glue: LoRA r=1", factor=1.0, seed=0):
 
 def start(chosen):
     plan = planned(chosen)
-    return started(chosen, plan, statistics_of(chosen, plan))
+    return started(chosen, plan, statistics.read(chosen, plan))
 
 
 def labels(chosen, split):
-    return np.array(task_tokens.splits(task_of(chosen))[split]["label"][:])
+    return np.array(task_tokens.splits(chosen)[split]["label"][:])
 
 
 def test_a_record_holds_scores_by_epoch_and_the_answers_of_the_selected_one(arena):
     record = measure(training())
     assert record.status == "finished", record.reason
-    assert len(record.validation) == len(record.test) == len(record.loss) == 2
+    assert len(record.validation) == len(record.test) == 2
     truth = labels(training(), "test")
     assert len(record.predicted) == len(truth) == 20
     assert record.score() == pytest.approx(accuracy_score(truth, record.predicted), abs=1e-6)
     assert {"accuracy", "f1"} == record.test[0].keys()
     assert (record.trained, record.stored) == (4 * 48, 4 * 48)
-    assert record.file_bytes > 4 * (record.stored + record.head)
+    assert record.file_bytes > 4 * record.stored
     assert record.seconds.keys() == {"load", "start", "train", "score"}
     assert record.made["torch"]
 
 
 def test_the_same_training_gives_the_same_record(arena):
-    keep = {"validation", "test", "loss", "predicted", "trained"}
-    first, again = (measure(training("glue: LSR shared r=2")).model_dump(include=keep) for _ in range(2))
+    keep = {"validation", "test", "predicted", "trained"}
+    first, again = (measure(training("ratings: LSR shared r=2")).model_dump(include=keep) for _ in range(2))
     assert first == again
-    assert first != measure(training("glue: LSR shared r=2", seed=1)).model_dump(include=keep)
+    assert first != measure(training("ratings: LSR shared r=2", seed=1)).model_dump(include=keep)
 
 
 @pytest.mark.parametrize("title", ["glue: LoRA r=1", "glue: LSR shared r=2", "ratings: head"])
@@ -71,7 +71,7 @@ def test_what_is_not_trained_is_scored_once_with_the_head_of_the_short_run(arena
     small.use(methods={"alone": {"adapter": "lsr", "params": {**small.LSR, "lsr.init": "warm"}, "trained": False}})
     record = measure(training("glue: alone"))
     assert record.status == "finished", record.reason
-    assert (len(record.test), len(record.loss), record.trained, record.rate) == (1, 0, 0, None)
+    assert (len(record.test), record.trained, record.rate) == (1, 0, None)
     assert record.stored > 0
 
 
@@ -103,10 +103,10 @@ def test_choices_are_compared_as_one_example(arena, tmp_path):
     tasks.use_files(arena, "copa")
     small.use(tasks={"copa": {}})
     with pytest.raises(UserError, match="in groups, which must stay whole: set all of reads to all"):
-        task_tokens.splits(task_of(training("copa: head")))
+        task_tokens.splits(training("copa: head"))
     small.use(tasks={"copa": {}}, reads=dict.fromkeys(("train", "validation", "test", "longest"), "all"))
     chosen = training("copa: head")
-    task_tokens.write_labels(task_of(chosen), tmp_path / "copa.csv")
+    task_tokens.write_labels(chosen, tmp_path / "copa.csv")
     table = pd.read_csv(tmp_path / "copa.csv")
     record = measure(chosen)
     assert len(table) == len(record.predicted)
@@ -132,7 +132,7 @@ def test_a_warm_start_goes_on_from_a_cached_run_with_its_head(arena):
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not any(torch.equal(first[name], fresh[name]) for name in heads)
     assert all(value.any() for name, value in first.items() if name.endswith("core"))
-    cached = statistics_of(chosen, planned(chosen))
+    cached = statistics.read(chosen, planned(chosen))
     record = measure(chosen)
     assert record.status == "finished"
-    assert record.seconds["start"] >= cached.spared > 0  # as if it had run
+    assert record.seconds["start"] >= cached.seconds > 0  # as if it had run

@@ -150,8 +150,7 @@ def test_a_key_is_the_same_whatever_the_method_is_called_and_other_methods_are(a
 
 
 def test_a_preset_makes_sections_that_other_methods_do_not_see(arena):
-    odd = {"adapter": "loha", "params": {"loha.type": "LOHA"}}
+    before, odd = key(), {"adapter": "loha", "params": {"loha.type": "LOHA"}}
     small.use(methods={"odd": odd}, params={"loha.learning_rate": 0.01})
     assert entry("glue: odd").first().rate == 0.01
-    assert key() == key("glue: LoRA r=1")
-    assert "loha.learning_rate" not in entry().first().overrides
+    assert key() == before

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.arena import check, plan, preset, record, tuning
+from pipeline.arena import plan, preset, record, tuning
+from pipeline.arena.compete import check
 from pipeline.methods import planning
 from tests import workspace
 from tests.kit import refused
@@ -65,7 +66,7 @@ def test_keys_of_pinned_files_are_known_without_them_and_other_files_are_refused
     """Private data are not in the repository, their records are."""
     small.use(files={"ratings.csv": "0" * 64})
     [entry] = plan.entries("small", preset.load("small"), ["ratings: head"])
-    refused(check.check, [entry], says="ratings.csv: not the file of the preset: its SHA-256 must be 0000")
+    refused(check, [entry], says="ratings.csv: not the file of the preset: its SHA-256 must be 0000")
     Path("ratings.csv").rename(tmp_path / "ratings.csv")
     [again] = plan.entries("small", preset.load("small"), ["ratings: head"])
     assert again.first().key == entry.first().key
@@ -98,4 +99,4 @@ MISFITS = [
 @pytest.mark.parametrize(("changes", "says"), MISFITS)
 def test_what_does_not_fit_is_said_before_anything_runs(changes, says, arena):
     small.use(**changes)
-    refused(check.check, plan.entries("small", preset.load("small"), ["glu"]), says=says)
+    refused(check, plan.entries("small", preset.load("small"), ["glu"]), says=says)

@@ -1,56 +1,49 @@
 """Records as the arena leaves them, of trainings that nobody ran."""
 
-import hashlib
 import json
+import shutil
+import zlib
 
 import numpy as np
 
+from pipeline.arena import plan, tuning
 from pipeline.arena.preset import PATH, Preset
 from pipeline.arena.record import FOLDER, Record, append, labels_path
 from pipeline.core.artifacts import write_csv
 from pipeline.tasks import scores
 from tests.kit import write
+from tests.workspace import ROOT
 
-MADE = {
-    "commit": "0123456789abcdef",
-    "date": "2026-11-26T10:00:00+00:00",
-    "cpu": "a processor, 2 cores",
-    "torch": "2.13.0",
-    "transformers": "5.24.0",
-    "peft": "0.21.2",
-}
-RATES = (0.0005, 0.002, 0.008)
 EXAMPLES = 200
 TASKS = {  # metrics, by task
     "cola": ("matthews_correlation", "accuracy"),
     "rte": ("accuracy",),
     "stsb": ("pearson", "spearman"),
 }
-SIZES = {  # adapter, overrides, trained, how often it is right
+LOST = "the loss is no finite number"
+SIZES = {  # adapter, params, trained, how often it is right
     "head alone": ("head", {}, 0, 0.62),
-    "LSR 200": ("lsr", {"lsr.budget": 200}, 200, 0.84),
-    "LSR r=3": ("lsr", {"lsr.rank_shape": [3], "lsr.share": "layers"}, 4716, 0.85),
-    "VeRA": ("vera", {"vera.r": 256}, 7680, 0.79),
-    "LoRA r=1": ("lora", {"lora.r": 1, "lora.lora_alpha": 2}, 9216, 0.83),
-    "LoRA r=2": ("lora", {"lora.r": 2, "lora.lora_alpha": 4}, 18432, 0.845),
-    "LoRA r=8": ("lora", {"lora.r": 8, "lora.lora_alpha": 16}, 73728, 0.87),
+    "LSR 200": ("lsr", {"lsr.rank_shape": [1]}, 200, 0.84),
+    "LSR r=3": ("lsr", {"lsr.rank_shape": [3]}, 4716, 0.85),
+    "VeRA": ("vera", {}, 7680, 0.79),
+    "LoRA r=1": ("lora", {"lora.r": 1}, 9216, 0.83),
+    "LoRA r=2": ("lora", {"lora.r": 2}, 18432, 0.845),
+    "LoRA r=8": ("lora", {"lora.r": 8}, 73728, 0.87),
     "every weight": ("full", {}, 22713216, 0.88),
 }
-
 PRESET = {
     "model": "minilm",
-    "tasks": {task: {} for task in TASKS},
     "seeds": [0, 1, 2, 3, 4],
     "baseline": "LoRA r=1",
-    "tuning": {"rates": [1.0], "wider": 0, "head_rates": []},
+    "tuning": {"rates": [0.25, 1.0, 4.0], "wider": 0, "head_rates": []},
     "reads": {"train": "all", "validation": "all", "test": "all", "longest": "all"},
-    "params": {},
-    "methods": {method: {"adapter": adapter} for method, (adapter, *_) in SIZES.items()},
+    "params": {"lsr.separation_rank": 1},
 }
 
 
-def preset(**changes):
-    return Preset.model_validate(PRESET | changes)
+def preset(tasks=tuple(TASKS), methods=tuple(SIZES), **changes):
+    chosen = {method: {"adapter": SIZES[method][0], "params": SIZES[method][1]} for method in methods}
+    return Preset.model_validate(PRESET | {"tasks": {task: {} for task in tasks}, "methods": chosen} | changes)
 
 
 def labels(task, examples=EXAMPLES):
@@ -58,94 +51,76 @@ def labels(task, examples=EXAMPLES):
     return np.round(rng.uniform(0, 5, examples), 1) if task == "stsb" else rng.integers(0, 2, examples).astype(float)
 
 
-def predictions(task, right, rng, examples=EXAMPLES):
-    actual = labels(task, examples)
+def predictions(task, right, rng):
+    actual = labels(task)
     if task == "stsb":
-        return np.round(actual + rng.normal(0, 6 * (1 - right), examples), 4)
-    return np.where(rng.random(examples) < right, actual, 1 - actual)
+        return np.round(actual + rng.normal(0, 6 * (1 - right), EXAMPLES), 4)
+    return np.where(rng.random(EXAMPLES) < right, actual, 1 - actual)
 
 
 def record(method="LoRA r=1", task="rte", rate=0.002, seed=0, status="finished", reason="", **changes):
     """One training; what is not said is made from the rest, the same every time."""
-    adapter, overrides, trained, right = SIZES.get(method, ("lora", {}, 1000, 0.8))
-    adapter, overrides = changes.get("adapter", adapter), changes.pop("overrides", overrides)
-    key = hashlib.sha256(json.dumps([method, task, rate, seed, changes.get("key")]).encode()).hexdigest()[:16]
-    rng = np.random.default_rng(int(key, 16) % 2**32)
-    right -= {0.0005: 0.05, 0.008: 0.02}.get(rate, 0.0)
+    _, _, trained, right = SIZES[method]
+    rng = np.random.default_rng(zlib.crc32(json.dumps([method, task, rate, seed]).encode()))
     epochs = [predictions(task, right + 0.02 * step, rng) for step in (-2, -1, 0)] if status == "finished" else []
-    test = [scores.score(TASKS[task], one, labels(task)) for one in epochs]
-    validation = [float(np.clip(right + 0.01 * step + rng.normal(0, 0.01), 0, 1)) for step in range(len(epochs))]
     fields = {
-        "key": key,
+        "key": "0" * 16,
         "preset": "small",
         "task": task,
         "method": method,
-        "adapter": adapter,
-        "reads": {"train": "all", "validation": "all", "test": "all", "longest": "all"},
-        "overrides": {
-            **overrides,
-            "adapter": adapter,
-            "data": task,
-            "model": "minilm",
-            "seed": seed,
-            "train.epochs": 3,
-            "train.head_learning_rate": 0.002,
-            **({} if adapter == "head" else {f"{adapter}.learning_rate": rate}),
-        },
-        "rate": None if adapter == "head" else rate,
+        "rate": rate,
         "head_rate": 0.002,
         "seed": seed,
         "status": status,
         "reason": reason,
         "metrics": TASKS[task],
-        "validation": validation,
-        "test": test,
-        "loss": [0.6, 0.5, 0.4][: len(epochs)],
-        "predicted": [],
+        "validation": [right + 0.01 * step + rng.normal(0, 0.005) for step in range(len(epochs))],
+        "test": [scores.score(TASKS[task], one, labels(task)) for one in epochs],
         "trained": trained,
         "stored": trained,
-        "head": 770,
         "file_bytes": 4 * (trained + 770) + 500,
         "seconds": {"load": 1.0, "start": 0.5, "train": 20 + trained**0.25, "score": 2.0},
         "peak_bytes": 1_200_000_000 + 10 * trained,
-        "made": MADE,
+        "made": {"commit": "0123456789ab", "date": "2026-11-26", "cpu": "a processor"},
     }
-    made = Record.model_validate_json(json.dumps(fields | changes))
-    if not epochs or "predicted" in changes:
-        return made
-    return made.model_copy(update={"predicted": tuple(map(float, epochs[made.selected]))})
+    made = Record.model_validate(fields | changes)
+    return made.model_copy(update={"predicted": tuple(epochs[made.selected].tolist())}) if epochs else made
 
 
-def trainings(methods=tuple(SIZES), tasks=tuple(TASKS), seeds=(0, 1, 2, 3, 4)):
-    """Every method on every task: three rates with the first seed, the best one with the others; some go wrong."""
-    found = []
-    for task in tasks:
-        for method in methods:
-            rates = (0.002,) if method == "head alone" else RATES
-            tries = [record(method, task, rate, seeds[0]) for rate in rates]
-            if method == "VeRA" and task == "cola":
-                tries = [record(method, task, rate, 0, "diverged", "the loss is no finite number") for rate in rates]
-            elif method == "LSR r=3":
-                tries[-1] = record(method, task, rates[-1], 0, "diverged", "the loss is no finite number")
-            finished = [one for one in tries if one.status == "finished"]
-            found += tries
-            if finished:
-                chosen = max(finished, key=lambda one: max(one.validation))
-                rest = [record(method, task, chosen.rate or 0.002, seed) for seed in seeds[1:]]
-                if method == "LSR 200" and task == "rte" and rest:
-                    rest[-1] = record(method, task, chosen.rate, seeds[-1], "failed", "not enough memory")
-                found += rest
-    return found
+def went(one, **changes):
+    """The record of a planned training."""
+    return record(one.method, one.task, one.rate, one.seed, key=one.key, head_rate=one.head_rate, **changes)
 
 
-def save(records, preset="small", tasks=TASKS):
-    """Write a preset, its records and labels as the arena does, into the current folder."""
-    write(PATH, {preset: PRESET | {"tasks": {task: {} for task in tasks or TASKS}}})
-    for one in records:
-        append(FOLDER / preset / "records.jsonl", one.model_copy(update={"preset": preset}))
-    for task in tasks:
-        save_labels(task, preset)
+def trainings(chosen, said=went):
+    """All records of a preset, by key, each of them what is `said` of a training."""
+    records = {}
+    for entry in plan.entries("small", chosen):
+        while left := tuning.missing(entry, records):
+            records |= {one.key: said(one) for one in left}
+    return records
 
 
-def save_labels(task, preset="small", examples=EXAMPLES):
-    write_csv(labels_path(preset, task), ["label"], [[label] for label in labels(task, examples).tolist()])
+def some_go_wrong(one):
+    if (one.method, one.task) == ("VeRA", "cola"):
+        return went(one, status="diverged", reason=LOST)
+    if (one.method, one.task, one.seed) == ("LSR 200", "rte", 4):
+        return went(one, status="failed", reason="not enough memory")
+    return went(one)
+
+
+def prepare(folder, chosen=None, records=None):
+    """Make a folder, the current one, in which the arena has run; labels are those of all tasks."""
+    (folder / "pipeline").mkdir()
+    for name in ("params.yaml", "pipeline/datasets.yaml", "pipeline/models.yaml"):
+        shutil.copy(ROOT / name, folder / name)
+    for task in TASKS:
+        save_labels(task)
+    if chosen:
+        write(PATH, {"small": chosen.model_dump(mode="json", exclude_unset=True)})
+        for one in trainings(chosen).values() if records is None else records:
+            append(FOLDER / "small" / "records.jsonl", one)
+
+
+def save_labels(task, examples=EXAMPLES):
+    write_csv(labels_path("small", task), ["label"], [[label] for label in labels(task, examples).tolist()])

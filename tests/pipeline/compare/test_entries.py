@@ -1,70 +1,72 @@
-"""Which trainings count: those at the rate that the validation split chooses, of the newest form of a method."""
+"""Which trainings count: those at the setting that the plan tunes, and no records of other settings."""
 
 import pytest
 
 from pipeline.compare.entries import entries
-from tests.pipeline.compare.records import MADE, record
+from tests.pipeline.compare.records import LOST, prepare, preset, record, trainings, went
 
 
-def one(found, tuning=(0,)):
-    tasks, dropped = entries(found, tuning)
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prepare(tmp_path)
+
+
+def alone(**changes):
+    return preset(["rte"], ["LoRA r=1"], **changes)
+
+
+def one(records, **changes):
+    tasks, left = entries("small", alone(**changes), records)
     ((entry,),) = (methods.values() for methods in tasks.values())
-    return entry, dropped
+    return entry, left
 
 
-def test_the_validation_score_chooses_the_rate_and_the_test_score_has_no_say():
-    flattering = record(rate=0.008, validation=[0.1, 0.1, 0.1], test=[{"accuracy": 1.0}] * 3)
-    modest = record(rate=0.002, validation=[0.9, 0.9, 0.9], test=[{"accuracy": 0.2}] * 3)
-    entry, _ = one([flattering, modest, record(rate=0.002, seed=1), record(rate=0.008, seed=1)])
-    assert entry.chosen == modest
-    assert [training.seed for training in entry.trainings] == [0, 1]
-    assert {training.rate for training in entry.trainings} == {0.002}
-    assert entry.tries == (modest, flattering)
+def at(best, highest=0.9):
+    """Say of a training that it validates best at one rate, where the test score is the worst."""
+
+    def said(training):
+        is_best = training.rate == pytest.approx(best)
+        test = [{"accuracy": 0.2 if is_best else 1.0}] * 3
+        return went(training, validation=[0.5, 0.5, highest if is_best else 0.6], test=test)
+
+    return said
+
+
+def rates():
+    return sorted({record.rate for record in trainings(alone()).values()})
+
+
+@pytest.mark.parametrize(("place", "is_at_edge"), [(0, True), (1, False), (2, True)])
+def test_the_trainings_are_those_at_the_tuned_rate_and_one_at_the_edge_is_told(place, is_at_edge):
+    best = rates()[place]
+    entry, left = one(trainings(alone(), at(best)))
+    assert [training.seed for training in entry.trainings] == [0, 1, 2, 3, 4]
+    assert {training.rate for training in entry.trainings} == {best}
+    assert entry.chosen == entry.trainings[0]
+    assert [training.rate for training in entry.tries] == rates()
+    assert (entry.at_edge, left) == (is_at_edge, 0)
 
 
 def test_a_seed_that_diverges_is_counted_and_named():
-    lost = record(seed=2, status="diverged", reason="the loss is no finite number")
-    entry, _ = one([record(), record(seed=1), lost])
+    records = trainings(
+        alone(), lambda one: went(one, **({"status": "diverged", "reason": LOST} if one.seed == 2 else {}))
+    )
+    entry, _ = one(records)
     assert entry.status == "partly finished"
-    assert (len(entry.finished), len(entry.trainings)) == (2, 3)
-    assert entry.reason == "seed 2: diverged: the loss is no finite number"
+    assert (len(entry.finished), len(entry.trainings)) == (4, 5)
+    assert entry.reason == f"seed 2: diverged: {LOST}"
 
 
-@pytest.mark.parametrize(("rates", "chosen", "expected"), [
-    ((0.001, 0.002, 0.004), 0.002, False),
-    ((0.001, 0.002, 0.004), 0.004, True),
-    ((0.001, 0.002, 0.004), 0.001, True),
-    ((0.001,), 0.001, False),
-])  # fmt: skip
-def test_a_rate_at_the_edge_of_those_tried_is_told(rates, chosen, expected):
-    entry, _ = one([record(rate=rate, validation=[0.5, 0.5, 0.9 if rate == chosen else 0.6]) for rate in rates])
-    assert entry.at_edge == expected
+def test_records_of_other_settings_are_left_out_and_counted():
+    records = trainings(alone())
+    others = trainings(alone(params={"lsr.separation_rank": 1, "train.weight_decay": 0.5}))
+    entry, left = one(records | others | {"f" * 16: record(key="f" * 16)})
+    assert {training.key for training in entry.trainings} < records.keys()
+    assert left == len(others) + 1
 
 
-def test_of_rates_that_validate_alike_the_one_with_all_seeds_is_chosen():
-    alike = [record(rate=rate, validation=[0.5, 0.5, 0.8]) for rate in (0.002, 0.008)]
-    entry, _ = one([*alike, record(rate=0.008, seed=1)])
-    assert entry.chosen.rate == 0.008
-    assert len(entry.trainings) == 2
-
-
-def test_of_rates_with_all_seeds_the_tuned_one_is_chosen_by_all_seeds_of_tuning():
-    # The first was chosen by one seed, before the preset asked for two.
-    scores = {0.002: (0.8, 0.5), 0.008: (0.7, 0.7)}
-    found = [
-        record(rate=rate, seed=seed, validation=[0.1, 0.1, score])
-        for rate, of in scores.items()
-        for seed, score in enumerate(of)
-    ]
-    assert one(found)[0].chosen.rate == 0.002
-    assert one(found, (0, 1))[0].chosen.rate == 0.008
-
-
-def test_of_two_forms_of_a_method_the_newest_counts():
-    new = {"overrides": {"lora.r": 3, "seed": 0}, "made": MADE | {"date": "2027-01-01T00:00:00+00:00"}, "key": "f" * 16}
-    entry, dropped = one([record(), record(seed=1), record(**new)])
-    assert [training.key for training in entry.trainings] == ["f" * 16]
-    assert dropped == 2
-    of_one_day = [record(key="f" * 16), record(key="0" * 16, overrides={"lora.r": 3, "seed": 0})]
-    for found in (of_one_day, of_one_day[::-1]):
-        assert one(found)[0].trainings == (found[-1],)
+def test_a_method_whose_tries_are_not_all_there_is_not_tuned_yet():
+    first, *_ = records = trainings(alone())
+    entry, _ = one({key: record for key, record in records.items() if key != first})
+    assert (entry.status, entry.chosen, entry.finished) == ("not tuned yet", None, ())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.compare.entries import entries
+from pipeline.compare.entries import Entry
 from pipeline.compare.precision import smallest
 from tests.pipeline.compare.records import record
 
@@ -11,8 +11,11 @@ WHOLE = {"validation": [0.7, 0.8, 0.8], "file_bytes": 4100}
 
 
 def of(*records):
-    tasks, _ = entries(records, [0])
-    return [entry for task in tasks.values() for entry in task.values()]
+    """An entry of each task."""
+    tasks = {}
+    for one in records:
+        tasks.setdefault(one.task, []).append(one)
+    return [Entry(task, "LoRA r=1", (), tuple(of), of[0] if of[0].predicted else None) for task, of in tasks.items()]
 
 
 def rounded(test=0.9, bytes_=BYTES, **validation):

@@ -56,8 +56,8 @@ def test_a_hypothesis_holds_if_its_own_test_says_so():
         ("absent", "equivalent", "base", False),
     ]
     outcomes = judge.outcomes([Hypothesis(method=m, expected=e, against=a, on="mean") for m, e, a, _ in said])
-    assert [one.held for one in outcomes] == [held for *_, held in said]
-    assert outcomes[2].verdict.difference == pytest.approx(10, abs=1)
-    assert outcomes[-1].verdict == Verdict()
+    assert [one["held"] for one in outcomes] == [held for *_, held in said]
+    assert outcomes[2]["difference"] == pytest.approx(10, abs=1)
+    assert outcomes[-1].items() >= Verdict()._asdict().items()
     (elsewhere,) = judge.outcomes([Hypothesis(method="same", expected="better", against="base", on="glue")])
-    assert elsewhere.verdict == Verdict()  # an average without records
+    assert elsewhere.items() >= Verdict()._asdict().items()  # an average without records

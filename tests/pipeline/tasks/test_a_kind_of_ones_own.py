@@ -13,7 +13,7 @@ import torch
 
 from pipeline import params, score
 from pipeline.arena import plan, preset, task_tokens
-from pipeline.arena.measure import measure, task_of
+from pipeline.arena.measure import measure
 from pipeline.core import artifacts
 from pipeline.data import base_models
 from pipeline.methods import adapter_task
@@ -100,7 +100,7 @@ def test_the_arena_keeps_its_answers_and_labels(tmp_path):
     training = entry.first()
     record = measure(training)
     assert record.status == "finished", record.reason
-    task_tokens.write_labels(task_of(training), tmp_path / "levels.csv")
+    task_tokens.write_labels(training, tmp_path / "levels.csv")
     labels = pd.read_csv(tmp_path / "levels.csv")["label"]
     assert record.score() == pytest.approx(ordered.kappa(labels, record.predicted), abs=1e-6)
 

@@ -1,0 +1,117 @@
+"""Run the trainings that entries lack, in worker processes, after a check that all of them can run."""
+
+import multiprocessing
+import os
+import re
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from threading import Thread
+
+from pipeline import params
+from pipeline.arena import cache, record, task_tokens, tuning
+from pipeline.arena.measure import measure, planned
+from pipeline.arena.plan import Entry
+from pipeline.arena.preset import PATH
+from pipeline.arena.record import Record
+from pipeline.core import console
+from pipeline.core.errors import UserError
+from pipeline.data import base_models
+from pipeline.params.reading import all_of
+from pipeline.training import arguments
+
+# oneDNN compiles a kernel for every shape and keeps 1,024: batches of any length and layers of any rank have more.
+KERNELS = 8192
+
+
+def compete(entries: Sequence[Entry], records: dict[str, Record], path: Path, jobs: int) -> None:
+    """Run the missing trainings, and add their records to `records` and to the file.
+
+    Raises:
+        UserError: if one of them cannot run, before any does; or if a worker dies.
+    """
+    left = [entry for entry in entries if tuning.missing(entry, records)]
+    if not left:
+        return
+    check(left)
+    for entry in {entry.task: entry for entry in left}.values():
+        is_private = entry.first().view.dataset.source.kind == "files"
+        task_tokens.write_labels(entry.first(), record.labels_path(entry.name, entry.task, private=is_private))
+    most = sum(tuning.most_left(entry, records) for entry in left)
+    busy: dict[str, Future[Record]] = {}  # by key
+    with workers(jobs) as pool, console.progress("arena: at most", most, "trainings") as advance:
+        try:
+            while True:
+                # Entry by entry, so that they are completed in turn.
+                waiting = (one for entry in left for one in tuning.missing(entry, records) if one.key not in busy)
+                for training in islice(waiting, jobs - len(busy)):
+                    busy[training.key] = pool.submit(measure, training)
+                if not busy:
+                    return
+                for future in wait(busy.values(), return_when=FIRST_COMPLETED).done:
+                    done = future.result()
+                    record.append(path, done)
+                    records[done.key] = done
+                    del busy[done.key]
+                    advance(1)
+        except BrokenProcessPool:
+            raise UserError("a worker was killed, perhaps for lack of memory: resume with --jobs 1") from None
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def check(entries: Sequence[Entry]) -> None:
+    """Read the data of each task into the cache, then try each method on the outline of the base model.
+
+    Raises:
+        UserError: with one line for each mistake, all at once; it names the file and the key to change.
+    """
+    tasks = {f"tasks.{entry.task}": entry for entry in entries}
+    methods = {f"methods.{entry.method}": entry for entry in entries}
+    for unit, check_one, found in (("tasks", _check_task, tasks), ("methods", _check_method, methods)):
+        listed = console.track(found.items(), "check", len(found), unit)
+        all_of(partial(_check_at, place, entry, check_one) for place, entry in listed)
+
+
+def _check_at(place: str, entry: Entry, check_one: Callable[[Entry], None]) -> None:
+    try:
+        check_one(entry)
+    except UserError as error:  # lines that name no other file are about that of the presets
+        here = f"{PATH}: {entry.name}.{place}: "
+        raise UserError(re.sub(rf"^{params.PARAMS}: ", here, str(error), flags=re.MULTILINE)) from None
+
+
+def _check_task(entry: Entry) -> None:
+    view = entry.first().view
+    cache.check_pinned(entry.preset.files, view.dataset.source)
+    arguments.check_machine(view.train)
+    tokenizer = base_models.load_tokenizer(view.base_model)
+    base_models.check_length(tokenizer.model_max_length, view.tokenize.max_length)
+    task_tokens.cached(entry.first())
+
+
+def _check_method(entry: Entry) -> None:
+    planned(entry.first())
+
+
+def workers(count: int) -> ProcessPoolExecutor:
+    """Return worker processes that share the cores; they exit silently at Ctrl-C, and when this program is killed."""
+    threads = str(max(1, (os.cpu_count() or 1) // count))  # workers read this when they import torch
+    os.environ |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
+    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    def end() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+        os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    Thread(target=end, daemon=True).start()
