@@ -30,7 +30,8 @@ def to_codes(
     unit = outermost.clamp(min=SMALLEST)[group]  # in units of it, squares neither overflow nor vanish
     scales, least = zeros, zeros + torch.inf
     for clipping in CLIPPINGS:
-        tried = _storable(clipping * outermost)
+        tried = (clipping * outermost).bfloat16().float()  # as it is stored
+        tried = torch.where(tried < SMALLEST, 0, tried)
         own = tried[group]
         errors = _levels(values, own, bits).mul_(own).sub_(values).div_(unit).square_()
         loss = zeros.index_add(0, group, errors)
@@ -56,11 +57,6 @@ def _levels(values: Tensor, scales: Tensor, bits: int) -> Tensor:
 
 def _outermost(bits: int) -> float:
     return (2**bits - 1) / 2
-
-
-def _storable(scales: Tensor) -> Tensor:  # float32
-    rounded = scales.bfloat16().float()
-    return torch.where(rounded < SMALLEST, 0, rounded)
 
 
 def to_bytes(codes: Tensor, bits: int) -> Tensor:  # (..., n) -> (..., ceil(n * bits / 8)), uint8

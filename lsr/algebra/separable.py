@@ -22,16 +22,11 @@ def kron_sum(
     Multiplies the two over s, then permutes (the rearrangement identity): nothing of size s * p * q is formed or kept
     for the backward pass.
 
-    Raises:
-        ValueError: if the factors differ in their number of terms.
-
     Reference: Van Loan & Pitsianis, "Approximation with Kronecker products", 1993.
     """
     if len(factors) == 1:
         return factors[0][0] if len(factors[0]) == 1 else factors[0].sum(dim=0)
     left, right = factors
-    if len(left) != len(right):
-        raise ValueError(f"expected factors with equally many terms, got {[tuple(f.shape) for f in factors]}")
     (count, p1, q1), (_, p2, q2) = left.shape, right.shape
     blocks = left.reshape(count, -1).T @ right.reshape(count, -1)
     return blocks.view(p1, q1, p2, q2).transpose(1, 2).reshape(p1 * p2, q1 * q2)
@@ -75,23 +70,17 @@ def nearest_kron_sum(
     matrix: Tensor,  # (p_1 * p_2, q_1 * q_2), float64
     row_shape: Shape,
     column_shape: Shape,
-    separation_rank: int,
+    separation_rank: int,  # at most Form.max_separation_rank
 ) -> list[Tensor]:  # (s, p_i, q_i)
     """Return factors that minimize `||matrix - kron_sum(*factors)||_F`, largest term first; one factor: the matrix.
 
     They are the truncated SVD of `rearrange(matrix)`, by TensorLy: the global optimum, whose error is the tail of the
     singular values. The second factor has orthonormal terms, the largest entry of each positive; the first carries the
     weights. So no term is dead, even if its weight is zero.
-
-    Raises:
-        ValueError: if separation_rank is not in [1, the number of terms that suffices for every matrix].
     """
     if len(row_shape) == 1:
         return [matrix[None].clone()]
     rearranged = rearrange(matrix, row_shape, column_shape)
-    limit = min(rearranged.shape)
-    if not 1 <= separation_rank <= limit:
-        raise ValueError(f"separation_rank must be in [1, {limit}] for these shapes, got {separation_rank}")
     with converging_numpy():
         left, sigma, right = svd_interface(rearranged.numpy(), "truncated_svd", n_eigenvecs=separation_rank)
     weights, first, second = (torch.from_numpy(part) for part in (sigma, left, right.T))

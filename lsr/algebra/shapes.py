@@ -26,15 +26,6 @@ def split_width(width: int, rank_shape: tuple[int, ...]) -> tuple[int, ...]:
     return min(fitting, key=lambda shape: (rank_shape[0] * shape[0] + rank_shape[1] * shape[1], prod(shape)))
 
 
-def max_separation_rank(rank_shape: tuple[int, ...], width_shape: tuple[int, ...]) -> int:
-    """Return the number of Kronecker terms that suffices for any matrix of this form; more would be redundant.
-
-    It is min(r1 n1, r2 n2), and 1 for a single factor, which is the whole matrix.
-    """
-    modes = [rank * width for rank, width in zip(rank_shape, width_shape, strict=True)]
-    return prod(modes) // max(modes)
-
-
 def check_rank(rank: int, rows: int, columns: int) -> None:
     """Refuse a rank that no matrix of these sizes has.
 
@@ -79,8 +70,15 @@ class Form:
 
     @property
     def max_separation_rank(self) -> int:
-        """The number of terms beyond which A or B has redundant ones."""
-        return min(max_separation_rank(self.rank_shape, shape) for shape in (self.in_shape, self.out_shape))
+        """The number of terms that suffices for any A and B; 1 for a single factor, which is the whole matrix.
+
+        It is min(r1 n1, r2 n2), or for B min(r1 m1, r2 m2) if that is less.
+        """
+        if len(self.rank_shape) == 1:
+            return 1
+        return min(
+            r * n for shape in (self.in_shape, self.out_shape) for r, n in zip(self.rank_shape, shape, strict=True)
+        )
 
     @property
     def factor_shapes(self) -> dict[str, tuple[int, ...]]:

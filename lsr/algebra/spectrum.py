@@ -55,18 +55,6 @@ def _svd_of_pair(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, ...]:
     return (q_left @ u)[:, :rank], values[:rank], (vt @ q_right.T)[:rank]
 
 
-def norm_of_pair(
-    left: Tensor,  # (M, k)
-    right: Tensor,  # (k, N)
-) -> float:
-    """Return `||left @ right||_F` from the R factors of QR decompositions: nothing cancels, nothing large is formed.
-
-    It is not finite if an entry is not.
-    """
-    core_left, core_right = (torch.linalg.qr(side.detach().double(), mode="r").R for side in (left, right.T))
-    return float(torch.linalg.matrix_norm(core_left @ core_right.T))
-
-
 def shape_of(matrix: Matrix) -> tuple[int, int]:
     """Return (M, N)."""
     left, right = (matrix, matrix) if isinstance(matrix, Tensor) else matrix
@@ -74,10 +62,14 @@ def shape_of(matrix: Matrix) -> tuple[int, int]:
 
 
 def norm_of(matrix: Matrix) -> float:
-    """Return the Frobenius norm; it is not finite if an entry is not."""
+    """Return the Frobenius norm; it is not finite if an entry is not.
+
+    Of a pair it comes from the R factors of QR decompositions: nothing cancels, nothing large is formed.
+    """
     if isinstance(matrix, Tensor):
         return float(torch.linalg.vector_norm(matrix.detach(), dtype=torch.float64))
-    return norm_of_pair(*matrix)
+    left, right = (torch.linalg.qr(side.detach().double(), mode="r").R for side in (matrix[0], matrix[1].T))
+    return float(torch.linalg.matrix_norm(left @ right.T))
 
 
 def distance_of_pairs(
@@ -88,4 +80,4 @@ def distance_of_pairs(
     (one_left, one_right), (left, right) = ([side.double() for side in pair] for pair in (one, other))
     if one_left.equal(left) and one_right.equal(right):
         return 0.0  # rather than roundoff
-    return norm_of_pair(torch.cat([one_left, -left], dim=1), torch.cat([one_right, right]))
+    return norm_of((torch.cat([one_left, -left], dim=1), torch.cat([one_right, right])))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lsr.algebra.spectrum import distance_of_pairs, norm_of_pair
+from lsr.algebra.spectrum import distance_of_pairs, norm_of
 from lsr.loading.update import Update
 
 
@@ -29,7 +29,7 @@ class Errors:
 def of_updates(written: Mapping[str, Update], exact: Mapping[str, Update]) -> Errors:
     """Return the errors of updates by layer; a missing update counts as zero."""
     products = {name: update.product() for name, update in exact.items()}
-    lengths = {name: norm_of_pair(*product) for name, product in products.items()}
+    lengths = {name: norm_of(product) for name, product in products.items()}
     absolute = {
         name: distance_of_pairs(written[name].product(), product) if name in written else lengths[name]
         for name, product in products.items()

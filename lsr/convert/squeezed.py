@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from lsr.algebra.shapes import Form
-from lsr.algebra.spectrum import norm_of_pair
+from lsr.algebra.spectrum import norm_of
 from lsr.convert import errors
 from lsr.convert.errors import Errors
 from lsr.convert.writing import check_output, write
@@ -62,7 +62,7 @@ def squeeze_adapter(
         raise InputError(f"{wrong}; needed: numbers from 1 on, and --bits of {', '.join(map(str, BITS))}")
     contents = read_contents(folder)
     before = {name: update.product() for name, update in contents.updates.items()}
-    updates = {name: product for name, product in before.items() if norm_of_pair(*product)}
+    updates = {name: product for name, product in before.items() if norm_of(product)}
     if not updates:
         raise InputError(f"{folder}: its update is zero: there is nothing to squeeze")
     try:

@@ -88,7 +88,9 @@ def _attached(base: nn.Module, files: Files, config: PeftConfig, *, trainable: b
         if hasattr(tuner, "_cast_adapter_dtype"):  # methods that add tokens instead of layers have none
             tuner._cast_adapter_dtype("default", autocast_adapter_dtype=True)
     except MISFITS as error:
-        raise InputError(f"{files.folder}: does not fit the base model: {_misfit(error)}") from None
+        missing = isinstance(error, KeyError) and error.args  # a tensor of a head
+        problem = f"{error.args[0]} is missing" if missing else first_line(error)
+        raise InputError(f"{files.folder}: does not fit the base model: {problem}") from None
     try:
         _check_complete(model, files.tensors)
     except ValueError as error:
@@ -114,10 +116,3 @@ def _check_complete(model: PeftModel, names: Iterable[str]) -> None:
         raise ValueError(
             f"{name} {'is missing' if name in expected else 'is no part of this adapter on this base model'}"
         )
-
-
-def _misfit(error: BaseException) -> str:
-    """Return a message for PEFT's error on a file that does not fit: a KeyError is a missing tensor of a head."""
-    if isinstance(error, KeyError):
-        return f"{error.args[0]} is missing" if error.args else "a tensor is missing"
-    return first_line(error)

@@ -18,7 +18,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from lsr.tuner.card import CLASSES
@@ -48,18 +48,6 @@ def load_model(kind: Any, name: str, revision: str | None = None, **more: Any) -
         return kind.from_pretrained(name, revision=revision, use_safetensors=True, trust_remote_code=False, **more)
 
 
-def outline(kind: Any, config: PretrainedConfig, name: str) -> PreTrainedModel:
-    """Return the model that a configuration describes, without weights: its layers have names and shapes.
-
-    No code that the model brings is run.
-
-    Raises:
-        NoBaseError: if it cannot be built.
-    """
-    with explain_base(name), torch.device("meta"):
-        return kind.from_config(config, trust_remote_code=False) if hasattr(kind, "from_config") else kind(config)
-
-
 def load_base(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], base: str | None = None) -> PreTrainedModel:
     """Return the base model named in an adapter's configuration, or `base`, with a head that fits the tensors.
 
@@ -70,8 +58,12 @@ def load_base(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], base: st
     kind, own = class_of(fields), {key.removeprefix(PREFIX): value for key, value in tensors.items()}
     with explain_base(name):
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    empty = outline(kind, config, name)
-    _fit_labels(config, empty, own)
+    with explain_base(name), torch.device("meta"):
+        empty = kind.from_config(config, trust_remote_code=False) if hasattr(kind, "from_config") else kind(config)
+    state = empty.state_dict()
+    for key, value in own.items():
+        if key in state and value.dim() == 2 and len(value) != len(state[key]):  # a head has a row for each label
+            config.num_labels = len(value)
     # Tensors of the head may have other shapes: the adapter replaces them.
     options = {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, info = load_model(kind, name, revision, **options)
@@ -80,24 +72,12 @@ def load_base(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], base: st
             raise InputError(f"base model {name}: {key} is {by(found)}, but the adapter is for {by(wanted)}")
     for key in sorted(info["missing_keys"] - own.keys()):
         raise InputError(f"base model {name}: {key} is missing, and the adapter does not hold it either")
-    if fields.get("task_type") == "SEQ_CLS":
-        _name_padding(model.config.get_text_config())
+    text = model.config.get_text_config()
+    if fields.get("task_type") == "SEQ_CLS" and getattr(text, "pad_token_id", None) is None:
+        # A decoder's head needs a padding token: without one, as in GPT-2, it is the end of text.
+        ends = getattr(text, "eos_token_id", None)
+        text.pad_token_id = ends[0] if isinstance(ends, list) else ends
     return model
-
-
-def _fit_labels(config: PretrainedConfig, model: PreTrainedModel, own: Mapping[str, Tensor]) -> None:
-    """Set the number of labels to the number of rows of the adapter's head, if the model's head has another."""
-    state = model.state_dict()
-    for key, value in own.items():
-        if key in state and value.dim() == 2 and len(value) != len(state[key]):
-            config.num_labels = len(value)
-
-
-def _name_padding(config: PretrainedConfig) -> None:
-    """Pad with the end-of-text token if there is no padding token, as in GPT-2: a decoder's head needs one."""
-    if getattr(config, "pad_token_id", None) is None:
-        ends = getattr(config, "eos_token_id", None)
-        config.pad_token_id = ends[0] if isinstance(ends, list) else ends
 
 
 def load_tokenizer(fields: Mapping[str, Any], folder: Path, base: str | None = None) -> PreTrainedTokenizerBase | None:

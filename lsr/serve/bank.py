@@ -23,7 +23,7 @@ from lsr.serve.file import FILE, FRAMES, HEADER, HEADS, LAYERS, read
 from lsr.serve.head import BankHead
 from lsr.serve.layer import DIRECTIONS, BankLayer
 from lsr.serve.side_by_side import SideBySide
-from lsr.serve.stack import NOBODY, Shared, Stack
+from lsr.serve.stack import NOBODY, ZERO, Shared, Stack
 from lsr.tuner.files import PREFIX
 from lsr.tuner.mistakes import InputError, first_line
 from lsr.tuner.mixed_batch import BASE, copies_of_a_row
@@ -107,9 +107,9 @@ class AdapterBank(nn.Module):
                 check_answers(self.model, self._of_base, contents.updates, heads)
             except (TypeError, ValueError) as error:
                 raise InputError(f"{contents.source}: {first_line(error)}") from None
-            free = self.shared.ranks.keys() - {NOBODY, *self._places.values()}
-            place = self._places.get(name) or min(free, default=len(self.shared.ranks))
-            self.shared.ranks[place] = 0
+            free = {*range(self.shared.size)} - {NOBODY, *self._places.values()}
+            place = self._places.get(name) or min(free, default=self.shared.size)
+            self.shared.size = max(self.shared.size, place + 1)
             self._wrap(contents.updates, heads)
             self._put(place, {**contents.updates, **heads})
             self.base_fields |= {field: value for field, value in contents.base.items() if value is not None}
@@ -144,10 +144,6 @@ class AdapterBank(nn.Module):
         modules: dict[str, BankLayer | BankHead] = {**self.layers, **self.heads}
         for name, module in modules.items():
             module.put(place, values.get(name))
-        self._count(place)
-
-    def _count(self, place: int) -> None:
-        self.shared.ranks[place] = max(len(layer.stacks[DIRECTIONS].own(place)) for layer in self.layers.values())
 
     def remove(self, name: str) -> None:
         """Remove an adapter, with the errors of `place`; the next ones take its memory."""
@@ -176,9 +172,10 @@ class AdapterBank(nn.Module):
             raise InputError(f"adapter_names: needed: one name per row, {rows}, {BASE!r} for none, got {len(names)}")
         with shared.one_thread:
             places = [self.place(name) for name in names for _ in range(copies)]
-            rank = max(shared.ranks[place] for place in places)
-            shared.rank = 1 << (rank - 1).bit_length() if rank else 0  # few values: a compiled model is made for each
             shared.places = torch.tensor(places, dtype=torch.int64, device=next(self.model.parameters()).device)
+            used = [layer.stacks[DIRECTIONS].slots[shared.places] > ZERO for layer in self.layers.values()]
+            rank = int(torch.stack([one.sum(dim=1).max() for one in used]).max()) if used else 0
+            shared.rank = 1 << (rank - 1).bit_length() if rank else 0  # few values: a compiled model is made for each
             try:
                 yield
             finally:
@@ -271,7 +268,7 @@ class AdapterBank(nn.Module):
             bank = cls(base, precision=header["precision"])
             bank.base_fields, bank.notes = header["base"], {name: dict(its) for name, its in header["notes"].items()}
             bank._places = {name: place for place, name in enumerate(bank.notes, start=NOBODY + 1)}
-            bank.shared.ranks |= dict.fromkeys(bank._places.values(), 0)
+            bank.shared.size += len(bank._places)
             check_heads(bank.model, header["heads"])
             bank._wrap(header["layers"], header["heads"])
             frames = dict[str, Frames]()
@@ -284,8 +281,6 @@ class AdapterBank(nn.Module):
                 if not fits or len(slots) != len(stack.slots) or ((slots < 0) | (slots >= len(values))).any():
                     raise InputError("its values do not fit the base model or the names of its adapters")
                 stack.values, stack.slots = values, slots.int()
-            for place in bank._places.values():
-                bank._count(place)
         except KeyError as error:
             raise InputError(f"{folder}: {error.args[0]!r} is missing in the base model or in the file") from None
         except (ValueError, TypeError, AttributeError) as error:

@@ -18,7 +18,8 @@ class SideBySide:
 
     An adapter's gradient is that of the mean loss over its own rows of the batch, clipped to `largest_norm` on its own,
     and AdamW leaves it and its moments alone in steps without one of its rows. So it takes the steps that it would take
-    alone, but for rounding, whatever the others are. There is no dropout. Nothing else may change the bank meanwhile.
+    alone, but for rounding, whatever the others are, and stops when no batch has rows of it any more. There is no
+    dropout. Nothing else may change the bank meanwhile.
 
     Raises:
         InputError: if the bank has no such adapter, or does not store adapters in float32.
@@ -33,15 +34,12 @@ class SideBySide:
         head_rate: float,
         weight_decay: float = 0.0,
         largest_norm: float = 1.0,
-        patience: int | None = None,
     ) -> None:
         if bank.shared.precision != "float32":
             raise InputError(f"a bank in {bank.shared.precision} cannot be trained; needed: precision='float32'")
-        self.bank, self.largest_norm, self.patience = bank, largest_norm, patience
+        self.bank, self.largest_norm = bank, largest_norm
         self._places = {name: bank.place(name) for name in names}
-        self.going = [*self._places]
-        self.best: dict[str, float] = {}
-        self._since = dict.fromkeys(self.going, 0)  # judgements since the best one
+        self.best: dict[str, float] = {}  # score of each
         self._kept: dict[str, dict[Stack, Tensor]] = {}  # the best values
         trained = {name: stack for name, stack in bank.stacks().items() if not name.endswith(SCALING)}
         rates = {stack: head_rate if name.startswith(HEADS) else rate for name, stack in trained.items()}
@@ -86,7 +84,7 @@ class SideBySide:
             own, wanted = logits[rows, : self.bank.outputs(name)], labels[rows]
             is_number = own.shape[1] == 1
             means[name] = F.mse_loss(own[:, 0], wanted.to(own)) if is_number else F.cross_entropy(own, wanted.long())
-        trained = [name for name in means if name in self.going]
+        trained = [name for name in means if name in self._values]
         if trained:
             torch.stack([means[name] for name in trained]).sum().backward()  # no gradient depends on how many there are
         for name in trained:
@@ -97,18 +95,9 @@ class SideBySide:
         self._optimizer.zero_grad()
         return {name: float(mean.detach()) for name, mean in means.items()}
 
-    def judge(self, scores: Mapping[str, float]) -> list[str]:
-        """Keep the values of adapters that have their best score, higher is better; return the names that go on.
-
-        An adapter without a better one for `patience` judgements stops: later steps leave it as it is.
-        """
-        for name in [name for name in self.going if name in scores]:
-            self._since[name] += 1
-            if scores[name] > self.best.get(name, -torch.inf):
-                self.best[name], self._since[name] = scores[name], 0
+    def judge(self, scores: Mapping[str, float]) -> None:
+        """Keep the values of adapters that have their best score so far; higher is better."""
+        for name, score in scores.items():
+            if score > self.best.get(name, -torch.inf):
+                self.best[name] = score
                 self._kept[name] = {stack: values.detach().clone() for stack, values in self._values[name].items()}
-            elif self._since[name] == self.patience:
-                self.going.remove(name)
-                for values in self._values[name].values():
-                    values.requires_grad_(False)
-        return list(self.going)

@@ -100,7 +100,7 @@ class Shared:
 
     precision: str
     labels: int  # of the base model
-    ranks: dict[int, int] = field(default_factory=lambda: {NOBODY: 0})  # by place: the most directions in a layer
+    size: int = 1  # places, that of NOBODY included
     places: Tensor | None = None  # (rows,), while a batch passes through the bank
     rank: int = 0  # at least the largest of theirs: what a layer computes for each row
     one_thread: Any = field(default_factory=RLock)
@@ -116,7 +116,7 @@ class Stacked(nn.Module):
 
     def add_stack(self, name: str, *parts: int, precision: str | None = None) -> None:
         """Add a stack, on the device of the base module."""
-        stack = Stack(parts, 1 + max(self.shared.ranks), precision or self.shared.precision)
+        stack = Stack(parts, self.shared.size, precision or self.shared.precision)
         self.stacks[name] = stack.to(next(iter(self.base.state_dict().values())).device)
         self.add_module(f"stack_{len(self.stacks)}", stack)  # a tensor's name may have dots
 

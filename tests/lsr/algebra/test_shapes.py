@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lsr.algebra.shapes import Form, max_separation_rank, split_width
+from lsr.algebra.separable import rearrange
+from lsr.algebra.shapes import Form, split_width
 
 RANKS = st.lists(st.integers(1, 5), min_size=1, max_size=2).map(tuple)
 
@@ -41,5 +42,6 @@ def test_the_count_is_that_of_the_factors(terms, rank_shape, columns, rows):
     shapes = [*zip(rank_shape, in_shape, strict=True), *zip(out_shape, rank_shape, strict=True)]
     form = Form(rank_shape, in_shape, out_shape, terms, columns, rows)
     assert form.parameters == sum(torch.empty(terms, *shape).numel() for shape in shapes)
-    limits = [max_separation_rank(rank_shape, shape) for shape in (in_shape, out_shape)]
-    assert form.max_separation_rank == min(limits)
+    sides = ((rank_shape, in_shape), (out_shape, rank_shape))
+    ranks = [min(rearrange(torch.zeros(prod(p), prod(q)), p, q).shape) for p, q in sides if len(rank_shape) > 1]
+    assert form.max_separation_rank == min(ranks, default=1)

@@ -241,21 +241,22 @@ def test_side_by_side_each_takes_the_steps_that_it_takes_alone(tmp_path):
     assert sum(path.stat().st_size for path in (tmp_path / "LSR/d").iterdir()) < 12_000
 
 
-def test_an_adapter_stops_early_on_its_own_and_has_its_best_values_at_the_end(folders):
+def test_an_adapter_without_rows_stays_as_it_is_and_each_has_its_best_values_at_the_end(folders):
     bank = filled(folders("cores"))
     before, names = asked(bank, ["a", "b", "c"]), ["a", "b", "c"]
     batch = {**tokens(3), "labels": torch.tensor([0, 1, 2])}
-    with bank.side_by_side(["a", "b"], rate=0.05, head_rate=0.05, patience=2) as training:
-        assert training.judge({"a": 0.5, "b": 0.1}) == ["a", "b"]
+    with bank.side_by_side(["a", "b"], rate=0.05, head_rate=0.05) as training:
+        training.judge({"a": 0.5, "b": 0.1})
         first = training.step(batch, names)
-        assert training.judge({"a": 0.4, "b": 0.2}) == ["a", "b"]
+        training.judge({"a": 0.4, "b": 0.2})
         better = asked(bank, ["a", "b", "c"])[1]
         last = training.step(batch, names)
-        assert training.judge({"a": 0.4, "b": 0.1}) == ["b"]
+        training.judge({"a": 0.4, "b": 0.1})
         stopped = asked(bank, ["a", "b", "c"])
-        training.step(batch, names)
+        training.step({key: value[1:] for key, value in batch.items()}, names[1:])
         assert torch.equal(asked(bank, ["a", "b", "c"])[[0, 2]], stopped[[0, 2]])
     assert last["b"] < first["b"]
+    assert training.best == {"a": 0.5, "b": 0.2}
     after = asked(bank, ["a", "b", "c"])
     assert torch.equal(after[[0, 2]], before[[0, 2]])
     assert torch.equal(after[1], better)
