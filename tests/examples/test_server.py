@@ -114,6 +114,16 @@ def under_load(server, ask):
     return asyncio.run(run())
 
 
+def predicted(server, names, texts):
+    """The responses to requests at once, one for each name."""
+
+    async def ask(client):
+        asked = [{"adapter": name, "texts": texts} for name in names]
+        return await asyncio.gather(*(client.post("/v1/predict", json=one) for one in asked))
+
+    return under_load(server, ask)
+
+
 def check(name, response, expected, texts=TEXTS, versions=(0, 1)):
     """Check that all of a response is what one version of an adapter says of these texts; return which."""
     assert response.status_code == 200, response.text
@@ -127,11 +137,7 @@ def check(name, response, expected, texts=TEXTS, versions=(0, 1)):
 
 
 def test_tenants_in_one_batch_get_what_the_bank_says_in_process(server, expected):
-    async def ask(client):
-        asked = [{"adapter": name, "texts": TEXTS[:3]} for name in TENANTS]
-        return await asyncio.gather(*(client.post("/v1/predict", json=one) for one in asked))
-
-    for name, response in zip(TENANTS, under_load(server, ask), strict=True):
+    for name, response in zip(TENANTS, predicted(server, TENANTS, TEXTS[:3]), strict=True):
         check(name, response, expected, TEXTS[:3], versions=(0,))
     metrics = httpx2.get(f"{server[1]}/metrics").text
     assert metric(metrics, "lsr_predict_seconds_count") == len(TENANTS)
@@ -139,11 +145,7 @@ def test_tenants_in_one_batch_get_what_the_bank_says_in_process(server, expected
 
 
 def test_answers_that_are_not_finite_are_an_error_of_their_tenant_alone(server, expected):
-    async def ask(client):
-        asked = [{"adapter": name, "texts": TEXTS[:3]} for name in ("anna", "eve", "ben")]
-        return await asyncio.gather(*(client.post("/v1/predict", json=one) for one in asked))
-
-    anna, eve, ben = under_load(server, ask)
+    anna, eve, ben = predicted(server, ("anna", "eve", "ben"), TEXTS[:3])
     assert (eve.status_code, list(eve.json())) == (422, ["error"])
     assert eve.json()["error"].startswith("texts[0]: the answer is not finite")
     check("anna", anna, expected, TEXTS[:3], versions=(0,))
@@ -253,12 +255,8 @@ def test_adapters_are_replaced_and_removed_under_fire_and_no_row_gets_another_on
 def test_without_room_requests_are_refused_and_the_others_answered(server, expected):
     names = [random.Random(at).choice(TENANTS) for at in range(30)]
 
-    async def ask(client):
-        asked = [{"adapter": name, "texts": TEXTS} for name in names]
-        return await asyncio.gather(*(client.post("/v1/predict", json=one) for one in asked))
-
     refused = 0
-    for name, response in zip(names, under_load(server, ask), strict=True):
+    for name, response in zip(names, predicted(server, names, TEXTS), strict=True):
         if response.status_code == 429:
             refused += 1
             assert (response.headers["Retry-After"], list(response.json())) == ("1", ["error"])

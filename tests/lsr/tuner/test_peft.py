@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
-from lsr import LsrConfig
+from lsr import LsrConfig, parameter_groups
 from lsr.tuner.layer import adapted_layers
 from tests.capabilities.checks import is_factor, train, trainable
 from tests.capabilities.models import logits, tiny, tokens
@@ -36,6 +36,8 @@ def test_factors_cores_heads_and_chosen_biases_train_move_within_two_steps_and_a
     assert list(adapted_layers(model)) == model.base_model.targeted_module_names
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == (is_factor(name) or is_head(case, name) or is_chosen_bias(case, name)), name
+    grouped = [id(parameter) for group in parameter_groups(model) for parameter in group["params"]]
+    assert sorted(grouped) == sorted(map(id, trainable(model).values()))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     train(model)
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
@@ -47,6 +49,16 @@ def test_factors_cores_heads_and_chosen_biases_train_move_within_two_steps_and_a
     expected = {in_file(name): value for name, value in kept.items()}  # frozen frames too
     assert written.keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in written.items())
+
+
+def test_small_factors_turn_no_faster_than_others():
+    model = CASES["two factors"].fresh(separation_rank=4)
+    names = {id(parameter): name.rpartition(".")[2] for name, parameter in model.named_parameters() if "lsr_" in name}
+    rates = {
+        names.get(id(one)): group["lr"] for group in parameter_groups(model, 0.004, 0.001) for one in group["params"]
+    }
+    factors = {"factor_A1": 0.004, "factor_A2": 0.002, "factor_B1": 0.004, "factor_B2": 0.002}
+    assert rates == factors | {None: 0.001}  # the head
 
 
 def chosen_by_patterns(model):
