@@ -1,11 +1,11 @@
 """`python -m pipeline.check`: check params.yaml and the tables, and show what would run."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from pipeline.core.command_line import Parser, warn_without_identity
 from pipeline.core.errors import exit_on_error
-from pipeline.params import PARAMS, MethodParams, TrainView, load, load_params
+from pipeline.params import PARAMS, TrainView, load, load_params
 from pipeline.params.reading import all_of
 
 PROGRAM = "python -m pipeline.check"
@@ -22,7 +22,16 @@ def main(words: Sequence[str] | None = None) -> None:
     Parser(PROGRAM, __doc__, f"It takes no arguments: all values are in {PARAMS}.").parse_args(words)
     with exit_on_error("stopped", PROGRAM):
         view = load(TrainView)
-        all_of([partial(_check_is_there, view), partial(_check_with_peft, load_params().sections.values())])
+        from pipeline.methods.planning import configured  # takes seconds, so after what can be checked without PEFT
+
+        # What PEFT's configurations of the methods do not allow, whatever the model is.
+        sections = load_params().sections.values()
+        all_of(
+            [
+                partial(_check_is_there, view),
+                *(partial(configured, section, seed=0, targets=["query"], trained_whole=[]) for section in sections),
+            ]
+        )
         print(f"{PARAMS}: fine: {view.adapter} on {view.model}, {view.data}, seed {view.seed}")
         warn_without_identity()
 
@@ -34,13 +43,6 @@ def _check_is_there(view: TrainView) -> None:
 
     content.digests(view.dataset.source, f"{view.dataset.where}: {view.data}")
     base_models.load_config(view.base_model, tasks.of(view.dataset))
-
-
-def _check_with_peft(sections: Iterable[MethodParams]) -> None:
-    # Check what PEFT's configurations of the methods do not allow, whatever the model is.
-    from pipeline.methods.planning import configured
-
-    all_of(partial(configured, section, seed=0, targets=["query"], trained_whole=[]) for section in sections)
 
 
 if __name__ == "__main__":

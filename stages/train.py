@@ -40,7 +40,7 @@ def train(view: params.TrainView, folder: Path) -> None:
     steps = view.train.epochs * run.steps_an_epoch(view, splits["train"])
     with console.progress("train", steps, "steps") as advance:
         watching = [callbacks.StopAtDivergence(), callbacks.Progress(advance), *arguments.trackers(view)]
-        trainer = run.trainer_of(view, model, splits, collate, callbacks.aside(folder), watching)
+        trainer = run.trainer_of(view, model, splits, collate, folder / callbacks.ASIDE, watching)
         run.fit(trainer, folder)
     if processes.is_main():
         counts = adapters.count_parameters(model, view.base_model)

@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -132,15 +131,8 @@ def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:
     return torch.optim.AdamW(listed, foreach=True)  # a third of the time that many small tensors take one by one
 
 
-def scorer(task: Task, groups: NDArray[np.int64] | None = None) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Return the Trainer's metrics function: the task's official metrics, with the first one repeated as `score`.
-
-    `groups` holds the group number of each validation example if examples are scored in groups.
-    """
-
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        outputs, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-        found = task.scores(Outcome(torch.from_numpy(outputs), labels, groups))
-        return {"score": found[task.row.metrics[0]], **found}
-
-    return compute
+def scores(task: Task, groups: NDArray[np.int64] | None, prediction: EvalPrediction) -> dict[str, float]:
+    """Return the official metrics of a validation split for the Trainer, with the first one repeated as `score`."""
+    outputs, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    found = task.scores(Outcome(torch.from_numpy(outputs), labels, groups))
+    return {"score": found[task.row.metrics[0]], **found}

@@ -13,6 +13,7 @@ from pipeline.core.console import Advance
 from pipeline.core.errors import UserError
 
 LOSSES = {"loss": "loss", "eval_loss": "validation loss", "train_loss": "mean loss"}  # in the Trainer's log
+ASIDE = "writing"  # the folder of a run's checkpoints in which the Trainer writes them; nothing is read from there
 
 
 class DivergedError(UserError):
@@ -33,27 +34,23 @@ class Progress(TrainerCallback):
         """Count one step."""
         self.advance(1)
 
-    def on_log(
-        self, args: Any, state: TrainerState, control: Any, logs: dict[str, float] | None = None, **_: Any
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, **given: Any) -> None:
         """Show the mean loss since the last log, and the learning rate of the first group: the adapter's, if any."""
-        if logs and "loss" in logs:
+        if "loss" in (logs := given["logs"]):
             self.advance(0, f"loss {logs['loss']:.3g}, lr {logs['learning_rate']:.3g}")
 
 
 class StopAtDivergence(TrainerCallback):
     """Stops a run whose loss is infinite or NaN: it could not recover."""
 
-    def on_log(
-        self, args: Any, state: TrainerState, control: Any, logs: dict[str, float] | None = None, **_: Any
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, **given: Any) -> None:
         """Check the losses: those of some steps, of the validation split, and at the end the mean over all steps.
 
         Raises:
             DivergedError: if one is infinite or NaN.
         """
         for key, name in LOSSES.items():
-            loss = (logs or {}).get(key, 0.0)
+            loss = given["logs"].get(key, 0.0)
             if not math.isfinite(loss):
                 raise DivergedError(
                     f"train: the {name} is {loss} after {state.global_step} steps: lower the learning rate"
@@ -67,20 +64,14 @@ class LaterOfEquals(TrainerCallback):
     it take the new checkpoint. Step and loss of the best are in the Trainer's state, which a resumed run reads.
     """
 
-    def on_evaluate(
-        self, args: Any, state: TrainerState, control: Any, metrics: dict[str, float] | None = None, **_: Any
-    ) -> None:
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, **given: Any) -> None:
         """Compare with the best evaluation so far."""
-        if metrics is None or metrics["eval_score"] != state.best_metric:
+        metrics = given["metrics"]
+        if metrics["eval_score"] != state.best_metric:
             return
         losses = {entry["step"]: entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry}
         if state.best_global_step is not None and metrics["eval_loss"] <= losses[state.best_global_step]:
             state.best_metric = None
-
-
-def aside(folder: Path) -> Path:
-    """Return where the Trainer writes the checkpoints of a run; nothing is read from there."""
-    return folder / "writing"
 
 
 class KeepComplete(TrainerCallback):
@@ -98,7 +89,7 @@ class KeepComplete(TrainerCallback):
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             path = self._path_of(state.global_step)
-            (aside(self.folder) / path.name).rename(path)
+            (self.folder / ASIDE / path.name).rename(path)
             kept = {self._path_of(step) for step in (state.global_step, state.best_global_step) if step}
             for other in set(self.folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")) - kept:
                 artifacts.remove(other)

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def trainer_of(
         train_dataset=splits["train"],
         eval_dataset=splits.get("validation"),
         data_collator=collate,
-        compute_metrics=arguments.scorer(tasks.of(view.dataset), groups),
+        compute_metrics=partial(arguments.scores, tasks.of(view.dataset), groups),
         optimizers=(arguments.optimizer(model, view), None),
         callbacks=[callbacks.LaterOfEquals(), *watching],
     )
@@ -110,7 +111,7 @@ def run_folder(view: TrainView) -> Iterator[Path]:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
-        artifacts.remove(callbacks.aside(folder))
+        artifacts.remove(folder / callbacks.ASIDE)
         with artifacts.name_path_on_error(folder):
             yield folder
         artifacts.remove(folder)
