@@ -44,11 +44,7 @@ FEW = 50  # rows of a class, of which a random cut could leave a split hardly an
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Look at a file, write its row, and print what was decided and how to run it.
-
-    Raises:
-        SystemExit: with exit code 2 after a mistake, which leaves everything as it was.
-    """
+    """Look at a file, write its row, and print what was decided and how to run it."""
     parser = Parser(PROGRAM, __doc__)
     parser.add_argument("file", help="csv, tsv, jsonl or parquet, in data/")
     parser.add_argument("--text", nargs="+", metavar="COLUMN", help="the column with the text, or two for pairs")

@@ -15,9 +15,6 @@ def main(words: Sequence[str] | None = None) -> None:
     """Check params.yaml, with the sections of all methods, and all rows of the tables; print what would run.
 
     The chosen model and the chosen files must be there, too.
-
-    Raises:
-        SystemExit: with exit code 2, if there is a mistake.
     """
     Parser(PROGRAM, __doc__, f"It takes no arguments: all values are in {PARAMS}.").parse_args(words)
     with exit_on_error("stopped", PROGRAM):

@@ -27,11 +27,7 @@ PROGRAM = "python -m pipeline.score"
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Print a table with a row for each adapter.
-
-    Raises:
-        SystemExit: with exit code 2 after a mistake.
-    """
+    """Print a table with a row for each adapter."""
     parser = Parser(PROGRAM, __doc__)
     parser.add_argument("data", metavar="DATA", help="a row of the tables of data, as in params.yaml")
     parser.add_argument("adapters", nargs="+", type=Path, metavar="ADAPTER", help="folders of adapters")

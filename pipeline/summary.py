@@ -24,11 +24,7 @@ STAGES = ("tokenize", "factorize_init", "train", "evaluate")
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Print the summary.
-
-    Raises:
-        SystemExit: with exit code 2, if nothing has been evaluated.
-    """
+    """Print the summary."""
     Parser(PROGRAM, __doc__).parse_args(words)
     with exit_on_error("stopped", PROGRAM):
         params = load_params()

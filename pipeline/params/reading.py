@@ -53,11 +53,7 @@ def all_of(checks: Iterable[Callable[[], Any]]) -> list[Any]:
 
 
 def load_params() -> Params:
-    """Return the checked params.yaml.
-
-    Raises:
-        UserError: with one line for each mistake, all at once.
-    """
+    """Return the checked params.yaml."""
     return validated(Params, read_yaml(PARAMS), PARAMS, ())
 
 
@@ -80,11 +76,7 @@ def changed(
 
 
 def seen_by(view: type[AnyView], params: Params) -> AnyView:
-    """Return a view of checked params, with the rows that they name.
-
-    Raises:
-        UserError: if there is no such row, or it is not valid.
-    """
+    """Return a view of checked params, with the rows that they name."""
     everything = {
         **{name: getattr(params, name) for name in Params.model_fields},
         "section": params.sections[params.adapter],
@@ -118,11 +110,7 @@ def load_row(word: str, name: str) -> Any:
 
 
 def check_rows(word: str) -> list[str]:
-    """Check all rows for `word`, and return their names.
-
-    Raises:
-        UserError: with one line for each mistake.
-    """
+    """Check all rows for `word`, and return their names."""
     named = [(name, path) for path in _tables(word) for name in read_yaml(path)]
     all_of(partial(_row, word, *one) for one in named)
     return [name for name, _ in named]

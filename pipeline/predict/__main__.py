@@ -24,11 +24,7 @@ FORMATS = CSV, JSON_LINES, _ = (".csv", ".jsonl", ".parquet")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command.
-
-    Raises:
-        SystemExit: with code 2 after a mistake, 1 if a file cannot be read or written, 130 after Ctrl-C.
-    """
+    """Run the command."""
     parser = Parser(PROGRAM, __doc__)
     add = parser.add_argument
     add("texts", nargs="*", metavar="TEXT", help="without any, or with -, read standard input, one text per line")
@@ -65,11 +61,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def predict(options: argparse.Namespace) -> None:
-    """Read texts, run the model, and print or write the predictions beside the columns of their rows.
-
-    Raises:
-        UserError: for the first error; nothing is written then.
-    """
+    """Read texts, run the model, and print or write the predictions beside the columns of their rows."""
     task = adapter_task.read(options.adapter)
     if options.file is None:
         given, names = texts.read_words(options.texts, task)

@@ -22,7 +22,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from pipeline import tasks
 from pipeline.core import artifacts
-from pipeline.data import tokens
+from pipeline.data import content, tokens
 from pipeline.params import TrainView
 from pipeline.training import arguments, callbacks, processes
 
@@ -125,11 +125,8 @@ def checkpoint_folder(view: TrainView) -> Path:
     DVC deletes the outs of a stage before running it, and runs experiments in temporary copies. So the folder is not an
     out, and lies in the original repository.
     """
-    digest = hashlib.sha256(json.dumps(view.model_dump(mode="json"), sort_keys=True).encode())
-    for name, path in sorted(inputs()):
-        digest.update(name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())  # piece by piece: it may exceed the memory
+    known = [view.model_dump(mode="json"), {name: content.sha256(path) for name, path in inputs()}]
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
     return artifacts.repository() / ".checkpoints" / digest.hexdigest()[:16]
 
 
