@@ -15,6 +15,7 @@ from pydantic import (
     StrictInt,
     StrictStr,
     Tag,
+    field_validator,
     model_validator,
 )
 
@@ -58,17 +59,6 @@ OWN_LOOP = {
     "POLY": "the number of a task with each example",
     "XLORA": "previously trained adapters",
 }
-
-
-def own_loop(kind: str) -> str:
-    """Check PEFT's name of a method for pydantic.
-
-    Raises:
-        ValueError: if the method depends on its own training loop.
-    """
-    if kind in OWN_LOOP:
-        raise ValueError(f"{kind} needs {OWN_LOOP[kind]}, which this training does not have")
-    return kind
 
 
 class Section(Row):
@@ -208,9 +198,7 @@ class PeftParams(MethodParams):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, JsonValue]
 
-    type: Annotated[StrictStr, AfterValidator(own_loop)] = Field(
-        min_length=1, description="PEFT's name of the method, such as LORA or VERA"
-    )
+    type: StrictStr = Field(min_length=1, description="PEFT's name of the method, such as LORA or VERA")
     target_modules: Targets = Field("default", description="or none, where biases alone are trained")
     layers: Layers = "all"
     learning_rate: Rate = Field(description="peak, per optimizer step")
@@ -219,6 +207,13 @@ class PeftParams(MethodParams):
     def options(self) -> dict[str, Any]:
         """The fields of PEFT's configuration that the section sets."""
         return {name: value for name, value in self.__pydantic_extra__.items() if not name.endswith(f"_{RATE}")}
+
+    @field_validator("type")
+    @classmethod
+    def _needs_no_loop_of_its_own(cls, kind: str) -> str:
+        if kind in OWN_LOOP:
+            raise ValueError(f"{kind} needs {OWN_LOOP[kind]}, which this training does not have")
+        return kind
 
     @model_validator(mode="after")
     def _every_rate_is_one(self) -> Self:
