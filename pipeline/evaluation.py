@@ -1,6 +1,6 @@
-"""Outputs of a model over a tokenized split, and the table of its predictions."""
+"""Outputs of a model over a tokenized split."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,6 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import DataCollatorWithPadding
 
-from pipeline.core import artifacts
 from pipeline.data import tokens
 from pipeline.methods.device import device_of
 from pipeline.tasks import Outcome, Task
@@ -52,11 +51,3 @@ def outcome(
     """Return the outputs for a labeled split, beside its labels."""
     found = outputs(task, model, split, collate, batch_size, advance)
     return Outcome(found, np.array(split["label"][:]), tokens.groups_of(split))
-
-
-def write_predictions(task: Task, outcome: Outcome) -> None:
-    """Write a line for each example of the test split: its text, and what the task says of it."""
-    texts = {name: tokens.load_column("test", name) for name in ("text", "text_pair")}
-    columns: dict[str, Sequence[artifacts.Value]] = {name: found for name, found in texts.items() if found is not None}
-    columns |= task.table(outcome)
-    artifacts.write_csv(artifacts.EVALUATE_PREDICTIONS, list(columns), zip(*columns.values(), strict=True))

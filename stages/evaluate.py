@@ -28,7 +28,8 @@ def main(view: params.EvaluateView) -> None:
     }
     # As a metric is named so too, DVC's tables call the param params.yaml:data, and do not mix it up with the dep data.
     artifacts.write_metrics(artifacts.EVALUATE_METRICS, {"data": view.data, **metrics})
-    evaluation.write_predictions(task, outcome)
+    columns = {**tokens.load_texts("test"), **task.table(outcome)}
+    artifacts.write_csv(artifacts.EVALUATE_PREDICTIONS, list(columns), zip(*columns.values(), strict=True))
     with artifacts.replacing(artifacts.CARD) as temporary:
         temporary.write_text(cards.of_evaluation(view, metrics, artifacts.ADAPTER), encoding="utf-8")
 

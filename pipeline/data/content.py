@@ -49,11 +49,7 @@ def sha256_of(row: Row) -> str:
 
 
 def digests(source: Source, where: str) -> dict[str, str]:
-    """Return the digest of each local file that a source names; error messages begin with `where`.
-
-    Raises:
-        UserError: if a file or folder does not exist, or is where DVC would not notice changes.
-    """
+    """Return the digest of each local file that a source names; what `local` refuses begins with `where`."""
     return {file.as_posix(): sha256(file) for path in local(source, where) for file in files(path)}
 
 

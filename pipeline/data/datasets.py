@@ -25,34 +25,29 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-DROPPED = ("missing", "within_margin", "duplicate")
 
 
 class Loaded(NamedTuple):
-    """The tables by split, and the number of dropped rows for each of the reasons in DROPPED.
-
-    For a row with `pairs`, `within_margin` counts pairs.
-    """
+    """The tables by split, and what was dropped to make them."""
 
     splits: dict[str, "Dataset"]
-    dropped: dict[str, int]
+    dropped: dict[str, int]  # rows that are missing, within_margin (for a row with `pairs`, pairs) and duplicate
     conflicting: int  # dropped duplicates whose label differs from the label of the row that is kept
 
 
 def load(row: DatasetRow, name: str) -> Loaded:
     """Return train, validation and test with the columns text, text_pair (for a pair) and label; and the dropped rows.
 
-    A class is an int, a number a float. `name` is the row's name, for messages.
-
-    Raises:
-        UserError: if the source cannot be read, a text or label does not fit the row, a split is empty, or a class has
-            no row in train.
+    A class is an int, a number a float. A source that cannot be read, a text or label that does not fit the row, an
+    empty split, and what train lacks are refused with the row's name, the split, its file and the line or row.
     """
     where, task = f"{row.where}: {name}", tasks.of(row)
     examples: dict[Split, pd.DataFrame] = {}
-    dropped = Counter(dict.fromkeys(DROPPED, 0))
+    dropped = Counter(missing=0, within_margin=0, duplicate=0)
     for split in (split for split in SPLITS if split in row.source.provides):
-        examples[split], left_out = read(task, split, where)
+        file = f"{where}: {split}: {sources.name_of(row.source, split)}"
+        with sources.explained(file):
+            examples[split], left_out = task.examples(sources.read(row.source, split, task.reads, file))
         dropped.update(left_out)
     train, conflicting = _distinct(examples)
     dropped["duplicate"] = len(examples["train"]) - len(train)
@@ -67,19 +62,6 @@ def load(row: DatasetRow, name: str) -> Loaded:
     splits = {split: Dataset(_table(part)) for split, part in examples.items()}
     # Only a row with select_on: test has no validation split; the checkpoint is then chosen on test.
     return Loaded({split: splits.get(split, splits["test"]) for split in SPLITS}, dict(dropped), conflicting)
-
-
-def read(task: Task, split: Split, where: str) -> tuple[pd.DataFrame, Counter[str]]:
-    """Return the examples of a split that the source provides, and the dropped rows; errors begin with `where`.
-
-    Raises:
-        UserError: if the source cannot be read, or for a text or label that is neither missing nor allowed; names the
-            file and the line or row.
-    """
-    source = task.row.source
-    where = f"{where}: {split}: {sources.name_of(source, split)}"
-    with sources.explained(where):
-        return task.examples(sources.read(source, split, task.reads, where))
 
 
 def _distinct(examples: Mapping[Split, pd.DataFrame]) -> tuple[pd.DataFrame, int]:

@@ -30,8 +30,8 @@ def tokenize(
     tables: list[pa.Table] = []
     lengths: list[int] = []
     for batch in texts.with_format("arrow").iter(BATCH):
-        columns = {name: batch[name].to_pylist() for name in ("text", "text_pair") if name in batch.column_names}
-        encoded, whole = encode(columns["text"], columns.get("text_pair"), tokenizer, max_length)
+        given = [batch[name].to_pylist() for name in ("text", "text_pair") if name in batch.column_names]
+        encoded, whole = _encoded(given, tokenizer, max_length)
         arrays: dict[str, pa.Array | pa.ChunkedArray] = {
             name: pa.array(encoded[name], pa.list_(kinds[name])) for name in names
         }
@@ -49,19 +49,19 @@ def write(table: pa.Table, path: Path) -> None:
         writer.write_table(table, max_chunksize=WRITTEN)
 
 
-def encode(
-    texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: "PreTrainedTokenizerBase", max_length: int
+def _encoded(
+    texts: Sequence[Sequence[str]], tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> tuple[dict[str, list[list[int]]], list[int]]:
-    """Return tokens by column, at most `max_length` per text or pair, and the length of each before truncation.
+    """Return tokens of texts or of texts and their pairs by column, and the length of each before truncation.
 
-    Only the few texts that are too long are encoded twice.
+    Only the few that are too long are encoded twice.
     """
     options = {"return_attention_mask": False, "verbose": False}  # not verbose: no warning about long texts
-    encoded = dict(tokenizer(list(texts), None if pairs is None else list(pairs), **options))
+    encoded = dict(tokenizer(*texts, **options))
     lengths = [len(ids) for ids in encoded["input_ids"]]
     for position in (position for position, length in enumerate(lengths) if length > max_length):
-        pair = None if pairs is None else pairs[position]
-        shorter = tokenizer(texts[position], pair, truncation=True, max_length=max_length, **options)
+        one = (column[position] for column in texts)
+        shorter = tokenizer(*one, truncation=True, max_length=max_length, **options)
         for name, values in encoded.items():
             values[position] = shorter[name]
     return encoded, lengths

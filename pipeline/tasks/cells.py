@@ -31,11 +31,7 @@ def refuse(values: pd.Series, wrong: "pd.Series[bool]", message: str | Callable[
 
 
 def refuse_other_than_text(values: pd.Series) -> None:
-    """Refuse the first value that is no string of whole characters.
-
-    Raises:
-        ValueError: with the line or row, and the value.
-    """
+    """Refuse the first value that is no string of whole characters."""
     wrong = ~values.map(lambda value: isinstance(value, str) and not HALVES.search(value)).astype(bool)
     refuse(values, wrong, lambda value: f"a text must be text, got {value!r}")
 

@@ -102,11 +102,7 @@ class ThresholdTask(ClassesTask):
 
 
 def classes(values: pd.Series, names: Sequence[str]) -> pd.Series:
-    """Return the class of each value, given by number or name.
-
-    Raises:
-        ValueError: for a value that is neither; names its line or row.
-    """
+    """Return the class of each value, given by number or name; the first that is neither is refused with its line."""
     known: dict[str, int] = {}
     for number, name in enumerate(names):
         known.setdefault(plain_text(name), number)

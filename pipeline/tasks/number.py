@@ -74,11 +74,7 @@ class NumberTask(Task):
 
 
 def finite(values: pd.Series) -> pd.Series:
-    """Return values as numbers.
-
-    Raises:
-        ValueError: for one that is no finite number; names its line or row.
-    """
+    """Return values as numbers; the first that is none, or not a finite one, is refused with its line or row."""
     numbers = pd.to_numeric(values, errors="coerce").astype(float)
     refuse(values, ~np.isfinite(numbers), lambda value: f"label {value!r} is not a finite number")
     return numbers

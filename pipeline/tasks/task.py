@@ -84,9 +84,7 @@ class Task(ABC):
 
         They have the columns text, text_pair (for a pair), label, and group, a number, if they are scored in groups;
         HASHES, by which duplicates are found; and position, a number in [0, 1), uniform over what is cut together.
-
-        Raises:
-            ValueError: for a text or label that is neither missing nor allowed; names its line or row.
+        The first text or label that is neither missing nor allowed is refused with its line or row.
         """
         missing = table.map(is_missing).to_numpy(bool).any(axis=1)
         table, numbers = table[~missing], np.flatnonzero(~missing)
@@ -202,21 +200,13 @@ class Task(ABC):
         """Return the mean loss, and that of the best constant output."""
 
     def scores(self, outcome: Outcome) -> dict[str, float]:
-        """Return the row's metrics.
-
-        Raises:
-            UserError: if a prediction is not a finite number.
-        """
+        """Return the row's metrics; predictions that are no finite numbers are refused."""
         from pipeline.tasks import scores
 
         return scores.score(self.row.metrics, *self.answers(outcome))
 
     def metrics(self, outcome: Outcome, resamples: int) -> dict[str, float]:
-        """Return the row's metrics with 95 % intervals and baselines, the first one as `score` too, and the loss.
-
-        Raises:
-            UserError: if a prediction is not a finite number.
-        """
+        """Return the row's metrics with 95 % intervals and baselines, the first one as `score` too, and the loss."""
         from pipeline.tasks import scores
 
         names, (predicted, labels, groups) = self.row.metrics, self.answers(outcome)

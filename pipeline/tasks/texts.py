@@ -25,8 +25,7 @@ def used(row: DatasetRow) -> list[str]:
 def of(table: pd.DataFrame, row: DatasetRow) -> list[pd.DataFrame]:
     """Return the texts of examples, in the columns text and text_pair (for a pair): one table, or one for each choice.
 
-    Raises:
-        ValueError: if a value is not text, or a mark is not in its text; names the line or row.
+    The first value that is not text, or without a part that is to be marked, is refused with its line or row.
     """
     values = {name: table[name] for name in used(row)}
     for column in values.values():

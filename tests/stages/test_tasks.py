@@ -45,7 +45,7 @@ def test_groups_are_cut_together_and_scored_while_training_as_afterwards(tmp_pat
     monkeypatch.chdir(workspace.make(tmp_path, data="multirc", train={"epochs": 1}))
     tasks.use_files(tmp_path, "multirc", train=60, test=12)
     run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
-    texts = {split: set(tokens.load_column(split, "text")) for split in datasets.SPLITS}
+    texts = {split: set(tokens.load_texts(split)["text"]) for split in datasets.SPLITS}
     assert len(texts["validation"]) > 1
     assert not texts["train"] & texts["validation"]
     view, split = params.load(params.TrainView), tokens.load_tokens("validation")

@@ -23,7 +23,7 @@ def test_what_is_read_is_mapped_and_takes_no_memory(tmp_path, monkeypatch):
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
         writer.write_table(table, max_chunksize=10_000)
     before = pa.total_allocated_bytes()
-    split, texts = tokens.load_tokens("train"), tokens.load_column("train", "text")
+    split, texts = tokens.load_tokens("train"), tokens.load_texts("train")["text"]
     assert pa.total_allocated_bytes() - before < 100_000 < path.stat().st_size / 80
     assert split.column_names == ["input_ids", "length", "label"]
     assert split[[150_000, 7]]["input_ids"] == [[2, 0, 3], [2, 7, 3]]
