@@ -22,8 +22,7 @@ from lsr.tuner.rates import parameter_groups
 from lsr.tuner.start import start_from_examples
 
 if TYPE_CHECKING:  # what type checkers read; when they run, `__getattr__` loads these on first use
-    from lsr.convert.export import export_lora, export_merged
-    from lsr.convert.from_lora import from_lora
+    from lsr.convert.export import export_lora, export_merged, from_lora
     from lsr.convert.rounded import round_adapter
     from lsr.convert.squeezed import squeeze_adapter
     from lsr.serve.bank import AdapterBank
@@ -32,7 +31,7 @@ ON_FIRST_USE = {
     "AdapterBank": "serve.bank",
     "export_lora": "convert.export",
     "export_merged": "convert.export",
-    "from_lora": "convert.from_lora",
+    "from_lora": "convert.export",
     "round_adapter": "convert.rounded",
     "squeeze_adapter": "convert.squeezed",
 }

@@ -13,8 +13,7 @@ from typing import Any, NoReturn
 from transformers.utils import logging
 
 from lsr.algebra.rounding import PRECISIONS
-from lsr.convert.export import DTYPES, TOLERATED_LOSS, export_lora, export_merged
-from lsr.convert.from_lora import from_lora
+from lsr.convert.export import DTYPES, TOLERATED_LOSS, export_lora, export_merged, from_lora
 from lsr.convert.parity import outputs, probe_ids
 from lsr.convert.rounded import round_adapter
 from lsr.convert.squeezed import BITS, squeeze_adapter
@@ -23,7 +22,7 @@ from lsr.loading.adapters import load_adapter
 from lsr.loading.base_models import class_of, load_base, load_model, load_tokenizer
 from lsr.serve.bank import AdapterBank
 from lsr.serve.file import FILE, read
-from lsr.tuner.files import CONFIG, read_config, read_tensors, weights_of
+from lsr.tuner.files import CONFIG, adapter_folder, read_config, read_files, weights_of
 from lsr.tuner.mistakes import InputError, NoBaseError
 
 MISTAKE, FAILED, STOPPED = 2, 1, 130  # exit codes
@@ -95,8 +94,7 @@ def run_import(options: Namespace) -> None:
 def run_round(options: Namespace) -> None:
     """Round an adapter, and print what has changed."""
     lost = round_adapter(options.adapter, options.output, options.to, force=options.force)
-    before, after = (weights_of(folder).stat().st_size for folder in (options.adapter, options.output))
-    print(f"{options.output}: {options.to}, tensors in {after:,} bytes, before in {before:,}")
+    print(f"{options.output}: {options.to}, {_sizes(options.adapter, options.output)}")
     print(f"rounding error of the tensors: {lost.tensors}")
     if lost.update is not None:
         print(f"rounding error of the update: {lost.update}")
@@ -104,11 +102,12 @@ def run_round(options: Namespace) -> None:
 
 def run_squeeze(options: Namespace) -> None:
     """Squeeze an adapter, and print the relative error of each layer's update."""
-    squeezed = squeeze_adapter(options.adapter, options.output, options.to, bits=options.bits, force=options.force)
-    for name, error in squeezed.errors.layers.items():
+    folder = adapter_folder(options.adapter)
+    lost = squeeze_adapter(folder, options.output, options.to, bits=options.bits, force=options.force)
+    for name, error in lost.layers.items():
         print(f"{error:7.2%}  {name}")
-    print(f"relative error of the update: {squeezed.errors}")
-    print(f"{options.output}: tensors in {squeezed.bytes_after:,} bytes, before in {squeezed.bytes_before:,}")
+    print(f"relative error of the update: {lost}")
+    print(f"{options.output}: {_sizes(folder, options.output)}")
 
 
 def run_bank(options: Namespace) -> None:
@@ -118,8 +117,8 @@ def run_bank(options: Namespace) -> None:
     for source in options.sources:
         inside = [path.parent for path in sorted(source.glob(f"*/{CONFIG}"))]
         folders += inside if inside and not (source / CONFIG).exists() else [source]
-    base = load_base(read_config(folders[0]), read_tensors(folders[0]), options.base)
-    bank = AdapterBank(base, precision=options.precision)
+    first = read_files(folders[0])
+    bank = AdapterBank(load_base(first.fields, first.tensors, options.base), precision=options.precision)
     for folder in folders:
         bank.add(folder.absolute().name, folder)  # not the name of what a link leads to
     bank.save(options.output, force=options.force)
@@ -129,6 +128,11 @@ def run_bank(options: Namespace) -> None:
         sizes[key.partition("/")[0]] += tensor.nbytes
     for kind, size in sizes.items():
         print(f"{kind}: {size:,} bytes, {size / count:,.0f} an adapter")
+
+
+def _sizes(source: Path, output: Path) -> str:
+    before, after = (weights_of(folder).stat().st_size for folder in (source, output))
+    return f"tensors in {after:,} bytes, before in {before:,}"
 
 
 def _size(folder: Path) -> str:

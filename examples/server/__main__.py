@@ -32,8 +32,7 @@ from transformers.utils import logging
 from examples.server.batches import Batches, unknown
 from lsr import AdapterBank
 from lsr.loading.base_models import load_tokenizer
-from lsr.loading.contents import Contents, read_contents
-from lsr.loading.task_note import HALVES
+from lsr.loading.contents import HALVES, Contents, read_contents
 from lsr.serve.bank import Answer
 from lsr.tuner.files import read_config
 from lsr.tuner.mistakes import InputError

@@ -16,7 +16,7 @@ from lsr.tuner.forms import form_of
 from lsr.tuner.mistakes import InputError
 from lsr.tuner.patterns import exactly
 from lsr.tuner.resolved import Resolved
-from lsr.tuner.sharing import Kind, kind_of
+from lsr.tuner.sharing import kind_of
 
 
 def as_lsr(contents: Contents) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -32,7 +32,10 @@ def as_lsr(contents: Contents) -> tuple[dict[str, Any], dict[str, Tensor]]:
         updates = {name: update.plain() for name, update in updates.items()}
     kinds = {name: kind_of(name, update.form) for name, update in updates.items()}
     owners = {kind: name for name, kind in reversed(kinds.items())}  # the first layer of each
-    is_shared = _share(updates, kinds, owners)
+    is_shared = len(owners) < len(updates) and all(
+        update.core is not None and update.frames is updates[owners[kinds[name]]].frames
+        for name, update in updates.items()
+    )
     try:
         config = _config(contents, updates, is_shared)
     except (ValueError, TypeError, AttributeError) as error:
@@ -46,12 +49,6 @@ def as_lsr(contents: Contents) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if update.core is not None:
             tensors[f"{adapter}core"] = update.core
     return config.to_dict(), tensors | {f"{PREFIX}{name}": value for name, value in contents.heads.items()}
-
-
-def _share(updates: Mapping[str, Update], kinds: Mapping[str, Kind], owners: Mapping[Kind, str]) -> bool:
-    have_cores = all(update.core is not None for update in updates.values())
-    of_owners = all(update.frames is updates[owners[kinds[name]]].frames for name, update in updates.items())
-    return have_cores and of_owners and len(owners) < len(updates)
 
 
 def _config(contents: Contents, updates: Mapping[str, Update], is_shared: bool) -> LsrConfig:

@@ -1,4 +1,4 @@
-"""Export a trained LSR adapter for other software: as a plain PEFT LoRA folder or a plain transformers checkpoint."""
+"""Adapters for other software: as a plain PEFT LoRA, which comes back too, or as a plain transformers checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,10 +13,9 @@ from lsr.algebra.rounding import dtype_name
 from lsr.convert import errors
 from lsr.convert.errors import Errors
 from lsr.convert.writing import check_output, write, write_task, writing
-from lsr.loading.contents import Contents, contents_of, read_contents
+from lsr.loading.contents import Contents, contents_of, read_contents, read_task
 from lsr.loading.lora import LORA
 from lsr.loading.lsr import LSR
-from lsr.loading.task_note import read_task
 from lsr.loading.update import Frames
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import PREFIX, TASK, Files
@@ -62,6 +61,25 @@ def export_lora(
     heads = {name: _rounded(name, value, dtype) for name, value in contents.heads.items()}
     write(replace(contents, updates=updates, heads=heads), folder, LORA)
     return lost
+
+
+def from_lora(lora: str | Path, output: str | Path, *, force: bool = False) -> LsrConfig:
+    """Write the LoRA in a folder as an LSR adapter with the same A, B, head and biases, bit for bit.
+
+    With `rank_shape=(r,)` and trained factors LSR is LoRA: it computes the same, goes on training in the same way, and
+    `export_lora` gives the same tensors again. Returns the configuration, which names each layer.
+
+    Raises:
+        InputError: if the folder is not a LoRA, or does more than add B A to linear layers (DoRA, initializations that
+            change the base weight, convolutions, embeddings); if the output exists and `force` is false; or if LSR
+            refuses a value, such as an alpha of zero.
+    """
+    output = Path(output)
+    check_output(output, (Path(lora),), replace=force)
+    write(read_contents(lora, LORA, with_biases=True), output)
+    config = LsrConfig.from_pretrained(str(output))
+    assert isinstance(config, LsrConfig)
+    return config
 
 
 def export_merged(

@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -19,7 +18,7 @@ from lsr.init.initialization import Source, Start
 from lsr.loading.contents import read_contents
 from lsr.loading.update import Frames, Product, Update
 from lsr.tuner.config import DIAGONAL, LsrConfig
-from lsr.tuner.files import adapter_folder, weights_of
+from lsr.tuner.files import adapter_folder
 from lsr.tuner.mistakes import InputError, first_line
 from lsr.tuner.sharing import Kind, kind_of
 
@@ -28,18 +27,12 @@ ALPHA = LsrConfig.alpha  # the usual one
 BITS = {8: "8bit", 4: "4bit", 3: "3bit", 2: "2bit"}
 
 
-class Squeezed(NamedTuple):
-    """The result of squeezing: relative errors of the update, and the bytes of the tensors before and after."""
-
-    errors: Errors
-    bytes_before: int
-    bytes_after: int
-
-
 def squeeze_adapter(
     folder: str | Path, output: str | Path, to: str = "rank:1", *, bits: int | None = None, force: bool = False
-) -> Squeezed:
+) -> Errors:
     """Write a small LSR adapter whose update is close to that of an adapter, in a folder or a hub repository.
+
+    Returns the relative errors of the update.
 
         rank:R        R directions in each layer, as a LoRA has them: the nearest such update in the Frobenius norm
         directions:N  N in all, where the singular values of all layers are largest, with diagonal cores: the nearest,
@@ -70,16 +63,12 @@ def squeeze_adapter(
     except ValueError as error:
         raise InputError(f"{folder}: --to {to}: {first_line(error)}") from None
     write(replace(contents, updates=small), output, precision=None if bits is None else BITS[bits])
-    lost = errors.of_updates(read_contents(output).updates, contents.updates)
-    return Squeezed(lost, *(weights_of(one).stat().st_size for one in (folder, output)))
+    return errors.of_updates(read_contents(output).updates, contents.updates)
 
 
 def _ranked(updates: Mapping[str, Product], rank: int) -> dict[str, Update]:
-    small = dict[str, Update]()
-    for name, product in updates.items():
-        start = warm.start(_source(product, min(rank, _rank(product))))
-        small[name] = Update(_frames(start), ALPHA)
-    return small
+    sources = {name: _source(product, min(rank, _rank(product))) for name, product in updates.items()}
+    return {name: Update(_frames(warm.start(source)), ALPHA) for name, source in sources.items()}
 
 
 def _directed(updates: Mapping[str, Product], budget: int) -> dict[str, Update]:

@@ -1,5 +1,6 @@
 """The contents of an LSR or LoRA adapter: the update of each layer, the heads, and which base model it is for."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,12 @@ from lsr.loading.base_models import by
 from lsr.loading.lora import FACTOR as LORA_FACTOR
 from lsr.loading.lora import LORA, lora_updates
 from lsr.loading.lsr import LSR, lsr_updates
-from lsr.loading.task_note import read_task
 from lsr.loading.update import Update
 from lsr.tuner.base_weight import check_adaptable
-from lsr.tuner.files import FACTOR, PREFIX, WRAPPED, Files, read_files
+from lsr.tuner.files import FACTOR, PREFIX, TASK, WRAPPED, Files, read_files, read_json
 from lsr.tuner.mistakes import InputError
 
+HALVES = re.compile("[\ud800-\udfff]")  # of characters, which JSON can hold and no text in UTF-8 can
 BASE_FIELDS = ("base_model_name_or_path", "revision", "task_type", "auto_mapping")
 
 
@@ -134,6 +135,25 @@ def contents_of(files: Files) -> Contents:
         bias="lsr_only" if bias == "lora_only" else bias,
         dropout=fields.get("dropout" if files.method == LSR else "lora_dropout", 0.0),
     )
+
+
+def read_task(folder: Path) -> dict[str, Any] | None:
+    """Return the note in an adapter's folder; None if there is none.
+
+    Raises:
+        InputError: if it is no JSON object, or its labels are no list of names.
+    """
+    path = folder / TASK
+    if not path.exists():
+        return None
+    task = read_json(path)
+    if not isinstance(task, dict):
+        raise InputError(f"{path}: must be an object, got {task!r}")
+    labels = task.get("labels")
+    are_names = isinstance(labels, list) and all(isinstance(name, str) and not HALVES.search(name) for name in labels)
+    if not (labels is None or are_names):
+        raise InputError(f"{path}: labels must be a list of names in whole characters, or null, got {labels!r}")
+    return task
 
 
 def _heads(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -58,7 +58,7 @@ def read(folder: Path) -> AdapterTask:
     Raises:
         UserError: if the folder is not an adapter, or its file is missing or broken; one line per mistake.
     """
-    from lsr.loading.task_note import read_task
+    from lsr.loading.contents import read_task
     from lsr.tuner.files import read_config
     from lsr.tuner.mistakes import InputError  # these import torch, which takes seconds
 

@@ -44,7 +44,7 @@ def test_at_full_rank_only_rounding_is_lost(form, adapter, tmp_path):
     assert before.keys() == after.keys()
     for name, update in before.items():
         assert_close(after[name], update, rtol=0, atol=1e-6 * float(update.norm()))
-    assert squeezed.errors.total < 1e-6
+    assert squeezed.total < 1e-6
 
 
 @pytest.mark.parametrize(("to", "kept"), [("rank:1", None), ("rank:2", None), ("directions:7", 7)])
@@ -57,8 +57,8 @@ def test_what_is_lost_is_the_discarded_singular_values(to, kept, adapter, tmp_pa
     lost = {}
     for name, its in values.items():
         lost[name] = its[its < least * (1 - 1e-9)] if least else its[int(to[-1]) :]
-        assert squeezed.errors.layers[name] == pytest.approx(float(lost[name].norm() / its.norm()), rel=1e-4, abs=1e-6)
-    assert squeezed.errors.total == pytest.approx(float(torch.cat(list(lost.values())).norm() / every.norm()), rel=1e-4)
+        assert squeezed.layers[name] == pytest.approx(float(lost[name].norm() / its.norm()), rel=1e-4, abs=1e-6)
+    assert squeezed.total == pytest.approx(float(torch.cat(list(lost.values())).norm() / every.norm()), rel=1e-4)
     assert sum(update.frames.a.shape[0] for update in read_contents(tmp_path / "small").updates.values()) == (
         kept or int(to[-1]) * len(pairs)
     )
