@@ -3,14 +3,14 @@
 Results are in benchmarks/results/speed.json.
 """
 
-import argparse
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from benchmarks import figures
-from benchmarks.speed import lora, many
+import torch
+from threadpoolctl import threadpool_limits
+
+from benchmarks.speed import figures, lora, many
 from pipeline.core import console
 from pipeline.core.command_line import Parser, whole_number
 from pipeline.core.errors import exit_on_error
@@ -26,11 +26,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: with code 2 after a mistake on the command line, 130 after Ctrl-C.
     """
-    options = _options(arguments)
-    figures.use_threads(options.threads)
+    parser, count = Parser("python -m benchmarks.speed", __doc__), os.cpu_count() or 1
+    parser.add_argument("part", nargs="?", choices=PARTS, help="(all)")
+    parser.add_argument("--threads", type=whole_number(1, 256), metavar="N", default=count, help="(%(default)s)")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    threadpool_limits(options.threads)  # of the BLAS of numpy
     with exit_on_error("stopped; parts that are done are kept"):
-        for part in options.parts or PARTS:
-            rows: Iterator[Any] = many.run() if part == "many" else lora.run(affordable(lora.CASES))
+        for part in [options.part] if options.part else PARTS:
+            rows = many.run() if part == "many" else lora.run(affordable(lora.CASES))
             figures.publish(RESULTS, part, options.threads, rows)
 
 
@@ -40,20 +44,6 @@ def affordable(cases: Sequence[lora.Case]) -> tuple[lora.Case, ...]:
         return tuple(cases)
     console.warn("bf16 is left out: torch has no fast products in bf16 on this processor")
     return tuple(case for case in cases if case.dtype != "bfloat16")
-
-
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser("python -m benchmarks.speed", __doc__)
-    parser.add_argument("parts", nargs="*", type=_part, metavar="part", help=f"of {', '.join(PARTS)}; default: all")
-    count = os.cpu_count() or 1
-    parser.add_argument("--threads", type=whole_number(1, 256), metavar="N", default=count, help="(%(default)s)")
-    return parser.parse_args(arguments)
-
-
-def _part(text: str) -> str:  # choices would refuse the empty list of parts
-    if text not in PARTS:
-        raise argparse.ArgumentTypeError(f"expected one of {', '.join(PARTS)}, got {text}")
-    return text
 
 
 if __name__ == "__main__":

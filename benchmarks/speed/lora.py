@@ -3,7 +3,6 @@
 import copy
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, set_seed
 
-from benchmarks.speed.timing import Times, ratio, take_turns
+from benchmarks.speed.figures import Row, Times, take_turns
 from lsr import from_lora
 from pipeline import params, tasks
 from pipeline.core import console
@@ -41,20 +40,6 @@ class Case(NamedTuple):
     rank: int
 
 
-class Row(NamedTuple):
-    """A LoRA trained in both ways. Seconds are medians."""
-
-    model: str
-    targets: str
-    dtype: str
-    rank: int
-    peft_seconds: float  # per step
-    lsr_seconds: float
-    speed_to_peft: float  # PEFT's time over LSR's in the same round, median
-    last_loss: float  # of PEFT's
-    largest_difference: float  # of the two losses of a step
-
-
 CASES = tuple(
     Case(model, targets, dtype, rank)
     for model in BATCHES
@@ -65,19 +50,21 @@ CASES = tuple(
 
 
 def run(cases: Sequence[Case], rounds: int = ROUNDS) -> Iterator[Row]:
-    """Yield a row for each case whose model is installed, and print one line for each model that is not."""
+    """Yield a row for each case whose model is installed, and print one line for each model that is not.
+
+    Seconds are medians, a step each; the ratio is the median of those within rounds, of PEFT's time over LSR's.
+    """
     possible = list(_installed(cases))
     for case in console.track(possible, "lora", len(possible), "cases"):
         times, losses = train(case, rounds)
-        both = zip(losses[PEFT], losses[LSR], strict=True)
-        yield Row(
-            *case,
-            peft_seconds=median(times[PEFT]),
-            lsr_seconds=median(times[LSR]),
-            speed_to_peft=ratio(times[PEFT], times[LSR]),
-            last_loss=losses[PEFT][-1],
-            largest_difference=max(abs(one - other) for one, other in both),
-        )
+        yield {
+            **case._asdict(),
+            "peft_seconds": median(times[PEFT]),
+            "lsr_seconds": median(times[LSR]),
+            "speed_to_peft": median(one / other for one, other in zip(times[PEFT], times[LSR], strict=True)),
+            "last_loss": losses[PEFT][-1],
+            "largest_difference": max(abs(one - other) for one, other in zip(losses[PEFT], losses[LSR], strict=True)),
+        }
 
 
 def _installed(cases: Sequence[Case]) -> Iterator[Case]:
@@ -96,33 +83,30 @@ def train(case: Case, rounds: int) -> tuple[Times, dict[str, list[float]]]:
     batches = _batches(row, BATCHES[case.model], rounds + 1)
     losses: dict[str, list[float]] = {PEFT: [], LSR: []}
     models = dict(zip(losses, _models(case, row), strict=True))
-    steps = {
-        name: step(model, _with_same_dropout(batches), bf16=case.dtype == "bfloat16") for name, model in models.items()
-    }
-    return take_turns({name: partial(_record, losses[name], call) for name, call in steps.items()}, rounds), losses
+    bf16 = case.dtype == "bfloat16"
+    steps = {name: step(model, _with_same_dropout(batches), losses[name], bf16=bf16) for name, model in models.items()}
+    return take_turns(steps, rounds), losses
 
 
-def step(model: nn.Module, batches: Iterator[Mapping[str, Tensor]], *, bf16: bool) -> Callable[[], float]:
-    """Return a call that trains a model by one step on the next batch and returns its loss.
+def step(
+    model: nn.Module, batches: Iterator[Mapping[str, Tensor]], losses: list[float], *, bf16: bool
+) -> Callable[[], None]:
+    """Return a call that trains a model by one step on the next batch and appends its loss.
 
     With `bf16` products are in it, by autocast, as the Trainer does it.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=RATE, foreach=True)
 
-    def run_step() -> float:
+    def run_step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = model(**next(batches)).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        return float(loss.detach())
+        losses.append(float(loss.detach()))
 
     return run_step
-
-
-def _record(losses: list[float], call: Callable[[], float]) -> None:
-    losses.append(call())
 
 
 def _models(case: Case, row: ModelRow) -> tuple[nn.Module, nn.Module]:

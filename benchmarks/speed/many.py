@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from benchmarks.speed.timing import take_turns
+from benchmarks.speed.figures import Row, take_turns
 from lsr import AdapterBank, LsrConfig
 from lsr.loading.contents import read_contents
 from pipeline.core import console
@@ -37,18 +37,12 @@ FORMS: dict[str, Callable[..., PeftConfig]] = {  # twelve layers with 16 directi
 PEER, MERGED, ALONE = "LoRA r=8, PEFT's loop", "one adapter, merged", "one adapter, not merged"
 
 
-class Row(NamedTuple):
-    """A way to serve `adapters` adapters; row i of the batch goes through adapter i modulo their number."""
-
-    tokens: int  # per row
-    method: str
-    adapters: int
-    seconds: float  # per batch, median
-    bytes_beyond_base: int | None  # of all adapters in a bank
-
-
 def run(counts: tuple[int, ...] = COUNTS, rounds: int = ROUNDS) -> Iterator[Row]:
-    """Yield a row for each number of adapters and way to serve them."""
+    """Yield a row for each number of adapters and way to serve them.
+
+    Row i of a batch goes through adapter i modulo their number. Tokens are per row, seconds the median per batch, and
+    bytes those of all adapters in a bank.
+    """
     for count in console.track(counts, "many", len(counts), "numbers of adapters"):
         yield from serve(count, rounds)
 
@@ -66,12 +60,14 @@ def serve(count: int, rounds: int) -> list[Row]:
         PEER: partial(peer, adapter_names=names),
     }
     sizes = {form: bank.nbytes for form, bank in banks.items()}
-    rows = []
+    rows: list[Row] = []
     for length in LENGTHS:
         inputs = batch(length)
         with torch.inference_mode():
             times = take_turns({name: partial(model, **inputs) for name, model in models.items()}, rounds)
-        rows += [Row(length, method, count, median(times[method]), sizes.get(method)) for method in models]
+        for method, seconds in times.items():
+            known = {"tokens": length, "method": method, "adapters": count, "seconds": median(seconds)}
+            rows.append({**known, "bytes_beyond_base": sizes.get(method)})
     return rows
 
 

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import sys
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -24,20 +23,11 @@ def made() -> dict[str, str]:
     return {
         "commit": _commit(),
         "date": datetime.now(UTC).date().isoformat(),
-        "cpu": cpu(),
+        "cpu": _in_proc("cpuinfo", "model name") or platform.processor() or platform.machine(),
         "cores": str(os.cpu_count()),
         **gpu,
         **{package: version(package) for package in PACKAGES},
     }
-
-
-def cpu() -> str:
-    """Return the name of the processor."""
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def clock() -> float:
@@ -56,9 +46,15 @@ def forget_peak() -> None:
 
 def peak_bytes() -> int | None:
     """Return the peak memory of this process in bytes; None where the system does not count it."""
-    status = Path("/proc/self/status")
-    lines = status.read_text(encoding="ascii").splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
+    found = _in_proc("self/status", "VmHWM")
+    return int(found.split()[0]) * 1024 if found else None
+
+
+def _in_proc(file: str, name: str) -> str | None:
+    """Return the first value of a name in a file below /proc; None where the system has none."""
+    path = Path("/proc", file)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), None)
 
 
 def _commit() -> str:

@@ -101,7 +101,8 @@ class Entry:
             "section": section.model_copy(update=rates),
             "train": train.model_copy(update={"head_learning_rate": head_rate}),
         }
-        view, reads = self._view.model_copy(update=changes), self.preset.reads_of(self.task)
+        view = self._view.model_copy(update=changes)
+        reads = Reads(**self.preset.reads.model_dump() | self.preset.tasks[self.task].reads)
         return Training(
             preset=self.name,
             task=self.task,
@@ -132,7 +133,9 @@ class Entry:
             "seed": self.preset.seeds[0],
         }
         view = changed(overrides, TrainView, PATH, (self.name, "methods", self.method))
-        return view.model_copy(update={"dataset": self.preset.row_of(self.task, view.dataset)})
+        row, kind = view.dataset, self.preset.tasks[self.task].kind
+        source = row.source.model_copy(update={"kind": kind} if kind else {})
+        return view.model_copy(update={"dataset": row.model_copy(update={"source": source})})
 
 
 def entries(name: str, preset: Preset, only: Sequence[str] = ()) -> list[Entry]:

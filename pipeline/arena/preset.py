@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, JsonValue, StrictFloat, StrictInt, StrictStr, model_validator
 
 from pipeline.core.errors import UserError, nearest
-from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.reading import load_row, read_yaml, validated
 from pipeline.params.sections import Count, Section
 from pipeline.params.sources import Named, Sha256, Word, all_different
@@ -148,16 +147,6 @@ class Preset(Section):
     def means(self) -> dict[str, tuple[str, ...]]:
         """The tasks of each average by its name, the main one last."""
         return self.averages or {"average": tuple(self.tasks)}
-
-    def row_of(self, task: str, row: DatasetRow) -> DatasetRow:
-        """Return a row of data with the kind of source that the preset chooses."""
-        kind = self.tasks[task].kind
-        source = row.source if kind is None else row.source.model_copy(update={"kind": kind})
-        return row.model_copy(update={"source": source})
-
-    def reads_of(self, task: str) -> Reads:
-        """Return how much is read of a task."""
-        return Reads(**self.reads.model_dump() | self.tasks[task].reads)
 
 
 def load(name: str, path: Path = PATH) -> Preset:

@@ -9,10 +9,11 @@ from math import inf
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
+from pipeline.params.sources import Row
 
 FOLDER = artifacts.ARENA
 PRIVATE = Path(".cache/arena/labels")
@@ -20,23 +21,20 @@ ENDING = ".jsonl"
 Status = Literal["finished", "diverged", "failed"]
 
 
-class Rounded(BaseModel):
+class Rounded(Row):
     """A trained adapter and its head as stored in a lower precision, see `lsr.algebra.rounding`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     bytes: int  # of the file, including the head
     validation: float
     test: dict[str, float]
 
 
-class Record(BaseModel):
+class Record(Row, extra="ignore"):
     """One training and its scores: a method on a task at two learning rates, with a seed.
 
     Lists by epoch have one entry per epoch, of what is not trained one; they are empty if the training did not finish.
+    Older records hold more, which nothing reads.
     """
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)  # older records hold more, which nothing reads
 
     key: str  # hash of all that determines the result except the code, 16 hexadecimal digits
     preset: str
@@ -52,7 +50,9 @@ class Record(BaseModel):
     validation: tuple[float, ...] = ()  # score on the held-out part of train, by epoch
     test: tuple[dict[str, float], ...] = ()  # metrics on the test split, for GLUE the validation split, by epoch
     predicted: tuple[float, ...] = ()  # on the test split, in its order, at the selected epoch: classes or numbers
-    rounded: dict[str, Rounded] = {}  # by precision, after the last epoch; only of tuned trainings
+    rounded: dict[str, Rounded] = Field(
+        default_factory=dict
+    )  # by precision, after the last epoch; only of tuned trainings
 
     trained: int = 0  # trained parameters of the adapter
     stored: int = 0  # parameters in its file

@@ -34,16 +34,12 @@ def splits(training: Training) -> dict[str, Dataset]:
         UserError: as `pipeline.data.datasets.load`, or if no example of a split is left.
     """
     folder = cached(training)
-    mapped = {split: _mapped(folder, split) for split in datasets.SPLITS}
-    return {
-        name: split.select_columns([column for column in split.column_names if column in KEPT])
-        for name, split in mapped.items()
-    }
+    return {split: Dataset.from_file(str(folder / f"{split}.arrow")) for split in datasets.SPLITS}
 
 
 def write_labels(training: Training, path: Path) -> None:
     """Write the labels of the test split next to the records, in the order of the predictions."""
-    test = _mapped(cached(training), "test")
+    test = splits(training)["test"]
     labels = tasks.of(training.view.dataset).known(np.asarray(test["label"][:]), tokens.groups_of(test))
     artifacts.write_csv(path, ["label"], [[label] for label in labels.tolist()])
 
@@ -72,6 +68,7 @@ def _tables(training: Training) -> dict[str, pa.Table]:
     tables: dict[str, pa.Table] = {}
     for split in datasets.SPLITS:
         table, lengths = tokenize(texts[split], tokenizer, view.tokenize.max_length)
+        table = table.select([name for name in table.column_names if name in KEPT])
         tables[split] = table if reads.longest == "all" else table.filter(pa.array(lengths <= reads.longest))
     if reads.train != "all" and view.dataset.select_on == "validation":
         spare = tables["train"].slice(reads.train)
@@ -81,7 +78,3 @@ def _tables(training: Training) -> dict[str, pa.Table]:
     if empty := [split for split, table in first.items() if not len(table)]:
         raise UserError(f"{task}: {empty[0]} has no text of at most {reads.longest} tokens; raise reads.longest")
     return first
-
-
-def _mapped(folder: Path, split: str) -> Dataset:
-    return Dataset.from_file(str(folder / f"{split}.arrow"))

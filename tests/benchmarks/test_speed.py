@@ -1,15 +1,13 @@
 """Speed: the methods are what they are called, times are paired, and the command writes what it has measured."""
 
 import json
-from typing import NamedTuple
 
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from benchmarks import figures
 from benchmarks.speed import __main__ as command
-from benchmarks.speed import lora, many, timing
+from benchmarks.speed import figures, lora, many
 
 TINY = BertConfig(vocab_size=30000, hidden_size=96, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
 
@@ -24,13 +22,9 @@ def tiny(monkeypatch):
 def test_calls_take_turns_and_the_first_round_does_not_count():
     called = []
     calls = {name: lambda name=name: called.append(name) for name in "ab"}
-    times = timing.take_turns(calls, 3)
+    times = figures.take_turns(calls, 3)
     assert called == list("abababab")
     assert {name: len(seconds) for name, seconds in times.items()} == {"a": 3, "b": 3}
-
-
-def test_a_ratio_is_the_median_of_those_within_rounds():
-    assert timing.ratio([3.0, 12.0, 3.0], [1.0, 10.0, 1.0]) == 3
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-2)])
@@ -48,28 +42,19 @@ def test_a_lora_has_the_same_losses_by_peft_and_by_lsr(dtype, tolerance, monkeyp
 
 def test_many_adapters_are_served_by_every_way(tiny):
     rows = [*many.serve(1, rounds=1), *many.serve(5, rounds=1)]
-    assert [row.method for row in rows] == 2 * [many.MERGED, many.ALONE, *many.FORMS, many.PEER]
-    smallest = {row.adapters: row for row in rows if row.method == many.SMALLEST}
+    assert [row["method"] for row in rows] == 2 * [many.MERGED, many.ALONE, *many.FORMS, many.PEER]
+    smallest = {row["adapters"]: row["bytes_beyond_base"] for row in rows if row["method"] == many.SMALLEST}
     cores, head = 4 * (16 + 1) * 4, (2 * 97) * 4  # of two query and two value layers, with their scaling, and a head
-    assert smallest[5].bytes_beyond_base - smallest[1].bytes_beyond_base >= 4 * (cores + head)
+    assert smallest[5] - smallest[1] >= 4 * (cores + head)
 
 
-def test_the_command_writes_figures(tmp_path, monkeypatch, capsys):
+def test_the_command_writes_the_figures_of_one_part_and_leaves_those_of_the_other(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "RESULTS", tmp_path / "speed.json")
-    monkeypatch.setattr(many, "run", lambda *arguments: [many.Row(32, many.PEER, 4, 0.5, None)])
-    command.main(["many", "--threads", "1"])
+    monkeypatch.setattr(many, "run", lambda: [{"method": many.PEER, "seconds": 1 / 3}])
+    monkeypatch.setattr(lora, "run", lambda cases: [{"model": "minilm", "last_loss": None}])
+    for part in ("many", "lora", "many"):
+        command.main([part, "--threads", "1"])
     measured = json.loads((tmp_path / "speed.json").read_text())
-    assert [row["method"] for row in measured["many"]["figures"]] == [many.PEER]
-    assert "many: tokens | method | adapters" in capsys.readouterr().out
-
-
-def test_the_results_of_one_part_leave_those_of_the_other(tmp_path):
-    for part, seconds in [("starts", 1.0), ("stream", 2.0), ("starts", 1 / 3)]:
-        figures.publish(tmp_path / "results/figures.json", part, 1, [Row("principal", seconds)])
-    found = json.loads((tmp_path / "results/figures.json").read_text())
-    assert {part: found[part]["figures"][0]["seconds"] for part in found} == {"starts": 0.333333, "stream": 2.0}
-
-
-class Row(NamedTuple):
-    call: str
-    seconds: float
+    assert measured["many"]["figures"] == [{"method": many.PEER, "seconds": 0.333333}]
+    assert measured["lora"]["figures"] == [{"model": "minilm", "last_loss": None}]
+    assert "many: method | seconds" in capsys.readouterr().out
