@@ -4,6 +4,7 @@ It is the loss gradient, or in its place the update of a short training run, whi
 """
 
 from collections.abc import Sequence
+from math import isfinite
 
 from lsr.algebra.spectrum import Matrix, norm_of
 from lsr.init.initialization import Source, Start
@@ -41,12 +42,14 @@ def matrices_of(sources: Sequence[Source]) -> list[Matrix]:
     """Return the gradients or updates of sources.
 
     Raises:
-        ValueError: if there are none, or of zeros alone; names the ways out.
+        ValueError: if there are none, or of zeros alone, or one is not finite; names the ways out.
     """
     matrices = [source.statistic for source in sources if source.statistic is not None]
     if len(matrices) < len(sources):
         raise ValueError("this initialization needs examples: see lsr.start_from_examples")
-    if not any(map(norm_of, matrices)):
+    if not isfinite(norm := sum(map(norm_of, matrices))):
+        raise ValueError("the gradient or update over the examples is not finite")
+    if not norm:
         raise ValueError(
             "no gradient of the loss over the examples reaches it, so they show it no direction; initialize it as "
             "'random' or 'principal', which read no examples, or leave it out of target_modules"

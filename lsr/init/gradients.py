@@ -43,8 +43,6 @@ def examples_gradients(
     initialize from the gradient's singular vectors.
     """
     listed = list(batches)
-    if not listed:
-        raise ValueError("no examples: there are no batches to compute gradients on")
     totals: dict[nn.Parameter, Tensor] = {}
     weights = {name: cast("nn.Parameter", layer.weight) for name, layer in layers.items()}
     with (

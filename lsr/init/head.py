@@ -47,6 +47,8 @@ def fitted_head(
         ValueError: if there are no examples; labels are missing or all equal; the loss is not finite or
             does not depend on the head.
     """
+    if not batches:
+        raise ValueError("no examples: there are no batches")
     parameters = head_parameters(model, head)
     if not (steps and parameters):
         yield
@@ -107,8 +109,6 @@ def _rounds(count: int, seed: int) -> Iterator[int]:
 
 
 def _check_labels(batches: Sequence[Batch]) -> None:
-    if not batches:
-        raise ValueError("no examples: there are no batches to fit a head to")
     for number, batch in enumerate(batches, 1):
         if "labels" not in batch:
             raise ValueError(

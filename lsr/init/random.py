@@ -12,8 +12,26 @@ from lsr.init.initialization import Source, Start
 
 
 def start(source: Source) -> Start:
-    """Return `random_factors` in the form of the source."""
-    return Start(*random_factors(source.form, source.zero, source.generator))
+    """Draw factors such that the entries of A have LoRA's variance, 1 / (3 in_features), and B is zero, in float32.
+
+    A1 ~ N(0, 1/(3 n)), A2 and B2 ~ N(0, 1/s); B1 = 0. Only B1 may be zero: if B2 were too, all gradients would vanish.
+    With `source.zero` false, B1 is drawn at the scale of LoRA's B, so that the fresh adapter changes the model.
+
+    Reference: LoRA's kaiming_uniform(sqrt 5), Hu et al. 2021 (arXiv 2106.09685); here s affects only the variance.
+    """
+    form, second = source.form, 1 / sqrt(source.form.separation_rank)
+    scales = {
+        "factor_A1": 1 / sqrt(3 * form.in_features),
+        "factor_A2": second,
+        "factor_B1": 0.0 if source.zero else 1 / sqrt(3 * form.rank),
+        "factor_B2": second,
+    }
+    with torch.device("cpu"):
+        drawn = [
+            scales[name] * torch.randn(*shape, generator=source.generator) for name, shape in form.factor_shapes.items()
+        ]
+    count = len(form.rank_shape)
+    return Start(drawn[:count], drawn[count:])
 
 
 def frames(sources: Sequence[Source]) -> Start:
@@ -27,32 +45,6 @@ def frames(sources: Sequence[Source]) -> Start:
     with torch.device("cpu"):
         right, left = draw(form.in_features), draw(form.out_features)
     return Start([right.T[None].contiguous()], [left[None].contiguous()])
-
-
-def random_factors(
-    form: Form,
-    zero: bool,
-    generator: torch.Generator | None,
-) -> tuple[list[Tensor], list[Tensor]]:  # A factors (s, r_i, n_i), B factors (s, m_i, r_i), float32
-    """Draw factors such that the entries of A have LoRA's variance, 1 / (3 in_features), and B is zero.
-
-    A1 ~ N(0, 1/(3 n)), A2 and B2 ~ N(0, 1/s); B1 = 0. Only B1 may be zero: if B2 were too,
-    all gradients would vanish. `zero=False` draws B1 at the scale of LoRA's B, so that the fresh adapter changes the
-    model.
-
-    Reference: LoRA's kaiming_uniform(sqrt 5), Hu et al. 2021 (arXiv 2106.09685); here s affects only the variance.
-    """
-    second = 1 / sqrt(form.separation_rank)
-    a_scales = (1 / sqrt(3 * form.in_features), second)
-    b_scales = (0.0 if zero else 1 / sqrt(3 * form.rank), second)
-
-    def draw(scale: float, *shape: int) -> Tensor:
-        return scale * torch.randn(form.separation_rank, *shape, generator=generator)
-
-    with torch.device("cpu"):
-        a = [draw(scale, r, n) for scale, r, n in zip(a_scales, form.rank_shape, form.in_shape, strict=False)]
-        b = [draw(scale, m, r) for scale, r, m in zip(b_scales, form.rank_shape, form.out_shape, strict=False)]
-    return a, b
 
 
 def as_random_a(

@@ -6,8 +6,9 @@ product of the LoRA factors; nothing of it stays in the model but, if asked for,
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -79,8 +80,6 @@ def examples_updates(
     Reference: LoRA (Hu et al. 2021, arXiv 2106.09685), used here only to find the update.
     """
     listed = list(batches)
-    if not listed:
-        raise ValueError("no examples: there are no batches to train on")
     parameters = head_parameters(model, head)
     pairs = _pairs(layers, rank, seed)
     factors = [factor for pair in pairs.values() for factor in pair]
@@ -103,7 +102,7 @@ def _pairs(layers: Mapping[str, nn.Module], rank: int, seed: int) -> dict[str, P
         n, m = widths(layer)
         a = torch.randn(rank, n, generator=draws) / (3 * n) ** 0.5  # the variance of LoRA's A
         like = layer.get_parameter("weight")
-        dtype = torch.promote_types(like.dtype, torch.float32) if like.is_floating_point() else torch.float32
+        dtype = torch.promote_types(like.dtype, torch.float32)
         pairs[name] = (
             nn.Parameter(a.to(like.device, dtype)),
             nn.Parameter(torch.zeros(m, rank, device=like.device, dtype=dtype)),
@@ -114,20 +113,17 @@ def _pairs(layers: Mapping[str, nn.Module], rank: int, seed: int) -> dict[str, P
 @contextmanager
 def _added(layers: Mapping[str, nn.Module], pairs: Mapping[str, Pair]) -> Iterator[None]:
     """Have each layer add the update of its pair to its output."""
-    handles = [layer.register_forward_hook(_adding(*pairs[name])) for name, layer in layers.items()]
+
+    def add(pair: Pair, _: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        x, a, b = inputs[0], *pair
+        return output + SCALING * F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype)).to(output.dtype)
+
+    handles = [layer.register_forward_hook(partial(add, pairs[name])) for name, layer in layers.items()]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _adding(a: nn.Parameter, b: nn.Parameter) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
-    def add(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        x: Tensor = inputs[0]
-        return output + SCALING * F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype)).to(output.dtype)
-
-    return add
 
 
 def _train(
@@ -144,8 +140,8 @@ def _train(
     """
     parameters = [parameter for group in groups for parameter in group.parameters]
     is_judged = bool(groups[1].parameters) and len(batches) >= JUDGED_STEPS
-    begin, best, first = copied_values(parameters), [], math.inf
-    ends: list[float] = []  # the mean loss of the last quarter of each run; infinity if it diverged
+    begin, best = copied_values(parameters), list[Tensor]()
+    first, ends = math.inf, list[float]()  # the mean loss of the last quarter of each run; infinity if it diverged
     for share, warm_up in ATTEMPTS:
         set_values(parameters, begin)
         try:
@@ -153,12 +149,12 @@ def _train(
         except ValueError:
             if not ends:
                 raise
-            ends.append(math.inf)
-            continue
-        start, end = _quarters(losses)
+            losses = [math.inf]
+        quarter = -(-len(losses) // 4)
+        end = fmean(losses[-quarter:])
         if not ends:
-            first = start
-        if not ends or end < min(ends):
+            first = fmean(losses[:quarter])
+        if end < min(ends, default=math.inf):
             best = copied_values(parameters)
         ends.append(end)
         if not is_judged or min(ends) <= FAILED * first:
@@ -172,12 +168,6 @@ def _train(
             f"which led to {min(ends):.3f}",
             stacklevel=3,  # the caller of examples_updates
         )
-
-
-def _quarters(losses: Sequence[float]) -> tuple[float, float]:
-    """Return the means of the first and the last quarter."""
-    count = -(-len(losses) // 4)
-    return fmean(losses[:count]), fmean(losses[-count:])
 
 
 def _run(

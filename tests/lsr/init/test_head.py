@@ -57,7 +57,7 @@ def test_the_head_of_a_language_model_is_fitted_if_asked_unless_it_is_tied(name)
 @pytest.mark.parametrize(
     ("listed", "message"),
     [
-        ([], "no examples: there are no batches to fit a head to"),
+        ([], "no examples: there are no batches"),
         (
             [examples(), tokens()],
             "batch 2 has no labels to fit a head to: it has input_ids, attention_mask; with head_steps=0 no head is "

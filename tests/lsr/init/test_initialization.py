@@ -10,10 +10,9 @@ from torch.testing import assert_close
 
 from lsr.algebra.frames import leading_frames
 from lsr.algebra.separable import kron_sum
-from lsr.init import INITIALIZATIONS, READERS, principal
+from lsr.init import INITIALIZATIONS, READERS, principal, random
 from lsr.init.allocation import allocate
 from lsr.init.initialization import Source
-from lsr.init.random import random_factors
 from tests.kit import refused
 from tests.lsr.init.forms import as_bytes, form_of, generator, source_of
 from tests.lsr.matrices import decaying, normal
@@ -122,7 +121,7 @@ def test_the_rows_of_a_come_nearer_to_the_leading_singular_vectors_with_each_ter
 @pytest.mark.parametrize(("rank_shape", "terms"), [((2, 2), 1), ((4, 2), 16)])
 def test_a_random_factor_a_has_the_variance_of_lora(rank_shape, terms):
     form = form_of(600, 600, rank_shape, terms)
-    draws = [kron_sum(*random_factors(form, True, generator(seed))[0]) for seed in range(100)]
+    draws = [kron_sum(*random.start(Source(form, torch.empty, generator=generator(seed))).a) for seed in range(100)]
     assert torch.stack(draws).var().item() == pytest.approx(1 / (3 * 600), rel=0.1)
 
 

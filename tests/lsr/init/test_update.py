@@ -128,7 +128,7 @@ def test_a_failure_leaves_the_model_as_it_was(step, keep_head):
 @pytest.mark.parametrize(
     ("listed", "message"),
     [
-        ([], "no examples: there are no batches to train on"),
+        ([], "no examples: there are no batches"),
         ([examples(labels=torch.full((6,), 2))], "all 6 examples have the label 2: a head needs at least two"),
         (batches(2, 4), "the loss is not finite in step 2 of 2 of the short training run at the learning rate inf"),
     ],
