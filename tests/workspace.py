@@ -61,7 +61,7 @@ SMALL = {
         "logits_learning_rate": 0.01,
     },
     "ia3": {"type": "IA3", "learning_rate": 0.005},
-    "ln_tuning": {"type": "LN_TUNING", "learning_rate": 0.001},
+    "ln_tuning": {"type": "LN_TUNING", "target_modules": ["LayerNorm"], "learning_rate": 0.001},
 }
 
 

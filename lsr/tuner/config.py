@@ -180,8 +180,7 @@ class LsrConfig(PeftConfig):
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write the configuration as PEFT does, and replace the empty model card that PEFT has just written."""
         super().save_pretrained(save_directory, **kwargs)
-        own = Card(self.base_model_name_or_path, self.revision, self.task_type, self.labels)
-        own.write(Path(save_directory))
+        Card(self.base_model_name_or_path, self.revision, self.task_type, self.labels).write(Path(save_directory))
 
     def ranks(self, layer_name: str) -> tuple[int, ...]:
         """Return the rank shape of a layer."""

@@ -178,27 +178,9 @@ class LsrLinear(nn.Module, BaseTunerLayer):
             self.lsr_adapters[adapter_name].to(target)
             self.lsr_frames.to(target)
 
-    def use_base_dtype(self, adapter_name: str) -> None:
-        """Round the adapter to the dtype of the base weight, unless that is quantized."""
-        if adapter_name in self.lsr_adapters and not is_quantized(self.get_base_layer()):
-            self.adapter(adapter_name).to(self.base_parameter().dtype)
-
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Return True: PEFT may convert any LSR adapter."""
         return True
-
-    def _add_merged(self) -> None:
-        """Set the base weight to W plus the merged updates.
-
-        It is always computed from the stored W, so that no errors accumulate and W can be restored bit for bit. Modules
-        that share W with the base layer, such as embeddings with a tied head, keep W.
-        """
-        weight, total = self.base_parameter(), self._weight_with(self.merged_adapters)
-        if not self._lent:
-            self._lent, self._pretrained_weight = (weight,), self.pretrained_weight()
-            self._set_base_parameter(nn.Parameter(total, requires_grad=weight.requires_grad))
-        else:
-            weight.data = total
 
     def _weight_with(self, adapter_names: Sequence[str]) -> Tensor:
         """Return the pretrained weight plus updates, which are added in at least float32."""
@@ -248,7 +230,14 @@ class LsrLinear(nn.Module, BaseTunerLayer):
             return
         self.check_merge(safe_merge, names)
         self.merged_adapters.extend(names)
-        self._add_merged()
+        # Always from the stored W, so that no errors accumulate and W can be restored bit for bit. Modules that share W
+        # with the base layer, such as embeddings with a tied head, keep W.
+        weight, total = self.base_parameter(), self._weight_with(self.merged_adapters)
+        if self._lent:
+            weight.data = total
+        else:
+            self._lent, self._pretrained_weight = (weight,), self.pretrained_weight()
+            self._set_base_parameter(nn.Parameter(total, requires_grad=weight.requires_grad))
 
     def unmerge(self) -> None:
         """Restore the original weight bit for bit; subtracting the update would leave rounding errors."""

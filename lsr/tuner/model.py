@@ -12,6 +12,7 @@ from peft.utils import ModulesToSaveWrapper
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from lsr.tuner.base_weight import is_quantized
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.forms import check_forms
 from lsr.tuner.layer import LsrLinear, adapted_layers
@@ -65,8 +66,9 @@ class LsrModel(WholeHeads):
         if config.target_modules == "all-linear":
             config.target_modules = sorted(adapted)
         shared = read_shared_frames(config)
-        for name, form in check_forms(model, adapted, config).items():
-            if shared is not None:
+        forms = check_forms(model, adapted, config)
+        if shared is not None:
+            for name, form in forms.items():
                 shared.of(config, name, form)
         self._frames = FrameRegistry(config, adapted_layers(model).values(), shared)
         try:
@@ -79,7 +81,6 @@ class LsrModel(WholeHeads):
             )
         finally:
             del self._frames  # otherwise frames would outlive their last adapter here
-        forms = {name: layer.adapter(adapter_name).form for name, layer in layers_of(self, adapter_name).items()}
         resolved = config.resolved or Resolved.of(forms, None if shared is None else shared.sha256)
         labels = getattr(getattr(model, "config", None), "id2label", None) or {}
         named = tuple(str(labels[index]) for index in sorted(labels)) if len(labels) > 1 else ()
@@ -88,23 +89,19 @@ class LsrModel(WholeHeads):
             return  # the factors are about to be loaded
         if config.needs_examples:
             self.awaiting_examples.add(adapter_name)
-        elif shared is None:
+        else:
             for _ in initialize_factors(self, adapter_name):
                 pass
 
-    def _remind_of_examples(self) -> None:
-        while self.awaiting_examples:
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: object, **kwargs: object) -> Iterator[None]:
+        while self.training and self.awaiting_examples:
             start = config_of(self, self.awaiting_examples.pop()).start
             warnings.warn(
                 f"LSR: init_weights={start!r} reads examples, and has been given none: training begins from random "
                 "factors; call lsr.start_from_examples(model, batches) first",
                 stacklevel=2,
             )
-
-    @contextmanager
-    def _enable_peft_forward_hooks(self, *args: object, **kwargs: object) -> Iterator[None]:
-        if self.training:
-            self._remind_of_examples()
         names = cast("list[str] | None", kwargs.get("adapter_names"))
         with nullcontext() if names is None else rows_choose(self, names, copies_of_a_row(kwargs)):
             yield
@@ -132,9 +129,9 @@ class LsrModel(WholeHeads):
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         # Our factors are float32 already, whatever the base model is, unless its dtype is requested.
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype=autocast_adapter_dtype)
-        if not autocast_adapter_dtype:
-            for layer in adapted_layers(self).values():
-                layer.use_base_dtype(adapter_name)
+        for layer in () if autocast_adapter_dtype else layers_of(self, adapter_name).values():
+            if not is_quantized(layer.get_base_layer()):
+                layer.adapter(adapter_name).to(layer.base_parameter().dtype)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Delete an adapter, and its frames if no other adapter uses them.

@@ -22,22 +22,18 @@ def check_options(config: "LsrConfig") -> None:
     Raises:
         ValueError: names the field and what is allowed.
     """
-    _check_shapes(config)
     _check_numbers(config)
     _check_words(config)
     _check_layers(config)
     _check_families(config)
 
 
-def _check_shapes(config: "LsrConfig") -> None:
+def _check_numbers(config: "LsrConfig") -> None:
     for name, shape in _with_pattern(config, "rank_shape", "rank_pattern"):
         if len(shape) not in (1, 2) or not all(map(_is_count, shape)):
             raise ValueError(f"{name} must hold one or two ranks >= 1, got {list(shape)}")
     if not _is_count(config.separation_rank):
         raise ValueError(f"separation_rank must be >= 1, got {config.separation_rank!r}")
-
-
-def _check_numbers(config: "LsrConfig") -> None:
     for name, alpha in _with_pattern(config, "alpha", "alpha_pattern"):
         if not isinstance(alpha, int | float) or not 0 < alpha < inf:
             raise ValueError(f"{name} must be a positive number, got {alpha!r}")

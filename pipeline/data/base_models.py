@@ -44,13 +44,8 @@ def load_base_model(row: ModelRow, dataset: DatasetRow) -> "PreTrainedModel":
     Raises:
         UserError: if the model is missing, is not what the row pins, or lacks the head.
     """
-    path, revision = source(row)
     task = tasks.of(dataset)
-    with explain_row(row):
-        kind: Any = task.auto_class()
-        model: PreTrainedModel = kind.from_pretrained(
-            path, revision=revision, use_safetensors=True, trust_remote_code=False, **task.head()
-        )
+    model: PreTrainedModel = _pretrained(row, task.auto_class(), use_safetensors=True, **task.head())
     pad(load_tokenizer(row), row.where, model)
     if loss := task.loss():
         _use_loss(model, loss)
@@ -97,9 +92,7 @@ def load_config(row: ModelRow, task: Task) -> "PreTrainedConfig":
     Raises:
         UserError: if the model is missing, is not what the row pins, or has no such head.
     """
-    path, revision = source(row)
-    with explain_row(row):
-        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    config: PreTrainedConfig = _pretrained(row, AutoConfig)
     if config.model_type not in task.architectures():
         raise UserError(
             f"{row.where}: {public_name(row)[0]}: transformers has no {task.auto_class().__name__} of "
@@ -114,11 +107,15 @@ def load_tokenizer(row: ModelRow) -> "PreTrainedTokenizerBase":
     Raises:
         UserError: if the model is missing, is not what the row pins, or its tokenizer cannot pad.
     """
-    path, revision = source(row)
-    with explain_row(row):
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+    tokenizer: PreTrainedTokenizerBase = _pretrained(row, AutoTokenizer)
     pad(tokenizer, f"{row.where}: {public_name(row)[0]}")
     return tokenizer
+
+
+def _pretrained(row: ModelRow, kind: Any, **more: Any) -> Any:
+    path, revision = source(row)
+    with explain_row(row):
+        return kind.from_pretrained(path, revision=revision, trust_remote_code=False, **more)
 
 
 def pad(tokenizer: "PreTrainedTokenizerBase", where: str, model: "PreTrainedModel | None" = None) -> None:

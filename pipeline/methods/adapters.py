@@ -17,15 +17,19 @@ from lsr.loading.adapters import load_onto
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import CONFIG
 from lsr.tuner.mistakes import InputError
-from lsr.tuner.options import OWN
+from lsr.tuner.options import OWN, usual_terms
+from lsr.tuner.rates import rate_factor
 from lsr.tuner.start import Started, initialize_factors
 from pipeline.core.errors import UserError
 from pipeline.data.base_models import public_name
 from pipeline.methods import planning
 from pipeline.methods.planning import Plan
-from pipeline.params import PARAMS, LsrParams, PeftParams
+from pipeline.params import PARAMS, LsrParams, MethodParams, PeftParams
 from pipeline.params.model_row import ModelRow
 from pipeline.params.sections import RATE
+
+# Parts of the names of parameters for which zero is neither the initial nor a neutral value: they do not decay.
+UNDECAYED = ("lora_magnitude_vector", "ia3_l")
 
 
 def add_adapter(
@@ -36,7 +40,7 @@ def add_adapter(
     """Return the base model with a fresh adapter; its own LSR factors are random until `start` is exhausted.
 
     Raises:
-        UserError: if the plan does not fit the model.
+        UserError: if the plan does not fit the model, or has a rate of parameters that the method does not have.
     """
     section, config = plan.section, plan.config
     with plan.explaining():
@@ -44,22 +48,14 @@ def add_adapter(
             lsr = cast("LsrConfig", config)
             config = lsr.with_ranks(allocate(statistics or {}, section.budget, lsr.seed or 0))
         model = peft.get_peft_model(base, config)
-        if isinstance(section, PeftParams):
-            _check_rates(model, section)
+    if isinstance(section, PeftParams):
+        names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        for key in section.rates:
+            part = key.removesuffix(RATE).removesuffix("_")
+            if not any(part in name for name in names):
+                no_part = f"no parameter of {section.type} has {part!r} in its name"
+                raise UserError(f"{PARAMS}: {section.word}: {key}: {no_part}")
     return model
-
-
-def _check_rates(model: PeftModel, section: PeftParams) -> None:
-    """Refuse a learning rate of parameters that the method does not have.
-
-    Raises:
-        ValueError: if no trained parameter has the name that the rate's key begins with.
-    """
-    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    for key in section.rates:
-        part = key.removesuffix(RATE).removesuffix("_")
-        if not any(part in name for name in names):
-            raise ValueError(f"{key}: no parameter of {section.type} has {part!r} in its name")
 
 
 def start(model: PeftModel, plan: Plan, statistics: Mapping[str, Matrix] | None = None) -> Iterator[Started]:
@@ -77,6 +73,15 @@ def start(model: PeftModel, plan: Plan, statistics: Mapping[str, Matrix] | None 
         yield from initialize_factors(model, init_weights=section.scheme, statistics=statistics)
     except ValueError as error:
         raise UserError(f"{PARAMS}: {section.word}.init: {error}") from None
+
+
+def rate_of(section: MethodParams, parameter: str) -> float | None:
+    """Return the peak learning rate of an adapter's parameter by its name; None if only the head is trained."""
+    if isinstance(section, LsrParams):
+        terms = usual_terms(section.rank_shape) if section.separation_rank == "auto" else section.separation_rank
+        return section.learning_rate * rate_factor(parameter, terms)
+    own = (rate for key, rate in section.rates.items() if key.removesuffix(f"_{RATE}") in parameter)
+    return next(own, section.rates.get(RATE))
 
 
 def save_adapter(model: PeftModel, folder: Path, row: ModelRow) -> None:
@@ -108,17 +113,12 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool) -> Pef
         model = load_onto(base, folder, trainable=trainable)
     except InputError as error:
         raise UserError(str(error)) from None
-    _freeze_replaced_heads(model)
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            module.original_module.requires_grad_(False)  # PEFT's `bias: all` has made its biases trainable
     # The folder names a hub repository, which PEFT would query whenever the Trainer saves a checkpoint.
     model.peft_config["default"].base_model_name_or_path = base.name_or_path
     return model
-
-
-def _freeze_replaced_heads(model: PeftModel) -> None:
-    """Freeze the heads that trained ones replace, whose biases PEFT's `bias: all` has made trainable."""
-    for module in model.modules():
-        if isinstance(module, ModulesToSaveWrapper):
-            module.original_module.requires_grad_(False)
 
 
 def heads(model: PeftModel, row: ModelRow) -> dict[str, nn.Module]:

@@ -27,6 +27,7 @@ from pipeline.tasks import Task
 # PEFT warns about layers that it does adapt.
 warnings.filterwarnings("ignore", "Unsupported layer type .*Norm", module="peft")
 
+OWN_TABLES = ("IA3", "LN_TUNING")  # for which PEFT has a table by architecture, not that of LoRA
 MISFIT = (ValueError, TypeError)  # raised by a method if a value does not fit a model
 # Methods of PEFT may raise anything else.
 ANY_MISFIT = (*MISFIT, KeyError, AttributeError, IndexError, RuntimeError, AssertionError, ImportError)
@@ -65,7 +66,7 @@ def resolve(
     """
     head = head_of(row, base)
     whole = [name for name, _ in base.named_children()] if isinstance(section, FullParams) else head
-    config = configured(section, seed, _targets(section, base, row, head), whole, task_type)
+    config = configured(section, seed, _targets(section, base, row), whole, task_type)
     plan = Plan(section, config, (), tuple(head))
     if getattr(config, "target_modules", None) in (None, DUMMY_TARGET_MODULES):
         return plan
@@ -93,21 +94,16 @@ def configured(
     chosen = {"task_type": TaskType(task_type), "target_modules": targets, "modules_to_save": trained_whole}
     try:
         match section:
-            case LsrParams():
-                return LsrConfig(**_lsr_fields(section) | {"seed": seed} | chosen)
+            case LsrParams():  # the initialization comes later
+                fields = {name: value for name, value in section if name in LsrConfig.__dataclass_fields__}
+                automatic = {"separation_rank": None} if section.separation_rank == "auto" else {}
+                return LsrConfig(**fields | automatic | _layers(section) | {"seed": seed} | chosen)
             case PeftParams():
                 return _type_of(section)(**_peft_fields(section, seed), **chosen)
         # PEFT has no method for everything or for the head alone: an adapter without layers saves whole modules.
         return LoraConfig(**chosen)
     except (ValueError, TypeError) as error:
         raise UserError(f"{PARAMS}: {section.word}: {first_line(error)}") from None
-
-
-def _lsr_fields(section: LsrParams) -> dict[str, Any]:
-    """Return the fields of LsrConfig that a section sets; the initialization comes later."""
-    same = {name: value for name, value in section if name in LsrConfig.__dataclass_fields__}
-    automatic = {"separation_rank": None} if section.separation_rank == "auto" else {}
-    return same | automatic | _layers(section)
 
 
 def _layers(section: LsrParams | PeftParams) -> dict[str, Any]:
@@ -134,44 +130,34 @@ def _peft_fields(section: PeftParams, seed: int) -> dict[str, Any]:
 
 def known_types() -> dict[str, type[PeftConfig]]:
     """Return the configurations of all methods that adapt layers and work in any training loop, by PEFT's name."""
-    configs = {str(kind.value): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    return {name: config for name, config in configs.items() if name not in OWN_LOOP and _adapts_layers(config)}
-
-
-def _adapts_layers(config: type[PeftConfig]) -> bool:
-    has_targets = {"target_modules", "modules_to_save"} <= {field.name for field in fields(config) if field.init}
-    return has_targets and not issubclass(config, PromptLearningConfig)
+    found = dict[str, type[PeftConfig]]()
+    for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items():
+        has_targets = {"target_modules", "modules_to_save"} <= {field.name for field in fields(config) if field.init}
+        if kind.value not in OWN_LOOP and has_targets and not issubclass(config, PromptLearningConfig):
+            found[str(kind.value)] = config
+    return found
 
 
 def _type_of(section: PeftParams) -> type[PeftConfig]:
     name, known = section.type, known_types()
     if name not in known:
-        names = ", ".join(known)
         raise ValueError(
             f"type: PEFT {version('peft')} has no method {name!r} that adapts layers{nearest(name, known)}; there are "
-            f"{names}"
+            f"{', '.join(known)}"
         )
     return known[name]
 
 
-def _targets(section: MethodParams, base: PreTrainedModel, row: ModelRow, head: list[str]) -> Any:
+def _targets(section: MethodParams, base: PreTrainedModel, row: ModelRow) -> Any:
     """Return the layers that a section names; by default the usual ones of its method or of the model."""
     if not isinstance(section, LsrParams | PeftParams):
         return DUMMY_TARGET_MODULES
     if isinstance(section, PeftParams) and section.target_modules == "none":
         return DUMMY_TARGET_MODULES
-    if section.target_modules != "default":
-        return _as_peft(section.target_modules)
-    match section.type:
-        case "IA3":
-            return None  # PEFT has a table by architecture for it
-        case "LN_TUNING":
-            return _norms(base, head)
-    return _as_peft(targets_of(row, base))
-
-
-def _as_peft(targets: Any) -> Any:
-    return targets if isinstance(targets, str) else list(targets)
+    if section.target_modules == "default" and section.type in OWN_TABLES:
+        return None
+    chosen = targets_of(row, base) if section.target_modules == "default" else section.target_modules
+    return chosen if isinstance(chosen, str) else list(chosen)
 
 
 def targets_of(row: ModelRow, model: PreTrainedModel) -> Sequence[str] | str:
@@ -181,23 +167,20 @@ def targets_of(row: ModelRow, model: PreTrainedModel) -> Sequence[str] | str:
         UserError: if the row names a layer that the model does not have, or none where PEFT does not know the
             architecture; lists the linear layers.
     """
+    if row.target_modules is not None:
+        try:
+            check_names(LoraConfig(target_modules=list(row.target_modules)), model)
+        except ValueError as error:
+            raise UserError(f"{row.where}: {error}") from None
+        return row.target_modules
     kind = model.config.model_type
-    usual = LsrModel.target_module_mapping.get(kind) if row.target_modules is None else row.target_modules
-    layers = [name for name, module in model.named_modules() if getattr(module, "weight", None) is not None]
-    unknown = [
-        ending for ending in row.target_modules or () if not any(f".{name}".endswith(f".{ending}") for name in layers)
-    ]
-    if usual is not None and not unknown:
-        return usual
-    linear = linear_layers(model.base_model)
-    listed = f"; its linear layers: {', '.join(linear)}"
-    if unknown:
-        near = nearest(unknown[0], linear)
-        raise UserError(f"{row.where}: target_modules: the model has no layer {unknown[0]!r}{near}{listed}")
-    raise UserError(
-        f"{row.where}: {public_name(row)[0]}: it is not known which layers of the architecture {kind} are usually "
-        f"adapted; name them by target_modules of a row{listed}"
-    )
+    if kind not in LsrModel.target_module_mapping:
+        linear = ", ".join(linear_layers(model.base_model))
+        raise UserError(
+            f"{row.where}: {public_name(row)[0]}: it is not known which layers of the architecture {kind} are usually "
+            f"adapted; name them by target_modules of a row; its linear layers: {linear}"
+        )
+    return LsrModel.target_module_mapping[kind]
 
 
 def head_of(row: ModelRow, model: PreTrainedModel) -> list[str]:
@@ -213,9 +196,3 @@ def head_of(row: ModelRow, model: PreTrainedModel) -> list[str]:
         return list(row.head)
     beside = {name: module for name, module in modules.items() if name != model.base_model_prefix}
     return [name for name, module in beside.items() if any(True for _ in module.parameters())]
-
-
-def _norms(base: PreTrainedModel, head: list[str]) -> list[str]:
-    """Return the normalization layers outside the head: LayerNorm, RMSNorm and models' own variants."""
-    named = [(name, type(module).__name__) for name, module in base.named_modules()]
-    return [name for name, kind in named if kind.endswith("Norm") and name.partition(".")[0] not in head]

@@ -14,7 +14,7 @@ from transformers.integrations.integration_utils import DVCLiveCallback
 
 from pipeline.core import artifacts, console
 from pipeline.core.errors import UserError
-from pipeline.methods import adapters, device, rates
+from pipeline.methods import adapters, device
 from pipeline.params import PARAMS, FullParams, TrainView
 from pipeline.params.sections import TrainParams
 from pipeline.tasks import Outcome, Task
@@ -122,9 +122,9 @@ def optimizer(model: PeftModel, view: TrainView) -> torch.optim.AdamW:
     in_head = adapters.head_parameters(model, view.base_model)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_kept = name.endswith(".bias") or any(part in name for part in rates.UNDECAYED)
+            is_kept = name.endswith(".bias") or any(part in name for part in adapters.UNDECAYED)
             decays = not is_kept and id(parameter) not in no_decay
-            rate = None if id(parameter) in in_head else rates.rate_of(view.section, name)
+            rate = None if id(parameter) in in_head else adapters.rate_of(view.section, name)
             key = (head_rate if rate is None else rate, view.train.weight_decay if decays else 0.0)
             groups.setdefault(key, []).append(parameter)
     listed = [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
