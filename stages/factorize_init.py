@@ -72,20 +72,11 @@ def captured_energy(started: Started, read: Mapping[str, Matrix]) -> float:
     return fmean(energy_between(matrix, a, b if adapter.has_core else None) for matrix in matrices)
 
 
-def check_adapters(section: params.MethodParams) -> None:
-    """Check that the adapters that a section starts from are there, and where DVC notices a change.
-
-    Raises:
-        UserError: if one is not.
-    """
-    if isinstance(section, params.LsrParams):
-        for key, source in {"init": section.source, "frames": section.frames}.items():
-            if source not in {None, OWN}:
-                content.local(str(source), f"{params.PARAMS}: {section.word}.{key}", [content.MODELS])
-
-
 def main(view: params.FactorizeInitView) -> None:
-    check_adapters(view.section)
+    if isinstance(view.section, params.LsrParams):  # the adapters that it starts from are there, where DVC looks
+        for key, source in {"init": view.section.source, "frames": view.section.frames}.items():
+            if source not in {None, OWN}:
+                content.local(str(source), f"{params.PARAMS}: {view.section.word}.{key}", [content.MODELS])
     set_seed(view.seed)  # the head is drawn when the checkpoint loads
     base = base_models.load_base_model(view.base_model, view.dataset)
     base_models.check_positions(base, view.tokenize.max_length)

@@ -6,12 +6,10 @@ times through torchrun, and the first process writes.
 Not a DVC out: runs/, where trackers write.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
 from datasets import Dataset
-from peft import PeftModel
 from transformers import Trainer, set_seed
 
 from pipeline import params, stage, tasks
@@ -42,19 +40,15 @@ def train(view: params.TrainView, folder: Path) -> None:
         watching = [callbacks.StopAtDivergence(), callbacks.Progress(advance), *arguments.trackers(view)]
         trainer = run.trainer_of(view, model, splits, collate, folder / callbacks.ASIDE, watching)
         run.fit(trainer, folder)
-    if processes.is_main():
-        counts = adapters.count_parameters(model, view.base_model)
-        write_adapter(model, trainer, counts, view)
-        write_reports(trainer, view)
-
-
-def write_adapter(model: PeftModel, trainer: Trainer, counts: Mapping[str, int], view: params.TrainView) -> None:
-    """Write the adapter with its head, its inputs and labels, and its card."""
-    with artifacts.replacing(artifacts.ADAPTER) as folder:
-        folder.mkdir()
-        adapters.save_adapter(model, folder, view.base_model)
-        AdapterTask.of(tasks.of(view.dataset), view.tokenize.max_length).write(folder)
-        cards.of_training(view, counts, cast("float", trainer.state.best_metric), folder).write(folder)
+    if not processes.is_main():
+        return
+    counts = adapters.count_parameters(model, view.base_model)
+    with artifacts.replacing(artifacts.ADAPTER) as written:
+        written.mkdir()
+        adapters.save_adapter(model, written, view.base_model)
+        AdapterTask.of(tasks.of(view.dataset), view.tokenize.max_length).write(written)
+        cards.of_training(view, counts, cast("float", trainer.state.best_metric), written).write(written)
+    write_reports(trainer, view)
 
 
 def write_reports(trainer: Trainer, view: params.TrainView) -> None:

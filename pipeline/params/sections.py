@@ -23,12 +23,7 @@ from pipeline.core.errors import first_line
 from pipeline.params.sources import Row, all_different
 
 
-def compiles(expression: str) -> str:
-    """Check a regular expression for pydantic; a plain word counts as one.
-
-    Raises:
-        ValueError: if it does not compile.
-    """
+def _compiles(expression: str) -> str:
     try:
         re.compile(expression)
     except (re.error, OverflowError, RecursionError) as error:
@@ -39,7 +34,7 @@ def compiles(expression: str) -> str:
 # Strict: true and "3" are not numbers, and 1 is not a Boolean, although Python would convert them.
 Dropout = Annotated[StrictFloat, Field(ge=0, lt=1)]
 Targets = (
-    Annotated[StrictStr, Field(min_length=1, max_length=1000), AfterValidator(compiles)]
+    Annotated[StrictStr, Field(min_length=1, max_length=1000), AfterValidator(_compiles)]
     | Annotated[tuple[StrictStr, ...], Field(min_length=1)]
 )
 Count = Annotated[StrictInt, Field(ge=1)]
