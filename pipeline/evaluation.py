@@ -40,14 +40,6 @@ def outputs(
     return torch.cat(found)[order.argsort()]
 
 
-def outcome(
-    task: Task,
-    model: Any,
-    split: Dataset,
-    collate: DataCollatorWithPadding,
-    batch_size: int,
-    advance: Callable[[int], None] = lambda done: None,
-) -> Outcome:
-    """Return the outputs for a labeled split, beside its labels."""
-    found = outputs(task, model, split, collate, batch_size, advance)
-    return Outcome(found, np.array(split["label"][:]), tokens.groups_of(split))
+def outcome(outputs: Tensor, split: Dataset) -> Outcome:
+    """Return the outputs for a labeled split beside its labels."""
+    return Outcome(outputs, np.array(split["label"][:]), tokens.groups_of(split))

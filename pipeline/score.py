@@ -7,21 +7,19 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from datasets import Dataset
 
 from lsr.tuner.files import weights_of
-from pipeline import tasks
+from pipeline import evaluation, tasks
 from pipeline.core import console
 from pipeline.core.command_line import Parser, whole_number
 from pipeline.core.errors import UserError, exit_on_error
-from pipeline.data import datasets, tokens
+from pipeline.data import datasets
 from pipeline.methods import adapter_task
 from pipeline.methods.adapter_task import AdapterTask
 from pipeline.params import load_params, load_row
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.predict.answering import answer
-from pipeline.tasks import Outcome
 
 PROGRAM = "python -m pipeline.score"
 
@@ -54,8 +52,7 @@ def scores(folder: Path, row: DatasetRow, texts: Dataset, options: argparse.Name
         said = f"{its.answers} of {' and '.join(its.columns)}"
         raise UserError(f"{folder}: says {said}, but {options.data} has {wanted.answers}")
     outputs, _ = answer(folder, options.base, its, texts, options.batch_size, str(folder))
-    outcome = Outcome(outputs, np.array(texts["label"][:]), tokens.groups_of(texts))
-    metrics, first = task.metrics(outcome, load_params().evaluate.resamples), row.metrics[0]
+    metrics, first = task.metrics(evaluation.outcome(outputs, texts), load_params().evaluate.resamples), row.metrics[0]
     interval = f"{metrics[f'{first}_low']:.4f} to {metrics[f'{first}_high']:.4f}"
     size = weights_of(folder).stat().st_size
     return [f"{size:,}", *(f"{metrics[name]:.4f}" for name in row.metrics), interval, f"{len(texts):,}"]

@@ -19,7 +19,8 @@ def main(view: params.EvaluateView) -> None:
     model = adapters.load_adapter(base, artifacts.ADAPTER, trainable=True)  # not to train it, but to count parameters
     counts = adapters.count_parameters(model, view.base_model)
     with console.progress("evaluate", len(test), "examples") as advance:
-        outcome = evaluation.outcome(task, device.place(model), test, collate, view.evaluate.batch_size, advance)
+        outputs = evaluation.outputs(task, device.place(model), test, collate, view.evaluate.batch_size, advance)
+    outcome = evaluation.outcome(outputs, test)
     metrics: dict[str, float] = {
         **task.metrics(outcome, view.evaluate.resamples),
         **counts,

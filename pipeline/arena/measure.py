@@ -185,7 +185,8 @@ class Scored(TrainerCallback):
         return validation[self.task.row.metrics[0]], *self._of("test")
 
     def _of(self, split: str) -> tuple[dict[str, float], list[float]]:
-        found = evaluation.outcome(self.task, self.model, self.splits[split], self.collate, AT_ONCE)
+        outputs = evaluation.outputs(self.task, self.model, self.splits[split], self.collate, AT_ONCE)
+        found = evaluation.outcome(outputs, self.splits[split])
         if not found.outputs.isfinite().all():
             raise DivergedError(f"train: outputs for {split} are not finite: lower the learning rate")
         scores = {name: rounded(value, DIGITS) for name, value in self.task.scores(found).items()}

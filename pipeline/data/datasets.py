@@ -19,7 +19,7 @@ from pipeline.data import sources
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sources import Split
 from pipeline.tasks import Task
-from pipeline.tasks.task import GROUP, HASHES
+from pipeline.tasks.task import GROUP
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -74,9 +74,9 @@ def _distinct(examples: Mapping[Split, pd.DataFrame]) -> tuple[pd.DataFrame, int
     whole = pd.concat([*(part for split, part in examples.items() if split != "train"), train], ignore_index=True)
     held_out = len(whole) - len(train)
     # Of equal texts the first one stays: of other splits, then of train in its order.
-    again = whole.duplicated(HASHES).to_numpy()[held_out:]
-    differs = whole["label"] != whole.groupby(HASHES)["label"].transform("first")
-    return train[~again].sort_values(HASHES), int(differs[held_out:].sum())
+    again = whole.duplicated("hash").to_numpy()[held_out:]
+    differs = whole["label"] != whole.groupby("hash")["label"].transform("first")
+    return train[~again].sort_values("hash"), int(differs[held_out:].sum())
 
 
 def _cut(train: pd.DataFrame, row: DatasetRow) -> dict[Split, pd.DataFrame]:

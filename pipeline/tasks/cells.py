@@ -6,7 +6,6 @@ import unicodedata
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})(\.0+)?", re.ASCII)
@@ -44,10 +43,9 @@ def plain_text(value: object) -> str:
     return str(int(text.partition(".")[0])) if WHOLE.fullmatch(text) else text
 
 
-def hashes(contents: pd.Series) -> np.ndarray:  # (contents, 2) of uint64
-    """Return half of the SHA-256 of each text, as two numbers."""
-    content = b"".join(hashlib.sha256(text.encode()).digest()[:16] for text in contents)
-    return np.frombuffer(content, ">u8").reshape(-1, 2).astype(np.uint64)
+def hashes(texts: pd.Series) -> pd.Series:
+    """Return half of the SHA-256 of each text, in hexadecimal digits."""
+    return texts.map(lambda text: hashlib.sha256(text.encode()).hexdigest()[:32])
 
 
 def fold(text: str) -> str:

@@ -103,9 +103,7 @@ class ThresholdTask(ClassesTask):
 
 def classes(values: pd.Series, names: Sequence[str]) -> pd.Series:
     """Return the class of each value, given by number or name; the first that is neither is refused with its line."""
-    known: dict[str, int] = {}
-    for number, name in enumerate(names):
-        known.setdefault(plain_text(name), number)
+    known = {plain_text(name): number for number, name in reversed([*enumerate(names)])}  # of equal names, the first
     allowed = list(names)
     # Names such as "1" ... "5" are values in the file, so then a position in the list is not accepted as well.
     if not any(name.lstrip("-").isdecimal() for name in known):

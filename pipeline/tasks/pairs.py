@@ -13,7 +13,6 @@ import pandas as pd
 from pipeline.params.labels import COMPARED
 from pipeline.tasks.classes import ClassesTask
 from pipeline.tasks.number import NumberTask
-from pipeline.tasks.task import HASHES
 
 
 class PairsTask(ClassesTask):
@@ -36,7 +35,7 @@ class PairsTask(ClassesTask):
         pairs are as independent as texts. Of equal texts, only the first is used.
         """
         assert self.row.pairs is not None
-        texts = examples.drop_duplicates(HASHES).sort_values(HASHES)
+        texts = examples.drop_duplicates("hash").sort_values("hash")
         step = 2 if split == "test" else 1
         first, second = (part.reset_index(drop=True) for part in (texts[:-1:step], texts[1::step]))
         difference = first["label"] - second["label"]

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
@@ -38,13 +37,10 @@ def score(
         raise UserError(
             f"predictions: {lost} of {predictions.size} are not finite numbers: training diverged; lower learning_rate"
         )
-    found = {}
-    for name in metrics:
-        if groups is not None and name == "exact_match":
-            found[name] = float(_are_right(labels, predictions, groups).mean())
-        else:
-            found[name] = float(EXAMPLES[name](labels, predictions))
-    return found
+    right = _are_right(labels, predictions, groups)
+    return {
+        name: float(right.mean() if name == "exact_match" else EXAMPLES[name](labels, predictions)) for name in metrics
+    }
 
 
 def interval(
@@ -59,11 +55,9 @@ def interval(
     Reference: Clopper & Pearson, "The use of confidence or fiducial limits", 1934; Efron & Tibshirani, "An Introduction
     to the Bootstrap", 1993, chapter 13.
     """
-    if groups is not None and name == "exact_match":
-        passed = _are_right(labels, predictions, groups)
-        return share(int(passed.sum()), len(passed))
-    if groups is None and name == "accuracy":
-        return share(int((labels == predictions).sum()), len(labels))
+    if name == ("accuracy" if groups is None else "exact_match"):
+        right = _are_right(labels, predictions, groups)
+        return share(int(right.sum()), len(right))
     if groups is None and name == "f1":
         hits, seen = (labels == 1) & (predictions == 1), (labels == 1) | (predictions == 1)
         low, high = share(int(hits.sum()), int(seen.sum()))
@@ -106,9 +100,9 @@ def _bootstrap(
     return float(bounds.low), float(bounds.high)
 
 
-def _are_right(labels: Numbers, predictions: Numbers, groups: Numbers) -> NDArray[np.bool_]:
-    """Return for each group, in the order of their numbers, whether it is without a mistake."""
-    return ~np.isin(np.unique(groups), groups[labels != predictions])
+def _are_right(labels: Numbers, predictions: Numbers, groups: Numbers | None) -> Numbers:
+    """Return whether each example, or each group in the order of their numbers, is without a mistake."""
+    return labels == predictions if groups is None else ~np.isin(np.unique(groups), groups[labels != predictions])
 
 
 def _matthews(labels: Numbers, predictions: Numbers) -> float:

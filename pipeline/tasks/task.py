@@ -27,7 +27,6 @@ if TYPE_CHECKING:  # tokenize reads and checks data without them, as they take s
 Numbers = np.ndarray[Any, Any]
 Columns = Mapping[str, Sequence[Any]]  # a value for each example
 GROUP = "group"  # a column of examples in addition to text, text_pair and label
-HASHES = ["hash_1", "hash_2"]  # columns of examples: half of the SHA-256 of the folded texts
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,8 @@ class Task(ABC):
         """Return the examples of a table with the columns that `reads` names, and the number of dropped rows by reason.
 
         They have the columns text, text_pair (for a pair), label, and group, a number, if they are scored in groups;
-        HASHES, by which duplicates are found; and position, a number in [0, 1), uniform over what is cut together.
-        The first text or label that is neither missing nor allowed is refused with its line or row.
+        hash, equal where all texts are; and position, a number in [0, 1), uniform over what is cut together. The first
+        text or label that is neither missing nor allowed is refused with its line or row.
         """
         missing = table.map(is_missing).to_numpy(bool).any(axis=1)
         table, numbers = table[~missing], np.flatnonzero(~missing)
@@ -97,15 +96,17 @@ class Task(ABC):
         if self.row.group:
             together = table[self.row.group[0]].map(str).map(fold)
             named = (table[name].map(plain_text) for name in self.row.group)
-            numbers = pd.factorize(hashes(reduce(lambda one, other: one + "\0" + other, named))[:, 0])[0]
-        position = (hashes(together)[:, 0] >> 12) / 2.0**52  # 52 bits of the hash, so that rounding never reaches 1
+            numbers = pd.factorize(reduce(lambda one, other: one + "\0" + other, named))[0]
+        # 52 bits of the hash, so that rounding never reaches 1.
+        position = np.array([int(digits[:13], 16) for digits in hashes(together)]) / 2.0**52
         parts = []
         for place, text in enumerate(made):
             digests = hashes(same if len(made) == 1 else same + f"\n{place}")
-            columns = {"label": self.of_part(targets, place).astype(self.target), "position": position}
-            columns |= dict(zip(HASHES, digests.T, strict=True)) | ({GROUP: numbers} if self.is_grouped else {})
-            parts.append(text.reset_index(drop=True).assign(**columns))
+            labels = self.of_part(targets, place).astype(self.target)
+            part = text.assign(**{"label": labels, GROUP: numbers, "hash": digests, "position": position})
+            parts.append(part.reset_index(drop=True))
         whole = pd.concat(parts).sort_index(kind="stable", ignore_index=True)  # parts of a row are neighbors
+        whole = whole if self.is_grouped else whole.drop(columns=GROUP)
         return whole, Counter(missing=int(missing.sum()), within_margin=int((~apart).sum()))
 
     def of_part(self, targets: Numbers, place: int) -> Numbers:

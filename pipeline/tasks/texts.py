@@ -58,10 +58,9 @@ def _marked(table: pd.DataFrame, column: str, marks: Sequence[Mark]) -> pd.Serie
     """
     texts = []
     for line, record in zip(table.index, table.to_dict("records"), strict=True):
-        text, signs = record[column], []
+        text = record[column]
         try:
-            for mark in marks:
-                signs += [(place, mark.sign) for place in _part(text, mark, record)]
+            signs = [(place, mark.sign) for mark in marks for place in _part(text, mark, record)]
         except ValueError as error:
             raise ValueError(f"{table.index.name} {line}: {error}") from None
         for place, sign in sorted(signs, reverse=True):

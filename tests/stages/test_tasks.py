@@ -52,7 +52,8 @@ def test_groups_are_cut_together_and_scored_while_training_as_afterwards(tmp_pat
     base = base_models.load_base_model(view.base_model, view.dataset)
     model = adapters.load_adapter(base, artifacts.ADAPTER, trainable=False)
     task, tokenizer = kinds.of(view.dataset), base_models.load_tokenizer(view.base_model)
-    found = task.scores(evaluation.outcome(task, model, split, task.collator(tokenizer), 16))
+    outputs = evaluation.outputs(task, model, split, task.collator(tokenizer), 16)
+    found = task.scores(evaluation.outcome(outputs, split))
     assert found["f1"] == pytest.approx(report(artifacts.TRAIN_METRICS)["best_score"], abs=1e-6)
     metrics = report(artifacts.EVALUATE_METRICS)
     assert metrics["examples"] == 3 * 12

@@ -138,3 +138,13 @@ def test_pairs_are_made_of_the_rows_of_each_split(make):
         assert list(table.columns) == ["text", "text_pair", "label"]
         left_out += len(both) - len(expected)
     assert loaded.dropped == {"missing": 0, "within_margin": left_out, "duplicate": 0}
+
+
+def test_of_equal_texts_of_a_split_the_first_is_paired(make):
+    once = {"validation": rated(40, 300), "test": rated(40, 400)}
+    twice = {split: [*rows, *((text.upper(), 2.5) for text, _ in rows[:20])] for split, rows in once.items()}
+    alone = load(rated_row(make, train=rated(100), **once))
+    loaded = datasets.load(rated_row(make, train=rated(100), **twice), "mine")
+    assert loaded.dropped["duplicate"] == 40
+    for split, table in frames(loaded).items():
+        pd.testing.assert_frame_equal(table, alone[split])
