@@ -73,12 +73,13 @@ def check(entries: Sequence[Entry]) -> None:
     """
     tasks = {f"tasks.{entry.task}": entry for entry in entries}
     methods = {f"methods.{entry.method}": entry for entry in entries}
-    for unit, check_one, found in (("tasks", _check_task, tasks), ("methods", _check_method, methods)):
+    checks = ("tasks", _check_task, tasks), ("methods", lambda entry: planned(entry.first()), methods)
+    for unit, check_one, found in checks:
         listed = console.track(found.items(), "check", len(found), unit)
         all_of(partial(_check_at, place, entry, check_one) for place, entry in listed)
 
 
-def _check_at(place: str, entry: Entry, check_one: Callable[[Entry], None]) -> None:
+def _check_at(place: str, entry: Entry, check_one: Callable[[Entry], object]) -> None:
     try:
         check_one(entry)
     except UserError as error:  # lines that name no other file are about that of the presets
@@ -93,10 +94,6 @@ def _check_task(entry: Entry) -> None:
     tokenizer = base_models.load_tokenizer(view.base_model)
     base_models.check_length(tokenizer.model_max_length, view.tokenize.max_length)
     task_tokens.cached(entry.first())
-
-
-def _check_method(entry: Entry) -> None:
-    planned(entry.first())
 
 
 def workers(count: int) -> ProcessPoolExecutor:

@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipeline.arena.record import labels_path
-from pipeline.compare.bootstrap import SUMS
+from pipeline.compare.bootstrap import METRICS
 from pipeline.compare.entries import Entry
 from pipeline.tasks import scores
 
@@ -36,7 +36,7 @@ def _mismatch(labels: NDArray[np.float64] | None, paths: Sequence[Path], entries
         metric = one.metrics[0]
         if labels is None:
             return f"neither {paths[0]} nor {paths[1]} is there"
-        if metric not in SUMS:
+        if metric not in METRICS:
             return f"{metric} is no function of sums over examples"
         if len(one.predicted) != len(labels):
             return f"{len(labels):,} labels, but {one.method} has {len(one.predicted):,} predictions"

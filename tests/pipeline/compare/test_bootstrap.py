@@ -17,7 +17,7 @@ def drawn(examples):
     return np.random.default_rng(zlib.crc32(b"rte")).integers(examples, size=(RESAMPLES, examples))
 
 
-@pytest.mark.parametrize("metric", [name for name in bootstrap.SUMS if name != "pearson"])
+@pytest.mark.parametrize("metric", list(bootstrap.OF_CLASSES))
 @settings(max_examples=12)
 @given(classes=st.integers(2, 4), examples=st.integers(2, 30), seed=st.integers(0, 1000))
 def test_of_classes(metric, classes, examples, seed):
