@@ -40,9 +40,6 @@ def load_base_model(row: ModelRow, dataset: DatasetRow) -> "PreTrainedModel":
     """Return the pretrained model with a fresh head for the task of a data set, and its loss; seed torch before.
 
     Its configuration gets the tokenizer's padding token: a decoder classifies the last token before the padding.
-
-    Raises:
-        UserError: if the model is missing, is not what the row pins, or lacks the head.
     """
     task = tasks.of(dataset)
     model: PreTrainedModel = _pretrained(row, task.auto_class(), use_safetensors=True, **task.head())
@@ -71,11 +68,7 @@ def _use_loss(model: "PreTrainedModel", loss: "Callable[[Tensor, Tensor], Tensor
 
 
 def outline(row: ModelRow, dataset: DatasetRow) -> "PreTrainedModel":
-    """Return the model that config.json describes, with a head and without weights: its layers have names and shapes.
-
-    Raises:
-        UserError: if the model is not there, is not what the row pins, or has no such head.
-    """
+    """Return the model that config.json describes, with a head and without weights: layers with names and shapes."""
     import torch
 
     task = tasks.of(dataset)
@@ -102,11 +95,7 @@ def load_config(row: ModelRow, task: Task) -> "PreTrainedConfig":
 
 
 def load_tokenizer(row: ModelRow) -> "PreTrainedTokenizerBase":
-    """Return the model's tokenizer, with padding set up.
-
-    Raises:
-        UserError: if the model is missing, is not what the row pins, or its tokenizer cannot pad.
-    """
+    """Return the model's tokenizer, with padding set up."""
     tokenizer: PreTrainedTokenizerBase = _pretrained(row, AutoTokenizer)
     pad(tokenizer, f"{row.where}: {public_name(row)[0]}")
     return tokenizer
@@ -150,11 +139,7 @@ def check_length(most: int, max_length: int) -> None:
 
 
 def check_positions(model: "PreTrainedModel", max_length: int) -> None:
-    """Refuse texts that are longer than a table of learned positions reaches, whatever the tokenizer says.
-
-    Raises:
-        UserError: if `max_length` is above that.
-    """
+    """Refuse texts that are longer than a table of learned positions reaches, whatever the tokenizer says."""
     from torch.nn import Embedding
 
     for name, module in model.named_modules():
