@@ -1,7 +1,6 @@
 """The values that the options of an LsrConfig may have, and how they go together: one line says what is allowed."""
 
 from collections.abc import Iterable, Sequence
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 from lsr.init import INITIALIZATIONS
@@ -14,6 +13,7 @@ CORED = ("core", "all")  # the values of `train` that add a core
 TRAINED = ("factors", *CORED)
 OWN = "own"
 TERMS = 16  # the default separation rank of two factors
+LARGEST_ALPHA = 1e30  # it multiplies products in float32, which ends at 3e38
 
 
 def check_options(config: "LsrConfig") -> None:
@@ -35,8 +35,8 @@ def _check_numbers(config: "LsrConfig") -> None:
     if not _is_count(config.separation_rank):
         raise ValueError(f"separation_rank must be >= 1, got {config.separation_rank!r}")
     for name, alpha in _with_pattern(config, "alpha", "alpha_pattern"):
-        if not isinstance(alpha, int | float) or not 0 < alpha < inf:
-            raise ValueError(f"{name} must be a positive number, got {alpha!r}")
+        if not isinstance(alpha, int | float) or not 0 < alpha <= LARGEST_ALPHA:
+            raise ValueError(f"{name} must be a positive number of at most {LARGEST_ALPHA:.0e}, got {alpha!r}")
     if not isinstance(config.dropout, int | float) or not 0 <= config.dropout < 1:
         raise ValueError(f"dropout must be in [0, 1), got {config.dropout!r}")
 

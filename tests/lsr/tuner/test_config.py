@@ -106,7 +106,7 @@ MISTAKES = [
     ({"train": "all"}, "train='all' needs one rank in rank_shape, because a core is between dense frames, got [2, 2]"),
     ({"core": "diagonal"}, "core='diagonal' needs train='core' or 'all', got train='factors'"),
     ({"frames": "./other"}, "frames='./other' needs train='core': trained factors belong to the adapter, got train="),
-    ({"alpha_pattern": {"key": 0}}, "alpha_pattern['key'] must be a positive number, got 0"),
+    ({"alpha_pattern": {"key": 0}}, "alpha_pattern['key'] must be a positive number of at most 1e+30, got 0"),
     ({"target_modules": ".*query", "layers_to_transform": [0]}, "layers_to_transform needs target_modules to be a l"),
 ]
 
