@@ -89,18 +89,15 @@ def paired_frames(
 
 
 def _tucker(stack: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor]:  # (p, rank), (q, rank), orthonormal
-    init = "svd" if stack.numel() <= spectrum.LARGE else _leading_of_grams(stack, rank)
+    init: str | list[np.ndarray] = "svd"
+    if stack.numel() > spectrum.LARGE:  # the same from two Gram matrices, whose size does not grow with L
+        grams = (sum(part @ part.T for part in parts) for parts in (stack, stack.mT))
+        init = [torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :rank].numpy() for gram in grams]
     with converging_numpy():
         (_, (left, right)), _ = partial_tucker(
             stack.numpy(), [rank, rank], modes=[1, 2], init=init, tol=TOLERANCE, random_state=seed
         )
     return torch.from_numpy(left.copy()), torch.from_numpy(right.copy())
-
-
-def _leading_of_grams(stack: Tensor, rank: int) -> list[np.ndarray]:  # (p, rank), (q, rank)
-    """Return the HOSVD of a stack (L, p, q) from two Gram matrices, whose size does not grow with L."""
-    grams = (sum(part @ part.T for part in parts) for parts in (stack, stack.mT))
-    return [torch.linalg.eigh(gram).eigenvectors.flip(1)[:, :rank].numpy() for gram in grams]
 
 
 def _in_convention(

@@ -28,6 +28,10 @@ def as_lora(contents: Contents) -> tuple[dict[str, Any], dict[str, Tensor]]:
     rank, ranks = _usual({name: len(update.frames.a) for name, update in updates.items()})
     alpha, alphas = _usual({name: update.alpha for name, update in updates.items()})
     base = contents.base
+    # Only entries that have tensors: PEFT adds the names of all common heads.
+    modules = {name.rpartition(".")[0] for name in contents.heads}
+    inside = {".".join(name.split(".")[:length]) for name in modules for length in range(1, name.count(".") + 2)}
+    whole = sorted({entry for entry in contents.endings if any(name.endswith(entry) for name in inside)})
     fields = {
         **({} if base.get("task_type") else {"auto_mapping": base.get("auto_mapping")}),
         "peft_type": LORA,
@@ -41,7 +45,7 @@ def as_lora(contents: Contents) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "rank_pattern": ranks,
         "alpha_pattern": alphas,
         "target_modules": _targets(contents),
-        "modules_to_save": _saved_whole(contents),
+        "modules_to_save": whole or None,
         "layers_to_transform": None,
         "layers_pattern": None,
         "bias": BIASES[contents.bias],
@@ -74,10 +78,3 @@ def _targets(contents: Contents) -> Sequence[str] | str:
         modules = [name for name in contents.modules if name not in contents.updates]
     endings = tuple(f".{name}" for name in names)
     return "|".join(map(re.escape, names)) if any(name.endswith(endings) for name in modules) else names
-
-
-def _saved_whole(contents: Contents) -> list[str] | None:
-    """Return the entries of modules_to_save that have tensors: PEFT adds the names of all common heads."""
-    paths = [name.split(".")[:-1] for name in contents.heads]
-    whole = [".".join(path[:length]) for path in paths for length in range(1, len(path) + 1)]
-    return sorted({entry for entry in contents.endings if any(name.endswith(entry) for name in whole)}) or None

@@ -1,22 +1,22 @@
 """Squeeze a trained LSR or LoRA adapter into a small one: few directions, or cores between shared frames."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from lsr.algebra.shapes import Form
-from lsr.algebra.spectrum import norm_of
+from lsr.algebra.spectrum import Matrix, norm_of, shape_of
 from lsr.convert import errors
 from lsr.convert.errors import Errors
 from lsr.convert.writing import check_output, write
 from lsr.init import directions, warm
 from lsr.init.allocation import MOST, allocate
-from lsr.init.initialization import Source, Start
+from lsr.init.initialization import Source
 from lsr.loading.contents import read_contents
-from lsr.loading.update import Frames, Product, Update
+from lsr.loading.update import Frames, Update
 from lsr.tuner.config import DIAGONAL, LsrConfig
 from lsr.tuner.files import adapter_folder
 from lsr.tuner.mistakes import InputError, first_line
@@ -59,53 +59,33 @@ def squeeze_adapter(
     if not updates:
         raise InputError(f"{folder}: its update is zero: there is nothing to squeeze")
     try:
-        small = FORMS[form[1]](updates, int(form[2]))
+        small = _small(updates, form[1], int(form[2]))
     except ValueError as error:
         raise InputError(f"{folder}: --to {to}: {first_line(error)}") from None
     write(replace(contents, updates=small), output, precision=None if bits is None else BITS[bits])
     return errors.of_updates(read_contents(output).updates, contents.updates)
 
 
-def _ranked(updates: Mapping[str, Product], rank: int) -> dict[str, Update]:
-    sources = {name: _source(product, min(rank, _rank(product))) for name, product in updates.items()}
-    return {name: Update(_frames(warm.start(source)), ALPHA) for name, source in sources.items()}
-
-
-def _directed(updates: Mapping[str, Product], budget: int) -> dict[str, Update]:
-    most = sum(min(MOST, _rank(product)) for product in updates.values())
-    shares = allocate(updates, min(budget, most))
-    return {name: _between([_source(updates[name], rank, paired=True)])[0] for name, rank in shares.items()}
-
-
-def _shared(updates: Mapping[str, Product], rank: int) -> dict[str, Update]:
-    sources = {name: _source(product, rank) for name, product in updates.items()}
-    kinds: dict[Kind, list[str]] = {}
-    for name, source in sources.items():
-        kinds.setdefault(kind_of(name, source.form), []).append(name)
+def _small(updates: Mapping[str, Matrix], form: str, number: int) -> dict[str, Update]:
+    # The small updates by layer: each of its own rank, or cores between the frames of a layer or of a kind.
+    most = {name: min(len(right), *shape_of((left, right))) for name, (left, right) in updates.items()}
+    if form == "directions":
+        ranks = allocate(updates, min(number, sum(min(MOST, its) for its in most.values())))
+    else:
+        ranks = {name: min(number, its) if form == "rank" else number for name, its in most.items()}
+    sources, groups = dict[str, Source](), dict[Kind | str, list[str]]()
+    for name, rank in ranks.items():
+        m, n = shape_of(updates[name])
+        paired, its = form == "directions", Form.dense(rank, n, m)
+        scaling = ALPHA / (DIAGONAL if paired else rank)
+        sources[name] = Source(its, torch.empty, scaling=scaling, statistic=updates[name], paired=paired)
+        groups.setdefault(kind_of(name, its) if form == "shared" else name, []).append(name)
     small = dict[str, Update]()
-    for names in kinds.values():
-        small |= dict(zip(names, _between([sources[name] for name in names]), strict=True))
-    return {name: small[name] for name in updates}
-
-
-def _between(sources: Sequence[Source]) -> list[Update]:
-    """Return updates with the frames that several layers share and their cores, as `warm` starts them."""
-    frames = _frames(directions.frames(sources))
-    return [Update(frames, ALPHA, warm.core(source, frames.b, frames.a).float()) for source in sources]
-
-
-def _frames(start: Start) -> Frames:
-    return Frames(a=start.a[0][0].float(), b=start.b[0][0].float())
-
-
-def _rank(product: Product) -> int:
-    return min(len(product.left), *product.right.shape)
-
-
-def _source(product: Product, rank: int, *, paired: bool = False) -> Source:
-    form = Form.dense(rank, product.right.shape[1], len(product.left))
-    scaling = ALPHA / (DIAGONAL if paired else rank)
-    return Source(form, torch.empty, scaling=scaling, statistic=product, paired=paired)
-
-
-FORMS = {"rank": _ranked, "directions": _directed, "shared": _shared}
+    for names in groups.values():
+        own = [sources[name] for name in names]
+        start = warm.start(own[0]) if form == "rank" else directions.frames(own)
+        frames = Frames(a=start.a[0][0].float(), b=start.b[0][0].float())
+        for name, source in zip(names, own, strict=True):
+            core = None if form == "rank" else warm.core(source, frames.b, frames.a).float()
+            small[name] = Update(frames, ALPHA, core)
+    return {name: small[name] for name in ranks}  # in the order of the model

@@ -25,13 +25,6 @@ class Frames(nn.Module):
         return self is other or (self.a.equal(other.a.to(self.a)) and self.b.equal(other.b.to(self.b)))
 
 
-class Product(NamedTuple):
-    """Two matrices in float64 whose product is an update."""
-
-    left: Tensor  # (m, k)
-    right: Tensor  # (k, n)
-
-
 class Update(NamedTuple):
     """The update of a layer, scaling * B R A, with A and B from `frames`, and R = 1 if there is no core.
 
@@ -66,9 +59,9 @@ class Update(NamedTuple):
         a = self._right()
         return Update(Frames(a=a, b=self.scaling * self.frames.b), len(a))
 
-    def product(self) -> Product:
-        """Return two matrices whose product is the update."""
-        return Product(self.scaling * self.frames.b.double(), self._right().double())
+    def product(self) -> tuple[Tensor, Tensor]:  # (m, k), (k, n)
+        """Return two matrices in float64 whose product is the update."""
+        return self.scaling * self.frames.b.double(), self._right().double()
 
     def _right(self) -> Tensor:  # R A, (r, n)
         a, core = self.frames.a, self.core

@@ -86,7 +86,7 @@ def test_the_errors_are_those_of_tensors_and_updates(tmp_path):
     assert report.tensors.total == pytest.approx(float((flat[1] - flat[0]).norm() / flat[0].norm()))
     for name in ("adapter", "rounded"):
         for layer_name, update in read_contents(tmp_path / name).updates.items():
-            pairs.setdefault(layer_name, []).append(update.product().left @ update.product().right)
+            pairs.setdefault(layer_name, []).append(torch.matmul(*update.product()))
     for name, (exact, rounded) in pairs.items():
         assert report.update.layers[name] == pytest.approx(float((rounded - exact).norm() / exact.norm()), rel=1e-4)
 
