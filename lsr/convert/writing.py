@@ -43,7 +43,8 @@ def write(contents: Contents, folder: Path, method: str = LSR, precision: str | 
     if method not in FORMATS:
         raise InputError(f"method must be {' or '.join(FORMATS)}, got {method!r}")
     fields, tensors = FORMATS[method](contents)
-    card = Card(*(contents.base.get(key) for key in NAMED), contents.labels)
+    name, revision, task_type = (contents.base.get(key) for key in NAMED)
+    card = Card(name, revision, task_type, contents.labels)
     if method == LORA:
         summary = "It equals an LSR adapter, and loads without `lsr`."
         card = replaced(card, method=LORA, module="peft", called="LoRA adapter", summary=summary)
