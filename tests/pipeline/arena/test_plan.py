@@ -14,100 +14,82 @@ def entry(title="glue: LoRA r=1"):
 
 
 def simulate(chosen, score):
-    """Answer what an entry asks for until it is complete; return the sizes of what it asked for, and the records."""
-    records, sizes = {}, []
+    """Answer what an entry asks for until it is complete; return the records, in the order that it asked for them."""
+    records = {}
     while trainings := tuning.missing(chosen, records):
-        sizes.append(len(trainings))
-        for one in trainings:
-            records[one.key] = recorded(one, score(one))
-    return sizes, records
+        records |= {one.key: recorded(one, score(one)) for one in trainings}
+    return records
 
 
 def last_step(chosen, records):
     return list(tuning.steps(chosen, records))[-1]
 
 
-def base_rate():
-    return entry().first().rate
-
-
 def key(title="glue: LoRA r=1", seed=0, **setting):
     return entry(title).training(Setting(**setting), seed).key
 
 
-def test_the_tries_come_first_and_then_the_other_seeds_at_the_best(arena):
-    sizes, records = simulate(entry(), lambda one: -abs(one.rate - base_rate() / 2))
-    assert sizes == [2, 1]
-    trainings = last_step(entry(), records)
-    assert [one.seed for one in trainings] == [0, 1]
-    assert {one.rate for one in trainings} == {base_rate() / 2}
-    assert sum(sizes) == tuning.most_left(entry(), {})
-    assert tuning.most_left(entry(), {one.key: records[one.key] for one in trainings[:1]}) == 2
-    assert tuning.most_left(entry(), records) == 0
+WIDER, SEEDS, LORA = {"tuning": {"wider": 3}}, {"tuning": {"seeds": 2}, "seeds": [0, 1, 2]}, "glue: LoRA r=1"
+WIDER_SEEDS = {"tuning": {"seeds": 2, "wider": 3}, "seeds": [0, 1, 2]}
+ALONE = {"methods": {"alone": {"adapter": "lsr", "params": small.LSR, "trained": False}}}
+HEADS = {"tuning": {"head_rates": [0.5, 1.0, 2.0]}}
+# A preset, an entry, its validation score by factor of the rate, of the head's rate, and seed; what is asked for so.
+ASKED = [
+    ({}, LORA, lambda r, h, s: -abs(r - 0.5), [(0.5, 1, 0), (1, 1, 0), (0.5, 1, 1)]),
+    # Where the best is at an end, the next one is tried, as often as is allowed.
+    (WIDER, LORA, lambda r, h, s: r, [(r, 1, 0) for r in (0.5, 1, 2, 4, 8)] + [(8, 1, 1)]),
+    (WIDER, LORA, lambda r, h, s: -r, [(r, 1, 0) for r in (0.5, 1, 0.25, 0.125, 0.0625)] + [(0.0625, 1, 1)]),
+    # A best in the middle ends the tries.
+    (WIDER, LORA, lambda r, h, s: -abs(r - 2), [(r, 1, 0) for r in (0.5, 1, 2, 4)] + [(2, 1, 1)]),
+    # What diverged is not tried again, lower rates are.
+    (WIDER, LORA, lambda r, h, s: None, [(r, 1, 0) for r in (0.5, 1, 0.25, 0.125, 0.0625)]),
+    # The head's rates are tried at the best rate of the adapter; a head that trains alone has the same tries as others.
+    (HEADS, LORA, lambda r, h, s: r - abs(h - 2), [(0.5, 1, 0), (1, 1, 0), (1, 0.5, 0), (1, 2, 0), (1, 2, 1)]),
+    (HEADS, "glue: head", lambda r, h, s: h, [(None, 0.5, 0), (None, 1, 0), (None, 1, 1)]),
+    # A rate that suits one seed alone is not chosen: the best mean must be of both seeds.
+    (
+        SEEDS,
+        LORA,
+        lambda r, h, s: None if (r, s) == (1, 1) else r,
+        [(0.5, 1, 0), (1, 1, 0), (1, 1, 1), (0.5, 1, 1), (0.5, 1, 2)],
+    ),
+    # What further seeds say of the best try does not widen the rates once more.
+    (
+        WIDER_SEEDS,
+        LORA,
+        lambda r, h, s: -r if s else -abs(r - 2),
+        [(r, 1, 0) for r in (0.5, 1, 2, 4)] + [(2, 1, 1), (1, 1, 1), (1, 1, 2)],
+    ),
+    (ALONE, "glue: alone", lambda r, h, s: 0.5, [(None, 1, 0), (None, 1, 1)]),  # what is not trained is not tuned
+]
 
 
-@pytest.mark.parametrize(
-    ("score", "factors"),
-    [
-        (lambda one: one.rate, [0.5, 1, 2, 4, 8, 8]),
-        (lambda one: -one.rate, [0.5, 1, 0.25, 0.125, 0.0625, 0.0625]),
-        (lambda one: -abs(one.rate - base_rate() * 2), [0.5, 1, 2, 4, 2]),  # a best in the middle ends the tries
-        (lambda one: None, [0.5, 1, 0.25, 0.125, 0.0625]),  # what diverged is not tried again, lower rates are
-    ],
-)
-def test_where_the_best_is_at_an_end_the_next_one_is_tried_as_often_as_is_allowed(score, factors, arena):
-    small.use(tuning={"wider": 3})
-    rates = []
-    _, records = simulate(entry(), lambda one: rates.append(one.rate) or score(one))
-    assert [rate / base_rate() for rate in rates] == pytest.approx(factors)
-    finished = any(one.status == "finished" for one in records.values())
-    assert [one.rate for one in last_step(entry(), records)] == [rates[-1]] * (2 if finished else 1)
+@pytest.mark.parametrize(("changes", "title", "score", "asked"), ASKED)
+def test_the_tries_come_first_and_then_the_other_seeds_at_the_best(changes, title, score, asked, arena):
+    small.use(**changes)
+    chosen, first = entry(title), entry(title).first()
+
+    def setting(one):
+        return one.rate and one.rate / first.rate, one.head_rate / first.head_rate, one.seed
+
+    records = simulate(chosen, lambda one: score(*setting(one)))
+    assert [setting(one) for one in records.values()] == [pytest.approx(one) for one in asked]
+    assert {setting(one)[:2] for one in last_step(chosen, records)} == {setting(list(records.values())[-1])[:2]}
+    assert {one.key for trainings in tuning.steps(chosen, records) for one in trainings} == records.keys()
 
 
-def test_rates_of_the_head_are_tried_at_the_best_rate_of_the_adapter(arena):
+def test_how_many_trainings_are_left_is_known_at_most(arena):
     small.use(tuning={"head_rates": [0.5, 1.0, 2.0]})
-    sizes, records = simulate(entry(), lambda one: one.rate - abs(one.head_rate - 2 * entry().first().head_rate))
-    assert sizes == [2, 2, 1]
-    assert last_step(entry(), records)[0].head_rate == pytest.approx(2 * entry().first().head_rate)
-    assert tuning.most_left(entry(), {}) == 2 + 2 + 1
-
-
-def test_a_rate_that_suits_one_seed_alone_is_not_chosen(arena):
-    """The best try is run with the second seed until the best mean is of both seeds."""
-    small.use(tuning={"seeds": 2}, seeds=[0, 1, 2])
-    high = base_rate()
-    asked = []
-
-    def score(one):
-        asked.append((one.rate / high, one.seed))
-        return None if (one.rate, one.seed) == (high, 1) else one.rate
-
-    _, records = simulate(entry(), score)
-    assert asked == [(0.5, 0), (1, 0), (1, 1), (0.5, 1), (0.5, 2)]
-    assert {one.rate for one in last_step(entry(), records)} == {high / 2}
-
-
-def test_the_steps_are_the_same_when_they_are_asked_for_again(arena):
-    """What further seeds say of the best try does not widen the rates once more."""
-    small.use(tuning={"seeds": 2, "wider": 3}, seeds=[0, 1, 2])
-    _, records = simulate(entry(), lambda one: -abs(one.rate - 2 * base_rate()) if one.seed == 0 else -one.rate)
-    assert {one.key for trainings in tuning.steps(entry(), records) for one in trainings} == records.keys()
-    assert min(one.rate for one in records.values()) == base_rate() / 2
-
-
-def test_what_is_not_trained_is_not_tuned_and_a_training_differs_by_it(arena):
-    small.use(methods={"alone": {"adapter": "lsr", "params": small.LSR, "trained": False}})
-    sizes, _ = simulate(entry("glue: alone"), lambda one: 0.5)
-    assert sizes == [2] == [tuning.most_left(entry("glue: alone"), {})]
-    assert entry("glue: alone").first().rate is None
-    assert key("glue: alone") != key("glue: LSR shared r=2")
+    records = simulate(entry(), lambda one: one.rate)
+    first = next(iter(records))
+    assert [tuning.most_left(entry(), known) for known in ({}, {first: records[first]}, records)] == [5, 4, 0]
 
 
 def test_tuned_trainings_without_scores_in_all_precisions_are_run_again(arena):
-    _, records = simulate(entry(), lambda one: one.rate)
+    records = simulate(entry(), lambda one: one.rate)
     small.use(rounded=[1])
     again = tuning.missing(entry(), records)
-    assert [(one.seed, one.is_rounded, one.rate) for one in again] == [(1, True, base_rate())]
+    assert [(one.seed, one.is_rounded, one.rate) for one in again] == [(1, True, entry().first().rate)]
     records |= {one.key: recorded(one, one.rate) for one in again}
     assert tuning.missing(entry(), records) == []
     assert entry("ratings: LoRA r=1").rounded == (1,)
@@ -117,14 +99,14 @@ def test_tuned_trainings_without_scores_in_all_precisions_are_run_again(arena):
 
 def test_a_further_seed_of_the_best_try_is_scored_in_all_precisions_at_once(arena):
     small.use(rounded=[1], tuning={"seeds": 2})
-    sizes, records = simulate(entry(), lambda one: one.rate)
-    assert sum(sizes) == len(records) == 3
+    records = simulate(entry(), lambda one: one.rate)
+    assert len(records) == 3
     assert [bool(records[one.key].rounded) for one in last_step(entry(), records)] == [False, True]
 
 
 def test_the_test_score_has_no_say(arena):
-    _, records = simulate(entry(), lambda one: (one.rate, -one.rate))
-    assert last_step(entry(), records)[0].rate == base_rate()
+    records = simulate(entry(), lambda one: (one.rate, -one.rate))
+    assert last_step(entry(), records)[0].rate == entry().first().rate
 
 
 def test_a_key_stands_for_all_that_a_training_sees(arena):
@@ -140,6 +122,8 @@ def test_a_key_stands_for_all_that_a_training_sees(arena):
         keys.append(key())
     small.use()
     keys += [key("ratings: LoRA r=1"), key(head_factor=2.0), key(seed=1)]
+    small.use(**ALONE)
+    keys += [key("glue: alone"), key("glue: LSR shared r=2")]
     assert len(set(keys)) == len(keys)
 
 

@@ -73,10 +73,6 @@ def test_keys_of_pinned_files_are_known_without_them_and_other_files_are_refused
     (tmp_path / "ratings.csv").rename("ratings.csv")
 
 
-def test_an_unknown_preset_is_told_from_those_there_are(arena):
-    refused(preset.load, "smal", says="no preset 'smal'; did you mean small?; presets: small")
-
-
 def odd(adapter, **params):
     return {"methods": {"odd": {"adapter": adapter, "params": params}}}
 

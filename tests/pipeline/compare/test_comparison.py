@@ -5,7 +5,6 @@ from statistics import fmean
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from pipeline.arena.record import labels_path
 from pipeline.compare.comparison import compare
@@ -55,6 +54,8 @@ def test_every_method_has_a_row_on_every_task(found):
     assert LOST in lost["reason"]
     assert (len(partly["scores"]), partly["trainings"], partly["status"]) == (4, 5, "partly finished")
     assert partly["reason"] == "seed 4: failed: not enough memory"
+    assert row(found, "rte", "head alone")["verdict"] == "worse"
+    assert row(found, "rte", "LoRA r=1")["difference"] is None
 
 
 def test_the_average_is_the_mean_of_the_tasks_in_percent_seed_by_seed(found, records):
@@ -77,18 +78,6 @@ def test_an_average_is_over_its_tasks_and_without_a_method_that_was_not_run_on_a
     assert (three["status"], three["reason"], three["verdict"]) == ("not run", "on cola", None)
     assert found["results"][-1]["task"] == "three"
     assert found["notes"] == []
-
-
-def test_leads_are_seed_by_seed_and_p_values_corrected(found):
-    better, baseline = (row(found, "rte", method) for method in ("LoRA r=8", "LoRA r=1"))
-    by_seed = [better["scores"][seed] - baseline["scores"][seed] for seed in range(5)]
-    assert better["difference"] == pytest.approx(fmean(by_seed))
-    ends = ("difference_low", "equivalence_low", "difference", "equivalence_high", "difference_high")
-    assert sorted(ends, key=better.get) == list(ends)
-    assert better["error_seeds"] == pytest.approx(stats.sem(by_seed))
-    assert 0 < better["p"] <= better["p_holm"] <= 1
-    assert row(found, "rte", "head alone")["verdict"] == "worse"
-    assert baseline["difference"] is None
 
 
 def test_without_usable_labels_errors_are_of_seeds_alone_and_a_note_says_why(records):
