@@ -4,7 +4,7 @@ Reads the base model and, if the initialization needs them, artifacts/tokens or 
 Writes artifacts/init/ (a PEFT adapter with its head, both before training) and reports/factorize_init/.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from statistics import fmean
 
 from peft import PeftModel
@@ -84,11 +84,6 @@ def main(view: params.FactorizeInitView) -> None:
     with artifacts.replacing(artifacts.INIT) as folder:
         folder.mkdir()
         adapters.save_adapter(model, folder, view.base_model)
-    write_reports(rows, read)
-
-
-def write_reports(rows: Sequence[Row], read: statistics.Read) -> None:
-    """Write the metrics and the table of layers or kinds, and print it."""
     metrics: dict[str, float] = {"start_batches": read.batches, "start_read": read.examples}
     means = {"energy": fmean(energy for *_, energy in rows)} if rows else {}
     artifacts.write_metrics(artifacts.FACTORIZE_METRICS, metrics | means)

@@ -76,7 +76,9 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         with name_path_on_error(path):
             yield temporary
-        follow_umask(temporary)
+        for file in temporary.rglob("*"):  # follows the umask: nobody else may read what safetensors writes
+            if file.is_file() and not file.is_symlink():
+                file.chmod(temporary.stat().st_mode & 0o666)
         if path.is_dir():
             shutil.rmtree(path)
         temporary.replace(path)
@@ -98,13 +100,6 @@ def name_path_on_error(path: Path) -> Iterator[None]:
         if reason is None or getattr(error, "filename", None) is not None:
             raise
         raise UserError(f"{path}: cannot be written: {reason}") from None
-
-
-def follow_umask(path: Path) -> None:
-    """Give the files of a folder the permissions of new files: safetensors lets nobody else read what it writes."""
-    for file in path.rglob("*"):
-        if file.is_file() and not file.is_symlink():
-            file.chmod(path.stat().st_mode & 0o666)
 
 
 def remove(path: Path) -> None:

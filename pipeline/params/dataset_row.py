@@ -7,8 +7,6 @@ from pydantic import AfterValidator, Field, PrivateAttr, StrictBool, StrictFloat
 from pipeline.params.labels import OF_CLASSES, OF_NUMBERS, Label, Pairs
 from pipeline.params.sources import Columns, Mark, PackageSource, TableRow, TableSource, all_different
 
-Share = Annotated[StrictFloat, Field(ge=0, lt=1)]
-
 
 class DatasetRow(TableRow):
     """One data set: its source, which columns are text and label, how it is split and how predictions are scored."""
@@ -31,7 +29,9 @@ class DatasetRow(TableRow):
         "the best checkpoint",
     )
     pairs: Pairs | None = Field(None, description="compare the numbers of two rows instead of predicting them")
-    cut: dict[Literal["validation", "test"], Share] = Field({}, description="splits to cut from train, as shares")
+    cut: dict[Literal["validation", "test"], Annotated[StrictFloat, Field(ge=0, lt=1)]] = Field(
+        {}, description="splits to cut from train, as shares"
+    )
     stratify: StrictBool = Field(
         default=False,
         description="cut the share from each class, so that every split has rare classes; the cut then depends on the "

@@ -2,12 +2,11 @@
 
 from logging import ERROR, getLogger
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from datasets import Dataset
-from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from lsr.loading import adapters, base_models
 from lsr.tuner.mistakes import InputError
@@ -25,24 +24,11 @@ def answer(
 ) -> tuple[Tensor, int]:  # (texts, ...), as Task.outputs
     """Return what the adapter in a folder says of texts (text, perhaps text_pair), and how many of them it truncated.
 
-    Raises:
-        UserError: if the adapter cannot be opened, or has other labels than its task names.
-    """
-    model, tokenizer = open_adapter(folder, base)
-    if reason := task.task.misfit(model, task.labels):
-        raise UserError(f"{folder / FILE}: {reason}")
-    table, lengths = tokenize(texts, tokenizer, task.max_length)
-    split, collate = Dataset(table), task.task.collator(tokenizer)
-    with console.progress(title, len(split), "texts", console.errors) as advance:
-        outputs = evaluation.outputs(task.task, model, split, collate, batch_size, advance)
-    return outputs, int((lengths > task.max_length).sum())
-
-
-def open_adapter(folder: Path, base: str | None) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """Return a trained adapter, on the fastest device, on the base model that it names or on `base`; and its tokenizer.
+    It is put on the base model that it names, or on `base`.
 
     Raises:
-        UserError: if the folder is not such an adapter, or its base model or tokenizer is missing or does not fit.
+        UserError: if the folder is no such adapter or has other labels than its task names, or its base model or
+            tokenizer is missing or does not fit.
     """
     getLogger("huggingface_hub").setLevel(ERROR)  # hides its retries when offline
     try:
@@ -55,6 +41,11 @@ def open_adapter(folder: Path, base: str | None) -> tuple[PeftModel, PreTrainedT
         raise UserError(str(error)) from None
     if tokenizer is None:
         raise UserError(f"{folder}: no tokenizer beside the adapter or its base model; see --base")
-    base_model: Any = model.get_base_model()
-    pad(tokenizer, str(folder), base_model)
-    return device.place(model), tokenizer
+    pad(tokenizer, str(folder), cast("PreTrainedModel", model.get_base_model()))
+    if reason := task.task.misfit(model, task.labels):
+        raise UserError(f"{folder / FILE}: {reason}")
+    table, lengths = tokenize(texts, tokenizer, task.max_length)
+    split, collate = Dataset(table), task.task.collator(tokenizer)
+    with console.progress(title, len(split), "texts", console.errors) as advance:
+        outputs = evaluation.outputs(task.task, device.place(model), split, collate, batch_size, advance)
+    return outputs, int((lengths > task.max_length).sum())
