@@ -127,7 +127,7 @@ def energy_between(
     if not isfinite(norm):
         raise ValueError(f"expected a finite matrix, got one of norm {norm}")
     basis = torch.linalg.qr(rows.T).Q
-    held = matrix @ basis if isinstance(matrix, Tensor) else matrix[0] @ (matrix[1] @ basis)
+    held = matrix.double() @ basis if isinstance(matrix, Tensor) else matrix[0] @ (matrix[1] @ basis)
     if columns is not None:
         held = torch.linalg.qr(columns).Q.T @ held
     return float(held.square().sum()) / norm**2 if norm else 1.0

@@ -125,11 +125,17 @@ def contents_of(files: Files) -> Contents:
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise InputError(f"{files.folder}: modules_to_save must be a list of names, got {names!r}")
     updates, bias = updates_in(files), fields.get("bias", "none")
+    # With bias="all" PEFT writes the biases of a head twice, by the names that they have inside its wrapper, too.
+    heads = {
+        name.removeprefix(PREFIX): value
+        for name, value in files.tensors.items()
+        if not (WRAPPED.search(name) or FACTOR.fullmatch(name) or LORA_FACTOR.fullmatch(name))
+    }
     return Contents(
         source=str(files.folder),
         base={name: fields.get(name) for name in BASE_FIELDS},
         updates=updates,
-        heads=_heads(files.tensors),
+        heads=heads,
         endings=tuple(names),
         task=read_task(files.folder),
         bias="lsr_only" if bias == "lora_only" else bias,
@@ -154,19 +160,6 @@ def read_task(folder: Path) -> dict[str, Any] | None:
     if not (labels is None or are_names):
         raise InputError(f"{path}: labels must be a list of names in whole characters, or null, got {labels!r}")
     return task
-
-
-def _heads(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors in an adapter's file other than factors, by their names in the base model.
-
-    With bias="all" PEFT writes the biases of a head twice, by the names that they have inside its wrapper, too.
-    """
-    others = (FACTOR, LORA_FACTOR)
-    return {
-        name.removeprefix(PREFIX): value
-        for name, value in tensors.items()
-        if not (WRAPPED.search(name) or any(one.fullmatch(name) for one in others))
-    }
 
 
 def updates_in(files: Files) -> dict[str, Update]:

@@ -88,8 +88,8 @@ def read_config(folder: Path, method: str | None = None) -> dict[str, Any]:
     return fields
 
 
-def read_json(path: Path, most: int = MOST_BYTES) -> Any:
-    """Return the contents of a regular JSON file of at most `most` bytes; endless pipes and devices are rejected.
+def read_json(path: Path) -> Any:
+    """Return the contents of a regular JSON file of at most MOST_BYTES; endless pipes and devices are rejected.
 
     Raises:
         InputError: if it is not a regular file, is too large, or is not standard JSON; names it.
@@ -97,9 +97,9 @@ def read_json(path: Path, most: int = MOST_BYTES) -> Any:
     if not path.is_file():
         raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     with path.open("rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise InputError(f"{path}: a file of over {most:,} bytes; at most that is allowed")
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise InputError(f"{path}: a file of over {MOST_BYTES:,} bytes; at most that is allowed")
     try:
         return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -118,6 +118,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         InputError: if it is not a file, or is truncated or corrupt, or a tensor is not finite or of a dtype that no
             adapter has; names the file.
     """
+    if not path.exists() and (pickled := [name for name in PICKLES if path.with_name(name).exists()]):
+        reason = "a pickle, which can run any code when read, so it is not read"
+        raise InputError(f"{path.with_name(pickled[0])}: {reason}; save the adapter as {WEIGHTS}")
     if not path.is_file():
         raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
     try:
@@ -135,18 +138,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Return an adapter's tensors by their names in the file.
-
-    Raises:
-        InputError: if there is no safetensors file, it is cut off or corrupt, or a value is not finite.
-    """
-    path = weights_of(folder)
-    if not path.exists() and (pickled := [name for name in PICKLES if (folder / name).exists()]):
-        raise InputError(
-            f"{folder / pickled[0]}: a pickle, which can run any code when read, so it is not read; save the adapter "
-            f"as {WEIGHTS}"
-        )
-    return read_weights(path)
+    """Return an adapter's tensors by their names in the file, with the errors of `read_weights`."""
+    return read_weights(weights_of(folder))
 
 
 def factors_by_layer(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
