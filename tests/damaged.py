@@ -161,11 +161,11 @@ DAMAGES = {
     "no shapes": Damage(config(resolved=None), "resolved: the configuration does not contain the shapes"),
     "shapes of another type": Damage(config(resolved="a\nb"), "resolved: not what a saved adapter says of its layers"),
     "no usual shapes": Damage(config(resolved={}), "resolved: not what a saved adapter says of its layers"),
-    "shapes that hold no width": Damage(resolved(out_shape=[2]), "out_shape must be [24]"),
+    "shapes that hold no width": Damage(resolved(out_shape=[2]), "out_shape must hold as many sizes as rank_shape"),
     "larger layers": Damage(resolved(out_features=10**9, out_shape=[10**9]), "its configuration says 3,000,000,072"),
     "a huge rank of sums": Damage(config(rank_shape=[10_000_000, 2]), "its configuration says 240,000,032", SUMS),
     "other terms": Damage(config(separation_rank=3), ("factor_A1 is (2, 2, 6)", "from checkpoint, the shape in"), SUMS),
-    "sums that hold no width": Damage(resolved(out_shape=[2, 2]), "out_shape must hold 2 sizes with a product", SUMS),
+    "sums that hold no width": Damage(resolved(out_shape=[2, 2]), "out_shape must hold as many sizes as rank", SUMS),
     # The tensors
     "cut off": Damage(cut(WEIGHTS, 2000), f"{WEIGHTS}: corrupt or cut off", BOTH),
     "cut in its header": Damage(cut(WEIGHTS, 20), f"{WEIGHTS}: corrupt or cut off"),

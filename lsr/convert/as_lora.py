@@ -13,7 +13,7 @@ from torch import Tensor
 from lsr.loading.contents import Contents
 from lsr.loading.lora import LORA
 from lsr.tuner.files import PREFIX
-from lsr.tuner.patterns import exactly
+from lsr.tuner.options import exactly
 
 LONG = 2  # dots in the name of a layer that no other layer's name ends in, as in transformers
 BIASES = {"none": "none", "all": "all", "lsr_only": "lora_only"}

@@ -14,7 +14,7 @@ from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import PREFIX
 from lsr.tuner.forms import form_of
 from lsr.tuner.mistakes import InputError
-from lsr.tuner.patterns import exactly
+from lsr.tuner.options import exactly
 from lsr.tuner.resolved import Resolved
 from lsr.tuner.sharing import kind_of
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from lsr.loading.update import Frames, Update
 from lsr.tuner.files import CONFIG, PREFIX, Files
 from lsr.tuner.mistakes import InputError, first_line
-from lsr.tuner.patterns import override
+from lsr.tuner.options import override
 
 LORA = "LORA"  # PEFT's name of the method
 FACTOR = re.compile(rf"{re.escape(PREFIX)}(.*)\.lora_([AB])\.weight")

@@ -14,7 +14,7 @@ from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import CONFIG, WEIGHTS, Files, factors_by_layer, weights_of
 from lsr.tuner.forms import check_room, form_in_file
 from lsr.tuner.mistakes import InputError, first_line
-from lsr.tuner.patterns import override
+from lsr.tuner.options import override
 from lsr.tuner.sharing import Group, group_of, read_shared_frames
 
 LSR = "LSR"  # PEFT's name of the method

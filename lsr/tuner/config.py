@@ -12,11 +12,27 @@ from peft import PeftConfig, PeftType
 from lsr.algebra.shapes import Form
 from lsr.init import INITIALIZATIONS, READERS
 from lsr.tuner.card import Card
-from lsr.tuner.options import CORED, OWN, TERMS, as_sizes, check_options, usual_terms
-from lsr.tuner.patterns import PATTERNS, exactly, matches, override
+from lsr.tuner.options import (
+    CORED,
+    OWN,
+    PATTERNS,
+    TERMS,
+    as_sizes,
+    check_options,
+    exactly,
+    matches,
+    override,
+    usual_terms,
+)
 from lsr.tuner.resolved import Record, Resolved
 
 DIAGONAL = 8  # divides alpha if the core is diagonal: its directions are independent, whatever r is
+
+
+def _option(default: Any, said: str) -> Any:
+    """Return a field; a type stands for an empty one of it. `said` is what the reference lists."""
+    default = {"default_factory" if isinstance(default, type) else "default": default}
+    return field(**default, metadata={"help": said})
 
 
 @dataclass
@@ -35,96 +51,66 @@ class LsrConfig(PeftConfig):
     Reference: Li & Sarwate 2025 (arXiv 2502.13568).
     """
 
-    rank_shape: tuple[int, ...] = field(
-        default=(2, 2),
-        metadata={
-            "help": "Ranks (r1, r2) of the Kronecker factors; their product is the rank. (r,): A and B are dense."
-        },
+    rank_shape: tuple[int, ...] = _option(
+        (2, 2), "Ranks (r1, r2) of the Kronecker factors; their product is the rank. (r,): A and B are dense."
     )
-    separation_rank: int | None = field(
-        default=None,
-        metadata={
-            "help": "Number of Kronecker terms in each of A and B, which determines the number of their parameters. "
-            f"None: {TERMS}, or 1 with a single factor."
-        },
+    separation_rank: int | None = _option(
+        None,
+        "Number of Kronecker terms in each of A and B, which determines the number of their parameters. "
+        f"None: {TERMS}, or 1 with a single factor.",
     )
-    share: str = field(
-        default="none",
-        metadata={
-            "help": "'none': each layer has its own A and B. 'layers': those of a kind share them; each has a core."
-        },
+    share: str = _option(
+        "none", "'none': each layer has its own A and B. 'layers': those of a kind share them; each has a core."
     )
-    alpha: float = field(default=16, metadata={"help": "Numerator of the scaling, alpha / rank."})
-    init_weights: bool | str = field(
-        default=True,
-        metadata={
-            "help": "Name of the initialization. True or 'random': as LoRA. 'principal', 'gradient', 'update': A and "
-            "B's frame from the weight, from the gradient over examples, or from the update of a short training on "
-            "them; 'warm': that update, and the head as trained; see `lsr.start_from_examples`. Around a core A and B "
-            "are orthonormal frames, random or leading singular vectors, and the core is zero, with 'warm' the update "
-            "between them. False: all random, for tests. Only it and 'warm' change the output of a fresh model."
-        },
+    alpha: float = _option(16, "Numerator of the scaling, alpha / rank.")
+    init_weights: bool | str = _option(
+        True,
+        "Name of the initialization. True or 'random': as LoRA. 'principal', 'gradient', 'update': A and B's frame "
+        "from the weight, from the gradient over examples, or from the update of a short training on them; 'warm': "
+        "that update, and the head as trained; see `lsr.start_from_examples`. Around a core A and B are orthonormal "
+        "frames, random or leading singular vectors, and the core is zero, with 'warm' the update between them. "
+        "False: all random, for tests. Only it and 'warm' change the output of a fresh model.",
     )
-    train: str = field(
-        default="factors",
-        metadata={
-            "help": "What to train. 'factors': all factors. 'core': a core between A and B, which are frozen frames. "
-            "'all': the core, A and B. A core needs one rank in rank_shape."
-        },
+    train: str = _option(
+        "factors",
+        "What to train. 'factors': all factors. 'core': a core between A and B, which are frozen frames. 'all': the "
+        "core, A and B. A core needs one rank in rank_shape.",
     )
-    core: str = field(
-        default="full",
-        metadata={
-            "help": "Form of the core, if there is one. 'full': r x r. 'diagonal': r entries, so that the i-th "
-            "direction of A is mapped only to the i-th of B."
-        },
+    core: str = _option(
+        "full",
+        "Form of the core, if there is one. 'full': r x r. 'diagonal': r entries, so that the i-th direction of A is "
+        "mapped only to the i-th of B.",
     )
-    frames: str = field(
-        default=OWN,
-        metadata={
-            "help": "'own', or the folder or hub repository of another adapter whose frames to use: only the core is "
-            "trained and stored, and `init_weights` is that of the frames."
-        },
+    frames: str = _option(
+        OWN,
+        "'own', or the folder or hub repository of another adapter whose frames to use: only the core is trained and "
+        "stored, and `init_weights` is that of the frames.",
     )
-    seed: int | None = field(
-        default=None,
-        metadata={"help": "Seed of the initial factors, mixed with each layer's name. None: torch's global generator."},
+    seed: int | None = _option(
+        None, "Seed of the initial factors, mixed with each layer's name. None: torch's global generator."
     )
-    dropout: float = field(default=0.0, metadata={"help": "Probability of dropping an input of the adapter."})
-    target_modules: list[str] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Layers to adapt: a list of name endings, a regular expression, or 'all-linear'. None: the default "
-            "layers of the architecture. Each entry of a list must match."
-        },
+    dropout: float = _option(0.0, "Probability of dropping an input of the adapter.")
+    target_modules: list[str] | str | None = _option(
+        None,
+        "Layers to adapt: a list of name endings, a regular expression, or 'all-linear'. None: the default layers of "
+        "the architecture. Each entry of a list must match.",
     )
-    exclude_modules: list[str] | str | None = field(
-        default=None, metadata={"help": "Layers to leave out: a list of name endings or a regular expression."}
+    exclude_modules: list[str] | str | None = _option(
+        None, "Layers to leave out: a list of name endings or a regular expression."
     )
-    layers_to_transform: list[int] | int | None = field(
-        default=None, metadata={"help": "Indices of the transformer layers to adapt; None: all."}
+    layers_to_transform: list[int] | int | None = _option(
+        None, "Indices of the transformer layers to adapt; None: all."
     )
-    layers_pattern: list[str] | str | None = field(
-        default=None, metadata={"help": "Name of the module list that layers_to_transform indexes."}
+    layers_pattern: list[str] | str | None = _option(None, "Name of the module list that layers_to_transform indexes.")
+    rank_pattern: dict[str, tuple[int, ...]] = _option(
+        dict, "Name ending or regular expression -> rank_shape of those layers."
     )
-    rank_pattern: dict[str, tuple[int, ...]] = field(
-        default_factory=dict, metadata={"help": "Name ending or regular expression -> rank_shape of those layers."}
-    )
-    alpha_pattern: dict[str, float] = field(
-        default_factory=dict, metadata={"help": "Name ending or regular expression -> alpha of those layers."}
-    )
-    bias: str = field(
-        default="none", metadata={"help": "Biases to train: 'none', 'all', or 'lsr_only' for those of adapted layers."}
-    )
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Modules to train and save in full, such as a new head."}
-    )
+    alpha_pattern: dict[str, float] = _option(dict, "Name ending or regular expression -> alpha of those layers.")
+    bias: str = _option("none", "Biases to train: 'none', 'all', or 'lsr_only' for those of adapted layers.")
+    modules_to_save: list[str] | None = _option(None, "Modules to train and save in full, such as a new head.")
 
-    resolved: Resolved | None = field(
-        default=None,
-        metadata={
-            "help": "Of a saved adapter: the shapes of its layers, and the hash of its frames. Not to be set by hand."
-        },
+    resolved: Resolved | None = _option(
+        None, "Of a saved adapter: the shapes of its layers, and the hash of its frames. Not to be set by hand."
     )
 
     def __post_init__(self) -> None:

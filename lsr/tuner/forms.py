@@ -48,16 +48,11 @@ def _split(
     if saved is None:
         return split_width(width, rank_shape)
     given: tuple[int, ...] = getattr(saved, field)
-    if len(rank_shape) == 1 and given != (width,):
-        raise ValueError(
-            f"layer {layer_name!r}: {field} must be [{width}], the width, because A and B are dense with one rank in "
-            f"rank_shape, got {list(given)}"
-        )
-    most = MOST_PADDED * width
+    most = width if len(rank_shape) == 1 else MOST_PADDED * width
     if len(given) != len(rank_shape) or not width <= prod(given) <= most:
         raise ValueError(
-            f"layer {layer_name!r}: {field} must hold {len(rank_shape)} sizes with a product from {width} to {most}, "
-            f"such as {list(split_width(width, rank_shape))}, got {list(given)}"
+            f"layer {layer_name!r}: {field} must hold as many sizes as rank_shape, with a product from {width} to "
+            f"{most}, such as {list(split_width(width, rank_shape))}, got {list(given)}"
         )
     return given
 

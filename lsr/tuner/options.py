@@ -1,17 +1,26 @@
-"""The values that the options of an LsrConfig may have, and how they go together: one line says what is allowed."""
+"""The values that the options of an LsrConfig may have, how they go together, and for which layers they are.
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+A pattern holds values of single layers by their names, endings of names or regular expressions.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from peft.utils.other import get_pattern_key
 
 from lsr.init import INITIALIZATIONS
 
 if TYPE_CHECKING:
     from lsr.tuner.config import LsrConfig
 
+Value = TypeVar("Value")
+
 SHARED = ("none", "layers")
 CORED = ("core", "all")  # the values of `train` that add a core
 TRAINED = ("factors", *CORED)
 OWN = "own"
+PATTERNS = ("rank_pattern", "alpha_pattern")  # one for each value of single layers
 TERMS = 16  # the default separation rank of two factors
 LARGEST_ALPHA = 1e30  # it multiplies products in float32, which ends at 3e38
 
@@ -115,3 +124,18 @@ def as_sizes(name: str, values: object) -> tuple[int, ...]:
     if not isinstance(values, list | tuple):
         raise ValueError(f"{name} must be a list or tuple of numbers, got {values!r}")
     return tuple(values)
+
+
+def override(pattern: Mapping[str, Value], layer_name: str, usual: Value) -> Value:
+    """Return the value of a pattern of the configuration for a layer, or the default."""
+    return pattern.get(get_pattern_key(list(pattern), layer_name), usual)
+
+
+def exactly(values: Mapping[str, Value]) -> dict[str, Value]:
+    """Return values of layers by patterns, of which each matches only the layer of that name."""
+    return {f"^{re.escape(name)}": value for name, value in values.items()}
+
+
+def matches(pattern: str, layer_name: str) -> bool:
+    """Return whether a pattern for values of single layers matches a layer, by PEFT's rule: at its end."""
+    return re.match(rf"(.*\.)?({pattern})$", layer_name) is not None

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.layer import LsrLinear
-from lsr.tuner.patterns import PATTERNS, matches
+from lsr.tuner.options import PATTERNS, matches
 
 # By architecture, if a configuration names no layers; PEFT's table has no entries for the last two.
 DEFAULTS = cast("dict[str, list[str]]", TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING) | {
@@ -41,7 +41,8 @@ def check_names(config: PeftConfig, model: nn.Module) -> list[str]:
     for field in ("target_modules", "exclude_modules"):
         value = getattr(config, field, None)  # not every method has exclude_modules
         is_pattern = isinstance(value, str)
-        for entry in () if value == "all-linear" else [value] if is_pattern else sorted(value or ()):
+        entries: list[str] = [value] if is_pattern else sorted(value or ())
+        for entry in entries if value != "all-linear" else ():
             try:
                 matched = [name for name in names if (re.fullmatch(entry, name) if is_pattern else _ends(name, entry))]
             except re.error as error:

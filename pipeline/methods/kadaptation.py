@@ -7,7 +7,7 @@ U_k V_k.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -20,26 +20,23 @@ from torch import Tensor, nn
 from lsr.tuner.model import WholeHeads
 
 NAME = "KADAPTATION"
-Names = list[str] | str | None
 
 
 @dataclass
 class KAdaptationConfig(PeftConfig):
     """Configuration of a KAdaptation adapter."""
 
-    n: int = field(default=8, metadata={"help": "Number of terms, and height and width of the shared factors."})
-    r: int = field(default=1, metadata={"help": "Rank of each layer's own factors."})
-    target_modules: Names = field(default=None, metadata={"help": "Names of the layers to adapt, or an expression."})
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Modules that are trained and saved in full."}
-    )
-    layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Indices of layers to adapt."})
+    n: int = 8  # terms, and height and width of the shared factors
+    r: int = 1  # rank of each layer's own factors
+    target_modules: list[str] | str | None = None  # names of the layers to adapt, or an expression
+    modules_to_save: list[str] | None = None  # modules that are trained and saved in full
+    layers_to_transform: list[int] | int | None = None  # indices of the layers to adapt
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType[NAME]
         if isinstance(self.target_modules, list):
-            self.target_modules = cast("Names", set(self.target_modules))
+            self.target_modules = cast("Any", set(self.target_modules))
 
 
 class KAdaptationLinear(nn.Module, BaseTunerLayer):
