@@ -8,8 +8,9 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
-from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
 from peft.utils.constants import DUMMY_TARGET_MODULES
 
@@ -60,8 +61,9 @@ def of_training(view: TrainView, counts: Mapping[str, int], score: float, adapte
 def of_evaluation(view: EvaluateView, metrics: Mapping[str, float], adapter: Path) -> str:
     """Return the card in the folder of a trained adapter, with its test scores in place of the validation score."""
     card, names = ModelCard((adapter / FILE).read_text(encoding="utf-8")), view.dataset.metrics
-    card.data.model_name = f"{view.model} on {view.data}"
-    card.data.eval_results = [
+    data = cast("ModelCardData", card.data)
+    data.model_name = f"{view.model} on {view.data}"
+    data.eval_results = [
         EvalResult(
             task_type=tasks.of(view.dataset).hub_task,
             dataset_type=_dataset(view),
