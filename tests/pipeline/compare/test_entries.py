@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.compare.entries import entries
-from tests.pipeline.compare.records import LOST, prepare, preset, record, trainings, went
+from tests.pipeline.compare.records import prepare, preset, record, trainings, went
 
 
 @pytest.fixture(autouse=True)
@@ -46,16 +46,6 @@ def test_the_trainings_are_those_at_the_tuned_rate_and_one_at_the_edge_is_told(p
     assert entry.chosen == entry.trainings[0]
     assert [training.rate for training in entry.tries] == rates()
     assert (entry.at_edge, left) == (is_at_edge, 0)
-
-
-def test_a_seed_that_diverges_is_counted_and_named():
-    records = trainings(
-        alone(), lambda one: went(one, **({"status": "diverged", "reason": LOST} if one.seed == 2 else {}))
-    )
-    entry, _ = one(records)
-    assert entry.status == "partly finished"
-    assert (len(entry.finished), len(entry.trainings)) == (4, 5)
-    assert entry.reason == f"seed 2: diverged: {LOST}"
 
 
 def test_records_of_other_settings_are_left_out_and_counted():
