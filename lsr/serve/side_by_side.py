@@ -97,7 +97,7 @@ class SideBySide:
 
     def judge(self, scores: Mapping[str, float]) -> None:
         """Keep the values of adapters that have their best score so far; higher is better."""
-        for name, score in scores.items():
-            if score > self.best.get(name, -torch.inf):
-                self.best[name] = score
+        for name in [name for name in self._values if name in scores]:
+            if scores[name] > self.best.get(name, -torch.inf):
+                self.best[name] = scores[name]
                 self._kept[name] = {stack: values.detach().clone() for stack, values in self._values[name].items()}

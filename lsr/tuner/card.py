@@ -68,20 +68,12 @@ class Card:
         tags = [*([f"base_model:adapter:{self.base}"] if self.base else []), self.method.lower(), "transformers"]
         known: dict[str, Any] = {"base_model": self.base, "library_name": "peft", "license": "other", "tags": tags}
         header = ModelCardData(**known | dict(self.header)).to_yaml()
-        package, needs, sections = "peft", "", dict(self.sections)
-        if self.module != "peft":
-            where = "from the repository that trained it"
-            if self.module == "lsr":
-                package, where = "lsr-adapt", "`pip install lsr-adapt`"
-                sections["Export"] = EXPORT
-            needs = (
-                f"PEFT loads this adapter only after `import {self.module}` ({where}); without it, it says "
-                f"`KeyError: '{self.method}'`.\n\n"
-            )
+        package = "lsr-adapt" if self.module == "lsr" else "peft"
         use = f"    pip install {package}\n\n```python\n{self.snippet()}```"
-        body = "".join(f"\n## {heading}\n\n{content}\n" for heading, content in {"Use": use, **sections}.items())
+        sections = {"Use": use, **self.sections, **({"Export": EXPORT} if self.module == "lsr" else {})}
+        body = "".join(f"\n## {heading}\n\n{content}\n" for heading, content in sections.items())
         title = f"{self.called} of {self.base or UNNAMED}"
-        return f"---\n{header}\n---\n\n{MARK}\n\n{needs}# {title}\n\n{self.summary}\n{body}"
+        return f"---\n{header}\n---\n\n{MARK}\n\n# {title}\n\n{self.summary}\n{body}"
 
     def snippet(self) -> str:
         """Return Python code that loads the adapter from the working directory and, for a classifier, runs it."""
@@ -91,7 +83,9 @@ class Card:
         if self.task_type in LABELLED and self.labels is not None:
             named = {at: str(label) for at, label in enumerate(self.labels)}
             head = f", id2label={named!r}" if named else ', num_labels=1, problem_type="regression"'
-        snippet = f"import {self.module}  # before PEFT reads the adapter\n" if self.module != "peft" else ""
+        origin = "" if self.module == "lsr" else "from the repository that trained it, "
+        registers = f"import {self.module}  # {origin}before PEFT reads the adapter, or it knows no {self.method}\n"
+        snippet = "" if self.module == "peft" else registers
         if self.task_type != "SEQ_CLS":
             return snippet + PLAIN.format(kind=kind, base=name + head)
         merged = ".merge_and_unload()" * (self.method in MERGED)
