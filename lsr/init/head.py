@@ -50,18 +50,16 @@ def fitted_head(
     if not batches:
         raise ValueError("no examples: there are no batches")
     parameters = head_parameters(model, head)
-    if not (steps and parameters):
-        yield
-        return
-    _check_labels(batches)
-    planned = [batches[index] for index in islice(_rounds(len(batches), seed), steps)]
     with restored(parameters, after_errors_only=keep):
-        with undisturbed(model, parameters):
-            begin = copied_values(parameters)
-            for rate in RATES:
-                set_values(parameters, begin)
-                if not _is_dead(_fit(model, parameters, planned, rate, track)):
-                    break
+        if steps and parameters:
+            _check_labels(batches)
+            planned = [batches[index] for index in islice(_rounds(len(batches), seed), steps)]
+            with undisturbed(model, parameters):
+                begin = copied_values(parameters)
+                for rate in RATES:
+                    set_values(parameters, begin)
+                    if not _is_dead(_fit(model, parameters, planned, rate, track)):
+                        break
         yield
 
 

@@ -25,7 +25,6 @@ from lsr.init.passes import (
     Track,
     copied_values,
     loss_of,
-    restored,
     set_values,
     undisturbed,
     untracked,
@@ -86,7 +85,6 @@ def examples_updates(
     groups = [Group(factors, RATE), Group(parameters, HEAD_RATE)]
     with (
         fitted_head(model, head, listed, steps=steps, seed=seed, keep=keep_head, track=track),
-        restored(parameters, after_errors_only=keep_head),
         undisturbed(model, [*factors, *parameters]),
         _added(layers, pairs),
     ):

@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 from peft import PeftConfig
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers, check_target_module_exists
@@ -39,7 +39,7 @@ def check_names(config: PeftConfig, model: nn.Module) -> list[str]:
     names = [name for name, _ in model.named_modules() if name and not name.startswith(inside)]
     linear = linear_layers(model, config)
     for field in ("target_modules", "exclude_modules"):
-        value = getattr(config, field, None)  # not every method has exclude_modules
+        value: Any = getattr(config, field, None)  # not every method has exclude_modules
         is_pattern = isinstance(value, str)
         entries: list[str] = [value] if is_pattern else sorted(value or ())
         for entry in entries if value != "all-linear" else ():
