@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline import params
-from pipeline.core import artifacts
+from pipeline.core import artifacts, console
 from pipeline.core.command_line import Parser
 from pipeline.core.errors import exit_on_error
 from pipeline.params.reading import AnyView
@@ -34,7 +34,7 @@ def run(main: Callable[[AnyView], None], view: type[AnyView]) -> None:
         with exit_on_error("stopped", program):
             start = time.monotonic()
             main(params.load(view))
-            if os.environ.get("RANK", "0") == "0":
+            if console.IS_FIRST:
                 record(name.rpartition(".")[2], time.monotonic() - start)
     except SystemExit:
         if "DVC_STAGE" in os.environ and "RANK" not in os.environ and not artifacts.is_temporary_copy():

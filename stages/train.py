@@ -40,7 +40,7 @@ def train(view: params.TrainView, folder: Path) -> None:
         watching = [callbacks.StopAtDivergence(), callbacks.Progress(advance), *arguments.trackers(view)]
         trainer = run.trainer_of(view, model, splits, collate, folder / callbacks.ASIDE, watching)
         run.fit(trainer, folder)
-    if not processes.is_main():
+    if not console.IS_FIRST:
         return
     counts = adapters.count_parameters(model, view.base_model)
     with artifacts.replacing(artifacts.ADAPTER) as written:

@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}  # [x] and :x: are shown as they are
-console = Console(**PLAIN, quiet=os.environ.get("RANK", "0") != "0")  # of several processes, the first one prints
+IS_FIRST = os.environ.get("RANK", "0") == "0"  # of several processes of a training, that which prints and writes
+console = Console(**PLAIN, quiet=not IS_FIRST)
 errors = Console(**PLAIN, stderr=True)  # for commands whose output others read
 SECONDS_BETWEEN_LINES = 5.0
 Item = TypeVar("Item")

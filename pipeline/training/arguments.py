@@ -106,7 +106,7 @@ def trackers(view: TrainView) -> list[TrainerCallback]:
     folder.mkdir(parents=True, exist_ok=True)
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    if DVCLIVE not in view.train.report_to or not processes.is_main():
+    if DVCLIVE not in view.train.report_to or not console.IS_FIRST:
         return []
     from dvclive.live import Live
 

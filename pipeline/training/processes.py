@@ -25,11 +25,6 @@ def shares() -> int:
     return count() if count() > 1 else max(1, torch.cuda.device_count())
 
 
-def is_main() -> bool:
-    """Say whether this process is the one that writes."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def start(module: str, wanted: int) -> bool:
     """Run a module on several processes, unless this is one of them or one is enough; return whether they have run.
 

@@ -21,10 +21,10 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint
 
 from pipeline import tasks
-from pipeline.core import artifacts
+from pipeline.core import artifacts, console
 from pipeline.data import content, tokens
 from pipeline.params import TrainView
-from pipeline.training import arguments, callbacks, processes
+from pipeline.training import arguments, callbacks
 
 CODE = Path(__file__).parents[2]  # the folder of dvc.yaml
 
@@ -106,7 +106,7 @@ def run_folder(view: TrainView) -> Iterator[Path]:
     one run, the first one holds the folder for all.
     """
     folder = checkpoint_folder(view)
-    if not processes.is_main():
+    if not console.IS_FIRST:
         yield folder
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
