@@ -4,9 +4,8 @@ import re
 
 import pytest
 
-from tests.capabilities.behavior import EVERY, PAIRS
 from tests.capabilities.probes import BEHAVIORS
-from tests.capabilities.subjects import Subject
+from tests.capabilities.subjects import EVERY, PAIRS, Subject
 from tests.lsr import subjects
 
 REFUSED = {  # by PEFT or transformers themselves: what a user reads

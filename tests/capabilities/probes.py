@@ -1,0 +1,551 @@
+"""What users of PEFT expect of a method: one probe per behavior, for LSR or any other method."""
+
+import copy
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import (
+    AutoPeftModelForCausalLM,
+    AutoPeftModelForSequenceClassification,
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
+from peft.utils.hotswap import hotswap_adapter
+from torch.testing import assert_close
+from transformers import Trainer, TrainingArguments
+
+from tests.capabilities.checks import (
+    base_weights,
+    check,
+    far,
+    is_factor,
+    layers,
+    loss,
+    near,
+    rejects,
+    reloaded,
+    same,
+    same_base,
+    stir,
+    train,
+    trainable,
+)
+from tests.capabilities.models import LABELS, Fields, logits, tiny, tokens
+from tests.capabilities.subjects import (
+    CLASSIFIERS,
+    EVERY,
+    HEADLESS,
+    LANGUAGE_MODELS,
+    METHODS,
+    PAIRS,
+    TARGETS,
+    Behavior,
+    Subject,
+)
+
+# Fresh adapters and training
+
+
+def _fresh(subject: Subject, folder: Path) -> None:
+    same(logits(subject.fresh()), logits(tiny(subject.model)), "a fresh adapter changes the model")
+
+
+def _training(subject: Subject, folder: Path) -> None:
+    model = subject.fresh()
+    before = base_weights(model)
+    losses, moved = train(model, steps=25)
+    check(losses[-1] < 0.98 * losses[0], "training does not lower the loss")
+    check(all(moved.values()), "a trainable tensor never had a gradient")
+    same_base(before, model, "training changed the base weights")
+
+
+def _checkpointing(subject: Subject, folder: Path) -> None:
+    for reentrant in (False, True):
+        gradients = []
+        for checkpointing in (False, True):
+            model = subject.stirred().train()
+            if checkpointing:
+                model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+                model.enable_input_require_grads()
+            loss(model).backward()
+            gradients.append({name: parameter.grad for name, parameter in trainable(model).items()})
+        plain, checkpointed = gradients
+        for name, gradient in plain.items():
+            check(checkpointed[name] is not None, f"{name} has no gradient")
+            assert_close(checkpointed[name], gradient)
+
+
+def _trainer(subject: Subject, folder: Path) -> None:
+    rows = [{name: ids[row] for name, ids in tokens().items()} for row in range(4)]
+    for row, example in enumerate(rows):
+        example["labels"] = example["input_ids"] if subject.is_causal else torch.tensor(row % LABELS)
+    runs = []
+    for checkpoint in (None, str(folder / "one" / "checkpoint-2")):
+        arguments = TrainingArguments(
+            str(folder / ("two" if checkpoint else "one")),
+            max_steps=4,
+            save_steps=2,
+            per_device_train_batch_size=2,
+            learning_rate=0.01,
+            seed=0,
+            use_cpu=True,
+            report_to=[],
+            disable_tqdm=True,
+            logging_strategy="no",
+        )
+        model = subject.fresh()
+        trainer = Trainer(model, arguments, train_dataset=rows)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        runs.append(get_peft_model_state_dict(model))
+    whole, resumed = runs
+    for name, value in whole.items():
+        same(resumed[name], value, f"a resumed training ends with another {name}")
+
+
+# Saving and loading
+
+
+def _loading(subject: Subject, folder: Path) -> None:
+    model = subject.stirred()
+    far(logits(model), logits(tiny(subject.model)))
+    reloaded(model, subject.model, folder)
+
+
+def _meta_loading(subject: Subject, folder: Path) -> None:
+    reloaded(subject.stirred(), subject.model, folder, low_cpu_mem_usage=True)
+
+
+def _further_training(subject: Subject, folder: Path) -> None:
+    model = subject.stirred()
+    check(not trainable(reloaded(model, subject.model, folder)), "a loaded adapter trains without being asked to")
+    further = reloaded(model, subject.model, folder, is_trainable=True)
+    check(trainable(further).keys() == trainable(model).keys(), "something else trains after loading")
+    losses, _ = train(further, steps=10)
+    check(losses[-1] < losses[0], "training does not go on after loading")
+
+
+def _no_pickles(subject: Subject, folder: Path) -> None:
+    subject.stirred().save_pretrained(str(folder))
+    names = {path.name for path in folder.iterdir()} - {"README.md"}
+    check(names == {"adapter_config.json", "adapter_model.safetensors"}, f"the folder holds {sorted(names)}")
+
+
+def _same_bytes(subject: Subject, folder: Path) -> None:
+    reloaded(subject.stirred(), subject.model, folder / "one").save_pretrained(str(folder / "two"))
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        one, two = ((folder / which / name).read_bytes() for which in ("one", "two"))
+        check(one == two, f"{name} differs when a loaded adapter is saved again")
+
+
+def _auto_class(subject: Subject, folder: Path) -> None:
+    base = tiny(subject.model)
+    base.save_pretrained(str(folder / "base"))
+    base.name_or_path = str(folder / "base")
+    model = stir(get_peft_model(base, subject.config()).eval())
+    model.save_pretrained(str(folder / "adapter"))
+    kind = AutoPeftModelForCausalLM if subject.is_causal else AutoPeftModelForSequenceClassification
+    labels: Fields = {} if subject.is_causal else {"num_labels": LABELS}
+    loaded = kind.from_pretrained(str(folder / "adapter"), **labels).eval()
+    same(logits(loaded), logits(model), "the loaded model computes something else")
+
+
+def _state_dict(subject: Subject, folder: Path) -> None:
+    model, other = subject.stirred(), subject.fresh()
+    result: Any = set_peft_model_state_dict(other, get_peft_model_state_dict(model))
+    check(not result.unexpected_keys, f"unexpected keys: {result.unexpected_keys}")
+    same(logits(other), logits(model), "an adapter set from a state dict computes something else")
+
+
+def _selected_adapters(subject: Subject, folder: Path) -> None:
+    model = subject.with_two()
+    model.save_pretrained(str(folder), selected_adapters=["second"])
+    check([path.name for path in folder.iterdir() if path.is_dir()] == ["second"], "other adapters were saved too")
+    model.set_adapter("second")
+    loaded = PeftModel.from_pretrained(tiny(subject.model), str(folder / "second"))
+    same(logits(loaded), logits(model), "a selected adapter computes something else")
+
+
+def _load_adapter(subject: Subject, folder: Path) -> None:
+    model = subject.with_two()
+    model.save_pretrained(str(folder))
+    for is_lean in (False, True):
+        loaded = PeftModel.from_pretrained(tiny(subject.model), str(folder))
+        loaded.load_adapter(str(folder / "second"), "second", low_cpu_mem_usage=is_lean)
+        for name in ("default", "second"):
+            model.set_adapter(name)
+            loaded.set_adapter(name)
+            same(logits(loaded.eval()), logits(model), f"adapter {name} computes something else")
+
+
+def _hot_swap(subject: Subject, folder: Path) -> None:
+    model, other = subject.fresh(**HEADLESS), subject.stirred(**HEADLESS)
+    other.save_pretrained(str(folder))
+    hotswap_adapter(model, str(folder), adapter_name="default", torch_device="cpu")
+    same(logits(model), logits(other), "the swapped adapter computes something else")
+
+
+# Merging into the base weights, and unmerging
+
+
+def _merging(subject: Subject, folder: Path) -> None:
+    model = subject.stirred()
+    before = logits(model)
+    model.merge_adapter()
+    near(logits(model), before, "the merged model computes something else")
+
+
+def _unmerging(subject: Subject, folder: Path) -> None:
+    model = subject.stirred()
+    before, weights = logits(model), base_weights(model)
+    model.merge_adapter()
+    model.unmerge_adapter()
+    same_base(weights, model, "unmerging leaves rounding errors in the base weights")
+    same(logits(model), before, "the unmerged model computes something else")
+
+
+def _merge_and_unload(subject: Subject, folder: Path) -> None:
+    model = subject.stirred()
+    before = logits(model)
+    plain = model.merge_and_unload(progressbar=True, safe_merge=True)
+    check(type(plain) is type(tiny(subject.model)), "what is left is no plain model")
+    check(plain.state_dict().keys() == tiny(subject.model).state_dict().keys(), "what is left has other weights")
+    near(logits(plain), before, "the merged model computes something else")
+    plain.save_pretrained(str(folder))
+    same(logits(type(plain).from_pretrained(str(folder)).eval()), logits(plain), "a merged model is loaded differently")
+
+
+def _unload(subject: Subject, folder: Path) -> None:
+    model = subject.stirred()
+    weights = base_weights(subject.fresh().unload())
+    plain = model.unload()
+    for name, value in tiny(subject.model).state_dict().items():
+        if not name.startswith(subject.trained_whole or ("no head",)):
+            same(plain.state_dict()[name], value, "unloading does not give the base model back")
+    check(weights.keys() == tiny(subject.model).state_dict().keys(), "what is left has other weights")
+
+
+def _merge_by_name(subject: Subject, folder: Path) -> None:
+    model = subject.with_two(**HEADLESS)
+    model.set_adapter("second")
+    expected = logits(model)
+    model.set_adapter("default")
+    near(logits(model.merge_and_unload(adapter_names=["second"])), expected, "another adapter was merged")
+
+
+def _merge_of_unknown(subject: Subject, folder: Path) -> None:
+    model = subject.stirred()
+    rejects(lambda: model.merge_adapter(adapter_names=["typo"]), "a wrong name is passed over: nothing is merged")
+
+
+def _safe_merge(subject: Subject, folder: Path) -> None:
+    for act in ("merge_adapter", "merge_and_unload"):
+        model = subject.stirred()
+        *_, last = (name for name in trainable(model) if "modules_to_save" not in name)
+        model.get_parameter(last).data.fill_(float("nan"))
+        weights, before = base_weights(model), set(layers(model))
+        rejects(partial(getattr(model, act), safe_merge=True), f"{act} merged NaN")
+        same_base(weights, model, f"{act} changed base weights before it refused NaN")
+        check(set(layers(model)) == before, f"{act} unloaded layers before it refused NaN")
+
+
+# Several adapters on one model
+
+
+NAMES = ["second", "__base__", "default", "second"]  # of rows
+
+
+def _disable(subject: Subject, folder: Path) -> None:
+    model = subject.with_two()
+    for name in ("default", "second"):
+        model.set_adapter(name)
+        before = logits(model)
+        with model.disable_adapter():
+            same(logits(model), logits(tiny(subject.model)), "the disabled adapter changes the model")
+        same(logits(model), before, "enabled again, it computes something else")
+
+
+def _add_adapter(subject: Subject, folder: Path) -> None:
+    model = subject.stirred()
+    before = logits(model)
+    model.add_adapter("second", subject.second())
+    same(logits(model.eval()), before, "a second adapter changes the model before it is active")
+    check(model.active_adapters == ["default"], "a second adapter is active at once")
+    check(not any("second" in name for name in trainable(model)), "a second adapter trains before it is active")
+
+
+def _set_adapter(subject: Subject, folder: Path) -> None:
+    model = subject.with_two()
+    first = logits(model)
+    model.set_adapter("second")
+    alone = get_peft_model(tiny(subject.model), subject.second()).eval()
+    set_peft_model_state_dict(alone, get_peft_model_state_dict(model, adapter_name="second"))
+    same(logits(model), logits(alone), "the second adapter computes something else than alone")
+    check(not any(".default" in name for name in trainable(model)), "an inactive adapter trains")
+    model.set_adapter("default")
+    same(logits(model), first, "switching forth and back changes the first adapter")
+
+
+def _several_active(subject: Subject, folder: Path) -> None:
+    model = subject.with_two(**HEADLESS)
+    model.base_model.set_adapter(["default", "second"])
+    both, plain = logits(model), tiny(subject.model)
+    for name, layer in layers(model).items():
+        for adapter in layer._get_available_adapters():
+            plain.get_submodule(name.removeprefix("base_model.model.")).weight.data += layer.get_delta_weight(adapter)
+    near(both, logits(plain), "active adapters do not add up")
+    model.merge_adapter()
+    near(logits(model), both, "merged together, they compute something else")
+    model.unmerge_adapter()
+    near(logits(model), both, "unmerged together, they compute something else")
+
+
+def _delete_adapter(subject: Subject, folder: Path) -> None:
+    model = subject.with_two()
+    first = logits(model)
+    model.delete_adapter("second")
+    same(logits(model), first, "deleting another adapter changes the active one")
+    check(not any("second" in name for name in model.state_dict()), "something of a deleted adapter is left")
+
+
+def _mixed_batch(subject: Subject, folder: Path) -> None:
+    model = subject.with_two(**HEADLESS)
+    outputs = {"__base__": logits(tiny(subject.model))}
+    for name in ("default", "second"):
+        model.set_adapter(name)
+        outputs[name] = logits(model)
+    expected = torch.stack([outputs[name][row] for row, name in enumerate(NAMES)])
+    for active in ("default", "second"):
+        model.set_adapter(active)
+        with torch.no_grad():
+            mixed = model(**tokens(), adapter_names=NAMES).logits
+        near(mixed, expected, "the adapters of rows are ignored")
+        same(logits(model), outputs[active], "a mixed batch changes the model")
+
+
+def _mixed_methods(subject: Subject, folder: Path) -> None:
+    model = get_peft_model(tiny(subject.model), subject.config(**HEADLESS), mixed=True)
+    model.add_adapter("second", LoraConfig(r=2, target_modules=TARGETS[subject.model]))
+
+
+# Which layers can be adapted, and how adapters are added
+
+
+def _all_linear(subject: Subject, folder: Path) -> None:
+    model = subject.fresh(target_modules="all-linear")
+    check(len(layers(model)) >= 8, f"only {len(layers(model))} layers are adapted")
+
+
+def _typo(subject: Subject, folder: Path) -> None:
+    names = [*TARGETS[subject.model], "typo"]
+    rejects(lambda: subject.fresh(target_modules=names), "a wrong name beside a right one is passed over")
+
+
+def _rank_pattern(subject: Subject, folder: Path) -> None:
+    first, last = TARGETS[subject.model][0], METHODS[subject.method][2]
+    rank = last.get("rank_shape", last.get("r"))
+    usual = sum(p.numel() for p in trainable(subject.fresh(**HEADLESS)).values())
+    changed = subject.fresh(rank_pattern={first: rank}, **HEADLESS)
+    check(sum(p.numel() for p in trainable(changed).values()) != usual, "the pattern changes nothing")
+
+
+def _head(subject: Subject, folder: Path) -> None:
+    fields = {"task_type": None, "modules_to_save": list(subject.trained_whole)}
+    model = subject.stirred(**fields)
+    for head in subject.trained_whole:
+        check(any(f"{head}.modules_to_save.default" in name for name in trainable(model)), f"{head} does not train")
+    reloaded(model, subject.model, folder, "a loaded head")
+
+
+def _tied_warning(subject: Subject, folder: Path) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        subject.fresh(target_modules=["lm_head"])
+    check(any("tie_word_embeddings" in str(warning.message) for warning in caught), "no word about tied weights")
+
+
+def _tied_head(subject: Subject, folder: Path) -> None:
+    model = subject.stirred(target_modules=["lm_head"])
+    before, embeddings = logits(model), model.get_input_embeddings().weight.detach().clone()
+    model.merge_adapter()
+    same(model.get_input_embeddings().weight, embeddings, "merging changes the embeddings, too")
+    near(logits(model), before, "the merged model computes something else")
+    model.unmerge_adapter()
+    base = model.get_base_model()
+    check(base.lm_head.get_base_layer().weight is base.transformer.wte.weight, "unmerging leaves the head untied")
+
+
+def _injection(subject: Subject, folder: Path) -> None:
+    config = subject.config(**HEADLESS)
+    model = stir(inject_adapter_in_model(config, tiny(subject.model)).eval())
+    far(logits(model), logits(tiny(subject.model)))
+    other = inject_adapter_in_model(subject.config(**HEADLESS), tiny(subject.model), low_cpu_mem_usage=True)
+    set_peft_model_state_dict(other, get_peft_model_state_dict(model), low_cpu_mem_usage=True)
+    same(logits(other.eval()), logits(model), "an injected adapter computes something else")
+
+
+def _transformers_loading(subject: Subject, folder: Path) -> None:
+    model = subject.stirred()
+    model.save_pretrained(str(folder))
+    plain = tiny(subject.model)
+    plain.load_adapter(str(folder))
+    same(logits(plain), logits(model), "transformers' load_adapter computes something else")
+
+
+def _transformers_adding(subject: Subject, folder: Path) -> None:
+    model = tiny(subject.model)
+    model.add_adapter(subject.config(**HEADLESS), "first")
+    train(model)
+    adapted = logits(model)
+    far(adapted, logits(tiny(subject.model)))
+    model.disable_adapters()
+    same(logits(model), logits(tiny(subject.model)), "disable_adapters leaves something")
+    model.enable_adapters()
+    same(logits(model), adapted, "enable_adapters computes something else")
+    model.delete_adapter("first")
+    same(logits(model), logits(tiny(subject.model)), "delete_adapter leaves something")
+
+
+# Number formats, compilers, copies and reports
+
+
+def _bfloat16(subject: Subject, folder: Path) -> None:
+    base = tiny(subject.model).bfloat16()
+    model = get_peft_model(copy.deepcopy(base), subject.config()).eval()
+    factors = {name: p for name, p in trainable(model).items() if is_factor(name)}
+    check({p.dtype for p in factors.values()} == {torch.float32}, "the adapter is not kept in float32")
+    same(logits(model), logits(base), "a fresh adapter changes a bfloat16 model")
+    train(model)
+    model.save_pretrained(str(folder))
+    same(logits(PeftModel.from_pretrained(base, str(folder))), logits(model), "loaded, it computes something else")
+
+
+def _own_dtype(subject: Subject, folder: Path) -> None:
+    base = tiny(subject.model).bfloat16()
+    model = get_peft_model(base, subject.config(**HEADLESS), autocast_adapter_dtype=False)
+    check({p.dtype for p in trainable(model).values()} == {torch.bfloat16}, "the adapter is not in the base's dtype")
+    train(model)
+
+
+def _autocast(subject: Subject, folder: Path) -> None:
+    model = subject.stirred().train()
+    with torch.autocast("cpu", torch.bfloat16):
+        now = loss(model)
+    now.backward()
+    dtypes = {getattr(parameter.grad, "dtype", None) for parameter in trainable(model).values()}
+    check(dtypes == {torch.float32}, "gradients are not in float32")
+
+
+def _compile(subject: Subject, folder: Path) -> None:
+    torch.compiler.reset()
+    model = subject.stirred()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    near(logits(compiled), logits(model), "compiled, it differs")
+    gradients = []
+    for one in (compiled, model):
+        model.zero_grad()
+        one(**tokens()).logits.square().sum().backward()
+        gradients.append({name: parameter.grad.clone() for name, parameter in trainable(model).items()})
+    for name, gradient in gradients[1].items():
+        near(gradients[0][name], gradient, f"compiled, the gradient of {name} differs")
+    torch.compiler.reset()
+
+
+def _swap_compiled(subject: Subject, folder: Path) -> None:
+    compilations: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., Any]:
+        compilations.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    model, other = subject.fresh(), subject.stirred()
+    compiled = torch.compile(model, backend=backend)
+    logits(compiled)
+    before = len(compilations)
+    set_peft_model_state_dict(model, get_peft_model_state_dict(other))
+    near(logits(compiled), logits(other), "the compiled model keeps the old adapter")
+    check(len(compilations) == before, "the model is compiled again")
+    torch.compiler.reset()
+
+
+def _copy(subject: Subject, folder: Path) -> None:
+    model = subject.with_two()
+    before, twin = logits(model), copy.deepcopy(model)
+    same(logits(twin), before, "a copy computes something else")
+    train(twin)
+    same(logits(model), before, "training a copy changes the original")
+
+
+def _reports(subject: Subject, folder: Path) -> None:
+    model = subject.stirred()
+    count = sum(parameter.numel() for parameter in trainable(model).values())
+    model.print_trainable_parameters()
+    check(model.get_nb_trainable_parameters()[0] == count, "print_trainable_parameters counts something else")
+    status = model.get_model_status()
+    check(status.trainable_params == count, "get_model_status counts something else")
+    check((status.enabled, status.active_adapters, status.merged_adapters) == (True, ["default"], []), "wrong status")
+    # PEFT also lists heads that are trained in full.
+    reported = {f"base_model.{layer.name}" for layer in model.get_layer_status()}
+    check(set(layers(model)) <= reported, "get_layer_status lists other layers")
+    model = subject.stirred(**HEADLESS)  # heads are never merged
+    model.merge_adapter()
+    check(model.get_model_status().merged_adapters == ["default"], "a merged adapter is not reported")
+
+
+BEHAVIORS = {
+    "a fresh adapter changes no bit": Behavior(_fresh, EVERY),
+    "training moves all of it, and no base weight": Behavior(_training),
+    "`Trainer`: training, resumed from a checkpoint": Behavior(_trainer, shown_on="llama-causal"),
+    "gradient checkpointing, frozen embeddings": Behavior(_checkpointing),
+    "`save_pretrained`, `from_pretrained`: bit for bit": Behavior(_loading, EVERY),
+    "`low_cpu_mem_usage=True`": Behavior(_meta_loading, EVERY),
+    "saved again, the same bytes": Behavior(_same_bytes, EVERY),
+    "safetensors and JSON, no pickle": Behavior(_no_pickles),
+    "`is_trainable=True`: training goes on": Behavior(_further_training),
+    "`AutoPeftModelForSequenceClassification`": Behavior(_auto_class, CLASSIFIERS),
+    "`AutoPeftModelForCausalLM`": Behavior(_auto_class, LANGUAGE_MODELS, "llama-causal"),
+    "`get_`, `set_peft_model_state_dict`": Behavior(_state_dict),
+    "`load_adapter`": Behavior(_load_adapter, PAIRS),
+    "`save_pretrained(selected_adapters=...)`": Behavior(_selected_adapters, PAIRS),
+    "`hotswap_adapter`": Behavior(_hot_swap, ("bert",)),
+    "`merge_adapter`": Behavior(_merging, EVERY),
+    "`Conv1D` of GPT-2": Behavior(_merging, ("gpt2",), "gpt2"),
+    "`unmerge_adapter` restores the very bits": Behavior(_unmerging, EVERY),
+    "`merge_and_unload`, saved as a plain model": Behavior(_merge_and_unload),
+    "the same under a head of several layers (RoBERTa)": Behavior(_merge_and_unload, ("roberta",), "roberta"),
+    "`unload` gives the base back bit for bit": Behavior(_unload),
+    "`merge_and_unload(adapter_names=...)`": Behavior(_merge_by_name, PAIRS),
+    "merging a wrong name is an error": Behavior(_merge_of_unknown),
+    "`safe_merge` refuses NaN and leaves all as it was": Behavior(_safe_merge),
+    "`disable_adapter`: the base, bit for bit": Behavior(_disable, PAIRS),
+    "`add_adapter`": Behavior(_add_adapter, PAIRS),
+    "`set_adapter`": Behavior(_set_adapter, PAIRS),
+    "`delete_adapter`": Behavior(_delete_adapter, PAIRS),
+    "several active adapters": Behavior(_several_active, PAIRS),
+    "`adapter_names`: each row its adapter": Behavior(_mixed_batch, PAIRS),
+    "`PeftMixedModel` with LoRA": Behavior(_mixed_methods, ("bert",)),
+    '`target_modules="all-linear"`': Behavior(_all_linear),
+    "a name that matches nothing is an error": Behavior(_typo),
+    "`rank_pattern`": Behavior(_rank_pattern),
+    "`modules_to_save`": Behavior(_head, CLASSIFIERS),
+    "a tied head: PEFT's warning": Behavior(_tied_warning, ("gpt2-causal",), "gpt2-causal"),
+    "a tied head: merging leaves the embeddings": Behavior(_tied_head, ("gpt2-causal",), "gpt2-causal"),
+    "`inject_adapter_in_model`": Behavior(_injection),
+    "transformers' `load_adapter`": Behavior(_transformers_loading),
+    "transformers' `add_adapter`, `disable_adapters`, `delete_adapter`": Behavior(_transformers_adding, ("bert",)),
+    "float32 adapter on a bfloat16 base": Behavior(_bfloat16, EVERY),
+    "`autocast_adapter_dtype=False`": Behavior(_own_dtype),
+    "autocast": Behavior(_autocast),
+    "`torch.compile`, one graph": Behavior(_compile, ("bert",)),
+    "another adapter's weights set in place, not compiled again": Behavior(_swap_compiled, ("bert",)),
+    "`deepcopy`": Behavior(_copy, PAIRS),
+    "`get_layer_status`, `get_model_status`, counts": Behavior(_reports),
+}
