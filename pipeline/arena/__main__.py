@@ -11,7 +11,7 @@ from pipeline.arena import plan, preset, record
 from pipeline.arena.compete import compete
 from pipeline.core import console
 from pipeline.core.command_line import Parser, whole_number
-from pipeline.core.errors import UserError, exit_on_error, nearest
+from pipeline.core.errors import exit_on_error
 
 PROGRAM = "python -m pipeline.arena"
 
@@ -32,23 +32,9 @@ def main(words: Sequence[str] | None = None) -> None:
     options = parser.parse_args(words)
     with exit_on_error("stopped; finished trainings are kept", PROGRAM):
         folder = record.FOLDER / options.preset
-        entries = entries_of(options.preset, options.only)
+        entries = plan.entries(options.preset, preset.load(options.preset), options.only)
         compete(entries, record.read(folder), folder / f"{options.write}{record.ENDING}", options.jobs)
         console.line(f"compare: python -m pipeline.compare {options.preset}")
-
-
-def entries_of(name: str, only: Sequence[str]) -> list[plan.Entry]:
-    """Return the selected entries of a preset.
-
-    Raises:
-        UserError: if there is no such preset or entry.
-    """
-    chosen = preset.load(name)
-    if entries := plan.entries(name, chosen, only):
-        return entries
-    words = " ".join(only)
-    near = nearest(words, [entry.title for entry in plan.entries(name, chosen)])
-    raise UserError(f"--only {words}: no entry has this in its title{near}; a title is TASK: METHOD")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from pipeline import params
 from pipeline.arena.cache import digests
 from pipeline.arena.preset import PATH, VERSION, Method, Preset, Reads
+from pipeline.core.errors import UserError, nearest
 from pipeline.methods.planning import known_types
 from pipeline.params import PeftParams, TrainView
 from pipeline.params.reading import changed
@@ -139,7 +140,11 @@ class Entry:
 
 
 def entries(name: str, preset: Preset, only: Sequence[str] = ()) -> list[Entry]:
-    """Return the entries of a preset whose titles contain all of `only`, by task; or the one of exactly this title."""
+    """Return the entries of a preset whose titles contain all of `only`, by task; or the one of exactly this title.
+
+    Raises:
+        UserError: if there is none.
+    """
     listed = [
         Entry(name, preset, task, method)
         for task in preset.tasks
@@ -147,7 +152,11 @@ def entries(name: str, preset: Preset, only: Sequence[str] = ()) -> list[Entry]:
         if task in (chosen.tasks or preset.tasks)
     ]
     named = [entry for entry in listed if [entry.title] == list(only)]
-    return named or [entry for entry in listed if all(word in entry.title for word in only)]
+    if found := named or [entry for entry in listed if all(word in entry.title for word in only)]:
+        return found
+    words = " ".join(only)
+    near = nearest(words, [entry.title for entry in listed])
+    raise UserError(f"--only {words}: no entry has this in its title{near}; a title is TASK: METHOD")
 
 
 def key_of(view: TrainView, reads: Reads, pinned: Mapping[str, str], *, is_trained: bool) -> str:
