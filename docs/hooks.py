@@ -87,7 +87,7 @@ def _formula(match: re.Match[str]) -> str:
 
 
 def _from_docs(uri: str, match: re.Match[str]) -> str:
-    """Lead a link of a page that lies at the root of the repository as from where the site has the page."""
+    """Rewrite a link of a page at the repository's root to where the site has that page."""
     path = match["path"]
     here = OF_PAGES.get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else f"../{path}")
     return relpath(here, Path(uri).parent.as_posix())
@@ -214,7 +214,7 @@ def _bounds(schema: Mapping[str, Any]) -> str:
 
 
 def commands() -> str:
-    """Return the help of every command of `python -m lsr`."""
+    """Return the help of every command of `lsr`."""
     os.environ["COLUMNS"] = COLUMNS
     (subparsers,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
     parts = [

@@ -221,7 +221,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser(called: str = MODULE) -> Parser:
-    """Return the parser of the whole command line, which messages call so."""
+    """Return the parser of the whole command line; messages show its name."""
     top = Parser(prog=called, description="Export, import, round and squeeze adapters, and put many into one file.")
     added = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command, (run, summary, description, its) in COMMANDS.items():

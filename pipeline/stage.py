@@ -43,7 +43,7 @@ def run(main: Callable[[AnyView], None], view: type[AnyView]) -> None:
 
 
 def record(stage: str, seconds: float) -> None:
-    """Note how long a stage took that has just written its reports."""
+    """Note how long the stage that has just written its reports took."""
     path = _path(stage)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{seconds:.1f}\n", encoding="utf-8")

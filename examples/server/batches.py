@@ -85,5 +85,5 @@ class Batches:
 
 
 def unknown(adapter: str) -> HTTPException:
-    """Return the error of who asks an adapter that is not there, or has left."""
+    """Return the error for an adapter that is not in the bank, or has left it."""
     return HTTPException(404, f"no adapter is named {adapter[:100]!r}")

@@ -14,7 +14,7 @@ from lsr.tuner.mistakes import InputError
 
 
 class SideBySide:
-    """The training of some adapters of a bank. Use it in a `with` block, at whose end each has its best values.
+    """The training of some adapters of a bank. Use it in a `with` block; at its end each has its best values.
 
     An adapter's gradient is that of the mean loss over its own rows of the batch, clipped to `largest_norm` on its own,
     and AdamW leaves it and its moments alone in steps without one of its rows. So it takes the steps that it would take

@@ -1,4 +1,4 @@
-"""The parameters of many adapters in one tensor, exact or in a few bits, where each has as many rows as it needs.
+"""The parameters of many adapters in one tensor, exact or in a few bits; each has as many rows as it needs.
 
 A direction of a low-rank update, a core and the weights of a label in a head are such rows.
 """
@@ -52,7 +52,7 @@ class Stack(nn.Module):
         return (self.codes.unpack(rows) if self.codes else rows).unflatten(0, slots.shape)
 
     def own(self, place: int) -> list[int]:
-        """Return which rows are those of a place."""
+        """Return the rows of a place, by number."""
         return [row for row in self.slots[place].tolist() if row != ZERO]
 
     @torch.no_grad()

@@ -204,7 +204,7 @@ class LsrConfig(PeftConfig):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields for JSON: of the adapter that it has made, if it has, with sets as sorted lists."""
+        """Return the fields for JSON, those of the adapter made from it if there is one; sets become sorted lists."""
         fields = {name: sorted(value) if isinstance(value, set) else value for name, value in super().to_dict().items()}
         if self.record is not None:
             fields |= {"resolved": asdict(self.record.resolved), "init_weights": self.record.init_weights}

@@ -31,7 +31,7 @@ def made() -> dict[str, str]:
 
 
 def clock() -> float:
-    """Return seconds of processor time, which other work on the machine does not count in; of a GPU, of the wall."""
+    """Return processor time in seconds, which excludes other work on the machine; wall time on a GPU."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         return time.perf_counter()

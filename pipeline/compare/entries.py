@@ -60,7 +60,7 @@ class Entry(NamedTuple):
 
 
 def entries(name: str, preset: Preset, records: Mapping[str, Record]) -> tuple[Entries, int]:
-    """Return the entries of a preset that have records, and the number of records that are of none of them.
+    """Return the entries of a preset that have records, and the number of records that belong to none.
 
     `records` are by key.
     """

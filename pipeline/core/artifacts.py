@@ -88,7 +88,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def name_path_on_error(path: Path) -> Iterator[None]:
-    """Name the file or folder that the disk does not take: a write that fails does not know its path.
+    """Name the file or folder that cannot be written: a failed write does not know its path.
 
     Raises:
         UserError: with the path and the reason.

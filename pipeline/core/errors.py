@@ -1,4 +1,4 @@
-"""How a command ends that does not end well: in one line, without a traceback.
+"""How a failing command ends: in one line, without a traceback.
 
 A UserError is a mistake that the user can mend. What the machine refuses, such as a full disk, is not the program's.
 """

@@ -40,13 +40,13 @@ def fetch_sdist(package: str, sha256: str) -> Path:
 
 
 def cached(name: str) -> Path:
-    """Return where the cache of the user has or is to have what comes from a package."""
+    """Return the path in the user's cache for what comes from a package."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "lsr-adapt" / name
 
 
 def installed(path: str) -> Path:
-    """Return where a path, relative to an installed package's root, is; the package is not imported."""
+    """Return the location of a path relative to an installed package's root; the package is not imported."""
     root, _, rest = path.partition("/")
     spec = importlib.util.find_spec(root)
     return Path(spec.submodule_search_locations[0] if spec and spec.submodule_search_locations else root, rest)

@@ -237,7 +237,7 @@ class HeadParams(MethodParams):
 
 
 def _origin(section: Any) -> str | None:
-    """Return whose method a section is of; None if it is not the section of a method."""
+    """Return whether a section is of LSR or of PEFT; None if it is not the section of a method."""
     kind = section.get("type") if isinstance(section, dict) else getattr(section, "type", None)
     return kind and ("ours" if kind == "LSR" else "peft")
 
