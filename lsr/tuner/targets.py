@@ -41,7 +41,7 @@ def check_names(config: PeftConfig, model: nn.Module) -> list[str]:
     for field in ("target_modules", "exclude_modules"):
         value: Any = getattr(config, field, None)  # not every method has exclude_modules
         is_pattern = isinstance(value, str)
-        entries: list[str] = [value] if is_pattern else sorted(value or ())
+        entries: list[str] = [value] if isinstance(value, str) else sorted(value or ())
         for entry in entries if value != "all-linear" else ():
             try:
                 matched = [name for name in names if (re.fullmatch(entry, name) if is_pattern else _ends(name, entry))]
