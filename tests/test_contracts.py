@@ -120,13 +120,6 @@ def test_the_tables_and_the_folders_of_users_are_there_and_watched():
     assert all((ROOT / folder / "README.md").is_file() for folder in WATCHED)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_is_run_as_a_module_and_described(stage):
-    command = f"python -m stages.{module_of(stage).stem}"
-    assert STAGES[stage]["cmd"] == ([command, "python -m pipeline.summary"] if stage == "evaluate" else command)
-    assert STAGES[stage]["desc"].endswith(".")
-
-
 def outputs(stage):
     for kind in ("outs", "metrics", "plots"):
         for entry in STAGES[stage].get(kind, []):
@@ -147,11 +140,6 @@ def test_every_output_is_a_path_of_pipeline_artifacts():
     assert {Path(path) for stage in STAGES for _, path, _ in outputs(stage)} == known - {artifacts.ARENA}
 
 
-def test_every_section_is_seen_by_a_stage():
-    seen = {field for stage in STAGES for field in view_of(stage).model_fields}
-    assert set(params.Params.model_fields) - {"methods"} <= seen | {"lsr", "full", "head"}
-
-
 def test_initializations_are_those_of_the_library_and_look_at_examples_where_its_do():
     from lsr.init import INITIALIZATIONS, READERS
     from pipeline.methods.statistics import BATCH
@@ -160,10 +148,3 @@ def test_initializations_are_those_of_the_library_and_look_at_examples_where_its
     words, _ = get_args(LsrParams.model_fields["init"].annotation)  # or another adapter
     assert get_args(words) == tuple(INITIALIZATIONS)
     assert set(READ) == set(BATCH) == {word for word, one in INITIALIZATIONS.items() if one.reads in READERS}
-
-
-def test_the_default_params_are_valid(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    for stage in STAGES:
-        view = params.load(view_of(stage))
-        assert set(view.model_fields_set) == set(view_of(stage).model_fields)

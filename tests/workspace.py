@@ -93,6 +93,12 @@ def _whole() -> Path:
     return folder
 
 
+def copy_committed(folder: Path = Path()) -> None:
+    """Put params.yaml and the two tables, as they are committed, into a folder."""
+    for name in ("params.yaml", "pipeline/datasets.yaml", "pipeline/models.yaml"):
+        write(folder / name, (ROOT / name).read_bytes())
+
+
 def change(**changes: Any) -> None:
     """Merge changes into the params.yaml of the working folder."""
     write(Path("params.yaml"), merged(read_yaml(Path("params.yaml")), changes))

@@ -1,6 +1,5 @@
 """The tables of figures in README and documentation, and the picture, are what the reports give."""
 
-import re
 import subprocess
 
 import pytest
@@ -19,14 +18,6 @@ def test_what_a_page_shows_is_what_the_reports_give(name, monkeypatch):
     if tables.made(name) != text:  # reports that a reader's own `make repro` or `make bench` has written are no mistake
         monkeypatch.setattr(tables, "read", committed)
         assert tables.made(name) == text, "run: python -m docs.tables"
-
-
-@pytest.mark.parametrize("name", ["docs/lsr.svg", tables.PICTURE, "docs/tenants.svg"])
-def test_a_picture_of_the_first_screen_can_be_read_on_a_phone(name):
-    text = (ROOT / name).read_text(encoding="utf-8")
-    (width,) = re.findall(r'viewBox="0 0 (\d+)', text)
-    lines = re.findall(r'<text [^>]*font-size="(\d+)"', text)
-    assert min(map(int, lines)) * 368 / int(width) > 10  # pixels, on a screen of 400 with its margins
 
 
 def test_every_table_is_on_a_page():

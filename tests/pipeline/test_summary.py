@@ -1,15 +1,12 @@
 """The end of a run is one screen, of what the reports say."""
 
-import shutil
-from pathlib import Path
-
 import pytest
 
 from pipeline import stage
 from pipeline.core import artifacts
 from pipeline.summary import main
 from tests.kit import refused, said, write
-from tests.workspace import ROOT
+from tests.workspace import copy_committed
 
 SCORES = {"score": 0.842, "accuracy": 0.842, "accuracy_baseline": 0.5, "accuracy_low": 0.82, "accuracy_high": 0.86}
 F1 = {"f1": 1.0, "f1_baseline": 0.0, "f1_low": 1.0, "f1_high": 1.0}
@@ -22,9 +19,7 @@ IDENTITY = ("GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL")
 def workspace(tmp_path, monkeypatch):
     """A folder with params.yaml, the tables and reports."""
     monkeypatch.chdir(tmp_path)
-    for name in ("params.yaml", "pipeline/datasets.yaml", "pipeline/models.yaml"):
-        Path(name).parent.mkdir(exist_ok=True)
-        shutil.copy(ROOT / name, name)
+    copy_committed()
     for name in IDENTITY:
         monkeypatch.setenv(name, "tests")
     write(artifacts.EVALUATE_METRICS, {"data": "movie-reviews"} | SCORES | F1 | COUNTS)

@@ -1,7 +1,5 @@
 """The official files of GLUE and SuperGLUE, in each of their formats; from the hub come the same examples."""
 
-import shutil
-
 import pytest
 
 from pipeline import evaluation, params
@@ -17,8 +15,7 @@ from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, r
 def row_of(tmp_path, monkeypatch):
     """A function from a task to its row, from files whose rows come once in each split; it cuts no split."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "pipeline").mkdir()
-    shutil.copy(workspace.ROOT / "pipeline/datasets.yaml", "pipeline")
+    workspace.copy_committed()
 
     def build(task):
         tasks.use_files(tmp_path, task, train=1, test=1)

@@ -8,12 +8,11 @@ import pyarrow as pa
 import pytest
 from transformers import AutoTokenizer
 
-from pipeline import params
 from pipeline.core import artifacts
 from pipeline.data import encoding
 from tests import workspace
 from tests.kit import digests, refused, write
-from tests.stages.running import TOKENIZE, report, run
+from tests.stages.running import TOKENIZE, run
 
 TABLE = Path("pipeline/datasets.yaml")
 LONG = "the owl sleeps " * 20
@@ -30,10 +29,6 @@ ROW = {
 }
 
 
-def describe(row):
-    write(TABLE, workspace.read_yaml(TABLE) | {"mine": row})
-
-
 def fill(split, rows):
     write(f"data/{split}.csv", [{"sentence": sentence, "label": label} for sentence, label in rows])
 
@@ -42,7 +37,7 @@ def fill(split, rows):
 def here(tmp_path, monkeypatch):
     """A workspace with a row of small files."""
     monkeypatch.chdir(workspace.make(tmp_path, data="mine", tokenize={"max_length": 8}))
-    describe(ROW)
+    write(TABLE, workspace.read_yaml(TABLE) | {"mine": ROW})
     for split, rows in ROWS.items():
         fill(split, rows)
 
@@ -87,22 +82,3 @@ def test_two_runs_write_the_same_bytes_and_parts_of_a_split_the_same_rows(monkey
 def test_a_length_beyond_the_model_is_refused_with_the_limit():
     workspace.change(tokenize={"max_length": 33})
     refused(run, TOKENIZE, says="tokenize.max_length: the model takes at most 30 tokens, got 33")
-
-
-def test_what_later_stages_depend_on_is_the_chosen_rows_and_their_files():
-    run(TOKENIZE)
-    found = report(artifacts.INPUTS)
-    files = {f"data/{split}.csv" for split in ROWS} | {path.as_posix() for path in Path("tiny-roberta").iterdir()}
-    assert found.keys() == {"data: mine", "model: tiny"} | files
-    describe(dict(reversed(ROW.items())))  # DVC writes keys in another order
-    run(TOKENIZE)
-    assert report(artifacts.INPUTS) == found
-    models = Path("pipeline/models.yaml")
-    tables = workspace.read_yaml(models)
-    write(models, tables | {"tiny": tables["tiny"] | {"target_modules": ["key"]}})
-    run(TOKENIZE)
-    changed = report(artifacts.INPUTS)
-    assert {name for name in found if found[name] != changed[name]} == {"model: tiny"}
-    describe(ROW | {"source": {"kind": "files", "files": {**ROW["source"]["files"], "train": "data/no.csv"}}})
-    refused(run, TOKENIZE, says="pipeline/datasets.yaml: mine: data/no.csv: not found; paths start at")
-    assert params.load(params.TokenizeView).data == "mine"

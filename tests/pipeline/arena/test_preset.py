@@ -42,16 +42,9 @@ BROKEN = [
     ({"rounded": [1, 7]}, "small: rounded: no '7' here"),
     ({"tests": 3}, "small.tests: no such key; did you mean tasks?"),
     ({"params": {"seed": 3}}, "params: seed is set by the arena itself"),
-    (
-        {"methods": {"odd": {"adapter": "lora", "tasks": ["glu"]}}},
-        "odd: tasks: no 'glu' here; did you mean glue?",
-    ),
     ({"averages": {"main": ["glue", "rating"]}}, "averages: main: no 'rating' here; did you mean ratings?"),
     ({"averages": {"glue": ["glue", "ratings"]}}, "averages: glue is the name of a task"),
-    (
-        {"tasks": {"comparisons": {}}, "averages": {"main": ALL}},
-        "ratings and comparisons share their texts; keep",
-    ),
+    ({"tasks": {"comparisons": {}}, "averages": {"main": ALL}}, "ratings and comparisons share their texts; keep"),
     ({"hypotheses": [ON_MEAN]}, "hypotheses: 1: on: no 'mean' here"),
 ]
 
@@ -79,13 +72,9 @@ def odd(adapter, **params):
 
 MISFITS = [
     ({"tasks": {"glu": {}}}, "no row 'glu'; did you mean glue?"),
-    (
-        {"methods": {"head": {"adapter": "head", "params": {"train.epoch": 1}}}},
-        "train.epoch: no such key; did you mean",
-    ),
+    (odd("head", **{"train.epoch": 1}), "train.epoch: no such key; did you mean"),
     (odd("lora", **{"lora.target_modules": ["valeu"]}), "pipeline/arena.yaml: small.methods.odd: lora: "),
     (odd("loha", **{"loha.type": "LOHA", "loha.rr": 2, **RATE}), "odd: loha: rr: no such key; did you mean r?"),
-    (odd("loha", **{"loha.type": "LOHAA", **RATE}), "has no method 'LOHAA' that adapts layers; did you mean LOHA?"),
     (odd("loha", **{"loha.r": 2}), "small.methods.odd.loha: no such key; the section of a method has a type"),
     ({"params": {"tokenize.max_length": 64}}, "pipeline/arena.yaml: small.tasks.glue: tokenize.max_length"),
     ({"reads": {"longest": 2}}, "no text of at most 2 tokens"),

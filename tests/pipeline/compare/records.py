@@ -1,7 +1,6 @@
 """Records as the arena leaves them, of trainings that nobody ran."""
 
 import json
-import shutil
 import zlib
 
 import numpy as np
@@ -12,7 +11,7 @@ from pipeline.arena.record import FOLDER, Record, append, labels_path
 from pipeline.core.artifacts import write_csv
 from pipeline.tasks import scores
 from tests.kit import write
-from tests.workspace import ROOT
+from tests.workspace import copy_committed
 
 EXAMPLES = 200
 TASKS = {  # metrics, by task
@@ -111,9 +110,7 @@ def some_go_wrong(one):
 
 def prepare(folder, chosen=None, records=None):
     """Make a folder, the current one, in which the arena has run; labels are those of all tasks."""
-    (folder / "pipeline").mkdir()
-    for name in ("params.yaml", "pipeline/datasets.yaml", "pipeline/models.yaml"):
-        shutil.copy(ROOT / name, folder / name)
+    copy_committed(folder)
     for task in TASKS:
         save_labels(task)
     if chosen:

@@ -72,18 +72,9 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say(spread):
     assert 0.78 < covered / trials < 0.99
 
 
-# Over seeds alone
-
-
 def test_one_seed_has_a_mean_and_no_interval_and_none_has_neither():
     assert estimate("score", [0.8]) == {"score": 0.8, "score_low": None, "score_high": None}
     assert estimate("score", []) == dict.fromkeys(("score", "score_low", "score_high"))
-
-
-def test_the_interval_is_students():
-    found = estimate("it", [1.0, 2.0, 3.0])
-    half = 4.302653 / 3**0.5  # t of two degrees of freedom, times the standard error
-    assert (found["it_low"], found["it_high"]) == (pytest.approx(2 - half), pytest.approx(2 + half))
 
 
 def test_holm_corrects_as_in_the_book():

@@ -50,11 +50,6 @@ def test_a_source_is_recorded_by_the_content_of_its_files_and_a_folder_by_all_ex
     assert found == {"models/mine/config.json": sha256("config.json"), "models/mine/deep/x": sha256("deep/x")}
 
 
-def test_a_missing_file_is_refused():
-    for source in (files(train="data/no"), HubModel(kind="hub", path="models/no")):
-        assert "/no: not found; paths start at the root of the repository, " in refusal(source)
-
-
 @pytest.mark.parametrize("path", ["a.csv", "data/../a.csv", "../repository/data/a.csv"])
 def test_a_file_that_dvc_does_not_watch_is_refused_unless_dvc_is_not_running(path, monkeypatch):
     for name in ("a.csv", "data/a.csv"):

@@ -56,12 +56,6 @@ def test_a_cut_follows_the_sha256_of_the_text_and_orders_by_it(make):
     assert max(place["validation"]) < 0.1 + 0.2 <= min(place["train"])
 
 
-def test_a_split_of_the_source_keeps_its_rows_and_their_order(make):
-    test = [("b", 1), ("a", 0), ("b", 1), ("A", 0)]
-    found = load(make(train=sentences(100), test=test, cut={"validation": 0.2}))
-    assert list(found["test"].itertuples(index=False, name=None)) == test
-
-
 def test_select_on_test_chooses_on_the_test_split_and_leaves_all_other_rows_to_train(make):
     found = load(make(train=sentences(10), test=sentences(60)[10:], cut={"validation": 0.5}, select_on="test"))
     pd.testing.assert_frame_equal(found["validation"], found["test"])

@@ -91,14 +91,6 @@ def test_a_model_that_is_named_itself_has_the_usual_layers_and_its_head(kind, na
 # Mistakes
 
 
-def test_a_wrong_target_of_a_row_lists_the_linear_layers(saved):
-    source = {"kind": "hub", "path": str(saved("llama"))}
-    row = ModelRow.model_validate({"source": source, "target_modules": ["q_porj"]})
-    model, section = base_models.load_base_model(row, PAIRS), params.PeftParams(type="LORA", learning_rate=0.002)
-    says = "pipeline/models.yaml: target_modules: no layer is named 'q_porj'; linear layers: q_proj, "
-    refused(planning.resolve, section, model, row, 0, says=says)
-
-
 def test_an_architecture_that_no_table_knows_lists_its_linear_layers(named):
     model = base_models.load_base_model(named("mpnet"), PAIRS)
     line = refused(planning.targets_of, named("mpnet"), model)

@@ -17,12 +17,6 @@ SPLITS = {"train": "train", "test": "validation"}
 PAIRS = DatasetRow.model_validate(
     {"source": {"kind": "hub", "path": "glue", "config": "mrpc", "splits": SPLITS}, **workspace.GLUE_ROW}
 )
-RATINGS = DatasetRow.model_validate(
-    {"source": {"kind": "files", "files": {"train": "ratings.csv"}}, **workspace.RATING_ROW}
-)
-COMPARISONS = DatasetRow.model_validate(
-    {"source": {"kind": "files", "files": {"train": "ratings.csv"}}, **workspace.COMPARISON_ROW}
-)
 
 
 @pytest.fixture
@@ -43,14 +37,6 @@ def row(head=("classifier",), **source):
         {"kind": "package", "same_as": "someone/tiny", **source} if "package" in source else {"kind": "hub", **source}
     )
     return ModelRow.model_validate({"source": source, "target_modules": ["query"], "head": head})
-
-
-def test_the_head_fits_the_labels(package):
-    assert base_models.load_base_model(package, PAIRS).classifier.out_proj.out_features == 2
-    assert base_models.load_base_model(package, PAIRS).config.id2label == {0: "not_equivalent", 1: "equivalent"}
-    assert base_models.load_base_model(package, RATINGS).classifier.out_proj.out_features == 1
-    compares = base_models.load_base_model(package, COMPARISONS).config
-    assert (compares.id2label, compares.problem_type) == ({0: "first", 1: "second"}, "single_label_classification")
 
 
 def changed(model_row, **source):

@@ -26,7 +26,6 @@ def test_the_adapter_says_how_it_was_trained_and_its_validation_score():
     assert f"accuracy {trained['best_score']:.4g} on the validation split" in text
     assert f"{report(artifacts.EVALUATE_METRICS)['adapter_trained']:,} of the adapter were trained" in text
     assert "dvc exp run -S data=glue -S model=tiny -S adapter=lsr -S seed=0" in text
-    assert '"rank_shape": [2, 2]' in text
 
 
 def test_the_card_of_evaluate_has_the_test_scores_and_how_it_was_trained():
@@ -35,10 +34,7 @@ def test_the_card_of_evaluate_has_the_test_scores_and_how_it_was_trained():
     assert f"| accuracy | {scores['accuracy']:.4g} | {low} to {high} |" in found.text
     assert '"rank_shape": [2, 2]' in found.text
     assert found.data.metrics == ["accuracy", "f1"]
-    assert [(one.metric_type, one.dataset_split) for one in found.data.eval_results] == [
-        ("accuracy", "test"),
-        ("f1", "test"),
-    ]
+    assert {one.dataset_split for one in found.data.eval_results} == {"test"}
     assert found.data.eval_results[0].metric_value == pytest.approx(scores["accuracy"], abs=1e-6)
 
 

@@ -150,10 +150,8 @@ def test_a_file_is_written_by_its_extension(one):
     [
         (("--batch-size", "0"), "argument --batch-size: must be from 1 to 1,000,000, got 0; see"),
         (("a", "--adapter", "nowhere"), "nowhere: no such folder"),
-        (("a", "--file", "in.csv"), "--file: texts are taken from the file or from the arguments, got both"),
         (("a", "--column", "x"), "--column: names columns of --file, and there is none"),
         (("--file", "nowhere.csv"), "--file: nowhere.csv: not found; paths start at the current folder"),
-        (("--file", "in.csv"), "--file: in.csv, --column: no column 'sentence1'; columns: id, text"),
         (("--file", "in.csv", "--column", "txet"), "--file: in.csv, --column: no column 'txet'; did you mean text?; c"),
         (("--file", "in.csv", "--column", "id", "text"), "--column: the adapter reads 1 column, got id text"),
         (("--file", "empty.csv", "--column", "text"), "--file: empty.csv: empty; needed: at least one row"),
