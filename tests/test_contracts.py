@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 from typing import get_args
 
+import grimp
 import pytest
 from dvc.fs import LocalFileSystem
 from dvc.repo import Repo
@@ -21,14 +22,11 @@ DVC = read_yaml(ROOT / "dvc.yaml")
 STAGES = DVC["stages"]
 TABLES = [table.built_in.as_posix() for table in params.TABLES.values()]
 IGNORED = Repo(str(ROOT)).dvcignore
+IMPORTS = grimp.build_graph("lsr", "pipeline", "stages", exclude_type_checking_imports=True, cache_dir=None)
 
 
 def view_of(stage):
     return getattr(params, stage.title().replace("-", "") + "View")
-
-
-def module_of(stage):
-    return ROOT / "stages" / f"{stage.replace('-', '_')}.py"
 
 
 def declared_params(stage):
@@ -38,41 +36,20 @@ def declared_params(stage):
         )
 
 
-def source(module):
-    base = ROOT.joinpath(*module.split("."))
-    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
-
-
-def imports(path):
-    package = path.relative_to(ROOT).parent.parts
-    for node in ast.walk(when_run(ast.parse(path.read_text()))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            start = package[: len(package) + 1 - node.level] if node.level else ()
-            stem = ".".join((*start, *filter(None, [node.module])))
-            yield from (stem, *(f"{stem}.{alias.name}" for alias in node.names))
-
-
-def when_run(tree):
-    """The tree without what type checkers alone read."""
-    tree.body = [one for one in tree.body if not (isinstance(one, ast.If) and ast.unparse(one.test) == "TYPE_CHECKING")]
-    return tree
-
-
 def has_code(path):
     """Whether a file holds more than the docstring of its folder."""
     return any(not isinstance(node, ast.Expr) for node in ast.parse(path.read_text()).body)
 
 
-def closure(path, seen):
-    """All files of ours that a file imports, directly or not."""
-    if path and path not in seen:
-        seen.add(path)
-        for parts in (name.split(".") for name in imports(path)):
-            for end in range(1, len(parts) + 1):
-                closure(source(".".join(parts[:end])), seen)
-    return seen
+def closure(stage):
+    """All files of ours that a stage imports, directly or not, and those of the folders in which they are."""
+    found, new = set(), {f"stages.{stage.replace('-', '_')}"}
+    while new:
+        found |= new
+        around = {name.rpartition(".")[0] for name in new} - {""}
+        new = around.union(*map(IMPORTS.find_modules_directly_imported_by, new)) - found
+    bases = (ROOT.joinpath(*name.split(".")) for name in found)
+    return {base / "__init__.py" if base.is_dir() else base.with_suffix(".py") for base in bases}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -93,18 +70,18 @@ def deps_of_code(stage):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_depends_on_every_file_that_it_imports(stage):
-    used = {path for path in closure(module_of(stage), set()) if has_code(path)}
+    used = {path for path in closure(stage) if has_code(path)}
     assert used - set().union(*map(below, deps_of_code(stage))) == set()
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_has_no_dep_of_which_it_imports_nothing(stage):
-    used = closure(module_of(stage), set())
+    used = closure(stage)
     assert [dep for dep in deps_of_code(stage) if used.isdisjoint(below(dep))] == []
 
 
 def test_every_file_in_a_dep_of_code_is_imported_by_a_stage():
-    used = set().union(*(closure(module_of(stage), set()) for stage in STAGES))
+    used = set().union(*(closure(stage) for stage in STAGES))
     seen = set().union(*(below(dep) for stage in STAGES for dep in deps_of_code(stage)))
     assert {path for path in seen if path.suffix != ".py" or has_code(path)} - used == {ROOT / "lsr/py.typed"}
 

@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -42,19 +43,9 @@ def done(words=STAGE):
     return process.returncode, out, error
 
 
-def children(process):
-    """The processes that a process has started, or that its children have."""
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout.split()
-    parents = dict(zip(map(int, listed[::2]), map(int, listed[1::2]), strict=True))
-    found = {process}
-    while more := {one for one, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found - {process}
-
-
 def is_alive(process):
-    with suppress(FileNotFoundError):
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    with suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
     return False
 
 
@@ -108,7 +99,7 @@ def test_a_signal_ends_all_processes_and_the_next_run_goes_on_to_the_same_bytes(
     whole = digests("artifacts") | digests("reports")
     process = started()
     wait_until(lambda: list(Path(".checkpoints").glob("*/checkpoint-*")))
-    found = children(process.pid)
+    found = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.Signals[f"SIG{sent}"])
     _, error = process.communicate()
     assert (process.returncode, error) == (code, says)

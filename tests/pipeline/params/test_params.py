@@ -153,7 +153,7 @@ def test_a_mistake_in_a_row_is_one_line(key, value, message):
     name, _, inner = key.partition(".")
     row = edited(DATASETS[name], inner, value)
     if name == "mrpc":
-        row["source"]["splits"]["validation"], row["cut"] = "test", {}
+        row = edited(edited(row, "source.splits.validation", "test"), "cut", {})
     path = params.TABLES["data"].built_in
     line = refused(validated, DatasetRow, row, path, (name,), says=message)
     assert line.startswith(f"{path}: {name}")
