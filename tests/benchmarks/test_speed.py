@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
 
 from benchmarks.speed import __main__ as command
-from benchmarks.speed import figures, lora, many
+from benchmarks.speed import lora, many
 
 TINY = BertConfig(vocab_size=30000, hidden_size=96, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
 
@@ -17,14 +17,6 @@ def tiny(monkeypatch):
     """Few tokens through a tiny model."""
     for name, value in {"SHAPE": TINY, "ROWS": 3, "LENGTHS": (4,)}.items():
         monkeypatch.setattr(many, name, value)
-
-
-def test_calls_take_turns_and_the_first_round_does_not_count():
-    called = []
-    calls = {name: lambda name=name: called.append(name) for name in "ab"}
-    times = figures.take_turns(calls, 3)
-    assert called == list("abababab")
-    assert {name: len(seconds) for name, seconds in times.items()} == {"a": 3, "b": 3}
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-2)])

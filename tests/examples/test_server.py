@@ -136,14 +136,6 @@ def check(name, response, expected, texts=TEXTS, versions=(0, 1)):
     return version
 
 
-def test_tenants_in_one_batch_get_what_the_bank_says_in_process(server, expected):
-    for name, response in zip(TENANTS, predicted(server, TENANTS, TEXTS[:3]), strict=True):
-        check(name, response, expected, TEXTS[:3], versions=(0,))
-    metrics = httpx2.get(f"{server[1]}/metrics").text
-    assert metric(metrics, "lsr_predict_seconds_count") == len(TENANTS)
-    assert metric(metrics, "lsr_batch_rows_sum") == 3 * len(TENANTS) > 2 * metric(metrics, "lsr_batch_rows_count")
-
-
 def test_answers_that_are_not_finite_are_an_error_of_their_tenant_alone(server, expected):
     anna, eve, ben = predicted(server, ("anna", "eve", "ben"), TEXTS[:3])
     assert (eve.status_code, list(eve.json())) == (422, ["error"])

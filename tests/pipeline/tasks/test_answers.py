@@ -5,20 +5,12 @@ import pytest
 import torch
 
 from pipeline import tasks
-from pipeline.params.dataset_row import DatasetRow
 from pipeline.tasks import Outcome
+from tests.pipeline.data.rows import NUMBER, SPLITS, row_of
 
-FILES = {"train": "a.jsonl", "test": "b.jsonl"}
-CLASSES = {"column": "label", "names": ["no", "yes"]}
-
-
-def row(label=CLASSES, **settings):
-    settings = {"text": ["text"], "metrics": ["accuracy"], "select_on": "test"} | settings
-    return DatasetRow(source={"kind": "files", "files": FILES}, label=label, **settings)
-
-
-CHOICES = tasks.of(row(text=["{choice}"], choices=["a", "b"], label={"column": "label", "names": ["a", "b"]}))
-RATING = tasks.of(row(label={"column": "label", "low": 0, "high": 5}, metrics=["pearson"]))
+FILES = dict.fromkeys(SPLITS, "a.jsonl")
+CHOICES = tasks.of(row_of(FILES, text=["{choice}"], choices=["bad", "good"]))
+RATING = tasks.of(row_of(FILES, NUMBER))
 
 
 def test_choices_are_answers_to_questions_and_classes_of_examples():
@@ -35,7 +27,7 @@ def test_choices_are_answers_to_questions_and_classes_of_examples():
 
 def test_a_score_stands_beside_what_one_answer_for_all_has():
     logits = torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [2.0, 0.0]])
-    task = tasks.of(row(metrics=["accuracy", "f1", "matthews_correlation"]))
+    task = tasks.of(row_of(FILES, metrics=["accuracy", "f1", "matthews_correlation"]))
     metrics = task.metrics(Outcome(logits, np.array([0, 1, 1, 0])), 100)
     assert metrics["accuracy"] == 0.75
     assert (metrics["accuracy_baseline"], metrics["f1_baseline"]) == (0.5, 0.0)

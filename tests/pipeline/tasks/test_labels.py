@@ -6,15 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import tasks
-from tests.pipeline.data.rows import row_of
+from tests.pipeline.data.rows import NUMBER, SPLITS, row_of
 
 NAMES = (("no", "yes"), ("0", "1"), ("1", "2"), ("0.0", "1.0"), ("-1", "1"), ("1", "01"))
-RATING = {"column": "label", "low": 0, "high": 5}
 
 
 def read(label, *values):
     label = {"column": "label", "names": label} if isinstance(label, tuple) else label
-    row = row_of(dict.fromkeys(("train", "validation", "test"), "a.jsonl"), label)
+    row = row_of(dict.fromkeys(SPLITS, "a.jsonl"), label)
     index = pd.RangeIndex(1, len(values) + 1, name="row")
     return tasks.of(row).targets(pd.DataFrame({"label": pd.Series(values, index)})).tolist()
 
@@ -50,7 +49,7 @@ def test_a_value_that_is_no_class_is_refused_and_the_nearest_named(value):
         read(("no", "yes"), "no", value)
 
 
-@pytest.mark.parametrize("label", [("no", "yes"), RATING])
+@pytest.mark.parametrize("label", [("no", "yes"), NUMBER])
 @pytest.mark.parametrize("value", ["-1.0", -1])
 def test_hidden_labels_are_explained(label, value):
     with pytest.raises(ValueError, match=r"^row 1: the label is -1: the labels of this split are hidden"):
@@ -73,6 +72,6 @@ def test_a_threshold_leaves_out_what_is_closer_than_the_margin():
     ],
 )
 def test_a_number_is_read_exactly_and_must_be_in_the_range(value, message):
-    assert read(RATING, 1, "0.7333333333333334") == [1.0, 0.7333333333333334]
+    assert read(NUMBER, 1, "0.7333333333333334") == [1.0, 0.7333333333333334]
     with pytest.raises(ValueError, match=f"^row 1: label {message}"):
-        read(RATING, value)
+        read(NUMBER, value)

@@ -68,10 +68,6 @@ def test_a_diverged_model_is_named_as_such():
 # Intervals
 
 
-def sample(name, rows):
-    return noisy_numbers(rows) if name in OF_NUMBERS else two_classes(rows)
-
-
 @pytest.mark.parametrize(
     ("count", "of", "expected"),
     [
@@ -94,7 +90,7 @@ def test_the_ends_of_f1_are_those_of_the_share_of_hits_among_what_is_not_rightly
 
 @pytest.mark.parametrize("name", ["macro_f1", *OF_NUMBERS])
 def test_a_bootstrap_has_the_percentiles_of_scores_of_resamples(name):
-    predictions, labels = sample(name, 120)
+    predictions, labels = noisy_numbers(120) if name in OF_NUMBERS else two_classes(120)
     random = np.random.default_rng(1)
     drawn = [random.integers(120, size=120) for _ in range(400)]
     found = [scores.score([name], predictions[rows], labels[rows])[name] for rows in drawn]

@@ -5,17 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.params.dataset_row import DatasetRow
 from pipeline.tasks import texts
+from tests.pipeline.data.rows import SPLITS, row_of
 
 BY_WORD = {"column": "text", "word": "at", "says": "span"}
 BY_CHARACTER = {"column": "text", "start": "start", "end": "end"}
 
 
 def made(record, text=("text",), **settings):
-    files = dict.fromkeys(("train", "validation", "test"), "data.jsonl")
-    label = {"column": "label", "names": ["a", "b"]}
-    row = DatasetRow(source={"kind": "files", "files": files}, text=text, label=label, metrics=["accuracy"], **settings)
+    row = row_of(dict.fromkeys(SPLITS, "data.jsonl"), text=text, **settings)
     table = pd.DataFrame([record], pd.Index([7], name="line"))
     return [tuple(found.iloc[0]) for found in texts.of(table, row)]
 
