@@ -155,11 +155,6 @@ def test_a_version_of_the_adapter_is_an_artifact_of_the_registry(restored, tmp_p
         assert path.read_bytes() == (restored / artifacts.ADAPTER / path.name).read_bytes()
 
 
-def target(repository, name):
-    """Run a target of the Makefile in the environment of the tests, on a terminal of 120 characters."""
-    return quick(repository, "make", "-o", ".venv/.with-pipeline,demo", name, COLUMNS="120")
-
-
 def test_the_end_of_a_run_and_the_list_of_experiments_fit_a_screen(restored):
     again = quick(restored, "dvc", "repro", "--force", "--single-item", "evaluate")
     _, _, summary = again.partition("\nlsr on tiny, glue, seed 0\n")
@@ -176,7 +171,7 @@ def test_the_end_of_a_run_and_the_list_of_experiments_fit_a_screen(restored):
     assert "dvc exp run -S data=mine\n" in quick(restored, "python", "-m", "pipeline.add", "data/mine.csv")
     output = quick(restored, "dvc", "exp", "run", "-S", "data=mine", "-S", "adapter=vera", "-S", "vera.r=8")
     assert output.count("vera on tiny, mine, seed 0") == 1
-    lines = target(restored, "experiments").splitlines()
+    lines = quick(restored, "make", "-o", ".venv/.with-pipeline,demo", "experiments", COLUMNS="120").splitlines()
     header = next(line for line in lines if "Experiment" in line)
     values = {"score", "read", "adapter_trained", "adapter", "model", "seed", "params.yaml:data", "vera.r"}
     assert set(header.split()) == {"Experiment", *values}

@@ -26,7 +26,6 @@ def test_it_scores_as_the_stage_does_and_a_rounded_adapter_beside_it(after):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["glue", "nowhere"], "nowhere: no such folder"),
         (["ratings", str(artifacts.ADAPTER)], "says not_equivalent equivalent of sentence1 and sentence2, but ratings"),
         (["glu", str(artifacts.ADAPTER)], "did you mean glue?"),
     ],

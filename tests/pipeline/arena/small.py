@@ -1,8 +1,9 @@
-"""A preset that runs in seconds: a tiny RoBERTa, made-up sentences, two epochs, two seeds."""
+"""A preset that runs in seconds: a tiny RoBERTa, made-up sentences, two epochs, two seeds; and made-up records."""
 
 from typing import Any
 
 from pipeline.arena.preset import PATH
+from pipeline.arena.record import Record, Rounded
 from tests import kit, workspace
 
 LSR = {"lsr.rank_shape": [2], "lsr.separation_rank": 1, "lsr.share": "layers", "lsr.train": "all", "lsr.init": "update"}
@@ -25,3 +26,20 @@ SMALL: dict[str, Any] = {
 def use(**changes: Any) -> None:
     """Write the preset `small`, some of it changed, into the working directory, which is a workspace."""
     kit.write(PATH, {"small": workspace.merged(SMALL, changes)})
+
+
+def recorded(training, score):
+    """Return a record of a training with a validation score, or one each of validation and test; None: it diverged."""
+    validation, test = score if isinstance(score, tuple) else (score, score)
+    scores = {} if validation is None else {"validation": (validation,), "test": ({"accuracy": test},)}
+    return Record(
+        **{name: getattr(training, name) for name in ("key", "preset", "task", "method", "rate", "head_rate", "seed")},
+        **scores,
+        status="finished" if scores else "diverged",
+        reason="" if scores else "the loss is nan",
+        metrics=("accuracy",),
+        rounded={"2bit": Rounded(bytes=200, validation=0.5, test={"accuracy": 0.5})} if training.is_rounded else {},
+        seconds={},
+        peak_bytes=None,
+        made={},
+    )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -85,16 +86,11 @@ def test_a_training_that_diverges_is_a_record_with_its_reason(arena, monkeypatch
 
 
 def test_what_a_method_raises_is_its_reason_and_what_the_machine_refuses_is_not(arena, monkeypatch):
-    def refuse(error):
-        def broken(*args, **options):
-            raise error
-
-        monkeypatch.setattr(Trainer, "compute_loss", broken)
-
-    refuse(RuntimeError("mat1 and mat2 shapes cannot be multiplied\nand more"))
+    broken = Mock(side_effect=RuntimeError("mat1 and mat2 shapes cannot be multiplied\nand more"))
+    monkeypatch.setattr(Trainer, "compute_loss", broken)
     record = measure(training())
     assert (record.status, record.reason) == ("failed", "RuntimeError: mat1 and mat2 shapes cannot be multiplied")
-    refuse(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    broken.side_effect = RuntimeError("DefaultCPUAllocator: can't allocate memory")
     with pytest.raises(RuntimeError, match="allocate"):
         measure(training())
 

@@ -5,7 +5,7 @@ import pytest
 from pipeline.arena import plan, preset, tuning
 from pipeline.arena.plan import Setting
 from tests.pipeline.arena import small
-from tests.pipeline.arena.made_up import recorded
+from tests.pipeline.arena.small import recorded
 
 
 def entry(title="glue: LoRA r=1"):

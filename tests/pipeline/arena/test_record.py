@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.arena import plan, preset, record
 from tests.kit import refused
-from tests.pipeline.arena.made_up import recorded
+from tests.pipeline.arena.small import recorded
 
 
 @pytest.fixture

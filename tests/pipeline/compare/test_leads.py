@@ -1,11 +1,17 @@
 """Leads against what is known of them: the variance of the bootstrap, Student's test, and how often intervals cover."""
 
+import zlib
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
+from pipeline.compare import bootstrap
 from pipeline.compare.estimates import estimate, holm
 from pipeline.compare.leads import Lead, Scores, on_task, over_tasks
+from pipeline.tasks.scores import EXAMPLES as SCORES
 
 RESAMPLES = 4000
 TASKS, SEEDS, EXAMPLES = 6, 5, 80
@@ -81,3 +87,18 @@ def test_holm_corrects_as_in_the_book():
     # 0.005 * 4; 0.01 * 3; 0.03 * 2; and 0.04, which is no smaller than the one before
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([]) == []
+
+
+@pytest.mark.parametrize("metric", [*bootstrap.OF_CLASSES, "pearson"])
+@settings(max_examples=12)
+@given(classes=st.integers(2, 4), examples=st.integers(3, 30), seed=st.integers(0, 1000))
+def test_scores_of_resamples_are_those_of_the_examples_that_were_drawn(metric, classes, examples, seed):
+    rng = np.random.default_rng(seed)
+    labels, *predicted = rng.integers(0, 2 if metric == "f1" else classes, (4, examples)).astype(float)
+    predicted.append(np.ones(examples))
+    if metric == "pearson":
+        predicted[0] += 1e4  # of which the variance is a small rest
+    rows = np.random.default_rng(zlib.crc32(b"rte")).integers(examples, size=(6, examples))
+    found = bootstrap.scores("rte", metric, labels, predicted, 6)
+    expected = [[SCORES[metric](labels[row], one[row]) for row in rows] for one in predicted]
+    assert found == pytest.approx(np.array(expected), abs=1e-6)

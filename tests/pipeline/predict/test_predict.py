@@ -149,7 +149,6 @@ def test_a_file_is_written_by_its_extension(one):
     ("words", "message"),
     [
         (("--batch-size", "0"), "argument --batch-size: must be from 1 to 1,000,000, got 0; see"),
-        (("a", "--adapter", "nowhere"), "nowhere: no such folder"),
         (("a", "--column", "x"), "--column: names columns of --file, and there is none"),
         (("--file", "nowhere.csv"), "--file: nowhere.csv: not found; paths start at the current folder"),
         (("--file", "in.csv", "--column", "txet"), "--file: in.csv, --column: no column 'txet'; did you mean text?; c"),
@@ -161,7 +160,6 @@ def test_a_file_is_written_by_its_extension(one):
         (("a", " "), "row 2: is empty; needed: a text, or --skip-empty"),
         (("a", "--out", "out.txt"), "--out: out.txt: the extension must be one of .csv, .jsonl, .parquet"),
         (("a", "--out", "folder.csv", "--force"), "--out: folder.csv: exists; choose another file"),
-        (("a", "--base", "./nowhere"), "base model ./nowhere: no such folder"),
     ],
 )
 def test_a_mistake_is_one_line(one, capsys, words, message):
