@@ -3,14 +3,14 @@ import shutil
 import pytest
 
 from tests.kit import edit
-from tests.lsr.saved import save
+from tests.lsr.saved import save_with_base
 
 
 @pytest.fixture(scope="session")
 def originals(tmp_path_factory):
     """An adapter of BERT's with its base, which nobody changes."""
     folder = tmp_path_factory.mktemp("originals")
-    save("bert", folder)
+    save_with_base(folder)
     return folder
 
 

@@ -1,38 +1,81 @@
-"""Trained tiny adapters in folders, each beside its base model."""
-
-import copy
+"""Folders of adapters of tiny base models, with random values, and what the bases say with them."""
 
 import torch
-from peft import get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 
-from lsr import LsrConfig
-from tests.capabilities.checks import train
-from tests.capabilities.models import tiny
+from tests.capabilities.checks import stir
+from tests.capabilities.models import tiny, tokens
+from tests.capabilities.subjects import Subject
 from tests.lsr import subjects
+from tests.lsr.subjects import DENSE, FRAMES
 
-USUAL = {"task_type": "SEQ_CLS", "rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0}
 CASES = {  # the configurations of subjects.py, and one without a task: model, fields
-    **{
-        name: (one.model, {"task_type": "CAUSAL_LM" if one.is_causal else "SEQ_CLS", **one.fields})
-        for name, one in subjects.CASES.items()
-    },
-    "no task": ("bert", {**subjects.DENSE, "task_type": None, "bias": "lsr_only"}),
+    **{name: (one.model, one.fields) for name, one in subjects.CASES.items()},
+    "no task": ("bert", {**DENSE, "task_type": None, "bias": "lsr_only"}),
+}
+FORMS = {  # what a bank takes: model, fields
+    "cores": ("bert", FRAMES),
+    "diagonal cores on shared frames": ("bert", {**FRAMES, "core": "diagonal", "share": "layers"}),
+    "cores, a head of two layers": ("roberta", FRAMES),
+    "factors": ("bert", DENSE),
+    "the paper's, padded": ("bert-padded", {}),
+    "a head of two modules": ("distilbert", DENSE),
+    "transposed": ("gpt2", {**DENSE, "share": "layers", "train": "all", "target_modules": "all-linear"}),
+    "no head": ("gpt2-causal", DENSE),
 }
 
 
-def adapted(name, base, **fields):
-    """Return an adapter on a fresh tiny model, which is saved at `base`, after steps that move every factor."""
-    model = tiny(name)
-    model.save_pretrained(str(base))
-    model.name_or_path = str(base)
-    torch.manual_seed(0)
-    adapted = get_peft_model(model, LsrConfig(**copy.deepcopy({**USUAL, **fields})))
-    train(adapted, steps=3, learning_rate=0.02)
+def save(folder, model="bert", seed=1, base="tiny", labels=None, **fields):
+    """Save an LSR adapter at `folder`."""
+    made(Subject(model, fields).config(), model, base, seed, labels, folder)
+    return folder
+
+
+def save_lora(folder, model="bert", seed=1, base="tiny", labels=None, **fields):
+    """Save a LoRA at `folder`."""
+    usual = {"task_type": "SEQ_CLS", "r": 3, "target_modules": ["query", "value"]}
+    made(LoraConfig(**{**usual, **fields}), model, base, seed, labels, folder)
+    return folder
+
+
+def save_with_base(folder, model="bert", config=None, **fields):
+    """Save an adapter at `folder`/adapter and its base at `folder`/base; return the model."""
+    tiny(model).save_pretrained(str(folder / "base"))
+    return made(config or Subject(model, fields).config(), model, str(folder / "base"), 1, None, folder / "adapter")
+
+
+def made(config, model, base, seed, labels, folder):
+    """Save a model with an adapter of a configuration, and return it."""
+    start = with_labels(tiny(model), labels)
+    start.name_or_path = base
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        adapted = stir(get_peft_model(start, config).eval(), seed)
+    adapted.save_pretrained(str(folder), save_embedding_layers=False)
     return adapted
 
 
-def save(name, folder, **fields):
-    """Save a trained adapter at `folder`/adapter and its base at `folder`/base; return the model."""
-    model = adapted(name, folder / "base", **fields)
-    model.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
+def with_labels(model, labels):
+    """Give a BERT a head of so many labels; None: its own."""
+    if labels is not None:
+        with torch.random.fork_rng():
+            torch.manual_seed(labels)
+            model.classifier = nn.Linear(model.config.hidden_size, labels)
+        model.num_labels = model.config.num_labels = labels
     return model
+
+
+def says(model, folder=None, rows=4, dtype=torch.float64, labels=None):
+    """Return the logits of a base model, with the adapter of a folder by PEFT."""
+    adapted = with_labels(tiny(model), labels).to(dtype)
+    if folder is not None:
+        adapted = PeftModel.from_pretrained(adapted, str(folder)).to(dtype)
+    with torch.no_grad():
+        return adapted.eval()(**tokens(rows)).logits
+
+
+def asked(bank, names, rows=None):
+    """Return the logits of a bank for rows with adapters of these names."""
+    with torch.no_grad():
+        return bank(**tokens(rows or len(names)), adapter_names=names).logits

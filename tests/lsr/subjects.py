@@ -6,7 +6,8 @@ from tests.capabilities.subjects import Subject
 
 DENSE: dict[str, Any] = {"rank_shape": (4,), "separation_rank": None}
 CORE: dict[str, Any] = {**DENSE, "train": "core"}
-SHARED: dict[str, Any] = {**CORE, "share": "layers", "init_weights": "principal"}
+FRAMES: dict[str, Any] = {**CORE, "init_weights": "principal"}
+SHARED: dict[str, Any] = {**FRAMES, "share": "layers"}
 CASES = {  # every option meets most of the others, each in one configuration
     "two factors": Subject("bert", layers=4),
     "padded": Subject(
@@ -42,7 +43,7 @@ CASES = {  # every option meets most of the others, each in one configuration
         "gpt2-causal", {"target_modules": ["c_attn"], "layers_to_transform": 0, "layers_pattern": "h"}, layers=1
     ),
     "a core, all biases": Subject("roberta", {**CORE, "bias": "all"}, layers=4),
-    "a diagonal core": Subject("bert", {**CORE, "core": "diagonal", "init_weights": "principal"}, layers=4),
+    "a diagonal core": Subject("bert", {**FRAMES, "core": "diagonal"}, layers=4),
     "shared": Subject("distilbert", SHARED, layers=4),
     "shared, diagonal, transposed": Subject("gpt2", {**SHARED, "train": "all", "core": "diagonal"}, layers=2),
     "shared, grouped queries": Subject("llama-causal", {**SHARED, "train": "all", "init_weights": True}, layers=4),

@@ -21,7 +21,7 @@ from lsr.tuner.files import PREFIX
 from lsr.tuner.layer import adapted_layers
 from lsr.tuner.mistakes import InputError
 from tests.capabilities.models import logits, tiny, tokens
-from tests.lsr.saved import CASES, save
+from tests.lsr.saved import CASES, save_with_base
 
 each_case = pytest.mark.parametrize("case", CASES)
 PORTABLE = {
@@ -61,7 +61,7 @@ def exported(tmp_path_factory):
     """
     folder, expected = tmp_path_factory.mktemp("exported"), {}
     for position, (case, (name, fields)) in enumerate(CASES.items()):
-        model = save(name, folder / str(position), **fields)
+        model = save_with_base(folder / str(position), name, **fields)
         expected[case] = logits(model)
         export_lora(model, folder / str(position) / "lora")
     save_file(tokens(), folder / "tokens.safetensors")
@@ -113,8 +113,8 @@ def read(folder):
 
 
 def test_the_same_adapter_gives_the_same_bytes(tmp_path):
-    model = save(
-        "roberta", tmp_path, target_modules=["query", "key", "value", "dense"], exclude_modules=["classifier.dense"]
+    model = save_with_base(
+        tmp_path, "roberta", target_modules=["query", "key", "value", "dense"], exclude_modules=["classifier.dense"]
     )
     export_lora(model, tmp_path / "one")
     export_lora(load_adapter(tmp_path / "adapter"), tmp_path / "two")
@@ -185,7 +185,7 @@ def test_the_merged_checkpoint_says_the_same_to_plain_transformers(exported, cas
 
 
 def test_the_error_of_a_merge_is_that_of_the_rounded_weights(tmp_path):
-    model = save("bert", tmp_path)
+    model = save_with_base(tmp_path)
     deltas = {n: layer.get_delta_weight("default").detach().double() for n, layer in adapted_layers(model).items()}
     found = export_merged(model, tmp_path / "merged", dtype=torch.bfloat16, force=True)
     written = load_file(tmp_path / "merged/model.safetensors")
@@ -207,7 +207,7 @@ def shrink(model, factor):
 
 
 def test_a_dtype_in_which_a_small_update_vanishes_is_refused_and_the_update_survives_as_lora(tmp_path):
-    model = shrink(save("bert", tmp_path), 1e-3)
+    model = shrink(save_with_base(tmp_path), 1e-3)
     with pytest.raises(
         InputError, match=r"bfloat16 would lose [\d.]+% of the update, .* in bert\.encoder.*; at most 5% is"
     ):
@@ -218,6 +218,6 @@ def test_a_dtype_in_which_a_small_update_vanishes_is_refused_and_the_update_surv
 
 
 def test_an_overflow_is_refused_even_by_force(tmp_path):
-    model = shrink(save("bert", tmp_path), 1e6)
+    model = shrink(save_with_base(tmp_path), 1e6)
     with pytest.raises(InputError, match=r"float16 cannot hold the weights of bert\.encoder\.layer.*they overflow"):
         export_lora(model, tmp_path / "lora", dtype=torch.float16, force=True)

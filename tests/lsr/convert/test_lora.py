@@ -11,7 +11,7 @@ from lsr import export_lora, from_lora
 from lsr.tuner.files import WEIGHTS, read_config
 from tests.capabilities.models import logits, tiny
 from tests.kit import write
-from tests.lsr.serve.families import save_lora
+from tests.lsr.saved import save_lora
 
 LORAS = {  # what it shows: model, fields
     "usual": ("bert", {}),

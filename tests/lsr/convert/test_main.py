@@ -12,7 +12,7 @@ from lsr.__main__ import main
 from lsr.convert.writing import writing
 from lsr.tuner.files import WEIGHTS
 from tests.kit import refused, said, write
-from tests.lsr.saved import save
+from tests.lsr.saved import save_with_base
 
 
 def export(to="lora", *more):
@@ -37,7 +37,7 @@ def differences(text):
     ],
 )
 def test_the_outputs_of_an_export_are_those_of_the_adapter(name, fields, to, tmp_path, monkeypatch):
-    save(name, tmp_path, **fields)
+    save_with_base(tmp_path, name, **fields)
     monkeypatch.chdir(tmp_path)
     found = differences(said(main, *export(to)))
     names = {"lora": ["lora, unmerged", "lora, merged by PEFT"], "merged": ["merged"]}

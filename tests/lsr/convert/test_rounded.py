@@ -3,7 +3,7 @@
 import pytest
 import safetensors.torch
 import torch
-from peft import LoKrConfig, LoraConfig, get_peft_model
+from peft import LoKrConfig, LoraConfig
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -13,10 +13,9 @@ from lsr.algebra.rounding import PRECISIONS, pack, unpack
 from lsr.loading.adapters import load_adapter
 from lsr.loading.contents import read_contents
 from lsr.tuner.files import CONFIG, ROUNDED, WEIGHTS, read_tensors
-from tests.capabilities.checks import stir
-from tests.capabilities.models import logits, tiny
+from tests.capabilities.models import logits
 from tests.kit import refused, said, write
-from tests.lsr.saved import CASES, save
+from tests.lsr.saved import CASES, save_with_base
 
 FEW_BITS = PRECISIONS[1:]
 OTHERS = {
@@ -29,23 +28,14 @@ OTHERS = {
 }
 
 
-def save_other(case, folder):
-    base = tiny("bert")
-    base.save_pretrained(str(folder / "base"))
-    base.name_or_path = str(folder / "base")
-    stir(get_peft_model(base, OTHERS[case])).save_pretrained(str(folder / "adapter"))
-
-
 def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("case", [*CASES, *OTHERS])
 def test_what_is_loaded_is_what_was_rounded(case, tmp_path):
-    if case in CASES:
-        save(CASES[case][0], tmp_path, **CASES[case][1])
-    else:
-        save_other(case, tmp_path)
+    model, fields = CASES.get(case, ("bert", {"config": OTHERS.get(case)}))
+    save_with_base(tmp_path, model, **fields)
     round_adapter(tmp_path / "adapter", tmp_path / "rounded", "4bit")
     expected = unpack(pack(load_file(tmp_path / "adapter" / WEIGHTS), "4bit"))
     assert same(read_tensors(tmp_path / "rounded"), expected)
@@ -79,7 +69,7 @@ def test_rounding_again_changes_no_byte_of_the_packed_tensors(beside):
 
 
 def test_the_errors_are_those_of_tensors_and_updates(tmp_path):
-    save("bert", tmp_path)
+    save_with_base(tmp_path)
     report = round_adapter(tmp_path / "adapter", tmp_path / "rounded", "3bit")
     (before, after), pairs = (read_tensors(tmp_path / name) for name in ("adapter", "rounded")), {}
     flat = [torch.cat([value.flatten().double() for value in its.values()]) for its in (before, after)]

@@ -14,11 +14,12 @@ from lsr.loading.contents import read_contents
 from lsr.tuner.files import ROUNDED, WEIGHTS
 from tests.capabilities.models import logits, tiny
 from tests.kit import edit, refused, said, write
-from tests.lsr.serve.families import FRAMES, save, save_lora, says
+from tests.lsr.saved import save, save_lora, says
+from tests.lsr.subjects import FRAMES
 
 ADAPTERS = {
     "lora": (save_lora, "bert", {"r": 5, "target_modules": "all-linear", "use_rslora": True}),
-    "terms": (save, "bert-padded", {"rank_shape": (2, 2), "separation_rank": 3}),
+    "terms": (save, "bert-padded", {}),
     "cores": (save, "bert", FRAMES),
     "decoder": (save_lora, "gpt2-causal", {"r": 4, "target_modules": ["c_attn"], "task_type": "CAUSAL_LM"}),
 }

@@ -15,7 +15,7 @@ from lsr.tuner.files import CONFIG, read_config, read_tensors
 from pipeline import params
 from tests.capabilities.models import SIZES, VOCABULARY, tiny
 from tests.kit import edit, refused
-from tests.lsr.saved import save
+from tests.lsr.saved import save_with_base
 from tests.workspace import ROOT
 
 
@@ -38,7 +38,7 @@ def test_a_base_without_a_head_gets_one_of_the_adapters_labels(beside):
 
 @pytest.mark.parametrize(("name", "head"), [("roberta", "out_proj"), ("gpt2", "score")])
 def test_a_head_of_other_labels_becomes_one_of_the_adapters(name, head, tmp_path, monkeypatch):
-    save(name, tmp_path, target_modules="all-linear" if name == "gpt2" else ["query"])
+    save_with_base(tmp_path, name, target_modules="all-linear" if name == "gpt2" else ["query"])
     other = type(tiny(name))(type(tiny(name).config)(**{**tiny(name).config.to_dict(), "num_labels": 5}))
     other.save_pretrained(str(tmp_path / "base"))
     monkeypatch.chdir(tmp_path)

@@ -14,7 +14,8 @@ from lsr.serve.head import BankHead
 from lsr.tuner.files import WEIGHTS
 from tests.capabilities.models import tiny, tokens
 from tests.kit import edit, refused, write
-from tests.lsr.serve.families import CORED, FORMS, FRAMES, save, save_lora, says, with_labels
+from tests.lsr.saved import FORMS, asked, save, save_lora, says, with_labels
+from tests.lsr.subjects import FRAMES
 
 NAMES = ["b", "__base__", "c", "a", "b"]
 
@@ -47,17 +48,12 @@ def filled(folder, model="bert", dtype=torch.float32):
     return bank
 
 
-def asked(bank, names, rows=None):
-    with torch.no_grad():
-        return bank(**tokens(rows or len(names)), adapter_names=names).logits
-
-
 # What it says
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_each_row_is_what_its_adapter_alone_says(form, folders):
-    model, _ = FORMS[form]
+    model, fields = FORMS[form]
     folder = folders(form)
     dtype = torch.float64
     alone = {name: says(model, folder / name, len(NAMES), dtype) for name in "abc"}
@@ -66,7 +62,7 @@ def test_each_row_is_what_its_adapter_alone_says(form, folders):
     assert (alone["a"] - alone["b"]).abs().max() > 1e-3
     bank = filled(folder, model, dtype)
     assert_close(asked(bank, NAMES), expected, rtol=1e-5, atol=1e-6)  # files hold float32
-    assert {layer.frames is not None for layer in bank.layers.values()} == {form in CORED}
+    assert {layer.frames is not None for layer in bank.layers.values()} == {fields.get("train") == "core"}
 
 
 def test_heads_of_any_size_numbers_and_loras_beside_lsr(tmp_path):
@@ -83,7 +79,7 @@ def test_heads_of_any_size_numbers_and_loras_beside_lsr(tmp_path):
         "number": save_lora(tmp_path / "number", labels=1, seed=3, use_rslora=True),
         "core": save(tmp_path / "core", seed=4, **FRAMES),
         "others": save(tmp_path / "others", seed=5, **{**FRAMES, "init_weights": True}),
-        "terms": save(tmp_path / "terms", seed=6, labels=4, rank_shape=(2, 2), separation_rank=3),
+        "terms": save(tmp_path / "terms", seed=6, labels=4),
     }
     write(folders["two"] / "task.json", {"labels": ["no", "yes"]})
     bank = AdapterBank(tiny("bert"))

@@ -12,9 +12,10 @@ from lsr import AdapterBank, round_adapter
 from lsr.__main__ import main
 from lsr.algebra.rounding import PRECISIONS
 from lsr.serve import file
-from tests.capabilities.models import tiny, tokens
+from tests.capabilities.models import tiny
 from tests.kit import refused, said, write
-from tests.lsr.serve.families import FORMS, save, save_lora, says
+from tests.lsr.saved import FORMS, asked, save, save_lora, says
+from tests.lsr.subjects import DENSE
 
 SHOWN = ("diagonal cores on shared frames", "factors", "a head of two modules")
 
@@ -37,11 +38,6 @@ def saved(tmp_path_factory):
         return done[form]
 
     return of
-
-
-def asked(bank, names):
-    with torch.no_grad():
-        return bank(**tokens(len(names)), adapter_names=names).logits
 
 
 @pytest.mark.parametrize("form", SHOWN)
@@ -79,8 +75,9 @@ def test_a_bank_in_few_bits_says_what_rounded_folders_say(precision, tmp_path):
     """Where rows have 64 entries or more; shorter ones are in bfloat16."""
     bank = AdapterBank(tiny("bert-wide"), precision=precision)
     whole = AdapterBank(tiny("bert-wide"))
-    for seed, (name, kind) in enumerate({"a": save, "b": save_lora}.items()):
-        kind(tmp_path / name, "bert-wide", seed)
+    save(tmp_path / "a", "bert-wide", **DENSE)
+    save_lora(tmp_path / "b", "bert-wide", seed=2)
+    for name in "ab":
         round_adapter(tmp_path / name, tmp_path / f"rounded-{name}", precision)
         bank.add(name, tmp_path / name)
         whole.add(name, tmp_path / f"rounded-{name}")
