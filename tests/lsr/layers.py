@@ -1,11 +1,11 @@
-"""Single layers with an adapter, for tests that need no model."""
+"""Single layers with an adapter, for tests that need no model, and the adapters of a model's layers."""
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lsr import LsrConfig
-from lsr.tuner.layer import LsrLinear
+from lsr.tuner.layer import LsrLinear, adapted_layers
 
 
 def base(n, m, *, bias=True, transposed=False, dtype=torch.float64):
@@ -30,6 +30,6 @@ def adapt(layer, name="layer", **fields):
     return adapted.eval()
 
 
-def normal(*shape, dtype=torch.float64):
-    """Random numbers, always the same."""
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(dtype)
+def adapters(model, name="default"):
+    """The adapters of this name by the names of their layers."""
+    return {key: layer.adapter(name) for key, layer in adapted_layers(model).items() if name in layer.lsr_adapters}

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 SEEDS = st.integers(0, 999)
 
 
-def normal(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+def normal(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def decaying(rows, columns, seed=0):

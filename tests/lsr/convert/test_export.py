@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -134,33 +135,17 @@ def test_a_folder_alone_gives_what_a_model_gives(exported, case, tmp_path):
         assert_close(again[key], value, atol=1e-7, rtol=1e-6)
 
 
+def named(**modules):
+    return nn.Sequential(OrderedDict(modules))
+
+
 def test_values_of_a_layer_are_not_those_of_one_whose_name_ends_like_it(tmp_path):
     config = LsrConfig(target_modules=["q"], rank_shape=(2,), rank_pattern={"^block.q": (1,)}, init_weights=False)
-    model = get_peft_model(Nested(), config)
+    inner, outer = (nn.Linear(6, 6) for _ in range(2))
+    model = get_peft_model(named(inner=named(block=named(q=inner)), block=named(q=outer)), config)
     x, base = torch.ones(1, 6), copy.deepcopy(model).unload()
     export_lora(model, tmp_path / "lora")
     assert_close(PeftModel.from_pretrained(base, str(tmp_path / "lora"))(x), model(x))
-
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.q = nn.Linear(6, 6)
-
-    def forward(self, x):
-        return self.q(x)
-
-
-class Nested(nn.Module):
-    """The name of one layer, `block.q`, is an ending of another's, `inner.block.q`."""
-
-    def __init__(self):
-        super().__init__()
-        self.inner = nn.ModuleDict({"block": Block()})
-        self.block = Block()
-
-    def forward(self, x):
-        return self.inner["block"](self.block(x))
 
 
 def test_an_export_needs_an_lsr_adapter(tmp_path):

@@ -69,24 +69,16 @@ def test_a_lora_keeps_the_task_and_needs_no_base_and_says_so(beside):
     said(main, *export())
     with_base = load_file(beside / "out" / WEIGHTS)
     assert json.loads((beside / "out/task.json").read_text()) == {"labels": ["bad", "fair", "good"]}
-    said(main, "import", "out", "-o", "back")
+    line = said(main, "import", "out", "-o", "back")
+    assert re.fullmatch(r"back: LSR with rank_shape \[4\], [\d,]+ bytes\n", line)
     assert (beside / "back/task.json").read_bytes() == (beside / "out/task.json").read_bytes()
+    refused(main, ["import", "adapter", "-o", "new"], says="adapter: an adapter of the method LSR; needed: LORA")
     shutil.rmtree("base")
     last = said(main, *export("lora", "--force")).splitlines()[-1]
     assert last == "the outputs are not compared: without its base model: base model ./base: no such folder"
     found = load_file(beside / "out" / WEIGHTS)
     assert all(torch.allclose(found[key], value, atol=1e-7) for key, value in with_base.items())
     refused(main, export("merged", "--force"), says="base model ./base: no such folder")
-
-
-def test_a_lora_is_imported_and_comes_back(beside):
-    said(main, "export", "adapter", "--to", "lora", "-o", "lora")
-    line = said(main, "import", "lora", "-o", "imported")
-    assert re.fullmatch(r"imported: LSR with rank_shape \[4\], [\d,]+ bytes\n", line)
-    found = differences(said(main, "export", "imported", "--to", "lora", "-o", "out"))
-    assert found["lora, unmerged"] < 1e-6
-    assert (beside / "out" / WEIGHTS).read_bytes() == (beside / "lora" / WEIGHTS).read_bytes()
-    refused(main, ["import", "adapter", "-o", "new"], says="adapter: an adapter of the method LSR; needed: LORA")
 
 
 # What is written
@@ -133,9 +125,6 @@ def test_what_fails_half_way_leaves_the_old_folder(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "the following arguments are required: COMMAND"),
-        (export("lora", "--base", "./nowhere"), "base model ./nowhere: no such folder"),
-        (("import", "nothing", "-o", "out"), "python -m lsr import: nothing: no such folder"),
         (("import", "base", "-o", "out"), "base: not an adapter folder, adapter_config.json is missing"),
         (export("lora", "-o", "adapter", "--force"), "adapter: would replace adapter, which is read"),
         (export("lora", "-o", ".", "--force"), ".: would replace"),

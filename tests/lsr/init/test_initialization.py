@@ -10,22 +10,36 @@ from torch.testing import assert_close
 
 from lsr.algebra.frames import leading_frames
 from lsr.algebra.separable import kron_sum
+from lsr.algebra.shapes import Form, split_width
 from lsr.init import INITIALIZATIONS, READERS, principal, random
 from lsr.init.allocation import allocate
 from lsr.init.initialization import Source
 from tests.kit import refused
-from tests.lsr.init.forms import as_bytes, form_of, generator, source_of
 from tests.lsr.matrices import decaying, normal
 
 each_word = pytest.mark.parametrize("word", INITIALIZATIONS)
 WIDTHS = (20, 26)  # 26 is padded to 27 or more
 
 
+def form_of(rows, columns, rank_shape=(2, 2), terms=1, in_shape=None):
+    in_shape = in_shape or split_width(columns, rank_shape)
+    return Form(rank_shape, in_shape, split_width(rows, rank_shape), terms, columns, rows)
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def as_bytes(start):
+    """All factors of a start, to compare two of them."""
+    return [factor.detach().numpy().tobytes() for factor in (*start.a, *start.b)]
+
+
 def source_for(word, rank_shape=(2, 2), seed=0):
     """Only what the initialization says that it reads."""
     reads, matrix = INITIALIZATIONS[word].reads, decaying(*WIDTHS, seed=seed)
     return Source(
-        form_of(*WIDTHS, rank_shape, 3),
+        form_of(*WIDTHS, rank_shape, 3 if len(rank_shape) > 1 else 1),
         (lambda: matrix) if reads == "weight" else lambda: pytest.fail("the weight was read"),
         scaling=0.7,
         seed=3,
@@ -112,7 +126,8 @@ def test_the_rows_of_a_come_nearer_to_the_leading_singular_vectors_with_each_ter
     weight, held = decaying(24, 26), []  # 26 is padded
     vectors = torch.linalg.svd(weight).Vh[:4].T
     for terms in (1, 2, 4, 8):
-        rows = kron_sum(*principal.start(source_of(weight, (2, 2), terms, in_shape=(7, 4))).a)[:, :26]
+        form = form_of(24, 26, (2, 2), terms, in_shape=(7, 4))
+        rows = kron_sum(*principal.start(Source(form, lambda: weight)).a)[:, :26]
         held.append(float((torch.linalg.qr(rows.T).Q.T @ vectors).square().sum()) / 4)
     assert held == sorted(held)
     assert_close(held[-1], 1.0, atol=1e-9, rtol=0)

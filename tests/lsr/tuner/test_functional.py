@@ -7,13 +7,10 @@ from torch.testing import assert_close
 
 from lsr.algebra.separable import kron_sum
 from lsr.tuner.functional import adapted_linear
+from tests.lsr.matrices import normal
 
 SIZES = st.integers(1, 6)
 BATCHES = st.sampled_from([(), (2,), (2, 3), (0, 3), (0,)])
-
-
-def normal(*shape, dtype=torch.float64, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 # The fused layer

@@ -5,13 +5,12 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
 
-from lsr import LsrConfig
 from tests.capabilities.checks import train, trainable
 from tests.capabilities.models import logits, tiny
+from tests.capabilities.subjects import Subject
 from tests.kit import refused
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
-USUAL = {"task_type": "SEQ_CLS", "rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0}
 KINDS = {
     "8 bit": lambda n, m, bias: bitsandbytes.nn.Linear8bitLt(n, m, bias, has_fp16_weights=False),
     "4 bit": lambda n, m, bias: bitsandbytes.nn.Linear4bit(n, m, bias, quant_type="nf4"),
@@ -31,7 +30,7 @@ def quantized(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fresh_adapter_changes_no_bit_trains_comes_back_and_is_not_merged(kind, tmp_path):
-    model = get_peft_model(quantized(kind), LsrConfig(**USUAL)).eval()
+    model = get_peft_model(quantized(kind), Subject("bert-wide").config()).eval()
     assert torch.equal(logits(model), logits(quantized(kind)))
     losses, moved = train(model, steps=25)
     assert losses[-1] < 0.9 * losses[0]

@@ -19,6 +19,8 @@ from lsr.tuner.resolved import Resolved
 from tests.capabilities.checks import stir, train, trainable
 from tests.capabilities.models import logits, tiny
 from tests.kit import edit, refused
+from tests.lsr.layers import adapters
+from tests.lsr.saved import made
 
 USUAL = {"task_type": "SEQ_CLS", "rank_shape": (4,), "alpha": 7, "seed": 0, "train": "core"}
 SOURCES = {  # fields of the adapter whose frames they are
@@ -32,12 +34,8 @@ each_source = pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 
 def first(folder, **fields):
     """A perturbed adapter with frames of its own, saved beside its base."""
-    base = tiny("bert")
-    base.save_pretrained(str(folder.parent / "base"))
-    base.name_or_path = str(folder.parent / "base")
-    model = stir(get_peft_model(base, LsrConfig(**{**USUAL, **fields})).eval())
-    model.save_pretrained(str(folder))
-    return model
+    tiny("bert").save_pretrained(str(folder.parent / "base"))
+    return made(LsrConfig(**{**USUAL, **fields}), "bert", str(folder.parent / "base"), 0, None, folder)
 
 
 def second(folder, source, **fields):
@@ -50,10 +48,6 @@ def on_frames_of(folder, source, base=None, **fields):
     base = tiny("bert") if base is None else base
     base.name_or_path = str(folder.parent / "base")
     return get_peft_model(base, second(folder, source, **fields)).eval()
-
-
-def adapters(model, name="default"):
-    return {key: layer.adapter(name) for key, layer in adapted_layers(model).items() if name in layer.lsr_adapters}
 
 
 def kept(model):

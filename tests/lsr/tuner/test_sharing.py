@@ -14,25 +14,20 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lsr import LsrConfig
-from lsr.tuner.layer import adapted_layers
 from lsr.tuner.start import initialize_factors
 from tests.capabilities.models import tiny
 from tests.kit import edit, refused
+from tests.lsr.layers import adapters
 from tests.lsr.subjects import CASES
 
 USUAL = {"rank_shape": (4,), "alpha": 7, "seed": 0, "train": "core", "share": "layers", "init_weights": "principal"}
 QUERIES = [f"bert.encoder.layer.{i}.attention.self.query" for i in (0, 1)]
-VALUES = [f"bert.encoder.layer.{i}.attention.self.value" for i in (0, 1)]
 SHARED = {name: subject for name, subject in CASES.items() if subject.config().share == "layers"}
 each_shared = pytest.mark.parametrize("subject", SHARED.values(), ids=SHARED)
 
 
 def adapted(name="bert", **fields):
     return get_peft_model(tiny(name), LsrConfig(**{**USUAL, **fields})).eval()
-
-
-def adapters(model, name="default"):
-    return {key: layer.adapter(name) for key, layer in adapted_layers(model).items() if name in layer.lsr_adapters}
 
 
 def tensors_of(model):
@@ -76,26 +71,6 @@ def test_layers_of_other_shapes_are_of_kinds_of_their_own():
         "*.fc (20 x 12)",
         "*.fc (20 x 20)",
     ]
-
-
-@pytest.mark.parametrize(
-    ("fields", "first", "others"),
-    [  # of 24 x 24: trained and stored
-        ({}, (16, 16 + 192), (16, 16)),
-        ({"train": "all", "init_weights": True}, (208, 208), (16, 16)),
-        ({"share": "none"}, *2 * ((16, 208),)),
-        ({"share": "none", "train": "factors", "init_weights": True}, *2 * ((192, 192),)),
-    ],
-)
-def test_what_is_shared_counts_where_it_is_stored(fields, first, others):
-    model = adapted(**fields)
-    sizes = {
-        name: (sum(p.numel() for p in one.parameters()), sum(value.numel() for value in one.state_dict().values()))
-        for name, one in adapters(model).items()
-    }
-    assert [sizes[name] for name in (QUERIES[0], VALUES[0])] == [first] * 2
-    assert [sizes[name] for name in (QUERIES[1], VALUES[1])] == [others] * 2
-    assert model.get_nb_trainable_parameters()[0] == sum(trained for trained, _ in sizes.values())
 
 
 @pytest.mark.parametrize("is_more", [False, True])

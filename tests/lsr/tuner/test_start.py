@@ -15,8 +15,8 @@ from lsr.init.gradients import examples_gradients
 from lsr.tuner.layer import adapted_layers
 from lsr.tuner.start import initialize_factors
 from tests.capabilities.models import LABELS, logits, tiny, tokens
+from tests.capabilities.subjects import Subject
 
-USUAL = {"task_type": "SEQ_CLS", "rank_shape": (2, 2), "separation_rank": 3, "alpha": 7, "seed": 0}
 MODELS = {"bert-padded": {"rank_shape": (2, 1)}, "gpt2": {}, "bert": {"rank_shape": (3,), "separation_rank": 1}}
 BATCHES = [{**tokens(), "labels": torch.arange(4) % LABELS}]
 by_weight = pytest.mark.parametrize("init", [word for word, one in INITIALIZATIONS.items() if one.reads not in READERS])
@@ -24,8 +24,7 @@ each_model = pytest.mark.parametrize("name", MODELS)
 
 
 def made(name, init, **fields):
-    torch.manual_seed(0)
-    return get_peft_model(tiny(name), LsrConfig(**{**USUAL, **MODELS[name], **fields}, init_weights=init)).eval()
+    return Subject(name, {**MODELS[name], **fields, "init_weights": init}).fresh()
 
 
 def collected(model, batches):
