@@ -97,16 +97,8 @@ def tensor(part, change):
     return lambda folder: edit(folder / WEIGHTS, apply)
 
 
-def twice(value):
-    return torch.cat([value, value])
-
-
-def narrower(value):
-    return value[:, 1:]
-
-
-def head_alone(tensors):
-    return {name: value for name, value in tensors.items() if "classifier" in name}
+def head_alone(folder):
+    edit(folder / WEIGHTS, lambda held: {name: value for name, value in held.items() if "classifier" in name})
 
 
 def more(**tensors):
@@ -120,8 +112,8 @@ def index(content):
     return lambda folder: edit(folder / ROUNDED, lambda held: held | {"index": packed})
 
 
-def no_index(held):
-    del held["index"]
+def no_index(folder):
+    edit(folder / ROUNDED, lambda held: {name: value for name, value in held.items() if name != "index"})
 
 
 def rounded(name, change):
@@ -170,10 +162,12 @@ DAMAGES = {
     "complex": Damage(tensor(".query.*A", lambda value: value.to(torch.complex64)), "values of complex64", BOTH),
     "a missing factor": Damage(tensor(FACTOR, lambda value: None), "factor_A1"),
     "a missing core": Damage(tensor(CORE, lambda value: None), "core", unseen=FRAMES_ALONE),
-    "no factors": Damage(lambda folder: edit(folder / WEIGHTS, head_alone), "factors"),
+    "no factors": Damage(head_alone, "factors"),
     "a factor that is turned": Damage(tensor(FACTOR, lambda value: value.mT), "factor_A1"),
-    "a longer core": Damage(tensor(CORE, twice), "core", unseen=FRAMES_ALONE),
-    "a narrower head": Damage(tensor("out_proj.weight", narrower), ("size mismatch", "a head is"), unseen=NO_HEADS),
+    "a longer core": Damage(tensor(CORE, lambda value: value.repeat(2, 1)), "core", unseen=FRAMES_ALONE),
+    "a narrower head": Damage(
+        tensor("out_proj.weight", lambda held: held[:, 1:]), ("size mismatch", "a head is"), unseen=NO_HEADS
+    ),
     "an unexpected tensor": Damage(more(more=torch.ones(3)), "more is no part of", unseen=NO_HEADS),
     "a head without its bias": Damage(tensor(HEAD, lambda value: None), f"{HEAD} is missing", unseen=NO_HEADS),
     # What the pipeline wrote beside them
@@ -194,7 +188,7 @@ DAMAGES = {
     "a start that changes the base": Damage(config(init_lora_weights="pissa"), "='pissa' is not", LORA, BY_PEFT),
     "no pattern": Damage(config(rank_pattern={"(": 2}), "unterminated subpattern", LORA, ROUND),
     # Tensors that are rounded
-    "no index": Damage(lambda folder: edit(folder / ROUNDED, no_index), "it has no index of uint8", ROUNDED_ONE),
+    "no index": Damage(no_index, "it has no index of uint8", ROUNDED_ONE),
     "an index of floats": Damage(rounded("index", lambda value: value.float()), "it has no index of", ROUNDED_ONE),
     "a tree that is a number": Damage(index(["3bit", 7]), "'int' object", ROUNDED_ONE),
     "an unknown kind": Damage(index(["3bit", {"a": {"b": ["bool", 9]}}]), "['bool', 9] is not one of", ROUNDED_ONE),

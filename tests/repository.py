@@ -37,23 +37,15 @@ def quick(folder, *words, **options):
 
 
 def move_where_dvc_watches(folder):
+    """Other rows than those of what is moved go: each command reads all of a table, some of them ten times."""
     for old, new in {"glue": "data", "ratings.csv": "data", "tiny-roberta": "models"}.items():
         (folder / new).mkdir(exist_ok=True)
         shutil.move(folder / old, folder / new / old)
-    model = workspace.read_yaml(folder / "pipeline/models.yaml")["tiny"]
-    add_row(
-        folder, "pipeline/models.yaml", "tiny", workspace.merged(model, {"source": {"path": "models/tiny-roberta"}})
-    )
-    rows = workspace.read_yaml(folder / "pipeline/datasets.yaml")
-    add_row(folder, "pipeline/datasets.yaml", "glue", workspace.merged(rows["glue"], {"source": {"path": "data/glue"}}))
-    add_row(folder, "pipeline/datasets.yaml", "ratings", files_row("data/ratings.csv"))
-
-
-def leave_rows(folder, table, *names):
-    """Leave these rows of a table alone: each command reads all of it, some of them ten times."""
-    path = folder / f"pipeline/{table}.yaml"
-    rows = workspace.read_yaml(path)
-    write(path, {name: rows[name] for name in names})
+    models, data = (folder / f"pipeline/{table}.yaml" for table in ("models", "datasets"))
+    tiny, glue = workspace.read_yaml(models)["tiny"], workspace.read_yaml(data)["glue"]
+    glue["source"]["path"], tiny["source"]["path"] = "data/glue", "models/tiny-roberta"
+    write(models, {"tiny": tiny})
+    write(data, {"glue": glue, "ratings": files_row("data/ratings.csv")})
 
 
 def add_row(folder, table, name, row):
@@ -76,8 +68,6 @@ def make(folder: Path) -> Path:
     shutil.copy(workspace.ROOT / ".dvc/config", folder / ".dvc/config")
     workspace.make(folder)
     move_where_dvc_watches(folder)
-    leave_rows(folder, "models", "tiny")
-    leave_rows(folder, "datasets", "glue", "ratings")
     command(folder, "git", "init", "--quiet")
     quick(folder, "dvc", "repro")
     command(folder, "git", "add", "--all")

@@ -10,6 +10,7 @@ from lsr.tuner.files import WEIGHTS
 from pipeline import params
 from pipeline.data import base_models
 from pipeline.methods import adapters, device
+from pipeline.methods.kadaptation import KAdaptationLinear
 from pipeline.params.reading import changed
 from tests import workspace
 from tests.kit import refused, write
@@ -72,6 +73,17 @@ def test_a_fresh_adapter_is_counted_saved_and_loaded(word, tmp_path):
     loaded = adapters.load_adapter(base_model(view), tmp_path, trainable=False)
     assert torch.equal(logits(loaded), logits(model))
     assert not any(tensor.is_meta for tensor in loaded.parameters())
+
+
+def test_the_update_of_kadaptation_is_the_sum_of_kronecker_products():
+    view = seen(params.TrainView, "kadaptation")
+    model = added(base_model(view), view.section, view.base_model)
+    layers = [module for module in model.modules() if isinstance(module, KAdaptationLinear)]
+    assert len(layers) == LAYERS
+    for layer in layers:
+        s, u, v = (factor.data.normal_() for factor in layer.factors("default"))
+        expected = sum(torch.kron(s[k], u[k] @ v[k]) for k in range(len(s)))
+        assert torch.allclose(layer.get_delta_weight("default"), expected, atol=1e-4)
 
 
 META = torch.device("meta")
