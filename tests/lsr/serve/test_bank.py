@@ -20,22 +20,6 @@ from tests.lsr.subjects import FRAMES
 NAMES = ["b", "__base__", "c", "a", "b"]
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """A function that returns a folder of three adapters of a form, which nobody changes."""
-    done = {}
-
-    def of(form):
-        if form not in done:
-            model, fields = FORMS[form]
-            done[form] = tmp_path_factory.mktemp("adapters")
-            for seed, name in enumerate("abc"):
-                save(done[form] / name, model, seed, **fields)
-        return done[form]
-
-    return of
-
-
 @pytest.fixture
 def bank(folders):
     return filled(folders("cores"))

@@ -20,32 +20,27 @@ from tests.lsr.subjects import DENSE
 SHOWN = ("diagonal cores on shared frames", "factors", "a head of two modules")
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """A function that returns a bank of a form and its folder, which nobody changes."""
-    done = {}
+@pytest.fixture
+def saved(folders, tmp_path):
+    """A function that saves a bank of two adapters of a form, and returns it and the folder of its adapters."""
 
     def of(form):
-        if form not in done:
-            model, fields = FORMS[form]
-            root = tmp_path_factory.mktemp("banks")
-            bank = AdapterBank(tiny(model))
-            for seed, name in enumerate("abc"):
-                bank.add(name, save(root / name, model, seed, **fields), note={"labels": [name, "other", "more"]})
-            bank.remove("b")
-            bank.save(root / "bank")
-            done[form] = bank, root
-        return done[form]
+        bank = AdapterBank(tiny(FORMS[form][0]))
+        for name in "abc":
+            bank.add(name, folders(form) / name, note={"labels": [name, "other", "more"]})
+        bank.remove("b")
+        bank.save(tmp_path / "bank")
+        return bank, folders(form)
 
     return of
 
 
 @pytest.mark.parametrize("form", SHOWN)
-def test_a_bank_is_read_as_it_was_written_and_takes_more(form, saved):
+def test_a_bank_is_read_as_it_was_written_and_takes_more(form, saved, tmp_path):
     bank, root = saved(form)
     model, _ = FORMS[form]
-    before = (root / "bank" / file.FILE).read_bytes()
-    again = AdapterBank.load(tiny(model), root / "bank")
+    before = (tmp_path / "bank" / file.FILE).read_bytes()
+    again = AdapterBank.load(tiny(model), tmp_path / "bank")
     names = ["c", "a", "__base__", "c"]
     assert again.names == ["a", "c"]
     assert again.notes == {name: {"labels": [name, "other", "more"]} for name in "ac"}
@@ -54,18 +49,18 @@ def test_a_bank_is_read_as_it_was_written_and_takes_more(form, saved):
     torch.testing.assert_close(asked(again, ["b", "b", "c", "c"])[1], says(model, root / "b", dtype=torch.float32)[1])
     assert torch.equal(asked(again, names), asked(bank, names))
     again.add("a", root / "b", replace=True)
-    assert (root / "bank" / file.FILE).read_bytes() == before  # memory-mapped, but a copy of its own
-    refused(bank.save, root / "bank", says="exists; choose another folder")
+    assert (tmp_path / "bank" / file.FILE).read_bytes() == before  # memory-mapped, but a copy of its own
+    refused(bank.save, tmp_path / "bank", says="exists; choose another folder")
 
 
-def test_shared_frames_are_in_the_file_once_and_stay_shared(saved):
-    bank, root = saved("diagonal cores on shared frames")
-    tensors = load_file(root / "bank" / file.FILE)
+def test_shared_frames_are_in_the_file_once_and_stay_shared(saved, tmp_path):
+    bank, _ = saved("diagonal cores on shared frames")
+    tensors = load_file(tmp_path / "bank" / file.FILE)
     assert sorted(value.numel() for name, value in tensors.items() if name.startswith(file.FRAMES)) == [4 * 24] * 4
     cores = [value.shape for name, value in tensors.items() if name.endswith("cores/values")]
     assert cores == 4 * [(1 + 2, 4)]  # a row of zeros, and one of each adapter
     assert tensors["heads/classifier/weight/values"].shape == (1 + 2 * 3, 24)
-    again = AdapterBank.load(tiny("bert"), root / "bank")
+    again = AdapterBank.load(tiny("bert"), tmp_path / "bank")
     assert len({layer.frames for layer in again.layers.values()}) == 2
     assert again.nbytes < bank.nbytes  # which has room for more
 
@@ -94,12 +89,13 @@ def test_a_bank_in_few_bits_says_what_rounded_folders_say(precision, tmp_path):
 # Mistakes
 
 
-def damaged(root, folder, change):
+def damaged(tmp_path, change):
     """Write a bank with another header or other tensors."""
-    with safe_open(root / "bank" / file.FILE, framework="pt") as content:
+    with safe_open(tmp_path / "bank" / file.FILE, framework="pt") as content:
         header = json.loads(content.metadata()[file.HEADER])
-    tensors = load_file(root / "bank" / file.FILE)
+    tensors = load_file(tmp_path / "bank" / file.FILE)
     change(header, tensors)
+    folder = tmp_path / "broken"
     folder.mkdir()
     save_file(tensors, folder / file.FILE, metadata={file.HEADER: json.dumps(header)})
     return folder
@@ -114,14 +110,12 @@ HEAD = "heads/classifier/bias"
     [
         (lambda header, tensors: header.update(precision="5bit"), "precision must be one of float32, bfloat16"),
         (lambda header, tensors: header.update(frames={QUERY.split("/")[1]: ["x", 4]}), "frames/x/a' is missing"),
-        (lambda header, tensors: header.pop("notes"), "'notes' is missing"),
         (lambda header, tensors: header["notes"].update(b={}), "do not fit the base model or the names"),
         (lambda header, tensors: tensors[f"{QUERY}/values"].fill_(torch.nan), "values that are not"),
         (
             lambda header, tensors: tensors.update({f"{QUERY}/values": torch.ones(9, 47)}),
             "do not fit the base model or the names",
         ),
-        (lambda header, tensors: tensors.pop(f"{QUERY}/values"), "directions/values' is missing"),
         (lambda header, tensors: header["layers"].append("x"), "'x' is missing"),
         (lambda header, tensors: tensors[f"{QUERY}/slots"].fill_(1000), "do not fit the base model or the names"),
         (lambda header, tensors: header["notes"].update(a=5), "'int' object is not iterable"),
@@ -129,14 +123,14 @@ HEAD = "heads/classifier/bias"
     ],
 )
 def test_a_file_that_is_no_bank_is_refused_in_one_line(change, message, saved, tmp_path):
-    _, root = saved("factors")
-    folder = damaged(root, tmp_path / "broken", change)
+    saved("factors")
+    folder = damaged(tmp_path, change)
     refused(AdapterBank.load, tiny("bert"), folder, says=message)
 
 
 def test_a_file_that_is_cut_off_missing_or_another_is_refused(saved, tmp_path):
     _, root = saved("factors")
-    whole, another = (root / "bank" / file.FILE).read_bytes(), (root / "a/adapter_model.safetensors").read_bytes()
+    whole, another = (tmp_path / "bank" / file.FILE).read_bytes(), (root / "a/adapter_model.safetensors").read_bytes()
     for content, reason in ((None, "No such file"), (whole[:-9], ""), (another, "'lsr_bank_5'")):
         if content is not None:
             write(tmp_path / file.FILE, content)
@@ -147,22 +141,15 @@ def test_a_file_that_is_cut_off_missing_or_another_is_refused(saved, tmp_path):
 # The command
 
 
-@pytest.fixture(scope="module")
-def originals(tmp_path_factory):
-    """A folder `users` with two adapters and their base model beside it, which nobody changes."""
-    root = tmp_path_factory.mktemp("command")
-    tiny("bert").save_pretrained(str(root / "base"))
-    for seed, name in enumerate(("anna", "ben")):
-        save(root / "users" / name, seed=seed, base="./base", **FORMS["diagonal cores on shared frames"][1])
-    write(root / "users/ben/task.json", {"labels": ["no", "maybe", "yes"]})
-    return root
-
-
 @pytest.fixture
-def here(originals, tmp_path, monkeypatch):
-    shutil.copytree(originals, tmp_path / "here")
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
+def here(tmp_path, monkeypatch):
+    """A working directory with two adapters in `users`, and their base model beside it."""
+    tiny("bert").save_pretrained(str(tmp_path / "base"))
+    for seed, name in enumerate(("anna", "ben")):
+        save(tmp_path / "users" / name, seed=seed, base="./base", **FORMS["diagonal cores on shared frames"][1])
+    write(tmp_path / "users/ben/task.json", {"labels": ["no", "maybe", "yes"]})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.mark.parametrize(

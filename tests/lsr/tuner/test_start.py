@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import get_peft_model
 from peft.utils import ModulesToSaveWrapper
 from torch.testing import assert_close
 
@@ -51,7 +51,6 @@ def test_factors_that_are_initialized_later_are_those_of_get_peft_model(name, in
     later = made(name, True)
     assert len(list(initialize_factors(later, init_weights=init))) == len(adapted_layers(later))
     assert_same(later, made(name, init), tmp_path)
-    assert torch.equal(logits(PeftModel.from_pretrained(tiny(name), str(tmp_path / "one"))), logits(later))
 
 
 @each_model
@@ -61,7 +60,6 @@ def test_gradients_that_are_collected_first_give_what_start_from_examples_does(n
     list(initialize_factors(later, init_weights="gradient", statistics=gradients))
     start_from_examples(usual, BATCHES)
     assert_same(later, usual, tmp_path)
-    assert torch.equal(logits(PeftModel.from_pretrained(tiny(name), str(tmp_path / "one"))), logits(later))
 
 
 @pytest.mark.parametrize("share", ["none", "layers"])
