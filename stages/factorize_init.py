@@ -60,9 +60,6 @@ def captured_energy(started: Started, read: Mapping[str, Matrix]) -> float:
     """Return the share of the energy of what a start has read, or else of the weights, that its A and B can reach.
 
     It is the mean over its layers. Without a core B begins at zero, and the rows of A alone count.
-
-    Raises:
-        ValueError: if a weight is not finite.
     """
     adapter = started.layers[0].adapter("default")
     a, b = (side.detach().cpu().double() for side in adapter.matrices())

@@ -32,11 +32,7 @@ def summarize(labels: np.ndarray, lengths: np.ndarray, task: Task, max_length: i
 
 
 def inputs(view: params.TokenizeView) -> dict[str, str]:
-    """Return the SHA-256 of the rows of the model and the data, and of each local file of theirs.
-
-    Raises:
-        UserError: if a file or folder does not exist, or is where DVC would not notice changes.
-    """
+    """Return the SHA-256 of the rows of the model and the data, and of each local file of theirs."""
     # A folder that `model` itself names is the path that messages name anyway.
     is_named = Path(view.model) in content.named(view.base_model.source)
     where = view.base_model.where if is_named else f"{view.base_model.where}: {view.model}"

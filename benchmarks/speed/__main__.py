@@ -21,11 +21,7 @@ RESULTS = Path("benchmarks/results/speed.json")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure the chosen parts.
-
-    Raises:
-        SystemExit: with code 2 after a mistake on the command line, 130 after Ctrl-C.
-    """
+    """Measure the chosen parts."""
     parser, count = Parser("python -m benchmarks.speed", __doc__), os.cpu_count() or 1
     parser.add_argument("part", nargs="?", choices=PARTS, help="(all)")
     parser.add_argument("--threads", type=whole_number(1, 256), metavar="N", default=count, help="(%(default)s)")

@@ -1,4 +1,4 @@
-"""Initialization of the factors: one scheme per file, and the statistics that some of them gather from examples.
+"""Initialization of the factors: one idea per file, and the statistics that some of them gather from examples.
 
 Everything runs in float64, one layer at a time, or one group of layers that share factors. A fresh adapter leaves the
 model unchanged, because B1 or the core is zero. Only `warm` begins with an update, that of a short training run.
@@ -7,14 +7,14 @@ model unchanged, because B1 or the core is zero. Only `warm` begins with an upda
 from collections.abc import Callable, Mapping
 
 from lsr.algebra.spectrum import Matrix
-from lsr.init import directions, principal, random, warm
+from lsr.init import directions, random, warm
 from lsr.init.gradients import examples_gradients
 from lsr.init.initialization import Initialization
 from lsr.init.update import examples_updates
 
 INITIALIZATIONS = {
     "random": Initialization("seed", random.start, random.frames),
-    "principal": Initialization("weight", principal.start, principal.frames),
+    "principal": Initialization("weight", directions.start_of_weight, directions.frames_of_weights),
     "gradient": Initialization("gradient", directions.start, directions.frames),
     "update": Initialization("update", directions.start, directions.frames),
     "warm": Initialization("update", warm.start, directions.frames, core=warm.core),

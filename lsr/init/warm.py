@@ -5,7 +5,7 @@ from torch import Tensor
 from lsr.algebra.frames import core_between, diagonal_between
 from lsr.algebra.separable import balance, nearest_kron_sum, pad_columns
 from lsr.algebra.spectrum import leading_svd
-from lsr.init.directions import matrices_of
+from lsr.init.directions import statistics_of
 from lsr.init.initialization import Source, Start
 
 
@@ -15,7 +15,7 @@ def start(source: Source) -> Start:
     Raises:
         ValueError: if there is no update, or it is zero, not finite or too small.
     """
-    (update,), form = matrices_of([source]), source.form
+    (update,), form = statistics_of([source]), source.form
     left, values, right = leading_svd(update, form.rank, source.seed)
     roots = (values / source.scaling).sqrt()
     columns, rows = pad_columns((left * roots).T, form.out_width).T, pad_columns(roots[:, None] * right, form.in_width)

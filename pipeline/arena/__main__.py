@@ -17,11 +17,7 @@ PROGRAM = "python -m pipeline.arena"
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run the command line.
-
-    Raises:
-        SystemExit: with code 2 after a user's mistake, 130 after Ctrl-C.
-    """
+    """Run the command line."""
     parser = Parser(PROGRAM, __doc__)
     add = parser.add_argument
     add("preset", nargs="?", default="offline", help="preset in pipeline/arena.yaml (%(default)s)")

@@ -30,9 +30,6 @@ def digests(sources: Iterable[Source], pinned: Mapping[str, str] | None = None) 
     """Return the SHA-256 of each local file, by relative name, for each file or folder that the sources name.
 
     Those of `pinned` files, by path, are taken as they are: the files may be elsewhere.
-
-    Raises:
-        UserError: if one does not exist.
     """
     paths = [str(path) for source in sources for path in content.named(source)]
     return [{".": pinned[path]} if pinned and path in pinned else _of(path) for path in paths]

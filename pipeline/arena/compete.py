@@ -66,11 +66,7 @@ def compete(entries: Sequence[Entry], records: dict[str, Record], path: Path, jo
 
 
 def check(entries: Sequence[Entry]) -> None:
-    """Read the data of each task into the cache, then try each method on the outline of the base model.
-
-    Raises:
-        UserError: with one line for each mistake, all at once; it names the file and the key to change.
-    """
+    """Read the data of each task into the cache, then try each method on the outline of the base model."""
     tasks = {f"tasks.{entry.task}": entry for entry in entries}
     methods = {f"methods.{entry.method}": entry for entry in entries}
     checks = ("tasks", _check_task, tasks), ("methods", lambda entry: planned(entry.first()), methods)

@@ -3,7 +3,6 @@
 import os
 import platform
 import time
-from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -23,7 +22,7 @@ def made() -> dict[str, str]:
     return {
         "commit": _commit(),
         "date": datetime.now(UTC).date().isoformat(),
-        "cpu": _in_proc("cpuinfo", "model name") or platform.processor() or platform.machine(),
+        "cpu": _cpu(),
         "cores": str(os.cpu_count()),
         **gpu,
         **{package: version(package) for package in PACKAGES},
@@ -38,23 +37,12 @@ def clock() -> float:
     return time.process_time()
 
 
-def forget_peak() -> None:
-    """Reset `peak_bytes`, where the system has it."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def peak_bytes() -> int | None:
-    """Return the peak memory of this process in bytes; None where the system does not count it."""
-    found = _in_proc("self/status", "VmHWM")
-    return int(found.split()[0]) * 1024 if found else None
-
-
-def _in_proc(file: str, name: str) -> str | None:
-    """Return the first value of a name in a file below /proc; None where the system has none."""
-    path = Path("/proc", file)
+def _cpu() -> str:
+    """Return the name of the processor."""
+    path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), None)
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
 
 
 def _commit() -> str:

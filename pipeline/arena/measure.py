@@ -41,7 +41,6 @@ def measure(training: Training) -> Record:
     After every epoch the model is scored, in the precision of training, on the held-out validation split, and on the
     test split, which no decision uses.
     """
-    machine.forget_peak()
     view, seconds = training.view, defaultdict[str, float](float)
     found: dict[str, Any] = {"status": "finished", "reason": ""}
     try:
@@ -78,7 +77,6 @@ def measure(training: Training) -> Record:
         | {
             "metrics": view.dataset.metrics,
             "seconds": {name: round(value, 2) for name, value in seconds.items()},
-            "peak_bytes": machine.peak_bytes(),
             "made": machine.made(),
         }
     )
@@ -96,22 +94,14 @@ def counts_of(model: PeftModel, training: Training) -> dict[str, int]:
 
 
 def planned(training: Training) -> Plan:
-    """Return what the section of a training makes of its base model.
-
-    Raises:
-        UserError: if the method does not fit the model.
-    """
+    """Return what the section of a training makes of its base model."""
     view = training.view
     base, task_type = base_models.outline(view.base_model, view.dataset), tasks.of(view.dataset).peft_task
     return planning.resolve(view.section, base, view.base_model, view.seed, task_type)
 
 
 def started(training: Training, plan: Plan, read: Statistics) -> PeftModel:
-    """Return the base model with its adapter, before training.
-
-    Raises:
-        UserError: if the method does not fit the model, or the initialization fails on what was read.
-    """
+    """Return the base model with its adapter, before training."""
     view = training.view
     set_seed(view.seed)  # the head is drawn when the checkpoint loads: all methods have the same one
     base = base_models.load_base_model(view.base_model, view.dataset)
@@ -123,11 +113,7 @@ def started(training: Training, plan: Plan, read: Statistics) -> PeftModel:
 
 
 def train(model: PeftModel, view: TrainView, splits: Mapping[str, Dataset], collate: Any, scored: "Scored") -> None:
-    """Fit the adapter and the head.
-
-    Raises:
-        DivergedError: if the loss or the outputs become infinite or NaN.
-    """
+    """Fit the adapter and the head."""
     alone: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
     with tempfile.TemporaryDirectory() as folder:
         callbacks = [StopAtDivergence(), scored]

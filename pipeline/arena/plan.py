@@ -74,11 +74,7 @@ class Entry:
         return self.preset.rounded if any(self.task in tasks for tasks in self.preset.means.values()) else ()
 
     def training(self, setting: Setting, seed: int) -> Training:
-        """Return the training with a setting and a seed.
-
-        Raises:
-            UserError: if the values are not allowed, or a file that a row names does not exist.
-        """
+        """Return the training with a setting and a seed."""
         if (setting, seed) not in self._trainings:
             self._trainings[setting, seed] = self._training(setting, seed)
         return self._trainings[setting, seed]
@@ -167,9 +163,6 @@ def key_of(view: TrainView, reads: Reads, pinned: Mapping[str, str], *, is_train
     Names of rows and sections are not hashed, and neither are values at their defaults, of our schema or of PEFT. So
     keys stay when an option comes, with what was done before as its default, or goes. Where a default changes, VERSION
     must.
-
-    Raises:
-        UserError: if a file that a row names does not exist.
     """
     section = view.section
     usual = _defaults_in_peft(section.type) if isinstance(section, PeftParams) else {}

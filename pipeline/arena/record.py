@@ -59,7 +59,6 @@ class Record(Row, extra="ignore"):
     file_bytes: int = 0  # of the adapter's file, including the head
 
     seconds: dict[str, float]  # by what they were spent on: load, start, train, score, round; see machine.clock
-    peak_bytes: int | None  # of memory of the process, if the system counts it
     made: dict[str, str]  # commit, date, cpu, and versions of torch, transformers and peft
 
     @property
@@ -87,9 +86,6 @@ def read(folder: Path) -> dict[str, Record]:
 
     A partial last line of a killed run is ignored. A record of a training that finished takes precedence, and one with
     scores of other precisions over one without.
-
-    Raises:
-        UserError: if a complete line is not a record; names the file and the line.
     """
     records: dict[str, Record] = {}
     for path in sorted(folder.glob(f"*{ENDING}")):

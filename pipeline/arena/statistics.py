@@ -39,11 +39,7 @@ NOTHING = Statistics({}, {}, 0.0)
 
 
 def read(training: Training, plan: Plan) -> Statistics:
-    """Return what the initialization of a training reads, from the cache if possible; NOTHING if it reads no examples.
-
-    Raises:
-        UserError: if the examples or the head fitted to them are not suitable.
-    """
+    """Return what the initialization of a training reads, cached if possible; NOTHING if it reads no examples."""
     section = plan.section
     if not (isinstance(section, LsrParams) and section.reads_examples):
         return NOTHING

@@ -28,11 +28,7 @@ def known(training: Training) -> tuple[object, ...]:
 
 
 def splits(training: Training) -> dict[str, Dataset]:
-    """Return the tokens of train, validation and test.
-
-    Raises:
-        UserError: as `pipeline.data.datasets.load`, or if no example of a split is left.
-    """
+    """Return the tokens of train, validation and test."""
     folder = cached(training)
     return {split: Dataset.from_file(str(folder / f"{split}.arrow")) for split in datasets.SPLITS}
 
@@ -45,11 +41,7 @@ def write_labels(training: Training, path: Path) -> None:
 
 
 def cached(training: Training) -> Path:
-    """Return the folder of the tokens of a training, which are computed if they are not in the cache.
-
-    Raises:
-        UserError: as `splits`.
-    """
+    """Return the folder of the tokens of a training, which are computed if they are not in the cache."""
 
     def make(folder: Path) -> None:
         folder.mkdir()

@@ -21,11 +21,7 @@ COLUMNS = ("method", "score", "lead", "verdict", "trained", "bytes", "status")
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Compare the methods of a preset, write the results, and print a summary.
-
-    Raises:
-        SystemExit: with exit code 2 after a user's mistake, 1 if a file cannot be written.
-    """
+    """Compare the methods of a preset, write the results, and print a summary."""
     parser = Parser(PROGRAM, __doc__)
     add = parser.add_argument
     add("preset", metavar="PRESET", help=f"a preset of {PATH} that has records in {FOLDER}")

@@ -42,7 +42,6 @@ def row(place: str, method: str, entries: Mapping[str, Entry | None], verdict: V
         **estimate("score_at_bytes", at_size),
         # Of a whole training, mean over seeds.
         "seconds": fmean(sum(one.seconds.values()) - one.seconds.get("round", 0) for one in every) if every else None,
-        "peak_bytes": max((one.peak_bytes for one in every if one.peak_bytes is not None), default=None),
         "rate": chosen.rate if chosen else None,
         "rate_at_edge": chosen is not None and known[0].at_edge,
         "verdict": verdict.verdict,

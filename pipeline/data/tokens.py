@@ -16,11 +16,7 @@ INPUTS = ("input_ids", "token_type_ids", "length", "label")
 
 
 def load_tokens(split: str) -> Dataset:
-    """Return a tokenized split for the Trainer, without the text; rows are read on demand.
-
-    Raises:
-        UserError: if the split has not been tokenized.
-    """
+    """Return a tokenized split for the Trainer, without the text; rows are read on demand."""
     whole = _mapped(split)
     return whole.select_columns([name for name in whole.column_names if name in (*INPUTS, GROUP)])
 

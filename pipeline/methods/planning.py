@@ -59,11 +59,7 @@ class Plan:
 def resolve(
     section: MethodParams, base: PreTrainedModel, row: ModelRow, seed: int, task_type: str = Task.peft_task
 ) -> Plan:
-    """Return what a section makes of a base model, checked by the names and shapes of its layers: it needs no weights.
-
-    Raises:
-        UserError: if a value is not allowed, one line each, or does not fit the layers of the model.
-    """
+    """Return what a section makes of a base model, checked by names and shapes of its layers: it needs no weights."""
     head = head_of(row, base)
     whole = [name for name, _ in base.named_children()] if isinstance(section, FullParams) else head
     config = configured(section, seed, _targets(section, base, row), whole, task_type)

@@ -36,12 +36,7 @@ NOTHING = Read({}, 0, 0)
 
 
 def read(base: PreTrainedModel, plan: Plan, view: FactorizeInitView) -> Read:
-    """Return what the initialization of a plan reads. The base model gets the head that training goes on from, if any.
-
-    Raises:
-        UserError: if the examples or their head are not suitable, the data are not tokenized, or another adapter does
-            not fit.
-    """
+    """Return what the initialization of a plan reads; the base model gets the head that training goes on from."""
     if not isinstance(plan.section, LsrParams):
         return NOTHING
     if plan.section.source:
@@ -90,9 +85,6 @@ def over_batches(
     The head is fitted to the examples first, and restored unless the initialization goes on from training. The model
     runs on the fastest device and is moved back afterwards, because decompositions are reproducible to the byte only on
     one device.
-
-    Raises:
-        ValueError: if the examples or the head are not suitable.
     """
     section = plan.section
     assert isinstance(section, LsrParams)

@@ -48,7 +48,6 @@ const COLUMNS = [
   ["precision", "precision", row => row.precision ?? "–"],
   ["score_at_bytes", "score at bytes", row => half(row.score_at_bytes, row.score_at_bytes_high)],
   ["seconds", "seconds", row => whole(row.seconds)],
-  ["peak_bytes", "peak MB", row => whole(none(row.peak_bytes) ? null : row.peak_bytes / 1e6)],
   ["trainings", "seeds", row => `${Object.keys(row.scores).length} of ${row.trainings}`],
   ["rate", "learning rate", rate],
   ["reason", "what did not finish", row => row.reason],

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from lsr.algebra.frames import leading_frames
 from lsr.algebra.separable import kron_sum
 from lsr.algebra.shapes import Form, split_width
-from lsr.init import INITIALIZATIONS, READERS, principal, random
+from lsr.init import INITIALIZATIONS, READERS, directions, random
 from lsr.init.allocation import allocate
 from lsr.init.initialization import Source
 from tests.kit import refused
@@ -127,7 +127,7 @@ def test_the_rows_of_a_come_nearer_to_the_leading_singular_vectors_with_each_ter
     vectors = torch.linalg.svd(weight).Vh[:4].T
     for terms in (1, 2, 4, 8):
         form = form_of(24, 26, (2, 2), terms, in_shape=(7, 4))
-        rows = kron_sum(*principal.start(Source(form, lambda: weight)).a)[:, :26]
+        rows = kron_sum(*directions.start_of_weight(Source(form, lambda: weight)).a)[:, :26]
         held.append(float((torch.linalg.qr(rows.T).Q.T @ vectors).square().sum()) / 4)
     assert held == sorted(held)
     assert_close(held[-1], 1.0, atol=1e-9, rtol=0)

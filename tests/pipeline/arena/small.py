@@ -40,6 +40,5 @@ def recorded(training, score):
         metrics=("accuracy",),
         rounded={"2bit": Rounded(bytes=200, validation=0.5, test={"accuracy": 0.5})} if training.is_rounded else {},
         seconds={},
-        peak_bytes=None,
         made={},
     )

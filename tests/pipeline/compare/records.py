@@ -79,7 +79,6 @@ def record(method="LoRA r=1", task="rte", rate=0.002, seed=0, status="finished",
         "stored": trained,
         "file_bytes": 4 * (trained + 770) + 500,
         "seconds": {"load": 1.0, "start": 0.5, "train": 20 + trained**0.25, "score": 2.0},
-        "peak_bytes": 1_200_000_000 + 10 * trained,
         "made": {"commit": "0123456789ab", "date": "2026-11-26", "cpu": "a processor"},
     }
     made = Record.model_validate(fields | changes)
