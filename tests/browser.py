@@ -9,6 +9,7 @@ from playwright.sync_api import sync_playwright
 
 PATH = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LOCAL = ("file:", "data:", "blob:")
+NARROW, WIDE = 400, 1280  # pixels
 
 
 @contextmanager
@@ -23,6 +24,13 @@ def chromium():
         opened.close()
 
 
-def note_requests_elsewhere(page, found):
-    """Have each request of a page that leaves the disk added to a list."""
-    page.on("request", lambda request: request.url.startswith(LOCAL) or found.append(request.url))
+def tab(browser, address, said, width=WIDE):
+    """A tab with a page, which adds its complaints, and the requests that leave the disk, to `said`."""
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("dialog", lambda _: said.append("a script of a text has run"))
+    page.on("requestfailed", lambda request: said.append(request.url))
+    page.on("request", lambda request: request.url.startswith(LOCAL) or said.append(request.url))
+    page.goto(address)
+    return page

@@ -16,7 +16,6 @@ PATIENCE = 1800  # seconds: on a machine that is busy, a pipeline of seven proce
 def command(folder, *words, code=0, patience=PATIENCE, **environment):
     environment = os.environ | {
         "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
-        "HF_HUB_OFFLINE": "1",
         "DVC_NO_ANALYTICS": "1",
         "OMP_NUM_THREADS": "1",
         **{f"GIT_{who}_{what}": "tests" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},

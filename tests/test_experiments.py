@@ -19,13 +19,6 @@ def repository(tmp_path_factory):
     return make(tmp_path_factory.mktemp("repository"))
 
 
-def scores(repository):
-    """Return the metrics of all experiments by name."""
-    table = json.loads(command(repository, "dvc", "exp", "show", "--all-commits", "--json"))
-    rows = [row for revision in table for row in revision.get("experiments") or []]
-    return {row["name"]: row["revs"][0]["data"]["metrics"][METRICS]["data"] for row in rows}
-
-
 @pytest.mark.parametrize("cache", [False, True], ids=["a remote", "a shared cache"])
 def test_jobs_each_in_a_clone_of_its_own_all_arrive(repository, tmp_path, cache):
     original, seeds = tmp_path / "original", ("21", "22", "23")
@@ -44,5 +37,7 @@ def test_jobs_each_in_a_clone_of_its_own_all_arrive(repository, tmp_path, cache)
         command(original, "dvc", "exp", "pull", "origin", "--all-commits")
     for seed in seeds:
         command(original, "dvc", "exp", "run", "--temp", "--force", "--name", f"alone-{seed}", "-S", f"seed={seed}")
-    found = scores(original)
+    table = json.loads(command(original, "dvc", "exp", "show", "--all-commits", "--json"))
+    rows = [row for revision in table for row in revision.get("experiments") or []]
+    found = {row["name"]: row["revs"][0]["data"]["metrics"][METRICS]["data"] for row in rows}
     assert [found[f"job-{seed}"] for seed in seeds] == [found[f"alone-{seed}"] for seed in seeds]

@@ -4,6 +4,7 @@ import ast
 import inspect
 import re
 import tomllib
+from pkgutil import resolve_name
 
 import pytest
 
@@ -12,12 +13,7 @@ from tests.workspace import ROOT
 
 API = (ROOT / "docs/reference/api.md").read_text(encoding="utf-8")
 MEMBERS = re.findall(r"^::: (\S+)$", API, re.MULTILINE)
-VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-
-
-def found(name):
-    module, _, member = name.rpartition(".")
-    return getattr(__import__(module, fromlist=[member]), member)
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def test_every_public_name_has_an_entry():
@@ -26,8 +22,8 @@ def test_every_public_name_has_an_entry():
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_every_entry_has_a_docstring_of_its_own(name):
-    (node,) = ast.parse(inspect.getsource(found(name))).body
-    assert inspect.getdoc(found(name)) == ast.get_docstring(node)
+    (node,) = ast.parse(inspect.getsource(resolve_name(name))).body
+    assert inspect.getdoc(resolve_name(name)) == ast.get_docstring(node)
 
 
 @pytest.mark.parametrize("path", [*(ROOT / "docs").glob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
@@ -38,16 +34,15 @@ def test_nothing_that_a_user_runs_imports_the_tests(path):
 
 def test_the_first_page_names_the_versions_that_the_package_needs():
     (said,) = re.findall(r"^Python .*$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed = {"Python": project["requires-python"]} | dict(
-        re.fullmatch(r"(\w+)(>=.*)", one).groups() for one in project["dependencies"]
-    )
+    needed = dict(re.fullmatch(r"(\w+)(>=.*)", one).groups() for one in PROJECT["dependencies"])
+    needed["Python"] = PROJECT["requires-python"]
     for name, shown in re.findall(r"(\w+) (\d[.\d]*\d)", said):
         assert re.search(rf">={shown}\b", needed[name.lower() if name != "Python" else name]), name
 
 
 def test_the_version_is_said_once():
-    assert lsr.__version__ == VERSION
+    version = PROJECT["version"]
+    assert lsr.__version__ == version
     newest = re.search(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)[1]
-    assert newest == VERSION
-    assert not [path for path in (ROOT / "lsr").glob("*.py") if VERSION in path.read_text()]
+    assert newest == version
+    assert not [path for path in (ROOT / "lsr").glob("*.py") if version in path.read_text()]

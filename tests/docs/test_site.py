@@ -8,11 +8,10 @@ from urllib.parse import unquote
 
 import pytest
 
-from tests.browser import chromium, note_requests_elsewhere
+from tests.browser import NARROW, WIDE, chromium, tab
 from tests.workspace import ROOT
 
 pytestmark = pytest.mark.nightly
-NARROW, WIDE = 400, 1280  # pixels
 SETTLED_WIDTH = """() => new Promise(told => requestAnimationFrame(() => requestAnimationFrame(
     () => told(document.documentElement.scrollWidth))))"""  # after the page has noticed its new size
 
@@ -45,7 +44,7 @@ def test_every_page_opens_without_a_complaint_or_a_request(site, browser):
     said = []
     paths = sorted(path for path in site.rglob("*.html") if path.name != "404.html")  # that one is for servers alone
     assert len(paths) > 15
-    tabs = {path: opened(browser, path, said) for path in paths}  # all at once: each needs half a second to be idle
+    tabs = {path: tab(browser, path.as_uri(), said) for path in paths}  # all at once: each is idle after half a second
     for path, page in tabs.items():
         page.wait_for_load_state("networkidle")  # or closing it would cut off its icon
         page.bring_to_front()
@@ -55,17 +54,6 @@ def test_every_page_opens_without_a_complaint_or_a_request(site, browser):
         page.set_viewport_size({"width": NARROW, "height": 900})
         assert page.evaluate(SETTLED_WIDTH) <= NARROW, path
     assert not said
-
-
-def opened(browser, path, said):
-    """A tab with a page, which adds its complaints, and the requests that leave the disk, to `said`."""
-    page = browser.new_page(viewport={"width": WIDE, "height": 900})
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("requestfailed", lambda request: said.append(request.url))
-    note_requests_elsewhere(page, said)
-    page.goto(path.as_uri())
-    return page
 
 
 def test_every_link_within_the_site_leads_to_a_file(site):

@@ -6,12 +6,11 @@ import pytest
 
 from pipeline.compare.comparison import compare
 from pipeline.compare.page import page as html_of
-from tests.browser import LOCAL, chromium
+from tests.browser import NARROW, WIDE, chromium, tab
 from tests.pipeline.compare.records import prepare, preset, trainings, went
 from tests.pipeline.compare.test_main import HOSTILE
 
 pytestmark = pytest.mark.nightly
-NARROW, WIDE = 400, 1280  # pixels
 
 
 @pytest.fixture(scope="module")
@@ -36,25 +35,16 @@ def browser():
 
 @pytest.fixture
 def opened(browser, address):
-    """Open the page at a hash and a width; at the end, there was no complaint and no request."""
-    complaints, contexts = [], []
+    """A function that opens the page at a hash and a width; at the end, there was no complaint and no request."""
+    said = []
 
     def at(hash_="", width=WIDE):
-        context = browser.new_context(viewport={"width": width, "height": 900}, offline=True)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda said: complaints.append(said.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: complaints.append("a script of a text has run"))
-        page.on("request", lambda asked: asked.url.startswith(LOCAL) or complaints.append(asked.url))
-        page.goto(address + hash_)
+        page = tab(browser, address + hash_, said, width)
         page.wait_for_function("document.documentElement.dataset.ready === 'yes'")
         return page
 
     yield at
-    for context in contexts:
-        context.close()
-    assert not complaints
+    assert not said
 
 
 def names(page):

@@ -68,6 +68,7 @@ MISTAKES = [
     ("train.epochs", "four", "train.epochs: input should be a valid integer, got 'four'"),
     ("train.report_to", ["tensorbord"], "train.report_to.0: input should be 'tensorboard', 'wandb', 'mlflow' or"),
     ("lsr.learning_rate", float("inf"), "lsr.learning_rate: input should be a finite number, got inf"),
+    ("lsr.init", "wram", "lsr.init: input should be 'random', "),
     ("lsr.layers", [1, 1], "lsr.layers: input should be 'all' or names must differ from each other, got [1, 1]"),
     ("lsr.target_modules", "qu(ery", "lsr.target_modules: not a valid regular expression: missing ), unterminated"),
     ("peft.type", "ADALORA", "peft.type: ADALORA needs calls that move ranks between layers, which this training does"),
