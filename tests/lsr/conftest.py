@@ -3,7 +3,7 @@ import shutil
 import pytest
 
 from tests.kit import edit
-from tests.lsr.saved import save_with_base
+from tests.lsr.saved import FORMS, save, save_with_base
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +21,19 @@ def beside(originals, tmp_path, monkeypatch):
     edit(tmp_path / "adapter/adapter_config.json", base_model_name_or_path="./base")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """A function that returns a folder of three adapters of a form, which nobody changes."""
+    done = {}
+
+    def of(form):
+        if form not in done:
+            model, fields = FORMS[form]
+            done[form] = tmp_path_factory.mktemp("adapters")
+            for seed, name in enumerate("abc"):
+                save(done[form] / name, model, seed, **fields)
+        return done[form]
+
+    return of

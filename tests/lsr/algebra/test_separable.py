@@ -40,15 +40,6 @@ def has_positive_largest_entries(factor):
     return bool((terms.gather(1, terms.abs().argmax(dim=1, keepdim=True)) > 0).all())
 
 
-# The sum
-
-
-@given(factor_lists())
-def test_a_kron_sum_is_the_sum_of_kronecker_products(factors):
-    dense = sum(torch.kron(*term) if len(term) > 1 else term[0] for term in zip(*factors, strict=True))
-    assert_close(kron_sum(*factors), dense)
-
-
 # The nearest sum
 
 
