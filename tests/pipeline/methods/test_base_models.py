@@ -1,16 +1,17 @@
-"""A model row is loaded as pinned, or refused in one line."""
+"""A model row is loaded as pinned, adapted where it is usual, padded and classified correctly, or refused in a line."""
 
 import hashlib
 import sys
 
 import pytest
+import torch
 
 from pipeline.data import base_models
 from pipeline.methods import planning
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.model_row import ModelRow
 from pipeline.params.sections import HeadParams
-from tests import workspace
+from tests import architectures, workspace
 from tests.kit import edit, refused
 
 SPLITS = {"train": "train", "test": "validation"}
@@ -39,10 +40,6 @@ def row(head=("classifier",), **source):
     return ModelRow.model_validate({"source": source, "target_modules": ["query"], "head": head})
 
 
-def changed(model_row, **source):
-    return model_row.model_copy(update={"source": model_row.source.model_copy(update=source)})
-
-
 @pytest.mark.parametrize(
     ("source", "words"),
     [
@@ -52,7 +49,8 @@ def changed(model_row, **source):
     ],
 )
 def test_a_package_that_is_not_what_the_row_pins_is_refused(package, source, words):
-    refused(base_models.load_base_model, changed(package, **source), PAIRS, says=words)
+    changed = package.model_copy(update={"source": package.source.model_copy(update=source)})
+    refused(base_models.load_base_model, changed, PAIRS, says=words)
 
 
 def test_a_head_that_the_model_does_not_have_lists_its_modules(package):
@@ -73,3 +71,93 @@ def test_the_code_that_a_model_brings_is_not_run(call, tmp_path, monkeypatch):
     edit(tmp_path / "own/config.json", model_type="own", auto_map=mapping)
     assert refused(call, row(path="own"), says="own: ").startswith("pipeline/models.yaml: ")
     assert not (tmp_path / "ran").exists()
+
+
+TEXTS = ["the cat", "the owl number 3 sleeps in the barn at night", "nobody saw 3"]
+USUAL = {  # by PEFT's table, which MPNet is not in
+    "gpt2": (["c_attn"], ["score"]),
+    "llama": (["q_proj", "v_proj"], ["score"]),
+    "opt": (["q_proj", "v_proj"], ["score"]),
+    "deberta-v2": (["query_proj", "value_proj"], ["pooler", "classifier"]),
+    "distilbert": (["q_lin", "v_lin"], ["pre_classifier", "classifier"]),
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A function that returns the folder of a tiny model."""
+    root = tmp_path_factory.mktemp("models")
+    return lambda kind: root / kind if (root / kind).is_dir() else architectures.save(root / kind, kind)
+
+
+@pytest.fixture
+def named(saved):
+    """A function that returns the row of a tiny model that is named itself."""
+    return lambda kind: ModelRow.named(str(saved(kind)), "params.yaml: model")
+
+
+POSITIONS = {"gpt2", "opt", "deberta-v2", "mpnet"}  # that have learned 64 of them; the others turn by any angle
+
+
+@pytest.mark.parametrize("kind", sorted({*POSITIONS, "llama"}))
+def test_the_longest_text_that_positions_allow_is_the_longest_that_the_model_takes(kind, named, monkeypatch):
+    model = base_models.load_base_model(named(kind), PAIRS).eval()
+
+    def check(length):
+        base_models.check_positions(model, length)
+        model(input_ids=torch.full((1, length), 5), attention_mask=torch.ones(1, length))
+
+    check(64)
+    if kind not in POSITIONS:
+        check(65)
+        return
+    refused(check, 65, says=" takes at most 64 tokens, got 65")
+    monkeypatch.setattr(base_models, "check_positions", lambda *_: None)
+    with pytest.raises((IndexError, RuntimeError)):
+        check(65)
+
+
+def outputs(model, tokenizer, texts):
+    with torch.no_grad():
+        return model.eval()(**tokenizer(texts, padding=True, return_tensors="pt"))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
+def test_a_decoder_classifies_the_last_token_of_each_text_in_a_batch(kind, named):
+    row = named(kind)
+    model, tokenizer = base_models.load_base_model(row, PAIRS), base_models.load_tokenizer(row)
+    assert tokenizer.pad_token == ("<pad>" if kind in architectures.PADS else architectures.END)
+    found = outputs(model, tokenizer, TEXTS).logits
+    for text, logits in zip(TEXTS, found, strict=True):
+        alone = tokenizer(text, return_tensors="pt")
+        with torch.no_grad():
+            hidden = model.base_model(**alone).last_hidden_state[0, -1]
+            expected = model.score(hidden)
+        assert torch.allclose(logits, expected, atol=1e-5)
+        assert not torch.allclose(logits, model.score(model.base_model(**alone).last_hidden_state[0, -2]), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", USUAL)
+def test_a_model_that_is_named_itself_has_the_usual_layers_and_its_head(kind, named):
+    row = named(kind)
+    model = base_models.load_base_model(row, PAIRS)
+    assert (list(planning.targets_of(row, model)), planning.head_of(row, model)) == USUAL[kind]
+
+
+# Mistakes
+
+
+def test_an_architecture_that_no_table_knows_lists_its_linear_layers(named):
+    model = base_models.load_base_model(named("mpnet"), PAIRS)
+    line = refused(planning.targets_of, named("mpnet"), model)
+    assert line.startswith("params.yaml: model: ")
+    assert "of the architecture mpnet are usually adapted; name them by target_modules of a row" in line
+    assert line.endswith("its linear layers: q, k, v, o, dense")
+
+
+def test_a_repository_may_be_named_with_its_revision(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = ModelRow.named("Qwen/Qwen2.5-0.5B@abc", "here").source
+    assert (source.path, source.revision) == ("Qwen/Qwen2.5-0.5B", "abc")
+    assert ModelRow.named("Qwen/Qwen2.5-0.5B", "here").source.revision is None
+    assert ModelRow.named("roberta-bsae", "here") is None

@@ -21,14 +21,11 @@ def card(folder):
     return ModelCard.load(folder if folder.is_file() else folder / "README.md")
 
 
-def test_the_adapter_says_how_it_was_trained_and_its_validation_score():
+def test_cards_say_how_it_was_trained_with_the_scores_of_validation_and_of_test():
     text, trained = card(artifacts.ADAPTER).text, report(artifacts.TRAIN_METRICS)
     assert f"accuracy {trained['best_score']:.4g} on the validation split" in text
     assert f"{report(artifacts.EVALUATE_METRICS)['adapter_trained']:,} of the adapter were trained" in text
     assert "dvc exp run -S data=glue -S model=tiny -S adapter=lsr -S seed=0" in text
-
-
-def test_the_card_of_evaluate_has_the_test_scores_and_how_it_was_trained():
     found, scores = card(artifacts.CARD), report(artifacts.EVALUATE_METRICS)
     low, high = (f"{scores[f'accuracy_{end}']:.4g}" for end in ("low", "high"))
     assert f"| accuracy | {scores['accuracy']:.4g} | {low} to {high} |" in found.text
