@@ -1,6 +1,6 @@
-"""Sums of Kronecker products against dense ones, and the nearest sums against TensorLy and the singular values."""
+"""Sums of Kronecker products against dense ones: the shapes of their factors, and the nearest sum to a matrix."""
 
-from itertools import pairwise
+from itertools import pairwise, product
 from math import prod
 
 import pytest
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from lsr.algebra.separable import balance, kron_sum, nearest_kron_sum, rearrange
+from lsr.algebra.shapes import Form, split_width
 from tests.lsr.matrices import SEEDS, normal
 
 SIZES = st.integers(1, 4)
@@ -73,3 +74,44 @@ def test_balanced_factors_have_the_same_sum_and_one_length_per_term(factors):
     assert_close(kron_sum(*balanced), kron_sum(*factors))
     lengths = torch.stack([factor.flatten(1).norm(dim=1) for factor in balanced])
     assert_close(lengths, lengths[:1].expand_as(lengths))
+
+
+# The shapes of factors
+
+RANKS = st.lists(st.integers(1, 5), min_size=1, max_size=2).map(tuple)
+
+
+def cost(shape, rank_shape):
+    return sum(rank * size for rank, size in zip(rank_shape, shape, strict=True))
+
+
+def best_shape(width, rank_shape):
+    """The cheapest, with the least padding, with the longest first factor, found by trying all that waste <= 2 %."""
+    largest = width + width // 50
+    shapes = [shape for shape in product(range(1, largest + 1), repeat=len(rank_shape)) if width <= prod(shape)]
+    allowed = [shape for shape in shapes if prod(shape) <= largest]
+    return min(allowed, key=lambda shape: (cost(shape, rank_shape), prod(shape), [-size for size in shape]))
+
+
+@given(st.integers(1, 3000), RANKS)
+def test_a_split_covers_the_width_and_wastes_at_most_two_percent(width, rank_shape):
+    shape = split_width(width, rank_shape)
+    assert len(shape) == len(rank_shape)
+    assert min(shape) >= 1
+    assert 0 <= prod(shape) - width <= 0.02 * width
+
+
+@given(st.integers(1, 120), st.tuples(st.integers(1, 5), st.integers(1, 5)))
+def test_no_pair_of_factors_is_better(width, rank_shape):
+    assert split_width(width, rank_shape) == best_shape(width, rank_shape)
+
+
+@given(st.integers(1, 4), RANKS, st.integers(1, 40), st.integers(1, 40))
+def test_the_count_is_that_of_the_factors(terms, rank_shape, columns, rows):
+    in_shape, out_shape = split_width(columns, rank_shape), split_width(rows, rank_shape)
+    shapes = [*zip(rank_shape, in_shape, strict=True), *zip(out_shape, rank_shape, strict=True)]
+    form = Form(rank_shape, in_shape, out_shape, terms, columns, rows)
+    assert form.parameters == sum(torch.empty(terms, *shape).numel() for shape in shapes)
+    sides = ((rank_shape, in_shape), (out_shape, rank_shape))
+    ranks = [min(rearrange(torch.zeros(prod(p), prod(q)), p, q).shape) for p, q in sides if len(rank_shape) > 1]
+    assert form.max_separation_rank == min(ranks, default=1)

@@ -5,11 +5,13 @@ import torch
 from peft import get_peft_model
 from torch.testing import assert_close
 
-from lsr import LsrConfig, start_from_examples
+from lsr import start_from_examples
 from lsr.init.update import examples_updates
 from lsr.tuner.layer import adapted_layers
 from tests.capabilities.models import logits, tiny
+from tests.capabilities.subjects import Subject
 from tests.lsr.init.models import HEADS, batches
+from tests.lsr.subjects import DENSE
 
 
 @pytest.mark.parametrize(
@@ -23,9 +25,9 @@ from tests.lsr.init.models import HEADS, batches
 )
 def test_a_model_of_enough_rank_goes_on_from_where_the_short_run_ended(name, share, train, core):
     """Its update is added to the weights, and the head is as trained; a language model's stays as it is."""
-    kind, targets = ("SEQ_CLS", ["query", "value"]) if name == "bert" else ("CAUSAL_LM", ["q_proj"])
-    fields = {"task_type": kind, "share": share, "train": train, "core": core, "target_modules": targets}
-    config = LsrConfig(rank_shape=(24,), init_weights="warm", alpha=5, seed=0, **fields)
+    fields = {"rank_shape": (24,), "share": share, "train": train, "core": core, "init_weights": "warm", "alpha": 5}
+    fields["target_modules"] = ["q_proj"] if name == "llama-causal" else None  # its values are narrower than the rank
+    config = Subject(name, {**DENSE, **fields}).config()
     model, listed = get_peft_model(tiny(name), config).eval(), batches(2, 2, 2, name=name)
     start_from_examples(model, listed, head_steps=3, seed=3)
     expected = tiny(name)

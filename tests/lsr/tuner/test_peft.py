@@ -1,4 +1,4 @@
-"""What only LSR has of PEFT's behaviors: its layers and its files. The others: test_citizenship.py."""
+"""What only LSR has of PEFT's behaviors: its layers, files and rows. The others: test_citizenship.py."""
 
 import warnings
 
@@ -6,11 +6,14 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
+from torch.testing import assert_close
 
 from lsr import LsrConfig, parameter_groups
 from lsr.tuner.layer import adapted_layers
 from tests.capabilities.checks import is_factor, train, trainable
 from tests.capabilities.models import logits, tiny, tokens
+from tests.capabilities.subjects import Subject
+from tests.kit import refused
 from tests.lsr.subjects import CASES, DENSE
 
 
@@ -120,3 +123,44 @@ def test_what_requires_grad_beside_the_active_adapter_is_what_peft_says_of_lora(
     assert found == {"default": {is_trainable}, "other": {True}, "opposite": {False}, "added": {False}}
     model.set_adapter("other")
     assert (what_requires_grad("other"), what_requires_grad("default")) == ({True}, {False})
+
+
+# Different adapters for the rows of one batch
+
+NAMES = ["second", "__base__", "default", "second"]
+
+
+@pytest.fixture
+def pair():
+    return Subject("bert").with_two()
+
+
+def in_one_batch(model, names):
+    with torch.no_grad():
+        return model(**tokens(), adapter_names=names).logits
+
+
+def test_heads_that_were_trained_whole_go_with_their_adapter(pair):
+    row = in_one_batch(pair, ["__base__", "__base__", "default", "__base__"])[2]
+    assert_close(row, logits(pair)[2])
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["default", "secnod", "default", "default"], "no adapter is named 'secnod'; there are ['default', 'second']"),
+        ([], "adapter_names must hold one name per row of the batch, 4, got 0"),
+    ],
+)
+def test_wrong_names_are_refused_and_leave_the_model_usable(names, says, pair):
+    before = logits(pair)
+    refused(in_one_batch, pair, names, kind=ValueError, says=says)
+    assert torch.equal(logits(pair), before)
+
+
+def test_rows_do_not_mix_in_training_or_merged(pair):
+    says = "adapter_names is for evaluation only: call eval()"
+    refused(in_one_batch, pair.train(), NAMES, kind=ValueError, says=says)
+    pair.eval().merge_adapter()
+    says = "adapters are merged into the base weights; call unmerge_adapter() first"
+    refused(in_one_batch, pair, NAMES, kind=ValueError, says=says)

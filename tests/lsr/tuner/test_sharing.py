@@ -30,10 +30,6 @@ def adapted(name="bert", **fields):
     return get_peft_model(tiny(name), LsrConfig(**{**USUAL, **fields})).eval()
 
 
-def tensors_of(model):
-    return {key: value for key, value in model.state_dict().items() if ".lsr_" in key}
-
-
 # Who shares with whom
 
 
@@ -51,7 +47,8 @@ def test_the_first_layer_of_a_kind_owns_the_factors_and_the_file_holds_them_once
     assert len({id(adapter) for adapter in first.values()}) == len(first)
     model.save_pretrained(str(tmp_path))
     written = {key for key in load_file(tmp_path / "adapter_model.safetensors") if ".lsr_" in key}
-    assert written == {key.replace(".lsr_adapters.default.", ".lsr_adapters.") for key in tensors_of(model)}
+    held = {key for key in model.state_dict() if ".lsr_" in key}
+    assert written == {key.replace(".lsr_adapters.default.", ".lsr_adapters.") for key in held}
     parts = [key.rpartition(".lsr_adapters.") for key in written]
     assert {part for name, _, part in parts if ".1." in name} == {"core"}
     assert {part for name, _, part in parts if ".0." in name} == {"core", "factor_A1", "factor_B1"}

@@ -1,7 +1,5 @@
 """Factors that are initialized after the model was made are those that `get_peft_model` gives."""
 
-import re
-
 import pytest
 import torch
 from peft import get_peft_model
@@ -16,6 +14,7 @@ from lsr.tuner.layer import adapted_layers
 from lsr.tuner.start import initialize_factors
 from tests.capabilities.models import LABELS, logits, tiny, tokens
 from tests.capabilities.subjects import Subject
+from tests.kit import refused
 
 MODELS = {"bert-padded": {"rank_shape": (2, 1)}, "gpt2": {}, "bert": {"rank_shape": (3,), "separation_rank": 1}}
 BATCHES = [{**tokens(), "labels": torch.arange(4) % LABELS}]
@@ -82,9 +81,8 @@ def test_frames_are_those_of_all_layers_that_share_them(share):
 
 
 def test_examples_are_for_the_gradient_alone():
-    message = "init_weights must be 'gradient' or 'update' or 'warm' to start from examples, got 'principal'"
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        start_from_examples(made("bert", "principal"), BATCHES)
+    says = "init_weights must be 'gradient' or 'update' or 'warm' to start from examples, got 'principal'"
+    refused(start_from_examples, made("bert", "principal"), BATCHES, kind=ValueError, says=says)
 
 
 OTHER = {"task_type": "SEQ_CLS", "target_modules": ["query"], "rank_shape": (3,), "seed": 0}
@@ -94,7 +92,6 @@ def test_an_adapter_that_is_not_the_active_one_starts_from_no_examples():
     model = get_peft_model(tiny("bert"), LsrConfig(**OTHER), adapter_name="a")
     model.add_adapter("b", LsrConfig(**OTHER, init_weights="warm"))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    said = r"^adapter 'b' must be the active one, and 'a' is: call model\.set_adapter\('b'\) first$"
-    with pytest.raises(ValueError, match=said):
-        start_from_examples(model, BATCHES, "b")
+    says = "adapter 'b' must be the active one, and 'a' is: call model.set_adapter('b') first"
+    refused(start_from_examples, model, BATCHES, "b", kind=ValueError, says=says)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
