@@ -195,6 +195,8 @@ def used(view, use, folder):
     """The logits of the trained adapter where it goes."""
     if use == "lora":
         export_lora(artifacts.ADAPTER, folder / "lora")
+        assert "import lsr" not in (folder / "lora/README.md").read_text()
+        run_card(folder / "lora", view.base_model.source.path)
         return logits(PeftModel.from_pretrained(base_of(view), str(folder / "lora")))
     if use == "merged":
         export_merged(trained(view), folder / "merged")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import Trainer
@@ -36,6 +37,22 @@ from tests.stages.running import (
 
 def written():
     return digests("artifacts") | digests("reports")
+
+
+def test_cards_say_how_it_was_trained_with_the_scores_of_validation_and_of_test(after):
+    after()
+    trained, scores = report(artifacts.TRAIN_METRICS), report(artifacts.EVALUATE_METRICS)
+    text = ModelCard.load(artifacts.ADAPTER / "README.md").text
+    assert f"accuracy {trained['best_score']:.4g} on the validation split" in text
+    assert f"{scores['adapter_trained']:,} of the adapter were trained" in text
+    assert "dvc exp run -S data=glue -S model=tiny -S adapter=lsr -S seed=0" in text
+    found = ModelCard.load(artifacts.CARD)
+    low, high = (f"{scores[f'accuracy_{end}']:.4g}" for end in ("low", "high"))
+    assert f"| accuracy | {scores['accuracy']:.4g} | {low} to {high} |" in found.text
+    assert '"rank_shape": [2, 2]' in found.text
+    assert found.data.metrics == ["accuracy", "f1"]
+    assert {one.dataset_split for one in found.data.eval_results} == {"test"}
+    assert found.data.eval_results[0].metric_value == pytest.approx(scores["accuracy"], abs=1e-6)
 
 
 def test_two_runs_write_the_same_bytes(after):
