@@ -1,6 +1,7 @@
-"""dvc.yaml, params.yaml and the code say the same: otherwise DVC would call a stale result up to date."""
+"""dvc.yaml, params.yaml and the code say the same, or DVC would call a stale result up to date; claims have tests."""
 
 import ast
+import re
 from pathlib import Path
 from typing import get_args
 
@@ -125,3 +126,11 @@ def test_initializations_are_those_of_the_library_and_look_at_examples_where_its
     words, _ = get_args(LsrParams.model_fields["init"].annotation)  # or another adapter
     assert get_args(words) == tuple(INITIALIZATIONS)
     assert set(READ) == set(BATCH) == {word for word, one in INITIALIZATIONS.items() if one.reads in READERS}
+
+
+def test_every_test_that_a_claim_names_is_there():
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", (ROOT / "tests/README.md").read_text(encoding="utf-8"))
+    assert len(named) > 70
+    trees = {path: ast.parse((ROOT / "tests" / path).read_text(encoding="utf-8")) for path, _ in named}
+    functions = {(path, one.name) for path, tree in trees.items() for one in tree.body if hasattr(one, "name")}
+    assert set(named) <= functions

@@ -1,4 +1,4 @@
-"""Every method on a tiny model: it starts as it says, and is saved, loaded and counted."""
+"""Every method on a tiny model starts as it says, is saved, loaded and counted; a mistake in its section is a line."""
 
 import copy
 
@@ -9,9 +9,10 @@ from safetensors.torch import load_file
 from lsr.tuner.files import WEIGHTS
 from pipeline import params
 from pipeline.data import base_models
-from pipeline.methods import adapters, device
+from pipeline.methods import adapters, device, planning
 from pipeline.methods.kadaptation import KAdaptationLinear
 from pipeline.params.reading import changed
+from pipeline.training import arguments
 from tests import workspace
 from tests.kit import refused, write
 from tests.stages.running import added, base_model, logits
@@ -48,16 +49,20 @@ def here(tmp_path_factory):
         yield
 
 
-def seen(view, word, overrides=None):
-    """What a stage sees of params.yaml where a section is chosen."""
-    return changed({"adapter": word, **(overrides or {})}, view)
+def seen(word, overrides=None):
+    """What training sees of params.yaml where a section is chosen."""
+    return changed({"adapter": word, **(overrides or {})}, params.TrainView)
+
+
+def fresh(view):
+    return added(base_model(view), view.section, view.base_model, view.seed)
 
 
 @pytest.mark.parametrize("word", TRAINED)
 def test_a_fresh_adapter_is_counted_saved_and_loaded(word, tmp_path):
-    view = seen(params.TrainView, word)
+    view = seen(word)
     base = logits(base_model(view))
-    model = added(base_model(view), view.section, view.base_model, view.seed)
+    model = fresh(view)
     if word in RANDOM:
         assert 0 < (logits(model) - base).abs().max() < 0.05
     else:
@@ -89,8 +94,8 @@ def check_file(folder, whole, load):
 
 
 def test_the_update_of_kadaptation_is_the_sum_of_kronecker_products():
-    view = seen(params.TrainView, "kadaptation")
-    model = added(base_model(view), view.section, view.base_model)
+    view = seen("kadaptation")
+    model = fresh(view)
     layers = [module for module in model.modules() if isinstance(module, KAdaptationLinear)]
     assert len(layers) == LAYERS
     for layer in layers:
@@ -109,8 +114,8 @@ def devices(model):
 @pytest.mark.parametrize("word", ["lsr", "vera", "full"])
 def test_an_adapter_is_loaded_to_the_device_of_its_base_and_moves_as_a_whole(word, tmp_path, monkeypatch):
     """Seen without an accelerator, on a stand-in for one."""
-    view = seen(params.TrainView, word)
-    adapters.save_adapter(added(base_model(view), view.section, view.base_model), tmp_path, view.base_model)
+    view = seen(word)
+    adapters.save_adapter(fresh(view), tmp_path, view.base_model)
     monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
     monkeypatch.setattr("torch.accelerator.current_accelerator", lambda: META)
     monkeypatch.setattr("peft.peft_model.infer_device", lambda: str(META))
@@ -118,3 +123,71 @@ def test_an_adapter_is_loaded_to_the_device_of_its_base_and_moves_as_a_whole(wor
     model = adapters.load_adapter(base_model(view), tmp_path, trainable=True)
     assert devices(model) == {torch.device("cpu")}
     assert devices(device.place(model)) == {META}
+
+
+MISTAKES = [  # on the tiny model
+    ("vera", {"vera.rr": 4}, "vera: rr: no such key; did you mean r?"),
+    ("lora", {"lora.bias": "al"}, "lora: Requested bias: al, is not implemented"),
+    ("lora", {"lora.init_lora_weights": "pisa"}, "lora: Unknown initialization init_lora_weights='pisa'"),
+    ("lora", {"lora.init_lora_weights": "eva"}, "lora: init_lora_weights: eva needs examples, which this pipeline"),
+    ("peft", {"peft.type": "LOHAA"}, "peft: type: PEFT 0.21.2 has no method 'LOHAA' that adapts layers; did you mean"),
+    ("ln_tuning", {"ln_tuning.layers": [1]}, "ln_tuning: layers: LN_TUNING cannot choose layers by index; name them"),
+    ("lsr", {"lsr.separation_rank": 0}, "lsr.separation_rank: input should be 'auto' or greater than or equal to 1"),
+    ("directions", {"directions.budget": "none", "directions.rank_shape": [25]}, "directions: layer 'roberta.encoder"),
+    ("directions", {"directions.budget": 9999}, "directions: the budget must be in [1, "),
+    ("kadaptation", {"kadaptation.n": 5}, "kadaptation: n: 5 does not divide 24, a width of the layer"),
+    ("kadaptation", {"kadaptation.target_modules": ["LayerNorm"]}, "kadaptation: KAdaptation adapts nn.Linear, but"),
+    ("vblora", {"vblora.lgits_learning_rate": 0.1}, "vblora: lgits_learning_rate: no parameter of VBLORA has 'lgits'"),
+    ("vera", {"vera.target_modules": ["qury"]}, "vera: target_modules: no layer is named 'qury'; linear layers: query"),
+    ("vera", {"vera.target_modules": ["classifier"]}, "vera: target_modules: 'classifier' is part of the head, or of"),
+    ("vera", {"vera.layers": [9]}, "vera: layers_to_transform: no adapted layer has the index 9"),
+]  # fmt: skip
+
+
+def config_of(view):
+    return planning.resolve(view.section, base_model(view), view.base_model, view.seed).config
+
+
+@pytest.mark.parametrize(("word", "overrides", "message"), MISTAKES)
+def test_a_mistake_is_one_line(word, overrides, message):
+    refused(lambda: fresh(seen(word, overrides)), says=f"params.yaml: {message}")
+
+
+def test_any_method_is_reached_by_its_type(monkeypatch):
+    monkeypatch.chdir(workspace.ROOT)
+    for name in planning.known_types().keys() - {"LSR"}:
+        section = changed({"adapter": "peft", "peft.type": name}, params.TrainView).section
+        assert planning.configured(section, 0, ["dense"], ["classifier"]).peft_type == name
+
+
+def test_the_seed_is_every_seed_that_a_section_does_not_set():
+    for word, field in {"vera": "projection_prng_key", "unilora": "proj_seed", "lsr": "seed"}.items():
+        assert getattr(config_of(seen(word, {"seed": 7})), field) == 7
+    assert config_of(seen("vera", {"seed": 7, "vera.projection_prng_key": 3})).projection_prng_key == 3
+
+
+def groups_of(view):
+    """The learning rate and the weight decay of each parameter of the adapter, by the last parts of its name."""
+    model = fresh(view)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        names[id(parameter)].partition(".default")[0].rpartition(".")[2]: (group["lr"], group["weight_decay"])
+        for group in arguments.optimizer(model, view).param_groups
+        for parameter in group["params"]
+        if "classifier" not in names[id(parameter)]
+    }
+
+
+@pytest.mark.parametrize(
+    ("word", "overrides", "groups"),
+    [
+        ("lora", {"lora.use_dora": True}, {"lora_A": (0.002, 0.01), "lora_magnitude_vector": (0.002, 0.0)}),
+        ("ia3", {}, {"ia3_l": (0.005, 0.0)}),
+        ("bitfit", {}, {"bias": (0.001, 0.0)}),
+        ("ln_tuning", {}, {"ln_tuning_layers": (0.001, 0.0)}),
+        ("vblora", {}, {"vblora_vector_bank": (0.001, 0.01), "vblora_logits_A": (0.01, 0.01)}),
+        ("directions", {}, {"lsr_adapters": (0.004, 0.01)}),
+    ],
+)
+def test_each_parameter_has_its_rate_and_decays_where_zero_is_no_change(word, overrides, groups):
+    assert groups_of(seen(word, overrides)).items() >= groups.items()
