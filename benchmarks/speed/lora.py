@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import PreTrainedModel, set_seed
+from transformers import set_seed
 
 from benchmarks.speed.figures import Row, Times, take_turns
 from lsr import from_lora
@@ -113,11 +113,13 @@ def _models(case: Case, row: ModelRow) -> tuple[nn.Module, nn.Module]:
     """Return a model with a LoRA, and another with the LSR adapter that its folder becomes."""
     set_seed(0)
     base = base_models.load_base_model(row, params.load_row("data", DATA))
+    inside = f"{base.base_model_prefix}."  # and not in the head
+    linear = [name for name, one in base.named_modules() if isinstance(one, nn.Linear) and name.startswith(inside)]
     config = LoraConfig(
         task_type="SEQ_CLS",
         r=case.rank,
         lora_alpha=ALPHA,
-        target_modules=_linear_layers(base) if case.targets == ALL_LINEAR else list(row.target_modules or ()),
+        target_modules=linear if case.targets == ALL_LINEAR else list(row.target_modules or ()),
         modules_to_save=planning.head_of(row, base),
     )
     other = copy.deepcopy(base)
@@ -127,11 +129,6 @@ def _models(case: Case, row: ModelRow) -> tuple[nn.Module, nn.Module]:
         from_lora(folder, Path(folder, "lsr"))
         lsr = PeftModel.from_pretrained(other, str(Path(folder, "lsr")), is_trainable=True)
     return lora.train(), lsr.train()
-
-
-def _linear_layers(base: PreTrainedModel) -> list[str]:
-    inside = f"{base.base_model_prefix}."  # and not in the head
-    return [name for name, module in base.named_modules() if isinstance(module, nn.Linear) and name.startswith(inside)]
 
 
 def _batches(row: ModelRow, examples: int, count: int) -> list[Mapping[str, Tensor]]:

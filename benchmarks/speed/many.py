@@ -3,7 +3,6 @@
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -52,12 +51,14 @@ def serve(count: int, rounds: int) -> list[Row]:
     names = [str(row % count) for row in range(ROWS)]
     banks = {form: bank(form, count) for form in FORMS}
     # PEFT loops over the adapters that a batch names, so only these are loaded: more would not change the time.
-    peer = _lora(min(count, ROWS))
+    peer = get_peft_model(_base(), FORMS["LoRA r=8"](**COMMON), adapter_name="0")
+    for number in range(1, min(count, ROWS)):
+        peer.add_adapter(str(number), FORMS["LoRA r=8"](**COMMON))
     models: dict[str, Any] = {
         MERGED: _base(),
         ALONE: get_peft_model(_base(), FORMS[SMALLEST](**COMMON)).eval(),
         **{form: partial(bank, adapter_names=names) for form, bank in banks.items()},
-        PEER: partial(peer, adapter_names=names),
+        PEER: partial(peer.eval(), adapter_names=names),
     }
     sizes = {form: bank.nbytes for form, bank in banks.items()}
     rows: list[Row] = []
@@ -74,23 +75,12 @@ def serve(count: int, rounds: int) -> list[Row]:
 def bank(form: str, count: int) -> AdapterBank:
     """Return a bank of so many adapters of one form."""
     with tempfile.TemporaryDirectory() as folder:
-        _save(FORMS[form](**COMMON), Path(folder))
+        get_peft_model(_base(), FORMS[form](**COMMON)).save_pretrained(folder, save_embedding_layers=False)
         reading = read_contents(folder)
     filled = AdapterBank(_base())
     for number in range(count):  # with equal values, each in its own slot
         filled.add(str(number), reading)
     return filled
-
-
-def _lora(count: int) -> Any:
-    model = get_peft_model(_base(), LoraConfig(r=8, init_lora_weights=False, **COMMON), adapter_name="0")
-    for number in range(1, count):
-        model.add_adapter(str(number), LoraConfig(r=8, init_lora_weights=False, **COMMON))
-    return model.eval()
-
-
-def _save(config: PeftConfig, folder: Path) -> None:
-    get_peft_model(_base(), config).save_pretrained(str(folder), save_embedding_layers=False)
 
 
 def _base() -> Any:

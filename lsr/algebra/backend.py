@@ -37,11 +37,7 @@ def converging_numpy() -> Iterator[None]:
 
 
 def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # (M, N), on the CPU -> (M, k), (k,), (k, N), k = min(M, N)
-    """Return the singular value decomposition `U diag(S) Vh`.
-
-    Raises:
-        ValueError: if an entry is not finite.
-    """
+    """Return the singular value decomposition `U diag(S) Vh`."""
     try:
         return torch.linalg.svd(matrix, full_matrices=False)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]

@@ -62,9 +62,6 @@ def paired_frames(
     For one matrix these are its leading singular vectors. For several, they come from the separated representation over
     layers, rows and columns: the CP decomposition of the stack, by TensorLy, starting from the leading frames.
 
-    Raises:
-        ValueError: as `leading_frames`.
-
     Reference: Beylkin & Mohlenkamp 2005 (separated representations); Carroll & Chang 1970 (CP).
     """
     matrices = _nonzero(matrices, rank)

@@ -10,11 +10,7 @@ from lsr.init.initialization import Source, Start
 
 
 def start(source: Source) -> Start:
-    """Return the sums nearest to both sides of the update's truncated SVD: with one factor a side, that SVD itself.
-
-    Raises:
-        ValueError: if there is no update, or it is zero, not finite or too small.
-    """
+    """Return the sums nearest to both sides of the update's truncated SVD: with one factor a side, that SVD itself."""
     (update,), form = statistics_of([source]), source.form
     left, values, right = leading_svd(update, form.rank, source.seed)
     roots = (values / source.scaling).sqrt()

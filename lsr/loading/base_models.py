@@ -40,9 +40,6 @@ def load_model(kind: Any, name: str, revision: str | None = None, **more: Any) -
     """Return a pretrained model of a class of transformers, from safetensors; `more` is for `from_pretrained`.
 
     Code that the model brings is not run; transformers would ask on the terminal.
-
-    Raises:
-        NoBaseError: if it does not exist or cannot be loaded.
     """
     with explain_base(name):
         return kind.from_pretrained(name, revision=revision, use_safetensors=True, trust_remote_code=False, **more)
@@ -81,11 +78,7 @@ def load_base(fields: Mapping[str, Any], tensors: Mapping[str, Tensor], base: st
 
 
 def load_tokenizer(fields: Mapping[str, Any], folder: Path, base: str | None = None) -> PreTrainedTokenizerBase | None:
-    """Return the tokenizer in an adapter's folder, or else that of its base model; None if neither has one.
-
-    Raises:
-        InputError: if its files cannot be read.
-    """
+    """Return the tokenizer in an adapter's folder, or else that of its base model; None if neither has one."""
     for name, revision in ((str(folder), None), locate(fields, base)):
         # Without these files transformers makes up a tokenizer of five words.
         if any(_has_file(name, revision, file) for file in VOCABULARIES):

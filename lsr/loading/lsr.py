@@ -49,9 +49,6 @@ def lsr_updates(files: Files) -> dict[str, Update]:
 
     A and B are the adapter's own if they are dense and it trained only them, or only a core between them. Kronecker
     factors, and a core between trained frames, come as the equal LoRA.
-
-    Raises:
-        InputError: if a file is incomplete, the two do not fit together, or frames elsewhere are not there or others.
     """
     config, states = check_config(files), factors_by_layer(files.tensors)
     with _fitting(files):

@@ -34,11 +34,7 @@ class LsrFactors(nn.Module):
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set the factors to stored ones by name.
-
-        Raises:
-            ValueError: if a tensor is missing or unexpected, or has the wrong shape; names it.
-        """
+        """Set the factors to stored ones by name."""
         check_factors(self.form, tensors)
         for name, value in tensors.items():
             getattr(self, name).copy_(value)

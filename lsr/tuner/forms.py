@@ -87,11 +87,7 @@ def check_forms(model: nn.Module, names: Sequence[str], config: LsrConfig) -> di
 
 
 def form_in_file(config: LsrConfig, layer_name: str) -> Form:
-    """Return the form of a layer of a saved adapter, as its file says.
-
-    Raises:
-        ValueError: as `form_of`.
-    """
+    """Return the form of a layer of a saved adapter, as its file says."""
     assert config.resolved is not None
     shapes = config.resolved.layer(layer_name)
     return form_of(config, layer_name, shapes.in_features, shapes.out_features)

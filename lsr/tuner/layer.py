@@ -51,11 +51,7 @@ class LsrLinear(nn.Module, BaseTunerLayer):
         return cast("LsrAdapter", self.lsr_adapters[name])
 
     def update_layer(self, adapter_name: str, config: LsrConfig, frames: LsrFactors | None = None) -> None:
-        """Add an adapter with random factors, or with shared frames; `initialize` applies other initializations.
-
-        Raises:
-            ValueError: if the shapes do not fit the layer; names it.
-        """
+        """Add an adapter with random factors, or with shared frames; `initialize` applies other initializations."""
         form = form_of(config, self.layer_name, self.in_features, self.out_features)
         scaling = config.scaling(self.layer_name, form)
         self.lsr_adapters[adapter_name] = LsrAdapter(form, config, scaling, self.base_parameter(), frames)

@@ -134,11 +134,7 @@ class LsrModel(WholeHeads):
                 layer.adapter(adapter_name).to(layer.base_parameter().dtype)
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Delete an adapter, and its frames if no other adapter uses them.
-
-        Raises:
-            ValueError: if there is no adapter of this name, or it is merged.
-        """
+        """Delete an adapter, and its frames if no other adapter uses them."""
         super().delete_adapter(adapter_name)
         drop_unused_frames(adapted_layers(self).values())
 

@@ -26,11 +26,7 @@ LARGEST_ALPHA = 1e30  # it multiplies products in float32, which ends at 3e38
 
 
 def check_options(config: "LsrConfig") -> None:
-    """Check a configuration, whose values have the types that it gives them.
-
-    Raises:
-        ValueError: names the field and what is allowed.
-    """
+    """Check a configuration, whose values have the types that it gives them."""
     _check_numbers(config)
     _check_words(config)
     _check_layers(config)

@@ -159,11 +159,7 @@ class FrameRegistry:
                 self._frames[group_of(config, layer.layer_name, held.form)] = held
 
     def update(self, layer: LsrLinear, adapter_name: str) -> None:
-        """Add the adapter to a layer, with the frames of its group if there are any, else with its own.
-
-        Raises:
-            ValueError: if the form does not fit the layer, or the folder has no frames of this form; names the layer.
-        """
+        """Add the adapter to a layer, with the frames of its group if there are any, else with its own."""
         form = form_of(self.config, layer.layer_name, layer.in_features, layer.out_features)
         group = group_of(self.config, layer.layer_name, form)
         if self.shared is not None and group not in self._frames:

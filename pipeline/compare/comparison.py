@@ -11,10 +11,8 @@ from pipeline.arena.preset import Preset
 from pipeline.arena.record import FOLDER, Record
 from pipeline.compare import bootstrap, labels
 from pipeline.compare.entries import Entry, entries
-from pipeline.compare.estimates import PERCENT
 from pipeline.compare.leads import Scores
-from pipeline.compare.precision import LOSS
-from pipeline.compare.rows import row
+from pipeline.compare.rows import LOSS, PERCENT, row
 from pipeline.compare.verdicts import Judge, Places
 from pipeline.core.errors import UserError, nearest
 from pipeline.tasks.task import rounded
@@ -42,7 +40,10 @@ def compare(name: str, records: Mapping[str, Record], preset: Preset, resamples:
     if not records:
         raise UserError(f"{FOLDER / name}: no records; run python -m pipeline.arena {name}")
     tasks, outdated = entries(name, preset, records)
-    methods, baseline = _methods(tasks), preset.baseline
+    sizes = dict[str, int]()  # the largest of each method
+    for entry in (entry for of in tasks.values() for entry in of.values()):
+        sizes[entry.method] = max(sizes.get(entry.method, 0), entry.shown.trained)
+    methods, baseline = sorted(sizes, key=lambda name: (sizes[name], name)), preset.baseline
     if baseline not in methods:
         near = nearest(baseline, methods)
         raise UserError(f"--baseline: {name} has no method {baseline!r}{near}; methods: {', '.join(methods)}")
@@ -101,13 +102,6 @@ def _scores(
     for training, resampled in zip(trainings, drawn, strict=True):
         listed.setdefault(training.method, {})[training.seed] = Scores(PERCENT * training.score(), PERCENT * resampled)
     return listed
-
-
-def _methods(tasks: Mapping[str, Mapping[str, Entry]]) -> tuple[str, ...]:
-    """Return all methods, sorted by largest size."""
-    every = [entry for of in tasks.values() for entry in of.values()]
-    sizes = {entry.method: entry.shown.trained for entry in sorted(every, key=lambda entry: entry.shown.trained)}
-    return tuple(sorted(sizes, key=lambda name: (sizes[name], name)))
 
 
 def _made(records: Iterable[Record]) -> dict[str, list[str]]:

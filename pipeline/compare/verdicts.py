@@ -4,11 +4,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from pipeline.arena.preset import Hypothesis
-from pipeline.compare.estimates import CONFIDENCE, holm
 from pipeline.compare.leads import Lead, Scores, on_task, over_tasks
 
 BETTER, EQUIVALENT, WORSE, UNDECIDED = "better", "equivalent", "worse", "undecided"
+CONFIDENCE = 0.95
 TWO_ONE_SIDED = 0.90  # confidence of an interval that lies within the margin if both tests at 5 % pass
 Places = Mapping[str, tuple[str, ...]]  # the tasks of each: one, or those of an average
 
@@ -84,3 +86,17 @@ class Judge:
         """
         low, high = found.equivalence_low, found.equivalence_high
         return low is not None and high is not None and -self.margin <= low and high <= self.margin
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number, in the same order.
+
+    scipy corrects only for false discoveries, and statsmodels would be a large package for three lines.
+
+    Reference: Holm, "A simple sequentially rejective multiple test procedure", 1979.
+    """
+    order = np.argsort(values, kind="stable")
+    steps = np.maximum.accumulate(np.asarray(values)[order] * np.arange(len(values), 0, -1))
+    corrected = np.empty(len(values))
+    corrected[order] = np.minimum(steps, 1.0)
+    return [float(value) for value in corrected]

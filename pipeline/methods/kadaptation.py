@@ -84,14 +84,10 @@ class KAdaptationLinear(nn.Module, BaseTunerLayer):
         result = cast("Tensor", self.base_layer(x, *args, **kwargs))
         if not (self.disable_adapters or self.merged):
             for name in self.active_adapters:
-                result = result + self._applied(x, name).to(result.dtype)
+                s, u, v = self.factors(name)  # term by term on (n, q) slices of x
+                inner = torch.einsum("...bq,krq->...bkr", x.to(v.dtype).unflatten(-1, (s.shape[0], -1)), v)
+                result = result + torch.einsum("...bkr,kab,kpr->...ap", inner, s, u).flatten(-2).to(result.dtype)
         return result
-
-    def _applied(self, x: Tensor, adapter_name: str) -> Tensor:  # (..., in_features) -> (..., out_features)
-        """Return Σ_k (S_k ⊗ U_k V_k) x, term by term on (n, q) slices of x."""
-        s, u, v = self.factors(adapter_name)
-        inner = torch.einsum("...bq,krq->...bkr", x.to(v.dtype).unflatten(-1, (s.shape[0], -1)), v)
-        return torch.einsum("...bkr,kab,kpr->...ap", inner, s, u).flatten(-2)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add the updates of the named, or active, adapters to the weight."""

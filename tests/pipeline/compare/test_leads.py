@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pipeline.compare import bootstrap
-from pipeline.compare.estimates import estimate, holm
 from pipeline.compare.leads import Lead, Scores, on_task, over_tasks
+from pipeline.compare.rows import estimate
+from pipeline.compare.verdicts import holm
 from pipeline.tasks.scores import EXAMPLES as SCORES
 
 RESAMPLES = 4000
