@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.compare.entries import Entry, entries
-from pipeline.compare.precision import smallest
+from pipeline.compare.rows import smallest
 from tests.pipeline.compare.records import prepare, preset, record, trainings, went
 
 
