@@ -1,13 +1,16 @@
-"""What README, documentation, changelog and version say is what the repository does."""
+"""What README, documentation, notebook, changelog and version say is what the repository does."""
 
 import ast
 import importlib
 import inspect
+import json
 import re
+import runpy
 import subprocess
 import tomllib
 from pkgutil import resolve_name
 
+import nbformat
 import pytest
 from ruamel.yaml import YAML
 
@@ -112,3 +115,38 @@ def test_the_version_is_said_once():
     newest = re.search(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)[1]
     assert newest == version
     assert not [path for path in (ROOT / "lsr").glob("*.py") if version in path.read_text()]
+
+
+NOTEBOOK = runpy.run_path(str(ROOT / "docs/notebook.py"))
+COMMITTED = nbformat.read(NOTEBOOK["NOTEBOOK"], as_version=4)
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def outputs(notebook):
+    return [output for cell in code(notebook) for output in cell.outputs]
+
+
+def said(cell):
+    return "".join(output.get("text", "") for output in cell.outputs)
+
+
+def form(cell):
+    """What a cell prints without what may differ by machine: decimals, and the answers of the model."""
+    return re.sub(r"\d+\.\d+|(positive|negative) +(right|wrong)", "", said(cell))
+
+
+@pytest.mark.nightly
+def test_every_cell_runs_without_a_warning():
+    run = NOTEBOOK["execute"](NOTEBOOK["NOTEBOOK"])
+    assert [output for output in outputs(run) if output.get("name") == "stderr"] == []
+    assert [form(cell) for cell in code(run)] == [form(cell) for cell in code(COMMITTED)]
+    assert run.metadata == COMMITTED.metadata
+
+
+def test_its_links_lead_to_files():
+    links = re.findall(r"\]\(([^)#:]+)\)", json.dumps([cell.source for cell in COMMITTED.cells]))
+    assert links
+    assert all((NOTEBOOK["NOTEBOOK"].parent / link).is_file() for link in links)
