@@ -1,4 +1,4 @@
-"""The update is that of a LoRA of PEFT, a run that fails is repeated more gently, and the model stays as it was."""
+"""The update is that of a LoRA of PEFT, and a warm start goes on from it; the model stays as it was."""
 
 import math
 from statistics import fmean
@@ -9,11 +9,16 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.testing import assert_close
 
+from lsr import start_from_examples
 from lsr.init import update
 from lsr.init.head import fitted_head
 from lsr.init.update import HEAD_RATE, LARGEST_NORM, RATE, SCALING, examples_updates
+from lsr.tuner.layer import adapted_layers
+from tests.capabilities.models import logits, tiny
+from tests.capabilities.subjects import Subject
 from tests.kit import refused
 from tests.lsr.init.models import HEADS, LAYERS, Titles, batches, in_use, made, state, wrapped
+from tests.lsr.subjects import DENSE
 
 each_model = pytest.mark.parametrize("name", LAYERS)
 
@@ -123,3 +128,33 @@ def test_a_run_that_ends_in_no_number_is_refused(monkeypatch):
     model, layers, head = made("bert")
     message = "the loss is not finite in step 2 of 2 of the short training run at the learning rate inf"
     assert refused(examples_updates, model, layers, batches(2, 4), head, kind=ValueError) == message
+
+
+# A warm start
+
+
+@pytest.mark.parametrize(
+    ("name", "share", "train", "core"),
+    [
+        ("bert", "none", "factors", "full"),
+        ("bert", "none", "core", "diagonal"),
+        ("bert", "layers", "core", "full"),
+        ("llama-causal", "layers", "core", "full"),
+    ],
+)
+def test_a_model_of_enough_rank_goes_on_from_where_the_short_run_ended(name, share, train, core):
+    """Its update is added to the weights, and the head is as trained; a language model's stays as it is."""
+    fields = {"rank_shape": (24,), "share": share, "train": train, "core": core, "init_weights": "warm", "alpha": 5}
+    fields["target_modules"] = ["q_proj"] if name == "llama-causal" else None  # its values are narrower than the rank
+    config = Subject(name, {**DENSE, **fields}).config()
+    model, listed = get_peft_model(tiny(name), config).eval(), batches(2, 2, 2, name=name)
+    start_from_examples(model, listed, head_steps=3, seed=3)
+    expected = tiny(name)
+    layers = {layer: expected.get_submodule(layer) for layer in adapted_layers(model)}
+    head = [expected.get_submodule(part) for part in HEADS[name]]
+    updates = examples_updates(expected, layers, listed, head, steps=3, seed=3, keep_head=True)
+    with torch.no_grad():
+        for layer, (left, right) in updates.items():
+            layers[layer].weight += (left @ right).float()
+    assert not torch.allclose(logits(expected), logits(tiny(name)), atol=1e-3)
+    assert_close(logits(model), logits(expected), atol=1e-5, rtol=1e-5)
