@@ -1,12 +1,11 @@
 """Tiny models, their heads and examples, and everything that a pass over the examples might leave changed."""
 
 import torch
-from peft import get_peft_model
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
-from lsr import LsrConfig
 from tests.capabilities.models import LABELS, tiny, tokens
+from tests.capabilities.subjects import Subject
 
 HEADS = {"bert": ["classifier"], "distilbert": ["pre_classifier", "classifier"], "gpt2": ["score"], "llama-causal": []}
 LAYERS = {
@@ -35,10 +34,7 @@ def made(name):
 
 def wrapped(name):
     """The same in a PEFT wrapper, with dropout in the adapter."""
-    config = LsrConfig(
-        task_type="SEQ_CLS", rank_shape=(2, 2), separation_rank=2, target_modules=[LAYERS[name]], dropout=0.5, seed=0
-    )
-    model = get_peft_model(tiny(name).double(), config, autocast_adapter_dtype=False)
+    model = Subject(name, {"target_modules": [LAYERS[name]], "dropout": 0.5}).fresh().double()
     layers = {LAYERS[name]: model.get_base_model().get_submodule(LAYERS[name]).get_base_layer()}
     return model, layers, [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
 

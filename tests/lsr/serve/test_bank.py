@@ -7,11 +7,13 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from lsr import AdapterBank
 from lsr.serve.head import BankHead
 from lsr.tuner.files import WEIGHTS
+from tests.capabilities.checks import trainable
 from tests.capabilities.models import tiny, tokens
 from tests.kit import edit, refused, write
 from tests.lsr.saved import FORMS, asked, save, save_lora, says, with_labels
@@ -39,12 +41,11 @@ def filled(folder, model="bert", dtype=torch.float32):
 def test_each_row_is_what_its_adapter_alone_says(form, folders):
     model, fields = FORMS[form]
     folder = folders(form)
-    dtype = torch.float64
-    alone = {name: says(model, folder / name, len(NAMES), dtype) for name in "abc"}
-    alone["__base__"] = says(model, None, len(NAMES), dtype)
+    alone = {name: says(model, folder / name, len(NAMES)) for name in "abc"}
+    alone["__base__"] = says(model, None, len(NAMES))
     expected = torch.stack([alone[name][row] for row, name in enumerate(NAMES)])
     assert (alone["a"] - alone["b"]).abs().max() > 1e-3
-    bank = filled(folder, model, dtype)
+    bank = filled(folder, model, torch.float64)
     assert_close(asked(bank, NAMES), expected, rtol=1e-5, atol=1e-6)  # files hold float32
     assert {layer.frames is not None for layer in bank.layers.values()} == {fields.get("train") == "core"}
 
@@ -163,25 +164,22 @@ def test_replacing_and_removing_compile_nothing_again(folders):
 # Training
 
 
-def alone(folder, names, name, labels, size, dtype=torch.float64):
+def alone(folder, names, name, labels, size):
     """Train an adapter by PEFT and torch on its own rows; return its logits."""
-    model = PeftModel.from_pretrained(with_labels(tiny("bert"), size).to(dtype), str(folder), is_trainable=True).eval()
-    trained = {key: one.data_ptr() and one for key, one in model.to(dtype).named_parameters() if one.requires_grad}
-    heads = [one for key, one in trained.items() if "classifier" in key]
-    others = [one for key, one in trained.items() if "classifier" not in key]
+    base = with_labels(tiny("bert"), size)
+    model = PeftModel.from_pretrained(base, str(folder), is_trainable=True).eval().double()
+    trained = trainable(model)
+    heads, others = ([p for key, p in trained.items() if ("classifier" in key) == is_head] for is_head in (True, False))
     groups = [{"params": others, "lr": 0.01}, {"params": heads, "lr": 0.03}]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.1)
     rows = [row for row, chosen in enumerate(names) if chosen == name]
     for step in range(STEPS):
         if name == "c" and step % 2:
             continue  # it has no rows in every other batch
-        logits = model(**tokens(len(names))).logits[rows]
-        wanted = labels[rows]
-        loss = (
-            (logits[:, 0] - wanted).square().mean() if size == 1 else nn.functional.cross_entropy(logits, wanted.long())
-        )
+        logits, wanted = model(**tokens(len(names))).logits[rows], labels[rows]
+        loss = F.mse_loss(logits[:, 0], wanted) if size == 1 else F.cross_entropy(logits, wanted.long())
         loss.backward()
-        nn.utils.clip_grad_norm_([*others, *heads], 1.0)
+        nn.utils.clip_grad_norm_(trained.values(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
     with torch.no_grad():

@@ -16,24 +16,19 @@ from torch import nn
 from lsr import LsrConfig
 from lsr.tuner.start import initialize_factors
 from tests.capabilities.models import tiny
+from tests.capabilities.subjects import Subject
 from tests.kit import edit, refused
 from tests.lsr.layers import adapters
-from tests.lsr.subjects import CASES
+from tests.lsr.subjects import CASES, SHARED
 
-USUAL = {"rank_shape": (4,), "alpha": 7, "seed": 0, "train": "core", "share": "layers", "init_weights": "principal"}
 QUERIES = [f"bert.encoder.layer.{i}.attention.self.query" for i in (0, 1)]
-SHARED = {name: subject for name, subject in CASES.items() if subject.config().share == "layers"}
-each_shared = pytest.mark.parametrize("subject", SHARED.values(), ids=SHARED)
-
-
-def adapted(name="bert", **fields):
-    return get_peft_model(tiny(name), LsrConfig(**{**USUAL, **fields})).eval()
+SUBJECTS = {name: subject for name, subject in CASES.items() if subject.config().share == "layers"}
 
 
 # Who shares with whom
 
 
-@each_shared
+@pytest.mark.parametrize("subject", SUBJECTS.values(), ids=SUBJECTS)
 def test_the_first_layer_of_a_kind_owns_the_factors_and_the_file_holds_them_once(subject, tmp_path):
     model = subject.stirred()
     first, others = (
@@ -59,7 +54,7 @@ def test_layers_of_other_shapes_are_of_kinds_of_their_own():
     torch.manual_seed(0)
     shapes = [(12, 12), (12, 12), (12, 20), (20, 20), (20, 20), (20, 20)]
     blocks = nn.Sequential(*(nn.Sequential(OrderedDict(fc=nn.Linear(*shape))) for shape in shapes))
-    model = get_peft_model(blocks, LsrConfig(**{**USUAL, "target_modules": ["fc"]}))
+    model = get_peft_model(blocks, LsrConfig(**{**SHARED, "target_modules": ["fc"]}))
     found = adapters(model)
     owners = {name: next(key for key, one in found.items() if one is a.frames) for name, a in found.items()}
     assert owners == {"0.fc": "0.fc", "1.fc": "0.fc", "2.fc": "2.fc", "3.fc": "3.fc", "4.fc": "3.fc", "5.fc": "3.fc"}
@@ -72,7 +67,7 @@ def test_layers_of_other_shapes_are_of_kinds_of_their_own():
 
 @pytest.mark.parametrize("is_more", [False, True])
 def test_peft_refuses_a_file_that_holds_less_or_more_which_it_would_pass_over(is_more, tmp_path):
-    adapted().save_pretrained(str(tmp_path))
+    Subject("bert", SHARED).fresh().save_pretrained(str(tmp_path))
     name, of_first = (f"base_model.model.{layer}.lsr_adapters" for layer in reversed(QUERIES))
 
     def change(tensors):
