@@ -20,13 +20,7 @@ CASES = {  # every option meets most of the others, each in one configuration
         "gpt2", {**DENSE, "init_weights": "principal", "target_modules": "all-linear"}, layers=8
     ),
     "no seed, biases of the adapted": Subject(
-        "bert",
-        {
-            "seed": None,
-            "bias": "lsr_only",
-            "exclude_modules": ["0.attention.self.value"],
-        },
-        layers=3,
+        "bert", {"seed": None, "bias": "lsr_only", "exclude_modules": ["0.attention.self.value"]}, layers=3
     ),
     "patterns, more saved whole": Subject(
         "bert",

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from lsr.algebra import spectrum
 from lsr.algebra.frames import core_between, diagonal_between, energy_between, leading_frames, paired_frames
-from tests.lsr.matrices import normal
+from tests.lsr.layers import normal
 
 
 @st.composite

@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from lsr.algebra import levels
 from lsr.algebra.rounding import PRECISIONS, pack, unpack
 from tests.kit import refused
-from tests.lsr.matrices import SEEDS, normal
+from tests.lsr.layers import SEEDS, normal
 
 SHAPES = st.sampled_from([(), (1,), (3, 3), (9,), (2, 5, 3), (1, 70, 3), (2, 384), (384, 2), (130,), (65, 66)])
 NAMES = st.lists(st.from_regex(r"[a-c]{1,2}\.[0-9]{1,2}\.[a-c]_[AB]", fullmatch=True), max_size=6, unique=True)

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from lsr.algebra.separable import balance, kron_sum, nearest_kron_sum, rearrange
 from lsr.algebra.shapes import Form, split_width
-from tests.lsr.matrices import SEEDS, normal
+from tests.lsr.layers import SEEDS, normal
 
 SIZES = st.integers(1, 4)
 ROWS, COLUMNS = (2, 3), (4, 5)

@@ -11,7 +11,7 @@ from lsr.algebra import spectrum
 from lsr.algebra.frames import leading_frames, paired_frames
 from lsr.algebra.separable import nearest_kron_sum
 from lsr.algebra.spectrum import leading_svd
-from tests.lsr.matrices import decaying, normal
+from tests.lsr.layers import decaying, normal
 
 
 @given(st.integers(1, 8), st.integers(1, 8), st.data())

@@ -12,10 +12,9 @@ from tests.kit import refused
 from tests.lsr.init.models import HEADS, LAYERS, Titles, batches, examples, in_use, made, state, values_of, wrapped
 
 each_model = pytest.mark.parametrize("name", LAYERS)
-each_layout = pytest.mark.parametrize("name", ["bert", "gpt2"])
 
 
-@each_layout
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
 def test_a_gradient_is_that_of_the_mean_loss_over_examples_however_they_are_cut(name):
     model, layers, _ = made(name)
     whole, parts = (examples_gradients(model, layers, cut) for cut in (batches(6), batches(3, 1, 2)))

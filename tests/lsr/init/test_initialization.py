@@ -15,7 +15,7 @@ from lsr.init import INITIALIZATIONS, READERS, directions, random
 from lsr.init.allocation import allocate
 from lsr.init.initialization import Source
 from tests.kit import refused
-from tests.lsr.matrices import decaying, normal
+from tests.lsr.layers import decaying, normal
 
 each_word = pytest.mark.parametrize("word", INITIALIZATIONS)
 WIDTHS = (20, 26)  # 26 is padded to 27 or more

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from lsr.algebra.separable import kron_sum
 from lsr.tuner.functional import adapted_linear
-from tests.lsr.matrices import normal
+from tests.lsr.layers import normal
 
 SIZES = st.integers(1, 6)
 BATCHES = st.sampled_from([(), (2,), (2, 3), (0, 3), (0,)])

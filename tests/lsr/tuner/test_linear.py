@@ -7,8 +7,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from lsr import LsrConfig
-from tests.lsr.layers import adapt, base, config
-from tests.lsr.matrices import normal
+from tests.lsr.layers import adapt, base, config, normal
 
 WIDTHS = st.integers(1, 9)
 BATCHES = st.sampled_from([(), (2,), (2, 3), (0, 3)])

@@ -1,4 +1,4 @@
-"""What only LSR has of PEFT's behaviors: its layers, files and rows. The others: test_citizenship.py."""
+"""What only LSR has of PEFT's behaviors: its layers, files and rows. The others: tests/capabilities."""
 
 import warnings
 

@@ -1,6 +1,6 @@
 """Factors that layers share, and cores: what is one and the same object, what counts, what is stored, what is refused.
 
-What these have in common with every adapter is in test_citizenship.py and test_peft.py, their formulas in
+What these have in common with every adapter is in tests/capabilities and test_peft.py, their formulas in
 test_special_cases.py.
 """
 

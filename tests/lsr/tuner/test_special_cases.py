@@ -12,8 +12,7 @@ from lsr import LsrConfig
 from lsr.tuner.layer import adapted_layers
 from tests.capabilities.checks import loss, trainable
 from tests.capabilities.models import logits, tiny
-from tests.lsr.layers import adapt, base
-from tests.lsr.matrices import normal
+from tests.lsr.layers import adapt, base, normal
 
 STEPS = 5
 
