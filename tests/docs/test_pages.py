@@ -95,12 +95,6 @@ def test_every_entry_has_a_docstring_of_its_own(name):
     assert inspect.getdoc(resolve_name(name)) == ast.get_docstring(node)
 
 
-@pytest.mark.parametrize("path", [*(ROOT / "docs").glob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
-def test_nothing_that_a_user_runs_imports_the_tests(path):
-    imported = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)]
-    assert not [node for node in imported if re.search(r"\btests\b", ast.unparse(node))]
-
-
 def test_the_first_page_names_the_versions_that_the_package_needs():
     (said,) = re.findall(r"^Python .*$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     needed = dict(re.fullmatch(r"(\w+)(>=.*)", one).groups() for one in PROJECT["dependencies"])

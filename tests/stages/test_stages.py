@@ -24,15 +24,7 @@ from pipeline.training import arguments, callbacks
 from pipeline.training import run as training
 from tests import workspace
 from tests.kit import digests, refused
-from tests.stages.running import (
-    EVALUATE,
-    FACTORIZE,
-    TOKENIZE,
-    TRAIN,
-    killed_training,
-    report,
-    run,
-)
+from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, killed_training, report, run
 
 
 def written():

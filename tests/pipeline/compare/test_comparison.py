@@ -9,17 +9,7 @@ import pytest
 from pipeline.arena.record import labels_path
 from pipeline.compare.comparison import compare
 from pipeline.tasks import scores
-from tests.pipeline.compare.records import (
-    LOST,
-    SIZES,
-    TASKS,
-    labels,
-    prepare,
-    preset,
-    save_labels,
-    some_go_wrong,
-    trainings,
-)
+from tests.pipeline.compare import records as made
 
 RESAMPLES = 400
 
@@ -28,18 +18,18 @@ RESAMPLES = 400
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare")
     with chdir(folder):
-        prepare(folder)
+        made.prepare(folder)
         yield folder
 
 
 @pytest.fixture(scope="module")
 def records(folder):
-    return trainings(preset(), some_go_wrong)
+    return made.trainings(made.preset(), made.some_go_wrong)
 
 
 @pytest.fixture(scope="module")
 def found(records):
-    return compare("small", records, preset(), RESAMPLES)
+    return compare("small", records, made.preset(), RESAMPLES)
 
 
 def row(found, task, method):
@@ -48,10 +38,10 @@ def row(found, task, method):
 
 
 def test_every_method_has_a_row_on_every_task(found):
-    assert len(found["results"]) == len(SIZES) * (len(TASKS) + 1)
+    assert len(found["results"]) == len(made.SIZES) * (len(made.TASKS) + 1)
     lost, partly = row(found, "cola", "VeRA"), row(found, "rte", "LSR 200")
     assert (lost["status"], lost["score"], lost["scores"]) == ("diverged", None, {})
-    assert LOST in lost["reason"]
+    assert made.LOST in lost["reason"]
     assert (len(partly["scores"]), partly["trainings"], partly["status"]) == (4, 5, "partly finished")
     assert partly["reason"] == "seed 4: failed: not enough memory"
     assert row(found, "rte", "head alone")["verdict"] == "worse"
@@ -59,19 +49,19 @@ def test_every_method_has_a_row_on_every_task(found):
 
 
 def test_the_average_is_the_mean_of_the_tasks_in_percent_seed_by_seed(found, records):
-    by_task = {task: row(found, task, "LoRA r=8")["scores"][3] for task in ("average", *TASKS)}
+    by_task = {task: row(found, task, "LoRA r=8")["scores"][3] for task in ("average", *made.TASKS)}
     assert by_task.pop("average") == pytest.approx(fmean(by_task.values()))
     rate = row(found, "stsb", "LoRA r=8")["rate"]
     chosen = ("stsb", "LoRA r=8", 3, rate)
     (one,) = [one for one in records.values() if (one.task, one.method, one.seed, one.rate) == chosen]
-    by_hand = scores.score(("pearson",), np.array(one.predicted), labels("stsb"))["pearson"]
+    by_hand = scores.score(("pearson",), np.array(one.predicted), made.labels("stsb"))["pearson"]
     assert by_task["stsb"] == pytest.approx(100 * by_hand)
 
 
 def test_an_average_is_over_its_tasks_and_without_a_method_that_was_not_run_on_all(records):
     averages = {"two": ("rte", "stsb"), "three": ("cola", "rte", "stsb")}
     left = {key: one for key, one in records.items() if (one.method, one.task) != ("LoRA r=2", "cola")}
-    found = compare("small", left, preset().model_copy(update={"averages": averages}), RESAMPLES)
+    found = compare("small", left, made.preset().model_copy(update={"averages": averages}), RESAMPLES)
     two, three = (row(found, place, "LoRA r=2") for place in averages)
     assert two["score"] == pytest.approx(fmean(row(found, task, "LoRA r=2")["score"] for task in ("rte", "stsb")))
     assert two["difference"] == pytest.approx(two["score"] - row(found, "two", "LoRA r=1")["score"], abs=1e-4)
@@ -82,8 +72,8 @@ def test_an_average_is_over_its_tasks_and_without_a_method_that_was_not_run_on_a
 
 def test_without_usable_labels_errors_are_of_seeds_alone_and_a_note_says_why(records):
     labels_path("small", "rte").unlink()
-    save_labels("cola", examples=150)
-    found = compare("small", records, preset(), RESAMPLES)
+    made.save_labels("cola", examples=150)
+    found = compare("small", records, made.preset(), RESAMPLES)
     path, private = (labels_path("small", "rte", private=is_private) for is_private in (False, True))
     assert f"rte: neither {path} nor {private} is there, so its errors are of seeds alone" in found["notes"]
     assert any(note.startswith("cola: 150 labels, but head alone has 200 predictions") for note in found["notes"])
