@@ -30,9 +30,6 @@ LORAS = {  # what it shows: model, fields
 }
 
 
-# As an LSR adapter
-
-
 def loaded(name, folder, **options):
     return PeftModel.from_pretrained(tiny(name), str(folder), **options)
 

@@ -45,9 +45,6 @@ def test_gradients_are_those_through_the_fitted_head_in_a_peft_wrapper_too(name)
         assert_close(examples_gradients(outer, its_layers, listed, wrappers, steps=20, seed=4), expected)
 
 
-# What a measurement leaves alone
-
-
 @pytest.mark.parametrize("name", ["bert", "llama-causal"])
 def test_a_measurement_leaves_the_model_as_it_was_and_takes_no_dropout(name):
     model, layers, head = in_use(name)
@@ -57,9 +54,6 @@ def test_a_measurement_leaves_the_model_as_it_was_and_takes_no_dropout(name):
     plain, its_layers, its_head = made(name)
     expected = examples_gradients(plain, its_layers, batches(2, 4, name=name), its_head, steps=3)
     assert all(torch.equal(one[key], two[key]) and torch.equal(one[key], expected[key]) for key in layers)
-
-
-# Errors
 
 
 def test_gradients_need_labels():
@@ -110,9 +104,6 @@ def test_the_head_of_a_language_model_is_fitted_if_asked_unless_it_is_tied(name)
     assert is_tied == (name == "gpt2-causal") == torch.equal(found, before)
     if not is_tied:
         assert_close([found], fitted_in_full(model, [model.lm_head], batch, steps=3))
-
-
-# Errors
 
 
 @pytest.mark.parametrize(

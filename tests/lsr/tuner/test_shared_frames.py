@@ -55,9 +55,6 @@ def kept(model):
     return [frames for layer in adapted_layers(model).values() for frames in layer.lsr_frames.values()]
 
 
-# What it holds and stores
-
-
 @each_source
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
 def test_it_starts_as_the_base_and_cores_and_heads_alone_train_are_stored_and_come_back(
@@ -83,9 +80,6 @@ def test_it_starts_as_the_base_and_cores_and_heads_alone_train_are_stored_and_co
     loaded.save_pretrained(str(tmp_path / "three"))
     for file in (WEIGHTS, CONFIG):
         assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "three" / file).read_bytes()
-
-
-# One copy
 
 
 @pytest.mark.parametrize("share", ["none", "layers"])
@@ -115,9 +109,6 @@ def test_adapters_of_one_model_hold_one_copy_which_is_freed_with_the_last(share,
     assert not any(tensor() is not None for tensor in tensors)
 
 
-# Where they are
-
-
 @pytest.mark.parametrize("frames", ["../frames", "inside/frames"])
 def test_a_relative_folder_is_one_beside_or_inside_the_adapters(frames, tmp_path, monkeypatch):
     first(tmp_path / "elsewhere")
@@ -131,9 +122,6 @@ def test_a_relative_folder_is_one_beside_or_inside_the_adapters(frames, tmp_path
     monkeypatch.chdir(tmp_path / "here")
     assert torch.equal(logits(PeftModel.from_pretrained(tiny("bert"), str(tmp_path / "two"))), logits(model))
     assert read_contents(tmp_path / "two").updates.keys() == adapted_layers(model).keys()
-
-
-# What holds no frames, or others
 
 
 def test_a_folder_without_frames_is_refused_by_a_model_which_stays_as_it_was(tmp_path):

@@ -25,9 +25,6 @@ QUERIES = [f"bert.encoder.layer.{i}.attention.self.query" for i in (0, 1)]
 SUBJECTS = {name: subject for name, subject in CASES.items() if subject.config().share == "layers"}
 
 
-# Who shares with whom
-
-
 @pytest.mark.parametrize("subject", SUBJECTS.values(), ids=SUBJECTS)
 def test_the_first_layer_of_a_kind_owns_the_factors_and_the_file_holds_them_once(subject, tmp_path):
     model = subject.stirred()
