@@ -90,9 +90,14 @@ def type_in(folder, script, home):
     environment |= {"DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1"}
     (home / "script").write_text(f"trap 'kill $(jobs -p) 2> /dev/null || true' EXIT\n{script}")
     run = subprocess.run(
-        ["bash", "-e", home / "script"], cwd=folder, env=environment, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, check=False,
-    )  # fmt: skip
+        ["bash", "-e", home / "script"],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 0, run.stdout
 
 
