@@ -59,7 +59,8 @@ def scripts() -> Path:
     server = subprocess.Popen(
         line, cwd="/", env=os.environ | offline, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    assert server.stdout.readline() == "ready\n"
+    said = server.stdout.readline()
+    assert said == "ready\n", f"said {said!r}, ended with {server.poll()}"
     atexit.register(server.communicate)  # at the end of its standard input, it ends
     return folder
 

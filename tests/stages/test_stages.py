@@ -1,11 +1,13 @@
 """The stages after one another on a tiny RoBERTa and a GLUE-shaped folder, in this process."""
 
 import math
+import os
 import re
 import resource
 import shutil
 import subprocess
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -120,7 +122,8 @@ def test_dvclive_writes_into_runs_alone_and_changes_no_byte(after):
     subprocess.run(["bash", "-c", begin], check=True)
     git = digests(".git")
     workspace.change(train={"report_to": ["dvclive"]})
-    run(TRAIN)
+    with patch.dict(os.environ):  # trackers are told there to stay offline: nothing of that for other tests
+        run(TRAIN)
     assert digests("artifacts") | digests("reports") == before
     assert digests(".git") == git
     live = folder / "runs/dvclive/glue-tiny-lsr-seed0"
