@@ -38,8 +38,6 @@ SCALING = 2.0
 LARGEST_NORM = 1.0  # of a step's gradient
 FAILED = 0.95  # of the mean loss of the first quarter: a last quarter above it shows that the run has learned nothing
 JUDGED_STEPS = 32  # of runs with a head to train; in shorter ones, the means of quarters are mostly noise
-
-
 # The share of the learning rates, and that of the steps over which they rise; each follows if those before have failed.
 ATTEMPTS = ((1.0, 0.0), (1.0, 0.1), (0.5, 0.1))
 

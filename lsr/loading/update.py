@@ -2,10 +2,10 @@
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from lsr.algebra.shapes import Form
+from lsr.tuner.adapter import times_core
 from lsr.tuner.config import DIAGONAL
 
 
@@ -64,12 +64,7 @@ class Update(NamedTuple):
         return self.scaling * self.frames.b.double(), self._right().double()
 
     def _right(self) -> Tensor:  # R A, (r, n)
-        a, core = self.frames.a, self.core
-        if core is None:
-            return a
-        precise = torch.promote_types(core.dtype, a.dtype)
-        core, a = core.to(precise), a.to(precise)
-        return core[:, None] * a if core.dim() == 1 else core @ a
+        return self.frames.a if self.core is None else times_core(self.core, self.frames.a)
 
 
 def _divisor(frames: Frames, core: Tensor | None) -> int:

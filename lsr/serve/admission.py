@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from lsr.convert.parity import outputs, probe_ids
 from lsr.loading.update import Update
+from lsr.tuner.targets import heads_of
 
 
 def check_heads(model: nn.Module, names: Iterable[str]) -> None:
@@ -22,9 +23,8 @@ def check_heads(model: nn.Module, names: Iterable[str]) -> None:
     Raises:
         ValueError: names the module, and the heads that there are.
     """
-    backbone, children = getattr(model, "base_model_prefix", ""), dict(model.named_children())
-    known = [name for name, module in children.items() if name != backbone and any(True for _ in module.parameters())]
-    heads = known if backbone in children else []
+    has_backbone = getattr(model, "base_model_prefix", "") in dict(model.named_children())
+    heads = heads_of(model) if has_backbone else []
     for name in names:
         if name not in heads:
             there_are = f"the heads of this model: {', '.join(heads)}" if heads else "this model has no head"

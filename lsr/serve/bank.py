@@ -125,8 +125,8 @@ class AdapterBank(nn.Module):
             if value is not None and value != held:
                 raise ValueError(f"{field} is {value!r}, but {held!r} for the adapters in the bank")
         contents.check_layers(self._of_base)
-        check_heads(self.model, contents.whole(self._of_base))
-        adapted, whole = {*self.layers, *contents.updates}, {*self.heads, *contents.whole(self._of_base)}
+        check_heads(self.model, own := contents.whole(self._of_base))
+        adapted, whole = {*self.layers, *contents.updates}, {*self.heads, *own}
         for outer, inner in product(sorted(whole), sorted(adapted | whole)):
             if f"{inner}.".startswith(f"{outer}.") and (inner != outer or inner in adapted):
                 both = f"{inner!r} is adapted or trained, and {outer!r} trained in full"

@@ -112,11 +112,7 @@ class LsrAdapter(LsrFactors):
     def collapse(self) -> tuple[Tensor, Tensor]:  # (r, in_features), (out_features, r)
         """Return the LoRA that is the same update: R A and B, without the scaling."""
         a, b = self.matrices()
-        if not self.has_core:
-            return a, b
-        precise = torch.promote_types(self.core.dtype, a.dtype)  # frames of another adapter may be more precise
-        core, a = self.core.to(precise), a.to(precise)
-        return (core @ a if core.dim() == 2 else core[:, None] * a), b
+        return (times_core(self.core, a) if self.has_core else a), b
 
     def operands(self) -> tuple[Side, Side]:
         """Return the factors of A and of B, or with a core the result of `collapse`; after one alone comes None."""
@@ -128,6 +124,16 @@ class LsrAdapter(LsrFactors):
         a, b = self.collapse()
         precise = torch.promote_types(a.dtype, torch.float32)
         return self.scaling * (b.to(precise) @ a.to(precise))
+
+
+def times_core(
+    core: Tensor,  # (r, r), or (r,) for a diagonal
+    a: Tensor,  # (r, n)
+) -> Tensor:  # (r, n)
+    """Return R A in the more precise dtype of both: frames of another adapter may be more precise than a core."""
+    precise = torch.promote_types(core.dtype, a.dtype)
+    core, a = core.to(precise), a.to(precise)
+    return core @ a if core.dim() == 2 else core[:, None] * a
 
 
 def check_factors(form: Form, tensors: Mapping[str, Tensor]) -> None:

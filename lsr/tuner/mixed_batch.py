@@ -7,7 +7,7 @@ from typing import Any
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from lsr.tuner.layer import LsrLinear
+from lsr.tuner.layer import adapted_layers
 
 BASE = "__base__"  # PEFT's name for a row without an adapter
 
@@ -26,7 +26,7 @@ def rows_choose(
         ValueError: if a name is unknown, the model is in training mode, or adapters are merged; inside the context, if
             a batch does not have one row per name.
     """
-    layers = [module for module in model.modules() if isinstance(module, LsrLinear)]
+    layers = list(adapted_layers(model).values())
     known = sorted({name for layer in layers for name in layer.lsr_adapters})
     for name in names:
         if name not in known and name != BASE:

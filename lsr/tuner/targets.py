@@ -116,6 +116,12 @@ def linear_layers(model: nn.Module, config: PeftConfig | None = None) -> list[st
     return _last_parts([name.removesuffix(".base_layer") for name in kept])
 
 
+def heads_of(model: nn.Module) -> list[str]:
+    """Return the modules with parameters beside a model's backbone."""
+    beside = {name: its for name, its in model.named_children() if name != getattr(model, "base_model_prefix", "")}
+    return [name for name, module in beside.items() if any(True for _ in module.parameters())]
+
+
 def _last_parts(names: Sequence[str]) -> list[str]:
     return [last for last in dict.fromkeys(name.rpartition(".")[2] for name in names) if not last.isdigit()]
 

@@ -50,9 +50,7 @@ class Record(Row, extra="ignore"):
     validation: tuple[float, ...] = ()  # score on the held-out part of train, by epoch
     test: tuple[dict[str, float], ...] = ()  # metrics on the test split, for GLUE the validation split, by epoch
     predicted: tuple[float, ...] = ()  # on the test split, in its order, at the selected epoch: classes or numbers
-    rounded: dict[str, Rounded] = Field(
-        default_factory=dict
-    )  # by precision, after the last epoch; only of tuned trainings
+    rounded: dict[str, Rounded] = Field(default_factory=dict)  # by precision, after the last epoch, of tuned trainings
 
     trained: int = 0  # trained parameters of the adapter
     stored: int = 0  # parameters in its file

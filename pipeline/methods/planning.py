@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from lsr import LsrConfig, LsrModel
 from lsr.tuner.forms import check_forms
-from lsr.tuner.targets import adapted_names, check_indices, check_names, linear_layers
+from lsr.tuner.targets import adapted_names, check_indices, check_names, heads_of, linear_layers
 from pipeline.core.errors import UserError, first_line, nearest
 from pipeline.data.base_models import public_name
 from pipeline.methods import kadaptation  # noqa: F401 it registers a method
@@ -188,7 +188,4 @@ def head_of(row: ModelRow, model: PreTrainedModel) -> list[str]:
     modules = dict(model.named_children())
     if unknown := [name for name in row.head or () if name not in modules]:
         raise UserError(f"{row.where}: head: the model has no module {unknown[0]}; it has {', '.join(modules)}")
-    if row.head is not None:
-        return list(row.head)
-    beside = {name: module for name, module in modules.items() if name != model.base_model_prefix}
-    return [name for name, module in beside.items() if any(True for _ in module.parameters())]
+    return heads_of(model) if row.head is None else list(row.head)
