@@ -17,12 +17,12 @@ from lsr.convert.export import DTYPES, TOLERATED_LOSS, export_lora, export_merge
 from lsr.convert.parity import outputs, probe_ids
 from lsr.convert.rounded import round_adapter
 from lsr.convert.squeezed import BITS, squeeze_adapter
-from lsr.convert.writing import check_output
+from lsr.convert.writing import COMMON, check_output
 from lsr.loading.adapters import load_adapter
-from lsr.loading.base_models import class_of, load_base, load_model, load_tokenizer
-from lsr.serve.bank import AdapterBank
+from lsr.loading.base_models import class_of, load_model, load_tokenizer
 from lsr.serve.file import FILE, read
-from lsr.tuner.files import CONFIG, adapter_folder, read_config, read_files, weights_of
+from lsr.serve.joining import joined
+from lsr.tuner.files import adapter_folder, read_config, weights_of
 from lsr.tuner.mistakes import InputError, NoBaseError
 
 MISTAKE, FAILED, STOPPED = 2, 1, 130  # exit codes
@@ -111,23 +111,19 @@ def run_squeeze(options: Namespace) -> None:
 
 
 def run_bank(options: Namespace) -> None:
-    """Write a bank, each adapter named after its folder, and print its contents."""
+    """Write a bank, and print its contents."""
     check_output(options.output, tuple(options.sources), replace=options.force)
-    folders = list[Path]()
-    for source in options.sources:
-        inside = [path.parent for path in sorted(source.glob(f"*/{CONFIG}"))]
-        folders += inside if inside and not (source / CONFIG).exists() else [source]
-    first = read_files(folders[0])
-    bank = AdapterBank(load_base(first.fields, first.tensors, options.base), precision=options.precision)
-    for folder in folders:
-        bank.add(folder.absolute().name, folder)  # not the name of what a link leads to
+    bank = joined(options.sources, options.base, options.precision)
     bank.save(options.output, force=options.force)
     written, sizes, count = (options.output / FILE).stat().st_size, Counter[str](), len(bank.names)
-    print(f"{options.output}: {count} adapter{'s' * (count != 1)} in {options.precision}, {written:,} bytes")
-    for key, tensor in read(options.output)[1].items():
-        sizes[key.partition("/")[0]] += tensor.nbytes
+    print(f"{options.output}: {count} adapter{'s' * (count != 1)} in {bank.shared.precision}, {written:,} bytes")
+    with read(options.output) as (_, tensors):
+        for key, tensor in tensors.items():
+            sizes[key.partition("/")[0]] += tensor.nbytes
     for kind, size in sizes.items():
         print(f"{kind}: {size:,} bytes, {size / count:,.0f} an adapter")
+    if bank.common is not None:
+        print(f"what they share: {_size(options.output / COMMON)}")
 
 
 def _sizes(source: Path, output: Path) -> str:
@@ -152,6 +148,7 @@ OUTPUT = argument("-o", "--output", metavar="OUT", type=Path, required=True, hel
 FORCE = argument("--force", action="store_true", help="replace OUT if it exists")
 BASE = argument("--base", metavar="FOLDER_OR_HUB_ID", help="the base model, if not the one that the adapter names")
 LOSSY = f"replace OUT if it exists, and let --dtype lose over {TOLERATED_LOSS:.0%}% of the update"
+SOURCES = "adapters, with tenants or without, banks, or folders of them"
 FORMS = "rank:R in each layer, directions:N in all, or shared:R between frames of all layers of a kind (rank:1)"
 # By name: what it runs, what the list of commands and its own help say of it, and its arguments.
 COMMANDS: dict[str, tuple[Callable[[Namespace], None], str, str, Sequence[Argument]]] = {
@@ -200,12 +197,13 @@ COMMANDS: dict[str, tuple[Callable[[Namespace], None], str, str, Sequence[Argume
         run_bank,
         "write many adapters of one base model into one file",
         "Write adapters of one base model, of LSR or LoRA, into one file, bank.safetensors, from which lsr.AdapterBank "
-        "serves them together: each row of a batch through its own. An adapter has its folder's name.",
+        "serves them together: each row of a batch through its own. An adapter has its folder's name. An adapter of "
+        "any method with tenants is one for each of them, and banks are joined; what tenants share must be the same.",
         [
-            argument("--from", dest="sources", nargs="+", type=Path, required=True, metavar="FOLDER", help="adapters"),
+            argument("--from", dest="sources", nargs="+", type=Path, required=True, metavar="FOLDER", help=SOURCES),
             OUTPUT,
             FORCE,
-            argument("--precision", choices=PRECISIONS, default="float32", help="of what is stored (float32)"),
+            argument("--precision", choices=PRECISIONS, help="of what is stored (that of the banks, or float32)"),
             BASE,
         ],
     ),

@@ -28,6 +28,7 @@ NAMED = ("base_model_name_or_path", "revision", "task_type")  # what a card says
 EXACT = "float32"  # the precision in which PEFT reads the file
 # Of the files that a command writes: an adapter, a bank, or a checkpoint with its tokenizer.
 ENDINGS = (".json", ".safetensors", ".md", ".txt", ".jinja", ".model")
+COMMON = "common"  # the folder in a bank with the adapter that its tenants share
 MARKS = (CONFIG, "config.json", "bank.safetensors")  # at least one of them is in each
 
 
@@ -100,7 +101,8 @@ def check_output(path: Path, sources: tuple[Path, ...], *, replace: bool) -> Non
     files = sorted(path.glob("*"))
     if files and not any(file.name in MARKS for file in files):
         raise InputError(f"{path}: no adapter, bank or checkpoint, so it is not replaced")
-    for file in files:
+    inside = [file for entry in files for file in (entry.glob("*") if entry.name == COMMON else [entry])]
+    for file in inside:
         if file.suffix not in ENDINGS or not file.is_file():
             raise InputError(f"{path}: holds {file.name}, which no adapter or checkpoint has, so it is not replaced")
 
@@ -116,8 +118,9 @@ def writing(path: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        for file in temporary.iterdir():  # safetensors makes them private, but a server may be another user
-            file.chmod(temporary.stat().st_mode & 0o666)
+        for file in temporary.rglob("*"):  # safetensors makes them private, but a server may be another user
+            if file.is_file():
+                file.chmod(temporary.stat().st_mode & 0o666)
         if path.is_dir():
             path.rename(old)
         temporary.rename(path)

@@ -14,7 +14,7 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
-from peft.utils import PeftType
+from peft.utils import ModulesToSaveWrapper, PeftType
 from torch import Tensor, nn
 
 from lsr.loading.base_models import MISFITS, load_base
@@ -33,7 +33,11 @@ def load_adapter(folder: Path, base: str | None = None, method: str | None = LSR
         InputError: if the folder is not an adapter of this method of PEFT (of any, if None), or the base model does not
             exist or does not fit it.
     """
-    files = read_files(folder, method)
+    return load_files(read_files(folder, method), base)
+
+
+def load_files(files: Files, base: str | None = None) -> PeftModel:
+    """Do what `load_adapter` does, with the files of an adapter of any method that have been read."""
     config = config_of(files)
     base_model = load_base(files.fields, files.tensors, base)
     if files.method != LSR:  # LSR compares the base weight's own bytes; PEFT rounds adapters to its dtype
@@ -41,14 +45,32 @@ def load_adapter(folder: Path, base: str | None = None, method: str | None = LSR
     return _attached(base_model, files, config, trainable=False).float().eval()
 
 
-def load_onto(base: nn.Module, folder: Path, *, trainable: bool = False) -> PeftModel:
+def load_onto(base: nn.Module, adapter: Path | Files, *, trainable: bool = False) -> PeftModel:
     """Return a base model with the adapter in a folder, of any method of PEFT, on the device of the base model.
 
     Raises:
         InputError: if the folder is not an adapter, is incomplete, or does not fit the base model.
     """
-    files = read_files(folder)
+    files = adapter if isinstance(adapter, Files) else read_files(adapter)
     return _attached(base, files, config_of(files), trainable=trainable)
+
+
+@torch.no_grad()
+def merged(model: PeftModel) -> Any:
+    """Return the base model of an adapter of any method, with the adapter merged into it as PEFT does.
+
+    Raises:
+        ValueError: if it cannot be merged.
+    """
+    base = model.get_base_model()
+    try:
+        for name, module in list(base.named_modules()):
+            if isinstance(module, ModulesToSaveWrapper):  # most methods leave a head of several layers in its wrapper
+                base.set_submodule(name, module.unload_and_optionally_merge_module(True, False, None))
+        return model.merge_and_unload()
+    except MISFITS as error:
+        method = model.active_peft_config.peft_type.value
+        raise ValueError(f"an adapter of the method {method} cannot be merged: {first_line(error)}") from None
 
 
 def config_of(files: Files) -> PeftConfig:

@@ -1,6 +1,7 @@
 """The contents of an LSR or LoRA adapter: the update of each layer, the heads, and which base model it is for."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ class Contents:
     base: Mapping[str, Any]  # the configuration's BASE_FIELDS, which describe the base model
     updates: Mapping[str, Update]  # by layer
     heads: Mapping[str, Tensor]  # the tensors that it trained in full, by name in the base model
-    endings: tuple[str, ...]  # of the names of the modules that it trained in full
+    endings: tuple[str, ...]  # of the names of the modules that it trained in full; with a dot before it a whole name
     task: Mapping[str, Any] | None  # what task.json says, such as the names of labels; None if there is no such file
     bias: str = "none"  # which biases are in `heads`, too: "lsr_only" for those of adapted layers, or "all"
     dropout: float = 0.0
@@ -68,7 +69,7 @@ class Contents:
         """Return the modules of a base model that the adapter trained in full, by PEFT's rule for names."""
         found: list[str] = []
         for name in modules:
-            if name.endswith(self.endings) and not name.startswith(tuple(f"{outer}." for outer in found)):
+            if f".{name}".endswith(self.endings) and not name.startswith(tuple(f"{outer}." for outer in found)):
                 found.append(name)
         return found
 
@@ -90,8 +91,10 @@ class Contents:
             if self.heads[key].shape != shape:
                 raise ValueError(f"{key} of a head is {by(self.heads[key].shape)}, needed: {by(shape)}")
         names = (self.task or {}).get("labels")
+        if names is not None and len(names) != count:
+            raise ValueError(f"its task names {len(names)} labels, but its head has {count} outputs")
         if names is not None and len(set(names)) != count:
-            raise ValueError(f"its task names {len(set(names))} labels, but its head has {count} outputs")
+            raise ValueError(f"its task names the label {Counter(names).most_common(1)[0][0]!r} twice")
         return {name: {key: self.heads[f"{name}.{key}"] for key in its} for name, its in like.items()}
 
 
@@ -121,10 +124,7 @@ def contents_of(files: Files) -> Contents:
         InputError: if it is neither, or its files are inconsistent.
     """
     fields = files.fields
-    names = fields.get("modules_to_save") or []
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise InputError(f"{files.folder}: modules_to_save must be a list of names, got {names!r}")
-    updates, bias = updates_in(files), fields.get("bias", "none")
+    names, updates, bias = modules_to_save(files), updates_in(files), fields.get("bias", "none")
     # With bias="all" PEFT writes the biases of a head twice, by the names that they have inside its wrapper, too.
     heads = {
         name.removeprefix(PREFIX): value
@@ -133,7 +133,7 @@ def contents_of(files: Files) -> Contents:
     }
     return Contents(
         source=str(files.folder),
-        base={name: fields.get(name) for name in BASE_FIELDS},
+        base=base_fields(files),
         updates=updates,
         heads=heads,
         endings=tuple(names),
@@ -141,6 +141,23 @@ def contents_of(files: Files) -> Contents:
         bias="lsr_only" if bias == "lora_only" else bias,
         dropout=fields.get("dropout" if files.method == LSR else "lora_dropout", 0.0),
     )
+
+
+def base_fields(files: Files) -> dict[str, Any]:
+    """Return what an adapter's configuration says of its base model."""
+    return {name: files.fields.get(name) for name in BASE_FIELDS}
+
+
+def modules_to_save(files: Files) -> list[str]:
+    """Return the endings of the names of the modules that an adapter of any method trained in full.
+
+    Raises:
+        InputError: if they are no list of names.
+    """
+    names = files.fields.get("modules_to_save") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise InputError(f"{files.folder}: modules_to_save must be a list of names, got {names!r}")
+    return names
 
 
 def read_task(folder: Path) -> dict[str, Any] | None:
@@ -155,11 +172,19 @@ def read_task(folder: Path) -> dict[str, Any] | None:
     task = read_json(path)
     if not isinstance(task, dict):
         raise InputError(f"{path}: must be an object, got {task!r}")
-    labels = task.get("labels")
+    check_labels(path, task.get("labels"))
+    return task
+
+
+def check_labels(where: object, labels: Any) -> None:
+    """Refuse labels that are neither None, of a number, nor a list of names.
+
+    Raises:
+        InputError: says where they are.
+    """
     are_names = isinstance(labels, list) and all(isinstance(name, str) and not HALVES.search(name) for name in labels)
     if not (labels is None or are_names):
-        raise InputError(f"{path}: labels must be a list of names in whole characters, or null, got {labels!r}")
-    return task
+        raise InputError(f"{where}: labels must be a list of names in whole characters, or null, got {labels!r}")
 
 
 def updates_in(files: Files) -> dict[str, Update]:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from lsr.algebra.shapes import Form
@@ -58,6 +59,12 @@ class Update(NamedTuple):
         """Return the same update with R A in place of A, and the scaling folded into B."""
         a = self._right()
         return Update(Frames(a=a, b=self.scaling * self.frames.b), len(a))
+
+    def plus(self, other: "Update") -> "Update":
+        """Return the sum with another update of the same layer, whose rank is the sum of theirs."""
+        one, two = self.folded().frames, other.folded().frames
+        a, b = torch.cat([one.a, two.a]), torch.cat([one.b, two.b], dim=1)
+        return Update(Frames(a=a, b=b), len(a))
 
     def product(self) -> tuple[Tensor, Tensor]:  # (m, k), (k, n)
         """Return two matrices in float64 whose product is the update."""

@@ -1,31 +1,29 @@
 """AdapterBank: a base model with thousands of adapters, where each row of a batch names its own."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace as changed
 from difflib import get_close_matches
-from itertools import product
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lsr.algebra.rounding import PRECISIONS
-from lsr.convert.writing import check_output, write, writing
+from lsr.convert.writing import check_output, write
 from lsr.loading.base_models import load_base
 from lsr.loading.contents import Contents, read_contents
-from lsr.loading.update import Frames
-from lsr.serve.admission import check_answers, check_heads
-from lsr.serve.file import FILE, FRAMES, HEADER, HEADS, LAYERS, read
+from lsr.serve.admission import Admission
+from lsr.serve.common import base_with, for_plain_base, split
+from lsr.serve.file import HEADS, LAYERS, fill, heads_in, read, read_common, save
 from lsr.serve.head import BankHead
 from lsr.serve.layer import DIRECTIONS, BankLayer
 from lsr.serve.side_by_side import SideBySide
 from lsr.serve.stack import NOBODY, ZERO, Shared, Stack
-from lsr.tuner.files import PREFIX
-from lsr.tuner.mistakes import InputError, first_line
+from lsr.tuner.files import Files
+from lsr.tuner.mistakes import InputError
 from lsr.tuner.mixed_batch import BASE, copies_of_a_row
 
 
@@ -49,8 +47,12 @@ class AdapterBank(nn.Module):
     a core between frames that the bank holds, those of the first such adapter on the layer, it takes that of the core.
     `precision` is one of float32, bfloat16, 8bit, 4bit, 3bit and 2bit, rounded as by `lsr.round_adapter`.
 
+    Tenants may share one adapter, `common`, which is merged into the base model; what they have of their own comes on
+    top: see `of_tenants`.
+
     The base model is modified in place: its adapted layers and heads are wrapped, its parameters frozen, and it is put
-    into evaluation mode. Rows without an adapter, named "__base__", give the same results as without a bank.
+    into evaluation mode. Rows without an adapter, named "__base__", give the same results as without a bank; with a
+    common adapter those of the base model with it, and zeros as logits.
 
     Threads may share a bank, also to add and remove adapters: they wait for each other. Tensors without room for one
     are doubled, and a compiled model is then compiled once more.
@@ -65,17 +67,43 @@ class AdapterBank(nn.Module):
             raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         self.model: Any = base.requires_grad_(False).eval()
         self.shared = Shared(precision, int(getattr(getattr(base, "config", None), "num_labels", 0)))
+        self.common: Files | None = None  # the adapter that tenants share, merged into the base model
         self.base_fields: dict[str, Any] = {}  # the base model according to the adapters' configurations
         self.notes: dict[str, dict[str, Any]] = {}  # by adapter: what its task.json says
         self.layers: dict[str, BankLayer] = {}  # by the names of the modules that they wrap
         self.heads: dict[str, BankHead] = {}
-        self._of_base, self._base_bytes = dict(base.named_modules()), sum(tensor.nbytes for tensor in base.buffers())
-        self._places: dict[str, int] = {}
+        self.admission = Admission(base, self.shared.labels)
+        self._of_base, self._base_bytes = self.admission.modules, sum(tensor.nbytes for tensor in base.buffers())
+        self.places: dict[str, int] = {}
+
+    @classmethod
+    def of_tenants(cls, folder: str | Path, base: nn.Module | str | None = None, *, precision: str = "float32") -> Self:
+        """Return a bank of the tenants of an adapter, of any method of PEFT that can be merged into its base model.
+
+        The task.json in its folder has `tenants`: by name the names of their labels, or null for a number, in the order
+        of the rows of the head's last layer. `base` is the base model, or a folder or hub repository of it; None stands
+        for what the adapter names.
+
+        Raises:
+            InputError: if there is no such adapter, the rows are not the tenants', it cannot be merged, or the base
+                model is missing or does not fit.
+        """
+        common, tenants = split(folder)
+        bank = cls.on(common, base, precision=precision)
+        bank.add_all(tenants)
+        return bank
+
+    @classmethod
+    def on(cls, common: Files, base: nn.Module | str | None = None, *, precision: str = "float32") -> Self:
+        """Return an empty bank of tenants who share this adapter, with the base model and errors of `of_tenants`."""
+        bank = cls(base_with(common, base), precision=precision)
+        bank.common = common
+        return bank
 
     @property
     def names(self) -> list[str]:
         """The names of the adapters, in the order they were added."""
-        return list(self._places)
+        return list(self.places)
 
     @property
     def nbytes(self) -> int:
@@ -100,40 +128,25 @@ class AdapterBank(nn.Module):
                 are not finite.
         """
         contents = adapter if isinstance(adapter, Contents) else read_contents(adapter)
-        contents = contents if note is None else changed(contents, task=note)
+        self.add_all({name: contents if note is None else changed(contents, task=note)}, replace=replace)
+
+    def add_all(self, adapters: Mapping[str, Contents], *, replace: bool = False) -> None:
+        """Add adapters by name, all or, on an error, none; with the errors of `add`."""
         with self.shared.one_thread:
-            try:
-                heads = self._check(name, contents, replace)
-                check_answers(self.model, self._of_base, contents.updates, heads)
-            except (TypeError, ValueError) as error:
-                raise InputError(f"{contents.source}: {first_line(error)}") from None
-            free = {*range(self.shared.size)} - {NOBODY, *self._places.values()}
-            place = self._places.get(name) or min(free, default=self.shared.size)
-            self.shared.size = max(self.shared.size, place + 1)
-            self._wrap(contents.updates, heads)
-            self._put(place, {**contents.updates, **heads})
-            self.base_fields |= {field: value for field, value in contents.base.items() if value is not None}
-            self._places[name], self.notes[name] = place, dict(contents.task or {})
+            fields, taken = dict(self.base_fields), () if replace else self.places
+            heads = self.admission.check(adapters, taken, fields, {*self.layers}, {*self.heads})
+            free = {*range(self.shared.size)} - {NOBODY, *self.places.values()}
+            places = chain(sorted(free), count(self.shared.size))
+            for name, contents in adapters.items():
+                place = self.places.get(name) or next(places)
+                self.shared.size = max(self.shared.size, place + 1)
+                self.wrap(contents.updates, heads[name])
+                self._put(place, {**contents.updates, **heads[name]})
+                self.places[name], self.notes[name] = place, dict(contents.task or {})
+            self.base_fields = fields
 
-    def _check(self, name: str, contents: Contents, replace: bool) -> dict[str, dict[str, Tensor]]:
-        if not name or name == BASE:
-            raise ValueError(f"an adapter's name must not be empty or {BASE!r}, got {name!r}")
-        if name in self._places and not replace:
-            raise ValueError(f"an adapter named {name!r} is in the bank; replace=True replaces it")
-        for field, value in contents.base.items():
-            held = self.base_fields.get(field, value)
-            if value is not None and value != held:
-                raise ValueError(f"{field} is {value!r}, but {held!r} for the adapters in the bank")
-        contents.check_layers(self._of_base)
-        check_heads(self.model, own := contents.whole(self._of_base))
-        adapted, whole = {*self.layers, *contents.updates}, {*self.heads, *own}
-        for outer, inner in product(sorted(whole), sorted(adapted | whole)):
-            if f"{inner}.".startswith(f"{outer}.") and (inner != outer or inner in adapted):
-                both = f"{inner!r} is adapted or trained, and {outer!r} trained in full"
-                raise ValueError(f"{both}, by this adapter or one in the bank; a bank can hold only one of both")
-        return contents.heads_on(self._of_base, self.shared.labels)
-
-    def _wrap(self, layers: Iterable[str], heads: Iterable[str]) -> None:
+    def wrap(self, layers: Iterable[str], heads: Iterable[str]) -> None:
+        """Make room for adapters of these layers and heads of the base model, which are wrapped."""
         new_layers = {name: BankLayer(self._of_base[name], self.shared) for name in layers if name not in self.layers}
         new_heads = {name: BankHead(self._of_base[name], self.shared) for name in heads if name not in self.heads}
         self.layers, self.heads = self.layers | new_layers, self.heads | new_heads
@@ -146,23 +159,20 @@ class AdapterBank(nn.Module):
             module.put(place, values.get(name))
 
     def remove(self, name: str) -> None:
-        """Remove an adapter, with the errors of `place`; the next ones take its memory."""
+        """Remove an adapter, with the errors of `contents`; the next ones take its memory."""
         with self.shared.one_thread:
-            self._put(self.place(name), {})
-            del self._places[name], self.notes[name]
+            self._put(self._own_place(name), {})
+            del self.places[name], self.notes[name]
 
     def place(self, name: str) -> int:
-        """Return the place of an adapter, or of "__base__", in the stacks.
+        """Return the place of an adapter, or of "__base__", in the stacks, with the errors of `contents`."""
+        return NOBODY if name == BASE else self._own_place(name)
 
-        Raises:
-            InputError: if the bank has no adapter of this name.
-        """
-        if name == BASE:
-            return NOBODY
-        if name not in self._places:
-            near = "".join(f"; did you mean {one}?" for one in get_close_matches(name, self._places, 1))
+    def _own_place(self, name: str) -> int:
+        if name not in self.places:
+            near = "".join(f"; did you mean {one}?" for one in get_close_matches(name, self.places, 1))
             raise InputError(f"adapter_names: no adapter is named {name!r}, of {len(self.names)} in the bank{near}")
-        return self._places[name]
+        return self.places[name]
 
     @contextmanager
     def _passing(self, names: Sequence[str], given: Iterable[Any], copies: int = 1) -> Iterator[None]:
@@ -219,36 +229,39 @@ class AdapterBank(nn.Module):
         return SideBySide(self, self.names if names is None else names, **options)
 
     def write(self, name: str, folder: str | Path, *, method: str = "LORA", force: bool = False) -> None:
-        """Write an adapter as a folder of LORA or LSR, with its head and its task.json.
+        """Write an adapter as a folder of LORA or LSR, with its head and its task.json, for the plain base model.
 
-        As LSR it has cores and the frames around them, if the bank holds cores for all of its layers.
+        As LSR it has cores and the frames around them, if the bank holds cores for all of its layers. A common adapter
+        is added to it exactly, by concatenating their ranks.
+
+        Raises:
+            InputError: if the bank has no such adapter, or a common one that is neither LSR nor plain LoRA; or as
+                `lsr.convert.writing` raises it.
         """
         check_output(Path(folder), (), replace=force)
+        write(for_plain_base(self.common, self.contents(name)), Path(folder), method)
+
+    def contents(self, name: str) -> Contents:
+        """Return a copy of what the bank has of an adapter, for `add`: on top of the common one, if there is any.
+
+        Raises:
+            InputError: if the bank has no adapter of this name.
+        """
         with self.shared.one_thread:
-            place = self.place(name)
+            place = self._own_place(name)
             layers = [one for one in self._of_base if one in self.layers]  # in the order of the model
             updates = {one: update for one in layers if (update := self.layers[one].update(place))}
             states = {one: state for one, head in self.heads.items() if (state := head.state(place))}
             heads = {f"{one}.{key}": value for one, state in states.items() for key, value in state.items()}
-            contents = Contents(name, self.base_fields, updates, heads, tuple(states), self.notes[name] or None)
-        write(contents, Path(folder), method)
+            endings = tuple(f".{one}" for one in states)
+            return Contents(name, self.base_fields, updates, heads, endings, self.notes[name] or None)
 
     def save(self, folder: str | Path, *, force: bool = False) -> None:
-        """Write the whole bank to a single file in a folder, for `load`, with the errors of `lsr.convert.writing`."""
-        check_output(Path(folder), (), replace=force)
-        with self.shared.one_thread:
-            places = [NOBODY, *self._places.values()]
-            parts = {name: stack.stored(places).items() for name, stack in self.stacks().items()}
-            tensors = {f"{name}/{part}": value for name, its in parts.items() for part, value in its}
-            held = {name: layer.frames for name, layer in self.layers.items() if layer.frames is not None}
-            owners = {frames: name for name, frames in reversed(held.items())}  # the first layer of each
-            for frames, owner in owners.items():
-                tensors |= {f"{FRAMES}/{owner}/{side}": its.contiguous() for side, its in frames.named_buffers()}
-            header: dict[str, Any] = {"base": self.base_fields, "precision": self.shared.precision, "notes": self.notes}
-            header |= {"layers": [*self.layers], "heads": [*self.heads]}
-            header["frames"] = {name: (owners[its], self.layers[name].core_size) for name, its in held.items()}
-        with writing(Path(folder)) as new:
-            save_file(tensors, new / FILE, metadata={HEADER: json.dumps(header)})
+        """Write the whole bank to a single file in a folder, and a common adapter to a folder beside it, for `load`.
+
+        The errors are those of `lsr.convert.writing`.
+        """
+        save(self, Path(folder), force=force)
 
     @classmethod
     def load(cls, base: nn.Module | str | None, folder: str | Path) -> Self:
@@ -257,32 +270,14 @@ class AdapterBank(nn.Module):
         `base` is its base model, or a folder or hub repository of it; None stands for what the adapters name.
 
         Raises:
-            InputError: if there is no bank, its file is broken, or the base model is missing or does not fit.
+            InputError: if there is no bank, a file is broken, or the base model is missing or does not fit.
         """
-        header, tensors = read(Path(folder))
-        try:
-            if not isinstance(base, nn.Module):
-                names = (key.partition("/")[2].rpartition("/")[0].replace("/", ".") for key in tensors)
-                own = {f"{PREFIX}{name}": torch.empty(0) for name in names}  # the base model may lack heads
-                base = load_base(header["base"], own, base)
-            bank = cls(base, precision=header["precision"])
-            bank.base_fields, bank.notes = header["base"], {name: dict(its) for name, its in header["notes"].items()}
-            bank._places = {name: place for place, name in enumerate(bank.notes, start=NOBODY + 1)}
-            bank.shared.size += len(bank._places)
-            check_heads(bank.model, header["heads"])
-            bank._wrap(header["layers"], header["heads"])
-            frames = dict[str, Frames]()
-            for name, (owner, core_size) in header["frames"].items():
-                a, b = (tensors[f"{FRAMES}/{owner}/{side}"] for side in "ab")
-                bank.layers[name].set_frames(frames.setdefault(owner, Frames(a=a, b=b)), core_size)
-            for name, stack in bank.stacks().items():
-                values, slots = tensors[f"{name}/values"], tensors[f"{name}/slots"]
-                fits = values.dtype is stack.values.dtype and values.shape[1:] == stack.values.shape[1:]
-                if not fits or len(slots) != len(stack.slots) or ((slots < 0) | (slots >= len(values))).any():
-                    raise InputError("its values do not fit the base model or the names of its adapters")
-                stack.values, stack.slots = values, slots.int()
-        except KeyError as error:
-            raise InputError(f"{folder}: {error.args[0]!r} is missing in the base model or in the file") from None
-        except (ValueError, TypeError, AttributeError) as error:
-            raise InputError(f"{folder}: {first_line(error)}") from None
+        with read(Path(folder)) as (header, tensors):
+            common = read_common(Path(folder), header)
+            if common is not None:
+                bank = cls.on(common, base, precision=header["precision"])
+            else:
+                base = base if isinstance(base, nn.Module) else load_base(header["base"], heads_in(tensors), base)
+                bank = cls(base, precision=header["precision"])
+            fill(bank, header, tensors)
         return bank

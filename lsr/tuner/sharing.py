@@ -138,7 +138,7 @@ def frames_hash(tensors: Mapping[str, Tensors]) -> str:
         for name, value in sorted(tensors[layer].items()):
             own = value.detach().cpu().contiguous()
             digest.update(f"{layer} {name} {own.dtype} {tuple(own.shape)}\n".encode())
-            digest.update(own.view(torch.uint8).numpy().data)
+            digest.update(own.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

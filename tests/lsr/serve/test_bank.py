@@ -248,7 +248,7 @@ def test_a_name_that_is_not_there_or_taken_is_refused(bank, folders):
     refused(asked, bank, ["a", "alhpa"], says="no adapter is named 'alhpa', of 4 in the bank; did you mean alpha?")
     refused(bank.remove, "x", says="no adapter is named 'x', of 4 in the bank")
     refused(bank.add, "a", folders("cores") / "b", says="an adapter named 'a' is in the bank")
-    refused(bank.add, "__base__", folders("cores") / "b", says="must not be empty or '__base__', got '__base__'")
+    refused(bank.add, "__base__", folders("cores") / "b", says="must not be empty, '__base__' or a path")
     refused(bank.add, "new", folders("cores") / "nothing", says="no such folder")
     refused(bank, **tokens(), says="adapter_names: needed: one name per row, 4, '__base__' for none, got 0")
     refused(asked, bank, ["a", "b", "c"], 4, says="one name per row, 4, '__base__' for none, got 3")
