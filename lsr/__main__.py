@@ -117,9 +117,8 @@ def run_bank(options: Namespace) -> None:
     bank.save(options.output, force=options.force)
     written, sizes, count = (options.output / FILE).stat().st_size, Counter[str](), len(bank.names)
     print(f"{options.output}: {count} adapter{'s' * (count != 1)} in {bank.shared.precision}, {written:,} bytes")
-    with read(options.output) as (_, tensors):
-        for key, tensor in tensors.items():
-            sizes[key.partition("/")[0]] += tensor.nbytes
+    for key, tensor in read(options.output)[1].items():
+        sizes[key.partition("/")[0]] += tensor.nbytes
     for kind, size in sizes.items():
         print(f"{kind}: {size:,} bytes, {size / count:,.0f} an adapter")
     if bank.common is not None:

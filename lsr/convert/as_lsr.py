@@ -13,7 +13,7 @@ from lsr.loading.update import Update
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import PREFIX
 from lsr.tuner.forms import form_of
-from lsr.tuner.mistakes import InputError
+from lsr.tuner.mistakes import explained
 from lsr.tuner.options import exactly
 from lsr.tuner.resolved import Resolved
 from lsr.tuner.sharing import kind_of
@@ -36,10 +36,8 @@ def as_lsr(contents: Contents) -> tuple[dict[str, Any], dict[str, Tensor]]:
         update.core is not None and update.frames is updates[owners[kinds[name]]].frames
         for name, update in updates.items()
     )
-    try:
+    with explained(contents.source, ValueError, TypeError, AttributeError):
         config = _config(contents, updates, is_shared)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{contents.source}: {error}") from None
     tensors = dict[str, Tensor]()
     for name, update in updates.items():
         adapter = f"{PREFIX}{name}.lsr_adapters."

@@ -19,7 +19,7 @@ from lsr.loading.contents import read_contents
 from lsr.loading.update import Frames, Update
 from lsr.tuner.config import DIAGONAL, LsrConfig
 from lsr.tuner.files import adapter_folder
-from lsr.tuner.mistakes import InputError, first_line
+from lsr.tuner.mistakes import InputError, explained
 from lsr.tuner.sharing import Kind, kind_of
 
 FORM = re.compile(r"(rank|shared|directions):([1-9]\d{0,5})")
@@ -58,10 +58,8 @@ def squeeze_adapter(
     updates = {name: product for name, product in before.items() if norm_of(product)}
     if not updates:
         raise InputError(f"{folder}: its update is zero: there is nothing to squeeze")
-    try:
+    with explained(f"{folder}: --to {to}", ValueError):
         small = _small(updates, form[1], int(form[2]))
-    except ValueError as error:
-        raise InputError(f"{folder}: --to {to}: {first_line(error)}") from None
     write(replace(contents, updates=small), output, precision=None if bits is None else BITS[bits])
     return errors.of_updates(read_contents(output).updates, contents.updates)
 

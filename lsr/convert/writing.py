@@ -21,7 +21,7 @@ from lsr.loading.lora import LORA
 from lsr.loading.lsr import LSR
 from lsr.tuner.card import Card
 from lsr.tuner.files import CONFIG, ROUNDED, TASK, WEIGHTS
-from lsr.tuner.mistakes import InputError, first_line
+from lsr.tuner.mistakes import InputError, explained, first_line
 
 FORMATS = {LSR: as_lsr, LORA: as_lora}
 NAMED = ("base_model_name_or_path", "revision", "task_type")  # what a card says of the base model
@@ -65,11 +65,9 @@ def write_files(
     """
     text = json.dumps(dict(fields), indent=2, sort_keys=True)
     (folder / CONFIG).write_text(f"{text}\n", encoding="utf-8")
-    try:
+    with explained(source, ValueError, TypeError, AttributeError):
         stored = tensors if precision is None else pack(tensors, precision)
         stored = unpack(stored) if precision == EXACT else stored
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{source}: {first_line(error)}") from None
     own = {name: stored[name].detach().cpu().clone().contiguous() for name in sorted(stored)}
     if precision in (None, EXACT):
         save_file(own, folder / WEIGHTS, metadata={"format": "pt"})
@@ -101,9 +99,9 @@ def check_output(path: Path, sources: tuple[Path, ...], *, replace: bool) -> Non
     files = sorted(path.glob("*"))
     if files and not any(file.name in MARKS for file in files):
         raise InputError(f"{path}: no adapter, bank or checkpoint, so it is not replaced")
-    inside = [file for entry in files for file in (entry.glob("*") if entry.name == COMMON else [entry])]
-    for file in inside:
-        if file.suffix not in ENDINGS or not file.is_file():
+    for file in (*files, *path.glob(f"{COMMON}/*")):
+        is_common = file.is_dir() and file == path / COMMON
+        if not is_common and (file.suffix not in ENDINGS or not file.is_file()):
             raise InputError(f"{path}: holds {file.name}, which no adapter or checkpoint has, so it is not replaced")
 
 

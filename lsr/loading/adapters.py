@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from lsr.loading.base_models import MISFITS, load_base
 from lsr.loading.lsr import LSR, check_config
 from lsr.tuner.files import CONFIG, WRAPPED, Files, read_files, weights_of
-from lsr.tuner.mistakes import InputError, first_line
+from lsr.tuner.mistakes import InputError, explained, first_line
 
 
-def load_adapter(folder: Path, base: str | None = None, method: str | None = LSR) -> PeftModel:
-    """Return an adapter on its base model, in evaluation mode and float32.
+def load_adapter(adapter: Path | Files, base: str | None = None, method: str | None = LSR) -> PeftModel:
+    """Return an adapter, in a folder or its files, on its base model, in evaluation mode and float32.
 
     The base model is the one that the adapter names, or `base`, a folder or a hub repository. It gets as many labels as
     the adapter's head.
@@ -33,11 +33,7 @@ def load_adapter(folder: Path, base: str | None = None, method: str | None = LSR
         InputError: if the folder is not an adapter of this method of PEFT (of any, if None), or the base model does not
             exist or does not fit it.
     """
-    return load_files(read_files(folder, method), base)
-
-
-def load_files(files: Files, base: str | None = None) -> PeftModel:
-    """Do what `load_adapter` does, with the files of an adapter of any method that have been read."""
+    files = adapter if isinstance(adapter, Files) else read_files(adapter, method)
     config = config_of(files)
     base_model = load_base(files.fields, files.tensors, base)
     if files.method != LSR:  # LSR compares the base weight's own bytes; PEFT rounds adapters to its dtype
@@ -56,21 +52,18 @@ def load_onto(base: nn.Module, adapter: Path | Files, *, trainable: bool = False
 
 
 @torch.no_grad()
-def merged(model: PeftModel) -> Any:
-    """Return the base model of an adapter of any method, with the adapter merged into it as PEFT does.
+def merged(model: PeftModel, files: Files) -> Any:
+    """Return the base model of an adapter of any method with the adapter, which these files hold, merged by PEFT.
 
     Raises:
-        ValueError: if it cannot be merged.
+        InputError: if it cannot be merged.
     """
     base = model.get_base_model()
-    try:
+    with explained(f"{files.folder}: {files.method} cannot be merged", *MISFITS):
         for name, module in list(base.named_modules()):
             if isinstance(module, ModulesToSaveWrapper):  # most methods leave a head of several layers in its wrapper
                 base.set_submodule(name, module.unload_and_optionally_merge_module(True, False, None))
         return model.merge_and_unload()
-    except MISFITS as error:
-        method = model.active_peft_config.peft_type.value
-        raise ValueError(f"an adapter of the method {method} cannot be merged: {first_line(error)}") from None
 
 
 def config_of(files: Files) -> PeftConfig:
@@ -84,11 +77,9 @@ def config_of(files: Files) -> PeftConfig:
     if files.method not in PeftType.__members__:
         raise InputError(f"{files.folder / CONFIG}: PEFT has no method {files.method!r}")
     fields = {name: deepcopy(value) for name, value in files.fields.items() if name != "runtime_config"}
-    try:
+    with explained(files.folder / CONFIG, *MISFITS):
         kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(files.method)]
         return kind.from_peft_type(**kind.check_kwargs(**fields))
-    except MISFITS as error:
-        raise InputError(f"{files.folder / CONFIG}: {first_line(error)}") from None
 
 
 def _attached(base: nn.Module, files: Files, config: PeftConfig, *, trainable: bool) -> PeftModel:
@@ -113,10 +104,8 @@ def _attached(base: nn.Module, files: Files, config: PeftConfig, *, trainable: b
         missing = isinstance(error, KeyError) and error.args  # a tensor of a head
         problem = f"{error.args[0]} is missing" if missing else first_line(error)
         raise InputError(f"{files.folder}: does not fit the base model: {problem}") from None
-    try:
+    with explained(weights_of(files.folder), ValueError):
         _check_complete(model, files.tensors)
-    except ValueError as error:
-        raise InputError(f"{weights_of(files.folder)}: {error}") from None
     return model if trainable else model.eval()
 
 

@@ -1,7 +1,6 @@
 """The contents of an LSR or LoRA adapter: the update of each layer, the heads, and which base model it is for."""
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from lsr.tuner.files import FACTOR, PREFIX, TASK, WRAPPED, Files, read_files, re
 from lsr.tuner.mistakes import InputError
 
 HALVES = re.compile("[\ud800-\udfff]")  # of characters, which JSON can hold and no text in UTF-8 can
+TENANTS = "tenants"  # of a note: by the name of each tenant the names of its labels, in place of `labels` of all
 BASE_FIELDS = ("base_model_name_or_path", "revision", "task_type", "auto_mapping")
 
 
@@ -43,7 +43,7 @@ class Contents:
     @property
     def labels(self) -> Sequence[str] | None:
         """The names of the labels, empty for a number, or else LABEL_0 and so on; None if there is no head either."""
-        if self.task is not None:
+        if self.task is not None and TENANTS not in self.task:
             return self.task.get("labels") or []
         outputs = min((len(weight) for weight in self.heads.values() if weight.dim() == 2), default=0)
         numbered = [f"LABEL_{at}" for at in range(outputs)] * (outputs > 1) if outputs else None
@@ -91,10 +91,8 @@ class Contents:
             if self.heads[key].shape != shape:
                 raise ValueError(f"{key} of a head is {by(self.heads[key].shape)}, needed: {by(shape)}")
         names = (self.task or {}).get("labels")
-        if names is not None and len(names) != count:
-            raise ValueError(f"its task names {len(names)} labels, but its head has {count} outputs")
-        if names is not None and len(set(names)) != count:
-            raise ValueError(f"its task names the label {Counter(names).most_common(1)[0][0]!r} twice")
+        if names is not None and not len(names) == len(set(names)) == count:
+            raise ValueError(f"its task names {len(set(names))} different labels, but its head has {count} outputs")
         return {name: {key: self.heads[f"{name}.{key}"] for key in its} for name, its in like.items()}
 
 
@@ -124,7 +122,10 @@ def contents_of(files: Files) -> Contents:
         InputError: if it is neither, or its files are inconsistent.
     """
     fields = files.fields
-    names, updates, bias = modules_to_save(files), updates_in(files), fields.get("bias", "none")
+    names = fields.get("modules_to_save") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise InputError(f"{files.folder}: modules_to_save must be a list of names, got {names!r}")
+    updates, bias = updates_in(files), fields.get("bias", "none")
     # With bias="all" PEFT writes the biases of a head twice, by the names that they have inside its wrapper, too.
     heads = {
         name.removeprefix(PREFIX): value
@@ -133,7 +134,7 @@ def contents_of(files: Files) -> Contents:
     }
     return Contents(
         source=str(files.folder),
-        base=base_fields(files),
+        base={name: fields.get(name) for name in BASE_FIELDS},
         updates=updates,
         heads=heads,
         endings=tuple(names),
@@ -143,28 +144,11 @@ def contents_of(files: Files) -> Contents:
     )
 
 
-def base_fields(files: Files) -> dict[str, Any]:
-    """Return what an adapter's configuration says of its base model."""
-    return {name: files.fields.get(name) for name in BASE_FIELDS}
-
-
-def modules_to_save(files: Files) -> list[str]:
-    """Return the endings of the names of the modules that an adapter of any method trained in full.
-
-    Raises:
-        InputError: if they are no list of names.
-    """
-    names = files.fields.get("modules_to_save") or []
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        raise InputError(f"{files.folder}: modules_to_save must be a list of names, got {names!r}")
-    return names
-
-
 def read_task(folder: Path) -> dict[str, Any] | None:
     """Return the note in an adapter's folder; None if there is none.
 
     Raises:
-        InputError: if it is no JSON object, or its labels are no list of names.
+        InputError: if it is no JSON object, or its labels, or those of a tenant, are no list of names.
     """
     path = folder / TASK
     if not path.exists():
@@ -172,19 +156,14 @@ def read_task(folder: Path) -> dict[str, Any] | None:
     task = read_json(path)
     if not isinstance(task, dict):
         raise InputError(f"{path}: must be an object, got {task!r}")
-    check_labels(path, task.get("labels"))
+    tenants = task.get(TENANTS, {})
+    if not isinstance(tenants, dict):
+        raise InputError(f"{path}: {TENANTS} must be an object, got {tenants!r}")
+    for labels in (task.get("labels"), *tenants.values()):
+        names = labels if isinstance(labels, list) else [labels]
+        if labels is not None and not all(isinstance(name, str) and not HALVES.search(name) for name in names):
+            raise InputError(f"{path}: labels must be a list of names in whole characters, or null, got {labels!r}")
     return task
-
-
-def check_labels(where: object, labels: Any) -> None:
-    """Refuse labels that are neither None, of a number, nor a list of names.
-
-    Raises:
-        InputError: says where they are.
-    """
-    are_names = isinstance(labels, list) and all(isinstance(name, str) and not HALVES.search(name) for name in labels)
-    if not (labels is None or are_names):
-        raise InputError(f"{where}: labels must be a list of names in whole characters, or null, got {labels!r}")
 
 
 def updates_in(files: Files) -> dict[str, Update]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lsr.loading.update import Frames, Update
 from lsr.tuner.files import CONFIG, PREFIX, Files
-from lsr.tuner.mistakes import InputError, first_line
+from lsr.tuner.mistakes import InputError, explained
 from lsr.tuner.options import override
 
 LORA = "LORA"  # PEFT's name of the method
@@ -47,13 +47,13 @@ def lora_updates(files: Files) -> dict[str, Update]:
     for name, side in sides.items():
         if side.keys() != {"A", "B"} or not 0 < len(side["A"]) == side["B"].shape[1]:
             raise InputError(f"{folder}: layer {name!r}: lora_A and lora_B do not fit together, or one is missing")
-    try:
+    with explained(
+        f"{folder / CONFIG}: ranks or alphas of its layers", re.error, AttributeError, TypeError, OverflowError
+    ):
         return {
             name: Update(Frames(a=side["A"], b=side["B"]), _alpha(folder, lora, name, len(side["A"])))
             for name, side in sides.items()
         }
-    except (re.error, AttributeError, TypeError, OverflowError) as error:
-        raise InputError(f"{folder / CONFIG}: ranks or alphas of its layers: {first_line(error)}") from None
 
 
 def _alpha(folder: Path, lora: Mapping[str, Any], name: str, rank: int) -> float:

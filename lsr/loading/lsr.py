@@ -1,8 +1,8 @@
 """The updates in the files of an LSR adapter."""
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from math import isfinite
 
@@ -13,7 +13,7 @@ from lsr.tuner.adapter import LsrFactors
 from lsr.tuner.config import LsrConfig
 from lsr.tuner.files import CONFIG, WEIGHTS, Files, factors_by_layer, weights_of
 from lsr.tuner.forms import check_room, form_in_file
-from lsr.tuner.mistakes import InputError, first_line
+from lsr.tuner.mistakes import InputError, explained
 from lsr.tuner.options import override
 from lsr.tuner.sharing import Group, group_of, read_shared_frames
 
@@ -27,10 +27,8 @@ def check_config(files: Files) -> LsrConfig:
     Raises:
         InputError: if a field is wrong, there are no factors, or the shapes need more than the file holds.
     """
-    try:
+    with explained(files.folder / CONFIG, ValueError, TypeError, KeyError, AttributeError):
         config = LsrConfig.from_peft_type(**deepcopy(files.fields))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{files.folder / CONFIG}: {first_line(error)}") from None
     assert isinstance(config, LsrConfig)
     config.folder = files.folder
     states = factors_by_layer(files.tensors)
@@ -95,14 +93,6 @@ def _update(config: LsrConfig, name: str, frames: Frames, core: Tensor | None) -
     return update if is_kept else update.folded()
 
 
-@contextmanager
-def _fitting(files: Files) -> Iterator[None]:
-    """Say in one line how the two files disagree.
-
-    Raises:
-        InputError: in place of another error.
-    """
-    try:
-        yield
-    except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError, re.error) as error:
-        raise InputError(f"{files.folder}: {WEIGHTS} and {CONFIG} do not fit together: {first_line(error)}") from None
+def _fitting(files: Files) -> AbstractContextManager[None]:  # or it says in one line how the two files disagree
+    where = f"{files.folder}: {WEIGHTS} and {CONFIG} do not fit together"
+    return explained(where, ValueError, TypeError, RuntimeError, OverflowError, MemoryError, re.error)

@@ -15,15 +15,15 @@ from lsr.algebra.rounding import PRECISIONS
 from lsr.convert.writing import check_output, write
 from lsr.loading.base_models import load_base
 from lsr.loading.contents import Contents, read_contents
-from lsr.serve.admission import Admission
-from lsr.serve.common import base_with, for_plain_base, split
-from lsr.serve.file import HEADS, LAYERS, fill, heads_in, read, read_common, save
+from lsr.serve.admission import admit, heads_in
+from lsr.serve.common import base_with, on_plain_base, split
+from lsr.serve.file import HEADS, LAYERS, fill, read, read_common, save
 from lsr.serve.head import BankHead
 from lsr.serve.layer import DIRECTIONS, BankLayer
 from lsr.serve.side_by_side import SideBySide
 from lsr.serve.stack import NOBODY, ZERO, Shared, Stack
-from lsr.tuner.files import Files
-from lsr.tuner.mistakes import InputError
+from lsr.tuner.files import PREFIX, Files
+from lsr.tuner.mistakes import InputError, first_line
 from lsr.tuner.mixed_batch import BASE, copies_of_a_row
 
 
@@ -72,8 +72,8 @@ class AdapterBank(nn.Module):
         self.notes: dict[str, dict[str, Any]] = {}  # by adapter: what its task.json says
         self.layers: dict[str, BankLayer] = {}  # by the names of the modules that they wrap
         self.heads: dict[str, BankHead] = {}
-        self.admission = Admission(base, self.shared.labels)
-        self._of_base, self._base_bytes = self.admission.modules, sum(tensor.nbytes for tensor in base.buffers())
+        self.of_base, self.may_train = dict(base.named_modules()), heads_in(base)
+        self._base_bytes = sum(tensor.nbytes for tensor in base.buffers())
         self.places: dict[str, int] = {}
 
     @classmethod
@@ -94,9 +94,9 @@ class AdapterBank(nn.Module):
         return bank
 
     @classmethod
-    def on(cls, common: Files, base: nn.Module | str | None = None, *, precision: str = "float32") -> Self:
-        """Return an empty bank of tenants who share this adapter, with the base model and errors of `of_tenants`."""
-        bank = cls(base_with(common, base), precision=precision)
+    def on(cls, common: Files | None, base: Any = None, *, precision: str = "float32") -> Self:
+        """Return an empty bank of who share an adapter, if any, with the base model and errors of `of_tenants`."""
+        bank = cls(base if common is None else base_with(common, base), precision=precision)
         bank.common = common
         return bank
 
@@ -133,8 +133,7 @@ class AdapterBank(nn.Module):
     def add_all(self, adapters: Mapping[str, Contents], *, replace: bool = False) -> None:
         """Add adapters by name, all or, on an error, none; with the errors of `add`."""
         with self.shared.one_thread:
-            fields, taken = dict(self.base_fields), () if replace else self.places
-            heads = self.admission.check(adapters, taken, fields, {*self.layers}, {*self.heads})
+            heads, self.base_fields = admit(self, adapters, replace=replace)
             free = {*range(self.shared.size)} - {NOBODY, *self.places.values()}
             places = chain(sorted(free), count(self.shared.size))
             for name, contents in adapters.items():
@@ -143,12 +142,11 @@ class AdapterBank(nn.Module):
                 self.wrap(contents.updates, heads[name])
                 self._put(place, {**contents.updates, **heads[name]})
                 self.places[name], self.notes[name] = place, dict(contents.task or {})
-            self.base_fields = fields
 
     def wrap(self, layers: Iterable[str], heads: Iterable[str]) -> None:
         """Make room for adapters of these layers and heads of the base model, which are wrapped."""
-        new_layers = {name: BankLayer(self._of_base[name], self.shared) for name in layers if name not in self.layers}
-        new_heads = {name: BankHead(self._of_base[name], self.shared) for name in heads if name not in self.heads}
+        new_layers = {name: BankLayer(self.of_base[name], self.shared) for name in layers if name not in self.layers}
+        new_heads = {name: BankHead(self.of_base[name], self.shared) for name in heads if name not in self.heads}
         self.layers, self.heads = self.layers | new_layers, self.heads | new_heads
         for name, module in {**new_layers, **new_heads}.items():
             self.model.set_submodule(name, module.eval())
@@ -239,7 +237,7 @@ class AdapterBank(nn.Module):
                 `lsr.convert.writing` raises it.
         """
         check_output(Path(folder), (), replace=force)
-        write(for_plain_base(self.common, self.contents(name)), Path(folder), method)
+        write(on_plain_base(self.common, self.contents(name)), Path(folder), method)
 
     def contents(self, name: str) -> Contents:
         """Return a copy of what the bank has of an adapter, for `add`: on top of the common one, if there is any.
@@ -249,7 +247,7 @@ class AdapterBank(nn.Module):
         """
         with self.shared.one_thread:
             place = self._own_place(name)
-            layers = [one for one in self._of_base if one in self.layers]  # in the order of the model
+            layers = [one for one in self.of_base if one in self.layers]  # in the order of the model
             updates = {one: update for one in layers if (update := self.layers[one].update(place))}
             states = {one: state for one, head in self.heads.items() if (state := head.state(place))}
             heads = {f"{one}.{key}": value for one, state in states.items() for key, value in state.items()}
@@ -272,12 +270,17 @@ class AdapterBank(nn.Module):
         Raises:
             InputError: if there is no bank, a file is broken, or the base model is missing or does not fit.
         """
-        with read(Path(folder)) as (header, tensors):
-            common = read_common(Path(folder), header)
-            if common is not None:
-                bank = cls.on(common, base, precision=header["precision"])
-            else:
-                base = base if isinstance(base, nn.Module) else load_base(header["base"], heads_in(tensors), base)
-                bank = cls(base, precision=header["precision"])
+        header, tensors = read(Path(folder))
+        try:
+            common = read_common(Path(folder), header["common"])
+            if common is None and not isinstance(base, nn.Module):
+                names = (key.partition("/")[2].rpartition("/")[0].replace("/", ".") for key in tensors)
+                own = {f"{PREFIX}{name}": torch.empty(0) for name in names}  # the base model may lack heads
+                base = load_base(header["base"], own, base)
+            bank = cls.on(common, base, precision=header["precision"])
             fill(bank, header, tensors)
+        except KeyError as error:
+            raise InputError(f"{folder}: {error.args[0]!r} is missing in the base model or in the file") from None
+        except (ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"{folder}: {first_line(error)}") from None
         return bank

@@ -4,67 +4,49 @@ What tenants share is the folder of an adapter inside it.
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lsr.convert.writing import COMMON, check_output, write_files, writing
 from lsr.loading.update import Frames
-from lsr.serve.admission import check_name
+from lsr.serve.admission import check_heads, check_name
 from lsr.serve.common import fingerprint
 from lsr.serve.stack import NOBODY
-from lsr.tuner.files import PREFIX, Files, read_files, read_weights
-from lsr.tuner.mistakes import InputError, first_line
+from lsr.tuner.files import Files, read_files, read_weights
+from lsr.tuner.mistakes import InputError, explained
 
 FILE = "bank.safetensors"
 HEADER = "lsr_bank_6"  # with the version
 LAYERS, HEADS, FRAMES = "layers", "heads", "frames"  # kinds of tensors, which are named kind/module/stack/part
 
 
-@contextmanager
-def read(folder: Path) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
-    """Yield a bank's header and its tensors, memory-mapped from the file; what does not fit them is one line.
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return a bank's header and its tensors, memory-mapped from the file.
 
     Raises:
-        InputError: if there is no bank, it is broken, or a value is not finite; in place of errors inside.
+        InputError: if there is no bank, it is broken, or a value is not finite.
     """
-    try:
-        with safe_open(folder / FILE, framework="pt") as file:
-            header = json.loads(file.metadata()[HEADER])
-    except (SafetensorError, OSError, LookupError, ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{folder / FILE}: no bank of this version, or cut off: {first_line(error)}") from None
-    try:
-        yield header, read_weights(folder / FILE)
-    except KeyError as error:
-        raise InputError(f"{folder}: {error.args[0]!r} is missing in the base model or in the file") from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder}: {first_line(error)}") from None
+    broken = SafetensorError, OSError, LookupError, ValueError, TypeError, RecursionError
+    with explained(f"{folder / FILE}: no bank of this version, or cut off", *broken):
+        header = json.loads(safe_open(folder / FILE, framework="pt").metadata()[HEADER])
+    return header, read_weights(folder / FILE)
 
 
-def read_common(folder: Path, header: Mapping[str, Any]) -> Files | None:
-    """Return the adapter that the tenants of a bank share, if they do.
+def read_common(folder: Path, expected: str | None) -> Files | None:
+    """Return the adapter with the expected fingerprint that the tenants of a bank share; None if there is none.
 
     Raises:
         InputError: if it is missing, broken, or another one.
     """
-    if header["common"] is None:
-        return None
-    common = read_files(folder / COMMON)
-    if fingerprint(common) != header["common"]:
+    common = None if expected is None else read_files(folder / COMMON)
+    if fingerprint(common) != expected:
         raise InputError(f"{COMMON}: not the adapter that the tenants of this bank share")
     return common
-
-
-def heads_in(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the names of tensors that a base model may lack, since all adapters have them, with empty tensors."""
-    names = (key.partition("/")[2].rpartition("/")[0].replace("/", ".") for key in tensors)
-    return {f"{PREFIX}{name}": torch.empty(0) for name in names}
 
 
 def fill(
@@ -83,7 +65,7 @@ def fill(
     bank.base_fields, bank.notes = header["base"], {name: dict(its) for name, its in header["notes"].items()}
     bank.places = {name: place for place, name in enumerate(bank.notes, start=NOBODY + 1)}
     bank.shared.size += len(bank.places)
-    bank.admission.check_heads(header["heads"])
+    check_heads(bank.may_train, header["heads"])
     bank.wrap(header["layers"], header["heads"])
     frames = dict[str, Frames]()
     for name, (owner, core_size) in header["frames"].items():
@@ -111,7 +93,7 @@ def save(bank: Any, folder: Path, *, force: bool = False) -> None:
         header: dict[str, Any] = {"base": bank.base_fields, "precision": bank.shared.precision, "notes": bank.notes}
         header |= {"layers": [*bank.layers], "heads": [*bank.heads]}
         header["frames"] = {name: (owners[its], bank.layers[name].core_size) for name, its in held.items()}
-        header["common"] = None if bank.common is None else fingerprint(bank.common)
+        header["common"] = fingerprint(bank.common)
         text = json.dumps(header)
     with writing(folder) as new:
         save_file(tensors, new / FILE, metadata={HEADER: text})

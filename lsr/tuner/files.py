@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lsr.algebra.rounding import dtype_name, unpack
-from lsr.tuner.mistakes import InputError, first_line
+from lsr.tuner.mistakes import InputError, explained
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TASK = "task.json"  # written beside an adapter by the pipeline's stage train
@@ -59,10 +59,8 @@ def adapter_folder(source: str | Path) -> Path:
     name = str(source)
     if Path(source).exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
         return Path(source)
-    try:
+    with explained(f"{name}: no such adapter here, and from the hub", OSError, ValueError):
         return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, ROUNDED, TASK]))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name}: no such adapter here, and from the hub: {first_line(error)}") from None
 
 
 def read_config(folder: Path, method: str | None = None) -> dict[str, Any]:
@@ -100,10 +98,8 @@ def read_json(path: Path) -> Any:
         content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
         raise InputError(f"{path}: a file of over {MOST_BYTES:,} bytes; at most that is allowed")
-    try:
+    with explained(f"{path}: not valid JSON", ValueError, RecursionError):
         return json.loads(content.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON: {first_line(error)}") from None
 
 
 def weights_of(folder: Path) -> Path:
@@ -123,11 +119,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path.with_name(pickled[0])}: {reason}; save the adapter as {WEIGHTS}")
     if not path.is_file():
         raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
-    try:
+    with explained(f"{path}: corrupt or cut off", SafetensorError, OSError, ValueError, KeyError):  # for unknown dtypes
         tensors = load_file(path, device="cpu")
         tensors = unpack(tensors) if path.name == ROUNDED else tensors
-    except (SafetensorError, OSError, ValueError, KeyError) as error:  # a dtype that torch lacks is a KeyError
-        raise InputError(f"{path}: corrupt or cut off: {first_line(error)}") from None
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES:
             needed = ", ".join(map(dtype_name, DTYPES))

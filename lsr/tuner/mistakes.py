@@ -1,6 +1,8 @@
 """A user's mistakes as one line each: where, what, and what is allowed."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # what a terminal interprets as a command or a line break
 LONGEST_LINE = 276  # characters of a message, before a command's name is prepended
@@ -20,6 +22,19 @@ class InputError(ValueError):
 
 class NoBaseError(InputError):
     """The base model does not exist or cannot be loaded."""
+
+
+@contextmanager
+def explained(where: object, *kinds: type[BaseException]) -> Iterator[None]:
+    """Turn errors of these kinds into one line that says where they are.
+
+    Raises:
+        InputError: in place of them.
+    """
+    try:
+        yield
+    except kinds as error:
+        raise InputError(f"{where}: {first_line(error)}") from None
 
 
 def first_line(error: BaseException) -> str:

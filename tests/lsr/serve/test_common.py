@@ -1,25 +1,29 @@
 """A bank of tenants who share an adapter: against the model with the wide head that they were trained with."""
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, VeraConfig, get_peft_model
+from peft import LilyConfig, LoraConfig, PeftModel, PromptTuningConfig, VeraConfig, get_peft_model
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 
 from lsr import AdapterBank
+from lsr.__main__ import main
 from lsr.loading.contents import read_contents
-from lsr.serve.common import PLACEHOLDER
+from lsr.serve import file
+from lsr.serve.common import PLACEHOLDER, split
 from lsr.tuner.files import TASK, WEIGHTS
 from lsr.tuner.targets import last_linear
 from tests.capabilities.checks import stir
 from tests.capabilities.models import tiny, tokens
 from tests.capabilities.subjects import TARGETS, Subject
-from tests.kit import refused, write
+from tests.kit import edit, refused, said, write
 from tests.lsr.saved import asked, save_lora
 from tests.lsr.subjects import DENSE, FRAMES, SHARED
 
@@ -27,7 +31,7 @@ TENANTS = {"acme": ["bad", "good"], "bolt": None, "corp": ["a", "b", "c"]}  # th
 WIDE = [*TENANTS] * 2 + ["__base__"]
 EVERY = {"target_modules": DUMMY_TARGET_MODULES, "modules_to_save": None}
 METHODS = {  # model, configuration
-    "LSR": ("bert", lambda its: Subject("bert", FRAMES).config()),
+    "LSR": ("bert", lambda its: Subject("bert", {**FRAMES, **its}).config()),
     "LSR, all biases": ("roberta", lambda its: Subject("roberta", {**DENSE, "bias": "all"}).config()),
     "LSR, shared frames": ("distilbert", lambda its: Subject("distilbert", SHARED).config()),
     "LoRA": ("roberta", lambda its: LoraConfig(**its, r=3, lora_alpha=7)),
@@ -37,19 +41,23 @@ METHODS = {  # model, configuration
     "the head alone": ("roberta", lambda its: LoraConfig(**{**its, **EVERY})),
     "all weights": ("bert", lambda its: LoraConfig(**{**its, **EVERY, "modules_to_save": ["bert", "classifier"]})),
 }
+UNMERGED = {
+    "Lily": ("roberta", lambda its: LilyConfig(**its)),
+    "prompt tuning": ("roberta", lambda its: PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)),
+}
 AS_LORA = ("LSR", "LSR, all biases", "LSR, shared frames", "LoRA", "LoRA of a decoder")
 
 
-def save_tenants(folder, method="LoRA", tenants=TENANTS, seed=1):
+def save_tenants(folder, method="LoRA", tenants=TENANTS, seed=1, **more):
     """Save the adapter of tenants at `folder`, and its base beside it; return the model."""
-    name, configured = METHODS[method]
+    name, configured = {**METHODS, **UNMERGED}[method]
     base = wide(tiny(name), sum(len(labels or "1") for labels in tenants.values()))
     base.name_or_path = str(folder.parent / "base")
     tiny(name).save_pretrained(base.name_or_path)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         fields = {"task_type": "SEQ_CLS", "target_modules": TARGETS[name]}
-        model = stir(get_peft_model(base, configured(fields)).eval(), seed)
+        model = stir(get_peft_model(base, configured(fields | more)).eval(), seed)
     model.save_pretrained(str(folder), save_embedding_layers=False)
     note = {"kind": "classes", "columns": ["text"], "labels": None, "tenants": tenants, "max_length": 9}
     write(folder / TASK, json.dumps(note))
@@ -141,3 +149,153 @@ def test_an_adapter_of_ones_own_comes_on_top_and_is_written_with_the_common_one(
     plain = PeftModel.from_pretrained(wide(tiny("roberta"), 2), str(tmp_path / "acme")).eval()
     for row in (0, 2):
         assert_close(plain(**tokens(3)).logits[row], expected[row, :2], rtol=1e-5, atol=1e-6)
+
+
+def test_frames_in_another_folder_go_with_the_common_adapter(tmp_path):
+    save_tenants(tmp_path / "frames", "LSR", seed=3)
+    fields = {**FRAMES, "frames": str(tmp_path / "frames")}
+    model = save_tenants(tmp_path / "adapter", "LSR", **fields)
+    AdapterBank.of_tenants(tmp_path / "adapter").save(tmp_path / "bank")
+    shutil.rmtree(tmp_path / "frames")
+    check(AdapterBank.load(None, tmp_path / "bank"), rows_of(model, WIDE))
+
+
+def test_thousands_take_the_memory_of_their_heads_and_one_pass(tmp_path):
+    count = 3000
+    save_tenants(tmp_path / "adapter", tenants={f"tenant {at}": ["no", "yes"] for at in range(count)})
+    base, passes = tiny("roberta"), []
+    base.register_forward_hook(lambda *_: passes.append(1))
+    bank = AdapterBank.of_tenants(tmp_path / "adapter", base)
+    assert len(passes) == 1
+    rows = 2 * count * (24 + 1) * 4 + 2 * count * 2 * 4  # of weights and biases, and where they are
+    assert bank.nbytes < 2.1 * rows  # doubled whenever there is no room
+    bank.save(tmp_path / "bank")
+    assert (tmp_path / "bank" / file.FILE).stat().st_size < 2 * rows
+
+
+# Joining
+
+
+def test_a_tenant_who_comes_later_is_joined_and_changes_no_bit(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = save_tenants(tmp_path / "adapter")
+    said(main, "bank", "--from", "adapter", "-o", "first", "--precision", "4bit")
+    later(tmp_path / "adapter", tmp_path / "later", late=["x", "y"])
+    first, *kinds, shared = said(main, "bank", "--from", "first", "later", "-o", "both").splitlines()
+    assert first.startswith("both: 4 adapters in 4bit, ")
+    held = load_file("both/bank.safetensors")
+    size = sum(its.nbytes for its in held.values())
+    assert kinds == [f"heads: {size:,} bytes, {size / 4:,.0f} an adapter"]
+    assert shared == f"what they share: {sum(path.stat().st_size for path in Path('both/common').iterdir()):,} bytes"
+    one, both = (AdapterBank.load(None, tmp_path / name) for name in ("first", "both"))
+    assert both.names == [*TENANTS, "late"]
+    assert torch.equal(asked(both, WIDE), asked(one, WIDE))
+    said(main, "bank", "--from", "both", "-o", "both2", "--precision", "float32", "--base", "base")
+    assert torch.equal(asked(AdapterBank.load(None, tmp_path / "both2"), WIDE), asked(one, WIDE))
+    said(main, "bank", "--from", "adapter", "later", "-o", "exact")
+    check(AdapterBank.load(None, tmp_path / "exact"), rows_of(model, WIDE))
+    said(main, "bank", "--from", "first", "-o", "both", "--force")
+    assert AdapterBank.load(None, tmp_path / "both").names == [*TENANTS]
+
+
+def test_what_cannot_be_joined_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_tenants(tmp_path / "adapter")
+    save_tenants(tmp_path / "other", seed=2, tenants={"else": ["a", "b"]})
+    save_lora(tmp_path / "plain", "roberta", base=str(tmp_path / "base"))
+    for precision in ("3bit", "float32"):
+        said(main, "bank", "--from", "adapter", "-o", precision, "--precision", precision)
+    for names, says in (
+        (("adapter", "other"), "other: its adapters do not share the common one of those in adapter"),
+        (("float32", "plain"), "plain: its adapters do not share the common one of those in float32"),
+        (("plain", "float32"), "float32: its adapters do not share the common one of those in plain"),
+        (("float32", "adapter"), "adapter: acme: an adapter named 'acme' is in the bank"),
+        (("float32", "3bit"), "banks in 3bit and float32: choose a precision with --precision"),
+    ):
+        refused(main, ("bank", "--from", *names, "-o", "new"), says=says)
+    write("float32/common/mine.txt", "")
+    write("float32/common/notes.doc", "")
+    refused(main, ("bank", "--from", "adapter", "-o", "float32", "--force"), says="holds notes.doc")
+    assert not Path("new").exists()
+
+
+def later(source, folder, **tenants):
+    """Write the adapter of other tenants on the same common one, with random rows."""
+    shutil.copytree(source, folder)
+    rows = sum(len(labels) for labels in tenants.values())
+    layer = "base_model.model.classifier.out_proj"
+    edit(folder / WEIGHTS, **{f"{layer}.weight": torch.randn(rows, 24), f"{layer}.bias": torch.randn(rows)})
+    edit(folder / TASK, tenants=tenants)
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("tenants", "says"),
+    [
+        ({"acme": ["bad", "good"]}, "(6,), but its tenants have 2 outputs"),
+        ({}, "names no tenants"),
+        (["acme"], "tenants must be an object"),
+        ({**TENANTS, "corp": ["a", "b", 3]}, "labels must be a list of names"),
+        ({**TENANTS, "corp": ["a", "b", "\ud800"]}, "labels must be a list of names"),
+        ({**TENANTS, "corp": ["a", "b", "a"]}, "corp: its task names 2 different labels, but its head has 3 outputs"),
+        *(
+            ({"acme": ["a", "b"], name: None, "corp": ["a", "b", "c"]}, "name must not be empty, '__base__' or a path")
+            for name in ("", "__base__", "..")
+        ),
+        *(
+            ({"acme": ["a", "b"], name: None, "corp": ["a", "b", "c"]}, "nor hold control or half")
+            for name in ("../x", "a\\b", "a\n", "\x1b", "\ud800")
+        ),
+    ],
+)
+def test_tenants_that_are_not_those_of_the_head_are_refused(tenants, says, tmp_path):
+    save_tenants(tmp_path / "adapter")
+    edit(tmp_path / "adapter" / TASK, tenants=tenants)
+    refused(AdapterBank.of_tenants, tmp_path / "adapter", says=says)
+
+
+def test_another_layer_with_as_many_rows_is_not_the_last_one(tmp_path):
+    tenants = {"acme": [str(at) for at in range(24)]}  # as many as the model is wide
+    for method in ("LoRA", "LSR, shared frames"):  # RoBERTa's dense and DistilBERT's pre_classifier have 24 rows, too
+        model = save_tenants(tmp_path / method, method, tenants)
+        bank = AdapterBank.of_tenants(tmp_path / method)
+        check(bank, rows_of(model, ["acme"], tenants), ["acme"])
+        edit(tmp_path / method / TASK, tenants={**tenants, "more": None})
+        refused(AdapterBank.of_tenants, tmp_path / method, says="but its tenants have 25 outputs")
+    save_tenants(tmp_path / "short", tenants={"acme": ["a", "b"]})
+    edit(tmp_path / "short" / TASK, tenants=tenants)
+    refused(AdapterBank.of_tenants, tmp_path / "short", says="out_proj.bias is (2,), but its tenants have 24 outputs")
+
+
+def test_what_cannot_be_merged_is_refused_in_one_line(tmp_path):
+    save_tenants(tmp_path / "lily", "Lily")
+    refused(AdapterBank.of_tenants, tmp_path / "lily", says="lily: LILY cannot be merged: This method is not")
+    save_tenants(tmp_path / "prompt", "prompt tuning")
+    refused(
+        AdapterBank.of_tenants, tmp_path / "prompt", says="prompt: an adapter of the method PROMPT_TUNING has no head"
+    )
+    save_tenants(tmp_path / "wide")
+    refused(AdapterBank(tiny("roberta")).add, "wide", tmp_path / "wide", says="wide: its head is that of many tenants")
+
+
+def test_another_common_adapter_than_the_banks_is_refused(tmp_path):
+    for seed, name in enumerate(("one", "two")):
+        save_tenants(tmp_path / name, seed=seed)
+        AdapterBank.of_tenants(tmp_path / name).save(tmp_path / "bank" / name)
+    shutil.rmtree(tmp_path / "bank/one/common")
+    refused(AdapterBank.load, None, tmp_path / "bank/one", says="common: no such folder")
+    shutil.copytree(tmp_path / "bank/two/common", tmp_path / "bank/one/common")
+    refused(AdapterBank.load, None, tmp_path / "bank/one", says="common: not the adapter that the tenants of this bank")
+
+
+def test_rows_that_overflow_are_named_by_their_tenant_and_nobody_is_added(tmp_path):
+    save_tenants(tmp_path / "adapter")
+    common, tenants = split(tmp_path / "adapter")
+    heads = {name: torch.full_like(its, 3e38) for name, its in tenants["corp"].heads.items()}
+    heads["classifier.out_proj.weight"][1] *= -1
+    bank = AdapterBank.on(common)
+    refused(bank.add_all, {**tenants, "corp": replace(tenants["corp"], heads=heads)}, says="corp: its answers are not")
+    assert bank.names == []
+    refused(bank.remove, "__base__", says="no adapter is named '__base__'")
