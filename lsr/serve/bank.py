@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from lsr.algebra.rounding import PRECISIONS
-from lsr.convert.writing import check_output, write
+from lsr.convert.writing import COMMON, check_output, write
 from lsr.loading.base_models import load_base
 from lsr.loading.contents import Contents, read_contents
 from lsr.serve.admission import admit, heads_in
-from lsr.serve.common import base_with, on_plain_base, split
-from lsr.serve.file import HEADS, LAYERS, fill, read, read_common, save
+from lsr.serve.common import base_with, fingerprint, on_plain_base, split
+from lsr.serve.file import HEADS, LAYERS, fill, read, save
 from lsr.serve.head import BankHead
 from lsr.serve.layer import DIRECTIONS, BankLayer
 from lsr.serve.side_by_side import SideBySide
 from lsr.serve.stack import NOBODY, ZERO, Shared, Stack
-from lsr.tuner.files import PREFIX, Files
+from lsr.tuner.files import PREFIX, Files, read_files
 from lsr.tuner.mistakes import InputError, first_line
 from lsr.tuner.mixed_batch import BASE, copies_of_a_row
 
@@ -272,7 +272,9 @@ class AdapterBank(nn.Module):
         """
         header, tensors = read(Path(folder))
         try:
-            common = read_common(Path(folder), header["common"])
+            common = None if header["common"] is None else read_files(Path(folder, COMMON))
+            if fingerprint(common) != header["common"]:
+                raise InputError(f"{COMMON}: not the adapter that the tenants of this bank share")
             if common is None and not isinstance(base, nn.Module):
                 names = (key.partition("/")[2].rpartition("/")[0].replace("/", ".") for key in tensors)
                 own = {f"{PREFIX}{name}": torch.empty(0) for name in names}  # the base model may lack heads

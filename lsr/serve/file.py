@@ -17,7 +17,7 @@ from lsr.loading.update import Frames
 from lsr.serve.admission import check_heads, check_name
 from lsr.serve.common import fingerprint
 from lsr.serve.stack import NOBODY
-from lsr.tuner.files import Files, read_files, read_weights
+from lsr.tuner.files import read_weights
 from lsr.tuner.mistakes import InputError, explained
 
 FILE = "bank.safetensors"
@@ -35,18 +35,6 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     with explained(f"{folder / FILE}: no bank of this version, or cut off", *broken):
         header = json.loads(safe_open(folder / FILE, framework="pt").metadata()[HEADER])
     return header, read_weights(folder / FILE)
-
-
-def read_common(folder: Path, expected: str | None) -> Files | None:
-    """Return the adapter with the expected fingerprint that the tenants of a bank share; None if there is none.
-
-    Raises:
-        InputError: if it is missing, broken, or another one.
-    """
-    common = None if expected is None else read_files(folder / COMMON)
-    if fingerprint(common) != expected:
-        raise InputError(f"{COMMON}: not the adapter that the tenants of this bank share")
-    return common
 
 
 def fill(

@@ -36,6 +36,7 @@ METHODS = {  # model, configuration
     "LSR, shared frames": ("distilbert", lambda its: Subject("distilbert", SHARED).config()),
     "LoRA": ("roberta", lambda its: LoraConfig(**its, r=3, lora_alpha=7)),
     "LoRA of a decoder": ("gpt2", lambda its: LoraConfig(**its, r=3)),
+    "LoRA of a wider model": ("bert-wide", lambda its: LoraConfig(**its, use_rslora=True)),
     "DoRA": ("bert", lambda its: LoraConfig(**its, use_dora=True)),
     "VeRA": ("roberta", lambda its: VeraConfig(**its, r=8)),
     "the head alone": ("roberta", lambda its: LoraConfig(**{**its, **EVERY})),
@@ -45,7 +46,7 @@ UNMERGED = {
     "Lily": ("roberta", lambda its: LilyConfig(**its)),
     "prompt tuning": ("roberta", lambda its: PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)),
 }
-AS_LORA = ("LSR", "LSR, all biases", "LSR, shared frames", "LoRA", "LoRA of a decoder")
+AS_LORA = ("LSR", "LSR, all biases", "LSR, shared frames", "LoRA", "LoRA of a decoder", "LoRA of a wider model")
 
 
 def save_tenants(folder, method="LoRA", tenants=TENANTS, seed=1, **more):
@@ -56,7 +57,7 @@ def save_tenants(folder, method="LoRA", tenants=TENANTS, seed=1, **more):
     tiny(name).save_pretrained(base.name_or_path)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        fields = {"task_type": "SEQ_CLS", "target_modules": TARGETS[name]}
+        fields = {"task_type": "SEQ_CLS", "target_modules": TARGETS.get(name, ["query", "value"])}
         model = stir(get_peft_model(base, configured(fields | more)).eval(), seed)
     model.save_pretrained(str(folder), save_embedding_layers=False)
     note = {"kind": "classes", "columns": ["text"], "labels": None, "tenants": tenants, "max_length": 9}
@@ -178,7 +179,7 @@ def test_thousands_take_the_memory_of_their_heads_and_one_pass(tmp_path):
 
 def test_a_tenant_who_comes_later_is_joined_and_changes_no_bit(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    model = save_tenants(tmp_path / "adapter")
+    model = save_tenants(tmp_path / "adapter", "LoRA of a wider model")
     said(main, "bank", "--from", "adapter", "-o", "first", "--precision", "4bit")
     later(tmp_path / "adapter", tmp_path / "later", late=["x", "y"])
     first, *kinds, shared = said(main, "bank", "--from", "first", "later", "-o", "both").splitlines()
@@ -223,8 +224,8 @@ def later(source, folder, **tenants):
     """Write the adapter of other tenants on the same common one, with random rows."""
     shutil.copytree(source, folder)
     rows = sum(len(labels) for labels in tenants.values())
-    layer = "base_model.model.classifier.out_proj"
-    edit(folder / WEIGHTS, **{f"{layer}.weight": torch.randn(rows, 24), f"{layer}.bias": torch.randn(rows)})
+    layer = "base_model.model.classifier"
+    edit(folder / WEIGHTS, **{f"{layer}.weight": torch.randn(rows, 64), f"{layer}.bias": torch.randn(rows)})
     edit(folder / TASK, tenants=tenants)
 
 
