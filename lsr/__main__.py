@@ -1,4 +1,4 @@
-"""The commands of `lsr`, or `python -m lsr`: export, import, round and squeeze adapters, put many into one file."""
+"""The commands of `lsr`, or `python -m lsr`: convert, round and squeeze adapters, put many into one file, serve it."""
 
 import argparse
 import sys
@@ -21,6 +21,7 @@ from lsr.convert.writing import COMMON, check_output
 from lsr.loading.adapters import load_adapter
 from lsr.loading.base_models import class_of, load_model, load_tokenizer
 from lsr.serve.file import FILE, read
+from lsr.serve.http import command as server
 from lsr.serve.joining import joined
 from lsr.tuner.files import adapter_folder, read_config, weights_of
 from lsr.tuner.mistakes import InputError, NoBaseError
@@ -206,6 +207,13 @@ COMMANDS: dict[str, tuple[Callable[[Namespace], None], str, str, Sequence[Argume
             BASE,
         ],
     ),
+    "serve": (
+        server.run,
+        "answer over HTTP with the adapters of a bank",
+        "Serve a bank over HTTP, each text through the adapter that its request names; GET /openapi.json describes it. "
+        "Who changes adapters shows the token in the environment variable LSR_TOKEN; without one nobody can.",
+        [argument(name, **options) for name, options in server.ARGUMENTS.items()],
+    ),
 }
 
 
@@ -219,7 +227,9 @@ class Parser(argparse.ArgumentParser):
 
 def parser(called: str = MODULE) -> Parser:
     """Return the parser of the whole command line; messages show its name."""
-    top = Parser(prog=called, description="Export, import, round and squeeze adapters, and put many into one file.")
+    top = Parser(
+        prog=called, description="Export, import, round and squeeze adapters, put many into one file, serve it."
+    )
     added = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command, (run, summary, description, its) in COMMANDS.items():
         one = added.add_parser(command, help=summary, description=description)

@@ -1,61 +1,32 @@
-"""The server of examples/: a process of its own, asked over HTTP."""
+"""The command `lsr serve`: a process of its own, asked over HTTP; each answer is one that openapi.json describes."""
 
 import asyncio
-import json
 import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections import Counter
+from unittest import mock
 
-import httpx2
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoTokenizer
 
-from lsr import AdapterBank, LsrConfig
-from tests.workspace import ROOT, save_tiny_roberta, sentences
+from lsr import AdapterBank
+from lsr.__main__ import main
+from lsr.serve.http import command
+from lsr.serve.http.application import Service
+from tests.kit import refused
+from tests.lsr.serve.asking import DESCRIBED, ask, posted, predict
+from tests.lsr.serve.conftest import TENANTS
+from tests.workspace import ROOT, sentences
 
-TENANTS, TEXTS = ("anna", "ben", "cleo", "dora"), [text for text, *_ in sentences(64)]
+TEXTS = [text for text, *_ in sentences(64)]
 ALLOWED = {"Authorization": "Bearer secret"}
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-
-
-def save(folder, base, seed, labels):
-    """Save an adapter with random values: a LoRA or, every other one, of LSR."""
-    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(labels))
-    usual = {"task_type": "SEQ_CLS", "target_modules": ["query", "value"]}
-    config = LoraConfig(r=3, **usual) if seed % 2 else LsrConfig(rank_shape=(3,), separation_rank=None, **usual)
-    model, generator = get_peft_model(model, config), torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = torch.randn(parameter.shape, generator=generator) / 2
-    model.save_pretrained(str(folder), save_embedding_layers=False)
-    (folder / "task.json").write_text(json.dumps({"columns": ["text"], "labels": labels, "max_length": 28}))
-
-
-@pytest.fixture(scope="module")
-def there(tmp_path_factory):
-    """A folder with a base model, two versions of each tenant's adapter, and a bank of the first ones."""
-    folder = tmp_path_factory.mktemp("server")
-    save_tiny_roberta(folder / "base")
-    for number, name in enumerate(TENANTS):
-        for version in (0, 1):
-            labels = [f"{name}-{version}-{label}" for label in range(2 + number)]
-            save(folder / f"{version}/{name}", folder / "base", 2 * number + version, labels)
-    bank = AdapterBank(AutoModelForSequenceClassification.from_pretrained(folder / "base"))
-    for name in TENANTS:
-        bank.add(name, folder / f"0/{name}")
-    bank.add("eve", folder / "0/anna")
-    for stack in bank.heads["classifier"].stacks.values():  # weights that overflow: the file of a bank may hold any
-        stack.put(bank.place("eve"), 3e38 * stack.rows(bank.place("eve")).sign())
-    bank.save(folder / "bank")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -75,23 +46,15 @@ def expected(there):
 
 @pytest.fixture(scope="module")
 def server(there):
-    """The server's process and address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "examples.server", there / "bank", "--port", str(port)]
-    options = ["--rows", "8", "--queue", "400", "--max-tokens", "30"]
+    """The server's process and address, which it says when it can be asked."""
+    words = [there / "bank", "--port", "0", "--rows", "8", "--queue", "400", "--max-tokens", "30"]
     environment = os.environ | {"LSR_TOKEN": "secret", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with (there / "log").open("w") as log:
-        process = subprocess.Popen([*command, *options], cwd=ROOT, env=environment, stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{port}"
-    while process.poll() is None:
-        try:
-            httpx2.get(f"{address}/health")
-            break
-        except httpx2.ConnectError:
-            time.sleep(0.1)
-    yield process, address
+        process = subprocess.Popen([sys.executable, "-m", "lsr", "serve", *words], env=environment, stderr=log)
+    while not (said := (there / "log").read_text()).endswith("\n") and process.poll() is None:
+        time.sleep(0.1)
+    started = re.fullmatch(r"(http://127\.0\.0\.1:\d+): 5 adapters; PUT and DELETE are enabled by LSR_TOKEN\n", said)
+    yield process, started[1]
     process.kill()
     process.wait()
     assert "Traceback" not in (there / "log").read_text()
@@ -105,23 +68,8 @@ def metric(text, name):
     return float(re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)[1])
 
 
-def under_load(server, ask):
-    async def run():
-        limits = httpx2.Limits(max_connections=500)
-        async with httpx2.AsyncClient(base_url=server[1], limits=limits, timeout=60, headers=ALLOWED) as client:
-            return await ask(client)
-
-    return asyncio.run(run())
-
-
-def predicted(server, names, texts):
-    """The responses to requests at once, one for each name."""
-
-    async def ask(client):
-        asked = [{"adapter": name, "texts": texts} for name in names]
-        return await asyncio.gather(*(client.post("/v1/predict", json=one) for one in asked))
-
-    return under_load(server, ask)
+def request(server, *asked, **parts):
+    return ask(lambda client: client.request(*asked, **parts), server[1])
 
 
 def check(name, response, expected, texts=TEXTS, versions=(0, 1)):
@@ -137,19 +85,24 @@ def check(name, response, expected, texts=TEXTS, versions=(0, 1)):
 
 
 def test_answers_that_are_not_finite_are_an_error_of_their_tenant_alone(server, expected):
-    anna, eve, ben = predicted(server, ("anna", "eve", "ben"), TEXTS[:3])
-    assert (eve.status_code, list(eve.json())) == (422, ["error"])
+    requests = [predict(name, *TEXTS[:3]) for name in ("anna", "eve", "ben")]
+    anna, eve, ben = ask(posted(*requests), server[1])
+    assert eve.status_code == 422
     assert eve.json()["error"].startswith("texts[0]: the answer is not finite")
     check("anna", anna, expected, TEXTS[:3], versions=(0,))
     check("ben", ben, expected, TEXTS[:3], versions=(0,))
 
 
-def predict(**parts):
+def predicting(**parts):
     return ("POST", "/v1/predict", {"json": {"adapter": "ben", "texts": ["a"]} | parts})
 
 
 def put(content=b"", **headers):
     return ("PUT", "/v1/adapters/guest", {"content": content, "headers": ALLOWED | headers})
+
+
+async def chunks():
+    yield b"{}"
 
 
 @pytest.mark.parametrize(
@@ -160,15 +113,20 @@ def put(content=b"", **headers):
         (("POST", "/v1/predict", {"content": rb'{"adapter": "\ud800", "texts": ["a"]}'}), 404, r"named '\ud800'"),
         (("POST", "/v1/predict", {"content": rb'{"adapter": "ben", "texts": ["a", "\ud800"]}'}), 422, "texts[1]"),
         (("POST", "/v1/predict", {"content": b" " * 2_000_000}), 413, "at most 1,048,576 bytes"),
-        (predict(more=1), 422, "needed"),
-        (predict(adapter="ann"), 404, "no adapter is named 'ann'"),
-        (predict(adapter="__base__"), 404, "no adapter is named '__base__'"),
-        (predict(texts=["a"] * 65), 422, "a list of 1 to 64"),
-        (predict(texts=["a", " "]), 422, "texts[1]: needed"),
-        (predict(texts=["cat " * 40]), 422, "reads at most 28"),
+        (("POST", "/v1/predict", {"content": chunks()}), 411, "needed: Content-Length"),
+        (predicting(more=1), 422, "needed"),
+        (predicting(adapter="ann"), 404, "no adapter is named 'ann'"),
+        (predicting(adapter="__base__"), 404, "no adapter is named '__base__'"),
+        (predicting(texts=["a"] * 65), 422, "a list of 1 to 64"),
+        (predicting(texts=["a", " "]), 422, "texts[1]: needed: a text"),
+        (predicting(texts=[["a", "b"]]), 422, "texts[0]: needed: a text"),
+        (predicting(texts=["cat " * 40]), 422, "reads at most 28"),
+        (predicting(texts=["a", "a" * 1_000_000]), 422, "texts[1]: over 560 characters"),
+        (("POST", "/v1/generate", {"json": {}}), 422, "does not write: ask /v1/predict"),
         (("GET", "/v1/predict", {}), 405, "Method Not Allowed"),
         (("DELETE", "/v1/adapters/ann", {"headers": ALLOWED}), 404, "no adapter is named 'ann'"),
-        (("POST", "/v1/predict", {"content": iter([b"{}"])}), 411, "needed: Content-Length"),
+        (("DELETE", "/v1/adapters/__base__", {"headers": ALLOWED}), 404, "no adapter is named '__base__'"),
+        (("DELETE", "/v1/adapters/ben", {}), 401, "Bearer"),
         (put(Authorization="Bearer secreu"), 401, "Bearer"),
         (put(), 422, f"{CONFIG} is missing"),
         (put(b"a", **{"Content-Type": "multipart/form-data; boundary=b"}), 400, ""),
@@ -176,7 +134,7 @@ def put(content=b"", **headers):
 )
 def test_a_mistake_gets_a_reason_as_json(asked, status, reason, server):
     method, path, parts = asked
-    response = httpx2.request(method, f"{server[1]}{path}", **parts)
+    response = request(server, method, path, **parts)
     assert (response.status_code, list(response.json())) == (status, ["error"])
     assert reason in response.json()["error"]
     assert not re.search("anna|cleo|dora", response.json()["error"])
@@ -189,11 +147,9 @@ def test_a_mistake_gets_a_reason_as_json(asked, status, reason, server):
         (WEIGHTS, lambda _: bytes(17 << 20), 413, "at most 16,777,216 bytes"),
         (CONFIG, lambda content: content.replace(b'"own"', b'"/etc"'), 422, "names frames in another folder"),
         ("task.json", lambda content: content.replace(b"28", b"0"), 422, "max_length must be a positive"),
-        ("task.json", lambda content: content.replace(b'["text"]', b'["a", "b"]'), 422, "passes single texts"),
-        ("task.json", lambda _: b'{"labels": [[], []]}', 422, "labels must be a list of names"),
+        ("task.json", lambda content: content.replace(b'["text"]', b'["a", "b", "c"]'), 422, "two for pairs"),
         ("task.json", lambda _: rb'{"labels": ["one", "\ud800"]}', 422, "whole characters"),
         (CONFIG, lambda content: content.replace(b'"classifier"', b'"classifier", "dropout"'), 422, "dropout' in full"),
-        ("task.json", lambda _: b'{"labels": ["one"]}', 422, "its head has 2 outputs"),
         ("../task.json", lambda _: b"{}", 422, "the parts of the form are"),
     ],
 )
@@ -201,17 +157,28 @@ def test_files_that_cannot_be_served_change_nothing(file, change, status, reason
     sent = files(there / "0/anna")
     changed = sent | {file: change(sent.get(file))}
     assert changed != sent
-    response = httpx2.put(f"{server[1]}/v1/adapters/anna", files=changed, headers=ALLOWED)
+    response = request(server, "PUT", "/v1/adapters/anna", files=changed, headers=ALLOWED)
     assert response.status_code == status
     assert reason in response.json()["error"]
-    again = httpx2.post(f"{server[1]}/v1/predict", json={"adapter": "anna", "texts": TEXTS})
+    (again,) = ask(posted(predict("anna", *TEXTS)), server[1])
     check("anna", again, expected, versions=(0,))
+
+
+def test_every_path_is_described_and_answers(server):
+    assert {(path, method) for path, its in DESCRIBED["paths"].items() for method in its.keys() - {"parameters"}} == {
+        (route.path, method.lower())
+        for route in Service(mock.Mock(), 1, 1, 0).application().routes
+        for method in route.methods - {"HEAD"}
+    }
+    assert request(server, "GET", "/openapi.json").json() == DESCRIBED
+    assert request(server, "GET", "/health").json() == {"status": "ok", "adapters": 5}
+    assert metric(request(server, "GET", "/metrics").text, "lsr_adapters") == 5
 
 
 def test_adapters_are_replaced_and_removed_under_fire_and_no_row_gets_another_ones_answer(server, there, expected):
     sent = {(name, version): files(there / f"{version}/{name}") for name in TENANTS for version in (0, 1)}
 
-    async def ask(client):
+    async def call(client):
         changes = 0
 
         async def change(name):
@@ -234,7 +201,7 @@ def test_adapters_are_replaced_and_removed_under_fire_and_no_row_gets_another_on
         return done[len(TENANTS) :]
 
     versions = Counter()
-    for name, texts, response in under_load(server, ask):
+    for name, texts, response in ask(call, server[1], headers=ALLOWED):
         if name != "guest":
             versions[check(name, response, expected, texts)] += 1
         else:  # an adapter of one of them, or gone
@@ -246,7 +213,7 @@ def test_without_room_requests_are_refused_and_the_others_answered(server, expec
     names = [random.Random(at).choice(TENANTS) for at in range(30)]
 
     refused = 0
-    for name, response in zip(names, predicted(server, names, TEXTS), strict=True):
+    for name, response in zip(names, ask(posted(*(predict(name, *TEXTS) for name in names)), server[1]), strict=True):
         if response.status_code == 429:
             refused += 1
             assert (response.headers["Retry-After"], list(response.json())) == ("1", ["error"])
@@ -256,7 +223,7 @@ def test_without_room_requests_are_refused_and_the_others_answered(server, expec
 
 
 def test_a_stop_answers_what_was_asked(server, expected):
-    async def ask(client):
+    async def call(client):
         while True:
             asked = asyncio.create_task(client.post("/v1/predict", json={"adapter": "dora", "texts": TEXTS}))
             while not asked.done():
@@ -264,5 +231,24 @@ def test_a_stop_answers_what_was_asked(server, expected):
                     server[0].send_signal(signal.SIGTERM)
                     return await asked
 
-    check("dora", under_load(server, ask), expected, versions=(0,))
+    check("dora", ask(call, server[1]), expected, versions=(0,))
     assert server[0].wait(30) in (0, -signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["bank", "--rows", "0"], "argument --rows: needed: a whole number above 0, got '0'"),
+        (["bank", "--port", "70000"], "--port: needed: 0 to 65535, got 70000"),
+        (["nothing"], "nothing/bank.safetensors: no bank"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(words, says, there, monkeypatch):
+    monkeypatch.chdir(there)
+    refused(main, ["serve", *words, *([] if "--port" in words else ["--port", "0"])], says=says)
+
+
+def test_without_the_extra_the_command_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(command, "find_spec", lambda name: None if name == "uvicorn" else name)
+    line = refused(main, ["serve", "bank"])
+    assert line.endswith("serve: needs uvicorn: pip install 'lsr-adapt[server]'")

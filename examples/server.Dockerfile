@@ -1,11 +1,10 @@
 # In the root of the repository:
-#   docker build -f examples/server/Dockerfile -t lsr-server .
+#   docker build -f examples/server.Dockerfile -t lsr-server .
 #   docker run -p 8000:8000 -e LSR_TOKEN -v "$PWD/build/bank:/bank:ro" lsr-server
 FROM python:3.11-slim
 WORKDIR /srv
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY lsr lsr
-COPY examples/server examples/server
 # `demo` is the base model of the default run. With --build-arg PIP_EXTRA_INDEX_URL=... , the index of torch's CPU builds,
 # the image is gigabytes smaller.
 ARG PIP_EXTRA_INDEX_URL
@@ -14,5 +13,5 @@ RUN pip install --no-cache-dir --constraint constraints.txt '.[server,demo]' \
 USER serve
 EXPOSE 8000
 # The process of the server is the container's first one: `docker stop` lets it answer what was asked.
-ENTRYPOINT ["python", "-m", "examples.server", "--host", "0.0.0.0"]
+ENTRYPOINT ["lsr", "serve", "--host", "0.0.0.0"]
 CMD ["/bank"]

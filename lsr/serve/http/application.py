@@ -1,0 +1,136 @@
+"""The routes of the server, which openapi.json describes; every error is JSON, {"error": REASON}.
+
+What is no HTTP does not come here: uvicorn answers it with 400, in plain text.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
+from starlette.applications import Starlette
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from lsr.loading.contents import Contents, read_contents
+from lsr.serve.http import reading
+from lsr.serve.http.batches import Batches
+from lsr.serve.passes import Passes, longest
+from lsr.tuner.files import CONFIG, ROUNDED, TASK, WEIGHTS, read_config
+from lsr.tuner.mistakes import InputError
+
+FILES = (CONFIG, WEIGHTS, ROUNDED, TASK)
+DESCRIPTION = Path(__file__).with_name("openapi.json")
+SECONDS = Histogram("lsr_predict_seconds", "Seconds until texts are answered")
+REFUSED = Counter("lsr_refused", "Refused requests by status", ["status"])
+ADAPTERS = Gauge("lsr_adapters", "Adapters in the bank")
+
+
+class Service:
+    """The answers to requests."""
+
+    def __init__(self, passes: Passes, rows: int, room: int, wait: float) -> None:
+        self.passes, self.bank, self.batches = passes, passes.bank, Batches(passes, rows, room, wait)
+        ADAPTERS.set_function(lambda: len(self.bank.notes))
+
+    async def predict(self, request: Request) -> Response:
+        """Say of each text what an adapter says."""
+        return await self._answered(request, "texts")
+
+    async def generate(self, request: Request) -> Response:
+        """Write on after each prompt, always with the likeliest token."""
+        return await self._answered(request, "prompts")
+
+    async def _answered(self, request: Request, field: str) -> Response:
+        new_tokens = self.passes.new_tokens
+        if bool(new_tokens) != (field == "prompts"):
+            writes = "writes: ask /v1/generate" if new_tokens else "does not write: ask /v1/predict"
+            raise HTTPException(422, f"the base model of this bank {writes}")
+        with SECONDS.time():
+            name, texts, new_tokens = await reading.asked(request, new_tokens)
+            if (note := self.bank.notes.get(name)) is None:  # once: it may leave meanwhile
+                raise reading.unknown(name)
+            # Not in the loop of events, which one long text would stop.
+            rows = await asyncio.to_thread(self.passes.rows, name, note, texts, new_tokens)
+            try:
+                answers = await self.batches.answers(rows)
+            except InputError:  # it has left; the message may suggest the name of another tenant
+                raise reading.unknown(name) from None
+        if None in answers:
+            reason = "the answer is not finite: the weights of this adapter overflow"
+            raise HTTPException(422, f"{field}[{answers.index(None)}]: {reason}")
+        return JSONResponse({"adapter": name, "answers": answers})
+
+    async def put(self, request: Request) -> Response:
+        """Add or replace an adapter, whose files may hold anything."""
+        name = reading.permitted(request)
+        reading.check_size(request, reading.MOST_ADAPTER_BYTES)
+        with TemporaryDirectory() as folder:
+            async with request.form(max_files=len(FILES), max_fields=0) as form:
+                for file, part in form.multi_items():
+                    if file not in FILES:
+                        raise HTTPException(422, f"{file[:100]!r}: the parts of the form are {', '.join(FILES)}")
+                    assert isinstance(part, UploadFile)  # as max_fields is 0
+                    Path(folder, file).write_bytes(await part.read())
+            try:
+                contents = await asyncio.to_thread(_read_adapter, Path(folder))
+                await self.batches.in_turn(lambda: self.bank.add(name, contents, replace=True))
+            except InputError as error:
+                raise HTTPException(422, str(error).replace(folder, name)) from None
+        return JSONResponse({"adapter": name})
+
+    async def delete(self, request: Request) -> Response:
+        """Remove an adapter."""
+        await self.batches.in_turn(self._remove, reading.permitted(request))
+        return Response(status_code=204)
+
+    def _remove(self, name: str) -> None:
+        if name not in self.bank.notes:
+            raise reading.unknown(name)
+        self.bank.remove(name)
+
+    def application(self) -> Starlette:
+        """Return the application, which passes batches through the bank while it runs."""
+
+        @asynccontextmanager
+        async def running(_: Starlette) -> AsyncIterator[None]:
+            task = asyncio.create_task(self.batches.run())
+            yield  # until uvicorn has answered the last request
+            task.cancel()
+
+        description = DESCRIPTION.read_bytes()
+        routes = [
+            Route("/v1/predict", self.predict, methods=["POST"]),
+            Route("/v1/generate", self.generate, methods=["POST"]),
+            Route("/v1/adapters/{name}", self.put, methods=["PUT"]),
+            Route("/v1/adapters/{name}", self.delete, methods=["DELETE"]),
+            Route("/health", lambda _: JSONResponse({"status": "ok", "adapters": len(self.bank.notes)})),
+            Route("/metrics", lambda _: Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})),
+            Route("/openapi.json", lambda _: Response(description, media_type="application/json")),
+        ]
+        handlers: Any = {
+            InputError: lambda _, error: _refused(str(error), 422),
+            HTTPException: lambda _, error: _refused(error.detail, error.status_code, error.headers),
+            ClientDisconnect: lambda *_: _refused("nobody reads this", 499),
+            Exception: lambda *_: _refused("the server failed; its log says why", 500),
+        }
+        return Starlette(routes=routes, lifespan=running, exception_handlers=handlers)
+
+
+def _refused(reason: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    REFUSED.labels(status).inc()
+    return JSONResponse({"error": reason}, status, headers)
+
+
+def _read_adapter(folder: Path) -> Contents:
+    if read_config(folder).get("frames", "own") != "own":
+        raise InputError(f"{folder}: names frames in another folder of this machine, which cannot be sent")
+    contents = read_contents(folder)
+    longest(contents.task or {})
+    return contents

@@ -1,0 +1,142 @@
+"""Texts for different adapters in one pass through a bank: what it says of each, or writes after it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lsr.loading.contents import HALVES
+from lsr.serve.bank import AdapterBank
+from lsr.tuner.mistakes import InputError
+from lsr.tuner.mixed_batch import BASE
+
+CHARACTERS = 20  # a token; texts of more are refused before they are tokenized
+
+Said = dict[str, Any] | None  # as JSON; None: not finite
+
+
+class Row(NamedTuple):
+    """A text for an adapter."""
+
+    adapter: str
+    inputs: dict[str, list[int]]  # input_ids and what else the tokenizer gives
+    new_tokens: int  # to write; 0 where something is said of the text
+
+
+class Passes:
+    """A bank and its tokenizer; it writes after prompts if the base model is a decoder with a head for that.
+
+    A text has at most so many tokens, or a prompt and `new_tokens` after it.
+
+    Raises:
+        InputError: if the base model does not take so many, or an adapter's note asks for what is not served.
+    """
+
+    def __init__(self, bank: AdapterBank, tokenizer: Any, tokens: int, new_tokens: int) -> None:
+        self.bank, self.tokenizer = bank, tokenizer
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+        writes = bank.model.can_generate() and not bank.model.config.is_encoder_decoder
+        tokens, self.new_tokens = min(tokens, tokenizer.model_max_length), new_tokens * writes
+        if writes and not 0 < new_tokens < tokens:
+            raise InputError(f"--new-tokens: needed: some of the {tokens} tokens, but not all, got {new_tokens}")
+        self.tokens = tokens - self.new_tokens  # of a text or prompt
+        for note in bank.notes.values():
+            longest(note)
+        try:
+            with torch.no_grad():
+                no_padding = int(tokenizer.pad_token_id == 0)
+                bank(input_ids=torch.full((1, tokens), no_padding), adapter_names=[BASE])
+        except (IndexError, RuntimeError):
+            raise InputError(f"--max-tokens: the base model does not take {tokens}") from None
+
+    def rows(self, name: str, note: Mapping[str, Any], texts: Sequence[Any], new_tokens: int) -> list[Row]:
+        """Return the rows of texts, of pairs of texts if the note of their adapter says so, or of prompts.
+
+        Raises:
+            InputError: names the first one that cannot be read.
+        """
+        field, parts = ("prompts", 1) if self.new_tokens else ("texts", len(note.get("columns", ["text"])))
+        most = min(self.tokens, longest(note) or self.tokens)
+        split = [text if parts == 2 and isinstance(text, list) else [text] for text in texts]
+        for at, its in enumerate(split):
+            if len(its) != parts or not all(map(_is_text, its)):
+                needed = "a text" if parts == 1 else "a list of two texts, each"
+                raise InputError(f"{field}[{at}]: needed: {needed} of whole Unicode characters, not blank")
+            if sum(map(len, its)) > CHARACTERS * most:
+                raise InputError(f"{field}[{at}]: over {CHARACTERS * most:,} characters; at most that are read")
+        encoded = self.tokenizer(*map(list, zip(*split, strict=True)), verbose=False)
+        for at, ids in enumerate(encoded["input_ids"]):
+            if len(ids) > most:
+                raise InputError(f"{field}[{at}]: {len(ids)} tokens; this adapter reads at most {most}")
+        return [Row(name, {key: its[at] for key, its in encoded.items()}, new_tokens) for at in range(len(texts))]
+
+    def answers(self, rows: Sequence[Row]) -> list[Said | Exception]:
+        """Return what each row gets.
+
+        If a pass fails, such as for lack of memory, halves of it pass alone: so the error is that of the row that
+        causes it, and not of other tenants.
+        """
+        try:
+            return [*(self._written(rows) if self.new_tokens else self._said(rows))]
+        except Exception as error:
+            if len(rows) == 1:
+                return [error]
+        half = len(rows) // 2
+        return self.answers(rows[:half]) + self.answers(rows[half:])
+
+    def _said(self, rows: Sequence[Row]) -> list[Said]:
+        names, said = [row.adapter for row in rows], list[Said]()
+        with torch.no_grad():
+            logits = self.bank(**self._padded(rows, "right"), adapter_names=names).logits
+        for answer in self.bank.answers(logits, names):
+            if not answer.logits.isfinite().all():
+                said.append(None)
+            elif answer.labels is None:
+                said.append({"number": float(answer.logits[0])})
+            else:
+                chances = answer.probabilities
+                said.append({"label": max(chances, key=lambda label: chances[label]), "probabilities": chances})
+        return said
+
+    def _written(self, rows: Sequence[Row]) -> list[Said]:
+        inputs, finite = self._padded(rows, "left"), torch.ones(len(rows), dtype=torch.bool)
+
+        def watch(_: Tensor, scores: Tensor) -> Tensor:  # of each row's next token
+            finite.logical_and_(scores.amax(dim=-1).isfinite().cpu())  # NaN is larger than any; some may be -inf
+            return scores
+
+        written = self.bank.generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            adapter_names=[row.adapter for row in rows],
+            max_new_tokens=max(row.new_tokens for row in rows),
+            pad_token_id=self.tokenizer.pad_token_id,
+            logits_processor=[watch],
+            do_sample=False,
+            num_beams=1,
+        )[:, inputs["input_ids"].shape[1] :]
+        cut = [ids[: row.new_tokens] for row, ids in zip(rows, written, strict=True)]
+        texts = self.tokenizer.batch_decode(cut, skip_special_tokens=True)
+        return [{"text": text} if fine else None for text, fine in zip(texts, finite, strict=True)]
+
+    def _padded(self, rows: Sequence[Row], side: str) -> Mapping[str, Tensor]:
+        return self.tokenizer.pad([row.inputs for row in rows], padding_side=side, return_tensors="pt")
+
+
+def longest(note: Mapping[str, Any]) -> int | None:
+    """Return how many tokens an adapter reads according to its note; None if that is not said.
+
+    Raises:
+        InputError: if the note asks for what is not served.
+    """
+    length, columns = note.get("max_length"), note.get("columns", ["text"])
+    if not (length is None or (type(length) is int and length > 0)):
+        raise InputError(f"task.json: max_length must be a positive whole number, got {length!r}")
+    if not isinstance(columns, list) or len(columns) not in (1, 2):
+        raise InputError(f"task.json: columns must be a list of one, or of two for pairs, got {columns!r}")
+    return length
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and not HALVES.search(value)

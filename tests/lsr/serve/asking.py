@@ -1,0 +1,67 @@
+"""Ask a server, in this process or another; each response must be one that openapi.json describes."""
+
+import asyncio
+import json
+import re
+
+import httpx2
+from jsonschema import Draft202012Validator
+
+from lsr.serve.http.application import DESCRIPTION, Service
+
+DESCRIBED = json.loads(DESCRIPTION.read_text())
+
+
+async def described(response):
+    await response.aread()
+    method, path = response.request.method.lower(), re.sub("^(/v1/adapters)/.*", r"\1/{name}", response.url.path)
+    if method not in DESCRIBED["paths"][path]:
+        assert (response.status_code, list(response.json())) == (405, ["error"])
+        return
+    its = DESCRIBED["paths"][path][method]["responses"][str(response.status_code)]
+    its = DESCRIBED["components"]["responses"][its["$ref"].rpartition("/")[2]] if "$ref" in its else its
+    assert all(name in response.headers for name in its.get("headers", {}))
+    for kind, content in its.get("content", {}).items():
+        assert response.headers["Content-Type"].startswith(kind)
+        value = response.json() if kind == "application/json" else response.text
+        Draft202012Validator({**content["schema"], "components": DESCRIBED["components"]}).validate(value)
+
+
+def ask(call, address="http://server", **options):
+    """What `call` returns, given a client."""
+
+    async def run():
+        limits, hooks = httpx2.Limits(max_connections=500), {"response": [described]}
+        client = httpx2.AsyncClient(base_url=address, limits=limits, timeout=60, event_hooks=hooks, **options)
+        async with client:
+            return await call(client)
+
+    return asyncio.run(run())
+
+
+def ask_passes(passes, call):
+    """What `call` returns, given a client of a server in this process."""
+    app = Service(passes, 8, 400, 0.01).application()
+
+    async def run(client):
+        async with app.router.lifespan_context(app):
+            return await call(client)
+
+    return ask(run, transport=httpx2.ASGITransport(app, raise_app_exceptions=False))
+
+
+def posted(*requests):
+    """What posts requests at once: (path, body) each."""
+
+    async def call(client):
+        return await asyncio.gather(*(client.post(path, json=body) for path, body in requests))
+
+    return call
+
+
+def predict(name, *texts):
+    return "/v1/predict", {"adapter": name, "texts": texts}
+
+
+def generate(name, new_tokens, *prompts):
+    return "/v1/generate", {"adapter": name, "prompts": prompts, "new_tokens": new_tokens}
