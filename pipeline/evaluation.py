@@ -12,6 +12,9 @@ from transformers import DataCollatorWithPadding
 from pipeline.data import tokens
 from pipeline.methods.device import device_of
 from pipeline.tasks import Outcome, Task
+from pipeline.tasks.task import TENANT
+
+INPUTS = ("input_ids", "token_type_ids")
 
 
 @torch.inference_mode()
@@ -31,7 +34,7 @@ def outputs(
     where = device_of(model)
     lengths = torch.tensor(split["length"][:])
     order = lengths.argsort(descending=True, stable=True)
-    inputs = split.select_columns([name for name in split.column_names if name in ("input_ids", "token_type_ids")])
+    inputs = split.select_columns([name for name in split.column_names if name in (*INPUTS, TENANT)])
     found = []
     for indices in order.split(batch_size):
         batch = {name: value.to(where) for name, value in collate(inputs[indices.tolist()]).items()}

@@ -4,7 +4,9 @@ In dvc.yaml it is the second command of the stage evaluate. It reads reports/, w
 DVC has restored one.
 """
 
+import csv
 import json
+import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from pipeline.params.dataset_row import DatasetRow
 
 PROGRAM = "python -m pipeline.summary"
 WIDTH, INDENT = 88, 12  # characters
+FEW = 3  # tenants at each end
 SHORT = 200  # optimizer steps
 STAGES = ("tokenize", "factorize_init", "train", "evaluate")
 
@@ -50,6 +53,14 @@ def _results(data: str, row: DatasetRow) -> Iterator[tuple[str, str]]:
         low, high = found[f"{name}_low"], found[f"{name}_high"]
         ends = f"95 % interval {low:.4g} to {high:.4g}" if low < high else "no interval: every resample scores the same"
         yield name, f"{found[name]:.4g}, {ends}; {constant}"
+    if row.tenant is not None:
+        scored = sorted((float(one["score"]), one["tenant"]) for one in _rows(artifacts.EVALUATE_TENANTS))
+        for word, its in {"best": scored[: -FEW - 1 : -1], "worst": scored[:FEW]}.items():
+            yield f"{word}", ", ".join(f"{name} {score:.4g}" for score, name in its)
+        kept = trained.get("own_kept", 0)
+        own = f"; {kept:,} have an adapter of their own" if kept else ""
+        each = found["bank_bytes"] / found["tenants"]
+        yield "tenants", f"{found['tenants']:,}, {each:,.0f} bytes each in {artifacts.BANK}{own}"
     yield (
         "parameters",
         f"{found['adapter_trained']:,} of the adapter and {found['head_parameters']:,} of the head trained, "
@@ -67,6 +78,11 @@ def _results(data: str, row: DatasetRow) -> Iterator[tuple[str, str]]:
         yield "seconds", f"{sum(took.values()):,.0f}: {listed}"
 
 
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def _report(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -78,7 +94,12 @@ def _next(params: Params, row: DatasetRow) -> Iterator[tuple[str, str]]:
     texts = " ".join(['"A text of yours."', '"Another one."'][: len(tasks.of(row).columns)])
     other = "lsr" if params.adapter == "lora" else "lora"
     yield "", ""
-    yield "predict", f"python -m pipeline.predict {texts}"
+    if row.tenant is not None:
+        name = shlex.quote(_rows(artifacts.EVALUATE_TENANTS)[0]["tenant"])
+        yield "predict", f"python -m pipeline.predict --tenant {name} {texts}"
+        yield "serve", f"lsr serve {artifacts.BANK}"
+    else:
+        yield "predict", f"python -m pipeline.predict {texts}"
     if isinstance(params.sections[params.adapter], LsrParams):  # the others are PEFT's own as they are
         yield "export", f"lsr export {artifacts.ADAPTER} --to lora -o build/lora"
     yield "compare", f"dvc exp run -S adapter={other} && make experiments"

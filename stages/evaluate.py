@@ -1,14 +1,21 @@
 """Score the trained adapter on the test split.
 
-Reads artifacts/tokens and artifacts/adapter. Writes reports/evaluate/, and artifacts/card.md: the adapter's card with
-its test score, to be published with it.
+Reads artifacts/tokens, artifacts/adapter and, if there are tenants, artifacts/bank. Writes reports/evaluate/, and
+artifacts/card.md: the adapter's card with its test score, to be published with it.
 """
 
+from collections.abc import Mapping
+from typing import cast
+
+from torch import nn
+
+from lsr.serve.file import FILE
 from lsr.tuner.files import WEIGHTS
 from pipeline import evaluation, params, stage, tasks
 from pipeline.core import artifacts, console
 from pipeline.data import base_models, tokens
-from pipeline.methods import adapters, cards, device
+from pipeline.methods import adapters, banks, cards, device
+from pipeline.tasks import TenantsTask
 
 
 def main(view: params.EvaluateView) -> None:
@@ -16,23 +23,31 @@ def main(view: params.EvaluateView) -> None:
     collate = task.collator(base_models.load_tokenizer(view.base_model))
     test = tokens.load_tokens("test")
     base = base_models.load_base_model(view.base_model, view.dataset)
-    model = adapters.load_adapter(base, artifacts.ADAPTER, trainable=True)  # not to train it, but to count parameters
-    counts = adapters.count_parameters(model, view.base_model)
+    trained = adapters.load_adapter(base, artifacts.ADAPTER, trainable=True)  # not to train it, but to count parameters
+    counts, model = adapters.count_parameters(trained, view.base_model), cast("nn.Module", trained)
+    metrics: dict[str, float] = {**counts, "adapter_bytes": (artifacts.ADAPTER / WEIGHTS).stat().st_size}
+    if isinstance(task, TenantsTask):  # what is scored is what is served
+        model = banks.Served(banks.load(view.base_model), list(task.tenants))
+        metrics["bank_bytes"] = (artifacts.BANK / FILE).stat().st_size
     with console.progress("evaluate", len(test), "examples") as advance:
         outputs = evaluation.outputs(task, device.place(model), test, collate, view.evaluate.batch_size, advance)
     outcome = evaluation.outcome(outputs, test)
-    metrics: dict[str, float] = {
-        **task.metrics(outcome, view.evaluate.resamples),
-        **counts,
-        "adapter_bytes": (artifacts.ADAPTER / WEIGHTS).stat().st_size,
-        "examples": len(test),
-    }
+    parts = task.parts(outcome, view.evaluate.resamples)
+    metrics |= task.overall(parts)
     # As a metric is named so too, DVC's tables call the param params.yaml:data, and do not mix it up with the dep data.
     artifacts.write_metrics(artifacts.EVALUATE_METRICS, {"data": view.data, **metrics})
     columns = {**tokens.load_texts("test"), **task.table(outcome)}
     artifacts.write_csv(artifacts.EVALUATE_PREDICTIONS, list(columns), zip(*columns.values(), strict=True))
+    write_parts(parts, view.dataset.metrics[0])
     with artifacts.replacing(artifacts.CARD) as temporary:
         temporary.write_text(cards.of_evaluation(view, metrics, artifacts.ADAPTER), encoding="utf-8")
+
+
+def write_parts(parts: Mapping[str, Mapping[str, float]], metric: str) -> None:
+    """Write the score of each tenant, or of all examples if there are none."""
+    keys = "examples", metric, f"{metric}_low", f"{metric}_high", f"{metric}_baseline"
+    rows: list[list[artifacts.Value]] = [[name, *(found[key] for key in keys)] for name, found in parts.items()]
+    artifacts.write_csv(artifacts.EVALUATE_TENANTS, ("tenant", "texts", "score", "low", "high", "baseline"), rows)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pipeline import params, stage, tasks
 from pipeline.core import artifacts, console
 from pipeline.core.errors import UserError
 from pipeline.data import base_models, content
-from pipeline.methods import adapters, planning, statistics
+from pipeline.methods import adapters, banks, planning, statistics
 
 SHOWN = 24  # layers or kinds on the terminal; the file has all
 COLUMNS = ("layer", "layers", "rank", "captured", "energy")
@@ -69,15 +69,26 @@ def captured_energy(started: Started, read: Mapping[str, Matrix]) -> float:
     return fmean(energy_between(matrix, a, b if adapter.has_core else None) for matrix in matrices)
 
 
+def sources(view: params.FactorizeInitView) -> dict[str, str]:
+    """Return the adapters that it starts from by key of params.yaml."""
+    section, share = view.section, view.tenants.share
+    found = {"tenants.share": share} if isinstance(share, str) and view.dataset.tenant is not None else {}
+    if isinstance(section, params.LsrParams):
+        named = {f"{section.word}.init": section.source, f"{section.word}.frames": section.frames}
+        found |= {key: source for key, source in named.items() if source not in {None, OWN}}
+    return found
+
+
 def main(view: params.FactorizeInitView) -> None:
-    if isinstance(view.section, params.LsrParams):  # the adapters that it starts from are there, where DVC looks
-        for key, source in {"init": view.section.source, "frames": view.section.frames}.items():
-            if source not in {None, OWN}:
-                content.local(str(source), f"{params.PARAMS}: {view.section.word}.{key}", [content.MODELS])
+    for key, source in sources(view).items():  # the adapters that it starts from are there, where DVC looks
+        content.local(source, f"{params.PARAMS}: {key}", [content.MODELS])
     set_seed(view.seed)  # the head is drawn when the checkpoint loads
     base = base_models.load_base_model(view.base_model, view.dataset)
     base_models.check_positions(base, view.tokenize.max_length)
-    model, rows, read = factorize_init(base, view)
+    if isinstance(view.tenants.share, str) and view.dataset.tenant is not None:
+        model, rows, read = banks.extended(base, view), list[Row](), statistics.NOTHING
+    else:
+        model, rows, read = factorize_init(base, view)
     with artifacts.replacing(artifacts.INIT) as folder:
         folder.mkdir()
         adapters.save_adapter(model, folder, view.base_model)

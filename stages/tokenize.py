@@ -16,7 +16,7 @@ from pipeline import params, stage, tasks
 from pipeline.core import artifacts, console
 from pipeline.data import content, datasets
 from pipeline.data.encoding import tokenize, write
-from pipeline.tasks import Task
+from pipeline.tasks import Task, tenants
 
 BINS = 30
 
@@ -47,7 +47,7 @@ def main(view: params.TokenizeView) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # set explicitly, so that no later fork warns about it
     task, max_length = tasks.of(view.dataset), view.tokenize.max_length
     splits, dropped, conflicting = datasets.load(view.dataset, view.data)
-    from pipeline.data import base_models  # takes seconds, so after all checks that do not need it
+    from pipeline.data import base_models, tokens  # takes seconds, so after all checks that do not need it
 
     base_models.load_config(view.base_model, task)
     tokenizer = base_models.load_tokenizer(view.base_model)
@@ -60,6 +60,7 @@ def main(view: params.TokenizeView) -> None:
             table, whole[split] = tokenize(texts, tokenizer, max_length, advance)
             write(table, folder / artifacts.tokens(split).name)
             counts[split] = summarize(np.array(texts["label"]), whole[split], task, max_length)
+        tenants.write(folder, task, tokens.groups_of(splits["train"]))
     artifacts.write_metrics(artifacts.INPUTS, named)
     width = -(-(int(whole["train"].max()) + 1) // BINS)  # tokens; the bins begin at 0
     bins = [(number * width, int(rows)) for number, rows in enumerate(np.bincount(whole["train"] // width))]

@@ -1,23 +1,27 @@
 """Train the adapter and the head; everything else stays frozen.
 
 Reads artifacts/tokens and artifacts/init. Writes artifacts/adapter/ (the PEFT adapter of the best epoch; task.json, its
-inputs and labels; README.md, its card) and reports/train/. With `train.processes` above 1, it starts itself that many
-times through torchrun, and the first process writes.
+inputs and labels; README.md, its card), artifacts/bank/ (what is served, if there are tenants) and reports/train/. With
+`train.processes` above 1, it starts itself that many times through torchrun, and the first process writes.
 Not a DVC out: runs/, where trackers write.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from datasets import Dataset
 from transformers import Trainer, set_seed
 
+from lsr.serve.common import last_layer
+from lsr.tuner.files import read_files
 from pipeline import params, stage, tasks
 from pipeline.core import artifacts, console
 from pipeline.data import base_models, tokens
-from pipeline.methods import adapters, cards
+from pipeline.methods import adapters, banks, cards
 from pipeline.methods.adapter_task import AdapterTask
-from pipeline.training import arguments, callbacks, processes, run
+from pipeline.tasks import Task, TenantsTask
+from pipeline.training import arguments, callbacks, own, processes, run
 
 
 def main(view: params.TrainView) -> None:
@@ -31,10 +35,13 @@ def main(view: params.TrainView) -> None:
 def train(view: params.TrainView, folder: Path) -> None:
     """Train the adapter, resuming from the last checkpoint in a folder if there is one; write it and the reports."""
     set_seed(view.seed)
+    task = tasks.of(view.dataset)
     base = base_models.load_base_model(view.base_model, view.dataset)
     model = adapters.load_adapter(base, artifacts.INIT, trainable=True)
+    if isinstance(view.tenants.share, str) and isinstance(task, TenantsTask):
+        banks.freeze_common(model, last_layer(read_files(artifacts.INIT)))
     splits = {name: tokens.load_tokens(name) for name in ("train", "validation")}
-    collate = tasks.of(view.dataset).collator(base_models.load_tokenizer(view.base_model))
+    collate = task.collator(base_models.load_tokenizer(view.base_model))
     steps = view.train.epochs * run.steps_an_epoch(view, splits["train"])
     with console.progress("train", steps, "steps") as advance:
         watching = [callbacks.StopAtDivergence(), callbacks.Progress(advance), *arguments.trackers(view)]
@@ -46,12 +53,26 @@ def train(view: params.TrainView, folder: Path) -> None:
     with artifacts.replacing(artifacts.ADAPTER) as written:
         written.mkdir()
         adapters.save_adapter(model, written, view.base_model)
-        AdapterTask.of(tasks.of(view.dataset), view.tokenize.max_length).write(written)
+        AdapterTask.of(task, view.tokenize.max_length).write(written)
         cards.of_training(view, counts, cast("float", trainer.state.best_metric), written).write(written)
-    write_reports(trainer, view)
+    write_reports(trainer, view, write_bank(view, task, splits, collate))
 
 
-def write_reports(trainer: Trainer, view: params.TrainView) -> None:
+def write_bank(view: params.TrainView, task: Task, splits: Mapping[str, Dataset], collate: Any) -> dict[str, int]:
+    """Write the bank of a row with tenants, an empty folder without; return the metrics of own adapters, if any."""
+    if not isinstance(task, TenantsTask):
+        with artifacts.replacing(artifacts.BANK) as folder:
+            folder.mkdir()
+        return {}
+    kept = own.trained(view, task, splits, collate) if view.tenants.own != "none" else {}
+    bank = banks.of_adapter(view.base_model, view.tenants.precision)
+    bank.add_all(kept, replace=True)
+    with artifacts.replacing(artifacts.BANK) as folder:
+        bank.save(folder)
+    return {"own_kept": len(kept)}
+
+
+def write_reports(trainer: Trainer, view: params.TrainView, more: Mapping[str, int]) -> None:
     """Write metrics and curves, and print a summary table."""
     names = {"loss": "loss", "eval_loss": "validation_loss", "eval_score": "validation_score"}
     curves = {
@@ -70,6 +91,7 @@ def write_reports(trainer: Trainer, view: params.TrainView) -> None:
         "last_loss": curves["loss"][-1][1],
         "steps": trainer.state.global_step,
         "read": view.train.epochs * len(cast("Dataset", trainer.train_dataset)),
+        **more,
     }
     artifacts.write_metrics(artifacts.TRAIN_METRICS, metrics)
     rows = [(epoch, score, losses[step]) for epoch, (step, score) in enumerate(scores.items(), start=1)]

@@ -44,6 +44,15 @@ model = PeftModel.from_pretrained(base, "."){merged}
 ask = pipeline("text-classification", model=model, tokenizer=tokenizer)
 print(ask({ask}))
 """
+OF_TENANTS = """\
+from lsr import AdapterBank
+from transformers import AutoTokenizer
+
+bank, whose = AdapterBank.of_tenants("."), [{tenant}]  # of each text
+tokenizer = AutoTokenizer.from_pretrained({name})
+batch = tokenizer({ask}, return_tensors="pt")
+print(bank.answers(bank(**batch, adapter_names=whose).logits, whose))
+"""
 ASK = {False: '"A text."', True: '{"text": "A text.", "text_pair": "Another one."}'}
 
 
@@ -56,6 +65,7 @@ class Card:
     task_type: str | None
     labels: Sequence[str] | None  # of the head in order, none if it predicts a number; None: unknown
     is_pair: bool = False
+    tenant: str | None = None  # one of those whose labels the head has, if it is of tenants
     method: str = "LSR"  # PEFT's name
     module: str = "lsr"  # the one that registers the method with PEFT, or "peft" itself
     called: str = "LSR adapter"
@@ -68,7 +78,7 @@ class Card:
         tags = [*([f"base_model:adapter:{self.base}"] if self.base else []), self.method.lower(), "transformers"]
         known: dict[str, Any] = {"base_model": self.base, "library_name": "peft", "license": "other", "tags": tags}
         header = ModelCardData(**known | dict(self.header)).to_yaml()
-        package = "lsr-adapt" if self.module == "lsr" else "peft"
+        package = "lsr-adapt" if self.module == "lsr" or self.tenant else "peft"
         use = f"    pip install {package}\n\n```python\n{self.snippet()}```"
         sections = {"Use": use, **self.sections, **({"Export": EXPORT} if self.module == "lsr" else {})}
         body = "".join(f"\n## {heading}\n\n{content}\n" for heading, content in sections.items())
@@ -79,6 +89,9 @@ class Card:
         """Return Python code that loads the adapter from the working directory and, for a classifier, runs it."""
         kind = CLASSES.get(str(self.task_type), "AutoModel")
         name = json.dumps(self.base or UNNAMED) + (f", revision={json.dumps(self.revision)}" if self.revision else "")
+        if self.tenant is not None:
+            texts = '["A text."], ["Another one."]' if self.is_pair else '["A text."]'
+            return OF_TENANTS.format(tenant=json.dumps(self.tenant), name=name, ask=texts)
         head = ""
         if self.task_type in LABELLED and self.labels is not None:
             named = {at: str(label) for at, label in enumerate(self.labels)}

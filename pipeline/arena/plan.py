@@ -167,9 +167,10 @@ def key_of(view: TrainView, reads: Reads, pinned: Mapping[str, str], *, is_train
     section = view.section
     usual = _defaults_in_peft(section.type) if isinstance(section, PeftParams) else {}
     values = section.model_dump(mode="json", exclude_defaults=True)
+    unread = NAMES if view.dataset.tenant else {*NAMES, "tenants"}
     changes = {name: value for name, value in values.items() if name not in usual or value != usual[name]}
     known = {
-        **view.model_dump(mode="json", exclude=NAMES, exclude_defaults=True),
+        **view.model_dump(mode="json", exclude=unread, exclude_defaults=True),
         "section": {"type": view.adapter} | changes,  # the sections without a type have fixed names
         "version": VERSION,
         "reads": reads.model_dump(mode="json"),

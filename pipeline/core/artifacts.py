@@ -14,6 +14,7 @@ INPUTS = Path("artifacts/inputs.json")
 TOKENS = Path("artifacts/tokens")
 INIT = Path("artifacts/init")
 ADAPTER = Path("artifacts/adapter")
+BANK = Path("artifacts/bank")
 CARD = Path("artifacts/card.md")
 
 TOKENIZE_SPLITS = Path("reports/tokenize/splits.csv")
@@ -24,6 +25,7 @@ TRAIN_METRICS = Path("reports/train/metrics.json")
 TRAIN_CURVES = Path("reports/train/curves")
 EVALUATE_METRICS = Path("reports/evaluate/metrics.json")
 EVALUATE_PREDICTIONS = Path("reports/evaluate/predictions.csv")
+EVALUATE_TENANTS = Path("reports/evaluate/tenants.csv")
 ARENA = Path("reports/arena")  # a folder of records for each preset: beside the pipeline, no outs of DVC's
 
 Value = str | int | float
@@ -32,6 +34,11 @@ Value = str | int | float
 def tokens(split: str) -> Path:
     """Return the Arrow file of a split: train, validation or test."""
     return TOKENS / f"{split}.arrow"
+
+
+def is_bank(folder: Path) -> bool:
+    """Return whether a folder holds adapters of tenants in one file."""
+    return (folder / "bank.safetensors").is_file()
 
 
 def repository() -> Path:

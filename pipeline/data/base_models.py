@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from importlib.metadata import PackageNotFoundError, version
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,25 +46,32 @@ def load_base_model(row: ModelRow, dataset: DatasetRow) -> "PreTrainedModel":
     model: PreTrainedModel = _pretrained(row, task.auto_class(), use_safetensors=True, **task.head())
     pad(load_tokenizer(row), row.where, model)
     if loss := task.loss():
-        _use_loss(model, loss)
+        _use_loss(model, task, loss)
     return model
 
 
-def _use_loss(model: "PreTrainedModel", loss: "Callable[[Tensor, Tensor], Tensor]") -> None:
-    """Have a model compute a loss from its logits and the labels.
+def _use_loss(model: "PreTrainedModel", task: Task, loss: "Callable[..., Tensor]") -> None:
+    """Have a model compute the loss of a task from the logits that are about each row, and the labels.
 
     The model's own class changes, not a Trainer: what reads gradients of the model without one has the same loss, PEFT
     calls `forward` past all hooks, and a copy of the model, on another GPU too, has the method of its own weights.
     """
     kind = type(model)
 
-    @wraps(kind.forward)  # the Trainer reads from its signature which columns the model takes
+    @wraps(kind.forward)
     def forward(self: Any, *args: Any, labels: "Tensor | None" = None, **inputs: Any) -> Any:
+        beside = {name: inputs.pop(name) for name in task.beside if name in inputs}
         output = kind.forward(self, *args, **inputs)
+        if len(beside) == len(task.beside):
+            output["logits"] = task.own(output["logits"], **beside)
         if labels is not None:
-            output["loss"] = loss(output["logits"], labels)
+            output["loss"] = loss(output["logits"], labels, **beside)
         return output
 
+    its = signature(kind.forward)  # from which the Trainer reads which columns the model takes
+    added = [Parameter(name, Parameter.KEYWORD_ONLY) for name in task.beside]
+    sorted_by_kind = sorted([*its.parameters.values(), *added], key=lambda one: one.kind)
+    forward.__signature__ = its.replace(parameters=sorted_by_kind)  # type: ignore[attr-defined]
     model.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
 
 

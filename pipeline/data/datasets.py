@@ -19,7 +19,7 @@ from pipeline.data import sources
 from pipeline.params.dataset_row import DatasetRow
 from pipeline.params.sources import Split
 from pipeline.tasks import Task
-from pipeline.tasks.task import GROUP
+from pipeline.tasks.task import GROUP, TENANT
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -51,7 +51,11 @@ def load(row: DatasetRow, name: str) -> Loaded:
         dropped.update(left_out)
     train, conflicting = _distinct(examples)
     dropped["duplicate"] = len(examples["train"]) - len(train)
-    examples |= _cut(train, row)
+    examples |= _cut(train, task)
+    if row.tenant:  # a text that several tenants have: no other may train on what one of them is scored on
+        held_out = pd.concat([part["position"] for split, part in examples.items() if split != "train"])
+        examples["train"] = (train := examples["train"])[~train["position"].isin(held_out)]
+        dropped["duplicate"] += len(train) - len(examples["train"])
     examples = {split: examples[split] for split in SPLITS if split in examples}
     for split, part in examples.items():
         examples[split], left_out = task.after_cut(part, split)
@@ -79,11 +83,11 @@ def _distinct(examples: Mapping[Split, pd.DataFrame]) -> tuple[pd.DataFrame, int
     return train[~again].sort_values("hash"), int(differs[held_out:].sum())
 
 
-def _cut(train: pd.DataFrame, row: DatasetRow) -> dict[Split, pd.DataFrame]:
+def _cut(train: pd.DataFrame, task: Task) -> dict[Split, pd.DataFrame]:
     """Cut splits by position: [0, test) is test, [test, test + validation) is validation, and the rest is train."""
-    position = train["position"]
-    if row.stratify:  # evenly spaced over the rows of each class, in order, so that shares of a class are exact
-        of_class = position.groupby(train["label"])
+    row, position = task.row, train["position"]
+    if task.strata:  # evenly spaced over the rows of each class, in order, so that shares of a class are exact
+        of_class = position.groupby([train[name] for name in task.strata])
         position = (of_class.rank(method="first") - 0.5) / of_class.transform("size")
     test = row.cut.get("test", 0.0)
     validation = row.cut.get("validation", 0.0) if row.select_on == "validation" else 0.0
@@ -102,11 +106,11 @@ def _check_filled(task: Task, examples: Mapping[Split, pd.DataFrame], where: str
             reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
             file = sources.name_of(source, split if split in source.provides else "train")
             raise UserError(f"{where}: {split} is empty; rows: {sizes}; dropped: {reasons}; of {file}")
-    if lacks := task.lacks(examples["train"]["label"].to_numpy()):
+    if lacks := task.lacks(examples["train"]):
         raise UserError(f"{where}: train has {lacks}")
 
 
 def _table(examples: pd.DataFrame) -> pa.Table:
-    names = [name for name in ("text", "text_pair", "label", GROUP) if name in examples]
+    names = [name for name in ("text", "text_pair", "label", GROUP, TENANT) if name in examples]
     texts = {name: pa.string() for name in names if name.startswith("text")}  # by default pandas has large ones
     return pa.table({name: pa.array(examples[name], texts.get(name)) for name in names})

@@ -10,9 +10,9 @@ from transformers import DataCollatorWithPadding
 
 from pipeline.core import artifacts
 from pipeline.core.errors import UserError
-from pipeline.tasks.task import GROUP
+from pipeline.tasks.task import GROUP, TENANT
 
-INPUTS = ("input_ids", "token_type_ids", "length", "label")
+INPUTS = ("input_ids", "token_type_ids", "length", "label", TENANT)
 
 
 def load_tokens(split: str) -> Dataset:
@@ -28,8 +28,8 @@ def load_texts(split: str) -> dict[str, Sequence[str]]:
 
 
 def groups_of(split: Dataset) -> np.ndarray | None:
-    """Return the group number of each example of a tokenized split; None if examples are not grouped."""
-    return np.array(split[GROUP][:]) if GROUP in split.column_names else None
+    """Return the number of the group or tenant of each example of a tokenized split; None if there are none."""
+    return next((np.array(split[name][:]) for name in (GROUP, TENANT) if name in split.column_names), None)
 
 
 def _mapped(split: str) -> Dataset:

@@ -4,7 +4,7 @@ PEFT's adapter_config.json has no fields for the label names, the columns and th
 """
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, PositiveInt, field_validator
 
@@ -12,7 +12,7 @@ from pipeline import tasks
 from pipeline.core.errors import UserError, nearest
 from pipeline.params.reading import validated
 from pipeline.params.sources import Row
-from pipeline.tasks import Task
+from pipeline.tasks import Task, TenantsTask
 
 FILE = "task.json"
 
@@ -23,6 +23,10 @@ class AdapterTask(Row):
     kind: str = Field(description="of task, as classes or number")
     columns: tuple[str, ...] = Field(min_length=1, max_length=2, description="of the text, or of a pair of texts")
     labels: tuple[str, ...] | None = Field(description="names in the order of the head's outputs; null for a number")
+    tenants: dict[str, tuple[str, ...] | None] | None = Field(
+        None, description="names of the labels of each tenant, in place of labels; in the order of the head's outputs"
+    )
+    tenant: str | None = Field(None, description="the column that names the tenant")
     max_length: PositiveInt = Field(description="tokens; longer texts were truncated")
 
     @field_validator("kind")
@@ -35,7 +39,10 @@ class AdapterTask(Row):
     @classmethod
     def of(cls, task: Task, max_length: int) -> Self:
         """Return what an adapter's folder says of a task."""
-        return cls(kind=task.kind, columns=task.columns, labels=task.names or None, max_length=max_length)
+        more: dict[str, Any] = {}
+        if isinstance(task, TenantsTask):
+            more = {"tenants": {name: its.labels for name, its in task.tenants.items()}, "tenant": task.row.tenant}
+        return cls(kind=task.kind, columns=task.columns, labels=task.names or None, max_length=max_length, **more)
 
     @property
     def task(self) -> type[Task]:
@@ -49,7 +56,24 @@ class AdapterTask(Row):
 
     def write(self, folder: Path) -> None:
         """Write the file into an adapter's folder."""
-        (folder / FILE).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        absent = {name for name in ("tenants", "tenant") if getattr(self, name) is None}
+        (folder / FILE).write_text(self.model_dump_json(indent=2, exclude=absent) + "\n", encoding="utf-8")
+
+
+def read_bank(folder: Path) -> dict[str, AdapterTask]:
+    """Return the task of each tenant in a bank's folder.
+
+    Raises:
+        UserError: if there is no bank, or a note in it is no task.
+    """
+    from lsr.serve.file import read as read_bank_file
+    from lsr.tuner.mistakes import InputError
+
+    try:
+        header, _ = read_bank_file(folder)
+    except InputError as error:
+        raise UserError(str(error)) from None
+    return {name: validated(AdapterTask, note, folder, (name,)) for name, note in header["notes"].items()}
 
 
 def read(folder: Path) -> AdapterTask:

@@ -20,6 +20,7 @@ from pipeline import tasks
 from pipeline.data import base_models
 from pipeline.params import EvaluateView, TrainView
 from pipeline.params.sources import PackageSource
+from pipeline.tasks import TenantsTask
 
 TEST = "test"
 SCORE = re.compile(r"(?<=\n## Score\n\n).*?(?=\n\n## )", re.DOTALL)  # the section of that name
@@ -28,6 +29,7 @@ SCORE = re.compile(r"(?<=\n## Score\n\n).*?(?=\n\n## )", re.DOTALL)  # the secti
 def of_training(view: TrainView, counts: Mapping[str, int], score: float, adapter: Path) -> Card:
     """Return the card of an adapter in a folder; `score` is the validation score."""
     values = {view.adapter: view.section, "tokenize": view.tokenize, "train": view.train}
+    values |= {"tenants": view.tenants} if view.dataset.tenant else {}
     chosen = "\n".join(f"{word}: {json.dumps(section.model_dump(mode='json'))}" for word, section in values.items())
     command = f"dvc exp run -S data={view.data} -S model={view.model} -S adapter={view.adapter} -S seed={view.seed}"
     task, (metric, *_) = tasks.of(view.dataset), view.dataset.metrics
@@ -43,6 +45,7 @@ def of_training(view: TrainView, counts: Mapping[str, int], score: float, adapte
         fields["task_type"],
         task.names,
         is_pair=len(task.columns) > 1,
+        tenant=next(iter(task.tenants)) if isinstance(task, TenantsTask) else None,
         method=fields["peft_type"],
         module=package if package in ("lsr", "peft") else config.__module__,
         called=f"{config.__name__.removesuffix('Config')} adapter" if is_adapter else "Fine-tuned modules",

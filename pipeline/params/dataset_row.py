@@ -1,6 +1,6 @@
 """The schema of the tables of data: one row per data set."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, PrivateAttr, StrictBool, StrictFloat, model_validator
 
@@ -21,6 +21,9 @@ class DatasetRow(TableRow):
     )
     group: Columns | None = Field(
         None, description="examples equal in these columns are scored together; the first determines the split"
+    )
+    tenant: str | None = Field(
+        None, description="the column with the tenant of each row: tenants have labels, splits and scores of their own"
     )
     label: Label = Field(description="column and names; with above and perhaps margin; or column, low and high")
     metrics: tuple[str, ...] = Field(
@@ -43,6 +46,7 @@ class DatasetRow(TableRow):
         "then no validation is cut, and its rows stay in train",
     )
     _where: str = PrivateAttr("pipeline/datasets.yaml")
+    _tenants: Any = PrivateAttr(None)  # by name, as `pipeline.tasks.tenants` has found them in the data
 
     @model_validator(mode="after")
     def _goes_with_its_label(self) -> Self:

@@ -23,6 +23,7 @@ ONLY = {  # keys of a row that only some forms go with
     "choices": "choices need a label with {count} names, one for each in their order",
     "pairs": "pairs compare numbers: the label needs low and high, and no names",
     "stratify": "stratify: needs a label of classes, and no choices, group or pairs",
+    "tenant": "tenant: needs a label of classes or of a number, and no pairs",
 }
 
 
@@ -58,16 +59,24 @@ class Classes(Form):
 
     told_by = frozenset({"names"})
     scored_by = OF_CLASSES
-    goes_with = frozenset({"choices", "stratify"})
+    goes_with = frozenset({"choices", "stratify", "tenant"})
 
-    names: Annotated[tuple[str, ...], AfterValidator(all_different)] = Field(min_length=2, description="in class order")
+    names: Annotated[tuple[str, ...], AfterValidator(all_different)] = Field(
+        (), description="at least two, in class order; tenants that have other names than each other need none"
+    )
 
     def _check_metrics(self, row: "DatasetRow") -> None:
+        if len(self.names) < 2 and (self.names or row.tenant is None):
+            raise ValueError("names: needed: those of at least two classes, in their order")
         if row.choices:
             self._check_choices(row)
         if row.stratify and (row.choices or row.group):
             raise ValueError(ONLY["stratify"])
         super()._check_metrics(row)
+        if row.tenant is not None and (row.group or row.choices or row.stratify):
+            raise ValueError(
+                "tenant: goes with no choices, group or stratify: a tenant's cut takes a share of each class"
+            )
         if "f1" in row.metrics and len(self.names) != 2:
             raise ValueError("f1 scores the second of two classes; use macro_f1 for more")
         if row.group is None and "exact_match" in row.metrics:
@@ -104,7 +113,7 @@ class Number(Form):
 
     told_by = frozenset({"low", "high"})
     scored_by = OF_NUMBERS
-    goes_with = frozenset({"pairs"})
+    goes_with = frozenset({"pairs", "tenant"})
 
     low: StrictFloat = Field(description="least possible label")
     high: StrictFloat = Field(description="greatest possible label")
@@ -119,6 +128,8 @@ class Number(Form):
         if row.pairs is None:
             super()._check_metrics(row)
             return
+        if row.tenant is not None:
+            raise ValueError(ONLY["tenant"])
         if len(row.text) != 1:
             raise ValueError(f"pairs are made of one text column, got {', '.join(row.text)}")
         Classes(column=self.column, names=COMPARED)._check_metrics(row)

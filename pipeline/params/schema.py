@@ -19,6 +19,7 @@ from pipeline.params.sections import (
     Method,
     MethodParams,
     Section,
+    TenantsParams,
     TokenizeParams,
     TrainParams,
 )
@@ -49,6 +50,7 @@ class Params(Section):
     seed: StrictInt = Field(ge=0, lt=2**32)
     tokenize: TokenizeParams
     train: TrainParams
+    tenants: TenantsParams
     lsr: LsrParams
     full: FullParams
     head: HeadParams
@@ -108,6 +110,7 @@ class FactorizeInitView(View):
     adapter: str
     seed: int
     tokenize: TokenizeParams
+    tenants: TenantsParams
     section: SerializeAsAny[MethodParams]  # with all fields of the method's own section
 
 

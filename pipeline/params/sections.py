@@ -90,6 +90,22 @@ class TrainParams(Section):
     ] = Field(exclude=True, description="trackers, in transformers' words, that write into runs/")
 
 
+class TenantsParams(Section):
+    """What tenants share and what each has for itself, if the row of data has a column of them."""
+
+    share: StrictBool | Annotated[StrictStr, Field(pattern="/")] = Field(
+        description="one adapter for all; false: heads and own adapters alone; or the folder of an adapter of tenants, "
+        "which stays as it is and gets heads for those of the row"
+    )
+    own: Literal["none"] | Annotated[StrictStr, Field(pattern=r"^rank:[1-9]\d{0,3}$")] = Field(
+        description="a LoRA for each tenant whose validation score it raises, on top of what all share"
+    )
+    learning_rate: Rate = Field(description="of own adapters: peak, per optimizer step")
+    precision: Literal["float32", "bfloat16", "8bit", "4bit", "3bit", "2bit"] = Field(
+        description="of heads and own adapters in the bank"
+    )
+
+
 class EvaluateParams(Section):
     """How the trained model is scored."""
 

@@ -7,14 +7,17 @@ from pipeline.tasks.classes import ClassesTask, ThresholdTask
 from pipeline.tasks.number import NumberTask
 from pipeline.tasks.pairs import PairsTask
 from pipeline.tasks.task import Outcome, Task
+from pipeline.tasks.tenants import TenantsTask
 
-__all__ = ["TASKS", "Outcome", "Task", "kinds", "of"]
+__all__ = ["TASKS", "Outcome", "Task", "TenantsTask", "kinds", "of"]
 
 TASKS: dict[type[Form], type[Task]] = {Classes: ClassesTask, Threshold: ThresholdTask, Number: NumberTask}
 
 
 def of(row: DatasetRow) -> Task:
-    """Return the task of a row: that of its label's form, unless choices or pairs make other examples of it."""
+    """Return the task of a row: that of its label's form, unless tenants, choices or pairs make more of it."""
+    if row.tenant is not None:
+        return TenantsTask(row)
     if row.choices:
         return ChoicesTask(row)
     if row.pairs is not None:

@@ -31,8 +31,8 @@ class ClassesTask(Task):
     def targets(self, table: pd.DataFrame) -> pd.Series:
         return classes(table[self.label.column], self.label.names)
 
-    def lacks(self, labels: Numbers) -> str:
-        counts = np.bincount(labels, minlength=len(self.names))
+    def lacks(self, train: pd.DataFrame) -> str:
+        counts = np.bincount(train["label"], minlength=len(self.names))
         shown = ", ".join(f"{name} {count}" for name, count in zip(self.names, counts, strict=True))
         return "" if counts.all() else f"no row of a class; rows per class: {shown}"
 

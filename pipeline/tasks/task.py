@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # tokenize reads and checks data without them, as they take s
 
 Numbers = np.ndarray[Any, Any]
 Columns = Mapping[str, Sequence[Any]]  # a value for each example
-GROUP = "group"  # a column of examples in addition to text, text_pair and label
+GROUP, TENANT = "group", "tenant"  # columns of examples in addition to text, text_pair and label
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,17 @@ class Outcome:
 
     outputs: "Tensor"  # (examples, ...), as Task.outputs
     labels: Numbers  # (examples,)
-    groups: Numbers | None = None  # (examples,): group numbers, if examples are scored in groups
+    groups: Numbers | None = None  # (examples,): numbers of groups or tenants, if examples are scored by these
 
 
 class Task(ABC):
     """A kind of task on a row of data."""
 
-    kind: ClassVar[str]  # the word for it in task.json
-    target: ClassVar[str]  # type of the column `label` of examples
+    kind: str  # the word for it in task.json
+    target: str  # type of the column `label` of examples
     hub_task: ClassVar[str] = "text-classification"  # on a model card
     peft_task: ClassVar[str] = "SEQ_CLS"  # PEFT's task_type
+    beside: ClassVar[tuple[str, ...]] = ()  # columns of a batch that the loss reads, and the model does not
 
     def __init__(self, row: DatasetRow) -> None:
         self.row = row
@@ -56,7 +57,8 @@ class Task(ABC):
     def reads(self) -> tuple[str, ...]:
         """The columns of the source from which examples are made."""
         marked = (name for mark in self.row.mark for name in mark.columns)
-        named = (*texts.used(self.row), *marked, *(self.row.group or ()), self.row.label.column)
+        tenant = (self.row.tenant,) if self.row.tenant else ()
+        named = (*texts.used(self.row), *marked, *(self.row.group or ()), *tenant, self.row.label.column)
         return tuple(dict.fromkeys(named))
 
     @property
@@ -70,6 +72,11 @@ class Task(ABC):
         """Whether examples are scored in groups, which no cut separates."""
         return self.row.group is not None
 
+    @property
+    def strata(self) -> list[str]:
+        """The columns of examples, of each of whose values a cut takes its share; none for a cut of the whole."""
+        return ["label"] if self.row.stratify else []
+
     @abstractmethod
     def targets(self, table: pd.DataFrame) -> pd.Series:
         """Return the label of each row of a table, none of whose cells are missing; NaN within the margin.
@@ -81,9 +88,9 @@ class Task(ABC):
     def examples(self, table: pd.DataFrame) -> tuple[pd.DataFrame, Counter[str]]:
         """Return the examples of a table with the columns that `reads` names, and the number of dropped rows by reason.
 
-        They have the columns text, text_pair (for a pair), label, and group, a number, if they are scored in groups;
-        hash, equal where all texts are; and position, a number in [0, 1), uniform over what is cut together. The first
-        text or label that is neither missing nor allowed is refused with its line or row.
+        They have the columns text, text_pair (for a pair), label, and group or tenant, a number, if they are scored by
+        it; hash, equal where all texts are, of one tenant; and position, a number in [0, 1), uniform over what is cut
+        together. The first text or label that is neither missing nor allowed is refused with its line or row.
         """
         missing = table.map(is_missing).to_numpy(bool).any(axis=1)
         table, numbers = table[~missing], np.flatnonzero(~missing)
@@ -97,16 +104,20 @@ class Task(ABC):
             together = table[self.row.group[0]].map(str).map(fold)
             named = (table[name].map(plain_text) for name in self.row.group)
             numbers = pd.factorize(reduce(lambda one, other: one + "\0" + other, named))[0]
+        scored_by = GROUP
+        if self.row.tenant:
+            scored_by, numbers = TENANT, self.tenants_of(table)
+            same = same + "\n" + table[self.row.tenant].map(plain_text)
         # 52 bits of the hash, so that rounding never reaches 1.
         position = np.array([int(digits[:13], 16) for digits in hashes(together)]) / 2.0**52
         parts = []
         for place, text in enumerate(made):
             digests = hashes(same if len(made) == 1 else same + f"\n{place}")
             labels = self.of_part(targets, place).astype(self.target)
-            part = text.assign(**{"label": labels, GROUP: numbers, "hash": digests, "position": position})
+            part = text.assign(**{"label": labels, scored_by: numbers, "hash": digests, "position": position})
             parts.append(part.reset_index(drop=True))
         whole = pd.concat(parts).sort_index(kind="stable", ignore_index=True)  # parts of a row are neighbors
-        whole = whole if self.is_grouped else whole.drop(columns=GROUP)
+        whole = whole if self.is_grouped or self.row.tenant else whole.drop(columns=scored_by)
         return whole, Counter(missing=int(missing.sum()), within_margin=int((~apart).sum()))
 
     def of_part(self, targets: Numbers, place: int) -> Numbers:
@@ -117,8 +128,12 @@ class Task(ABC):
         """Return what becomes of the examples of a split after the cut, and the number of dropped ones by reason."""
         return examples, Counter()
 
-    def lacks(self, labels: Numbers) -> str:
-        """Return what the labels of train lack, so that nothing could be learned; an empty text if nothing."""
+    def tenants_of(self, table: pd.DataFrame) -> Numbers:
+        """Return the number of the tenant of each row of a table."""
+        raise NotImplementedError
+
+    def lacks(self, train: pd.DataFrame) -> str:
+        """Return what the examples of train lack, so that nothing could be learned; an empty text if nothing."""
         return ""
 
     def counts(self, labels: Numbers) -> dict[str, float]:
@@ -168,9 +183,13 @@ class Task(ABC):
 
         return DataCollatorWithPadding(tokenizer)
 
-    def loss(self) -> "Callable[[Tensor, Tensor], Tensor] | None":
-        """Return the loss of a batch as a function of its outputs and labels; None if it is the model's own."""
+    def loss(self) -> "Callable[..., Tensor] | None":
+        """Return the loss of a batch as a function of outputs, labels, and `beside` by name; None for the model's."""
         return None
+
+    def own(self, logits: "Tensor", **beside: "Tensor") -> "Tensor":
+        """Return what of a model's logits is about each row of a batch, which its columns `beside` say."""
+        return logits
 
     # Answers and scores
 
@@ -223,7 +242,15 @@ class Task(ABC):
             low, high = scores.interval(name, predicted, labels, resamples, groups)
             metrics |= {f"{name}_low": low, f"{name}_high": high}
         loss, baseline = self.losses(outcome)
-        return metrics | {"loss": loss, "loss_baseline": baseline}
+        return metrics | {"loss": loss, "loss_baseline": baseline, "examples": len(labels)}
+
+    def parts(self, outcome: Outcome, resamples: int) -> dict[str, dict[str, float]]:
+        """Return the metrics of each part of the examples that is scored by itself: of all of them, or by tenant."""
+        return {"all": self.metrics(outcome, resamples)}
+
+    def overall(self, parts: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        """Return the metrics of all parts together."""
+        return dict(parts["all"])
 
     @abstractmethod
     def table(self, outcome: Outcome) -> Columns:

@@ -98,7 +98,7 @@ def test_a_mistake_is_said_once_and_the_exit_code_is_that_of_one_process(two):
 
 @pytest.mark.parametrize(("sent", "code", "says"), [("INT", 130, "stopped\n"), ("TERM", 143, ""), ("KILL", -9, "")])
 def test_a_signal_ends_all_processes_and_the_next_run_goes_on_to_the_same_bytes(two, sent, code, says):
-    workspace.change(train={"epochs": 8})
+    workspace.change(train={"epochs": 24})
     assert done()[0] == 0
     whole = digests("artifacts") | digests("reports")
     process = started()

@@ -1,0 +1,131 @@
+"""The bank of a row of tenants: what they share, once, and each tenant's labels and own adapter."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lsr import LsrConfig
+from lsr.init.head import fitted_head
+from lsr.init.passes import widths
+from lsr.loading.adapters import load_onto
+from lsr.loading.contents import Contents
+from lsr.loading.update import Frames, Update
+from lsr.serve.bank import AdapterBank
+from lsr.serve.common import last_layer, split
+from lsr.tuner.files import PREFIX, adapter_folder
+from lsr.tuner.mistakes import InputError
+from lsr.tuner.targets import adapted_names, check_names
+from pipeline import tasks
+from pipeline.core import artifacts, console
+from pipeline.core.errors import UserError
+from pipeline.data import base_models, tokens
+from pipeline.methods import planning
+from pipeline.params import PARAMS, FactorizeInitView
+from pipeline.params.model_row import HubModel, ModelRow
+
+SCALING = 2.0  # alpha over rank, as in the section lora
+FITTED, BATCH = 1024, 32  # examples that fit the rows of new tenants, and examples of a batch
+
+
+def of_adapter(row: ModelRow, precision: str = "float32") -> AdapterBank:
+    """Return the bank of the adapter of tenants that has just been trained.
+
+    Raises:
+        UserError: if the adapter cannot be merged into the base model.
+    """
+    try:
+        return AdapterBank.of_tenants(artifacts.ADAPTER, _base(row), precision=precision)
+    except InputError as error:
+        raise UserError(str(error)) from None
+
+
+def load(row: ModelRow) -> AdapterBank:
+    """Return the bank that the stage train has written.
+
+    Raises:
+        UserError: if there is none, or it does not fit the base model.
+    """
+    try:
+        return AdapterBank.load(_base(row), artifacts.BANK)
+    except InputError as error:
+        raise UserError(str(error)) from None
+
+
+def _base(row: ModelRow) -> str | None:
+    return None if isinstance(row.source, HubModel) else base_models.source(row)[0]
+
+
+def extended(base: PreTrainedModel, view: FactorizeInitView) -> PeftModel:
+    """Return a base model with the adapter that other tenants share, and in its head rows fitted to those of the data.
+
+    Raises:
+        UserError: if there is no such adapter, or it does not fit the base model.
+    """
+    train, collate = (
+        tokens.load_tokens("train"),
+        tasks.of(view.dataset).collator(base_models.load_tokenizer(view.base_model)),
+    )
+    batches = list(tokens.sample(train, collate, FITTED, view.seed, BATCH))
+    try:
+        common, _ = split(adapter_folder(str(view.tenants.share)))
+        layer = last_layer(common)
+        rows = {f"{PREFIX}{key}": value for key, value in base.state_dict().items() if key.startswith(f"{layer}.")}
+        model = load_onto(base, common._replace(tensors=common.tensors | rows), trainable=True)
+        freeze_common(model, layer)
+        with fitted_head(model, [_own_layer(model, layer)], batches, seed=view.seed, keep=True, track=_track):
+            return model
+    except ValueError as error:
+        raise UserError(f"{PARAMS}: tenants.share: {error}") from None
+
+
+def _track(items: Sequence[Any], title: str) -> Iterable[Any]:
+    return console.track(items, title, len(items), "batches")
+
+
+def freeze_common(model: PeftModel, layer: str) -> None:
+    """Leave the rows of tenants in the head's last layer trainable alone."""
+    model.requires_grad_(False)
+    _own_layer(model, layer).requires_grad_(True)
+
+
+def _own_layer(model: PeftModel, layer: str) -> nn.Module:
+    """Return the head's last layer as it is trained: PEFT has it inside a wrapper."""
+    named = {name.replace(".modules_to_save.default", ""): module for name, module in model.named_modules()}
+    return named[f"{PREFIX}{layer}"]
+
+
+def with_fresh(bank: AdapterBank, row: ModelRow, rank: int, draws: torch.Generator) -> dict[str, Contents]:
+    """Return the tenants of a bank, each with a LoRA that is zero yet in the layers that are adapted by default."""
+    targets = planning.targets_of(row, bank.model)
+    config = LsrConfig(target_modules=targets if isinstance(targets, str) else list(targets))
+    names = adapted_names(bank.model, config, check_names(config, bank.model))
+    shapes = {name: widths(bank.model.get_submodule(name)) for name in names}
+
+    def update(n: int, m: int) -> Update:
+        a = torch.empty(rank, n).uniform_(-(n**-0.5), n**-0.5, generator=draws)  # as PEFT's
+        return Update.scaled(Frames(a=a, b=torch.zeros(m, rank)), SCALING)
+
+    return {
+        one: replace(bank.contents(one), updates={name: update(*shape) for name, shape in shapes.items()})
+        for one in bank.names
+    }
+
+
+class Served(nn.Module):
+    """A bank as a model whose rows name their tenant by a number, its place in `names`."""
+
+    def __init__(self, bank: AdapterBank, names: Sequence[str]) -> None:
+        super().__init__()
+        self.bank, self.names = bank, names
+
+    def forward(self, tenant: Tensor, **inputs: Tensor) -> SimpleNamespace:
+        """Return as `logits` the outputs of each row's tenant, and the least number after its last."""
+        names = [self.names[number] for number in tenant.tolist()]
+        logits = self.bank(**inputs, adapter_names=names).logits
+        return SimpleNamespace(logits=logits.clamp(min=torch.finfo(logits.dtype).min))

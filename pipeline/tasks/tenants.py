@@ -1,0 +1,272 @@
+"""Tenants: one model for all, in whose head the labels of one tenant follow those of another.
+
+A label is one of the classes that the tenant's own rows have, or a number, as the form of `label` says. A score is the
+mean of the tenants' scores, and so is the loss: a tenant with few texts counts as much as one with many.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from pipeline.core import artifacts
+from pipeline.core.errors import UserError, nearest
+from pipeline.params.dataset_row import DatasetRow
+from pipeline.params.labels import Number
+from pipeline.tasks import scores
+from pipeline.tasks.cells import plain_text, refuse
+from pipeline.tasks.classes import ClassesTask
+from pipeline.tasks.number import NumberTask
+from pipeline.tasks.task import TENANT, Columns, Numbers, Outcome, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LEAST_TEXTS, LEAST_LABELS = 5, 2  # of a tenant
+# A tenant's name is that of a folder, and part of an address.
+FORBIDDEN = re.compile(r"\.{1,2}|__base__|.*[/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff].*|.{101,}", re.DOTALL)
+FILE = "tenants.json"  # beside the tokens
+SHOWN = 3  # tenants in a message
+DRAWS = 200_000  # bootstrap resamples of all tenants together
+
+
+class Tenant(NamedTuple):
+    """What is known of a tenant."""
+
+    labels: tuple[str, ...] | None  # None for a number
+    train: int  # examples
+
+    @property
+    def width(self) -> int:
+        """The number of its outputs."""
+        return len(self.labels or ("",))
+
+
+class TenantsTask(Task):
+    """A kind of task that each tenant has for itself; only what says so is about all of them."""
+
+    beside = (TENANT,)
+
+    def __init__(self, row: DatasetRow) -> None:
+        super().__init__(row)
+        self.is_number = isinstance(row.label, Number)
+        self._kind: type[Task] = NumberTask if self.is_number else ClassesTask
+        self.kind, self.target = self._kind.kind, self._kind.target
+        self._is_first = True  # of the tables, which is train and says who the tenants are
+
+    @cached_property
+    def tenants(self) -> Mapping[str, Tenant]:
+        """The tenants by name, in the order of their outputs: as found in the rows, or by the stage tokenize."""
+        return self.row._tenants or read(artifacts.TOKENS)
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return list(self.tenants)
+
+    # Examples
+
+    @property
+    def strata(self) -> list[str]:
+        return [TENANT] if self.is_number else [TENANT, "label"]
+
+    def targets(self, table: pd.DataFrame) -> pd.Series:
+        values, whose = table[self.label.column], table[str(self.row.tenant)].map(plain_text)
+        labels = values.map(plain_text)
+        if self._is_first:
+            wrong = whose.str.fullmatch(FORBIDDEN)
+            refuse(whose, wrong, lambda name: f"tenant {name!r}: no name of a folder, which a tenant's must be")
+            self.row._tenants, self._is_first = self._found(whose, labels), False
+        refuse(whose, ~whose.isin(self.tenants), lambda name: f"tenant {name!r} has no rows in train")
+        if self.is_number:
+            return self._kind(self.row).targets(table)
+        known = {(name, label): at for name, its in self.tenants.items() for at, label in enumerate(its.labels or ())}
+        numbers = pd.Series([known.get(pair) for pair in zip(whose, labels, strict=True)], table.index, dtype=float)
+        numbers.index.name = table.index.name
+        lost = numbers.isna()
+        tenant = whose[lost].iloc[0] if lost.any() else ""
+
+        def no_label(value: object) -> str:
+            its = self.tenants[tenant].labels or ()
+            return f"label {value!r} is not a class of tenant {tenant}: {', '.join(its)}{nearest(value, its)}"
+
+        refuse(values, lost, no_label)
+        return numbers
+
+    def _found(self, whose: pd.Series, labels: pd.Series) -> dict[str, Tenant]:
+        """Return the tenants of the rows of train.
+
+        Raises:
+            ValueError: if some have too few texts or labels.
+        """
+        grouped = labels.groupby(whose.to_numpy())
+        sizes = grouped.agg(["size", "nunique"])
+        least = 0 if self.is_number else LEAST_LABELS
+        few = sizes[(sizes["size"] < LEAST_TEXTS) | (sizes["nunique"] < least)]
+        if len(few):
+            each = ", ".join(f"{one.Index} has {one.size} and {one.nunique}" for one in few[:SHOWN].itertuples())
+            more = f" and {len(few) - SHOWN} more tenants" if len(few) > SHOWN else ""
+            raise ValueError(f"a tenant needs {LEAST_TEXTS} texts and {least} different labels; {each}{more}")
+        return {str(name): Tenant(self._labels(its), len(its)) for name, its in grouped}
+
+    def _labels(self, found: pd.Series) -> tuple[str, ...] | None:
+        if self.is_number:
+            return None
+        if self.label.names:
+            return tuple(self.label.names)
+        distinct = found.unique().tolist()
+        are_numbers = pd.to_numeric(pd.Series(distinct), errors="coerce").notna().all()
+        return tuple(sorted(distinct, key=float if are_numbers else None))
+
+    def tenants_of(self, table: pd.DataFrame) -> Numbers:
+        numbers = {name: at for at, name in enumerate(self._names)}
+        return table[str(self.row.tenant)].map(plain_text).map(numbers).to_numpy(np.int64)
+
+    def lacks(self, train: pd.DataFrame) -> str:
+        there = train.groupby(TENANT)["label"].unique()
+        for number, (name, its) in enumerate(self.tenants.items()):
+            labels = set(there.get(number, ()))
+            if not labels:
+                return f"no row of tenant {name}, but for texts that another split has, too"
+            needed = its.labels if its.labels is not None and not self.label.names else ()
+            if lost := [label for at, label in enumerate(needed) if at not in labels]:
+                return f"no row of tenant {name} labelled {lost[0]}, but for texts that another row or split has, too"
+        return ""
+
+    # Model
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ()
+
+    @cached_property
+    def widths(self) -> Numbers:
+        """The number of outputs of each tenant."""
+        return np.array([its.width for its in self.tenants.values()])
+
+    def head(self) -> dict[str, Any]:
+        kind = "regression" if self.is_number else "single_label_classification"
+        return {"num_labels": int(self.widths.sum()), "problem_type": kind}
+
+    def own(self, logits: "Tensor", **beside: "Tensor") -> "Tensor":  # (n, outputs) -> (n, most)
+        """Return of each row the outputs of its tenant alone, and after its last the least number."""
+        import torch
+
+        widths = torch.from_numpy(self.widths).to(logits.device)
+        first, places = widths.cumsum(0) - widths, torch.arange(int(widths.max()), device=logits.device)
+        tenant = beside[TENANT]
+        found = logits.gather(1, (first[tenant][:, None] + places).clamp(max=logits.shape[1] - 1))
+        return found.masked_fill(places >= widths[tenant][:, None], torch.finfo(logits.dtype).min)
+
+    def loss(self) -> "Callable[..., Tensor]":
+        import torch
+        from torch.nn import functional as F
+
+        rows = np.array([its.train for its in self.tenants.values()])
+        weights = torch.from_numpy(rows.sum() / (len(rows) * rows)).float()
+
+        def loss(logits: "Tensor", labels: "Tensor", tenant: "Tensor") -> "Tensor":
+            if self.is_number:
+                each = F.mse_loss(logits[:, 0], labels.to(logits), reduction="none")
+            else:
+                each = F.cross_entropy(logits, labels, reduction="none")
+            return (weights.to(each)[tenant] * each).mean()
+
+        return loss
+
+    # Answers and scores
+
+    def predicted(self, outcome: Outcome) -> Numbers:
+        return self._kind(self.row).predicted(outcome)
+
+    def constant(self, labels: Numbers) -> Any:
+        return self._kind(self.row).constant(labels)
+
+    def losses(self, outcome: Outcome) -> tuple[float, float]:
+        each = np.array([task.losses(its) for _, task, _, its in self._apart(outcome)])
+        return float(each[:, 0].mean()), float(each[:, 1].mean())
+
+    def scores(self, outcome: Outcome) -> dict[str, float]:
+        each = [task.scores(its) for _, task, _, its in self._apart(outcome)]
+        return {name: float(np.mean([its[name] for its in each])) for name in self.row.metrics}
+
+    def by_tenant(self, outcome: Outcome) -> dict[str, float]:
+        """Return the first metric of each tenant that has examples."""
+        return {name: task.scores(its)[self.row.metrics[0]] for name, task, _, its in self._apart(outcome)}
+
+    def parts(self, outcome: Outcome, resamples: int) -> dict[str, dict[str, float]]:
+        each = list(self._apart(outcome))
+        count = min(resamples, max(100, DRAWS // len(each)))
+        return {name: task.metrics(its, count) for name, task, _, its in each}
+
+    def overall(self, parts: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        """Return the mean over tenants, with an interval for that of other such tenants and texts.
+
+        Scores of tenants vary because tenants differ and because their examples do: the interval of Student's t has
+        both. Of a single tenant it is the tenant's own.
+        """
+        each = list(parts.values())
+        metrics = {name: float(np.mean([its[name] for its in each])) for name in each[0]}
+        for name in self.row.metrics if len(each) > 1 else ():
+            found = np.array([its[name] for its in each])
+            within = stats.sem(found) * stats.t.ppf((1 + scores.CONFIDENCE) / 2, len(found) - 1)
+            metrics |= {f"{name}_low": metrics[name] - within, f"{name}_high": metrics[name] + within}
+        return metrics | {"examples": sum(int(its["examples"]) for its in each), "tenants": len(each)}
+
+    def table(self, outcome: Outcome) -> Columns:
+        columns: dict[str, Any] = {TENANT: np.empty(len(outcome.labels), object)}
+        for name, task, rows, its in self._apart(outcome):
+            columns[TENANT][rows] = name
+            for column, values in task.table(its).items():
+                whole = columns.setdefault(column, np.empty(len(outcome.labels), object))
+                whole[rows] = np.array(values, object)
+        return columns
+
+    def _apart(self, outcome: Outcome) -> Iterator[tuple[str, Task, Numbers, Outcome]]:
+        """Yield the tenants that have examples: name, task, the positions of its examples, and their outcome."""
+        assert outcome.groups is not None
+        order = np.argsort(outcome.groups, kind="stable")
+        for rows in np.split(order, np.flatnonzero(np.diff(outcome.groups[order])) + 1):
+            number = int(outcome.groups[rows[0]])
+            task, its = self._kind(self.row), self.tenants[name := self._names[number]]
+            if its.labels is not None:
+                task.label = task.label.model_copy(update={"names": its.labels})
+            yield name, task, rows, Outcome(outcome.outputs[rows][:, : its.width], outcome.labels[rows])
+
+    # What is said of it
+
+    printed = ClassesTask.printed  # of one tenant; of a number, its kind prints
+
+    def says(self) -> str:
+        what = "a number" if self.is_number else "one of its labels"
+        return f"for each of {len(self.tenants):,} tenants {what}"
+
+    def shown(self, labels: Numbers) -> str:
+        widths = {its.width for its in self.tenants.values()}
+        return self.says() if self.is_number else f"{self.says()}, {min(widths)} to {max(widths)} labels each"
+
+
+def write(folder: Path, task: Task, numbers: Numbers | None) -> None:
+    """Write what is known of the tenants of a task, if any, beside its tokens; `numbers` are those of train's rows."""
+    if isinstance(task, TenantsTask) and numbers is not None:
+        counts = np.bincount(numbers, minlength=len(task.tenants)).tolist()
+        known = {name: [its.labels, count] for (name, its), count in zip(task.tenants.items(), counts, strict=True)}
+        (folder / FILE).write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read(folder: Path) -> dict[str, Tenant]:
+    """Return what `write` has written.
+
+    Raises:
+        UserError: if there is no such file.
+    """
+    try:
+        known = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder / FILE}: not found; run python -m stages.tokenize first, or dvc repro") from None
+    return {name: Tenant(labels and tuple(labels), train) for name, (labels, train) in known.items()}

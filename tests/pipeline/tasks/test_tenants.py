@@ -1,0 +1,195 @@
+"""Tenants in one data set: labels, splits, outputs, loss and scores of their own; what does not fit is one line."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch.nn import functional as F
+
+from pipeline import tasks
+from pipeline.core import artifacts
+from pipeline.data import datasets
+from pipeline.tasks import Outcome, scores, tenants
+from tests.kit import refused, write
+from tests.pipeline.data.rows import row_of
+
+OWN = {"column": "label"}
+CUT = {"validation": 0.1, "test": 0.2}
+
+
+def rows(name, labels, count, begin=0):
+    """So many rows of a tenant, with its labels in turn."""
+    texts = range(begin, begin + count)
+    return [{"who": name, "text": f"text number {at}", "label": labels[at % len(labels)]} for at in texts]
+
+
+BOTH = [*rows("bolt", ["x", "y", "z"], 60), *rows("acme", ["no", "yes"], 40, 100)]
+
+
+def row(train, label=OWN, **settings):
+    settings = {"cut": CUT, "tenant": "who", "metrics": ["accuracy", "macro_f1"]} | settings
+    return row_of(
+        {split: str(write(f"{split}.jsonl", its)) for split, its in {"train": train}.items()}, label, **settings
+    )
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def load(train, *words, **settings):
+    """The task of a row and its splits as tables."""
+    its = row(train, *words, **settings)
+    loaded = datasets.load(its, "mine")
+    return tasks.of(its), {name: table.to_pandas() for name, table in loaded.splits.items()}, loaded
+
+
+def test_each_tenant_has_the_labels_and_exact_shares_of_its_own_rows():
+    task, splits, _ = load(BOTH)
+    assert {name: its.labels for name, its in task.tenants.items()} == {"acme": ("no", "yes"), "bolt": ("x", "y", "z")}
+    counts = {name: table.groupby(["tenant", "label"]).size().to_dict() for name, table in splits.items()}
+    pairs = [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]
+    each = {"train": 14, "validation": 2, "test": 4}
+    assert counts == {name: dict.fromkeys(pairs, count) for name, count in each.items()}
+    assert task.head() == {"num_labels": 5, "problem_type": "single_label_classification"}
+
+
+def test_the_split_of_a_tenant_does_not_depend_on_the_others():
+    _, together, _ = load(BOTH)
+    _, alone, _ = load(rows("acme", ["no", "yes"], 40, 100))
+    for name, table in alone.items():
+        assert set(table["text"]) == set(together[name].query("tenant == 0")["text"])
+
+
+def test_a_text_of_several_tenants_stays_with_each_and_is_trained_on_by_none_where_one_is_scored_on_it():
+    same = [*rows("acme", ["no", "yes"], 40), *rows("bolt", ["yes", "no"], 41)]
+    _, splits, loaded = load(same)
+    held_out = set(splits["test"]["text"]) | set(splits["validation"]["text"])
+    assert not held_out & set(splits["train"]["text"])
+    assert splits["train"]["tenant"].nunique() == 2
+    used = sum(map(len, splits.values()))
+    assert loaded.dropped["duplicate"] == len(same) - used
+
+
+def test_numbers_and_common_names_are_labels_of_tenants_too():
+    task, splits, _ = load(
+        rows("a", [1, 2.5], 20) + rows("b", [3, 4], 20, 50),
+        {"column": "label", "low": 0, "high": 5},
+        metrics=["pearson"],
+    )
+    assert (task.kind, task.head()) == ("number", {"num_labels": 2, "problem_type": "regression"})
+    assert splits["train"]["label"].dtype == float
+    task, *_ = load(BOTH[60:], {"column": "label", "names": ["no", "perhaps", "yes"]})
+    assert task.tenants["acme"].labels == ("no", "perhaps", "yes")
+
+
+MANY = [one for at in range(9) for one in rows(f"t{at}", ["no"], 5, 9 * at)]
+NEEDED = "a tenant needs 5 texts and 2 different labels; "
+MISTAKES = {
+    "four texts": (rows("acme", ["no", "yes"], 4), {}, NEEDED + "acme has 4 and 2"),
+    "one label": (rows("acme", ["no"], 9), {}, NEEDED + "acme has 9 and 1"),
+    "many": (MANY, {}, "t2 has 5 and 1 and 6 more tenants"),
+    "a path": (rows("../x", ["no", "yes"], 9), {}, "line 1: tenant '../x': no name of a folder"),
+    "a reserved name": (rows("__base__", ["no", "yes"], 9), {}, "tenant '__base__': no name of a folder"),
+    "no name": (rows("a\nb", ["no", "yes"], 9), {}, "no name of a folder"),
+    "another label": (BOTH, {"column": "label", "names": list("xyz")}, "'no' is not a class of tenant acme: x, y, z"),
+    "a text": (rows("acme", ["no", "yes"], 9), {"column": "label", "low": 0, "high": 1}, "'no' is not a finite number"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_what_a_tenant_cannot_be_is_one_line(name):
+    train, label, message = MISTAKES[name]
+    settings = {"metrics": ["pearson"]} if "low" in label else {}
+    refused(load, train, label or OWN, says=message, **settings)
+
+
+def test_a_tenant_or_a_label_in_test_alone_is_one_line():
+    for train, test, message in (
+        (rows("acme", ["no", "yes"], 9), rows("bolt", ["no", "yes"], 9), "tenant 'bolt' has no rows in train"),
+        (BOTH, rows("acme", ["x"], 9), "label 'x' is not a class of tenant acme: no, yes"),
+    ):
+        files = {name: str(write(f"{name}.jsonl", its)) for name, its in {"train": train, "test": test}.items()}
+        its = row_of(files, OWN, tenant="who", cut={"validation": 0.1})
+        refused(datasets.load, its, "mine", says=message)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"group": ["who"]}, "tenant: goes with no choices, group or stratify"),
+        ({"stratify": True}, "tenant: goes with no choices, group or stratify"),
+        ({"metrics": ["f1"]}, "use macro_f1"),
+    ],
+)
+def test_what_goes_with_no_tenants_is_refused(more, says):
+    with pytest.raises(ValueError, match=says):
+        row(BOTH, **more)
+
+
+@pytest.fixture
+def task():
+    """A task of tenants with three and two labels, and a third as many rows of the first."""
+    its = row(BOTH)
+    its._tenants = {"a": tenants.Tenant(("x", "y", "z"), 10), "b": tenants.Tenant(("u", "v"), 30)}
+    return tasks.of(its)
+
+
+def test_a_row_has_the_outputs_of_its_tenant_alone(task):
+    logits, tenant = torch.randn(4, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 1, 0])
+    found = task.own(logits, tenant=tenant)
+    least = torch.finfo(torch.float32).min
+    assert found[0].equal(logits[0, :3])
+    assert found[1].tolist() == [*logits[1, 3:].tolist(), least]
+
+
+def test_the_loss_over_all_rows_is_the_mean_of_the_means_of_tenants(task):
+    draws = torch.Generator().manual_seed(0)
+    tenant = torch.tensor([0] * 10 + [1] * 30)
+    logits, labels = torch.randn(40, 5, generator=draws), torch.randint(2, (40,), generator=draws)
+    own = task.own(logits, tenant=tenant)
+    found = task.loss()(own, labels, tenant=tenant)
+    means = [F.cross_entropy(logits[:10, :3], labels[:10]), F.cross_entropy(logits[10:, 3:], labels[10:])]
+    torch.testing.assert_close(found, torch.stack(means).mean())
+
+
+def test_scores_are_means_over_tenants_with_the_interval_of_t(task):
+    draws = np.random.default_rng(0)
+    groups = np.array([0, 1, 1, 0, 1, 0, 1, 1] * 5)
+    outcome = Outcome(torch.from_numpy(draws.normal(size=(40, 3))), draws.integers(2, size=40), groups)
+    outcome.outputs[groups == 1, 2] = -1e9
+    each = {}
+    for number, name in enumerate("ab"):
+        its = groups == number
+        each[name] = (outcome.outputs[its].argmax(dim=1).numpy() == outcome.labels[its]).mean()
+    assert task.by_tenant(outcome) == pytest.approx(each)
+    parts = task.parts(outcome, 100)
+    assert {name: (its["accuracy"], its["examples"]) for name, its in parts.items()} == {
+        name: (pytest.approx(each[name]), int((groups == number).sum())) for number, name in enumerate("ab")
+    }
+    whole = task.overall(parts)
+    assert (
+        whole["score"]
+        == whole["accuracy"]
+        == pytest.approx(np.mean([*each.values()]))
+        == task.scores(outcome)["accuracy"]
+    )
+    low, high = stats.t.interval(scores.CONFIDENCE, 1, np.mean([*each.values()]), stats.sem([*each.values()]))
+    assert (whole["accuracy_low"], whole["accuracy_high"]) == pytest.approx((low, high))
+    assert (whole["examples"], whole["tenants"]) == (40, 2)
+    table = task.table(outcome)
+    assert table["tenant"].tolist() == ["ab"[number] for number in groups]
+    names = {0: "xyz", 1: "uv"}
+    assert table["actual"].tolist() == [
+        names[group][label] for group, label in zip(groups, outcome.labels, strict=True)
+    ]
+
+
+def test_what_tokenize_has_found_is_read_back():
+    task, splits, _ = load(BOTH)
+    artifacts.TOKENS.mkdir(parents=True)
+    refused(lambda: tasks.of(row(BOTH)).tenants, says="tenants.json: not found; run python -m stages.tokenize first")
+    tenants.write(artifacts.TOKENS, task, splits["train"]["tenant"].to_numpy())
+    again = tasks.of(row(BOTH)).tenants
+    assert again == {"acme": (("no", "yes"), 28), "bolt": (("x", "y", "z"), 42)}

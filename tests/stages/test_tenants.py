@@ -1,0 +1,160 @@
+"""Tenants through the stages: one adapter for all with a head for each, own ones where they help, and late ones."""
+
+import csv
+import io
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from lsr.serve.bank import AdapterBank
+from lsr.tuner.files import WEIGHTS
+from pipeline import evaluation, params, tasks
+from pipeline.core import artifacts
+from pipeline.data import base_models, tokens
+from pipeline.methods import adapters
+from pipeline.predict import __main__ as predict
+from pipeline.tasks import TenantsTask
+from tests import workspace
+from tests.kit import digests, refused, said, write
+from tests.stages.running import EVALUATE, FACTORIZE, TOKENIZE, TRAIN, report, run
+
+ROW = {
+    "source": {"kind": "files", "files": {"train": "data/shops.csv"}},
+    "text": ["text"],
+    "tenant": "shop",
+    "label": {"column": "label"},
+    "metrics": ["accuracy", "macro_f1"],
+    "cut": {"validation": 0.2, "test": 0.2},
+}
+LABELS = {"acme": ["no", "yes"], "bolt": ["x", "y", "z"], "cast": ["no", "yes"]}
+PRECISE = {"share": True, "own": "none", "precision": "float32"}
+
+
+def rows(names):
+    pairs = workspace.sentences(120)
+    return [
+        {"shop": name, "text": f"{pairs[at][at % 2]} {name}", "label": LABELS[name][at % len(LABELS[name])]}
+        for name in names
+        for at in range(30 + 10 * len(name))
+    ]
+
+
+@pytest.fixture
+def shops(tmp_path, monkeypatch):
+    """A workspace with three tenants, whose tokens are made."""
+    workspace.make(
+        tmp_path, data="shops", adapter="lora", tenants=PRECISE, train={"epochs": 2, "head_learning_rate": 0.01}
+    )
+    monkeypatch.chdir(tmp_path)
+    write("data/shops.csv", rows(LABELS))
+    write("data/datasets.yaml", {"shops": ROW})
+    run(TOKENIZE)
+    return tmp_path
+
+
+def table(path):
+    return list(csv.DictReader(path.open(newline="", encoding="utf-8")))
+
+
+def wide_outputs():
+    """What the trained adapter with the heads of all says of each test text, of its own tenant."""
+    view = params.load(params.EvaluateView)
+    task, test = tasks.of(view.dataset), tokens.load_tokens("test")
+    collate = task.collator(base_models.load_tokenizer(view.base_model))
+    model = adapters.load_adapter(
+        base_models.load_base_model(view.base_model, view.dataset), artifacts.ADAPTER, trainable=False
+    )
+    return evaluation.outcome(evaluation.outputs(task, model, test, collate, 16), test)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "lsr", "vera", "head"])
+def test_the_bank_answers_as_the_adapter_of_all_and_is_what_is_scored(adapter, shops):
+    workspace.change(adapter=adapter)
+    run(FACTORIZE, TRAIN, EVALUATE)
+    view = params.load(params.EvaluateView)
+    task, outcome = tasks.of(view.dataset), wide_outputs()
+    assert isinstance(task, TenantsTask)
+    found = report(artifacts.EVALUATE_METRICS)
+    assert found["accuracy"] == pytest.approx(task.scores(outcome)["accuracy"], abs=1e-6)
+    assert (found["tenants"], found["examples"]) == (3, len(outcome.labels))
+    each = {row["tenant"]: float(row["score"]) for row in table(artifacts.EVALUATE_TENANTS)}
+    assert each == pytest.approx(task.by_tenant(outcome), abs=1e-6)
+    said_of = {row["text"]: (row["tenant"], row["predicted"]) for row in table(artifacts.EVALUATE_PREDICTIONS)}
+    for name, labels in LABELS.items():
+        text, (_, label) = next((text, its) for text, its in said_of.items() if its[0] == name)
+        answer = table_of(said(predict.main, "--tenant", name, text, "--base", "tiny-roberta"))
+        assert list(answer[0]) == ["text", "label", *(f"p({label})" for label in labels)]
+        assert answer[0]["label"] == label
+
+
+def table_of(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_two_runs_write_the_same_bytes_with_own_adapters_too(shops):
+    workspace.change(tenants={"own": "rank:2", "learning_rate": 0.01, "precision": "8bit"})
+    run(FACTORIZE, TRAIN, EVALUATE)
+    first = digests("artifacts") | digests("reports")
+    run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
+    assert digests("artifacts") | digests("reports") == first
+
+
+def test_an_own_adapter_stays_only_where_validation_rises(shops):
+    workspace.change(tenants={"own": "rank:2", "learning_rate": 0.02}, train={"epochs": 4})
+    run(FACTORIZE, TRAIN)
+    bank = AdapterBank.load("tiny-roberta", artifacts.BANK)
+    with_own = [name for name in bank.names if bank.contents(name).updates]
+    assert report(artifacts.TRAIN_METRICS)["own_kept"] == len(with_own)
+    workspace.change(tenants={"own": "rank:2", "learning_rate": 1e-12}, train={"head_learning_rate": 1e-12})
+    run(TRAIN)  # which changes nothing, so it is better for nobody
+    assert report(artifacts.TRAIN_METRICS)["own_kept"] == 0
+
+
+def test_with_nothing_shared_only_heads_and_own_adapters_are_trained(shops):
+    workspace.change(tenants={"share": False, "own": "rank:1"})
+    run(FACTORIZE, TRAIN, EVALUATE)
+    assert report(artifacts.EVALUATE_METRICS)["adapter_trained"] == 0
+    assert {name.split(".")[-1] for name in load_file(artifacts.ADAPTER / WEIGHTS) if "lora" in name} == set()
+
+
+def test_a_later_tenant_gets_a_head_and_leaves_all_else_as_it_is(shops):
+    run(FACTORIZE, TRAIN)
+    shutil.copytree(artifacts.ADAPTER, "models/common")
+    before = load_file(Path("models/common") / WEIGHTS)
+    LABELS["late"] = ["a", "b"]
+    write("data/late.csv", rows(["late"]))
+    del LABELS["late"]
+    write("data/datasets.yaml", {"late": ROW | {"source": {"kind": "files", "files": {"train": "data/late.csv"}}}})
+    workspace.change(data="late", tenants={"share": "models/common"})
+    run(TOKENIZE, FACTORIZE, TRAIN, EVALUATE)
+    after = load_file(artifacts.ADAPTER / WEIGHTS)
+    changed = {name.split(".")[-2] for name, value in after.items() if not value.equal(before[name])}
+    assert changed == {"out_proj"}
+    late = AdapterBank.load("tiny-roberta", artifacts.BANK)
+    assert (late.names, late.notes["late"]["labels"]) == (["late"], ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["a text"], "--tenant: whose texts are they? There are acme, bolt, cast"),
+        (["--tenant", "acne", "a text"], "--tenant: no tenant 'acne' of 3 in the bank; did you mean acme?"),
+        (["--adapter", "artifacts/adapter", "a text"], "--tenant: needs --adapter with a bank of tenants"),
+    ],
+)
+def test_who_asks_must_be_known(words, says, shops):
+    workspace.change(train={"epochs": 1})
+    run(FACTORIZE, TRAIN)
+    refused(predict.main, [*words, "--base", "tiny-roberta"], says=says)
+
+
+def test_a_file_names_the_tenant_of_each_row(shops):
+    run(FACTORIZE, TRAIN)
+    write("asked.csv", [{"shop": name, "text": "the cat number 3 sleeps"} for name in ("bolt", "acme")])
+    found = table_of(said(predict.main, "--file", "asked.csv", "--base", "tiny-roberta"))
+    assert [row["label"] in LABELS[row["shop"]] for row in found] == [True, True]
+    assert all(0 < float(row["p"]) <= 1 for row in found)
+    one = table_of(said(predict.main, "--tenant", "bolt", "the cat number 3 sleeps", "--base", "tiny-roberta"))[0]
+    assert (one["label"], float(one[f"p({one['label']})"])) == (found[0]["label"], pytest.approx(float(found[0]["p"])))
