@@ -28,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser(PROGRAM, __doc__)
     add = parser.add_argument
     add("texts", nargs="*", metavar="TEXT", help="without any, or with -, read standard input, one text per line")
-    add("--adapter", type=Path, default=artifacts.ADAPTER, metavar="FOLDER", help="the adapter (%(default)s)")
+    add("--adapter", type=Path, metavar="FOLDER", help="an adapter or a bank of tenants (as trained last)")
+    add("--tenant", metavar="NAME", help="of a bank, who asks; of --file by default the column of training")
     add("--base", metavar="FOLDER_OR_HUB_ID", help="the base model, if not the one that the adapter names")
     add("--file", type=Path, help="read the texts from csv, tsv, jsonl or parquet, by extension")
     add("--column", nargs="+", metavar="NAME", help="text columns of --file (those of training, or the only one)")
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--json", action="store_true", help="print JSON lines")
     add("--batch-size", type=whole_number(1, 10**6), default=32, metavar="TEXTS", help="at a time (%(default)s)")
     options = parser.parse_args(arguments)
+    if options.adapter is None:
+        options.adapter = artifacts.BANK if artifacts.is_bank(artifacts.BANK) else artifacts.ADAPTER
     with exit_on_error("stopped; nothing was half written", PROGRAM, before=f"{PROGRAM}: "):
         check(options)
         predict(options)
@@ -62,22 +65,24 @@ def check(options: argparse.Namespace) -> None:
 
 def predict(options: argparse.Namespace) -> None:
     """Read texts, run the model, and print or write the predictions beside the columns of their rows."""
-    task = adapter_task.read(options.adapter)
+    tenants = adapter_task.read_bank(options.adapter) if artifacts.is_bank(options.adapter) else {}
+    task = next(iter(tenants.values())) if tenants else adapter_task.read(options.adapter)
     if options.file is None:
         given, names = texts.read_words(options.texts, task)
     else:
         given, names = texts.read_columns(options.file, options.column, task)
     table, asked = texts.checked(given, names, skip_empty=options.skip_empty)
+    whose = texts.tenants_of(table, options.tenant, tenants, task)
     from datasets import Dataset  # takes seconds, as does all that answers: after what can be checked without
 
-    from pipeline.predict.answering import answer
+    from pipeline.predict.answering import answer, printed
 
     outputs, truncated = answer(
-        options.adapter, options.base, task, Dataset.from_dict(asked), options.batch_size, "predict"
+        options.adapter, options.base, task, Dataset.from_dict(asked | whose), options.batch_size, "predict"
     )
     if truncated:
         console.note(f"{truncated} of {len(table)} texts truncated to {task.max_length} tokens")
-    for name, values in task.task.printed(outputs, task.labels).items():
+    for name, values in printed(outputs, [*tenants.values()] or [task], whose).items():
         while name in table:
             name = f"predicted_{name}"
         table[name] = pd.Series(values, table.index, dtype=object)

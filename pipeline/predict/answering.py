@@ -1,30 +1,33 @@
 """Open a trained adapter on its base model and run it over texts, for predictions and for scores."""
 
+from collections.abc import Mapping, Sequence
 from logging import ERROR, getLogger
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lsr.loading import adapters, base_models
+from lsr.serve.bank import AdapterBank
 from lsr.tuner.mistakes import InputError
 from pipeline import evaluation
-from pipeline.core import console
+from pipeline.core import artifacts, console
 from pipeline.core.errors import UserError
 from pipeline.data.base_models import pad
 from pipeline.data.encoding import tokenize
-from pipeline.methods import device, planning
+from pipeline.methods import banks, device, planning
 from pipeline.methods.adapter_task import FILE, AdapterTask
+from pipeline.tasks.task import TENANT, Columns
 
 
 def answer(
     folder: Path, base: str | None, task: AdapterTask, texts: Dataset, batch_size: int, title: str
 ) -> tuple[Tensor, int]:  # (texts, ...), as Task.outputs
-    """Return what the adapter in a folder says of texts (text, perhaps text_pair), and how many of them it truncated.
+    """Return what an adapter or a bank says of texts (text, perhaps text_pair), and how many of them it truncated.
 
-    It is put on the base model that it names, or on `base`.
+    It is put on the base model that it names, or on `base`. For a bank the texts have the number of their tenant.
 
     Raises:
         UserError: if the folder is no such adapter or has other labels than its task names, or its base model or
@@ -32,20 +35,48 @@ def answer(
     """
     getLogger("huggingface_hub").setLevel(ERROR)  # hides its retries when offline
     try:
-        model = adapters.load_adapter(folder, base, method=None)
-        config = model.peft_config["default"]
-        if config.peft_type not in (known := planning.known_types()):
-            raise UserError(f"{folder}: an adapter of the method {config.peft_type}; needed: {' or '.join(known)}")
-        tokenizer = base_models.load_tokenizer(vars(config), folder, base)
+        model, its, fields = (_bank if artifacts.is_bank(folder) else _adapter)(folder, base, task)
+        tokenizer = base_models.load_tokenizer(fields, folder, base)
     except InputError as error:
         raise UserError(str(error)) from None
     if tokenizer is None:
         raise UserError(f"{folder}: no tokenizer beside the adapter or its base model; see --base")
-    pad(tokenizer, str(folder), cast("PreTrainedModel", model.get_base_model()))
-    if reason := task.task.misfit(model, task.labels):
-        raise UserError(f"{folder / FILE}: {reason}")
+    pad(tokenizer, str(folder), its)
     table, lengths = tokenize(texts, tokenizer, task.max_length)
     split, collate = Dataset(table), task.task.collator(tokenizer)
     with console.progress(title, len(split), "texts", console.errors) as advance:
         outputs = evaluation.outputs(task.task, device.place(model), split, collate, batch_size, advance)
     return outputs, int((lengths > task.max_length).sum())
+
+
+Opened = tuple[nn.Module, "PreTrainedModel", Mapping[str, Any]]  # with its base model, and what says which one it is
+
+
+def _adapter(folder: Path, base: str | None, task: AdapterTask) -> Opened:
+    model = adapters.load_adapter(folder, base, method=None)
+    config = model.peft_config["default"]
+    if config.peft_type not in (known := planning.known_types()):
+        raise UserError(f"{folder}: an adapter of the method {config.peft_type}; needed: {' or '.join(known)}")
+    if reason := task.task.misfit(model, task.labels):
+        raise UserError(f"{folder / FILE}: {reason}")
+    return model, cast("PreTrainedModel", model.get_base_model()), vars(config)
+
+
+def _bank(folder: Path, base: str | None, task: AdapterTask) -> Opened:
+    bank = AdapterBank.load(base, folder)
+    return banks.Served(bank, bank.names), bank.model, bank.base_fields
+
+
+def printed(outputs: Tensor, tasks: Sequence[AdapterTask], whose: Mapping[str, Sequence[int]]) -> Columns:
+    """Return the columns to print: of one task all that its kind says, of several the answer and its probability."""
+    numbers = whose.get(TENANT, [0] * len(outputs))
+    if len(used := sorted(set(numbers))) == 1:
+        task = tasks[used[0]]
+        return task.task.printed(outputs[:, : task.task.width(task.labels)], task.labels)
+    columns: dict[str, list[Any]] = {}
+    for number, row in zip(numbers, outputs, strict=True):
+        (name, (answer,)), *rest = printed(row[None], [tasks[number]], {}).items()
+        columns.setdefault(name, []).append(answer)
+        if rest:
+            columns.setdefault("p", []).append(max(values[0] for _, values in rest))
+    return columns

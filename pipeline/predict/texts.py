@@ -1,16 +1,17 @@
 """The texts of the command: arguments, lines of standard input, or columns of a file."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from pipeline.core import console
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, nearest
 from pipeline.data import sources
 from pipeline.methods.adapter_task import AdapterTask
-from pipeline.tasks.cells import is_missing, refuse_other_than_text
+from pipeline.tasks.cells import is_missing, plain_text, refuse_other_than_text
+from pipeline.tasks.task import TENANT
 
 STDIN = "-"
 TEXT_COLUMNS = ("text", "text_pair")  # for input that is not a file
@@ -59,6 +60,30 @@ def read_columns(path: Path, column: Sequence[str] | None, task: AdapterTask) ->
         raise UserError(f"--column: the adapter reads {width} column{'s' * (width > 1)}, got {' '.join(chosen)}")
     sources.check_columns(names, chosen, f"--file: {path}, --column")
     return table, chosen
+
+
+def tenants_of(
+    table: pd.DataFrame, tenant: str | None, known: Mapping[str, AdapterTask], task: AdapterTask
+) -> dict[str, list[int]]:
+    """Return the column of the tenant of each row, by number, of a bank; nothing of an adapter.
+
+    It is that of --tenant or, without, of the column that named tenants in training.
+
+    Raises:
+        UserError: if it is not said, or there is no such tenant.
+    """
+    if not known:
+        if tenant is not None or task.tenants is not None:
+            raise UserError("--tenant: needs --adapter with a bank of tenants, which `lsr bank` makes of their adapter")
+        return {}
+    if tenant is None and task.tenant not in table:
+        raise UserError(f"--tenant: whose texts are they? There are {', '.join(list(known)[:SHOWN])}")
+    names = [tenant] * len(table) if tenant is not None else table[task.tenant].map(plain_text)
+    numbers = {name: number for number, name in enumerate(known)}
+    for name in names:
+        if name not in numbers:
+            raise UserError(f"--tenant: no tenant {name!r} of {len(known)} in the bank{nearest(name, known)}")
+    return {TENANT: [numbers[name] for name in names]}
 
 
 def checked(
