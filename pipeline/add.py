@@ -40,6 +40,7 @@ SEEN = 1000  # rows that say whether a column is text
 WORDS = 3  # a column with at least as many a row, on average, is text
 MOST_CLASSES = 100
 MOST_DIGITS = 10  # whole numbers with at most as many values are classes, others are numbers to predict
+USUAL_TENANTS = ("tenant", "customer", "client", "account", "user")
 FEW = 50  # rows of a class, of which a random cut could leave a split hardly any
 
 
@@ -49,13 +50,16 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("file", help="csv, tsv, jsonl or parquet, in data/")
     parser.add_argument("--text", nargs="+", metavar="COLUMN", help="the column with the text, or two for pairs")
     parser.add_argument("--label", metavar="COLUMN", help="the column to predict")
+    parser.add_argument(
+        "--tenant", metavar="COLUMN", help="the column that says whose row it is, if each has own labels"
+    )
     parser.add_argument("--name", help="of the row; by default the file's")
     options = parser.parse_args(words)
     with exit_on_error("stopped", PROGRAM):
-        add(options.file, options.text, options.label, options.name)
+        add(options.file, options.text, options.label, options.tenant, options.name)
 
 
-def add(file: str, text: Sequence[str] | None, label: str | None, name: str | None) -> None:
+def add(file: str, text: Sequence[str] | None, label: str | None, tenant: str | None, name: str | None) -> None:
     """Write the row of a file, and print what was decided and how to run it.
 
     Raises:
@@ -71,12 +75,12 @@ def add(file: str, text: Sequence[str] | None, label: str | None, name: str | No
         raise UserError(f"{OWN.parent}: there is a row {name} already; remove it, or choose another --name")
     with sources.explained(str(path)):
         table = sources.read_file(path)
-    content = described(table, text, label, path)
+    content = described(table, text, label, tenant, path)
     row = validated(DatasetRow, content, OWN, (name,))
     row._where = str(OWN)
     loaded = datasets.load(row, name)
     _append({name: content})
-    _show(name, row, path, len(table), loaded.splits)
+    _show(name, row, path, table, loaded.splits)
 
 
 def _append(rows: dict[str, Any]) -> None:
@@ -95,8 +99,8 @@ def _append(rows: dict[str, Any]) -> None:
         new.write_text(after, encoding="utf-8")
 
 
-def _show(name: str, row: DatasetRow, path: Path, rows: int, splits: Mapping[str, "Dataset"]) -> None:
-    used = sum(map(len, splits.values()))
+def _show(name: str, row: DatasetRow, path: Path, table: pd.DataFrame, splits: Mapping[str, "Dataset"]) -> None:
+    rows, used = len(table), sum(map(len, splits.values()))
     sizes = ", ".join(f"{split} {len(texts):,}" for split, texts in splits.items())
     left_out = f"; {rows - used:,} rows left out: no text or label, or a text that comes twice" if used < rows else ""
     task = tasks.of(row)
@@ -106,6 +110,8 @@ def _show(name: str, row: DatasetRow, path: Path, rows: int, splits: Mapping[str
         "scores": f"{', '.join(row.metrics)}{f' of {task.names[1]}' if 'f1' in row.metrics else ''}",
         "splits": f"{sizes}, by a hash of the text{left_out}",
     }
+    if row.tenant is None and (named := [column for column in table if column.casefold() in USUAL_TENANTS]):
+        shown["tenants"] = f"none; if the column {named[0]} says whose row it is: --tenant {named[0]}"
     console.line(f"{OWN}: added {name}: {rows:,} rows of {path}")
     for word, said in shown.items():
         console.line(f"  {word:8}{said}")
@@ -115,7 +121,9 @@ def _show(name: str, row: DatasetRow, path: Path, rows: int, splits: Mapping[str
     warn_without_identity()
 
 
-def described(table: pd.DataFrame, text: Sequence[str] | None, label: str | None, path: Path) -> dict[str, Any]:
+def described(
+    table: pd.DataFrame, text: Sequence[str] | None, label: str | None, tenant: str | None, path: Path
+) -> dict[str, Any]:
     """Return the row of data of a table that was read from `path`, with the columns that are given, or else seen.
 
     Raises:
@@ -124,9 +132,11 @@ def described(table: pd.DataFrame, text: Sequence[str] | None, label: str | None
     """
     if any(_is_text(pd.Series([name])) for name in table):
         raise UserError(f"{path}: the first line is a row; put one above it with names of columns, such as text,label")
-    sources.check_columns(table.columns, [*(text or ()), *([label] if label else ())], str(path))
+    named = [name for name in (label, tenant) if name]
+    sources.check_columns(table.columns, [*(text or ()), *named], str(path))
+    table = table.drop(columns=tenant or [])
     label = label or _label(table, text or (), path)
-    scored = _scored(table[label], path)
+    scored = _scored(table[label], path) if tenant is None else _scored_by_tenant(table[label], tenant)
     found = list(text or (column for column in table if column != label and _is_text(table[column])))
     if not 0 < len(found) <= 2:
         raise UserError(f"{path}: which one or two columns are the text? --text {' '.join(found or table)}")
@@ -155,6 +165,16 @@ def _is_text(values: pd.Series) -> bool:
 
 def _known(values: pd.Series) -> list[Any]:
     return [value for value in values if not is_missing(value)]
+
+
+def _scored_by_tenant(column: pd.Series, tenant: str) -> dict[str, Any]:
+    # Whose labels are numbers, or else classes that are found tenant by tenant.
+    numbers = pd.to_numeric(pd.Series(_known(column), dtype=object), errors="coerce")
+    label, metrics = {"column": column.name}, ["accuracy", "macro_f1"]
+    if numbers.notna().all() and ((numbers % 1 != 0).any() or numbers.nunique() > MOST_DIGITS):
+        label |= {"low": float(numbers.min()), "high": float(numbers.max())}
+        metrics = ["pearson", "spearman"]
+    return {"tenant": tenant, "label": label, "metrics": metrics, "cut": CUT}
 
 
 def _scored(column: pd.Series, path: Path) -> dict[str, Any]:
