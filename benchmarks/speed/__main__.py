@@ -1,22 +1,26 @@
-"""The cost of adapters in time and memory: training steps of LoRA by PEFT and by LSR, and many adapters in a batch.
+"""The cost of adapters in time and memory: steps of LoRA by PEFT and by LSR, many adapters in a batch, and over HTTP.
 
 Results are in benchmarks/results/speed.json.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 from threadpoolctl import threadpool_limits
 
-from benchmarks.speed import figures, lora, many
+from benchmarks.speed import figures, lora, many, serve
 from pipeline.core import console
 from pipeline.core.command_line import Parser, whole_number
 from pipeline.core.errors import exit_on_error
 from pipeline.training.arguments import has_fast_bf16
 
-PARTS = ("lora", "many")
+PARTS: dict[str, Callable[[], Iterable[figures.Row]]] = {
+    "lora": lambda: lora.run(affordable(lora.CASES)),
+    "many": lambda: many.run(),
+    "serve": lambda: serve.run(),
+}
 RESULTS = Path("benchmarks/results/speed.json")
 
 
@@ -30,8 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     threadpool_limits(options.threads)  # of the BLAS of numpy
     with exit_on_error("stopped; parts that are done are kept"):
         for part in [options.part] if options.part else PARTS:
-            rows = many.run() if part == "many" else lora.run(affordable(lora.CASES))
-            figures.publish(RESULTS, part, options.threads, rows)
+            figures.publish(RESULTS, part, options.threads, PARTS[part]())
 
 
 def affordable(cases: Sequence[lora.Case]) -> tuple[lora.Case, ...]:

@@ -51,12 +51,12 @@ def serve(count: int, rounds: int) -> list[Row]:
     names = [str(row % count) for row in range(ROWS)]
     banks = {form: bank(form, count) for form in FORMS}
     # PEFT loops over the adapters that a batch names, so only these are loaded: more would not change the time.
-    peer = get_peft_model(_base(), FORMS["LoRA r=8"](**COMMON), adapter_name="0")
+    peer = get_peft_model(base(), FORMS["LoRA r=8"](**COMMON), adapter_name="0")
     for number in range(1, min(count, ROWS)):
         peer.add_adapter(str(number), FORMS["LoRA r=8"](**COMMON))
     models: dict[str, Any] = {
-        MERGED: _base(),
-        ALONE: get_peft_model(_base(), FORMS[SMALLEST](**COMMON)).eval(),
+        MERGED: base(),
+        ALONE: get_peft_model(base(), FORMS[SMALLEST](**COMMON)).eval(),
         **{form: partial(bank, adapter_names=names) for form, bank in banks.items()},
         PEER: partial(peer.eval(), adapter_names=names),
     }
@@ -75,15 +75,16 @@ def serve(count: int, rounds: int) -> list[Row]:
 def bank(form: str, count: int) -> AdapterBank:
     """Return a bank of so many adapters of one form."""
     with tempfile.TemporaryDirectory() as folder:
-        get_peft_model(_base(), FORMS[form](**COMMON)).save_pretrained(folder, save_embedding_layers=False)
+        get_peft_model(base(), FORMS[form](**COMMON)).save_pretrained(folder, save_embedding_layers=False)
         reading = read_contents(folder)
-    filled = AdapterBank(_base())
+    filled = AdapterBank(base())
     for number in range(count):  # with equal values, each in its own slot
         filled.add(str(number), reading)
     return filled
 
 
-def _base() -> Any:
+def base() -> Any:
+    """Return the base model, the same each time."""
     torch.manual_seed(0)
     return AutoModelForSequenceClassification.from_config(SHAPE).eval()
 

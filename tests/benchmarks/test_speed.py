@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
 
 from benchmarks.speed import __main__ as command
-from benchmarks.speed import lora, many
+from benchmarks.speed import lora, many, serve
 
-TINY = BertConfig(vocab_size=30000, hidden_size=96, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
+TINY = BertConfig(vocab_size=30522, hidden_size=96, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
 
 
 @pytest.fixture
@@ -38,6 +38,15 @@ def test_many_adapters_are_served_by_every_way(tiny):
     smallest = {row["adapters"]: row["bytes_beyond_base"] for row in rows if row["method"] == many.SMALLEST}
     cores, head = 4 * (16 + 1) * 4, (2 * 97) * 4  # of two query and two value layers, with their scaling, and a head
     assert smallest[5] - smallest[1] >= 4 * (cores + head)
+
+
+def test_a_server_answers_as_many_texts_as_its_bank(tiny, monkeypatch):
+    for name, value in {"TENANTS": 3, "CLIENTS": 2, "TEXTS": 8, "ROUNDS": 1}.items():
+        monkeypatch.setattr(serve, name, value)
+    (row,) = serve.run()
+    assert (row["tenants"], row["clients"], row["texts"]) == (3, 2, 8)
+    assert row["share"] == pytest.approx(row["server_per_second"] / row["bank_per_second"])
+    assert row["p99_seconds"] >= row["median_seconds"] > 0
 
 
 def test_the_command_writes_the_figures_of_one_part_and_leaves_those_of_the_other(tmp_path, monkeypatch, capsys):
