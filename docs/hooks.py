@@ -45,6 +45,7 @@ TABLE = re.compile(r"<!-- table: (\w+) -->")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 FIGURES = re.compile(r"<!-- figures: [\w ,]+ -->\n(.*?)<!-- end -->", re.DOTALL)  # see docs/tables.py
 PARAMS = ROOT / "params.yaml"
+OPENAPI = ROOT / "lsr/serve/http/openapi.json"
 KEY = re.compile(r"(?P<indent>  )?(?P<name>\w+):(?:.*?\s# (?P<comment>.*))?")
 COLUMNS = "100"  # of a help text, whatever the terminal's width is
 
@@ -223,10 +224,25 @@ def commands() -> str:
     return "\n".join(parts)
 
 
+def routes() -> str:
+    """Return what the server answers, by request and status, from its own description."""
+    described = json.loads(OPENAPI.read_text(encoding="utf-8"))
+    rows = []
+    for path, its in described["paths"].items():
+        for method in (name for name in its if name != "parameters"):
+            answers = []
+            for status, answer in its[method]["responses"].items():
+                common = described["components"]["responses"].get(answer.get("$ref", "").rpartition("/")[2], answer)
+                answers.append(f"{status}: {common['description']}")
+            rows.append((f"`{method.upper()} {path}`", its[method]["summary"], "; ".join(answers)))
+    return _rows(("request", "", "answers"), rows)
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "configuration": fields_of_the_configuration,
     "params": params,
     "dataset_row": lambda: _keys(DatasetRow, DatasetRow.model_fields),
     "model_row": lambda: _keys(ModelRow, ModelRow.model_fields),
     "commands": commands,
+    "routes": routes,
 }
