@@ -7,6 +7,7 @@ Not a DVC out: runs/, where trackers write.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -64,8 +65,9 @@ def write_bank(view: params.TrainView, task: Task, splits: Mapping[str, Dataset]
         with artifacts.replacing(artifacts.BANK) as folder:
             folder.mkdir()
         return {}
-    kept = own.trained(view, task, splits, collate) if view.tenants.own != "none" else {}
-    bank = banks.of_adapter(view.base_model, view.tenants.precision)
+    made = partial(banks.of_adapter, view.base_model, artifacts.ADAPTER)
+    kept = own.trained(made(), view, task, splits, collate) if view.has_own_adapters else {}
+    bank = made(view.tenants.precision)
     bank.add_all(kept, replace=True)
     with artifacts.replacing(artifacts.BANK) as folder:
         bank.save(folder)

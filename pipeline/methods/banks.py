@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,14 +34,14 @@ SCALING = 2.0  # alpha over rank, as in the section lora
 FITTED, BATCH = 1024, 32  # examples that fit the rows of new tenants, and examples of a batch
 
 
-def of_adapter(row: ModelRow, precision: str = "float32") -> AdapterBank:
-    """Return the bank of the adapter of tenants that has just been trained.
+def of_adapter(row: ModelRow, folder: Path, precision: str = "float32") -> AdapterBank:
+    """Return the bank of the adapter of tenants in a folder.
 
     Raises:
         UserError: if the adapter cannot be merged into the base model.
     """
     try:
-        return AdapterBank.of_tenants(artifacts.ADAPTER, _base(row), precision=precision)
+        return AdapterBank.of_tenants(folder, _base(row), precision=precision)
     except InputError as error:
         raise UserError(str(error)) from None
 

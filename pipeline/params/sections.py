@@ -105,6 +105,11 @@ class TenantsParams(Section):
         description="of heads and own adapters in the bank"
     )
 
+    @property
+    def own_rank(self) -> int:
+        """The rank of own adapters; 0 if there are none."""
+        return int(self.own.partition(":")[2] or 0)
+
 
 class EvaluateParams(Section):
     """How the trained model is scored."""

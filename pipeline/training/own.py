@@ -10,18 +10,20 @@ from datasets import Dataset
 from pipeline import evaluation
 from pipeline.core import console
 from pipeline.methods import banks
+from pipeline.methods.device import device_of
 from pipeline.params import TrainView
 from pipeline.tasks.task import TENANT
 from pipeline.tasks.tenants import TenantsTask
 
 
-def trained(view: TrainView, task: TenantsTask, splits: Mapping[str, Dataset], collate: Any) -> dict[str, Any]:
+def trained(
+    bank: Any, view: TrainView, task: TenantsTask, splits: Mapping[str, Dataset], collate: Any
+) -> dict[str, Any]:
     """Return the Contents, a LoRA and a head, of each tenant whose validation score is better with a LoRA of its own.
 
-    It is added to the adapter of all that has been trained, and starts from the tenant's part of its head.
+    It is added to what all share in the AdapterBank, which is changed, and starts from the tenant's head.
     """
-    bank = banks.of_adapter(view.base_model)
-    draws, rank = torch.Generator().manual_seed(view.seed), int(view.tenants.own.partition(":")[2])
+    where, draws, rank = device_of(bank), torch.Generator().manual_seed(view.seed), view.tenants.own_rank
     bank.add_all(banks.with_fresh(bank, view.base_model, rank, draws), replace=True)
     model, size, rows = banks.Served(bank, list(task.tenants)), view.train.batch_size, len(splits["train"])
     steps, step = view.train.epochs * math.ceil(rows / size), 0
@@ -40,7 +42,8 @@ def trained(view: TrainView, task: TenantsTask, splits: Mapping[str, Dataset], c
             for places in torch.randperm(rows, generator=draws).split(size):
                 batch = collate(splits["train"][places.tolist()])
                 names = [model.names[number] for number in batch.pop(TENANT).tolist()]
-                training.step(batch, names, share=1 - step / steps)
+                with torch.autocast(where.type, dtype=torch.bfloat16, enabled=view.train.precision == "bf16"):
+                    training.step(batch, names, share=1 - step / steps)
                 step += 1
                 advance(1)
             training.judge(scores())
